@@ -1,0 +1,16 @@
+"""Meditron: the whole life of a medical language model. For research, never clinical use."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meditron.engine import Engine
+
+__all__ = ["__version__", "load"]
+__version__ = "0.1.0"
+
+
+def load(model: str) -> "Engine":
+    """Open a MODEL (a run's stage, an HF folder, a `.gguf`, `pypi:…`) to generate and score with."""
+    from meditron.engine import load as open_engine
+
+    return open_engine(model)

@@ -1,0 +1,98 @@
+"""The error tree. A user's mistake is one line and a hint; nothing else reaches them.
+
+    MeditronError                exit 1: something failed
+    ├── UsageError               exit 2: what was asked for cannot be meant
+    │   ├── RecipeError          a key, type or value of a recipe
+    │   ├── SourceError          a source or MODEL that names nothing
+    │   └── MissingExtra         a library of an extra that is not installed
+    ├── InputError               a file that is not what it should be: names the file and the place
+    │   └── DigestError          … whose bytes are not the promised ones
+    ├── FetchError               the outside did not answer
+    ├── StorageError             the disk is full, or will not take the bytes
+    ├── DriftError               an artifact was made from something else than asked for now
+    └── TrainingError            the loss is not a number, or ran away
+"""
+
+from pathlib import Path
+
+__all__ = [
+    "DigestError",
+    "DriftError",
+    "FetchError",
+    "InputError",
+    "MeditronError",
+    "MissingExtra",
+    "RecipeError",
+    "SourceError",
+    "StorageError",
+    "TrainingError",
+    "UsageError",
+]
+
+
+class MeditronError(Exception):
+    """Something failed. `message` is one line; `hint`, where there is one, says what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(MeditronError):
+    """What was asked for cannot be meant: a flag, a name, a combination."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe's key, type or value is not one that exists."""
+
+
+class SourceError(UsageError):
+    """A source or MODEL that names nothing: no such file, no such scheme, nothing to load in it."""
+
+
+class MissingExtra(UsageError):
+    """A library that belongs to an extra is not installed."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f"{library} is not installed; it belongs to the extra '{extra}'",
+            hint=f"pip install 'meditron[{extra}]'",
+        )
+
+
+class InputError(MeditronError):
+    """A file is damaged, hostile or of another kind than it should be.
+
+    `path` is the file, `place` where in it (a byte offset, a line, a tensor's name).
+    """
+
+    def __init__(self, path: Path | str, problem: str, *, place: str | None = None, hint: str | None = None) -> None:
+        where = f"{path} ({place})" if place else f"{path}"
+        super().__init__(f"{where}: {problem}", hint=hint)
+        self.path = path
+        self.place = place
+
+
+class DigestError(InputError):
+    """A file's bytes are not the ones that were promised."""
+
+
+class FetchError(MeditronError):
+    """A registry or a server did not give what was asked for."""
+
+
+class StorageError(MeditronError):
+    """The disk is full, or the file system refused the bytes."""
+
+
+class DriftError(MeditronError):
+    """An artifact was made from something else than is asked for now."""
+
+
+class TrainingError(MeditronError):
+    """Training cannot go on: the loss is not a number, or ran away."""

@@ -1,0 +1,52 @@
+"""What every source yields: one document with its sections."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["Document", "Reader", "Section"]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a document: its label as printed, its NLM category where one is given, its text."""
+
+    text: str
+    label: str | None = None
+    category: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a source.
+
+    `id` is stable and the source's own (`pubmed:12345`, without a version; `wiki:290`): the split is its hash.
+    `meta` holds the source's own fields as JSON values; what each source puts there is in its module's docstring.
+    """
+
+    id: str
+    source: str
+    title: str
+    sections: tuple[Section, ...]
+    language: str | None = None
+    year: int | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable form that `meditron parse` prints, one a line."""
+        return {
+            "id": self.id,
+            "source": self.source,
+            "title": self.title,
+            "sections": [{"label": s.label, "category": s.category, "text": s.text} for s in self.sections],
+            "language": self.language,
+            "year": self.year,
+            "meta": dict(self.meta),
+        }
+
+
+class Reader(Protocol):
+    """A source: reads one file, yields its documents in the file's order; raises InputError with the place."""
+
+    def __call__(self, path: Path) -> Iterator[Document]: ...
