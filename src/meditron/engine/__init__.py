@@ -1,1 +1,1 @@
-"""engine"""
+"""Something that scores and generates."""

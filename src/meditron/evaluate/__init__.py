@@ -1,1 +1,1 @@
-"""evaluate"""
+"""What a model is worth, with intervals."""

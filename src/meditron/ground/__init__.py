@@ -1,1 +1,1 @@
-"""ground"""
+"""What every room stands on."""

@@ -11,14 +11,18 @@ class Config(BaseModel):
     """A frozen, closed configuration. The docstring under a field is its help text."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+        protected_namespaces=(),
     )
 
 
 class Beside:
-    """Marks a field that says how the work is done, not what comes out: `threads: Annotated[int, Beside] = 1`.
+    """Marks a field that says how the work is done, not what comes out.
 
-    Such a field (threads, paths, layout) is recorded in the manifest but is no part of the fingerprint.
+    `threads: Annotated[int, Beside] = 1` is recorded in the manifest but is no part of the fingerprint.
     """
 
 

@@ -1,16 +1,16 @@
 """The error tree. A user's mistake is one line and a hint; nothing else reaches them.
 
-    MeditronError                exit 1: something failed
-    ├── UsageError               exit 2: what was asked for cannot be meant
-    │   ├── RecipeError          a key, type or value of a recipe
-    │   ├── SourceError          a source or MODEL that names nothing
-    │   └── MissingExtra         a library of an extra that is not installed
-    ├── InputError               a file that is not what it should be: names the file and the place
-    │   └── DigestError          … whose bytes are not the promised ones
-    ├── FetchError               the outside did not answer
-    ├── StorageError             the disk is full, or will not take the bytes
-    ├── DriftError               an artifact was made from something else than asked for now
-    └── TrainingError            the loss is not a number, or ran away
+MeditronError                exit 1: something failed
+├── UsageError               exit 2: what was asked for cannot be meant
+│   ├── RecipeError          a key, type or value of a recipe
+│   ├── SourceError          a source or MODEL that names nothing
+│   └── MissingExtra         a library of an extra that is not installed
+├── InputError               a file that is not what it should be: names the file and the place
+│   └── DigestError          … whose bytes are not the promised ones
+├── FetchError               the outside did not answer
+├── StorageError             the disk is full, or will not take the bytes
+├── DriftError               an artifact was made from something else than asked for now
+└── TrainingError            the loss is not a number, or ran away
 """
 
 from pathlib import Path
@@ -71,7 +71,9 @@ class InputError(MeditronError):
     `path` is the file, `place` where in it (a byte offset, a line, a tensor's name).
     """
 
-    def __init__(self, path: Path | str, problem: str, *, place: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, path: Path | str, problem: str, *, place: str | None = None, hint: str | None = None
+    ) -> None:
         where = f"{path} ({place})" if place else f"{path}"
         super().__init__(f"{where}: {problem}", hint=hint)
         self.path = path

@@ -1,1 +1,1 @@
-"""model"""
+"""The plain model, its weights in and out, its losses and its words."""

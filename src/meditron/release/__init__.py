@@ -1,1 +1,1 @@
-"""release"""
+"""The files a model is given away as."""

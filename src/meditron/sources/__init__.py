@@ -1,1 +1,1 @@
-"""sources"""
+"""Readers: one source file to documents."""

@@ -21,8 +21,8 @@ class Section:
 class Document:
     """One document of a source.
 
-    `id` is stable and the source's own (`pubmed:12345`, without a version; `wiki:290`): the split is its hash.
-    `meta` holds the source's own fields as JSON values; what each source puts there is in its module's docstring.
+    `id` is stable and the source's own (`pubmed:12345`, without a version; `wiki:290`): the split is its
+    hash. `meta` holds the source's own fields as JSON values; each source's module says which.
     """
 
     id: str
@@ -47,6 +47,8 @@ class Document:
 
 
 class Reader(Protocol):
-    """A source: reads one file, yields its documents in the file's order; raises InputError with the place."""
+    """A source: one file to its documents, in the file's order."""
 
-    def __call__(self, path: Path) -> Iterator[Document]: ...
+    def __call__(self, path: Path) -> Iterator[Document]:
+        """Read `path`; InputError, with the place, where it is damaged."""
+        ...

@@ -1,1 +1,1 @@
-"""store"""
+"""Artifacts on disk: manifests, atomic writes, fetching, formats."""

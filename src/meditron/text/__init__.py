@@ -1,1 +1,1 @@
-"""text"""
+"""Tokenizers and chat templates."""

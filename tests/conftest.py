@@ -1,0 +1,54 @@
+"""Real inputs for every test: fetched through the project's own door, or read beside the checkout."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+QUICKSTART = tomllib.loads((ROOT / "recipes/quickstart.toml").read_text(encoding="utf-8"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the registry, by the fixtures it asks for."""
+    for item in items:
+        if {"smollm2_gguf", "pubmed_xml", "wiki_dump"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.network)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the checkout."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("no shared/data folder beside the checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1."""
+    from meditron.store.fetch import fetch
+
+    return fetch(QUICKSTART["base"])
+
+
+@pytest.fixture(scope="session")
+def pubmed_xml() -> Path:
+    """One daily update file of PubMed: 20,788 citations, gzip."""
+    from meditron.store.fetch import fetch
+
+    return fetch(QUICKSTART["corpus"]["sources"]["pubmed"]["from"])
+
+
+@pytest.fixture(scope="session")
+def wiki_dump() -> Path:
+    """A MediaWiki dump of 206 pages, bzip2."""
+    from meditron.store.fetch import fetch
+
+    return fetch(QUICKSTART["corpus"]["sources"]["wiki"]["from"])
