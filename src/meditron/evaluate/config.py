@@ -26,7 +26,7 @@ class EvaluateConfig(StageConfig):
     """The recipe's `[evaluate]` table."""
 
     models: tuple[str, ...] = Field(min_length=1)
-    """References of the models: `base`, a stage of the recipe (`pretrain`), or a file of one (`quantize:F16`)."""
+    """The models' references: `base`, a stage of the recipe (`pretrain`), a file of one (`quantize:F16`)."""
 
     documents: int = Field(default=200, ge=1)
     """Held-out documents of each source, at most: the first in the order of their ids' hash."""
