@@ -1,0 +1,255 @@
+"""What people see, all of it on stderr: stdout is for data.
+
+On a terminal, bars are alive (rich draws them); elsewhere each bar is a plain line at its start, about one
+every ten seconds, and one at its end, so that a log stays readable. Both say the same words. rich is imported
+at the first use on a terminal, never before. NO_COLOR is honoured.
+"""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from meditron.ground.units import amount, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+__all__ = ["Bar", "configure", "progress", "say", "table", "warn"]
+
+_EVERY = 10.0  # seconds between the plain lines of a bar
+_WINDOW = 30.0  # seconds over which a rate is measured
+# Text from files may hold escape sequences; a terminal must not obey them.
+_CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
+
+
+class _State:
+    """The one console of this process."""
+
+    quiet = False
+    console: "Console | None" = None
+    live: "Progress | None" = None
+    bars = 0
+
+
+_state = _State()
+
+
+def configure(*, quiet: bool) -> None:
+    """`quiet` silences everything but warnings."""
+    _state.quiet = quiet
+
+
+def say(text: str) -> None:
+    """One line (or more) for people."""
+    if not _state.quiet:
+        _print(text)
+
+
+def warn(text: str) -> None:
+    """A warning: shown even when quiet."""
+    _print(text, prefix="warning: ", style="yellow")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
+    """A table; columns that hold only numbers stand flush right. Never cut, however narrow the log."""
+    if _state.quiet:
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[_clean(str(value)) for value in row] for row in rows]
+    drawn = Table(box=box.SIMPLE_HEAD, title=title and Text(_clean(title)), title_justify="left")
+    for index, header in enumerate(headers):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        drawn.add_column(Text(header), justify="right" if numeric else "left")
+    for row in cells:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console = _console()
+    if console.is_terminal:
+        console.print(drawn)
+    else:
+        wide = console.options.update(max_width=10_000, width=10_000)
+        console.print(drawn, width=console.measure(drawn, options=wide).maximum, crop=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(label: str, total: int | None = None, unit: str = "", *, start: int = 0) -> "Iterator[Bar]":
+    """Show how far a piece of work has come.
+
+    `total` may be unknown; `start` is what an earlier run had already done, which counts for the share but
+    not for the rate; `unit` is the plural of what is counted, or `B` for bytes. Bars may be nested.
+    """
+    live = not _state.quiet and _alive()
+    bar = Bar(label, total, unit, start, every=None if live or _state.quiet else _EVERY)
+    if live:
+        with _drawn(bar):
+            yield from _run(bar)
+    else:
+        bar.begin()
+        yield from _run(bar)
+
+
+def _run(bar: "Bar") -> "Iterator[Bar]":
+    try:
+        yield bar
+    except BaseException:
+        bar.end(whole=False)
+        raise
+    bar.end(whole=True)
+
+
+class Bar:
+    """A piece of work under way. It only counts: the terminal's thread, or a line now and then, shows it."""
+
+    def __init__(self, label: str, total: int | None, unit: str, start: int, every: float | None) -> None:
+        self.label, self.total, self.unit, self.done = label, total, unit, start
+        self._start, self._every = start, every
+        self._began = self._spoke = time.monotonic()
+        self._marks = deque([(self._began, start)])
+        self._fields: dict[str, str] = {}
+
+    def advance(self, count: int = 1) -> None:
+        """`count` more are done."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._marks[-1][0] >= 0.5:
+            self._marks.append((now, self.done))
+            while len(self._marks) > 2 and now - self._marks[0][0] > _WINDOW:
+                self._marks.popleft()
+        if self._every is not None and now - self._spoke >= self._every:
+            self._spoke = now
+            say(f"{self.label}: {self.status()}")
+
+    def fields(self, **values: str) -> None:
+        """Further figures to show: `fields(loss="2.91", tok_s="512")` is read as `loss 2.91, tok/s 512`."""
+        self._fields.update(values)
+
+    def status(self) -> str:
+        """`5,120 of 20,788 citations (25 %), 512/s, 30 s left, loss 2.91`."""
+        parts = [self._count()]
+        rate = self._rate()
+        if rate > 0:
+            parts.append(f"{amount(rate, 'B' if self.unit == 'B' else '')}/s")
+            if self.total is not None and self.done < self.total:
+                parts.append(f"{duration((self.total - self.done) / rate)} left")
+        return ", ".join([*parts, *self._further()])
+
+    def begin(self) -> None:
+        """The plain line at the start."""
+        if self._every is not None:
+            start = f"{amount(self._start, self.unit)} done before, of " if self._start else ""
+            what = "" if self.total is None else f": {start}{amount(self.total, self.unit)}"
+            say(f"{self.label}{what}")
+
+    def end(self, *, whole: bool) -> None:
+        """The line that stays: what was done and how long it took, or where it stopped."""
+        seconds = time.monotonic() - self._began
+        worked = self.done - self._start
+        if not whole:
+            say(f"{self.label}: stopped at {self._count()} after {duration(seconds)}")
+            return
+        rate = (
+            f" ({amount(worked / seconds, 'B' if self.unit == 'B' else '')}/s)"
+            if worked > 0 < seconds
+            else ""
+        )
+        count = f"{amount(self.done, self.unit)} in " if self.done else ""
+        say(", ".join([f"{self.label}: {count}{duration(seconds)}{rate}", *self._further()]))
+
+    def _count(self) -> str:
+        if not self.total:
+            return amount(self.done, self.unit)
+        done = amount(self.done, "B" if self.unit == "B" else "")
+        return f"{done} of {amount(self.total, self.unit)} ({100 * self.done // self.total} %)"
+
+    def _rate(self) -> float:
+        """A second, over the last half minute."""
+        then, before = self._marks[0]
+        elapsed = time.monotonic() - then
+        return (self.done - before) / elapsed if elapsed > 0 else 0.0
+
+    def _further(self) -> list[str]:
+        return [f"{_spoken(name)} {value}" for name, value in self._fields.items()]
+
+
+def _spoken(name: str) -> str:
+    name = f"{name[:-2]}/s" if name.endswith("_s") else name
+    return name.replace("_", " ")
+
+
+def _clean(text: str) -> str:
+    return text.translate(_CONTROL)
+
+
+def _print(text: str, prefix: str = "", style: str = "") -> None:
+    if not _terminal():
+        print(f"{prefix}{_clean(text)}", file=sys.stderr, flush=True)  # noqa: T201
+        return
+    from rich.text import Text
+
+    _console().print(Text.assemble((prefix, style), _clean(text)), soft_wrap=True)
+
+
+def _terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _alive() -> bool:
+    """Whether bars can be redrawn in place."""
+    return _terminal() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def _console() -> "Console":
+    """rich's console; it looks up sys.stderr at every use, so a redirected stderr is respected."""
+    if _state.console is None:
+        from rich.console import Console
+
+        _state.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return _state.console
+
+
+@contextmanager
+def _drawn(bar: Bar) -> Iterator[None]:
+    """Show `bar` with the others that are alive: one display for all, as a terminal has one bottom."""
+    if _state.live is None:
+        _state.live = _display()
+        _state.live.start()
+    live = _state.live
+    task = live.add_task(_clean(bar.label), total=None, bar=bar)
+    _state.bars += 1
+    try:
+        yield
+    finally:
+        live.remove_task(task)
+        _state.bars -= 1
+        if _state.bars == 0:
+            live.stop()
+            _state.live = None
+
+
+def _display() -> "Progress":
+    from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    class Share(ProgressColumn):
+        """How much of the whole is done, asked of the bar at each refresh."""
+
+        def render(self, task: Task) -> ProgressBar:
+            bar: Bar = task.fields["bar"]
+            return ProgressBar(total=bar.total, completed=bar.done, width=24, pulse=bar.total is None)
+
+    class Status(ProgressColumn):
+        """The same words that the plain lines use."""
+
+        def render(self, task: Task) -> Text:
+            return Text(_clean(task.fields["bar"].status()), no_wrap=True, overflow="ellipsis")
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), Share(), Status())
+    return Progress(*columns, console=_console(), transient=True, refresh_per_second=8)

@@ -1,0 +1,41 @@
+"""Durations, sizes and counts as people read them: the console and the reports write them alike."""
+
+__all__ = ["amount", "duration", "size"]
+
+_SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 04 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600:02d} h"
+
+
+def size(count: float) -> str:
+    """Bytes in powers of a thousand, three figures: `512 B`, `1.23 MB`, `98.7 GB`."""
+    power = 0
+    # 999.5 kB would be written as 1000 kB: the step is taken where three figures end.
+    while count >= 999.5 and power < len(_SIZES) - 1:
+        count, power = count / 1000, power + 1
+    return f"{_figures(count) if power else round(count)} {_SIZES[power]}"
+
+
+def amount(count: float, unit: str = "") -> str:
+    """A count with its unit; bytes (`B`) as `size` writes them, small fractions with three figures."""
+    if unit == "B":
+        return size(count)
+    text = f"{count:,.0f}" if count >= 100 or count == int(count) else _figures(count)
+    return f"{text} {unit}".rstrip()
+
+
+def _figures(value: float) -> str:
+    """Three significant figures, never an exponent."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
