@@ -1,0 +1,104 @@
+"""The configuration of continued pretraining: the recipe's `[pretrain]` table. No torch here."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from meditron.ground.config import Beside
+from meditron.ground.stage import StageConfig
+
+__all__ = ["PretrainConfig"]
+
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+_Positive = Annotated[int, Field(ge=1)]
+
+
+class PretrainConfig(StageConfig):
+    """Next-token training of a whole model on tokenized text."""
+
+    on: str = "base"
+    """The model to go on from: `base`, or a stage that leaves one."""
+
+    tokens: _Positive
+    """Tokens to train on, rounded up to whole optimizer steps."""
+
+    mixture: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | None = None
+    """Source → its share of the rows, together one. Absent: as the sources' tokens stand to each other."""
+
+    sequence_length: _Positive
+    """Tokens in a row."""
+
+    batch_size: _Positive
+    """Rows an optimizer step."""
+
+    micro_batch_size: _Positive | None = None
+    """Rows a forward and backward pass, where a whole batch does not fit in memory. It divides `batch_size`.
+    Sums over micro-batches round differently, so this is part of what the model is."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    """The peak, reached at the end of the warm-up."""
+
+    min_learning_rate_ratio: _Share = 0.1
+    """Where the cosine ends, as a share of `learning_rate`."""
+
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the steps over which the learning rate rises linearly."""
+
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """AdamW's decoupled decay, on matrices; norms are left out."""
+
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (
+        0.9,
+        0.95,
+    )
+    """AdamW's decay rates of the first and second moment."""
+
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    """AdamW's term under the division."""
+
+    clip: Annotated[float, Field(gt=0.0)] = 1.0
+    """Largest global norm of the gradient; longer ones are scaled down to it."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of weights and activations. With bfloat16 the optimizer keeps float32 master weights."""
+
+    document_mask: bool = True
+    """A token sees its own document only, and positions start again with each document."""
+
+    compile: bool = False
+    """Run torch.compile on each block: faster steps after some minutes of compilation; needs a C++ compiler.
+    It rounds differently, so this is part of what the model is."""
+
+    heldout_every: _Positive | None = None
+    """Steps between two evaluations of the held-out loss; absent: only before the first and after the last."""
+
+    heldout_documents: Annotated[int, Field(ge=0)] = 16
+    """Held-out documents of each source that are evaluated; 0 for none."""
+
+    checkpoint_every: Annotated[_Positive, Beside] = 10
+    """Optimizer steps between two checkpoints: what a killed run repeats at most."""
+
+    keep_checkpoints: Annotated[_Positive, Beside] = 2
+    """Newest checkpoints to keep; a damaged one is then not the last."""
+
+    threads: Annotated[_Positive | None, Beside] = None
+    """CPU threads; absent: as many as there are cores. Recorded, as another number may round differently."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Refuse shares that are no whole, and micro-batches that do not make up a batch."""
+        if self.mixture is not None and abs(sum(self.mixture.values()) - 1.0) > 1e-6:
+            raise ValueError(f"the shares of mixture sum to {sum(self.mixture.values()):g}, not to 1")
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size does not divide batch_size ({self.batch_size})")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that see `tokens` tokens, rounded up."""
+        return -(-self.tokens // (self.batch_size * self.sequence_length))
+
+    def inputs(self) -> dict[str, str]:
+        """The model to go on from, the tokenized training split, and the corpus for its held-out split."""
+        return {"base": self.on, "tokens": "tokenize", "corpus": "corpus"}
