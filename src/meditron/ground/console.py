@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from meditron.ground.units import amount, duration
+from meditron.ground.units import amount, duration, is_figure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +39,15 @@ class _State:
 _state = _State()
 
 
+def _forget() -> None:
+    """A forked worker has no thread that draws: its own console starts afresh, with plain words only."""
+    _state.console = _state.live = None
+    _state.bars = 0
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 def configure(*, quiet: bool) -> None:
     """`quiet` silences everything but warnings."""
     _state.quiet = quiet
@@ -56,7 +65,7 @@ def warn(text: str) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
-    """A table; columns that hold only numbers stand flush right. Never cut, however narrow the log."""
+    """A table; columns that hold only figures stand flush right. Never cut, however narrow the log."""
     if _state.quiet:
         return
     from rich import box
@@ -66,16 +75,19 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     cells = [[_clean(str(value)) for value in row] for row in rows]
     drawn = Table(box=box.SIMPLE_HEAD, title=title and Text(_clean(title)), title_justify="left")
     for index, header in enumerate(headers):
-        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        numeric = bool(rows) and all(is_figure(row[index]) for row in cells)
         drawn.add_column(Text(header), justify="right" if numeric else "left")
     for row in cells:
         drawn.add_row(*(Text(cell) for cell in row))
-    console = _console()
-    if console.is_terminal:
+    if _terminal():
+        _console().print(drawn)
+        return
+    from rich.console import Console
+
+    console = Console(width=10_000, markup=False, highlight=False, emoji=False, color_system=None)
+    with console.capture() as captured:
         console.print(drawn)
-    else:
-        wide = console.options.update(max_width=10_000, width=10_000)
-        console.print(drawn, width=console.measure(drawn, options=wide).maximum, crop=False, soft_wrap=True)
+    _print("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
 
 
 @contextmanager
@@ -130,12 +142,12 @@ class Bar:
         """Further figures to show: `fields(loss="2.91", tok_s="512")` is read as `loss 2.91, tok/s 512`."""
         self._fields.update(values)
 
-    def status(self) -> str:
-        """`5,120 of 20,788 citations (25 %), 512/s, 30 s left, loss 2.91`."""
-        parts = [self._count()]
+    def status(self, *, share: bool = True) -> str:
+        """`5,120 of 20,788 citations (25 %), 512/s, 30 s left, loss 2.91`, with or without the share."""
+        parts = [self._count(share=share)]
         rate = self._rate()
         if rate > 0:
-            parts.append(f"{amount(rate, 'B' if self.unit == 'B' else '')}/s")
+            parts.append(self._pace(rate))
             if self.total is not None and self.done < self.total:
                 parts.append(f"{duration((self.total - self.done) / rate)} left")
         return ", ".join([*parts, *self._further()])
@@ -154,19 +166,19 @@ class Bar:
         if not whole:
             say(f"{self.label}: stopped at {self._count()} after {duration(seconds)}")
             return
-        rate = (
-            f" ({amount(worked / seconds, 'B' if self.unit == 'B' else '')}/s)"
-            if worked > 0 < seconds
-            else ""
-        )
+        rate = f" ({self._pace(worked / seconds)})" if worked > 0 < seconds else ""
         count = f"{amount(self.done, self.unit)} in " if self.done else ""
         say(", ".join([f"{self.label}: {count}{duration(seconds)}{rate}", *self._further()]))
 
-    def _count(self) -> str:
+    def _count(self, *, share: bool = True) -> str:
         if not self.total:
             return amount(self.done, self.unit)
         done = amount(self.done, "B" if self.unit == "B" else "")
-        return f"{done} of {amount(self.total, self.unit)} ({100 * self.done // self.total} %)"
+        whole = f"{done} of {amount(self.total, self.unit)}"
+        return f"{whole} ({100 * self.done // self.total} %)" if share else whole
+
+    def _pace(self, rate: float) -> str:
+        return f"{amount(rate, 'B' if self.unit == 'B' else '')}/s"
 
     def _rate(self) -> float:
         """A second, over the last half minute."""
@@ -206,7 +218,7 @@ def _alive() -> bool:
 
 
 def _console() -> "Console":
-    """rich's console; it looks up sys.stderr at every use, so a redirected stderr is respected."""
+    """The rich console; it looks up sys.stderr at every use, so a redirected stderr is respected."""
     if _state.console is None:
         from rich.console import Console
 
@@ -234,7 +246,7 @@ def _drawn(bar: Bar) -> Iterator[None]:
 
 
 def _display() -> "Progress":
-    from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+    from rich.progress import Progress, ProgressColumn, Task, TextColumn
     from rich.progress_bar import ProgressBar
     from rich.text import Text
 
@@ -243,13 +255,13 @@ def _display() -> "Progress":
 
         def render(self, task: Task) -> ProgressBar:
             bar: Bar = task.fields["bar"]
-            return ProgressBar(total=bar.total, completed=bar.done, width=24, pulse=bar.total is None)
+            return ProgressBar(total=bar.total, completed=bar.done, width=16, pulse=bar.total is None)
 
     class Status(ProgressColumn):
         """The same words that the plain lines use."""
 
         def render(self, task: Task) -> Text:
-            return Text(_clean(task.fields["bar"].status()), no_wrap=True, overflow="ellipsis")
+            return Text(_clean(task.fields["bar"].status(share=False)), no_wrap=True, overflow="ellipsis")
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), Share(), Status())
+    columns = (TextColumn("{task.description}", markup=False), Share(), Status())
     return Progress(*columns, console=_console(), transient=True, refresh_per_second=8)

@@ -1,7 +1,10 @@
 """Durations, sizes and counts as people read them: the console and the reports write them alike."""
 
-__all__ = ["amount", "duration", "size"]
+import re
 
+__all__ = ["amount", "duration", "is_figure", "size"]
+
+_FIGURE = re.compile(r"[-+−]?[\d,.]+(e[-+]?\d+)?( ?%| [kMGTP]?B)?|[–—]?")
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -34,6 +37,11 @@ def amount(count: float, unit: str = "") -> str:
         return size(count)
     text = f"{count:,.0f}" if count >= 100 or count == int(count) else _figures(count)
     return f"{text} {unit}".rstrip()
+
+
+def is_figure(text: str) -> bool:
+    """Whether a table's cell is a number (or an empty place), to stand flush right with its like."""
+    return _FIGURE.fullmatch(text) is not None
 
 
 def _figures(value: float) -> str:
