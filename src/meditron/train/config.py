@@ -11,6 +11,7 @@ __all__ = ["PretrainConfig"]
 
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+_Betas = tuple[_Decay, _Decay]
 _Positive = Annotated[int, Field(ge=1)]
 
 
@@ -48,10 +49,7 @@ class PretrainConfig(StageConfig):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """AdamW's decoupled decay, on matrices; norms are left out."""
 
-    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (
-        0.9,
-        0.95,
-    )
+    betas: _Betas = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
 
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
@@ -71,7 +69,7 @@ class PretrainConfig(StageConfig):
     It rounds differently, so this is part of what the model is."""
 
     heldout_every: _Positive | None = None
-    """Steps between two evaluations of the held-out loss; absent: only before the first and after the last."""
+    """Steps between two evaluations of the held-out loss; absent: only at the start and at the end."""
 
     heldout_documents: Annotated[int, Field(ge=0)] = 16
     """Held-out documents of each source that are evaluated; 0 for none."""
