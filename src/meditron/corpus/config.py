@@ -20,7 +20,7 @@ class SourceConfig(Config):
     """Where the file comes from: a path, or `pypi:package==version#member`, `https://…`, with `@sha256:…`."""
 
     format: str | None = None
-    """The reader that opens it, such as `medline`, `mediawiki`, `jsonl`, `text`; found from the content when absent."""
+    """Its reader: `medline`, `mediawiki`, `jsonl`, `text`; found from the content when absent."""
 
     domain: str = "medical"
     """What the text is about: `medical`, `general`, or a word of one's own; reports group by it."""
@@ -42,7 +42,7 @@ class CorpusConfig(StageConfig):
     """Documents read of each source, at most; all when absent."""
 
     languages: tuple[str, ...] = ("en",)
-    """Languages kept, by what the source itself says; a document whose language is unknown passes. Empty: all."""
+    """Languages kept, by the source's own word; a document of unknown language passes. Empty: all."""
 
     min_characters: int = Field(default=100, ge=0)
     """Documents whose cleaned text is shorter are dropped."""
