@@ -1,0 +1,175 @@
+"""Manifests: what an artifact is, what it was made from, and how.
+
+A stage's manifest is the last file written, so that its existence means that the stage is complete. Its
+digest covers the fingerprint and the content files and nothing else: the same work on another machine, at
+another time, has the same digest, and digests chain through the inputs.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from meditron.ground.errors import InputError
+from meditron.store.files import canonical, read_json, sha256_file, walk, write_json
+
+__all__ = [
+    "FILE_NAME",
+    "FileRecord",
+    "Git",
+    "InputRecord",
+    "Manifest",
+    "check",
+    "fingerprint",
+    "read_manifest",
+    "record_files",
+    "write_manifest",
+]
+
+FILE_NAME = "manifest.json"
+# Files that carry times or hosts: they belong to the artifact, but do not say what it is.
+_BESIDE = ("*.html", "metrics.jsonl", "report.json")
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        raise ValueError("must be a relative path inside the artifact")
+    return path
+
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FileRecord(_Record):
+    """One file of an artifact."""
+
+    path: Annotated[str, AfterValidator(_inside)]
+    """Relative to the artifact's folder, with `/`."""
+    bytes: int
+    sha256: Sha256
+    content: bool = True
+    """Whether it says what the artifact is. Reports and metrics carry times: they do not."""
+
+
+class InputRecord(_Record):
+    """One input of an artifact."""
+
+    reference: str
+    """What the recipe called it: a stage, `base`, a source's text."""
+    digest: str
+    """The input's manifest digest, or the outside input's SHA-256."""
+
+
+class Git(_Record):
+    """The state of the code that made an artifact."""
+
+    commit: str | None = None
+    dirty: bool = False
+
+
+class Manifest(_Record):
+    """Everything to know about one artifact."""
+
+    schema_version: Literal[1] = 1
+    kind: str
+    """The stage's kind: `pretrain`."""
+    name: str
+    """The stage's name in the recipe: `finetune.medqa`."""
+    fingerprint: Sha256
+    """SHA-256 of the payload: what the artifact was asked to be."""
+    payload: dict[str, Any]
+    """Semantic configuration, input digests and the stage's version."""
+    config: dict[str, Any]
+    """The configuration with every default resolved."""
+    beside: dict[str, Any] = {}
+    """What shaped the work but not the result: threads, layout, paths."""
+    seed: int | None = None
+    inputs: dict[str, InputRecord] = {}
+    files: list[FileRecord] = []
+    metrics: dict[str, Any] = {}
+    git: Git = Git()
+    libraries: dict[str, str] = {}
+    """Library → version."""
+    machine: dict[str, Any] = {}
+    started: datetime
+    ended: datetime
+    licences: dict[str, str] = {}
+    """Source → licence."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the fingerprint and the content files; times, hosts and reports do not move it."""
+        files = sorted([file.path, file.bytes, file.sha256] for file in self.files if file.content)
+        return hashlib.sha256(canonical({"fingerprint": self.fingerprint, "files": files})).hexdigest()
+
+
+def fingerprint(payload: dict[str, Any]) -> str:
+    """SHA-256 of the payload's canonical JSON; TypeError for what is not plain JSON."""
+    return hashlib.sha256(canonical(payload)).hexdigest()
+
+
+def record_files(folder: Path, *, beside: Sequence[str] = _BESIDE) -> list[FileRecord]:
+    """Hash every file of an artifact but its manifest; those matching a glob of `beside` are no content."""
+    records = []
+    for path in walk(folder):
+        relative = path.relative_to(folder).as_posix()
+        if relative != FILE_NAME:
+            content = not any(fnmatch(relative, pattern) for pattern in beside)
+            size, digest = path.stat().st_size, sha256_file(path)
+            records.append(FileRecord(path=relative, bytes=size, sha256=digest, content=content))
+    return records
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`: the last write of a stage, which makes it complete."""
+    write_json(folder / FILE_NAME, manifest.model_dump(mode="json"))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of an artifact; None where there is none; InputError where it is damaged or too new."""
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    value = read_json(path)
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "top level"
+        hint = None
+        if place == "schema_version":
+            hint = "another version of meditron wrote it; update meditron, or build the stage again"
+        raise InputError(path, first["msg"], place=place, hint=hint) from error
+
+
+def check(folder: Path, *, hashes: bool = False) -> list[str]:
+    """What of an artifact is missing or altered, one sentence each; empty when it is whole.
+
+    Sizes are compared always, SHA-256 with `hashes`. InputError for a damaged manifest.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return [f"{FILE_NAME} is missing"]
+    found = (_difference(folder, record, hashes=hashes) for record in manifest.files)
+    return [difference for difference in found if difference]
+
+
+def _difference(folder: Path, record: FileRecord, *, hashes: bool) -> str | None:
+    path = folder / record.path
+    if not path.is_file():
+        return f"{record.path} is missing"
+    size = path.stat().st_size
+    if size != record.bytes:
+        return f"{record.path} has {size:,} bytes instead of {record.bytes:,}"
+    if hashes and sha256_file(path) != record.sha256:
+        return f"{record.path} has another SHA-256 than when it was made"
+    return None
