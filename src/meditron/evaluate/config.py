@@ -28,7 +28,7 @@ class EvaluateConfig(StageConfig):
     models: tuple[str, ...] = Field(min_length=1)
     """The models' references: `base`, a stage of the recipe (`pretrain`), a file of one (`quantize:F16`)."""
 
-    documents: int = Field(default=200, ge=1)
+    documents: int = Field(default=200, ge=2)
     """Held-out documents of each source, at most: the first in the order of their ids' hash."""
 
     max_tokens: int = Field(default=2048, ge=2)

@@ -34,6 +34,12 @@ class Perplexity(_Record):
     """exp(nll)."""
     interval: Interval
     """95 % bootstrap interval of the perplexity; documents are the unit."""
+    bits_per_byte: float
+    """The same loss by the text's bytes: compares between tokenizers, as perplexity does not."""
+    cut: int = Field(ge=0)
+    """Documents of which only the first tokens were scored."""
+    data_sha256: str
+    """SHA-256 over the ids and text hashes of the documents scored."""
 
 
 class Comparison(_Record):
@@ -42,7 +48,9 @@ class Comparison(_Record):
     a: str
     b: str
     what: str
-    """The measure and the source or task: `nll pubmed`."""
+    """The measure and the source or task: `nll per token, pubmed`."""
+    source: str | None = None
+    """The source, where the measure is of one."""
     n: int = Field(ge=0)
     """Documents or items, the unit of pairing."""
     difference: float
@@ -62,6 +70,12 @@ class EvaluationResult(_Record):
     differences: list[Comparison] = []
     rows: str
     """The file of per-document rows, relative to the folder."""
+    dtype: str
+    """Number format of weights and activations; the loss itself is float32."""
+    seed: int
+    """Seed of the bootstrap."""
+    resamples: int
+    """Bootstrap resamples."""
 
 
 def write_results(folder: Path, result: EvaluationResult) -> None:
