@@ -150,8 +150,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """The residual stream after this block."""
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), cos_B1SE, sin_B1SE, mask_B1ST, cache)
-        x_BSD = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
-        return x_BSD
+        out: Tensor = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
+        return out
 
 
 class Decoder(nn.Module):

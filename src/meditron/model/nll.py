@@ -1,11 +1,19 @@
 """The loss of a language model: linear cross-entropy in chunks, and the loss of held-out documents."""
 
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["nll_sum"]
+from meditron.ground.console import progress
+from meditron.model.llama import Llama
+
+__all__ = ["nll_rows", "nll_sum"]
 
 # Legend: B batch, S sequence, D width, V vocabulary, N rows that have a target, C rows of a chunk.
 
@@ -62,3 +70,71 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = None if d_hidden_ND is None else d_hidden_ND * scale.to(d_hidden_ND.dtype)
         d_weight = None if d_weight_VD is None else d_weight_VD * scale.to(d_weight_VD.dtype)
         return d_hidden, d_weight, None, None
+
+
+def nll_rows(
+    model: Llama,
+    rows: Sequence[Sequence[int]],
+    *,
+    max_length: int | None = None,
+    batch_tokens: int = 2048,
+    label: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-likelihood of held-out documents: (nats, float64; predicted tokens, int64), as `rows` are.
+
+    A row is one document's ids. Its first token is given, never predicted: with a tokenizer that begins
+    texts with BOS every token of the text counts, with any other the first one does not. What lies past
+    `max_length` tokens (the model's context when absent) is cut off and not counted. The head and the
+    softmax are fp32 whatever the model's dtype. Documents are batched by length, about `batch_tokens` at a
+    time; the same rows always meet in the same batches. `label` names a progress bar.
+    """
+    limit = min(max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
+    lengths = np.array([min(len(row), limit) for row in rows], dtype=np.int64)
+    nll = np.zeros(len(rows), dtype=np.float64)
+    tokens = np.maximum(lengths - 1, 0)
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:
+            # Every batch has another shape: compiled blocks would be compiled again and again.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.no_grad())
+        bar = stack.enter_context(progress(label, int(tokens.sum()), "tokens")) if label else None
+        head_VD = model.head_weight.float()
+        for batch in _batches(lengths, batch_tokens):
+            nll[batch] = _batch_nll(model, head_VD, [rows[index][:limit] for index in batch])
+            if bar is not None:
+                bar.advance(int(tokens[batch].sum()))
+    return nll, tokens
+
+
+def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Groups of documents of like length, longest first (what does not fit in memory fails at once)."""
+    order = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] > 1]
+    start = 0
+    while start < len(order):
+        count = max(1, batch_tokens // int(lengths[order[start]]))
+        yield order[start : start + count]
+        start += count
+
+
+def _batch_nll(model: Llama, head_VD: Tensor, rows: list[Sequence[int]]) -> np.ndarray:
+    """NLL of each row. Rows are filled on the right, where causal attention never looks."""
+    device = head_VD.device
+    lengths_B = torch.tensor([len(row) for row in rows], device=device)
+    ids_BS = torch.zeros(len(rows), int(lengths_B[0]), dtype=torch.long, device=device)
+    for ids_S, row in zip(ids_BS, rows, strict=True):
+        ids_S[: len(row)] = torch.as_tensor(row)
+    real_BS = torch.arange(1, ids_BS.shape[1], device=device) < lengths_B[:, None]
+    hidden_ND = model(ids_BS[:, :-1])[real_BS]
+    targets_N = ids_BS[:, 1:][real_BS]
+    nll_N = torch.cat(
+        [
+            F.cross_entropy(hidden_CD.float() @ head_VD.T, targets_C, reduction="none")
+            for hidden_CD, targets_C in zip(
+                torch.split(hidden_ND, 512), torch.split(targets_N, 512), strict=True
+            )
+        ]
+    )
+    owners_N = real_BS.nonzero()[:, 0]
+    sums_B = torch.zeros(len(rows), dtype=torch.float64, device=device)
+    return sums_B.index_add_(0, owners_N, nll_N.double()).cpu().numpy()
