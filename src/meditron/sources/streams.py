@@ -103,12 +103,12 @@ def _stream(file: IO[bytes], new: Callable[[], _Unpacker], raw: int = _RAW) -> I
 
 def _gunzipped(file: IO[bytes]) -> Iterator[bytes]:
     try:
-        from isal import igzip_lib
+        from isal import igzip_lib, isal_zlib
     except ImportError as error:
         raise MissingExtra("isal", "corpus") from error
     try:
         yield from _stream(file, partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP))
-    except igzip_lib.error as error:
+    except isal_zlib.error as error:
         raise ValueError(error) from error
 
 
