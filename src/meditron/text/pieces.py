@@ -1,0 +1,85 @@
+"""From token ids back to text: every token stands for fixed bytes, so text comes out byte by byte.
+
+Two families of vocabulary exist for Llama models. Byte-level ones (GPT-2) write each byte as one printable
+character; SentencePiece ones write a space as `▁` and a byte that no piece covers as `<0xNN>`.
+"""
+
+import codecs
+import re
+from collections.abc import Callable, Collection
+from functools import cache
+from typing import Any
+
+__all__ = ["ByteMap", "TextStream", "byte_alphabet", "byte_map", "strips_space"]
+
+ByteMap = Callable[[str], bytes]
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@cache
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable character for each of the 256 bytes, as character → byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return alphabet | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def _byte_level(token: str) -> bytes:
+    alphabet = byte_alphabet()
+    try:
+        return bytes(alphabet[character] for character in token)
+    except KeyError:  # an added token, written as it is
+        return token.encode()
+
+
+def _sentencepiece(token: str) -> bytes:
+    byte = _BYTE_PIECE.fullmatch(token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+
+
+def _steps(decoder: object) -> list[dict[str, Any]]:
+    if not isinstance(decoder, dict):
+        return []
+    if decoder.get("type") == "Sequence":
+        return [step for step in decoder.get("decoders", []) if isinstance(step, dict)]
+    return [decoder]
+
+
+def byte_map(decoder: object) -> ByteMap | None:
+    """The bytes of a token under tokenizer.json's `decoder`; None for a decoder of neither family."""
+    steps = [step.get("type") for step in _steps(decoder)]
+    if steps == ["ByteLevel"]:
+        return _byte_level
+    if steps and set(steps) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
+        return _sentencepiece
+    return None
+
+
+def strips_space(decoder: object) -> bool:
+    """Whether a text's first space is the one that encoding put there."""
+    return any(
+        (step.get("type") == "Strip" and step.get("start", 0) > 0)
+        or (step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+        for step in _steps(decoder)
+    )
+
+
+class TextStream:
+    """Text of ids that arrive one at a time, never half a character.
+
+    The ids go on from earlier ones (a prompt's): the first space is kept. Special tokens have no text.
+    """
+
+    def __init__(self, bytes_of: Callable[[int], bytes], skip: Collection[int]) -> None:
+        self._bytes_of = bytes_of
+        self._skip = skip
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def step(self, token_id: int) -> str:
+        """The text that `token_id` completes; empty while a character is unfinished."""
+        return "" if token_id in self._skip else self._utf8.decode(self._bytes_of(token_id))
+
+    def end(self) -> str:
+        """What an unfinished character leaves: U+FFFD, or nothing."""
+        return self._utf8.decode(b"", final=True)

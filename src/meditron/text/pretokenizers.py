@@ -1,0 +1,93 @@
+"""How byte-level vocabularies cut text before merging: llama.cpp's names for it, in HF tokenizers' terms.
+
+A GGUF file names its cut in `tokenizer.ggml.pre` and leaves the rule to the reader; HF's tokenizer.json
+spells the rule out. The rules below are llama.cpp's (`src/llama-vocab.cpp`), written so that HF tokenizers
+cut at the same places.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["PRETOKENIZERS", "PreTokenizer", "name_of"]
+
+Spec = dict[str, Any]
+
+# GPT-2's regular expression (Radford et al. 2019), without its tail `|\s+`: what no branch matches becomes a
+# piece of its own either way.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PreTokenizer:
+    """A cut.
+
+    `spec` is tokenizer.json's `pre_tokenizer`; `ignore_merges`: a piece that is a token as a whole is not
+    merged up from bytes; `add_bos`: what `tokenizer.ggml.add_bos_token` means when it is absent.
+    """
+
+    spec: Spec
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+
+def _split(pattern: str) -> Spec:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def _byte_level(*, use_regex: bool) -> Spec:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _sequence(*steps: Spec) -> Spec:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+_DEFAULT = PreTokenizer(
+    _sequence(
+        _split(r"[\p{P}\$\+<=>\^~\|]+"),
+        _split(_GPT2),
+        _split(r"\p{N}+"),
+        _split(r"[0-9][0-9][0-9]"),
+        _byte_level(use_regex=False),
+    )
+)
+_SMOLLM = PreTokenizer(
+    _sequence({"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)),
+)
+_LLAMA_BPE = PreTokenizer(
+    _sequence(_split(_LLAMA3), _byte_level(use_regex=False)), ignore_merges=True, add_bos=True
+)
+
+PRETOKENIZERS: Mapping[str, PreTokenizer] = {
+    "default": _DEFAULT,
+    "gpt-2": PreTokenizer(_byte_level(use_regex=True)),
+    "smollm": _SMOLLM,
+    "llama-bpe": _LLAMA_BPE,
+    "llama3": _LLAMA_BPE,
+    "llama-v3": _LLAMA_BPE,
+}
+
+
+def _key(spec: object) -> str:
+    """`spec` without what does not move a cut (`trim_offsets`), for comparison."""
+
+    def strip(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: strip(item) for name, item in value.items() if name != "trim_offsets"}
+        return [strip(item) for item in value] if isinstance(value, list) else value
+
+    return json.dumps(strip(spec), sort_keys=True)
+
+
+def name_of(spec: object) -> str | None:
+    """llama.cpp's name for a tokenizer.json's `pre_tokenizer`; None where none of the known ones is meant."""
+    for name, known in PRETOKENIZERS.items():
+        if _key(known.spec) == _key(spec):
+            return name
+    return None

@@ -1,0 +1,217 @@
+"""Tokenizers: one object, read from HF's files or from a GGUF's metadata, over HF tokenizers.
+
+Ids are those of the truth of each format: transformers' for tokenizer.json, llama.cpp's for byte-level GGUF
+vocabularies, sentencepiece's for SentencePiece ones. Three things are done otherwise than HF tokenizers do
+by themselves:
+
+- A control token's name inside a document (`<s>`, `<|im_start|>`) is text, unless `special=True`.
+- An end-of-sequence token that a tokenizer would append to every text is not appended: a corpus ends its
+  documents with `end_of_text_id`, and a prompt must stay open.
+- Truncation and padding baked into a tokenizer.json are dropped.
+
+transformers' own GGUF reader (5.17) is no reference for byte-level vocabularies: it merges SmolLM2's pieces
+without the digit rule and without the pre-tokenizer that `tokenizer.ggml.pre` names. Opened from what
+`save` writes, transformers gives our ids.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tokenizers import Tokenizer as Backend
+
+from meditron.ground.errors import InputError, SourceError
+from meditron.store.files import atomic
+from meditron.text import gguf_vocabulary, hf_folder
+from meditron.text.pieces import TextStream, byte_map, strips_space
+from meditron.text.special import Special, end_of_text, stops
+
+if TYPE_CHECKING:
+    from meditron.store.gguf import GGUF
+
+__all__ = ["Tokenizer", "load_tokenizer"]
+
+_MAX_ID = 1 << 22  # no vocabulary is near it; an id above it is damage, and would size an embedding
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A vocabulary with its rules.
+
+    `spec` is the content of tokenizer.json; `special` says what the single tokens are for; `path` names the
+    file in errors.
+    """
+
+    spec: Mapping[str, Any]
+    special: Special
+    path: Path
+
+    @classmethod
+    def from_hf(cls, folder: Path | str) -> Self:
+        """Read tokenizer.json, tokenizer_config.json and what stands beside them.
+
+        Raises InputError for damaged files, SourceError where there is no tokenizer.json.
+        """
+        folder = Path(folder)
+        spec, special = hf_folder.read(folder)
+        return cls(spec, special, folder / "tokenizer.json")._checked()
+
+    @classmethod
+    def from_gguf(cls, gguf: "GGUF") -> Self:
+        """Build the tokenizer that a GGUF's metadata describes; InputError where it describes none."""
+        spec, special = gguf_vocabulary.read(gguf.metadata, gguf.path)
+        return cls(spec, special, gguf.path)._checked()
+
+    def _checked(self) -> Self:
+        """Build the backend now, so that a damaged file is found on opening."""
+        ids = self._backend.get_vocab(with_added_tokens=True).values()
+        if not ids or max(ids) >= _MAX_ID:
+            raise InputError(self.path, f"token ids must lie between 0 and {_MAX_ID - 1:,}", place="vocab")
+        if byte_map(self.spec.get("decoder")) is None:
+            raise InputError(
+                self.path, "is neither a byte-level nor a SentencePiece vocabulary", place="decoder"
+            )
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Only the fields travel: a pickled backend forgets that control tokens in a text are text."""
+        return {"spec": self.spec, "special": self.special, "path": self.path}
+
+    def _build(self, *, special: bool) -> Backend:
+        try:
+            backend = Backend.from_str(json.dumps(self.spec))
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(self.path, f"is no tokenizer: {error}") from error
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = not special
+        return backend
+
+    @cached_property
+    def _backend(self) -> Backend:
+        return self._build(special=False)
+
+    @cached_property
+    def _special_backend(self) -> Backend:
+        return self._build(special=True)
+
+    def encode(self, text: str, *, special: bool = False, bos: bool | None = None) -> list[int]:
+        """Ids of `text`; `special` reads control tokens' names as control tokens.
+
+        BOS comes first where the tokenizer adds one; `bos` says otherwise (a rendered chat template writes
+        its own).
+        """
+        backend = self._special_backend if special else self._backend
+        return self._prefix(bos) + backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str], *, bos: bool | None = None) -> list[list[int]]:
+        """`encode` of every text, on all cores."""
+        prefix = self._prefix(bos)
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [prefix + encoding.ids for encoding in encodings]
+
+    def _prefix(self, bos: bool | None) -> list[int]:
+        wanted = self.special.add_bos if bos is None else bos
+        return [self.special.bos] if wanted and self.special.bos is not None else []
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Ids of no token have no text."""
+        skip = self.special_ids if skip_special else frozenset[int]()
+        data = b"".join(self._bytes.get(i, b"") for i in ids if i not in skip)
+        text = data.decode(errors="replace")
+        return text.removeprefix(" ") if strips_space(self.spec["decoder"]) else text
+
+    def stream(self) -> TextStream:
+        """Incremental decoding of ids that go on from a prompt."""
+        return TextStream(lambda i: self._bytes.get(i, b""), self.special_ids)
+
+    def token(self, token_id: int) -> str | None:
+        """A token as the vocabulary writes it (`Ġthe`, `▁the`, `<0x0A>`)."""
+        return self._backend.id_to_token(token_id)
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        bytes_of = byte_map(self.spec["decoder"])
+        assert bytes_of is not None  # noqa: S101  # _checked has seen to it
+        return {i: bytes_of(token) for token, i in self._backend.get_vocab(with_added_tokens=True).items()}
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Control tokens: they have no text."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(i for i, token in added.items() if token.special)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text, where there is one; `encode` adds it only where `adds_bos`."""
+        return self.special.bos
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether every text begins with BOS."""
+        return self.special.add_bos and self.special.bos is not None
+
+    @property
+    def eos_id(self) -> int | None:
+        """What the model was told to end with: a chat model's end of turn."""
+        return self.special.eos
+
+    @cached_property
+    def end_of_text_id(self) -> int:
+        """What ends a document: `<|endoftext|>` for SmolLM2, `</s>` for Llama-2; not a chat's end of turn."""
+        found = end_of_text(self._control, self.special)
+        if found is None:
+            raise InputError(self.path, "no token ends a text", hint="name one as eos_token")
+        return found
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Every token that ends a text or a turn."""
+        return stops(self._control, self.special) | {self.end_of_text_id}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's chat template (Jinja), where it has one."""
+        return self.special.chat_template
+
+    @cached_property
+    def _control(self) -> dict[str, int]:
+        return {t.content: i for i, t in self._backend.get_added_tokens_decoder().items() if t.special}
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        return hf_folder.files(self.spec, self.special, self._backend)
+
+    def save(self, folder: Path | str) -> None:
+        """Write tokenizer.json and tokenizer_config.json: equal tokenizers give equal bytes."""
+        for name, content in self._files.items():
+            with atomic(Path(folder) / name) as file:
+                file.write(content)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over what `save` writes."""
+        parts = {name: hashlib.sha256(content).hexdigest() for name, content in self._files.items()}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Open the tokenizer of an HF folder or of a `.gguf` file."""
+    from meditron.store.gguf import GGUF
+
+    path = Path(path)
+    if path.is_dir():
+        return Tokenizer.from_hf(path)
+    if not path.exists():
+        raise SourceError(f"{path}: no such file or folder")
+    with GGUF(path) as gguf:
+        return Tokenizer.from_gguf(gguf)
