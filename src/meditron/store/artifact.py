@@ -22,3 +22,8 @@ class Artifact:
     """The stage's manifest; None for an outside input."""
     selector: str | None = None
     """Which of several files is meant: `F16` in `quantize:F16`."""
+
+    @property
+    def spec(self) -> str:
+        """The artifact as a MODEL, for `store.models.resolve`: its path, with `:selector` where it has one."""
+        return f"{self.path}:{self.selector}" if self.selector else str(self.path)
