@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from meditron.ground.console import warn
 from meditron.ground.errors import InputError, MeditronError
 from meditron.store.jsonl import read_jsonl
 
@@ -26,18 +27,17 @@ def held_out(corpus: Path, documents: int) -> dict[str, tuple[HeldOut, ...]]:
     """Source → its held-out documents, at most `documents` of each, in the order of their ids' SHA-256.
 
     The order knows nothing of the text, so the choice is unbiased; it does not move when documents are
-    added, except by those that are themselves chosen.
+    added, except by those that are themselves chosen. A source with fewer than two is left out, with a
+    warning, for nothing can be said about how sure its figure is.
 
     Raises:
-        InputError: the corpus has no held-out document, or a line is none.
+        InputError: the corpus has nothing held out, or a line of its files is no document.
     """
-    folders = _folders(corpus / "heldout")
-    chosen = {folder.name: _first(folder, documents) for folder in folders}
-    chosen = {source: found for source, found in chosen.items() if found}
+    chosen = {folder.name: _first(folder, documents) for folder in _folders(corpus / "heldout")}
+    for source in [source for source, found in chosen.items() if len(found) < 2]:
+        warn(f"{source}: {len(chosen.pop(source))} held-out documents, too few for an interval; left out")
     if not chosen:
-        raise InputError(
-            corpus / "heldout", "no held-out document", hint="raise corpus.heldout or corpus.limit"
-        )
+        raise InputError(corpus, "nothing held out to score", hint="raise corpus.heldout or corpus.limit")
     return chosen
 
 

@@ -1,0 +1,85 @@
+"""A model from one form to the other: HF safetensors ↔ GGUF."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from meditron.ground.errors import UsageError
+from meditron.model.tokenizer import model_tokenizer
+from meditron.model.weights import load_model, save_gguf, save_hf
+from meditron.release.config import GGUFType
+from meditron.release.quantize import describe
+from meditron.store.files import walk
+from meditron.store.models import resolve
+
+__all__ = ["DType", "convert"]
+
+DType = Literal["float32", "float16", "bfloat16"]
+"""The number formats an HF folder can be written in."""
+
+
+def convert(
+    spec: str,
+    out: Path,
+    *,
+    type: GGUFType | None = None,
+    dtype: DType | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write the model `spec` (any MODEL) to `out`: a GGUF file where it ends in `.gguf`, else an HF folder.
+
+    `type` is the GGUF file's, F16 when absent; `dtype` the HF folder's, float32 when absent, which loses
+    nothing whatever the source is. What is there already is replaced with `force` only.
+
+    Returns:
+        For a GGUF file what `describe` says of it; for a folder its `path`, `dtype`, `bytes`.
+
+    Raises:
+        SourceError: `spec` names no model.
+        UsageError: `out` exists, lies inside a folder that does not, or is of the other kind than `type` or
+            `dtype` says; the values do not fit in `type`.
+        InputError: the model's files are damaged.
+    """
+    to_gguf = out.suffix == ".gguf"
+    _require_kind(out, type if not to_gguf else None, dtype if to_gguf else None)
+    files = resolve(spec)
+    _require_free(out, Path(files.path), force=force)
+    tokenizer = model_tokenizer(files)
+    model = load_model(files)
+    if to_gguf:
+        kind = type or "F16"
+        save_gguf(model, model.config, tokenizer, out, type=kind)
+        return describe(out, kind) | {"path": str(out)}
+    name = dtype or "float32"
+    save_hf(model, model.config, tokenizer, out, getattr(torch, name))
+    return {"path": str(out), "dtype": name, "bytes": sum(file.stat().st_size for file in walk(out))}
+
+
+def _require_kind(out: Path, type_for_folder: str | None, dtype_for_file: str | None) -> None:
+    """Refuse a type for a folder and a dtype for a file: one of the two was not meant."""
+    if type_for_folder:
+        raise UsageError(
+            f"{out} is a folder of safetensors, which has no type {type_for_folder}",
+            hint=f"write {out}.gguf for a GGUF file, or give a dtype",
+        )
+    if dtype_for_file:
+        raise UsageError(
+            f"{out} is a GGUF file, which has no dtype {dtype_for_file}", hint="give a type: F16 or F32"
+        )
+
+
+def _require_free(out: Path, source: Path, *, force: bool) -> None:
+    """Refuse to overwrite without `force`; and with it the source, or anything that is no model."""
+    if not out.parent.is_dir():
+        raise UsageError(f"{out}: there is no folder {out.parent}", hint=f"mkdir -p {out.parent}")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if source.resolve().is_relative_to(out.resolve()):
+        raise UsageError(f"{out} is where the model itself lies", hint="choose another place")
+    replaceable = out.is_file() if out.suffix == ".gguf" else (out / "config.json").is_file()
+    if not replaceable:
+        kind = "GGUF file" if out.suffix == ".gguf" else "model's folder"
+        raise UsageError(f"{out} is there already and is no {kind}", hint="choose another place")
+    if not force:
+        raise UsageError(f"{out} is there already", hint="--force replaces it, or choose another place")
