@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
 
-__all__ = ["ByteMap", "TextStream", "byte_alphabet", "byte_map", "strips_space"]
+__all__ = ["ByteMap", "TextStream", "byte_alphabet", "byte_map", "is_byte_piece", "strips_space"]
 
 ByteMap = Callable[[str], bytes]
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -36,6 +36,11 @@ def _byte_level(token: str) -> bytes:
 def _sentencepiece(token: str) -> bytes:
     byte = _BYTE_PIECE.fullmatch(token)
     return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+
+
+def is_byte_piece(token: str) -> bool:
+    """Whether a SentencePiece token stands for one byte."""
+    return _BYTE_PIECE.fullmatch(token) is not None
 
 
 def _steps(decoder: object) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer as Backend
 
 from meditron.ground.errors import InputError, SourceError
 from meditron.store.files import atomic
-from meditron.text import gguf_vocabulary, hf_folder
+from meditron.text import gguf_vocab, hf_folder
 from meditron.text.pieces import TextStream, byte_map, strips_space
 from meditron.text.special import Special, end_of_text, stops
 
@@ -63,7 +63,7 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, gguf: "GGUF") -> Self:
         """Build the tokenizer that a GGUF's metadata describes; InputError where it describes none."""
-        spec, special = gguf_vocabulary.read(gguf.metadata, gguf.path)
+        spec, special = gguf_vocab.read(gguf.metadata, gguf.path)
         return cls(spec, special, gguf.path)._checked()
 
     def _checked(self) -> Self:
@@ -138,6 +138,11 @@ class Tokenizer:
         bytes_of = byte_map(self.spec["decoder"])
         assert bytes_of is not None  # noqa: S101  # _checked has seen to it
         return {i: bytes_of(token) for token, i in self._backend.get_vocab(with_added_tokens=True).items()}
+
+    @cached_property
+    def added_ids(self) -> frozenset[int]:
+        """Tokens that are found in a text before it is cut: control tokens and a user's own."""
+        return frozenset(self._backend.get_added_tokens_decoder())
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

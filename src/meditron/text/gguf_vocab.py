@@ -1,0 +1,260 @@
+"""A GGUF's `tokenizer.ggml.*` metadata as the content of a tokenizer.json, and back.
+
+Keys and their meaning: ggml's gguf.md and llama.cpp's `src/llama-vocab.cpp`.
+
+SentencePiece's BPE joins the pair whose piece has the highest score, the leftmost of equals; HF's joins the
+pair with the lowest rank in a list of merges. Every piece therefore gives its splits into two pieces as
+merges, ordered by the piece's score. Only ties could differ: the runs of spaces, which share one score in
+Llama-2's vocabulary, grow from the left in sentencepiece, and do here because longer left halves rank
+first; other ties are refused, since no list of merges can tell them apart.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meditron.ground.errors import InputError
+from meditron.text.gguf_keys import Keys, TokenType
+from meditron.text.pieces import is_byte_piece, strips_space
+from meditron.text.pretokenizers import PRETOKENIZERS, name_of
+from meditron.text.special import Special
+
+if TYPE_CHECKING:
+    from meditron.text.tokenizer import Tokenizer
+
+__all__ = ["gguf_metadata", "read"]
+
+Json = dict[str, Any]
+_BARE: Json = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": None,
+    "post_processor": None,
+}
+_BARE_BPE: Json = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
+_MAX_PIECE = 1024  # characters; splitting a piece everywhere takes time in its square
+
+
+def read(metadata: Mapping[str, Any], path: Path) -> tuple[Json, Special]:
+    """tokenizer.json's content and what its tokens are for.
+
+    Raises InputError, naming the key, where the metadata describes no vocabulary that can be had exactly.
+    """
+    keys = Keys(metadata, path)
+    model = keys.one("model", str)
+    if model == "gpt2":
+        return _byte_level(keys)
+    if model == "llama":
+        return _sentencepiece(keys)
+    raise keys.error(
+        "model", f"names the kind {model!r}; known are gpt2 (byte-level BPE) and llama (SentencePiece BPE)"
+    )
+
+
+def _spec(
+    keys: Keys, model: Json, merges: list[tuple[str, str]], *, control: set[TokenType], **rules: Json
+) -> Json:
+    """tokenizer.json's content: `model` and `rules` say what differs from a bare BPE."""
+    bpe = {
+        **_BARE_BPE,
+        **model,
+        "vocab": {token: i for i, token in enumerate(keys.tokens)},
+        "merges": [list(pair) for pair in merges],
+    }
+    added = [
+        _added(i, token, special=kind in control)
+        for i, (token, kind) in enumerate(zip(keys.tokens, keys.types, strict=True))
+        if kind in control or kind == TokenType.USER_DEFINED
+    ]
+    return {**_BARE, "added_tokens": added, **rules, "model": bpe}
+
+
+def _added(i: int, token: str, *, special: bool) -> Json:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": i, "content": token, **flags, "special": special}
+
+
+def _byte_level(keys: Keys) -> tuple[Json, Special]:
+    pre = keys.maybe("pre", str) or "default"
+    if pre not in PRETOKENIZERS:
+        known = ", ".join(PRETOKENIZERS)
+        raise keys.error("pre", f"names the pre-tokenizer {pre!r}, which is not known; known are {known}")
+    cut = PRETOKENIZERS[pre]
+    spec = _spec(
+        keys,
+        {"ignore_merges": cut.ignore_merges},
+        _listed_merges(keys),
+        control={TokenType.CONTROL},
+        pre_tokenizer=cut.spec,
+        decoder={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    )
+    return spec, keys.special(add_bos=cut.add_bos)
+
+
+def _listed_merges(keys: Keys) -> list[tuple[str, str]]:
+    known = set(keys.tokens)
+    merges = []
+    for place, line in enumerate(keys.many("merges", str)):
+        left, space, right = line.partition(" ")
+        if not space or {left, right, left + right} - known:
+            raise keys.error("merges", f"entry {place} ({line[:40]!r}) joins what are no tokens")
+        merges.append((left, right))
+    return merges
+
+
+def _sentencepiece(keys: Keys) -> tuple[Json, Special]:
+    unknown = [i for i, kind in enumerate(keys.types) if kind == TokenType.UNKNOWN]
+    has_bytes = Counter(keys.types)[TokenType.BYTE] == 256
+    if len(unknown) != 1 and not has_bytes:
+        raise keys.error("token_type", "has neither one unknown token nor 256 byte tokens")
+    prefix = keys.maybe("add_space_prefix", bool) is not False
+    steps: list[Json] = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    spec = _spec(
+        keys,
+        {
+            "unk_token": keys.tokens[unknown[0]] if unknown else None,
+            "fuse_unk": True,
+            "byte_fallback": has_bytes,
+        },
+        _scored_merges(keys),
+        control={TokenType.UNKNOWN, TokenType.CONTROL},
+        normalizer={"type": "Sequence", "normalizers": [*steps, space]},
+        decoder={"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
+    )
+    return spec, keys.special(add_bos=True, bos=1, eos=2)
+
+
+def _scored_merges(keys: Keys) -> list[tuple[str, str]]:
+    """Every way to split a piece into two pieces, the best score first, of equals the longest left half."""
+    scores = keys.many("scores", float)
+    if len(scores) != len(keys.tokens):
+        raise keys.error("scores", f"has {len(scores):,} entries for {len(keys.tokens):,} tokens")
+    if not all(map(isfinite, scores)):
+        raise keys.error("scores", "holds what is no finite number")
+    pieces = {
+        token: score
+        for token, kind, score in zip(keys.tokens, keys.types, scores, strict=True)
+        if kind == TokenType.NORMAL
+    }
+    if max(map(len, pieces), default=0) > _MAX_PIECE:
+        raise keys.error("tokens", f"holds a piece of more than {_MAX_PIECE:,} characters")
+    splits = {piece: list(_splits(piece, pieces)) for piece in pieces}
+    _refuse_ties(keys, {piece: pieces[piece] for piece, found in splits.items() if found})
+    ranked = [(-pieces[piece], -len(left), left, right) for piece in splits for left, right in splits[piece]]
+    return [(left, right) for _, _, left, right in sorted(ranked)]
+
+
+def _splits(piece: str, pieces: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    for at in range(1, len(piece)):
+        left, right = piece[:at], piece[at:]
+        if left in pieces and right in pieces:
+            yield left, right
+
+
+def _refuse_ties(keys: Keys, scores: Mapping[str, float]) -> None:
+    by_score: dict[float, str] = {}
+    for piece, score in scores.items():
+        other = by_score.setdefault(score, piece)
+        if len(set(piece + other)) > 1 and piece != other:
+            raise keys.error(
+                "scores",
+                f"are equal for {other!r} and {piece!r}: which one is joined first would be a guess",
+                hint="open the model's tokenizer.json instead",
+            )
+
+
+def gguf_metadata(tokenizer: "Tokenizer", size: int | None = None) -> Json:
+    """The `tokenizer.*` metadata that llama.cpp reads; `read` gives an equal tokenizer back.
+
+    `size`: rows of the embedding, where it has more than the vocabulary has tokens. Raises InputError for
+    rules that GGUF has no words for.
+    """
+    if (size or tokenizer.vocab_size) < tokenizer.vocab_size:
+        raise InputError(tokenizer.path, f"has {tokenizer.vocab_size} tokens, the model {size}")
+    byte_level = tokenizer.spec["decoder"].get("type") == "ByteLevel"
+    own = _byte_level_metadata(tokenizer) if byte_level else _sentencepiece_metadata(tokenizer)
+    types = [_type_of(tokenizer, i, byte_level) for i in range(size or tokenizer.vocab_size)]
+    tokens = [tokenizer.token(i) or f"[PAD{i}]" for i in range(len(types))]
+    special = tokenizer.special
+    said = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [int(kind) for kind in types],
+        "tokenizer.ggml.bos_token_id": special.bos,
+        "tokenizer.ggml.eos_token_id": special.eos,
+        "tokenizer.ggml.unknown_token_id": special.unknown,
+        "tokenizer.ggml.padding_token_id": special.padding,
+        "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.chat_template": special.chat_template,
+    }
+    if scores := own.get("tokenizer.ggml.scores"):
+        own["tokenizer.ggml.scores"] = [scores.get(token, 0.0) for token in tokens]
+    return own | {key: value for key, value in said.items() if value is not None}
+
+
+def _type_of(tokenizer: "Tokenizer", i: int, byte_level: bool) -> TokenType:
+    token = tokenizer.token(i)
+    if token is None:
+        return TokenType.UNUSED
+    if token == tokenizer.spec["model"].get("unk_token") and not byte_level:
+        return TokenType.UNKNOWN
+    if i in tokenizer.special_ids:
+        return TokenType.CONTROL
+    if i in tokenizer.added_ids:
+        return TokenType.USER_DEFINED
+    return TokenType.BYTE if not byte_level and is_byte_piece(token) else TokenType.NORMAL
+
+
+def _pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Merges; older files write a pair as one text."""
+    merges = (m.split(" ", 1) if isinstance(m, str) else m for m in spec["model"]["merges"])
+    return [(left, right) for left, right in merges]
+
+
+def _byte_level_metadata(tokenizer: "Tokenizer") -> Json:
+    spec = tokenizer.spec
+    pre = name_of(spec.get("pre_tokenizer"))
+    if pre is None or spec.get("normalizer") is not None:
+        raise InputError(
+            tokenizer.path,
+            f"cuts text in a way that GGUF has no known name for; known are {', '.join(PRETOKENIZERS)}",
+            place="pre_tokenizer",
+        )
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in _pairs(spec)],
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+
+
+def _sentencepiece_metadata(tokenizer: "Tokenizer") -> Json:
+    """Scores are lost in tokenizer.json; any that fall in the order of the merges give the same ids."""
+    merges = _pairs(tokenizer.spec)
+    order = dict.fromkeys(left + right for left, right in merges)
+    scores = {piece: -1.0 - place for place, piece in enumerate(order)}
+    normal = {t for t in tokenizer.spec["model"]["vocab"] if not is_byte_piece(t)}
+    scores |= dict.fromkeys(normal - set(scores), -1.0 - len(scores))
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.add_space_prefix": strips_space(tokenizer.spec["decoder"]),
+    }
