@@ -34,6 +34,7 @@ class _State:
     console: "Console | None" = None
     live: "Progress | None" = None
     bars = 0
+    forked = False
 
 
 _state = _State()
@@ -42,7 +43,7 @@ _state = _State()
 def _forget() -> None:
     """A forked worker has no thread that draws: its own console starts afresh, with plain words only."""
     _state.console = _state.live = None
-    _state.bars = 0
+    _state.bars, _state.forked = 0, True
 
 
 os.register_at_fork(after_in_child=_forget)
@@ -214,7 +215,7 @@ def _terminal() -> bool:
 
 def _alive() -> bool:
     """Whether bars can be redrawn in place."""
-    return _terminal() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    return _terminal() and not _state.forked and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def _console() -> "Console":
