@@ -5,8 +5,8 @@ Keys and their meaning: ggml's gguf.md and llama.cpp's `src/llama-vocab.cpp`.
 SentencePiece's BPE joins the pair whose piece has the highest score, the leftmost of equals; HF's joins the
 pair with the lowest rank in a list of merges. Every piece therefore gives its splits into two pieces as
 merges, ordered by the piece's score. Only ties could differ: the runs of spaces, which share one score in
-Llama-2's vocabulary, grow from the left in sentencepiece, and do here because longer left halves rank
-first; other ties are refused, since no list of merges can tell them apart.
+Llama-2's vocabulary, grow from the left in sentencepiece, and do here because longer runs rank first;
+other ties are refused, since no list of merges can tell them apart.
 """
 
 from collections import Counter
@@ -142,7 +142,7 @@ def _sentencepiece(keys: Keys) -> tuple[Json, Special]:
 
 
 def _scored_merges(keys: Keys) -> list[tuple[str, str]]:
-    """Every way to split a piece into two pieces, the best score first, of equals the longest left half."""
+    """Every way to split a piece in two, the best score first, of equals the longest piece and left half."""
     scores = keys.many("scores", float)
     if len(scores) != len(keys.tokens):
         raise keys.error("scores", f"has {len(scores):,} entries for {len(keys.tokens):,} tokens")
@@ -157,8 +157,12 @@ def _scored_merges(keys: Keys) -> list[tuple[str, str]]:
         raise keys.error("tokens", f"holds a piece of more than {_MAX_PIECE:,} characters")
     splits = {piece: list(_splits(piece, pieces)) for piece in pieces}
     _refuse_ties(keys, {piece: pieces[piece] for piece, found in splits.items() if found})
-    ranked = [(-pieces[piece], -len(left), left, right) for piece in splits for left, right in splits[piece]]
-    return [(left, right) for _, _, left, right in sorted(ranked)]
+    ranked = [
+        (-pieces[piece], -len(piece), -len(left), left, right)
+        for piece in splits
+        for left, right in splits[piece]
+    ]
+    return [(left, right) for *_, left, right in sorted(ranked)]
 
 
 def _splits(piece: str, pieces: Mapping[str, float]) -> Iterator[tuple[str, str]]:
