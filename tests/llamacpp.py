@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 START_SECONDS, REQUEST_SECONDS, LIFE_SECONDS = 120, 120, 600
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1"}
@@ -38,11 +39,14 @@ class LlamaServer:
     url: str
 
     def post(self, path: str, **body: Any) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:
-            return json.load(answer)
+        connection = HTTPConnection(urlsplit(self.url).netloc, timeout=REQUEST_SECONDS)
+        with closing(connection):
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            content = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"llama.cpp: {answer.status} {content[:500]!r}")
+        return json.loads(content)
 
     def tokenize(self, text: str, *, special: bool = False, bos: bool = True) -> list[int]:
         """Ids of `text`; `special` reads control tokens' names as such, `bos` adds what the model adds."""
@@ -120,7 +124,8 @@ def _serve(gguf: str, context: int) -> None:
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.verbosity = 0
     server = xllamacpp.Server(params)
-    print(f"listening {server.listening_address}", flush=True)
+    sys.stdout.write(f"listening {server.listening_address}\n")
+    sys.stdout.flush()
     sys.stdin.read()
 
 
