@@ -1,0 +1,35 @@
+"""Inputs from outside the recipe: what stands for their content, and where they are once fetched."""
+
+from pathlib import Path
+
+from meditron.store import fetch as store
+
+__all__ = ["fetched", "identity"]
+
+_UNFETCHED = "init:"
+
+
+def identity(text: str) -> str:
+    """What stands for an outside input's content in a fingerprint. Nothing is downloaded.
+
+    SourceError where a local one is missing.
+    """
+    source, selector = _split(text)
+    return store.identity(source) + (f":{selector}" if selector else "")
+
+
+def fetched(text: str) -> tuple[Path, str | None]:
+    """The file or folder that an outside input names, downloaded where that is needed, and its selector.
+
+    Seeded weights, `init:NAME`, stay as they are: there is nothing to fetch.
+    """
+    source, selector = _split(text)
+    return (Path(source) if source.startswith(_UNFETCHED) else store.fetch(source)), selector
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    """`folder:NAME` into its parts, where there is such a folder; anything else is a source as a whole."""
+    folder, colon, selector = text.rpartition(":")
+    if colon and not Path(text).exists() and Path(folder).is_dir():
+        return folder, selector
+    return text, None

@@ -1,0 +1,139 @@
+"""How every stage of a recipe stands: fresh, stale, half-built, missing. Reads; never writes or fetches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from meditron.ground.config import semantic
+from meditron.ground.errors import InputError
+from meditron.recipe.attempt import Begun, read_begun, read_failure
+from meditron.recipe.drift import Difference, differences
+from meditron.recipe.graph import Reference, ordered, references
+from meditron.recipe.outside import identity
+from meditron.recipe.schema import Recipe, Step
+from meditron.store.files import walk
+from meditron.store.manifest import FILE_NAME, Manifest, check, read_manifest
+
+__all__ = ["Standing", "State", "payload", "plan", "stand"]
+
+State = Literal["built", "fresh", "stale", "partial", "missing", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one stage stands."""
+
+    step: Step
+    folder: Path
+    state: State
+    """`built` by this run; `fresh`: whole, and made from what is asked for; `stale`: made from something
+    else, or damaged; `partial`: begun; `failed`: begun, and ended in an error; `missing`: not there."""
+    inputs: Mapping[str, Reference]
+    digests: Mapping[str, str | None]
+    """Input → what stands for its content; None for a stage that is yet to be built."""
+    drift: tuple[Difference, ...] = ()
+    manifest: Manifest | None = None
+    begun: Begun | None = None
+    failure: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The stage's name in the recipe."""
+        return self.step.name
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the finished stage measured."""
+        return self.manifest.metrics if self.manifest else {}
+
+    @property
+    def damaged(self) -> bool:
+        """Whether bytes were lost or altered."""
+        return any(difference.damage for difference in self.drift)
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable form of `run` and `status`."""
+        form = {
+            "state": self.state,
+            "seconds": self.metrics.get("seconds"),
+            "metrics": self.metrics,
+            "drift": [difference.to_json() for difference in self.drift],
+        }
+        return form | ({"message": self.failure} if self.failure else {})
+
+
+def payload(step: Step, digests: Mapping[str, str | None]) -> dict[str, Any]:
+    """What an artifact is made from: kind, version, what of its configuration decides the result, inputs."""
+    return {
+        "kind": step.stage.kind,
+        "version": step.stage.version,
+        "config": semantic(step.config),
+        "inputs": dict(digests),
+    }
+
+
+def plan(recipe: Recipe, out: Path, *, hashes: bool = False) -> dict[str, Standing]:
+    """How each stage stands under `out/<recipe>`, in the order of the work; `hashes` reads every byte again.
+
+    RecipeError for references that lead nowhere or in a circle, SourceError for a missing local input.
+    """
+    standings: dict[str, Standing] = {}
+    for step in ordered(recipe):
+        standing = stand(recipe, step, out / recipe.name / step.name, standings, hashes=hashes)
+        standings[step.name] = _inherit(standing, standings)
+    return standings
+
+
+def stand(
+    recipe: Recipe, step: Step, folder: Path, before: Mapping[str, Standing], *, hashes: bool = False
+) -> Standing:
+    """How one stage stands, on `before`: those that it stands on."""
+    inputs = references(recipe, step)
+    digests = {name: _digest(reference, before) for name, reference in inputs.items()}
+    found = Standing(step, folder, "missing", inputs, digests)
+    now = payload(step, digests)
+    try:
+        manifest = read_manifest(folder)
+        begun = read_begun(folder) if manifest is None else None
+        problems = check(folder, hashes=hashes) if manifest else []
+    except InputError as error:
+        damaged = Difference(f"files.{Path(error.path).name}", "whole", error.message, damage=True)
+        return replace(found, state="stale", drift=(damaged,))
+    if manifest:
+        damage = tuple(_damage(problem) for problem in problems)
+        drift = differences(manifest.payload, now) + damage
+        return replace(found, state="stale" if drift else "fresh", drift=drift, manifest=manifest)
+    if begun:
+        failure = read_failure(folder)
+        drift = differences(begun.payload, now)
+        state: State = "stale" if drift else "failed" if failure else "partial"
+        return replace(found, state=state, drift=drift, begun=begun, failure=failure)
+    if folder.is_dir() and walk(folder):
+        unknown = Difference(f"files.{FILE_NAME}", "whole", "missing, with files beside it", damage=True)
+        return replace(found, state="stale", drift=(unknown,))
+    return found
+
+
+def _digest(reference: Reference, before: Mapping[str, Standing]) -> str | None:
+    if reference.source is not None:
+        return identity(reference.source)
+    manifest = before[str(reference.step)].manifest
+    return manifest.digest if manifest else None
+
+
+def _damage(problem: str) -> Difference:
+    file, _, what = problem.partition(" ")
+    return Difference(f"files.{file}", "whole", what, damage=True)
+
+
+def _inherit(standing: Standing, before: Mapping[str, Standing]) -> Standing:
+    """What stands on something stale is stale itself: a rebuild below would reach it."""
+    if standing.state == "missing":
+        return standing
+    drift = tuple(
+        Difference(f"inputs.{name}", standing.digests[name], f"{reference.step} is stale")
+        for name, reference in standing.inputs.items()
+        if reference.step and before[reference.step].state == "stale"
+    )
+    return replace(standing, state="stale", drift=standing.drift + drift) if drift else standing

@@ -1,0 +1,170 @@
+"""Running a recipe: each stage that is not there yet, in order, so that a kill at any moment loses little."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from meditron.ground.console import say
+from meditron.ground.errors import MeditronError
+from meditron.ground.units import duration
+from meditron.recipe.attempt import BESIDE, Attempt
+from meditron.recipe.decide import Decision, Switches, decide, judge, refuse
+from meditron.recipe.lock import locked
+from meditron.recipe.outside import fetched
+from meditron.recipe.plan import Standing, payload, plan, stand
+from meditron.recipe.provenance import manifest_of
+from meditron.recipe.schema import Recipe
+from meditron.store.artifact import Artifact
+from meditron.store.files import sweep
+from meditron.store.manifest import record_files, write_manifest
+from meditron.store.results import FILE_NAME as RESULTS
+from meditron.store.results import EvaluationResult, read_results
+
+__all__ = ["RUNS", "RunResult", "run_recipe"]
+
+RUNS = Path("runs")
+"""The folder that holds runs, where none is named."""
+_TRASH = ".removed-"
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run's stages stand after (or, for a dry run, before) the work."""
+
+    run: str
+    folder: Path
+    stages: Mapping[str, Standing]
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    """What was decided for each stage before the work began."""
+    dry: bool = False
+    """Whether nothing but deciding was done."""
+
+    @property
+    def built(self) -> list[str]:
+        """The stages that this run built."""
+        return [name for name, standing in self.stages.items() if standing.state == "built"]
+
+    @property
+    def refused(self) -> list[str]:
+        """The stages that a run would not touch, as they were made from something else."""
+        return [name for name, decision in self.decisions.items() if decision.action == "refuse"]
+
+    @property
+    def sound(self) -> bool:
+        """Whether no stage is stale, damaged or failed."""
+        return not any(standing.state in ("stale", "failed") for standing in self.stages.values())
+
+    @property
+    def evaluations(self) -> dict[str, EvaluationResult]:
+        """What the finished evaluate stages found."""
+        finished = {name: stage for name, stage in self.stages.items() if stage.manifest}
+        return {
+            name: read_results(stage.folder)
+            for name, stage in finished.items()
+            if (stage.folder / RESULTS).is_file()
+        }
+
+    @property
+    def model(self) -> Path | None:
+        """The last finished stage that leaves a model's folder: what one would talk with."""
+        folders = [stage.folder for stage in self.stages.values() if stage.manifest]
+        return next((folder for folder in reversed(folders) if (folder / "config.json").is_file()), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable form."""
+        told: Mapping[str, Standing | Decision] = self.decisions if self.dry else self.stages
+        return {"run": self.run, "stages": {name: each.to_json() for name, each in told.items()}}
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    out: Path = RUNS,
+    only: str | None = None,
+    until: str | None = None,
+    rebuild: Sequence[str] = (),
+    accept_drift: bool = False,
+    dry_run: bool = False,
+) -> RunResult:
+    """Build what of a recipe is not there yet, under `out/<recipe>`.
+
+    A stage that is whole and made from what is asked for is kept; one that is half-built goes on; one that
+    was made from something else is a DriftError before anything is touched, unless `rebuild` names it (it and
+    what stands on it are built again) or `accept_drift` is set (a finished one is used as it is). `dry_run`
+    only decides.
+    """
+    switches = Switches(only, until, tuple(rebuild), accept_drift)
+    folder = out / recipe.name
+    if dry_run:
+        return replace(_decided(recipe, out, switches), dry=True)
+    with locked(folder):
+        first = _decided(recipe, out, switches)
+        refuse(recipe, list(first.decisions.values()))
+        _remove(folder, [d.standing.folder for d in first.decisions.values() if d.action == "rebuild"])
+        standings = dict(first.stages)
+        for name, decision in first.decisions.items():
+            if decision.action != "leave":
+                standings[name] = _advance(recipe, decision, standings, switches)
+    return replace(first, stages=standings)
+
+
+def _decided(recipe: Recipe, out: Path, switches: Switches) -> RunResult:
+    standings = plan(recipe, out)
+    decisions = {decision.standing.name: decision for decision in decide(recipe, standings, switches)}
+    return RunResult(recipe.name, out / recipe.name, standings, decisions)
+
+
+def _remove(folder: Path, doomed: Sequence[Path]) -> None:
+    """Remove stages that are to be rebuilt, by renaming first: a kill leaves them whole or gone."""
+    for stage in doomed:
+        stage.rename(folder / f"{_TRASH}{stage.name}-{time.time_ns()}")
+    for trash in folder.glob(f"{_TRASH}*"):
+        shutil.rmtree(trash)
+
+
+def _advance(
+    recipe: Recipe, decision: Decision, standings: Mapping[str, Standing], switches: Switches
+) -> Standing:
+    """Bring one stage to where it is whole; what it stands on is, by now."""
+    standing = stand(recipe, decision.standing.step, decision.standing.folder, standings)
+    now = judge(standing, switches)
+    refuse(recipe, [now])
+    return standing if now.action == "keep" else _build(recipe, standing, standings)
+
+
+def _build(recipe: Recipe, standing: Standing, standings: Mapping[str, Standing]) -> Standing:
+    """Do the work of one stage; its manifest is the last thing written."""
+    name, folder, step = standing.name, standing.folder, standing.step
+    goes_on = standing.begun is not None
+    say(f"{name}: {'goes on' if goes_on else 'begins'}")
+    asked = payload(step, standing.digests)
+    with Attempt(folder, asked) as attempt:
+        sweep(folder)
+        inputs = {key: _artifact(standing, key, standings) for key in standing.inputs}
+        began = time.monotonic()
+        metrics = step.stage.load()(step.config, inputs, folder)
+        seconds = round(time.monotonic() - began, 3)
+        files = [record for record in record_files(folder) if record.path not in BESIDE]
+        if not any(record.content for record in files):
+            raise MeditronError(f"{name} ended without leaving a file in {folder}")
+        began_at = datetime.fromisoformat(attempt.begun.started)
+        metrics = {**metrics, "seconds": seconds, "attempts": attempt.begun.attempts}
+        write_manifest(folder, manifest_of(standing, asked, metrics, files, began_at, standings))
+    attempt.done()
+    say(f"{name}: done in {duration(seconds)}")
+    return replace(stand(recipe, step, folder, standings), state="built")
+
+
+def _artifact(standing: Standing, key: str, standings: Mapping[str, Standing]) -> Artifact:
+    """One input of a stage; what comes from outside is fetched now, as it is needed now."""
+    reference, digest = standing.inputs[key], str(standing.digests[key])
+    if reference.source is not None:
+        name = reference.text if reference.text == "base" else key
+        path, selector = fetched(reference.source)
+        return Artifact(name, path, digest, selector=selector)
+    below = standings[str(reference.step)]
+    return Artifact(below.name, below.folder, digest, below.manifest, reference.selector)
