@@ -1,0 +1,55 @@
+"""A small corpus as the corpus stage leaves it, and a small model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from meditron.store.artifact import Artifact
+from meditron.store.jsonl import JsonlWriter
+from tiny import TEXTS, tiny_hf
+
+Documents = Sequence[tuple[str, str]]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_hf(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def other_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_hf(tmp_path_factory.mktemp("other") / "model", seed=1)
+
+
+@pytest.fixture
+def make_corpus(tmp_path: Path) -> Callable[..., Path]:
+    """`make_corpus(train={source: [(id, text)]}, heldout=…)` writes the files a corpus stage would."""
+
+    def make(train: Mapping[str, Documents], heldout: Mapping[str, Documents]) -> Path:
+        for split, sources in (("train", train), ("heldout", heldout)):
+            for source, documents in sources.items():
+                with JsonlWriter(tmp_path / "corpus" / split / source / "00000.jsonl.zst") as writer:
+                    for id_, text in documents:
+                        writer.write({"id": id_, "source": source, "text": text, "meta": {}})
+        return tmp_path / "corpus"
+
+    return make
+
+
+@pytest.fixture
+def corpus(make_corpus: Callable[..., Path]) -> Path:
+    """Forty held-out documents of two sources, of very different lengths."""
+    documents = [
+        (f"pubmed:{n}", f"Case {n}. " + " ".join(TEXTS[(n + k) % len(TEXTS)] for k in range(1 + n % 4)))
+        for n in range(36)
+    ]
+    wiki = [(f"wiki:{n}", f"{n} {TEXTS[4]}") for n in range(4)]
+    return make_corpus(
+        {"pubmed": [("pubmed:train", "No held-out text at all.")]}, {"pubmed": documents, "wiki": wiki}
+    )
+
+
+def artifact(name: str, path: Path, selector: str | None = None) -> Artifact:
+    """An input as the recipe hands it over; the digest is the test's own."""
+    return Artifact(name, path, digest=f"{name}-digest", selector=selector)

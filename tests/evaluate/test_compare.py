@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from meditron.evaluate.compare import compare
+from meditron.evaluate.rows import FILE_NAME, Row, RowsFile
+from meditron.ground.errors import InputError, SourceError, UsageError
+
+LOSSES = np.random.default_rng(7)
+N = 60
+TOKENS = LOSSES.integers(20, 400, N)
+A = LOSSES.normal(3.0, 0.4, N)
+B = A + LOSSES.normal(-0.1, 0.05, N)
+
+
+def rows(model: str, losses: np.ndarray, *, source: str = "pubmed", **changed: object) -> list[Row]:
+    common = {"model": model, "model_digest": model, "tokenizer_digest": "t", "source": source, "plan": "p"}
+    return [
+        Row.model_validate(
+            common
+            | {"id": f"{source}:{n}", "tokens": int(TOKENS[n]), "nll": float(loss * TOKENS[n])}
+            | {"bytes": int(TOKENS[n]) * 4, "text_sha256": f"{n:064x}"}
+            | changed
+        )
+        for n, loss in enumerate(losses)
+    ]
+
+
+def write(folder: Path, *groups: list[Row]) -> str:
+    with RowsFile(folder) as file:
+        file.finish([row for group in groups for row in group])
+    return str(folder)
+
+
+def test_the_difference_is_the_mean_of_losses_per_token_and_its_interval_scipys(tmp_path: Path) -> None:
+    write(tmp_path, rows("base", A), rows("pretrain", B))
+    (found,) = compare(f"{tmp_path}:base", f"{tmp_path}:pretrain", resamples=20_000)
+    assert (found.n, found.source, found.what) == (N, "pubmed", "nll per token, pubmed")
+    assert found.difference == pytest.approx(np.mean(B - A))
+    reference = stats.bootstrap(
+        (B - A,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    width = reference.high - reference.low
+    assert found.interval == pytest.approx((reference.low, reference.high), abs=0.05 * width)
+    assert found.interval[1] < 0
+    assert found.p < 0.001
+
+
+def test_equal_results_differ_by_nothing(tmp_path: Path) -> None:
+    write(tmp_path, rows("base", A))
+    (found,) = compare(str(tmp_path), str(tmp_path))
+    assert (found.difference, found.interval, found.p, found.detectable) == (0, (0, 0), 1, 0)
+
+
+def test_the_same_seed_gives_the_same_numbers(tmp_path: Path) -> None:
+    write(tmp_path, rows("base", A), rows("pretrain", B))
+    specs = f"{tmp_path}:base", f"{tmp_path}:pretrain"
+    assert compare(*specs, seed=3) == compare(*specs, seed=3)
+    assert compare(*specs, seed=3) != compare(*specs, seed=4)
+
+
+def test_each_source_has_its_own_difference(tmp_path: Path) -> None:
+    write(tmp_path / "a", rows("base", A), rows("base", A[:20], source="wiki"))
+    write(tmp_path / "b", rows("pretrain", B), rows("pretrain", B[:20], source="wiki"))
+    found = compare(str(tmp_path / "a"), str(tmp_path / "b" / FILE_NAME))
+    assert [(record.source, record.n) for record in found] == [("pubmed", N), ("wiki", 20)]
+
+
+def test_documents_are_joined_by_source_and_id(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", rows("base", A)[:40])
+    b = write(tmp_path / "b", rows("pretrain", B)[30:])
+    (found,) = compare(a, b)
+    assert found.n == 10
+    assert found.difference == pytest.approx(np.mean((B - A)[30:40]))
+
+
+def test_other_tokenizers_are_compared_by_bytes_of_whole_documents(tmp_path: Path) -> None:
+    theirs = rows("other", B, tokenizer_digest="u")
+    cut = [theirs[0].model_copy(update={"cut": True}), *theirs[1:]]
+    (found,) = compare(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", cut))
+    assert (found.what, found.n) == ("nll per byte, pubmed", N - 1)
+    assert found.difference == pytest.approx(np.mean((B - A)[1:]) / 4)
+
+
+def test_too_few_documents_in_both_says_how_many(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a", rows("base", A)[:31]), write(tmp_path / "b", rows("base", B)[30:])
+    with pytest.raises(UsageError, match=r"too few documents in both \(1 of 31 and 30\)"):
+        compare(a, b)
+
+
+def test_another_text_under_the_same_id_is_refused(tmp_path: Path) -> None:
+    other = rows("base", B)
+    other[3] = other[3].model_copy(update={"text_sha256": "f" * 64})
+    with pytest.raises(InputError, match=f"1 of {N} documents have another text"):
+        compare(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", other))
+
+
+def test_which_model_is_meant_must_be_said_and_exist(tmp_path: Path) -> None:
+    folder = write(tmp_path, rows("base", A), rows("quantize:F16", B))
+    with pytest.raises(UsageError, match=r"several models' rows \(it has: base, quantize:F16\)"):
+        compare(folder, folder)
+    with pytest.raises(UsageError, match="no rows of 'pretain'"):
+        compare(f"{folder}:base", f"{folder}:pretain")
+    assert compare(f"{folder}:base", f"{folder}:quantize:F16")[0].n == N
+
+
+def test_a_result_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such file or folder"):
+        compare(f"{tmp_path}/none:base", str(tmp_path))
+    with pytest.raises(SourceError, match=r"no perplexity\.jsonl in it"):
+        compare(str(tmp_path), str(tmp_path))

@@ -1,0 +1,47 @@
+import pytest
+from pydantic import ValidationError
+
+from meditron.evaluate.config import Against, EvaluateConfig
+from meditron.ground.config import semantic
+
+
+def test_every_later_model_is_compared_with_the_first() -> None:
+    config = EvaluateConfig(models=("base", "pretrain", "quantize:F16"))
+    assert config.pairs() == (
+        Against(model="pretrain", against="base"),
+        Against(model="quantize:F16", against="base"),
+    )
+
+
+def test_pairs_may_be_named() -> None:
+    pair = Against(model="quantize:F16", against="pretrain")
+    config = EvaluateConfig(models=("base", "pretrain", "quantize:F16"), differences=(pair,))
+    assert config.pairs() == (pair,)
+
+
+def test_the_inputs_are_the_models_and_the_corpus() -> None:
+    inputs = EvaluateConfig(models=("base", "quantize:F16")).inputs()
+    assert inputs == {"base": "base", "quantize:F16": "quantize:F16", "corpus": "corpus"}
+
+
+def test_batches_do_not_decide_what_the_result_is() -> None:
+    decided = semantic(EvaluateConfig(models=("base",)))
+    assert "batch_tokens" not in decided
+    assert {"documents", "max_tokens", "dtype", "resamples"} <= decided.keys()
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"models": ()}, "at least 1"),
+        ({"models": ("base", "base")}, "twice"),
+        ({"models": ("corpus",)}, "no model"),
+        ({"models": ("base",), "differences": ({"model": "pretrain", "against": "base"},)}, "not among"),
+        ({"models": ("base",), "differences": ({"model": "base", "against": "base"},)}, "against itself"),
+        ({"models": ("base",), "documents": 1}, "greater than or equal to 2"),
+        ({"models": ("base",), "dtype": "float16"}, "float32"),
+    ],
+)
+def test_refused(table: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        EvaluateConfig.model_validate(table)

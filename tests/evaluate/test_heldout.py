@@ -1,0 +1,69 @@
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meditron.evaluate.heldout import HeldOut, data_digest, held_out, refuse_overlap
+from meditron.ground.errors import InputError, MeditronError
+
+Make = Callable[..., Path]
+HELDOUT = [(f"pubmed:{n}", f"text {n}") for n in range(50)]
+
+
+def test_the_choice_is_the_order_of_the_ids_hashes(make_corpus: Make) -> None:
+    chosen = held_out(make_corpus({}, {"pubmed": HELDOUT}), 10)["pubmed"]
+    ordered = sorted((id_ for id_, _ in HELDOUT), key=lambda id_: hashlib.sha256(id_.encode()).hexdigest())
+    assert [document.id for document in chosen] == ordered[:10]
+    assert {(document.id, document.text) for document in chosen} <= set(HELDOUT)
+
+
+def test_more_documents_keep_those_chosen_before(make_corpus: Make) -> None:
+    corpus = make_corpus({}, {"pubmed": HELDOUT})
+    assert held_out(corpus, 20)["pubmed"][:10] == held_out(corpus, 10)["pubmed"]
+
+
+def test_a_source_with_one_document_is_left_out_and_said(
+    make_corpus: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = held_out(make_corpus({}, {"pubmed": HELDOUT, "wiki": [("wiki:1", "alone")]}), 10)
+    assert list(chosen) == ["pubmed"]
+    assert "wiki: 1 held-out documents, too few" in capsys.readouterr().err
+
+
+def test_nothing_held_out(make_corpus: Make) -> None:
+    with pytest.raises(InputError, match="nothing held out"):
+        held_out(make_corpus({"pubmed": HELDOUT}, {}), 10)
+
+
+def test_a_line_that_is_no_document(make_corpus: Make) -> None:
+    corpus = make_corpus({}, {"pubmed": [*HELDOUT, ("pubmed:x", None)]})
+    with pytest.raises(InputError, match=r"00000\.jsonl\.zst \(row 51\).*id and a text"):
+        held_out(corpus, 10)
+
+
+def test_training_documents_that_share_nothing_pass(make_corpus: Make) -> None:
+    corpus = make_corpus(
+        {"pubmed": [("pubmed:t", "other")], "wiki": [("wiki:t", "text")]}, {"pubmed": HELDOUT}
+    )
+    assert refuse_overlap(corpus, held_out(corpus, 10)) == 2
+
+
+@pytest.mark.parametrize("leak", [("{id}", "another text"), ("pubmed:new", "{text}")], ids=["id", "text"])
+def test_a_held_out_document_in_training_is_refused(make_corpus: Make, leak: tuple[str, str]) -> None:
+    first = held_out(make_corpus({}, {"pubmed": HELDOUT}), 10)["pubmed"][0]
+    leaked = tuple(part.format(id=first.id, text=first.text) for part in leak)
+    corpus = make_corpus({"wiki": [("wiki:1", "fine"), leaked]}, {"pubmed": HELDOUT})
+    with pytest.raises(MeditronError, match=f"{leaked[0]} is held out as well"):
+        refuse_overlap(corpus, held_out(corpus, 10))
+
+
+documents = st.builds(HeldOut, st.text(), st.just("s"), st.text(), st.sampled_from(["a" * 64, "b" * 64]))
+
+
+@given(st.lists(documents, min_size=1, max_size=5, unique_by=lambda d: d.id))
+def test_the_data_digest_knows_ids_and_texts_but_no_order(chosen: list[HeldOut]) -> None:
+    assert data_digest(chosen[::-1]) == data_digest(chosen)
+    assert data_digest(chosen[1:]) != data_digest(chosen)

@@ -1,0 +1,51 @@
+"""Small real models: transformers' own Llama and a byte-level BPE trained here, as HF folders."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+TEXTS = [
+    "Aspirin inhibits cyclooxygenase and lowers the risk of a second myocardial infarction.",
+    "Metformin is the first treatment of type 2 diabetes in most guidelines; it lowers hepatic glucose.",
+    "The trial enrolled 1,204 patients (mean age 61.3 years); 52 % were women. Mortality fell by 12 %.",
+    "Sepsis needs antibiotics within an hour and fluids; lactate above 4 mmol/L marks a poor outcome.",
+    "A town in the north of the country, on the river; its market was founded in the year 1204.",
+    "Émile's naïve façade: 37 °C, p < .05, α-blocker, 5 µg/kg — and 漢字, too.",
+]
+
+
+def tiny_hf(folder: Path, *, seed: int = 0, tied: bool = False, vocabulary: int = 320) -> Path:
+    """An HF folder that transformers wrote: 2 layers of width 32, grouped heads, fp32."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    ).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    return folder
