@@ -25,5 +25,5 @@ class Artifact:
 
     @property
     def spec(self) -> str:
-        """The artifact as a MODEL, for `store.models.resolve`: its path, with `:selector` where it has one."""
+        """The artifact as a MODEL for `store.models.resolve`: its path, and `:selector` where it has one."""
         return f"{self.path}:{self.selector}" if self.selector else str(self.path)

