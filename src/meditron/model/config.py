@@ -1,5 +1,6 @@
 """The shape of a Llama, from HF's `config.json` or GGUF metadata, checked before anything is allocated."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -9,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from meditron.ground.config import Config
 from meditron.ground.errors import InputError
 
-__all__ = ["PRESETS", "LlamaConfig", "Preset", "RopeScaling"]
+__all__ = ["PRESETS", "LlamaConfig", "Preset", "RopeScaling", "llama3_factors"]
 
 # Bounds far beyond any published Llama. They keep a hostile file from asking for absurd allocations.
 Count = Annotated[int, Field(gt=0, le=1 << 20, strict=True)]
@@ -161,8 +162,8 @@ class LlamaConfig(Config):
         fields = {name: metadata[key] for name, key in GGUF_KEYS.items() if metadata.get(key) is not None} | {
             "tie_word_embeddings": tied
         }
-        if "tokenizer.ggml.tokens" in metadata:
-            fields["vocab_size"] = len(metadata["tokenizer.ggml.tokens"])
+        if isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), list):
+            fields["vocab_size"] = len(tokens)
         fields["rope_scaling"] = _scaling_of_gguf(metadata, rope_factors)
         _derive_heads(fields)
         if metadata.get("llama.rope.dimension_count", fields.get("head_dim")) != fields.get("head_dim"):
@@ -179,7 +180,10 @@ class LlamaConfig(Config):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or None
-            raise InputError(path, first["msg"].removeprefix("Value error, "), place=place) from error
+            problem = first["msg"].removeprefix("Value error, ")
+            if first["type"] not in ("missing", "value_error"):
+                problem = f"{first['input']!r:.60}: {problem[0].lower()}{problem[1:]}"
+            raise InputError(path, problem, place=place) from error
 
     def to_hf(self) -> dict[str, Any]:
         """`config.json` in the keys that transformers 4 and 5, vLLM and llama.cpp's converter all read."""
@@ -198,18 +202,10 @@ class LlamaConfig(Config):
         }
 
     def to_gguf(self) -> dict[str, Any]:
-        """The `llama.*` metadata that llama.cpp reads. The vocabulary's part belongs to the tokenizer."""
+        """The `llama.*` metadata of the shape; special tokens are the tokenizer's to say."""
         kept = {key: getattr(self, name) for name, key in GGUF_KEYS.items()}
         metadata = {key: value for key, value in kept.items() if key.startswith("llama.")}
         metadata["llama.rope.dimension_count"] = self.head_dim
-        scaling = self.rope_scaling
-        if scaling is not None and scaling.rope_type in ("linear", "yarn"):
-            metadata["llama.rope.scaling.type"] = scaling.rope_type
-            metadata["llama.rope.scaling.factor"] = scaling.factor
-            if scaling.original_max_position_embeddings is not None:
-                metadata["llama.rope.scaling.original_context_length"] = (
-                    scaling.original_max_position_embeddings
-                )
         return metadata
 
 
@@ -233,7 +229,8 @@ GGUF_KEYS = {
 def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> None:
     names = config.get("architectures") or []
     if names != ["LlamaForCausalLM"] and (names or config.get("model_type") != "llama"):
-        found = ", ".join(map(str, names)) or repr(config.get("model_type"))
+        found = ", ".join(map(str, names)) if isinstance(names, list) else repr(names)
+        found = found or repr(config.get("model_type"))
         raise InputError(path, f"{found} is not LlamaForCausalLM", place="architectures")
     for key, wanted in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         if config.get(key, wanted) != wanted:
@@ -308,7 +305,7 @@ def llama3_factors(theta: float, head_dim: int, scaling: RopeScaling) -> list[fl
         raise ValueError("Llama 3 scaling needs its bounds and its original context")
     factors = []
     for dimension in range(0, head_dim, 2):
-        turns = context / (2 * 3.141592653589793 * theta ** (dimension / head_dim))
+        turns = context / (2 * math.pi * theta ** (dimension / head_dim))
         smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
         factors.append(1 / ((1 - smooth) / scaling.factor + smooth))
     return factors

@@ -92,14 +92,16 @@ class Attention(nn.Module):
         q_BHSE = rotate(self._heads(self.q_proj(x_BSD)), cos_B1SE, sin_B1SE)
         k_BKTE = rotate(self._heads(self.k_proj(x_BSD)), cos_B1SE, sin_B1SE)
         v_BKTE = self._heads(self.v_proj(x_BSD))
+        causal = mask_B1ST is None
         if cache is not None:
             k_BKTE, v_BKTE = cache.append(k_BKTE, v_BKTE)
+            causal = causal and q_BHSE.shape[2] > 1  # one new token sees all that came before
         out_BHSE = F.scaled_dot_product_attention(
             q_BHSE,
             k_BKTE,
             v_BKTE,
             attn_mask=mask_B1ST,
-            is_causal=mask_B1ST is None and q_BHSE.shape[2] == k_BKTE.shape[2],
+            is_causal=causal,
             enable_gqa=self.grouped,
         )
         out: Tensor = self.o_proj(out_BHSE.transpose(1, 2).flatten(2))

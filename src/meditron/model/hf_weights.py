@@ -1,0 +1,136 @@
+"""A Llama as an HF folder: safetensors, one file or several behind an index, and the files beside them."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from meditron.ground.errors import InputError, UsageError
+from meditron.model.config import LlamaConfig
+from meditron.model.llama import Llama
+from meditron.model.tensors import DTYPES, check_tensors, parameter_shapes, state_of
+from meditron.store.files import atomic, read_json, write_json
+from meditron.text.tokenizer import Tokenizer
+
+__all__ = ["hf_config", "hf_tensors", "save_hf"]
+
+# What older checkpoints and tied ones carry along and no Llama needs.
+_SPARE = ("rotary_emb.inv_freq", "lm_head.weight")
+
+
+def hf_config(folder: Path) -> LlamaConfig:
+    """The model's shape from `config.json`; InputError for another architecture or one that cannot be."""
+    path = folder / "config.json"
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise InputError(path, "is not a table of settings")
+    return LlamaConfig.from_hf(found, path)
+
+
+def hf_tensors(folder: Path, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter as it is stored, one at a time.
+
+    Raises InputError, before anything is read, for missing, unexpected or misshapen tensors, and for
+    files that are no safetensors or lie outside the folder.
+    """
+    wanted = parameter_shapes(config)
+    files = _files(folder)
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with _opened(file) as tensors:
+            found |= _shapes_in(file, tensors, wanted)
+    check_tensors(folder, wanted, found)
+    for file in files:
+        with _opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # no mapping
+                if name in wanted:
+                    yield name, tensors.get_tensor(name)
+
+
+def _shapes_in(file: Path, tensors: Any, wanted: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:  # noqa: ANN401
+    shapes = {}
+    for name in tensors.keys():  # noqa: SIM118  # no mapping
+        part = tensors.get_slice(name)
+        if name not in wanted and name.endswith(_SPARE):
+            continue
+        if part.get_dtype() not in DTYPES:
+            raise InputError(file, f"is {part.get_dtype()}; {', '.join(DTYPES)} can be read", place=name)
+        shapes[name] = tuple(part.get_shape())
+    return shapes
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        tensors = safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(file, f"cannot be read as safetensors: {error}") from error
+    with tensors:
+        yield tensors
+
+
+def _files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: the one, or those that its index names."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        hint = "only safetensors are read; pickled weights can run code and are not"
+        raise InputError(folder, "has no model.safetensors", hint=hint)
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise InputError(index, "names no files", place="weight_map")
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(index, f"{name!r} is no safetensors file of this folder", place="weight_map")
+    return [folder / name for name in sorted(set(names.values()))]
+
+
+def save_hf(
+    model: Llama | Mapping[str, Tensor],
+    config: LlamaConfig,
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: torch.dtype,
+) -> None:
+    """Write a folder that transformers, vLLM and llama.cpp's converter open: tokenizer, config, weights.
+
+    The same weights give the same bytes. Each file is whole or absent; the weights come last. Raises
+    UsageError for weights that `dtype` cannot hold.
+    """
+    name = str(dtype).removeprefix("torch.")
+    tokenizer.save(folder)
+    # transformers 4 knows the type as torch_dtype.
+    write_json(folder / "config.json", {**config.to_hf(), "dtype": name, "torch_dtype": name})
+    special = config.model_dump(
+        mode="json", include={"bos_token_id", "eos_token_id", "pad_token_id"}, exclude_none=True
+    )
+    write_json(folder / "generation_config.json", {**special, "do_sample": False})
+    _write_safetensors(folder / "model.safetensors", state_of(model), config, dtype)
+
+
+def _write_safetensors(
+    path: Path, state: Mapping[str, Tensor], config: LlamaConfig, dtype: torch.dtype
+) -> None:
+    """Stream the weights in one dtype. The library would need all of them in that dtype at once."""
+    code = next(code for code, known in DTYPES.items() if known == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in sorted(parameter_shapes(config).items()):
+        start, end = end, end + state[name].numel() * dtype.itemsize
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(parameter_shapes(config)):
+            weight = state[name].detach().to("cpu", dtype).contiguous()
+            if not bool(weight.isfinite().all()):
+                raise UsageError(f"{name} has values that {dtype} cannot hold")
+            file.write(weight.view(torch.uint8).numpy().data)

@@ -1,0 +1,58 @@
+"""A Llama of transformers and ours with the same weights: what parity is measured with."""
+
+import torch
+import transformers
+
+from meditron.model.config import LlamaConfig
+from meditron.model.llama import Llama
+
+SHAPE = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.3,  # far from uniform: a wrong row shows
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+SCALINGS = [
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 20.0},
+]
+
+
+def make_hf(seed=0, **changes):
+    """A Llama of transformers with random weights."""
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(**(SHAPE | changes))
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def twin(hf):
+    """Our Llama with the weights and the configuration of transformers' one."""
+    config = LlamaConfig.from_hf(hf.config.to_dict() | {"architectures": ["LlamaForCausalLM"]})
+    model = Llama(config)
+    tied = config.tie_word_embeddings
+    state = {
+        name: weight for name, weight in hf.state_dict().items() if not (tied and name == "lm_head.weight")
+    }
+    model.load_state_dict(state)
+    return model
+
+
+def logits(model, ids_BS, **inputs):
+    """Logits of every position."""
+    return model(ids_BS, **inputs) @ model.head_weight.T
