@@ -84,11 +84,13 @@ class MasterAdamW:
     def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
         """Go back to `tensors` as they were after `steps` steps; the model's weights follow.
 
-        KeyError or RuntimeError where names or shapes are not this model's.
+        ValueError, before anything has changed, where names or shapes are not this model's.
         """
         for kind, here in self.tensors().items():
-            if here.keys() != tensors[kind].keys():
-                raise KeyError(f"{kind} has other tensors than the model")
+            shapes = {name: tensor.shape for name, tensor in here.items()}
+            if shapes != {name: tensor.shape for name, tensor in tensors[kind].items()}:
+                raise ValueError(f"{kind} has tensors of other names or shapes")
+        for kind, here in self.tensors().items():
             for name, tensor in here.items():
                 tensor.copy_(tensors[kind][name])
         for master in self.masters.values():

@@ -1,0 +1,52 @@
+"""How fast this machine multiplies matrices, in the shapes and the dtype of one model's training step.
+
+The convention: for every weight matrix W (out, in) of the model and the N tokens of a pass, three products
+are timed by themselves, as a backward pass needs twice what a forward pass does: X Wᵀ (forward), dY W
+(gradient of the input) and dYᵀ X (gradient of the weight), of 2 · N · out · in operations each. The peak is
+all their operations over the sum of their best times. A step's share of it counts operations as
+`LlamaConfig.flops_per_token` does, attention's own products among them; what is no product is loss.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from meditron.model.llama import Llama
+
+__all__ = ["best_seconds", "matmul_peak"]
+
+_ROUNDS = 5
+
+
+def matmul_peak(model: Llama, tokens: int) -> float:
+    """Operations a second over the model's matrix products on `tokens` tokens, each at its best of five."""
+    weights = [weight for weight in model.parameters() if weight.dim() == 2]
+    if model.lm_head is not None:
+        weights = [weight for weight in weights if weight is not model.model.embed_tokens.weight]
+    operations = seconds = 0.0
+    for (out, width), count in Counter((w.shape[0], w.shape[1]) for w in weights).items():
+        for product in _products(tokens, out, width, weights[0]):
+            seconds += count * best_seconds(product, rounds=_ROUNDS)
+            operations += count * 2.0 * tokens * out * width
+    return operations / seconds
+
+
+def best_seconds(work: Callable[[], object], *, rounds: int) -> float:
+    """The shortest of `rounds` runs, after one that warms up."""
+    work()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _products(tokens: int, out: int, width: int, like: Tensor) -> list[Callable[[], object]]:
+    x_ND = torch.ones(tokens, width, dtype=like.dtype, device=like.device)
+    dy_NF = torch.ones(tokens, out, dtype=like.dtype, device=like.device)
+    weight_FD = torch.ones(out, width, dtype=like.dtype, device=like.device)
+    return [lambda: x_ND @ weight_FD.T, lambda: dy_NF @ weight_FD, lambda: dy_NF.T @ x_ND]
