@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from meditron.store.artifact import Artifact
 from meditron.store.jsonl import JsonlWriter
 from tiny import TEXTS, tiny_hf
 
@@ -48,8 +47,3 @@ def corpus(make_corpus: Callable[..., Path]) -> Path:
     return make_corpus(
         {"pubmed": [("pubmed:train", "No held-out text at all.")]}, {"pubmed": documents, "wiki": wiki}
     )
-
-
-def artifact(name: str, path: Path, selector: str | None = None) -> Artifact:
-    """An input as the recipe hands it over; the digest is the test's own."""
-    return Artifact(name, path, digest=f"{name}-digest", selector=selector)

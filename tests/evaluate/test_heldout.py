@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.evaluate.heldout import HeldOut, data_digest, held_out, refuse_overlap
+from meditron.evaluate.heldout import choose, data_digest, refuse_overlap
 from meditron.ground.errors import InputError, MeditronError
+from meditron.store.corpus import Text, held_out
 
 Make = Callable[..., Path]
 HELDOUT = [(f"pubmed:{n}", f"text {n}") for n in range(50)]
@@ -28,14 +29,14 @@ def test_more_documents_keep_those_chosen_before(make_corpus: Make) -> None:
 def test_a_source_with_one_document_is_left_out_and_said(
     make_corpus: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = held_out(make_corpus({}, {"pubmed": HELDOUT, "wiki": [("wiki:1", "alone")]}), 10)
+    chosen = choose(make_corpus({}, {"pubmed": HELDOUT, "wiki": [("wiki:1", "alone")]}), 10)
     assert list(chosen) == ["pubmed"]
-    assert "wiki: 1 held-out documents, too few" in capsys.readouterr().err
+    assert "wiki: 1 held-out document, too few" in capsys.readouterr().err
 
 
 def test_nothing_held_out(make_corpus: Make) -> None:
     with pytest.raises(InputError, match="nothing held out"):
-        held_out(make_corpus({"pubmed": HELDOUT}, {}), 10)
+        choose(make_corpus({"pubmed": HELDOUT}, {}), 10)
 
 
 def test_a_line_that_is_no_document(make_corpus: Make) -> None:
@@ -60,10 +61,10 @@ def test_a_held_out_document_in_training_is_refused(make_corpus: Make, leak: tup
         refuse_overlap(corpus, held_out(corpus, 10))
 
 
-documents = st.builds(HeldOut, st.text(), st.just("s"), st.text(), st.sampled_from(["a" * 64, "b" * 64]))
+documents = st.builds(Text, st.text(), st.just("s"), st.text(), st.just(Path("file")))
 
 
 @given(st.lists(documents, min_size=1, max_size=5, unique_by=lambda d: d.id))
-def test_the_data_digest_knows_ids_and_texts_but_no_order(chosen: list[HeldOut]) -> None:
+def test_the_data_digest_knows_ids_and_texts_but_no_order(chosen: list[Text]) -> None:
     assert data_digest(chosen[::-1]) == data_digest(chosen)
     assert data_digest(chosen[1:]) != data_digest(chosen)

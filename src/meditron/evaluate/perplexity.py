@@ -7,12 +7,13 @@ from typing import Any
 
 from meditron.evaluate.compare import Result, differences
 from meditron.evaluate.config import CORPUS, EvaluateConfig
-from meditron.evaluate.heldout import HeldOut, data_digest, held_out, refuse_overlap
-from meditron.evaluate.report import show, write_report
+from meditron.evaluate.heldout import choose, data_digest, refuse_overlap
+from meditron.evaluate.report import write_report
 from meditron.evaluate.rows import FILE_NAME, Row, RowsFile
 from meditron.evaluate.scoring import score
 from meditron.ground.statistics import bootstrap_ratio
 from meditron.store.artifact import Artifact
+from meditron.store.corpus import Text
 from meditron.store.results import Comparison, EvaluationResult, Perplexity, write_results
 
 __all__ = ["run", "summarize"]
@@ -29,7 +30,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         InputError: the corpus has nothing held out, or its files, a model's or the rows are damaged.
     """
     corpus = inputs[CORPUS].path
-    documents = held_out(corpus, config.documents)
+    documents = choose(corpus, config.documents)
     compared = refuse_overlap(corpus, documents)
     with RowsFile(out) as file:
         rows = [row for name in config.models for row in score(name, inputs[name], documents, config, file)]
@@ -37,13 +38,12 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     result = summarize(config, documents, rows)
     write_results(out, result)
     write_report(out / "report.html", result)
-    show(result)
     overlap = {"overlap": 0, "training_documents_compared": compared}
     return result.model_dump(mode="json") | overlap
 
 
 def summarize(
-    config: EvaluateConfig, documents: Mapping[str, Sequence[HeldOut]], rows: Sequence[Row]
+    config: EvaluateConfig, documents: Mapping[str, Sequence[Text]], rows: Sequence[Row]
 ) -> EvaluationResult:
     """Perplexities by model and source, and the differences asked for, with their intervals."""
     seed = config.seed or 0

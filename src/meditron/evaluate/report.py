@@ -1,14 +1,13 @@
-"""The evaluation for people: a table on the console, a page for the browser."""
+"""The evaluation as a page for the browser."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from meditron.ground import console
 from meditron.ground.charts import intervals
 from meditron.ground.pages import Page
 from meditron.store.results import Comparison, EvaluationResult, Perplexity
 
-__all__ = ["show", "write_report"]
+__all__ = ["write_report"]
 
 _PERPLEXITY = ("source", "model", "documents", "tokens", "perplexity", "95 % interval", "bits per byte")
 _DIFFERENCE = ("measure", "b − a", "n", "difference", "95 % interval", "p", "detectable")
@@ -19,13 +18,6 @@ _HOW = (
     "loss per token minus the first's, on the same documents; below zero the second is better. 'detectable' "
     "is the smallest true difference that so many documents show with 80 % power."
 )
-
-
-def show(result: EvaluationResult) -> None:
-    """Print both tables."""
-    console.table(_PERPLEXITY, _perplexity_rows(result), title="Held-out perplexity")
-    if result.differences:
-        console.table(_DIFFERENCE, _difference_rows(result.differences), title="Paired differences")
 
 
 def write_report(path: Path, result: EvaluationResult) -> None:

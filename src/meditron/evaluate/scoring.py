@@ -13,7 +13,7 @@ from typing import Self
 import torch
 
 from meditron.evaluate.config import EvaluateConfig
-from meditron.evaluate.heldout import HeldOut, data_digest
+from meditron.evaluate.heldout import data_digest
 from meditron.evaluate.rows import Row, RowsFile
 from meditron.ground.console import progress
 from meditron.ground.errors import MeditronError
@@ -22,6 +22,7 @@ from meditron.model.nll import nll_rows
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import load_model
 from meditron.store.artifact import Artifact
+from meditron.store.corpus import Text
 from meditron.store.manifest import fingerprint
 from meditron.store.models import resolve
 from meditron.text.tokenizer import Tokenizer
@@ -55,7 +56,7 @@ def encode(text: str, tokenizer: Tokenizer, max_tokens: int) -> Encoded:
 def score(
     name: str,
     artifact: Artifact,
-    documents: Mapping[str, Sequence[HeldOut]],
+    documents: Mapping[str, Sequence[Text]],
     config: EvaluateConfig,
     file: RowsFile,
 ) -> list[Row]:
@@ -81,7 +82,7 @@ def score(
     return list(rows.values())
 
 
-def _plan(artifact: Artifact, documents: Sequence[HeldOut], config: EvaluateConfig) -> str:
+def _plan(artifact: Artifact, documents: Sequence[Text], config: EvaluateConfig) -> str:
     """SHA-256 of all that decides a model's rows."""
     return fingerprint(
         {
@@ -118,14 +119,14 @@ class _Scorer:
         tokenizer = model_tokenizer(files)
         return cls(name, artifact.digest, model, tokenizer, limit, config.batch_tokens, plan)
 
-    def rows(self, documents: Sequence[HeldOut]) -> list[Row]:
+    def rows(self, documents: Sequence[Text]) -> list[Row]:
         """Score some documents together."""
         encoded = [encode(document.text, self.tokenizer, self.max_tokens) for document in documents]
         nlls, tokens = nll_rows(self.model, [e.ids for e in encoded], batch_tokens=self.batch_tokens)
         found = zip(documents, encoded, nlls.tolist(), tokens.tolist(), strict=True)
         return [self._row(document, e, nll, count) for document, e, nll, count in found]
 
-    def _row(self, document: HeldOut, encoded: Encoded, nll: float, tokens: int) -> Row:
+    def _row(self, document: Text, encoded: Encoded, nll: float, tokens: int) -> Row:
         if not math.isfinite(nll):
             raise MeditronError(
                 f"{self.name}: the loss on {document.id} is {nll}",
@@ -141,6 +142,6 @@ class _Scorer:
             nll=nll,
             bytes=encoded.bytes,
             cut=encoded.cut,
-            text_sha256=document.text_sha256,
+            text_sha256=document.sha256,
             plan=self.plan,
         )
