@@ -8,11 +8,13 @@ figures give the same bytes: ids are salted, and no date is written. pyplot and 
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = ["bars", "intervals", "lines"]
@@ -39,13 +41,24 @@ _STYLE = {
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
+    "font.size": 8.5,
     "axes.unicode_minus": True,
 }
-_WIDTH, _HEIGHT = 5.6, 2.9  # inches, of 72 units each in the SVG
+_WIDTH, _HEIGHT = 5.0, 2.7  # inches, of 72 units each in the SVG
+_SCALES = ((1e9, " B"), (1e6, " M"))
 _MARKED = 40  # up to so many points are marked one by one
 
 
+@contextmanager
+def _styled() -> Iterator[None]:
+    """Matplotlib's settings while a chart is made; they are put back after it."""
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        yield
+
+
+@_styled()
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, log_x: bool = False) -> str:
     """A curve for each series of (x, y) points, named at its end; a series of one point is a dot.
 
@@ -68,7 +81,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
         )
     if log_x:
         axes.set_xscale("log")
-    axes.set_title(y, loc="left", color=_MUTED, fontsize=9)
+    axes.set_title(y, loc="left", color=_MUTED, fontsize=8.5)
     axes.set_xlabel(x, color=_MUTED)
     axes.margins(x=0.02, y=0.08)
     _tidy(axes, grid="y")
@@ -79,6 +92,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
     return _svg(figure)
 
 
+@_styled()
 def intervals(
     rows: Sequence[tuple[str, float, float, float]], x: str, *, reference: float | None = None
 ) -> str:
@@ -101,11 +115,12 @@ def intervals(
     return _svg(figure)
 
 
+@_styled()
 def bars(rows: Sequence[tuple[str, float]], x: str) -> str:
     """A bar from zero for each (label, value), top down, with its value at the end."""
     figure, axes = _canvas(0.75 + 0.3 * len(rows))
     drawn = axes.barh(range(len(rows)), [value for _, value in rows], height=0.62, color=_SERIES[0])
-    axes.bar_label(drawn, [_figure(value) for _, value in rows], padding=3, color=_INK, fontsize=8.5)
+    axes.bar_label(drawn, [_figure(value) for _, value in rows], padding=3, color=_INK)
     axes.margins(x=0.12)
     _label_rows(axes, [label for label, _ in rows])
     axes.set_xlabel(x, color=_MUTED)
@@ -114,12 +129,10 @@ def bars(rows: Sequence[tuple[str, float]], x: str) -> str:
 
 
 def _canvas(height: float) -> "tuple[Figure, Axes]":
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        return figure, figure.add_subplot()
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def _drawable(points: Sequence[tuple[float, float]], *, log_x: bool) -> list[tuple[float, float]]:
@@ -142,14 +155,12 @@ def _tidy(axes: "Axes", grid: Literal["x", "y"]) -> None:
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color=_RULE, linewidth=0.7)
     axes.tick_params(length=0, labelcolor=_MUTED)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _figure(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    if axes.get_xscale() == "linear":
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-    if grid == "y":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _figure(value)))
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-    else:
+    for axis in (axes.xaxis, axes.yaxis) if grid == "y" else (axes.xaxis,):
+        if axis.get_scale() == "linear":
+            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _, axis=axis: _tick(value, axis)))
+        axis.set_minor_formatter(NullFormatter())
+    if grid == "x":
         axes.tick_params(axis="y", labelcolor=_INK)
 
 
@@ -180,22 +191,41 @@ def _name_ends(axes: "Axes", ends: Mapping[str, float]) -> None:
         )
 
 
+def _tick(value: float, axis: "Axis") -> str:
+    """A tick's label, with as many decimals as the finest of its neighbours needs (2.9 beside 2.95: 2.90)."""
+    if value == 0:
+        return "0"
+    ticks = axis.get_majorticklocs()
+    spread = float(max(abs(tick) for tick in ticks)) if axis.get_scale() == "linear" else abs(value)
+    scale, letter = next((pair for pair in _SCALES if spread >= pair[0]), (1.0, ""))
+    finest = ticks if axis.get_scale() == "linear" else [value]
+    decimals = next(
+        (
+            d
+            for d in range(6)
+            if all(math.isclose(round(t / scale, d), t / scale, abs_tol=1e-9) for t in finest)
+        ),
+        6,
+    )
+    return _written(value / scale, decimals) + letter
+
+
 def _figure(value: float) -> str:
-    """An axis label: separated thousands, then millions (M) and billions (B)."""
-    for scale, letter in ((1e9, " B"), (1e6, " M")):
-        if abs(value) >= scale:
-            return f"{value / scale:,.4g}{letter}".replace("-", "−")
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return text.replace("-", "−")
+    """A value beside its bar: four figures, thousands apart, then millions (M) and billions (B)."""
+    scale, letter = next((pair for pair in _SCALES if abs(value) >= pair[0]), (1.0, ""))
+    value /= scale
+    decimals = 0 if value == int(value) else max(0, 4 - len(str(int(abs(value)))))
+    return _written(value, decimals) + letter
+
+
+def _written(value: float, decimals: int) -> str:
+    return f"{value + 0.0:,.{decimals}f}".replace("-", "−")
 
 
 def _svg(figure: "Figure") -> str:
     """The figure's `<svg>` element, with the page's colours and font for the placeholders."""
-    from matplotlib import rc_context
-
     buffer = io.StringIO()
-    with rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", transparent=True)
+    figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)

@@ -4,7 +4,8 @@ import re
 
 __all__ = ["amount", "duration", "is_figure", "size"]
 
-_FIGURE = re.compile(r"[-+−]?[\d,.]+(e[-+]?\d+)?( ?%| [kMGTP]?B)?|[–—]?")
+_NUMBER = r"[-+−]?\d[\d,.]*(e[-+]?\d+)?"
+_FIGURE = re.compile(rf"{_NUMBER}( ?%| [kMGTP]?B)?|{_NUMBER} … {_NUMBER}|\[{_NUMBER}, {_NUMBER}\]|[–—]?")
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -40,7 +41,7 @@ def amount(count: float, unit: str = "") -> str:
 
 
 def is_figure(text: str) -> bool:
-    """Whether a table's cell is a number (or an empty place), to stand flush right with its like."""
+    """Whether a table's cell is a number, an interval or an empty place: it then stands flush right."""
     return _FIGURE.fullmatch(text) is not None
 
 
