@@ -142,8 +142,9 @@ def _find(text: str, place: Place) -> tuple[int | None, int]:
     """Line (from 1) of the deepest part of `place` that the text has, and how many parts that is."""
     best, depth = None, 0
     for number, found in _places(text):
-        if depth < len(found) == _common(found, place):
-            best, depth = number, len(found)
+        common = _common(found, place)
+        if common > depth and common in (len(found), len(place)):
+            best, depth = number, common
     return best, depth
 
 

@@ -1,0 +1,371 @@
+"""Running: what is built, kept, refused, gone on with; what a kill leaves; who may write."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from counting import STAGES, Bench, states
+from meditron.ground.errors import DriftError, InputError, MeditronError, RecipeError, SourceError, UsageError
+from meditron.recipe import load_recipe, run_recipe, status
+from meditron.recipe.lock import locked
+from meditron.store.manifest import read_manifest
+
+ALL = ["words", "total", "rank.short", "rank.long"]
+
+
+def times(bench: Bench) -> dict[str, int]:
+    """When each file of the run was written last."""
+    files = sorted(bench.run_folder.rglob("*"))
+    return {str(file): file.stat().st_mtime_ns for file in files if file.is_file() and file.name != ".lock"}
+
+
+def in_child(bench: Bench, *, wait: bool = True, **environment: str) -> subprocess.Popen[bytes]:
+    """The same run in a process of its own."""
+    code = "from counting import Bench; from pathlib import Path; import sys; Bench(Path(sys.argv[1])).run()"
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(bench.folder)],
+        env={**os.environ, **environment, "PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+    )
+    if wait:
+        child.communicate(timeout=60)
+    return child
+
+
+def test_stages_are_built_in_order_and_a_second_run_touches_nothing(bench: Bench) -> None:
+    result = bench.run()
+    assert states(result) == dict.fromkeys(ALL, "built")
+    assert json.loads((bench.run_folder / "rank.long/rank.json").read_text()) == {"the": 3, "heart": 2}
+    before = times(bench)
+    again = bench.run()
+    assert states(again) == dict.fromkeys(ALL, "fresh")
+    assert again.built == []
+    assert times(bench) == before
+
+
+def test_the_manifest_tells_what_was_made_from_what_and_digests_chain(bench: Bench) -> None:
+    bench.run("words.threads=3")
+    words = read_manifest(bench.run_folder / "words")
+    total = read_manifest(bench.run_folder / "total")
+    assert words is not None
+    assert total is not None
+    assert (words.kind, words.name, words.seed, words.licences) == ("words", "words", 7, {"text": "CC0"})
+    assert words.beside == {"threads": 3}
+    assert "threads" not in words.payload["config"]
+    assert {file.path for file in words.files} == {"000.json", "001.json", "002.json"}
+    assert words.inputs["text"].reference == str(bench.text)
+    assert words.metrics["lines"] == 3
+    assert words.metrics["seconds"] >= 0
+    assert total.inputs["words"].digest == words.digest
+    assert total.licences == {"text": "CC0"}
+    assert words.started <= words.ended
+
+
+def test_a_field_that_says_how_and_not_what_is_no_drift(bench: Bench) -> None:
+    bench.run()
+    assert bench.run("words.threads=9").built == []
+
+
+def test_drift_is_refused_with_the_fields_and_nothing_is_touched(bench: Bench) -> None:
+    bench.run()
+    before = times(bench)
+    with pytest.raises(DriftError) as caught:
+        bench.run("words.upper=true", "words.ratio=0.25")
+    assert "words was made from something else" in caught.value.message
+    assert "upper: false → true" in caught.value.message
+    assert "ratio: 0.5 → 0.25" in caught.value.message
+    assert "--rebuild words" in str(caught.value.hint)
+    assert "total, rank.short, rank.long" in str(caught.value.hint)
+    assert "--accept-drift" in str(caught.value.hint)
+    assert times(bench) == before
+
+
+def test_status_tells_drift_field_by_field_and_what_stands_on_it(bench: Bench) -> None:
+    bench.run()
+    looked = status(bench.load("words.upper=true"), out=bench.out)
+    assert states(looked) == dict.fromkeys(ALL, "stale")
+    told = looked.to_json()["stages"]
+    assert told["words"]["drift"] == [{"field": "upper", "was": False, "now": True}]
+    assert told["total"]["drift"][0]["field"] == "inputs.words"
+    assert not looked.sound
+    assert status(bench.load(), out=bench.out).sound
+
+
+def test_a_changed_input_is_drift(bench: Bench) -> None:
+    bench.run()
+    bench.text.write_text("other words\n", encoding="utf-8")
+    with pytest.raises(DriftError, match=r"words .*inputs\.text"):
+        bench.run()
+
+
+def test_a_raised_stage_version_is_drift(bench: Bench) -> None:
+    bench.run()
+    bench.stages = (STAGES[0], replace(STAGES[1], version=2), STAGES[2])
+    with pytest.raises(DriftError, match=r"total .*version: 1 → 2"):
+        bench.run()
+
+
+def test_rebuild_takes_the_stage_and_what_stands_on_it_and_nothing_else(bench: Bench) -> None:
+    bench.run()
+    before = times(bench)
+    result = bench.run("rank.long.keep=1", rebuild=["rank.long"])
+    assert result.built == ["rank.long"]
+    assert {f for f, t in times(bench).items() if before.get(f) != t} == {
+        str(bench.run_folder / "rank.long" / name) for name in ("rank.json", "manifest.json")
+    }
+    assert bench.run("rank.long.keep=1", rebuild=["total"]).built == ["total", "rank.short", "rank.long"]
+
+
+def test_accept_drift_goes_on_with_what_is_there_and_says_no_lie_about_it(bench: Bench) -> None:
+    bench.run(until="total")
+    result = bench.run("words.upper=true", accept_drift=True)
+    assert result.built == ["rank.short", "rank.long"]
+    words = read_manifest(bench.run_folder / "words")
+    assert words is not None
+    assert words.payload["config"]["upper"] is False
+    with pytest.raises(DriftError):
+        bench.run("words.upper=true")
+
+
+def test_only_and_until_build_no_more_than_asked(bench: Bench) -> None:
+    assert bench.run(until="total").built == ["words", "total"]
+    assert bench.run(only="rank.long").built == ["rank.long"]
+    with pytest.raises(UsageError, match="exclude each other"):
+        bench.run(only="total", until="total")
+    with pytest.raises(UsageError, match="did you mean 'total'"):
+        bench.run(only="totl")
+    with pytest.raises(UsageError, match="did you mean 'total'"):
+        bench.run(rebuild=["totl"])
+    with pytest.raises(UsageError, match="left out by"):
+        bench.run(only="total", rebuild=["words"])
+
+
+def test_only_needs_what_it_stands_on(bench: Bench) -> None:
+    with pytest.raises(UsageError, match="total stands on words, which is missing") as caught:
+        bench.run(only="total")
+    assert "--until words" in str(caught.value.hint)
+
+
+def test_a_dry_run_says_what_from_what_and_why_and_makes_nothing(bench: Bench) -> None:
+    told = bench.run(dry_run=True).to_json()
+    assert not bench.out.exists()
+    assert told["run"] == "counts"
+    assert told["stages"]["words"] == {
+        "state": "missing",
+        "seconds": None,
+        "metrics": {},
+        "drift": [],
+        "action": "build",
+        "why": "not there yet",
+        "inputs": {"text": str(bench.text)},
+    }
+    bench.run(until="total")
+    actions = bench.run("rank.long.on=words", dry_run=True, rebuild=["total"]).to_json()["stages"]
+    assert {name: stage["action"] for name, stage in actions.items()} == {
+        "words": "keep",
+        "total": "rebuild",
+        "rank.short": "build",
+        "rank.long": "build",
+    }
+    drifted = bench.run("words.upper=true", dry_run=True)
+    assert drifted.refused == ["words", "total"]
+
+
+def test_a_dry_run_downloads_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = bench.folder / "cache"
+    monkeypatch.setenv("MEDITRON_CACHE", str(cache))
+    # No host has this name (RFC 6761): a fetch would fail.
+    assert bench.run('words.text="https://nowhere.invalid/x.txt"', dry_run=True).to_json()
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bench: Bench, line: int) -> None:
+    killed = in_child(bench, TEST_KILL_AT=str(line))
+    assert killed.returncode == -signal.SIGKILL
+    assert states(status(bench.load(), out=bench.out))["words"] == "partial"
+    result = bench.run()
+    assert states(result) == dict.fromkeys(ALL, "built")
+    assert result.stages["words"].metrics["worked"] == 3 - line
+    assert result.stages["words"].metrics["attempts"] == 2
+    whole = Bench(bench.folder / "whole")
+    whole.folder.mkdir()
+    recipe = load_recipe(bench.path, stages=STAGES)
+    run_recipe(recipe, out=whole.out)
+    for name in ALL:
+        resumed, straight = read_manifest(bench.run_folder / name), read_manifest(whole.run_folder / name)
+        assert resumed is not None
+        assert straight is not None
+        assert resumed.digest == straight.digest
+    assert {p.name for p in (bench.run_folder / "words").iterdir()} == {
+        "000.json", "001.json", "002.json", "manifest.json",
+    }  # fmt: skip
+
+
+def test_a_half_built_stage_knows_what_it_was_begun_for(bench: Bench) -> None:
+    in_child(bench, TEST_KILL_AT="1")
+    with pytest.raises(DriftError, match=r"words was begun for something else .*upper") as caught:
+        bench.run("words.upper=true")
+    assert "--accept-drift" not in str(caught.value.hint)
+    with pytest.raises(DriftError):
+        bench.run("words.upper=true", accept_drift=True)
+    result = bench.run("words.upper=true", rebuild=["words"])
+    assert result.stages["words"].metrics["worked"] == 3
+
+
+def test_two_runs_at_once_are_refused_by_the_process_that_holds_the_folder(bench: Bench) -> None:
+    child = in_child(bench, wait=False, TEST_WAIT_AT="1")
+    try:
+        until = time.monotonic() + 30
+        while not (bench.run_folder / "words/waiting.txt").exists():
+            assert time.monotonic() < until
+            assert child.poll() is None
+            time.sleep(0.02)
+        with pytest.raises(MeditronError, match=f"another run is writing here, process {child.pid}"):
+            bench.run()
+        assert bench.run(dry_run=True).refused == []
+    finally:
+        child.kill()
+        child.communicate()
+    with locked(bench.run_folder):
+        pass
+
+
+def test_a_failed_stage_says_how_and_goes_on_when_it_can(bench: Bench) -> None:
+    bench.text.write_text("the heart\npoison\n", encoding="utf-8")
+    with pytest.raises(InputError, match="a poisoned line"):
+        bench.run()
+    looked = status(bench.load(), out=bench.out)
+    assert states(looked)["words"] == "failed"
+    assert "a poisoned line" in looked.to_json()["stages"]["words"]["message"]
+    assert not looked.sound
+    with pytest.raises(InputError, match="a poisoned line"):
+        bench.run()
+    bench.text.write_text("the heart\nbug\n", encoding="utf-8")
+    with pytest.raises(DriftError):
+        bench.run()
+    with pytest.raises(ZeroDivisionError):
+        bench.run(rebuild=["words"])
+    assert status(bench.load(), out=bench.out).stages["words"].failure == "ZeroDivisionError: a defect"
+
+
+def test_an_interruption_is_no_failure(bench: Bench) -> None:
+    bench.text.write_text("the heart\ninterrupt\n", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        bench.run()
+    assert states(status(bench.load(), out=bench.out))["words"] == "partial"
+
+
+def test_a_full_disk_passes_through_and_is_recorded(bench: Bench) -> None:
+    bench.text.write_text("the heart\nfull\n", encoding="utf-8")
+    with pytest.raises(OSError, match="No space left"):
+        bench.run()
+    assert "No space left" in str(status(bench.load(), out=bench.out).stages["words"].failure)
+
+
+def test_a_stage_without_files_is_an_error(bench: Bench) -> None:
+    bench.stages = (STAGES[0], replace(STAGES[1], work="counting:nothing"), STAGES[2])
+    with pytest.raises(MeditronError, match="total ended without leaving a file"):
+        bench.run()
+
+
+def test_damaged_artifacts_are_found_and_only_rebuilt(bench: Bench) -> None:
+    bench.run()
+    lost = bench.run_folder / "words/001.json"
+    lost.unlink()
+    with pytest.raises(DriftError, match=r"words is damaged: files\.001\.json: whole → is missing") as caught:
+        bench.run(accept_drift=True)
+    assert "--accept-drift" not in str(caught.value.hint)
+    assert bench.run(rebuild=["words"]).built == ALL
+
+
+@pytest.mark.parametrize("bytes_", [b"", b"{", b'{"kind": 3}', b"\xff"])
+def test_a_damaged_manifest_is_told_and_rebuilt(bench: Bench, bytes_: bytes) -> None:
+    bench.run()
+    (bench.run_folder / "total/manifest.json").write_bytes(bytes_)
+    looked = status(bench.load(), out=bench.out)
+    assert states(looked)["total"] == "stale"
+    assert looked.stages["total"].drift[0].field == "files.manifest.json"
+    with pytest.raises(DriftError, match="total is damaged"):
+        bench.run()
+    assert "total" in bench.run(rebuild=["total"]).built
+
+
+def test_files_without_a_manifest_are_not_taken_for_a_half_built_stage(bench: Bench) -> None:
+    bench.run()
+    (bench.run_folder / "words/manifest.json").unlink()
+    with pytest.raises(DriftError, match="words is damaged"):
+        bench.run()
+
+
+def test_verify_finds_bytes_that_sizes_do_not_tell(bench: Bench) -> None:
+    bench.run()
+    file = bench.run_folder / "total/total.json"
+    file.write_bytes(file.read_bytes().replace(b"heart", b"haert"))
+    assert status(bench.load(), out=bench.out).sound
+    looked = status(bench.load(), out=bench.out, verify=True)
+    assert states(looked)["total"] == "stale"
+    assert looked.stages["total"].drift[0].field == "files.total.json"
+
+
+def test_a_stage_that_is_gone_is_built_again_and_the_rest_is_kept_if_it_comes_out_the_same(
+    bench: Bench,
+) -> None:
+    bench.run()
+    for file in (bench.run_folder / "total").iterdir():
+        file.unlink()
+    assert bench.run(dry_run=True).decisions["rank.long"].why == "if total comes out as it was"
+    assert bench.run().built == ["total"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["total.on=base"], ["total needs a base"]),
+        (
+            ["total.on=wrods"],
+            ["'wrods'", "neither a stage of this recipe nor a file", "did you mean 'words'"],
+        ),
+        (["total.on=rank"], ["'rank'", "neither a stage"]),
+        (["total.on=rank.long"], ["circle", "total → rank.long → total"]),
+    ],
+)
+def test_references_that_lead_nowhere_are_refused(
+    bench: Bench, overrides: list[str], words: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        bench.run(*overrides, dry_run=True)
+    for word in words:
+        assert word in caught.value.message
+
+
+def test_a_missing_local_input_is_a_source_error(bench: Bench) -> None:
+    bench.text.unlink()
+    with pytest.raises(SourceError, match="no such file"):
+        bench.run()
+
+
+def test_a_reference_selects_a_file_of_a_stage(bench: Bench) -> None:
+    result = bench.run("rank.long.on=total:best")
+    reference = result.stages["rank.long"].inputs["total"]
+    assert (reference.step, reference.selector) == ("total", "best")
+
+
+def test_another_runs_stage_is_an_input_by_its_digest(bench: Bench) -> None:
+    bench.run()
+    words = read_manifest(bench.run_folder / "words")
+    assert words is not None
+    other = Bench(bench.folder / "other")
+    other.folder.mkdir()
+    other.write(f'[total]\non = "{bench.run_folder / "words"}"\n')
+    result = other.run()
+    assert result.stages["total"].digests["words"] == f"sha256:{words.digest}"
+    assert json.loads((other.run_folder / "total/total.json").read_text())["the"] == 3

@@ -1,0 +1,145 @@
+"""The typed recipe: what is read, what is refused, and in which words."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from counting import RECIPE, Bench
+from meditron.ground.errors import RecipeError, UsageError
+from meditron.recipe import load_recipe
+from meditron.recipe.toml import read
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "smoke"])
+def test_a_changed_default_shows_as_a_difference_of_the_golden_recipe(name: str) -> None:
+    resolved = load_recipe(ROOT / f"recipes/{name}.toml").resolved()
+    golden = json.loads((ROOT / f"tests/recipe/golden/{name}.json").read_text(encoding="utf-8"))
+    assert resolved == golden, "if this was meant: python tests/recipe/golden.py"
+
+
+def test_seeds_are_resolved_and_absent_tables_are_absent_stages(bench: Bench) -> None:
+    bench.write('seed = 7\n[words]\ntext = "{text}"\nseed = 3\n[total]\n')
+    recipe = bench.load()
+    assert {name: step.config.seed for name, step in recipe.steps.items()} == {"words": 3, "total": 7}
+
+
+def test_arrays_of_tables_have_names_and_a_single_one_may_have_none(bench: Bench) -> None:
+    assert list(bench.load().steps) == ["words", "total", "rank.short", "rank.long"]
+    bench.write('[words]\ntext = "{text}"\n[total]\n[[rank]]\nkeep = 2\n')
+    assert list(bench.load().steps) == ["words", "total", "rank"]
+    bench.write('[words]\ntext = "{text}"\n[total]\n[rank]\nname = "best"\n')
+    assert list(bench.load().steps) == ["words", "total", "rank.best"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ('[wrods]\ntext = "x"\n', ["counts.toml:1", "'wrods'", "did you mean 'words'"]),
+        (
+            '[words]\ntext = "x"\nupepr = true\n',
+            ["counts.toml:3", "words", "'upepr'", "did you mean 'upper'"],
+        ),
+        (
+            '[words]\ntext = "x"\n\n[words.filters.long]\nminimun = 3\n',
+            ["counts.toml:5", "words.filters.long", "'minimun'", "did you mean 'minimum'"],
+        ),
+        ('[[rank]]\nname = "a"\n[[rank]]\nname = "b"\nkep = 1\n', ["counts.toml:5", "did you mean 'keep'"]),
+        ('[words]\ntext = "x"\nupper = "yes"\n', ["counts.toml:3", "words.upper", "boolean", '"yes"']),
+        ("[words]\n", ["counts.toml:1", "words.text", "required"]),
+        ('seed = "one"\n', ["counts.toml:1", "seed", "integer"]),
+        ("words = 3\n", ["counts.toml:1", "write [words]"]),
+        ('[[words]]\ntext = "x"\n', ["counts.toml:1", "write [words]"]),
+        ("rank = 3\n", ["counts.toml:1", "write [[rank]]"]),
+        ('[[rank]]\nname = "a"\n[[rank]]\nname = "a"\n', ["counts.toml:3", "two tables are named rank.a"]),
+        ('[[rank]]\nname = "a"\n[[rank]]\nkeep = 1\n', ["counts.toml:3", "needs a name"]),
+        ('[[rank]]\nname = "../a"\n', ["counts.toml:1", "needs a name"]),
+        ("[words\n", ["counts.toml", "line 1"]),
+    ],
+)
+def test_what_is_wrong_is_refused_in_one_line_with_file_and_line(
+    bench: Bench, recipe: str, words: list[str]
+) -> None:
+    bench.path.write_text(recipe, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        bench.load()
+    assert "\n" not in caught.value.message
+    for word in words:
+        assert word in caught.value.message
+
+
+def test_the_real_recipes_key_is_named(bench: Bench) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'learning_rate'"):
+        load_recipe(ROOT / "recipes/quickstart.toml", ["pretrain.lerning_rate=1"])
+
+
+def test_a_missing_recipe_names_those_that_are_there(bench: Bench) -> None:
+    with pytest.raises(UsageError, match="no recipe at") as caught:
+        load_recipe(bench.folder / "cuonts.toml")
+    assert "counts.toml" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="is a folder"):
+        load_recipe(bench.folder)
+
+
+def test_a_recipe_that_is_no_text_is_refused(bench: Bench) -> None:
+    bench.path.write_bytes(b"seed = \xff\n")
+    with pytest.raises(RecipeError, match="not UTF-8 at byte 7"):
+        bench.load()
+
+
+def test_set_reads_toml_else_a_string_and_reaches_named_tables(bench: Bench) -> None:
+    recipe = bench.load(
+        "words.threads=2", "words.upper=true", "rank.long.keep=9", "base=init:tiny", "words.ratio=1"
+    )
+    words, long = recipe.steps["words"].config, recipe.steps["rank.long"].config
+    assert (words.threads, words.upper, words.ratio) == (2, True, 1.0)
+    assert (long.keep, recipe.steps["rank.short"].config.keep) == (9, 1)
+    assert recipe.base == "init:tiny"
+
+
+def test_set_makes_tables_that_are_not_there(bench: Bench) -> None:
+    recipe = bench.load('words.filters."long one".minimum=4')
+    assert recipe.steps["words"].config.filters["long one"].minimum == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("words.upepr=1", ["--set words.upepr=1", "did you mean 'upper'"]),
+        ("wrods.upper=1", ["--set wrods.upper=1", "did you mean 'words'"]),
+        ("words.threads=many", ["--set words.threads=many", "integer", '"many"']),
+        ("rank.lnog.keep=1", ["no table is named 'lnog'", "did you mean 'long'"]),
+        ("words", ["has no value"]),
+        ("a b=1", ["not a dotted key"]),
+        ("seed.x=1", ["seed is not a table"]),
+        ("seed.x.y=1", ["not a table"]),
+    ],
+)
+def test_a_wrong_set_is_refused_and_named(bench: Bench, override: str, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        bench.load(override)
+    for word in words:
+        assert word in caught.value.message
+
+
+@given(value=st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=40))
+def test_any_text_after_the_equals_sign_is_one_value(
+    tmp_path_factory: pytest.TempPathFactory, value: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    if not path.exists():
+        path.write_text("seed = 1\n", encoding="utf-8")
+    raw, _ = read(path, [f"table.key={value}"])
+    assert set(raw) == {"seed", "table"}
+    assert set(raw["table"]) == {"key"}
+
+
+def test_the_golden_form_holds_every_default(bench: Bench) -> None:
+    bench.write(RECIPE)
+    resolved = bench.load().resolved()
+    assert resolved["words"]["ratio"] == 0.5
+    assert json.loads(json.dumps(resolved)) == resolved
