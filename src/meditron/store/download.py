@@ -15,10 +15,10 @@ import urllib.parse
 import urllib.request
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
+from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
-from meditron import __version__
 from meditron.ground.console import progress, say
 from meditron.ground.errors import DigestError, FetchError, InputError, SourceError
 from meditron.store.files import make_folder, read_json, sha256_file, storing, write_json
@@ -130,7 +130,7 @@ def _attempt(url: str, part: Path, sha256: str | None) -> None:
 
 def _open(url: str, part: Path, have: int) -> http.client.HTTPResponse | None:
     """Ask for what is missing; None where nothing is."""
-    request = urllib.request.Request(url, headers={"User-Agent": f"meditron/{__version__}"})  # noqa: S310
+    request = urllib.request.Request(url, headers={"User-Agent": f"meditron/{version('meditron')}"})  # noqa: S310
     if have:
         request.add_header("Range", f"bytes={have}-")
         if validator := _noted(part):

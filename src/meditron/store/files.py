@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 _TEMPORARY = ".tmp"
 # Below this, hashing is about as fast as looking up what the hash was.
 _CACHED_FROM_BYTES = 1 << 20
@@ -53,28 +53,19 @@ def cache_folder() -> Path:
 def storing(path: Path) -> Iterator[None]:
     """Turn what the file system says against writing `path` into a StorageError of one line.
 
-    An OSError that names a file elsewhere passes through: it is not about this write.
+    An OSError that names a file elsewhere passes through, as a broken connection does: neither is about this
+    write.
     """
     try:
         yield
     except OSError as error:
         if not _concerns(error, path):
             raise
+        free, hint = "", "choose another place with --out or $MEDITRON_CACHE"
         if error.errno in _FULL:
-            free = shutil.disk_usage(_existing(path)).free
-            raise StorageError(
-                f"{path}: {_reason(error)} ({free:,} bytes are free there)",
-                hint="make room, or choose another place with --out or $MEDITRON_CACHE",
-            ) from error
-        if error.errno in _REFUSED:
-            raise StorageError(
-                f"{path}: {_reason(error)}", hint="choose another place with --out or $MEDITRON_CACHE"
-            ) from error
-        raise
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else str(error)
+            free = f" ({shutil.disk_usage(_existing(path)).free:,} bytes are free there)"
+            hint = f"make room, or {hint}"
+        raise StorageError(f"{path}: {error.strerror}{free}", hint=hint) from error
 
 
 def _existing(path: Path) -> Path:
@@ -83,8 +74,8 @@ def _existing(path: Path) -> Path:
 
 
 def _concerns(error: OSError, path: Path) -> bool:
-    if error.filename is None:
-        return True
+    if error.filename is None:  # said of an open file: a broken connection may pass through here as well
+        return error.errno in _FULL | _FAILED
     path, named = path.absolute(), Path(os.fsdecode(error.filename)).absolute()
     return named.parent == path.parent or named in (path, *path.parents)
 

@@ -1,0 +1,238 @@
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meditron.ground.errors import InputError, SourceError, StorageError
+from meditron.store.files import (
+    atomic,
+    cache_folder,
+    canonical,
+    digest_of,
+    read_json,
+    sha256_file,
+    storing,
+    sweep,
+    walk,
+    write_json,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_with_its_folders(tmp_path: Path):
+    path = tmp_path / "a/b/c.bin"
+    with atomic(path) as file:
+        file.write(b"one")
+        assert not path.exists()
+    assert path.read_bytes() == b"one"
+    assert names(path.parent) == ["c.bin"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "c.txt"
+    path.write_text("old")
+    with pytest.raises(TypeError), atomic(path, "w") as file:
+        file.writelines(["new", 1])
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["c.txt"]
+
+
+def test_a_killed_write_leaves_the_old_file_and_is_swept(tmp_path: Path):
+    path = tmp_path / "deep/c.txt"
+    path.parent.mkdir()
+    path.write_text("old")
+    script = f"""
+        import os
+        from pathlib import Path
+        from meditron.store.files import atomic
+        with atomic(Path({str(path)!r}), "w") as file:
+            file.write("new")
+            file.flush()
+            os.kill(os.getpid(), 9)
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False).returncode == -9
+    assert path.read_text() == "old"
+    assert len(names(path.parent)) == 2
+    assert walk(tmp_path) == [path]
+    sweep(tmp_path)
+    assert names(path.parent) == ["c.txt"]
+
+
+def fill(path: Path):
+    with storing(path), path.open("wb") as file:
+        file.write(b"x")
+        file.flush()
+
+
+def test_a_full_device_is_one_clear_line():
+    with pytest.raises(StorageError, match=r"/dev/full: No space left on device \([\d,]+ bytes are free"):
+        fill(Path("/dev/full"))
+
+
+_FILL = """
+    import resource, sys
+    from pathlib import Path
+    from meditron.ground.errors import StorageError
+    from meditron.store.jsonl import JsonlWriter
+    from meditron.store.files import atomic
+    folder = Path(sys.argv[1])
+    if sys.argv[2] != "0":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+    for name in ("big.bin", "rows.jsonl"):
+        try:
+            if name == "big.bin":
+                with atomic(folder / name) as file:
+                    file.write(bytes(1 << 20))
+            else:
+                with JsonlWriter(folder / name) as rows:
+                    for number in range(100_000):
+                        rows.write({"number": number})
+        except StorageError as error:
+            print(error)
+    print([path.name for path in folder.iterdir()])
+"""
+
+
+def _assert_said(output: str, folder: Path, reason: str):
+    first, second, left = output.splitlines()
+    assert first.startswith(f"{folder}/big.bin: {reason} (")
+    assert second.startswith(f"{folder}/rows.jsonl: {reason} (")
+    assert left == "[]"
+
+
+def test_a_file_too_large_is_one_clear_line_and_leaves_nothing(tmp_path: Path):
+    command = [sys.executable, "-c", textwrap.dedent(_FILL), str(tmp_path), "65536"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    _assert_said(done.stdout, tmp_path, "File too large")
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path):
+    mount = 'mount -t tmpfs -o size=128k none "$1" && shift && exec "$@"'
+    command = ["unshare", "-rm", "sh", "-c", mount, "sh", str(tmp_path)]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    work = [sys.executable, "-c", textwrap.dedent(_FILL), str(tmp_path), "0"]
+    done = subprocess.run([*command, *work], capture_output=True, text=True, check=True)
+    _assert_said(done.stdout, tmp_path, "No space left on device")
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    cases = {
+        Path("/proc/none/file"): "/proc/none: No such file",
+        tmp_path / "file/inside": "file: File exists",
+        tmp_path / "folder": "folder: Is a directory",
+        tmp_path / ("n" * 300): "File name too long",
+    }
+    for path, said in cases.items():
+        with pytest.raises(StorageError, match=said), atomic(path):
+            pass
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_an_error_about_another_file_passes_through(tmp_path: Path):
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "a") as file:
+        file.write((tmp_path / "b/missing").read_bytes())
+
+
+def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MEDITRON_CACHE", "/one")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/two")
+    assert cache_folder() == Path("/one")
+    monkeypatch.delenv("MEDITRON_CACHE")
+    assert cache_folder() == Path("/two/meditron")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/three")
+    assert cache_folder() == Path("/three/.cache/meditron")
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(plain)
+def test_canonical_json_survives_a_round_trip(value: object):
+    import json
+
+    try:
+        text = canonical(value)
+    except UnicodeEncodeError:
+        return  # a lone surrogate has no UTF-8
+    assert canonical(json.loads(text)) == text
+
+
+@pytest.mark.parametrize(
+    "value", [(1, 2), {1: 2}, {"a": {1}}, Path("x"), float("nan"), [float("inf")], print]
+)
+def test_what_is_not_plain_json_is_refused(value: object):
+    with pytest.raises(TypeError):
+        canonical({"payload": value})
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"{", "line 1, column 2"),
+        (b'{"a":\n tru}', "line 2, column 2"),
+        (b'"\xff"', "byte 1"),
+        (b"[" * 10**5, "recursion"),
+    ],
+)
+def test_damaged_json_is_an_input_error_with_its_place(tmp_path: Path, content: bytes, place: str):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=place):
+        read_json(path)
+
+
+def test_missing_json_is_a_source_error(tmp_path: Path):
+    with pytest.raises(SourceError, match="no such file"):
+        read_json(tmp_path / "x.json")
+
+
+def test_json_has_no_nan(tmp_path: Path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_digest_of_a_folder_follows_names_and_bytes_only(tmp_path: Path):
+    for name in ("one", "two"):
+        write_json(tmp_path / name / "a.json", 1)
+        write_json(tmp_path / name / "b/c.json", 2)
+    assert digest_of(tmp_path / "one") == digest_of(tmp_path / "two")
+    write_json(tmp_path / "one/.git/config", 3)
+    assert digest_of(tmp_path / "one") == digest_of(tmp_path / "two")
+    (tmp_path / "one/b/c.json").rename(tmp_path / "one/b/d.json")
+    assert digest_of(tmp_path / "one") != digest_of(tmp_path / "two")
+
+
+def test_a_large_file_is_hashed_once(tmp_path: Path, cache: Path):
+    path = tmp_path / "large"
+    path.write_bytes(bytes(2 << 20))
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    assert digest_of(path) == sha256_file(path)
+    (record,) = (cache / "digests").iterdir()
+    remembered = read_json(record)
+    write_json(record, remembered | {"sha256": "from the cache"})
+    assert digest_of(path) == "from the cache"
+    path.write_bytes(bytes(3 << 20))
+    assert digest_of(path) == sha256_file(path)
+
+
+def test_a_file_changed_just_now_is_not_remembered(tmp_path: Path, cache: Path):
+    path = tmp_path / "large"
+    path.write_bytes(bytes(2 << 20))
+    digest_of(path)
+    assert not (cache / "digests").exists()

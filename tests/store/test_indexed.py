@@ -1,0 +1,155 @@
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from meditron.ground.errors import InputError, SourceError
+from meditron.store.indexed import Indexed, IndexedWriter, token_dtype
+
+
+def write(prefix: Path, documents: list[list[int]], dtype: str = "uint16") -> Path:
+    with IndexedWriter(prefix, dtype) as writer:
+        for ids in documents:
+            writer.add(ids)
+    return prefix
+
+
+documents_of_ids = st.lists(st.lists(st.integers(0, 65_535), max_size=20), max_size=20)
+
+
+@given(documents_of_ids, st.sampled_from(["uint16", "int32", "int64"]))
+def test_documents_come_back(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], dtype: str
+):
+    indexed = Indexed(write(tmp_path_factory.mktemp("i") / "x.train", documents, dtype))
+    assert len(indexed) == len(documents)
+    assert [document.tolist() for document in indexed] == documents
+    assert indexed.tokens.tolist() == [token for document in documents for token in document]
+    assert indexed.sizes.tolist() == list(map(len, documents))
+    assert indexed.tokens.dtype == dtype
+    if documents:
+        assert indexed[-1].tolist() == documents[-1]
+    with pytest.raises(IndexError):
+        indexed[len(documents)]
+
+
+def test_the_bytes_are_megatrons(tmp_path: Path):
+    write(tmp_path / "x", [[1, 2, 3], [], [65_499]])
+    assert (tmp_path / "x.bin").read_bytes() == struct.pack("<4H", 1, 2, 3, 65_499)
+    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 3, 4)
+    arrays = struct.pack("<3i3q4q", 3, 0, 1, 0, 6, 6, 0, 1, 2, 3)
+    assert (tmp_path / "x.idx").read_bytes() == header + arrays
+
+
+def test_documents_of_several_sequences_are_read_as_one(tmp_path: Path):
+    write(tmp_path / "x", [[1], [2, 3], [4]])
+    idx = (tmp_path / "x.idx").read_bytes()
+    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 3, 3)
+    (tmp_path / "x.idx").write_bytes(header + idx[34 : 34 + 36] + struct.pack("<3q", 0, 2, 3))
+    assert [document.tolist() for document in Indexed(tmp_path / "x")] == [[1, 2, 3], [4]]
+
+
+def test_the_type_follows_the_vocabulary():
+    assert [token_dtype(size).name for size in (49_152, 65_499, 65_500, 128_256)] == [
+        "uint16",
+        "uint16",
+        "int32",
+        "int32",
+    ]
+
+
+def test_ids_that_do_not_fit_are_refused_and_nothing_is_left(tmp_path: Path):
+    for ids in ([70_000], [-1]):
+        with pytest.raises(OverflowError, match="document 1"):
+            write(tmp_path / "x", [[1], ids])
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TypeError):
+        IndexedWriter(tmp_path / "x", "float32")
+
+
+def test_half_a_pair_is_a_source_error(tmp_path: Path):
+    write(tmp_path / "x", [[1]])
+    (tmp_path / "x.idx").rename(tmp_path / "y.idx")
+    for name in "xy":
+        with pytest.raises(SourceError, match=r"\.(idx|bin): no such file"):
+            Indexed(tmp_path / name)
+
+
+def patched(at: int, layout: str, value: Any) -> Any:
+    def change(idx: bytes) -> bytes:
+        packed = struct.pack(layout, value)
+        return idx[:at] + packed + idx[at + len(packed) :]
+
+    return change
+
+
+LIES = {
+    "magic": (patched(0, "<B", 0), "byte 0"),
+    "version": (patched(9, "<Q", 2), "byte 9"),
+    "dtype": (patched(17, "<B", 9), "byte 17"),
+    "float dtype": (patched(17, "<B", 6), "byte 17"),
+    "wider dtype": (patched(17, "<B", 4), "byte"),
+    "sequences": (patched(18, "<Q", 2**60), "byte 18"),
+    "documents": (patched(26, "<Q", 2**63), "byte 18"),
+    "negative size": (patched(34, "<i", -5), "byte 34"),
+    "size past the end": (patched(42, "<i", 2**31 - 1), "byte 34"),
+    "pointer out": (patched(54, "<q", 2**40), "byte 54"),
+    "pointer negative": (patched(46, "<q", -2), "byte 46"),
+    "boundary start": (patched(70, "<q", 1), "byte 70"),
+    "boundary end": (patched(94, "<q", 99), "byte 70"),
+    "boundary order": (patched(78, "<q", 5), "byte 78"),
+    "truncated": (lambda idx: idx[:-1], "byte 18"),
+    "cut header": (lambda idx: idx[:20], "byte 0"),
+    "empty": (lambda idx: b"", "byte 0"),
+    "longer": (lambda idx: idx + bytes(8), "byte 18"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_idx_that_lies_is_an_input_error_with_the_place(tmp_path: Path, lie: str):
+    write(tmp_path / "x", [[1, 2], [3], [4]])
+    change, place = LIES[lie]
+    path = tmp_path / "x.idx"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match=rf"x\.idx \({place}"):
+        Indexed(tmp_path / "x")
+
+
+def test_a_bin_of_another_length_is_an_input_error(tmp_path: Path):
+    write(tmp_path / "x", [[1, 2], [3]])
+    (tmp_path / "x.bin").write_bytes(bytes(8))
+    with pytest.raises(InputError, match=r"promises 6 bytes of tokens, the \.bin has 8"):
+        Indexed(tmp_path / "x")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=4),
+    keep=st.integers(0, 200),
+)
+def test_a_damaged_idx_reads_or_is_an_input_error(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], keep: int
+):
+    prefix = write(tmp_path_factory.mktemp("i") / "x", [[1, 2], [3], []])
+    idx = bytearray((tmp := prefix.with_name("x.idx")).read_bytes()[:keep])
+    for at, byte in changes:
+        if at < len(idx):
+            idx[at] = byte
+    tmp.write_bytes(idx)
+    try:
+        read = [document.tolist() for document in Indexed(prefix)]
+    except InputError:
+        return
+    assert sum(map(len, read)) <= 6
+
+
+def test_ids_are_mapped_not_copied(tmp_path: Path):
+    indexed = Indexed(write(tmp_path / "x", [[1, 2], [3]]))
+    assert isinstance(indexed.tokens, np.memmap)
+    assert np.shares_memory(indexed[1], indexed.tokens)
+    with pytest.raises(ValueError, match="read-only"):
+        indexed[0][0] = 1

@@ -1,0 +1,113 @@
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meditron.ground.errors import InputError, SourceError
+from meditron.store.jsonl import JsonlWriter, read_jsonl
+
+SUFFIXES = [".jsonl", ".jsonl.gz", ".jsonl.zst"]
+ROWS = [{"id": f"pubmed:{number}", "text": "µ-opioid\n\u2028" * (number % 40)} for number in range(3_000)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with JsonlWriter(path) as writer:
+        for row in rows:
+            writer.write(row)
+    assert writer.rows == len(rows)
+    return path
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_rows_come_back_and_files_of_the_same_rows_are_equal(tmp_path: Path, suffix: str):
+    one, two = write(tmp_path / f"one{suffix}", ROWS), write(tmp_path / f"two{suffix}", ROWS)
+    assert list(read_jsonl(one)) == ROWS
+    assert one.read_bytes() == two.read_bytes()
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), max_size=5))
+def test_any_rows_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]):
+    folder = tmp_path_factory.mktemp("rows")
+    for suffix in SUFFIXES:
+        assert list(read_jsonl(write(folder / f"x{suffix}", rows))) == rows
+
+
+def test_other_compressors_members_and_frames_are_read(tmp_path: Path):
+    lines = b'{"a":1}\n\n{"a":2}'
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(lines[:5]) + gzip.compress(lines[5:]))
+    frames = [zstandard.compress(lines[:5]), zstandard.compress(lines[5:])]
+    (tmp_path / "x.jsonl.zst").write_bytes(b"".join(frames))
+    (tmp_path / "x.jsonl").write_bytes(lines)
+    for suffix in SUFFIXES:
+        assert list(read_jsonl(tmp_path / f"x{suffix}")) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES[1:])
+def test_a_truncated_stream_says_after_which_line(tmp_path: Path, suffix: str):
+    path = write(tmp_path / f"x{suffix}", ROWS)
+    whole = path.read_bytes()
+    for length in (len(whole) - 1, len(whole) // 2, 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"x\.jsonl\S* \(after line \d+\)"):
+            list(read_jsonl(path))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES[1:])
+def test_flipped_bits_are_noticed(tmp_path: Path, suffix: str):
+    path = write(tmp_path / f"x{suffix}", ROWS)
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 0x10
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match=r"line \d+"):
+        list(read_jsonl(path))
+
+
+def test_a_zstandard_file_of_no_bytes_is_truncated(tmp_path: Path):
+    (tmp_path / "x.jsonl.zst").touch()
+    with pytest.raises(InputError, match="ends too early"):
+        list(read_jsonl(tmp_path / "x.jsonl.zst"))
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        (b'{"a": tru}', "line 2, column 7"),
+        (b'{"a": 1} {', "line 2, column 10"),
+        (b'{"a": "\xff"}', "line 2, byte 7"),
+        (b"[1]", "line 2.*list where an object"),
+        (b"[" * 100_000, "line 2"),
+        (b'{"a": ' + b"9" * 5_000 + b"}", "line 2"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, place: str):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
+    rows = read_jsonl(path)
+    assert next(rows) == {"a": 1}
+    with pytest.raises(InputError, match=place):
+        next(rows)
+
+
+def test_a_line_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("meditron.store.jsonl._LONGEST_LINE", 1 << 20)
+    (tmp_path / "bomb.jsonl.zst").write_bytes(zstandard.compress(bytes(1 << 28)))
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(bytes(1 << 25)))
+    for suffix in SUFFIXES[1:]:
+        with pytest.raises(InputError, match=r"line 1\).*more than 1 MiB"):
+            list(read_jsonl(tmp_path / f"bomb{suffix}"))
+
+
+def test_a_missing_file_is_a_source_error(tmp_path: Path):
+    with pytest.raises(SourceError, match="no such file"):
+        next(read_jsonl(tmp_path / "x.jsonl"))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_nothing_is_left_of_a_failed_write(tmp_path: Path, suffix: str):
+    with pytest.raises(ValueError, match="JSON"):
+        write(tmp_path / f"x{suffix}", [{"a": 1}, {"a": float("nan")}])
+    assert not list(tmp_path.iterdir())
