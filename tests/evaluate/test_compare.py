@@ -16,12 +16,12 @@ B = A + LOSSES.normal(-0.1, 0.05, N)
 
 
 def rows(model: str, losses: np.ndarray, *, source: str = "pubmed", **changed: object) -> list[Row]:
-    common = {"model": model, "model_digest": model, "tokenizer_digest": "t", "source": source, "plan": "p"}
+    common = {"model": model, "model_digest": model, "source": source, "plan": "p"}
     return [
         Row.model_validate(
             common
             | {"id": f"{source}:{n}", "tokens": int(TOKENS[n]), "nll": float(loss * TOKENS[n])}
-            | {"bytes": int(TOKENS[n]) * 4, "text_sha256": f"{n:064x}"}
+            | {"bytes": int(TOKENS[n]) * 4, "text_sha256": f"{n:064x}", "ids_sha256": f"{n:064x}"}
             | changed
         )
         for n, loss in enumerate(losses)
@@ -77,7 +77,7 @@ def test_documents_are_joined_by_source_and_id(tmp_path: Path) -> None:
 
 
 def test_other_tokenizers_are_compared_by_bytes_of_whole_documents(tmp_path: Path) -> None:
-    theirs = rows("other", B, tokenizer_digest="u")
+    theirs = rows("other", B, ids_sha256="another")
     cut = [theirs[0].model_copy(update={"cut": True}), *theirs[1:]]
     (found,) = compare(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", cut))
     assert (found.what, found.n) == ("nll per byte, pubmed", N - 1)

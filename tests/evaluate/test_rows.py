@@ -12,12 +12,12 @@ def row(n: int, *, model: str = "base", source: str = "pubmed", plan: str = "p",
     return Row(
         model=model,
         model_digest="d",
-        tokenizer_digest="t",
         source=source,
         id=f"{source}:{n}",
         tokens=3,
         nll=nll,
         bytes=12,
+        ids_sha256="i",
         text_sha256=f"{n:064x}",
         plan=plan,
     )

@@ -2,8 +2,8 @@
 
 The figure is the mean over documents of (b's log-loss per token − a's log-loss per token), in nats: every
 document counts once, however long it is, and below zero means that b is better. Pairing removes what both
-models find hard alike. Where the tokenizers differ, losses per token do not compare; the difference is then
-taken per byte of text, over the documents that both scored whole, and says so.
+models find hard alike. Where the models read a text as different tokens, losses per token do not compare;
+the difference is then taken per byte of text, over the documents that both scored whole, and says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -92,7 +92,7 @@ def differences(a: Result, b: Result, *, seed: int, resamples: int) -> list[Comp
 
 def _comparable(pairs: Sequence[tuple[Row, Row]]) -> tuple[str, list[tuple[float, float]]]:
     """The unit in which the losses of these pairs compare, and the losses of those pairs that do."""
-    if all(a.tokenizer_digest == b.tokenizer_digest for a, b in pairs):
+    if all(a.ids_sha256 == b.ids_sha256 for a, b in pairs):
         return "token", [(a.nll / a.tokens, b.nll / b.tokens) for a, b in pairs if a.tokens and b.tokens]
     whole = [(a, b) for a, b in pairs if a.bytes and b.bytes and not (a.cut or b.cut)]
     return "byte", [(a.nll / a.bytes, b.nll / b.bytes) for a, b in whole]

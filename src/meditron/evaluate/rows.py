@@ -32,9 +32,6 @@ class Row(Config):
     model_digest: str
     """SHA-256 of the model's artifact."""
 
-    tokenizer_digest: str
-    """SHA-256 of its tokenizer: losses per token compare between equal ones only."""
-
     source: str
     """The document's source."""
 
@@ -49,6 +46,9 @@ class Row(Config):
 
     bytes: int = Field(ge=0)
     """UTF-8 bytes of the text they stand for."""
+
+    ids_sha256: str
+    """SHA-256 of the token ids: losses per token compare between models that read the same ids."""
 
     cut: bool = False
     """Whether only the document's first `max_tokens` tokens were scored."""

@@ -5,11 +5,13 @@ end-of-text token behind: how a model ends a document is not what is asked. Each
 scored, given all before it.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 
 from meditron.evaluate.config import EvaluateConfig
@@ -135,12 +137,12 @@ class _Scorer:
         return Row(
             model=self.name,
             model_digest=self.digest,
-            tokenizer_digest=self.tokenizer.digest,
             source=document.source,
             id=document.id,
             tokens=tokens,
             nll=nll,
             bytes=encoded.bytes,
+            ids_sha256=hashlib.sha256(np.asarray(encoded.ids, dtype="<u4").tobytes()).hexdigest(),
             cut=encoded.cut,
             text_sha256=document.sha256,
             plan=self.plan,
