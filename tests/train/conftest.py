@@ -1,0 +1,11 @@
+"""The world that the tests of this room share."""
+
+import pytest
+
+from meditron.store.artifact import Artifact
+from train.world import make_world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> dict[str, Artifact]:
+    return make_world(tmp_path_factory.mktemp("world"))

@@ -1,0 +1,199 @@
+"""The loop against the plain one everybody would write around transformers and torch.optim."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from meditron.ground.errors import TrainingError
+from meditron.model.nll import nll_sum
+from meditron.train.data import IGNORE, Mixture
+from meditron.train.loop import Layout, learning_rate, steps
+from meditron.train.optimizer import MasterAdamW
+from train.world import documents, make_config
+from twins import make_hf, twin
+
+
+def make_data(config):
+    sources = {"pubmed": documents(40, seed=1), "wiki": documents(20, seed=2)}
+    return Mixture(
+        sources,
+        config.mixture,
+        sequence_length=config.sequence_length,
+        samples=config.steps * config.batch_size,
+        seed=config.seed,
+        document_mask=config.document_mask,
+    )
+
+
+def make_optimizer(model, config):
+    dtype = getattr(torch, config.dtype)
+    return MasterAdamW(
+        model, dtype=dtype, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+    )
+
+
+def train(config, *, seed=0, **changes):
+    """Our loop over a model of transformers' weights: (steps, model)."""
+    model = twin(make_hf(seed, tie_word_embeddings=True))
+    data = changes.pop("data", None) or make_data(config)
+    return list(steps(model, make_optimizer(model, config), data, config, **changes)), model
+
+
+def reference(config):
+    """The same in transformers and torch: labels=, AdamW, clip_grad_norm_, torch's schedulers."""
+    model = make_hf(0, tie_word_embeddings=True).train()
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+    rise = round(config.warmup * config.steps)
+    low = config.learning_rate * config.min_learning_rate_ratio
+    up = LinearLR(optimizer, start_factor=1 / rise, total_iters=rise - 1)
+    down = CosineAnnealingLR(optimizer, T_max=config.steps - rise, eta_min=low)
+    schedule = SequentialLR(optimizer, [up, down], milestones=[rise])
+    data, course = make_data(config), []
+    for step in range(config.steps):
+        rows = [data[step * config.batch_size + k] for k in range(config.batch_size)]
+        ids = torch.tensor(np.stack([row.ids_S for row in rows]))
+        targets = torch.tensor(np.stack([row.targets_S for row in rows]))
+        logits = model(ids).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        course.append((loss.item(), norm.item(), schedule.get_last_lr()[0]))
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return course, model
+
+
+def test_the_course_is_that_of_transformers_and_torch():
+    config = make_config(document_mask=False, warmup=0.25)
+    wanted, hf = reference(config)
+    found, model = train(config)
+    assert [step.number for step in found] == list(range(1, 13))
+    np.testing.assert_allclose([s.loss for s in found], [w[0] for w in wanted], rtol=0, atol=1e-5)
+    np.testing.assert_allclose([s.gradient_norm for s in found], [w[1] for w in wanted], rtol=1e-4)
+    np.testing.assert_allclose([s.learning_rate for s in found], [w[2] for w in wanted], rtol=1e-9)
+    assert max(w[1] for w in wanted) > config.clip > 0, "the clip was never needed"
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, hf.get_parameter(name), rtol=0, atol=1e-4)
+
+
+def test_without_warm_up_the_rate_begins_at_its_peak():
+    config = make_config(warmup=0.0)
+    assert learning_rate(0, config) == config.learning_rate
+    rates = [learning_rate(step, config) for step in range(config.steps)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > config.learning_rate * config.min_learning_rate_ratio
+
+
+def test_a_masked_row_is_its_documents_one_by_one():
+    config = make_config(tokens=128)
+    data = make_data(config)
+    found, _ = train(config)
+    model = twin(make_hf(0, tie_word_embeddings=True))
+    nll = count = 0
+    for k in range(config.batch_size):
+        row = data[k]
+        for document in range(row.document_ids_S.max() + 1):
+            here = row.document_ids_S == document
+            hidden = model(torch.tensor(row.ids_S[here])[None])
+            part, n = nll_sum(hidden, model.head_weight, torch.tensor(row.targets_S[here])[None])
+            nll, count = nll + part.item(), count + n
+    assert found[0].loss == pytest.approx(nll / count, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_micro_batches_make_up_the_batch_whatever_their_targets(size):
+    """Rows have unequal numbers of targets, so a mean of means would be another loss."""
+    whole, _ = train(make_config())
+    parts, _ = train(make_config(micro_batch_size=size))
+    np.testing.assert_allclose([s.loss for s in parts], [s.loss for s in whole], rtol=0, atol=2e-5)
+    data = make_data(make_config())
+    assert len({(data[k].targets_S != IGNORE).sum() for k in range(4)}) > 1
+
+
+class Ranked(Layout):
+    """One of two ranks, which is told the targets of both and keeps what it would have them sum."""
+
+    ranks = 2
+
+    def __init__(self, rank, targets):
+        self.rank, self.targets, self.own = rank, targets, []
+
+    def total(self, value):
+        self.own.append(float(value))
+        return value if value.is_floating_point() else torch.tensor(self.targets)
+
+
+def test_the_shares_of_two_ranks_sum_to_the_loss_of_one():
+    config = make_config(tokens=128)
+    data = make_data(config)
+    targets = sum(int((data[k].targets_S != IGNORE).sum()) for k in range(4))
+    ranks = [Ranked(rank, targets) for rank in range(2)]
+    for rank in ranks:
+        train(config, layout=rank)
+    assert sum(rank.own[0] for rank in ranks) == targets
+    whole, _ = train(config)
+    assert sum(rank.own[1] for rank in ranks) == pytest.approx(whole[0].loss, abs=1e-5)
+
+
+def test_bfloat16_follows_float32_and_keeps_small_steps():
+    config = make_config(dtype="bfloat16", learning_rate=1e-5, weight_decay=0.0, warmup=0.0)
+    model = twin(make_hf(0, tie_word_embeddings=True))
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = make_optimizer(model, config)
+    found = list(steps(model, optimizer, make_data(config), config))
+    wanted, _ = train(make_config(learning_rate=1e-5, weight_decay=0.0, warmup=0.0))
+    np.testing.assert_allclose([s.loss for s in found], [s.loss for s in wanted], rtol=0.01)
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = (optimizer.masters[name] - before[name]).abs()
+    assert moved.median() > 2e-5, "bfloat16 alone would have rounded these away"
+    assert model.get_parameter(name).dtype == torch.bfloat16
+    assert torch.equal(model.get_parameter(name), optimizer.masters[name].bfloat16())
+
+
+class Poisoned:
+    """Data whose row k makes the model's embedding meet a weight that is no number."""
+
+    def __init__(self, data, k):
+        self.data, self.k = data, k
+
+    def __getitem__(self, k):
+        row = self.data[k]
+        if k == self.k:
+            row.ids_S[3] = 511  # random documents stay below 320
+        return row
+
+
+def test_a_loss_that_is_no_number_stops_before_anything_changes():
+    config = make_config()
+    model = twin(make_hf(0, tie_word_embeddings=False))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[511] = math.nan
+    optimizer = make_optimizer(model, config)
+    data = Poisoned(make_data(config), k=9)
+    course = steps(model, optimizer, data, config)
+    assert [next(course).number, next(course).number] == [1, 2]
+    kept = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    with pytest.raises(TrainingError) as error:
+        next(course)
+    row = data[9]
+    assert error.value.message.startswith("step 3: the loss is nan")
+    assert f"{row.source} {', '.join(map(str, row.documents))}" in error.value.message
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight.nan_to_num(), kept[name].nan_to_num())
+
+
+def test_the_same_run_twice_is_the_same_to_the_bit():
+    one, first = train(make_config(dtype="bfloat16"))
+    two, second = train(make_config(dtype="bfloat16"))
+    assert [(s.loss, s.gradient_norm) for s in one] == [(s.loss, s.gradient_norm) for s in two]
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
