@@ -1,0 +1,17 @@
+import pytest
+from pydantic import ValidationError
+
+from meditron.release.config import QuantizeConfig
+
+
+def test_the_pretrained_model_is_written_as_f16_when_nothing_is_said() -> None:
+    config = QuantizeConfig()
+    assert (config.types, config.inputs()) == (("F16",), {"model": "pretrain"})
+
+
+@pytest.mark.parametrize(
+    ("types", "said"), [((), "at least 1"), (("F16", "F16"), "twice"), (("Q9_K",), "'F16' or 'F32'")]
+)
+def test_refused(types: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        QuantizeConfig.model_validate({"types": types})

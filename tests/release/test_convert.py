@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from meditron.ground.errors import SourceError, UsageError
+from meditron.release.convert import convert
+from meditron.store.gguf import GGUF
+from meditron.text.tokenizer import load_tokenizer
+
+TEXT = "Metformin lowers hepatic glucose; 37 °C, naïve α-blocker."
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tied"])
+def test_hf_to_f32_gguf_and_back_is_the_same_to_the_last_bit(
+    model: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source: Path = request.getfixturevalue(model)
+    convert(str(source), tmp_path / "model.gguf", type="F32")
+    convert(str(tmp_path / "model.gguf"), tmp_path / "back")
+    assert same(load_file(source / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors"))
+    assert load_tokenizer(tmp_path / "back").encode(TEXT) == load_tokenizer(source).encode(TEXT)
+
+
+def test_what_comes_back_opens_in_transformers(tiny: Path, tmp_path: Path) -> None:
+    convert(str(tiny), tmp_path / "model.gguf", type="F32")
+    convert(str(tmp_path / "model.gguf"), tmp_path / "back")
+    ids = AutoTokenizer.from_pretrained(tiny)(TEXT, return_tensors="pt")["input_ids"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "back")(TEXT, return_tensors="pt")["input_ids"].equal(ids)
+    with torch.no_grad():
+        ours = AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float32)(ids).logits
+        theirs = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)(ids).logits
+    assert torch.equal(ours, theirs)
+
+
+def test_f16_rounds_each_weight_once(tiny: Path, tmp_path: Path) -> None:
+    written = convert(str(tiny), tmp_path / "model.gguf")
+    assert written["type"] == "F16"
+    assert written["path"] == str(tmp_path / "model.gguf")
+    convert(str(tmp_path / "model.gguf"), tmp_path / "back")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    for name, weight in load_file(tiny / "model.safetensors").items():
+        assert torch.equal(back[name], weight.half().float() if weight.dim() > 1 else weight), name
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_folder_in_another_dtype(tiny: Path, tmp_path: Path, dtype: str) -> None:
+    written = convert(str(tiny), tmp_path / "narrow", dtype=dtype)
+    weights = load_file(tmp_path / "narrow" / "model.safetensors")
+    wide = load_file(tiny / "model.safetensors")
+    assert same(weights, {name: weight.to(getattr(torch, dtype)) for name, weight in wide.items()})
+    assert written["bytes"] == sum(file.stat().st_size for file in (tmp_path / "narrow").iterdir())
+
+
+def test_llama_cpp_runs_the_file_and_says_what_we_say(smollm2_gguf: Path, tmp_path: Path) -> None:
+    from llamacpp import llama_server
+    from meditron.model.generate import generate
+    from meditron.model.weights import load_model
+
+    path = tmp_path / "F16.gguf"
+    convert(str(smollm2_gguf), path)
+    tokenizer, prompt = load_tokenizer(path), "Aspirin is used to treat"
+    ids = tokenizer.encode(prompt)
+    ours = list(generate(load_model(path), ids, max_tokens=8, temperature=0, stop_ids=tokenizer.stop_ids))
+    with llama_server(path) as server:
+        steps = server.greedy(ids, 8)
+    for mine, step in zip(ours, steps, strict=True):
+        if mine != step.id:  # only where the two best are as good as equal
+            (first, best), (second, next_best) = step.top[:2]
+            assert {mine, step.id} == {first, second}
+            assert best - next_best < 0.05
+            break
+
+
+def test_nothing_is_overwritten_unasked(tiny: Path, tied: Path, tmp_path: Path) -> None:
+    for out in (tmp_path / "model.gguf", tmp_path / "folder"):
+        convert(str(tiny), out)
+        with pytest.raises(UsageError, match="is there already") as refused:
+            convert(str(tied), out)
+        assert "--force" in str(refused.value.hint)
+        convert(str(tied), out, force=True)
+    with GGUF(tmp_path / "model.gguf") as written:
+        assert "output.weight" not in written.tensors
+
+
+def test_force_does_not_replace_what_is_no_model(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.txt").write_text("five years of work")
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "folder.gguf" / "thesis.txt").write_text("five years of work")
+    for name in ("papers", "folder.gguf"):
+        with pytest.raises(UsageError, match="is no"):
+            convert(str(tiny), tmp_path / name, force=True)
+    assert (tmp_path / "papers" / "thesis.txt").is_file()
+
+
+def test_a_model_is_not_written_over_itself(tiny: Path, tmp_path: Path) -> None:
+    convert(str(tiny), tmp_path / "model.gguf")
+    with pytest.raises(UsageError, match="where the model itself lies"):
+        convert(str(tmp_path / "model.gguf"), tmp_path / "model.gguf", force=True)
+    with pytest.raises(UsageError, match="where the model itself lies"):
+        convert(str(tiny), tiny, force=True)
+
+
+def test_wrong_use_is_said_before_anything_is_read(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no folder"):
+        convert(str(tiny), tmp_path / "no" / "such" / "model.gguf")
+    with pytest.raises(UsageError, match="has no type F32"):
+        convert(str(tiny), tmp_path / "folder", type="F32")
+    with pytest.raises(UsageError, match="has no dtype float16"):
+        convert(str(tiny), tmp_path / "model.gguf", dtype="float16")
+    with pytest.raises(SourceError):
+        convert(str(tmp_path / "gone"), tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())
