@@ -13,7 +13,9 @@ MeditronError                exit 1: something failed
 └── TrainingError            the loss is not a number, or ran away
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "DigestError",
@@ -39,6 +41,16 @@ class MeditronError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> "tuple[Callable[..., Any], tuple[Any, ...]]":
+        """Pickle by what the error says, for workers hand their errors to the parent process."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[MeditronError], args: tuple[Any, ...], said: dict[str, Any]) -> MeditronError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(said)
+    return error
 
 
 class UsageError(MeditronError):

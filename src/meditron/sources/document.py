@@ -1,5 +1,6 @@
 """What every source yields: one document with its sections."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,9 @@ class Document:
 class Reader(Protocol):
     """A source: one file to its documents, in the file's order."""
 
-    def __call__(self, path: Path) -> Iterator[Document]:
-        """Read `path`; InputError, with the place, where it is damaged."""
+    def __call__(self, path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
+        """Read `path`; InputError, with the place, where it is damaged.
+
+        What is no document by its kind (a redirect) is counted in `skipped`, by reason.
+        """
         ...

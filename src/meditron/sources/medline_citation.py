@@ -1,9 +1,9 @@
-"""One PubmedArticle element to a document: a quick walk over its bytes, and lxml where the walk is unsure.
+"""One PubmedArticle element to a document: a quick scan of its bytes, and lxml where the scan is unsure.
 
-The walk (`scan`) knows elements, attributes in double quotes, the five entities of XML and character references.
-It raises `Unusual` for anything else (comments, CDATA, processing instructions, tags that do not balance, …);
-then `parse` gives the same bytes to lxml, whose word is final. Inline markup is always lxml's to read.
-What the walk skips (authors, references, …) it checks for balanced tags and sound UTF-8 only.
+The scan knows one grammar: the DTD's order of elements as NLM's own files spell it. Any other spelling of
+what it reads (a comment, CDATA, another quote, an entity that is not XML's own, …) raises `Unusual`; then lxml
+gets the same bytes, and its word is final. Inline markup is always lxml's to read. What the scan skips
+(authors, grants, references) it does not check: a fault in there changes nothing that is read.
 """
 
 import re
@@ -20,20 +20,51 @@ except ImportError as missing:
 
 __all__ = ["Unusual", "parse", "scan", "xml_parser"]
 
-_TAG = re.compile(rb'\s*+<([A-Za-z]++)((?:[^<>"\']++|"[^<"]*+")*+)>')
-_LABELS = re.compile(rb'(?: Label="([^"&\s]*(?: [^"&\s]*)*)")?(?: NlmCategory="([A-Z]*)")?/?')
-_VERSION = re.compile(rb' Version="([0-9]+)"')
-_LOCATION = re.compile(rb' EIdType="([a-z]+)" ValidYN="[YN]"')
-_ID_TYPE = re.compile(rb' IdType="([a-z-]+)"')
-_REF_TYPE = re.compile(rb' RefType="([A-Za-z]+)"')
+# Every quantifier is possessive: nothing here backtracks.
+_HEAD = re.compile(
+    rb"""<PubmedArticle>\s*+<MedlineCitation[ ][^<>]*+>\s*+<PMID[ ]Version="([0-9]++)">([0-9]++)</PMID>\s*+
+    (?:<Date[A-Z][a-z]++>\s*+(?:<[A-Z][a-z]++>[0-9]*+</[A-Z][a-z]++>\s*+)*+
+    </Date[A-Z][a-z]++>\s*+)*+
+    <Article[ ][^<>]*+>\s*+<Journal>\s*+(?:<ISSN[^<>]*+>[^<]*+</ISSN>\s*+)?+
+    <JournalIssue[ ][^<>]*+>\s*+(?:<Volume>[^<]*+</Volume>\s*+)?+(?:<Issue>[^<]*+</Issue>\s*+)?+
+    <PubDate>\s*+<(?:Year|MedlineDate)>([^<]*+)</(?:Year|MedlineDate)>\s*+
+    (?:<(?:Month|Day|Season)>[^<]*+</[A-Z][a-z]++>\s*+)*+</PubDate>\s*+</JournalIssue>\s*+
+    (?:<Title>([^<]*+)</Title>\s*+)?+(?:<ISOAbbreviation>[^<]*+</ISOAbbreviation>\s*+)?+</Journal>\s*+
+    <ArticleTitle(/?+)>""",
+    re.VERBOSE,
+)
+_PLACE = re.compile(
+    rb"""\s*+(?:<Pagination>\s*+(?:<[A-Za-z]++>[^<]*+</[A-Za-z]++>\s*+)*+</Pagination>\s*+)?+
+    ((?:<ELocationID[ ]EIdType="[a-z]++"[ ]ValidYN="[YN]">[^<]*+</ELocationID>\s*+)*+)
+    <(Abstract>|AuthorList[ ]|Language>)""",
+    re.VERBOSE,
+)
+_SECTION = re.compile(
+    rb"""\s*+<AbstractText(?:[ ]Label="([^"<&\s]*+(?:[ ][^"<&\s]*+)*+)")?+
+    (?:[ ]NlmCategory="([A-Z]*+)")?+(/?+)>""",
+    re.VERBOSE,
+)
+_AFTER_ABSTRACT = re.compile(
+    rb"\s*+(?:<CopyrightInformation>[^<]*+</CopyrightInformation>\s*+)?+</Abstract>\s*+<(AuthorList |Language>)"
+)
+_LANGUAGE = re.compile(rb"\s*+<Language>([a-z]++)</Language>")
+_TYPES = re.compile(
+    rb"""<PublicationTypeList>\s*+((?:<PublicationType[ ]UI="[^"<]*+">[^<]*+</PublicationType>\s*+)++)
+    </PublicationTypeList>\s*+(?:<VernacularTitle|<ArticleDate|</Article>)""",
+    re.VERBOSE,
+)
+_TYPE = re.compile(rb">([^<]*+)</PublicationType>")
+_DESCRIPTOR = re.compile(rb"<DescriptorName [^<>]*+>([^<]*+)</DescriptorName>")
+_LOCATION = re.compile(rb'EIdType="doi" ValidYN="[YN]">([^<]*+)<')
+_ARTICLE_ID = re.compile(rb'<ArticleId IdType="([a-z-]++)">([^<]*+)</ArticleId>')
 _REFERENCE = re.compile(r"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));|&")
 _ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
-_FORBIDDEN = bytes(set(range(32)) - {9, 10, 13})
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _YEAR = re.compile(r"[12][0-9]{3}")
 
 
 class Unusual(Exception):
-    """The walk met something that it leaves to lxml."""
+    """The scan met something that it leaves to lxml."""
 
 
 def xml_parser() -> etree.XMLParser:
@@ -55,8 +86,8 @@ _FRAGMENTS = xml_parser()
 class _Fields:
     """What either reading finds."""
 
-    pmid: str = ""
-    version: int = 1
+    pmid: str
+    version: int
     title: str = ""
     sections: list[Section] = field(default_factory=list)
     language: str | None = None
@@ -86,130 +117,104 @@ class _Fields:
 
 def scan(data: bytes) -> Document:
     """Read the bytes of one PubmedArticle element; Unusual where lxml must read them."""
-    if b"<!" in data or b"<?" in data or data.count(b"<") != 2 * data.count(b"</") + data.count(b"/>"):
+    match = _HEAD.match(data)
+    if match is None:
         raise Unusual
-    if len(data.translate(None, _FORBIDDEN)) != len(data):
+    version, pmid, date, journal, empty = match.groups()
+    fields = _Fields(pmid.decode(), int(version), year=_year(_text(date)))
+    fields.journal = _text(journal) if journal else None
+    fields.title, at = _content(data, match.end(), b"</ArticleTitle>", empty)
+    at = _scan_abstract(data, at, fields)
+    at = _scan_kind(data, at, fields)
+    end = _find(data, b"</MedlineCitation>", at)
+    if data.find(b"RetractionIn", at, end) >= 0:
         raise Unusual
-    _decode(data)
-    fields = _Fields()
-    ((_, _, start, stop),) = _children(data, 0, len(data))
-    for name, _, start, stop in _children(data, start, stop):
-        if name == b"MedlineCitation":
-            _scan_citation(data, start, stop, fields)
-        elif name == b"PubmedData":
-            _scan_pubmed_data(data, start, stop, fields)
-    if not fields.pmid:
+    fields.mesh = _mesh(data, at, end)
+    end = _scan_identifiers(data, end, fields)
+    if (b"!" in data and data.find(b"<!", 0, end) >= 0) or (b"?" in data and data.find(b"<?", 0, end) >= 0):
         raise Unusual
     return fields.document()
 
 
-def _children(data: bytes, start: int, stop: int) -> list[tuple[bytes, bytes, int, int]]:
-    """The child elements in data[start:stop]: name, raw attributes, where the content starts and ends.
-
-    An element ends at the first closing tag of its name. Were an element of the same name inside it, something
-    would be left over: the children must fill the span but for white space.
-    """
-    found = []
-    while match := _TAG.match(data, start, stop):
-        name, attributes = match.groups()
-        begin = match.end()
-        if attributes.endswith(b"/"):
-            found.append((name, attributes, begin, begin))
-            start = begin
-            continue
-        closing = b"</" + name + b">"
-        end = data.find(closing, begin, stop)
-        if end < 0:
-            raise Unusual
-        found.append((name, attributes, begin, end))
-        start = end + len(closing)
-    if data[start:stop].strip():
+def _find(data: bytes, needle: bytes, start: int) -> int:
+    found = data.find(needle, start)
+    if found < 0:
         raise Unusual
     return found
 
 
-def _scan_citation(data: bytes, start: int, stop: int, fields: _Fields) -> None:
-    for name, attributes, a, b in _children(data, start, stop):
-        if name == b"PMID":
-            fields.pmid = _text(data[a:b])
-            fields.version = int(_attribute(_VERSION, attributes))
-        elif name == b"Article":
-            _scan_article(data, a, b, fields)
-        elif name == b"CommentsCorrectionsList":
-            fields.retracted_by = b"RetractionIn" in data[a:b] and _is_retracted(data, a, b)
-        elif name == b"MeshHeadingList":
-            for _, _, heading, end in _children(data, a, b):
-                fields.mesh += [
-                    _text(data[i:j])
-                    for tag, _, i, j in _children(data, heading, end)
-                    if tag == b"DescriptorName"
-                ]
+def _content(data: bytes, start: int, closing: bytes, empty: bytes) -> tuple[str, int]:
+    """The text of an element whose start tag ends at `start`, and where the element ends."""
+    if empty:
+        return "", start
+    end = _find(data, closing, start)
+    return _text(data[start:end]), end + len(closing)
 
 
-def _scan_article(data: bytes, start: int, stop: int, fields: _Fields) -> None:
-    for name, attributes, a, b in _children(data, start, stop):
-        if name == b"ArticleTitle":
-            fields.title = _text(data[a:b])
-        elif name == b"Abstract":
-            fields.sections += [
-                _section(data, attrs, i, j)
-                for tag, attrs, i, j in _children(data, a, b)
-                if tag == b"AbstractText"
-            ]
-        elif name == b"Journal":
-            _scan_journal(data, a, b, fields)
-        elif name == b"Language":
-            fields.language = fields.language or _text(data[a:b])
-        elif name == b"PublicationTypeList":
-            fields.types = [
-                _text(data[i:j]) for tag, _, i, j in _children(data, a, b) if tag == b"PublicationType"
-            ]
-        elif name == b"ELocationID" and _attribute(_LOCATION, attributes) == b"doi":
-            fields.electronic_doi = fields.electronic_doi or _text(data[a:b])
-
-
-def _scan_journal(data: bytes, start: int, stop: int, fields: _Fields) -> None:
-    for name, _, a, b in _children(data, start, stop):
-        if name == b"Title":
-            fields.journal = _text(data[a:b])
-        elif name == b"JournalIssue":
-            for part, _, i, j in _children(data, a, b):
-                if part == b"PubDate":
-                    date = {tag: _text(data[k:m]) for tag, _, k, m in _children(data, i, j)}
-                    fields.year = _year(date.get(b"Year"), date.get(b"MedlineDate"))
-
-
-def _scan_pubmed_data(data: bytes, start: int, stop: int, fields: _Fields) -> None:
-    for name, _, a, b in _children(data, start, stop):
-        if name == b"ArticleIdList":
-            for _, attributes, i, j in _children(data, a, b):
-                if _attribute(_ID_TYPE, attributes) == b"doi":
-                    fields.doi = fields.doi or _text(data[i:j])
-
-
-def _is_retracted(data: bytes, start: int, stop: int) -> bool:
-    entries = _children(data, start, stop)
-    return any(_attribute(_REF_TYPE, attributes) == b"RetractionIn" for _, attributes, _, _ in entries)
-
-
-def _section(data: bytes, attributes: bytes, start: int, stop: int) -> Section:
-    match = _LABELS.fullmatch(attributes)
+def _scan_abstract(data: bytes, at: int, fields: _Fields) -> int:
+    """Read from the title's end to the start of the list of authors or the language."""
+    match = _PLACE.match(data, at)
     if match is None:
         raise Unusual
-    label, category = (part if part is None else part.decode() for part in match.groups())
-    return Section(_text(data[start:stop]), label, category)
-
-
-def _attribute(form: re.Pattern[bytes], attributes: bytes) -> bytes:
-    match = form.fullmatch(attributes)
+    place, following = match.groups()
+    if doi := place and _LOCATION.search(place):
+        fields.electronic_doi = _text(doi[1])
+    if following != b"Abstract>":
+        return match.start(2) - 1
+    at = match.end()
+    while section := _SECTION.match(data, at):
+        label, category = (None if name is None else _decode(name) for name in section.group(1, 2))
+        text, at = _content(data, section.end(), b"</AbstractText>", section[3])
+        fields.sections.append(Section(text, label, category))
+    match = _AFTER_ABSTRACT.match(data, at)
     if match is None:
         raise Unusual
-    return match[1]
+    return match.start(1) - 1
 
 
-def _year(year: str | None, medline_date: str | None) -> int | None:
-    """The year of publication: of `1998 Dec-1999 Jan` the first."""
-    match = _YEAR.search(year or medline_date or "")
+def _scan_kind(data: bytes, at: int, fields: _Fields) -> int:
+    """Read language and publication types; the article's end."""
+    if data.startswith(b"<AuthorList", at):
+        at = _find(data, b"</AuthorList>", at) + len(b"</AuthorList>")
+    language = _LANGUAGE.match(data, at)
+    types = _TYPES.match(data, _find(data, b"<PublicationTypeList", at))
+    if language is None or types is None:
+        raise Unusual
+    fields.language = language[1].decode()
+    fields.types = [_text(kind) for kind in _TYPE.findall(types[1])]
+    return _find(data, b"</Article>", types.end() - len(b"</Article>"))
+
+
+def _mesh(data: bytes, start: int, end: int) -> list[str]:
+    start = data.find(b"<MeshHeadingList", start, end)
+    if start < 0:
+        return []
+    names = _DESCRIPTOR.findall(data, start, end)
+    if len(names) != data.count(b"<DescriptorName", start, end):
+        raise Unusual
+    return [_text(name) for name in names]
+
+
+def _scan_identifiers(data: bytes, at: int, fields: _Fields) -> int:
+    """Read the article's own identifiers; their end. The lists of its references come later."""
+    start = data.find(b"<ArticleIdList", at)
+    if start < 0:
+        return len(data)
+    end = _find(data, b"</ArticleIdList>", start)
+    found = _ARTICLE_ID.findall(data, start, end)
+    if (
+        len(found) != data.count(b"<ArticleId", start, end) - 1
+        or data.find(b"<ReferenceList", at, start) >= 0
+    ):
+        raise Unusual
+    doi = next((identifier for kind, identifier in found if kind == b"doi"), None)
+    fields.doi = None if doi is None else _text(doi)
+    return end
+
+
+def _year(date: str | None) -> int | None:
+    """The first year in a date: 1998 in `1998 Dec-1999 Jan`."""
+    match = _YEAR.search(date or "")
     return int(match[0]) if match else None
 
 
@@ -221,9 +226,12 @@ def _text(raw: bytes) -> str:
         except etree.XMLSyntaxError as error:
             raise Unusual from error
     text = _decode(raw)
-    if "&" in text:
-        text = _REFERENCE.sub(_character, text)
-    return " ".join(text.split())
+    if text.isprintable():  # then its white space is blanks
+        if "&" not in text:
+            return " ".join(text.split()) if "  " in text else text.strip()
+    elif _CONTROL.search(text):
+        raise Unusual
+    return " ".join(_REFERENCE.sub(_character, text).split())
 
 
 def _character(match: re.Match[str]) -> str:
@@ -244,7 +252,7 @@ def _decode(raw: bytes) -> str:
 
 
 def _flat(element: etree._Element) -> str:
-    return " ".join("".join(element.itertext()).split())
+    return " ".join("".join(map(str, element.itertext())).split())
 
 
 def parse(element: etree._Element) -> Document | None:
@@ -268,7 +276,7 @@ def parse(element: etree._Element) -> Document | None:
         for part in article.iterfind("Abstract/AbstractText")
     ]
     fields.language = _first(article, "Language")
-    fields.year = _year(_first(article, f"{date}/Year"), _first(article, f"{date}/MedlineDate"))
+    fields.year = _year(_first(article, f"{date}/Year") or _first(article, f"{date}/MedlineDate"))
     fields.journal = _first(article, "Book/BookTitle" if book else "Journal/Title")
     types = "PublicationType" if book else "PublicationTypeList/PublicationType"
     fields.types = [_flat(kind) for kind in article.iterfind(types)]
