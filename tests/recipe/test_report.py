@@ -1,0 +1,271 @@
+"""The report of a run, from real manifests, results and metrics on the disk."""
+
+import json
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meditron.ground.errors import InputError
+from meditron.ground.notice import ADVISORY
+from meditron.ground.statistics import bootstrap_ratio, paired_bootstrap
+from meditron.recipe.report import StagePlace, render
+from meditron.store.manifest import Git, InputRecord, Manifest, fingerprint, record_files, write_manifest
+from meditron.store.results import Comparison, EvaluationResult, Perplexity, write_results
+
+START = datetime(2026, 11, 22, 8, tzinfo=UTC)
+LOSSES = {
+    "base": [3.1, 2.9, 3.0, 2.8, 3.3, 2.95, 3.05, 2.7],
+    "pretrain": [2.9, 2.72, 2.79, 2.64, 3.07, 2.78, 2.84, 2.55],
+}
+TOKENS = [120, 300, 210, 90, 400, 150, 220, 310]
+
+
+def finish(folder: Path, name: str, **given: Any) -> None:
+    """Make a stage complete, as the recipe does: hash its files and write its manifest last."""
+    payload = {"version": 1, "name": name}
+    fields: dict[str, Any] = {
+        "kind": name,
+        "name": name,
+        "fingerprint": fingerprint(payload),
+        "payload": payload,
+        "config": {},
+        "seed": 1,
+        "files": record_files(folder),
+        "git": Git(commit="a" * 40, dirty=False),
+        "libraries": {"numpy": "2.4.6"},
+        "machine": {"cpu": "A <CPU> & more", "cpu_class": "avx2", "cores": 2, "memory_bytes": 25_000_000_000},
+        "started": START,
+        "ended": START + timedelta(seconds=90),
+    }
+    write_manifest(folder, Manifest(**(fields | given)))
+
+
+def results() -> EvaluationResult:
+    scores = {}
+    for model, losses in LOSSES.items():
+        nll, interval = bootstrap_ratio(
+            [loss * n for loss, n in zip(losses, TOKENS, strict=True)], TOKENS, seed=1
+        )
+        scores[model] = {
+            "pubmed": Perplexity(
+                model=model,
+                source="pubmed",
+                documents=len(losses),
+                tokens=sum(TOKENS),
+                nll=nll,
+                perplexity=math.exp(nll),
+                interval=(math.exp(interval.low), math.exp(interval.high)),
+                bits_per_byte=0.9,
+                cut=0,
+                data_sha256="0" * 64,
+            )
+        }
+    found = paired_bootstrap(LOSSES["pretrain"], LOSSES["base"], seed=1)
+    difference = Comparison(
+        a="base",
+        b="pretrain",
+        what="nll per token, pubmed",
+        source="pubmed",
+        n=found.n,
+        difference=found.difference,
+        interval=tuple(found.interval),
+        p=found.p,
+        detectable=found.detectable,
+    )
+    return EvaluationResult(
+        perplexity=scores,
+        differences=[difference],
+        rows="perplexity.jsonl",
+        dtype="float32",
+        seed=1,
+        resamples=10_000,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[Path, list[StagePlace]]:
+    """A run of three finished stages and one that was killed."""
+    folder = tmp_path / "runs" / "small"
+    places = {name: folder / name for name in ("corpus", "pretrain", "evaluate", "quantize")}
+    for place in places.values():
+        place.mkdir(parents=True)
+    (places["corpus"] / "report.html").write_text("<p>corpus</p>", encoding="utf-8")
+    (places["corpus"] / "drops.jsonl").write_text("{}\n", encoding="utf-8")
+    dropped = {"too short": 12, "not <English>": 3}
+    finish(
+        places["corpus"],
+        "corpus",
+        config={"sources": {"pubmed": {"from": "pubmed.xml.gz", "domain": "medical"}}},
+        metrics={
+            "sources": {"pubmed": {"read": 20_788, "kept": 20_773, "dropped": dropped}},
+            "seconds": 16.4,
+        },
+        licences={"pubmed": "NLM terms & conditions"},
+    )
+    rows = [{"step": 0, "tokens": 0, "heldout": {"pubmed": 3.0}}]
+    rows += [
+        {"step": k, "tokens": 2048 * k, "loss": 3 - 0.01 * k, "learning_rate": 1e-4} for k in range(1, 31)
+    ]
+    rows[-1]["heldout"] = {"pubmed": 2.8}
+    (places["pretrain"] / "metrics.jsonl").write_text(
+        "".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8"
+    )
+    (places["pretrain"] / "model.safetensors").write_bytes(b"weights")
+    finish(
+        places["pretrain"],
+        "pretrain",
+        metrics={"loss": 2.7, "tokens": 61_440},
+        inputs={
+            "base": InputRecord(reference=f"pypi:a==1#b.gguf@sha256:{'c' * 64}", digest="c" * 64),
+            "corpus": InputRecord(reference="corpus", digest="d" * 64),
+        },
+    )
+    write_results(places["evaluate"], results())
+    finish(places["evaluate"], "evaluate", metrics=results().model_dump(mode="json") | {"overlap": 0})
+    return folder, [(name, name, place) for name, place in places.items()]
+
+
+class Outline(HTMLParser):
+    """The texts of a page's table cells, its links, and its tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("href", "src") and tag == "a"]
+        if tag in ("td", "th"):
+            self._inside = True
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.cells[-1] += data.strip()
+
+
+def outline(folder: Path) -> Outline:
+    parsed = Outline()
+    parsed.feed((folder / "report.html").read_text(encoding="utf-8"))
+    return parsed
+
+
+def test_json_holds_the_same_figures_as_the_evaluation(run: tuple[Path, list[StagePlace]]) -> None:
+    folder, stages = run
+    returned = render("small", folder, stages)
+    assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == returned
+    expected = results().model_dump(mode="json")
+    assert returned["perplexity"] == expected["perplexity"]
+    assert returned["differences"] == expected["differences"]
+    assert returned["differences"][0]["interval"][1] < 0
+    assert returned["advisory"] == ADVISORY
+
+
+def test_stages_are_told_as_their_manifests_tell_them(run: tuple[Path, list[StagePlace]]) -> None:
+    folder, stages = run
+    told = render("small", folder, stages)["stages"]
+    assert {name: stage["state"] for name, stage in told.items()} == {
+        "corpus": "complete",
+        "pretrain": "complete",
+        "evaluate": "complete",
+        "quantize": "partial",
+    }
+    assert told["corpus"]["seconds"] == 16.4
+    assert told["pretrain"]["seconds"] == 90
+    assert re.fullmatch("[0-9a-f]{64}", told["pretrain"]["digest"])
+    assert "perplexity" not in told["evaluate"]["metrics"]
+    assert told["evaluate"]["metrics"]["overlap"] == 0
+
+
+def test_page_shows_figures_reasons_and_the_way_to_each_stage(run: tuple[Path, list[StagePlace]]) -> None:
+    folder, stages = run
+    found = render("small", folder, stages)
+    page = outline(folder)
+    for model in ("base", "pretrain"):
+        assert f"{found['perplexity'][model]['pubmed']['perplexity']:.2f}" in page.cells
+    assert "not <English>" in page.cells
+    assert "20,788" in page.cells
+    assert "NLM terms & conditions" in page.cells
+    assert "corpus/report.html" in page.links
+    assert all(link.startswith("#") or (folder / link).is_file() for link in page.links)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert ADVISORY in text
+    assert "script" not in page.tags
+    assert text.count("<svg") == 3  # intervals, training loss, held-out loss
+    assert "A &lt;CPU&gt; &amp; more" in text
+    assert "pretrain predicts better than base" in text
+
+
+def test_the_page_says_when_a_difference_is_not_shown(run: tuple[Path, list[StagePlace]]) -> None:
+    folder, stages = run
+    result = results()
+    unclear = result.differences[0].model_copy(update={"difference": 0.01, "interval": (-0.02, 0.04)})
+    write_results(folder / "evaluate", result.model_copy(update={"differences": [unclear]}))
+    finish(folder / "evaluate", "evaluate")
+    render("small", folder, stages)
+    assert "no difference between pretrain and base is shown" in (folder / "report.html").read_text("utf-8")
+
+
+def test_an_altered_stage_is_told(run: tuple[Path, list[StagePlace]]) -> None:
+    folder, stages = run
+    (folder / "pretrain" / "model.safetensors").write_bytes(b"other weights")
+    told = render("small", folder, stages)["stages"]["pretrain"]
+    assert told["state"] == "altered"
+    assert "model.safetensors" in told["problems"][0]
+    assert "model.safetensors has" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_without_any_finished_stage_has_a_report(tmp_path: Path) -> None:
+    found = render("empty", tmp_path, [("corpus", "corpus", tmp_path / "corpus")])
+    assert found["stages"]["corpus"] == {"kind": "corpus", "state": "missing"}
+    assert found["perplexity"] == {}
+    assert "Nothing has been evaluated yet" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_same_run_gives_the_same_bytes(run: tuple[Path, list[StagePlace]]) -> None:
+    folder, stages = run
+    render("small", folder, stages)
+    first = [(folder / name).read_bytes() for name in ("report.html", "report.json")]
+    render("small", folder, stages)
+    assert first == [(folder / name).read_bytes() for name in ("report.html", "report.json")]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("pretrain/manifest.json", '{"schema_version": 1}'),
+        ("evaluate/results.json", '{"perplexity": 3}'),
+        ("pretrain/metrics.jsonl", '{"step": 1, "loss": '),
+    ],
+)
+def test_damaged_records_are_named(run: tuple[Path, list[StagePlace]], file: str, content: str) -> None:
+    folder, stages = run
+    (folder / file).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(Path(file).name)):
+        render("small", folder, stages)
+
+
+def test_what_was_made_elsewhere_is_told_apart(run: tuple[Path, list[StagePlace]]) -> None:
+    folder, stages = run
+    finish(folder / "pretrain", "pretrain", machine={"cpu": "another"}, git=Git(commit="b" * 40, dirty=True))
+    made = render("small", folder, stages)["made"]
+    assert [one["stages"] for one in made] == [["corpus", "evaluate"], ["pretrain"]]
+    assert f"{'b' * 40}, with changes" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_nothing_half_written_is_left(run: tuple[Path, list[StagePlace]]) -> None:
+    folder, stages = run
+    render("small", folder, stages)
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {"report.html", "report.json"}
