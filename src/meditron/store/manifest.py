@@ -32,7 +32,7 @@ __all__ = [
 
 FILE_NAME = "manifest.json"
 # Files that carry times or hosts: they belong to the artifact, but do not say what it is.
-_BESIDE = ("*.html", "metrics.jsonl", "report.json")
+_BESIDE = ("*.html", "metrics.json*", "report.json")
 
 
 def _inside(path: str) -> str:

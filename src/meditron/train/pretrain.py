@@ -32,7 +32,7 @@ from meditron.train.runtime import Interruption, interruptible, repeatable
 
 __all__ = ["run"]
 
-RESULT = "training.json"
+RESULT = "metrics.json"
 """The stage's metrics: written when the model is exported, so that nothing is trained twice after a kill."""
 
 
