@@ -106,7 +106,7 @@ def save_gguf(
         "general.file_type": {"F32": 0, "F16": 1}[type],
         **config.to_gguf(),
         **_scaling_metadata(config.rope_scaling),
-        **gguf_metadata(tokenizer),
+        **gguf_metadata(tokenizer, config.vocab_size),
     }
     tensors = [
         (gguf_name(name), _deferred(name, state[name], config, type)) for name in parameter_shapes(config)
