@@ -1,9 +1,9 @@
 """MediaWiki: the XML dumps of Wikipedia and its kin, current revisions, main namespace.
 
-A document's id is `wiki:` and the page's id; its sections are the page's, labelled with their headings. Kept:
-prose, link texts, lists, formulas and code as their source, and what the templates in `_WITH_TEXT` say. Left out:
-all other templates, tables, references, galleries, files, categories, comments. `skipped` counts redirects and
-pages of other namespaces. `meta`: `page`, `revision`, `timestamp`.
+A document's id is `wiki:` and the page's id; its sections are the page's, labelled with their headings.
+Kept: prose, link texts, lists, formulas and code as their source, and what the templates in `_WITH_TEXT` say.
+Left out: all other templates, tables, references, galleries, files, categories, comments. `skipped` counts
+redirects and pages of other namespaces. `meta`: `page`, `revision`, `timestamp`.
 """
 
 import re
@@ -26,10 +26,10 @@ _SPACE = re.compile(r"[ \t]+")
 _BLANK_LINES = re.compile(r" ?\n ?(?:\n ?)+")
 _MEDIA = re.compile(r"\s*(?:file|image|media|category)\s*:", re.IGNORECASE)
 _LEFT_OUT = frozenset(
-    "ref references gallery table timeline imagemap graph score templatedata indicator noinclude "
-    "mapframe section categorytree inputbox style".split()
+    {"ref", "references", "gallery", "table", "timeline", "imagemap", "graph", "score", "templatedata"}
+    | {"indicator", "noinclude", "mapframe", "section", "categorytree", "inputbox", "style"}
 )
-_VERBATIM = frozenset("math chem ce code source syntaxhighlight nowiki pre".split())
+_VERBATIM = frozenset({"math", "chem", "ce", "code", "source", "syntaxhighlight", "nowiki", "pre"})
 # Templates whose arguments are the text that the reader of the page sees: which positional ones, in order.
 _WITH_TEXT = {
     "convert": ("1", "2"),
@@ -72,7 +72,7 @@ def read(path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
             number = _value(fields, "id")
             meta = {"page": number, "revision": revision.get("id"), "timestamp": revision.get("timestamp")}
             parts = tuple(sections(revision.get("text", "")))
-            language = page.getparent().get("{http://www.w3.org/XML/1998/namespace}lang")
+            language = next(page.iterancestors()).get("{http://www.w3.org/XML/1998/namespace}lang")
             yield Document(
                 f"wiki:{number}", "mediawiki", _value(fields, "title"), parts, language, None, meta
             )
@@ -170,9 +170,10 @@ def _pages(path: Path) -> "Iterator[etree._Element]":
 
 
 def _whole(path: Path, parser: "etree.XMLPullParser") -> "Iterator[etree._Element]":
-    for event, element in parser.read_events():
+    events: Any = parser.read_events()
+    for event, element in events:
         if event == "start" and element.getparent() is None:
-            if element.getroottree().docinfo.doctype:
+            if element.getroottree().docinfo.internalDTD is not None:
                 hint = "dumps have none; such declarations are how an XML bomb is made"
                 raise InputError(path, "it has a DOCTYPE", place="prologue", hint=hint)
             if _name(element) != "mediawiki":

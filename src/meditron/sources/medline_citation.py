@@ -1,8 +1,8 @@
 """One PubmedArticle element to a document: a quick scan of its bytes, and lxml where the scan is unsure.
 
-The scan knows one grammar: the DTD's order of elements as NLM's own files spell it. Any other spelling of
-what it reads (a comment, CDATA, another quote, an entity that is not XML's own, …) raises `Unusual`; then lxml
-gets the same bytes, and its word is final. Inline markup is always lxml's to read. What the scan skips
+The scan knows one grammar: the DTD's order of elements as NLM's own files spell it. Another spelling of
+what it reads (a comment, CDATA, another quote, an entity that is not XML's own, …) raises `Unusual`; then
+lxml gets the same bytes, and its word is final. Inline markup is always lxml's to read. What the scan skips
 (authors, grants, references) it does not check: a fault in there changes nothing that is read.
 """
 
@@ -23,8 +23,7 @@ __all__ = ["Unusual", "parse", "scan", "xml_parser"]
 # Every quantifier is possessive: nothing here backtracks.
 _HEAD = re.compile(
     rb"""<PubmedArticle>\s*+<MedlineCitation[ ][^<>]*+>\s*+<PMID[ ]Version="([0-9]++)">([0-9]++)</PMID>\s*+
-    (?:<Date[A-Z][a-z]++>\s*+(?:<[A-Z][a-z]++>[0-9]*+</[A-Z][a-z]++>\s*+)*+
-    </Date[A-Z][a-z]++>\s*+)*+
+    (?:<Date[A-Z][a-z]++>\s*+(?:<[A-Z][a-z]++>[0-9]*+</[A-Z][a-z]++>\s*+)*+</Date[A-Z][a-z]++>\s*+)*+
     <Article[ ][^<>]*+>\s*+<Journal>\s*+(?:<ISSN[^<>]*+>[^<]*+</ISSN>\s*+)?+
     <JournalIssue[ ][^<>]*+>\s*+(?:<Volume>[^<]*+</Volume>\s*+)?+(?:<Issue>[^<]*+</Issue>\s*+)?+
     <PubDate>\s*+<(?:Year|MedlineDate)>([^<]*+)</(?:Year|MedlineDate)>\s*+
@@ -45,7 +44,9 @@ _SECTION = re.compile(
     re.VERBOSE,
 )
 _AFTER_ABSTRACT = re.compile(
-    rb"\s*+(?:<CopyrightInformation>[^<]*+</CopyrightInformation>\s*+)?+</Abstract>\s*+<(AuthorList |Language>)"
+    rb"""\s*+(?:<CopyrightInformation>[^<]*+</CopyrightInformation>\s*+)?+</Abstract>\s*+
+    <(AuthorList[ ]|Language>)""",
+    re.VERBOSE,
 )
 _LANGUAGE = re.compile(rb"\s*+<Language>([a-z]++)</Language>")
 _TYPES = re.compile(

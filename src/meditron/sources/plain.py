@@ -1,7 +1,7 @@
 """Plain text, one document a file, and JSON lines, one document a line; also compressed.
 
-A text file's id is `text:` and its name; its title is empty, for nothing says what it is. A line of JSON holds
-`text`, and may hold `id`, `title`, `language`, `year` and `meta`; without an id it is `jsonl:NAME:LINE`.
+A text file's id is `text:` and its name; its title is empty, for nothing says what it is. A line of JSON
+holds `text`, and may hold `id`, `title`, `language`, `year` and `meta`; its id is else `jsonl:NAME:LINE`.
 """
 
 import json

@@ -35,7 +35,7 @@ SOURCES = {
 def open_source(
     path: Path,
     format: str | None = None,
-    skipped: Counter[str] | None = None,  # noqa: A002
+    skipped: Counter[str] | None = None,
 ) -> Iterator[Document]:
     """The documents of a file, in its order.
 
@@ -51,7 +51,7 @@ def open_source(
     return find_source(path, format).read(path, skipped)
 
 
-def find_source(path: Path, format: str | None = None) -> Source:  # noqa: A002
+def find_source(path: Path, format: str | None = None) -> Source:
     """The kind of a file: by name, or by its content. Errors as `open_source`."""
     if format is not None:
         if format not in SOURCES:
