@@ -21,9 +21,9 @@ ALL = ["words", "total", "rank.short", "rank.long"]
 
 
 def times(bench: Bench) -> dict[str, int]:
-    """When each file of the run was written last."""
-    files = sorted(bench.run_folder.rglob("*"))
-    return {str(file): file.stat().st_mtime_ns for file in files if file.is_file() and file.name != ".lock"}
+    """When each file of the stages was written last."""
+    files = sorted(file for file in bench.run_folder.glob("*/**/*") if file.is_file())
+    return {str(file): file.stat().st_mtime_ns for file in files}
 
 
 def in_child(bench: Bench, *, wait: bool = True, **environment: str) -> subprocess.Popen[bytes]:

@@ -17,9 +17,11 @@ from meditron.recipe.lock import locked
 from meditron.recipe.outside import fetched
 from meditron.recipe.plan import Standing, payload, plan, stand
 from meditron.recipe.provenance import manifest_of
+from meditron.recipe.report import HTML, render
 from meditron.recipe.schema import Recipe
 from meditron.store.artifact import Artifact
 from meditron.store.files import sweep
+from meditron.store.manifest import FILE_NAME as MANIFEST
 from meditron.store.manifest import record_files, write_manifest
 from meditron.store.results import FILE_NAME as RESULTS
 from meditron.store.results import EvaluationResult, read_results
@@ -109,6 +111,7 @@ def run_recipe(
         for name, decision in first.decisions.items():
             if decision.action != "leave":
                 standings[name] = _advance(recipe, decision, standings, switches)
+        _report(recipe, folder, standings)
     return replace(first, stages=standings)
 
 
@@ -168,3 +171,12 @@ def _artifact(standing: Standing, key: str, standings: Mapping[str, Standing]) -
         return Artifact(name, path, digest, selector=selector)
     below = standings[str(reference.step)]
     return Artifact(below.name, below.folder, digest, below.manifest, reference.selector)
+
+
+def _report(recipe: Recipe, folder: Path, standings: Mapping[str, Standing]) -> None:
+    """Write the run's report where a stage is newer than it, which a kill may have left so."""
+    manifests = [stage.folder / MANIFEST for stage in standings.values() if stage.manifest]
+    written = (folder / HTML).stat().st_mtime_ns if (folder / HTML).is_file() else 0
+    if any(manifest.stat().st_mtime_ns > written for manifest in manifests):
+        stages = [(stage.name, stage.step.stage.kind, stage.folder) for stage in standings.values()]
+        render(recipe.name, folder, stages)

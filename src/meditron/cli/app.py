@@ -1,0 +1,52 @@
+"""The command: its verbs, and the flags that come before or after any of them."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from meditron import __version__
+from meditron.cli.compare import compare
+from meditron.cli.convert import convert
+from meditron.cli.errors import guarded
+from meditron.cli.inspect import inspect
+from meditron.cli.parse import parse
+from meditron.cli.run import run
+from meditron.cli.status import status
+from meditron.ground.console import configure
+from meditron.ground.notice import ADVISORY
+
+__all__ = ["VERBS", "app", "main"]
+
+app = App(
+    name="meditron",
+    help="The whole life of a medical language model: literature, corpus, training, evaluation, release.",
+    help_epilogue=ADVISORY,
+    help_format="markdown",
+    version=__version__,
+    default_parameter=Parameter(negative=(), show_default=False),
+    result_action="return_value",
+)
+VERBS: tuple[Callable[..., int | None], ...] = (run, status, parse, inspect, convert, compare)
+for place, verb in enumerate(VERBS):
+    app.command(verb, sort_key=place)
+
+
+@app.meta.default
+def _top(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    quiet: Annotated[bool, Parameter(help="Say nothing but warnings on stderr.")] = False,
+    debug: Annotated[
+        bool, Parameter(help="Show the traceback of a failure. MEDITRON_DEBUG=1 does the same.")
+    ] = False,
+) -> int:
+    configure(quiet=quiet)
+    debug = debug or os.environ.get("MEDITRON_DEBUG", "") not in ("", "0")
+    return guarded(lambda: app(tokens, exit_on_error=False, print_error=False), debug=debug)
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Run the command with `tokens`, else with what it was started with, and end the process."""
+    sys.exit(guarded(lambda: app.meta(tokens, exit_on_error=False, print_error=False)))

@@ -1,0 +1,97 @@
+"""What a person sees when something fails: one line and a hint, never a traceback unless it is asked for.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+"""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from cyclopts import CycloptsError
+
+from meditron.ground.errors import MeditronError, MissingExtra, StorageError
+
+__all__ = ["INTERRUPTED", "guarded"]
+
+INTERRUPTED = 130
+
+EXTRAS = {
+    "torch": "train",
+    "datatrove": "corpus",
+    "isal": "corpus",
+    "lxml": "corpus",
+    "regex": "corpus",
+    "xxhash": "corpus",
+    "libgguf": "release",
+    "huggingface_hub": "release",
+    "xllamacpp": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "httpx": "serve",
+    "markdown_it": "serve",
+    "nh3": "serve",
+}
+"""Library (as it is imported) → the extra that brings it."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Do the work and return its exit code; what fails is told on stderr, on `debug` with a traceback."""
+    try:
+        code = work()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _close_quietly()
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return INTERRUPTED
+    # The last place before the person: whatever failed, they get a line they can read, and an exit code.
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        message, hint, code = explain(error)
+        _tell(f"error: {message}", hint)
+    return code or 0
+
+
+def explain(error: Exception) -> tuple[str, str | None, int]:
+    """The line, the hint and the exit code for an error."""
+    match error:
+        case MeditronError():
+            return _one_line(error.message), error.hint, error.exit_code
+        case CycloptsError():
+            verb = " ".join(["meditron", *(error.command_chain or ())])
+            return _one_line(str(error)), f"{verb} --help", 2
+        case ModuleNotFoundError(name=str(name)) if (library := name.partition(".")[0]) in EXTRAS:
+            return explain(MissingExtra(library, EXTRAS[library]))
+        case OSError(errno=int(number)) if number in _FULL:
+            return explain(StorageError(_system(error), hint="make room, or write elsewhere with --out"))
+        case OSError(errno=int()):
+            return _system(error), None, 1
+        case _:
+            hint = "this is a defect of meditron: --debug shows where; please report it"
+            return f"{type(error).__name__}: {_one_line(str(error)) or 'no message'}", hint, 1
+
+
+def _system(error: OSError) -> str:
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{where}{os.strerror(error.errno or 0).lower()}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _tell(line: str, hint: str | None = None) -> None:
+    print(f"meditron: {line}", file=sys.stderr)  # noqa: T201
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
+
+
+def _close_quietly() -> int:
+    """The reader has gone, as `head` does: nothing to say, and nothing for Python to say when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

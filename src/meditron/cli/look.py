@@ -1,0 +1,255 @@
+"""What is inside an artifact, as facts and rows, by what kind of thing it is."""
+
+import json
+import struct
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from meditron.ground.errors import InputError, SourceError, UsageError
+from meditron.ground.units import duration, size
+from meditron.store.gguf import GGUF
+from meditron.store.indexed import Indexed
+from meditron.store.jsonl import read_jsonl
+from meditron.store.manifest import FILE_NAME, Manifest, read_manifest
+from meditron.store.models import resolve
+
+__all__ = ["View", "look", "print_view"]
+
+_DOCUMENTS = (".jsonl", ".jsonl.zst", ".jsonl.gz")
+_SAMPLE = 5
+_SHOWN = 1_000  # characters of a document that are printed
+_LONGEST_HEADER = 100 << 20  # of a safetensors file; its own library's limit
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A look at one thing."""
+
+    kind: str
+    """`stage`, `documents`, `tokens`, `gguf` or `model`."""
+    path: str
+    facts: dict[str, Any]
+    """What it is as a whole."""
+    rows: list[Row] = field(default_factory=list)
+    """Some of what it holds."""
+    inside: "list[View]" = field(default_factory=list)
+    """What a stage's folder holds."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The form of --json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which rows are asked for."""
+
+    rows: int | None
+    grep: str | None
+
+    def of(self, rows: Iterable[Row], default: int | None = None) -> list[Row]:
+        """The first rows that hold the text; `default` of them where no number was given."""
+        return list(islice(filter(self.matches, rows), default if self.rows is None else self.rows))
+
+    def matches(self, row: Row) -> bool:
+        """Whether one of a row's texts holds the text that was asked for."""
+        if self.grep is None:
+            return True
+        texts = (
+            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for value in row.values()
+        )
+        return any(self.grep.casefold() in text.casefold() for text in texts)
+
+
+def look(artifact: str, rows: int | None = None, grep: str | None = None) -> View:
+    """Look inside a file or folder, or a MODEL from elsewhere.
+
+    SourceError for what is not there or of no kind that is known, InputError for what is damaged.
+    """
+    if rows is not None and rows < 0:
+        raise UsageError(f"--rows {rows} is less than none")
+    wanted = Wanted(rows, grep)
+    path = Path(artifact)
+    if not path.exists() and not path.with_name(f"{path.name}.idx").is_file():
+        path = resolve(artifact).path
+    if path.name == FILE_NAME:
+        path = path.parent
+    manifest = read_manifest(path) if path.is_dir() else None
+    if manifest:
+        return _stage(path, manifest, wanted)
+    views = list(_contents(path, wanted))
+    if not views:
+        raise SourceError(
+            f"{path}: nothing in it that can be looked into",
+            hint="it takes a stage's folder, .jsonl, .jsonl.zst, .idx, .gguf, or a model's folder",
+        )
+    return views[0] if len(views) == 1 else View("folder", str(path), {}, inside=views)
+
+
+def _contents(path: Path, wanted: Wanted) -> Iterator[View]:
+    """What of a file or folder is of a known kind."""
+    if not path.is_dir():
+        yield from (view(path, wanted) for view in [_reader(path)] if view)
+        return
+    if (path / "config.json").is_file():
+        yield _model(path, wanted)
+    for pattern, view in (("*.idx", _tokens), ("*.gguf", _gguf), ("**/*.jsonl*", _documents)):
+        for file in sorted(path.glob(pattern)):
+            if view is not _documents or file.name.endswith(_DOCUMENTS):
+                yield view(file, wanted)
+
+
+def _reader(path: Path) -> Callable[[Path, Wanted], View] | None:
+    if path.suffix in (".idx", ".bin") or not path.exists():
+        return _tokens
+    if path.name.endswith(_DOCUMENTS):
+        return _documents
+    return {".gguf": _gguf, ".safetensors": _safetensors}.get(path.suffix)
+
+
+def _stage(path: Path, manifest: Manifest, wanted: Wanted) -> View:
+    worked = (manifest.ended - manifest.started).total_seconds()
+    facts = {
+        "stage": manifest.name,
+        "digest": manifest.digest,
+        "fingerprint": manifest.fingerprint,
+        "started": manifest.started.isoformat(timespec="seconds"),
+        "took": duration(worked),
+        "commit": f"{manifest.git.commit}{' with changes' if manifest.git.dirty else ''}",
+        "inputs": {name: f"{record.reference} {record.digest}" for name, record in manifest.inputs.items()},
+        "config": manifest.config,
+        "metrics": manifest.metrics,
+        "licences": manifest.licences,
+        "machine": manifest.machine,
+    }
+    files = [{"file": file.path, "bytes": file.bytes, "sha256": file.sha256} for file in manifest.files]
+    return View("stage", str(path), facts, files, list(_contents(path, wanted)))
+
+
+def _documents(path: Path, wanted: Wanted) -> View:
+    return View("documents", str(path), {"bytes": path.stat().st_size}, wanted.of(read_jsonl(path), _SAMPLE))
+
+
+def _tokens(path: Path, wanted: Wanted) -> View:
+    """Documents of ids, decoded token by token where a tokenizer stands beside them."""
+    from meditron.text.tokenizer import load_tokenizer
+
+    prefix = path.with_suffix("") if path.suffix in (".idx", ".bin") else path
+    indexed = Indexed(prefix)
+    facts = {"documents": len(indexed), "tokens": len(indexed.tokens), "dtype": str(indexed.tokens.dtype)}
+    tokenizer = load_tokenizer(prefix.parent) if (prefix.parent / "tokenizer.json").is_file() else None
+
+    def rows() -> Iterator[Row]:
+        for number in range(len(indexed)):
+            ids = indexed[number].tolist()
+            row: Row = {"document": number, "ids": ids}
+            if tokenizer:
+                pieces = [tokenizer.decode([i], skip_special=False) for i in ids]
+                row |= {"text": tokenizer.decode(ids, skip_special=False), "tokens": pieces}
+            yield row
+
+    return View("tokens", str(prefix), facts, wanted.of(rows(), _SAMPLE))
+
+
+def _gguf(path: Path, wanted: Wanted) -> View:
+    with GGUF(path) as gguf:
+        tensors = [
+            {"tensor": info.name, "type": info.type, "shape": list(info.shape), "bytes": info.nbytes}
+            for info in gguf.tensors.values()
+        ]
+        metadata = {key: _brief(value) for key, value in gguf.metadata.items()}
+    facts = {"bytes": path.stat().st_size, "tensors": len(tensors), "metadata": metadata}
+    return View("gguf", str(path), facts, wanted.of(tensors))
+
+
+def _model(folder: Path, wanted: Wanted) -> View:
+    """An HF folder: its configuration, and the tensors of all its files."""
+    from meditron.store.files import read_json
+
+    files = sorted(folder.glob("*.safetensors"))
+    tensors = [row for file in files for row in _header(file)]
+    facts = {"config": read_json(folder / "config.json"), "files": len(files), "tensors": len(tensors)}
+    return View("model", str(folder), facts, wanted.of(tensors))
+
+
+def _safetensors(path: Path, wanted: Wanted) -> View:
+    tensors = list(_header(path))
+    return View("model", str(path), {"tensors": len(tensors)}, wanted.of(tensors))
+
+
+def _header(path: Path) -> Iterator[Row]:
+    """Names, types and shapes of a safetensors file, from its header: u64 length, then JSON.
+
+    https://github.com/huggingface/safetensors#format
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(_LONGEST_HEADER, path.stat().st_size - 8):
+            raise InputError(path, "not a safetensors file", place="byte 0")
+        try:
+            header = json.loads(file.read(length))
+            entries = [(name, info) for name, info in header.items() if name != "__metadata__"]
+            rows = [
+                {"tensor": name, "type": info["dtype"], "shape": info["shape"], "bytes": end - begin}
+                for name, info in entries
+                for begin, end in [info["data_offsets"]]
+            ]
+        except (ValueError, AttributeError, LookupError, TypeError) as error:
+            raise InputError(path, f"the header is damaged: {error}", place="byte 8") from error
+    yield from rows
+
+
+def _brief(value: object) -> object:
+    """A metadata value; of a long list its length and its head."""
+    return f"{len(value)} values: {value[:5]}…" if isinstance(value, list) and len(value) > 16 else value
+
+
+def print_view(view: View, indent: str = "") -> None:
+    """Print a look on stdout, for people."""
+    lines = [f"{view.kind} {view.path}", *_facts(view.facts, "  ")]
+    lines += [f"  {line}" for row in view.rows for line in _row(row)]
+    sys.stdout.writelines(f"{indent}{line}\n" for line in lines)
+    for inside in view.inside:
+        print_view(inside, indent + "  ")
+
+
+def _facts(facts: dict[str, Any], indent: str) -> Iterator[str]:
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}"
+            yield from _facts(value, indent + "  ")
+        elif value not in ({}, [], None):
+            text = size(value) if key == "bytes" else value if isinstance(value, str) else json.dumps(value)
+            yield f"{indent}{key}: {text}"
+
+
+def _row(row: Row) -> Iterator[str]:
+    """A document as its text, tokens with the boundaries between them, anything else on one line."""
+    if "tokens" in row:
+        yield f"document {row['document']}, {len(row['ids'])} tokens"
+        yield f"  {'│'.join(row['tokens'])}".replace("\n", "⏎")[:_SHOWN]
+    elif isinstance(row.get("text"), str):
+        yield " ".join(str(row[key]) for key in ("id", "source") if key in row)
+        yield f"  {row['text'][:_SHOWN]}".replace("\n", "\n    ")
+    else:
+        yield "  ".join(_cell(key, value) for key, value in row.items())
+
+
+def _cell(key: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if key == "bytes" and isinstance(value, int):
+        return size(value)
+    return (
+        "×".join(map(str, value))
+        if key == "shape" and isinstance(value, list)
+        else f"{key} {json.dumps(value)}"
+    )

@@ -1,0 +1,46 @@
+"""`meditron parse`: any source file to JSON lines."""
+
+import json
+import sys
+from collections import Counter
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from meditron.cli.options import Json
+
+__all__ = ["parse"]
+
+
+def parse(
+    *files: Annotated[str, Parameter(help="Source files: paths, or pypi:…, https://….")],
+    format: Annotated[
+        str | None,
+        Parameter(help="The reader: medline, mediawiki, jsonl, text; else found from the content."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read source files and print one JSON document a line.
+
+    The lines are the same with and without --json.
+
+    For example:
+
+        meditron parse pubmed21n1298.xml.gz --format medline
+    """
+    from meditron.ground.console import progress, say
+    from meditron.ground.errors import UsageError
+    from meditron.sources.registry import open_source
+    from meditron.store.fetch import fetch
+
+    if not files:
+        raise UsageError("parse needs a file", hint="meditron parse FILE…")
+    paths = [fetch(file) for file in files]
+    for path in paths:
+        skipped: Counter[str] = Counter()
+        with progress(f"parse {path.name}", unit="documents") as bar:
+            for document in open_source(path, format, skipped):
+                sys.stdout.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
+                bar.advance()
+        for reason, count in skipped.items():
+            say(f"{path.name}: {count:,} skipped: {reason}")

@@ -1,0 +1,76 @@
+"""`meditron run`: build what a recipe asks for."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from meditron.cli.options import Json, Out, RecipeFile, Set, emit
+from meditron.ground.console import say
+from meditron.ground.errors import DriftError
+
+__all__ = ["run"]
+
+
+def run(
+    recipe: RecipeFile,
+    /,
+    *,
+    only: Annotated[str | None, Parameter(help="Build this stage and no other.")] = None,
+    until: Annotated[str | None, Parameter(help="Build up to and with this stage.")] = None,
+    set_: Set = (),
+    out: Out = Path("runs"),
+    rebuild: Annotated[
+        tuple[str, ...],
+        Parameter(help="Build this stage and what stands on it again. Repeatable."),
+    ] = (),
+    accept_drift: Annotated[
+        bool,
+        Parameter(help="Go on with finished stages though they were made from something else."),
+    ] = False,
+    dry_run: Annotated[
+        bool, Parameter(help="Say what would be built, from what, and why. Downloads nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Build what a recipe asks for, stage by stage.
+
+    A stage that is there and was made from what is asked for is kept. A run that was killed or interrupted
+    goes on with the same command. Where a stage was made from something else, nothing is touched, and the
+    fields that differ are shown.
+
+    For example:
+
+        meditron run recipes/quickstart.toml --set pretrain.tokens=20_480
+    """
+    from meditron.cli import show
+    from meditron.recipe import load_recipe, run_recipe, status
+
+    asked = load_recipe(recipe, set_)
+    try:
+        result = run_recipe(
+            asked,
+            out=out,
+            only=only,
+            until=until,
+            rebuild=rebuild,
+            accept_drift=accept_drift,
+            dry_run=dry_run,
+        )
+    except DriftError:
+        stands = status(asked, out=out)
+        show.drift(stands)
+        if as_json:
+            emit(stands.to_json())
+        raise
+    except KeyboardInterrupt:
+        again = "the same command without --rebuild" if rebuild else "the same command"
+        say(f"what is done is kept: {again} goes on from there")
+        raise
+    if dry_run:
+        show.decisions(result)
+    else:
+        show.outcome(result)
+    if as_json:
+        emit(result.to_json())
+    return 1 if dry_run and result.refused else 0

@@ -1,0 +1,133 @@
+"""Tables for people, on stderr: how stages stand, what differs, what came out."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from meditron.ground.console import say, table
+from meditron.ground.units import duration
+from meditron.recipe.drift import short
+from meditron.recipe.report import HTML
+from meditron.recipe.run import RunResult
+from meditron.store.results import EvaluationResult
+
+__all__ = ["decisions", "differences", "drift", "evaluation", "outcome", "stages"]
+
+
+def stages(result: RunResult) -> None:
+    """Name, state, seconds and the plain figures among the metrics of each stage."""
+    rows = [
+        (name, stage.state, _seconds(stage.metrics), stage.failure or _figures(stage.metrics))
+        for name, stage in result.stages.items()
+    ]
+    table(("stage", "state", "time", "metrics"), rows, title=str(result.folder))
+
+
+def drift(result: RunResult) -> None:
+    """Field by field, what stale stages were made from and what is asked for now."""
+    rows = [
+        (name, difference.field, short(difference.was), short(difference.now))
+        for name, stage in result.stages.items()
+        for difference in stage.drift
+    ]
+    if rows:
+        table(("stage", "field", "was", "now"), rows, title="made from something else than is asked for now")
+
+
+def decisions(result: RunResult) -> None:
+    """What a run would do with each stage, from what, and why."""
+    rows = [
+        (
+            name,
+            decision.action,
+            ", ".join(_source(reference.text) for reference in decision.standing.inputs.values()),
+            decision.why,
+        )
+        for name, decision in result.decisions.items()
+    ]
+    table(("stage", "would", "from", "why"), rows, title=str(result.folder))
+
+
+def outcome(result: RunResult) -> None:
+    """What a run made, its results, and the command to type next."""
+    stages(result)
+    if not result.built:
+        say("nothing is to be done: every stage asked for is there")
+    for found in result.evaluations.values():
+        evaluation(found)
+    report = result.folder / HTML
+    if report.is_file():
+        say(f"report: {report}")
+    if result.model is not None:
+        command = ["meditron", "generate", str(result.model), "Hypertension is treated with"]
+        say(f"next:   {shlex.join(command)}")
+
+
+def evaluation(found: EvaluationResult) -> None:
+    """Perplexities with their intervals, and the paired differences."""
+    rows = [
+        (
+            model,
+            source,
+            record.documents,
+            f"{record.tokens:,}",
+            f"{record.perplexity:.2f}",
+            _interval(record.interval, ".2f"),
+        )
+        for model, sources in found.perplexity.items()
+        for source, record in sources.items()
+    ]
+    if rows:
+        headers = ("model", "source", "documents", "tokens", "perplexity", "95 % interval")
+        table(headers, rows, title="held-out perplexity")
+    differences([record.model_dump(mode="json") for record in found.differences])
+
+
+def differences(found: Sequence[Mapping[str, Any]]) -> None:
+    """Paired differences with their intervals."""
+    rows = [
+        (
+            f"{record['b']} - {record['a']}",
+            record["what"],
+            record["n"],
+            f"{record['difference']:+.4f}",
+            _interval(record["interval"], "+.4f"),
+            f"{record['p']:.4f}",
+            f"{record['detectable']:.4f}",
+        )
+        for record in found
+    ]
+    if rows:
+        headers = ("difference", "of", "n", "mean", "95 % interval", "p", "detectable")
+        table(headers, rows, title="paired differences (below zero: the first is better)")
+
+
+def _interval(ends: Sequence[float], form: str) -> str:
+    low, high = ends
+    return f"[{low:{form}}, {high:{form}}]"
+
+
+def _seconds(metrics: Mapping[str, Any]) -> str:
+    return duration(metrics["seconds"]) if "seconds" in metrics else ""
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    """The first plain figures; nested ones are in the report."""
+    plain = {
+        key: value
+        for key, value in metrics.items()
+        if isinstance(value, int | float) and key not in ("seconds", "attempts")
+    }
+    return ", ".join(f"{key} {_figure(value)}" for key, value in list(plain.items())[:4])
+
+
+def _figure(value: float) -> str:
+    if isinstance(value, bool):
+        return json.dumps(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _source(text: str) -> str:
+    """A source in a few words: without its promised hash, which is long."""
+    return short(text.partition("@sha256:")[0])

@@ -1,0 +1,105 @@
+"""The door: light, told in one line what is wrong, and its help tells what can be typed."""
+
+import re
+import shlex
+
+import pytest
+
+from command import Command
+from meditron.cli.app import VERBS, app
+from meditron.cli.errors import EXTRAS
+from meditron.ground.notice import ADVISORY
+
+NAMES = [verb.__name__ for verb in VERBS]
+HEAVY = {"torch", "transformers", "datatrove", "numba", "matplotlib", "scipy", "lxml", "xllamacpp"}
+HELP = """
+import runpy, sys
+sys.argv = ["meditron", *sys.argv[1:]]
+try:
+    runpy.run_module("meditron", run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0, end.code
+print("MODULES", *sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], *([name, "--help"] for name in NAMES)])
+def test_help_imports_nothing_heavy(process: Command, words: list[str]) -> None:
+    said = process("-c", HELP, *words)
+    assert said.code == 0, said.err
+    modules = set(said.out.rpartition("MODULES")[2].split())
+    assert not modules & HEAVY
+    # One of those that the command needs, so that the list is known to be one.
+    assert "cyclopts" in modules
+
+
+def test_help_lists_the_verbs_and_says_what_this_is_not_for(meditron: Command) -> None:
+    said = meditron("--help")
+    assert said.code == 0
+    for name in NAMES:
+        assert re.search(rf"│ {name} ", said.out)
+    assert ADVISORY in " ".join(said.out.split())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_verb_has_help_with_an_example_that_can_be_typed(meditron: Command, name: str) -> None:
+    said = meditron(name, "--help")
+    assert said.code == 0
+    assert "For example" in said.out
+    docstring = str(app[name].default_command.__doc__)
+    examples = re.findall(r"^\s+(meditron .*)$", docstring, re.MULTILINE)
+    assert examples
+    for example in examples:
+        command, bound, _ = app.parse_args(shlex.split(example)[1:], exit_on_error=False, print_error=False)
+        assert command.__name__ == name
+        assert bound.arguments
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_verb_prints_json_on_demand(name: str) -> None:
+    assert "--json" in {
+        flag for argument in app[name].assemble_argument_collection() for flag in argument.names
+    }
+
+
+def test_the_version_is_printed(meditron: Command) -> None:
+    from meditron import __version__
+
+    assert meditron("--version").out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["rnu", "x"], ["rnu", "run"]),
+        (["run", "--onyl", "words", "x.toml"], ["--onyl", "--only"]),
+        (["run"], ["RECIPE"]),
+        (["generate", "model", "prompt", "--max-tokens", "many"], ["--max-tokens", "many"]),
+        (["convert", "a", "b.gguf", "--type", "F15"], ["F15", "F16"]),
+        (["status", "x.toml", "y.toml"], ["y.toml"]),
+    ],
+)
+def test_wrong_use_is_one_line_a_hint_and_exit_2(
+    meditron: Command, words: list[str], told: list[str]
+) -> None:
+    said = meditron(*words)
+    assert said.code == 2
+    assert said.out == ""
+    error, hint = said.err.splitlines()
+    assert error.startswith("meditron: error: ")
+    assert hint.startswith("hint: meditron")
+    assert hint.endswith("--help")
+    for word in told:
+        assert word in error
+
+
+def test_nothing_to_do_shows_the_help(meditron: Command) -> None:
+    assert "Commands" in meditron().out
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    import tomllib
+    from pathlib import Path
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(EXTRAS.values()) <= set(project["project"]["optional-dependencies"])

@@ -1,0 +1,105 @@
+"""What a person sees when something fails."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command import Command
+from counting import Bench
+from meditron.cli.errors import explain, guarded
+from meditron.ground.errors import InputError, MissingExtra
+
+
+def raising(error: BaseException) -> int:
+    raise error
+
+
+def test_a_meditron_error_is_its_line_and_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(lambda: raising(InputError("x.gz", "cut off", place="byte 3", hint="get it again"))) == 1
+    assert capsys.readouterr().err == "meditron: error: x.gz (byte 3): cut off\nhint: get it again\n"
+
+
+def test_a_message_of_several_lines_is_told_in_one(capsys: pytest.CaptureFixture[str]) -> None:
+    guarded(lambda: raising(InputError("x", "one\n  two")))
+    assert capsys.readouterr().err == "meditron: error: x: one two\n"
+
+
+@pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("datatrove.pipeline", "corpus")])
+def test_a_missing_library_of_an_extra_names_the_command_that_installs_it(module: str, extra: str) -> None:
+    message, hint, code = explain(ModuleNotFoundError(f"No module named '{module}'", name=module))
+    assert "is not installed" in message
+    assert hint == f"pip install 'meditron[{extra}]'"
+    assert code == MissingExtra.exit_code == 2
+
+
+def test_a_really_missing_library_is_told_so(process: Command) -> None:
+    code = "import sys; sys.modules['torch'] = None; from meditron.cli import main; main()"
+    said = process("-c", code, "convert", "init:tiny", "x.gguf")
+    assert said.code == 2
+    assert said.err.splitlines() == [
+        "meditron: error: torch is not installed; it belongs to the extra 'train'",
+        "hint: pip install 'meditron[train]'",
+    ]
+
+
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(lambda: raising(OSError(errno.ENOSPC, "No space left on device", "/data/x"))) == 1
+    assert capsys.readouterr().err.startswith("meditron: error: /data/x: no space left on device\nhint: ")
+
+
+def test_a_full_stdout_is_one_line() -> None:
+    script = 'exec "$0" -m meditron --help > /dev/full'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, sys.executable], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "no space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_other_refusals_of_the_system_name_the_file() -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "/etc/shadow")
+    assert explain(error) == ("/etc/shadow: permission denied", None, 1)
+
+
+def test_a_defect_is_called_one_and_shows_its_place_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(lambda: raising(ZeroDivisionError("by zero"))) == 1
+    told = capsys.readouterr().err
+    assert told.splitlines()[0] == "meditron: error: ZeroDivisionError: by zero"
+    assert "--debug" in told
+    assert "Traceback" not in told
+    guarded(lambda: raising(ZeroDivisionError("by zero")), debug=True)
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_debug_shows_the_traceback(
+    meditron: Command, monkeypatch: pytest.MonkeyPatch, counts: Bench, how: str
+) -> None:
+    assert "Traceback" not in meditron("run", counts.folder / "x.toml").err
+    if how == "environment":
+        monkeypatch.setenv("MEDITRON_DEBUG", "1")
+    said = meditron("run", counts.folder / "x.toml", *(["--debug"] if how == "flag" else []))
+    assert "Traceback" in said.err
+    assert said.code == 2
+
+
+def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(lambda: raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "meditron: interrupted\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    script = '"$0" -m meditron parse "$1" 2>errors.txt | head -n 1'
+    lines = tmp_path / "many.jsonl"
+    lines.write_text('{"id": "1", "text": "word word word word word"}\n' * 20_000, encoding="utf-8")
+    words = ["/bin/sh", "-c", script, sys.executable, str(lines)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, timeout=60, check=True)
+    assert done.stdout.count(b"\n") == 1
+    errors = (tmp_path / "errors.txt").read_text(encoding="utf-8")
+    assert "Broken" not in errors
+    assert "Traceback" not in errors

@@ -1,0 +1,117 @@
+"""`run` and `status` as they are typed."""
+
+import json
+import shlex
+
+import pytest
+
+from command import Command
+from counting import Bench
+
+
+def test_a_run_is_told_and_a_second_one_has_nothing_to_do(meditron: Command, counts: Bench) -> None:
+    said = meditron("run", counts.path, "--out", counts.out)
+    assert said.code == 0
+    assert said.out == ""
+    assert "words: done" in said.err
+    again = meditron("run", counts.path, "--out", counts.out)
+    assert again.code == 0
+    assert "nothing is to be done" in again.err
+
+
+def test_json_is_one_object_with_the_stable_fields(meditron: Command, counts: Bench) -> None:
+    told = json.loads(meditron("run", counts.path, "--out", counts.out, "--json").out)
+    assert told["run"] == "counts"
+    assert set(told["stages"]) == {"words", "total", "rank.short", "rank.long"}
+    for stage in told["stages"].values():
+        assert {"state", "seconds", "metrics", "drift"} <= set(stage)
+        assert stage["state"] == "built"
+        assert stage["seconds"] >= 0
+    looked = json.loads(meditron("status", counts.path, "--out", counts.out, "--json").out)
+    assert {stage["state"] for stage in looked["stages"].values()} == {"fresh"}
+    assert looked["stages"]["total"]["metrics"]["words"] == 7
+
+
+def test_a_dry_run_is_told_and_told_in_json(meditron: Command, counts: Bench) -> None:
+    said = meditron("run", counts.path, "--out", counts.out, "--dry-run", "--json")
+    assert said.code == 0
+    assert json.loads(said.out)["stages"]["total"]["action"] == "build"
+    assert "not there yet" in said.err
+    assert not counts.out.exists()
+
+
+def test_drift_is_shown_field_by_field_and_ends_with_1(meditron: Command, counts: Bench) -> None:
+    meditron("run", counts.path, "--out", counts.out)
+    typed = ("run", counts.path, "--out", counts.out, "--set", "words.upper=true")
+    said = meditron(*typed, "--json")
+    assert said.code == 1
+    assert json.loads(said.out)["stages"]["words"]["drift"] == [{"field": "upper", "was": False, "now": True}]
+    *table, error, hint = said.err.splitlines()
+    assert any(line.split() == ["words", "upper", "false", "true"] for line in table)
+    assert error.startswith("meditron: error: words was made from something else")
+    assert "--rebuild words" in hint
+    assert "--accept-drift" in hint
+    assert meditron(*typed, "--dry-run").code == 1
+    assert meditron("status", counts.path, "--out", counts.out, "--set", "words.upper=true").code == 1
+    assert meditron(*typed, "--accept-drift").code == 0
+    assert meditron(*typed, "--rebuild", "words").code == 0
+    assert meditron(*typed).code == 0
+
+
+def test_status_verifies(meditron: Command, counts: Bench) -> None:
+    meditron("run", counts.path, "--out", counts.out)
+    file = counts.run_folder / "total/total.json"
+    file.write_bytes(file.read_bytes().replace(b"heart", b"haert"))
+    assert meditron("status", counts.path, "--out", counts.out).code == 0
+    said = meditron("status", counts.path, "--out", counts.out, "--verify")
+    assert said.code == 1
+    assert "files.total.json" in said.err
+
+
+def test_a_typo_in_a_key_names_the_nearest(meditron: Command, counts: Bench) -> None:
+    said = meditron("run", counts.path, "--set", "words.upepr=true", "--dry-run")
+    assert said.code == 2
+    assert "did you mean 'upper'" in said.err.splitlines()[0]
+    assert "Traceback" not in said.err
+
+
+def test_a_failed_stage_is_one_line_and_status_remembers(meditron: Command, counts: Bench) -> None:
+    counts.text.write_text("the heart\npoison\n", encoding="utf-8")
+    said = meditron("run", counts.path, "--out", counts.out)
+    assert said.code == 1
+    assert "a poisoned line" in said.err.splitlines()[-1]
+    looked = meditron("status", counts.path, "--out", counts.out)
+    assert looked.code == 1
+    assert "a poisoned line" in looked.err
+
+
+def test_a_full_disk_in_a_stage_is_one_line(meditron: Command, counts: Bench) -> None:
+    counts.text.write_text("full\n", encoding="utf-8")
+    said = meditron("run", counts.path, "--out", counts.out)
+    assert said.code == 1
+    assert "no space left on device" in said.err
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_an_interruption_says_how_to_go_on(meditron: Command, counts: Bench, rebuild: bool) -> None:
+    meditron("run", counts.path, "--out", counts.out, "--until", "words")
+    if rebuild:
+        counts.text.write_text("interrupt\n", encoding="utf-8")
+        said = meditron("run", counts.path, "--out", counts.out, "--rebuild", "words")
+        assert "without --rebuild" in said.err
+    else:
+        counts.text.write_text("interrupt\n", encoding="utf-8")
+        said = meditron("run", counts.path, "--out", counts.folder / "elsewhere")
+        assert "the same command goes on" in said.err
+    assert said.code == 130
+    assert "Traceback" not in said.err
+
+
+def test_the_next_command_can_be_typed(meditron: Command, counts: Bench) -> None:
+    """The stages here leave no model, so nothing is offered that would not work."""
+    said = meditron("run", counts.path, "--out", counts.out)
+    offered = [
+        shlex.split(line.partition(":")[2]) for line in said.err.splitlines() if line.startswith("next:")
+    ]
+    assert offered == []
