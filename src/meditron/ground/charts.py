@@ -85,9 +85,9 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
     axes.set_xlabel(x, color=_MUTED)
     axes.margins(x=0.02, y=0.08)
     _tidy(axes, grid="y")
-    if 1 < len(kept) <= len(_SERIES):
+    if 0 < len(kept) <= len(_SERIES):
         _name_ends(axes, {name: points[-1][1] for name, points in kept.items()})
-    elif len(kept) > 1:
+    elif kept:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, labelcolor=_INK)
     return _svg(figure)
 

@@ -5,7 +5,9 @@ import re
 __all__ = ["amount", "duration", "is_figure", "size"]
 
 _NUMBER = r"[-+−]?\d[\d,.]*(e[-+]?\d+)?"
-_FIGURE = re.compile(rf"{_NUMBER}( ?%| [kMGTP]?B)?|{_NUMBER} … {_NUMBER}|\[{_NUMBER}, {_NUMBER}\]|[–—]?")
+_FIGURE = re.compile(
+    rf"(< ?)?{_NUMBER}( ?%| [kMGTP]?B)?|{_NUMBER} … {_NUMBER}|\[{_NUMBER}, {_NUMBER}\]|[–—]?"
+)
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 

@@ -14,7 +14,7 @@ Curves = Sequence[Mapping[str, Any]]
 """The lines of a training's `metrics.jsonl`."""
 
 _HOW = """\
-Perplexity is exp of the mean log-loss per token on documents that no stage was trained on; its interval is
+Perplexity is exp of the mean log-loss per token on documents held out from all training here; its interval is
 the 95 % percentile interval of a bootstrap over documents.
 
 A difference is taken document by document on the same documents and averaged over them, each counting once;
@@ -41,7 +41,7 @@ def _result(made: Page, found: Mapping[str, Any]) -> None:
     made.section("Result")
     unfinished = [name for name, stage in found["stages"].items() if stage["state"] != "complete"]
     if unfinished:
-        made.text(f"This run is not whole: {', '.join(unfinished)}. What follows is what there is.")
+        made.text(f"Not complete: {', '.join(unfinished)}. What follows is what there is.")
     if not found["perplexity"]:
         made.text("Nothing has been evaluated yet.")
         return
@@ -62,20 +62,20 @@ def _sentence(difference: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """One difference in words that claim no more than it shows."""
     a, b, source = difference["a"], difference["b"], difference.get("source")
     low, high = difference["interval"]
+    value, ends = _signed(difference["difference"]), f"{_signed(low)} to {_signed(high)}"
     about = found["domains"].get(source)
     where = f"On {difference['n']:,} held-out documents of {source or difference['what']}" + (
         f" ({about})" if about else ""
     )
     if low <= 0 <= high:
         return (
-            f"{where}, no difference between {b} and {a} is shown: {difference['difference']:+.4f} nats, "
-            f"95 % interval {low:+.4f} to {high:+.4f}; one of {difference['detectable']:.4f} would have been "
-            f"seen four times in five."
+            f"{where}, no difference between {b} and {a} is shown: {value} nats, 95 % interval {ends}; one "
+            f"of {difference['detectable']:.4f} would have been seen four times in five."
         )
     verb = "better" if difference["difference"] < 0 else "worse"
     return (
-        f"{where}, {b} predicts {verb} than {a}: log-loss differs by {difference['difference']:+.4f} nats, "
-        f"95 % interval {low:+.4f} to {high:+.4f}.{_change(a, b, source, found)}"
+        f"{where}, {b} predicts {verb} than {a}: log-loss differs by {value} nats, 95 % interval {ends}."
+        f"{_change(a, b, source, found)}"
     )
 
 
@@ -111,8 +111,8 @@ def _differences(made: Page, differences: Sequence[Mapping[str, Any]]) -> None:
                 one["what"],
                 f"{one['b']} − {one['a']}",
                 f"{one['n']:,}",
-                f"{one['difference']:+.4f}",
-                "{:+.4f} … {:+.4f}".format(*one["interval"]),
+                _signed(one["difference"]),
+                " … ".join(map(_signed, one["interval"])),
                 "< 0.001" if one["p"] < 0.001 else f"{one['p']:.3f}",
                 f"{one['detectable']:.4f}",
             )
@@ -252,6 +252,10 @@ def _written(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
     return str(value)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
 
 
 def _spoken(key: str) -> str:
