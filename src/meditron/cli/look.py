@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from meditron.cli.options import printable
 from meditron.ground.errors import InputError, SourceError, UsageError
 from meditron.ground.units import duration, size
 from meditron.store.gguf import GGUF
@@ -216,7 +217,7 @@ def print_view(view: View, indent: str = "") -> None:
     """Print a look on stdout, for people."""
     lines = [f"{view.kind} {view.path}", *_facts(view.facts, "  ")]
     lines += [f"  {line}" for row in view.rows for line in _row(row)]
-    sys.stdout.writelines(f"{indent}{line}\n" for line in lines)
+    sys.stdout.writelines(f"{indent}{printable(line)}\n" for line in lines)
     for inside in view.inside:
         print_view(inside, indent + "  ")
 
@@ -227,8 +228,14 @@ def _facts(facts: dict[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{key}"
             yield from _facts(value, indent + "  ")
         elif value not in ({}, [], None):
-            text = size(value) if key == "bytes" else value if isinstance(value, str) else json.dumps(value)
-            yield f"{indent}{key}: {text}"
+            yield f"{indent}{key}: {_fact(key, value)}"
+
+
+def _fact(key: str, value: object) -> str:
+    if key == "bytes" and isinstance(value, int):
+        return size(value)
+    plain = isinstance(value, str) and "\n" not in value
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _row(row: Row) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-__all__ = ["Json", "Out", "RecipeFile", "Set", "emit"]
+__all__ = ["Json", "Out", "RecipeFile", "Set", "emit", "printable"]
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object on stdout.")]
 RecipeFile = Annotated[Path, Parameter(help="The recipe, a TOML file.")]
@@ -25,3 +25,10 @@ def emit(value: dict[str, Any], *, indent: int | None = 2) -> None:
     """Print one JSON object on stdout."""
     json.dump(value, sys.stdout, ensure_ascii=False, indent=indent, allow_nan=False)
     sys.stdout.write("\n")
+
+
+def printable(text: str) -> str:
+    """A text from a file or a model as a terminal may have it: without escape sequences that it would obey."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )

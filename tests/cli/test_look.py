@@ -1,0 +1,183 @@
+"""`inspect` and `parse`: what is inside real files, and what is said of damaged ones."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from command import Command
+from counting import Bench
+from meditron.cli.look import look
+from meditron.ground.errors import InputError, SourceError, UsageError
+from meditron.store.gguf import write_gguf
+from meditron.store.indexed import IndexedWriter
+from meditron.store.jsonl import JsonlWriter
+from meditron.text.tokenizer import load_tokenizer
+from tiny import TEXTS, tiny_hf
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_hf(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    path = tmp_path / "part.jsonl.zst"
+    with JsonlWriter(path) as writer:
+        for number, text in enumerate(TEXTS):
+            writer.write({"id": f"test:{number}", "source": "test", "text": text, "meta": {}})
+    return path
+
+
+def test_a_stage_tells_what_it_is_and_what_it_was_made_from(meditron: Command, counts: Bench) -> None:
+    meditron("run", counts.path, "--out", counts.out)
+    view = json.loads(meditron("inspect", counts.run_folder / "total", "--json").out)
+    manifest = json.loads((counts.run_folder / "total/manifest.json").read_text())
+    assert view["kind"] == "stage"
+    assert view["facts"]["fingerprint"] == manifest["fingerprint"]
+    assert view["facts"]["metrics"]["words"] == 7
+    assert [row["file"] for row in view["rows"]] == ["total.json"]
+    said = meditron("inspect", counts.run_folder / "total/manifest.json").out
+    assert "total.json" in said
+    assert manifest["fingerprint"] in said
+
+
+def test_documents_are_shown_and_searched(meditron: Command, documents: Path) -> None:
+    view = json.loads(meditron("inspect", documents, "--json", "--rows", "2").out)
+    assert [row["text"] for row in view["rows"]] == TEXTS[:2]
+    found = json.loads(meditron("inspect", documents, "--json", "--grep", "SEPSIS").out)
+    assert [row["id"] for row in found["rows"]] == ["test:3"]
+    assert "lactate above 4 mmol/L" in meditron("inspect", documents, "--grep", "sepsis").out
+    assert json.loads(meditron("inspect", documents.parent, "--json").out)["kind"] == "documents"
+
+
+def test_tokens_are_decoded_with_their_boundaries(meditron: Command, model: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    with IndexedWriter(model / "test", np.uint16) as writer:
+        for text in TEXTS:
+            writer.add([*tokenizer.encode(text), tokenizer.end_of_text_id])
+    for spec in (model / "test", model / "test.idx", model / "test.bin"):
+        view = json.loads(meditron("inspect", spec, "--json", "--rows", "1").out)
+        assert view["kind"] == "tokens"
+        assert view["facts"]["documents"] == len(TEXTS)
+        (row,) = view["rows"]
+        assert row["text"] == TEXTS[0] + "<|endoftext|>" or row["text"] == TEXTS[0]
+        assert row["ids"] == [*tokenizer.encode(TEXTS[0]), tokenizer.end_of_text_id]
+        assert len(row["tokens"]) == len(row["ids"])
+        assert "".join(row["tokens"]).startswith(TEXTS[0])
+    said = meditron("inspect", model / "test.idx", "--grep", "sepsis").out
+    assert "document 3" in said
+    assert "│" in said
+    whole = json.loads(meditron("inspect", model, "--json").out)
+    assert [view["kind"] for view in whole["inside"]] == ["model", "tokens"]
+
+
+def test_a_models_tensors_are_those_that_transformers_wrote(meditron: Command, model: Path) -> None:
+    from safetensors.numpy import load_file
+
+    tensors = load_file(model / "model.safetensors")
+    view = look(str(model))
+    model_view = view if view.kind == "model" else view.inside[0]
+    assert {row["tensor"]: tuple(row["shape"]) for row in model_view.rows} == {
+        name: tensor.shape for name, tensor in tensors.items()
+    }
+    assert sum(row["bytes"] for row in model_view.rows) == sum(t.nbytes for t in tensors.values())
+    file = json.loads(meditron("inspect", model / "model.safetensors", "--json", "--rows", "1").out)
+    assert len(file["rows"]) == 1
+
+
+def test_a_gguf_shows_metadata_and_tensors(meditron: Command, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    metadata = {
+        "general.architecture": "llama",
+        "words": [str(n) for n in range(40)],
+        "note": "\x1b[31m two\nlines",
+    }
+    write_gguf(path, metadata, [("a.weight", np.zeros((4, 8), np.float16)), ("b", np.ones(3, np.float32))])
+    view = json.loads(meditron("inspect", path, "--json").out)
+    assert view["facts"]["tensors"] == 2
+    assert view["rows"][0] == {"tensor": "a.weight", "type": "F16", "shape": [4, 8], "bytes": 64}
+    said = meditron("inspect", path).out
+    assert "40 values" in said
+    assert "\x1b" not in said
+    assert "4×8" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "not a safetensors file"),
+        (b"\xff" * 16, "not a safetensors file"),
+        (b"\x08\0\0\0\0\0\0\0{broken}", "the header is damaged"),
+        (b'\x0a\0\0\0\0\0\0\0{"a": [1]}', "the header is damaged"),
+    ],
+)
+def test_damaged_safetensors_are_told(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=told):
+        look(str(path))
+
+
+def test_a_whole_safetensors_file_is_read(tmp_path: Path) -> None:
+    save_file({"a": np.zeros((2, 3), np.float32)}, tmp_path / "x.safetensors")
+    assert look(str(tmp_path / "x.safetensors")).rows == [
+        {"tensor": "a", "type": "F32", "shape": [2, 3], "bytes": 24}
+    ]
+
+
+def test_what_is_nothing_known_is_refused(meditron: Command, tmp_path: Path) -> None:
+    (tmp_path / "x.dat").write_bytes(b"?")
+    with pytest.raises(SourceError, match="nothing in it that can be looked into"):
+        look(str(tmp_path / "x.dat"))
+    with pytest.raises(UsageError, match="--rows -1"):
+        look(str(tmp_path), rows=-1)
+    said = meditron("inspect", tmp_path / "nothing")
+    assert said.code == 2
+    assert len(said.err.splitlines()) <= 2
+
+
+def test_parse_prints_one_document_a_line(meditron: Command, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(TEXTS)))
+    said = meditron("parse", path, path)
+    assert said.code == 0
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert len(rows) == 2 * len(TEXTS)
+    for row in rows:
+        assert set(row) == {"id", "source", "title", "sections", "language", "year", "meta"}
+    assert rows[0]["sections"][0]["text"] == TEXTS[0]
+    assert "漢字" in said.out
+    assert meditron("parse", path, "--json").out == meditron("parse", path).out
+
+
+def test_parse_reads_real_citations(meditron: Command, pubmed_xml: Path) -> None:
+    said = meditron("parse", pubmed_xml)
+    assert said.code == 0
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert len({row["id"] for row in rows}) > 20_000
+    assert all(row["meta"]["pmid"] for row in rows)
+
+
+@pytest.mark.parametrize("words", [["/nowhere/x.xml.gz"], [], ["{path}", "--format", "medlien"]])
+def test_parse_of_nothing_is_one_line_and_exit_2(meditron: Command, tmp_path: Path, words: list[str]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": "1", "text": "word"}\n')
+    said = meditron("parse", *[word.format(path=path) for word in words])
+    assert said.code == 2
+    assert said.out == ""
+    assert "Traceback" not in said.err
+
+
+def test_parse_names_the_place_where_a_file_is_cut_off(meditron: Command, tmp_path: Path) -> None:
+    import gzip
+
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"id": "1", "text": "some words that are packed"}\n' * 500)[:-60])
+    said = meditron("parse", path)
+    assert said.code == 1
+    assert str(path) in said.err.splitlines()[-1]
+    assert "Traceback" not in said.err
