@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from meditron.version import __version__
+
 if TYPE_CHECKING:
     from meditron.engine import Engine
 
 __all__ = ["__version__", "load"]
-__version__ = "0.1.0"
 
 
 def load(model: str) -> "Engine":

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from meditron import __version__
+from meditron.version import __version__
 from meditron.cli.compare import compare
 from meditron.cli.convert import convert
 from meditron.cli.errors import guarded

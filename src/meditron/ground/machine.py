@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from meditron import __version__
+from meditron.version import __version__
 
 __all__ = ["cpu_class", "describe"]
 

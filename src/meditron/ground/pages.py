@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meditron import __version__
+from meditron.version import __version__
 from meditron.ground.errors import StorageError
 from meditron.ground.notice import ADVISORY
 from meditron.ground.units import is_figure
