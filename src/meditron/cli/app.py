@@ -7,7 +7,6 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from meditron.version import __version__
 from meditron.cli.compare import compare
 from meditron.cli.convert import convert
 from meditron.cli.errors import guarded
@@ -17,6 +16,7 @@ from meditron.cli.run import run
 from meditron.cli.status import status
 from meditron.ground.console import configure
 from meditron.ground.notice import ADVISORY
+from meditron.version import __version__
 
 __all__ = ["VERBS", "app", "main"]
 

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meditron.version import __version__
 from meditron.ground.errors import StorageError
 from meditron.ground.notice import ADVISORY
 from meditron.ground.units import is_figure
+from meditron.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Template
