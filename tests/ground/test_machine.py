@@ -1,0 +1,67 @@
+"""The machine's description against what the system itself says."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from meditron.ground.machine import cpu_class, describe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_it_is_plain_json() -> None:
+    assert json.loads(json.dumps(describe())) == describe()
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
+def test_cores_and_memory_are_what_this_process_may_use() -> None:
+    assert 1 <= describe()["cores"] <= len(os.sched_getaffinity(0))
+    assert 0 < describe()["memory_bytes"] <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="pins a process to one core")
+def test_affinity_is_respected() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    code += "from meditron.ground.machine import describe; print(describe()['cores'])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "1"
+
+
+def test_versions_are_those_installed_and_nothing_is_imported() -> None:
+    assert describe()["libraries"]["numpy"] == version("numpy")
+    assert describe()["python"] == platform.python_version()
+    code = (
+        "import sys; from meditron.ground.machine import describe; describe(); print('torch' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_the_commit_is_the_checkouts() -> None:
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        pytest.skip("not in a checkout")
+    code = "from meditron.ground.machine import describe; print(describe()['git']['commit'])"
+    answer = subprocess.check_output([sys.executable, "-c", code], text=True, cwd="/")
+    log = subprocess.check_output(["git", "-C", str(ROOT), "log", "--format=%H", "-5"], text=True)
+    assert answer.strip() in log.split()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("sse2 avx2 avx512f avx512_bf16 amx_bf16 amx_tile amx_int8", "amx-bf16"),
+        ("sse2 avx2 avx512f avx512_bf16", "avx512-bf16"),
+        ("sse2 avx2 avx512f", "avx512"),
+        ("sse2 avx2", "avx2"),
+        ("fp asimd bf16 i8mm", "arm-bf16"),
+        ("fp asimd", "arm"),
+        ("sse2", platform.machine()),
+    ],
+)
+def test_cpu_class_is_the_fastest_there_is(flags: str, expected: str) -> None:
+    assert cpu_class(frozenset(flags.split())) == expected
