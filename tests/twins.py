@@ -32,6 +32,7 @@ SCALINGS = [
     },
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 20.0},
 ]
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
 
 
 def make_hf(seed=0, **changes):

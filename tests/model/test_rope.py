@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from twins import SCALINGS, logits, make_hf, twin
+from twins import SCALINGS, YARN, logits, make_hf, twin
 
-YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
 MORE = [
     SCALINGS[2] | {"original_max_position_embeddings": 32},
     YARN,

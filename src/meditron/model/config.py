@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
+import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from meditron.ground.config import Config
@@ -159,9 +160,9 @@ class LlamaConfig(Config):
             raise InputError(
                 path, f"architecture {architecture!r} is not llama", place="general.architecture"
             )
-        fields = {name: metadata[key] for name, key in GGUF_KEYS.items() if metadata.get(key) is not None} | {
-            "tie_word_embeddings": tied
-        }
+        metadata = {key: _decimal(value) for key, value in metadata.items()}
+        fields = {name: metadata[key] for name, key in GGUF_KEYS.items() if metadata.get(key) is not None}
+        fields["tie_word_embeddings"] = tied
         if isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), list):
             fields["vocab_size"] = len(tokens)
         fields["rope_scaling"] = _scaling_of_gguf(metadata, rope_factors)
@@ -235,6 +236,11 @@ def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> 
     for key, wanted in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         if config.get(key, wanted) != wanted:
             raise InputError(path, f"{config[key]!r} is not supported; only {wanted!r} is", place=key)
+
+
+def _decimal(value: Any) -> Any:  # noqa: ANN401
+    """GGUF's numbers are fp32: 1e-5 comes as 9.999999747e-06. The shortest decimal is the one meant."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _derive_heads(fields: dict[str, Any]) -> None:
