@@ -1,0 +1,32 @@
+"""Languages by whichever code a source uses: MEDLINE writes `eng`, a dump `en`, a page `en-GB`."""
+
+__all__ = ["passes"]
+
+# ISO 639-1 to the codes of ISO 639-2 (B), which MEDLINE uses, and (T) where they differ.
+# fmt: off
+_THREE_LETTERS = {
+    "af": "afr", "ar": "ara", "az": "aze", "be": "bel", "bg": "bul", "bs": "bos", "ca": "cat",
+    "cs": "cze ces", "cy": "wel cym", "da": "dan", "de": "ger deu", "el": "gre ell", "en": "eng",
+    "eo": "epo", "es": "spa", "et": "est", "fa": "per fas", "fi": "fin", "fr": "fre fra", "ga": "gle",
+    "gl": "glg", "he": "heb", "hi": "hin", "hr": "hrv scr", "hu": "hun", "hy": "arm hye", "id": "ind",
+    "is": "ice isl", "it": "ita", "ja": "jpn", "ka": "geo kat", "ko": "kor", "la": "lat", "lt": "lit",
+    "lv": "lav", "mi": "mao mri", "mk": "mac mkd", "ml": "mal", "ms": "may msa", "nb": "nob",
+    "nl": "dut nld", "nn": "nno", "no": "nor", "pl": "pol", "ps": "pus", "pt": "por", "ro": "rum ron",
+    "ru": "rus", "rw": "kin", "sa": "san", "sk": "slo slk", "sl": "slv", "sq": "alb sqi",
+    "sr": "scc srp", "sv": "swe", "th": "tha", "tr": "tur", "uk": "ukr", "ur": "urd", "vi": "vie",
+    "zh": "chi zho",
+}
+# fmt: on
+_TWO_LETTERS = {three: two for two, threes in _THREE_LETTERS.items() for three in threes.split()}
+_UNKNOWN = frozenset({"", "und", "zxx", "mul", "mis"})
+
+
+def passes(language: str | None, wanted: tuple[str, ...]) -> bool:
+    """Whether a document that calls its language so is wanted: an unknown one passes, as all do for ()."""
+    code = (language or "").lower().partition("-")[0]
+    return not wanted or code in _UNKNOWN or _short(code) in {_short(one) for one in wanted}
+
+
+def _short(code: str) -> str:
+    code = code.lower().partition("-")[0]
+    return _TWO_LETTERS.get(code, code)

@@ -1,0 +1,170 @@
+"""The two passes over the documents, shard by shard; each file appears whole, so a killed run keeps it.
+
+`ReadFiles` turns each source file into shards of candidates, their index written last. When all is indexed and
+decided, `WriteShards` turns candidates into training and held-out files and drops, the counts written last.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from meditron.corpus.clean import compose
+from meditron.corpus.config import CorpusConfig
+from meditron.corpus.dedup import INDEX, Reason, index_row
+from meditron.corpus.languages import passes
+from meditron.corpus.split import is_heldout
+from meditron.sources.document import Document
+from meditron.sources.registry import find_source
+from meditron.store.files import atomic, make_folder, write_json
+from meditron.store.jsonl import JsonlWriter, read_jsonl
+
+__all__ = ["ReadFiles", "Shard", "SourceFile", "WriteShards", "load_array", "save_array"]
+
+_SAMPLE = 300  # characters of a dropped document that are kept for the eye
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a source, and where it stands among the source's files."""
+
+    source: str
+    format: str | None
+    path: Path
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One shard of a source, below the work folder."""
+
+    source: str
+    name: str
+    work: Path
+
+    def file(self, suffix: str) -> Path:
+        """`candidates.jsonl.zst`, `index.npy`, `reasons.npy`, `drops.jsonl.zst` or `counts.json`."""
+        return self.work / self.source / f"{self.name}.{suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFiles:
+    """The first pass: task i reads file i, cleans its documents and writes those not yet in whole shards."""
+
+    config: CorpusConfig
+    files: tuple[SourceFile, ...]
+    work: Path
+
+    def __call__(self, task: int) -> None:
+        """Read one file; InputError where it is damaged."""
+        file = self.files[task]
+        make_folder(self.work / file.source)
+        source = find_source(file.path, file.format)
+        skipped: Counter[str] = Counter()
+        documents = islice(source.read(file.path, skipped), self.config.limit)
+        number = -1
+        for number, batch in enumerate(_batches(documents, self.config.shard_documents)):
+            shard = Shard(file.source, f"{file.number:05d}-{number:05d}", self.work)
+            if not shard.file("index.npy").exists():
+                self._write(shard, batch)
+        deleted = source.deletions(file.path) if source.deletions else []
+        end = {"shards": number + 1, "skipped": dict(sorted(skipped.items())), "deleted": deleted}
+        write_json(self.work / file.source / f"{file.number:05d}.file.json", end)
+
+    def _write(self, shard: Shard, documents: Iterable[Document]) -> None:
+        rows = []
+        with JsonlWriter(shard.file("candidates.jsonl.zst")) as writer:
+            for document in documents:
+                text = compose(document)
+                reason = self._reason(document, text)
+                heldout = is_heldout(document.id, self.config.heldout)
+                version = int(document.meta.get("version") or 0)
+                rows.append(index_row(document.id, text, version, reason, heldout=heldout))
+                writer.write(_candidate(document, text if reason is Reason.KEPT else text[:_SAMPLE]))
+        save_array(shard.file("index.npy"), np.array(rows, dtype=INDEX))
+
+    def _reason(self, document: Document, text: str) -> Reason:
+        """Why the document by itself is not wanted."""
+        if document.meta.get("retracted"):
+            return Reason.RETRACTED
+        if not passes(document.language, self.config.languages):
+            return Reason.LANGUAGE
+        if not any(section.text.strip() for section in document.sections):
+            return Reason.TITLE_ONLY
+        return Reason.SHORT if len(text) < self.config.min_characters else Reason.KEPT
+
+
+@dataclass(frozen=True, slots=True)
+class WriteShards:
+    """The second pass: task i writes what is kept of shard i, and what is not, with its reason."""
+
+    shards: tuple[Shard, ...]
+    out: Path
+
+    def __call__(self, task: int) -> None:
+        """Write one shard's files."""
+        shard = self.shards[task]
+        reasons, heldout = (
+            load_array(shard.file("reasons.npy")),
+            load_array(shard.file("index.npy"))["heldout"],
+        )
+        rows = islice(read_jsonl(shard.file("candidates.jsonl.zst")), len(reasons))
+        kept: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
+        dropped = []
+        for row, reason, held in zip(rows, reasons, heldout, strict=True):
+            if reason == Reason.KEPT:
+                kept["heldout" if held else "train"].append({**row, "source": shard.source})
+            else:
+                why = Reason(reason).text
+                drop = {
+                    "id": row["id"],
+                    "source": shard.source,
+                    "reason": why,
+                    "sample": row["text"][:_SAMPLE],
+                }
+                dropped.append(drop)
+        for split, documents in kept.items():
+            _write_rows(self.out / split / shard.source / f"{shard.name}.jsonl.zst", documents)
+        _write_rows(shard.file("drops.jsonl.zst"), dropped)
+        counts: dict[str, Any] = {"read": len(reasons), "kept": sum(map(len, kept.values()))}
+        counts |= {split: len(documents) for split, documents in kept.items()}
+        for split, documents in kept.items():
+            counts[f"{split}_characters"] = sum(len(row["text"]) for row in documents)
+        counts["dropped"] = dict(sorted(Counter(drop["reason"] for drop in dropped).items()))
+        write_json(shard.file("counts.json"), counts)
+
+
+def _candidate(document: Document, text: str) -> dict[str, Any]:
+    meta = {"title": document.title, "language": document.language, "year": document.year, **document.meta}
+    return {"id": document.id, "source": document.source, "text": text, "meta": meta}
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows as a file; no file for no rows."""
+    if not rows:
+        return
+    make_folder(path.parent)
+    with JsonlWriter(path) as writer:
+        for row in rows:
+            writer.write(row)
+
+
+def _batches(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
+    while batch := list(islice(documents, size)):
+        yield batch
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """An array as `.npy`, whole or not at all."""
+    with atomic(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def load_array(path: Path) -> npt.NDArray[Any]:
+    """What `save_array` wrote."""
+    return np.asarray(np.load(path, allow_pickle=False))
