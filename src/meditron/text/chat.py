@@ -1,0 +1,111 @@
+"""Chat templates: messages into the one text that a model was trained to go on from.
+
+Templates are Jinja and come with a model's files, so they are foreign code: they run in the sandbox, with the
+variables and helpers that HF's do (transformers' `apply_chat_template`), and give the same text.
+"""
+
+import json
+import traceback
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError, TemplateSyntaxError
+
+from meditron.ground.errors import InputError
+from meditron.text.sandbox import Budget, Environment
+
+__all__ = ["Message", "render"]
+
+Message = Mapping[str, Any]
+"""`role` (system, user, assistant), `content`, and whatever else a template knows."""
+
+_MAX_TEMPLATE = 1 << 18  # characters; real ones have some thousands
+_WHERE = "chat template"
+# What foreign code can raise besides jinja2's own: each is the template's fault.
+_FAULTS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def render(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+    bos: str | None,
+    eos: str | None,
+) -> str:
+    """The text of `messages`; with `add_generation_prompt` it ends where the assistant's turn begins.
+
+    `bos` and `eos` are the tokens as text, empty where there is none. Raises InputError, with the line, for a
+    template that is damaged, refuses the messages, reaches out of its sandbox, or does not end.
+    """
+    budget = Budget()
+    variables = {
+        "messages": messages,
+        "add_generation_prompt": add_generation_prompt,
+        "tools": None,
+        "documents": None,
+        **{name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token is not None},
+        Budget.KEY: budget,
+    }
+    pieces: list[str] = []
+    try:
+        for piece in _compiled(template).generate(variables):
+            pieces.append(piece)
+            budget.pay_for_output(piece)
+    except _FAULTS as error:
+        raise InputError(_WHERE, _said(error), place=_line(error)) from error
+    return "".join(pieces)
+
+
+@lru_cache(maxsize=16)
+def _compiled(template: str) -> Template:
+    if len(template) > _MAX_TEMPLATE:
+        raise InputError(_WHERE, f"has {len(template):,} characters, more than {_MAX_TEMPLATE:,}")
+    return Environment(_HELPERS, {"tojson": _to_json}).from_string(template)
+
+
+def _said(error: BaseException) -> str:
+    message = " ".join(str(error).split())
+    return message or type(error).__name__
+
+
+def _line(error: BaseException) -> str | None:
+    if isinstance(error, TemplateSyntaxError):
+        return f"line {error.lineno}"
+    # jinja2 rewrites the traceback, so that the template's lines stand in it.
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>"]
+    return f"line {frames[-1].lineno}" if frames else None
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _to_json(
+    value: Any,  # noqa: ANN401
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON: jinja2's own filter escapes what HTML would misread."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+_HELPERS = {
+    "raise_exception": _raise,
+    "strftime_now": lambda form: datetime.now().strftime(form),  # the reader's own day
+}
