@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -97,9 +99,10 @@ def test_nothing_to_do_shows_the_help(meditron: Command) -> None:
     assert "Commands" in meditron().out
 
 
-def test_every_extra_that_is_named_exists() -> None:
-    import tomllib
-    from pathlib import Path
-
+def test_every_library_of_an_extra_is_known_to_be_of_it() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-    assert set(EXTRAS.values()) <= set(project["project"]["optional-dependencies"])
+    extras = project["project"]["optional-dependencies"]
+    for extra in ("corpus", "train", "release", "serve"):
+        for requirement in extras[extra]:
+            library = re.split(r"[^\w.-]", requirement)[0].replace("-", "_").lower().removesuffix("_py")
+            assert EXTRAS[library] == extra

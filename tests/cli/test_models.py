@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from command import Command
+from meditron.evaluate.rows import FILE_NAME
 from tiny import tiny_hf
 
 
@@ -29,3 +30,41 @@ def test_convert_there_and_back_keeps_the_weights(meditron: Command, model: Path
     assert refused.code == 2
     assert "--force" in refused.err
     assert meditron("convert", model, gguf, "--force").code == 0
+
+
+def rows(path: Path, model: str, shift: float) -> Path:
+    """A rows file of thirty documents, `shift` nats a token apart from the others'."""
+    lines = [
+        {
+            "model": model,
+            "model_digest": "0" * 64,
+            "source": source,
+            "id": f"{source}:{n}",
+            "tokens": 10 + n,
+            "nll": (10 + n) * (3 + shift + 0.1 * (n % 3)),
+            "bytes": 50 + n,
+            "ids_sha256": f"{n:064x}",
+            "text_sha256": f"{n:064x}",
+            "plan": "0" * 64,
+        }
+        for source in ("pubmed", "wiki")
+        for n in range(30)
+    ]
+    path.mkdir()
+    (path / FILE_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_compare_tells_the_difference_of_every_source(meditron: Command, tmp_path: Path) -> None:
+    a, b = rows(tmp_path / "a", "base", 0.0), rows(tmp_path / "b", "pretrain", -0.5)
+    told = json.loads(meditron("compare", a, b, "--json").out)
+    assert {"n", "difference", "interval", "p", "detectable"} <= set(told)
+    assert told["n"] == 30
+    assert told["difference"] == pytest.approx(-0.5)
+    assert [record["source"] for record in told["differences"]] == ["pubmed", "wiki"]
+    said = meditron("compare", a, b)
+    assert said.code == 0
+    assert "-0.5000" in said.err
+    missing = meditron("compare", a, tmp_path / "c")
+    assert missing.code == 2
+    assert len(missing.err.splitlines()) <= 2

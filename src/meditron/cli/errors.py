@@ -22,6 +22,7 @@ EXTRAS = {
     "datatrove": "corpus",
     "isal": "corpus",
     "lxml": "corpus",
+    "mwparserfromhell": "corpus",
     "regex": "corpus",
     "xxhash": "corpus",
     "libgguf": "release",

@@ -28,7 +28,7 @@ def emit(value: dict[str, Any], *, indent: int | None = 2) -> None:
 
 
 def printable(text: str) -> str:
-    """A text from a file or a model as a terminal may have it: without escape sequences that it would obey."""
+    """A text from a file or a model without the escape sequences that a terminal would obey."""
     return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+        each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text
     )
