@@ -8,6 +8,7 @@ figures give the same bytes: ids are salted, and no date is written. pyplot and 
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
@@ -154,7 +155,7 @@ def _tidy(axes: "Axes", grid: Literal["x", "y"]) -> None:
     axes.spines["bottom"].set(visible=True, color=_RULE)
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color=_RULE, linewidth=0.7)
-    axes.tick_params(length=0, labelcolor=_MUTED)
+    axes.tick_params(which="both", length=0, labelcolor=_MUTED)
     for axis in (axes.xaxis, axes.yaxis) if grid == "y" else (axes.xaxis,):
         if axis.get_scale() == "linear":
             axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
@@ -225,7 +226,10 @@ def _written(value: float, decimals: int) -> str:
 def _svg(figure: "Figure") -> str:
     """The figure's `<svg>` element, with the page's colours and font for the placeholders."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True)
+    with warnings.catch_warnings():
+        # The text is the browser's to draw, which has fonts for every script.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
@@ -233,7 +237,10 @@ def _svg(figure: "Figure") -> str:
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1; font-family: var(--sans, sans-serif)", text)
+    text = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans, sans-serif)", text)
+    # A style element would reach beyond its own chart; what it says is inherited just as well.
+    text = re.sub(r"<defs>\s*<style[^>]*>\*{(.*?)}</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
+    text = text.replace("<svg", '<svg style="stroke-linejoin: round; stroke-linecap: butt"', 1)
     for placeholder, colour in _COLOURS.items():
         text = text.replace(placeholder, colour)
     return text

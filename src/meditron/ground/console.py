@@ -88,7 +88,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     console = Console(width=10_000, markup=False, highlight=False, emoji=False, color_system=None)
     with console.capture() as captured:
         console.print(drawn)
-    _print("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
+    _print("\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n"))
 
 
 @contextmanager
