@@ -7,7 +7,7 @@ from typing import Any
 
 from meditron.ground.console import say, table
 from meditron.ground.units import duration
-from meditron.recipe.drift import short
+from meditron.recipe.drift import leaves, short
 from meditron.recipe.report import HTML
 from meditron.recipe.run import RunResult
 from meditron.store.results import EvaluationResult
@@ -113,13 +113,10 @@ def _seconds(metrics: Mapping[str, Any]) -> str:
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
-    """The first plain figures; nested ones are in the report."""
-    plain = {
-        key: value
-        for key, value in metrics.items()
-        if isinstance(value, int | float) and key not in ("seconds", "attempts")
-    }
-    return ", ".join(f"{key} {_figure(value)}" for key, value in list(plain.items())[:4])
+    """The first plain figures, the nested ones under dotted names; all of them are in the report."""
+    told = [(name, value) for name, value in leaves(metrics) if name not in ("seconds", "attempts")]
+    plain = [(name, value) for name, value in told if isinstance(value, int | float)]
+    return ", ".join(f"{name} {_figure(value)}" for name, value in plain[:4])
 
 
 def _figure(value: float) -> str:

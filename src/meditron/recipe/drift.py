@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Difference", "differences"]
+__all__ = ["Difference", "differences", "leaves", "short"]
 
 _ABSENT = object()
 
@@ -50,12 +50,13 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Differe
 def _flat(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Dotted fields, a configuration's as its table has them."""
     for key, value in payload.items():
-        yield from _leaves("" if key == "config" else key, value)
+        yield from leaves(value, "" if key == "config" else key)
 
 
-def _leaves(place: str, value: object) -> Iterator[tuple[str, Any]]:
+def leaves(value: object, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in nested mappings."""
     if not isinstance(value, Mapping) or (not value and place):
         yield place, value
         return
     for key, inner in value.items():
-        yield from _leaves(f"{place}.{key}" if place else key, inner)
+        yield from leaves(inner, f"{place}.{key}" if place else key)
