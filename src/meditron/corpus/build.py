@@ -8,10 +8,7 @@ the same bytes, whatever was killed in between and however many workers there ar
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -19,9 +16,9 @@ import numpy as np
 from meditron.corpus.config import CorpusConfig
 from meditron.corpus.dedup import INDEX, decide, id_key
 from meditron.corpus.execute import execute
+from meditron.corpus.progress import watched
 from meditron.corpus.report import corpus_report
 from meditron.corpus.shards import ReadFiles, Shard, SourceFile, WriteShards, load_array, save_array
-from meditron.ground.console import progress
 from meditron.ground.errors import SourceError
 from meditron.store.artifact import Artifact
 from meditron.store.files import make_folder, read_json, sweep
@@ -30,7 +27,6 @@ from meditron.store.jsonl import JsonlWriter, read_jsonl
 __all__ = ["run"]
 
 _WORK = "work"
-_POLL = 0.5  # seconds between two looks at how far the workers are
 
 
 def run(config: CorpusConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -48,11 +44,11 @@ def run(config: CorpusConfig, inputs: Mapping[str, Artifact], out: Path) -> dict
     sweep(out)
     work = make_folder(out / _WORK)
     files = tuple(_source_files(config, inputs))
-    with _watched("read", work, "*.index.npy"):
+    with watched("read", work, "*/*.index.npy"):
         execute("read", ReadFiles(config, files, work), len(files), config.workers, work / "tasks")
     shards = tuple(_shards(files, work))
     _decide(config, files, shards, work)
-    with _watched("write", work, "*.counts.json", total=len(shards)):
+    with watched("write", work, "*/*.counts.json", total=len(shards)):
         execute("write", WriteShards(shards, out), len(shards), config.workers, work / "tasks")
     metrics = _metrics(config, files, shards, work)
     _gather_drops(shards, out / "drops.jsonl.zst")
@@ -90,13 +86,12 @@ def _decide(
     config: CorpusConfig, files: tuple[SourceFile, ...], shards: tuple[Shard, ...], work: Path
 ) -> None:
     """Leave each shard's reasons beside it, for as many of its documents as the source's limit allows."""
-    left = dict.fromkeys(config.sources, config.limit)
+    taken: Counter[str] = Counter()
     indexes = []
     for shard in shards:
-        index = load_array(shard.file("index.npy"))[: left[shard.source]]
-        indexes.append(index)
-        room = left[shard.source]
-        left[shard.source] = None if room is None else room - len(index)
+        room = None if config.limit is None else config.limit - taken[shard.source]
+        indexes.append(load_array(shard.file("index.npy"))[:room])
+        taken[shard.source] += len(indexes[-1])
     deleted = [id_key(identity) for file in files for identity in _end(file, work)["deleted"]]
     index = np.concatenate([np.empty(0, INDEX), *indexes])
     reasons = decide(index, np.array(deleted, dtype="<u8").reshape(-1, 2))
@@ -137,32 +132,3 @@ def _gather_drops(shards: tuple[Shard, ...], path: Path) -> None:
             if shard.file("drops.jsonl.zst").exists():
                 for row in read_jsonl(shard.file("drops.jsonl.zst")):
                     writer.write(row)
-
-
-@contextmanager
-def _watched(label: str, work: Path, pattern: str, total: int | None = None) -> Iterator[None]:
-    """Show how many shards are done, by looking for their last files: the workers may be other processes."""
-
-    def count() -> int:
-        return sum(1 for _ in work.glob(f"*/{pattern}"))
-
-    done = Event()
-    before = count()
-    with progress(label, total, "shards", start=before) as bar, ThreadPoolExecutor(1) as thread:
-
-        def look() -> None:
-            seen = before
-            while True:
-                ended = done.wait(_POLL)
-                now = count()
-                bar.advance(now - seen)
-                seen = now
-                if ended:
-                    return
-
-        watching = thread.submit(look)
-        try:
-            yield
-        finally:
-            done.set()
-            watching.result()

@@ -2,8 +2,8 @@ r"""Cleaning that damages nothing: no letter, digit or sign of a text is lost or
 
 Changed are only: Unicode to its canonical composition (NFC: `e` and a combining accent become `é`; never
 NFKC, which turns `10²` into `102`), characters without a glyph (control characters, soft hyphens, byte order
-marks, zero-width spaces, direction marks), and white space. `<5 … >10`, `[95% CI 1.1-2.3]`, `\noral` and lines
-without letters stay as they are.
+marks, zero-width spaces, direction marks), and white space. `<5 … >10`, `[95% CI 1.1-2.3]`, `\noral` and
+lines without letters stay as they are.
 """
 
 import re

@@ -77,8 +77,8 @@ def _dropped(page: Page, metrics: Mapping[str, Any], out: Path) -> None:
         page.text("Nothing was dropped.")
         return
     page.text(
-        "Every document that was read is in a split or here. Skipped is what is no document by its kind, such "
-        "as a redirect. All drops stand in drops.jsonl.zst, with the beginning of their text."
+        "Every document that was read is in a split or here. Skipped is what is no document by its kind, "
+        "such as a redirect. All drops stand in drops.jsonl.zst, with the beginning of their text."
     )
     page.table(("source", "", "reason", "documents"), rows)
     shown: dict[tuple[str, str], int] = {}

@@ -1,7 +1,7 @@
 """The two passes over the documents, shard by shard; each file appears whole, so a killed run keeps it.
 
-`ReadFiles` turns each source file into shards of candidates, their index written last. When all is indexed and
-decided, `WriteShards` turns candidates into training and held-out files and drops, the counts written last.
+`ReadFiles` turns each source file into shards of candidates, their index written last. When all is indexed
+and decided, `WriteShards` turns candidates into training and held-out files and drops, their counts last.
 """
 
 from collections import Counter
