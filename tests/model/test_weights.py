@@ -182,6 +182,13 @@ def test_a_preset_is_the_same_file_from_the_same_seed(tokenizer, tmp_path):
         load_model("init:huge")
 
 
+def test_a_preset_may_carry_its_seed():
+    own, given = load_model("init:tiny:7", seed=1), load_model("init:tiny", seed=7)
+    assert torch.equal(own.head_weight, given.head_weight)
+    with pytest.raises(SourceError, match="'x' is no seed"):
+        load_model("init:tiny:x")
+
+
 def test_values_that_a_type_cannot_hold_are_refused_and_nothing_is_left(folder, tokenizer, tmp_path):
     model = load_model(folder)
     with torch.no_grad():

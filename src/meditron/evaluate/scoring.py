@@ -90,7 +90,6 @@ def _plan(artifact: Artifact, documents: Sequence[Text], config: EvaluateConfig)
         {
             "model": artifact.digest,
             "selector": artifact.selector,
-            "seed": config.seed,
             "data": data_digest(documents),
             "max_tokens": config.max_tokens,
             "dtype": config.dtype,
@@ -115,7 +114,7 @@ class _Scorer:
     def open(cls, name: str, artifact: Artifact, config: EvaluateConfig, plan: str) -> Self:
         """Load weights and tokenizer, on the GPU where there is one."""
         files = resolve(artifact.spec)
-        model = load_model(files, dtype=getattr(torch, config.dtype), seed=config.seed or 0)
+        model = load_model(files, dtype=getattr(torch, config.dtype))
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         limit = min(config.max_tokens, model.config.max_position_embeddings)
         tokenizer = model_tokenizer(files)

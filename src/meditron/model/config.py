@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from meditron.ground.config import Config
-from meditron.ground.errors import InputError
+from meditron.ground.errors import InputError, SourceError
 
-__all__ = ["PRESETS", "LlamaConfig", "Preset", "RopeScaling", "llama3_factors"]
+__all__ = ["PRESETS", "LlamaConfig", "Preset", "RopeScaling", "llama3_factors", "preset"]
 
 # Bounds far beyond any published Llama. They keep a hostile file from asking for absurd allocations.
 Count = Annotated[int, Field(gt=0, le=1 << 20, strict=True)]
@@ -329,7 +329,7 @@ def _check_rope_factors(config: LlamaConfig, found: tuple[float, ...], path: Pat
 
 
 class Preset(NamedTuple):
-    """A model that starts from seeded weights (`init:NAME`) with a real tokenizer."""
+    """A model that starts from seeded weights (`init:NAME`, `init:NAME:SEED`) with a real tokenizer."""
 
     config: LlamaConfig
     tokenizer: str
@@ -357,3 +357,13 @@ PRESETS = {
         "@sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
 }
+
+
+def preset(spec: str) -> tuple[Preset, int | None]:
+    """The preset that `init:NAME[:SEED]` names, and its seed; SourceError where there is none."""
+    name, colon, seed = spec.removeprefix("init:").partition(":")
+    if name not in PRESETS:
+        raise SourceError(f"init:{name} names no preset", hint=f"there is {', '.join(PRESETS)}")
+    if colon and not seed.isdecimal():
+        raise SourceError(f"{spec}: '{seed}' is no seed", hint=f"write init:{name} or init:{name}:1")
+    return PRESETS[name], int(seed) if colon else None

@@ -1,7 +1,6 @@
 """The tokenizer that belongs to a model. No torch here."""
 
-from meditron.ground.errors import SourceError
-from meditron.model.config import PRESETS
+from meditron.model.config import preset
 from meditron.store.fetch import fetch
 from meditron.store.models import ModelFiles
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
@@ -18,7 +17,4 @@ def model_tokenizer(files: ModelFiles) -> Tokenizer:
     """
     if files.kind != "init":
         return load_tokenizer(files.path)
-    name = files.spec.removeprefix("init:")
-    if name not in PRESETS:
-        raise SourceError(f"init:{name}: no such preset", hint=f"there is {', '.join(PRESETS)}")
-    return load_tokenizer(fetch(PRESETS[name].tokenizer))
+    return load_tokenizer(fetch(preset(files.spec)[0].tokenizer))

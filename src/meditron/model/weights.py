@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from meditron.ground.errors import SourceError
-from meditron.model.config import PRESETS, LlamaConfig
+from meditron.model.config import LlamaConfig, preset
 from meditron.model.gguf_weights import gguf_config, gguf_tensors, save_gguf
 from meditron.model.hf_weights import hf_config, hf_tensors, save_hf
 from meditron.model.llama import Llama
@@ -20,14 +19,16 @@ __all__ = ["load_config", "load_model", "save_gguf", "save_hf"]
 def load_model(model: ModelFiles | Path | str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Llama:
     """Load a model in `dtype` from an HF folder, a GGUF file (dequantized) or a preset (`init:tiny`).
 
-    Weights arrive tensor by tensor: memory holds the model and one tensor more. `seed` fills a preset.
+    Weights arrive tensor by tensor: memory holds the model and one tensor more. `seed` fills a preset
+    that names none itself (`init:tiny:1`).
     Raises InputError for a damaged file, another architecture, missing, unexpected or misshapen
     tensors; SourceError for what names no model.
     """
     files = _files(model)
     if files.kind == "init":
-        fresh = Llama(_preset(files.spec))
-        fresh.init_weights(seed)
+        (config, _), own = preset(files.spec)
+        fresh = Llama(config)
+        fresh.init_weights(seed if own is None else own)
         return fresh.to(dtype)
     path = Path(files.path)
     if files.kind == "gguf":
@@ -42,7 +43,7 @@ def load_config(model: ModelFiles | Path | str) -> LlamaConfig:
     """The shape of a model, without its weights; errors as of `load_model`."""
     files = _files(model)
     if files.kind == "init":
-        return _preset(files.spec)
+        return preset(files.spec)[0].config
     path = Path(files.path)
     if files.kind == "gguf":
         with GGUF(path) as gguf:
@@ -52,13 +53,6 @@ def load_config(model: ModelFiles | Path | str) -> LlamaConfig:
 
 def _files(model: ModelFiles | Path | str) -> ModelFiles:
     return model if isinstance(model, ModelFiles) else resolve(str(model))
-
-
-def _preset(spec: str) -> LlamaConfig:
-    name = spec.removeprefix("init:")
-    if name not in PRESETS:
-        raise SourceError(f"init:{name} names no preset", hint=f"there is {', '.join(PRESETS)}")
-    return PRESETS[name].config
 
 
 def _filled(config: LlamaConfig, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> Llama:

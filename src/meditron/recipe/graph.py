@@ -37,7 +37,7 @@ def _resolve(recipe: Recipe, step: Step, text: str) -> Reference:
     if text == "base":
         if recipe.base is None:
             raise RecipeError(f"{recipe.path}: {step.name} needs a base", hint='write base = "…" at the top')
-        return Reference(text, source=recipe.base)
+        return Reference(text, source=_seeded(recipe.base, recipe.seed))
     # A stage's kind never means a file, even where one has its name.
     named = head.partition(".")[0] in recipe.kinds
     if not named and (":" in text or "/" in text or Path(text).exists()):
@@ -48,6 +48,11 @@ def _resolve(recipe: Recipe, step: Step, text: str) -> Reference:
         f"{nearest(head, names)}",
         hint=f"this recipe has {', '.join(names)}",
     )
+
+
+def _seeded(base: str, seed: int) -> str:
+    """`init:NAME` with the recipe's seed: a base is the same for every stage, whatever seed a stage has."""
+    return f"{base}:{seed}" if base.startswith("init:") and base.count(":") == 1 else base
 
 
 def ordered(recipe: Recipe) -> list[Step]:

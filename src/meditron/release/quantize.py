@@ -35,7 +35,7 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     began = time.monotonic()
     missing = [kind for kind in config.types if not _path(out, kind).is_file()]
     if missing:
-        _write(resolve(inputs["model"].spec), missing, out, seed=config.seed or 0)
+        _write(resolve(inputs["model"].spec), missing, out)
     files = [describe(_path(out, kind), kind) for kind in config.types]
     rows = [(f["path"], f["type"], size(f["bytes"]), f"{f['bpw']:.2f}", len(f["fallbacks"])) for f in files]
     table(("file", "type", "size", "bits per weight", "fallbacks"), rows, title="Quantized files")
@@ -65,10 +65,10 @@ def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
     }
 
 
-def _write(files: ModelFiles, kinds: Sequence[GGUFType], out: Path, *, seed: int) -> None:
+def _write(files: ModelFiles, kinds: Sequence[GGUFType], out: Path) -> None:
     """Load the model once, in float32, and write each type from it."""
     tokenizer = model_tokenizer(files)
-    model = load_model(files, seed=seed)
+    model = load_model(files)
     with progress("quantize", len(kinds), "files") as bar:
         for kind in kinds:
             save_gguf(model, model.config, tokenizer, _path(out, kind), type=kind)
