@@ -1,12 +1,17 @@
-"""An empty cache for every test, and a real HTTP server that can misbehave."""
+"""An empty cache for every test, and a server that can misbehave."""
 
+import shutil
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from store.web import Site, handler
 
 
 @pytest.fixture(autouse=True)
@@ -15,80 +20,40 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@dataclass
-class Site:
-    """What the server holds, how it behaves, and what it was asked."""
-
-    url: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
-    etag: str | None = '"one"'
-    ranges: bool = True
-    drops: list[int] = field(default_factory=list)
-    """Bytes of the body after which the next connections break."""
-    statuses: list[int] = field(default_factory=list)
-    """What the next requests are answered with instead."""
-    redirect: str | None = None
-    asked: list[dict[str, str]] = field(default_factory=list)
-
-
-def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            site.asked.append(dict(self.headers.items()) | {"path": self.path})
-            body = site.files.get(self.path.lstrip("/"))
-            if site.statuses:
-                self.respond(site.statuses.pop(0), b"")
-            elif site.redirect:
-                self.send_response(302)
-                self.send_header("Location", site.redirect)
-                self.end_headers()
-            elif body is None:
-                self.respond(404, b"")
-            else:
-                self.send_body(body)
-
-        def send_body(self, body: bytes) -> None:
-            asked = self.headers.get("Range")
-            valid = self.headers.get("If-Range") in (None, site.etag)
-            if not (asked and site.ranges and valid):
-                self.respond(200, body)
-                return
-            start = int(asked.removeprefix("bytes=").rstrip("-"))
-            if start >= len(body):
-                self.respond(416, b"", f"bytes */{len(body)}")
-            else:
-                self.respond(206, body[start:], f"bytes {start}-{len(body) - 1}/{len(body)}")
-
-        def respond(self, status: int, body: bytes, span: str | None = None) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            if site.etag:
-                self.send_header("ETag", site.etag)
-            if span:
-                self.send_header("Content-Range", span)
-            self.end_headers()
-            if body and site.drops:
-                self.wfile.write(body[: site.drops.pop(0)])
-                self.close_connection = True
-            else:
-                self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            """Say nothing."""
-
-    return Handler
-
-
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr("meditron.store.download._PAUSES", (0.01, 0.01))
+@contextmanager
+def serving(scheme: str, context: ssl.SSLContext | None = None) -> Iterator[Site]:
     held = Site()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(held))
-    held.url = f"http://127.0.0.1:{server.server_port}"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(held))
+    if context:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    held.url = f"{scheme}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield held
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("meditron.store.download._PAUSES", (0.01, 0.01))
+    with serving("http") as held:
+        yield held
+
+
+@pytest.fixture
+def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Site, Path]]:
+    """The same over TLS, with a certificate that nobody knows."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
+    named = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    subprocess.run(["openssl", *made.split(), *named], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with serving("https", context) as held:
+        yield held, certificate

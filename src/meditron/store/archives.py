@@ -4,7 +4,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,6 +21,8 @@ _CHUNK = 1 << 20
 # Deflate reaches 1,032 to 1; what promises more is not compressed but lying.
 _HIGHEST_RATIO = 1_100
 _SHOWN = 5
+# What zipfile says of damage: a wild offset is an OSError, a compression it has not a NotImplementedError.
+_UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError)
 
 
 def members(archive: Path) -> list[str]:
@@ -43,12 +45,14 @@ def members(archive: Path) -> list[str]:
 def _opened(archive: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except _UNREADABLE as error:
         raise InputError(archive, f"not a zip archive that can be read: {error}") from error
 
 
 def _hostile(entry: zipfile.ZipInfo) -> str | None:
     name = entry.filename
+    if not name:
+        return "a member without a name"
     if ".." in re.split(r"[/\\]", name):
         return "the name climbs out of the archive"
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
@@ -86,21 +90,28 @@ def extract(archive: Path, member: str, target: Path) -> None:
     InputError, naming archive and member, for an encrypted or damaged member and for one that unpacks to
     more or less than it promises, or promises more than compression can hold.
     """
+    with _opened(archive) as opened:
+        entry = opened.getinfo(member)
+        if entry.flag_bits & 1:
+            raise InputError(archive, "the member is encrypted", place=member)
+        if entry.file_size > _HIGHEST_RATIO * max(entry.compress_size, 1):
+            promise = f"{entry.compress_size:,} bytes promise to unpack to {entry.file_size:,}"
+            raise InputError(archive, promise, place=member)
+        with atomic(target) as file:
+            for chunk in _unpacked(archive, opened, entry):
+                file.write(chunk)
+
+
+def _unpacked(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    """A member's bytes, as many as it promises; zipfile checks their CRC."""
+    done = 0
     try:
-        with _opened(archive) as opened:
-            entry = opened.getinfo(member)
-            if entry.flag_bits & 1:
-                raise InputError(archive, "the member is encrypted", place=member)
-            if entry.file_size > _HIGHEST_RATIO * max(entry.compress_size, 1):
-                promise = f"{entry.compress_size:,} bytes promise to unpack to {entry.file_size:,}"
-                raise InputError(archive, promise, place=member)
-            done = 0
-            with opened.open(entry) as source, atomic(target) as file:
-                while chunk := source.read(_CHUNK):
-                    done += len(chunk)
-                    file.write(chunk)
-                if done != entry.file_size:
-                    problem = f"unpacks to {done:,} bytes instead of {entry.file_size:,}"
-                    raise InputError(archive, problem, place=member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise InputError(archive, f"damaged: {error}", place=member) from error
+        with opened.open(entry) as source:
+            while chunk := source.read(_CHUNK):
+                done += len(chunk)
+                yield chunk
+    except (*_UNREADABLE, zlib.error, EOFError) as error:
+        raise InputError(archive, f"damaged: {error}", place=entry.filename) from error
+    if done != entry.file_size:
+        problem = f"unpacks to {done:,} bytes instead of {entry.file_size:,}"
+        raise InputError(archive, problem, place=entry.filename)

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import asdict, dataclass
+from functools import cache
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +31,8 @@ _TIMEOUT = 60  # seconds without a byte
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before the next attempt; progress starts the row again
 _LONGEST_PAUSE = 60.0
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
-# Where tools of this kind are told of a company's own certificates; OpenSSL itself looks at SSL_CERT_FILE.
-_CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+# Where tools of this kind are told of a company's own certificates.
+_CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 
 
 @dataclass(frozen=True)
@@ -165,15 +166,21 @@ def _noted(part: Path) -> str | None:
     return str(validator) if validator else None
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """HTTP and HTTPS and nothing else: a redirect may not lead to `file:` or `ftp:`."""
+@cache
+def _context(bundles: tuple[str, ...]) -> ssl.SSLContext:
+    """What is trusted; reading certificates takes a while, so once."""
     context = ssl.create_default_context()
-    for variable in _CERTIFICATES:
-        place = Path(os.environ.get(variable) or os.devnull)
+    for place in map(Path, bundles):
         if place.is_file():
             context.load_verify_locations(cafile=place)
         elif place.is_dir():
             context.load_verify_locations(capath=place)
+    return context
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """HTTP and HTTPS and nothing else: a redirect may not lead to `file:` or `ftp:`."""
+    context = _context(tuple(sorted({os.environ[name] for name in _CERTIFICATES if os.environ.get(name)})))
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

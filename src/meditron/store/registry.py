@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from meditron.ground.errors import FetchError, SourceError
+from meditron.ground.errors import DigestError, FetchError, SourceError
 
 __all__ = ["Wheel", "find_wheel"]
 
@@ -31,7 +31,7 @@ def find_wheel(package: str, version: str) -> Wheel:
     """Ask pip where the wheel of `package==version` for this platform is.
 
     SourceError, with the nearest versions, when there is none; FetchError when the registry cannot be
-    reached or pip is not there to be asked.
+    reached or pip is not there to be asked; DigestError when pip itself meets wrong bytes.
     """
     if importlib.util.find_spec("pip") is None:
         raise FetchError(
@@ -59,7 +59,7 @@ def _reported(requirement: str, report: str) -> Wheel:
         raise FetchError(f"pypi:{requirement}: pip's report cannot be read ({error!r})") from error
 
 
-def _refusal(requirement: str, version: str, stderr: str) -> FetchError | SourceError:
+def _refusal(requirement: str, version: str, stderr: str) -> DigestError | FetchError | SourceError:
     errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR:")]
     listed = re.search(r"\(from versions: ([^)]*)\)", stderr)
     versions = [] if listed is None or listed[1] == "none" else listed[1].split(", ")
@@ -68,6 +68,8 @@ def _refusal(requirement: str, version: str, stderr: str) -> FetchError | Source
         return SourceError(
             f"pypi:{requirement}: no wheel of that version", hint=f"nearest: {', '.join(near)}"
         )
+    if "DO NOT MATCH THE HASHES" in stderr:
+        return DigestError(f"pypi:{requirement}", "the wheel's bytes are not those its index promises")
     if _NETWORK.search(stderr):
         return FetchError(
             f"pypi:{requirement}: the registry was not reached", hint="pip config list shows it"

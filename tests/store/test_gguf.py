@@ -1,0 +1,256 @@
+import struct
+import tracemalloc
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from meditron.ground.errors import InputError, SourceError
+from meditron.store.gguf import GGUF, write_gguf
+
+RNG = np.random.default_rng(1)
+MATRIX = RNG.standard_normal((6, 512), dtype=np.float32)
+
+# gguf-py cannot quantize to these: bytes of a block, and where in it its half-precision scales stand.
+K_BLOCKS = {"Q2_K": (84, [80, 82]), "Q3_K": (110, [108]), "Q4_K": (144, [0, 2]), "Q5_K": (176, [0, 2])} | {
+    "Q6_K": (210, [208])
+}
+QUANTIZED = ["BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+
+
+def blocks(kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Random blocks with scales of a weight's size, as rows of bytes."""
+    size, scales = K_BLOCKS[kind]
+    count = int(np.prod(shape)) // 256
+    data = RNG.integers(0, 256, (count, size), dtype=np.uint8)
+    for at in scales:
+        data[:, at : at + 2] = RNG.normal(0, 0.02, (count, 1)).astype(np.float16).view(np.uint8)
+    return data.reshape(*shape[:-1], -1)
+
+
+def reference(path: Path, kinds: dict[str, np.ndarray], version: int = 3) -> Path:
+    """A file made by gguf-py with one tensor of each type."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for kind, data in kinds.items():
+        writer.add_tensor(kind, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if version != 3:
+        data = bytearray(path.read_bytes())
+        data[4:8] = struct.pack("<I", version)
+        path.write_bytes(data)
+    return path
+
+
+def all_kinds() -> dict[str, np.ndarray]:
+    plain = {"F32": MATRIX, "F16": MATRIX.astype(np.float16)}
+    made = {kind: gguf.quants.quantize(MATRIX, gguf.GGMLQuantizationType[kind]) for kind in QUANTIZED}
+    return plain | made | {kind: blocks(kind, MATRIX.shape) for kind in K_BLOCKS}
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_every_type_is_dequantized_as_gguf_py_does(tmp_path: Path, version: int):
+    path = reference(tmp_path / "x.gguf", all_kinds(), version)
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    with GGUF(path) as ours:
+        assert ours.version == version
+        assert list(ours.tensors) == list(theirs)
+        for name, info in ours.tensors.items():
+            tensor = theirs[name]
+            assert (info.type, info.shape) == (tensor.tensor_type.name, MATRIX.shape)
+            assert (info.offset, info.nbytes) == (tensor.data_offset, tensor.n_bytes)
+            np.testing.assert_array_equal(ours.raw(name).ravel(), tensor.data.view(np.uint8).ravel())
+            values = ours.dequantize(name)
+            np.testing.assert_array_equal(values, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+            assert (values.dtype, values.shape) == (np.float32, MATRIX.shape)
+            assert values.flags.writeable
+
+
+def test_shapes_are_numpys_and_rows_can_be_taken(tmp_path: Path):
+    path = reference(tmp_path / "x.gguf", {"Q4_K": blocks("Q4_K", (2, 3, 512))})
+    with GGUF(path) as file:
+        assert file.tensors["Q4_K"].shape == (2, 3, 512)
+        assert file.raw("Q4_K").shape == (2, 3, 288)
+
+
+def test_arrays_outlive_the_file(tmp_path: Path):
+    path = reference(tmp_path / "x.gguf", {"F32": MATRIX})
+    with GGUF(path) as file:
+        raw = file.raw("F32")
+        with pytest.raises(InputError, match=r"x\.gguf \(F33\): no such tensor"):
+            file.raw("F33")
+    np.testing.assert_array_equal(raw.view(np.float32), MATRIX)
+    with pytest.raises(ValueError, match="closed"):
+        file.raw("F32")
+
+
+def test_a_type_without_a_reference_is_an_input_error(tmp_path: Path):
+    path = reference(tmp_path / "x.gguf", {"I32": np.arange(4, dtype=np.int32)})
+    with GGUF(path) as file, pytest.raises(InputError, match=r"\(I32\): cannot read tensors of type I32"):
+        file.dequantize("I32")
+
+
+def test_a_real_model_reads_as_gguf_py_reads_it(smollm2_gguf: Path):
+    theirs = gguf.GGUFReader(smollm2_gguf)
+    with GGUF(smollm2_gguf) as ours:
+        fields = {key: field for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
+        assert list(ours.metadata) == list(fields)
+        for key in ours.metadata.keys() - {"tokenizer.ggml.tokens", "tokenizer.ggml.merges"}:
+            assert ours.metadata[key] == fields[key].contents()
+        assert len(ours.metadata["tokenizer.ggml.tokens"]) == 49_152
+        assert ours.metadata["tokenizer.ggml.merges"][-1] == fields["tokenizer.ggml.merges"].contents(-1)
+        for tensor in theirs.tensors[:12]:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            np.testing.assert_array_equal(ours.dequantize(tensor.name), values)
+
+
+# Hostile files, made field by field.
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def header(tensors: int = 0, pairs: int = 0, version: int = 3, magic: bytes = b"GGUF") -> bytes:
+    return magic + struct.pack("<IQQ", version, tensors, pairs)
+
+
+def pair(key: bytes, code: int, value: bytes) -> bytes:
+    return text(key) + struct.pack("<I", code) + value
+
+
+def info(
+    name: bytes = b"a", dims: tuple[int, ...] = (32,), code: int = 0, offset: int = 0, n: int = -1
+) -> bytes:
+    n = len(dims) if n < 0 else n
+    return text(name) + struct.pack(f"<I{len(dims)}QIQ", n, *dims, code, offset)
+
+
+def aligned(head: bytes, data: int) -> bytes:
+    return head + bytes(-len(head) % 32 + data)
+
+
+def array(code: int, count: int, values: bytes = b"") -> bytes:
+    return struct.pack("<IQ", code, count) + values
+
+
+HOSTILE = {
+    "empty": (b"", "too short"),
+    "magic": (header(magic=b"GGML"), r"byte 0\): starts with b'GGML'"),
+    "header cut": (header()[:15], r"byte 8.*tensors would need 8 bytes where 7"),
+    "version 1": (header(version=1), r"byte 4\): GGUF version 1"),
+    "big-endian": (header(version=3 << 24), "big-endian"),
+    "2^60 tensors": (header(tensors=2**60) + bytes(16), r"byte 8\): 1,152,921,504,606,846,976 tensors"),
+    "2^63 pairs": (header(pairs=2**63) + bytes(16), r"byte 16\).*pairs cannot be in 16 bytes"),
+    "long string": (header(pairs=1) + pair(b"a", 8, struct.pack("<Q", 2**62)), "a would need"),
+    "long key": (header(pairs=1) + pair(b"k" * 65_536, 4, bytes(4)), "a key has 65,536 bytes"),
+    "no key": (header(pairs=1) + pair(b"", 4, bytes(4)), "a key without a name"),
+    "key twice": (header(pairs=2) + 2 * pair(b"abc", 4, bytes(4)), "'abc' comes twice"),
+    "not UTF-8": (header(pairs=1) + pair(b"a", 8, text(b"x\xff")), r"byte 46\): a is not UTF-8"),
+    "unknown type": (header(pairs=1) + pair(b"a", 13, bytes(8)), "a has the unknown type 13"),
+    "bool of 2": (header(pairs=1) + pair(b"a", 7, b"\x02"), "neither true nor false"),
+    "long array": (header(pairs=1) + pair(b"a", 9, array(4, 2**61)), "elements of a cannot be in 0 bytes"),
+    "many strings": (header(pairs=1) + pair(b"a", 9, array(8, 3, bytes(16))), "3 elements of a cannot"),
+    "nested array": (header(pairs=1) + pair(b"a", 9, array(9, 1, array(4, 1, bytes(4)))), "type 9"),
+    "array of unknown": (header(pairs=1) + pair(b"a", 9, array(99, 1, bytes(8))), "type 99"),
+    "alignment 0": (header(pairs=1) + pair(b"general.alignment", 4, bytes(4)), "alignment of 0"),
+    "alignment 24": (header(pairs=1) + pair(b"general.alignment", 4, b"\x18\0\0\0"), "alignment of 24"),
+    "alignment text": (header(pairs=1) + pair(b"general.alignment", 8, text(b"32")), "alignment of '32'"),
+    "5 dimensions": (aligned(header(1) + info(dims=(1,) * 5), 32), "'a' has 5 dimensions"),
+    "2^32 dimensions": (aligned(header(1) + info(n=2**32 - 1), 32), "4294967295 dimensions"),
+    "no elements": (aligned(header(1) + info(dims=(4, 0)), 32), "is no tensor"),
+    "no name": (aligned(header(1) + info(b""), 128), "is no tensor"),
+    "long name": (aligned(header(1) + info(b"n" * 65), 128), "name has 65 bytes"),
+    "unknown tensor type": (aligned(header(1) + info(code=4), 128), "'a' has the unknown type 4"),
+    "broken row": (aligned(header(1) + info(dims=(100,), code=12), 128), "Q4_K needs multiples of 256"),
+    "product overflows": (aligned(header(1) + info(dims=(2**32, 2**32)), 128), "'a' ends at byte 73,786,9"),
+    "past the end": (
+        aligned(header(1) + info(), 127),
+        r"byte 24\): tensor 'a' ends at byte 192, the file at 191",
+    ),
+    "offset past": (aligned(header(1) + info(offset=2**63), 128), "'a' ends at byte"),
+    "unaligned": (aligned(header(1) + info(offset=4), 256), "'a' is not aligned to 32"),
+    "name twice": (aligned(header(2) + info() + info(offset=128), 256), "'a' comes twice"),
+    "overlap": (aligned(header(2) + info() + info(b"b", offset=96), 256), "'a' and 'b' overlap"),
+    "same place": (aligned(header(2) + info() + info(b"b"), 256), "overlap"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_an_input_error_with_its_place(tmp_path: Path, case: str):
+    data, said = HOSTILE[case]
+    path = tmp_path / "x.gguf"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=said):
+            GGUF(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_hostile_files_differ_from_a_good_one_in_the_named_thing_only(tmp_path: Path):
+    path = tmp_path / "x.gguf"
+    pairs = pair(b"a", 9, array(8, 2, text(b"x") + text(b""))) + pair(b"b", 7, b"\x01")
+    path.write_bytes(aligned(header(2, 2) + pairs + info() + info(b"b", (), offset=128), 132))
+    with GGUF(path) as file:
+        assert file.metadata == {"a": ["x", ""], "b": True}
+        assert file.dequantize("a").shape == (32,)
+        assert file.dequantize("b").shape == ()
+
+
+def test_an_array_beyond_any_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("meditron.store.gguf._MAX_ELEMENTS", 3)
+    (tmp_path / "x.gguf").write_bytes(header(pairs=1) + pair(b"a", 9, array(0, 4, bytes(4))))
+    with pytest.raises(InputError, match="4 elements, 3 are allowed"):
+        GGUF(tmp_path / "x.gguf")
+
+
+def test_a_missing_file_is_a_source_error(tmp_path: Path):
+    with pytest.raises(SourceError, match="no such file"):
+        GGUF(tmp_path / "x.gguf")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "x.gguf"
+    metadata: dict[str, Any] = {"general.architecture": "llama", "a.count": 3, "a.names": ["x", "yz"]}
+    metadata |= {"a.types": [1, 2, 3], "a.flag": True, "general.alignment": 32}
+    write_gguf(path, metadata, [("one", MATRIX[:1, :32]), ("two", MATRIX[0, :8].astype(np.float16))])
+    return path
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), max_size=6), st.integers(0, 700))
+@example([(15, 16)], 700)
+def test_a_damaged_file_reads_or_is_an_input_error(
+    small: Path, tmp_path: Path, changes: list[tuple[int, int]], keep: int
+):
+    data = bytearray(small.read_bytes()[:keep])
+    for at, byte in changes:
+        if at < len(data):
+            data[at] = byte
+    path = tmp_path / "x.gguf"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with GGUF(path) as file:
+            for name in file.tensors:
+                file.dequantize(name)
+            spans = sorted((info.offset, info.offset + info.nbytes) for info in file.tensors.values())
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+        assert all(0 <= end <= len(data) for _, end in spans)
+    except InputError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 100 << 20

