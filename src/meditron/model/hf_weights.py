@@ -108,9 +108,9 @@ def save_hf(
     tokenizer.save(folder)
     # transformers 4 knows the type as torch_dtype.
     write_json(folder / "config.json", {**config.to_hf(), "dtype": name, "torch_dtype": name})
-    special = config.model_dump(
-        mode="json", include={"bos_token_id", "eos_token_id", "pad_token_id"}, exclude_none=True
-    )
+    special = config.model_dump(mode="json", include={"bos_token_id", "pad_token_id"}, exclude_none=True)
+    # Every token that ends a text or a turn, so that transformers stops where our engine does.
+    special["eos_token_id"] = sorted(tokenizer.stop_ids)
     write_json(folder / "generation_config.json", {**special, "do_sample": False})
     _write_safetensors(folder / "model.safetensors", state_of(model), config, dtype)
 
