@@ -1,5 +1,6 @@
 """A small real world to train in: a model that transformers made, token files, held-out text."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,10 @@ def make_config(**changes) -> PretrainConfig:
         "seed": 1,
     }
     return PretrainConfig(**fields | changes)
+
+
+def recorded(out):
+    """The steps that `metrics.jsonl` holds so far; a line that is being written is left out."""
+    path = out / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line)["step"] for line in lines]

@@ -91,7 +91,9 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove them all: the model has been exported."""
         if self.folder.is_dir():
-            _remove(self.folder)
+            for path in self.folder.iterdir():
+                _remove(path)
+            self.folder.rmdir()
 
     def _write(self, folder: Path, step: int, optimizer: MasterAdamW) -> None:
         digests = {}

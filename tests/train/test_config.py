@@ -1,0 +1,34 @@
+"""What the recipe's table may say."""
+
+import pytest
+from pydantic import ValidationError
+
+from meditron.ground.config import semantic
+from train.world import make_config
+
+
+def test_steps_are_rounded_up():
+    assert make_config(tokens=129, sequence_length=32, batch_size=4).steps == 2
+
+
+def test_what_says_only_how_the_work_is_done_is_not_part_of_the_artifact():
+    kept = semantic(make_config())
+    assert not {"threads", "checkpoint_every", "keep_checkpoints"} & kept.keys()
+    assert {"micro_batch_size", "compile", "heldout_every", "seed"} <= kept.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mixture": {"a": 0.9, "b": 0.2}}, "sum to 1.1, not to 1"),
+        ({"micro_batch_size": 3}, "micro_batch_size does not divide"),
+        ({"tokens": 0}, "tokens"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"learning_rte": 1.0}, "learning_rte"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        make_config(**change)

@@ -1,0 +1,185 @@
+"""The stage as a recipe calls it, left alone, killed, interrupted and short of disk."""
+
+import json
+import os
+import random
+import re
+import signal
+import time
+
+import pytest
+import torch
+import transformers
+
+from meditron.ground.errors import InputError, MeditronError, RecipeError, TrainingError
+from meditron.store.artifact import Artifact
+from meditron.store.corpus import held_out
+from meditron.store.files import sha256_file
+from meditron.text.tokenizer import load_tokenizer
+from meditron.train.pretrain import run
+from tiny import tiny_hf
+from train.child import start
+from train.world import make_config, recorded
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """An uninterrupted run: (its folder, its metrics)."""
+    out = tmp_path_factory.mktemp("trained")
+    return out, run(make_config(), world, out)
+
+
+def test_the_metrics_say_what_was_done(trained):
+    out, metrics = trained
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(13))
+    assert lines[-1]["tokens"] == metrics["tokens"] == 12 * 4 * 32
+    assert lines[-1]["loss"] == metrics["loss"] < lines[1]["loss"]
+    for source, (before, after) in metrics["heldout"].items():
+        assert (lines[0]["heldout"][source], lines[-1]["heldout"][source]) == (before, after)
+        assert after < before
+    assert set(metrics["heldout"]) == set(metrics["epochs"]) == {"pubmed", "wiki"}
+    assert metrics["steps"] == 12
+    assert metrics["spikes"] == 0
+    assert metrics["resumed_from"] is None
+    assert 0 < metrics["peak_share"] < 1
+    assert metrics == json.loads(json.dumps(metrics))
+
+
+def test_the_export_is_the_model_that_was_measured(world, trained):
+    """transformers opens it and finds the same held-out loss."""
+    out, metrics = trained
+    model, loaded = transformers.LlamaForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not loaded["missing_keys"]
+    assert not loaded["unexpected_keys"]
+    assert model.dtype == torch.float32
+    tokenizer = load_tokenizer(out)
+    for source, texts in held_out(world["corpus"].path, 2).items():
+        nll = count = 0
+        for text in texts:
+            ids = torch.tensor([tokenizer.encode(text.text)[:32]])
+            with torch.no_grad():
+                nll += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+            count += ids.shape[1] - 1
+        assert metrics["heldout"][source][1] == pytest.approx(nll / count, abs=1e-4)
+
+
+def test_it_leaves_a_report_and_no_checkpoints(trained):
+    out, _ = trained
+    assert not (out / "checkpoints").exists()
+    assert not list(out.glob(".*"))
+    page = (out / "report.html").read_text()
+    assert "Held-out source" in page
+    assert page.count("<svg") == 3
+    assert re.search(r"<td[^>]*>pubmed", page)
+
+
+def test_called_again_it_has_nothing_to_do(world, trained):
+    out, metrics = trained
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert run(make_config(), world, out) == metrics
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(world, tmp_path):
+    config = make_config(tokens=40 * 4 * 32, checkpoint_every=2, dtype="bfloat16", heldout_documents=1)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    child = start(world, whole, config)
+    child.join()
+    assert child.exitcode == 0
+    moments, kills = random.Random(3), 0
+    for goal in [*sorted(moments.sample(range(40), 3)), 40]:
+        before = newest(killed)
+        child = start(world, killed, config)
+        await_step(child, killed, goal)
+        time.sleep(moments.uniform(0, 0.02))  # somewhere in a step, a checkpoint or the export
+        child.kill()
+        child.join()
+        kills += child.exitcode == -signal.SIGKILL
+        assert newest(killed) >= before
+        assert max(recorded(killed), default=0) - newest(killed) <= config.checkpoint_every
+    assert kills >= 3
+    child = start(world, killed, config)
+    child.join()
+    assert child.exitcode == 0
+    assert sha256_file(killed / "model.safetensors") == sha256_file(whole / "model.safetensors")
+    assert recorded(killed) == list(range(41))
+    assert sorted(p.name for p in killed.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def await_step(child, out, step):
+    """Wait until the child has recorded `step`, or ended."""
+    while child.is_alive() and max(recorded(out), default=-1) < step:
+        time.sleep(0.001)
+
+
+def newest(out):
+    """Steps behind the newest checkpoint; all of them where the run has ended."""
+    if (out / "metrics.json").exists():
+        return 40
+    return max((int(path.name[5:]) for path in out.glob("checkpoints/step-*")), default=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_the_step_it_is_in(world, tmp_path, trained, number):
+    config = make_config(tokens=2000 * 4 * 32, checkpoint_every=1000)
+    child = start(world, tmp_path, config)
+    await_step(child, tmp_path, 3)
+    os.kill(child.pid, number)
+    child.join()
+    assert child.exitcode == 130
+    assert newest(tmp_path) == recorded(tmp_path)[-1] < 1000
+
+
+def test_a_full_disk_is_said_and_costs_no_earlier_checkpoint(world, tmp_path):
+    size = 4 * 29_000  # the weights' file is larger
+    child = start(world, tmp_path, make_config(), file_size=size)
+    child.join()
+    assert child.exitcode == 1
+    assert (tmp_path / "error.txt").read_text().startswith("StorageError")
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def poisoned(world, tmp_path):
+    """The same world, with a base whose weights are no numbers."""
+    base = tiny_hf(tmp_path / "base", tied=True)
+    model = transformers.LlamaForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    model.save_pretrained(base)
+    return {**world, "base": Artifact("base", base, "base")}
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_exports_nothing(world, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(TrainingError, match=r"^step 1: the loss is nan.*documents read: pubmed") as error:
+        run(make_config(heldout_documents=0), poisoned(world, tmp_path), out)
+    assert "there is no checkpoint yet" in error.value.hint
+    assert [path.name for path in out.iterdir()] == ["metrics.jsonl"]
+
+
+def test_what_does_not_fit_together_is_refused(world, tmp_path):
+    with pytest.raises(RecipeError, match="longer than the model's context of 256 tokens"):
+        run(make_config(sequence_length=512), world, tmp_path)
+    with pytest.raises(RecipeError, match="mixture names 'guidelines'"):
+        run(make_config(mixture={"guidelines": 1.0}), world, tmp_path)
+    with pytest.raises(InputError, match="no token files"):
+        run(make_config(), {**world, "tokens": world["base"]}, tmp_path)
+    small = tiny_hf(tmp_path / "small", vocabulary=280)
+    with pytest.raises(InputError, match="a tokenizer of 320 tokens, the model knows 280"):
+        run(make_config(), {**world, "base": Artifact("base", small, "base")}, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, which it hides unless warnings are errors
+def test_without_a_compiler_it_says_how_to_go_without(world, tmp_path):
+    import torch._inductor.config as inductor
+
+    with (
+        inductor.patch({"cpp.cxx": (None, "/no/such/compiler"), "force_disable_caches": True}),
+        pytest.raises(MeditronError, match=r"^torch\.compile failed: .*No working C\+\+ compiler") as error,
+    ):
+        run(make_config(compile=True), world, tmp_path)
+    assert "--set pretrain.compile=false" in error.value.hint
