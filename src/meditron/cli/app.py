@@ -10,7 +10,9 @@ from cyclopts import App, Parameter
 from meditron.cli.compare import compare
 from meditron.cli.convert import convert
 from meditron.cli.errors import guarded
+from meditron.cli.generate import generate
 from meditron.cli.inspect import inspect
+from meditron.cli.options import STDIN
 from meditron.cli.parse import parse
 from meditron.cli.run import run
 from meditron.cli.status import status
@@ -29,7 +31,7 @@ app = App(
     default_parameter=Parameter(negative=(), show_default=False),
     result_action="return_value",
 )
-VERBS: tuple[Callable[..., int | None], ...] = (run, status, parse, inspect, convert, compare)
+VERBS: tuple[Callable[..., int | None], ...] = (run, status, parse, inspect, generate, convert, compare)
 for place, verb in enumerate(VERBS):
     app.command(verb, sort_key=place)
 
@@ -44,7 +46,8 @@ def _top(
 ) -> int:
     configure(quiet=quiet)
     debug = debug or os.environ.get("MEDITRON_DEBUG", "") not in ("", "0")
-    return guarded(lambda: app(tokens, exit_on_error=False, print_error=False), debug=debug)
+    words = [STDIN if word == "-" else word for word in tokens]
+    return guarded(lambda: app(words, exit_on_error=False, print_error=False), debug=debug)
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-__all__ = ["Json", "Out", "RecipeFile", "Set", "emit", "printable"]
+__all__ = ["STDIN", "Json", "Out", "RecipeFile", "Set", "emit", "printable"]
+
+STDIN = "\0-"
+"""What a lone `-` becomes before words are parsed, which would take it for a flag. No typed word has a NUL."""
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object on stdout.")]
 RecipeFile = Annotated[Path, Parameter(help="The recipe, a TOML file.")]
