@@ -4,6 +4,7 @@ import re
 import stat
 import subprocess
 import sys
+import textwrap
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -349,6 +350,35 @@ def test_a_cache_that_cannot_be_written_is_a_storage_error(site: Site, monkeypat
         fetch(f"{site.url}/x.bin")
 
 
+def test_a_full_disk_is_one_line_and_what_arrived_is_continued(site: Site, tmp_path: Path):
+    site.files["x.bin"] = os.urandom(1 << 20)
+    (tmp_path / "small").mkdir()
+    code = """
+        import os, sys
+        from meditron.ground.errors import StorageError
+        from meditron.store.fetch import fetch
+        try:
+            fetch(sys.argv[1])
+        except StorageError as error:
+            print(error)
+        os.system("mount -o remount,size=8m none $MEDITRON_CACHE")
+        print(fetch(sys.argv[1]).stat().st_size)
+    """
+    mount = 'mount -t tmpfs -o size=512k none "$MEDITRON_CACHE" && exec "$@"'
+    command = ["unshare", "-rm", "sh", "-c", mount, "sh"]
+    environment = os.environ | {"MEDITRON_CACHE": str(tmp_path / "small")}
+    if subprocess.run([*command, "true"], capture_output=True, env=environment, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    work = [sys.executable, "-c", textwrap.dedent(code), f"{site.url}/x.bin"]
+    done = subprocess.run([*command, *work], capture_output=True, text=True, env=environment, check=True)
+    said, size = done.stdout.splitlines()
+    assert re.fullmatch(
+        rf"{tmp_path}/small/.*/x\.bin: No space left on device \([\d,]+ bytes are free there\)", said
+    )
+    assert int(size) == 1 << 20
+    assert int(site.asked[1]["Range"].strip("bytes=-")) > 1 << 17
+
+
 # Wheels, found by pip.
 
 
@@ -377,6 +407,13 @@ def test_a_hostile_wheel_is_refused_whoever_serves_it(pip_folder: Path):
     make_wheel(pip_folder, FILES | {"../../evil": b"evil"})
     with pytest.raises(InputError, match=r"tiny_model-1\.0-py3-none-any\.whl \(\.\./\.\./evil\)"):
         fetch("pypi:tiny-model==1.0")
+
+
+def test_a_hostile_download_is_not_kept(site: Site, tmp_path: Path, cache: Path):
+    site.files["x.whl"] = make_wheel(tmp_path, FILES | {"../evil": b"evil"}).read_bytes()
+    with pytest.raises(InputError, match=r"x\.whl \(\.\./evil\)"):
+        fetch(f"{site.url}/x.whl#data/one.xml.gz")
+    assert not [path for path in cache.rglob("*") if path.name in ("x.whl", "evil")]
 
 
 def test_an_index_is_asked_and_the_wheel_downloaded_and_dropped(
@@ -428,8 +465,8 @@ def test_an_environment_without_pip_says_so(monkeypatch: pytest.MonkeyPatch):
     assert "ensurepip" in str(failed.value.hint)
 
 
-def test_every_error_is_one_line(pip_folder: Path, tmp_path: Path):
-    texts = ["pypi:no-such==1", f"{tmp_path}/none", "hf:x", "pypi:x", f"file:{make_wheel(tmp_path, FILES)}#x"]
+def test_every_error_is_one_line(tmp_path: Path):
+    texts = [f"{tmp_path}/none", "hf:x", "pypi:x", f"file:{make_wheel(tmp_path, FILES)}#x"]
     for text in texts:
         with pytest.raises(MeditronError) as failed:
             fetch(text)

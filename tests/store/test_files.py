@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.ground.errors import InputError, SourceError, StorageError
@@ -14,6 +14,7 @@ from meditron.store.files import (
     cache_folder,
     canonical,
     digest_of,
+    exists,
     read_json,
     sha256_file,
     storing,
@@ -161,6 +162,7 @@ plain = st.recursive(
 )
 
 
+@settings(max_examples=60)
 @given(plain)
 def test_canonical_json_survives_a_round_trip(value: object):
     import json
@@ -199,6 +201,18 @@ def test_damaged_json_is_an_input_error_with_its_place(tmp_path: Path, content: 
 def test_missing_json_is_a_source_error(tmp_path: Path):
     with pytest.raises(SourceError, match="no such file"):
         read_json(tmp_path / "x.json")
+
+
+def test_what_cannot_be_read_is_an_input_error(tmp_path: Path):
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_json(tmp_path)
+    with pytest.raises(SourceError, match="no such file"):
+        digest_of(tmp_path / "none")
+
+
+def test_a_text_that_is_no_path_names_nothing():
+    assert not exists(Path("word " * 2_000))
+    assert not exists(Path("a\0b"))
 
 
 def test_json_has_no_nan(tmp_path: Path):

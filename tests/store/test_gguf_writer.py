@@ -6,7 +6,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.store.gguf import GGUF, Deferred, write_gguf
@@ -98,6 +98,7 @@ values = st.one_of(
 )
 
 
+@settings(max_examples=60)
 @given(st.dictionaries(names.filter(lambda name: name != "general.alignment"), values, max_size=8))
 def test_any_metadata_comes_back(tmp_path_factory: pytest.TempPathFactory, metadata: dict[str, Any]):
     path = tmp_path_factory.mktemp("m") / "x.gguf"

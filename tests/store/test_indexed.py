@@ -21,6 +21,7 @@ def write(prefix: Path, documents: list[list[int]], dtype: str = "uint16") -> Pa
 documents_of_ids = st.lists(st.lists(st.integers(0, 65_535), max_size=20), max_size=20)
 
 
+@settings(max_examples=60)
 @given(documents_of_ids, st.sampled_from(["uint16", "int32", "int64"]))
 def test_documents_come_back(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], dtype: str

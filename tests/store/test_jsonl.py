@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.ground.errors import InputError, SourceError
@@ -29,6 +29,7 @@ def test_rows_come_back_and_files_of_the_same_rows_are_equal(tmp_path: Path, suf
     assert one.read_bytes() == two.read_bytes()
 
 
+@settings(max_examples=40)
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), max_size=5))
 def test_any_rows_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]):
     folder = tmp_path_factory.mktemp("rows")

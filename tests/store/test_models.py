@@ -116,6 +116,9 @@ def test_a_typo_names_the_nearest(tmp_path: Path):
         assert failed.value.hint == f"nearest: {tmp_path}/runs/pretrain"
     with pytest.raises(SourceError, match="no such scheme as hub:"):
         resolve("hub:org/name")
+    for text in ("What is a fever? " * 500, "~nobody-of-that-name/model", "a:b:c", ":", "x:"):
+        with pytest.raises(SourceError):
+            resolve(text)
 
 
 def test_a_stage_is_a_folder_like_any(tmp_path: Path):

@@ -33,8 +33,10 @@ from meditron.store.files import (
     cache_folder,
     canonical,
     digest_of,
+    exists,
     make_folder,
     read_json,
+    reading,
     sha256_file,
     storing,
     write_json,
@@ -42,7 +44,7 @@ from meditron.store.files import (
 from meditron.store.manifest import read_manifest
 from meditron.store.registry import find_wheel
 
-__all__ = ["Source", "fetch", "identity", "missing", "parse"]
+__all__ = ["Source", "expanded", "fetch", "identity", "missing", "parse"]
 
 Scheme = Literal["pypi", "http", "https", "file", "init"]
 
@@ -75,7 +77,7 @@ def parse(text: str) -> Source:
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             raise SourceError(f"{text}: a SHA-256 has 64 hexadecimal digits, this one {len(sha256)}")
     matched = _SCHEME.fullmatch(rest)
-    if not rest or matched is None or (matched[1] not in _SCHEMES and Path(rest).exists()):
+    if not rest or matched is None or (matched[1] not in _SCHEMES and exists(Path(rest))):
         if not rest:
             raise SourceError("an empty source")
         return Source(text, "file", rest, None, sha256)
@@ -134,11 +136,20 @@ def fetch(text: str, *, only: str | None = None) -> Path:
         return _recorded(key, source) or _fetched(key, source, member)
 
 
+def expanded(text: str) -> Path:
+    """A path as the user wrote it, `~` replaced; SourceError for a user that does not exist."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise SourceError(f"{text}: no such user") from error
+
+
 def missing(path: Path) -> SourceError:
     """The error for a path that is not there: it names what is, nearest first."""
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
     gone = next((part for part in (path, *path.parents) if part.parent == folder), path)
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    with reading(folder):
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     near = get_close_matches(gone.name, names, n=3, cutoff=0.5)
     hint = f"nearest: {', '.join(str(folder / name) for name in near)}" if near else None
     return SourceError(f"{path}: no such file or folder", hint=hint)
@@ -146,8 +157,8 @@ def missing(path: Path) -> SourceError:
 
 def _local(source: Source) -> Path:
     what = urllib.parse.unquote(what[2:]) if (what := source.what).startswith("///") else what
-    path = Path(what).expanduser()
-    if not path.exists():
+    path = expanded(what)
+    if not exists(path):
         raise missing(path)
     return path
 
@@ -192,7 +203,9 @@ def _alone(source: Source) -> Iterator[None]:
     """Hold the lock of a source: processes that want the same archive fetch it one after the other."""
     name = hashlib.sha256(f"{source.scheme}:{source.what}".encode()).hexdigest()[:32]
     path = make_folder(cache_folder() / "locks") / name
-    with storing(path), path.open("w") as file:
+    with storing(path):
+        file = path.open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -203,6 +216,24 @@ def _alone(source: Source) -> Iterator[None]:
 
 def _fetched(key: str, source: Source, member: str | None) -> Path:
     archive, sha256 = _acquired(source, member)
+    try:
+        path, sha256, inside = _taken(key, source, member, archive, sha256)
+    except InputError:
+        # Damaged, hostile or not what was promised: worth no place. After a mere typo it stays.
+        _drop(archive)
+        raise
+    status = path.stat()
+    relative = path.relative_to(cache_folder()).as_posix()
+    seen = {"path": relative, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
+    write_json(_record(key), {"source": source.text, "member": inside, **seen})
+    _drop(archive)
+    return path
+
+
+def _taken(
+    key: str, source: Source, member: str | None, archive: Path, sha256: str
+) -> tuple[Path, str, str | None]:
+    """Verify what is meant of a file and give it its place: the path, its SHA-256, the member's name."""
     inside = _member(source, archive, member)
     staged, name = archive, archive.name
     if inside is not None:
@@ -213,13 +244,7 @@ def _fetched(key: str, source: Source, member: str | None) -> Path:
         _drop(staged)
         what = f"{source.what}#{inside}" if inside else source.what
         raise DigestError(what, f"SHA-256 is {sha256}, promised was {source.sha256}")
-    path = _kept(staged, sha256, name)
-    status = path.stat()
-    relative = path.relative_to(cache_folder()).as_posix()
-    seen = {"path": relative, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
-    write_json(_record(key), {"source": source.text, "member": inside, **seen})
-    _drop(archive)
-    return path
+    return _kept(staged, sha256, name), sha256, inside
 
 
 def _acquired(source: Source, member: str | None) -> tuple[Path, str]:

@@ -22,8 +22,10 @@ __all__ = [
     "cache_folder",
     "canonical",
     "digest_of",
+    "exists",
     "make_folder",
     "read_json",
+    "reading",
     "sha256_file",
     "storing",
     "sweep",
@@ -66,6 +68,28 @@ def storing(path: Path) -> Iterator[None]:
             free = f" ({shutil.disk_usage(_existing(path)).free:,} bytes are free there)"
             hint = f"make room, or {hint}"
         raise StorageError(f"{path}: {error.strerror}{free}", hint=hint) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the file system says against reading `path` into one line.
+
+    SourceError where nothing is there; InputError where it is a folder, or may not or cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SourceError(f"{path}: no such file") from error
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def exists(path: Path) -> bool:
+    """Whether `path` names something; a text too long to be a path, or not to be looked at, names nothing."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _existing(path: Path) -> Path:
@@ -180,11 +204,11 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON is what it is
-    """Read a JSON file; InputError, with line and column, where it is damaged."""
+    """Read a JSON file; InputError, with line and column, where it is damaged; errors as of `reading`."""
+    with reading(path):
+        content = path.read_bytes()
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise SourceError(f"{path}: no such file") from error
+        return json.loads(content)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise InputError(path, f"not JSON: {error.msg}", place=place) from error
@@ -196,7 +220,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON is what it is
 
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -209,13 +233,12 @@ def digest_of(path: Path) -> str:
     if path.is_dir():
         files = [[file.relative_to(path).as_posix(), _file_digest(file)] for file in walk(path)]
         return hashlib.sha256(canonical(files)).hexdigest()
-    if not path.is_file():
-        raise SourceError(f"{path}: no such file")
     return _file_digest(path)
 
 
 def _file_digest(path: Path) -> str:
-    status = path.stat()
+    with reading(path):
+        status = path.stat()
     if status.st_size < _CACHED_FROM_BYTES:
         return sha256_file(path)
     seen = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]

@@ -23,7 +23,8 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.ground.errors import InputError
+from meditron.store.files import reading
 from meditron.store.gguf_writer import (
     ARRAY,
     BOOL,
@@ -123,13 +124,10 @@ class GGUF:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < 4:
-                    raise InputError(path, "too short for a GGUF file", place="byte 0")
-                self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError as error:
-            raise SourceError(f"{path}: no such file") from error
+        with reading(path), path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < 4:
+                raise InputError(path, "too short for a GGUF file", place="byte 0")
+            self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         cursor = _Cursor(path, self._map)
         self.version, tensors, pairs = _read_header(cursor)
         self.metadata: dict[str, Value] = {}

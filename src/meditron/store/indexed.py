@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from meditron.ground.errors import InputError, SourceError
-from meditron.store.files import atomic
+from meditron.ground.errors import InputError
+from meditron.store.files import atomic, reading
 
 __all__ = ["Indexed", "IndexedWriter", "token_dtype"]
 
@@ -102,8 +102,8 @@ class Indexed:
         self.prefix = prefix
         bin_path, self._idx = _beside(prefix, ".bin"), _beside(prefix, ".idx")
         for path in (bin_path, self._idx):
-            if not path.is_file():
-                raise SourceError(f"{path}: no such file")
+            with reading(path), path.open("rb"):
+                pass
         dtype, lengths, boundaries = self._read_index(bin_path.stat().st_size)
         self.tokens: Ids = (
             np.memmap(bin_path, dtype=dtype, mode="r") if lengths.any() else np.empty(0, dtype=dtype)

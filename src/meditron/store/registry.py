@@ -43,7 +43,11 @@ def find_wheel(package: str, version: str) -> Wheel:
     command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed"]
     options = ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet", "--report", "-"]
     asked = subprocess.run(
-        [*command, *options, "--retries=2", requirement], capture_output=True, text=True, check=False
+        [*command, *options, "--retries=2", requirement],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     if asked.returncode:
         raise _refusal(requirement, version, asked.stderr)
