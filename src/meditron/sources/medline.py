@@ -25,10 +25,11 @@ __all__ = ["read", "read_deletions", "recognises"]
 
 _PROLOGUE = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml\s[^>]*\?>\s*)?(?:<!--.*?-->\s*)*"
-    rb"(?:<!DOCTYPE\s+\w+(?P<doctype>[^>\[]*)(?P<subset>\[)?[^>]*>\s*)?(?:<!--.*?-->\s*)*"
+    rb"(?:<!DOCTYPE[^>\[]*>\s*)?(?:<!--.*?-->\s*)*"
     rb"(?P<root><(?P<name>[A-Za-z]+)[^>]*>)",
     re.DOTALL,
 )
+_SUBSET = re.compile(rb"<!DOCTYPE\s+PubmedArticleSet[^>\[]*\[")
 _ENCODING = re.compile(rb"<\?xml\s[^>]*encoding\s*=\s*[\"']([^\"']+)")
 _ENTRY = re.compile(rb"\s*(?:<(?P<name>[A-Za-z]+)(?=[\s>/])|(?P<aside><!--|<\?)|(?P<end></))")
 _ROOT = b"PubmedArticleSet"
@@ -52,7 +53,7 @@ class _Entry(NamedTuple):
 def recognises(start: bytes) -> bool:
     """Whether a file that starts so is MEDLINE XML."""
     match = _PROLOGUE.match(start)
-    return match is not None and match["name"] == _ROOT
+    return _SUBSET.search(start) is not None or (match is not None and match["name"] == _ROOT)
 
 
 def read(path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
@@ -143,11 +144,11 @@ class _Entries:
 
     def _read_prologue(self) -> None:
         while (match := _PROLOGUE.match(self._buffer)) is None:
+            if _SUBSET.search(self._buffer):
+                hint = "MEDLINE files need none; such declarations are how an XML bomb is made"
+                raise InputError(self.path, "its DOCTYPE declares entities", place="prologue", hint=hint)
             if len(self._buffer) > _LARGEST_PROLOGUE or not self._more():
                 raise self._error("no MEDLINE XML: no element PubmedArticleSet at its start")
-        if match["subset"] or b"<!ENTITY" in match[0]:
-            hint = "MEDLINE files need none; such declarations are how an XML bomb is made"
-            raise InputError(self.path, "its DOCTYPE declares entities", place="prologue", hint=hint)
         encoding = _ENCODING.search(match[0])
         if encoding and encoding[1].lower() not in {b"utf-8", b"us-ascii", b"ascii"}:
             raise InputError(self.path, f"encoded in {encoding[1].decode()}, not UTF-8", place="prologue")
