@@ -105,6 +105,7 @@ def run(tmp_path: Path) -> tuple[Path, list[StagePlace]]:
             "sources": {"pubmed": {"read": 20_788, "kept": 20_773, "dropped": dropped}},
             "seconds": 16.4,
         },
+        inputs={"pubmed": InputRecord(reference="pubmed.xml.gz", digest="e" * 64)},
         licences={"pubmed": "NLM terms & conditions"},
     )
     rows = [{"step": 0, "tokens": 0, "heldout": {"pubmed": 3.0}}]
@@ -197,6 +198,9 @@ def test_page_shows_figures_reasons_and_the_way_to_each_stage(run: tuple[Path, l
         assert f"{found['perplexity'][model]['pubmed']['perplexity']:.2f}" in page.cells
     assert "not <English>" in page.cells
     assert "20,788" in page.cells
+    assert "pypi:a==1#b.gguf" in page.cells  # the promised hash is left to the digest beside it
+    assert "base, corpus" in page.cells
+    assert "pubmed.xml.gz" in page.cells
     assert "NLM terms & conditions" in page.cells
     assert "corpus/report.html" in page.links
     assert all(link.startswith("#") or (folder / link).is_file() for link in page.links)

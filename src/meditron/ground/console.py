@@ -135,7 +135,7 @@ class Bar:
             self._marks.append((now, self.done))
             while len(self._marks) > 2 and now - self._marks[0][0] > _WINDOW:
                 self._marks.popleft()
-        if self._every is not None and now - self._spoke >= self._every:
+        if self._every is not None and now - self._spoke >= self._every and self.done != self.total:
             self._spoke = now
             say(f"{self.label}: {self.status()}")
 

@@ -42,10 +42,10 @@ def figures(recipe_name: str, stages: Sequence[StagePlace]) -> dict[str, Any]:
     """What `report.json` holds, as plain JSON values.
 
     `perplexity` (model → source → figures) and `differences` (b minus a) come from the evaluate stages;
-    `stages` (name → kind, state, seconds, digest, metrics) tells of each stage as its manifest does, where
-    state is `complete`, `altered` (a file is missing or has another size), `partial` or `missing`; `domains`
-    and `licences` tell of each source; `made` lists the machines, libraries and commits that worked on which
-    stages.
+    `stages` (name → kind, state, seconds, digest, inputs, metrics) tells of each stage as its manifest does,
+    where state is `complete`, `altered` (a file is missing or has another size), `partial` or `missing`;
+    `domains` and `licences` tell of each source; `made` lists the machines, libraries and commits that worked
+    on which stages.
     """
     manifests = {name: read_manifest(place) for name, _, place in stages}
     perplexity: dict[str, dict[str, Any]] = {}
@@ -89,7 +89,7 @@ def _stage(kind: str, place: Path, manifest: Manifest | None) -> dict[str, Any]:
         "ended": manifest.ended.isoformat(),
         "digest": manifest.digest,
         "fingerprint": manifest.fingerprint,
-        "inputs": {key: record.reference for key, record in manifest.inputs.items()},
+        "inputs": {key: record.model_dump() for key, record in manifest.inputs.items()},
         "bytes": sum(file.bytes for file in manifest.files),
         "metrics": metrics,
     }

@@ -83,7 +83,8 @@ def _change(a: str, b: str, source: str | None, found: Mapping[str, Any]) -> str
     before, after = (found["perplexity"].get(model, {}).get(source) for model in (a, b))
     if before is None or after is None:
         return ""
-    return f" Perplexity goes from {before['perplexity']:.2f} to {after['perplexity']:.2f}."
+    values = _perplexity(before["perplexity"]), _perplexity(after["perplexity"])
+    return " Perplexity goes from {} to {}.".format(*values)
 
 
 def _perplexities(found: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
@@ -98,8 +99,8 @@ def _perplexities(found: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
                     model,
                     f"{score['documents']:,}",
                     f"{score['tokens']:,}",
-                    f"{score['perplexity']:.2f}",
-                    "{:.2f} … {:.2f}".format(*score["interval"]),
+                    _perplexity(score["perplexity"]),
+                    " … ".join(map(_perplexity, score["interval"])),
                 )
 
 
@@ -158,14 +159,33 @@ def _sources(made: Page, found: Mapping[str, Any]) -> None:
         for name, stage in found["stages"].items()
         if isinstance(stage.get("metrics", {}).get("sources"), dict)
     ]
-    if not told and not found["licences"]:
+    outside = _outside(found)
+    if not (told or outside or found["licences"]):
         return
     made.section("Sources")
     for name, sources in told:
         _source_table(made, name, sources)
         _reasons(made, name, sources)
+    if outside:
+        made.table(("input", "from", "digest"), outside, "What came from outside")
     if found["licences"]:
         made.table(("source", "terms"), list(found["licences"].items()), "Licences and terms of use")
+
+
+def _outside(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The inputs that no stage made: name, where from, digest."""
+    return list(
+        dict.fromkeys(
+            (key, _source(record["reference"]), _short(record["digest"]))
+            for stage in found["stages"].values()
+            for key, record in stage.get("inputs", {}).items()
+            if not _is_stage(record["reference"], found)
+        )
+    )
+
+
+def _is_stage(reference: str, found: Mapping[str, Any]) -> bool:
+    return reference.partition(":")[0] in found["stages"]
 
 
 def _source_table(made: Page, name: str, sources: Mapping[str, Mapping[str, Any]]) -> None:
@@ -206,8 +226,8 @@ def _chain(made: Page, found: Mapping[str, Any], reports: Mapping[str, str | Non
                 stage["state"],
                 duration(stage["seconds"]) if "seconds" in stage else "",
                 size(stage["bytes"]) if "bytes" in stage else "",
-                stage.get("digest", "")[:16],
-                ", ".join(dict.fromkeys(_reference(text) for text in stage.get("inputs", {}).values())),
+                _short(stage.get("digest", "")),
+                ", ".join(_names(stage.get("inputs", {}), found)),
             )
         )
     made.table(("stage", "state", "took", "size", "digest", "made from"), rows)
@@ -262,6 +282,23 @@ def _spoken(key: str) -> str:
     return key.replace("_", " ")
 
 
-def _reference(text: str) -> str:
-    """A source without its promised hash, which is long; the manifest has it."""
+def _names(inputs: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, None]:
+    """What a stage was made from: stages as they were referred to, what came from outside by its name."""
+    return dict.fromkeys(
+        record["reference"] if _is_stage(record["reference"], found) else key
+        for key, record in inputs.items()
+    )
+
+
+def _source(text: str) -> str:
+    """A source without its promised hash, which stands beside it."""
     return text.partition("@sha256:")[0]
+
+
+def _short(digest: str) -> str:
+    """The beginning of a digest; `report.json` has it whole."""
+    return digest.removeprefix("sha256:")[:16]
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
