@@ -1,0 +1,108 @@
+"""SIGKILL at seeded moments in each stage, then the same command: the same bytes, and little done twice."""
+
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import killing
+from meditron.store.manifest import read_manifest
+
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(900)]
+
+STAGES = ("corpus", "tokenize", "pretrain", "quantize", "evaluate")
+KILLS = 3
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "smoke.toml"
+
+
+class Victim:
+    """One stage of the smoke recipe, on finished earlier ones, in a run folder of its own."""
+
+    def __init__(self, smoke: Any, stage: str, out: Path) -> None:
+        self.stage, self.out = stage, out
+        self.folder = out / "smoke" / stage
+        self.log = out / "log"
+        for earlier in STAGES[: STAGES.index(stage)]:
+            shutil.copytree(smoke.folder / earlier, out / "smoke" / earlier)
+        self.seconds = 0.0
+
+    def start(self) -> Any:
+        words = ["run", str(RECIPE), "--out", str(self.out), "--only", self.stage]
+        return killing.start(words, self.log)
+
+    def finish(self) -> None:
+        process = self.start()
+        killing.wait_for_attempt(process, self.folder, 1)
+        began = time.monotonic()
+        process.join()
+        self.seconds = time.monotonic() - began
+        assert process.exitcode == 0, self.log.read_text()
+
+    def kill(self, attempt: int, after: float) -> bool:
+        """Kill `after` seconds into the work; False where it had ended by then."""
+        process = self.start()
+        killing.wait_for_attempt(process, self.folder, attempt)
+        time.sleep(after)
+        killing.kill(process)
+        return not (self.folder / "manifest.json").exists()
+
+
+@pytest.fixture
+def victim(smoke: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Victim:
+    assert smoke.said.code == 0, smoke.said.err
+    return Victim(smoke, request.param, tmp_path / "runs")
+
+
+@pytest.mark.parametrize("victim", STAGES, indirect=True)
+def test_a_killed_stage_ends_with_the_bytes_of_an_uninterrupted_one(victim: Victim, smoke: Any) -> None:
+    victim.finish()
+    whole = victim.seconds
+    assert content(victim.folder) == content(smoke.folder / victim.stage), "two runs differ without any kill"
+    shutil.rmtree(victim.folder)
+    moments = random.Random(f"kill {victim.stage}")
+    killed = 0
+    for attempt in range(1, KILLS + 1):
+        before = finished(victim.folder)
+        if not victim.kill(attempt, moments.uniform(0.02, 0.7) * whole):
+            break
+        killed += 1
+        assert_kept(before, finished(victim.folder))
+    assert killed >= 2, "the kills came too late to prove anything"
+    before, steps = finished(victim.folder), last_step(victim.folder)
+    victim.finish()
+    assert_kept(before, finished(victim.folder))
+    assert content(victim.folder) == content(smoke.folder / victim.stage)
+    manifest = read_manifest(victim.folder)
+    assert manifest is not None
+    assert manifest.metrics["attempts"] == killed + 1
+    if victim.stage == "pretrain":
+        assert steps - (manifest.metrics["resumed_from"] or 0) <= 5
+
+
+def content(folder: Path) -> dict[str, str]:
+    """The files that say what an artifact is, by their hashes."""
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return {record.path: record.sha256 for record in manifest.files if record.content}
+
+
+def finished(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The shards that are whole, with what tells that a file was not written again."""
+    shards = [path for path in folder.glob("*/*/*.jsonl.zst") if not path.name.startswith(".")]
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in shards}
+
+
+def assert_kept(before: dict[Path, tuple[int, int]], after: dict[Path, tuple[int, int]]) -> None:
+    again = [str(path) for path in before.keys() & after.keys() if before[path] != after[path]]
+    assert not again, "what was finished before the kill was made again"
+
+
+def last_step(folder: Path) -> int:
+    """The optimizer step that the training had recorded when it was killed."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return max((json.loads(line)["step"] for line in lines), default=0)

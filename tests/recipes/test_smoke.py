@@ -1,0 +1,146 @@
+"""What the smoke recipe leaves, end to end: every stage by the real command, on real inputs."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zstandard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from meditron.model.generate import generate
+from meditron.model.weights import load_model
+from meditron.store.indexed import Indexed
+from meditron.store.manifest import read_manifest
+from meditron.text.tokenizer import load_tokenizer
+
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(900)]
+
+STAGES = ("corpus", "tokenize", "pretrain", "quantize", "evaluate")
+SOURCES = ("pubmed", "wiki")
+
+
+def documents(corpus: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Every line of a split, read without a word of ours."""
+    for path in sorted((corpus / split).rglob("*.jsonl.zst")):
+        with path.open("rb") as file:
+            stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            yield from map(json.loads, io.TextIOWrapper(stream, encoding="utf-8"))
+
+
+def test_it_ends_well_with_every_stage_built(smoke: Any) -> None:
+    assert smoke.said.code == 0, smoke.said.err
+    stages = smoke.said.json["stages"]
+    assert {name: stage["state"] for name, stage in stages.items()} == dict.fromkeys(STAGES, "built")
+    for name in STAGES:
+        assert read_manifest(smoke.folder / name) is not None
+    assert "Traceback" not in smoke.said.err
+    assert "warning" not in smoke.said.err.lower()
+
+
+def test_it_prints_the_table_and_what_to_type_next(smoke: Any) -> None:
+    for word in ("perplexity", "base", "pretrain", "pubmed", "wiki", "95 % interval", "report.html"):
+        assert word in smoke.said.err
+    (line,) = [line for line in smoke.said.err.splitlines() if line.startswith("next:")]
+    assert f"meditron generate {smoke.folder / 'pretrain'}" in line
+
+
+def test_the_report_tells_base_against_pretrained(smoke: Any) -> None:
+    report = json.loads((smoke.folder / "report.json").read_text())
+    for source in SOURCES:
+        base, pretrain = (report["perplexity"][model][source] for model in ("base", "pretrain"))
+        assert base["documents"] == pretrain["documents"] >= 10
+        assert base["data_sha256"] == pretrain["data_sha256"]
+        assert pretrain["interval"][0] < pretrain["perplexity"] < pretrain["interval"][1]
+    assert [found["source"] for found in report["differences"]] == list(SOURCES)
+    for found in report["differences"]:
+        assert (found["a"], found["b"]) == ("base", "pretrain")
+        assert found["n"] == report["perplexity"]["base"][found["source"]]["documents"]
+        assert found["interval"][1] < 0, "seeded weights learn nothing from 20,480 tokens"
+    page = (smoke.folder / "report.html").read_text()
+    assert "<script" not in page
+    assert "research" in page.lower()
+
+
+def test_links_from_the_report_lead_to_the_stages_own(smoke: Any) -> None:
+    for name in ("corpus", "tokenize", "pretrain", "evaluate"):
+        assert (smoke.folder / name / "report.html").is_file()
+        assert f'href="{name}/report.html"' in (smoke.folder / "report.html").read_text()
+
+
+def test_no_held_out_document_is_in_a_training_file(smoke: Any) -> None:
+    corpus = smoke.folder / "corpus"
+    held = list(documents(corpus, "heldout"))
+    train = list(documents(corpus, "train"))
+    assert len(held) > 40
+    assert len(train) > 400
+    for key in ("id", "text"):
+        hashes = {hashlib.sha256(document[key].encode()).digest() for document in held}
+        assert not [d["id"] for d in train if hashlib.sha256(d[key].encode()).digest() in hashes]
+
+
+def test_every_training_document_became_tokens_and_no_other(smoke: Any) -> None:
+    tokenizer = load_tokenizer(smoke.folder / "tokenize")
+    for source in SOURCES:
+        texts = sorted(
+            d["text"] for d in documents(smoke.folder / "corpus", "train") if d["source"] == source
+        )
+        tokens = Indexed(smoke.folder / "tokenize" / source)
+        assert all(tokens[i][-1] == tokenizer.end_of_text_id for i in range(len(tokens)))
+        assert sorted(tokenizer.decode(tokens[i][:-1]) for i in range(len(tokens))) == texts
+
+
+def test_the_model_opens_in_transformers_and_says_the_same(smoke: Any) -> None:
+    folder = smoke.folder / "pretrain"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer("Aspirin is used to treat", return_tensors="pt")["input_ids"]
+    said = theirs.generate(ids, max_new_tokens=16, do_sample=False, eos_token_id=None)[0, ids.shape[1] :]
+    ours = generate(load_model(folder), ids[0].tolist(), max_tokens=16, temperature=0, stop_ids=())
+    assert list(ours) == said.tolist()
+
+
+def test_nothing_unfinished_is_left_behind(smoke: Any) -> None:
+    names = {path.name for path in smoke.folder.rglob("*")}
+    assert not {name for name in names if name.endswith(".tmp") or name in ("begun.json", "failed.json")}
+    assert "checkpoints" not in names
+
+
+def test_run_again_nothing_is_done_and_nothing_heavy_is_imported(smoke: Any, command: Any) -> None:
+    assert smoke.said.code == 0
+    before = {path: path.stat().st_mtime_ns for path in smoke.folder.rglob("manifest.json")}
+    again = command("run", "recipes/smoke.toml", "--out", smoke.out, python=("-X", "importtime"))
+    assert again.code == 0
+    assert "nothing" in again.err
+    imported = {line.rpartition("|")[2].strip() for line in again.err.splitlines() if "import time:" in line}
+    assert "meditron.recipe" in imported
+    assert not imported & {"torch", "datatrove", "numba", "transformers"}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_status_verifies_every_byte(smoke: Any, command: Any) -> None:
+    found = command("status", "recipes/smoke.toml", "--out", smoke.out, "--verify", "--json")
+    assert found.code == 0, found.err
+    states = {name: stage["state"] for name, stage in found.json["stages"].items()}
+    assert states == dict.fromkeys(STAGES, "fresh")
+
+
+def test_compare_finds_what_the_run_found(smoke: Any, command: Any) -> None:
+    evaluate = smoke.folder / "evaluate"
+    found = command("compare", f"{evaluate}:base", f"{evaluate}:pretrain", "--json").json
+    report = json.loads((smoke.folder / "report.json").read_text())["differences"]
+    assert {"n", "difference", "interval", "p", "detectable"} <= found.keys()
+    keys = ("n", "difference", "source")
+    assert [[d[k] for k in keys] for d in found["differences"]] == [[d[k] for k in keys] for d in report]
+
+
+def test_a_changed_key_is_refused_field_by_field(smoke: Any, command: Any) -> None:
+    drifted = command("run", "recipes/smoke.toml", "--out", smoke.out, "--set", "pretrain.learning_rate=1e-3")
+    assert drifted.code == 1
+    for word in ("learning_rate", "0.003", "0.001", "--rebuild pretrain"):
+        assert word in drifted.err
+    assert "Traceback" not in drifted.err
