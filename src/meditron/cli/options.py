@@ -10,7 +10,7 @@ from cyclopts import Parameter
 __all__ = ["STDIN", "Json", "Out", "RecipeFile", "Set", "emit", "printable"]
 
 STDIN = "\0-"
-"""What a lone `-` becomes before words are parsed, which would take it for a flag. No typed word has a NUL."""
+"""What a lone `-` becomes before words are parsed, which would take it for a flag; nobody can type a NUL."""
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object on stdout.")]
 RecipeFile = Annotated[Path, Parameter(help="The recipe, a TOML file.")]

@@ -15,6 +15,10 @@ from meditron.store.results import EvaluationResult
 __all__ = ["decisions", "differences", "drift", "evaluation", "outcome", "stages"]
 
 
+_TOLD = ("seconds", "attempts", "perplexity", "differences")
+"""Metrics that have a column or a table of their own."""
+
+
 def stages(result: RunResult) -> None:
     """Name, state, seconds and the plain figures among the metrics of each stage."""
     rows = [
@@ -55,7 +59,7 @@ def outcome(result: RunResult) -> None:
     if not result.built:
         say("nothing is to be done: every stage asked for is there")
     for found in result.evaluations.values():
-        evaluation(found)
+        evaluation(found, result.domains)
     report = result.folder / HTML
     if report.is_file():
         say(f"report: {report}")
@@ -64,12 +68,13 @@ def outcome(result: RunResult) -> None:
         say(f"next:   {shlex.join(command)}")
 
 
-def evaluation(found: EvaluationResult) -> None:
-    """Perplexities with their intervals, and the paired differences."""
+def evaluation(found: EvaluationResult, domains: Mapping[str, str]) -> None:
+    """Perplexities and paired differences with their intervals; `domains` tells what a source is about."""
     rows = [
         (
             model,
             source,
+            domains.get(source, ""),
             record.documents,
             f"{record.tokens:,}",
             f"{record.perplexity:.2f}",
@@ -79,7 +84,7 @@ def evaluation(found: EvaluationResult) -> None:
         for source, record in sources.items()
     ]
     if rows:
-        headers = ("model", "source", "documents", "tokens", "perplexity", "95 % interval")
+        headers = ("model", "source", "domain", "documents", "tokens", "perplexity", "95 % interval")
         table(headers, rows, title="held-out perplexity")
     differences([record.model_dump(mode="json") for record in found.differences])
 
@@ -114,7 +119,7 @@ def _seconds(metrics: Mapping[str, Any]) -> str:
 
 def _figures(metrics: Mapping[str, Any]) -> str:
     """The first plain figures, the nested ones under dotted names; all of them are in the report."""
-    told = [(name, value) for name, value in leaves(metrics) if name not in ("seconds", "attempts")]
+    told = [(name, value) for name, value in leaves(metrics) if name.partition(".")[0] not in _TOLD]
     plain = [(name, value) for name, value in told if isinstance(value, int | float)]
     return ", ".join(f"{name} {_figure(value)}" for name, value in plain[:4])
 

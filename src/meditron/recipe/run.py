@@ -71,6 +71,12 @@ class RunResult:
         }
 
     @property
+    def domains(self) -> dict[str, str]:
+        """Source → what its text is about, as the recipe says it."""
+        sources = [getattr(stage.step.config, "sources", {}) for stage in self.stages.values()]
+        return {name: source.domain for group in sources for name, source in group.items()}
+
+    @property
     def model(self) -> Path | None:
         """The last finished stage that leaves a model's folder: what one would talk with."""
         folders = [stage.folder for stage in self.stages.values() if stage.manifest]
