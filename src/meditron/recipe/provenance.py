@@ -34,7 +34,7 @@ def manifest_of(
         beside={key: value for key, value in config.items() if key not in decided},
         seed=step.config.seed,
         inputs={
-            key: InputRecord(reference=reference.text, digest=str(standing.digests[key]))
+            key: InputRecord(reference=reference.source or reference.text, digest=str(standing.digests[key]))
             for key, reference in standing.inputs.items()
         },
         files=list(files),

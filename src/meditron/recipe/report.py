@@ -31,10 +31,11 @@ def render(recipe_name: str, folder: Path, stages: Sequence[StagePlace]) -> dict
     or a metrics file is damaged, StorageError where the disk will not take the report.
     """
     found = figures(recipe_name, stages)
-    page(found, _curves(found, stages), {name: _report(folder, place) for name, _, place in stages}).write(
-        folder / HTML
-    )
+    reports = {name: _report(folder, place) for name, _, place in stages}
+    made = page(found, _curves(found, stages), reports)
+    # The page comes last: where it is newer than every stage, both are there.
     write_json(folder / JSON, found)
+    made.write(folder / HTML)
     return found
 
 

@@ -64,7 +64,7 @@ class InputRecord(_Record):
     """One input of an artifact."""
 
     reference: str
-    """What the recipe called it: a stage, `base`, a source's text."""
+    """The stage as the recipe called it (`quantize:F16`), or where it came from outside (`pypi:…`)."""
     digest: str
     """The input's manifest digest, or the outside input's SHA-256."""
 
