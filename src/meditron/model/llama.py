@@ -222,6 +222,9 @@ class Llama(nn.Module):
         if mask is None and past and length > 1:
             mask = torch.ones(length, past + length, dtype=torch.bool, device=ids_BS.device).tril(past)
         x_BSD = self.model.embed_tokens(ids_BS)
+        if mask is not None and mask.dtype == torch.bool:
+            # SDPA on a CPU would make the same of it, anew in every block.
+            mask = torch.zeros_like(mask, dtype=x_BSD.dtype).masked_fill_(~mask, -torch.inf)
         cos_BSE, sin_BSE = rotation(self.config, positions_BS)
         cos_B1SE, sin_B1SE = cos_BSE[:, None].to(x_BSD.dtype), sin_BSE[:, None].to(x_BSD.dtype)
         for index, block in enumerate(self.model.layers):

@@ -15,7 +15,9 @@ from meditron.model.llama import Llama
 
 __all__ = ["nll_rows", "nll_sum"]
 
-# Legend: B batch, S sequence, D width, V vocabulary, N rows that have a target, C rows of a chunk.
+# Legend: B batch, S sequence, D width, V vocabulary, N rows that have a target, C rows of a chunk,
+# R rows of a softmax.
+_SOFTMAX_ROWS = 64
 
 
 def nll_sum(
@@ -45,22 +47,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(weight_VD.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden_ND.device)
         d_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
-        d_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
+        d_weight_VD = None
+        # Both buffers are used again and again: fresh pages would cost more than the softmax itself.
+        rows = min(chunk, len(targets_N))
+        logits_CV = hidden_ND.new_empty(rows, len(weight_VD))
+        scratch_RV = hidden_ND.new_empty(min(_SOFTMAX_ROWS, rows), len(weight_VD), dtype=wide)
         for start in range(0, len(targets_N), chunk):
-            rows = slice(start, start + chunk)
-            hidden_CD, target_C1 = hidden_ND[rows], targets_N[rows, None]
-            logp_CV = torch.log_softmax(hidden_CD @ weight_VD.T, dim=-1, dtype=wide)
-            total -= logp_CV.gather(1, target_C1).sum()
-            if d_hidden_ND is None and d_weight_VD is None:
-                continue
-            d_logits_CV = logp_CV.exp_()
-            d_logits_CV.scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=wide))
-            d_logits_CV = d_logits_CV.to(weight_VD.dtype)
+            hidden_CD, targets_C = hidden_ND[start : start + chunk], targets_N[start : start + chunk]
+            d_logits_CV = torch.mm(hidden_CD, weight_VD.T, out=logits_CV[: len(targets_C)])
+            total += _to_gradient(d_logits_CV, targets_C, scratch_RV)
             if d_hidden_ND is not None:
-                torch.mm(d_logits_CV, weight_VD, out=d_hidden_ND[rows])
-            if d_weight_VD is not None:
-                d_weight_VD += d_logits_CV.T @ hidden_CD
-        ctx.save_for_backward(d_hidden_ND, None if d_weight_VD is None else d_weight_VD.to(weight_VD.dtype))
+                torch.mm(d_logits_CV, weight_VD, out=d_hidden_ND[start : start + chunk])
+            if wants_weight:
+                part_VD = d_logits_CV.T @ hidden_CD
+                # From the second chunk on the sum is kept wide; one chunk alone is rounded once anyway.
+                d_weight_VD = part_VD if d_weight_VD is None else d_weight_VD.to(wide).add_(part_VD)
+        if wants_weight:
+            d_weight_VD = torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD
+            d_weight_VD = d_weight_VD.to(weight_VD.dtype)
+        ctx.save_for_backward(d_hidden_ND, d_weight_VD)
         return total
 
     @staticmethod
@@ -70,6 +75,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = None if d_hidden_ND is None else d_hidden_ND * scale.to(d_hidden_ND.dtype)
         d_weight = None if d_weight_VD is None else d_weight_VD * scale.to(d_weight_VD.dtype)
         return d_hidden, d_weight, None, None
+
+
+def _to_gradient(logits_CV: Tensor, targets_C: Tensor, scratch_RV: Tensor) -> Tensor:
+    """Turn logits, in place, into the loss's gradient (softmax minus one-hot); return the loss.
+
+    The softmax is computed in the scratch's dtype, as many rows at a time as it has.
+    """
+    total = scratch_RV.new_zeros(())
+    for start in range(0, len(targets_C), len(scratch_RV)):
+        rows_RV = logits_CV[start : start + len(scratch_RV)]
+        targets_R1 = targets_C[start : start + len(scratch_RV), None]
+        logp_RV = scratch_RV[: len(rows_RV)].copy_(rows_RV)
+        torch.log_softmax(logp_RV, dim=-1, out=logp_RV)
+        total -= logp_RV.gather(1, targets_R1).sum()
+        gradient_RV = logp_RV.exp_()
+        gradient_RV.scatter_add_(1, targets_R1, gradient_RV.new_full(targets_R1.shape, -1.0))
+        rows_RV.copy_(gradient_RV)
+    return total
 
 
 def nll_rows(
