@@ -37,7 +37,7 @@ def record(
     peer_name: str,
     **more: object,
 ) -> None:
-    """Print a row and add it to `benchmarks/results/BENCHMARK.jsonl`. Of `ours` and `peer`, more is better."""
+    """Print a row and add it to `benchmarks/results/BENCHMARK.jsonl`; of both figures, more is better."""
     machine = describe()
     row = {
         "name": name,

@@ -1,8 +1,8 @@
 """The corpus room against its peers, in CPU seconds of one core. `make bench ONLY=corpus`.
 
-`medline-vs-pubmed_parser`: the first citations of a real daily update file, gzip in and JSON lines on disk out.
-Ours writes the fields that `meditron parse` prints; pubmed_parser, called as its own example calls it, writes what
-it yields, which is more (authors, affiliations, references, chemicals) and less (labels or categories, not both).
+`medline-vs-pubmed_parser`: the first citations of a real daily update file, gzip in, JSON lines on disk out.
+Ours writes the fields that `meditron parse` prints; pubmed_parser, called as its own example calls it, writes
+what it yields: more (authors, affiliations, references, chemicals), and labels or categories but not both.
 """
 
 import gzip

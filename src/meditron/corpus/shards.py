@@ -109,10 +109,8 @@ class WriteShards:
     def __call__(self, task: int) -> None:
         """Write one shard's files."""
         shard = self.shards[task]
-        reasons, heldout = (
-            load_array(shard.file("reasons.npy")),
-            load_array(shard.file("index.npy"))["heldout"],
-        )
+        reasons = load_array(shard.file("reasons.npy"))  # fewer than candidates where the limit falls
+        heldout = load_array(shard.file("index.npy"))["heldout"][: len(reasons)]
         rows = islice(read_jsonl(shard.file("candidates.jsonl.zst")), len(reasons))
         kept: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
         dropped = []

@@ -1,0 +1,81 @@
+"""Cleaning damages nothing: what medical text needs stays, and cleaning twice changes nothing more."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meditron.corpus.clean import clean, compose, normalised
+from meditron.sources.document import Document, Section
+
+TEXT = st.text(
+    st.characters() | st.sampled_from(" \t\n\r\xa0\xad\u2009\u200b\u0301\ufeff<>[]%\\"), max_size=80
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CRP <5 mg/l in 3 and >10 in 4",
+        "OR 1.7 [95% CI 1.1-2.3]; [18F]FDG",
+        "\\noral intake",
+        "10² µg, 5 Å, ½, ﬁ",
+        "COVID-19 IN THE ICU",
+        "2-3\n0.5\n12",
+        "see https://example.org/a?b=1#c",
+        "a–b — “c” … d′",
+        "می\u200cخواهم",
+    ],
+)
+def test_what_stays_as_it_is(text: str) -> None:
+    assert clean(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("e\u0301", "é"),
+        ("an\xademia\u200b", "anemia"),
+        ("\ufeffa\r\nb\rc\u2028d", "a\nb\nc\nd"),
+        ("p\u2009<\xa0.05  x", "p < .05 x"),
+        ("a \n\n\n\n b", "a\n\nb"),
+        ("a\x00\x07b", "ab"),
+        ("\ud800x", "\ufffdx"),
+    ],
+)
+def test_what_is_set_right(text: str, cleaned: str) -> None:
+    assert clean(text) == cleaned
+
+
+@given(TEXT)
+def test_twice_is_once(text: str) -> None:
+    assert clean(clean(text)) == clean(text)
+
+
+@given(TEXT)
+def test_no_letter_digit_or_sign_is_lost(text: str) -> None:
+    def seen(text: str) -> list[str]:
+        """All that has a glyph, decomposed: NFC moves nothing else."""
+        plain = unicodedata.normalize("NFD", text)
+        return sorted(c for c in plain if unicodedata.category(c)[0] in "LNPSM")
+
+    assert [c for c in seen(clean(text)) if c != "\ufffd"] == [c for c in seen(text) if c != "\ufffd"]
+
+
+def test_a_document_becomes_text() -> None:
+    sections = (
+        Section("To see.", "OBJECTIVE", "OBJECTIVE"),
+        Section("", "TRIAL"),
+        Section("Bare."),
+        Section("A\nB", "Long"),
+    )
+    assert (
+        compose(Document("x:1", "x", "Title.", sections)) == "Title.\nOBJECTIVE: To see.\nBare.\n\nLong\nA\nB"
+    )
+    assert compose(Document("x:2", "x", "", (Section("only"),))) == "only"
+
+
+def test_copies_differ_in_case_and_white_space_alone() -> None:
+    assert normalised("A  <5\nb") == normalised("a <5 B")
+    assert normalised("a <5") != normalised("a >5")
