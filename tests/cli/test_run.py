@@ -1,12 +1,19 @@
 """`run` and `status` as they are typed."""
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from command import Command
 from counting import Bench
+from meditron.cli.app import app
 
 
 def test_a_run_is_told_and_a_second_one_has_nothing_to_do(meditron: Command, counts: Bench) -> None:
@@ -109,9 +116,47 @@ def test_an_interruption_says_how_to_go_on(meditron: Command, counts: Bench, reb
 
 
 def test_the_next_command_can_be_typed(meditron: Command, counts: Bench) -> None:
-    """The stages here leave no model, so nothing is offered that would not work."""
     said = meditron("run", counts.path, "--out", counts.out)
-    offered = [
-        shlex.split(line.partition(":")[2]) for line in said.err.splitlines() if line.startswith("next:")
+    assert "next:" not in said.err, "these stages leave no model to talk with"
+    (counts.run_folder / "total/config.json").write_text("{}", encoding="utf-8")
+    said = meditron("run", counts.path, "--out", counts.out)
+    (offered,) = [line.partition(":")[2] for line in said.err.splitlines() if line.startswith("next:")]
+    command, bound, _ = app.parse_args(shlex.split(offered)[1:], exit_on_error=False, print_error=False)
+    assert command.__name__ == "generate"
+    assert bound.arguments["model"] == str(counts.run_folder / "total")
+
+
+def test_quiet_says_nothing_but_does_the_work(meditron: Command, counts: Bench) -> None:
+    said = meditron("run", counts.path, "--out", counts.out, "--quiet")
+    assert (said.code, said.out, said.err) == (0, "", "")
+    assert (counts.run_folder / "rank.long/manifest.json").is_file()
+
+
+def test_a_real_interruption_ends_with_130_and_the_same_command_goes_on(
+    meditron: Command, counts: Bench
+) -> None:
+    code = (
+        "import sys; from counting import STAGES; from meditron.cli import main\n"
+        "from meditron.recipe import load_recipe\n"
+        "load_recipe.__kwdefaults__['stages'] = STAGES; main(sys.argv[1:])"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "run", str(counts.path), "--out", str(counts.out)],
+        env={**os.environ, "PYTHONPATH": paths, "TEST_WAIT_AT": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while not (counts.run_folder / "words/waiting.txt").exists():
+        assert time.monotonic() < until
+        assert child.poll() is None
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert err.splitlines()[-2:] == [
+        "what is done is kept: the same command goes on from there",
+        "meditron: interrupted",
     ]
-    assert offered == []
+    assert meditron("run", counts.path, "--out", counts.out).code == 0

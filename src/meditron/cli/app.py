@@ -30,6 +30,7 @@ app = App(
     version=__version__,
     default_parameter=Parameter(negative=(), show_default=False),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `guarded` tells of it, and the verb says how to go on
 )
 VERBS: tuple[Callable[..., int | None], ...] = (run, status, parse, inspect, generate, convert, compare)
 for place, verb in enumerate(VERBS):
