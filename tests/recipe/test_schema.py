@@ -1,6 +1,7 @@
 """The typed recipe: what is read, what is refused, and in which words."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("name", ["quickstart", "smoke"])
 def test_a_changed_default_shows_as_a_difference_of_the_golden_recipe(name: str) -> None:
     resolved = load_recipe(ROOT / f"recipes/{name}.toml").resolved()
-    golden = json.loads((ROOT / f"tests/recipe/golden/{name}.json").read_text(encoding="utf-8"))
-    assert resolved == golden, "if this was meant: python tests/recipe/golden.py"
+    golden = ROOT / f"tests/recipe/golden/{name}.json"
+    if os.environ.get("MEDITRON_GOLDEN") == "write":
+        golden.write_text(json.dumps(resolved, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    told = json.loads(golden.read_text(encoding="utf-8"))
+    assert resolved == told, "if this was meant: MEDITRON_GOLDEN=write make test, and review the difference"
 
 
 def test_seeds_are_resolved_and_absent_tables_are_absent_stages(bench: Bench) -> None:
