@@ -1,0 +1,153 @@
+"""Generated text and scores against transformers; prompts that cannot be; ends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from meditron.engine import Engine, load
+from meditron.engine.base import prompt_ids
+from meditron.ground.errors import SourceError, UsageError
+from meditron.model.tokenizer import model_tokenizer
+from meditron.model.weights import load_model, save_hf
+from meditron.store.models import resolve
+
+PROMPTS = ["Aspirin is used to treat", "Metformin lowers", "Sepsis", "漢字 and 37 °C"]
+TALK = [{"role": "user", "content": "What is aspirin?"}]
+
+
+def continued(folder: Path, prompt: str, tokens: int, **settings) -> str:
+    """transformers' greedy text, as someone who knows nothing of us would ask for it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer(prompt, return_tensors="pt")
+    written = model.generate(**ids, max_new_tokens=tokens, do_sample=False, **settings)[0]
+    return tokenizer.decode(written[ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_text_is_transformers(engine: Engine, folder: Path, prompt: str):
+    assert engine.generate(prompt, max_tokens=24, raw=True).finish().text == continued(folder, prompt, 24)
+
+
+@pytest.mark.slow
+def test_greedy_text_of_the_real_model_is_transformers(smollm2_gguf: Path, tmp_path: Path):
+    files = resolve(str(smollm2_gguf))
+    model = load_model(files, dtype=torch.float32)
+    save_hf(model, model.config, model_tokenizer(files), tmp_path, torch.bfloat16)
+    with load(str(tmp_path)) as engine:
+        reply = engine.generate(PROMPTS[0], max_tokens=24, raw=True)
+        assert reply.finish().text == continued(tmp_path, PROMPTS[0], 24)
+        assert engine.generate(TALK, max_tokens=2).finish().tokens == 2
+        assert prompt_ids(engine.tokenizer, "What is aspirin?", raw=False) == prompt_ids(
+            engine.tokenizer, TALK, raw=False
+        )
+
+
+def test_pieces_join_to_the_text(engine: Engine):
+    reply = engine.generate("Metformin", max_tokens=16, raw=True)
+    pieces = list(reply)
+    done = reply.finish()
+    assert "".join(pieces) == done.text
+    assert all(pieces)
+    assert (done.tokens, done.stop) == (16, "length")
+    assert done.seconds > 0
+
+
+def test_equal_seeds_give_equal_texts(engine: Engine):
+    def text(seed: int) -> str:
+        settings = {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "seed": seed}
+        return engine.generate("Sepsis", max_tokens=24, raw=True, **settings).finish().text
+
+    assert text(1) == text(1)
+    assert len({text(seed) for seed in range(4)}) > 1
+
+
+def test_a_full_context_ends_the_text(engine: Engine):
+    prompt = "a " * 120
+    given = len(engine.tokenizer.encode(prompt))
+    done = engine.generate(prompt, max_tokens=1000, raw=True).finish()
+    assert done.stop in {"context", "end"}
+    assert done.tokens <= 256 - given
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_anything_runs(engine: Engine):
+    with pytest.raises(UsageError, match="context is 256"):
+        engine.generate("a " * 400, raw=True)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}], ids=str
+)
+def test_settings_out_of_range_are_refused(engine: Engine, settings: dict):
+    with pytest.raises(UsageError):
+        engine.generate("a", raw=True, **settings)
+
+
+def test_a_conversation_needs_a_template(engine: Engine):
+    assert engine.tokenizer.chat_template is None
+    with pytest.raises(UsageError, match="the model has none"):
+        engine.generate(TALK)
+
+
+def test_an_end_token_ends_the_text_and_is_not_printed(folder: Path):
+    with load(str(folder)) as engine:
+        first = next(iter(engine.generate("Sepsis", max_tokens=1, raw=True)))
+        [end] = engine.tokenizer.stop_ids
+        # The end token takes the place of what the model would have said.
+        chosen = engine.tokenizer.encode(first)[0]
+        weight = engine.model.head_weight
+        with torch.no_grad():
+            weight[[end, chosen]] = weight[[chosen, end]]
+        done = engine.generate("Sepsis", max_tokens=8, raw=True).finish()
+        assert (done.text, done.tokens, done.stop) == ("", 0, "end")
+
+
+def test_scores_are_transformers(engine: Engine, folder: Path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    encode = engine.tokenizer.encode
+    pairs = [
+        (encode(p), encode(c))
+        for p, c in zip(PROMPTS, [" pain", " glucose, in most", "", "x" * 50], strict=True)
+    ]
+    scores = engine.score(pairs)
+    for (prefix, continuation), ours in zip(pairs, scores, strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([[*prefix, *continuation]])).logits[0].log_softmax(-1)
+        theirs = [float(logprobs[len(prefix) - 1 + i, token]) for i, token in enumerate(continuation)]
+        assert ours.tolist() == pytest.approx(theirs, abs=1e-4)
+        assert ours.tolist() == pytest.approx(engine.score([(prefix, continuation)])[0].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"), [(([], [1]), "nothing stands before"), (([1] * 200, [1] * 57), "context")]
+)
+def test_what_cannot_be_scored_is_refused(engine: Engine, pair: tuple, said: str):
+    with pytest.raises(UsageError, match=said):
+        engine.score([pair])
+
+
+def test_dtypes_and_models_that_are_none(folder: Path):
+    with pytest.raises(UsageError, match="no dtype 'int3'"):
+        load(str(folder), dtype="int3")
+    with pytest.raises(SourceError):
+        load(str(folder / "nowhere"))
+    assert load(str(folder), dtype="bfloat16").model.head_weight.dtype == torch.bfloat16
+
+
+def test_a_closed_engine_has_no_model(folder: Path):
+    with load(str(folder)) as engine:
+        pass
+    with pytest.raises(ValueError, match="closed"):
+        engine.generate("a", raw=True)
+
+
+def test_importing_the_engine_imports_no_torch():
+    code = "import sys, meditron.engine; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
