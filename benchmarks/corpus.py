@@ -18,7 +18,6 @@ import pubmed_parser
 from benchmarks.common import alternate, cpu_seconds, record
 from meditron.sources.medline import read
 from meditron.store.fetch import fetch
-from meditron.store.jsonl import JsonlWriter
 
 CITATIONS = 5_000  # of 20,788: a round of the peer takes some seconds with these
 
@@ -56,9 +55,8 @@ def _slice(whole: Path, part: Path, citations: int) -> int:
 
 
 def _ours(part: Path, out: Path) -> None:
-    with JsonlWriter(out) as writer:
-        for document in read(part):
-            writer.write(document.to_json())
+    with out.open("wb") as file:
+        file.writelines(document.to_line() for document in read(part))
 
 
 def _peer(part: Path, out: Path) -> None:

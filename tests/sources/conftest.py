@@ -81,7 +81,7 @@ def _fields(article: Any) -> dict[str, Any]:
             "journal": "".join(texts("MedlineCitation/Article/Journal/Title")) or None,
             "publication_types": types,
             "mesh": texts("MedlineCitation/MeshHeadingList/MeshHeading/DescriptorName"),
-            "doi": dois[0] if dois else None,
+            "doi": next(filter(None, dois), None),
             "retracted": bool(notices) or "Retracted Publication" in types,
         },
     }

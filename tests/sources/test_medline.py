@@ -78,7 +78,8 @@ ODD = {
     "label": '<Abstract><AbstractText Label="A &amp; B&#10;C">x</AbstractText></Abstract>',
     "order": '<Abstract><AbstractText NlmCategory="METHODS" Label="M">x</AbstractText></Abstract>',
     "empty": '<Abstract><AbstractText/><AbstractText Label="T"/><AbstractText/></Abstract>',
-    "copyright": f"{abstract_of('x')[:-11]}<CopyrightInformation>© <b>Y</b></CopyrightInformation></Abstract>",
+    "copyright": abstract_of("x</AbstractText><CopyrightInformation>© <b>Y</b></CopyrightInformation>")[:-26]
+    + "</Abstract>",
     "authors": '<AuthorList CompleteYN="Y"><Author><LastName>Abstract</LastName></Author></AuthorList>',
 }
 MORE = {

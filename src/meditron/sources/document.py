@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic_core import to_json
+
 __all__ = ["Document", "Reader", "Section"]
 
 
@@ -45,6 +47,10 @@ class Document:
             "year": self.year,
             "meta": dict(self.meta),
         }
+
+    def to_line(self) -> bytes:
+        """`to_json` as a line of JSON in UTF-8, with its end."""
+        return to_json(self.to_json()) + b"\n"
 
 
 class Reader(Protocol):

@@ -61,6 +61,7 @@ _ARTICLE_ID = re.compile(rb'<ArticleId IdType="([a-z-]++)">([^<]*+)</ArticleId>'
 _REFERENCE = re.compile(r"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));|&")
 _ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+_UNTIDY = re.compile(rb"[\x00-\x1f&]")
 _YEAR = re.compile(r"[12][0-9]{3}")
 
 
@@ -227,10 +228,9 @@ def _text(raw: bytes) -> str:
         except etree.XMLSyntaxError as error:
             raise Unusual from error
     text = _decode(raw)
-    if text.isprintable():  # then its white space is blanks
-        if "&" not in text:
-            return " ".join(text.split()) if "  " in text else text.strip()
-    elif _CONTROL.search(text):
+    if raw.isascii() and b"  " not in raw and not _UNTIDY.search(raw):
+        return text.strip(" ")
+    if _CONTROL.search(text):
         raise Unusual
     return " ".join(_REFERENCE.sub(_character, text).split())
 
