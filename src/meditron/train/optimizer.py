@@ -15,7 +15,8 @@ class MasterAdamW:
 
     bfloat16 keeps 8 bits of a weight: steps of 1e-4 of its size would be rounded away, so they are taken in
     float32 and the result is copied back. Gradients are summed in float32 too, over any number of backward
-    passes. In float32 the masters are the model's weights themselves. Matrices decay, vectors (norms) do not.
+    passes: each is taken over the moment it is there. In float32 the masters are the model's weights
+    themselves. Matrices decay, vectors (norms) do not.
     """
 
     def __init__(
@@ -29,15 +30,14 @@ class MasterAdamW:
     ) -> None:
         model.float()
         named = dict(model.named_parameters())
+        self._weights: list[Tensor] = list(named.values())
         if dtype == torch.float32:
             self.masters: dict[str, Tensor] = dict(named)
         else:
             self.masters = {name: weight.detach().clone() for name, weight in named.items()}
             model.to(dtype)
-        self._weights: list[Tensor] = list(named.values())
-        for weight in self._weights:
-            weight.grad_dtype = torch.float32
-            weight.grad = torch.zeros_like(weight, dtype=torch.float32)
+            for weight, master in zip(self._weights, self.masters.values(), strict=True):
+                weight.register_post_accumulate_grad_hook(_TakeOver(master))  # type: ignore[no-untyped-call]
         masters = list(self.masters.values())
         groups = [
             {"params": [master for master in masters if master.dim() > 1], "weight_decay": weight_decay},
@@ -51,20 +51,17 @@ class MasterAdamW:
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of the whole gradient."""
-        return torch.nn.utils.get_total_norm([_gradient(weight) for weight in self._weights])
+        return torch.nn.utils.get_total_norm([m.grad for m in self.masters.values() if m.grad is not None])
 
     def step(self, learning_rate: float, norm: Tensor, clip: float) -> None:
         """Scale a gradient of `norm` down to `clip` where it is longer, step, and clear the gradient."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
-        for master, weight in zip(self.masters.values(), self._weights, strict=True):
-            master.grad = weight.grad
         # The fused kernel divides the gradient by this as it reads it, which saves a pass over memory.
         self._adamw.grad_scale = ((norm + 1e-6) / clip).clamp(min=1.0)  # type: ignore[attr-defined]
         self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
         self._copy_back()
-        # Kept and zeroed rather than freed: fresh memory costs a page fault for every 4 KiB of it.
-        torch._foreach_zero_([_gradient(weight) for weight in self._weights])
 
     @torch.no_grad()
     def _copy_back(self) -> None:
@@ -98,7 +95,22 @@ class MasterAdamW:
         self._copy_back()
 
 
-def _gradient(weight: Tensor) -> Tensor:
-    if weight.grad is None:
-        raise RuntimeError("a weight lost its gradient buffer")
-    return weight.grad
+class _TakeOver:
+    """Moves a weight's gradient to its master, in float32, as soon as a backward pass has it.
+
+    It is then still in the processor's cache. The memory is kept from step to step: fresh memory costs a page
+    fault for every 4 KiB, and a buffer that is first zeroed and then added to is written twice.
+    """
+
+    def __init__(self, master: Tensor) -> None:
+        self.master = master
+        self.buffer = torch.empty_like(master)
+
+    def __call__(self, weight: Tensor) -> None:
+        """Called by autograd when `weight.grad` is complete."""
+        assert weight.grad is not None  # noqa: S101 (for the type checker: that is when this is called)
+        if self.master.grad is None:
+            self.master.grad = self.buffer.copy_(weight.grad)
+        else:
+            self.master.grad += weight.grad
+        weight.grad = None
