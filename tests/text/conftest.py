@@ -15,8 +15,10 @@ from lxml import etree
 from meditron.store.gguf import GGUF, write_gguf
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
 
+DIGITS = "a\n\n1  2"
 # Texts that are hard to cut: spaces, digits, marks, scripts, bytes, and names of control tokens.
 HARD = [
+    DIGITS,
     "",
     " ",
     "a",

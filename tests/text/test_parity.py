@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.llamacpp import llama_server
-from tests.text.conftest import HARD
+from tests.text.conftest import DIGITS, HARD
 
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -67,7 +67,11 @@ def test_ids_equal_sentencepiece(llama2: Tokenizer, sentencepiece, citations):
     texts = citations + HARD
     assert llama2.encode_batch(texts, bos=False) == sentencepiece.encode(texts)
     for text in texts:
-        assert llama2.decode(llama2.encode(text)) == text
+        assert (
+            llama2.decode(llama2.encode(text))
+            == text.replace("▁", " ")
+            == sentencepiece.decode(sentencepiece.encode(text))
+        )
 
 
 @pytest.mark.shared
@@ -105,12 +109,12 @@ def test_other_cuts_equal_llama_cpp(pre: str, smollm2_gguf: Path, runnable, cita
         assert ours.encode("a") == server.tokenize("a")
 
 
-def test_transformers_own_gguf_reader_loses_the_cut(smollm2: Tokenizer, smollm2_gguf: Path):
-    """Why the reference is transformers on what we save: its own reader is another tokenizer."""
+def test_transformers_own_gguf_reader_loses_the_digit_rule(smollm2: Tokenizer, smollm2_gguf: Path, citations):
+    """Why the reference is transformers on what we save: its own reader is another tokenizer, if barely."""
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
-    assert theirs.convert_ids_to_tokens(range(smollm2.vocab_size)) == [
-        smollm2.token(i) for i in range(smollm2.vocab_size)
-    ]
-    assert theirs("1234")["input_ids"] != smollm2.encode("1234")
+    some = citations[:200]
+    assert theirs(some, split_special_tokens=True)["input_ids"] == smollm2.encode_batch(some)
+    assert DIGITS in HARD, "on which llama.cpp gives our ids"
+    assert theirs(DIGITS)["input_ids"] != smollm2.encode(DIGITS)

@@ -9,9 +9,10 @@ by themselves:
   documents with `end_of_text_id`, and a prompt must stay open.
 - Truncation and padding baked into a tokenizer.json are dropped.
 
-transformers' own GGUF reader (5.17) is no reference for byte-level vocabularies: it merges SmolLM2's pieces
-without the digit rule and without the pre-tokenizer that `tokenizer.ggml.pre` names. Opened from what
-`save` writes, transformers gives our ids.
+transformers' own GGUF reader (5.17) is close, but no reference for byte-level vocabularies: it does not look
+at `tokenizer.ggml.pre` and cuts all texts as GPT-2 does. SmolLM2 cuts digits off first, so the two differ
+where a digit follows two blanks; llama.cpp gives our ids there, and so does
+transformers when it opens what `save` writes.
 """
 
 import hashlib
