@@ -1,11 +1,11 @@
 """The real command in processes that are killed: forked from one that has paid for the imports already."""
 
-import json
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -46,12 +46,25 @@ def kill(process: ForkServerProcess) -> None:
     process.join()
 
 
-def wait_for_attempt(process: ForkServerProcess, folder: Path, attempt: int) -> None:
-    """Return when the command has begun its work on a stage for the `attempt`-th time, or has ended."""
-    while process.is_alive() and _attempts(folder) < attempt:
+def follow(process: ForkServerProcess, folder: Path, changes: int | None = None) -> int:
+    """Count how often what lies in `folder` changes, until so many changes were seen or the command ends.
+
+    Changes, not seconds, say how far the work has come: on a busy machine they come late, but all come.
+    """
+    seen, now = 0, _state(folder)
+    while process.is_alive() and (changes is None or seen < changes):
         time.sleep(0.001)
+        before, now = now, _state(folder)
+        seen += before != now
+    return seen
 
 
-def _attempts(folder: Path) -> int:
-    begun = folder / "begun.json"
-    return json.loads(begun.read_bytes())["attempts"] if begun.is_file() else 0
+def _state(folder: Path) -> set[tuple[str, int]]:
+    """Names and sizes of all files, as far as they stay long enough to be looked at."""
+    found = set()
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                path = os.path.join(parent, name)  # noqa: PTH118 (pathlib is too slow to follow with)
+                found.add((path, os.stat(path).st_size))  # noqa: PTH116
+    return found

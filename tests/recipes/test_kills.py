@@ -25,28 +25,28 @@ class Victim:
     def __init__(self, smoke: Any, stage: str, out: Path) -> None:
         self.stage, self.out = stage, out
         self.folder = out / "smoke" / stage
+        out.mkdir()
         self.log = out / "log"
         for earlier in STAGES[: STAGES.index(stage)]:
             shutil.copytree(smoke.folder / earlier, out / "smoke" / earlier)
-        self.seconds = 0.0
 
     def start(self) -> Any:
         words = ["run", str(RECIPE), "--out", str(self.out), "--only", self.stage]
         return killing.start(words, self.log)
 
-    def finish(self) -> None:
+    def finish(self) -> int:
+        """Run the stage to its end; how often its folder was seen to change."""
         process = self.start()
-        killing.wait_for_attempt(process, self.folder, 1)
-        began = time.monotonic()
+        changes = killing.follow(process, self.folder)
         process.join()
-        self.seconds = time.monotonic() - began
         assert process.exitcode == 0, self.log.read_text()
+        return changes
 
-    def kill(self, attempt: int, after: float) -> bool:
-        """Kill `after` seconds into the work; False where it had ended by then."""
+    def kill(self, changes: int, delay: float) -> bool:
+        """Kill the command `delay` seconds after so many changes; False where the stage was finished."""
         process = self.start()
-        killing.wait_for_attempt(process, self.folder, attempt)
-        time.sleep(after)
+        killing.follow(process, self.folder, changes)
+        time.sleep(delay)
         killing.kill(process)
         return not (self.folder / "manifest.json").exists()
 
@@ -59,15 +59,15 @@ def victim(smoke: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Victim
 
 @pytest.mark.parametrize("victim", STAGES, indirect=True)
 def test_a_killed_stage_ends_with_the_bytes_of_an_uninterrupted_one(victim: Victim, smoke: Any) -> None:
-    victim.finish()
-    whole = victim.seconds
+    whole = victim.finish()
     assert content(victim.folder) == content(smoke.folder / victim.stage), "two runs differ without any kill"
     shutil.rmtree(victim.folder)
     moments = random.Random(f"kill {victim.stage}")
     killed = 0
-    for attempt in range(1, KILLS + 1):
+    for _ in range(KILLS):
         before = finished(victim.folder)
-        if not victim.kill(attempt, moments.uniform(0.02, 0.7) * whole):
+        # Each kill within the next quarter of the work, so that none comes after its end.
+        if not victim.kill(moments.randint(1, max(1, whole // (KILLS + 1))), moments.uniform(0, 0.01)):
             break
         killed += 1
         assert_kept(before, finished(victim.folder))
