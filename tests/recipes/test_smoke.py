@@ -60,7 +60,7 @@ def test_the_report_tells_base_against_pretrained(smoke: Any) -> None:
     for found in report["differences"]:
         assert (found["a"], found["b"]) == ("base", "pretrain")
         assert found["n"] == report["perplexity"]["base"][found["source"]]["documents"]
-        assert found["interval"][1] < 0, "seeded weights learn nothing from 20,480 tokens"
+        assert found["interval"][1] < 0, "seeded weights learn nothing from 10,240 tokens"
     page = (smoke.folder / "report.html").read_text()
     assert "<script" not in page
     assert "research" in page.lower()
