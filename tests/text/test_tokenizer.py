@@ -2,7 +2,9 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import pytest
@@ -142,6 +144,23 @@ def test_gguf_and_back_is_the_same_tokenizer(small: Tokenizer, tmp_path: Path):
 
 
 @pytest.mark.shared
+def test_the_form_that_transformers_saves_is_read(shared: Path, tmp_path: Path):
+    """Metaspace instead of a normalizer, and a class of its own in tokenizer_config.json."""
+    from transformers import AutoTokenizer, LlamaTokenizer
+
+    (tmp_path / "model").mkdir()
+    copy(shared / "data/llama-tiny/llama2-tokenizer.model", tmp_path / "model/tokenizer.model")
+    LlamaTokenizer.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "saved")
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "saved"), load_tokenizer(tmp_path / "saved")
+    assert theirs(HARD)["input_ids"] == [ours.encode(text, special=True) for text in HARD]
+    assert ours.decode(ours.encode("two  spaces")) == "two  spaces"
+    head: dict[str, Any] = {"general.architecture": "llama"}
+    again = opened(head | gguf_metadata(ours), tmp_path / "again")
+    texts = [text for text in HARD if not text.startswith((" ", "▁"))]
+    assert again.encode_batch(texts) == ours.encode_batch(texts)
+
+
+@pytest.mark.shared
 def test_llama2_to_gguf_and_back(llama2: Tokenizer, llama2_gguf: Path, tmp_path: Path):
     with GGUF(llama2_gguf) as gguf:
         head = {key: v for key, v in gguf.metadata.items() if not key.startswith("tokenizer.")}
@@ -159,6 +178,15 @@ def test_padding_fills_a_wider_embedding(small: Tokenizer):
     assert metadata["tokenizer.ggml.tokens"][-1] == f"[PAD{small.vocab_size + 1}]"
     with pytest.raises(InputError, match="tokens"):
         gguf_metadata(small, small.vocab_size - 1)
+
+
+@pytest.mark.parametrize("small", [pieces_vocabulary], indirect=True, ids=["pieces"])
+@pytest.mark.parametrize(
+    "rule", [{"normalizer": {"type": "NFKC"}}, {"pre_tokenizer": {"type": "Whitespace"}}], ids=str
+)
+def test_rules_that_gguf_cannot_say_are_refused(small: Tokenizer, rule: dict[str, Any]):
+    with pytest.raises(InputError, match="GGUF has no"):
+        gguf_metadata(replace(small, spec={**small.spec, **rule}))
 
 
 def test_a_pickled_tokenizer_keeps_control_tokens_out(small: Tokenizer):

@@ -250,7 +250,11 @@ def _byte_level_metadata(tokenizer: "Tokenizer") -> Json:
 
 
 def _sentencepiece_metadata(tokenizer: "Tokenizer") -> Json:
-    """Scores are lost in tokenizer.json; any that fall in the order of the merges give the same ids."""
+    """Scores are lost in tokenizer.json; any that fall in the order of the merges give the same ids.
+
+    Only a text that itself begins with a space may differ: HF's Metaspace puts no second one before it.
+    """
+    _refuse_other_spacing(tokenizer)
     merges = _pairs(tokenizer.spec)
     order = dict.fromkeys(left + right for left, right in merges)
     scores = {piece: -1.0 - place for place, piece in enumerate(order)}
@@ -262,3 +266,13 @@ def _sentencepiece_metadata(tokenizer: "Tokenizer") -> Json:
         "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.add_space_prefix": strips_space(tokenizer.spec["decoder"]),
     }
+
+
+def _refuse_other_spacing(tokenizer: "Tokenizer") -> None:
+    normalizer = tokenizer.spec.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    cut = tokenizer.spec.get("pre_tokenizer") or {"type": "Metaspace"}
+    if {step.get("type") for step in steps} - {"Prepend", "Replace"} or cut.get("type") != "Metaspace":
+        raise InputError(
+            tokenizer.path, "changes or cuts text in a way that GGUF has no words for", place="normalizer"
+        )
