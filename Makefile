@@ -35,6 +35,7 @@ clean:  ## remove the virtual environment; runs and downloads stay
 # torch goes in first and alone: a resolver that meets it later may choose another build of it.
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	@touch $@
 

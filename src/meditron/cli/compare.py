@@ -30,4 +30,4 @@ def compare(a: _Result, b: _Result, /, *, as_json: Json = False) -> None:
     if as_json:
         emit(found[0] | {"differences": found})
     else:
-        show.differences(found)
+        show.differences(found, answer=True)

@@ -59,7 +59,7 @@ def run(
         )
     except DriftError:
         stands = status(asked, out=out)
-        show.drift(stands)
+        show.drift(stands, answer=not as_json)
         if as_json:
             emit(stands.to_json())
         raise
@@ -68,9 +68,9 @@ def run(
         say(f"what is done is kept: {again} goes on from there")
         raise
     if dry_run:
-        show.decisions(result)
+        show.decisions(result, answer=not as_json)
     else:
-        show.outcome(result)
+        show.outcome(result, answer=not as_json)
     if as_json:
         emit(result.to_json())
     return 1 if dry_run and result.refused else 0

@@ -1,4 +1,7 @@
-"""Tables for people, on stderr: how stages stand, what differs, what came out."""
+"""Tables for people: how stages stand, what differs, what came out.
+
+They are a verb's answer, on stdout, unless it answers in JSON: then they go to stderr, beside the progress.
+"""
 
 import json
 import shlex
@@ -19,16 +22,16 @@ _TOLD = ("seconds", "attempts", "perplexity", "differences")
 """Metrics that have a column or a table of their own."""
 
 
-def stages(result: RunResult) -> None:
+def stages(result: RunResult, *, answer: bool) -> None:
     """Name, state, seconds and the plain figures among the metrics of each stage."""
     rows = [
         (name, stage.state, _seconds(stage.metrics), stage.failure or _figures(stage.metrics))
         for name, stage in result.stages.items()
     ]
-    table(("stage", "state", "time", "metrics"), rows, title=str(result.folder))
+    table(("stage", "state", "time", "metrics"), rows, title=str(result.folder), answer=answer)
 
 
-def drift(result: RunResult) -> None:
+def drift(result: RunResult, *, answer: bool) -> None:
     """Field by field, what stale stages were made from and what is asked for now."""
     rows = [
         (name, difference.field, short(difference.was), short(difference.now))
@@ -36,10 +39,11 @@ def drift(result: RunResult) -> None:
         for difference in stage.drift
     ]
     if rows:
-        table(("stage", "field", "was", "now"), rows, title="made from something else than is asked for now")
+        title = "made from something else than is asked for now"
+        table(("stage", "field", "was", "now"), rows, title=title, answer=answer)
 
 
-def decisions(result: RunResult) -> None:
+def decisions(result: RunResult, *, answer: bool) -> None:
     """What a run would do with each stage, from what, and why."""
     rows = [
         (
@@ -50,16 +54,16 @@ def decisions(result: RunResult) -> None:
         )
         for name, decision in result.decisions.items()
     ]
-    table(("stage", "would", "from", "why"), rows, title=str(result.folder))
+    table(("stage", "would", "from", "why"), rows, title=str(result.folder), answer=answer)
 
 
-def outcome(result: RunResult) -> None:
+def outcome(result: RunResult, *, answer: bool) -> None:
     """What a run made, its results, and the command to type next."""
-    stages(result)
+    stages(result, answer=answer)
     if not result.built:
         say("nothing is to be done: every stage asked for is there")
     for found in result.evaluations.values():
-        evaluation(found, result.domains)
+        evaluation(found, result.domains, answer=answer)
     report = result.folder / HTML
     if report.is_file():
         say(f"report: {report}")
@@ -68,7 +72,7 @@ def outcome(result: RunResult) -> None:
         say(f"next:   {shlex.join(command)}")
 
 
-def evaluation(found: EvaluationResult, domains: Mapping[str, str]) -> None:
+def evaluation(found: EvaluationResult, domains: Mapping[str, str], *, answer: bool) -> None:
     """Perplexities and paired differences with their intervals; `domains` tells what a source is about."""
     rows = [
         (
@@ -85,11 +89,11 @@ def evaluation(found: EvaluationResult, domains: Mapping[str, str]) -> None:
     ]
     if rows:
         headers = ("model", "source", "domain", "documents", "tokens", "perplexity", "95 % interval")
-        table(headers, rows, title="held-out perplexity")
-    differences([record.model_dump(mode="json") for record in found.differences])
+        table(headers, rows, title="held-out perplexity", answer=answer)
+    differences([record.model_dump(mode="json") for record in found.differences], answer=answer)
 
 
-def differences(found: Sequence[Mapping[str, Any]]) -> None:
+def differences(found: Sequence[Mapping[str, Any]], *, answer: bool) -> None:
     """Paired differences with their intervals."""
     rows = [
         (
@@ -105,7 +109,8 @@ def differences(found: Sequence[Mapping[str, Any]]) -> None:
     ]
     if rows:
         headers = ("difference", "of", "n", "mean", "95 % interval", "p", "detectable")
-        table(headers, rows, title="paired differences (below zero: the first is better)")
+        title = "paired differences (below zero: the first is better)"
+        table(headers, rows, title=title, answer=answer)
 
 
 def _interval(ends: Sequence[float], form: str) -> str:

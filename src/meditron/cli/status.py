@@ -35,6 +35,6 @@ def status(
     if as_json:
         emit(result.to_json())
     else:
-        show.stages(result)
-    show.drift(result)
+        show.stages(result, answer=True)
+    show.drift(result, answer=not as_json)
     return 0 if result.sound else 1

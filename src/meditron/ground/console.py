@@ -1,4 +1,4 @@
-"""What people see, all of it on stderr: stdout is for data.
+"""What people see, on stderr: stdout is for data, and for the table a verb was asked for.
 
 On a terminal, bars are alive (rich draws them); elsewhere each bar is a plain line at its start, about one
 every ten seconds, and one at its end, so that a log stays readable. Both say the same words. rich is imported
@@ -65,11 +65,21 @@ def warn(text: str) -> None:
     _print(text, prefix="warning: ", style="yellow")
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
-    """A table; columns that hold only figures stand flush right. Never cut, however narrow the log."""
-    if _state.quiet:
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    title: str | None = None,
+    *,
+    answer: bool = False,
+) -> None:
+    """A table; columns that hold only figures stand flush right. Never cut, however narrow the log.
+
+    An `answer` is what the verb was asked for: it goes to stdout, also when quiet.
+    """
+    if _state.quiet and not answer:
         return
     from rich import box
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -80,15 +90,20 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str |
         drawn.add_column(Text(header), justify="right" if numeric else "left")
     for row in cells:
         drawn.add_row(*(Text(cell) for cell in row))
-    if _terminal():
+    if answer and sys.stdout.isatty():
+        Console(highlight=False, markup=False, emoji=False).print(drawn)
+        return
+    if not answer and _terminal():
         _console().print(drawn)
         return
-    from rich.console import Console
-
-    console = Console(width=10_000, markup=False, highlight=False, emoji=False, color_system=None)
-    with console.capture() as captured:
-        console.print(drawn)
-    _print("\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n"))
+    plain = Console(width=10_000, markup=False, highlight=False, emoji=False, color_system=None)
+    with plain.capture() as captured:
+        plain.print(drawn)
+    text = "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+    if answer:
+        print(f"{text}\n", flush=True)  # noqa: T201
+    else:
+        _print(text)
 
 
 @contextmanager
