@@ -7,6 +7,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -41,6 +42,15 @@ def smollm2_gguf() -> Path:
     from meditron.store.fetch import fetch
 
     return fetch(QUICKSTART["base"])
+
+
+@pytest.fixture(scope="session")
+def smollm2_transformers(smollm2_gguf: Path) -> Any:
+    """transformers' own LlamaForCausalLM, read from the same file, fp32: half a minute, so once for all."""
+    from transformers import LlamaForCausalLM
+
+    folder, name = smollm2_gguf.parent, smollm2_gguf.name
+    return LlamaForCausalLM.from_pretrained(folder, gguf_file=name, dtype="float32")
 
 
 @pytest.fixture(scope="session")

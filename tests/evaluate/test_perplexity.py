@@ -58,20 +58,17 @@ def test_every_documents_loss_is_transformers_own(tmp_path: Path, corpus: Path, 
 
 
 def test_smollm2s_losses_are_transformers_own(
-    tmp_path: Path, make_corpus: Any, smollm2_gguf: Path, pubmed_xml: Path
+    tmp_path: Path, make_corpus: Any, smollm2_gguf: Path, smollm2_transformers: Any, pubmed_xml: Path
 ) -> None:
     citations = (citation for citation in medline.read(pubmed_xml) if citation.sections)
     documents = [(c.id, f"{c.title}\n\n{c.sections[0].text}"[:600]) for c in islice(citations, 3)]
     corpus = make_corpus({}, {"pubmed": documents})
     evaluate(tmp_path / "out", corpus, {"base": smollm2_gguf})
-    model = LlamaForCausalLM.from_pretrained(
-        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
-    )
     tokenizer, texts = load_tokenizer(smollm2_gguf), dict(documents)
     for row in read_rows(tmp_path / "out" / FILE_NAME):
         batch = torch.tensor([tokenizer.encode(texts[row.id])])
         with torch.no_grad():
-            theirs = float(model(input_ids=batch, labels=batch).loss)
+            theirs = float(smollm2_transformers(input_ids=batch, labels=batch).loss)
         assert row.nll / row.tokens == pytest.approx(theirs, abs=1e-4)
 
 

@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-import transformers
 
 from llamacpp import llama_server
 from meditron.model.nll import nll_rows
@@ -48,10 +47,8 @@ def tokenizer(smollm2_gguf):
 
 
 @torch.no_grad()
-def test_logits_are_those_of_transformers_reading_the_same_file(smollm2_gguf, model, tokenizer):
-    hf = transformers.AutoModelForCausalLM.from_pretrained(
-        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
-    )
+def test_logits_are_those_of_transformers_reading_the_same_file(smollm2_transformers, model, tokenizer):
+    hf = smollm2_transformers
     assert model.config.parameters == sum(weight.numel() for weight in hf.parameters())
     for prompt in PROMPTS[::4]:
         ids_BS = torch.tensor([tokenizer.encode(prompt, special=True)])
