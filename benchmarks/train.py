@@ -3,9 +3,9 @@
     python -m benchmarks.train             # rows train-vs-eager and train-vs-compiled
     python -m benchmarks.train --profile   # where the time of one of our steps goes
 
-Each contestant lives in a process of its own and takes a step when told to, so that neither's memory or compiler
-settings reach the other. All train the same shape (SmolLM2-135M's, seeded weights) on the same rows in bfloat16
-with float32 master weights, fused AdamW, the same clip, batch and threads.
+Each contestant lives in a process of its own and takes a step when told to, so that neither's memory or
+compiler settings reach the other. All train the same shape (SmolLM2-135M's, seeded weights) on the same rows,
+in bfloat16 with float32 master weights, fused AdamW, the same clip, batch and threads.
 """
 
 import argparse
@@ -22,7 +22,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
+import torch._inductor.config as inductor
 
+from benchmarks._profile import table
 from benchmarks.common import record
 from meditron.ground.errors import MissingExtra
 from meditron.ground.machine import describe
@@ -33,6 +35,7 @@ from meditron.train.config import PretrainConfig
 from meditron.train.data import Mixture
 from meditron.train.loop import steps
 from meditron.train.optimizer import MasterAdamW
+from meditron.train.peak import matmul_peak
 from meditron.train.runtime import repeatable
 
 SHAPE = LlamaConfig(
@@ -195,6 +198,17 @@ def compete() -> None:
         )
 
 
+def show_profile() -> None:
+    """Print where the time of our steps goes."""
+    tokens = CONFIG.batch_size * CONFIG.sequence_length
+    peak = matmul_peak(Llama(SHAPE).bfloat16(), tokens)
+    with inductor.patch({"cpp.enable_kernel_profile": True}):
+        course = ours()
+        for _ in range(WARM_UP):
+            next(course)
+        print("\n".join(table(course, SHAPE, tokens, peak)))
+
+
 def main() -> None:
     """Compete, or profile."""
     parser = argparse.ArgumentParser(
@@ -205,6 +219,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.contestant:
         take_part(asked.contestant)
+    elif asked.profile:
+        show_profile()
     else:
         compete()
 
