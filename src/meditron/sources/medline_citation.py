@@ -8,6 +8,7 @@ lxml gets the same bytes, and its word is final. Inline markup is always lxml's 
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from meditron.ground.errors import MissingExtra
@@ -58,10 +59,14 @@ _TYPE = re.compile(rb">([^<]*+)</PublicationType>")
 _DESCRIPTOR = re.compile(rb"<DescriptorName [^<>]*+>([^<]*+)</DescriptorName>")
 _LOCATION = re.compile(rb'EIdType="doi" ValidYN="[YN]">([^<]*+)<')
 _ARTICLE_ID = re.compile(rb'<ArticleId IdType="([a-z-]++)">([^<]*+)</ArticleId>')
-_REFERENCE = re.compile(r"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));|&")
-_ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-_UNTIDY = re.compile(rb"[\x00-\x1f&]")
+_REFERENCE = re.compile(rb"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));|&")
+_ENTITIES = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'"}
+_TAG = re.compile(rb"(<[^<>]*+>)")
+_PAIRS = {b"<%s>" % name: b"</%s>" % name for name in (b"i", b"b", b"u", b"sub", b"sup")}
+_SPECIAL = bytes(range(0x20)) + b"&<>"  # what a text without any of these needs no look at
+_ILLEGAL = bytes(range(0x20)).translate(None, b"\t\n\r")
+_BLANKS = bytes.maketrans(b"\t\n\r", b"   ")
+_WIDE_SPACE = re.compile(rb"\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)")
 _YEAR = re.compile(r"[12][0-9]{3}")
 
 
@@ -124,7 +129,7 @@ def scan(data: bytes) -> Document:
         raise Unusual
     version, pmid, date, journal, empty = match.groups()
     fields = _Fields(pmid.decode(), int(version), year=_year(_text(date)))
-    fields.journal = _text(journal) if journal else None
+    fields.journal = _name(journal) if journal else None
     fields.title, at = _content(data, match.end(), b"</ArticleTitle>", empty)
     at = _scan_abstract(data, at, fields)
     at = _scan_kind(data, at, fields)
@@ -183,7 +188,7 @@ def _scan_kind(data: bytes, at: int, fields: _Fields) -> int:
     if language is None or types is None:
         raise Unusual
     fields.language = language[1].decode()
-    fields.types = [_text(kind) for kind in _TYPE.findall(types[1])]
+    fields.types = [_name(kind) for kind in _TYPE.findall(types[1])]
     return _find(data, b"</Article>", types.end() - len(b"</Article>"))
 
 
@@ -194,7 +199,7 @@ def _mesh(data: bytes, start: int, end: int) -> list[str]:
     names = _DESCRIPTOR.findall(data, start, end)
     if len(names) != data.count(b"<DescriptorName", start, end):
         raise Unusual
-    return [_text(name) for name in names]
+    return [_name(name) for name in names]
 
 
 def _scan_identifiers(data: bytes, at: int, fields: _Fields) -> int:
@@ -222,27 +227,59 @@ def _year(date: str | None) -> int | None:
 
 def _text(raw: bytes) -> str:
     """All text in the element in its order, nothing in the place of markup, white space collapsed."""
-    if b"<" in raw or b">" in raw:
-        try:
-            return _flat(etree.fromstring(b"<x>" + raw + b"</x>", _FRAGMENTS))
-        except etree.XMLSyntaxError as error:
-            raise Unusual from error
+    if len(raw.translate(None, _SPECIAL)) < len(raw):
+        raw = _bare(raw)
+    if not raw.isascii():
+        raw = _narrowed(raw)
     text = _decode(raw)
-    if raw.isascii() and b"  " not in raw and not _UNTIDY.search(raw):
-        return text.strip(" ")
-    if _CONTROL.search(text):
+    return " ".join(text.split()) if "  " in text else text.strip(" ")
+
+
+_name = lru_cache(maxsize=1 << 14)(_text)  # journals, types and descriptors come again and again
+
+
+def _bare(raw: bytes) -> bytes:
+    """The text without its markup, references resolved, ASCII's white space as blanks.
+
+    Tags are taken out here if they are the usual five, in pairs without nesting; others are lxml's.
+    """
+    pieces = _TAG.split(raw)
+    texts, tags = pieces[::2], pieces[1::2]
+    bare = b"".join(texts)
+    if [_PAIRS.get(tag) for tag in tags[::2]] != tags[1::2] or b"<" in bare or b">" in bare:
+        return _marked_up(raw).encode()
+    if b"&" in bare:
+        bare = b"".join([_REFERENCE.sub(_character, text) for text in texts])
+    if len(bare.translate(None, _ILLEGAL)) < len(bare):
         raise Unusual
-    return " ".join(_REFERENCE.sub(_character, text).split())
+    return bare.translate(_BLANKS)
 
 
-def _character(match: re.Match[str]) -> str:
+def _marked_up(raw: bytes) -> str:
+    try:
+        return _flat(etree.fromstring(b"<x>" + raw + b"</x>", _FRAGMENTS))
+    except etree.XMLSyntaxError as error:
+        raise Unusual from error
+
+
+def _character(match: re.Match[bytes]) -> bytes:
     decimal, hexadecimal, name = match.groups()
     if name:
         return _ENTITIES[name]
     code = int(decimal) if decimal else int(hexadecimal, 16) if hexadecimal else 0
     if code < 32 or 0xD7FF < code < 0xE000 or 0xFFFD < code < 0x10000 or code > 0x10FFFF:
         raise Unusual
-    return chr(code)
+    return chr(code).encode()
+
+
+def _narrowed(raw: bytes) -> bytes:
+    """Text beyond ASCII with a blank for each white space beyond ASCII."""
+    if b"\xef\xbf" in raw:  # U+FFFE and U+FFFF, which XML forbids, begin so
+        raise Unusual
+    raw = _WIDE_SPACE.sub(b" ", raw.replace(b"\xc2\xa0", b" "))
+    if b"\xc2\x85" in raw or b"\xe1" in raw or b"\xe3" in raw:  # what the rare ones begin with
+        return " ".join(_decode(raw).split()).encode()
+    return raw
 
 
 def _decode(raw: bytes) -> str:
