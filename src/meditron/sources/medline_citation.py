@@ -58,9 +58,16 @@ _TYPES = re.compile(
 _TYPE = re.compile(rb">([^<]*+)</PublicationType>")
 _DESCRIPTOR = re.compile(rb"<DescriptorName [^<>]*+>([^<]*+)</DescriptorName>")
 _LOCATION = re.compile(rb'EIdType="doi" ValidYN="[YN]">([^<]*+)<')
-_ARTICLE_ID = re.compile(rb'<ArticleId IdType="([a-z-]++)">([^<]*+)</ArticleId>')
+# A reference's own list stands after a Citation.
+_IDENTIFIERS = re.compile(
+    rb"""</PublicationStatus>\s*+<ArticleIdList>\s*+
+    ((?:<ArticleId[ ]IdType="[a-z-]++">[^<]*+</ArticleId>\s*+)*+)</ArticleIdList>""",
+    re.VERBOSE,
+)
+_DOI = re.compile(rb'IdType="doi">([^<]*+)<')
 _REFERENCE = re.compile(rb"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));|&")
 _ENTITIES = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'"}
+_LESS_THAN = ord("<")
 _TAG = re.compile(rb"(<[^<>]*+>)")
 _PAIRS = {b"<%s>" % name: b"</%s>" % name for name in (b"i", b"b", b"u", b"sub", b"sup")}
 _SPECIAL = bytes(range(0x20)) + b"&<>"  # what a text without any of these needs no look at
@@ -128,7 +135,7 @@ def scan(data: bytes) -> Document:
     if match is None:
         raise Unusual
     version, pmid, date, journal, empty = match.groups()
-    fields = _Fields(pmid.decode(), int(version), year=_year(_text(date)))
+    fields = _Fields(pmid.decode(), int(version), year=_year(_name(date)))
     fields.journal = _name(journal) if journal else None
     fields.title, at = _content(data, match.end(), b"</ArticleTitle>", empty)
     at = _scan_abstract(data, at, fields)
@@ -138,9 +145,20 @@ def scan(data: bytes) -> Document:
         raise Unusual
     fields.mesh = _mesh(data, at, end)
     end = _scan_identifiers(data, end, fields)
-    if (b"!" in data and data.find(b"<!", 0, end) >= 0) or (b"?" in data and data.find(b"<?", 0, end) >= 0):
+    if _has_aside(data, end):
         raise Unusual
     return fields.document()
+
+
+def _has_aside(data: bytes, end: int) -> bool:
+    """Whether a comment, CDATA or an instruction begins before `end`; a single byte is found ten times faster."""
+    for mark in (b"!", b"?"):
+        at = data.find(mark, 0, end)
+        while at > 0:
+            if data[at - 1] == _LESS_THAN:
+                return True
+            at = data.find(mark, at + 1, end)
+    return False
 
 
 def _find(data: bytes, needle: bytes, start: int) -> int:
@@ -170,9 +188,9 @@ def _scan_abstract(data: bytes, at: int, fields: _Fields) -> int:
         return match.start(2) - 1
     at = match.end()
     while section := _SECTION.match(data, at):
-        label, category = (None if name is None else _decode(name) for name in section.group(1, 2))
-        text, at = _content(data, section.end(), b"</AbstractText>", section[3])
-        fields.sections.append(Section(text, label, category))
+        label, category, empty = section.groups()
+        text, at = _content(data, section.end(), b"</AbstractText>", empty)
+        fields.sections.append(Section(text, _printed(label), _printed(category)))
     match = _AFTER_ABSTRACT.match(data, at)
     if match is None:
         raise Unusual
@@ -204,21 +222,17 @@ def _mesh(data: bytes, start: int, end: int) -> list[str]:
 
 def _scan_identifiers(data: bytes, at: int, fields: _Fields) -> int:
     """Read the article's own identifiers; their end. The lists of its references come later."""
-    start = data.find(b"<ArticleIdList", at)
-    if start < 0:
+    if data.find(b"<PubmedData>", at) < 0:
         return len(data)
-    end = _find(data, b"</ArticleIdList>", start)
-    found = _ARTICLE_ID.findall(data, start, end)
-    if (
-        len(found) != data.count(b"<ArticleId", start, end) - 1
-        or data.find(b"<ReferenceList", at, start) >= 0
-    ):
+    found = _IDENTIFIERS.match(data, _find(data, b"</PublicationStatus>", at))
+    if found is None:
         raise Unusual
-    doi = next((identifier for kind, identifier in found if kind == b"doi"), None)
-    fields.doi = None if doi is None else _text(doi)
-    return end
+    if doi := _DOI.search(found[1]):
+        fields.doi = _text(doi[1])
+    return found.end()
 
 
+@lru_cache(maxsize=1 << 10)
 def _year(date: str | None) -> int | None:
     """The first year in a date: 1998 in `1998 Dec-1999 Jan`."""
     match = _YEAR.search(date or "")
@@ -280,6 +294,10 @@ def _narrowed(raw: bytes) -> bytes:
     if b"\xc2\x85" in raw or b"\xe1" in raw or b"\xe3" in raw:  # what the rare ones begin with
         return " ".join(_decode(raw).split()).encode()
     return raw
+
+
+def _printed(raw: bytes | None) -> str | None:
+    return None if raw is None else _decode(raw)
 
 
 def _decode(raw: bytes) -> str:
