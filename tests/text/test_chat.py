@@ -118,7 +118,27 @@ ENDLESS = [
     DOUBLING.format(start="[1]", step="{% set ns.v = {'a': ns.v, 'b': ns.v} %}"),
     DOUBLING.format(start="7", step="{% set ns.v = ns.v * ns.v %}"),
 ]
+# Each is a text far above the limit that a machine could still hold: not its memory must be what refuses.
+GROWING = [
+    "{{ ('\\n' * 1000) | indent(60000, true, true) }}",
+    "{{ ('\\t' * 1000).expandtabs(60000) }}",
+    "{{ ['a' * 1000] | replace('a', 'b' * 60000) | length }}",
+    "{{ ('a' * 1000) | replace(old='a', new='b' * 60000) | length }}",
+    "{{ ('a' * 1000).translate({97: 'b' * 60000}) | length }}",
+    "{{ ('a'.encode() * 60000000) | length }}",
+    "{{ (1).to_bytes(60000000, 'big') | length }}",
+    "{{ (range(1000) | list) | tojson(indent='a' * 60000) | length }}",
+    "{{ ('a ' * 1000) | wordwrap(1, true, 'b' * 60000) | length }}",
+    "{{ ('http://a.b ' * 1000) | urlize(target='b' * 60000) | length }}",
+    "{% set a = 'a' * 60000 %}{% set b %}{% for i in range(9999) %}{{ a }}{% endfor %}{% endset %}{{ b|length }}",
+    "{% macro f() %}{% for i in range(9999) %}"
+    + "a" * 60000
+    + "{% endfor %}{% endmacro %}{{ f() | length }}",
+    "{% filter length %}{% for i in range(9999) %}" + "a" * 60000 + "{% endfor %}{% endfilter %}",
+]
 BROKEN = [
+    "{% for i in [1] %}" * 30 + "{% endfor %}" * 30,
+    "{% break %}",
     "{% for %}",
     "{{ nothing.at_all }}",
     "{{ 1 / 0 }}",
@@ -136,6 +156,13 @@ def test_hostile_and_broken_templates_are_refused(template: str):
         render(
             template, [{"role": "user", "content": "hi"}], add_generation_prompt=True, bos="<s>", eos="</s>"
         )
+
+
+@pytest.mark.parametrize("template", GROWING)
+def test_what_grows_is_refused_before_it_is_made(template: str):
+    refusal = r"more than [\d,]+ (characters|steps)|reaches for|No filter"
+    with pytest.raises(InputError, match=refusal):
+        render(template, TALK, add_generation_prompt=True, bos=None, eos=None)
 
 
 def test_an_error_names_the_line_and_the_reason():

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from meditron.ground.errors import InputError
-from meditron.text.sandbox import Budget, Environment
+from meditron.text.sandbox import Budget, Environment, refuse_longer
 
 __all__ = ["Message", "render"]
 
@@ -31,6 +31,7 @@ _FAULTS = (
     LookupError,
     MemoryError,
     RecursionError,
+    SyntaxError,  # what jinja2 makes of loops twenty deep, Python does not compile
     TypeError,
     ValueError,
 )
@@ -100,9 +101,14 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Plain JSON: jinja2's own filter escapes what HTML would misread."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    pieces, length = [], 0
+    for piece in encoder.iterencode(value):  # indentation grows with depth
+        pieces.append(piece)
+        refuse_longer(length := length + len(piece))
+    return "".join(pieces)
 
 
 _HELPERS = {

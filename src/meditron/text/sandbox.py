@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import _PassArg
 from jinja2.visitor import NodeTransformer
 
-__all__ = ["Budget", "Environment"]
+__all__ = ["Budget", "Environment", "refuse_longer"]
 
 _T = TypeVar("_T")
 MAX_STEPS = 200_000
@@ -27,14 +27,13 @@ MAX_TEXT = 1 << 22  # characters of the text, and of any value on the way
 _MAX_ITEMS = 1 << 16  # parts of any value, lists within lists written out
 _TEXT_PER_STEP, _TEXT_PER_ITEM = 1024, 64  # what a step pays for
 _MAX_BITS = 1 << 16
-_MAX_WIDTH = 1 << 16
-# Methods and filters whose number says how long the result is.
+# Methods and filters with an argument, a number or a text, that a piece of the result may be as long as.
 _SIZED = frozenset(
-    {
-        "batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "tojson", "truncate",
-        "wordwrap", "zfill",
-    }
-)  # fmt: skip
+    {"batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "tojson", "truncate", "zfill"}
+)
+# Methods that lead to bytes, which nothing here counts, or put a text in the place of each character.
+_REFUSED = frozenset({"encode", "to_bytes", "translate"})
+_DROPPED = ("urlize", "wordwrap")  # filters that write a text of their argument once for each word
 # In a format: a width of five digits, or one that is itself an argument.
 _WIDE = re.compile(r"\d{5}|\*|:[^}]*\{")
 # Filters through which the parsed template is sent; no template can write these names.
@@ -65,7 +64,7 @@ class Budget:
         """Take a step for a piece of the text, which as a whole must not be too long."""
         self.pay(1)
         self.written += len(piece)
-        _refuse_longer(self.written)
+        refuse_longer(self.written)
 
 
 def _extent(value: object) -> int:
@@ -82,7 +81,7 @@ def _extent(value: object) -> int:
         items += 1
         if items > _MAX_ITEMS:
             raise SecurityError(f"makes a value of more than {_MAX_ITEMS:,} parts")
-        _refuse_longer(total)
+        refuse_longer(total)
     return total + items * _TEXT_PER_ITEM
 
 
@@ -98,13 +97,19 @@ class _Generation(Extension):
 
 
 class _Rewriting(NodeTransformer):
-    """Sends through filters what jinja2 does without asking: loops, `~`, assigned blocks, lists in lists."""
+    """Sends through filters what jinja2 does without asking: loops, output, `~`, blocks, lists in lists."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802  # jinja2's own form
         if node.recursive:
             raise SecurityError("has a recursive loop")
         self.generic_visit(node)
         node.iter = _through(_LOOP, node.iter)
+        return node
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
+        """Each piece is paid as it is written: blocks and macros join theirs before anyone sees the whole."""
+        self.generic_visit(node)
+        node.nodes = [_through(_VALUE, each) for each in node.nodes]
         return node
 
     def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:  # noqa: N802
@@ -139,6 +144,8 @@ class Environment(ImmutableSandboxedEnvironment):
     def __init__(self, helpers: Mapping[str, Any], filters: Mapping[str, Callable[..., Any]]) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         del self.globals["lipsum"]
+        for name in _DROPPED:
+            del self.filters[name]
         self.globals.update(helpers)
         own = {**self.filters, **filters}
         self.filters.update({name: _guarded(name, function) for name, function in own.items()})
@@ -169,12 +176,17 @@ class Environment(ImmutableSandboxedEnvironment):
         budget: Budget = context[Budget.KEY]
         return budget.pay_for(super().call_binop(context, operator, left, right))
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:  # noqa: ANN401
+        """Whether a template may have `obj.attr`."""
+        return attr not in _REFUSED and super().is_safe_attribute(obj, attr, value)
+
     def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
         """Refuse at once; jinja2 itself prints nothing in the place of such an attribute."""
         raise SecurityError(f"reaches for {attribute!r} of {type(obj).__name__}")
 
 
-def _refuse_longer(count: int) -> None:
+def refuse_longer(count: int) -> None:
+    """SecurityError for more characters than any value may have."""
     if count > MAX_TEXT:
         raise SecurityError(f"makes more than {MAX_TEXT:,} characters")
 
@@ -227,29 +239,41 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def _look(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:  # noqa: ANN401
     """Check what `value.name(*args)` or `value|name(*args)` could make; the arguments, iterators as lists."""
     every = (*args, *kwargs.values())
-    if name in _SIZED and any(isinstance(arg, int) and abs(arg) > _MAX_WIDTH for arg in every):
-        raise SecurityError(f"asks {name} for more than {_MAX_WIDTH:,} characters")
-    if isinstance(value, str):
+    if name in _SIZED:
+        widths = (
+            len(arg) if isinstance(arg, str) else abs(arg) for arg in every if isinstance(arg, int | str)
+        )
+        refuse_longer(max(widths, default=0) * _pieces(value))
+    elif name == "replace":
+        text, old = str(value), str(args[0] if args else kwargs.get("old", ""))
+        new = str(args[1] if len(args) > 1 else kwargs.get("new", ""))
+        refuse_longer(len(text) + text.count(old) * len(new))
+    elif isinstance(value, str):
         if name == "join" and args:
             args = (list(args[0]), *args[1:])
             _check_join(value, args[0])
-        elif name == "replace" and len(args) > 1:
-            _refuse_longer(len(value) + value.count(str(args[0])) * len(str(args[1])))
         elif name in ("format", "format_map"):
             _check_format(value, every)
     return args
 
 
+def _pieces(value: object) -> int:
+    """At most so many times a filter of `_SIZED` may fill its width: a line or tab, or a list's part."""
+    if isinstance(value, str):
+        return 1 + value.count("\n") + value.count("\t")
+    return 1 + _extent(value) // _TEXT_PER_ITEM
+
+
 def _check_join(separator: str, items: Sequence[object]) -> None:
     texts = sum(len(item) for item in items if isinstance(item, str))
-    _refuse_longer(texts + len(separator) * len(items))
+    refuse_longer(texts + len(separator) * len(items))
 
 
 def _check_format(template: str, values: Iterable[object]) -> None:
     if _WIDE.search(template):
         raise SecurityError("formats with a width of its own")
     longest = max((len(v) for v in values if isinstance(v, str)), default=0)
-    _refuse_longer(len(template) + longest * (template.count("{") + template.count("%")))
+    refuse_longer(len(template) + longest * (template.count("{") + template.count("%")))
 
 
 def _check_product(left: Any, right: Any) -> None:  # noqa: ANN401
@@ -259,7 +283,7 @@ def _check_product(left: Any, right: Any) -> None:  # noqa: ANN401
         return
     count, other = (left, right) if isinstance(left, int) else (right, left)
     if isinstance(count, int) and isinstance(other, str | list | tuple):
-        _refuse_longer(len(other) * max(count, 0))
+        refuse_longer(len(other) * max(count, 0))
 
 
 def _check_power(left: Any, right: Any) -> None:  # noqa: ANN401
