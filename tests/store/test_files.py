@@ -67,6 +67,23 @@ def test_a_killed_write_leaves_the_old_file_and_is_swept(tmp_path: Path):
     assert names(path.parent) == ["c.txt"]
 
 
+def test_a_killed_removal_leaves_all_of_a_folder_or_none(tmp_path: Path):
+    for name in ("work/tasks/1", "work/shard", "kept"):
+        write_json(tmp_path / name, 1)
+    script = f"""
+        import os, shutil
+        from pathlib import Path
+        from meditron.store.files import remove_folder
+        shutil.rmtree = lambda path: os.kill(os.getpid(), 9)
+        remove_folder(Path({str(tmp_path / "work")!r}))
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False).returncode == -9
+    assert not (tmp_path / "work").exists()
+    assert walk(tmp_path) == [tmp_path / "kept"]
+    sweep(tmp_path)
+    assert names(tmp_path) == ["kept"]
+
+
 def fill(path: Path):
     with storing(path), path.open("wb") as file:
         file.write(b"x")

@@ -5,7 +5,6 @@ Read all sources into shards of candidates (`shards.ReadFiles`), decide over the
 the same bytes, whatever was killed in between and however many workers there are.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from meditron.corpus.report import corpus_report
 from meditron.corpus.shards import ReadFiles, Shard, SourceFile, WriteShards, load_array, save_array
 from meditron.ground.errors import SourceError
 from meditron.store.artifact import Artifact
-from meditron.store.files import make_folder, read_json, sweep
+from meditron.store.files import make_folder, read_json, remove_folder, sweep
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 
 __all__ = ["run"]
@@ -53,7 +52,7 @@ def run(config: CorpusConfig, inputs: Mapping[str, Artifact], out: Path) -> dict
     metrics = _metrics(config, files, shards, work)
     _gather_drops(shards, out / "drops.jsonl.zst")
     corpus_report(config, metrics, out)
-    shutil.rmtree(work)
+    remove_folder(work)
     return metrics
 
 

@@ -4,7 +4,6 @@ Every document ends with the tokenizer's end-of-text token and begins with BOS w
 Tokens are made shard by shard; a killed run makes only those that are missing.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from meditron.corpus.token_report import token_report
 from meditron.ground.errors import InputError
 from meditron.model.tokenizer import model_tokenizer
 from meditron.store.artifact import Artifact
-from meditron.store.files import make_folder, sweep
+from meditron.store.files import make_folder, remove_folder, sweep
 from meditron.store.indexed import Indexed, IndexedWriter, token_dtype
 from meditron.store.jsonl import read_jsonl
 from meditron.store.models import resolve
@@ -55,7 +54,7 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     tokenizer.save(out)
     metrics = _metrics(lengths, tokenizer)
     token_report(lengths, metrics, out)
-    shutil.rmtree(work)
+    remove_folder(work)
     return metrics
 
 

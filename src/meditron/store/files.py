@@ -26,6 +26,7 @@ __all__ = [
     "make_folder",
     "read_json",
     "reading",
+    "remove_folder",
     "sha256_file",
     "storing",
     "sweep",
@@ -158,7 +159,17 @@ def _is_temporary(path: PurePath) -> bool:
 def sweep(folder: Path) -> None:
     """Remove the temporaries that killed writes left under `folder`, which nobody may be writing to now."""
     for path in sorted(folder.rglob(f".*{_TEMPORARY}")):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a kill leaves all of it or none under its name; `sweep` removes the rest."""
+    doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def walk(folder: Path) -> list[Path]:
