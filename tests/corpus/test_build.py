@@ -157,6 +157,18 @@ def test_a_limit_counts_over_all_files_of_a_source(tmp_path: Path) -> None:
     assert metrics["sources"]["both"]["read"] == 20
 
 
+def test_a_row_may_call_its_fields_as_medline_does(tmp_path: Path) -> None:
+    said: list[dict[str, Any]] = [{"version": v, "retracted": "no"} for v in ("v2", 1.5, -1, 1 << 40, True)]
+    lines = [
+        json.dumps({"id": "one", "text": f"Text {n} of the same id, {n * n}. " * 9, "meta": meta})
+        for n, meta in enumerate(said)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    inputs = artifacts(a=path)
+    assert run(config(inputs), inputs, tmp_path / "out")["sources"]["a"]["kept"] == len(said)
+
+
 def test_damage_in_a_source_is_told_by_name(tmp_path: Path) -> None:
     path = many(tmp_path / "a.jsonl", 30)
     path.write_text(path.read_text(encoding="utf-8") + "\n{broken", encoding="utf-8")

@@ -57,6 +57,8 @@ def test_cut_off_files_are_refused(tmp_path: Path, pack: Callable[[bytes], bytes
         ("[1]", '"text"'),
         ('{"text": 1}', '"text"'),
         ('{"text": "a", "year": "x"}', '"year" is a str'),
+        ('{"text": "a", "meta": {"score": NaN}}', "NaN is no finite number"),
+        ('{"text": "a", "meta": {"score": 1e999}}', "1e999 is no finite number"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str, problem: str) -> None:
@@ -65,6 +67,17 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, problem: str) -> None:
     with pytest.raises(InputError, match=r"rows\.jsonl \(line 2\)") as raised:
         list(open_source(path))
     assert problem in str(raised.value)
+
+
+def test_half_of_a_surrogate_pair_is_replaced_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        r'{"id": "a\ud800", "title": "\udc00b", "text": "\ud83d\ude00 \\ud800", "meta": {"\ud800": 1}}'
+    )
+    (document,) = open_source(path)
+    assert (document.id, document.title, document.meta) == ("a\ufffd", "\ufffdb", {"\ufffd": 1})
+    assert document.sections[0].text == "\U0001f600 \\ud800"
+    assert document.to_line()
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:

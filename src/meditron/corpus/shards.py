@@ -83,14 +83,14 @@ class ReadFiles:
                 text = compose(document)
                 reason = self._reason(document, text)
                 heldout = is_heldout(document.id, self.config.heldout)
-                version = int(document.meta.get("version") or 0)
+                version = _version(document)
                 rows.append(index_row(document.id, text, version, reason, heldout=heldout))
                 writer.write(_candidate(document, text if reason is Reason.KEPT else text[:_SAMPLE]))
         save_array(shard.file("index.npy"), np.array(rows, dtype=INDEX))
 
     def _reason(self, document: Document, text: str) -> Reason:
         """Why the document by itself is not wanted."""
-        if document.meta.get("retracted"):
+        if document.meta.get("retracted") is True:
             return Reason.RETRACTED
         if not passes(document.language, self.config.languages):
             return Reason.LANGUAGE
@@ -135,6 +135,12 @@ class WriteShards:
             counts[f"{split}_characters"] = sum(len(row["text"]) for row in documents)
         counts["dropped"] = dict(sorted(Counter(drop["reason"] for drop in dropped).items()))
         write_json(shard.file("counts.json"), counts)
+
+
+def _version(document: Document) -> int:
+    """The document's version, 0 where it has none; what a JSONL calls so may be anything."""
+    version = document.meta.get("version")
+    return version if type(version) is int and 0 < version < 1 << 32 else 0
 
 
 def _candidate(document: Document, text: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ holds `text`, and may hold `id`, `title`, `language`, `year` and `meta`; its id 
 """
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from meditron.sources.streams import chunks, lines
 __all__ = ["read_jsonl", "read_text", "recognises_jsonl", "recognises_text"]
 
 _LARGEST_TEXT = 256 << 20
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {"id": str | int, "title": str, "language": str, "year": int, "meta": dict}
 
 
@@ -65,7 +68,9 @@ def read_jsonl(path: Path, skipped: Counter[str] | None = None) -> Iterator[Docu
 def _document(path: Path, number: int, line: bytes) -> Document:
     place = f"line {number:,}"
     try:
-        row: Any = json.loads(line.decode("utf-8-sig"))
+        row: Any = json.loads(line.decode("utf-8-sig"), parse_float=_finite, parse_constant=_finite)
+        if b"\\u" in line:  # an escape may be half of a pair, which no UTF-8 can hold
+            row = json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(row, ensure_ascii=False)))
     except (ValueError, RecursionError) as error:
         raise InputError(path, f"not JSON: {error}", place=place) from error
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
@@ -83,3 +88,11 @@ def _document(path: Path, number: int, line: bytes) -> Document:
         row.get("year"),
         row.get("meta") or {},
     )
+
+
+def _finite(number: str) -> float:
+    """A float; ValueError for NaN and what is infinite, which could not be written again."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no finite number")
+    return value
