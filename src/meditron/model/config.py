@@ -240,7 +240,10 @@ def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> 
 
 def _decimal(value: Any) -> Any:  # noqa: ANN401
     """GGUF's numbers are fp32: 1e-5 comes as 9.999999747e-06. The shortest decimal is the one meant."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    with np.errstate(over="ignore"):  # a file may hold doubles too; infinity is refused with the other fields
+        return float(str(np.float32(value)))
 
 
 def _derive_heads(fields: dict[str, Any]) -> None:
