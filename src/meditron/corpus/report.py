@@ -28,7 +28,7 @@ def corpus_report(config: CorpusConfig, metrics: Mapping[str, Any], out: Path) -
     for name in config.sources:
         chosen = (text for text in texts(out, "train") if text.source == name)
         for text in islice(chosen, _SAMPLES):
-            page.details(f"{name}: {text.id}", _cut(text.text))
+            page.details(text.id, _cut(text.text))
     page.facts({f"{split} characters": f"{count:,}" for split, count in characters.items()})
     page.write(out / "report.html")
 
@@ -47,7 +47,6 @@ def _by_source(page: Page, config: CorpusConfig, metrics: Mapping[str, Any]) -> 
                 source.domain,
                 *(f"{counts[key]:,}" for key in ("read", "kept", "train", "heldout", "train_characters")),
                 f"{share:.1f} %",
-                source.licence or "not stated",
             )
         )
     headers = (
@@ -59,10 +58,10 @@ def _by_source(page: Page, config: CorpusConfig, metrics: Mapping[str, Any]) -> 
         "held out",
         "training characters",
         "share",
-        "terms",
     )
     page.table(headers, rows)
     page.figure(bars(shares, "% of the training characters"), "Share of each source in the training text")
+    page.facts({f"terms of {name}": one.licence or "not stated" for name, one in config.sources.items()})
 
 
 def _dropped(page: Page, metrics: Mapping[str, Any], out: Path) -> None:
@@ -81,12 +80,14 @@ def _dropped(page: Page, metrics: Mapping[str, Any], out: Path) -> None:
         "such as a redirect. All drops stand in drops.jsonl.zst, with the beginning of their text."
     )
     page.table(("source", "", "reason", "documents"), rows)
-    shown: dict[tuple[str, str], int] = {}
+    shown: dict[tuple[str, str], list[dict[str, str]]] = {}
     for drop in read_jsonl(out / "drops.jsonl.zst"):
-        key = drop["source"], drop["reason"]
-        shown[key] = shown.get(key, 0) + 1
-        if shown[key] <= _SAMPLES:
-            page.details(f"{drop['source']}: {drop['reason']}: {drop['id']}", drop["sample"])
+        samples = shown.setdefault((drop["source"], drop["reason"]), [])
+        if len(samples) < _SAMPLES:
+            samples.append(drop)
+    for (_, reason), samples in sorted(shown.items()):
+        for drop in samples:
+            page.details(f"{reason}: {drop['id']}", drop["sample"])
 
 
 def _cut(text: str) -> str:
