@@ -1,6 +1,7 @@
 """What a person sees when something fails."""
 
 import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,11 @@ def test_a_meditron_error_is_its_line_and_its_hint(capsys: pytest.CaptureFixture
 def test_a_message_of_several_lines_is_told_in_one(capsys: pytest.CaptureFixture[str]) -> None:
     guarded(lambda: raising(InputError("x", "one\n  two")))
     assert capsys.readouterr().err == "meditron: error: x: one two\n"
+
+
+def test_escape_sequences_of_a_file_are_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    guarded(lambda: raising(InputError("x", "no such tensor", place="\x1b]0;title\x07", hint="\x9b2J")))
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("datatrove.pipeline", "corpus")])

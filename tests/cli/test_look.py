@@ -1,6 +1,7 @@
 """`inspect` and `parse`: what is inside real files, and what is said of damaged ones."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,29 @@ def test_parse_prints_one_document_a_line(meditron: Command, tmp_path: Path) -> 
     assert rows[0]["sections"][0]["text"] == TEXTS[0]
     assert "漢字" in said.out
     assert meditron("parse", path, "--json").out == meditron("parse", path).out
+
+
+@pytest.mark.parametrize("words", [["parse"], ["inspect"], ["inspect", "--json"]])
+def test_texts_are_shown_as_they_are_but_for_what_a_terminal_obeys(
+    meditron: Command, tmp_path: Path, words: list[str]
+) -> None:
+    path = tmp_path / "x.jsonl"
+    text = "p\u2009<\u202f0.05,\u00a05\u200bmg"
+    path.write_text(json.dumps({"id": "1", "text": f"{text} \x1b[2J \x9b2J \x7f"}))
+    verb, *flags = words
+    said = meditron(verb, path, *flags)
+    assert said.code == 0
+    assert text in said.out
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", said.out)
+
+
+def test_inspect_shows_half_a_surrogate_pair(meditron: Command, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": "1", "text": "a \\ud800"}\n')
+    assert json.loads(meditron("inspect", path, "--json").out)["rows"][0]["text"] == "a \ud800"
+    said = meditron("inspect", path)
+    assert "a ?" in said.out
+    said.out.encode()
 
 
 def test_parse_streams_real_citations_to_a_reader_that_goes_away(pubmed_xml: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from meditron.cli.options import printable
 from meditron.evaluate.rows import FILE_NAME
+from meditron.ground.console import clean
 from meditron.ground.notice import ADVISORY
 from tiny import tiny_hf
 
@@ -81,7 +81,7 @@ def test_generate_prints_the_text_and_says_what_it_is_not_for(meditron: Command,
     told = json.loads(meditron(*asked, "--json").out)
     assert {"text", "tokens", "seconds"} <= set(told)
     assert 0 < told["tokens"] <= 8
-    assert said.out == printable(told["text"]) + "\n"
+    assert said.out == clean(told["text"]) + "\n"
 
 
 def test_generate_is_what_transformers_writes(meditron: Command, model: Path) -> None:
@@ -108,6 +108,17 @@ def test_generate_reads_the_prompt_from_stdin(
     typed = meditron("generate", model, "Metformin is", "--max-tokens", "4").out
     monkeypatch.setattr("sys.stdin", io.StringIO("Metformin is\n"))
     assert meditron("generate", model, "-", "--max-tokens", "4").out == typed
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_prompt_that_is_no_text_is_told(
+    meditron: Command, model: Path, monkeypatch: pytest.MonkeyPatch, errors: str
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"Metformin \xff"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", stdin)
+    said = meditron("generate", model, "-")
+    assert said.code == 2
+    assert "is not UTF-8" in said.err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from cyclopts import CycloptsError
 
+from meditron.ground.console import clean
 from meditron.ground.errors import MeditronError, MissingExtra, StorageError
 
 __all__ = ["INTERRUPTED", "guarded"]
@@ -87,9 +88,9 @@ def _one_line(text: str) -> str:
 
 
 def _tell(line: str, hint: str | None = None) -> None:
-    print(f"meditron: {line}", file=sys.stderr)  # noqa: T201
+    print(f"meditron: {clean(line)}", file=sys.stderr)  # noqa: T201
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
+        print(f"hint: {clean(hint)}", file=sys.stderr)  # noqa: T201
 
 
 def _close_quietly() -> int:

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from meditron.cli.options import STDIN, Json, emit, printable
-from meditron.ground.console import say
+from meditron.cli.options import STDIN, Json, emit
+from meditron.ground.console import clean, say
+from meditron.ground.errors import UsageError
 from meditron.ground.notice import ADVISORY
 from meditron.ground.units import duration
 
@@ -44,7 +45,7 @@ def generate(
     """
     from meditron.engine import load
 
-    text = sys.stdin.read().removesuffix("\n") if prompt == STDIN else prompt
+    text = _read() if prompt == STDIN else prompt
     say(ADVISORY)
     with load(model, dtype=dtype) as engine:
         reply = engine.generate(
@@ -57,7 +58,7 @@ def generate(
             raw=raw,
         )
         for piece in () if as_json else reply:
-            sys.stdout.write(printable(piece))
+            sys.stdout.write(clean(piece))
             sys.stdout.flush()
         done = reply.finish()
     if as_json:
@@ -65,3 +66,10 @@ def generate(
     else:
         sys.stdout.write("\n")
         say(f"{done.tokens:,} tokens in {duration(done.seconds)}")
+
+
+def _read() -> str:
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the prompt on stdin is not UTF-8 at byte {error.start}") from error

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from meditron.cli.options import printable
+from meditron.ground.console import clean
 from meditron.ground.errors import InputError, SourceError, UsageError
 from meditron.ground.units import duration, size
 from meditron.store.gguf import GGUF
@@ -217,7 +217,7 @@ def print_view(view: View, indent: str = "") -> None:
     """Print a look on stdout, for people."""
     lines = [f"{view.kind} {view.path}", *_facts(view.facts, "  ")]
     lines += [f"  {line}" for row in view.rows for line in _row(row)]
-    sys.stdout.writelines(f"{indent}{printable(line)}\n" for line in lines)
+    sys.stdout.writelines(f"{indent}{clean(line)}\n" for line in lines)
     for inside in view.inside:
         print_view(inside, indent + "  ")
 

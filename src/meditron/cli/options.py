@@ -1,14 +1,17 @@
 """Flags that verbs share, each with its help, so that it reads the same everywhere."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-__all__ = ["STDIN", "Json", "Out", "RecipeFile", "Set", "emit", "printable"]
+__all__ = ["STDIN", "Json", "Out", "RecipeFile", "Set", "emit"]
 
+# What UTF-8 cannot hold, and control characters that JSON lets stand but a terminal would obey.
+_UNPRINTED = re.compile("[\x7f-\x9f\ud800-\udfff]")
 STDIN = "\0-"
 """What a lone `-` becomes before words are parsed, which would take it for a flag; nobody can type a NUL."""
 
@@ -25,13 +28,6 @@ Out = Annotated[Path, Parameter(show_default=True, help="The folder that holds r
 
 
 def emit(value: dict[str, Any], *, indent: int | None = 2) -> None:
-    """Print one JSON object on stdout."""
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=indent, allow_nan=False)
-    sys.stdout.write("\n")
-
-
-def printable(text: str) -> str:
-    """A text from a file or a model without the escape sequences that a terminal would obey."""
-    return "".join(
-        each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text
-    )
+    """Print one JSON object on stdout, on one line without `indent`."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    sys.stdout.write(_UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")

@@ -1,13 +1,11 @@
 """`meditron parse`: any source file to JSON lines."""
 
-import json
-import sys
 from collections import Counter
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json
+from meditron.cli.options import Json, emit
 
 __all__ = ["parse"]
 
@@ -40,7 +38,7 @@ def parse(
         skipped: Counter[str] = Counter()
         with progress(f"parse {path.name}", unit="documents") as bar:
             for document in open_source(path, format, skipped):
-                sys.stdout.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
+                emit(document.to_json(), indent=None)
                 bar.advance()
         for reason, count in skipped.items():
             say(f"{path.name}: {count:,} skipped: {reason}")

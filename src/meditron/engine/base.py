@@ -1,5 +1,6 @@
 """What every engine offers: a tokenizer, generated text, and the log-probability of given text."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["Engine", "Generation", "Pair", "Prompt", "Reply", "Stop", "prompt_ids"]
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # how Python holds bytes that are no UTF-8
 Prompt = str | Sequence[Message]
 """A text, or a conversation."""
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -121,6 +123,8 @@ class Engine(Protocol):
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:
     """The ids a model goes on from, as its tokenizer and its template have it; errors as of `generate`."""
+    if isinstance(prompt, str) and _SURROGATE.search(prompt):
+        raise UsageError("the prompt is not UTF-8")
     template = tokenizer.chat_template
     if isinstance(prompt, str) and (raw or template is None):
         return tokenizer.encode(prompt)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["Bar", "configure", "progress", "say", "table", "warn"]
+__all__ = ["Bar", "clean", "configure", "progress", "say", "table", "warn"]
 
 _EVERY = 10.0  # seconds between the plain lines of a bar
 _WINDOW = 30.0  # seconds over which a rate is measured
@@ -83,8 +83,8 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[_clean(str(value)) for value in row] for row in rows]
-    drawn = Table(box=box.SIMPLE_HEAD, title=title and Text(_clean(title)), title_justify="left")
+    cells = [[clean(str(value)) for value in row] for row in rows]
+    drawn = Table(box=box.SIMPLE_HEAD, title=title and Text(clean(title)), title_justify="left")
     for index, header in enumerate(headers):
         numeric = bool(rows) and all(is_figure(row[index]) for row in cells)
         drawn.add_column(Text(header), justify="right" if numeric else "left")
@@ -211,17 +211,18 @@ def _spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _clean(text: str) -> str:
-    return text.translate(_CONTROL)
+def clean(text: str) -> str:
+    """A text from a file or a model without what a terminal would obey; half a surrogate pair becomes `?`."""
+    return text.translate(_CONTROL).encode(errors="replace").decode()
 
 
 def _print(text: str, prefix: str = "", style: str = "") -> None:
     if not _terminal():
-        print(f"{prefix}{_clean(text)}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"{prefix}{clean(text)}", file=sys.stderr, flush=True)  # noqa: T201
         return
     from rich.text import Text
 
-    _console().print(Text.assemble((prefix, style), _clean(text)), soft_wrap=True)
+    _console().print(Text.assemble((prefix, style), clean(text)), soft_wrap=True)
 
 
 def _terminal() -> bool:
@@ -249,7 +250,7 @@ def _drawn(bar: Bar) -> Iterator[None]:
         _state.live = _display()
         _state.live.start()
     live = _state.live
-    task = live.add_task(_clean(bar.label), total=None, bar=bar)
+    task = live.add_task(clean(bar.label), total=None, bar=bar)
     _state.bars += 1
     try:
         yield
@@ -277,7 +278,7 @@ def _display() -> "Progress":
         """The same words that the plain lines use."""
 
         def render(self, task: Task) -> Text:
-            return Text(_clean(task.fields["bar"].status(share=False)), no_wrap=True, overflow="ellipsis")
+            return Text(clean(task.fields["bar"].status(share=False)), no_wrap=True, overflow="ellipsis")
 
     columns = (TextColumn("{task.description}", markup=False), Share(), Status())
     return Progress(*columns, console=_console(), transient=True, refresh_per_second=8)
