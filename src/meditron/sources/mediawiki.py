@@ -24,6 +24,13 @@ __all__ = ["read", "recognises", "sections"]
 _ROOT = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<mediawiki[\s>]")
 _SPACE = re.compile(r"[ \t]+")
 _BLANK_LINES = re.compile(r" ?\n ?(?:\n ?)+")
+# Italic, bold or both; an apostrophe more than that is one.
+_QUOTES = re.compile("('*?)(?:'{5}|'{3}|'{2})(?!')")
+# What a template without text leaves, so that a parenthesis around it can be set right.
+_GONE = "\0"
+_NOTHING = re.compile(rf" ?\((?:[ ,;]*{_GONE})+[ ,;]*\)")
+_OPENING = re.compile(rf"\((?:[ ,;]*{_GONE})+[ ,;]*")
+_CLOSING = re.compile(rf"(?:[ ,;]*{_GONE})+[ ,;]*\)")
 _MEDIA = re.compile(r"\s*(?:file|image|media|category)\s*:", re.IGNORECASE)
 _LEFT_OUT = frozenset(
     {"ref", "references", "gallery", "table", "timeline", "imagemap", "graph", "score", "templatedata"}
@@ -87,7 +94,8 @@ def sections(wikitext: str) -> Iterator[Section]:
         raise MissingExtra("mwparserfromhell", "corpus") from error
     label: str | None = None
     begun: list[str] = []
-    for node in [*parser.parse(wikitext).nodes, None]:
+    # Quotes that do not pair, or pair across other markup, would make plain text of all that they span.
+    for node in [*parser.parse(wikitext, skip_style_tags=True).nodes, None]:
         if node is not None and not isinstance(node, parser.nodes.Heading):
             begun.append(_node(node))
             continue
@@ -104,7 +112,7 @@ def _text(code: Any) -> str:  # noqa: ANN401  # mwparserfromhell has no types
 def _node(node: Any) -> str:  # noqa: ANN401
     match type(node).__name__:
         case "Text":
-            return str(node.value)
+            return _QUOTES.sub(r"\1", str(node.value))
         case "HTMLEntity":
             return str(node.normalize())
         case "Wikilink":
@@ -130,7 +138,7 @@ def _link(node: Any) -> str:  # noqa: ANN401
 
 def _template(node: Any) -> str:  # noqa: ANN401
     wanted = _WITH_TEXT.get(str(node.name).strip().lower(), ())
-    return " ".join(_text(node.get(name).value).strip() for name in wanted if node.has(name))
+    return " ".join(_text(node.get(name).value).strip() for name in wanted if node.has(name)) or _GONE
 
 
 def _tag(node: Any) -> str:  # noqa: ANN401
@@ -147,6 +155,8 @@ def _tag(node: Any) -> str:  # noqa: ANN401
 
 
 def _tidy(text: str) -> str:
+    if _GONE in text:
+        text = _CLOSING.sub(")", _OPENING.sub("(", _NOTHING.sub("", text))).replace(_GONE, "")
     lines = (_SPACE.sub(" ", line).strip() for line in text.replace("\xa0", " ").split("\n"))
     kept = "\n".join("" if line.strip("-*• ") == "" else line for line in lines)
     return _BLANK_LINES.sub("\n\n", kept).strip()
