@@ -62,6 +62,8 @@ def test_arrays_of_tables_have_names_and_a_single_one_may_have_none(bench: Bench
         ('[[rank]]\nname = "a"\n[[rank]]\nname = "a"\n', ["counts.toml:3", "two tables are named rank.a"]),
         ('[[rank]]\nname = "a"\n[[rank]]\nkeep = 1\n', ["counts.toml:3", "needs a name"]),
         ('[[rank]]\nname = "../a"\n', ["counts.toml:1", "needs a name"]),
+        ('[words]\ntxet = "x"\n', ["counts.toml:2", "'txet'", "did you mean 'text'"]),
+        ("seed = 1\n", ["counts.toml", "no stage"]),
         ("[words\n", ["counts.toml", "line 1"]),
     ],
 )

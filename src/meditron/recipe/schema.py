@@ -86,6 +86,8 @@ def load_recipe(
         if stage.kind in raw
         for step in _steps(stage, raw[stage.kind], head.seed, source)
     }
+    if not steps:
+        raise RecipeError(f"{path}: asks for no stage", hint=f"its tables may be {', '.join(known)}")
     return Recipe(path.stem, path, head.base, head.seed, steps, frozenset(known))
 
 
@@ -133,7 +135,9 @@ def _validate(model: type[_Model], table: dict[str, Any], place: Place, source: 
     try:
         return model.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # An unknown key comes first: it may be the misspelt name of one that is missing.
+        found = error.errors(include_url=False)
+        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
     at = (*place, *first["loc"])
     if first["type"] == "extra_forbidden":
         raise _unknown_key(source, at, _keys(model, first["loc"][:-1]))
