@@ -248,9 +248,9 @@ def test_a_piece_of_absurd_length_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("tokenizer.json", "{", "no JSON"),
+        ("tokenizer.json", "{", "line 1, column 2.*not JSON"),
         ("tokenizer.json", "[]", "JSON object"),
-        ("tokenizer.json", "[" * 100_000, "no JSON"),
+        ("tokenizer.json", "[" * 100_000, "not JSON"),
         ("tokenizer.json", '{"model": {"type": "WordPiece"}}', "WordPiece"),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}}}', "no vocabulary"),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": -1}}}', "'a' has the id -1"),
@@ -274,11 +274,32 @@ def test_a_piece_of_absurd_length_is_refused(tmp_path: Path):
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 1}}, "added_tokens": 3}',
-            "list of objects",
+            "list of tokens",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "BPE", "vocab": {"a": 1}}, "added_tokens": [{"id": 2, "content": []}]}',
+            "list of tokens",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "BPE", "vocab": {"a": 1}}, "post_processor": {"processors": 5}}',
+            "no tokenizer",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "BPE", "vocab": {"a": 1}}, '
+            '"post_processor": {"single": [{"SpecialToken": {"id": []}}]}}',
+            "no tokenizer",
         ),
         ("tokenizer_config.json", '{"eos_token": "<nowhere>"}', "no token"),
         ("tokenizer_config.json", '{"chat_template": 3}', "should be text"),
-        ("tokenizer_config.json", "\udcff", "no JSON"),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": [{"name": []}, {"name": "default", "template": 3}]}',
+            "should be text",
+        ),
+        ("tokenizer_config.json", "\udcff", "not UTF-8"),
     ],
 )
 def test_damaged_files_are_refused(file: str, content: str, said: str, small: Tokenizer, tmp_path: Path):

@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from meditron.ground.errors import InputError, SourceError
+from meditron.store.files import read_json
 from meditron.text.special import Special
 
 __all__ = ["files", "read"]
@@ -16,10 +17,7 @@ _Json = dict[str, Any]
 
 
 def _load(path: Path) -> _Json:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # ValueError: also text that is no UTF-8
-        raise InputError(path, f"is no JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(path, f"should hold a JSON object, not {type(content).__name__}")
     return content
@@ -56,8 +54,10 @@ def _checked(path: Path, spec: _Json) -> _Json:
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not vocab:
         raise InputError(path, "holds no vocabulary", place="model.vocab")
-    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise InputError(path, "should be a list of objects", place="added_tokens")
+    if not isinstance(added, list) or not all(
+        isinstance(token, dict) and isinstance(token.get("content"), str) for token in added
+    ):
+        raise InputError(path, "should be a list of tokens with a content", place="added_tokens")
     seen: set[int] = set()
     for token, i in vocab.items():
         if not isinstance(i, int) or isinstance(i, bool) or i < 0 or i in seen:
@@ -100,11 +100,12 @@ def _first_of_template(processor: object, ids: Mapping[str, int]) -> int | None:
     """The token that tokenizer.json's own post-processor puts before a text."""
     if not isinstance(processor, dict):
         return None
-    for step in processor.get("processors", [processor]):
+    steps = processor.get("processors")
+    for step in steps if isinstance(steps, list) else [processor]:
         single = step.get("single") if isinstance(step, dict) else None
         head = single[0] if isinstance(single, list) and single else None
-        if isinstance(head, dict) and isinstance(head.get("SpecialToken"), dict):
-            return ids.get(head["SpecialToken"].get("id", ""))
+        if isinstance(head, dict) and isinstance(token := head.get("SpecialToken"), dict):
+            return ids.get(str(token.get("id")))
     return None
 
 
@@ -123,8 +124,8 @@ def _chat_template(folder: Path, config: _Json) -> str | None:
             raise InputError(own, f"is no UTF-8: {error}") from error
     value = config.get("chat_template")
     if isinstance(value, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
+        named = (entry for entry in value if isinstance(entry, dict))
+        value = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
     if value is not None and not isinstance(value, str):
         raise InputError(folder / "tokenizer_config.json", "should be text", place="chat_template")
     return value
