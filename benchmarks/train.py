@@ -145,18 +145,19 @@ CONTESTANTS: dict[str, Callable[[], Iterator[float]]] = {
 
 
 class Contestant:
-    """A process that takes a step for each line it is sent, and answers with its seconds."""
+    """A process that takes a step for each line it is sent, and answers with its wall and CPU seconds."""
 
     def __init__(self, name: str) -> None:
         command = [sys.executable, "-m", "benchmarks.train", "--contestant", name]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def step(self) -> float:
-        """Have it take a step; its seconds."""
+    def step(self) -> tuple[float, float]:
+        """Have it take a step; its wall and CPU seconds."""
         assert self.process.stdin
         assert self.process.stdout
         print("step", file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        wall, cpu = self.process.stdout.readline().split()
+        return float(wall), float(cpu)
 
     def end(self) -> None:
         """Let it go."""
@@ -167,7 +168,8 @@ def take_part(name: str) -> None:
     """Be a contestant, until nobody asks for more."""
     course = CONTESTANTS[name]()
     for _ in sys.stdin:
-        print(next(course), flush=True)
+        began = time.process_time()
+        print(next(course), time.process_time() - began, flush=True)
 
 
 def compete() -> None:
@@ -182,19 +184,23 @@ def compete() -> None:
     for contestant in field.values():
         contestant.end()
     tokens = CONFIG.batch_size * CONFIG.sequence_length
-    speed = {name: tokens / statistics.median(times[name] for times in rounds) for name in CONTESTANTS}
+    wall, cpu = (
+        {name: statistics.median(times[name][kind] for times in rounds) for name in CONTESTANTS}
+        for kind in range(2)
+    )
     amx = describe()["cpu_class"] == "amx-bf16"
     for peer, bar in (("eager", 1.15 if amx else 1.25), ("compiled", None)):
         record(
             "train",
             f"train-vs-{peer}",
-            ours=speed["ours"],
-            peer=speed[peer],
+            ours=tokens / wall["ours"],
+            peer=tokens / wall[peer],
             unit="tokens/s",
             bar=bar,
             peer_name=f"transformers LlamaForCausalLM, sdpa, {peer}",
             threads=torch.get_num_threads(),
-            rounds=[[round(times["ours"], 3), round(times[peer], 3)] for times in rounds],
+            cpu_seconds=[round(cpu["ours"], 3), round(cpu[peer], 3)],
+            rounds=[[round(times["ours"][0], 3), round(times[peer][0], 3)] for times in rounds],
         )
 
 
