@@ -16,6 +16,7 @@ from meditron.store.artifact import Artifact
 from meditron.store.corpus import held_out
 from meditron.store.files import sha256_file
 from meditron.text.tokenizer import load_tokenizer
+from meditron.train.heldout import heldout_loss
 from meditron.train.pretrain import run
 from tiny import tiny_hf
 from train.child import start
@@ -131,6 +132,29 @@ def test_asked_to_stop_it_saves_the_step_it_is_in(world, tmp_path, trained, numb
     child.join()
     assert child.exitcode == 130
     assert newest(tmp_path) == recorded(tmp_path)[-1] < 1000
+
+
+def test_asked_to_stop_in_the_last_step_it_stops_before_the_export(world, tmp_path, trained, monkeypatch):
+    def interrupted(*arguments, **settings):
+        if recorded(tmp_path)[-1:] == [11]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return heldout_loss(*arguments, **settings)
+
+    monkeypatch.setattr("meditron.train.pretrain.heldout_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(), world, tmp_path)
+    assert newest(tmp_path) == 12
+    assert not (tmp_path / "model.safetensors").exists()
+    assert run(make_config(), world, tmp_path)["loss"] == trained[1]["loss"]
+    assert recorded(tmp_path) == list(range(13))
+    assert sha256_file(tmp_path / "model.safetensors") == sha256_file(trained[0] / "model.safetensors")
+
+
+def test_killed_before_the_first_checkpoint_no_line_stands_twice(world, tmp_path, trained):
+    first = (trained[0] / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
+    (tmp_path / "metrics.jsonl").write_text(first)
+    assert run(make_config(), world, tmp_path)["heldout"] == trained[1]["heldout"]
+    assert recorded(tmp_path) == list(range(13))
 
 
 def test_a_full_disk_is_said_and_costs_no_earlier_checkpoint(world, tmp_path):
