@@ -14,7 +14,7 @@ import transformers
 from meditron.ground.errors import InputError, MeditronError, RecipeError, TrainingError
 from meditron.store.artifact import Artifact
 from meditron.store.corpus import held_out
-from meditron.store.files import sha256_file
+from meditron.store.files import sha256_file, sweep
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.heldout import heldout_loss
 from meditron.train.pretrain import run
@@ -107,6 +107,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(world, tmp_path):
     assert child.exitcode == 0
     assert sha256_file(killed / "model.safetensors") == sha256_file(whole / "model.safetensors")
     assert recorded(killed) == list(range(41))
+    sweep(killed)  # as a recipe does first: a kill in an atomic write leaves its temporary
     assert sorted(p.name for p in killed.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 

@@ -103,7 +103,7 @@ class _Training:
 
     def _train(self, done: int, metrics: MetricsFile) -> None:
         config, total = self.config, self.config.steps * self.tokens_a_step
-        if not done:
+        if not metrics.rows:
             metrics.append({"step": 0, "tokens": 0, "heldout": self._heldout_loss()})
         with (
             compiled(self.model) if config.compile else nullcontext(),
@@ -113,8 +113,7 @@ class _Training:
             try:
                 for step in steps(self.model, self.optimizer, self.data, config, done=done):
                     self._record(step, metrics, bar)
-                    if step.number < config.steps:
-                        self._keep(step.number, metrics, interruption)
+                    self._keep(step.number, metrics, interruption)
             except TrainingError as error:
                 last = self.checkpoints.newest()
                 good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
@@ -144,7 +143,8 @@ class _Training:
 
     def _keep(self, done: int, metrics: MetricsFile, interruption: Interruption) -> None:
         """Save a checkpoint where one is due, or where the run is to stop, and then stop."""
-        if interruption.asked or done % self.config.checkpoint_every == 0:
+        due = done % self.config.checkpoint_every == 0 and done < self.config.steps  # then comes the export
+        if interruption.asked or due:
             metrics.sync()
             self.checkpoints.save(done, self.optimizer)
         if interruption.asked:
