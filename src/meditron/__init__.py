@@ -10,8 +10,11 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load"]
 
 
-def load(model: str) -> "Engine":
-    """Open a MODEL (a run's stage, an HF folder, a `.gguf`, `pypi:…`) to generate and score with."""
+def load(model: str, *, dtype: str | None = None) -> "Engine":
+    """Open a MODEL (a run's stage, an HF folder, a `.gguf`, `pypi:…`) to generate and score with.
+
+    `dtype` and errors as of `meditron.engine.load`.
+    """
     from meditron.engine import load as open_engine
 
-    return open_engine(model)
+    return open_engine(model, dtype=dtype)

@@ -135,6 +135,24 @@ def test_accept_drift_goes_on_with_what_is_there_and_says_no_lie_about_it(bench:
         bench.run("words.upper=true")
 
 
+def test_accept_drift_goes_on_after_an_interruption(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run(until="words")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("counting.total", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run("words.upper=true", accept_drift=True)
+    with pytest.raises(DriftError, match="words was made"):
+        bench.run("words.upper=true")
+    planned = bench.run("words.upper=true", accept_drift=True, dry_run=True)
+    assert [planned.decisions[name].action for name in ("words", "total")] == ["keep", "continue"]
+    result = bench.run("words.upper=true", accept_drift=True)
+    assert "total" in result.built
+
+
 def test_only_and_until_build_no_more_than_asked(bench: Bench) -> None:
     assert bench.run(until="total").built == ["words", "total"]
     assert bench.run(only="rank.long").built == ["rank.long"]
@@ -357,6 +375,15 @@ def test_a_reference_selects_a_file_of_a_stage(bench: Bench) -> None:
     result = bench.run("rank.long.on=total:best")
     reference = result.stages["rank.long"].inputs["total"]
     assert (reference.step, reference.selector) == ("total", "best")
+
+
+def test_an_outside_input_may_be_selected_below_home(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run(until="words")
+    monkeypatch.setenv("HOME", str(bench.folder))
+    bench.write('[total]\non = "~/runs/counts/words:best"\n')
+    result = bench.run()
+    assert result.built == ["total"]
+    assert str(result.stages["total"].digests["words"]).endswith(":best")
 
 
 def test_another_runs_stage_is_an_input_by_its_digest(bench: Bench) -> None:

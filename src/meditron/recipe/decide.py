@@ -96,13 +96,12 @@ def judge(standing: Standing, switches: Switches, before: Mapping[str, Decision]
     if standing.state == "missing":
         return Decision(standing, "build", "not there yet")
     if standing.drift:
-        accepted = switches.accept_drift and standing.manifest is not None and not standing.damaged
         said = "; ".join(map(str, standing.drift))
-        return (
-            Decision(standing, "keep", f"accepted: {said}")
-            if accepted
-            else Decision(standing, "refuse", said)
-        )
+        own = any(not difference.inherited for difference in standing.drift)
+        if not switches.accept_drift or standing.damaged or (own and standing.manifest is None):
+            return Decision(standing, "refuse", said)
+        if standing.manifest is not None:
+            return Decision(standing, "keep", f"accepted: {said}")
     if standing.manifest is None:
         return Decision(
             standing, "continue", f"failed: {standing.failure}" if standing.failure else "half-built"

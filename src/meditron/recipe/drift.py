@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Difference", "differences", "leaves", "short"]
@@ -19,10 +19,12 @@ class Difference:
     now: Any
     damage: bool = False
     """Whether bytes were lost or altered: such an artifact cannot be accepted as it is."""
+    inherited: bool = False
+    """Whether only what the stage stands on is another: where that is accepted, this falls away."""
 
     def to_json(self) -> dict[str, Any]:
         """The stable form."""
-        return {key: value for key, value in asdict(self).items() if key != "damage"}
+        return {"field": self.field, "was": self.was, "now": self.now}
 
     def __str__(self) -> str:
         return f"{self.field}: {short(self.was)} → {short(self.now)}"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from meditron.store import fetch as store
+from meditron.store.files import exists
 
 __all__ = ["fetched", "identity"]
 
@@ -30,6 +31,6 @@ def fetched(text: str) -> tuple[Path, str | None]:
 def _split(text: str) -> tuple[str, str | None]:
     """`folder:NAME` into its parts, where there is such a folder; anything else is a source as a whole."""
     folder, colon, selector = text.rpartition(":")
-    if colon and not Path(text).exists() and Path(folder).is_dir():
+    if colon and not exists(store.expanded(text)) and store.expanded(folder).is_dir():
         return folder, selector
     return text, None

@@ -132,7 +132,7 @@ def _inherit(standing: Standing, before: Mapping[str, Standing]) -> Standing:
     if standing.state == "missing":
         return standing
     drift = tuple(
-        Difference(f"inputs.{name}", standing.digests[name], f"{reference.step} is stale")
+        Difference(f"inputs.{name}", standing.digests[name], f"{reference.step} is stale", inherited=True)
         for name, reference in standing.inputs.items()
         if reference.step and before[reference.step].state == "stale"
     )
