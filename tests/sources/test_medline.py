@@ -69,6 +69,10 @@ ODD = {
     "markup": abstract_of("CO<sub>2</sub>, 10<sup>-3</sup> <i>E.</i>\n  <b>coli</b>"),
     "entities": abstract_of("p &lt; .05 &amp;amp; &#945; &#x3b2;&#160;&quot;q&quot;"),
     "raw": abstract_of("a > b"),
+    "pairs": abstract_of("CO<sub>2</sub> &lt; 10<sup>-3</sup>, <i>E. coli</i>\t<b>A</b>\u00a0<u>B</u>"),
+    "nested": abstract_of("<i>a<sub>1</sub></i> <b/>c"),
+    "wide": abstract_of("p\u2009=\u2009.05\u3000a\u205f\u2028b\u201fc\x85\u1680d\ue000\uac00\u00e0e  f"),
+    "full width": abstract_of("\uff21\ufffd\ufb01"),
     "math": abstract_of(
         'r <mml:math xmlns:mml="http://www.w3.org/1998/Math/MathML"><mml:msup>'
         "<mml:mi>R</mml:mi><mml:mn>2</mml:mn></mml:msup></mml:math> = 1"
@@ -161,6 +165,10 @@ def test_a_cut_off_file_is_no_file(medline: Medline) -> None:
         "<Abstract><AbstractText><b>a</i></AbstractText></Abstract>",
         "<Abstract><AbstractText>a</Abstract>",
         "<Abstract><AbstractText>&alpha;</AbstractText></Abstract>",
+        "<Abstract><AbstractText>&l<i></i>t;</AbstractText></Abstract>",
+        "<Abstract><AbstractText><i>a</i></b></AbstractText></Abstract>",
+        "<Abstract><AbstractText>a]]></AbstractText></Abstract>",
+        "<Abstract><AbstractText>\uffff</AbstractText></Abstract>",
         "<Abstract><AbstractText>\x01</AbstractText></Abstract>",
     ],
 )

@@ -62,7 +62,8 @@ def read(path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
     Raises InputError where the file is cut off (naming how many citations were whole), ill-formed (naming the
     byte and the PMID), or where its DOCTYPE declares entities of its own. Nothing is skipped.
     """
-    from meditron.sources.medline_citation import Unusual, scan
+    from meditron.sources.medline_citation import scan
+    from meditron.sources.medline_text import Unusual
 
     entries = _Entries(path)
     for entry in entries:
@@ -90,7 +91,8 @@ def _parse(path: Path, root: bytes, entry: _Entry) -> Document:
     """What lxml reads in an entry, within the root's own start tag: prefixes may be declared there."""
     from lxml import etree
 
-    from meditron.sources.medline_citation import parse, xml_parser
+    from meditron.sources.medline_citation import parse
+    from meditron.sources.medline_text import xml_parser
 
     pmid = _PMID.search(entry.data)
     name = f"PMID {pmid[1].decode()}" if pmid else "a citation without a PMID"

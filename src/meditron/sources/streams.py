@@ -28,7 +28,7 @@ class _Unpacker(Protocol):
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The unpacked bytes of a plain, gzip, bzip2 or zstd file, in order, in pieces of a quarter of a megabyte.
+    """The unpacked bytes of a plain, gzip, bzip2 or zstd file, in order, in pieces of 256 KB at most.
 
     All that precedes a damage is handed out. Then InputError says how many bytes were sound; SourceError
     where there is no such file.
