@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,22 @@ def lxml_reading(path: Path) -> Iterator[dict[str, Any]]:
         for _, article in etree.iterparse(file, tag="PubmedArticle", remove_comments=True, remove_pis=True):
             yield _fields(article)
             article.clear()
+            while article.getprevious() is not None:
+                del article.getparent()[0]
+
+
+xpath = lru_cache(etree.XPath)
 
 
 def _fields(article: Any) -> dict[str, Any]:
     def text(element: Any) -> str:
-        return " ".join("".join(element.itertext()).split())
+        content = "".join(element.itertext()) if len(element) else element.text or ""
+        return " ".join(content.split())
 
     def texts(path: str) -> list[str]:
-        return [text(element) for element in article.xpath(path)]
+        return [text(element) for element in xpath(path)(article)]
 
-    pmid = article.xpath("MedlineCitation/PMID")[0]
+    pmid = xpath("MedlineCitation/PMID")(article)[0]
     date = "MedlineCitation/Article/Journal/JournalIssue/PubDate"
     years = texts(f"{date}/Year") or [
         word[:4] for word in " ".join(texts(f"{date}/MedlineDate")).split() if word[:4].isdigit()
@@ -64,14 +71,14 @@ def _fields(article: Any) -> dict[str, Any]:
     types = texts("MedlineCitation/Article/PublicationTypeList/PublicationType")
     dois = texts("PubmedData/ArticleIdList/ArticleId[@IdType='doi']")
     dois += texts("MedlineCitation/Article/ELocationID[@EIdType='doi']")
-    notices = article.xpath("MedlineCitation/CommentsCorrectionsList/*[@RefType='RetractionIn']")
+    notices = xpath("MedlineCitation/CommentsCorrectionsList/*[@RefType='RetractionIn']")(article)
     return {
         "id": f"pubmed:{text(pmid)}",
         "source": "pubmed",
         "title": "".join(texts("MedlineCitation/Article/ArticleTitle")),
         "sections": [
             {"label": part.get("Label"), "category": part.get("NlmCategory"), "text": text(part)}
-            for part in article.xpath("MedlineCitation/Article/Abstract/AbstractText")
+            for part in xpath("MedlineCitation/Article/Abstract/AbstractText")(article)
         ],
         "language": texts("MedlineCitation/Article/Language")[0],
         "year": int(years[0]) if years else None,
