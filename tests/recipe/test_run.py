@@ -365,6 +365,12 @@ def test_references_that_lead_nowhere_are_refused(
         assert word in caught.value.message
 
 
+def test_a_preset_that_does_not_exist_is_refused_before_anything_is_built(bench: Bench) -> None:
+    with pytest.raises(SourceError, match="tinny names no preset"):
+        bench.run("total.on=base", "base=init:tinny")
+    assert not (bench.run_folder / "words").exists()
+
+
 def test_a_missing_local_input_is_a_source_error(bench: Bench) -> None:
     bench.text.unlink()
     with pytest.raises(SourceError, match="no such file"):

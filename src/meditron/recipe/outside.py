@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from meditron.model.config import preset
 from meditron.store import fetch as store
 from meditron.store.files import exists
 
@@ -13,9 +14,11 @@ _UNFETCHED = "init:"
 def identity(text: str) -> str:
     """What stands for an outside input's content in a fingerprint. Nothing is downloaded.
 
-    SourceError where a local one is missing.
+    SourceError where a local one, or the preset of seeded weights, is missing.
     """
     source, selector = _split(text)
+    if source.startswith(_UNFETCHED):
+        preset(source)
     return store.identity(source) + (f":{selector}" if selector else "")
 
 
