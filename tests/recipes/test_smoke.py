@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 import zstandard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from meditron.corpus.clean import normalised
 from meditron.model.generate import generate
 from meditron.model.weights import load_model
 from meditron.store.indexed import Indexed
+from meditron.store.jsonl import read_jsonl
 from meditron.store.manifest import read_manifest
 from meditron.text.tokenizer import load_tokenizer
 
@@ -78,18 +81,39 @@ def test_no_held_out_document_is_in_a_training_file(smoke: Any) -> None:
     train = list(documents(corpus, "train"))
     assert len(held) > 40
     assert len(train) > 400
-    for key in ("id", "text"):
-        hashes = {hashlib.sha256(document[key].encode()).digest() for document in held}
-        assert not [d["id"] for d in train if hashlib.sha256(d[key].encode()).digest() in hashes]
+    for key in ("id", "text"):  # neither is case or white space a difference
+        hashes = {hashlib.sha256(normalised(document[key]).encode()).digest() for document in held}
+        assert not [d["id"] for d in train if hashlib.sha256(normalised(d[key]).encode()).digest() in hashes]
+
+
+def test_every_document_that_was_read_is_in_a_split_or_among_the_drops(smoke: Any) -> None:
+    corpus = smoke.folder / "corpus"
+    drops = list(read_jsonl(corpus / "drops.jsonl.zst"))
+    sources = read_manifest(corpus).metrics["sources"]
+    for name, counts in sources.items():
+        for split in ("train", "heldout"):
+            assert counts[split] == sum(d["source"] == name for d in documents(corpus, split)) > 0
+        assert counts["read"] == counts["train"] + counts["heldout"] + sum(counts["dropped"].values())
+        found = Counter(drop["reason"] for drop in drops if drop["source"] == name)
+        assert counts["dropped"] == found
+    assert sources["wiki"]["skipped"] == {"redirect": 99, "other namespace": 1}
+    assert (sources["pubmed"]["read"], sources["wiki"]["read"]) == (600, 106)
+    # A citation may have a title in its own language alone, which is not ours.
+    assert sum(bool(drop["sample"]) for drop in drops) > len(drops) / 2
+    page = (corpus / "report.html").read_text()
+    assert all(reason in page for counts in sources.values() for reason in counts["dropped"])
 
 
 def test_every_training_document_became_tokens_and_no_other(smoke: Any) -> None:
     tokenizer = load_tokenizer(smoke.folder / "tokenize")
+    metrics = read_manifest(smoke.folder / "tokenize").metrics
     for source in SOURCES:
         texts = sorted(
             d["text"] for d in documents(smoke.folder / "corpus", "train") if d["source"] == source
         )
         tokens = Indexed(smoke.folder / "tokenize" / source)
+        assert metrics["sources"][source]["documents"] == len(tokens)
+        assert metrics["sources"][source]["tokens"] == sum(len(tokens[i]) for i in range(len(tokens)))
         assert all(tokens[i][-1] == tokenizer.end_of_text_id for i in range(len(tokens)))
         assert sorted(tokenizer.decode(tokens[i][:-1]) for i in range(len(tokens))) == texts
 
