@@ -84,3 +84,8 @@ def test_the_cache_changes_nothing():
     for _ in range(20):
         ids.append(int(logits(MODEL, torch.tensor([ids]))[0, -1].argmax()))
     assert list(generate(MODEL, PROMPT, max_tokens=20)) == ids[4:]
+
+
+def test_a_temperature_near_zero_is_greedy():
+    logits = torch.tensor([1.0, 30.0, 2.0])
+    assert pick(logits, 1e-38, 0, 1.0, torch.Generator().manual_seed(0)) == 1

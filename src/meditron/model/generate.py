@@ -83,8 +83,8 @@ def pick(logits_V: Tensor, temperature: float, top_k: int, top_p: float, generat
     if temperature == 0 or top_k == 1:
         return int(logits_V.argmax())
     count = min(top_k or len(logits_V), len(logits_V))
-    best_V, ids_V = torch.topk(logits_V / temperature, count)
-    chances_V = best_V.softmax(dim=-1)
+    best_V, ids_V = torch.topk(logits_V, count)
+    chances_V = ((best_V - best_V[0]) / temperature).softmax(dim=-1)  # in this order nothing overflows
     before_V = chances_V.cumsum(dim=-1) - chances_V
     kept_V = torch.where(before_V < top_p, chances_V, 0.0)
     return int(ids_V[torch.multinomial(kept_V, 1, generator=generator)])
