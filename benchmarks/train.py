@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -52,9 +53,9 @@ SHAPE = LlamaConfig(
     tie_word_embeddings=True,
 )
 CONFIG = PretrainConfig(
-    tokens=1000 * 4 * 512,
+    tokens=1000 * 2 * 512,
     sequence_length=512,
-    batch_size=4,
+    batch_size=2,
     learning_rate=1e-4,
     weight_decay=0.1,
     document_mask=False,
@@ -148,6 +149,7 @@ class Contestant:
     """A process that takes a step for each line it is sent, and answers with its wall and CPU seconds."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         command = [sys.executable, "-m", "benchmarks.train", "--contestant", name]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -155,9 +157,14 @@ class Contestant:
         """Have it take a step; its wall and CPU seconds."""
         assert self.process.stdin
         assert self.process.stdout
-        print("step", file=self.process.stdin, flush=True)
-        wall, cpu = self.process.stdout.readline().split()
-        return float(wall), float(cpu)
+        with suppress(BrokenPipeError):
+            print("step", file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline().split()
+        if len(answer) != 2:
+            raise SystemExit(
+                f"{self.name} ended with code {self.process.wait()}: no memory for three models?"
+            )
+        return float(answer[0]), float(answer[1])
 
     def end(self) -> None:
         """Let it go."""
