@@ -1,5 +1,6 @@
 """`meditron parse`: any source file to JSON lines."""
 
+import sys
 from collections import Counter
 from typing import Annotated
 
@@ -34,11 +35,15 @@ def parse(
     if not files:
         raise UsageError("parse needs a file", hint="meditron parse FILE…")
     paths = [fetch(file) for file in files]
+    shown = sys.stdout.isatty()
     for path in paths:
         skipped: Counter[str] = Counter()
         with progress(f"parse {path.name}", unit="documents") as bar:
             for document in open_source(path, format, skipped):
-                emit(document.to_json(), indent=None)
+                if shown:
+                    emit(document.to_json(), indent=None)
+                else:
+                    sys.stdout.buffer.write(document.to_line())
                 bar.advance()
         for reason, count in skipped.items():
             say(f"{path.name}: {count:,} skipped: {reason}")

