@@ -1,10 +1,12 @@
 """torch.compile, block by block, from outside the model."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from meditron.ground.errors import MeditronError
 from meditron.model.llama import Llama
+from meditron.store.files import cache_folder
 
 __all__ = ["compiled"]
 
@@ -13,8 +15,13 @@ __all__ = ["compiled"]
 def compiled(model: Llama) -> Iterator[None]:
     """Compile each block at its first use inside; all are alike, so one compilation serves them all.
 
-    Raises MeditronError where there is no C++ compiler, or it fails.
+    What is compiled is kept in the user's own cache: torch's default lies under the shared temporary folder,
+    where another user's programs would be found and run. Raises MeditronError where there is no C++ compiler,
+    or it fails.
     """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    # The compiler's driver needs setuptools, which must come before anything imports distutils.
+    import setuptools  # noqa: F401
     from torch._dynamo.exc import BackendCompilerFailed
 
     for block in model.blocks():
@@ -22,8 +29,9 @@ def compiled(model: Llama) -> Iterator[None]:
     try:
         yield
     except BackendCompilerFailed as error:
-        reason = str(error).splitlines()[0]
+        cause = error.inner_exception
+        reason = next((line for line in str(cause).splitlines() if line.strip()), "")
         raise MeditronError(
-            f"torch.compile failed: {reason}",
+            f"torch.compile failed: {type(cause).__name__}: {reason}",
             hint="install a C++ compiler (g++), or go without: --set pretrain.compile=false",
         ) from error
