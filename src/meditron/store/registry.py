@@ -4,7 +4,7 @@ Index addresses, mirrors, folders of wheels, certificates and credentials are pi
 installed and nothing of a package is run: wheels only, and only looked up.
 """
 
-import importlib.util
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -27,13 +27,22 @@ class Wheel:
     sha256: str | None
 
 
+def _has_pip() -> bool:
+    """Whether this environment has pip. Looking for its module would switch off setuptools' own distutils."""
+    try:
+        importlib.metadata.distribution("pip")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def find_wheel(package: str, version: str) -> Wheel:
     """Ask pip where the wheel of `package==version` for this platform is.
 
     SourceError, with the nearest versions, when there is none; FetchError when the registry cannot be
     reached or pip is not there to be asked; DigestError when pip itself meets wrong bytes.
     """
-    if importlib.util.find_spec("pip") is None:
+    if not _has_pip():
         raise FetchError(
             f"pypi:{package}=={version} needs pip, which is not in this environment",
             hint="python -m ensurepip (or: uv pip install pip)",

@@ -20,8 +20,6 @@ def compiled(model: Llama) -> Iterator[None]:
     or it fails.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    # The compiler's driver needs setuptools, which must come before anything imports distutils.
-    import setuptools  # noqa: F401
     from torch._dynamo.exc import BackendCompilerFailed
 
     for block in model.blocks():
