@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-__all__ = ["STDIN", "Json", "Out", "RecipeFile", "Set", "emit"]
+__all__ = ["STDIN", "Json", "Out", "RecipeFile", "Set", "emit", "emit_line"]
 
 # What UTF-8 cannot hold, and control characters that JSON lets stand but a terminal would obey.
 _UNPRINTED = re.compile("[\x7f-\x9f\ud800-\udfff]")
@@ -27,7 +27,11 @@ Set = Annotated[
 Out = Annotated[Path, Parameter(show_default=True, help="The folder that holds runs.")]
 
 
-def emit(value: dict[str, Any], *, indent: int | None = 2) -> None:
-    """Print one JSON object on stdout, on one line without `indent`."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
-    sys.stdout.write(_UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+def emit(value: dict[str, Any]) -> None:
+    """Print one JSON object on stdout."""
+    emit_line(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def emit_line(text: str) -> None:
+    """Print JSON that is already written, with escapes for what a terminal would obey."""
+    sys.stdout.write(_UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))

@@ -1,12 +1,11 @@
 """`meditron parse`: any source file to JSON lines."""
 
-import sys
 from collections import Counter
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, emit
+from meditron.cli.options import Json, emit_line
 
 __all__ = ["parse"]
 
@@ -35,15 +34,11 @@ def parse(
     if not files:
         raise UsageError("parse needs a file", hint="meditron parse FILE…")
     paths = [fetch(file) for file in files]
-    shown = sys.stdout.isatty()
     for path in paths:
         skipped: Counter[str] = Counter()
         with progress(f"parse {path.name}", unit="documents") as bar:
             for document in open_source(path, format, skipped):
-                if shown:
-                    emit(document.to_json(), indent=None)
-                else:
-                    sys.stdout.buffer.write(document.to_line())
+                emit_line(document.to_line().decode())
                 bar.advance()
         for reason, count in skipped.items():
             say(f"{path.name}: {count:,} skipped: {reason}")
