@@ -1,7 +1,6 @@
 """The smoke recipe, run once by the real command for all tests that look at what it leaves."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ def meditron(*words: str | Path, python: tuple[str, ...] = ()) -> Finished:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=800,
         check=False,
     )
