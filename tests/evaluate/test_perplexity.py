@@ -175,6 +175,16 @@ def test_scored_again_nothing_is_computed_and_nothing_moves(tmp_path: Path, corp
     assert (tmp_path / "out" / FILE_NAME).read_bytes() == before
 
 
+def test_killed_before_the_last_file_the_figures_are_the_same(
+    tmp_path: Path, corpus: Path, tiny: Path
+) -> None:
+    evaluate(tmp_path / "out", corpus, {"base": tiny})
+    whole = (tmp_path / "out/results.json").read_bytes()
+    (tmp_path / "out/results.json").unlink()  # the rows are in their last order, not in that of scoring
+    evaluate(tmp_path / "out", corpus, {"base": tiny})
+    assert (tmp_path / "out/results.json").read_bytes() == whole
+
+
 def test_the_page_holds_every_figure(tmp_path: Path, corpus: Path, tiny: Path, other_tiny: Path) -> None:
     evaluate(tmp_path / "out", corpus, {"base": tiny, "pretrain": other_tiny})
     page = (tmp_path / "out" / "report.html").read_text()

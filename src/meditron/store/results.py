@@ -1,18 +1,35 @@
 """The typed records that evaluation writes, and that report and card read."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from meditron.ground.errors import InputError, SourceError
 from meditron.store.files import read_json, write_json
 
-__all__ = ["FILE_NAME", "Comparison", "EvaluationResult", "Perplexity", "read_results", "write_results"]
+__all__ = [
+    "FILE_NAME",
+    "RULES",
+    "Accuracy",
+    "Baseline",
+    "Comparison",
+    "EvaluationResult",
+    "Fidelity",
+    "Perplexity",
+    "Rule",
+    "TaskScore",
+    "read_results",
+    "write_results",
+]
 
 FILE_NAME = "results.json"
 
 Interval = Annotated[tuple[float, float], "low and high end, 95 %"]
+Rule = Literal["sum", "bytes", "calibrated"]
+"""How an option is chosen: by the log-probability of its tokens, the same by its bytes, or the same less what
+the option has without the question."""
+RULES: tuple[Rule, ...] = ("sum", "bytes", "calibrated")
 
 
 class _Record(BaseModel):
@@ -42,6 +59,81 @@ class Perplexity(_Record):
     """SHA-256 over the ids and text hashes of the documents scored."""
 
 
+class Accuracy(_Record):
+    """How often the gold option was chosen."""
+
+    accuracy: float = Field(ge=0, le=1)
+    interval: Interval
+    """95 % Wilson interval."""
+    macro_f1: float = Field(ge=0, le=1)
+    """Mean over the options of the harmonic mean of precision and recall; of tasks whose options are classes."""
+
+
+class TaskScore(Accuracy):
+    """How one model did on one task, by the rule that was asked for; the other rules beside it."""
+
+    model: str
+    task: str
+    version: int
+    """Of the task: the same task, version and layout mean the same prompts."""
+    layout: str
+    """How a question was laid out as a prompt."""
+    mode: Literal["options", "next-token"]
+    """Whether the options' log-probabilities were compared, or the likeliest next token was taken."""
+    shots: int = Field(ge=0)
+    """Solved questions before each prompt."""
+    n: int = Field(ge=1)
+    """Questions."""
+    rule: Rule
+    rules: dict[Rule, Accuracy]
+    parse_rate: float = Field(ge=0, le=1)
+    """Share of the answers that named an option; 1 where options were compared."""
+    answer_mass: float = Field(ge=0, le=1)
+    """Mean probability of all options together, as first tokens: how much of the model's belief was asked."""
+    prompt_sha256: str
+    """SHA-256 over every prompt and its options, in the questions' order."""
+    data_sha256: str
+    """SHA-256 over the questions, their options and gold answers."""
+    rows: str
+    """The file of per-question rows, relative to the folder."""
+
+
+class Baseline(_Record):
+    """What needs no language model: the commonest answer, the best position, a word-count classifier."""
+
+    task: str
+    name: Literal["majority", "position", "naive Bayes"]
+    n: int = Field(ge=1)
+    accuracy: float = Field(ge=0, le=1)
+    interval: Interval
+    """95 % Wilson interval."""
+    trained_on: int | None = None
+    """Training questions it learned from; None for what looks at the test's own answers."""
+
+
+class Fidelity(_Record):
+    """How far a model's predictions lie from another's on the same held-out text of one source."""
+
+    model: str
+    against: str
+    source: str
+    documents: int
+    n_tokens: int
+    perplexity: float
+    perplexity_against: float
+    kl_mean: float
+    """Mean over tokens of KL(against ‖ model), in nats."""
+    kl_99: float
+    """Its 99th percentile."""
+    top_agreement: float
+    """Share of the tokens whose likeliest prediction is the same."""
+    intervals: dict[str, Interval]
+    """95 % bootstrap intervals of `perplexity_ratio` (model by against), `kl_mean` and `top_agreement`;
+    documents are the unit."""
+    perplexity_ratio: float
+    data_sha256: str
+
+
 class Comparison(_Record):
     """The paired difference of one measure between two models on the same documents or items."""
 
@@ -51,6 +143,8 @@ class Comparison(_Record):
     """The measure and the source or task: `nll per token, pubmed`."""
     source: str | None = None
     """The source, where the measure is of one."""
+    task: str | None = None
+    """The task, where the measure is of one."""
     n: int = Field(ge=0)
     """Documents or items, the unit of pairing."""
     difference: float
@@ -60,6 +154,8 @@ class Comparison(_Record):
     """Two-sided p-value of no difference."""
     detectable: float
     """The smallest true difference that this n would detect with 80 % power."""
+    mcnemar: float | None = None
+    """Of accuracies: McNemar's exact two-sided p-value."""
 
 
 class EvaluationResult(_Record):
@@ -67,9 +163,14 @@ class EvaluationResult(_Record):
 
     perplexity: dict[str, dict[str, Perplexity]] = {}
     """Model → source → perplexity."""
+    tasks: dict[str, dict[str, TaskScore]] = {}
+    """Model → task → score."""
+    baselines: dict[str, dict[str, Baseline]] = {}
+    """Task → name → baseline."""
+    fidelity: list[Fidelity] = []
     differences: list[Comparison] = []
     rows: str
-    """The file of per-document rows, relative to the folder."""
+    """The file of per-document rows of perplexity, relative to the folder."""
     dtype: str
     """Number format of weights and activations; the loss itself is float32."""
     seed: int
