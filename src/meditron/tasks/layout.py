@@ -1,0 +1,92 @@
+"""Layouts: how a question becomes a prompt, and its options the texts that may follow.
+
+A prompt ends without a blank and each continuation begins with its own, so that a tokenizer which joins a
+blank to the word after it cuts prompt and continuation where they meet. Solved questions before the asked one
+are laid out alike, an empty line between them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+
+from meditron.ground.errors import UsageError
+from meditron.tasks.question import Question
+
+__all__ = ["LAYOUTS", "Layout", "Rendered", "find_layout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A question as a model sees it."""
+
+    prompt: str
+    continuations: tuple[str, ...]
+    """One for each option, in the options' order."""
+    unconditional: str
+    """The prompt without the question: what an option's probability is calibrated by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A way to lay out questions."""
+
+    name: str
+    version: int
+    """Raised whenever a question gives another prompt or other continuations."""
+    body: Callable[[Question], str]
+    """All of the question, up to the cue's line."""
+    cue: str
+    """What asks for the answer: `Answer:`."""
+    answers: Callable[[Question], tuple[str, ...]]
+    """The options as the answer names them."""
+
+    def render(self, question: Question, shots: Sequence[Question] = ()) -> Rendered:
+        """The question's prompt, after the solved `shots`, and its continuations."""
+        asked = (*(self._solved(shot) for shot in shots), self._asked(question))
+        return Rendered("\n\n".join(asked), self._continuations(question), self.cue)
+
+    def _asked(self, question: Question) -> str:
+        return f"{self.body(question)}\n{self.cue}"
+
+    def _solved(self, question: Question) -> str:
+        return self._asked(question) + self._continuations(question)[question.gold]
+
+    def _continuations(self, question: Question) -> tuple[str, ...]:
+        return tuple(f" {answer}" for answer in self.answers(question))
+
+
+def find_layout(name: str) -> Layout:
+    """The layout of this name; UsageError where there is none."""
+    if name not in LAYOUTS:
+        raise UsageError(f"no layout '{name}'", hint=f"layouts: {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def _lettered(question: Question) -> str:
+    return "\n".join(
+        f"{letter}. {option}" for letter, option in zip(_letters(question), question.options, strict=True)
+    )
+
+
+def _letters(question: Question) -> tuple[str, ...]:
+    return tuple(ascii_uppercase[: len(question.options)])
+
+
+def _texts(question: Question) -> tuple[str, ...]:
+    return question.options
+
+
+def _with_context(question: Question) -> str:
+    return f"{question.context}\n\n{question.text}" if question.context else question.text
+
+
+_ALL = (
+    Layout("sections", 1, lambda q: f"Sentence: {q.text}", "Section:", _texts),
+    Layout("letters", 1, lambda q: f"{_with_context(q)}\n{_lettered(q)}", "Answer:", _letters),
+    Layout("texts", 1, _with_context, "Answer:", _texts),
+    Layout("yes-no-maybe", 1, lambda q: f"{_with_context(q)} Yes, no or maybe?", "Answer:", _texts),
+    # The prompts of lm-eval 0.4.13's tasks `medqa_4options` and `pubmedqa`, to the character.
+    Layout("lm-eval-medqa", 1, lambda q: f"Question: {q.text}\n{_lettered(q)}", "Answer:", _letters),
+    Layout("lm-eval-pubmedqa", 1, lambda q: f"Abstract: {q.context}\nQuestion: {q.text}", "Answer:", _texts),
+)
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
