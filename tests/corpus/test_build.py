@@ -110,6 +110,29 @@ def test_a_row_may_call_its_fields_as_medline_does(tmp_path: Path) -> None:
     assert run(config(inputs), inputs, tmp_path / "out")["sources"]["a"]["kept"] == len(said)
 
 
+def test_labelled_sections_are_found_again_in_the_corpus(tmp_path: Path) -> None:
+    said = {"BACKGROUND": "Little is known of this, so far. ", "METHODS": "We asked 12 of them, twice. "}
+    labelled = "".join(
+        f'<AbstractText Label="{label.title()}" NlmCategory="{label}">{text * 4}</AbstractText>'
+        for label, text in said.items()
+    )
+    path = tmp_path / "1.xml"
+    path.write_text(
+        '<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID Version="1">11</PMID><Article>'
+        f"<ArticleTitle>On it.</ArticleTitle><Abstract>{labelled}</Abstract><Language>eng</Language>"
+        "</Article></MedlineCitation></PubmedArticle></PubmedArticleSet>",
+        encoding="utf-8",
+    )
+    inputs = artifacts(pubmed=path, plain=many(tmp_path / "a.jsonl", 1))
+    run(config(inputs, heldout=0.0), inputs, tmp_path / "out")
+    plain, text = texts(tmp_path / "out", "train")
+    assert [(text.text[part.start : part.end], part.label, part.category) for part in text.parts] == [
+        ((said[label] * 4).strip(), label.title(), label) for label in said
+    ]
+    assert plain.parts == ()
+    assert all("parts" not in row for row in read_jsonl(plain.file))
+
+
 def test_damage_in_a_source_is_told_by_name(tmp_path: Path) -> None:
     path = many(tmp_path / "a.jsonl", 30)
     path.write_text(path.read_text(encoding="utf-8") + "\n{broken", encoding="utf-8")

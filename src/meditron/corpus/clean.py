@@ -10,6 +10,7 @@ import re
 import unicodedata
 
 from meditron.sources.document import Document
+from meditron.store.corpus import Part
 
 __all__ = ["clean", "compose", "normalised"]
 
@@ -36,20 +37,24 @@ def clean(text: str) -> str:
     return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
 
 
-def compose(document: Document) -> str:
-    """A document as one cleaned text: its title, then its sections, each with its label as printed.
+def compose(document: Document) -> tuple[str, tuple[Part, ...]]:
+    """A document as one cleaned text, title before sections, and where those with a label stand.
 
     A label stands before a section of one line (`OBJECTIVE: To …`) and on a line of its own above a longer
     one. Sections without text are left out, with their labels.
     """
-    parts = [clean(document.title)]
+    whole = clean(document.title)
+    parts = []
     for section in document.sections:
-        text = clean(section.text)
-        label = clean(section.label or "")
-        if text and label:
-            text = f"\n{label}\n{text}" if "\n" in text else f"{label}: {text}"
-        parts.append(text)
-    return "\n".join(part for part in parts if part).strip("\n")
+        text, label = clean(section.text), clean(section.label or "")
+        if not text:
+            continue
+        head = "" if not label else f"\n{label}\n" if "\n" in text else f"{label}: "
+        whole += f"\n{head}" if whole else head.lstrip("\n")
+        if label or section.category:
+            parts.append(Part(len(whole), len(whole) + len(text), label or None, section.category))
+        whole += text
+    return whole, tuple(parts)
 
 
 def normalised(text: str) -> str:

@@ -6,7 +6,7 @@ and decided, `WriteShards` turns candidates into training and held-out files and
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from meditron.corpus.languages import passes
 from meditron.corpus.split import is_heldout
 from meditron.sources.document import Document
 from meditron.sources.registry import find_source
+from meditron.store.corpus import Part
 from meditron.store.files import atomic, make_folder, write_json
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 
@@ -80,12 +81,13 @@ class ReadFiles:
         rows = []
         with JsonlWriter(shard.file("candidates.jsonl.zst")) as writer:
             for document in documents:
-                text = compose(document)
+                text, parts = compose(document)
                 reason = self._reason(document, text)
                 heldout = is_heldout(document.id, self.config.heldout)
                 version = _version(document)
                 rows.append(index_row(document.id, text, version, reason, heldout=heldout))
-                writer.write(_candidate(document, text if reason is Reason.KEPT else text[:_SAMPLE]))
+                kept = (text, parts) if reason is Reason.KEPT else (text[:_SAMPLE], ())
+                writer.write(_candidate(document, *kept))
         save_array(shard.file("index.npy"), np.array(rows, dtype=INDEX))
 
     def _reason(self, document: Document, text: str) -> Reason:
@@ -143,9 +145,12 @@ def _version(document: Document) -> int:
     return version if type(version) is int and 0 < version < 1 << 32 else 0
 
 
-def _candidate(document: Document, text: str) -> dict[str, Any]:
+def _candidate(document: Document, text: str, parts: tuple[Part, ...]) -> dict[str, Any]:
     meta = {"title": document.title, "language": document.language, "year": document.year, **document.meta}
-    return {"id": document.id, "source": document.source, "text": text, "meta": meta}
+    row = {"id": document.id, "source": document.source, "text": text}
+    if parts:
+        row["parts"] = [astuple(part) for part in parts]
+    return row | {"meta": meta}
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -41,7 +41,7 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("corpus", 1, CorpusConfig, "meditron.corpus.build:run"),
+    Stage("corpus", 2, CorpusConfig, "meditron.corpus.build:run"),
     Stage("tokenize", 1, TokenizeConfig, "meditron.corpus.tokenize:run"),
     Stage("pretrain", 1, PretrainConfig, "meditron.train.pretrain:run"),
     Stage("quantize", 1, QuantizeConfig, "meditron.release.quantize:run"),

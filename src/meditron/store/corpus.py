@@ -7,10 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import StrictInt, StrictStr, TypeAdapter, ValidationError
+
 from meditron.ground.errors import InputError
 from meditron.store.jsonl import read_jsonl
 
-__all__ = ["Text", "held_out", "texts"]
+__all__ = ["Part", "Text", "held_out", "texts"]
+
+_PARTS = TypeAdapter(list[tuple[StrictInt, StrictInt, StrictStr | None, StrictStr | None]])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where the text of one labelled section stands in its document's text."""
+
+    start: int
+    """Of the section's text, its label not included; in characters."""
+    end: int
+    label: str | None
+    """As printed."""
+    category: str | None
+    """NLM's own name for what the section is (`METHODS`), where one is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +39,8 @@ class Text:
     text: str
     file: Path
     """Where it stands."""
+    parts: tuple[Part, ...] = ()
+    """Its labelled sections, in order."""
 
     @property
     def sha256(self) -> str:
@@ -62,7 +81,16 @@ def _first(texts: list[Text], documents: int) -> list[Text]:
 def _text(path: Path, number: int, line: dict[str, Any]) -> Text:
     if not all(isinstance(line.get(key), str) for key in ("id", "text")):
         raise InputError(path, "no document with an id and a text", place=f"row {number}")
-    return Text(line["id"], path.parent.name, line["text"], path)
+    try:
+        parts = _PARTS.validate_python(line.get("parts", []))
+    except ValidationError as error:
+        raise InputError(
+            path, f"its parts are no parts: {error.errors()[0]['msg']}", place=f"row {number}"
+        ) from error
+    ends = [0, *(end for part in parts for end in part[:2]), len(line["text"])]
+    if ends != sorted(ends):
+        raise InputError(path, "its parts do not follow each other within the text", place=f"row {number}")
+    return Text(line["id"], path.parent.name, line["text"], path, tuple(Part(*part) for part in parts))
 
 
 def _sha256(text: str) -> str:

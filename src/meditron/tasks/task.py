@@ -40,7 +40,7 @@ class Task:
     _read: dict[Split, Questions] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, split: Split, limit: int | None = None) -> tuple[Question, ...]:
-        """The questions of a split, at most `limit` of them, in an order whose every beginning is a fair choice.
+        """The questions of a split, at most `limit` of them, in an order whose every beginning is fair.
 
         It is the order of the ids' SHA-256, which knows nothing of the questions; where the options are
         classes, one of each class in turn. The same for every model and in every run.

@@ -1,0 +1,53 @@
+"""A corpus' documents as read again: ids, texts, and where their labelled sections stand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meditron.ground.errors import InputError
+from meditron.store.corpus import Part, Text, texts
+from meditron.store.files import make_folder
+from meditron.store.jsonl import JsonlWriter
+
+ROW = {"id": "a:1", "source": "a", "text": "Title.\nAIM: To see.\nWe saw.", "meta": {}}
+
+
+def corpus(folder: Path, *rows: dict[str, Any]) -> Path:
+    make_folder(folder / "train/a")
+    with JsonlWriter(folder / "train/a/00000-00000.jsonl.zst") as writer:
+        for row in rows:
+            writer.write(row)
+    return folder
+
+
+def test_parts_come_back(tmp_path: Path) -> None:
+    folder = corpus(tmp_path, ROW | {"parts": [[12, 19, "AIM", "OBJECTIVE"], [20, 27, "END", None]]}, ROW)
+    first, second = texts(folder, "train")
+    file = folder / "train/a/00000-00000.jsonl.zst"
+    parts = (Part(12, 19, "AIM", "OBJECTIVE"), Part(20, 27, "END", None))
+    assert first == Text("a:1", "a", ROW["text"], file, parts)
+    assert [first.text[part.start : part.end] for part in parts] == ["To see.", "We saw."]
+    assert second.parts == ()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [[12, 99, "AIM", None]],
+        [[-1, 3, "AIM", None]],
+        [[12, 11, "AIM", None]],
+        [[12, 19, "AIM", None], [18, 27, "END", None]],
+        [[12, 19, "AIM"]],
+        [[12.0, 19, "AIM", None]],
+        [[True, 19, "AIM", None]],
+        [["12", 19, "AIM", None]],
+        [[12, 19, 5, None]],
+        {"AIM": [12, 19]},
+        None,
+    ],
+)
+def test_parts_that_are_none_are_refused(tmp_path: Path, parts: Any) -> None:
+    folder = corpus(tmp_path, ROW, ROW | {"parts": parts})
+    with pytest.raises(InputError, match=r"00000-00000\.jsonl\.zst \(row 2\): its parts"):
+        list(texts(folder, "train"))
