@@ -7,7 +7,8 @@ __all__ = ["amount", "duration", "is_figure", "size"]
 _NUMBER = r"[-+−]?\d[\d,.]*(e[-+]?\d+)?"
 _DURATION = r"\d+(\.\d)? (s|min|h|d)( \d\d (s|min|h))?"
 _FIGURE = re.compile(
-    rf"(< ?)?{_NUMBER}( ?%| [kMGTP]?B)?|{_NUMBER} … {_NUMBER}|\[{_NUMBER}, {_NUMBER}\]|{_DURATION}|[–—]?"
+    rf"(< ?)?{_NUMBER}( ?%| [kMGTP]?B)?|{_NUMBER} … {_NUMBER}|({_NUMBER}( %)? )?\[{_NUMBER}, {_NUMBER}\]"
+    rf"|{_DURATION}|[–—]?"
 )
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -44,7 +45,7 @@ def amount(count: float, unit: str = "") -> str:
 
 
 def is_figure(text: str) -> bool:
-    """Whether a table's cell is a number, a size, a time, an interval or empty: they stand flush right."""
+    """Whether a table's cell is a number, with an interval or without, a size, a time or empty: flush right."""
     return _FIGURE.fullmatch(text) is not None
 
 

@@ -14,8 +14,9 @@ from meditron.store import results
 from meditron.store.files import write_json
 from meditron.store.jsonl import read_jsonl
 from meditron.store.manifest import Manifest, check, read_manifest
+from meditron.store.results import EvaluationResult
 
-__all__ = ["HTML", "JSON", "StagePlace", "figures", "render"]
+__all__ = ["HTML", "JSON", "StagePlace", "evaluations", "figures", "render"]
 
 HTML, JSON = "report.html", "report.json"
 _METRICS = "metrics.jsonl"
@@ -32,7 +33,7 @@ def render(recipe_name: str, folder: Path, stages: Sequence[StagePlace]) -> dict
     """
     found = figures(recipe_name, stages)
     reports = {name: _report(folder, place) for name, _, place in stages}
-    made = page(found, _curves(found, stages), reports)
+    made = page(found, evaluations(stages), _curves(found, stages), reports)
     # The page comes last: where it is newer than every stage, both are there.
     write_json(folder / JSON, found)
     made.write(folder / HTML)
@@ -42,24 +43,28 @@ def render(recipe_name: str, folder: Path, stages: Sequence[StagePlace]) -> dict
 def figures(recipe_name: str, stages: Sequence[StagePlace]) -> dict[str, Any]:
     """What `report.json` holds, as plain JSON values.
 
-    `perplexity` (model → source → figures) and `differences` (b minus a) come from the evaluate stages;
+    `perplexity` (model → source → figures), `tasks` (model → task → figures), `baselines` (task → name →
+    figures), `fidelity` and `differences` (b minus a) come from the evaluate stages, whose records
+    `store.results` tells;
     `stages` (name → kind, state, seconds, digest, inputs, metrics) tells of each stage as its manifest does,
     where state is `complete`, `altered` (a file is missing or has another size), `partial` or `missing`;
     `domains` and `licences` tell of each source; `made` lists the machines, libraries and commits that worked
     on which stages.
     """
     manifests = {name: read_manifest(place) for name, _, place in stages}
-    perplexity: dict[str, dict[str, Any]] = {}
-    differences: list[dict[str, Any]] = []
-    for result in _results(stages, manifests):
-        for model, scores in result["perplexity"].items():
-            perplexity.setdefault(model, {}).update(scores)
-        differences += result["differences"]
+    measured: dict[str, Any] = {
+        "perplexity": {},
+        "tasks": {},
+        "baselines": {},
+        "fidelity": [],
+        "differences": [],
+    }
+    for result in evaluations(stages):
+        _gather(measured, result.model_dump(mode="json"))
     told = [manifest for manifest in manifests.values() if manifest is not None]
     return {
         "run": recipe_name,
-        "perplexity": perplexity,
-        "differences": differences,
+        **measured,
         "stages": {name: _stage(kind, place, manifests[name]) for name, kind, place in stages},
         "domains": {source: domain for manifest in told for source, domain in _domains(manifest)},
         "licences": {source: terms for manifest in told for source, terms in manifest.licences.items()},
@@ -68,11 +73,23 @@ def figures(recipe_name: str, stages: Sequence[StagePlace]) -> dict[str, Any]:
     }
 
 
-def _results(stages: Sequence[StagePlace], manifests: dict[str, Manifest | None]) -> Iterator[dict[str, Any]]:
+def evaluations(stages: Sequence[StagePlace]) -> list[EvaluationResult]:
     """What finished evaluations found."""
-    for name, _, place in stages:
-        if manifests[name] is not None and (place / results.FILE_NAME).is_file():
-            yield results.read_results(place).model_dump(mode="json")
+    return [
+        results.read_results(place)
+        for _, _, place in stages
+        if read_manifest(place) is not None and (place / results.FILE_NAME).is_file()
+    ]
+
+
+def _gather(measured: dict[str, Any], result: dict[str, Any]) -> None:
+    """Lay one evaluation's records beside those of the others."""
+    for kind, found in measured.items():
+        if isinstance(found, list):
+            found += result[kind]
+        else:
+            for name, records in result[kind].items():
+                found.setdefault(name, {}).update(records)
 
 
 def _stage(kind: str, place: Path, manifest: Manifest | None) -> dict[str, Any]:
@@ -80,7 +97,8 @@ def _stage(kind: str, place: Path, manifest: Manifest | None) -> dict[str, Any]:
         return {"kind": kind, "state": "partial" if place.is_dir() else "missing"}
     problems = check(place, hashes=False)
     # What an evaluation found stands at the top of the report, once.
-    metrics = {k: v for k, v in manifest.metrics.items() if k not in ("perplexity", "differences", "seconds")}
+    above = {"seconds", *(EvaluationResult.model_fields if kind == "evaluate" else ())}
+    metrics = {k: v for k, v in manifest.metrics.items() if k not in above}
     elapsed = (manifest.ended - manifest.started).total_seconds()
     return {
         "kind": kind,

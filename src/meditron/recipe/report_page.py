@@ -1,12 +1,15 @@
 """The page of a run: the result first, then how it came about."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from meditron.ground import charts
+from meditron.ground import charts, figures
 from meditron.ground.pages import Link, Page
 from meditron.ground.units import duration, size
+from meditron.store import result_tables as tables
+from meditron.store.results import Comparison, EvaluationResult
 
 __all__ = ["Curves", "page"]
 
@@ -15,20 +18,37 @@ Curves = Sequence[Mapping[str, Any]]
 
 _HOW = """\
 Perplexity is exp of the mean log-loss per token on documents held out from all training here; its interval is
-the 95 % percentile interval of a bootstrap over documents.
+the 95 % percentile interval of a bootstrap over documents. Accuracy is the share of questions answered right;
+its interval is Wilson's.
 
-A difference is taken document by document on the same documents and averaged over them, each counting once;
-below zero the model named first is better. The smallest detectable difference is what so many documents
-show with 80 % power in a two-sided test at 5 %.
+A difference is taken document by document (or question by question) on the same documents and averaged over
+them, each counting once. In log-loss the model named first is better below zero, in accuracy above zero. The
+smallest detectable difference is what so many show with 80 % power in a two-sided test at 5 %.
 
 Intervals say how far other documents might move a figure, not what another seed of the training would.
 """
+_TASKS = """\
+An option is chosen by the log-probability of its tokens (sum), by the same for each of its bytes (bytes), or
+by the same less what the option has without the question (calibrated). The answer mass is how much of the
+model's belief lies on the options at all. Majority always gives the commonest answer, position the best place
+in the list; naive Bayes counts words in the training questions.
+"""
+_FIDELITY = """\
+KL is the divergence of a model's next-token distribution from that of the model it is held against. Quantized
+files are scored by their dequantized weights.
+"""
 
 
-def page(found: Mapping[str, Any], curves: Mapping[str, Curves], reports: Mapping[str, str | None]) -> Page:
+def page(
+    found: Mapping[str, Any],
+    results: Sequence[EvaluationResult],
+    curves: Mapping[str, Curves],
+    reports: Mapping[str, str | None],
+) -> Page:
     """The page for what `report.json` holds; `reports` leads from the run's folder to each stage's own."""
     made = Page(found["run"], "What this run made, how well it does, and what it was made from")
-    _result(made, found)
+    _result(made, found, results)
+    _files(made, found, reports)
     for name, rows in curves.items():
         _training(made, name, rows, found["stages"][name]["metrics"])
     _sources(made, found)
@@ -37,98 +57,94 @@ def page(found: Mapping[str, Any], curves: Mapping[str, Curves], reports: Mappin
     return made
 
 
-def _result(made: Page, found: Mapping[str, Any]) -> None:
+def _result(made: Page, found: Mapping[str, Any], results: Sequence[EvaluationResult]) -> None:
     made.section("Result")
     unfinished = [name for name, stage in found["stages"].items() if stage["state"] != "complete"]
     if unfinished:
         made.text(f"Not complete: {', '.join(unfinished)}. What follows is what there is.")
-    if not found["perplexity"]:
+    if not results:
         made.text("Nothing has been evaluated yet.")
-        return
-    for difference in found["differences"]:
-        made.text(_sentence(difference, found))
-    made.table(
-        ("source", "domain", "model", "documents", "tokens", "perplexity", "95 % interval"),
-        list(_perplexities(found)),
-        "Held-out text",
-    )
-    if found["differences"]:
-        _differences(made, found["differences"])
+    references = {
+        name: {key: record["reference"] for key, record in stage.get("inputs", {}).items()}
+        for name, stage in found["stages"].items()
+    }
+    for result in results:
+        _put(made, tables.overview(result, found["domains"]))
+        _put(made, tables.steps(result, tables.origins(result, references)))
+        _measured(made, found, result)
+
+
+def _measured(made: Page, found: Mapping[str, Any], result: EvaluationResult) -> None:
+    if result.differences:
+        made.section("Differences")
+        said = [tables.sentence(one, result, found["domains"]) for one in result.differences]
+        made.details("Each difference in words", "\n\n".join(said))
+        _put(made, tables.differences(result))
+        _difference_charts(made, result.differences)
+    if result.fidelity:
+        made.section("Fidelity")
+        made.text(_FIDELITY)
+        _put(made, tables.fidelity(result))
     made.section("How this was measured")
     made.text(_HOW)
+    _put(made, tables.measures(result, found["domains"]))
+    if result.tasks or result.baselines:
+        made.text(_TASKS)
+        _put(made, tables.rules(result))
 
 
-def _sentence(difference: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """One difference in words that claim no more than it shows."""
-    a, b, source = difference["a"], difference["b"], difference.get("source")
-    low, high = difference["interval"]
-    value, ends = _signed(difference["difference"]), f"{_signed(low)} to {_signed(high)}"
-    about = found["domains"].get(source)
-    where = f"On {difference['n']:,} held-out documents of {source or difference['what']}" + (
-        f" ({about})" if about else ""
-    )
-    if low <= 0 <= high:
-        return (
-            f"{where}, no difference between {b} and {a} is shown: {value} nats, 95 % interval {ends}; one "
-            f"of {difference['detectable']:.4f} would have been seen four times in five."
-        )
-    verb = "better" if difference["difference"] < 0 else "worse"
-    return (
-        f"{where}, {b} predicts {verb} than {a}: log-loss differs by {value} nats, 95 % interval {ends}."
-        f"{_change(a, b, source, found)}"
-    )
+def _put(made: Page, table: tables.Table) -> None:
+    if table.rows:
+        made.table(table.headers, table.rows, table.caption)
 
 
-def _change(a: str, b: str, source: str | None, found: Mapping[str, Any]) -> str:
-    before, after = (found["perplexity"].get(model, {}).get(source) for model in (a, b))
-    if before is None or after is None:
-        return ""
-    values = _perplexity(before["perplexity"]), _perplexity(after["perplexity"])
-    return " Perplexity goes from {} to {}.".format(*values)
-
-
-def _perplexities(found: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
-    sources = dict.fromkeys(source for scores in found["perplexity"].values() for source in scores)
-    for source in sources:
-        for model, scores in found["perplexity"].items():
-            if source in scores:
-                score = scores[source]
-                yield (
-                    source,
-                    found["domains"].get(source, ""),
-                    model,
-                    f"{score['documents']:,}",
-                    f"{score['tokens']:,}",
-                    _perplexity(score["perplexity"]),
-                    " … ".join(map(_perplexity, score["interval"])),
-                )
-
-
-def _differences(made: Page, differences: Sequence[Mapping[str, Any]]) -> None:
-    made.table(
-        ("measure", "b − a", "n", "difference", "95 % interval", "p", "smallest detectable"),
-        [
+def _difference_charts(made: Page, differences: Sequence[Comparison]) -> None:
+    texts = [one for one in differences if one.task is None]
+    asked = [one for one in differences if one.task is not None]
+    for some, unit, side in (
+        (texts, "difference in log-loss (nats)", "left"),
+        (asked, "difference in accuracy (percentage points)", "right"),
+    ):
+        factor = 100 if some is asked else 1
+        rows = [
             (
-                one["what"],
-                f"{one['b']} − {one['a']}",
-                f"{one['n']:,}",
-                _signed(one["difference"]),
-                " … ".join(map(_signed, one["interval"])),
-                "< 0.001" if one["p"] < 0.001 else f"{one['p']:.3f}",
-                f"{one['detectable']:.4f}",
+                f"{one.source or one.task or one.what}: {one.b} − {one.a}",
+                *(factor * value for value in (one.difference, *one.interval)),
             )
-            for one in differences
-        ],
-        "Paired differences in log-loss (nats), documents as the unit",
-    )
+            for one in some
+        ]
+        if rows:
+            made.figure(
+                charts.intervals(rows, unit, reference=0.0),
+                f"Paired differences, 95 % intervals; {side} of zero the model named first is better.",
+            )
+
+
+def _files(made: Page, found: Mapping[str, Any], reports: Mapping[str, str | None]) -> None:
+    """The files to give away, and the way to the model card."""
     rows = [
-        (f"{one.get('source') or one['what']}: {one['b']} − {one['a']}", one["difference"], *one["interval"])
-        for one in differences
+        (
+            f"{name}:{file['type']}",
+            size(file["bytes"]),
+            figures.decimal(file["bpw"]),
+            ", ".join(f"{n} × {kind}" for kind, n in Counter(file["fallbacks"].values()).items()) or "none",
+        )
+        for name, stage in found["stages"].items()
+        if stage["kind"] == "quantize"
+        for file in stage.get("metrics", {}).get("files", ())
     ]
-    made.figure(
-        charts.intervals(rows, "difference in log-loss (nats)", reference=0.0),
-        "Paired differences with their 95 % intervals; left of zero the model named first is better.",
-    )
+    cards = [
+        (Link(name, str(reports[name])), Link("README.md", f"{name}/README.md"))
+        for name, stage in found["stages"].items()
+        if stage["kind"] == "card" and "digest" in stage and reports.get(name)
+    ]
+    if rows or cards:
+        made.section("Files and model card")
+    if rows:
+        headers = ("file", "size", "bits per weight", "matrices of another type")
+        made.table(headers, rows, "Quantized files")
+    if cards:
+        made.table(("model card", "as Markdown, for a model hub"), cards)
 
 
 def _training(made: Page, name: str, rows: Curves, metrics: Mapping[str, Any]) -> None:
@@ -189,9 +205,9 @@ def _is_stage(reference: str, found: Mapping[str, Any]) -> bool:
 
 
 def _source_table(made: Page, name: str, sources: Mapping[str, Mapping[str, Any]]) -> None:
-    counts = {source: _plain(figures) for source, figures in sources.items()}
-    columns = list(dict.fromkeys(key for figures in counts.values() for key in figures))
-    rows = [(source, *(figures.get(key, "") for key in columns)) for source, figures in counts.items()]
+    counts = {source: _plain(counted) for source, counted in sources.items()}
+    columns = list(dict.fromkeys(key for counted in counts.values() for key in counted))
+    rows = [(source, *(counted.get(key, "") for key in columns)) for source, counted in counts.items()]
     if columns:
         made.table(("source", *columns), rows, f"{name}, by source")
 
@@ -199,13 +215,13 @@ def _source_table(made: Page, name: str, sources: Mapping[str, Mapping[str, Any]
 def _reasons(made: Page, name: str, sources: Mapping[str, Mapping[str, Any]]) -> None:
     """Nested counts (documents dropped, by reason): a row each reason, a column each source."""
     kinds = dict.fromkeys(
-        k for figures in sources.values() for k, v in figures.items() if isinstance(v, dict)
+        k for counted in sources.values() for k, v in counted.items() if isinstance(v, dict)
     )
     for kind in kinds:
-        counts = {source: figures.get(kind, {}) for source, figures in sources.items()}
-        reasons = dict.fromkeys(reason for figures in counts.values() for reason in figures)
+        counts = {source: counted.get(kind, {}) for source, counted in sources.items()}
+        reasons = dict.fromkeys(reason for counted in counts.values() for reason in counted)
         rows = [
-            (reason, *(_written(figures.get(reason, 0)) for figures in counts.values())) for reason in reasons
+            (reason, *(_written(counted.get(reason, 0)) for counted in counts.values())) for reason in reasons
         ]
         if rows:
             made.table((_spoken(kind), *counts), rows, f"{name}: {_spoken(kind)}")
@@ -257,25 +273,17 @@ def _surroundings(made: Page, found: Mapping[str, Any]) -> None:
         made.facts(facts)
 
 
-def _plain(figures: Mapping[str, Any]) -> dict[str, str]:
+def _plain(counted: Mapping[str, Any]) -> dict[str, str]:
     """The numbers and texts among some figures, written for people."""
     return {
         _spoken(key): _written(value)
-        for key, value in figures.items()
+        for key, value in counted.items()
         if isinstance(value, int | float | str) and not isinstance(value, bool)
     }
 
 
 def _written(value: object) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
-    return str(value)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
+    return figures.decimal(value) if isinstance(value, int | float) else str(value)
 
 
 def _spoken(key: str) -> str:
@@ -298,7 +306,3 @@ def _source(text: str) -> str:
 def _short(digest: str) -> str:
     """The beginning of a digest; `report.json` has it whole."""
     return digest.removeprefix("sha256:")[:16]
-
-
-def _perplexity(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"

@@ -1,0 +1,55 @@
+"""Measured values as text, one form a kind of measure: reports, model card and terminal write alike."""
+
+from collections.abc import Callable, Sequence
+
+__all__ = ["FORMS", "count", "decimal", "interval", "nats", "percent", "perplexity", "points", "probability"]
+
+
+def count(value: float) -> str:
+    """A whole number: `20,788`."""
+    return f"{value:,.0f}"
+
+
+def decimal(value: float) -> str:
+    """Four significant figures; whole numbers, and those from ten thousand on, whole: `12.34`, `61,440`."""
+    whole = isinstance(value, int) or 1e4 <= abs(value) < 1e9
+    return _minus(f"{value:,.0f}" if whole else f"{value:.4g}")
+
+
+def perplexity(value: float) -> str:
+    """`15.85`, `49,152`."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+
+
+def percent(share: float) -> str:
+    """A share: `66.7 %`."""
+    return f"{_minus(f'{100 * share:.1f}')} %"
+
+
+def points(share: float) -> str:
+    """A difference of shares, in percentage points: `+39.4`."""
+    return _minus(f"{100 * share:+.1f}")
+
+
+def nats(value: float) -> str:
+    """A difference in log-loss: `−0.1900`."""
+    return _minus(f"{value:+.4f}")
+
+
+def probability(value: float) -> str:
+    """A p-value: `0.034`, `< 0.001`."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def interval(ends: Sequence[float], form: Callable[[float], str]) -> str:
+    """Both ends in one form: `[15.02, 16.71]`."""
+    low, high = (form(end).removesuffix(" %") for end in ends)
+    return f"[{low}, {high}]"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−") if "e" not in text else text
+
+
+FORMS: tuple[Callable[[float], str], ...] = (count, decimal, perplexity, percent, points, nats, probability)
+"""Every form that a measured value is written in."""

@@ -1,0 +1,301 @@
+"""What an evaluation found, as tables of text and as sentences: for the run's report, card and terminal."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from meditron.ground import figures
+from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationResult
+
+__all__ = [
+    "Table",
+    "differences",
+    "fidelity",
+    "measures",
+    "origins",
+    "overview",
+    "rules",
+    "sentence",
+    "steps",
+    "verdict",
+]
+
+_OF_TASK = ("is right more often than", "is right less often than")
+_OF_TEXT = ("predicts better than", "predicts worse than")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table before it is put on a page, into a card or on a terminal."""
+
+    caption: str
+    headers: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def overview(result: EvaluationResult, domains: Mapping[str, str]) -> Table:
+    """A row a model, then what needs none; a column a source and a task. `domains`: what sources are about."""
+    sources, tasks = _sources(result), _tasks(result)
+    headers = [f"{source}{_about(domains, source)}: perplexity" for source in sources]
+    headers += [f"{task}: accuracy, n = {figures.count(_questions(result, task))}" for task in tasks]
+    rows = []
+    for name in _rows(result):
+        texts = [result.perplexity.get(name, {}).get(source) for source in sources]
+        cells = [
+            f"{figures.perplexity(t.perplexity)} {figures.interval(t.interval, figures.perplexity)}"
+            if t
+            else ""
+            for t in texts
+        ]
+        rows.append((name, *cells, *(_share(_accuracy(result, name, task)) for task in tasks)))
+    return Table("Each figure with its 95 % interval", ("model", *headers), rows)
+
+
+def measures(result: EvaluationResult, domains: Mapping[str, str]) -> Table:
+    """Held-out text in full: a row a source and model."""
+    rows = [
+        (
+            source,
+            domains.get(source, ""),
+            model,
+            figures.count(found.documents),
+            figures.count(found.tokens),
+            figures.perplexity(found.perplexity),
+            figures.interval(found.interval, figures.perplexity),
+            figures.decimal(found.bits_per_byte),
+        )
+        for source in _sources(result)
+        for model, scores in result.perplexity.items()
+        for found in [scores.get(source)]
+        if found
+    ]
+    headers = ("source", "domain", "model", "documents", "tokens", "perplexity", "95 % interval")
+    return Table("Held-out text", (*headers, "bits per byte"), rows)
+
+
+def rules(result: EvaluationResult) -> Table:
+    """The tasks in full: a row a task, model and rule of choosing an option, then what needs no model."""
+    rows = [
+        (
+            task,
+            model,
+            f"{rule}{' (asked for)' if rule == score.rule else ''}",
+            figures.count(score.n),
+            figures.percent(found.accuracy),
+            figures.interval(found.interval, figures.percent),
+            figures.percent(found.macro_f1),
+            figures.percent(score.answer_mass),
+        )
+        for task in _tasks(result)
+        for model, scores in result.tasks.items()
+        for score in [scores.get(task)]
+        if score
+        for rule, found in score.rules.items()
+    ]
+    rows += [
+        (
+            task,
+            name,
+            "" if found.trained_on is None else f"trained on {figures.count(found.trained_on)}",
+            figures.count(found.n),
+            figures.percent(found.accuracy),
+            figures.interval(found.interval, figures.percent),
+            "",
+            "",
+        )
+        for task, baselines in result.baselines.items()
+        for name, found in baselines.items()
+    ]
+    headers = ("task", "model", "rule", "n", "accuracy", "95 % interval", "macro-F1", "answer mass")
+    return Table("Tasks, by every rule of choosing an option", headers, rows)
+
+
+def differences(result: EvaluationResult) -> Table:
+    """Every paired difference, with what it shows."""
+    rows = [
+        (
+            one.what,
+            f"{one.b} − {one.a}",
+            figures.count(one.n),
+            _value(one, one.difference),
+            _ends(one),
+            figures.probability(one.p),
+            _size(one, one.detectable),
+            verdict(one),
+        )
+        for one in result.differences
+    ]
+    headers = ("measure", "b − a", "n", "difference", "95 % interval", "p", "smallest detectable", "so b is")
+    caption = (
+        "Paired differences: log-loss in nats over documents, accuracy in percentage points over questions"
+    )
+    return Table(caption, headers, rows)
+
+
+def origins(result: EvaluationResult, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Evaluated model → the evaluated model that its stage began with; `inputs`: stage → input → reference."""
+    models = dict.fromkeys([*result.perplexity, *result.tasks])
+    found = {}
+    for model in models:
+        given = inputs.get(model.partition(":")[0], {})
+        references = [given[key] for key in ("model", "base") if key in given]
+        parent = next((text if text.partition(":")[0] in inputs else "base" for text in references), None)
+        if parent in models:
+            found[model] = str(parent)
+    return found
+
+
+def steps(result: EvaluationResult, parents: Mapping[str, str]) -> Table:
+    """What each step did to every measure, good or bad; `parents`: model → the model it was made from."""
+    compared = {(one.a, one.b, one.task or one.source): one for one in result.differences}
+    rows = []
+    for model, parent in parents.items():
+        for measure, name, before, after in _moves(result, parent, model):
+            one = compared.get((parent, model, name))
+            told = f"{_value(one, one.difference)} {_ends(one)}" if one else "not compared"
+            of = f"{name}: {measure.lower()}"
+            rows.append((model, parent, of, before, after, told, verdict(one) if one else ""))
+    headers = ("model", "made from", "measure", "before", "after", "paired difference", "so it became")
+    return Table("What each step did, good or bad", headers, rows)
+
+
+def fidelity(result: EvaluationResult) -> Table:
+    """How far models' predictions lie from those of the models they are held against."""
+    rows = [
+        (
+            one.model,
+            one.against,
+            one.source,
+            figures.count(one.documents),
+            figures.count(one.n_tokens),
+            f"{figures.decimal(one.perplexity_ratio)}{_within(one.intervals, 'perplexity_ratio')}",
+            f"{figures.decimal(one.kl_mean)}{_within(one.intervals, 'kl_mean')}",
+            figures.decimal(one.kl_99),
+            f"{figures.percent(one.top_agreement)}{_within(one.intervals, 'top_agreement')}",
+        )
+        for one in result.fidelity
+    ]
+    headers = ("model", "against", "source", "documents", "tokens", "perplexity ratio", "mean KL, nats")
+    caption = "Fidelity on held-out text, with 95 % intervals where the records have them"
+    return Table(caption, (*headers, "99th percentile of KL", "same top token"), rows)
+
+
+def verdict(one: Comparison) -> str:
+    """What a difference shows of its second model: `better`, `worse` or `not shown to differ`."""
+    low, high = one.interval
+    if low <= 0 <= high:
+        return "not shown to differ"
+    return "better" if (low > 0) == (one.task is not None) else "worse"
+
+
+def sentence(one: Comparison, result: EvaluationResult, domains: Mapping[str, str]) -> str:
+    """One difference in words that claim no more than it shows."""
+    low, high = (_value(one, end) for end in one.interval)
+    if one.task:
+        where, unit, verbs = (
+            f"On {figures.count(one.n)} questions of {one.task}",
+            "percentage points",
+            _OF_TASK,
+        )
+    else:
+        text = f"{one.source or one.what}{_about(domains, one.source or '')}"
+        where = f"On {figures.count(one.n)} held-out documents of {text}"
+        unit, verbs = "nats", _OF_TEXT
+    value = f"{_value(one, one.difference)} {unit}, 95 % interval {low} to {high}"
+    found = verdict(one)
+    if found == "not shown to differ":
+        return (
+            f"{where}, no difference between {one.b} and {one.a} is shown: {value}; one of "
+            f"{_size(one, one.detectable)} would have been seen four times in five."
+        )
+    measure = "accuracy" if one.task else "log-loss"
+    verb = verbs[found == "worse"]
+    return f"{where}, {one.b} {verb} {one.a}: {measure} differs by {value}.{_change(one, result)}"
+
+
+def _change(one: Comparison, result: EvaluationResult) -> str:
+    of = ("Accuracy", one.task) if one.task else ("Perplexity", one.source)
+    return next(
+        (
+            f" {measure} goes from {before} to {after}."
+            for measure, name, before, after in _moves(result, one.a, one.b)
+            if (measure, name) == of
+        ),
+        "",
+    )
+
+
+def _moves(result: EvaluationResult, old: str, new: str) -> Iterator[tuple[str, str, str, str]]:
+    """(measure, source or task, the figure of `old`, that of `new`), of all that both have a figure of."""
+    for source in _sources(result):
+        texts = [result.perplexity.get(model, {}).get(source) for model in (old, new)]
+        before, after = (figures.perplexity(text.perplexity) if text else "" for text in texts)
+        if before and after:
+            yield "Perplexity", source, before, after
+    for task in _tasks(result):
+        scores = [_accuracy(result, model, task) for model in (old, new)]
+        before, after = (figures.percent(score.accuracy) if score else "" for score in scores)
+        if before and after:
+            yield "Accuracy", task, before, after
+
+
+def _rows(result: EvaluationResult) -> list[str]:
+    """The models, each with those of its rules that were compared by name, then the baselines."""
+    compared = {name for one in result.differences for name in (one.a, one.b)}
+    models = dict.fromkeys([*result.perplexity, *result.tasks])
+    names = []
+    for model in models:
+        found = {rule for score in result.tasks.get(model, {}).values() for rule in score.rules}
+        names += [model, *(n for rule in sorted(found) if (n := f"{model} ({rule})") in compared)]
+    return [*names, *dict.fromkeys(name for found in result.baselines.values() for name in found)]
+
+
+def _accuracy(result: EvaluationResult, name: str, task: str) -> Accuracy | Baseline | None:
+    """The score of a model, of a model by a rule (`base (calibrated)`), or of a baseline."""
+    if name in result.baselines.get(task, {}):
+        return result.baselines[task][name]
+    model, _, rule = name.removesuffix(")").partition(" (")
+    score = result.tasks.get(name, result.tasks.get(model, {})).get(task)
+    if score is None or not rule:
+        return score
+    return next((found for known, found in score.rules.items() if known == rule), None)
+
+
+def _share(score: Accuracy | Baseline | None) -> str:
+    if score is None:
+        return ""
+    return f"{figures.percent(score.accuracy)} {figures.interval(score.interval, figures.percent)}"
+
+
+def _sources(result: EvaluationResult) -> list[str]:
+    return list(dict.fromkeys(source for scores in result.perplexity.values() for source in scores))
+
+
+def _tasks(result: EvaluationResult) -> list[str]:
+    asked = (task for scores in result.tasks.values() for task in scores)
+    return list(dict.fromkeys([*asked, *result.baselines]))
+
+
+def _questions(result: EvaluationResult, task: str) -> int:
+    scores = [scores[task].n for scores in result.tasks.values() if task in scores]
+    return max([*scores, *(found.n for found in result.baselines.get(task, {}).values())])
+
+
+def _about(domains: Mapping[str, str], source: str) -> str:
+    return f" ({domains[source]})" if domains.get(source) else ""
+
+
+def _value(one: Comparison, value: float) -> str:
+    return figures.points(value) if one.task else figures.nats(value)
+
+
+def _size(one: Comparison, value: float) -> str:
+    return _value(one, value).removeprefix("+")
+
+
+def _ends(one: Comparison) -> str:
+    return figures.interval(one.interval, figures.points if one.task else figures.nats)
+
+
+def _within(intervals: Mapping[str, tuple[float, float]], name: str) -> str:
+    form = figures.percent if name == "top_agreement" else figures.decimal
+    return f" {figures.interval(intervals[name], form)}" if name in intervals else ""
