@@ -118,12 +118,27 @@ def test_deferred_tensors_are_made_one_at_a_time(tmp_path: Path):
         return array
 
     def deferred(number: int) -> Deferred:
-        return Deferred((100, 10), np.float16, lambda: load(number))
+        return Deferred((100, 10), "F16", lambda: load(number))
 
     write_gguf(tmp_path / "x.gguf", {}, [(f"t{number}", deferred(number)) for number in range(4)])
     assert len(alive) == 4
     with GGUF(tmp_path / "x.gguf") as file:
         assert [file.dequantize(name)[0, 0] for name in file.tensors] == [0, 1, 2, 3]
+
+
+def test_blocks_are_written_as_they_are(tmp_path: Path):
+    import gguf
+
+    values = RNG.standard_normal((4, 512), dtype=np.float32)
+    blocks = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q5_1)
+    tensors = [("first", values[0, :3].copy()), ("q", Deferred(values.shape, "Q5_1", lambda: blocks))]
+    write_gguf(tmp_path / "x.gguf", {}, [*tensors, ("last", values[0, :3].copy())])
+    with GGUF(tmp_path / "x.gguf") as file:
+        assert file.tensors["q"].type == "Q5_1"
+        np.testing.assert_array_equal(file.raw("q"), blocks)
+        np.testing.assert_array_equal(file.dequantize("last"), values[0, :3])
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
+    np.testing.assert_array_equal(theirs["q"].data, blocks)
 
 
 def test_views_of_any_stride_are_written_in_order(tmp_path: Path):
@@ -140,11 +155,12 @@ def test_views_of_any_stride_are_written_in_order(tmp_path: Path):
         ([("a", TENSORS[0][1]), ("a", TENSORS[1][1])], ValueError, "comes twice"),
         ([("a", np.zeros(3, dtype=np.float64))], TypeError, "neither float32 nor float16"),
         (
-            [("a", Deferred((3,), "float32", lambda: np.zeros(4, "f4")))],
+            [("a", Deferred((3,), "F32", lambda: np.zeros(4, "f4")))],
             ValueError,
-            r"promised was float32 \(3,\)",
+            r"promised was F32 \(3,\)",
         ),
-        ([("a", Deferred((3,), "float16", lambda: np.zeros(3, "f4")))], ValueError, "promised was float16"),
+        ([("a", Deferred((3,), "F16", lambda: np.zeros(3, "f4")))], ValueError, "promised was F16"),
+        ([("a", Deferred((2, 32), "Q8_0", lambda: np.zeros(67, "u1")))], ValueError, "promised .* 68 bytes"),
     ],
 )
 def test_tensors_that_cannot_be_leave_nothing(

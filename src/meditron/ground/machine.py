@@ -10,7 +10,7 @@ from typing import Any
 
 from meditron.version import __version__
 
-__all__ = ["cpu_class", "describe"]
+__all__ = ["cores", "cpu_class", "describe"]
 
 # Those that can change a result or a speed; looked up, never imported.
 _LIBRARIES = (
@@ -49,7 +49,7 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": model,
         "cpu_class": cpu_class(flags),
-        "cores": _cores(),
+        "cores": cores(),
         "memory_bytes": _memory(),
         "gpus": _gpus(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -77,7 +77,7 @@ def _cpu() -> tuple[str, frozenset[str]]:
     return model, frozenset(fields.get("flags", fields.get("Features", "")).split())
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that may be used: affinity, then the container's quota (cgroup v2 `cpu.max`, v1 `cfs_quota`)."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [line.split() for line in _cgroup("", "cpu.max")]

@@ -1,6 +1,6 @@
 """A Llama in GGUF, as llama.cpp lays it out: other names, other rows, another place for Llama 3's scaling."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +13,21 @@ from meditron.ground.errors import UsageError
 from meditron.model.config import LlamaConfig, RopeScaling, llama3_factors
 from meditron.model.llama import Llama
 from meditron.model.tensors import DTYPES, check_tensors, parameter_shapes, state_of
-from meditron.store.gguf import GGUF, Deferred, write_gguf
+from meditron.store.gguf import GGUF, Array, Deferred, write_gguf
 from meditron.text.gguf_vocab import gguf_metadata
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["gguf_config", "gguf_name", "gguf_tensors", "save_gguf"]
+__all__ = [
+    "Encode",
+    "GGUFWeights",
+    "as_floats",
+    "cannot_hold",
+    "gguf_config",
+    "gguf_header",
+    "gguf_name",
+    "model_tensors",
+    "save_gguf",
+]
 
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _BLOCK = {
@@ -32,6 +42,10 @@ _BLOCK = {
     "mlp.down_proj": "ffn_down",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+_QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION: the blocks' layouts as they are since May 2023
+
+Encode = Callable[[str, Tensor, str], Array]
+"""HF's name, a matrix in llama.cpp's order of rows, ggml's type → what is written."""
 
 
 def gguf_name(name: str) -> str:
@@ -74,17 +88,32 @@ def gguf_config(gguf: GGUF) -> LlamaConfig:
     return LlamaConfig.from_gguf(gguf.metadata, gguf.path, tied=tied, rope_factors=factors)
 
 
-def gguf_tensors(gguf: GGUF, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter under HF's name, dequantized to fp32, rows in HF's order, one at a time.
+class GGUFWeights(Mapping[str, Tensor]):
+    """Every parameter under HF's name, dequantized to fp32, rows in HF's order, when it is asked for.
 
     Raises InputError, before anything is read, for missing, unexpected or misshapen tensors.
     """
-    wanted = parameter_shapes(config)
-    found = {name: info.shape for name, info in gguf.tensors.items() if name != _ROPE_FACTORS}
-    check_tensors(gguf.path, {gguf_name(name): shape for name, shape in wanted.items()}, found)
-    for name in wanted:
-        weight = torch.from_numpy(gguf.dequantize(gguf_name(name)))
-        yield name, _from_gguf_rows(weight, _rotating_heads(name, config))
+
+    def __init__(self, gguf: GGUF, config: LlamaConfig) -> None:
+        self._gguf, self._config = gguf, config
+        self._shapes = parameter_shapes(config)
+        found = {name: info.shape for name, info in gguf.tensors.items() if name != _ROPE_FACTORS}
+        check_tensors(gguf.path, {gguf_name(name): shape for name, shape in self._shapes.items()}, found)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The parameter, which outlives the file."""
+        if name not in self._shapes:
+            raise KeyError(name)
+        weight = torch.from_numpy(self._gguf.dequantize(gguf_name(name)))
+        return _from_gguf_rows(weight, _rotating_heads(name, self._config))
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, in the model's order."""
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        """Parameters."""
+        return len(self._shapes)
 
 
 def save_gguf(
@@ -93,42 +122,72 @@ def save_gguf(
     tokenizer: Tokenizer,
     path: Path,
     type: Literal["F16", "F32"] = "F16",
+    *,
+    name: str | None = None,
 ) -> None:
     """Write one GGUF file that llama.cpp runs: matrices in `type`, norms in fp32, vocabulary and template.
 
-    Streams: one tensor is in memory at a time. Raises UsageError for weights that `type` cannot hold and
-    for rotary scalings that GGUF cannot say.
+    Streams: one tensor is in memory at a time, as far as the weights do. `name` is what the model is called
+    (the file's stem when absent). Raises UsageError for weights that `type` cannot hold and for rotary
+    scalings that GGUF cannot say.
     """
-    state = state_of(model)
-    metadata = {
+    metadata = gguf_header(config, tokenizer, name or path.stem, {"F32": 0, "F16": 1}[type])
+    write_gguf(path, metadata, model_tensors(state_of(model), config, lambda _: type, as_floats))
+
+
+def gguf_header(config: LlamaConfig, tokenizer: Tokenizer, name: str, file_type: int) -> dict[str, Any]:
+    """The metadata of a model's file: what it is, its shape, its vocabulary and chat template.
+
+    `file_type` is llama.cpp's number for the mix of types. UsageError for rotary scalings GGUF cannot say.
+    """
+    return {
         "general.architecture": "llama",
-        "general.name": path.stem,
-        "general.file_type": {"F32": 0, "F16": 1}[type],
+        "general.name": name,
+        "general.file_type": file_type,
+        "general.quantization_version": _QUANTIZATION_VERSION,
         **config.to_gguf(),
         **_scaling_metadata(config.rope_scaling),
         **gguf_metadata(tokenizer, config.vocab_size),
     }
-    tensors = [
-        (gguf_name(name), _deferred(name, state[name], config, type)) for name in parameter_shapes(config)
-    ]
-    write_gguf(path, metadata, [*_rope_factors(config), *tensors])
 
 
-def _deferred(name: str, weight: Tensor, config: LlamaConfig, kind: str) -> Deferred:
-    # llama.cpp wants what it does not multiply with, the norms, in fp32.
-    dtype = torch.float32 if weight.dim() == 1 else DTYPES[kind]
-    numpy_type = np.float32 if dtype == torch.float32 else np.float16
-    return Deferred(tuple(weight.shape), numpy_type, partial(_array, name, weight, config, dtype))
+def model_tensors(
+    weights: Mapping[str, Tensor], config: LlamaConfig, type_of: Callable[[str], str], encode: Encode
+) -> list[tuple[str, Array | Deferred]]:
+    """The tensors of a model's file, each read and encoded when it is written.
+
+    `type_of` gives ggml's type of a matrix by its name in GGUF; norms are F32, as llama.cpp reads them.
+    """
+    tensors: list[tuple[str, Array | Deferred]] = [*_rope_factors(config)]
+    for hf_name, shape in parameter_shapes(config).items():
+        name = gguf_name(hf_name)
+        kind = "F32" if len(shape) == 1 else type_of(name)
+        load = partial(_encoded, hf_name, weights, _rotating_heads(hf_name, config), kind, encode)
+        tensors.append((name, Deferred(shape, kind, load)))
+    return tensors
 
 
-def _array(name: str, weight: Tensor, config: LlamaConfig, dtype: torch.dtype) -> np.ndarray:
-    rows = _to_gguf_rows(weight.detach().cpu(), _rotating_heads(name, config)).to(dtype)
-    if not bool(rows.isfinite().all()):
-        raise UsageError(f"{name} has values that {dtype} cannot hold", hint="write F32 instead")
-    return rows.contiguous().numpy()
+def _encoded(name: str, weights: Mapping[str, Tensor], heads: int | None, kind: str, encode: Encode) -> Array:
+    return encode(name, _to_gguf_rows(weights[name].detach().cpu(), heads).contiguous(), kind)
 
 
-def _rope_factors(config: LlamaConfig) -> list[tuple[str, np.ndarray]]:
+def as_floats(name: str, weight: Tensor, kind: str) -> Array:
+    """A weight as F32, F16 or BF16, each value rounded once; UsageError where the type cannot hold one."""
+    values = weight.to(DTYPES[kind])
+    if not bool(values.isfinite().all()):
+        raise cannot_hold(name, kind, finite=bool(weight.isfinite().all()))
+    # numpy has no bfloat16.
+    return values.view(torch.uint8).numpy() if kind == "BF16" else values.numpy()
+
+
+def cannot_hold(name: str, kind: str, *, finite: bool) -> UsageError:
+    """The error for a weight with values that the type has no numbers for."""
+    if not finite:
+        return UsageError(f"{name} has values that are no finite numbers: the model is broken")
+    return UsageError(f"{name} has values that {kind} cannot hold", hint="write F32 instead")
+
+
+def _rope_factors(config: LlamaConfig) -> list[tuple[str, Array]]:
     scaling = config.rope_scaling
     if scaling is None or scaling.rope_type != "llama3":
         return []

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from meditron.model.tensors import DTYPES, check_tensors, parameter_shapes, stat
 from meditron.store.files import atomic, read_json, write_json
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["hf_config", "hf_tensors", "save_hf"]
+__all__ = ["HFWeights", "hf_config", "save_hf"]
 
 # What older checkpoints and tied ones carry along and no Llama needs.
 _SPARE = ("rotary_emb.inv_freq", "lm_head.weight")
@@ -32,24 +33,38 @@ def hf_config(folder: Path) -> LlamaConfig:
     return LlamaConfig.from_hf(found, path)
 
 
-def hf_tensors(folder: Path, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter as it is stored, one at a time.
+class HFWeights(Mapping[str, Tensor]):
+    """Every parameter of a folder as it is stored, by name, each read when it is asked for.
 
+    A file is mapped only as long as a tensor of it lives, so that memory holds no more than is in use.
     Raises InputError, before anything is read, for missing, unexpected or misshapen tensors, and for
     files that are no safetensors or lie outside the folder.
     """
-    wanted = parameter_shapes(config)
-    files = _files(folder)
-    found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with _opened(file) as tensors:
-            found |= _shapes_in(file, tensors, wanted)
-    check_tensors(folder, wanted, found)
-    for file in files:
-        with _opened(file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118  # no mapping
-                if name in wanted:
-                    yield name, tensors.get_tensor(name)
+
+    def __init__(self, folder: Path, config: LlamaConfig) -> None:
+        wanted = parameter_shapes(config)
+        found: dict[str, tuple[int, ...]] = {}
+        self._file: dict[str, Path] = {}
+        for file in _files(folder):
+            with _opened(file) as tensors:
+                shapes = _shapes_in(file, tensors, wanted)
+            found |= shapes
+            self._file |= dict.fromkeys(shapes, file)
+        check_tensors(folder, wanted, found)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The parameter, a view of its file."""
+        with _opened(self._file[name]) as tensors:
+            weight: Tensor = tensors.get_tensor(name)
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, in the order of the files."""
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        """Parameters."""
+        return len(self._file)
 
 
 def _shapes_in(file: Path, tensors: Any, wanted: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:  # noqa: ANN401
@@ -101,8 +116,8 @@ def save_hf(
 ) -> None:
     """Write a folder that transformers, vLLM and llama.cpp's converter open: tokenizer, config, weights.
 
-    The same weights give the same bytes. Each file is whole or absent; the weights come last. Raises
-    UsageError for weights that `dtype` cannot hold.
+    Streams, as far as the weights do. The same weights give the same bytes. Each file is whole or absent;
+    the weights come last. Raises UsageError for weights that `dtype` cannot hold.
     """
     name = str(dtype).removeprefix("torch.")
     tokenizer.save(folder)
@@ -123,7 +138,7 @@ def _write_safetensors(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in sorted(parameter_shapes(config).items()):
-        start, end = end, end + state[name].numel() * dtype.itemsize
+        start, end = end, end + prod(shape) * dtype.itemsize
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

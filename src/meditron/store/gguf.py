@@ -13,9 +13,7 @@ import mmap
 import os
 import struct
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
-from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -25,6 +23,7 @@ import numpy.typing as npt
 
 from meditron.ground.errors import InputError
 from meditron.store.files import reading
+from meditron.store.gguf_types import tensor_type_of_code
 from meditron.store.gguf_writer import (
     ARRAY,
     BOOL,
@@ -32,11 +31,12 @@ from meditron.store.gguf_writer import (
     MAGIC,
     SCALARS,
     STRING,
+    Array,
     Deferred,
     write_gguf,
 )
 
-__all__ = ["GGUF", "Deferred", "TensorInfo", "Value", "write_gguf"]
+__all__ = ["GGUF", "Array", "Deferred", "TensorInfo", "Value", "write_gguf"]
 
 Value = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
 """A metadata value as the reader gives it."""
@@ -62,14 +62,6 @@ class TensorInfo:
     offset: int
     """Of the first byte, from the start of the file."""
     nbytes: int
-
-
-@cache
-def _types() -> dict[int, tuple[str, int, int]]:
-    """Type code → name, elements a block, bytes a block."""
-    from gguf.constants import GGML_QUANT_SIZES
-
-    return {int(kind): (str(kind.name), *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
 
 
 class _Cursor:
@@ -160,7 +152,15 @@ class GGUF:
         except NotImplementedError as error:
             raise InputError(self.path, f"cannot read tensors of type {info.type}", place=name) from error
         owned = values.flags.owndata and values.flags.writeable
-        return cast("npt.NDArray[np.float32]", values if owned else values.copy()).reshape(info.shape)
+        values = values if owned else values.copy()
+        self._forget(info)
+        return cast("npt.NDArray[np.float32]", values).reshape(info.shape)
+
+    def _forget(self, info: TensorInfo) -> None:
+        """Let the kernel take back the pages of a tensor that was read: the file has them still."""
+        if self._map is not None and hasattr(self._map, "madvise"):
+            start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
@@ -248,14 +248,13 @@ def _read_tensor_info(cursor: _Cursor) -> tuple[int, TensorInfo]:
     code, offset = cursor.u32(f"the type of {name}"), cursor.u64(f"the offset of {name}")
     if not name or 0 in shape:
         raise cursor.fail(f"tensor {name!r} of shape {shape} is no tensor", start)
-    if code not in _types():
+    if (kind := tensor_type_of_code(code)) is None:
         raise cursor.fail(f"tensor {name!r} has the unknown type {code}", start)
-    kind, block, block_bytes = _types()[code]
-    if (shape[-1] if shape else 1) % block:
+    if (shape[-1] if shape else 1) % kind.block:
         raise cursor.fail(
-            f"tensor {name!r} has rows of {shape[-1:]}, {kind} needs multiples of {block}", start
+            f"tensor {name!r} has rows of {shape[-1:]}, {kind.name} needs multiples of {kind.block}", start
         )
-    return start, TensorInfo(name, shape, kind, offset, prod(shape) // block * block_bytes)
+    return start, TensorInfo(name, shape, kind.name, offset, kind.nbytes(shape))
 
 
 def _alignment(path: Path, metadata: dict[str, Value]) -> int:

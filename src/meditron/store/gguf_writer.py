@@ -1,4 +1,4 @@
-"""The GGUF writer: float32 and float16 tensors, one in memory at a time, atomic.
+"""The GGUF writer: one tensor in memory at a time, atomic.
 
 Byte for byte what gguf-py's GGUFWriter makes of the same content. That one opens its own path and writes
 through numpy's `tofile`, which loses the reason when a disk is full; hence this one.
@@ -14,8 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from meditron.store.files import atomic
+from meditron.store.gguf_types import tensor_type
 
-__all__ = ["ARRAY", "BOOL", "DEFAULT_ALIGNMENT", "MAGIC", "SCALARS", "STRING", "Deferred", "write_gguf"]
+__all__ = [
+    "ARRAY",
+    "BOOL",
+    "DEFAULT_ALIGNMENT",
+    "MAGIC",
+    "SCALARS",
+    "STRING",
+    "Array",
+    "Deferred",
+    "write_gguf",
+]
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -29,9 +40,9 @@ SCALARS: dict[int, np.dtype[Any]] = {
 }  # fmt: skip
 """Value type → how numpy reads it; a BOOL is a byte that is 0 or 1."""
 _VERSION = 3
-_TENSOR_TYPES = {np.dtype("<f4"): 0, np.dtype("<f2"): 1}
+_FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
-Array = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+Array = npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +51,15 @@ class Deferred:
 
     shape: tuple[int, ...]
     """numpy's order: slowest dimension first."""
-    dtype: npt.DTypeLike
-    """float32 or float16."""
+    type: str
+    """ggml's name: `F16`, `Q4_K`."""
     load: Callable[[], Array]
+    """Gives float32 for F32, float16 for F16, and the blocks' bytes, uint8, for every other type."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor in the file."""
+        return tensor_type(self.type).nbytes(self.shape)
 
 
 def write_gguf(
@@ -55,7 +72,7 @@ def write_gguf(
     lists have none and are left out. TypeError for another dtype or value; ValueError for a name that comes
     twice or a deferred tensor that is not what it promised.
     """
-    listed = list(tensors)
+    listed = [(name, _deferred(name, tensor)) for name, tensor in tensors]
     if len({name for name, _ in listed}) != len(listed):
         raise ValueError(f"{path}: a tensor's name comes twice")
     pairs = {key: value for key, value in metadata.items() if not (isinstance(value, list) and not value)}
@@ -71,26 +88,35 @@ def write_gguf(
             _pad(file, alignment)
 
 
-def _infos(tensors: list[tuple[str, Array | Deferred]], alignment: int) -> bytes:
+def _deferred(name: str, tensor: Array | Deferred) -> Deferred:
+    """A tensor as it is written; an array has the type of its dtype."""
+    if isinstance(tensor, Deferred):
+        return tensor
+    dtype = tensor.dtype.newbyteorder("<")
+    for kind, known in _FLOATS.items():
+        if known == dtype:
+            return Deferred(tensor.shape, kind, lambda: tensor)
+    raise TypeError(f"tensor {name} is {dtype}, neither float32 nor float16")
+
+
+def _infos(tensors: list[tuple[str, Deferred]], alignment: int) -> bytes:
     infos, offset = bytearray(), 0
     for name, tensor in tensors:
-        dtype = np.dtype(tensor.dtype).newbyteorder("<")
-        if dtype not in _TENSOR_TYPES:
-            raise TypeError(f"tensor {name} is {dtype}, neither float32 nor float16")
         shape = tensor.shape[::-1]
         infos += _string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-        infos += struct.pack("<IQ", _TENSOR_TYPES[dtype], offset)
-        offset += -(-int(np.prod(shape, dtype=object)) * dtype.itemsize // alignment) * alignment
+        infos += struct.pack("<IQ", tensor_type(tensor.type).code, offset)
+        offset += -(-tensor.nbytes // alignment) * alignment
     return bytes(infos)
 
 
-def _bytes(name: str, tensor: Array | Deferred) -> memoryview:
-    values = tensor.load() if isinstance(tensor, Deferred) else tensor
-    if values.shape != tuple(tensor.shape) or values.dtype != np.dtype(tensor.dtype):
-        promised = f"{np.dtype(tensor.dtype)} {tuple(tensor.shape)}"
+def _bytes(name: str, tensor: Deferred) -> memoryview:
+    values = tensor.load()
+    dtype: np.dtype[Any] = _FLOATS.get(tensor.type, np.dtype(np.uint8))
+    whole = values.nbytes == tensor.nbytes if tensor.type not in _FLOATS else values.shape == tensor.shape
+    if values.dtype.newbyteorder("<") != dtype or not whole:
+        promised = f"{tensor.type} {tensor.shape}, {tensor.nbytes:,} bytes"
         raise ValueError(f"tensor {name} is {values.dtype} {values.shape}, promised was {promised}")
-    little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-    return little.reshape(-1).view(np.uint8).data
+    return np.ascontiguousarray(values, dtype=dtype).reshape(-1).view(np.uint8).data
 
 
 def _pad(file: BinaryIO, alignment: int) -> None:
