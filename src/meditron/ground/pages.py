@@ -69,6 +69,10 @@ class Page:
         """A chart of `charts`, with what it shows."""
         self._blocks.append({"kind": "figure", "svg": svg, "caption": caption})
 
+    def code(self, text: str, language: str = "") -> None:
+        """Something to type or to copy, in the language named: its lines and spaces are kept."""
+        self._blocks.append({"kind": "code", "text": text, "language": language})
+
     def details(self, summary: str, text: str) -> None:
         """A text that is folded away until asked for; its lines and spaces are kept."""
         self._blocks.append({"kind": "details", "summary": summary, "text": text})

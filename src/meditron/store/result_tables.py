@@ -33,7 +33,7 @@ class Table:
 
 
 def overview(result: EvaluationResult, domains: Mapping[str, str]) -> Table:
-    """A row a model, then what needs none; a column a source and a task. `domains`: what sources are about."""
+    """A row a model, then what needs none; a column a source and a task. `domains`: sources' subjects."""
     sources, tasks = _sources(result), _tasks(result)
     headers = [f"{source}{_about(domains, source)}: perplexity" for source in sources]
     headers += [f"{task}: accuracy, n = {figures.count(_questions(result, task))}" for task in tasks]
@@ -132,7 +132,7 @@ def differences(result: EvaluationResult) -> Table:
 
 
 def origins(result: EvaluationResult, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Evaluated model → the evaluated model that its stage began with; `inputs`: stage → input → reference."""
+    """Model → the evaluated model that its stage began with; `inputs`: stage → input → reference."""
     models = dict.fromkeys([*result.perplexity, *result.tasks])
     found = {}
     for model in models:
