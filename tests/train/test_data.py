@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.ground.errors import RecipeError
-from meditron.train.data import IGNORE, Mixture, Stream, schedule
+from meditron.train.data import Mixture, Stream, schedule
+from meditron.train.samples import IGNORE
 from train.world import Lists
 
 

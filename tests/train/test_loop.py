@@ -9,9 +9,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from meditron.ground.errors import TrainingError
 from meditron.model.nll import nll_sum
-from meditron.train.data import IGNORE, Mixture
+from meditron.train.data import Mixture
 from meditron.train.loop import Layout, learning_rate, steps
 from meditron.train.optimizer import MasterAdamW
+from meditron.train.samples import IGNORE
 from train.world import documents, make_config
 from twins import make_hf, twin
 
@@ -88,8 +89,8 @@ def test_the_course_is_that_of_transformers_and_torch():
 
 def test_without_warm_up_the_rate_begins_at_its_peak():
     config = make_config(warmup=0.0)
-    assert learning_rate(0, config) == config.learning_rate
-    rates = [learning_rate(step, config) for step in range(config.steps)]
+    assert learning_rate(0, config.steps, config) == config.learning_rate
+    rates = [learning_rate(step, config.steps, config) for step in range(config.steps)]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] > config.learning_rate * config.min_learning_rate_ratio
 
@@ -163,8 +164,13 @@ def test_bfloat16_follows_float32_and_keeps_small_steps():
 class Poisoned:
     """Data whose row k makes the model's embedding meet a weight that is no number."""
 
+    document_mask = True
+
     def __init__(self, data, k):
         self.data, self.k = data, k
+
+    def __len__(self):
+        return len(self.data)
 
     def __getitem__(self, k):
         row = self.data[k]

@@ -207,4 +207,4 @@ def test_without_a_compiler_it_says_how_to_go_without(world, tmp_path):
         pytest.raises(MeditronError, match=r"^torch\.compile failed: .*No working C\+\+ compiler") as error,
     ):
         run(make_config(compile=True), world, tmp_path)
-    assert "--set pretrain.compile=false" in error.value.hint
+    assert "compile = false" in error.value.hint

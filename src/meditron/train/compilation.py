@@ -31,5 +31,5 @@ def compiled(model: Llama) -> Iterator[None]:
         reason = next((line for line in str(cause).splitlines() if line.strip()), "")
         raise MeditronError(
             f"torch.compile failed: {type(cause).__name__}: {reason}",
-            hint="install a C++ compiler (g++), or go without: --set pretrain.compile=false",
+            hint="install a C++ compiler (g++), or go without: compile = false in the stage's table",
         ) from error

@@ -1,4 +1,4 @@
-"""The configuration of continued pretraining: the recipe's `[pretrain]` table. No torch here."""
+"""The configurations of the stages that train: the recipe's `[pretrain]` and `[[finetune]]`. No torch here."""
 
 from typing import Annotated, Literal, Self
 
@@ -7,25 +7,16 @@ from pydantic import Field, model_validator
 from meditron.ground.config import Beside
 from meditron.ground.stage import StageConfig
 
-__all__ = ["PretrainConfig"]
+__all__ = ["FinetuneConfig", "PretrainConfig", "TrainingConfig"]
 
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
-_Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-_Betas = tuple[_Decay, _Decay]
+_Part = Annotated[float, Field(ge=0.0, lt=1.0)]
+_Betas = tuple[_Part, _Part]
 _Positive = Annotated[int, Field(ge=1)]
 
 
-class PretrainConfig(StageConfig):
-    """Next-token training of a whole model on tokenized text."""
-
-    on: str = "base"
-    """The model to go on from: `base`, or a stage that leaves one."""
-
-    tokens: _Positive
-    """Tokens to train on, rounded up to whole optimizer steps."""
-
-    mixture: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | None = None
-    """Source → its share of the rows, together one. Absent: as the sources' tokens stand to each other."""
+class TrainingConfig(StageConfig):
+    """What every stage that trains a whole model is told: its rows, its optimizer, its checkpoints."""
 
     sequence_length: _Positive
     """Tokens in a row."""
@@ -43,7 +34,7 @@ class PretrainConfig(StageConfig):
     min_learning_rate_ratio: _Share = 0.1
     """Where the cosine ends, as a share of `learning_rate`."""
 
-    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    warmup: _Part = 0.1
     """Share of the steps over which the learning rate rises linearly."""
 
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
@@ -61,18 +52,12 @@ class PretrainConfig(StageConfig):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of weights and activations. With bfloat16 the optimizer keeps float32 master weights."""
 
-    document_mask: bool = True
-    """A token sees its own document only, and positions start again with each document."""
-
     compile: bool = False
     """Run torch.compile on each block: faster steps after some minutes of compilation; needs a C++ compiler.
     It rounds differently, so this is part of what the model is."""
 
     heldout_every: _Positive | None = None
     """Steps between two evaluations of the held-out loss; absent: only at the start and at the end."""
-
-    heldout_documents: Annotated[int, Field(ge=0)] = 16
-    """Held-out documents of each source that are evaluated; 0 for none."""
 
     checkpoint_every: Annotated[_Positive, Beside] = 10
     """Optimizer steps between two checkpoints: what a killed run repeats at most."""
@@ -84,12 +69,36 @@ class PretrainConfig(StageConfig):
     """CPU threads; absent: as many as there are cores. Recorded, as another number may round differently."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        """Refuse shares that are no whole, and micro-batches that do not make up a batch."""
-        if self.mixture is not None and abs(sum(self.mixture.values()) - 1.0) > 1e-6:
-            raise ValueError(f"the shares of mixture sum to {sum(self.mixture.values()):g}, not to 1")
+    def _batches_come_out_even(self) -> Self:
+        """Refuse micro-batches that do not make up a batch."""
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size does not divide batch_size ({self.batch_size})")
+        return self
+
+
+class PretrainConfig(TrainingConfig):
+    """Next-token training of a whole model on tokenized text."""
+
+    on: str = "base"
+    """The model to go on from: `base`, or a stage that leaves one."""
+
+    tokens: _Positive
+    """Tokens to train on, rounded up to whole optimizer steps."""
+
+    mixture: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | None = None
+    """Source → its share of the rows, together one. Absent: as the sources' tokens stand to each other."""
+
+    document_mask: bool = True
+    """A token sees its own document only, and positions start again with each document."""
+
+    heldout_documents: Annotated[int, Field(ge=0)] = 16
+    """Held-out documents of each source that are evaluated; 0 for none."""
+
+    @model_validator(mode="after")
+    def _shares_are_a_whole(self) -> Self:
+        """Refuse shares that do not sum to one."""
+        if self.mixture is not None and abs(sum(self.mixture.values()) - 1.0) > 1e-6:
+            raise ValueError(f"the shares of mixture sum to {sum(self.mixture.values()):g}, not to 1")
         return self
 
     @property
@@ -100,3 +109,56 @@ class PretrainConfig(StageConfig):
     def inputs(self) -> dict[str, str]:
         """The model to go on from, the tokenized training split, and the corpus for its held-out split."""
         return {"base": self.on, "tokens": "tokenize", "corpus": "corpus"}
+
+
+class FinetuneConfig(TrainingConfig):
+    """Supervised training of a whole model on rows that end in answers, which alone count in the loss."""
+
+    on: str = "pretrain"
+    """The model to go on from: `base`, or a stage that leaves one."""
+
+    task: str | None = None
+    """Train on a task's training split: a registered name, or a file of multiple-choice questions."""
+
+    rows: str | None = None
+    """Train on conversations: a file of lines {"messages": [{"role", "content"}, …]}, each with an "id" if it
+    likes. Roles are system, user (or question) and assistant (or answer)."""
+
+    licence: str | None = None
+    """The terms under which the file of rows may be used; they travel to the manifest and the model card."""
+
+    limit: _Positive | None = None
+    """Training rows, at most; all when absent."""
+
+    template: Literal["plain", "tags", "chatml", "tokenizer"] = "plain"
+    """How a row becomes text. `plain`: as it is, each answer ended by the end-of-text token; `tags`: Meditron's
+    question and answer turns; `chatml`: the same with user and assistant; `tokenizer`: the model's own chat
+    template."""
+
+    epochs: _Positive = 1
+    """How often each row is seen; the last batch is filled up with rows that teach nothing."""
+
+    pack: bool = True
+    """Pack several rows into one of `sequence_length` tokens; no token sees another row's."""
+
+    heldout: _Part = 0.05
+    """Share of the rows that is never trained on, chosen by a hash of each row's id, to take the loss on."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        """Refuse a table that names no rows, or two kinds of them."""
+        if (self.task is None) == (self.rows is None):
+            raise ValueError("exactly one of task and rows says what to train on")
+        if self.licence is not None and self.rows is None:
+            raise ValueError("licence is of a file of rows; a task states its own")
+        return self
+
+    def inputs(self) -> dict[str, str]:
+        """The model to go on from, and the rows: their file, or the corpus where the task is made from it."""
+        if self.rows is not None:
+            return {"base": self.on, "rows": self.rows}
+        return {"base": self.on, "corpus": "corpus"}
+
+    def licences(self) -> dict[str, str]:
+        """The terms of the file of rows, where they are stated."""
+        return {"rows": self.licence} if self.licence else {}

@@ -1,12 +1,9 @@
-"""What a model is trained on: sample k is a pure function of (seed, mixture, k).
+"""Running text to pretrain on: sample k is a pure function of (seed, mixture, k).
 
-Nothing here has a state that matters: to resume, a run needs to know only how many samples it has consumed.
 S is the length of a row in tokens.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
@@ -14,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditron.ground.errors import RecipeError
+from meditron.train.samples import IGNORE, Row, shuffled
 
-__all__ = ["IGNORE", "Documents", "Mixture", "Row", "Stream", "schedule"]
-
-IGNORE = -100
-"""The target that counts for nothing."""
+__all__ = ["Documents", "Mixture", "Stream", "schedule"]
 
 
 class Documents(Protocol):
@@ -30,21 +25,6 @@ class Documents(Protocol):
 
     def __getitem__(self, index: int) -> NDArray[np.integer]:
         """The token ids of a document."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """S consecutive tokens of one source, and what each of them should predict."""
-
-    ids_S: NDArray[np.int64]
-    targets_S: NDArray[np.int64]
-    document_ids_S: NDArray[np.int64]
-    """0 for the first document of the row, 1 for the next …"""
-    positions_S: NDArray[np.int64]
-    """From 0 again with each document, and at the start of the row."""
-    source: str
-    documents: tuple[int, ...]
-    """Which of the source's documents these are, in order."""
 
 
 class Stream:
@@ -64,13 +44,8 @@ class Stream:
             raise RecipeError(f"the source '{name}' has no tokens to train on")
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The documents of an epoch, in the order they are read.
-
-        Sorted by Philox's raw bits: these stay the same from one numpy to the next, its shuffles may not.
-        """
-        key = hashlib.sha256(f"{self.seed}/{self.name}/{epoch}".encode()).digest()[:16]
-        bits = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(len(self.documents.sizes))
-        return np.argsort(bits, kind="stable")
+        """The documents of an epoch, in the order they are read."""
+        return shuffled(len(self.documents.sizes), f"{self.seed}/{self.name}/{epoch}")
 
     def row(self, index: int, length: int, *, document_mask: bool) -> Row:
         """The window of `length` tokens from token `index * length` of the stream.
@@ -183,6 +158,10 @@ class Mixture:
         """Sample k."""
         stream = self.streams[int(self._chosen[k])]
         return stream.row(int(self._rank[k]), self.sequence_length, document_mask=self.document_mask)
+
+    def tokens(self, consumed: int) -> int:
+        """Tokens in the first `consumed` samples."""
+        return consumed * self.sequence_length
 
     def epochs(self, consumed: int) -> dict[str, float]:
         """How often each source has been read after `consumed` samples."""

@@ -13,11 +13,11 @@ from meditron.ground.errors import TrainingError
 from meditron.model.llama import Llama
 from meditron.model.masks import document_mask
 from meditron.model.nll import nll_sum
-from meditron.train.config import PretrainConfig
-from meditron.train.data import IGNORE, Mixture, Row
+from meditron.train.config import TrainingConfig
 from meditron.train.optimizer import MasterAdamW
+from meditron.train.samples import IGNORE, Row, Samples
 
-__all__ = ["ALONE", "Layout", "Step", "learning_rate", "steps"]
+__all__ = ["ALONE", "Layout", "Step", "learning_rate", "micro_batches", "nll_of", "steps"]
 
 
 class Layout:
@@ -56,8 +56,8 @@ class Step:
 def steps(
     model: Llama,
     optimizer: MasterAdamW,
-    data: Mixture,
-    config: PretrainConfig,
+    data: Samples,
+    config: TrainingConfig,
     *,
     done: int = 0,
     layout: Layout = ALONE,
@@ -68,40 +68,46 @@ def steps(
     of a step is the mean over its target tokens, however they are spread over micro-batches and ranks. Raises
     TrainingError, before any weight has changed, where the loss or the gradient is not a number.
     """
-    for step in range(done, config.steps):
+    total = len(data) // config.batch_size
+    for step in range(done, total):
         began = time.perf_counter()
         first = step * config.batch_size
         rows = [data[k] for k in range(first + layout.rank, first + config.batch_size, layout.ranks)]
         targets = layout.total(torch.tensor(sum(int((row.targets_S != IGNORE).sum()) for row in rows)))
         loss = torch.zeros(())
-        for micro in _micro_batches(rows, config.micro_batch_size):
-            loss += _forward_backward(model, micro, targets, mask=config.document_mask)
+        for micro in micro_batches(rows, config.micro_batch_size):
+            share = nll_of(model, micro, mask=data.document_mask) / targets
+            share.backward()  # type: ignore[no-untyped-call]
+            loss += share.detach()
         loss = layout.total(loss)
         norm = optimizer.gradient_norm()
         _require_finite(step + 1, float(loss), float(norm), rows)
-        rate = learning_rate(step, config)
+        rate = learning_rate(step, total, config)
         optimizer.step(rate, norm, config.clip)
         yield Step(step + 1, float(loss), float(norm), rate, time.perf_counter() - began)
 
 
-def learning_rate(step: int, config: PretrainConfig) -> float:
-    """Of the step after `step` others: a linear rise to the peak, then half a cosine down from it."""
-    rise = round(config.warmup * config.steps)
+def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
+    """Of the step after `step` of `total`: a linear rise to the peak, then half a cosine down from it."""
+    rise = round(config.warmup * total)
     if step < rise:
         return config.learning_rate * (step + 1) / rise
-    fall = (1 + math.cos(math.pi * (step - rise) / max(1, config.steps - rise))) / 2
+    fall = (1 + math.cos(math.pi * (step - rise) / max(1, total - rise))) / 2
     low = config.min_learning_rate_ratio
     return config.learning_rate * (low + (1 - low) * fall)
 
 
-def _micro_batches(rows: Sequence[Row], size: int | None) -> Iterator[Sequence[Row]]:
+def micro_batches(rows: Sequence[Row], size: int | None) -> Iterator[Sequence[Row]]:
+    """Rows `size` at a time; all at once where there is none."""
     size = size or len(rows)
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
 
-def _forward_backward(model: Llama, rows: Sequence[Row], targets: Tensor, *, mask: bool) -> Tensor:
-    """Add the gradient of these rows' share of the loss; return that share."""
+def nll_of(model: Llama, rows: Sequence[Row], *, mask: bool) -> Tensor:
+    """Sum over the targets of these rows, in nats. Only positions that have a target reach the head."""
+    length = max(len(row.ids_S) for row in rows)
+    rows = [row.padded(length) for row in rows]
     ids_BS = _stack([row.ids_S for row in rows])
     targets_BS = _stack([row.targets_S for row in rows])
     if mask:
@@ -110,10 +116,7 @@ def _forward_backward(model: Llama, rows: Sequence[Row], targets: Tensor, *, mas
         hidden_BSD = model(ids_BS, positions_BS=positions_BS, mask=document_mask(documents_BS))
     else:
         hidden_BSD = model(ids_BS)
-    nll, _ = nll_sum(hidden_BSD, model.head_weight, targets_BS, ignore=IGNORE)
-    share = nll / targets
-    share.backward()  # type: ignore[no-untyped-call]
-    return share.detach()
+    return nll_sum(hidden_BSD, model.head_weight, targets_BS, ignore=IGNORE)[0]
 
 
 def _stack(rows: Sequence[np.ndarray]) -> Tensor:

@@ -1,6 +1,6 @@
 """`report.html` of a training run: its curves, and what it came to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,15 @@ from meditron.ground.units import duration
 __all__ = ["write_report"]
 
 
-def write_report(path: Path, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
-    """Write the page for the lines of `metrics.jsonl` and the stage's metrics."""
-    page = Page("Continued pretraining", f"{result['tokens']:,} tokens in {result['steps']:,} steps")
+def write_report(
+    path: Path,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    result: Mapping[str, Any],
+    show: Callable[[Page], None],
+) -> None:
+    """Write the page for the lines of `metrics.jsonl` and the stage's metrics; `show` adds the stage's own."""
+    page = Page(title, f"{result['tokens']:,} tokens in {result['steps']:,} steps")
     page.section("Loss")
     page.figure(
         lines(_losses(rows), "tokens", "nats per token"), "Training batches, and held-out text by source."
@@ -22,13 +28,14 @@ def write_report(path: Path, rows: Sequence[Mapping[str, Any]], result: Mapping[
         page.table(
             ["Held-out source", "before", "after", "change"],
             [_change(source, before, after) for source, (before, after) in result["heldout"].items()],
-            "Nats per token on documents that are never trained on.",
+            "Nats per predicted token on what is never trained on.",
         )
     page.section("Course")
     page.figure(
         lines({"gradient norm": _curve(rows, "gradient_norm")}, "tokens", "2-norm"), "Before clipping."
     )
     page.figure(lines({"learning rate": _curve(rows, "learning_rate")}, "tokens", ""), "As scheduled.")
+    show(page)
     page.section("Work")
     page.table(["", ""], _facts(result))
     page.write(path)
