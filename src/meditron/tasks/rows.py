@@ -1,0 +1,171 @@
+"""The rows of a file of questions, JSON lines, JSON or CSV, plain or compressed, each with its place.
+
+A JSON file may be an array of objects, or one object of them by their ids. A CSV file has a header, or is
+MMLU's, which has none.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meditron.ground.errors import InputError
+from meditron.sources.streams import chunks
+
+__all__ = ["Row", "read_rows"]
+
+_LARGEST = 256 << 20  # unpacked; the largest set of questions there is has a tenth of it
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_MMLU = ["question", "A", "B", "C", "D", "answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: its fields by name, and where it stands."""
+
+    fields: dict[str, Any]
+    id: str
+    """Its key in an object of objects, else its number in the file, from 1."""
+    place: str
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows in their order.
+
+    Raises:
+        InputError: the file is damaged, above 256 MiB, or of another kind; names the line.
+        SourceError: there is no such file.
+    """
+    text = _text(path)
+    start = text.lstrip()[:1]
+    if ".csv" in path.suffixes:
+        return _csv(path, text)
+    if start == "{" and _is_lines(text):
+        return _lines(path, text)
+    if start and start in "[{":
+        return _json(path, text)
+    raise InputError(path, "neither JSON nor JSON lines, nor named .csv" if start else "the file is empty")
+
+
+def _text(path: Path) -> str:
+    unpacked = bytearray()
+    for piece in chunks(path):
+        unpacked += piece
+        if len(unpacked) > _LARGEST:
+            raise InputError(path, f"more than {_LARGEST >> 20} MiB of questions", hint="split it")
+    try:
+        return unpacked.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = unpacked.count(b"\n", 0, error.start) + 1
+        raise InputError(path, "not UTF-8", place=f"line {line}, byte {error.start:,}") from error
+
+
+def _is_lines(text: str) -> bool:
+    """Whether the first line is an object by itself, and not all of a file of objects by their ids."""
+    first, _, rest = text.strip().partition("\n")
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        # Broken in either kind; a bracket that stands alone in its line begins an object of several lines.
+        return first.strip().endswith("}")
+    return bool(rest) or not all(isinstance(inner, dict) for inner in value.values())
+
+
+def _lines(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            place = f"line {number}"
+            value, end = _value(path, line, _blanks(line, 0), first=number)
+            if _blanks(line, end) != len(line):
+                raise InputError(path, "more than one value", place=f"{place}, column {end + 1}")
+            yield Row(_object(path, value, place), str(number), place)
+
+
+def _json(path: Path, text: str) -> Iterator[Row]:
+    """The objects of an array, or of an object by their keys, decoded one by one to know their lines."""
+    at = _blanks(text, 0)
+    keyed, close = text[at] == "{", "]" if text[at] == "[" else "}"
+    at = _blanks(text, at + 1)
+    number, line, counted = 0, 1, 0
+    while text[at : at + 1] != close:
+        if number:
+            at = _sign(path, text, at, ",")
+        number, line, counted = number + 1, line + text.count("\n", counted, at), at
+        key: Any = number
+        if keyed:
+            key, at = _value(path, text, at)
+            at = _sign(path, text, at, ":")
+        value, at = _value(path, text, at)
+        place = f"line {line}, row {number}"
+        yield Row(_object(path, value, place), str(key), place)
+        at = _blanks(text, at)
+    if _blanks(text, at + 1) != len(text):
+        raise InputError(path, "more than one value", place=_line(text, at + 1))
+
+
+def _csv(path: Path, text: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names: list[str] = []
+    number, line = 0, 0
+    try:
+        for cells in reader:
+            place, line = f"line {line + 1}", reader.line_num
+            if not names:
+                headless = len(cells) == len(_MMLU) and cells[-1] in _MMLU[1:5]
+                names = _MMLU if headless else cells
+                if not headless:
+                    continue
+            if len(cells) != len(names):
+                raise InputError(path, f"{len(cells)} cells where {len(names)} should be", place=place)
+            number += 1
+            yield Row(dict(zip(names, cells, strict=True)), str(number), place)
+    except csv.Error as error:
+        raise InputError(path, f"not CSV: {error}", place=f"line {reader.line_num}") from error
+
+
+def _object(path: Path, value: object, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(path, f"a {type(value).__name__} where an object should be", place=place)
+    return value
+
+
+def _value(path: Path, text: str, at: int, first: int = 1) -> tuple[Any, int]:
+    """The JSON value at a position, and where it ends."""
+    try:
+        return _DECODER.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        place = _line(text, error.pos, first)
+        raise InputError(path, f"not JSON: {error.msg}", place=f"{place}, column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(path, f"not JSON that can be read: {error}", place=_line(text, at, first)) from error
+
+
+def _sign(path: Path, text: str, at: int, sign: str) -> int:
+    """The position of what follows a sign that must stand here."""
+    at = _blanks(text, at)
+    if text[at : at + 1] != sign:
+        raise InputError(path, f"not JSON: no '{sign}' where one should be", place=_line(text, at))
+    return _blanks(text, at + 1)
+
+
+def _line(text: str, at: int, first: int = 1) -> str:
+    return f"line {first + text.count(chr(10), 0, at)}"
+
+
+def _blanks(text: str, at: int) -> int:
+    found = _BLANKS.match(text, at)
+    return found.end() if found else at
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
