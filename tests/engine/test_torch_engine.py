@@ -4,11 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from meditron.engine import Engine, load
 from meditron.engine.base import prompt_ids
+from meditron.engine.packing import pack
 from meditron.ground.errors import SourceError, UsageError
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import load_model, save_hf
@@ -123,6 +125,52 @@ def test_scores_are_transformers(engine: Engine, folder: Path):
         theirs = [float(logprobs[len(prefix) - 1 + i, token]) for i, token in enumerate(continuation)]
         assert ours.tolist() == pytest.approx(theirs, abs=1e-4)
         assert ours.tolist() == pytest.approx(engine.score([(prefix, continuation)])[0].tolist(), abs=1e-5)
+
+
+def test_options_of_one_prefix_score_as_each_does_alone(engine: Engine, folder: Path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    encode = engine.tokenizer.encode
+    options = [" pain", " a second myocardial infarction", " lower glucose in type 2 diabetes", " x", ""]
+    pairs = [(encode(p), encode(o)) for p in (*PROMPTS, "The trial enrolled") for o in options]
+    packed = engine.score(pairs)
+    for (prefix, continuation), ours in zip(pairs, packed, strict=True):
+        alone = engine.score([(prefix, continuation)])[0]
+        assert ours.tolist() == pytest.approx(alone.tolist(), abs=1e-5)
+        with torch.no_grad():
+            logprobs = model(torch.tensor([[*prefix, *continuation]])).logits[0].log_softmax(-1)
+        theirs = [float(logprobs[len(prefix) - 1 + i, token]) for i, token in enumerate(continuation)]
+        assert ours.tolist() == pytest.approx(theirs, abs=1e-4)
+
+
+def test_what_follows_a_prefix_does_not_depend_on_how_many_are_asked_about(engine: Engine):
+    """More continuations than a row has room for, equal ones among them, in any order."""
+    generator = np.random.default_rng(3)
+    given = generator.integers(1, 300, 120).tolist()
+    pairs = [(given, generator.integers(1, 300, length).tolist()) for length in [1, 2, 60, 99] * 15]
+    assert len(pack(pairs, 2048)) > 1
+    whole = engine.score([*pairs, pairs[0]])
+    assert whole[-1].tolist() == pytest.approx(whole[0].tolist(), abs=1e-5)
+    for pair, ours in zip(pairs[::-1], engine.score(pairs[::-1]), strict=True):
+        assert ours.tolist() == pytest.approx(whole[pairs.index(pair)].tolist(), abs=1e-5)
+
+
+def test_options_of_one_token_take_no_room():
+    (row,) = pack([([5, 6], [7]), ([5, 6], [8]), ([5, 6], [9, 3])], 100)
+    assert (row.ids, row.positions, row.segments) == ([5, 6, 9], [0, 1, 2], [0, 0, 3])
+    assert row.asked == [(0, [1], [7]), (1, [1], [8]), (2, [1, 2], [9, 3])]
+
+
+def test_the_next_token_is_transformers(engine: Engine, folder: Path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prefixes = [engine.tokenizer.encode(prompt) for prompt in (*PROMPTS, PROMPTS[0])]
+    for prefix, ours in zip(prefixes, engine.next_token(prefixes), strict=True):
+        with torch.no_grad():
+            theirs = model(torch.tensor([prefix])).logits[0, -1].log_softmax(-1)
+        assert ours.tolist() == pytest.approx(theirs.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.ground.errors import MeditronError, UsageError
-from meditron.ground.statistics import bootstrap_ratio, paired_bootstrap, wilson
+from meditron.ground.statistics import bootstrap_ratio, macro_f1, mcnemar, paired_bootstrap, wilson
 
 losses = st.floats(-50, 50, allow_nan=False).map(lambda value: round(value, 6))
 pairs = st.lists(st.tuples(losses, losses, st.integers(1, 4000)), min_size=2, max_size=30)
@@ -192,3 +192,32 @@ def test_wilson_is_scipys(trial: tuple[int, int]) -> None:
 def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
     with pytest.raises(UsageError):
         wilson(successes, n)
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_mcnemar_is_the_binomial_test(only_a: int, only_b: int) -> None:
+    n = only_a + only_b
+    expected = scipy.stats.binomtest(only_a, n, 0.5).pvalue if n else 1.0
+    assert mcnemar(only_a, only_b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_takes_thousands_and_no_negative_counts() -> None:
+    assert mcnemar(3000, 3200) == pytest.approx(scipy.stats.binomtest(3000, 6200, 0.5).pvalue)
+    with pytest.raises(UsageError, match="no counts"):
+        mcnemar(-1, 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.none() | st.integers(0, 4)), min_size=1, max_size=60))
+def test_macro_f1_is_the_mean_of_each_classs_harmonic_mean(asked: list[tuple[int, int | None]]) -> None:
+    def f1(c: int) -> float:
+        hits = sum(g == p == c for g, p in asked)
+        if not hits:
+            return 0.0
+        precision = hits / sum(p == c for _, p in asked)
+        return scipy.stats.hmean([precision, hits / sum(g == c for g, _ in asked)])
+
+    classes = {g for g, _ in asked} | {p for _, p in asked if p is not None}
+    gold, predicted = zip(*asked, strict=True)
+    assert macro_f1(gold, predicted) == pytest.approx(sum(map(f1, classes)) / len(classes))
+    with pytest.raises(UsageError, match="against"):
+        macro_f1(gold, predicted[1:])

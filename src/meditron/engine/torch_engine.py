@@ -7,8 +7,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from meditron.engine.base import Pair, Prompt, Reply, Stop, prompt_ids
+from meditron.engine.packing import Row, batches, pack, tensors
 from meditron.ground.errors import InputError, UsageError
 from meditron.model.generate import generate
 from meditron.model.llama import Llama
@@ -19,10 +21,12 @@ from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["TorchEngine"]
 
-# Legend: B pairs of a batch, S sequence, D width, N predicted tokens of a pair, V vocabulary.
+# Legend: B rows of a batch, S sequence, D width, N places where a prediction is asked for, C of them at a
+# time, V vocabulary.
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCH_TOKENS = 2048
+_HEAD_ROWS = 256
 
 
 class TorchEngine:
@@ -100,9 +104,7 @@ class TorchEngine:
                 self._tokenizer.path, f"token {token!r} is {max(ids)}; the model has {size} tokens"
             )
 
-    @torch.inference_mode()
-    def score(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
-        """See `Engine.score`. The head and the softmax are fp32; pairs of like length share a batch."""
+    def _check_pairs(self, pairs: Sequence[Pair]) -> None:
         context = self.model.config.max_position_embeddings
         for prefix, continuation in pairs:
             if not prefix:
@@ -113,26 +115,75 @@ class TorchEngine:
                 total = len(prefix) + len(continuation)
                 raise UsageError(f"{total} tokens are to be scored; the model's context is {context}")
             self._check_ids([*prefix, *continuation])
+
+    @torch.inference_mode()
+    def score(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+        """See `Engine.score`. Pairs of one prefix share a row, rows of like length a batch.
+
+        The head and the softmax are fp32.
+        """
+        self._check_pairs(pairs)
         scores: dict[int, npt.NDArray[np.float32]] = {}
-        for batch in _batches([len(prefix) + len(continuation) for prefix, continuation in pairs]):
-            scores.update(zip(batch, self._score_batch([pairs[i] for i in batch]), strict=True))
+        for rows in batches(pack(pairs, _BATCH_TOKENS), _BATCH_TOKENS):
+            scores.update(self._score_batch(rows))
         return [scores[i] for i in range(len(pairs))]
 
-    def _score_batch(self, pairs: Sequence[Pair]) -> Iterator[npt.NDArray[np.float32]]:
-        """Rows are filled on the right, where causal attention never looks."""
-        head_VD = self.model.head_weight
-        rows = [[*prefix, *continuation] for prefix, continuation in pairs]
-        ids_BS = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device=head_VD.device)
-        for ids_S, row in zip(ids_BS, rows, strict=True):
-            ids_S[: len(row)] = torch.tensor(row, device=head_VD.device)
-        hidden_BSD = self.model(ids_BS)
-        for hidden_SD, (prefix, continuation) in zip(hidden_BSD, pairs, strict=True):
-            first = len(prefix) - 1
-            hidden_ND = hidden_SD[first : first + len(continuation)]
-            logits_NV = hidden_ND.float() @ head_VD.float().T
-            targets_N1 = torch.tensor(list(continuation), device=head_VD.device, dtype=torch.long)[:, None]
-            chosen_N = logits_NV.log_softmax(-1).gather(1, targets_N1)[:, 0]
-            yield chosen_N.cpu().numpy()
+    def _score_batch(self, rows: Sequence[Row]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """(index of the pair, its log-probabilities); the head works once wherever something is asked."""
+        width = len(rows[0].ids)
+        asked = [
+            (index, [b * width + place for place in places], targets)
+            for b, row in enumerate(rows)
+            for index, places, targets in row.asked
+        ]
+        places = sorted({place for _, ours, _ in asked for place in ours})
+        rank = {place: n for n, place in enumerate(places)}
+        owners = [rank[place] for _, ours, _ in asked for place in ours]
+        targets = [target for *_, ours in asked for target in ours]
+        chosen = self._predictions(self._hidden(rows, places), owners, targets)
+        start = 0
+        for index, ours, _ in asked:
+            yield index, chosen[start : start + len(ours)]
+            start += len(ours)
+
+    def _hidden(self, rows: Sequence[Row], places: Sequence[int]) -> Tensor:
+        """Hidden states (N, D) at these places of the batch, counted row after row."""
+        device = self.model.head_weight.device
+        ids_BS, positions_BS, mask = tensors(rows, device)
+        hidden_BSD = self.model(ids_BS, positions_BS=positions_BS, mask=mask)
+        hidden_ND: Tensor = hidden_BSD.flatten(0, 1)[torch.tensor(places, dtype=torch.long, device=device)]
+        return hidden_ND
+
+    def _predictions(
+        self, hidden_ND: Tensor, owners: Sequence[int], targets: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """Log-probability of each target where its owner stands; fp32, of a few places' logits at a time."""
+        head_VD = self.model.head_weight.float()
+        chosen = np.empty(len(targets), dtype=np.float32)
+        owner, target = np.asarray(owners, dtype=np.int64), np.asarray(targets, dtype=np.int64)
+        for start in range(0, len(hidden_ND), _HEAD_ROWS):
+            here = np.flatnonzero((owner >= start) & (owner < start + _HEAD_ROWS))
+            logits_CV = hidden_ND[start : start + _HEAD_ROWS].float() @ head_VD.T
+            at = (torch.from_numpy(index).to(head_VD.device) for index in (owner[here] - start, target[here]))
+            chosen[here] = logits_CV.log_softmax(-1)[*at].cpu().numpy()
+        return chosen
+
+    @torch.inference_mode()
+    def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """Log-probability, in nats, of every token of the vocabulary, (V,), as the next after each prefix.
+
+        Raises as `score` does.
+        """
+        pairs = [(prefix, (0,)) for prefix in prefixes]  # whichever id: only the place is asked for
+        self._check_pairs([(prefix, ()) for prefix in prefixes])
+        found: dict[int, npt.NDArray[np.float32]] = {}
+        for rows in batches(pack(pairs, _BATCH_TOKENS), _BATCH_TOKENS):
+            width = len(rows[0].ids)
+            places = [b * width + row.asked[0][1][0] for b, row in enumerate(rows)]
+            logits_NV = self._hidden(rows, places).float() @ self.model.head_weight.float().T
+            for row, logp_V in zip(rows, logits_NV.log_softmax(-1).cpu().numpy(), strict=True):
+                found.update((index, logp_V) for index, *_ in row.asked)
+        return [found[i] for i in range(len(prefixes))]
 
     def close(self) -> None:
         """Give the model's memory back."""
@@ -147,12 +198,3 @@ class TorchEngine:
     ) -> None:
         """Close."""
         self.close()
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of pairs of like length, longest first, about `_BATCH_TOKENS` tokens at a time."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    while order:
-        count = max(1, _BATCH_TOKENS // lengths[order[0]])
-        yield order[:count]
-        order = order[count:]

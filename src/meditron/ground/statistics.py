@@ -6,8 +6,10 @@ models did with the same documents is compared document by document (Miller, Add
 arXiv:2411.00640, §4). Everything is seeded: the same numbers give the same interval on every machine.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from meditron.ground.errors import MeditronError, UsageError
 
-__all__ = ["Difference", "Interval", "bootstrap_ratio", "paired_bootstrap", "wilson"]
+__all__ = ["Difference", "Interval", "bootstrap_ratio", "macro_f1", "mcnemar", "paired_bootstrap", "wilson"]
 
 Values = Sequence[float] | NDArray[np.floating] | NDArray[np.integer]
 
@@ -111,6 +113,32 @@ def wilson(successes: int, n: int) -> Interval:
     low = 0.0 if successes == 0 else float((centre - spread) / scale)
     high = 1.0 if successes == n else float((centre + spread) / scale)
     return Interval(low, high)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """The exact two-sided p-value of two models being right equally often (McNemar 1947, Psychometrika 12).
+
+    `only_a` questions were answered rightly by a alone, `only_b` by b alone: without a difference each of
+    them falls to either side like a fair coin. Raises UsageError for counts below zero.
+    """
+    if only_a < 0 or only_b < 0:
+        raise UsageError(f"{only_a} and {only_b} are no counts")
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    return min(1.0, 2 * sum(comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def macro_f1(gold: Sequence[int], predicted: Sequence[int | None]) -> float:
+    """Mean over the classes, gold or predicted, of the harmonic mean of precision and recall.
+
+    None is no class: the question counts against its gold class's recall and against nothing else. Raises
+    UsageError for unequal lengths and for nothing.
+    """
+    if not gold or len(gold) != len(predicted):
+        raise UsageError(f"{len(gold)} gold answers against {len(predicted)} predictions")
+    classes = {*gold, *predicted} - {None}
+    right = Counter(g for g, p in zip(gold, predicted, strict=True) if g == p)
+    of_gold, of_predicted = Counter(gold), Counter(predicted)
+    return sum(2 * right[c] / (of_gold[c] + of_predicted[c]) for c in classes) / len(classes)
 
 
 def _detectable(apart: NDArray[np.float64], weight: NDArray[np.float64], difference: float) -> float:
