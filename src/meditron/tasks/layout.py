@@ -23,7 +23,8 @@ class Rendered:
     continuations: tuple[str, ...]
     """One for each option, in the options' order."""
     unconditional: str
-    """The prompt without the question: what an option's probability is calibrated by."""
+    """The prompt without the question: what an option's probability is calibrated by (Holtzman et al. 2021,
+    arXiv 2104.08315)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,23 @@ class Layout:
     """What asks for the answer: `Answer:`."""
     answers: Callable[[Question], tuple[str, ...]]
     """The options as the answer names them."""
+    options: tuple[str, ...] | None = None
+    """The only options that questions laid out so can have, where there are such."""
 
     def render(self, question: Question, shots: Sequence[Question] = ()) -> Rendered:
-        """The question's prompt, after the solved `shots`, and its continuations."""
-        asked = (*(self._solved(shot) for shot in shots), self._asked(question))
-        return Rendered("\n\n".join(asked), self._continuations(question), self.cue)
+        """The question's prompt, after the solved `shots`, and its continuations.
+
+        UsageError where a question's options are not those that the layout asks for.
+        """
+        solved = "".join(f"{self._solved(shot)}\n\n" for shot in shots)
+        return Rendered(solved + self._asked(question), self._continuations(question), solved + self.cue)
 
     def _asked(self, question: Question) -> str:
+        if self.options is not None and question.options != self.options:
+            raise UsageError(
+                f"layout '{self.name}' asks for {', '.join(self.options)}, not what question {question.id} does",
+                hint=f"layouts: {', '.join(LAYOUTS)}",
+            )
         return f"{self.body(question)}\n{self.cue}"
 
     def _solved(self, question: Question) -> str:
@@ -62,12 +73,6 @@ def find_layout(name: str) -> Layout:
     return LAYOUTS[name]
 
 
-def _lettered(question: Question) -> str:
-    return "\n".join(
-        f"{letter}. {option}" for letter, option in zip(_letters(question), question.options, strict=True)
-    )
-
-
 def _letters(question: Question) -> tuple[str, ...]:
     return tuple(ascii_uppercase[: len(question.options)])
 
@@ -76,17 +81,38 @@ def _texts(question: Question) -> tuple[str, ...]:
     return question.options
 
 
-def _with_context(question: Question) -> str:
+def _lettered(question: Question) -> str:
+    pairs = zip(_letters(question), question.options, strict=True)
+    return "\n".join(f"{letter}. {option}" for letter, option in pairs)
+
+
+def _read_first(question: Question) -> str:
     return f"{question.context}\n\n{question.text}" if question.context else question.text
 
 
+_YES_NO_MAYBE = ("yes", "no", "maybe")
 _ALL = (
     Layout("sections", 1, lambda q: f"Sentence: {q.text}", "Section:", _texts),
-    Layout("letters", 1, lambda q: f"{_with_context(q)}\n{_lettered(q)}", "Answer:", _letters),
-    Layout("texts", 1, _with_context, "Answer:", _texts),
-    Layout("yes-no-maybe", 1, lambda q: f"{_with_context(q)} Yes, no or maybe?", "Answer:", _texts),
+    Layout("letters", 1, lambda q: f"{_read_first(q)}\n{_lettered(q)}", "Answer:", _letters),
+    Layout("texts", 1, _read_first, "Answer:", _texts),
+    Layout(
+        "yes-no-maybe",
+        1,
+        _read_first,
+        "Answer (yes, no or maybe):",
+        _texts,
+        _YES_NO_MAYBE,
+    ),
     # The prompts of lm-eval 0.4.13's tasks `medqa_4options` and `pubmedqa`, to the character.
     Layout("lm-eval-medqa", 1, lambda q: f"Question: {q.text}\n{_lettered(q)}", "Answer:", _letters),
-    Layout("lm-eval-pubmedqa", 1, lambda q: f"Abstract: {q.context}\nQuestion: {q.text}", "Answer:", _texts),
+    Layout(
+        "lm-eval-pubmedqa",
+        1,
+        lambda q: f"Abstract: {q.context}\nQuestion: {q.text}",
+        "Answer:",
+        _texts,
+        _YES_NO_MAYBE,
+    ),
 )
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
+"""By name."""

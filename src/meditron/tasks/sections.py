@@ -26,8 +26,8 @@ NAME = "pubmed-sections"
 _CATEGORIES = ("BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS")
 # Each with its blank one token of SmolLM2's and of Llama-2's vocabulary, in which " Objective" is two.
 _OPTIONS = ("background", "objective", "methods", "results", "conclusion")
-# Characters. Shorter are fragments that say nothing (a design, a trial's number), longer are lists or were not
-# cut; of the sentences in a daily update file of PubMed they are 1.8 and 0.7 %.
+# Characters. Shorter are fragments that say nothing (a design, a trial's number), longer are lists or were
+# not cut; of the sentences in a daily update file of PubMed they are 1.8 and 0.7 %.
 _SHORTEST, _LONGEST = 40, 400
 # A heading that was set within the text would be the answer.
 _HEADING = re.compile(
