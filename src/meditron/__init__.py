@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 from meditron.version import __version__
 
 if TYPE_CHECKING:
-    from meditron.engine import Engine
+    from meditron.engine import Backend, Engine
 
 __all__ = ["__version__", "load"]
 
 
-def load(model: str, *, dtype: str | None = None) -> "Engine":
+def load(model: str, *, dtype: str | None = None, backend: "Backend | None" = None) -> "Engine":
     """Open a MODEL (a run's stage, an HF folder, a `.gguf`, `pypi:…`) to generate and score with.
 
-    `dtype` and errors as of `meditron.engine.load`.
+    `dtype`, `backend` (torch or llama.cpp) and errors as of `meditron.engine.load`.
     """
     from meditron.engine import load as open_engine
 
-    return open_engine(model, dtype=dtype)
+    return open_engine(model, dtype=dtype, backend=backend)

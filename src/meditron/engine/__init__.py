@@ -1,22 +1,54 @@
 """Something that scores and generates. Importing this imports no torch: `load` does."""
 
+from importlib.util import find_spec
+from typing import Literal
+
 from meditron.engine.base import Engine, Generation, Reply
-from meditron.ground.errors import MissingExtra
+from meditron.ground.errors import MissingExtra, UsageError
 
-__all__ = ["Engine", "Generation", "Reply", "load"]
+__all__ = ["Backend", "Engine", "Generation", "Reply", "load"]
+
+Backend = Literal["torch", "llama.cpp"]
+_EXTRAS = {"torch": "train", "httpx": "serve"}
+_UNQUANTIZED = {"F32", "F16", "BF16"}
 
 
-def load(spec: str, *, dtype: str | None = None) -> Engine:
-    """Open a MODEL in torch, on the GPU where there is one.
+def load(spec: str, *, dtype: str | None = None, backend: Backend | None = None) -> Engine:
+    """Open a MODEL in torch, on the GPU where there is one, or in llama.cpp.
 
-    `dtype`: float32, bfloat16 or float16; float32 on a CPU and bfloat16 on a GPU when absent. Raises
-    SourceError for what names no model, InputError for damaged files, UsageError for another dtype,
-    MissingExtra without torch.
+    `backend` absent: llama.cpp for a quantized GGUF file, where xllamacpp is installed and no dtype is asked
+    for; else torch. `dtype` is torch's: float32, bfloat16 or float16; float32 on a CPU and bfloat16 on a GPU
+    when absent. Raises SourceError for what names no model, InputError for damaged files, UsageError for
+    another dtype and for a model that the backend does not run, EngineError where llama.cpp's process dies,
+    MissingExtra without the backend's library.
     """
+    if backend is None:
+        backend = "llama.cpp" if dtype is None and find_spec("xllamacpp") and _quantized(spec) else "torch"
+    if backend not in ("torch", "llama.cpp"):
+        raise UsageError(f"no engine {backend!r}", hint="there is torch and llama.cpp")
+    if backend == "llama.cpp" and dtype is not None:
+        raise UsageError(f"llama.cpp computes as the file is quantized, not in {dtype}")
     try:
+        if backend == "llama.cpp":
+            from meditron.engine.llamacpp import LlamaCppEngine
+
+            return LlamaCppEngine.load(spec)
         from meditron.engine.torch_engine import TorchEngine
+
+        return TorchEngine.load(spec, dtype=dtype)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if error.name not in _EXTRAS:
             raise
-        raise MissingExtra("torch", "train") from error
-    return TorchEngine.load(spec, dtype=dtype)
+        raise MissingExtra(error.name, _EXTRAS[error.name]) from error
+
+
+def _quantized(spec: str) -> bool:
+    """Whether a MODEL is a GGUF file with a tensor of any type but plain floats."""
+    from meditron.store.gguf import GGUF
+    from meditron.store.models import resolve
+
+    files = resolve(spec)
+    if files.kind != "gguf":
+        return False
+    with GGUF(files.path) as gguf:
+        return any(tensor.type not in _UNQUANTIZED for tensor in gguf.tensors.values())

@@ -2,27 +2,44 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from meditron.ground.errors import UsageError
+from meditron.model.sampling import check
 from meditron.text.chat import Message, render
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["Engine", "Generation", "Pair", "Prompt", "Reply", "Stop", "prompt_ids"]
+__all__ = [
+    "Engine",
+    "Generation",
+    "Pair",
+    "Pieces",
+    "Prompt",
+    "Reply",
+    "Stop",
+    "check_pair",
+    "prompt_ids",
+    "room",
+]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # how Python holds bytes that are no UTF-8
 Prompt = str | Sequence[Message]
 """A text, or a conversation."""
 Pair = tuple[Sequence[int], Sequence[int]]
 """Ids that are given, and ids that go on from them."""
-Stop = Literal["end", "length", "context"]
-"""The model ended its text; it wrote as much as it was allowed; its context is full."""
+Stop = Literal["end", "length", "context", "stopped"]
+"""The model ended its text; it wrote as much as it was allowed; its context is full; it was told to stop."""
+Pieces = Generator[tuple[str, int] | Stop]
+"""Texts with the tokens that each took (a text may be empty), at last what stopped it."""
+
+# Unicode keeps this code point for a program's own use: no text has it.
+_MARK = "\ufdd0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +55,7 @@ class Generation:
 class Reply(Iterator[str]):
     """Text as it is generated, piece by piece; `finish` waits for the rest and says how it went."""
 
-    def __init__(self, pieces: Iterator[tuple[str, int] | Stop]) -> None:
-        """`pieces`: texts with the tokens that each took (a text may be empty), at last what stopped it."""
+    def __init__(self, pieces: Pieces) -> None:
         self._pieces = pieces
         self._text: list[str] = []
         self._tokens = 0
@@ -69,6 +85,34 @@ class Reply(Iterator[str]):
             raise RuntimeError("the text broke off with an error")
         return Generation("".join(self._text), self._tokens, self._seconds, self._stop)
 
+    def stop(self) -> Generation:
+        """What was said so far: nothing more is generated."""
+        self._pieces.close()
+        return Generation("".join(self._text), self._tokens, self._seconds, self._stop or "stopped")
+
+    def until(self, mark: str) -> "Reply":
+        """The same, ended where `mark` would come."""
+        return Reply(_until(self._pieces, mark))
+
+
+def _until(pieces: Pieces, mark: str) -> Pieces:
+    """What could be the beginning of `mark` is held back until it is known."""
+    held = ""
+    for piece in pieces:
+        if isinstance(piece, str):
+            yield held, 0
+            yield piece
+            return
+        held, found, _ = (held + piece[0]).partition(mark)
+        if found:
+            pieces.close()
+            yield held, piece[1]
+            yield "end"
+            return
+        safe = next(n for n in range(len(held) + 1) if mark.startswith(held[n:]))
+        yield held[:safe], piece[1]
+        held = held[safe:]
+
 
 class Engine(Protocol):
     """A model that is ready. A context manager; closing it gives its memory back."""
@@ -76,6 +120,11 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
         ...
 
     def generate(
@@ -106,6 +155,13 @@ class Engine(Protocol):
         """
         ...
 
+    def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """Log-probability, in nats, of every token of the vocabulary, (V,), as the next after each prefix.
+
+        Before any sampling. Raises as `score` does.
+        """
+        ...
+
     def close(self) -> None:
         """Give the model's memory back."""
         ...
@@ -121,8 +177,28 @@ class Engine(Protocol):
         ...
 
 
+def room(given: int, context: int, max_tokens: int, temperature: float, top_k: int, top_p: float) -> int:
+    """How many tokens may follow a prompt of `given` tokens; UsageError where there can be none."""
+    if max_tokens < 1:
+        raise UsageError(f"{max_tokens} tokens are no text", hint="max_tokens is 1 or more")
+    check(given, context, temperature, top_k, top_p)
+    return min(max_tokens, context - given)
+
+
+def check_pair(pair: Pair, context: int) -> None:
+    """UsageError for a pair that cannot be scored in so many tokens of context."""
+    prefix, continuation = pair
+    if not prefix:
+        raise UsageError("nothing stands before what is to be scored", hint="begin with BOS or a text")
+    if (total := len(prefix) + len(continuation)) > context:
+        raise UsageError(f"{total} tokens are to be scored; the model's context is {context}")
+
+
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:
-    """The ids a model goes on from, as its tokenizer and its template have it; errors as of `generate`."""
+    """The ids a model goes on from, as its tokenizer and its template have it; errors as of `generate`.
+
+    A control token's name inside a message is text: only the template opens and closes turns.
+    """
     if isinstance(prompt, str) and _SURROGATE.search(prompt):
         raise UsageError("the prompt is not UTF-8")
     template = tokenizer.chat_template
@@ -135,14 +211,43 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:
             hint="give the prompt as one text",
         )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return _conversation_ids(tokenizer, template, messages)
+
+
+def _conversation_ids(tokenizer: Tokenizer, template: str, messages: Sequence[Message]) -> list[int]:
+    """Names of control tokens are marked in the messages before the template adds its own.
+
+    Where there are none, which is nearly always, the text is encoded as a whole, as transformers does.
+    """
+    control = {str(tokenizer.token(i)): i for i in tokenizer.special_ids}
+    names = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+    plain = [dict(message) for message in messages]
+    marked = _mark(plain, names)
     text = render(
         template,
-        messages,
+        marked,
         add_generation_prompt=True,
         bos=_name(tokenizer, tokenizer.bos_id),
         eos=_name(tokenizer, tokenizer.eos_id),
     )
-    return tokenizer.encode(text, special=True, bos=False)  # the template writes its own
+    if marked == plain:
+        return tokenizer.encode(text, special=True, bos=False)  # the template writes its own
+    ids: list[int] = []
+    for piece in re.split(f"({names.pattern})", text):
+        known = control.get(piece)
+        ids += tokenizer.encode(piece.replace(_MARK, ""), bos=False) if known is None else [known]
+    return ids
+
+
+def _mark(value: Any, names: re.Pattern[str]) -> Any:  # noqa: ANN401  # whatever a template knows
+    """The same messages, with a mark inside every control token's name."""
+    if isinstance(value, str):
+        return names.sub(lambda name: f"{name[0][0]}{_MARK}{name[0][1:]}", value)
+    if isinstance(value, Mapping):
+        return {key: _mark(item, names) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mark(item, names) for item in value]
+    return value
 
 
 def _name(tokenizer: Tokenizer, token_id: int | None) -> str | None:

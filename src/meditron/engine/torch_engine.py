@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from meditron.engine.base import Pair, Prompt, Reply, Stop, prompt_ids
+from meditron.engine.base import Pair, Pieces, Prompt, Reply, Stop, check_pair, prompt_ids, room
 from meditron.engine.packing import Row, batches, pack, tensors
 from meditron.ground.errors import InputError, UsageError
 from meditron.model.generate import generate
@@ -53,6 +53,11 @@ class TorchEngine:
         return self._tokenizer
 
     @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+        return self.model.config.max_position_embeddings
+
+    @property
     def model(self) -> Llama:
         """The model itself."""
         if self._model is None:
@@ -71,30 +76,28 @@ class TorchEngine:
         raw: bool = False,
     ) -> Reply:
         """See `Engine.generate`."""
-        if max_tokens < 1:
-            raise UsageError(f"{max_tokens} tokens are no text", hint="max_tokens is 1 or more")
         given = prompt_ids(self._tokenizer, prompt, raw=raw)
         self._check_ids(given)
+        allowed = room(len(given), self.context, max_tokens, temperature, top_k, top_p)
         ids = generate(
             self.model,
             given,
-            max_tokens=max_tokens,
+            max_tokens=allowed,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             seed=seed,
             stop_ids=self._tokenizer.stop_ids,
         )
-        room = self.model.config.max_position_embeddings - len(given)
-        return Reply(self._pieces(ids, max_tokens, room))
+        return Reply(self._pieces(ids, allowed, "length" if allowed == max_tokens else "context"))
 
-    def _pieces(self, ids: Iterator[int], allowed: int, room: int) -> Iterator[tuple[str, int] | Stop]:
+    def _pieces(self, ids: Iterator[int], allowed: int, full: Stop) -> Pieces:
         stream, count = self._tokenizer.stream(), 0
         for token_id in ids:
             count += 1
             yield stream.step(token_id), 1
         yield stream.end(), 0
-        yield "length" if count == allowed else "context" if count == room else "end"
+        yield full if count == allowed else "end"
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         size = self.model.config.vocab_size
@@ -105,15 +108,8 @@ class TorchEngine:
             )
 
     def _check_pairs(self, pairs: Sequence[Pair]) -> None:
-        context = self.model.config.max_position_embeddings
         for prefix, continuation in pairs:
-            if not prefix:
-                raise UsageError(
-                    "nothing stands before what is to be scored", hint="begin with BOS or a text"
-                )
-            if len(prefix) + len(continuation) > context:
-                total = len(prefix) + len(continuation)
-                raise UsageError(f"{total} tokens are to be scored; the model's context is {context}")
+            check_pair((prefix, continuation), self.context)
             self._check_ids([*prefix, *continuation])
 
     @torch.inference_mode()

@@ -9,6 +9,7 @@ MeditronError                exit 1: something failed
 │   └── DigestError          … whose bytes are not the promised ones
 ├── FetchError               the outside did not answer
 ├── StorageError             the disk is full, or will not take the bytes
+├── EngineError              the process that runs a model died, or fell silent
 ├── DriftError               an artifact was made from something else than asked for now
 └── TrainingError            the loss is not a number, or ran away
 """
@@ -20,6 +21,7 @@ from typing import Any
 __all__ = [
     "DigestError",
     "DriftError",
+    "EngineError",
     "FetchError",
     "InputError",
     "MeditronError",
@@ -102,6 +104,10 @@ class FetchError(MeditronError):
 
 class StorageError(MeditronError):
     """The disk is full, or the file system refused the bytes."""
+
+
+class EngineError(MeditronError):
+    """The process that runs a model died, fell silent, or refused what it was asked."""
 
 
 class DriftError(MeditronError):

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from meditron.ground.errors import UsageError
 from meditron.model.llama import KVCache, Llama
+from meditron.model.sampling import check
 
 __all__ = ["generate", "pick"]
 
@@ -32,21 +32,9 @@ def generate(
     Raises UsageError for a prompt that is empty or fills the context, and for settings out of range.
     """
     context = model.config.max_position_embeddings
-    _check(len(prompt_ids), context, temperature, top_k, top_p)
+    check(len(prompt_ids), context, temperature, top_k, top_p)
     limit = min(max_tokens, context - len(prompt_ids))
     return _continue(model, prompt_ids, limit, temperature, top_k, top_p, seed, frozenset(stop_ids))
-
-
-def _check(prompt: int, context: int, temperature: float, top_k: int, top_p: float) -> None:
-    if prompt == 0:
-        raise UsageError("the prompt has no tokens", hint="give it at least one word")
-    if prompt >= context:
-        raise UsageError(f"the prompt has {prompt} tokens; the model's context is {context}")
-    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise UsageError(
-            f"temperature {temperature}, top_k {top_k}, top_p {top_p} cannot be sampled with",
-            hint="temperature and top_k are 0 or more, top_p is above 0 and at most 1",
-        )
 
 
 @torch.inference_mode()

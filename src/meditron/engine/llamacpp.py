@@ -1,0 +1,176 @@
+"""Generating and scoring a GGUF file with llama.cpp, in a process of its own."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from meditron.engine.base import Pair, Pieces, Prompt, Reply, Stop, check_pair, prompt_ids, room
+from meditron.engine.llamacpp_child import Child
+from meditron.ground.errors import MissingExtra, UsageError
+from meditron.model.tokenizer import model_tokenizer
+from meditron.store.gguf import GGUF
+from meditron.store.models import resolve
+from meditron.text.tokenizer import Tokenizer
+
+__all__ = ["LlamaCppEngine"]
+
+# Legend: V vocabulary.
+
+_CONTEXT = 8192
+"""Tokens at most: llama.cpp takes the memory for a full context when it starts."""
+_SEEDS = (1 << 32) - 1  # with the last of 32 bits llama.cpp draws a seed of its own
+
+
+class LlamaCppEngine:
+    """An `Engine` over llama.cpp's own server.
+
+    Prompts are made by our tokenizer and template, so they are those of every other engine. Matrix products
+    are llama.cpp's: it rounds activations to 8 bits where the weights are quantized, so its figures are near
+    torch's on the dequantized weights, and not the same. A process that has died is started anew by the next
+    call.
+    """
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, context: int) -> None:
+        """Start llama.cpp with `path`; errors as of `load`."""
+        self._path, self._tokenizer, self._context = path, tokenizer, context
+        self._child: Child | None = Child(path, context=context)
+
+    @classmethod
+    def load(cls, spec: str) -> Self:
+        """Open a MODEL that is a GGUF file.
+
+        Raises UsageError for another, InputError for a damaged file or one that llama.cpp does not run,
+        EngineError where its process dies, MissingExtra without xllamacpp.
+        """
+        files = resolve(spec)
+        if files.kind != "gguf":
+            raise UsageError(
+                f"{spec}: llama.cpp runs GGUF files",
+                hint=f"meditron convert {spec} model.gguf, or take torch",
+            )
+        if find_spec("xllamacpp") is None:
+            raise MissingExtra("xllamacpp", "serve")
+        with GGUF(files.path) as gguf:
+            trained = gguf.metadata.get(f"{gguf.metadata.get('general.architecture')}.context_length")
+        context = min(trained, _CONTEXT) if isinstance(trained, int) and trained > 0 else _CONTEXT
+        return cls(files.path, model_tokenizer(files), context)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own tokenizer."""
+        return self._tokenizer
+
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer may have together: the model's, 8,192 at most."""
+        return self._context
+
+    @property
+    def child(self) -> Child:
+        """The running process; a new one where the last has died."""
+        if self._child is None:
+            raise ValueError("the engine is closed")
+        if not self._child.alive:
+            self._child.close()
+            self._child = Child(self._path, context=self._context)
+        return self._child
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        raw: bool = False,
+    ) -> Reply:
+        """See `Engine.generate`. EngineError, while it is read, where the process dies."""
+        given = prompt_ids(self._tokenizer, prompt, raw=raw)
+        allowed = room(len(given), self._context, max_tokens, temperature, top_k, top_p)
+        request = {
+            "prompt": given,
+            "n_predict": allowed,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            # These in this order, as torch's engine draws, and no other of llama.cpp's.
+            "samplers": ["temperature", "top_k", "top_p"],
+            "seed": seed % _SEEDS,
+            "return_tokens": True,
+            # A conversation goes on where it was; else no answer depends on what was asked before.
+            "cache_prompt": not isinstance(prompt, str) and len(prompt) > 1,
+        }
+        full: Stop = "length" if allowed == max_tokens else "context"
+        return Reply(self._pieces(self.child, request, full))
+
+    def _pieces(self, child: Child, request: Mapping[str, Any], full: Stop) -> Pieces:
+        stops, count = self._tokenizer.stop_ids, 0
+        with closing(child.complete(**request)) as events:
+            for event in events:
+                ended = event.get("stop_type") == "eos" or not stops.isdisjoint(event["tokens"])
+                new = event["tokens_predicted"] - ended - count  # the token that ends it is none of the text
+                yield "" if ended else event["content"], new
+                if ended:
+                    yield "end"
+                    return
+                count += new
+        yield full
+
+    def score(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+        """See `Engine.score`; UsageError for continuations of several tokens, too: llama.cpp tells one."""
+        for prefix, continuation in pairs:
+            check_pair((prefix, continuation), self._context)
+            if len(continuation) > 1:
+                raise UsageError(
+                    f"llama.cpp scores continuations of one token, not of {len(continuation)}",
+                    hint="torch scores any: load the model with backend torch",
+                )
+        asked = dict.fromkeys(tuple(prefix) for prefix, continuation in pairs if continuation)
+        chances = dict(zip(asked, self.next_token(list(asked)), strict=True))
+        return [
+            chances[tuple(prefix)][list(continuation)] if continuation else np.empty(0, np.float32)
+            for prefix, continuation in pairs
+        ]
+
+    def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """See `Engine.next_token`. Each is some 5 MB of JSON for 49,152 tokens."""
+        found = []
+        for prefix in prefixes:
+            check_pair((prefix, ()), self._context)
+            found.append(self._chances(prefix))
+        return found
+
+    def _chances(self, prefix: Sequence[int]) -> npt.NDArray[np.float32]:
+        size = self._tokenizer.vocab_size
+        request = {"prompt": list(prefix), "n_predict": 1, "n_probs": size, "cache_prompt": False}
+        with closing(self.child.complete(**request)) as events:
+            told = next(events)["completion_probabilities"][0]["top_logprobs"]
+        logp_V = np.full(size, -np.inf)
+        logp_V[[token["id"] for token in told]] = [token["logprob"] for token in told]
+        # llama.cpp adds up the softmax in fp32, 1e-4 off one over so many tokens.
+        logp_V -= np.logaddexp.reduce(logp_V)
+        return logp_V.astype(np.float32)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
