@@ -10,7 +10,7 @@ def test_the_pretrained_model_is_written_as_f16_when_nothing_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("types", "said"), [((), "at least 1"), (("F16", "F16"), "twice"), (("Q9_K",), "'F16' or 'F32'")]
+    ("types", "said"), [((), "at least 1"), (("F16", "F16"), "twice"), (("Q9_K",), "'Q6_K' or 'Q8_0'")]
 )
 def test_refused(types: tuple[str, ...], said: str) -> None:
     with pytest.raises(ValidationError, match=said):

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,7 +131,7 @@ def save_gguf(
     scalings that GGUF cannot say.
     """
     metadata = gguf_header(config, tokenizer, name or path.stem, {"F32": 0, "F16": 1}[type])
-    write_gguf(path, metadata, model_tensors(state_of(model), config, lambda _: type, as_floats))
+    write_gguf(path, metadata, model_tensors(state_of(model), config, lambda *_: type, as_floats))
 
 
 def gguf_header(config: LlamaConfig, tokenizer: Tokenizer, name: str, file_type: int) -> dict[str, Any]:
@@ -152,16 +151,17 @@ def gguf_header(config: LlamaConfig, tokenizer: Tokenizer, name: str, file_type:
 
 
 def model_tensors(
-    weights: Mapping[str, Tensor], config: LlamaConfig, type_of: Callable[[str], str], encode: Encode
-) -> list[tuple[str, Array | Deferred]]:
+    weights: Mapping[str, Tensor], config: LlamaConfig, type_of: Callable[[str, int], str], encode: Encode
+) -> list[tuple[str, Deferred]]:
     """The tensors of a model's file, each read and encoded when it is written.
 
-    `type_of` gives ggml's type of a matrix by its name in GGUF; norms are F32, as llama.cpp reads them.
+    `type_of` gives ggml's type of a matrix by its name in GGUF and the width of its rows; norms are F32, as
+    llama.cpp reads them.
     """
-    tensors: list[tuple[str, Array | Deferred]] = [*_rope_factors(config)]
+    tensors = _rope_factors(config, encode)
     for hf_name, shape in parameter_shapes(config).items():
         name = gguf_name(hf_name)
-        kind = "F32" if len(shape) == 1 else type_of(name)
+        kind = "F32" if len(shape) == 1 else type_of(name, shape[-1])
         load = partial(_encoded, hf_name, weights, _rotating_heads(hf_name, config), kind, encode)
         tensors.append((name, Deferred(shape, kind, load)))
     return tensors
@@ -187,12 +187,14 @@ def cannot_hold(name: str, kind: str, *, finite: bool) -> UsageError:
     return UsageError(f"{name} has values that {kind} cannot hold", hint="write F32 instead")
 
 
-def _rope_factors(config: LlamaConfig) -> list[tuple[str, Array]]:
+def _rope_factors(config: LlamaConfig, encode: Encode) -> list[tuple[str, Deferred]]:
+    """Llama 3's scaling, which GGUF has as a tensor."""
     scaling = config.rope_scaling
     if scaling is None or scaling.rope_type != "llama3":
         return []
-    factors = llama3_factors(config.rope_theta, config.head_dim, scaling)
-    return [(_ROPE_FACTORS, np.array(factors, dtype=np.float32))]
+    factors = torch.tensor(llama3_factors(config.rope_theta, config.head_dim, scaling))
+    load = partial(encode, _ROPE_FACTORS, factors, "F32")
+    return [(_ROPE_FACTORS, Deferred(tuple(factors.shape), "F32", load))]
 
 
 def _scaling_metadata(scaling: RopeScaling | None) -> dict[str, Any]:

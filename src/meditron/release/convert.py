@@ -7,13 +7,16 @@ import torch
 
 from meditron.ground.errors import UsageError
 from meditron.model.tokenizer import model_tokenizer
-from meditron.model.weights import load_model, save_gguf, save_hf
-from meditron.release.config import GGUFType
+from meditron.model.weights import open_weights, save_gguf, save_hf
+from meditron.release.naming import model_name
 from meditron.release.quantize import describe
 from meditron.store.files import walk
 from meditron.store.models import resolve
 
-__all__ = ["DType", "convert"]
+__all__ = ["DType", "FloatType", "convert"]
+
+FloatType = Literal["F16", "F32"]
+"""The types a GGUF file can be converted to; the others are `quantize`'s."""
 
 DType = Literal["float32", "float16", "bfloat16"]
 """The number formats an HF folder can be written in."""
@@ -23,14 +26,15 @@ def convert(
     spec: str,
     out: Path,
     *,
-    type: GGUFType | None = None,
+    type: FloatType | None = None,
     dtype: DType | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Write the model `spec` (any MODEL) to `out`: a GGUF file where it ends in `.gguf`, else an HF folder.
 
     `type` is the GGUF file's, F16 when absent; `dtype` the HF folder's, float32 when absent, which loses
-    nothing whatever the source is. What is there already is replaced with `force` only.
+    nothing whatever the source is. One tensor is in memory at a time. What is there already is replaced with
+    `force` only.
 
     Returns:
         For a GGUF file what `describe` says of it; for a folder its `path`, `dtype`, `bytes`.
@@ -46,13 +50,13 @@ def convert(
     files = resolve(spec)
     _require_free(out, Path(files.path), force=force)
     tokenizer = model_tokenizer(files)
-    model = load_model(files)
-    if to_gguf:
-        kind = type or "F16"
-        save_gguf(model, model.config, tokenizer, out, type=kind)
-        return describe(out, kind) | {"path": str(out)}
-    name = dtype or "float32"
-    save_hf(model, model.config, tokenizer, out, getattr(torch, name))
+    with open_weights(files) as (config, weights):
+        if to_gguf:
+            kind = type or "F16"
+            save_gguf(weights, config, tokenizer, out, type=kind, name=model_name(files))
+            return describe(out, kind) | {"path": str(out)}
+        name = dtype or "float32"
+        save_hf(weights, config, tokenizer, out, getattr(torch, name))
     return {"path": str(out), "dtype": name, "bytes": sum(file.stat().st_size for file in walk(out))}
 
 

@@ -1,24 +1,38 @@
-"""The quantize stage: a model as GGUF files, one a type."""
+"""A model as GGUF files, one a type: the quantize stage and its verb."""
 
-import resource
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from meditron.ground.console import progress, table
+from torch import Tensor
+
+from meditron.ground.console import progress, say, table, warn
+from meditron.ground.errors import UsageError
+from meditron.ground.machine import cores
 from meditron.ground.units import size
+from meditron.model.config import LlamaConfig
+from meditron.model.gguf_weights import as_floats, gguf_config, gguf_header, model_tensors
 from meditron.model.tokenizer import model_tokenizer
-from meditron.model.weights import load_model, save_gguf
+from meditron.model.weights import open_weights
 from meditron.release.config import GGUFType, QuantizeConfig
+from meditron.release.encode import as_blocks, quantizers
+from meditron.release.memory import peak_memory
+from meditron.release.mix import FLOATS, MIXES, fitting, wanted
+from meditron.release.naming import file_stem, model_name
 from meditron.store.artifact import Artifact
-from meditron.store.files import sha256_file
-from meditron.store.gguf import GGUF
+from meditron.store.files import make_folder, sha256_file
+from meditron.store.gguf import GGUF, Array, write_gguf
 from meditron.store.models import ModelFiles, resolve
 
-__all__ = ["describe", "run"]
+__all__ = ["describe", "quantize", "run", "tell"]
 
+_CONTEXT = 4096
+"""Tokens that the memory column reckons with, at most."""
 _NOTE = "one-dimensional tensors (norms) are F32 in every type, as llama.cpp reads them"
 
 
@@ -26,54 +40,130 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     """Write `TYPE.gguf` for every type; a file that an earlier run finished stays as it is.
 
     Returns:
-        `files` (see `describe`), `seconds`, `peak_rss` (of the process so far, in bytes), `notes`.
+        `files` (see `describe`), `seconds`, `peak_rss` (of this work, in bytes), `notes`.
 
     Raises:
         InputError: the model's files are damaged.
         UsageError: its values do not fit in the type, or GGUF cannot say what the model needs.
+        MissingExtra: a quantized type without libgguf.
     """
-    began = time.monotonic()
-    missing = [kind for kind in config.types if not _path(out, kind).is_file()]
-    if missing:
-        _write(resolve(inputs["model"].spec), missing, out)
-    files = [describe(_path(out, kind), kind) for kind in config.types]
-    rows = [(f["path"], f["type"], size(f["bytes"]), f"{f['bpw']:.2f}", len(f["fallbacks"])) for f in files]
-    table(("file", "type", "size", "bits per weight", "fallbacks"), rows, title="Quantized files")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    seconds = round(time.monotonic() - began, 3)
-    return {"files": files, "seconds": seconds, "peak_rss": peak, "notes": [_NOTE]}
+    paths = {kind: out / f"{kind}.gguf" for kind in config.types}
+    missing = [kind for kind, path in paths.items() if not path.is_file()]
+    made = _made(inputs["model"].spec, paths, missing, config.threads)
+    tell(made["files"])
+    return made
+
+
+def quantize(
+    spec: str, types: Sequence[GGUFType], out: Path, *, threads: int | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Write `NAME-TYPE.gguf` of the model `spec` (any MODEL) for each type into the folder `out`.
+
+    Returns and raises what `run` does, and UsageError where a file is there already, which `force` replaces.
+    """
+    files = resolve(spec)
+    stem = file_stem(files)
+    paths = {kind: out / f"{stem}-{kind}.gguf" for kind in types}
+    for path in filter(Path.exists, paths.values()):
+        if files.kind != "init" and path.samefile(files.path):
+            raise UsageError(f"{path} is the model itself", hint="choose another folder with --out")
+        if not force:
+            raise UsageError(f"{path} is there already", hint="--force replaces it, or choose another --out")
+    make_folder(out)
+    made = _made(spec, paths, list(paths), threads)
+    return made | {"files": [file | {"path": str(out / file["path"])} for file in made["files"]]}
+
+
+def tell(files: Sequence[Mapping[str, Any]], *, answer: bool = False) -> None:
+    """Show the files as a table, and under it what fell back; `answer` is for who asked for just that."""
+    rows = [(f["path"], f["type"], size(f["bytes"]), f"{f['bpw']:.2f}", size(f["ram"])) for f in files]
+    memory = f"RAM, {files[0]['context']:,} tokens"
+    table(("file", "type", "size", "bits per weight", memory), rows, title="Quantized files", answer=answer)
+    for file in files:
+        if file["fallbacks"]:
+            found = Counter(file["fallbacks"].values()).most_common()
+            counts = ", ".join(f"{count} {kind}" for kind, count in found)
+            say(f"{file['type']}: {counts} instead, where rows are no whole blocks of what the mix has")
 
 
 def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
     """What a file holds, read back from it.
 
-    `bpw` is the bits of its tensors by the number of weights; `fallbacks` names the matrices that have
-    another type than asked for.
+    `bpw` is the bits of its tensors by the number of weights; `fallbacks` gives the type of the matrices that
+    have another than the mix wants, because their rows are no whole blocks of it; `ram` is the bytes of the
+    file and of the keys and values (F16) of `context` tokens.
     """
     with GGUF(path) as gguf:
-        tensors = gguf.tensors.values()
-        weights = sum(prod(tensor.shape) for tensor in tensors)
-        bits = 8 * sum(tensor.nbytes for tensor in tensors)
-        fallbacks = {t.name: t.type for t in tensors if len(t.shape) > 1 and t.type != kind}
+        config = gguf_config(gguf)
+        tensors = list(gguf.tensors.values())
+    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
+    context = min(_CONTEXT, config.max_position_embeddings)
     return {
         "path": path.name,
         "type": kind,
         "bytes": path.stat().st_size,
-        "bpw": bits / weights,
-        "fallbacks": fallbacks,
+        "bpw": 8 * sum(t.nbytes for t in tensors) / sum(prod(t.shape) for t in tensors),
+        "fallbacks": {t.name: t.type for t in matrices if t.type != wanted(kind, t.name, config)},
+        "ram": path.stat().st_size + context * _cache_bytes(config),
+        "context": context,
         "sha256": sha256_file(path),
     }
 
 
-def _write(files: ModelFiles, kinds: Sequence[GGUFType], out: Path) -> None:
-    """Load the model once, in float32, and write each type from it."""
-    tokenizer = model_tokenizer(files)
-    model = load_model(files)
-    with progress("quantize", len(kinds), "files") as bar:
-        for kind in kinds:
-            save_gguf(model, model.config, tokenizer, _path(out, kind), type=kind)
-            bar.advance()
+def _cache_bytes(config: LlamaConfig) -> int:
+    """Bytes that the keys and values of one token take in F16."""
+    return 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
 
 
-def _path(out: Path, kind: GGUFType) -> Path:
-    return out / f"{kind}.gguf"
+def _made(
+    spec: str, paths: Mapping[GGUFType, Path], missing: Sequence[GGUFType], threads: int | None
+) -> dict[str, Any]:
+    """Write the files that are missing, then describe all."""
+    began = time.monotonic()
+    with peak_memory() as peak:
+        if missing:
+            _write(resolve(spec), {kind: paths[kind] for kind in missing}, threads or cores())
+        files = [describe(path, kind) for kind, path in paths.items()]
+    notes = [_NOTE, *(["peak_rss is of the process since its start"] if peak.since_start else [])]
+    seconds = round(time.monotonic() - began, 3)
+    return {"files": files, "seconds": seconds, "peak_rss": peak.bytes, "notes": notes}
+
+
+def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int) -> None:
+    """Write each file in one pass over the model's tensors, of which one is in memory at a time."""
+    if not set(paths) <= set(FLOATS):
+        quantizers()  # or fail before anything is read
+        _warn_of_quantized(files)
+    tokenizer, name = model_tokenizer(files), model_name(files)
+    with open_weights(files) as (config, weights), ThreadPoolExecutor(threads) as workers:
+
+        def encode(name: str, weight: Tensor, kind: str) -> Array:
+            values = (as_floats if kind in FLOATS else partial(as_blocks, workers=workers))(
+                name, weight, kind
+            )
+            bar.advance(values.nbytes)
+            return values
+
+        bodies = {
+            kind: model_tensors(weights, config, partial(_stored_type, kind, config), encode)
+            for kind in paths
+        }
+        total = sum(tensor.nbytes for body in bodies.values() for _, tensor in body)
+        with progress("quantize", total, unit="B") as bar:
+            for kind, body in bodies.items():
+                header = gguf_header(config, tokenizer, name, MIXES[kind].file_type)
+                write_gguf(paths[kind], header, body)
+
+
+def _stored_type(kind: GGUFType, config: LlamaConfig, name: str, width: int) -> str:
+    return fitting(wanted(kind, name, config), width)
+
+
+def _warn_of_quantized(files: ModelFiles) -> None:
+    """Say so where the model has been quantized before: errors add up."""
+    if files.kind != "gguf":
+        return
+    with GGUF(Path(files.path)) as gguf:
+        kinds = sorted({tensor.type for tensor in gguf.tensors.values()} - set(FLOATS))
+    if kinds:
+        warn(f"{files.spec} is quantized already ({', '.join(kinds)}): its own error is in the new files too")

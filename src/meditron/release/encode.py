@@ -1,0 +1,67 @@
+"""Matrices as ggml's blocks, by ggml's own quantizers in C (libgguf), several rows at a time."""
+
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from meditron.ground.errors import MissingExtra
+from meditron.model.gguf_weights import cannot_hold
+from meditron.store.gguf_types import tensor_type
+
+__all__ = ["as_blocks", "quantizers"]
+
+_CHUNK = 1 << 18  # values a task works on: a megabyte in fp32
+# Beyond what the blocks' scales, which are F16, surely hold.
+_MOST = float(np.finfo(np.float16).max)
+
+
+def quantizers() -> Any:  # noqa: ANN401  # a module without types
+    """libgguf, whose compiled core is all that is used; MissingExtra where it cannot be imported."""
+    try:
+        import libgguf
+    except ImportError as error:
+        raise MissingExtra("libgguf", "release") from error
+    return libgguf
+
+
+def as_blocks(name: str, weight_RC: Tensor, kind: str, workers: Executor) -> npt.NDArray[np.uint8]:
+    """A matrix in the quantized type `kind`: R rows of C values as (R, bytes a row).
+
+    Each row is quantized by itself, so the bytes depend neither on the chunks nor on the workers. Only a
+    chunk a worker is in memory as fp32. UsageError for values that are no finite numbers, or beyond F16's.
+    """
+    library, width = quantizers(), weight_RC.shape[1]
+    form = tensor_type(kind)
+    stored_RC, rows = _stored(weight_RC), weight_RC.shape[0]
+    blocks = np.empty((rows, form.nbytes((width,))), dtype=np.uint8)
+    step = max(1, _CHUNK // width)
+
+    def quantize(start: int) -> None:
+        values = _wide(stored_RC[start : start + step])
+        most = np.abs(values).max()
+        if not most <= _MOST:
+            raise cannot_hold(name, kind, finite=bool(np.isfinite(most)))
+        library.quantize_rows_into_raw(form.code, values, blocks[start : start + step], len(values), width)
+
+    for _ in workers.map(quantize, range(0, rows, step)):
+        pass
+    return blocks
+
+
+def _stored(weight: Tensor) -> npt.NDArray[Any]:
+    """The tensor's memory as numpy has it; bfloat16, which numpy has not, as its bits."""
+    contiguous = weight.contiguous()
+    bare = contiguous.view(torch.uint16) if weight.dtype == torch.bfloat16 else contiguous
+    array: npt.NDArray[Any] = bare.numpy()
+    return array
+
+
+def _wide(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """The same values as fp32."""
+    if values.dtype == np.uint16:  # a bfloat16 is the upper half of an fp32
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32, copy=False)

@@ -1,0 +1,42 @@
+"""How much memory a piece of work took, apart from what the process had taken before."""
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["Peak", "peak_memory"]
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_RESET_PEAK = "5"
+
+
+class Peak:
+    """Filled in when the work is done."""
+
+    bytes = 0
+    """The largest resident set meanwhile: everything in the process's memory, also mapped files."""
+    since_start = False
+    """Whether that is the process's largest ever, where the kernel would not count anew."""
+
+
+@contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """Measure the largest resident set while the block runs (Linux: proc(5), `clear_refs`)."""
+    peak = Peak()
+    try:
+        _CLEAR.write_text(_RESET_PEAK)
+    except OSError:
+        peak.since_start = True
+    yield peak
+    peak.bytes = _high_water()
+
+
+def _high_water() -> int:
+    if _STATUS.is_file():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -1,0 +1,65 @@
+"""llama.cpp's own quantizer as the reference: `llama_model_quantize` of its shared library, in a child.
+
+MEDITRON_LLAMA_CPP names the folder of libllama*.so and libggml*.so. The parameters' layout is the one of
+llama.cpp 0.5.0 (2026); another library's defaults would not come out as checked.
+"""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+VARIABLE = "MEDITRON_LLAMA_CPP"
+HOW = (
+    f"{VARIABLE} names no folder with llama.cpp's libllama*.so: "
+    "npm pack @node-llama-cpp/linux-x64@3.22.1, unpack, its bins/linux-x64 is one"
+)
+
+
+class Parameters(ctypes.Structure):
+    """`llama_model_quantize_params`."""
+
+    _fields_ = [
+        ("nthread", ctypes.c_int32),
+        *((name, ctypes.c_int) for name in ("ftype", "output_type", "embedding_type")),
+        *((name, ctypes.c_bool) for name in ("requantize", "output", "copy", "pure", "split", "dry_run")),
+        *((name, ctypes.c_void_p) for name in ("imatrix", "overrides", "types", "prune")),
+    ]
+
+
+def folder() -> Path | None:
+    """Where llama.cpp's libraries are, None where nobody says so."""
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named and any(Path(named).glob("libllama*.so")) else None
+
+
+def quantize(source: Path, target: Path, file_type: int, *, threads: int = 1) -> None:
+    """Let llama.cpp write `target`, a file of the type with this number, from an F32 or F16 file."""
+    words = [str(folder()), str(source), str(target), str(file_type), str(threads)]
+    ran = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, timeout=600)
+    if ran.returncode:
+        raise RuntimeError(f"llama.cpp: {ran.stderr[-2000:]}")
+
+
+def _library(where: Path) -> ctypes.CDLL:
+    for pattern in ("libggml-base*.so", "libggml.*so"):
+        base = ctypes.CDLL(str(next(where.glob(pattern))), ctypes.RTLD_GLOBAL)
+    base.ggml_backend_load_all_from_path(str(where).encode())
+    return ctypes.CDLL(str(next(path for path in where.glob("libllama*.so") if "common" not in path.name)))
+
+
+def _main(where: str, source: str, target: str, file_type: str, threads: str) -> None:
+    library = _library(Path(where))
+    library.llama_model_quantize_default_params.restype = Parameters
+    parameters = library.llama_model_quantize_default_params()
+    assert parameters.output, "another layout of llama_model_quantize_params than the one known here"
+    assert not any((parameters.requantize, parameters.copy, parameters.pure, parameters.imatrix))
+    parameters.ftype, parameters.nthread = int(file_type), int(threads)
+    library.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(Parameters)]
+    if library.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters)):
+        sys.exit("llama_model_quantize failed")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
