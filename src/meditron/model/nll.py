@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from meditron.ground.console import progress
+from meditron.model.head import Head
 from meditron.model.llama import Llama
 
 __all__ = ["nll_rows", "nll_sum"]
@@ -121,9 +121,9 @@ def nll_rows(
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.no_grad())
         bar = stack.enter_context(progress(label, int(tokens.sum()), "tokens")) if label else None
-        head_VD = model.head_weight.float()
+        head = Head(model.head_weight)
         for batch in _batches(lengths, batch_tokens):
-            nll[batch] = _batch_nll(model, head_VD, [rows[index][:limit] for index in batch])
+            nll[batch] = _batch_nll(model, head, [rows[index][:limit] for index in batch])
             if bar is not None:
                 bar.advance(int(tokens[batch].sum()))
     return nll, tokens
@@ -140,24 +140,15 @@ def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
         start += count
 
 
-def _batch_nll(model: Llama, head_VD: Tensor, rows: list[Sequence[int]]) -> np.ndarray:
+def _batch_nll(model: Llama, head: Head, rows: list[Sequence[int]]) -> np.ndarray:
     """NLL of each row. Rows are filled on the right, where causal attention never looks."""
-    device = head_VD.device
+    device = model.head_weight.device
     lengths_B = torch.tensor([len(row) for row in rows], device=device)
     ids_BS = torch.zeros(len(rows), int(lengths_B[0]), dtype=torch.long, device=device)
     for ids_S, row in zip(ids_BS, rows, strict=True):
         ids_S[: len(row)] = torch.as_tensor(row)
     real_BS = torch.arange(1, ids_BS.shape[1], device=device) < lengths_B[:, None]
-    hidden_ND = model(ids_BS[:, :-1])[real_BS]
-    targets_N = ids_BS[:, 1:][real_BS]
-    nll_N = torch.cat(
-        [
-            F.cross_entropy(hidden_CD.float() @ head_VD.T, targets_C, reduction="none")
-            for hidden_CD, targets_C in zip(
-                torch.split(hidden_ND, 512), torch.split(targets_N, 512), strict=True
-            )
-        ]
-    )
+    nll_N = head.nll(model(ids_BS[:, :-1])[real_BS], ids_BS[:, 1:][real_BS])
     owners_N = real_BS.nonzero()[:, 0]
     sums_B = torch.zeros(len(rows), dtype=torch.float64, device=device)
     return sums_B.index_add_(0, owners_N, nll_N.double()).cpu().numpy()

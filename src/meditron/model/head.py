@@ -1,0 +1,63 @@
+"""The head in fp32, whatever format the model is in: logits of a chunk at a time, in memory used again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+__all__ = ["Head"]
+
+# Legend: N positions, C positions of a chunk, D width, V vocabulary.
+_CHUNK = 256
+
+
+class Head:
+    """Logits and log-probabilities of hidden states, without gradients.
+
+    Products of bfloat16 numbers are exact in fp32. So a model in bfloat16 has its logits from a CPU's quick
+    bfloat16 units, summed and kept in fp32: nothing of fp32's precision is given up.
+    """
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        self._narrow = weight_VD.dtype == torch.bfloat16
+        self._weight_VD = weight_VD.float()
+        # Fresh pages for every chunk would cost more than the product itself.
+        self._buffer_CV = torch.empty(0, len(weight_VD), device=weight_VD.device)
+
+    def chunks(self, hidden_ND: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Some positions at a time: which these are, and their logits, [C, V] in fp32.
+
+        The logits lie in one buffer: the next chunk overwrites them.
+        """
+        if len(self._buffer_CV) < min(len(hidden_ND), _CHUNK):
+            self._buffer_CV = self._buffer_CV.new_empty(min(len(hidden_ND), _CHUNK), len(self._weight_VD))
+        for start in range(0, len(hidden_ND), _CHUNK):
+            hidden_CD = hidden_ND[start : start + _CHUNK]
+            yield slice(start, start + len(hidden_CD)), self._logits(hidden_CD)
+
+    def nll(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """−log softmax(hidden · Wᵀ)[target] of each position, in nats: [N], fp32."""
+        nll_N = torch.empty(len(targets_N), device=targets_N.device)
+        for places, logits_CV in self.chunks(hidden_ND):
+            logp_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
+            nll_N[places] = -logp_CV.gather(1, targets_N[places, None])[:, 0]
+        return nll_N
+
+    def _logits(self, hidden_CD: Tensor) -> Tensor:
+        out_CV = self._buffer_CV[: len(hidden_CD)]
+        with _bfloat16_products(allowed=self._narrow and hidden_CD.dtype == torch.bfloat16):
+            return torch.mm(hidden_CD.float(), self._weight_VD.T, out=out_CV)
+
+
+@contextmanager
+def _bfloat16_products(*, allowed: bool) -> Iterator[None]:
+    """Let oneDNN take fp32 numbers as bfloat16, which loses nothing where they are such numbers."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made when torch is imported
+    before = matmul.fp32_precision
+    if allowed:
+        matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
