@@ -14,6 +14,7 @@ from meditron.cli.generate import generate
 from meditron.cli.inspect import inspect
 from meditron.cli.options import STDIN
 from meditron.cli.parse import parse
+from meditron.cli.quantize import quantize
 from meditron.cli.run import run
 from meditron.cli.status import status
 from meditron.ground.console import configure
@@ -32,7 +33,16 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `guarded` tells of it, and the verb says how to go on
 )
-VERBS: tuple[Callable[..., int | None], ...] = (run, status, parse, inspect, generate, convert, compare)
+VERBS: tuple[Callable[..., int | None], ...] = (
+    run,
+    status,
+    parse,
+    inspect,
+    generate,
+    convert,
+    quantize,
+    compare,
+)
 for place, verb in enumerate(VERBS):
     app.command(verb, sort_key=place)
 
