@@ -54,7 +54,7 @@ class Layout:
     def _asked(self, question: Question) -> str:
         if self.options is not None and question.options != self.options:
             raise UsageError(
-                f"layout '{self.name}' asks for {', '.join(self.options)}, not what question {question.id} does",
+                f"layout '{self.name}' asks for {', '.join(self.options)}; question {question.id} does not",
                 hint=f"layouts: {', '.join(LAYOUTS)}",
             )
         return f"{self.body(question)}\n{self.cue}"

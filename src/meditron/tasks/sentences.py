@@ -19,20 +19,24 @@ _WORD = re.compile(r"[^\s(\[\"“‘]*$")
 # In small letters or with a capital first: `NO.` is nitric oxide, `DR.` diabetic retinopathy.
 _ABBREVIATION = re.compile(
     r"vs|cf|viz|al|ca|approx|resp|dr|drs|prof|mr|mrs|st|sr|jr|nos?|nr|figs?|tab|eqs?|refs?|vol|pp|sect|dept|"
-    r"univ|i\.e|e\.g|i\.v|i\.m|s\.c|p\.o|i\.p|b\.i\.d|t\.i\.d|q\.d|w\.r\.t|incl|excl|subsp|ssp|spp?|[pns]"
+    r"univ|i\.e|e\.g|i\.v|i\.m|s\.c|p\.o|i\.p|b\.i\.d|t\.i\.d|q\.d|w\.r\.t|incl|excl|subsp|ssp|spp?|[pnsv]"
 )
 _KINDS = re.compile(
     r"\b(?:vitamins?|hepatitis|influenza|types?|groups?|grades?|class|stages?|phase|arms?|cohorts?|factors?|"
-    r"proteins?|cells?|levels?|models?|regimens?|treatments?|and|or|vs\.?|versus)\s+\(?[A-Z]$",
+    r"proteins?|cells?|levels?|models?|regimens?|treatments?)\s+"
+    r"(?:[A-Z](?:,|/|,? and|,? or| vs\.?)\s*)*[A-Z]$",
     re.IGNORECASE,
 )
+_LOOK_BACK = 80  # characters: a word, or a kind and its letters
 
 
 def sentences(text: str) -> list[str]:
     """The sentences in order; joined by blanks they are the text again, but for its white space."""
     found, start = [], 0
     for end in _END.finditer(text):
-        if _START.match(text, end.end()) and not _goes_on(text[start : end.start()], end.group()):
+        if _START.match(text, end.end()) and not _goes_on(
+            text[max(start, end.start() - _LOOK_BACK) : end.start()], end.group()
+        ):
             found.append(text[start : end.end()].strip())
             start = end.end()
     found.append(text[start:].strip())
@@ -40,7 +44,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _goes_on(before: str, mark: str) -> bool:
-    """Whether the sentence goes on after a mark that stands behind this beginning of it."""
+    """Whether the sentence goes on after a mark that stands behind this piece of it."""
     if not mark.startswith(".") or mark.startswith(".."):
         return False
     found = _WORD.search(before)

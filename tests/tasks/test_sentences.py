@@ -1,0 +1,67 @@
+"""Sentences: nothing is lost, and what looks like an end and is none does not cut."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meditron.tasks.sentences import sentences
+
+WORDS = [
+    "We saw",
+    "vs.",
+    "et al.",
+    "i.e.",
+    "J.",
+    "p = .05",
+    "1.2-3.4",
+    "(95% CI 0.5)",
+    "A",
+    "mRNA",
+    "é",
+    "12",
+]
+SIGNS = [".", ". ", "!", "?", "...", '"', ")", "\n", "  ", "\u2009", "β-"]
+PIECES = st.sampled_from(WORDS + SIGNS)
+
+
+@given(st.lists(PIECES).map("".join) | st.text(max_size=60))
+def test_joined_they_are_the_text_but_for_white_space(text: str) -> None:
+    found = sentences(text)
+    assert " ".join(" ".join(found).split()) == " ".join(text.split())
+    assert all(sentence == sentence.strip() != "" for sentence in found)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The ratio was 1.7 (95% CI 1.2-3.4) and p = .05 in 12.5 % of them.",
+        "We compared aspirin vs. Placebo and A vs. B.",
+        "Smith et al. Found nothing, as J. A. Smith and R. Doe did.",
+        "All outcomes, i.e. Death and stroke, e.g. MI, were seen.",
+        "Growth of E. coli and of S. aureus (cf. Fig. 2, no. 7, approx. 3 of 10) was slow.",
+        "It was given i.v. 3 times (P. aeruginosa; U.S. sites) by Dr. Roe.",
+        "Was it so? perhaps, yes ... maybe.",
+        "It ended (see above.) and went on.",
+        "Released under node.js v. 1.2.3 at example.org/a.b?c=D.E.",
+    ],
+)
+def test_what_does_not_end_one(sentence: str) -> None:
+    assert sentences(sentence) == [sentence]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["We asked 12 patients.", "All came."],
+        ["Was it so?", "It was!", '"Never."', "(Maybe.)", "[1] Then we left."],
+        ["It fell to 3.5.", "12 patients died (p < .05).", "≥3 lived."],
+        ["All had low vitamin D.", "None had hepatitis B.", "In group A.", "We stopped."],
+        ["It was in the ED.", "So was NO.", "Of groups A and B.", "Then we stopped."],
+        ["It is small.", "mRNA fell.", "pH rose.", "p53 stayed.", "α-Synuclein and β-cells too."],
+        ["It took 30 sec.", "We used tubes, etc.", "The end."],
+        ["Élan was lost.", "Über all."],
+    ],
+)
+def test_what_ends_one(parts: list[str]) -> None:
+    assert sentences(" ".join(parts)) == parts
+    assert sentences("\n ".join(parts)) == parts
