@@ -15,7 +15,7 @@ WORK = (
     "meditron.corpus.tokenize",
     "meditron.train.pretrain",
     "meditron.release.quantize",
-    "meditron.evaluate.perplexity",
+    "meditron.evaluate.stage",
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from meditron.evaluate.rows import FILE_NAME
+from meditron.evaluate.rows import PERPLEXITY
 from meditron.ground.console import clean
 from meditron.ground.notice import ADVISORY
 from tiny import tiny_hf
@@ -41,6 +41,7 @@ def rows(path: Path, model: str, shift: float) -> Path:
         {
             "model": model,
             "model_digest": "0" * 64,
+            "engine": "torch",
             "source": source,
             "id": f"{source}:{n}",
             "tokens": 10 + n,
@@ -54,7 +55,7 @@ def rows(path: Path, model: str, shift: float) -> Path:
         for n in range(30)
     ]
     path.mkdir()
-    (path / FILE_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (path / PERPLEXITY).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from meditron.evaluate.compare import compare
-from meditron.evaluate.rows import FILE_NAME, Row, RowsFile
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow, RowsFile
 from meditron.ground.errors import InputError, SourceError, UsageError
 
 LOSSES = np.random.default_rng(7)
@@ -15,10 +15,10 @@ A = LOSSES.normal(3.0, 0.4, N)
 B = A + LOSSES.normal(-0.1, 0.05, N)
 
 
-def rows(model: str, losses: np.ndarray, *, source: str = "pubmed", **changed: object) -> list[Row]:
-    common = {"model": model, "model_digest": model, "source": source, "plan": "p"}
+def rows(model: str, losses: np.ndarray, *, source: str = "pubmed", **changed: object) -> list[DocumentRow]:
+    common = {"model": model, "model_digest": model, "engine": "torch", "source": source, "plan": "p"}
     return [
-        Row.model_validate(
+        DocumentRow.model_validate(
             common
             | {"id": f"{source}:{n}", "tokens": int(TOKENS[n]), "nll": float(loss * TOKENS[n])}
             | {"bytes": int(TOKENS[n]) * 4, "text_sha256": f"{n:064x}", "ids_sha256": f"{n:064x}"}
@@ -28,8 +28,8 @@ def rows(model: str, losses: np.ndarray, *, source: str = "pubmed", **changed: o
     ]
 
 
-def write(folder: Path, *groups: list[Row]) -> str:
-    with RowsFile(folder) as file:
+def write(folder: Path, *groups: list[DocumentRow]) -> str:
+    with RowsFile(folder / PERPLEXITY, DocumentRow) as file:
         file.finish([row for group in groups for row in group])
     return str(folder)
 
@@ -64,7 +64,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path: Path) -> None:
 def test_each_source_has_its_own_difference(tmp_path: Path) -> None:
     write(tmp_path / "a", rows("base", A), rows("base", A[:20], source="wiki"))
     write(tmp_path / "b", rows("pretrain", B), rows("pretrain", B[:20], source="wiki"))
-    found = compare(str(tmp_path / "a"), str(tmp_path / "b" / FILE_NAME))
+    found = compare(str(tmp_path / "a"), str(tmp_path / "b" / PERPLEXITY))
     assert [(record.source, record.n) for record in found] == [("pubmed", N), ("wiki", 20)]
 
 
@@ -86,7 +86,7 @@ def test_other_tokenizers_are_compared_by_bytes_of_whole_documents(tmp_path: Pat
 
 def test_too_few_documents_in_both_says_how_many(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", rows("base", A)[:31]), write(tmp_path / "b", rows("base", B)[30:])
-    with pytest.raises(UsageError, match=r"too few documents in both \(1 of 31 and 30\)"):
+    with pytest.raises(UsageError, match=r"too few documents or questions in both \(1 of 31 and 30\)"):
         compare(a, b)
 
 
@@ -109,5 +109,5 @@ def test_which_model_is_meant_must_be_said_and_exist(tmp_path: Path) -> None:
 def test_a_result_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file or folder"):
         compare(f"{tmp_path}/none:base", str(tmp_path))
-    with pytest.raises(SourceError, match=r"no perplexity\.jsonl in it"):
+    with pytest.raises(SourceError, match=r"no rows of an evaluation in it"):
         compare(str(tmp_path), str(tmp_path))

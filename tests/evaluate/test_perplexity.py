@@ -19,8 +19,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from meditron.evaluate.compare import compare
 from meditron.evaluate.config import EvaluateConfig
-from meditron.evaluate.perplexity import run
-from meditron.evaluate.rows import FILE_NAME, read_rows
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow, read_rows
+from meditron.evaluate.stage import run
 from meditron.ground.errors import MeditronError
 from meditron.model.weights import load_model, save_gguf
 from meditron.sources import medline
@@ -47,7 +47,7 @@ def transformers_nll(folder: Path, ids: list[int]) -> float:
 def test_every_documents_loss_is_transformers_own(tmp_path: Path, corpus: Path, tiny: Path) -> None:
     evaluate(tmp_path / "out", corpus, {"base": tiny})
     texts = {text.id: text for found in held_out(corpus, 200).values() for text in found}
-    rows = read_rows(tmp_path / "out" / FILE_NAME)
+    rows = read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow)
     assert {row.id for row in rows} == set(texts)
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     for row in rows[::5]:
@@ -65,7 +65,7 @@ def test_smollm2s_losses_are_transformers_own(
     corpus = make_corpus({}, {"pubmed": documents})
     evaluate(tmp_path / "out", corpus, {"base": smollm2_gguf})
     tokenizer, texts = load_tokenizer(smollm2_gguf), dict(documents)
-    for row in read_rows(tmp_path / "out" / FILE_NAME):
+    for row in read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow):
         batch = torch.tensor([tokenizer.encode(texts[row.id])])
         with torch.no_grad():
             theirs = float(smollm2_transformers(input_ids=batch, labels=batch).loss)
@@ -77,7 +77,7 @@ def test_perplexity_is_exp_of_the_mean_loss_and_its_interval_scipys(
 ) -> None:
     evaluate(tmp_path / "out", corpus, {"base": tiny}, resamples=20_000)
     found = read_results(tmp_path / "out").perplexity["base"]["pubmed"]
-    rows = [row for row in read_rows(tmp_path / "out" / FILE_NAME) if row.source == "pubmed"]
+    rows = [row for row in read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow) if row.source == "pubmed"]
     nll, tokens = np.array([row.nll for row in rows]), np.array([row.tokens for row in rows])
     assert (found.documents, found.tokens) == (36, tokens.sum())
     assert found.perplexity == pytest.approx(math.exp(nll.sum() / tokens.sum()))
@@ -100,7 +100,9 @@ def test_how_documents_meet_in_batches_does_not_move_a_loss(tmp_path: Path, corp
     losses = []
     for size in (1, 300, 100_000):
         evaluate(tmp_path / str(size), corpus, {"base": tiny}, batch_tokens=size)
-        losses.append([row.nll / row.tokens for row in read_rows(tmp_path / str(size) / FILE_NAME)])
+        losses.append(
+            [row.nll / row.tokens for row in read_rows(tmp_path / str(size) / PERPLEXITY, DocumentRow)]
+        )
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert losses[2] == pytest.approx(losses[0], abs=1e-5)
 
@@ -131,7 +133,7 @@ def test_a_gguf_of_a_model_scores_as_the_model_does(tmp_path: Path, corpus: Path
 
 def test_long_documents_are_cut_and_counted(tmp_path: Path, corpus: Path, tiny: Path) -> None:
     evaluate(tmp_path / "out", corpus, {"base": tiny}, max_tokens=30)
-    rows = read_rows(tmp_path / "out" / FILE_NAME)
+    rows = read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow)
     tokenizer = load_tokenizer(tiny)
     for text in held_out(corpus, 200)["pubmed"]:
         row = next(row for row in rows if row.id == text.id)
@@ -145,7 +147,9 @@ def test_long_documents_are_cut_and_counted(tmp_path: Path, corpus: Path, tiny: 
 def test_the_limit_is_the_models_own_context(tmp_path: Path, make_corpus: Any, tiny: Path) -> None:
     corpus = make_corpus({}, {"long": [("long:1", "word " * 900), ("long:2", "other " * 900)]})
     evaluate(tmp_path / "out", corpus, {"base": tiny}, max_tokens=2048)
-    assert [(row.tokens, row.cut) for row in read_rows(tmp_path / "out" / FILE_NAME)] == [(255, True)] * 2
+    assert [(row.tokens, row.cut) for row in read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow)] == [
+        (255, True)
+    ] * 2
 
 
 def test_bfloat16_is_near_float32_and_said(tmp_path: Path, corpus: Path, tiny: Path) -> None:
@@ -170,9 +174,9 @@ def test_a_model_whose_loss_is_no_number_is_refused(tmp_path: Path, corpus: Path
 
 def test_scored_again_nothing_is_computed_and_nothing_moves(tmp_path: Path, corpus: Path, tiny: Path) -> None:
     evaluate(tmp_path / "out", corpus, {"base": tiny})
-    before = (tmp_path / "out" / FILE_NAME).read_bytes()
+    before = (tmp_path / "out" / PERPLEXITY).read_bytes()
     evaluate(tmp_path / "out", corpus, {"base": tmp_path / "no such model"})
-    assert (tmp_path / "out" / FILE_NAME).read_bytes() == before
+    assert (tmp_path / "out" / PERPLEXITY).read_bytes() == before
 
 
 def test_killed_before_the_last_file_the_figures_are_the_same(
@@ -201,7 +205,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from meditron.evaluate.config import EvaluateConfig
-from meditron.evaluate.perplexity import run
+from meditron.evaluate.stage import run
 from meditron.store.artifact import Artifact
 corpus, out, a, b = map(Path, sys.argv[1:])
 paths = {"a": a, "b": b, "corpus": corpus}
@@ -227,13 +231,13 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_files(
     kept = _content(out)
     assert b"\n" in kept
     # The kill may have come between two writes; one in the middle of a write leaves this.
-    with (out / FILE_NAME).open("ab") as file:
+    with (out / PERPLEXITY).open("ab") as file:
         file.write(kept[:40])
     evaluate(out, corpus, models)
-    for name in (FILE_NAME, "results.json"):
+    for name in (PERPLEXITY, "results.json"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def _content(out: Path) -> bytes:
-    path = out / FILE_NAME
+    path = out / PERPLEXITY
     return path.read_bytes() if path.exists() else b""

@@ -4,14 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.evaluate.rows import FILE_NAME, Row, RowsFile, read_rows
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow, RowsFile, read_rows
 from meditron.ground.errors import InputError
 
 
-def row(n: int, *, model: str = "base", source: str = "pubmed", plan: str = "p", nll: float = 2.5) -> Row:
-    return Row(
+def row(
+    n: int, *, model: str = "base", source: str = "pubmed", plan: str = "p", nll: float = 2.5
+) -> DocumentRow:
+    return DocumentRow(
         model=model,
         model_digest="d",
+        engine="torch",
         source=source,
         id=f"{source}:{n}",
         tokens=3,
@@ -23,14 +26,14 @@ def row(n: int, *, model: str = "base", source: str = "pubmed", plan: str = "p",
     )
 
 
-def append(folder: Path, rows: list[Row]) -> None:
-    with RowsFile(folder) as file:
+def append(folder: Path, rows: list[DocumentRow]) -> None:
+    with RowsFile(folder / PERPLEXITY, DocumentRow) as file:
         file.append(rows)
 
 
 def test_rows_of_an_earlier_run_are_found_by_their_plan(tmp_path: Path) -> None:
     append(tmp_path, [row(1), row(2, plan="another")])
-    with RowsFile(tmp_path) as file:
+    with RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
         assert file.known("p") == {("pubmed", "pubmed:1"): row(1)}
 
 
@@ -40,34 +43,34 @@ def test_a_torn_last_line_is_cut_wherever_it_was_torn(
 ) -> None:
     folder = tmp_path_factory.mktemp("rows")
     append(folder, [row(1), row(2), row(3)])
-    path = folder / FILE_NAME
+    path = folder / PERPLEXITY
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
     kept = len(content) - 1 - torn % len(lines[-1])
     path.write_bytes(content[: max(kept, len(content) - len(lines[-1]))])
     append(folder, [row(4)])
-    assert read_rows(path) == [row(1), row(2), row(4)]
+    assert read_rows(path, DocumentRow) == [row(1), row(2), row(4)]
 
 
 def test_the_finished_file_does_not_tell_how_it_came_about(tmp_path: Path) -> None:
     rows = [row(n, model=model) for model in ("base", "pretrain") for n in range(5)]
     for name, order in (("a", rows), ("b", rows[::-1])):
-        with RowsFile(tmp_path / name) as file:
+        with RowsFile(tmp_path / name / PERPLEXITY, DocumentRow) as file:
             file.append(order[:3])
             file.finish(order)
-    assert (tmp_path / "a" / FILE_NAME).read_bytes() == (tmp_path / "b" / FILE_NAME).read_bytes()
-    assert {r.key() for r in read_rows(tmp_path / "a" / FILE_NAME)} == {r.key() for r in rows}
+    assert (tmp_path / "a" / PERPLEXITY).read_bytes() == (tmp_path / "b" / PERPLEXITY).read_bytes()
+    assert {r.key() for r in read_rows(tmp_path / "a" / PERPLEXITY, DocumentRow)} == {r.key() for r in rows}
 
 
 def test_a_figure_survives_the_file_to_the_last_bit(tmp_path: Path) -> None:
     append(tmp_path, [row(1, nll=0.1 + 0.2)])
-    assert read_rows(tmp_path / FILE_NAME)[0].nll == 0.1 + 0.2
+    assert read_rows(tmp_path / PERPLEXITY, DocumentRow)[0].nll == 0.1 + 0.2
 
 
 def test_two_rows_of_the_same_document_are_refused(tmp_path: Path) -> None:
     append(tmp_path, [row(1), row(1)])
     with pytest.raises(InputError, match="two rows"):
-        read_rows(tmp_path / FILE_NAME)
+        read_rows(tmp_path / PERPLEXITY, DocumentRow)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_two_rows_of_the_same_document_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, line: str, said: str) -> None:
-    path = tmp_path / FILE_NAME
+    path = tmp_path / PERPLEXITY
     path.write_text(f"{row(0).model_dump_json()}\n{line}\n")
     with pytest.raises(InputError, match=said):
-        read_rows(path)
+        read_rows(path, DocumentRow)

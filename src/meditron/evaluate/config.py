@@ -1,4 +1,4 @@
-"""What the evaluate stage is told: which models, how much held-out text, how sure to be."""
+"""What the evaluate stage is told: which models, what they are asked, how sure to be."""
 
 from typing import Annotated, Literal, Self
 
@@ -6,10 +6,16 @@ from pydantic import Field, model_validator
 
 from meditron.ground.config import Beside, Config
 from meditron.ground.stage import StageConfig
+from meditron.store.results import Mode, Rule
 
-__all__ = ["Against", "EvaluateConfig"]
+__all__ = ["Against", "EvaluateConfig", "is_file"]
 
 CORPUS = "corpus"
+
+
+def is_file(task: str) -> bool:
+    """Whether a task is named by a file or source of questions, not by a registered name."""
+    return any(mark in task for mark in "./:")
 
 
 class Against(Config):
@@ -35,13 +41,38 @@ class EvaluateConfig(StageConfig):
     """Tokens of a document that are scored, at most; the record says how many documents were cut."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of weights and activations; the head and the loss are float32 always."""
+    """Number format of weights and activations; the head and the loss are float32 always, and fidelity all
+    through."""
 
     resamples: int = Field(default=10_000, ge=100)
     """Bootstrap resamples behind every interval and p value."""
 
     differences: tuple[Against, ...] | None = None
     """Pairs to compare; when absent, every later model against the first."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks to answer: registered names, or files of multiple-choice questions."""
+
+    questions: int = Field(default=1000, ge=2)
+    """Questions of each task, at most: the first in the order of their ids' hash."""
+
+    mode: Mode = "options"
+    """Compare the options' log-probabilities, or take the likeliest token of the whole vocabulary."""
+
+    rule: Rule = "sum"
+    """What chooses an option: its log-probability, the same by its bytes, or less what it has unasked."""
+
+    shots: int = Field(default=0, ge=0)
+    """Solved questions before each prompt, drawn from the task's training split."""
+
+    train_baseline: int | None = Field(default=None, ge=1)
+    """Training rows of naive Bayes; when absent all that the task's finetune used, else 2,000."""
+
+    fidelity: tuple[Against, ...] = ()
+    """Pairs of models whose predictions of held-out text are held against each other."""
+
+    fidelity_documents: int = Field(default=32, ge=2)
+    """Held-out documents of each source for that, at most."""
 
     batch_tokens: Annotated[int, Beside] = Field(default=4096, ge=1)
     """Tokens, padding counted, that go through the model at once. Moves memory and speed, not results."""
@@ -56,8 +87,12 @@ class EvaluateConfig(StageConfig):
             for name in (pair.model, pair.against):
                 if name not in self.models:
                     raise ValueError(f"differences: '{name}' is not among the models")
-            if pair.model == pair.against:
-                raise ValueError(f"differences: '{pair.model}' against itself")
+        for table, pairs in (("differences", self.differences or ()), ("fidelity", self.fidelity)):
+            for pair in pairs:
+                if pair.model == pair.against:
+                    raise ValueError(f"{table}: '{pair.model}' against itself")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError("tasks: one of them stands there twice")
         return self
 
     def pairs(self) -> tuple[Against, ...]:
@@ -68,5 +103,6 @@ class EvaluateConfig(StageConfig):
         return tuple(Against(model=model, against=first) for model in later)
 
     def inputs(self) -> dict[str, str]:
-        """Every model under its own reference, and the corpus that holds the held-out documents."""
-        return {model: model for model in self.models} | {CORPUS: CORPUS}
+        """Every model and task's file under its own reference, and the corpus with the held-out documents."""
+        held = (name for pair in self.fidelity for name in (pair.model, pair.against))
+        return {name: name for name in (*self.models, *held, *filter(is_file, self.tasks))} | {CORPUS: CORPUS}

@@ -1,4 +1,4 @@
-"""The rows behind every score: one line of `perplexity.jsonl` a model and document.
+"""The rows behind every score: one line a model and document, question or pair of models.
 
 While models are scored, rows are appended batch by batch, so that a kill costs at most one batch; at the end
 the file is rewritten in one canonical order, so that it does not tell how often it was interrupted.
@@ -6,25 +6,43 @@ the file is rewritten in one canonical order, so that it does not tell how often
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Annotated, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError
 
 from meditron.ground.config import Config
+from meditron.ground.console import progress
 from meditron.ground.errors import InputError
 from meditron.store.files import atomic, make_folder, storing
 from meditron.store.jsonl import read_jsonl
+from meditron.store.results import Rule
 
-__all__ = ["FILE_NAME", "Row", "RowsFile", "read_rows"]
+__all__ = [
+    "FIDELITY",
+    "PERPLEXITY",
+    "DocumentRow",
+    "FidelityRow",
+    "QuestionRow",
+    "Row",
+    "RowsFile",
+    "read_rows",
+    "resumed",
+]
 
-FILE_NAME = "perplexity.jsonl"
+PERPLEXITY, FIDELITY = "perplexity.jsonl", "fidelity.jsonl"
+Nats = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LogProbability = Annotated[float, Field(le=0, allow_inf_nan=False)]
 
 
 class Row(Config):
-    """How one model did on one document."""
+    """What every row says: which model did something with what."""
+
+    of: ClassVar[str]
+    """What such rows are rows of."""
 
     model: str
     """The model's reference in the recipe."""
@@ -32,16 +50,36 @@ class Row(Config):
     model_digest: str
     """SHA-256 of the model's artifact."""
 
-    source: str
-    """The document's source."""
+    engine: str
+    """What ran the model: `torch`, or `torch on dequantized weights`."""
 
     id: str
-    """The document's id."""
+    """The document's or question's id."""
+
+    plan: str
+    """SHA-256 of all that decides this row: model, data, number format, batches."""
+
+    @abstractmethod
+    def item(self) -> tuple[str, ...]:
+        """What no two rows of one plan share."""
+
+    def key(self) -> tuple[str, ...]:
+        """What no two rows of a finished file share."""
+        return self.model, *self.item()
+
+
+class DocumentRow(Row):
+    """How well one model predicts one document."""
+
+    of = "perplexities"
+
+    source: str
+    """The document's source."""
 
     tokens: int = Field(ge=0)
     """Tokens scored: all but the first, which nothing precedes; 0 for a document of one token."""
 
-    nll: float = Field(ge=0, allow_inf_nan=False)
+    nll: Nats
     """Sum of their negative log-likelihoods, in nats."""
 
     bytes: int = Field(ge=0)
@@ -56,45 +94,128 @@ class Row(Config):
     text_sha256: str
     """SHA-256 of the document's whole text."""
 
-    plan: str
-    """SHA-256 of all that decides this figure: model, documents, number format, cut, batches."""
-
-    def key(self) -> tuple[str, str, str]:
-        """What no two rows of a finished file share."""
-        return self.model, self.source, self.id
+    def item(self) -> tuple[str, ...]:
+        """The source and the id."""
+        return self.source, self.id
 
 
-def read_rows(path: Path) -> list[Row]:
+class QuestionRow(Row):
+    """How one model answered one question."""
+
+    of = "answers"
+
+    task: str
+    version: int
+    layout: str
+    mode: Literal["options", "next-token"]
+    shots: int = Field(ge=0)
+
+    question_sha256: str
+    """SHA-256 of the question with its context, options and gold answer."""
+
+    prompt_sha256: str
+    """SHA-256 of the prompt with its shots and continuations."""
+
+    gold: int = Field(ge=0)
+    """Index of the right option."""
+
+    rule: Rule | None
+    """The rule that chose; None by next token."""
+
+    prediction: int | None
+    """Index of the chosen option; None where the likeliest next token names none."""
+
+    correct: bool
+
+    scores: dict[Rule, tuple[float, ...]]
+    """Each rule's figure of each option, in nats (by bytes: nats a byte); empty by next token."""
+
+    answer_mass: float = Field(ge=0, le=1.0001)
+    """Probability that the next token begins one of the options."""
+
+    token: str | None = None
+    """By next token: the likeliest token of the whole vocabulary."""
+
+    cut: bool = False
+    """Whether the prompt's beginning was left out, as all of it does not fit in the context."""
+
+    def by(self, rule: Rule) -> int:
+        """Index of the option that this rule chooses: the first of equals."""
+        scores = self.scores[rule]
+        return scores.index(max(scores))
+
+    def item(self) -> tuple[str, ...]:
+        """The question's id."""
+        return (self.id,)
+
+
+class FidelityRow(Row):
+    """How far one model's predictions of one document lie from another's."""
+
+    of = "fidelity"
+
+    against: str
+    """The other model's reference."""
+
+    source: str
+    nll: Nats
+    nll_against: Nats
+
+    kl: tuple[float, ...]
+    """KL(against ‖ model) of each predicted token's distribution, in nats."""
+
+    agree: int = Field(ge=0)
+    """Tokens where both models' likeliest prediction is the same."""
+
+    def item(self) -> tuple[str, ...]:
+        """The source and the id."""
+        return self.source, self.id
+
+    def key(self) -> tuple[str, ...]:
+        """Both models, the source and the id."""
+        return self.model, self.against, *self.item()
+
+
+R = TypeVar("R", bound=Row)
+T = TypeVar("T")
+
+
+def read_rows(path: Path, kind: type[R]) -> list[R]:
     """The rows of a finished file.
 
     Raises:
-        InputError: a line is no such row, or two rows are of the same model and document.
+        InputError: a line is no such row, or two rows are of the same model and item.
     """
-    rows = [_row(path, number, line) for number, line in enumerate(read_jsonl(path), start=1)]
+    rows = [_row(path, number, line, kind) for number, line in enumerate(read_jsonl(path), start=1)]
     keys = {row.key() for row in rows}
     if len(keys) != len(rows):
-        raise InputError(path, "two rows of the same model and document")
+        raise InputError(path, f"two rows of the same model and {_item(kind)}")
     return rows
 
 
-def _row(path: Path, number: int, line: dict[str, object]) -> Row:
+def _item(kind: type[Row]) -> str:
+    return "question" if issubclass(kind, QuestionRow) else "document"
+
+
+def _row(path: Path, number: int, line: dict[str, object], kind: type[R]) -> R:
     try:
-        return Row.model_validate(line)
+        return kind.model_validate(line)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(
-            path, f"not a row of perplexities: {where}: {first['msg']}", place=f"row {number}"
+            path, f"not a row of {kind.of}: {where}: {first['msg']}", place=f"row {number}"
         ) from error
 
 
-class RowsFile:
-    """`perplexity.jsonl` while it grows: rows of earlier runs are found again, new ones are appended."""
+class RowsFile(Generic[R]):
+    """A file of rows while it grows: rows of earlier runs are found again, new ones are appended."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = make_folder(folder) / FILE_NAME
+    def __init__(self, path: Path, kind: type[R]) -> None:
+        make_folder(path.parent)
+        self.path = path
         self._cut_torn_line()
-        self.rows = [_row(self.path, *pair) for pair in enumerate(read_jsonl(self.path), start=1)]
+        self.rows = [_row(path, number, line, kind) for number, line in enumerate(read_jsonl(path), start=1)]
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -108,11 +229,11 @@ class RowsFile:
         if self._file is not None:
             self._file.close()
 
-    def known(self, plan: str) -> dict[tuple[str, str], Row]:
-        """(source, id) → the row that an earlier run left for this plan."""
-        return {(row.source, row.id): row for row in self.rows if row.plan == plan}
+    def known(self, plan: str) -> dict[tuple[str, ...], R]:
+        """Item → the row that an earlier run left for this plan."""
+        return {row.item(): row for row in self.rows if row.plan == plan}
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[R]) -> None:
         """Add rows; they are on the disk when this returns."""
         if self._file is None:
             raise ValueError("the rows file is not open")
@@ -121,19 +242,50 @@ class RowsFile:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def finish(self, rows: Iterable[Row]) -> None:
-        """Replace the file by these rows alone, in the order of model, source and id."""
-        ordered = sorted(rows, key=Row.key)
+    def finish(self, rows: Iterable[R]) -> None:
+        """Replace the file by these rows alone, in the order of their keys."""
+        ordered = sorted(rows, key=lambda row: row.key())
         with atomic(self.path) as file:
             file.writelines(map(_line, ordered))
 
     def _cut_torn_line(self) -> None:
         """A kill can tear the last line: it ends the file without a newline, and is taken off."""
-        self.path.touch()
-        with self.path.open("r+b") as file:
-            content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)
+        with storing(self.path):
+            self.path.touch()
+            with self.path.open("r+b") as file:
+                content = file.read()
+                file.truncate(content.rfind(b"\n") + 1)
 
 
 def _line(row: Row) -> bytes:
-    return json.dumps(row.model_dump(), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    text = json.dumps(row.model_dump(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+def resumed(
+    file: RowsFile[R],
+    name: str,
+    plan: str,
+    groups: Sequence[Sequence[T]],
+    item: Callable[[T], tuple[str, ...]],
+    work: Callable[[Sequence[T]], Sequence[R]],
+    *,
+    unit: str,
+) -> dict[tuple[str, ...], R]:
+    """Item → row, for every thing of every group: from the file where it stands there, else made now.
+
+    A group is what is made between two writes: what a kill costs. It is made whole or not at all, for what
+    meets in a batch moves the last bits of a sum.
+    """
+    found = {key: row.model_copy(update={"model": name}) for key, row in file.known(plan).items()}
+    todo = [group for group in groups if any(item(each) not in found for each in group)]
+    if todo:
+        total = sum(map(len, groups))
+        start = total - sum(map(len, todo))
+        with progress(f"evaluate {name}", total, unit, start=start) as bar:
+            for group in todo:
+                made = work(group)
+                file.append(made)
+                found |= {row.item(): row for row in made}
+                bar.advance(len(group))
+    return found

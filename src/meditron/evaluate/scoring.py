@@ -9,31 +9,22 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
-import torch
 
+from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.config import EvaluateConfig
 from meditron.evaluate.heldout import data_digest
-from meditron.evaluate.rows import Row, RowsFile
-from meditron.ground.console import progress
+from meditron.evaluate.rows import DocumentRow, RowsFile, resumed
 from meditron.ground.errors import MeditronError
-from meditron.model.llama import Llama
 from meditron.model.nll import nll_rows
-from meditron.model.tokenizer import model_tokenizer
-from meditron.model.weights import load_model
-from meditron.store.artifact import Artifact
 from meditron.store.corpus import Text
 from meditron.store.manifest import fingerprint
-from meditron.store.models import resolve
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["Encoded", "encode", "score"]
+__all__ = ["Encoded", "encode", "ids_digest", "not_a_number", "score"]
 
-# Documents scored between two writes: what a kill costs. Also the unit in which they meet in batches, which
-# must be the same after a kill, as padding moves the last bits of a sum.
-_TOGETHER = 32
+_TOGETHER = 32  # documents scored between two writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,95 +46,81 @@ def encode(text: str, tokenizer: Tokenizer, max_tokens: int) -> Encoded:
     return Encoded(kept, scored - given, cut)
 
 
+def ids_digest(ids: Sequence[int]) -> str:
+    """SHA-256 of token ids."""
+    return hashlib.sha256(np.asarray(ids, dtype="<u4").tobytes()).hexdigest()
+
+
+def not_a_number(name: str, what: str, value: float) -> MeditronError:
+    """The error for a figure of `name` that is none."""
+    return MeditronError(
+        f"{name}: {what} is {value}",
+        hint="the weights are damaged, or the number format is too narrow: try dtype = 'float32'",
+    )
+
+
 def score(
-    name: str,
-    artifact: Artifact,
+    candidate: Candidate,
     documents: Mapping[str, Sequence[Text]],
     config: EvaluateConfig,
-    file: RowsFile,
-) -> list[Row]:
+    file: RowsFile[DocumentRow],
+) -> list[DocumentRow]:
     """The rows of one model, those that `file` already holds taken from there; new ones are appended to it.
 
     Raises:
         MeditronError: the loss on a document is not a number.
     """
     every = [document for source in sorted(documents) for document in documents[source]]
-    plan = _plan(artifact, every, config)
-    rows = {key: row.model_copy(update={"model": name}) for key, row in file.known(plan).items()}
+    plan = _plan(candidate, every, config)
     groups = [every[start : start + _TOGETHER] for start in range(0, len(every), _TOGETHER)]
-    todo = [group for group in groups if any((d.source, d.id) not in rows for d in group)]
-    if todo:
-        scorer = _Scorer.open(name, artifact, config, plan)
-        before = len(every) - sum(map(len, todo))
-        with progress(f"evaluate {name}", len(every), "documents", start=before) as bar:
-            for group in todo:
-                found = scorer.rows(group)
-                file.append(found)
-                rows |= {(row.source, row.id): row for row in found}
-                bar.advance(len(group))
+
+    def work(group: Sequence[Text]) -> list[DocumentRow]:
+        return _rows(candidate, group, config, plan)
+
+    found = resumed(file, candidate.name, plan, groups, _item, work, unit="documents")
     # In the documents' order, which the bootstrap's draws go by: found rows stand as the file has them.
-    return [rows[document.source, document.id] for document in every]
+    return [found[_item(document)] for document in every]
 
 
-def _plan(artifact: Artifact, documents: Sequence[Text], config: EvaluateConfig) -> str:
+def _item(document: Text) -> tuple[str, ...]:
+    return document.source, document.id
+
+
+def _plan(candidate: Candidate, documents: Sequence[Text], config: EvaluateConfig) -> str:
     """SHA-256 of all that decides a model's rows."""
     return fingerprint(
         {
-            "model": artifact.digest,
-            "selector": artifact.selector,
+            **candidate.identity,
             "data": data_digest(documents),
             "max_tokens": config.max_tokens,
-            "dtype": config.dtype,
             "batches": [_TOGETHER, config.batch_tokens],
         }
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Scorer:
-    """A loaded model with all that stands in its rows."""
-
-    name: str
-    digest: str
-    model: Llama
-    tokenizer: Tokenizer
-    max_tokens: int
-    batch_tokens: int
-    plan: str
-
-    @classmethod
-    def open(cls, name: str, artifact: Artifact, config: EvaluateConfig, plan: str) -> Self:
-        """Load weights and tokenizer, on the GPU where there is one."""
-        files = resolve(artifact.spec)
-        model = load_model(files, dtype=getattr(torch, config.dtype))
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        limit = min(config.max_tokens, model.config.max_position_embeddings)
-        tokenizer = model_tokenizer(files)
-        return cls(name, artifact.digest, model, tokenizer, limit, config.batch_tokens, plan)
-
-    def rows(self, documents: Sequence[Text]) -> list[Row]:
-        """Score some documents together."""
-        encoded = [encode(document.text, self.tokenizer, self.max_tokens) for document in documents]
-        nlls, tokens = nll_rows(self.model, [e.ids for e in encoded], batch_tokens=self.batch_tokens)
-        found = zip(documents, encoded, nlls.tolist(), tokens.tolist(), strict=True)
-        return [self._row(document, e, nll, count) for document, e, nll, count in found]
-
-    def _row(self, document: Text, encoded: Encoded, nll: float, tokens: int) -> Row:
+def _rows(
+    candidate: Candidate, documents: Sequence[Text], config: EvaluateConfig, plan: str
+) -> list[DocumentRow]:
+    """Score some documents together."""
+    engine = candidate.engine
+    limit = min(config.max_tokens, engine.model.config.max_position_embeddings)
+    encoded = [encode(document.text, engine.tokenizer, limit) for document in documents]
+    nlls, tokens = nll_rows(engine.model, [e.ids for e in encoded], batch_tokens=config.batch_tokens)
+    rows = []
+    for document, e, nll, count in zip(documents, encoded, nlls.tolist(), tokens.tolist(), strict=True):
         if not math.isfinite(nll):
-            raise MeditronError(
-                f"{self.name}: the loss on {document.id} is {nll}",
-                hint="the weights are damaged, or the number format is too narrow: try dtype = 'float32'",
+            raise not_a_number(candidate.name, f"the loss on {document.id}", nll)
+        rows.append(
+            DocumentRow(
+                **candidate.row(plan),
+                source=document.source,
+                id=document.id,
+                tokens=count,
+                nll=nll,
+                bytes=e.bytes,
+                ids_sha256=ids_digest(e.ids),
+                cut=e.cut,
+                text_sha256=document.sha256,
             )
-        return Row(
-            model=self.name,
-            model_digest=self.digest,
-            source=document.source,
-            id=document.id,
-            tokens=tokens,
-            nll=nll,
-            bytes=encoded.bytes,
-            ids_sha256=hashlib.sha256(np.asarray(encoded.ids, dtype="<u4").tobytes()).hexdigest(),
-            cut=encoded.cut,
-            text_sha256=document.sha256,
-            plan=self.plan,
         )
+    return rows

@@ -11,7 +11,7 @@ from meditron.evaluate.config import EvaluateConfig
 from meditron.ground.stage import StageConfig
 from meditron.release.config import QuantizeConfig
 from meditron.store.artifact import Artifact
-from meditron.train.config import PretrainConfig
+from meditron.train.config import FinetuneConfig, PretrainConfig
 
 __all__ = ["STAGES", "Stage", "Work"]
 
@@ -44,6 +44,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("corpus", 2, CorpusConfig, "meditron.corpus.build:run"),
     Stage("tokenize", 1, TokenizeConfig, "meditron.corpus.tokenize:run"),
     Stage("pretrain", 1, PretrainConfig, "meditron.train.pretrain:run"),
-    Stage("quantize", 1, QuantizeConfig, "meditron.release.quantize:run"),
-    Stage("evaluate", 1, EvaluateConfig, "meditron.evaluate.perplexity:run"),
+    Stage("finetune", 1, FinetuneConfig, "meditron.train.finetune:run", many=True),
+    Stage("quantize", 2, QuantizeConfig, "meditron.release.quantize:run"),
+    Stage("evaluate", 2, EvaluateConfig, "meditron.evaluate.stage:run"),
 )

@@ -10,12 +10,14 @@ from meditron.store.files import read_json, write_json
 
 __all__ = [
     "FILE_NAME",
+    "MODES",
     "RULES",
     "Accuracy",
     "Baseline",
     "Comparison",
     "EvaluationResult",
     "Fidelity",
+    "Mode",
     "Perplexity",
     "Rule",
     "TaskScore",
@@ -30,6 +32,9 @@ Rule = Literal["sum", "bytes", "calibrated"]
 """How an option is chosen: by the log-probability of its tokens, the same by its bytes, or the same less what
 the option has without the question."""
 RULES: tuple[Rule, ...] = ("sum", "bytes", "calibrated")
+Mode = Literal["options", "next-token"]
+"""The options' log-probabilities are compared, or the likeliest token of the whole vocabulary is taken."""
+MODES: tuple[Mode, ...] = ("options", "next-token")
 
 
 class _Record(BaseModel):
@@ -66,7 +71,7 @@ class Accuracy(_Record):
     interval: Interval
     """95 % Wilson interval."""
     macro_f1: float = Field(ge=0, le=1)
-    """Mean over the options of the harmonic mean of precision and recall; of tasks whose options are classes."""
+    """Mean over the options (classes, or places) of the harmonic mean of precision and recall."""
 
 
 class TaskScore(Accuracy):
@@ -78,18 +83,27 @@ class TaskScore(Accuracy):
     """Of the task: the same task, version and layout mean the same prompts."""
     layout: str
     """How a question was laid out as a prompt."""
-    mode: Literal["options", "next-token"]
-    """Whether the options' log-probabilities were compared, or the likeliest next token was taken."""
+    mode: Mode
     shots: int = Field(ge=0)
     """Solved questions before each prompt."""
+    shot_ids: tuple[str, ...] = ()
+    """Those, of the training split; the last stands in where one of the others is itself asked."""
     n: int = Field(ge=1)
     """Questions."""
-    rule: Rule
+    rule: Rule | None
+    """What chose the answers; None by next token."""
     rules: dict[Rule, Accuracy]
+    """Every rule's accuracy; empty by next token."""
     parse_rate: float = Field(ge=0, le=1)
     """Share of the answers that named an option; 1 where options were compared."""
     answer_mass: float = Field(ge=0, le=1)
     """Mean probability of all options together, as first tokens: how much of the model's belief was asked."""
+    cut: int = Field(default=0, ge=0)
+    """Questions whose prompt lost its beginning, as it is longer than the model's context."""
+    classes: tuple[str, ...] = ()
+    """The options, where they are the same for every question."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Of classes: questions by gold class (row) and answer (column); the last column named no option."""
     prompt_sha256: str
     """SHA-256 over every prompt and its options, in the questions' order."""
     data_sha256: str
@@ -168,6 +182,8 @@ class EvaluationResult(_Record):
     baselines: dict[str, dict[str, Baseline]] = {}
     """Task → name → baseline."""
     fidelity: list[Fidelity] = []
+    engines: dict[str, str] = {}
+    """Model → what ran it: `torch`, or `torch on dequantized weights`."""
     differences: list[Comparison] = []
     rows: str
     """The file of per-document rows of perplexity, relative to the folder."""

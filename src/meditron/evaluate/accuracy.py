@@ -1,0 +1,149 @@
+"""From a task's rows to scores with intervals, the baselines beside them, and the paired differences."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from meditron.evaluate.bayes import NaiveBayes
+from meditron.evaluate.compare import accuracy_difference
+from meditron.evaluate.config import Against
+from meditron.evaluate.exam import Exam
+from meditron.evaluate.rows import QuestionRow
+from meditron.ground.statistics import macro_f1, wilson
+from meditron.store.results import RULES, Accuracy, Baseline, Comparison, TaskScore
+from meditron.tasks.question import Question
+
+__all__ = ["BAYES", "Reference", "baselines", "bayes", "differences", "score"]
+
+BAYES: Literal["naive Bayes"] = "naive Bayes"
+
+
+def score(exam: Exam, rows: Sequence[QuestionRow], file_name: str) -> TaskScore:
+    """One model's score, from its rows in the questions' order."""
+    gold, predicted = [row.gold for row in rows], [row.prediction for row in rows]
+    asked = _accuracy(gold, predicted)
+    by_options = exam.mode == "options"
+    return TaskScore(
+        accuracy=asked.accuracy,
+        interval=asked.interval,
+        macro_f1=asked.macro_f1,
+        model=rows[0].model,
+        task=exam.task.name,
+        version=exam.task.version,
+        layout=exam.layout,
+        mode=exam.mode,
+        shots=exam.shots,
+        shot_ids=exam.shot_ids,
+        n=len(rows),
+        rule=exam.rule if by_options else None,
+        rules={r: _accuracy(gold, [row.by(r) for row in rows]) for r in RULES} if by_options else {},
+        parse_rate=sum(p is not None for p in predicted) / len(rows),
+        answer_mass=min(1.0, sum(row.answer_mass for row in rows) / len(rows)),
+        cut=sum(row.cut for row in rows),
+        classes=exam.classes,
+        confusion=_confusion(gold, predicted, len(exam.classes)),
+        prompt_sha256=exam.prompt_sha256,
+        data_sha256=exam.data_sha256,
+        rows=file_name,
+    )
+
+
+def _accuracy(gold: Sequence[int], predicted: Sequence[int | None]) -> Accuracy:
+    right = sum(g == p for g, p in zip(gold, predicted, strict=True))
+    return Accuracy(
+        accuracy=right / len(gold),
+        interval=wilson(right, len(gold)),
+        macro_f1=macro_f1(gold, predicted),
+    )
+
+
+def _confusion(
+    gold: Sequence[int], predicted: Sequence[int | None], classes: int
+) -> tuple[tuple[int, ...], ...]:
+    counts = Counter(zip(gold, predicted, strict=True))
+    answers = (*range(classes), None)
+    return tuple(tuple(counts[of, answer] for answer in answers) for of in range(classes))
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Naive Bayes' answers to an exam, in the questions' order."""
+
+    predictions: tuple[int, ...]
+    trained_on: int
+
+
+def bayes(exam: Exam, training: Sequence[Question]) -> Reference | None:
+    """Naive Bayes, trained on those of the rows that are not themselves asked.
+
+    None where the options are no classes, or nothing is left to learn from.
+    """
+    asked = {question.id for question in exam.questions}
+    apart = [q for q in training if q.id not in asked and q.options == exam.classes]
+    if not exam.classes or not apart:
+        return None
+    classifier = NaiveBayes.train(apart)
+    return Reference(tuple(map(classifier.predict, exam.questions)), len(apart))
+
+
+def baselines(exam: Exam, reference: Reference | None) -> dict[str, Baseline]:
+    """What needs no language model: the commonest class, the best position, and naive Bayes."""
+    gold = [question.gold for question in exam.questions]
+    commonest = Counter(gold).most_common(1)[0][1]
+    found = [_baseline(exam, "position", commonest)]
+    if exam.classes:
+        found.insert(0, _baseline(exam, "majority", commonest))
+    if reference is not None:
+        right = sum(g == p for g, p in zip(gold, reference.predictions, strict=True))
+        found.append(_baseline(exam, BAYES, right, reference.trained_on))
+    return {baseline.name: baseline for baseline in found}
+
+
+def _baseline(
+    exam: Exam,
+    name: Literal["majority", "position", "naive Bayes"],
+    right: int,
+    trained_on: int | None = None,
+) -> Baseline:
+    n = len(exam.questions)
+    return Baseline(
+        task=exam.task.name,
+        name=name,
+        n=n,
+        accuracy=right / n,
+        interval=wilson(right, n),
+        trained_on=trained_on,
+    )
+
+
+def differences(
+    exam: Exam,
+    pairs: Sequence[Against],
+    rows: Mapping[str, Sequence[QuestionRow]],
+    reference: Reference | None,
+    *,
+    seed: int,
+    resamples: int,
+) -> list[Comparison]:
+    """Each pair by the exam's rule, against the other's calibrated rule, and against naive Bayes.
+
+    Without a pair, the models against naive Bayes alone.
+    """
+    right = {name: {row.id: row.correct for row in own} for name, own in rows.items()}
+    sides = [(pair.against, right[pair.against], pair.model) for pair in pairs]
+    if exam.mode == "options" and exam.rule != "calibrated":
+        sides += [(f"{p.against} (calibrated)", _calibrated(rows[p.against]), p.model) for p in pairs]
+    if reference is not None:
+        answers = zip(exam.questions, reference.predictions, strict=True)
+        guessed = {question.id: prediction == question.gold for question, prediction in answers}
+        sides += [(BAYES, guessed, model) for model in dict.fromkeys(p.model for p in pairs) or rows]
+    return [
+        accuracy_difference(exam.task.name, a, of_a, b, right[b], seed=seed, resamples=resamples)
+        for a, of_a, b in sides
+        if len(of_a) >= 2
+    ]
+
+
+def _calibrated(rows: Sequence[QuestionRow]) -> dict[str, bool]:
+    return {row.id: row.by("calibrated") == row.gold for row in rows}

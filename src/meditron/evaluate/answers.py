@@ -1,0 +1,210 @@
+"""One model over a task's questions: prompts in, one row a question out.
+
+Prompt and continuation meet in tokens as in lm-eval: both are encoded together and the prompt alone, and the
+continuation is what is left of the whole behind the prompt's length; blanks at the prompt's end belong to the
+continuation. So figures compare with everyone else's.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from meditron.engine.base import Pair
+from meditron.evaluate.candidate import Candidate
+from meditron.evaluate.exam import Exam
+from meditron.evaluate.rows import QuestionRow, RowsFile, resumed
+from meditron.evaluate.scoring import not_a_number
+from meditron.ground.errors import MeditronError
+from meditron.store.manifest import fingerprint
+from meditron.store.results import Rule
+from meditron.tasks.layout import Rendered
+from meditron.tasks.question import Question
+from meditron.tasks.task import prompts_sha256, questions_sha256
+from meditron.text.tokenizer import Tokenizer
+
+__all__ = ["Encoded", "answer", "encode"]
+
+_TOGETHER = 64  # questions answered between two writes
+
+Asked = tuple[Question, Rendered]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt and its continuations as token ids."""
+
+    prefix: list[int]
+    continuations: list[list[int]]
+    cut: bool
+    """Whether the prompt's beginning was left out, so that the longest continuation fits in the context."""
+
+    def pairs(self) -> list[Pair]:
+        """The prefix with each continuation."""
+        return [(self.prefix, continuation) for continuation in self.continuations]
+
+
+def encode(tokenizer: Tokenizer, prompt: str, continuations: Sequence[str], context: int) -> Encoded:
+    """Token ids of a prompt and its continuations, for a context of so many tokens.
+
+    Raises:
+        MeditronError: a continuation has no tokens of its own, or does not fit in the context.
+    """
+    given = prompt.rstrip()
+    blanks = prompt[len(given) :]
+    prefix = tokenizer.encode(given) or [_beginning(tokenizer)]
+    length = len(tokenizer.encode(given))
+    behind = [tokenizer.encode(given + blanks + continuation)[length:] for continuation in continuations]
+    for text, ids in zip(continuations, behind, strict=True):
+        if not 0 < len(ids) < context:
+            raise MeditronError(f"'{text}' behind the prompt is {len(ids)} tokens; the context is {context}")
+    room = context - max(map(len, behind))
+    return Encoded(prefix[-room:], behind, len(prefix) > room)
+
+
+def _beginning(tokenizer: Tokenizer) -> int:
+    """What stands before the first token of a text: BOS, else what ended the text before."""
+    return tokenizer.end_of_text_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+
+def answer(candidate: Candidate, exam: Exam, file: RowsFile[QuestionRow]) -> list[QuestionRow]:
+    """The rows of one model, in the questions' order; those that `file` holds are taken from there.
+
+    Raises:
+        MeditronError: a figure is not a number.
+    """
+    plan = _plan(candidate, exam)
+    every: list[Asked] = list(zip(exam.questions, exam.prompts, strict=True))
+    # Like lengths together, and the longest first: what does not fit in memory fails at once.
+    ordered = sorted(every, key=lambda asked: (-len(asked[1].prompt), asked[0].id))
+    groups = [ordered[start : start + _TOGETHER] for start in range(0, len(ordered), _TOGETHER)]
+
+    def work(group: Sequence[Asked]) -> list[QuestionRow]:
+        encoded = [_encode(candidate, asked) for asked in group]
+        answered = _by_options if exam.mode == "options" else _by_next_token
+        return [
+            _row(candidate, exam, asked, e.cut, plan, found)
+            for asked, e, found in zip(group, encoded, answered(candidate, group, encoded), strict=True)
+        ]
+
+    label = f"{exam.task.name}: questions"
+    rows = resumed(file, candidate.name, plan, groups, lambda asked: (asked[0].id,), work, unit=label)
+    return [_chosen(rows[(question.id,)], exam.rule) for question in exam.questions]
+
+
+def _plan(candidate: Candidate, exam: Exam) -> str:
+    """SHA-256 of all that decides a model's rows but the rule, which is laid over them at the end."""
+    return fingerprint(
+        {
+            **candidate.identity,
+            "task": [exam.task.name, exam.task.version, exam.layout],
+            "data": exam.data_sha256,
+            "prompts": exam.prompt_sha256,
+            "mode": exam.mode,
+            "batches": _TOGETHER,
+        }
+    )
+
+
+def _encode(candidate: Candidate, asked: Asked) -> Encoded:
+    engine, (question, rendered) = candidate.engine, asked
+    context = engine.model.config.max_position_embeddings
+    try:
+        return encode(engine.tokenizer, rendered.prompt, rendered.continuations, context)
+    except MeditronError as error:
+        raise MeditronError(f"{candidate.name}, question {question.id}: {error.message}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one forward pass says of one question."""
+
+    scores: dict[Rule, tuple[float, ...]]
+    answer_mass: float
+    token: str | None = None
+    prediction: int | None = None
+
+
+def _by_options(candidate: Candidate, group: Sequence[Asked], encoded: Sequence[Encoded]) -> list[_Found]:
+    """Every option's log-probability, and what it is without the question, all in one call."""
+    engine = candidate.engine
+    context = engine.model.config.max_position_embeddings
+    alone = [encode(engine.tokenizer, r.unconditional, r.continuations, context) for _, r in group]
+    scored = iter(engine.score([pair for e in (*encoded, *alone) for pair in e.pairs()]))
+    given, free = ([[next(scored) for _ in e.continuations] for e in side] for side in (encoded, alone))
+    return [_weighed(*each) for each in zip(group, encoded, given, free, strict=True)]
+
+
+Scores = Sequence[npt.NDArray[np.float32]]
+
+
+def _weighed(asked: Asked, encoded: Encoded, given: Scores, free: Scores) -> _Found:
+    sums = [float(logp.sum(dtype=np.float64)) for logp in given]
+    calibrated = [total - float(logp.sum(dtype=np.float64)) for total, logp in zip(sums, free, strict=True)]
+    lengths = [max(1, len(text.strip().encode())) for text in asked[1].continuations]
+    first = {ids[0]: float(logp[0]) for ids, logp in zip(encoded.continuations, given, strict=True)}
+    scores: dict[Rule, tuple[float, ...]] = {
+        "sum": tuple(sums),
+        "bytes": tuple(total / length for total, length in zip(sums, lengths, strict=True)),
+        "calibrated": tuple(calibrated),
+    }
+    return _Found(scores, math.fsum(map(math.exp, first.values())))
+
+
+def _by_next_token(candidate: Candidate, group: Sequence[Asked], encoded: Sequence[Encoded]) -> list[_Found]:
+    """The likeliest token of the whole vocabulary, and which option it names, if it names one."""
+    tokenizer = candidate.engine.tokenizer
+    found = []
+    for e, logp_V in zip(encoded, candidate.engine.next_token([e.prefix for e in encoded]), strict=True):
+        first = [continuation[0] for continuation in e.continuations]
+        mass = math.fsum(math.exp(logp_V[token]) for token in set(first))
+        likeliest = int(logp_V.argmax())
+        named = _named(tokenizer, likeliest, first)
+        found.append(_Found({}, mass, tokenizer.decode([likeliest]), named))
+    return found
+
+
+def _named(tokenizer: Tokenizer, token: int, first: Sequence[int]) -> int | None:
+    """The one option that begins with this token, blanks aside: ` A` and `A` are a letter, `a` is none."""
+    word = tokenizer.decode([token]).strip()
+    named = [
+        option for option, other in enumerate(first) if word and tokenizer.decode([other]).strip() == word
+    ]
+    return named[0] if len(named) == 1 else None
+
+
+def _row(candidate: Candidate, exam: Exam, asked: Asked, cut: bool, plan: str, found: _Found) -> QuestionRow:
+    question, rendered = asked
+    figures = [found.answer_mass, *(figure for scores in found.scores.values() for figure in scores)]
+    wrong = next((figure for figure in figures if not math.isfinite(figure)), None)
+    if wrong is not None:
+        raise not_a_number(candidate.name, f"a score on {question.id}", wrong)
+    return QuestionRow(
+        **candidate.row(plan),
+        task=exam.task.name,
+        version=exam.task.version,
+        layout=exam.layout,
+        mode=exam.mode,
+        shots=exam.shots,
+        id=question.id,
+        question_sha256=questions_sha256([question]),
+        prompt_sha256=prompts_sha256([rendered]),
+        gold=question.gold,
+        rule=None,
+        prediction=found.prediction,
+        correct=found.prediction == question.gold,
+        scores=found.scores,
+        answer_mass=found.answer_mass,
+        token=found.token,
+        cut=cut,
+    )
+
+
+def _chosen(row: QuestionRow, rule: Rule) -> QuestionRow:
+    """The row with the answer that this rule takes from its scores."""
+    if not row.scores:
+        return row
+    prediction = row.by(rule)
+    return row.model_copy(update={"rule": rule, "prediction": prediction, "correct": prediction == row.gold})
