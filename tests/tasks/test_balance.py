@@ -3,7 +3,7 @@
 from collections import Counter
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_flow
@@ -33,6 +33,7 @@ def most(items: Items) -> int:
     return 0
 
 
+@settings(max_examples=50)
 @given(ITEMS)
 def test_every_class_equally_often_and_as_often_as_can_be(items: Items) -> None:
     chosen = balanced(items)
@@ -43,6 +44,7 @@ def test_every_class_equally_often_and_as_often_as_can_be(items: Items) -> None:
     assert Counter(one for _, one in chosen) == {one: most(items) for one in classes if most(items)}
 
 
+@settings(max_examples=50)
 @given(ITEMS)
 def test_every_beginning_is_balanced(items: Items) -> None:
     chosen = balanced(items)

@@ -103,8 +103,8 @@ def _json(path: Path, text: str) -> Iterator[Row]:
         place = f"line {line}, row {number}"
         yield Row(_object(path, value, place), str(key), place)
         at = _blanks(text, at)
-    if _blanks(text, at + 1) != len(text):
-        raise InputError(path, "more than one value", place=_line(text, at + 1))
+    if (rest := _blanks(text, at + 1)) != len(text):
+        raise InputError(path, "more than one value", place=_line(text, rest))
 
 
 def _csv(path: Path, text: str) -> Iterator[Row]:

@@ -15,7 +15,7 @@ from typing import Literal
 from meditron.ground.errors import UsageError
 from meditron.store.corpus import Part, Text, texts
 from meditron.tasks.balance import balanced
-from meditron.tasks.layout import LAYOUTS
+from meditron.tasks.layout import LAYOUTS, SECTIONS
 from meditron.tasks.question import Question
 from meditron.tasks.sentences import sentences
 from meditron.tasks.task import Questions, Split, Task
@@ -24,8 +24,6 @@ __all__ = ["NAME", "pubmed_sections"]
 
 NAME = "pubmed-sections"
 _CATEGORIES = ("BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS")
-# Each with its blank one token of SmolLM2's and of Llama-2's vocabulary, in which " Objective" is two.
-_OPTIONS = ("background", "objective", "methods", "results", "conclusion")
 # Characters. Shorter are fragments that say nothing (a design, a trial's number), longer are lists or were
 # not cut; of the sentences in a daily update file of PubMed they are 1.8 and 0.7 %.
 _SHORTEST, _LONGEST = 40, 400
@@ -63,7 +61,7 @@ def _questions(corpus: Path, split: Split) -> Questions:
             hint=f"{NAME} is made from PubMed citations whose sections have NLM's categories",
         )
     chosen = balanced((identity, frozenset(of)) for identity, of in found.items())
-    rows = (Question(identity, found[identity][gold], _OPTIONS, gold) for identity, gold in chosen)
+    rows = (Question(identity, found[identity][gold], SECTIONS, gold) for identity, gold in chosen)
     return Questions(tuple(rows))
 
 

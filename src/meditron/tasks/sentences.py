@@ -34,9 +34,8 @@ def sentences(text: str) -> list[str]:
     """The sentences in order; joined by blanks they are the text again, but for its white space."""
     found, start = [], 0
     for end in _END.finditer(text):
-        if _START.match(text, end.end()) and not _goes_on(
-            text[max(start, end.start() - _LOOK_BACK) : end.start()], end.group()
-        ):
+        before = text[max(start, end.start() - _LOOK_BACK) : end.start()]
+        if _START.match(text, end.end()) and not _goes_on(before, end.group()):
             found.append(text[start : end.end()].strip())
             start = end.end()
     found.append(text[start:].strip())

@@ -1,0 +1,123 @@
+"""Rows of JSON, JSON lines and CSV: what the standard library reads, and the line of what it would not."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meditron.ground.errors import InputError, SourceError
+from meditron.tasks.rows import read_rows
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+OBJECTS = st.dictionaries(st.text(max_size=4), VALUES, max_size=3)
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_bytes(text.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rows")
+
+
+@settings(max_examples=40)
+@given(objects=st.lists(OBJECTS), indent=st.sampled_from([None, 2]), ascii=st.booleans())
+def test_arrays_and_objects_are_json(folder: Path, objects: list[Any], indent: Any, ascii: bool) -> None:
+    path = write(folder, "a.json", json.dumps(objects, indent=indent, ensure_ascii=ascii))
+    assert [row.fields for row in read_rows(path)] == objects
+    keyed = {f"key {n}": one for n, one in enumerate(objects)}
+    path = write(folder, "b.json", " " + json.dumps(keyed, indent=indent or 1, ensure_ascii=ascii) + "\n")
+    assert {row.id: row.fields for row in read_rows(path)} == keyed
+
+
+@settings(max_examples=40)
+@given(objects=st.lists(OBJECTS.map(lambda one: {"question": ""} | one), min_size=1), blank=st.booleans())
+def test_lines_are_json_each(folder: Path, objects: list[Any], blank: bool) -> None:
+    lines = ("\n \n" if blank else "\r\n").join(json.dumps(one) for one in objects)
+    found = list(read_rows(write(folder, "a.jsonl", "\ufeff" + lines)))
+    assert [row.fields for row in found] == objects
+    assert [row.id for row in found] == [str(1 + n * (1 + blank)) for n in range(len(objects))]
+
+
+@settings(max_examples=40)
+@given(rows=st.lists(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=6),
+                              min_size=3, max_size=3), min_size=1))  # fmt: skip
+def test_csv_is_csv(folder: Path, rows: list[list[str]]) -> None:
+    file = io.StringIO(newline="")
+    csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["question", "b", "c"], *rows])
+    found = list(read_rows(write(folder, "a.csv", file.getvalue())))
+    assert [list(row.fields.values()) for row in found] == rows
+    assert all(list(row.fields) == ["question", "b", "c"] for row in found)
+
+
+def test_compressed_alike(tmp_path: Path) -> None:
+    data = b'{"question": "Why?", "gold": 0}\n'
+    packed = {"gz": gzip.compress(data), "bz2": bz2.compress(data), "zst": zstandard.compress(data)}
+    for suffix, content in packed.items():
+        path = tmp_path / f"a.jsonl.{suffix}"
+        path.write_bytes(content)
+        assert [row.fields for row in read_rows(path)] == [{"question": "Why?", "gold": 0}]
+    (tmp_path / "cut.jsonl.gz").write_bytes(packed["gz"][:-9])
+    with pytest.raises(
+        InputError, match=r"cut\.jsonl\.gz \(after \d+ bytes\): the compressed data are cut off"
+    ):
+        list(read_rows(tmp_path / "cut.jsonl.gz"))
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.jsonl", "", "the file is empty"),
+        ("a.jsonl", "<html>", "neither JSON nor JSON lines, nor named .csv"),
+        ("a.jsonl", '{"a": 1}\n{"a": 2', "(line 2, column"),
+        ("a.jsonl", '{"a": 1}\n\n[1]', "(line 3): a list where an object should be"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1} {"a": 2}', "(line 2, column 9): more than one value"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "a": 2}', "(line 2): not JSON that can be read: a key stands twice"),
+        ("a.jsonl", '{"a": 1}\n{"a": ' + DEEP, "(line 2): not JSON that can be read"),
+        ("a.jsonl", '{"a": 1}\n{"a": ' + "9" * 5000 + "}", "(line 2): not JSON that can be read"),
+        ("a.json", '[\n{"a": 1},\n{"a": x}\n]', "(line 3, column"),
+        ("a.json", '[\n{"a": 1},\n{"a": 2}', "(line 3): not JSON: no ',' where one should be"),
+        ("a.json", '[\n{"a": 1}\n{"a": 2}]', "(line 3): not JSON: no ','"),
+        ("a.json", '[{"a": 1},\n]', "(line 2, column"),
+        ("a.json", '[{"a": 1}]\n[]', "(line 2): more than one value"),
+        ("a.json", '[{"a": 1},\n 5]', "(line 2, row 2): a int where an object should be"),
+        ("a.json", '{\n"a" {}}', "(line 2): not JSON: no ':'"),
+        ("a.json", '{\n"a": {},\n"b": 5}', "(line 3, row 2): a int where an object should be"),
+        ("a.json", "{", "line 1, column"),
+        ("a.csv", 'question,b\n"x",1\ny\n', "(line 3): 1 cells where 2 should be"),
+        ("a.csv", 'question,b\n"x\ny",1\n"z"w,1\n', "(line 4): not CSV"),
+        ("a.csv", 'question,b\n"x', "(line 2): not CSV"),
+    ],
+)  # fmt: skip
+def test_damage_is_told_by_its_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+    path = write(tmp_path, name, text)
+    with pytest.raises(InputError) as caught:
+        list(read_rows(path))
+    assert str(path) in caught.value.message
+    assert said in caught.value.message
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": "\xff"}')
+    with pytest.raises(InputError, match=r"\(line 2, byte 16\): not UTF-8"):
+        list(read_rows(tmp_path / "a.jsonl"))
+    with pytest.raises(SourceError, match="no such file"):
+        list(read_rows(tmp_path / "none.jsonl"))
