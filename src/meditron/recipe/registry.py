@@ -9,6 +9,7 @@ from typing import Any
 from meditron.corpus.config import CorpusConfig, TokenizeConfig
 from meditron.evaluate.config import EvaluateConfig
 from meditron.ground.stage import StageConfig
+from meditron.release.card_config import CardConfig
 from meditron.release.config import QuantizeConfig
 from meditron.store.artifact import Artifact
 from meditron.train.config import FinetuneConfig, PretrainConfig
@@ -47,4 +48,5 @@ STAGES: tuple[Stage, ...] = (
     Stage("finetune", 1, FinetuneConfig, "meditron.train.finetune:run", many=True),
     Stage("quantize", 2, QuantizeConfig, "meditron.release.quantize:run"),
     Stage("evaluate", 2, EvaluateConfig, "meditron.evaluate.stage:run"),
+    Stage("card", 1, CardConfig, "meditron.release.card:run"),
 )

@@ -79,7 +79,7 @@ def _measured(made: Page, found: Mapping[str, Any], result: EvaluationResult) ->
         made.section("Differences")
         said = [tables.sentence(one, result, found["domains"]) for one in result.differences]
         made.details("Each difference in words", "\n\n".join(said))
-        _put(made, tables.differences(result))
+        _put(made, tables.differences(result.differences))
         _difference_charts(made, result.differences)
     if result.fidelity:
         made.section("Fidelity")
@@ -109,7 +109,9 @@ def _difference_charts(made: Page, differences: Sequence[Comparison]) -> None:
         rows = [
             (
                 f"{one.source or one.task or one.what}: {one.b} − {one.a}",
-                *(factor * value for value in (one.difference, *one.interval)),
+                factor * one.difference,
+                factor * one.interval[0],
+                factor * one.interval[1],
             )
             for one in some
         ]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from meditron.ground import figures
-from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationResult
+from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationResult, TaskScore
 
 __all__ = [
     "Table",
@@ -89,7 +89,7 @@ def rules(result: EvaluationResult) -> Table:
         for model, scores in result.tasks.items()
         for score in [scores.get(task)]
         if score
-        for rule, found in score.rules.items()
+        for rule, found in _answers(score).items()
     ]
     rows += [
         (
@@ -109,7 +109,7 @@ def rules(result: EvaluationResult) -> Table:
     return Table("Tasks, by every rule of choosing an option", headers, rows)
 
 
-def differences(result: EvaluationResult) -> Table:
+def differences(found: Sequence[Comparison]) -> Table:
     """Every paired difference, with what it shows."""
     rows = [
         (
@@ -122,7 +122,7 @@ def differences(result: EvaluationResult) -> Table:
             _size(one, one.detectable),
             verdict(one),
         )
-        for one in result.differences
+        for one in found
     ]
     headers = ("measure", "b − a", "n", "difference", "95 % interval", "p", "smallest detectable", "so b is")
     caption = (
@@ -266,6 +266,11 @@ def _share(score: Accuracy | Baseline | None) -> str:
     return f"{figures.percent(score.accuracy)} {figures.interval(score.interval, figures.percent)}"
 
 
+def _answers(score: TaskScore) -> dict[str, Accuracy]:
+    """What each rule answered; the one score there is where no options were compared."""
+    return {str(rule): found for rule, found in score.rules.items()} or {score.mode: score}
+
+
 def _sources(result: EvaluationResult) -> list[str]:
     return list(dict.fromkeys(source for scores in result.perplexity.values() for source in scores))
 
@@ -289,7 +294,7 @@ def _value(one: Comparison, value: float) -> str:
 
 
 def _size(one: Comparison, value: float) -> str:
-    return _value(one, value).removeprefix("+")
+    return figures.points(value).removeprefix("+") if one.task else figures.decimal(value)
 
 
 def _ends(one: Comparison) -> str:

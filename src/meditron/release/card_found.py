@@ -1,0 +1,127 @@
+"""What a card tells of what was found: evaluation, files, the estimate of energy, provenance."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from meditron.ground import figures
+from meditron.ground.units import size
+from meditron.release.card_facts import CardFacts, origin
+from meditron.release.card_markdown import Sheet
+from meditron.store import result_tables as tables
+
+__all__ = ["energy", "evaluation", "files", "provenance"]
+
+_ASSUMED = {
+    "watts_per_core": "W a processor core",
+    "watts_per_gb": "W a gigabyte of memory",
+    "watts_per_gpu": "W a GPU",
+    "pue": "power usage effectiveness",
+    "grid": "kg CO₂e a kWh",
+}
+_DIGITS = 16  # of a digest: enough to tell it, and short enough for a table
+
+
+def evaluation(sheet: Sheet, facts: CardFacts) -> None:
+    """Every model that was evaluated beside the released one, with intervals, baselines and differences."""
+    sheet.section("Evaluation")
+    result = facts.result
+    if result is None:
+        sheet.text("It was not evaluated.")
+        return
+    references = {
+        name: {key: record.reference for key, record in stage.inputs.items()}
+        for name, stage in facts.chain.stages.items()
+    }
+    _put(sheet, tables.overview(result, facts.domains))
+    _put(sheet, tables.steps(result, tables.origins(result, references)))
+    _put(sheet, tables.differences(result.differences))
+    own = [one for one in result.differences if one.b == facts.model]
+    sheet.text("\n\n".join(tables.sentence(one, result, facts.domains) for one in own))
+    _put(sheet, tables.measures(result, facts.domains))
+    _put(sheet, tables.rules(result))
+    sheet.text(
+        "Perplexity is exp of the mean log-loss a token on held-out documents; its interval comes from a "
+        f"bootstrap over documents ({figures.count(result.resamples)} resamples), that of an accuracy is "
+        "Wilson's. A paired difference is taken on the same documents or questions. Majority always gives "
+        "the commonest answer; naive Bayes counts the words of the training questions. Models were scored in "
+        f"{result.dtype}; a quantized file by its dequantized weights."
+    )
+
+
+def files(sheet: Sheet, facts: CardFacts) -> None:
+    """The quantized files, and how far they lie from the model they were made from."""
+    if not facts.files:
+        return
+    sheet.section("Quantized files")
+    rows = [
+        (
+            file["path"],
+            file["type"],
+            size(file["bytes"]),
+            figures.decimal(file["bpw"]),
+            _fallbacks(facts, file),
+        )
+        for file in facts.files
+    ]
+    headers = ("file", "type", "size", "bits per weight", "matrices of another type")
+    sheet.table(headers, rows, "GGUF files, as they were read back")
+    if facts.result is not None:
+        _put(sheet, tables.fidelity(facts.result))
+
+
+def _fallbacks(facts: CardFacts, file: Mapping[str, Any]) -> str:
+    counts = facts.fallbacks.get(file["path"], {})
+    return ", ".join(f"{figures.count(number)} × {kind}" for kind, number in counts.items()) or "none"
+
+
+def energy(sheet: Sheet, facts: CardFacts) -> None:
+    """The estimate, stage by stage, and everything it assumes."""
+    sheet.section("Energy: an estimate")
+    sheet.text(
+        "A calculation, not a measurement: seconds × assumed watts × power usage effectiveness × carbon "
+        "intensity, as if every core and GPU of the machine had been busy throughout. Attempts that were "
+        "broken off, and the making of the base, are not in it."
+    )
+    spent = facts.energy
+    rows = [
+        (name, *(figures.decimal(one[key]) for key in ("seconds", "watts", "kwh", "kgco2e")))
+        for name, one in spent["stages"].items()
+    ]
+    sums = (figures.decimal(spent[key]) for key in ("kwh", "kgco2e"))
+    rows.append(("all", figures.decimal(spent["seconds"]), "", *sums))
+    sheet.table(("stage", "seconds", "W", "kWh", "kg CO₂e"), rows, "Estimated energy by stage")
+    assumed = [(what, getattr(facts.config.energy, key)) for key, what in _ASSUMED.items()]
+    said = [(what, figures.decimal(one.value), one.source) for what, one in assumed]
+    sheet.table(("assumed", "value", "source"), said, "What it assumes")
+
+
+def provenance(sheet: Sheet, facts: CardFacts) -> None:
+    """The chain of digests, the code, the versions, and what came from outside."""
+    sheet.section("Provenance")
+    sheet.text(
+        "Each digest covers what a stage was asked to be and every content file it left; the stages' "
+        "manifests have them whole."
+    )
+    rows = [
+        (
+            name,
+            stage.digest[:_DIGITS],
+            stage.fingerprint[:_DIGITS],
+            stage.ended.date().isoformat(),
+            f"{stage.git.commit or 'not from a checkout'}{', with changes' if stage.git.dirty else ''}",
+        )
+        for name, stage in facts.chain.stages.items()
+    ]
+    sheet.table(("stage", "digest", "fingerprint", "made", "commit"), rows, "Stages")
+    outside = [
+        (key, origin(one.reference), one.digest[:_DIGITS]) for key, one in facts.chain.outside().items()
+    ]
+    if outside:
+        sheet.table(("input", "from", "digest"), outside, "What came from outside")
+    versions = {k: v for stage in facts.chain.stages.values() for k, v in stage.libraries.items()}
+    sheet.facts({"Libraries": ", ".join(f"{name} {version}" for name, version in versions.items())})
+
+
+def _put(sheet: Sheet, table: tables.Table) -> None:
+    if table.rows:
+        sheet.table(table.headers, table.rows, table.caption)

@@ -1,0 +1,251 @@
+"""A run's folder with a whole life in it, made by hand: manifests that chain, records, no weights.
+
+Every figure is drawn from a seed, so that two lives share none but by chance.
+"""
+
+import math
+import random
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from meditron.store.artifact import Artifact
+from meditron.store.manifest import (
+    Git,
+    InputRecord,
+    Manifest,
+    fingerprint,
+    read_manifest,
+    record_files,
+    write_manifest,
+)
+from meditron.store.results import (
+    Accuracy,
+    Baseline,
+    Comparison,
+    EvaluationResult,
+    Fidelity,
+    Perplexity,
+    TaskScore,
+    write_results,
+)
+
+BASE = "pypi:a-model==0.1.2#model.gguf@sha256:" + "c" * 64
+MODELS = ("base", "pretrain", "finetune", "quantize:Q4_K_M")
+SOURCES = {"pubmed": "medical", "wiki": "general"}
+TASK = "pubmed-sections"
+
+
+class Life:
+    """Stages from the corpus to the evaluation in `folder`, which is named as the run."""
+
+    def __init__(self, folder: Path, seed: int = 1) -> None:
+        self.folder, self.random = folder, random.Random(seed)
+        self._corpus()
+        self._tokens()
+        self._training("pretrain", {"tokens": self.whole(), "learning_rate": self.small()}, base=BASE)
+        self._training(
+            "finetune", {"task": TASK, "template": "plain", "limit": self.whole()}, base="pretrain"
+        )
+        self._files()
+        self.result = self._result()
+        write_results(self.place("evaluate"), self.result)
+        models = {model: BASE if model == "base" else model for model in MODELS}
+        self.finish(
+            "evaluate", inputs=models | {"corpus": "corpus"}, metrics=self.result.model_dump(mode="json")
+        )
+
+    def whole(self) -> int:
+        return self.random.randint(100_000, 999_999)
+
+    def small(self) -> float:
+        return self.random.uniform(0.01, 0.09)
+
+    def place(self, name: str) -> Path:
+        place = self.folder / name
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def manifest(self, name: str) -> Manifest:
+        manifest = read_manifest(self.folder / name)
+        assert manifest is not None
+        return manifest
+
+    def artifact(self, name: str) -> Artifact:
+        manifest = self.manifest(name)
+        return Artifact(name, self.folder / name, manifest.digest, manifest)
+
+    def finish(self, name: str, *, inputs: dict[str, str], **given: Any) -> None:
+        """Make a stage complete, as the recipe does, on inputs by the digests they have now."""
+        config = given.pop("config", {})
+        metrics = {"seconds": self.random.uniform(100, 999), "attempts": 1} | given.pop("metrics", {})
+        records = {key: self._input(reference) for key, reference in inputs.items()}
+        payload = {"kind": name, "config": config, "inputs": {key: r.digest for key, r in records.items()}}
+        started = datetime(2000 + self.random.randint(100, 900), 3, 4, tzinfo=UTC)
+        fields: dict[str, Any] = {
+            "kind": name,
+            "name": name,
+            "fingerprint": fingerprint(payload),
+            "payload": payload,
+            "config": config,
+            "inputs": records,
+            "files": record_files(self.place(name)),
+            "metrics": metrics,
+            "git": Git(commit=f"{self.random.getrandbits(160):040x}"),
+            "libraries": {"meditron": "0.1.0", "torch": f"{self.whole()}.0"},
+            "machine": {
+                "cpu": "A <CPU> | more",
+                "cpu_class": "avx2",
+                "cores": self.random.randint(100, 999),
+                "memory_bytes": self.random.randint(10**11, 10**12),
+                "gpus": [],
+            },
+            "started": started,
+            "ended": started + timedelta(seconds=metrics["seconds"]),
+        }
+        write_manifest(self.folder / name, Manifest(**(fields | given)))
+
+    def _input(self, reference: str) -> InputRecord:
+        below = read_manifest(self.folder / reference.partition(":")[0])
+        return InputRecord(reference=reference, digest=below.digest if below else "c" * 64)
+
+    def _corpus(self) -> None:
+        self.place("corpus").joinpath("drops.jsonl").write_text("{}\n")
+        counts = ("read", "kept", "train", "heldout")
+        sources = {
+            name: {key: self.whole() for key in counts}
+            | {"dropped": {"too short": self.whole(), "not <English> | other": self.whole()}, "skipped": {}}
+            for name in SOURCES
+        }
+        tables = {name: {"from": f"{name}.xml.gz", "domain": about} for name, about in SOURCES.items()}
+        self.finish(
+            "corpus",
+            inputs={name: f"{name}.xml.gz" for name in SOURCES},
+            config={"sources": tables, "languages": ["en"]},
+            metrics={"sources": sources},
+            licences={"pubmed": "NLM terms & conditions; see <NLM>"},
+        )
+
+    def _tokens(self) -> None:
+        metrics = {"sources": {name: {"tokens": self.whole(), "documents": self.whole()} for name in SOURCES}}
+        self.finish("tokenize", inputs={"base": BASE, "corpus": "corpus"}, metrics=metrics)
+
+    def _training(self, name: str, config: dict[str, Any], *, base: str, **told: Any) -> None:
+        self.place(name).joinpath("config.json").write_text("{}")
+        self.place(name).joinpath("model.safetensors").write_bytes(self.random.randbytes(20))
+        metrics = {"tokens": self.whole(), "steps": self.whole(), "loss": self.random.uniform(1, 9)}
+        inputs = {"base": base, "tokens": "tokenize", "corpus": "corpus"}
+        self.finish(name, inputs=inputs, config=config, metrics=metrics | told)
+
+    def _files(self) -> None:
+        files = []
+        for kind in ("F16", "Q8_0", "Q4_K_M"):
+            self.place("quantize").joinpath(f"{kind}.gguf").write_bytes(self.random.randbytes(30))
+            fallbacks = (
+                {"blk.0.ffn_down.weight": "Q6_K", "token_embd.weight": "Q8_0"} if kind[-1] == "M" else {}
+            )
+            weights = {"bytes": self.random.randint(10**8, 10**9), "bpw": self.random.uniform(3, 16)}
+            files.append({"path": f"{kind}.gguf", "type": kind, "fallbacks": fallbacks} | weights)
+        self.finish("quantize", inputs={"model": "finetune"}, metrics={"files": files})
+
+    def _result(self) -> EvaluationResult:
+        shares = {model: self._score(model) for model in MODELS}
+        return EvaluationResult(
+            perplexity={m: {s: self._perplexity(m, s) for s in SOURCES} for m in MODELS},
+            tasks={model: {TASK: score} for model, score in shares.items()},
+            baselines={TASK: {n: self._baseline(n) for n in ("majority", "position", "naive Bayes")}},
+            fidelity=[self._fidelity()],
+            differences=[*self._differences()],
+            rows="perplexity.jsonl",
+            dtype="float32",
+            seed=self.whole(),
+            resamples=self.whole(),
+        )
+
+    def _perplexity(self, model: str, source: str) -> Perplexity:
+        value = self.random.uniform(11, 99)
+        return Perplexity(
+            model=model,
+            source=source,
+            documents=self.whole(),
+            tokens=self.whole(),
+            nll=math.log(value),
+            perplexity=value,
+            interval=(value * 0.93, value * 1.07),
+            bits_per_byte=self.random.uniform(0.5, 2),
+            cut=0,
+            data_sha256=f"{self.random.getrandbits(256):064x}",
+        )
+
+    def _accuracy(self) -> dict[str, Any]:
+        share = self.random.uniform(0.2, 0.8)
+        return {
+            "accuracy": share,
+            "interval": (share * 0.93, share * 1.07),
+            "macro_f1": self.random.uniform(0.2, 0.8),
+        }
+
+    def _score(self, model: str) -> TaskScore:
+        rules = {rule: Accuracy(**self._accuracy()) for rule in ("sum", "bytes", "calibrated")}
+        return TaskScore(
+            **rules["sum"].model_dump(),
+            model=model,
+            task=TASK,
+            version=1,
+            layout="sections",
+            mode="options",
+            shots=0,
+            n=self.whole(),
+            rule="sum",
+            rules=rules,
+            parse_rate=1,
+            answer_mass=self.random.uniform(0.2, 0.8),
+            prompt_sha256="1" * 64,
+            data_sha256="2" * 64,
+            rows=f"{TASK}.jsonl",
+        )
+
+    def _baseline(self, name: Any) -> Baseline:
+        known = {k: v for k, v in self._accuracy().items() if k != "macro_f1"}
+        trained = self.whole() if name == "naive Bayes" else None
+        return Baseline(task=TASK, name=name, n=self.whole(), trained_on=trained, **known)
+
+    def _differences(self) -> list[Comparison]:
+        pairs = [(MODELS[0], later) for later in MODELS[1:]]
+        texts = [self._comparison(a, b, source=source) for a, b in pairs for source in SOURCES]
+        pairs += [("pretrain", "finetune"), ("base (calibrated)", "finetune"), ("naive Bayes", "finetune")]
+        return texts + [self._comparison(a, b, task=TASK) for a, b in pairs]
+
+    def _comparison(self, a: str, b: str, **of: str) -> Comparison:
+        value = self.random.choice([-1, 1]) * self.random.uniform(0.1, 0.4)
+        what = f"accuracy, {of['task']}" if "task" in of else f"nll per token, {of['source']}"
+        return Comparison(
+            a=a,
+            b=b,
+            what=what,
+            n=self.whole(),
+            difference=value,
+            interval=(value - 0.05, value + 0.05),
+            p=self.small(),
+            detectable=self.small(),
+            mcnemar=self.small() if "task" in of else None,
+            **of,
+        )
+
+    def _fidelity(self) -> Fidelity:
+        ends = {name: (self.small(), self.random.uniform(0.1, 0.9)) for name in ("kl_mean", "top_agreement")}
+        return Fidelity(
+            model="quantize:Q4_K_M",
+            against="finetune",
+            source="pubmed",
+            documents=self.whole(),
+            n_tokens=self.whole(),
+            perplexity=self.random.uniform(11, 99),
+            perplexity_against=self.random.uniform(11, 99),
+            kl_mean=self.small(),
+            kl_99=self.random.uniform(0.1, 0.9),
+            top_agreement=self.random.uniform(0.1, 0.9),
+            intervals=ends | {"perplexity_ratio": (self.random.uniform(1, 2), self.random.uniform(2, 3))},
+            perplexity_ratio=self.random.uniform(1, 2),
+            data_sha256="3" * 64,
+        )

@@ -1,0 +1,272 @@
+"""The model card, of lives made by hand: what it says, and that it says nothing that no manifest says."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from pydantic import ValidationError
+
+from lives import TASK, Life
+from meditron.ground.console import clean
+from meditron.ground.errors import DriftError, UsageError
+from meditron.ground.figures import FORMS
+from meditron.ground.notice import ADVISORY
+from meditron.ground.units import duration, size
+from meditron.release.card import run
+from meditron.release.card_config import CardConfig
+from meditron.release.card_markdown import Markdown
+from meditron.store.models import resolve
+
+STATED = {"95", "99th", "macro-F1"}
+"""Words with a figure in them that are the card's own: the intervals' level, a percentile, a measure."""
+NUMBER = re.compile(r"[-+−]?\d[\d,]*(\.\d+)*(e[-+]?\d+)?")
+
+
+def written(life: Life, **given: Any) -> str:
+    """The card of a life, finished as a stage."""
+    config = CardConfig(**given)
+    out = life.place("card")
+    metrics = run(config, {key: life.artifact(name) for key, name in config.inputs().items()}, out)
+    life.finish("card", inputs=config.inputs(), metrics=metrics, config=config.model_dump(mode="json"))
+    return (out / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
+    return Life(tmp_path_factory.mktemp("runs") / "small")
+
+
+@pytest.fixture(scope="module")
+def card(life: Life) -> str:
+    return written(life)
+
+
+def words(text: str) -> Iterator[str]:
+    """Words that have a figure in them, without the marks around them."""
+    for word in text.replace("\\", "").split():
+        bare = word.strip("|*`\"'()[]{},.;:“”")
+        if re.search(r"\d", bare):
+            yield bare
+
+
+def leaves(value: object) -> Iterator[object]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from leaves(inner)
+        yield from value if isinstance(value, dict) else ()
+    else:
+        yield value
+
+
+def unexplained(text: str, life: Life) -> list[str]:
+    """The figures of a card that are neither a rendering of a manifest's nor stand in one of its texts."""
+    manifests = [json.loads(path.read_text()) for path in life.folder.glob("*/manifest.json")]
+    digests = [life.manifest(path.parent.name).digest for path in life.folder.glob("*/manifest.json")]
+    values = [*leaves(manifests), *digests]
+    numbers = {value for value in values if isinstance(value, int | float) and not isinstance(value, bool)}
+    forms = (*FORMS, duration, size, repr)
+    known = {word for value in numbers for form in forms if abs(value) < 1e15 for word in words(form(value))}
+    strings = [value for value in values if isinstance(value, str)]
+    known |= {word for value in strings for word in words(value)}
+    known |= {value[:4] for value in strings if re.match(r"\d{4}-\d\d-\d\dT", value)}  # the citation's year
+
+    def told(part: str) -> bool:
+        return part in known or any(part in value for value in strings)
+
+    return [
+        word
+        for word in words(text)
+        if word not in known | STATED
+        and (NUMBER.fullmatch(word) or not all(map(told, re.split("[:/]", word))))
+    ]
+
+
+def test_every_figure_is_a_manifests(card: str, life: Life) -> None:
+    assert len(list(words(card))) > 300
+    assert unexplained(card, life) == []
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_figure_that_is_not_a_manifests_is_found(card: str, life: Life, share: float) -> None:
+    figures = [found for found in re.finditer(r"\d[\d,]*\.\d+", card) if len(found[0]) >= 5]
+    found = figures[int(share * len(figures))]
+    last = str((int(found[0][-1]) + 1) % 10)
+    altered = card[: found.end() - 1] + last + card[found.end() :]
+    (word,) = unexplained(altered, life)
+    assert word.endswith(found[0][:-1] + last)
+
+
+def test_no_figure_outlives_its_manifests(tmp_path: Path, card: str) -> None:
+    cards = [card, *(written(Life(tmp_path / str(seed) / "small", seed)) for seed in range(2, 6))]
+    shared = set.intersection(*({word for word in words(text) if NUMBER.fullmatch(word)} for text in cards))
+    assumed = CardConfig().energy.model_dump().values()
+    own = {word for one in assumed for word in words(f"{one['value']:g} {one['source']}")}
+    # The library's version, the fallbacks of each type, a digest: the same in every life.
+    assert shared <= STATED | own | {"0.1.0", "1", "2" * 64}
+
+
+def test_a_manifests_figure_moves_the_card(tmp_path: Path, card: str) -> None:
+    other = Life(tmp_path / "small")
+    path = other.folder / "corpus" / "manifest.json"
+    told = json.loads(path.read_text())
+    told["metrics"]["sources"]["pubmed"]["kept"] = 7_654_321
+    path.write_text(json.dumps(told))
+    assert "7,654,321" in written(other)
+    assert "7,654,321" not in card
+
+
+def test_it_tells_the_whole_life(card: str, life: Life) -> None:
+    assert card.count(ADVISORY) == 1
+    text = life.result.perplexity["finetune"]["pubmed"]
+    score = life.result.tasks["finetune"][TASK]
+    naive = life.result.baselines[TASK]["naive Bayes"]
+    for figure in (
+        f"{text.perplexity:.2f} [{text.interval[0]:.2f}, {text.interval[1]:.2f}]",
+        f"{100 * score.accuracy:.1f} %",
+        f"n = {score.n:,}" if score.n > life.result.tasks["base"][TASK].n else "n = ",
+        f"{100 * naive.accuracy:.1f} %",
+    ):
+        assert figure in card
+    for heading in ("What it is not for", "Limitations", "Training data", "Quantized files", "Provenance"):
+        assert f"\n## {heading}\n" in card
+    for told in ("not stated", "base (calibrated)", "majority", "Q4_K_M", "Sentence: {question}"):
+        assert told in card
+    assert "NLM terms & conditions; see \\<NLM>" in card
+
+
+def test_what_a_step_made_worse_is_told(tmp_path: Path) -> None:
+    life = Life(tmp_path / "small")
+    text = written(life)
+    for one in life.result.differences:
+        verdict = "better" if (one.difference > 0) == (one.task is not None) else "worse"
+        row = rf"\| {re.escape(one.what)} \| {re.escape(one.b)} − {re.escape(one.a)} \|.*\| {verdict} \|"
+        assert re.search(row, text), one
+
+
+def test_the_front_matter_reads_back_as_the_hub_reads_it(life: Life) -> None:
+    stated = {
+        "license": "apache-2.0",
+        "base_model": "org/name",
+        "datasets": ("org/texts",),
+        "tags": ("mine",),
+    }
+    data = ModelCard(written(life, **stated)).data
+    assert (data.license, data.license_name, data.base_model) == ("apache-2.0", None, "org/name")
+    assert (data.language, data.datasets, data.library_name) == (["en"], ["org/texts"], "transformers")
+    assert (data.pipeline_tag, data.metrics) == ("text-generation", ["accuracy", "perplexity"])
+    assert {"medical", "pretrain", "finetune", "gguf", "mine"} <= set(data.tags)
+    values = {(one.dataset_type, one.metric_type): one.metric_value for one in data.eval_results}
+    assert values == {
+        ("pubmed", "perplexity"): life.result.perplexity["finetune"]["pubmed"].perplexity,
+        ("wiki", "perplexity"): life.result.perplexity["finetune"]["wiki"].perplexity,
+        (TASK, "accuracy"): life.result.tasks["finetune"][TASK].accuracy,
+    }
+    assert all("95 % interval [" in one.metric_name for one in data.eval_results)
+    assert data.model_name == "small"
+
+
+def test_a_licence_that_nobody_stated_is_not_made_up(card: str) -> None:
+    data = ModelCard(card).data
+    assert (data.license, data.license_name, data.base_model) == ("other", "not-stated", None)
+    assert "- Licence of these weights: not stated" in card
+
+
+def test_the_same_stages_give_the_same_bytes(life: Life) -> None:
+    first = written(life), (life.folder / "card" / "report.html").read_bytes()
+    assert (written(life), (life.folder / "card" / "report.html").read_bytes()) == first
+
+
+def test_the_page_says_what_the_card_says(life: Life, card: str) -> None:
+    page = (life.folder / "card" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=\"?[^#\"]", page)
+    assert "not &lt;English&gt; | other" in page
+    for heading in re.findall(r"^## (.*)$", card, flags=re.MULTILINE):
+        assert f">{heading}</h2>" in page
+
+
+def test_its_commands_name_what_is_there(life: Life, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(life.folder)
+    lines = re.findall(r"^meditron \w+ .*$", card, flags=re.MULTILINE)
+    assert [shlex.split(line)[2] for line in lines] == ["quantize:Q8_0", "quantize:Q4_K_M", "finetune"]
+    for line in lines:
+        assert Path(resolve(shlex.split(line)[2]).path).exists()
+    (file,) = re.findall(r"llama-cli -m (\S+)", card)
+    assert Path(file).is_file()
+
+
+def test_the_estimate_follows_its_assumptions(life: Life) -> None:
+    def spent(**assumed: Any) -> dict[str, Any]:
+        written(life, energy={key: {"value": v, "source": "a meter"} for key, v in assumed.items()})
+        return life.manifest("card").metrics["energy"]
+
+    machine = life.manifest("pretrain").machine
+    only_cores = spent(watts_per_core=10, watts_per_gb=0, watts_per_gpu=0, pue=1, grid=0.5)
+    told = only_cores["stages"]["pretrain"]
+    assert told["seconds"] == life.manifest("pretrain").metrics["seconds"]
+    assert told["watts"] == 10 * machine["cores"]
+    assert told["kwh"] == pytest.approx(told["watts"] / 1000 * told["seconds"] / 3600)
+    assert told["kgco2e"] == pytest.approx(told["kwh"] / 2)
+    assert only_cores["kwh"] == pytest.approx(sum(one["kwh"] for one in only_cores["stages"].values()))
+    building = spent(watts_per_core=10, watts_per_gb=0, watts_per_gpu=0, pue=2, grid=0.5)
+    assert building["kgco2e"] == pytest.approx(2 * only_cores["kgco2e"])
+
+
+def test_a_number_without_a_source_is_refused() -> None:
+    with pytest.raises(ValidationError, match="source"):
+        CardConfig.model_validate({"energy": {"pue": {"value": 1.1}}})
+
+
+def test_a_card_of_less_than_a_whole_life(life: Life) -> None:
+    text = written(life, of="pretrain", quantize="", evaluate="")
+    assert "It was not evaluated." in text
+    assert "finetuning" not in text
+    assert "- Quantized files: none" in text
+    assert ModelCard(text).data.eval_results is None
+    assert life.manifest("card").metrics["stages"] == ["corpus", "tokenize", "pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"of": "pretrain"}, "its quantized files were made from finetune"),
+        ({"of": "", "quantize": ""}, "name the model"),
+        ({"license": "mit", "license_name": "Mine"}, "license_name"),
+        ({"license": "My own"}, "license"),
+        ({"base_model": "no-organisation"}, "base_model"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(life: Life, given: dict[str, Any], said: str) -> None:
+    with pytest.raises((UsageError, ValidationError), match=said):
+        written(life, **given)
+
+
+def test_stages_that_were_not_made_from_each_other_are_not_mixed(tmp_path: Path) -> None:
+    life = Life(tmp_path / "small")
+    (life.folder / "pretrain" / "model.safetensors").write_bytes(b"others")
+    life.finish("pretrain", inputs={"corpus": "corpus"})
+    with pytest.raises(DriftError, match="made from another pretrain") as error:
+        written(life)
+    assert "--rebuild" in str(error.value.hint)
+
+
+@given(st.text(max_size=60))
+def test_no_text_becomes_markup(text: str) -> None:
+    sheet = Markdown("title")
+    sheet.text(f"{text}x")
+    sheet.table(("column",), [(f"{text}x",)])
+    tokens = MarkdownIt("commonmark").enable("table").parse(sheet.render())
+    said = ["".join(child.content for child in t.children or ()) for t in tokens if t.type == "inline"]
+    kinds = {child.type for token in tokens for child in token.children or ()}
+    assert kinds <= {"text", "text_special"}
+    assert {token.tag for token in tokens} <= {"", "h1", "p", "table", "thead", "tbody", "tr", "th", "td"}
+    line = " ".join(clean(f"{text}x").split())
+    assert said[-1] == line
