@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from stringzilla import find
+
 from meditron.ground.errors import InputError
 from meditron.sources.document import Document
 from meditron.sources.streams import chunks
@@ -35,10 +37,10 @@ _ENTRY = re.compile(rb"\s*(?:<(?P<name>[A-Za-z]+)(?=[\s>/])|(?P<aside><!--|<\?)|
 _ROOT = b"PubmedArticleSet"
 _ARTICLES = frozenset({b"PubmedArticle", b"PubmedBookArticle"})
 _DELETIONS = frozenset({b"DeleteCitation", b"DeleteDocument"})
+_ENTRIES = _ARTICLES | _DELETIONS
 _PMID = re.compile(rb"<PMID\b[^>]*>\s*([0-9]+)\s*</PMID>")
 _LARGEST = 32 << 20  # bytes of one citation; real ones, with thousands of authors, stay below 6 MB
 _LARGEST_PROLOGUE = 64 << 10
-_USUAL = 29_000
 _LONGEST_START = 1 << 10
 
 
@@ -137,7 +139,7 @@ class _Entries:
                 self._take(b"-->" if match["aside"] == b"<!--" else b"?>")
                 continue
             name = match["name"]
-            if name not in _ARTICLES | _DELETIONS:
+            if name not in _ENTRIES:
                 raise self._error(f"unexpected element {name.decode()}")
             self._at = match.start("name") - 1
             offset = self._before + self._at
@@ -172,8 +174,7 @@ class _Entries:
     def _take(self, closing: bytes) -> bytes:
         """The bytes up to and with `closing`."""
         searched = self._at
-        found = self._buffer.find(closing, searched, searched + _USUAL)  # CPython is quicker on short spans
-        while found < 0 and (found := self._buffer.find(closing, searched)) < 0:
+        while (found := find(self._buffer, closing, searched)) < 0:
             searched = max(self._at, len(self._buffer) - len(closing))
             if len(self._buffer) - self._at > _LARGEST:
                 raise self._error(f"no {closing.decode()} within {_LARGEST:,} bytes")

@@ -7,12 +7,21 @@ lxml gets the same bytes, and its word is final. What the scan skips
 """
 
 import re
-from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from stringzilla import count, find, find_first_of
+
 from meditron.sources.document import Document, Section
-from meditron.sources.medline_text import Unusual, decoded, flat_text, name_of, text_of
+from meditron.sources.medline_text import (
+    SPECIAL,
+    Unusual,
+    decoded,
+    flat_text,
+    name_of,
+    plain_text,
+    remembered,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from lxml import etree
@@ -50,53 +59,19 @@ _AFTER_ABSTRACT = re.compile(
 _LANGUAGE = re.compile(rb"\s*+<Language>([a-z]++)</Language>")
 _TYPES = re.compile(
     rb"""<PublicationTypeList>\s*+((?:<PublicationType[ ]UI="[^"<]*+">[^<]*+</PublicationType>\s*+)++)
-    </PublicationTypeList>\s*+(?:<VernacularTitle|<ArticleDate|</Article>)""",
+    </PublicationTypeList>\s*+<(?:VernacularTitle|ArticleDate[ ][^<>]*+|/Article)>""",
     re.VERBOSE,
 )
 _TYPE = re.compile(rb">([^<]*+)</PublicationType>")
 _DESCRIPTOR = re.compile(rb"<DescriptorName [^<>]*+>([^<]*+)</DescriptorName>")
 _LOCATION = re.compile(rb'EIdType="doi" ValidYN="[YN]">([^<]*+)<')
 _IDENTIFIERS = re.compile(
-    rb"""<ArticleIdList>\s*+
+    rb"""<ArticleIdList>\s*+(?:<ArticleId[ ]IdType="(?!doi")[a-z-]++">[^<]*+</ArticleId>\s*+)*+
+    (?:<ArticleId[ ]IdType="doi">([^<]*+)</ArticleId>\s*+)?+
     (?:<ArticleId[ ]IdType="[a-z-]++">[^<]*+</ArticleId>\s*+)*+</ArticleIdList>""",
     re.VERBOSE,
 )
-_DOI = re.compile(rb'IdType="doi">([^<]*+)<')
-_LESS_THAN = ord("<")
 _YEAR = re.compile(r"[12][0-9]{3}")
-
-
-@dataclass(slots=True)
-class _Fields:
-    """What either reading finds."""
-
-    pmid: str
-    version: int
-    title: str = ""
-    sections: list[Section] = field(default_factory=list)
-    language: str | None = None
-    year: int | None = None
-    journal: str | None = None
-    types: list[str] = field(default_factory=list)
-    mesh: list[str] = field(default_factory=list)
-    doi: str | None = None
-    electronic_doi: str | None = None
-    retracted_by: bool = False
-
-    def document(self) -> Document:
-        meta: dict[str, Any] = {
-            "pmid": self.pmid,
-            "version": self.version,
-            "journal": self.journal or None,
-            "publication_types": self.types,
-            "mesh": self.mesh,
-            "doi": self.doi or self.electronic_doi or None,
-            "retracted": self.retracted_by or "Retracted Publication" in self.types,
-        }
-        sections = tuple(self.sections)
-        return Document(
-            f"pubmed:{self.pmid}", "pubmed", self.title, sections, self.language or None, self.year, meta
-        )
 
 
 def scan(data: bytes) -> Document:
@@ -105,37 +80,65 @@ def scan(data: bytes) -> Document:
     if match is None:
         raise Unusual
     version, pmid, date, journal, empty = match.groups()
-    fields = _Fields(pmid.decode(), int(version), year=_year(name_of(date)))
-    fields.journal = name_of(journal) if journal else None
-    fields.title, at = _content(data, match.end(), b"</ArticleTitle>", empty)
-    place, at = _scan_abstract(data, at, fields)
-    at = _scan_kind(data, at, fields)
+    title, at = _content(data, match.end(), b"</ArticleTitle>", empty)
+    place, sections, at = _scan_abstract(data, at)
+    language, types, at = _scan_kind(data, at)
     end = _find(data, b"</MedlineCitation>", at)
-    if data.find(b"RetractionIn", at, end) >= 0:
+    if find(data, b"RetractionIn", at, end) >= 0:
         raise Unusual
-    fields.mesh = _mesh(data, at, end)
+    mesh = _mesh(data, at, end)
     doi, end = _doi(data, end)
-    fields.doi = text_of(doi[1]) if doi else None
-    if not fields.doi and (doi := _LOCATION.search(place)):
-        fields.electronic_doi = text_of(doi[1])
+    if not doi and (location := _LOCATION.search(place)):
+        doi = text_of(location[1])
     if _has_aside(data, end):
         raise Unusual
-    return fields.document()
+    return _document(
+        pmid.decode(),
+        int(version),
+        title,
+        sections,
+        language=language,
+        year=_year(date),
+        journal=name_of(journal) if journal else None,
+        types=types,
+        mesh=mesh,
+        doi=doi,
+    )
+
+
+def _document(
+    pmid: str,
+    version: int,
+    title: str,
+    sections: list[Section],
+    *,
+    language: str | None,
+    year: int | None,
+    journal: str | None,
+    types: list[str],
+    mesh: list[str],
+    doi: str | None,
+    retracted: bool = False,
+) -> Document:
+    meta: dict[str, Any] = {
+        "pmid": pmid,
+        "version": version,
+        "journal": journal or None,
+        "publication_types": types,
+        "mesh": mesh,
+        "doi": doi or None,
+        "retracted": retracted or "Retracted Publication" in types,
+    }
+    return Document(f"pubmed:{pmid}", "pubmed", title, tuple(sections), language or None, year, meta)
 
 
 def _has_aside(data: bytes, end: int) -> bool:
-    """Whether a comment, CDATA or an instruction begins before `end`: one byte is found faster than two."""
-    for mark in (b"!", b"?"):
-        at = data.find(mark, 0, end)
-        while at > 0:
-            if data[at - 1] == _LESS_THAN:
-                return True
-            at = data.find(mark, at + 1, end)
-    return False
+    """Whether a comment, CDATA or an instruction begins before `end`."""
+    return bool(find(data, b"<!", 0, end) >= 0 or find(data, b"<?", 0, end) >= 0)
 
 
 def _find(data: bytes, needle: bytes, start: int) -> int:
-    found = data.find(needle, start)
+    found: int = find(data, needle, start)
     if found < 0:
         raise Unusual
     return found
@@ -145,77 +148,102 @@ def _content(data: bytes, start: int, closing: bytes, empty: bytes) -> tuple[str
     """The text of an element whose start tag ends at `start`, and where the element ends."""
     if empty:
         return "", start
-    end = data.find(b"<", start)  # most texts have no markup, and one byte is found faster than many
-    if not data.startswith(closing, end):
-        end = _find(data, closing, start)
+    end = find_first_of(data, SPECIAL, start)
+    if data.startswith(closing, end):
+        return plain_text(data[start:end]), end + len(closing)
+    end = _find(data, closing, start)
     return text_of(data[start:end]), end + len(closing)
 
 
-def _scan_abstract(data: bytes, at: int, fields: _Fields) -> tuple[bytes, int]:
-    """Read on from the title: the locations, and where the list of authors or the language starts."""
+def _scan_abstract(data: bytes, at: int) -> tuple[bytes, list[Section], int]:
+    """Read on from the title: the locations, the sections, and where the authors or the language start."""
     match = _PLACE.match(data, at)
     if match is None:
         raise Unusual
     place, following = match.groups()
+    sections: list[Section] = []
     if following != b"Abstract>":
-        return place, match.start(2) - 1
+        return place, sections, match.start(2) - 1
     at = match.end()
-    while section := _SECTION.match(data, at):
-        label, category, empty = section.groups()
-        text, at = _content(data, section.end(), b"</AbstractText>", empty)
-        fields.sections.append(Section(text, _printed(label), _printed(category)))
+    while start := _section_start(data[at : data.find(b">", at) + 1]):
+        length, label, category, empty = start
+        text, at = _content(data, at + length, b"</AbstractText>", empty)
+        sections.append(Section(text, label, category))
     match = _AFTER_ABSTRACT.match(data, at)
     if match is None:
         raise Unusual
-    return place, match.start(1) - 1
+    return place, sections, match.start(1) - 1
 
 
-def _scan_kind(data: bytes, at: int, fields: _Fields) -> int:
+@remembered
+def _section_start(tag: bytes) -> tuple[int, str | None, str | None, bytes] | None:
+    """Of an AbstractText's start tag its length, label, category, and `/` if it is all."""
+    match = _SECTION.fullmatch(tag)
+    if match is None:
+        return None
+    label, category, empty = match.groups()
+    return len(tag), _printed(label), _printed(category), empty
+
+
+def _printed(raw: bytes | None) -> str | None:
+    return None if raw is None else decoded(raw)
+
+
+def _scan_kind(data: bytes, at: int) -> tuple[str, list[str], int]:
     """Read language and publication types; the article's end."""
     if data.startswith(b"<AuthorList", at):
         at = _find(data, b"</AuthorList>", at) + len(b"</AuthorList>")
     language = _LANGUAGE.match(data, at)
-    types = _TYPES.match(data, _find(data, b"<PublicationTypeList", at))
-    if language is None or types is None:
+    if language is None:
         raise Unusual
-    fields.language = language[1].decode()
-    fields.types = [name_of(kind) for kind in _TYPE.findall(types[1])]
-    return _find(data, b"</Article>", types.end() - len(b"</Article>"))
+    start = _find(data, b"<PublicationTypeList>", at)
+    at = _find(data, b"</PublicationTypeList>", start) + len(b"</PublicationTypeList>")
+    types = _types(data[start : data.find(b">", at) + 1])
+    return name_of(language[1]), list(types), _find(data, b"</Article>", at)
+
+
+@remembered
+def _types(raw: bytes) -> list[str]:
+    """The types in a PublicationTypeList with the tag that follows it."""
+    match = _TYPES.fullmatch(raw)
+    if match is None:
+        raise Unusual
+    return [text_of(kind) for kind in _TYPE.findall(match[1])]
 
 
 def _mesh(data: bytes, start: int, end: int) -> list[str]:
-    start = data.find(b"<MeshHeadingList", start, end)
+    start = find(data, b"<MeshHeadingList", start, end)
     if start < 0:
         return []
     names = _DESCRIPTOR.findall(data, start, end)
-    if len(names) != data.count(b"<DescriptorName", start, end):
+    if len(names) != count(data, b"<DescriptorName", start, end):
         raise Unusual
     return [name_of(name) for name in names]
 
 
-def _doi(data: bytes, at: int) -> tuple[re.Match[bytes] | None, int]:
+def _doi(data: bytes, at: int) -> tuple[str | None, int]:
     """The DOI among the article's own identifiers, and their end. The lists of its references come later."""
-    if data.find(b"<PubmedData>", at) < 0:
+    if find(data, b"<PubmedData>", at) < 0:
         return None, len(data)
     start = _find(data, b"<ArticleIdList>", at)
     # A reference's own list would follow a Citation.
     if not data.startswith(b"</PublicationStatus>", data.rfind(b"<", at, start)):
         raise Unusual
-    found = _IDENTIFIERS.match(data, start)
-    if found is None:
+    match = _IDENTIFIERS.match(data, start)
+    if match is None:
         raise Unusual
-    return _DOI.search(data, start, found.end()), found.end()
+    return text_of(match[1]) if match[1] else None, match.end()
 
 
-@lru_cache(maxsize=1 << 10)
-def _year(date: str | None) -> int | None:
-    """The first year in a date: 1998 in `1998 Dec-1999 Jan`."""
-    match = _YEAR.search(date or "")
+@remembered
+def _year(date: bytes) -> int | None:
+    return _first_year(text_of(date))
+
+
+def _first_year(date: str) -> int | None:
+    """1998 in `1998 Dec-1999 Jan`."""
+    match = _YEAR.search(date)
     return int(match[0]) if match else None
-
-
-def _printed(raw: bytes | None) -> str | None:
-    return None if raw is None else decoded(raw)
 
 
 def parse(element: "etree._Element") -> Document | None:
@@ -230,28 +258,29 @@ def parse(element: "etree._Element") -> Document | None:
     if citation is None or article is None or pmid is None or not flat_text(pmid):
         return None
     date = "Book/PubDate" if book else "Journal/JournalIssue/PubDate"
-    fields = _Fields(flat_text(pmid), int(pmid.get("Version", "1")))
-    fields.title = _first(article, "ArticleTitle") or (
-        _first(article, "Book/BookTitle") or "" if book else ""
-    )
-    fields.sections = [
+    title = _first(article, "ArticleTitle") or (book and _first(article, "Book/BookTitle")) or ""
+    sections = [
         Section(flat_text(part), part.get("Label"), part.get("NlmCategory"))
         for part in article.iterfind("Abstract/AbstractText")
     ]
-    fields.language = _first(article, "Language")
-    fields.year = _year(_first(article, f"{date}/Year") or _first(article, f"{date}/MedlineDate"))
-    fields.journal = _first(article, "Book/BookTitle" if book else "Journal/Title")
     types = "PublicationType" if book else "PublicationTypeList/PublicationType"
-    fields.types = [flat_text(kind) for kind in article.iterfind(types)]
-    fields.mesh = [
-        flat_text(name) for name in citation.iterfind("MeshHeadingList/MeshHeading/DescriptorName")
-    ]
+    names = citation.iterfind("MeshHeadingList/MeshHeading/DescriptorName")
     identifiers = element.iterfind("PubmedBookData/ArticleIdList/*" if book else "PubmedData/ArticleIdList/*")
-    fields.doi = next((flat_text(other) for other in identifiers if other.get("IdType") == "doi"), None)
-    fields.electronic_doi = _first(article, "ELocationID[@EIdType='doi']")
+    doi = next((flat_text(other) for other in identifiers if other.get("IdType") == "doi"), None)
     corrections = citation.iterfind("CommentsCorrectionsList/CommentsCorrections")
-    fields.retracted_by = any(entry.get("RefType") == "RetractionIn" for entry in corrections)
-    return fields.document()
+    return _document(
+        flat_text(pmid),
+        int(pmid.get("Version", "1")),
+        title,
+        sections,
+        language=_first(article, "Language"),
+        year=_first_year(_first(article, f"{date}/Year") or _first(article, f"{date}/MedlineDate") or ""),
+        journal=_first(article, "Book/BookTitle" if book else "Journal/Title"),
+        types=[flat_text(kind) for kind in article.iterfind(types)],
+        mesh=[flat_text(name) for name in names],
+        doi=doi or _first(article, "ELocationID[@EIdType='doi']"),
+        retracted=any(entry.get("RefType") == "RetractionIn" for entry in corrections),
+    )
 
 
 def _first(element: "etree._Element", path: str) -> str | None:

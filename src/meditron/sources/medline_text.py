@@ -1,7 +1,11 @@
 """The text of a MEDLINE element from its bytes: references, inline markup, white space; lxml where unsure."""
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
+
+from stringzilla import find, find_first_of
 
 from meditron.ground.errors import MissingExtra
 
@@ -10,19 +14,31 @@ try:
 except ImportError as missing:
     raise MissingExtra("lxml", "corpus") from missing
 
-__all__ = ["Unusual", "decoded", "flat_text", "name_of", "text_of", "xml_parser"]
+__all__ = [
+    "SPECIAL",
+    "Unusual",
+    "decoded",
+    "flat_text",
+    "name_of",
+    "plain_text",
+    "remembered",
+    "text_of",
+    "xml_parser",
+]
 
-_LONG_NAME = 1 << 8  # bytes; a cache of longer ones could grow large
+_LONG = 1 << 10  # bytes; a cache of longer ones could grow large
 _REFERENCE = re.compile(rb"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));|&")
 _ENTITIES = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'"}
 _TAG = re.compile(rb"(<[^<>]*+>)")
 _PAIRS = {b"<%s>" % name: b"</%s>" % name for name in (b"i", b"b", b"u", b"sub", b"sup")}
 _CONTROL = bytes(range(0x20))
-_SPECIAL = _CONTROL + b"&<>"  # what a text without any of these needs no look at
+SPECIAL = _CONTROL + b"&<>"  # what a text without any of these needs no look at
 _ILLEGAL = _CONTROL.translate(None, b"\t\n\r")
 _BLANKS = bytes.maketrans(b"\t\n\r", b"   ")
-# U+2000 to U+205F; the other wide ones begin with E1 or E3.
-_WIDE_SPACE = re.compile(rb"\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)")
+_WIDE_SPACE = re.compile(rb"\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)")  # U+2000 to U+205F
+_RARE = b"\xe1\xe3"  # U+1680 and U+3000 begin so, and much that is no white space
+
+T = TypeVar("T")
 
 
 class Unusual(Exception):
@@ -46,18 +62,24 @@ _FRAGMENTS = xml_parser()
 
 def text_of(raw: bytes) -> str:
     """All text in the element in its order, nothing in the place of markup, white space collapsed."""
-    if len(raw.translate(None, _SPECIAL)) < len(raw):
-        raw = _bare(raw)
-    text = raw.decode() if raw.isascii() else _narrowed(raw)
-    return " ".join(text.split()) if "  " in text else text.strip(" ")
+    return plain_text(_bare(raw) if find_first_of(raw, SPECIAL) >= 0 else raw)
 
 
-_again = lru_cache(maxsize=1 << 14)(text_of)
+def plain_text(raw: bytes) -> str:
+    """`text_of` where no byte is SPECIAL."""
+    if not raw.isascii():
+        raw = _narrowed(raw)
+    text = decoded(raw)
+    return " ".join(text.split()) if find(raw, b"  ") >= 0 else text.strip(" ")
 
 
-def name_of(raw: bytes) -> str:
-    """`text_of` for journals, types and descriptors, which come again and again."""
-    return _again(raw) if len(raw) < _LONG_NAME else text_of(raw)
+def remembered(read: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """`read` with a cache in bounded memory, for what comes again and again."""
+    again = lru_cache(maxsize=1 << 13)(read)
+    return lambda raw: again(raw) if len(raw) < _LONG else read(raw)
+
+
+name_of = remembered(text_of)
 
 
 def _bare(raw: bytes) -> bytes:
@@ -72,9 +94,9 @@ def _bare(raw: bytes) -> bytes:
         return _marked_up(raw).encode()
     if b"&" in bare:  # within each piece: a tag inside of a reference does not make it whole
         bare = b"".join([_REFERENCE.sub(_character, text) if b"&" in text else text for text in texts])
-    if len(bare.translate(None, _CONTROL)) == len(bare):
+    if find_first_of(bare, _CONTROL) < 0:
         return bare
-    if len(bare.translate(None, _ILLEGAL)) < len(bare):
+    if find_first_of(bare, _ILLEGAL) >= 0:
         raise Unusual
     return bare.translate(_BLANKS)
 
@@ -96,14 +118,15 @@ def _character(match: re.Match[bytes]) -> bytes:
     return chr(code).encode()
 
 
-def _narrowed(raw: bytes) -> str:
+def _narrowed(raw: bytes) -> bytes:
     """Text beyond ASCII with a blank for each white space beyond ASCII."""
-    if b"\xef" in raw and b"\xef\xbf" in raw:  # U+FFFE and U+FFFF, which XML forbids, begin so
+    if find(raw, b"\xef\xbf") >= 0:  # U+FFFE and U+FFFF, which XML forbids, begin so
         raise Unusual
-    text = decoded(_WIDE_SPACE.sub(b" ", raw)).replace("\xa0", " ")
-    if "\x85" in text or b"\xe1" in raw or b"\xe3" in raw:
-        return " ".join(text.split())
-    return text
+    if find_first_of(raw, _RARE) >= 0 or find(raw, b"\xc2\x85") >= 0:
+        return " ".join(decoded(raw).split()).encode()
+    if b"\xe2" in raw:
+        raw = _WIDE_SPACE.sub(b" ", raw)
+    return raw.replace(b"\xc2\xa0", b" ") if find(raw, b"\xc2\xa0") >= 0 else raw
 
 
 def decoded(raw: bytes) -> str:
