@@ -17,14 +17,28 @@ TEXTS = [
 ]
 
 
-def tiny_hf(folder: Path, *, seed: int = 0, tied: bool = False, vocabulary: int = 320) -> Path:
-    """An HF folder that transformers wrote: 2 layers of width 32, grouped heads, fp32."""
+CHAT = ("<|im_start|>", "<|im_end|>")
+"""ChatML's control tokens."""
+
+
+def tiny_hf(
+    folder: Path,
+    *,
+    seed: int = 0,
+    tied: bool = False,
+    vocabulary: int = 320,
+    control: tuple[str, ...] = (),
+) -> Path:
+    """An HF folder that transformers wrote: 2 layers of width 32, grouped heads, fp32.
+
+    `control`: control tokens beside the one that ends a text.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=["<|endoftext|>", *control],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -63,6 +63,7 @@ def whole(text: str = "a") -> Page:
     page.table([text, "n"], [[text, 1], [Link(text, "corpus/report.html"), 2.5]], text)
     page.figure(CHART, text)
     page.details(text, text)
+    page.passage([(text, text, False), (text, "b", True)])
     return page
 
 
@@ -73,7 +74,7 @@ def test_any_text_is_shown_as_text(text: str) -> None:
     read = Reading(whole(hostile).render())
     assert "script" not in read.tags
     cells = [data for data in read.texts if hostile.strip() in data]
-    assert len(cells) >= 9  # title twice, subtitle, navigation, heading, text, fact, table, details
+    assert len(cells) >= 11  # title twice, subtitle, navigation, heading, text, fact, table, details, passage
 
 
 def test_nothing_outside_is_referred_to() -> None:
@@ -103,6 +104,20 @@ def test_columns_of_figures_stand_flush_right() -> None:
     page.table(["name", "n", "interval"], [["a", "1,234", "1.0 … 2.5"], ["b", 5, ""]])
     marks = re.findall(r"<t[hd][ >][^>]*>?", page.render())
     assert [("figure" in mark) for mark in marks] == [False, True, True] * 3
+
+
+def test_a_passage_is_its_pieces_in_the_colours_of_who_speaks() -> None:
+    page = Page("t")
+    page.passage([("\nWhich section?\n", "user", False), ("  methods", "assistant", True)])
+    page.passage([("results", "assistant", False)])
+    shown = page.render()
+    text = "".join(Reading(shown).texts)
+    assert "\nWhich section?\n  methods" in text
+    assert re.findall(r'<(span|strong) class="speaker-(\d)" title="(\w+)"', shown) == [
+        ("span", "1", "user"),
+        ("strong", "2", "assistant"),
+        ("span", "2", "assistant"),
+    ]
 
 
 @pytest.mark.parametrize("href", ["https://a.org", "//a.org", "javascript:alert(1)", "/etc/passwd", "\\\\a"])

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Link", "Page"]
 
+_COLOURS = 6  # of `--series-…` in pages.css
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -37,6 +39,7 @@ class Page:
     def __init__(self, title: str, subtitle: str = "") -> None:
         self.title, self.subtitle = title, subtitle
         self._blocks: list[dict[str, Any]] = []
+        self._speakers: dict[str, int] = {}
 
     def section(self, heading: str) -> None:
         """Begin a section."""
@@ -76,6 +79,20 @@ class Page:
     def details(self, summary: str, text: str) -> None:
         """A text that is folded away until asked for; its lines and spaces are kept."""
         self._blocks.append({"kind": "details", "summary": summary, "text": text})
+
+    def passage(self, pieces: Sequence[tuple[str, str, bool]]) -> None:
+        """A text in pieces of (text, whose it is, whether it is stressed); lines and spaces are kept.
+
+        Each has its speaker's colour, the same on all of the page; what is stressed is bold and underlined.
+        """
+        spans = [
+            {"text": text, "who": who, "stressed": stressed, "colour": self._colour(who)}
+            for text, who, stressed in pieces
+        ]
+        self._blocks.append({"kind": "passage", "spans": spans})
+
+    def _colour(self, who: str) -> int:
+        return 1 + self._speakers.setdefault(who, len(self._speakers)) % _COLOURS
 
     def render(self) -> str:
         """The page."""

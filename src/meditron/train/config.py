@@ -1,4 +1,4 @@
-"""The configurations of the stages that train: the recipe's `[pretrain]` and `[[finetune]]`. No torch here."""
+"""The configurations of the stages that train: a recipe's `[pretrain]` and `[[finetune]]`. No torch here."""
 
 from typing import Annotated, Literal, Self
 
@@ -131,9 +131,9 @@ class FinetuneConfig(TrainingConfig):
     """Training rows, at most; all when absent."""
 
     template: Literal["plain", "tags", "chatml", "tokenizer"] = "plain"
-    """How a row becomes text. `plain`: as it is, each answer ended by the end-of-text token; `tags`: Meditron's
-    question and answer turns; `chatml`: the same with user and assistant; `tokenizer`: the model's own chat
-    template."""
+    """How a row becomes text. `plain`: as it is, each answer ended by the end-of-text token; `tags`: question
+    and answer turns, as published with Meditron; `chatml`: the same with user and assistant; `tokenizer`: the
+    model's own chat template."""
 
     epochs: _Positive = 1
     """How often each row is seen; the last batch is filled up with rows that teach nothing."""
@@ -154,10 +154,12 @@ class FinetuneConfig(TrainingConfig):
         return self
 
     def inputs(self) -> dict[str, str]:
-        """The model to go on from, and the rows: their file, or the corpus where the task is made from it."""
-        if self.rows is not None:
-            return {"base": self.on, "rows": self.rows}
-        return {"base": self.on, "corpus": "corpus"}
+        """The model to go on from, and the rows: their file, the task's, or the corpus it is made from."""
+        from meditron.tasks.registry import TASKS
+
+        if self.task is None:
+            return {"base": self.on, "rows": str(self.rows)}
+        return {"base": self.on} | ({"corpus": "corpus"} if self.task in TASKS else {"task": self.task})
 
     def licences(self) -> dict[str, str]:
         """The terms of the file of rows, where they are stated."""

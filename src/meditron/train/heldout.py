@@ -1,14 +1,20 @@
-"""The loss on text that is never trained on, by source, as evaluation takes it."""
+"""The loss on what is never trained on: on text as evaluation takes it, on examples as training does."""
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+
+import torch
 
 from meditron.model.llama import Llama
 from meditron.model.nll import nll_rows
 from meditron.store.corpus import held_out
 from meditron.text.tokenizer import Tokenizer
+from meditron.train.loop import micro_batches, nll_of
+from meditron.train.samples import IGNORE, Samples
 
-__all__ = ["heldout_loss", "heldout_rows"]
+__all__ = ["answer_loss", "heldout_loss", "heldout_rows"]
 
 
 def heldout_rows(corpus: Path, tokenizer: Tokenizer, documents: int) -> dict[str, list[list[int]]]:
@@ -29,3 +35,15 @@ def heldout_loss(
         if tokens.sum():
             losses[source] = float(nll.sum() / tokens.sum())
     return losses
+
+
+def answer_loss(model: Llama, samples: Samples, *, rows: int) -> float:
+    """Nats per target token of all samples, `rows` of them at a time."""
+    total = targets = 0.0
+    # Few batches, of shapes of their own: not worth a compilation.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with torch.no_grad(), eager:
+        for batch in micro_batches([samples[k] for k in range(len(samples))], rows):
+            total += float(nll_of(model, batch, mask=samples.document_mask))
+            targets += sum(int((row.targets_S != IGNORE).sum()) for row in batch)
+    return total / targets

@@ -18,10 +18,10 @@ __all__ = ["run"]
 
 
 def run(config: PretrainConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Train `inputs["base"]` on `inputs["tokens"]`; the loss is also taken on `inputs["corpus"]`'s held-out text.
+    """Train `inputs["base"]` on `inputs["tokens"]`, with an eye on the held-out text of `inputs["corpus"]`.
 
-    What it leaves, returns and raises is said in `training.train`; RecipeError also where the mixture does not
-    fit the token files, InputError where there are none.
+    What it leaves, returns and raises is said in `training.train`; RecipeError also where the mixture does
+    not fit the token files, InputError where there are none.
     """
     return train(config, inputs["base"], out, lambda: _material(config, inputs))
 

@@ -18,7 +18,7 @@ def write_report(
     result: Mapping[str, Any],
     show: Callable[[Page], None],
 ) -> None:
-    """Write the page for the lines of `metrics.jsonl` and the stage's metrics; `show` adds the stage's own."""
+    """Write the page for the lines of `metrics.jsonl` and the stage's metrics; `show` adds its own."""
     page = Page(title, f"{result['tokens']:,} tokens in {result['steps']:,} steps")
     page.section("Loss")
     page.figure(

@@ -28,7 +28,7 @@ class Row:
     """Which of the source's documents these are, in order."""
 
     def padded(self, length: int) -> "Row":
-        """The row with its last token repeated up to `length`: nothing looks there, and nothing counts there."""
+        """The row with its last token repeated up to `length`: nothing looks there, nothing counts there."""
         short = length - len(self.ids_S)
         if short <= 0:
             return self
@@ -49,7 +49,7 @@ class Row:
 class Samples(Protocol):
     """All rows of a run: sample k is a pure function of what they were made from and k.
 
-    Nothing here has a state that matters: to resume, a run needs to know only how many samples it has consumed.
+    Nothing here has a state that matters: to resume, a run needs to know only how many it has consumed.
     """
 
     @property

@@ -127,12 +127,13 @@ class _Training:
         return result
 
     def _train(self, done: int, metrics: MetricsFile) -> None:
+        total = self._tokens(self.steps)
         if not metrics.rows:
             metrics.append({"step": 0, "tokens": 0, "heldout": self.material.heldout(self.model)})
         with (
             compiled(self.model) if self.config.compile else nullcontext(),
             interruptible() as interruption,
-            progress(self.material.label, self._tokens(self.steps), "tokens", start=self._tokens(done)) as bar,
+            progress(self.material.label, total, "tokens", start=self._tokens(done)) as bar,
         ):
             try:
                 for step in steps(self.model, self.optimizer, self.samples, self.config, done=done):

@@ -1,0 +1,148 @@
+"""What a finetune trains on: conversations, of a file or of a task's questions, as tokens with roles.
+
+`rows.jsonl.zst` keeps every one in the artifact: {"id", "split", "messages", "ids", "roles"}, where `roles`
+are [role, tokens, learned] one after another, and `split` is `train`, `heldout`, or `too-long` for a row that
+has more tokens than a packed row: it is left out, as what is cut of it would be the question or the answer.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from meditron.ground.errors import InputError
+from meditron.store.jsonl import JsonlWriter, read_jsonl
+from meditron.tasks.task import Question, Task
+from meditron.text.dialogue import Labelled, Turn, label, turns
+from meditron.text.tokenizer import Tokenizer
+
+__all__ = ["FILE_NAME", "SPLITS", "Conversation", "Example", "choose", "of_file", "of_task", "write_rows"]
+
+FILE_NAME = "rows.jsonl.zst"
+_Split = Literal["train", "heldout", "too-long"]
+SPLITS: tuple[_Split, ...] = get_args(_Split)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A row before it is tokens."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    path: Path
+    """The file it is from."""
+    place: str
+    """Where in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as the model meets it."""
+
+    id: str
+    split: _Split
+    turns: tuple[Turn, ...]
+    labelled: Labelled
+
+
+def of_file(path: Path) -> Iterator[Conversation]:
+    """The conversations of a JSONL file, in its order; without an id a row is known by its messages' hash.
+
+    Raises:
+        InputError: a line is damaged, or is no conversation with an answer.
+    """
+    for number, row in enumerate(read_jsonl(path), start=1):
+        place = f"row {number}"
+        try:
+            conversation = turns(row.get("messages"))
+        except ValueError as error:
+            raise InputError(path, str(error), place=place) from error
+        name = row.get("id", _hash(json.dumps(row["messages"], sort_keys=True))[:16])
+        if not isinstance(name, str | int):
+            raise InputError(path, f"an id is text or a number, not {name!r}", place=place)
+        yield Conversation(str(name), conversation, path, place)
+
+
+def of_task(task: Task, template: str, path: Path) -> Iterator[Conversation]:
+    """A task's training questions as its layout asks them, each answered with its gold option.
+
+    `path`: where the task is from. Under `plain`, prompt and option are those that evaluation puts together;
+    in the turns of any other template the option loses the blank that parts the two.
+
+    Raises:
+        InputError: a training question is also a test question.
+    """
+    test = task.rows("test")
+    # A file without a split of its own gives the same questions twice: there is nothing that it keeps apart.
+    apart = test != task.rows("train")
+    held = {question.id for question in test} if apart else set()
+    for question in task.rows("train"):
+        if question.id in held:
+            raise InputError(path, "a training question that is also a test question", place=question.id)
+        yield Conversation(question.id, _asked(task, question, template), path, question.id)
+
+
+def _asked(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
+    rendered = task.layout.render(question)
+    option = rendered.continuations[question.gold]
+    return (
+        Turn("user", rendered.prompt),
+        Turn("assistant", option if template == "plain" else option.strip()),
+    )
+
+
+def choose(
+    conversations: Iterable[Conversation],
+    tokenizer: Tokenizer,
+    *,
+    template: str,
+    length: int,
+    heldout: float,
+    limit: int | None,
+) -> list[Example]:
+    """The examples, in order, until `limit` of them are to be trained on; a share `heldout` is held out.
+
+    A hash of an example's own id decides that, so it stays as it is when others come or go.
+
+    Raises:
+        InputError: a row cannot be labelled, or the model's chat template does not fit.
+        UsageError: the tokenizer does not fit the template.
+    """
+    found: list[Example] = []
+    trained = 0
+    for conversation in conversations:
+        if trained == limit:
+            break
+        try:
+            labelled = label(tokenizer, conversation.turns, template)
+        except ValueError as error:
+            raise InputError(conversation.path, str(error), place=conversation.place) from error
+        split: _Split = "train"
+        if len(labelled.ids) > length:
+            split = "too-long"
+        elif int(_hash(f"heldout/{conversation.id}")[:16], 16) < heldout * 2**64:
+            split = "heldout"
+        trained += split == "train"
+        found.append(Example(conversation.id, split, conversation.turns, labelled))
+    return found
+
+
+def write_rows(path: Path, examples: Iterable[Example]) -> None:
+    """Write the examples as lines."""
+    with JsonlWriter(path) as writer:
+        for example in examples:
+            writer.write(
+                {
+                    "id": example.id,
+                    "split": example.split,
+                    "messages": [{"role": turn.role, "content": turn.content} for turn in example.turns],
+                    "ids": example.labelled.ids,
+                    "roles": [[span.role, span.tokens, span.learned] for span in example.labelled.spans],
+                }
+            )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
