@@ -1,0 +1,310 @@
+"""Files of questions: every real set comes through whole, and no broken row does."""
+
+import csv
+import gzip
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meditron.ground.errors import InputError
+from meditron.tasks.registry import open_task
+from meditron.tasks.rows import read_rows
+from meditron.tasks.shapes import REPEATED
+from meditron.tasks.task import Task
+
+# What the READMEs beside the files count, and the rows among them with the same option twice.
+SETS = {
+    "medqa-usmle/test_4options.first1000.jsonl.gz": (1_000, 4, "letters", 0),
+    "medqa-usmle/test_5options.first1000.jsonl.gz": (1_000, 5, "letters", 0),
+    "medqa-usmle/dev_5options.json.gz": (1_272, 5, "letters", 0),
+    "medqa-usmle/train_4options.focused1030.json.gz": (1_030, 4, "letters", 0),
+    "medmcqa/dev.first3683.json.gz": (3_683, 4, "letters", 19),
+    "truthfulqa/v0/mc_task.less117.json.gz": (700, None, "texts", 0),
+    "truthfulqa/v0/TruthfulQA.less117.csv.gz": (700, None, "texts", 0),
+    "truthfulqa/v1/mc_task.less117.json.gz": (700, None, "texts", 0),
+    "truthfulqa/v1/TruthfulQA.less117.csv.gz": (700, None, "texts", 0),
+}
+MMLU_TEST = {
+    "anatomy": 108,
+    "clinical_knowledge": 212,
+    "college_biology": 115,
+    "college_medicine": 138,
+    "high_school_biology": 248,
+    "medical_genetics": 80,
+    "nutrition": 244,
+    "professional_medicine": 217,
+    "virology": 132,
+}
+
+
+def counted(task: Task) -> tuple[int, int]:
+    return len(task.rows("test")), sum(task.skipped("test").values())
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", SETS)
+def test_real_sets(shared: Path, name: str) -> None:
+    rows, options, layout, flawed = SETS[name]
+    task = open_task(str(shared / "data" / name))
+    assert counted(task) == (rows - flawed, flawed)
+    assert task.layout.name == layout
+    assert task.rows("train") == task.rows("test")
+    assert task.licence in ("MIT", "Apache-2.0")
+    assert "arXiv" in task.origin
+    questions = task.rows("test")
+    assert len({question.id for question in questions}) == len(questions)
+    assert options is None or {len(question.options) for question in questions} == {options}
+    # No place gives the answer away: in TruthfulQA's own order the true answer always comes first.
+    assert Counter(question.gold for question in questions).most_common(1)[0][1] < 0.4 * rows
+
+
+@pytest.mark.shared
+def test_gold_answers_are_the_published_ones(shared: Path) -> None:
+    def golds(name: str) -> dict[str, str]:
+        task = open_task(str(shared / "data" / name))
+        return {question.id: question.options[question.gold] for question in task.rows("test")}
+
+    def text(name: str) -> io.TextIOWrapper:
+        return gzip.open(shared / "data" / name, "rt", encoding="utf-8-sig", newline="")
+
+    medqa = "medqa-usmle/test_5options.first1000.jsonl.gz"
+    with text(medqa) as file:
+        assert golds(medqa) == {str(n): json.loads(row)["answer"] for n, row in enumerate(file, start=1)}
+    medmcqa = "medmcqa/dev.first3683.json.gz"
+    with text(medmcqa) as file:
+        rows = [json.loads(row) for row in file]
+    assert golds(medmcqa).items() <= {row["id"]: row[f"op{'abcd'[row['cop'] - 1]}"] for row in rows}.items()
+    truthful = "truthfulqa/v1/TruthfulQA.less117.csv.gz"
+    with text(truthful) as file:
+        told = {str(n): row["Best Answer"] for n, row in enumerate(csv.DictReader(file), start=1)}
+    assert golds(truthful) == told
+
+
+@pytest.mark.shared
+def test_mmlu(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data/mmlu"
+    for subject, count in MMLU_TEST.items():
+        task = open_task(str(folder / f"test/{subject}_test.csv"))
+        assert counted(task) == (count, 0)
+        assert {question.group for question in task.rows("test")} == {subject}
+    small = {
+        split: [open_task(str(file)) for file in (folder / split).glob("*.csv")] for split in ("dev", "val")
+    }
+    assert {split: sum(sum(counted(task)) for task in tasks) for split, tasks in small.items()} == {
+        "dev": 45,
+        "val": 208,
+    }
+    with tarfile.open(folder / "other_48_subjects.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    others = [counted(open_task(str(file))) for file in sorted(tmp_path.rglob("*.csv"))]
+    assert len(others) == 144
+    assert [sum(column) for column in zip(*others, strict=True)] == [13_760, 12]
+
+
+@pytest.mark.shared
+def test_pubmedqa_has_its_own_split(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data/pubmedqa"
+    file, truths = folder / "ori_pqal.less100.json.gz", folder / "test_ground_truth.first400.json"
+    task = open_task(str(file))
+    labels = json.loads(truths.read_text(encoding="utf-8"))
+    told = {question.id: question.options[question.gold] for question in task.rows("test")}
+    assert told == labels
+    assert len(told) == 400
+    train = {question.id for question in task.rows("train")}
+    assert len(train) == 500
+    assert not train & told.keys()
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert len(open_task(str(tmp_path / file.name)).rows("test")) == 900
+    first = next(iter(labels))
+    for changed in ({first: "maybe"}, {"1": "yes"}):
+        (tmp_path / truths.name).write_text(json.dumps(labels | changed), encoding="utf-8")
+        with pytest.raises(InputError, match=rf"{truths.name} \({next(iter(changed))}\)"):
+            open_task(str(tmp_path / file.name))
+
+
+PLAIN = {"question": "Why?", "options": ["a", "b", "c"], "gold": 1}
+MEDQA = {"question": "Why?", "options": {"A": "a", "B": "b"}, "answer": "b", "answer_idx": "B"}
+LISTED = {"question": "Why?", "options": ["A. a", "B. b"], "answer": "b"}
+MEDMCQA = {
+    "id": "x",
+    "question": "Why?",
+    "opa": "a",
+    "opb": "b",
+    "opc": "c",
+    "opd": "d",
+    "cop": 4,
+    "exp": None,
+}
+PUBMEDQA = {
+    "QUESTION": "Is it?",
+    "CONTEXTS": ["One.", "Two."],
+    "final_decision": "no",
+    "LONG_ANSWER": "It is not.",
+}
+TRUTHFUL = {"question": "Why?", "mc1_targets": {"a": 1, "b": 0, "c": 0}}
+
+
+def lines(path: Path, *rows: Any) -> str:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_plain_rows(tmp_path: Path) -> None:
+    file = lines(
+        tmp_path / "own.jsonl",
+        PLAIN | {"id": "first", "context": "Read.", "group": "hard", "explanation": "So."},
+        PLAIN | {"id": 7, "gold": "C", "more": [1]},
+        PLAIN | {"gold": "A", "context": None},
+    )
+    task = open_task(file)
+    found = {question.id: question for question in task.rows("test")}
+    assert found.keys() == {"first", "7", "3"}
+    assert [found[key].gold for key in ("first", "7", "3")] == [1, 2, 0]
+    first = found["first"]
+    assert (first.context, first.group, first.explanation) == ("Read.", "hard", "So.")
+    assert (task.name, task.layout.name, task.licence) == ("own", "letters", "not stated")
+
+
+@pytest.mark.parametrize(
+    ("good", "change", "said"),
+    [
+        (PLAIN, {"question": " \n"}, "the question is empty"),
+        (PLAIN, {"question": None}, "the question is no text: 'None'"),
+        (PLAIN, {"question": "\ud800"}, "the question holds half of a character"),
+        (PLAIN, {"options": ["a", "b", "a"]}, "two options are the same: 'a'"),
+        (PLAIN, {"options": ["a", " ", "b"]}, "an option is empty"),
+        (PLAIN, {"options": ["a", 5]}, "the option is no text: '5'"),
+        (PLAIN, {"options": ["a"]}, "1 options, where 2 to 26 can be asked"),
+        (PLAIN, {"options": [str(n) for n in range(27)]}, "27 options"),
+        (PLAIN, {"options": "ab"}, "the options are no list"),
+        (PLAIN, {"gold": 3}, "the gold answer is no option: '3'"),
+        (PLAIN, {"gold": -1}, "the gold answer is no option"),
+        (PLAIN, {"gold": "D"}, "the gold answer is no option: 'D'"),
+        (PLAIN, {"gold": "b"}, "the gold answer is no option"),
+        (PLAIN, {"gold": True}, "the gold answer is no option"),
+        (PLAIN, {"gold": 1.0}, "the gold answer is no option"),
+        (PLAIN, {"gold": None}, "no answer is given"),
+        (PLAIN, {"id": True}, "the id is neither text nor number"),
+        (PLAIN, {"id": "1"}, "a second question with the id '1'"),
+        (PLAIN, {"context": 5}, "the context is no text"),
+        (PLAIN, {"options": ...}, "no options"),
+        (MEDQA, {"options": {"A": "a", "C": "b"}}, "the options are not lettered A, B, C"),
+        (MEDQA, {"options": {"A": "a", "B": "a"}, "answer": "a"}, "two options are the same"),
+        (MEDQA, {"answer_idx": "A"}, "the answer is not the option of its letter"),
+        (MEDQA, {"answer_idx": "C"}, "the answer is not the option of its letter"),
+        (MEDQA, {"answer_idx": ...}, "the answer is not the option of its letter"),
+        (MEDQA, {"options": 5}, "the options are neither list nor object"),
+        (LISTED, {"answer": "A. a"}, "the gold answer is no option: 'A. a'"),
+        (LISTED, {"answer": ["a"]}, "the gold answer is no option"),
+        (MEDMCQA, {"id": "y", "cop": 5}, "the gold answer is no option: '5'"),
+        (MEDMCQA, {"id": "y", "cop": "2"}, "the gold answer is no option"),
+        (MEDMCQA, {"id": "y", "opb": ""}, "an option is empty"),
+        (MEDMCQA, {"id": 5}, "the id is no text"),
+        (MEDMCQA, {}, "a second question with the id 'x'"),
+        (PUBMEDQA, {"final_decision": "perhaps"}, "the gold answer is no option: 'perhaps'"),
+        (PUBMEDQA, {"CONTEXTS": "One."}, "the contexts are no list of texts"),
+        (PUBMEDQA, {"CONTEXTS": [5]}, "the context is no text"),
+        (TRUTHFUL, {"mc1_targets": {"a": 1, "b": 1}}, "not one right answer among its targets"),
+        (TRUTHFUL, {"mc1_targets": {"a": 0, "b": 0}}, "not one right answer among its targets"),
+        (TRUTHFUL, {"mc1_targets": {"a": 1, "b": "x"}}, "not one right answer among its targets"),
+        (TRUTHFUL, {"mc1_targets": ["a"]}, "not one right answer among its targets"),
+        (TRUTHFUL, {"mc1_targets": {"a": 1}}, "1 options"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_question_is_told_by_its_line(
+    tmp_path: Path, good: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
+    bad = {key: value for key, value in (good | change).items() if value is not ...}
+    file = lines(tmp_path / "set.jsonl", good, bad)
+    with pytest.raises(InputError) as caught:
+        open_task(file)
+    assert caught.value.message.startswith(f"{file} (line 2): {said}")
+
+
+def test_rows_of_the_published_sets_that_cannot_be_asked_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = [MEDMCQA | {"id": str(n), "cop": cop} for n, cop in enumerate((None, -1))]
+    file = lines(tmp_path / "dev.json", MEDMCQA, *unknown, MEDMCQA | {"id": "y", "opb": "a"})
+    task = open_task(file)
+    assert task.skipped("test") == {"no answer is given": 2, REPEATED: 1}
+    assert [question.id for question in task.rows("test")] == ["x"]
+    assert "2 of 4 rows left out: no answer is given" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no row of the file is a question"):
+        open_task(lines(tmp_path / "none.json", *unknown))
+
+
+def test_medmcqa_counts_from_one_or_from_nought(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def golds(*cops: Any) -> list[int]:
+        file = lines(tmp_path / "dev.json", *(MEDMCQA | {"id": str(n), "cop": c} for n, c in enumerate(cops)))
+        return [question.gold for question in sorted(open_task(file).rows("test"), key=lambda q: q.id)]
+
+    assert golds(1, 2, 4) == [0, 1, 3]
+    assert golds(0, 1, 3) == [0, 1, 3]
+    assert golds(0, -1, 3) == [0, 3]
+    assert "counted from 1" not in capsys.readouterr().err
+    assert golds(1, 3) == [0, 2]
+    assert "counted from 1, as published" in capsys.readouterr().err
+    with pytest.raises(InputError, match="neither counted from 0 nor from 1"):
+        golds(0, 4)
+
+
+def test_letters_are_taken_off_only_where_every_option_has_its_own(tmp_path: Path) -> None:
+    def options(*texts: str) -> tuple[str, ...]:
+        row = {"question": "Which?", "options": texts, "answer": texts[0].removeprefix("A. ")}
+        (question,) = open_task(lines(tmp_path / "a.jsonl", row)).rows("test")
+        return question.options
+
+    assert options("A. fumigatus", "B. cereus") == ("fumigatus", "cereus")
+    row = {"question": "Which?", "options": ["A. fumigatus", "C. albicans"], "answer": "C. albicans"}
+    (question,) = open_task(lines(tmp_path / "b.jsonl", row)).rows("test")
+    assert question.options == ("A. fumigatus", "C. albicans")
+
+
+def test_a_file_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"\(line 1\): a row with the fields of no known set .*: text, label"
+    ):
+        open_task(lines(tmp_path / "a.jsonl", {"text": "x", "label": 1}))
+    with pytest.raises(InputError, match="holds no questions"):
+        open_task(lines(tmp_path / "a.json", []))
+
+
+def test_csv_with_and_without_a_header(tmp_path: Path) -> None:
+    rows = [["Why, then?", "a", 'b "c"', "d\ne", "f", "C"], ["How?", "a", "b", "c", "d", "A"]]
+    for name, head in (("virology_test.csv", []), ("b.csv", [["question", "A", "B", "C", "D", "answer"]])):
+        file = io.StringIO(newline="")
+        csv.writer(file).writerows(head + rows)
+        (tmp_path / name).write_text(file.getvalue(), encoding="utf-8", newline="")
+        task = open_task(str(tmp_path / name))
+        found = {question.id: question for question in task.rows("test")}
+        assert found["1"].options == ("a", 'b "c"', "d\ne", "f")
+        assert (found["1"].gold, found["2"].gold) == (2, 0)
+        assert found["1"].group == name.removesuffix(".csv").removesuffix("_test")
+    (tmp_path / "b.csv").write_text("Why?,a,b,c,d,A\nWhy?,a,b,c,d,E\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"b\.csv \(line 2\): the gold answer is no option: 'E'"):
+        open_task(str(tmp_path / "b.csv"))
+
+
+def test_truthfulqas_wrong_answers_are_asked_once(tmp_path: Path) -> None:
+    text = "Question,Best Answer,Incorrect Answers,Category\nWhy?,a,{},Law\n"
+    file = tmp_path / "TruthfulQA.csv"
+    file.write_text(text.format("b; c; b; "), encoding="utf-8")
+    (question,) = open_task(str(file)).rows("test")
+    assert sorted(question.options) == ["a", "b", "c"]
+    assert (question.options[question.gold], question.group) == ("a", "Law")
+    file.write_text(text.format("b; a"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"\(line 2\): the best answer is among the incorrect ones: 'a'"):
+        open_task(str(file))
+
+
+def test_texts_are_kept_as_they_are(tmp_path: Path) -> None:
+    row = {"question": "Why?  \n", "options": [" a ", "b\t"], "gold": 0, "context": " c"}
+    (question,) = open_task(lines(tmp_path / "a.jsonl", row)).rows("test")
+    assert (question.text, question.options, question.context) == ("Why?  \n", (" a ", "b\t"), " c")
+    assert [row.fields["question"] for row in read_rows(tmp_path / "a.jsonl")] == ["Why?  \n"]

@@ -1,0 +1,95 @@
+"""The door to tasks: names, near names, files, layouts; and that it stays light."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from meditron.ground.errors import SourceError, UsageError
+from meditron.tasks.registry import TASKS, open_task
+from meditron.tasks.task import Question, prompts_sha256, questions_sha256
+
+ROWS = [{"question": f"Number {n}?", "options": ["yes", "no"], "gold": n % 2} for n in range(9)]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "mine.v2.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    return str(path)
+
+
+def test_names_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no task 'pubmed-section'") as caught:
+        open_task("pubmed-section")
+    assert caught.value.hint == "did you mean pubmed-sections?"
+    with pytest.raises(UsageError, match="no task 'xyz'") as caught:
+        open_task("xyz")
+    assert "pubmed-sections" in (caught.value.hint or "")
+    for missing in ("medqa.jsonl", "data/medqa"):
+        with pytest.raises(SourceError, match=f"{missing}: no such file, and no task of that name"):
+            open_task(missing)
+    with pytest.raises(UsageError, match="pubmed-sections is made from a corpus, and none is given"):
+        open_task("pubmed-sections")
+    with pytest.raises(SourceError, match="no such file"):
+        open_task(str(tmp_path))
+
+
+def test_a_layout_of_ones_own_choice(file: str) -> None:
+    assert open_task(file).layout.name == "letters"
+    task = open_task(file, layout="texts")
+    assert task.layout.render(task.rows("test")[0]).continuations == (" yes", " no")
+    assert task.prompt_sha256("test") != open_task(file).prompt_sha256("test")
+    assert task.data_sha256("test") == open_task(file).data_sha256("test")
+    with pytest.raises(UsageError, match="no layout 'letter'"):
+        open_task(file, layout="letter")
+
+
+def test_a_limit_takes_the_beginning_of_an_order_that_does_not_change(file: str, tmp_path: Path) -> None:
+    task = open_task(file)
+    assert task.name == "mine.v2"
+    rows = task.rows("test")
+    assert task.rows("test", 4) == rows[:4]
+    assert task.rows("train", 99) == rows
+    assert [question.id for question in rows] != sorted(question.id for question in rows)
+    longer = tmp_path / "longer.jsonl"
+    more = [*ROWS, {"question": "Another?", "options": ["yes", "no"], "gold": 0}]
+    longer.write_text("\n".join(map(json.dumps, more)), encoding="utf-8")
+    assert [q for q in open_task(str(longer)).rows("test") if q.id != "10"] == list(rows)
+
+
+def test_hashes_are_of_what_is_asked(file: str) -> None:
+    task = open_task(file)
+    rows = task.rows("test")
+    assert task.data_sha256("test") == questions_sha256(rows)
+    assert task.prompt_sha256("test") == prompts_sha256(task.layout.render(row) for row in rows)
+    first = Question("1", "Why?", ("a", "b"), 0)
+    hashes = {
+        questions_sha256([one])
+        for one in (
+            first,
+            Question("2", "Why?", ("a", "b"), 0),
+            Question("1", "How?", ("a", "b"), 0),
+            Question("1", "Why?", ("a", "c"), 0),
+            Question("1", "Why?", ("a", "b"), 1),
+            Question("1", "Why?", ("a", "b"), 0, "Read."),
+        )
+    }
+    assert len(hashes) == 6
+    assert questions_sha256([first]) == questions_sha256([Question("1", "Why?", ("a", "b"), 0, group="x")])
+    assert questions_sha256([first, first]) != questions_sha256([first])
+
+
+def test_every_registered_task_says_whose_it_is(tmp_path: Path) -> None:
+    for name in TASKS:
+        task = open_task(name, corpus=tmp_path)
+        assert task.name == name
+        assert task.version >= 1
+        assert all((task.title, task.licence, task.origin))
+
+
+def test_tasks_are_light() -> None:
+    code = "import sys, meditron.tasks.registry; print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
