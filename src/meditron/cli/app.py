@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from meditron.cli.compare import compare
 from meditron.cli.convert import convert
 from meditron.cli.errors import guarded
+from meditron.cli.evaluate import evaluate
 from meditron.cli.generate import generate
 from meditron.cli.inspect import inspect
 from meditron.cli.options import STDIN
@@ -41,6 +42,7 @@ VERBS: tuple[Callable[..., int | None], ...] = (
     generate,
     convert,
     quantize,
+    evaluate,
     compare,
 )
 for place, verb in enumerate(VERBS):

@@ -8,17 +8,19 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from meditron.ground import figures
 from meditron.ground.console import say, table
 from meditron.ground.units import duration
 from meditron.recipe.drift import leaves, short
 from meditron.recipe.report import HTML
 from meditron.recipe.run import RunResult
-from meditron.store.results import EvaluationResult
+from meditron.store import result_tables
+from meditron.store.results import Comparison, EvaluationResult
 
 __all__ = ["decisions", "differences", "drift", "evaluation", "outcome", "stages"]
 
 
-_TOLD = ("seconds", "attempts", "perplexity", "differences")
+_TOLD = ("seconds", "attempts", "perplexity", "tasks", "baselines", "fidelity", "differences")
 """Metrics that have a column or a table of their own."""
 
 
@@ -63,59 +65,68 @@ def outcome(result: RunResult, *, answer: bool) -> None:
     if not result.built:
         say("nothing is to be done: every stage asked for is there")
     for found in result.evaluations.values():
-        evaluation(found, result.domains, answer=answer)
+        _life(found, result, answer=answer)
     report = result.folder / HTML
     if report.is_file():
         say(f"report: {report}")
-    if result.model is not None:
+    if result.quantized is not None:
+        say(f"next:   {shlex.join(['meditron', 'chat', result.quantized])}")
+    elif result.model is not None:
         command = ["meditron", "generate", str(result.model), "Hypertension is treated with"]
         say(f"next:   {shlex.join(command)}")
 
 
-def evaluation(found: EvaluationResult, domains: Mapping[str, str], *, answer: bool) -> None:
-    """Perplexities and paired differences with their intervals; `domains` tells what a source is about."""
-    rows = [
-        (
-            model,
-            source,
-            domains.get(source, ""),
-            record.documents,
-            f"{record.tokens:,}",
-            f"{record.perplexity:.2f}",
-            _interval(record.interval, ".2f"),
-        )
-        for model, sources in found.perplexity.items()
-        for source, record in sources.items()
-    ]
-    if rows:
-        headers = ("model", "source", "domain", "documents", "tokens", "perplexity", "95 % interval")
-        table(headers, rows, title="held-out perplexity", answer=answer)
-    differences([record.model_dump(mode="json") for record in found.differences], answer=answer)
+def _life(found: EvaluationResult, result: RunResult, *, answer: bool) -> None:
+    """A row a model, what each step did, and how sure that is; all else is in the report."""
+    _table(result_tables.overview(found, result.domains), answer=answer)
+    steps = result_tables.steps(found, result_tables.origins(found, result.origins))
+    if steps.rows:
+        _table(steps, answer=answer)
+    differences(found.differences, answer=answer)
+    if found.fidelity:
+        _table(result_tables.fidelity(found), answer=answer)
 
 
-def differences(found: Sequence[Mapping[str, Any]], *, answer: bool) -> None:
+def evaluation(found: EvaluationResult, *, answer: bool) -> None:
+    """What one model was measured at without a recipe: tasks, or fidelity."""
+    if found.tasks:
+        _table(_answers(found), answer=answer)
+        _table(result_tables.rules(found), answer=answer)
+    if found.fidelity:
+        _table(result_tables.fidelity(found), answer=answer)
+    differences(found.differences, answer=answer)
+
+
+def differences(found: Sequence[Comparison], *, answer: bool) -> None:
     """Paired differences with their intervals."""
+    if found:
+        _table(result_tables.differences(found), answer=answer)
+
+
+def _answers(found: EvaluationResult) -> result_tables.Table:
+    """How the model answered: what it was asked, and how much of its belief that was."""
     rows = [
         (
-            f"{record['b']} - {record['a']}",
-            record["what"],
-            record["n"],
-            f"{record['difference']:+.4f}",
-            _interval(record["interval"], "+.4f"),
-            f"{record['p']:.4f}",
-            f"{record['detectable']:.4f}",
+            score.task,
+            score.model,
+            found.engines[score.model],
+            score.mode,
+            score.layout,
+            str(score.shots),
+            figures.percent(score.accuracy),
+            figures.interval(score.interval, figures.percent),
+            figures.percent(score.parse_rate),
+            figures.percent(score.answer_mass),
         )
-        for record in found
+        for scores in found.tasks.values()
+        for score in scores.values()
     ]
-    if rows:
-        headers = ("difference", "of", "n", "mean", "95 % interval", "p", "detectable")
-        title = "paired differences (below zero: the first is better)"
-        table(headers, rows, title=title, answer=answer)
+    headers = ("task", "model", "run by", "mode", "layout", "shots", "accuracy", "95 % interval")
+    return result_tables.Table("Answers", (*headers, "parse rate", "answer mass"), rows)
 
 
-def _interval(ends: Sequence[float], form: str) -> str:
-    low, high = ends
-    return f"[{low:{form}}, {high:{form}}]"
+def _table(drawn: result_tables.Table, *, answer: bool) -> None:
+    table(drawn.headers, drawn.rows, title=drawn.caption, answer=answer)
 
 
 def _seconds(metrics: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from meditron.engine.base import Pair, Pieces, Prompt, Reply, Stop, check_pair, 
 from meditron.engine.packing import Row, batches, pack, tensors
 from meditron.ground.errors import InputError, UsageError
 from meditron.model.generate import generate
+from meditron.model.head import Head
 from meditron.model.llama import Llama
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import load_model
@@ -26,7 +27,6 @@ __all__ = ["TorchEngine"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCH_TOKENS = 2048
-_HEAD_ROWS = 256
 
 
 class TorchEngine:
@@ -154,14 +154,13 @@ class TorchEngine:
         self, hidden_ND: Tensor, owners: Sequence[int], targets: Sequence[int]
     ) -> npt.NDArray[np.float32]:
         """Log-probability of each target where its owner stands; fp32, of a few places' logits at a time."""
-        head_VD = self.model.head_weight.float()
         chosen = np.empty(len(targets), dtype=np.float32)
         owner, target = np.asarray(owners, dtype=np.int64), np.asarray(targets, dtype=np.int64)
-        for start in range(0, len(hidden_ND), _HEAD_ROWS):
-            here = np.flatnonzero((owner >= start) & (owner < start + _HEAD_ROWS))
-            logits_CV = hidden_ND[start : start + _HEAD_ROWS].float() @ head_VD.T
-            at = (torch.from_numpy(index).to(head_VD.device) for index in (owner[here] - start, target[here]))
-            chosen[here] = logits_CV.log_softmax(-1)[*at].cpu().numpy()
+        for places, logits_CV in Head(self.model.head_weight).chunks(hidden_ND):
+            here = np.flatnonzero((owner >= places.start) & (owner < places.stop))
+            at = (owner[here] - places.start, target[here])
+            logp_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
+            chosen[here] = logp_CV[*(torch.from_numpy(i).to(logp_CV.device) for i in at)].cpu().numpy()
         return chosen
 
     @torch.inference_mode()
@@ -172,13 +171,15 @@ class TorchEngine:
         """
         pairs = [(prefix, (0,)) for prefix in prefixes]  # whichever id: only the place is asked for
         self._check_pairs([(prefix, ()) for prefix in prefixes])
+        head = Head(self.model.head_weight)
         found: dict[int, npt.NDArray[np.float32]] = {}
         for rows in batches(pack(pairs, _BATCH_TOKENS), _BATCH_TOKENS):
             width = len(rows[0].ids)
             places = [b * width + row.asked[0][1][0] for b, row in enumerate(rows)]
-            logits_NV = self._hidden(rows, places).float() @ self.model.head_weight.float().T
-            for row, logp_V in zip(rows, logits_NV.log_softmax(-1).cpu().numpy(), strict=True):
-                found.update((index, logp_V) for index, *_ in row.asked)
+            for some, logits_CV in head.chunks(self._hidden(rows, places)):
+                logp_CV = logits_CV.log_softmax(-1).cpu().numpy()
+                for row, logp_V in zip(rows[some], logp_CV, strict=True):
+                    found.update((index, logp_V) for index, *_ in row.asked)
         return [found[i] for i in range(len(prefixes))]
 
     def close(self) -> None:

@@ -89,8 +89,16 @@ def answer(candidate: Candidate, exam: Exam, file: RowsFile[QuestionRow]) -> lis
             for asked, e, found in zip(group, encoded, answered(candidate, group, encoded), strict=True)
         ]
 
-    label = f"{exam.task.name}: questions"
-    rows = resumed(file, candidate.name, plan, groups, lambda asked: (asked[0].id,), work, unit=label)
+    rows = resumed(
+        file,
+        candidate.name,
+        plan,
+        groups,
+        lambda asked: (asked[0].id,),
+        work,
+        unit="questions",
+        about=f" on {exam.task.name}",
+    )
     return [_chosen(rows[(question.id,)], exam.rule) for question in exam.questions]
 
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.heldout import data_digest
@@ -20,6 +19,7 @@ from meditron.evaluate.rows import FidelityRow, RowsFile, resumed
 from meditron.evaluate.scoring import not_a_number
 from meditron.ground.errors import UsageError
 from meditron.ground.statistics import bootstrap_ratio
+from meditron.model.head import Head
 from meditron.store.corpus import Text
 from meditron.store.manifest import fingerprint
 from meditron.store.results import Fidelity
@@ -30,7 +30,6 @@ __all__ = ["DTYPE", "hold_against", "summarize"]
 
 DTYPE = "float32"
 _TOGETHER = 8  # documents between two writes
-_CHUNK = 128  # tokens whose logits exist at a time: two arrays of [chunk, V], and what KL needs of them
 
 
 def hold_against(
@@ -61,8 +60,16 @@ def hold_against(
         _refuse_other_vocabulary(model, against)
         return [_row(model, against, document, max_tokens, plan) for document in group]
 
-    label = f"documents against {against.name}"
-    rows = resumed(file, model.name, plan, groups, lambda text: (text.source, text.id), work, unit=label)
+    rows = resumed(
+        file,
+        model.name,
+        plan,
+        groups,
+        lambda text: (text.source, text.id),
+        work,
+        unit="documents",
+        about=f" against {against.name}",
+    )
     found = [rows[document.source, document.id] for document in every]
     return [row.model_copy(update={"against": against.name}) for row in found]
 
@@ -106,26 +113,22 @@ def _measured(
     model: Candidate, against: Candidate, ids: Sequence[int]
 ) -> tuple[tuple[float, float], np.ndarray, int]:
     """((nll of both, summed), KL of each token, tokens on which both agree) over one document."""
-    heads = [each.engine.model.head_weight.float() for each in (model, against)]
-    rows = torch.tensor([list(ids)], device=heads[0].device)
+    both = [each.engine.model for each in (model, against)]
+    rows = torch.tensor([list(ids)], device=both[0].head_weight.device)
     targets_S = rows[0, 1:]
-    hidden = [each.engine.model(rows[:, :-1])[0].float() for each in (model, against)]
+    hidden = [each(rows[:, :-1])[0] for each in both]
+    chunks = (Head(each.head_weight).chunks(hidden_SD) for each, hidden_SD in zip(both, hidden, strict=True))
     nlls = torch.zeros(2, dtype=torch.float64)
-    kl_S, agree = [], 0
-    for start in range(0, len(targets_S), _CHUNK):
-        here = slice(start, start + _CHUNK)
-        p_CV, q_CV = (_logp(h[here], head) for h, head in zip(hidden, heads, strict=True))
+    kl_S, agree = [np.zeros(0)], 0
+    for (here, ours_CV), (_, theirs_CV) in zip(*chunks, strict=True):
+        p_CV, q_CV = (torch.log_softmax(each, dim=-1, out=each) for each in (ours_CV, theirs_CV))
         for index, logp_CV in enumerate((p_CV, q_CV)):
             nlls[index] -= logp_CV.gather(1, targets_S[here, None]).double().sum().cpu()
         agree += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())
         # KL(q ‖ p); an excess of rounding below zero is zero.
         kl_C = F.kl_div(p_CV, q_CV, reduction="none", log_target=True).sum(-1, dtype=torch.float64)
         kl_S.append(kl_C.clamp(min=0).cpu().numpy())
-    return (float(nlls[0]), float(nlls[1])), np.concatenate([*kl_S, np.zeros(0)]), agree
-
-
-def _logp(hidden_CD: Tensor, head_VD: Tensor) -> Tensor:
-    return (hidden_CD @ head_VD.T).log_softmax(-1)
+    return (float(nlls[0]), float(nlls[1])), np.concatenate(kl_S), agree
 
 
 def summarize(

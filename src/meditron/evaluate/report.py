@@ -52,7 +52,7 @@ def write_report(path: Path, result: EvaluationResult) -> None:
 
 def _add_differences(page: Page, result: EvaluationResult) -> None:
     page.section("Paired differences")
-    table = result_tables.differences(result)
+    table = result_tables.differences(result.differences)
     page.table(table.headers, table.rows, caption=table.caption)
     _draw(page, [d for d in result.differences if not d.task], "difference in nats", "below")
     _draw(page, [d for d in result.differences if d.task], "difference in accuracy", "above")

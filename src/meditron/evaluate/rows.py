@@ -271,6 +271,7 @@ def resumed(
     work: Callable[[Sequence[T]], Sequence[R]],
     *,
     unit: str,
+    about: str = "",
 ) -> dict[tuple[str, ...], R]:
     """Item → row, for every thing of every group: from the file where it stands there, else made now.
 
@@ -282,7 +283,7 @@ def resumed(
     if todo:
         total = sum(map(len, groups))
         start = total - sum(map(len, todo))
-        with progress(f"evaluate {name}", total, unit, start=start) as bar:
+        with progress(f"evaluate {name}{about}", total, unit, start=start) as bar:
             for group in todo:
                 made = work(group)
                 file.append(made)

@@ -25,10 +25,11 @@ from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
 
-__all__ = ["rows_file", "run", "training"]
+__all__ = ["BAYES_ROWS", "rows_file", "run", "training"]
 
 _TRAINED_ON = "rows.jsonl.zst"  # a finetune's training rows
-_BAYES_ROWS = 2_000
+BAYES_ROWS = 2_000
+"""Training rows of naive Bayes where nothing else says how many."""
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -190,4 +191,4 @@ def training(config: EvaluateConfig, inputs: Mapping[str, Artifact], task: Task)
             if artifact.manifest and artifact.manifest.config.get("task") == task.name and used.is_file():
                 ids = {row.get("id") for row in read_jsonl(used)}
                 return [question for question in task.rows("train") if question.id in ids]
-    return task.rows("train", _BAYES_ROWS if config.train_baseline is None else config.train_baseline)
+    return task.rows("train", BAYES_ROWS if config.train_baseline is None else config.train_baseline)

@@ -19,6 +19,7 @@ from meditron.recipe.plan import Standing, payload, plan, stand
 from meditron.recipe.provenance import manifest_of
 from meditron.recipe.report import HTML, render
 from meditron.recipe.schema import Recipe
+from meditron.release.mix import FLOATS
 from meditron.store.artifact import Artifact
 from meditron.store.files import sweep
 from meditron.store.manifest import FILE_NAME as MANIFEST
@@ -81,6 +82,26 @@ class RunResult:
         """The last finished stage that leaves a model's folder: what one would talk with."""
         folders = [stage.folder for stage in self.stages.values() if stage.manifest]
         return next((folder for folder in reversed(folders) if (folder / "config.json").is_file()), None)
+
+    @property
+    def quantized(self) -> str | None:
+        """The MODEL that is the last quantized file: what one would talk with, where there is one."""
+        stages = [stage for stage in self.stages.values() if stage.step.stage.kind == "quantize"]
+        specs = [
+            f"{stage.folder}:{file['type']}"
+            for stage in stages
+            for file in stage.metrics.get("files", ())
+            if file["type"] not in FLOATS
+        ]
+        return specs[-1] if specs else None
+
+    @property
+    def origins(self) -> dict[str, dict[str, str]]:
+        """Stage → input → what it refers to, as the recipe says it."""
+        return {
+            name: {key: reference.text for key, reference in stage.inputs.items()}
+            for name, stage in self.stages.items()
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The stable form."""

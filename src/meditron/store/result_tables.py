@@ -164,6 +164,7 @@ def fidelity(result: EvaluationResult) -> Table:
         (
             one.model,
             one.against,
+            result.engines.get(one.model, ""),
             one.source,
             figures.count(one.documents),
             figures.count(one.n_tokens),
@@ -174,7 +175,16 @@ def fidelity(result: EvaluationResult) -> Table:
         )
         for one in result.fidelity
     ]
-    headers = ("model", "against", "source", "documents", "tokens", "perplexity ratio", "mean KL, nats")
+    headers = (
+        "model",
+        "against",
+        "run by",
+        "source",
+        "documents",
+        "tokens",
+        "perplexity ratio",
+        "mean KL, nats",
+    )
     caption = "Fidelity on held-out text, with 95 % intervals where the records have them"
     return Table(caption, (*headers, "99th percentile of KL", "same top token"), rows)
 

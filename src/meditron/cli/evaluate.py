@@ -1,0 +1,123 @@
+"""`meditron evaluate`: one model on one task, or against another model."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from meditron.cli.options import Json, emit
+from meditron.ground.console import say
+from meditron.ground.errors import UsageError
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: Annotated[str, Parameter(help="A MODEL: a run's stage, an HF folder, a .gguf file, pypi:….")],
+    /,
+    *,
+    task: Annotated[
+        str | None, Parameter(help="A task's name, pubmed-sections, or a file of multiple-choice questions.")
+    ] = None,
+    against: Annotated[
+        str | None, Parameter(help="A MODEL to measure against: perplexity, KL divergence, top tokens.")
+    ] = None,
+    mode: Annotated[
+        Literal["options", "next-token"],
+        Parameter(show_default=True, help="Compare the options, or take the likeliest of all tokens."),
+    ] = "options",
+    rule: Annotated[
+        Literal["sum", "bytes", "calibrated"],
+        Parameter(
+            show_default=True,
+            help="What chooses: an option's log-probability, that by its bytes, or less what it has unasked.",
+        ),
+    ] = "sum",
+    shots: Annotated[
+        int, Parameter(show_default=True, help="Solved questions before each, of the training split.")
+    ] = 0,
+    layout: Annotated[
+        str | None, Parameter(help="How a question becomes a prompt; the task's own when absent.")
+    ] = None,
+    questions: Annotated[int, Parameter(show_default=True, help="Questions, at most.")] = 1000,
+    corpus: Annotated[
+        Path | None, Parameter(help="A corpus stage's folder, which pubmed-sections and --against need.")
+    ] = None,
+    documents: Annotated[
+        int, Parameter(show_default=True, help="Held-out documents of each source, at most.")
+    ] = 32,
+    out: Annotated[
+        Path | None, Parameter(help="The folder for the rows; evaluations/MODEL when absent.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        Parameter(show_default=True, help="Number format of the weights; --against takes float32."),
+    ] = "float32",
+    seed: Annotated[int, Parameter(show_default=True, help="Seed of the shots and the intervals.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on a task, or against another model on held-out text, with 95 % intervals.
+
+    A row a question or document is kept, so that an evaluation that was killed goes on, and `compare` can
+    pair two models' rows. Quantized weights are widened and run in torch.
+
+    For example:
+
+        meditron evaluate runs/quickstart/finetune --task questions.jsonl --shots 3
+
+        meditron evaluate runs/quickstart/quantize:Q4_K_M --against base.gguf --corpus runs/quickstart/corpus
+    """
+    from meditron.cli import show
+
+    if (task is None) == (against is None):
+        raise UsageError(
+            "evaluate needs a task or a model to measure against", hint="--task T or --against M"
+        )
+    if shots < 0 or questions < 1 or documents < 2:
+        raise UsageError("--shots is 0 or more, --questions 1 or more, --documents 2 or more")
+    if task is not None:
+        from meditron.evaluate.direct import on_task
+
+        result, rows = on_task(
+            model,
+            task,
+            mode=mode,
+            rule=rule,
+            shots=shots,
+            layout=layout,
+            questions=questions,
+            corpus=corpus,
+            out=out,
+            dtype=dtype,
+            seed=seed,
+        )
+    else:
+        from meditron.evaluate.direct import against_model
+
+        if corpus is None:
+            raise UsageError("--against needs held-out text", hint="--corpus runs/NAME/corpus")
+        result, rows = against_model(model, str(against), corpus, documents=documents, out=out, seed=seed)
+    if as_json:
+        emit(_told(result.model_dump(mode="json"), str(rows)))
+    else:
+        show.evaluation(result, answer=True)
+        say(f"rows: {rows}")
+
+
+def _told(result: dict[str, Any], rows: str) -> dict[str, Any]:
+    """The stable fields, then all the rest."""
+    rest: dict[str, Any] = {"differences": result["differences"], "engines": result["engines"], "rows": rows}
+    if result["fidelity"]:
+        return {**result["fidelity"][0], "fidelity": result["fidelity"], **rest}
+    [[score]] = [list(tasks.values()) for tasks in result["tasks"].values()]
+    baselines = result["baselines"][score["task"]]
+    known = {name: found["accuracy"] for name, found in baselines.items()}
+    return {
+        **score,
+        "majority": known.get("majority"),
+        "position": known["position"],
+        "baselines": baselines,
+        "dtype": result["dtype"],
+        "seed": result["seed"],
+        **rest,
+    }
