@@ -1,50 +1,270 @@
 import hashlib
+import shutil
+import sys
+import weakref
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gguf
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from meditron.ground.errors import SourceError
-from meditron.release.config import QuantizeConfig
+from llamacpp_each import continuations
+from meditron.ground.errors import MissingExtra, SourceError, UsageError
+from meditron.model.generate import generate
+from meditron.model.hf_weights import HFWeights
+from meditron.model.weights import load_model
+from meditron.release.config import GGUFType, QuantizeConfig
+from meditron.release.quantize import quantize as quantize_model
 from meditron.release.quantize import run
 from meditron.store.artifact import Artifact
+from meditron.store.gguf import GGUF
+from quantized import digest, golden
+
+TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
 
 
-def quantize(model: Path, out: Path, *types: str) -> dict[str, Any]:
-    config = QuantizeConfig.model_validate({"types": types})
+def quantize(model: Path, out: Path, *types: str, threads: int = 2) -> dict[str, Any]:
+    config = QuantizeConfig.model_validate({"types": types, "threads": threads})
     return run(config, {"model": Artifact("pretrain", model, "digest")}, out)
 
 
-def test_each_type_is_a_file_that_gguf_py_reads(tiny: Path, tmp_path: Path) -> None:
-    metrics = quantize(tiny, tmp_path, "F16", "F32")
-    assert [file["path"] for file in metrics["files"]] == ["F16.gguf", "F32.gguf"]
+@pytest.fixture(scope="module")
+def made(wide: Path, odd: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """Each model in every type: the folder of the files and what was told of them."""
+    folders = {model: tmp_path_factory.mktemp(model) for model in ("wide", "odd")}
+    return {
+        name: (folders[name], quantize(model, folders[name], *TYPES))
+        for name, model in (("wide", wide), ("odd", odd))
+    }
+
+
+@pytest.mark.parametrize("model", ["wide", "odd"])
+def test_the_tensors_are_llama_cpps_to_the_byte(made: Any, model: str) -> None:
+    """Held to what its own quantizer made of the same weights, which `test_llama_cpp` can make anew."""
+    folder, _ = made[model]
+    assert {kind: digest(folder / f"{kind}.gguf") for kind in TYPES if kind != "F32"} == golden()[model]
+
+
+@pytest.mark.parametrize("model", ["wide", "odd"])
+def test_what_is_told_of_a_file_is_in_it(made: Any, model: str) -> None:
+    folder, metrics = made[model]
+    assert [file["path"] for file in metrics["files"]] == [f"{kind}.gguf" for kind in TYPES]
     for file in metrics["files"]:
-        path = tmp_path / file["path"]
+        path = folder / file["path"]
+        reader = gguf.GGUFReader(path)
+        types = {t.name: t.tensor_type.name for t in reader.tensors if len(t.shape) > 1}
+        norms = {t.tensor_type.name for t in reader.tensors if len(t.shape) == 1}
+        weights = sum(int(np.prod(t.shape)) for t in reader.tensors)
+        assert norms == {"F32"}
         assert file["bytes"] == path.stat().st_size
         assert file["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-        tensors = gguf.GGUFReader(path).tensors
-        matrices = {t.tensor_type.name for t in tensors if len(t.shape) > 1}
-        norms = {t.tensor_type.name for t in tensors if len(t.shape) == 1}
-        assert (matrices, norms) == ({file["type"]}, {"F32"})
-        weights = sum(int(np.prod(t.shape)) for t in tensors)
-        assert file["bpw"] == pytest.approx(8 * sum(t.n_bytes for t in tensors) / weights)
-        assert file["fallbacks"] == {}
+        assert file["bpw"] == pytest.approx(8 * sum(t.n_bytes for t in reader.tensors) / weights)
+        assert file["fallbacks"].items() <= types.items()
+        said = reader.fields["general.file_type"].contents()
+        name = "ALL_F32" if file["type"] == "F32" else f"MOSTLY_{file['type']}"
+        assert said == gguf.LlamaFileType[name]
+        assert reader.fields["general.quantization_version"].contents() == 2
+        assert reader.fields["general.name"].contents() == "model"
     assert metrics["peak_rss"] > 10_000_000
     assert "norms" in metrics["notes"][0]
+
+
+def test_fallbacks_are_told_tensor_by_tensor(
+    made: Any, capsys: pytest.CaptureFixture[str], odd: Path
+) -> None:
+    folder, metrics = made["odd"]
+    fallbacks = {file["type"]: file["fallbacks"] for file in metrics["files"]}
+    # Six matrices of the block have rows of 576; those of ffn_down are 768, whole blocks.
+    assert Counter(fallbacks["Q4_K_M"].values()) == {"Q5_0": 5, "Q8_0": 2}
+    assert fallbacks["Q4_K_M"]["token_embd.weight"] == "Q8_0"
+    assert "blk.0.ffn_down.weight" not in fallbacks["Q2_K"]
+    assert not any(fallbacks[kind] for kind in ("F32", "F16", "BF16", "Q8_0"))
+    assert fallbacks["Q4_0"] == {"token_embd.weight": "Q8_0"}
+    assert not any(file["fallbacks"] for file in made["wide"][1]["files"])
+    quantize(odd, folder, "Q4_K_M")
+    said = capsys.readouterr().err
+    assert "Q4_K_M: 5 Q5_0, 2 Q8_0 instead" in " ".join(said.split())
+
+
+def test_the_memory_column_is_the_file_and_the_cache_of_keys_and_values(made: Any) -> None:
+    for file in made["odd"][1]["files"]:
+        assert file["context"] == 256
+        # keys and values, 2 bytes, of one block with three heads of 64
+        assert file["ram"] == file["bytes"] + 256 * 2 * 2 * 3 * 64
+
+
+@pytest.mark.parametrize("model", ["wide", "odd"])
+def test_llama_cpp_loads_every_file_and_goes_on_from_a_prompt(made: Any, model: str) -> None:
+    folder, _ = made[model]
+    prompt = [5, 6, 7]
+    said = dict(
+        zip(TYPES, continuations([folder / f"{kind}.gguf" for kind in TYPES], prompt, 4), strict=True)
+    )
+    ours = list(generate(load_model(folder / "F32.gguf"), prompt, max_tokens=4, temperature=0, stop_ids=()))
+    assert said["F32"] == said["Q8_0"] == ours
+    assert all(len(tokens) == 4 for tokens in said.values())
+
+
+def test_logits_of_the_dequantized_weights_are_near_the_f16_ones(made: Any) -> None:
+    folder, _ = made["wide"]
+    ids = torch.arange(64)[None]
+
+    @torch.no_grad()
+    def logits(kind: str) -> torch.Tensor:
+        model = load_model(folder / f"{kind}.gguf")
+        return model(ids) @ model.head_weight.T
+
+    whole = logits("F16")
+
+    def error(kind: str) -> float:
+        return float((logits(kind) - whole).norm() / whole.norm())
+
+    measured = {kind: error(kind) for kind in ("Q8_0", "Q6_K", "Q4_K_M", "Q3_K_S", "Q2_K")}
+    assert list(measured.values()) == sorted(measured.values()), "fewer bits, more lost"
+    assert measured["Q8_0"] < 0.01
+    assert measured["Q4_K_M"] < 0.1
+
+
+def test_neither_threads_nor_the_number_format_of_the_source_move_a_byte(
+    made: Any, wide: Path, tmp_path: Path
+) -> None:
+    folder, _ = made["wide"]
+    for threads in (1, 3):
+        quantize(wide, tmp_path / str(threads), "Q4_K_M", threads=threads)
+        assert digest(tmp_path / str(threads) / "Q4_K_M.gguf") == digest(folder / "Q4_K_M.gguf")
+    weights = load_file(wide / "model.safetensors")
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = {name: weight.to(dtype) for name, weight in weights.items()}
+        narrow, again = tmp_path / str(dtype), tmp_path / f"{dtype}-wide"
+        for place, content in (
+            (narrow, rounded),
+            (again, {name: weight.float() for name, weight in rounded.items()}),
+        ):
+            shutil.copytree(wide, place)
+            save_file(content, place / "model.safetensors")
+            quantize(place, place, "Q8_0")
+        assert digest(narrow / "Q8_0.gguf") == digest(again / "Q8_0.gguf")
+
+
+def test_one_tensor_is_in_memory_at_a_time(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, alive = HFWeights.__getitem__, []
+
+    def watched(weights: HFWeights, name: str) -> torch.Tensor:
+        assert not [tensor for tensor in alive if tensor() is not None]
+        weight = read(weights, name)
+        alive.append(weakref.ref(weight))
+        return weight
+
+    monkeypatch.setattr(HFWeights, "__getitem__", watched)
+    quantize(wide, tmp_path, "F16", "Q8_0")
+    assert len(alive) == 2 * (3 * 9 + 3)  # once for each type
 
 
 def test_a_finished_file_is_kept_and_only_missing_ones_are_written(tiny: Path, tmp_path: Path) -> None:
     first = quantize(tiny, tmp_path, "F16")["files"]
     before = (tmp_path / "F16.gguf").stat().st_mtime_ns
-    second = quantize(tiny, tmp_path, "F16", "F32")["files"]
+    second = quantize(tiny, tmp_path, "F16", "Q8_0")["files"]
     assert second[:1] == first
     assert (tmp_path / "F16.gguf").stat().st_mtime_ns == before
     # All files are there: the model is not even looked for.
-    assert quantize(tmp_path / "gone", tmp_path, "F16", "F32")["files"] == second
+    assert quantize(tmp_path / "gone", tmp_path, "F16", "Q8_0")["files"] == second
 
 
 def test_nothing_to_quantize(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="gone"):
         quantize(tmp_path / "gone", tmp_path / "out", "F16")
+
+
+def broken(model: Path, folder: Path, value: float) -> Path:
+    """A copy of the model with one weight replaced."""
+    shutil.copytree(model, folder)
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+@pytest.mark.parametrize(
+    ("value", "said"), [(float("nan"), "no finite"), (float("-inf"), "no finite"), (1e6, "cannot hold")]
+)
+def test_values_that_cannot_be_stored_are_refused_and_nothing_is_left(
+    tiny: Path, tmp_path: Path, kind: str, value: float, said: str
+) -> None:
+    model = broken(tiny, tmp_path / "model", value)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match=rf"layers\.1\.mlp\.up_proj\.weight.*{said}"):
+        quantize(model, tmp_path / "out", kind)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_bf16_and_f32_hold_what_f16_cannot(tiny: Path, tmp_path: Path) -> None:
+    model = broken(tiny, tmp_path / "model", 1e6)
+    quantize(model, tmp_path, "F32", "BF16")
+    found = load_model(tmp_path / "BF16.gguf").state_dict()["model.layers.1.mlp.up_proj.weight"]
+    assert found[3, 5] == torch.tensor(1e6).bfloat16().float()
+
+
+def test_without_the_compiled_quantizers_only_floats_can_be_written(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "libgguf", None)
+    with pytest.raises(MissingExtra, match="libgguf") as refused:
+        quantize(tiny, tmp_path, "F16", "Q8_0")
+    assert "meditron[release]" in str(refused.value.hint)
+    assert not list(tmp_path.iterdir())
+    quantize(tiny, tmp_path, "F16", "BF16")
+
+
+class TestVerb:
+    def test_files_are_called_after_the_model(self, tiny: Path, tmp_path: Path) -> None:
+        shutil.copytree(tiny, tmp_path / "My model (v2)")
+        files = quantize_model(str(tmp_path / "My model (v2)"), ["Q8_0"], tmp_path / "new" / "out")["files"]
+        assert [Path(file["path"]) for file in files] == [tmp_path / "new/out/My-model-v2-Q8_0.gguf"]
+        with GGUF(Path(files[0]["path"])) as written:
+            assert written.metadata["general.name"] == "My model (v2)"
+
+    def test_a_gguf_file_is_a_source_too_and_keeps_its_name(
+        self, wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        first = Path(quantize_model(str(wide), ["F32"], tmp_path / "a")["files"][0]["path"])
+        second = Path(quantize_model(str(first), ["Q8_0"], tmp_path / "b")["files"][0]["path"])
+        assert (first.name, second.name) == ("model-F32.gguf", "model-Q8_0.gguf")
+        assert digest(second) == golden()["wide"]["Q8_0"]
+        assert "quantized already" not in capsys.readouterr().err
+        quantize_model(str(second), ["Q4_0"], tmp_path / "c")
+        assert "quantized already (Q8_0)" in " ".join(capsys.readouterr().err.split())
+
+    def test_nothing_is_overwritten_unasked(self, tiny: Path, tied: Path, tmp_path: Path) -> None:
+        path = Path(quantize_model(str(tiny), ["F16"], tmp_path)["files"][0]["path"])
+        with pytest.raises(UsageError, match="is there already") as refused:
+            quantize_model(str(tied), ["Q8_0", "F16"], tmp_path)
+        assert "--force" in str(refused.value.hint)
+        assert [file.name for file in tmp_path.iterdir()] == ["model-F16.gguf"]
+        with pytest.raises(UsageError, match="is the model itself"):
+            quantize_model(str(path), ["F16"], tmp_path, force=True)
+        quantize_model(str(tied), ["F16"], tmp_path, force=True)
+        with GGUF(path) as written:
+            assert "output.weight" not in written.tensors
+
+    def test_replacing_fails_as_a_whole(self, tiny: Path, tmp_path: Path) -> None:
+        path = Path(quantize_model(str(tiny), ["F16"], tmp_path)["files"][0]["path"])
+        before = path.read_bytes()
+        (tmp_path / "other").mkdir()
+        model = broken(tiny, tmp_path / "other" / "model", 1e6)
+        with pytest.raises(UsageError, match="cannot hold"):
+            quantize_model(str(model), ["F16"], tmp_path, force=True)
+        assert path.read_bytes() == before
+
+
+def test_seeded_weights_are_the_same_everywhere(wide: Path) -> None:
+    """What the golden digests stand on."""
+    weights = load_file(wide / "model.safetensors")
+    head = weights["lm_head.weight"]
+    assert hashlib.sha256(head.numpy().tobytes()).hexdigest() == golden()["lm_head.weight of wide"]
