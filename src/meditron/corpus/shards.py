@@ -147,7 +147,7 @@ def _version(document: Document) -> int:
 
 def _candidate(document: Document, text: str, parts: tuple[Part, ...]) -> dict[str, Any]:
     meta = {"title": document.title, "language": document.language, "year": document.year, **document.meta}
-    row = {"id": document.id, "source": document.source, "text": text}
+    row: dict[str, Any] = {"id": document.id, "source": document.source, "text": text}
     if parts:
         row["parts"] = [astuple(part) for part in parts]
     return row | {"meta": meta}

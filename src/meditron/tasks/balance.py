@@ -18,8 +18,8 @@ _Classes = frozenset[int]
 def balanced(items: Iterable[tuple[str, _Classes]]) -> list[tuple[str, int]]:
     """Items with a class for each: one of each class in turn, the rarest first.
 
-    Items without a class are left out, and classes without an item. Earlier items come first in their class,
-    so the choice is as deterministic as the order given; time grows as the items and 2 to the classes.
+    Items without a class are left out, and classes without an item. Where the items' order leaves a choice,
+    the earlier is taken. Time grows with the items, and doubles with each class.
     """
     waiting: dict[_Classes, deque[tuple[int, str]]] = {}
     for place, (item, classes) in enumerate(items):

@@ -4,14 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 from meditron.ground.console import warn
 from meditron.ground.errors import InputError
 from meditron.store.files import read_json
 from meditron.tasks.layout import LAYOUTS
-from meditron.tasks.question import Question
+from meditron.tasks.question import Question, place
 from meditron.tasks.rows import Row, read_rows
 from meditron.tasks.shapes import SHAPES, Malformed, Shape
 from meditron.tasks.task import Questions, Split, Task
@@ -87,7 +86,9 @@ def _questions(path: Path, shape: Shape, rows: list[Row]) -> Questions:
         found[question.id] = question
     if not found:
         raise InputError(path, "no row of the file is a question")
-    return Questions(tuple(sorted(found.values(), key=_place)), dict(sorted(skipped.items())))
+    return Questions(
+        tuple(sorted(found.values(), key=lambda question: place(question.id))), dict(sorted(skipped.items()))
+    )
 
 
 def _question(path: Path, shape: Shape, row: Row) -> Question:
@@ -97,10 +98,6 @@ def _question(path: Path, shape: Shape, row: Row) -> Question:
     if shape.name == "mmlu":
         return replace(question, group=re.sub("_(dev|val|test)$", "", _stem(path)))
     return question
-
-
-def _place(question: Question) -> tuple[bytes, str]:
-    return sha256(question.id.encode()).digest(), question.id
 
 
 def _counted_from_one(path: Path, rows: list[Row]) -> Iterable[Row]:

@@ -16,7 +16,7 @@ from meditron.ground.errors import UsageError
 from meditron.store.corpus import Part, Text, texts
 from meditron.tasks.balance import balanced
 from meditron.tasks.layout import LAYOUTS, SECTIONS
-from meditron.tasks.question import Question
+from meditron.tasks.question import Question, place
 from meditron.tasks.sentences import sentences
 from meditron.tasks.task import Questions, Split, Task
 
@@ -54,7 +54,8 @@ def pubmed_sections(corpus: Path) -> Task:
 
 def _questions(corpus: Path, split: Split) -> Questions:
     structured = (text for text in texts(corpus, _SPLITS[split]) if any(_asked(part) for part in text.parts))
-    found = {text.id: of for text in nsmallest(_MOST, structured, _place) if (of := _choices(text))}
+    first = nsmallest(_MOST, structured, key=lambda text: place(text.id))
+    found = {text.id: of for text in first if (of := _choices(text))}
     if not found:
         raise UsageError(
             f"{corpus}: no structured abstracts in its {_SPLITS[split]} documents",
@@ -69,15 +70,12 @@ def _asked(part: Part) -> bool:
     return part.category in _CATEGORIES
 
 
-def _place(text: Text) -> tuple[bytes, str]:
-    return sha256(text.id.encode()).digest(), text.id
-
-
 def _choices(text: Text) -> dict[int, str]:
     """The sentence that may be asked of each section: of several, one by the hash of the abstract's id."""
     of: dict[int, list[str]] = {}
     for part in filter(_asked, text.parts):
-        candidates = [sentence for sentence in sentences(text.text[part.start : part.end]) if _fit(sentence)]
+        one_line = " ".join(text.text[part.start : part.end].split())
+        candidates = [sentence for sentence in sentences(one_line) if _fit(sentence)]
         of.setdefault(_CATEGORIES.index(part.category or ""), []).extend(candidates)
     number = int.from_bytes(sha256(f"sentence of {text.id}".encode()).digest()[:8], "big")
     return {section: candidates[number % len(candidates)] for section, candidates in of.items() if candidates}
