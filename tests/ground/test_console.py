@@ -29,8 +29,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def on_terminal(code: str, **environment: str) -> str:
-    """What a program writes to a terminal of 100 columns on its stderr; its stdout must stay empty."""
+def on_terminal(code: str, *, data: bytes = b"", **environment: str) -> str:
+    """What a program writes to a terminal of 100 columns on its stderr; its stdout must get `data` alone."""
     ours, theirs = pty.openpty()
     settings = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
     with subprocess.Popen(
@@ -49,7 +49,7 @@ def on_terminal(code: str, **environment: str) -> str:
         finally:
             os.close(ours)
         assert process.stdout
-        assert process.stdout.read() == b""
+        assert process.stdout.read() == data
     assert process.returncode == 0, written.decode()
     return written.decode().replace("\r\n", "\n")
 
@@ -216,3 +216,10 @@ def test_rich_is_imported_on_a_terminal_only() -> None:
     code += "with console.progress('p'): pass\nprint('rich' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_data_goes_to_stdout_while_a_bar_is_drawn() -> None:
+    code = "with progress('work', total=3) as bar:\n print('a line'); bar.advance(); print('and one')"
+    shown = on_terminal(code, data=b"a line\nand one\n")
+    assert "work" in shown
+    assert "a line" not in shown

@@ -150,7 +150,15 @@ class LlamaCppEngine:
 
     def _chances(self, prefix: Sequence[int]) -> npt.NDArray[np.float32]:
         size = self._tokenizer.vocab_size
-        request = {"prompt": list(prefix), "n_predict": 1, "n_probs": size, "cache_prompt": False}
+        # Whatever is drawn, the chances are those before it; half a character would come without them.
+        drawn = [[self._tokenizer.end_of_text_id, 1e3]]
+        request = {
+            "prompt": list(prefix),
+            "n_predict": 1,
+            "n_probs": size,
+            "logit_bias": drawn,
+            "cache_prompt": False,
+        }
         with closing(self.child.complete(**request)) as events:
             told = next(events)["completion_probabilities"][0]["top_logprobs"]
         logp_V = np.full(size, -np.inf)

@@ -281,4 +281,6 @@ def _display() -> "Progress":
             return Text(clean(task.fields["bar"].status(share=False)), no_wrap=True, overflow="ellipsis")
 
     columns = (TextColumn("{task.description}", markup=False), Share(), Status())
-    return Progress(*columns, console=_console(), transient=True, refresh_per_second=8)
+    # rich would show what goes to stdout above the bars, also where stdout is a file and must get it.
+    shown = sys.stdout is not None and sys.stdout.isatty()
+    return Progress(*columns, console=_console(), transient=True, refresh_per_second=8, redirect_stdout=shown)
