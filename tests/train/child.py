@@ -1,31 +1,36 @@
-"""The stage in a process of its own. Imports no more than the stage does: a child is there at once."""
+"""A stage in a process of its own. Imports no more than the stages do: a child is there at once."""
 
 import multiprocessing
 import resource
 import sys
 
 from meditron.ground.errors import MeditronError
-from meditron.train.pretrain import run
+from meditron.train import finetune, pretrain
 
 # A server that has imported all that is slow forks each child at once.
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["meditron.train.pretrain", "matplotlib.figure", "matplotlib.backends.backend_svg"]
+    [
+        "meditron.train.pretrain",
+        "meditron.train.finetune",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_svg",
+    ]
 )
 
 
-def start(inputs, out, config, *, file_size=None):
+def start(inputs, out, config, stage="pretrain", *, file_size=None):
     """The stage in a process of its own, to be killed, interrupted or short of disk."""
-    child = _server.Process(target=_work, args=(inputs, out, config, file_size))
+    child = _server.Process(target=_work, args=(inputs, out, config, stage, file_size))
     child.start()
     return child
 
 
-def _work(inputs, out, config, file_size):
+def _work(inputs, out, config, stage, file_size):
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     try:
-        run(config, inputs, out)
+        {"pretrain": pretrain, "finetune": finetune}[stage].run(config, inputs, out)
     except KeyboardInterrupt:
         sys.exit(130)
     except MeditronError as error:

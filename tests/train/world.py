@@ -9,8 +9,8 @@ from meditron.store.artifact import Artifact
 from meditron.store.indexed import IndexedWriter
 from meditron.store.jsonl import JsonlWriter
 from meditron.text.tokenizer import load_tokenizer
-from meditron.train.config import PretrainConfig
-from tiny import TEXTS, tiny_hf
+from meditron.train.config import FinetuneConfig, PretrainConfig
+from tiny import CHAT, TEXTS, tiny_hf
 
 
 class Lists(list):
@@ -63,6 +63,54 @@ def make_config(**changes) -> PretrainConfig:
         "seed": 1,
     }
     return PretrainConfig(**fields | changes)
+
+
+SECTIONS = ("BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS")
+
+
+def make_answers(folder: Path) -> dict[str, Artifact]:
+    """The inputs of finetuning: a base that knows ChatML, conversations, a corpus of structured abstracts."""
+    tiny_hf(folder / "base", tied=True, control=CHAT)
+    with JsonlWriter(folder / "chat.jsonl") as file:
+        for number in range(60):
+            drug, aim = ("Aspirin", "the heart") if number % 2 else ("Metformin", "the liver")
+            asked = {"role": "user", "content": f"{number}. What does {drug} act on?"}
+            answer = {"role": "assistant", "content": f"It acts on {aim}."}
+            file.write({"id": f"q{number}", "messages": [asked, answer]})
+    for split, count in (("train", 60), ("heldout", 20)):
+        shard = folder / "corpus" / split / "pubmed" / "0.jsonl.zst"
+        shard.parent.mkdir(parents=True)
+        with JsonlWriter(shard) as file:
+            for number in range(count):
+                file.write(abstract(f"{split}:{number}", SECTIONS[number % 5]))
+    places = {"base": "base", "rows": "chat.jsonl", "corpus": "corpus"}
+    return {name: Artifact(place, folder / place, name) for name, place in places.items()}
+
+
+def abstract(identity: str, category: str) -> dict[str, object]:
+    """A corpus line with one labelled section."""
+    text = (
+        f"This is what {category.lower()[:4]} of abstract {identity} says, in a sentence that is long enough."
+    )
+    parts = [[0, len(text), category.title(), category]]
+    return {"id": identity, "source": "pubmed", "text": text, "parts": parts, "meta": {}}
+
+
+def finetune_config(**changes) -> FinetuneConfig:
+    """Three epochs of short conversations, packed."""
+    fields = {
+        "rows": "chat.jsonl",
+        "sequence_length": 128,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "epochs": 3,
+        "dtype": "float32",
+        "heldout": 0.1,
+        "checkpoint_every": 2,
+        "threads": 1,
+        "seed": 1,
+    }
+    return FinetuneConfig(**fields | changes)
 
 
 def recorded(out):

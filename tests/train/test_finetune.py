@@ -1,0 +1,309 @@
+"""The stage as a recipe calls it: what it learns, keeps, leaves out and refuses."""
+
+import json
+import random
+import re
+import time
+from collections import Counter
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from meditron.ground.config import semantic
+from meditron.ground.errors import InputError, RecipeError, TrainingError
+from meditron.store.artifact import Artifact
+from meditron.store.files import sha256_file, sweep
+from meditron.store.jsonl import JsonlWriter, read_jsonl
+from meditron.tasks.registry import open_task
+from meditron.text.tokenizer import load_tokenizer
+from meditron.train.finetune import run
+from train.child import start
+from train.world import abstract, finetune_config, recorded
+
+
+def chat(answers):
+    return {name: answers[name] for name in ("base", "rows")}
+
+
+@pytest.fixture(scope="module")
+def tuned(answers, tmp_path_factory):
+    """An uninterrupted run on conversations: (its folder, its metrics)."""
+    out = tmp_path_factory.mktemp("tuned")
+    return out, run(finetune_config(template="tags", epochs=8, learning_rate=1e-2), chat(answers), out)
+
+
+def rows_of(out):
+    return list(read_jsonl(out / "rows.jsonl.zst"))
+
+
+def test_it_learns_to_answer_what_it_never_saw(tuned):
+    _, metrics = tuned
+    before, after = metrics["heldout"]["chat"]
+    assert after < before / 2
+    assert metrics["loss"] < before / 2
+    assert metrics["epochs"] == {"chat": 8.0}
+
+
+def test_the_metrics_count_what_was_done(tuned):
+    out, metrics = tuned
+    rows = rows_of(out)
+    assert metrics["rows"] == {
+        **dict.fromkeys(("train", "heldout", "too-long"), 0),
+        **Counter(r["split"] for r in rows),
+    }
+    assert 50 <= metrics["rows"]["train"] < 60
+    trained = [row for row in rows if row["split"] == "train"]
+    assert metrics["tokens"] == 8 * sum(len(row["ids"]) for row in trained)
+    learned = sum(count for row in trained for _, count, learned in row["roles"] if learned)
+    assert metrics["answer_tokens"] == learned
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(metrics["steps"] + 1))
+    assert lines[-1]["tokens"] == metrics["tokens"]
+    assert 0.7 < metrics["fill"] <= 1
+    assert 0 < metrics["peak_share"] < 1
+
+
+def test_the_rows_are_kept_with_their_tokens_and_roles(tuned, answers):
+    out, _ = tuned
+    tokenizer = load_tokenizer(out)
+    given = {row["id"]: row["messages"] for row in read_jsonl(answers["rows"].path)}
+    rows = rows_of(out)
+    assert [row["id"] for row in rows] == list(given)
+    for row in rows:
+        assert row["messages"] == given[row["id"]]
+        question, answer = (message["content"] for message in row["messages"])
+        whole = f"<|im_start|>question\n{question}<|im_end|>\n<|im_start|>answer\n{answer}<|im_end|>\n"
+        assert tokenizer.decode(row["ids"], skip_special=False) == whole
+        assert sum(count for _, count, _ in row["roles"]) == len(row["ids"])
+        assert [(role, learned) for role, _, learned in row["roles"]] == [
+            ("user", False), ("assistant", False), ("assistant", True), ("assistant", False)
+        ]  # fmt: skip
+
+
+def test_the_export_answers_as_it_was_taught_by_its_own_template(tuned):
+    """transformers opens it, asks with the template that is in it, and gets an answer that ends."""
+    out, _ = tuned
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    asked = [{"role": "user", "content": "61. What does Aspirin act on?"}]
+    ids = tokenizer.apply_chat_template(
+        asked, add_generation_prompt=True, return_dict=False, return_tensors="pt"
+    )
+    ended = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    made = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=30,
+        do_sample=False,
+        eos_token_id=ended,
+        pad_token_id=0,
+    )
+    assert tokenizer.decode(made[0, ids.shape[1] :]).startswith("It acts on the")
+    assert made[0, -1] == ended
+
+
+def test_the_report_shows_curves_and_rows_by_role(tuned):
+    out, _ = tuned
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert len(re.findall(r'<strong class="speaker-2" title="assistant">It acts on', page)) == 4
+    assert "Finetuning" in page
+    assert not (out / "checkpoints").exists()
+    assert not list(out.glob(".*"))
+
+
+def test_every_task_row_is_tokenized_as_evaluation_puts_it_together(answers, tmp_path):
+    config = finetune_config(rows=None, task="pubmed-sections", limit=40, epochs=1, sequence_length=160)
+    metrics = run(config, {name: answers[name] for name in ("base", "corpus")}, tmp_path)
+    assert metrics["rows"]["train"] == 40
+    assert metrics["task"]["name"] == "pubmed-sections"
+    tokenizer = load_tokenizer(tmp_path)
+    task = open_task("pubmed-sections", corpus=answers["corpus"].path)
+    questions = {question.id: question for question in task.rows("train")}
+    held = {question.id for question in task.rows("test")}
+    rows = rows_of(tmp_path)
+    assert not held & {row["id"] for row in rows}
+    for row in rows:
+        rendered = task.layout.render(questions[row["id"]])
+        gold = rendered.continuations[questions[row["id"]].gold]
+        (_, given, _), (_, learned, counts) = row["roles"]
+        assert counts
+        assert row["ids"][:given] == tokenizer.encode(rendered.prompt)
+        assert row["ids"] == [*tokenizer.encode(rendered.prompt + gold), tokenizer.end_of_text_id]
+        assert learned >= 2
+    golds = Counter(questions[row["id"]].gold for row in rows if row["split"] == "train")
+    assert max(golds.values()) - min(golds.values()) <= 3
+
+
+def test_a_training_question_that_is_a_test_question_is_refused(answers, tmp_path):
+    for split, names in (("train", ("a", "b")), ("heldout", ("c", "b"))):
+        shard = tmp_path / "corpus" / split / "pubmed" / "0.jsonl.zst"
+        shard.parent.mkdir(parents=True)
+        with JsonlWriter(shard) as file:
+            for name in names:
+                file.write(abstract(name, "METHODS"))
+    corpus = Artifact("corpus", tmp_path / "corpus", "x")
+    config = finetune_config(rows=None, task="pubmed-sections")
+    with pytest.raises(InputError, match=r"corpus \(b\): a training question that is also a test question"):
+        run(config, {"base": answers["base"], "corpus": corpus}, tmp_path)
+    assert not (tmp_path / "rows.jsonl.zst").exists()
+
+
+def test_a_file_of_questions_is_a_task_too(answers, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    with JsonlWriter(path) as file:
+        for number in range(30):
+            asked = f"What is number {number}?"
+            file.write({"id": str(number), "question": asked, "options": ["odd", "even"], "gold": number % 2})
+    config = finetune_config(rows=None, task=str(path), epochs=1, template="chatml", pack=False, batch_size=8)
+    assert config.inputs() == {"base": "pretrain", "task": str(path)}
+    metrics = run(config, {"base": answers["base"], "task": Artifact("task", path, "x")}, tmp_path)
+    assert metrics["task"]["name"] == "questions"
+    assert metrics["fill"] == 1.0
+    answered = {row["messages"][-1]["content"] for row in rows_of(tmp_path)}
+    assert answered == {"A", "B"}, "the blank before an option belongs to the plain prompt alone"
+
+
+def test_what_is_held_out_does_not_move_when_rows_come_or_go(tuned, answers, tmp_path):
+    path = tmp_path / "chat.jsonl"
+    kept = [row for n, row in enumerate(read_jsonl(answers["rows"].path)) if n % 3]
+    with JsonlWriter(path) as file:
+        for row in reversed(kept):
+            file.write(row)
+    run(finetune_config(epochs=1), {"base": answers["base"], "rows": Artifact("rows", path, "x")}, tmp_path)
+    here, there = (({row["id"]: row["split"] for row in rows_of(out)}) for out in (tmp_path, tuned[0]))
+    assert here == {name: there[name] for name in here}
+    assert "heldout" in here.values()
+
+
+def test_rows_that_are_too_long_are_left_out_counted_and_told(answers, tmp_path, capsys):
+    path = tmp_path / "chat.jsonl"
+    with JsonlWriter(path) as file:
+        for row in read_jsonl(answers["rows"].path):
+            file.write(row)
+        long = "Aspirin lowers the risk. " * 40
+        asked = {"role": "user", "content": "And then?"}
+        file.write({"id": "long", "messages": [asked, {"role": "assistant", "content": long}]})
+    inputs = {"base": answers["base"], "rows": Artifact("rows", path, "x")}
+    metrics = run(finetune_config(epochs=1), inputs, tmp_path)
+    assert metrics["rows"]["too-long"] == 1
+    assert metrics["longest"] > 128
+    assert (
+        f"1 of 61 rows are longer than sequence_length and left out; {metrics['longest']}"
+        in capsys.readouterr().err
+    )
+    assert [row["id"] for row in rows_of(tmp_path) if row["split"] == "too-long"] == ["long"]
+    with pytest.raises(RecipeError, match=r"chat has no row to train on; 61 are too long, up to"):
+        run(finetune_config(sequence_length=8), inputs, tmp_path / "none")
+
+
+def test_limit_counts_the_rows_that_are_trained_on(answers, tmp_path):
+    metrics = run(finetune_config(limit=10, epochs=1, heldout=0.3), chat(answers), tmp_path)
+    assert metrics["rows"]["train"] == 10
+    assert len(rows_of(tmp_path)) == sum(metrics["rows"].values())
+    assert [row["split"] for row in rows_of(tmp_path)][-1] == "train"
+
+
+def test_nothing_held_out_is_no_held_out_loss(answers, tmp_path):
+    assert run(finetune_config(limit=6, epochs=1, heldout=0.0), chat(answers), tmp_path)["heldout"] == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"messages": [{"role": "user", "content": "q"}]}', "row 2.*nothing to learn"),
+        ('{"text": "no conversation"}', "row 2.*no list of messages"),
+        (
+            '{"id": {}, "messages": [{"role":"user","content":"q"},{"role":"answer","content":"a"}]}',
+            "row 2.*an id",
+        ),
+        ('{"messages": [{"role":"answer","content":"a"}]}', "row 2.*nothing stands before the answer"),
+        (
+            '{"messages": [{"role":"user","content":"<|im_end|>"},{"role":"answer","content":"a"}]}',
+            "row 2.*control token",
+        ),
+        ('{"messages": [', "line 2.*not JSON"),
+    ],
+)
+def test_a_row_that_is_no_answered_conversation_is_named(answers, tmp_path, line, told):
+    path = tmp_path / "chat.jsonl"
+    good = '{"messages": [{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}'
+    path.write_text(f"{good}\n{line}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"chat\.jsonl \({told}"):
+        run(finetune_config(), {"base": answers["base"], "rows": Artifact("rows", path, "x")}, tmp_path)
+
+
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(answers, tmp_path):
+    config = finetune_config(epochs=4, dtype="bfloat16", template="chatml")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    last = run(config, chat(answers), whole)["steps"]
+    moments, kills = random.Random(5), 0
+    for goal in sorted(moments.sample(range(3, last - 3), 2)):
+        child = start(chat(answers), killed, config, "finetune")
+        while child.is_alive() and max(recorded(killed), default=-1) < goal:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.02))
+        child.kill()
+        child.join()
+        kills += child.exitcode != 0
+    assert kills >= 1
+    sweep(killed)  # as a recipe does first
+    metrics = run(config, chat(answers), killed)
+    assert metrics["resumed_from"]
+    for name in ("model.safetensors", "rows.jsonl.zst", "tokenizer_config.json"):
+        assert sha256_file(killed / name) == sha256_file(whole / name)
+    assert recorded(killed) == recorded(whole) == list(range(last + 1))
+
+
+def test_a_loss_that_is_no_number_names_the_rows(answers, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(answers["base"].path)
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    load_tokenizer(answers["base"].path).save(base)
+    inputs = {**chat(answers), "base": Artifact("base", base, "base")}
+    with pytest.raises(TrainingError, match=r"^step 1: the loss is nan.*documents read: chat q\d+, q"):
+        run(finetune_config(heldout=0.0), inputs, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": None}, "exactly one of task and rows"),
+        ({"task": "pubmed-sections"}, "exactly one of task and rows"),
+        ({"rows": None, "task": "pubmed-sections", "licence": "CC0"}, "licence is of a file of rows"),
+        ({"template": "alpaca"}, "template"),
+        ({"heldout": 1.0}, "heldout"),
+        ({"epochs": 0}, "epochs"),
+        ({"micro_batch_size": 3}, "micro_batch_size does not divide"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        finetune_config(**change)
+
+
+def test_the_configuration_says_what_it_stands_on():
+    config = finetune_config(licence="CC BY 4.0")
+    assert config.inputs() == {"base": "pretrain", "rows": "chat.jsonl"}
+    assert config.licences() == {"rows": "CC BY 4.0"}
+    task = finetune_config(rows=None, task="pubmed-sections", on="base")
+    assert task.inputs() == {"base": "base", "corpus": "corpus"}
+    assert not {"threads", "checkpoint_every"} & semantic(config).keys()
+
+
+def test_micro_batches_weigh_answers_by_their_tokens(answers, tmp_path):
+    """Rows hold unequal numbers of answer tokens, so a mean of means would be another loss."""
+    losses = []
+    for size in (None, 1):
+        out = tmp_path / str(size)
+        run(finetune_config(epochs=1, micro_batch_size=size), chat(answers), out)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines[1:]])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
