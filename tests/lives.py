@@ -44,9 +44,10 @@ class Life:
         self._corpus()
         self._tokens()
         self._training("pretrain", {"tokens": self.whole(), "learning_rate": self.small()}, base=BASE)
-        self._training(
-            "finetune", {"task": TASK, "template": "plain", "limit": self.whole()}, base="pretrain"
-        )
+        rows = {split: self.whole() for split in ("train", "heldout", "too-long")}
+        told = {"name": TASK, "version": 1, "layout": {"name": "sections", "version": 1}, "licence": "NLM's"}
+        config = {"task": TASK, "template": "plain", "limit": self.whole()}
+        self._training("finetune", config, base="pretrain", rows=rows, task=told)
         self._files()
         self.result = self._result()
         write_results(self.place("evaluate"), self.result)

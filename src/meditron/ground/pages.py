@@ -62,8 +62,7 @@ class Page:
         if any(len(row) != len(headers) for row in cells):
             raise ValueError(f"every row needs {len(headers)} cells")
         figures = [
-            bool(cells) and all(is_figure(row[column]["text"]) for row in cells)
-            for column in range(len(headers))
+            bool(cells) and all(row[column]["figure"] for row in cells) for column in range(len(headers))
         ]
         block = {"kind": "table", "headers": headers, "rows": cells, "figures": figures, "caption": caption}
         self._blocks.append(block)
@@ -119,10 +118,11 @@ class Page:
             raise StorageError(f"{path}: {error.strerror or error}") from error
 
 
-def _cell(value: object) -> dict[str, str]:
-    if isinstance(value, Link):
-        return {"text": value.text, "href": value.href}
-    return {"text": str(value), "href": ""}
+def _cell(value: object) -> dict[str, Any]:
+    """A cell's text, where it leads to, whether it is a figure, and the interval behind that figure."""
+    text, href = (value.text, value.href) if isinstance(value, Link) else (str(value), "")
+    figure, bracket, ends = text.partition(" [") if is_figure(text) else (text, "", "")
+    return {"text": figure, "ends": f"{bracket}{ends}".strip(), "href": href, "figure": is_figure(text)}
 
 
 @cache

@@ -45,7 +45,7 @@ def amount(count: float, unit: str = "") -> str:
 
 
 def is_figure(text: str) -> bool:
-    """Whether a table's cell is a number, with an interval or without, a size, a time or empty: flush right."""
+    """Whether a table's cell is a number, an interval, both, a size, a time or empty: flush right."""
     return _FIGURE.fullmatch(text) is not None
 
 

@@ -116,18 +116,15 @@ def differences(found: Sequence[Comparison]) -> Table:
             one.what,
             f"{one.b} − {one.a}",
             figures.count(one.n),
-            _value(one, one.difference),
-            _ends(one),
+            f"{_value(one, one.difference)} {_ends(one)}",
             figures.probability(one.p),
             _size(one, one.detectable),
             verdict(one),
         )
         for one in found
     ]
-    headers = ("measure", "b − a", "n", "difference", "95 % interval", "p", "smallest detectable", "so b is")
-    caption = (
-        "Paired differences: log-loss in nats over documents, accuracy in percentage points over questions"
-    )
+    headers = ("measure", "b − a", "n", "difference, 95 % interval", "p", "smallest detectable", "so b is")
+    caption = "Paired differences: log-loss in nats by document, accuracy in percentage points by question"
     return Table(caption, headers, rows)
 
 
@@ -153,8 +150,8 @@ def steps(result: EvaluationResult, parents: Mapping[str, str]) -> Table:
             one = compared.get((parent, model, name))
             told = f"{_value(one, one.difference)} {_ends(one)}" if one else "not compared"
             of = f"{name}: {measure.lower()}"
-            rows.append((model, parent, of, before, after, told, verdict(one) if one else ""))
-    headers = ("model", "made from", "measure", "before", "after", "paired difference", "so it became")
+            rows.append((f"{parent} → {model}", of, before, after, told, verdict(one) if one else ""))
+    headers = ("step", "measure", "before", "after", "difference, 95 % interval", "it became")
     return Table("What each step did, good or bad", headers, rows)
 
 
