@@ -96,7 +96,7 @@ def test_every_figure_is_a_manifests(card: str, life: Life) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
 def test_a_figure_that_is_not_a_manifests_is_found(card: str, life: Life, share: float) -> None:
-    figures = [found for found in re.finditer(r"\d[\d,]*\.\d+", card) if len(found[0]) >= 6]
+    figures = list(re.finditer(r"(?<= )[+−]?\d+\.\d{2,}(?= )", card))
     found = figures[int(share * len(figures))]
     last = str((int(found[0][-1]) + 1) % 10)
     altered = card[: found.end() - 1] + last + card[found.end() :]
