@@ -1,5 +1,6 @@
-"""A small corpus as the corpus stage leaves it, and a small model."""
+"""A small corpus as the corpus stage leaves it, small models, and a small task."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -47,3 +48,23 @@ def corpus(make_corpus: Callable[..., Path]) -> Path:
     return make_corpus(
         {"pubmed": [("pubmed:train", "No held-out text at all.")]}, {"pubmed": documents, "wiki": wiki}
     )
+
+
+DRUGS = ["aspirin", "metformin", "an antibiotic"]
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    """Thirty questions of three classes, of very different lengths, with options of many tokens."""
+    rows = [
+        {
+            "id": f"q{n}",
+            "question": f"Case {n}. " + " ".join(TEXTS[(n + k) % 4] for k in range(1 + n % 3)),
+            "options": DRUGS,
+            "gold": n % 4 % 3,
+        }
+        for n in range(30)
+    ]
+    path = tmp_path / "drugs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

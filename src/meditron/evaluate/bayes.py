@@ -35,7 +35,7 @@ class NaiveBayes:
         for question in questions:
             counts[question.gold].update(_words(question))
         vocabulary = {word for found in counts.values() for word in found}
-        totals = {gold: math.log(found.total() + len(vocabulary)) for gold, found in counts.items()}
+        totals = {gold: math.log(max(1, found.total() + len(vocabulary))) for gold, found in counts.items()}
         weights = {
             gold: {word: math.log(found[word] + 1) - totals[gold] for word in vocabulary}
             for gold, found in counts.items()

@@ -1,0 +1,125 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from meditron.evaluate import accuracy
+from meditron.evaluate.config import Against
+from meditron.evaluate.exam import Exam
+from meditron.evaluate.rows import QuestionRow
+from meditron.store.results import Mode, Rule
+from meditron.tasks.question import Question
+from meditron.tasks.registry import open_task
+
+DRAWN = np.random.default_rng(5)
+
+
+def an_exam(task_file: Path, *, mode: Mode = "options", rule: Rule = "sum") -> Exam:
+    return Exam.of(open_task(str(task_file)), questions=30, mode=mode, rule=rule, shots=0, seed=1)
+
+
+def rows(exam: Exam, model: str, skill: float) -> list[QuestionRow]:
+    """Rows of a model that adds `skill` to the gold option's scores."""
+    return [row(exam, model, question, skill) for question in exam.questions]
+
+
+def row(exam: Exam, model: str, question: Question, skill: float) -> QuestionRow:
+    noise = DRAWN.normal(-5, 1, (3, 3)) + skill * (np.arange(3) == question.gold) * [[1], [1], [2]]
+    scores = dict(zip(("sum", "bytes", "calibrated"), map(tuple, noise.tolist()), strict=True))
+    prediction = None if exam.mode == "next-token" else int(np.argmax(scores[exam.rule]))
+    return QuestionRow(
+        model=model,
+        model_digest="d",
+        engine="torch",
+        id=question.id,
+        plan="p",
+        task=exam.task.name,
+        version=1,
+        layout=exam.layout,
+        mode=exam.mode,
+        shots=0,
+        question_sha256="q",
+        prompt_sha256="p",
+        gold=question.gold,
+        rule=exam.rule,
+        prediction=prediction,
+        correct=prediction == question.gold,
+        scores=scores,
+        answer_mass=0.25,
+    )
+
+
+def test_a_score_is_counted_from_its_rows(task_file: Path) -> None:
+    exam = an_exam(task_file)
+    own = rows(exam, "base", 1)
+    found = accuracy.score(exam, own, "drugs.jsonl")
+    right = sum(r.correct for r in own)
+    assert (found.n, found.accuracy) == (30, right / 30)
+    reference = stats.binomtest(right, 30).proportion_ci(method="wilson")
+    assert found.interval == pytest.approx((reference.low, reference.high))
+    for rule, scored in found.rules.items():
+        hits = [np.argmax(r.scores[rule]) == r.gold for r in own]
+        assert scored.accuracy == pytest.approx(np.mean(hits))
+    assert found.confusion == tuple(
+        (*(sum(r.gold == g and r.prediction == p for r in own) for p in range(3)), 0) for g in range(3)
+    )
+    assert (found.parse_rate, found.answer_mass) == (1, 0.25)
+    assert found.prompt_sha256 == exam.task.prompt_sha256("test")
+    assert found.data_sha256 == exam.task.data_sha256("test")
+
+
+def test_what_names_no_option_counts_as_wrong_and_not_as_parsed(task_file: Path) -> None:
+    exam = an_exam(task_file, mode="next-token")
+    found = accuracy.score(exam, rows(exam, "base", 9), "drugs.jsonl")
+    assert (found.accuracy, found.parse_rate, found.macro_f1) == (0, 0, 0)
+    assert (found.rule, found.rules) == (None, {})
+    assert [line[3] for line in found.confusion] == [
+        sum(q.gold == g for q in exam.questions) for g in range(3)
+    ]
+
+
+def test_baselines_know_no_model(task_file: Path) -> None:
+    exam = an_exam(task_file)
+    gold = [question.gold for question in exam.questions]
+    commonest = max(gold.count(option) for option in range(3)) / 30
+    found = accuracy.baselines(exam, None)
+    assert {name: b.accuracy for name, b in found.items()} == {"majority": commonest, "position": commonest}
+
+
+def test_naive_bayes_never_learns_from_what_is_asked(task_file: Path) -> None:
+    exam = an_exam(task_file)
+    assert accuracy.bayes(exam, exam.task.rows("train")) is None, "a file's questions are both splits"
+    told = [Question(f"t{g}", f"word{g}", exam.classes, g) for g in range(3)]
+    reference = accuracy.bayes(exam, [*told, *exam.questions])
+    assert reference is not None
+    assert reference.trained_on == 3
+    assert accuracy.baselines(exam, reference)["naive Bayes"].trained_on == 3
+
+
+def test_every_later_model_is_paired_with_the_first_its_calibrated_rule_and_naive_bayes(
+    task_file: Path,
+) -> None:
+    exam = an_exam(task_file)
+    answers = {"base": rows(exam, "base", 0), "tuned": rows(exam, "tuned", 6)}
+    told = [Question(f"t{g}", f"word{g}", exam.classes, g) for g in range(3)]
+    reference = accuracy.bayes(exam, told)
+    pairs = [Against(model="tuned", against="base")]
+    found = accuracy.differences(exam, pairs, answers, reference, seed=1, resamples=2000)
+    assert [(d.a, d.b) for d in found] == [
+        ("base", "tuned"),
+        ("base (calibrated)", "tuned"),
+        ("naive Bayes", "tuned"),
+    ]
+    assert {d.what for d in found} == {"accuracy, drugs"}
+    a, b = ([r.correct for r in answers[name]] for name in ("base", "tuned"))
+    assert found[0].difference == pytest.approx(np.mean(b) - np.mean(a))
+    only_b = sum(y and not x for x, y in zip(a, b, strict=True))
+    only_a = sum(x and not y for x, y in zip(a, b, strict=True))
+    assert found[0].mcnemar == pytest.approx(stats.binomtest(only_b, only_a + only_b).pvalue)
+    low, high = found[0].interval
+    assert 0 < low < found[0].difference < high
+    calibrated = np.mean([r.by("calibrated") == r.gold for r in answers["base"]])
+    assert found[1].difference == pytest.approx(np.mean(b) - calibrated)
+    alone = accuracy.differences(exam, [], {"base": answers["base"]}, reference, seed=1, resamples=200)
+    assert [(d.a, d.b) for d in alone] == [("naive Bayes", "base")]

@@ -1,0 +1,95 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers.normalizers import Lowercase
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from meditron.evaluate import fidelity
+from meditron.evaluate.candidate import Candidate
+from meditron.evaluate.heldout import choose
+from meditron.evaluate.rows import FidelityRow, RowsFile
+from meditron.ground.errors import UsageError
+from meditron.store.artifact import Artifact
+from meditron.store.corpus import Text
+from meditron.store.results import Fidelity
+from tiny import tiny_hf
+
+Measured = tuple[list[FidelityRow], list[Fidelity]]
+
+
+def held(model: Path, against: Path, documents: dict[str, list[Text]], out: Path) -> Measured:
+    with (
+        RowsFile(out / "fidelity.jsonl", FidelityRow) as file,
+        Candidate("model", Artifact("model", model, f"{model}"), fidelity.DTYPE) as ours,
+        Candidate("against", Artifact("against", against, f"{against}"), fidelity.DTYPE) as theirs,
+    ):
+        rows = fidelity.hold_against(ours, theirs, documents, 2048, file)
+        return rows, fidelity.summarize(rows, documents, seed=1, resamples=1000)
+
+
+def test_every_figure_is_that_of_whole_distributions_in_transformers(
+    tiny: Path, other_tiny: Path, corpus: Path, tmp_path: Path
+) -> None:
+    documents = choose(corpus, 200)
+    rows, [pubmed, _] = held(tiny, other_tiny, documents, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    p_model, q_model = (
+        AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32) for each in (tiny, other_tiny)
+    )
+    kl, agree, nll, nll_against = [], [], 0.0, 0.0
+    for text in documents["pubmed"]:
+        ids = torch.tensor([tokenizer(text.text)["input_ids"]])
+        with torch.no_grad():
+            p, q = (each(ids).logits[0, :-1].double().log_softmax(-1) for each in (p_model, q_model))
+        kl += (q.exp() * (q - p)).sum(-1).tolist()
+        agree += (p.argmax(-1) == q.argmax(-1)).tolist()
+        nll -= float(p.gather(1, ids[0, 1:, None]).sum())
+        nll_against -= float(q.gather(1, ids[0, 1:, None]).sum())
+    assert pubmed.n_tokens == len(kl)
+    assert pubmed.kl_mean == pytest.approx(np.mean(kl), rel=1e-4)
+    assert pubmed.kl_99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-4)
+    assert pubmed.top_agreement == pytest.approx(np.mean(agree))
+    assert pubmed.perplexity == pytest.approx(np.exp(nll / len(kl)), rel=1e-5)
+    assert pubmed.perplexity_against == pytest.approx(np.exp(nll_against / len(kl)), rel=1e-5)
+    assert pubmed.perplexity_ratio == pytest.approx(pubmed.perplexity / pubmed.perplexity_against)
+    for name, (low, high) in pubmed.intervals.items():
+        assert low < getattr(pubmed, name) < high
+    assert {row.engine for row in rows} == {"torch"}
+
+
+def test_a_model_against_itself_is_the_same(tiny: Path, corpus: Path, tmp_path: Path) -> None:
+    _, [found, *_] = held(tiny, tiny, choose(corpus, 200), tmp_path)
+    assert (found.kl_mean, found.kl_99, found.top_agreement, found.perplexity_ratio) == (0, 0, 1, 1)
+    assert found.intervals["perplexity_ratio"] == (1, 1)
+
+
+def test_what_is_there_is_not_computed_again(
+    tiny: Path, other_tiny: Path, corpus: Path, tmp_path: Path
+) -> None:
+    gone = tmp_path / "copy"
+    shutil.copytree(tiny, gone)
+    documents = choose(corpus, 200)
+    first = held(gone, other_tiny, documents, tmp_path)
+    shutil.rmtree(gone)
+    assert held(gone, other_tiny, documents, tmp_path) == first
+
+
+def test_models_that_read_other_tokens_do_not_compare(tiny: Path, corpus: Path, tmp_path: Path) -> None:
+    other = tiny_hf(tmp_path / "wide", vocabulary=300)
+    with pytest.raises(UsageError, match=r"300 tokens and against 320|320 tokens and against 300"):
+        held(other, tiny, choose(corpus, 200), tmp_path)
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny, moved)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    tokenizer.save_pretrained(moved)
+    with pytest.raises(UsageError, match="as different tokens"):
+        held(moved, tiny, choose(corpus, 200), tmp_path)
+
+
+def test_quantized_weights_are_said_to_be_widened(smollm2_gguf: Path, tiny: Path) -> None:
+    assert Candidate("q", Artifact("q", smollm2_gguf, "d"), "float32").how == "torch on dequantized weights"
+    assert Candidate("t", Artifact("t", tiny, "d"), "float32").how == "torch"
