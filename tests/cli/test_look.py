@@ -1,9 +1,12 @@
 """`inspect` and `parse`: what is inside real files, and what is said of damaged ones."""
 
 import json
+import os
+import pty
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,10 @@ from meditron.ground.errors import InputError, SourceError, UsageError
 from meditron.store.gguf import write_gguf
 from meditron.store.indexed import IndexedWriter
 from meditron.store.jsonl import JsonlWriter
+from meditron.text.dialogue import Turn, label
 from meditron.text.tokenizer import load_tokenizer
-from tiny import TEXTS, tiny_hf
+from meditron.train.examples import Example, write_rows
+from tiny import CHAT, TEXTS, tiny_hf
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +81,71 @@ def test_tokens_are_decoded_with_their_boundaries(meditron: Command, model: Path
     assert "│" in said
     whole = json.loads(meditron("inspect", model, "--json").out)
     assert [view["kind"] for view in whole["inside"]] == ["model", "tokens"]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows as a finetune leaves them, beside their tokenizer."""
+    folder = tiny_hf(tmp_path_factory.mktemp("learned") / "finetune", control=CHAT)
+    tokenizer = load_tokenizer(folder)
+    conversation = (Turn("user", "Which\x1b[31m drug?"), Turn("assistant", "Aspirin."))
+    labelled = label(tokenizer, conversation, "tags")
+    write_rows(folder / "rows.jsonl.zst", [Example("q1", "train", conversation, labelled)] * 3)
+    return folder
+
+
+def test_rows_of_a_finetune_tell_whose_turn_it_is_and_what_is_learned(
+    meditron: Command, learned: Path
+) -> None:
+    view = json.loads(meditron("inspect", learned / "rows.jsonl.zst", "--rows", "2", "--json").out)
+    assert view["kind"] == "rows"
+    assert len(view["rows"]) == 2
+    told = [(span["role"], span["learned"], span["text"]) for span in view["rows"][0]["spans"]]
+    assert told == [
+        ("user", False, "<|im_start|>question\nWhich\x1b[31m drug?<|im_end|>\n"),
+        ("assistant", False, "<|im_start|>answer\n"),
+        ("assistant", True, "Aspirin.<|im_end|>"),
+        ("assistant", False, "\n"),
+    ]
+    said = meditron("inspect", learned, "--rows", "1").out
+    assert re.search(r"q1: train, \d+ tokens, \d+ learned", said)
+    assert "‹assistant›<|im_start|>answer⏎" in said
+    assert "⟦assistant Aspirin.<|im_end|>⟧" in said
+    assert "\x1b" not in said
+    assert "nothing" not in meditron("inspect", learned / "rows.jsonl.zst", "--grep", "nothing").out
+
+
+def test_on_a_terminal_they_are_in_colours(learned: Path) -> None:
+    words = [sys.executable, "-m", "meditron", "inspect", str(learned / "rows.jsonl.zst"), "--rows", "1"]
+    said = on_terminal(words, TERM="xterm-256color")
+    assert "\x1b[1;4;32mAspirin.<|im_end|>\x1b[0m" in said, "bold, underlined, green"
+    assert "\x1b[36m<|im_start|>question" in said
+    assert "\x1b[31m" not in said, "a row's own escape sequence"
+    assert "⟦" not in said
+    assert "⟦assistant Aspirin.<|im_end|>⟧" in on_terminal(words, TERM="xterm-256color", NO_COLOR="1")
+
+
+def on_terminal(words: list[str], **environment: str) -> str:
+    """What a command prints on a terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(words, stdout=theirs, stderr=theirs, env={**os.environ, **environment}) as child:
+        os.close(theirs)
+        said = b""
+        with suppress(OSError):  # the terminal is gone when the command is
+            while piece := os.read(ours, 1 << 16):
+                said += piece
+        os.close(ours)
+    assert child.returncode == 0, said
+    return said.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("roles", ['[["user",1,false]]', '[["user"]]', '"user"', "3"])
+def test_roles_that_are_not_of_their_tokens_are_damage(learned: Path, tmp_path: Path, roles: str) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((learned / name).read_bytes())
+    (tmp_path / "rows.jsonl").write_text(f'{{"id":"x","ids":[1,2],"roles":{roles}}}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows\.jsonl \(the row x\)"):
+        look(str(tmp_path / "rows.jsonl"))
 
 
 def test_a_models_tensors_are_those_that_transformers_wrote(meditron: Command, model: Path) -> None:

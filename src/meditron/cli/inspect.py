@@ -26,6 +26,8 @@ def inspect(
 ) -> None:
     """Look inside an artifact: what it is, what it was made from, and some of what it holds.
 
+    Rows of a finetune are told by role: what is learned is bold and underlined, or without colours in ⟦ ⟧.
+
     For example:
 
         meditron inspect runs/quickstart/tokenize --rows 2 --grep aspirin

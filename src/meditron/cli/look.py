@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from meditron.cli.roles import print_roles, spoken_row
 from meditron.ground.console import clean
 from meditron.ground.errors import InputError, SourceError, UsageError
 from meditron.ground.units import duration, size
@@ -33,7 +34,7 @@ class View:
     """A look at one thing."""
 
     kind: str
-    """`stage`, `documents`, `tokens`, `gguf` or `model`."""
+    """`stage`, `documents`, `rows`, `tokens`, `gguf` or `model`."""
     path: str
     facts: dict[str, Any]
     """What it is as a whole."""
@@ -135,7 +136,15 @@ def _stage(path: Path, manifest: Manifest, wanted: Wanted) -> View:
 
 
 def _documents(path: Path, wanted: Wanted) -> View:
-    return View("documents", str(path), {"bytes": path.stat().st_size}, wanted.of(read_jsonl(path), _SAMPLE))
+    """Lines as they are; what a model was finetuned on with its text by role, where its tokenizer is near."""
+    facts = {"bytes": path.stat().st_size}
+    rows = wanted.of(read_jsonl(path), _SAMPLE)
+    if not any("roles" in row for row in rows) or not (path.parent / "tokenizer.json").is_file():
+        return View("documents", str(path), facts, rows)
+    from meditron.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(path.parent)
+    return View("rows", str(path), facts, [spoken_row(path, row, tokenizer) for row in rows])
 
 
 def _tokens(path: Path, wanted: Wanted) -> View:
@@ -216,8 +225,12 @@ def _brief(value: object) -> object:
 def print_view(view: View, indent: str = "") -> None:
     """Print a look on stdout, for people."""
     lines = [f"{view.kind} {view.path}", *_facts(view.facts, "  ")]
-    lines += [f"  {line}" for row in view.rows for line in _row(row)]
+    if view.kind != "rows":
+        lines += [f"  {line}" for row in view.rows for line in _row(row)]
     sys.stdout.writelines(f"{indent}{clean(line)}\n" for line in lines)
+    if view.kind == "rows":
+        for row in view.rows:
+            print_roles(row, f"{indent}  ")
     for inside in view.inside:
         print_view(inside, indent + "  ")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["Bar", "clean", "configure", "progress", "say", "table", "warn"]
+__all__ = ["Bar", "clean", "coloured", "configure", "progress", "say", "table", "warn"]
 
 _EVERY = 10.0  # seconds between the plain lines of a bar
 _WINDOW = 30.0  # seconds over which a rate is measured
@@ -104,6 +104,23 @@ def table(
         print(f"{text}\n", flush=True)  # noqa: T201
     else:
         _print(text)
+
+
+def coloured(pieces: Sequence[tuple[str, str]]) -> bool:
+    """Print one line of texts, each in a style of rich's, on stdout as a verb's answer.
+
+    False, and nothing is printed, where stdout shows no colours: then the caller has to say it in characters.
+    """
+    if not sys.stdout.isatty():
+        return False
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if console.no_color or console.color_system is None:
+        return False
+    console.print(Text.assemble(*((clean(text), style) for text, style in pieces)), soft_wrap=True)
+    return True
 
 
 @contextmanager

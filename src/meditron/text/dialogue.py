@@ -7,7 +7,7 @@ with Meditron also learned that text and the line break after the turn.)
 
 The text is tokenized whole, as a prompt is with a continuation that is scored: a tokenizer cuts a text
 otherwise than its pieces. A turn's tokens begin where those of the text before it, tokenized alone, cease to
-be those of the whole. Where a tokenizer joins the two sides of that place in one token, it belongs to the turn
+be those of the whole. Where a tokenizer joins the two sides of that place in one token, it is of the turn
 behind it: no character of an answer goes unlearned.
 """
 
