@@ -61,6 +61,8 @@ def quantize(
 
     Returns and raises what `run` does, and UsageError where a file is there already, which `force` replaces.
     """
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads cannot quantize", hint="leave --threads out for all cores")
     files = resolve(spec)
     stem = file_stem(files)
     paths = {kind: out / f"{stem}-{kind}.gguf" for kind in types}
