@@ -1,0 +1,46 @@
+"""`quantize` as it is typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command import Command
+from meditron.store.gguf import GGUF
+from tiny import tiny_hf
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_hf(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def test_files_their_sizes_and_what_fell_back(meditron: Command, model: Path, tmp_path: Path) -> None:
+    said = meditron("quantize", model, "--type", "Q4_K_M", "--type", "Q8_0", "--out", tmp_path)
+    assert said.code == 0, said.err
+    assert "Q4_K_M.gguf" in said.out
+    assert "RAM, 256 tokens" in said.out
+    assert "instead, where rows are no whole blocks" in said.err
+    with GGUF(tmp_path / "tiny-Q4_K_M.gguf") as file:
+        assert file.tensors["blk.0.attn_q.weight"].type == "Q5_0"
+
+
+def test_json_is_all_there_is_on_stdout(meditron: Command, model: Path, tmp_path: Path) -> None:
+    said = meditron("quantize", model, "--type", "Q8_0", "--out", tmp_path, "--threads", "1", "--json")
+    told = json.loads(said.out)
+    (file,) = told["files"]
+    assert {"path", "type", "bytes", "bpw", "fallbacks", "sha256"} <= file.keys()
+    assert {"seconds", "peak_rss"} <= told.keys()
+    assert Path(file["path"]).stat().st_size == file["bytes"]
+
+
+def test_what_is_there_stays_and_a_wrong_type_is_told(meditron: Command, model: Path, tmp_path: Path) -> None:
+    assert meditron("quantize", model, "--type", "F16", "--out", tmp_path).code == 0
+    refused = meditron("quantize", model, "--type", "F16", "--out", tmp_path)
+    assert refused.code == 2
+    assert "--force" in refused.err
+    assert meditron("quantize", model, "--type", "F16", "--out", tmp_path, "--force").code == 0
+    wrong = meditron("quantize", model, "--type", "Q9", "--out", tmp_path)
+    assert wrong.code == 2
+    assert "Q4_K_M" in wrong.err
+    assert meditron("quantize", model, "--threads", "0", "--out", tmp_path).code == 2
