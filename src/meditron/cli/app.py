@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from meditron.cli.chat import chat
 from meditron.cli.compare import compare
 from meditron.cli.convert import convert
 from meditron.cli.errors import guarded
@@ -40,6 +41,7 @@ VERBS: tuple[Callable[..., int | None], ...] = (
     parse,
     inspect,
     generate,
+    chat,
     convert,
     quantize,
     evaluate,

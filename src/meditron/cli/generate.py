@@ -1,24 +1,41 @@
-"""`meditron generate`: a model's answer to one prompt."""
+"""`meditron generate`: a model's answer to one prompt, or to each of a file."""
 
 import sys
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from meditron.cli.options import STDIN, Json, emit
+from meditron.cli.options import STDIN, EngineName, Json, emit
 from meditron.ground.console import clean, say
 from meditron.ground.errors import UsageError
 from meditron.ground.notice import ADVISORY
 from meditron.ground.units import duration
+
+if TYPE_CHECKING:
+    from meditron.engine import Reply
 
 __all__ = ["generate"]
 
 
 def generate(
     model: Annotated[str, Parameter(help="A MODEL: a run's stage, an HF folder, a .gguf file, pypi:….")],
-    prompt: Annotated[str, Parameter(help="What to answer or go on from; - reads it from stdin.")],
+    prompt: Annotated[
+        str | None, Parameter(help="What to answer or go on from; - reads it from stdin.")
+    ] = None,
     /,
     *,
+    jsonl: Annotated[
+        str | None,
+        Parameter(
+            help='Answer every line of this file (-: stdin), {"prompt": TEXT} or {"messages": […]}, '
+            "with a JSON line; an id is kept."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        Parameter(help="Append the lines of --jsonl to this file; ids that it has are not asked again."),
+    ] = None,
     temperature: Annotated[
         float, Parameter(show_default=True, help="0 takes the likeliest token always.")
     ] = 0.0,
@@ -31,36 +48,63 @@ def generate(
         float, Parameter(help="Draw from the likeliest tokens that hold this probability.")
     ] = 1.0,
     top_k: Annotated[int, Parameter(help="Draw from this many of the likeliest tokens; 0 for all.")] = 0,
+    engine: EngineName = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        Parameter(help="Number format of the weights; float32 on a CPU, bfloat16 on a GPU when absent."),
+        Parameter(help="Number format in torch; float32 on a CPU, bfloat16 on a GPU when absent."),
     ] = None,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Let a model answer a prompt, or go on from it, and print the text as it comes.
 
     For example:
 
         meditron generate runs/quickstart/pretrain "Hypertension is treated with" --max-tokens 40
+        meditron generate runs/quickstart/quantize:Q4_K_M --jsonl prompts.jsonl --out answers.jsonl
     """
+    from meditron.cli.batch import answer_all
     from meditron.engine import load
+    from meditron.engine.base import Prompt, check_settings
+    from meditron.store.files import reading
 
+    if (prompt is None) == (jsonl is None):
+        raise UsageError(
+            "generate needs a PROMPT or --jsonl FILE, and not both", hint="meditron generate --help"
+        )
+    if out is not None and jsonl is None:
+        raise UsageError("--out is for the answers to --jsonl", hint="send one answer there with >")
+    check_settings(max_tokens, temperature, top_k, top_p)
+    if jsonl is not None and jsonl != STDIN:
+        with reading(Path(jsonl)):
+            Path(jsonl).stat()  # before the model is loaded
     text = _read() if prompt == STDIN else prompt
     say(ADVISORY)
-    with load(model, dtype=dtype) as engine:
-        reply = engine.generate(
-            text,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            raw=raw,
-        )
-        for piece in () if as_json else reply:
-            sys.stdout.write(clean(piece))
-            sys.stdout.flush()
-        done = reply.finish()
+    with load(model, dtype=dtype, backend=engine) as opened:
+
+        def reply(asked: Prompt) -> "Reply":
+            return opened.generate(
+                asked,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+                raw=raw,
+            )
+
+        if jsonl is not None:
+            return int(answer_all(jsonl, out, lambda asked: reply(asked).finish()) > 0)
+        assert text is not None  # noqa: S101  # one of the two
+        _show(reply(text), as_json=as_json)
+    return 0
+
+
+def _show(reply: "Reply", *, as_json: bool) -> None:
+    """Print one answer, piece by piece, or as one object."""
+    for piece in () if as_json else reply:
+        sys.stdout.write(clean(piece))
+        sys.stdout.flush()
+    done = reply.finish()
     if as_json:
         emit({"text": done.text, "tokens": done.tokens, "seconds": round(done.seconds, 3), "stop": done.stop})
     else:

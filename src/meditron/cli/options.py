@@ -4,11 +4,11 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-__all__ = ["STDIN", "Json", "Out", "RecipeFile", "Set", "emit", "emit_line"]
+__all__ = ["STDIN", "EngineName", "Json", "Out", "RecipeFile", "Set", "emit", "emit_line"]
 
 # What UTF-8 cannot hold, and control characters that JSON lets stand but a terminal would obey.
 _UNPRINTED = re.compile("[\x7f-\x9f\ud800-\udfff]")
@@ -16,6 +16,10 @@ STDIN = "\0-"
 """What a lone `-` becomes before words are parsed, which would take it for a flag; nobody can type a NUL."""
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object on stdout.")]
+EngineName = Annotated[
+    Literal["torch", "llama.cpp"] | None,
+    Parameter(help="What runs the model; when absent llama.cpp for a quantized GGUF file, else torch."),
+]
 RecipeFile = Annotated[Path, Parameter(help="The recipe, a TOML file.")]
 Set = Annotated[
     tuple[str, ...],

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meditron.ground.errors import UsageError
-from meditron.model.sampling import check
+from meditron.model import sampling
 from meditron.text.chat import Message, render
 from meditron.text.tokenizer import Tokenizer
 
@@ -24,6 +24,7 @@ __all__ = [
     "Reply",
     "Stop",
     "check_pair",
+    "check_settings",
     "prompt_ids",
     "room",
 ]
@@ -177,11 +178,17 @@ class Engine(Protocol):
         ...
 
 
-def room(given: int, context: int, max_tokens: int, temperature: float, top_k: int, top_p: float) -> int:
-    """How many tokens may follow a prompt of `given` tokens; UsageError where there can be none."""
+def check_settings(max_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+    """UsageError for settings out of range, whatever the prompt."""
     if max_tokens < 1:
         raise UsageError(f"{max_tokens} tokens are no text", hint="max_tokens is 1 or more")
-    check(given, context, temperature, top_k, top_p)
+    sampling.check_settings(temperature, top_k, top_p)
+
+
+def room(given: int, context: int, max_tokens: int, temperature: float, top_k: int, top_p: float) -> int:
+    """How many tokens may follow a prompt of `given` tokens; UsageError where there can be none."""
+    check_settings(max_tokens, temperature, top_k, top_p)
+    sampling.check(given, context, temperature, top_k, top_p)
     return min(max_tokens, context - given)
 
 

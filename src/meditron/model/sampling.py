@@ -2,7 +2,7 @@
 
 from meditron.ground.errors import UsageError
 
-__all__ = ["check"]
+__all__ = ["check", "check_settings"]
 
 
 def check(prompt: int, context: int, temperature: float, top_k: int, top_p: float) -> None:
@@ -11,6 +11,11 @@ def check(prompt: int, context: int, temperature: float, top_k: int, top_p: floa
         raise UsageError("the prompt has no tokens", hint="give it at least one word")
     if prompt >= context:
         raise UsageError(f"the prompt has {prompt} tokens; the model's context is {context}")
+    check_settings(temperature, top_k, top_p)
+
+
+def check_settings(temperature: float, top_k: int, top_p: float) -> None:
+    """Raise UsageError for settings out of range."""
     if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
         raise UsageError(
             f"temperature {temperature}, top_k {top_k}, top_p {top_p} cannot be sampled with",

@@ -1,0 +1,149 @@
+"""Many prompts from one file: a JSON line for each answer, as soon as it is there."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Set
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from meditron.cli.options import STDIN, emit_line
+from meditron.engine.base import Generation, Prompt
+from meditron.ground.console import progress, say
+from meditron.ground.errors import InputError, MeditronError
+from meditron.store.files import atomic, reading, storing
+
+__all__ = ["answer_all"]
+
+
+def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generation]) -> int:
+    """Answer every line of `source` and say how many could not be.
+
+    A line is `{"prompt": TEXT}` or `{"messages": […]}`; its `id` is kept, and is its number where there is
+    none. Answers go to stdout, or to the end of `out`, whose own are not asked for again. A line that fails
+    leaves its error instead. Raises InputError for an `out` that holds something else.
+    """
+    done = _answered(out) if out is not None else frozenset[str]()
+    failed = 0
+    with ExitStack() as closing:
+        if out is not None:
+            closing.enter_context(storing(out))
+            file = closing.enter_context(out.open("a", encoding="utf-8"))
+        bar = closing.enter_context(progress("generate", _count(source), "prompts", start=len(done)))
+        for number, line in _lines(source):
+            row = _answer(source, number, line, answer, done)
+            if row is None:
+                continue
+            text = json.dumps(row, ensure_ascii=False) + "\n"
+            if out is None:
+                emit_line(text)
+                sys.stdout.flush()
+            else:
+                file.write(text.encode(errors="replace").decode())
+                file.flush()
+            failed += "error" in row
+            bar.advance()
+    if failed:
+        say(f"{failed:,} prompts could not be answered: their lines say why")
+    return failed
+
+
+def _answer(
+    source: str, number: int, line: bytes, answer: Callable[[Prompt], Generation], done: Set[str]
+) -> dict[str, Any] | None:
+    """The line that answers a line; None where it was answered before."""
+    name: Any = number
+    try:
+        row = _row(source, number, line)
+        name = row.get("id", number)
+        if _key(name) in done:
+            return None
+        told = answer(_prompt(source, number, row))
+    except MeditronError as error:
+        return {"id": name, "error": error.message}
+    return {
+        "id": name,
+        "text": told.text,
+        "tokens": told.tokens,
+        "seconds": round(told.seconds, 3),
+        "stop": told.stop,
+    }
+
+
+def _row(source: str, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _bad(source, number, f"not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise _bad(source, number, f"a {type(row).__name__} where an object should be")
+    return row
+
+
+def _prompt(source: str, number: int, row: dict[str, Any]) -> Prompt:
+    prompt, messages = row.get("prompt"), row.get("messages")
+    if isinstance(prompt, str) and messages is None:
+        return prompt
+    if prompt is None and isinstance(messages, list) and messages and all(map(_is_message, messages)):
+        return messages
+    raise _bad(source, number, 'holds neither {"prompt": TEXT} nor {"messages": [{"role", "content"}, …]}')
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and "content" in value
+
+
+def _bad(source: str, number: int, problem: str) -> InputError:
+    return InputError("stdin" if source == STDIN else source, problem, place=f"line {number}")
+
+
+def _lines(source: str) -> Iterator[tuple[int, bytes]]:
+    with ExitStack() as closing:
+        file = sys.stdin.buffer
+        if source != STDIN:
+            path = Path(source)
+            closing.enter_context(reading(path))
+            file = closing.enter_context(path.open("rb"))
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line
+
+
+def _count(source: str) -> int | None:
+    """How many lines there are, where they can be read twice."""
+    if source == STDIN or not Path(source).is_file():
+        return None
+    return sum(1 for _ in _lines(source))
+
+
+def _key(name: object) -> str:
+    return json.dumps(name, sort_keys=True)
+
+
+def _answered(out: Path) -> frozenset[str]:
+    """Ids that `out` has answers for; errors, and a line that a kill cut off, are taken out of it."""
+    if not out.exists():
+        return frozenset()
+    kept: dict[str, bytes] = {}
+    with reading(out):
+        lines = out.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise _not_ours(out, number) from error
+        if not isinstance(row, dict) or "id" not in row or not {"text", "error"} & set(row):
+            raise _not_ours(out, number)
+        if "text" in row:
+            kept[_key(row["id"])] = line
+    with atomic(out) as file:
+        file.writelines(kept.values())
+    return frozenset(kept)
+
+
+def _not_ours(out: Path, number: int) -> InputError:
+    return InputError(
+        out, "is no file of answers", place=f"line {number}", hint="name another file with --out"
+    )

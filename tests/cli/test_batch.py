@@ -1,0 +1,140 @@
+"""`generate --jsonl`: a line for each line, whatever becomes of the others."""
+
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from command import Command
+from meditron.engine import load
+from meditron.engine.llamacpp import LlamaCppEngine
+from meditron.model.weights import save_gguf
+from tiny import tiny_hf
+
+PROMPTS = [
+    {"id": "a", "prompt": "Aspirin inhibits"},
+    {"prompt": "Metformin is"},
+    {"id": 7, "messages": [{"role": "user", "content": "Sepsis"}]},
+    {"id": "long", "prompt": "a " * 400},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_hf(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    lines = [json.dumps(row) for row in PROMPTS]
+    lines[1:1] = ["", "{damaged", "[1]"]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return tmp_path / "prompts.jsonl"
+
+
+def rows(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_line_is_answered_or_says_why_not(meditron: Command, model: Path, prompts: Path) -> None:
+    said = meditron("generate", model, "--jsonl", prompts, "--max-tokens", "4")
+    assert said.code == 1
+    answers = {row["id"]: row for row in rows(said.out)}
+    assert list(answers) == ["a", 3, 4, 5, 7, "long"]
+    for name, told in {
+        3: "line 3): not JSON",
+        4: "a list where",
+        7: "template",
+        "long": "context is",
+    }.items():
+        assert told in answers[name]["error"]
+    alone = json.loads(meditron("generate", model, "Metformin is", "--max-tokens", "4", "--json").out)
+    assert answers[5]["text"] == alone["text"]
+    assert set(answers["a"]) == {"id", "text", "tokens", "seconds", "stop"}
+    assert "4 prompts could not be answered" in said.err
+
+
+def test_lines_come_from_stdin_too(
+    meditron: Command, model: Path, monkeypatch: pytest.MonkeyPatch, prompts: Path
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(prompts.read_bytes().splitlines()[0])))
+    said = meditron("generate", model, "--jsonl", "-", "--max-tokens", "4")
+    assert said.code == 0, said.err
+    assert [row["id"] for row in rows(said.out)] == ["a"]
+
+
+def test_a_file_of_answers_goes_on_where_a_kill_left_it(
+    meditron: Command, model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    out, asked = tmp_path / "answers.jsonl", ("generate", model, "--jsonl", prompts, "--max-tokens", "4")
+    assert meditron(*asked, "--out", out).out == ""
+    whole = rows(out.read_text(encoding="utf-8"))
+    kept = {"id": "a", "text": "kept as it was", "tokens": 1, "seconds": 0.0, "stop": "end"}
+    out.write_text(json.dumps(kept) + '\n{"id": 5, "te', encoding="utf-8")
+    assert meditron(*asked, "--out", out).code == 1
+    again = rows(out.read_text(encoding="utf-8"))
+    assert again[0] == kept
+    assert [row["id"] for row in again] == [row["id"] for row in whole]
+    # Errors are tried again, and stand there once.
+    assert meditron(*asked, "--out", out).code == 1
+    assert sorted(str(row["id"]) for row in rows(out.read_text("utf-8"))) == sorted(
+        str(row["id"]) for row in whole
+    )
+
+
+def test_no_other_file_is_taken_for_answers(meditron: Command, model: Path, prompts: Path) -> None:
+    before = prompts.read_bytes()
+    said = meditron("generate", model, "--jsonl", prompts, "--out", prompts)
+    assert said.code == 1
+    assert "is no file of answers" in said.err
+    assert prompts.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "needs a PROMPT or --jsonl"),
+        (["word", "--jsonl", "x.jsonl"], "not both"),
+        (["word", "--out", "x.jsonl"], "--out is for"),
+        (["--jsonl", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--jsonl", "x.jsonl", "--temperature", "-1"], "temperature"),
+        (["word", "--engine", "llama.cpp"], "GGUF files"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_loaded(
+    meditron: Command, model: Path, words: list[str], told: str
+) -> None:
+    said = meditron("generate", model, *words)
+    assert (said.code, said.out) == (2, "")
+    assert told in said.err
+
+
+def test_a_killed_llama_cpp_fails_one_line_and_the_others_are_answered(
+    meditron: Command, model: Path, tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = tmp_path / "F32.gguf"
+    with load(str(model)) as engine:
+        save_gguf(engine.model, engine.model.config, engine.tokenizer, gguf, "F32")
+    prompts.write_text("".join(f'{{"prompt": "word {n}"}}\n' for n in range(3)), encoding="utf-8")
+    ask, killed = LlamaCppEngine.generate, []
+
+    def killing(self: LlamaCppEngine, *args, **settings):
+        reply = ask(self, *args, **settings)
+        if not killed:
+            next(reply)
+            killed.append(self.child.pid)
+            os.kill(self.child.pid, signal.SIGKILL)
+        return reply
+
+    monkeypatch.setattr(LlamaCppEngine, "generate", killing)
+    words = ("generate", gguf, "--jsonl", prompts, "--engine", "llama.cpp", "--max-tokens", "200", "--raw")
+    said = meditron(*words)
+    assert said.code == 1
+    first, *others = rows(said.out)
+    assert "killed by SIGKILL" in first["error"]
+    assert gguf.name in first["error"]
+    assert [row["id"] for row in others] == [2, 3]
+    assert all(row["tokens"] for row in others)
