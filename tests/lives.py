@@ -193,7 +193,7 @@ class Life:
             model=model,
             task=TASK,
             version=1,
-            layout="sections",
+            layout="sections/1",
             mode="options",
             shots=0,
             n=self.whole(),

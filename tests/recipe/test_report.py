@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from lives import MODELS, TASK, Life
 from meditron.ground.errors import InputError
 from meditron.ground.notice import ADVISORY
 from meditron.ground.statistics import bootstrap_ratio, paired_bootstrap
 from meditron.recipe.report import StagePlace, render
+from meditron.release.card import run as write_card
+from meditron.release.card_config import CardConfig
 from meditron.store.manifest import Git, InputRecord, Manifest, fingerprint, record_files, write_manifest
 from meditron.store.results import Comparison, EvaluationResult, Perplexity, write_results
 
@@ -273,3 +277,51 @@ def test_nothing_half_written_is_left(run: tuple[Path, list[StagePlace]]) -> Non
     folder, stages = run
     render("small", folder, stages)
     assert {path.name for path in folder.iterdir() if path.is_file()} == {"report.html", "report.json"}
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
+    """A whole life, its card written and its report rendered."""
+    life = Life(tmp_path_factory.mktemp("runs") / "small")
+    config = CardConfig()
+    inputs = {key: life.artifact(name) for key, name in config.inputs().items()}
+    life.finish("card", inputs=config.inputs(), metrics=write_card(config, inputs, life.place("card")))
+    names = ("corpus", "tokenize", "pretrain", "finetune", "quantize", "evaluate", "card")
+    render("small", life.folder, [(name, name, life.folder / name) for name in names])
+    return life
+
+
+def objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a JSON value."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from objects(inner)
+    if isinstance(value, dict):
+        yield value
+
+
+def test_json_tells_every_model_task_and_difference_by_name(life: Life) -> None:
+    text = (life.folder / "report.json").read_text(encoding="utf-8")
+    report = json.loads(text)
+    for word in (*MODELS, TASK, "naive Bayes", "majority", "base (calibrated)"):
+        assert word in text
+    found = [one for one in objects(report) if {"difference", "interval"} <= one.keys()]
+    assert found == report["differences"] == life.result.model_dump(mode="json")["differences"]
+    assert all(one["a"] and one["b"] and one["what"] for one in found)
+    assert report["tasks"]["finetune"][TASK]["accuracy"] == life.result.tasks["finetune"][TASK].accuracy
+    assert report["baselines"][TASK].keys() == {"majority", "position", "naive Bayes"}
+    assert report["fidelity"][0]["against"] == "finetune"
+    assert not {"tasks", "baselines", "rows"} & report["stages"]["evaluate"]["metrics"].keys()
+
+
+def test_page_has_one_row_a_model_and_what_each_step_did(life: Life) -> None:
+    page = outline(life.folder)
+    for name in (*MODELS, "base (calibrated)", "majority", "naive Bayes"):
+        assert name in page.cells
+    score = life.result.tasks["quantize:Q4_K_M"][TASK]
+    low, high = (100 * end for end in score.interval)
+    assert f"{100 * score.accuracy:.1f} %[{low:.1f}, {high:.1f}]" in page.cells
+    assert {"base → pretrain", "pretrain → finetune", "finetune → quantize:Q4_K_M"} <= set(page.cells)
+    assert {"card/report.html", "card/README.md"} <= set(page.links)
+    assert all(link.startswith("#") or (life.folder / link).is_file() for link in page.links)
+    assert "1 × Q6_K, 1 × Q8_0" in page.cells

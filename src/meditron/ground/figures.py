@@ -2,7 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["FORMS", "count", "decimal", "interval", "nats", "percent", "perplexity", "points", "probability"]
+__all__ = [
+    "FORMS",
+    "count",
+    "decimal",
+    "interval",
+    "nats",
+    "percent",
+    "perplexity",
+    "points",
+    "probability",
+    "ratio",
+]
 
 
 def count(value: float) -> str:
@@ -36,6 +47,11 @@ def nats(value: float) -> str:
     return _minus(f"{value:+.4f}")
 
 
+def ratio(value: float) -> str:
+    """What is near one: `1.0312`."""
+    return f"{value:.4f}"
+
+
 def probability(value: float) -> str:
     """A p-value: `0.034`, `< 0.001`."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -51,5 +67,14 @@ def _minus(text: str) -> str:
     return text.replace("-", "−") if "e" not in text else text
 
 
-FORMS: tuple[Callable[[float], str], ...] = (count, decimal, perplexity, percent, points, nats, probability)
+FORMS: tuple[Callable[[float], str], ...] = (
+    count,
+    decimal,
+    perplexity,
+    percent,
+    points,
+    nats,
+    ratio,
+    probability,
+)
 """Every form that a measured value is written in."""

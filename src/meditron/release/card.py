@@ -21,8 +21,8 @@ def run(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[s
 
     Returns:
         metrics: `name` and `model` (the released model's stage), `license` and `base_model` as the hub reads
-        them, `stages` (those the card stands on), `fallbacks` (file → type → matrices that have it instead of
-        the one asked for), `energy` (see `card_energy.estimate`).
+        them, `stages` (those the card stands on), `energy` (see `card_energy.estimate`), `fallbacks` (file →
+        type → matrices that have it instead of the one asked for).
 
     Raises:
         UsageError: the inputs leave no model, or not one, to be described.
@@ -41,8 +41,8 @@ def run(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[s
         "license": config.license or NOT_STATED,
         "base_model": config.base_model,
         "stages": list(facts.chain.stages),
-        "fallbacks": facts.fallbacks,
         "energy": dict(facts.energy),
+        "fallbacks": facts.fallbacks,
     }
 
 

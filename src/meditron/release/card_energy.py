@@ -18,13 +18,11 @@ def estimate(stages: Sequence[Manifest], config: EnergyConfig) -> dict[str, Any]
     Computation", Advanced Science 2021. A stage's seconds are those of the attempt that finished it.
 
     Returns:
-        `stages`: name → `seconds`, `watts`, `kwh`, `kgco2e` (kg CO2e); `seconds`, `kwh`, `kgco2e` of all.
+        `kwh`, `kgco2e` (kg CO2e) and `seconds` of all; `stages`: name → the same and `watts`.
     """
     told = {stage.name: _stage(stage, config) for stage in stages}
-    return {
-        "stages": told,
-        **{key: sum(one[key] for one in told.values()) for key in ("seconds", "kwh", "kgco2e")},
-    }
+    sums = {key: sum(one[key] for one in told.values()) for key in ("kwh", "kgco2e", "seconds")}
+    return {**sums, "stages": told}
 
 
 def _stage(stage: Manifest, config: EnergyConfig) -> dict[str, float]:

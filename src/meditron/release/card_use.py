@@ -51,18 +51,18 @@ def prompt(sheet: Sheet, facts: CardFacts) -> None:
         sheet.text(f"{stage.name} was trained {_TEMPLATES[stage.config['template']]}.")
     if not finetuned:
         sheet.text("It was not finetuned on any template: give it the beginning of a text to go on with.")
-    tasks = [stage.metrics["task"] for stage in finetuned if stage.metrics.get("task")]
-    layouts = {task["name"]: task["layout"]["name"] for task in tasks}
+    told = [stage.metrics["task"] for stage in finetuned if stage.metrics.get("task")]
+    layouts = {task["name"]: f"{task['layout']['name']}/{task['layout']['version']}" for task in told}
     for scores in facts.result.tasks.values() if facts.result else ():
         layouts |= {name: score.layout for name, score in scores.items()}
-    for task, layout in layouts.items():
-        sheet.text(f"A question of {task}, in the layout “{layout}”; the answer follows after a blank:")
-        sheet.code(_laid_out(layout))
+    for task, name in layouts.items():
+        sheet.text(f"A question of {task} is laid out as {name}; the answer follows after a blank:")
+        sheet.code(_laid_out(name))
 
 
 def _laid_out(name: str) -> str:
-    """The prompt of a layout, with names where a question's own texts stand."""
-    layout = find_layout(name)
+    """The prompt of a layout (`sections/1`), with names where a question's own texts stand."""
+    layout = find_layout(name.partition("/")[0])
     options = layout.options or ("{option}", "{another option}")
     question = Question(id=name, text="{question}", options=options, gold=0, context="{context}")
     return layout.render(question).prompt

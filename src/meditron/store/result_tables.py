@@ -165,7 +165,7 @@ def fidelity(result: EvaluationResult) -> Table:
             one.source,
             figures.count(one.documents),
             figures.count(one.n_tokens),
-            f"{figures.decimal(one.perplexity_ratio)}{_within(one.intervals, 'perplexity_ratio')}",
+            f"{figures.ratio(one.perplexity_ratio)}{_within(one.intervals, 'perplexity_ratio')}",
             f"{figures.decimal(one.kl_mean)}{_within(one.intervals, 'kl_mean')}",
             figures.decimal(one.kl_99),
             f"{figures.percent(one.top_agreement)}{_within(one.intervals, 'top_agreement')}",
@@ -309,5 +309,7 @@ def _ends(one: Comparison) -> str:
 
 
 def _within(intervals: Mapping[str, tuple[float, float]], name: str) -> str:
-    form = figures.percent if name == "top_agreement" else figures.decimal
-    return f" {figures.interval(intervals[name], form)}" if name in intervals else ""
+    forms = {"top_agreement": figures.percent, "perplexity_ratio": figures.ratio}
+    return (
+        f" {figures.interval(intervals[name], forms.get(name, figures.decimal))}" if name in intervals else ""
+    )

@@ -1,0 +1,108 @@
+"""What an evaluation found, as tables and sentences, against its records."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lives import MODELS, SOURCES, TASK, Life
+from meditron.store import result_tables as tables
+from meditron.store.results import Comparison, EvaluationResult
+
+INPUTS = {
+    "corpus": {"pubmed": "file:papers"},
+    "pretrain": {"base": "pypi:a", "corpus": "corpus"},
+    "finetune": {"base": "pretrain", "corpus": "corpus"},
+    "quantize": {"model": "finetune"},
+}
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> EvaluationResult:
+    return Life(tmp_path_factory.mktemp("runs") / "small").result
+
+
+def comparison(difference: float, low: float, high: float, **of: str) -> Comparison:
+    return Comparison(
+        a="base",
+        b="finetune",
+        what="x",
+        n=600,
+        difference=difference,
+        interval=(low, high),
+        p=0.01,
+        detectable=0.05,
+        **of,
+    )
+
+
+def test_the_overview_has_a_row_for_each_model_rule_and_baseline(result: EvaluationResult) -> None:
+    table = tables.overview(result, SOURCES)
+    asked = ["base", "base (calibrated)", *MODELS[1:], "majority", "position", "naive Bayes"]
+    assert [row[0] for row in table.rows] == asked
+    cells = {row[0]: dict(zip(table.headers, row, strict=True)) for row in table.rows}
+    wiki = result.perplexity["finetune"]["wiki"]
+    low, high = wiki.interval
+    told = cells["finetune"]["wiki (general): perplexity"]
+    assert told == f"{wiki.perplexity:.2f} [{low:.2f}, {high:.2f}]"
+    (header,) = [header for header in table.headers if header.startswith(TASK)]
+    calibrated = result.tasks["base"][TASK].rules["calibrated"].accuracy
+    assert cells["base (calibrated)"][header].startswith(f"{100 * calibrated:.1f} % [")
+    assert cells["naive Bayes"]["wiki (general): perplexity"] == ""
+
+
+def test_a_step_is_told_by_every_measure_whether_it_was_compared_or_not(result: EvaluationResult) -> None:
+    parents = tables.origins(result, INPUTS)
+    assert parents == {"pretrain": "base", "finetune": "pretrain", "quantize:Q4_K_M": "finetune"}
+    rows = tables.steps(result, parents).rows
+    assert len(rows) == 3 * (len(SOURCES) + 1)
+    told = {(row[0], row[1]): row for row in rows}
+    assert told["pretrain → finetune", "pubmed: perplexity"][4] == "not compared"
+    compared = next(one for one in result.differences if one.b == "pretrain" and one.task)
+    row = told["base → pretrain", f"{TASK}: accuracy"]
+    assert row[4].startswith(f"{100 * compared.difference:+.1f}".replace("-", "−"))
+    assert row[5] == tables.verdict(compared)
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "words"),
+    [
+        (comparison(-0.2, -0.3, -0.1, source="pubmed"), "better", "finetune predicts better than base"),
+        (comparison(0.2, 0.1, 0.3, source="pubmed"), "worse", "finetune predicts worse than base"),
+        (comparison(0.2, 0.1, 0.3, task=TASK), "better", "finetune is right more often than base"),
+        (comparison(-0.2, -0.3, -0.1, task=TASK), "worse", "finetune is right less often than base"),
+        (
+            comparison(0.02, -0.01, 0.05, task=TASK),
+            "not shown to differ",
+            "no difference between finetune and base is shown: +2.0 percentage points, 95 % interval −1.0 to "
+            "+5.0; one of 5.0 would have been seen",
+        ),
+    ],
+)
+def test_better_and_worse_are_what_the_measure_means(
+    result: EvaluationResult, found: Comparison, verdict: str, words: str
+) -> None:
+    assert tables.verdict(found) == verdict
+    assert words in tables.sentence(found, result, SOURCES)
+    assert tables.differences([found]).rows[0][-1] == verdict
+
+
+def test_an_answer_by_next_token_has_a_row_of_its_own(result: EvaluationResult) -> None:
+    score = result.tasks["base"][TASK].model_copy(update={"mode": "next-token", "rule": None, "rules": {}})
+    table = tables.rules(result.model_copy(update={"tasks": {"base": {TASK: score}}}))
+    assert [row[2] for row in table.rows if row[1] == "base"] == ["next-token"]
+
+
+def test_nothing_found_is_an_empty_table(result: EvaluationResult) -> None:
+    none = EvaluationResult(rows="r", dtype="float32", seed=1, resamples=100)
+    assert not tables.overview(none, {}).rows
+    assert not tables.steps(none, {}).rows
+    assert not tables.fidelity(none).rows
+
+
+def test_fidelity_is_told_with_its_intervals(result: EvaluationResult) -> None:
+    (found,) = result.fidelity
+    (row,) = tables.fidelity(result).rows
+    assert f"{found.kl_mean:.4g} [" in " ".join(row)
+    assert re.search(rf"{100 * found.top_agreement:.1f} % \[", " ".join(row))
+    assert Path(found.model).name in row
