@@ -158,9 +158,9 @@ def _result(
     differences = perplexity.compared(measured.texts, pairs, seed=seed, resamples=resamples)
     tasks: dict[str, dict[str, TaskScore]] = {}
     baselines: dict[str, dict[str, Baseline]] = {}
-    for file, exam in exams.items():
+    for spec, (file, exam) in zip(config.tasks, exams.items(), strict=True):
         answers = measured.answers[file]
-        reference = accuracy.bayes(exam, training(config, inputs, exam.task))
+        reference = accuracy.bayes(exam, training(config, inputs, spec, exam.task))
         baselines[exam.task.name] = accuracy.baselines(exam, reference)
         for name, rows in answers.items():
             tasks.setdefault(name, {})[exam.task.name] = accuracy.score(exam, rows, file)
@@ -179,8 +179,10 @@ def _result(
     )
 
 
-def training(config: EvaluateConfig, inputs: Mapping[str, Artifact], task: Task) -> Sequence[Question]:
-    """The rows that naive Bayes learns from: those that a finetune of the task used, where one is evaluated.
+def training(
+    config: EvaluateConfig, inputs: Mapping[str, Artifact], spec: str, task: Task
+) -> Sequence[Question]:
+    """The rows that naive Bayes learns from: those of the first finetune of `spec` that is evaluated, if any.
 
     Raises:
         InputError: the finetune's rows or the task's files are damaged.
@@ -188,7 +190,7 @@ def training(config: EvaluateConfig, inputs: Mapping[str, Artifact], task: Task)
     if config.train_baseline is None:
         for artifact in inputs.values():
             used = artifact.path / _TRAINED_ON
-            if artifact.manifest and artifact.manifest.config.get("task") == task.name and used.is_file():
-                ids = {row.get("id") for row in read_jsonl(used)}
+            if artifact.manifest and artifact.manifest.config.get("task") == spec and used.is_file():
+                ids = {row.get("id") for row in read_jsonl(used) if row.get("split") == "train"}
                 return [question for question in task.rows("train") if question.id in ids]
     return task.rows("train", BAYES_ROWS if config.train_baseline is None else config.train_baseline)

@@ -1,0 +1,114 @@
+"""`evaluate` as it is typed: on a task, and against another model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command import Command
+from meditron.store.jsonl import JsonlWriter
+from tiny import TEXTS, tiny_hf
+
+QUESTIONS = [
+    {"id": f"q{n}", "question": f"{TEXTS[n % 5]} ({n})", "options": ["yes", "no"], "gold": n % 2}
+    for n in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_hf(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS), encoding="utf-8")
+    return path
+
+
+def test_a_task_gives_the_stable_fields_and_the_rows(meditron: Command, model: Path, questions: Path) -> None:
+    said = meditron("evaluate", model, "--task", questions, "--shots", "2", "--rule", "calibrated", "--json")
+    assert said.code == 0, said.err
+    told = json.loads(said.out)
+    stable = "task version mode shots n accuracy interval majority position parse_rate answer_mass"
+    assert {*stable.split(), "prompt_sha256", "data_sha256", "rows"} <= set(told)
+    assert (told["task"], told["shots"], told["n"], told["rule"]) == ("questions", 2, 12, "calibrated")
+    assert len(told["shot_ids"]) == 3
+    rows = [json.loads(line) for line in Path(told["rows"]).read_text(encoding="utf-8").splitlines()]
+    assert {row["id"] for row in rows} == {row["id"] for row in QUESTIONS}
+    assert {"gold", "prediction", "correct", "scores"} <= set(rows[0])
+    assert told["accuracy"] == sum(row["correct"] for row in rows) / 12
+
+
+def test_the_table_tells_how_and_how_sure(meditron: Command, model: Path, questions: Path) -> None:
+    asked = ("evaluate", model, "--task", questions, "--mode", "next-token", "--questions", "10")
+    said = meditron(*asked)
+    assert said.code == 0, said.err
+    for word in ("next-token", "95 % interval", "parse rate", "answer mass", "majority", "torch"):
+        assert word in said.out
+    assert "rows: evaluations" in said.err
+    again = meditron(*asked)
+    assert again.out == said.out
+    assert "10 questions" not in again.err, "it was computed again"
+
+
+def test_two_models_rows_compare(meditron: Command, model: Path, questions: Path, tmp_path: Path) -> None:
+    other = tiny_hf(tmp_path / "other", seed=1)
+    for one in (model, other):
+        assert meditron("evaluate", one, "--task", questions, "--out", tmp_path / "both").code == 0
+    specs = [f"{tmp_path}/both:{one}" for one in (model, other)]
+    told = json.loads(meditron("compare", *specs, "--json").out)
+    assert {"n", "difference", "interval", "p", "detectable", "mcnemar"} <= set(told)
+    assert (told["n"], told["task"]) == (12, "questions")
+    assert "accuracy, questions" in meditron("compare", *specs).out
+
+
+def test_against_another_model(meditron: Command, model: Path, tmp_path: Path) -> None:
+    with JsonlWriter(tmp_path / "corpus/heldout/pubmed/00000.jsonl.zst") as writer:
+        for n, text in enumerate(TEXTS):
+            writer.write({"id": f"pubmed:{n}", "text": text})
+    other = tiny_hf(tmp_path / "other", seed=1)
+    asked = (
+        "evaluate",
+        model,
+        "--against",
+        other,
+        "--corpus",
+        tmp_path / "corpus",
+        "--out",
+        tmp_path / "out",
+    )
+    told = json.loads(meditron(*asked, "--json").out)
+    stable = "n_tokens perplexity perplexity_against kl_mean kl_99 top_agreement intervals"
+    assert set(stable.split()) <= set(told)
+    assert told["kl_mean"] > 0
+    assert set(told["intervals"]) == {"perplexity_ratio", "kl_mean", "top_agreement"}
+    said = meditron(*asked)
+    assert "perplexity ratio" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["{model}"], "a task or a model"),
+        (["{model}", "--task", "a", "--against", "b"], "a task or a model"),
+        (["{model}", "--task", "pubmed-section"], "pubmed-sections"),
+        (["{model}", "--task", "pubmed-sections"], "corpus"),
+        (["{model}", "--task", "none.jsonl"], "no such file"),
+        (["{model}", "--against", "{model}"], "held-out text"),
+        (["{model}", "--task", "questions.jsonl", "--layout", "lettres"], "lettres"),
+        (["{model}", "--task", "questions.jsonl", "--shots", "-1"], "--shots"),
+        (["{model}", "--task", "questions.jsonl", "--shots", "12"], "too few for 12 shots"),
+        (["no/model", "--task", "questions.jsonl"], "no/model"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_in_one_line(
+    meditron: Command, model: Path, questions: Path, words: list[str], told: str
+) -> None:
+    said = meditron("evaluate", *[word.format(model=model) for word in words])
+    assert said.code == 2
+    assert said.out == ""
+    errors = [line for line in said.err.splitlines() if line.startswith(("meditron: error: ", "hint: "))]
+    assert told in "\n".join(errors)

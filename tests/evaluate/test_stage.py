@@ -1,0 +1,216 @@
+"""The stage with tasks and fidelity: its files, its page, what a kill leaves, what the baseline learns."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from meditron.evaluate.compare import compare
+from meditron.evaluate.config import Against, EvaluateConfig
+from meditron.evaluate.rows import FIDELITY, PERPLEXITY, FidelityRow, QuestionRow, read_rows
+from meditron.evaluate.stage import run, training
+from meditron.ground.errors import InputError, UsageError
+from meditron.release.quantize import quantize
+from meditron.store.artifact import Artifact
+from meditron.store.jsonl import JsonlWriter
+from meditron.store.manifest import Manifest
+from meditron.store.results import EvaluationResult, read_results
+from meditron.tasks.question import Question
+from meditron.tasks.registry import open_task
+from meditron.tasks.task import Questions
+
+Evaluate = Callable[..., EvaluationResult]
+
+
+@pytest.fixture
+def evaluate(corpus: Path, tiny: Path, other_tiny: Path, task_file: Path) -> Evaluate:
+    """Evaluate two models on the small task and against each other, into a folder."""
+
+    def evaluated(out: Path, models: dict[str, Path] | None = None, **settings: Any) -> EvaluationResult:
+        models = models or {"base": tiny, "finetune": other_tiny}
+        asked = {"models": tuple(models), "tasks": (str(task_file),), "seed": 1, "resamples": 500}
+        config = EvaluateConfig.model_validate(
+            {"fidelity": (Against(model=list(models)[-1], against="base"),), **asked, **settings}
+        )
+        paths = models | {"corpus": corpus, str(task_file): task_file}
+        run(config, {name: Artifact(name, path, f"{name}'s digest") for name, path in paths.items()}, out)
+        return read_results(out)
+
+    return evaluated
+
+
+def test_the_stage_leaves_every_measure_of_every_model(evaluate: Evaluate, tmp_path: Path) -> None:
+    found = evaluate(tmp_path / "out")
+    assert list(found.tasks) == list(found.perplexity) == ["base", "finetune"]
+    rows = read_rows(tmp_path / "out" / "drugs.jsonl", QuestionRow)
+    for name, scores in found.tasks.items():
+        own = [row for row in rows if row.model == name]
+        assert (scores["drugs"].n, scores["drugs"].rows) == (30, "drugs.jsonl")
+        assert scores["drugs"].accuracy == sum(row.correct for row in own) / 30
+    assert list(found.baselines["drugs"]) == ["majority", "position"]
+    assert [(f.model, f.against, f.source) for f in found.fidelity] == [
+        ("finetune", "base", source) for source in ("pubmed", "wiki")
+    ]
+    assert found.engines == {"base": "torch", "finetune": "torch"}
+    of_tasks = [d for d in found.differences if d.task]
+    assert [(d.a, d.b) for d in of_tasks] == [("base", "finetune"), ("base (calibrated)", "finetune")]
+    again = compare(f"{tmp_path}/out:base", f"{tmp_path}/out:finetune", seed=1, resamples=500)
+    assert [d.model_dump(exclude={"a", "b"}) for d in again if d.task] == [
+        of_tasks[0].model_dump(exclude={"a", "b"})
+    ]
+
+
+def test_the_page_holds_every_figure_of_tasks_and_fidelity(evaluate: Evaluate, tmp_path: Path) -> None:
+    found = evaluate(tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for scores in found.tasks.values():
+        score = scores["drugs"]
+        assert f"{100 * score.accuracy:.1f} %" in page
+        assert score.prompt_sha256 in page
+        for line in score.confusion:
+            assert all(f">{count}<" in page for count in line)
+    for one in found.fidelity:
+        assert f"{100 * one.top_agreement:.1f} %" in page
+    assert "answer mass" in page
+    assert "naive Bayes" not in page.replace("Naive Bayes", "")
+    assert page.count("<svg") == 2 + 1 + 1 + 2  # perplexities, the task, fidelity, differences of both kinds
+
+
+def test_by_next_token_no_rule_is_told(evaluate: Evaluate, tmp_path: Path) -> None:
+    found = evaluate(tmp_path / "out", mode="next-token", fidelity=())
+    score = found.tasks["base"]["drugs"]
+    assert (score.mode, score.rule, score.rules) == ("next-token", None, {})
+    assert [(d.a, d.b) for d in found.differences if d.task] == [("base", "finetune")]
+    assert not (tmp_path / "out" / FIDELITY).exists()
+
+
+def test_quantized_weights_are_labelled(evaluate: Evaluate, tiny: Path, tmp_path: Path) -> None:
+    [made] = quantize(str(tiny), ["Q8_0"], tmp_path)["files"]
+    path = Path(made["path"])
+    found = evaluate(tmp_path / "out", {"base": tiny, "quantize:Q8_0": path})
+    how = "torch on dequantized weights"
+    assert found.engines == {"base": "torch", "quantize:Q8_0": how}
+    assert {row.engine for row in read_rows(tmp_path / "out" / FIDELITY, FidelityRow)} == {how}
+    assert how in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert all(f.kl_mean < 0.01 and f.top_agreement > 0.9 for f in found.fidelity)
+
+
+def test_two_tasks_of_one_name_are_refused(
+    evaluate: Evaluate, corpus: Path, tiny: Path, task_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / task_file.name
+    twin.write_bytes(task_file.read_bytes())
+    config = EvaluateConfig(models=("base",), tasks=(str(task_file), str(twin)))
+    paths = {"base": tiny, "corpus": corpus, str(task_file): task_file, str(twin): twin}
+    inputs = {name: Artifact(name, path, "d") for name, path in paths.items()}
+    with pytest.raises(UsageError, match=r"both write drugs\.jsonl"):
+        run(config, inputs, tmp_path / "out")
+
+
+def test_a_tasks_file_is_an_input_of_the_stage() -> None:
+    config = EvaluateConfig(models=("base",), tasks=("pubmed-sections", "rows/exam.jsonl"))
+    assert config.inputs() == {"base": "base", "rows/exam.jsonl": "rows/exam.jsonl", "corpus": "corpus"}
+
+
+def a_manifest(config: dict[str, Any]) -> Manifest:
+    now = datetime.now(UTC)
+    return Manifest(
+        kind="finetune",
+        name="finetune",
+        fingerprint="f" * 64,
+        payload={},
+        config=config,
+        started=now,
+        ended=now,
+    )
+
+
+def test_naive_bayes_learns_from_what_the_finetune_learned_from(tmp_path: Path, task_file: Path) -> None:
+    told = tuple(Question(f"t{n}", "word", ("a", "b"), n % 2) for n in range(9))
+    task = open_task(str(task_file))
+    task = replace(task, read=lambda _: Questions(told))
+    with JsonlWriter(tmp_path / "rows.jsonl.zst") as writer:
+        for n, question in enumerate(told):
+            writer.write({"id": question.id, "split": "train" if n in (3, 4) else "heldout"})
+
+    config = EvaluateConfig(models=("finetune",))
+    inputs = {"finetune": Artifact("finetune", tmp_path, "d", a_manifest({"task": "drugs"}))}
+    assert training(config, inputs, "drugs", task) == list(told[3:5])
+    limited = config.model_copy(update={"train_baseline": 4})
+    assert training(limited, inputs, "drugs", task) == told[:4]
+    assert training(config, {}, "drugs", task) == told
+
+
+CHILD = """
+import sys, json
+from pathlib import Path
+from meditron.evaluate.config import EvaluateConfig
+from meditron.evaluate.stage import run
+from meditron.store.artifact import Artifact
+out, told = Path(sys.argv[1]), json.loads(sys.argv[2])
+inputs = {name: Artifact(name, Path(path), f"{name}'s digest") for name, path in told["paths"].items()}
+run(EvaluateConfig.model_validate(told["config"]), inputs, out)
+"""
+
+
+def test_killed_while_answering_it_goes_on_and_ends_with_the_same_files(
+    evaluate: Evaluate, corpus: Path, tiny: Path, other_tiny: Path, task_file: Path, tmp_path: Path
+) -> None:
+    evaluate(tmp_path / "whole")
+    out = tmp_path / "killed"
+    pair = {"model": "finetune", "against": "base"}
+    asked = {"models": ["base", "finetune"], "tasks": [str(task_file)], "seed": 1, "resamples": 500}
+    paths = {"base": tiny, "finetune": other_tiny, "corpus": corpus, str(task_file): task_file}
+    told = {
+        "config": asked | {"fidelity": [pair]},
+        "paths": {name: str(path) for name, path in paths.items()},
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(out), json.dumps(told)],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    answers = out / "drugs.jsonl"
+    while child.poll() is None and not (answers.exists() and answers.stat().st_size):
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    kept = answers.read_bytes()
+    assert b"\n" in kept
+    with answers.open("ab") as file:
+        file.write(kept[:40])
+    evaluate(out)
+    for name in (PERPLEXITY, "drugs.jsonl", FIDELITY, "results.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_only_the_same_questions_asked_alike_compare(evaluate: Evaluate, tmp_path: Path) -> None:
+    evaluate(tmp_path / "a", fidelity=())
+    evaluate(tmp_path / "b", fidelity=(), shots=2)
+    specs = (f"{tmp_path}/a/drugs.jsonl:base", f"{tmp_path}/b/drugs.jsonl:finetune")
+    with pytest.raises(InputError, match=r"30 of 30 questions have another prompt \(layout or shots\)"):
+        compare(*specs)
+    for field, other, said in (
+        ("version", 2, "another task version"),
+        ("question_sha256", "f" * 64, "other words, options or gold"),
+    ):
+        changed = [
+            json.loads(line) | {field: other}
+            for line in (tmp_path / "a/drugs.jsonl").read_text().splitlines()
+        ]
+        (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+        with pytest.raises(InputError, match=f"30 of 30 questions have {said}"):
+            compare(specs[0], f"{tmp_path}/c.jsonl:finetune")
+    [found] = compare(specs[0], f"{tmp_path}/a/drugs.jsonl:finetune")
+    assert (found.task, found.n) == ("drugs", 30)
+    assert found.mcnemar is not None
