@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
@@ -259,6 +259,14 @@ def test_stages_that_were_not_made_from_each_other_are_not_mixed(tmp_path: Path)
 
 
 @given(st.text(max_size=60))
+@example("12. ")
+@example("- ")
+@example("--- ")
+@example("# ")
+@example("[a]: b ")
+@example("[a](b)")
+@example("+0.5")
+@example("a|b")
 def test_no_text_becomes_markup(text: str) -> None:
     sheet = Markdown("title")
     sheet.text(f"{text}x")

@@ -17,9 +17,9 @@ _ACTIVE = re.compile(
     r"|&(?=#?\w+;)"  # an entity
     r"|~(?=~)"
     r"|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"  # an emphasis; inside a word an underscore is one
-    r"|^[#>=+-]"  # a heading, a quotation, a list
-    r"|(?<=^\d)[.)]"
+    r"|^(?:[#>]|[+-]+(?=\s|$)|---)"  # a heading, a quotation, a list, a line
 )
+_NUMBERED = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))")
 
 
 class Sheet(Protocol):
@@ -88,4 +88,4 @@ def _row(cells: Sequence[object], *, raw: bool = False) -> str:
 def _plain(value: object) -> str:
     """A text in one line that no reader of Markdown takes for anything else."""
     line = " ".join(clean(str(value)).split())
-    return _ACTIVE.sub(r"\\\g<0>", line)
+    return _NUMBERED.sub(r"\1\\", _ACTIVE.sub(r"\\\g<0>", line))
