@@ -130,19 +130,20 @@ def save_gguf(
     (the file's stem when absent). Raises UsageError for weights that `type` cannot hold and for rotary
     scalings that GGUF cannot say.
     """
-    metadata = gguf_header(config, tokenizer, name or path.stem, {"F32": 0, "F16": 1}[type])
+    header = gguf_header(config, tokenizer, name or path.stem)
+    metadata = header | {"general.file_type": {"F32": 0, "F16": 1}[type]}
     write_gguf(path, metadata, model_tensors(state_of(model), config, lambda *_: type, as_floats))
 
 
-def gguf_header(config: LlamaConfig, tokenizer: Tokenizer, name: str, file_type: int) -> dict[str, Any]:
-    """The metadata of a model's file: what it is, its shape, its vocabulary and chat template.
+def gguf_header(config: LlamaConfig, tokenizer: Tokenizer, name: str) -> dict[str, Any]:
+    """The metadata of a model's file, whatever its types: its shape, its vocabulary and chat template.
 
-    `file_type` is llama.cpp's number for the mix of types. UsageError for rotary scalings GGUF cannot say.
+    `general.file_type`, llama.cpp's number for the mix of types, is the writer's to add. UsageError for
+    rotary scalings that GGUF cannot say.
     """
     return {
         "general.architecture": "llama",
         "general.name": name,
-        "general.file_type": file_type,
         "general.quantization_version": _QUANTIZATION_VERSION,
         **config.to_gguf(),
         **_scaling_metadata(config.rope_scaling),
@@ -173,9 +174,10 @@ def _encoded(name: str, weights: Mapping[str, Tensor], heads: int | None, kind: 
 
 def as_floats(name: str, weight: Tensor, kind: str) -> Array:
     """A weight as F32, F16 or BF16, each value rounded once; UsageError where the type cannot hold one."""
-    values = weight.to(DTYPES[kind])
-    if not bool(values.isfinite().all()):
-        raise cannot_hold(name, kind, finite=bool(weight.isfinite().all()))
+    values, extremes = weight.to(DTYPES[kind]), torch.stack(weight.aminmax())
+    # Rounding keeps the order, so the extremes speak for all; a NaN is both of them.
+    if not bool(extremes.to(values.dtype).isfinite().all()):
+        raise cannot_hold(name, kind, finite=bool(extremes.isfinite().all()))
     # numpy has no bfloat16.
     return values.view(torch.uint8).numpy() if kind == "BF16" else values.numpy()
 

@@ -163,7 +163,9 @@ class Decoder(nn.Module):
         super().__init__()
         # Drawn as nn.Embedding draws; its own way imports torch's compiler, seconds, on the meta device.
         drawn_VD = torch.randn(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding.from_pretrained(drawn_VD, freeze=False)
+        self.embed_tokens: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
+            drawn_VD, freeze=False
+        )
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

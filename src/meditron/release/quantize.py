@@ -151,10 +151,10 @@ def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int) -> N
             for kind in paths
         }
         total = sum(tensor.nbytes for body in bodies.values() for _, tensor in body)
+        header = gguf_header(config, tokenizer, name)
         with progress("quantize", total, unit="B") as bar:
             for kind, body in bodies.items():
-                header = gguf_header(config, tokenizer, name, MIXES[kind].file_type)
-                write_gguf(paths[kind], header, body)
+                write_gguf(paths[kind], header | {"general.file_type": MIXES[kind].file_type}, body)
 
 
 def _stored_type(kind: GGUFType, config: LlamaConfig, name: str, width: int) -> str:
