@@ -42,6 +42,7 @@ def test_joined_they_are_the_text_but_for_white_space(text: str) -> None:
         "It was given i.v. 3 times (P. aeruginosa; U.S. sites) by Dr. Roe.",
         "Was it so? perhaps, yes ... maybe.",
         "It ended (see above.) and went on.",
+        "It was given twice daily (b.i.d.) état by état. à la carte. β was 3.",
         "Released under node.js v. 1.2.3 at example.org/a.b?c=D.E.",
     ],
 )
@@ -65,3 +66,11 @@ def test_what_does_not_end_one(sentence: str) -> None:
 def test_what_ends_one(parts: list[str]) -> None:
     assert sentences(" ".join(parts)) == parts
     assert sentences("\n ".join(parts)) == parts
+
+
+@pytest.mark.parametrize(
+    "text", ["." * 100_000, ".\n " * 50_000 + "a", '!"' * 50_000 + " a", ". " + " " * 100_000 + "é"]
+)
+def test_hostile_texts_take_linear_time(text: str) -> None:
+    # In quadratic time each of these would take an hour, and the suite's time limit ends it.
+    assert "".join("".join(sentences(text)).split()) == "".join(text.split())

@@ -11,10 +11,11 @@ import re
 
 __all__ = ["sentences"]
 
-_END = re.compile(r"""[.!?]+["'”’»)\]]*(?=\s+\S)""")
+# Possessive, and never begun within a run of marks, so that no text takes more than linear time.
+_END = re.compile(r"""(?<![.!?])[.!?]++["'”’»)\]]*+(?=\s++\S)""")
 # Capitals, figures, opening signs; and names that begin small: mRNA, pH, p53, eGFR, α-synuclein.
-_START = re.compile(r"""\s+["'“‘«(\[]*(?:[^\W_a-z]|[<>≥≤~±+-]?\d|[a-zα-ω]{1,3}-?[A-Z\d]|[α-ω]-)""")
-_WORD = re.compile(r"[^\s(\[\"“‘]*$")
+_START = re.compile(r"""\s++["'“‘«(\[]*+(?:[^\W_a-zß-öø-ÿα-ω]|[<>≥≤~±+-]?\d|[a-zα-ω]{1,3}-?[A-Z\d]|[α-ω]-)""")
+_BEFORE_WORD = re.compile(r"[\s(\[\"“‘]")
 # Never the end of a sentence, or so rarely that it does not count; `etc.`, `Inc.` and `30 sec.` may end one.
 # In small letters or with a capital first: `NO.` is nitric oxide, `DR.` diabetic retinopathy.
 _ABBREVIATION = re.compile(
@@ -46,8 +47,7 @@ def _goes_on(before: str, mark: str) -> bool:
     """Whether the sentence goes on after a mark that stands behind this piece of it."""
     if not mark.startswith(".") or mark.startswith(".."):
         return False
-    found = _WORD.search(before)
-    word = found.group() if found else ""
+    word = _BEFORE_WORD.split(before)[-1]
     if _ABBREVIATION.fullmatch(word[:1].lower() + word[1:]) and not (len(word) == 1 and word.isupper()):
         return True
     initial = word.split(".")[-1].split("-")[-1]
