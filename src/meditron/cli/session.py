@@ -91,10 +91,10 @@ class Session:
             row = {"text": done.text.strip(), "tokens": done.tokens, "seconds": round(done.seconds, 3)}
             emit_line(json.dumps({**row, "stop": done.stop}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
-        elif not done.text.strip():
-            say("(the model said nothing)")
         elif done.stop in _NOTES:
             say(_NOTES[done.stop].format(tokens=done.tokens))
+        elif not done.text.strip():
+            say("(the model said nothing)")
 
     def _finish(self, reply: Reply) -> Generation:
         """Print an answer as it comes, until it ends or is stopped."""

@@ -1,0 +1,203 @@
+"""`chat` from a pipe and at a real (pseudo-)terminal."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from command import Command, Said
+from meditron.engine import load
+from meditron.ground.console import clean
+from meditron.ground.notice import ADVISORY
+from meditron.model.weights import save_gguf
+from tiny import tiny_hf
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+Chat = Callable[..., Said]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without a chat template, whose context has 256 tokens."""
+    return tiny_hf(tmp_path_factory.mktemp("plain") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def templated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_hf(tmp_path_factory.mktemp("templated") / "tiny")
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**told, "chat_template": TEMPLATE}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def chat(meditron: Command, templated: Path, monkeypatch: pytest.MonkeyPatch) -> Chat:
+    """Pipe lines into a conversation."""
+
+    def run(*lines: str, words: tuple = (), model: Path = templated) -> Said:
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        return meditron("chat", model, "--max-tokens", "6", *words)
+
+    return run
+
+
+def answers(said: Said) -> list[str]:
+    assert said.code == 0, said.err
+    return [json.loads(line)["text"] for line in said.out.splitlines()]
+
+
+def test_a_question_from_a_pipe_is_answered_and_stdout_has_nothing_else(chat: Chat) -> None:
+    said = chat("What is sepsis?")
+    assert said.code == 0, said.err
+    assert said.err.startswith(ADVISORY)
+    [text] = answers(chat("What is sepsis?", words=("--json",)))
+    assert clean(text) in said.out
+    assert "> " not in said.out + said.err
+
+
+def test_each_answer_stands_on_what_was_said_before(chat: Chat, templated: Path) -> None:
+    first, second = answers(chat("What is sepsis?", "And aspirin?", words=("--json", "--temperature", "0")))
+    with load(str(templated)) as engine:
+        talk = [
+            {"role": "user", "content": "What is sepsis?"},
+            {"role": "assistant", "content": first},
+            {"role": "user", "content": "And aspirin?"},
+        ]
+        assert engine.generate(talk, max_tokens=6).finish().text.strip() == second
+
+
+def test_equal_seeds_and_lines_give_equal_answers_and_regen_draws_another(chat: Chat) -> None:
+    lines, words = ("What is sepsis?", "/regen", "/regen"), ("--json", "--temperature", "1.5", "--top-p", "1")
+    assert answers(chat(*lines, words=words)) == answers(chat(*lines, words=words))
+    assert len(set(answers(chat(*lines, words=words)))) > 1
+
+
+def test_commands(chat: Chat, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.jsonl"
+    lines = [
+        "/system Be brief.",
+        "One?",
+        "/clear",
+        "/temp 0",
+        "Two?",
+        "/regen",
+        f"/save {saved}",
+        "/quit",
+        "No?",
+    ]
+    said = chat(*lines, "", words=("--json",))
+    assert len(answers(said)) == 3
+    [row] = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
+    assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
+    assert row["messages"][0]["content"] == "Be brief."
+    assert row["messages"][1]["content"] == "Two?"
+    helped = chat("/help")
+    for command in ("/help", "/clear", "/system", "/regen", "/temp", "/save", "/quit"):
+        assert command in helped.err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("/hlep", "did you mean /help"),
+        ("/temp warm", "is no temperature"),
+        ("/temp nan", "is no temperature"),
+        ("/save", "needs a file"),
+        ("/save /nowhere/x.jsonl", "/nowhere/x.jsonl"),
+        ("/regen", "nothing was asked"),
+        ("word " * 300, "context is 256"),
+    ],
+)
+def test_a_line_that_cannot_be_done_is_told_and_the_next_is_taken(chat: Chat, line: str, told: str) -> None:
+    said = chat(line, "What is sepsis?", words=("--json",))
+    assert said.code == 1
+    assert told in said.err
+    assert len(said.out.splitlines()) == 1
+
+
+def test_the_oldest_turns_are_left_out_when_the_context_is_full(chat: Chat, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.jsonl"
+    said = chat(*["What lowers mortality?"] * 12, f"/save {saved}", words=("--json",))
+    assert len(answers(said)) == 12
+    assert "the context is full" in said.err
+    assert len(json.loads(saved.read_text(encoding="utf-8"))["messages"]) == 24
+
+
+def test_a_model_without_a_template_is_asked_plainly(chat: Chat, plain: Path) -> None:
+    said = chat("What is sepsis?", "And aspirin?", words=("--json", "--temperature", "0"), model=plain)
+    assert "has no chat template" in said.err
+    first, second = answers(said)
+    with load(str(plain)) as engine:
+        text = f"Question: What is sepsis?\nAnswer: {first}\n\nQuestion: And aspirin?\nAnswer:"
+        reply = engine.generate(text, raw=True, max_tokens=6).until("\nQuestion:")
+        assert reply.finish().text.strip() == second
+
+
+def test_wrong_use_is_told(meditron: Command, templated: Path) -> None:
+    said = meditron("chat", templated, "--temperature", "-1")
+    assert (said.code, said.out) == (2, "")
+    assert "temperature" in said.err
+
+
+def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends(plain: Path, tmp_path: Path) -> None:
+    gguf = tmp_path / "F32.gguf"
+    with load(str(plain)) as engine:
+        config = engine.model.config.model_copy(update={"max_position_embeddings": 8192})
+        save_gguf(engine.model, config, engine.tokenizer, gguf, "F32")
+    shown = on_terminal(
+        ["chat", str(gguf), "--engine", "llama.cpp", "--max-tokens", "8000", "--temperature", "0"],
+        [
+            (r"> ", b"What is sepsis?\n"),
+            (r"sepsis\?\s+\S", b"\x03"),  # once the answer has begun
+            (r"\(stopped\)", b"/help\n"),
+            (r"/quit +end.*> ", b"typed\x03"),
+            (r"/quit ends", b"\x04"),
+        ],
+        XDG_STATE_HOME=str(tmp_path / "state"),
+    )
+    assert "Traceback" not in shown
+    history = tmp_path / "state" / "meditron" / "chat_history"
+    assert history.read_text(encoding="utf-8") == "What is sepsis?\n/help\n"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+
+def on_terminal(words: list[str], script: list[tuple[str, bytes]], **environment: str) -> str:
+    """Run the command at a terminal: when what the script waits for is shown, its keys are typed."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "meditron", *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", **environment},
+        start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    ) as process:
+        os.close(theirs)
+        shown, since = "", 0
+        try:
+            while select.select([ours], [], [], 60)[0] and (piece := os.read(ours, 65536)):
+                shown += piece.decode(errors="replace")
+                if script and (found := re.compile(script[0][0], re.DOTALL).search(shown, since)):
+                    since = found.end()
+                    os.write(ours, script.pop(0)[1])
+            process.kill()
+        except OSError:  # how Linux tells that the other end is closed
+            pass
+        finally:
+            os.close(ours)
+    assert process.returncode == 0, shown
+    return shown
