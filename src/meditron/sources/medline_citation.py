@@ -7,6 +7,8 @@ lxml gets the same bytes, and its word is final. What the scan skips
 """
 
 import re
+import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from stringzilla import count, find, find_first_of
@@ -19,7 +21,6 @@ from meditron.sources.medline_text import (
     flat_text,
     name_of,
     plain_text,
-    remembered,
     text_of,
 )
 
@@ -28,15 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ["parse", "scan"]
 
-# Every quantifier is possessive: nothing here backtracks.
+# Every quantifier is possessive: nothing here backtracks. What is remembered has a largest length. Only dates
+# come between the PMID and the article, and no A within them.
 _HEAD = re.compile(
-    rb"""<PubmedArticle>\s*+<MedlineCitation[ ][^<>]*+>\s*+<PMID[ ]Version="([0-9]++)">([0-9]++)</PMID>\s*+
-    (?:<Date[A-Z][a-z]++>\s*+(?:<[A-Z][a-z]++>[0-9]*+</[A-Z][a-z]++>\s*+)*+</Date[A-Z][a-z]++>\s*+)*+
-    <Article[ ][^<>]*+>\s*+<Journal>\s*+(?:<ISSN[^<>]*+>[^<]*+</ISSN>\s*+)?+
-    <JournalIssue[ ][^<>]*+>\s*+(?:<Volume>[^<]*+</Volume>\s*+)?+(?:<Issue>[^<]*+</Issue>\s*+)?+
-    <PubDate>\s*+<(?:Year|MedlineDate)>([^<]*+)</(?:Year|MedlineDate)>\s*+
+    rb"""<PubmedArticle>\s*+<MedlineCitation[ ][^>]*+>\s*+<PMID[ ]Version="([0-9]++)">([0-9]++)</PMID>
+    [^A]*+(?<=<)Article[ ][^>]*+>\s*+<Journal>\s*+(?:<ISSN[^>]*+>[^<]*+</ISSN>\s*+)?+
+    <JournalIssue[ ][^>]*+>\s*+(?:<Volume>[^<]*+</Volume>\s*+)?+(?:<Issue>[^<]*+</Issue>\s*+)?+
+    <PubDate>\s*+<(?:Year|MedlineDate)>([^<]{0,80}+)</(?:Year|MedlineDate)>\s*+
     (?:<(?:Month|Day|Season)>[^<]*+</[A-Z][a-z]++>\s*+)*+</PubDate>\s*+</JournalIssue>\s*+
-    (?:<Title>([^<]*+)</Title>\s*+)?+(?:<ISOAbbreviation>[^<]*+</ISOAbbreviation>\s*+)?+</Journal>\s*+
+    (?:<Title>([^<]{0,800}+)</Title>\s*+)?+(?:<ISOAbbreviation>[^<]*+</ISOAbbreviation>\s*+)?+</Journal>\s*+
     <ArticleTitle(/?+)>""",
     re.VERBOSE,
 )
@@ -63,7 +64,7 @@ _TYPES = re.compile(
     re.VERBOSE,
 )
 _TYPE = re.compile(rb">([^<]*+)</PublicationType>")
-_DESCRIPTOR = re.compile(rb"<DescriptorName [^<>]*+>([^<]*+)</DescriptorName>")
+_DESCRIPTOR = re.compile(rb"<DescriptorName [^>]*+(?<=\w\")>([^<]{0,400}+)</DescriptorName>")
 _LOCATION = re.compile(rb'EIdType="doi" ValidYN="[YN]">([^<]*+)<')
 _IDENTIFIERS = re.compile(
     rb"""<ArticleIdList>\s*+(?:<ArticleId[ ]IdType="(?!doi")[a-z-]++">[^<]*+</ArticleId>\s*+)*+
@@ -71,6 +72,8 @@ _IDENTIFIERS = re.compile(
     (?:<ArticleId[ ]IdType="[a-z-]++">[^<]*+</ArticleId>\s*+)*+</ArticleIdList>""",
     re.VERBOSE,
 )
+_LONGEST_TAG = 400
+_LONGEST_LIST = 2000
 _YEAR = re.compile(r"[12][0-9]{3}")
 
 
@@ -137,8 +140,8 @@ def _has_aside(data: bytes, end: int) -> bool:
     return bool(find(data, b"<!", 0, end) >= 0 or find(data, b"<?", 0, end) >= 0)
 
 
-def _find(data: bytes, needle: bytes, start: int) -> int:
-    found: int = find(data, needle, start)
+def _find(data: bytes, needle: bytes, start: int, end: int = sys.maxsize) -> int:
+    found: int = find(data, needle, start, end)
     if found < 0:
         raise Unusual
     return found
@@ -165,7 +168,7 @@ def _scan_abstract(data: bytes, at: int) -> tuple[bytes, list[Section], int]:
     if following != b"Abstract>":
         return place, sections, match.start(2) - 1
     at = match.end()
-    while start := _section_start(data[at : data.find(b">", at) + 1]):
+    while start := _section_start(data[at : data.find(b">", at, at + _LONGEST_TAG) + 1]):
         length, label, category, empty = start
         text, at = _content(data, at + length, b"</AbstractText>", empty)
         sections.append(Section(text, label, category))
@@ -175,7 +178,7 @@ def _scan_abstract(data: bytes, at: int) -> tuple[bytes, list[Section], int]:
     return place, sections, match.start(1) - 1
 
 
-@remembered
+@lru_cache(maxsize=1 << 12)
 def _section_start(tag: bytes) -> tuple[int, str | None, str | None, bytes] | None:
     """Of an AbstractText's start tag its length, label, category, and `/` if it is all."""
     match = _SECTION.fullmatch(tag)
@@ -197,12 +200,12 @@ def _scan_kind(data: bytes, at: int) -> tuple[str, list[str], int]:
     if language is None:
         raise Unusual
     start = _find(data, b"<PublicationTypeList>", at)
-    at = _find(data, b"</PublicationTypeList>", start) + len(b"</PublicationTypeList>")
-    types = _types(data[start : data.find(b">", at) + 1])
-    return name_of(language[1]), list(types), _find(data, b"</Article>", at)
+    at = _find(data, b"</PublicationTypeList>", start, start + _LONGEST_LIST) + len(b"</PublicationTypeList>")
+    types = _types(data[start : data.find(b">", at, at + _LONGEST_TAG) + 1])
+    return language[1].decode(), list(types), _find(data, b"</Article>", at)
 
 
-@remembered
+@lru_cache(maxsize=1 << 12)
 def _types(raw: bytes) -> list[str]:
     """The types in a PublicationTypeList with the tag that follows it."""
     match = _TYPES.fullmatch(raw)
@@ -218,7 +221,7 @@ def _mesh(data: bytes, start: int, end: int) -> list[str]:
     names = _DESCRIPTOR.findall(data, start, end)
     if len(names) != count(data, b"<DescriptorName", start, end):
         raise Unusual
-    return [name_of(name) for name in names]
+    return list(map(name_of, names))
 
 
 def _doi(data: bytes, at: int) -> tuple[str | None, int]:
@@ -235,7 +238,7 @@ def _doi(data: bytes, at: int) -> tuple[str | None, int]:
     return text_of(match[1]) if match[1] else None, match.end()
 
 
-@remembered
+@lru_cache(maxsize=1 << 12)
 def _year(date: bytes) -> int | None:
     return _first_year(text_of(date))
 

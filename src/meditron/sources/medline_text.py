@@ -1,9 +1,7 @@
 """The text of a MEDLINE element from its bytes: references, inline markup, white space; lxml where unsure."""
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeVar
 
 from stringzilla import find, find_first_of
 
@@ -21,24 +19,19 @@ __all__ = [
     "flat_text",
     "name_of",
     "plain_text",
-    "remembered",
     "text_of",
     "xml_parser",
 ]
 
-_LONG = 1 << 10  # bytes; a cache of longer ones could grow large
 _REFERENCE = re.compile(rb"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));|&")
 _ENTITIES = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'"}
-_TAG = re.compile(rb"(<[^<>]*+>)")
-_PAIRS = {b"<%s>" % name: b"</%s>" % name for name in (b"i", b"b", b"u", b"sub", b"sup")}
+_MARKED = re.compile(rb"<(sub|sup|i|b|u)>([^<>]*+)</\1>")
 _CONTROL = bytes(range(0x20))
 SPECIAL = _CONTROL + b"&<>"  # what a text without any of these needs no look at
 _ILLEGAL = _CONTROL.translate(None, b"\t\n\r")
 _BLANKS = bytes.maketrans(b"\t\n\r", b"   ")
 _WIDE_SPACE = re.compile(rb"\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)")  # U+2000 to U+205F
 _RARE = b"\xe1\xe3"  # U+1680 and U+3000 begin so, and much that is no white space
-
-T = TypeVar("T")
 
 
 class Unusual(Exception):
@@ -73,13 +66,7 @@ def plain_text(raw: bytes) -> str:
     return " ".join(text.split()) if find(raw, b"  ") >= 0 else text.strip(" ")
 
 
-def remembered(read: Callable[[bytes], T]) -> Callable[[bytes], T]:
-    """`read` with a cache in bounded memory, for what comes again and again."""
-    again = lru_cache(maxsize=1 << 13)(read)
-    return lambda raw: again(raw) if len(raw) < _LONG else read(raw)
-
-
-name_of = remembered(text_of)
+name_of = lru_cache(maxsize=1 << 14)(text_of)  # for journals and descriptors, which come again and again
 
 
 def _bare(raw: bytes) -> bytes:
@@ -87,10 +74,10 @@ def _bare(raw: bytes) -> bytes:
 
     Tags are taken out here if they are the usual five, in pairs without nesting; others are lxml's.
     """
-    pieces = _TAG.split(raw)
-    texts, tags = pieces[::2], pieces[1::2]
+    texts = _MARKED.split(raw)
+    del texts[1::3]  # the tags' names
     bare = b"".join(texts)
-    if [_PAIRS.get(tag) for tag in tags[::2]] != tags[1::2] or b"<" in bare or b">" in bare:
+    if find_first_of(bare, b"<>") >= 0:
         return _marked_up(raw).encode()
     if b"&" in bare:  # within each piece: a tag inside of a reference does not make it whole
         bare = b"".join([_REFERENCE.sub(_character, text) if b"&" in text else text for text in texts])
