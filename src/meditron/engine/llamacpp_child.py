@@ -109,8 +109,9 @@ class Child:
                 if response.status_code != httpx.codes.OK:
                     raise self._refused(json.loads(response.read()))
                 for line in response.iter_lines():
-                    if line.startswith("data: "):
-                        event = json.loads(line.removeprefix("data: "))
+                    kind, _, content = line.partition(": ")
+                    if kind in ("data", "error"):  # a line with a colon alone says that the server lives
+                        event = json.loads(content)
                         if "error" in event:
                             raise self._refused(event)
                         yield event
