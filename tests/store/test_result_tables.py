@@ -1,7 +1,6 @@
 """What an evaluation found, as tables and sentences, against its records."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -73,7 +72,7 @@ def test_a_step_is_told_by_every_measure_whether_it_was_compared_or_not(result: 
         (comparison(-0.2, -0.3, -0.1, task=TASK), "worse", "finetune is right less often than base"),
         (
             comparison(0.02, -0.01, 0.05, task=TASK),
-            "not shown to differ",
+            "undecided",
             "no difference between finetune and base is shown: +2.0 percentage points, 95 % interval −1.0 to "
             "+5.0; one of 5.0 would have been seen",
         ),
@@ -105,4 +104,4 @@ def test_fidelity_is_told_with_its_intervals(result: EvaluationResult) -> None:
     (row,) = tables.fidelity(result).rows
     assert f"{found.kl_mean:.4g} [" in " ".join(row)
     assert re.search(rf"{100 * found.top_agreement:.1f} % \[", " ".join(row))
-    assert Path(found.model).name in row
+    assert f"{found.model} against {found.against}" in row

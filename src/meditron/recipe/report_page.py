@@ -102,8 +102,8 @@ def _difference_charts(made: Page, differences: Sequence[Comparison]) -> None:
     texts = [one for one in differences if one.task is None]
     asked = [one for one in differences if one.task is not None]
     for some, unit, side in (
-        (texts, "difference (nats)", "left"),
-        (asked, "difference (percentage points)", "right"),
+        (texts, "nats of log-loss", "left"),
+        (asked, "percentage points", "right"),
     ):
         factor = 100 if some is asked else 1
         rows = [

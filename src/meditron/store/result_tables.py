@@ -117,7 +117,7 @@ def differences(found: Sequence[Comparison]) -> Table:
             f"{one.b} − {one.a}",
             figures.count(one.n),
             f"{_value(one, one.difference)} {_ends(one)}",
-            figures.probability(one.p),
+            _p(one),
             _size(one, one.detectable),
             verdict(one),
         )
@@ -159,9 +159,7 @@ def fidelity(result: EvaluationResult) -> Table:
     """How far models' predictions lie from those of the models they are held against."""
     rows = [
         (
-            one.model,
-            one.against,
-            result.engines.get(one.model, ""),
+            f"{one.model} against {one.against}",
             one.source,
             figures.count(one.documents),
             figures.count(one.n_tokens),
@@ -172,25 +170,17 @@ def fidelity(result: EvaluationResult) -> Table:
         )
         for one in result.fidelity
     ]
-    headers = (
-        "model",
-        "against",
-        "run by",
-        "source",
-        "documents",
-        "tokens",
-        "perplexity ratio",
-        "mean KL, nats",
-    )
-    caption = "Fidelity on held-out text, with 95 % intervals where the records have them"
+    ways = dict.fromkeys(result.engines[one.model] for one in result.fidelity if one.model in result.engines)
+    caption = f"Fidelity on held-out text, with 95 % intervals{''.join(f'; {way}' for way in ways)}"
+    headers = ("model", "source", "documents", "tokens", "perplexity ratio", "mean KL, nats")
     return Table(caption, (*headers, "99th percentile of KL", "same top token"), rows)
 
 
 def verdict(one: Comparison) -> str:
-    """What a difference shows of its second model: `better`, `worse` or `not shown to differ`."""
+    """What a difference shows of its second model: `better`, `worse`, or that it is `undecided`."""
     low, high = one.interval
     if low <= 0 <= high:
-        return "not shown to differ"
+        return "undecided"
     return "better" if (low > 0) == (one.task is not None) else "worse"
 
 
@@ -209,7 +199,7 @@ def sentence(one: Comparison, result: EvaluationResult, domains: Mapping[str, st
         unit, verbs = "nats", _OF_TEXT
     value = f"{_value(one, one.difference)} {unit}, 95 % interval {low} to {high}"
     found = verdict(one)
-    if found == "not shown to differ":
+    if found == "undecided":
         return (
             f"{where}, no difference between {one.b} and {one.a} is shown: {value}; one of "
             f"{_size(one, one.detectable)} would have been seen four times in five."
@@ -298,6 +288,12 @@ def _about(domains: Mapping[str, str], source: str) -> str:
 
 def _value(one: Comparison, value: float) -> str:
     return figures.points(value) if one.task else figures.nats(value)
+
+
+def _p(one: Comparison) -> str:
+    """The bootstrap's p; of accuracies McNemar's exact one as well."""
+    p = figures.probability(one.p)
+    return p if one.mcnemar is None else f"{p}, McNemar {figures.probability(one.mcnemar)}"
 
 
 def _size(one: Comparison, value: float) -> str:
