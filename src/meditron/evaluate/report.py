@@ -28,7 +28,8 @@ def write_report(path: Path, result: EvaluationResult) -> None:
     )
     page.section("Perplexity")
     table = result_tables.measures(result, {})
-    page.table(table.headers, table.rows)
+    told = [index for index, header in enumerate(table.headers) if header != "domain"]
+    page.table(_some(table.headers, told), [_some(row, told) for row in table.rows])
     for source, scores in _by_source(result).items():
         rows = [(score.model, score.perplexity, *score.interval) for score in scores]
         page.figure(intervals(rows, "perplexity"), f"{source}: perplexity with its 95 % interval")
@@ -48,6 +49,10 @@ def write_report(path: Path, result: EvaluationResult) -> None:
         [(s, scores[0].data_sha256, scores[0].cut) for s, scores in _by_source(result).items()],
     )
     page.write(path)
+
+
+def _some(cells: Sequence[str], columns: Sequence[int]) -> list[str]:
+    return [cells[column] for column in columns]
 
 
 def _add_differences(page: Page, result: EvaluationResult) -> None:
