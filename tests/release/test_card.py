@@ -66,42 +66,43 @@ def leaves(value: object) -> Iterator[object]:
         yield value
 
 
-def unexplained(text: str, life: Life) -> list[str]:
-    """The figures of a card that are neither a rendering of a manifest's nor stand in one of its texts."""
-    manifests = [json.loads(path.read_text()) for path in life.folder.glob("*/manifest.json")]
-    digests = [life.manifest(path.parent.name).digest for path in life.folder.glob("*/manifest.json")]
-    values = [*leaves(manifests), *digests]
-    numbers = {value for value in values if isinstance(value, int | float) and not isinstance(value, bool)}
-    forms = (*FORMS, duration, size, repr)
-    known = {word for value in numbers for form in forms if abs(value) < 1e15 for word in words(form(value))}
-    strings = [value for value in values if isinstance(value, str)]
-    known |= {word for value in strings for word in words(value)}
-    known |= {value[:4] for value in strings if re.match(r"\d{4}-\d\d-\d\dT", value)}  # the citation's year
+class Told:
+    """What the manifests of a life tell: every number in every form, and every text."""
 
-    def told(part: str) -> bool:
-        return part in known or any(part in value for value in strings)
+    def __init__(self, life: Life) -> None:
+        paths = list(life.folder.glob("*/manifest.json"))
+        values = [*leaves([json.loads(path.read_text()) for path in paths])]
+        self.texts = [value for value in values if isinstance(value, str)]
+        self.texts += [life.manifest(path.parent.name).digest for path in paths]
+        numbers = {value for value in values if isinstance(value, int | float) and abs(value) < 1e15}
+        forms = (*FORMS, duration, size, repr)
+        self.words = {word for value in numbers for form in forms for word in words(form(value))}
+        self.words |= {word for text in self.texts for word in words(text)} | STATED
+        # The citation's year is that of the last stage's end.
+        self.words |= {text[:4] for text in self.texts if re.match(r"\d{4}-\d\d-\d\dT", text)}
 
-    return [
-        word
-        for word in words(text)
-        if word not in known | STATED
-        and (NUMBER.fullmatch(word) or not all(map(told, re.split("[:/]", word))))
-    ]
+    def unexplained(self, text: str) -> list[str]:
+        """The figures of a text that are no rendering of a manifest's, and stand in none of its texts."""
+        return [word for word in words(text) if word not in self.words and not self._composed(word)]
+
+    def _composed(self, word: str) -> bool:
+        parts = re.split("[:/]", word)
+        whole = (part in self.words or any(part in text for text in self.texts) for part in parts)
+        return not NUMBER.fullmatch(word) and all(whole)
 
 
 def test_every_figure_is_a_manifests(card: str, life: Life) -> None:
     assert len(list(words(card))) > 300
-    assert unexplained(card, life) == []
+    assert Told(life).unexplained(card) == []
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_a_figure_that_is_not_a_manifests_is_found(card: str, life: Life, share: float) -> None:
-    figures = list(re.finditer(r"(?<= )[+−]?\d+\.\d{2,}(?= )", card))
-    found = figures[int(share * len(figures))]
-    last = str((int(found[0][-1]) + 1) % 10)
-    altered = card[: found.end() - 1] + last + card[found.end() :]
-    (word,) = unexplained(altered, life)
-    assert word.endswith(found[0][:-1] + last)
+def test_a_figure_that_is_not_a_manifests_is_found(card: str, life: Life) -> None:
+    told = Told(life)
+    figures = set(re.findall(r"(?<= )[+−]?\d+\.\d{2,}(?= )", card))
+    altered = {f"{one[:-1]}{last}" for one in figures for last in "0123456789"} - figures
+    found = [one for one in altered if told.unexplained(f"| {one} |") == [one]]
+    # Some are other figures of the manifests by chance: 0.13 is near many.
+    assert len(found) > 0.8 * len(altered) > 300
 
 
 def test_no_figure_outlives_its_manifests(tmp_path: Path, card: str) -> None:
