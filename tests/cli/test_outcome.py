@@ -1,0 +1,76 @@
+"""What `run` prints at its end, of a life made by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from lives import MODELS, TASK, Life
+from meditron.cli import show
+from meditron.recipe import RunResult, load_recipe
+from meditron.recipe.graph import references
+from meditron.recipe.plan import Standing
+
+RECIPE = """\
+base = "init:tiny"
+[corpus.sources.pubmed]
+from = "./pubmed.xml.gz"
+domain = "medical"
+[corpus.sources.wiki]
+from = "./wiki.xml.gz"
+domain = "general"
+[tokenize]
+[pretrain]
+tokens = 100
+sequence_length = 10
+batch_size = 1
+learning_rate = 1e-4
+[[finetune]]
+task = "pubmed-sections"
+sequence_length = 10
+batch_size = 1
+learning_rate = 1e-4
+[quantize]
+on = "finetune"
+types = ["F16", "Q8_0", "Q4_K_M"]
+[evaluate]
+models = ["base", "pretrain", "finetune", "quantize:Q4_K_M"]
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunResult:
+    life = Life(tmp_path / "small")
+    path = tmp_path / "small.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    recipe = load_recipe(path)
+    stages = {
+        name: Standing(
+            step, life.folder / name, "built", references(recipe, step), {}, manifest=life.manifest(name)
+        )
+        for name, step in recipe.steps.items()
+    }
+    return RunResult("small", life.folder, stages)
+
+
+def test_one_table_has_every_model_beside_what_needs_none(
+    run: RunResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show.outcome(run, answer=True)
+    out, err = capsys.readouterr()
+    lines = {line.strip().partition("  ")[0]: line for line in out.splitlines()}
+    assert {*MODELS, "base (calibrated)", "majority", "naive Bayes"} <= lines.keys()
+    score = run.evaluations["evaluate"].tasks["quantize:Q4_K_M"][TASK]
+    low, high = (f"{100 * end:.1f}" for end in score.interval)
+    assert f"{100 * score.accuracy:.1f} % [{low}, {high}]" in lines["quantize:Q4_K_M"]
+    assert "95 % interval" in out
+    assert {"base → pretrain", "pretrain → finetune", "finetune → quantize:Q4_K_M"} <= lines.keys()
+    assert f"next:   meditron chat {run.folder / 'quantize'}:Q4_K_M" in err.splitlines()
+
+
+def test_without_a_quantized_file_it_offers_the_last_model(
+    run: RunResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = {name: stage for name, stage in run.stages.items() if name != "quantize"}
+    show.outcome(RunResult("small", run.folder, stages), answer=True)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("next:")]
+    assert line.startswith(f"next:   meditron generate {run.folder / 'finetune'} ")
