@@ -45,6 +45,14 @@ def smollm2_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_model(smollm2_gguf: Path) -> Any:
+    """Our own Llama with its dequantized weights, fp32: seconds, so once for all."""
+    from meditron.model.weights import load_model
+
+    return load_model(smollm2_gguf)
+
+
+@pytest.fixture(scope="session")
 def smollm2_transformers(smollm2_gguf: Path) -> Any:
     """transformers' own LlamaForCausalLM, read from the same file, fp32: half a minute, so once for all."""
     from transformers import LlamaForCausalLM

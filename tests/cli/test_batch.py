@@ -117,20 +117,22 @@ def test_a_killed_llama_cpp_fails_one_line_and_the_others_are_answered(
 ) -> None:
     gguf = tmp_path / "F32.gguf"
     with load(str(model)) as engine:
-        save_gguf(engine.model, engine.model.config, engine.tokenizer, gguf, "F32")
+        config = engine.model.config.model_copy(update={"max_position_embeddings": 8192})
+        save_gguf(engine.model, config, engine.tokenizer, gguf, "F32")
     prompts.write_text("".join(f'{{"prompt": "word {n}"}}\n' for n in range(3)), encoding="utf-8")
     ask, killed = LlamaCppEngine.generate, []
 
     def killing(self: LlamaCppEngine, *args, **settings):
-        reply = ask(self, *args, **settings)
-        if not killed:
-            next(reply)
-            killed.append(self.child.pid)
-            os.kill(self.child.pid, signal.SIGKILL)
+        if killed:
+            return ask(self, *args, **settings)
+        reply = ask(self, *args, **{**settings, "max_tokens": 8000})  # not all there before the kill
+        next(reply)
+        killed.append(self.child.pid)
+        os.kill(self.child.pid, signal.SIGKILL)
         return reply
 
     monkeypatch.setattr(LlamaCppEngine, "generate", killing)
-    words = ("generate", gguf, "--jsonl", prompts, "--engine", "llama.cpp", "--max-tokens", "200", "--raw")
+    words = ("generate", gguf, "--jsonl", prompts, "--engine", "llama.cpp", "--max-tokens", "4", "--raw")
     said = meditron(*words)
     assert said.code == 1
     first, *others = rows(said.out)

@@ -12,14 +12,16 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from torch import no_grad, tensor
 
 from meditron.engine import Engine, llamacpp_child, load
 from meditron.engine.llamacpp import LlamaCppEngine
 from meditron.engine.torch_engine import TorchEngine
 from meditron.ground.errors import EngineError, InputError, MissingExtra, UsageError
-from meditron.model.generate import generate
+from meditron.model.llama import Llama
 from meditron.model.weights import save_gguf
 from meditron.store.gguf import GGUF, write_gguf
+from twins import logits
 
 PROMPTS = ["Aspirin is used to treat", "Patients with type 2 diabetes should", "The mitochondria of a cell"]
 OPTIONS = [" yes", " no", " maybe", " A", " B", " C", " D"]
@@ -61,27 +63,25 @@ def test_chances_of_unrounded_weights_are_those_of_torch(llama: LlamaCppEngine, 
 
 
 def test_the_quantized_real_model_says_what_torch_says_of_its_dequantized_weights(
-    smollm2: Engine, smollm2_gguf: Path
+    smollm2: Engine, smollm2_model: Llama
 ):
     """llama.cpp rounds activations to 8 bits under 4-bit weights: up to .30 nats were measured on eight
-    prompts for the twenty likeliest tokens, .23 for options (fp16 weights: .017), so texts may part where
-    torch's two best lie close: .22 at most.
+    prompts for the twenty likeliest tokens, .23 for options (fp16 weights: .017). So every greedy token is
+    torch's own best after the same text, or lies close to it: .22 at most.
     """
-    with load(str(smollm2_gguf), backend="torch") as torch:
-        assert isinstance(torch, TorchEngine)
+    with TorchEngine(smollm2_model, smollm2.tokenizer) as torch:
         encode = torch.tokenizer.encode
         for prompt in PROMPTS:
             ids, options = encode(prompt), [encode(option) for option in OPTIONS]
             scores = [engine.score([(ids, option) for option in options]) for engine in (smollm2, torch)]
             assert np.concatenate(scores[0]) == pytest.approx(np.concatenate(scores[1]), abs=0.5)
-            said = list(smollm2.generate(prompt, max_tokens=16, raw=True))
-            meant = list(generate(torch.model, ids, max_tokens=16, stop_ids=torch.tokenizer.stop_ids))
-            for place, (piece, best) in enumerate(zip(said, meant, strict=True)):
-                [token] = encode(piece)
-                if token != best:
-                    [chances] = torch.next_token([ids + meant[:place]])
-                    assert chances[best] - chances[token] < 0.5
-                    break
+            said = [encode(piece) for piece in smollm2.generate(prompt, max_tokens=16, raw=True)]
+            text = [token for [token] in said]
+            [chosen_N] = torch.score([(ids, text)])
+            with no_grad():
+                logits_SV = logits(torch.model, tensor([ids + text[:-1]]))[0, len(ids) - 1 :]
+            best_N = logits_SV.log_softmax(-1).max(dim=-1).values.numpy()
+            assert (best_N - chosen_N).max() < 0.5
 
 
 def test_pieces_tokens_and_ends(llama: LlamaCppEngine):
@@ -123,17 +123,21 @@ def test_a_text_can_be_stopped_and_the_next_one_begins(llama: LlamaCppEngine):
 
 
 def test_one_clear_error_when_the_process_is_killed_and_the_next_text_gets_a_new_one(
-    llama: LlamaCppEngine, small: Path
+    smollm2: Engine, smollm2_gguf: Path
 ):
-    reply = llama.generate("Sepsis", max_tokens=200, raw=True)
+    assert isinstance(smollm2, LlamaCppEngine)
+    reply = smollm2.generate("Tell a long story.", max_tokens=4000)
     next(reply)
-    killed = llama.child.pid
+    killed = smollm2.child.pid
     os.kill(killed, signal.SIGKILL)
     with pytest.raises(EngineError, match="killed by SIGKILL") as error:
         reply.finish()
-    assert str(small) in error.value.message
-    assert llama.generate("Sepsis", max_tokens=4, raw=True).finish().tokens == 4
-    assert llama.child.pid != killed
+    assert smollm2_gguf.name in error.value.message
+    assert smollm2.generate("Sepsis", max_tokens=2, raw=True).finish().tokens == 2
+    assert smollm2.child.pid != killed
+
+
+def test_a_process_that_died_between_two_calls_is_replaced(llama: LlamaCppEngine):
     os.kill(llama.child.pid, signal.SIGKILL)
     assert llama.score([([1], [2])])[0].shape == (1,)
 

@@ -7,7 +7,7 @@ import torch
 
 from llamacpp import llama_server
 from meditron.model.nll import nll_rows
-from meditron.model.weights import load_model, save_gguf
+from meditron.model.weights import save_gguf
 from meditron.text.tokenizer import load_tokenizer
 from twins import logits
 
@@ -37,8 +37,8 @@ TOKENS = 32
 
 
 @pytest.fixture(scope="module")
-def model(smollm2_gguf):
-    return load_model(smollm2_gguf)
+def model(smollm2_model):
+    return smollm2_model
 
 
 @pytest.fixture(scope="module")
