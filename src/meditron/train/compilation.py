@@ -20,8 +20,12 @@ def compiled(model: Llama) -> Iterator[None]:
     or it fails.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    import torch
     from torch._dynamo.exc import BackendCompilerFailed
 
+    # After an earlier stage's shapes this one's would be compiled as variable: slower, and rounded otherwise
+    # than in a process that goes on with this stage alone.
+    torch.compiler.reset()
     for block in model.blocks():
         block.compile()
     try:
