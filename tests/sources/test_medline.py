@@ -80,6 +80,9 @@ ODD = {
     "quotes": "<Abstract><AbstractText Label='IT&apos;S' NlmCategory='METHODS'>x</AbstractText></Abstract>",
     "spaces": '<Abstract >\n<AbstractText  Label = "A"\n NlmCategory="M" >x</AbstractText ></Abstract >',
     "label": '<Abstract><AbstractText Label="A &amp; B&#10;C">x</AbstractText></Abstract>',
+    "empty label": '<Abstract><AbstractText Label="" NlmCategory="">x</AbstractText></Abstract>',
+    "label with >": '<Abstract><AbstractText Label="a > b">x</AbstractText></Abstract>',
+    "long label": f'<Abstract><AbstractText Label="{"LONG " * 200}">x</AbstractText></Abstract>',
     "order": '<Abstract><AbstractText NlmCategory="METHODS" Label="M">x</AbstractText></Abstract>',
     "empty": '<Abstract><AbstractText/><AbstractText Label="T"/><AbstractText/></Abstract>',
     "copyright": abstract_of("x</AbstractText><CopyrightInformation>© <b>Y</b></CopyrightInformation>")[:-26]
@@ -90,6 +93,11 @@ MORE = {
     "mesh": '<MeshHeadingList><MeshHeading><DescriptorName UI="D1" MajorTopicYN="N">Humans &amp; Apes'
     '</DescriptorName><QualifierName UI="Q" MajorTopicYN="N">blood</QualifierName></MeshHeading>'
     "</MeshHeadingList>",
+    "mesh with >": '<MeshHeadingList><MeshHeading><DescriptorName UI="a>b" MajorTopicYN="N">Humans'
+    '</DescriptorName></MeshHeading><MeshHeading><DescriptorName UI=">c" MajorTopicYN="N">Apes'
+    "</DescriptorName></MeshHeading></MeshHeadingList>",
+    "long mesh": f'<MeshHeadingList><MeshHeading><DescriptorName UI="D1" MajorTopicYN="N">{"Homo " * 200}'
+    "</DescriptorName></MeshHeading></MeshHeadingList>",
     "other": '<OtherAbstract Type="plain" Language="spa"><AbstractText>Otro</AbstractText></OtherAbstract>',
     "retracted": '<CommentsCorrectionsList><CommentsCorrections RefType="RetractionIn">'
     "<RefSource>x</RefSource></CommentsCorrections></CommentsCorrectionsList>",

@@ -2,8 +2,10 @@
 
 The scan knows one grammar: the DTD's order of elements as NLM's own files spell it. Another spelling of
 what it reads (a comment, CDATA, another quote, an entity that is not XML's own, …) raises `Unusual`; then
-lxml gets the same bytes, and its word is final. What the scan skips
-(authors, grants, references) it does not check: a fault in there changes nothing that is read.
+lxml gets the same bytes, and its word is final. What the scan skips (authors, grants, references, attributes)
+it does not check: a fault in there changes nothing that is read.
+
+stringzilla's searches go through a citation at the speed of memory, several times CPython's.
 """
 
 import re
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["parse", "scan"]
 
-# Every quantifier is possessive: nothing here backtracks. What is remembered has a largest length. Only dates
-# come between the PMID and the article, and no A within them.
+# Every quantifier is possessive: nothing here backtracks. What a cache will hold has a largest length.
+# Between the PMID and the article come dates alone, without an A.
 _HEAD = re.compile(
     rb"""<PubmedArticle>\s*+<MedlineCitation[ ][^>]*+>\s*+<PMID[ ]Version="([0-9]++)">([0-9]++)</PMID>
     [^A]*+(?<=<)Article[ ][^>]*+>\s*+<Journal>\s*+(?:<ISSN[^>]*+>[^<]*+</ISSN>\s*+)?+
