@@ -239,3 +239,16 @@ def test_a_closed_engine_has_no_process(small: Path):
     assert not Path(f"/proc/{pid}").exists()
     with pytest.raises(ValueError, match="closed"):
         engine.generate("a", raw=True)
+
+
+def test_what_was_begun_breaks_off_when_the_engine_is_closed(smollm2_gguf: Path):
+    with load(str(smollm2_gguf)) as engine:
+        reply = engine.generate("Tell a long story.", max_tokens=4000)
+        next(reply)
+    with pytest.raises(EngineError, match="was closed"):
+        reply.finish()
+
+
+def test_what_the_server_refuses_is_told(llama: LlamaCppEngine):
+    with pytest.raises(EngineError, match="refused: Prompt contains invalid tokens"):
+        list(llama.child.complete(prompt=[10**6], n_predict=1))

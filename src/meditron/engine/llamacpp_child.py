@@ -107,13 +107,13 @@ class Child:
         try:
             with self._client.stream("POST", "/completion", json={**body, "stream": True}) as response:
                 if response.status_code != httpx.codes.OK:
-                    raise self._refused(json.loads(response.read()))
+                    raise self._refused(json.loads(response.read())["error"])
                 for line in response.iter_lines():
                     kind, _, content = line.partition(": ")
                     if kind in ("data", "error"):  # a line with a colon alone says that the server lives
                         event = json.loads(content)
-                        if "error" in event:
-                            raise self._refused(event)
+                        if kind == "error" or "error" in event:
+                            raise self._refused(event.get("error", event))
                         yield event
         except httpx.ReadTimeout as error:
             self.close()
@@ -123,11 +123,13 @@ class Child:
         if not event.get("stop"):
             raise self._died()
 
-    def _refused(self, answer: dict[str, Any]) -> EngineError:
-        return EngineError(f"{self.path}: llama.cpp refused: {answer['error']['message']}")
+    def _refused(self, error: dict[str, Any]) -> EngineError:
+        return EngineError(f"{self.path}: llama.cpp refused: {error['message']}")
 
     def _died(self, *, starting: bool = False) -> MeditronError:
         """How the process ended, and the word of its log that tells most."""
+        if not self.close.alive:
+            return EngineError(f"{self.path}: the engine was closed while it wrote")
         try:
             code = self._process.wait(_DEATH_SECONDS)
         except subprocess.TimeoutExpired:
