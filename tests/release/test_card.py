@@ -25,8 +25,8 @@ from meditron.release.card_config import CardConfig
 from meditron.release.card_markdown import Markdown
 from meditron.store.models import resolve
 
-STATED = {"95", "99th", "macro-F1"}
-"""Words with a figure in them that are the card's own: the intervals' level, a percentile, a measure."""
+STATED = {"95", "99th", "macro-F1", "max_new_tokens=64"}
+"""Words with a figure in them that are the card's own: two levels, a measure's name, an example's length."""
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(\.\d+)*(e[-+]?\d+)?")
 
 

@@ -37,6 +37,11 @@ _FIDELITY = """\
 KL is the divergence of a model's next-token distribution from that of the model it is held against. Quantized
 files are scored by their dequantized weights.
 """
+_HELDOUT_TEXT = (
+    "Held-out text by source, as training went on: fewer documents than in the table above, cut to the length "
+    "of a training row."
+)
+_HELDOUT_ANSWERS = "The answers of rows held out from training, as training went on."
 
 
 def page(
@@ -50,7 +55,7 @@ def page(
     _result(made, found, results)
     _files(made, found, reports)
     for name, rows in curves.items():
-        _training(made, name, rows, found["stages"][name]["metrics"])
+        _training(made, name, rows, found["stages"][name])
     _sources(made, found)
     _chain(made, found, reports)
     _surroundings(made, found)
@@ -149,7 +154,8 @@ def _files(made: Page, found: Mapping[str, Any], reports: Mapping[str, str | Non
         made.table(("model card", "as Markdown, for a model hub"), cards)
 
 
-def _training(made: Page, name: str, rows: Curves, metrics: Mapping[str, Any]) -> None:
+def _training(made: Page, name: str, rows: Curves, stage: Mapping[str, Any]) -> None:
+    kind, metrics = stage["kind"], stage["metrics"]
     made.section(f"Training: {name}")
     losses = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
     if losses:
@@ -164,8 +170,7 @@ def _training(made: Page, name: str, rows: Curves, metrics: Mapping[str, Any]) -
     if heldout:
         made.figure(
             charts.lines(heldout, "tokens", "held-out loss (nats per token)"),
-            "Held-out text by source, as training went on: fewer documents than in the table above, cut to "
-            "the length of a training row.",
+            _HELDOUT_ANSWERS if kind == "finetune" else _HELDOUT_TEXT,
         )
     made.facts(_plain(metrics))
 

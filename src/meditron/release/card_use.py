@@ -33,7 +33,7 @@ def run_it(sheet: Sheet, facts: CardFacts) -> None:
         f'tokenizer = AutoTokenizer.from_pretrained("{facts.model}")\n'
         f'model = AutoModelForCausalLM.from_pretrained("{facts.model}")\n'
         f'inputs = tokenizer("{_PROMPT}", return_tensors="pt")\n'
-        "print(*tokenizer.batch_decode(model.generate(**inputs)))",
+        "print(*tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=64)))",
         "python",
     )
     if facts.files:
