@@ -109,6 +109,7 @@ def test_the_report_shows_curves_and_rows_by_role(tuned):
     assert page.count("<svg") == 3
     assert len(re.findall(r'<strong class="speaker-2" title="assistant">It acts on', page)) == 4
     assert "Finetuning" in page
+    assert re.search(r"<dt>trained on</dt><dd>5\d</dd>", page)
     assert not (out / "checkpoints").exists()
     assert not list(out.glob(".*"))
 

@@ -68,6 +68,7 @@ def _material(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path)
     held = [example for example in examples if example.split == "heldout"]
     samples = _packed(config, name, trained, epochs=config.epochs)
     answers = sum(sum(example.labelled.learned) for example in trained)
+    counts: dict[str, int] = {split: sum(example.split == split for example in examples) for split in SPLITS}
     return Material(
         title="Finetuning",
         label="finetune",
@@ -81,13 +82,13 @@ def _material(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path)
         ),
         predicted=answers / sum(len(example.labelled.ids) for example in trained),
         facts={
-            "rows": {split: sum(example.split == split for example in examples) for split in SPLITS},
+            "rows": counts,
             "answer_tokens": answers,
             "longest": max(len(example.labelled.ids) for example in examples),
             "fill": samples.fill,
             **facts,
         },
-        show=partial(_show, tokenizer=tokenizer, examples=trained[:_SHOWN]),
+        show=partial(_show, tokenizer=tokenizer, examples=trained[:_SHOWN], counts=counts),
     )
 
 
@@ -136,9 +137,18 @@ def _tell_what_is_left_out(config: FinetuneConfig, name: str, examples: Sequence
         )
 
 
-def _show(page: Page, *, tokenizer: Tokenizer, examples: Sequence[Example]) -> None:
-    """Some of the rows, by role."""
+def _show(
+    page: Page, *, tokenizer: Tokenizer, examples: Sequence[Example], counts: Mapping[str, int]
+) -> None:
+    """How many rows there are, and some of them by role."""
     page.section("Rows")
+    page.facts(
+        {
+            "trained on": f"{counts['train']:,}",
+            "held out": f"{counts['heldout']:,}",
+            "left out, as too long": f"{counts['too-long']:,}",
+        }
+    )
     page.text("Some of what was trained on, as the model meets it. What is underlined counts in the loss.")
     for example in examples:
         told = spoken(tokenizer, example.labelled.ids, example.labelled.spans)
