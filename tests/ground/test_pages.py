@@ -158,3 +158,18 @@ def test_a_full_disk_is_a_storage_error_and_the_old_page_stays(
 def test_a_missing_folder_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No such file"):
         Page("x").write(tmp_path / "absent" / "report.html")
+
+
+def test_what_is_to_be_copied_keeps_its_lines_and_is_escaped() -> None:
+    page = Page("Code")
+    page.code('print("<b>")\nprint(2)', "python")
+    assert (
+        '<pre><code class="language-python">print(&#34;&lt;b&gt;&#34;)\nprint(2)</code></pre>'
+        in page.render()
+    )
+
+
+def test_an_interval_stands_apart_from_its_figure() -> None:
+    page = Page("Table")
+    page.table(("model", "accuracy"), [("base", "27.3 % [23.8, 30.8]"), ("none", "")])
+    assert '<td class="figure">27.3 % <span class="ends">[23.8, 30.8]</span></td>' in page.render()

@@ -38,8 +38,8 @@ KL is the divergence of a model's next-token distribution from that of the model
 files are scored by their dequantized weights.
 """
 _HELDOUT_TEXT = (
-    "Held-out text by source, as training went on: fewer documents than in the table above, cut to the length "
-    "of a training row."
+    "Held-out text by source, as training went on: fewer documents than in the table above, cut to the "
+    "length of a training row."
 )
 _HELDOUT_ANSWERS = "The answers of rows held out from training, as training went on."
 
