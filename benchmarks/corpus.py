@@ -4,8 +4,8 @@
 the best of three alternating rounds, and beside it the ratio of each round. Ours writes the fields
 that `meditron parse` prints. pubmed_parser is called as its own example calls it, with the defaults, its
 quickest form (strings instead of lists, the year alone), and always reads more: authors, affiliations, the
-PMIDs of references, chemicals, keywords, grants, the journal's other names. Of a section it gives the label or
-the category, not both.
+PMIDs of references, chemicals, keywords, grants, the journal's other names. Of a section it gives the label
+or the category, not both.
 """
 
 import gzip
