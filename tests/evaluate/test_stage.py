@@ -49,7 +49,9 @@ def evaluate(corpus: Path, tiny: Path, other_tiny: Path, task_file: Path) -> Eva
     return evaluated
 
 
-def test_the_stage_leaves_every_measure_of_every_model(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_the_stage_leaves_every_measure_of_every_model_and_tells_it(
+    evaluate: Evaluate, tmp_path: Path
+) -> None:
     found = evaluate(tmp_path / "out")
     assert list(found.tasks) == list(found.perplexity) == ["base", "finetune"]
     rows = read_rows(tmp_path / "out" / "drugs.jsonl", QuestionRow)
@@ -68,11 +70,10 @@ def test_the_stage_leaves_every_measure_of_every_model(evaluate: Evaluate, tmp_p
     assert [d.model_dump(exclude={"a", "b"}) for d in again if d.task] == [
         of_tasks[0].model_dump(exclude={"a", "b"})
     ]
+    every_figure_is_on_the_page(found, (tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
 
 
-def test_the_page_holds_every_figure_of_tasks_and_fidelity(evaluate: Evaluate, tmp_path: Path) -> None:
-    found = evaluate(tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+def every_figure_is_on_the_page(found: EvaluationResult, page: str) -> None:
     for scores in found.tasks.values():
         score = scores["drugs"]
         assert f"{100 * score.accuracy:.1f} %" in page
