@@ -5,11 +5,12 @@ from meditron.evaluate.config import Against, EvaluateConfig
 from meditron.ground.config import semantic
 
 
-def test_every_later_model_is_compared_with_the_first() -> None:
+def test_every_later_model_is_compared_with_the_first_and_with_the_one_before_it() -> None:
     config = EvaluateConfig(models=("base", "pretrain", "quantize:F16"))
     assert config.pairs() == (
         Against(model="pretrain", against="base"),
         Against(model="quantize:F16", against="base"),
+        Against(model="quantize:F16", against="pretrain"),
     )
 
 

@@ -23,8 +23,9 @@ from meditron.text.tokenizer import load_tokenizer
 
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(900)]
 
-STAGES = ("corpus", "tokenize", "pretrain", "quantize", "evaluate")
+STAGES = ("corpus", "tokenize", "pretrain", "finetune.sections", "quantize", "evaluate", "card")
 SOURCES = ("pubmed", "wiki")
+MODELS = ("base", "pretrain", "finetune.sections", "quantize:Q4_K_M")
 
 
 def documents(corpus: Path, split: str) -> Iterator[dict[str, Any]]:
@@ -46,10 +47,19 @@ def test_it_ends_well_with_every_stage_built(smoke: Any) -> None:
 
 
 def test_it_prints_the_table_and_what_to_type_next(smoke: Any) -> None:
-    for word in ("perplexity", "base", "pretrain", "pubmed", "wiki", "95 % interval", "report.html"):
+    for word in (
+        "perplexity",
+        *MODELS,
+        *SOURCES,
+        "pubmed-sections",
+        "naive Bayes",
+        "majority",
+        "report.html",
+    ):
         assert word in smoke.said.err
+    assert "not compared" not in smoke.said.err
     (line,) = [line for line in smoke.said.err.splitlines() if line.startswith("next:")]
-    assert f"meditron generate {smoke.folder / 'pretrain'}" in line
+    assert f"meditron chat {smoke.folder / 'quantize'}:Q4_K_M" in line
 
 
 def test_the_report_tells_base_against_pretrained(smoke: Any) -> None:
@@ -59,9 +69,9 @@ def test_the_report_tells_base_against_pretrained(smoke: Any) -> None:
         assert base["documents"] == pretrain["documents"] >= 10
         assert base["data_sha256"] == pretrain["data_sha256"]
         assert pretrain["interval"][0] < pretrain["perplexity"] < pretrain["interval"][1]
-    assert [found["source"] for found in report["differences"]] == list(SOURCES)
-    for found in report["differences"]:
-        assert (found["a"], found["b"]) == ("base", "pretrain")
+    learned = [d for d in report["differences"] if (d["a"], d["b"]) == ("base", "pretrain") and d["source"]]
+    assert [found["source"] for found in learned] == list(SOURCES)
+    for found in learned:
         assert found["n"] == report["perplexity"]["base"][found["source"]]["documents"]
         assert found["interval"][1] < 0, "seeded weights learn nothing from 10,240 tokens"
     page = (smoke.folder / "report.html").read_text()
@@ -69,8 +79,24 @@ def test_the_report_tells_base_against_pretrained(smoke: Any) -> None:
     assert "research" in page.lower()
 
 
+def test_every_model_answers_the_task_beside_what_needs_no_model(smoke: Any) -> None:
+    results = json.loads((smoke.folder / "evaluate/results.json").read_text())
+    rows = list(read_jsonl(smoke.folder / "evaluate/pubmed-sections.jsonl"))
+    for model in MODELS:
+        score = results["tasks"][model]["pubmed-sections"]
+        own = [row for row in rows if row["model"] == model]
+        assert len(own) == score["n"]
+        assert score["accuracy"] == pytest.approx(sum(row["correct"] for row in own) / len(own))
+    assert set(results["baselines"]["pubmed-sections"]) == {"majority", "position", "naive Bayes"}
+    asked = {row["id"] for row in rows}
+    learned = {row["id"] for row in read_jsonl(smoke.folder / "finetune.sections/rows.jsonl.zst")}
+    held_out = {document["id"] for document in documents(smoke.folder / "corpus", "heldout")}
+    assert asked <= held_out
+    assert not learned & held_out
+
+
 def test_links_from_the_report_lead_to_the_stages_own(smoke: Any) -> None:
-    for name in ("corpus", "tokenize", "pretrain", "evaluate"):
+    for name in ("corpus", "tokenize", "pretrain", "finetune.sections", "evaluate", "card"):
         assert (smoke.folder / name / "report.html").is_file()
         assert f'href="{name}/report.html"' in (smoke.folder / "report.html").read_text()
 

@@ -1,5 +1,6 @@
 """What the evaluate stage is told: which models, what they are asked, how sure to be."""
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -48,7 +49,7 @@ class EvaluateConfig(StageConfig):
     """Bootstrap resamples behind every interval and p value."""
 
     differences: tuple[Against, ...] | None = None
-    """Pairs to compare; when absent, every later model against the first."""
+    """Pairs to compare; when absent, every later model against the first and against the one before it."""
 
     tasks: tuple[str, ...] = ()
     """Tasks to answer: registered names, or files of multiple-choice questions."""
@@ -100,7 +101,9 @@ class EvaluateConfig(StageConfig):
         if self.differences is not None:
             return self.differences
         first, *later = self.models
-        return tuple(Against(model=model, against=first) for model in later)
+        pairs = [(model, first) for model in later]
+        pairs += [(model, before) for before, model in pairwise(self.models)]
+        return tuple(Against(model=model, against=against) for model, against in dict.fromkeys(pairs))
 
     def inputs(self) -> dict[str, str]:
         """Every model and task's file under its own reference, and the corpus with the held-out documents."""

@@ -124,7 +124,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     if only_a < 0 or only_b < 0:
         raise UsageError(f"{only_a} and {only_b} are no counts")
     n, fewer = only_a + only_b, min(only_a, only_b)
-    return min(1.0, 2 * sum(comb(n, k) for k in range(fewer + 1)) / 2**n)
+    one_sided = sum(comb(n, k) for k in range(fewer + 1)) / (1 << n)
+    return min(1.0, 2 * one_sided)
 
 
 def macro_f1(gold: Sequence[int], predicted: Sequence[int | None]) -> float:
@@ -135,7 +136,7 @@ def macro_f1(gold: Sequence[int], predicted: Sequence[int | None]) -> float:
     """
     if not gold or len(gold) != len(predicted):
         raise UsageError(f"{len(gold)} gold answers against {len(predicted)} predictions")
-    classes = {*gold, *predicted} - {None}
+    classes = {*gold, *(p for p in predicted if p is not None)}
     right = Counter(g for g, p in zip(gold, predicted, strict=True) if g == p)
     of_gold, of_predicted = Counter(gold), Counter(predicted)
     return sum(2 * right[c] / (of_gold[c] + of_predicted[c]) for c in classes) / len(classes)
