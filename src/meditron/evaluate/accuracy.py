@@ -126,18 +126,20 @@ def differences(
     seed: int,
     resamples: int,
 ) -> list[Comparison]:
-    """Each pair by the exam's rule, against the other's calibrated rule, and against naive Bayes.
+    """Each pair by the exam's rule; its models against the first's calibrated rule and against naive Bayes.
 
     Without a pair, the models against naive Bayes alone.
     """
     right = {name: {row.id: row.correct for row in own} for name, own in rows.items()}
     sides = [(pair.against, right[pair.against], pair.model) for pair in pairs]
+    first, compared = next(iter(rows)), dict.fromkeys(pair.model for pair in pairs)
     if exam.mode == "options" and exam.rule != "calibrated":
-        sides += [(f"{p.against} (calibrated)", _calibrated(rows[p.against]), p.model) for p in pairs]
+        calibrated = _calibrated(rows[first])
+        sides += [(f"{first} (calibrated)", calibrated, model) for model in compared if model != first]
     if reference is not None:
         answers = zip(exam.questions, reference.predictions, strict=True)
         guessed = {question.id: prediction == question.gold for question, prediction in answers}
-        sides += [(BAYES, guessed, model) for model in dict.fromkeys(p.model for p in pairs) or rows]
+        sides += [(BAYES, guessed, model) for model in compared or rows]
     return [
         accuracy_difference(exam.task.name, a, of_a, b, right[b], seed=seed, resamples=resamples)
         for a, of_a, b in sides
