@@ -231,3 +231,9 @@ def test_rows_write_roles_as_they_like() -> None:
 def test_what_is_no_answered_conversation_is_refused(messages, told) -> None:
     with pytest.raises(ValueError, match=told):
         turns(messages)
+
+
+def test_an_option_that_is_only_chosen_has_no_end_to_be_learned(smollm2: Tokenizer) -> None:
+    labelled = label(smollm2, [Turn("user", "Section:"), Turn("assistant", " methods", ends=False)], "plain")
+    assert labelled.ids == tuple(smollm2.encode("Section: methods"))
+    assert [(span.role, span.learned) for span in labelled.spans] == [("user", False), ("assistant", True)]

@@ -131,8 +131,8 @@ def test_every_task_row_is_tokenized_as_evaluation_puts_it_together(answers, tmp
         (_, given, _), (_, learned, counts) = row["roles"]
         assert counts
         assert row["ids"][:given] == tokenizer.encode(rendered.prompt)
-        assert row["ids"] == [*tokenizer.encode(rendered.prompt + gold), tokenizer.end_of_text_id]
-        assert learned >= 2
+        assert row["ids"] == tokenizer.encode(rendered.prompt + gold)
+        assert learned >= 1
     golds = Counter(questions[row["id"]].gold for row in rows if row["split"] == "train")
     assert max(golds.values()) - min(golds.values()) <= 3
 

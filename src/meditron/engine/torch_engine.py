@@ -34,6 +34,7 @@ class TorchEngine:
 
     def __init__(self, model: Llama, tokenizer: Tokenizer) -> None:
         self._model: Llama | None = model.eval()
+        self._head: Head | None = None
         self._tokenizer = tokenizer
 
     @classmethod
@@ -63,6 +64,13 @@ class TorchEngine:
         if self._model is None:
             raise ValueError("the engine is closed")
         return self._model
+
+    @property
+    def head(self) -> Head:
+        """The model's head in fp32, made when it is first asked for."""
+        if self._head is None:
+            self._head = Head(self.model.head_weight)
+        return self._head
 
     def generate(
         self,
@@ -156,7 +164,7 @@ class TorchEngine:
         """Log-probability of each target where its owner stands; fp32, of a few places' logits at a time."""
         chosen = np.empty(len(targets), dtype=np.float32)
         owner, target = np.asarray(owners, dtype=np.int64), np.asarray(targets, dtype=np.int64)
-        for places, logits_CV in Head(self.model.head_weight).chunks(hidden_ND):
+        for places, logits_CV in self.head.chunks(hidden_ND):
             here = np.flatnonzero((owner >= places.start) & (owner < places.stop))
             at = (owner[here] - places.start, target[here])
             logp_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
@@ -171,12 +179,11 @@ class TorchEngine:
         """
         pairs = [(prefix, (0,)) for prefix in prefixes]  # whichever id: only the place is asked for
         self._check_pairs([(prefix, ()) for prefix in prefixes])
-        head = Head(self.model.head_weight)
         found: dict[int, npt.NDArray[np.float32]] = {}
         for rows in batches(pack(pairs, _BATCH_TOKENS), _BATCH_TOKENS):
             width = len(rows[0].ids)
             places = [b * width + row.asked[0][1][0] for b, row in enumerate(rows)]
-            for some, logits_CV in head.chunks(self._hidden(rows, places)):
+            for some, logits_CV in self.head.chunks(self._hidden(rows, places)):
                 logp_CV = logits_CV.log_softmax(-1).cpu().numpy()
                 for row, logp_V in zip(rows[some], logp_CV, strict=True):
                     found.update((index, logp_V) for index, *_ in row.asked)
@@ -184,7 +191,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Give the model's memory back."""
-        self._model = None
+        self._model = self._head = None
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -19,7 +19,6 @@ from meditron.evaluate.rows import FidelityRow, RowsFile, resumed
 from meditron.evaluate.scoring import not_a_number
 from meditron.ground.errors import UsageError
 from meditron.ground.statistics import bootstrap_ratio
-from meditron.model.head import Head
 from meditron.store.corpus import Text
 from meditron.store.manifest import fingerprint
 from meditron.store.results import Fidelity
@@ -113,11 +112,11 @@ def _measured(
     model: Candidate, against: Candidate, ids: Sequence[int]
 ) -> tuple[tuple[float, float], np.ndarray, int]:
     """((nll of both, summed), KL of each token, tokens on which both agree) over one document."""
-    both = [each.engine.model for each in (model, against)]
-    rows = torch.tensor([list(ids)], device=both[0].head_weight.device)
+    both = [each.engine for each in (model, against)]
+    rows = torch.tensor([list(ids)], device=both[0].model.head_weight.device)
     targets_S = rows[0, 1:]
-    hidden = [each(rows[:, :-1])[0] for each in both]
-    chunks = (Head(each.head_weight).chunks(hidden_SD) for each, hidden_SD in zip(both, hidden, strict=True))
+    hidden = [each.model(rows[:, :-1])[0] for each in both]
+    chunks = (each.head.chunks(hidden_SD) for each, hidden_SD in zip(both, hidden, strict=True))
     nlls = torch.zeros(2, dtype=torch.float64)
     kl_S, agree = [np.zeros(0)], 0
     for (here, ours_CV), (_, theirs_CV) in zip(*chunks, strict=True):

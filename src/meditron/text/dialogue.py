@@ -58,8 +58,8 @@ _JINJA = {
     ).replace("|>assistant", "|>answer"),
 }
 TEMPLATES = ("plain", *_JINJA, "tokenizer")
-"""`plain`: contents one behind the other, each answer ended by the end-of-text token; `chatml` and `tags`:
-turns between `<|im_start|>` and `<|im_end|>`; `tokenizer`: the tokenizer's own chat template."""
+"""`plain`: contents one behind the other, an answer that ends with the end-of-text token behind it; `chatml`
+and `tags`: turns between `<|im_start|>` and `<|im_end|>`; `tokenizer`: the tokenizer's own chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,9 @@ class Turn:
     role: str
     """`system`, `user` or `assistant`."""
     content: str
+    ends: bool = True
+    """Whether an answer has an end to be learned. An option that is only chosen has none: a model that
+    learned to stop after one word would do so in every conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class _Piece:
     role: str
     text: str
     learned: bool = False
+    ends: bool = True
 
 
 def turns(messages: object) -> tuple[Turn, ...]:
@@ -171,7 +175,7 @@ def _refuse_control_tokens(tokenizer: "Tokenizer", content: str) -> None:
 def _plain(tokenizer: "Tokenizer", conversation: Sequence[Turn]) -> list[_Piece]:
     end = tokenizer.token(tokenizer.end_of_text_id) or ""
     return [
-        _Piece(turn.role, turn.content + end, learned=True)
+        _Piece(turn.role, turn.content + (end if turn.ends else ""), learned=True, ends=turn.ends)
         if turn.role == _ASSISTANT
         else _Piece(turn.role, turn.content)
         for turn in conversation
@@ -241,7 +245,9 @@ def _labelled(tokenizer: "Tokenizer", pieces: Sequence[_Piece], *, bos: bool | N
         if count < len(pieces):
             before = tokenizer.encode("".join(texts[:count]), special=True, bos=bos)
             end = max(begin, _common(before, ids))
-        stop = _stop(tokenizer, ids, begin, end) if piece.learned else begin
+        stop = begin
+        if piece.learned:
+            stop = _stop(tokenizer, ids, begin, end) if piece.ends else end
         spans += [Span(piece.role, stop - begin, True), Span(piece.role, end - stop, False)]
         begin = end
     return Labelled(tuple(ids), tuple(span for span in spans if span.tokens))

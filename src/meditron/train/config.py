@@ -131,9 +131,9 @@ class FinetuneConfig(TrainingConfig):
     """Training rows, at most; all when absent."""
 
     template: Literal["plain", "tags", "chatml", "tokenizer"] = "plain"
-    """How a row becomes text. `plain`: as it is, each answer ended by the end-of-text token; `tags`: question
-    and answer turns, as published with Meditron; `chatml`: the same with user and assistant; `tokenizer`: the
-    model's own chat template."""
+    """How a row becomes text. `plain`: as it is, an answer ended by the end-of-text token, a task's option by
+    nothing; `tags`: question and answer turns, as published with Meditron; `chatml`: the same with user and
+    assistant; `tokenizer`: the model's own chat template."""
 
     epochs: _Positive = 1
     """How often each row is seen; the last batch is filled up with rows that teach nothing."""

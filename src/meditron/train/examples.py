@@ -89,7 +89,7 @@ def _asked(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
     option = rendered.continuations[question.gold]
     return (
         Turn("user", rendered.prompt),
-        Turn("assistant", option if template == "plain" else option.strip()),
+        Turn("assistant", option, ends=False) if template == "plain" else Turn("assistant", option.strip()),
     )
 
 
