@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 
 from meditron.model.config import LlamaConfig
-from meditron.release.mix import MIXES, GGUFType, fitting, wanted
+from meditron.release.mix import MIXES, fitting, wanted
+from meditron.release.types import GGUFType
 
 
 def config(blocks: int = 32, *, heads: int = 32, shared: int = 32, tied: bool = False) -> LlamaConfig:

@@ -17,9 +17,10 @@ from meditron.ground.errors import MissingExtra, SourceError, UsageError
 from meditron.model.generate import generate
 from meditron.model.hf_weights import HFWeights
 from meditron.model.weights import load_model
-from meditron.release.config import GGUFType, QuantizeConfig
+from meditron.release.config import QuantizeConfig
 from meditron.release.quantize import quantize as quantize_model
 from meditron.release.quantize import run
+from meditron.release.types import GGUFType
 from meditron.store.artifact import Artifact
 from meditron.store.gguf import GGUF
 from quantized import digest, golden

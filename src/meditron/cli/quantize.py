@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from meditron.cli.options import Json, emit
-from meditron.release.config import GGUFType
+from meditron.release.types import GGUFType
 
 __all__ = ["quantize"]
 

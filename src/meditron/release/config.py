@@ -6,9 +6,9 @@ from pydantic import Field, field_validator
 
 from meditron.ground.config import Beside
 from meditron.ground.stage import StageConfig
-from meditron.release.mix import GGUFType
+from meditron.release.types import GGUFType
 
-__all__ = ["GGUFType", "QuantizeConfig"]
+__all__ = ["QuantizeConfig"]
 
 
 class QuantizeConfig(StageConfig):

@@ -7,31 +7,13 @@ without an importance matrix). Files made before 2024 followed other rules under
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from meditron.model.config import LlamaConfig
+from meditron.release.types import GGUFType
 from meditron.store.gguf_types import tensor_type
 
-__all__ = ["FLOATS", "MIXES", "GGUFType", "Mix", "fitting", "wanted"]
-
-GGUFType = Literal[
-    "F32",
-    "F16",
-    "BF16",
-    "Q2_K",
-    "Q3_K_S",
-    "Q3_K_M",
-    "Q3_K_L",
-    "Q4_0",
-    "Q4_K_S",
-    "Q4_K_M",
-    "Q5_0",
-    "Q5_K_S",
-    "Q5_K_M",
-    "Q6_K",
-    "Q8_0",
-]
-"""The types a GGUF file can be written in."""
+__all__ = ["FLOATS", "MIXES", "Mix", "fitting", "wanted"]
 
 FLOATS = ("F32", "F16", "BF16")
 """Those that are no quantization: each value is rounded by itself."""

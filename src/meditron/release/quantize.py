@@ -19,11 +19,12 @@ from meditron.model.config import LlamaConfig
 from meditron.model.gguf_weights import as_floats, gguf_config, gguf_header, model_tensors
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import open_weights
-from meditron.release.config import GGUFType, QuantizeConfig
+from meditron.release.config import QuantizeConfig
 from meditron.release.encode import as_blocks, quantizers
 from meditron.release.memory import peak_memory
 from meditron.release.mix import FLOATS, MIXES, fitting, wanted
 from meditron.release.naming import file_stem, model_name
+from meditron.release.types import GGUFType
 from meditron.store.artifact import Artifact
 from meditron.store.files import make_folder, sha256_file
 from meditron.store.gguf import GGUF, Array, write_gguf
