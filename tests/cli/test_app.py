@@ -14,6 +14,7 @@ from meditron.ground.notice import ADVISORY
 
 NAMES = [verb.__name__ for verb in VERBS]
 HEAVY = {"torch", "transformers", "datatrove", "numba", "matplotlib", "scipy", "lxml", "xllamacpp"}
+HEAVY |= {"numpy", "pydantic"}  # light beside these, but half a second together
 HELP = """
 import runpy, sys
 for words in (["--version"], ["--help"], *([name, "--help"] for name in sys.argv[1:])):

@@ -71,11 +71,11 @@ def test_a_killed_stage_ends_with_the_bytes_of_an_uninterrupted_one(victim: Vict
         if not victim.kill(moments.randint(1, max(1, whole // (KILLS + 1))), moments.uniform(0, 0.01)):
             break
         killed += 1
-        assert_kept(before, finished(victim.folder))
+        assert_kept(before, files(victim.folder))
     assert killed >= 2, "the kills came too late to prove anything"
     before, steps = finished(victim.folder), last_step(victim.folder)
     victim.finish()
-    assert_kept(before, finished(victim.folder))
+    assert_kept(before, files(victim.folder))
     assert content(victim.folder) == content(smoke.folder / victim.stage)
     manifest = read_manifest(victim.folder)
     assert manifest is not None
@@ -91,10 +91,22 @@ def content(folder: Path) -> dict[str, str]:
     return {record.path: record.sha256 for record in manifest.files if record.content}
 
 
-def finished(folder: Path) -> dict[Path, tuple[int, int]]:
-    """The shards that are whole, with what tells that a file was not written again."""
+def files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The files of shards, with what tells that one was not written again."""
     shards = [path for path in folder.glob("*/*/*.jsonl.zst") if not path.name.startswith(".")]
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in shards}
+
+
+def finished(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Those of shards that are whole: what is written last of them is there, their index or their counts."""
+    return {path: seen for path, seen in files(folder).items() if last(folder, path).exists()}
+
+
+def last(folder: Path, path: Path) -> Path:
+    """What is written last of the shard that a file belongs to."""
+    name, _, rest = path.name.partition(".")
+    kind = "index.npy" if rest.startswith("candidates") else "counts.json"
+    return folder / "work" / path.parent.name / f"{name}.{kind}"
 
 
 def assert_kept(before: dict[Path, tuple[int, int]], after: dict[Path, tuple[int, int]]) -> None:
