@@ -138,8 +138,12 @@ def test_one_clear_error_when_the_process_is_killed_and_the_next_text_gets_a_new
 
 
 def test_a_process_that_died_between_two_calls_is_replaced(llama: LlamaCppEngine):
-    os.kill(llama.child.pid, signal.SIGKILL)
+    child = llama.child
+    os.kill(child.pid, signal.SIGKILL)
+    while child.alive:  # a signal takes its time; the time limit of every test ends it
+        time.sleep(0.01)
     assert llama.score([([1], [2])])[0].shape == (1,)
+    assert llama.child.pid != child.pid
 
 
 def test_a_process_that_falls_silent_is_told_and_ended(small: Path, monkeypatch: pytest.MonkeyPatch):
