@@ -17,7 +17,7 @@ quickstart: $(VENV)/.all  ## real PubMed in, an adapted model out: about ten min
 	$(BIN)/meditron run recipes/quickstart.toml
 
 test: $(VENV)/.dev  ## all tests, the smoke recipe among them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev  ## lint, formatting, strict types, import contracts
 	$(BIN)/ruff check .

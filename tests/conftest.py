@@ -22,10 +22,12 @@ QUICKSTART = tomllib.loads((ROOT / "recipes/quickstart.toml").read_text(encoding
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the registry, by the fixtures it asks for."""
+    """Mark what needs the registry, by the fixtures it asks for; the longest file first."""
     for item in items:
         if {"smollm2_gguf", "pubmed_xml", "wiki_dump"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.network)
+    # The longest file goes first, so that of several processes none is left alone with it at the end.
+    items.sort(key=lambda item: item.path.name != "test_kills.py")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 from command import Command, Said
 from counting import RECIPE, STAGES, Bench
 from meditron.cli import main
+from meditron.ground.console import configure
 from meditron.recipe import load_recipe
 
 
@@ -21,6 +22,7 @@ def meditron(capfd: pytest.CaptureFixture[str]) -> Command:
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
+        configure(quiet=False)  # the console is the process's own: no test after this one is to be silent
         out, err = capfd.readouterr()
         assert isinstance(ended.value.code, int)
         return Said(ended.value.code, out, err)

@@ -162,9 +162,10 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends(plain: Path, tmp_p
         [
             (r"> ", b"What is sepsis?\n"),
             (r"sepsis\?\s+\S", b"\x03"),  # once the answer has begun
-            (r"\(stopped\)", b"/help\n"),
+            # Keys wait for the prompt: before it the terminal's own line editing would take them.
+            (r"\(stopped\).*> ", b"/help\n"),
             (r"/quit +end.*> ", b"typed\x03"),
-            (r"/quit ends", b"\x04"),
+            (r"/quit ends.*> ", b"\x04"),
         ],
         XDG_STATE_HOME=str(tmp_path / "state"),
     )

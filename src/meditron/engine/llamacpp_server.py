@@ -41,7 +41,7 @@ def main() -> None:
     try:
         server = xllamacpp.Server(params)
     except RuntimeError:  # the log has said why
-        os._exit(1)
+        sys.exit(1)
     sys.stdout.write(f"{server.listening_address}\n")
     sys.stdout.flush()
     sys.stdin.read()
