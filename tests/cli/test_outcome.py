@@ -6,6 +6,7 @@ import pytest
 
 from lives import MODELS, TASK, Life
 from meditron.cli import show
+from meditron.ground.units import size
 from meditron.recipe import RunResult, load_recipe
 from meditron.recipe.graph import references
 from meditron.recipe.plan import Standing
@@ -63,6 +64,8 @@ def test_one_table_has_every_model_beside_what_needs_none(
     low, high = (f"{100 * end:.1f}" for end in score.interval)
     assert f"{100 * score.accuracy:.1f} % [{low}, {high}]" in lines["quantize:Q4_K_M"]
     assert "95 % interval" in out
+    for file in run.stages["quantize"].metrics["files"]:
+        assert f"{file['type']} {size(file['bytes'])}" in lines["quantize"]
     assert {"base → pretrain", "pretrain → finetune", "finetune → quantize:Q4_K_M"} <= lines.keys()
     assert f"next:   meditron chat {run.folder / 'quantize'}:Q4_K_M" in err.splitlines()
 

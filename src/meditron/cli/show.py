@@ -10,7 +10,7 @@ from typing import Any
 
 from meditron.ground import figures
 from meditron.ground.console import say, table
-from meditron.ground.units import duration
+from meditron.ground.units import duration, size
 from meditron.recipe.drift import leaves, short
 from meditron.recipe.report import HTML
 from meditron.recipe.run import RunResult
@@ -22,6 +22,8 @@ __all__ = ["decisions", "differences", "drift", "evaluation", "outcome", "stages
 
 _TOLD = ("seconds", "attempts", "perplexity", "tasks", "baselines", "fidelity", "differences")
 """Metrics that have a column or a table of their own."""
+_ASIDE = ("peak_rss", "seed", "resamples", "overlap", "training_documents_compared")
+"""Metrics of how a stage worked, which are in the report: a line has room for what came out."""
 
 
 def stages(result: RunResult, *, answer: bool) -> None:
@@ -135,9 +137,10 @@ def _seconds(metrics: Mapping[str, Any]) -> str:
 
 def _figures(metrics: Mapping[str, Any]) -> str:
     """The first plain figures, the nested ones under dotted names; all of them are in the report."""
-    told = [(name, value) for name, value in leaves(metrics) if name.partition(".")[0] not in _TOLD]
+    told = [(name, value) for name, value in leaves(metrics) if name.partition(".")[0] not in _TOLD + _ASIDE]
     plain = [(name, value) for name, value in told if isinstance(value, int | float)]
-    return ", ".join(f"{name} {_figure(value)}" for name, value in plain[:4])
+    files = [f"{file['type']} {size(file['bytes'])}" for file in metrics.get("files", ())]
+    return ", ".join([*files, *(f"{name} {_figure(value)}" for name, value in plain[:4])])
 
 
 def _figure(value: float) -> str:
