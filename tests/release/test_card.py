@@ -141,6 +141,7 @@ def test_it_tells_the_whole_life(card: str, life: Life) -> None:
     for told in ("not stated", "base (calibrated)", "majority", "Q4_K_M", "Sentence: {question}"):
         assert told in card
     assert "NLM terms & conditions; see \\<NLM>" in card
+    assert "each answered by one of its options and nothing behind it" in card
 
 
 def test_what_a_step_made_worse_is_told(tmp_path: Path) -> None:

@@ -48,5 +48,5 @@ STAGES: tuple[Stage, ...] = (
     Stage("finetune", 1, FinetuneConfig, "meditron.train.finetune:run", many=True),
     Stage("quantize", 2, QuantizeConfig, "meditron.release.quantize:run"),
     Stage("evaluate", 2, EvaluateConfig, "meditron.evaluate.stage:run"),
-    Stage("card", 1, CardConfig, "meditron.release.card:run"),
+    Stage("card", 2, CardConfig, "meditron.release.card:run"),
 )

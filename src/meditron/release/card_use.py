@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from meditron.release.card_facts import CardFacts
 from meditron.release.card_markdown import Sheet
 from meditron.release.mix import FLOATS
+from meditron.store.manifest import Manifest
 from meditron.tasks.layout import find_layout
 from meditron.tasks.question import Question
 
@@ -13,7 +14,7 @@ __all__ = ["citation", "prompt", "run_it"]
 
 _PROMPT = "Hypertension is treated with"
 _TEMPLATES = {
-    "plain": "on prompts as they are, each answer ended by the end-of-text token",
+    "plain": "on prompts as they are",
     "tags": "on turns of question and answer between <|im_start|> and <|im_end|>, as in its chat template",
     "chatml": "on ChatML's turns of user and assistant, as in its chat template",
     "tokenizer": "on the turns of its tokenizer's own chat template",
@@ -48,7 +49,7 @@ def prompt(sheet: Sheet, facts: CardFacts) -> None:
     sheet.section("Prompts")
     finetuned = [stage for stage in facts.line if "template" in stage.config]
     for stage in finetuned:
-        sheet.text(f"{stage.name} was trained {_TEMPLATES[stage.config['template']]}.")
+        sheet.text(f"{stage.name} was trained {_TEMPLATES[stage.config['template']]}{_end(stage)}.")
     if not finetuned:
         sheet.text("It was not finetuned on any template: give it the beginning of a text to go on with.")
     told = [stage.metrics["task"] for stage in finetuned if stage.metrics.get("task")]
@@ -58,6 +59,15 @@ def prompt(sheet: Sheet, facts: CardFacts) -> None:
     for task, name in layouts.items():
         sheet.text(f"A question of {task} is laid out as {name}; the answer follows after a blank:")
         sheet.code(_laid_out(name))
+
+
+def _end(stage: Manifest) -> str:
+    """What stood behind an answer where no template says so."""
+    if stage.config["template"] != "plain":
+        return ""
+    if stage.metrics.get("task"):
+        return ", each answered by one of its options and nothing behind it"
+    return ", each answer ended by the end-of-text token"
 
 
 def _laid_out(name: str) -> str:
