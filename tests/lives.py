@@ -227,9 +227,9 @@ class Life:
             n=self.whole(),
             difference=value,
             interval=(value - 0.05, value + 0.05),
-            p=self.small(),
+            p=self.random.uniform(0.01, 0.049),
             detectable=self.small(),
-            mcnemar=self.small() if "task" in of else None,
+            mcnemar=self.random.uniform(0.01, 0.049) if "task" in of else None,
             **of,
         )
 

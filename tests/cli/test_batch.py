@@ -140,3 +140,55 @@ def test_a_killed_llama_cpp_fails_one_line_and_the_others_are_answered(
     assert gguf.name in first["error"]
     assert [row["id"] for row in others] == [2, 3]
     assert all(row["tokens"] for row in others)
+
+
+def test_a_pipe_is_written_to_and_foreign_lines_are_left_alone(
+    meditron: Command, model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """What is replaced by renaming must be a file of ours: nothing else is ever replaced."""
+    asked = ("generate", model, "--jsonl", prompts, "--max-tokens", "4", "--out")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        meditron(*asked, pipe)
+        assert rows(os.read(reader, 1 << 16).decode())[0]["id"] == "a"
+        assert pipe.is_fifo()
+    finally:
+        os.close(reader)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"id": "a", "text": "a document"}\n', encoding="utf-8")
+    assert "is no file of answers" in meditron(*asked, corpus).err
+    assert corpus.read_text(encoding="utf-8") == '{"id": "a", "text": "a document"}\n'
+    link, real = tmp_path / "link.jsonl", tmp_path / "real.jsonl"
+    whole = '{"id": "a", "text": "kept", "tokens": 1, "seconds": 0.0, "stop": "end"}'
+    real.write_text(whole, encoding="utf-8")  # its newline was lost
+    link.symlink_to(real)
+    meditron(*asked, link)
+    assert link.is_symlink()
+    assert real.read_text(encoding="utf-8").startswith(whole + "\n")
+
+
+def test_ids_that_meet_or_cannot_be_written_are_told(meditron: Command, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    lines = ['{"id": 2, "prompt": "a"}', '{"prompt": "b"}', '{"id": NaN, "prompt": "c"}']
+    lines += ['{"id": "\\ud800", "prompt": "d"}', '{"id": "e", "prompt": "half \\ud800"}']
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = rows(meditron("generate", model, "--jsonl", path, "--max-tokens", "2").out)
+    assert [row.get("error", "").partition("): ")[2] for row in found[:4]] == [
+        "",
+        "a second line of the id 2",
+        "its id cannot be written down again",
+        "its id cannot be written down again",
+    ]
+    assert "not UTF-8" in found[4]["error"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--seed", str(1 << 80), "--temperature", "1"], ["--temperature", "1e-300"]]
+)
+def test_any_seed_and_any_temperature_above_zero_draw(
+    meditron: Command, model: Path, words: list[str]
+) -> None:
+    said = meditron("generate", model, "Sepsis", "--max-tokens", "3", *words)
+    assert said.code == 0, said.err

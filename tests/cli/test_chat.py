@@ -9,6 +9,7 @@ import select
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def test_commands(chat: Chat, tmp_path: Path) -> None:
         ("/temp nan", "is no temperature"),
         ("/save", "needs a file"),
         ("/save /nowhere/x.jsonl", "/nowhere/x.jsonl"),
+        ("/save ~nobody-of-this-name/x.jsonl", "is no path"),
         ("/regen", "nothing was asked"),
         ("word " * 300, "context is 256"),
     ],
@@ -194,6 +196,7 @@ def on_terminal(words: list[str], script: list[tuple[str, bytes]], **environment
                 shown += piece.decode(errors="replace")
                 if script and (found := re.compile(script[0][0], re.DOTALL).search(shown, since)):
                     since = found.end()
+                    time.sleep(0.3)  # as no person types within the millisecond in which a prompt is drawn
                     os.write(ours, script.pop(0)[1])
             process.kill()
         except OSError:  # how Linux tells that the other end is closed

@@ -41,6 +41,8 @@ def test_batches_do_not_decide_what_the_result_is() -> None:
         ({"models": ("base",), "differences": ({"model": "base", "against": "base"},)}, "against itself"),
         ({"models": ("base",), "documents": 1}, "greater than or equal to 2"),
         ({"models": ("base",), "dtype": "float16"}, "float32"),
+        ({"models": ("base",), "tasks": ("pubmed-section",)}, "no task 'pubmed-section'"),
+        ({"models": ("base",), "seed": -1}, "greater than or equal to 0"),
     ],
 )
 def test_refused(table: dict[str, object], said: str) -> None:

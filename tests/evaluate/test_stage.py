@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from meditron.evaluate.compare import compare
 from meditron.evaluate.config import Against, EvaluateConfig
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, FidelityRow, QuestionRow, read_rows
 from meditron.evaluate.stage import run, training
-from meditron.ground.errors import InputError, UsageError
+from meditron.ground.errors import InputError, MeditronError, UsageError
 from meditron.release.quantize import quantize
 from meditron.store.artifact import Artifact
 from meditron.store.jsonl import JsonlWriter
@@ -151,6 +152,25 @@ def test_naive_bayes_learns_from_what_the_finetune_learned_from(tmp_path: Path, 
     limited = config.model_copy(update={"train_baseline": 4})
     assert training(limited, inputs, "drugs", task) == told[:4]
     assert training(config, {}, "drugs", task) == told
+
+
+def test_a_model_is_not_asked_what_it_was_trained_on(
+    tmp_path: Path, corpus: Path, tiny: Path, task_file: Path
+) -> None:
+    trained = tmp_path / "finetune"
+    shutil.copytree(tiny, trained)
+    with JsonlWriter(trained / "rows.jsonl.zst") as writer:
+        for question in open_task(str(task_file)).rows("test", 3):
+            writer.write({"id": question.id, "split": "train"})
+    manifest = a_manifest({"task": str(task_file)})
+    inputs = {
+        "finetune": Artifact("finetune", trained, "d", manifest),
+        "corpus": Artifact("corpus", corpus, "c"),
+        str(task_file): Artifact(str(task_file), task_file, "t"),
+    }
+    config = EvaluateConfig(models=("finetune",), tasks=(str(task_file),), seed=1)
+    with pytest.raises(MeditronError, match="finetune was trained on 3 of the 30 questions"):
+        run(config, inputs, tmp_path / "out")
 
 
 CHILD = """

@@ -86,6 +86,19 @@ def test_better_and_worse_are_what_the_measure_means(
     assert tables.differences([found]).rows[0][-1] == verdict
 
 
+def test_no_test_beside_the_interval_is_gainsaid() -> None:
+    few = comparison(0.01, 0.002, 0.02, task=TASK)
+    assert tables.verdict(few) == "better"
+    assert tables.verdict(few.model_copy(update={"mcnemar": 0.06})) == "undecided"
+    assert tables.verdict(few.model_copy(update={"p": 0.24})) == "undecided"
+
+
+def test_models_that_answer_alike_say_nothing_of_what_would_be_seen(result: EvaluationResult) -> None:
+    alike = comparison(0, 0, 0, task=TASK).model_copy(update={"detectable": 0.0, "p": 1.0})
+    assert tables.differences([alike]).rows[0][-2:] == ("", "undecided")
+    assert "four times" not in tables.sentence(alike, result, {})
+
+
 def test_an_answer_by_next_token_has_a_row_of_its_own(result: EvaluationResult) -> None:
     score = result.tasks["base"][TASK].model_copy(update={"mode": "next-token", "rule": None, "rules": {}})
     table = tables.rules(result.model_copy(update={"tasks": {"base": {TASK: score}}}))

@@ -15,15 +15,19 @@ from meditron.store.files import atomic, reading, storing
 
 __all__ = ["answer_all"]
 
+_ANSWER, _ERROR = {"id", "text", "tokens", "seconds", "stop"}, {"id", "error"}
+
 
 def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generation]) -> int:
     """Answer every line of `source` and say how many could not be.
 
     A line is `{"prompt": TEXT}` or `{"messages": […]}`; its `id` is kept, and is its number where there is
-    none. Answers go to stdout, or to the end of `out`, whose own are not asked for again. A line that fails
-    leaves its error instead. Raises InputError for an `out` that holds something else.
+    none. Answers go to stdout, or to the end of `out`, whose own are not asked for again. A line that fails,
+    or has the id of another, leaves its error instead. Raises InputError for an `out` that holds something
+    else.
     """
     done = _answered(out) if out is not None else frozenset[str]()
+    met: set[str] = set()
     failed = 0
     with ExitStack() as closing:
         if out is not None:
@@ -31,7 +35,7 @@ def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generat
             file = closing.enter_context(out.open("a", encoding="utf-8"))
         bar = closing.enter_context(progress("generate", _count(source), "prompts", start=len(done)))
         for number, line in _lines(source):
-            row = _answer(source, number, line, answer, done)
+            row = _answer(source, number, line, answer, done, met)
             if row is None:
                 continue
             text = json.dumps(row, ensure_ascii=False) + "\n"
@@ -49,14 +53,23 @@ def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generat
 
 
 def _answer(
-    source: str, number: int, line: bytes, answer: Callable[[Prompt], Generation], done: Set[str]
+    source: str,
+    number: int,
+    line: bytes,
+    answer: Callable[[Prompt], Generation],
+    done: Set[str],
+    met: set[str],
 ) -> dict[str, Any] | None:
-    """The line that answers a line; None where it was answered before."""
+    """The line that answers a line; None where it was answered before. `met` grows by its id."""
     name: Any = number
     try:
         row = _row(source, number, line)
         name = row.get("id", number)
-        if _key(name) in done:
+        key = _key(name)
+        if key in met:
+            raise _bad(source, number, f"a second line of the id {key}")
+        met.add(key)
+        if key in done:
             return None
         told = answer(_prompt(source, number, row))
     except MeditronError as error:
@@ -77,6 +90,10 @@ def _row(source: str, number: int, line: bytes) -> dict[str, Any]:
         raise _bad(source, number, f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise _bad(source, number, f"a {type(row).__name__} where an object should be")
+    try:
+        json.dumps(row.get("id"), ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise _bad(source, number, "its id cannot be written down again") from error
     return row
 
 
@@ -121,8 +138,11 @@ def _key(name: object) -> str:
 
 
 def _answered(out: Path) -> frozenset[str]:
-    """Ids that `out` has answers for; errors, and a line that a kill cut off, are taken out of it."""
-    if not out.exists():
+    """Ids that `out` has answers for; errors, and a line that a kill cut off, are taken out of it.
+
+    What is no regular file, as a pipe or /dev/stdout, is written to and nothing else.
+    """
+    if not out.is_file():
         return frozenset()
     kept: dict[str, bytes] = {}
     with reading(out):
@@ -130,16 +150,17 @@ def _answered(out: Path) -> frozenset[str]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise _not_ours(out, number) from error
-        if not isinstance(row, dict) or "id" not in row or not {"text", "error"} & set(row):
+        if not isinstance(row, dict) or set(row) not in (_ANSWER, _ERROR):
             raise _not_ours(out, number)
         if "text" in row:
-            kept[_key(row["id"])] = line
-    with atomic(out) as file:
-        file.writelines(kept.values())
+            kept[_key(row["id"])] = line.rstrip(b"\r\n") + b"\n"
+    if lines != list(kept.values()):
+        with atomic(out.resolve()) as file:
+            file.writelines(kept.values())
     return frozenset(kept)
 
 

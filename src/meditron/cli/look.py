@@ -1,6 +1,7 @@
 """What is inside an artifact, as facts and rows, by what kind of thing it is."""
 
 import json
+import math
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -44,8 +45,17 @@ class View:
     """What a stage's folder holds."""
 
     def to_json(self) -> dict[str, Any]:
-        """The form of --json."""
-        return asdict(self)
+        """The form of --json, in which a number that is not finite is a word."""
+        written: dict[str, Any] = _worded(asdict(self))
+        return written
+
+
+def _worded(value: Any) -> Any:  # noqa: ANN401  # whatever a file holds
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _worded(item) for key, item in value.items()}
+    return [_worded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +222,7 @@ def _header(path: Path) -> Iterator[Row]:
                 for name, info in entries
                 for begin, end in [info["data_offsets"]]
             ]
-        except (ValueError, AttributeError, LookupError, TypeError) as error:
+        except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
             raise InputError(path, f"the header is damaged: {error}", place="byte 8") from error
     yield from rows
 

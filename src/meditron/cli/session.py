@@ -144,11 +144,12 @@ class Session:
         if not self._talk.turns:
             raise UsageError("nothing was asked yet")
         turn = self._talk.turns.pop()
+        before = len(self._talk.turns)
         try:
             self._answer(turn[0])
-        except BaseException:
-            self._talk.turns.append(turn)  # the answer there was is better than none
-            raise
+        finally:
+            if len(self._talk.turns) == before:  # the answer there was is better than none
+                self._talk.turns.append(turn)
 
     def _temperature(self, text: str) -> None:
         try:
@@ -163,7 +164,11 @@ class Session:
     def _save(self, name: str) -> None:
         if not name:
             raise UsageError("/save needs a file", hint="/save talk.jsonl")
-        path = Path(name).expanduser()
+        try:
+            path = Path(name).expanduser()
+            path.exists()
+        except (RuntimeError, ValueError) as error:  # no such user, a zero byte
+            raise UsageError(f"{name!r} is no path: {error}", hint="/save talk.jsonl") from error
         line = json.dumps({"messages": self._talk.messages()}, ensure_ascii=False)
         with storing(path), path.open("ab") as file:
             file.write(line.encode(errors="replace") + b"\n")

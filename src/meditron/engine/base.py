@@ -229,7 +229,10 @@ def _conversation_ids(tokenizer: Tokenizer, template: str, messages: Sequence[Me
     control = {str(tokenizer.token(i)): i for i in tokenizer.special_ids}
     names = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
     plain = [dict(message) for message in messages]
-    marked = _mark(plain, names)
+    try:
+        marked = _mark(plain, names)
+    except RecursionError as error:
+        raise UsageError("a message is nested too deeply") from error
     text = render(
         template,
         marked,
@@ -237,6 +240,8 @@ def _conversation_ids(tokenizer: Tokenizer, template: str, messages: Sequence[Me
         bos=_name(tokenizer, tokenizer.bos_id),
         eos=_name(tokenizer, tokenizer.eos_id),
     )
+    if _SURROGATE.search(text):
+        raise UsageError("the conversation is not UTF-8")
     if marked == plain:
         return tokenizer.encode(text, special=True, bos=False)  # the template writes its own
     ids: list[int] = []

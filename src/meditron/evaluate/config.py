@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from meditron.ground.config import Beside, Config
 from meditron.ground.stage import StageConfig
 from meditron.store.results import Mode, Rule
+from meditron.tasks.registry import TASKS
 
 __all__ = ["Against", "EvaluateConfig", "is_file"]
 
@@ -94,6 +95,10 @@ class EvaluateConfig(StageConfig):
                     raise ValueError(f"{table}: '{pair.model}' against itself")
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError("tasks: one of them stands there twice")
+        for task in self.tasks:
+            if task not in TASKS and not is_file(task):
+                known = ", ".join(TASKS)
+                raise ValueError(f"tasks: no task '{task}'; there are {known}, and files of questions")
         return self
 
     def pairs(self) -> tuple[Against, ...]:

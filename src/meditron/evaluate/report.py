@@ -13,8 +13,8 @@ __all__ = ["write_report"]
 
 _HOW = (
     "Perplexity is exp of the mean negative log-likelihood per token, in nats, of held-out documents: every "
-    "token but a document's first is predicted from all before it. Its interval is the 95 % percentile "
-    "interval of a bootstrap over documents. A difference in log-loss is the mean over documents of the "
+    "token but a document's first is predicted from all before it. Its 95 % interval is that of "
+    "a bootstrap over documents. A difference in log-loss is the mean over documents of the "
     "second model's loss per token minus the first's, on the same documents; below zero the second is "
     "better. The smallest detectable difference is the smallest true one that so many documents or questions "
     "show with 80 % power."

@@ -16,7 +16,7 @@ from meditron.evaluate.heldout import choose, refuse_overlap
 from meditron.evaluate.report import write_report
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, FidelityRow, QuestionRow, Row, RowsFile
 from meditron.evaluate.scoring import score
-from meditron.ground.errors import UsageError
+from meditron.ground.errors import MeditronError, UsageError
 from meditron.store.artifact import Artifact
 from meditron.store.corpus import Text, held_out
 from meditron.store.jsonl import read_jsonl
@@ -39,12 +39,14 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     `fidelity.jsonl` (a row a pair of models and document), `results.json` and `report.html`.
 
     Raises:
-        MeditronError: a held-out document stands in the corpus' training files, or a figure is not a number.
+        MeditronError: a held-out document stands in the corpus' training files, a model was finetuned on the
+            questions it is asked, or a figure is not a number.
         InputError: the corpus has nothing held out, or its files, a model's or the rows are damaged.
         UsageError: a task that is not known, or two that would write one file.
     """
     corpus = inputs[CORPUS].path
     exams = _exams(config, inputs)
+    _refuse_trained(config, inputs, exams)
     documents = choose(corpus, config.documents)
     trained = refuse_overlap(corpus, documents)
     measured = _measure(config, inputs, documents, exams, out)
@@ -73,6 +75,28 @@ def _exams(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> dict[str, 
             seed=config.seed or 0,
         )
     return exams
+
+
+def _refuse_trained(
+    config: EvaluateConfig, inputs: Mapping[str, Artifact], exams: Mapping[str, Exam]
+) -> None:
+    """MeditronError where an evaluated finetune was trained on questions that are now asked."""
+    for spec, exam in zip(config.tasks, exams.values(), strict=True):
+        asked = {question.id for question in exam.questions}
+        for name, artifact in inputs.items():
+            if met := len(asked & _trained_on(artifact, spec)):
+                raise MeditronError(
+                    f"{name} was trained on {met} of the {len(asked)} questions of {exam.task.name}",
+                    hint="a score on them would mean nothing: keep test questions in a file of their own",
+                )
+
+
+def _trained_on(artifact: Artifact, spec: str) -> set[str]:
+    """Ids of the task's questions that a finetune was trained on; none for anything else."""
+    used = artifact.path / _TRAINED_ON
+    if artifact.manifest is None or artifact.manifest.config.get("task") != spec or not used.is_file():
+        return set()
+    return {str(row.get("id")) for row in read_jsonl(used) if row.get("split") == "train"}
 
 
 def rows_file(task: Task) -> str:
@@ -189,8 +213,6 @@ def training(
     """
     if config.train_baseline is None:
         for artifact in inputs.values():
-            used = artifact.path / _TRAINED_ON
-            if artifact.manifest and artifact.manifest.config.get("task") == spec and used.is_file():
-                ids = {row.get("id") for row in read_jsonl(used) if row.get("split") == "train"}
+            if ids := _trained_on(artifact, spec):
                 return [question for question in task.rows("train") if question.id in ids]
     return task.rows("train", BAYES_ROWS if config.train_baseline is None else config.train_baseline)

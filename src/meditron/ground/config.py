@@ -13,6 +13,7 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,  # JSON, and so a manifest, has no word for them
         use_attribute_docstrings=True,
         populate_by_name=True,
         protected_namespaces=(),

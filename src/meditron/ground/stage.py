@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 
+from pydantic import Field
+
 from meditron.ground.config import Config
 
 __all__ = ["StageConfig"]
@@ -10,7 +12,7 @@ __all__ = ["StageConfig"]
 class StageConfig(Config, ABC):
     """A stage's table in a recipe."""
 
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0)
     """Seed of everything random in this stage; the recipe's own when absent."""
 
     @abstractmethod

@@ -1,15 +1,18 @@
 """How sure a number is: intervals and paired differences over documents or questions.
 
 Documents are the unit of resampling, for the tokens of one document are not independent. Intervals are
-bootstrap percentile intervals (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13); what two
-models did with the same documents is compared document by document (Miller, Adding Error Bars to Evals, 2024,
-arXiv:2411.00640, §4). Everything is seeded: the same numbers give the same interval on every machine.
+expanded bootstrap percentile intervals (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13;
+Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015): of few
+documents a plain percentile interval is too narrow, so its ends move out by as much as Student's t makes an
+interval of a mean wider than the normal distribution does. What two models did with the same documents is
+compared document by document (Miller, Adding Error Bars to Evals, 2024, arXiv:2411.00640, §4). Everything is
+seeded: the same numbers give the same interval on every machine.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -52,7 +55,7 @@ class Difference:
 def bootstrap_ratio(
     numerators: Values, denominators: Values, *, seed: int, resamples: int = 10_000
 ) -> tuple[float, Interval]:
-    """Σ numerators / Σ denominators over documents, with its 95 % percentile interval.
+    """Σ numerators / Σ denominators over documents, with its 95 % interval.
 
     With a document's summed log-loss over its tokens it is the log-loss a token; with denominators of one it
     is the plain mean. Raises UsageError for fewer than two documents or unequal lengths, MeditronError for
@@ -61,7 +64,7 @@ def bootstrap_ratio(
     above, below = _column("numerators", numerators), _positive("denominators", denominators)
     _same_length(above, below)
     sums = _resampled_sums((above, below), seed, resamples)
-    return float(above.sum() / below.sum()), _percentiles(sums[0] / sums[1])
+    return float(above.sum() / below.sum()), _percentiles(sums[0] / sums[1], len(above))
 
 
 def paired_bootstrap(
@@ -73,9 +76,10 @@ def paired_bootstrap(
     (token counts, where a_i is a mean over tokens) it is Σ w_i (a_i − b_i) / Σ w_i, a ratio of sums: each
     token counts the same. The documents are resampled either way.
 
-    p is twice the smaller share of resampled differences on either side of zero, the level at which the
-    percentile interval would touch zero (Efron & Tibshirani 1993, §15.4), with (r + 1) / (resamples + 1) in
-    place of r / resamples so that it is never zero (Davison & Hinkley, Bootstrap Methods, 1997, §4.2).
+    p is the level at which the interval would touch zero: twice the smaller share of resampled differences on
+    either side of it (Efron & Tibshirani 1993, §15.4), with (r + 1) / (resamples + 1) in place of r /
+    resamples so that it is never zero (Davison & Hinkley, Bootstrap Methods, 1997, §4.2), and expanded as the
+    interval is.
     Raises as `bootstrap_ratio` does.
     """
     first, second = _column("a", a), _column("b", b)
@@ -90,8 +94,8 @@ def paired_bootstrap(
     return Difference(
         n=len(apart),
         difference=difference,
-        interval=_percentiles(ratios),
-        p=min(1.0, 2 * (min(below, above) + 1) / (resamples + 1)),
+        interval=_percentiles(ratios, len(apart)),
+        p=_expanded(min(1.0, 2 * (min(below, above) + 1) / (resamples + 1)), len(apart)),
         detectable=_detectable(apart, weight, difference),
     )
 
@@ -124,7 +128,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     if only_a < 0 or only_b < 0:
         raise UsageError(f"{only_a} and {only_b} are no counts")
     n, fewer = only_a + only_b, min(only_a, only_b)
-    one_sided = sum(comb(n, k) for k in range(fewer + 1)) / (1 << n)
+    one_sided = sum(math.comb(n, k) for k in range(fewer + 1)) / (1 << n)
     return min(1.0, 2 * one_sided)
 
 
@@ -143,14 +147,15 @@ def macro_f1(gold: Sequence[int], predicted: Sequence[int | None]) -> float:
 
 
 def _detectable(apart: NDArray[np.float64], weight: NDArray[np.float64], difference: float) -> float:
-    """(z of 5 % two-sided + z of 80 % power) = 2.80 paired standard errors (Miller 2024, §5).
+    """(t of 5 % two-sided + t of 80 % power) paired standard errors: 2.80 of many (Miller 2024, §5).
 
     The standard error is the linearised one of a ratio of sums; with equal weights it is s / √n.
     """
+    from scipy.special import stdtrit
+
     n = len(apart)
     error = np.sqrt(n / (n - 1) * ((weight * (apart - difference)) ** 2).sum()) / weight.sum()
-    normal = NormalDist()
-    return float((normal.inv_cdf((1 + _CONFIDENCE) / 2) + normal.inv_cdf(_POWER)) * error)
+    return float((stdtrit(n - 1, (1 + _CONFIDENCE) / 2) + stdtrit(n - 1, _POWER)) * error)
 
 
 def _resampled_sums(columns: Sequence[NDArray[np.float64]], seed: int, resamples: int) -> NDArray[np.float64]:
@@ -169,9 +174,20 @@ def _resampled_sums(columns: Sequence[NDArray[np.float64]], seed: int, resamples
     return sums
 
 
-def _percentiles(values: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(values, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+def _percentiles(values: NDArray[np.float64], n: int) -> Interval:
+    """The ends of what was resampled from n documents."""
+    from scipy.special import stdtrit
+
+    tail = NormalDist().cdf(float(stdtrit(n - 1, (1 - _CONFIDENCE) / 2)) * math.sqrt(n / (n - 1)))
+    low, high = np.quantile(values, [tail, 1 - tail])
     return Interval(float(low), float(high))
+
+
+def _expanded(p: float, n: int) -> float:
+    """A percentile interval's two-sided level, as that of the expanded interval with the same ends."""
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(n - 1, NormalDist().inv_cdf(p / 2) * math.sqrt((n - 1) / n)))
 
 
 def _column(name: str, values: Values) -> NDArray[np.float64]:

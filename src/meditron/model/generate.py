@@ -10,6 +10,9 @@ from meditron.model.sampling import check
 
 __all__ = ["generate", "pick"]
 
+_GREEDY = 1e-6
+"""A temperature below this leaves nothing to draw: the best token's chance is one in fp32."""
+
 # Legend: S sequence, D width, V vocabulary.
 
 
@@ -50,7 +53,7 @@ def _continue(
 ) -> Iterator[int]:
     weight_VD = model.head_weight
     device = weight_VD.device
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed % (1 << 64))
     cache = KVCache(model.config, 1, len(prompt_ids) + limit, weight_VD.dtype, device)
     ids_1S = torch.tensor([list(prompt_ids)], device=device)
     for _ in range(limit):
@@ -68,7 +71,7 @@ def pick(logits_V: Tensor, temperature: float, top_k: int, top_p: float, generat
     Temperature first, then `top_k`, then `top_p` (nucleus sampling, Holtzman et al. 2020): the smallest
     set of likeliest ids whose probabilities reach `top_p`.
     """
-    if temperature == 0 or top_k == 1:
+    if temperature < _GREEDY or top_k == 1:
         return int(logits_V.argmax())
     count = min(top_k or len(logits_V), len(logits_V))
     best_V, ids_V = torch.topk(logits_V, count)

@@ -1,5 +1,7 @@
 """What text can be generated with, checked alike by everything that generates. No torch."""
 
+import math
+
 from meditron.ground.errors import UsageError
 
 __all__ = ["check", "check_settings"]
@@ -16,8 +18,8 @@ def check(prompt: int, context: int, temperature: float, top_k: int, top_p: floa
 
 def check_settings(temperature: float, top_k: int, top_p: float) -> None:
     """Raise UsageError for settings out of range."""
-    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
+    if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
         raise UsageError(
             f"temperature {temperature}, top_k {top_k}, top_p {top_p} cannot be sampled with",
-            hint="temperature and top_k are 0 or more, top_p is above 0 and at most 1",
+            hint="temperature and top_k are finite and 0 or more, top_p is above 0 and at most 1",
         )

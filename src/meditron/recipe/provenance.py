@@ -53,4 +53,7 @@ def _licences(standing: Standing, standings: Mapping[str, Standing]) -> dict[str
     for reference in standing.inputs.values():
         manifest = standings[reference.step].manifest if reference.step else None
         licences |= manifest.licences if manifest else {}
-    return licences | standing.step.config.licences()
+    own = standing.step.config.licences()
+    if standing.step.stage.many:  # of several, none may speak for another
+        own = {f"{standing.step.name}: {key}": terms for key, terms in own.items()}
+    return licences | own

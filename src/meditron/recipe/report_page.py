@@ -18,7 +18,7 @@ Curves = Sequence[Mapping[str, Any]]
 
 _HOW = """\
 Perplexity is exp of the mean log-loss per token on documents held out from all training here; its interval is
-the 95 % percentile interval of a bootstrap over documents. Accuracy is the share of questions answered right;
+that of a bootstrap over documents. Accuracy is the share of questions answered right;
 its interval is Wilson's.
 
 A difference is taken document by document (or question by question) on the same documents and averaged over
@@ -28,18 +28,18 @@ smallest detectable difference is what so many show with 80 % power in a two-sid
 Intervals say how far other documents might move a figure, not what another seed of the training would.
 """
 _TASKS = """\
-An option is chosen by the log-probability of its tokens (sum), by the same for each of its bytes (bytes), or
-by the same less what the option has without the question (calibrated). The answer mass is how much of the
-model's belief lies on the options at all. Majority always gives the commonest answer, position the best place
-in the list; naive Bayes counts words in the training questions.
+Rules: the log-probability of an option's tokens (sum), the same for each of its bytes (bytes), or the same
+less what the option has without the question (calibrated). The answer mass is how much of the model's belief
+lies on the options at all. Majority always gives the commonest answer, position the best place in the list;
+naive Bayes counts words in the training questions.
 """
 _FIDELITY = """\
 KL is the divergence of a model's next-token distribution from that of the model it is held against. Quantized
 files are scored by their dequantized weights.
 """
 _HELDOUT_TEXT = (
-    "Held-out text by source, as training went on: fewer documents than in the table above, cut to the "
-    "length of a training row."
+    "Held-out text by source, as training went on: some documents of each, cut to the length of a training "
+    "row."
 )
 _HELDOUT_ANSWERS = "The answers of rows held out from training, as training went on."
 
@@ -94,7 +94,7 @@ def _measured(made: Page, found: Mapping[str, Any], result: EvaluationResult) ->
     made.text(_HOW)
     _put(made, tables.measures(result, found["domains"]))
     if result.tasks or result.baselines:
-        made.text(_TASKS)
+        made.text(f"{tables.asked(result)}\n\n{_TASKS}")
         _put(made, tables.rules(result))
 
 

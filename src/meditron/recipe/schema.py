@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from meditron.ground.config import Config
@@ -28,7 +28,7 @@ class Head(Config):
     base: str | None = None
     """The MODEL that the recipe starts from."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of every stage that names none of its own."""
 
 

@@ -39,12 +39,15 @@ def evaluation(sheet: Sheet, facts: CardFacts) -> None:
     sheet.text("\n\n".join(tables.sentence(one, result, facts.domains) for one in own))
     _put(sheet, tables.measures(result, facts.domains))
     _put(sheet, tables.rules(result))
+    if result.tasks:
+        sheet.text(tables.asked(result))
     sheet.text(
         "Perplexity is exp of the mean log-loss a token on held-out documents; its interval comes from a "
         f"bootstrap over documents ({figures.count(result.resamples)} resamples), that of an accuracy is "
-        "Wilson's. A paired difference is taken on the same documents or questions. Majority always gives "
-        "the commonest answer; naive Bayes counts the words of the training questions. Models were scored in "
-        f"{result.dtype}; a quantized file by its dequantized weights."
+        "Wilson's. A paired difference is taken on the same documents or questions; in log-loss it is the "
+        "mean over documents, each counting once, while in a perplexity each token does. Majority always "
+        "gives the commonest answer; naive Bayes counts the words of the training questions. Models were "
+        f"scored in {result.dtype}; a quantized file by its dequantized weights."
     )
 
 

@@ -114,7 +114,7 @@ def _rows(sheet: Sheet, facts: CardFacts) -> None:
         (
             stage.name,
             stage.config.get("task") or stage.config.get("rows") or "",
-            (stage.metrics.get("task") or {}).get("licence") or stage.licences.get("rows") or "not stated",
+            (stage.metrics.get("task") or {}).get("licence") or stage.config.get("licence") or "not stated",
             *(_number(stage.metrics["rows"].get(split)) for split in ("train", "heldout", "too-long")),
         )
         for stage in facts.line

@@ -8,6 +8,7 @@ from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationRes
 
 __all__ = [
     "Table",
+    "asked",
     "differences",
     "fidelity",
     "measures",
@@ -19,6 +20,12 @@ __all__ = [
     "verdict",
 ]
 
+_LEVEL = 0.05
+"""What p must be below for a difference to be called one."""
+_MODES = {
+    "options": "an option is chosen by its log-probability behind the prompt",
+    "next-token": "the likeliest of all tokens is the answer, and one that names no option is wrong",
+}
 _OF_TASK = ("is right more often than", "is right less often than")
 _OF_TEXT = ("predicts better than", "predicts worse than")
 
@@ -109,6 +116,20 @@ def rules(result: EvaluationResult) -> Table:
     return Table("Tasks, by every rule of choosing an option", headers, rows)
 
 
+def asked(result: EvaluationResult) -> str:
+    """How each task was put to the models, in words."""
+    ways = dict.fromkeys(
+        f"{score.task} was asked in layout {score.layout}, {_shots(score.shots)}; {_MODES[score.mode]}."
+        for scores in result.tasks.values()
+        for score in scores.values()
+    )
+    return " ".join(ways)
+
+
+def _shots(count: int) -> str:
+    return f"{figures.count(count) if count else 'no'} solved questions before each"
+
+
 def differences(found: Sequence[Comparison]) -> Table:
     """Every paired difference, with what it shows."""
     rows = [
@@ -118,7 +139,7 @@ def differences(found: Sequence[Comparison]) -> Table:
             figures.count(one.n),
             f"{_value(one, one.difference)} {_ends(one)}",
             _p(one),
-            _size(one, one.detectable),
+            _size(one, one.detectable) if one.detectable else "",
             verdict(one),
         )
         for one in found
@@ -171,15 +192,19 @@ def fidelity(result: EvaluationResult) -> Table:
         for one in result.fidelity
     ]
     ways = dict.fromkeys(result.engines[one.model] for one in result.fidelity if one.model in result.engines)
-    caption = f"Fidelity on held-out text, with 95 % intervals{''.join(f'; {way}' for way in ways)}"
+    caption = "; ".join(("Fidelity on held-out text in single precision, with 95 % intervals", *ways))
     headers = ("model", "source", "documents", "tokens", "perplexity ratio", "mean KL, nats")
     return Table(caption, (*headers, "99th percentile of KL", "same top token"), rows)
 
 
 def verdict(one: Comparison) -> str:
-    """What a difference shows of its second model: `better`, `worse`, or that it is `undecided`."""
+    """What a difference shows of its second model: `better`, `worse`, or that it is `undecided`.
+
+    It takes the interval and every test beside it: McNemar's is exact where questions are few, and so few
+    documents may agree that no interval made of them can tell.
+    """
     low, high = one.interval
-    if low <= 0 <= high:
+    if low <= 0 <= high or max(one.p, one.mcnemar or 0) >= _LEVEL:
         return "undecided"
     return "better" if (low > 0) == (one.task is not None) else "worse"
 
@@ -200,10 +225,9 @@ def sentence(one: Comparison, result: EvaluationResult, domains: Mapping[str, st
     value = f"{_value(one, one.difference)} {unit}, 95 % interval {low} to {high}"
     found = verdict(one)
     if found == "undecided":
-        return (
-            f"{where}, no difference between {one.b} and {one.a} is shown: {value}; one of "
-            f"{_size(one, one.detectable)} would have been seen four times in five."
-        )
+        seen = f"one of {_size(one, one.detectable)} would have been seen four times in five"
+        told = f"; {seen}" if one.detectable else ""  # where nothing varies, nothing says what would be seen
+        return f"{where}, no difference between {one.b} and {one.a} is shown: {value}{told}."
     measure = "accuracy" if one.task else "log-loss"
     verb = verbs[found == "worse"]
     return f"{where}, {one.b} {verb} {one.a}: {measure} differs by {value}.{_change(one, result)}"

@@ -114,6 +114,8 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
     try:
         for cells in reader:
             place, line = f"line {line + 1}", reader.line_num
+            if not cells:
+                continue
             if not names:
                 headless = len(cells) == len(_MMLU) and cells[-1] in _MMLU[1:5]
                 names = _MMLU if headless else cells

@@ -75,7 +75,7 @@ def _medqa(row: Row) -> Question:
         if list(options) != list(ascii_uppercase[: len(options)]):
             raise Malformed("the options are not lettered A, B, C …", list(options))
         gold = row.fields.get("answer_idx")
-        if options.get(gold) != answer:
+        if not isinstance(gold, str) or options.get(gold) != answer:
             raise Malformed("the answer is not the option of its letter", answer)
         texts = list(options.values())
     elif isinstance(options, list):
@@ -139,8 +139,8 @@ def _truthfulqa_mc(row: Row) -> Question:
 
 def _truthfulqa_csv(row: Row) -> Question:
     """The best answer among the incorrect ones, which stand between semicolons, some of them twice."""
-    best = row.fields["Best Answer"]
-    wrong = [answer.strip() for answer in row.fields["Incorrect Answers"].split(";")]
+    best = _string(row.fields["Best Answer"], "best answer")
+    wrong = [answer.strip() for answer in _string(row.fields["Incorrect Answers"], "answers").split(";")]
     if best in wrong:
         raise Malformed("the best answer is among the incorrect ones", best)
     options = [best, *filter(None, dict.fromkeys(wrong))]

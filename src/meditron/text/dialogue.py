@@ -122,6 +122,10 @@ def _turn(message: object) -> Turn:
     role = ROLES.get(str(message.get("role")))
     if role is None:
         raise ValueError(f"no role {message.get('role')!r}; roles are {', '.join(ROLES)}")
+    try:
+        message["content"].encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a message holds half of a character, which no UTF-8 can") from error
     if role == _ASSISTANT and not message["content"].strip():
         raise ValueError("an answer without text")
     return Turn(role, message["content"])

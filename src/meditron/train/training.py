@@ -128,7 +128,7 @@ class _Training:
 
     def _train(self, done: int, metrics: MetricsFile) -> None:
         total = self._tokens(self.steps)
-        if not metrics.rows:
+        if not done and not metrics.rows:
             metrics.append({"step": 0, "tokens": 0, "heldout": self.material.heldout(self.model)})
         with (
             compiled(self.model) if self.config.compile else nullcontext(),
