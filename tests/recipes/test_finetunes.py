@@ -69,7 +69,7 @@ def test_a_second_run_has_nothing_to_do(bench: Bench) -> None:
     assert states(bench.run()) == dict.fromkeys(ALL, "fresh")
     manifest = read_manifest(bench.out / "answers/finetune.further")
     assert manifest is not None
-    assert manifest.licences == {"rows": "CC0"}
+    assert manifest.licences == {"finetune.one: rows": "CC0", "finetune.further: rows": "CC0"}
     content = {record.path for record in manifest.files if record.content}
     assert content >= {"model.safetensors", "rows.jsonl.zst"}
 
