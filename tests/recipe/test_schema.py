@@ -83,6 +83,14 @@ def test_the_real_recipes_key_is_named(bench: Bench) -> None:
         load_recipe(ROOT / "recipes/quickstart.toml", ["pretrain.lerning_rate=1"])
 
 
+def test_a_mixture_of_what_the_corpus_lacks_is_refused_before_anything_is_built() -> None:
+    override = "pretrain.mixture={pubmd=0.9, wiki=0.1}"
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(ROOT / "recipes/smoke.toml", [override])
+    where = f"--set {override}: pretrain.mixture"
+    assert raised.value.message == f"{where}: the corpus has pubmed, wiki, no 'pubmd'"
+
+
 def test_a_missing_recipe_names_those_that_are_there(bench: Bench) -> None:
     with pytest.raises(UsageError, match="no recipe at") as caught:
         load_recipe(bench.folder / "cuonts.toml")

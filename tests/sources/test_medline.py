@@ -157,6 +157,7 @@ def test_a_cut_off_gzip_says_how_much_was_whole(medline: Medline) -> None:
         seen.extend(read(path))
     assert 50 < len(seen) < 190
     assert f"after {len(seen)} whole citations" in str(raised.value)
+    assert str(raised.value).count(str(path)) == 1
 
 
 def test_a_cut_off_file_is_no_file(medline: Medline) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from meditron.ground.errors import InputError
+from meditron.ground.errors import InputError, SourceError
 from meditron.store.corpus import Part, Text, texts
 from meditron.store.files import make_folder
 from meditron.store.jsonl import JsonlWriter
@@ -19,6 +19,11 @@ def corpus(folder: Path, *rows: dict[str, Any]) -> Path:
         for row in rows:
             writer.write(row)
     return folder
+
+
+def test_a_folder_that_is_not_there_is_no_empty_corpus(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="nowhere: no such folder"):
+        list(texts(tmp_path / "nowhere", "heldout"))
 
 
 def test_parts_come_back(tmp_path: Path) -> None:

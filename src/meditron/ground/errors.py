@@ -82,7 +82,7 @@ class MissingExtra(UsageError):
 class InputError(MeditronError):
     """A file is damaged, hostile or of another kind than it should be.
 
-    `path` is the file, `place` where in it (a byte offset, a line, a tensor's name).
+    `path` is the file, `problem` what is wrong, `place` where (a byte offset, a line, a tensor's name).
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class InputError(MeditronError):
         where = f"{path} ({place})" if place else f"{path}"
         super().__init__(f"{where}: {problem}", hint=hint)
         self.path = path
+        self.problem = problem
         self.place = place
 
 

@@ -1,6 +1,7 @@
 """The base of a stage's configuration: what every table of a recipe has in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from pydantic import Field
 
@@ -18,6 +19,10 @@ class StageConfig(Config, ABC):
     @abstractmethod
     def inputs(self) -> dict[str, str]:
         """Input name → reference: `base`, a stage of the recipe (`pretrain`, `quantize:F16`) or a source."""
+
+    def misfits(self, stages: "Mapping[str, StageConfig]") -> dict[str, str]:
+        """Key → why its value does not fit the recipe's other stages, which are told by name."""
+        return {}
 
     def licences(self) -> dict[str, str]:
         """Input name → licence, for the sources this stage brings in."""

@@ -88,6 +88,10 @@ def load_recipe(
     }
     if not steps:
         raise RecipeError(f"{path}: asks for no stage", hint=f"its tables may be {', '.join(known)}")
+    configs = {name: step.config for name, step in steps.items()}
+    for name, step in steps.items():
+        for key, why in step.config.misfits(configs).items():
+            raise RecipeError(f"{source.where((step.stage.kind, key))}: {name}.{key}: {why}")
     return Recipe(path.stem, path, head.base, head.seed, steps, frozenset(known))
 
 

@@ -190,7 +190,7 @@ class _Entries:
         try:
             chunk = next(self._chunks, b"")
         except InputError as error:
-            raise self._error(str(error)) from error
+            raise self._error(error.problem) from error
         self._before += self._at
         self._buffer = self._buffer[self._at :] + chunk
         self._at = 0

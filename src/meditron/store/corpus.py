@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import StrictInt, StrictStr, TypeAdapter, ValidationError
 
-from meditron.ground.errors import InputError
+from meditron.ground.errors import InputError, SourceError
 from meditron.store.jsonl import read_jsonl
 
 __all__ = ["Part", "Text", "held_out", "texts"]
@@ -52,8 +52,11 @@ def texts(corpus: Path, split: Literal["train", "heldout"]) -> Iterator[Text]:
     """Every document of a split, source by source, in the files' order.
 
     Raises:
+        SourceError: there is no such folder.
         InputError: a file is damaged, or one of its lines is no document.
     """
+    if not corpus.is_dir():
+        raise SourceError(f"{corpus}: no such folder", hint="a corpus stage's folder, as runs/RECIPE/corpus")
     for path in sorted((corpus / split).glob("*/*.jsonl.zst")):
         for number, line in enumerate(read_jsonl(path), start=1):
             yield _text(path, number, line)

@@ -1,5 +1,6 @@
 """The configurations of the stages that train: a recipe's `[pretrain]` and `[[finetune]]`. No torch here."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -109,6 +110,15 @@ class PretrainConfig(TrainingConfig):
     def inputs(self) -> dict[str, str]:
         """The model to go on from, the tokenized training split, and the corpus for its held-out split."""
         return {"base": self.on, "tokens": "tokenize", "corpus": "corpus"}
+
+    def misfits(self, stages: Mapping[str, StageConfig]) -> dict[str, str]:
+        """A mixture of what is no source of the corpus."""
+        if self.mixture and "corpus" in stages:
+            sources = stages["corpus"].inputs()
+            for name in self.mixture:
+                if name not in sources:
+                    return {"mixture": f"the corpus has {', '.join(sources)}, no '{name}'"}
+        return {}
 
 
 class FinetuneConfig(TrainingConfig):
