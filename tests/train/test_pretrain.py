@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from meditron.ground.errors import InputError, MeditronError, RecipeError, TrainingError
+from meditron.ground.machine import matrix_dtype
 from meditron.store.artifact import Artifact
 from meditron.store.corpus import held_out
 from meditron.store.files import sha256_file, sweep
@@ -63,6 +64,14 @@ def test_the_export_is_the_model_that_was_measured(world, trained):
                 nll += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
             count += ids.shape[1] - 1
         assert metrics["heldout"][source][1] == pytest.approx(nll / count, abs=1e-4)
+
+
+def test_what_it_computed_in_is_this_machines_and_recorded(world, tmp_path):
+    metrics = run(make_config(tokens=4 * 32, dtype="auto", heldout_documents=0), world, tmp_path)
+    assert metrics["dtype"] == matrix_dtype()
+    exported = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    assert exported.dtype == getattr(torch, matrix_dtype())
+    assert matrix_dtype() in (tmp_path / "report.html").read_text()
 
 
 def test_it_leaves_a_report_and_no_checkpoints(trained):

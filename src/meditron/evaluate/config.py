@@ -1,11 +1,12 @@
 """What the evaluate stage is told: which models, what they are asked, how sure to be."""
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from meditron.ground.config import Beside, Config
+from meditron.ground.machine import DType
 from meditron.ground.stage import StageConfig
 from meditron.store.results import Mode, Rule
 from meditron.tasks.registry import TASKS
@@ -42,9 +43,9 @@ class EvaluateConfig(StageConfig):
     max_tokens: int = Field(default=2048, ge=2)
     """Tokens of a document that are scored, at most; the record says how many documents were cut."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: DType = "float32"
     """Number format of weights and activations; the head and the loss are float32 always, and fidelity all
-    through."""
+    through. `auto`: bfloat16 where the CPU has instructions for it, else float32."""
 
     resamples: int = Field(default=10_000, ge=100)
     """Bootstrap resamples behind every interval and p value."""

@@ -17,6 +17,7 @@ from meditron.evaluate.report import write_report
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, FidelityRow, QuestionRow, Row, RowsFile
 from meditron.evaluate.scoring import score
 from meditron.ground.errors import MeditronError, UsageError
+from meditron.ground.machine import matrix_dtype
 from meditron.store.artifact import Artifact
 from meditron.store.corpus import Text, held_out
 from meditron.store.jsonl import read_jsonl
@@ -136,7 +137,7 @@ def _measure(
         of_text = files.enter_context(RowsFile(out / PERPLEXITY, DocumentRow))
         of_tasks = {file: files.enter_context(RowsFile(out / file, QuestionRow)) for file in exams}
         for name in config.models:
-            with Candidate(name, inputs[name], config.dtype) as candidate:
+            with Candidate(name, inputs[name], matrix_dtype(config.dtype)) as candidate:
                 texts[name] = score(candidate, documents, config, of_text)
                 for file, exam in exams.items():
                     answers[file][name] = answer(candidate, exam, of_tasks[file])
@@ -197,7 +198,7 @@ def _result(
         engines=measured.engines(),
         differences=differences,
         rows=PERPLEXITY,
-        dtype=config.dtype,
+        dtype=matrix_dtype(config.dtype),
         seed=seed,
         resamples=resamples,
     )

@@ -6,11 +6,14 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from meditron.version import __version__
 
-__all__ = ["cores", "cpu_class", "describe"]
+__all__ = ["DType", "cores", "cpu_class", "describe", "matrix_dtype"]
+
+DType = Literal["auto", "float32", "bfloat16"]
+"""A number format that matrices are multiplied in; `auto` is what `matrix_dtype` says."""
 
 # Those that can change a result or a speed; looked up, never imported.
 _LIBRARIES = (
@@ -35,6 +38,8 @@ _CLASSES = (
     ("arm-bf16", {"asimd", "bf16"}),
     ("arm", {"asimd"}),
 )
+# Those that multiply bfloat16 in instructions of its own.
+_BFLOAT16 = frozenset({"amx-bf16", "avx512-bf16", "arm-bf16"})
 
 
 @cache
@@ -65,6 +70,17 @@ def cpu_class(flags: frozenset[str]) -> str:
     The architecture's own name (`x86_64`) where none is known.
     """
     return next((name for name, needed in _CLASSES if needed <= flags), platform.machine())
+
+
+def matrix_dtype(asked: DType = "auto") -> Literal["float32", "bfloat16"]:
+    """The number format asked for; for `auto` bfloat16 on a CPU that has instructions for it, else float32.
+
+    Without them bfloat16 is put together from float32, many times slower (docs/profile.md). By what the
+    processor says of itself, never by timing: the same machine gives the same answer every time.
+    """
+    if asked != "auto":
+        return asked
+    return "bfloat16" if describe()["cpu_class"] in _BFLOAT16 else "float32"
 
 
 def _cpu() -> tuple[str, frozenset[str]]:

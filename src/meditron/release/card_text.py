@@ -165,6 +165,8 @@ def _outcome(stage: Manifest) -> Iterator[tuple[str, str]]:
             yield word, figures.count(metrics[key])
     if isinstance(metrics.get("loss"), float):
         yield "Loss of the last step, nats a token", figures.decimal(metrics["loss"])
+    if "dtype" in metrics:
+        yield "Weights and activations", str(metrics["dtype"])
     if "seconds" in metrics:
         yield "Time", duration(metrics["seconds"])
     if metrics.get("attempts", 1) > 1:

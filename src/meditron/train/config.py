@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from meditron.ground.config import Beside
+from meditron.ground.machine import DType
 from meditron.ground.stage import StageConfig
 
 __all__ = ["FinetuneConfig", "PretrainConfig", "TrainingConfig"]
@@ -50,8 +51,9 @@ class TrainingConfig(StageConfig):
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest global norm of the gradient; longer ones are scaled down to it."""
 
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of weights and activations. With bfloat16 the optimizer keeps float32 master weights."""
+    dtype: DType = "auto"
+    """Of weights and activations. With bfloat16 the optimizer keeps float32 master weights. `auto`: bfloat16
+    where the CPU has instructions for it, else float32. Recorded, as it rounds differently."""
 
     compile: bool = False
     """Run torch.compile on each block: faster steps after some minutes of compilation; needs a C++ compiler.

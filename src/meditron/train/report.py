@@ -66,6 +66,7 @@ def _facts(result: Mapping[str, Any]) -> list[list[str]]:
         ["tokens a second, median step", f"{result['tokens_per_second']:,.0f}"],
         ["share of the measured matrix-multiplication peak", f"{100 * result['peak_share']:.1f} %"],
         ["that peak", f"{result['peak_flops'] / 1e9:,.0f} GFLOP/s"],
+        ["weights and activations", result["dtype"]],
         ["CPU threads", str(result["threads"])],
         ["spikes of the loss", str(result["spikes"])],
     ]

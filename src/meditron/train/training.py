@@ -11,7 +11,7 @@ import torch
 
 from meditron.ground.console import Bar, progress, say
 from meditron.ground.errors import InputError, RecipeError, TrainingError
-from meditron.ground.machine import describe
+from meditron.ground.machine import describe, matrix_dtype
 from meditron.ground.pages import Page
 from meditron.model.llama import Llama
 from meditron.model.weights import load_model, save_hf
@@ -71,7 +71,8 @@ def train(
     Returns:
         `loss` of the last step; `heldout`, source → [before, after], nats per target; `tokens`, `steps` and
         `epochs` of each source; `tokens_per_second` (median step), `peak_flops` (measured, FLOP/s),
-        `peak_share`, `step_seconds`; `spikes`, `threads`, `resumed_from` (a step, or null); the stage's own.
+        `peak_share`, `step_seconds`; `spikes`, `threads`, `dtype`, `resumed_from` (a step, or
+        null); the stage's own.
 
     Raises:
         InputError: the tokenizer is not of the model's vocabulary, or a file is damaged.
@@ -82,7 +83,12 @@ def train(
     result = out / RESULT
     machine = describe()
     with repeatable(config.seed or 0, config.threads):
-        kept = {"threads": torch.get_num_threads(), "cpu": machine["cpu_class"], "torch": torch.__version__}
+        kept = {
+            "threads": torch.get_num_threads(),
+            "dtype": matrix_dtype(config.dtype),
+            "cpu": machine["cpu_class"],
+            "torch": torch.__version__,
+        }
         checkpoints = Checkpoints(out / "checkpoints", kept, keep=config.keep_checkpoints)
         if not result.is_file():
             write_json(result, _Training(config, base, out, prepare(), checkpoints).run())
@@ -100,12 +106,13 @@ class _Training:
         self.config, self.out, self.material, self.checkpoints = config, out, material, checkpoints
         self.samples = material.samples
         self.steps = len(self.samples) // config.batch_size
+        self.dtype = matrix_dtype(config.dtype)
         # Loaded in float32 whatever it trains in: the masters keep what the file holds.
         self.model = load_model(resolve(base.spec), dtype=torch.float32, seed=config.seed or 0)
         _require_fit(config, self.model, material.tokenizer)
         self.optimizer = MasterAdamW(
             self.model,
-            dtype=getattr(torch, config.dtype),
+            dtype=getattr(torch, self.dtype),
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
@@ -118,7 +125,7 @@ class _Training:
         self.peak = matmul_peak(self.model, rows_a_pass * self.config.sequence_length)
         with MetricsFile(self.out / "metrics.jsonl", done) as metrics:
             self._train(done, metrics)
-            dtype = getattr(torch, self.config.dtype)
+            dtype = getattr(torch, self.dtype)
             save_hf(self.model, self.model.config, self.material.tokenizer, self.out, dtype)
             result = self._result(metrics, done)
             write_report(
@@ -203,6 +210,7 @@ class _Training:
             "step_seconds": sum(row["seconds"] for row in trained),
             "spikes": sum("spike" in row for row in trained),
             "threads": torch.get_num_threads(),
+            "dtype": self.dtype,
             "resumed_from": done or None,
         }
 
