@@ -1,9 +1,12 @@
 """Real inputs for every test: fetched through the project's own door, or read beside the checkout."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# A shell has what it starts in the background ignore SIGINT, and all its children with it; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import tomllib
 from pathlib import Path
