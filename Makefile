@@ -4,17 +4,13 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 ONLY ?=
 
-# Set before any OpenMP runtime starts: threads that wait by spinning starve each other on small machines.
-export OMP_WAIT_POLICY = passive
-export GOMP_SPINCOUNT = 0
-
 .PHONY: help quickstart test check bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
 
 quickstart: $(VENV)/.all  ## real PubMed in, an adapted model out: about ten minutes on two cores
-	$(BIN)/meditron run recipes/quickstart.toml
+	OMP_WAIT_POLICY=active $(BIN)/meditron run recipes/quickstart.toml  # see docs/profile.md
 
 test: $(VENV)/.dev  ## all tests, the smoke recipe among them
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
