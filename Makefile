@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 ONLY ?=
+# Threads that sleep at every barrier of a training step wake late on a busy host: docs/profile.md.
+SPIN := OMP_WAIT_POLICY=active GOMP_SPINCOUNT=infinity
 
 .PHONY: help quickstart test check bench clean
 
@@ -10,7 +12,7 @@ help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
 
 quickstart: $(VENV)/.all  ## real PubMed in, an adapted model out: about ten minutes on two cores
-	OMP_WAIT_POLICY=active $(BIN)/meditron run recipes/quickstart.toml  # see docs/profile.md
+	$(SPIN) $(BIN)/meditron run recipes/quickstart.toml
 
 test: $(VENV)/.dev  ## all tests, the smoke recipe among them
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
