@@ -3,16 +3,15 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 ONLY ?=
-# Threads that sleep at every barrier of a training step wake late on a busy host: docs/profile.md.
-SPIN := OMP_WAIT_POLICY=active GOMP_SPINCOUNT=infinity
 
 .PHONY: help quickstart test check bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
 
+# OpenMP's threads spin at barriers, whatever the environment says: docs/profile.md.
 quickstart: $(VENV)/.all  ## real PubMed in, an adapted model out: about ten minutes on two cores
-	$(SPIN) $(BIN)/meditron run recipes/quickstart.toml
+	OMP_WAIT_POLICY=active GOMP_SPINCOUNT=infinity $(BIN)/meditron run recipes/quickstart.toml
 
 test: $(VENV)/.dev  ## all tests, the smoke recipe among them
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
