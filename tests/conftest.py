@@ -15,6 +15,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from meditron.ground.machine import cores
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # They divide the cores between them: one thread that runs is quicker than two that wait for a core.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(workers))))
+
 # How long an example takes says nothing on a machine that others use too.
 settings.register_profile("meditron", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("meditron")

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from meditron.engine import Engine, load
 from meditron.engine.base import prompt_ids
-from meditron.engine.packing import pack
+from meditron.engine.packing import pack, shared
 from meditron.ground.errors import SourceError, UsageError
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import load_model, save_hf
@@ -154,6 +156,42 @@ def test_what_follows_a_prefix_does_not_depend_on_how_many_are_asked_about(engin
     assert whole[-1].tolist() == pytest.approx(whole[0].tolist(), abs=1e-5)
     for pair, ours in zip(pairs[::-1], engine.score(pairs[::-1]), strict=True):
         assert ours.tolist() == pytest.approx(whole[pairs.index(pair)].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [[" pain"], [" pain", " lower glucose in type 2 diabetes", ""]], ids=len)
+def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(engine: Engine, options: list[str]):
+    """Prompts behind the same instructions, one of them the beginning of others."""
+    encode = engine.tokenizer.encode
+    before = "Which drug? Answer with one word, and take your time to think about what is asked. "
+    prefixes = [encode(before + prompt) for prompt in (*PROMPTS, PROMPTS[0] + " pain", "")]
+    pairs = [(prefix, encode(option)) for prefix in prefixes for option in options]
+    common = shared(pairs)
+    assert len(common) > 10
+    assert all(prefix[: len(common)] == list(common) and len(prefix) > len(common) for prefix in prefixes)
+    assert sum(len(row.ids) for row in pack(pairs, 2048, len(common))) < sum(map(len, prefixes)) / 2 + 100
+    for (prefix, continuation), ours in zip(pairs, engine.score(pairs), strict=True):
+        alone = engine.score([(prefix, continuation)])[0]  # a single prefix shares nothing
+        assert ours.tolist() == pytest.approx(alone.tolist(), abs=1e-5)
+    for prefix, ours in zip(prefixes, engine.next_token(prefixes), strict=True):
+        assert ours.tolist() == pytest.approx(engine.next_token([prefix])[0].tolist(), abs=1e-5)
+
+
+@given(
+    st.lists(st.integers(0, 2), max_size=90),
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=9),
+)
+def test_what_is_shared_is_what_all_begin_with_less_the_last_token(before: list[int], behind: list):
+    prefixes = [[*before, *ids] for ids in behind]
+    most = min(map(len, prefixes)) - 1
+    common = next(
+        ids[:n] for ids in prefixes for n in range(most, -1, -1) if all(p[:n] == ids[:n] for p in prefixes)
+    )
+    spared = len(common) * (len({tuple(prefix) for prefix in prefixes}) - 1)
+    assert list(shared([(prefix, [1]) for prefix in prefixes])) == (common if spared >= 64 else [])
+
+
+def test_nothing_is_shared_where_nothing_is_asked(engine: Engine):
+    assert engine.score([]) == []
 
 
 def test_options_of_one_token_take_no_room():

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from meditron.engine.base import Pair, Pieces, Prompt, Reply, Stop, check_pair, prompt_ids, room
-from meditron.engine.packing import Row, batches, pack, tensors
+from meditron.engine.packing import Row, batches, pack, shared, tensors
 from meditron.ground.errors import InputError, UsageError
 from meditron.model.generate import generate
 from meditron.model.head import Head
-from meditron.model.llama import Llama
+from meditron.model.llama import Beginning, Llama
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import load_model
 from meditron.store.models import resolve
@@ -124,15 +124,25 @@ class TorchEngine:
     def score(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
         """See `Engine.score`. Pairs of one prefix share a row, rows of like length a batch.
 
-        The head and the softmax are fp32.
+        What all prefixes begin with is read once. The head and the softmax are fp32.
         """
         self._check_pairs(pairs)
         scores: dict[int, npt.NDArray[np.float32]] = {}
-        for rows in batches(pack(pairs, _BATCH_TOKENS), _BATCH_TOKENS):
-            scores.update(self._score_batch(rows))
+        for rows, beginning in self._batches(pairs):
+            scores.update(self._score_batch(rows, beginning))
         return [scores[i] for i in range(len(pairs))]
 
-    def _score_batch(self, rows: Sequence[Row]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    def _batches(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[Row], Beginning | None]]:
+        """The pairs in batches of rows, with what stands before every row, where anything does."""
+        common = shared(pairs)
+        device = self.model.head_weight.device
+        beginning = self.model.begin(torch.tensor(common, device=device)) if common else None
+        for rows in batches(pack(pairs, _BATCH_TOKENS, len(common)), _BATCH_TOKENS, len(common)):
+            yield rows, beginning
+
+    def _score_batch(
+        self, rows: Sequence[Row], beginning: Beginning | None
+    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """(index of the pair, its log-probabilities); the head works once wherever something is asked."""
         width = len(rows[0].ids)
         asked = [
@@ -144,17 +154,17 @@ class TorchEngine:
         rank = {place: n for n, place in enumerate(places)}
         owners = [rank[place] for _, ours, _ in asked for place in ours]
         targets = [target for *_, ours in asked for target in ours]
-        chosen = self._predictions(self._hidden(rows, places), owners, targets)
+        chosen = self._predictions(self._hidden(rows, beginning, places), owners, targets)
         start = 0
         for index, ours, _ in asked:
             yield index, chosen[start : start + len(ours)]
             start += len(ours)
 
-    def _hidden(self, rows: Sequence[Row], places: Sequence[int]) -> Tensor:
+    def _hidden(self, rows: Sequence[Row], beginning: Beginning | None, places: Sequence[int]) -> Tensor:
         """Hidden states (N, D) at these places of the batch, counted row after row."""
         device = self.model.head_weight.device
-        ids_BS, positions_BS, mask = tensors(rows, device)
-        hidden_BSD = self.model(ids_BS, positions_BS=positions_BS, mask=mask)
+        ids_BS, positions_BS, mask = tensors(rows, device, beginning.length if beginning else 0)
+        hidden_BSD = self.model(ids_BS, positions_BS=positions_BS, mask=mask, cache=beginning)
         hidden_ND: Tensor = hidden_BSD.flatten(0, 1)[torch.tensor(places, dtype=torch.long, device=device)]
         return hidden_ND
 
@@ -180,10 +190,10 @@ class TorchEngine:
         pairs = [(prefix, (0,)) for prefix in prefixes]  # whichever id: only the place is asked for
         self._check_pairs([(prefix, ()) for prefix in prefixes])
         found: dict[int, npt.NDArray[np.float32]] = {}
-        for rows in batches(pack(pairs, _BATCH_TOKENS), _BATCH_TOKENS):
+        for rows, beginning in self._batches(pairs):
             width = len(rows[0].ids)
             places = [b * width + row.asked[0][1][0] for b, row in enumerate(rows)]
-            for some, logits_CV in self.head.chunks(self._hidden(rows, places)):
+            for some, logits_CV in self.head.chunks(self._hidden(rows, beginning, places)):
                 logp_CV = logits_CV.log_softmax(-1).cpu().numpy()
                 for row, logp_V in zip(rows[some], logp_CV, strict=True):
                     found.update((index, logp_V) for index, *_ in row.asked)

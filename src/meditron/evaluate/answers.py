@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meditron.engine.base import Pair
+from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.exam import Exam
 from meditron.evaluate.rows import QuestionRow, RowsFile, resumed
@@ -136,16 +137,21 @@ class _Found:
 
 
 def _by_options(candidate: Candidate, group: Sequence[Asked], encoded: Sequence[Encoded]) -> list[_Found]:
-    """Every option's log-probability, and what it is without the question, all in one call."""
+    """Every option's log-probability, and what it is without the question."""
     engine = candidate.engine
     context = engine.model.config.max_position_embeddings
     alone = [encode(engine.tokenizer, r.unconditional, r.continuations, context) for _, r in group]
-    scored = iter(engine.score([pair for e in (*encoded, *alone) for pair in e.pairs()]))
-    given, free = ([[next(scored) for _ in e.continuations] for e in side] for side in (encoded, alone))
+    given, free = (_scored(engine, side) for side in (encoded, alone))
     return [_weighed(*each) for each in zip(group, encoded, given, free, strict=True)]
 
 
 Scores = Sequence[npt.NDArray[np.float32]]
+
+
+def _scored(engine: TorchEngine, encoded: Sequence[Encoded]) -> list[Scores]:
+    """Each prompt's continuations; in one call, so that the engine reads once what the prompts begin with."""
+    scores = iter(engine.score([pair for e in encoded for pair in e.pairs()]))
+    return [[next(scores) for _ in e.continuations] for e in encoded]
 
 
 def _weighed(asked: Asked, encoded: Encoded, given: Scores, free: Scores) -> _Found:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from meditron.model.config import LlamaConfig
 from meditron.model.rope import rotation
 
-__all__ = ["Block", "KVCache", "Llama"]
+__all__ = ["Beginning", "Block", "KVCache", "Llama"]
 
 
 class RMSNorm(nn.Module):
@@ -66,6 +66,28 @@ class KVCache:
         return self.layers[0].length
 
 
+class SharedLayer:
+    """Keys and values, of one block, of what every row of a batch stands behind."""
+
+    def __init__(self, layer: LayerCache) -> None:
+        self.k_1KTE, self.v_1KTE = layer.k_BKTE, layer.v_BKTE
+
+    def append(self, k_BKSE: Tensor, v_BKSE: Tensor) -> tuple[Tensor, Tensor]:
+        """What is held, and behind it each row's own keys and values, which are not kept."""
+        rows = len(k_BKSE)
+        k_BKTE = torch.cat((self.k_1KTE.expand(rows, -1, -1, -1), k_BKSE), dim=2)
+        v_BKTE = torch.cat((self.v_1KTE.expand(rows, -1, -1, -1), v_BKSE), dim=2)
+        return k_BKTE, v_BKTE
+
+
+class Beginning:
+    """Keys and values of what every row of a batch begins with; rows read them and leave nothing behind."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.length = cache.length
+        self.layers = [SharedLayer(layer) for layer in cache.layers]
+
+
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023) with rotary positions."""
 
@@ -86,7 +108,7 @@ class Attention(nn.Module):
         cos_B1SE: Tensor,
         sin_B1SE: Tensor,
         mask_B1ST: Tensor | None,
-        cache: LayerCache | None,
+        cache: LayerCache | SharedLayer | None,
     ) -> Tensor:
         """Causal attention; a mask, where there is one, says all that a query may see."""
         q_BHSE = rotate(self._heads(self.q_proj(x_BSD)), cos_B1SE, sin_B1SE)
@@ -148,7 +170,7 @@ class Block(nn.Module):
         cos_B1SE: Tensor,
         sin_B1SE: Tensor,
         mask_B1ST: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | SharedLayer | None = None,
     ) -> Tensor:
         """The residual stream after this block."""
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), cos_B1SE, sin_B1SE, mask_B1ST, cache)
@@ -211,7 +233,7 @@ class Llama(nn.Module):
         *,
         positions_BS: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | Beginning | None = None,
     ) -> Tensor:
         """Hidden states (B, S, D) after the final norm; the head is not applied.
 
@@ -236,3 +258,10 @@ class Llama(nn.Module):
             x_BSD = block(x_BSD, cos_B1SE, sin_B1SE, mask, layer)
         out: Tensor = self.model.norm(x_BSD)
         return out
+
+    def begin(self, ids_T: Tensor) -> Beginning:
+        """Read the tokens with which all rows of the batches to come begin; see `forward`'s `cache`."""
+        weight = self.model.embed_tokens.weight
+        cache = KVCache(self.config, 1, len(ids_T), weight.dtype, weight.device)
+        self(ids_T[None], cache=cache)
+        return Beginning(cache)
