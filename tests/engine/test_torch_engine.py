@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from meditron.engine import Engine, load
 from meditron.engine.base import prompt_ids
-from meditron.engine.packing import pack, shared
+from meditron.engine.packing import batches, lift, pack
 from meditron.ground.errors import SourceError, UsageError
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import load_model, save_hf
@@ -165,12 +165,9 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(engine: En
     before = "Which drug? Answer with one word, and take your time to think about what is asked. "
     prefixes = [encode(before + prompt) for prompt in (*PROMPTS, PROMPTS[0] + " pain", "")]
     pairs = [(prefix, encode(option)) for prefix in prefixes for option in options]
-    common = shared(pairs)
-    assert len(common) > 10
-    assert all(prefix[: len(common)] == list(common) and len(prefix) > len(common) for prefix in prefixes)
-    assert sum(len(row.ids) for row in pack(pairs, 2048, len(common))) < sum(map(len, prefixes)) / 2 + 100
+    assert len(lift(pack(pairs, 2048))[0]) > 10
     for (prefix, continuation), ours in zip(pairs, engine.score(pairs), strict=True):
-        alone = engine.score([(prefix, continuation)])[0]  # a single prefix shares nothing
+        alone = engine.score([(prefix, continuation)])[0]  # there is nothing to lift out of a single row
         assert ours.tolist() == pytest.approx(alone.tolist(), abs=1e-5)
     for prefix, ours in zip(prefixes, engine.next_token(prefixes), strict=True):
         assert ours.tolist() == pytest.approx(engine.next_token([prefix])[0].tolist(), abs=1e-5)
@@ -179,15 +176,32 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(engine: En
 @given(
     st.lists(st.integers(0, 2), max_size=90),
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=9),
+    st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=1, max_size=3),
 )
-def test_what_is_shared_is_what_all_begin_with_less_the_last_token(before: list[int], behind: list):
+def test_what_is_lifted_out_is_what_all_prefixes_begin_with_less_the_last_token(
+    before: list[int], behind: list, continuations: list
+):
     prefixes = [[*before, *ids] for ids in behind]
+    rows = pack([(prefix, ids) for prefix in prefixes for ids in continuations], 40)
+    common, rest = lift(rows)
     most = min(map(len, prefixes)) - 1
-    common = next(
-        ids[:n] for ids in prefixes for n in range(most, -1, -1) if all(p[:n] == ids[:n] for p in prefixes)
-    )
-    spared = len(common) * (len({tuple(prefix) for prefix in prefixes}) - 1)
-    assert list(shared([(prefix, [1]) for prefix in prefixes])) == (common if spared >= 64 else [])
+    longest = max(n for n in range(most + 1) if len({tuple(prefix[:n]) for prefix in prefixes}) == 1)
+    assert common == prefixes[0][: longest if longest * (len(rows) - 1) >= 64 else 0]
+    for row, short in zip(rows, rest, strict=True):
+        assert [*common, *short.ids] == row.ids
+        assert [*range(len(common)), *short.positions] == row.positions
+        assert [*(0 for _ in common), *short.segments] == row.segments
+        moved = [
+            (index, [place + len(common) for place in places], ids) for index, places, ids in short.asked
+        ]
+        assert moved == row.asked
+
+
+def test_a_long_beginning_makes_batches_of_fewer_rows():
+    rows = pack([([i, i], [7]) for i in range(100)], 2048)
+    assert [len(batch) for batch in batches(rows, 2048)] == [100]
+    assert [len(batch) for batch in batches(rows, 2048, before=400)] == [40, 40, 20]
+    assert [len(batch) for batch in batches(rows[:2], 2048, before=100_000)] == [1, 1]
 
 
 def test_nothing_is_shared_where_nothing_is_asked(engine: Engine):

@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -83,6 +84,30 @@ def test_scores_are_those_of_one_pair_a_row_in_transformers(
         assert row.answer_mass == pytest.approx(sum(map(math.exp, first.values())), rel=1e-3)
         assert row.prediction == sums.index(max(sums))
         assert row.correct == (row.prediction == row.gold)
+
+
+@pytest.mark.parametrize("layout", ["letters", "texts"])
+def test_scores_behind_solved_examples_are_those_of_one_pair_a_row_in_transformers(
+    tiny: Path, theirs: Theirs, tmp_path: Path, layout: str
+) -> None:
+    """Prompts that begin alike, which the engine reads once."""
+    options = ["aspirin", "metformin hydrochloride"]
+    path = tmp_path / "short.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"id": f"q{n}", "question": f"Case {n} takes", "options": options, "gold": n % 2})
+            + "\n"
+            for n in range(30)
+        )
+    )
+    asked = exam(open_task(str(path), layout=layout), shots=2)
+    for row, prompt in zip(answered(tiny, asked, tmp_path), asked.prompts, strict=True):
+        assert not row.cut
+        given = [sum(theirs.score(prompt.prompt, c)) for c in prompt.continuations]
+        alone = [sum(theirs.score(prompt.unconditional, c)) for c in prompt.continuations]
+        assert row.scores["sum"] == pytest.approx(given, abs=1e-4)
+        less = [s - a for s, a in zip(given, alone, strict=True)]
+        assert row.scores["calibrated"] == pytest.approx(less, abs=1e-4)
 
 
 def test_the_rule_is_laid_over_the_rows_and_moves_no_score(

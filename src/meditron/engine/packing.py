@@ -2,7 +2,7 @@
 
 A continuation sees the prefix and itself alone, at the positions it would have right behind the prefix. A
 continuation's last token is predicted and never read, so options of one token take no room at all. What all
-prefixes begin with (instructions, solved examples) stands in no row: it is read once, before all rows.
+prefixes begin with (instructions, solved examples) is lifted out of the rows, to be read once before them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from meditron.engine.base import Pair
 
-__all__ = ["Row", "batches", "pack", "shared", "tensors"]
+__all__ = ["Row", "batches", "lift", "pack", "tensors"]
 
 # Legend: B rows of a batch, S sequence of queries, T sequence of keys.
 
@@ -24,7 +24,7 @@ _WORTHWHILE = 64  # tokens: a pass over a few costs as much, for it reads every 
 
 @dataclass(slots=True)
 class Row:
-    """One prefix, less what is shared, with some of its continuations."""
+    """One prefix with some of its continuations."""
 
     ids: list[int]
     positions: list[int]
@@ -34,60 +34,64 @@ class Row:
     """(index of the pair, places in the row whose predictions are asked for, the ids asked about there)."""
 
     @classmethod
-    def begin(cls, prefix: Sequence[int], before: int) -> "Row":
-        """A row of the prefix alone, of which `before` tokens are read before all rows."""
-        kept = list(prefix[before:])
-        return cls(kept, list(range(before, len(prefix))), [_PREFIX] * len(kept))
+    def begin(cls, prefix: Sequence[int]) -> "Row":
+        """A row of the prefix alone."""
+        return cls(list(prefix), list(range(len(prefix))), [_PREFIX] * len(prefix))
 
-    def add(self, index: int, continuation: Sequence[int]) -> None:
-        """Put a continuation behind; `index` is the pair's."""
+    def add(self, index: int, prefix: int, continuation: Sequence[int]) -> None:
+        """Put a continuation behind; `prefix` is the prefix's length."""
         read = list(continuation[:-1])
-        first, last = len(self.ids), self.segments.count(_PREFIX) - 1
-        places = [last, *range(first, first + len(read))][: len(continuation)]
+        first = len(self.ids)
+        places = [prefix - 1, *range(first, first + len(read))][: len(continuation)]
         self.asked.append((index, places, continuation))
         segment = len(self.asked)
         self.ids += read
-        self.positions += range(self.positions[last] + 1, self.positions[last] + 1 + len(read))
+        self.positions += range(prefix, prefix + len(read))
         self.segments += [segment] * len(read)
 
-
-def shared(pairs: Sequence[Pair]) -> Sequence[int]:
-    """What all prefixes begin with and none consists of; nothing where to read it once spares little."""
-    prefixes = {tuple(prefix) for prefix, _ in pairs}
-    if not prefixes:
-        return ()
-    first, last = min(prefixes), max(prefixes)  # in lexical order: what these two share, all between them do
-    most = min(map(len, prefixes)) - 1  # the last token's prediction is asked for
-    count = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == most), 0)
-    return first[:count] if count * (len(prefixes) - 1) >= _WORTHWHILE else ()
+    def without(self, count: int) -> "Row":
+        """The row less the first `count` tokens of its prefix; positions stay what they are."""
+        asked = [(index, [place - count for place in places], ids) for index, places, ids in self.asked]
+        return Row(self.ids[count:], self.positions[count:], self.segments[count:], asked)
 
 
-def pack(pairs: Sequence[Pair], room: int, before: int = 0) -> list[Row]:
-    """The pairs in rows of at most about `room` tokens, in the order in which their prefixes first come.
-
-    The first `before` tokens of every prefix are left out.
-    """
+def pack(pairs: Sequence[Pair], room: int) -> list[Row]:
+    """The pairs in rows of at most about `room` tokens, in the order in which their prefixes first come."""
     by_prefix: dict[tuple[int, ...], list[int]] = {}
     for index, (prefix, _) in enumerate(pairs):
         by_prefix.setdefault(tuple(prefix), []).append(index)
     rows: list[Row] = []
     for given, indices in by_prefix.items():
-        row = Row.begin(given, before)
+        row = Row.begin(given)
         for index in indices:
             continuation = pairs[index][1]
             if row.asked and len(row.ids) + len(continuation) > room:
                 rows.append(row)
-                row = Row.begin(given, before)
-            row.add(index, continuation)
+                row = Row.begin(given)
+            row.add(index, len(given), continuation)
         rows.append(row)
     return rows
+
+
+def lift(rows: Sequence[Row]) -> tuple[list[int], list[Row]]:
+    """What the prefixes of all rows begin with, and the rows without it; nothing where that spares little.
+
+    Every row keeps its prefix's last token, whose prediction is asked for.
+    """
+    prefixes = [row.ids[: row.segments.count(_PREFIX)] for row in rows]
+    first, last = min(prefixes, default=[]), max(prefixes, default=[])  # what these share, all do
+    most = min(map(len, prefixes), default=0) - 1
+    count = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == most), 0)
+    if count * (len(rows) - 1) < _WORTHWHILE:
+        return [], list(rows)
+    return first[:count], [row.without(count) for row in rows]
 
 
 def batches(rows: Sequence[Row], room: int, before: int = 0) -> Iterator[list[Row]]:
     """Rows of like length together, longest first, about `room` tokens at a time, filling counted.
 
-    What is read before all rows takes no room, but each row of a batch holds a copy of its keys and values,
-    a block at a time: of those there are at most eight times as many.
+    The `before` tokens lifted out take no room, but each row of a batch has a copy of their keys and values,
+    a block at a time: of those there are at most eight times as many, or one row's.
     """
     waiting = sorted(rows, key=lambda row: -len(row.ids))
     while waiting:
@@ -102,9 +106,9 @@ def tensors(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Ids and positions (B, S) of a batch, longest row first, and its mask (B, 1, S, T), true where seen.
 
-    `before` tokens (T less S) are read before all rows, and every token sees them. Shorter rows are filled on
-    the right, where nothing looks. The mask is None where no continuation stands in a row: plain causal
-    attention is faster and the same.
+    All see the `before` tokens (T less S) lifted out. Shorter rows are filled on the right, where nothing
+    looks. The mask is None where no continuation stands in a row: plain causal attention is faster and the
+    same.
     """
     width = len(rows[0].ids)
 
@@ -116,6 +120,6 @@ def tensors(
     if all(row.segments[-1] == _PREFIX for row in rows):
         return ids_BS, positions_BS, None
     segments_BS = filled([row.segments for row in rows], _FILL)
-    keys_B1T = segments_BS[:, None, :]
+    keys_B1T = F.pad(segments_BS, (before, 0), value=_PREFIX)[:, None]
     seen_BST = (keys_B1T == _PREFIX) | (keys_B1T == segments_BS[:, :, None])
-    return ids_BS, positions_BS, F.pad(seen_BST.tril(), (before, 0), value=True)[:, None]
+    return ids_BS, positions_BS, seen_BST.tril(before)[:, None]

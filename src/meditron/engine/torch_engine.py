@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meditron.engine.base import Pair, Pieces, Prompt, Reply, Stop, check_pair, prompt_ids, room
-from meditron.engine.packing import Row, batches, pack, shared, tensors
+from meditron.engine.packing import Row, batches, lift, pack, tensors
 from meditron.ground.errors import InputError, UsageError
 from meditron.model.generate import generate
 from meditron.model.head import Head
@@ -134,11 +134,11 @@ class TorchEngine:
 
     def _batches(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[Row], Beginning | None]]:
         """The pairs in batches of rows, with what stands before every row, where anything does."""
-        common = shared(pairs)
+        common, rows = lift(pack(pairs, _BATCH_TOKENS))
         device = self.model.head_weight.device
         beginning = self.model.begin(torch.tensor(common, device=device)) if common else None
-        for rows in batches(pack(pairs, _BATCH_TOKENS, len(common)), _BATCH_TOKENS, len(common)):
-            yield rows, beginning
+        for some in batches(rows, _BATCH_TOKENS, len(common)):
+            yield some, beginning
 
     def _score_batch(
         self, rows: Sequence[Row], beginning: Beginning | None

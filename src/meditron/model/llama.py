@@ -74,9 +74,9 @@ class SharedLayer:
 
     def append(self, k_BKSE: Tensor, v_BKSE: Tensor) -> tuple[Tensor, Tensor]:
         """What is held, and behind it each row's own keys and values, which are not kept."""
-        rows = len(k_BKSE)
-        k_BKTE = torch.cat((self.k_1KTE.expand(rows, -1, -1, -1), k_BKSE), dim=2)
-        v_BKTE = torch.cat((self.v_1KTE.expand(rows, -1, -1, -1), v_BKSE), dim=2)
+        batch = len(k_BKSE)
+        k_BKTE = torch.cat((self.k_1KTE.expand(batch, -1, -1, -1), k_BKSE), dim=2)
+        v_BKTE = torch.cat((self.v_1KTE.expand(batch, -1, -1, -1), v_BKSE), dim=2)
         return k_BKTE, v_BKTE
 
 
@@ -239,7 +239,8 @@ class Llama(nn.Module):
 
         `positions_BS`: positions that restart with each packed document; 0, 1, 2 … when absent, after
         what the cache holds. `mask`: broadcastable to (B, 1, S, T), as `masks.document_mask` makes it;
-        causal when absent.
+        causal when absent. `cache`: what stands before `ids_BS`, the first of T; a `KVCache` takes them in,
+        a `Beginning` stays as it is.
         """
         past = cache.length if cache is not None else 0
         length = ids_BS.shape[1]
@@ -259,8 +260,9 @@ class Llama(nn.Module):
         out: Tensor = self.model.norm(x_BSD)
         return out
 
+    @torch.no_grad()
     def begin(self, ids_T: Tensor) -> Beginning:
-        """Read the tokens with which all rows of the batches to come begin; see `forward`'s `cache`."""
+        """Read what all rows of the batches to come begin with: the `cache` of their `forward`."""
         weight = self.model.embed_tokens.weight
         cache = KVCache(self.config, 1, len(ids_T), weight.dtype, weight.device)
         self(ids_T[None], cache=cache)

@@ -47,6 +47,6 @@ STAGES: tuple[Stage, ...] = (
     Stage("pretrain", 1, PretrainConfig, "meditron.train.pretrain:run"),
     Stage("finetune", 1, FinetuneConfig, "meditron.train.finetune:run", many=True),
     Stage("quantize", 2, QuantizeConfig, "meditron.release.quantize:run"),
-    Stage("evaluate", 3, EvaluateConfig, "meditron.evaluate.stage:run"),
+    Stage("evaluate", 4, EvaluateConfig, "meditron.evaluate.stage:run"),
     Stage("card", 2, CardConfig, "meditron.release.card:run"),
 )
