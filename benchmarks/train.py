@@ -6,7 +6,8 @@
 Each contestant lives in a process of its own and takes a step when told to, so that neither's memory or
 compiler settings reach the other. All train the same shape (SmolLM2-135M's, seeded weights) on the same rows,
 in bfloat16 with float32 master weights (in float32 on a CPU without instructions for bfloat16), fused AdamW,
-the same clip, batch and threads.
+the same clip, batch and threads. At a barrier everybody's threads spin some tens of milliseconds, then sleep:
+long enough for a step, and whose turn it is not leaves the cores alone.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.update(OMP_WAIT_POLICY="active", GOMP_SPINCOUNT="1000000")
 
 import numpy as np
 import torch
