@@ -24,7 +24,7 @@ SDPA = "aten::_scaled_dot_product_flash_attention_for_cpu"
 # Part of the step that an operator belongs to, by a word in its own name or in that of what called it.
 PARTS = (
     ("_LinearCrossEntropy", "head and loss: softmax and its gradient"),
-    ("cpp_fused", "norms, rotation, SwiGLU, residuals (fused)"),
+    ("cpp_fused", "norms, rotation, SwiGLU, residuals, attention's softmax backward (fused)"),
     ("AccumulateGrad", "gradients to float32"),
     ("Optimizer.step", "AdamW"),
     ("aten::linalg_vector_norm", "gradient norm"),
@@ -61,8 +61,10 @@ def table(course: Iterator[float], shape: LlamaConfig, tokens: int, peak: float)
 
 def _part(event: Any, shape: LlamaConfig) -> str:
     """The part an operator's own time belongs to; empty for what only encloses others."""
-    if event.name in PRODUCTS:
+    if event.name == "aten::mm":
         return _product(event, shape)
+    if event.name == "aten::bmm":
+        return "products: attention, backward"
     if event.name.startswith(SDPA):
         return f"attention (SDPA) {'backward' if 'backward' in event.name else 'forward'}"
     caller = event

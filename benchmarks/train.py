@@ -2,6 +2,7 @@
 
     python -m benchmarks.train             # rows train-vs-eager and train-vs-compiled
     python -m benchmarks.train --profile   # where the time of one of our steps goes
+    python -m benchmarks.train --dtype float32   # either, as on a CPU without instructions for bfloat16
 
 Each contestant lives in a process of its own and takes a step when told to, so that neither's memory or
 compiler settings reach the other. All train the same shape (SmolLM2-135M's, seeded weights) on the same rows,
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,7 +32,7 @@ import torch._inductor.config as inductor
 from benchmarks._profile import table
 from benchmarks.common import record
 from meditron.ground.errors import MissingExtra
-from meditron.ground.machine import describe, matrix_dtype
+from meditron.ground.machine import DType, describe, matrix_dtype
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 from meditron.train.compilation import compiled
@@ -63,7 +65,6 @@ CONFIG = PretrainConfig(
     document_mask=False,
     compile=True,
 )
-DTYPE = getattr(torch, matrix_dtype())
 WARM_UP, ROUNDS = 3, 5
 
 
@@ -91,25 +92,25 @@ def data() -> Mixture:
     )
 
 
-def ours() -> Iterator[float]:
+def ours(dtype: torch.dtype) -> Iterator[float]:
     """Our loop as the stage runs it: the seconds of each step."""
     model = Llama(SHAPE)
     model.init_weights(0)
     optimizer = MasterAdamW(
-        model, dtype=DTYPE, betas=CONFIG.betas, eps=CONFIG.eps, weight_decay=CONFIG.weight_decay
+        model, dtype=dtype, betas=CONFIG.betas, eps=CONFIG.eps, weight_decay=CONFIG.weight_decay
     )
     with repeatable(0, None), compiled(model):
         for step in steps(model, optimizer, data(), CONFIG):
             yield step.seconds
 
 
-def plain(*, compile_blocks: bool) -> Iterator[float]:
+def plain(dtype: torch.dtype, *, compile_blocks: bool) -> Iterator[float]:
     """The loop that one writes around transformers: the seconds of each step."""
     import transformers
 
     torch.manual_seed(0)
     shape = transformers.LlamaConfig(**SHAPE.to_hf())
-    model = transformers.LlamaForCausalLM._from_config(shape, attn_implementation="sdpa").to(DTYPE)
+    model = transformers.LlamaForCausalLM._from_config(shape, attn_implementation="sdpa").to(dtype)
     model.train()
     if compile_blocks:
         for block in model.model.layers:
@@ -135,26 +136,26 @@ def plain(*, compile_blocks: bool) -> Iterator[float]:
             assert weight.grad is not None
             master.grad = weight.grad.float()
         optimizer.step()
-        if torch.float32 != DTYPE:  # in which the masters are the weights' own memory
+        if dtype != torch.float32:  # in which the masters are the weights' own memory
             with torch.no_grad():
                 torch._foreach_copy_(weights, masters)
         model.zero_grad(set_to_none=True)
         yield time.perf_counter() - began
 
 
-CONTESTANTS: dict[str, Callable[[], Iterator[float]]] = {
+CONTESTANTS: dict[str, Callable[[torch.dtype], Iterator[float]]] = {
     "ours": ours,
-    "eager": lambda: plain(compile_blocks=False),
-    "compiled": lambda: plain(compile_blocks=True),
+    "eager": partial(plain, compile_blocks=False),
+    "compiled": partial(plain, compile_blocks=True),
 }
 
 
 class Contestant:
     """A process that takes a step for each line it is sent, and answers with its wall and CPU seconds."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, dtype: DType) -> None:
         self.name = name
-        command = [sys.executable, "-m", "benchmarks.train", "--contestant", name]
+        command = [sys.executable, "-m", "benchmarks.train", "--contestant", name, "--dtype", dtype]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def step(self) -> tuple[float, float]:
@@ -175,19 +176,19 @@ class Contestant:
         self.process.communicate()
 
 
-def take_part(name: str) -> None:
+def take_part(name: str, dtype: torch.dtype) -> None:
     """Be a contestant, until nobody asks for more."""
-    course = CONTESTANTS[name]()
+    course = CONTESTANTS[name](dtype)
     for _ in sys.stdin:
         began = time.process_time()
         print(next(course), time.process_time() - began, flush=True)
 
 
-def compete() -> None:
+def compete(dtype: DType) -> None:
     """Rounds in which each takes one step after the other, and the rows they make."""
     if find_spec("transformers") is None:
         raise SystemExit(str(MissingExtra("transformers", "dev")))
-    field = {name: Contestant(name) for name in CONTESTANTS}
+    field = {name: Contestant(name, dtype) for name in CONTESTANTS}
     for contestant in field.values():
         for _ in range(WARM_UP):
             contestant.step()
@@ -199,7 +200,7 @@ def compete() -> None:
         {name: statistics.median(times[name][kind] for times in rounds) for name in CONTESTANTS}
         for kind in range(2)
     )
-    amx = describe()["cpu_class"] == "amx-bf16"
+    amx = describe()["cpu_class"] == "amx-bf16" and dtype == "bfloat16"
     for peer, bar in (("eager", 1.15 if amx else 1.25), ("compiled", None)):
         record(
             "train",
@@ -209,19 +210,19 @@ def compete() -> None:
             unit="tokens/s",
             bar=bar,
             peer_name=f"transformers LlamaForCausalLM, sdpa, {peer}",
-            dtype=str(DTYPE).removeprefix("torch."),
+            dtype=dtype,
             threads=torch.get_num_threads(),
             cpu_seconds=[round(cpu["ours"], 3), round(cpu[peer], 3)],
             rounds=[[round(times["ours"][0], 3), round(times[peer][0], 3)] for times in rounds],
         )
 
 
-def show_profile() -> None:
+def show_profile(dtype: torch.dtype) -> None:
     """Print where the time of our steps goes."""
     tokens = CONFIG.batch_size * CONFIG.sequence_length
-    peak = matmul_peak(Llama(SHAPE).to(DTYPE), tokens)
+    peak = matmul_peak(Llama(SHAPE).to(dtype), tokens)
     with inductor.patch({"cpp.enable_kernel_profile": True}):
-        course = ours()
+        course = ours(dtype)
         for _ in range(WARM_UP):
             next(course)
         print("\n".join(table(course, SHAPE, tokens, peak)))
@@ -234,13 +235,15 @@ def main() -> None:
     )
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--profile", action="store_true", help="where the time of one of our steps goes")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=matrix_dtype(), help="of all")
     asked = parser.parse_args()
+    dtype = getattr(torch, asked.dtype)
     if asked.contestant:
-        take_part(asked.contestant)
+        take_part(asked.contestant, dtype)
     elif asked.profile:
-        show_profile()
+        show_profile(dtype)
     else:
-        compete()
+        compete(asked.dtype)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ B batch, S sequence of queries, T sequence of keys, D width, H heads, K key/valu
 V vocabulary, F width of the MLP.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from meditron.model.config import LlamaConfig
 from meditron.model.rope import rotation
 
-__all__ = ["Beginning", "Block", "KVCache", "Llama"]
+__all__ = ["Beginning", "Block", "KVCache", "Llama", "sdpa"]
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
+"""Queries, keys, values, mask, causal → what each query takes from the values; as `sdpa` does."""
 
 
 class RMSNorm(nn.Module):
@@ -94,7 +98,7 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.grouped = config.num_key_value_heads != config.num_attention_heads
+        self.attend: Attend = sdpa
         width, heads = config.hidden_size, config.num_attention_heads * config.head_dim
         shared = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(width, heads, bias=False)
@@ -118,19 +122,24 @@ class Attention(nn.Module):
         if cache is not None:
             k_BKTE, v_BKTE = cache.append(k_BKTE, v_BKTE)
             causal = causal and q_BHSE.shape[2] > 1  # one new token sees all that came before
-        out_BHSE = F.scaled_dot_product_attention(
-            q_BHSE,
-            k_BKTE,
-            v_BKTE,
-            attn_mask=mask_B1ST,
-            is_causal=causal,
-            enable_gqa=self.grouped,
-        )
+        out_BHSE = self.attend(q_BHSE, k_BKTE, v_BKTE, mask_B1ST, causal)
         out: Tensor = self.o_proj(out_BHSE.transpose(1, 2).flatten(2))
         return out
 
     def _heads(self, x_BSD: Tensor) -> Tensor:
         return x_BSD.view(*x_BSD.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+
+def sdpa(q_BHSE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask_B1ST: Tensor | None, causal: bool) -> Tensor:
+    """Attention as torch has it; heads share keys and values where there are fewer of those."""
+    return F.scaled_dot_product_attention(
+        q_BHSE,
+        k_BKTE,
+        v_BKTE,
+        attn_mask=mask_B1ST,
+        is_causal=causal,
+        enable_gqa=q_BHSE.shape[1] != k_BKTE.shape[1],
+    )
 
 
 def rotate(x_BHSE: Tensor, cos_B1SE: Tensor, sin_B1SE: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from meditron.ground.errors import MeditronError
 from meditron.model.llama import Llama
 from meditron.store.files import cache_folder
+from meditron.train.attention import attend
 
 __all__ = ["compiled"]
 
@@ -27,6 +28,8 @@ def compiled(model: Llama) -> Iterator[None]:
     # than in a process that goes on with this stage alone.
     torch.compiler.reset()
     for block in model.blocks():
+        if model.head_weight.device.type == "cpu":
+            block.self_attn.attend = attend
         block.compile()
     try:
         yield
