@@ -16,6 +16,8 @@ __all__ = ["compiled"]
 def compiled(model: Llama) -> Iterator[None]:
     """Compile each block at its first use inside; all are alike, so one compilation serves them all.
 
+    On a CPU the blocks' attention gets a gradient of matrix products, which pays when compiled only.
+
     What is compiled is kept in the user's own cache: torch's default lies under the shared temporary folder,
     where another user's programs would be found and run. Raises MeditronError where there is no C++ compiler,
     or it fails.
