@@ -360,7 +360,7 @@ def test_references_that_lead_nowhere_are_refused(
     bench: Bench, overrides: list[str], words: list[str]
 ) -> None:
     with pytest.raises(RecipeError) as caught:
-        bench.run(*overrides, dry_run=True)
+        bench.run(*overrides)
     for word in words:
         assert word in caught.value.message
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, emit
+from meditron.cli.options import Json, Seed, emit
 from meditron.ground.console import say
 from meditron.ground.errors import UsageError
 
@@ -53,7 +53,7 @@ def evaluate(
         Literal["float32", "bfloat16"],
         Parameter(show_default=True, help="Number format of the weights; --against takes float32."),
     ] = "float32",
-    seed: Annotated[int, Parameter(show_default=True, help="Seed of the shots and the intervals.")] = 1,
+    seed: Annotated[Seed, Parameter(help="Seed of few-shot examples and of the bootstrap.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Measure a model on a task, or against another model on held-out text, with 95 % intervals.

@@ -14,6 +14,8 @@ from meditron.cli.roles import print_roles, spoken_row
 from meditron.ground.console import clean
 from meditron.ground.errors import InputError, SourceError, UsageError
 from meditron.ground.units import duration, size
+from meditron.recipe.attempt import BEGUN
+from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
 from meditron.store.indexed import Indexed
 from meditron.store.jsonl import read_jsonl
@@ -23,8 +25,10 @@ from meditron.store.models import resolve
 __all__ = ["View", "look", "print_view"]
 
 _DOCUMENTS = (".jsonl", ".jsonl.zst", ".jsonl.gz")
+_SUFFIXES = (*_DOCUMENTS, ".json", ".idx", ".bin", ".gguf", ".safetensors")
 _SAMPLE = 5
-_SHOWN = 1_000  # characters of a document that are printed
+_SHOWN = 1_000  # characters of a document or row that are printed
+_NAMING = ("file", "sha256", "tensor", "type", "stage", "state")  # cells that need no key before them
 _LONGEST_HEADER = 100 << 20  # of a safetensors file; its own library's limit
 
 Row = dict[str, Any]
@@ -35,7 +39,7 @@ class View:
     """A look at one thing."""
 
     kind: str
-    """`stage`, `documents`, `rows`, `tokens`, `gguf` or `model`."""
+    """`run`, `stage`, `documents`, `rows`, `tokens`, `gguf`, `model`, `json` or `folder`."""
     path: str
     facts: dict[str, Any]
     """What it is as a whole."""
@@ -93,14 +97,16 @@ def look(artifact: str, rows: int | None = None, grep: str | None = None) -> Vie
         path = resolve(artifact).path
     if path.name == FILE_NAME:
         path = path.parent
-    manifest = read_manifest(path) if path.is_dir() else None
-    if manifest:
-        return _stage(path, manifest, wanted)
+    if path.is_dir():
+        if manifest := read_manifest(path):
+            return _stage(path, manifest, wanted)
+        if stages := sorted(path.glob(f"*/{FILE_NAME}")):
+            return _run(path, [stage.parent for stage in stages], wanted)
     views = list(_contents(path, wanted))
     if not views:
         raise SourceError(
             f"{path}: nothing in it that can be looked into",
-            hint="it takes a stage's folder, .jsonl, .jsonl.zst, .idx, .gguf, or a model's folder",
+            hint=f"inspect takes a run's or stage's folder, a model's folder, {', '.join(_SUFFIXES)}",
         )
     return views[0] if len(views) == 1 else View("folder", str(path), {}, inside=views)
 
@@ -123,7 +129,37 @@ def _reader(path: Path) -> Callable[[Path, Wanted], View] | None:
         return _tokens
     if path.name.endswith(_DOCUMENTS):
         return _documents
-    return {".gguf": _gguf, ".safetensors": _safetensors}.get(path.suffix)
+    return {".gguf": _gguf, ".safetensors": _safetensors, ".json": _json}.get(path.suffix)
+
+
+def _run(path: Path, stages: list[Path], wanted: Wanted) -> View:
+    """A run's folder: one row for each finished stage, in the order in which they ended."""
+    manifests = [(folder, manifest) for folder in stages if (manifest := read_manifest(folder))]
+    manifests.sort(key=lambda pair: pair[1].ended)
+    rows = [
+        {
+            "stage": manifest.name,
+            "kind": manifest.kind,
+            "ended": manifest.ended.isoformat(timespec="seconds"),
+            "inputs": sorted(record.reference for record in manifest.inputs.values()),
+            "bytes": sum(file.bytes for file in manifest.files),
+            "digest": manifest.digest,
+        }
+        for _, manifest in manifests
+    ]
+    begun = sorted(file.parent.name for file in path.glob(f"*/{BEGUN}") if file.parent not in stages)
+    facts = {"stages": len(rows), "unfinished": begun, "hint": f"meditron inspect {stages[0]}"}
+    return View("run", str(path), facts, wanted.of(rows))
+
+
+def _json(path: Path, wanted: Wanted) -> View:
+    """A JSON file: its keys as facts, or the items of its list as rows."""
+    value = read_json(path)
+    if isinstance(value, dict):
+        return View("json", str(path), value)
+    items = value if isinstance(value, list) else [value]
+    rows = (item if isinstance(item, dict) else {"value": item} for item in items)
+    return View("json", str(path), {"items": len(items)}, wanted.of(rows, _SAMPLE))
 
 
 def _stage(path: Path, manifest: Manifest, wanted: Wanted) -> View:
@@ -191,8 +227,6 @@ def _gguf(path: Path, wanted: Wanted) -> View:
 
 def _model(folder: Path, wanted: Wanted) -> View:
     """An HF folder: its configuration, and the tensors of all its files."""
-    from meditron.store.files import read_json
-
     files = sorted(folder.glob("*.safetensors"))
     tensors = [row for file in files for row in _header(file)]
     facts = {"config": read_json(folder / "config.json"), "files": len(files), "tensors": len(tensors)}
@@ -236,7 +270,7 @@ def print_view(view: View, indent: str = "") -> None:
     """Print a look on stdout, for people."""
     lines = [f"{view.kind} {view.path}", *_facts(view.facts, "  ")]
     if view.kind != "rows":
-        lines += [f"  {line}" for row in view.rows for line in _row(row)]
+        lines += [f"  {line}" for row in view.rows for line in _row(view.kind, row)]
     sys.stdout.writelines(f"{indent}{clean(line)}\n" for line in lines)
     if view.kind == "rows":
         for row in view.rows:
@@ -261,25 +295,24 @@ def _fact(key: str, value: object) -> str:
     return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
-def _row(row: Row) -> Iterator[str]:
-    """A document as its text, tokens with the boundaries between them, anything else on one line."""
-    if "tokens" in row:
+def _row(kind: str, row: Row) -> Iterator[str]:
+    """Yield a document as its text, tokens with the boundaries between them, anything else on one line."""
+    if kind == "tokens":
         yield f"document {row['document']}, {len(row['ids'])} tokens"
-        yield f"  {'│'.join(row['tokens'])}".replace("\n", "⏎")[:_SHOWN]
-    elif isinstance(row.get("text"), str):
+        if "tokens" in row:
+            yield f"  {'│'.join(row['tokens'])}".replace("\n", "⏎")[:_SHOWN]
+    elif kind == "documents" and isinstance(row.get("text"), str):
         yield " ".join(str(row[key]) for key in ("id", "source") if key in row)
         yield f"  {row['text'][:_SHOWN]}".replace("\n", "\n    ")
     else:
-        yield "  ".join(_cell(key, value) for key, value in row.items())
+        yield "  ".join(_cell(key, value) for key, value in row.items())[:_SHOWN]
 
 
 def _cell(key: str, value: object) -> str:
-    if isinstance(value, str):
+    if key in _NAMING and isinstance(value, str):
         return value
     if key == "bytes" and isinstance(value, int):
         return size(value)
-    return (
-        "×".join(map(str, value))
-        if key == "shape" and isinstance(value, list)
-        else f"{key} {json.dumps(value)}"
-    )
+    if key == "shape" and isinstance(value, list):
+        return "×".join(map(str, value))
+    return f"{key} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"

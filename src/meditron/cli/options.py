@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
-__all__ = ["STDIN", "EngineName", "Json", "Out", "RecipeFile", "Set", "emit", "emit_line"]
+__all__ = ["STDIN", "EngineName", "Json", "Out", "RecipeFile", "Seed", "Set", "emit", "emit_line"]
 
 # What UTF-8 cannot hold, and control characters that JSON lets stand but a terminal would obey.
 _UNPRINTED = re.compile("[\x7f-\x9f\ud800-\udfff]")
@@ -20,6 +21,8 @@ EngineName = Annotated[
     Literal["torch", "llama.cpp"] | None,
     Parameter(help="What runs the model; when absent llama.cpp for a quantized GGUF file, else torch."),
 ]
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=1 << 63), show_default=True)]
+"""A seed that torch, numpy and llama.cpp can all take."""
 RecipeFile = Annotated[Path, Parameter(help="The recipe, a TOML file.")]
 Set = Annotated[
     tuple[str, ...],

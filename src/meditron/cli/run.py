@@ -29,7 +29,11 @@ def run(
         Parameter(help="Go on with finished stages though they were made from something else."),
     ] = False,
     dry_run: Annotated[
-        bool, Parameter(help="Say what would be built, from what, and why. Downloads nothing.")
+        bool,
+        Parameter(
+            help="Show what would be built and why, open every local input, and estimate tokens, time, disk "
+            "and memory. Builds and downloads nothing; exit code 1 if an input cannot be used."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> int:
@@ -73,4 +77,4 @@ def run(
         show.outcome(result, answer=not as_json)
     if as_json:
         emit(result.to_json())
-    return 1 if dry_run and result.refused else 0
+    return 1 if dry_run and (result.refused or result.problems) else 0

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meditron.ground import figures
-from meditron.ground.console import say, table
-from meditron.ground.units import duration, size
+from meditron.ground.console import say, table, warn
+from meditron.ground.machine import describe, free_disk
+from meditron.ground.units import amount, duration, size
 from meditron.recipe.drift import leaves, short
 from meditron.recipe.report import HTML
 from meditron.recipe.run import RunResult
@@ -58,7 +59,44 @@ def decisions(result: RunResult, *, answer: bool) -> None:
         )
         for name, decision in result.decisions.items()
     ]
-    table(("stage", "would", "from", "why"), rows, title=str(result.folder), answer=answer)
+    if rows:
+        table(("stage", "action", "inputs", "why"), rows, title=str(result.folder), answer=answer)
+    _estimates(result, answer=answer)
+    for problem in result.problems:
+        hint = f" ({problem.error.hint})" if problem.error.hint else ""
+        warn(f"{problem.stage}.{problem.input}: {problem.error.message}{hint}")
+    if result.problems:
+        say(f"{len(result.problems)} of the inputs cannot be used; nothing was built")
+
+
+def _estimates(result: RunResult, *, answer: bool) -> None:
+    """Rough tokens, time, disk and memory of the stages to build, beside what the machine has."""
+    if not result.estimates:
+        return
+    rows = [
+        (
+            name,
+            "" if estimate.tokens is None else amount(estimate.tokens),
+            "" if estimate.seconds is None else duration(estimate.seconds),
+            "" if estimate.disk is None else size(estimate.disk),
+            "" if estimate.memory is None else size(estimate.memory),
+        )
+        for name, estimate in result.estimates.items()
+    ]
+    every = result.estimates.values()
+    seconds, disk = sum(e.seconds or 0 for e in every), sum(e.disk or 0 for e in every)
+    memory = max(e.memory or 0 for e in every)
+    rows.append(("all", "", duration(seconds), size(disk), size(memory)))
+    free, installed = free_disk(result.folder), describe()["memory_bytes"]
+    title = "Estimates (rough; empty: known once the inputs are downloaded)"
+    table(("stage", "tokens", "time", "disk", "memory"), rows, title=title, answer=answer)
+    if disk > free:
+        warn(f"about {size(disk)} will be written, and {size(free)} are free; write elsewhere with --out")
+    if installed is not None and memory > installed:
+        warn(
+            f"about {size(memory)} of memory are needed, and the machine has {size(installed)}; "
+            "lower batch_size (or set micro_batch_size) and sequence_length"
+        )
 
 
 def outcome(result: RunResult, *, answer: bool) -> None:

@@ -59,14 +59,19 @@ def run(config: CorpusConfig, inputs: Mapping[str, Artifact], out: Path) -> dict
 def _source_files(config: CorpusConfig, inputs: Mapping[str, Artifact]) -> Iterator[SourceFile]:
     """The files of all sources in order; of a folder all that is not hidden and no checksum."""
     for name, source in config.sources.items():
-        path = inputs[name].path
-        found = [path]
-        if path.is_dir():
-            below = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".md5")
-            found = [f for f in below if not any(p.startswith(".") for p in f.relative_to(path).parts)]
-            if not found:
-                raise SourceError(f"{path}: source '{name}' has no file in it")
-        yield from (SourceFile(name, source.format, file, number) for number, file in enumerate(found))
+        for number, file in enumerate(files_of(inputs[name].path)):
+            yield SourceFile(name, source.format, file, number)
+
+
+def files_of(path: Path) -> list[Path]:
+    """List the files of a source."""
+    if not path.is_dir():
+        return [path]
+    below = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".md5")
+    found = [f for f in below if not any(p.startswith(".") for p in f.relative_to(path).parts)]
+    if not found:
+        raise SourceError(f"{path}: there is no file in it")
+    return found
 
 
 def _end(file: SourceFile, work: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, StringConstraints
 
 from meditron.ground.config import Beside, Config
-from meditron.ground.stage import StageConfig
+from meditron.ground.stage import InputKind, StageConfig
 from meditron.sources.registry import SOURCES
 
 __all__ = ["CorpusConfig", "SourceConfig", "SourceName", "TokenizeConfig"]
@@ -64,6 +64,10 @@ class CorpusConfig(StageConfig):
         """Each source by its name."""
         return {name: source.from_ for name, source in self.sources.items()}
 
+    def input_kinds(self) -> dict[str, InputKind]:
+        """Return the reader of each source."""
+        return {name: InputKind("documents", source.format) for name, source in self.sources.items()}
+
     def licences(self) -> dict[str, str]:
         """The terms of each source that states them."""
         return {name: source.licence for name, source in self.sources.items() if source.licence}
@@ -78,3 +82,7 @@ class TokenizeConfig(StageConfig):
     def inputs(self) -> dict[str, str]:
         """The model whose tokenizer is used, and the corpus."""
         return {"base": "base", "corpus": "corpus"}
+
+    def input_kinds(self) -> dict[str, InputKind]:
+        """Return the kind of the model; the corpus is a stage's."""
+        return {"base": InputKind("model")}

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from meditron.ground.config import Beside, Config
 from meditron.ground.machine import DType
-from meditron.ground.stage import StageConfig
+from meditron.ground.stage import InputKind, StageConfig
 from meditron.store.results import Mode, Rule
 from meditron.tasks.registry import TASKS
 
@@ -115,3 +115,8 @@ class EvaluateConfig(StageConfig):
         """Every model and task's file under its own reference, and the corpus with the held-out documents."""
         held = (name for pair in self.fidelity for name in (pair.model, pair.against))
         return {name: name for name in (*self.models, *held, *filter(is_file, self.tasks))} | {CORPUS: CORPUS}
+
+    def input_kinds(self) -> dict[str, InputKind]:
+        """Return the kinds of the models and of the tasks' files."""
+        questions = dict.fromkeys(filter(is_file, self.tasks), InputKind("questions"))
+        return {name: InputKind("model") for name in self.inputs() if name != CORPUS} | questions

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from meditron.version import __version__
 
-__all__ = ["DType", "cores", "cpu_class", "describe", "matrix_dtype"]
+__all__ = ["DType", "cores", "cpu_class", "describe", "free_disk", "matrix_dtype"]
 
 DType = Literal["auto", "float32", "bfloat16"]
 """A number format that matrices are multiplied in; `auto` is what `matrix_dtype` says."""
@@ -125,6 +126,12 @@ def _cgroup(controller: str, file: str) -> list[str]:
         for folder in (inner, *inner.parents):
             values.append(_read(f"/sys/fs/cgroup/{controller}/{folder}/{file}").strip())
     return [value for value in values if value]
+
+
+def free_disk(path: Path) -> int:
+    """Return the bytes that a user may still write at a path, or where it will be made."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def _gpus() -> list[str]:

@@ -2,23 +2,38 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field
 
 from meditron.ground.config import Config
 
-__all__ = ["StageConfig"]
+__all__ = ["InputKind", "StageConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class InputKind:
+    """The kind of file that an input from outside must be, so that it can be opened before the run."""
+
+    name: Literal["model", "documents", "questions", "conversations"]
+    format: str | None = None
+    """Of documents: the reader's name, if the recipe gives it."""
 
 
 class StageConfig(Config, ABC):
     """A stage's table in a recipe."""
 
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     """Seed of everything random in this stage; the recipe's own when absent."""
 
     @abstractmethod
     def inputs(self) -> dict[str, str]:
         """Input name → reference: `base`, a stage of the recipe (`pretrain`, `quantize:F16`) or a source."""
+
+    def input_kinds(self) -> dict[str, InputKind]:
+        """Return input name → what its file must be; inputs left out are not opened before the run."""
+        return {}
 
     def misfits(self, stages: "Mapping[str, StageConfig]") -> dict[str, str]:
         """Key → why its value does not fit the recipe's other stages, which are told by name."""

@@ -10,7 +10,7 @@ from typing import Any, Self
 from meditron.ground.errors import InputError, MeditronError, StorageError
 from meditron.store.files import make_folder, read_json, write_json
 
-__all__ = ["BESIDE", "Attempt", "Begun", "read_begun", "read_failure"]
+__all__ = ["BEGUN", "BESIDE", "Attempt", "Begun", "read_begun", "read_failure"]
 
 BEGUN, FAILED = "begun.json", "failed.json"
 BESIDE = (BEGUN, FAILED)

@@ -10,10 +10,10 @@ from meditron.recipe.plan import Standing
 from meditron.recipe.schema import Recipe
 from meditron.recipe.toml import nearest
 
-__all__ = ["Action", "Decision", "Switches", "decide", "judge", "refuse"]
+__all__ = ["MAKES", "Action", "Decision", "Switches", "decide", "judge", "refuse"]
 
 Action = Literal["keep", "build", "continue", "rebuild", "refuse", "leave"]
-_MAKES = ("build", "continue", "rebuild")
+MAKES = ("build", "continue", "rebuild")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def judge(standing: Standing, switches: Switches, before: Mapping[str, Decision]
         return Decision(
             standing, "continue", f"failed: {standing.failure}" if standing.failure else "half-built"
         )
-    moving = {name for name, decision in (before or {}).items() if decision.action in _MAKES}
+    moving = {name for name, decision in (before or {}).items() if decision.action in MAKES}
     unsure = [ref.step for ref in standing.inputs.values() if ref.step in moving]
     return Decision(standing, "keep", f"if {unsure[0]} comes out as it was" if unsure else "as asked for")
 

@@ -8,7 +8,7 @@ from meditron.ground.errors import RecipeError
 from meditron.recipe.schema import Recipe, Step
 from meditron.recipe.toml import nearest
 
-__all__ = ["Reference", "needed_by", "ordered", "references", "standing_on"]
+__all__ = ["Reference", "needed_by", "ordered", "references", "resolve_reference", "standing_on"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,20 @@ class Reference:
 
 def references(recipe: Recipe, step: Step) -> dict[str, Reference]:
     """Each input of a stage, resolved; RecipeError for what the recipe does not have."""
-    return {name: _resolve(recipe, step, text) for name, text in step.config.inputs().items()}
+    return {name: resolve_reference(recipe, step, text) for name, text in step.config.inputs().items()}
 
 
-def _resolve(recipe: Recipe, step: Step, text: str) -> Reference:
+def resolve_reference(recipe: Recipe, step: Step, text: str) -> Reference:
+    """Resolve one input's text to a stage of the recipe or to something outside.
+
+    Raises:
+        RecipeError: it names neither.
+    """
+    """Resolve one input's text to a stage of the recipe or to something outside.
+
+    Raises:
+        RecipeError: it names neither.
+    """
     head, _, selector = text.partition(":")
     if head in recipe.steps:
         return Reference(text, step=head, selector=selector or None)

@@ -12,13 +12,15 @@ from meditron.ground.console import say
 from meditron.ground.errors import MeditronError
 from meditron.ground.units import duration
 from meditron.recipe.attempt import BESIDE, Attempt
-from meditron.recipe.decide import Decision, Switches, decide, judge, refuse
+from meditron.recipe.decide import MAKES, Decision, Switches, decide, judge, refuse
+from meditron.recipe.estimate import Estimate, estimates
 from meditron.recipe.lock import locked
 from meditron.recipe.outside import fetched
 from meditron.recipe.plan import Standing, payload, plan, stand
+from meditron.recipe.preflight import Problem, check_inputs, check_references
 from meditron.recipe.provenance import manifest_of
 from meditron.recipe.report import HTML, render
-from meditron.recipe.schema import Recipe
+from meditron.recipe.schema import Recipe, Step
 from meditron.release.mix import FLOATS
 from meditron.store.artifact import Artifact
 from meditron.store.files import sweep
@@ -45,6 +47,10 @@ class RunResult:
     """What was decided for each stage before the work began."""
     dry: bool = False
     """Whether nothing but deciding was done."""
+    problems: Sequence[Problem] = ()
+    """Of a dry run: inputs that the run would fail on."""
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    """Of a dry run: stage to be built → what it will take."""
 
     @property
     def built(self) -> list[str]:
@@ -105,8 +111,12 @@ class RunResult:
 
     def to_json(self) -> dict[str, Any]:
         """The stable form."""
-        told: Mapping[str, Standing | Decision] = self.decisions if self.dry else self.stages
-        return {"run": self.run, "stages": {name: each.to_json() for name, each in told.items()}}
+        if not self.dry:
+            return {"run": self.run, "stages": {name: each.to_json() for name, each in self.stages.items()}}
+        stages = {name: decision.to_json() for name, decision in self.decisions.items()}
+        for name, estimate in self.estimates.items():
+            stages[name]["estimate"] = estimate.to_json()
+        return {"run": self.run, "stages": stages, "problems": [each.to_json() for each in self.problems]}
 
 
 def run_recipe(
@@ -124,15 +134,21 @@ def run_recipe(
     A stage that is whole and made from what is asked for is kept; one that is half-built goes on; one that
     was made from something else is a DriftError before anything is touched, unless `rebuild` names it (it and
     what stands on it are built again) or `accept_drift` is set (a finished one is used as it is). `dry_run`
-    only decides.
+    decides, opens the inputs and estimates, but builds nothing.
+
+    Raises:
+        SourceError: an input is missing; nothing was built.
+        InputError: an input cannot be read; nothing was built.
     """
     switches = Switches(only, until, tuple(rebuild), accept_drift)
     folder = out / recipe.name
     if dry_run:
-        return replace(_decided(recipe, out, switches), dry=True)
+        return _dry_run(recipe, out, switches)
+    _raise_first(recipe, check_references(recipe))
     with locked(folder):
         first = _decided(recipe, out, switches)
         refuse(recipe, list(first.decisions.values()))
+        _raise_first(recipe, check_inputs(recipe, _to_build(first)))
         _remove(folder, [d.standing.folder for d in first.decisions.values() if d.action == "rebuild"])
         standings = dict(first.stages)
         for name, decision in first.decisions.items():
@@ -140,6 +156,30 @@ def run_recipe(
                 standings[name] = _advance(recipe, decision, standings, switches)
         _report(recipe, folder, standings)
     return replace(first, stages=standings)
+
+
+def _dry_run(recipe: Recipe, out: Path, switches: Switches) -> RunResult:
+    """Decide, and list what is wrong with the inputs of the stages that would be built."""
+    if problems := check_references(recipe):  # without its inputs no stage has a state
+        return RunResult(recipe.name, out / recipe.name, {}, dry=True, problems=problems)
+    decided = _decided(recipe, out, switches)
+    steps = _to_build(decided)
+    found = estimates(recipe, {step.name for step in steps})
+    return replace(decided, dry=True, problems=check_inputs(recipe, steps), estimates=found)
+
+
+def _to_build(decided: RunResult) -> list[Step]:
+    return [each.standing.step for each in decided.decisions.values() if each.action in MAKES]
+
+
+def _raise_first(recipe: Recipe, problems: Sequence[Problem]) -> None:
+    """Raise the first problem; its hint says how many more there are."""
+    if problems:
+        error, others = problems[0].error, len(problems) - 1
+        if others:
+            listed = f"`meditron run {recipe.path} --dry-run` lists {others} more"
+            error.hint = f"{error.hint}; {listed}" if error.hint else listed
+        raise error
 
 
 def _decided(recipe: Recipe, out: Path, switches: Switches) -> RunResult:

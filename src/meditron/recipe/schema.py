@@ -25,10 +25,10 @@ _Model = TypeVar("_Model", bound=BaseModel)
 class Head(Config):
     """What a recipe says outside its tables."""
 
-    base: str | None = None
+    base: str | None = Field(default=None, min_length=1)
     """The MODEL that the recipe starts from."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of every stage that names none of its own."""
 
 

@@ -15,6 +15,12 @@ __all__ = ["Source", "nearest", "read"]
 Place = tuple[str | int, ...]
 """Where a value stands: table names, keys, and indices into arrays of tables."""
 
+_MAX_BYTES = 1 << 20
+"""Largest recipe file: 1 MiB. A recipe is written by hand; the template has 6 KB."""
+_MAX_DEPTH = 16
+"""Deepest nesting of tables and lists in a recipe; the schema's own is 5."""
+_INT64 = 1 << 63  # TOML's integers are 64-bit and signed; Python's reader takes any
+
 _HEADER = re.compile(r"\s*(\[\[?)([^\[\]]+)\]\]?\s*(#.*)?$")
 _KEY = re.compile(r"\s*([A-Za-z0-9_.\-\"' ]+?)\s*=")
 
@@ -40,7 +46,7 @@ class Source:
         for overridden, text in self.overrides.items():
             common = _common(overridden, place)
             if common == len(overridden) or common == len(place) > depth:
-                return f"--set {text}"
+                return f"--set {text if len(text) <= 80 else text[:80] + '…'}"
         return f"{self.path}:{line}" if line else f"{self.path}"
 
 
@@ -50,18 +56,57 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Sou
     UsageError where there is no such file, RecipeError where it is not TOML or an override cannot be laid.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = tomllib.loads(text)
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise RecipeError(f"{path}: larger than {_MAX_BYTES:,} bytes; is it a recipe?")
+        text = content.decode("utf-8")
+        raw = _parsed(text)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"no recipe at {path}", hint=_offer(path)) from None
     except IsADirectoryError:
         raise UsageError(f"{path} is a folder, not a recipe", hint=_offer(path / "x")) from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise UsageError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+    except ValueError as error:
         raise RecipeError(f"{path}: {_first_lower(str(error))}", hint="recipes are TOML") from None
-    laid = {_lay(raw, override): override for override in overrides}
-    return raw, Source(path, text, laid)
+    source = Source(path, text, {_lay(raw, override): override for override in overrides})
+    _check_bounds(raw, source)
+    return raw, source
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Parse TOML; ValueError also for values nested deeper than Python's stack."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("values are nested too deeply") from None
+
+
+def _check_bounds(raw: dict[str, Any], source: Source) -> None:
+    """Refuse nesting and integers beyond what TOML and the stages can represent.
+
+    Raises:
+        RecipeError: with the file and the line.
+    """
+    waiting: list[tuple[Place, object]] = [((), raw)]
+    while waiting:
+        place, value = waiting.pop()
+        if len(place) > _MAX_DEPTH:
+            raise RecipeError(f"{source.where(place[:2])}: nested more than {_MAX_DEPTH} levels deep")
+        if isinstance(value, int) and not -_INT64 <= value < _INT64:
+            name = ".".join(map(str, place))
+            raise RecipeError(f"{source.where(place)}: {name}: must be a 64-bit integer, got {_brief(value)}")
+        if isinstance(value, dict):
+            waiting += [((*place, key), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [((*place, index), item) for index, item in enumerate(value)]
+
+
+def _brief(number: int) -> str:
+    return str(number) if number.bit_length() <= 100 else f"a number of {number.bit_length()} bits"
 
 
 def _offer(path: Path) -> str | None:
@@ -113,11 +158,13 @@ def _enter(table: object, part: str, override: str) -> tuple[str | int, object]:
 def _split(key: str) -> list[str]:
     """A dotted key into its parts, by TOML's own rules (so parts may be quoted)."""
     try:
-        node: Any = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
+        node: Any = _parsed(f"{key} = 0")
+    except ValueError:
         raise UsageError(f"--set {key}: not a dotted key", hint="write --set table.key=value") from None
-    parts = []
+    parts: list[str] = []
     while isinstance(node, dict):
+        if len(parts) == _MAX_DEPTH:
+            raise UsageError(f"--set {key[:40]}…: more than {_MAX_DEPTH} parts")
         ((part, node),) = node.items()
         parts.append(part)
     return parts
@@ -125,9 +172,11 @@ def _split(key: str) -> list[str]:
 
 def _value(text: str) -> object:
     try:
-        values = tomllib.loads(f"value = {text}")
+        values = _parsed(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    except ValueError as error:
+        raise UsageError(f"--set …={text[:40]}…: {error}") from None
     return values["value"] if len(values) == 1 else text
 
 

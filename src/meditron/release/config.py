@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from meditron.ground.config import Beside
-from meditron.ground.stage import StageConfig
+from meditron.ground.stage import InputKind, StageConfig
 from meditron.release.types import GGUFType
 
 __all__ = ["QuantizeConfig"]
@@ -33,3 +33,7 @@ class QuantizeConfig(StageConfig):
     def inputs(self) -> dict[str, str]:
         """The one model."""
         return {"model": self.on}
+
+    def input_kinds(self) -> dict[str, InputKind]:
+        """Return the kind of the one model."""
+        return {"model": InputKind("model")}

@@ -44,7 +44,7 @@ from meditron.store.files import (
 from meditron.store.manifest import read_manifest
 from meditron.store.registry import find_wheel
 
-__all__ = ["Source", "expanded", "fetch", "identity", "missing", "parse"]
+__all__ = ["Source", "cached", "expanded", "fetch", "identity", "missing", "parse"]
 
 Scheme = Literal["pypi", "http", "https", "file", "init"]
 
@@ -133,6 +133,14 @@ def fetch(text: str) -> Path:
         return known
     with _alone(source):
         return _recorded(key, source) or _fetched(key, source)
+
+
+def cached(text: str) -> Path | None:
+    """Return what `fetch` would return, if it needs no download; None otherwise. Raises as `fetch`."""
+    source = parse(text)
+    if source.scheme == "file":
+        return fetch(text)
+    return _recorded(_key(source), source)
 
 
 def expanded(text: str) -> Path:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from meditron.ground.config import Beside
 from meditron.ground.machine import DType
-from meditron.ground.stage import StageConfig
+from meditron.ground.stage import InputKind, StageConfig
 
 __all__ = ["FinetuneConfig", "PretrainConfig", "TrainingConfig"]
 
@@ -70,6 +70,11 @@ class TrainingConfig(StageConfig):
 
     threads: Annotated[_Positive | None, Beside] = None
     """CPU threads; absent: as many as there are cores. Recorded, as another number may round differently."""
+
+    def input_kinds(self) -> dict[str, InputKind]:
+        """Return the kinds of the model and of a finetune's rows or task file."""
+        model, rows = InputKind("model"), InputKind("conversations")
+        return {"base": model, "rows": rows, "task": InputKind("questions")}
 
     @model_validator(mode="after")
     def _batches_come_out_even(self) -> Self:

@@ -1,0 +1,157 @@
+"""Dry runs open every local input, list all problems at once, and estimate what the stages will take."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from meditron.ground.errors import MeditronError, RecipeError, SourceError, UsageError
+from meditron.recipe import load_recipe, run_recipe
+
+BAD = """
+base = "init:tiny"
+seed = 1
+[corpus.sources.gone]
+from = "./gone.jsonl"
+[corpus.sources.page]
+from = "./page.xml"
+[corpus.sources.empty]
+from = "./empty.jsonl"
+[tokenize]
+[pretrain]
+tokens = 512
+sequence_length = 32
+batch_size = 4
+learning_rate = 1e-3
+[[finetune]]
+name = "talk"
+rows = "./rows.jsonl"
+sequence_length = 32
+batch_size = 1
+learning_rate = 1e-3
+[quantize]
+on = "./model"
+[evaluate]
+models = ["base"]
+tasks = ["./questions.jsonl"]
+"""
+ROW = (
+    '{"messages": [{"role": "user", "content": "Which dose?"}, {"role": "assistant", "content": "5 mg."}]}\n'
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "bad.toml").write_text(BAD)
+    (tmp_path / "page.xml").write_text("<html><body>Please log in.</body></html>")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "rows.jsonl").write_text(ROW + '{"messages": []}\n')
+    (tmp_path / "questions.jsonl").write_text(
+        '{"id": 1, "question": "Which?", "options": ["a", "b"], "gold": 7}\n'
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "model/model.safetensors").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_missing_files_are_all_listed_before_anything_else(place: Path) -> None:
+    (place / "rows.jsonl").unlink()
+    result = run_recipe(load_recipe("bad.toml"), dry_run=True)
+    assert [(each.stage, each.input) for each in result.problems] == [
+        ("corpus", "gone"),
+        ("finetune.talk", "rows"),
+    ]
+    assert not (place / "runs").exists()
+
+
+def test_every_local_input_is_opened_and_every_bad_one_is_listed(place: Path) -> None:
+    (place / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
+    result = run_recipe(load_recipe("bad.toml"), dry_run=True)
+    found = {(each.stage, each.input): each.error.message for each in result.problems}
+    assert set(found) == {
+        ("corpus", "page"),
+        ("corpus", "empty"),
+        ("finetune.talk", "rows"),
+        ("quantize", "model"),
+        ("evaluate", "./questions.jsonl"),
+    }
+    assert "row 2" in found["finetune.talk", "rows"]
+    assert "line 1" in found["evaluate", "./questions.jsonl"]
+    assert json.loads(json.dumps(result.to_json()))["problems"][0]["stage"] == "corpus"
+    assert not (place / "runs").exists()
+
+
+def test_a_run_stops_before_its_first_stage_and_says_how_many_problems_there_are(place: Path) -> None:
+    with pytest.raises(SourceError, match=r"gone\.jsonl: no such file"):
+        run_recipe(load_recipe("bad.toml"))
+    assert not list((place / "runs").glob("*/*/begun.json"))
+    (place / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
+    with pytest.raises(MeditronError, match=r"page\.xml") as raised:
+        run_recipe(load_recipe("bad.toml"))
+    assert "`meditron run bad.toml --dry-run` lists 4 more" in str(raised.value.hint)
+    assert not list((place / "runs").glob("*/*/begun.json"))
+
+
+def test_estimates_follow_from_the_recipe_and_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n' * 1000)
+    recipe = BAD[: BAD.index("[[finetune]]")].replace("./gone.jsonl", "./a.jsonl")
+    recipe = recipe.replace('[corpus.sources.page]\nfrom = "./page.xml"\n', "")
+    recipe = recipe.replace('[corpus.sources.empty]\nfrom = "./empty.jsonl"\n', "")
+    (tmp_path / "good.toml").write_text(recipe)
+    result = run_recipe(load_recipe("good.toml"), dry_run=True)
+    assert not result.problems
+    assert list(result.estimates) == ["corpus", "tokenize", "pretrain"]
+    pretrain = result.estimates["pretrain"]
+    assert pretrain.tokens == 512
+    parameters = 3_342_912  # of init:tiny
+    assert pretrain.memory is not None
+    assert 16 * parameters < pretrain.memory < 20 * parameters
+    assert pretrain.disk == 4 * parameters + 2 * 12 * parameters
+    assert pretrain.seconds is not None
+    assert 0.001 < pretrain.seconds < 600
+    corpus = result.estimates["corpus"].tokens
+    assert corpus is not None
+    assert 5_000 < corpus < 20_000  # 24,000 characters of text in 48,000 bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed = 18446744073709551616", "seed: must be a 64-bit integer"),
+        ("seed = -1", "seed: input should be greater than or equal to 0"),
+        ("seed = 9223372036854775808", "64-bit"),
+        ("seed = " + "9" * 5000, "Exceeds the limit"),
+        ("base = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("base = " + "[" * 20 + "]" * 20, "nested more than 16 levels"),
+        ("[" + ".".join("a" * 1500) + "]", "nested more than 16 levels"),
+        ("[pretrain]\ntokens = 100000000000000000000000", "pretrain.tokens: must be a 64-bit integer"),
+        (
+            "[pretrain]\nsequence_length = 32\nbatch_size = 1\nlearning_rate = 1e-3\ntokens = 1e23",
+            "pretrain.tokens: input should be a valid integer",
+        ),
+    ],
+)
+def test_numbers_and_nesting_beyond_all_bounds_are_one_line(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
+    assert told.lower() in raised.value.message.lower()
+    assert len(raised.value.message) < 400
+
+
+def test_overrides_have_the_same_bounds(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('base = "init:tiny"\n[quantize]\non = "base"\n')
+    for override in ("seed=" + "9" * 30, ".".join("a" * 2000) + "=1", "base=" + "[" * 3000 + "]" * 3000):
+        with pytest.raises(UsageError) as raised:
+            load_recipe(path, [override])
+        assert len(raised.value.message) < 300
+    path.write_bytes(b"# " + b"x" * (1 << 20))
+    with pytest.raises(RecipeError, match="larger than"):
+        load_recipe(path)
