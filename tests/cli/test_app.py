@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from command import Command
 from meditron.cli.app import VERBS, app
 from meditron.cli.errors import EXTRAS
 from meditron.ground.notice import ADVISORY
+from meditron.recipe import load_recipe
+from meditron.sources.registry import SOURCES
 
+ROOT = Path(__file__).parents[2]
 NAMES = [verb.__name__ for verb in VERBS]
 HEAVY = {"torch", "transformers", "datatrove", "numba", "matplotlib", "scipy", "lxml", "xllamacpp"}
 HEAVY |= {"numpy", "pydantic"}  # light beside these, but half a second together
@@ -61,6 +65,25 @@ def test_every_verb_has_help_with_an_example_that_can_be_typed(meditron: Command
         assert bound.arguments
 
 
+def test_examples_name_stages_that_the_quickstart_leaves() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "quickstart.toml")
+    named = {found for verb in VERBS for found in re.findall(r"runs/quickstart/([\w.]+)", str(verb.__doc__))}
+    assert named
+    assert named <= set(recipe.steps)
+
+
+def test_the_help_of_parse_lists_every_format() -> None:
+    (argument,) = [each for each in app["parse"].assemble_argument_collection() if "--format" in each.names]
+    assert ", ".join(SOURCES) in str(argument.parameter.help)
+
+
+def test_contributing_gives_the_signature_of_a_reader() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = re.findall(r"`read\(([^)]*)\) -> Iterator\[Document\]`", text)
+    for source in SOURCES.values():
+        assert names == [", ".join(signature(source.read).parameters)]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_verb_prints_json_on_demand(name: str) -> None:
     assert "--json" in {
@@ -105,7 +128,7 @@ def test_nothing_to_do_shows_the_help(meditron: Command) -> None:
 
 
 def test_every_library_of_an_extra_is_known_to_be_of_it() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     for extra in ("corpus", "train", "release", "serve"):
         for requirement in extras[extra]:

@@ -278,3 +278,45 @@ def test_parse_names_the_place_where_a_file_is_cut_off(meditron: Command, tmp_pa
     assert said.code == 1
     assert str(path) in said.err.splitlines()[-1]
     assert "Traceback" not in said.err
+
+
+def test_rows_of_every_stage_are_shown_by_their_own_fields(meditron: Command, tmp_path: Path) -> None:
+    """Rows with a number under `tokens` or `ids` are no decoded documents."""
+    rows = {
+        "perplexity.jsonl": {"id": "a", "model": "base", "source": "pubmed", "tokens": 12, "nll": 2.5},
+        "metrics.jsonl": {"step": 1, "tokens": 1024, "loss": 3.2, "text": 7},
+        "rows.jsonl": {"id": "q1", "split": "train", "ids": [1, 2], "roles": [["user", 2, False]]},
+        "drops.jsonl": {"id": "b", "reason": "too short", "tokens": ["a"]},
+    }
+    for name, row in rows.items():
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+        said = meditron("inspect", tmp_path / name)
+        assert said.code == 0, said.err
+        for key in row:
+            assert key in said.out
+    assert meditron("inspect", tmp_path).code == 0
+
+
+def test_a_run_lists_its_stages(meditron: Command, counts: Bench) -> None:
+    meditron("run", counts.path, "--out", counts.out, "--until", "total")
+    view = json.loads(meditron("inspect", counts.run_folder, "--json").out)
+    assert view["kind"] == "run"
+    assert [row["stage"] for row in view["rows"]] == ["words", "total"]
+    assert view["rows"][1]["inputs"] == ["words"]
+    said = meditron("inspect", counts.run_folder)
+    assert said.code == 0
+    assert "total" in said.out
+
+
+def test_json_files_of_a_run_are_shown(meditron: Command, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"dtype": "float32", "tasks": {"base": {"n": 600}}}')
+    assert "n: 600" in meditron("inspect", tmp_path / "results.json").out
+    (tmp_path / "list.json").write_text('[{"id": 1}, 2]')
+    assert json.loads(meditron("inspect", tmp_path / "list.json", "--json").out)["rows"] == [
+        {"id": 1},
+        {"value": 2},
+    ]
+    (tmp_path / "bad.json").write_text("{")
+    said = meditron("inspect", tmp_path / "bad.json")
+    assert said.code == 1
+    assert "defect" not in said.err

@@ -46,6 +46,14 @@ def test_it_ends_well_with_every_stage_built(smoke: Any) -> None:
     assert "warning" not in smoke.said.err.lower()
 
 
+def test_every_stage_and_the_run_can_be_inspected(smoke: Any, command: Any) -> None:
+    for place in (smoke.folder, *(smoke.folder / name for name in STAGES)):
+        for form in ((), ("--json",)):
+            said = command("inspect", place, "--rows", "2", *form)
+            assert said.code == 0, said.err
+            assert said.err == ""
+
+
 def test_it_prints_the_table_and_what_to_type_next(smoke: Any) -> None:
     for word in (
         "perplexity",

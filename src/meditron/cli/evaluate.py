@@ -63,7 +63,7 @@ def evaluate(
 
     For example:
 
-        meditron evaluate runs/quickstart/finetune --task questions.jsonl --shots 3
+        meditron evaluate runs/quickstart/finetune.sections --task questions.jsonl --shots 3
 
         meditron evaluate runs/quickstart/quantize:Q4_K_M --against base.gguf --corpus runs/quickstart/corpus
     """

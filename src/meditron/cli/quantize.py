@@ -25,7 +25,7 @@ def quantize(
 
     For example:
 
-        meditron quantize runs/quickstart/finetune --type Q8_0 --type Q4_K_M --out gguf
+        meditron quantize runs/quickstart/finetune.sections --type Q8_0 --type Q4_K_M --out gguf
     """
     from meditron.release.quantize import quantize as write
     from meditron.release.quantize import tell
