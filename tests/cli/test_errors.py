@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,28 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     errors = (tmp_path / "errors.txt").read_text(encoding="utf-8")
     assert "Broken" not in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("closed", "code", "told"),
+    [
+        (">&-", 1, "error: stdout is closed"),
+        ("<&-", 0, ""),
+        ("2>&-", 0, ""),
+        (">&- 2>&-", 1, ""),
+    ],
+)
+def test_a_closed_standard_stream_is_one_line_and_never_a_file_of_ours(
+    tmp_path: Path, closed: str, code: int, told: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
+    command = f"{shlex.quote(sys.executable)} -m meditron parse a.jsonl {closed}"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "defect" not in done.stderr
+    assert ("Aspirin" in done.stdout) is (code == 0)
+    assert (tmp_path / "a.jsonl").read_text() == '{"id": "1", "text": "Aspirin thins the blood."}\n'

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from meditron.cli.chat import chat
 from meditron.cli.compare import compare
 from meditron.cli.convert import convert
-from meditron.cli.errors import guarded
+from meditron.cli.errors import guarded, open_closed_streams
 from meditron.cli.evaluate import evaluate
 from meditron.cli.generate import generate
 from meditron.cli.inspect import inspect
@@ -67,4 +67,5 @@ def _top(
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run the command with `tokens`, else with what it was started with, and end the process."""
+    open_closed_streams()
     sys.exit(guarded(lambda: app.meta(tokens, exit_on_error=False, print_error=False)))

@@ -14,7 +14,7 @@ from cyclopts import CycloptsError
 from meditron.ground.console import clean
 from meditron.ground.errors import MeditronError, MissingExtra, StorageError
 
-__all__ = ["INTERRUPTED", "guarded"]
+__all__ = ["INTERRUPTED", "guarded", "open_closed_streams"]
 
 INTERRUPTED = 130
 
@@ -38,6 +38,23 @@ EXTRAS = {
 """Library (as it is imported) → the extra that brings it."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def open_closed_streams() -> None:
+    """Open the null device for a standard stream that is closed, and end the process if it is stdout.
+
+    Otherwise the next file to be opened gets the stream's number, and messages are written into it.
+    """
+    if sys.stdin is None:  # reads as empty, like </dev/null
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
+    stdout = sys.stdout
+    if stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if stdout is None:
+        _tell("error: stdout is closed", "redirect it to a file, or to /dev/null")
+        sys.exit(1)
 
 
 def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
