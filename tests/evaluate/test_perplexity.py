@@ -93,7 +93,7 @@ def test_perplexity_is_exp_of_the_mean_loss_and_its_interval_scipys(
     ).confidence_interval
     low, high = np.log(found.interval)
     width = reference.high - reference.low
-    assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.05 * width)
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.1 * width)
 
 
 def test_how_documents_meet_in_batches_does_not_move_a_loss(tmp_path: Path, corpus: Path, tiny: Path) -> None:

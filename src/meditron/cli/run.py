@@ -35,6 +35,7 @@ def run(
             "and memory. Builds and downloads nothing; exit code 1 if an input cannot be used."
         ),
     ] = False,
+    full: Annotated[bool, Parameter(help="Print every table of the results, not only the scores.")] = False,
     as_json: Json = False,
 ) -> int:
     """Build what a recipe asks for, stage by stage.
@@ -74,7 +75,7 @@ def run(
     if dry_run:
         show.decisions(result, answer=not as_json)
     else:
-        show.outcome(result, answer=not as_json)
+        show.outcome(result, answer=not as_json, full=full)
     if as_json:
         emit(result.to_json())
     return 1 if dry_run and (result.refused or result.problems) else 0

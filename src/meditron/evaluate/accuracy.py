@@ -122,9 +122,6 @@ def differences(
     pairs: Sequence[Against],
     rows: Mapping[str, Sequence[QuestionRow]],
     reference: Reference | None,
-    *,
-    seed: int,
-    resamples: int,
 ) -> list[Comparison]:
     """Each pair by the exam's rule; its models against the first's calibrated rule and against naive Bayes.
 
@@ -141,9 +138,7 @@ def differences(
         guessed = {question.id: prediction == question.gold for question, prediction in answers}
         sides += [(BAYES, guessed, model) for model in compared or rows]
     return [
-        accuracy_difference(exam.task.name, a, of_a, b, right[b], seed=seed, resamples=resamples)
-        for a, of_a, b in sides
-        if len(of_a) >= 2
+        accuracy_difference(exam.task.name, a, of_a, b, right[b]) for a, of_a, b in sides if len(of_a) >= 2
     ]
 
 

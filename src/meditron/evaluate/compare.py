@@ -15,9 +15,9 @@ from typing import Any
 
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow, Row, read_rows
 from meditron.ground.errors import InputError, SourceError, UsageError
-from meditron.ground.statistics import mcnemar, paired_bootstrap
+from meditron.ground.statistics import paired_bootstrap, paired_proportions
 from meditron.store.jsonl import read_jsonl
-from meditron.store.results import Comparison
+from meditron.store.results import Comparison, adjusted
 
 __all__ = ["Result", "accuracy_difference", "compare", "differences", "open_result"]
 
@@ -45,7 +45,7 @@ def compare(a: str, b: str, *, seed: int = 1, resamples: int = 10_000) -> list[C
         UsageError: it is not said which model, or fewer than two documents or questions stand in both.
         InputError: a document's text, a question, the task's version or a prompt is not the same in both.
     """
-    return differences(open_result(a), open_result(b), seed=seed, resamples=resamples)
+    return adjusted(differences(open_result(a), open_result(b), seed=seed, resamples=resamples))
 
 
 def open_result(spec: str) -> Result:
@@ -90,7 +90,7 @@ def _model(path: Path, model: str | None, rows: Iterable[Row]) -> str:
 
 def differences(a: Result, b: Result, *, seed: int, resamples: int) -> list[Comparison]:
     """The paired difference b − a of each source and task that both hold (see `compare` for the errors)."""
-    found = [*_of_documents(a, b, seed, resamples), *_of_questions(a, b, seed, resamples)]
+    found = [*_of_documents(a, b, seed, resamples), *_of_questions(a, b)]
     if not found:
         common = sum(len(of_a.keys() & of_b.keys()) for of_a, of_b in _sides(a, b))
         counts = " and ".join(str(sum(map(len, [r.rows, *r.tasks.values()]))) for r in (a, b))
@@ -135,7 +135,7 @@ def _comparable(pairs: Sequence[tuple[DocumentRow, DocumentRow]]) -> tuple[str, 
     return "byte", [(a.nll / a.bytes, b.nll / b.bytes) for a, b in whole]
 
 
-def _of_questions(a: Result, b: Result, seed: int, resamples: int) -> list[Comparison]:
+def _of_questions(a: Result, b: Result) -> list[Comparison]:
     found = []
     for task in a.tasks:
         theirs = b.tasks.get(task, {})
@@ -143,40 +143,23 @@ def _of_questions(a: Result, b: Result, seed: int, resamples: int) -> list[Compa
         _refuse_other_questions(a, b, joined)
         if len(joined) >= 2:
             of_a, of_b = ({pair[side].id: pair[side].correct for pair in joined} for side in (0, 1))
-            found.append(
-                accuracy_difference(task, a.name, of_a, b.name, of_b, seed=seed, resamples=resamples)
-            )
+            found.append(accuracy_difference(task, a.name, of_a, b.name, of_b))
     return found
 
 
 def accuracy_difference(
-    task: str,
-    a: str,
-    of_a: Mapping[str, bool],
-    b: str,
-    of_b: Mapping[str, bool],
-    *,
-    seed: int,
-    resamples: int,
+    task: str, a: str, of_a: Mapping[str, bool], b: str, of_b: Mapping[str, bool]
 ) -> Comparison:
-    """Accuracy of b − that of a on the same questions (id → whether right), with McNemar's exact p."""
-    right = [(float(of_a[id_]), float(of_b[id_])) for id_ in sorted(of_a)]
-    only_a, only_b = (right.count(sides) for sides in ((1.0, 0.0), (0.0, 1.0)))
-    return Comparison(
-        a=a,
-        b=b,
-        what=f"accuracy, {task}",
-        task=task,
-        mcnemar=mcnemar(only_a, only_b),
-        **_difference(right, seed=seed, resamples=resamples),
-    )
+    """Subtract the accuracy of a from that of b on the same questions (id → whether right)."""
+    right = [(of_a[id_], of_b[id_]) for id_ in sorted(of_a)]
+    found = paired_proportions(right.count((False, True)), right.count((True, False)), len(right))
+    return Comparison(a=a, b=b, what=f"accuracy, {task}", task=task, mcnemar=found.p, **asdict(found))
 
 
 def _difference(values: Sequence[tuple[float, float]], *, seed: int, resamples: int) -> dict[str, Any]:
-    """The paired bootstrap of b − a, as the fields of a Comparison."""
+    """Compare b − a by the paired bootstrap; return the fields of a Comparison."""
     of_a, of_b = zip(*values, strict=True)
-    found = paired_bootstrap(of_b, of_a, seed=seed, resamples=resamples)
-    return asdict(found) | {"interval": tuple(found.interval)}
+    return asdict(paired_bootstrap(of_b, of_a, seed=seed, resamples=resamples))
 
 
 def _refuse_other_questions(a: Result, b: Result, joined: Sequence[tuple[QuestionRow, QuestionRow]]) -> None:

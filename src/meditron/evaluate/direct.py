@@ -60,7 +60,7 @@ def on_task(
         rows = answer(candidate, exam, file)
         _finish(file, model, rows)
     reference = accuracy.bayes(exam, opened.rows("train", BAYES_ROWS))
-    differences = accuracy.differences(exam, (), {model: rows}, reference, seed=seed, resamples=_RESAMPLES)
+    differences = accuracy.differences(exam, (), {model: rows}, reference)
     result = EvaluationResult(
         tasks={model: {opened.name: accuracy.score(exam, rows, name)}},
         baselines={opened.name: accuracy.baselines(exam, reference)},

@@ -189,7 +189,7 @@ def _result(
         baselines[exam.task.name] = accuracy.baselines(exam, reference)
         for name, rows in answers.items():
             tasks.setdefault(name, {})[exam.task.name] = accuracy.score(exam, rows, file)
-        differences += accuracy.differences(exam, pairs, answers, reference, seed=seed, resamples=resamples)
+        differences += accuracy.differences(exam, pairs, answers, reference)
     return EvaluationResult(
         perplexity=perplexity.summarize(measured.texts, documents, seed=seed, resamples=resamples),
         tasks=tasks,
