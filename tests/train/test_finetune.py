@@ -13,9 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meditron.ground.config import semantic
 from meditron.ground.errors import InputError, RecipeError, TrainingError
+from meditron.store.ancestry import read_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.files import sha256_file, sweep
+from meditron.store.identity import content_sha256, short
 from meditron.store.jsonl import JsonlWriter, read_jsonl
+from meditron.store.models import resolve
 from meditron.tasks.registry import open_task
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.finetune import run
@@ -137,6 +140,40 @@ def test_every_task_row_is_tokenized_as_evaluation_puts_it_together(answers, tmp
     assert max(golds.values()) - min(golds.values()) <= 3
 
 
+def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path):
+    config = finetune_config(rows=None, task="pubmed-sections", epochs=1, sequence_length=160, heldout=0.3)
+    inputs = {name: answers[name] for name in ("base", "corpus")}
+    out = tmp_path / "finetune.sections"
+    run(config, inputs, out)
+    record = read_ancestry(resolve(str(out)))
+    assert record.base == "base"
+    assert not record.trained_from_scratch
+    (training,) = record.trainings
+    assert training.stage == "finetune.sections"
+    assert (training.kind, training.task, training.layout) == ("finetune", "pubmed-sections", "sections")
+    assert training.template == "plain"
+    questions = {q.id: q for q in open_task("pubmed-sections", corpus=answers["corpus"].path).rows("train")}
+    trained = [row for row in rows_of(out) if row["split"] == "train"]
+    assert 0 < len(trained) < len(questions)
+    assert training.questions == tuple(sorted(short(questions[row["id"]].content_sha256) for row in trained))
+    assert {row["content"] for row in trained} == {questions[row["id"]].content_sha256 for row in trained}
+    again = tmp_path / "finetune.again"
+    run(
+        finetune_config(epochs=1, template="chatml"),
+        {**chat(answers), "base": Artifact("x", out, "y")},
+        again,
+    )
+    first, second = read_ancestry(resolve(str(again))).trainings
+    assert first == training
+    assert second.template == "chatml"
+    assert second.questions == ()
+    asked = next(row for row in rows_of(again) if row["split"] == "train")["messages"][0]["content"]
+    assert short(content_sha256(asked.upper())) in second.texts
+    assert short(content_sha256(asked.partition(". ")[2])) in second.texts, "without its number"
+    held = next(row for row in rows_of(again) if row["split"] == "heldout")["messages"][0]["content"]
+    assert short(content_sha256(held)) not in second.texts
+
+
 def test_a_training_question_that_is_a_test_question_is_refused(answers, tmp_path):
     for split, names in (("train", ("a", "b")), ("heldout", ("c", "b"))):
         shard = tmp_path / "corpus" / split / "pubmed" / "0.jsonl.zst"
@@ -237,9 +274,9 @@ def test_a_row_that_is_no_answered_conversation_is_named(answers, tmp_path, line
 
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(answers, tmp_path):
     config = finetune_config(epochs=4, dtype="bfloat16", template="chatml")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, killed = tmp_path / "whole" / "finetune", tmp_path / "killed" / "finetune"
     for folder in (whole, killed):
-        folder.mkdir()
+        folder.mkdir(parents=True)
     last = run(config, chat(answers), whole)["steps"]
     moments, kills = random.Random(5), 0
     for goal in sorted(moments.sample(range(3, last - 3), 2)):
@@ -254,7 +291,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(answers, tmp_path):
     sweep(killed)  # as a recipe does first
     metrics = run(config, chat(answers), killed)
     assert metrics["resumed_from"]
-    for name in ("model.safetensors", "rows.jsonl.zst", "tokenizer_config.json"):
+    for name in ("model.safetensors", "rows.jsonl.zst", "tokenizer_config.json", "ancestry.json"):
         assert sha256_file(killed / name) == sha256_file(whole / name)
     assert recorded(killed) == recorded(whole) == list(range(last + 1))
 

@@ -25,9 +25,12 @@ __all__ = [
     "ROLES",
     "TEMPLATES",
     "Labelled",
+    "QuestionIds",
     "Span",
     "Turn",
+    "answered",
     "label",
+    "question_ids",
     "speaking",
     "spoken",
     "turns",
@@ -97,6 +100,16 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True)
+class QuestionIds:
+    """A multiple-choice question as tokens, in the form in which a model was finetuned."""
+
+    prompt: tuple[int, ...]
+    """All tokens before the answer: under a chat template up to the opened turn of the assistant."""
+    answers: tuple[tuple[int, ...], ...]
+    """The tokens that each option adds to the prompt, without the token that ends a turn."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Piece:
     """A stretch of the text."""
 
@@ -151,6 +164,39 @@ def label(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -
     if labelled.spans[0].learned:
         raise ValueError("nothing stands before the answer")
     return labelled
+
+
+def answered(prompt: str, option: str, template: str) -> tuple[Turn, Turn]:
+    """Return the turns of a question and an option that answers it, for training and evaluation alike.
+
+    An option comes with the blank that parts it from the prompt. Under `plain` it keeps that blank and has no
+    end to be learned; in the turns of any other template it loses the blank and is ended by the template.
+    """
+    if template == "plain":
+        return Turn("user", prompt), Turn(_ASSISTANT, option, ends=False)
+    return Turn("user", prompt), Turn(_ASSISTANT, option.strip())
+
+
+def question_ids(tokenizer: "Tokenizer", prompt: str, options: Sequence[str], template: str) -> QuestionIds:
+    """Return a question's tokens as a finetune on `template` trained them.
+
+    `prompt` and `options` are those of a task's layout (`Rendered.prompt`, `.continuations`). The prompt's
+    tokens followed by an option's are the training row of that answer, without what ends the turn. Prompt and
+    option are tokenized together; a token that joins both belongs to the option, of every option.
+
+    Raises:
+        ValueError, UsageError, InputError: as `label` does.
+    """
+    rows = []
+    for option in options:
+        labelled = label(tokenizer, answered(prompt, option, template), template)
+        begin = labelled.learned.index(True)
+        end = begin + sum(labelled.learned)
+        if template != "plain":
+            end -= 1  # the token that ends the turn
+        rows.append((begin, labelled.ids[:end]))
+    shared = min(begin for begin, _ in rows)
+    return QuestionIds(rows[0][1][:shared], tuple(ids[shared:] for _, ids in rows))
 
 
 def speaking(tokenizer: "Tokenizer", template: str) -> "Tokenizer":

@@ -1,8 +1,9 @@
 """What a finetune trains on: conversations, of a file or of a task's questions, as tokens with roles.
 
-`rows.jsonl.zst` keeps every one in the artifact: {"id", "split", "messages", "ids", "roles"}, where `roles`
-are [role, tokens, learned] one after another, and `split` is `train`, `heldout`, or `too-long` for a row that
-has more tokens than a packed row: it is left out, as what is cut of it would be the question or the answer.
+`rows.jsonl.zst` keeps every one in the artifact: {"id", "split", "content", "messages", "ids", "roles"}.
+`content` is the SHA-256 of the question's or the messages' normalised text, `roles` are [role, tokens,
+learned] one after another, and `split` is `train`, `heldout`, or `too-long` for a row that has more tokens
+than a packed row: it is left out, as what is cut of it would be the question or the answer.
 """
 
 import hashlib
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from meditron.ground.errors import InputError
+from meditron.store.identity import content_sha256
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 from meditron.tasks.task import Question, Task
-from meditron.text.dialogue import Labelled, Turn, label, turns
+from meditron.text.dialogue import Labelled, Turn, answered, label, turns
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["FILE_NAME", "SPLITS", "Conversation", "Example", "choose", "of_file", "of_task", "write_rows"]
@@ -35,6 +37,8 @@ class Conversation:
     """The file it is from."""
     place: str
     """Where in it."""
+    content: str
+    """Hexadecimal SHA-256 of the row's content: the question's, or the messages'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Example:
 
     id: str
     split: _Split
+    content: str
+    """As the conversation's."""
     turns: tuple[Turn, ...]
     labelled: Labelled
 
@@ -62,14 +68,13 @@ def of_file(path: Path) -> Iterator[Conversation]:
         name = row.get("id", _hash(json.dumps(row["messages"], sort_keys=True))[:16])
         if not isinstance(name, str | int):
             raise InputError(path, f"an id is text or a number, not {name!r}", place=place)
-        yield Conversation(str(name), conversation, path, place)
+        yield Conversation(str(name), conversation, path, place, _content(conversation))
 
 
 def of_task(task: Task, template: str, path: Path) -> Iterator[Conversation]:
     """A task's training questions as its layout asks them, each answered with its gold option.
 
-    `path`: where the task is from. Under `plain`, prompt and option are those that evaluation puts together;
-    in the turns of any other template the option loses the blank that parts the two.
+    `path`: where the task is from.
 
     Raises:
         InputError: a training question is also a test question.
@@ -81,16 +86,13 @@ def of_task(task: Task, template: str, path: Path) -> Iterator[Conversation]:
     for question in task.rows("train"):
         if question.id in held:
             raise InputError(path, "a training question that is also a test question", place=question.id)
-        yield Conversation(question.id, _asked(task, question, template), path, question.id)
+        asked = _asked(task, question, template)
+        yield Conversation(question.id, asked, path, question.id, question.content_sha256)
 
 
 def _asked(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
     rendered = task.layout.render(question)
-    option = rendered.continuations[question.gold]
-    return (
-        Turn("user", rendered.prompt),
-        Turn("assistant", option, ends=False) if template == "plain" else Turn("assistant", option.strip()),
-    )
+    return answered(rendered.prompt, rendered.continuations[question.gold], template)
 
 
 def choose(
@@ -125,7 +127,7 @@ def choose(
         elif int(_hash(f"heldout/{conversation.id}")[:16], 16) < heldout * 2**64:
             split = "heldout"
         trained += split == "train"
-        found.append(Example(conversation.id, split, conversation.turns, labelled))
+        found.append(Example(conversation.id, split, conversation.content, conversation.turns, labelled))
     return found
 
 
@@ -137,11 +139,17 @@ def write_rows(path: Path, examples: Iterable[Example]) -> None:
                 {
                     "id": example.id,
                     "split": example.split,
+                    "content": example.content,
                     "messages": [{"role": turn.role, "content": turn.content} for turn in example.turns],
                     "ids": example.labelled.ids,
                     "roles": [[span.role, span.tokens, span.learned] for span in example.labelled.spans],
                 }
             )
+
+
+def _content(conversation: Iterable[Turn]) -> str:
+    """Identify a conversation by what its messages say, whoever names them."""
+    return content_sha256("\x1f".join(f"{turn.role}: {turn.content}" for turn in conversation))
 
 
 def _hash(text: str) -> str:
