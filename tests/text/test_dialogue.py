@@ -253,7 +253,9 @@ OPTIONS = (" A", " B", " insulin-like growth factor 1", " ½")
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("prompt", ["Which organ?\nA. Liver\nB. Heart\nAnswer:", "Sentence: x\nSection:", "Is 5 <"])
+@pytest.mark.parametrize(
+    "prompt", ["Which organ?\nA. Liver\nB. Heart\nAnswer:", "Sentence: x\nSection:", "Is 5 <"]
+)
 def test_a_question_is_asked_in_the_tokens_it_was_trained_in(smollm2: Tokenizer, template, prompt) -> None:
     asked = question_ids(smollm2, prompt, OPTIONS, template)
     for option, answer in zip(OPTIONS, asked.answers, strict=True):
