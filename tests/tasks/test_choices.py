@@ -210,7 +210,7 @@ def test_withheld_answers_are_counted_or_said(tmp_path: Path, withheld: Any) -> 
         (ASKED | {"options": ["A. Liver", "B. Heart"], "answer": "A. Heart"}, "the gold answer is no option"),
         (ASKED | {"options": list(ORGANS), "answer": "A,C"}, "the gold answer is no option: 'A,C'"),
         (ASKED | {"options": list(ORGANS), "answer": ["A", "B"]}, "the gold answer is no option"),
-        (ASKED | {"options": list(ORGANS), "answer_index": 0, "answer": "B"}, "answer_index (0) and answer (B)"),
+        (ASKED | {"options": list(ORGANS), "answer_index": 0, "answer": "B"}, "answer_index (0) and"),
         (ASKED | {"Question": "x?", "options": list(ORGANS)} | LETTER, "two fields of one name"),
     ],
 )  # fmt: skip

@@ -7,14 +7,17 @@ from pydantic import Field
 
 from meditron.ground.config import Config
 
-__all__ = ["StageConfig"]
+__all__ = ["MAX_SEED", "StageConfig"]
+
+MAX_SEED = 2**64 - 1
+"""The largest seed: torch's generators take 64 bits. The smallest is 0."""
 
 
 class StageConfig(Config, ABC):
     """A stage's table in a recipe."""
 
-    seed: int | None = Field(default=None, ge=0)
-    """Seed of everything random in this stage; the recipe's own when absent."""
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    """Seed of everything random in this stage, from 0 to 2^64 - 1; the recipe's own when absent."""
 
     @abstractmethod
     def inputs(self) -> dict[str, str]:
