@@ -7,17 +7,14 @@ from pydantic import Field
 
 from meditron.ground.config import Config
 
-__all__ = ["MAX_SEED", "StageConfig"]
-
-MAX_SEED = 2**64 - 1
-"""The largest seed: torch's generators take 64 bits. The smallest is 0."""
+__all__ = ["StageConfig"]
 
 
 class StageConfig(Config, ABC):
     """A stage's table in a recipe."""
 
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    """Seed of everything random in this stage, from 0 to 2^64 - 1; the recipe's own when absent."""
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
+    """Seed of everything random in this stage; the recipe's own when absent."""
 
     @abstractmethod
     def inputs(self) -> dict[str, str]:

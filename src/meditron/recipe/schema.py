@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from meditron.ground.config import Config
 from meditron.ground.errors import RecipeError
-from meditron.ground.stage import MAX_SEED, StageConfig
+from meditron.ground.stage import StageConfig
 from meditron.recipe.registry import STAGES, Stage
 from meditron.recipe.toml import Place, Source, nearest, read
 
@@ -28,7 +28,7 @@ class Head(Config):
     base: str | None = None
     """The MODEL that the recipe starts from."""
 
-    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of every stage that names none of its own."""
 
 
