@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from meditron.ground.errors import InputError, UsageError
-from meditron.text.dialogue import TEMPLATES, Span, Turn, label, speaking, spoken, turns
+from meditron.text.dialogue import (
+    TEMPLATES,
+    Span,
+    Turn,
+    answered,
+    label,
+    question_ids,
+    speaking,
+    spoken,
+    turns,
+)
 from meditron.text.tokenizer import Tokenizer
 from tiny import CHAT, tiny_hf
 
@@ -205,6 +215,21 @@ def test_an_answer_with_nothing_before_it_is_refused(smollm2: Tokenizer) -> None
         label(smollm2, [Turn("assistant", "Yes.")], "plain")
 
 
+@pytest.mark.parametrize("key", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_an_answer_that_is_excluded_is_read_and_not_learned(smollm2: Tokenizer, template, key) -> None:
+    messages = [
+        {"role": "user", "content": "What is code 7?"},
+        {"role": "assistant", "content": "WRONG"} | key,
+        {"role": "user", "content": "No. Again.", "weight": 0, "tool_calls": None},
+        {"role": "assistant", "content": "It is 7.", "weight": 1},
+    ]
+    excluded = label(smollm2, turns(messages), template)
+    whole = label(smollm2, [replace(turn, in_loss=True) for turn in turns(messages)], template)
+    assert excluded.ids == whole.ids
+    assert [text.rstrip("\n") for text in learned(smollm2, excluded)[0]] == learned(smollm2, whole)[0][1:]
+
+
 def test_rows_write_roles_as_they_like() -> None:
     found = turns([{"role": "question", "content": "q"}, {"role": "answer", "content": "a"}])
     assert found == (Turn("user", "q"), Turn("assistant", "a"))
@@ -226,6 +251,20 @@ def test_rows_write_roles_as_they_like() -> None:
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": " \n"}],
             "an answer without text",
         ),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}], "excluded"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0.5}], "0 or 1"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "train": "no"}], "False"),
+        (
+            [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "content": "y", "train": True, "weight": 0},
+            ],
+            "contradict",
+        ),
+        ([{"role": "user", "content": "x", "weight": 1}, {"role": "assistant", "content": "y"}], "only the"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], "key 'tool_calls'"),
+        ([{"role": "assistant", "content": "y", "reasoning_content": "z"}], "key 'reasoning_content'"),
+        ([{"role": "user", "content": "x", "name": "Ann"}], "key 'name'"),
     ],
 )
 def test_what_is_no_answered_conversation_is_refused(messages, told) -> None:
@@ -237,3 +276,53 @@ def test_an_option_that_is_only_chosen_has_no_end_to_be_learned(smollm2: Tokeniz
     labelled = label(smollm2, [Turn("user", "Section:"), Turn("assistant", " methods", ends=False)], "plain")
     assert labelled.ids == tuple(smollm2.encode("Section: methods"))
     assert [(span.role, span.learned) for span in labelled.spans] == [("user", False), ("assistant", True)]
+
+
+OPTIONS = (" A", " B", " insulin-like growth factor 1", " ½")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize(
+    "prompt", ["Which organ?\nA. Liver\nB. Heart\nAnswer:", "Sentence: x\nSection:", "Is 5 <"]
+)
+def test_a_question_is_asked_in_the_tokens_it_was_trained_in(smollm2: Tokenizer, template, prompt) -> None:
+    asked = question_ids(smollm2, prompt, OPTIONS, template)
+    for option, answer in zip(OPTIONS, asked.answers, strict=True):
+        row = label(smollm2, answered(prompt, option, template), template)
+        whole = (*asked.prompt, *answer)
+        assert row.ids[: len(whole)] == whole
+        assert answer
+        assert all(row.learned[len(asked.prompt) : len(whole)])
+        assert not any(row.learned[: len(asked.prompt)])
+        ends = 0 if template == "plain" else 1
+        assert sum(row.learned) == len(answer) + ends
+
+
+def test_a_plain_question_is_prompt_and_option_encoded_together(smollm2: Tokenizer) -> None:
+    asked = question_ids(smollm2, "Q\nAnswer:", OPTIONS, "plain")
+    assert list(asked.prompt) == smollm2.encode("Q\nAnswer:")
+    assert [list(asked.prompt + answer) for answer in asked.answers] == [
+        smollm2.encode(f"Q\nAnswer:{option}") for option in OPTIONS
+    ]
+
+
+def test_a_token_across_the_boundary_belongs_to_every_option(smollm2: Tokenizer) -> None:
+    asked = question_ids(smollm2, "The heart beat", ["ing fast", " once"], "plain")
+    assert smollm2.decode(asked.prompt) == "The heart"
+    assert [smollm2.decode(answer) for answer in asked.answers] == [" beating fast", " beat once"]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("template", ["plain", "tokenizer"])
+def test_a_vocabulary_that_marks_words_asks_as_it_was_trained(llama2: Tokenizer, template) -> None:
+    tokenizer = own(
+        llama2,
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
+        "[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}"
+        "{% endfor %}",
+    )
+    asked = question_ids(tokenizer, "Which?\nAnswer:", OPTIONS, template)
+    for option, answer in zip(OPTIONS, asked.answers, strict=True):
+        row = label(tokenizer, answered("Which?\nAnswer:", option, template), template)
+        assert row.ids[: len(asked.prompt) + len(answer)] == (*asked.prompt, *answer)
+        assert row.learned[len(asked.prompt)]

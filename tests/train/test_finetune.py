@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import time
 from collections import Counter
 
@@ -13,11 +14,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meditron.ground.config import semantic
 from meditron.ground.errors import InputError, RecipeError, TrainingError
+from meditron.store.ancestry import read_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.files import sha256_file, sweep
+from meditron.store.identity import content_sha256, short
 from meditron.store.jsonl import JsonlWriter, read_jsonl
+from meditron.store.models import resolve
+from meditron.tasks.layout import LAYOUTS
+from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
+from meditron.tasks.task import Questions, Task
 from meditron.text.tokenizer import load_tokenizer
+from meditron.train.examples import of_task
 from meditron.train.finetune import run
 from train.child import start
 from train.world import abstract, finetune_config, recorded
@@ -137,18 +145,62 @@ def test_every_task_row_is_tokenized_as_evaluation_puts_it_together(answers, tmp
     assert max(golds.values()) - min(golds.values()) <= 3
 
 
+def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path):
+    config = finetune_config(rows=None, task="pubmed-sections", epochs=1, sequence_length=160, heldout=0.3)
+    inputs = {name: answers[name] for name in ("base", "corpus")}
+    out = tmp_path / "finetune.sections"
+    run(config, inputs, out)
+    record = read_ancestry(resolve(str(out)))
+    assert record.base == "base"
+    assert not record.trained_from_scratch
+    (training,) = record.trainings
+    assert training.stage == "finetune.sections"
+    assert (training.kind, training.task, training.layout) == ("finetune", "pubmed-sections", "sections")
+    assert training.template == "plain"
+    questions = {q.id: q for q in open_task("pubmed-sections", corpus=answers["corpus"].path).rows("train")}
+    trained = [row for row in rows_of(out) if row["split"] == "train"]
+    assert 0 < len(trained) < len(questions)
+    assert training.questions == tuple(sorted(short(questions[row["id"]].content_sha256) for row in trained))
+    assert {row["content"] for row in trained} == {questions[row["id"]].content_sha256 for row in trained}
+    again = tmp_path / "finetune.again"
+    run(
+        finetune_config(epochs=1, template="chatml"),
+        {**chat(answers), "base": Artifact("x", out, "y")},
+        again,
+    )
+    first, second = read_ancestry(resolve(str(again))).trainings
+    assert first == training
+    assert second.template == "chatml"
+    assert second.questions == ()
+    asked = next(row for row in rows_of(again) if row["split"] == "train")["messages"][0]["content"]
+    assert short(content_sha256(asked.upper())) in second.texts
+    assert short(content_sha256(asked.partition(". ")[2])) in second.texts, "without its number"
+    held = next(row for row in rows_of(again) if row["split"] == "heldout")["messages"][0]["content"]
+    assert short(content_sha256(held)) not in second.texts
+
+
 def test_a_training_question_that_is_a_test_question_is_refused(answers, tmp_path):
     for split, names in (("train", ("a", "b")), ("heldout", ("c", "b"))):
         shard = tmp_path / "corpus" / split / "pubmed" / "0.jsonl.zst"
         shard.parent.mkdir(parents=True)
         with JsonlWriter(shard) as file:
             for name in names:
-                file.write(abstract(name, "METHODS"))
+                # The same abstract in both splits by its id, with another sentence.
+                file.write(abstract(name, "METHODS" if split == "train" else "RESULTS"))
     corpus = Artifact("corpus", tmp_path / "corpus", "x")
     config = finetune_config(rows=None, task="pubmed-sections")
     with pytest.raises(InputError, match=r"corpus \(b\): a training question that is also a test question"):
         run(config, {"base": answers["base"], "corpus": corpus}, tmp_path)
     assert not (tmp_path / "rows.jsonl.zst").exists()
+
+
+def test_a_test_question_under_another_id_is_refused(tmp_path):
+    asked = Question("t1", "Which organ makes insulin?", ("Liver", "Pancreas"), 1)
+    renamed = Question("x7", " which ORGAN makes insulin? ", ("pancreas", "liver"), 0, explanation="known")
+    split = {"train": Questions((renamed,)), "test": Questions((asked,))}
+    task = Task("quiz", 1, "t", "l", "o", LAYOUTS["letters"], split.__getitem__)
+    with pytest.raises(InputError, match=r"x7\): a training question that is also a test question \(t1\)"):
+        list(of_task(task, "plain", tmp_path))
 
 
 def test_a_file_of_questions_is_a_task_too(answers, tmp_path):
@@ -225,6 +277,14 @@ def test_nothing_held_out_is_no_held_out_loss(answers, tmp_path):
             "row 2.*control token",
         ),
         ('{"messages": [', "line 2.*not JSON"),
+        (
+            '{"tools": [{}], "messages": [{"role":"user","content":"q"},{"role":"answer","content":"a"}]}',
+            "row 2.*key 'tools'",
+        ),
+        (
+            '{"messages": [{"role":"user","content":"q"},{"role":"answer","content":"a","tool_calls":[1]}]}',
+            "row 2.*key 'tool_calls'",
+        ),
     ],
 )
 def test_a_row_that_is_no_answered_conversation_is_named(answers, tmp_path, line, told):
@@ -235,11 +295,54 @@ def test_a_row_that_is_no_answered_conversation_is_named(answers, tmp_path, line
         run(finetune_config(), {"base": answers["base"], "rows": Artifact("rows", path, "x")}, tmp_path)
 
 
+def test_a_chat_template_that_refuses_a_row_names_it(answers, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(answers["base"].path, base)
+    template = (
+        "{% for m in messages %}{% if loop.index0 % 2 != (m.role == 'assistant') | int %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (base / "chat_template.jinja").write_text(template)
+    path = tmp_path / "chat.jsonl"
+    with JsonlWriter(path) as file:
+        asked, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+        file.write({"messages": [asked, answer]})
+        file.write({"messages": [asked, asked, answer]})
+    inputs = {"base": Artifact("base", base, "x"), "rows": Artifact("rows", path, "x")}
+    with pytest.raises(InputError, match=r"chat\.jsonl \(row 2\): chat template.*roles must alternate"):
+        run(finetune_config(template="tokenizer"), inputs, tmp_path)
+
+
+def test_rows_of_equal_content_are_on_one_side_of_the_split(answers, tmp_path):
+    path, renamed = tmp_path / "chat.jsonl", tmp_path / "renamed.jsonl"
+    rows = list(read_jsonl(answers["rows"].path))
+    with JsonlWriter(path) as file, JsonlWriter(renamed) as other:
+        for number, row in enumerate(rows):
+            shouted = [m | {"content": f" {m['content'].upper()}"} for m in row["messages"]]
+            file.write(row)
+            file.write({"id": f"again {number}", "messages": shouted})
+            other.write(row | {"id": number})
+    splits = []
+    for source in (path, renamed):
+        inputs = {"base": answers["base"], "rows": Artifact("rows", source, "x")}
+        run(finetune_config(heldout=0.3, epochs=1), inputs, tmp_path / source.stem)
+        splits.append(
+            {row["messages"][0]["content"]: row["split"] for row in rows_of(tmp_path / source.stem)}
+        )
+    both, alone = splits
+    assert len(both) == 2 * len(alone) == 120
+    assert {both[text] for text in alone} == {"train", "heldout"}
+    for text, split in alone.items():
+        assert both[text] == both[f" {text.upper()}"] == split
+
+
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(answers, tmp_path):
     config = finetune_config(epochs=4, dtype="bfloat16", template="chatml")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, killed = tmp_path / "whole" / "finetune", tmp_path / "killed" / "finetune"
     for folder in (whole, killed):
-        folder.mkdir()
+        folder.mkdir(parents=True)
     last = run(config, chat(answers), whole)["steps"]
     moments, kills = random.Random(5), 0
     for goal in sorted(moments.sample(range(3, last - 3), 2)):
@@ -254,7 +357,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(answers, tmp_path):
     sweep(killed)  # as a recipe does first
     metrics = run(config, chat(answers), killed)
     assert metrics["resumed_from"]
-    for name in ("model.safetensors", "rows.jsonl.zst", "tokenizer_config.json"):
+    for name in ("model.safetensors", "rows.jsonl.zst", "tokenizer_config.json", "ancestry.json"):
         assert sha256_file(killed / name) == sha256_file(whole / name)
     assert recorded(killed) == recorded(whole) == list(range(last + 1))
 
@@ -282,6 +385,7 @@ def test_a_loss_that_is_no_number_names_the_rows(answers, tmp_path):
         ({"template": "alpaca"}, "template"),
         ({"heldout": 1.0}, "heldout"),
         ({"epochs": 0}, "epochs"),
+        ({"epochs": 10_001}, "epochs"),
         ({"micro_batch_size": 3}, "micro_batch_size does not divide"),
     ],
 )

@@ -1,10 +1,14 @@
 """The tokenize stage: the training split as ids of the base model's tokenizer, a `.bin/.idx` pair a source.
 
 Every document ends with the tokenizer's end-of-text token and begins with BOS where the tokenizer adds one.
-Tokens are made shard by shard; a killed run makes only those that are missing.
+Tokens are made shard by shard; a killed run makes only those that are missing. `<source>.hashes` names each
+document by its content, in the same order.
+
+Memory is bounded by `PIECE`: a longer text is encoded in pieces, which end at a paragraph, a line or a blank
+where there is one. Its ids are those of its pieces, one after another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +23,17 @@ from meditron.ground.errors import InputError
 from meditron.model.tokenizer import model_tokenizer
 from meditron.store.artifact import Artifact
 from meditron.store.files import make_folder, remove_folder, sweep
-from meditron.store.indexed import Indexed, IndexedWriter, token_dtype
+from meditron.store.identity import content_sha256, short
+from meditron.store.indexed import Ids, Indexed, IndexedWriter, document_hashes, token_dtype, write_hashes
 from meditron.store.jsonl import read_jsonl
 from meditron.store.models import resolve
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["run"]
+__all__ = ["PIECE", "run"]
 
-_BATCH = 256  # documents encoded at once
+PIECE = 1 << 18
+"""Characters encoded at once, at most; a token takes some 300 bytes while it is made."""
+_BATCH = 256  # pieces encoded at once
 
 
 def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -72,12 +79,52 @@ class _Tokenize:
         if prefix.with_name(f"{prefix.name}.idx").exists():
             return
         make_folder(prefix.parent)
-        end = self.tokenizer.end_of_text_id
+        hashes = []
         with IndexedWriter(prefix, token_dtype(self.tokenizer.vocab_size)) as writer:
-            texts = [row["text"] for row in read_jsonl(path)]
-            for start in range(0, len(texts), _BATCH):
-                for ids in self.tokenizer.encode_batch(texts[start : start + _BATCH]):
-                    writer.add([*ids, end])
+            for batch in _batches(row["text"] for row in read_jsonl(path)):
+                hashes += [short(content_sha256(text)) for text in batch]
+                for ids in self._encoded(batch):
+                    writer.add(ids)
+            write_hashes(prefix, hashes)
+
+    def _encoded(self, texts: list[str]) -> Iterator[Ids]:
+        """Return the ids of each text, its end included."""
+        end = [self.tokenizer.end_of_text_id]
+        if len(texts[0]) <= PIECE:
+            for ids in self.tokenizer.encode_batch(texts):
+                yield np.array(ids + end)
+            return
+        # An id at a time is a Python object of 28 bytes; an array holds it in 8.
+        first, *others = _pieces(texts[0])
+        arrays = [np.array(self.tokenizer.encode(first))]
+        arrays += [np.array(self.tokenizer.encode(piece, bos=False)) for piece in others]
+        yield np.concatenate([*arrays, np.array(end)])
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Texts in batches of at most `_BATCH` and `PIECE` characters; a longer text is a batch of its own."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and (len(batch) == _BATCH or characters + len(text) > PIECE):
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a text into pieces of at most `PIECE` characters."""
+    start = 0
+    while start < len(text):
+        end = start + PIECE
+        if end < len(text):
+            ends = (text.rfind(mark, start, end) + len(mark) for mark in ("\n\n", "\n", " "))
+            end = next((at for at in ends if at > start + PIECE // 2), end)
+        yield text[start:end]
+        start = end
 
 
 def _shard_prefix(path: Path, work: Path) -> Path:
@@ -92,6 +139,7 @@ def _merge(source: str, work: Path, out: Path) -> np.ndarray[Any, Any]:
         for shard in shards:
             for number in range(len(shard)):
                 writer.add(shard[number])
+        write_hashes(out / source, [one for shard in shards for one in document_hashes(shard.prefix)])
     return np.concatenate([shard.sizes for shard in shards])
 
 

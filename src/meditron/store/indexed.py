@@ -4,6 +4,9 @@
 two zero bytes, u64 version (1), u8 dtype code, u64 sequences, u64 boundaries; then i32 lengths [sequences],
 i64 byte offsets [sequences] and i64 document boundaries [boundaries], which count sequences from 0.
 `.bin` is written first: an `.idx` is the mark of a complete pair.
+
+Beside them `PREFIX.hashes` names the documents: 8 bytes each, in the documents' order, the first 8 bytes of
+`content_sha256` of the document's text. It is written before the `.idx`.
 """
 
 import struct
@@ -19,7 +22,7 @@ import numpy.typing as npt
 from meditron.ground.errors import InputError
 from meditron.store.files import atomic, reading
 
-__all__ = ["Indexed", "IndexedWriter", "token_dtype"]
+__all__ = ["Ids", "Indexed", "IndexedWriter", "document_hashes", "token_dtype", "write_hashes"]
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -37,6 +40,28 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 def _beside(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
+
+
+def write_hashes(prefix: Path, hashes: Sequence[str]) -> None:
+    """Write `PREFIX.hashes` from the documents' `short(content_sha256(text))`, in order."""
+    with atomic(_beside(prefix, ".hashes")) as file:
+        file.write(bytes.fromhex("".join(hashes)))
+
+
+def document_hashes(prefix: Path) -> list[str]:
+    """Return `short(content_sha256(text))` of each document in `PREFIX.bin`, in order.
+
+    Raises:
+        SourceError: the file is missing.
+        InputError: its length is not that of one hash per document.
+    """
+    path = _beside(prefix, ".hashes")
+    with reading(path):
+        data = path.read_bytes()
+    documents = len(Indexed(prefix))
+    if len(data) != 8 * documents:
+        raise InputError(path, f"{len(data)} bytes; {documents} documents have {8 * documents}")
+    return [data[at : at + 8].hex() for at in range(0, len(data), 8)]
 
 
 class IndexedWriter:

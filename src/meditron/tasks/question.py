@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from hashlib import sha256
 
+from meditron.store.identity import question_sha256
+
 __all__ = ["Question", "place"]
 
 
@@ -23,6 +25,16 @@ class Question:
     """The source's own division: a subject, a category."""
     explanation: str = ""
     """Why the gold option is right, in the source's words."""
+
+    @property
+    def content_sha256(self) -> str:
+        """Hexadecimal SHA-256 of the question's content, whatever its id, its file and its options' order.
+
+        The content is the text with its context before it, and the options. The context is included because
+        some sets ask one text of many contexts ("Does the abstract support the claim?"). Gold answer, group
+        and explanation are excluded.
+        """
+        return question_sha256(f"{self.context} {self.text}", self.options)
 
 
 def place(identity: str) -> tuple[bytes, str]:

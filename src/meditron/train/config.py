@@ -14,7 +14,10 @@ __all__ = ["FinetuneConfig", "PretrainConfig", "TrainingConfig"]
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _Part = Annotated[float, Field(ge=0.0, lt=1.0)]
 _Betas = tuple[_Part, _Part]
-_Positive = Annotated[int, Field(ge=1)]
+_Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+# The order of all rows is planned in memory: ten bytes a row.
+_MOST_TOKENS = 10**13
+_MOST_EPOCHS = 10_000
 
 
 class TrainingConfig(StageConfig):
@@ -90,8 +93,8 @@ class PretrainConfig(TrainingConfig):
     on: str = "base"
     """The model to go on from: `base`, or a stage that leaves one."""
 
-    tokens: _Positive
-    """Tokens to train on, rounded up to whole optimizer steps."""
+    tokens: Annotated[int, Field(ge=1, le=_MOST_TOKENS)]
+    """Tokens to train on, rounded up to whole optimizer steps; 10^13 at most."""
 
     mixture: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | None = None
     """Source → its share of the rows, together one. Absent: as the sources' tokens stand to each other."""
@@ -139,7 +142,8 @@ class FinetuneConfig(TrainingConfig):
 
     rows: str | None = None
     """Train on conversations: a file of lines {"messages": [{"role", "content"}, …]}, each with an "id" if it
-    likes. Roles are system, user (or question) and assistant (or answer)."""
+    likes. Roles are system, user (or question) and assistant (or answer). A message with "weight": 0 or
+    "train": false is read and not learned; tools, tool calls and other keys are refused by name."""
 
     licence: str | None = None
     """The terms under which the file of rows may be used; they travel to the manifest and the model card."""
@@ -152,14 +156,15 @@ class FinetuneConfig(TrainingConfig):
     nothing; `tags`: question and answer turns, as published with Meditron; `chatml`: the same with user and
     assistant; `tokenizer`: the model's own chat template."""
 
-    epochs: _Positive = 1
+    epochs: Annotated[int, Field(ge=1, le=_MOST_EPOCHS)] = 1
     """How often each row is seen; the last batch is filled up with rows that teach nothing."""
 
     pack: bool = True
     """Pack several rows into one of `sequence_length` tokens; no token sees another row's."""
 
     heldout: _Part = 0.05
-    """Share of the rows that is never trained on, chosen by a hash of each row's id, to take the loss on."""
+    """Share of the rows that is never trained on, chosen by a hash of each row's content, to take the
+    loss on: rows of equal content are never on both sides."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

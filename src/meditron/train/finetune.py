@@ -10,12 +10,16 @@ from meditron.ground.errors import RecipeError
 from meditron.ground.pages import Page
 from meditron.model.llama import Llama
 from meditron.model.tokenizer import model_tokenizer
+from meditron.store.ancestry import Training
 from meditron.store.artifact import Artifact
+from meditron.store.identity import short
 from meditron.store.models import resolve
 from meditron.tasks.registry import open_task
+from meditron.tasks.task import Task
 from meditron.text.dialogue import speaking, spoken
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.config import FinetuneConfig
+from meditron.train.data_identity import hex_digest, text_hashes
 from meditron.train.examples import (
     FILE_NAME,
     SPLITS,
@@ -53,7 +57,7 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> di
 
 def _material(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> Material:
     tokenizer = model_tokenizer(resolve(inputs["base"].spec))
-    name, conversations, facts = _source(config, inputs)
+    name, conversations, task = _source(config, inputs)
     examples = choose(
         conversations,
         tokenizer,
@@ -74,6 +78,7 @@ def _material(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path)
         label="finetune",
         tokenizer=speaking(tokenizer, config.template),
         samples=samples,
+        training=_training(config, inputs, out.name, name, task, trained),
         heldout=partial(
             _heldout,
             name=name,
@@ -86,7 +91,7 @@ def _material(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path)
             "answer_tokens": answers,
             "longest": max(len(example.labelled.ids) for example in examples),
             "fill": samples.fill,
-            **facts,
+            **({"task": _task_facts(task)} if task else {}),
         },
         show=partial(_show, tokenizer=tokenizer, examples=trained[:_SHOWN], counts=counts),
     )
@@ -94,17 +99,45 @@ def _material(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path)
 
 def _source(
     config: FinetuneConfig, inputs: Mapping[str, Artifact]
-) -> tuple[str, Iterable[Conversation], dict[str, Any]]:
-    """The rows' name, the rows themselves, and what the metrics say of their task."""
+) -> tuple[str, Iterable[Conversation], Task | None]:
+    """Return the rows' name, the rows, and the task that they are questions of."""
     if "rows" in inputs:
         path = inputs["rows"].path
-        return path.name.partition(".")[0], of_file(path), {}
+        return path.name.partition(".")[0], of_file(path), None
     place = inputs["task"] if "task" in inputs else inputs["corpus"]
     spec = str(place.path) if "task" in inputs else str(config.task)
     task = open_task(spec, corpus=place.path)
+    return task.name, of_task(task, config.template, place.path), task
+
+
+def _task_facts(task: Task) -> dict[str, Any]:
     layout = {"name": task.layout.name, "version": task.layout.version}
-    facts = {"name": task.name, "version": task.version, "layout": layout, "licence": task.licence}
-    return task.name, of_task(task, config.template, place.path), {"task": facts}
+    return {"name": task.name, "version": task.version, "layout": layout, "licence": task.licence}
+
+
+def _training(
+    config: FinetuneConfig,
+    inputs: Mapping[str, Artifact],
+    stage: str,
+    name: str,
+    task: Task | None,
+    trained: Sequence[Example],
+) -> Training:
+    """Return the ancestry entry: the content of every row that is trained on; held-out rows are not in it."""
+    source = next(inputs[key] for key in ("rows", "task", "corpus") if key in inputs)
+    questions = {short(example.content) for example in trained} if task else ()
+    asked = () if task else (turn.content for e in trained for turn in e.turns if turn.role == "user")
+    return Training(
+        stage=stage,
+        kind="finetune",
+        data=name,
+        data_digest=hex_digest(source),
+        template=config.template,
+        layout=task.layout.name if task else None,
+        task=task.name if task else None,
+        questions=tuple(sorted(questions)),
+        texts=text_hashes(asked),
+    )
 
 
 def _packed(config: FinetuneConfig, name: str, examples: Sequence[Example], *, epochs: int) -> Packed:

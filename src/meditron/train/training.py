@@ -15,6 +15,7 @@ from meditron.ground.machine import describe, matrix_dtype
 from meditron.ground.pages import Page
 from meditron.model.llama import Llama
 from meditron.model.weights import load_model, save_hf
+from meditron.store.ancestry import Training, write_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.files import read_json, write_json
 from meditron.store.models import resolve
@@ -22,6 +23,7 @@ from meditron.text.tokenizer import Tokenizer
 from meditron.train.checkpoint import Checkpoints
 from meditron.train.compilation import compiled
 from meditron.train.config import TrainingConfig
+from meditron.train.data_identity import base_ancestry
 from meditron.train.loop import Step, steps
 from meditron.train.metrics import MetricsFile
 from meditron.train.optimizer import MasterAdamW
@@ -51,6 +53,8 @@ class Material:
     tokenizer: Tokenizer
     """The one that the samples were made with; it is exported with the model."""
     samples: Samples
+    training: Training
+    """The entry of this training in the model's ancestry."""
     heldout: Callable[[Llama], dict[str, float]]
     """Source → nats per target on what is never trained on."""
     predicted: float = 1.0
@@ -66,7 +70,8 @@ def train(
 ) -> dict[str, Any]:
     """Train `base` on what `prepare` gives; leave an HF folder, `metrics.jsonl` and `report.html` in `out`.
 
-    Goes on from the newest checkpoint under `out`, bit for bit as if it had never stopped.
+    The HF folder includes `ancestry.json`. Goes on from the newest checkpoint under `out`, bit for bit as if
+    it had never stopped.
 
     Returns:
         `loss` of the last step; `heldout`, source → [before, after], nats per target; `tokens`, `steps` and
@@ -108,6 +113,7 @@ class _Training:
         self.steps = len(self.samples) // config.batch_size
         self.dtype = matrix_dtype(config.dtype)
         # Loaded in float32 whatever it trains in: the masters keep what the file holds.
+        self.ancestry = base_ancestry(base)
         self.model = load_model(resolve(base.spec), dtype=torch.float32, seed=config.seed or 0)
         _require_fit(config, self.model, material.tokenizer)
         self.optimizer = MasterAdamW(
@@ -122,11 +128,13 @@ class _Training:
         """Train, export, report; the stage's metrics."""
         done = self.checkpoints.restore(self.optimizer)
         rows_a_pass = self.config.micro_batch_size or self.config.batch_size
-        self.peak = matmul_peak(self.model, rows_a_pass * self.config.sequence_length)
+        left = self._tokens(self.steps) - self._tokens(done)
+        self.peak = matmul_peak(self.model, rows_a_pass * self.config.sequence_length, left)
         with MetricsFile(self.out / "metrics.jsonl", done) as metrics:
             self._train(done, metrics)
             dtype = getattr(torch, self.dtype)
             save_hf(self.model, self.model.config, self.material.tokenizer, self.out, dtype)
+            write_ancestry(self.out, self.ancestry.extended(self.material.training))
             result = self._result(metrics, done)
             write_report(
                 self.out / "report.html", self.material.title, metrics.rows, result, self.material.show
