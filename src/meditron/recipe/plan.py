@@ -125,7 +125,7 @@ def stand(
 
 
 def _begun(folder: Path, now: dict[str, Any], *, worked: bool) -> Begun | None:
-    """Read what an unfinished stage was begun for; None where it left nothing and now is for something else."""
+    """Read what an unfinished stage was begun for; None where it left nothing for what it is for now."""
     if worked:
         return read_begun(folder)
     with suppress(InputError):
