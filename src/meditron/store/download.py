@@ -96,15 +96,15 @@ def _continue(url: str, part: Path, sha256: str | None) -> bool:
     """Attempt until the file is whole; whether an earlier beginning was used."""
     if not _continues(url, part, sha256):
         forget(part)
-    before = _size(part)
+    before = most = _size(part)
     pauses = list(_PAUSES)
     while True:
-        size = _size(part)
         try:
             _attempt(url, part, sha256)
         except _Broken as broken:
-            if _size(part) > size:
-                pauses = list(_PAUSES)
+            # More than ever before: a server that sends the same piece again and again comes to no end.
+            if _size(part) > most:
+                pauses, most = list(_PAUSES), _size(part)
             if not pauses:
                 raise FetchError(
                     f"{public_address(url)}: {broken}",
@@ -232,6 +232,8 @@ def _start(response: http.client.HTTPResponse, part: Path, have: int) -> int:
 
 
 def _noted(part: Path) -> str | None:
+    if not _notes(part).exists():
+        return None
     validator = read_json(_notes(part)).get("validator")
     return str(validator) if validator else None
 
@@ -261,13 +263,15 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         """Return the request for the new address; FetchError where it may not be followed."""
+        said = f"{public_address(req.full_url)}: redirects"
         try:
             target = checked(urllib.parse.urldefrag(newurl).url)
         except SourceError as error:
-            raise FetchError(f"{public_address(req.full_url)}: redirects to {error.message}") from error
+            fp.close()
+            raise FetchError(f"{said} to {error.message}") from error
         if req.type == "https" and not target.startswith("https:"):
-            told = f"{public_address(req.full_url)}: redirects from https to {public_address(target)}"
-            raise FetchError(f"{told}, which is not followed")
+            fp.close()
+            raise FetchError(f"{said} from https to {public_address(target)}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, _login(target)[0])
 
 

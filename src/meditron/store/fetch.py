@@ -129,11 +129,12 @@ def public(text: str) -> str:
     """
     if (shown := _shown(text)) != text or re.match("https?:", text, re.IGNORECASE):
         return shown
-    what = re.sub("^file:", "", text, flags=re.IGNORECASE)
-    if not what.startswith(("/", "~")):
-        return text
-    path, mark, promise = what.partition("@sha256:")
-    return f"file:{Path(path).name or '…'}{mark}{promise}"
+    promise = match[0] if (match := _DIGEST.search(text)) else ""
+    path, rest = text.removesuffix(promise), ""
+    if path[:5].lower() == "file:":  # without it a `#` is a part of the path
+        path, mark, member = path[5:].partition("#")
+        rest = mark + member
+    return f"file:{Path(path).name or '…'}{rest}{promise}" if path.startswith(("/", "~")) else text
 
 
 def identity(text: str, *, cached: bool = True) -> str:

@@ -374,7 +374,7 @@ def _file_digest(path: Path, *, cached: bool) -> str:
     if status.st_size < _CACHED_FROM_BYTES or not cached:
         return sha256_file(path)
     times = [status.st_mtime_ns, status.st_ctime_ns]
-    seen = [str(path.resolve()), status.st_size, status.st_dev, status.st_ino, *times]
+    seen = [status.st_size, status.st_dev, status.st_ino, *times]
     record = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
     with suppress(SourceError, InputError):
         known = read_json(record, strict=True)
