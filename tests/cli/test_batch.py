@@ -86,11 +86,12 @@ def test_a_file_of_answers_goes_on_where_a_kill_left_it(
 
 
 def test_no_other_file_is_taken_for_answers(meditron: Command, model: Path, prompts: Path) -> None:
-    before = prompts.read_bytes()
-    said = meditron("generate", model, "--jsonl", prompts, "--out", prompts)
+    other = prompts.with_name("other.jsonl")
+    other.write_bytes(prompts.read_bytes())
+    said = meditron("generate", model, "--jsonl", prompts, "--out", other)
     assert said.code == 1
     assert "is no file of answers" in said.err
-    assert prompts.read_bytes() == before
+    assert other.read_bytes() == prompts.read_bytes()
 
 
 @pytest.mark.parametrize(
