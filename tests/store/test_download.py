@@ -1,11 +1,13 @@
 import gzip
 import json
 import socket
+from http.client import HTTPResponse
 from pathlib import Path
 
 import pytest
 
 from meditron.ground.errors import DigestError, FetchError, SourceError
+from meditron.store import download as downloads
 from meditron.store.download import download
 from store.web import Site
 from store.wheels import sha256
@@ -245,6 +247,24 @@ def test_a_silent_server_is_given_up(site: Site, part: Path, monkeypatch: pytest
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
         with pytest.raises(FetchError, match="timed out"):
             download(address, part)
+
+
+def test_what_another_process_wrote_into_it_is_not_taken_for_the_file(
+    site: Site, part: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A lock that does not lock (Lustre, some NFS): https://github.com/huggingface/huggingface_hub/pull/4306
+    site.files["x.bin"] = BODY
+    read, others = downloads._read, [b"theirs"]
+
+    def intruded(response: HTTPResponse) -> bytes:
+        if others:
+            with part.open("ab") as file:
+                file.write(others.pop())
+        return read(response)
+
+    monkeypatch.setattr(downloads, "_read", intruded)
+    assert download(f"{site.url}/x.bin", part) == sha256(BODY)
+    assert part.read_bytes() == BODY
 
 
 def test_only_get_is_asked(site: Site, part: Path):

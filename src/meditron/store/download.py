@@ -145,9 +145,12 @@ def _attempt(url: str, part: Path, sha256: str | None) -> None:
         _require_acceptable(url, response, whole, sha256)
         write_json(_notes(part), asdict(_Begun(_hash(url), _validator(response.headers), sha256)))
         with storing(part), open(part, "ab", opener=_append_only) as file:  # Path takes none
-            _copy(response, file, url, start, whole)
+            done = _copy(response, file, url, start, whole)
             file.flush()
             os.fsync(file.fileno())
+        if _size(part) != done:  # on a file system whose locks do not lock, another process writes here too
+            forget(part)
+            raise _Broken("another process wrote into the same download")
 
 
 def _append_only(path: str, flags: int) -> int:
@@ -292,9 +295,8 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _copy(
-    response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, whole: int | None
-) -> None:
+def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, whole: int | None) -> int:
+    """Append the body; return the size that the file has then."""
     done = start
     with progress(f"fetch {_name(url)}", total=whole, unit="B", start=start) as bar:
         while chunk := _read(response):
@@ -306,6 +308,7 @@ def _copy(
         # http.client takes a connection that closes early for the end of the body.
         if whole is not None and done != whole:
             raise _Broken(f"the connection broke after {done:,} of {whole:,} bytes")
+    return done
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
