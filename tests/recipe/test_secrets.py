@@ -17,7 +17,7 @@ from meditron.ground.errors import DriftError, MeditronError
 from meditron.recipe import load_recipe, run_recipe, status
 from meditron.recipe.plan import plan
 from meditron.recipe.registry import STAGES as REAL
-from meditron.store.manifest import read_manifest
+from meditron.store.manifest import fingerprint, read_manifest
 from store.conftest import serving
 from store.web import Site
 
@@ -259,3 +259,26 @@ def test_a_killed_runs_lock_is_free_and_keeps_its_file(bench: Bench) -> None:
         assert done.returncode == -9
     assert (bench.run_folder / ".lock").is_file()
     assert bench.run().built
+
+
+def test_a_record_of_an_earlier_version_tells_no_secret(bench: Bench, site: Site) -> None:
+    source = publish(site, "text.txt", b"the heart\n")
+    bench.run(f'words.text="{source}"')
+    path = bench.run_folder / "words/manifest.json"
+    known = json.loads(path.read_text())
+    known["payload"]["config"]["text"] = source
+    path.write_text(json.dumps(known | {"fingerprint": fingerprint(known["payload"])}))
+    looked = status(bench.load(f'words.text="{source}"'), out=bench.out)
+    assert [one.field for one in looked.stages["words"].drift] == ["text"]
+    assert SECRET not in json.dumps(looked.to_json())
+
+
+def test_a_report_is_not_written_through_a_link(bench: Bench) -> None:
+    victim = bench.folder / "victim"
+    victim.write_text("precious")
+    bench.run_folder.mkdir(parents=True)
+    for name in ("report.html", ".report.html.part", "report.json"):
+        (bench.run_folder / name).symlink_to(victim)
+    bench.run()
+    assert victim.read_text() == "precious"
+    assert not (bench.run_folder / "report.html").is_symlink()

