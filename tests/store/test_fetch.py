@@ -463,10 +463,17 @@ def test_no_secret_is_left_in_the_cache(site: Site, cache: Path, capfd: pytest.C
         assert not path.is_file() or SECRET.encode() not in path.read_bytes()
 
 
-def test_a_copied_cache_is_hashed_and_not_fetched_again(site: Site):
+def refuse(path: Path, value: object) -> None:
+    raise StorageError(f"{path}: Read-only file system")
+
+
+def test_a_copied_cache_is_hashed_and_not_fetched_again(site: Site, monkeypatch: pytest.MonkeyPatch):
     site.files["x.bin"] = MODEL
     path = fetch(f"{site.url}/x.bin")
     os.utime(path, (1, 1))
+    with monkeypatch.context() as read_only:
+        read_only.setattr("meditron.store.fetch.write_json", refuse)
+        assert fetch(f"{site.url}/x.bin") == path
     assert fetch(f"{site.url}/x.bin") == path
     path.write_bytes(MODEL[:-1] + b"?")
     assert fetch(f"{site.url}/x.bin").read_bytes() == MODEL
