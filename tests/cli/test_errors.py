@@ -135,3 +135,17 @@ def test_a_closed_standard_stream_is_one_line_and_never_a_file_of_ours(
     assert "defect" not in done.stderr
     assert ("Aspirin" in done.stdout) is (code == 0)
     assert (tmp_path / "a.jsonl").read_text() == '{"id": "1", "text": "Aspirin thins the blood."}\n'
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")], ids=repr
+)
+def test_out_of_memory_is_no_defect(error: Exception) -> None:
+    message, hint, code = explain(error)
+    assert message.startswith("out of memory: ")
+    assert "defect" not in str(hint)
+    assert code == 1
+
+
+def test_a_defect_tells_no_secret() -> None:
+    assert explain(KeyError("https://me:SECRET@h/x?sig=SECRET"))[0] == "KeyError: 'https://h/x'"
