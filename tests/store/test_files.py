@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meditron.ground.errors import InputError, SourceError, StorageError
+from meditron.ground.errors import InputError, SourceError, StorageError, UsageError
 from meditron.store.files import (
     atomic,
     cache_folder,
@@ -16,6 +16,7 @@ from meditron.store.files import (
     digest_of,
     exists,
     read_json,
+    refuse_overwrite,
     sha256_file,
     storing,
     sweep,
@@ -270,3 +271,17 @@ def test_a_file_changed_just_now_is_not_remembered(tmp_path: Path, cache: Path):
     path.write_bytes(bytes(2 << 20))
     digest_of(path)
     assert not (cache / "digests").exists()
+
+
+def test_an_output_that_is_an_input_is_refused_by_whatever_name(tmp_path: Path):
+    questions, model = tmp_path / "questions.jsonl", tmp_path / "model"
+    write_json(questions, 1)
+    write_json(model / "config.json", 1)
+    (tmp_path / "link").symlink_to(questions)
+    (tmp_path / "hard").hardlink_to(questions)
+    (tmp_path / "models").symlink_to(model)
+    refused = ["questions.jsonl", "model/../questions.jsonl", "link", "hard", "models/config.json", "model", "."]
+    for name in refused:
+        with pytest.raises(UsageError, match="never overwritten"):
+            refuse_overwrite([tmp_path / "new", tmp_path / name], [questions, model])
+    refuse_overwrite([tmp_path / "new", model / "new.gguf"], [questions, model, tmp_path / "missing"])

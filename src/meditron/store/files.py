@@ -10,12 +10,12 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import IO, Any, BinaryIO, Literal, TextIO, cast, overload
 
-from meditron.ground.errors import InputError, SourceError, StorageError
+from meditron.ground.errors import InputError, SourceError, StorageError, UsageError
 
 __all__ = [
     "atomic",
@@ -26,6 +26,7 @@ __all__ = [
     "make_folder",
     "read_json",
     "reading",
+    "refuse_overwrite",
     "remove_folder",
     "sha256_file",
     "storing",
@@ -91,6 +92,27 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def refuse_overwrite(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise UsageError if writing an output would replace an input, or a part of one.
+
+    Args:
+        outputs: Files that will be replaced or appended to, or folders that will be replaced as a whole.
+        inputs: Files and folders that the user named as input; a folder stands for everything below it.
+
+    Paths are compared by device and inode, so links and other spellings of a path are found. A new file in
+    an input folder replaces nothing and is allowed.
+    """
+    existing = [path for path in outputs if exists(path)]
+    for source in filter(exists, inputs):
+        for output in existing:
+            real, named = output.resolve(), source.resolve()
+            if output.samefile(source) or real.is_relative_to(named) or named.is_relative_to(real):
+                raise UsageError(
+                    f"{output} is, or is part of, the input {source}, which is never overwritten",
+                    hint="choose another output path",
+                )
 
 
 def _existing(path: Path) -> Path:
