@@ -112,18 +112,21 @@ def _answers(found: EvaluationResult) -> result_tables.Table:
             score.task,
             score.model,
             found.engines[score.model],
-            score.mode,
+            score.method,
             score.layout,
+            score.prompt_form,
             str(score.shots),
+            f"{score.cut} of {score.n}",
             figures.percent(score.accuracy),
             figures.interval(score.interval, figures.percent),
             figures.percent(score.parse_rate),
-            figures.percent(score.answer_mass),
+            figures.percent(score.option_probability_mass),
         )
         for scores in found.tasks.values()
         for score in scores.values()
     ]
-    headers = ("task", "model", "run by", "mode", "layout", "shots", "accuracy", "95 % interval")
+    how = ("task", "model", "run by", "method", "layout", "prompt form", "shots", "truncated")
+    headers = (*how, "accuracy", "95 % interval")
     return result_tables.Table("Answers", (*headers, "parse rate", "answer mass"), rows)
 
 

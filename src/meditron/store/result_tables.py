@@ -22,8 +22,8 @@ __all__ = [
 
 _LEVEL = 0.05
 """What p must be below for a difference to be called one."""
-_MODES = {
-    "options": "an option is chosen by its log-probability behind the prompt",
+_METHODS = {
+    "loglikelihood": "an option is chosen by its log-probability behind the prompt",
     "next-token": "the likeliest of all tokens is the answer, and one that names no option is wrong",
 }
 _OF_TASK = ("is right more often than", "is right less often than")
@@ -90,7 +90,7 @@ def rules(result: EvaluationResult) -> Table:
             figures.percent(found.accuracy),
             figures.interval(found.interval, figures.percent),
             figures.percent(found.macro_f1),
-            figures.percent(score.answer_mass),
+            figures.percent(score.option_probability_mass),
         )
         for task in _tasks(result)
         for model, scores in result.tasks.items()
@@ -119,7 +119,7 @@ def rules(result: EvaluationResult) -> Table:
 def asked(result: EvaluationResult) -> str:
     """How each task was put to the models, in words."""
     ways = dict.fromkeys(
-        f"{score.task} was asked in layout {score.layout}, {_shots(score.shots)}; {_MODES[score.mode]}."
+        f"{score.task} was asked in layout {score.layout}, {_shots(score.shots)}; {_METHODS[score.method]}."
         for scores in result.tasks.values()
         for score in scores.values()
     )
@@ -289,7 +289,7 @@ def _share(score: Accuracy | Baseline | None) -> str:
 
 def _answers(score: TaskScore) -> dict[str, Accuracy]:
     """What each rule answered; the one score there is where no options were compared."""
-    return {str(rule): found for rule, found in score.rules.items()} or {score.mode: score}
+    return {str(rule): found for rule, found in score.rules.items()} or {score.method: score}
 
 
 def _sources(result: EvaluationResult) -> list[str]:

@@ -49,6 +49,7 @@ def pubmed_sections(corpus: Path) -> Task:
         "Dernoncourt & Lee 2017, arXiv 1710.06071; abstracts and section categories: PubMed, NLM",
         LAYOUTS["sections"],
         lambda split: _questions(corpus, split),
+        split=_SPLITS["test"],
     )
 
 
