@@ -95,6 +95,17 @@ def test_what_is_not_asked(tmp_path: Path) -> None:
     }
 
 
+def test_a_sentence_of_two_abstracts_is_not_both_trained_and_asked(tmp_path: Path) -> None:
+    said = "Further research  is needed to confirm what was found here."
+    rows = [row(n, "CONCLUSIONS", form=said) for n in range(4)]
+    rows[1]["text"] = rows[1]["text"].upper()
+    corpus(tmp_path, rows[:1])
+    corpus(tmp_path, [*rows[1:], row(9, "CONCLUSIONS")], "train")
+    sections = task(tmp_path)
+    assert [question.id for question in sections.rows("test")] == ["pubmed:0"]
+    assert [question.id for question in sections.rows("train")] == ["pubmed:9"]
+
+
 def test_a_corpus_without_structured_abstracts(tmp_path: Path) -> None:
     both = corpus(tmp_path, [row(1, "METHODS")], "train")
     assert len(task(both).rows("train")) == 1

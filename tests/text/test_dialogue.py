@@ -215,6 +215,21 @@ def test_an_answer_with_nothing_before_it_is_refused(smollm2: Tokenizer) -> None
         label(smollm2, [Turn("assistant", "Yes.")], "plain")
 
 
+@pytest.mark.parametrize("key", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_an_answer_that_is_excluded_is_read_and_not_learned(smollm2: Tokenizer, template, key) -> None:
+    messages = [
+        {"role": "user", "content": "What is code 7?"},
+        {"role": "assistant", "content": "WRONG"} | key,
+        {"role": "user", "content": "No. Again.", "weight": 0, "tool_calls": None},
+        {"role": "assistant", "content": "It is 7.", "weight": 1},
+    ]
+    excluded = label(smollm2, turns(messages), template)
+    whole = label(smollm2, [replace(turn, in_loss=True) for turn in turns(messages)], template)
+    assert excluded.ids == whole.ids
+    assert [text.rstrip("\n") for text in learned(smollm2, excluded)[0]] == learned(smollm2, whole)[0][1:]
+
+
 def test_rows_write_roles_as_they_like() -> None:
     found = turns([{"role": "question", "content": "q"}, {"role": "answer", "content": "a"}])
     assert found == (Turn("user", "q"), Turn("assistant", "a"))
@@ -236,6 +251,20 @@ def test_rows_write_roles_as_they_like() -> None:
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": " \n"}],
             "an answer without text",
         ),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}], "excluded"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0.5}], "0 or 1"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "train": "no"}], "False"),
+        (
+            [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "content": "y", "train": True, "weight": 0},
+            ],
+            "contradict",
+        ),
+        ([{"role": "user", "content": "x", "weight": 1}, {"role": "assistant", "content": "y"}], "only the"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], "key 'tool_calls'"),
+        ([{"role": "assistant", "content": "y", "reasoning_content": "z"}], "key 'reasoning_content'"),
+        ([{"role": "user", "content": "x", "name": "Ann"}], "key 'name'"),
     ],
 )
 def test_what_is_no_answered_conversation_is_refused(messages, told) -> None:
@@ -253,7 +282,9 @@ OPTIONS = (" A", " B", " insulin-like growth factor 1", " ½")
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("prompt", ["Which organ?\nA. Liver\nB. Heart\nAnswer:", "Sentence: x\nSection:", "Is 5 <"])
+@pytest.mark.parametrize(
+    "prompt", ["Which organ?\nA. Liver\nB. Heart\nAnswer:", "Sentence: x\nSection:", "Is 5 <"]
+)
 def test_a_question_is_asked_in_the_tokens_it_was_trained_in(smollm2: Tokenizer, template, prompt) -> None:
     asked = question_ids(smollm2, prompt, OPTIONS, template)
     for option, answer in zip(OPTIONS, asked.answers, strict=True):

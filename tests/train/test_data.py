@@ -51,6 +51,18 @@ def test_targets_are_the_next_token_of_the_same_document(sizes, length, seed, ma
         assert row.positions_S.tolist() == restarting
 
 
+@given(st.lists(sizes, min_size=1, max_size=3), st.integers(1, 9), st.integers(1, 20), st.booleans())
+def test_the_documents_read_are_those_of_all_samples(sources, length, samples, masked):
+    documents = {str(number): numbered([1 + size for size in each]) for number, each in enumerate(sources)}
+    mixture = Mixture(documents, None, sequence_length=length, samples=samples, seed=1, document_mask=masked)
+    read = {name: set() for name in documents}
+    for row in (mixture[k] for k in range(samples)):
+        read[row.source].update(row.documents)
+    assert {name: set(numbers) for name, numbers in mixture.documents_read().items()} == {
+        name: {int(number) for number in numbers} for name, numbers in read.items()
+    }
+
+
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=6))
 def test_shares_are_exact_to_less_than_one_row_after_every_sample(weights):
     chosen = schedule(weights, 400)

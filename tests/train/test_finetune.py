@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import time
 from collections import Counter
 
@@ -19,8 +20,12 @@ from meditron.store.files import sha256_file, sweep
 from meditron.store.identity import content_sha256, short
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 from meditron.store.models import resolve
+from meditron.tasks.layout import LAYOUTS
+from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
+from meditron.tasks.task import Questions, Task
 from meditron.text.tokenizer import load_tokenizer
+from meditron.train.examples import of_task
 from meditron.train.finetune import run
 from train.child import start
 from train.world import abstract, finetune_config, recorded
@@ -180,12 +185,22 @@ def test_a_training_question_that_is_a_test_question_is_refused(answers, tmp_pat
         shard.parent.mkdir(parents=True)
         with JsonlWriter(shard) as file:
             for name in names:
-                file.write(abstract(name, "METHODS"))
+                # The same abstract in both splits by its id, with another sentence.
+                file.write(abstract(name, "METHODS" if split == "train" else "RESULTS"))
     corpus = Artifact("corpus", tmp_path / "corpus", "x")
     config = finetune_config(rows=None, task="pubmed-sections")
     with pytest.raises(InputError, match=r"corpus \(b\): a training question that is also a test question"):
         run(config, {"base": answers["base"], "corpus": corpus}, tmp_path)
     assert not (tmp_path / "rows.jsonl.zst").exists()
+
+
+def test_a_test_question_under_another_id_is_refused(tmp_path):
+    asked = Question("t1", "Which organ makes insulin?", ("Liver", "Pancreas"), 1)
+    renamed = Question("x7", " which ORGAN makes insulin? ", ("pancreas", "liver"), 0, explanation="known")
+    split = {"train": Questions((renamed,)), "test": Questions((asked,))}
+    task = Task("quiz", 1, "t", "l", "o", LAYOUTS["letters"], split.__getitem__)
+    with pytest.raises(InputError, match=r"x7\): a training question that is also a test question \(t1\)"):
+        list(of_task(task, "plain", tmp_path))
 
 
 def test_a_file_of_questions_is_a_task_too(answers, tmp_path):
@@ -262,6 +277,14 @@ def test_nothing_held_out_is_no_held_out_loss(answers, tmp_path):
             "row 2.*control token",
         ),
         ('{"messages": [', "line 2.*not JSON"),
+        (
+            '{"tools": [{}], "messages": [{"role":"user","content":"q"},{"role":"answer","content":"a"}]}',
+            "row 2.*key 'tools'",
+        ),
+        (
+            '{"messages": [{"role":"user","content":"q"},{"role":"answer","content":"a","tool_calls":[1]}]}',
+            "row 2.*key 'tool_calls'",
+        ),
     ],
 )
 def test_a_row_that_is_no_answered_conversation_is_named(answers, tmp_path, line, told):
@@ -270,6 +293,49 @@ def test_a_row_that_is_no_answered_conversation_is_named(answers, tmp_path, line
     path.write_text(f"{good}\n{line}\n", encoding="utf-8")
     with pytest.raises(InputError, match=rf"chat\.jsonl \({told}"):
         run(finetune_config(), {"base": answers["base"], "rows": Artifact("rows", path, "x")}, tmp_path)
+
+
+def test_a_chat_template_that_refuses_a_row_names_it(answers, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(answers["base"].path, base)
+    template = (
+        "{% for m in messages %}{% if loop.index0 % 2 != (m.role == 'assistant') | int %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (base / "chat_template.jinja").write_text(template)
+    path = tmp_path / "chat.jsonl"
+    with JsonlWriter(path) as file:
+        asked, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+        file.write({"messages": [asked, answer]})
+        file.write({"messages": [asked, asked, answer]})
+    inputs = {"base": Artifact("base", base, "x"), "rows": Artifact("rows", path, "x")}
+    with pytest.raises(InputError, match=r"chat\.jsonl \(row 2\): chat template.*roles must alternate"):
+        run(finetune_config(template="tokenizer"), inputs, tmp_path)
+
+
+def test_rows_of_equal_content_are_on_one_side_of_the_split(answers, tmp_path):
+    path, renamed = tmp_path / "chat.jsonl", tmp_path / "renamed.jsonl"
+    rows = list(read_jsonl(answers["rows"].path))
+    with JsonlWriter(path) as file, JsonlWriter(renamed) as other:
+        for number, row in enumerate(rows):
+            shouted = [m | {"content": f" {m['content'].upper()}"} for m in row["messages"]]
+            file.write(row)
+            file.write({"id": f"again {number}", "messages": shouted})
+            other.write(row | {"id": number})
+    splits = []
+    for source in (path, renamed):
+        inputs = {"base": answers["base"], "rows": Artifact("rows", source, "x")}
+        run(finetune_config(heldout=0.3, epochs=1), inputs, tmp_path / source.stem)
+        splits.append(
+            {row["messages"][0]["content"]: row["split"] for row in rows_of(tmp_path / source.stem)}
+        )
+    both, alone = splits
+    assert len(both) == 2 * len(alone) == 120
+    assert {both[text] for text in alone} == {"train", "heldout"}
+    for text, split in alone.items():
+        assert both[text] == both[f" {text.upper()}"] == split
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(answers, tmp_path):

@@ -13,10 +13,15 @@ import transformers
 
 from meditron.ground.errors import InputError, MeditronError, RecipeError, TrainingError
 from meditron.ground.machine import matrix_dtype
+from meditron.store.ancestry import read_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.corpus import held_out
 from meditron.store.files import sha256_file, sweep
+from meditron.store.indexed import document_hashes
+from meditron.store.models import resolve
 from meditron.text.tokenizer import load_tokenizer
+from meditron.train import pretrain
+from meditron.train.data_identity import hex_digest
 from meditron.train.heldout import heldout_loss
 from meditron.train.pretrain import run
 from tiny import tiny_hf
@@ -72,6 +77,21 @@ def test_what_it_computed_in_is_this_machines_and_recorded(world, tmp_path):
     exported = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
     assert exported.dtype == getattr(torch, matrix_dtype())
     assert matrix_dtype() in (tmp_path / "report.html").read_text()
+
+
+def test_the_ancestry_names_the_documents_that_were_read(world, trained, tmp_path, monkeypatch):
+    out, metrics = trained
+    record = read_ancestry(resolve(str(out)))
+    assert (record.base, record.base_digest) == ("base", hex_digest(world["base"]))
+    (training,) = record.trainings
+    assert (training.kind, training.stage, training.data) == ("pretrain", out.name, "corpus")
+    every = {h for source in ("pubmed", "wiki") for h in document_hashes(world["tokens"].path / source)}
+    share = sum(metrics["epochs"].values()) / 2
+    assert set(training.documents) < every
+    assert share < len(training.documents) / len(every) < share + 0.1
+    monkeypatch.setattr(pretrain, "MAX_DOCUMENTS", len(training.documents) - 1)
+    run(make_config(), world, tmp_path / "more")
+    assert read_ancestry(resolve(str(tmp_path / "more"))).trainings[0].documents is None
 
 
 def test_it_leaves_a_report_and_no_checkpoints(trained):

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from meditron.store.artifact import Artifact
-from meditron.store.indexed import IndexedWriter
+from meditron.store.identity import content_sha256, short
+from meditron.store.indexed import IndexedWriter, write_hashes
 from meditron.store.jsonl import JsonlWriter
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.config import FinetuneConfig, PretrainConfig
@@ -35,9 +36,10 @@ def make_world(folder: Path) -> dict[str, Artifact]:
     tokenizer = load_tokenizer(base)
     tokenizer.save(folder / "tokenize")
     for source, texts in {"pubmed": TEXTS[:4], "wiki": TEXTS[4:]}.items():
+        written = [f"{number}. {texts[number % len(texts)]}" for number in range(20)]
+        write_hashes(folder / "tokenize" / source, [short(content_sha256(text)) for text in written])
         with IndexedWriter(folder / "tokenize" / source, "u2") as writer:
-            for number in range(20):
-                text = f"{number}. {texts[number % len(texts)]}"
+            for text in written:
                 writer.add([*tokenizer.encode(text), tokenizer.end_of_text_id])
         shard = folder / "corpus" / "heldout" / source / "0.jsonl.zst"
         shard.parent.mkdir(parents=True)

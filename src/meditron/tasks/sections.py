@@ -7,6 +7,8 @@ abstract, so that questions are independent; every class equally often, so that 
 """
 
 import re
+from collections.abc import Set
+from functools import partial
 from hashlib import sha256
 from heapq import nsmallest
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Literal
 
 from meditron.ground.errors import UsageError
 from meditron.store.corpus import Part, Text, texts
+from meditron.store.identity import normalize
 from meditron.tasks.balance import balanced
 from meditron.tasks.layout import LAYOUTS, SECTIONS
 from meditron.tasks.question import Question, place
@@ -48,35 +51,42 @@ def pubmed_sections(corpus: Path) -> Task:
         "the corpus' own: sentences of its abstracts",
         "Dernoncourt & Lee 2017, arXiv 1710.06071; abstracts and section categories: PubMed, NLM",
         LAYOUTS["sections"],
-        lambda split: _questions(corpus, split),
+        partial(_questions, corpus),
         split=_SPLITS["test"],
     )
 
 
 def _questions(corpus: Path, split: Split) -> Questions:
-    structured = (text for text in texts(corpus, _SPLITS[split]) if any(_asked(part) for part in text.parts))
-    first = nsmallest(_MOST, structured, key=lambda text: place(text.id))
-    found = {text.id: of for text in first if (of := _choices(text))}
-    if not found:
+    """Return a split's questions; a training sentence that is also asked in the test is left out."""
+    asked = {normalize(question.text) for question in _rows(corpus, "test")} if split == "train" else set()
+    rows = _rows(corpus, split, asked)
+    if not rows:
         raise UsageError(
             f"{corpus}: no structured abstracts in its {_SPLITS[split]} documents",
             hint=f"{NAME} is made from PubMed citations whose sections have NLM's categories",
         )
+    return Questions(rows)
+
+
+def _rows(corpus: Path, split: Split, left_out: Set[str] = frozenset()) -> tuple[Question, ...]:
+    structured = (text for text in texts(corpus, _SPLITS[split]) if any(_asked(part) for part in text.parts))
+    first = nsmallest(_MOST, structured, key=lambda text: place(text.id))
+    found = {text.id: of for text in first if (of := _choices(text, left_out))}
     chosen = balanced((identity, frozenset(of)) for identity, of in found.items())
-    rows = (Question(identity, found[identity][gold], SECTIONS, gold) for identity, gold in chosen)
-    return Questions(tuple(rows))
+    return tuple(Question(identity, found[identity][gold], SECTIONS, gold) for identity, gold in chosen)
 
 
 def _asked(part: Part) -> bool:
     return part.category in _CATEGORIES
 
 
-def _choices(text: Text) -> dict[int, str]:
+def _choices(text: Text, left_out: Set[str]) -> dict[int, str]:
     """The sentence that may be asked of each section: of several, one by the hash of the abstract's id."""
     of: dict[int, list[str]] = {}
     for part in filter(_asked, text.parts):
         one_line = " ".join(text.text[part.start : part.end].split())
         candidates = [sentence for sentence in sentences(one_line) if _fit(sentence)]
+        candidates = [sentence for sentence in candidates if normalize(sentence) not in left_out]
         of.setdefault(_CATEGORIES.index(part.category or ""), []).extend(candidates)
     number = int.from_bytes(sha256(f"sentence of {text.id}".encode()).digest()[:8], "big")
     return {section: candidates[number % len(candidates)] for section, candidates in of.items() if candidates}

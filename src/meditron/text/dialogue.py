@@ -46,6 +46,21 @@ ROLES: Mapping[str, str] = {
 }
 """A role as a row may write it → the role."""
 
+_LOSS_KEYS: Mapping[str, tuple[object, object]] = {"weight": (0, 1), "train": (False, True)}
+# Keys of a message that say nothing a model reads. Any other key is refused unless its value is empty: tool
+# calls, reasoning or a name would change the text.
+_MESSAGE_KEYS = (
+    "role",
+    "content",
+    *_LOSS_KEYS,
+    "id",
+    "timestamp",
+    "created_at",
+    "source",
+    "lang",
+    "metadata",
+)
+
 _TURN_ENDS = "<|im_end|>"
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
@@ -75,6 +90,8 @@ class Turn:
     ends: bool = True
     """Whether an answer has an end to be learned. An option that is only chosen has none: a model that
     learned to stop after one word would do so in every conversation."""
+    in_loss: bool = True
+    """Whether an answer is learned; a row excludes one by `"weight": 0` or `"train": false`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +143,21 @@ def turns(messages: object) -> tuple[Turn, ...]:
     found = tuple(map(_turn, messages))
     if not any(turn.role == _ASSISTANT for turn in found):
         raise ValueError("no message of the assistant, so nothing to learn")
+    if not any(turn.role == _ASSISTANT and turn.in_loss for turn in found):
+        raise ValueError("every message of the assistant is excluded from the loss, so nothing to learn")
     return found
 
 
 def _turn(message: object) -> Turn:
-    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+    if not isinstance(message, dict):
+        raise ValueError("a message is an object with a role and a content that is text")  # noqa: TRY004
+    for key, value in message.items():
+        if key not in _MESSAGE_KEYS and value not in (None, [], {}, ""):
+            raise ValueError(
+                f"a message has the key '{key}', which finetuning cannot honour; known are "
+                f"{', '.join(_MESSAGE_KEYS)}"
+            )
+    if not isinstance(message.get("content"), str):
         raise ValueError("a message is an object with a role and a content that is text")  # noqa: TRY004
     role = ROLES.get(str(message.get("role")))
     if role is None:
@@ -141,7 +168,24 @@ def _turn(message: object) -> Turn:
         raise ValueError("a message holds half of a character, which no UTF-8 can") from error
     if role == _ASSISTANT and not message["content"].strip():
         raise ValueError("an answer without text")
-    return Turn(role, message["content"])
+    in_loss = _in_loss(message)
+    if in_loss and role != _ASSISTANT:
+        raise ValueError(f"a message of the {role} is to be learned; only the assistant's can be")
+    return Turn(role, message["content"], in_loss=in_loss is not False)
+
+
+def _in_loss(message: Mapping[str, object]) -> bool | None:
+    """Return what a message says of its place in the loss, by OpenAI's `weight` or axolotl's `train`."""
+    told = []
+    for key, allowed in _LOSS_KEYS.items():
+        if (value := message.get(key)) is None:
+            continue
+        if type(value) not in (bool, int, float) or value not in allowed:
+            raise ValueError(f"a message has {key} {value!r}; it can be {' or '.join(map(str, allowed))}")
+        told.append(bool(value))
+    if len(set(told)) > 1:
+        raise ValueError(f"a message's {' and '.join(_LOSS_KEYS)} contradict each other")
+    return told[0] if told else None
 
 
 def label(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -> Labelled:
@@ -225,7 +269,7 @@ def _refuse_control_tokens(tokenizer: "Tokenizer", content: str) -> None:
 def _plain(tokenizer: "Tokenizer", conversation: Sequence[Turn]) -> list[_Piece]:
     end = tokenizer.token(tokenizer.end_of_text_id) or ""
     return [
-        _Piece(turn.role, turn.content + (end if turn.ends else ""), learned=True, ends=turn.ends)
+        _Piece(turn.role, turn.content + (end if turn.ends else ""), learned=turn.in_loss, ends=turn.ends)
         if turn.role == _ASSISTANT
         else _Piece(turn.role, turn.content)
         for turn in conversation
@@ -253,7 +297,7 @@ def _rendered(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: st
     for count, turn in enumerate(conversation, start=1):
         if turn.role == _ASSISTANT:
             add(turn.role, count - 1, opened=True)
-            add(turn.role, count, learned=True)
+            add(turn.role, count, learned=turn.in_loss)
         # A foreign template may refuse a system message without a question: it goes with what follows it.
         elif turn.role != "system" or template in _JINJA:
             add(turn.role, count)

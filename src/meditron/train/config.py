@@ -134,7 +134,8 @@ class FinetuneConfig(TrainingConfig):
 
     rows: str | None = None
     """Train on conversations: a file of lines {"messages": [{"role", "content"}, …]}, each with an "id" if it
-    likes. Roles are system, user (or question) and assistant (or answer)."""
+    likes. Roles are system, user (or question) and assistant (or answer). A message with "weight": 0 or
+    "train": false is read and not learned; tools, tool calls and other keys are refused by name."""
 
     licence: str | None = None
     """The terms under which the file of rows may be used; they travel to the manifest and the model card."""
@@ -154,7 +155,8 @@ class FinetuneConfig(TrainingConfig):
     """Pack several rows into one of `sequence_length` tokens; no token sees another row's."""
 
     heldout: _Part = 0.05
-    """Share of the rows that is never trained on, chosen by a hash of each row's id, to take the loss on."""
+    """Share of the rows that is never trained on, chosen by a hash of each row's content, to take the
+    loss on: rows of equal content are never on both sides."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

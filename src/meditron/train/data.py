@@ -67,6 +67,13 @@ class Stream:
             documents=tuple(document for document, _, _ in pieces),
         )
 
+    def read(self, tokens: int) -> NDArray[np.int64]:
+        """Return the documents that the first `tokens` tokens of the stream are from, in ascending order."""
+        if tokens >= self.tokens:
+            return np.arange(len(self.documents.sizes))
+        order, ends = self._epoch(0)
+        return np.sort(order[: int(np.searchsorted(ends, tokens, side="left")) + 1])
+
     def _pieces(self, start: int, length: int) -> list[tuple[int, int, int]]:
         """(document, first token, token after the last) of the stretch of `length` tokens from `start`."""
         pieces = []
@@ -158,6 +165,14 @@ class Mixture:
         """Sample k."""
         stream = self.streams[int(self._chosen[k])]
         return stream.row(int(self._rank[k]), self.sequence_length, document_mask=self.document_mask)
+
+    def documents_read(self) -> dict[str, NDArray[np.int64]]:
+        """Return, by source, the documents that all planned samples are from, targets included."""
+        rows = np.bincount(self._chosen, minlength=len(self.streams))
+        return {
+            stream.name: stream.read(int(count) * self.sequence_length + 1) if count else np.arange(0)
+            for stream, count in zip(self.streams, rows, strict=True)
+        }
 
     def tokens(self, consumed: int) -> int:
         """Tokens in the first `consumed` samples."""

@@ -8,10 +8,10 @@ than a packed row: it is left out, as what is cut of it would be the question or
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from meditron.ground.errors import InputError
 from meditron.store.identity import content_sha256
@@ -23,6 +23,21 @@ from meditron.text.tokenizer import Tokenizer
 __all__ = ["FILE_NAME", "SPLITS", "Conversation", "Example", "choose", "of_file", "of_task", "write_rows"]
 
 FILE_NAME = "rows.jsonl.zst"
+# Keys of a row, in the datasets of other trainers, without which its messages mean something else.
+_UNSUPPORTED = (
+    "tools",
+    "functions",
+    "system",
+    "weight",
+    "train",
+    "documents",
+    "images",
+    "image",
+    "videos",
+    "audios",
+    "chat_template",
+    "chat_template_kwargs",
+)
 _Split = Literal["train", "heldout", "too-long"]
 SPLITS: tuple[_Split, ...] = get_args(_Split)
 
@@ -62,6 +77,7 @@ def of_file(path: Path) -> Iterator[Conversation]:
     for number, row in enumerate(read_jsonl(path), start=1):
         place = f"row {number}"
         try:
+            _refuse_what_is_not_read(row)
             conversation = turns(row.get("messages"))
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
@@ -69,6 +85,13 @@ def of_file(path: Path) -> Iterator[Conversation]:
         if not isinstance(name, str | int):
             raise InputError(path, f"an id is text or a number, not {name!r}", place=place)
         yield Conversation(str(name), conversation, path, place, _content(conversation))
+
+
+def _refuse_what_is_not_read(row: Mapping[str, Any]) -> None:
+    """Refuse a row with a key that would change what is learned from it; other keys are metadata."""
+    for key in _UNSUPPORTED:
+        if row.get(key) not in (None, [], {}, ""):
+            raise ValueError(f"the row has the key '{key}', which finetuning cannot honour")
 
 
 def of_task(task: Task, template: str, path: Path) -> Iterator[Conversation]:
@@ -82,10 +105,13 @@ def of_task(task: Task, template: str, path: Path) -> Iterator[Conversation]:
     test = task.rows("test")
     # A file without a split of its own gives the same questions twice: there is nothing that it keeps apart.
     apart = test != task.rows("train")
-    held = {question.id for question in test} if apart else set()
+    held = {question.content_sha256: question.id for question in test} if apart else {}
+    ids = set(held.values())
     for question in task.rows("train"):
-        if question.id in held:
-            raise InputError(path, "a training question that is also a test question", place=question.id)
+        same = question.id if question.id in ids else held.get(question.content_sha256)
+        if same is not None:
+            problem = f"a training question that is also a test question ({same})"
+            raise InputError(path, problem, place=question.id)
         asked = _asked(task, question, template)
         yield Conversation(question.id, asked, path, question.id, question.content_sha256)
 
@@ -106,7 +132,8 @@ def choose(
 ) -> list[Example]:
     """The examples, in order, until `limit` of them are to be trained on; a share `heldout` is held out.
 
-    A hash of an example's own id decides that, so it stays as it is when others come or go.
+    A hash of an example's own content decides that: it stays as it is when others come or go or are renamed,
+    and rows of equal content are never on both sides.
 
     Raises:
         InputError: a row cannot be labelled, or the model's chat template does not fit.
@@ -121,10 +148,13 @@ def choose(
             labelled = label(tokenizer, conversation.turns, template)
         except ValueError as error:
             raise InputError(conversation.path, str(error), place=conversation.place) from error
+        except InputError as error:  # of the chat template, which may fit other rows
+            hint = error.hint or "the row has to be one that the model's chat template takes"
+            raise InputError(conversation.path, error.message, place=conversation.place, hint=hint) from error
         split: _Split = "train"
         if len(labelled.ids) > length:
             split = "too-long"
-        elif int(_hash(f"heldout/{conversation.id}")[:16], 16) < heldout * 2**64:
+        elif int(_hash(f"heldout/{conversation.content}")[:16], 16) < heldout * 2**64:
             split = "heldout"
         trained += split == "train"
         found.append(Example(conversation.id, split, conversation.content, conversation.turns, labelled))
@@ -140,7 +170,10 @@ def write_rows(path: Path, examples: Iterable[Example]) -> None:
                     "id": example.id,
                     "split": example.split,
                     "content": example.content,
-                    "messages": [{"role": turn.role, "content": turn.content} for turn in example.turns],
+                    "messages": [
+                        {"role": turn.role, "content": turn.content} | ({} if turn.in_loss else {"weight": 0})
+                        for turn in example.turns
+                    ],
                     "ids": example.labelled.ids,
                     "roles": [[span.role, span.tokens, span.learned] for span in example.labelled.spans],
                 }

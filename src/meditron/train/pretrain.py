@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from meditron.ground.errors import InputError
-from meditron.store.ancestry import Training
+from meditron.store.ancestry import MAX_DOCUMENTS, Training
 from meditron.store.artifact import Artifact
-from meditron.store.indexed import Indexed
+from meditron.store.indexed import Indexed, document_hashes
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.config import PretrainConfig
 from meditron.train.data import Mixture
@@ -43,10 +43,19 @@ def _material(config: PretrainConfig, inputs: Mapping[str, Artifact], stage: str
             kind="pretrain",
             data="corpus",
             data_digest=hex_digest(inputs["corpus"]),
-            documents=None,
+            documents=_documents(samples, tokens),
         ),
         heldout=partial(heldout_loss, rows=heldout, max_length=config.sequence_length),
     )
+
+
+def _documents(samples: Mixture, folder: Path) -> tuple[str, ...] | None:
+    """Return the sorted short content hashes of the documents that are read; None above `MAX_DOCUMENTS`."""
+    read = samples.documents_read()
+    if sum(map(len, read.values())) > MAX_DOCUMENTS:
+        return None
+    hashes = {source: document_hashes(folder / source) for source in read}
+    return tuple(sorted({hashes[source][i] for source, numbers in read.items() for i in numbers.tolist()}))
 
 
 def _mixture(config: PretrainConfig, folder: Path) -> Mixture:
