@@ -15,6 +15,7 @@ from meditron.ground.errors import InputError, UsageError
 from meditron.model.generate import generate
 from meditron.model.head import Head
 from meditron.model.llama import Beginning, Llama
+from meditron.model.tensors import require_finite
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import load_model
 from meditron.store.models import resolve
@@ -124,7 +125,8 @@ class TorchEngine:
     def score(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
         """See `Engine.score`. Pairs of one prefix share a row, rows of like length a batch.
 
-        What all prefixes begin with is read once. The head and the softmax are fp32.
+        What all prefixes begin with is read once. The head and the softmax are fp32. EngineError if the
+        logits are not finite.
         """
         self._check_pairs(pairs)
         scores: dict[int, npt.NDArray[np.float32]] = {}
@@ -178,7 +180,9 @@ class TorchEngine:
             here = np.flatnonzero((owner >= places.start) & (owner < places.stop))
             at = (owner[here] - places.start, target[here])
             logp_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
-            chosen[here] = logp_CV[*(torch.from_numpy(i).to(logp_CV.device) for i in at)].cpu().numpy()
+            picked = logp_CV[*(torch.from_numpy(i).to(logp_CV.device) for i in at)]
+            require_finite(self.model, picked)
+            chosen[here] = picked.cpu().numpy()
         return chosen
 
     @torch.inference_mode()
@@ -194,8 +198,9 @@ class TorchEngine:
             width = len(rows[0].ids)
             places = [b * width + row.asked[0][1][0] for b, row in enumerate(rows)]
             for some, logits_CV in self.head.chunks(self._hidden(rows, beginning, places)):
-                logp_CV = logits_CV.log_softmax(-1).cpu().numpy()
-                for row, logp_V in zip(rows[some], logp_CV, strict=True):
+                logp_CV = logits_CV.log_softmax(-1)
+                require_finite(self.model, logp_CV)
+                for row, logp_V in zip(rows[some], logp_CV.cpu().numpy(), strict=True):
                     found.update((index, logp_V) for index, *_ in row.asked)
         return [found[i] for i in range(len(prefixes))]
 

@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from meditron.ground.errors import UsageError
-from meditron.model.config import LlamaConfig, RopeScaling, llama3_factors
+from meditron.model.config import LlamaConfig, llama3_factors
 from meditron.model.llama import Llama
-from meditron.model.tensors import DTYPES, check_tensors, parameter_shapes, state_of
+from meditron.model.tensors import DTYPES, cannot_hold, check_tensors, parameter_shapes, state_of
 from meditron.store.gguf import GGUF, Array, Deferred, write_gguf
 from meditron.text.gguf_vocab import gguf_metadata
 from meditron.text.tokenizer import Tokenizer
@@ -20,7 +19,6 @@ __all__ = [
     "Encode",
     "GGUFWeights",
     "as_floats",
-    "cannot_hold",
     "gguf_config",
     "gguf_header",
     "gguf_name",
@@ -146,7 +144,6 @@ def gguf_header(config: LlamaConfig, tokenizer: Tokenizer, name: str) -> dict[st
         "general.name": name,
         "general.quantization_version": _QUANTIZATION_VERSION,
         **config.to_gguf(),
-        **_scaling_metadata(config.rope_scaling),
         **gguf_metadata(tokenizer, config.vocab_size),
     }
 
@@ -182,13 +179,6 @@ def as_floats(name: str, weight: Tensor, kind: str) -> Array:
     return values.view(torch.uint8).numpy() if kind == "BF16" else values.numpy()
 
 
-def cannot_hold(name: str, kind: str, *, finite: bool) -> UsageError:
-    """The error for a weight with values that the type has no numbers for."""
-    if not finite:
-        return UsageError(f"{name} has values that are no finite numbers: the model is broken")
-    return UsageError(f"{name} has values that {kind} cannot hold", hint="write F32 instead")
-
-
 def _rope_factors(config: LlamaConfig, encode: Encode) -> list[tuple[str, Deferred]]:
     """Llama 3's scaling, which GGUF has as a tensor."""
     scaling = config.rope_scaling
@@ -197,20 +187,3 @@ def _rope_factors(config: LlamaConfig, encode: Encode) -> list[tuple[str, Deferr
     factors = torch.tensor(llama3_factors(config.rope_theta, config.head_dim, scaling))
     load = partial(encode, _ROPE_FACTORS, factors, "F32")
     return [(_ROPE_FACTORS, Deferred(tuple(factors.shape), "F32", load))]
-
-
-def _scaling_metadata(scaling: RopeScaling | None) -> dict[str, Any]:
-    """Linear and YaRN scaling as metadata; Llama 3's is a tensor."""
-    if scaling is None or scaling.rope_type == "llama3":
-        return {}
-    said = scaling.model_dump(exclude_defaults=True)
-    if scaling.rope_type == "dynamic" or not said.keys() <= {
-        "rope_type",
-        "factor",
-        "original_max_position_embeddings",
-    }:
-        raise UsageError(f"GGUF cannot say the rotary scaling {said}")
-    metadata = {"llama.rope.scaling.type": scaling.rope_type, "llama.rope.scaling.factor": scaling.factor}
-    if scaling.original_max_position_embeddings is not None:
-        metadata["llama.rope.scaling.original_context_length"] = scaling.original_max_position_embeddings
-    return metadata
