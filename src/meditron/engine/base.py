@@ -26,6 +26,7 @@ __all__ = [
     "Stop",
     "check_pair",
     "check_settings",
+    "chosen_context",
     "prompt_ids",
     "room",
 ]
@@ -174,6 +175,13 @@ class Engine(Protocol):
     ) -> None:
         """Close."""
         ...
+
+
+def chosen_context(trained: int, context: int | None) -> int:
+    """Return the context to run with; UsageError for one that the model does not have."""
+    if context is not None and not 1 <= context <= trained:
+        raise UsageError(f"context must be between 1 and the model's {trained:,} tokens, got {context:,}")
+    return trained if context is None else context
 
 
 def check_settings(max_tokens: int, temperature: float, top_k: int, top_p: float) -> None:

@@ -9,7 +9,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from meditron.engine.base import Pair, Pieces, Prompt, Reply, Stop, check_pair, prompt_ids, room
+from meditron.engine.base import (
+    Pair,
+    Pieces,
+    Prompt,
+    Reply,
+    Stop,
+    check_pair,
+    chosen_context,
+    prompt_ids,
+    room,
+)
 from meditron.engine.packing import Row, batches, lift, pack, tensors
 from meditron.ground.errors import InputError, UsageError
 from meditron.model.generate import generate
@@ -17,7 +27,7 @@ from meditron.model.head import Head
 from meditron.model.llama import Beginning, Llama
 from meditron.model.tensors import require_finite
 from meditron.model.tokenizer import model_tokenizer
-from meditron.model.weights import load_model
+from meditron.model.weights import load_config, load_model
 from meditron.store.models import resolve
 from meditron.text.tokenizer import Tokenizer
 
@@ -33,13 +43,14 @@ _BATCH_TOKENS = 2048
 class TorchEngine:
     """An `Engine` over a `Llama`, on the device where the model is."""
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Llama, tokenizer: Tokenizer, *, context: int | None = None) -> None:
         self._model: Llama | None = model.eval()
+        self._context = context
         self._head: Head | None = None
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, spec: str, *, dtype: str | None = None) -> Self:
+    def load(cls, spec: str, *, dtype: str | None = None, context: int | None = None) -> Self:
         """Open a MODEL; see `meditron.engine.load`."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         name = dtype or ("float32" if device.type == "cpu" else "bfloat16")
@@ -47,7 +58,9 @@ class TorchEngine:
             raise UsageError(f"no dtype {name!r}", hint=f"there is {', '.join(_DTYPES)}")
         files = resolve(spec)
         tokenizer = model_tokenizer(files)
-        return cls(load_model(files, dtype=_DTYPES[name]).to(device), tokenizer)
+        if context is not None:
+            chosen_context(load_config(files).max_position_embeddings, context)
+        return cls(load_model(files, dtype=_DTYPES[name]).to(device), tokenizer, context=context)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -57,7 +70,7 @@ class TorchEngine:
     @property
     def context(self) -> int:
         """How many tokens a prompt and its answer may have together."""
-        return self.model.config.max_position_embeddings
+        return chosen_context(self.model.config.max_position_embeddings, self._context)
 
     @property
     def model(self) -> Llama:

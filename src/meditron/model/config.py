@@ -122,6 +122,11 @@ class LlamaConfig(Config):
         embeddings = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * block + width
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the keys and values of one token in F16."""
+        return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+
     def flops_per_token(self, sequence_length: int) -> int:
         """Floating-point operations of one training token (forward and backward).
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from meditron.ground.errors import InputError, UsageError
 
-__all__ = ["GGUF_KEYS", "REQUIRED", "decimal", "gguf_fields", "rope_divisors", "scaling_metadata"]
+__all__ = ["GGUF_KEYS", "NEUTRAL", "REQUIRED", "decimal", "gguf_fields", "rope_divisors", "scaling_metadata"]
 
 GGUF_KEYS = {
     "vocab_size": "llama.vocab_size",
@@ -53,7 +53,7 @@ _READ = {
     *(_SCALING + key for key in ("type", "factor", "original_context_length", "attn_factor")),
 }
 
-_NEUTRAL: dict[str, tuple[Any, ...] | None] = {
+NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "llama.tensor_data_layout": None,
     "llama.rope.scaling.finetuned": None,
     "llama.attention.causal": (True,),
@@ -117,7 +117,9 @@ def gguf_fields(
     # llama.cpp derives an absent value_length, but takes an absent dimension_count from key_length.
     for key, default in zip(_HEAD_WIDTHS, (derived, fields["head_dim"]), strict=True):
         if (found := metadata.get(key, default)) != fields["head_dim"]:
-            problem = f"{found!r:.60} is not supported; only the width of a head, {fields['head_dim']!r:.60}, is"
+            problem = (
+                f"{found!r:.60} is not supported; only the width of a head, {fields['head_dim']!r:.60}, is"
+            )
             raise InputError(path, problem, place=key)
     fields["rope_scaling"] = _scaling(metadata, fields, path, rope_factors)
     return fields
@@ -144,9 +146,9 @@ def _refuse_unknown(metadata: Mapping[str, Any], path: Path | str) -> None:
     for key, value in metadata.items():
         if not key.startswith("llama.") or key in _READ:
             continue
-        if key not in _NEUTRAL:
+        if key not in NEUTRAL:
             raise InputError(path, "is not supported: the key may change the model", place=key)
-        allowed = _NEUTRAL[key]
+        allowed = NEUTRAL[key]
         if allowed is not None and not any(value == item for item in allowed):
             problem = f"{value!r:.60} is not supported; only {' or '.join(map(str, allowed))} is"
             raise InputError(path, problem, place=key)
@@ -160,7 +162,9 @@ def _scaling(
 ) -> dict[str, Any] | None:
     kind = metadata.get(_SCALING + "type", "linear")  # llama.cpp's default
     if kind not in ("none", "linear", "yarn"):
-        raise InputError(path, f"{kind!r} is not supported; none, linear and yarn are", place=_SCALING + "type")
+        raise InputError(
+            path, f"{kind!r} is not supported; none, linear and yarn are", place=_SCALING + "type"
+        )
     factor = metadata.get(_SCALING + "factor", metadata.get("llama.rope.scale_linear", 1.0))
     factor = 1.0 if kind == "none" or factor == 0 else factor
     attention = metadata.get(_SCALING + "attn_factor", 1.0)
@@ -181,7 +185,9 @@ def _scaling(
         scaling["original_max_position_embeddings"] = context or metadata.get("llama.context_length")
         if attention != 1:
             if not all(isinstance(number, int | float) and number > 0 for number in (factor, attention)):
-                raise InputError(path, f"{attention!r:.60} is not a positive number", place=_SCALING + "attn_factor")
+                raise InputError(
+                    path, f"{attention!r:.60} is not a positive number", place=_SCALING + "attn_factor"
+                )
             scaling["attention_factor"] = decimal(attention * _yarn_magnitude(factor))
     return scaling
 
@@ -237,7 +243,10 @@ def _turns(theta: float, head_dim: int) -> list[float]:
 
 
 def _llama3(
-    fields: Mapping[str, Any], path: Path | str, factors: Sequence[float], context: Any  # noqa: ANN401
+    fields: Mapping[str, Any],
+    path: Path | str,
+    factors: Sequence[float],
+    context: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
     """Llama 3's scaling from the divisors it gives.
 

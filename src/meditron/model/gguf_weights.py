@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from meditron.model.config import LlamaConfig, llama3_factors
 from meditron.model.llama import Llama
 from meditron.model.tensors import DTYPES, cannot_hold, check_tensors, parameter_shapes, state_of
-from meditron.store.gguf import GGUF, Array, Deferred, write_gguf
+from meditron.store.gguf import GGUF, Array, Deferred, require_whole, write_gguf
 from meditron.text.gguf_vocab import gguf_metadata
 from meditron.text.tokenizer import Tokenizer
 
@@ -77,7 +78,8 @@ def _from_gguf_rows(weight: Tensor, heads: int | None) -> Tensor:
 
 
 def gguf_config(gguf: GGUF) -> LlamaConfig:
-    """The model's shape; InputError for another architecture or one that cannot be."""
+    """The model's shape; InputError for another architecture, one that cannot be, or a part of a split file."""
+    require_whole(gguf)
     factors = None
     if _ROPE_FACTORS in gguf.tensors:
         factors = tuple(float(factor) for factor in gguf.dequantize(_ROPE_FACTORS).ravel())
@@ -91,8 +93,12 @@ class GGUFWeights(Mapping[str, Tensor]):
     Raises InputError, before anything is read, for missing, unexpected or misshapen tensors.
     """
 
-    def __init__(self, gguf: GGUF, config: LlamaConfig) -> None:
+    def __init__(
+        self, gguf: GGUF, config: LlamaConfig, *, dequantize: Callable[[str], Array] | None = None
+    ) -> None:
+        """`dequantize` reads a tensor by its GGUF name; the file's own reference when absent."""
         self._gguf, self._config = gguf, config
+        self._dequantize = dequantize or gguf.dequantize
         self._shapes = parameter_shapes(config)
         found = {name: info.shape for name, info in gguf.tensors.items() if name != _ROPE_FACTORS}
         check_tensors(gguf.path, {gguf_name(name): shape for name, shape in self._shapes.items()}, found)
@@ -101,7 +107,7 @@ class GGUFWeights(Mapping[str, Tensor]):
         """The parameter, which outlives the file."""
         if name not in self._shapes:
             raise KeyError(name)
-        weight = torch.from_numpy(self._gguf.dequantize(gguf_name(name)))
+        weight = torch.from_numpy(self._dequantize(gguf_name(name)))
         return _from_gguf_rows(weight, _rotating_heads(name, self._config))
 
     def __iter__(self) -> Iterator[str]:
@@ -121,26 +127,32 @@ def save_gguf(
     type: Literal["F16", "F32"] = "F16",
     *,
     name: str | None = None,
+    carried: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write one GGUF file that llama.cpp runs: matrices in `type`, norms in fp32, vocabulary and template.
 
     Streams: one tensor is in memory at a time, as far as the weights do. `name` is what the model is called
-    (the file's stem when absent). Raises UsageError for weights that `type` cannot hold and for rotary
+    (the file's stem when absent), `carried` further metadata. Raises UsageError for weights that `type` cannot hold and for rotary
     scalings that GGUF cannot say.
     """
-    header = gguf_header(config, tokenizer, name or path.stem)
+    header = gguf_header(config, tokenizer, name or path.stem, carried)
     metadata = header | {"general.file_type": {"F32": 0, "F16": 1}[type]}
     write_gguf(path, metadata, model_tensors(state_of(model), config, lambda *_: type, as_floats))
 
 
-def gguf_header(config: LlamaConfig, tokenizer: Tokenizer, name: str) -> dict[str, Any]:
+def gguf_header(
+    config: LlamaConfig, tokenizer: Tokenizer, name: str, carried: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """The metadata of a model's file, whatever its types: its shape, its vocabulary and chat template.
 
-    `general.file_type`, llama.cpp's number for the mix of types, is the writer's to add. UsageError for
+    `general.file_type`, llama.cpp's number for the mix of types, is the writer's to add. `carried` is what
+    the source says beside its shape and vocabulary: authors, licence, training data. UsageError for
     rotary scalings that GGUF cannot say.
     """
     return {
+        **carried,
         "general.architecture": "llama",
+        "general.type": "model",
         "general.name": name,
         "general.quantization_version": _QUANTIZATION_VERSION,
         **config.to_gguf(),
