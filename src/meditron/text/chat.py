@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
@@ -44,10 +45,12 @@ def render(
     add_generation_prompt: bool,
     bos: str | None,
     eos: str | None,
+    special_tokens: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The text of `messages`; with `add_generation_prompt` it ends where the assistant's turn begins.
 
-    `bos` and `eos` are the tokens as text, empty where there is none. Raises InputError, with the line, for a
+    `bos` and `eos` are the tokens as text, undefined where there is none; `special_tokens` are more of them
+    by the name of their variable (`pad_token`). Raises InputError, with the line, for a
     template that is damaged, refuses the messages, reaches out of its sandbox, or does not end.
     """
     budget = Budget()
@@ -57,6 +60,7 @@ def render(
         "tools": None,
         "documents": None,
         **{name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token is not None},
+        **special_tokens,
         Budget.KEY: budget,
     }
     pieces: list[str] = []
