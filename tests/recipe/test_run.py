@@ -61,7 +61,7 @@ def test_the_manifest_tells_what_was_made_from_what_and_digests_chain(bench: Ben
     assert words.beside == {"threads": 3}
     assert "threads" not in words.payload["config"]
     assert {file.path for file in words.files} == {"000.json", "001.json", "002.json"}
-    assert words.inputs["text"].reference == str(bench.text)
+    assert words.inputs["text"].reference == "file:text.txt"
     assert words.metrics["lines"] == 3
     assert words.metrics["seconds"] >= 0
     assert total.inputs["words"].digest == words.digest
@@ -183,7 +183,7 @@ def test_a_dry_run_says_what_from_what_and_why_and_makes_nothing(bench: Bench) -
         "drift": [],
         "action": "build",
         "why": "not there yet",
-        "inputs": {"text": str(bench.text)},
+        "inputs": {"text": "file:text.txt"},
     }
     bench.run(until="total")
     actions = bench.run("rank.long.on=words", dry_run=True, rebuild=["total"]).to_json()["stages"]

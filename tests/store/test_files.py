@@ -280,7 +280,15 @@ def test_an_output_that_is_an_input_is_refused_by_whatever_name(tmp_path: Path):
     (tmp_path / "link").symlink_to(questions)
     (tmp_path / "hard").hardlink_to(questions)
     (tmp_path / "models").symlink_to(model)
-    refused = ["questions.jsonl", "model/../questions.jsonl", "link", "hard", "models/config.json", "model", "."]
+    refused = [
+        "questions.jsonl",
+        "model/../questions.jsonl",
+        "link",
+        "hard",
+        "models/config.json",
+        "model",
+        ".",
+    ]
     for name in refused:
         with pytest.raises(UsageError, match="never overwritten"):
             refuse_overwrite([tmp_path / "new", tmp_path / name], [questions, model])

@@ -21,6 +21,7 @@ from meditron.ground.console import progress, say
 from meditron.ground.errors import InputError, StorageError
 from meditron.store.files import atomic, make_folder, reading, storing
 from meditron.store.jsonl import read_jsonl
+from meditron.store.lock import lock_file
 from meditron.store.results import Method, Rule
 
 __all__ = [
@@ -241,19 +242,13 @@ def exclusive(path: Path) -> Iterator[None]:
 
     The lock is the kernel's, on a file beside the rows, so that it ends with the process that holds it.
     """
-    lock = make_folder(path.parent) / f".{path.name}.lock"
-    with storing(lock):
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        with storing(lock):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"waiting: another evaluation is writing {path}")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with lock_file(path.with_name(f".{path.name}.lock")) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting: another evaluation is writing {path}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 class RowsFile(Generic[R]):

@@ -14,9 +14,13 @@ MeditronError                exit 1: something failed
 └── TrainingError            the loss is not a number, or ran away
 """
 
+import errno
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from meditron.ground.redaction import redact
 
 __all__ = [
     "DigestError",
@@ -31,18 +35,27 @@ __all__ = [
     "StorageError",
     "TrainingError",
     "UsageError",
+    "is_out_of_memory",
 ]
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|cannot allocate memory|out of memory|alloc_cpu", re.IGNORECASE
+)
 
 
 class MeditronError(Exception):
-    """Something failed. `message` is one line; `hint`, where there is one, says what to do about it."""
+    """Something failed. `message` is one line; `hint`, where there is one, says what to do about it.
+
+    Addresses in both lose credentials and query: an error may be recorded, printed and sent to others.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message = redact(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint and redact(hint)
 
     def __reduce__(self) -> "tuple[Callable[..., Any], tuple[Any, ...]]":
         """Pickle by what the error says, for workers hand their errors to the parent process."""
@@ -117,3 +130,14 @@ class DriftError(MeditronError):
 
 class TrainingError(MeditronError):
     """Training cannot go on: the loss is not a number, or ran away."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: Python's, the system's, or torch's RuntimeError."""
+    if isinstance(error, MeditronError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    )

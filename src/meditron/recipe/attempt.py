@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from meditron.ground.errors import InputError, MeditronError, StorageError
+from meditron.ground.redaction import redact
 from meditron.store.files import make_folder, read_json, write_json
 
 __all__ = ["BESIDE", "Attempt", "Begun", "read_begun", "read_failure"]
@@ -33,7 +34,7 @@ def read_begun(folder: Path) -> Begun | None:
     path = folder / BEGUN
     if not path.is_file():
         return None
-    value = read_json(path)
+    value = read_json(path, strict=True)
     try:
         begun = Begun(**value)
         datetime.fromisoformat(begun.started)
@@ -49,7 +50,10 @@ def read_failure(folder: Path) -> str | None:
     path = folder / FAILED
     if not path.is_file():
         return None
-    value = read_json(path)
+    try:
+        value = read_json(path)
+    except InputError as error:
+        return error.message
     return str(value.get("message")) if isinstance(value, dict) else str(value)
 
 
@@ -65,19 +69,29 @@ class Attempt:
 
     def __enter__(self) -> Self:
         make_folder(self.folder)
-        earlier = read_begun(self.folder)
+        earlier = self._earlier()
         started = earlier.started if earlier else datetime.now(UTC).isoformat()
         self.begun = Begun(self._payload, started, earlier.attempts + 1 if earlier else 1)
         write_json(self.folder / BEGUN, asdict(self.begun))
         (self.folder / FAILED).unlink(missing_ok=True)
         return self
 
+    def _earlier(self) -> Begun | None:
+        """Return the attempt that this one goes on with, if it was for the same."""
+        try:
+            begun = read_begun(self.folder)
+        except InputError:
+            return None
+        return begun if begun and begun.payload == self._payload else None
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, Exception):
             message = (
-                error.message if isinstance(error, MeditronError) else f"{type(error).__name__}: {error}"
+                error.message
+                if isinstance(error, MeditronError)
+                else redact(f"{type(error).__name__}: {error}")
             )
             # On a full disk this cannot be written either; what is raised is what counts.
             with suppress(StorageError):

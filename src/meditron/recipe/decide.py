@@ -95,6 +95,8 @@ def judge(standing: Standing, switches: Switches, before: Mapping[str, Decision]
     """What is done with a stage that is not to be rebuilt, after what was decided for those `before` it."""
     if standing.state == "missing":
         return Decision(standing, "build", "not there yet")
+    if standing.manifest is None and standing.begun is None and not standing.drift:
+        return Decision(standing, "build", f"failed before it made anything: {standing.failure}")
     if standing.drift:
         said = "; ".join(map(str, standing.drift))
         own = any(not difference.inherited for difference in standing.drift)

@@ -7,21 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from meditron.ground.errors import MeditronError
-from meditron.store.files import make_folder, storing
+from meditron.store.lock import lock_file
 
 __all__ = ["locked"]
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; MeditronError, naming the process, where another holds it.
-
-    The lock is the kernel's, so that it goes with the process that held it, however that ended.
-    """
-    path = make_folder(folder) / ".lock"
-    with storing(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+    """Hold a run's folder for this process; MeditronError, naming the process, where another holds it."""
+    with lock_file(folder / ".lock") as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -33,5 +27,3 @@ def locked(folder: Path) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
-    finally:
-        os.close(descriptor)

@@ -11,15 +11,17 @@ __all__ = ["fetched", "identity"]
 _UNFETCHED = "init:"
 
 
-def identity(text: str) -> str:
+def identity(text: str, *, cached: bool = True) -> str:
     """What stands for an outside input's content in a fingerprint. Nothing is downloaded.
+
+    With `cached` off every byte of a local one is read, whatever the cache of digests says.
 
     SourceError where a local one, or the preset of seeded weights, is missing.
     """
     source, selector = _split(text)
     if source.startswith(_UNFETCHED):
         preset(source)
-    return store.identity(source) + (f":{selector}" if selector else "")
+    return store.identity(source, cached=cached) + (f":{selector}" if selector else "")
 
 
 def fetched(text: str) -> tuple[Path, str | None]:

@@ -1,17 +1,20 @@
 """How every stage of a recipe stands: fresh, stale, half-built, missing. Reads; never writes or fetches."""
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from meditron.ground.config import semantic
 from meditron.ground.errors import InputError
-from meditron.recipe.attempt import Begun, read_begun, read_failure
+from meditron.recipe.attempt import BESIDE, Begun, read_begun, read_failure
 from meditron.recipe.drift import Difference, differences
 from meditron.recipe.graph import Reference, ordered, references
 from meditron.recipe.outside import identity
 from meditron.recipe.schema import Recipe, Step
+from meditron.store.fetch import public
 from meditron.store.files import walk
 from meditron.store.manifest import FILE_NAME, Manifest, check, read_manifest
 
@@ -25,11 +28,13 @@ class Standing:
     """How one stage stands."""
 
     step: Step
+    """As it is recorded: its sources as `store.fetch.public` gives them."""
     folder: Path
     state: State
     """`built` by this run; `fresh`: whole, and made from what is asked for; `stale`: made from something
     else, or damaged; `partial`: begun; `failed`: begun, and ended in an error; `missing`: not there."""
     inputs: Mapping[str, Reference]
+    """By the names that the recorded step has; only a reference's `source` is as the recipe has it."""
     digests: Mapping[str, str | None]
     """Input → what stands for its content; None for a stage that is yet to be built."""
     drift: tuple[Difference, ...] = ()
@@ -89,13 +94,17 @@ def stand(
     recipe: Recipe, step: Step, folder: Path, before: Mapping[str, Standing], *, hashes: bool = False
 ) -> Standing:
     """How one stage stands, on `before`: those that it stands on."""
-    inputs = references(recipe, step)
-    digests = {name: _digest(reference, before) for name, reference in inputs.items()}
+    step, inputs = _recorded(step, references(recipe, step))
+    digests = {name: _digest(reference, before, cached=not hashes) for name, reference in inputs.items()}
     found = Standing(step, folder, "missing", inputs, digests)
     now = payload(step, digests)
     try:
         manifest = read_manifest(folder)
-        begun = read_begun(folder) if manifest is None else None
+        if manifest is None and folder.is_symlink():  # work is never done through a link
+            linked = Difference("folder", "a folder", "a link", damage=True)
+            return replace(found, state="stale", drift=(linked,))
+        worked = _holds_work(folder)
+        begun = _begun(folder, now, worked=worked) if manifest is None else None
         problems = check(folder, hashes=hashes) if manifest else []
     except InputError as error:
         damaged = Difference(f"files.{Path(error.path).name}", "whole", error.message, damage=True)
@@ -104,20 +113,66 @@ def stand(
         damage = tuple(_damage(problem) for problem in problems)
         drift = differences(manifest.payload, now) + damage
         return replace(found, state="stale" if drift else "fresh", drift=drift, manifest=manifest)
+    failure = read_failure(folder)
     if begun:
-        failure = read_failure(folder)
         drift = differences(begun.payload, now)
         state: State = "stale" if drift else "failed" if failure else "partial"
         return replace(found, state=state, drift=drift, begun=begun, failure=failure)
-    if folder.is_dir() and walk(folder):
-        unknown = Difference(f"files.{FILE_NAME}", "whole", "missing, with files beside it", damage=True)
-        return replace(found, state="stale", drift=(unknown,))
-    return found
+    if not worked:  # nothing to lose: it is begun anew, whatever it was begun for
+        return replace(found, state="failed" if failure else "missing", failure=failure)
+    unknown = Difference(f"files.{FILE_NAME}", "whole", "missing, with files beside it", damage=True)
+    return replace(found, state="stale", drift=(unknown,))
 
 
-def _digest(reference: Reference, before: Mapping[str, Standing]) -> str | None:
+def _begun(folder: Path, now: dict[str, Any], *, worked: bool) -> Begun | None:
+    """Read what an unfinished stage was begun for; None where it left nothing for what it is for now."""
+    if worked:
+        return read_begun(folder)
+    with suppress(InputError):
+        begun = read_begun(folder)
+        return begun if begun and begun.payload == now else None
+    return None
+
+
+def _holds_work(folder: Path) -> bool:
+    """Return whether a stage's folder holds more than the records of its attempts."""
+    return folder.is_dir() and any(path.relative_to(folder).as_posix() not in BESIDE for path in walk(folder))
+
+
+def _recorded(step: Step, inputs: Mapping[str, Reference]) -> tuple[Step, dict[str, Reference]]:
+    """Replace the sources in a step's config, and the inputs' names, by what may be recorded of them.
+
+    The stage gets this config, so that nothing it writes can hold a secret or an absolute path. Two sources
+    that would be recorded alike are numbered.
+    """
+    shown: dict[str, str] = {}
+    for reference in inputs.values():
+        if reference.source is not None and reference.text not in shown:
+            form = public(reference.text)
+            repeats = sum(other.removesuffix(f" ({n})") == form for n, other in enumerate(shown.values(), 1))
+            shown[reference.text] = f"{form} ({repeats + 1})" if repeats else form
+    config = step.config.model_dump(mode="json", by_alias=True)
+    if (replaced := _replaced(config, shown)) != config:
+        parsed = type(step.config).model_validate_json(json.dumps(replaced), strict=True)
+        step = replace(step, config=parsed)
+    named = {
+        shown.get(name, name): replace(reference, text=shown.get(reference.text, reference.text))
+        for name, reference in inputs.items()
+    }
+    return step, named
+
+
+def _replaced(value: Any, shown: Mapping[str, str]) -> Any:  # noqa: ANN401  # JSON is what it is
+    if isinstance(value, dict):
+        return {key: _replaced(inner, shown) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inner, shown) for inner in value]
+    return shown.get(value, value) if isinstance(value, str) else value
+
+
+def _digest(reference: Reference, before: Mapping[str, Standing], *, cached: bool) -> str | None:
     if reference.source is not None:
-        return identity(reference.source)
+        return identity(reference.source, cached=cached)
     manifest = before[str(reference.step)].manifest
     return manifest.digest if manifest else None
 

@@ -7,6 +7,7 @@ from typing import Any
 from meditron.ground import machine
 from meditron.ground.config import semantic
 from meditron.recipe.plan import Standing
+from meditron.store.fetch import public
 from meditron.store.manifest import FileRecord, Git, InputRecord, Manifest, fingerprint
 
 __all__ = ["manifest_of"]
@@ -34,7 +35,10 @@ def manifest_of(
         beside={key: value for key, value in config.items() if key not in decided},
         seed=step.config.seed,
         inputs={
-            key: InputRecord(reference=reference.source or reference.text, digest=str(standing.digests[key]))
+            key: InputRecord(
+                reference=public(reference.source) if reference.source else reference.text,
+                digest=str(standing.digests[key]),
+            )
             for key, reference in standing.inputs.items()
         },
         files=list(files),

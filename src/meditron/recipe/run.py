@@ -1,6 +1,5 @@
 """Running a recipe: each stage that is not there yet, in order, so that a kill at any moment loses little."""
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from meditron.ground.console import say
-from meditron.ground.errors import MeditronError
+from meditron.ground.errors import MeditronError, is_out_of_memory
 from meditron.ground.units import duration
 from meditron.recipe.attempt import BESIDE, Attempt
 from meditron.recipe.decide import Decision, Switches, decide, judge, refuse
@@ -18,10 +17,10 @@ from meditron.recipe.outside import fetched
 from meditron.recipe.plan import Standing, payload, plan, stand
 from meditron.recipe.provenance import manifest_of
 from meditron.recipe.report import HTML, render
-from meditron.recipe.schema import Recipe
+from meditron.recipe.schema import Recipe, Step
 from meditron.release.mix import FLOATS
 from meditron.store.artifact import Artifact
-from meditron.store.files import sweep
+from meditron.store.files import remove, sweep
 from meditron.store.manifest import FILE_NAME as MANIFEST
 from meditron.store.manifest import record_files, write_manifest
 from meditron.store.results import FILE_NAME as RESULTS
@@ -32,6 +31,11 @@ __all__ = ["RUNS", "RunResult", "run_recipe"]
 RUNS = Path("runs")
 """The folder that holds runs, where none is named."""
 _TRASH = ".removed-"
+_MEMORY_KEYS = (
+    *("micro_batch_size", "batch_size", "sequence_length", "batch_tokens", "max_tokens"),
+    *("shard_documents", "workers", "threads"),
+)
+"""Keys of a stage that decide how much memory its work takes, the strongest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +157,15 @@ def _remove(folder: Path, doomed: Sequence[Path]) -> None:
     for stage in doomed:
         stage.rename(folder / f"{_TRASH}{stage.name}-{time.time_ns()}")
     for trash in folder.glob(f"{_TRASH}*"):
-        shutil.rmtree(trash)
+        remove(trash)
 
 
 def _advance(
     recipe: Recipe, decision: Decision, standings: Mapping[str, Standing], switches: Switches
 ) -> Standing:
     """Bring one stage to where it is whole; what it stands on is, by now."""
-    standing = stand(recipe, decision.standing.step, decision.standing.folder, standings)
+    step = recipe.steps[decision.standing.name]
+    standing = stand(recipe, step, decision.standing.folder, standings)
     now = judge(standing, switches)
     refuse(recipe, [now])
     return standing if now.action == "keep" else _build(recipe, standing, standings)
@@ -176,7 +181,7 @@ def _build(recipe: Recipe, standing: Standing, standings: Mapping[str, Standing]
         sweep(folder)
         inputs = {key: _artifact(standing, key, standings) for key in standing.inputs}
         began = time.monotonic()
-        metrics = step.stage.load()(step.config, inputs, folder)
+        metrics = _work(step, inputs, folder)
         seconds = round(time.monotonic() - began, 3)
         files = [record for record in record_files(folder) if record.path not in BESIDE]
         if not any(record.content for record in files):
@@ -186,7 +191,21 @@ def _build(recipe: Recipe, standing: Standing, standings: Mapping[str, Standing]
         write_manifest(folder, manifest_of(standing, asked, metrics, files, began_at, standings))
     attempt.done()
     say(f"{name}: done in {duration(seconds)}")
-    return replace(stand(recipe, step, folder, standings), state="built")
+    return replace(stand(recipe, recipe.steps[name], folder, standings), state="built")
+
+
+def _work(step: Step, inputs: Mapping[str, Artifact], folder: Path) -> dict[str, Any]:
+    """Do a stage's work; MeditronError that names the keys to lower where it runs out of memory."""
+    try:
+        return step.stage.load()(step.config, inputs, folder)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        lower = [f"{step.name}.{key}" for key in _MEMORY_KEYS if getattr(step.config, key, None) is not None]
+        hint = f"lower {', '.join(lower)}" if lower else "a machine with more memory is needed"
+        raise MeditronError(
+            f"{step.name}: out of memory: {str(error) or 'an allocation failed'}", hint=hint
+        ) from error
 
 
 def _artifact(standing: Standing, key: str, standings: Mapping[str, Standing]) -> Artifact:

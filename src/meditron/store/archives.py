@@ -1,7 +1,9 @@
 """One member out of a zip archive (a wheel is one), trusting nothing the archive says."""
 
+import lzma
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,10 @@ _CHUNK = 1 << 20
 _HIGHEST_RATIO = 1_100
 _SHOWN = 5
 # What zipfile says of damage: a wild offset is an OSError, a compression it has not a NotImplementedError.
-_UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError)
+_UNREADABLE = (
+    *(zipfile.BadZipFile, NotImplementedError, ValueError, OSError, RuntimeError),
+    *(struct.error, zlib.error, lzma.LZMAError, EOFError, MemoryError, LookupError),
+)
 
 
 def members(archive: Path) -> list[str]:
@@ -110,7 +115,7 @@ def _unpacked(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
             while chunk := source.read(_CHUNK):
                 done += len(chunk)
                 yield chunk
-    except (*_UNREADABLE, zlib.error, EOFError) as error:
+    except _UNREADABLE as error:
         raise InputError(archive, f"damaged: {error}", place=entry.filename) from error
     if done != entry.file_size:
         problem = f"unpacks to {done:,} bytes instead of {entry.file_size:,}"

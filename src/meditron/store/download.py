@@ -2,10 +2,15 @@
 
 `NAME.json` beside the file that grows says of what it is a beginning, so that only the same thing (same
 address, same validator or promised hash) is ever continued. It stays when the file is whole: then nothing is
-downloaded again until `forget`.
+downloaded again until `forget`. The address, which may hold secrets, stands in it as a hash.
+
+A server may be silent for 60 seconds and send up to 512 GiB. Redirects are followed ten deep, never from
+https to http.
 """
 
+import base64
 import email.message
+import hashlib
 import http.client
 import os
 import ssl
@@ -18,18 +23,24 @@ from functools import cache
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from meditron.ground.console import progress, say
 from meditron.ground.errors import DigestError, FetchError, InputError, SourceError
+from meditron.ground.redaction import public_address
+from meditron.store.address import checked
+from meditron.store.content import wrong_content
 from meditron.store.files import make_folder, read_json, sha256_file, storing, write_json
 
-__all__ = ["download", "forget"]
+__all__ = ["MAX_BYTES", "download", "forget"]
 
 _CHUNK = 1 << 18
 _TIMEOUT = 60  # seconds without a byte
+MAX_BYTES = 512 << 30
+"""Largest file that is downloaded: 512 GiB, more than any weights file; a server's stream may never end."""
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before the next attempt; progress starts the row again
 _LONGEST_PAUSE = 60.0
+_REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 # Where tools of this kind are told of a company's own certificates.
 _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
@@ -39,7 +50,8 @@ _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_C
 class _Begun:
     """What a `.part` file is the beginning of."""
 
-    url: str
+    address: str
+    """SHA-256 of the address."""
     validator: str | None = None
     """A strong ETag or the Last-Modified date, for If-Range."""
     sha256: str | None = None
@@ -58,7 +70,8 @@ def download(url: str, part: Path, *, sha256: str | None = None) -> str:
 
     Only one process may work on a `part`. Proxies and certificates come from the environment. Raises
     FetchError when the server cannot be reached, SourceError when it has no such thing, DigestError when the
-    bytes are not the promised ones, StorageError when the disk is full.
+    bytes are not the promised ones, InputError when nothing is promised and they are not of the kind that the
+    address' name says (a login page), StorageError when the disk is full. What is refused is not kept.
     """
     make_folder(part.parent)
     continued = _continue(url, part, sha256)
@@ -70,7 +83,12 @@ def download(url: str, part: Path, *, sha256: str | None = None) -> str:
         digest = sha256_file(part)
     if sha256 and digest != sha256:
         forget(part)
-        raise DigestError(url, f"SHA-256 is {digest}, promised was {sha256}")
+        raise DigestError(public_address(url), f"SHA-256 is {digest}, promised was {sha256}")
+    if not sha256 and (problem := wrong_content(part, _name(url))):
+        forget(part)
+        raise InputError(
+            public_address(url), problem, hint="open the address in a browser: does it need a login?"
+        )
     return digest
 
 
@@ -89,10 +107,11 @@ def _continue(url: str, part: Path, sha256: str | None) -> bool:
                 pauses = list(_PAUSES)
             if not pauses:
                 raise FetchError(
-                    f"{_shown(url)}: {broken}", hint="what has arrived is kept; the same command continues it"
+                    f"{public_address(url)}: {broken}",
+                    hint="what has arrived is kept; the same command continues it",
                 ) from broken
             pause = pauses.pop(0) if broken.pause is None else min(broken.pause, _LONGEST_PAUSE)
-            say(f"{_shown(url)}: {broken}; again in {pause:g} s")
+            say(f"{public_address(url)}: {broken}; again in {pause:g} s")
             time.sleep(pause)
         else:
             return before > 0
@@ -107,7 +126,9 @@ def _continues(url: str, part: Path, sha256: str | None) -> bool:
     except (InputError, TypeError):
         return False
     promised = sha256 is not None and begun.sha256 == sha256
-    return begun.url == url and (promised or (begun.validator is not None and begun.sha256 == sha256))
+    return begun.address == _hash(url) and (
+        promised or (begun.validator is not None and begun.sha256 == sha256)
+    )
 
 
 def _attempt(url: str, part: Path, sha256: str | None) -> None:
@@ -120,18 +141,57 @@ def _attempt(url: str, part: Path, sha256: str | None) -> None:
         start = _start(response, part, have)
         if not start:
             part.unlink(missing_ok=True)
-        write_json(_notes(part), asdict(_Begun(url, _validator(response.headers), sha256)))
-        length = response.headers.get("Content-Length", "")
-        whole = start + int(length) if length.isdigit() else None
-        with storing(part), part.open("ab") as file:
-            _copy(response, file, _name(url), start, whole)
+        whole = _whole(response, start)
+        _require_acceptable(url, response, whole, sha256)
+        write_json(_notes(part), asdict(_Begun(_hash(url), _validator(response.headers), sha256)))
+        with storing(part), open(part, "ab", opener=_append_only) as file:  # Path takes none
+            _copy(response, file, url, start, whole)
             file.flush()
             os.fsync(file.fileno())
 
 
+def _append_only(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
+
+
+def _whole(response: http.client.HTTPResponse, start: int) -> int | None:
+    """Bytes of the whole file, where the server says it."""
+    total = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if response.status == HTTPStatus.PARTIAL_CONTENT and total.isdigit():
+        return int(total)
+    length = response.headers.get("Content-Length", "")
+    return start + int(length) if length.isdigit() else None
+
+
+def _require_acceptable(
+    url: str, response: http.client.HTTPResponse, whole: int | None, sha256: str | None
+) -> None:
+    """FetchError for an answer that is no file, or another form of it than was asked for."""
+    if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+        raise FetchError(
+            f"{public_address(url)}: the server answered {response.status} {response.reason}, not a file"
+        )
+    coding = response.headers.get("Content-Encoding", "identity").lower()
+    # Some servers call a .gz file's own compression an encoding; what a hash is promised for is what counts.
+    if (
+        coding not in ("", "identity")
+        and not sha256
+        and not _name(url).endswith((".gz", ".tgz", ".bz2", ".zst"))
+    ):
+        raise FetchError(
+            f"{public_address(url)}: the server sends the file compressed ({coding}), unasked",
+            hint="download it with a browser and name the file's path, or add @sha256:… of the bytes sent",
+        )
+    if whole is not None and whole > MAX_BYTES:
+        raise FetchError(f"{public_address(url)}: {whole:,} bytes, and at most {MAX_BYTES:,} are downloaded")
+
+
 def _open(url: str, part: Path, have: int) -> http.client.HTTPResponse | None:
     """Ask for what is missing; None where nothing is."""
-    request = urllib.request.Request(url, headers={"User-Agent": f"meditron/{version('meditron')}"})  # noqa: S310
+    address, login = _login(url)
+    request = urllib.request.Request(address, headers={"User-Agent": f"meditron/{version('meditron')}"})  # noqa: S310
+    if login:  # for this server, not for one it redirects to
+        request.add_unredirected_header("Authorization", login)
     if have:
         request.add_header("Range", f"bytes={have}-")
         if validator := _noted(part):
@@ -149,13 +209,23 @@ def _open(url: str, part: Path, have: int) -> http.client.HTTPResponse | None:
     return response
 
 
+def _login(url: str) -> tuple[str, str | None]:
+    """An address without its credentials, and the header that says them."""
+    parts = urllib.parse.urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, None
+    said = base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
+    return parts._replace(netloc=host).geturl(), f"Basic {said}"
+
+
 def _start(response: http.client.HTTPResponse, part: Path, have: int) -> int:
     """Where the body begins: 0, or the end of what is here already."""
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         return 0
     span = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     noted, now = _noted(part), _validator(response.headers)
-    if span != str(have) or (noted and now and noted != now):
+    if span != str(have) or (noted and noted != now):
         forget(part)
         raise _Broken("the server sent something else than was asked for")
     return have
@@ -178,6 +248,29 @@ def _context(bundles: tuple[str, ...]) -> ssl.SSLContext:
     return context
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https, but never from https to http, where anybody could answer."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """Return the request for the new address; FetchError where it may not be followed."""
+        try:
+            target = checked(urllib.parse.urldefrag(newurl).url)
+        except SourceError as error:
+            raise FetchError(f"{public_address(req.full_url)}: redirects to {error.message}") from error
+        if req.type == "https" and not target.startswith("https:"):
+            told = f"{public_address(req.full_url)}: redirects from https to {public_address(target)}"
+            raise FetchError(f"{told}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, _login(target)[0])
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """HTTP and HTTPS and nothing else: a redirect may not lead to `file:` or `ftp:`."""
     context = _context(tuple(sorted({os.environ[name] for name in _CERTIFICATES if os.environ.get(name)})))
@@ -187,7 +280,7 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPHandler(),
         urllib.request.HTTPSHandler(context=context),
         urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        _Redirects(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
     ):
@@ -196,14 +289,16 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _copy(
-    response: http.client.HTTPResponse, file: BinaryIO, name: str, start: int, whole: int | None
+    response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, whole: int | None
 ) -> None:
     done = start
-    with progress(f"fetch {name}", total=whole, unit="B", start=start) as bar:
+    with progress(f"fetch {_name(url)}", total=whole, unit="B", start=start) as bar:
         while chunk := _read(response):
             file.write(chunk)
             bar.advance(len(chunk))
             done += len(chunk)
+            if done > MAX_BYTES:
+                raise FetchError(f"{public_address(url)}: the server sent more than {MAX_BYTES:,} bytes")
         # http.client takes a connection that closes early for the end of the body.
         if whole is not None and done != whole:
             raise _Broken(f"the connection broke after {done:,} of {whole:,} bytes")
@@ -234,14 +329,19 @@ def _answered(url: str, part: Path, error: urllib.error.HTTPError) -> None:
         pause = float(after) if after.isdigit() else None
         raise _Broken(f"the server answered {error.code} {error.reason}", pause) from error
     if error.code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-        raise SourceError(f"{_shown(url)}: the server has no such file ({error.code})") from error
-    raise FetchError(f"{_shown(url)}: the server answered {error.code} {error.reason}") from error
+        raise SourceError(f"{public_address(url)}: the server has no such file ({error.code})") from error
+    if "infinite loop" in str(error.reason):
+        raise FetchError(f"{public_address(url)}: the server redirects in a circle ({error.code})") from error
+    hint = "the address needs a login, or its signature has expired" if error.code in _REFUSED else None
+    raise FetchError(
+        f"{public_address(url)}: the server answered {error.code} {error.reason}", hint=hint
+    ) from error
 
 
 def _unreached(url: str, error: urllib.error.URLError) -> FetchError | _Broken:
     if isinstance(error.reason, ssl.SSLCertVerificationError):
         return FetchError(
-            f"{_shown(url)}: the server's certificate is not trusted ({error.reason.verify_message})",
+            f"{public_address(url)}: the server's certificate is not trusted ({error.reason.verify_message})",
             hint="SSL_CERT_FILE names a file of certificates to trust",
         )
     return _Broken(f"not reached ({error.reason})")
@@ -269,12 +369,10 @@ def forget(part: Path) -> None:
     _notes(part).unlink(missing_ok=True)
 
 
+def _hash(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()
+
+
 def _name(url: str) -> str:
     path = urllib.parse.urlsplit(url).path
-    return urllib.parse.unquote(path.rsplit("/", 1)[-1]) or url
-
-
-def _shown(url: str) -> str:
-    """The address without credentials or query, which may be secret."""
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return urllib.parse.unquote(path.rsplit("/", 1)[-1]) or public_address(url)

@@ -10,6 +10,10 @@
 A member may be a glob (`#*/pubmed21n1298.xml.gz`, `…` for `*`) that means exactly one. Fetched files stand
 in the user's cache at a path that holds their SHA-256, beside them a record by which the next call answers
 without network or hashing. Processes that want the same thing wait for each other.
+
+Addresses may hold secrets (`user:password@`, `?X-Amz-Signature=…`). They are used to fetch and for nothing
+else: what is recorded, printed or part of an error is `public(source)`; the cache knows an address by its
+hash.
 """
 
 import fcntl
@@ -26,7 +30,10 @@ from typing import Literal, cast
 
 from meditron.ground.console import say
 from meditron.ground.errors import DigestError, InputError, SourceError
+from meditron.ground.redaction import public_address
+from meditron.store.address import checked, stable_identity
 from meditron.store.archives import MODEL, extract, members, select
+from meditron.store.content import wrong_content
 from meditron.store.download import download, forget
 from meditron.store.files import (
     atomic,
@@ -41,10 +48,11 @@ from meditron.store.files import (
     storing,
     write_json,
 )
+from meditron.store.lock import lock_file
 from meditron.store.manifest import read_manifest
 from meditron.store.registry import find_wheel
 
-__all__ = ["Source", "expanded", "fetch", "identity", "missing", "parse"]
+__all__ = ["Source", "expanded", "fetch", "identity", "missing", "parse", "public"]
 
 Scheme = Literal["pypi", "http", "https", "file", "init"]
 
@@ -57,61 +65,95 @@ _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.+!_-
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source's text, taken apart."""
+    """A source's text, taken apart. `text` and `what` of an address may hold secrets; `shown` does not."""
 
     text: str
     scheme: Scheme
     what: str
-    """`package==version`, the whole address, a path, or a preset's name."""
+    """`package==version`, the whole address as it is asked for, a path, or a preset's name."""
     member: str | None = None
     """The file meant inside an archive; may be a glob."""
     sha256: str | None = None
     """The promised hash of what `fetch` returns."""
 
+    @property
+    def remote(self) -> bool:
+        """Whether it is an address on the web."""
+        return self.scheme in ("http", "https")
+
+    @property
+    def shown(self) -> str:
+        """`what` for messages."""
+        return public_address(self.what) if self.remote else self.what
+
 
 def parse(text: str) -> Source:
-    """Take a source's text apart; SourceError, saying what is expected, where it has no meaning."""
-    rest, sha256 = text, None
+    """Take a source's text apart; SourceError, saying what is expected, where it has no meaning.
+
+    An address is checked and quoted (see `address.checked`) before anything is asked of the network.
+    """
+    rest, sha256, shown = text, None, _shown(text)
     if promised := _DIGEST.search(text):
         rest, sha256 = text[: promised.start()], promised[1].lower()
         if not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise SourceError(f"{text}: a SHA-256 has 64 hexadecimal digits, this one {len(sha256)}")
+            raise SourceError(f"{shown}: a SHA-256 has 64 hexadecimal digits, this one {len(sha256)}")
     if not rest:
         raise SourceError(f"{text!r} names no source")
     matched = _SCHEME.fullmatch(rest)
-    if matched is None or (matched[1] not in _SCHEMES and exists(Path(rest))):
+    if matched is None or (matched[1].lower() not in _SCHEMES and exists(Path(rest))):
         return Source(text, "file", rest, None, sha256)
-    scheme, what = matched[1], matched[2]
+    scheme, what = matched[1].lower(), matched[2]
     if scheme not in _SCHEMES:
         near = get_close_matches(scheme, _SCHEMES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}:?" if near else f"known are {', '.join(f'{s}:' for s in _SCHEMES)}"
-        raise SourceError(f"{text}: no such file, and no such scheme as {scheme}:", hint=hint)
+        raise SourceError(f"{shown}: no such file, and no such scheme as {scheme}:", hint=hint)
     what, _, member = what.partition("#")
     if scheme in ("http", "https"):
-        what = f"{scheme}:{what}"
-        if not urllib.parse.urlsplit(what).netloc:
-            raise SourceError(f"{text}: an address without a host")
+        what = checked(f"{scheme}:{what}")
     if scheme == "pypi" and not _PINNED.fullmatch(what):
-        raise SourceError(f"{text}: a package and its exact version are needed", hint="pypi:package==1.2.3")
+        raise SourceError(f"{shown}: a package and its exact version are needed", hint="pypi:package==1.2.3")
     if not what:
-        raise SourceError(f"{text}: names nothing after {scheme}:")
+        raise SourceError(f"{shown}: names nothing after {scheme}:")
     return Source(text, cast("Scheme", scheme), what, member or None, sha256)
 
 
-def identity(text: str) -> str:
+def _shown(text: str) -> str:
+    return public_address(text) if re.match("https?:", text, re.IGNORECASE) else text
+
+
+def public(text: str) -> str:
+    """Return a source as it may be recorded and published: no credentials, no query, no absolute path.
+
+    A file or folder that is named by an absolute path, or below a user's home, becomes `file:NAME`. Anything
+    else that is no address on the web stays as it is.
+    """
+    if (shown := _shown(text)) != text or re.match("https?:", text, re.IGNORECASE):
+        return shown
+    what = re.sub("^file:", "", text, flags=re.IGNORECASE)
+    if not what.startswith(("/", "~")):
+        return text
+    path, mark, promise = what.partition("@sha256:")
+    return f"file:{Path(path).name or '…'}{mark}{promise}"
+
+
+def identity(text: str, *, cached: bool = True) -> str:
     """What stands for a source in a fingerprint, without fetching it.
 
     The promised SHA-256 where there is one; else for local files and folders the content's (a run's stage
-    has its manifest's digest); else the text itself. SourceError where a local path is missing.
+    has its manifest's digest), from the cache of digests unless `cached` is off; else for an address what
+    `stable_identity` says, so that a renewed signature changes nothing; else the text itself. SourceError
+    where a local path is missing.
     """
     source = parse(text)
     if source.sha256:
         return f"sha256:{source.sha256}"
+    if source.remote:
+        return stable_identity(source.what, source.member)
     if source.scheme != "file":
         return text
     path = _local(source)
     manifest = read_manifest(path) if path.is_dir() else None
-    digest = manifest.digest if manifest else digest_of(path)
+    digest = manifest.digest if manifest else digest_of(path, cached=cached)
     return f"sha256:{digest}" + (f"#{source.member}" if source.member else "")
 
 
@@ -182,17 +224,26 @@ def _record(key: str) -> Path:
 
 
 def _recorded(key: str, source: Source) -> Path | None:
-    """What an earlier call fetched, when it is still there as it was and is what is promised now."""
+    """What an earlier call fetched, when it is still there as it was and is what is promised now.
+
+    Bytes whose time is another, as in a cache that was copied, are hashed once more. A page that an earlier
+    version took for a file is fetched again.
+    """
     if not _record(key).is_file():
         return None
     try:
-        known = read_json(_record(key))
-        path = cache_folder() / known["path"]
+        known = read_json(_record(key), strict=True)
+        path, sha256 = cache_folder() / known["path"], known["sha256"]
         status = path.stat()
-        if [status.st_size, status.st_mtime_ns] != [known["bytes"], known["mtime_ns"]]:
+        if status.st_size != known["bytes"] or source.sha256 not in (None, sha256):
             return None
-        return path if source.sha256 in (None, known["sha256"]) else None
-    except (InputError, LookupError, TypeError, FileNotFoundError):
+        if status.st_mtime_ns != known["mtime_ns"]:
+            if sha256_file(path) != sha256:
+                return None
+            write_json(_record(key), known | {"mtime_ns": status.st_mtime_ns})
+        unsure = source.remote and not source.sha256 and not source.member
+        return None if unsure and wrong_content(path, path.name) else path
+    except (InputError, SourceError, LookupError, TypeError, OSError):
         # A damaged record is none: what it speaks of is fetched again and verified.
         return None
 
@@ -201,15 +252,12 @@ def _recorded(key: str, source: Source) -> Path | None:
 def _alone(source: Source) -> Iterator[None]:
     """Hold the lock of a source: processes that want the same archive fetch it one after the other."""
     name = hashlib.sha256(canonical([source.scheme, source.what])).hexdigest()[:32]
-    path = make_folder(cache_folder() / "locks") / name
-    with storing(path):
-        file = path.open("w")
-    with file:
+    with lock_file(cache_folder() / "locks" / name) as descriptor:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"{source.what}: another process is fetching it; waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            say(f"{source.shown}: another process is fetching it; waiting")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
 
 
@@ -224,7 +272,7 @@ def _fetched(key: str, source: Source) -> Path:
     status = path.stat()
     relative = path.relative_to(cache_folder()).as_posix()
     seen = {"path": relative, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
-    write_json(_record(key), {"source": source.text, "member": inside, **seen})
+    write_json(_record(key), {"source": public(source.text), "member": inside, **seen})
     _drop(archive)
     return path
 
@@ -239,7 +287,7 @@ def _taken(key: str, source: Source, archive: Path, sha256: str) -> tuple[Path, 
         sha256 = sha256_file(staged)
     if source.sha256 and sha256 != source.sha256:
         _drop(staged)
-        what = f"{source.what}#{inside}" if inside else source.what
+        what = f"{source.shown}#{inside}" if inside else source.shown
         raise DigestError(what, f"SHA-256 is {sha256}, promised was {source.sha256}")
     return _kept(staged, sha256, name), sha256, inside
 
@@ -301,6 +349,6 @@ def _kept(staged: Path, sha256: str, name: str) -> Path:
             staged.replace(path)
         _drop(staged)
         return path
-    with staged.open("rb") as file, atomic(path) as copy:
+    with reading(staged), staged.open("rb") as file, atomic(path) as copy:
         shutil.copyfileobj(file, copy, 1 << 20)
     return path

@@ -1,12 +1,14 @@
 """Files that are whole or absent: atomic writes, canonical JSON, digests.
 
-A kill leaves the old file or the new one, and at worst a temporary beside it, which `sweep` removes.
+A kill leaves the old file or the new one, and at worst a temporary beside it, which `sweep` removes. Nothing
+here writes or removes through a link.
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -18,6 +20,8 @@ from typing import IO, Any, BinaryIO, Literal, TextIO, cast, overload
 from meditron.ground.errors import InputError, SourceError, StorageError, UsageError
 
 __all__ = [
+    "MAX_JSON_BYTES",
+    "MAX_JSON_DEPTH",
     "atomic",
     "cache_folder",
     "canonical",
@@ -27,6 +31,7 @@ __all__ = [
     "read_json",
     "reading",
     "refuse_overwrite",
+    "remove",
     "remove_folder",
     "sha256_file",
     "storing",
@@ -37,9 +42,15 @@ __all__ = [
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+# numpy's `tofile`, which loses the reason: the disk is full, or the file may grow no larger.
+_NUMPY_SHORT = re.compile(r"\d+ requested and \d+ written")
 _TEMPORARY = ".tmp"
 # Below this, hashing is about as fast as looking up what the hash was.
 _CACHED_FROM_BYTES = 1 << 20
+MAX_JSON_BYTES = 256 << 20
+"""Largest JSON file that is read: 256 MiB. Memory while it is read is some ten times that."""
+MAX_JSON_DEPTH = 100
+"""Deepest nesting of a JSON file; Python's own recursion ends at some hundreds."""
 # A file changed this shortly before it was hashed may change again without its time showing it.
 _SETTLED_NS = 2_000_000_000
 
@@ -66,10 +77,10 @@ def storing(path: Path) -> Iterator[None]:
         if not _concerns(error, path):
             raise
         free, hint = "", "choose another place with --out or $MEDITRON_CACHE"
-        if error.errno in _FULL:
+        if error.errno in _FULL or error.errno is None:
             free = f" ({shutil.disk_usage(_existing(path)).free:,} bytes are free there)"
             hint = f"make room, or {hint}"
-        raise StorageError(f"{path}: {error.strerror}{free}", hint=hint) from error
+        raise StorageError(f"{path}: {error.strerror or error}{free}", hint=hint) from error
 
 
 @contextmanager
@@ -122,7 +133,7 @@ def _existing(path: Path) -> Path:
 
 def _concerns(error: OSError, path: Path) -> bool:
     if error.filename is None:  # said of an open file: a broken connection may pass through here as well
-        return error.errno in _FULL | _FAILED
+        return error.errno in _FULL | _FAILED or _NUMPY_SHORT.fullmatch(str(error)) is not None
     path, named = path.absolute(), Path(os.fsdecode(error.filename)).absolute()
     return named.parent == path.parent or named in (path, *path.parents)
 
@@ -149,7 +160,8 @@ def atomic(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     with storing(path):
-        file = temporary.open(mode, **cast("dict[str, Any]", text))
+        # `x` never opens what is there: no file of somebody's, and no link to one.
+        file = temporary.open(mode.replace("w", "x"), **cast("dict[str, Any]", text))
         try:
             yield file
             file.flush()
@@ -181,27 +193,57 @@ def _is_temporary(path: PurePath) -> bool:
 def sweep(folder: Path) -> None:
     """Remove the temporaries that killed writes left under `folder`, which nobody may be writing to now."""
     for path in sorted(folder.rglob(f".*{_TEMPORARY}")):
-        if path.is_dir():
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (never what it leads to) or a folder with all in it; nothing if it is gone."""
+    with storing(path), suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that a kill leaves all of it or none under its name; `sweep` removes the rest."""
     doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    remove(doomed)
 
 
 def walk(folder: Path) -> list[Path]:
-    """Every file under `folder`, sorted by relative path; temporaries and hidden folders left out."""
-    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    return [
-        found[relative]
-        for relative in sorted(found, key=PurePath.as_posix)
-        if not _is_temporary(relative) and not any(part.startswith(".") for part in relative.parts[:-1])
-    ]
+    """Every file under `folder`, sorted by relative path; temporaries and hidden folders left out.
+
+    Links are followed, and each folder is entered once: under its own path, or else under the first link that
+    leads to it, so that a circle of links ends. InputError for a link that leads nowhere.
+    """
+    found: list[Path] = []
+    links: list[Path] = []
+    entered: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting or links:
+        # Folders before links to them: a folder's own path is the one it is read under.
+        at = waiting.pop() if waiting else links.pop(0)
+        with reading(at):
+            status = at.stat()
+            if (key := (status.st_dev, status.st_ino)) in entered:
+                continue
+            entered.add(key)
+            entries = sorted(os.scandir(at), key=lambda entry: entry.name)
+        for entry in entries:
+            path = Path(entry.path)
+            hidden = entry.name.startswith(".")
+            if entry.is_symlink() and not path.exists():
+                if not hidden:
+                    raise InputError(path, "a link that leads nowhere", hint="remove it, or what it is in")
+            elif entry.is_dir():
+                if not hidden:
+                    (links if entry.is_symlink() else waiting).append(path)
+            elif entry.is_file() and not _is_temporary(path):
+                found.append(path)
+        links.sort()
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def canonical(value: object) -> bytes:
@@ -233,17 +275,35 @@ def _require_plain(value: object, place: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write a plain value atomically, indented, for people and programs; ValueError for NaN and infinity."""
-    with atomic(path, "w") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-
-
-def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON is what it is
-    """Read a JSON file; InputError, with line and column, where it is damaged; errors as of `reading`."""
-    with reading(path):
-        content = path.read_bytes()
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        return json.loads(content)
+        content = text.encode()
+    except UnicodeEncodeError:  # a file's name that is no UTF-8, which JSON can only hold escaped
+        content = json.dumps(value, indent=2).encode() + b"\n"
+    with atomic(path) as file:
+        file.write(content)
+
+
+def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # JSON is what it is
+    """Read a JSON file.
+
+    Args:
+        path: The file: at most 256 MiB, nested at most 100 deep.
+        strict: Refuse a key that comes twice, NaN and infinity: meditron's own records never hold them.
+
+    Raises:
+        InputError: it is damaged, too large or too deep, with line and column where there are such.
+        SourceError: there is no such file.
+    """
+    with reading(path), path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise InputError(path, f"larger than {MAX_JSON_BYTES:,} bytes, the most that is read of a JSON file")
+    rules: dict[str, Any] = (
+        {"object_pairs_hook": _unique, "parse_constant": _not_json, "parse_float": _finite} if strict else {}
+    )
+    try:
+        value = json.loads(content, **rules)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise InputError(path, f"not JSON: {error.msg}", place=place) from error
@@ -251,6 +311,39 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  # JSON is what it is
         raise InputError(path, "not UTF-8", place=f"byte {error.start}") from error
     except (RecursionError, ValueError) as error:
         raise InputError(path, f"not JSON that can be read: {error}") from error
+    if _deeper(value, MAX_JSON_DEPTH):
+        raise InputError(path, f"nested more than {MAX_JSON_DEPTH} levels deep")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+    return table
+
+
+def _not_json(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if value - value == 0 else _not_json(text)
+
+
+def _deeper(value: object, levels: int) -> bool:
+    """Return whether containers are nested more than `levels` deep."""
+    layer = [value] if isinstance(value, dict | list) else []
+    for _ in range(levels):
+        layer = [
+            inner
+            for outer in layer
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    return bool(layer)
 
 
 def sha256_file(path: Path) -> str:
@@ -259,31 +352,38 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, or of a folder as the list of its files.
+def digest_of(path: Path, *, cached: bool = True) -> str:
+    """Hexadecimal SHA-256 of a file, or of a folder as the list of its files (see `walk`).
 
-    What was hashed once is remembered in the user's cache by path, size and time. SourceError where nothing
-    is there.
+    What was hashed once is remembered in the user's cache by path, inode, size, time of change of content and
+    of status: a file written anew is hashed anew even if its size and its content's time were put back
+    (`touch -r`), as nobody can set the status' time. With `cached` off every byte is read. SourceError where
+    nothing is there.
     """
     if path.is_dir():
-        files = [[file.relative_to(path).as_posix(), _file_digest(file)] for file in walk(path)]
+        files = [
+            [file.relative_to(path).as_posix(), _file_digest(file, cached=cached)] for file in walk(path)
+        ]
         return hashlib.sha256(canonical(files)).hexdigest()
-    return _file_digest(path)
+    return _file_digest(path, cached=cached)
 
 
-def _file_digest(path: Path) -> str:
+def _file_digest(path: Path, *, cached: bool) -> str:
     with reading(path):
         status = path.stat()
-    if status.st_size < _CACHED_FROM_BYTES:
+    if status.st_size < _CACHED_FROM_BYTES or not cached:
         return sha256_file(path)
-    seen = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
+    times = [status.st_mtime_ns, status.st_ctime_ns]
+    seen = [str(path.resolve()), status.st_size, status.st_dev, status.st_ino, *times]
     record = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
     with suppress(SourceError, InputError):
-        known = read_json(record)
+        known = read_json(record, strict=True)
         if isinstance(known, dict) and known.get("seen") == seen:
-            return str(known.get("sha256"))
+            digest = known.get("sha256")
+            if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest):
+                return digest
     digest = sha256_file(path)
-    if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
+    if time.time_ns() - max(times) > _SETTLED_NS:
         # A cache that cannot be written costs time, never an answer.
         with suppress(StorageError):
             write_json(record, {"seen": seen, "sha256": digest})

@@ -7,12 +7,19 @@ another time, has the same digest, and digests chain through the inputs.
 
 import hashlib
 from collections.abc import Sequence
-from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    StringConstraints,
+    ValidationError,
+)
 
 from meditron.ground.errors import InputError
 from meditron.store.files import canonical, read_json, sha256_file, walk, write_json
@@ -54,7 +61,7 @@ class FileRecord(_Record):
 
     path: Annotated[str, AfterValidator(_inside)]
     """Relative to the artifact's folder, with `/`."""
-    bytes: int
+    bytes: NonNegativeInt
     sha256: Sha256
     content: bool = True
     """Whether it says what the artifact is. Reports and metrics carry times: they do not."""
@@ -100,8 +107,8 @@ class Manifest(_Record):
     libraries: dict[str, str] = {}
     """Library → version."""
     machine: dict[str, Any] = {}
-    started: datetime
-    ended: datetime
+    started: AwareDatetime
+    ended: AwareDatetime
     licences: dict[str, str] = {}
     """Source → licence."""
 
@@ -118,10 +125,17 @@ def fingerprint(payload: dict[str, Any]) -> str:
 
 
 def record_files(folder: Path, *, beside: Sequence[str] = _BESIDE) -> list[FileRecord]:
-    """Hash every file of an artifact but its manifest; those matching a glob of `beside` are no content."""
+    """Hash every file of an artifact but its manifest; those matching a glob of `beside` are no content.
+
+    InputError for a file whose name is no UTF-8, which a manifest cannot hold.
+    """
     records = []
     for path in walk(folder):
         relative = path.relative_to(folder).as_posix()
+        if not relative.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in relative):
+            raise InputError(
+                path, "its name is not UTF-8", hint="rename it, or remove it from the stage's folder"
+            )
         if relative != FILE_NAME:
             content = not any(fnmatch(relative, pattern) for pattern in beside)
             size, digest = path.stat().st_size, sha256_file(path)
@@ -139,9 +153,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / FILE_NAME
     if not path.is_file():
         return None
-    value = read_json(path)
+    value = read_json(path, strict=True)
     try:
-        return Manifest.model_validate(value)
+        manifest = Manifest.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "top level"
@@ -149,6 +163,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         if place == "schema_version":
             hint = "another version of meditron wrote it; update meditron, or build the stage again"
         raise InputError(path, first["msg"], place=place, hint=hint) from error
+    if fingerprint(manifest.payload) != manifest.fingerprint:
+        raise InputError(path, "the fingerprint is not that of the payload: one of them was altered")
+    return manifest
 
 
 def check(folder: Path, *, hashes: bool = False) -> list[str]:

