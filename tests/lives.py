@@ -232,9 +232,8 @@ class Life:
             n=self.whole(),
             difference=value,
             interval=(value - 0.05, value + 0.05),
-            p=self.random.uniform(0.01, 0.049),
+            p=self.random.uniform(1e-5, 8e-5),
             detectable=self.small(),
-            mcnemar=self.random.uniform(0.01, 0.049) if "task" in of else None,
             **of,
         )
 

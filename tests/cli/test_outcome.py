@@ -56,7 +56,7 @@ def run(tmp_path: Path) -> RunResult:
 def test_one_table_has_every_model_beside_what_needs_none(
     run: RunResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show.outcome(run, answer=True)
+    show.outcome(run, answer=True, full=True)
     out, err = capsys.readouterr()
     lines = {line.strip().partition("  ")[0]: line for line in out.splitlines()}
     assert {*MODELS, "base (calibrated)", "majority", "naive Bayes"} <= lines.keys()
@@ -68,6 +68,17 @@ def test_one_table_has_every_model_beside_what_needs_none(
         assert f"{file['type']} {size(file['bytes'])}" in lines["quantize"]
     assert {"base → pretrain", "pretrain → finetune", "finetune → quantize:Q4_K_M"} <= lines.keys()
     assert f"next:   meditron chat {run.folder / 'quantize'}:Q4_K_M" in err.splitlines()
+
+
+def test_without_full_there_are_two_tables_and_the_next_command(
+    run: RunResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show.outcome(run, answer=True)
+    out, err = capsys.readouterr()
+    assert sum(set(line.strip()) == {"─"} for line in out.splitlines()) == 2
+    assert len(out.splitlines()) < 40
+    assert "pretrain → finetune" not in out
+    assert "next:   meditron chat" in err
 
 
 def test_without_a_quantized_file_it_offers_the_last_model(

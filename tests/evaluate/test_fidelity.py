@@ -64,7 +64,7 @@ def test_every_figure_is_that_of_whole_distributions_in_transformers(
 def test_a_model_against_itself_is_the_same(tiny: Path, corpus: Path, tmp_path: Path) -> None:
     _, [found, *_] = held(tiny, tiny, choose(corpus, 200), tmp_path)
     assert (found.kl_mean, found.kl_99, found.top_agreement, found.perplexity_ratio) == (0, 0, 1, 1)
-    assert found.intervals["perplexity_ratio"] == (1, 1)
+    assert found.intervals["perplexity_ratio"] is None  # nothing varies
 
 
 def test_what_is_there_is_not_computed_again(

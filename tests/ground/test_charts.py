@@ -21,7 +21,9 @@ ALL = {
     "one point": lambda: lines({"pubmed": [(5.0, 2.0)]}, "tokens", "loss"),
     "none": lambda: lines({}, "tokens", "loss"),
     "many": lambda: lines({f"s{k}": [(0, k), (1, k + 1)] for k in range(9)}, "x", "y"),
-    "intervals": lambda: intervals([("pretrain − base", -0.19, -0.202, -0.178)], "nats"),
+    "intervals": lambda: intervals(
+        [("pretrain − base", -0.19, (-0.202, -0.178)), ("few", -0.1, None)], "nats"
+    ),
     "bars": lambda: bars([("pubmed", 1_234_567.0), ("wiki", 3.5), ("none", 0.0)], "tokens"),
 }
 
@@ -88,9 +90,16 @@ def test_points_that_are_no_numbers_are_left_out() -> None:
 
 
 def test_differences_have_a_line_at_zero_and_values_have_none() -> None:
-    assert "stroke-dasharray" in intervals([("a", -0.1, -0.2, -0.05)], "nats")
-    assert "stroke-dasharray" not in intervals([("a", 19.0, 18.0, 20.0)], "perplexity")
-    assert "stroke-dasharray" in intervals([("a", 0.1, 0.05, 0.2)], "nats", reference=0.0)
+    assert "stroke-dasharray" in intervals([("a", -0.1, (-0.2, -0.05))], "nats")
+    assert "stroke-dasharray" not in intervals([("a", 19.0, (18.0, 20.0))], "perplexity")
+    assert "stroke-dasharray" in intervals([("a", 0.1, (0.05, 0.2))], "nats", reference=0.0)
+
+
+def test_a_value_without_an_interval_is_drawn_open_and_labelled() -> None:
+    svg = intervals([("pubmed", 19.0, (18.0, 20.0)), ("wiki", 21.0, None)], "perplexity")
+    assert {"pubmed", "wiki (no interval)"} <= set(texts(svg))
+    assert svg.count('stroke-width: 2"') == 1
+    assert "stroke-dasharray" in intervals([("a", -0.1, None)], "nats")
 
 
 @settings(max_examples=6, deadline=None)

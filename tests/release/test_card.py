@@ -25,8 +25,8 @@ from meditron.release.card_config import CardConfig
 from meditron.release.card_markdown import Markdown
 from meditron.store.models import resolve
 
-STATED = {"95", "99th", "macro-F1", "max_new_tokens=64"}
-"""Words with a figure in them that are the card's own: two levels, a measure's name, an example's length."""
+STATED = {"95", "99th", "6", "0.05", "0.001", "macro-F1", "max_new_tokens=64"}
+"""Words with a figure that are the card's own: levels, a sample size, a measure's name, a length."""
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(\.\d+)*(e[-+]?\d+)?")
 
 

@@ -74,7 +74,7 @@ def test_a_step_is_told_by_every_measure_whether_it_was_compared_or_not(result: 
             comparison(0.02, -0.01, 0.05, task=TASK),
             "undecided",
             "no difference between finetune and base is shown: +2.0 percentage points, 95 % interval −1.0 to "
-            "+5.0; one of 5.0 would have been seen",
+            "+5.0, p = 0.010; a difference of 5.0 would be detected",
         ),
     ],
 )
@@ -89,14 +89,46 @@ def test_better_and_worse_are_what_the_measure_means(
 def test_no_test_beside_the_interval_is_gainsaid() -> None:
     few = comparison(0.01, 0.002, 0.02, task=TASK)
     assert tables.verdict(few) == "better"
-    assert tables.verdict(few.model_copy(update={"mcnemar": 0.06})) == "undecided"
+    assert tables.verdict(few.model_copy(update={"p_adjusted": 0.06})) == "undecided"
     assert tables.verdict(few.model_copy(update={"p": 0.24})) == "undecided"
 
 
 def test_models_that_answer_alike_say_nothing_of_what_would_be_seen(result: EvaluationResult) -> None:
-    alike = comparison(0, 0, 0, task=TASK).model_copy(update={"detectable": 0.0, "p": 1.0})
-    assert tables.differences([alike]).rows[0][-2:] == ("", "undecided")
-    assert "four times" not in tables.sentence(alike, result, {})
+    nothing = {"difference": 0.0, "interval": None, "detectable": None, "p": 1.0}
+    alike = comparison(0, 0, 0, source="wiki").model_copy(update=nothing)
+    assert tables.differences([alike]).rows[0][-2:] == ("", "identical")
+    told = tables.sentence(alike, result, {})
+    assert told == "On 600 held-out documents of wiki, finetune and base are identical: no document differs."
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_fewer_than_six_documents_have_no_interval_and_no_verdict(result: EvaluationResult, n: int) -> None:
+    few = {"n": n, "interval": None, "detectable": None, "p": 2 / 2**n}
+    found = comparison(-0.2, 0, 0, source="wiki").model_copy(update=few)
+    (row,) = tables.differences([found]).rows
+    assert row[3] == "−0.2000 (no interval)"
+    assert row[-3:] == ("", "", "too few to compare")
+    told = tables.sentence(found, result, {})
+    assert "95 %" not in told
+    assert told.endswith("too few for a verdict.")
+
+
+def test_verdicts_are_adjusted_for_all_comparisons_of_a_report(result: EvaluationResult) -> None:
+    one = comparison(-0.2, -0.3, -0.1, source="pubmed")  # p = 0.01
+    few = one.model_copy(update={"n": 5, "interval": None})
+    several = result.model_copy(update={"differences": []}).model_dump() | {
+        "differences": [one, few, *[one] * 5]
+    }
+    found = EvaluationResult.model_validate(several).differences
+    assert [each.p_adjusted for each in found] == [pytest.approx(0.06), None, *[pytest.approx(0.06)] * 5]
+    assert {each.family for each in found} == {6}
+    assert {tables.verdict(each) for each in found} == {"undecided", "too few to compare"}
+    assert "p = 0.060 (adjusted for 6 comparisons)" in tables.sentence(found[0], result, {})
+    assert "adjusted for 6 comparisons (Holm)" in tables.differences(found).caption
+    assert (
+        tables.verdict(EvaluationResult.model_validate(several | {"differences": [one]}).differences[0])
+        == "better"
+    )
 
 
 def test_an_answer_by_next_token_has_a_row_of_its_own(result: EvaluationResult) -> None:

@@ -19,7 +19,7 @@ from meditron.cli.parse import parse
 from meditron.cli.quantize import quantize
 from meditron.cli.run import run
 from meditron.cli.status import status
-from meditron.ground.console import configure
+from meditron.ground.console import configure, substitute_unencodable
 from meditron.ground.notice import ADVISORY
 from meditron.version import __version__
 
@@ -67,4 +67,5 @@ def _top(
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run the command with `tokens`, else with what it was started with, and end the process."""
+    substitute_unencodable()
     sys.exit(guarded(lambda: app.meta(tokens, exit_on_error=False, print_error=False)))

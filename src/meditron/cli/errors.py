@@ -1,10 +1,11 @@
 """What a person sees when something fails: one line and a hint, never a traceback unless it is asked for.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted, 141 the reader of stdout has gone.
 """
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from meditron.ground.errors import MeditronError, MissingExtra, StorageError
 __all__ = ["INTERRUPTED", "guarded"]
 
 INTERRUPTED = 130
+BROKEN_PIPE = 128 + signal.SIGPIPE
 
 EXTRAS = {
     "torch": "train",
@@ -94,6 +96,14 @@ def _tell(line: str, hint: str | None = None) -> None:
 
 
 def _close_quietly() -> int:
-    """The reader has gone, as `head` does: nothing to say, and nothing for Python to say when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+    """End as a process does that SIGPIPE ends, when the reader (such as `head`) has gone.
+
+    Python would report what it cannot write at its own end: both streams go to the null device.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(null, stream.fileno())
+    return BROKEN_PIPE

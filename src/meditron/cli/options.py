@@ -10,6 +10,8 @@ from cyclopts import Parameter
 
 __all__ = ["STDIN", "EngineName", "Json", "Out", "RecipeFile", "Set", "emit", "emit_line"]
 
+# Escaped in JSON for a stdout that is not UTF-8: every reader of JSON takes the escapes.
+_NOT_ASCII = re.compile("[^\n -~]")
 # What UTF-8 cannot hold, and control characters that JSON lets stand but a terminal would obey.
 _UNPRINTED = re.compile("[\x7f-\x9f\ud800-\udfff]")
 STDIN = "\0-"
@@ -38,4 +40,6 @@ def emit(value: dict[str, Any]) -> None:
 
 def emit_line(text: str) -> None:
     """Print JSON that is already written, with escapes for what a terminal would obey."""
-    sys.stdout.write(_UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    escaped = _UNPRINTED if encoding.lower().replace("-", "").startswith("utf") else _NOT_ASCII
+    sys.stdout.write(escaped.sub(lambda found: json.dumps(found[0])[1:-1], text))

@@ -61,16 +61,19 @@ def decisions(result: RunResult, *, answer: bool) -> None:
     table(("stage", "would", "from", "why"), rows, title=str(result.folder), answer=answer)
 
 
-def outcome(result: RunResult, *, answer: bool) -> None:
-    """What a run made, its results, and the command to type next."""
+def outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
+    """Print a run's stages, its scores, and the next command; with `full` every table of the results."""
     stages(result, answer=answer)
     if not result.built:
-        say("nothing is to be done: every stage asked for is there")
+        say("Nothing to do: all stages are up to date.")
     for found in result.evaluations.values():
-        _life(found, result, answer=answer)
+        _table(result_tables.overview(found, result.domains), answer=answer)
+        if full:
+            _details(found, result, answer=answer)
     report = result.folder / HTML
     if report.is_file():
-        say(f"report: {report}")
+        more = "" if full or not result.evaluations else " (differences, fidelity, methods; or --full)"
+        say(f"report: {report}{more}")
     if result.quantized is not None:
         say(f"next:   {shlex.join(['meditron', 'chat', result.quantized])}")
     elif result.model is not None:
@@ -78,9 +81,8 @@ def outcome(result: RunResult, *, answer: bool) -> None:
         say(f"next:   {shlex.join(command)}")
 
 
-def _life(found: EvaluationResult, result: RunResult, *, answer: bool) -> None:
-    """A row a model, what each step did, and how sure that is; all else is in the report."""
-    _table(result_tables.overview(found, result.domains), answer=answer)
+def _details(found: EvaluationResult, result: RunResult, *, answer: bool) -> None:
+    """Print the change from each step to the next, the paired differences, and fidelity."""
     steps = result_tables.steps(found, result_tables.origins(found, result.origins))
     if steps.rows:
         _table(steps, answer=answer)

@@ -140,9 +140,6 @@ def differences(
     pairs: Sequence[Against],
     rows: Mapping[str, Sequence[QuestionRow]],
     reference: Reference | None,
-    *,
-    seed: int,
-    resamples: int,
 ) -> list[Comparison]:
     """Each pair by the exam's rule; its models against the first's calibrated rule and against naive Bayes.
 
@@ -167,9 +164,7 @@ def differences(
         }
         sides += [(BAYES, guessed, model, ()) for model in compared or rows]
     return [
-        accuracy_difference(
-            exam.label, a, of_a, b, _right(rows[b]), unlike=differing, seed=seed, resamples=resamples
-        )
+        accuracy_difference(exam.label, a, of_a, b, _right(rows[b]), unlike=differing)
         for a, of_a, b, differing in sides
         if len(of_a) >= 2
     ]

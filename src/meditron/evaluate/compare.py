@@ -19,9 +19,9 @@ from typing import Any, Generic, TypeVar
 
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow, Row, read_rows
 from meditron.ground.errors import InputError, SourceError, UsageError
-from meditron.ground.statistics import mcnemar, paired_bootstrap
+from meditron.ground.statistics import paired_bootstrap, paired_proportions
 from meditron.store.jsonl import read_jsonl
-from meditron.store.results import Comparison
+from meditron.store.results import Comparison, adjusted
 
 __all__ = ["Result", "Right", "accuracy_difference", "compare", "differences", "open_result", "unlike"]
 
@@ -78,7 +78,7 @@ def compare(a: str, b: str, *, seed: int = 1, resamples: int = 10_000) -> list[C
             that stand in both were measured in ways that do not compare.
         InputError: a document's text, a question, or a prompt is not the same in both.
     """
-    return differences(open_result(a), open_result(b), seed=seed, resamples=resamples)
+    return adjusted(differences(open_result(a), open_result(b), seed=seed, resamples=resamples))
 
 
 def open_result(spec: str) -> Result:
@@ -145,7 +145,7 @@ def _model(path: Path, model: str | None, rows: Sequence[Row]) -> str:
 
 def differences(a: Result, b: Result, *, seed: int, resamples: int) -> list[Comparison]:
     """The paired difference b − a of each source and task that both hold (see `compare` for the errors)."""
-    found = [*_of_documents(a, b, seed, resamples), *_of_questions(a, b, seed, resamples)]
+    found = [*_of_documents(a, b, seed, resamples), *_of_questions(a, b)]
     if not found:
         common = sum(len(pair.rows) for pair in _every_pair(a, b))
         counts = " and ".join(
@@ -242,7 +242,7 @@ def _comparable(
     return "byte", losses, len(pairs) - len(whole)
 
 
-def _of_questions(a: Result, b: Result, seed: int, resamples: int) -> Iterator[Comparison]:
+def _of_questions(a: Result, b: Result) -> Iterator[Comparison]:
     for task in a.tasks:
         pairings = list(_pairings(a.tasks[task], b.tasks.get(task, ())))
         chosen = _chosen(a, b, "questions have other words, options or gold", pairings)
@@ -252,17 +252,8 @@ def _of_questions(a: Result, b: Result, seed: int, resamples: int) -> Iterator[C
                     {pair[side].item(): pair[side].correct for pair in paired.rows} for side in (0, 1)
                 )
                 several = _several(paired.rows[0][0]) if len(chosen) > 1 else ""
-                yield accuracy_difference(
-                    f"{task}{several}",
-                    a.name,
-                    of_a,
-                    b.name,
-                    of_b,
-                    unlike=paired.unlike,
-                    seed=seed,
-                    resamples=resamples,
-                    of=task,
-                )
+                named = f"{task}{several}"
+                yield accuracy_difference(named, a.name, of_a, b.name, of_b, unlike=paired.unlike, of=task)
 
 
 def _several(row: QuestionRow) -> str:
@@ -296,21 +287,23 @@ def accuracy_difference(
     of_b: Right,
     *,
     unlike: tuple[str, ...] = (),
-    seed: int,
-    resamples: int,
     of: str | None = None,
 ) -> Comparison:
-    """Accuracy of b − that of a on the same questions, with McNemar's exact p; `of`: the task's own name."""
-    right = [(float(of_a[item]), float(of_b[item])) for item in sorted(of_a)]
-    only_a, only_b = (right.count(sides) for sides in ((1.0, 0.0), (0.0, 1.0)))
+    """Subtract the accuracy of a from that of b on the same questions.
+
+    `unlike` are differences of the two measurements, which the measure's name says; `of` is the task's own
+    name, if `task` says more than that.
+    """
+    right = [(of_a[item], of_b[item]) for item in sorted(of_a)]
+    found = paired_proportions(right.count((False, True)), right.count((True, False)), len(right))
     return Comparison(
         a=a,
         b=b,
         what=_what(f"accuracy, {task}", unlike),
         task=of or task,
-        mcnemar=mcnemar(only_a, only_b),
+        mcnemar=found.p,
         unlike=unlike,
-        **_difference(right, seed=seed, resamples=resamples),
+        **asdict(found),
     )
 
 
@@ -321,10 +314,9 @@ def _what(measure: str, differing: Sequence[str]) -> str:
 
 
 def _difference(values: Sequence[tuple[float, float]], *, seed: int, resamples: int) -> dict[str, Any]:
-    """The paired bootstrap of b − a, as the fields of a Comparison."""
+    """Compare b − a by the paired bootstrap; return the fields of a Comparison."""
     of_a, of_b = zip(*values, strict=True)
-    found = paired_bootstrap(of_b, of_a, seed=seed, resamples=resamples)
-    return asdict(found) | {"interval": tuple(found.interval)}
+    return asdict(paired_bootstrap(of_b, of_a, seed=seed, resamples=resamples))
 
 
 def _split(spec: str) -> tuple[Path, str | None]:

@@ -72,9 +72,7 @@ def on_task(
         reference = accuracy.bayes(exam, opened.rows("train", BAYES_ROWS))
         scores[exam.label] = accuracy.score(exam, rows, path.name)
         baselines[exam.label] = accuracy.baselines(exam, reference)
-        differences += accuracy.differences(
-            exam, (), {model: rows}, reference, seed=seed, resamples=_RESAMPLES
-        )
+        differences += accuracy.differences(exam, (), {model: rows}, reference)
     result = EvaluationResult(
         tasks={model: scores},
         baselines=baselines,

@@ -18,7 +18,7 @@ from meditron.evaluate.heldout import data_digest
 from meditron.evaluate.rows import FidelityRow, RowsFile, resumed
 from meditron.evaluate.scoring import not_a_number
 from meditron.ground.errors import UsageError
-from meditron.ground.statistics import bootstrap_ratio
+from meditron.ground.statistics import Interval, bootstrap_ratio
 from meditron.store.corpus import Text
 from meditron.store.manifest import fingerprint
 from meditron.store.results import Fidelity
@@ -152,13 +152,13 @@ def _fidelity(rows: Sequence[FidelityRow], digest: str, *, seed: int, resamples:
     tokens = [len(row.kl) for row in rows]
     total = sum(tokens)
 
-    def ratio(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
-        value, interval = bootstrap_ratio(values, tokens, seed=seed, resamples=resamples)
-        return value, (interval.low, interval.high)
+    def ratio(values: Sequence[float], low: float, high: float) -> tuple[float, Interval | None]:
+        return bootstrap_ratio(values, tokens, seed=seed, resamples=resamples, bounds=(low, high))
 
-    excess, around = ratio([row.nll - row.nll_against for row in rows])
-    kl_mean, kl_interval = ratio([math.fsum(row.kl) for row in rows])
-    top, top_interval = ratio([row.agree for row in rows])
+    # Beyond 700 nats exp overflows; KL is never negative, and agreement is a share.
+    excess, around = ratio([row.nll - row.nll_against for row in rows], -700, 700)
+    kl_mean, kl_interval = ratio([math.fsum(row.kl) for row in rows], 0, math.inf)
+    top, top_interval = ratio([row.agree for row in rows], 0, 1)
     return Fidelity(
         model=rows[0].model,
         against=rows[0].against,
@@ -172,7 +172,7 @@ def _fidelity(rows: Sequence[FidelityRow], digest: str, *, seed: int, resamples:
         kl_99=float(np.quantile([value for row in rows for value in row.kl], 0.99)),
         top_agreement=top,
         intervals={
-            "perplexity_ratio": (math.exp(around[0]), math.exp(around[1])),
+            "perplexity_ratio": around and (math.exp(around.low), math.exp(around.high)),
             "kl_mean": kl_interval,
             "top_agreement": top_interval,
         },

@@ -13,6 +13,9 @@ from meditron.store.results import Comparison, Perplexity
 
 __all__ = ["compared", "summarize"]
 
+_LOSSES = (0.0, 700.0)
+"""Nats per token that an interval is cut to: a log-loss is not negative, and exp overflows beyond."""
+
 
 def summarize(
     rows: Mapping[str, Sequence[DocumentRow]],
@@ -50,7 +53,7 @@ def _perplexity(rows: Sequence[DocumentRow], digest: str, *, seed: int, resample
     """exp(Σ nll / Σ tokens) of one model's rows of one source; the interval resamples documents."""
     scored = [row for row in rows if row.tokens]
     nlls, tokens = [row.nll for row in scored], [row.tokens for row in scored]
-    nll, interval = bootstrap_ratio(nlls, tokens, seed=seed, resamples=resamples)
+    nll, interval = bootstrap_ratio(nlls, tokens, seed=seed, resamples=resamples, bounds=_LOSSES)
     return Perplexity(
         model=rows[0].model,
         source=rows[0].source,
@@ -58,7 +61,7 @@ def _perplexity(rows: Sequence[DocumentRow], digest: str, *, seed: int, resample
         tokens=sum(tokens),
         nll=nll,
         perplexity=math.exp(nll),
-        interval=(math.exp(interval.low), math.exp(interval.high)),
+        interval=interval and (math.exp(interval.low), math.exp(interval.high)),
         bits_per_byte=sum(nlls) / math.log(2) / max(1, sum(row.bytes for row in scored)),
         cut=sum(row.cut for row in scored),
         data_sha256=digest,

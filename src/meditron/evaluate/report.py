@@ -13,11 +13,13 @@ __all__ = ["write_report"]
 
 _HOW = (
     "Perplexity is exp of the mean negative log-likelihood per token, in nats, of held-out documents: every "
-    "token but a document's first is predicted from all before it. Its 95 % interval is that of "
-    "a bootstrap over documents. A difference in log-loss is the mean over documents of the "
-    "second model's loss per token minus the first's, on the same documents; below zero the second is "
-    "better. The smallest detectable difference is the smallest true one that so many documents or questions "
-    "show with 80 % power."
+    "token but a document's first is predicted from all before it. Its 95 % interval is a bootstrap-t over "
+    "documents. A difference in log-loss is the mean over documents of the second model's loss per token "
+    "minus the first's, on the same documents; below zero the second is better. p is from an exact sign-flip "
+    "test up to 20 documents, from the bootstrap-t above, and McNemar's exact one for accuracies; verdicts "
+    "take p adjusted for all comparisons of this report (Holm). Below 6 documents or questions there is no "
+    "interval and no verdict. The smallest detectable difference is the smallest true one that a single test "
+    "at 5 % finds with 80 % power."
 )
 
 
@@ -31,7 +33,7 @@ def write_report(path: Path, result: EvaluationResult) -> None:
     told = [index for index, header in enumerate(table.headers) if header != "domain"]
     page.table(_some(table.headers, told), [_some(row, told) for row in table.rows])
     for source, scores in _by_source(result).items():
-        rows = [(score.model, score.perplexity, *score.interval) for score in scores]
+        rows = [(score.model, score.perplexity, score.interval) for score in scores]
         page.figure(intervals(rows, "perplexity"), f"{source}: perplexity with its 95 % interval")
     add_tasks(page, result)
     add_fidelity(page, result)
@@ -66,7 +68,7 @@ def _add_differences(page: Page, result: EvaluationResult) -> None:
 
 def _draw(page: Page, found: Sequence[Comparison], axis: str, better: str) -> None:
     if found:
-        rows = [(f"{d.b} − {d.a}, {d.source or d.task}", d.difference, *d.interval) for d in found]
+        rows = [(f"{d.b} − {d.a}, {d.source or d.task}", d.difference, d.interval) for d in found]
         page.figure(intervals(rows, axis, reference=0), f"{better} zero the second model is better")
 
 

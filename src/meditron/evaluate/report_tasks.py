@@ -23,8 +23,8 @@ _HOW = (
 _FIDELITY = (
     "Both models predict every token of the same held-out documents, in float32. The perplexity ratio is the "
     "model's by the other's; KL is KL(other ‖ model) of each token's distribution, in nats; the same top "
-    "token is the share of tokens where both find the same one likeliest. Intervals are bootstrapped over "
-    "documents."
+    "token is the share of tokens where both find the same one likeliest. Intervals are bootstrap-t "
+    "over documents."
 )
 
 
@@ -73,8 +73,8 @@ def _table(
 
 def _draw(page: Page, scores: list[TaskScore], result: EvaluationResult) -> None:
     baselines = result.baselines[scores[0].task]
-    rows = [(score.model, score.accuracy, *score.interval) for score in scores]
-    rows += [(b.name, b.accuracy, *b.interval) for b in baselines.values() if b.trained_on]
+    rows = [(score.model, score.accuracy, score.interval) for score in scores]
+    rows += [(b.name, b.accuracy, b.interval) for b in baselines.values() if b.trained_on]
     always = baselines["position"].accuracy
     caption = f"accuracy with its 95 % interval; the line is the best position, {figures.percent(always)}"
     page.figure(intervals(rows, "accuracy", reference=always), caption)
@@ -121,7 +121,7 @@ def add_fidelity(page: Page, result: EvaluationResult) -> None:
     table = result_tables.fidelity(result)
     page.table(table.headers, table.rows, caption=table.caption)
     rows = [
-        (f"{f.model} against {f.against}, {f.source}", f.perplexity_ratio, *f.intervals["perplexity_ratio"])
+        (f"{f.model} against {f.against}, {f.source}", f.perplexity_ratio, f.intervals["perplexity_ratio"])
         for f in result.fidelity
     ]
     page.figure(intervals(rows, "perplexity ratio", reference=1), "one: both predict the text equally well")

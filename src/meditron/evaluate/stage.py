@@ -207,7 +207,7 @@ def _result(
         baselines[exam.label] = accuracy.baselines(exam, reference)
         for name, rows in answers.items():
             tasks.setdefault(name, {})[exam.label] = accuracy.score(exam, rows, exam.file)
-        differences += accuracy.differences(exam, pairs, answers, reference, seed=seed, resamples=resamples)
+        differences += accuracy.differences(exam, pairs, answers, reference)
     return EvaluationResult(
         perplexity=perplexity.summarize(measured.texts, documents, seed=seed, resamples=resamples),
         tasks=tasks,

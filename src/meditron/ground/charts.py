@@ -95,22 +95,25 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
 
 @_styled()
 def intervals(
-    rows: Sequence[tuple[str, float, float, float]], x: str, *, reference: float | None = None
+    rows: Sequence[tuple[str, float, tuple[float, float] | None]], x: str, *, reference: float | None = None
 ) -> str:
-    """A dot and its interval for each (label, value, low, high), top down; a line stands at `reference`.
+    """Draw a dot and its interval for each (label, value, ends), top down, and a line at `reference`.
 
-    Without one, a line stands at zero where a row reaches below it: then the rows are differences.
+    A value without an interval is an open circle, and its label says so. Without a reference, a line is drawn
+    at zero if a row reaches below it: then the rows are differences.
     """
     figure, axes = _canvas(0.75 + 0.34 * len(rows))
-    for index, (_, value, low, high) in enumerate(rows):
-        axes.plot([low, high], [index, index], color=_SERIES[0], linewidth=2, solid_capstyle="butt")
-        axes.plot([value], [index], color=_SERIES[0], marker="o", markersize=6)
-    if reference is None and any(low < 0 for _, _, low, _ in rows):
+    for index, (_, value, ends) in enumerate(rows):
+        if ends:
+            axes.plot(ends, [index, index], color=_SERIES[0], linewidth=2, solid_capstyle="butt")
+        fill = _SERIES[0] if ends else "none"
+        axes.plot([value], [index], color=_SERIES[0], marker="o", markersize=6, markerfacecolor=fill)
+    if reference is None and any(min((value, *(ends or ()))) < 0 for _, value, ends in rows):
         reference = 0.0
     if reference is not None:
         axes.axvline(reference, color=_MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
     axes.margins(x=0.08)
-    _label_rows(axes, [label for label, *_ in rows])
+    _label_rows(axes, [label if ends else f"{label} (no interval)" for label, _, ends in rows])
     axes.set_xlabel(x, color=_MUTED)
     _tidy(axes, grid="x")
     return _svg(figure)

@@ -5,6 +5,8 @@ every ten seconds, and one at its end, so that a log stays readable. Both say th
 at the first use on a terminal, never before. NO_COLOR is honoured.
 """
 
+import codecs
+import io
 import os
 import sys
 import time
@@ -13,14 +15,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from meditron.ground.units import amount, duration, is_figure
+from meditron.ground.layout import layout
+from meditron.ground.units import amount, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["Bar", "clean", "coloured", "configure", "progress", "say", "table", "warn"]
+__all__ = [
+    "Bar",
+    "clean",
+    "coloured",
+    "configure",
+    "progress",
+    "say",
+    "substitute_unencodable",
+    "table",
+    "warn",
+]
 
+_UNLIMITED = 10_000  # characters of a table's line that is not for a terminal
 _EVERY = 10.0  # seconds between the plain lines of a bar
 _WINDOW = 30.0  # seconds over which a rate is measured
 # Text from files may hold escape sequences; a terminal must not obey them.
@@ -49,6 +63,28 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
+# Signs in our texts that ASCII and Latin-1 lack, as one character each, so that tables stay aligned.
+_ASCII = str.maketrans("−–—‘’“”…→×·≥≤│┃━─‖⁻", "---''\"\".>x.><||--|-")
+
+
+def _substitute(error: UnicodeError) -> tuple[str, int]:
+    """Write a similar ASCII character, or `?`, for one that the stream's encoding lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_ASCII)
+    return "".join(character if character.isascii() else "?" for character in text), error.end
+
+
+codecs.register_error("meditron.substitute", _substitute)
+
+
+def substitute_unencodable() -> None:
+    """Let stdout and stderr write a substitute for a character that their encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="meditron.substitute")
+
+
 def configure(*, quiet: bool) -> None:
     """`quiet` silences everything but warnings."""
     _state.quiet = quiet
@@ -72,33 +108,27 @@ def table(
     *,
     answer: bool = False,
 ) -> None:
-    """A table; columns that hold only figures stand flush right. Never cut, however narrow the log.
+    """Print a table; columns of numbers are aligned right.
 
-    An `answer` is what the verb was asked for: it goes to stdout, also when quiet.
+    A terminal gets it in its own width (see `layout`), a log or pipe in one piece, however wide. An `answer`
+    goes to stdout, also when quiet.
     """
     if _state.quiet and not answer:
         return
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     cells = [[clean(str(value)) for value in row] for row in rows]
-    drawn = Table(box=box.SIMPLE_HEAD, title=title and Text(clean(title)), title_justify="left")
-    for index, header in enumerate(headers):
-        numeric = bool(rows) and all(is_figure(row[index]) for row in cells)
-        drawn.add_column(Text(header), justify="right" if numeric else "left")
-    for row in cells:
-        drawn.add_row(*(Text(cell) for cell in row))
+    named = title and clean(title)
     if answer and sys.stdout.isatty():
-        Console(highlight=False, markup=False, emoji=False).print(drawn)
+        terminal = Console(highlight=False, markup=False, emoji=False)
+        terminal.print(*layout(headers, cells, terminal.width, named))
         return
     if not answer and _terminal():
-        _console().print(drawn)
+        _console().print(*layout(headers, cells, _console().width, named))
         return
-    plain = Console(width=10_000, markup=False, highlight=False, emoji=False, color_system=None)
+    plain = Console(width=_UNLIMITED, markup=False, highlight=False, emoji=False, color_system=None)
     with plain.capture() as captured:
-        plain.print(drawn)
+        plain.print(*layout(headers, cells, _UNLIMITED, named))
     text = "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
     if answer:
         print(f"{text}\n", flush=True)  # noqa: T201
@@ -234,6 +264,8 @@ def clean(text: str) -> str:
 
 
 def _print(text: str, prefix: str = "", style: str = "") -> None:
+    if sys.stderr is None:  # closed: print would write to stdout instead
+        return
     if not _terminal():
         print(f"{prefix}{clean(text)}", file=sys.stderr, flush=True)  # noqa: T201
         return

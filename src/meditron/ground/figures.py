@@ -6,6 +6,7 @@ __all__ = [
     "FORMS",
     "count",
     "decimal",
+    "estimate",
     "interval",
     "nats",
     "percent",
@@ -28,7 +29,9 @@ def decimal(value: float) -> str:
 
 
 def perplexity(value: float) -> str:
-    """`15.85`, `49,152`."""
+    """`15.85`, `49,152`, `1.2e+40`."""
+    if value >= 1e9:
+        return f"{value:.2g}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
@@ -57,8 +60,15 @@ def probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def interval(ends: Sequence[float], form: Callable[[float], str]) -> str:
-    """Both ends in one form: `[15.02, 16.71]`."""
+def estimate(value: float, ends: Sequence[float] | None, form: Callable[[float], str]) -> str:
+    """A value and its interval: `15.85 [15.02, 16.71]`, `15.85 (no interval)`."""
+    return f"{form(value)} {interval(ends, form) if ends else f'({interval(ends, form)})'}"
+
+
+def interval(ends: Sequence[float] | None, form: Callable[[float], str]) -> str:
+    """Both ends in one form: `[15.02, 16.71]`; `no interval` if the sample is too small for one."""
+    if ends is None:
+        return "no interval"
     low, high = (form(end).removesuffix(" %") for end in ends)
     return f"[{low}, {high}]"
 

@@ -8,6 +8,7 @@ _NUMBER = r"[-+−]?\d[\d,.]*(e[-+]?\d+)?"
 _DURATION = r"\d+(\.\d)? (s|min|h|d)( \d\d (s|min|h))?"
 _FIGURE = re.compile(
     rf"(< ?)?{_NUMBER}( ?%| [kMGTP]?B)?|{_NUMBER} … {_NUMBER}|({_NUMBER}( %)? )?\[{_NUMBER}, {_NUMBER}\]"
+    rf"|{_NUMBER}( %)? \(no interval\)|no interval"
     rf"|{_DURATION}|[–—]?"
 )
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")

@@ -18,12 +18,15 @@ Curves = Sequence[Mapping[str, Any]]
 
 _HOW = """\
 Perplexity is exp of the mean log-loss per token on documents held out from all training here; its interval is
-that of a bootstrap over documents. Accuracy is the share of questions answered right;
-its interval is Wilson's.
+a bootstrap-t over documents. Accuracy is the share of questions answered right; its interval is Wilson's.
+Below 6 documents or questions there is no interval and no verdict.
 
 A difference is taken document by document (or question by question) on the same documents and averaged over
 them, each counting once. In log-loss the model named first is better below zero, in accuracy above zero. The
-smallest detectable difference is what so many show with 80 % power in a two-sided test at 5 %.
+smallest detectable difference is found with 80 % power by a single two-sided test at 5 %. p is from an exact
+sign-flip test up to 20 documents, from the bootstrap-t above, and McNemar's exact one for accuracies. A model
+is called better or worse if p, adjusted for all comparisons of this report (Holm), is below 0.05 and the
+interval excludes zero.
 
 Intervals say how far other documents might move a figure, not what another seed of the training would.
 """
@@ -115,8 +118,7 @@ def _difference_charts(made: Page, differences: Sequence[Comparison]) -> None:
             (
                 f"{one.source or one.task or one.what}: {one.b} − {one.a}",
                 factor * one.difference,
-                factor * one.interval[0],
-                factor * one.interval[1],
+                one.interval and (factor * one.interval[0], factor * one.interval[1]),
             )
             for one in some
         ]

@@ -42,9 +42,11 @@ def evaluation(sheet: Sheet, facts: CardFacts) -> None:
     if result.tasks:
         sheet.text(tables.asked(result))
     sheet.text(
-        "Perplexity is exp of the mean log-loss a token on held-out documents; its interval comes from a "
-        f"bootstrap over documents ({figures.count(result.resamples)} resamples), that of an accuracy is "
-        "Wilson's. A paired difference is taken on the same documents or questions; in log-loss it is the "
+        "Perplexity is exp of the mean log-loss a token on held-out documents; its interval is a "
+        f"bootstrap-t over documents ({figures.count(result.resamples)} resamples), that of an accuracy is "
+        "Wilson's; below 6 there is none. A model is called better or worse if p, adjusted for all "
+        "comparisons (Holm), is below 0.05 and the interval excludes zero. A paired difference is taken on "
+        "the same documents or questions; in log-loss it is the "
         "mean over documents, each counting once, while in a perplexity each token does. Majority always "
         "gives the commonest answer; naive Bayes counts the words of the training questions. Models were "
         f"scored in {result.dtype}; a quantized file by its dequantized weights."

@@ -1,6 +1,6 @@
 """A model card's front matter: the hub's documented keys, and evaluation results in the hub's schema."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -52,7 +52,6 @@ def _results(found: list[EvalResult], name: str) -> dict[str, Any]:
 
 def _evaluated(result: EvaluationResult, model: str, domains: Mapping[str, str]) -> Iterator[EvalResult]:
     for source, text in result.perplexity.get(model, {}).items():
-        ends = figures.interval(text.interval, figures.perplexity)
         yield EvalResult(
             task_type="text-generation",
             task_name="prediction of held-out text",
@@ -61,10 +60,10 @@ def _evaluated(result: EvaluationResult, model: str, domains: Mapping[str, str])
             dataset_revision=text.data_sha256,
             metric_type="perplexity",
             metric_value=text.perplexity,
-            metric_name=f"perplexity, {figures.count(text.documents)} documents, 95 % interval {ends}",
+            metric_name=f"perplexity, {figures.count(text.documents)} documents, "
+            + _ends(text.interval, figures.perplexity),
         )
     for task, score in result.tasks.get(model, {}).items():
-        ends = figures.interval(score.interval, figures.percent)
         yield EvalResult(
             task_type="multiple-choice",
             task_name=task,
@@ -74,5 +73,12 @@ def _evaluated(result: EvaluationResult, model: str, domains: Mapping[str, str])
             dataset_split="test",
             metric_type="accuracy",
             metric_value=score.accuracy,
-            metric_name=f"accuracy, {figures.count(score.n)} questions, 95 % interval {ends} %",
+            metric_name=f"accuracy, {figures.count(score.n)} questions, "
+            + _ends(score.interval, figures.percent),
         )
+
+
+def _ends(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:
+    """`95 % interval [15.02, 16.71]`, `95 % interval [61.2, 70.1] %`, `no interval`."""
+    unit = " %" if form is figures.percent else ""
+    return f"95 % interval {figures.interval(ends, form)}{unit}" if ends else figures.interval(ends, form)

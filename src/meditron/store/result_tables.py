@@ -1,9 +1,10 @@
 """What an evaluation found, as tables of text and as sentences: for the run's report, card and terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from meditron.ground import figures
+from meditron.ground.statistics import FEWEST
 from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationResult, TaskScore
 
 __all__ = [
@@ -21,7 +22,8 @@ __all__ = [
 ]
 
 _LEVEL = 0.05
-"""What p must be below for a difference to be called one."""
+"""A verdict needs an adjusted p below this."""
+_TOO_FEW = "too few to compare"
 _METHODS = {
     "loglikelihood": "an option is chosen by its log-probability behind the prompt",
     "next-token": "the likeliest of all tokens is the answer, and one that names no option is wrong",
@@ -47,14 +49,9 @@ def overview(result: EvaluationResult, domains: Mapping[str, str]) -> Table:
     rows = []
     for name in _rows(result):
         texts = [result.perplexity.get(name, {}).get(source) for source in sources]
-        cells = [
-            f"{figures.perplexity(t.perplexity)} {figures.interval(t.interval, figures.perplexity)}"
-            if t
-            else ""
-            for t in texts
-        ]
+        cells = [figures.estimate(t.perplexity, t.interval, figures.perplexity) if t else "" for t in texts]
         rows.append((name, *cells, *(_share(_accuracy(result, name, task)) for task in tasks)))
-    return Table("Each figure with its 95 % interval", ("model", *headers), rows)
+    return Table(f"Values with 95 % intervals (none below n = {FEWEST})", ("model", *headers), rows)
 
 
 def measures(result: EvaluationResult, domains: Mapping[str, str]) -> Table:
@@ -131,22 +128,25 @@ def _shots(count: int) -> str:
 
 
 def differences(found: Sequence[Comparison]) -> Table:
-    """Every paired difference, with what it shows."""
+    """Every paired difference with its verdict on b."""
     rows = [
         (
             one.what,
             f"{one.b} − {one.a}",
             figures.count(one.n),
-            f"{_value(one, one.difference)} {_ends(one)}",
-            _p(one),
+            figures.estimate(one.difference, one.interval, _form(one)),
+            figures.probability(one.p),
+            figures.probability(one.p_adjusted) if one.p_adjusted is not None else "",
             _size(one, one.detectable) if one.detectable else "",
             verdict(one),
         )
         for one in found
     ]
-    headers = ("measure", "b − a", "n", "difference, 95 % interval", "p", "smallest detectable", "so b is")
+    headers = ("measure", "b − a", "n", "difference, 95 % interval", "p", "adjusted p")
     caption = "Paired differences: log-loss in nats by document, accuracy in percentage points by question"
-    return Table(caption, headers, rows)
+    if (family := max((one.family for one in found), default=0)) > 1:
+        caption += f"; verdicts by p adjusted for {family} comparisons (Holm)"
+    return Table(caption, (*headers, "smallest detectable", "verdict on b"), rows)
 
 
 def origins(result: EvaluationResult, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -169,10 +169,10 @@ def steps(result: EvaluationResult, parents: Mapping[str, str]) -> Table:
     for model, parent in parents.items():
         for measure, name, before, after in _moves(result, parent, model):
             one = compared.get((parent, model, name))
-            told = f"{_value(one, one.difference)} {_ends(one)}" if one else "not compared"
+            told = figures.estimate(one.difference, one.interval, _form(one)) if one else "not compared"
             of = f"{name}: {measure.lower()}"
             rows.append((f"{parent} → {model}", of, before, after, told, verdict(one) if one else ""))
-    headers = ("step", "measure", "before", "after", "difference, 95 % interval", "it became")
+    headers = ("step", "measure", "before", "after", "difference, 95 % interval", "verdict")
     return Table("What each step did, good or bad", headers, rows)
 
 
@@ -184,10 +184,10 @@ def fidelity(result: EvaluationResult) -> Table:
             one.source,
             figures.count(one.documents),
             figures.count(one.n_tokens),
-            f"{figures.ratio(one.perplexity_ratio)}{_within(one.intervals, 'perplexity_ratio')}",
-            f"{figures.decimal(one.kl_mean)}{_within(one.intervals, 'kl_mean')}",
+            figures.estimate(one.perplexity_ratio, one.intervals.get("perplexity_ratio"), figures.ratio),
+            figures.estimate(one.kl_mean, one.intervals.get("kl_mean"), figures.decimal),
             figures.decimal(one.kl_99),
-            f"{figures.percent(one.top_agreement)}{_within(one.intervals, 'top_agreement')}",
+            figures.estimate(one.top_agreement, one.intervals.get("top_agreement"), figures.percent),
         )
         for one in result.fidelity
     ]
@@ -198,20 +198,24 @@ def fidelity(result: EvaluationResult) -> Table:
 
 
 def verdict(one: Comparison) -> str:
-    """What a difference shows of its second model: `better`, `worse`, or that it is `undecided`.
+    """Judge the second model of a comparison.
 
-    It takes the interval and every test beside it: McNemar's is exact where questions are few, and so few
-    documents may agree that no interval made of them can tell.
+    Returns:
+        `better` or `worse` if the adjusted p is below 5 % and the interval, if there is one, excludes zero;
+        `identical` if no document differs; `too few to compare` below 6; else `undecided`.
     """
-    low, high = one.interval
-    if low <= 0 <= high or max(one.p, one.mcnemar or 0) >= _LEVEL:
+    if one.n < FEWEST:
+        return _TOO_FEW
+    if one.interval is None and one.difference == 0:
+        return "identical"
+    low, high = one.interval or (one.difference, one.difference)
+    if low <= 0 <= high or _adjusted(one) >= _LEVEL:
         return "undecided"
-    return "better" if (low > 0) == (one.task is not None) else "worse"
+    return "better" if (one.difference > 0) == (one.task is not None) else "worse"
 
 
 def sentence(one: Comparison, result: EvaluationResult, domains: Mapping[str, str]) -> str:
-    """One difference in words that claim no more than it shows."""
-    low, high = (_value(one, end) for end in one.interval)
+    """Describe one difference, claiming no more than it shows."""
     if one.task:
         where, unit, verbs = (
             f"On {figures.count(one.n)} questions of {one.task}",
@@ -222,15 +226,32 @@ def sentence(one: Comparison, result: EvaluationResult, domains: Mapping[str, st
         text = f"{one.source or one.what}{_about(domains, one.source or '')}"
         where = f"On {figures.count(one.n)} held-out documents of {text}"
         unit, verbs = "nats", _OF_TEXT
-    value = f"{_value(one, one.difference)} {unit}, 95 % interval {low} to {high}"
-    found = verdict(one)
-    if found == "undecided":
-        seen = f"one of {_size(one, one.detectable)} would have been seen four times in five"
-        told = f"; {seen}" if one.detectable else ""  # where nothing varies, nothing says what would be seen
-        return f"{where}, no difference between {one.b} and {one.a} is shown: {value}{told}."
     measure = "accuracy" if one.task else "log-loss"
+    found, value = verdict(one), f"{_form(one)(one.difference)} {unit}"
+    if found == _TOO_FEW:
+        return f"{where}, the {measure} of {one.b} differs from {one.a} by {value}: too few for a verdict."
+    if found == "identical":
+        return f"{where}, {one.b} and {one.a} are identical: no document differs."
+    value = f"{value}{_evidence(one)}"
+    if found == "undecided":
+        seen = f"; a difference of {_size(one, one.detectable or 0)} would be detected four times in five"
+        told = seen if one.detectable else ""
+        return f"{where}, no difference between {one.b} and {one.a} is shown: {value}{told}."
     verb = verbs[found == "worse"]
     return f"{where}, {one.b} {verb} {one.a}: {measure} differs by {value}.{_change(one, result)}"
+
+
+def _evidence(one: Comparison) -> str:
+    """The interval and p: `, 95 % interval −0.3 to −0.1, p = 0.012 (adjusted for 8 comparisons)`."""
+    ends = [_form(one)(end) for end in one.interval or ()]
+    interval = f", 95 % interval {' to '.join(ends)}" if ends else ""
+    p = figures.probability(_adjusted(one))
+    family = f" (adjusted for {one.family} comparisons)" if one.family > 1 else ""
+    return f"{interval}, p {p if p.startswith('<') else f'= {p}'}{family}"
+
+
+def _adjusted(one: Comparison) -> float:
+    return one.p if one.p_adjusted is None else one.p_adjusted
 
 
 def _change(one: Comparison, result: EvaluationResult) -> str:
@@ -284,7 +305,7 @@ def _accuracy(result: EvaluationResult, name: str, task: str) -> Accuracy | Base
 def _share(score: Accuracy | Baseline | None) -> str:
     if score is None:
         return ""
-    return f"{figures.percent(score.accuracy)} {figures.interval(score.interval, figures.percent)}"
+    return figures.estimate(score.accuracy, score.interval, figures.percent)
 
 
 def _answers(score: TaskScore) -> dict[str, Accuracy]:
@@ -310,26 +331,9 @@ def _about(domains: Mapping[str, str], source: str) -> str:
     return f" ({domains[source]})" if domains.get(source) else ""
 
 
-def _value(one: Comparison, value: float) -> str:
-    return figures.points(value) if one.task else figures.nats(value)
-
-
-def _p(one: Comparison) -> str:
-    """The bootstrap's p; of accuracies McNemar's exact one as well."""
-    p = figures.probability(one.p)
-    return p if one.mcnemar is None else f"{p}, McNemar {figures.probability(one.mcnemar)}"
+def _form(one: Comparison) -> Callable[[float], str]:
+    return figures.points if one.task else figures.nats
 
 
 def _size(one: Comparison, value: float) -> str:
     return figures.points(value).removeprefix("+") if one.task else figures.decimal(value)
-
-
-def _ends(one: Comparison) -> str:
-    return figures.interval(one.interval, figures.points if one.task else figures.nats)
-
-
-def _within(intervals: Mapping[str, tuple[float, float]], name: str) -> str:
-    forms = {"top_agreement": figures.percent, "perplexity_ratio": figures.ratio}
-    return (
-        f" {figures.interval(intervals[name], forms.get(name, figures.decimal))}" if name in intervals else ""
-    )

@@ -1,11 +1,13 @@
 """The typed records that evaluation writes, and that report and card read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from meditron.ground.errors import InputError, SourceError
+from meditron.ground.statistics import FEWEST, holm
 from meditron.store.files import read_json, write_json
 
 __all__ = [
@@ -27,13 +29,16 @@ __all__ = [
     "TaskScore",
     "TrainingData",
     "TrainingRecord",
+    "adjusted",
     "read_results",
     "write_results",
 ]
 
 FILE_NAME = "results.json"
 
-Interval = Annotated[tuple[float, float], "low and high end, 95 %"]
+Interval = Annotated[
+    tuple[float, float] | None, "low and high end, 95 %; None of fewer than 6 documents or questions"
+]
 Rule = Literal["sum", "bytes", "calibrated"]
 """How an option is chosen: by the log-probability of its tokens, the same by its bytes, or the same less what
 the option has without the question."""
@@ -195,7 +200,13 @@ class Comparison(_Record):
     interval: Interval
     p: float = Field(ge=0, le=1)
     """Two-sided p-value of no difference."""
-    detectable: float
+    p_adjusted: float | None = Field(default=None, ge=0, le=1)
+    """p adjusted by Holm's method for all comparisons of the report; None below 6 documents or items."""
+    family: int = Field(default=1, ge=0)
+    """Comparisons that p was adjusted for."""
+    method: str = ""
+    """Methods of the interval and the test."""
+    detectable: float | None
     """The smallest true difference that this n would detect with 80 % power."""
     mcnemar: float | None = None
     """Of accuracies: McNemar's exact two-sided p-value."""
@@ -229,6 +240,16 @@ class TrainingData(_Record):
     """Oldest first."""
 
 
+def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Adjust the p-values of comparisons that are reported together (Holm); too small ones are not tested."""
+    tested = [one for one in comparisons if one.n >= FEWEST]
+    p = iter(holm([one.p for one in tested]))
+    return [
+        one.model_copy(update={"p_adjusted": next(p) if one.n >= FEWEST else None, "family": len(tested)})
+        for one in comparisons
+    ]
+
+
 class EvaluationResult(_Record):
     """All that one evaluation found."""
 
@@ -252,6 +273,11 @@ class EvaluationResult(_Record):
     """Seed of the bootstrap."""
     resamples: int
     """Bootstrap resamples."""
+
+    @field_validator("differences")
+    @classmethod
+    def _adjust(cls, differences: list[Comparison]) -> list[Comparison]:
+        return adjusted(differences)
 
 
 def write_results(folder: Path, result: EvaluationResult) -> None:
