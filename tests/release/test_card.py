@@ -22,8 +22,10 @@ from meditron.ground.notice import ADVISORY
 from meditron.ground.units import duration, size
 from meditron.release.card import run
 from meditron.release.card_config import CardConfig
-from meditron.release.card_markdown import Markdown
+from meditron.release.card_markdown import Markdown, Published, public
+from meditron.store.ancestry import Training, of_base, write_ancestry
 from meditron.store.models import resolve
+from meditron.store.results import write_results
 
 STATED = {"95", "99th", "6", "0.05", "0.001", "macro-F1", "max_new_tokens=64"}
 """Words with a figure that are the card's own: levels, a sample size, a measure's name, a length."""
@@ -110,8 +112,8 @@ def test_no_figure_outlives_its_manifests(tmp_path: Path, card: str) -> None:
     shared = set.intersection(*({word for word in words(text) if NUMBER.fullmatch(word)} for text in cards))
     assumed = CardConfig().energy.model_dump().values()
     own = {word for one in assumed for word in words(f"{one['value']:g} {one['source']}")}
-    # The library's version, the fallbacks of each type, a digest: the same in every life.
-    assert shared <= STATED | own | {"0.1.0", "1", "2" * 64}
+    # The library's version, the shots, the fallbacks of each type, a digest: the same in every life.
+    assert shared <= STATED | own | {"0.1.0", "0", "1", "2" * 64}
 
 
 def test_a_manifests_figure_moves_the_card(tmp_path: Path, card: str) -> None:
@@ -280,3 +282,52 @@ def test_no_text_becomes_markup(text: str) -> None:
     assert {token.tag for token in tokens} <= {"", "h1", "p", "table", "thead", "tbody", "tr", "th", "td"}
     line = " ".join(clean(f"{text}x").split())
     assert said[-1] == line
+
+
+def test_the_split_is_the_datas_own(tmp_path: Path) -> None:
+    """Of a file without a split the card names the file, and no split."""
+    life = Life(tmp_path / "small")
+
+    def published(**changed: Any) -> Any:
+        result = life.result
+        score = result.tasks["finetune"][TASK].model_copy(update=changed)
+        told = result.model_copy(update={"tasks": result.tasks | {"finetune": {TASK: score}}})
+        write_results(life.folder / "evaluate", told)
+        found = ModelCard(written(life)).data.eval_results
+        return next(one for one in found if one.metric_type == "accuracy")
+
+    assert published().dataset_split == "heldout"
+    plain = published(data="exam.jsonl", split=None, cut=3)
+    assert (plain.dataset_name, plain.dataset_split) == ("exam.jsonl", None)
+    assert "3 prompts truncated" in plain.metric_name
+    assert "split: test" not in written(life)
+    assert f"prompts of {TASK} lost their beginning" in written(life)
+
+
+def test_what_is_unknown_of_the_training_data_is_said(tmp_path: Path) -> None:
+    life = Life(tmp_path / "small")
+    assert "Training data unknown: the model carries no record of its training." in written(life)
+    trained = Training(stage="finetune", kind="finetune", data="q", data_digest="d" * 64)
+    write_ancestry(life.folder / "finetune", of_base("a-base", "b" * 64).extended(trained))
+    assert "Trained on q (finetune); training data of the base model a-base unknown." in written(life)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/home/jane doe/data/q.jsonl", "q.jsonl"),
+        ("~/q.jsonl", "q.jsonl"),
+        ("file:///srv/med/pubmed", "pubmed"),
+        ("rows of /home/jane/q.jsonl, and /srv/x/y.csv", "rows of q.jsonl, and y.csv"),
+        ("/home/jane/a.jsonl, /home/jane/b.jsonl", "a.jsonl, b.jsonl"),
+        ("https://me:secret@host/a.xml?X-Amz-Signature=ab#part", "https://host/a.xml#part"),
+        ("data/q.jsonl", "data/q.jsonl"),
+        ("yes/no/maybe; 1/2 and mmol/L/h", "yes/no/maybe; 1/2 and mmol/L/h"),
+        ("pypi:a-model==0.1.2#model/a.gguf", "pypi:a-model==0.1.2#model/a.gguf"),
+    ],
+)
+def test_neither_secrets_nor_the_writers_folders_are_published(text: str, told: str) -> None:
+    assert public(text) == told
+    sheet = Markdown("title")
+    Published(sheet).table(("source",), [(text,)])
+    assert all(word not in sheet.render() for word in ("jane", "secret", "Signature", "/srv"))

@@ -70,6 +70,8 @@ def outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
         _table(result_tables.overview(found, result.domains), answer=answer)
         if full:
             _details(found, result, answer=answer)
+        if truncated := result_tables.truncated(found):
+            say(truncated)
     report = result.folder / HTML
     if report.is_file():
         more = "" if full or not result.evaluations else " (differences, fidelity, methods; or --full)"

@@ -201,9 +201,12 @@ def _chosen(a: Result, b: Result, of: str, pairings: Sequence[_Paired[R]]) -> li
     common = sorted((pair for pair in pairings if pair.rows), key=lambda pair: -len(pair.rows))
     allowed = [pair for pair in common if not pair.conflicts]
     if common and not allowed:
+        conflicts = common[0].conflicts
+        only_rule = all(text.startswith("rule:") for text in conflicts)
         raise UsageError(
-            f"{a.name} and {b.name} do not compare, they differ in {', '.join(common[0].conflicts)}",
-            hint="evaluate both alike; another --rule needs no model and takes seconds",
+            f"{a.name} and {b.name} do not compare, they differ in {', '.join(conflicts)}",
+            hint="evaluate both with the same settings"
+            + (" (--rule); the scores are there, so no model is run again" if only_rule else ""),
         )
     like = [pair for pair in allowed if not pair.unlike] or allowed
     return list({pair.settings: pair for pair in reversed(like)}.values())[::-1]

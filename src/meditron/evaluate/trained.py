@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.exam import Exam
 from meditron.ground.errors import MeditronError
-from meditron.store.ancestry import Ancestry, Training
+from meditron.store.ancestry import Training, statement
 from meditron.store.corpus import Text
 from meditron.store.identity import content_sha256, short
 from meditron.store.results import TrainingData, TrainingRecord
@@ -68,16 +68,12 @@ def refuse_trained_documents(candidate: Candidate, documents: Mapping[str, Seque
 def training_data(candidate: Candidate) -> TrainingData:
     """Return the record of a model's training data for results and card."""
     ancestry = candidate.ancestry
+    if ancestry is None and candidate.files.kind == "init":
+        return TrainingData(statement="Not trained: the weights are seeded random numbers.", known=True)
     if ancestry is None:
-        seeded = candidate.files.kind == "init"
-        statement = (
-            "Not trained: the weights are seeded random numbers."
-            if seeded
-            else "Training data unknown: the model carries no record of its training."
-        )
-        return TrainingData(statement=statement, known=seeded)
+        return TrainingData(statement=statement(None), known=False)
     return TrainingData(
-        statement=_statement(ancestry),
+        statement=statement(ancestry),
         known=ancestry.trained_from_scratch and all(t.documents is not None for t in ancestry.trainings),
         base=ancestry.base,
         trainings=tuple(
@@ -92,12 +88,3 @@ def training_data(candidate: Candidate) -> TrainingData:
             for training in ancestry.trainings
         ),
     )
-
-
-def _statement(ancestry: Ancestry) -> str:
-    read = ", then ".join(f"{training.data} ({training.stage})" for training in ancestry.trainings)
-    trained = f"Trained on {read}; " if read else ""
-    if ancestry.trained_from_scratch:
-        return f"{trained or 'Not trained; '}the first weights were seeded random numbers."
-    unknown = f"training data of the base model {ancestry.base} unknown."
-    return trained + unknown if trained else unknown.capitalize()
