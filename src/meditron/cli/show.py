@@ -20,7 +20,7 @@ from meditron.store.results import Comparison, EvaluationResult
 __all__ = ["decisions", "differences", "drift", "evaluation", "outcome", "stages"]
 
 
-_TOLD = ("seconds", "attempts", "perplexity", "tasks", "baselines", "fidelity", "differences")
+_TOLD = ("seconds", "attempts", "perplexity", "tasks", "baselines", "fidelity", "differences", "ancestry")
 """Metrics that have a column or a table of their own."""
 _ASIDE = ("peak_rss", "seed", "resamples", "overlap", "training_documents_compared")
 """Metrics of how a stage worked, which are in the report: a line has room for what came out."""
