@@ -90,7 +90,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = load_tokenizer(folder)
     conversation = (Turn("user", "Which\x1b[31m drug?"), Turn("assistant", "Aspirin."))
     labelled = label(tokenizer, conversation, "tags")
-    write_rows(folder / "rows.jsonl.zst", [Example("q1", "train", conversation, labelled)] * 3)
+    write_rows(folder / "rows.jsonl.zst", [Example("q1", "train", "0" * 64, conversation, labelled)] * 3)
     return folder
 
 

@@ -181,11 +181,14 @@ def test_plain_rows(tmp_path: Path) -> None:
         (PLAIN, {"options": ["a", 5]}, "the option is no text: '5'"),
         (PLAIN, {"options": ["a"]}, "1 options, where 2 to 26 can be asked"),
         (PLAIN, {"options": [str(n) for n in range(27)]}, "27 options"),
-        (PLAIN, {"options": "ab"}, "the options are no list"),
-        (PLAIN, {"gold": 3}, "the gold answer is no option: '3'"),
-        (PLAIN, {"gold": -1}, "the gold answer is no option"),
+        (PLAIN, {"options": "ab"}, "the options are neither list nor object"),
+        (PLAIN, {"gold": 3}, "the gold answer is no option: '3' (an index counts from 0, to 2"),
+        (PLAIN, {"gold": -1}, "no answer is given"),
+        (PLAIN, {"gold": ""}, "no answer is given"),
+        (PLAIN, {"gold": ...}, "no answer is given"),
+        (PLAIN, {"gold": -2}, "the gold answer is no option"),
         (PLAIN, {"gold": "D"}, "the gold answer is no option: 'D'"),
-        (PLAIN, {"gold": "b"}, "the gold answer is no option"),
+        (PLAIN, {"gold": "bb"}, "the gold answer is no option"),
         (PLAIN, {"gold": True}, "the gold answer is no option"),
         (PLAIN, {"gold": 1.0}, "the gold answer is no option"),
         (PLAIN, {"gold": None}, "no answer is given"),
@@ -195,16 +198,16 @@ def test_plain_rows(tmp_path: Path) -> None:
         (PLAIN, {"options": ...}, "no options"),
         (MEDQA, {"options": {"A": "a", "C": "b"}}, "the options are not lettered A, B, C"),
         (MEDQA, {"options": {"A": "a", "B": "a"}, "answer": "a"}, "two options are the same"),
-        (MEDQA, {"answer_idx": "A"}, "the answer is not the option of its letter"),
-        (MEDQA, {"answer_idx": "C"}, "the answer is not the option of its letter"),
-        (MEDQA, {"answer_idx": ...}, "the answer is not the option of its letter"),
+        (MEDQA, {"answer_idx": "A"}, "answer_idx (A) and answer (b) name different options"),
+        (MEDQA, {"answer_idx": "C"}, "the gold answer is no option: 'C'"),
+        (MEDQA, {"answer": "The second, as it is older."}, "the gold answer is no option: 'The second"),
         (MEDQA, {"options": 5}, "the options are neither list nor object"),
-        (LISTED, {"answer": "A. a"}, "the gold answer is no option: 'A. a'"),
-        (LISTED, {"answer": ["a"]}, "the gold answer is no option"),
+        (LISTED, {"answer": "A. b"}, "the gold answer is no option: 'A. b'"),
+        (LISTED, {"answer": ["a", "b"]}, "the gold answer is no option"),
         (MEDMCQA, {"id": "y", "cop": 5}, "the gold answer is no option: '5'"),
-        (MEDMCQA, {"id": "y", "cop": "2"}, "the gold answer is no option"),
+        (MEDMCQA, {"id": "y", "cop": "1,3"}, "the gold answer is no option"),
         (MEDMCQA, {"id": "y", "opb": ""}, "an option is empty"),
-        (MEDMCQA, {"id": 5}, "the id is no text"),
+        (MEDMCQA, {"id": True}, "the id is neither text nor number"),
         (MEDMCQA, {}, "a second question with the id 'x'"),
         (PUBMEDQA, {"final_decision": "perhaps"}, "the gold answer is no option: 'perhaps'"),
         (PUBMEDQA, {"CONTEXTS": "One."}, "the contexts are no list of texts"),
@@ -249,8 +252,10 @@ def test_medmcqa_counts_from_one_or_from_nought(tmp_path: Path, capsys: pytest.C
     assert golds(0, -1, 3) == [0, 3]
     assert "counted from 1" not in capsys.readouterr().err
     assert golds(1, 3) == [0, 2]
-    assert "counted from 1, as published" in capsys.readouterr().err
-    with pytest.raises(InputError, match="neither counted from 0 nor from 1"):
+    assert "read as counted from 1" in capsys.readouterr().err
+    with pytest.raises(
+        InputError, match=r"line 2\): the gold answer is no option: '4' \(an index counts from 0, to 3\)"
+    ):
         golds(0, 4)
 
 

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from meditron.ground.config import semantic
-from train.world import make_config
+from train.world import finetune_config, make_config
 
 
 def test_steps_are_rounded_up():
@@ -17,12 +17,23 @@ def test_what_says_only_how_the_work_is_done_is_not_part_of_the_artifact():
     assert {"micro_batch_size", "compile", "heldout_every", "seed"} <= kept.keys()
 
 
+def test_limits_are_themselves_allowed():
+    assert make_config(seed=2**63 - 1).seed == 2**63 - 1
+    assert make_config(tokens=10**13).tokens == 10**13
+    assert finetune_config(epochs=10_000).epochs == 10_000
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"mixture": {"a": 0.9, "b": 0.2}}, "sum to 1.1, not to 1"),
         ({"micro_batch_size": 3}, "micro_batch_size does not divide"),
         ({"tokens": 0}, "tokens"),
+        ({"tokens": 10**13 + 1}, "tokens"),
+        ({"tokens": 1e23}, "tokens"),
+        ({"batch_size": 2**31}, "batch_size"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
         ({"warmup": 1.0}, "warmup"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"dtype": "float16"}, "dtype"),

@@ -385,6 +385,7 @@ def test_a_loss_that_is_no_number_names_the_rows(answers, tmp_path):
         ({"template": "alpaca"}, "template"),
         ({"heldout": 1.0}, "heldout"),
         ({"epochs": 0}, "epochs"),
+        ({"epochs": 10_001}, "epochs"),
         ({"micro_batch_size": 3}, "micro_batch_size does not divide"),
     ],
 )

@@ -1,7 +1,10 @@
 """The measured peak is of the model's own products, each counted as often as it stands in the model."""
 
+import pytest
 import torch
 
+from meditron.model.config import LlamaConfig
+from meditron.model.llama import Llama
 from meditron.train import peak
 from twins import make_hf, twin
 
@@ -16,6 +19,36 @@ def test_each_matrix_counts_three_products_and_an_untied_embedding_none(monkeypa
         parameters = sum(weight.numel() for weight in matrices) - (0 if tied else embedding)
         products = 3 * (len(matrices) - (0 if tied else 1))
         assert peak.matmul_peak(model, tokens=10) == 6 * 10 * parameters / products
+
+
+@pytest.mark.parametrize("trained", [None, 10**9, 200_000, 20_000])
+def test_it_takes_a_fixed_memory_and_at_most_a_hundredth_of_the_runs_operations(monkeypatch, trained):
+    """Also for a large vocabulary and a pass of a million tokens, which took 24 GB."""
+    config = LlamaConfig(
+        vocab_size=50_000,
+        hidden_size=64,
+        intermediate_size=5_000,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=128,
+    )
+    with torch.device("meta"):
+        model = Llama(config)
+    made, elements = peak._products, []
+
+    def products(tokens, out, width, like):
+        elements.append((tokens * (2 * out + 2 * width) + 2 * out * width, 6 * tokens * out * width))
+        return made(tokens, out, width, like)
+
+    monkeypatch.setattr(peak, "_products", products)
+    monkeypatch.setattr(peak, "best_seconds", lambda work, rounds: 1.0)
+    peak.matmul_peak(model, 10**6, trained)
+    assert max(4 * held for held, _ in elements) <= 48 << 20
+    operations = 4 * sum(each for _, each in elements)
+    if trained is not None:
+        assert operations <= 0.01 * 6 * trained * config.parameters
 
 
 def test_it_is_measured_in_the_models_number_format():

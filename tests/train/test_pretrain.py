@@ -79,6 +79,11 @@ def test_what_it_computed_in_is_this_machines_and_recorded(world, tmp_path):
     assert matrix_dtype() in (tmp_path / "report.html").read_text()
 
 
+def test_the_largest_seed_trains(world, tmp_path):
+    config = make_config(tokens=4 * 32, heldout_documents=0, seed=2**63 - 1)
+    assert run(config, world, tmp_path)["steps"] == 1
+
+
 def test_the_ancestry_names_the_documents_that_were_read(world, trained, tmp_path, monkeypatch):
     out, metrics = trained
     record = read_ancestry(resolve(str(out)))

@@ -13,7 +13,7 @@ __all__ = ["StageConfig"]
 class StageConfig(Config, ABC):
     """A stage's table in a recipe."""
 
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     """Seed of everything random in this stage; the recipe's own when absent."""
 
     @abstractmethod

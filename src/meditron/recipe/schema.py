@@ -28,7 +28,7 @@ class Head(Config):
     base: str | None = None
     """The MODEL that the recipe starts from."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of every stage that names none of its own."""
 
 

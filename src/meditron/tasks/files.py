@@ -2,17 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from meditron.ground.console import warn
 from meditron.ground.errors import InputError
 from meditron.store.files import read_json
+from meditron.tasks.choices import Convention, Malformed
 from meditron.tasks.layout import LAYOUTS
 from meditron.tasks.question import Question, place
 from meditron.tasks.rows import Row, read_rows
-from meditron.tasks.shapes import SHAPES, Malformed, Shape
+from meditron.tasks.shapes import SHAPES, Draft, Shape, lowered, to_question
 from meditron.tasks.task import Questions, Split, Task
 
 __all__ = ["file_task"]
@@ -30,7 +31,7 @@ def file_task(path: Path) -> Task:
         InputError: the file is damaged, of no known shape, or one of its rows is no question; names the line.
         SourceError: there is no such file.
     """
-    rows = list(read_rows(path))
+    rows = list(_lowered(path, read_rows(path)))
     shape = _shape(path, rows)
     questions = _questions(path, shape, rows)
     for reason, count in questions.skipped.items():
@@ -62,61 +63,93 @@ def _shape(path: Path, rows: list[Row]) -> Shape:
     if not rows:
         raise InputError(path, "the file holds no questions")
     for shape in SHAPES:
-        if shape.fields <= rows[0].fields.keys():
+        if shape.fits(rows[0].fields):
             return shape
     raise InputError(
         path,
         f"a row with the fields of no known set of questions: {', '.join(rows[0].fields)[:120]}",
         place=rows[0].place,
-        hint='rows of your own: {"id", "question", "options": […], "gold": index or letter, "context"}',
+        hint='your own rows: {"id", "question", "options": […], "gold": letter or index from 0, "context"}',
     )
+
+
+def _lowered(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
+    for row in rows:
+        try:
+            yield lowered(row)
+        except Malformed as error:
+            raise InputError(path, str(error), place=row.place) from error
 
 
 def _questions(path: Path, shape: Shape, rows: list[Row]) -> Questions:
     """The rows' questions in the order of their ids' SHA-256."""
     found: dict[str, Question] = {}
     skipped: Counter[str] = Counter()
-    for row in _counted_from_one(path, rows) if shape.name == "medmcqa" else rows:
-        try:
-            question = _question(path, shape, row)
-        except Malformed as error:
-            if error.reason not in shape.left_out:
-                raise InputError(path, str(error), place=row.place) from error
-            skipped[error.reason] += 1
+    for row, question in _read(path, shape, rows):
+        if isinstance(question, str):
+            skipped[question] += 1
             continue
         if question.id in found:
             raise InputError(path, f"a second question with the id {question.id!r}", place=row.place)
         found[question.id] = question
     if not found:
-        raise InputError(path, "no row of the file is a question")
+        reasons = "; ".join(f"{reason} ({count} rows)" for reason, count in skipped.items())
+        raise InputError(path, f"no row of the file is a question: {reasons}")
+    if repeats := len(found) - len({question.content_sha256 for question in found.values()}):
+        warn(f"{path}: {repeats} of {len(found)} questions repeat another's text and options")
     return Questions(
         tuple(sorted(found.values(), key=lambda question: place(question.id))), dict(sorted(skipped.items()))
     )
 
 
-def _question(path: Path, shape: Shape, row: Row) -> Question:
-    if missing := sorted(shape.fields - row.fields.keys()):
-        raise Malformed(f"no {' and no '.join(missing)}")
-    question = shape.question(row)
-    if shape.name == "mmlu":
-        return replace(question, group=re.sub("_(dev|val|test)$", "", _stem(path)))
-    return question
+def _read(path: Path, shape: Shape, rows: list[Row]) -> Iterator[tuple[Row, Question | str]]:
+    """Yield each row with its question, or with the reason for which it is left out."""
+    drafts: list[Draft | Malformed] = []
+    for row in rows:
+        try:
+            drafts.append(shape.draft(row))
+        except Malformed as error:
+            drafts.append(error)
+    conventions = _conventions(path, [draft for draft in drafts if isinstance(draft, Draft)])
+    for row, draft in zip(rows, drafts, strict=True):
+        try:
+            if isinstance(draft, Malformed):
+                raise draft
+            found = to_question(draft, lambda draft: _gold(draft, conventions))
+        except Malformed as error:
+            if error.reason not in shape.left_out:
+                raise InputError(path, str(error), place=row.place) from error
+            yield row, error.reason
+            continue
+        if shape.name == "mmlu" and found.group is None:
+            found = replace(found, group=re.sub("_(dev|val|test)$", "", _stem(path)))
+        yield row, found
 
 
-def _counted_from_one(path: Path, rows: list[Row]) -> Iterable[Row]:
-    """MedMCQA's answers count from 1 as published and from 0 on the hub; the whole file tells which."""
-    answers = {row.fields.get("cop") for row in rows if type(row.fields.get("cop")) is int}
-    if {0, 4} <= answers:
-        raise InputError(path, "answers (cop) from 0 to 4: neither counted from 0 nor from 1")
-    if not {0, 4} & answers:
-        warn(f"{path}: no answer (cop) is 0 or 4; read as counted from 1, as published")
-    if 0 not in answers:
-        return rows
-    return (replace(row, fields=row.fields | {"cop": _next(row.fields.get("cop"))}) for row in rows)
+def _conventions(path: Path, drafts: list[Draft]) -> dict[str, Convention]:
+    """How the answers under each key are meant; a warning where indexes do not tell what they count from."""
+    keys = dict.fromkeys(key for draft in drafts for key in draft.answers)
+    found = {
+        key: Convention(key, ((d.answers[key], d.options) for d in drafts if key in d.answers))
+        for key in keys
+    }
+    for key, convention in found.items():
+        if not convention.certain:
+            warn(
+                f"{path}: the answers ({key}) do not tell what they count from; read as counted from "
+                f"{convention.first}"
+            )
+    return found
 
 
-def _next(cop: object) -> object:
-    return cop + 1 if type(cop) is int and cop >= 0 else cop
+def _gold(draft: Draft, conventions: Mapping[str, Convention]) -> int | None:
+    """The gold option by every key that has an answer; Malformed where they name different options."""
+    told = {key: conventions[key].place(value, draft.options) for key, value in draft.answers.items()}
+    given = {key: gold for key, gold in told.items() if gold is not None}
+    if len(set(given.values())) > 1:
+        names = " and ".join(f"{key} ({draft.answers[key]!s:.40})" for key in given)
+        raise Malformed(f"{names} name different options")
+    return next(iter(given.values()), None)
 
 
 def _official(questions: Questions, truths: Path) -> dict[Split, Questions]:

@@ -1,7 +1,7 @@
 """The rows of a file of questions, JSON lines, JSON or CSV, plain or compressed, each with its place.
 
 A JSON file may be an array of objects, or one object of them by their ids. A CSV file has a header, or is
-MMLU's, which has none.
+like MMLU's, which has none: a question, up to ten options, and the right one's letter.
 """
 
 import csv
@@ -20,7 +20,7 @@ __all__ = ["Row", "read_rows"]
 
 _LARGEST = 256 << 20  # unpacked; the largest set of questions there is has a tenth of it
 _BLANKS = re.compile(r"[ \t\r\n]*")
-_MMLU = ["question", "A", "B", "C", "D", "answer"]
+_LETTERS = "ABCDEFGHIJ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,9 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
             if not cells:
                 continue
             if not names:
-                headless = len(cells) == len(_MMLU) and cells[-1] in _MMLU[1:5]
-                names = _MMLU if headless else cells
-                if not headless:
+                names = _headless(cells) or cells
+                if names is cells:
+                    _refuse_equal_names(path, names, place)
                     continue
             if len(cells) != len(names):
                 raise InputError(path, f"{len(cells)} cells where {len(names)} should be", place=place)
@@ -127,6 +127,20 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
             yield Row(dict(zip(names, cells, strict=True)), str(number), place)
     except csv.Error as error:
         raise InputError(path, f"not CSV: {error}", place=f"line {reader.line_num}") from error
+
+
+def _refuse_equal_names(path: Path, names: list[str], place: str) -> None:
+    for number, name in enumerate(names):
+        if name.strip() and name in names[:number]:
+            raise InputError(path, f"two columns are called '{name}'", place=place)
+
+
+def _headless(cells: list[str]) -> list[str] | None:
+    """MMLU's names for a first row that is a question, its options and their letter, and no header."""
+    letters = _LETTERS[: len(cells) - 2]
+    header = {cell.strip().casefold() for cell in cells} & {"question", "answer"}
+    headless = 2 <= len(letters) == len(cells) - 2 and cells[-1].strip() in [*letters] and not header
+    return ["question", *letters, "answer"] if headless else None
 
 
 def _object(path: Path, value: object, place: str) -> dict[str, Any]:

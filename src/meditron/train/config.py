@@ -14,7 +14,10 @@ __all__ = ["FinetuneConfig", "PretrainConfig", "TrainingConfig"]
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 _Part = Annotated[float, Field(ge=0.0, lt=1.0)]
 _Betas = tuple[_Part, _Part]
-_Positive = Annotated[int, Field(ge=1)]
+_Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+# The order of all rows is planned in memory: ten bytes a row.
+_MOST_TOKENS = 10**13
+_MOST_EPOCHS = 10_000
 
 
 class TrainingConfig(StageConfig):
@@ -85,8 +88,8 @@ class PretrainConfig(TrainingConfig):
     on: str = "base"
     """The model to go on from: `base`, or a stage that leaves one."""
 
-    tokens: _Positive
-    """Tokens to train on, rounded up to whole optimizer steps."""
+    tokens: Annotated[int, Field(ge=1, le=_MOST_TOKENS)]
+    """Tokens to train on, rounded up to whole optimizer steps; 10^13 at most."""
 
     mixture: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | None = None
     """Source → its share of the rows, together one. Absent: as the sources' tokens stand to each other."""
@@ -148,7 +151,7 @@ class FinetuneConfig(TrainingConfig):
     nothing; `tags`: question and answer turns, as published with Meditron; `chatml`: the same with user and
     assistant; `tokenizer`: the model's own chat template."""
 
-    epochs: _Positive = 1
+    epochs: Annotated[int, Field(ge=1, le=_MOST_EPOCHS)] = 1
     """How often each row is seen; the last batch is filled up with rows that teach nothing."""
 
     pack: bool = True

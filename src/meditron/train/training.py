@@ -128,7 +128,8 @@ class _Training:
         """Train, export, report; the stage's metrics."""
         done = self.checkpoints.restore(self.optimizer)
         rows_a_pass = self.config.micro_batch_size or self.config.batch_size
-        self.peak = matmul_peak(self.model, rows_a_pass * self.config.sequence_length)
+        left = self._tokens(self.steps) - self._tokens(done)
+        self.peak = matmul_peak(self.model, rows_a_pass * self.config.sequence_length, left)
         with MetricsFile(self.out / "metrics.jsonl", done) as metrics:
             self._train(done, metrics)
             dtype = getattr(torch, self.dtype)
