@@ -3,6 +3,7 @@
 Every figure is drawn from a seed, so that two lives share none but by chance.
 """
 
+import json
 import math
 import random
 from datetime import UTC, datetime, timedelta
@@ -254,3 +255,18 @@ class Life:
             perplexity_ratio=self.random.uniform(1, 2),
             data_sha256="3" * 64,
         )
+
+
+def of_few(result: EvaluationResult) -> EvaluationResult:
+    """The same result, of four documents and questions each: without intervals."""
+
+    def few(value: Any, key: str = "") -> Any:
+        if key in ("interval", "detectable"):
+            return None
+        if key in ("n", "documents"):
+            return 4
+        if isinstance(value, dict):
+            return {k: None if key == "intervals" else few(v, k) for k, v in value.items()}
+        return [few(v) for v in value] if isinstance(value, list) else value
+
+    return EvaluationResult.model_validate_json(json.dumps(few(result.model_dump(mode="json"))))

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
-from lives import TASK, Life
+from lives import BASE, MODELS, TASK, Life, of_few
+from meditron.evaluate.report import write_report
 from meditron.ground.console import clean
 from meditron.ground.errors import DriftError, UsageError
 from meditron.ground.figures import FORMS
 from meditron.ground.notice import ADVISORY
 from meditron.ground.units import duration, size
+from meditron.recipe.report import render
 from meditron.release.card import run
 from meditron.release.card_config import CardConfig
 from meditron.release.card_markdown import Markdown, Published, public
@@ -153,6 +155,30 @@ def test_what_a_step_made_worse_is_told(tmp_path: Path) -> None:
         verdict = "better" if (one.difference > 0) == (one.task is not None) else "worse"
         row = rf"\| {re.escape(one.what)} \| {re.escape(one.b)} − {re.escape(one.a)} \|.*\| {verdict} \|"
         assert re.search(row, text), one
+
+
+def test_few_documents_claim_no_interval_and_no_verdict(tmp_path: Path) -> None:
+    life = Life(tmp_path / "small")
+    result = of_few(life.result)
+    write_results(life.place("evaluate"), result)
+    models = {model: BASE if model == "base" else model for model in MODELS}
+    life.finish("evaluate", inputs=models | {"corpus": "corpus"}, metrics=result.model_dump(mode="json"))
+    card = written(life)
+    assert "(no interval)" in card
+    assert "too few to compare" in card
+    assert not re.search(r"\bNone\b|\bnan\b|\d \[|better \||worse \|", card)
+    report = tmp_path / "report.html"
+    write_report(report, result)
+    render(
+        "small",
+        life.folder,
+        [(name, name, life.folder / name) for name in ("corpus", "pretrain", "evaluate")],
+    )
+    for page in (report, life.folder / "report.html"):
+        text = page.read_text(encoding="utf-8")
+        assert "no interval" in text
+        assert "too few to compare" in text
+        assert ">better<" not in text
 
 
 def test_the_front_matter_reads_back_as_the_hub_reads_it(life: Life) -> None:
