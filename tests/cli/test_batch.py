@@ -86,11 +86,12 @@ def test_a_file_of_answers_goes_on_where_a_kill_left_it(
 
 
 def test_no_other_file_is_taken_for_answers(meditron: Command, model: Path, prompts: Path) -> None:
-    before = prompts.read_bytes()
-    said = meditron("generate", model, "--jsonl", prompts, "--out", prompts)
+    other = prompts.with_name("other.jsonl")
+    other.write_bytes(prompts.read_bytes())
+    said = meditron("generate", model, "--jsonl", prompts, "--out", other)
     assert said.code == 1
     assert "is no file of answers" in said.err
-    assert prompts.read_bytes() == before
+    assert other.read_bytes() == prompts.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -192,3 +193,20 @@ def test_any_seed_and_any_temperature_above_zero_draw(
 ) -> None:
     said = meditron("generate", model, "Sepsis", "--max-tokens", "3", *words)
     assert said.code == 0, said.err
+
+
+@pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
+def test_answers_are_never_appended_to_the_prompts(
+    meditron: Command, model: Path, prompts: Path, link: str
+) -> None:
+    out, before = prompts.with_name("out.jsonl"), prompts.read_bytes()
+    if link == "same":
+        out = prompts
+    elif link == "symbolic":
+        out.symlink_to(prompts)
+    else:
+        out.hardlink_to(prompts)
+    said = meditron("generate", model, "--jsonl", prompts, "--out", out)
+    assert said.code == 2
+    assert "never overwritten" in said.err
+    assert prompts.read_bytes() == before

@@ -109,3 +109,17 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     errors = (tmp_path / "errors.txt").read_text(encoding="utf-8")
     assert "Broken" not in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")], ids=repr
+)
+def test_out_of_memory_is_no_defect(error: Exception) -> None:
+    message, hint, code = explain(error)
+    assert message.startswith("out of memory: ")
+    assert "defect" not in str(hint)
+    assert code == 1
+
+
+def test_a_defect_tells_no_secret() -> None:
+    assert explain(KeyError("https://me:SECRET@h/x?sig=SECRET"))[0] == "KeyError: 'https://h/x'"

@@ -1,9 +1,13 @@
+import gzip
 import json
+import socket
+from http.client import HTTPResponse
 from pathlib import Path
 
 import pytest
 
 from meditron.ground.errors import DigestError, FetchError, SourceError
+from meditron.store import download as downloads
 from meditron.store.download import download
 from store.web import Site
 from store.wheels import sha256
@@ -146,3 +150,125 @@ def test_a_redirect_leads_to_http_only(site: Site, part: Path, tmp_path: Path):
     with pytest.raises(FetchError, match="302"):
         download(f"{site.url}/x.bin", part)
     assert not part.exists()
+
+
+def test_a_redirect_from_https_to_http_is_not_followed(
+    secure_site: tuple[Site, Path], part: Path, monkeypatch: pytest.MonkeyPatch
+):
+    site, certificate = secure_site
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    site.redirect = "http://127.0.0.1:9/y.bin?sig=secret"
+    with pytest.raises(
+        FetchError, match=r"x\.bin: redirects from https to http://127\.0\.0\.1:9/y\.bin, which"
+    ):
+        download(f"{site.url}/x.bin", part)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("/x.bin?again=secret", "redirects in a circle"),
+        ("http://h:99999/?sig=secret", "redirects to .*the port must be"),
+    ],
+)
+def test_a_redirect_that_leads_nowhere_is_one_line(site: Site, part: Path, target: str, said: str):
+    site.redirect = target
+    with pytest.raises(FetchError, match=said) as refused:
+        download(f"{site.url}/x.bin", part)
+    assert "\n" not in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_range_of_another_file_is_begun_again(site: Site, part: Path):
+    site.files["x.bin"] = BODY
+    site.drops = [1_000, 0, 0, 0]
+    with pytest.raises(FetchError):
+        download(f"{site.url}/x.bin", part)
+    site.drops.clear()
+    # Another file, by a server that minds no If-Range and tells no ETag any more.
+    site.files["x.bin"], site.etag, site.if_range = BODY[::-1], None, False
+    download(f"{site.url}/x.bin", part)
+    assert part.read_bytes() == BODY[::-1]
+    assert [asked.get("Range") for asked in site.asked[-2:]] == ["bytes=1000-", None]
+
+
+def test_a_part_that_nobody_asked_for_is_not_taken_for_the_whole(site: Site, part: Path):
+    site.files["x.bin"], site.status = BODY[:1_000], 206
+    site.headers = {"Content-Range": f"bytes 0-999/{len(BODY)}"}
+    with pytest.raises(FetchError, match=r"sent something else than was asked for|after 1,000 of 1,024,000"):
+        download(f"{site.url}/x.bin", part)
+    assert len(site.asked) < 10
+
+
+@pytest.mark.parametrize("status", [202, 203, 204])
+def test_a_success_without_a_file_is_refused(site: Site, part: Path, status: int):
+    site.files["x.bin"], site.status = b"" if status == 204 else b"soon", status
+    with pytest.raises(FetchError, match=f"the server answered {status} .*, not a file"):
+        download(f"{site.url}/x.bin", part)
+    assert not part.exists()
+
+
+def test_a_body_shorter_than_its_promised_length_is_found_out(site: Site, part: Path):
+    site.files["x.bin"] = BODY
+    site.headers = {"Content-Length": str(len(BODY) + 1)}
+    site.drops = [len(BODY)]  # then it is asked for the rest, and says that there is none
+    download(f"{site.url}/x.bin", part)
+    assert part.read_bytes() == BODY
+    assert site.asked[1]["Range"] == f"bytes={len(BODY)}-"
+
+
+def test_a_file_of_more_than_the_most_is_refused(site: Site, part: Path, monkeypatch: pytest.MonkeyPatch):
+    site.files["x.bin"] = site.files["x.bin?again"] = BODY
+    monkeypatch.setattr("meditron.store.download.MAX_BYTES", len(BODY))
+    download(f"{site.url}/x.bin", part)
+    monkeypatch.setattr("meditron.store.download.MAX_BYTES", len(BODY) - 1)
+    site.etag = None
+    with pytest.raises(FetchError, match="at most 1,023,999 are downloaded"):
+        download(f"{site.url}/x.bin?again", part)
+    site.headers = {"Content-Length": "unknown"}  # then it ends when the connection does
+    site.drops = [len(BODY)]
+    with pytest.raises(FetchError, match="sent more than 1,023,999 bytes"):
+        download(f"{site.url}/x.bin", part)
+
+
+def test_an_encoding_that_was_not_asked_for_is_refused_but_for_a_packed_file(site: Site, part: Path):
+    packed = gzip.compress(BODY)
+    site.files = {"x.jsonl": packed, "x.jsonl.gz": packed}
+    site.headers = {"Content-Encoding": "gzip"}
+    with pytest.raises(FetchError, match=r"sends the file compressed \(gzip\)"):
+        download(f"{site.url}/x.jsonl", part)
+    assert download(f"{site.url}/x.jsonl.gz", part) == sha256(packed)
+    assert download(f"{site.url}/x.jsonl", part, sha256=sha256(packed)) == sha256(packed)
+
+
+def test_a_silent_server_is_given_up(site: Site, part: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("meditron.store.download._TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        with pytest.raises(FetchError, match="timed out"):
+            download(address, part)
+
+
+def test_what_another_process_wrote_into_it_is_not_taken_for_the_file(
+    site: Site, part: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A lock that does not lock (Lustre, some NFS): https://github.com/huggingface/huggingface_hub/pull/4306
+    site.files["x.bin"] = BODY
+    read, others = downloads._read, [b"theirs"]
+
+    def intruded(response: HTTPResponse) -> bytes:
+        if others:
+            with part.open("ab") as file:
+                file.write(others.pop())
+        return read(response)
+
+    monkeypatch.setattr(downloads, "_read", intruded)
+    assert download(f"{site.url}/x.bin", part) == sha256(BODY)
+    assert part.read_bytes() == BODY
+
+
+def test_only_get_is_asked(site: Site, part: Path):
+    # The server knows no HEAD.
+    site.files["x.bin"] = BODY
+    download(f"{site.url}/x.bin", part)
+    assert len(site.asked) == 1

@@ -24,6 +24,7 @@ from meditron.ground.errors import (
 )
 from meditron.store.fetch import Source, fetch, identity, parse
 from meditron.store.files import sha256_file
+from store.conftest import serving
 from store.web import Site
 from store.wheels import make_wheel, sha256
 
@@ -380,6 +381,135 @@ def test_a_full_disk_is_one_line_and_what_arrived_is_continued(site: Site, tmp_p
     assert int(site.asked[1]["Range"].strip("bytes=-")) > 1 << 17
 
 
+SECRET = "TOPSECRET"
+PAGE = b"\n<!-- hello -->\n<!DOCTYPE html><html><body>Please log in</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "said"),
+    [
+        ("x.xml.gz", PAGE, "an HTML page"),
+        ("x.gguf", b'{"error": "login"}', "not a GGUF file"),
+        ("x-1.0-py3-none-any.whl", PAGE, "an HTML page"),
+        ("x.zip", b"\x1f\x8b not a zip", "not a zip archive"),
+        ("x.bz2", b"?", "not a bzip2 file"),
+        ("x.zst", b"?", "not a zstd file"),
+        ("x.xml", b"error: no such thing", "not XML"),
+        ("x.xml", b"\xef\xbb\xbf<?xml version='1.0'?><!DOCTYPE html>", "an HTML page"),
+        ("x.jsonl", "<HTML>".encode("utf-16"), "an HTML page"),
+        ("download", PAGE, "an HTML page"),
+        ("x.jsonl", b"", "an empty file"),
+    ],
+)
+def test_a_login_page_is_no_file_and_is_not_kept(site: Site, cache: Path, name: str, body: bytes, said: str):
+    site.files[f"{name}?token={SECRET}"] = body
+    with pytest.raises(InputError, match=said) as refused:
+        fetch(f"{site.url}/{name}?token={SECRET}")
+    assert SECRET not in f"{refused.value} {refused.value.hint}"
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"]
+    # Logged in, the same address is the file.
+    site.files[f"{name}?token={SECRET}"] = MODEL
+    if name in ("x.gguf", "x.jsonl", "download"):
+        assert fetch(f"{site.url}/{name}?token={SECRET}").read_bytes() == MODEL
+
+
+def test_a_page_is_kept_where_a_page_was_asked_for_or_its_hash_promised(site: Site):
+    site.files["x.html"] = site.files["x.gz"] = PAGE
+    assert fetch(f"{site.url}/x.html").read_bytes() == PAGE
+    assert fetch(f"{site.url}/x.gz@sha256:{sha256(PAGE)}").read_bytes() == PAGE
+
+
+def test_a_page_that_is_in_the_cache_already_is_fetched_again(site: Site):
+    site.files["x.gz"] = PAGE
+    fetch(f"{site.url}/x.gz@sha256:{sha256(PAGE)}")
+    site.files["x.gz"] = b"\x1f\x8b"
+    assert fetch(f"{site.url}/x.gz").read_bytes() == b"\x1f\x8b"
+
+
+def test_different_queries_are_different_files(site: Site):
+    site.files |= {"get?file=a": b"a", "get?file=b": b"b"}
+    assert fetch(f"{site.url}/get?file=a").read_bytes() == b"a"
+    assert fetch(f"{site.url}/get?file=b").read_bytes() == b"b"
+
+
+def test_credentials_are_sent_to_their_server_and_to_no_other(site: Site, capfd: pytest.CaptureFixture[str]):
+    site.files["x.bin"] = MODEL
+    address = site.url.replace("//", f"//me:{SECRET}@")
+    fetch(f"{address}/x.bin")
+    assert site.asked[0]["Authorization"] == "Basic bWU6VE9QU0VDUkVU"
+    assert site.asked[0]["Host"] == site.url.removeprefix("http://")
+    with serving("http") as other:
+        other.files["y.bin"] = MODEL
+        site.redirect = f"{other.url}/y.bin"
+        fetch(f"{address}/y.bin")
+        assert "Authorization" not in other.asked[0]
+    assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_no_secret_is_left_in_the_cache(site: Site, cache: Path, capfd: pytest.CaptureFixture[str]):
+    address = f"{site.url.replace('//', f'//me:{SECRET}@')}/%s?sig={SECRET}#%s"
+    site.files[f"x.bin?sig={SECRET}"] = MODEL
+    site.drops = [1_000, 0, 0]  # a partial download stays
+    with pytest.raises(FetchError):
+        fetch(address.partition("#")[0] % "x.bin")
+    for problem in ("x.bin#nothing", "gone#x"):
+        with pytest.raises(MeditronError) as failed:
+            fetch(address % tuple(problem.split("#")))
+        assert SECRET not in f"{failed.value} {failed.value.hint}"
+    fetch(address.partition("#")[0] % "x.bin")
+    assert SECRET not in "".join(capfd.readouterr())
+    for path in cache.rglob("*"):
+        assert SECRET not in str(path)
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes()
+
+
+def refuse(path: Path, value: object) -> None:
+    raise StorageError(f"{path}: Read-only file system")
+
+
+def test_a_copied_cache_is_hashed_and_not_fetched_again(site: Site, monkeypatch: pytest.MonkeyPatch):
+    site.files["x.bin"] = MODEL
+    path = fetch(f"{site.url}/x.bin")
+    os.utime(path, (1, 1))
+    with monkeypatch.context() as read_only:
+        read_only.setattr("meditron.store.fetch.write_json", refuse)
+        assert fetch(f"{site.url}/x.bin") == path
+    assert fetch(f"{site.url}/x.bin") == path
+    path.write_bytes(MODEL[:-1] + b"?")
+    assert fetch(f"{site.url}/x.bin").read_bytes() == MODEL
+    assert len(site.asked) == 2
+
+
+def test_a_link_in_the_place_of_a_partial_download_is_not_written_through(
+    site: Site, cache: Path, tmp_path: Path
+):
+    site.files["x.bin"] = MODEL
+    site.drops = [1_000, 0, 0]
+    with pytest.raises(FetchError):
+        fetch(f"{site.url}/x.bin")
+    (part,) = cache.glob("partial/*/x.bin")
+    victim = tmp_path / "victim"
+    part.replace(victim)
+    part.symlink_to(victim)
+    with pytest.raises(StorageError):
+        fetch(f"{site.url}/x.bin")
+    assert victim.read_bytes() == MODEL[:1_000]
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_damage_of_any_compression_is_an_input_error(tmp_path: Path, compression: int):
+    whole = os.urandom(2_000)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", compression) as archive:
+        archive.writestr("a.bin", whole)
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    for start in range(36, 80):
+        (tmp_path / "y.zip").write_bytes(data[:start] + b"\xff\x00\xff" + data[start + 3 :])
+        try:
+            assert fetch(f"file:{tmp_path}/y.zip#a.bin").read_bytes() == whole
+        except InputError as error:
+            assert error.place == "a.bin"  # noqa: PT017  # read whole, or refused
+
+
 # Wheels, found by pip.
 
 
@@ -435,6 +565,19 @@ def test_a_wheel_that_is_not_what_its_index_promises_is_refused(
     with pytest.raises(DigestError, match=rf"not those its index promises|promised was {HEX}"):
         fetch("pypi:tiny-model==1.0")
     assert not [path for path in cache.rglob("*") if path.suffix in (".whl", ".gguf")]
+
+
+def test_a_wheel_of_another_name_or_that_is_no_wheel_is_one_line(pip_folder: Path, cache: Path):
+    wheel = make_wheel(pip_folder, FILES, name="other")
+    wheel.rename(pip_folder / "tiny_model-1.0-py3-none-any.whl")
+    with pytest.raises(MeditronError, match=r"^pypi:tiny-model==1\.0: ") as failed:
+        fetch("pypi:tiny-model==1.0")
+    assert "\n" not in str(failed.value)
+    (pip_folder / "tiny_model-1.0-py3-none-any.whl").write_bytes(PAGE)
+    with pytest.raises(MeditronError, match=r"^pypi:tiny-model==1\.0: ") as failed:
+        fetch("pypi:tiny-model==1.0")
+    assert "\n" not in str(failed.value)
+    assert not list(cache.glob("files/**/*.*"))
 
 
 def test_a_version_or_package_that_is_not_there_is_a_source_error(pip_folder: Path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from meditron.ground.errors import InputError, SourceError, StorageError, UsageError
 from meditron.store.files import (
+    MAX_JSON_DEPTH,
     atomic,
     cache_folder,
     canonical,
@@ -17,6 +18,8 @@ from meditron.store.files import (
     exists,
     read_json,
     refuse_overwrite,
+    remove,
+    remove_folder,
     sha256_file,
     storing,
     sweep,
@@ -213,6 +216,38 @@ def test_damaged_json_is_an_input_error_with_its_place(tmp_path: Path, content: 
         read_json(path)
 
 
+def test_json_is_bounded_in_size_and_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "x.json"
+    for levels in (MAX_JSON_DEPTH, MAX_JSON_DEPTH + 1):
+        path.write_text("[" * levels + "]" * levels)
+        if levels == MAX_JSON_DEPTH:
+            read_json(path)
+    with pytest.raises(InputError, match="nested more than 100 levels deep"):
+        read_json(path)
+    monkeypatch.setattr("meditron.store.files.MAX_JSON_BYTES", 10)
+    path.write_text('"12345678"')
+    assert read_json(path) == "12345678"
+    path.write_text('"123456789"')
+    with pytest.raises(InputError, match="larger than 10 bytes"):
+        read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": NaN}', "NaN"),
+        ('{"a": -Infinity}', "Infinity"),
+        ("[1e999]", "1e999"),
+        ('{"a": 1, "a": 2}', "'a'"),
+    ],
+)
+def test_own_records_hold_no_nan_and_no_key_twice(tmp_path: Path, text: str, said: str):
+    (tmp_path / "x.json").write_text(text)
+    read_json(tmp_path / "x.json")
+    with pytest.raises(InputError, match=said):
+        read_json(tmp_path / "x.json", strict=True)
+
+
 def test_missing_json_is_a_source_error(tmp_path: Path):
     with pytest.raises(SourceError, match="no such file"):
         read_json(tmp_path / "x.json")
@@ -253,17 +288,35 @@ def test_names_that_are_no_utf_8_have_a_digest_too(tmp_path: Path):
     assert digest_of(tmp_path) != digest_of(tmp_path / name)
 
 
-def test_a_large_file_is_hashed_once(tmp_path: Path, cache: Path):
+def test_a_large_file_is_hashed_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("meditron.store.files._SETTLED_NS", 0)
     path = tmp_path / "large"
     path.write_bytes(bytes(2 << 20))
-    os.utime(path, (1_000_000_000, 1_000_000_000))
     assert digest_of(path) == sha256_file(path)
     (record,) = (cache / "digests").iterdir()
     remembered = read_json(record)
-    write_json(record, remembered | {"sha256": "from the cache"})
-    assert digest_of(path) == "from the cache"
+    write_json(record, remembered | {"sha256": "f" * 64})
+    assert digest_of(path) == "f" * 64
+    assert digest_of(path, cached=False) == sha256_file(path)
+    for damaged in ({"sha256": "from the cache"}, {"sha256": 7}, {"seen": []}):
+        write_json(record, remembered | damaged)
+        assert digest_of(path) == sha256_file(path)
     path.write_bytes(bytes(3 << 20))
     assert digest_of(path) == sha256_file(path)
+
+
+def test_bytes_changed_under_the_same_size_and_time_are_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("meditron.store.files._SETTLED_NS", 0)
+    path = tmp_path / "large"
+    path.write_bytes(b"a" * (2 << 20))
+    before, status = digest_of(path), path.stat()
+    with path.open("r+b") as file:
+        file.write(b"b")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert digest_of(path) == sha256_file(path) != before
 
 
 def test_a_file_changed_just_now_is_not_remembered(tmp_path: Path, cache: Path):
@@ -293,3 +346,95 @@ def test_an_output_that_is_an_input_is_refused_by_whatever_name(tmp_path: Path):
         with pytest.raises(UsageError, match="never overwritten"):
             refuse_overwrite([tmp_path / "new", tmp_path / name], [questions, model])
     refuse_overwrite([tmp_path / "new", model / "new.gguf"], [questions, model, tmp_path / "missing"])
+
+
+def test_nothing_is_written_or_removed_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    theirs = tmp_path / "theirs"
+    write_json(theirs / "keep.json", 1)
+    victim = theirs / "keep.json"
+    work = tmp_path / "work"
+    work.mkdir()
+    # A link under a temporary's name, for who can guess it.
+    monkeypatch.setattr("secrets.token_hex", lambda _: "0")
+    (work / ".a.json.0.tmp").symlink_to(victim)
+    with pytest.raises(StorageError, match="File exists"):
+        write_json(work / "a.json", 2)
+    # A link in the file's own place is replaced, as is one to a folder when it is removed or swept.
+    (work / "b.json").symlink_to(victim)
+    write_json(work / "b.json", 2)
+    assert not (work / "b.json").is_symlink()
+    (work / ".b.0.tmp").symlink_to(theirs)
+    (work / "inside").mkdir()
+    (work / "inside/.c.0.tmp").symlink_to(theirs)
+    (work / "inside/link").symlink_to(theirs)
+    sweep(work)
+    assert names(work) == ["b.json", "inside"]
+    (work / "stage").symlink_to(theirs)
+    remove_folder(work / "stage")
+    remove(work / "inside")
+    remove(work / "gone")
+    assert names(work) == ["b.json"]
+    assert victim.read_text() == "1\n"
+
+
+def test_linked_folders_are_read_once_and_circles_end(tmp_path: Path):
+    folder = tmp_path / "in"
+    write_json(folder / "a/one.json", 1)
+    write_json(tmp_path / "elsewhere/two.json", 2)
+    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    (folder / "c").symlink_to(tmp_path / "elsewhere")
+    (folder / "0").symlink_to(folder / "a")
+    (folder / "a/up").symlink_to(folder)
+    (tmp_path / "elsewhere/self").symlink_to(tmp_path / "elsewhere")
+    (folder / "three.json").symlink_to(tmp_path / "elsewhere/two.json")
+    listed = [path.relative_to(folder).as_posix() for path in walk(folder)]
+    assert listed == ["a/one.json", "b/two.json", "three.json"]
+    assert digest_of(folder) == digest_of(folder)
+
+
+def test_a_link_that_leads_nowhere_is_no_file(tmp_path: Path):
+    before = digest_of(tmp_path)
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "self").symlink_to("self")
+    assert walk(tmp_path) == []
+    assert digest_of(tmp_path) == before
+    (tmp_path / "nowhere").touch()
+    assert digest_of(tmp_path) != before
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path):
+    (tmp_path / "closed").mkdir(mode=0)
+    if os.access(tmp_path / "closed", os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(InputError, match="closed: cannot be read: Permission denied"):
+        walk(tmp_path)
+
+
+def test_a_name_that_is_no_utf_8_is_written_and_read_again(tmp_path: Path):
+    name = os.fsdecode(b"caf\xe9")
+    write_json(tmp_path / "x.json", {name: [name, "é"]})
+    assert read_json(tmp_path / "x.json") == {name: [name, "é"]}
+
+
+def test_a_full_disk_inside_numpys_writer_is_one_line(tmp_path: Path):
+    code = """
+        import resource, sys
+        from pathlib import Path
+        import numpy as np
+        from meditron.ground.errors import StorageError
+        from meditron.store.files import atomic
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+        for write in (np.save, lambda file, array: array.tofile(file)):
+            try:
+                with atomic(Path(sys.argv[1])) as file:
+                    write(file, np.zeros(1_000_000))
+            except StorageError as error:
+                print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "x.npy")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 2
+    for line in said:
+        assert line.startswith(f"{tmp_path}/x.npy: ")
+        assert "bytes are free there" in line
+    assert not list(tmp_path.iterdir())

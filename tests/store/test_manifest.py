@@ -1,4 +1,6 @@
 import json
+import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -105,3 +107,37 @@ def test_a_fingerprint_refuses_what_is_not_plain():
     with pytest.raises(TypeError, match=r"\$\.config\.path is a PosixPath"):
         fingerprint({"config": {"path": Path("x")}})
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+
+
+def test_a_name_that_is_no_utf_8_is_named(tmp_path: Path):
+    (tmp_path / os.fsdecode(b"caf\xe9")).touch()
+    with pytest.raises(InputError, match="its name is not UTF-8"):
+        record_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace('"metrics": {', '"metrics": {"x": NaN, '), "NaN"),
+        (lambda text: text.replace('"kind":', '"kind": "other", "kind":'), "comes twice"),
+        (
+            lambda text: text.replace('"metrics": {', '"metrics": {"x": ' + "[" * 200 + "]" * 200 + ", "),
+            "levels",
+        ),
+        (lambda text: text.replace('"metrics": {', '"metrics": {"x": ' + "[" * 9_000 + ", "), "not JSON"),
+        (lambda text: text.replace("+00:00", "").replace("Z", ""), "timezone"),
+        (lambda text: text.replace('"payload": {', '"payload": {"x": 1, '), "fingerprint"),
+    ],
+)
+def test_a_manifest_that_was_altered_is_an_input_error(
+    tmp_path: Path, change: Callable[[str], str], said: str
+):
+    write_manifest(tmp_path, make(tmp_path, metrics={"loss": 2.5}))
+    path = tmp_path / FILE_NAME
+    text = path.read_text()
+    altered = change(text)
+    assert altered != text
+    path.write_text(altered)
+    with pytest.raises(InputError, match=said) as refused:
+        read_manifest(tmp_path)
+    assert "\n" not in str(refused.value)

@@ -12,11 +12,19 @@ class Site:
     files: dict[str, bytes] = field(default_factory=dict)
     etag: str | None = '"one"'
     ranges: bool = True
+    if_range: bool = True
+    """Whether it minds If-Range."""
     drops: list[int] = field(default_factory=list)
     """Bytes of the body after which the next connections break."""
     statuses: list[int] = field(default_factory=list)
     """What the next requests are answered with instead."""
     redirect: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    """More headers of every answer, or others than its own."""
+    status: int = 200
+    """What a request for a whole file is answered with."""
+    whole: int | None = None
+    """The size that Content-Range says, where it is another than the file's."""
     asked: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -38,25 +46,23 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
 
         def send_body(self, body: bytes) -> None:
             asked = self.headers.get("Range")
-            valid = self.headers.get("If-Range") in (None, site.etag)
+            valid = self.headers.get("If-Range") in (None, site.etag) or not site.if_range
             if not (asked and site.ranges and valid):
-                self.respond(200, body)
+                self.respond(site.status, body)
                 return
             start = int(asked.removeprefix("bytes=").rstrip("-"))
             if start >= len(body):
                 self.respond(416, b"", f"bytes */{len(body)}")
             else:
-                self.respond(206, body[start:], f"bytes {start}-{len(body) - 1}/{len(body)}")
+                self.respond(206, body[start:], f"bytes {start}-{len(body) - 1}/{site.whole or len(body)}")
 
         def respond(self, status: int, body: bytes, span: str | None = None) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
             kind = "text/html" if self.path.endswith("/") else "application/octet-stream"
-            self.send_header("Content-Type", kind)
-            if site.etag:
-                self.send_header("ETag", site.etag)
-            if span:
-                self.send_header("Content-Range", span)
+            own = {"Content-Length": str(len(body)), "Content-Type": kind}
+            own |= ({"ETag": site.etag} if site.etag else {}) | ({"Content-Range": span} if span else {})
+            self.send_response(status)
+            for name, value in (own | site.headers).items():
+                self.send_header(name, value)
             self.end_headers()
             if body and site.drops:
                 self.wfile.write(body[: site.drops.pop(0)])

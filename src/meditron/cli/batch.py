@@ -11,7 +11,7 @@ from meditron.cli.options import STDIN, emit_line
 from meditron.engine.base import Generation, Prompt
 from meditron.ground.console import progress, say
 from meditron.ground.errors import InputError, MeditronError
-from meditron.store.files import atomic, reading, storing
+from meditron.store.files import atomic, reading, refuse_overwrite, storing
 
 __all__ = ["answer_all"]
 
@@ -24,8 +24,10 @@ def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generat
     A line is `{"prompt": TEXT}` or `{"messages": […]}`; its `id` is kept, and is its number where there is
     none. Answers go to stdout, or to the end of `out`, whose own are not asked for again. A line that fails,
     or has the id of another, leaves its error instead. Raises InputError for an `out` that holds something
-    else.
+    else, UsageError for one that is `source` by another name.
     """
+    if out is not None and source != STDIN:
+        refuse_overwrite([out], [Path(source)])
     done = _answered(out) if out is not None else frozenset[str]()
     met: set[str] = set()
     failed = 0

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from cyclopts import CycloptsError
 
 from meditron.ground.console import clean
-from meditron.ground.errors import MeditronError, MissingExtra, StorageError
+from meditron.ground.errors import MeditronError, MissingExtra, StorageError, is_out_of_memory
+from meditron.ground.redaction import redact
 
 __all__ = ["INTERRUPTED", "guarded"]
 
@@ -71,13 +72,16 @@ def explain(error: Exception) -> tuple[str, str | None, int]:
             return _one_line(str(error)), f"{verb} --help", 2
         case ModuleNotFoundError(name=str(name)) if (library := name.partition(".")[0]) in EXTRAS:
             return explain(MissingExtra(library, EXTRAS[library]))
+        case _ if is_out_of_memory(error):
+            said = _one_line(str(error)) or "an allocation failed"
+            return f"out of memory: {said}", "take fewer or shorter texts at once, or a smaller model", 1
         case OSError(errno=int(number)) if number in _FULL:
             return explain(StorageError(_system(error), hint="make room, or write elsewhere with --out"))
         case OSError(errno=int()):
             return _system(error), None, 1
         case _:
             hint = "this is a defect of meditron: --debug shows where; please report it"
-            return f"{type(error).__name__}: {_one_line(str(error)) or 'no message'}", hint, 1
+            return f"{type(error).__name__}: {_one_line(redact(str(error))) or 'no message'}", hint, 1
 
 
 def _system(error: OSError) -> str:

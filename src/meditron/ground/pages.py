@@ -108,7 +108,8 @@ class Page:
         page = self.render()
         draft = path.with_name(f".{path.name}.part")
         try:
-            with draft.open("w", encoding="utf-8") as file:
+            draft.unlink(missing_ok=True)  # of a killed run; or a link, which is never written through
+            with draft.open("x", encoding="utf-8") as file:
                 file.write(page)
                 file.flush()
                 os.fsync(file.fileno())

@@ -17,7 +17,7 @@ def redact(text: str) -> str:
 
     def public(match: re.Match[str]) -> str:
         address = match[0].rstrip(".,:;)]}")
-        return public_address(address) + match[0][len(address) :]
+        return public_address(address) + match[0][len(address) :] if ":" in address else match[0]
 
     return _QUERY.sub("", _ADDRESS.sub(public, text))
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from meditron.ground.redaction import redact
+
 __all__ = ["Difference", "differences", "leaves", "short"]
 
 _ABSENT = object()
@@ -43,10 +45,15 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Differe
     before, after = dict(_flat(was)), dict(_flat(now))
     unknown = {f"inputs.{name}" for name, digest in now["inputs"].items() if digest is None}
     return tuple(
-        Difference(field, before.get(field), after.get(field))
+        Difference(field, _shown(before.get(field)), _shown(after.get(field)))
         for field in {**before, **after}
         if field not in unknown and before.get(field, _ABSENT) != after.get(field, _ABSENT)
     )
+
+
+def _shown(value: object) -> object:
+    """Return a value for people: a record of an earlier version may hold an address with its secrets."""
+    return redact(value) if isinstance(value, str) else value
 
 
 def _flat(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

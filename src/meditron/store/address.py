@@ -47,7 +47,7 @@ def checked(address: str) -> str:
     Raises:
         SourceError: it has no host, a host or port that cannot be one, or control characters.
     """
-    shown = public_address(address)
+    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in public_address(address))
     if len(address) > _MAX_CHARACTERS:
         raise SourceError(
             f"{shown[:80]}…: an address of {len(address):,} characters; {_MAX_CHARACTERS:,} is the most"

@@ -35,7 +35,8 @@ def wrong_content(path: Path, name: str) -> str | None:
     suffix = Path(name).suffix.lower()
     if not head:
         return "the server sent an empty file"
-    if _PAGE.match(head.removeprefix(_MARKS[0]).replace(b"\x00", b"")) and suffix not in _PAGES:
+    text = head[next((len(mark) for mark in _MARKS if head.startswith(mark)), 0) :]
+    if _PAGE.match(text.replace(b"\x00", b"")) and suffix not in _PAGES:
         return "the server sent an HTML page (a login page?) instead of a file"
     if suffix in _PACKED:
         magic, kind = _PACKED[suffix]

@@ -96,15 +96,15 @@ def _continue(url: str, part: Path, sha256: str | None) -> bool:
     """Attempt until the file is whole; whether an earlier beginning was used."""
     if not _continues(url, part, sha256):
         forget(part)
-    before = _size(part)
+    before = most = _size(part)
     pauses = list(_PAUSES)
     while True:
-        size = _size(part)
         try:
             _attempt(url, part, sha256)
         except _Broken as broken:
-            if _size(part) > size:
-                pauses = list(_PAUSES)
+            # More than ever before: a server that sends the same piece again and again comes to no end.
+            if _size(part) > most:
+                pauses, most = list(_PAUSES), _size(part)
             if not pauses:
                 raise FetchError(
                     f"{public_address(url)}: {broken}",
@@ -145,9 +145,12 @@ def _attempt(url: str, part: Path, sha256: str | None) -> None:
         _require_acceptable(url, response, whole, sha256)
         write_json(_notes(part), asdict(_Begun(_hash(url), _validator(response.headers), sha256)))
         with storing(part), open(part, "ab", opener=_append_only) as file:  # Path takes none
-            _copy(response, file, url, start, whole)
+            done = _copy(response, file, url, start, whole)
             file.flush()
             os.fsync(file.fileno())
+        if _size(part) != done:  # on a file system whose locks do not lock, another process writes here too
+            forget(part)
+            raise _Broken("another process wrote into the same download")
 
 
 def _append_only(path: str, flags: int) -> int:
@@ -232,6 +235,8 @@ def _start(response: http.client.HTTPResponse, part: Path, have: int) -> int:
 
 
 def _noted(part: Path) -> str | None:
+    if not _notes(part).exists():
+        return None
     validator = read_json(_notes(part)).get("validator")
     return str(validator) if validator else None
 
@@ -261,13 +266,15 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         """Return the request for the new address; FetchError where it may not be followed."""
+        said = f"{public_address(req.full_url)}: redirects"
         try:
             target = checked(urllib.parse.urldefrag(newurl).url)
         except SourceError as error:
-            raise FetchError(f"{public_address(req.full_url)}: redirects to {error.message}") from error
+            fp.close()
+            raise FetchError(f"{said} to {error.message}") from error
         if req.type == "https" and not target.startswith("https:"):
-            told = f"{public_address(req.full_url)}: redirects from https to {public_address(target)}"
-            raise FetchError(f"{told}, which is not followed")
+            fp.close()
+            raise FetchError(f"{said} from https to {public_address(target)}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, _login(target)[0])
 
 
@@ -288,9 +295,8 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _copy(
-    response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, whole: int | None
-) -> None:
+def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, whole: int | None) -> int:
+    """Append the body; return the size that the file has then."""
     done = start
     with progress(f"fetch {_name(url)}", total=whole, unit="B", start=start) as bar:
         while chunk := _read(response):
@@ -302,6 +308,7 @@ def _copy(
         # http.client takes a connection that closes early for the end of the body.
         if whole is not None and done != whole:
             raise _Broken(f"the connection broke after {done:,} of {whole:,} bytes")
+    return done
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from meditron.ground.console import say
-from meditron.ground.errors import DigestError, InputError, SourceError
+from meditron.ground.errors import DigestError, InputError, SourceError, StorageError
 from meditron.ground.redaction import public_address
 from meditron.store.address import checked, stable_identity
 from meditron.store.archives import MODEL, extract, members, select
@@ -129,11 +129,12 @@ def public(text: str) -> str:
     """
     if (shown := _shown(text)) != text or re.match("https?:", text, re.IGNORECASE):
         return shown
-    what = re.sub("^file:", "", text, flags=re.IGNORECASE)
-    if not what.startswith(("/", "~")):
-        return text
-    path, mark, promise = what.partition("@sha256:")
-    return f"file:{Path(path).name or '…'}{mark}{promise}"
+    promise = match[0] if (match := _DIGEST.search(text)) else ""
+    path, rest = text.removesuffix(promise), ""
+    if path[:5].lower() == "file:":  # without it a `#` is a part of the path
+        path, mark, member = path[5:].partition("#")
+        rest = mark + member
+    return f"file:{Path(path).name or '…'}{rest}{promise}" if path.startswith(("/", "~")) else text
 
 
 def identity(text: str, *, cached: bool = True) -> str:
@@ -240,7 +241,8 @@ def _recorded(key: str, source: Source) -> Path | None:
         if status.st_mtime_ns != known["mtime_ns"]:
             if sha256_file(path) != sha256:
                 return None
-            write_json(_record(key), known | {"mtime_ns": status.st_mtime_ns})
+            with suppress(StorageError):  # a cache that may only be read is hashed every time
+                write_json(_record(key), known | {"mtime_ns": status.st_mtime_ns})
         unsure = source.remote and not source.sha256 and not source.member
         return None if unsure and wrong_content(path, path.name) else path
     except (InputError, SourceError, LookupError, TypeError, OSError):

@@ -216,7 +216,8 @@ def walk(folder: Path) -> list[Path]:
     """Every file under `folder`, sorted by relative path; temporaries and hidden folders left out.
 
     Links are followed, and each folder is entered once: under its own path, or else under the first link that
-    leads to it, so that a circle of links ends. InputError for a link that leads nowhere.
+    leads to it, so that a circle of links ends. A link that leads nowhere is no file. InputError for a folder
+    that cannot be read.
     """
     found: list[Path] = []
     links: list[Path] = []
@@ -234,13 +235,10 @@ def walk(folder: Path) -> list[Path]:
         for entry in entries:
             path = Path(entry.path)
             hidden = entry.name.startswith(".")
-            if entry.is_symlink() and not path.exists():
-                if not hidden:
-                    raise InputError(path, "a link that leads nowhere", hint="remove it, or what it is in")
-            elif entry.is_dir():
+            if path.is_dir():
                 if not hidden:
                     (links if entry.is_symlink() else waiting).append(path)
-            elif entry.is_file() and not _is_temporary(path):
+            elif path.is_file() and not _is_temporary(path):
                 found.append(path)
         links.sort()
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
@@ -374,7 +372,7 @@ def _file_digest(path: Path, *, cached: bool) -> str:
     if status.st_size < _CACHED_FROM_BYTES or not cached:
         return sha256_file(path)
     times = [status.st_mtime_ns, status.st_ctime_ns]
-    seen = [str(path.resolve()), status.st_size, status.st_dev, status.st_ino, *times]
+    seen = [status.st_size, status.st_dev, status.st_ino, *times]
     record = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
     with suppress(SourceError, InputError):
         known = read_json(record, strict=True)
