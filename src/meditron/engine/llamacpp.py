@@ -24,7 +24,7 @@ from meditron.engine.base import (
 )
 from meditron.engine.llamacpp_child import Child
 from meditron.ground.console import say
-from meditron.ground.errors import MissingExtra, UsageError
+from meditron.ground.errors import EngineError, MissingExtra, UsageError
 from meditron.ground.units import size
 from meditron.model.tokenizer import model_tokenizer
 from meditron.store.gguf import GGUF
@@ -210,6 +210,8 @@ class LlamaCppEngine:
         }
         with closing(self.child.complete(**request)) as events:
             told = next(events)["completion_probabilities"][0]["top_logprobs"]
+        if any(token["logprob"] is None for token in told):  # JSON has no NaN
+            raise EngineError(f"{self._path}: logits are not finite")
         logp_V = np.full(size, -np.inf)
         logp_V[[token["id"] for token in told]] = [token["logprob"] for token in told]
         # llama.cpp adds up the softmax in fp32, 1e-4 off one over so many tokens.

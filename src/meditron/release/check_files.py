@@ -15,33 +15,31 @@ from meditron.model.gguf_shape import NEUTRAL, REQUIRED
 from meditron.model.gguf_weights import gguf_name
 from meditron.model.hf_weights import stored_tensors
 from meditron.model.tensors import parameter_shapes
-from meditron.model.weights import load_config
 from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["EMBEDDING", "HEAD", "raw_differences", "token_differences"]
+__all__ = ["EMBEDDING", "HEAD", "missing_keys", "raw_differences", "token_differences"]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COPIES = "rotary_emb.inv_freq"  # computed from the config
 _SCALING = "llama.rope.scaling."
 
 
-def raw_differences(source: ModelFiles, written: ModelFiles) -> Iterator[str]:
-    """The first keys and tensors of the source that the written model lacks or has otherwise."""
-    if written.kind == "gguf":
-        with GGUF(Path(written.path)) as gguf:
-            yield from _missing_keys(gguf.metadata)
-    config = load_config(written)
+def raw_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
+    """The keys and tensors of the source that the written model lacks or has otherwise.
+
+    `written` is the shape that was read from it.
+    """
     if source.kind == "init":
         return
-    yield from _tensor_differences(source, config)
+    yield from _tensor_differences(source, written)
     if source.kind == "gguf":
         with GGUF(Path(source.path)) as gguf:
-            yield from _gguf_key_differences(gguf.metadata, config)
+            yield from _gguf_key_differences(gguf.metadata, written)
     else:
-        yield from _hf_key_differences(read_json(Path(source.path) / "config.json"), config)
+        yield from _hf_key_differences(read_json(Path(source.path) / "config.json"), written)
 
 
 def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
@@ -66,7 +64,7 @@ def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
                 yield f"stop id {i} ({written.token(i)!r}) of {place} is missing"
 
 
-def _missing_keys(metadata: Mapping[str, Any]) -> Iterator[str]:
+def missing_keys(metadata: Mapping[str, Any]) -> Iterator[str]:
     """Keys without which llama.cpp refuses a file, or reads other widths from it."""
     for key in REQUIRED:
         if key not in metadata:
