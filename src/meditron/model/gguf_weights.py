@@ -13,7 +13,7 @@ from meditron.model.config import LlamaConfig, llama3_factors
 from meditron.model.llama import Llama
 from meditron.model.tensors import DTYPES, cannot_hold, check_tensors, parameter_shapes, state_of
 from meditron.store.gguf import GGUF, Array, Deferred, require_whole, write_gguf
-from meditron.text.gguf_vocab import gguf_metadata
+from meditron.text.gguf_write import gguf_metadata
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = [
