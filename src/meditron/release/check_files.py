@@ -154,7 +154,9 @@ def _hf_key_differences(config: Mapping[str, Any], written: LlamaConfig) -> Iter
     scaling = written.rope_scaling
     if kind != (scaling.rope_type if scaling else "default"):
         yield f"the rotary scaling is {scaling.rope_type if scaling else 'default'} instead of {kind!r:.60}"
-    for key in ("factor", *(("attention_factor",) if kind == "yarn" else ())):
+    # Llama 3's numbers are compared by the logits: several of them can give the same factors.
+    compared = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor", "attention_factor")}
+    for key in compared.get(kind, ()):
         if scaling and rope.get(key) is not None and not _near(rope[key], getattr(scaling, key)):
             yield f"{key} of the rotary scaling is {getattr(scaling, key)} instead of {rope[key]!r:.60}"
 
