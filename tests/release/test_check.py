@@ -313,7 +313,7 @@ Text.
         for place in (tmp_path / "a.gguf", made, tmp_path / "back", tmp_path / "again.gguf"):
             assert read_authorship(resolve(str(place))) == said, place
         front = (tmp_path / "back" / "README.md").read_text(encoding="utf-8")
-        assert "base_model: \"HuggingFaceTB/SmolLM2-135M\"" in front
+        assert 'base_model: "HuggingFaceTB/SmolLM2-135M"' in front
         convert(str(copy), tmp_path / "folder")
         assert (tmp_path / "folder" / "README.md").read_text(encoding="utf-8") == self.CARD
 

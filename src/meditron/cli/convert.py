@@ -25,7 +25,8 @@ def convert(
     ] = None,
     force: Annotated[bool, Parameter(help="Replace what is there.")] = False,
     check: Annotated[
-        bool, Parameter(negative="--no-check", help="Compare what is written with the model before it is kept.")
+        bool,
+        Parameter(negative="--no-check", help="Compare what is written with the model before it is kept."),
     ] = True,
     as_json: Json = False,
 ) -> None:

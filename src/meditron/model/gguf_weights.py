@@ -78,7 +78,7 @@ def _from_gguf_rows(weight: Tensor, heads: int | None) -> Tensor:
 
 
 def gguf_config(gguf: GGUF) -> LlamaConfig:
-    """The model's shape; InputError for another architecture, one that cannot be, or a part of a split file."""
+    """Read the model's shape; InputError for another architecture, a bad shape, or a part of a split file."""
     require_whole(gguf)
     factors = None
     if _ROPE_FACTORS in gguf.tensors:
@@ -132,8 +132,8 @@ def save_gguf(
     """Write one GGUF file that llama.cpp runs: matrices in `type`, norms in fp32, vocabulary and template.
 
     Streams: one tensor is in memory at a time, as far as the weights do. `name` is what the model is called
-    (the file's stem when absent), `carried` further metadata. Raises UsageError for weights that `type` cannot hold and for rotary
-    scalings that GGUF cannot say.
+    (the file's stem when absent), `carried` further metadata. Raises UsageError for weights that `type`
+    cannot hold and for rotary scalings that GGUF cannot say.
     """
     header = gguf_header(config, tokenizer, name or path.stem, carried)
     metadata = header | {"general.file_type": {"F32": 0, "F16": 1}[type]}

@@ -7,9 +7,9 @@ template and token ids of 200 texts; every weight; and the logits of 64 tokens.
 What the source stores is read directly from its files too, not only by the readers that the export itself
 used: a fault of a reader would be the same on both sides. Floats have to be the source's values, rounded once
 to the type; of a quantized type each row has to be as near as the type allows (`TOLERANCES`). The logits are
-those of the written weights in the source's shape and in the shape that the written file gives; so an F32 file
-is compared with its source, and a quantized one with its own dequantized weights. Memory holds the weights of
-one block.
+those of the written weights in the source's shape and in the shape that the written file gives; so an F32
+file is compared with its source, and a quantized one with its own dequantized weights. Memory holds
+the weights of one block.
 """
 
 import time
@@ -89,7 +89,7 @@ class ExportCheck:
     def __init__(self, source: ModelFiles, tokenizer: Tokenizer) -> None:
         """`tokenizer` is the source's own."""
         self._source, self._tokenizer = source, tokenizer
-        self._vocabulary: dict[str, object] = {}
+        self._vocabulary: Mapping[str, object] = {}
         self.seconds = 0.0
         """Time taken so far."""
 
@@ -252,7 +252,8 @@ def _weight_differences(name: str, source: Tensor, found: Tensor, kind: str) -> 
         elif not torch.equal(intended := ours.to(_DTYPES[kind]).float(), theirs):
             place = int((intended != theirs).flatten().nonzero()[0])
             value, wanted = float(theirs.flatten()[place]), float(intended.flatten()[place])
-            yield f"{name}: value {start * source[0].numel() + place:,} is {value:.6g} instead of {wanted:.6g} ({kind})"
+            place += start * source[0].numel()
+            yield f"{name}: value {place:,} is {value:.6g} instead of {wanted:.6g} ({kind})"
             return
     if shares:
         share_R, (typical, most) = np.concatenate(shares), TOLERANCES[kind]
@@ -269,8 +270,10 @@ def _row_errors(source_RC: Tensor, found_RC: Tensor) -> npt.NDArray[np.float32]:
     ours = source_RC.numpy()
     error = found_RC.numpy() - ours
     errors_R, sizes_R = (np.einsum("rc,rc->r", x, x) for x in (error, ours))
-    with np.errstate(divide="ignore"):
-        return np.sqrt(np.divide(errors_R, sizes_R, out=np.zeros_like(errors_R), where=errors_R > 0))
+    shares_R: npt.NDArray[np.float32] = np.sqrt(
+        np.divide(errors_R, sizes_R, out=np.zeros_like(errors_R), where=errors_R > 0)
+    )
+    return shares_R
 
 
 class _Pass:

@@ -45,6 +45,7 @@ def raw_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
 def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
     """Added tokens and stop ids that the source's files name and the written tokenizer lacks."""
     path = Path(source.path)
+    named: dict[str, Any] = {}
     if source.kind == "gguf":
         with GGUF(path) as gguf:
             named = {
@@ -56,8 +57,6 @@ def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
                 yield f"added token {content!r} ({i}) is {written.token(i)!r}"
         files = ("config.json", "generation_config.json")
         named = {file: _table(path / file).get("eos_token_id") for file in files}
-    else:
-        return
     for place, value in named.items():
         for i in value if isinstance(value, list) else [value]:
             if isinstance(i, int) and written.token(i) is not None and i not in written.stop_ids:
@@ -193,9 +192,12 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _near(ours: object, theirs: object) -> bool:
+def _near(ours: Any, theirs: Any) -> bool:  # noqa: ANN401
     """Equal, or floats that fp32 and a decimal may round apart."""
-    numbers = isinstance(ours, int | float) and isinstance(theirs, int | float)
-    if numbers and (isinstance(ours, float) or isinstance(theirs, float)):
-        return abs(ours - theirs) <= 1e-5 * abs(theirs)  # type: ignore[operator]
-    return ours == theirs
+    if isinstance(ours, int | float) and isinstance(theirs, int | float):
+        return (
+            bool(abs(ours - theirs) <= 1e-5 * abs(theirs))
+            if float in map(type, (ours, theirs))
+            else ours == theirs
+        )
+    return bool(ours == theirs)

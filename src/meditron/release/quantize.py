@@ -107,8 +107,8 @@ def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
 
     `bpw` is the bits of its tensors by the number of weights; `fallbacks` gives the type of the matrices that
     have another than the mix wants, because their rows are no whole blocks of it; `ram` is the bytes of the
-    file and of the keys and values (F16) of `context` tokens; `check` is `skipped` if it was not compared with
-    its source.
+    file and of the keys and values (F16) of `context` tokens; `check` is `skipped` if it was not compared
+    with its source.
     """
     with GGUF(path) as gguf:
         config = gguf_config(gguf)

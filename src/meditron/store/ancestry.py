@@ -90,7 +90,7 @@ def read_ancestry(files: ModelFiles) -> Ancestry | None:
             return Ancestry.model_validate(read_json(found)) if found.is_file() else None
         with GGUF(path) as gguf:
             text = gguf.metadata.get(GGUF_KEY)
-        return None if text is None else Ancestry.model_validate_json(text)
+        return None if text is None else Ancestry.model_validate_json(str(text))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or FILE_NAME

@@ -49,7 +49,7 @@ _MAX_KEY, _MAX_NAME = 65_535, 64
 MAX_ENTRIES = 1 << 16
 """Key-value pairs of a file, and tensors; published models have a few thousand."""
 MAX_ELEMENTS = 1 << 22
-"""Elements of all arrays of a file together. A vocabulary of 262,144 tokens with its merges has 1.4 million."""
+"""Elements of all arrays of a file together; a vocabulary of 262,144 tokens has 1.4 million with merges."""
 MAX_METADATA_BYTES = 1 << 27
 """Bytes of a file's key-value pairs; 20 MB are usual."""
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
