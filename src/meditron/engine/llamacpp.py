@@ -24,7 +24,7 @@ from meditron.engine.base import (
 )
 from meditron.engine.llamacpp_child import Child
 from meditron.ground.console import say
-from meditron.ground.errors import MissingExtra, UsageError
+from meditron.ground.errors import EngineError, MissingExtra, UsageError
 from meditron.ground.units import size
 from meditron.model.tokenizer import model_tokenizer
 from meditron.store.gguf import GGUF
@@ -36,8 +36,8 @@ __all__ = ["LlamaCppEngine"]
 # Legend: V vocabulary.
 
 CACHE_BYTES = 4 << 30
-"""Bytes of keys and values at most, and never more than a quarter of the machine's memory, unless a context is
-given: llama.cpp allocates the whole context when it starts."""
+"""Bytes of keys and values, at most a quarter of the machine's memory, that a context may take unless one is
+given: llama.cpp allocates all of it when it starts."""
 _UNKNOWN_CONTEXT = 8192  # of a file that does not name its model's
 _STEP = 256  # llama.cpp rounds a context up to a multiple of this
 _SEEDS = (1 << 32) - 1  # with the last of 32 bits llama.cpp draws a seed of its own
@@ -52,7 +52,7 @@ def _context(metadata: Mapping[str, Any], path: Path, context: int | None) -> in
     def number(key: str, default: int = 0) -> int:
         value = metadata.get(f"{metadata.get('general.architecture')}.{key}")
         value = max(value, default=0) if isinstance(value, list) and all(map(_is_int, value)) else value
-        return value if _is_int(value) and value > 0 else default
+        return value if isinstance(value, int) and value > 0 else default
 
     trained = number("context_length", _UNKNOWN_CONTEXT)
     if context is not None:
@@ -67,8 +67,8 @@ def _context(metadata: Mapping[str, Any], path: Path, context: int | None) -> in
         return trained
     tokens = max(tokens, min(_STEP, trained))
     say(
-        f"{path.name}: the context is {tokens:,} of the model's {trained:,} tokens: the keys and values of all "
-        f"would take {size(trained * token_bytes)}; a larger context can be set"
+        f"{path.name}: the context is {tokens:,} of the model's {trained:,} tokens: the keys and values of "
+        f"all would take {size(trained * token_bytes)}; a larger context can be set"
     )
     return tokens
 
@@ -95,8 +95,8 @@ class LlamaCppEngine:
     def load(cls, spec: str, *, context: int | None = None) -> Self:
         """Open a MODEL that is a GGUF file.
 
-        Raises UsageError for another and for a context out of range, InputError for a damaged file or one that llama.cpp does not run,
-        EngineError where its process dies, MissingExtra without xllamacpp.
+        Raises UsageError for another and for a context out of range, InputError for a damaged file or one
+        that llama.cpp does not run, EngineError where its process dies, MissingExtra without xllamacpp.
         """
         files = resolve(spec)
         if files.kind != "gguf":
@@ -210,6 +210,8 @@ class LlamaCppEngine:
         }
         with closing(self.child.complete(**request)) as events:
             told = next(events)["completion_probabilities"][0]["top_logprobs"]
+        if any(token["logprob"] is None for token in told):  # JSON has no NaN
+            raise EngineError(f"{self._path}: logits are not finite")
         logp_V = np.full(size, -np.inf)
         logp_V[[token["id"] for token in told]] = [token["logprob"] for token in told]
         # llama.cpp adds up the softmax in fp32, 1e-4 off one over so many tokens.

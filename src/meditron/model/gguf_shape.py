@@ -255,8 +255,11 @@ def _llama3(
     """
     theta, width = fields.get("rope_theta", 10_000.0), fields.get("head_dim")
     refused = InputError(path, "is not Llama 3's rotary scaling", place="rope_freqs.weight")
-    good = isinstance(width, int) and 0 < width <= 1 << 20 and isinstance(theta, int | float) and theta >= 1
-    if not good or len(factors) != width // 2 or not all(math.isfinite(f) and f >= 1 for f in factors):
+    if not (
+        isinstance(width, int) and 0 < width <= 1 << 20 and isinstance(theta, int | float) and theta >= 1
+    ):
+        raise refused
+    if len(factors) != width // 2 or not all(math.isfinite(f) and f >= 1 for f in factors):
         raise refused
     named = isinstance(context, int) and context > 0
     length = float(context) if named else 8192.0

@@ -13,7 +13,7 @@ from meditron.model.config import LlamaConfig, llama3_factors
 from meditron.model.llama import Llama
 from meditron.model.tensors import DTYPES, cannot_hold, check_tensors, parameter_shapes, state_of
 from meditron.store.gguf import GGUF, Array, Deferred, require_whole, write_gguf
-from meditron.text.gguf_vocab import gguf_metadata
+from meditron.text.gguf_write import gguf_metadata
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -78,7 +78,7 @@ def _from_gguf_rows(weight: Tensor, heads: int | None) -> Tensor:
 
 
 def gguf_config(gguf: GGUF) -> LlamaConfig:
-    """The model's shape; InputError for another architecture, one that cannot be, or a part of a split file."""
+    """Read the model's shape; InputError for another architecture, a bad shape, or a part of a split file."""
     require_whole(gguf)
     factors = None
     if _ROPE_FACTORS in gguf.tensors:
@@ -132,8 +132,8 @@ def save_gguf(
     """Write one GGUF file that llama.cpp runs: matrices in `type`, norms in fp32, vocabulary and template.
 
     Streams: one tensor is in memory at a time, as far as the weights do. `name` is what the model is called
-    (the file's stem when absent), `carried` further metadata. Raises UsageError for weights that `type` cannot hold and for rotary
-    scalings that GGUF cannot say.
+    (the file's stem when absent), `carried` further metadata. Raises UsageError for weights that `type`
+    cannot hold and for rotary scalings that GGUF cannot say.
     """
     header = gguf_header(config, tokenizer, name or path.stem, carried)
     metadata = header | {"general.file_type": {"F32": 0, "F16": 1}[type]}

@@ -15,38 +15,37 @@ from meditron.model.gguf_shape import NEUTRAL, REQUIRED
 from meditron.model.gguf_weights import gguf_name
 from meditron.model.hf_weights import stored_tensors
 from meditron.model.tensors import parameter_shapes
-from meditron.model.weights import load_config
 from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["EMBEDDING", "HEAD", "raw_differences", "token_differences"]
+__all__ = ["EMBEDDING", "HEAD", "missing_keys", "raw_differences", "token_differences"]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COPIES = "rotary_emb.inv_freq"  # computed from the config
 _SCALING = "llama.rope.scaling."
 
 
-def raw_differences(source: ModelFiles, written: ModelFiles) -> Iterator[str]:
-    """The first keys and tensors of the source that the written model lacks or has otherwise."""
-    if written.kind == "gguf":
-        with GGUF(Path(written.path)) as gguf:
-            yield from _missing_keys(gguf.metadata)
-    config = load_config(written)
+def raw_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
+    """The keys and tensors of the source that the written model lacks or has otherwise.
+
+    `written` is the shape that was read from it.
+    """
     if source.kind == "init":
         return
-    yield from _tensor_differences(source, config)
+    yield from _tensor_differences(source, written)
     if source.kind == "gguf":
         with GGUF(Path(source.path)) as gguf:
-            yield from _gguf_key_differences(gguf.metadata, config)
+            yield from _gguf_key_differences(gguf.metadata, written)
     else:
-        yield from _hf_key_differences(read_json(Path(source.path) / "config.json"), config)
+        yield from _hf_key_differences(read_json(Path(source.path) / "config.json"), written)
 
 
 def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
     """Added tokens and stop ids that the source's files name and the written tokenizer lacks."""
     path = Path(source.path)
+    named: dict[str, Any] = {}
     if source.kind == "gguf":
         with GGUF(path) as gguf:
             named = {
@@ -58,15 +57,13 @@ def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
                 yield f"added token {content!r} ({i}) is {written.token(i)!r}"
         files = ("config.json", "generation_config.json")
         named = {file: _table(path / file).get("eos_token_id") for file in files}
-    else:
-        return
     for place, value in named.items():
         for i in value if isinstance(value, list) else [value]:
             if isinstance(i, int) and written.token(i) is not None and i not in written.stop_ids:
                 yield f"stop id {i} ({written.token(i)!r}) of {place} is missing"
 
 
-def _missing_keys(metadata: Mapping[str, Any]) -> Iterator[str]:
+def missing_keys(metadata: Mapping[str, Any]) -> Iterator[str]:
     """Keys without which llama.cpp refuses a file, or reads other widths from it."""
     for key in REQUIRED:
         if key not in metadata:
@@ -156,7 +153,9 @@ def _hf_key_differences(config: Mapping[str, Any], written: LlamaConfig) -> Iter
     scaling = written.rope_scaling
     if kind != (scaling.rope_type if scaling else "default"):
         yield f"the rotary scaling is {scaling.rope_type if scaling else 'default'} instead of {kind!r:.60}"
-    for key in ("factor", *(("attention_factor",) if kind == "yarn" else ())):
+    # Llama 3's numbers are compared by the logits: several of them can give the same factors.
+    compared = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor", "attention_factor")}
+    for key in compared.get(kind, ()):
         if scaling and rope.get(key) is not None and not _near(rope[key], getattr(scaling, key)):
             yield f"{key} of the rotary scaling is {getattr(scaling, key)} instead of {rope[key]!r:.60}"
 
@@ -193,9 +192,12 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _near(ours: object, theirs: object) -> bool:
+def _near(ours: Any, theirs: Any) -> bool:  # noqa: ANN401
     """Equal, or floats that fp32 and a decimal may round apart."""
-    numbers = isinstance(ours, int | float) and isinstance(theirs, int | float)
-    if numbers and (isinstance(ours, float) or isinstance(theirs, float)):
-        return abs(ours - theirs) <= 1e-5 * abs(theirs)  # type: ignore[operator]
-    return ours == theirs
+    if isinstance(ours, int | float) and isinstance(theirs, int | float):
+        return (
+            bool(abs(ours - theirs) <= 1e-5 * abs(theirs))
+            if float in map(type, (ours, theirs))
+            else ours == theirs
+        )
+    return bool(ours == theirs)

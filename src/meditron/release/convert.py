@@ -8,7 +8,7 @@ import torch
 from meditron.ground.errors import UsageError
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import open_weights, save_gguf, save_hf
-from meditron.release.check import CHECK_KEY, check_export
+from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.naming import model_name
 from meditron.release.quantize import carried_metadata, describe
 from meditron.release.staged import staged
@@ -67,7 +67,8 @@ def convert(
                 save_hf(weights, config, tokenizer, temporary, getattr(torch, kind))
                 _carry(files, temporary, name, check=check)
         if check:
-            check_export(files, ModelFiles(str(out), "gguf" if to_gguf else "hf", temporary), kind, out)
+            written = ModelFiles(str(out), "gguf" if to_gguf else "hf", temporary)
+            ExportCheck(files, tokenizer).require_same(written, kind, out)
     if to_gguf:
         return describe(out, type or "F16") | {"path": str(out)}
     size = sum(file.stat().st_size for file in walk(out))

@@ -17,8 +17,8 @@ _TYPE = re.compile(r"(^|[-._])(q\d_\w+|b?f16|f32)$", re.IGNORECASE)
 def model_name(files: ModelFiles) -> str:
     """A name for people (GGUF's `general.name`).
 
-    A GGUF file says its own, as a README.md does (`model_name`), a stage of a run is called after both (`quickstart pretrain`), any other folder
-    by its name, and a preset by its own (`tiny`).
+    A GGUF file and a README.md (`model_name`) say their own, a stage of a run is called after both
+    (`quickstart pretrain`), any other folder by its name, and a preset by its own (`tiny`).
     """
     if files.kind == "init":
         return files.spec.split(":")[1]

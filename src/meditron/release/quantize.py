@@ -19,7 +19,7 @@ from meditron.model.config import LlamaConfig
 from meditron.model.gguf_weights import as_floats, gguf_config, gguf_header, model_tensors
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import open_weights
-from meditron.release.check import CHECK_KEY, check_export
+from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.config import QuantizeConfig
 from meditron.release.encode import as_blocks, quantizers
 from meditron.release.memory import peak_memory
@@ -107,8 +107,8 @@ def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
 
     `bpw` is the bits of its tensors by the number of weights; `fallbacks` gives the type of the matrices that
     have another than the mix wants, because their rows are no whole blocks of it; `ram` is the bytes of the
-    file and of the keys and values (F16) of `context` tokens; `check` is `skipped` if it was not compared with
-    its source.
+    file and of the keys and values (F16) of `context` tokens; `check` is `skipped` if it was not compared
+    with its source.
     """
     with GGUF(path) as gguf:
         config = gguf_config(gguf)
@@ -175,7 +175,7 @@ def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, c
         quantizers()  # or fail before anything is read
         _warn_of_quantized(files)
     tokenizer, name = model_tokenizer(files), model_name(files)
-    seconds = 0.0
+    comparison = ExportCheck(files, tokenizer)
     with open_weights(files) as (config, weights), ThreadPoolExecutor(threads) as workers:
 
         def encode(name: str, weight: Tensor, kind: str) -> Array:
@@ -197,8 +197,8 @@ def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, c
                     write_gguf(temporary, header | {"general.file_type": MIXES[kind].file_type}, body)
                     if check:
                         written = ModelFiles(str(paths[kind]), "gguf", temporary)
-                        seconds += check_export(files, written, kind, paths[kind])
-    return seconds
+                        comparison.require_same(written, kind, paths[kind])
+    return comparison.seconds
 
 
 def _stored_type(kind: GGUFType, config: LlamaConfig, name: str, width: int) -> str:

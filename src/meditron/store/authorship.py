@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]  # gguf depends on it
 
 from meditron.ground.errors import InputError
 from meditron.store.files import atomic, reading
@@ -123,9 +123,11 @@ def _from_front_matter(card: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield f"{_PREFIX}base_model.{place}.organization", organization
                 yield f"{_PREFIX}base_model.{place}.repo_url", f"{_HUB}{organization}/{name}"
     for key, value in card.items():
-        if isinstance(key, str) and key.startswith(_PREFIX) and key not in _OWN:
-            if isinstance(value, str | int | float) or (isinstance(value, list) and _texts(value) == value):
-                yield key, value
+        own = isinstance(key, str) and key.startswith(_PREFIX) and key not in _OWN
+        if own and (
+            isinstance(value, str | int | float) or (isinstance(value, list) and _texts(value) == value)
+        ):
+            yield key, value
 
 
 def _to_front_matter(authorship: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -49,7 +49,7 @@ _MAX_KEY, _MAX_NAME = 65_535, 64
 MAX_ENTRIES = 1 << 16
 """Key-value pairs of a file, and tensors; published models have a few thousand."""
 MAX_ELEMENTS = 1 << 22
-"""Elements of all arrays of a file together. A vocabulary of 262,144 tokens with its merges has 1.4 million."""
+"""Elements of all arrays of a file together; a vocabulary of 262,144 tokens has 1.4 million with merges."""
 MAX_METADATA_BYTES = 1 << 27
 """Bytes of a file's key-value pairs; 20 MB are usual."""
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -104,6 +104,23 @@ class _Cursor:
             return str(self.data[begin : self.at], "utf-8")
         except UnicodeDecodeError as error:
             raise self.fail(f"{what} is not UTF-8", begin + error.start) from error
+
+    def strings(self, count: int, what: str) -> list[str]:
+        """So many texts: the bulk of a file's metadata, hence without a call for each."""
+        data, end, at = self.data, self.size, self.at
+        length, texts = _U64.unpack_from, []
+        for _ in range(count):
+            begin = at + 8
+            at = begin + length(data, at)[0] if begin <= end else end + 1
+            if at > end or at - begin > MAX_METADATA_BYTES:
+                break
+            try:
+                texts.append(data[begin:at].decode())
+            except UnicodeDecodeError:
+                break
+            self.at = at
+        # Whatever broke off is read again, for its error.
+        return texts + [self.string(what, MAX_METADATA_BYTES) for _ in range(count - len(texts))]
 
     def count(self, smallest: int, what: str) -> int:
         """A number of things that take at least `smallest` bytes each, so that no file can promise more."""
@@ -255,8 +272,7 @@ def _read_array(cursor: _Cursor, key: str) -> Value:
     smallest = 8 if code == STRING else SCALARS[code].itemsize if code in SCALARS else 1
     count = cursor.array(smallest, key)
     if code == STRING:
-        what = f"an element of {key}"
-        return [cursor.string(what, MAX_METADATA_BYTES) for _ in range(count)]
+        return cursor.strings(count, f"an element of {key}")
     return _read_numbers(cursor, code, count, key)
 
 

@@ -15,14 +15,16 @@ from typing import Any, NoReturn
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from meditron.ground.errors import InputError
-from meditron.text.sandbox import Budget, Environment, refuse_longer
+from meditron.text.budget import Budget, refuse_longer
+from meditron.text.sandbox import Environment
 
 __all__ = ["Message", "render"]
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant), `content`, and whatever else a template knows."""
 
-_MAX_TEMPLATE = 1 << 18  # characters; real ones have some thousands
+_MAX_TEMPLATE = 1 << 16  # characters; real ones have up to 20,000, and more take seconds to compile
+_MAX_MESSAGE = 500  # characters of an error that the template words itself
 _WHERE = "chat template"
 # What foreign code can raise besides jinja2's own: each is the template's fault.
 _FAULTS = (
@@ -81,7 +83,7 @@ def _compiled(template: str) -> Template:
 
 
 def _said(error: BaseException) -> str:
-    message = " ".join(str(error).split())
+    message = " ".join(str(error)[:_MAX_MESSAGE].split())
     return message or type(error).__name__
 
 
@@ -115,7 +117,9 @@ def _to_json(
     return "".join(pieces)
 
 
-_HELPERS = {
-    "raise_exception": _raise,
-    "strftime_now": lambda form: datetime.now().strftime(form),  # the reader's own day
-}
+def strftime_now(form: str) -> str:
+    """The time where the template is rendered; `budget` knows this function by its name."""
+    return datetime.now().strftime(form)
+
+
+_HELPERS = {"raise_exception": _raise, "strftime_now": strftime_now}

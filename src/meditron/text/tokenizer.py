@@ -29,7 +29,8 @@ from tokenizers import Tokenizer as Backend
 from meditron.ground.errors import InputError, SourceError, UsageError
 from meditron.store.files import atomic
 from meditron.text import gguf_vocab, hf_folder
-from meditron.text.pieces import TextStream, byte_map, strips_space
+from meditron.text.backend import build
+from meditron.text.pieces import TextStream, byte_level_bytes, byte_map, strips_space
 from meditron.text.special import Special, end_of_text, stops
 
 if TYPE_CHECKING:
@@ -89,10 +90,7 @@ class Tokenizer:
         return {"spec": self.spec, "special": self.special, "path": self.path}
 
     def _build(self, *, special: bool) -> Backend:
-        try:
-            backend = Backend.from_str(json.dumps(self.spec))
-        except Exception as error:  # the library raises nothing narrower
-            raise InputError(self.path, f"is no tokenizer: {error}") from error
+        backend = build(self.spec, self.path)
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = not special
@@ -170,7 +168,11 @@ class Tokenizer:
     def _bytes(self) -> dict[int, bytes]:
         bytes_of = byte_map(self.spec["decoder"])
         assert bytes_of is not None  # noqa: S101  # _checked has seen to it
-        return {i: bytes_of(token) for token, i in self._backend.get_vocab(with_added_tokens=True).items()}
+        table = {i: bytes_of(token) for token, i in self._backend.get_vocab(with_added_tokens=True).items()}
+        if bytes_of is byte_level_bytes:  # added tokens stand in the vocabulary as they stand in a text
+            added = self._backend.get_added_tokens_decoder()
+            table |= {i: token.content.encode() for i, token in added.items()}
+        return table
 
     @cached_property
     def added_ids(self) -> frozenset[int]:
@@ -224,6 +226,7 @@ class Tokenizer:
             "eos_token": self.special.eos,
             "unk_token": self.special.unknown,
             "pad_token": self.special.padding,
+            **self.special.named,
         }
         return {name: str(self.token(i)) for name, i in ids.items() if i is not None}
 
