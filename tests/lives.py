@@ -3,6 +3,7 @@
 Every figure is drawn from a seed, so that two lives share none but by chance.
 """
 
+import json
 import math
 import random
 from datetime import UTC, datetime, timedelta
@@ -194,13 +195,18 @@ class Life:
             task=TASK,
             version=1,
             layout="sections/1",
-            mode="options",
+            data=TASK,
+            split="heldout",
+            prompt_form="raw",
+            method="loglikelihood",
+            dtype="float32",
+            engine="torch",
             shots=0,
             n=self.whole(),
             rule="sum",
             rules=rules,
             parse_rate=1,
-            answer_mass=self.random.uniform(0.2, 0.8),
+            option_probability_mass=self.random.uniform(0.2, 0.8),
             prompt_sha256="1" * 64,
             data_sha256="2" * 64,
             rows=f"{TASK}.jsonl",
@@ -249,3 +255,18 @@ class Life:
             perplexity_ratio=self.random.uniform(1, 2),
             data_sha256="3" * 64,
         )
+
+
+def of_few(result: EvaluationResult) -> EvaluationResult:
+    """The same result, of four documents and questions each: without intervals."""
+
+    def few(value: Any, key: str = "") -> Any:
+        if key in ("interval", "detectable"):
+            return None
+        if key in ("n", "documents"):
+            return 4
+        if isinstance(value, dict):
+            return {k: None if key == "intervals" else few(v, k) for k, v in value.items()}
+        return [few(v) for v in value] if isinstance(value, list) else value
+
+    return EvaluationResult.model_validate_json(json.dumps(few(result.model_dump(mode="json"))))

@@ -32,8 +32,8 @@ def test_a_task_gives_the_stable_fields_and_the_rows(meditron: Command, model: P
     said = meditron("evaluate", model, "--task", questions, "--shots", "2", "--rule", "calibrated", "--json")
     assert said.code == 0, said.err
     told = json.loads(said.out)
-    stable = "task version mode shots n accuracy interval majority position parse_rate answer_mass"
-    assert {*stable.split(), "prompt_sha256", "data_sha256", "rows"} <= set(told)
+    stable = "task version method shots n accuracy interval majority position parse_rate"
+    assert {*stable.split(), "option_probability_mass", "prompt_sha256", "data_sha256", "rows"} <= set(told)
     assert (told["task"], told["shots"], told["n"], told["rule"]) == ("questions", 2, 12, "calibrated")
     assert len(told["shot_ids"]) == 3
     rows = [json.loads(line) for line in Path(told["rows"]).read_text(encoding="utf-8").splitlines()]
@@ -112,3 +112,79 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(
     assert said.out == ""
     errors = [line for line in said.err.splitlines() if line.startswith(("meditron: error: ", "hint: "))]
     assert told in "\n".join(errors)
+
+
+@pytest.mark.parametrize("way", ["same", "link", "hard link", "spelling"])
+def test_the_question_file_is_never_overwritten(
+    meditron: Command, model: Path, questions: Path, tmp_path: Path, way: str
+) -> None:
+    """`--out` names the folder where the rows' file would be the question file itself."""
+    content = questions.read_text().rstrip("\n")  # its last line looks like one that a kill tore
+    questions.write_text(content)
+    out = tmp_path
+    if way == "link":
+        (tmp_path / "elsewhere").symlink_to(tmp_path)
+        out = tmp_path / "elsewhere"
+    elif way == "hard link":
+        out = tmp_path / "other"
+        out.mkdir()
+        (out / "questions.jsonl").hardlink_to(questions)
+    elif way == "spelling":
+        out = tmp_path / "sub" / ".."
+        (tmp_path / "sub").mkdir()
+    said = meditron("evaluate", model, "--task", questions, "--out", out)
+    assert said.code == 2
+    assert "never overwritten" in said.err
+    assert questions.read_text() == content
+
+
+def test_a_file_of_the_users_own_under_the_rows_name_is_refused(
+    meditron: Command, model: Path, questions: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "out" / "questions.jsonl"
+    own.parent.mkdir()
+    own.write_text('{"question": "mine"}')
+    said = meditron("evaluate", model, "--task", questions, "--out", own.parent)
+    assert said.code == 1
+    assert "not a file of answers" in said.err
+    assert own.read_text() == '{"question": "mine"}'
+
+
+def test_rows_of_other_settings_models_and_files_stay(
+    meditron: Command, model: Path, questions: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "b" / "questions.jsonl"
+    other.parent.mkdir()
+    other.write_text(
+        "".join(json.dumps(row | {"question": f"{row['question']}!"}) + "\n" for row in QUESTIONS)
+    )
+    ask = ("evaluate", model, "--out", tmp_path / "out", "--task")
+    runs = [
+        (questions,),
+        (questions, "--shots", "2"),
+        (questions, "--questions", "5"),
+        (other,),
+        (questions,),
+    ]
+    for words in (*runs, (questions, "--rule", "bytes")):
+        assert meditron(*ask, *words).code == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "questions.jsonl").read_text().splitlines()]
+    assert len(rows) == 12 + 12 + 5 + 12 + 12
+    assert len({row["data_sha256"] for row in rows}) == 2
+
+
+def test_both_forms_are_told_apart(meditron: Command, model: Path, questions: Path) -> None:
+    told = json.loads(meditron("evaluate", model, "--task", questions, "--prompt-form", "both", "--json").out)
+    assert (told["task"], told["prompt_form"]) == ("questions", "raw")
+    assert (told["raw"]["task"], told["raw"]["accuracy"]) == ("questions (raw)", told["accuracy"])
+    assert told["ancestry"][str(model)]["statement"].startswith("Training data unknown")
+
+
+def test_repeated_questions_are_said(meditron: Command, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "repeats.jsonl"
+    rows = [row | {"question": "The same one?", "id": f"r{n}"} for n, row in enumerate(QUESTIONS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = meditron("evaluate", model, "--task", path, "--out", tmp_path / "out", "--json")
+    told = json.loads(said.out)
+    assert (told["n"], told["repeated"]) == (12, 11)
+    assert "11 of 12 questions repeat" in said.err

@@ -68,7 +68,7 @@ def test_compare_tells_the_difference_of_every_source(meditron: Command, tmp_pat
     assert [record["source"] for record in told["differences"]] == ["pubmed", "wiki"]
     said = meditron("compare", a, b)
     assert said.code == 0
-    assert "−0.5000 [" in said.out
+    assert "−0.5000 (no interval)" in said.out  # every document differs by the same
     missing = meditron("compare", a, tmp_path / "c")
     assert missing.code == 2
     assert len(missing.err.splitlines()) <= 2

@@ -23,7 +23,7 @@ def test_a_run_is_told_and_a_second_one_has_nothing_to_do(meditron: Command, cou
     assert "words: done" not in said.out
     again = meditron("run", counts.path, "--out", counts.out)
     assert again.code == 0
-    assert "nothing is to be done" in again.err
+    assert "Nothing to do: all stages are up to date." in again.err
 
 
 def test_json_is_one_object_with_the_stable_fields(meditron: Command, counts: Bench) -> None:

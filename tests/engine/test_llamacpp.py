@@ -15,7 +15,7 @@ import pytest
 from torch import no_grad, tensor
 
 from meditron.engine import Engine, llamacpp_child, load
-from meditron.engine.llamacpp import LlamaCppEngine
+from meditron.engine.llamacpp import LlamaCppEngine, _context
 from meditron.engine.torch_engine import TorchEngine
 from meditron.ground.errors import EngineError, InputError, MissingExtra, UsageError
 from meditron.model.llama import Llama
@@ -256,3 +256,32 @@ def test_what_was_begun_breaks_off_when_the_engine_is_closed(smollm2_gguf: Path)
 def test_what_the_server_refuses_is_told(llama: LlamaCppEngine):
     with pytest.raises(EngineError, match="refused: Prompt contains invalid tokens"):
         list(llama.child.complete(prompt=[10**6], n_predict=1))
+
+
+def test_the_context_is_the_models_up_to_a_bound_on_memory(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with load(small, backend="llama.cpp") as engine:
+        assert engine.context == 256
+    # Two layers of two heads, 8 wide: 2 · 2 · 2 · 2 · 8 bytes a token.
+    monkeypatch.setattr("meditron.engine.llamacpp.CACHE_BYTES", 128 * 300)
+    monkeypatch.setattr("meditron.engine.llamacpp._STEP", 64)
+    with GGUF(small) as gguf:
+        metadata = dict(gguf.metadata) | {"llama.context_length": 32768}
+    assert _context(metadata, small, None) == 256
+    assert "256 of the model's 32,768 tokens" in " ".join(capsys.readouterr().err.split())
+    assert _context(metadata, small, 1000) == 1000
+    with pytest.raises(UsageError, match="between 1 and the model's 32,768 tokens"):
+        _context(metadata, small, 32769)
+    with load(small, backend="llama.cpp", context=32) as engine:
+        assert engine.context == 32
+
+
+def test_weights_that_are_not_finite_are_named(small: Path, tmp_path: Path) -> None:
+    data = bytearray(small.read_bytes())
+    with GGUF(small) as gguf:
+        info = gguf.tensors["blk.0.ffn_up.weight"]
+    data[info.offset : info.offset + 4] = np.float32("nan").tobytes()
+    (tmp_path / "nan.gguf").write_bytes(data)
+    with pytest.raises(InputError, match=r"blk\.0\.ffn_up\.weight"):
+        load(tmp_path / "nan.gguf", backend="llama.cpp")

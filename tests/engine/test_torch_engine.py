@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from meditron.engine import Engine, load
 from meditron.engine.base import prompt_ids
 from meditron.engine.packing import batches, lift, pack
-from meditron.ground.errors import SourceError, UsageError
+from meditron.engine.torch_engine import TorchEngine
+from meditron.ground.errors import EngineError, SourceError, UsageError
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import load_model, save_hf
 from meditron.store.models import resolve
@@ -251,3 +252,24 @@ def test_a_closed_engine_has_no_model(folder: Path):
 def test_importing_the_engine_imports_no_torch():
     code = "import sys, meditron.engine; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_scores_of_a_broken_model_are_an_error(folder: Path) -> None:
+    with load(str(folder)) as broken:
+        assert isinstance(broken, TorchEngine)
+        with torch.no_grad():
+            broken.model.model.layers[0].mlp.up_proj.weight[0, 3] = float("nan")
+        for ask in (lambda: broken.score([([1, 2], [3])]), lambda: broken.next_token([[1, 2]])):
+            with pytest.raises(EngineError, match=r"layers\.0\.mlp\.up_proj\.weight contains NaN"):
+                ask()
+        with pytest.raises(EngineError, match="not finite"):
+            broken.generate("hello", max_tokens=3, raw=True).finish()
+
+
+def test_a_context_can_be_set(folder: Path) -> None:
+    with load(folder, context=16) as small:
+        assert small.context == 16
+        assert small.generate("a", max_tokens=100, raw=True).finish().tokens <= 15
+    for context in (0, 257):
+        with pytest.raises(UsageError, match=f"between 1 and the model's 256 tokens, got {context}"):
+            load(folder, context=context)

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ DRAWN = np.random.default_rng(5)
 
 
 def an_exam(task_file: Path, *, mode: Mode = "options", rule: Rule = "sum") -> Exam:
-    return Exam.of(open_task(str(task_file)), questions=30, mode=mode, rule=rule, shots=0, seed=1)
+    [exam] = Exam.of(open_task(str(task_file)), questions=30, mode=mode, rule=rule, shots=0, seed=1)
+    return exam
 
 
 def rows(exam: Exam, model: str, skill: float) -> list[QuestionRow]:
@@ -32,21 +34,24 @@ def row(exam: Exam, model: str, question: Question, skill: float) -> QuestionRow
         model=model,
         model_digest="d",
         engine="torch",
+        dtype="float32",
         id=question.id,
         plan="p",
         task=exam.task.name,
         version=1,
+        data_sha256="s",
         layout=exam.layout,
-        mode=exam.mode,
+        prompt_form="raw",
+        method=exam.method,
         shots=0,
         question_sha256="q",
         prompt_sha256="p",
         gold=question.gold,
-        rule=exam.rule,
+        rule=None if prediction is None else exam.rule,
         prediction=prediction,
         correct=prediction == question.gold,
         scores=scores,
-        answer_mass=0.25,
+        option_probability_mass=0.25,
     )
 
 
@@ -64,8 +69,8 @@ def test_a_score_is_counted_from_its_rows(task_file: Path) -> None:
     assert found.confusion == tuple(
         (*(sum(r.gold == g and r.prediction == p for r in own) for p in range(3)), 0) for g in range(3)
     )
-    assert (found.parse_rate, found.answer_mass) == (1, 0.25)
-    assert found.prompt_sha256 == exam.task.prompt_sha256("test")
+    assert (found.parse_rate, found.option_probability_mass) == (1, 0.25)
+    assert found.prompt_sha256 == hashlib.sha256(b"p\n" * 30).hexdigest()
     assert found.data_sha256 == exam.task.data_sha256("test")
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.answers import answer, encode
 from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.exam import Exam
@@ -13,6 +14,7 @@ from meditron.evaluate.rows import QuestionRow, RowsFile
 from meditron.ground.errors import MeditronError, UsageError
 from meditron.store.artifact import Artifact
 from meditron.store.results import Mode, Rule
+from meditron.tasks.layout import Rendered
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
 from meditron.text.tokenizer import load_tokenizer
@@ -52,7 +54,13 @@ def theirs(tiny: Path) -> Theirs:
 
 
 def exam(task: Task, *, mode: Mode = "options", rule: Rule = "sum", shots: int = 0, n: int = 30) -> Exam:
-    return Exam.of(task, questions=n, mode=mode, rule=rule, shots=shots, seed=1)
+    [made] = Exam.of(task, questions=n, mode=mode, rule=rule, shots=shots, seed=1)
+    return made
+
+
+def prompts(asked: Exam, folder: Path) -> list[Rendered]:
+    candidate = Candidate("base", Artifact("base", folder, "digest"), "float32")
+    return [each.rendered for each in asked.prompts(candidate)]
 
 
 def answered(folder: Path, asked: Exam, out: Path, dtype: str = "float32") -> list[QuestionRow]:
@@ -68,7 +76,7 @@ def test_scores_are_those_of_one_pair_a_row_in_transformers(
     tiny: Path, theirs: Theirs, task_file: Path, tmp_path: Path, layout: str
 ) -> None:
     asked = exam(open_task(str(task_file), layout=layout))
-    for row, prompt in list(zip(answered(tiny, asked, tmp_path), asked.prompts, strict=True))[::4]:
+    for row, prompt in list(zip(answered(tiny, asked, tmp_path), prompts(asked, tiny), strict=True))[::4]:
         given = [theirs.score(prompt.prompt, c) for c in prompt.continuations]
         alone = [theirs.score(prompt.unconditional, c) for c in prompt.continuations]
         sums = [sum(logp) for logp in given]
@@ -81,7 +89,7 @@ def test_scores_are_those_of_one_pair_a_row_in_transformers(
         assert row.scores["calibrated"] == pytest.approx(less, abs=1e-4)
         scored = zip(prompt.continuations, given, strict=True)
         first = {theirs.ids(prompt.prompt, c)[1][0]: logp[0] for c, logp in scored}
-        assert row.answer_mass == pytest.approx(sum(map(math.exp, first.values())), rel=1e-3)
+        assert row.option_probability_mass == pytest.approx(sum(map(math.exp, first.values())), rel=1e-3)
         assert row.prediction == sums.index(max(sums))
         assert row.correct == (row.prediction == row.gold)
 
@@ -101,7 +109,7 @@ def test_scores_behind_solved_examples_are_those_of_one_pair_a_row_in_transforme
         )
     )
     asked = exam(open_task(str(path), layout=layout), shots=2)
-    for row, prompt in zip(answered(tiny, asked, tmp_path), asked.prompts, strict=True):
+    for row, prompt in zip(answered(tiny, asked, tmp_path), prompts(asked, tiny), strict=True):
         assert not row.cut
         given = [sum(theirs.score(prompt.prompt, c)) for c in prompt.continuations]
         alone = [sum(theirs.score(prompt.unconditional, c)) for c in prompt.continuations]
@@ -111,12 +119,12 @@ def test_scores_behind_solved_examples_are_those_of_one_pair_a_row_in_transforme
 
 
 def test_the_rule_is_laid_over_the_rows_and_moves_no_score(
-    tiny: Path, task_file: Path, tmp_path: Path
+    tiny: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = open_task(str(task_file), layout="texts")
     by_sum = answered(tiny, exam(task), tmp_path)
-    (tmp_path / "nothing").mkdir()
-    calibrated = answered(tmp_path / "nothing", exam(task, rule="calibrated"), tmp_path)  # not computed again
+    monkeypatch.delattr(TorchEngine, "load")
+    calibrated = answered(tiny, exam(task, rule="calibrated"), tmp_path)  # not computed again
     assert [row.scores for row in by_sum] == [row.scores for row in calibrated]
     assert [row.prediction for row in calibrated] == [row.by("calibrated") for row in by_sum]
 
@@ -126,7 +134,7 @@ def test_by_next_token_what_names_no_option_is_wrong(
 ) -> None:
     asked = exam(open_task(str(task_file), layout="letters"), mode="next-token")
     rows = answered(tiny, asked, tmp_path)
-    for row, prompt in zip(rows, asked.prompts, strict=True):
+    for row, prompt in zip(rows, prompts(asked, tiny), strict=True):
         logp = theirs.next_token(prompt.prompt)
         token = theirs.tokenizer.decode([int(logp.argmax())])
         letters = [c.strip() for c in prompt.continuations]
@@ -172,14 +180,14 @@ def test_a_continuation_without_tokens_is_refused(tiny: Path) -> None:
         encode(load_tokenizer(tiny), "Answer:", [""], 256)
 
 
-def test_shots_are_drawn_by_the_seed_and_never_the_question_itself(task_file: Path) -> None:
+def test_shots_are_drawn_by_the_seed_and_never_the_question_itself(tiny: Path, task_file: Path) -> None:
     task = open_task(str(task_file), layout="letters")
     asked = exam(task, shots=3)
-    assert asked.shot_ids == exam(task, shots=3).shot_ids
-    assert len(asked.shot_ids) == 4
+    assert asked.drawn == exam(task, shots=3).drawn
+    assert len(asked.drawn) == 4
     texts = {question.id: question.text for question in task.rows("train")}
-    for question, prompt in zip(asked.questions, asked.prompts, strict=True):
-        shown = [id_ for id_ in asked.shot_ids if id_ != question.id][:3]
+    for question, prompt in zip(asked.questions, prompts(asked, tiny), strict=True):
+        shown = [shot.id for shot in asked.drawn if shot.id != question.id][:3]
         assert all(texts[id_] in prompt.prompt for id_ in shown)
         assert prompt.prompt.count("Answer:") == 4
         assert prompt.prompt.count(question.text) == 1 + sum(question.text in texts[i] for i in shown)

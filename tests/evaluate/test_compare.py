@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from meditron.evaluate.compare import compare
-from meditron.evaluate.rows import PERPLEXITY, DocumentRow, RowsFile
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow, RowsFile
 from meditron.ground.errors import InputError, SourceError, UsageError
 
 LOSSES = np.random.default_rng(7)
@@ -16,7 +16,14 @@ B = A + LOSSES.normal(-0.1, 0.05, N)
 
 
 def rows(model: str, losses: np.ndarray, *, source: str = "pubmed", **changed: object) -> list[DocumentRow]:
-    common = {"model": model, "model_digest": model, "engine": "torch", "source": source, "plan": "p"}
+    common = {
+        "model": model,
+        "model_digest": model,
+        "engine": "torch",
+        "dtype": "float32",
+        "source": source,
+        "plan": "p",
+    }
     return [
         DocumentRow.model_validate(
             common
@@ -80,7 +87,8 @@ def test_other_tokenizers_are_compared_by_bytes_of_whole_documents(tmp_path: Pat
     theirs = rows("other", B, ids_sha256="another")
     cut = [theirs[0].model_copy(update={"cut": True}), *theirs[1:]]
     (found,) = compare(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", cut))
-    assert (found.what, found.n) == ("nll per byte, pubmed", N - 1)
+    assert (found.what, found.n) == ("nll per byte, pubmed [1 truncated documents left out]", N - 1)
+    assert found.unlike == ("1 truncated documents left out",)
     assert found.difference == pytest.approx(np.mean((B - A)[1:]) / 4)
 
 
@@ -95,6 +103,86 @@ def test_another_text_under_the_same_id_is_refused(tmp_path: Path) -> None:
     other[3] = other[3].model_copy(update={"text_sha256": "f" * 64})
     with pytest.raises(InputError, match=f"1 of {N} documents have another text"):
         compare(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", other))
+
+
+def answers(model: str, seed: int, *, n: int = 20, **changed: object) -> list[QuestionRow]:
+    """Rows of a model on one task; `changed` are settings."""
+    drawn = np.random.default_rng(seed)
+    fields = {"task": "q", "version": 1, "data_sha256": "d", "layout": "letters/1", "prompt_form": "raw"}
+    fields |= {"method": "loglikelihood", "shots": 0, "rule": "sum", "engine": "torch", "dtype": "float32"}
+    fields |= {"model": model, "model_digest": model, "plan": f"{model} {sorted(changed.items())} {n}"}
+    return [
+        QuestionRow.model_validate(
+            fields
+            | {"id": f"q{i}", "question_sha256": f"{i:064x}", "prompt_sha256": f"{i:064x}", "gold": 0}
+            | {"prediction": int(wrong), "correct": not wrong, "option_probability_mass": 0.5, "scores": {}}
+            | changed
+        )
+        for i, wrong in enumerate(drawn.random(n) < 0.5)
+    ]
+
+
+def asked(folder: Path, *groups: list[QuestionRow]) -> str:
+    with RowsFile(folder / "q.jsonl", QuestionRow) as file:
+        file.finish([row for group in groups for row in group])
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rule": "bytes"}, "rule: sum / bytes"),
+        ({"rule": None, "method": "next-token"}, "method: loglikelihood / next-token, rule: sum / None"),
+        ({"shots": 3}, "shots: 0 / 3"),
+        ({"layout": "texts/1"}, "layout: letters/1 / texts/1"),
+        ({"version": 2}, "task version: 1 / 2"),
+        ({"prompt_sha256": "f" * 64}, r"prompt \(layout or shots\)"),
+    ],
+)
+def test_other_ways_of_asking_do_not_compare(tmp_path: Path, changed: dict[str, object], said: str) -> None:
+    a = asked(tmp_path / "a", answers("base", 1))
+    with pytest.raises(UsageError, match=said):
+        compare(a, asked(tmp_path / "b", answers("tuned", 2, **changed)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "label"),
+    [
+        ({"dtype": "bfloat16"}, "dtype: float32 / bfloat16"),
+        ({"engine": "llama.cpp"}, "engine: torch / llama.cpp"),
+        ({"prompt_form": "chatml", "prompt_sha256": "f" * 64}, "prompt form: raw / chatml"),
+        ({"cut": True}, "truncated prompts: 0 / 20"),
+    ],
+)
+def test_a_model_measured_in_another_way_is_labelled(
+    tmp_path: Path, changed: dict[str, object], label: str
+) -> None:
+    a = asked(tmp_path / "a", answers("base", 1))
+    (found,) = compare(a, asked(tmp_path / "b", answers("tuned", 2, **changed)))
+    assert (found.unlike, found.what, found.n) == ((label,), f"accuracy, q [{label}]", 20)
+
+
+def test_of_several_settings_like_is_paired_with_like(tmp_path: Path) -> None:
+    """Rows of other settings stand beside each other in one file; the fuller of two equal settings counts."""
+    chat = {"prompt_form": "chatml", "prompt_sha256": "f" * 64}
+    a = asked(tmp_path / "a", answers("base", 1), answers("base", 1, n=5), answers("base", 1, rule="bytes"))
+    b = asked(tmp_path / "b", answers("tuned", 2), answers("tuned", 3, **chat))
+    (found,) = compare(a, b)
+    assert (found.what, found.unlike, found.n) == ("accuracy, q", (), 20)
+    both = asked(tmp_path / "c", answers("tuned", 2), answers("tuned", 3, rule="bytes"))
+    assert {found.what for found in compare(a, both)} == {
+        "accuracy, q (letters/1, raw, sum, 0 shots, float32)",
+        "accuracy, q (letters/1, raw, bytes, 0 shots, float32)",
+    }
+
+
+def test_two_weights_under_one_name_must_be_told_apart(tmp_path: Path) -> None:
+    old, new = answers("m", 1, model_digest="a" * 64), answers("m", 2, model_digest="b" * 64)
+    folder = asked(tmp_path, old, new)
+    with pytest.raises(UsageError, match="2 different weights under the name m"):
+        compare(folder, folder)
+    (found,) = compare(f"{folder}:m@aaaaaaaa", f"{folder}:m@bbbbbbbb")
+    assert found.n == 20
 
 
 def test_which_model_is_meant_must_be_said_and_exist(tmp_path: Path) -> None:

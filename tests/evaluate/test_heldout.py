@@ -56,9 +56,21 @@ def test_training_documents_that_share_nothing_pass(make_corpus: Make) -> None:
 def test_a_held_out_document_in_training_is_refused(make_corpus: Make, leak: tuple[str, str]) -> None:
     first = held_out(make_corpus({}, {"pubmed": HELDOUT}), 10)["pubmed"][0]
     leaked = tuple(part.format(id=first.id, text=first.text) for part in leak)
-    corpus = make_corpus({"wiki": [("wiki:1", "fine"), leaked]}, {"pubmed": HELDOUT})
+    corpus = make_corpus({"pubmed": [("pubmed:0", "fine"), leaked]}, {"pubmed": HELDOUT})
     with pytest.raises(MeditronError, match=f"{leaked[0]} is held out as well"):
         refuse_overlap(corpus, held_out(corpus, 10))
+
+
+def test_equal_ids_of_two_sources_are_two_documents(make_corpus: Make) -> None:
+    corpus = make_corpus({"wiki": [(HELDOUT[0][0], "another text")]}, {"pubmed": HELDOUT})
+    assert refuse_overlap(corpus, held_out(corpus, 10)) == 1
+
+
+def test_a_repeated_text_is_one_observation(make_corpus: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    copies = [(f"copy:{n}", f"  {HELDOUT[0][1].upper()} ") for n in range(3)]
+    chosen = choose(make_corpus({}, {"pubmed": [*HELDOUT, *copies]}), 100)["pubmed"]
+    assert len(chosen) == len(HELDOUT)
+    assert "3 of" in capsys.readouterr().err
 
 
 documents = st.builds(Text, st.text(), st.just("s"), st.text(), st.just(Path("file")))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.compare import compare
 from meditron.evaluate.config import EvaluateConfig
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow, read_rows
@@ -168,15 +169,33 @@ def test_a_model_whose_loss_is_no_number_is_refused(tmp_path: Path, corpus: Path
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"].fill_(float("inf"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(MeditronError, match=r"broken: the loss on .* is nan"):
+    with pytest.raises(MeditronError, match=r"model\.norm\.weight contains NaN or infinity"):
         evaluate(tmp_path / "out", corpus, {"broken": broken})
 
 
-def test_scored_again_nothing_is_computed_and_nothing_moves(tmp_path: Path, corpus: Path, tiny: Path) -> None:
+def test_scored_again_nothing_is_computed_and_nothing_moves(
+    tmp_path: Path, corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluate(tmp_path / "out", corpus, {"base": tiny})
     before = (tmp_path / "out" / PERPLEXITY).read_bytes()
-    evaluate(tmp_path / "out", corpus, {"base": tmp_path / "no such model"})
+    monkeypatch.delattr(TorchEngine, "load")
+    evaluate(tmp_path / "out", corpus, {"base": tiny})
     assert (tmp_path / "out" / PERPLEXITY).read_bytes() == before
+
+
+def test_weights_replaced_by_hand_are_scored_anew(
+    tmp_path: Path, corpus: Path, tiny: Path, other_tiny: Path
+) -> None:
+    """The artifact's digest is a manifest's, which does not see the change."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    losses = []
+    for weights in (tiny, other_tiny):
+        shutil.copyfile(weights / "model.safetensors", model / "model.safetensors")
+        evaluate(tmp_path / "out", corpus, {"base": model})
+        losses.append(read_results(tmp_path / "out").perplexity["base"]["pubmed"].nll)
+    evaluate(tmp_path / "other", corpus, {"base": other_tiny})
+    assert losses[0] != losses[1] == read_results(tmp_path / "other").perplexity["base"]["pubmed"].nll
 
 
 def test_killed_before_the_last_file_the_figures_are_the_same(

@@ -1,11 +1,13 @@
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.evaluate.rows import PERPLEXITY, DocumentRow, RowsFile, read_rows
-from meditron.ground.errors import InputError
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow, RowsFile, exclusive, read_rows
+from meditron.ground.errors import InputError, StorageError
 
 
 def row(
@@ -15,6 +17,7 @@ def row(
         model=model,
         model_digest="d",
         engine="torch",
+        dtype="float32",
         source=source,
         id=f"{source}:{n}",
         tokens=3,
@@ -34,7 +37,7 @@ def append(folder: Path, rows: list[DocumentRow]) -> None:
 def test_rows_of_an_earlier_run_are_found_by_their_plan(tmp_path: Path) -> None:
     append(tmp_path, [row(1), row(2, plan="another")])
     with RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
-        assert file.known("p") == {("pubmed", "pubmed:1"): row(1)}
+        assert file.known("p") == {("pubmed", "pubmed:1", f"{1:064x}"): row(1)}
 
 
 @given(st.integers(min_value=1, max_value=10_000))
@@ -87,3 +90,61 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str, said: str) -> None:
     path.write_text(f"{row(0).model_dump_json()}\n{line}\n")
     with pytest.raises(InputError, match=said):
         read_rows(path, DocumentRow)
+
+
+@pytest.mark.parametrize("content", ['{"question": "a?"}', '{"question": "a?"}\n', "words", "[1]\n2"])
+def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / PERPLEXITY
+    path.write_text(content)
+    with pytest.raises(InputError, match="not a"):
+        append(tmp_path, [row(1)])
+    assert path.read_text() == content
+
+
+def test_a_link_is_never_written_through(tmp_path: Path) -> None:
+    append(tmp_path / "mine", [row(1)])
+    before = (tmp_path / "mine" / PERPLEXITY).read_bytes()
+    (tmp_path / "hard").mkdir()
+    (tmp_path / "hard" / PERPLEXITY).hardlink_to(tmp_path / "mine" / PERPLEXITY)
+    append(tmp_path / "hard", [row(2)])
+    assert read_rows(tmp_path / "hard" / PERPLEXITY, DocumentRow) == [row(1), row(2)]
+    (tmp_path / "soft").mkdir()
+    (tmp_path / "soft" / PERPLEXITY).symlink_to(tmp_path / "mine" / PERPLEXITY)
+    with pytest.raises(StorageError, match="symbolic link"):
+        append(tmp_path / "soft", [row(3)])
+    assert (tmp_path / "mine" / PERPLEXITY).read_bytes() == before
+
+
+def test_documents_of_one_id_keep_their_own_rows(tmp_path: Path) -> None:
+    same = [row(1).model_copy(update={"text_sha256": f"{n:064x}", "nll": float(n)}) for n in range(4)]
+    with RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
+        file.finish(same)
+    with RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
+        assert sorted(each.nll for each in file.known("p").values()) == [0, 1, 2, 3]
+
+
+def test_one_process_at_a_time_writes_a_rows_file(tmp_path: Path) -> None:
+    """The second waits, and finds the first one's rows."""
+    entered, seen = threading.Event(), []
+
+    def second() -> None:
+        entered.set()
+        with exclusive(tmp_path / PERPLEXITY), RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
+            seen.extend(file.rows)
+
+    waiting = threading.Thread(target=second)
+    with exclusive(tmp_path / PERPLEXITY):
+        waiting.start()
+        entered.wait()
+        time.sleep(0.1)
+        append(tmp_path, [row(1)])
+    waiting.join(10)
+    assert seen == [row(1)]
+
+
+def test_a_linked_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / f".{PERPLEXITY}.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(StorageError), exclusive(tmp_path / PERPLEXITY):
+        pass
+    assert (tmp_path / "victim").read_text() == "precious"

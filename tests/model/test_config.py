@@ -86,6 +86,14 @@ def test_heads_follow_when_the_file_is_silent():
         ({"partial": 0, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "part"),
         ({"head_dim": 15}, "halves"),
         ({"eos_token_id": -1}, "eos_token_id"),
+        ({"rope_theta": 0}, "rope_theta"),
+        ({"rope_theta": 0.5}, "rope_theta"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope_theta"),
+        ({"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 2.0}}, "greater than 1 with yarn"),
+        ({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "greater than 2 with dynamic"),
+        ({"partial_rotary_factor": 0.5}, "part of each head"),
+        ({"model_type": "mistral"}, "mistral"),
+        ({"rope_scaling": {"rope_type": ["linear"]}}, "rope_type"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(change, word):
@@ -93,6 +101,32 @@ def test_what_cannot_be_is_refused_by_name(change, word):
         LlamaConfig.from_hf(LLAMA | change, "somewhere/config.json")
     assert "somewhere/config.json" in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pad_token_id": -1},
+        {"hidden_act": "swish"},
+        {"hidden_act": None},
+        {"architectures": ["LLaMAForCausalLM"]},
+        {"head_dim": None, "mlp_bias": None, "attention_bias": None, "rope_scaling": None},
+        {"mlp_bias": False, "attention_bias": False, "pretraining_tp": 2, "torch_dtype": "float16"},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "dtype": "bfloat16"},
+        {"rope_scaling": {"type": "default"}, "partial_rotary_factor": 1.0},
+        {"model_type": "llama", "architectures": None},
+    ],
+)
+def test_public_configs_are_read_as_the_same_model(change):
+    assert LlamaConfig.from_hf(LLAMA | change) == LlamaConfig.from_hf(LLAMA)
+
+
+def test_fields_that_a_rule_does_not_read_are_left_as_transformers_leaves_them():
+    linear = {"type": "linear", "factor": 2.0}
+    more = {"rope_type": "linear", "finetuned": True, "original_max_position_embeddings": 32, "beta_fast": 8}
+    assert LlamaConfig.from_hf(LLAMA | {"rope_scaling": linear | more}) == LlamaConfig.from_hf(
+        LLAMA | {"rope_scaling": linear}
+    )
 
 
 json_values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from meditron.ground.errors import UsageError
+from meditron.ground.errors import EngineError, UsageError
 from meditron.model.generate import generate, pick
+from meditron.model.nll import nll_rows
 from twins import logits, make_hf, twin
 
 HF = make_hf()
@@ -89,3 +90,24 @@ def test_the_cache_changes_nothing():
 def test_a_temperature_near_zero_is_greedy():
     logits = torch.tensor([1.0, 30.0, 2.0])
     assert pick(logits, 1e-38, 0, 1.0, torch.Generator().manual_seed(0)) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_p": 0.9}])
+def test_weights_that_are_not_finite_are_named(value, settings):
+    broken = twin(HF)
+    with torch.no_grad():
+        broken.model.layers[1].mlp.up_proj.weight[0, 3] = value
+    with pytest.raises(EngineError, match=r"not finite: model\.layers\.1\.mlp\.up_proj\.weight contains"):
+        list(generate(broken, PROMPT, max_tokens=3, **settings))
+    with pytest.raises(EngineError, match="not finite"):
+        nll_rows(broken, [PROMPT])
+
+
+def test_activations_that_overflow_are_named():
+    model = twin(HF)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3e38)
+    with pytest.raises(EngineError, match="activations overflow") as caught:
+        list(generate(model, PROMPT, max_tokens=3))
+    assert "float32" in str(caught.value.hint)

@@ -304,3 +304,58 @@ def test_a_gguf_of_other_tensors_is_refused(folder, tokenizer, tmp_path):
     )
     with pytest.raises(InputError, match=r"9 unexpected: blk\.2\."):
         load_model(tmp_path / "y.gguf")
+
+
+def claim_tied(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+
+
+def test_a_stored_head_that_differs_from_the_embedding_is_used(copy, capsys):
+    claim_tied(copy)
+    check_parity(copy)
+    assert load_model(copy).lm_head is not None
+    assert "lm_head.weight differs from model.embed_tokens.weight" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_a_stored_head_that_equals_the_embedding_is_tied(copy, capsys):
+    claim_tied(copy)
+    rewrite(copy, lambda state: state.update({"lm_head.weight": state["model.embed_tokens.weight"].clone()}))
+    check_parity(copy)
+    assert load_model(copy).lm_head is None
+    assert "differs" not in capsys.readouterr().err
+
+
+def test_the_index_decides_which_of_two_tensors_counts(copy):
+    state = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    stale = {"model.norm.weight": torch.full((32,), 9.0), "left.over": torch.ones(2)}
+    save_file({name: w for name, w in state.items() if "layers" not in name}, copy / "model-1.safetensors")
+    save_file(
+        {name: w for name, w in state.items() if "layers" in name} | stale, copy / "model-2.safetensors"
+    )
+    places = {name: "model-2.safetensors" if "layers" in name else "model-1.safetensors" for name in state}
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert torch.equal(load_model(copy).model.norm.weight, state["model.norm.weight"])
+    places["model.norm.weight"], places["lm_head.weight"] = "model-1.safetensors", "model-2.safetensors"
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(InputError, match=r"lm_head\.weight.*not in the file that the index names"):
+        load_model(copy)
+
+
+def test_a_quantized_checkpoint_is_named(copy):
+    path = copy / "config.json"
+    method = {"quant_method": "gptq", "bits": 4}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": method}))
+    with pytest.raises(InputError, match=r"quantization_config.*gptq"):
+        load_model(copy)
+
+
+def test_an_eight_bit_float_is_named(copy):
+    rewrite(
+        copy, lambda state: state.update({"lm_head.weight": state["lm_head.weight"].to(torch.float8_e4m3fn)})
+    )
+    with pytest.raises(InputError, match=r"lm_head\.weight.*F8_E4M3"):
+        load_model(copy)

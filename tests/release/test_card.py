@@ -14,16 +14,20 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
-from lives import TASK, Life
+from lives import BASE, MODELS, TASK, Life, of_few
+from meditron.evaluate.report import write_report
 from meditron.ground.console import clean
 from meditron.ground.errors import DriftError, UsageError
 from meditron.ground.figures import FORMS
 from meditron.ground.notice import ADVISORY
 from meditron.ground.units import duration, size
+from meditron.recipe.report import render
 from meditron.release.card import run
 from meditron.release.card_config import CardConfig
-from meditron.release.card_markdown import Markdown
+from meditron.release.card_markdown import Markdown, Published, public
+from meditron.store.ancestry import Training, of_base, write_ancestry
 from meditron.store.models import resolve
+from meditron.store.results import write_results
 
 STATED = {"95", "99th", "6", "0.05", "0.001", "macro-F1", "max_new_tokens=64"}
 """Words with a figure that are the card's own: levels, a sample size, a measure's name, a length."""
@@ -110,8 +114,8 @@ def test_no_figure_outlives_its_manifests(tmp_path: Path, card: str) -> None:
     shared = set.intersection(*({word for word in words(text) if NUMBER.fullmatch(word)} for text in cards))
     assumed = CardConfig().energy.model_dump().values()
     own = {word for one in assumed for word in words(f"{one['value']:g} {one['source']}")}
-    # The library's version, the fallbacks of each type, a digest: the same in every life.
-    assert shared <= STATED | own | {"0.1.0", "1", "2" * 64}
+    # The library's version, the shots, the fallbacks of each type, a digest: the same in every life.
+    assert shared <= STATED | own | {"0.1.0", "0", "1", "2" * 64}
 
 
 def test_a_manifests_figure_moves_the_card(tmp_path: Path, card: str) -> None:
@@ -151,6 +155,30 @@ def test_what_a_step_made_worse_is_told(tmp_path: Path) -> None:
         verdict = "better" if (one.difference > 0) == (one.task is not None) else "worse"
         row = rf"\| {re.escape(one.what)} \| {re.escape(one.b)} − {re.escape(one.a)} \|.*\| {verdict} \|"
         assert re.search(row, text), one
+
+
+def test_few_documents_claim_no_interval_and_no_verdict(tmp_path: Path) -> None:
+    life = Life(tmp_path / "small")
+    result = of_few(life.result)
+    write_results(life.place("evaluate"), result)
+    models = {model: BASE if model == "base" else model for model in MODELS}
+    life.finish("evaluate", inputs=models | {"corpus": "corpus"}, metrics=result.model_dump(mode="json"))
+    card = written(life)
+    assert "(no interval)" in card
+    assert "too few to compare" in card
+    assert not re.search(r"\bNone\b|\bnan\b|\d \[|better \||worse \|", card)
+    report = tmp_path / "report.html"
+    write_report(report, result)
+    render(
+        "small",
+        life.folder,
+        [(name, name, life.folder / name) for name in ("corpus", "pretrain", "evaluate")],
+    )
+    for page in (report, life.folder / "report.html"):
+        text = page.read_text(encoding="utf-8")
+        assert "no interval" in text
+        assert "too few to compare" in text
+        assert ">better<" not in text
 
 
 def test_the_front_matter_reads_back_as_the_hub_reads_it(life: Life) -> None:
@@ -280,3 +308,52 @@ def test_no_text_becomes_markup(text: str) -> None:
     assert {token.tag for token in tokens} <= {"", "h1", "p", "table", "thead", "tbody", "tr", "th", "td"}
     line = " ".join(clean(f"{text}x").split())
     assert said[-1] == line
+
+
+def test_the_split_is_the_datas_own(tmp_path: Path) -> None:
+    """Of a file without a split the card names the file, and no split."""
+    life = Life(tmp_path / "small")
+
+    def published(**changed: Any) -> Any:
+        result = life.result
+        score = result.tasks["finetune"][TASK].model_copy(update=changed)
+        told = result.model_copy(update={"tasks": result.tasks | {"finetune": {TASK: score}}})
+        write_results(life.folder / "evaluate", told)
+        found = ModelCard(written(life)).data.eval_results
+        return next(one for one in found if one.metric_type == "accuracy")
+
+    assert published().dataset_split == "heldout"
+    plain = published(data="exam.jsonl", split=None, cut=3)
+    assert (plain.dataset_name, plain.dataset_split) == ("exam.jsonl", None)
+    assert "3 prompts truncated" in plain.metric_name
+    assert "split: test" not in written(life)
+    assert f"prompts of {TASK} lost their beginning" in written(life)
+
+
+def test_what_is_unknown_of_the_training_data_is_said(tmp_path: Path) -> None:
+    life = Life(tmp_path / "small")
+    assert "Training data unknown: the model carries no record of its training." in written(life)
+    trained = Training(stage="finetune", kind="finetune", data="q", data_digest="d" * 64)
+    write_ancestry(life.folder / "finetune", of_base("a-base", "b" * 64).extended(trained))
+    assert "Trained on q (finetune); training data of the base model a-base unknown." in written(life)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/home/jane doe/data/q.jsonl", "q.jsonl"),
+        ("~/q.jsonl", "q.jsonl"),
+        ("file:///srv/med/pubmed", "pubmed"),
+        ("rows of /home/jane/q.jsonl, and /srv/x/y.csv", "rows of q.jsonl, and y.csv"),
+        ("/home/jane/a.jsonl, /home/jane/b.jsonl", "a.jsonl, b.jsonl"),
+        ("https://me:secret@host/a.xml?X-Amz-Signature=ab#part", "https://host/a.xml#part"),
+        ("data/q.jsonl", "data/q.jsonl"),
+        ("yes/no/maybe; 1/2 and mmol/L/h", "yes/no/maybe; 1/2 and mmol/L/h"),
+        ("pypi:a-model==0.1.2#model/a.gguf", "pypi:a-model==0.1.2#model/a.gguf"),
+    ],
+)
+def test_neither_secrets_nor_the_writers_folders_are_published(text: str, told: str) -> None:
+    assert public(text) == told
+    sheet = Markdown("title")
+    Published(sheet).table(("source",), [(text,)])
+    assert all(word not in sheet.render() for word in ("jane", "secret", "Signature", "/srv"))

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from meditron.ground.errors import InputError, SourceError
-from meditron.store.gguf import GGUF, write_gguf
+from meditron.store.gguf import GGUF, require_whole, write_gguf
 
 RNG = np.random.default_rng(1)
 MATRIX = RNG.standard_normal((6, 512), dtype=np.float32)
@@ -149,7 +149,7 @@ HOSTILE = {
     "big-endian": (header(version=3 << 24), "big-endian"),
     "2^60 tensors": (header(tensors=2**60) + bytes(16), r"byte 8\): 1,152,921,504,606,846,976 tensors"),
     "2^63 pairs": (header(pairs=2**63) + bytes(16), r"byte 16\).*pairs cannot be in 16 bytes"),
-    "long string": (header(pairs=1) + pair(b"a", 8, struct.pack("<Q", 2**62)), "a would need"),
+    "long string": (header(pairs=1) + pair(b"a", 8, struct.pack("<Q", 2**62)), "134,217,728 are allowed"),
     "long key": (header(pairs=1) + pair(b"k" * 65_536, 4, bytes(4)), "a key has 65,536 bytes"),
     "no key": (header(pairs=1) + pair(b"", 4, bytes(4)), "a key without a name"),
     "key twice": (header(pairs=2) + 2 * pair(b"abc", 4, bytes(4)), "'abc' comes twice"),
@@ -207,11 +207,72 @@ def test_the_hostile_files_differ_from_a_good_one_in_the_named_thing_only(tmp_pa
         assert file.dequantize("b").shape == ()
 
 
-def test_an_array_beyond_any_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("meditron.store.gguf._MAX_ELEMENTS", 3)
-    (tmp_path / "x.gguf").write_bytes(header(pairs=1) + pair(b"a", 9, array(0, 4, bytes(4))))
-    with pytest.raises(InputError, match="4 elements, 3 are allowed"):
+def test_all_arrays_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("meditron.store.gguf.MAX_ELEMENTS", 5)
+    path = tmp_path / "x.gguf"
+    numbers, texts = array(0, 3, bytes(3)), array(8, 2, text(b"x") * 2)
+    path.write_bytes(aligned(header(pairs=2) + pair(b"a", 9, numbers) + pair(b"b", 9, texts), 0))
+    with GGUF(path) as file:
+        assert file.metadata == {"a": [0, 0, 0], "b": ["x", "x"]}
+    longer = array(8, 3, text(b"x") * 3)
+    path.write_bytes(aligned(header(pairs=2) + pair(b"a", 9, numbers) + pair(b"b", 9, longer), 0))
+    with pytest.raises(InputError, match="b has 3 elements, all arrays 6; 5 are allowed"):
+        GGUF(path)
+
+
+@pytest.mark.parametrize(
+    "value", [text(b"x" * 100), array(8, 1, text(b"x" * 100)), array(0, 100, bytes(100))]
+)
+def test_all_pairs_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: bytes):
+    code = 8 if value[:1] == b"d" else 9
+    data = aligned(header(pairs=1) + pair(b"a", code, value), 0)
+    (tmp_path / "x.gguf").write_bytes(data)
+    for limit, good in ((200, True), (100, False)):
+        monkeypatch.setattr("meditron.store.gguf.MAX_METADATA_BYTES", limit)
+        if good:
+            GGUF(tmp_path / "x.gguf").close()
+        else:
+            with pytest.raises(InputError, match=r"100 are allowed|more than 100 bytes"):
+                GGUF(tmp_path / "x.gguf")
+
+
+def test_tensors_and_pairs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("meditron.store.gguf.MAX_ENTRIES", 2)
+    pairs = [pair(name, 4, bytes(4)) for name in (b"a", b"b", b"c")]
+    (tmp_path / "x.gguf").write_bytes(aligned(header(pairs=2) + b"".join(pairs[:2]), 0))
+    GGUF(tmp_path / "x.gguf").close()
+    (tmp_path / "x.gguf").write_bytes(aligned(header(pairs=3) + b"".join(pairs), 0))
+    with pytest.raises(InputError, match="3 key-value pairs; 2 of each are allowed"):
         GGUF(tmp_path / "x.gguf")
+
+
+def test_a_large_file_of_arrays_takes_little_memory(tmp_path: Path):
+    """Fault: 384 MB of arrays became 6 GB of Python's numbers."""
+    path = tmp_path / "x.gguf"
+    with path.open("wb") as file:
+        file.write(header(pairs=24))
+        for i in range(24):
+            file.write(text(b"k%d" % i) + struct.pack("<I", 9) + array(0, 1 << 22))
+            file.seek(1 << 22, 1)
+        file.write(b"\0")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="k1 has 4,194,304 elements"):
+            GGUF(path)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_part_of_a_split_model_is_named(tmp_path: Path):
+    path = tmp_path / "m-00002-of-00003.gguf"
+    write_gguf(path, {"split.count": np.uint16(3), "split.no": np.uint16(1)}, [])
+    with (
+        GGUF(path) as file,
+        pytest.raises(InputError, match="is part 2 of a model split into 3 files") as caught,
+    ):
+        require_whole(file)
+    assert "llama-gguf-split --merge m-00001-of-00003.gguf m.gguf" in str(caught.value.hint)
 
 
 def test_a_missing_file_is_a_source_error(tmp_path: Path):

@@ -132,7 +132,7 @@ def test_verdicts_are_adjusted_for_all_comparisons_of_a_report(result: Evaluatio
 
 
 def test_an_answer_by_next_token_has_a_row_of_its_own(result: EvaluationResult) -> None:
-    score = result.tasks["base"][TASK].model_copy(update={"mode": "next-token", "rule": None, "rules": {}})
+    score = result.tasks["base"][TASK].model_copy(update={"method": "next-token", "rule": None, "rules": {}})
     table = tables.rules(result.model_copy(update={"tasks": {"base": {TASK: score}}}))
     assert [row[2] for row in table.rows if row[1] == "base"] == ["next-token"]
 

@@ -14,7 +14,7 @@ from tests.text.conftest import HARD
 
 from meditron.ground.errors import InputError, SourceError
 from meditron.store.gguf import GGUF, write_gguf
-from meditron.text.gguf_vocab import gguf_metadata
+from meditron.text.gguf_write import gguf_metadata
 from meditron.text.pieces import byte_alphabet
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -290,9 +290,9 @@ def test_a_piece_of_absurd_length_is_refused(tmp_path: Path):
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 1}}, '
             '"post_processor": {"single": [{"SpecialToken": {"id": []}}]}}',
-            "no tokenizer",
+            "which is no token",
         ),
-        ("tokenizer_config.json", '{"eos_token": "<nowhere>"}', "no token"),
+        ("tokenizer_config.json", '{"eos_token": 3}', "should be a token"),
         ("tokenizer_config.json", '{"chat_template": 3}', "should be text"),
         (
             "tokenizer_config.json",

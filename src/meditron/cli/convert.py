@@ -1,13 +1,14 @@
 """`meditron convert`: a model from one form to the other."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from cyclopts import Parameter
 
 from meditron.cli.options import Json, emit
 from meditron.ground.console import say
 from meditron.ground.units import size
+from meditron.release.types import gguf_type
 
 __all__ = ["convert"]
 
@@ -17,14 +18,16 @@ def convert(
     out: Annotated[Path, Parameter(help="A GGUF file where it ends in .gguf, else an HF folder.")],
     /,
     *,
-    type: Annotated[
-        Literal["F16", "F32"] | None, Parameter(help="Tensor type of a GGUF file; F16 when absent.")
-    ] = None,
+    type: Annotated[str | None, Parameter(help="Tensor type of a GGUF file: F16 (default) or F32.")] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
         Parameter(help="Number format of an HF folder; float32 when absent, which loses nothing."),
     ] = None,
     force: Annotated[bool, Parameter(help="Replace what is there.")] = False,
+    check: Annotated[
+        bool,
+        Parameter(negative="--no-check", help="Compare what is written with the model before it is kept."),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Write a model in the other form: HF safetensors to GGUF, or GGUF to HF safetensors.
@@ -35,7 +38,8 @@ def convert(
     """
     from meditron.release.convert import convert as write
 
-    written = write(model, out, type=type, dtype=dtype, force=force)
+    kind = None if type is None else cast("Literal['F16', 'F32']", gguf_type(type, ("F16", "F32")))
+    written = write(model, out, type=kind, dtype=dtype, force=force, check=check)
     if as_json:
         emit(written)
     else:

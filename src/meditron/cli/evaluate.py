@@ -33,6 +33,13 @@ def evaluate(
             help="What chooses: an option's log-probability, that by its bytes, or less what it has unasked.",
         ),
     ] = "sum",
+    prompt_form: Annotated[
+        Literal["trained", "raw", "both"],
+        Parameter(
+            show_default=True,
+            help="As the model's last finetune was trained (chat turns, if any), in plain text, or both.",
+        ),
+    ] = "trained",
     shots: Annotated[
         int, Parameter(show_default=True, help="Solved questions before each, of the training split.")
     ] = 0,
@@ -83,6 +90,7 @@ def evaluate(
             task,
             mode=mode,
             rule=rule,
+            prompt_form=prompt_form,
             shots=shots,
             layout=layout,
             questions=questions,
@@ -101,23 +109,26 @@ def evaluate(
         emit(_told(result.model_dump(mode="json"), str(rows)))
     else:
         show.evaluation(result, answer=True)
+        for name, data in result.ancestry.items():
+            say(f"{name}: {data.statement}")
         say(f"rows: {rows}")
 
 
 def _told(result: dict[str, Any], rows: str) -> dict[str, Any]:
-    """The stable fields, then all the rest."""
-    rest: dict[str, Any] = {"differences": result["differences"], "engines": result["engines"], "rows": rows}
+    """Return the stable fields of the (first) score, then all the rest."""
+    rest = {key: result[key] for key in ("differences", "engines", "ancestry")} | {"rows": rows}
     if result["fidelity"]:
         return {**result["fidelity"][0], "fidelity": result["fidelity"], **rest}
-    [[score]] = [list(tasks.values()) for tasks in result["tasks"].values()]
-    baselines = result["baselines"][score["task"]]
-    known = {name: found["accuracy"] for name, found in baselines.items()}
+    [scores] = result["tasks"].values()
+    score, *others = (_score(score, result["baselines"][label]) for label, score in scores.items())
+    return {**score, **({"raw": others[0]} if others else {}), "seed": result["seed"], **rest}
+
+
+def _score(score: dict[str, Any], baselines: dict[str, Any]) -> dict[str, Any]:
+    known = {name: baseline["accuracy"] for name, baseline in baselines.items()}
     return {
         **score,
         "majority": known.get("majority"),
         "position": known["position"],
         "baselines": baselines,
-        "dtype": result["dtype"],
-        "seed": result["seed"],
-        **rest,
     }

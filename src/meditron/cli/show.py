@@ -21,7 +21,7 @@ from meditron.store.results import Comparison, EvaluationResult
 __all__ = ["decisions", "differences", "drift", "evaluation", "outcome", "stages"]
 
 
-_TOLD = ("seconds", "attempts", "perplexity", "tasks", "baselines", "fidelity", "differences")
+_TOLD = ("seconds", "attempts", "perplexity", "tasks", "baselines", "fidelity", "differences", "ancestry")
 """Metrics that have a column or a table of their own."""
 _ASIDE = ("peak_rss", "seed", "resamples", "overlap", "training_documents_compared")
 """Metrics of how a stage worked, which are in the report: a line has room for what came out."""
@@ -108,6 +108,8 @@ def outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
         _table(result_tables.overview(found, result.domains), answer=answer)
         if full:
             _details(found, result, answer=answer)
+        if truncated := result_tables.truncated(found):
+            say(truncated)
     report = result.folder / HTML
     if report.is_file():
         more = "" if full or not result.evaluations else " (differences, fidelity, methods; or --full)"
@@ -152,18 +154,21 @@ def _answers(found: EvaluationResult) -> result_tables.Table:
             score.task,
             score.model,
             found.engines[score.model],
-            score.mode,
+            score.method,
             score.layout,
+            score.prompt_form,
             str(score.shots),
+            f"{score.cut} of {score.n}",
             figures.percent(score.accuracy),
             figures.interval(score.interval, figures.percent),
             figures.percent(score.parse_rate),
-            figures.percent(score.answer_mass),
+            figures.percent(score.option_probability_mass),
         )
         for scores in found.tasks.values()
         for score in scores.values()
     ]
-    headers = ("task", "model", "run by", "mode", "layout", "shots", "accuracy", "95 % interval")
+    how = ("task", "model", "run by", "method", "layout", "prompt form", "shots", "truncated")
+    headers = (*how, "accuracy", "95 % interval")
     return result_tables.Table("Answers", (*headers, "parse rate", "answer mass"), rows)
 
 

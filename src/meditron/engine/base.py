@@ -2,17 +2,18 @@
 
 import re
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from meditron.ground.errors import UsageError
 from meditron.model import sampling
-from meditron.text.chat import Message, render
+from meditron.text.chat import Message
+from meditron.text.prompt import conversation_ids
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Stop",
     "check_pair",
     "check_settings",
+    "chosen_context",
     "prompt_ids",
     "room",
 ]
@@ -38,9 +40,6 @@ Stop = Literal["end", "length", "context", "stopped"]
 """The model ended its text; it wrote as much as it was allowed; its context is full; it was told to stop."""
 Pieces = Generator[tuple[str, int] | Stop]
 """Texts with the tokens that each took (a text may be empty), at last what stopped it."""
-
-# Unicode keeps this code point for a program's own use: no text has it.
-_MARK = "\ufdd0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +177,13 @@ class Engine(Protocol):
         ...
 
 
+def chosen_context(trained: int, context: int | None) -> int:
+    """Return the context to run with; UsageError for one that the model does not have."""
+    if context is not None and not 1 <= context <= trained:
+        raise UsageError(f"context must be between 1 and the model's {trained:,} tokens, got {context:,}")
+    return trained if context is None else context
+
+
 def check_settings(max_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
     """UsageError for settings out of range, whatever the prompt."""
     if max_tokens < 1:
@@ -218,49 +224,4 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:
             hint="give the prompt as one text",
         )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return _conversation_ids(tokenizer, template, messages)
-
-
-def _conversation_ids(tokenizer: Tokenizer, template: str, messages: Sequence[Message]) -> list[int]:
-    """Names of control tokens are marked in the messages before the template adds its own.
-
-    Where there are none, which is nearly always, the text is encoded as a whole, as transformers does.
-    """
-    control = {str(tokenizer.token(i)): i for i in tokenizer.special_ids}
-    names = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
-    plain = [dict(message) for message in messages]
-    try:
-        marked = _mark(plain, names)
-    except RecursionError as error:
-        raise UsageError("a message is nested too deeply") from error
-    text = render(
-        template,
-        marked,
-        add_generation_prompt=True,
-        bos=_name(tokenizer, tokenizer.bos_id),
-        eos=_name(tokenizer, tokenizer.eos_id),
-    )
-    if _SURROGATE.search(text):
-        raise UsageError("the conversation is not UTF-8")
-    if marked == plain:
-        return tokenizer.encode(text, special=True, bos=False)  # the template writes its own
-    ids: list[int] = []
-    for piece in re.split(f"({names.pattern})", text):
-        known = control.get(piece)
-        ids += tokenizer.encode(piece.replace(_MARK, ""), bos=False) if known is None else [known]
-    return ids
-
-
-def _mark(value: Any, names: re.Pattern[str]) -> Any:  # noqa: ANN401  # whatever a template knows
-    """The same messages, with a mark inside every control token's name."""
-    if isinstance(value, str):
-        return names.sub(lambda name: f"{name[0][0]}{_MARK}{name[0][1:]}", value)
-    if isinstance(value, Mapping):
-        return {key: _mark(item, names) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_mark(item, names) for item in value]
-    return value
-
-
-def _name(tokenizer: Tokenizer, token_id: int | None) -> str | None:
-    return None if token_id is None else tokenizer.token(token_id)
+    return conversation_ids(tokenizer, messages)

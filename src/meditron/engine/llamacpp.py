@@ -1,5 +1,6 @@
 """Generating and scoring a GGUF file with llama.cpp, in a process of its own."""
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from importlib.util import find_spec
@@ -10,9 +11,21 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from meditron.engine.base import Pair, Pieces, Prompt, Reply, Stop, check_pair, prompt_ids, room
+from meditron.engine.base import (
+    Pair,
+    Pieces,
+    Prompt,
+    Reply,
+    Stop,
+    check_pair,
+    chosen_context,
+    prompt_ids,
+    room,
+)
 from meditron.engine.llamacpp_child import Child
-from meditron.ground.errors import MissingExtra, UsageError
+from meditron.ground.console import say
+from meditron.ground.errors import EngineError, MissingExtra, UsageError
+from meditron.ground.units import size
 from meditron.model.tokenizer import model_tokenizer
 from meditron.store.gguf import GGUF
 from meditron.store.models import resolve
@@ -22,9 +35,46 @@ __all__ = ["LlamaCppEngine"]
 
 # Legend: V vocabulary.
 
-_CONTEXT = 8192
-"""Tokens at most: llama.cpp takes the memory for a full context when it starts."""
+CACHE_BYTES = 4 << 30
+"""Bytes of keys and values, at most a quarter of the machine's memory, that a context may take unless one is
+given: llama.cpp allocates all of it when it starts."""
+_UNKNOWN_CONTEXT = 8192  # of a file that does not name its model's
+_STEP = 256  # llama.cpp rounds a context up to a multiple of this
 _SEEDS = (1 << 32) - 1  # with the last of 32 bits llama.cpp draws a seed of its own
+
+
+def _context(metadata: Mapping[str, Any], path: Path, context: int | None) -> int:
+    """Return the context to run with: the one given, else as much of the model's as the memory bound allows.
+
+    The model may be of any architecture that llama.cpp runs. UsageError for a context out of range.
+    """
+
+    def number(key: str, default: int = 0) -> int:
+        value = metadata.get(f"{metadata.get('general.architecture')}.{key}")
+        value = max(value, default=0) if isinstance(value, list) and all(map(_is_int, value)) else value
+        return value if isinstance(value, int) and value > 0 else default
+
+    trained = number("context_length", _UNKNOWN_CONTEXT)
+    if context is not None:
+        return chosen_context(trained, context)
+    heads = number("attention.head_count")
+    width = number("attention.key_length", number("embedding_length") // max(heads, 1))
+    kept = number("attention.head_count_kv", heads) * (width + number("attention.value_length", width))
+    token_bytes = 2 * number("block_count") * kept  # F16
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    tokens = min(CACHE_BYTES, memory // 4) // max(token_bytes, 1) // _STEP * _STEP
+    if tokens >= trained:
+        return trained
+    tokens = max(tokens, min(_STEP, trained))
+    say(
+        f"{path.name}: the context is {tokens:,} of the model's {trained:,} tokens: the keys and values of "
+        f"all would take {size(trained * token_bytes)}; a larger context can be set"
+    )
+    return tokens
+
+
+def _is_int(value: object) -> bool:
+    return type(value) is int
 
 
 class LlamaCppEngine:
@@ -42,11 +92,11 @@ class LlamaCppEngine:
         self._child: Child | None = Child(path, context=context)
 
     @classmethod
-    def load(cls, spec: str) -> Self:
+    def load(cls, spec: str, *, context: int | None = None) -> Self:
         """Open a MODEL that is a GGUF file.
 
-        Raises UsageError for another, InputError for a damaged file or one that llama.cpp does not run,
-        EngineError where its process dies, MissingExtra without xllamacpp.
+        Raises UsageError for another and for a context out of range, InputError for a damaged file or one
+        that llama.cpp does not run, EngineError where its process dies, MissingExtra without xllamacpp.
         """
         files = resolve(spec)
         if files.kind != "gguf":
@@ -57,8 +107,7 @@ class LlamaCppEngine:
         if find_spec("xllamacpp") is None:
             raise MissingExtra("xllamacpp", "serve")
         with GGUF(files.path) as gguf:
-            trained = gguf.metadata.get(f"{gguf.metadata.get('general.architecture')}.context_length")
-        context = min(trained, _CONTEXT) if isinstance(trained, int) and trained > 0 else _CONTEXT
+            context = _context(gguf.metadata, files.path, context)
         return cls(files.path, model_tokenizer(files), context)
 
     @property
@@ -68,7 +117,7 @@ class LlamaCppEngine:
 
     @property
     def context(self) -> int:
-        """How many tokens a prompt and its answer may have together: the model's, 8,192 at most."""
+        """How many tokens a prompt and its answer may have together."""
         return self._context
 
     @property
@@ -161,6 +210,8 @@ class LlamaCppEngine:
         }
         with closing(self.child.complete(**request)) as events:
             told = next(events)["completion_probabilities"][0]["top_logprobs"]
+        if any(token["logprob"] is None for token in told):  # JSON has no NaN
+            raise EngineError(f"{self._path}: logits are not finite")
         logp_V = np.full(size, -np.inf)
         logp_V[[token["id"] for token in told]] = [token["logprob"] for token in told]
         # llama.cpp adds up the softmax in fp32, 1e-4 off one over so many tokens.

@@ -30,6 +30,7 @@ def main() -> None:
     params.cache_ram_mib = 0
     params.warmup = False
     params.verbosity = 1  # errors only
+    params.check_tensors = True  # a NaN among the weights would be generated from without a word
     # Reachable from this machine, by who knows the key, for generating alone.
     params.hostnames = ["127.0.0.1"]
     params.port = 0

@@ -9,14 +9,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from meditron.engine.base import Pair, Pieces, Prompt, Reply, Stop, check_pair, prompt_ids, room
+from meditron.engine.base import (
+    Pair,
+    Pieces,
+    Prompt,
+    Reply,
+    Stop,
+    check_pair,
+    chosen_context,
+    prompt_ids,
+    room,
+)
 from meditron.engine.packing import Row, batches, lift, pack, tensors
 from meditron.ground.errors import InputError, UsageError
 from meditron.model.generate import generate
 from meditron.model.head import Head
 from meditron.model.llama import Beginning, Llama
+from meditron.model.tensors import require_finite
 from meditron.model.tokenizer import model_tokenizer
-from meditron.model.weights import load_model
+from meditron.model.weights import load_config, load_model
 from meditron.store.models import resolve
 from meditron.text.tokenizer import Tokenizer
 
@@ -32,13 +43,14 @@ _BATCH_TOKENS = 2048
 class TorchEngine:
     """An `Engine` over a `Llama`, on the device where the model is."""
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Llama, tokenizer: Tokenizer, *, context: int | None = None) -> None:
         self._model: Llama | None = model.eval()
+        self._context = context
         self._head: Head | None = None
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, spec: str, *, dtype: str | None = None) -> Self:
+    def load(cls, spec: str, *, dtype: str | None = None, context: int | None = None) -> Self:
         """Open a MODEL; see `meditron.engine.load`."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         name = dtype or ("float32" if device.type == "cpu" else "bfloat16")
@@ -46,7 +58,9 @@ class TorchEngine:
             raise UsageError(f"no dtype {name!r}", hint=f"there is {', '.join(_DTYPES)}")
         files = resolve(spec)
         tokenizer = model_tokenizer(files)
-        return cls(load_model(files, dtype=_DTYPES[name]).to(device), tokenizer)
+        if context is not None:
+            chosen_context(load_config(files).max_position_embeddings, context)
+        return cls(load_model(files, dtype=_DTYPES[name]).to(device), tokenizer, context=context)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -56,7 +70,7 @@ class TorchEngine:
     @property
     def context(self) -> int:
         """How many tokens a prompt and its answer may have together."""
-        return self.model.config.max_position_embeddings
+        return chosen_context(self.model.config.max_position_embeddings, self._context)
 
     @property
     def model(self) -> Llama:
@@ -124,7 +138,8 @@ class TorchEngine:
     def score(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
         """See `Engine.score`. Pairs of one prefix share a row, rows of like length a batch.
 
-        What all prefixes begin with is read once. The head and the softmax are fp32.
+        What all prefixes begin with is read once. The head and the softmax are fp32. EngineError if the
+        logits are not finite.
         """
         self._check_pairs(pairs)
         scores: dict[int, npt.NDArray[np.float32]] = {}
@@ -178,7 +193,9 @@ class TorchEngine:
             here = np.flatnonzero((owner >= places.start) & (owner < places.stop))
             at = (owner[here] - places.start, target[here])
             logp_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
-            chosen[here] = logp_CV[*(torch.from_numpy(i).to(logp_CV.device) for i in at)].cpu().numpy()
+            picked = logp_CV[*(torch.from_numpy(i).to(logp_CV.device) for i in at)]
+            require_finite(self.model, picked)
+            chosen[here] = picked.cpu().numpy()
         return chosen
 
     @torch.inference_mode()
@@ -194,8 +211,9 @@ class TorchEngine:
             width = len(rows[0].ids)
             places = [b * width + row.asked[0][1][0] for b, row in enumerate(rows)]
             for some, logits_CV in self.head.chunks(self._hidden(rows, beginning, places)):
-                logp_CV = logits_CV.log_softmax(-1).cpu().numpy()
-                for row, logp_V in zip(rows[some], logp_CV, strict=True):
+                logp_CV = logits_CV.log_softmax(-1)
+                require_finite(self.model, logp_CV)
+                for row, logp_V in zip(rows[some], logp_CV.cpu().numpy(), strict=True):
                     found.update((index, logp_V) for index, *_ in row.asked)
         return [found[i] for i in range(len(prefixes))]
 

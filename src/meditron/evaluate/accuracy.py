@@ -1,12 +1,13 @@
 """From a task's rows to scores with intervals, the baselines beside them, and the paired differences."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from meditron.evaluate.bayes import NaiveBayes
-from meditron.evaluate.compare import accuracy_difference
+from meditron.evaluate.compare import Right, accuracy_difference, unlike
 from meditron.evaluate.config import Against
 from meditron.evaluate.exam import Exam
 from meditron.evaluate.rows import QuestionRow
@@ -29,24 +30,41 @@ def score(exam: Exam, rows: Sequence[QuestionRow], file_name: str) -> TaskScore:
         interval=asked.interval,
         macro_f1=asked.macro_f1,
         model=rows[0].model,
-        task=exam.task.name,
+        task=exam.label,
         version=exam.task.version,
+        data=exam.task.data or exam.task.name,
+        split=exam.task.split,
         layout=exam.layout,
-        mode=exam.mode,
+        prompt_form=rows[0].prompt_form,
+        method=exam.method,
+        dtype=rows[0].dtype,
+        engine=rows[0].engine,
         shots=exam.shots,
-        shot_ids=exam.shot_ids,
+        shot_ids=tuple(shot.id for shot in exam.drawn),
         n=len(rows),
+        repeated=exam.repeated,
+        ties=sum(_tied(row) for row in rows),
         rule=exam.rule if by_options else None,
         rules={r: _accuracy(gold, [row.by(r) for row in rows]) for r in RULES} if by_options else {},
         parse_rate=sum(p is not None for p in predicted) / len(rows),
-        answer_mass=min(1.0, sum(row.answer_mass for row in rows) / len(rows)),
+        option_probability_mass=min(1.0, sum(row.option_probability_mass for row in rows) / len(rows)),
         cut=sum(row.cut for row in rows),
         classes=exam.classes,
         confusion=_confusion(gold, predicted, len(exam.classes)),
-        prompt_sha256=exam.prompt_sha256,
+        prompt_sha256=_sha256(row.prompt_sha256 for row in rows),
         data_sha256=exam.data_sha256,
         rows=file_name,
     )
+
+
+def _tied(row: QuestionRow) -> bool:
+    """Tell if the answer was one of several options with the best score."""
+    scores = row.scores[row.rule] if row.rule else ()
+    return bool(scores) and scores.count(max(scores)) > 1
+
+
+def _sha256(hashes: Iterable[str]) -> str:
+    return hashlib.sha256("".join(f"{each}\n" for each in hashes).encode()).hexdigest()
 
 
 def _accuracy(gold: Sequence[int], predicted: Sequence[int | None]) -> Accuracy:
@@ -79,8 +97,8 @@ def bayes(exam: Exam, training: Sequence[Question]) -> Reference | None:
 
     None where the options are no classes, or nothing is left to learn from.
     """
-    asked = {question.id for question in exam.questions}
-    apart = [q for q in training if q.id not in asked and q.options == exam.classes]
+    asked = {question.content_sha256 for question in exam.questions}
+    apart = [q for q in training if q.content_sha256 not in asked and q.options == exam.classes]
     if not exam.classes or not apart:
         return None
     classifier = NaiveBayes.train(apart)
@@ -108,7 +126,7 @@ def _baseline(
 ) -> Baseline:
     n = len(exam.questions)
     return Baseline(
-        task=exam.task.name,
+        task=exam.label,
         name=name,
         n=n,
         accuracy=right / n,
@@ -127,20 +145,30 @@ def differences(
 
     Without a pair, the models against naive Bayes alone.
     """
-    right = {name: {row.id: row.correct for row in own} for name, own in rows.items()}
-    sides = [(pair.against, right[pair.against], pair.model) for pair in pairs]
+    sides: list[tuple[str, Right, str, tuple[str, ...]]] = [
+        (pair.against, _right(rows[pair.against]), pair.model, unlike(rows[pair.against], rows[pair.model]))
+        for pair in pairs
+    ]
     first, compared = next(iter(rows)), dict.fromkeys(pair.model for pair in pairs)
     if exam.mode == "options" and exam.rule != "calibrated":
-        calibrated = _calibrated(rows[first])
-        sides += [(f"{first} (calibrated)", calibrated, model) for model in compared if model != first]
+        calibrated = {row.item(): row.by("calibrated") == row.gold for row in rows[first]}
+        sides += [
+            (f"{first} (calibrated)", calibrated, model, unlike(rows[first], rows[model]))
+            for model in compared
+            if model != first
+        ]
     if reference is not None:
-        answers = zip(exam.questions, reference.predictions, strict=True)
-        guessed = {question.id: prediction == question.gold for question, prediction in answers}
-        sides += [(BAYES, guessed, model) for model in compared or rows]
+        guessed = {
+            row.item(): prediction == row.gold
+            for row, prediction in zip(rows[first], reference.predictions, strict=True)
+        }
+        sides += [(BAYES, guessed, model, ()) for model in compared or rows]
     return [
-        accuracy_difference(exam.task.name, a, of_a, b, right[b]) for a, of_a, b in sides if len(of_a) >= 2
+        accuracy_difference(exam.label, a, of_a, b, _right(rows[b]), unlike=differing)
+        for a, of_a, b, differing in sides
+        if len(of_a) >= 2
     ]
 
 
-def _calibrated(rows: Sequence[QuestionRow]) -> dict[str, bool]:
-    return {row.id: row.by("calibrated") == row.gold for row in rows}
+def _right(rows: Sequence[QuestionRow]) -> Right:
+    return {row.item(): row.correct for row in rows}

@@ -8,30 +8,28 @@ continuation. So figures compare with everyone else's.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
 
-from meditron.engine.base import Pair
+from meditron.engine.base import Pair, prompt_ids
 from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.candidate import Candidate
-from meditron.evaluate.exam import Exam
+from meditron.evaluate.exam import Asked, Exam
 from meditron.evaluate.rows import QuestionRow, RowsFile, resumed
 from meditron.evaluate.scoring import not_a_number
 from meditron.ground.errors import MeditronError
 from meditron.store.manifest import fingerprint
 from meditron.store.results import Rule
-from meditron.tasks.layout import Rendered
-from meditron.tasks.question import Question
 from meditron.tasks.task import prompts_sha256, questions_sha256
+from meditron.text.chat import Message
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["Encoded", "answer", "encode"]
+__all__ = ["Encoded", "answer", "encode", "encode_turns"]
 
 _TOGETHER = 64  # questions answered between two writes
 _PACKING = 2  # raised when their tokens stand otherwise in rows: in bfloat16 the order of sums moves scores
-
-Asked = tuple[Question, Rendered]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +57,41 @@ def encode(tokenizer: Tokenizer, prompt: str, continuations: Sequence[str], cont
     prefix = tokenizer.encode(given) or [_beginning(tokenizer)]
     length = len(tokenizer.encode(given))
     behind = [tokenizer.encode(given + blanks + continuation)[length:] for continuation in continuations]
+    return _fitted(prefix, behind, continuations, context)
+
+
+def encode_turns(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    text: str,
+    continuations: Sequence[str],
+    context: int,
+) -> Encoded:
+    """Token ids of a prompt in chat turns (`text` is the rendered `messages`), and of its continuations.
+
+    As in finetuning, the text is tokenized whole, and a continuation begins with the first token that is not
+    the prompt's alone. Where a message holds a control token's name, the prompt's ids cannot be those of its
+    text; the continuations are then tokenized alone.
+
+    Raises:
+        MeditronError: as `encode`.
+    """
+    prefix = prompt_ids(tokenizer, messages, raw=False)
+    if tokenizer.encode(text, special=True, bos=False) == prefix:
+        whole = [tokenizer.encode(text + option, special=True, bos=False) for option in continuations]
+    else:
+        whole = [[*prefix, *tokenizer.encode(option, bos=False)] for option in continuations]
+    common = min(_common(prefix, ids) for ids in whole)
+    return _fitted(prefix[:common], [ids[common:] for ids in whole], continuations, context)
+
+
+def _common(some: Sequence[int], others: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, others, strict=False)))
+
+
+def _fitted(
+    prefix: list[int], behind: list[list[int]], continuations: Sequence[str], context: int
+) -> Encoded:
     for text, ids in zip(continuations, behind, strict=True):
         if not 0 < len(ids) < context:
             raise MeditronError(f"'{text}' behind the prompt is {len(ids)} tokens; the context is {context}")
@@ -77,10 +110,10 @@ def answer(candidate: Candidate, exam: Exam, file: RowsFile[QuestionRow]) -> lis
     Raises:
         MeditronError: a figure is not a number.
     """
-    plan = _plan(candidate, exam)
-    every: list[Asked] = list(zip(exam.questions, exam.prompts, strict=True))
+    every = exam.prompts(candidate)
+    plan = _plan(candidate, exam, every)
     # Like lengths together, and the longest first: what does not fit in memory fails at once.
-    ordered = sorted(every, key=lambda asked: (-len(asked[1].prompt), asked[0].id))
+    ordered = sorted(every, key=lambda asked: (-len(asked.rendered.prompt), asked.question.id))
     groups = [ordered[start : start + _TOGETHER] for start in range(0, len(ordered), _TOGETHER)]
 
     def work(group: Sequence[Asked]) -> list[QuestionRow]:
@@ -91,40 +124,37 @@ def answer(candidate: Candidate, exam: Exam, file: RowsFile[QuestionRow]) -> lis
             for asked, e, found in zip(group, encoded, answered(candidate, group, encoded), strict=True)
         ]
 
-    rows = resumed(
-        file,
-        candidate.name,
-        plan,
-        groups,
-        lambda asked: (asked[0].id,),
-        work,
-        unit="questions",
-        about=f" on {exam.task.name}",
-    )
-    return [_chosen(rows[(question.id,)], exam.rule) for question in exam.questions]
+    about = f" on {exam.label}"
+    rows = resumed(file, candidate.name, plan, groups, Asked.item, work, unit="questions", about=about)
+    return [_chosen(rows[asked.item()], exam.rule) for asked in every]
 
 
-def _plan(candidate: Candidate, exam: Exam) -> str:
+def _plan(candidate: Candidate, exam: Exam, every: Sequence[Asked]) -> str:
     """SHA-256 of all that decides a model's rows but the rule, which is laid over them at the end."""
     return fingerprint(
         {
             **candidate.identity,
             "task": [exam.task.name, exam.task.version, exam.layout],
             "data": exam.data_sha256,
-            "prompts": exam.prompt_sha256,
-            "mode": exam.mode,
+            "split": exam.split_sha256,
+            "prompts": prompts_sha256(asked.rendered for asked in every),
+            "form": exam.prompt_form(candidate),
+            "method": exam.method,
             "batches": [_TOGETHER, _PACKING],
         }
     )
 
 
-def _encode(candidate: Candidate, asked: Asked) -> Encoded:
-    engine, (question, rendered) = candidate.engine, asked
-    context = engine.model.config.max_position_embeddings
+def _encode(candidate: Candidate, asked: Asked, *, alone: bool = False) -> Encoded:
+    """Token ids of a question, or of its prompt without the question."""
+    engine, rendered = candidate.engine, asked.rendered
+    text, turns = (rendered.unconditional, asked.alone) if alone else (rendered.prompt, asked.messages)
     try:
-        return encode(engine.tokenizer, rendered.prompt, rendered.continuations, context)
+        if turns:
+            return encode_turns(candidate.chat_tokenizer, turns, text, rendered.continuations, engine.context)
+        return encode(engine.tokenizer, text, rendered.continuations, engine.context)
     except MeditronError as error:
-        raise MeditronError(f"{candidate.name}, question {question.id}: {error.message}") from error
+        raise MeditronError(f"{candidate.name}, question {asked.question.id}: {error.message}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +162,15 @@ class _Found:
     """What the model says of one question."""
 
     scores: dict[Rule, tuple[float, ...]]
-    answer_mass: float
+    option_probability_mass: float
     token: str | None = None
     prediction: int | None = None
 
 
 def _by_options(candidate: Candidate, group: Sequence[Asked], encoded: Sequence[Encoded]) -> list[_Found]:
     """Every option's log-probability, and what it is without the question."""
-    engine = candidate.engine
-    context = engine.model.config.max_position_embeddings
-    alone = [encode(engine.tokenizer, r.unconditional, r.continuations, context) for _, r in group]
-    given, free = (_scored(engine, side) for side in (encoded, alone))
+    alone = [_encode(candidate, asked, alone=True) for asked in group]
+    given, free = (_scored(candidate.engine, side) for side in (encoded, alone))
     return [_weighed(*each) for each in zip(group, encoded, given, free, strict=True)]
 
 
@@ -158,7 +186,7 @@ def _scored(engine: TorchEngine, encoded: Sequence[Encoded]) -> list[Scores]:
 def _weighed(asked: Asked, encoded: Encoded, given: Scores, free: Scores) -> _Found:
     sums = [float(logp.sum(dtype=np.float64)) for logp in given]
     calibrated = [total - float(logp.sum(dtype=np.float64)) for total, logp in zip(sums, free, strict=True)]
-    lengths = [max(1, len(text.strip().encode())) for text in asked[1].continuations]
+    lengths = [max(1, len(text.strip().encode())) for text in asked.rendered.continuations]
     first = {ids[0]: float(logp[0]) for ids, logp in zip(encoded.continuations, given, strict=True)}
     scores: dict[Rule, tuple[float, ...]] = {
         "sum": tuple(sums),
@@ -191,30 +219,34 @@ def _named(tokenizer: Tokenizer, token: int, first: Sequence[int]) -> int | None
 
 
 def _row(candidate: Candidate, exam: Exam, asked: Asked, cut: bool, plan: str, found: _Found) -> QuestionRow:
-    question, rendered = asked
-    figures = [found.answer_mass, *(figure for scores in found.scores.values() for figure in scores)]
+    question = asked.question
+    figures = [found.option_probability_mass, *(f for scores in found.scores.values() for f in scores)]
     wrong = next((figure for figure in figures if not math.isfinite(figure)), None)
     if wrong is not None:
         raise not_a_number(candidate.name, f"a score on {question.id}", wrong)
-    return QuestionRow(
+    row = QuestionRow(
         **candidate.row(plan),
         task=exam.task.name,
         version=exam.task.version,
+        data_sha256=exam.split_sha256,
         layout=exam.layout,
-        mode=exam.mode,
-        shots=exam.shots,
+        prompt_form=exam.prompt_form(candidate),
+        method=exam.method,
+        shots=len(asked.shot_ids),
+        shot_ids=asked.shot_ids,
         id=question.id,
         question_sha256=questions_sha256([question]),
-        prompt_sha256=prompts_sha256([rendered]),
+        prompt_sha256=prompts_sha256([asked.rendered]),
         gold=question.gold,
         rule=None,
         prediction=found.prediction,
         correct=found.prediction == question.gold,
         scores=found.scores,
-        answer_mass=found.answer_mass,
+        option_probability_mass=found.option_probability_mass,
         token=found.token,
         cut=cut,
     )
+    return _chosen(row, exam.rule)  # a file that a kill left holds answers, not blanks that count as wrong
 
 
 def _chosen(row: QuestionRow, rule: Rule) -> QuestionRow:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from meditron.ground.config import Beside, Config
 from meditron.ground.machine import DType
 from meditron.ground.stage import InputKind, StageConfig
-from meditron.store.results import Mode, Rule
+from meditron.store.results import Mode, PromptForm, Rule
 from meditron.tasks.registry import TASKS
 
 __all__ = ["Against", "EvaluateConfig", "is_file"]
@@ -64,6 +64,9 @@ class EvaluateConfig(StageConfig):
 
     rule: Rule = "sum"
     """What chooses an option: its log-probability, the same by its bytes, or less what it has unasked."""
+
+    prompt_form: PromptForm = "trained"
+    """Ask each model as its last finetune was trained (`trained`), all in plain text (`raw`), or `both`."""
 
     shots: int = Field(default=0, ge=0)
     """Solved questions before each prompt, drawn from the task's training split."""

@@ -8,16 +8,16 @@ from pathlib import Path
 from meditron.evaluate import accuracy, fidelity
 from meditron.evaluate.answers import answer
 from meditron.evaluate.candidate import Candidate
-from meditron.evaluate.exam import Exam
-from meditron.evaluate.rows import FIDELITY, FidelityRow, QuestionRow, R, RowsFile
-from meditron.evaluate.stage import BAYES_ROWS, rows_file
+from meditron.evaluate.exam import Exam, rows_file
+from meditron.evaluate.heldout import distinct
+from meditron.evaluate.rows import FIDELITY, FidelityRow, QuestionRow, R, RowsFile, exclusive
+from meditron.evaluate.stage import BAYES_ROWS, warn_of_repeated
+from meditron.evaluate.trained import refuse_trained_questions, training_data
 from meditron.ground.errors import InputError
 from meditron.store.artifact import Artifact
-from meditron.store.corpus import held_out
-from meditron.store.files import digest_of
-from meditron.store.manifest import fingerprint, read_manifest
+from meditron.store.files import refuse_overwrite
 from meditron.store.models import resolve
-from meditron.store.results import EvaluationResult, Mode, Rule
+from meditron.store.results import Baseline, Comparison, EvaluationResult, Mode, PromptForm, Rule, TaskScore
 from meditron.tasks.registry import open_task
 
 __all__ = ["against_model", "on_task"]
@@ -31,6 +31,7 @@ def on_task(
     *,
     mode: Mode = "options",
     rule: Rule = "sum",
+    prompt_form: PromptForm = "trained",
     shots: int = 0,
     layout: str | None = None,
     questions: int = 1000,
@@ -41,37 +42,49 @@ def on_task(
 ) -> tuple[EvaluationResult, Path]:
     """A MODEL's score on a task (a name, or a file of questions), beside the baselines; and its rows' file.
 
-    The rows stand in `out` (by default `evaluations/MODEL`), where another model's rows of the task are left
+    The rows stand in `out` (by default `evaluations/MODEL`), where rows of other models and settings are left
     in place; asked again, what is there is not computed again.
 
     Raises:
-        UsageError: no such task or layout; the task needs a corpus, or has too few rows for the shots.
+        UsageError: no such task or layout; the task needs a corpus, or has too few rows for the shots; the
+            rows would overwrite an input.
         SourceError: no such model or file.
         InputError: a file is damaged.
-        MeditronError: a figure is not a number.
+        MeditronError: the model, or one that it was trained from, was trained on the questions; a figure is
+            not a number.
     """
     opened = open_task(task, corpus=corpus, layout=layout)
-    exam = Exam.of(opened, questions=questions, mode=mode, rule=rule, shots=shots, seed=seed)
-    name = rows_file(opened)
-    with (
-        RowsFile((out or _folder(model)) / name, QuestionRow) as file,
-        Candidate(model, _artifact(model), dtype) as candidate,
-    ):
-        rows = answer(candidate, exam, file)
-        _finish(file, model, rows)
-    reference = accuracy.bayes(exam, opened.rows("train", BAYES_ROWS))
-    differences = accuracy.differences(exam, (), {model: rows}, reference)
+    path = (out or _folder(model)) / rows_file(opened)
+    exams = Exam.of(
+        opened, questions=questions, mode=mode, rule=rule, shots=shots, seed=seed, form=prompt_form
+    )
+    warn_of_repeated(exams[0])
+    scores: dict[str, TaskScore] = {}
+    baselines: dict[str, dict[str, Baseline]] = {}
+    differences: list[Comparison] = []
+    with Candidate(model, _artifact(model), dtype) as candidate:
+        refuse_trained_questions(candidate, exams)
+        refuse_overwrite([path], [Path(task), *candidate.content])
+        with exclusive(path), RowsFile(path, QuestionRow) as file:
+            answers = [answer(candidate, exam, file) for exam in exams]
+            _finish(file, [row for rows in answers for row in rows])
+    for exam, rows in zip(exams, answers, strict=True):
+        reference = accuracy.bayes(exam, opened.rows("train", BAYES_ROWS))
+        scores[exam.label] = accuracy.score(exam, rows, path.name)
+        baselines[exam.label] = accuracy.baselines(exam, reference)
+        differences += accuracy.differences(exam, (), {model: rows}, reference)
     result = EvaluationResult(
-        tasks={model: {opened.name: accuracy.score(exam, rows, name)}},
-        baselines={opened.name: accuracy.baselines(exam, reference)},
+        tasks={model: scores},
+        baselines=baselines,
         differences=differences,
-        engines={model: rows[0].engine},
-        rows=name,
+        engines={model: candidate.how},
+        ancestry={model: training_data(candidate)},
+        rows=path.name,
         dtype=dtype,
         seed=seed,
         resamples=_RESAMPLES,
     )
-    return result, file.path
+    return result, path
 
 
 def against_model(
@@ -92,31 +105,36 @@ def against_model(
         InputError: the corpus has nothing held out, or a file is damaged.
         MeditronError: a figure is not a number.
     """
-    texts = held_out(corpus, documents)
+    texts = distinct(corpus, documents)
     if not any(len(chosen) >= 2 for chosen in texts.values()):
         raise InputError(corpus, "fewer than two held-out documents of any source", hint="is it a corpus?")
+    path = (out or _folder(model)) / FIDELITY
     with ExitStack() as stack:
-        file = stack.enter_context(RowsFile((out or _folder(model)) / FIDELITY, FidelityRow))
-        ours, theirs = (
+        ours, theirs = both = [
             stack.enter_context(Candidate(spec, _artifact(spec), fidelity.DTYPE)) for spec in (model, against)
-        )
+        ]
+        refuse_overwrite([path], [corpus, *ours.content, *theirs.content])
+        stack.enter_context(exclusive(path))
+        file = stack.enter_context(RowsFile(path, FidelityRow))
         rows = fidelity.hold_against(ours, theirs, texts, max_tokens, file)
-        engines = {each.name: each.how for each in (ours, theirs)}
-        _finish(file, model, rows)
+        _finish(file, rows)
+        engines = {candidate.name: candidate.how for candidate in both}
+        ancestry = {candidate.name: training_data(candidate) for candidate in both}
     result = EvaluationResult(
         fidelity=fidelity.summarize(rows, texts, seed=seed, resamples=_RESAMPLES),
         engines=engines,
+        ancestry=ancestry,
         rows=FIDELITY,
         dtype=fidelity.DTYPE,
         seed=seed,
         resamples=_RESAMPLES,
     )
-    return result, file.path
+    return result, path
 
 
-def _finish(file: RowsFile[R], model: str, rows: Sequence[R]) -> None:
-    """Leave these rows and those of other models."""
-    file.finish([*(row for row in file.rows if row.model != model), *rows])
+def _finish(file: RowsFile[R], rows: Sequence[R]) -> None:
+    """Leave these rows and those of other models and settings."""
+    file.finish([*file.rows, *rows])
 
 
 def _folder(model: str) -> Path:
@@ -124,8 +142,4 @@ def _folder(model: str) -> Path:
 
 
 def _artifact(model: str) -> Artifact:
-    files = resolve(model)
-    if files.kind == "init":
-        return Artifact(model, files.path, fingerprint({"model": model}))
-    manifest = read_manifest(files.path) if files.path.is_dir() else None
-    return Artifact(model, files.path, manifest.digest if manifest else digest_of(files.path), manifest)
+    return Artifact(model, resolve(model).path, "")

@@ -1,37 +1,84 @@
-"""What is asked of a model: a task's questions, the prompts they become, and how an answer is taken."""
+"""The questions of a task, the prompts they become for a model, and how an answer is taken."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
+from meditron.evaluate.candidate import RAW, Candidate
 from meditron.ground.errors import UsageError
-from meditron.store.results import Mode, Rule
+from meditron.store.identity import normalize
+from meditron.store.results import METHODS, Method, Mode, PromptForm, Rule
 from meditron.tasks.layout import Rendered
 from meditron.tasks.question import Question
-from meditron.tasks.task import Task, prompts_sha256, questions_sha256
+from meditron.tasks.task import Task, questions_sha256
+from meditron.text.chat import Message, render
+from meditron.text.dialogue import answered
+from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["Exam"]
+__all__ = ["Asked", "Exam", "rows_file"]
+
+
+def rows_file(task: Task) -> str:
+    """Return the name of the file of a task's rows."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", task.name).strip("-.") or "task"
+    return f"task-{name}.jsonl" if name in ("perplexity", "fidelity") else f"{name}.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question as one model is asked it."""
+
+    question: Question
+    rendered: Rendered
+    """The whole text of the prompt, in chat turns if the form has them."""
+    shot_ids: tuple[str, ...]
+    """Ids of the solved questions in the prompt, in its order."""
+    messages: tuple[Message, ...] = ()
+    """The prompt's turns; empty for a raw prompt."""
+    alone: tuple[Message, ...] = ()
+    """The turns of the prompt without the question."""
+
+    def item(self) -> tuple[str, str]:
+        """Return the id and the content's hash."""
+        return self.question.id, questions_sha256([self.question])
 
 
 @dataclass(frozen=True)
 class Exam:
-    """Questions of a task's test split, each with its prompt."""
+    """Questions of a task's test split, and the way to ask them."""
 
     task: Task
     mode: Mode
     rule: Rule
     """What chooses an option, where options are compared."""
     questions: tuple[Question, ...]
-    prompts: tuple[Rendered, ...]
     shots: int
-    shot_ids: tuple[str, ...]
-    """The solved questions before a prompt; where one of them is asked itself, the last stands in for it."""
+    drawn: tuple[Question, ...]
+    """The solved questions, all of different content, and one more to replace one that repeats the asked."""
+    form: PromptForm = "trained"
+    """`trained`: as the model's last finetune was; `raw`: plain text for every model."""
+    label: str = ""
+    """Name of the task in results: the task's own, with the form if it is asked in several."""
 
     @classmethod
-    def of(cls, task: Task, *, questions: int, mode: Mode, rule: Rule, shots: int, seed: int) -> Self:
-        """The first `questions` of the test split, after `shots` of the training split drawn by the seed.
+    def of(
+        cls,
+        task: Task,
+        *,
+        questions: int,
+        mode: Mode,
+        rule: Rule,
+        shots: int,
+        seed: int,
+        form: PromptForm = "trained",
+    ) -> tuple[Self, ...]:
+        """Take the first `questions` of the test split, and draw `shots` of the training split by the seed.
+
+        Returns:
+            One exam, or for the form `both` two: as trained, and raw.
 
         Raises:
             UsageError: the task has no questions, or its training split too few for the shots.
@@ -41,8 +88,22 @@ class Exam:
         if not asked:
             raise UsageError(f"{task.name} has no questions to ask")
         drawn = _draw(task, shots, seed)
-        prompts = tuple(task.layout.render(q, [s for s in drawn if not _same(s, q)][:shots]) for q in asked)
-        return cls(task, mode, rule, asked, prompts, shots, tuple(shot.id for shot in drawn))
+        if form != "both":
+            return (cls(task, mode, rule, asked, shots, drawn, form, task.name),)
+        return (
+            cls(task, mode, rule, asked, shots, drawn, "trained", task.name),
+            cls(task, mode, rule, asked, shots, drawn, "raw", f"{task.name} (raw)"),
+        )
+
+    @property
+    def method(self) -> Method:
+        """The mode's name in results."""
+        return METHODS[self.mode]
+
+    @cached_property
+    def file(self) -> str:
+        """The name of the file of rows."""
+        return rows_file(self.task)
 
     @cached_property
     def data_sha256(self) -> str:
@@ -50,9 +111,9 @@ class Exam:
         return questions_sha256(self.questions)
 
     @cached_property
-    def prompt_sha256(self) -> str:
-        """Over the prompts and their options."""
-        return prompts_sha256(self.prompts)
+    def split_sha256(self) -> str:
+        """Over all questions of the split, asked or not."""
+        return self.task.data_sha256("test")
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -65,16 +126,69 @@ class Exam:
         """The layout's name and version."""
         return f"{self.task.layout.name}/{self.task.layout.version}"
 
+    @property
+    def repeated(self) -> int:
+        """Questions whose content repeats that of another one."""
+        return len(self.questions) - len({question.content_sha256 for question in self.questions})
 
-def _draw(task: Task, shots: int, seed: int) -> Sequence[Question]:
-    """One more than is shown, for a file's questions are its training split as well."""
+    def prompt_form(self, candidate: Candidate) -> str:
+        """Return the form in which this model is asked: `raw`, or a chat template's name."""
+        return RAW if self.form == "raw" else candidate.trained_form
+
+    def prompts(self, candidate: Candidate) -> list[Asked]:
+        """Return every question's prompt for this model, in the questions' order.
+
+        Raises:
+            UsageError: the model was trained in chat turns, but has no chat template.
+            InputError: its chat template does not work.
+        """
+        ask = self._raw if self.prompt_form(candidate) == RAW else self._turns
+        return [ask(question, candidate) for question in self.questions]
+
+    def _shots(self, question: Question) -> Sequence[Question]:
+        """Return exactly `shots` solved questions, none of which repeats the asked one."""
+        asked = _content(question)
+        return [shot for shot in self.drawn if _content(shot) != asked][: self.shots]
+
+    def _raw(self, question: Question, _: Candidate) -> Asked:
+        shots = self._shots(question)
+        return Asked(question, self.task.layout.render(question, shots), tuple(shot.id for shot in shots))
+
+    def _turns(self, question: Question, candidate: Candidate) -> Asked:
+        """Write solved questions as the user's turns and answers as the assistant's, as finetuning does."""
+        layout, shots, form = self.task.layout, self._shots(question), candidate.trained_form
+        before: list[Message] = []
+        for shot in shots:
+            solved = layout.render(shot)
+            turns = answered(solved.prompt, solved.continuations[shot.gold], form)
+            before += [{"role": turn.role, "content": turn.content} for turn in turns]
+        asked = layout.render(question)
+        messages = (*before, {"role": "user", "content": asked.prompt})
+        alone = (*before, {"role": "user", "content": asked.unconditional})
+        options = tuple(answered("", continuation, form)[1].content for continuation in asked.continuations)
+        text, without = (_text(candidate.chat_tokenizer, turns) for turns in (messages, alone))
+        rendered = Rendered(text, options, without)
+        return Asked(question, rendered, tuple(shot.id for shot in shots), messages, alone)
+
+
+def _text(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+    bos, eos = (None if i is None else tokenizer.token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
+    template = tokenizer.chat_template or ""
+    return render(template, messages, add_generation_prompt=True, bos=bos, eos=eos)
+
+
+def _draw(task: Task, shots: int, seed: int) -> tuple[Question, ...]:
+    """Draw one more than is shown: a file's questions are its training split as well."""
     if not shots:
         return ()
-    pool = task.rows("train")
+    pool = list({_content(question): question for question in reversed(task.rows("train"))}.values())[::-1]
     if len(pool) <= shots:
-        raise UsageError(f"{task.name} has {len(pool)} training questions: too few for {shots} shots")
-    return random.Random(seed).sample(pool, shots + 1)  # noqa: S311 (a draw that is to be repeated)
+        raise UsageError(
+            f"{task.name} has {len(pool)} different training questions: too few for {shots} shots"
+        )
+    return tuple(random.Random(seed).sample(pool, shots + 1))  # noqa: S311 (a draw that is to be repeated)
 
 
-def _same(one: Question, other: Question) -> bool:
-    return one.id == other.id or (one.text, one.context) == (other.text, other.context)
+def _content(question: Question) -> str:
+    """Return what a reader takes for the same question: the text and its context, whatever the options."""
+    return normalize(f"{question.context} {question.text}")

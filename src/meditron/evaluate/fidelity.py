@@ -64,12 +64,12 @@ def hold_against(
         model.name,
         plan,
         groups,
-        lambda text: (text.source, text.id),
+        lambda text: (text.source, text.id, text.sha256),
         work,
         unit="documents",
         about=f" against {against.name}",
     )
-    found = [rows[document.source, document.id] for document in every]
+    found = [rows[document.source, document.id, document.sha256] for document in every]
     return [row.model_copy(update={"against": against.name}) for row in found]
 
 
@@ -85,12 +85,13 @@ def _refuse_other_vocabulary(model: Candidate, against: Candidate) -> None:
 def _row(model: Candidate, against: Candidate, document: Text, max_tokens: int, plan: str) -> FidelityRow:
     both = (model, against)
     limit = min(max_tokens, *(each.engine.model.config.max_position_embeddings for each in both))
-    ids, others = (each.engine.tokenizer.encode(document.text)[:limit] for each in both)
-    if ids != others:
+    whole, others = (each.engine.tokenizer.encode(document.text) for each in both)
+    if whole != others:
         raise UsageError(
             f"{model.name} and {against.name} read {document.id} as different tokens",
             hint="fidelity is of two models with one tokenizer",
         )
+    ids = whole[:limit]
     nlls, kl_S, agree = _measured(model, against, ids)
     for figure in (*nlls, float(kl_S.sum())):
         if not math.isfinite(figure):
@@ -104,6 +105,8 @@ def _row(model: Candidate, against: Candidate, document: Text, max_tokens: int, 
         nll_against=nlls[1],
         kl=tuple(float(f"{value:.6g}") for value in kl_S),
         agree=agree,
+        cut=len(whole) > limit,
+        text_sha256=document.sha256,
     )
 
 
@@ -173,5 +176,6 @@ def _fidelity(rows: Sequence[FidelityRow], digest: str, *, seed: int, resamples:
             "kl_mean": kl_interval,
             "top_agreement": top_interval,
         },
+        cut=sum(row.cut for row in rows),
         data_sha256=digest,
     )

@@ -7,12 +7,13 @@ from pathlib import Path
 from meditron.ground.console import warn
 from meditron.ground.errors import InputError, MeditronError
 from meditron.store.corpus import Text, held_out, texts
+from meditron.store.identity import content_sha256
 
-__all__ = ["choose", "data_digest", "refuse_overlap"]
+__all__ = ["choose", "data_digest", "distinct", "refuse_overlap"]
 
 
 def choose(corpus: Path, documents: int) -> dict[str, list[Text]]:
-    """The held-out documents to score (see `store.corpus.held_out`).
+    """The held-out documents to score (see `distinct`).
 
     A source with fewer than two is left out, with a warning, for nothing can be said about how sure its
     figure would be.
@@ -20,11 +21,25 @@ def choose(corpus: Path, documents: int) -> dict[str, list[Text]]:
     Raises:
         InputError: nothing is left, or the corpus is damaged.
     """
-    chosen = held_out(corpus, documents)
+    chosen = distinct(corpus, documents)
     for source in [source for source, found in chosen.items() if len(found) < 2]:
         warn(f"{source}: {len(chosen.pop(source))} held-out document, too few for an interval; left out")
     if not chosen:
         raise InputError(corpus, "nothing held out to score", hint="raise corpus.heldout or corpus.limit")
+    return chosen
+
+
+def distinct(corpus: Path, documents: int) -> dict[str, list[Text]]:
+    """Choose held-out documents as `store.corpus.held_out` does, each content of a source once.
+
+    A repeated text is left out with a warning: as a second observation it would make intervals too narrow.
+    """
+    chosen = {}
+    for source, found in held_out(corpus, documents).items():
+        by_content = {content_sha256(document.text): document for document in reversed(found)}
+        if repeated := len(found) - len(by_content):
+            warn(f"{source}: {repeated} of {len(found)} held-out documents repeat another's text; left out")
+        chosen[source] = list(by_content.values())[::-1]
     return chosen
 
 
@@ -35,7 +50,7 @@ def data_digest(documents: Iterable[Text]) -> str:
 
 
 def refuse_overlap(corpus: Path, heldout: Mapping[str, Sequence[Text]]) -> int:
-    """Read every training document and refuse when a held-out one is among them, by id or by text.
+    """Read every training document and refuse when a held-out one is among them, by id or by content.
 
     Returns:
         The number of training documents that were compared.
@@ -45,11 +60,12 @@ def refuse_overlap(corpus: Path, heldout: Mapping[str, Sequence[Text]]) -> int:
         InputError: a training file is damaged.
     """
     chosen = [document for documents in heldout.values() for document in documents]
-    ids, hashes = {document.id for document in chosen}, {document.sha256 for document in chosen}
+    ids = {(document.source, document.id) for document in chosen}
+    hashes = {content_sha256(document.text) for document in chosen}
     compared = 0
     for document in texts(corpus, "train"):
         compared += 1
-        if document.id in ids or document.sha256 in hashes:
+        if (document.source, document.id) in ids or content_sha256(document.text) in hashes:
             raise MeditronError(
                 f"{document.file}: the training document {document.id} is held out as well",
                 hint="a score on it would mean nothing: build the corpus again",

@@ -41,7 +41,7 @@ def compared(
     rows: Mapping[str, Sequence[DocumentRow]], pairs: Sequence[Against], *, seed: int, resamples: int
 ) -> list[Comparison]:
     """The paired differences of these pairs of models, source by source."""
-    results = {name: Result(name, {row.item(): row for row in own}) for name, own in rows.items()}
+    results = {name: Result(name, [{row.item(): row for row in own}], {}) for name, own in rows.items()}
     return [
         found
         for pair in pairs

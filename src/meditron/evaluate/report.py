@@ -45,7 +45,10 @@ def write_report(path: Path, result: EvaluationResult) -> None:
         f"Weights and activations in {result.dtype}, head and loss in float32; {result.resamples:,} "
         f"resamples, seed {result.seed}. Every document's figure stands in {result.rows}."
     )
+    if truncated := result_tables.truncated(result):
+        page.text(truncated)
     page.table(("model", "run by"), list(result.engines.items()))
+    page.table(("model", "training data"), [(name, data.statement) for name, data in result.ancestry.items()])
     page.table(
         ("source", "SHA-256 of the documents' ids and texts", "documents cut"),
         [(s, scores[0].data_sha256, scores[0].cut) for s, scores in _by_source(result).items()],

@@ -58,7 +58,7 @@ def _table(
             figures.interval(score.interval, figures.percent),
             figures.percent(score.macro_f1),
             figures.percent(score.parse_rate),
-            figures.percent(score.answer_mass),
+            figures.percent(score.option_probability_mass),
         )
         for score in scores
     ]
@@ -99,9 +99,13 @@ def _asked(page: Page, score: TaskScore) -> None:
     facts = {
         "task version": score.version,
         "layout": score.layout,
-        "mode": score.mode,
+        "method": score.method,
+        "prompt form": score.prompt_form,
         "shots": f"{score.shots} {' '.join(score.shot_ids)}",
-        "prompts cut": score.cut,
+        "prompts truncated": f"{score.cut} of {score.n}",
+        "repeated questions": score.repeated,
+        "ties": score.ties,
+        "data": score.data if score.split is None else f"{score.data}, split {score.split}",
         "SHA-256 of the prompts": score.prompt_sha256,
         "SHA-256 of the questions": score.data_sha256,
         "rows": score.rows,

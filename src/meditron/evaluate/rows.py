@@ -4,22 +4,25 @@ While models are scored, rows are appended batch by batch, so that a kill costs 
 the file is rewritten in one canonical order, so that it does not tell how often it was interrupted.
 """
 
+import fcntl
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Annotated, ClassVar, Generic, Literal, Self, TypeVar
+from typing import IO, Annotated, ClassVar, Generic, Self, TypeVar
 
 from pydantic import Field, ValidationError
 
 from meditron.ground.config import Config
-from meditron.ground.console import progress
-from meditron.ground.errors import InputError
-from meditron.store.files import atomic, make_folder, storing
+from meditron.ground.console import progress, say
+from meditron.ground.errors import InputError, StorageError
+from meditron.store.files import atomic, make_folder, reading, storing
 from meditron.store.jsonl import read_jsonl
-from meditron.store.results import Rule
+from meditron.store.lock import lock_file
+from meditron.store.results import Method, Rule
 
 __all__ = [
     "FIDELITY",
@@ -29,6 +32,7 @@ __all__ = [
     "QuestionRow",
     "Row",
     "RowsFile",
+    "exclusive",
     "read_rows",
     "resumed",
 ]
@@ -48,10 +52,13 @@ class Row(Config):
     """The model's reference in the recipe."""
 
     model_digest: str
-    """SHA-256 of the model's artifact."""
+    """SHA-256 of the model's files."""
 
     engine: str
     """What ran the model: `torch`, or `torch on dequantized weights`."""
+
+    dtype: str
+    """Number format of weights and activations."""
 
     id: str
     """The document's or question's id."""
@@ -61,11 +68,11 @@ class Row(Config):
 
     @abstractmethod
     def item(self) -> tuple[str, ...]:
-        """What no two rows of one plan share."""
+        """Identify the document or question by id and content: no two rows of one plan share it."""
 
     def key(self) -> tuple[str, ...]:
-        """What no two rows of a finished file share."""
-        return self.model, *self.item()
+        """Identify the row in a file that holds several models and settings."""
+        return self.model, self.plan, *self.item()
 
 
 class DocumentRow(Row):
@@ -95,8 +102,8 @@ class DocumentRow(Row):
     """SHA-256 of the document's whole text."""
 
     def item(self) -> tuple[str, ...]:
-        """The source and the id."""
-        return self.source, self.id
+        """Return the source, the id and the text's hash."""
+        return self.source, self.id, self.text_sha256
 
 
 class QuestionRow(Row):
@@ -106,9 +113,16 @@ class QuestionRow(Row):
 
     task: str
     version: int
+    data_sha256: str
+    """SHA-256 over all questions of the split, of which `--questions` may ask fewer."""
     layout: str
-    mode: Literal["options", "next-token"]
+    prompt_form: str
+    """`raw`, or the name of the chat template whose turns the prompt was put in."""
+    method: Method
     shots: int = Field(ge=0)
+    """Solved questions in the prompt."""
+    shot_ids: tuple[str, ...] = ()
+    """Their ids, in the prompt's order."""
 
     question_sha256: str
     """SHA-256 of the question with its context, options and gold answer."""
@@ -130,7 +144,7 @@ class QuestionRow(Row):
     scores: dict[Rule, tuple[float, ...]]
     """Each rule's figure of each option, in nats (by bytes: nats a byte); empty by next token."""
 
-    answer_mass: float = Field(ge=0, le=1.0001)
+    option_probability_mass: float = Field(ge=0, le=1.0001)
     """Probability that the next token begins one of the options."""
 
     token: str | None = None
@@ -145,8 +159,12 @@ class QuestionRow(Row):
         return scores.index(max(scores))
 
     def item(self) -> tuple[str, ...]:
-        """The question's id."""
-        return (self.id,)
+        """Return the id and the content's hash."""
+        return self.id, self.question_sha256
+
+    def key(self) -> tuple[str, ...]:
+        """Identify the row by the rule as well: one plan's scores serve every rule."""
+        return self.model, self.plan, self.rule or "", *self.item()
 
 
 class FidelityRow(Row):
@@ -167,15 +185,22 @@ class FidelityRow(Row):
     agree: int = Field(ge=0)
     """Tokens where both models' likeliest prediction is the same."""
 
+    cut: bool = False
+    """Whether only the document's first `max_tokens` tokens were predicted."""
+
+    text_sha256: str
+    """SHA-256 of the document's whole text."""
+
     def item(self) -> tuple[str, ...]:
-        """The source and the id."""
-        return self.source, self.id
+        """Return the source, the id and the text's hash."""
+        return self.source, self.id, self.text_sha256
 
     def key(self) -> tuple[str, ...]:
-        """Both models, the source and the id."""
-        return self.model, self.against, *self.item()
+        """Identify the row by both models."""
+        return self.model, self.against, self.plan, *self.item()
 
 
+_BEGINS = b'{"model":"'  # of every row
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
 
@@ -189,7 +214,7 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
     rows = [_row(path, number, line, kind) for number, line in enumerate(read_jsonl(path), start=1)]
     keys = {row.key() for row in rows}
     if len(keys) != len(rows):
-        raise InputError(path, f"two rows of the same model and {_item(kind)}")
+        raise InputError(path, f"two rows of the same model, settings and {_item(kind)}")
     return rows
 
 
@@ -197,30 +222,66 @@ def _item(kind: type[Row]) -> str:
     return "question" if issubclass(kind, QuestionRow) else "document"
 
 
-def _row(path: Path, number: int, line: dict[str, object], kind: type[R]) -> R:
+def _row(path: Path, number: int, line: dict[str, object] | bytes, kind: type[R]) -> R:
     try:
-        return kind.model_validate(line)
+        return kind.model_validate_json(line) if isinstance(line, bytes) else kind.model_validate(line)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"])) or "line"
         raise InputError(
-            path, f"not a row of {kind.of}: {where}: {first['msg']}", place=f"row {number}"
+            path,
+            f"not a row of {kind.of}: {where}: {first['msg']}",
+            place=f"row {number}",
+            hint="rows of another version cannot be read; choose another folder with --out",
         ) from error
 
 
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a rows file for this process; wait as long as another evaluation writes it.
+
+    The lock is the kernel's, on a file beside the rows, so that it ends with the process that holds it.
+    """
+    with lock_file(path.with_name(f".{path.name}.lock")) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting: another evaluation is writing {path}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
 class RowsFile(Generic[R]):
-    """A file of rows while it grows: rows of earlier runs are found again, new ones are appended."""
+    """A file of rows while it grows: rows of earlier runs are found again, new ones are appended.
+
+    Opening it changes nothing on the disk. A file that is not one of such rows is refused untouched, and a
+    link is never written through.
+
+    Raises:
+        InputError: the file holds something else than such rows.
+        StorageError: the path is a symbolic link.
+    """
 
     def __init__(self, path: Path, kind: type[R]) -> None:
         make_folder(path.parent)
         self.path = path
-        self._cut_torn_line()
-        self.rows = [_row(path, number, line, kind) for number, line in enumerate(read_jsonl(path), start=1)]
+        if path.is_symlink():
+            raise StorageError(f"{path}: is a symbolic link", hint="rows need a file of their own: --out")
+        content = b""
+        if path.exists():
+            with reading(path):
+                content = path.read_bytes()
+        whole, torn = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
+        lines = enumerate(whole.split(b"\n")[:-1], start=1)
+        self.rows = [_row(path, number, line, kind) for number, line in lines]
+        if not torn.startswith(_BEGINS[: len(torn)]):
+            raise InputError(path, f"not a file of {kind.of}", hint="choose another folder with --out")
+        # A kill can tear the last line. Another name of the same file (a hard link) keeps what it has.
+        self._rewrite = bool(torn) or (path.exists() and path.stat().st_nlink > 1)
+        self._whole = whole
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
-        with storing(self.path):
-            self._file = self.path.open("ab")
         return self
 
     def __exit__(
@@ -235,26 +296,22 @@ class RowsFile(Generic[R]):
 
     def append(self, rows: Sequence[R]) -> None:
         """Add rows; they are on the disk when this returns."""
-        if self._file is None:
-            raise ValueError("the rows file is not open")
         with storing(self.path):
+            if self._file is None:
+                if self._rewrite:
+                    with atomic(self.path) as file:
+                        file.write(self._whole)
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._file = os.fdopen(os.open(self.path, flags, 0o644), "ab")
             self._file.write(b"".join(map(_line, rows)))
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def finish(self, rows: Iterable[R]) -> None:
-        """Replace the file by these rows alone, in the order of their keys."""
-        ordered = sorted(rows, key=lambda row: row.key())
+        """Replace the file by these rows alone, in the order of their keys, each key once."""
+        ordered = {row.key(): row for row in rows}
         with atomic(self.path) as file:
-            file.writelines(map(_line, ordered))
-
-    def _cut_torn_line(self) -> None:
-        """A kill can tear the last line: it ends the file without a newline, and is taken off."""
-        with storing(self.path):
-            self.path.touch()
-            with self.path.open("r+b") as file:
-                content = file.read()
-                file.truncate(content.rfind(b"\n") + 1)
+            file.writelines(_line(ordered[key]) for key in sorted(ordered))
 
 
 def _line(row: Row) -> bytes:

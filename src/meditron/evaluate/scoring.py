@@ -83,7 +83,7 @@ def score(
 
 
 def _item(document: Text) -> tuple[str, ...]:
-    return document.source, document.id
+    return document.source, document.id, document.sha256
 
 
 def _plan(candidate: Candidate, documents: Sequence[Text], config: EvaluateConfig) -> str:

@@ -1,7 +1,6 @@
 """The evaluate stage: held-out text, tasks and fidelity of every model, with intervals and differences."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,30 @@ from meditron.evaluate.answers import answer
 from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.config import CORPUS, EvaluateConfig, is_file
 from meditron.evaluate.exam import Exam
-from meditron.evaluate.heldout import choose, refuse_overlap
+from meditron.evaluate.heldout import choose, distinct, refuse_overlap
 from meditron.evaluate.report import write_report
-from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, FidelityRow, QuestionRow, Row, RowsFile
+from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, FidelityRow, QuestionRow, R, RowsFile
 from meditron.evaluate.scoring import score
-from meditron.ground.errors import MeditronError, UsageError
+from meditron.evaluate.trained import refuse_trained_documents, refuse_trained_questions, training_data
+from meditron.ground.console import warn
+from meditron.ground.errors import UsageError
 from meditron.ground.machine import matrix_dtype
 from meditron.store.artifact import Artifact
-from meditron.store.corpus import Text, held_out
+from meditron.store.corpus import Text
 from meditron.store.jsonl import read_jsonl
-from meditron.store.results import Baseline, EvaluationResult, Fidelity, TaskScore, write_results
+from meditron.store.results import (
+    Baseline,
+    EvaluationResult,
+    Fidelity,
+    TaskScore,
+    TrainingData,
+    write_results,
+)
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
 
-__all__ = ["BAYES_ROWS", "rows_file", "run", "training"]
+__all__ = ["BAYES_ROWS", "run", "training", "warn_of_repeated"]
 
 _TRAINED_ON = "rows.jsonl.zst"  # a finetune's training rows
 BAYES_ROWS = 2_000
@@ -40,56 +48,62 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     `fidelity.jsonl` (a row a pair of models and document), `results.json` and `report.html`.
 
     Raises:
-        MeditronError: a held-out document stands in the corpus' training files, a model was finetuned on the
-            questions it is asked, or a figure is not a number.
+        MeditronError: a held-out document stands in the corpus' training files, a model or one that it was
+            trained from was trained on the questions or held-out documents, or a figure is not a number.
         InputError: the corpus has nothing held out, or its files, a model's or the rows are damaged.
         UsageError: a task that is not known, or two that would write one file.
     """
     corpus = inputs[CORPUS].path
     exams = _exams(config, inputs)
-    _refuse_trained(config, inputs, exams)
     documents = choose(corpus, config.documents)
+    candidates = {name: Candidate(name, inputs[name], matrix_dtype(config.dtype)) for name in config.models}
+    for candidate in candidates.values():
+        refuse_trained_questions(candidate, [exam for some in exams.values() for exam in some])
+        refuse_trained_documents(candidate, documents)
     trained = refuse_overlap(corpus, documents)
-    measured = _measure(config, inputs, documents, exams, out)
-    result = _result(config, inputs, documents, exams, measured)
+    measured = _measure(config, inputs, documents, exams, candidates, out)
+    ancestry = {name: training_data(candidate) for name, candidate in candidates.items()}
+    result = _result(config, inputs, documents, exams, measured, ancestry)
     write_results(out, result)
     write_report(out / "report.html", result)
     overlap = {"overlap": 0, "training_documents_compared": trained}
     return result.model_dump(mode="json") | overlap
 
 
-def _exams(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> dict[str, Exam]:
-    """File of rows → exam."""
-    exams: dict[str, Exam] = {}
+Exams = Mapping[str, Sequence[Exam]]
+"""Task as the recipe names it → the ways in which it is asked."""
+
+
+def _exams(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> Exams:
+    exams: dict[str, tuple[Exam, ...]] = {}
+    files: dict[str, Task] = {}
     for spec in config.tasks:
         place = str(inputs[spec].path) if is_file(spec) else spec
         task = open_task(place, corpus=inputs[CORPUS].path)
-        file = rows_file(task)
-        if file in exams:
-            raise UsageError(f"the tasks {exams[file].task.name} and {task.name} would both write {file}")
-        exams[file] = Exam.of(
+        exams[spec] = Exam.of(
             task,
             questions=config.questions,
             mode=config.mode,
             rule=config.rule,
             shots=config.shots,
             seed=config.seed or 0,
+            form=config.prompt_form,
         )
+        warn_of_repeated(exams[spec][0])
+        file = exams[spec][0].file
+        if file in files:
+            raise UsageError(f"the tasks {files[file].name} and {task.name} would both write {file}")
+        files[file] = task
     return exams
 
 
-def _refuse_trained(
-    config: EvaluateConfig, inputs: Mapping[str, Artifact], exams: Mapping[str, Exam]
-) -> None:
-    """MeditronError where an evaluated finetune was trained on questions that are now asked."""
-    for spec, exam in zip(config.tasks, exams.values(), strict=True):
-        asked = {question.id for question in exam.questions}
-        for name, artifact in inputs.items():
-            if met := len(asked & _trained_on(artifact, spec)):
-                raise MeditronError(
-                    f"{name} was trained on {met} of the {len(asked)} questions of {exam.task.name}",
-                    hint="a score on them would mean nothing: keep test questions in a file of their own",
-                )
+def warn_of_repeated(exam: Exam) -> None:
+    """Warn if questions repeat each other's text and options: each of them counts in n."""
+    if exam.repeated:
+        warn(
+            f"{exam.task.name}: {exam.repeated} of {len(exam.questions)} questions repeat another's text and "
+            "options; each counts, so intervals are too narrow"
+        )
 
 
 def _trained_on(artifact: Artifact, spec: str) -> set[str]:
@@ -100,12 +114,6 @@ def _trained_on(artifact: Artifact, spec: str) -> set[str]:
     return {str(row.get("id")) for row in read_jsonl(used) if row.get("split") == "train"}
 
 
-def rows_file(task: Task) -> str:
-    """The name of the file of a task's rows."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", task.name).strip("-.") or "task"
-    return f"task-{name}.jsonl" if f"{name}.jsonl" in (PERPLEXITY, FIDELITY) else f"{name}.jsonl"
-
-
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Every row of an evaluation."""
@@ -113,38 +121,47 @@ class Measured:
     texts: Mapping[str, list[DocumentRow]]
     """Model → rows of documents."""
     answers: Mapping[str, Mapping[str, list[QuestionRow]]]
-    """File of rows → model → rows of questions."""
+    """Label of the exam → model → rows of questions."""
     held: list[FidelityRow]
     fidelity: list[Fidelity]
 
     def engines(self) -> dict[str, str]:
         """Model → what ran it."""
-        rows: list[Row] = [*(row for own in self.texts.values() for row in own), *self.held]
-        return {row.model: row.engine for row in rows}
+        texts = (row for own in self.texts.values() for row in own)
+        return {row.model: row.engine for row in (*texts, *self.held)}
 
 
 def _measure(
     config: EvaluateConfig,
     inputs: Mapping[str, Artifact],
     documents: Mapping[str, Sequence[Text]],
-    exams: Mapping[str, Exam],
+    exams: Exams,
+    candidates: Mapping[str, Candidate],
     out: Path,
 ) -> Measured:
     """Every model, one after another, on everything that is asked of it."""
     texts: dict[str, list[DocumentRow]] = {}
-    answers: dict[str, dict[str, list[QuestionRow]]] = {file: {} for file in exams}
+    every = [exam for some in exams.values() for exam in some]
+    answers: dict[str, dict[str, list[QuestionRow]]] = {exam.label: {} for exam in every}
     with ExitStack() as files:
         of_text = files.enter_context(RowsFile(out / PERPLEXITY, DocumentRow))
-        of_tasks = {file: files.enter_context(RowsFile(out / file, QuestionRow)) for file in exams}
-        for name in config.models:
-            with Candidate(name, inputs[name], matrix_dtype(config.dtype)) as candidate:
+        of_tasks = {
+            exam.file: files.enter_context(RowsFile(out / exam.file, QuestionRow))
+            for exam, *_ in exams.values()
+        }
+        for name, candidate in candidates.items():
+            with candidate:
                 texts[name] = score(candidate, documents, config, of_text)
-                for file, exam in exams.items():
-                    answers[file][name] = answer(candidate, exam, of_tasks[file])
-        of_text.finish(row for rows in texts.values() for row in rows)
-        for file, of_task in of_tasks.items():
-            of_task.finish(row for rows in answers[file].values() for row in rows)
+                for exam in every:
+                    answers[exam.label][name] = answer(candidate, exam, of_tasks[exam.file])
+        of_text.finish(_all(texts.values()))
+        for some in exams.values():
+            of_tasks[some[0].file].finish(_all(rows for e in some for rows in answers[e.label].values()))
     return Measured(texts, answers, *_held_against(config, inputs, out))
+
+
+def _all(groups: Iterable[Iterable[R]]) -> Iterator[R]:
+    return (row for rows in groups for row in rows)
 
 
 def _held_against(
@@ -153,7 +170,7 @@ def _held_against(
     """The rows and the figures of every pair of models that is asked for."""
     if not config.fidelity:
         return [], []
-    documents = held_out(inputs[CORPUS].path, config.fidelity_documents)
+    documents = distinct(inputs[CORPUS].path, config.fidelity_documents)
     rows: list[FidelityRow] = []
     found: list[Fidelity] = []
     with RowsFile(out / FIDELITY, FidelityRow) as file:
@@ -174,8 +191,9 @@ def _result(
     config: EvaluateConfig,
     inputs: Mapping[str, Artifact],
     documents: Mapping[str, Sequence[Text]],
-    exams: Mapping[str, Exam],
+    exams: Exams,
     measured: Measured,
+    ancestry: Mapping[str, TrainingData],
 ) -> EvaluationResult:
     """All figures, from the rows."""
     seed, resamples = config.seed or 0, config.resamples
@@ -183,12 +201,12 @@ def _result(
     differences = perplexity.compared(measured.texts, pairs, seed=seed, resamples=resamples)
     tasks: dict[str, dict[str, TaskScore]] = {}
     baselines: dict[str, dict[str, Baseline]] = {}
-    for spec, (file, exam) in zip(config.tasks, exams.items(), strict=True):
-        answers = measured.answers[file]
+    for spec, exam in ((spec, exam) for spec, some in exams.items() for exam in some):
+        answers = measured.answers[exam.label]
         reference = accuracy.bayes(exam, training(config, inputs, spec, exam.task))
-        baselines[exam.task.name] = accuracy.baselines(exam, reference)
+        baselines[exam.label] = accuracy.baselines(exam, reference)
         for name, rows in answers.items():
-            tasks.setdefault(name, {})[exam.task.name] = accuracy.score(exam, rows, file)
+            tasks.setdefault(name, {})[exam.label] = accuracy.score(exam, rows, exam.file)
         differences += accuracy.differences(exam, pairs, answers, reference)
     return EvaluationResult(
         perplexity=perplexity.summarize(measured.texts, documents, seed=seed, resamples=resamples),
@@ -196,6 +214,7 @@ def _result(
         baselines=baselines,
         fidelity=measured.fidelity,
         engines=measured.engines(),
+        ancestry=dict(ancestry),
         differences=differences,
         rows=PERPLEXITY,
         dtype=matrix_dtype(config.dtype),

@@ -1,15 +1,14 @@
 """The shape of a Llama, from HF's `config.json` or GGUF metadata, checked before anything is allocated."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from meditron.ground.config import Config
 from meditron.ground.errors import InputError, SourceError
+from meditron.model.gguf_shape import GGUF_KEYS, gguf_fields, rope_divisors, scaling_metadata
 
 __all__ = ["PRESETS", "LlamaConfig", "Preset", "RopeScaling", "llama3_factors", "preset"]
 
@@ -81,7 +80,7 @@ class LlamaConfig(Config):
     """Context length in tokens."""
     rms_norm_eps: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 1e-6
     """Added to the mean square before its root."""
-    rope_theta: Positive = 10_000.0
+    rope_theta: Annotated[float, Field(ge=1, le=1e12, allow_inf_nan=False)] = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """Stretch of the rotary frequencies."""
@@ -105,6 +104,11 @@ class LlamaConfig(Config):
             )
         if self.head_dim % 2:
             raise ValueError(f"a head of width {self.head_dim} has no halves to rotate")
+        rule = self.rope_scaling.rope_type if self.rope_scaling else None
+        if rule == "yarn" and self.rope_theta == 1:  # its ramp divides by the logarithm
+            raise ValueError("rope_theta must be greater than 1 with yarn scaling, got 1")
+        if rule == "dynamic" and self.head_dim == 2:
+            raise ValueError("head_dim must be greater than 2 with dynamic scaling, got 2")
         if self.parameters > 1 << 43:
             raise ValueError(f"{self.parameters:,} parameters")
         return self
@@ -117,6 +121,11 @@ class LlamaConfig(Config):
         block = attention + 3 * width * self.intermediate_size + 2 * width
         embeddings = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * block + width
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the keys and values of one token in F16."""
+        return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
     def flops_per_token(self, sequence_length: int) -> int:
         """Floating-point operations of one training token (forward and backward).
@@ -136,6 +145,8 @@ class LlamaConfig(Config):
         """
         _refuse_other_architectures(config, path)
         fields = {name: config[name] for name in cls.model_fields if config.get(name) is not None}
+        if fields.get("pad_token_id") == -1:  # how some configs say that there is none
+            del fields["pad_token_id"]
         fields |= _rope_of_hf(config, path)
         fields.setdefault("max_position_embeddings", 2048)
         _derive_heads(fields)
@@ -153,26 +164,13 @@ class LlamaConfig(Config):
         """Read the `llama.*` keys of a GGUF file.
 
         `tied`: the file has no `output.weight`. `rope_factors`: its `rope_freqs.weight`, which is how
-        llama.cpp keeps Llama 3's rotary scaling. Raises InputError as `from_hf` does.
+        llama.cpp keeps Llama 3's rotary scaling. Raises InputError as `from_hf` does, and for keys that
+        would change the model and are not supported.
         """
-        architecture = metadata.get("general.architecture")
-        if architecture != "llama":
-            raise InputError(
-                path, f"architecture {architecture!r} is not llama", place="general.architecture"
-            )
-        metadata = {key: _decimal(value) for key, value in metadata.items()}
-        fields = {name: metadata[key] for name, key in GGUF_KEYS.items() if metadata.get(key) is not None}
+        fields = gguf_fields(metadata, path, rope_factors)
         fields["tie_word_embeddings"] = tied
-        if isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), list):
-            fields["vocab_size"] = len(tokens)
-        fields["rope_scaling"] = _scaling_of_gguf(metadata, rope_factors)
         _derive_heads(fields)
-        if metadata.get("llama.rope.dimension_count", fields.get("head_dim")) != fields.get("head_dim"):
-            raise InputError(path, "only part of each head rotates", place="llama.rope.dimension_count")
-        config = cls._checked(fields, path)
-        if rope_factors is not None:
-            _check_rope_factors(config, rope_factors, path)
-        return config
+        return cls._checked(fields, path)
 
     @classmethod
     def _checked(cls, fields: dict[str, Any], path: Path | str) -> Self:
@@ -203,47 +201,44 @@ class LlamaConfig(Config):
         }
 
     def to_gguf(self) -> dict[str, Any]:
-        """The `llama.*` metadata of the shape; special tokens are the tokenizer's to say."""
+        """The `llama.*` metadata of the shape; special tokens are the tokenizer's to say.
+
+        UsageError for a rotary scaling that GGUF has no keys for.
+        """
         kept = {key: getattr(self, name) for name, key in GGUF_KEYS.items()}
         metadata = {key: value for key, value in kept.items() if key.startswith("llama.")}
-        metadata["llama.rope.dimension_count"] = self.head_dim
-        return metadata
-
-
-GGUF_KEYS = {
-    "vocab_size": "llama.vocab_size",
-    "hidden_size": "llama.embedding_length",
-    "intermediate_size": "llama.feed_forward_length",
-    "num_hidden_layers": "llama.block_count",
-    "num_attention_heads": "llama.attention.head_count",
-    "num_key_value_heads": "llama.attention.head_count_kv",
-    "head_dim": "llama.attention.key_length",
-    "max_position_embeddings": "llama.context_length",
-    "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
-    "rope_theta": "llama.rope.freq_base",
-    "bos_token_id": "tokenizer.ggml.bos_token_id",
-    "eos_token_id": "tokenizer.ggml.eos_token_id",
-    "pad_token_id": "tokenizer.ggml.padding_token_id",
-}
+        scaling = self.rope_scaling.model_dump(exclude_defaults=True) if self.rope_scaling else None
+        return {
+            **metadata,
+            "llama.attention.value_length": self.head_dim,
+            "llama.rope.dimension_count": self.head_dim,
+            **scaling_metadata(scaling),
+        }
 
 
 def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> None:
     names = config.get("architectures") or []
-    if names != ["LlamaForCausalLM"] and (names or config.get("model_type") != "llama"):
+    # The second is the spelling of the first conversions of Llama.
+    known = names in (["LlamaForCausalLM"], ["LLaMAForCausalLM"])
+    if not known and (names or config.get("model_type") != "llama"):
         found = ", ".join(map(str, names)) if isinstance(names, list) else repr(names)
         found = found or repr(config.get("model_type"))
         raise InputError(path, f"{found} is not LlamaForCausalLM", place="architectures")
-    for key, wanted in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
-        if config.get(key, wanted) != wanted:
-            raise InputError(path, f"{config[key]!r} is not supported; only {wanted!r} is", place=key)
-
-
-def _decimal(value: Any) -> Any:  # noqa: ANN401
-    """GGUF's numbers are fp32: 1e-5 comes as 9.999999747e-06. The shortest decimal is the one meant."""
-    if not isinstance(value, float):
-        return value
-    with np.errstate(over="ignore"):  # a file may hold doubles too; infinity is refused with the other fields
-        return float(str(np.float32(value)))
+    if config.get("model_type", "llama") != "llama":
+        raise InputError(path, f"{config['model_type']!r} is not llama", place="model_type")
+    if isinstance(quantization := config.get("quantization_config"), Mapping):
+        method = quantization.get("quant_method", "an unnamed method")
+        raise InputError(
+            path,
+            f"the weights are quantized with {method}",
+            place="quantization_config",
+            hint="take the unquantized model, or a GGUF file of it",
+        )
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            raise InputError(path, f"{config[key]!r} is not supported; only False is", place=key)
+    if (activation := config.get("hidden_act") or "silu") not in ("silu", "swish"):  # two names of one
+        raise InputError(path, f"{activation!r} is not supported; only 'silu' is", place="hidden_act")
 
 
 def _derive_heads(fields: dict[str, Any]) -> None:
@@ -254,57 +249,40 @@ def _derive_heads(fields: dict[str, Any]) -> None:
         fields.setdefault("head_dim", width // heads)
 
 
+_RULE_FIELDS = {
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
+    "yarn": set(RopeScaling.model_fields) - {"rope_type", "low_freq_factor", "high_freq_factor"},
+}
+"""What each rule reads; transformers ignores the other fields too."""
+
+
 def _rope_of_hf(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` from transformers 5's `rope_parameters` or the older pair."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise InputError(path, "is not a table", place="rope_parameters")
-    rope = dict(rope)
-    theta = rope.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
-    if rope.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise InputError(path, "only part of each head rotates", place="partial_rotary_factor")
+    rope = {"rope_theta": config.get("rope_theta"), **rope}
+    theta = 10_000.0 if rope["rope_theta"] is None else rope["rope_theta"]
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    for part in (rope.get("partial_rotary_factor"), config.get("partial_rotary_factor")):
+        if part not in (None, 1.0):
+            raise InputError(path, "only part of each head rotates", place="partial_rotary_factor")
     if kind == "default":
         return {"rope_theta": theta, "rope_scaling": None}
-    if kind in ("llama3", "yarn"):
+    if not isinstance(kind, str) or kind not in _RULE_FIELDS:
+        known = ", ".join(_RULE_FIELDS)
+        raise InputError(path, f"{kind!r:.60} is not supported; {known} are", place="rope_scaling.rope_type")
+    scaling = {key: rope[key] for key in _RULE_FIELDS[kind] if rope.get(key) is not None}
+    if "original_max_position_embeddings" in _RULE_FIELDS[kind]:
         context = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
-        rope.setdefault("original_max_position_embeddings", context)
-    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **rope}}
-
-
-def _scaling_of_gguf(
-    metadata: Mapping[str, Any], rope_factors: tuple[float, ...] | None
-) -> dict[str, Any] | None:
-    if rope_factors is not None:
-        # Every Llama of generation 3 uses these three numbers; `_check_rope_factors` holds the file to them.
-        return {
-            "rope_type": "llama3",
-            "factor": max(rope_factors, default=0.0),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-    kind = metadata.get("llama.rope.scaling.type", "none")
-    factor = metadata.get("llama.rope.scaling.factor", metadata.get("llama.rope.scale_linear", 1.0))
-    if kind == "none" and "llama.rope.scale_linear" in metadata:
-        kind = "linear"
-    if kind == "none":
-        return None
-    scaling = {"rope_type": kind, "factor": factor}
-    if kind == "yarn":
-        scaling["original_max_position_embeddings"] = metadata.get(
-            "llama.rope.scaling.original_context_length", metadata.get("llama.context_length")
-        )
-    return scaling
+        scaling.setdefault("original_max_position_embeddings", context)
+    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **scaling}}
 
 
 def llama3_factors(theta: float, head_dim: int, scaling: RopeScaling) -> list[float]:
-    """Divisors of the head_dim / 2 rotary frequencies under Llama 3's scaling (its reference code).
-
-    Long wavelengths are divided by `factor`, short ones stay, and between the two bounds the
-    frequency moves linearly with the number of turns in the original context.
-    """
+    """Divisors of the head_dim / 2 rotary frequencies under Llama 3's scaling."""
     low, high, context = (
         scaling.low_freq_factor,
         scaling.high_freq_factor,
@@ -312,23 +290,7 @@ def llama3_factors(theta: float, head_dim: int, scaling: RopeScaling) -> list[fl
     )
     if not (low and high and context):
         raise ValueError("Llama 3 scaling needs its bounds and its original context")
-    factors = []
-    for dimension in range(0, head_dim, 2):
-        turns = context / (2 * math.pi * theta ** (dimension / head_dim))
-        smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
-        factors.append(1 / ((1 - smooth) / scaling.factor + smooth))
-    return factors
-
-
-def _check_rope_factors(config: LlamaConfig, found: tuple[float, ...], path: Path | str) -> None:
-    if config.rope_scaling is None:
-        return
-    wanted = llama3_factors(config.rope_theta, config.head_dim, config.rope_scaling)
-    near = len(wanted) == len(found) and all(
-        abs(a - b) <= 1e-4 * a for a, b in zip(wanted, found, strict=True)
-    )
-    if not near:
-        raise InputError(path, "is not Llama 3's rotary scaling", place="rope_freqs.weight")
+    return rope_divisors(theta, head_dim, factor=scaling.factor, low=low, high=high, context=context)
 
 
 class Preset(NamedTuple):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from meditron.model.llama import KVCache, Llama
 from meditron.model.sampling import check
+from meditron.model.tensors import require_finite
 
 __all__ = ["generate", "pick"]
 
@@ -32,7 +33,8 @@ def generate(
     Ends after `max_tokens`, at the model's context, or before a stop id, which is not yielded.
     Temperature 0 is greedy; among equal logits the lowest id wins. Otherwise ids are drawn from the
     `top_k` likeliest (0: all) that together hold `top_p` of the probability, with a generator of `seed`.
-    Raises UsageError for a prompt that is empty or fills the context, and for settings out of range.
+    Raises UsageError for a prompt that is empty or fills the context, and for settings out of range;
+    EngineError, while it runs, if the logits are not finite.
     """
     context = model.config.max_position_embeddings
     check(len(prompt_ids), context, temperature, top_k, top_p)
@@ -58,7 +60,9 @@ def _continue(
     ids_1S = torch.tensor([list(prompt_ids)], device=device)
     for _ in range(limit):
         hidden_D = model(ids_1S, cache=cache)[0, -1]
-        chosen = pick((weight_VD @ hidden_D).float(), temperature, top_k, top_p, generator)
+        logits_V = weight_VD @ hidden_D
+        require_finite(model, logits_V)
+        chosen = pick(logits_V.float(), temperature, top_k, top_p, generator)
         if chosen in stop_ids:
             return
         yield chosen

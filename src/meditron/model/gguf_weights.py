@@ -3,24 +3,23 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from meditron.ground.errors import UsageError
-from meditron.model.config import LlamaConfig, RopeScaling, llama3_factors
+from meditron.model.config import LlamaConfig, llama3_factors
 from meditron.model.llama import Llama
-from meditron.model.tensors import DTYPES, check_tensors, parameter_shapes, state_of
-from meditron.store.gguf import GGUF, Array, Deferred, write_gguf
-from meditron.text.gguf_vocab import gguf_metadata
+from meditron.model.tensors import DTYPES, cannot_hold, check_tensors, parameter_shapes, state_of
+from meditron.store.gguf import GGUF, Array, Deferred, require_whole, write_gguf
+from meditron.text.gguf_write import gguf_metadata
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = [
     "Encode",
     "GGUFWeights",
     "as_floats",
-    "cannot_hold",
     "gguf_config",
     "gguf_header",
     "gguf_name",
@@ -79,7 +78,8 @@ def _from_gguf_rows(weight: Tensor, heads: int | None) -> Tensor:
 
 
 def gguf_config(gguf: GGUF) -> LlamaConfig:
-    """The model's shape; InputError for another architecture or one that cannot be."""
+    """Read the model's shape; InputError for another architecture, a bad shape, or a part of a split file."""
+    require_whole(gguf)
     factors = None
     if _ROPE_FACTORS in gguf.tensors:
         factors = tuple(float(factor) for factor in gguf.dequantize(_ROPE_FACTORS).ravel())
@@ -93,8 +93,12 @@ class GGUFWeights(Mapping[str, Tensor]):
     Raises InputError, before anything is read, for missing, unexpected or misshapen tensors.
     """
 
-    def __init__(self, gguf: GGUF, config: LlamaConfig) -> None:
+    def __init__(
+        self, gguf: GGUF, config: LlamaConfig, *, dequantize: Callable[[str], Array] | None = None
+    ) -> None:
+        """`dequantize` reads a tensor by its GGUF name; the file's own reference when absent."""
         self._gguf, self._config = gguf, config
+        self._dequantize = dequantize or gguf.dequantize
         self._shapes = parameter_shapes(config)
         found = {name: info.shape for name, info in gguf.tensors.items() if name != _ROPE_FACTORS}
         check_tensors(gguf.path, {gguf_name(name): shape for name, shape in self._shapes.items()}, found)
@@ -103,7 +107,7 @@ class GGUFWeights(Mapping[str, Tensor]):
         """The parameter, which outlives the file."""
         if name not in self._shapes:
             raise KeyError(name)
-        weight = torch.from_numpy(self._gguf.dequantize(gguf_name(name)))
+        weight = torch.from_numpy(self._dequantize(gguf_name(name)))
         return _from_gguf_rows(weight, _rotating_heads(name, self._config))
 
     def __iter__(self) -> Iterator[str]:
@@ -123,30 +127,35 @@ def save_gguf(
     type: Literal["F16", "F32"] = "F16",
     *,
     name: str | None = None,
+    carried: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write one GGUF file that llama.cpp runs: matrices in `type`, norms in fp32, vocabulary and template.
 
     Streams: one tensor is in memory at a time, as far as the weights do. `name` is what the model is called
-    (the file's stem when absent). Raises UsageError for weights that `type` cannot hold and for rotary
-    scalings that GGUF cannot say.
+    (the file's stem when absent), `carried` further metadata. Raises UsageError for weights that `type`
+    cannot hold and for rotary scalings that GGUF cannot say.
     """
-    header = gguf_header(config, tokenizer, name or path.stem)
+    header = gguf_header(config, tokenizer, name or path.stem, carried)
     metadata = header | {"general.file_type": {"F32": 0, "F16": 1}[type]}
     write_gguf(path, metadata, model_tensors(state_of(model), config, lambda *_: type, as_floats))
 
 
-def gguf_header(config: LlamaConfig, tokenizer: Tokenizer, name: str) -> dict[str, Any]:
+def gguf_header(
+    config: LlamaConfig, tokenizer: Tokenizer, name: str, carried: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """The metadata of a model's file, whatever its types: its shape, its vocabulary and chat template.
 
-    `general.file_type`, llama.cpp's number for the mix of types, is the writer's to add. UsageError for
+    `general.file_type`, llama.cpp's number for the mix of types, is the writer's to add. `carried` is what
+    the source says beside its shape and vocabulary: authors, licence, training data. UsageError for
     rotary scalings that GGUF cannot say.
     """
     return {
+        **carried,
         "general.architecture": "llama",
+        "general.type": "model",
         "general.name": name,
         "general.quantization_version": _QUANTIZATION_VERSION,
         **config.to_gguf(),
-        **_scaling_metadata(config.rope_scaling),
         **gguf_metadata(tokenizer, config.vocab_size),
     }
 
@@ -182,13 +191,6 @@ def as_floats(name: str, weight: Tensor, kind: str) -> Array:
     return values.view(torch.uint8).numpy() if kind == "BF16" else values.numpy()
 
 
-def cannot_hold(name: str, kind: str, *, finite: bool) -> UsageError:
-    """The error for a weight with values that the type has no numbers for."""
-    if not finite:
-        return UsageError(f"{name} has values that are no finite numbers: the model is broken")
-    return UsageError(f"{name} has values that {kind} cannot hold", hint="write F32 instead")
-
-
 def _rope_factors(config: LlamaConfig, encode: Encode) -> list[tuple[str, Deferred]]:
     """Llama 3's scaling, which GGUF has as a tensor."""
     scaling = config.rope_scaling
@@ -197,20 +199,3 @@ def _rope_factors(config: LlamaConfig, encode: Encode) -> list[tuple[str, Deferr
     factors = torch.tensor(llama3_factors(config.rope_theta, config.head_dim, scaling))
     load = partial(encode, _ROPE_FACTORS, factors, "F32")
     return [(_ROPE_FACTORS, Deferred(tuple(factors.shape), "F32", load))]
-
-
-def _scaling_metadata(scaling: RopeScaling | None) -> dict[str, Any]:
-    """Linear and YaRN scaling as metadata; Llama 3's is a tensor."""
-    if scaling is None or scaling.rope_type == "llama3":
-        return {}
-    said = scaling.model_dump(exclude_defaults=True)
-    if scaling.rope_type == "dynamic" or not said.keys() <= {
-        "rope_type",
-        "factor",
-        "original_max_position_embeddings",
-    }:
-        raise UsageError(f"GGUF cannot say the rotary scaling {said}")
-    metadata = {"llama.rope.scaling.type": scaling.rope_type, "llama.rope.scaling.factor": scaling.factor}
-    if scaling.original_max_position_embeddings is not None:
-        metadata["llama.rope.scaling.original_context_length"] = scaling.original_max_position_embeddings
-    return metadata

@@ -11,26 +11,49 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from meditron.ground.errors import InputError, UsageError
+from meditron.ground.console import warn
+from meditron.ground.errors import InputError
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
-from meditron.model.tensors import DTYPES, check_tensors, parameter_shapes, state_of
+from meditron.model.tensors import DTYPES, cannot_hold, check_tensors, parameter_shapes, state_of
 from meditron.store.files import atomic, read_json, write_json
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["HFWeights", "hf_config", "save_hf"]
+__all__ = ["HFWeights", "hf_config", "own_head", "save_hf", "stored_tensors"]
 
 # What older checkpoints and tied ones carry along and no Llama needs.
-_SPARE = ("rotary_emb.inv_freq", "lm_head.weight")
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_SPARE = ("rotary_emb.inv_freq", _HEAD)
 
 
 def hf_config(folder: Path) -> LlamaConfig:
-    """The model's shape from `config.json`; InputError for another architecture or one that cannot be."""
+    """Read the model's shape from `config.json`.
+
+    A head that the checkpoint stores and that differs from the embedding is used, whatever
+    `tie_word_embeddings` says, as transformers 5 does. InputError for another architecture or a shape that
+    cannot be.
+    """
     path = folder / "config.json"
     found = read_json(path)
     if not isinstance(found, dict):
         raise InputError(path, "is not a table of settings")
-    return LlamaConfig.from_hf(found, path)
+    config = LlamaConfig.from_hf(found, path)
+    if config.tie_word_embeddings and own_head(folder):
+        warn(f"{path}: tie_word_embeddings is true, but {_HEAD} differs from {_EMBEDDING}: it is used")
+        return config.model_copy(update={"tie_word_embeddings": False})
+    return config
+
+
+def own_head(folder: Path) -> bool:
+    """Return whether the folder's weights hold a head that differs from the embedding."""
+    if not any(folder.glob("*.safetensors")):
+        return False  # a config.json alone: nothing contradicts it
+    stored = stored_tensors(folder)
+    if _HEAD not in stored or _EMBEDDING not in stored:
+        return False
+    with _opened(stored[_HEAD]) as one, _opened(stored[_EMBEDDING]) as other:
+        head, embedding = one.get_tensor(_HEAD), other.get_tensor(_EMBEDDING)
+        return head.dtype != embedding.dtype or not torch.equal(head, embedding)
 
 
 class HFWeights(Mapping[str, Tensor]):
@@ -43,13 +66,16 @@ class HFWeights(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path, config: LlamaConfig) -> None:
         wanted = parameter_shapes(config)
+        self._file = {
+            name: file
+            for name, file in stored_tensors(folder).items()
+            if name in wanted or not name.endswith(_SPARE)
+        }
         found: dict[str, tuple[int, ...]] = {}
-        self._file: dict[str, Path] = {}
-        for file in _files(folder):
+        for file in sorted(set(self._file.values())):
             with _opened(file) as tensors:
-                shapes = _shapes_in(file, tensors, wanted)
-            found |= shapes
-            self._file |= dict.fromkeys(shapes, file)
+                names = [name for name, place in self._file.items() if place == file]
+                found |= {name: _shape(file, tensors, name) for name in names}
         check_tensors(folder, wanted, found)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -67,16 +93,11 @@ class HFWeights(Mapping[str, Tensor]):
         return len(self._file)
 
 
-def _shapes_in(file: Path, tensors: Any, wanted: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:  # noqa: ANN401
-    shapes = {}
-    for name in tensors.keys():  # noqa: SIM118  # no mapping
-        part = tensors.get_slice(name)
-        if name not in wanted and name.endswith(_SPARE):
-            continue
-        if part.get_dtype() not in DTYPES:
-            raise InputError(file, f"is {part.get_dtype()}; {', '.join(DTYPES)} can be read", place=name)
-        shapes[name] = tuple(part.get_shape())
-    return shapes
+def _shape(file: Path, tensors: Any, name: str) -> tuple[int, ...]:  # noqa: ANN401
+    part = tensors.get_slice(name)
+    if part.get_dtype() not in DTYPES:
+        raise InputError(file, f"is {part.get_dtype()}; {', '.join(DTYPES)} can be read", place=name)
+    return tuple(part.get_shape())
 
 
 @contextmanager
@@ -84,16 +105,21 @@ def _opened(file: Path) -> Iterator[Any]:
     try:
         tensors = safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise InputError(file, f"cannot be read as safetensors: {error}") from error
+        hint = "copy or download it again: it may be cut short"
+        raise InputError(file, f"cannot be read as safetensors: {error}", hint=hint) from error
     with tensors:
         yield tensors
 
 
-def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: the one, or those that its index names."""
+def stored_tensors(folder: Path) -> dict[str, Path]:
+    """Return the file of each tensor: of the one safetensors file, else as the index maps them.
+
+    A tensor that another file holds under the same name, left from an earlier save, is ignored.
+    """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
-        return [single]
+        with _opened(single) as tensors:
+            return dict.fromkeys(tensors.keys(), single)
     if not index.is_file():
         hint = "only safetensors are read; pickled weights can run code and are not"
         raise InputError(folder, "has no model.safetensors", hint=hint)
@@ -104,7 +130,13 @@ def _files(folder: Path) -> list[Path]:
     for name in names.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(index, f"{name!r} is no safetensors file of this folder", place="weight_map")
-    return [folder / name for name in sorted(set(names.values()))]
+    for file in sorted(set(names.values())):
+        with _opened(folder / file) as tensors:
+            held = set(tensors.keys())
+        for tensor, place in names.items():
+            if place == file and tensor not in held:
+                raise InputError(folder / file, "is not in the file that the index names", place=tensor)
+    return {tensor: folder / file for tensor, file in names.items()}
 
 
 def save_hf(
@@ -117,17 +149,18 @@ def save_hf(
     """Write a folder that transformers, vLLM and llama.cpp's converter open: tokenizer, config, weights.
 
     Streams, as far as the weights do. The same weights give the same bytes. Each file is whole or absent;
-    the weights come last. Raises UsageError for weights that `dtype` cannot hold.
+    the weights come first and config.json last, so that no folder has a config and no weights. Raises
+    UsageError for weights that `dtype` cannot hold.
     """
     name = str(dtype).removeprefix("torch.")
+    _write_safetensors(folder / "model.safetensors", state_of(model), config, dtype)
     tokenizer.save(folder)
-    # transformers 4 knows the type as torch_dtype.
-    write_json(folder / "config.json", {**config.to_hf(), "dtype": name, "torch_dtype": name})
     special = config.model_dump(mode="json", include={"bos_token_id", "pad_token_id"}, exclude_none=True)
     # Every token that ends a text or a turn, so that transformers stops where our engine does.
     special["eos_token_id"] = sorted(tokenizer.stop_ids)
     write_json(folder / "generation_config.json", {**special, "do_sample": False})
-    _write_safetensors(folder / "model.safetensors", state_of(model), config, dtype)
+    # transformers 4 knows the type as torch_dtype.
+    write_json(folder / "config.json", {**config.to_hf(), "dtype": name, "torch_dtype": name})
 
 
 def _write_safetensors(
@@ -145,7 +178,9 @@ def _write_safetensors(
     with atomic(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in sorted(parameter_shapes(config)):
-            weight = state[name].detach().to("cpu", dtype).contiguous()
+            source = state[name].detach()
+            weight = source.to("cpu", dtype).contiguous()
             if not bool(weight.isfinite().all()):
-                raise UsageError(f"{name} has values that {dtype} cannot hold")
+                kind = str(dtype).removeprefix("torch.")
+                raise cannot_hold(name, kind, finite=bool(source.isfinite().all()))
             file.write(weight.view(torch.uint8).numpy().data)

@@ -12,6 +12,7 @@ from torch import Tensor
 from meditron.ground.console import progress
 from meditron.model.head import Head
 from meditron.model.llama import Llama
+from meditron.model.tensors import require_finite
 
 __all__ = ["nll_rows", "nll_sum"]
 
@@ -109,7 +110,8 @@ def nll_rows(
     texts with BOS every token of the text counts, with any other the first one does not. What lies past
     `max_length` tokens (the model's context when absent) is cut off and not counted. The head and the
     softmax are fp32 whatever the model's dtype. Documents are batched by length, about `batch_tokens` at a
-    time; the same rows always meet in the same batches. `label` names a progress bar.
+    time; the same rows always meet in the same batches. `label` names a progress bar. EngineError if the
+    logits are not finite.
     """
     limit = min(max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
     lengths = np.array([min(len(row), limit) for row in rows], dtype=np.int64)
@@ -151,4 +153,6 @@ def _batch_nll(model: Llama, head: Head, rows: list[Sequence[int]]) -> np.ndarra
     nll_N = head.nll(model(ids_BS[:, :-1])[real_BS], ids_BS[:, 1:][real_BS])
     owners_N = real_BS.nonzero()[:, 0]
     sums_B = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    return sums_B.index_add_(0, owners_N, nll_N.double()).cpu().numpy()
+    sums_B.index_add_(0, owners_N, nll_N.double())
+    require_finite(model, sums_B)
+    return sums_B.cpu().numpy()

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from meditron.ground.errors import InputError
+from meditron.ground.errors import EngineError, InputError, UsageError
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 
-__all__ = ["DTYPES", "check_tensors", "parameter_shapes", "state_of"]
+__all__ = ["DTYPES", "cannot_hold", "check_tensors", "parameter_shapes", "require_finite", "state_of"]
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of stored weights, by the name that safetensors and GGUF share."""
@@ -43,3 +43,24 @@ def check_tensors(path: Path, wanted: Shapes, found: Shapes) -> None:
     for name, shape in wanted.items():
         if found[name] != shape:
             raise InputError(path, f"has shape {found[name]}, the configuration says {shape}", place=name)
+
+
+def cannot_hold(name: str, kind: str, *, finite: bool) -> UsageError:
+    """Return the error for a weight with values that the type has no numbers for."""
+    if not finite:
+        return UsageError(f"{name} has values that are no finite numbers: the model is broken")
+    wider = "F32" if kind.isupper() else "float32"
+    return UsageError(f"{name} has values that {kind} cannot hold", hint=f"write {wider} instead")
+
+
+def require_finite(model: Llama, values: Tensor) -> None:
+    """Raise EngineError unless all values that the model computed are finite, naming the weight at fault."""
+    if bool(values.isfinite().all()):
+        return
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise EngineError(f"logits are not finite: {name} contains NaN or infinity")
+    dtype = str(values.dtype).removeprefix("torch.")
+    raise EngineError(
+        "logits are not finite: the activations overflow", hint=f"the model runs in {dtype}; try float32"
+    )

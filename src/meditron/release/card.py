@@ -8,7 +8,7 @@ from meditron.ground.pages import Page
 from meditron.release.card_config import CardConfig
 from meditron.release.card_facts import CardFacts, gather
 from meditron.release.card_hub import NOT_STATED, front_matter
-from meditron.release.card_markdown import Markdown
+from meditron.release.card_markdown import Markdown, Published
 from meditron.release.card_text import describe
 from meditron.store.artifact import Artifact
 from meditron.store.files import atomic
@@ -33,7 +33,7 @@ def run(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[s
     with atomic(out / "README.md", "w") as file:
         file.write(_markdown(facts))
     page = Page(facts.name, "Model card")
-    describe(page, facts)
+    describe(Published(page), facts)
     page.write(out / "report.html")
     return {
         "name": facts.name,
@@ -57,5 +57,5 @@ def _markdown(facts: CardFacts) -> str:
         domains=facts.domains,
     )
     text = Markdown(facts.name)
-    describe(text, facts)
+    describe(Published(text), facts)
     return f"---\n{head}\n---\n\n{text.render()}"

@@ -10,8 +10,10 @@ from meditron.ground.errors import UsageError
 from meditron.release.card_chain import Chain, read_chain
 from meditron.release.card_config import CardConfig
 from meditron.release.card_energy import estimate
+from meditron.store.ancestry import read_ancestry, statement
 from meditron.store.artifact import Artifact
 from meditron.store.manifest import InputRecord, Manifest
+from meditron.store.models import ModelFiles
 from meditron.store.results import EvaluationResult, read_results
 
 __all__ = ["CardFacts", "gather", "origin"]
@@ -32,6 +34,8 @@ class CardFacts:
     result: EvaluationResult | None
     quantize: Manifest | None
     energy: Mapping[str, Any]
+    training_data: str
+    """One sentence on how much is known of the model's training data."""
 
     @property
     def line(self) -> list[Manifest]:
@@ -96,15 +100,18 @@ def gather(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> Car
     quantize = inputs["quantize"].manifest if "quantize" in inputs else None
     evaluate = inputs.get("evaluate")
     run = out.resolve().parent.name
+    model = _released(inputs, chain, quantize)
+    folder = next(iter(inputs.values())).path.parent / model
     return CardFacts(
         config=config,
         name=config.name or run,
         run=run,
-        model=_released(inputs, chain, quantize),
+        model=model,
         chain=chain,
         result=read_results(evaluate.path) if evaluate else None,
         quantize=quantize,
         energy=estimate(list(chain.stages.values()), config.energy),
+        training_data=statement(read_ancestry(ModelFiles(model, "hf", folder))),
     )
 
 

@@ -41,6 +41,7 @@ def evaluation(sheet: Sheet, facts: CardFacts) -> None:
     _put(sheet, tables.rules(result))
     if result.tasks:
         sheet.text(tables.asked(result))
+    sheet.text(tables.truncated(result) or "No prompt and no document was truncated.")
     sheet.text(
         "Perplexity is exp of the mean log-loss a token on held-out documents; its interval is a "
         f"bootstrap-t over documents ({figures.count(result.resamples)} resamples), that of an accuracy is "
@@ -49,7 +50,7 @@ def evaluation(sheet: Sheet, facts: CardFacts) -> None:
         "the same documents or questions; in log-loss it is the "
         "mean over documents, each counting once, while in a perplexity each token does. Majority always "
         "gives the commonest answer; naive Bayes counts the words of the training questions. Models were "
-        f"scored in {result.dtype}; a quantized file by its dequantized weights."
+        f"scored in {result.dtype} by {' and '.join(dict.fromkeys(result.engines.values())) or 'torch'}."
     )
 
 

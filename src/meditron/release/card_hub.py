@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from meditron.ground import figures
 from meditron.release.card_config import CardConfig
-from meditron.store.results import EvaluationResult
+from meditron.store.results import EvaluationResult, TaskScore
 
 __all__ = ["NOT_STATED", "front_matter"]
 
@@ -67,15 +67,26 @@ def _evaluated(result: EvaluationResult, model: str, domains: Mapping[str, str])
         yield EvalResult(
             task_type="multiple-choice",
             task_name=task,
-            dataset_type=task,
-            dataset_name=task,
+            dataset_type=score.data,
+            dataset_name=score.data,
             dataset_revision=score.data_sha256,
-            dataset_split="test",
+            dataset_split=score.split,
             metric_type="accuracy",
             metric_value=score.accuracy,
-            metric_name=f"accuracy, {figures.count(score.n)} questions, "
+            metric_name=f"accuracy ({_way(score)}), {figures.count(score.n)} questions, "
             + _ends(score.interval, figures.percent),
         )
+
+
+def _way(score: TaskScore) -> str:
+    """Name what another evaluation must share for its figure to compare."""
+    parts = [
+        score.rule or score.method,
+        score.layout,
+        f"prompt form {score.prompt_form}",
+        f"{score.shots} shots",
+    ]
+    return ", ".join([*parts, *([f"{score.cut} prompts truncated"] if score.cut else [])])
 
 
 def _ends(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:

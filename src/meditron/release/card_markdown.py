@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from meditron.ground.console import clean
+from meditron.ground.redaction import redact
 
-__all__ = ["Markdown", "Sheet"]
+__all__ = ["Markdown", "Published", "Sheet", "public"]
 
 # What Markdown (with GitHub's tables, strikes and formulas) would take for itself, and nothing more: people
 # read the source too. Brackets alone are text, as no text of a card can define what they would refer to.
@@ -20,6 +21,18 @@ _ACTIVE = re.compile(
     r"|^(?:[#>]|[+-]+(?=\s|$)|---)"  # a heading, a quotation, a list, a line
 )
 _NUMBERED = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))")
+
+
+# An absolute path, or one in a home folder: the whole text, or a part of it.
+_ALONE = re.compile(r"\s*(?:file:(?://)?)?(?:/|~\w*/)(?P<path>.+)", re.DOTALL)
+_WITHIN = re.compile(r"(?<![\w/.:~-])(?:file:(?://)?)?(?:/|~\w*/)(?:[\w.@+=-]+/)+(?P<name>[\w.@+:=-]+)")
+
+
+def public(text: str) -> str:
+    """Return a text without addresses' credentials and queries, and with names instead of absolute paths."""
+    if (whole := _ALONE.fullmatch(text)) and not re.search(r"[\s,;]/", text.strip()):
+        text = whole["path"].rstrip("/").rpartition("/")[2]
+    return _WITHIN.sub(lambda path: path["name"], redact(text))
 
 
 class Sheet(Protocol):
@@ -89,3 +102,33 @@ def _plain(value: object) -> str:
     """A text in one line that no reader of Markdown takes for anything else."""
     line = " ".join(clean(str(value)).split())
     return _NUMBERED.sub(r"\1\\", _ACTIVE.sub(r"\\\g<0>", line))
+
+
+class Published:
+    """A sheet on which nothing is put down that only its writer's machine or account should know."""
+
+    def __init__(self, sheet: Sheet) -> None:
+        self._sheet = sheet
+
+    def section(self, heading: str) -> None:
+        """See `Sheet`."""
+        self._sheet.section(public(heading))
+
+    def text(self, text: str) -> None:
+        """See `Sheet`."""
+        self._sheet.text("\n\n".join(map(public, text.split("\n\n"))))
+
+    def facts(self, facts: Mapping[str, object]) -> None:
+        """See `Sheet`."""
+        self._sheet.facts({public(name): public(str(value)) for name, value in facts.items()})
+
+    def table(
+        self, headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None = None
+    ) -> None:
+        """See `Sheet`."""
+        cells = [[public(str(cell)) for cell in row] for row in rows]
+        self._sheet.table([public(header) for header in headers], cells, caption and public(caption))
+
+    def code(self, text: str, language: str = "") -> None:
+        """See `Sheet`; commands and prompts hold paths within the run's folder only."""
+        self._sheet.code(redact(text), language)

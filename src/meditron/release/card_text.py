@@ -83,6 +83,7 @@ def _uses(sheet: Sheet, facts: CardFacts) -> None:
 
 def _data(sheet: Sheet, facts: CardFacts) -> None:
     sheet.section("Training data")
+    sheet.text(facts.training_data)
     _rows(sheet, facts)
     sources = [(name, one) for c in facts.corpora for name, one in c.metrics.get("sources", {}).items()]
     if not sources:
@@ -104,7 +105,8 @@ def _data(sheet: Sheet, facts: CardFacts) -> None:
     _dropped(sheet, dict(sources))
     sheet.text(
         "A document is held out by a hash of its own identity, before anything else is done: no held-out "
-        "text was trained on. The corpus lists the documents that were dropped, each with its reason."
+        "text was trained on in these stages; what the base model read before them is not recorded. The "
+        "corpus lists the documents that were dropped, each with its reason."
     )
 
 

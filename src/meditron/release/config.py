@@ -23,6 +23,14 @@ class QuantizeConfig(StageConfig):
     threads: Annotated[int | None, Beside] = Field(default=None, ge=1)
     """Threads that quantize; all cores when absent. The bytes are the same."""
 
+    @field_validator("types", mode="before")
+    @classmethod
+    def _any_case(cls, types: object) -> object:
+        """Read `q4_k_m` as `Q4_K_M`; a name of no type is refused with the other values."""
+        if not isinstance(types, list | tuple):
+            return types
+        return tuple(kind.upper() if isinstance(kind, str) else kind for kind in types)
+
     @field_validator("types")
     @classmethod
     def _each_once(cls, types: tuple[GGUFType, ...]) -> tuple[GGUFType, ...]:

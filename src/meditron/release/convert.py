@@ -8,10 +8,14 @@ import torch
 from meditron.ground.errors import UsageError
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import open_weights, save_gguf, save_hf
+from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.naming import model_name
-from meditron.release.quantize import describe
-from meditron.store.files import walk
-from meditron.store.models import resolve
+from meditron.release.quantize import carried_metadata, describe
+from meditron.release.staged import staged
+from meditron.store.ancestry import read_ancestry, write_ancestry
+from meditron.store.authorship import CARD, read_authorship, write_card
+from meditron.store.files import read_json, walk, write_json
+from meditron.store.models import ModelFiles, resolve
 
 __all__ = ["DType", "FloatType", "convert"]
 
@@ -29,35 +33,58 @@ def convert(
     type: FloatType | None = None,
     dtype: DType | None = None,
     force: bool = False,
+    check: bool = True,
 ) -> dict[str, Any]:
     """Write the model `spec` (any MODEL) to `out`: a GGUF file where it ends in `.gguf`, else an HF folder.
 
     `type` is the GGUF file's, F16 when absent; `dtype` the HF folder's, float32 when absent, which loses
     nothing whatever the source is. One tensor is in memory at a time. What is there already is replaced with
-    `force` only.
+    `force` only. Unless `check` is off, which the output records, the written model is compared with its
+    source before it comes into place (`meditron.release.check`).
 
     Returns:
-        For a GGUF file what `describe` says of it; for a folder its `path`, `dtype`, `bytes`.
+        For a GGUF file what `describe` says of it; for a folder its `path`, `dtype`, `bytes`, `check`.
 
     Raises:
         SourceError: `spec` names no model.
         UsageError: `out` exists, lies inside a folder that does not, or is of the other kind than `type` or
             `dtype` says; the values do not fit in `type`.
         InputError: the model's files are damaged.
+        ExportError: the written model differs from its source.
     """
     to_gguf = out.suffix == ".gguf"
     _require_kind(out, type if not to_gguf else None, dtype if to_gguf else None)
     files = resolve(spec)
     _require_free(out, Path(files.path), force=force)
-    tokenizer = model_tokenizer(files)
-    with open_weights(files) as (config, weights):
-        if to_gguf:
-            kind = type or "F16"
-            save_gguf(weights, config, tokenizer, out, type=kind, name=model_name(files))
-            return describe(out, kind) | {"path": str(out)}
-        name = dtype or "float32"
-        save_hf(weights, config, tokenizer, out, getattr(torch, name))
-    return {"path": str(out), "dtype": name, "bytes": sum(file.stat().st_size for file in walk(out))}
+    tokenizer, name = model_tokenizer(files), model_name(files)
+    kind = (type or "F16") if to_gguf else (dtype or "float32")
+    with staged(out) as temporary:
+        with open_weights(files) as (config, weights):
+            if to_gguf:
+                carried = carried_metadata(files, check=check)
+                save_gguf(weights, config, tokenizer, temporary, type or "F16", name=name, carried=carried)
+            else:
+                save_hf(weights, config, tokenizer, temporary, getattr(torch, kind))
+                _carry(files, temporary, name, check=check)
+        if check:
+            written = ModelFiles(str(out), "gguf" if to_gguf else "hf", temporary)
+            ExportCheck(files, tokenizer).require_same(written, kind, out)
+    if to_gguf:
+        return describe(out, type or "F16") | {"path": str(out)}
+    size = sum(file.stat().st_size for file in walk(out))
+    return {"path": str(out), "dtype": kind, "bytes": size, "check": "passed" if check else "skipped"}
+
+
+def _carry(source: ModelFiles, folder: Path, name: str, *, check: bool) -> None:
+    """Write into a model's folder what the source says of itself, its training data, and a skipped check."""
+    if (ancestry := read_ancestry(source)) is not None:
+        write_ancestry(folder, ancestry)
+    authorship = read_authorship(source)
+    card = Path(source.path) / CARD if source.kind == "hf" else None
+    if authorship:
+        write_card(folder, {"general.name": name} | authorship, card=card)
+    if not check:
+        write_json(folder / "config.json", read_json(folder / "config.json") | {CHECK_KEY: "skipped"})
 
 
 def _require_kind(out: Path, type_for_folder: str | None, dtype_for_file: str | None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from meditron.ground.errors import MissingExtra
-from meditron.model.gguf_weights import cannot_hold
+from meditron.model.tensors import cannot_hold
 from meditron.store.gguf_types import tensor_type
 
 __all__ = ["as_blocks", "quantizers"]

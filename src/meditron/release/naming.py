@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from meditron.store.authorship import read_authorship
 from meditron.store.gguf import GGUF
 from meditron.store.manifest import read_manifest
 from meditron.store.models import ModelFiles
@@ -16,8 +17,8 @@ _TYPE = re.compile(r"(^|[-._])(q\d_\w+|b?f16|f32)$", re.IGNORECASE)
 def model_name(files: ModelFiles) -> str:
     """A name for people (GGUF's `general.name`).
 
-    A GGUF file says its own, a stage of a run is called after both (`quickstart pretrain`), any other folder
-    by its name, and a preset by its own (`tiny`).
+    A GGUF file and a README.md (`model_name`) say their own, a stage of a run is called after both
+    (`quickstart pretrain`), any other folder by its name, and a preset by its own (`tiny`).
     """
     if files.kind == "init":
         return files.spec.split(":")[1]
@@ -26,6 +27,8 @@ def model_name(files: ModelFiles) -> str:
         with GGUF(path) as gguf:
             said = gguf.metadata.get("general.name")
         return said if isinstance(said, str) and said else path.stem
+    if said := read_authorship(files).get("general.name"):
+        return str(said)
     if read_manifest(path) is not None:
         return f"{path.parent.name} {path.name}"
     return path.name

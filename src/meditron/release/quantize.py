@@ -19,18 +19,22 @@ from meditron.model.config import LlamaConfig
 from meditron.model.gguf_weights import as_floats, gguf_config, gguf_header, model_tensors
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import open_weights
+from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.config import QuantizeConfig
 from meditron.release.encode import as_blocks, quantizers
 from meditron.release.memory import peak_memory
 from meditron.release.mix import FLOATS, MIXES, fitting, wanted
 from meditron.release.naming import file_stem, model_name
+from meditron.release.staged import staged
 from meditron.release.types import GGUFType
+from meditron.store.ancestry import GGUF_KEY, read_ancestry
 from meditron.store.artifact import Artifact
+from meditron.store.authorship import read_authorship
 from meditron.store.files import make_folder, sha256_file
 from meditron.store.gguf import GGUF, Array, write_gguf
 from meditron.store.models import ModelFiles, resolve
 
-__all__ = ["describe", "quantize", "run", "tell"]
+__all__ = ["carried_metadata", "describe", "quantize", "run", "tell"]
 
 _CONTEXT = 4096
 """Tokens that the memory column reckons with, at most."""
@@ -41,11 +45,13 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     """Write `TYPE.gguf` for every type; a file that an earlier run finished stays as it is.
 
     Returns:
-        `files` (see `describe`), `seconds`, `peak_rss` (of this work, in bytes), `notes`.
+        `files` (see `describe`), `seconds` (of which `check_seconds` compared the files with the model),
+        `peak_rss` (of this work, in bytes), `notes`.
 
     Raises:
         InputError: the model's files are damaged.
         UsageError: its values do not fit in the type, or GGUF cannot say what the model needs.
+        ExportError: a written file differs from the model.
         MissingExtra: a quantized type without libgguf.
     """
     paths = {kind: out / f"{kind}.gguf" for kind in config.types}
@@ -56,11 +62,18 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
 
 
 def quantize(
-    spec: str, types: Sequence[GGUFType], out: Path, *, threads: int | None = None, force: bool = False
+    spec: str,
+    types: Sequence[GGUFType],
+    out: Path,
+    *,
+    threads: int | None = None,
+    force: bool = False,
+    check: bool = True,
 ) -> dict[str, Any]:
     """Write `NAME-TYPE.gguf` of the model `spec` (any MODEL) for each type into the folder `out`.
 
-    Returns and raises what `run` does, and UsageError where a file is there already, which `force` replaces.
+    Without `check` the files are not compared with the model, and say so. Returns and raises what `run` does,
+    and UsageError where a file is there already, which `force` replaces.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot quantize", hint="leave --threads out for all cores")
@@ -73,7 +86,7 @@ def quantize(
         if not force:
             raise UsageError(f"{path} is there already", hint="--force replaces it, or choose another --out")
     make_folder(out)
-    made = _made(spec, paths, list(paths), threads)
+    made = _made(spec, paths, list(paths), threads, check=check)
     return made | {"files": [file | {"path": str(out / file["path"])} for file in made["files"]]}
 
 
@@ -94,11 +107,13 @@ def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
 
     `bpw` is the bits of its tensors by the number of weights; `fallbacks` gives the type of the matrices that
     have another than the mix wants, because their rows are no whole blocks of it; `ram` is the bytes of the
-    file and of the keys and values (F16) of `context` tokens.
+    file and of the keys and values (F16) of `context` tokens; `check` is `skipped` if it was not compared
+    with its source.
     """
     with GGUF(path) as gguf:
         config = gguf_config(gguf)
         tensors = list(gguf.tensors.values())
+        checked = gguf.metadata.get(CHECK_KEY, "passed")
     matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
     context = min(_CONTEXT, config.max_position_embeddings)
     return {
@@ -107,37 +122,60 @@ def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "bpw": 8 * sum(t.nbytes for t in tensors) / sum(prod(t.shape) for t in tensors),
         "fallbacks": {t.name: t.type for t in matrices if t.type != wanted(kind, t.name, config)},
-        "ram": path.stat().st_size + context * _cache_bytes(config),
+        "ram": path.stat().st_size + context * config.cache_bytes,
         "context": context,
+        "check": checked,
         "sha256": sha256_file(path),
     }
 
 
-def _cache_bytes(config: LlamaConfig) -> int:
-    """Bytes that the keys and values of one token take in F16."""
-    return 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-
-
 def _made(
-    spec: str, paths: Mapping[GGUFType, Path], missing: Sequence[GGUFType], threads: int | None
+    spec: str,
+    paths: Mapping[GGUFType, Path],
+    missing: Sequence[GGUFType],
+    threads: int | None,
+    *,
+    check: bool = True,
 ) -> dict[str, Any]:
     """Write the files that are missing, then describe all."""
-    began = time.monotonic()
+    began, checked = time.monotonic(), 0.0
     with peak_memory() as peak:
         if missing:
-            _write(resolve(spec), {kind: paths[kind] for kind in missing}, threads or cores())
+            checked = _write(
+                resolve(spec), {kind: paths[kind] for kind in missing}, threads or cores(), check=check
+            )
         files = [describe(path, kind) for kind, path in paths.items()]
     notes = [_NOTE, *(["peak_rss is of the process since its start"] if peak.since_start else [])]
     seconds = round(time.monotonic() - began, 3)
-    return {"files": files, "seconds": seconds, "peak_rss": peak.bytes, "notes": notes}
+    return {
+        "files": files,
+        "seconds": seconds,
+        "check_seconds": round(checked, 3),
+        "peak_rss": peak.bytes,
+        "notes": notes,
+    }
 
 
-def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int) -> None:
-    """Write each file in one pass over the model's tensors, of which one is in memory at a time."""
+def carried_metadata(files: ModelFiles, *, check: bool) -> dict[str, Any]:
+    """Return the metadata that a GGUF file takes over from its source, and the record of a skipped check."""
+    ancestry = read_ancestry(files)
+    return {
+        **read_authorship(files),
+        **({} if ancestry is None else {GGUF_KEY: ancestry.model_dump_json()}),
+        **({} if check else {CHECK_KEY: "skipped"}),
+    }
+
+
+def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, check: bool) -> float:
+    """Write each file in one pass over the model's tensors, one of which is in memory at a time.
+
+    Returns the seconds that the comparison with the model took.
+    """
     if not set(paths) <= set(FLOATS):
         quantizers()  # or fail before anything is read
         _warn_of_quantized(files)
     tokenizer, name = model_tokenizer(files), model_name(files)
+    comparison = ExportCheck(files, tokenizer)
     with open_weights(files) as (config, weights), ThreadPoolExecutor(threads) as workers:
 
         def encode(name: str, weight: Tensor, kind: str) -> Array:
@@ -152,10 +190,15 @@ def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int) -> N
             for kind in paths
         }
         total = sum(tensor.nbytes for body in bodies.values() for _, tensor in body)
-        header = gguf_header(config, tokenizer, name)
+        header = gguf_header(config, tokenizer, name, carried_metadata(files, check=check))
         with progress("quantize", total, unit="B") as bar:
             for kind, body in bodies.items():
-                write_gguf(paths[kind], header | {"general.file_type": MIXES[kind].file_type}, body)
+                with staged(paths[kind]) as temporary:
+                    write_gguf(temporary, header | {"general.file_type": MIXES[kind].file_type}, body)
+                    if check:
+                        written = ModelFiles(str(paths[kind]), "gguf", temporary)
+                        comparison.require_same(written, kind, paths[kind])
+    return comparison.seconds
 
 
 def _stored_type(kind: GGUFType, config: LlamaConfig, name: str, width: int) -> str:

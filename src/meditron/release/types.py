@@ -1,8 +1,11 @@
 """The names of what a GGUF file can be written in: light, for the door asks for them before any work."""
 
-from typing import Literal
+from difflib import get_close_matches
+from typing import Literal, cast, get_args
 
-__all__ = ["GGUFType"]
+from meditron.ground.errors import UsageError
+
+__all__ = ["GGUFType", "gguf_type"]
 
 GGUFType = Literal[
     "F32",
@@ -22,3 +25,12 @@ GGUFType = Literal[
     "Q8_0",
 ]
 """The types a GGUF file can be written in."""
+
+
+def gguf_type(text: str, among: tuple[str, ...] = get_args(GGUFType)) -> GGUFType:
+    """Return the type that a text names in upper or lower case; UsageError, with the nearest, for another."""
+    name = text.strip().upper().replace("-", "_")
+    if name not in among:
+        near = get_close_matches(name, among, n=3) or among
+        raise UsageError(f"{text!r} is not a GGUF type", hint=f"known types: {', '.join(near)}")
+    return cast("GGUFType", name)

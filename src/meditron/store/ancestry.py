@@ -15,7 +15,16 @@ from meditron.store.files import read_json, write_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles
 
-__all__ = ["FILE_NAME", "GGUF_KEY", "Ancestry", "Training", "of_base", "read_ancestry", "write_ancestry"]
+__all__ = [
+    "FILE_NAME",
+    "GGUF_KEY",
+    "Ancestry",
+    "Training",
+    "of_base",
+    "read_ancestry",
+    "statement",
+    "write_ancestry",
+]
 
 FILE_NAME = "ancestry.json"
 GGUF_KEY = "meditron.ancestry"
@@ -95,6 +104,19 @@ def read_ancestry(files: ModelFiles) -> Ancestry | None:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or FILE_NAME
         raise InputError(path, f"damaged ancestry record: {first['msg']}", place=place) from error
+
+
+def statement(ancestry: Ancestry | None) -> str:
+    """Return one sentence that says how much is known of a model's training data."""
+    if ancestry is None:
+        return "Training data unknown: the model carries no record of its training."
+    read = ", then ".join(f"{training.data} ({training.stage})" for training in ancestry.trainings)
+    trained = f"Trained on {read}" if read else "Not trained"
+    if ancestry.trained_from_scratch:
+        return f"{trained}; the first weights were seeded random numbers."
+    if not read:
+        return f"Training data of the base model {ancestry.base} unknown."
+    return f"{trained}; training data of the base model {ancestry.base} unknown."
 
 
 def write_ancestry(folder: Path, ancestry: Ancestry) -> None:

@@ -11,6 +11,7 @@ against the file's size before anything is allocated or read.
 
 import mmap
 import os
+import re
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,7 +37,7 @@ from meditron.store.gguf_writer import (
     write_gguf,
 )
 
-__all__ = ["GGUF", "Array", "Deferred", "TensorInfo", "Value", "write_gguf"]
+__all__ = ["GGUF", "Array", "Deferred", "TensorInfo", "Value", "require_whole", "write_gguf"]
 
 Value = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
 """A metadata value as the reader gives it."""
@@ -45,8 +46,12 @@ _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
 # The format's own limits on names; ggml refuses longer ones.
 _MAX_KEY, _MAX_NAME = 65_535, 64
-# Far above any vocabulary or list of merges.
-_MAX_ELEMENTS = 1 << 24
+MAX_ENTRIES = 1 << 16
+"""Key-value pairs of a file, and tensors; published models have a few thousand."""
+MAX_ELEMENTS = 1 << 22
+"""Elements of all arrays of a file together; a vocabulary of 262,144 tokens has 1.4 million with merges."""
+MAX_METADATA_BYTES = 1 << 27
+"""Bytes of a file's key-value pairs; 20 MB are usual."""
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -69,6 +74,8 @@ class _Cursor:
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.size, self.at = path, data, len(data), 0
+        self.elements = 0
+        """Of the arrays read so far."""
 
     def fail(self, problem: str, at: int | None = None) -> InputError:
         return InputError(self.path, problem, place=f"byte {self.at if at is None else at}")
@@ -98,12 +105,41 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise self.fail(f"{what} is not UTF-8", begin + error.start) from error
 
+    def strings(self, count: int, what: str) -> list[str]:
+        """So many texts: the bulk of a file's metadata, hence without a call for each."""
+        data, end, at = self.data, self.size, self.at
+        length, texts = _U64.unpack_from, []
+        for _ in range(count):
+            begin = at + 8
+            at = begin + length(data, at)[0] if begin <= end else end + 1
+            if at > end or at - begin > MAX_METADATA_BYTES:
+                break
+            try:
+                texts.append(data[begin:at].decode())
+            except UnicodeDecodeError:
+                break
+            self.at = at
+        # Whatever broke off is read again, for its error.
+        return texts + [self.string(what, MAX_METADATA_BYTES) for _ in range(count - len(texts))]
+
     def count(self, smallest: int, what: str) -> int:
         """A number of things that take at least `smallest` bytes each, so that no file can promise more."""
         start = self.at
         number = self.u64(f"the number of {what}")
         if number > (self.size - self.at) // smallest:
             raise self.fail(f"{number:,} {what} cannot be in {self.size - self.at:,} bytes", start)
+        return number
+
+    def array(self, smallest: int, key: str) -> int:
+        """The number of an array's elements, within what all arrays may have together."""
+        start = self.at
+        number = self.count(smallest, f"elements of {key}")
+        self.elements += number
+        if self.elements > MAX_ELEMENTS:
+            problem = (
+                f"{key} has {number:,} elements, all arrays {self.elements:,}; {MAX_ELEMENTS:,} are allowed"
+            )
+            raise self.fail(problem, start)
         return number
 
 
@@ -126,6 +162,8 @@ class GGUF:
         """Key → value, as plain Python values."""
         for _ in range(pairs):
             _read_pair(cursor, self.metadata)
+            if cursor.at > MAX_METADATA_BYTES:
+                raise cursor.fail(f"the key-value pairs take more than {MAX_METADATA_BYTES:,} bytes")
         infos = [_read_tensor_info(cursor) for _ in range(tensors)]
         self.tensors: dict[str, TensorInfo] = _place(cursor, infos, _alignment(path, self.metadata))
         """Name → where it lies, in the file's order."""
@@ -182,6 +220,22 @@ class GGUF:
         self.close()
 
 
+def require_whole(gguf: GGUF) -> None:
+    """Raise InputError for one part of a model that is split into several files."""
+    count = gguf.metadata.get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return
+    number = gguf.metadata.get("split.no", 0)
+    first = re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"-00001-of-\1.gguf", gguf.path.name)
+    whole = re.sub(r"-\d{5}-of-\d{5}\.gguf$", ".gguf", gguf.path.name)
+    raise InputError(
+        gguf.path,
+        f"is part {number + 1 if isinstance(number, int) else number} of a model split into {count} files",
+        place="split.count",
+        hint=f"join the parts with llama.cpp: llama-gguf-split --merge {first} {whole}",
+    )
+
+
 def _read_header(cursor: _Cursor) -> tuple[int, int, int]:
     if (magic := cursor.data[cursor.skip(4, "the magic") : 4]) != MAGIC:
         raise cursor.fail(f"starts with {magic!r}: not a GGUF file", 0)
@@ -192,6 +246,9 @@ def _read_header(cursor: _Cursor) -> tuple[int, int, int]:
         raise cursor.fail(f"GGUF version {version}; versions 2 and 3 are read", 4)
     # An unnamed scalar F32 tensor takes 24 bytes, a pair with an empty key and a byte for a value 13.
     tensors, pairs = cursor.count(24, "tensors"), cursor.count(13, "key-value pairs")
+    if max(tensors, pairs) > MAX_ENTRIES:
+        problem = f"{tensors:,} tensors and {pairs:,} key-value pairs; {MAX_ENTRIES:,} of each are allowed"
+        raise cursor.fail(problem, 8)
     return version, tensors, pairs
 
 
@@ -206,20 +263,16 @@ def _read_pair(cursor: _Cursor, into: dict[str, Value]) -> None:
 
 def _read_scalar(cursor: _Cursor, code: int, key: str) -> Value:
     if code == STRING:
-        return cursor.string(key)
+        return cursor.string(key, MAX_METADATA_BYTES)
     return cast("Value", _read_numbers(cursor, code, 1, key)[0])
 
 
 def _read_array(cursor: _Cursor, key: str) -> Value:
     code = cursor.u32(f"the element type of {key}")
     smallest = 8 if code == STRING else SCALARS[code].itemsize if code in SCALARS else 1
-    start = cursor.at
-    count = cursor.count(smallest, f"elements of {key}")
-    if count > _MAX_ELEMENTS:
-        raise cursor.fail(f"{key} has {count:,} elements, {_MAX_ELEMENTS:,} are allowed", start)
+    count = cursor.array(smallest, key)
     if code == STRING:
-        what = f"an element of {key}"
-        return [cursor.string(what) for _ in range(count)]
+        return cursor.strings(count, f"an element of {key}")
     return _read_numbers(cursor, code, count, key)
 
 

@@ -1,6 +1,7 @@
 """A MODEL in all its forms, down to files."""
 
 import os
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = ["ModelFiles", "resolve"]
 
 _SHOWN = 8
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "consolidated*.pth")
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}$")
 _FORMS = (
     "an HF folder (config.json and *.safetensors), a .gguf file, a folder:NAME of them, pypi:…, init:NAME"
 )
@@ -77,7 +79,8 @@ def _folder(spec: str, folder: Path) -> ModelFiles:
             for pickled in sorted(folder.glob(pattern)):
                 raise _pickled(pickled)
         raise SourceError(f"{folder}: a config.json without *.safetensors is no model")
-    files = sorted(folder.glob(MODEL))
+    # Of a model split into several files the first part stands for all.
+    files = [file for file in sorted(folder.glob(MODEL)) if not _LATER_PART.search(file.stem)]
     if len(files) == 1:
         return ModelFiles(spec, "gguf", files[0])
     if files:
@@ -124,7 +127,7 @@ def _models_in(folder: Path) -> list[str]:
 def _selected(folder: Path, selector: str) -> Path:
     """The GGUF file of a folder that `selector` means: `F16` is `F16.gguf`, or the one `*F16.gguf`."""
     files = sorted(folder.glob(MODEL))
-    exact = [file for file in files if selector in (file.name, file.stem)]
+    exact = [file for file in files if selector.lower() in (file.name.lower(), file.stem.lower())]
     ending = [
         file for file in files if file.stem.lower().endswith(("-" + selector.lower(), "." + selector.lower()))
     ]

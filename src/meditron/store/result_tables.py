@@ -18,14 +18,15 @@ __all__ = [
     "rules",
     "sentence",
     "steps",
+    "truncated",
     "verdict",
 ]
 
 _LEVEL = 0.05
 """A verdict needs an adjusted p below this."""
 _TOO_FEW = "too few to compare"
-_MODES = {
-    "options": "an option is chosen by its log-probability behind the prompt",
+_METHODS = {
+    "loglikelihood": "an option is chosen by its log-probability behind the prompt",
     "next-token": "the likeliest of all tokens is the answer, and one that names no option is wrong",
 }
 _OF_TASK = ("is right more often than", "is right less often than")
@@ -61,7 +62,7 @@ def measures(result: EvaluationResult, domains: Mapping[str, str]) -> Table:
             source,
             domains.get(source, ""),
             model,
-            figures.count(found.documents),
+            _n(found.documents, found.cut),
             figures.count(found.tokens),
             figures.perplexity(found.perplexity),
             figures.interval(found.interval, figures.perplexity),
@@ -83,11 +84,11 @@ def rules(result: EvaluationResult) -> Table:
             task,
             model,
             f"{rule}{' (asked for)' if rule == score.rule else ''}",
-            figures.count(score.n),
+            _n(score.n, score.cut),
             figures.percent(found.accuracy),
             figures.interval(found.interval, figures.percent),
             figures.percent(found.macro_f1),
-            figures.percent(score.answer_mass),
+            figures.percent(score.option_probability_mass),
         )
         for task in _tasks(result)
         for model, scores in result.tasks.items()
@@ -115,12 +116,50 @@ def rules(result: EvaluationResult) -> Table:
 
 def asked(result: EvaluationResult) -> str:
     """How each task was put to the models, in words."""
-    ways = dict.fromkeys(
-        f"{score.task} was asked in layout {score.layout}, {_shots(score.shots)}; {_MODES[score.mode]}."
-        for scores in result.tasks.values()
-        for score in scores.values()
-    )
-    return " ".join(ways)
+    ways: dict[tuple[str, str], list[str]] = {}
+    for model, scores in result.tasks.items():
+        for score in scores.values():
+            data = score.data if score.split is None else f"{score.data}, split {score.split}"
+            form = (
+                "plain text"
+                if score.prompt_form == "raw"
+                else f"turns of its chat template {score.prompt_form}"
+            )
+            way = (
+                f"in layout {score.layout}, as {form}, {_shots(score.shots)}, by {score.method} in "
+                f"{score.dtype}: {_METHODS[score.method]}. Data: {data}."
+            )
+            ways.setdefault((score.task, way), []).append(model)
+    return " ".join(f"{task} was asked of {', '.join(models)} {way}" for (task, way), models in ways.items())
+
+
+def truncated(result: EvaluationResult) -> str:
+    """Return a sentence on prompts and documents of which only a part was read; empty if there are none."""
+    found: dict[str, list[str]] = {}
+    for model, scores in result.tasks.items():
+        for score in scores.values():
+            what = f"prompts of {score.task} lost their beginning"
+            _add_truncated(found, model, what, score.cut, score.n)
+    for model, texts in result.perplexity.items():
+        for source, text in texts.items():
+            what = f"documents of {source} were scored at their beginning only"
+            _add_truncated(found, model, what, text.cut, text.documents)
+    for one in result.fidelity:
+        what = f"documents of {one.source} were compared at their beginning only"
+        _add_truncated(found, f"{one.model} against {one.against}", what, one.cut, one.documents)
+    told = "; ".join(f"{what} ({', '.join(models)})" for what, models in found.items())
+    return f"Truncated: {told}." if told else ""
+
+
+def _add_truncated(found: dict[str, list[str]], model: str, what: str, cut: int, n: int) -> None:
+    if cut:
+        key = f"{figures.count(cut)} of {figures.count(n)} {what}"
+        found.setdefault(key, []).append(model)
+
+
+def _n(count: int, cut: int) -> str:
+    """Return a number of documents or questions, with how many of them were truncated."""
+    return f"{figures.count(count)} ({figures.count(cut)} truncated)" if cut else figures.count(count)
 
 
 def _shots(count: int) -> str:
@@ -182,7 +221,7 @@ def fidelity(result: EvaluationResult) -> Table:
         (
             f"{one.model} against {one.against}",
             one.source,
-            figures.count(one.documents),
+            _n(one.documents, one.cut),
             figures.count(one.n_tokens),
             figures.estimate(one.perplexity_ratio, one.intervals.get("perplexity_ratio"), figures.ratio),
             figures.estimate(one.kl_mean, one.intervals.get("kl_mean"), figures.decimal),
@@ -310,7 +349,7 @@ def _share(score: Accuracy | Baseline | None) -> str:
 
 def _answers(score: TaskScore) -> dict[str, Accuracy]:
     """What each rule answered; the one score there is where no options were compared."""
-    return {str(rule): found for rule, found in score.rules.items()} or {score.mode: score}
+    return {str(rule): found for rule, found in score.rules.items()} or {score.method: score}
 
 
 def _sources(result: EvaluationResult) -> list[str]:

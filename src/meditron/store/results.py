@@ -12,17 +12,23 @@ from meditron.store.files import read_json, write_json
 
 __all__ = [
     "FILE_NAME",
+    "METHODS",
     "MODES",
+    "PROMPT_FORMS",
     "RULES",
     "Accuracy",
     "Baseline",
     "Comparison",
     "EvaluationResult",
     "Fidelity",
+    "Method",
     "Mode",
     "Perplexity",
+    "PromptForm",
     "Rule",
     "TaskScore",
+    "TrainingData",
+    "TrainingRecord",
     "adjusted",
     "read_results",
     "write_results",
@@ -40,6 +46,13 @@ RULES: tuple[Rule, ...] = ("sum", "bytes", "calibrated")
 Mode = Literal["options", "next-token"]
 """The options' log-probabilities are compared, or the likeliest token of the whole vocabulary is taken."""
 MODES: tuple[Mode, ...] = ("options", "next-token")
+Method = Literal["loglikelihood", "next-token"]
+"""The mode's name in results and rows: what lm-eval calls the comparison of options is `loglikelihood`."""
+METHODS: dict[Mode, Method] = {"options": "loglikelihood", "next-token": "next-token"}
+PromptForm = Literal["trained", "raw", "both"]
+"""Each model is asked as its last finetune was trained (a model without one in plain text), all are asked in
+plain text, or both."""
+PROMPT_FORMS: tuple[PromptForm, ...] = ("trained", "raw", "both")
 
 
 class _Record(BaseModel):
@@ -86,22 +99,36 @@ class TaskScore(Accuracy):
     task: str
     version: int
     """Of the task: the same task, version and layout mean the same prompts."""
+    data: str
+    """Name of the file of questions, or of the task if it is made from a corpus."""
+    split: str | None = None
+    """Name of the split that was asked, as the data names it; None if the data has no split."""
     layout: str
     """How a question was laid out as a prompt."""
-    mode: Mode
+    prompt_form: str
+    """`raw` (plain text), or the name of the chat template in whose turns the prompt stands."""
+    method: Method
+    dtype: str
+    """Number format of weights and activations."""
+    engine: str
+    """What ran the model: `torch`, or `torch on dequantized weights`."""
     shots: int = Field(ge=0)
     """Solved questions before each prompt."""
     shot_ids: tuple[str, ...] = ()
-    """Those, of the training split; the last stands in where one of the others is itself asked."""
+    """Those, of the training split; the last one replaces one that repeats the asked question."""
     n: int = Field(ge=1)
     """Questions."""
+    repeated: int = Field(default=0, ge=0)
+    """Questions of `n` whose text and options repeat those of another one."""
+    ties: int = Field(default=0, ge=0)
+    """Questions whose best score several options share; the first of them counts as the answer."""
     rule: Rule | None
     """What chose the answers; None by next token."""
     rules: dict[Rule, Accuracy]
     """Every rule's accuracy; empty by next token."""
     parse_rate: float = Field(ge=0, le=1)
     """Share of the answers that named an option; 1 where options were compared."""
-    answer_mass: float = Field(ge=0, le=1)
+    option_probability_mass: float = Field(ge=0, le=1)
     """Mean probability of all options together, as first tokens: how much of the model's belief was asked."""
     cut: int = Field(default=0, ge=0)
     """Questions whose prompt lost its beginning, as it is longer than the model's context."""
@@ -110,7 +137,7 @@ class TaskScore(Accuracy):
     confusion: tuple[tuple[int, ...], ...] = ()
     """Of classes: questions by gold class (row) and answer (column); the last column named no option."""
     prompt_sha256: str
-    """SHA-256 over every prompt and its options, in the questions' order."""
+    """SHA-256 over the hashes of every prompt with its options, in the questions' order."""
     data_sha256: str
     """SHA-256 over the questions, their options and gold answers."""
     rows: str
@@ -150,6 +177,8 @@ class Fidelity(_Record):
     """95 % bootstrap intervals of `perplexity_ratio` (model by against), `kl_mean` and `top_agreement`;
     documents are the unit."""
     perplexity_ratio: float
+    cut: int = Field(default=0, ge=0)
+    """Documents of which only the first tokens were predicted."""
     data_sha256: str
 
 
@@ -181,6 +210,34 @@ class Comparison(_Record):
     """The smallest true difference that this n would detect with 80 % power."""
     mcnemar: float | None = None
     """Of accuracies: McNemar's exact two-sided p-value."""
+    unlike: tuple[str, ...] = ()
+    """How the two sides were measured differently, `dtype: float32 / bfloat16` (a / b); empty if alike."""
+
+
+class TrainingRecord(_Record):
+    """One training in a model's ancestry, without the hashes of its data."""
+
+    stage: str
+    kind: str
+    data: str
+    template: str | None = None
+    questions: int = Field(ge=0)
+    """Questions trained on."""
+    documents: int | None = None
+    """Documents trained on; None if the record does not list them."""
+
+
+class TrainingData(_Record):
+    """The record of a model's training data, as far as there is one."""
+
+    statement: str
+    """One sentence for people."""
+    known: bool
+    """Whether all of the training data is recorded, from the first weights on."""
+    base: str | None = None
+    """The model that the first recorded training began from."""
+    trainings: tuple[TrainingRecord, ...] = ()
+    """Oldest first."""
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -205,6 +262,8 @@ class EvaluationResult(_Record):
     fidelity: list[Fidelity] = []
     engines: dict[str, str] = {}
     """Model → what ran it: `torch`, or `torch on dequantized weights`."""
+    ancestry: dict[str, TrainingData] = {}
+    """Model → its training data."""
     differences: list[Comparison] = []
     rows: str
     """The file of per-document rows of perplexity, relative to the folder."""

@@ -37,8 +37,9 @@ def file_task(path: Path) -> Task:
     for reason, count in questions.skipped.items():
         warn(f"{path}: {count} of {len(rows)} rows left out: {reason}")
     splits: dict[Split, Questions] = {"train": questions, "test": questions}
+    split = None
     if shape.name == "pubmedqa" and (truths := sorted(path.parent.glob("test_ground_truth*.json"))):
-        splits = _official(questions, truths[0])
+        splits, split = _official(questions, truths[0]), "test"
     return Task(
         _stem(path),
         shape.version,
@@ -47,6 +48,8 @@ def file_task(path: Path) -> Task:
         shape.origin,
         LAYOUTS[shape.layout],
         splits.__getitem__,
+        data=path.name,
+        split=split,
     )
 
 

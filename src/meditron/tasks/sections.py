@@ -52,6 +52,7 @@ def pubmed_sections(corpus: Path) -> Task:
         "Dernoncourt & Lee 2017, arXiv 1710.06071; abstracts and section categories: PubMed, NLM",
         LAYOUTS["sections"],
         partial(_questions, corpus),
+        split=_SPLITS["test"],
     )
 
 

@@ -37,6 +37,10 @@ class Task:
     """How a question is laid out as a prompt, unless another is asked for."""
     read: Callable[[Split], Questions]
     """Reads a split; called once for each."""
+    data: str = ""
+    """Name of the file of questions, without its folder; empty for a task that is made from a corpus."""
+    split: str | None = None
+    """Name of the split that `rows("test")` reads, as the data names it; None if the data has no split."""
     _read: dict[Split, Questions] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, split: Split, limit: int | None = None) -> tuple[Question, ...]:

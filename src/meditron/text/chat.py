@@ -9,19 +9,22 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from meditron.ground.errors import InputError
-from meditron.text.sandbox import Budget, Environment, refuse_longer
+from meditron.text.budget import Budget, refuse_longer
+from meditron.text.sandbox import Environment
 
 __all__ = ["Message", "render"]
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant), `content`, and whatever else a template knows."""
 
-_MAX_TEMPLATE = 1 << 18  # characters; real ones have some thousands
+_MAX_TEMPLATE = 1 << 16  # characters; real ones have up to 20,000, and more take seconds to compile
+_MAX_MESSAGE = 500  # characters of an error that the template words itself
 _WHERE = "chat template"
 # What foreign code can raise besides jinja2's own: each is the template's fault.
 _FAULTS = (
@@ -44,10 +47,12 @@ def render(
     add_generation_prompt: bool,
     bos: str | None,
     eos: str | None,
+    special_tokens: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The text of `messages`; with `add_generation_prompt` it ends where the assistant's turn begins.
 
-    `bos` and `eos` are the tokens as text, empty where there is none. Raises InputError, with the line, for a
+    `bos` and `eos` are the tokens as text, undefined where there is none; `special_tokens` are more of them
+    by the name of their variable (`pad_token`). Raises InputError, with the line, for a
     template that is damaged, refuses the messages, reaches out of its sandbox, or does not end.
     """
     budget = Budget()
@@ -57,6 +62,7 @@ def render(
         "tools": None,
         "documents": None,
         **{name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token is not None},
+        **special_tokens,
         Budget.KEY: budget,
     }
     pieces: list[str] = []
@@ -77,7 +83,7 @@ def _compiled(template: str) -> Template:
 
 
 def _said(error: BaseException) -> str:
-    message = " ".join(str(error).split())
+    message = " ".join(str(error)[:_MAX_MESSAGE].split())
     return message or type(error).__name__
 
 
@@ -111,7 +117,9 @@ def _to_json(
     return "".join(pieces)
 
 
-_HELPERS = {
-    "raise_exception": _raise,
-    "strftime_now": lambda form: datetime.now().strftime(form),  # the reader's own day
-}
+def strftime_now(form: str) -> str:
+    """The time where the template is rendered; `budget` knows this function by its name."""
+    return datetime.now().strftime(form)
+
+
+_HELPERS = {"raise_exception": _raise, "strftime_now": strftime_now}

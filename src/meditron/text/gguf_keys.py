@@ -12,9 +12,13 @@ from typing import Any, TypeVar
 from meditron.ground.errors import InputError
 from meditron.text.special import Special
 
-__all__ = ["Keys", "TokenType"]
+__all__ = ["NAMED_KEYS", "Keys", "TokenType"]
 
 _T = TypeVar("_T")
+
+
+NAMED_KEYS = {"sep_token": "seperator_token_id", "cls_token": "cls_token_id", "mask_token": "mask_token_id"}
+"""GGUF's keys, spelt so, of special tokens that a template may name."""
 
 
 class TokenType(IntEnum):
@@ -98,6 +102,7 @@ class Keys:
             eos=self.token_id("eos_token_id", eos),
             unknown=self.token_id("unknown_token_id"),
             padding=self.token_id("padding_token_id"),
+            named={name: i for name, key in NAMED_KEYS.items() if (i := self.token_id(key)) is not None},
             add_bos=add_bos if explicit is None else explicit,
             stop=frozenset(i for i in named if i is not None),
             chat_template=template,

@@ -1,4 +1,4 @@
-"""A GGUF's `tokenizer.ggml.*` metadata as the content of a tokenizer.json, and back.
+"""A GGUF's `tokenizer.ggml.*` metadata as the content of a tokenizer.json; `gguf_write` is the way back.
 
 Keys and their meaning: ggml's gguf.md and llama.cpp's `src/llama-vocab.cpp`.
 
@@ -10,21 +10,16 @@ other ties are refused, since no list of merges can tell them apart.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from meditron.ground.errors import InputError
 from meditron.text.gguf_keys import Keys, TokenType
-from meditron.text.pieces import is_byte_piece, strips_space
-from meditron.text.pretokenizers import PRETOKENIZERS, name_of
-from meditron.text.special import Special
+from meditron.text.pretokenizers import PRETOKENIZERS
+from meditron.text.special import ENDS_BY_NAME, Special
 
-if TYPE_CHECKING:
-    from meditron.text.tokenizer import Tokenizer
-
-__all__ = ["gguf_metadata", "read"]
+__all__ = ["read", "splits_of"]
 
 Json = dict[str, Any]
 _BARE: Json = {
@@ -76,9 +71,9 @@ def _spec(
         "merges": [list(pair) for pair in merges],
     }
     added = [
-        _added(i, token, special=kind in control)
+        _added(i, token, special=kind in control or token in ENDS_BY_NAME)
         for i, (token, kind) in enumerate(zip(keys.tokens, keys.types, strict=True))
-        if kind in control or kind == TokenType.USER_DEFINED
+        if kind in control or kind == TokenType.USER_DEFINED or token in ENDS_BY_NAME
     ]
     return {**_BARE, "added_tokens": added, **rules, "model": bpe}
 
@@ -155,7 +150,7 @@ def _scored_merges(keys: Keys) -> list[tuple[str, str]]:
     }
     if max(map(len, pieces), default=0) > _MAX_PIECE:
         raise keys.error("tokens", f"holds a piece of more than {_MAX_PIECE:,} characters")
-    splits = {piece: list(_splits(piece, pieces)) for piece in pieces}
+    splits = {piece: list(splits_of(piece, pieces)) for piece in pieces}
     _refuse_ties(keys, {piece: pieces[piece] for piece, found in splits.items() if found})
     ranked = [
         (-pieces[piece], -len(piece), -len(left), left, right)
@@ -165,7 +160,8 @@ def _scored_merges(keys: Keys) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in sorted(ranked)]
 
 
-def _splits(piece: str, pieces: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+def splits_of(piece: str, pieces: Container[str]) -> Iterator[tuple[str, str]]:
+    """The two pieces that a piece may be joined from, in every way."""
     for at in range(1, len(piece)):
         left, right = piece[:at], piece[at:]
         if left in pieces and right in pieces:
@@ -182,97 +178,3 @@ def _refuse_ties(keys: Keys, scores: Mapping[str, float]) -> None:
                 f"are equal for {other!r} and {piece!r}: which one is joined first would be a guess",
                 hint="open the model's tokenizer.json instead",
             )
-
-
-def gguf_metadata(tokenizer: "Tokenizer", size: int | None = None) -> Json:
-    """The `tokenizer.*` metadata that llama.cpp reads; `read` gives an equal tokenizer back.
-
-    `size`: rows of the embedding, where it has more than the vocabulary has tokens. Raises InputError for
-    rules that GGUF has no words for.
-    """
-    if (size or tokenizer.vocab_size) < tokenizer.vocab_size:
-        raise InputError(tokenizer.path, f"has {tokenizer.vocab_size} tokens, the model {size}")
-    byte_level = tokenizer.spec["decoder"].get("type") == "ByteLevel"
-    own = _byte_level_metadata(tokenizer) if byte_level else _sentencepiece_metadata(tokenizer)
-    types = [_type_of(tokenizer, i, byte_level) for i in range(size or tokenizer.vocab_size)]
-    tokens = [tokenizer.token(i) or f"[PAD{i}]" for i in range(len(types))]
-    special = tokenizer.special
-    said = {
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [int(kind) for kind in types],
-        "tokenizer.ggml.bos_token_id": special.bos,
-        "tokenizer.ggml.eos_token_id": special.eos,
-        "tokenizer.ggml.unknown_token_id": special.unknown,
-        "tokenizer.ggml.padding_token_id": special.padding,
-        "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
-        "tokenizer.ggml.add_eos_token": False,
-        "tokenizer.chat_template": special.chat_template,
-    }
-    if scores := own.get("tokenizer.ggml.scores"):
-        own["tokenizer.ggml.scores"] = [scores.get(token, 0.0) for token in tokens]
-    return own | {key: value for key, value in said.items() if value is not None}
-
-
-def _type_of(tokenizer: "Tokenizer", i: int, byte_level: bool) -> TokenType:
-    token = tokenizer.token(i)
-    if token is None:
-        return TokenType.UNUSED
-    if token == tokenizer.spec["model"].get("unk_token") and not byte_level:
-        return TokenType.UNKNOWN
-    if i in tokenizer.special_ids:
-        return TokenType.CONTROL
-    if i in tokenizer.added_ids:
-        return TokenType.USER_DEFINED
-    return TokenType.BYTE if not byte_level and is_byte_piece(token) else TokenType.NORMAL
-
-
-def _pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Merges; older files write a pair as one text."""
-    merges = (m.split(" ", 1) if isinstance(m, str) else m for m in spec["model"]["merges"])
-    return [(left, right) for left, right in merges]
-
-
-def _byte_level_metadata(tokenizer: "Tokenizer") -> Json:
-    spec = tokenizer.spec
-    pre = name_of(spec.get("pre_tokenizer"))
-    if pre is None or spec.get("normalizer") is not None:
-        raise InputError(
-            tokenizer.path,
-            f"cuts text in a way that GGUF has no known name for; known are {', '.join(PRETOKENIZERS)}",
-            place="pre_tokenizer",
-        )
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in _pairs(spec)],
-        "tokenizer.ggml.add_space_prefix": False,
-    }
-
-
-def _sentencepiece_metadata(tokenizer: "Tokenizer") -> Json:
-    """Scores are lost in tokenizer.json; any that fall in the order of the merges give the same ids.
-
-    Only a text that itself begins with a space may differ: HF's Metaspace puts no second one before it.
-    """
-    _refuse_other_spacing(tokenizer)
-    merges = _pairs(tokenizer.spec)
-    order = dict.fromkeys(left + right for left, right in merges)
-    scores = {piece: -1.0 - place for place, piece in enumerate(order)}
-    normal = {t for t in tokenizer.spec["model"]["vocab"] if not is_byte_piece(t)}
-    scores |= dict.fromkeys(normal - set(scores), -1.0 - len(scores))
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.add_space_prefix": strips_space(tokenizer.spec["decoder"]),
-    }
-
-
-def _refuse_other_spacing(tokenizer: "Tokenizer") -> None:
-    normalizer = tokenizer.spec.get("normalizer") or {}
-    steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
-    cut = tokenizer.spec.get("pre_tokenizer") or {"type": "Metaspace"}
-    if {step.get("type") for step in steps} - {"Prepend", "Replace"} or cut.get("type") != "Metaspace":
-        raise InputError(
-            tokenizer.path, "changes or cuts text in a way that GGUF has no words for", place="normalizer"
-        )

@@ -10,7 +10,16 @@ from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
 
-__all__ = ["ByteMap", "TextStream", "byte_alphabet", "byte_map", "is_byte_piece", "strips_space"]
+__all__ = [
+    "ByteMap",
+    "TextStream",
+    "byte_alphabet",
+    "byte_level_bytes",
+    "byte_map",
+    "is_byte_piece",
+    "sentencepiece_bytes",
+    "strips_space",
+]
 
 ByteMap = Callable[[str], bytes]
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -25,15 +34,17 @@ def byte_alphabet() -> dict[str, int]:
     return alphabet | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-def _byte_level(token: str) -> bytes:
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes of a byte-level token."""
     alphabet = byte_alphabet()
     try:
         return bytes(alphabet[character] for character in token)
-    except KeyError:  # an added token, written as it is
+    except KeyError:  # a token in plain letters
         return token.encode()
 
 
-def _sentencepiece(token: str) -> bytes:
+def sentencepiece_bytes(token: str) -> bytes:
+    """The bytes of a SentencePiece token."""
     byte = _BYTE_PIECE.fullmatch(token)
     return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
 
@@ -55,9 +66,9 @@ def byte_map(decoder: object) -> ByteMap | None:
     """The bytes of a token under tokenizer.json's `decoder`; None for a decoder of neither family."""
     steps = [step.get("type") for step in _steps(decoder)]
     if steps == ["ByteLevel"]:
-        return _byte_level
+        return byte_level_bytes
     if steps and set(steps) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
-        return _sentencepiece
+        return sentencepiece_bytes
     return None
 
 

@@ -71,6 +71,7 @@ PRETOKENIZERS: Mapping[str, PreTokenizer] = {
     "llama-bpe": _LLAMA_BPE,
     "llama3": _LLAMA_BPE,
     "llama-v3": _LLAMA_BPE,
+    "dbrx": PreTokenizer(_LLAMA_BPE.spec),
 }
 
 
@@ -85,9 +86,9 @@ def _key(spec: object) -> str:
     return json.dumps(strip(spec), sort_keys=True)
 
 
-def name_of(spec: object) -> str | None:
-    """llama.cpp's name for a tokenizer.json's `pre_tokenizer`; None where none of the known ones is meant."""
+def name_of(spec: object, *, ignore_merges: bool) -> str | None:
+    """llama.cpp's name for a tokenizer.json's `pre_tokenizer` and `ignore_merges`; None if it has none."""
     for name, known in PRETOKENIZERS.items():
-        if _key(known.spec) == _key(spec):
+        if known.ignore_merges == ignore_merges and _key(known.spec) == _key(spec):
             return name
     return None

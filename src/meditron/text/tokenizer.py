@@ -23,12 +23,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.ground.errors import InputError, SourceError, UsageError
 from meditron.store.files import atomic
 from meditron.text import gguf_vocab, hf_folder
-from meditron.text.pieces import TextStream, byte_map, strips_space
+from meditron.text.backend import build
+from meditron.text.pieces import TextStream, byte_level_bytes, byte_map, strips_space
 from meditron.text.special import Special, end_of_text, stops
 
 if TYPE_CHECKING:
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
 __all__ = ["Tokenizer", "load_tokenizer"]
 
 _MAX_ID = 1 << 22  # no vocabulary is near it; an id above it is damage, and would size an embedding
+_STAND_IN = "\ufdd1"  # a noncharacter around a control token's id, while a text is tokenized
+
+
+def _stand_in(token_id: int) -> str:
+    return f"{_STAND_IN}{token_id}{_STAND_IN}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +90,7 @@ class Tokenizer:
         return {"spec": self.spec, "special": self.special, "path": self.path}
 
     def _build(self, *, special: bool) -> Backend:
-        try:
-            backend = Backend.from_str(json.dumps(self.spec))
-        except Exception as error:  # the library raises nothing narrower
-            raise InputError(self.path, f"is no tokenizer: {error}") from error
+        backend = build(self.spec, self.path)
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = not special
@@ -115,6 +119,32 @@ class Tokenizer:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [prefix + encoding.ids for encoding in encodings]
 
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Ids of one text whose control tokens are given by id; a control token's name in a part is text.
+
+        Raises UsageError for a text with the noncharacter U+FDD1, which stands for the ids meanwhile.
+        """
+        if any(_STAND_IN in part for part in parts if isinstance(part, str)):
+            raise UsageError("the text holds the noncharacter U+FDD1")
+        backend, stand_ins = self._parts_backend
+        text = "".join(part if isinstance(part, str) else _stand_in(part) for part in parts)
+        return [stand_ins.get(i, i) for i in backend.encode(text, add_special_tokens=False).ids]
+
+    @cached_property
+    def _parts_backend(self) -> tuple[Backend, dict[int, int]]:
+        """A backend that reads a stand-in as an added token, and the id that each stands for.
+
+        Stand-ins are added as ordinary tokens, for this backend reads no control token; with the rules of
+        the tokens that they stand for, the text is cut at the same places.
+        """
+        backend = self._build(special=False)
+        control = {i: t for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        for i, token in control.items():
+            rules = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+            backend.add_tokens([AddedToken(_stand_in(i), **rules)])
+        new = backend.get_added_tokens_decoder()
+        return backend, {i: int(t.content.strip(_STAND_IN)) for i, t in new.items() if _STAND_IN in t.content}
+
     def _prefix(self, bos: bool | None) -> list[int]:
         wanted = self.special.add_bos if bos is None else bos
         return [self.special.bos] if wanted and self.special.bos is not None else []
@@ -138,7 +168,11 @@ class Tokenizer:
     def _bytes(self) -> dict[int, bytes]:
         bytes_of = byte_map(self.spec["decoder"])
         assert bytes_of is not None  # noqa: S101  # _checked has seen to it
-        return {i: bytes_of(token) for token, i in self._backend.get_vocab(with_added_tokens=True).items()}
+        table = {i: bytes_of(token) for token, i in self._backend.get_vocab(with_added_tokens=True).items()}
+        if bytes_of is byte_level_bytes:  # added tokens stand in the vocabulary as they stand in a text
+            added = self._backend.get_added_tokens_decoder()
+            table |= {i: token.content.encode() for i, token in added.items()}
+        return table
 
     @cached_property
     def added_ids(self) -> frozenset[int]:
@@ -183,6 +217,18 @@ class Tokenizer:
     def stop_ids(self) -> frozenset[int]:
         """Every token that ends a text or a turn."""
         return stops(self._control, self.special) | {self.end_of_text_id}
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The special tokens as text, by the names that chat templates know them by."""
+        ids = {
+            "bos_token": self.special.bos,
+            "eos_token": self.special.eos,
+            "unk_token": self.special.unknown,
+            "pad_token": self.special.padding,
+            **self.special.named,
+        }
+        return {name: str(self.token(i)) for name, i in ids.items() if i is not None}
 
     @property
     def chat_template(self) -> str | None:

@@ -1,0 +1,90 @@
+"""Refusal to score a model on data that it, or a model it was trained from, was trained on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from meditron.evaluate.candidate import Candidate
+from meditron.evaluate.exam import Exam
+from meditron.ground.errors import MeditronError
+from meditron.store.ancestry import Training, statement
+from meditron.store.corpus import Text
+from meditron.store.identity import content_sha256, short
+from meditron.store.results import TrainingData, TrainingRecord
+from meditron.tasks.question import Question
+from meditron.tasks.sentences import sentences
+
+__all__ = ["refuse_trained_documents", "refuse_trained_questions", "training_data"]
+
+_MIN_WORDS = 4
+"""Words of a sentence that can identify a question, as training records them."""
+
+
+def refuse_trained_questions(candidate: Candidate, exams: Iterable[Exam]) -> None:
+    """Raise MeditronError if a training in the model's ancestry read one of the questions, by content.
+
+    Ids, files, the order of options and the model's file format make no difference.
+    """
+    for exam in exams:
+        met = [(training, _read(training, exam.questions)) for training in _trainings(candidate)]
+        if asked := {question for _, questions in met for question in questions}:
+            stages = ", ".join(f"{t.stage} (data: {t.data})" for t, questions in met if questions)
+            raise MeditronError(
+                f"{candidate.name} was trained on {len(asked)} of the {len(exam.questions)} questions of "
+                f"{exam.task.name}, in {stages}",
+                hint="a score on them would measure memory: evaluate on questions that no training has read",
+            )
+
+
+def _trainings(candidate: Candidate) -> tuple[Training, ...]:
+    return candidate.ancestry.trainings if candidate.ancestry else ()
+
+
+def _read(training: Training, questions: Iterable[Question]) -> list[Question]:
+    """Return the questions that a training read, as a task's questions or in users' messages."""
+    known, texts = frozenset(training.questions), frozenset(training.texts)
+    return [q for q in questions if short(q.content_sha256) in known or (texts and _told(texts, q.text))]
+
+
+def _told(texts: frozenset[str], question: str) -> bool:
+    """Decide if messages held the question: its whole text, or each of its sentences of enough words."""
+    found = [text for line in question.splitlines() for text in sentences(line)]
+    long = [text for text in found if len(text.split()) >= _MIN_WORDS]
+    return any(
+        some and all(short(content_sha256(text)) in texts for text in some) for some in ([question], long)
+    )
+
+
+def refuse_trained_documents(candidate: Candidate, documents: Mapping[str, Sequence[Text]]) -> None:
+    """Raise MeditronError if a training in the model's ancestry read a held-out document, by content."""
+    held = {short(content_sha256(text.text)) for texts in documents.values() for text in texts}
+    for training in _trainings(candidate):
+        if met := len(held.intersection(training.documents or ())):
+            raise MeditronError(
+                f"{candidate.name} was trained on {met} of the {len(held)} held-out documents, in "
+                f"{training.stage} (data: {training.data})",
+                hint="perplexity on them would measure memory: use a corpus that holds them out as well",
+            )
+
+
+def training_data(candidate: Candidate) -> TrainingData:
+    """Return the record of a model's training data for results and card."""
+    ancestry = candidate.ancestry
+    if ancestry is None and candidate.files.kind == "init":
+        return TrainingData(statement="Not trained: the weights are seeded random numbers.", known=True)
+    if ancestry is None:
+        return TrainingData(statement=statement(None), known=False)
+    return TrainingData(
+        statement=statement(ancestry),
+        known=ancestry.trained_from_scratch and all(t.documents is not None for t in ancestry.trainings),
+        base=ancestry.base,
+        trainings=tuple(
+            TrainingRecord(
+                stage=training.stage,
+                kind=training.kind,
+                data=training.data,
+                template=training.template,
+                questions=len(training.questions),
+                documents=None if training.documents is None else len(training.documents),
+            )
+            for training in ancestry.trainings
+        ),
+    )

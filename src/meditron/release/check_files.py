@@ -1,0 +1,203 @@
+"""What a source's files say themselves, compared with a written model: tensors, keys, added and stop tokens.
+
+Read without the package's readers of models: only JSON, safetensors' headers and GGUF's keys.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from meditron.model.config import LlamaConfig
+from meditron.model.gguf_shape import NEUTRAL, REQUIRED
+from meditron.model.gguf_weights import gguf_name
+from meditron.model.hf_weights import stored_tensors
+from meditron.model.tensors import parameter_shapes
+from meditron.store.files import read_json
+from meditron.store.gguf import GGUF
+from meditron.store.models import ModelFiles
+from meditron.text.tokenizer import Tokenizer
+
+__all__ = ["EMBEDDING", "HEAD", "missing_keys", "raw_differences", "token_differences"]
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_COPIES = "rotary_emb.inv_freq"  # computed from the config
+_SCALING = "llama.rope.scaling."
+
+
+def raw_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
+    """The keys and tensors of the source that the written model lacks or has otherwise.
+
+    `written` is the shape that was read from it.
+    """
+    if source.kind == "init":
+        return
+    yield from _tensor_differences(source, written)
+    if source.kind == "gguf":
+        with GGUF(Path(source.path)) as gguf:
+            yield from _gguf_key_differences(gguf.metadata, written)
+    else:
+        yield from _hf_key_differences(read_json(Path(source.path) / "config.json"), written)
+
+
+def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
+    """Added tokens and stop ids that the source's files name and the written tokenizer lacks."""
+    path = Path(source.path)
+    named: dict[str, Any] = {}
+    if source.kind == "gguf":
+        with GGUF(path) as gguf:
+            named = {
+                key: gguf.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")
+            }
+    elif source.kind == "hf":
+        for content, i in _added_tokens(path).items():
+            if written.token(i) != content or i not in written.added_ids:
+                yield f"added token {content!r} ({i}) is {written.token(i)!r}"
+        files = ("config.json", "generation_config.json")
+        named = {file: _table(path / file).get("eos_token_id") for file in files}
+    for place, value in named.items():
+        for i in value if isinstance(value, list) else [value]:
+            if isinstance(i, int) and written.token(i) is not None and i not in written.stop_ids:
+                yield f"stop id {i} ({written.token(i)!r}) of {place} is missing"
+
+
+def missing_keys(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Keys without which llama.cpp refuses a file, or reads other widths from it."""
+    for key in REQUIRED:
+        if key not in metadata:
+            yield f"{key} is missing, without which llama.cpp does not open the file"
+            return
+    width, heads = metadata["llama.embedding_length"], metadata["llama.attention.head_count"]
+    lengths = [metadata.get(f"llama.attention.{key}_length", width // heads) for key in ("key", "value")]
+    if lengths[0] != lengths[1]:
+        yield (
+            f"llama.attention.value_length is {metadata.get('llama.attention.value_length', 'missing')}, "
+            f"for llama.cpp {lengths[1]}; heads are {lengths[0]} wide"
+        )
+
+
+def _tensor_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
+    """Every stored tensor is in the written model; a head may only be left out if it is the embedding."""
+    whole = written.model_copy(update={"tie_word_embeddings": False})
+    if source.kind == "hf":
+        stored = {name for name in stored_tensors(Path(source.path)) if not name.endswith(_COPIES)}
+    else:
+        ours = {gguf_name(name): name for name in parameter_shapes(whole)}
+        with GGUF(Path(source.path)) as gguf:
+            stored = {ours.get(name, name) for name in gguf.tensors if name != "rope_freqs.weight"}
+    for name in sorted(stored - parameter_shapes(written).keys()):
+        if name != HEAD:
+            yield f"{name} of the source is missing"
+        elif _head_differs(source):
+            yield f"{HEAD} of the source, which differs from {EMBEDDING}, is missing"
+
+
+def _head_differs(source: ModelFiles) -> bool:
+    if source.kind == "gguf":
+        with GGUF(Path(source.path)) as gguf:
+            head, embedding = gguf.tensors[gguf_name(HEAD)], gguf.tensors[gguf_name(EMBEDDING)]
+            equal = (
+                (gguf.raw(head.name) == gguf.raw(embedding.name)).all()
+                if head.type == embedding.type
+                else False
+            )
+            return not equal
+    files = stored_tensors(Path(source.path))
+    with safe_open(files[HEAD], framework="pt") as one, safe_open(files[EMBEDDING], framework="pt") as other:
+        return not torch.equal(one.get_tensor(HEAD).float(), other.get_tensor(EMBEDDING).float())
+
+
+def _gguf_key_differences(metadata: Mapping[str, Any], written: LlamaConfig) -> Iterator[str]:
+    """Every key under `llama.` has its value in the written shape, or no effect at the value it has."""
+    expected = written.to_gguf()
+    ours, theirs = _scaling(metadata), _scaling(expected)
+    if not all(_near(a, b) for a, b in zip(ours, theirs, strict=True)):
+        yield f"{_SCALING}* (type, factor, attn_factor, original context) is {theirs} instead of {ours}"
+    for key, value in metadata.items():
+        if not key.startswith("llama.") or key in _COMPARED_APART:
+            continue
+        if key in expected:
+            if not _near(value, expected[key]) and value != [expected[key]] * len(_list(value)):
+                yield f"{key} is {expected[key]} instead of {value!r:.60}"
+        elif key not in NEUTRAL or ((allowed := NEUTRAL[key]) is not None and value not in allowed):
+            yield f"{key} = {value!r:.60} of the source is not carried over"
+
+
+_COMPARED_APART = {
+    "llama.vocab_size",  # the tokens' number counts
+    "llama.rope.scale_linear",
+    *(_SCALING + key for key in ("type", "factor", "attn_factor", "original_context_length")),
+}
+
+
+def _scaling(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Type, factor, attention factor and original context as llama.cpp computes with them."""
+    kind = metadata.get(_SCALING + "type", "linear")
+    factor = metadata.get(_SCALING + "factor", metadata.get("llama.rope.scale_linear", 1.0)) or 1.0
+    attention = metadata.get(_SCALING + "attn_factor", 1.0)
+    if kind != "yarn":
+        return "linear", 1.0 if kind == "none" else factor, attention, None
+    context = metadata.get(_SCALING + "original_context_length", metadata.get("llama.context_length"))
+    return kind, factor, attention, context
+
+
+def _hf_key_differences(config: Mapping[str, Any], written: LlamaConfig) -> Iterator[str]:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    found = dict(config) | {key: value for key, value in rope.items() if key == "rope_theta"}
+    for key in _SHAPE:
+        if (value := found.get(key)) is not None and not _near(value, getattr(written, key)):
+            yield f"{key} is {getattr(written, key)} instead of {value!r:.60}"
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    scaling = written.rope_scaling
+    if kind != (scaling.rope_type if scaling else "default"):
+        yield f"the rotary scaling is {scaling.rope_type if scaling else 'default'} instead of {kind!r:.60}"
+    # Llama 3's numbers are compared by the logits: several of them can give the same factors.
+    compared = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor", "attention_factor")}
+    for key in compared.get(kind, ()):
+        if scaling and rope.get(key) is not None and not _near(rope[key], getattr(scaling, key)):
+            yield f"{key} of the rotary scaling is {getattr(scaling, key)} instead of {rope[key]!r:.60}"
+
+
+_SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+)
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
+    """Names and ids of `added_tokens.json` and of `added_tokens_decoder`, which has the last word."""
+    added = {name: i for name, i in _table(folder / "added_tokens.json").items() if isinstance(i, int)}
+    decoder = _table(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    for i, token in decoder.items() if isinstance(decoder, dict) else ():
+        if isinstance(token, dict) and isinstance(content := token.get("content"), str) and i.isdecimal():
+            added[content] = int(i)
+    return added
+
+
+def _table(path: Path) -> Mapping[str, Any]:
+    content = read_json(path) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _near(ours: Any, theirs: Any) -> bool:  # noqa: ANN401
+    """Equal, or floats that fp32 and a decimal may round apart."""
+    if isinstance(ours, int | float) and isinstance(theirs, int | float):
+        return (
+            bool(abs(ours - theirs) <= 1e-5 * abs(theirs))
+            if float in map(type, (ours, theirs))
+            else ours == theirs
+        )
+    return bool(ours == theirs)

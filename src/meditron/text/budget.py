@@ -1,0 +1,304 @@
+"""Limits of one rendering of a chat template, and upper bounds of values before they are made.
+
+Every operation of a template is paid in steps by the size of its operands and of its result, so time is
+bounded. A value is measured as if it were printed, with shared parts counted each time, and never exceeds
+`MAX_TEXT` characters or `MAX_ITEMS` parts; an operation whose result could be much larger than its operands
+is measured before it runs. What one rendering makes in all is at most `MAX_MADE` characters, so memory is
+bounded even if a template keeps every value.
+"""
+
+import re
+import string
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from itertools import islice
+from operator import length_hint
+from typing import Any, TypeVar
+
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Undefined
+from jinja2.utils import Cycler, Joiner, Namespace
+
+__all__ = [
+    "MAX_ITEMS",
+    "MAX_MADE",
+    "MAX_STEPS",
+    "MAX_TEXT",
+    "Budget",
+    "Listed",
+    "check_call",
+    "check_join",
+    "check_operands",
+    "is_plain",
+    "refuse_longer",
+]
+
+_T = TypeVar("_T")
+MAX_STEPS = 200_000
+MAX_TEXT = 1 << 22  # characters of the text, and of any value on the way
+MAX_ITEMS = 1 << 16  # parts of any value, lists within lists written out
+MAX_MADE = 1 << 26  # characters of all values that one rendering makes: 256 MB at four bytes each
+_TEXT_PER_STEP, _TEXT_PER_ITEM = 1024, 64
+_MAX_BITS = 1 << 12  # of a whole number: longer ones take time in the square of their length
+_MAX_DECIMALS = 400  # beyond a float's exponent
+_MAX_TIME_FORMAT = 256  # characters
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+# Filters that go over a text character by character.
+_ITERATING = frozenset(
+    {
+        "batch",
+        "dictsort",
+        "groupby",
+        "items",
+        "join",
+        "list",
+        "map",
+        "max",
+        "min",
+        "random",
+        "reject",
+        "rejectattr",
+        "select",
+        "selectattr",
+        "slice",
+        "sort",
+        "sum",
+        "unique",
+    }
+)
+_CONVERSION = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+)?)?")
+_NUMBER_WIDTH = 330  # characters of a printed float
+
+
+class Budget:
+    """Steps and characters that one rendering may still take; it travels among the rendering's variables."""
+
+    KEY = "budget of steps"  # no name that a template could write
+
+    def __init__(self) -> None:
+        self.steps = MAX_STEPS
+        self.made = 0
+        self.written = 0
+
+    def pay(self, steps: int) -> None:
+        """Take `steps`; SecurityError when there are none left."""
+        self.steps -= steps
+        if self.steps < 0:
+            raise SecurityError(f"takes more than {MAX_STEPS:,} steps")
+
+    def measure(self, value: object) -> int:
+        """Take a step, and more for the size of a value, which must not be too large."""
+        size = len(value) if type(value) is str else _extent(value)
+        if size > MAX_TEXT:
+            refuse_longer(size)
+        self.steps -= 1 + size // _TEXT_PER_STEP
+        if self.steps < 0:
+            self.pay(0)
+        return size
+
+    def pay_for(self, value: _T) -> _T:
+        """Take steps for a new value."""
+        self.made += self.measure(value)
+        if self.made > MAX_MADE:
+            raise SecurityError(f"makes values of more than {MAX_MADE:,} characters")
+        return value
+
+    def pay_for_reading(self, value: object) -> None:
+        """Take steps for an operation that looks at every part of `value`."""
+        if isinstance(value, str):
+            self.pay(len(value) // _TEXT_PER_STEP)
+        elif isinstance(value, list | tuple | KeysView | ValuesView | ItemsView):
+            self.pay(_extent(value) // _TEXT_PER_STEP)
+
+    def pay_for_output(self, piece: str) -> None:
+        """Take a step for a piece of the text, which as a whole must not be too long."""
+        self.pay(1)
+        self.written += len(piece)
+        refuse_longer(self.written)
+
+
+class Listed(Iterator[Any]):
+    """Items that a filter yields, made at once so that they can be measured; like a generator, read once."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items = _bounded(items)
+        self._at = 0
+
+    def __length_hint__(self) -> int:
+        """The number of all items."""
+        return len(self._items)
+
+    def __next__(self) -> Any:  # noqa: ANN401
+        """The next item."""
+        if self._at == len(self._items):
+            raise StopIteration
+        self._at += 1
+        return self._items[self._at - 1]
+
+
+def _bounded(items: Iterable[Any]) -> list[Any]:
+    """The items as a list; SecurityError as soon as they are too many or too large."""
+    listed: list[Any] = []
+    size = 0
+    for item in islice(items, MAX_ITEMS + 1):
+        refuse_longer(size := size + (len(item) if isinstance(item, str) else _extent(item)))
+        listed.append(item)
+    if len(listed) > MAX_ITEMS:
+        raise SecurityError(f"makes a value of more than {MAX_ITEMS:,} parts")
+    return listed
+
+
+def refuse_longer(count: int) -> None:
+    """SecurityError for more characters than any value may have."""
+    if count > MAX_TEXT:
+        raise SecurityError(f"makes more than {MAX_TEXT:,} characters")
+
+
+def is_plain(value: object) -> bool:
+    """Whether printing a value makes no text that is longer than its measure."""
+    return isinstance(value, str | int | float | Undefined) or value is None
+
+
+def _extent(value: object) -> int:
+    """About the characters that a value would have if it were printed; SecurityError for too many."""
+    if isinstance(value, str):
+        refuse_longer(len(value))
+        return len(value)
+    total, items, left = 0, 0, [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            total += len(item)
+        elif isinstance(item, int):
+            if item.bit_length() > _MAX_BITS:
+                raise SecurityError(f"makes a number of more than {_MAX_BITS:,} bits")
+        else:
+            left += _parts(item)
+        items += 1
+        if items > MAX_ITEMS or len(left) > 2 * MAX_ITEMS:
+            raise SecurityError(f"makes a value of more than {MAX_ITEMS:,} parts")
+        refuse_longer(total)
+    return total + items * _TEXT_PER_ITEM
+
+
+def _parts(value: object) -> Iterable[object]:
+    """What a value consists of, as far as a template can reach or print it."""
+    if isinstance(value, Namespace):
+        value = value._Namespace__attrs
+    if isinstance(value, Mapping):
+        return [part for pair in islice(value.items(), MAX_ITEMS) for part in pair]
+    if isinstance(value, Listed):
+        return value._items
+    if isinstance(value, Cycler):
+        return value.items
+    if isinstance(value, Joiner):
+        return [value.sep]
+    if isinstance(value, list | tuple | set | frozenset | KeysView | ValuesView | ItemsView | range):
+        return islice(value, MAX_ITEMS + 1)
+    return []
+
+
+def check_operands(operator: str, left: Any, right: Any) -> None:  # noqa: ANN401
+    """SecurityError for `left operator right` that could be huge, or take long, for its operands."""
+    if isinstance(left, int) and isinstance(right, int):
+        lengths = left.bit_length(), right.bit_length()
+        bits = {"*": sum(lengths), "**": lengths[0] * abs(right)}
+        if max(bits.get(operator, 0), *lengths) > _MAX_BITS:
+            raise SecurityError(f"makes a number of more than {_MAX_BITS:,} bits")
+    elif operator == "*":
+        count, other = (left, right) if isinstance(left, int) else (right, left)
+        if isinstance(count, int) and isinstance(other, str | list | tuple):
+            refuse_longer(len(other) * max(count, 0))
+    elif operator == "%" and isinstance(left, str):
+        _check_conversions(left, right)
+
+
+def check_call(name: str, owner: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ANN401
+    """SecurityError for `owner.name(*args)`, or the filter `owner|name(*args)`, whose result could be huge.
+
+    The filter `format` is called `%` here, for the method of its name has another language. All that is not
+    named here makes at most a small multiple of its operands.
+    """
+    values = (*args, *kwargs.values())
+    if name in _ITERATING and isinstance(owner, str) and len(owner) > MAX_ITEMS:
+        raise SecurityError(f"makes a value of more than {MAX_ITEMS:,} parts")
+    if name in _WIDENING:
+        widths = (len(v) if isinstance(v, str) else abs(v) for v in values if isinstance(v, int | str))
+        refuse_longer(max(widths, default=0) * _WIDENING[name](owner))
+    elif name == "replace":
+        text, old, new = (str(v) for v in (owner, *_replaced(args, kwargs)))
+        refuse_longer(len(text) + text.count(old) * len(new))
+    elif name == "%":
+        _check_conversions(str(owner), values)
+    elif name in ("format", "format_map"):
+        _check_fields(str(owner), values)
+    elif name == "round" and any(isinstance(v, int) and abs(v) > _MAX_DECIMALS for v in values):
+        raise SecurityError(f"rounds to more than {_MAX_DECIMALS} places")
+    elif name == "sum" and not all(isinstance(v, int | float | str | None) for v in values):
+        raise SecurityError("sums lists")  # in the square of their length
+    elif name == "strftime_now" and any(len(str(v)) > _MAX_TIME_FORMAT for v in values):
+        raise SecurityError(f"formats the time with more than {_MAX_TIME_FORMAT} characters")
+
+
+def check_join(separator: str, items: Iterable[object]) -> None:
+    """SecurityError for a text joined from measured `items` that would be too long."""
+    refuse_longer(len(separator) * length_hint(items))
+
+
+def _lines(value: object) -> int:
+    return 1 + sum(map(value.count, _LINE_ENDS)) if isinstance(value, str) else 1
+
+
+def _tabs(value: object) -> int:
+    return 1 + value.count("\t") if isinstance(value, str) else 1
+
+
+def _nodes(value: object) -> int:
+    return 1 + _extent(value) // _TEXT_PER_ITEM
+
+
+def _once(_: object) -> int:
+    return 1
+
+
+# Methods and filters with an argument, a number or a text, that a part of the result may be as long as, and
+# the number of these parts.
+_WIDENING: Mapping[str, Callable[[object], int]] = {
+    "batch": _nodes,
+    "center": _once,
+    "expandtabs": _tabs,
+    "indent": _lines,
+    "ljust": _once,
+    "rjust": _once,
+    "slice": _nodes,
+    "tojson": _nodes,
+    "truncate": _once,
+    "zfill": _once,
+}
+
+
+def _replaced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    old = args[0] if args else kwargs.get("old", "")
+    return old, args[1] if len(args) > 1 else kwargs.get("new", "")
+
+
+def _check_conversions(template: str, values: object) -> None:
+    """`%` and the filter `format`."""
+    found = _CONVERSION.findall(template)
+    _check_widths(template, [width for pair in found for width in pair if width], len(found), values)
+
+
+def _check_fields(template: str, values: object) -> None:
+    """The method `format`."""
+    parsed = islice(string.Formatter().parse(template), MAX_ITEMS + 1)
+    fields = [spec or "" for _, name, spec, _ in parsed if name is not None]
+    if any("{" in spec for spec in fields):
+        raise SecurityError("formats with a width of its own")
+    _check_widths(template, re.findall(r"\d+", " ".join(fields)), len(fields), values)
+
+
+def _check_widths(template: str, widths: Sequence[str], count: int, values: object) -> None:
+    """Each of `count` places may take all the values, or its width."""
+    if any(width == "*" or len(width) > len(str(MAX_TEXT)) for width in widths):
+        raise SecurityError("formats with a width of its own")
+    longest = _extent(values) + _NUMBER_WIDTH if count else 0
+    refuse_longer(len(template) + count * longest + sum(map(int, widths)))

@@ -1,0 +1,240 @@
+"""A tokenizer as a GGUF's `tokenizer.*` metadata, or a refusal: what is written gives equal ids in llama.cpp.
+
+GGUF has names for a few ways of cutting text, and no words for most flags of added tokens. Each rule of a
+tokenizer.json is therefore either one that llama.cpp applies, one that cannot change any ids, or refused.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from meditron.ground.errors import InputError
+from meditron.text.gguf_keys import NAMED_KEYS, TokenType
+from meditron.text.gguf_vocab import splits_of
+from meditron.text.pieces import byte_alphabet, is_byte_piece, strips_space
+from meditron.text.pretokenizers import PRETOKENIZERS, name_of
+from meditron.text.special import ENDS_BY_NAME
+
+if TYPE_CHECKING:
+    from meditron.text.tokenizer import Tokenizer
+
+__all__ = ["gguf_metadata"]
+
+Json = dict[str, Any]
+_FLAGS = ("single_word", "lstrip", "rstrip")
+_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_PREFIX = {"type": "Prepend", "prepend": "▁"}
+_FROM_MODEL = (
+    "use a folder with tokenizer.model and no tokenizer.json: SentencePiece's own rules are llama.cpp's"
+)
+
+
+def gguf_metadata(tokenizer: "Tokenizer", size: int | None = None) -> Json:
+    """The `tokenizer.*` metadata that llama.cpp reads; `gguf_vocab.read` gives an equal tokenizer back.
+
+    Args:
+        tokenizer: The tokenizer.
+        size: Rows of the embedding, if it has more than the vocabulary has tokens.
+
+    Raises:
+        InputError: the tokenizer has rules or stop ids that GGUF cannot hold.
+    """
+    if (size or tokenizer.vocab_size) < tokenizer.vocab_size:
+        raise InputError(tokenizer.path, f"has {tokenizer.vocab_size} tokens, the model {size}")
+    byte_level = tokenizer.spec["decoder"].get("type") == "ByteLevel"
+    _refuse_flags(tokenizer)
+    own = _byte_level_metadata(tokenizer) if byte_level else _sentencepiece_metadata(tokenizer)
+    types = [_type_of(tokenizer, i, byte_level) for i in range(size or tokenizer.vocab_size)]
+    tokens = [tokenizer.token(i) or f"[PAD{i}]" for i in range(len(types))]
+    special = tokenizer.special
+    said = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [int(kind) for kind in types],
+        "tokenizer.ggml.bos_token_id": special.bos,
+        "tokenizer.ggml.unknown_token_id": special.unknown,
+        "tokenizer.ggml.padding_token_id": special.padding,
+        **{f"tokenizer.ggml.{key}": special.named.get(name) for name, key in NAMED_KEYS.items()},
+        "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.chat_template": special.chat_template,
+        **_stops(tokenizer),
+    }
+    if scores := own.get("tokenizer.ggml.scores"):
+        own["tokenizer.ggml.scores"] = [scores.get(token, 0.0) for token in tokens]
+    return own | {key: value for key, value in said.items() if value is not None}
+
+
+def _stops(tokenizer: "Tokenizer") -> dict[str, int]:
+    """The keys of stop ids. llama.cpp adds the tokens of `ENDS_BY_NAME`; two more ids have a key each.
+
+    Without `eos_token_id` it would take token 11 or 2, so one is always named.
+    """
+    eos = tokenizer.end_of_text_id if tokenizer.eos_id is None else tokenizer.eos_id
+    more = sorted(i for i in tokenizer.stop_ids - {eos} if tokenizer.token(i) not in ENDS_BY_NAME)
+    keys = ("eot_token_id", "eom_token_id")
+    if len(more) > len(keys):
+        raise InputError(
+            tokenizer.path,
+            f"has the stop ids {[eos, *more]}; a GGUF file has room for three",
+            place="eos_token",
+        )
+    return {f"tokenizer.ggml.{key}": i for key, i in zip(("eos_token_id", *keys), (eos, *more), strict=False)}
+
+
+def _type_of(tokenizer: "Tokenizer", i: int, byte_level: bool) -> TokenType:
+    token = tokenizer.token(i)
+    if token is None:
+        return TokenType.UNUSED
+    if not byte_level and (
+        token == tokenizer.spec["model"].get("unk_token") or i == tokenizer.special.unknown
+    ):
+        return TokenType.UNKNOWN
+    if i in tokenizer.special_ids:
+        return TokenType.CONTROL
+    if i in tokenizer.added_ids:
+        return TokenType.USER_DEFINED
+    return TokenType.BYTE if not byte_level and is_byte_piece(token) else TokenType.NORMAL
+
+
+def _refuse_flags(tokenizer: "Tokenizer") -> None:
+    """Refuse what llama.cpp would do otherwise: it finds added tokens as they stand, the longest first."""
+    added = tokenizer.spec["added_tokens"]
+    for token in added:
+        flags = [flag for flag in _FLAGS if token.get(flag)]
+        if token.get("normalized") and tokenizer.spec.get("normalizer") is not None:
+            flags.append("normalized")
+        if flags:
+            raise InputError(
+                tokenizer.path,
+                f"{token['content']!r} is {flags[0]}, which GGUF cannot hold",
+                place="added_tokens",
+            )
+    contents = [token["content"] for token in added]
+    heads = {text[:end]: text for text in contents for end in range(1, len(text))}
+    for text in contents:
+        for start in range(1, len(text)):
+            other = heads.get(text[start:])
+            if other is not None and len(set(text + other)) > 1:
+                raise InputError(
+                    tokenizer.path,
+                    f"{text!r} may overlap {other!r} in a text; llama.cpp would find another of the two",
+                    place="added_tokens",
+                )
+    if len({bool(token.get("normalized")) for token in added}) > 1:  # found one kind after the other
+        _refuse_nested(tokenizer, contents)
+
+
+def _refuse_nested(tokenizer: "Tokenizer", contents: Sequence[str]) -> None:
+    known = set(contents)
+    for text in contents:
+        parts = (text[i:j] for i in range(len(text)) for j in range(i + 1, len(text) + 1))
+        if (part := next((p for p in parts if p != text and p in known), None)) is not None:
+            raise InputError(
+                tokenizer.path, f"{text!r} has {part!r} inside, and one is normalized", place="added_tokens"
+            )
+
+
+def _refuse_model(tokenizer: "Tokenizer", flags: Iterable[str]) -> None:
+    for flag in flags:
+        if value := tokenizer.spec["model"].get(flag):
+            raise InputError(tokenizer.path, f"is {value!r}, which GGUF cannot hold", place=f"model.{flag}")
+
+
+def _pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Merges; older files write a pair as one text."""
+    merges = (m.split(" ", 1) if isinstance(m, str) else m for m in spec["model"]["merges"])
+    return [(left, right) for left, right in merges]
+
+
+def _byte_level_metadata(tokenizer: "Tokenizer") -> Json:
+    spec = tokenizer.spec
+    model = spec["model"]
+    pre = name_of(spec.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
+    if pre is None or spec.get("normalizer") is not None:
+        raise InputError(
+            tokenizer.path,
+            f"cuts text in a way that GGUF has no known name for; known are {', '.join(PRETOKENIZERS)}",
+            place="pre_tokenizer",
+        )
+    _refuse_model(tokenizer, ("continuing_subword_prefix", "end_of_word_suffix"))
+    if not set(byte_alphabet()) <= model["vocab"].keys():  # else no byte is unknown
+        _refuse_model(tokenizer, ("unk_token", "byte_fallback"))
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in _pairs(spec)],
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+
+
+def _sentencepiece_metadata(tokenizer: "Tokenizer") -> Json:
+    """Scores are lost in tokenizer.json; any that fall in the order of the merges give the same ids."""
+    _refuse_model(tokenizer, ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix"))
+    prefix = _adds_prefix(tokenizer)
+    merges = _pairs(tokenizer.spec)
+    order = dict.fromkeys(left + right for left, right in merges)
+    scores = {piece: -1.0 - place for place, piece in enumerate(order)}
+    normal = {t for t in tokenizer.spec["model"]["vocab"] if not is_byte_piece(t)}
+    _refuse_other_merges(tokenizer, merges, normal)
+    scores |= dict.fromkeys(normal - set(scores), -1.0 - len(scores))
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
+
+
+def _refuse_other_merges(
+    tokenizer: "Tokenizer", merges: Sequence[tuple[str, str]], vocabulary: set[str]
+) -> None:
+    """Refuse merges that scores cannot order: llama.cpp joins all pairs that make a piece, by its score."""
+    added = {token["content"] for token in tokenizer.spec["added_tokens"]}
+    pieces = vocabulary - added
+    complete = {pair for piece in pieces for pair in splits_of(piece, pieces)}
+    known = {pair for pair in merges if not {*pair, "".join(pair)} & added}
+    if missing := complete ^ known:
+        left, right = min(missing)
+        problem = f"does not join {left!r} and {right!r}, though {left + right!r} is a token"
+        raise InputError(tokenizer.path, problem, place="model.merges")
+    seen: set[str] = set()
+    last = None
+    for pair in merges:
+        if (piece := "".join(pair)) != last and piece in seen:
+            raise InputError(
+                tokenizer.path,
+                f"ranks ways to join {piece!r} apart, which GGUF cannot hold",
+                place="model.merges",
+            )
+        seen.add(last := piece)
+
+
+def _adds_prefix(tokenizer: "Tokenizer") -> bool:
+    """Whether a blank is put before every text and behind every control token, as llama.cpp does it."""
+    spec = tokenizer.spec
+    normalizer, cut = spec.get("normalizer") or {}, spec.get("pre_tokenizer")
+    steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    prefix = _PREFIX in steps
+    if cut is None and steps in ([_PREFIX, _SPACES], [_SPACES, _PREFIX], [_SPACES]):
+        pass
+    elif isinstance(cut, dict) and cut.get("type") == "Metaspace" and not steps:
+        scheme = cut.get("prepend_scheme", "always")
+        if cut.get("replacement", "▁") != "▁" or cut.get("split", True):
+            raise InputError(
+                tokenizer.path, "cuts text at blanks, which GGUF cannot hold", place="pre_tokenizer"
+            )
+        if scheme != "never":
+            raise InputError(
+                tokenizer.path,
+                f"puts a blank before a text by the rule {scheme!r}; llama.cpp puts one before every text "
+                "and behind every control token, so prompts would get other ids",
+                place="pre_tokenizer.prepend_scheme",
+                hint=_FROM_MODEL,
+            )
+    else:
+        place = "normalizer" if cut is None or cut.get("type") == "Metaspace" else "pre_tokenizer"
+        raise InputError(
+            tokenizer.path, "changes or cuts text in a way that GGUF has no words for", place=place
+        )
+    if prefix is not strips_space(spec["decoder"]):
+        raise InputError(tokenizer.path, "does not take away the blank that it puts", place="decoder")
+    return prefix

@@ -1,0 +1,82 @@
+"""Conversations as token ids: the chat template's control tokens, and messages as plain text.
+
+A control token's name inside a message is text. Names are marked in the messages before the template runs;
+the names without a mark in the rendered text are the template's own. The text is tokenized whole, with the
+template's control tokens given by id, so a message has the tokens that its text has anywhere else.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from meditron.ground.errors import UsageError
+from meditron.text.chat import Message, render
+
+if TYPE_CHECKING:
+    from meditron.text.tokenizer import Tokenizer
+
+__all__ = ["conversation_ids", "rendered"]
+
+_MARK = "\ufdd0"  # a Unicode noncharacter, reserved for internal use: no text has it
+_SURROGATE = re.compile("[\ud800-\udfff]")  # Python's form of bytes that are not UTF-8
+
+
+def rendered(
+    tokenizer: "Tokenizer",
+    messages: Sequence[Message],
+    *,
+    template: str | None = None,
+    add_generation_prompt: bool = True,
+) -> str:
+    """Render messages with `template`, or with the tokenizer's own; errors as of `conversation_ids`."""
+    source = tokenizer.chat_template if template is None else template
+    if source is None:
+        raise UsageError("the model has no chat template", hint="give the prompt as one text")
+    return render(
+        source,
+        messages,
+        add_generation_prompt=add_generation_prompt,
+        bos=None,
+        eos=None,
+        special_tokens=tokenizer.special_tokens,
+    )
+
+
+def conversation_ids(
+    tokenizer: "Tokenizer",
+    messages: Sequence[Message],
+    *,
+    template: str | None = None,
+    add_generation_prompt: bool = True,
+) -> list[int]:
+    """Render messages and tokenize the text; only the template's control tokens become control tokens.
+
+    Raises:
+        UsageError: there is no template, or a message is not UTF-8 or nested too deeply.
+        InputError: the template does not work.
+    """
+    control = {str(tokenizer.token(i)): i for i in tokenizer.special_ids}
+    names = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+    plain = [dict(message) for message in messages]
+    try:
+        marked = [_mark(message, names) for message in plain]
+    except RecursionError as error:
+        raise UsageError("a message is nested too deeply") from error
+    text = rendered(tokenizer, marked, template=template, add_generation_prompt=add_generation_prompt)
+    if _SURROGATE.search(text):
+        raise UsageError("the conversation is not UTF-8")
+    if marked == plain:
+        return tokenizer.encode(text, special=True, bos=False)  # the template writes its own
+    parts = [control.get(part, part.replace(_MARK, "")) for part in re.split(f"({names.pattern})", text)]
+    return tokenizer.encode_parts(parts)
+
+
+def _mark(value: Any, names: re.Pattern[str]) -> Any:  # noqa: ANN401  # a message may hold any JSON
+    """Copy a value with a mark inside every control token's name."""
+    if isinstance(value, str):
+        return names.sub(lambda name: f"{name[0][0]}{_MARK}{name[0][1:]}", value)
+    if isinstance(value, Mapping):
+        return {key: _mark(item, names) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mark(item, names) for item in value]
+    return value

@@ -1,0 +1,137 @@
+"""SentencePiece's `tokenizer.model` as the metadata of a GGUF, which `gguf_vocab` reads.
+
+The file is one protobuf message (sentencepiece's `sentencepiece_model.proto`). The fields below are read by
+hand: the library is large, and every length in a file from outside may be wrong. What a GGUF could not say
+(a unigram model, a normalization of characters, removed blanks) is refused by name.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from meditron.ground.errors import InputError
+from meditron.store.files import reading
+
+__all__ = ["read_metadata"]
+
+_MAX_BYTES = 1 << 26  # Llama-2's has 0.5 MB, the largest published some 5 MB
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_BPE = 2
+_USER_DEFINED = 4
+_KINDS = {1: "unigram", 3: "word", 4: "char"}
+
+_Field = tuple[int, int | bytes]
+
+
+class _Message:
+    """The fields of one protobuf message: for each number its last value, or all of them."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self._path = path
+        self.fields = list(self._read(data))
+
+    def last(self, number: int, default: Any) -> Any:  # noqa: ANN401
+        """The value of a field as the type of `default`, which is that of an absent field."""
+        value = next((value for key, value in reversed(self.fields) if key == number), default)
+        if isinstance(value, bytes) is not isinstance(default, bytes):
+            raise self.damaged()
+        return value
+
+    def damaged(self) -> InputError:
+        return InputError(self._path, "is not a SentencePiece model: a field is damaged")
+
+    def _read(self, data: bytes) -> Iterator[_Field]:
+        at = 0
+        while at < len(data):
+            key, at = self._varint(data, at)
+            kind = key & 7
+            if kind == _VARINT:
+                value, at = self._varint(data, at)
+                yield key >> 3, value
+                continue
+            if kind == _BYTES:
+                length, at = self._varint(data, at)
+            elif kind in (_FIXED64, _FIXED32):
+                length = 8 if kind == _FIXED64 else 4
+            else:
+                raise self.damaged()
+            if length > len(data) - at:
+                raise self.damaged()
+            yield key >> 3, data[at : at + length]
+            at += length
+
+    def _varint(self, data: bytes, at: int) -> tuple[int, int]:
+        value = 0
+        for shift in range(0, 70, 7):
+            if at >= len(data):
+                break
+            byte, at = data[at], at + 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value, at
+        raise self.damaged()
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read a tokenizer.model as `tokenizer.ggml.*` keys.
+
+    Raises InputError for a damaged file and for a model that needs more than those keys can say.
+    """
+    with reading(path):
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise InputError(path, f"has {size:,} bytes, more than {_MAX_BYTES:,}")
+        model = _Message(path, path.read_bytes())
+    trainer, normalizer = (_Message(path, model.last(number, b"")) for number in (2, 3))
+    tokens, scores, types = _pieces(path, model)
+    _refuse_other_rules(path, trainer, normalizer, types)
+    metadata: dict[str, Any] = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.add_space_prefix": bool(normalizer.last(3, 1)),
+        "tokenizer.ggml.add_bos_token": False,  # sentencepiece adds none unless asked
+    }
+    for key, number, default in (("unknown", 40, 0), ("bos", 41, 1), ("eos", 42, 2), ("padding", 43, -1)):
+        if 0 <= (i := trainer.last(number, default)) < len(tokens):  # -1, or its 64 bits, is "none"
+            metadata[f"tokenizer.ggml.{key}_token_id"] = i
+    return metadata
+
+
+def _pieces(path: Path, model: _Message) -> tuple[list[str], list[float], list[int]]:
+    tokens, scores, types = [], [], []
+    for number, data in model.fields:
+        if number != 1:
+            continue
+        if not isinstance(data, bytes):
+            raise model.damaged()
+        piece = _Message(path, data)
+        score = piece.last(2, b"\0\0\0\0")
+        if len(score) != 4:
+            raise model.damaged()
+        try:
+            tokens.append(piece.last(1, b"").decode())
+        except UnicodeDecodeError as error:
+            raise InputError(path, "is not UTF-8", place=f"piece {len(tokens)}") from error
+        scores.append(struct.unpack("<f", score)[0])
+        types.append(piece.last(3, 1))
+    if not tokens:
+        raise InputError(path, "is not a SentencePiece model: it has no pieces")
+    return tokens, scores, types
+
+
+def _refuse_other_rules(path: Path, trainer: _Message, normalizer: _Message, types: list[int]) -> None:
+    kind = trainer.last(3, 1)
+    rules = {
+        f"is a {_KINDS.get(kind, kind)} model; Llama models are BPE": kind != _BPE,
+        "normalizes characters (precompiled_charsmap)": bool(normalizer.last(2, b"")),
+        "removes extra whitespace (remove_extra_whitespaces)": bool(normalizer.last(4, 1)),
+        "keeps spaces as they are (escape_whitespaces is false)": not normalizer.last(5, 1),
+        "puts a space behind words (treat_whitespace_as_suffix)": bool(trainer.last(24, 0)),
+        "has user-defined symbols": _USER_DEFINED in types,
+    }
+    for problem, applies in rules.items():
+        if applies:
+            raise InputError(path, problem)

@@ -1,0 +1,159 @@
+"""A model is not asked what it, or a model below it, was trained on: by content, whatever carries it."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meditron.evaluate.candidate import Candidate
+from meditron.evaluate.config import EvaluateConfig
+from meditron.evaluate.direct import on_task
+from meditron.evaluate.heldout import choose
+from meditron.evaluate.stage import run
+from meditron.evaluate.trained import refuse_trained_documents, training_data
+from meditron.ground.errors import MeditronError
+from meditron.model.weights import load_model, save_gguf
+from meditron.store.ancestry import GGUF_KEY, Training, of_base, write_ancestry
+from meditron.store.artifact import Artifact
+from meditron.store.gguf import GGUF
+from meditron.store.gguf_writer import write_gguf
+from meditron.store.identity import content_sha256, short
+from meditron.store.results import read_results
+from meditron.tasks.registry import open_task
+from meditron.text.tokenizer import load_tokenizer
+
+BASE = of_base("a-base", "b" * 64)
+
+
+def training(**given: Any) -> Training:
+    return Training(
+        **{"stage": "finetune.x", "kind": "finetune", "data": "drugs", "data_digest": "d" * 64} | given
+    )
+
+
+def of_questions(task_file: Path, count: int = 3) -> Training:
+    questions = open_task(str(task_file)).rows("test", count)
+    return training(questions=tuple(sorted(short(question.content_sha256) for question in questions)))
+
+
+def of_messages(messages: Iterable[str]) -> Training:
+    return training(texts=tuple(sorted({short(content_sha256(message)) for message in messages})))
+
+
+def model(folder: Path, tiny: Path, *trainings: Training) -> Path:
+    shutil.copytree(tiny, folder)
+    write_ancestry(folder, BASE.model_copy(update={"trainings": trainings}))
+    return folder
+
+
+def renamed_copy(task_file: Path, path: Path) -> Path:
+    """The same questions in MedQA's format, without ids, in another order and with other white space."""
+    rows = [json.loads(line) for line in task_file.read_text().splitlines()][::-1]
+    with path.open("w") as file:
+        for row in rows:
+            options = dict(zip("ABC", row["options"], strict=True))
+            gold = "ABC"[row["gold"]]
+            told = {"question": f"  {row['question']}\n", "options": options, "answer_idx": gold}
+            file.write(json.dumps(told | {"answer": options[gold], "meta_info": "step1"}) + "\n")
+    return path
+
+
+def other_options_order(task_file: Path, path: Path) -> Path:
+    rows = [json.loads(line) for line in task_file.read_text().splitlines()]
+    for n, row in enumerate(rows):
+        row |= {"id": f"other{n}", "options": row["options"][::-1], "gold": 2 - row["gold"]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_stage_refuses_trained_questions(
+    tmp_path: Path, corpus: Path, tiny: Path, task_file: Path
+) -> None:
+    asked = other_options_order(task_file, tmp_path / "exam.jsonl")
+    inputs = {
+        "finetune.y": model(tmp_path / "m", tiny, of_questions(task_file), training(stage="finetune.y")),
+        "corpus": corpus,
+        str(asked): asked,
+    }
+    artifacts = {name: Artifact(name, path, "d") for name, path in inputs.items()}
+    config = EvaluateConfig(models=("finetune.y",), tasks=(str(asked),), seed=1)
+    said = r"finetune.y was trained on 3 of the 30 questions of exam, in finetune.x \(data: drugs\)"
+    with pytest.raises(MeditronError, match=said):
+        run(config, artifacts, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("of", ["folder", "gguf"])
+def test_the_command_refuses_a_copy_of_the_questions_in_any_file(
+    tmp_path: Path, tiny: Path, task_file: Path, of: str
+) -> None:
+    trained = model(tmp_path / "m", tiny, of_questions(task_file, 30), training(stage="later"))
+    spec = str(trained)
+    if of == "gguf":
+        loaded = load_model(trained)
+        save_gguf(loaded, loaded.config, load_tokenizer(trained), tmp_path / "plain.gguf", type="F16")
+        with GGUF(tmp_path / "plain.gguf") as gguf:
+            record = json.dumps(json.loads((trained / "ancestry.json").read_text()))
+            tensors = [(name, gguf.dequantize(name)) for name in gguf.tensors]
+            write_gguf(tmp_path / "m.gguf", {**gguf.metadata, GGUF_KEY: record}, tensors)
+        spec = str(tmp_path / "m.gguf")
+    for asked in (
+        task_file,
+        other_options_order(task_file, tmp_path / "order.jsonl"),
+        renamed_copy(task_file, tmp_path / "copy.jsonl"),
+    ):
+        with pytest.raises(MeditronError, match="was trained on 30 of the 30 questions"):
+            on_task(spec, str(asked), out=tmp_path / "out")
+
+
+def test_messages_that_held_the_questions_count(tmp_path: Path, tiny: Path, task_file: Path) -> None:
+    """As a finetune on conversations records them: messages, and their sentences of four words and more."""
+    texts = [question.text for question in open_task(str(task_file)).rows("test")]
+    whole = model(tmp_path / "whole", tiny, of_messages(texts[:2]))
+    with pytest.raises(MeditronError, match="trained on 2 of the 30"):
+        on_task(str(whole), str(task_file), out=tmp_path / "out")
+    path = tmp_path / "two.jsonl"
+    rows = [
+        {"id": "both", "question": "The patient has a fever. Which drug is given first?"},
+        {"id": "one", "question": "The patient has a fever. Which drug is given last?"},
+        {"id": "short", "question": "Which one?"},
+    ]
+    path.write_text("".join(json.dumps(row | {"options": ["a", "b"], "gold": 0}) + "\n" for row in rows))
+    parts = ["The patient has a fever.", "Which drug is given first?"]
+    some = model(tmp_path / "some", tiny, of_messages(parts))
+    with pytest.raises(MeditronError, match="trained on 1 of the 3"):
+        on_task(str(some), str(path), out=tmp_path / "out")
+
+
+def test_held_out_documents_that_were_trained_on_are_refused(
+    tmp_path: Path, tiny: Path, corpus: Path
+) -> None:
+    documents = choose(corpus, 200)
+    read = tuple(sorted(short(content_sha256(text.text)) for text in documents["pubmed"][:2]))
+    trained = model(tmp_path / "m", tiny, training(kind="pretrain", data="corpus", documents=read))
+    with pytest.raises(MeditronError, match=r"trained on 2 of the 40 held-out documents, in finetune\.x"):
+        refuse_trained_documents(Candidate("m", Artifact("m", trained, "d"), "float32"), documents)
+    refuse_trained_documents(Candidate("m", Artifact("m", tiny, "d"), "float32"), documents)
+
+
+def test_what_is_not_known_of_the_training_data_is_said(
+    tmp_path: Path, corpus: Path, tiny: Path, task_file: Path
+) -> None:
+    finetuned = model(tmp_path / "m", tiny, training(template="plain"))
+    paths = {"base": tiny, "finetune.x": finetuned, "corpus": corpus, str(task_file): task_file}
+    config = EvaluateConfig(models=("base", "finetune.x"), tasks=(str(task_file),), seed=1, resamples=200)
+    run(config, {name: Artifact(name, path, "d") for name, path in paths.items()}, tmp_path / "out")
+    told = read_results(tmp_path / "out").ancestry
+    assert not told["base"].known
+    assert told["base"].statement == "Training data unknown: the model carries no record of its training."
+    assert told["finetune.x"].statement == (
+        "Trained on drugs (finetune.x); training data of the base model a-base unknown."
+    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert told["base"].statement in page
+    seeded = training_data(Candidate("init:tiny", Artifact("init:tiny", Path("init:tiny"), ""), "float32"))
+    assert seeded.known
+    assert seeded.statement == "Not trained: the weights are seeded random numbers."
