@@ -95,7 +95,10 @@ def test_the_kind_is_found_by_content(medline: Medline, tmp_path: Path) -> None:
 def test_what_has_no_kind(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(InputError, match="a PNG image"):
+        open_source(path)
+    path.write_bytes(b"\x01\x02\0\x03")
+    with pytest.raises(InputError, match=r"x \(byte 2\): binary data") as raised:
         open_source(path)
     assert all(name in str(raised.value.hint) for name in SOURCES)
     with pytest.raises(SourceError, match="no source format 'medlime'"):

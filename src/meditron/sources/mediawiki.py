@@ -62,7 +62,7 @@ def recognises(start: bytes) -> bool:
     return _ROOT.match(start) is not None
 
 
-def read(path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
+def read(path: Path, skipped: Counter[str] | None = None, name: str | None = None) -> Iterator[Document]:
     """The articles of a dump, plain or compressed, in its order, in bounded memory.
 
     Raises InputError where the file is cut off or ill-formed, naming the line, or has a DOCTYPE.

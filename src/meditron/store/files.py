@@ -172,9 +172,22 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def walk(folder: Path) -> list[Path]:
-    """Every file under `folder`, sorted by relative path; temporaries and hidden folders left out."""
-    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+def walk(folder: Path, *, links: bool = False) -> list[Path]:
+    """Every file under `folder`, sorted by relative path; temporaries and hidden folders left out.
+
+    Linked files are listed; linked folders only with `links`, each folder once.
+    """
+    found: dict[PurePath, Path] = {}
+    visited: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, followlinks=links):
+        status = Path(parent).stat()
+        folders.sort()
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        files = (path for path in (Path(parent, name) for name in names) if path.is_file())
+        found |= {path.relative_to(folder): path for path in files}
     return [
         found[relative]
         for relative in sorted(found, key=PurePath.as_posix)
@@ -238,13 +251,13 @@ def sha256_file(path: Path) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, or of a folder as the list of its files.
+    """Hexadecimal SHA-256 of a file, or of a folder as the list of its files, linked folders included.
 
     What was hashed once is remembered in the user's cache by path, size and time. SourceError where nothing
     is there.
     """
     if path.is_dir():
-        files = [[file.relative_to(path).as_posix(), _file_digest(file)] for file in walk(path)]
+        files = [[file.relative_to(path).as_posix(), _file_digest(file)] for file in walk(path, links=True)]
         return hashlib.sha256(canonical(files)).hexdigest()
     return _file_digest(path)
 
