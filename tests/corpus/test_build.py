@@ -15,9 +15,10 @@ import pytest
 
 from meditron.corpus.build import run
 from meditron.corpus.config import CorpusConfig
-from meditron.ground.errors import InputError
+from meditron.ground.errors import InputError, SourceError
 from meditron.store.artifact import Artifact
 from meditron.store.corpus import texts
+from meditron.store.files import digest_of
 from meditron.store.jsonl import read_jsonl
 
 
@@ -54,7 +55,174 @@ def test_copies_across_sources(tmp_path: Path) -> None:
     metrics = run(config(inputs, heldout=0.3), inputs, tmp_path / "out")
     assert metrics["sources"]["a"]["kept"] + metrics["sources"]["b"]["kept"] == 60
     reasons = {drop["reason"] for drop in read_jsonl(tmp_path / "out/drops.jsonl.zst")}
-    assert reasons == {"copy of another document", "copy of a held-out document"}
+    assert reasons == {"copy of another document"}
+    sides = {
+        split: {t.content_sha256 for t in texts(tmp_path / "out", split)} for split in ("train", "heldout")
+    }
+    assert not sides["train"] & sides["heldout"]
+    assert {text.source for text in texts(tmp_path / "out", "heldout")} == {"a"}
+
+
+def test_files_of_one_name_have_documents_of_their_own(tmp_path: Path) -> None:
+    for number, folder in enumerate(("2020", "2021/more", "Notes", "notes")):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / "notes.txt").write_text(f"Note {number}, at some length. " * 9)
+    inputs = artifacts(notes=tmp_path / "in")
+    run(config(inputs, heldout=0.0), inputs, tmp_path / "out")
+    assert [text.id for text in texts(tmp_path / "out", "train")] == [
+        "text:2020/notes.txt",
+        "text:2021/more/notes.txt",
+        "text:Notes/notes.txt",
+        "text:notes/notes.txt",
+    ]
+
+
+@pytest.mark.parametrize("heldout", [0.0, 0.5, 0.99])
+def test_two_shards_that_both_count_from_0(tmp_path: Path, heldout: float) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for shard in ("a", "b"):
+        lines = [json.dumps({"id": n, "text": f"Shard {shard}, document {n * n}. " * 9}) for n in range(40)]
+        (folder / f"{shard}.jsonl").write_text("\n".join([*lines, lines[3].upper().replace("TEXT", "text")]))
+    inputs = artifacts(rows=folder)
+    metrics = run(config(inputs, heldout=heldout, shard_documents=7), inputs, tmp_path / "out")
+    ids = [text.id for split in ("train", "heldout") for text in texts(tmp_path / "out", split)]
+    assert len(set(ids)) == len(ids) == metrics["sources"]["rows"]["kept"] == 80
+    assert {"0", "0#2", "39#2"} <= set(ids)
+
+
+def test_the_split_is_the_same_whatever_the_ids_and_files(tmp_path: Path) -> None:
+    lines = [f"Document {n} speaks of {n * n} and of nothing else. " * 4 for n in range(90)]
+    sides = []
+    for name, chosen in (("a", lines), ("b", [line.upper() + " " for line in reversed(lines)])):
+        inputs = artifacts(one=rows(tmp_path / f"{name}.jsonl", *chosen))
+        run(config(inputs, heldout=0.3), inputs, tmp_path / name)
+        sides.append({text.content_sha256 for text in texts(tmp_path / name, "heldout")})
+    assert sides[0] == sides[1]
+    assert 10 < len(sides[0]) < 50
+
+
+def test_of_a_folder_only_documents_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / ".git").mkdir(parents=True)
+    (folder / "__MACOSX").mkdir()
+    many(folder / "part.jsonl", 3)
+    (folder / "empty.jsonl").touch()
+    names = ["README.txt", "readme", "LICENSE", "part.jsonl.md5", "part.sha256", "SHA256SUMS", "md5sum.txt"]
+    names += [
+        "dump-20240101-md5sums.txt",
+        "checksums.txt",
+        ".DS_Store",
+        "Thumbs.db",
+        ".git/HEAD",
+        "__MACOSX/._part.jsonl",
+    ]
+    for name in names:
+        (folder / name).write_text("Whatever stands here is no document of the source, however long. " * 9)
+    inputs = artifacts(a=folder)
+    metrics = run(config(inputs), inputs, tmp_path / "out")
+    assert metrics["sources"]["a"]["kept"] == 3
+    assert metrics["sources"]["a"]["skipped"] == {
+        "checksum file": 6,
+        "README or licence": 3,
+        "hidden file": 2,
+        "hidden folder": 1,
+        "file of the operating system": 1,
+        "empty file": 1,
+    }
+
+
+def test_text_among_structured_files_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    many(folder / "a.jsonl", 3)
+    (folder / "terms.txt").write_text("These are the terms under which the data may be used. " * 9)
+    inputs = artifacts(a=folder)
+    with pytest.raises(InputError, match=r"terms\.txt: plain text in a folder of jsonl files") as raised:
+        run(config(inputs), inputs, tmp_path / "out")
+    assert 'exclude = ["terms.txt"]' in str(raised.value.hint)
+    (folder / "paper.pdf").write_bytes(b"%PDF-1.7\n\0")
+    with pytest.raises(InputError, match=r"paper\.pdf: a PDF file") as raised:
+        run(config(inputs), inputs, tmp_path / "out")
+    assert 'exclude = ["paper.pdf"]' in str(raised.value.hint)
+    for chosen in ({"include": ["*.jsonl"]}, {"exclude": ["terms.*", "*.pdf"]}):
+        sources = {"a": {"from": str(folder), **chosen}}
+        metrics = run(CorpusConfig.model_validate({"sources": sources}), inputs, tmp_path / f"{len(chosen)}")
+        assert metrics["sources"]["a"]["read"] == 3
+
+
+def test_globs_choose_below_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for year in ("2020", "2021"):
+        (folder / year).mkdir(parents=True)
+        rows(folder / year / "a.jsonl", f"A document of {year}, and nothing but that. " * 4)
+    inputs = artifacts(a=folder)
+    sources = {"a": {"from": str(folder), "include": ["2021/*"]}}
+    run(CorpusConfig.model_validate({"sources": sources, "heldout": 0}), inputs, tmp_path / "out")
+    (text,) = texts(tmp_path / "out", "train")
+    assert "2021" in text.text
+    sources["a"]["include"] = ["2022/*"]
+    with pytest.raises(SourceError, match="has no file in it") as raised:
+        run(CorpusConfig.model_validate({"sources": sources}), inputs, tmp_path / "none")
+    assert "2 not included" in str(raised.value.hint)
+    one = artifacts(a=folder / "2020/a.jsonl")
+    with pytest.raises(SourceError, match="include and exclude are for folders"):
+        run(CorpusConfig.model_validate({"sources": sources}), one, tmp_path / "file")
+
+
+def test_links_and_names_beyond_utf8_are_read(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    for name in (b"caf\xe9.txt", "café.txt".encode()):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text(f"A note of the name {name!r}. " * 9)
+    (elsewhere / "far.txt").write_text("A note that lies in another folder, linked. " * 9)
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "near.txt").symlink_to(elsewhere / "far.txt")
+    (elsewhere / "loop").symlink_to(folder)
+    before = digest_of(folder)
+    inputs = artifacts(a=folder)
+    metrics = run(config(inputs, heldout=0), inputs, tmp_path / "out")
+    assert metrics["sources"]["a"]["dropped"] == {"copy of another document": 1}
+    assert sorted(text.id for text in texts(tmp_path / "out", "train")) == [
+        "text:caf\\xe9.txt",
+        "text:café.txt",
+        "text:linked/far.txt",
+    ]
+    (elsewhere / "far.txt").write_text("Changed.")
+    assert digest_of(folder) != before
+    (elsewhere / "far.txt").unlink()
+    with pytest.raises(InputError, match=r"near\.txt: a link to a file that does not exist"):
+        run(config(inputs), inputs, tmp_path / "again")
+
+
+def test_a_source_without_documents_is_refused(tmp_path: Path) -> None:
+    pages = "<page><title>T</title><ns>1</ns><id>1</id><revision><text>T</text></revision></page>"
+    (tmp_path / "a.xml").write_text(f"<mediawiki>{pages}</mediawiki>")
+    deletion = "<DeleteCitation><PMID>1</PMID><PMID>2</PMID></DeleteCitation>"
+    (tmp_path / "b.xml").write_text(f"<PubmedArticleSet>{deletion}</PubmedArticleSet>")
+    fine = many(tmp_path / "c.jsonl", 3)
+    for name, said in (("a", "only 1 other namespace"), ("b", "only 2 deletions")):
+        inputs = artifacts(good=fine, bad=tmp_path / f"{name}.xml")
+        with pytest.raises(InputError, match=rf"{name}\.xml: source 'bad' has no documents, {said}"):
+            run(config(inputs), inputs, tmp_path / f"out-{name}")
+
+
+def test_nothing_kept_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fine, short = many(tmp_path / "a.jsonl", 3), rows(tmp_path / "b.jsonl", "Short.")
+    inputs = artifacts(a=fine, b=short)
+    run(config(inputs), inputs, tmp_path / "out")
+    assert "source 'b' keeps no document: 1 too short" in " ".join(capsys.readouterr().err.split())
+    inputs = artifacts(b=short)
+    with pytest.raises(InputError, match=r"source 'b' keeps no document \(1 too short\), nor does any other"):
+        run(config(inputs), inputs, tmp_path / "none")
+
+
+def test_long_documents_end_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meditron.corpus.shards._SHARD_CHARACTERS", 1_000)
+    inputs = artifacts(a=many(tmp_path / "a.jsonl", 30))
+    run(config(inputs, heldout=0), inputs, tmp_path / "out")
+    assert len(list((tmp_path / "out/train/a").iterdir())) == 5
 
 
 def test_deletions_reach_other_files_of_a_folder(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.corpus.clean import clean, compose, normalised
+from meditron.corpus.clean import clean, compose
 from meditron.sources.document import Document, Section
 
 TEXT = st.text(
@@ -88,8 +88,3 @@ def test_parts_are_the_sections_texts(title: str, sections: list[Section]) -> No
     assert [text[part.start : part.end] for part in parts] == [clean(section.text) for section in told]
     assert [part.label or "" for part in parts] == [clean(section.label or "") for section in told]
     assert text == text.strip("\n")
-
-
-def test_copies_differ_in_case_and_white_space_alone() -> None:
-    assert normalised("A  <5\nb") == normalised("a <5 B")
-    assert normalised("a <5") != normalised("a >5")

@@ -7,26 +7,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.corpus.dedup import INDEX, Reason, decide, id_key, index_row
+from meditron.corpus.dedup import INDEX, Reason, decide, id_key, index_row, occurrences, unique_id
 from meditron.corpus.languages import passes
 from meditron.corpus.split import is_heldout
+from meditron.store.identity import content_sha256
 
 NOBODY = np.empty((0, 2), dtype="<u8")
 
 
-def decided(*rows: tuple[str, str, int, Reason, bool], deleted: tuple[str, ...] = ()) -> list[Reason]:
-    index = [index_row(i, text, version, reason, heldout=held) for i, text, version, reason, held in rows]
+Row = tuple[str, str, int, Reason]
+
+
+def indexed(*rows: Row) -> np.ndarray:
+    index = [
+        index_row(i, content_sha256(text), version, reason, heldout=False)
+        for i, text, version, reason in rows
+    ]
+    return np.array(index, dtype=INDEX)
+
+
+def decided(*rows: Row, deleted: tuple[str, ...] = ()) -> list[Reason]:
     gone = np.array([id_key(one) for one in deleted], dtype="<u8").reshape(-1, 2)
-    return [Reason(one) for one in decide(np.array(index, dtype=INDEX), gone)]
+    return [Reason(one) for one in decide(indexed(*rows), gone)]
 
 
-def test_the_split_is_the_ids_sha256() -> None:
-    fraction = int(hashlib.sha256(b"pubmed:12").hexdigest()[:16], 16) / 2**64
-    assert is_heldout("pubmed:12", fraction + 1e-9)
-    assert not is_heldout("pubmed:12", fraction - 1e-9)
-    assert not any(is_heldout(f"pubmed:{n}", 0) for n in range(100))
-    share = sum(is_heldout(f"pubmed:{n}", 0.12) for n in range(20_000)) / 20_000
-    assert abs(share - 0.12) < 0.01
+def test_the_split_is_the_contents_hash() -> None:
+    content = content_sha256("Some text.")
+    fraction = int(content[:16], 16) / 2**64
+    assert is_heldout(content, fraction + 1e-9)
+    assert not is_heldout(content, fraction - 1e-9)
+    assert is_heldout(content_sha256(" SOME\n text."), fraction + 1e-9)
+    texts = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(20_000)]
+    assert not any(is_heldout(text, 0) for text in texts)
+    assert abs(sum(is_heldout(text, 0.12) for text in texts) / 20_000 - 0.12) < 0.01
 
 
 @pytest.mark.parametrize("language", ["eng", "en", "EN-gb", None, "und", ""])
@@ -44,55 +57,83 @@ def test_other_languages_pass_when_wanted() -> None:
 
 def test_the_newest_version_stays() -> None:
     kept = Reason.KEPT
-    found = decided(
-        ("p:1", "new", 2, kept, False), ("p:1", "old", 1, kept, False), ("p:2", "x", 1, kept, False)
-    )
+    found = decided(("p:1", "new", 2, kept), ("p:1", "old", 1, kept), ("p:2", "x", 1, kept))
     assert found == [kept, Reason.SUPERSEDED, kept]
-    assert decided(("p:1", "a", 1, kept, False), ("p:1", "b", 1, kept, False)) == [Reason.SUPERSEDED, kept]
+    assert decided(("p:1", "a", 1, kept), ("p:1", "b", 1, kept)) == [Reason.SUPERSEDED, kept]
 
 
 def test_an_older_version_does_not_outlive_the_retraction_of_the_newest() -> None:
-    found = decided(("p:1", "a", 1, Reason.KEPT, False), ("p:1", "b", 2, Reason.RETRACTED, False))
-    assert found == [Reason.SUPERSEDED, Reason.RETRACTED]
+    for version, text in ((2, "b"), (1, "b"), (1, "a")):
+        found = decided(("p:1", "a", 1, Reason.KEPT), ("p:1", text, version, Reason.RETRACTED))
+        assert found == [Reason.SUPERSEDED, Reason.RETRACTED]
+
+
+def test_the_same_file_in_two_sources_belongs_to_the_first() -> None:
+    kept = Reason.KEPT
+    rows = (("p:1", "a", 1, kept), ("p:2", "b", 1, kept))
+    assert decided(*rows, *rows) == [kept, kept, Reason.COPY, Reason.COPY]
+    # Between the two copies stands another text: the newest is the last one's, in the first one's place.
+    assert decided(rows[0], ("p:1", "x", 1, kept), rows[0]) == [kept, Reason.SUPERSEDED, Reason.COPY]
 
 
 def test_sources_without_versions_may_use_the_same_ids() -> None:
-    assert decided(("1", "a", 0, Reason.KEPT, False), ("1", "b", 0, Reason.KEPT, False)) == [Reason.KEPT] * 2
+    assert decided(("1", "a", 0, Reason.KEPT), ("1", "b", 0, Reason.KEPT)) == [Reason.KEPT] * 2
 
 
 def test_deleted_ids_go() -> None:
-    rows = (("p:1", "a", 1, Reason.KEPT, False), ("p:2", "b", 1, Reason.KEPT, True))
+    rows = (("p:1", "a", 1, Reason.KEPT), ("p:2", "b", 1, Reason.KEPT))
     assert decided(*rows, deleted=("p:2", "p:9")) == [Reason.KEPT, Reason.DELETED]
 
 
-def test_the_heldout_copy_stays_wherever_it_stands() -> None:
+def test_of_copies_the_first_stays() -> None:
     rows = tuple(
-        (f"p:{n}", "Same  text", 1, Reason.KEPT, held) for n, held in enumerate([False, True, True, False])
+        (f"p:{n}", text, 1, Reason.KEPT) for n, text in enumerate(("Same  text", "same TEXT", "same text"))
     )
-    assert decided(*rows) == [Reason.COPY_OF_HELDOUT, Reason.KEPT, Reason.COPY, Reason.COPY_OF_HELDOUT]
-
-
-def test_of_training_copies_the_first_stays() -> None:
-    rows = tuple((f"p:{n}", "text", 1, Reason.KEPT, False) for n in range(3))
     assert decided(*rows) == [Reason.KEPT, Reason.COPY, Reason.COPY]
 
 
 def test_what_goes_anyway_is_no_ones_original() -> None:
-    rows = (("p:1", "text", 1, Reason.LANGUAGE, True), ("p:2", "text", 1, Reason.KEPT, False))
+    rows = (("p:1", "text", 1, Reason.LANGUAGE), ("p:2", "text", 1, Reason.KEPT))
     assert decided(*rows) == [Reason.LANGUAGE, Reason.KEPT]
 
 
 def test_nothing_is_decided_of_nothing() -> None:
     assert len(decide(np.empty(0, INDEX), NOBODY)) == 0
+    assert len(occurrences(np.empty(0, INDEX), np.empty(0, int), np.empty(0, "u1"))) == 0
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6), st.integers(1, 3), st.booleans()), max_size=30)
-)
-def test_no_kept_text_or_id_is_kept_twice(drawn: list[tuple[int, int, int, bool]]) -> None:
-    rows = [(f"p:{i}", f"text {t}", v, Reason.KEPT, i % 3 == 0) for i, t, v, _ in drawn]
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6), st.integers(1, 3)), max_size=30))
+def test_no_kept_text_or_id_is_kept_twice(drawn: list[tuple[int, int, int]]) -> None:
+    rows = [(f"p:{i}", f"text {t}", v, Reason.KEPT) for i, t, v in drawn]
     found = decided(*rows)
     kept = [row for row, reason in zip(rows, found, strict=True) if reason is Reason.KEPT]
     assert len({row[0] for row in kept}) == len(kept)
     assert len({row[1] for row in kept}) == len(kept)
-    assert {row[1] for row in rows if row[4] and found[rows.index(row)] is Reason.COPY_OF_HELDOUT} == set()
+    # Every id has its newest version's text in the corpus, its own or a copy's.
+    for name in {row[0] for row in rows}:
+        *_, (_, text, _, _) = sorted((row for row in rows if row[0] == name), key=lambda row: row[2])
+        assert text in {row[1] for row in kept}
+
+
+IDS = st.sampled_from(["7", "7#2", "7#2#1", "7#02", "8", "8#1", "#3", "#"])
+
+
+@given(st.lists(st.tuples(IDS, st.integers(0, 1), st.integers(0, 2)), max_size=30))
+def test_no_two_documents_of_a_source_share_an_id(drawn: list[tuple[str, int, int]]) -> None:
+    drawn.sort(key=lambda row: row[1])
+    index = indexed(*((name, str(n), version, Reason.KEPT) for n, (name, _, version) in enumerate(drawn)))
+    sources = np.array([source for _, source, _ in drawn], dtype=int)
+    reasons = decide(index, NOBODY)
+    numbers = occurrences(index, sources, reasons)
+    given = [
+        (source, unique_id(name, number))
+        for (name, source, _), number, reason in zip(drawn, numbers, reasons, strict=True)
+        if reason == Reason.KEPT
+    ]
+    assert len(set(given)) == len(given)
+
+
+def test_repeated_ids_are_numbered() -> None:
+    index = indexed(*(("0", str(n), 0, Reason.KEPT) for n in range(4)))
+    numbers = occurrences(index, np.array([0, 0, 0, 1]), np.zeros(4, "u1"))
+    assert [unique_id("0", number) for number in numbers] == ["0", "0#2", "0#3", "0"]

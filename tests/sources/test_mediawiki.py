@@ -2,6 +2,7 @@
 
 import bz2
 import re
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.ground.errors import InputError
-from meditron.sources.mediawiki import read, recognises, sections
+from meditron.sources.mediawiki import read, recognises
+from meditron.sources.wikitext import Site, sections
 
 
 def plain(wikitext: str) -> str:
@@ -34,7 +36,7 @@ def plain(wikitext: str) -> str:
         ("{| class=wikitable\n|-\n| cell\n|}\nafter", "after"),
         ("* one\n* two", "- one\n- two"),
         ("5 &lt; 6 &nbsp;&amp; 7", "5 < 6 & 7"),
-        ("CO<sub>2</sub>", "CO2"),
+        ("CO<sub>2</sub>", "CO₂"),
         ("<nowiki>[[x]]</nowiki>", "[[x]]"),
         ("'''Lincoln''''s '''''law''''' and ''O'Neil''", "Lincoln's law and O'Neil"),
         ("[[File:x.svg|thumb|'''a''<br />b]]text", "text"),
@@ -126,3 +128,145 @@ def test_a_dump_with_a_doctype_is_refused(tmp_path: Path) -> None:
 def test_recognition() -> None:
     assert recognises(b'<mediawiki xmlns="http://x">')
     assert not recognises(b"<PubmedArticleSet>")
+
+
+GERMAN = Site({6: "Datei", 14: "Kategorie", 10: "Vorlage"}, "de")
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("{{convert|10|to|20|mg|gr}} daily", "10 to 20 mg daily"),
+        ("{{convert|5|ft|6|in|m}} tall", "5 ft 6 in tall"),
+        ("{{convert|1|-|2|km}}; {{cvt|3|x|4|x|5|m}}", "1–2 km; 3 × 4 × 5 m"),
+        ("{{convert|10|km|mi|1}} {{convert|100|km|0}}", "10 km 100 km"),
+        ("{{convert|100|km2|abbr=on}} {{convert|37|C|F}} {{convert|1+1/2|in}}", "100 km² 37 °C 1 1/2 in"),
+        ("{{val|5.2|e=6|u=m}} {{val|1.23|0.05|e=-3|ul=kg}}", "5.2×10⁶ m (1.23±0.05)×10⁻³ kg"),
+        ("{{val|50|u=%}} {{val|9.8|u=m/s2}} 2{{e|-5}} {{10^|6}}", "50% 9.8 m/s² 2×10⁻⁵ 10⁶"),
+        ("3{{frac|1|2}} or {{frac|3|4}}, {{sfrac|2|1|3}}", "3 1/2 or 3/4, 2 1/3"),
+        ("{{chem|H|2|O}} {{chem|SO|4|2-}} {{chem|14|C}}", "H₂O SO₄²⁻ ¹⁴C"),
+        ("{{chem2|SO4(2-)}} {{chem2|NH4+}} {{chem2|2 H2 + O2 -> 2 H2O}}", "SO₄²⁻ NH₄⁺ 2 H₂ + O₂ → 2 H₂O"),
+        ("x{{sup|2}}{{sub|max}} Q{{su|p=2|b=3}}", "x²_max Q₃²"),
+        ("10<sup>9</sup>/L, 10<sup>−3</sup>, V<sub>max</sub>", "10⁹/L, 10⁻³, V_max"),
+        ("x<sup>[[n|2<sub>3</sub>]]</sup>", "x^(2₃)"),
+        ("{{Blockquote|text=It ''is''.|author=X}} {{quote|1=So.}}", "It is. So."),
+        ("a{{nbsp}}b{{snd}}c {{lang|de|Wort}} {{formatnum:1234}}", "a b – c Wort 1234"),
+        ("{{As of|2010|5}} {{circa|1200}} {{main|Foo}}{{US$|5}}", "As of May 2010 c. 1200 US$5"),
+        ("__NOTOC__\ntext\n__TOC__\n[[fr:Anarchisme]] [[Wikt:word]]", "text\n\nword"),
+        ("[[:fr:Foo]] [[:Category:Bar]] [[zh-min-nan:X]][[Re: Zero]]", "fr:Foo Category:Bar Re: Zero"),
+        ("`__init__` and __proto__", "`__init__` and __proto__"),
+        ("a <!-- [[ --> b <gallery>\nFile:a.jpg|cap\n</gallery>c", "a b c"),
+        ("<nowiki>{{x}} &lt;</nowiki> <code>a [[b]]</code>", "{{x}} < a b"),
+        ("a < b, <5 mg, x<y, [no link], {no template}", "a < b, <5 mg, x<y, [no link], {no template}"),
+        ("smile &#55357;&#56832; &#x110000; &#3;end", "smile \ufffd\ufffd &#x110000; end"),
+        (
+            "an <b>unclosed tag, [[link, {{template and [http://x.org",
+            "an unclosed tag, [[link, {{template and [http://x.org",
+        ),
+        ("{{x|[[a|b}} c]] d", "c]] d"),
+    ],
+)
+def test_text_that_readers_see(wikitext: str, text: str) -> None:
+    assert plain(wikitext) == text
+
+
+def test_a_wikis_own_names() -> None:
+    wikitext = (
+        "Text [[Datei:Bild.jpg|mini|Eine [[Beschreibung]]]] weiter.\n\n[[Kategorie:Medizin]]\n[[en:Foo]]\n"
+        "__INHALTSVERZEICHNIS__\n[[Bild:x.jpg]][[File:y.jpg|z]][[kategorie: M|x]][[:Datei:z.jpg]][[de:Herz]]"
+    )
+    assert (
+        "".join(section.text for section in sections(wikitext, GERMAN))
+        == "Text weiter.\n\nDatei:z.jpgde:Herz"
+    )
+
+
+SITE = """<siteinfo><namespaces><namespace key="0" /><namespace key="1">Diskussion</namespace>
+<namespace key="6">Datei</namespace><namespace key="14">Kategorie</namespace></namespaces></siteinfo>"""
+BARE = "<page><title>{}</title><id>{}</id><revision><text>{}</text></revision></page>"
+
+
+def test_dumps_without_ns(tmp_path: Path) -> None:
+    pages = (
+        BARE.format("T", 1, "Text [[Datei:x.jpg|y]]."),
+        BARE.format("Diskussion:T", 2, "Nein."),
+        BARE.format("Talk:T", 3, "No."),
+        BARE.format("User talk:T", 4, "No."),
+        BARE.format("R", 5, "#WEITERLEITUNG [[T]]"),
+        BARE.format("S", 6, "#REDIRECT [[T]] {{R from move}}"),
+        BARE.format("Re: Zero", 7, "#1 [[T]] is first."),
+    )
+    skipped: Counter[str] = Counter()
+    documents = list(read(dump(tmp_path / "dump.xml", SITE, *pages), skipped))
+    assert [document.title for document in documents] == ["T", "Re: Zero"]
+    assert documents[0].sections[0].text == "Text ."
+    assert skipped == {"other namespace": 3, "redirect": 2}
+
+
+PATHOLOGICAL = [
+    *(
+        "[http://a ",
+        "[[a|",
+        "{{a|",
+        "{{{a|",
+        "{|\n|a\n",
+        "<ref>",
+        '<ref name="a',
+        '<b c="',
+        "<nowiki>",
+        "<!--",
+    ),
+    *(
+        "{{a|[[b|",
+        "<ref>{{a|[http://a ",
+        "[[File:a|[[b]]|",
+        "{{a|b}}, ",
+        "({{a}}",
+        "[http://a {{b\n}}]",
+        "</b>",
+    ),
+]
+
+
+@pytest.mark.parametrize("piece", PATHOLOGICAL)
+def test_a_page_takes_bounded_time(piece: str) -> None:
+    started = time.perf_counter()
+    assert plain(piece * 10_000) is not None
+    assert time.perf_counter() - started < 30  # minutes to hours without a bound
+
+
+@pytest.mark.parametrize(
+    "wikitext", ["{{convert|" + "1" * 50_000 + "x}}", "{{convert|" + "1|-|" * 20_000 + "}}"]
+)
+def test_a_template_takes_bounded_time(wikitext: str) -> None:
+    started = time.perf_counter()
+    plain(wikitext)
+    assert time.perf_counter() - started < 10
+
+
+def test_a_page_of_too_much_markup_is_left_out_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meditron.sources.wiki_balance.MOST_MARKUP", 10)
+    path = dump(tmp_path / "dump.xml", PAGE.format("[[a]] " * 11), PAGE.format("[[a]] " * 10))
+    skipped: Counter[str] = Counter()
+    assert len(list(read(path, skipped))) == 1
+    assert skipped == {"too much markup": 1}
+    assert "the page 'T' (id 1) is left out" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr("meditron.sources.wiki_balance.LONGEST_PAGE", 50)
+    assert not list(read(path))
+
+
+def test_a_dump_of_one_huge_element_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = dump(tmp_path / "dump.xml", PAGE.format("x" * 11_000_000))
+    with pytest.raises(InputError, match="ill-formed XML"):
+        list(read(path))
+    monkeypatch.setattr("meditron.sources.mediawiki._LARGEST", 1 << 20)
+    path = dump(
+        tmp_path / "dump.xml",
+        PAGE.format("fine"),
+        PAGE.format("y" * 9),
+        "<page>" + "<a/>" * 700_000 + "</page>",
+    )
+    with pytest.raises(InputError, match="after 2 pages"):
+        list(read(path))

@@ -2,7 +2,12 @@
 
 import bz2
 import gzip
+import io
 import json
+import lzma
+import tracemalloc
+import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +23,11 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     "plain": lambda data: data,
     "gzip": gzip.compress,
     "bzip2": bz2.compress,
+    "bzip2 in several streams": lambda data: bz2.compress(data[:9]) + bz2.compress(data[9:]),
+    "xz": lzma.compress,
+    "utf-16": lambda data: data.decode().encode("utf-16"),
+    "utf-16 big-endian, gzip": lambda data: gzip.compress(b"\xfe\xff" + data.decode().encode("utf-16-be")),
+    "utf-32": lambda data: data.decode().encode("utf-32"),
     "zstd": lambda data: zstandard.ZstdCompressor(write_checksum=True).compress(data),
 }
 
@@ -41,7 +51,7 @@ def test_json_lines(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     assert (second.id, second.title, second.year, second.meta) == ("7", "Z", 1999, {"a": [1]})
 
 
-@pytest.mark.parametrize("pack", [PACK["gzip"], PACK["bzip2"], PACK["zstd"]])
+@pytest.mark.parametrize("pack", [PACK["gzip"], PACK["bzip2"], PACK["xz"], PACK["zstd"]])
 def test_cut_off_files_are_refused(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "cut"
     packed = pack("\n".join(json.dumps({"text": f"{n * n}"}) for n in range(9_000)).encode())
@@ -95,7 +105,10 @@ def test_the_kind_is_found_by_content(medline: Medline, tmp_path: Path) -> None:
 def test_what_has_no_kind(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(InputError, match="a PNG image"):
+        open_source(path)
+    path.write_bytes(b"\x01\x02\0\x03")
+    with pytest.raises(InputError, match=r"x \(byte 2\): binary data") as raised:
         open_source(path)
     assert all(name in str(raised.value.hint) for name in SOURCES)
     with pytest.raises(SourceError, match="no source format 'medlime'"):
@@ -103,3 +116,162 @@ def test_what_has_no_kind(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(InputError, match="empty"):
         open_source(path)
+
+
+def zipped(name: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, "<x/>")
+    return file.getvalue()
+
+
+KINDS = {
+    "a PDF file": b"%PDF-1.7\n%\xe2\xe3",
+    "an RTF file": b"{\\rtf1\\ansi Some text.}",
+    "a Word document": zipped("word/document.xml"),
+    "an Excel workbook": zipped("xl/workbook.xml"),
+    "a ZIP archive": zipped("notes.txt"),
+    "a tar archive": b"notes.txt".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"),
+    "packed twice with gzip": gzip.compress(gzip.compress(b"text")),
+    "a Parquet file": b"PAR1\x15\x04",
+    "an SQLite database": b"SQLite format 3\0\x10",
+    "an HTML page": b"<!DOCTYPE html><html><body>Please log in.",
+    "XML with the root element <article>": b'<?xml version="1.0"?>\n<!-- JATS -->\n<article><front>',
+    "XML with the root element <PubmedArticle>": b"<PubmedArticle><MedlineCitation>",
+    "a list of checksums": b"d41d8cd98f00b204e9800998ecf8427e  pubmed24n0001.xml.gz\n",
+    "PubMed's text format": b"PMID- 12345\nOWN - NLM\n",
+    "a BibTeX file": b"@article{x, title = {Y}}",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    for pack in (lambda data: data, gzip.compress):
+        path = tmp_path / "file"
+        path.write_bytes(pack(KINDS[kind]) if "twice" not in kind else KINDS[kind])
+        with pytest.raises(InputError, match=rf"file: {kind}"):
+            open_source(path)
+
+
+def test_text_may_begin_with_any_sign(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    for text in (
+        "<5 mg of the drug was given.",
+        "[1] A reference.",
+        "{curly} text",
+        "text, and more text\nof it",
+    ):
+        path.write_text(text)
+        (document,) = open_source(path)
+        assert (document.source, document.sections[0].text) == ("text", text)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("Größe".encode("latin-1") + b" in the whole text", r"\(byte 2\): not UTF-8: 0xf6"),
+        (b"text" + b"\0" + b"more", r"\(byte 4\): binary data, not text: a NUL byte"),
+        (b"text " * 2_000 + b"\0", r"\(byte 10,000\): a NUL byte"),
+        (b"text " * 2_000 + b"\xe9", r"\(byte 10,000\): not UTF-8: 0xe9"),
+        (b" \n\t", "only white space"),
+        (b"\xff\xfe" + "text".encode("utf-16-le") + b"\0", "not UTF-16"),
+        (b"\xff\xfe\0\xd8\0\0", "not UTF-16"),
+    ],
+)
+def test_files_that_are_no_text(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        list(open_source(path))
+
+
+ROWS = [{"id": "a", "text": "first", "title": "T"}, {"text": "second", "year": 1999}]
+
+
+@pytest.mark.parametrize(
+    ("written", "source"),
+    [
+        ('{  "id": "a", "text": "first", "title": "T"}\r\n{ "text": "second", "year": 1999}\r\n', "jsonl"),
+        ("\ufeff" + "\n".join(map(json.dumps, ROWS)), "jsonl"),
+        (json.dumps(ROWS), "json"),
+        ("\ufeff" + json.dumps(ROWS, indent=2), "json"),
+        ("\n".join(json.dumps(row, indent=1) for row in ROWS), "json"),
+        (json.dumps({"a": ROWS[0], "json:rows.dat:2": ROWS[1]}, indent=1), "json"),
+        ('id,text,title,year\na,first,T,\n,"second",,1999\n', "csv"),
+        ("\ufeffID;Text;Title;Year\r\na;first;T;\r\n;second;;1999.0\r\n", "csv"),
+        ("text\ttitle\tid\tyear\nfirst\tT\ta\t\nsecond\t\t\t1999", "csv"),
+    ],
+)
+def test_rows_in_every_form(tmp_path: Path, written: str, source: str) -> None:
+    path = tmp_path / "rows.dat"
+    path.write_bytes(written.encode())
+    first, second = open_source(path)
+    assert (first.id, first.title, first.sections[0].text) == ("a", "T", "first")
+    assert (second.year, second.sections[0].text, second.source) == (1999, "second", source)
+    assert second.id.startswith(f"{source}:rows.dat:")
+    assert {document.id for document in open_source(path, name="b/rows")} == {
+        "a",
+        second.id.replace("rows.dat", "b/rows"),
+    } or ("json:rows.dat:2" in written)
+
+
+def test_a_csv_with_quotes_line_breaks_and_columns_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('text,journal\n"a ""b"",\nc",J\n,K\nd,\n')
+    skipped: Counter[str] = Counter()
+    first, second = open_source(path, skipped=skipped)
+    assert (first.sections[0].text, first.meta, first.id) == ('a "b",\nc', {"journal": "J"}, "csv:rows.csv:2")
+    assert (second.sections[0].text, second.id) == ("d", "csv:rows.csv:5")
+    assert skipped == {"row without text": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "message"),
+    [
+        ("x.csv", "pmid,abstract\n1,a\n", r'\(line 1\): no column "text"; its columns: pmid, abstract'),
+        ("x.tsv.gz", "a prose line\nanother", 'no column "text"'),
+        ("x.csv", "id,text\n1,a\n2,b,c\n", r"\(line 3\): 3 columns, not 2"),
+        ("x.csv", 'id,text\n1,a\n2,"b\nc\n', r"\(line 3\): not CSV"),
+        ("x.csv", "text,year\na,MCMXC\n", 'the year "MCMXC" is not a number'),
+        ("x.json", '[{"text": "a"}, {"txt": "b"}]', r'\(document 2\): no object with a "text"'),
+        ("x.json", '{"title": "T",\n"abstract": "A"}', 'no object with a "text"'),
+        ("x.json", '[{"text": "a"},\n {"text": "b"', r"\(line 2\): not JSON"),
+        ("x.json", '{"a": {"text": "b"},\n"a": {"text": "c"}}', 'the key "a" stands twice'),
+        ("x.json", "[" * 100_000, "x.json"),
+        ("x.jsonl", '{"text": "a", "text": "b"}', r'\(line 1\): not JSON: the key "text" stands twice'),
+        ("x.jsonl", '{"text": "a"} {"text": "b"}', r"\(line 1\): more after its end"),
+        ("x.jsonl", '{"id": true, "text": "b"}', '"id" is a bool'),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, name: str, written: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(written)
+    with pytest.raises(InputError, match=message):
+        list(open_source(path))
+
+
+def test_lines_and_documents_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meditron.sources.streams.LONGEST_LINE", 400_000)
+    monkeypatch.setattr("meditron.sources.plain.LONGEST_DOCUMENT", 1_000)
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(gzip.compress(b'{"text": "' + b"a" * 1_000 + b'"}'))
+    assert len(list(open_source(path))) == 1
+    path.write_bytes(gzip.compress(b'{"text": "' + b"a" * 1_001 + b'"}'))
+    with pytest.raises(InputError, match=r"\(line 1\): a text of more than"):
+        list(open_source(path))
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "' + b"a" * 999_999))
+    with pytest.raises(InputError, match=r"\(line 2\): a line of more than"):
+        list(open_source(path))
+    path.write_bytes(b"a" * 1_001)
+    with pytest.raises(InputError, match="longer than"):
+        list(open_source(path, "text"))
+
+
+def test_a_line_of_very_many_values_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(gzip.compress(b'{"text": "a", "meta": {"a": [' + b"{}," * 2_100_000 + b"{}]}}"))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"\(line 1\): not JSON: more than 4,000,000 commas"):
+        list(open_source(path))
+    assert tracemalloc.get_traced_memory()[1] < 60 << 20
+    tracemalloc.stop()

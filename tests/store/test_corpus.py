@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from meditron.ground.errors import InputError, SourceError
-from meditron.store.corpus import Part, Text, texts
+from meditron.store.corpus import Part, Text, held_out, texts
 from meditron.store.files import make_folder
 from meditron.store.jsonl import JsonlWriter
 
@@ -27,7 +27,9 @@ def test_a_folder_that_is_not_there_is_no_empty_corpus(tmp_path: Path) -> None:
 
 
 def test_parts_come_back(tmp_path: Path) -> None:
-    folder = corpus(tmp_path, ROW | {"parts": [[12, 19, "AIM", "OBJECTIVE"], [20, 27, "END", None]]}, ROW)
+    folder = corpus(
+        tmp_path, ROW | {"parts": [[12, 19, "AIM", "OBJECTIVE"], [20, 27, "END", None]]}, ROW | {"id": "a:2"}
+    )
     first, second = texts(folder, "train")
     file = folder / "train/a/00000-00000.jsonl.zst"
     parts = (Part(12, 19, "AIM", "OBJECTIVE"), Part(20, 27, "END", None))
@@ -53,6 +55,25 @@ def test_parts_come_back(tmp_path: Path) -> None:
     ],
 )
 def test_parts_that_are_none_are_refused(tmp_path: Path, parts: Any) -> None:
-    folder = corpus(tmp_path, ROW, ROW | {"parts": parts})
+    folder = corpus(tmp_path, ROW, ROW | {"id": "a:2", "parts": parts})
     with pytest.raises(InputError, match=r"00000-00000\.jsonl\.zst \(row 2\): its parts"):
         list(texts(folder, "train"))
+
+
+def test_two_documents_of_one_id_are_refused(tmp_path: Path) -> None:
+    folder = corpus(tmp_path, ROW, ROW | {"text": "Another."})
+    with pytest.raises(InputError, match=r"\(row 2\): a second document of the id a:1"):
+        list(texts(folder, "train"))
+
+
+def test_held_out_documents_are_chosen_by_content(tmp_path: Path) -> None:
+    chosen = []
+    for name, step in (("a", 1), ("b", -1)):
+        rows = [{"id": f"{name}:{n}", "text": f"Text {n}."} for n in range(40)][::step]
+        folder = corpus(tmp_path / name, *rows)
+        (folder / "train").rename(folder / "heldout")
+        chosen.append([text.text for text in held_out(folder, 7)["a"]])
+    assert chosen[0] == chosen[1]
+    assert chosen[0] == [
+        text.text for text in sorted(texts(folder, "heldout"), key=lambda t: t.content_sha256)[:7]
+    ]

@@ -94,7 +94,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, place: str):
 
 
 def test_a_line_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("meditron.store.jsonl._LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("meditron.store.jsonl.LONGEST_LINE", 1 << 20)
     (tmp_path / "bomb.jsonl.zst").write_bytes(zstandard.compress(bytes(1 << 28)))
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(bytes(1 << 25)))
     for suffix in SUFFIXES[1:]:

@@ -17,9 +17,11 @@ from meditron.corpus.config import CorpusConfig
 from meditron.corpus.split import is_heldout
 from meditron.ground.errors import UsageError
 from meditron.sources.document import Document, Section
+from meditron.sources.registry import open_source
 from meditron.store.artifact import Artifact
 from meditron.store.corpus import texts
 from meditron.store.files import make_folder
+from meditron.store.identity import content_sha256
 from meditron.store.jsonl import JsonlWriter
 from meditron.tasks.layout import SECTIONS
 from meditron.tasks.registry import open_task
@@ -122,14 +124,16 @@ def quickstart(pubmed_xml: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("corpus")
     with gzip.open(pubmed_xml) as file:
         head, *citations = file.read().split(b"<PubmedArticle>")
-    chosen: dict[bool, list[bytes]] = {True: [], False: []}
-    for citation in citations:
-        if pmid := re.search(rb"<PMID[^>]*>(\d+)</PMID>", citation if b"NlmCategory" in citation else b""):
-            held = is_heldout(f"pubmed:{pmid[1].decode()}", 0.12)
-            chosen[held].append(
-                b"<PubmedArticle>" + citation.rpartition(b"</PubmedArticle>")[0] + b"</PubmedArticle>"
-            )
+    structured = [
+        b"<PubmedArticle>" + citation.rpartition(b"</PubmedArticle>")[0] + b"</PubmedArticle>"
+        for citation in citations
+        if b"NlmCategory" in citation
+    ]
     source = folder / "structured.xml"
+    source.write_bytes(head + b"".join(structured) + b"</PubmedArticleSet>")
+    chosen: dict[bool, list[bytes]] = {True: [], False: []}
+    for citation, document in zip(structured, open_source(source), strict=True):
+        chosen[is_heldout(content_sha256(compose(document)[0]), 0.12)].append(citation)
     source.write_bytes(head + b"".join(chosen[True] + chosen[False][:1_500]) + b"</PubmedArticleSet>")
     config = CorpusConfig.model_validate({"sources": {"pubmed": {"from": str(source)}}})
     run(config, {"pubmed": Artifact("pubmed", source, "0" * 64)}, folder / "out")

@@ -11,14 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from meditron.corpus.config import CorpusConfig
-from meditron.corpus.dedup import INDEX, decide, id_key
+from meditron.corpus.dedup import INDEX, Reason, decide, id_key, occurrences
 from meditron.corpus.execute import execute
+from meditron.corpus.files import source_files
 from meditron.corpus.progress import watched
 from meditron.corpus.report import corpus_report
-from meditron.corpus.shards import ReadFiles, Shard, SourceFile, WriteShards, load_array, save_array
-from meditron.ground.errors import SourceError
+from meditron.corpus.shards import (
+    DECISION,
+    ReadFiles,
+    Shard,
+    SourceFile,
+    WriteShards,
+    load_array,
+    save_array,
+)
+from meditron.ground.console import say, warn
+from meditron.ground.errors import InputError
 from meditron.store.artifact import Artifact
 from meditron.store.files import make_folder, read_json, remove_folder, sweep
 from meditron.store.jsonl import JsonlWriter, read_jsonl
@@ -36,42 +47,28 @@ def run(config: CorpusConfig, inputs: Mapping[str, Artifact], out: Path) -> dict
         `kept`, put into `train` and `heldout`, `dropped` by reason, `skipped` by reason.
 
     Raises:
-        InputError: a source's file is damaged.
+        InputError: a source's file is damaged; a source has no documents; no document of any is kept.
         SourceError: a source has no file, or one of no known format.
     """
     make_folder(out)
     sweep(out)
     work = make_folder(out / _WORK)
-    files = tuple(_source_files(config, inputs))
+    files, left_out = source_files(config, inputs)
+    for name, reasons in left_out.items():
+        for reason, count in reasons.items():
+            say(f"{name}: {count:,} left out: {reason}")
     with watched("read", work, "*/*.index.npy"):
         execute("read", ReadFiles(config, files, work), len(files), config.workers, work / "tasks")
     shards = tuple(_shards(files, work))
+    _require_documents(inputs, files, shards, work)
     _decide(config, files, shards, work)
     with watched("write", work, "*/*.counts.json", total=len(shards)):
         execute("write", WriteShards(shards, out), len(shards), config.workers, work / "tasks")
-    metrics = _metrics(config, files, shards, work)
+    metrics = _metrics(config, files, left_out, shards, work)
     _gather_drops(shards, out / "drops.jsonl.zst")
     corpus_report(config, metrics, out)
     remove_folder(work)
     return metrics
-
-
-def _source_files(config: CorpusConfig, inputs: Mapping[str, Artifact]) -> Iterator[SourceFile]:
-    """The files of all sources in order; of a folder all that is not hidden and no checksum."""
-    for name, source in config.sources.items():
-        for number, file in enumerate(files_of(inputs[name].path)):
-            yield SourceFile(name, source.format, file, number)
-
-
-def files_of(path: Path) -> list[Path]:
-    """List the files of a source."""
-    if not path.is_dir():
-        return [path]
-    below = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".md5")
-    found = [f for f in below if not any(p.startswith(".") for p in f.relative_to(path).parts)]
-    if not found:
-        raise SourceError(f"{path}: there is no file in it")
-    return found
 
 
 def _end(file: SourceFile, work: Path) -> dict[str, Any]:
@@ -86,10 +83,25 @@ def _shards(files: tuple[SourceFile, ...], work: Path) -> Iterator[Shard]:
             yield Shard(file.source, f"{file.number:05d}-{number:05d}", work)
 
 
+def _require_documents(
+    inputs: Mapping[str, Artifact], files: tuple[SourceFile, ...], shards: tuple[Shard, ...], work: Path
+) -> None:
+    """Refuse a source without documents: it would be missing from the corpus without a word."""
+    for name in dict.fromkeys(file.source for file in files):
+        if any(shard.source == name for shard in shards):
+            continue
+        ends = [_end(file, work) for file in files if file.source == name]
+        skipped = sum((Counter(end["skipped"]) for end in ends), Counter[str]())
+        said = [f"{count:,} {reason}" for reason, count in skipped.most_common()]
+        said += [f"{count:,} deletions" for count in [sum(len(end["deleted"]) for end in ends)] if count]
+        problem = f"source '{name}' has no documents" + (f", only {', '.join(said)}" if said else "")
+        raise InputError(inputs[name].path, problem, hint="remove the source, or correct its `from`")
+
+
 def _decide(
     config: CorpusConfig, files: tuple[SourceFile, ...], shards: tuple[Shard, ...], work: Path
 ) -> None:
-    """Leave each shard's reasons beside it, for as many of its documents as the source's limit allows."""
+    """Write each shard's decisions, for as many of its documents as the source's limit allows."""
     taken: Counter[str] = Counter()
     indexes = []
     for shard in shards:
@@ -98,20 +110,44 @@ def _decide(
         taken[shard.source] += len(indexes[-1])
     deleted = [id_key(identity) for file in files for identity in _end(file, work)["deleted"]]
     index = np.concatenate([np.empty(0, INDEX), *indexes])
-    reasons = decide(index, np.array(deleted, dtype="<u8").reshape(-1, 2))
-    ends = np.cumsum([len(index) for index in indexes])
-    for shard, part in zip(shards, np.split(reasons, ends[:-1]), strict=True):
-        if not shard.file("reasons.npy").exists():
-            save_array(shard.file("reasons.npy"), part)
+    sizes = [len(index) for index in indexes]
+    numbers = {name: number for number, name in enumerate(config.sources)}
+    sources = np.repeat([numbers[shard.source] for shard in shards], sizes)
+    decisions = np.empty(len(index), DECISION)
+    decisions["reason"] = decide(index, np.array(deleted, dtype="<u8").reshape(-1, 2))
+    decisions["occurrence"] = occurrences(index, sources, decisions["reason"])
+    _require_kept(config, sources, decisions["reason"])
+    for shard, part in zip(shards, np.split(decisions, np.cumsum(sizes)[:-1]), strict=True):
+        if not shard.file("decisions.npy").exists():
+            save_array(shard.file("decisions.npy"), part)
+
+
+def _require_kept(
+    config: CorpusConfig, sources: npt.NDArray[np.int64], reasons: npt.NDArray[np.uint8]
+) -> None:
+    """Warn of a source of which nothing is kept; refuse a corpus of which nothing is."""
+    for number, name in enumerate(config.sources):
+        counts = Counter(Reason(reason).text for reason in reasons[sources == number])
+        if Reason.KEPT.text not in counts:
+            said = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+            if not (reasons == Reason.KEPT).any():
+                hint = "see the keys languages and min_characters of [corpus]"
+                problem = f"source '{name}' keeps no document ({said}), nor does any other"
+                raise InputError(config.sources[name].from_, problem, hint=hint)
+            warn(f"source '{name}' keeps no document: {said}")
 
 
 def _metrics(
-    config: CorpusConfig, files: tuple[SourceFile, ...], shards: tuple[Shard, ...], work: Path
+    config: CorpusConfig,
+    files: tuple[SourceFile, ...],
+    left_out: Mapping[str, Counter[str]],
+    shards: tuple[Shard, ...],
+    work: Path,
 ) -> dict[str, Any]:
     sources: dict[str, dict[str, Any]] = {}
     for name in config.sources:
         counts = [read_json(shard.file("counts.json")) for shard in shards if shard.source == name]
-        skipped: Counter[str] = Counter()
+        skipped = Counter(left_out[name])
         for file in files:
             skipped.update(_end(file, work)["skipped"] if file.source == name else {})
         dropped: Counter[str] = Counter()

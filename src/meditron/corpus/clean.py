@@ -12,7 +12,7 @@ import unicodedata
 from meditron.sources.document import Document
 from meditron.store.corpus import Part
 
-__all__ = ["clean", "compose", "normalised"]
+__all__ = ["clean", "compose"]
 
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 _INVISIBLE = re.compile(
@@ -55,8 +55,3 @@ def compose(document: Document) -> tuple[str, tuple[Part, ...]]:
             parts.append(Part(len(whole), len(whole) + len(text), label or None, section.category))
         whole += text
     return whole, tuple(parts)
-
-
-def normalised(text: str) -> str:
-    """What copies of a text share: all of it but case and white space. `<5` and `>5` stay two texts."""
-    return " ".join(text.casefold().split())

@@ -27,7 +27,14 @@ class SourceConfig(Config):
     """Where the file comes from: a path, or `pypi:package==version#member`, `https://…`, with `@sha256:…`."""
 
     format: Annotated[str, AfterValidator(_known)] | None = None
-    """Its reader: `medline`, `mediawiki`, `jsonl`, `text`; found from the content when absent."""
+    """Its reader: `medline`, `mediawiki`, `jsonl`, `json`, `csv`, `text`; by default by its content."""
+
+    include: tuple[str, ...] = ()
+    """Globs of the files of a folder to read: `*.xml.gz`, `2024/*`. By default all files but hidden ones,
+    checksums, and those named README, LICENSE and the like."""
+
+    exclude: tuple[str, ...] = ()
+    """Globs of the files of a folder to leave out."""
 
     domain: str = "medical"
     """What the text is about: `medical`, `general`, or a word of one's own; reports group by it."""
@@ -43,13 +50,13 @@ class CorpusConfig(StageConfig):
     """The sources by name, in the order in which equal texts are preferred: the first copy stays."""
 
     heldout: float = Field(default=0.12, ge=0, lt=1)
-    """Share of the documents held out, chosen by a hash of each document's own id."""
+    """Share of the documents held out, chosen by the hash of each document's content."""
 
     limit: int | None = Field(default=None, ge=1)
     """Documents read of each source, at most; all when absent."""
 
     languages: tuple[str, ...] = ("en",)
-    """Languages kept, by the source's own word; a document of unknown language passes. Empty: all."""
+    """Languages of the texts kept; a document of unknown language is kept. Empty: all languages."""
 
     min_characters: int = Field(default=100, ge=0)
     """Documents whose cleaned text is shorter are dropped."""
@@ -66,7 +73,7 @@ class CorpusConfig(StageConfig):
 
     def input_kinds(self) -> dict[str, InputKind]:
         """Return the reader of each source."""
-        return {name: InputKind("documents", source.format) for name, source in self.sources.items()}
+        return {name: InputKind("documents", source) for name, source in self.sources.items()}
 
     def licences(self) -> dict[str, str]:
         """The terms of each source that states them."""

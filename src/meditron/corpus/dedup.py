@@ -1,25 +1,25 @@
-"""What stays and what goes: decided over all documents of all sources at once, from a small index of them.
+"""Selection of the documents to keep, over all documents of all sources at once, from a small index.
 
-The index has a row a document, in the order of the sources, their files and their documents: 38 bytes, so
-that all of PubMed fits in memory. Ids and texts are known by 128 bits of their SHA-256.
+The index has one row per document, in the order of the sources, their files and their documents: 38 bytes, so
+that all of PubMed fits in memory. Ids and contents are known by 128 bits of their SHA-256.
 """
 
 import hashlib
+import re
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from meditron.corpus.clean import normalised
-
-__all__ = ["INDEX", "Reason", "decide", "id_key", "index_row"]
+__all__ = ["INDEX", "Reason", "decide", "id_key", "index_row", "occurrences", "unique_id"]
 
 INDEX = np.dtype(
     [("id", "<u8", 2), ("text", "<u8", 2), ("version", "<u4"), ("reason", "u1"), ("heldout", "?")],
     align=False,
 )
 Index = npt.NDArray[Any]
+_NUMBERED = re.compile(r"#[0-9]+$")
 
 
 class Reason(IntEnum):
@@ -33,7 +33,6 @@ class Reason(IntEnum):
     TITLE_ONLY = 5
     SHORT = 6
     COPY = 7
-    COPY_OF_HELDOUT = 8
 
     @property
     def text(self) -> str:
@@ -50,47 +49,87 @@ _TEXTS = {
     Reason.TITLE_ONLY: "nothing but a title",
     Reason.SHORT: "too short",
     Reason.COPY: "copy of another document",
-    Reason.COPY_OF_HELDOUT: "copy of a held-out document",
 }
 
 
 def id_key(identity: str) -> tuple[int, int]:
     """The 128 bits by which an id is known."""
-    return _key(identity.encode())
+    return _key(hashlib.sha256(identity.encode()).hexdigest())
 
 
-def index_row(identity: str, text: str, version: int, reason: Reason, *, heldout: bool) -> tuple[object, ...]:
-    """A document's row. A version of 0 says that its source knows none: then equal ids mean nothing."""
-    return id_key(identity), _key(normalised(text).encode()), version, reason, heldout
+def index_row(
+    identity: str, content_sha256: str, version: int, reason: Reason, *, heldout: bool
+) -> tuple[object, ...]:
+    """Return a document's row. Version 0 means that its source has no versions: equal ids are no versions."""
+    return id_key(identity), _key(content_sha256), version, reason, heldout
 
 
 def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-    """Each document's Reason.
+    """Return each document's Reason.
 
     A deleted id goes, whichever file says so. Of the versions of one id the newest stays; of equal versions
-    the last. Then the newest's own reason (retracted, …) holds. Of equal texts among what is left the first
-    stays, but a held-out one before any for training: no training text is a copy of a held-out one.
+    the last, or of several with its content the first. Then its own reason (retracted, …) holds. Of equal
+    contents among those left the first stays. Equal contents have one side of the split (`split.is_heldout`),
+    so no training text is a copy of a held-out one.
 
     Args:
         index: rows of INDEX.
         deleted: ids, shape (n, 2), as `id_key` gives them.
     """
     reason = index["reason"].copy()
-    ids, texts = index["id"], index["text"]
-    order = np.lexsort((index["version"], ids[:, 1], ids[:, 0]))
-    older = _same(ids[order]) & (index["version"][order[:-1]] > 0)
+    ids, texts, versions = index["id"], index["text"], index["version"]
+    # The same row in several files: the first one stays, but it is as new as the last one.
+    order = np.lexsort((reason, texts[:, 1], texts[:, 0], versions, ids[:, 1], ids[:, 0]))
+    same = _same(ids[order]) & _same(texts[order]) & (versions[order[:-1]] > 0)
+    same &= (np.diff(versions[order].astype(np.int64)) == 0) & (np.diff(reason[order].astype(int)) == 0)
+    starts = np.concatenate([[True], ~same])[: len(order)]
+    first = order[starts]
+    latest = np.arange(len(order))
+    if len(order):
+        latest[first] = np.maximum.reduceat(order, np.flatnonzero(starts))
+    again = order[~starts]
+    reason[again[reason[again] == Reason.KEPT]] = Reason.COPY
+    order = first[np.lexsort((latest[first], versions[first], ids[first, 1], ids[first, 0]))]
+    older = _same(ids[order]) & (versions[order[:-1]] > 0)
     reason[order[:-1][older]] = Reason.SUPERSEDED
     gone = np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1])
     reason[gone] = Reason.DELETED
 
     alive = np.flatnonzero(reason == Reason.KEPT)
-    order = alive[np.lexsort((~index["heldout"][alive], texts[alive, 1], texts[alive, 0]))]
-    copies = np.concatenate([[False], _same(texts[order])])[: len(order)]
-    first = np.maximum.accumulate(np.where(copies, 0, np.arange(len(order))))
-    of_heldout = index["heldout"][order[first]] & ~index["heldout"][order]
-    reason[order[copies]] = Reason.COPY
-    reason[order[copies & of_heldout]] = Reason.COPY_OF_HELDOUT
+    order = alive[np.lexsort((texts[alive, 1], texts[alive, 0]))]
+    reason[order[1:][_same(texts[order])]] = Reason.COPY
     return reason
+
+
+def occurrences(
+    index: Index, sources: npt.NDArray[np.int64], reasons: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint32]:
+    """Return for each document the number of its id's occurrence within its source, from 1.
+
+    Older versions of an id and deleted ids do not count.
+
+    Args:
+        index: rows of INDEX.
+        sources: the source of each row.
+        reasons: the result of `decide`.
+    """
+    counted = np.flatnonzero((reasons != Reason.SUPERSEDED) & (reasons != Reason.DELETED))
+    ids = index["id"]
+    order = counted[np.lexsort((ids[counted, 1], ids[counted, 0], sources[counted]))]
+    repeats = _same(ids[order]) & (np.diff(sources[order]) == 0)
+    starts = np.concatenate([[True], ~repeats])[: len(order)]
+    position = np.arange(len(order))
+    numbers = np.ones(len(index), dtype=np.uint32)
+    numbers[order] = position - np.maximum.accumulate(np.where(starts, position, 0)) + 1
+    return numbers
+
+
+def unique_id(identity: str, occurrence: int) -> str:
+    """Return the id under which this occurrence stands in the corpus: `7`, then `7#2`, `7#3`.
+
+    An id that itself ends so is numbered from `#1`, so two different ids never become one.
+    """
+    return identity if occurrence == 1 and not _NUMBERED.search(identity) else f"{identity}#{occurrence}"
 
 
 def _same(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
@@ -98,6 +137,5 @@ def _same(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     return np.asarray((keys[:-1] == keys[1:]).all(axis=1))
 
 
-def _key(data: bytes) -> tuple[int, int]:
-    digest = hashlib.sha256(data).digest()
-    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
+def _key(sha256: str) -> tuple[int, int]:
+    return int(sha256[:16], 16), int(sha256[16:32], 16)

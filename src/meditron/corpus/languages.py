@@ -23,7 +23,7 @@ _UNKNOWN = frozenset({"", "und", "zxx", "mul", "mis"})
 
 def passes(language: str | None, wanted: tuple[str, ...]) -> bool:
     """Whether a document that calls its language so is wanted: an unknown one passes, as all do for ()."""
-    code = (language or "").lower().partition("-")[0]
+    code = (language or "").lower().replace("_", "-").partition("-")[0]
     return not wanted or code in _UNKNOWN or _short(code) in {_short(one) for one in wanted}
 
 

@@ -16,18 +16,23 @@ import numpy.typing as npt
 
 from meditron.corpus.clean import compose
 from meditron.corpus.config import CorpusConfig
-from meditron.corpus.dedup import INDEX, Reason, index_row
+from meditron.corpus.dedup import INDEX, Reason, index_row, unique_id
 from meditron.corpus.languages import passes
 from meditron.corpus.split import is_heldout
 from meditron.sources.document import Document
 from meditron.sources.registry import find_source
 from meditron.store.corpus import Part
 from meditron.store.files import atomic, make_folder, write_json
+from meditron.store.identity import content_sha256
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 
-__all__ = ["ReadFiles", "Shard", "SourceFile", "WriteShards", "load_array", "save_array"]
+__all__ = ["DECISION", "ReadFiles", "Shard", "SourceFile", "WriteShards", "load_array", "save_array"]
 
 _SAMPLE = 300  # characters of a dropped document that are kept for the eye
+_SHARD_CHARACTERS = 64 << 20  # of a shard's documents together, which are in memory at once; one more ends it
+
+DECISION = np.dtype([("reason", "u1"), ("occurrence", "<u4")])
+"""A document's `dedup.Reason` and the number of its id's occurrence within its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class SourceFile:
     format: str | None
     path: Path
     number: int
+    name: str
+    """Its path below the source's `from`, as text; it names documents that have no id of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Shard:
     work: Path
 
     def file(self, suffix: str) -> Path:
-        """`candidates.jsonl.zst`, `index.npy`, `reasons.npy`, `drops.jsonl.zst` or `counts.json`."""
+        """`candidates.jsonl.zst`, `index.npy`, `decisions.npy`, `drops.jsonl.zst` or `counts.json`."""
         return self.work / self.source / f"{self.name}.{suffix}"
 
 
@@ -67,7 +74,7 @@ class ReadFiles:
         make_folder(self.work / file.source)
         source = find_source(file.path, file.format)
         skipped: Counter[str] = Counter()
-        documents = islice(source.read(file.path, skipped), self.config.limit)
+        documents = islice(source.read(file.path, skipped, file.name), self.config.limit)
         number = -1
         for number, batch in enumerate(_batches(documents, self.config.shard_documents)):
             shard = Shard(file.source, f"{file.number:05d}-{number:05d}", self.work)
@@ -83,9 +90,9 @@ class ReadFiles:
             for document in documents:
                 text, parts = compose(document)
                 reason = self._reason(document, text)
-                heldout = is_heldout(document.id, self.config.heldout)
-                version = _version(document)
-                rows.append(index_row(document.id, text, version, reason, heldout=heldout))
+                content = content_sha256(text)
+                heldout = is_heldout(content, self.config.heldout)
+                rows.append(index_row(document.id, content, _version(document), reason, heldout=heldout))
                 kept = (text, parts) if reason is Reason.KEPT else (text[:_SAMPLE], ())
                 writer.write(_candidate(document, *kept))
         save_array(shard.file("index.npy"), np.array(rows, dtype=INDEX))
@@ -111,27 +118,22 @@ class WriteShards:
     def __call__(self, task: int) -> None:
         """Write one shard's files."""
         shard = self.shards[task]
-        reasons = load_array(shard.file("reasons.npy"))  # fewer than candidates where the limit falls
-        heldout = load_array(shard.file("index.npy"))["heldout"][: len(reasons)]
-        rows = islice(read_jsonl(shard.file("candidates.jsonl.zst")), len(reasons))
+        decisions = load_array(shard.file("decisions.npy"))  # fewer than candidates where the limit falls
+        heldout = load_array(shard.file("index.npy"))["heldout"][: len(decisions)]
+        rows = islice(read_jsonl(shard.file("candidates.jsonl.zst")), len(decisions))
         kept: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
         dropped = []
-        for row, reason, held in zip(rows, reasons, heldout, strict=True):
+        for row, (reason, occurrence), held in zip(rows, decisions, heldout, strict=True):
+            row |= {"id": unique_id(row["id"], occurrence), "source": shard.source}
             if reason == Reason.KEPT:
-                kept["heldout" if held else "train"].append({**row, "source": shard.source})
+                kept["heldout" if held else "train"].append(row)
             else:
-                why = Reason(reason).text
-                drop = {
-                    "id": row["id"],
-                    "source": shard.source,
-                    "reason": why,
-                    "sample": row["text"][:_SAMPLE],
-                }
-                dropped.append(drop)
+                why = {"reason": Reason(reason).text, "sample": row["text"][:_SAMPLE]}
+                dropped.append({"id": row["id"], "source": shard.source, **why})
         for split, documents in kept.items():
             _write_rows(self.out / split / shard.source / f"{shard.name}.jsonl.zst", documents)
         _write_rows(shard.file("drops.jsonl.zst"), dropped)
-        counts: dict[str, Any] = {"read": len(reasons), "kept": sum(map(len, kept.values()))}
+        counts: dict[str, Any] = {"read": len(decisions), "kept": sum(map(len, kept.values()))}
         counts |= {split: len(documents) for split, documents in kept.items()}
         for split, documents in kept.items():
             counts[f"{split}_characters"] = sum(len(row["text"]) for row in documents)
@@ -164,7 +166,16 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _batches(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
-    while batch := list(islice(documents, size)):
+    """Documents in batches of `size`, fewer where they are so long that memory would not hold them."""
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += sum(len(section.text) for section in document.sections)
+        if len(batch) == size or characters > _SHARD_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
 
 

@@ -1,15 +1,13 @@
-"""Which documents are held out: decided by each document's own id alone, before and whatever else happens."""
-
-import hashlib
+"""The split into training and held-out text: decided by each document's content alone."""
 
 __all__ = ["is_heldout"]
 
 
-def is_heldout(identity: str, share: float) -> bool:
-    """Whether the document of this id is held out.
+def is_heldout(content_sha256: str, share: float) -> bool:
+    """Return true if the document of this content hash is held out.
 
-    The first eight bytes of the id's SHA-256, as a fraction of their range, lie below `share`. A PMID's id
-    names no version, so all versions of a citation fall to one side; a larger share only adds documents.
+    The first 64 bits of `store.identity.content_sha256`, as a fraction of their range, lie below `share`. So
+    equal texts fall on one side, whatever their ids, files and sources, and a larger share only adds
+    documents. Of the versions of a citation only the newest is split (`dedup.decide`).
     """
-    fraction = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") / 2**64
-    return fraction < share
+    return int(content_sha256[:16], 16) / 2**64 < share

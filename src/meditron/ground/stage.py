@@ -17,8 +17,8 @@ class InputKind:
     """The kind of file that an input from outside must be, so that it can be opened before the run."""
 
     name: Literal["model", "documents", "questions", "conversations"]
-    format: str | None = None
-    """Of documents: the reader's name, if the recipe gives it."""
+    table: Config | None = None
+    """The input's own table of the recipe, if it has one: a source's format and globs."""
 
 
 class StageConfig(Config, ABC):

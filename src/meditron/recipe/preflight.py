@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from meditron.ground.config import Config
 from meditron.ground.errors import MeditronError, SourceError
 from meditron.ground.stage import InputKind
 from meditron.model.config import preset
@@ -93,35 +94,39 @@ def _check(reference: Reference, kind: InputKind) -> None:
         return
     path = local_file(source)
     if path is not None:
-        _CHECKS[kind.name](path, kind.format)
+        _CHECKS[kind.name](path, kind.table)
 
 
-def _check_model(path: Path, format: str | None) -> None:
+def _check_model(path: Path, table: Config | None) -> None:
     model_tokenizer(resolve(str(path)))
 
 
-def _check_documents(path: Path, format: str | None) -> None:
-    from meditron.corpus.build import files_of
+def _check_documents(path: Path, table: Config | None) -> None:
+    from meditron.corpus.config import SourceConfig
+    from meditron.corpus.files import files_of
 
-    for file in files_of(path):
-        if next(iter(open_source(file, format, Counter())), None) is None:
-            raise SourceError(f"{file}: holds no documents")
+    assert isinstance(table, SourceConfig)  # noqa: S101
+    files = [file for file, _ in files_of(path.name, table, path, Counter())]
+    # Each file is opened, also if an earlier one has documents; one of deletions only has none.
+    firsts = [next(iter(open_source(file, table.format, Counter())), None) for file in files]
+    if not any(firsts):
+        raise SourceError(f"{path}: holds no documents")
 
 
-def _check_questions(path: Path, format: str | None) -> None:
+def _check_questions(path: Path, table: Config | None) -> None:
     from meditron.tasks.registry import open_task
 
     open_task(str(path)).rows("test")
 
 
-def _check_conversations(path: Path, format: str | None) -> None:
+def _check_conversations(path: Path, table: Config | None) -> None:
     from meditron.train.examples import of_file
 
     for _ in islice(of_file(path), _MAX_ROWS):
         pass
 
 
-_CHECKS: dict[str, Callable[[Path, str | None], None]] = {
+_CHECKS: dict[str, Callable[[Path, Config | None], None]] = {
     "model": _check_model,
     "documents": _check_documents,
     "questions": _check_questions,

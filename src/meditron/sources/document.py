@@ -23,8 +23,9 @@ class Section(msgspec.Struct, frozen=True):
 class Document(msgspec.Struct, frozen=True):
     """One document of a source.
 
-    `id` is stable and the source's own (`pubmed:12345`, without a version; `wiki:290`): the split is its
-    hash. `meta` holds the source's own fields as JSON values; each source's module says which.
+    `id` is stable and the source's own (`pubmed:12345`, without a version; `wiki:290`). The corpus numbers
+    repeated ids of a source (`corpus.dedup.unique_id`). `meta` holds the source's own fields as JSON values;
+    each source's module says which.
     """
 
     id: str
@@ -48,9 +49,12 @@ class Document(msgspec.Struct, frozen=True):
 class Reader(Protocol):
     """A source: one file to its documents, in the file's order."""
 
-    def __call__(self, path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
+    def __call__(
+        self, path: Path, skipped: Counter[str] | None = None, name: str | None = None
+    ) -> Iterator[Document]:
         """Read `path`; InputError, with the place, where it is damaged.
 
-        What is no document by its kind (a redirect) is counted in `skipped`, by reason.
+        Entries that are no documents by their kind (redirects) are counted in `skipped`, by reason. `name`
+        stands for the file in the ids of documents that have none of their own; by default the file's name.
         """
         ...

@@ -58,7 +58,7 @@ def recognises(start: bytes) -> bool:
     return _SUBSET.search(start) is not None or (match is not None and match["name"] == _ROOT)
 
 
-def read(path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
+def read(path: Path, skipped: Counter[str] | None = None, name: str | None = None) -> Iterator[Document]:
     """The citations of a MEDLINE file, plain or compressed, in its order.
 
     Raises InputError where the file is cut off (naming how many citations were whole), ill-formed (naming the

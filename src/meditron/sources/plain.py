@@ -1,87 +1,224 @@
-"""Plain text, one document a file, and JSON lines, one document a line; also compressed.
+"""Plain text (one document a file), JSON lines, JSON and CSV (one document a row); also compressed.
 
-A text file's id is `text:` and its name; its title is empty, for nothing says what it is. A line of JSON
-holds `text`, and may hold `id`, `title`, `language`, `year` and `meta`; its id is else `jsonl:NAME:LINE`.
+A text file's id is `text:` and its name; its title is empty, since nothing names one. A row holds `text`, and
+may hold `id`, `title`, `language`, `year` and `meta`; other columns of a CSV go to `meta`. A row without an
+id is `jsonl:NAME:LINE`, `json:NAME:NUMBER` or `csv:NAME:LINE`. JSON is an array of such objects, or one
+object of them by their ids. A CSV's columns are separated by
+comma, semicolon, tab or bar; its first line names them.
 """
 
+import csv
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from meditron.ground.errors import InputError
 from meditron.sources.document import Document, Section
-from meditron.sources.streams import chunks, lines
+from meditron.sources.streams import LONGEST_DOCUMENT, lines, whole
+from meditron.store.jsonl import LONGEST_LINE, check_values
 
-__all__ = ["read_jsonl", "read_text", "recognises_jsonl", "recognises_text"]
+__all__ = [
+    "read_csv",
+    "read_json",
+    "read_jsonl",
+    "read_text",
+    "recognises_csv",
+    "recognises_json",
+    "recognises_jsonl",
+    "recognises_text",
+]
 
-_LARGEST_TEXT = 256 << 20
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {"id": str | int, "title": str, "language": str, "year": int, "meta": dict}
+_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\{\s*["}]|\[\s*[\[{"\]])')
+_OBJECT = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*["}]')
+_MARKUP = re.compile(r"\ufeff?\s*<[A-Za-z!?/]")
+_BLANK = re.compile(r"[ \t\r\n]*")
+_NAME = re.compile(r"[\w.-]+")
+_DELIMITERS = ",;\t|"
 
 
 def recognises_jsonl(start: bytes) -> bool:
-    """Whether a file that starts so is JSON lines: its first line begins an object."""
-    return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b'{"', b'{ "'))
+    """Return true for JSON lines: the first line is an object, and not only the beginning of one."""
+    if not _OBJECT.match(start):
+        return False
+    first, end, rest = start.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")
+    if not end or _OBJECT.match(rest):
+        return True
+    try:
+        return isinstance(json.loads(first), dict)
+    except ValueError:
+        return False
+
+
+def recognises_json(start: bytes) -> bool:
+    """Return true for a JSON array or object that is not JSON lines."""
+    return _JSON.match(start) is not None and not recognises_jsonl(start)
+
+
+def recognises_csv(start: bytes) -> bool:
+    """Return true if the first line names columns, `text` among them, and the second has as many."""
+    rows = start.decode("utf-8-sig", "ignore").splitlines()
+    names, delimiter = _columns(rows[0]) if rows else ([], ",")
+    if len(names) < 2 or "text" not in names or not all(map(_NAME.fullmatch, names)):
+        return False
+    return len(rows) == 1 or rows[1].count(delimiter) >= len(names) - 1
 
 
 def recognises_text(start: bytes) -> bool:
-    """Whether a file that starts so is UTF-8 text, and no markup."""
+    """Return true for UTF-8 text that is neither markup nor JSON."""
     text = start.decode("utf-8", errors="ignore")
-    whole = len(start) - len(text.encode()) < 4  # the last character may be cut
-    return (
-        whole and bool(text.strip()) and "\0" not in text and not text.lstrip("\ufeff \n\r\t").startswith("<")
-    )
+    complete = len(start) - len(text.encode()) < 4  # the last character may be cut
+    plain = bool(text.strip("\ufeff \t\r\n")) and "\0" not in text
+    return complete and plain and not _MARKUP.match(text) and not _JSON.match(start)
 
 
-def read_text(path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
-    """The file's text as one document of one section; InputError where it is not UTF-8 or above 256 MiB."""
-    pieces: list[bytes] = []
-    size = 0
-    for piece in chunks(path):
-        pieces.append(piece)
-        size += len(piece)
-        if size > _LARGEST_TEXT:
-            raise InputError(path, f"a text of more than {_LARGEST_TEXT >> 20} MiB", hint="split it")
-    try:
-        text = b"".join(pieces).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(path, "not UTF-8", place=f"byte {error.start:,}") from error
-    yield Document(f"text:{path.name}", "text", "", (Section(text),))
+def read_text(path: Path, skipped: Counter[str] | None = None, name: str | None = None) -> Iterator[Document]:
+    """Yield the file's text as one document of one section.
+
+    InputError if it is not UTF-8, has a NUL, or is longer than LONGEST_DOCUMENT.
+    """
+    data = whole(path, LONGEST_DOCUMENT)
+    if (at := data.find(b"\0")) >= 0:
+        hint = "UTF-16 and UTF-32 are read if they begin with a byte order mark"
+        raise InputError(path, "a NUL byte, which text does not have", place=f"byte {at:,}", hint=hint)
+    yield Document(f"text:{name or path.name}", "text", "", (Section(_decoded(path, data)),))
 
 
-def read_jsonl(path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
-    """The documents of a JSONL file in its order; InputError, with the line, for what is none.
+def read_jsonl(
+    path: Path, skipped: Counter[str] | None = None, name: str | None = None
+) -> Iterator[Document]:
+    """Yield the documents of a JSONL file in its order; InputError, with the line, for anything else.
 
     Blank lines are counted as skipped.
     """
     for number, line in enumerate(lines(path), start=1):
+        place = f"line {number:,}"
         if line.strip():
-            yield _document(path, number, line)
+            ((row, _),) = _values(path, line, place, concatenated=False)
+            yield _document(path, row, place, "jsonl", f"jsonl:{name or path.name}:{number}")
         elif skipped is not None:
             skipped["blank line"] += 1
 
 
-def _document(path: Path, number: int, line: bytes) -> Document:
-    place = f"line {number:,}"
+def read_json(path: Path, skipped: Counter[str] | None = None, name: str | None = None) -> Iterator[Document]:
+    """Yield the documents of a JSON file of at most LONGEST_LINE, in its order.
+
+    InputError, with the number of the document, for anything else.
+    """
+    number = 0
+    for value, place in _values(path, whole(path, LONGEST_LINE), "", concatenated=True):
+        single = isinstance(value, dict) and ("text" in value or not value)
+        if not single and not isinstance(value, dict | list):
+            raise InputError(path, 'no object with a "text"', place=place)
+        rows = [value] if single else value
+        for entry in rows:
+            number += 1
+            row, identity = entry, f"json:{name or path.name}:{number}"
+            if isinstance(rows, dict):
+                row, identity = rows[entry], entry
+            yield _document(path, row, f"document {number:,}", "json", identity)
+
+
+def read_csv(path: Path, skipped: Counter[str] | None = None, name: str | None = None) -> Iterator[Document]:
+    """Yield the documents of a CSV file in its order; rows without text are counted as skipped.
+
+    InputError, with the line, for a row of another length than the first, or a quote that does not close.
+    """
+    decoded = (_decoded(path, line, f"line {n:,}") + "\n" for n, line in enumerate(lines(path), start=1))
+    first = next(decoded, "")
+    names, delimiter = _columns(first)
+    if "text" not in names:
+        problem = f'no column "text"; its columns: {", ".join(names)[:200]}'
+        raise InputError(path, problem, place="line 1", hint="rename the column that holds the text")
+    csv.field_size_limit(LONGEST_DOCUMENT)
+    rows = csv.reader(decoded, delimiter=delimiter, strict=True)
+    begins = 2
     try:
-        row: Any = json.loads(line.decode("utf-8-sig"), parse_float=_finite, parse_constant=_finite)
-        if b"\\u" in line:  # an escape may be half of a pair, which no UTF-8 can hold
-            row = json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(row, ensure_ascii=False)))
+        for fields in rows:
+            place, begins = f"line {begins:,}", rows.line_num + 2
+            if not fields:
+                continue
+            if len(fields) != len(names):
+                raise InputError(path, f"{len(fields)} columns, not {len(names)}", place=place)
+            row: dict[str, Any] = {key: field for key, field in zip(names, fields, strict=True) if field}
+            if not row.get("text", "").strip():
+                if skipped is not None:
+                    skipped["row without text"] += 1
+                continue
+            known = {key: row.pop(key) for key in ("text", *_KINDS) if key in row and key != "meta"}
+            if (year := known.pop("year", None)) is not None:
+                if not re.fullmatch(r"[0-9]{1,4}(?:\.0)?", year):
+                    raise InputError(path, f'the year "{year}" is not a number', place=place)
+                known["year"] = int(year.partition(".")[0])
+            yield _document(path, known | {"meta": row}, place, "csv", f"csv:{name or path.name}:{place[5:]}")
+    except csv.Error as error:
+        raise InputError(path, f"not CSV: {error}", place=f"line {begins:,}") from error
+
+
+def _columns(line: str) -> tuple[list[str], str]:
+    """Return the column names of a CSV's first line in lower case, and the delimiter."""
+    line = line.removeprefix("\ufeff").rstrip("\r\n")
+    try:
+        splits = {mark: next(csv.reader([line], delimiter=mark), []) for mark in _DELIMITERS}
+    except csv.Error:
+        return [], ","
+    delimiter = max(_DELIMITERS, key=lambda mark: len(splits[mark]))
+    return [name.strip().lower() for name in splits[delimiter]], delimiter
+
+
+def _decoded(path: Path, data: bytes, place: str = "") -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = ", ".join(filter(None, [place, f"byte {error.start:,}"]))
+        hint = "convert it, for example with iconv -f latin1 -t utf-8"
+        raise InputError(path, f"not UTF-8: 0x{data[error.start]:02x}", place=where, hint=hint) from error
+
+
+def _values(path: Path, data: bytes, place: str, *, concatenated: bool) -> Iterator[tuple[Any, str]]:
+    """Yield the JSON values in `data`, one after another, with their places."""
+    text = _decoded(path, data, place)
+    end = begin = 0
+    line = 1
+    try:
+        check_values(data)
+        while (at := _blank_until(text, end)) < len(text):
+            line, begin = line + text.count("\n", begin, at), at
+            value, end = _DECODER.raw_decode(text, begin)
+            if not concatenated and _blank_until(text, end) < len(text):
+                raise InputError(path, f"more after its end, column {end + 1:,}", place=place)
+            if b"\\u" in data:  # an escape may be half of a pair, which UTF-8 cannot hold
+                value = json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
+            yield value, place or f"line {line:,}"
+    except json.JSONDecodeError as error:
+        where = place or f"line {error.lineno:,}"
+        raise InputError(path, f"not JSON: {error.msg}, column {error.colno:,}", place=where) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(path, f"not JSON: {error}", place=place) from error
+        raise InputError(path, f"not JSON: {error}", place=place or None) from error
+
+
+def _blank_until(text: str, start: int) -> int:
+    match = _BLANK.match(text, start)
+    return start if match is None else match.end()
+
+
+def _document(path: Path, row: Any, place: str, source: str, identity: str) -> Document:  # noqa: ANN401
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise InputError(path, 'no object with a "text"', place=place)
     for key, kind in _KINDS.items():
-        if not isinstance(row.get(key), kind | None):
+        if not isinstance(row.get(key), kind | None) or isinstance(row.get(key), bool):
             raise InputError(path, f'"{key}" is a {type(row[key]).__name__}', place=place)
-    identity = row.get("id")
+    if len(row["text"].encode()) > LONGEST_DOCUMENT:
+        raise InputError(path, f"a text of more than {LONGEST_DOCUMENT >> 20} MiB", place=place)
+    own = row.get("id")
     return Document(
-        f"jsonl:{path.name}:{number}" if identity is None else str(identity),
-        "jsonl",
+        identity if own is None or own == "" else str(own),
+        source,
         row.get("title") or "",
         (Section(row["text"]),),
         row.get("language"),
@@ -90,9 +227,21 @@ def _document(path: Path, number: int, line: bytes) -> Document:
     )
 
 
+def _unrepeated(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    """Return an object; ValueError for a key that stands twice, of which one value would be lost."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f'the key "{repeated}" stands twice in an object')
+    return values
+
+
 def _finite(number: str) -> float:
-    """A float; ValueError for NaN and what is infinite, which could not be written again."""
+    """A float; ValueError for NaN and infinity, which could not be written again."""
     value = float(number)
     if not math.isfinite(value):
         raise ValueError(f"{number} is no finite number")
     return value
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unrepeated)

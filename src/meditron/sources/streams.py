@@ -1,20 +1,35 @@
-"""Files as streams of bytes, unpacked by what they contain and not by their name."""
+"""Files as streams of bytes, unpacked by their content and not by their name; UTF-16 and UTF-32 as UTF-8."""
 
 import bz2
+import codecs
+import lzma
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Protocol
 
 import zstandard
 
 from meditron.ground.errors import InputError, MissingExtra, SourceError
+from meditron.store.jsonl import LONGEST_LINE
 
-__all__ = ["chunks", "head", "lines"]
+__all__ = ["LONGEST_DOCUMENT", "chunks", "head", "lines", "whole"]
+
+LONGEST_DOCUMENT = 24 << 20
+"""Bytes of one document's text in UTF-8. Escaped in JSON it stays below LONGEST_LINE."""
 
 _PIECE = 256 << 10  # unpacked bytes at a time: what a decompression bomb can make us hold, and a cache can
 _RAW = 64 << 10
 _RAW_ZSTD = 4 << 10  # its decoder knows no bound on its output, so its input is bounded
+_XZ_MEMORY = 256 << 20  # its files say how much memory they need; `xz -9` needs 64 MiB
+# The longer marks first: UTF-32's begins with UTF-16's.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 
 
 class _Unpacker(Protocol):
@@ -28,15 +43,17 @@ class _Unpacker(Protocol):
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The unpacked bytes of a plain, gzip, bzip2 or zstd file, in order, in pieces of 256 KB at most.
+    """Yield the unpacked bytes of a plain, gzip, bzip2, xz or zstd file, in order, in pieces of some 256 KB.
+
+    Text that begins with the byte order mark of UTF-16 or UTF-32 is handed out as UTF-8.
 
     All that precedes a damage is handed out. Then InputError says how many bytes were sound; SourceError
-    where there is no such file.
+    if there is no such file.
     """
     done = 0
     try:
         with path.open("rb") as file:
-            for chunk in _unpacked(file):
+            for chunk in _as_utf8(path, _unpacked(file)):
                 yield chunk
                 done += len(chunk)
     except FileNotFoundError as error:
@@ -45,7 +62,7 @@ def chunks(path: Path) -> Iterator[bytes]:
         raise SourceError(f"{path}: a folder, where a file was expected") from error
     except EOFError as error:
         raise InputError(path, "the compressed data are cut off", place=f"after {done:,} bytes") from error
-    except (OSError, ValueError, zstandard.ZstdError) as error:
+    except (OSError, ValueError, lzma.LZMAError, zstandard.ZstdError) as error:
         raise InputError(path, f"cannot be unpacked: {error}", place=f"after {done:,} bytes") from error
 
 
@@ -59,34 +76,73 @@ def head(path: Path, size: int = 4096) -> bytes:
     return start[:size]
 
 
+def whole(path: Path, limit: int) -> bytes:
+    """Return all unpacked bytes; InputError if they are more than `limit`."""
+    pieces: list[bytes] = []
+    size = 0
+    for piece in chunks(path):
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            hint = "split it, or make it JSON lines with one document per line"
+            raise InputError(path, f"longer than {limit >> 20} MiB", hint=hint)
+    return b"".join(pieces)
+
+
 def lines(path: Path) -> Iterator[bytes]:
-    """The file's lines without their ends."""
+    """Yield the file's lines without their ends; InputError for one longer than LONGEST_LINE."""
     rest: list[bytes] = []
+    length = number = 0
     for chunk in chunks(path):
         first, *others = chunk.split(b"\n")
         rest.append(first)
+        length += len(first)
+        if length > LONGEST_LINE:
+            problem = f"a line of more than {LONGEST_LINE >> 20} MiB"
+            raise InputError(path, problem, place=f"line {number + 1:,}")
         if others:
             yield b"".join(rest).removesuffix(b"\r")
             yield from (line.removesuffix(b"\r") for line in others[:-1])
-            rest = [others[-1]]
+            rest, length = [others[-1]], len(others[-1])
+            number += len(others)
     if last := b"".join(rest):
         yield last
 
 
+def _as_utf8(path: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    first = next(pieces, b"")
+    encoding = next((name for mark, name in _MARKS.items() if first.startswith(mark)), None)
+    if encoding is None:
+        yield first
+        yield from pieces
+        return
+    decoder = codecs.getincrementaldecoder(encoding)()
+    done = 0
+    try:
+        for piece in chain([first], pieces):
+            yield decoder.decode(piece).encode()
+            done += len(piece)
+        yield decoder.decode(b"", final=True).encode()
+    except UnicodeError as error:
+        raise InputError(path, f"not {encoding.upper()[:6]}", place=f"after {done:,} bytes") from error
+
+
 def _unpacked(file: IO[bytes]) -> Iterator[bytes]:
-    magic = file.read(4)
+    magic = file.read(6)
     file.seek(0)
     if magic.startswith(b"\x1f\x8b"):
         return _gunzipped(file)
     if magic.startswith(b"BZh"):
         return _stream(file, bz2.BZ2Decompressor)
-    if magic == b"\x28\xb5\x2f\xfd":
+    if magic.startswith(b"\x28\xb5\x2f\xfd"):
         return _stream(file, _Zstd, _RAW_ZSTD)
+    if magic == b"\xfd7zXZ\0":
+        return _stream(file, partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, _XZ_MEMORY))
     return iter(lambda: file.read(_PIECE), b"")
 
 
 def _stream(file: IO[bytes], new: Callable[[], _Unpacker], raw: int = _RAW) -> Iterator[bytes]:
-    """Unpack one compressed member after another, as gzip, bzip2 and zstd files may hold several."""
+    """Unpack one compressed member after another, as all of these formats may hold several."""
     data = file.read(raw)
     while data:
         unpacker = new()

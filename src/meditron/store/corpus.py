@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from meditron.ground.errors import InputError, SourceError
+from meditron.store.identity import content_sha256
 from meditron.store.jsonl import read_jsonl
 
 __all__ = ["Part", "Text", "held_out", "texts"]
@@ -45,7 +46,12 @@ class Text:
     @property
     def sha256(self) -> str:
         """SHA-256 of the text."""
-        return _sha256(self.text)
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def content_sha256(self) -> str:
+        """SHA-256 of the normalised text: equal for equal content."""
+        return content_sha256(self.text)
 
 
 def texts(corpus: Path, split: Literal["train", "heldout"]) -> Iterator[Text]:
@@ -53,20 +59,25 @@ def texts(corpus: Path, split: Literal["train", "heldout"]) -> Iterator[Text]:
 
     Raises:
         SourceError: there is no such folder.
-        InputError: a file is damaged, or one of its lines is no document.
+        InputError: a file is damaged, one of its lines is no document, or two have one id.
     """
     if not corpus.is_dir():
         raise SourceError(f"{corpus}: no such folder", hint="a corpus stage's folder, as runs/RECIPE/corpus")
     for path in sorted((corpus / split).glob("*/*.jsonl.zst")):
+        ids: set[str] = set()
         for number, line in enumerate(read_jsonl(path), start=1):
-            yield _text(path, number, line)
+            text = _text(path, number, line)
+            if text.id in ids:
+                raise InputError(path, f"a second document of the id {text.id}", place=f"row {number}")
+            ids.add(text.id)
+            yield text
 
 
 def held_out(corpus: Path, documents: int) -> dict[str, list[Text]]:
-    """Source → its held-out documents, at most `documents` of each, in the order of their ids' SHA-256.
+    """Source → its held-out documents, at most `documents` of each, in the order of their content's hash.
 
-    That order knows nothing of the text, so the choice is unbiased; and it stays when documents are added,
-    but for those that are themselves chosen. Raises as `texts` does.
+    The order depends on nothing else, so the choice is unbiased, and adding documents only adds them to it.
+    Raises as `texts` does.
     """
     by_source: dict[str, list[Text]] = {}
     for text in texts(corpus, "heldout"):
@@ -78,7 +89,7 @@ def held_out(corpus: Path, documents: int) -> dict[str, list[Text]]:
 
 
 def _first(texts: list[Text], documents: int) -> list[Text]:
-    return heapq.nsmallest(documents, texts, key=lambda text: (_sha256(text.id), text.id))
+    return heapq.nsmallest(documents, texts, key=lambda text: (text.content_sha256, text.id))
 
 
 def _text(path: Path, number: int, line: dict[str, Any]) -> Text:
@@ -94,7 +105,3 @@ def _text(path: Path, number: int, line: dict[str, Any]) -> Text:
     if ends != sorted(ends):
         raise InputError(path, "its parts do not follow each other within the text", place=f"row {number}")
     return Text(line["id"], path.parent.name, line["text"], path, tuple(Part(*part) for part in parts))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

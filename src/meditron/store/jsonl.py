@@ -17,19 +17,23 @@ import zstandard
 from meditron.ground.errors import InputError
 from meditron.store.files import atomic, reading
 
-__all__ = ["JsonlWriter", "read_jsonl"]
+__all__ = ["LONGEST_LINE", "MOST_VALUES", "JsonlWriter", "check_values", "read_jsonl"]
+
+LONGEST_LINE = 64 << 20
+"""Bytes of a line of JSON: a small compressed file can unpack to any length."""
+MOST_VALUES = 4_000_000
+"""Commas, colons and brackets of a line of JSON: each may stand for an object in memory of some 70 bytes."""
 
 _CHUNK = 1 << 20
 _ZST_PIECE = 4 << 10
-# A small compressed file can unpack to any length; a line of this one is no document.
-_LONGEST_LINE = 256 << 20
+_MARKS = (b",", b":", b"[", b"{")
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a JSONL file, in order; blank lines are skipped.
 
-    InputError, with the line, where the stream ends too early or is damaged, a line is no JSON object or is
-    longer than 256 MiB. SourceError where there is no file.
+    InputError, with the line, where the stream ends too early or is damaged, or a line is no JSON object,
+    longer than LONGEST_LINE or of more than MOST_VALUES. SourceError where there is no file.
     """
     number = 0
     try:
@@ -44,6 +48,12 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         raise InputError(path, str(error), place=f"line {number + 1}") from error
 
 
+def check_values(line: bytes) -> None:
+    """Raise ValueError for JSON that might hold more than MOST_VALUES, before it is built in memory."""
+    if len(line) > MOST_VALUES and sum(map(line.count, _MARKS)) > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} commas, colons and brackets")
+
+
 def _open(path: Path) -> BinaryIO:
     with reading(path):
         return path.open("rb")
@@ -51,6 +61,7 @@ def _open(path: Path) -> BinaryIO:
 
 def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
+        check_values(line)
         row = json.loads(line)
     except json.JSONDecodeError as error:
         place = f"line {number}, column {error.colno}"
@@ -97,8 +108,8 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
         first, *rest = chunk.split(b"\n")
         begun.append(first)
         length += len(first)
-        if length > _LONGEST_LINE:
-            raise OverflowError(f"a line of more than {_LONGEST_LINE >> 20} MiB")
+        if length > LONGEST_LINE:
+            raise OverflowError(f"a line of more than {LONGEST_LINE >> 20} MiB")
         if rest:
             yield b"".join(begun)
             yield from rest[:-1]
@@ -134,9 +145,17 @@ class JsonlWriter:
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row; ValueError for NaN and infinity, which JSON does not know."""
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        self._stream.write(line.encode() + b"\n")
+        """Append one row.
+
+        Raises:
+            ValueError: NaN and infinity, which JSON does not know.
+            InputError: a row that `read_jsonl` would refuse as too long.
+        """
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        if len(line) > LONGEST_LINE:
+            problem = f"a row of {len(line):,} bytes; {LONGEST_LINE:,} is the limit"
+            raise InputError(self.path, problem, place=f"row {self.rows + 1:,}")
+        self._stream.write(line + b"\n")
         self.rows += 1
 
     def __exit__(

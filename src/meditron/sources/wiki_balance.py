@@ -1,0 +1,171 @@
+"""Wikitext in which every opening has its end, for a parser that tries each unclosed one to the page's end.
+
+mwparserfromhell reads well-formed wikitext in linear time, but each opening without an end costs it the rest
+of the page: 20,000 times `[http://a ` take a minute. One pass over the page turns such openings into text.
+Attributes, comments and tables, of which nothing is kept, go in the same pass.
+"""
+
+import re
+from collections import Counter
+
+__all__ = ["LONGEST_PAGE", "MOST_MARKUP", "VERBATIM", "TooMuchMarkup", "balance"]
+
+LONGEST_PAGE = 4 << 20
+"""Characters of a page; MediaWiki itself accepts 2 MiB."""
+MOST_MARKUP = 40_000
+"""Links, templates, tags, headings and list items of a page: some ten seconds of parsing."""
+_DEEPEST = 30  # the parser gives up at 40
+
+VERBATIM = frozenset(
+    {"math", "chem", "ce", "source", "syntaxhighlight", "nowiki", "pre", "score", "timeline", "gallery"}
+    | {"imagemap", "graph", "templatedata", "categorytree", "hiero", "inputbox", "section", "mapframe"}
+)
+_SINGLE = frozenset({"br", "wbr", "hr", "meta", "link", "img", "li", "dt", "dd", "th", "td", "tr", "p"})
+_TOKEN = re.compile(
+    r"""(?P<comment><!--)
+    |<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9]*+)(?:[\s/][^<>]*+)?>
+    |(?P<stray><(?=[A-Za-z/!]))
+    |(?P<table>^[ :*;\#]*+\{\|)
+    |(?P<table_end>^[ ]*+\|\}(?!\}))
+    |(?P<open>\{\{|\[\[|\[(?=(?:[A-Za-z][A-Za-z+.-]{0,20}:)?//|mailto:|news:))
+    |(?P<end>\}\}|\]\]?)
+    |(?P<other>^[*\#:;=-]|://)
+    |(?P<line>\n)""",
+    re.VERBOSE | re.MULTILINE,
+)
+_AS_TEXT = {"{{": "&#123;&#123;", "[[": "&#91;&#91;", "[": "&#91;", "{|": "&#123;|"}
+_OPENS = {"}}": "{{", "]]": "[[", "]": "["}
+
+
+class TooMuchMarkup(Exception):
+    """A page has more markup than is parsed."""
+
+
+def balance(wikitext: str) -> str:
+    """Return the page with openings that have no end as text; TooMuchMarkup beyond the limits above."""
+    if len(wikitext) > LONGEST_PAGE:
+        raise TooMuchMarkup(f"{len(wikitext):,} characters")
+    return _Pass(wikitext).run()
+
+
+class _Pass:
+    """One pass over a page, with what is open."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.pieces: list[str] = []
+        self.open: list[tuple[str, int]] = []  # what, and which piece opens it
+        self.opened: Counter[str] = Counter()
+        self.endless: set[str] = set()  # of which no end follows any more
+        self.markup = 0
+
+    def run(self) -> str:
+        at = 0
+        while match := _TOKEN.search(self.text, at):
+            self.pieces.append(self.text[at : match.start()])
+            at = self._take(match)
+        self.pieces.append(self.text[at:])
+        self._drop_to(0)
+        return "".join(self.pieces)
+
+    def _take(self, match: re.Match[str]) -> int:
+        """Handle one token; return the place after it."""
+        mark = match[0]
+        if match["comment"]:
+            end = self._find("-->", match.end())
+            self.pieces.append("&lt;!--" if end < 0 else "")
+            return match.end() if end < 0 else end + 3
+        if match["name"]:
+            return self._take_tag(match)
+        if match["line"]:
+            self._end_external_links()
+        if match["table_end"]:
+            if (start := self._close("{|")) is not None:
+                del self.pieces[start:]
+                return match.end()
+        elif match["end"]:
+            if mark == "]]" and self.open and self.open[-1][0] == "[":
+                mark = "]"
+            self._close(_OPENS[mark])
+        elif match["table"] or match["open"]:
+            self._open("{|" if match["table"] else mark, mark)
+            return match.end()
+        elif match["other"]:
+            self._count()
+        self.pieces.append("&lt;" if match["stray"] else mark)
+        return match.start() + len(mark)
+
+    def _take_tag(self, match: re.Match[str]) -> int:
+        name = match["name"].lower()
+        whole = match[0].endswith("/>")
+        if match["close"]:
+            if name in _SINGLE or self._close(name) is not None:
+                self.pieces.append(f"</{name}>")
+        elif whole or name in _SINGLE:
+            self.pieces.append(f"<{name}/>" if whole else f"<{name}>")
+        elif name in VERBATIM:
+            end = self._find(f"</{name}", match.end())
+            if end >= 0:
+                self._count()
+                stop = self.text.find(">", end)
+                self.pieces.append(f"<{name}>{self.text[match.end() : end]}</{name}>")
+                return len(self.text) if stop < 0 else stop + 1
+        else:
+            self._open(name, f"<{name}>")
+        return match.end()
+
+    def _end_external_links(self) -> None:
+        """Turn external links into text that have no end on their line."""
+        if self.opened["["]:
+            for what, piece in self.open:
+                if what == "[":
+                    self.pieces[piece] = _AS_TEXT[what]
+            self.open = [entry for entry in self.open if entry[0] != "["]
+            del self.opened["["]
+
+    def _find(self, end: str, start: int) -> int:
+        """Find an end, in any case; -1 without a second look once there was none."""
+        if end in self.endless:
+            return -1
+        match = re.compile(re.escape(end), re.IGNORECASE).search(self.text, start)
+        if match is None:
+            self.endless.add(end)
+            return -1
+        return match.start()
+
+    def _count(self) -> None:
+        self.markup += 1
+        if self.markup > MOST_MARKUP:
+            raise TooMuchMarkup(f"more than {MOST_MARKUP:,} links, templates, tags and list items")
+
+    def _open(self, what: str, mark: str) -> None:
+        self._count()
+        if len(self.open) >= _DEEPEST:
+            self.pieces.append(_AS_TEXT.get(what, ""))
+            return
+        self.open.append((what, len(self.pieces)))
+        self.opened[what] += 1
+        self.pieces.append(mark)
+
+    def _close(self, what: str) -> int | None:
+        """Close the innermost `what`, and drop all that opened after it; the piece that opened it.
+
+        A tag's end reaches no further than the innermost link or template.
+        """
+        if not self.opened[what]:
+            return None
+        at = len(self.open) - 1
+        while self.open[at][0] != what:
+            if self.open[at][0] in _AS_TEXT and what not in _AS_TEXT:
+                return None
+            at -= 1
+        self._drop_to(at + 1)
+        self.opened[what] -= 1
+        return self.open.pop()[1]
+
+    def _drop_to(self, depth: int) -> None:
+        """Turn the openings above `depth` into text; a tag leaves nothing."""
+        while len(self.open) > depth:
+            what, piece = self.open.pop()
+            self.opened[what] -= 1
+            self.pieces[piece] = _AS_TEXT.get(what, "")
