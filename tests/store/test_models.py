@@ -126,3 +126,31 @@ def test_a_stage_is_a_folder_like_any(tmp_path: Path):
     (folder / "manifest.json").write_text(json.dumps({}))
     (folder / "checkpoints").mkdir()
     assert resolve(str(folder)).kind == "hf"
+
+
+def test_a_path_is_a_model_as_its_text_is(tmp_path: Path):
+    folder = hf(tmp_path / "one")
+    assert resolve(folder) == resolve(str(folder))
+
+
+def test_a_name_that_is_nearly_one_gets_specs_that_can_be_typed(tmp_path: Path):
+    hf(tmp_path / "quickstart/finetune.sections")
+    hf(tmp_path / "quickstart/pretrain")
+    quantized(tmp_path / "quickstart/quantize", "F16", "Q8_0")
+    near = {
+        "quickstart/finetune": "quickstart/finetune.sections",
+        "quickstrat/pretrain": "quickstart/pretrain",
+        "quickstart/quantise": "quickstart/quantize:F16",
+        "quickstart/qantize:Q8_0": "quickstart/quantize:Q8_0",
+    }
+    for typed, meant in near.items():
+        with pytest.raises(SourceError, match="no such file or folder") as failed:
+            resolve(tmp_path / typed)
+        first = str(failed.value.hint).removeprefix("nearest: ").split(", ")
+        assert f"{tmp_path}/{meant}" in first
+        for spec in first:
+            resolve(spec)
+    with pytest.raises(SourceError, match="quickstart: holds no model") as failed:
+        resolve(tmp_path / "quickstart")
+    for spec in str(failed.value.hint).removeprefix("a model is in ").split(", "):
+        resolve(spec)
