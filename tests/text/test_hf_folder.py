@@ -10,7 +10,6 @@ from tests.text.conftest import HARD
 from meditron.ground.errors import InputError
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
 
-CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 TEXTS = [
     *HARD,
     "<|im_start|>user\nhi<|im_end|>\n <|im_end|>x",

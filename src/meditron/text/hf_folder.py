@@ -61,6 +61,8 @@ def read(folder: Path) -> tuple[_Json, Special]:
     names = names_of(config_path, config, defaults)
     added = _load_if_there(folder / "added_tokens.json")
     spec = with_tokens(path, spec, tokens_to_add(config_path, spec, config, added, names))
+    if path.name == "tokenizer.model":  # tokens are found as they stand, before `▁` is put before a text
+        spec["added_tokens"] = [{**token, "normalized": False} for token in spec["added_tokens"]]
     return spec, _special(folder, spec, config, model_config, names, first)
 
 
