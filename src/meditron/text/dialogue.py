@@ -320,13 +320,10 @@ def _source(tokenizer: "Tokenizer", template: str) -> str:
 def _text(
     tokenizer: "Tokenizer", source: str, conversation: Sequence[Turn], *, add_generation_prompt: bool
 ) -> str:
-    from meditron.text.chat import render
+    from meditron.text.prompt import rendered
 
-    bos, eos = (
-        None if token is None else tokenizer.token(token) for token in (tokenizer.bos_id, tokenizer.eos_id)
-    )
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation]
-    return render(source, messages, add_generation_prompt=add_generation_prompt, bos=bos, eos=eos)
+    return rendered(tokenizer, messages, template=source, add_generation_prompt=add_generation_prompt)
 
 
 def _labelled(tokenizer: "Tokenizer", pieces: Sequence[_Piece], *, bos: bool | None) -> Labelled:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from meditron.text.gguf_keys import Keys, TokenType
+from meditron.text.pieces import PREFIX, SPACES
 from meditron.text.pretokenizers import PRETOKENIZERS
 from meditron.text.special import ENDS_BY_NAME, Special
 
@@ -117,8 +118,7 @@ def _sentencepiece(keys: Keys) -> tuple[Json, Special]:
     if len(unknown) != 1 and not has_bytes:
         raise keys.error("token_type", "has neither one unknown token nor 256 byte tokens")
     prefix = keys.maybe("add_space_prefix", bool) is not False
-    steps: list[Json] = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
-    space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    steps: list[Json] = [PREFIX] if prefix else []
     back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
     spec = _spec(
@@ -130,7 +130,7 @@ def _sentencepiece(keys: Keys) -> tuple[Json, Special]:
         },
         _scored_merges(keys),
         control={TokenType.UNKNOWN, TokenType.CONTROL},
-        normalizer={"type": "Sequence", "normalizers": [*steps, space]},
+        normalizer={"type": "Sequence", "normalizers": [*steps, SPACES]},
         decoder={"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
     )
     return spec, keys.special(add_bos=True, bos=1, eos=2)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from meditron.ground.errors import InputError
 from meditron.text.gguf_keys import NAMED_KEYS, TokenType
 from meditron.text.gguf_vocab import splits_of
-from meditron.text.pieces import byte_alphabet, is_byte_piece, strips_space
+from meditron.text.pieces import PREFIX, SPACES, byte_alphabet, is_byte_piece, strips_space
 from meditron.text.pretokenizers import PRETOKENIZERS, name_of
 from meditron.text.special import ENDS_BY_NAME
 
@@ -21,8 +21,6 @@ __all__ = ["gguf_metadata"]
 
 Json = dict[str, Any]
 _FLAGS = ("single_word", "lstrip", "rstrip")
-_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-_PREFIX = {"type": "Prepend", "prepend": "▁"}
 _FROM_MODEL = (
     "use a folder with tokenizer.model and no tokenizer.json: SentencePiece's own rules are llama.cpp's"
 )
@@ -213,8 +211,8 @@ def _adds_prefix(tokenizer: "Tokenizer") -> bool:
     spec = tokenizer.spec
     normalizer, cut = spec.get("normalizer") or {}, spec.get("pre_tokenizer")
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
-    prefix = _PREFIX in steps
-    if cut is None and steps in ([_PREFIX, _SPACES], [_SPACES, _PREFIX], [_SPACES]):
+    prefix = PREFIX in steps
+    if cut is None and steps in ([PREFIX, SPACES], [SPACES, PREFIX], [SPACES]):
         pass
     elif isinstance(cut, dict) and cut.get("type") == "Metaspace" and not steps:
         scheme = cut.get("prepend_scheme", "always")

@@ -1,7 +1,7 @@
 """HF's tokenizer files: tokenizer.json says how text is cut, the files beside it what tokens are for."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from meditron.ground.errors import InputError, SourceError
 from meditron.store.files import read_json
 from meditron.text import gguf_vocab
 from meditron.text.hf_tokens import NAMED, Names, merged_config, names_of, tokens_to_add, with_tokens
-from meditron.text.pieces import byte_map, sentencepiece_bytes
+from meditron.text.pieces import METASPACE, byte_map, sentencepiece_bytes
 from meditron.text.sentencepiece_model import read_metadata
 from meditron.text.special import Special
 
@@ -61,6 +61,8 @@ def read(folder: Path) -> tuple[_Json, Special]:
     names = names_of(config_path, config, defaults)
     added = _load_if_there(folder / "added_tokens.json")
     spec = with_tokens(path, spec, tokens_to_add(config_path, spec, config, added, names))
+    if path.name == "tokenizer.model":  # tokens are found as they stand, before `▁` is put before a text
+        spec["added_tokens"] = [{**token, "normalized": False} for token in spec["added_tokens"]]
     return spec, _special(folder, spec, config, model_config, names, first)
 
 
@@ -86,7 +88,7 @@ def _of_llama_class(path: Path, spec: _Json, config: _Json) -> _Json:
         **spec,
         "added_tokens": [] if "added_tokens_decoder" in config else spec.get("added_tokens", []),
         "normalizer": None,
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False},
+        "pre_tokenizer": {**METASPACE, "prepend_scheme": scheme},
         "decoder": {"type": "Sequence", "decoders": [*steps, *strip]},
         "model": model,
     }
@@ -216,9 +218,12 @@ def _chat_template(folder: Path, config: _Json) -> str | None:
     return value
 
 
-def files(spec: Mapping[str, Any], special: Special, backend: Backend) -> dict[str, bytes]:
-    """The two files that transformers reads, by name; the same ids come out of its AutoTokenizer.
+def files(
+    spec: Mapping[str, Any], special: Special, backend: Backend, stop_ids: Collection[int]
+) -> dict[str, bytes]:
+    """The files that transformers reads, by name; the same ids come out of its AutoTokenizer.
 
+    `stop_ids` are those of a generation_config.json, which is written only for them.
     `PreTrainedTokenizerFast` is the class that takes tokenizer.json as it stands; model-specific classes
     build their own rules around the bare vocabulary.
     """
@@ -245,10 +250,13 @@ def files(spec: Mapping[str, Any], special: Special, backend: Backend) -> dict[s
     }
     canonical = Backend.from_str(json.dumps(whole)).to_str(pretty=True)
     kept = {key: value for key, value in config.items() if value is not None}
-    return {
+    contents = {
         "tokenizer.json": canonical.encode() + b"\n",
         "tokenizer_config.json": json.dumps(kept, indent=2, ensure_ascii=False).encode() + b"\n",
     }
+    if stop_ids:
+        contents["generation_config.json"] = json.dumps({"eos_token_id": sorted(stop_ids)}).encode() + b"\n"
+    return contents
 
 
 def _post_processor(special: Special, bos: str | None) -> _Json | None:

@@ -73,7 +73,8 @@ def tokens_to_add(path: Path, spec: Json, config: Json, added: Json, names: Name
     present = {_key(token) for token in known}
     found = [token for _, token in sorted(listed.items()) if _key(token) not in present]
     contents = {token.content for token in (*known, *found)}
-    by_content = {token.content: token for token in listed.values()}
+    flagged = [_token(path, key, config[key]) for key in names if isinstance(config.get(key), dict)]
+    by_content = {token.content: token for token in (*flagged, *listed.values())}
     for name in names.values():
         if name not in contents:
             found.append(by_content.get(name, AddedToken(name, special=True)))

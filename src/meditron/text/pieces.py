@@ -11,6 +11,9 @@ from functools import cache
 from typing import Any
 
 __all__ = [
+    "METASPACE",
+    "PREFIX",
+    "SPACES",
     "ByteMap",
     "TextStream",
     "byte_alphabet",
@@ -22,6 +25,10 @@ __all__ = [
 ]
 
 ByteMap = Callable[[str], bytes]
+# Steps of tokenizer.json by which SentencePiece vocabularies write blanks.
+PREFIX = {"type": "Prepend", "prepend": "▁"}
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PRETOKENIZERS", "PreTokenizer", "name_of"]
+__all__ = ["PRETOKENIZERS", "PreTokenizer", "is_known", "name_of"]
 
 Spec = dict[str, Any]
 
@@ -92,3 +92,8 @@ def name_of(spec: object, *, ignore_merges: bool) -> str | None:
         if known.ignore_merges == ignore_merges and _key(known.spec) == _key(spec):
             return name
     return None
+
+
+def is_known(spec: object) -> bool:
+    """Whether a tokenizer.json's `pre_tokenizer` is one of the known cuts."""
+    return any(_key(known.spec) == _key(spec) for known in PRETOKENIZERS.values())

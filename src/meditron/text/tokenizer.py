@@ -9,6 +9,8 @@ by themselves:
   documents with `end_of_text_id`, and a prompt must stay open.
 - Truncation and padding baked into a tokenizer.json are dropped.
 
+A long text is tokenized in pieces where that gives the same ids (`long`), so memory does not grow with it.
+
 transformers' own GGUF reader (5.17) is close, but no reference for byte-level vocabularies: it does not look
 at `tokenizer.ggml.pre` and cuts all texts as GPT-2 does. SmolLM2 cuts digits off first, so the two differ
 where a digit follows two blanks; llama.cpp gives our ids there, and so does
@@ -18,7 +20,7 @@ transformers when it opens what `save` writes.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,8 +30,8 @@ from tokenizers import Tokenizer as Backend
 
 from meditron.ground.errors import InputError, SourceError, UsageError
 from meditron.store.files import atomic
-from meditron.text import gguf_vocab, hf_folder
-from meditron.text.backend import build
+from meditron.text import gguf_vocab, hf_folder, long
+from meditron.text.backend import build, guarded
 from meditron.text.pieces import TextStream, byte_level_bytes, byte_map, strips_space
 from meditron.text.special import Special, end_of_text, stops
 
@@ -110,13 +112,33 @@ class Tokenizer:
         BOS comes first where the tokenizer adds one; `bos` says otherwise (a rendered chat template writes
         its own).
         """
+        if len(text) > long.PIECE:
+            return self._prefix(bos) + self._encode_long(text, special=special)
         backend = self._special_backend if special else self._backend
-        return self._prefix(bos) + backend.encode(text, add_special_tokens=False).ids
+        return self._prefix(bos) + self._ids(backend, text)
+
+    def _ids(self, backend: Backend, text: str) -> list[int]:
+        return guarded(self.path, lambda: backend.encode(text, add_special_tokens=False).ids)
+
+    def _encode_long(self, text: str, *, special: bool) -> list[int]:
+        backend = self._special_backend if special else self._backend
+        if self._blank is None:
+            long.refuse_long(len(text))
+            return self._ids(backend, text)
+        return [i for piece in long.cut(text, self._blank) for i in self._ids(backend, piece)]
+
+    @cached_property
+    def _blank(self) -> str | None:
+        return long.blank_between(self.spec)
 
     def encode_batch(self, texts: Sequence[str], *, bos: bool | None = None) -> list[list[int]]:
         """`encode` of every text, on all cores."""
+        if any(len(text) > long.PIECE for text in texts):
+            return [self.encode(text, bos=bos) for text in texts]
         prefix = self._prefix(bos)
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = guarded(
+            self.path, lambda: self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        )
         return [prefix + encoding.ids for encoding in encodings]
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
@@ -128,7 +150,8 @@ class Tokenizer:
             raise UsageError("the text holds the noncharacter U+FDD1")
         backend, stand_ins = self._parts_backend
         text = "".join(part if isinstance(part, str) else _stand_in(part) for part in parts)
-        return [stand_ins.get(i, i) for i in backend.encode(text, add_special_tokens=False).ids]
+        long.refuse_long(len(text))
+        return [stand_ins.get(i, i) for i in self._ids(backend, text)]
 
     @cached_property
     def _parts_backend(self) -> tuple[Backend, dict[int, int]]:
@@ -241,10 +264,14 @@ class Tokenizer:
 
     @cached_property
     def _files(self) -> dict[str, bytes]:
-        return hf_folder.files(self.spec, self.special, self._backend)
+        unsaid = self.stop_ids - stops(self._control, replace(self.special, stop=frozenset()))
+        return hf_folder.files(self.spec, self.special, self._backend, self.stop_ids if unsaid else ())
 
     def save(self, folder: Path | str) -> None:
-        """Write tokenizer.json and tokenizer_config.json: equal tokenizers give equal bytes."""
+        """Write tokenizer.json, tokenizer_config.json, and stop ids that these do not tell.
+
+        Equal tokenizers give equal bytes.
+        """
         for name, content in self._files.items():
             with atomic(Path(folder) / name) as file:
                 file.write(content)
