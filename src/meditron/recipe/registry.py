@@ -42,11 +42,11 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("corpus", 2, CorpusConfig, "meditron.corpus.build:run"),
-    Stage("tokenize", 1, TokenizeConfig, "meditron.corpus.tokenize:run"),
-    Stage("pretrain", 2, PretrainConfig, "meditron.train.pretrain:run"),
-    Stage("finetune", 2, FinetuneConfig, "meditron.train.finetune:run", many=True),
-    Stage("quantize", 2, QuantizeConfig, "meditron.release.quantize:run"),
-    Stage("evaluate", 4, EvaluateConfig, "meditron.evaluate.stage:run"),
-    Stage("card", 2, CardConfig, "meditron.release.card:run"),
+    Stage("corpus", 3, CorpusConfig, "meditron.corpus.build:run"),
+    Stage("tokenize", 2, TokenizeConfig, "meditron.corpus.tokenize:run"),
+    Stage("pretrain", 3, PretrainConfig, "meditron.train.pretrain:run"),
+    Stage("finetune", 3, FinetuneConfig, "meditron.train.finetune:run", many=True),
+    Stage("quantize", 3, QuantizeConfig, "meditron.release.quantize:run"),
+    Stage("evaluate", 5, EvaluateConfig, "meditron.evaluate.stage:run"),
+    Stage("card", 3, CardConfig, "meditron.release.card:run"),
 )
