@@ -42,6 +42,7 @@ def rows(path: Path, model: str, shift: float) -> Path:
             "model": model,
             "model_digest": "0" * 64,
             "engine": "torch",
+            "dtype": "float32",
             "source": source,
             "id": f"{source}:{n}",
             "tokens": 10 + n,

@@ -150,3 +150,21 @@ def test_fidelity_is_told_with_its_intervals(result: EvaluationResult) -> None:
     assert f"{found.kl_mean:.4g} [" in " ".join(row)
     assert re.search(rf"{100 * found.top_agreement:.1f} % \[", " ".join(row))
     assert f"{found.model} against {found.against}" in row
+
+
+def test_truncated_prompts_and_documents_are_said(result: EvaluationResult) -> None:
+    assert tables.truncated(result) == ""
+    score = result.tasks["base"][TASK].model_copy(update={"cut": 3, "n": 40})
+    text = result.perplexity["base"]["wiki"].model_copy(update={"cut": 2, "documents": 9})
+    told = result.model_copy(
+        update={
+            "tasks": {"base": {TASK: score}},
+            "perplexity": {"base": {"wiki": text}, "pretrain": {"wiki": text}},
+        }
+    )
+    assert tables.truncated(told) == (
+        f"Truncated: 3 of 40 prompts of {TASK} lost their beginning (base); "
+        "2 of 9 documents of wiki were scored at their beginning only (base, pretrain)."
+    )
+    assert {row[3] for row in tables.measures(told, {}).rows} == {"9 (2 truncated)"}
+    assert "40 (3 truncated)" in {row[3] for row in tables.rules(told).rows}
