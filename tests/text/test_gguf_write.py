@@ -158,7 +158,9 @@ def test_an_end_that_only_config_json_names_is_the_gguf_s(tmp_path: Path):
     """Without one, llama.cpp would take token 11."""
     spec = byte_level(("<|pad|>", "<|a|>", "<|x|>", "<|turn_over|>"))
     ours = load_tokenizer(folder(tmp_path, spec, config__json={"model_type": "llama", "eos_token_id": 3}))
-    assert gguf_metadata(ours)["tokenizer.ggml.eos_token_id"] == 3
+    metadata = gguf_metadata(ours)
+    assert metadata["tokenizer.ggml.eos_token_id"] == 3
+    assert tokenizer_differences(ours, opened(HEAD | metadata, tmp_path / "gguf")) == []
 
 
 @pytest.mark.parametrize("name", ["<|end|>", "<|eot_id|>", "<end_of_turn>", "[EOT]", "<|call|>", "</s>"])

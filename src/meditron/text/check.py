@@ -145,7 +145,8 @@ def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
     texts = check_texts([str(a.token(i)) for i in sorted(a.added_ids)])
     checks: list[tuple[str, Callable[[Tokenizer], object]]] = [
         ("BOS", lambda t: (t.bos_id, t.adds_bos)),
-        ("EOS", lambda t: t.eos_id),
+        # A GGUF file always names one, else llama.cpp would take another.
+        ("EOS", lambda t: t.end_of_text_id if t.eos_id is None else t.eos_id),
         ("the unknown token", lambda t: t.special.unknown),
         ("the padding token", lambda t: t.special.padding),
         ("the end of a document", lambda t: t.end_of_text_id),
