@@ -40,6 +40,8 @@ class MeditronError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        # A file's name may be no UTF-8: Python holds it as lone surrogates, which cannot be written.
+        message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(message)
         self.message = message
         self.hint = hint
