@@ -191,6 +191,11 @@ def test_links_and_names_beyond_utf8_are_read(tmp_path: Path) -> None:
     ]
     (elsewhere / "far.txt").write_text("Changed.")
     assert digest_of(folder) != before
+    Path(os.fsdecode(os.fsencode(folder) + b"/b\xe9.pdf")).write_bytes(b"%PDF-1.7\n")
+    with pytest.raises(InputError, match=r"in/b\\udce9\.pdf: a PDF file") as raised:
+        run(config(inputs), inputs, tmp_path / "again")
+    assert str(raised.value).encode()
+    Path(os.fsdecode(os.fsencode(folder) + b"/b\xe9.pdf")).unlink()
     (elsewhere / "far.txt").unlink()
     with pytest.raises(InputError, match=r"near\.txt: a link to a file that does not exist"):
         run(config(inputs), inputs, tmp_path / "again")

@@ -112,3 +112,21 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path, suffix: str):
     with pytest.raises(ValueError, match="JSON"):
         write(tmp_path / f"x{suffix}", [{"a": 1}, {"a": float("nan")}])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_line_of_very_many_values_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meditron.store.jsonl.MOST_VALUES", 12)
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}\n{"a": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]}\n')
+    with pytest.raises(InputError, match=r"\(line 2\): not JSON that can be read: more than 12 commas"):
+        list(read_jsonl(path))
+
+
+def test_what_is_written_can_be_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meditron.store.jsonl.LONGEST_LINE", 20)
+    path = tmp_path / "x.jsonl"
+    with JsonlWriter(path) as writer:
+        writer.write({"text": "a" * 9})
+    assert len(list(read_jsonl(path))) == 1
+    with pytest.raises(InputError, match=r"\(row 1\): a row of 21 bytes"), JsonlWriter(path) as writer:
+        writer.write({"text": "a" * 10})

@@ -11,6 +11,7 @@ from meditron.corpus.config import CorpusConfig, SourceConfig
 from meditron.corpus.shards import SourceFile
 from meditron.ground.errors import InputError, SourceError
 from meditron.sources.registry import SOURCES, find_source
+from meditron.sources.streams import as_text
 from meditron.store.artifact import Artifact
 from meditron.store.files import reading
 
@@ -55,7 +56,7 @@ def files_of(name: str, source: SourceConfig, path: Path, skipped: Counter[str])
 
     Raises as `source_files`.
     """
-    found = [(path, path.name)]
+    found = [(path, as_text(Path(path.name)))]
     if path.is_dir():
         found = list(_listed(path, source, skipped))
         if not found:
@@ -73,8 +74,7 @@ def _listed(folder: Path, source: SourceConfig, skipped: Counter[str]) -> Iterat
     """Yield the files that are read, with their paths below `folder` as text, sorted."""
     for file in sorted(_walk(folder, skipped)):
         relative = file.relative_to(folder)
-        # A name that is not UTF-8 keeps its bytes as escapes: an id must be text.
-        name = os.fsencode(relative.as_posix()).decode("utf-8", "backslashreplace")
+        name = as_text(relative)
         if reason := _left_out(file, name, source):
             skipped[reason] += 1
         else:

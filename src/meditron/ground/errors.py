@@ -52,7 +52,8 @@ class MeditronError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        message = redact(message)
+        # A file's name may be no UTF-8: Python holds it as lone surrogates, which cannot be written.
+        message = redact(message.encode("utf-8", "backslashreplace").decode())
         super().__init__(message)
         self.message = message
         self.hint = hint and redact(hint)

@@ -18,7 +18,7 @@ from typing import Any
 
 from meditron.ground.errors import InputError
 from meditron.sources.document import Document, Section
-from meditron.sources.streams import LONGEST_DOCUMENT, lines, whole
+from meditron.sources.streams import LONGEST_DOCUMENT, as_text, lines, whole
 from meditron.store.jsonl import LONGEST_LINE, check_values
 
 __all__ = [
@@ -86,7 +86,7 @@ def read_text(path: Path, skipped: Counter[str] | None = None, name: str | None 
     if (at := data.find(b"\0")) >= 0:
         hint = "UTF-16 and UTF-32 are read if they begin with a byte order mark"
         raise InputError(path, "a NUL byte, which text does not have", place=f"byte {at:,}", hint=hint)
-    yield Document(f"text:{name or path.name}", "text", "", (Section(_decoded(path, data)),))
+    yield Document(f"text:{name or as_text(Path(path.name))}", "text", "", (Section(_decoded(path, data)),))
 
 
 def read_jsonl(
@@ -100,7 +100,7 @@ def read_jsonl(
         place = f"line {number:,}"
         if line.strip():
             ((row, _),) = _values(path, line, place, concatenated=False)
-            yield _document(path, row, place, "jsonl", f"jsonl:{name or path.name}:{number}")
+            yield _document(path, row, place, "jsonl", f"jsonl:{name or as_text(Path(path.name))}:{number}")
         elif skipped is not None:
             skipped["blank line"] += 1
 
@@ -118,7 +118,7 @@ def read_json(path: Path, skipped: Counter[str] | None = None, name: str | None 
         rows = [value] if single else value
         for entry in rows:
             number += 1
-            row, identity = entry, f"json:{name or path.name}:{number}"
+            row, identity = entry, f"json:{name or as_text(Path(path.name))}:{number}"
             if isinstance(rows, dict):
                 row, identity = rows[entry], entry
             yield _document(path, row, f"document {number:,}", "json", identity)
@@ -136,6 +136,7 @@ def read_csv(path: Path, skipped: Counter[str] | None = None, name: str | None =
         problem = f'no column "text"; its columns: {", ".join(names)[:200]}'
         raise InputError(path, problem, place="line 1", hint="rename the column that holds the text")
     csv.field_size_limit(LONGEST_DOCUMENT)
+    name = name or as_text(Path(path.name))
     rows = csv.reader(decoded, delimiter=delimiter, strict=True)
     begins = 2
     try:
@@ -155,7 +156,13 @@ def read_csv(path: Path, skipped: Counter[str] | None = None, name: str | None =
                 if not re.fullmatch(r"[0-9]{1,4}(?:\.0)?", year):
                     raise InputError(path, f'the year "{year}" is not a number', place=place)
                 known["year"] = int(year.partition(".")[0])
-            yield _document(path, known | {"meta": row}, place, "csv", f"csv:{name or path.name}:{place[5:]}")
+            yield _document(
+                path,
+                known | {"meta": row},
+                place,
+                "csv",
+                f"csv:{name}:{place[5:]}",
+            )
     except csv.Error as error:
         raise InputError(path, f"not CSV: {error}", place=f"line {begins:,}") from error
 

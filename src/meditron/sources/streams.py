@@ -3,6 +3,7 @@
 import bz2
 import codecs
 import lzma
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
@@ -14,7 +15,7 @@ import zstandard
 from meditron.ground.errors import InputError, MissingExtra, SourceError
 from meditron.store.jsonl import LONGEST_LINE
 
-__all__ = ["LONGEST_DOCUMENT", "chunks", "head", "lines", "whole"]
+__all__ = ["LONGEST_DOCUMENT", "as_text", "chunks", "head", "lines", "whole"]
 
 LONGEST_DOCUMENT = 24 << 20
 """Bytes of one document's text in UTF-8. Escaped in JSON it stays below LONGEST_LINE."""
@@ -64,6 +65,11 @@ def chunks(path: Path) -> Iterator[bytes]:
         raise InputError(path, "the compressed data are cut off", place=f"after {done:,} bytes") from error
     except (OSError, ValueError, lzma.LZMAError, zstandard.ZstdError) as error:
         raise InputError(path, f"cannot be unpacked: {error}", place=f"after {done:,} bytes") from error
+
+
+def as_text(path: Path) -> str:
+    """Return a path as text that UTF-8 can hold: bytes of a name that are not UTF-8 become escapes."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def head(path: Path, size: int = 4096) -> bytes:
