@@ -29,7 +29,7 @@ class QuantizeConfig(StageConfig):
         """Read `q4_k_m` as `Q4_K_M`; a name of no type is refused with the other values."""
         if not isinstance(types, list | tuple):
             return types
-        return [kind.upper() if isinstance(kind, str) else kind for kind in types]
+        return tuple(kind.upper() if isinstance(kind, str) else kind for kind in types)
 
     @field_validator("types")
     @classmethod
