@@ -44,3 +44,28 @@ def test_what_is_there_stays_and_a_wrong_type_is_told(meditron: Command, model: 
     assert wrong.code == 2
     assert "Q4_K_M" in wrong.err
     assert meditron("quantize", model, "--threads", "0", "--out", tmp_path).code == 2
+
+
+def test_types_in_any_case_and_as_arguments(meditron: Command, model: Path, tmp_path: Path) -> None:
+    said = meditron("quantize", model, "q4_k_m", "F16", "--type", "q8_0", "--out", tmp_path)
+    assert said.code == 0, said.err
+    names = {f"tiny-{kind}.gguf" for kind in ("Q4_K_M", "F16", "Q8_0")}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    wrong = meditron("quantize", model, "q4_k_x", "--out", tmp_path)
+    assert wrong.code == 2
+    assert "'q4_k_x' is not a GGUF type" in wrong.err
+    assert "Q4_K_M" in wrong.err
+
+
+def test_convert_takes_a_type_in_any_case_and_a_skipped_check(
+    meditron: Command, model: Path, tmp_path: Path
+) -> None:
+    said = meditron("convert", model, tmp_path / "a.gguf", "--type", "f32", "--no-check", "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["type"] == "F32"
+    assert json.loads(said.out)["check"] == "skipped"
+    said = meditron("convert", tmp_path / "a.gguf", tmp_path / "b", "--json")
+    assert json.loads(said.out)["check"] == "passed"
+    wrong = meditron("convert", model, tmp_path / "c.gguf", "--type", "q8_0")
+    assert wrong.code == 2
+    assert "known types: F16, F32" in wrong.err

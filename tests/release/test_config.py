@@ -15,3 +15,8 @@ def test_the_pretrained_model_is_written_as_f16_when_nothing_is_said() -> None:
 def test_refused(types: tuple[str, ...], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         QuantizeConfig.model_validate({"types": types})
+
+
+def test_types_may_be_in_lower_case() -> None:
+    config = QuantizeConfig.model_validate_json('{"types": ["q4_k_m", "f16"]}')
+    assert config == QuantizeConfig(types=("Q4_K_M", "F16"))

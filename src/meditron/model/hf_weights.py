@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,15 @@ def hf_config(folder: Path) -> LlamaConfig:
         raise InputError(path, "is not a table of settings")
     config = LlamaConfig.from_hf(found, path)
     if config.tie_word_embeddings and own_head(folder):
-        warn(f"{path}: tie_word_embeddings is true, but {_HEAD} differs from {_EMBEDDING}: it is used")
+        _warn_of_head(path)
         return config.model_copy(update={"tie_word_embeddings": False})
     return config
+
+
+@cache
+def _warn_of_head(path: Path) -> None:
+    """Warn once for each config, however often a model is opened."""
+    warn(f"{path}: tie_word_embeddings is true, but {_HEAD} differs from {_EMBEDDING}: it is used")
 
 
 def own_head(folder: Path) -> bool:

@@ -134,12 +134,12 @@ class ExportCheck:
             for names in _groups(to_config, with_head=bool(passes)):
                 # A tied head is the embedding, read again rather than kept.
                 places = {name: _place(name, to_config) for name in names}
-                weights = {name: to_weights[place].float() for name, place in places.items()}
+                weights = {name: to_weights[place] for name, place in places.items()}
                 for name in (name for name in names if places[name] == name):
                     found = types.get(name, kind)
                     yield from _weight_differences(name, from_weights[name], weights[name], found)
                 for one in passes or ():
-                    one.advance(weights)
+                    one.advance({name: weight.float() for name, weight in weights.items()})
             if passes:
                 yield from _logit_differences(*passes)
 
@@ -179,6 +179,8 @@ def _opened(
 
 def _decoded(gguf: GGUF, name: str, workers: ThreadPoolExecutor) -> Array:
     info = gguf.tensors[name]
+    if info.type == "F16":  # compared as it is stored
+        return gguf.raw(name).copy().view(np.float16).reshape(info.shape)
     if info.type not in TOLERANCES or find_spec("libgguf") is None:
         return gguf.dequantize(name)
     library, blocks, width = quantizers(), gguf.raw(name), info.shape[-1]
@@ -239,7 +241,7 @@ def _place(name: str, config: LlamaConfig) -> str:
 
 
 def _weight_differences(name: str, source: Tensor, found: Tensor, kind: str) -> Iterator[str]:
-    """The first difference of a written weight, already decoded to fp32, from what its type allows."""
+    """The first difference of a written weight from what its type allows; blocks come decoded to fp32."""
     if source.shape != found.shape:
         yield f"{name} has the shape {tuple(found.shape)} instead of {tuple(source.shape)}"
         return
@@ -248,8 +250,8 @@ def _weight_differences(name: str, source: Tensor, found: Tensor, kind: str) -> 
     for start in range(0, len(source), step):
         ours, theirs = source[start : start + step], found[start : start + step]
         if kind in TOLERANCES:
-            shares.append(_row_errors(ours.float(), theirs))
-        elif not torch.equal(intended := ours.to(_DTYPES[kind]).float(), theirs):
+            shares.append(_row_errors(ours.float(), theirs.float()))
+        elif not torch.equal(intended := ours.to(_DTYPES[kind]), theirs.to(_DTYPES[kind])):
             place = int((intended != theirs).flatten().nonzero()[0])
             value, wanted = float(theirs.flatten()[place]), float(intended.flatten()[place])
             place += start * source[0].numel()
@@ -270,10 +272,11 @@ def _row_errors(source_RC: Tensor, found_RC: Tensor) -> npt.NDArray[np.float32]:
     ours = source_RC.numpy()
     error = found_RC.numpy() - ours
     errors_R, sizes_R = (np.einsum("rc,rc->r", x, x) for x in (error, ours))
-    shares_R: npt.NDArray[np.float32] = np.sqrt(
-        np.divide(errors_R, sizes_R, out=np.zeros_like(errors_R), where=errors_R > 0)
-    )
-    return shares_R
+    with np.errstate(divide="ignore"):  # a row of zeros that came back as something else is infinitely off
+        shares_R: npt.NDArray[np.float32] = np.divide(
+            errors_R, sizes_R, out=np.zeros_like(errors_R), where=errors_R > 0
+        )
+    return np.sqrt(shares_R)
 
 
 class _Pass:
