@@ -91,6 +91,16 @@ def test_two_shards_that_both_count_from_0(tmp_path: Path, heldout: float) -> No
     assert {"0", "0#2", "39#2"} <= set(ids)
 
 
+def test_two_sources_that_both_count_from_0(tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"{name}.jsonl" for name in ("a", "b")}
+    for name, path in paths.items():
+        path.write_text("\n".join(json.dumps({"id": n, "text": f"{name} {n}. " * 30}) for n in range(40)))
+    inputs = artifacts(**paths)
+    run(config(inputs, heldout=0.5), inputs, tmp_path / "out")
+    ids = [text.id for split in ("train", "heldout") for text in texts(tmp_path / "out", split)]
+    assert len(set(ids)) == len(ids) == 80
+
+
 def test_the_split_is_the_same_whatever_the_ids_and_files(tmp_path: Path) -> None:
     lines = [f"Document {n} speaks of {n * n} and of nothing else. " * 4 for n in range(90)]
     sides = []

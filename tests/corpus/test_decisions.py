@@ -99,7 +99,7 @@ def test_what_goes_anyway_is_no_ones_original() -> None:
 
 def test_nothing_is_decided_of_nothing() -> None:
     assert len(decide(np.empty(0, INDEX), NOBODY)) == 0
-    assert len(occurrences(np.empty(0, INDEX), np.empty(0, int), np.empty(0, "u1"))) == 0
+    assert len(occurrences(np.empty(0, INDEX), np.empty(0, "u1"))) == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6), st.integers(1, 3)), max_size=30))
@@ -118,16 +118,14 @@ def test_no_kept_text_or_id_is_kept_twice(drawn: list[tuple[int, int, int]]) -> 
 IDS = st.sampled_from(["7", "7#2", "7#2#1", "7#02", "8", "8#1", "#3", "#"])
 
 
-@given(st.lists(st.tuples(IDS, st.integers(0, 1), st.integers(0, 2)), max_size=30))
-def test_no_two_documents_of_a_source_share_an_id(drawn: list[tuple[str, int, int]]) -> None:
-    drawn.sort(key=lambda row: row[1])
-    index = indexed(*((name, str(n), version, Reason.KEPT) for n, (name, _, version) in enumerate(drawn)))
-    sources = np.array([source for _, source, _ in drawn], dtype=int)
+@given(st.lists(st.tuples(IDS, st.integers(0, 2)), max_size=30))
+def test_no_two_documents_share_an_id(drawn: list[tuple[str, int]]) -> None:
+    index = indexed(*((name, str(n), version, Reason.KEPT) for n, (name, version) in enumerate(drawn)))
     reasons = decide(index, NOBODY)
-    numbers = occurrences(index, sources, reasons)
+    numbers = occurrences(index, reasons)
     given = [
-        (source, unique_id(name, number))
-        for (name, source, _), number, reason in zip(drawn, numbers, reasons, strict=True)
+        unique_id(name, number)
+        for (name, _), number, reason in zip(drawn, numbers, reasons, strict=True)
         if reason == Reason.KEPT
     ]
     assert len(set(given)) == len(given)
@@ -135,5 +133,5 @@ def test_no_two_documents_of_a_source_share_an_id(drawn: list[tuple[str, int, in
 
 def test_repeated_ids_are_numbered() -> None:
     index = indexed(*(("0", str(n), 0, Reason.KEPT) for n in range(4)))
-    numbers = occurrences(index, np.array([0, 0, 0, 1]), np.zeros(4, "u1"))
-    assert [unique_id("0", number) for number in numbers] == ["0", "0#2", "0#3", "0"]
+    numbers = occurrences(index, np.zeros(4, "u1"))
+    assert [unique_id("0", number) for number in numbers] == ["0", "0#2", "0#3", "0#4"]

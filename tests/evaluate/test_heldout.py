@@ -1,4 +1,3 @@
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,15 +8,16 @@ from hypothesis import strategies as st
 from meditron.evaluate.heldout import choose, data_digest, refuse_overlap
 from meditron.ground.errors import InputError, MeditronError
 from meditron.store.corpus import Text, held_out
+from meditron.store.identity import content_sha256
 
 Make = Callable[..., Path]
 HELDOUT = [(f"pubmed:{n}", f"text {n}") for n in range(50)]
 
 
-def test_the_choice_is_the_order_of_the_ids_hashes(make_corpus: Make) -> None:
+def test_the_choice_is_the_order_of_the_contents_hashes(make_corpus: Make) -> None:
     chosen = held_out(make_corpus({}, {"pubmed": HELDOUT}), 10)["pubmed"]
-    ordered = sorted((id_ for id_, _ in HELDOUT), key=lambda id_: hashlib.sha256(id_.encode()).hexdigest())
-    assert [document.id for document in chosen] == ordered[:10]
+    ordered = sorted(HELDOUT, key=lambda row: content_sha256(row[1]))
+    assert [(document.id, document.text) for document in chosen] == ordered[:10]
     assert {(document.id, document.text) for document in chosen} <= set(HELDOUT)
 
 

@@ -1,6 +1,7 @@
 """What the tests of the sources share: small MEDLINE files, and lxml's own reading of any."""
 
 import gzip
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 
 import pytest
 from lxml import etree
+
+from meditron.sources.mathml import math_text
+from meditron.sources.scripts import END, SUB, SUP, resolve_scripts
 
 Medline = Callable[..., Path]
 
@@ -55,40 +59,74 @@ def lxml_reading(path: Path) -> Iterator[dict[str, Any]]:
 xpath = lru_cache(etree.XPath)
 
 
+def flat(element: Any) -> str:
+    """The text of an element as the module promises it, by recursion over lxml's tree."""
+    text = element.text or ""
+    for child in element:
+        name = etree.QName(child).localname
+        if name == "math":
+            inner = math_text(child)
+            text += " " * (text[-1:].isdigit() and inner[:1].isdigit()) + inner
+            text += " " * (text[-1:].isdigit() and (child.tail or "")[:1].isdigit())
+        else:
+            inner = flat(child)
+            text += {"sup": SUP + inner + END, "sub": SUB + inner + END}.get(name, inner)
+        text += child.tail or ""
+    return text
+
+
 def _fields(article: Any) -> dict[str, Any]:
     def text(element: Any) -> str:
-        content = "".join(element.itertext()) if len(element) else element.text or ""
-        return " ".join(content.split())
+        return " ".join(resolve_scripts(flat(element)).split())
 
     def texts(path: str) -> list[str]:
         return [text(element) for element in xpath(path)(article)]
 
-    pmid = xpath("MedlineCitation/PMID")(article)[0]
-    date = "MedlineCitation/Article/Journal/JournalIssue/PubDate"
-    years = texts(f"{date}/Year") or [
-        word[:4] for word in " ".join(texts(f"{date}/MedlineDate")).split() if word[:4].isdigit()
-    ]
-    types = texts("MedlineCitation/Article/PublicationTypeList/PublicationType")
+    def sections(path: str, element: Any = article) -> list[dict[str, Any]]:
+        parts = xpath(path)(element)
+        return [
+            {"text": text(part), "label": part.get("Label"), "category": part.get("NlmCategory")}
+            for part in parts
+        ]
+
+    pmid = xpath("MedlineCitation[1]/PMID")(article)[0]
+    root = "MedlineCitation[1]/Article[1]"
+    date = f"{root}/Journal[1]/JournalIssue[1]/PubDate[1]"
+    dates = [*texts(f"{date}/Year")[:1], *texts(f"{date}/MedlineDate")[:1]]
+    years = re.findall("[12][0-9]{3}", next(filter(None, dates), ""))
+    types = texts(f"{root}/PublicationTypeList/PublicationType")
     dois = texts("PubmedData/ArticleIdList/ArticleId[@IdType='doi']")
-    dois += texts("MedlineCitation/Article/ELocationID[@EIdType='doi']")
-    notices = xpath("MedlineCitation/CommentsCorrectionsList/*[@RefType='RetractionIn']")(article)
+    dois += texts(f"{root}/ELocationID[@EIdType='doi']")
+    notices = xpath(
+        "MedlineCitation[1]/CommentsCorrectionsList/CommentsCorrections[@RefType='RetractionIn']"
+    )(article)
+    title = "".join(texts(f"{root}/ArticleTitle")[:1])
+    languages = texts(f"{root}/Language")
+    abstract = sections(f"{root}/Abstract/AbstractText")
+    english = "eng" in languages or title.startswith("[") or any(part["text"] for part in abstract)
     return {
         "id": f"pubmed:{text(pmid)}",
         "source": "pubmed",
-        "title": "".join(texts("MedlineCitation/Article/ArticleTitle")),
-        "sections": [
-            {"label": part.get("Label"), "category": part.get("NlmCategory"), "text": text(part)}
-            for part in xpath("MedlineCitation/Article/Abstract/AbstractText")(article)
-        ],
-        "language": texts("MedlineCitation/Article/Language")[0],
+        "title": title,
+        "sections": abstract,
+        "language": "eng" if english else next(filter(None, languages), None),
         "year": int(years[0]) if years else None,
         "meta": {
             "pmid": text(pmid),
-            "version": int(pmid.get("Version")),
-            "journal": "".join(texts("MedlineCitation/Article/Journal/Title")) or None,
+            "version": int(pmid.get("Version", "1")),
+            "journal": "".join(texts(f"{root}/Journal[1]/Title")[:1]) or None,
+            "languages": languages,
             "publication_types": types,
-            "mesh": texts("MedlineCitation/MeshHeadingList/MeshHeading/DescriptorName"),
+            "mesh": texts("MedlineCitation[1]/MeshHeadingList/MeshHeading/DescriptorName"),
             "doi": next(filter(None, dois), None),
             "retracted": bool(notices) or "Retracted Publication" in types,
+            "other_abstracts": [
+                {
+                    "language": other.get("Language", "eng"),
+                    "type": other.get("Type"),
+                    "sections": sections("AbstractText", other),
+                }
+                for other in xpath("MedlineCitation[1]/OtherAbstract")(article)
+            ],
         },
     }

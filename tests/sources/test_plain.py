@@ -137,7 +137,7 @@ KINDS = {
     "an SQLite database": b"SQLite format 3\0\x10",
     "an HTML page": b"<!DOCTYPE html><html><body>Please log in.",
     "XML with the root element <article>": b'<?xml version="1.0"?>\n<!-- JATS -->\n<article><front>',
-    "XML with the root element <PubmedArticle>": b"<PubmedArticle><MedlineCitation>",
+    "XML with the root element <TEI>": b"<TEI><teiHeader>",
     "a list of checksums": b"d41d8cd98f00b204e9800998ecf8427e  pubmed24n0001.xml.gz\n",
     "PubMed's text format": b"PMID- 12345\nOWN - NLM\n",
     "a BibTeX file": b"@article{x, title = {Y}}",

@@ -115,7 +115,7 @@ def _decide(
     sources = np.repeat([numbers[shard.source] for shard in shards], sizes)
     decisions = np.empty(len(index), DECISION)
     decisions["reason"] = decide(index, np.array(deleted, dtype="<u8").reshape(-1, 2))
-    decisions["occurrence"] = occurrences(index, sources, decisions["reason"])
+    decisions["occurrence"] = occurrences(index, decisions["reason"])
     _require_kept(config, sources, decisions["reason"])
     for shard, part in zip(shards, np.split(decisions, np.cumsum(sizes)[:-1]), strict=True):
         if not shard.file("decisions.npy").exists():

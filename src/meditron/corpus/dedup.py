@@ -101,23 +101,19 @@ def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint
     return reason
 
 
-def occurrences(
-    index: Index, sources: npt.NDArray[np.int64], reasons: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.uint32]:
-    """Return for each document the number of its id's occurrence within its source, from 1.
+def occurrences(index: Index, reasons: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """Return for each document the number of its id's occurrence among all sources, from 1.
 
     Older versions of an id and deleted ids do not count.
 
     Args:
         index: rows of INDEX.
-        sources: the source of each row.
         reasons: the result of `decide`.
     """
     counted = np.flatnonzero((reasons != Reason.SUPERSEDED) & (reasons != Reason.DELETED))
     ids = index["id"]
-    order = counted[np.lexsort((ids[counted, 1], ids[counted, 0], sources[counted]))]
-    repeats = _same(ids[order]) & (np.diff(sources[order]) == 0)
-    starts = np.concatenate([[True], ~repeats])[: len(order)]
+    order = counted[np.lexsort((ids[counted, 1], ids[counted, 0]))]
+    starts = np.concatenate([[True], ~_same(ids[order])])[: len(order)]
     position = np.arange(len(order))
     numbers = np.ones(len(index), dtype=np.uint32)
     numbers[order] = position - np.maximum.accumulate(np.where(starts, position, 0)) + 1

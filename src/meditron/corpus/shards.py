@@ -32,7 +32,7 @@ _SAMPLE = 300  # characters of a dropped document that are kept for the eye
 _SHARD_CHARACTERS = 64 << 20  # of a shard's documents together, which are in memory at once; one more ends it
 
 DECISION = np.dtype([("reason", "u1"), ("occurrence", "<u4")])
-"""A document's `dedup.Reason` and the number of its id's occurrence within its source."""
+"""A document's `dedup.Reason` and the number of its id's occurrence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ class Document(msgspec.Struct, frozen=True):
     """One document of a source.
 
     `id` is stable and the source's own (`pubmed:12345`, without a version; `wiki:290`). The corpus numbers
-    repeated ids of a source (`corpus.dedup.unique_id`). `meta` holds the source's own fields as JSON values;
+    repeated ids (`corpus.dedup.unique_id`). `meta` holds the source's own fields as JSON values;
     each source's module says which.
     """
 

@@ -1,21 +1,27 @@
 """MEDLINE: the XML of PubMed's baseline, daily update files and web exports.
 
 A document's id is `pubmed:` and the PMID without its version; its sections are the AbstractText elements of
-the article's own Abstract, with Label and NlmCategory as printed. `language` is the first Language (MEDLINE's
-three letters), `year` the first year of PubDate. `meta`: `pmid`, `version`, `journal`, `publication_types`,
-`mesh` (descriptor names), `doi` (the article id, else the electronic location), `retracted`: whether the
-publication type "Retracted Publication" or a CommentsCorrections of RefType "RetractionIn" says so.
+the article's own Abstract, with Label and NlmCategory as printed. `language` is that of this text: NLM puts
+English abstracts alone into Abstract and translates titles, in brackets, so it is `eng` unless a citation has an
+untranslated title and no abstract. `year` is the first year of PubDate. `meta`: `pmid`, `version`, `journal`,
+`languages` (the article's, MEDLINE's three letters), `publication_types`, `mesh` (descriptor names), `doi` (the
+article id, else the electronic location), `retracted` (whether the publication type "Retracted Publication" or
+a CommentsCorrections of RefType "RetractionIn" says so), `other_abstracts` (each with `language`, `type` and
+`sections`).
 
 A text is all character data within its element, comments and processing instructions apart, white space
-collapsed to single blanks; nothing is put in the place of a tag, so `CO<sub>2</sub>` is `CO2`. Vernacular
-titles, OtherAbstract and CopyrightInformation are not read. A PubmedBookArticle is a document as well.
+collapsed to single blanks. Sub- and superscripts and MathML are written on the line: `CO₂`, `10⁹`, `1/2`.
+Vernacular titles and CopyrightInformation are not read. A PubmedBookArticle is a document as well.
+
+The root is a set of citations, or one citation. A file may hold several such documents one after another, as
+`cat` joins them. Memory is bounded by the largest citation, whatever the size of the file.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stringzilla import find
 
@@ -23,29 +29,57 @@ from meditron.ground.errors import InputError
 from meditron.sources.document import Document
 from meditron.sources.streams import chunks
 
-__all__ = ["read", "read_deletions", "recognises"]
+if TYPE_CHECKING:
+    from lxml import etree
 
+__all__ = ["LARGEST_CITATION", "read", "read_deletions", "recognises"]
+
+LARGEST_CITATION = 32 << 20
+"""Bytes of one citation, or of a comment between two; real ones, with thousands of authors, stay below 6 MB. Of
+one text or attribute libxml2 reads 10 MB at most."""
+_LARGEST_PROLOGUE = 64 << 10
+_LEAST = 64 << 10  # unread bytes in which the next citations are looked for
+_SPACE = b" \t\r\n"
+_SETS = frozenset({b"PubmedArticleSet", b"PubmedBookArticleSet", b"MedlineCitationSet"})
+_ARTICLES = frozenset({b"PubmedArticle", b"PubmedBookArticle", b"MedlineCitation"})
+_DELETIONS = frozenset({b"DeleteCitation", b"DeleteDocument"})
+
+_ENCODINGS = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii"})
+_NOT_ASCII = "a byte that is not ASCII, which its first line says it is"
+
+_BLANK = re.compile(rb"[ \t\r\n]*+")
+_ASIDE = re.compile(rb"<!--|<\?(?!xml[ \t\r\n])")
+_MISC = rb"(?:[ \t\r\n]++|<!--.*?-->|<\?(?!xml[ \t\r\n]).*?\?>)*+"
+_IN_TAG = rb"(?:[^<>\"']|\"[^\"<]*+\"|'[^'<]*+')*+"
+_DECLARATION = rb"(?:\xef\xbb\xbf)?+(?:<\?xml[ \t\r\n][^>]*?\?>)?+" + _MISC
+_DOCTYPE = rb"<!DOCTYPE(?:[^<>\[\"']|\"[^\"]*+\"|'[^']*+')*+"
 _PROLOGUE = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml\s[^>]*\?>\s*)?(?:<!--.*?-->\s*)*"
-    rb"(?:<!DOCTYPE[^>\[]*>\s*)?(?:<!--.*?-->\s*)*"
-    rb"(?P<root><(?P<name>[A-Za-z]+)[^>]*>)",
+    _DECLARATION
+    + rb"(?:"
+    + _DOCTYPE
+    + rb"(?:\[[ \t\r\n]*+\][ \t\r\n]*+)?+>)?+"
+    + _MISC
+    + rb"(?P<root><(?P<name>[A-Za-z]++)"
+    + _IN_TAG
+    + rb">)",
     re.DOTALL,
 )
-_SUBSET = re.compile(rb"<!DOCTYPE\s+PubmedArticleSet[^>\[]*\[")
-_ENCODING = re.compile(rb"<\?xml\s[^>]*encoding\s*=\s*[\"']([^\"']+)")
-_ENTRY = re.compile(rb"\s*(?:<(?P<name>[A-Za-z]+)(?=[\s>/])|(?P<aside><!--|<\?)|(?P<end></))")
-_ROOT = b"PubmedArticleSet"
-_ARTICLES = frozenset({b"PubmedArticle", b"PubmedBookArticle"})
-_DELETIONS = frozenset({b"DeleteCitation", b"DeleteDocument"})
-_ENTRIES = _ARTICLES | _DELETIONS
-_PMID = re.compile(rb"<PMID\b[^>]*>\s*([0-9]+)\s*</PMID>")
-_LARGEST = 32 << 20  # bytes of one citation; real ones, with thousands of authors, stay below 6 MB
-_LARGEST_PROLOGUE = 64 << 10
-_LONGEST_START = 1 << 10
+_SUBSET = re.compile(_DECLARATION + _DOCTYPE + rb"\[[ \t\r\n]*+[^\] \t\r\n]", re.DOTALL)
+_ENCODING = re.compile(rb"<\?xml[ \t\r\n][^>]*?encoding[ \t\r\n]*=[ \t\r\n]*[\"']([^\"']+)")
+_CONTENT = re.compile(rb"<(?:(?P<name>[A-Za-z]++)(?=[ \t\r\n>/])|(?P<end>/))")
+_PMID = re.compile(rb"<PMID\b[^>]*>\s*([0-9]+)\s*</PMID")
+_SKIPPED = {b"<!--": b"-->", b"<![CDATA[": b"]]>", b"<?": b"?>"}
+_TAGS = {
+    name: re.compile(rb"<!--|<!\[CDATA\[|<\?|<(/?+)" + name + rb"(?=[ \t\r\n/>])")
+    for name in _ARTICLES | _DELETIONS
+}
+_IN_A_TAG = re.compile(_IN_TAG)
+_OPEN_VALUE = re.compile(rb"\"[^\"<]*+|'[^'<]*+")  # of an attribute
+_LOOKAHEAD = 64  # bytes; more than any token's
 
 
 class _Entry(NamedTuple):
-    """An element below the root: its name, its bytes, and where it begins in the unpacked file."""
+    """An element of a set: its name, its bytes, and where it begins in the unpacked file."""
 
     name: bytes
     data: bytes
@@ -55,61 +89,291 @@ class _Entry(NamedTuple):
 def recognises(start: bytes) -> bool:
     """Whether a file that starts so is MEDLINE XML."""
     match = _PROLOGUE.match(start)
-    return _SUBSET.search(start) is not None or (match is not None and match["name"] == _ROOT)
+    if match is not None:
+        return match["name"] in _SETS | _ARTICLES
+    return any(b"<!DOCTYPE " + name in start for name in _SETS) and _SUBSET.match(start) is not None
 
 
 def read(path: Path, skipped: Counter[str] | None = None, name: str | None = None) -> Iterator[Document]:
-    """The citations of a MEDLINE file, plain or compressed, in its order.
+    """Read the citations of a MEDLINE file, plain or compressed, in its order. Nothing is skipped.
 
-    Raises InputError where the file is cut off (naming how many citations were whole), ill-formed (naming the
-    byte and the PMID), or where its DOCTYPE declares entities of its own. Nothing is skipped.
+    Raises:
+        InputError: the file is cut off (naming how many citations were whole), ill-formed (naming the byte and
+            the PMID), its DOCTYPE declares entities, or a citation is larger than LARGEST_CITATION.
     """
-    from meditron.sources.medline_citation import scan
-    from meditron.sources.medline_text import Unusual
-
-    entries = _Entries(path)
-    for entry in entries:
-        if entry.name not in _ARTICLES:
-            continue
-        try:
-            document = (
-                scan(entry.data) if entry.name == b"PubmedArticle" else _parse(path, entries.root, entry)
-            )
-        except Unusual:
-            document = _parse(path, entries.root, entry)
-        yield document
+    file = _File(path)
+    for entry in file.walk(documents=True):
+        if isinstance(entry, Document):
+            yield entry
+        elif entry.name in _ARTICLES:
+            yield file.parsed(entry)
 
 
 def read_deletions(path: Path) -> list[str]:
-    """The ids of the documents that a MEDLINE file declares deleted, as its last element."""
-    found: list[str] = []
-    for entry in _Entries(path):
-        if entry.name in _DELETIONS:
-            found += [f"pubmed:{pmid.decode()}" for pmid in _PMID.findall(entry.data)]
-    return found
+    """Read the ids of the documents that a MEDLINE file declares deleted, as its last element."""
+    file = _File(path)
+    return [
+        f"pubmed:{pmid}"
+        for entry in file.walk(documents=False)
+        if isinstance(entry, _Entry) and entry.name in _DELETIONS
+        for pmid in file.deleted(entry)
+    ]
 
 
-def _parse(path: Path, root: bytes, entry: _Entry) -> Document:
-    """What lxml reads in an entry, within the root's own start tag: prefixes may be declared there."""
-    from lxml import etree
+class _File:
+    """A file's elements one at a time, in bounded memory."""
 
-    from meditron.sources.medline_citation import parse
-    from meditron.sources.medline_text import xml_parser
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._chunks = chunks(path)
+        self._buffer = b""
+        self._at = 0  # the position in the buffer
+        self._before = 0  # bytes of the file before the buffer
+        self._whole = 0  # citations so far
+        self._ascii = False
+        self._name = b""  # of the root
+        self._root = b""  # what goes before and after an element for lxml to read it alone
+        self._closing = b""
+        self._damage = ""  # of the file beyond the buffer
+        self._judged = 0  # up to here in the file it is known whether all characters are legal
+        self._legal = False
 
+    def walk(self, *, documents: bool) -> Iterator["Document | _Entry"]:
+        """Each proven citation as a document, if `documents`, and all other elements as entries for lxml."""
+        while self._open():
+            if self._name in _ARTICLES:
+                yield self._entry(self._name)
+                continue
+            while True:
+                if len(self._buffer) - self._at < _LEAST:
+                    self._more()
+                position = self._before + self._at
+                yield from self._proven(documents=documents)
+                if self._before + self._at == position:
+                    entry = self._next()
+                    if entry is None:
+                        break
+                    yield entry
+
+    def _proven(self, *, documents: bool) -> Iterator[Document]:
+        """Walk through the citations in the buffer, as far as they follow each other and are proven."""
+        from meditron.sources.medline_citation import scan
+        from meditron.sources.medline_grammar import ARTICLE_END, CITATION, INDENTED
+        from meditron.sources.medline_text import Unusual, legal
+
+        data, at = self._buffer, self._at
+        end = data.rfind(ARTICLE_END, at) + len(ARTICLE_END)
+        if self._name != b"PubmedArticleSet" or end < at + len(ARTICLE_END):
+            return
+        if self._before + end > self._judged:
+            self._judged, self._legal = self._before + end, legal(data, at, end)
+        while at < end and (match := INDENTED.match(data, at) or CITATION.match(data, at)):
+            at = match.end()
+            if not (self._legal or legal(data, *match.span())):
+                return
+            try:
+                document = scan(match) if documents else None
+            except Unusual:
+                return
+            self._at = at
+            self._whole += 1
+            if document is not None:
+                yield document
+
+    def _open(self) -> bool:
+        """Read on to the first element of a document; False at the end of the file."""
+        if self._name:
+            self._skip_asides()
+            if self._at == len(self._buffer):
+                if self._damage:
+                    raise self._error("")
+                return False
+        while (match := _PROLOGUE.match(self._buffer, self._at)) is None:
+            if _SUBSET.match(self._buffer, self._at):
+                hint = "MEDLINE files need none; such declarations are how an XML bomb is made"
+                raise InputError(self._path, "its DOCTYPE declares entities", place="prologue", hint=hint)
+            if len(self._buffer) - self._at > _LARGEST_PROLOGUE or not self._more():
+                raise self._error("no MEDLINE XML: no element PubmedArticleSet at its start")
+        encoding = _ENCODING.search(match[0])
+        named = encoding[1].lower() if encoding else b"utf-8"
+        if named not in _ENCODINGS:
+            hint = f"iconv -f {named.decode(errors='replace')} -t UTF-8, and name UTF-8 in its first line"
+            problem = f"encoded in {named.decode(errors='replace')}, not UTF-8"
+            raise InputError(self._path, problem, place="prologue", hint=hint)
+        self._name = match["name"]
+        if self._name not in _SETS | _ARTICLES:
+            root = self._name.decode()
+            raise self._error(f"no MEDLINE XML: its root is {root}, not PubmedArticleSet")
+        self._ascii = b"ascii" in named
+        if self._ascii and not self._buffer.isascii():
+            raise self._error(_NOT_ASCII)
+        empty = match["root"].endswith(b"/>")
+        closing = b"</" + self._name + b">"
+        self._checked(match[0] + (b"" if empty else closing), "prologue", self._before + self._at)
+        if self._name in _ARTICLES:
+            self._root, self._closing = b"<x>", b"</x>"
+            self._at = match.start("root")
+        else:
+            self._root, self._closing = match["root"], closing
+            self._at = match.end()
+            if empty:
+                return self._open()
+        return True
+
+    def _next(self) -> _Entry | None:
+        """The next element of the set; None at its end."""
+        self._skip_asides()
+        match = _CONTENT.match(self._buffer, self._at)
+        if match is None:
+            ended = self._at == len(self._buffer)
+            raise self._error(f"ends before {self._closing.decode()}" if ended else "text between citations")
+        if match["end"]:
+            end = re.compile(self._closing[:-1] + rb"[ \t\r\n]*+>").match(self._buffer, self._at)
+            if end is None:
+                raise self._error(f"an end tag that is not {self._closing.decode()}")
+            self._at = end.end()
+            return None
+        if match["name"] not in _ARTICLES | _DELETIONS:
+            raise self._error(f"unexpected element {match['name'].decode()}")
+        return self._entry(match["name"])
+
+    def _skip_asides(self) -> None:
+        """Skip white space, comments and instructions, and have what follows in the buffer."""
+        while True:
+            self._at = _BLANK.match(self._buffer, self._at).end()  # type: ignore[union-attr]  # matches always
+            if len(self._buffer) - self._at < _LOOKAHEAD and self._more():
+                continue
+            aside = _ASIDE.match(self._buffer, self._at)
+            if aside is None:
+                return
+            offset = self._before + self._at
+            done = len(aside[0])
+            while (end := find(self._buffer, _SKIPPED[aside[0]], self._at + done)) < 0:
+                self._extend("a comment")
+            end += len(_SKIPPED[aside[0]])
+            self._checked(b"<x>" + self._buffer[self._at : end] + b"</x>", "between citations", offset, 3)
+            self._at = end
+
+    def _entry(self, name: bytes) -> _Entry:
+        """The element that begins here. Of an ill-formed one what shows that it is."""
+        offset, done, depth = self._before + self._at, 0, 0
+        while True:
+            token = _TAGS[name].search(self._buffer, self._at + done)
+            if token is None:
+                done = max(done, len(self._buffer) - self._at - _LOOKAHEAD)
+                self._extend("a citation")
+                continue
+            if closing := _SKIPPED.get(token[0]):
+                end = find(self._buffer, closing, token.end())
+                if end < 0:
+                    done = token.start() - self._at
+                    self._extend("a citation")
+                else:
+                    done = end + len(closing) - self._at
+                continue
+            tag = _IN_A_TAG.match(self._buffer, token.end())
+            end = tag.end() if tag else token.end()
+            if end == len(self._buffer) or _OPEN_VALUE.fullmatch(self._buffer, end):
+                done = token.start() - self._at
+                self._extend("a citation")
+                continue
+            done = end + 1 - self._at
+            if self._buffer[end : end + 1] != b">":
+                break  # lxml will say so
+            if not self._buffer.endswith(b"/", token.end(), end):
+                depth += -1 if token[1] else 1
+            if depth <= 0:
+                break
+        data = self._buffer[self._at : self._at + done]
+        self._at += done
+        self._whole += name in _ARTICLES
+        return _Entry(name, data, offset)
+
+    def parsed(self, entry: _Entry) -> Document:
+        """An entry that is a citation, by lxml."""
+        from meditron.sources.medline_citation import Malformed, parse
+
+        try:
+            return parse(self._element(entry))
+        except Malformed as error:
+            raise InputError(self._path, str(error), place=_place(entry)) from error
+
+    def deleted(self, entry: _Entry) -> Iterator[str]:
+        """The PMIDs of an entry that lists deletions."""
+        for pmid in self._element(entry).iter("PMID"):
+            text = (pmid.text or "").strip()
+            if not (text.isascii() and text.isdigit()):
+                raise InputError(self._path, f"a deleted PMID is not a number: {text[:40]!r}", place="end")
+            yield text
+
+    def _element(self, entry: _Entry) -> "etree._Element":
+        """An entry as lxml's tree, within the root's own start tag: prefixes may be declared there."""
+        pmid = _PMID.search(entry.data)
+        place = f"PMID {pmid[1].decode()}" if pmid else "a citation without a PMID"
+        data = self._root + entry.data + self._closing
+        return self._checked(data, place, entry.offset, len(self._root))[0]
+
+    def _checked(self, data: bytes, place: str, offset: int, before: int = 0) -> "etree._Element":
+        """The root of a document by lxml; InputError, with the byte, if it is ill-formed.
+
+        Args:
+            data: the document, of which `before` bytes are not of the file.
+            place: its name in the message.
+            offset: where in the file it begins.
+            before: see data.
+        """
+        from lxml import etree
+
+        from meditron.sources.medline_text import xml_parser
+
+        try:
+            return etree.fromstring(data, xml_parser())
+        except etree.XMLSyntaxError as error:
+            at = offset + max(0, _position(data, error.lineno, error.offset) - before)
+            raise InputError(
+                self._path, f"ill-formed XML: {error.msg}", place=f"{place}, byte {at:,}"
+            ) from error
+
+    def _extend(self, reading: str) -> None:
+        """Double the buffer, so that searching it again and again stays linear."""
+        missing = len(self._buffer) - self._at
+        if missing > LARGEST_CITATION:
+            raise self._error(f"{reading} of more than {LARGEST_CITATION:,} bytes")
+        if not self._more(max(missing, 1)):
+            raise self._error(f"ends in the middle of {reading}")
+
+    def _more(self, size: int = 1) -> bool:
+        """Read at least `size` bytes on, dropping what is done with; False at the file's end."""
+        pieces = [self._buffer[self._at :]]
+        added = 0
+        while added < size and not self._damage:
+            try:
+                chunk = next(self._chunks, b"")
+            except InputError as error:
+                self._damage = error.problem
+                break
+            if not chunk:
+                break
+            if self._ascii and not chunk.isascii():
+                self._damage = _NOT_ASCII
+                break
+            pieces.append(chunk)
+            added += len(chunk)
+        if added:
+            self._before += self._at
+            self._at = 0
+            self._buffer = b"".join(pieces)
+        return bool(added)
+
+    def _error(self, problem: str) -> InputError:
+        place = f"after {self._whole:,} whole citations, byte {self._before + self._at:,}"
+        return InputError(self._path, self._damage or problem, place=place)
+
+
+def _place(entry: _Entry) -> str:
     pmid = _PMID.search(entry.data)
     name = f"PMID {pmid[1].decode()}" if pmid else "a citation without a PMID"
-    data = root + entry.data + b"</" + _ROOT + b">"
-    try:
-        document = parse(etree.fromstring(data, xml_parser())[0])
-    except etree.XMLSyntaxError as error:
-        at = entry.offset + max(0, _position(data, error.lineno, error.offset) - len(root))
-        raise InputError(path, f"ill-formed XML: {error.msg}", place=f"{name}, byte {at:,}") from error
-    except ValueError as error:
-        raise InputError(path, f"not a number: {error}", place=f"{name}, byte {entry.offset:,}") from error
-    if document is None:
-        problem = "a citation lacks its PMID or its article"
-        raise InputError(path, problem, place=f"{name}, byte {entry.offset:,}")
-    return document
+    return f"{name}, byte {entry.offset:,}"
 
 
 def _position(data: bytes, line: int | None, column: int | None) -> int:
@@ -118,84 +382,3 @@ def _position(data: bytes, line: int | None, column: int | None) -> int:
     for _ in range((line or 1) - 1):
         start = data.find(b"\n", start) + 1
     return min(start + (column or 1) - 1, len(data))
-
-
-class _Entries:
-    """The elements below the root, one at a time, in bounded memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.root = b""
-        self._chunks = chunks(path)
-        self._buffer = b""
-        self._at = 0  # where in the buffer we stand
-        self._before = 0  # bytes of the file before the buffer
-        self._whole = 0  # citations so far
-
-    def __iter__(self) -> Iterator[_Entry]:
-        self._read_prologue()
-        while (match := self._next_start()) and not match["end"]:
-            if match["aside"]:
-                self._take(b"-->" if match["aside"] == b"<!--" else b"?>")
-                continue
-            name = match["name"]
-            if name not in _ENTRIES:
-                raise self._error(f"unexpected element {name.decode()}")
-            self._at = match.start("name") - 1
-            offset = self._before + self._at
-            yield _Entry(name, self._take(b"</" + name + b">"), offset)
-            self._whole += name in _ARTICLES
-
-    def _read_prologue(self) -> None:
-        while (match := _PROLOGUE.match(self._buffer)) is None:
-            if _SUBSET.search(self._buffer):
-                hint = "MEDLINE files need none; such declarations are how an XML bomb is made"
-                raise InputError(self.path, "its DOCTYPE declares entities", place="prologue", hint=hint)
-            if len(self._buffer) > _LARGEST_PROLOGUE or not self._more():
-                raise self._error("no MEDLINE XML: no element PubmedArticleSet at its start")
-        encoding = _ENCODING.search(match[0])
-        if encoding and encoding[1].lower() not in {b"utf-8", b"us-ascii", b"ascii"}:
-            raise InputError(self.path, f"encoded in {encoding[1].decode()}, not UTF-8", place="prologue")
-        if match["name"] != _ROOT:
-            raise self._error(f"no MEDLINE XML: its root is {match['name'].decode()}, not PubmedArticleSet")
-        self.root = match["root"]
-        self._at = match.end()
-
-    def _next_start(self) -> re.Match[bytes] | None:
-        while (match := _ENTRY.match(self._buffer, self._at)) is None or match.end() == len(self._buffer):
-            if self._buffer[self._at :].strip() and len(self._buffer) - self._at > _LONGEST_START:
-                raise self._error("text between citations")
-            if not self._more():
-                break
-        if match is None or (match["end"] and not self._buffer.startswith(b"</" + _ROOT, match.start("end"))):
-            raise self._error(f"ends before </{_ROOT.decode()}>")
-        return match
-
-    def _take(self, closing: bytes) -> bytes:
-        """The bytes up to and with `closing`."""
-        searched = self._at
-        while (found := find(self._buffer, closing, searched)) < 0:
-            searched = max(self._at, len(self._buffer) - len(closing))
-            if len(self._buffer) - self._at > _LARGEST:
-                raise self._error(f"no {closing.decode()} within {_LARGEST:,} bytes")
-            dropped = self._at
-            if not self._more():
-                raise self._error("ends in the middle of a citation")
-            searched -= dropped
-        start, self._at = self._at, found + len(closing)
-        return self._buffer[start : self._at]
-
-    def _more(self) -> bool:
-        """Read on, dropping what is done with; False at the file's end."""
-        try:
-            chunk = next(self._chunks, b"")
-        except InputError as error:
-            raise self._error(error.problem) from error
-        self._before += self._at
-        self._buffer = self._buffer[self._at :] + chunk
-        self._at = 0
-        return bool(chunk)
-
-    def _error(self, problem: str) -> InputError:
-        place = f"after {self._whole:,} whole citations, byte {self._before + self._at:,}"
-        return InputError(self.path, problem, place=place)

@@ -1,248 +1,93 @@
-"""One PubmedArticle element to a document: a quick scan of its bytes, and lxml where the scan is unsure.
+"""One citation to a document: from a match of the grammar, or from lxml's tree.
 
-The scan knows one grammar: the DTD's order of elements as NLM's own files spell it. Another spelling of
-what it reads (a comment, CDATA, another quote, an entity that is not XML's own, …) raises `Unusual`; then
-lxml gets the same bytes, and its word is final. What the scan skips (authors, grants, references, attributes)
-it does not check: a fault in there changes nothing that is read.
-
-stringzilla's searches go through a citation at the speed of memory, several times CPython's.
+`scan` reads what `medline_grammar` has proven, and raises Unusual for what it leaves to lxml. `parse` reads lxml's
+tree of any well-formed citation, and its word is final.
 """
 
 import re
-import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from stringzilla import count, find, find_first_of
+import msgspec
+from stringzilla import find
 
 from meditron.sources.document import Document, Section
-from meditron.sources.medline_text import (
-    SPECIAL,
-    Unusual,
-    decoded,
-    flat_text,
-    name_of,
-    plain_text,
-    text_of,
-)
+from meditron.sources.medline_text import Unusual, flat_text, name_of, text_of
 
 if TYPE_CHECKING:
     from lxml import etree
 
-__all__ = ["parse", "scan"]
+__all__ = ["Malformed", "parse", "scan"]
 
-# Every quantifier is possessive: nothing here backtracks. What a cache will hold has a largest length.
-# Between the PMID and the article come dates alone, without an A.
-_HEAD = re.compile(
-    rb"""<PubmedArticle>\s*+<MedlineCitation[ ][^>]*+>\s*+<PMID[ ]Version="([0-9]++)">([0-9]++)</PMID>
-    [^A]*+(?<=<)Article[ ][^>]*+>\s*+<Journal>\s*+(?:<ISSN[^>]*+>[^<]*+</ISSN>\s*+)?+
-    <JournalIssue[ ][^>]*+>\s*+(?:<Volume>[^<]*+</Volume>\s*+)?+(?:<Issue>[^<]*+</Issue>\s*+)?+
-    <PubDate>\s*+<(?:Year|MedlineDate)>([^<]{0,80}+)</(?:Year|MedlineDate)>\s*+
-    (?:<(?:Month|Day|Season)>[^<]*+</[A-Z][a-z]++>\s*+)*+</PubDate>\s*+</JournalIssue>\s*+
-    (?:<Title>([^<]{0,800}+)</Title>\s*+)?+(?:<ISOAbbreviation>[^<]*+</ISOAbbreviation>\s*+)?+</Journal>\s*+
-    <ArticleTitle(/?+)>""",
-    re.VERBOSE,
-)
-_PLACE = re.compile(
-    rb"""\s*+(?:<Pagination>\s*+(?:<[A-Za-z]++>[^<]*+</[A-Za-z]++>\s*+)*+</Pagination>\s*+)?+
-    ((?:<ELocationID[ ]EIdType="[a-z]++"[ ]ValidYN="[YN]">[^<]*+</ELocationID>\s*+)*+)
-    <(Abstract>|AuthorList[ ]|Language>)""",
-    re.VERBOSE,
-)
-_SECTION = re.compile(
-    rb"""\s*+<AbstractText(?:[ ]Label="([^"<&\s]*+(?:[ ][^"<&\s]*+)*+)")?+
-    (?:[ ]NlmCategory="([A-Z]*+)")?+(/?+)>""",
-    re.VERBOSE,
-)
-_AFTER_ABSTRACT = re.compile(
-    rb"""\s*+(?:<CopyrightInformation>[^<]*+</CopyrightInformation>\s*+)?+</Abstract>\s*+
-    <(AuthorList[ ]|Language>)""",
-    re.VERBOSE,
-)
-_LANGUAGE = re.compile(rb"\s*+<Language>([a-z]++)</Language>")
-_TYPES = re.compile(
-    rb"""<PublicationTypeList>\s*+((?:<PublicationType[ ]UI="[^"<]*+">[^<]*+</PublicationType>\s*+)++)
-    </PublicationTypeList>\s*+<(?:VernacularTitle|ArticleDate[ ][^<>]*+|/Article)>""",
-    re.VERBOSE,
-)
-_TYPE = re.compile(rb">([^<]*+)</PublicationType>")
-_DESCRIPTOR = re.compile(rb"<DescriptorName [^>]*+(?<=\w\")>([^<]{0,400}+)</DescriptorName>")
-_LOCATION = re.compile(rb'EIdType="doi" ValidYN="[YN]">([^<]*+)<')
-_IDENTIFIERS = re.compile(
-    rb"""<ArticleIdList>\s*+(?:<ArticleId[ ]IdType="(?!doi")[a-z-]++">[^<]*+</ArticleId>\s*+)*+
-    (?:<ArticleId[ ]IdType="doi">([^<]*+)</ArticleId>\s*+)?+
-    (?:<ArticleId[ ]IdType="[a-z-]++">[^<]*+</ArticleId>\s*+)*+</ArticleIdList>""",
-    re.VERBOSE,
-)
-_LONGEST_TAG = 400
-_LONGEST_LIST = 2000
+_FIELDS = ("pmid", "version", "date", "journal", "title", "locations", "sections", "languages", "types")
+_FIELDS += ("corrections", "mesh", "identifiers")
+_NAME = re.compile(rb">([^<]*+)</")
+_DESCRIPTOR = re.compile(rb"<DescriptorName [^>]*+>([^<]*+)<")
+_DOI = re.compile(rb'<ArticleId IdType="doi">([^<]*+)<')
+_LOCATION = re.compile(rb'<ELocationID (?:ValidYN="[^"]*+" )?+EIdType="doi"[^>]*+>([^<]*+)<')
+_ATTRIBUTE = re.compile(rb' ([A-Za-z]++)="([^"]*+)"')
 _YEAR = re.compile(r"[12][0-9]{3}")
+_NUMBER = re.compile("[0-9]{1,12}")
 
 
-def scan(data: bytes) -> Document:
-    """Read the bytes of one PubmedArticle element; Unusual where lxml must read them."""
-    match = _HEAD.match(data)
-    if match is None:
-        raise Unusual
-    version, pmid, date, journal, empty = match.groups()
-    title, at = _content(data, match.end(), b"</ArticleTitle>", empty)
-    place, sections, at = _scan_abstract(data, at)
-    language, types, at = _scan_kind(data, at)
-    end = _find(data, b"</MedlineCitation>", at)
-    if find(data, b"RetractionIn", at, end) >= 0:
-        raise Unusual
-    mesh = _mesh(data, at, end)
-    doi, end = _doi(data, end)
-    if not doi and (location := _LOCATION.search(place)):
-        doi = text_of(location[1])
-    if _has_aside(data, end):
+class Malformed(Exception):
+    """Raised for well-formed XML that is no citation; says why."""
+
+
+def scan(match: re.Match[bytes]) -> Document:
+    """Read what `medline_grammar.CITATION` matched; Unusual where lxml must read it."""
+    pmid, version, date, journal, title, locations, sections, languages, types, *more = match.group(*_FIELDS)
+    corrections, mesh, identifiers = more
+    if corrections and find(corrections, b"RetractionIn") >= 0:
         raise Unusual
     return _document(
         pmid.decode(),
         int(version),
-        title,
-        sections,
-        language=language,
-        year=_year(date),
+        text_of(title) if title else "",
+        _scan_sections(sections) if sections else [],
+        languages=list(map(name_of, _NAME.findall(languages))),
+        year=_year(date) if date else None,
         journal=name_of(journal) if journal else None,
-        types=types,
-        mesh=mesh,
-        doi=doi,
+        types=list(map(name_of, _NAME.findall(types))) if types else [],
+        mesh=list(map(name_of, _DESCRIPTOR.findall(mesh))) if mesh else [],
+        doi=_first_text(_DOI, identifiers) or _first_text(_LOCATION, locations),
     )
 
 
-def _document(
-    pmid: str,
-    version: int,
-    title: str,
-    sections: list[Section],
-    *,
-    language: str | None,
-    year: int | None,
-    journal: str | None,
-    types: list[str],
-    mesh: list[str],
-    doi: str | None,
-    retracted: bool = False,
-) -> Document:
-    meta: dict[str, Any] = {
-        "pmid": pmid,
-        "version": version,
-        "journal": journal or None,
-        "publication_types": types,
-        "mesh": mesh,
-        "doi": doi or None,
-        "retracted": retracted or "Retracted Publication" in types,
-    }
-    return Document(f"pubmed:{pmid}", "pubmed", title, tuple(sections), language or None, year, meta)
+def _first_text(pattern: re.Pattern[bytes], data: bytes | None) -> str | None:
+    return next(filter(None, map(text_of, pattern.findall(data))), None) if data else None
 
 
-def _has_aside(data: bytes, end: int) -> bool:
-    """Whether a comment, CDATA or an instruction begins before `end`."""
-    return bool(find(data, b"<!", 0, end) >= 0 or find(data, b"<?", 0, end) >= 0)
-
-
-def _find(data: bytes, needle: bytes, start: int, end: int = sys.maxsize) -> int:
-    found: int = find(data, needle, start, end)
-    if found < 0:
-        raise Unusual
-    return found
-
-
-def _content(data: bytes, start: int, closing: bytes, empty: bytes) -> tuple[str, int]:
-    """The text of an element whose start tag ends at `start`, and where the element ends."""
-    if empty:
-        return "", start
-    end = find_first_of(data, SPECIAL, start)
-    if data.startswith(closing, end):
-        return plain_text(data[start:end]), end + len(closing)
-    end = _find(data, closing, start)
-    return text_of(data[start:end]), end + len(closing)
-
-
-def _scan_abstract(data: bytes, at: int) -> tuple[bytes, list[Section], int]:
-    """Read on from the title: the locations, the sections, and where the authors or the language start."""
-    match = _PLACE.match(data, at)
-    if match is None:
-        raise Unusual
-    place, following = match.groups()
-    sections: list[Section] = []
-    if following != b"Abstract>":
-        return place, sections, match.start(2) - 1
-    at = match.end()
-    while start := _section_start(data[at : data.find(b">", at, at + _LONGEST_TAG) + 1]):
-        length, label, category, empty = start
-        text, at = _content(data, at + length, b"</AbstractText>", empty)
+def _scan_sections(data: bytes) -> list[Section]:
+    """The AbstractText elements of proven bytes that hold nothing else."""
+    sections = []
+    at = 0
+    while (start := find(data, b"<AbstractText", at)) >= 0:
+        at = data.index(b">", start)
+        label, category, empty = _heading(data[start:at])
+        text = ""
+        if not empty:
+            start, at = at + 1, find(data, b"</AbstractText>", at)
+            text = text_of(data[start:at])
         sections.append(Section(text, label, category))
-    match = _AFTER_ABSTRACT.match(data, at)
-    if match is None:
-        raise Unusual
-    return place, sections, match.start(1) - 1
+    return sections
 
 
 @lru_cache(maxsize=1 << 12)
-def _section_start(tag: bytes) -> tuple[int, str | None, str | None, bytes] | None:
-    """Of an AbstractText's start tag its length, label, category, and `/` if it is all."""
-    match = _SECTION.fullmatch(tag)
-    if match is None:
-        return None
-    label, category, empty = match.groups()
-    return len(tag), _printed(label), _printed(category), empty
-
-
-def _printed(raw: bytes | None) -> str | None:
-    return None if raw is None else decoded(raw)
-
-
-def _scan_kind(data: bytes, at: int) -> tuple[str, list[str], int]:
-    """Read language and publication types; the article's end."""
-    if data.startswith(b"<AuthorList", at):
-        at = _find(data, b"</AuthorList>", at) + len(b"</AuthorList>")
-    language = _LANGUAGE.match(data, at)
-    if language is None:
-        raise Unusual
-    start = _find(data, b"<PublicationTypeList>", at)
-    at = _find(data, b"</PublicationTypeList>", start, start + _LONGEST_LIST) + len(b"</PublicationTypeList>")
-    types = _types(data[start : data.find(b">", at, at + _LONGEST_TAG) + 1])
-    return language[1].decode(), list(types), _find(data, b"</Article>", at)
+def _heading(tag: bytes) -> tuple[str | None, str | None, bool]:
+    """The label and the category in an AbstractText's start tag, without its `>`, and whether it is empty."""
+    printed = dict(_ATTRIBUTE.findall(tag))
+    label, category = printed.get(b"Label"), printed.get(b"NlmCategory")
+    return (
+        None if label is None else label.decode(),
+        None if category is None else category.decode(),
+        tag.endswith(b"/"),
+    )
 
 
 @lru_cache(maxsize=1 << 12)
-def _types(raw: bytes) -> list[str]:
-    """The types in a PublicationTypeList with the tag that follows it."""
-    match = _TYPES.fullmatch(raw)
-    if match is None:
-        raise Unusual
-    return [text_of(kind) for kind in _TYPE.findall(match[1])]
-
-
-def _mesh(data: bytes, start: int, end: int) -> list[str]:
-    start = find(data, b"<MeshHeadingList", start, end)
-    if start < 0:
-        return []
-    names = _DESCRIPTOR.findall(data, start, end)
-    if len(names) != count(data, b"<DescriptorName", start, end):
-        raise Unusual
-    return list(map(name_of, names))
-
-
-def _doi(data: bytes, at: int) -> tuple[str | None, int]:
-    """The DOI among the article's own identifiers, and their end. The lists of its references come later."""
-    if find(data, b"<PubmedData>", at) < 0:
-        return None, len(data)
-    start = _find(data, b"<ArticleIdList>", at)
-    # A reference's own list would follow a Citation.
-    if not data.startswith(b"</PublicationStatus>", data.rfind(b"<", at, start)):
-        raise Unusual
-    match = _IDENTIFIERS.match(data, start)
-    if match is None:
-        raise Unusual
-    return text_of(match[1]) if match[1] else None, match.end()
-
-
-@lru_cache(maxsize=1 << 12)
-def _year(date: bytes) -> int | None:
-    return _first_year(text_of(date))
+def _year(raw: bytes) -> int | None:
+    return _first_year(text_of(raw[raw.index(b">") + 1 : raw.rindex(b"<")]))
 
 
 def _first_year(date: str) -> int | None:
@@ -251,41 +96,102 @@ def _first_year(date: str) -> int | None:
     return int(match[0]) if match else None
 
 
-def parse(element: "etree._Element") -> Document | None:
-    """Read lxml's tree of one PubmedArticle or PubmedBookArticle; None where it has no PMID.
+def _document(
+    pmid: str,
+    version: int,
+    title: str,
+    sections: list[Section],
+    *,
+    languages: list[str],
+    year: int | None,
+    journal: str | None,
+    types: list[str],
+    mesh: list[str],
+    doi: str | None,
+    retracted: bool = False,
+    others: list[dict[str, Any]] | None = None,
+) -> Document:
+    meta: dict[str, Any] = {
+        "pmid": pmid,
+        "version": version,
+        "journal": journal or None,
+        "languages": languages,
+        "publication_types": types,
+        "mesh": mesh,
+        "doi": doi or None,
+        "retracted": retracted or "Retracted Publication" in types,
+        "other_abstracts": others or [],
+    }
+    language = _language(title, sections, languages)
+    return Document(f"pubmed:{pmid}", "pubmed", title, tuple(sections), language, year, meta)
+
+
+def _language(title: str, sections: list[Section], languages: list[str]) -> str | None:
+    """The language of the text, which is not the article's.
+
+    NLM puts English abstracts alone into Abstract, and translates titles into English, in brackets.
+    """
+    if languages == ["eng"] or title.startswith("[") or any(section.text for section in sections):
+        return "eng"
+    return "eng" if "eng" in languages else next(filter(None, languages), None)
+
+
+def parse(element: "etree._Element") -> Document:
+    """Read lxml's tree of one PubmedArticle, MedlineCitation or PubmedBookArticle.
 
     Of a book's chapter the title is the chapter's own, else the book's; its journal is the book.
+
+    Raises:
+        Malformed: it has no PMID, or no article, or one of its numbers is none.
     """
     book = element.tag == "PubmedBookArticle"
-    citation = element.find("BookDocument" if book else "MedlineCitation")
+    old = element.tag == "MedlineCitation"
+    citation = element if old else element.find("BookDocument" if book else "MedlineCitation")
     article = citation if book or citation is None else citation.find("Article")
     pmid = None if citation is None else citation.find("PMID")
-    if citation is None or article is None or pmid is None or not flat_text(pmid):
-        return None
+    if citation is None or article is None or pmid is None:
+        raise Malformed("a citation lacks its PMID or its article")
     date = "Book/PubDate" if book else "Journal/JournalIssue/PubDate"
-    title = _first(article, "ArticleTitle") or (book and _first(article, "Book/BookTitle")) or ""
-    sections = [
-        Section(flat_text(part), part.get("Label"), part.get("NlmCategory"))
-        for part in article.iterfind("Abstract/AbstractText")
-    ]
     types = "PublicationType" if book else "PublicationTypeList/PublicationType"
-    names = citation.iterfind("MeshHeadingList/MeshHeading/DescriptorName")
-    identifiers = element.iterfind("PubmedBookData/ArticleIdList/*" if book else "PubmedData/ArticleIdList/*")
-    doi = next((flat_text(other) for other in identifiers if other.get("IdType") == "doi"), None)
+    identifiers = element.iterfind(f"{'PubmedBookData' if book else 'PubmedData'}/ArticleIdList/ArticleId")
+    dois = [flat_text(other) for other in identifiers if other.get("IdType") == "doi"]
+    dois += [flat_text(place) for place in article.iterfind("ELocationID[@EIdType='doi']")]
     corrections = citation.iterfind("CommentsCorrectionsList/CommentsCorrections")
     return _document(
-        flat_text(pmid),
-        int(pmid.get("Version", "1")),
-        title,
-        sections,
-        language=_first(article, "Language"),
+        _number(flat_text(pmid), "PMID"),
+        int(_number(pmid.get("Version", "1"), "version")),
+        _first(article, "ArticleTitle") or (book and _first(article, "Book/BookTitle")) or "",
+        _sections(article, "Abstract/AbstractText"),
+        languages=[flat_text(language) for language in article.iterfind("Language")],
         year=_first_year(_first(article, f"{date}/Year") or _first(article, f"{date}/MedlineDate") or ""),
         journal=_first(article, "Book/BookTitle" if book else "Journal/Title"),
         types=[flat_text(kind) for kind in article.iterfind(types)],
-        mesh=[flat_text(name) for name in names],
-        doi=doi or _first(article, "ELocationID[@EIdType='doi']"),
+        mesh=[flat_text(name) for name in citation.iterfind("MeshHeadingList/MeshHeading/DescriptorName")],
+        doi=next(filter(None, dois), None),
         retracted=any(entry.get("RefType") == "RetractionIn" for entry in corrections),
+        others=[_other_abstract(other) for other in citation.iterfind("OtherAbstract")],
     )
+
+
+def _sections(element: "etree._Element", path: str) -> list[Section]:
+    return [
+        Section(flat_text(part), part.get("Label"), part.get("NlmCategory"))
+        for part in element.iterfind(path)
+    ]
+
+
+def _other_abstract(element: "etree._Element") -> dict[str, Any]:
+    return {
+        "language": element.get("Language", "eng"),  # the DTD's default
+        "type": element.get("Type"),
+        "sections": [msgspec.to_builtins(section) for section in _sections(element, "AbstractText")],
+    }
+
+
+def _number(text: str, name: str) -> str:
+    if not _NUMBER.fullmatch(text):
+        raise Malformed(f"its {name} is not a number: {text[:40]!r}")
+    return text
 
 
 def _first(element: "etree._Element", path: str) -> str | None:

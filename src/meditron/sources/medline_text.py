@@ -1,41 +1,45 @@
-"""The text of a MEDLINE element from its bytes: references, inline markup, white space; lxml where unsure."""
+"""The text of a MEDLINE element, from its bytes where they are proven and from lxml's tree elsewhere.
+
+White space collapses to single blanks. Sub- and superscripts, MathML's too, are written on the line as `scripts` and
+`mathml` say; of all other markup nothing is put in its place.
+"""
 
 import re
+from codecs import utf_8_decode
 from functools import lru_cache
 
 from stringzilla import find, find_first_of
 
 from meditron.ground.errors import MissingExtra
+from meditron.sources.mathml import math_text
+from meditron.sources.scripts import END, SUB, SUP, resolve_scripts
 
 try:
     from lxml import etree
 except ImportError as missing:
     raise MissingExtra("lxml", "corpus") from missing
 
-__all__ = [
-    "SPECIAL",
-    "Unusual",
-    "decoded",
-    "flat_text",
-    "name_of",
-    "plain_text",
-    "text_of",
-    "xml_parser",
-]
+__all__ = ["Unusual", "flat_text", "legal", "name_of", "text_of", "xml_parser"]
 
 _REFERENCE = re.compile(rb"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));|&")
 _ENTITIES = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'"}
-_MARKED = re.compile(rb"<(sub|sup|i|b|u)>([^<>]*+)</\1>")
-_CONTROL = bytes(range(0x20))
-SPECIAL = _CONTROL + b"&<>"  # what a text without any of these needs no look at
-_ILLEGAL = _CONTROL.translate(None, b"\t\n\r")
+_INLINE = re.compile(rb"<(/?)([biu]|su[bp])>")
+_SPECIAL = b"\t\n\r&<"
 _BLANKS = bytes.maketrans(b"\t\n\r", b"   ")
+_CONTROL = bytes(range(0x20)).translate(None, b"\t\n\r")
+_NO_CHARACTER = re.compile(rb"\xef\xbf[\xbe\xbf]")  # U+FFFE and U+FFFF
 _WIDE_SPACE = re.compile(rb"\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)")  # U+2000 to U+205F
 _RARE = b"\xe1\xe3"  # U+1680 and U+3000 begin so, and much that is no white space
+_TAG = re.compile(rb"(</?(?:[biu]|su[bp])>)")
+_MARKS = {b"<sup>": SUP.encode(), b"<sub>": SUB.encode(), b"</sup>": END.encode(), b"</sub>": END.encode()}
+_MARKS |= {b"<i>": b"", b"<b>": b"", b"<u>": b"", b"</i>": b"", b"</b>": b"", b"</u>": b""}
+_PAIRS = re.compile(rb"(?:[^<]++|<([biu]|su[bp])>[^<]*+</\1>)*+")
+_MOST_TAGS = 200  # libxml2 refuses elements nested 256 deep
+_PIECE = 32 << 10
 
 
 class Unusual(Exception):
-    """The scan met something that it leaves to lxml."""
+    """Raised for what is left to lxml."""
 
 
 def xml_parser() -> etree.XMLParser:
@@ -50,80 +54,112 @@ def xml_parser() -> etree.XMLParser:
     )
 
 
-_FRAGMENTS = xml_parser()
+def legal(data: bytes, start: int, end: int) -> bool:
+    """Prove that data[start:end] holds only characters and references that XML allows, and no `]]>`."""
+    if find_first_of(data, _CONTROL, start, end) >= 0 or find(data, b"]]>", start, end) >= 0:
+        return False
+    if find(data, b"\xef\xbf", start, end) >= 0 and _NO_CHARACTER.search(data, start, end):
+        return False
+    view = memoryview(data)
+    at = start
+    try:
+        while at < end:  # in pieces that a cache can hold
+            piece = view[at : min(at + _PIECE, end)]
+            at += utf_8_decode(piece, "strict", at + _PIECE >= end)[1]
+    except UnicodeDecodeError:
+        return False
+    at = find(data, b"&", start, end)
+    while at >= 0:
+        reference = _REFERENCE.match(data, at, end)
+        if not (reference and (reference[3] or _character(reference))):
+            return False
+        at = find(data, b"&", at + 1, end)
+    return True
 
 
 def text_of(raw: bytes) -> str:
-    """All text in the element in its order, nothing in the place of markup, white space collapsed."""
-    return plain_text(_bare(raw) if find_first_of(raw, SPECIAL) >= 0 else raw)
-
-
-def plain_text(raw: bytes) -> str:
-    """`text_of` where no byte is SPECIAL."""
+    """The text of an element that a match of `medline_grammar` has proven; Unusual if its markup does not nest."""
+    if find_first_of(raw, _SPECIAL) >= 0:
+        marked = find(raw, b"<") >= 0
+        if marked:
+            raw = _without_markup(raw)
+        if find(raw, b"&") >= 0:
+            raw = _REFERENCE.sub(_reference, raw)
+        raw = raw.translate(_BLANKS)
+        if marked and find(raw, b"\x03") >= 0:
+            return " ".join(resolve_scripts(raw.decode()).split())
     if not raw.isascii():
         raw = _narrowed(raw)
-    text = decoded(raw)
+    text = raw.decode()
     return " ".join(text.split()) if find(raw, b"  ") >= 0 else text.strip(" ")
 
 
-name_of = lru_cache(maxsize=1 << 14)(text_of)  # for journals and descriptors, which come again and again
+name_of = lru_cache(maxsize=1 << 14)(text_of)  # for what comes again and again
 
 
-def _bare(raw: bytes) -> bytes:
-    """The text without its markup, references resolved, ASCII's white space as blanks.
+def _without_markup(raw: bytes) -> bytes:
+    """The text with the marks of scripts in the place of tags."""
+    if not _PAIRS.fullmatch(raw):
+        opened: list[bytes] = []
+        for end, name in _INLINE.findall(raw):
+            if not end:
+                opened.append(name)
+            elif not opened or opened.pop() != name:
+                raise Unusual
+        if opened or raw.count(b"<") > _MOST_TAGS:
+            raise Unusual
+    pieces = _TAG.split(raw)
+    pieces[1::2] = map(_MARKS.__getitem__, pieces[1::2])
+    return b"".join(pieces)
 
-    Tags are taken out here if they are the usual five, in pairs without nesting; others are lxml's.
-    """
-    texts = _MARKED.split(raw)
-    del texts[1::3]  # the tags' names
-    bare = b"".join(texts)
-    if find_first_of(bare, b"<>") >= 0:
-        return _marked_up(raw).encode()
-    if b"&" in bare:  # within each piece: a tag inside of a reference does not make it whole
-        bare = b"".join([_REFERENCE.sub(_character, text) if b"&" in text else text for text in texts])
-    if find_first_of(bare, _CONTROL) < 0:
-        return bare
-    if find_first_of(bare, _ILLEGAL) >= 0:
+
+def _reference(match: re.Match[bytes]) -> bytes:
+    character = _character(match)
+    if character is None:
         raise Unusual
-    return bare.translate(_BLANKS)
+    return character
 
 
-def _marked_up(raw: bytes) -> str:
-    try:
-        return flat_text(etree.fromstring(b"<x>" + raw + b"</x>", _FRAGMENTS))
-    except etree.XMLSyntaxError as error:
-        raise Unusual from error
-
-
-def _character(match: re.Match[bytes]) -> bytes:
+def _character(match: re.Match[bytes]) -> bytes | None:
     decimal, hexadecimal, name = match.groups()
     if name:
         return _ENTITIES[name]
     code = int(decimal) if decimal else int(hexadecimal, 16) if hexadecimal else 0
-    if code < 32 or 0xD7FF < code < 0xE000 or 0xFFFD < code < 0x10000 or code > 0x10FFFF:
-        raise Unusual
-    return chr(code).encode()
+    allowed = (
+        code in (9, 10, 13) or 32 <= code < 0xD800 or 0xE000 <= code < 0xFFFE or 0xFFFF < code < 0x110000
+    )
+    return chr(code).encode() if allowed else None
 
 
 def _narrowed(raw: bytes) -> bytes:
     """Text beyond ASCII with a blank for each white space beyond ASCII."""
-    if find(raw, b"\xef\xbf") >= 0:  # U+FFFE and U+FFFF, which XML forbids, begin so
-        raise Unusual
     if find_first_of(raw, _RARE) >= 0 or find(raw, b"\xc2\x85") >= 0:
-        return " ".join(decoded(raw).split()).encode()
+        return " ".join(raw.decode().split()).encode()
     if b"\xe2" in raw:
         raw = _WIDE_SPACE.sub(b" ", raw)
     return raw.replace(b"\xc2\xa0", b" ") if find(raw, b"\xc2\xa0") >= 0 else raw
 
 
-def decoded(raw: bytes) -> str:
-    """UTF-8 as text; Unusual where it is none."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise Unusual from error
-
-
 def flat_text(element: etree._Element) -> str:
-    """All text within an element of lxml's tree, white space collapsed."""
-    return " ".join("".join(map(str, element.itertext())).split())
+    """All text within an element of lxml's tree."""
+    if not len(element):
+        return " ".join((element.text or "").split())
+    pieces = [element.text or ""]
+    walk = etree.iterwalk(element, events=("start", "end"))
+    for event, node in walk:
+        if node is element:
+            continue
+        name = etree.QName(node).localname
+        if name == "math":
+            if event == "start":
+                walk.skip_subtree()
+                added = math_text(node)
+            else:
+                added = node.tail or ""
+            last = next((piece[-1] for piece in reversed(pieces) if piece), "")
+            pieces.append(f" {added}" if last.isdigit() and added[:1].isdigit() else added)
+        elif event == "start":
+            pieces += [SUP if name == "sup" else SUB if name == "sub" else "", node.text or ""]
+        else:
+            pieces += [END if name in {"sup", "sub"} else "", node.tail or ""]
+    return " ".join(resolve_scripts("".join(pieces)).split())

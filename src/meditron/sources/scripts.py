@@ -8,6 +8,7 @@ digit (`*`, `†`, `®`, `•`) stay on the line.
 """
 
 import re
+from functools import lru_cache
 
 __all__ = ["END", "SUB", "SUP", "resolve_scripts", "subscript", "superscript"]
 
@@ -44,6 +45,20 @@ def superscript(text: str, following: str = "") -> str:
     Returns:
         `⁹`, `ⁿ⁻¹`, `^low`, `^(1/2)`; nothing for nothing.
     """
+    return _superscript(text, _touching(following))
+
+
+def subscript(text: str, following: str = "") -> str:
+    """Write lowered text on the line: `₂`, `₂.₅`, `_max`, `_(i,j)`. Arguments as of `superscript`."""
+    return _subscript(text, _touching(following))
+
+
+def _touching(following: str) -> bool:
+    return following[:1].isalnum() or following[:1] in {SUP, SUB}
+
+
+@lru_cache(maxsize=1 << 12)
+def _superscript(text: str, touching: bool) -> str:
     text = " ".join(text.split())
     if text in _ON_THE_LINE:
         return _ON_THE_LINE[text]
@@ -51,11 +66,11 @@ def superscript(text: str, following: str = "") -> str:
     lone = _ALL_RAISED.fullmatch(raised) and not _SEVERAL_LETTERS.search(text)
     if lone or _RAISED_LIST.fullmatch(raised) or not any(map(str.isalnum, text)):
         return raised
-    return _marked("^", text, following)
+    return _marked("^", text, touching)
 
 
-def subscript(text: str, following: str = "") -> str:
-    """Write lowered text on the line: `₂`, `₂.₅`, `_max`, `_(i,j)`. Arguments as of `superscript`."""
+@lru_cache(maxsize=1 << 12)
+def _subscript(text: str, touching: bool) -> str:
     text = " ".join(text.split())
     lowered = _SIGN_BLANK.sub("", text).translate(_LOWERED)
     lone = _ALL_LOWERED.fullmatch(lowered) and not _SEVERAL_LETTERS.search(text)
@@ -63,7 +78,7 @@ def subscript(text: str, following: str = "") -> str:
         return lowered
     if match := _NUMBER_AND_WORD.fullmatch(text):
         return match[1].translate(_LOWERED) + match[2]
-    return _marked("_", text, following)
+    return _marked("_", text, touching)
 
 
 def resolve_scripts(text: str) -> str:
@@ -80,6 +95,5 @@ def _resolved(match: re.Match[str]) -> str:
     return (" " if before else "") + (superscript if mark == SUP else subscript)(script, following) + after
 
 
-def _marked(mark: str, text: str, following: str) -> str:
-    closed = not _WORD.fullmatch(text) or following.isalnum() or following in {SUP, SUB}
-    return f"{mark}({text})" if closed else f"{mark}{text}"
+def _marked(mark: str, text: str, touching: bool) -> str:
+    return f"{mark}({text})" if touching or not _WORD.fullmatch(text) else f"{mark}{text}"

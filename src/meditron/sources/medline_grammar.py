@@ -1,0 +1,229 @@
+"""One regular expression for a whole citation as NLM spells it: what it matches is well-formed XML.
+
+Each part of the expression is an element with both of its tags, attributes of different names in quotes, and text
+without `<`, in the order of NLM's DTD. So a match proves that the citation's tags are well-formed, nested and closed,
+where each element that is read stands, and that it stands there once. `medline_text.legal` proves of the same
+bytes that their characters and references are legal and no `]]>` is among them, and `medline_text.text_of` that
+the markup within a text nests. Whatever else XML knows (comments, CDATA, prefixes, other quotes, other white
+space in tags) does not match, as damage does not; lxml reads it, or refuses it.
+
+Every quantifier is possessive: nothing backtracks, and the time is linear.
+"""
+
+import re
+
+__all__ = ["ARTICLE_END", "CITATION", "INDENTED"]
+
+ARTICLE_END = b"</PubmedArticle>"
+
+_GAP = rb"\n *+"  # between tags
+_TEXT = rb"[^<]*+"
+_MARKED_TEXT = (
+    rb"[^<]*+(?:</?+(?:[biu]|su[bp])>[^<]*+)*+"  # for texts that are read: text_of sees to its nesting
+)
+_INSTRUCTION = rb"<\?(?:pmcsd|nihms)(?: [a-z0-9 ]*+)?+\?>"  # as NLM leaves them among references
+_VALUE = rb'"[^"<>&\n\t\r]*+"'
+
+
+def _tag(name: bytes, *attributes: bytes) -> bytes:
+    """A start tag with some of the attributes, in this order, or, of two, in either."""
+    each = [rb" %s=%s" % (attribute, _VALUE) for attribute in attributes]
+    if len(each) == 2:
+        return rb"<%s(?:%s(?:%s)?+|%s(?:%s)?+)?+>" % (name, *each, *reversed(each))
+    return rb"<%s%s>" % (name, b"".join(b"(?:%s)?+" % attribute for attribute in each))
+
+
+def _paired(group: str, more: bytes = b"") -> bytes:
+    """Text with markup that closes before other markup begins. The group's name is for its own use."""
+    name = group.encode()
+    return rb"[^<]*+(?:(?:<(?P<%s>[biu]|su[bp])>[^<]*+</(?P=%s)>%s)[^<]*+)*+" % (name, name, more)
+
+
+def _leaf(name: bytes, *attributes: bytes, text: bytes = _TEXT) -> bytes:
+    return rb"%s%s</%s>" % (_tag(name, *attributes), text, name)
+
+
+def _inner(name: bytes, *parts: bytes, attributes: tuple[bytes, ...] = ()) -> bytes:
+    return rb"%s%s%s</%s>" % (_tag(name, *attributes), _GAP, b"".join(parts), name)
+
+
+def _once(part: bytes) -> bytes:
+    return part + _GAP
+
+
+def _maybe(part: bytes) -> bytes:
+    return rb"(?:%s%s)?+" % (part, _GAP)
+
+
+def _any(part: bytes) -> bytes:
+    return rb"(?:%s%s)*+" % (part, _GAP)
+
+
+def _leaves(*names: bytes) -> bytes:
+    """Elements without attributes, each at most once, in this order."""
+    return b"".join(_maybe(_leaf(name)) for name in names)
+
+
+def _read(group: str, part: bytes) -> bytes:
+    return b"(?P<%s>%s)" % (group.encode(), part)
+
+
+def _date(name: bytes, *attributes: bytes) -> bytes:
+    day = b"".join(_once(_leaf(part)) for part in (b"Year", b"Month", b"Day"))
+    return _inner(name, day, _leaves(b"Hour", b"Minute", b"Second"), attributes=attributes)
+
+
+_IDENTIFIER = _any(_leaf(b"Identifier", b"Source"))
+_AFFILIATION = _any(_inner(b"AffiliationInfo", _maybe(_leaf(b"Affiliation")), _IDENTIFIER))
+_NAME = b"".join(_once(_leaf(part)) for part in (b"LastName", b"ForeName", b"Initials"))
+_PERSON = (
+    rb"(?:%s)?+" % _NAME  # nearly always, and quicker than each alone
+    + _leaves(b"LastName", b"ForeName", b"Initials", b"Suffix", b"CollectiveName")
+    + _IDENTIFIER
+    + _maybe(_leaf(b"Affiliation"))
+    + _AFFILIATION
+)
+_PUBLISHED = _read("date", rb"<(?P<how>Year|MedlineDate)>%s</(?P=how)>" % _TEXT)
+_ISSUE = _inner(
+    b"JournalIssue",
+    _leaves(b"Volume", b"Issue"),
+    _once(_inner(b"PubDate", _maybe(_PUBLISHED), _leaves(b"Season", b"Month", b"Day"))),
+    attributes=(b"CitedMedium",),
+)
+_JOURNAL = _inner(
+    b"Journal",
+    _maybe(_leaf(b"ISSN", b"IssnType")),
+    _once(_ISSUE),
+    _maybe(b"<Title>" + _read("journal", _TEXT) + b"</Title>"),
+    _leaves(b"ISOAbbreviation"),
+)
+_SECTION = _tag(b"AbstractText", b"Label", b"NlmCategory")[:-1] + rb"(?:/>|>%s</AbstractText>)" % _MARKED_TEXT
+_ABSTRACT = _inner(
+    b"Abstract",
+    _read("sections", _any(_SECTION)),
+    _maybe(_leaf(b"CopyrightInformation", text=_paired("rights"))),
+)
+_AUTHORS = _inner(
+    b"AuthorList",
+    _any(_inner(b"Author", _PERSON, attributes=(b"ValidYN", b"EqualContrib"))),
+    attributes=(b"CompleteYN", b"Type"),
+)
+_DATA_BANKS = _inner(
+    b"DataBankList",
+    _any(
+        _inner(
+            b"DataBank",
+            _leaves(b"DataBankName"),
+            _maybe(_inner(b"AccessionNumberList", _any(_leaf(b"AccessionNumber")))),
+        )
+    ),
+    attributes=(b"CompleteYN",),
+)
+_GRANTS = _inner(
+    b"GrantList",
+    _any(_inner(b"Grant", _leaves(b"GrantID", b"Acronym", b"Agency", b"Country"), _maybe(b"<Country/>"))),
+    attributes=(b"CompleteYN",),
+)
+_ARTICLE = _inner(
+    b"Article",
+    _once(_JOURNAL),
+    _once(rb"<ArticleTitle(?:/>|>%s</ArticleTitle>)" % _read("title", _MARKED_TEXT)),
+    _maybe(_inner(b"Pagination", _leaves(b"StartPage", b"EndPage", b"MedlinePgn"), _maybe(b"<MedlinePgn/>"))),
+    _read("locations", _any(_leaf(b"ELocationID", b"EIdType", b"ValidYN"))),
+    _maybe(_ABSTRACT),
+    _maybe(_AUTHORS),
+    _read("languages", _any(_leaf(b"Language"))),
+    _maybe(_DATA_BANKS),
+    _maybe(_GRANTS),
+    _maybe(_inner(b"PublicationTypeList", _read("types", _any(_leaf(b"PublicationType", b"UI"))))),
+    _maybe(_leaf(b"VernacularTitle", text=_paired("vernacular"))),
+    _any(_date(b"ArticleDate", b"DateType")),
+    attributes=(b"PubModel",),
+)
+_CHEMICALS = _inner(
+    b"ChemicalList",
+    _any(_inner(b"Chemical", _leaves(b"RegistryNumber"), _maybe(_leaf(b"NameOfSubstance", b"UI")))),
+)
+_CORRECTION = _inner(
+    b"CommentsCorrections",
+    _leaves(b"RefSource"),
+    _maybe(_leaf(b"PMID", b"Version")),
+    _leaves(b"Note"),
+    attributes=(b"RefType",),
+)
+_HEADING = _inner(
+    b"MeshHeading",
+    _once(
+        rb"<DescriptorName UI=%s MajorTopicYN=%s(?: Type=%s)?+>%s</DescriptorName>"
+        % (_VALUE, _VALUE, _VALUE, _TEXT)
+    ),
+    _any(_leaf(b"QualifierName", b"UI", b"MajorTopicYN")),
+)
+_INVESTIGATOR = _inner(b"Investigator", _PERSON, attributes=(b"ValidYN",))
+_CITATION = _inner(
+    b"MedlineCitation",
+    _once(b'<PMID Version="(?P<version>[0-9]{1,9}+)">(?P<pmid>[0-9]{1,12}+)</PMID>'),
+    _maybe(_date(b"DateCreated")),
+    _maybe(_date(b"DateCompleted")),
+    _maybe(_date(b"DateRevised")),
+    _once(_ARTICLE),
+    _maybe(
+        _inner(
+            b"MedlineJournalInfo",
+            _leaves(b"Country"),
+            _maybe(b"<Country/>"),
+            _leaves(b"MedlineTA", b"NlmUniqueID", b"ISSNLinking"),
+        )
+    ),
+    _maybe(_CHEMICALS),
+    _maybe(_inner(b"SupplMeshList", _any(_leaf(b"SupplMeshName", b"Type", b"UI")))),
+    _any(_leaf(b"CitationSubset")),
+    _maybe(_read("corrections", _inner(b"CommentsCorrectionsList", _any(_CORRECTION)))),
+    _maybe(_inner(b"GeneSymbolList", _any(_leaf(b"GeneSymbol")))),
+    _maybe(_inner(b"MeshHeadingList", _read("mesh", _any(_HEADING)))),
+    _leaves(b"NumberOfReferences"),
+    _maybe(
+        _inner(
+            b"PersonalNameSubjectList",
+            _any(_inner(b"PersonalNameSubject", _leaves(b"LastName", b"ForeName", b"Initials", b"Suffix"))),
+        )
+    ),
+    _any(_leaf(b"OtherID", b"Source")),
+    _any(
+        _inner(
+            b"KeywordList",
+            _any(_leaf(b"Keyword", b"MajorTopicYN", text=_paired("keyword"))),
+            attributes=(b"Owner",),
+        )
+    ),
+    _maybe(_leaf(b"CoiStatement", text=_paired("interest"))),
+    _any(_leaf(b"SpaceFlightMission")),
+    _maybe(_inner(b"InvestigatorList", _any(_INVESTIGATOR))),
+    _any(_leaf(b"GeneralNote", b"Owner")),
+    attributes=(b"Status", b"IndexingMethod", b"Owner"),
+)
+_IDS = _any(_leaf(b"ArticleId", b"IdType"))
+_REFERENCE = _inner(
+    b"Reference",
+    _maybe(_leaf(b"Citation", text=_paired("cited", b"|" + _INSTRUCTION))),
+    _maybe(_inner(b"ArticleIdList", _IDS)),
+)
+_DATA = _inner(
+    b"PubmedData",
+    _maybe(_inner(b"History", _any(_date(b"PubMedPubDate", b"PubStatus")))),
+    _leaves(b"PublicationStatus"),
+    _maybe(_inner(b"ArticleIdList", _read("identifiers", _IDS))),
+    _any(
+        _inner(
+            b"ReferenceList",
+            _leaves(b"Title"),
+            _any(_REFERENCE),
+            _any(_inner(b"ReferenceList", _leaves(b"Title"), _any(_REFERENCE.replace(b"cited", b"within")))),
+        )
+    ),
+    _any(_INSTRUCTION),
+)
+_PATTERN = rb"[ \t\r\n]*+" + _inner(b"PubmedArticle", _once(_CITATION), _maybe(_DATA))
+INDENTED = re.compile(_PATTERN)
+"""A citation with each tag on a line of its own, as in NLM's files; CITATION with any white space, or none."""
+CITATION = re.compile(_PATTERN.replace(_GAP, rb"[ \t\r\n]*+"))
