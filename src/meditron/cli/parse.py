@@ -14,7 +14,9 @@ def parse(
     *files: Annotated[str, Parameter(help="Source files: paths, or pypi:…, https://….")],
     format: Annotated[
         str | None,
-        Parameter(help="The reader: medline, mediawiki, jsonl, text; else found from the content."),
+        Parameter(
+            help="The reader: medline, mediawiki, jsonl, json, csv, text; by default found from the content."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -27,7 +29,7 @@ def parse(
         meditron parse pubmed21n1298.xml.gz --format medline
     """
     from meditron.ground.console import progress, say
-    from meditron.ground.errors import UsageError
+    from meditron.ground.errors import InputError, UsageError
     from meditron.sources.registry import open_source
     from meditron.store.fetch import fetch
 
@@ -42,3 +44,5 @@ def parse(
                 bar.advance()
         for reason, count in skipped.items():
             say(f"{path.name}: {count:,} skipped: {reason}")
+        if not bar.done:
+            raise InputError(path, "holds no documents")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from meditron.ground.config import Config
-from meditron.ground.errors import MeditronError, SourceError
+from meditron.ground.errors import InputError, MeditronError
 from meditron.ground.stage import InputKind
 from meditron.model.config import preset
 from meditron.model.tokenizer import model_tokenizer
@@ -110,7 +110,7 @@ def _check_documents(path: Path, table: Config | None) -> None:
     # Each file is opened, also if an earlier one has documents; one of deletions only has none.
     firsts = [next(iter(open_source(file, table.format, Counter())), None) for file in files]
     if not any(firsts):
-        raise SourceError(f"{path}: holds no documents")
+        raise InputError(path, "holds no documents")
 
 
 def _check_questions(path: Path, table: Config | None) -> None:
