@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -135,9 +136,16 @@ class ExportCheck:
                 # A tied head is the embedding, read again rather than kept.
                 places = {name: _place(name, to_config) for name in names}
                 weights = {name: to_weights[place] for name, place in places.items()}
-                for name in (name for name in names if places[name] == name):
-                    found = types.get(name, kind)
-                    yield from _weight_differences(name, from_weights[name], weights[name], found)
+                own = [name for name in names if places[name] == name]
+                # In threads: a comparison is a pass over memory in numpy and torch, without Python's lock.
+                compared = workers.map(
+                    lambda *each: list(_weight_differences(*each)),
+                    own,
+                    (from_weights[name] for name in own),
+                    (weights[name] for name in own),
+                    (types.get(name, kind) for name in own),
+                )
+                yield from chain.from_iterable(compared)
                 for one in passes or ():
                     one.advance({name: weight.float() for name, weight in weights.items()})
             if passes:
