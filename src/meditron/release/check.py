@@ -119,7 +119,10 @@ class ExportCheck:
     def _differences(self, written: ModelFiles, kind: str) -> Iterator[str]:
         """The causes for which the written model is refused, the cheapest checks first."""
         with ExitStack() as stack:
-            workers = stack.enter_context(ThreadPoolExecutor(torch.get_num_threads()))
+            # Two pools: a comparison waits for the decoding of its source, which must not wait for comparisons.
+            workers, comparers = (
+                stack.enter_context(ThreadPoolExecutor(torch.get_num_threads())) for _ in range(2)
+            )
             gguf = stack.enter_context(GGUF(Path(written.path))) if written.kind == "gguf" else None
             if gguf is not None:
                 yield from missing_keys(gguf.metadata)
@@ -132,19 +135,17 @@ class ExportCheck:
             yield from _record_differences(self._source, written, gguf)
             yield from self._tokenizer_differences(written, gguf)
             passes = self._passes(from_config, to_config)
+
+            def compare(name: str, weight: Tensor) -> list[str]:
+                return list(_weight_differences(name, from_weights[name], weight, types.get(name, kind)))
+
             for names in _groups(to_config, with_head=bool(passes)):
                 # A tied head is the embedding, read again rather than kept.
                 places = {name: _place(name, to_config) for name in names}
                 weights = {name: to_weights[place] for name, place in places.items()}
                 own = [name for name in names if places[name] == name]
                 # In threads: a comparison is a pass over memory in numpy and torch, without Python's lock.
-                compared = workers.map(
-                    lambda *each: list(_weight_differences(*each)),
-                    own,
-                    (from_weights[name] for name in own),
-                    (weights[name] for name in own),
-                    (types.get(name, kind) for name in own),
-                )
+                compared = comparers.map(compare, own, (weights[name] for name in own))
                 yield from chain.from_iterable(compared)
                 for one in passes or ():
                     one.advance({name: weight.float() for name, weight in weights.items()})
