@@ -119,7 +119,7 @@ class ExportCheck:
     def _differences(self, written: ModelFiles, kind: str) -> Iterator[str]:
         """The causes for which the written model is refused, the cheapest checks first."""
         with ExitStack() as stack:
-            # Two pools: a comparison waits for the decoding of its source, which must not wait for comparisons.
+            # Two pools: a comparison waits for the decoding of its source, which must not wait for it.
             workers, comparers = (
                 stack.enter_context(ThreadPoolExecutor(torch.get_num_threads())) for _ in range(2)
             )
