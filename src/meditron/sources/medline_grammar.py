@@ -39,6 +39,11 @@ def _paired(group: str, more: bytes = b"") -> bytes:
     return rb"[^<]*+(?:(?:<(?P<%s>[biu]|su[bp])>[^<]*+</(?P=%s)>%s)[^<]*+)*+" % (name, name, more)
 
 
+def _required(name: bytes, attribute: bytes, value: bytes) -> bytes:
+    """A start tag with one attribute that the DTD requires: quicker than one that may be absent."""
+    return rb'<%s %s="%s">' % (name, attribute, value)
+
+
 def _leaf(name: bytes, *attributes: bytes, text: bytes = _TEXT) -> bytes:
     return rb"%s%s</%s>" % (_tag(name, *attributes), text, name)
 
@@ -70,18 +75,29 @@ def _read(group: str, part: bytes) -> bytes:
 
 def _date(name: bytes, *attributes: bytes) -> bytes:
     day = b"".join(_once(_leaf(part)) for part in (b"Year", b"Month", b"Day"))
-    return _inner(name, day, _leaves(b"Hour", b"Minute", b"Second"), attributes=attributes)
+    time = b"".join(_once(_leaf(part)) for part in (b"Hour", b"Minute"))
+    return _inner(name, day, rb"(?:%s)?+" % time, attributes=attributes)
 
 
 _IDENTIFIER = _any(_leaf(b"Identifier", b"Source"))
-_AFFILIATION = _any(_inner(b"AffiliationInfo", _maybe(_leaf(b"Affiliation")), _IDENTIFIER))
+_AFFILIATIONS = _any(
+    rb"<AffiliationInfo>%s%s(?:</AffiliationInfo>|%s</AffiliationInfo>)"
+    % (_GAP, _once(_leaf(b"Affiliation")), _IDENTIFIER)
+)
 _NAME = b"".join(_once(_leaf(part)) for part in (b"LastName", b"ForeName", b"Initials"))
 _PERSON = (
-    rb"(?:%s)?+" % _NAME  # nearly always, and quicker than each alone
-    + _leaves(b"LastName", b"ForeName", b"Initials", b"Suffix", b"CollectiveName")
+    _leaves(b"LastName", b"ForeName", b"Initials", b"Suffix", b"CollectiveName")
     + _IDENTIFIER
     + _maybe(_leaf(b"Affiliation"))
-    + _AFFILIATION
+    + _AFFILIATIONS
+)
+# The first branch is nearly every author, and quicker.
+_AUTHOR = rb"(?:%s%s%s%s</Author>|%s)" % (
+    _required(b"Author", b"ValidYN", b"[YN]"),
+    _GAP,
+    _NAME,
+    _AFFILIATIONS,
+    _inner(b"Author", _PERSON, attributes=(b"ValidYN", b"EqualContrib")),
 )
 _PUBLISHED = _read("date", rb"<(?P<how>Year|MedlineDate)>%s</(?P=how)>" % _TEXT)
 _ISSUE = _inner(
@@ -105,7 +121,7 @@ _ABSTRACT = _inner(
 )
 _AUTHORS = _inner(
     b"AuthorList",
-    _any(_inner(b"Author", _PERSON, attributes=(b"ValidYN", b"EqualContrib"))),
+    _any(_AUTHOR),
     attributes=(b"CompleteYN", b"Type"),
 )
 _DATA_BANKS = _inner(
@@ -192,7 +208,7 @@ _CITATION = _inner(
     _any(
         _inner(
             b"KeywordList",
-            _any(_leaf(b"Keyword", b"MajorTopicYN", text=_paired("keyword"))),
+            _any(_required(b"Keyword", b"MajorTopicYN", b"[YN]") + _paired("keyword") + b"</Keyword>"),
             attributes=(b"Owner",),
         )
     ),
@@ -202,15 +218,18 @@ _CITATION = _inner(
     _any(_leaf(b"GeneralNote", b"Owner")),
     attributes=(b"Status", b"IndexingMethod", b"Owner"),
 )
-_IDS = _any(_leaf(b"ArticleId", b"IdType"))
+_IDS = _any(_required(b"ArticleId", b"IdType", b"[a-z]++") + _TEXT + b"</ArticleId>")
 _REFERENCE = _inner(
     b"Reference",
     _maybe(_leaf(b"Citation", text=_paired("cited", b"|" + _INSTRUCTION))),
     _maybe(_inner(b"ArticleIdList", _IDS)),
 )
+_EVENT = (
+    _required(b"PubMedPubDate", b"PubStatus", b"[a-z-]++") + _date(b"PubMedPubDate")[len("<PubMedPubDate>") :]
+)
 _DATA = _inner(
     b"PubmedData",
-    _maybe(_inner(b"History", _any(_date(b"PubMedPubDate", b"PubStatus")))),
+    _maybe(_inner(b"History", _any(_EVENT))),
     _leaves(b"PublicationStatus"),
     _maybe(_inner(b"ArticleIdList", _read("identifiers", _IDS))),
     _any(
