@@ -40,7 +40,7 @@ one text or attribute libxml2 reads 10 MB at most."""
 _LARGEST_PROVEN = 8 << 20  # libxml2 refuses texts of 10 MB
 _LARGEST_PROLOGUE = 64 << 10
 _LEAST = 64 << 10  # unread bytes in which the next citations are looked for
-_SPACE = b" \t\r\n"
+_BLOCK = 512 << 10  # bytes read at a time
 _SETS = frozenset({b"PubmedArticleSet", b"PubmedBookArticleSet", b"MedlineCitationSet"})
 _ARTICLES = frozenset({b"PubmedArticle", b"PubmedBookArticle", b"MedlineCitation"})
 _DELETIONS = frozenset({b"DeleteCitation", b"DeleteDocument"})
@@ -152,7 +152,7 @@ class _File:
                 continue
             while not self._empty:
                 if len(self._buffer) - self._at < _LEAST:
-                    self._more()
+                    self._more(_BLOCK)
                 position = self._before + self._at
                 yield from self._proven(documents=documents)
                 if self._before + self._at == position:
@@ -262,38 +262,51 @@ class _File:
 
     def _entry(self, name: bytes) -> _Entry:
         """The element that begins here. Of an ill-formed one what shows that it is."""
-        offset, done, depth = self._before + self._at, 0, 0
+        offset = self._before + self._at
+        size = self._plain_size(name) or self._size(name)
+        data = self._buffer[self._at : self._at + size]
+        self._at += size
+        self._whole += name in _ARTICLES
+        return _Entry(name, data, offset)
+
+    def _plain_size(self, name: bytes) -> int:
+        """The bytes to the first end tag if the element can end nowhere else; 0 if it can."""
+        closing = b"</" + name + b">"
+        end = find(self._buffer, closing, self._at) + len(closing)
+        if end < self._at + len(closing):
+            return 0
+        inside = (find(self._buffer, other, self._at + 1, end) for other in (b"<!", b"<?", b"<" + name))
+        return 0 if any(at >= 0 for at in inside) else end - self._at
+
+    def _size(self, name: bytes) -> int:
+        """The bytes to the end of the element, which may hold comments and others of its name."""
+        done, depth = 0, 0
         while True:
             token = _TAGS[name].search(self._buffer, self._at + done)
             if token is None:
                 done = max(done, len(self._buffer) - self._at - _LOOKAHEAD)
                 self._extend("a citation")
                 continue
-            if closing := _SKIPPED.get(token[0]):
-                end = find(self._buffer, closing, token.end())
+            start = token.start() - self._at
+            if skipped := _SKIPPED.get(token[0]):
+                end = find(self._buffer, skipped, token.end())
+                done = start if end < 0 else end + len(skipped) - self._at
                 if end < 0:
-                    done = token.start() - self._at
                     self._extend("a citation")
-                else:
-                    done = end + len(closing) - self._at
                 continue
             tag = _IN_A_TAG.match(self._buffer, token.end())
             end = tag.end() if tag else token.end()
             if end == len(self._buffer) or _OPEN_VALUE.fullmatch(self._buffer, end):
-                done = token.start() - self._at
+                done = start
                 self._extend("a citation")
                 continue
             done = end + 1 - self._at
             if self._buffer[end : end + 1] != b">":
-                break  # lxml will say so
+                return done  # ill-formed, and lxml will say so
             if not self._buffer.endswith(b"/", token.end(), end):
                 depth += -1 if token[1] else 1
             if depth <= 0:
-                break
-        data = self._buffer[self._at : self._at + done]
-        self._at += done
-        self._whole += name in _ARTICLES
-        return _Entry(name, data, offset)
+                return done
 
     def parsed(self, entry: _Entry) -> Document:
         """An entry that is a citation, by lxml."""

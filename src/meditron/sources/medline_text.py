@@ -20,10 +20,9 @@ try:
 except ImportError as missing:
     raise MissingExtra("lxml", "corpus") from missing
 
-__all__ = ["Unusual", "flat_text", "legal", "name_of", "text_of", "xml_parser"]
+__all__ = ["Unusual", "flat_text", "legal", "name_of", "text_of", "texts_of", "unescaped", "xml_parser"]
 
 _REFERENCE = re.compile(rb"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));|&")
-_NAMED = [(b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&apos;", b"'"), (b"&amp;", b"&")]
 _ENTITIES = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'"}
 _SPECIAL = b"\t\n\r&<"
 _BLANKS = bytes.maketrans(b"\t\n\r", b"   ")
@@ -36,6 +35,7 @@ _END_TAGS = {b"<%s>" % name: b"</%s>" % name for name in (b"i", b"b", b"u", b"su
 _MARKS = {b"<sup>": SUP, b"<sub>": SUB}
 _MOST_PIECES = 400  # libxml2 refuses elements nested 256 deep
 _LONGEST_CACHED = 100
+_APART = b"\x04"  # between elements; no XML holds it, and it is no white space
 _PIECE = 32 << 10
 
 
@@ -80,19 +80,27 @@ def legal(data: bytes, start: int, end: int) -> bool:
 
 def text_of(raw: bytes) -> str:
     """The text of an element that a match of `medline_grammar` has proven; Unusual if its markup does not nest."""
+    return texts_of([raw])[0]
+
+
+def texts_of(raws: list[bytes]) -> list[str]:
+    """`text_of` of several elements at once, which is quicker than one after the other."""
+    raw = _APART.join(raws)
     if find_first_of(raw, _SPECIAL) >= 0:
         if find(raw, b"<") >= 0:
             pieces = _TAG.split(raw)  # text, tag, text, tag, …, text
             if find(raw, b"&#") >= 0 or not _resolve_pairs(pieces):
-                return _nested_text(raw)
+                return list(map(_nested_text, raws))
             raw = b"".join(pieces)
         if find(raw, b"&") >= 0:
-            raw = _unescaped(raw)
+            raw = unescaped(raw)
         raw = raw.translate(_BLANKS)
     if not raw.isascii():
         raw = _narrowed(raw)
-    text = raw.decode()
-    return " ".join(text.split()) if find(raw, b"  ") >= 0 else text.strip(" ")
+    texts = raw.decode().split(_APART.decode())
+    if find(raw, b"  ") >= 0:
+        return [" ".join(text.split()) for text in texts]
+    return [text.strip(" ") for text in texts]
 
 
 name_of = lru_cache(maxsize=1 << 14)(text_of)  # for what comes again and again
@@ -104,9 +112,11 @@ def _resolve_pairs(pieces: list[bytes]) -> bool:
         start = pieces[at]
         if at + 2 >= len(pieces) or _END_TAGS.get(start) != pieces[at + 2]:
             return False
+        inner = pieces[at + 1]
+        if _APART in inner:
+            return False
         pieces[at] = pieces[at + 2] = b""
         if start in _MARKS:
-            inner = pieces[at + 1]
             script = _script if len(inner) <= _LONGEST_CACHED else _script.__wrapped__
             pieces[at + 1] = script(_MARKS[start], inner, _touched(pieces, at + 3))
     return True
@@ -137,23 +147,26 @@ def _nested_text(raw: bytes) -> str:
             raise Unusual
     if opened or len(pieces) > _MOST_PIECES:
         raise Unusual
-    return " ".join(resolve_scripts(_unescaped(b"".join(pieces)).decode()).split())
+    return " ".join(resolve_scripts(unescaped(b"".join(pieces)).decode()).split())
 
 
 @lru_cache(maxsize=1 << 12)
 def _script(mark: str, raw: bytes, touching: bool) -> bytes:
     following = "x" if touching else ""
-    text = resolve_scripts(f"{mark}{_unescaped(raw).decode()}{END}{following}").removesuffix(following)
+    text = resolve_scripts(f"{mark}{unescaped(raw).decode()}{END}{following}").removesuffix(following)
     return text.replace("&", "&amp;").encode()  # the text around it is not yet unescaped
 
 
-def _unescaped(raw: bytes) -> bytes:
-    """Proven text with its references resolved."""
-    if find(raw, b"&#") >= 0:
-        return _REFERENCE.sub(_reference, raw)
-    for reference, character in _NAMED:
-        raw = raw.replace(reference, character)
-    return raw
+def unescaped(raw: bytes) -> bytes:
+    """Proven text, or a value, with its references resolved."""
+    first, *others = raw.split(b"&")
+    pieces = [first]
+    for other in others:
+        name, _, after = other.partition(b";")
+        if name not in _ENTITIES:
+            return _REFERENCE.sub(_reference, raw)
+        pieces += [_ENTITIES[name], after]
+    return b"".join(pieces)
 
 
 def _reference(match: re.Match[bytes]) -> bytes:
