@@ -87,11 +87,12 @@ def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint
     latest = np.arange(len(order))
     if len(order):
         latest[first] = np.maximum.reduceat(order, np.flatnonzero(starts))
-    again = order[~starts]
-    reason[again[reason[again] == Reason.KEPT]] = Reason.COPY
+    again, original = order[~starts], first[np.cumsum(starts) - 1][~starts]
     order = first[np.lexsort((latest[first], versions[first], ids[first, 1], ids[first, 0]))]
     older = _same(ids[order]) & (versions[order[:-1]] > 0)
     reason[order[:-1][older]] = Reason.SUPERSEDED
+    reason[again[reason[original] == Reason.SUPERSEDED]] = Reason.SUPERSEDED
+    reason[again[reason[again] == Reason.KEPT]] = Reason.COPY
     gone = np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1])
     reason[gone] = Reason.DELETED
 
