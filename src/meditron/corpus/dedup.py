@@ -77,6 +77,22 @@ def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint
         deleted: ids, shape (n, 2), as `id_key` gives them.
     """
     reason = index["reason"].copy()
+    ids, texts = index["id"], index["text"]
+    rows = _repeated(ids)
+    reason[rows] = _of_versions(index[rows])
+    gone = np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1])
+    reason[gone] = Reason.DELETED
+
+    alive = np.flatnonzero(reason == Reason.KEPT)
+    alive = alive[_repeated(texts[alive])]
+    order = alive[np.lexsort((texts[alive, 1], texts[alive, 0]))]
+    reason[order[1:][_same(texts[order])]] = Reason.COPY
+    return reason
+
+
+def _of_versions(index: Index) -> npt.NDArray[np.uint8]:
+    """Return the reasons of documents whose ids others have: older versions and repeats of the same row."""
+    reason = index["reason"].copy()
     ids, texts, versions = index["id"], index["text"], index["version"]
     # The same row in several files: the first one stays, but it is as new as the last one.
     order = np.lexsort((reason, texts[:, 1], texts[:, 0], versions, ids[:, 1], ids[:, 0]))
@@ -93,12 +109,6 @@ def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint
     reason[order[:-1][older]] = Reason.SUPERSEDED
     reason[again[reason[original] == Reason.SUPERSEDED]] = Reason.SUPERSEDED
     reason[again[reason[again] == Reason.KEPT]] = Reason.COPY
-    gone = np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1])
-    reason[gone] = Reason.DELETED
-
-    alive = np.flatnonzero(reason == Reason.KEPT)
-    order = alive[np.lexsort((texts[alive, 1], texts[alive, 0]))]
-    reason[order[1:][_same(texts[order])]] = Reason.COPY
     return reason
 
 
@@ -116,6 +126,7 @@ def occurrences(
     """
     counted = np.flatnonzero((reasons != Reason.SUPERSEDED) & (reasons != Reason.DELETED))
     ids = index["id"]
+    counted = counted[_repeated(ids[counted])]
     order = counted[np.lexsort((ids[counted, 1], ids[counted, 0], sources[counted]))]
     repeats = _same(ids[order]) & (np.diff(sources[order]) == 0)
     starts = np.concatenate([[True], ~repeats])[: len(order)]
@@ -131,6 +142,14 @@ def unique_id(identity: str, occurrence: int) -> str:
     An id that itself ends so is numbered from `#1`, so two different ids never become one.
     """
     return identity if occurrence == 1 and not _NUMBERED.search(identity) else f"{identity}#{occurrence}"
+
+
+def _repeated(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Return the places of the keys whose first word another key shares; among millions these are few."""
+    words = keys[:, 0]
+    order = np.argsort(words, kind="stable")
+    same = words[order[:-1]] == words[order[1:]]
+    return np.unique(np.concatenate([order[:-1][same], order[1:][same]]))
 
 
 def _same(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
