@@ -275,3 +275,10 @@ def test_a_line_of_very_many_values_is_refused_before_it_is_built(tmp_path: Path
         list(open_source(path))
     assert tracemalloc.get_traced_memory()[1] < 60 << 20
     tracemalloc.stop()
+
+
+def test_a_first_line_nested_too_deeply_is_an_input_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"a": ' + "[" * 3_000 + "\nx")
+    with pytest.raises(InputError, match="not JSON: maximum recursion depth"):
+        list(open_source(path))

@@ -51,7 +51,7 @@ def recognises_jsonl(start: bytes) -> bool:
         return True
     try:
         return isinstance(json.loads(first), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
