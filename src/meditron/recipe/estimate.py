@@ -54,7 +54,7 @@ _BITS = {
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one stage will take; None where it cannot be told before its inputs are there."""
+    """Estimated cost of one stage; None if its inputs must be downloaded first."""
 
     tokens: int | None = None
     """Tokens that pass through a model or a tokenizer."""

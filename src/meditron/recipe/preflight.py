@@ -103,7 +103,7 @@ def _check_documents(path: Path, table: Config | None) -> None:
     opened = files[:_MAX_FILES]
     firsts = [next(iter(open_source(file, table.format, Counter())), None) for file in opened]
     if not any(firsts) and opened == files:
-        raise SourceError(f"{path}: holds no documents")
+        raise SourceError(f"{path}: no documents in it")
 
 
 def _check_questions(path: Path, table: Config | None) -> None:

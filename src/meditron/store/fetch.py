@@ -76,7 +76,7 @@ class Source:
 
     @property
     def remote(self) -> bool:
-        """Whether it is an address on the web."""
+        """True for an address on the web."""
         return self.scheme in ("http", "https")
 
     @property
@@ -231,7 +231,7 @@ def _record(key: str) -> Path:
 
 
 def _recorded(key: str, source: Source) -> Path | None:
-    """What an earlier call fetched, when it is still there as it was and is what is promised now.
+    """Return the file of an earlier call, if it is unchanged and has the promised SHA-256.
 
     Bytes whose time is another, as in a cache that was copied, are hashed once more. A page that an earlier
     version took for a file is fetched again.
