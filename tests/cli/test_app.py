@@ -105,7 +105,6 @@ def test_the_version_is_printed(meditron: Command) -> None:
         (["run"], ["RECIPE"]),
         (["generate", "model", "prompt", "--max-tokens", "many"], ["--max-tokens", "many"]),
         (["generate", "model", "--max-tokns", "4", "prompt"], ["--max-tokns", "--max-tokens"]),
-        (["convert", "a", "b.gguf", "--type", "F15"], ["F15", "F16"]),
         (["status", "x.toml", "y.toml"], ["y.toml"]),
     ],
 )
@@ -121,6 +120,14 @@ def test_wrong_use_is_one_line_a_hint_and_exit_2(
     assert hint.endswith("--help")
     for word in told:
         assert word in error
+
+
+def test_an_unknown_type_is_answered_with_the_known_ones(meditron: Command) -> None:
+    said = meditron("convert", "a", "b.gguf", "--type", "F15")
+    assert said.code == 2
+    error, hint = said.err.splitlines()
+    assert "F15" in error
+    assert "F16" in hint
 
 
 def test_nothing_to_do_shows_the_help(meditron: Command) -> None:

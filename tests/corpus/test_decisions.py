@@ -76,6 +76,14 @@ def test_the_same_file_in_two_sources_belongs_to_the_first() -> None:
     assert decided(rows[0], ("p:1", "x", 1, kept), rows[0]) == [kept, Reason.SUPERSEDED, Reason.COPY]
 
 
+def test_every_copy_of_an_older_version_is_superseded_and_its_id_is_not_counted() -> None:
+    old, new = ("p:1", "a", 1, Reason.KEPT), ("p:1", "b", 1, Reason.KEPT)
+    found = decided(old, old, new)
+    assert found == [Reason.SUPERSEDED, Reason.SUPERSEDED, Reason.KEPT]
+    numbers = occurrences(indexed(old, old, new), np.zeros(3, int), np.array(found, "u1"))
+    assert unique_id("p:1", numbers[2]) == "p:1"
+
+
 def test_sources_without_versions_may_use_the_same_ids() -> None:
     assert decided(("1", "a", 0, Reason.KEPT), ("1", "b", 0, Reason.KEPT)) == [Reason.KEPT] * 2
 

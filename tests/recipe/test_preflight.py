@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from meditron.ground.errors import MeditronError, RecipeError, SourceError, UsageError
 from meditron.recipe import load_recipe, run_recipe
+from meditron.recipe.outside import local_file
+from meditron.sources.registry import open_source
 
 BAD = """
 base = "init:tiny"
@@ -92,6 +95,39 @@ def test_a_run_stops_before_its_first_stage_and_says_how_many_problems_there_are
         run_recipe(load_recipe("bad.toml"))
     assert "`meditron run bad.toml --dry-run` lists 4 more" in str(raised.value.hint)
     assert not list((place / "runs").glob("*/*/begun.json"))
+
+
+def test_one_of_a_folder_of_models_is_found(place: Path) -> None:
+    (place / "ggufs").mkdir()
+    assert local_file("ggufs:F16") == Path("ggufs:F16")
+    assert local_file("init:tiny") is None
+    with pytest.raises(SourceError, match="no such file"):
+        local_file("gone:F16")
+
+
+def test_of_very_many_files_the_first_are_read_and_shared_inputs_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "many").mkdir()
+    for number in range(9):
+        (place / f"many/{number}.jsonl").write_text('{"text": "Aspirin thins the blood."}\n')
+    (place / "many/8.jsonl").write_text('{"id": 8}\n')
+    sources = "".join(f'[corpus.sources.{name}]\nfrom = "./many"\n' for name in "ab")
+    (place / "many.toml").write_text(sources)
+    recipe = load_recipe("many.toml")
+    opened: list[Path] = []
+
+    def counted(path: Path, *rest: Any) -> Any:
+        opened.append(path)
+        return open_source(path, *rest)
+
+    monkeypatch.setattr("meditron.recipe.preflight.open_source", counted)
+    [problem] = run_recipe(recipe, dry_run=True).problems
+    assert "8.jsonl (line 1)" in problem.error.message
+    assert len(opened) == 9
+    monkeypatch.setattr("meditron.recipe.preflight._MAX_FILES", 8)
+    assert not run_recipe(recipe, dry_run=True).problems
+    assert len(opened) == 9 + 8
 
 
 def test_estimates_follow_from_the_recipe_and_the_model(

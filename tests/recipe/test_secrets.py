@@ -94,7 +94,9 @@ def test_a_real_stage_over_files_by_absolute_path_records_their_names(tmp_path: 
     (tmp_path / "x.toml").write_text(
         f'[corpus.sources.own]\nfrom = "{tmp_path}/own.jsonl"\n[corpus.sources.web]\nfrom = "{source}"\n'
     )
-    run_recipe(load_recipe(tmp_path / "x.toml"), out=tmp_path / "runs")
+    recipe = load_recipe(tmp_path / "x.toml")
+    assert not run_recipe(recipe, out=tmp_path / "runs", dry_run=True).problems
+    run_recipe(recipe, out=tmp_path / "runs")
     assert not leaks(tmp_path / "runs", (SECRET, str(tmp_path)))
     manifest = read_manifest(tmp_path / "runs/x/corpus")
     assert manifest is not None
@@ -102,10 +104,11 @@ def test_a_real_stage_over_files_by_absolute_path_records_their_names(tmp_path: 
 
 
 def test_inputs_named_by_their_sources_are_named_by_what_is_recorded(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
+    for folder in ("a", "b", "c"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "q.jsonl").write_text(folder)
     asked = [f"{tmp_path}/a/q.jsonl", f"{tmp_path}/b/q.jsonl", "https://h/q.jsonl?token=1"]
+    asked.append(f"{tmp_path}/c/q.jsonl")
     models = ["init:tiny", f"https://me:{SECRET}@h/m.gguf?sig={SECRET}", "https://h/m.gguf?file=2"]
     pair = f"{{model = '{models[1]}', against = '{models[0]}'}}"
     (tmp_path / "x.toml").write_text(
@@ -115,7 +118,7 @@ def test_inputs_named_by_their_sources_are_named_by_what_is_recorded(tmp_path: P
     standing = plan(load_recipe(tmp_path / "x.toml"), tmp_path)["evaluate"]
     config = standing.step.config
     assert isinstance(config, EvaluateConfig)
-    assert config.tasks == ("file:q.jsonl", "file:q.jsonl (2)", "https://h/q.jsonl")
+    assert config.tasks == ("file:q.jsonl", "file:q.jsonl (2)", "https://h/q.jsonl", "file:q.jsonl (3)")
     assert config.models == ("init:tiny", "https://h/m.gguf", "https://h/m.gguf (2)")
     assert config.fidelity[0].model == "https://h/m.gguf"
     assert set(standing.inputs) == {*config.tasks, *config.models, "corpus"} == set(config.inputs())

@@ -173,7 +173,7 @@ def test_run_again_nothing_is_done_and_nothing_heavy_is_imported(smoke: Any, com
     before = {path: path.stat().st_mtime_ns for path in smoke.folder.rglob("manifest.json")}
     again = command("run", "recipes/smoke.toml", "--out", smoke.out, python=("-X", "importtime"))
     assert again.code == 0
-    assert "nothing" in again.err
+    assert "Nothing to do" in again.err
     imported = {line.rpartition("|")[2].strip() for line in again.err.splitlines() if "import time:" in line}
     assert "meditron.recipe" in imported
     assert not imported & {"torch", "datatrove", "numba", "transformers"}

@@ -67,8 +67,8 @@ def test_cut_off_files_are_refused(tmp_path: Path, pack: Callable[[bytes], bytes
         ("[1]", '"text"'),
         ('{"text": 1}', '"text"'),
         ('{"text": "a", "year": "x"}', '"year" is a str'),
-        ('{"text": "a", "meta": {"score": NaN}}', "NaN is no finite number"),
-        ('{"text": "a", "meta": {"score": 1e999}}', "1e999 is no finite number"),
+        ('{"text": "a", "meta": {"score": NaN}}', "NaN is not a finite number"),
+        ('{"text": "a", "meta": {"score": 1e999}}', "1e999 is not a finite number"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str, problem: str) -> None:
@@ -236,9 +236,9 @@ def test_a_csv_with_quotes_line_breaks_and_columns_of_its_own(tmp_path: Path) ->
         ("x.json", '[{"text": "a"}, {"txt": "b"}]', r'\(document 2\): no object with a "text"'),
         ("x.json", '{"title": "T",\n"abstract": "A"}', 'no object with a "text"'),
         ("x.json", '[{"text": "a"},\n {"text": "b"', r"\(line 2\): not JSON"),
-        ("x.json", '{"a": {"text": "b"},\n"a": {"text": "c"}}', 'the key "a" stands twice'),
+        ("x.json", '{"a": {"text": "b"},\n"a": {"text": "c"}}', 'duplicate key "a"'),
         ("x.json", "[" * 100_000, "x.json"),
-        ("x.jsonl", '{"text": "a", "text": "b"}', r'\(line 1\): not JSON: the key "text" stands twice'),
+        ("x.jsonl", '{"text": "a", "text": "b"}', r'\(line 1\): not JSON: duplicate key "text"'),
         ("x.jsonl", '{"text": "a"} {"text": "b"}', r"\(line 1\): more after its end"),
         ("x.jsonl", '{"id": true, "text": "b"}', '"id" is a bool'),
     ],
@@ -275,3 +275,10 @@ def test_a_line_of_very_many_values_is_refused_before_it_is_built(tmp_path: Path
         list(open_source(path))
     assert tracemalloc.get_traced_memory()[1] < 60 << 20
     tracemalloc.stop()
+
+
+def test_a_first_line_nested_too_deeply_is_an_input_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"a": ' + "[" * 3_000 + "\nx")
+    with pytest.raises(InputError, match="not JSON: maximum recursion depth"):
+        list(open_source(path))

@@ -122,6 +122,16 @@ def test_a_line_of_very_many_values_is_refused(tmp_path: Path, monkeypatch: pyte
         list(read_jsonl(path))
 
 
+def test_commas_in_a_text_are_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meditron.store.jsonl.MOST_VALUES", 12)
+    rows = [{"text": text} for text in (",:[{" * 9, '"' + ",\\" * 9 + '",,,,,,,,,,,,,,\\')]
+    write(tmp_path / "x.jsonl", rows)
+    assert list(read_jsonl(tmp_path / "x.jsonl")) == rows
+    (tmp_path / "x.jsonl").write_text('{"a": "\\\\", "b": [' + "1, " * 12 + "1]}\n")
+    with pytest.raises(InputError, match="more than 12 commas"):
+        list(read_jsonl(tmp_path / "x.jsonl"))
+
+
 def test_what_is_written_can_be_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meditron.store.jsonl.LONGEST_LINE", 20)
     path = tmp_path / "x.jsonl"

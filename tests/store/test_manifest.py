@@ -119,7 +119,7 @@ def test_a_name_that_is_no_utf_8_is_named(tmp_path: Path):
     ("change", "said"),
     [
         (lambda text: text.replace('"metrics": {', '"metrics": {"x": NaN, '), "NaN"),
-        (lambda text: text.replace('"kind":', '"kind": "other", "kind":'), "comes twice"),
+        (lambda text: text.replace('"kind":', '"kind": "other", "kind":'), "duplicate key"),
         (
             lambda text: text.replace('"metrics": {', '"metrics": {"x": ' + "[" * 200 + "]" * 200 + ", "),
             "levels",

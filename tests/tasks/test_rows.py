@@ -90,7 +90,7 @@ DEEP = "[" * 100_000
         ("a.jsonl", '{"a": 1}\n{"a": 2', "(line 2, column"),
         ("a.jsonl", '{"a": 1}\n\n[1]', "(line 3): a list where an object should be"),
         ("a.jsonl", '{"a": 1}\n{"a": 1} {"a": 2}', "(line 2, column 9): more than one value"),
-        ("a.jsonl", '{"a": 1}\n{"a": 1, "a": 2}', "(line 2): not JSON that can be read: a key stands twice"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "a": 2}', "(line 2): not JSON that can be read: duplicate key"),
         ("a.jsonl", '{"a": 1}\n{"a": ' + DEEP, "(line 2): not JSON that can be read"),
         ("a.jsonl", '{"a": 1}\n{"a": ' + "9" * 5000 + "}", "(line 2): not JSON that can be read"),
         ("a.json", '[\n{"a": 1},\n{"a": x}\n]', "(line 3, column"),

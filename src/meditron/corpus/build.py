@@ -127,9 +127,10 @@ def _require_kept(
 ) -> None:
     """Warn of a source of which nothing is kept; refuse a corpus of which nothing is."""
     for number, name in enumerate(config.sources):
-        counts = Counter(Reason(reason).text for reason in reasons[sources == number])
-        if Reason.KEPT.text not in counts:
-            said = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+        counts = np.bincount(reasons[sources == number], minlength=len(Reason))
+        if not counts[Reason.KEPT]:
+            common = sorted(filter(counts.__getitem__, Reason), key=lambda reason: -counts[reason])
+            said = ", ".join(f"{counts[reason]:,} {reason.text}" for reason in common)
             if not (reasons == Reason.KEPT).any():
                 hint = "see the keys languages and min_characters of [corpus]"
                 problem = f"source '{name}' keeps no document ({said}), nor does any other"

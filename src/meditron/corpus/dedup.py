@@ -77,6 +77,22 @@ def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint
         deleted: ids, shape (n, 2), as `id_key` gives them.
     """
     reason = index["reason"].copy()
+    ids, texts = index["id"], index["text"]
+    rows = _repeated(ids)
+    reason[rows] = _of_versions(index[rows])
+    gone = np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1])
+    reason[gone] = Reason.DELETED
+
+    alive = np.flatnonzero(reason == Reason.KEPT)
+    alive = alive[_repeated(texts[alive])]
+    order = alive[np.lexsort((texts[alive, 1], texts[alive, 0]))]
+    reason[order[1:][_same(texts[order])]] = Reason.COPY
+    return reason
+
+
+def _of_versions(index: Index) -> npt.NDArray[np.uint8]:
+    """Return the reasons of documents whose ids others have: older versions and repeats of the same row."""
+    reason = index["reason"].copy()
     ids, texts, versions = index["id"], index["text"], index["version"]
     # The same row in several files: the first one stays, but it is as new as the last one.
     order = np.lexsort((reason, texts[:, 1], texts[:, 0], versions, ids[:, 1], ids[:, 0]))
@@ -87,17 +103,12 @@ def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint
     latest = np.arange(len(order))
     if len(order):
         latest[first] = np.maximum.reduceat(order, np.flatnonzero(starts))
-    again = order[~starts]
-    reason[again[reason[again] == Reason.KEPT]] = Reason.COPY
+    again, original = order[~starts], first[np.cumsum(starts) - 1][~starts]
     order = first[np.lexsort((latest[first], versions[first], ids[first, 1], ids[first, 0]))]
     older = _same(ids[order]) & (versions[order[:-1]] > 0)
     reason[order[:-1][older]] = Reason.SUPERSEDED
-    gone = np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1])
-    reason[gone] = Reason.DELETED
-
-    alive = np.flatnonzero(reason == Reason.KEPT)
-    order = alive[np.lexsort((texts[alive, 1], texts[alive, 0]))]
-    reason[order[1:][_same(texts[order])]] = Reason.COPY
+    reason[again[reason[original] == Reason.SUPERSEDED]] = Reason.SUPERSEDED
+    reason[again[reason[again] == Reason.KEPT]] = Reason.COPY
     return reason
 
 
@@ -112,6 +123,7 @@ def occurrences(index: Index, reasons: npt.NDArray[np.uint8]) -> npt.NDArray[np.
     """
     counted = np.flatnonzero((reasons != Reason.SUPERSEDED) & (reasons != Reason.DELETED))
     ids = index["id"]
+    counted = counted[_repeated(ids[counted])]
     order = counted[np.lexsort((ids[counted, 1], ids[counted, 0]))]
     starts = np.concatenate([[True], ~_same(ids[order])])[: len(order)]
     position = np.arange(len(order))
@@ -126,6 +138,14 @@ def unique_id(identity: str, occurrence: int) -> str:
     An id that itself ends so is numbered from `#1`, so two different ids never become one.
     """
     return identity if occurrence == 1 and not _NUMBERED.search(identity) else f"{identity}#{occurrence}"
+
+
+def _repeated(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Return the places of the keys whose first word another key shares; among millions these are few."""
+    words = keys[:, 0]
+    order = np.argsort(words, kind="stable")
+    same = words[order[:-1]] == words[order[1:]]
+    return np.unique(np.concatenate([order[:-1][same], order[1:][same]]))
 
 
 def _same(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -1,6 +1,5 @@
 """The files of each source: of a folder all that hold documents; others are counted, with the reason."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from meditron.ground.errors import InputError, SourceError
 from meditron.sources.registry import SOURCES, find_source
 from meditron.sources.streams import as_text
 from meditron.store.artifact import Artifact
-from meditron.store.files import reading
+from meditron.store.files import entries
 
 __all__ = ["files_of", "source_files"]
 
@@ -72,43 +71,19 @@ def files_of(name: str, source: SourceConfig, path: Path, skipped: Counter[str])
 
 def _listed(folder: Path, source: SourceConfig, skipped: Counter[str]) -> Iterator[tuple[Path, str]]:
     """Yield the files that are read, with their paths below `folder` as text, sorted."""
-    for file in sorted(_walk(folder, skipped)):
-        relative = file.relative_to(folder)
-        name = as_text(relative)
+    for file in sorted(entries(folder)):
+        name = as_text(file.relative_to(folder))
         if reason := _left_out(file, name, source):
             skipped[reason] += 1
         else:
             yield file, name
 
 
-def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
-    visited: set[tuple[int, int]] = set()
-
-    def raised(error: OSError) -> None:
-        raise error
-
-    with reading(folder):
-        for parent, folders, names in os.walk(folder, onerror=raised, followlinks=True):
-            status = Path(parent).stat()
-            if (
-                status.st_dev,
-                status.st_ino,
-            ) in visited:  # a link to a folder that is read under another name
-                folders.clear()
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            skipped["hidden folder"] += sum(name.startswith(".") for name in folders)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from (Path(parent, name) for name in names)
-    if not skipped["hidden folder"]:
-        del skipped["hidden folder"]
-
-
 def _left_out(file: Path, name: str, source: SourceConfig) -> str | None:
     """Return the reason for which a file is left out; None for one that is read."""
     last = file.name.lower()
     if last.startswith("."):
-        return "hidden file"
+        return "hidden folder" if file.is_dir() else "hidden file"
     if _matches(name, source.exclude):
         return "excluded"
     if source.include:

@@ -142,8 +142,8 @@ class WriteShards:
 
 
 def _version(document: Document) -> int:
-    """The document's version, 0 where it has none; what a JSONL calls so may be anything."""
-    version = document.meta.get("version")
+    """Return a PubMed citation's version, 0 for any other document: a `version` of other rows may be anything."""
+    version = document.meta.get("version") if document.id.startswith("pubmed:") else None
     return version if type(version) is int and 0 < version < 1 << 32 else 0
 
 

@@ -4,12 +4,11 @@ While models are scored, rows are appended batch by batch, so that a kill costs 
 the file is rewritten in one canonical order, so that it does not tell how often it was interrupted.
 """
 
-import fcntl
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Annotated, ClassVar, Generic, Self, TypeVar
@@ -17,11 +16,11 @@ from typing import IO, Annotated, ClassVar, Generic, Self, TypeVar
 from pydantic import Field, ValidationError
 
 from meditron.ground.config import Config
-from meditron.ground.console import progress, say
+from meditron.ground.console import progress
 from meditron.ground.errors import InputError, StorageError
 from meditron.store.files import atomic, make_folder, reading, storing
 from meditron.store.jsonl import read_jsonl
-from meditron.store.lock import lock_file
+from meditron.store.lock import exclusive_lock
 from meditron.store.results import Method, Rule
 
 __all__ = [
@@ -236,19 +235,13 @@ def _row(path: Path, number: int, line: dict[str, object] | bytes, kind: type[R]
         ) from error
 
 
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> AbstractContextManager[None]:
     """Hold a rows file for this process; wait as long as another evaluation writes it.
 
-    The lock is the kernel's, on a file beside the rows, so that it ends with the process that holds it.
+    The lock is on a file beside the rows, since the rows themselves may be replaced.
     """
-    with lock_file(path.with_name(f".{path.name}.lock")) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting: another evaluation is writing {path}")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+    waiting = f"waiting: another evaluation is writing {path}"
+    return exclusive_lock(path.with_name(f".{path.name}.lock"), waiting)
 
 
 class RowsFile(Generic[R]):

@@ -19,10 +19,10 @@ from meditron.ground.errors import MeditronError
 from meditron.ground.machine import describe, matrix_dtype
 from meditron.model.config import LlamaConfig, preset
 from meditron.recipe.graph import references
-from meditron.recipe.preflight import local_file
+from meditron.recipe.outside import local_file
 from meditron.recipe.schema import Recipe, Step
 from meditron.release.config import QuantizeConfig
-from meditron.store.files import read_json
+from meditron.store.files import read_json, walk
 from meditron.store.gguf import GGUF
 from meditron.store.models import resolve
 from meditron.train.config import FinetuneConfig, PretrainConfig, TrainingConfig
@@ -54,7 +54,7 @@ _BITS = {
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one stage will take; None where it cannot be told before its inputs are there."""
+    """Estimated cost of one stage; None if its inputs must be downloaded first."""
 
     tokens: int | None = None
     """Tokens that pass through a model or a tokenizer."""
@@ -127,11 +127,11 @@ def _corpus(recipe: Recipe, step: Step) -> Estimate:
 def _characters(spec: str) -> float | None:
     try:
         path = local_file(spec)
+        if path is None:
+            return None
+        files = walk(path) if path.is_dir() else [path]
     except MeditronError:
         return None
-    if path is None:
-        return None
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size * _CHARACTERS_PER_BYTE.get(file.suffix, 0.9) for file in files)
 
 

@@ -36,11 +36,6 @@ def resolve_reference(recipe: Recipe, step: Step, text: str) -> Reference:
     Raises:
         RecipeError: it names neither.
     """
-    """Resolve one input's text to a stage of the recipe or to something outside.
-
-    Raises:
-        RecipeError: it names neither.
-    """
     head, _, selector = text.partition(":")
     if head in recipe.steps:
         return Reference(text, step=head, selector=selector or None)

@@ -6,7 +6,7 @@ from meditron.model.config import preset
 from meditron.store import fetch as store
 from meditron.store.files import exists
 
-__all__ = ["fetched", "identity"]
+__all__ = ["fetched", "identity", "local_file"]
 
 _UNFETCHED = "init:"
 
@@ -31,6 +31,20 @@ def fetched(text: str) -> tuple[Path, str | None]:
     """
     source, selector = _split(text)
     return (Path(source) if source.startswith(_UNFETCHED) else store.fetch(source)), selector
+
+
+def local_file(text: str) -> Path | None:
+    """Return the file, folder or `folder:NAME` that an outside input names, if no download is needed.
+
+    None for an input that is not in the cache, and for seeded weights.
+
+    Raises:
+        SourceError: a local file is missing.
+        InputError: an archive is damaged.
+    """
+    source, selector = _split(text)
+    path = None if source.startswith(_UNFETCHED) else store.cached(source)
+    return path.with_name(f"{path.name}:{selector}") if path and selector else path
 
 
 def _split(text: str) -> tuple[str, str | None]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,8 +150,8 @@ def _recorded(step: Step, inputs: Mapping[str, Reference]) -> tuple[Step, dict[s
     for reference in inputs.values():
         if reference.source is not None and reference.text not in shown:
             form = public(reference.text)
-            repeats = sum(other.removesuffix(f" ({n})") == form for n, other in enumerate(shown.values(), 1))
-            shown[reference.text] = f"{form} ({repeats + 1})" if repeats else form
+            names = chain([form], (f"{form} ({number})" for number in count(2)))
+            shown[reference.text] = next(name for name in names if name not in shown.values())
     config = step.config.model_dump(mode="json", by_alias=True)
     if (replaced := _replaced(config, shown)) != config:
         parsed = type(step.config).model_validate_json(json.dumps(replaced), strict=True)

@@ -15,15 +15,16 @@ from meditron.ground.errors import InputError, MeditronError
 from meditron.ground.stage import InputKind
 from meditron.model.config import preset
 from meditron.model.tokenizer import model_tokenizer
-from meditron.recipe.graph import Reference, resolve_reference
-from meditron.recipe.outside import identity
+from meditron.recipe.graph import resolve_reference
+from meditron.recipe.outside import identity, local_file
 from meditron.recipe.schema import Recipe, Step
 from meditron.sources.registry import open_source
-from meditron.store.fetch import cached, parse
 from meditron.store.models import resolve
 
-__all__ = ["Problem", "check_inputs", "check_references", "local_file"]
+__all__ = ["Problem", "check_inputs", "check_references"]
 
+_MAX_FILES = 1_000
+"""Files of a source whose first document is read before the run; of the others only the format is checked."""
 _MAX_ROWS = 10_000
 """Rows of a file of conversations that are read before the run; the rest is read when it is used."""
 
@@ -59,36 +60,27 @@ def check_references(recipe: Recipe) -> list[Problem]:
 def check_inputs(recipe: Recipe, steps: Iterable[Step]) -> list[Problem]:
     """Open the inputs from outside of these stages, and list what is wrong with each.
 
-    A model's config and tokenizer are read, the first document of each file of a source, all questions of a
-    file of questions, and the first 10,000 rows of a file of conversations.
+    A model's config and tokenizer are read, the first document of each of a source's first 1,000 files, all
+    questions of a file of questions, and the first 10,000 rows of a file of conversations.
     """
     problems = []
+    checked: list[tuple[str, InputKind]] = []  # stages share the base
     for step in steps:
         kinds = step.config.input_kinds()
         for key, text in step.config.inputs().items():
             reference = resolve_reference(recipe, step, text)
             kind = kinds.get(key)
-            if reference.source is None or kind is None:
+            if reference.source is None or kind is None or (reference.source, kind) in checked:
                 continue
+            checked.append((reference.source, kind))
             try:
-                _check(reference, kind)
+                _check(reference.source, kind)
             except MeditronError as error:
                 problems.append(Problem(step.name, key, error))
     return _distinct(problems)
 
 
-def local_file(source: str) -> Path | None:
-    """Return the file or folder that an outside input names, if no download is needed; None otherwise.
-
-    Raises:
-        SourceError: a local file is missing.
-        InputError: an archive is damaged.
-    """
-    return cached(source) if parse(source).scheme != "init" else None
-
-
-def _check(reference: Reference, kind: InputKind) -> None:
-    source = str(reference.source)
+def _check(source: str, kind: InputKind) -> None:
     if source.startswith("init:"):
         preset(source)
         return
@@ -108,8 +100,9 @@ def _check_documents(path: Path, table: Config | None) -> None:
     assert isinstance(table, SourceConfig)  # noqa: S101
     files = [file for file, _ in files_of(path.name, table, path, Counter())]
     # Each file is opened, also if an earlier one has documents; one of deletions only has none.
-    firsts = [next(iter(open_source(file, table.format, Counter())), None) for file in files]
-    if not any(firsts):
+    opened = files[:_MAX_FILES]
+    firsts = [next(iter(open_source(file, table.format, Counter())), None) for file in opened]
+    if not any(firsts) and opened == files:
         raise InputError(path, "holds no documents")
 
 

@@ -152,7 +152,7 @@ def run_recipe(
     with locked(folder):
         first = _decided(recipe, out, switches)
         refuse(recipe, list(first.decisions.values()))
-        _raise_first(recipe, check_inputs(recipe, _to_build(first)))
+        _raise_first(recipe, check_inputs(recipe, _to_build(recipe, first)))
         _remove(folder, [d.standing.folder for d in first.decisions.values() if d.action == "rebuild"])
         standings = dict(first.stages)
         for name, decision in first.decisions.items():
@@ -167,13 +167,14 @@ def _dry_run(recipe: Recipe, out: Path, switches: Switches) -> RunResult:
     if problems := check_references(recipe):  # without its inputs no stage has a state
         return RunResult(recipe.name, out / recipe.name, {}, dry=True, problems=problems)
     decided = _decided(recipe, out, switches)
-    steps = _to_build(decided)
+    steps = _to_build(recipe, decided)
     found = estimates(recipe, {step.name for step in steps})
     return replace(decided, dry=True, problems=check_inputs(recipe, steps), estimates=found)
 
 
-def _to_build(decided: RunResult) -> list[Step]:
-    return [each.standing.step for each in decided.decisions.values() if each.action in MAKES]
+def _to_build(recipe: Recipe, decided: RunResult) -> list[Step]:
+    """Return the stages to be built with the recipe's own sources; `Standing.step` has them as recorded."""
+    return [recipe.steps[name] for name, each in decided.decisions.items() if each.action in MAKES]
 
 
 def _raise_first(recipe: Recipe, problems: Sequence[Problem]) -> None:

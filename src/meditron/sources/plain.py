@@ -3,22 +3,22 @@
 A text file's id is `text:` and its name; its title is empty, since nothing names one. A row holds `text`, and
 may hold `id`, `title`, `language`, `year` and `meta`; other columns of a CSV go to `meta`. A row without an
 id is `jsonl:NAME:LINE`, `json:NAME:NUMBER` or `csv:NAME:LINE`. JSON is an array of such objects, or one
-object of them by their ids. A CSV's columns are separated by
-comma, semicolon, tab or bar; its first line names them.
+object of them by their ids. The first line of a CSV names its columns, which are separated by comma,
+semicolon, tab or bar.
 """
 
 import csv
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from meditron.ground.errors import InputError
 from meditron.sources.document import Document, Section
 from meditron.sources.streams import LONGEST_DOCUMENT, as_text, lines, whole
+from meditron.store.files import finite, unique_keys
 from meditron.store.jsonl import LONGEST_LINE, check_values
 
 __all__ = [
@@ -51,7 +51,7 @@ def recognises_jsonl(start: bytes) -> bool:
         return True
     try:
         return isinstance(json.loads(first), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -234,21 +234,4 @@ def _document(path: Path, row: Any, place: str, source: str, identity: str) -> D
     )
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
-    """Return an object; ValueError for a key that stands twice, of which one value would be lost."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f'the key "{repeated}" stands twice in an object')
-    return values
-
-
-def _finite(number: str) -> float:
-    """A float; ValueError for NaN and infinity, which could not be written again."""
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"{number} is no finite number")
-    return value
-
-
-_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unrepeated)
+_DECODER = json.JSONDecoder(parse_float=finite, parse_constant=finite, object_pairs_hook=unique_keys)

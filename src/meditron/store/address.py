@@ -1,4 +1,4 @@
-"""Addresses on the web: checked before the network is asked, and told apart without their secrets."""
+"""Web addresses: validation, quoting, and an identity without their secrets."""
 
 import hashlib
 import re
@@ -11,7 +11,7 @@ __all__ = ["checked", "stable_identity"]
 
 _MAX_CHARACTERS = 8_192
 """Longest address: servers refuse longer ones."""
-_SAFE = "!$&'()*+,;=:@/~-._[]"  # of a path or query: what RFC 3986 lets stand there, less `%`, `?` and `#`
+_SAFE = "!$&'()*+,;=:@/~-._[]"  # of a path or query: allowed by RFC 3986, without `%`, `?` and `#`
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 # Parameters by which a server recognises who asks; they change from one day to the next, the file does not.
@@ -53,7 +53,7 @@ def checked(address: str) -> str:
             f"{shown[:80]}…: an address of {len(address):,} characters; {_MAX_CHARACTERS:,} is the most"
         )
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in address):
-        raise SourceError(f"{shown}: the address holds a control character")
+        raise SourceError(f"{shown}: the address contains a control character")
     try:
         parts = urllib.parse.urlsplit(address)
         host, port = parts.hostname, parts.port

@@ -71,7 +71,7 @@ class Ancestry(_Record):
     base_digest: str
     """Hexadecimal SHA-256 of the base's files, or of its name for seeded weights."""
     trained_from_scratch: bool = False
-    """Whether the base is seeded random weights: then nothing about the training data is unknown."""
+    """True if the base is seeded random weights: then nothing about the training data is unknown."""
     trainings: tuple[Training, ...] = ()
 
     def extended(self, training: Training) -> "Ancestry":

@@ -16,13 +16,11 @@ else: what is recorded, printed or part of an error is `public(source)`; the cac
 hash.
 """
 
-import fcntl
 import hashlib
 import re
 import shutil
 import urllib.parse
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -48,7 +46,7 @@ from meditron.store.files import (
     storing,
     write_json,
 )
-from meditron.store.lock import lock_file
+from meditron.store.lock import exclusive_lock
 from meditron.store.manifest import read_manifest
 from meditron.store.registry import find_wheel
 
@@ -78,7 +76,7 @@ class Source:
 
     @property
     def remote(self) -> bool:
-        """Whether it is an address on the web."""
+        """True for an address on the web."""
         return self.scheme in ("http", "https")
 
     @property
@@ -233,7 +231,7 @@ def _record(key: str) -> Path:
 
 
 def _recorded(key: str, source: Source) -> Path | None:
-    """What an earlier call fetched, when it is still there as it was and is what is promised now.
+    """Return the file of an earlier call, if it is unchanged and has the promised SHA-256.
 
     Bytes whose time is another, as in a cache that was copied, are hashed once more. A page that an earlier
     version took for a file is fetched again.
@@ -258,17 +256,11 @@ def _recorded(key: str, source: Source) -> Path | None:
         return None
 
 
-@contextmanager
-def _alone(source: Source) -> Iterator[None]:
+def _alone(source: Source) -> AbstractContextManager[None]:
     """Hold the lock of a source: processes that want the same archive fetch it one after the other."""
     name = hashlib.sha256(canonical([source.scheme, source.what])).hexdigest()[:32]
-    with lock_file(cache_folder() / "locks" / name) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{source.shown}: another process is fetching it; waiting")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+    waiting = f"{source.shown}: another process is fetching it; waiting"
+    return exclusive_lock(cache_folder() / "locks" / name, waiting)
 
 
 def _fetched(key: str, source: Source) -> Path:

@@ -7,11 +7,13 @@ here writes or removes through a link.
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePath
@@ -26,7 +28,9 @@ __all__ = [
     "cache_folder",
     "canonical",
     "digest_of",
+    "entries",
     "exists",
+    "finite",
     "make_folder",
     "read_json",
     "reading",
@@ -36,6 +40,7 @@ __all__ = [
     "sha256_file",
     "storing",
     "sweep",
+    "unique_keys",
     "walk",
     "write_json",
 ]
@@ -215,11 +220,19 @@ def remove_folder(folder: Path) -> None:
 def walk(folder: Path) -> list[Path]:
     """Every file under `folder`, sorted by relative path; temporaries and hidden folders left out.
 
-    Links are followed, and each folder is entered once: under its own path, or else under the first link that
-    leads to it, so that a circle of links ends. A link that leads nowhere is no file. InputError for a folder
-    that cannot be read.
+    Folders are entered as `entries` does. A link that leads nowhere is no file. InputError for a folder that
+    cannot be read.
     """
-    found: list[Path] = []
+    files = (path for path in entries(folder) if path.is_file() and not _is_temporary(path))
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def entries(folder: Path) -> Iterator[Path]:
+    """Yield all that is under `folder` but the folders entered: files, hidden folders, broken links.
+
+    Links are followed, and each folder is entered once: under its own path, or else under the first link that
+    leads to it, so that a circle of links ends. InputError for a folder that cannot be read.
+    """
     links: list[Path] = []
     entered: set[tuple[int, int]] = set()
     waiting = [folder]
@@ -231,17 +244,14 @@ def walk(folder: Path) -> list[Path]:
             if (key := (status.st_dev, status.st_ino)) in entered:
                 continue
             entered.add(key)
-            entries = sorted(os.scandir(at), key=lambda entry: entry.name)
-        for entry in entries:
+            found = sorted(os.scandir(at), key=lambda entry: entry.name)
+        for entry in found:
             path = Path(entry.path)
-            hidden = entry.name.startswith(".")
-            if path.is_dir():
-                if not hidden:
-                    (links if entry.is_symlink() else waiting).append(path)
-            elif path.is_file() and not _is_temporary(path):
-                found.append(path)
+            if entry.name.startswith(".") or not path.is_dir():
+                yield path
+            else:
+                (links if entry.is_symlink() else waiting).append(path)
         links.sort()
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def canonical(value: object) -> bytes:
@@ -298,7 +308,7 @@ def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # JS
     if len(content) > MAX_JSON_BYTES:
         raise InputError(path, f"larger than {MAX_JSON_BYTES:,} bytes, the most that is read of a JSON file")
     rules: dict[str, Any] = (
-        {"object_pairs_hook": _unique, "parse_constant": _not_json, "parse_float": _finite} if strict else {}
+        {"object_pairs_hook": unique_keys, "parse_constant": finite, "parse_float": finite} if strict else {}
     )
     try:
         value = json.loads(content, **rules)
@@ -314,21 +324,21 @@ def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # JS
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; ValueError for a duplicate key, one of whose values would be lost."""
     table = dict(pairs)
     if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+        repeated = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f'duplicate key "{repeated}"')
     return table
 
 
-def _not_json(constant: str) -> float:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if value - value == 0 else _not_json(text)
+def finite(number: str) -> float:
+    """Return a JSON number; ValueError for NaN and infinity, which JSON does not know."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is not a finite number")
+    return value
 
 
 def _deeper(value: object, levels: int) -> bool:

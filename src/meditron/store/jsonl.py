@@ -5,9 +5,11 @@ Files of the same rows are the same bytes: no compressor puts a time or a name i
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, BinaryIO, Self, cast
@@ -22,11 +24,13 @@ __all__ = ["LONGEST_LINE", "MOST_VALUES", "JsonlWriter", "check_values", "read_j
 LONGEST_LINE = 64 << 20
 """Bytes of a line of JSON: a small compressed file can unpack to any length."""
 MOST_VALUES = 4_000_000
-"""Commas, colons and brackets of a line of JSON: each may stand for an object in memory of some 70 bytes."""
+"""Commas, colons and brackets of a line of JSON, outside of its texts: each may stand for an object in memory
+of some 70 bytes."""
 
 _CHUNK = 1 << 20
 _ZST_PIECE = 4 << 10
 _MARKS = (b",", b":", b"[", b"{")
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+|[,:\[{]', re.DOTALL)  # a text, or a mark outside of texts
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -50,7 +54,10 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def check_values(line: bytes) -> None:
     """Raise ValueError for JSON that might hold more than MOST_VALUES, before it is built in memory."""
-    if len(line) > MOST_VALUES and sum(map(line.count, _MARKS)) > MOST_VALUES:
+    if len(line) <= MOST_VALUES or sum(map(line.count, _MARKS)) <= MOST_VALUES:
+        return
+    outside = (token for token in _TOKEN.finditer(line) if line[token.start()] != ord('"'))
+    if next(islice(outside, MOST_VALUES, None), None) is not None:
         raise ValueError(f"more than {MOST_VALUES:,} commas, colons and brackets")
 
 

@@ -1,16 +1,18 @@
 """Lock files: the kernel's locks, so that one goes with the process that held it, however that ended."""
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from meditron.ground.console import say
 from meditron.ground.errors import StorageError
 from meditron.store.files import make_folder, storing
 
-__all__ = ["lock_file"]
+__all__ = ["exclusive_lock", "lock_file"]
 
 
 @contextmanager
@@ -38,6 +40,25 @@ def lock_file(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def exclusive_lock(path: Path, waiting: str) -> Iterator[None]:
+    """Hold a lock file for this process, and wait as long as another process holds it.
+
+    Args:
+        path: The lock file.
+        waiting: Printed before waiting.
+
+    Raises as `lock_file`.
+    """
+    with lock_file(path) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(waiting)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _foreign(path: Path) -> StorageError:

@@ -111,7 +111,7 @@ class TaskScore(Accuracy):
     dtype: str
     """Number format of weights and activations."""
     engine: str
-    """What ran the model: `torch`, or `torch on dequantized weights`."""
+    """Engine of the model: `torch`, or `torch on dequantized weights`."""
     shots: int = Field(ge=0)
     """Solved questions before each prompt."""
     shot_ids: tuple[str, ...] = ()
@@ -211,7 +211,7 @@ class Comparison(_Record):
     mcnemar: float | None = None
     """Of accuracies: McNemar's exact two-sided p-value."""
     unlike: tuple[str, ...] = ()
-    """How the two sides were measured differently, `dtype: float32 / bfloat16` (a / b); empty if alike."""
+    """Differences in how the two sides were measured, `dtype: float32 / bfloat16` (a / b); empty if alike."""
 
 
 class TrainingRecord(_Record):
@@ -233,7 +233,7 @@ class TrainingData(_Record):
     statement: str
     """One sentence for people."""
     known: bool
-    """Whether all of the training data is recorded, from the first weights on."""
+    """True if all of the training data is recorded, from the first weights on."""
     base: str | None = None
     """The model that the first recorded training began from."""
     trainings: tuple[TrainingRecord, ...] = ()

@@ -15,6 +15,7 @@ from typing import Any
 
 from meditron.ground.errors import InputError
 from meditron.sources.streams import chunks
+from meditron.store.files import unique_keys
 
 __all__ = ["Row", "read_rows"]
 
@@ -177,11 +178,4 @@ def _blanks(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return found
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
