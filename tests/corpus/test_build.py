@@ -82,7 +82,9 @@ def test_two_shards_that_both_count_from_0(tmp_path: Path, heldout: float) -> No
     folder = tmp_path / "in"
     folder.mkdir()
     for shard in ("a", "b"):
-        lines = [json.dumps({"id": n, "text": f"Shard {shard}, document {n * n}. " * 9}) for n in range(40)]
+        # A `version` of rows that are no citations says nothing about other rows of their id.
+        rows = ({"id": n, "version": 1, "text": f"Shard {shard}, document {n * n}. " * 9} for n in range(40))
+        lines = [json.dumps(row) for row in rows]
         (folder / f"{shard}.jsonl").write_text("\n".join([*lines, lines[3].upper().replace("TEXT", "text")]))
     inputs = artifacts(rows=folder)
     metrics = run(config(inputs, heldout=heldout, shard_documents=7), inputs, tmp_path / "out")

@@ -80,7 +80,7 @@ def test_every_copy_of_an_older_version_is_superseded_and_its_id_is_not_counted(
     old, new = ("p:1", "a", 1, Reason.KEPT), ("p:1", "b", 1, Reason.KEPT)
     found = decided(old, old, new)
     assert found == [Reason.SUPERSEDED, Reason.SUPERSEDED, Reason.KEPT]
-    numbers = occurrences(indexed(old, old, new), np.zeros(3, int), np.array(found, "u1"))
+    numbers = occurrences(indexed(old, old, new), np.array(found, "u1"))
     assert unique_id("p:1", numbers[2]) == "p:1"
 
 

@@ -142,7 +142,7 @@ class WriteShards:
 
 
 def _version(document: Document) -> int:
-    """Return a PubMed citation's version, 0 for any other document: a `version` of other rows may be anything."""
+    """Return a PubMed citation's version, 0 for any other document, whose `version` may be anything."""
     version = document.meta.get("version") if document.id.startswith("pubmed:") else None
     return version if type(version) is int and 0 < version < 1 << 32 else 0
 
