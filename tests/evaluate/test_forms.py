@@ -57,11 +57,11 @@ def test_the_tokens_are_those_that_a_finetune_trains_on(
     for asked in exam(task).prompts(one):
         plain = task.layout.render(asked.question)
         found = encode_turns(one.chat_tokenizer, asked.messages, asked.rendered.continuations, 10_000)
-        for option, answer in zip(plain.continuations, found.continuations, strict=True):
+        for option, ids in zip(plain.continuations, found.continuations, strict=True):
             row = label(one.tokenizer, answered(plain.prompt, option, "chatml"), "chatml")
-            assert [*found.prefix, *answer] == list(row.ids[: len(found.prefix) + len(answer)])
+            assert [*found.prefix, *ids] == list(row.ids[: len(found.prefix) + len(ids)])
             assert row.learned.index(True) == len(found.prefix)
-            assert sum(row.learned) == len(answer) + 1  # the token that ends the turn
+            assert sum(row.learned) == len(ids) + 1  # the token that ends the turn
 
 
 @pytest.mark.parametrize("layout", ["letters", "texts"])
@@ -72,9 +72,9 @@ def test_raw_prompts_have_the_tokens_of_training_in_plain_text(
     one = candidate(chat_model)
     for asked in exam(task, "raw").prompts(one):
         found = encode(one.tokenizer, asked.rendered.prompt, asked.rendered.continuations, 10_000)
-        for option, answer in zip(asked.rendered.continuations, found.continuations, strict=True):
+        for option, ids in zip(asked.rendered.continuations, found.continuations, strict=True):
             row = label(one.tokenizer, answered(asked.rendered.prompt, option, "plain"), "plain")
-            assert [*found.prefix, *answer] == list(row.ids)
+            assert [*found.prefix, *ids] == list(row.ids)
 
 
 def test_scores_in_turns_are_transformers_own(chat_model: Path, task_file: Path, tmp_path: Path) -> None:

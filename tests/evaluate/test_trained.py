@@ -109,6 +109,15 @@ def test_the_command_refuses_a_copy_of_the_questions_in_any_file(
             on_task(spec, str(asked), out=tmp_path / "out")
 
 
+def test_more_messages_than_a_record_lists_are_said(
+    tmp_path: Path, tiny: Path, task_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = model(tmp_path / "m", tiny, training(texts=None, documents=None))
+    found, _ = on_task(str(trained), str(task_file), questions=6, out=tmp_path / "out")
+    assert "was trained on more messages than its record lists (finetune.x)" in capsys.readouterr().err
+    assert not found.ancestry[str(trained)].known
+
+
 def test_messages_that_held_the_questions_count(tmp_path: Path, tiny: Path, task_file: Path) -> None:
     """As a finetune on conversations records them: messages, and their sentences of four words and more."""
     texts = [question.text for question in open_task(str(task_file)).rows("test")]
