@@ -25,9 +25,10 @@ def met(trained: Question, asked: Question) -> bool:
         replace(ASKED, options=OPTIONS[::-1], gold=4),
         replace(ASKED, options=OPTIONS[:4]),
         replace(ASKED, gold=2),
+        replace(ASKED, options=tuple(f" {letter}) {o}" for letter, o in zip("abcde", OPTIONS, strict=True))),
         replace(ASKED, context="Read this."),
     ],
-    ids=["white space", "order", "fewer options", "another key", "with a context"],
+    ids=["white space", "order", "fewer options", "another key", "letters", "with a context"],
 )
 def test_a_copy_is_met_in_both_directions(copy: Question) -> None:
     assert met(ASKED, copy)

@@ -7,7 +7,8 @@ evaluation looks up those of the questions that it asks (`lookup_hashes`, `is_in
 import re
 from collections.abc import Collection, Iterable, Iterator
 
-from meditron.store.identity import content_sha256, question_sha256, short
+from meditron.store.identity import content_sha256, normalize, question_sha256, short
+from meditron.tasks.choices import unlettered
 from meditron.tasks.question import Question
 from meditron.tasks.sentences import sentences
 
@@ -50,11 +51,14 @@ def _without_context(question: Question) -> str:
 
 
 def _hashes(question: Question, texts: Iterable[str]) -> set[str]:
+    options = [
+        str(option) for option in unlettered([normalize(option).upper() for option in question.options])
+    ]
     found = set()
     for text in texts:
-        found.add(short(question_sha256(text, question.options)))
+        found.add(short(question_sha256(text, options)))
         if len(text.split()) >= _LONG:
-            found.add(short(question_sha256(text, (question.options[question.gold],))))
+            found.add(short(question_sha256(text, (options[question.gold],))))
     return found
 
 
