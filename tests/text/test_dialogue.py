@@ -311,6 +311,17 @@ BLANK = (
 )
 
 
+DATED = "Today is {{ strftime_now('%Y-%m-%d') }}\n" + BLANK
+
+
+def test_a_template_that_writes_the_date_gives_the_same_row_on_every_day(smollm2: Tokenizer) -> None:
+    turned = own(smollm2, DATED)
+    row = label(turned, answered("Which?", " A", "tokenizer"), "tokenizer")
+    assert smollm2.decode(row.ids).startswith("Today is 2024-07-26\n")
+    asked = question_ids(turned, [{"role": "user", "content": "Which?"}], ["A"])
+    assert row.ids[: len(asked.prompt)] == asked.prompt
+
+
 @pytest.mark.parametrize("template", ["chatml", "tags", THINKS, BLANK])
 @pytest.mark.parametrize(
     "prompt", ["Which organ?\nA. Liver\nB. Heart\nAnswer:", "Sentence: x\nSection:", "Is 5 <"]

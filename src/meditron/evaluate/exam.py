@@ -14,7 +14,7 @@ from meditron.store.results import METHODS, Method, Mode, PromptForm, Rule
 from meditron.tasks.layout import Rendered
 from meditron.tasks.question import Question
 from meditron.tasks.task import Task, questions_sha256
-from meditron.text.chat import Message
+from meditron.text.chat import FIXED_DATE, Message
 from meditron.text.dialogue import answered
 from meditron.text.prompt import rendered
 
@@ -166,7 +166,9 @@ class Exam:
         messages = (*before, {"role": "user", "content": asked.prompt})
         alone = (*before, {"role": "user", "content": asked.unconditional})
         options = tuple(answered("", continuation, form)[1].content for continuation in asked.continuations)
-        text, without = (rendered(candidate.chat_tokenizer, turns) for turns in (messages, alone))
+        text, without = (
+            rendered(candidate.chat_tokenizer, turns, now=FIXED_DATE) for turns in (messages, alone)
+        )
         return Asked(
             question, Rendered(text, options, without), tuple(shot.id for shot in shots), messages, alone
         )

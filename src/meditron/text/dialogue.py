@@ -17,7 +17,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from meditron.ground.errors import InputError, UsageError
-from meditron.text.chat import Message
+from meditron.text.chat import FIXED_DATE, Message
 from meditron.text.prompt import conversation_ids, rendered
 
 if TYPE_CHECKING:
@@ -233,11 +233,11 @@ def question_ids(tokenizer: "Tokenizer", messages: Sequence[Message], options: S
     Raises:
         UsageError, InputError: as `conversation_ids`; InputError also if the template does not end answers.
     """
-    prompt = conversation_ids(tokenizer, messages)
+    prompt = conversation_ids(tokenizer, messages, now=FIXED_DATE)
     rows = []
     for option in options:
         answered_by = [*messages, {"role": _ASSISTANT, "content": option}]
-        ids = conversation_ids(tokenizer, answered_by, add_generation_prompt=False)
+        ids = conversation_ids(tokenizer, answered_by, add_generation_prompt=False, now=FIXED_DATE)
         begin = _common(prompt, ids)
         rows.append((begin, ids[: _stop(tokenizer, ids, begin, len(ids)) - 1]))
     shared = min(begin for begin, _ in rows)
@@ -322,7 +322,13 @@ def _text(
     tokenizer: "Tokenizer", source: str, conversation: Sequence[Turn], *, add_generation_prompt: bool
 ) -> str:
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation]
-    return rendered(tokenizer, messages, template=source, add_generation_prompt=add_generation_prompt)
+    return rendered(
+        tokenizer,
+        messages,
+        template=source,
+        add_generation_prompt=add_generation_prompt,
+        now=FIXED_DATE,
+    )
 
 
 def _labelled(tokenizer: "Tokenizer", pieces: Sequence[_Piece], *, bos: bool | None) -> Labelled:
