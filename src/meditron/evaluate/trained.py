@@ -42,9 +42,16 @@ def _trainings(candidate: Candidate) -> tuple[Training, ...]:
 
 
 def _read(training: Training, questions: Iterable[Question]) -> list[Question]:
-    """Return the questions that a training read, as a task's questions or in users' messages."""
+    """Return the questions that a training read: its task's, in users' messages, or in their documents."""
     known, texts = {*training.questions, *training.variants}, frozenset(training.texts or ())
-    return [q for q in questions if known & lookup_hashes(q) or (texts and is_in_messages(texts, q.text))]
+    documents = frozenset(training.documents or ())
+    return [
+        q
+        for q in questions
+        if known & lookup_hashes(q)
+        or (q.document and short(q.document) in documents)
+        or (texts and is_in_messages(texts, q.text))
+    ]
 
 
 def refuse_trained_documents(candidate: Candidate, documents: Mapping[str, Sequence[Text]]) -> None:
