@@ -176,6 +176,23 @@ def test_of_several_settings_like_is_paired_with_like(tmp_path: Path) -> None:
     }
 
 
+def test_rows_of_earlier_data_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    """A question was mended between two evaluations: both files of rows keep the old ones."""
+    before, after = {"data_sha256": "a" * 64}, {"data_sha256": "b" * 64}
+
+    def mended(rows: list[QuestionRow]) -> list[QuestionRow]:
+        return [rows[0].model_copy(update={"question_sha256": "f" * 64}), *rows[1:]]
+
+    a = asked(tmp_path / "a", answers("base", 1, **before), mended(answers("base", 1, **after)))
+    b = asked(tmp_path / "b", mended(answers("tuned", 2, **after)))
+    (found,) = compare(a, b)
+    assert (found.what, found.n) == ("accuracy, q", 20)
+    both = asked(tmp_path / "c", answers("tuned", 3, **before), mended(answers("tuned", 2, **after)))
+    assert sorted(one.what[-9:] for one in compare(a, both)) == ["aaaaaaaa)", "bbbbbbbb)"]
+    with pytest.raises(InputError, match="1 of 20 questions have other words"):
+        compare(asked(tmp_path / "d", answers("base", 1, **before)), b)
+
+
 def test_two_weights_under_one_name_must_be_told_apart(tmp_path: Path) -> None:
     old, new = answers("m", 1, model_digest="a" * 64), answers("m", 2, model_digest="b" * 64)
     folder = asked(tmp_path, old, new)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from meditron.evaluate.answers import answer, encode_turns
+from meditron.evaluate.answers import answer, encode, encode_turns
 from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.config import EvaluateConfig
 from meditron.evaluate.direct import on_task
@@ -21,7 +21,7 @@ from meditron.store.artifact import Artifact
 from meditron.store.results import PromptForm, read_results
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
-from meditron.text.dialogue import question_ids
+from meditron.text.dialogue import answered, label
 from tiny import CHAT, tiny_hf
 
 
@@ -56,14 +56,25 @@ def test_the_tokens_are_those_that_a_finetune_trains_on(
     one = candidate(chat_model)
     for asked in exam(task).prompts(one):
         plain = task.layout.render(asked.question)
-        trained = question_ids(one.tokenizer, plain.prompt, plain.continuations, "chatml")
-        found = encode_turns(
-            one.chat_tokenizer, asked.messages, asked.rendered.prompt, asked.rendered.continuations, 10_000
-        )
-        assert (tuple(found.prefix), tuple(map(tuple, found.continuations))) == (
-            trained.prompt,
-            trained.answers,
-        )
+        found = encode_turns(one.chat_tokenizer, asked.messages, asked.rendered.continuations, 10_000)
+        for option, ids in zip(plain.continuations, found.continuations, strict=True):
+            row = label(one.tokenizer, answered(plain.prompt, option, "chatml"), "chatml")
+            assert [*found.prefix, *ids] == list(row.ids[: len(found.prefix) + len(ids)])
+            assert row.learned.index(True) == len(found.prefix)
+            assert sum(row.learned) == len(ids) + 1  # the token that ends the turn
+
+
+@pytest.mark.parametrize("layout", ["letters", "texts"])
+def test_raw_prompts_have_the_tokens_of_training_in_plain_text(
+    chat_model: Path, task_file: Path, layout: str
+) -> None:
+    task = open_task(str(task_file), layout=layout)
+    one = candidate(chat_model)
+    for asked in exam(task, "raw").prompts(one):
+        found = encode(one.tokenizer, asked.rendered.prompt, asked.rendered.continuations, 10_000)
+        for option, ids in zip(asked.rendered.continuations, found.continuations, strict=True):
+            row = label(one.tokenizer, answered(asked.rendered.prompt, option, "plain"), "plain")
+            assert [*found.prefix, *ids] == list(row.ids)
 
 
 def test_scores_in_turns_are_transformers_own(chat_model: Path, task_file: Path, tmp_path: Path) -> None:
@@ -97,9 +108,7 @@ def test_a_control_tokens_name_in_a_question_opens_no_turn(chat_model: Path, tmp
     one = candidate(chat_model)
     [end] = one.tokenizer.encode("<|im_end|>", special=True, bos=False)
     for asked in exam(open_task(str(path))).prompts(one):
-        found = encode_turns(
-            one.chat_tokenizer, asked.messages, asked.rendered.prompt, asked.rendered.continuations, 10_000
-        )
+        found = encode_turns(one.chat_tokenizer, asked.messages, asked.rendered.continuations, 10_000)
         assert found.prefix.count(end) == 1
 
 

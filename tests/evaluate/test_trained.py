@@ -21,9 +21,11 @@ from meditron.store.artifact import Artifact
 from meditron.store.gguf import GGUF
 from meditron.store.gguf_writer import write_gguf
 from meditron.store.identity import content_sha256, short
+from meditron.store.jsonl import JsonlWriter
 from meditron.store.results import read_results
 from meditron.tasks.registry import open_task
 from meditron.text.tokenizer import load_tokenizer
+from train.world import abstract
 
 BASE = of_base("a-base", "b" * 64)
 
@@ -109,6 +111,15 @@ def test_the_command_refuses_a_copy_of_the_questions_in_any_file(
             on_task(spec, str(asked), out=tmp_path / "out")
 
 
+def test_more_messages_than_a_record_lists_are_said(
+    tmp_path: Path, tiny: Path, task_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = model(tmp_path / "m", tiny, training(texts=None, documents=None))
+    found, _ = on_task(str(trained), str(task_file), questions=6, out=tmp_path / "out")
+    assert "was trained on more messages than its record lists (finetune.x)" in capsys.readouterr().err
+    assert not found.ancestry[str(trained)].known
+
+
 def test_messages_that_held_the_questions_count(tmp_path: Path, tiny: Path, task_file: Path) -> None:
     """As a finetune on conversations records them: messages, and their sentences of four words and more."""
     texts = [question.text for question in open_task(str(task_file)).rows("test")]
@@ -137,6 +148,19 @@ def test_held_out_documents_that_were_trained_on_are_refused(
     with pytest.raises(MeditronError, match=r"trained on 2 of the 40 held-out documents, in finetune\.x"):
         refuse_trained_documents(Candidate("m", Artifact("m", trained, "d"), "float32"), documents)
     refuse_trained_documents(Candidate("m", Artifact("m", tiny, "d"), "float32"), documents)
+
+
+def test_questions_made_from_documents_that_were_trained_on_are_refused(tmp_path: Path, tiny: Path) -> None:
+    """Another corpus holds them out; the pretraining saw their sentences under their headings."""
+    folder = tmp_path / "abstracts"
+    rows = [abstract(f"{kind}{n}", kind) for kind in ("METHODS", "RESULTS") for n in range(3)]
+    with JsonlWriter(folder / "heldout" / "pubmed" / "0.jsonl.zst") as writer:
+        for row in rows:
+            writer.write(row)
+    read = tuple(sorted(short(content_sha256(str(row["text"]))) for row in rows[1:4]))
+    trained = model(tmp_path / "m", tiny, training(kind="pretrain", data="corpus", documents=read))
+    with pytest.raises(MeditronError, match="was trained on 3 of the 6 questions of pubmed-sections"):
+        on_task(str(trained), "pubmed-sections", corpus=folder, out=tmp_path / "out")
 
 
 def test_what_is_not_known_of_the_training_data_is_said(

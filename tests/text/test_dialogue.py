@@ -281,48 +281,71 @@ def test_an_option_that_is_only_chosen_has_no_end_to_be_learned(smollm2: Tokeniz
 OPTIONS = (" A", " B", " insulin-like growth factor 1", " ½")
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize(
-    "prompt", ["Which organ?\nA. Liver\nB. Heart\nAnswer:", "Sentence: x\nSection:", "Is 5 <"]
-)
-def test_a_question_is_asked_in_the_tokens_it_was_trained_in(smollm2: Tokenizer, template, prompt) -> None:
-    asked = question_ids(smollm2, prompt, OPTIONS, template)
-    for option, answer in zip(OPTIONS, asked.answers, strict=True):
-        row = label(smollm2, answered(prompt, option, template), template)
+def assert_asked_as_trained(tokenizer: Tokenizer, prompt: str, template: str) -> None:
+    """The prompt's ids and an option's are those of the training row that the option answers."""
+    turned = speaking(tokenizer, template)
+    said = [answered(prompt, option, template) for option in OPTIONS]
+    messages = [{"role": "user", "content": said[0][0].content}]
+    asked = question_ids(turned, messages, [answer.content for _, answer in said])
+    for conversation, answer in zip(said, asked.answers, strict=True):
+        row = label(tokenizer, conversation, template)
         whole = (*asked.prompt, *answer)
         assert row.ids[: len(whole)] == whole
         assert answer
         assert all(row.learned[len(asked.prompt) : len(whole)])
         assert not any(row.learned[: len(asked.prompt)])
-        ends = 0 if template == "plain" else 1
-        assert sum(row.learned) == len(answer) + ends
+        assert sum(row.learned) == len(answer) + 1  # the token that ends the turn
 
 
-def test_a_plain_question_is_prompt_and_option_encoded_together(smollm2: Tokenizer) -> None:
-    asked = question_ids(smollm2, "Q\nAnswer:", OPTIONS, "plain")
-    assert list(asked.prompt) == smollm2.encode("Q\nAnswer:")
-    assert [list(asked.prompt + answer) for answer in asked.answers] == [
-        smollm2.encode(f"Q\nAnswer:{option}") for option in OPTIONS
-    ]
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CLOSED = (
+    "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+)
+BLANK = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}"
+    " {{ m.content | trim }}<|im_end|>{% endif %}{% endfor %}"
+)
+
+
+DATED = "Today is {{ strftime_now('%Y-%m-%d') }}\n" + BLANK
+
+
+def test_a_template_that_writes_the_date_gives_the_same_row_on_every_day(smollm2: Tokenizer) -> None:
+    turned = own(smollm2, DATED)
+    row = label(turned, answered("Which?", " A", "tokenizer"), "tokenizer")
+    assert smollm2.decode(row.ids).startswith("Today is 2024-07-26\n")
+    asked = question_ids(turned, [{"role": "user", "content": "Which?"}], ["A"])
+    assert row.ids[: len(asked.prompt)] == asked.prompt
+
+
+@pytest.mark.parametrize("template", ["chatml", "tags", THINKS, BLANK])
+@pytest.mark.parametrize(
+    "prompt", ["Which organ?\nA. Liver\nB. Heart\nAnswer:", "Sentence: x\nSection:", "Is 5 <"]
+)
+def test_a_question_is_asked_in_the_tokens_it_was_trained_in(smollm2: Tokenizer, template, prompt) -> None:
+    """Templates may write something between the opened turn and an answer: Mistral a blank, Qwen3 a block."""
+    if template in TEMPLATES:
+        assert_asked_as_trained(smollm2, prompt, template)
+    else:
+        assert_asked_as_trained(own(smollm2, template), prompt, "tokenizer")
 
 
 def test_a_token_across_the_boundary_belongs_to_every_option(smollm2: Tokenizer) -> None:
-    asked = question_ids(smollm2, "The heart beat", ["ing fast", " once"], "plain")
+    tokenizer = own(smollm2, CLOSED)
+    asked = question_ids(tokenizer, [{"role": "user", "content": "The heart beat"}], ["ing fast", " once"])
     assert smollm2.decode(asked.prompt) == "The heart"
     assert [smollm2.decode(answer) for answer in asked.answers] == [" beating fast", " beat once"]
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("template", ["plain", "tokenizer"])
-def test_a_vocabulary_that_marks_words_asks_as_it_was_trained(llama2: Tokenizer, template) -> None:
-    tokenizer = own(
-        llama2,
+def test_a_vocabulary_that_marks_words_asks_as_it_was_trained(llama2: Tokenizer) -> None:
+    template = (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
         "[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}"
-        "{% endfor %}",
+        "{% endfor %}"
     )
-    asked = question_ids(tokenizer, "Which?\nAnswer:", OPTIONS, template)
-    for option, answer in zip(OPTIONS, asked.answers, strict=True):
-        row = label(tokenizer, answered("Which?\nAnswer:", option, template), template)
-        assert row.ids[: len(asked.prompt) + len(answer)] == (*asked.prompt, *answer)
-        assert row.learned[len(asked.prompt)]
+    assert_asked_as_trained(own(llama2, template), "Which?\nAnswer:", "tokenizer")

@@ -21,10 +21,12 @@ from meditron.store.identity import content_sha256, short
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 from meditron.store.models import resolve
 from meditron.tasks.layout import LAYOUTS
+from meditron.tasks.overlap import training_hashes
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Questions, Task
 from meditron.text.tokenizer import load_tokenizer
+from meditron.train.data_identity import text_hashes
 from meditron.train.examples import of_task
 from meditron.train.finetune import run
 from train.child import start
@@ -145,7 +147,7 @@ def test_every_task_row_is_tokenized_as_evaluation_puts_it_together(answers, tmp
     assert max(golds.values()) - min(golds.values()) <= 3
 
 
-def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path):
+def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path, monkeypatch):
     config = finetune_config(rows=None, task="pubmed-sections", epochs=1, sequence_length=160, heldout=0.3)
     inputs = {name: answers[name] for name in ("base", "corpus")}
     out = tmp_path / "finetune.sections"
@@ -162,6 +164,8 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     assert 0 < len(trained) < len(questions)
     assert training.questions == tuple(sorted(short(questions[row["id"]].content_sha256) for row in trained))
     assert {row["content"] for row in trained} == {questions[row["id"]].content_sha256 for row in trained}
+    hashes = set().union(*(training_hashes(questions[row["id"]]) for row in trained))
+    assert {*training.questions, *training.variants} == hashes
     again = tmp_path / "finetune.again"
     run(
         finetune_config(epochs=1, template="chatml"),
@@ -177,6 +181,9 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     assert short(content_sha256(asked.partition(". ")[2])) in second.texts, "without its number"
     held = next(row for row in rows_of(again) if row["split"] == "heldout")["messages"][0]["content"]
     assert short(content_sha256(held)) not in second.texts
+    monkeypatch.setattr("meditron.train.data_identity.MAX_TEXTS", 3)
+    assert text_hashes(["One is a message.", "Two is a message."]) is not None
+    assert text_hashes([f"{number} is a message." for number in range(4)]) is None
 
 
 def test_a_training_question_that_is_a_test_question_is_refused(answers, tmp_path):

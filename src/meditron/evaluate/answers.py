@@ -8,12 +8,11 @@ continuation. So figures compare with everyone else's.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
 
-from meditron.engine.base import Pair, prompt_ids
+from meditron.engine.base import Pair
 from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.exam import Asked, Exam
@@ -24,6 +23,7 @@ from meditron.store.manifest import fingerprint
 from meditron.store.results import Rule
 from meditron.tasks.task import prompts_sha256, questions_sha256
 from meditron.text.chat import Message
+from meditron.text.dialogue import question_ids
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["Encoded", "answer", "encode", "encode_turns"]
@@ -61,32 +61,15 @@ def encode(tokenizer: Tokenizer, prompt: str, continuations: Sequence[str], cont
 
 
 def encode_turns(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    text: str,
-    continuations: Sequence[str],
-    context: int,
+    tokenizer: Tokenizer, messages: Sequence[Message], continuations: Sequence[str], context: int
 ) -> Encoded:
-    """Token ids of a prompt in chat turns (`text` is the rendered `messages`), and of its continuations.
-
-    As in finetuning, the text is tokenized whole, and a continuation begins with the first token that is not
-    the prompt's alone. Where a message holds a control token's name, the prompt's ids cannot be those of its
-    text; the continuations are then tokenized alone.
+    """Token ids of a prompt in chat turns, and of its continuations, as finetuning has them.
 
     Raises:
         MeditronError: as `encode`.
     """
-    prefix = prompt_ids(tokenizer, messages, raw=False)
-    if tokenizer.encode(text, special=True, bos=False) == prefix:
-        whole = [tokenizer.encode(text + option, special=True, bos=False) for option in continuations]
-    else:
-        whole = [[*prefix, *tokenizer.encode(option, bos=False)] for option in continuations]
-    common = min(_common(prefix, ids) for ids in whole)
-    return _fitted(prefix[:common], [ids[common:] for ids in whole], continuations, context)
-
-
-def _common(some: Sequence[int], others: Sequence[int]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, others, strict=False)))
+    ids = question_ids(tokenizer, messages, continuations)
+    return _fitted(list(ids.prompt), list(map(list, ids.answers)), continuations, context)
 
 
 def _fitted(
@@ -151,7 +134,7 @@ def _encode(candidate: Candidate, asked: Asked, *, alone: bool = False) -> Encod
     text, turns = (rendered.unconditional, asked.alone) if alone else (rendered.prompt, asked.messages)
     try:
         if turns:
-            return encode_turns(candidate.chat_tokenizer, turns, text, rendered.continuations, engine.context)
+            return encode_turns(candidate.chat_tokenizer, turns, rendered.continuations, engine.context)
         return encode(engine.tokenizer, text, rendered.continuations, engine.context)
     except MeditronError as error:
         raise MeditronError(f"{candidate.name}, question {asked.question.id}: {error.message}") from error

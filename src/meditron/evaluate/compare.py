@@ -62,7 +62,7 @@ class _Paired(Generic[R]):
     @property
     def settings(self) -> tuple[object, ...]:
         """Equal for two pairings of the same measurement on more or fewer items."""
-        fields = (*_REFUSED, *_NAMED, "prompt_sha256")
+        fields = (*_REFUSED, *_NAMED, "prompt_sha256", "data_sha256")
         return tuple(getattr(row, field, None) for row in self.rows[0] for field in fields)
 
 
@@ -190,15 +190,16 @@ def _chosen(a: Result, b: Result, of: str, pairings: Sequence[_Paired[R]]) -> li
 
     Of one measurement on several numbers of items the largest stands for all.
     """
-    for paired in pairings:
-        if paired.other:
-            raise InputError(
-                b.name,
-                f"{len(paired.other)} of {len(paired.other) + len(paired.rows)} {of} than in {a.name}",
-                place=paired.other[0],
-                hint="only results on the same data compare",
-            )
-    common = sorted((pair for pair in pairings if pair.rows), key=lambda pair: -len(pair.rows))
+    same_data = [pair for pair in pairings if pair.rows and not pair.other]
+    changed = next((pair for pair in pairings if pair.other), None)
+    if changed and not same_data:  # rows of earlier data may stand beside those that compare
+        raise InputError(
+            b.name,
+            f"{len(changed.other)} of {len(changed.other) + len(changed.rows)} {of} than in {a.name}",
+            place=changed.other[0],
+            hint="only results on the same data compare",
+        )
+    common = sorted(same_data, key=lambda pair: -len(pair.rows))
     allowed = [pair for pair in common if not pair.conflicts]
     if common and not allowed:
         conflicts = common[0].conflicts
@@ -254,14 +255,16 @@ def _of_questions(a: Result, b: Result) -> Iterator[Comparison]:
                 of_a, of_b = (
                     {pair[side].item(): pair[side].correct for pair in paired.rows} for side in (0, 1)
                 )
-                several = _several(paired.rows[0][0]) if len(chosen) > 1 else ""
+                several = _several(paired.rows[0][0], chosen) if len(chosen) > 1 else ""
                 named = f"{task}{several}"
                 yield accuracy_difference(named, a.name, of_a, b.name, of_b, unlike=paired.unlike, of=task)
 
 
-def _several(row: QuestionRow) -> str:
-    """Tell one of several settings in which both sides were measured."""
-    shown = (row.layout, row.prompt_form, row.rule or row.method, f"{row.shots} shots", row.dtype)
+def _several(row: QuestionRow, chosen: Sequence[_Paired[QuestionRow]]) -> str:
+    """Name one of several settings in which both sides were measured."""
+    shown = [row.layout, row.prompt_form, row.rule or row.method, f"{row.shots} shots", row.dtype]
+    if len({pair.rows[0][0].data_sha256 for pair in chosen}) > 1:
+        shown.append(f"data {row.data_sha256[:8]}")
     return f" ({', '.join(shown)})"
 
 

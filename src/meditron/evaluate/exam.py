@@ -14,9 +14,9 @@ from meditron.store.results import METHODS, Method, Mode, PromptForm, Rule
 from meditron.tasks.layout import Rendered
 from meditron.tasks.question import Question
 from meditron.tasks.task import Task, questions_sha256
-from meditron.text.chat import Message, render
+from meditron.text.chat import FIXED_DATE, Message
 from meditron.text.dialogue import answered
-from meditron.text.tokenizer import Tokenizer
+from meditron.text.prompt import rendered
 
 __all__ = ["Asked", "Exam", "rows_file"]
 
@@ -166,15 +166,12 @@ class Exam:
         messages = (*before, {"role": "user", "content": asked.prompt})
         alone = (*before, {"role": "user", "content": asked.unconditional})
         options = tuple(answered("", continuation, form)[1].content for continuation in asked.continuations)
-        text, without = (_text(candidate.chat_tokenizer, turns) for turns in (messages, alone))
-        rendered = Rendered(text, options, without)
-        return Asked(question, rendered, tuple(shot.id for shot in shots), messages, alone)
-
-
-def _text(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
-    bos, eos = (None if i is None else tokenizer.token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
-    template = tokenizer.chat_template or ""
-    return render(template, messages, add_generation_prompt=True, bos=bos, eos=eos)
+        text, without = (
+            rendered(candidate.chat_tokenizer, turns, now=FIXED_DATE) for turns in (messages, alone)
+        )
+        return Asked(
+            question, Rendered(text, options, without), tuple(shot.id for shot in shots), messages, alone
+        )
 
 
 def _draw(task: Task, shots: int, seed: int) -> tuple[Question, ...]:

@@ -4,25 +4,28 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.exam import Exam
+from meditron.ground.console import warn
 from meditron.ground.errors import MeditronError
 from meditron.store.ancestry import Training, statement
 from meditron.store.corpus import Text
 from meditron.store.identity import content_sha256, short
 from meditron.store.results import TrainingData, TrainingRecord
+from meditron.tasks.overlap import is_in_messages, lookup_hashes
 from meditron.tasks.question import Question
-from meditron.tasks.sentences import sentences
 
 __all__ = ["refuse_trained_documents", "refuse_trained_questions", "training_data"]
-
-_MIN_WORDS = 4
-"""Words of a sentence that can identify a question, as training records them."""
 
 
 def refuse_trained_questions(candidate: Candidate, exams: Iterable[Exam]) -> None:
     """Raise MeditronError if a training in the model's ancestry read one of the questions, by content.
 
-    Ids, files, the order of options and the model's file format make no difference.
+    Ids, files, contexts, the order of options and the model's file format make no difference.
     """
+    if unlisted := [training.stage for training in _trainings(candidate) if training.texts is None]:
+        warn(
+            f"{candidate.name} was trained on more messages than its record lists ({', '.join(unlisted)}): "
+            "whether the questions are among them is not known"
+        )
     for exam in exams:
         met = [(training, _read(training, exam.questions)) for training in _trainings(candidate)]
         if asked := {question for _, questions in met for question in questions}:
@@ -39,24 +42,27 @@ def _trainings(candidate: Candidate) -> tuple[Training, ...]:
 
 
 def _read(training: Training, questions: Iterable[Question]) -> list[Question]:
-    """Return the questions that a training read, as a task's questions or in users' messages."""
-    known, texts = frozenset(training.questions), frozenset(training.texts)
-    return [q for q in questions if short(q.content_sha256) in known or (texts and _told(texts, q.text))]
-
-
-def _told(texts: frozenset[str], question: str) -> bool:
-    """Decide if messages held the question: its whole text, or each of its sentences of enough words."""
-    found = [text for line in question.splitlines() for text in sentences(line)]
-    long = [text for text in found if len(text.split()) >= _MIN_WORDS]
-    return any(
-        some and all(short(content_sha256(text)) in texts for text in some) for some in ([question], long)
-    )
+    """Return the questions that a training read: its task's, in users' messages, or in their documents."""
+    known, texts = {*training.questions, *training.variants}, frozenset(training.texts or ())
+    documents = frozenset(training.documents or ())
+    return [
+        q
+        for q in questions
+        if known & lookup_hashes(q)
+        or (q.document and short(q.document) in documents)
+        or (texts and is_in_messages(texts, q.text))
+    ]
 
 
 def refuse_trained_documents(candidate: Candidate, documents: Mapping[str, Sequence[Text]]) -> None:
     """Raise MeditronError if a training in the model's ancestry read a held-out document, by content."""
     held = {short(content_sha256(text.text)) for texts in documents.values() for text in texts}
     for training in _trainings(candidate):
+        if training.documents is None:
+            warn(
+                f"{candidate.name} was trained on more documents than its record lists ({training.stage}): "
+                "whether held-out documents are among them is not known"
+            )
         if met := len(held.intersection(training.documents or ())):
             raise MeditronError(
                 f"{candidate.name} was trained on {met} of the {len(held)} held-out documents, in "
@@ -74,7 +80,7 @@ def training_data(candidate: Candidate) -> TrainingData:
         return TrainingData(statement=statement(None), known=False)
     return TrainingData(
         statement=statement(ancestry),
-        known=ancestry.trained_from_scratch and all(t.documents is not None for t in ancestry.trainings),
+        known=ancestry.trained_from_scratch and ancestry.complete,
         base=ancestry.base,
         trainings=tuple(
             TrainingRecord(

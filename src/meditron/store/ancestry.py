@@ -30,6 +30,8 @@ FILE_NAME = "ancestry.json"
 GGUF_KEY = "meditron.ancestry"
 MAX_DOCUMENTS = 100_000
 """Documents of one training whose hashes are listed; a larger corpus is recorded by its digest alone."""
+MAX_TEXTS = 500_000
+"""Passages of one training's messages whose hashes are listed: 10 MB of JSON. GGUF metadata is bounded."""
 
 Short = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
@@ -56,9 +58,11 @@ class Training(_Record):
     """Name of the task that was trained; None for conversations and pretraining."""
     questions: tuple[Short, ...] = ()
     """Sorted `short(question_sha256(…))` of the questions trained on."""
-    texts: tuple[Short, ...] = ()
+    variants: tuple[Short, ...] = ()
+    """Sorted short hashes of the same questions in other forms: without context, with other wrong options."""
+    texts: tuple[Short, ...] | None = ()
     """Sorted `short(content_sha256(…))` of the users' messages and of each of their sentences, for rows that
-    are conversations."""
+    are conversations; None if there are too many to list."""
     documents: tuple[Short, ...] | None = ()
     """Sorted `short(content_sha256(…))` of the documents trained on; None if there are too many to list."""
 
@@ -73,6 +77,11 @@ class Ancestry(_Record):
     trained_from_scratch: bool = False
     """True if the base is seeded random weights: then nothing about the training data is unknown."""
     trainings: tuple[Training, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all data of the recorded trainings is listed."""
+        return all(each.documents is not None and each.texts is not None for each in self.trainings)
 
     def extended(self, training: Training) -> "Ancestry":
         """Return the record of a model that was trained further."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
     "NO_ANSWER",
@@ -21,8 +21,10 @@ __all__ = [
     "Options",
     "answer_keys",
     "read_options",
+    "unlettered",
 ]
 
+T = TypeVar("T")
 NO_ANSWER = "no answer is given"
 NO_OPTIONS = "no options"
 
@@ -125,7 +127,7 @@ def _listed(value: list[Any] | dict[Any, Any]) -> Options:
     if value and all(isinstance(option, dict) for option in value):
         pairs = [(_first(option, _LABELS), _first(option, _TEXTS)) for option in value]
         return _named({str(label): text for label, text in pairs}, len(pairs))
-    return Options(tuple(_unlettered(value)), tuple(ascii_uppercase[: len(value)]))
+    return Options(tuple(unlettered(value)), tuple(ascii_uppercase[: len(value)]))
 
 
 def _first(fields: Mapping[str, Any], names: Iterable[str]) -> object:
@@ -146,8 +148,8 @@ def _named(texts: Mapping[str, object], count: int | None = None) -> Options:
     return Options(tuple(values), tuple(labels[: len(values)]))
 
 
-def _unlettered(options: Sequence[object]) -> Sequence[object]:
-    """Options without their letters, where each has its own: `A. text`, `B. text`."""
+def unlettered(options: Sequence[T]) -> Sequence[T | str]:
+    """Return options without their letters, if each has its own: `A. text`, `B. text`."""
     parts = [_LETTERED.fullmatch(option) if isinstance(option, str) else None for option in options]
     lettered = [part[1] for part in parts if part] == list(ascii_uppercase[: len(options)])
     return [part[2] for part in parts if part] if lettered else options

@@ -25,6 +25,8 @@ class Question:
     """The source's own division: a subject, a category."""
     explanation: str = ""
     """Why the gold option is right, in the source's words."""
+    document: str = ""
+    """`content_sha256` of the document that the question is made from; empty if it is from none."""
 
     @property
     def content_sha256(self) -> str:

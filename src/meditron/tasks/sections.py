@@ -7,7 +7,7 @@ abstract, so that questions are independent; every class equally often, so that 
 """
 
 import re
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from functools import partial
 from hashlib import sha256
 from heapq import nsmallest
@@ -16,7 +16,7 @@ from typing import Literal
 
 from meditron.ground.errors import UsageError
 from meditron.store.corpus import Part, Text, texts
-from meditron.store.identity import normalize
+from meditron.store.identity import content_sha256, normalize
 from meditron.tasks.balance import balanced
 from meditron.tasks.layout import LAYOUTS, SECTIONS
 from meditron.tasks.question import Question, place
@@ -71,9 +71,13 @@ def _questions(corpus: Path, split: Split) -> Questions:
 def _rows(corpus: Path, split: Split, left_out: Set[str] = frozenset()) -> tuple[Question, ...]:
     structured = (text for text in texts(corpus, _SPLITS[split]) if any(_asked(part) for part in text.parts))
     first = nsmallest(_MOST, structured, key=lambda text: place(text.id))
-    found = {text.id: of for text in first if (of := _choices(text, left_out))}
-    chosen = balanced((identity, frozenset(of)) for identity, of in found.items())
-    return tuple(Question(identity, found[identity][gold], SECTIONS, gold) for identity, gold in chosen)
+    found = {text.id: (text, of) for text in first if (of := _choices(text, left_out))}
+    chosen = balanced((identity, frozenset(of)) for identity, (_, of) in found.items())
+    return tuple(_question(*found[identity], gold) for identity, gold in chosen)
+
+
+def _question(text: Text, of: Mapping[int, str], gold: int) -> Question:
+    return Question(text.id, of[gold], SECTIONS, gold, document=content_sha256(text.text))
 
 
 def _asked(part: Part) -> bool:

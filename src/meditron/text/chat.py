@@ -6,7 +6,7 @@ variables and helpers that HF's do (transformers' `apply_chat_template`), and gi
 
 import json
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from types import MappingProxyType
@@ -18,7 +18,14 @@ from meditron.ground.errors import InputError
 from meditron.text.budget import Budget, refuse_longer
 from meditron.text.sandbox import Environment
 
-__all__ = ["Message", "render"]
+__all__ = ["FIXED_DATE", "Message", "render"]
+
+FIXED_DATE = datetime(2024, 7, 26)
+"""The date in training rows and evaluation prompts, for templates that write the current one.
+
+Rows would differ from day to day, and a model would be asked otherwise than it was trained. It is the default
+of Llama 3.2's template.
+"""
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant), `content`, and whatever else a template knows."""
@@ -48,11 +55,13 @@ def render(
     bos: str | None,
     eos: str | None,
     special_tokens: Mapping[str, str] = MappingProxyType({}),
+    now: datetime | None = None,
 ) -> str:
     """The text of `messages`; with `add_generation_prompt` it ends where the assistant's turn begins.
 
     `bos` and `eos` are the tokens as text, undefined where there is none; `special_tokens` are more of them
-    by the name of their variable (`pad_token`). Raises InputError, with the line, for a
+    by the name of their variable (`pad_token`); `now` is the time for `strftime_now`, the current one when
+    absent. Raises InputError, with the line, for a
     template that is damaged, refuses the messages, reaches out of its sandbox, or does not end.
     """
     budget = Budget()
@@ -61,6 +70,7 @@ def render(
         "add_generation_prompt": add_generation_prompt,
         "tools": None,
         "documents": None,
+        "strftime_now": _clock(now),
         **{name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token is not None},
         **special_tokens,
         Budget.KEY: budget,
@@ -117,9 +127,11 @@ def _to_json(
     return "".join(pieces)
 
 
-def strftime_now(form: str) -> str:
-    """The time where the template is rendered; `budget` knows this function by its name."""
-    return datetime.now().strftime(form)
+def _clock(now: datetime | None) -> Callable[[str], str]:
+    def strftime_now(form: str) -> str:  # `budget` knows this function by its name
+        return (now or datetime.now()).strftime(form)
+
+    return strftime_now
 
 
-_HELPERS = {"raise_exception": _raise, "strftime_now": strftime_now}
+_HELPERS = {"raise_exception": _raise}

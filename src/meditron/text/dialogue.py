@@ -17,6 +17,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from meditron.ground.errors import InputError, UsageError
+from meditron.text.chat import FIXED_DATE, Message
+from meditron.text.prompt import conversation_ids, rendered
 
 if TYPE_CHECKING:
     from meditron.text.tokenizer import Tokenizer
@@ -118,10 +120,10 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class QuestionIds:
-    """A multiple-choice question as tokens, in the form in which a model was finetuned."""
+    """A multiple-choice question as tokens, in the chat turns in which a model was finetuned."""
 
     prompt: tuple[int, ...]
-    """All tokens before the answer: under a chat template up to the opened turn of the assistant."""
+    """All tokens before the answer, up to the opened turn of the assistant."""
     answers: tuple[tuple[int, ...], ...]
     """The tokens that each option adds to the prompt, without the token that ends a turn."""
 
@@ -221,26 +223,25 @@ def answered(prompt: str, option: str, template: str) -> tuple[Turn, Turn]:
     return Turn("user", prompt), Turn(_ASSISTANT, option.strip())
 
 
-def question_ids(tokenizer: "Tokenizer", prompt: str, options: Sequence[str], template: str) -> QuestionIds:
-    """Return a question's tokens as a finetune on `template` trained them.
+def question_ids(tokenizer: "Tokenizer", messages: Sequence[Message], options: Sequence[str]) -> QuestionIds:
+    """Return a question's tokens as a finetune in the tokenizer's chat template trained them.
 
-    `prompt` and `options` are those of a task's layout (`Rendered.prompt`, `.continuations`). The prompt's
-    tokens followed by an option's are the training row of that answer, without what ends the turn. Prompt and
-    option are tokenized together; a token that joins both belongs to the option, of every option.
+    Each option is rendered as the assistant's next message, as in a training row: a template may write a
+    blank or more before an answer. A token that joins prompt and option belongs to the option, of every
+    option. Unlike in training, a message may hold a control token's name, which is text.
 
     Raises:
-        ValueError, UsageError, InputError: as `label` does.
+        UsageError, InputError: as `conversation_ids`; InputError also if the template does not end answers.
     """
+    prompt = conversation_ids(tokenizer, messages, now=FIXED_DATE)
     rows = []
     for option in options:
-        labelled = label(tokenizer, answered(prompt, option, template), template)
-        begin = labelled.learned.index(True)
-        end = begin + sum(labelled.learned)
-        if template != "plain":
-            end -= 1  # the token that ends the turn
-        rows.append((begin, labelled.ids[:end]))
+        answered_by = [*messages, {"role": _ASSISTANT, "content": option}]
+        ids = conversation_ids(tokenizer, answered_by, add_generation_prompt=False, now=FIXED_DATE)
+        begin = _common(prompt, ids)
+        rows.append((begin, ids[: _stop(tokenizer, ids, begin, len(ids)) - 1]))
     shared = min(begin for begin, _ in rows)
-    return QuestionIds(rows[0][1][:shared], tuple(ids[shared:] for _, ids in rows))
+    return QuestionIds(tuple(prompt[:shared]), tuple(tuple(ids[shared:]) for _, ids in rows))
 
 
 def speaking(tokenizer: "Tokenizer", template: str) -> "Tokenizer":
@@ -320,10 +321,14 @@ def _source(tokenizer: "Tokenizer", template: str) -> str:
 def _text(
     tokenizer: "Tokenizer", source: str, conversation: Sequence[Turn], *, add_generation_prompt: bool
 ) -> str:
-    from meditron.text.prompt import rendered
-
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation]
-    return rendered(tokenizer, messages, template=source, add_generation_prompt=add_generation_prompt)
+    return rendered(
+        tokenizer,
+        messages,
+        template=source,
+        add_generation_prompt=add_generation_prompt,
+        now=FIXED_DATE,
+    )
 
 
 def _labelled(tokenizer: "Tokenizer", pieces: Sequence[_Piece], *, bos: bool | None) -> Labelled:

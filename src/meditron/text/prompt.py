@@ -7,6 +7,7 @@ template's control tokens given by id, so a message has the tokens that its text
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from meditron.ground.errors import UsageError
@@ -27,6 +28,7 @@ def rendered(
     *,
     template: str | None = None,
     add_generation_prompt: bool = True,
+    now: datetime | None = None,
 ) -> str:
     """Render messages with `template`, or with the tokenizer's own; errors as of `conversation_ids`."""
     source = tokenizer.chat_template if template is None else template
@@ -39,6 +41,7 @@ def rendered(
         bos=None,
         eos=None,
         special_tokens=tokenizer.special_tokens,
+        now=now,
     )
 
 
@@ -48,6 +51,7 @@ def conversation_ids(
     *,
     template: str | None = None,
     add_generation_prompt: bool = True,
+    now: datetime | None = None,
 ) -> list[int]:
     """Render messages and tokenize the text; only the template's control tokens become control tokens.
 
@@ -62,7 +66,9 @@ def conversation_ids(
         marked = [_mark(message, names) for message in plain]
     except RecursionError as error:
         raise UsageError("a message is nested too deeply") from error
-    text = rendered(tokenizer, marked, template=template, add_generation_prompt=add_generation_prompt)
+    text = rendered(
+        tokenizer, marked, template=template, add_generation_prompt=add_generation_prompt, now=now
+    )
     if _SURROGATE.search(text):
         raise UsageError("the conversation is not UTF-8")
     if marked == plain:

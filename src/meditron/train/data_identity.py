@@ -2,19 +2,15 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from meditron.store.ancestry import Ancestry, of_base, read_ancestry
+from meditron.store.ancestry import MAX_TEXTS, Ancestry, of_base, read_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.identity import content_sha256, short
 from meditron.store.models import resolve
-from meditron.tasks.sentences import sentences
+from meditron.tasks.overlap import passages
 
-__all__ = ["base_ancestry", "hex_digest", "passages", "text_hashes"]
-
-_MIN_WORDS = 4
-"""Words of a line or sentence that can identify a question; shorter ones ("Which is true?") are in many."""
-_LABEL = re.compile(r"^\s*\w+\s*[:.)]\s*")
+__all__ = ["base_ancestry", "hex_digest", "text_hashes"]
 
 
 def base_ancestry(base: Artifact) -> Ancestry:
@@ -38,20 +34,11 @@ def hex_digest(artifact: Artifact) -> str:
     return digest if re.fullmatch("[0-9a-f]{64}", digest) else hashlib.sha256(digest.encode()).hexdigest()
 
 
-def text_hashes(messages: Iterable[str]) -> tuple[str, ...]:
-    """Return the sorted short content hashes of messages and of each of their `passages`."""
-    return tuple(sorted({short(content_sha256(text)) for message in messages for text in passages(message)}))
-
-
-def passages(message: str) -> Iterator[str]:
-    """Yield the stretches of a message that may be a question by themselves.
-
-    These are the whole message, and each line and each sentence of at least four words, with and without a
-    label before it (`Question: …`, `1. …`).
-    """
-    yield message
-    for line in message.splitlines():
-        for text in {line, *sentences(line)}:
-            for stretch in {text, _LABEL.sub("", text)}:
-                if len(stretch.split()) >= _MIN_WORDS:
-                    yield stretch
+def text_hashes(messages: Iterable[str]) -> tuple[str, ...] | None:
+    """Return the sorted short content hashes of messages' passages; None if there are too many to list."""
+    found: set[str] = set()
+    for message in messages:
+        found |= {short(content_sha256(text)) for text in passages(message)}
+        if len(found) > MAX_TEXTS:
+            return None
+    return tuple(sorted(found))

@@ -14,6 +14,7 @@ from meditron.store.ancestry import Training
 from meditron.store.artifact import Artifact
 from meditron.store.identity import short
 from meditron.store.models import resolve
+from meditron.tasks.overlap import training_hashes
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
 from meditron.text.dialogue import speaking, spoken
@@ -125,7 +126,9 @@ def _training(
 ) -> Training:
     """Return the ancestry entry: the content of every row that is trained on; held-out rows are not in it."""
     source = next(inputs[key] for key in ("rows", "task", "corpus") if key in inputs)
-    questions = {short(example.content) for example in trained} if task else ()
+    questions = {short(example.content) for example in trained} if task else set[str]()
+    ids = {example.id for example in trained}
+    read = [question for question in task.rows("train") if question.id in ids] if task else []
     asked = () if task else (turn.content for e in trained for turn in e.turns if turn.role == "user")
     return Training(
         stage=stage,
@@ -136,6 +139,7 @@ def _training(
         layout=task.layout.name if task else None,
         task=task.name if task else None,
         questions=tuple(sorted(questions)),
+        variants=tuple(sorted(set[str]().union(*map(training_hashes, read)) - questions)),
         texts=text_hashes(asked),
     )
 
