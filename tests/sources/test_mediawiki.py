@@ -190,6 +190,11 @@ def test_a_wikis_own_names() -> None:
         ("10<sup>9 cells and H<sub>2 O", "10^9 cells and H_2 O"),
         ("{{unité|5|m|2}} {{unité|2|e=6|mg}} {{unité|10|à|20|mg|L|-1}}", "5 m² 2×10⁶ mg 10 à 20 mg·L⁻¹"),
         ("10{{exp|9}} CO{{ind|2}} {{nombre|12|mg}} {{unité|10|20|mg}}", "10⁹ CO₂ 12 mg 10–20 mg"),
+        (
+            "used in {{w|weapon|weapons}}, {{w|power}}; {{date de naissance-|17|mai|1973}}",
+            "used in weapons, power; 17 mai 1973",
+        ),
+        ("{{formatnum:-10}} {{val|879.6|0.8|u=[[second|s]]}}", "-10 879.6±0.8 s"),
         ("{{Bruch|1|2}} {{дробь|3|4}} {{fchim|H|2|O}}", "1/2 3/4 H₂O"),
         ("[[Foo|]] and [[صورة:a.jpg|x]][[Vaizdas:b.svg|y]][[分類:c]][[Catégorie:d]]", "Foo and"),
         ("__KEIN_INHALTSVERZEICHNIS__ a __БЕЗ_ОГЛ__ b __無目錄__ __FILE__", "a b __FILE__"),

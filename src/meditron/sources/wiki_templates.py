@@ -65,6 +65,7 @@ _SHOWN = {
     |citation bloc|citazione|quoteblock|cytat|citaat
     """: ("1", "text", "quote", "content", "texto", "texte", "testo"),
     "lang": ("2", "text", "texte"),
+    "w": ("2", "1"),
     "le|link-en|link-fr|link-de": ("1",),
     "transl|transliteration|font color": ("3", "2", "text"),
     "color|verse translation": ("2", "1"),
@@ -326,7 +327,10 @@ _HANDLERS: dict[str, Callable[[Arguments], str]] = {
     **dict.fromkeys(("exp", "exposant", "e-", "степень"), _script(SUP)),
     **dict.fromkeys(("ind", "indice"), _script(SUB)),
     "sup sub": lambda a: f"{SUP}{a['1']}{END}{SUB}{a['2']}{END}",
-    "date": _joined(" ", "1", "2", "3"),
+    **dict.fromkeys(
+        ("date", "date-", "date de naissance", "date de naissance-", "date de décès", "date de décès-"),
+        _joined(" ", "1", "2", "3"),
+    ),
     "gaps": lambda a: "".join(a.positional()),
     **dict.fromkeys(
         ("nuclide", "simple nuclide", "nuclide2"), lambda a: f"{SUP}{a['2']}{END}{a['1'].capitalize()}"
