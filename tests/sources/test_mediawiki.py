@@ -181,6 +181,35 @@ def test_a_wikis_own_names() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("{{val|5|-|7|u=mg}} {{val|5|to|7}} {{±|2}} {{convert|2|sqkm}}", "5–7 mg 5 to 7 ±2 2 km²"),
+        ("{{ce|H2O}} {{gaps|1|234}} {{nuclide|I|131}} {{sup sub|+|2}}", "H₂O 1234 ¹³¹I ⁺₂"),
+        ("{{lang|fr|texte=mot}} {{quote box|quote=So.}} {{tq|x}}", "mot So. x"),
+        ("10<sup>9 cells and H<sub>2 O", "10^9 cells and H_2 O"),
+        ("{{unité|5|m|2}} {{unité|2|e=6|mg}} {{unité|10|à|20|mg|L|-1}}", "5 m² 2×10⁶ mg 10 à 20 mg·L⁻¹"),
+        ("10{{exp|9}} CO{{ind|2}} {{nombre|12|mg}} {{unité|10|20|mg}}", "10⁹ CO₂ 12 mg 10–20 mg"),
+        (
+            "used in {{w|weapon|weapons}}, {{w|power}}; {{date de naissance-|17|mai|1973}}",
+            "used in weapons, power; 17 mai 1973",
+        ),
+        ("{{formatnum:-10}} {{val|879.6|0.8|u=[[second|s]]}}", "-10 879.6±0.8 s"),
+        ("{{Bruch|1|2}} {{дробь|3|4}} {{fchim|H|2|O}}", "1/2 3/4 H₂O"),
+        ("[[Foo|]] and [[صورة:a.jpg|x]][[Vaizdas:b.svg|y]][[分類:c]][[Catégorie:d]]", "Foo and"),
+        ("__KEIN_INHALTSVERZEICHNIS__ a __БЕЗ_ОГЛ__ b __無目錄__ __FILE__", "a b __FILE__"),
+    ],
+)
+def test_templates_and_names_of_other_wikis(wikitext: str, text: str) -> None:
+    assert plain(wikitext) == text
+
+
+def test_wikis_of_several_scripts_show_one() -> None:
+    wikitext = "-{H|zh-cn:x;zh-tw:y}-甲-{zh-hans:乙;zh-hant:丙}--{T|丁}--{戊}-"
+    assert [section.text for section in sections(wikitext, Site({}, "zh"))] == ["甲乙戊"]
+    assert plain("Fe-{x}-y") == "Fe-{x}-y"
+
+
 SITE = """<siteinfo><namespaces><namespace key="0" /><namespace key="1">Diskussion</namespace>
 <namespace key="6">Datei</namespace><namespace key="14">Kategorie</namespace></namespaces></siteinfo>"""
 BARE = "<page><title>{}</title><id>{}</id><revision><text>{}</text></revision></page>"

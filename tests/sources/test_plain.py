@@ -24,6 +24,12 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "bzip2": bz2.compress,
     "bzip2 in several streams": lambda data: bz2.compress(data[:9]) + bz2.compress(data[9:]),
+    "gzip in members, padded between": lambda data: (
+        gzip.compress(data[:9]) + bytes(200_000) + gzip.compress(data[9:]) + bytes(512)
+    ),
+    "zstd after a skippable frame": lambda data: (
+        b"\x50\x2a\x4d\x18\4\0\0\0size" + zstandard.ZstdCompressor().compress(data)
+    ),
     "xz": lzma.compress,
     "utf-16": lambda data: data.decode().encode("utf-16"),
     "utf-16 big-endian, gzip": lambda data: gzip.compress(b"\xfe\xff" + data.decode().encode("utf-16-be")),
@@ -282,3 +288,17 @@ def test_a_first_line_nested_too_deeply_is_an_input_error(tmp_path: Path) -> Non
     path.write_text('{"a": ' + "[" * 3_000 + "\nx")
     with pytest.raises(InputError, match="not JSON: maximum recursion depth"):
         list(open_source(path))
+
+
+def test_a_column_that_would_hide_another_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,id,Text\none,1,two\n")
+    with pytest.raises(InputError, match="two columns are called 'text'"):
+        list(open_source(tmp_path / "rows.csv"))
+
+
+@pytest.mark.parametrize(
+    "text", ["ORC is an organ of the rat.", "GGUF files hold weights.", "PAR1 is a gene."]
+)
+def test_prose_may_begin_as_a_binary_format_does(tmp_path: Path, text: str) -> None:
+    (tmp_path / "note.txt").write_text(text)
+    assert [document.sections[0].text for document in open_source(tmp_path / "note.txt")] == [text]

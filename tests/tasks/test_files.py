@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -313,3 +314,11 @@ def test_texts_are_kept_as_they_are(tmp_path: Path) -> None:
     (question,) = open_task(lines(tmp_path / "a.jsonl", row)).rows("test")
     assert (question.text, question.options, question.context) == ("Why?  \n", (" a ", "b\t"), " c")
     assert [row.fields["question"] for row in read_rows(tmp_path / "a.jsonl")] == ["Why?  \n"]
+
+
+def test_a_file_name_that_is_no_text_gives_a_name_that_is(tmp_path: Path) -> None:
+    row = {"question": "q", "options": ["x", "y"], "gold": 1}
+    path = tmp_path / os.fsdecode(b"a\xff\n\x1b[31m.jsonl")
+    path.write_text(json.dumps(row))
+    task = open_task(str(path))
+    assert (task.name, task.data.encode()) == ("a\\xff??[31m", b"a\\xff\n\x1b[31m.jsonl")

@@ -102,7 +102,13 @@ def test_llama2_begins_and_ends_as_sentencepiece_says(llama2: Tokenizer):
 
 @pytest.mark.parametrize("name", ["smollm2", pytest.param("llama2", marks=pytest.mark.shared)])
 @settings(deadline=None, max_examples=100)
-@given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"], max_codepoint=0x1FFFF), max_size=40))
+@given(
+    text=st.text(
+        # SentencePiece reads ▁ as a blank, so it does not come back.
+        st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="▁", max_codepoint=0x1FFFF),
+        max_size=40,
+    )
+)
 def test_a_stream_never_breaks_a_character(name: str, request: pytest.FixtureRequest, text: str):
     tokenizer = request.getfixturevalue(name)
     prompt, whole = tokenizer.encode("So:"), tokenizer.encode("So: " + text)

@@ -75,7 +75,9 @@ def refusal(start: bytes) -> tuple[str, str | None] | None:
     if start[257:262] == b"ustar":
         return "a tar archive", _ARCHIVE
     for signature, name, hint in _SIGNATURES:
-        if start.startswith(signature):
+        # GGUF, ORC and PAR1 also begin sentences.
+        word = signature.isalnum() and start[len(signature) :][:1] == b" "
+        if start.startswith(signature) and not word:
             return name, hint
     for pattern, name, hint in _PATTERNS:
         if re.match(pattern, start, re.DOTALL):

@@ -135,6 +135,8 @@ def read_csv(path: Path, skipped: Counter[str] | None = None, name: str | None =
     if "text" not in names:
         problem = f'no column "text"; its columns: {", ".join(names)[:200]}'
         raise InputError(path, problem, place="line 1", hint="rename the column that holds the text")
+    if repeated := [key for key, count in Counter(filter(None, names)).items() if count > 1]:
+        raise InputError(path, f"two columns are called '{repeated[0]}'", place="line 1")
     csv.field_size_limit(LONGEST_DOCUMENT)
     name = name or as_text(Path(path.name))
     rows = csv.reader(decoded, delimiter=delimiter, strict=True)

@@ -140,7 +140,8 @@ def _unpacked(file: IO[bytes]) -> Iterator[bytes]:
         return _gunzipped(file)
     if magic.startswith(b"BZh"):
         return _stream(file, bz2.BZ2Decompressor)
-    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+    skippable = magic[1:4] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50  # pzstd's files begin with one
+    if magic.startswith(b"\x28\xb5\x2f\xfd") or skippable:
         return _stream(file, _Zstd, _RAW_ZSTD)
     if magic == b"\xfd7zXZ\0":
         return _stream(file, partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, _XZ_MEMORY))
@@ -159,8 +160,9 @@ def _stream(file: IO[bytes], new: Callable[[], _Unpacker], raw: int = _RAW) -> I
                 yield piece
             data = b""
         data = unpacker.unused_data or file.read(raw)
-        if not data.strip(b"\0"):  # padding to whole blocks, as tapes leave it
-            data = b""
+        # Padding to whole blocks, as tapes leave it; members may follow.
+        while data and not (data := data.lstrip(b"\0")):
+            data = file.read(raw)
 
 
 def _gunzipped(file: IO[bytes]) -> Iterator[bytes]:

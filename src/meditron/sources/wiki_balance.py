@@ -34,6 +34,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 _AS_TEXT = {"{{": "&#123;&#123;", "[[": "&#91;&#91;", "[": "&#91;", "{|": "&#123;|"}
+_DROPPED = {**_AS_TEXT, "sup": "^", "sub": "_"}  # 10<sup>9 without an end is not 109
 _OPENS = {"}}": "{{", "]]": "[[", "]": "["}
 
 
@@ -168,4 +169,4 @@ class _Pass:
         while len(self.open) > depth:
             what, piece = self.open.pop()
             self.opened[what] -= 1
-            self.pieces[piece] = _AS_TEXT.get(what, "")
+            self.pieces[piece] = _DROPPED.get(what, "")

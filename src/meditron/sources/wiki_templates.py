@@ -46,7 +46,7 @@ _CHARACTERS = {
     **dict.fromkeys(("mdash", "em dash", "emdash"), "—"),
     **dict.fromkeys(("middot", "·", "dot", "bullet", "•", "bull"), " · "),
     **dict.fromkeys(("br", "clear", "-", "break", "crlf", "crlf2", "pb", "paragraph break"), "\n"),
-    **dict.fromkeys(("plusmn", "±", "pm", "+-"), "±"),
+    "mm hg": "mmHg",
     **dict.fromkeys(("shy", "wbr", "zwj", "zwnj", "zwsp"), ""),
     **{"!": "|", "=": "=", "(": "{", ")": "}", "'": "'", '"': '"', "pipe": "|", "minus": "−", "times": "×"},
     **{"pi": "π", "tau": "τ", "infin": "∞", "deg": "°", "prime": "′", "ell": "ℓ", "hbar": "ħ"},
@@ -58,13 +58,15 @@ _SHOWN = {
     nowrap|nobr|nobreak|nwr|avoid wrap|small|smaller|big|larger|large|smallcaps|sc|smcaps|abbr|em|strong|bold
     |italic|no italics|noitalic|mono|code|samp|kbd|var|math|mvar|tmath|visible anchor|vanchor|not a typo|sic
     |proper name|as written|center|left|right|underline|overline|strike|tooltip|nts|formatnum|plainlist
-    |flatlist|term|defn|block indent|indent|poem|nihongo|linktext
+    |flatlist|term|defn|block indent|indent|poem|nihongo|text|tq|nowr|nobold|comment|abréviation|abrev
     """: ("1", "text"),
     """
-    quote|cquote|blockquote|bquote|quotation|poemquote|poem quote|rquote|zitat|cita|citation bloc|citazione
-    |quoteblock|cytat|citaat
+    quote|quote box|quotebox|cquote|blockquote|bquote|quotation|poemquote|poem quote|rquote|zitat|cita
+    |citation bloc|citazione|quoteblock|cytat|citaat
     """: ("1", "text", "quote", "content", "texto", "texte", "testo"),
-    "lang": ("2", "text"),
+    "lang": ("2", "text", "texte"),
+    "w": ("2", "1"),
+    "le|link-en|link-fr|link-de": ("1",),
     "transl|transliteration|font color": ("3", "2", "text"),
     "color|verse translation": ("2", "1"),
     "ill|interlanguage link|link-interwiki": ("lt", "1"),
@@ -90,6 +92,8 @@ _UNITS |= {
     "cuft": "cu ft",
     "impgal": "imp gal",
     "usgal": "US gal",
+    **{"sqkm": "km2", "sqm": "m2", "sqcm": "cm2", "sqmm": "mm2", "cukm": "km3", "cum": "m3", "cucm": "cm3"},
+    **{"sqin": "sq in", "sqyd": "sq yd", "cuin": "cu in", "cuyd": "cu yd", "cumm": "mm3"},
     "mmHg": "mmHg",
 }
 _MOST_VALUES = 20  # positional arguments of a measure
@@ -166,7 +170,9 @@ def _unit(unit: str) -> str:
 
 def _val(arguments: Arguments) -> str:
     """A number with its error, power of ten and unit, as {{val}} shows them."""
-    value, *errors = arguments.positional() or [""]
+    value, *errors = arguments.positional()[:_MOST_VALUES] or [""]
+    while len(errors) > 1 and errors[0] in _RANGES:
+        value, errors = f"{value}{_RANGES[errors[0]]}{errors[1]}", errors[2:]
     if len(errors) > 1:
         value += f" +{errors[0].lstrip('+')}/−{errors[1].lstrip('-−+')}"
     elif errors and errors[0]:
@@ -178,6 +184,40 @@ def _val(arguments: Arguments) -> str:
     unit = _unit(unit) + (f"/{_unit(per)}" if per else "")
     joint = "" if unit in {"%", "°", "'", '"'} else " "
     return arguments.first("p", "pre") + value + arguments.first("s", "suf") + (joint + unit if unit else "")
+
+
+_FRENCH_NUMBER = re.compile(r"[-+−±]?[\d., \xa0\u202f]*\d")
+_FRENCH_RANGES = {
+    "-": "–",
+    "–": "–",
+    "à": " à ",
+    "et": " et ",
+    "ou": " ou ",
+    "x": " × ",
+    "×": " × ",
+    "±": " ± ",
+}
+
+
+def _unite(arguments: Arguments) -> str:
+    """`{{unité|5|à|10|mg|L|-1}}` is 5 à 10 mg·L⁻¹: numbers, a power of ten, then units and their powers."""
+    values = arguments.positional()[:_MOST_VALUES]
+    said = values.pop(0) if values else ""
+    while len(values) > 1 and values[0] in _FRENCH_RANGES and _FRENCH_NUMBER.fullmatch(values[1]):
+        said += _FRENCH_RANGES[values.pop(0)] + values.pop(0)
+    if values and _FRENCH_NUMBER.fullmatch(values[0]):  # two numbers in a row are a range
+        said += f"–{values.pop(0)}"
+    if error := arguments["±"]:
+        said += f"±{error}"
+    if power := arguments["e"]:
+        said += f"×10{SUP}{power}{END}"
+    units = ""
+    for value in values:
+        if _is_number(value):
+            units += f"{SUP}{value}{END}" if value != "1" else ""
+        else:
+            units += ("·" if units and not value.startswith("/") else "") + value
+    return f"{said} {units}".strip()
 
 
 def _fraction(arguments: Arguments) -> str:
@@ -260,6 +300,7 @@ _HANDLERS: dict[str, Callable[[Arguments], str]] = {
     "height": _height,
     "as of": _as_of,
     "asof": _as_of,
+    **dict.fromkeys(("plusmn", "±", "pm", "+-"), lambda a: f"±{a['1']}"),
     "sup": _script(SUP),
     "superscript": _script(SUP),
     "sub": _script(SUB),
@@ -279,8 +320,19 @@ _HANDLERS: dict[str, Callable[[Arguments], str]] = {
     "circa": lambda a: f"c. {a['1']}" if a["1"] else "c.",
     "c.": lambda a: f"c. {a['1']}" if a["1"] else "c.",
     "ca.": lambda a: f"c. {a['1']}" if a["1"] else "c.",
-    "unité": _joined(" ", "1", "2"),
-    "unite": _joined(" ", "1", "2"),
-    "unit": _joined(" ", "1", "2"),
-    "nuclide": lambda a: f"{SUP}{a['2']}{END}{a['1'].capitalize()}",
+    **dict.fromkeys(("unité", "unite", "unit", "nombre", "nb", "unidad", "fmtn"), _unite),
+    **dict.fromkeys(("bruch", "fracción", "fração", "frazione", "дробь", "breuk", "ułamek"), _fraction),
+    **dict.fromkeys(("fchim", "formule chimique"), _chem),
+    **dict.fromkeys(("ce", "chemform"), _chem2),
+    **dict.fromkeys(("exp", "exposant", "e-", "степень"), _script(SUP)),
+    **dict.fromkeys(("ind", "indice"), _script(SUB)),
+    "sup sub": lambda a: f"{SUP}{a['1']}{END}{SUB}{a['2']}{END}",
+    **dict.fromkeys(
+        ("date", "date-", "date de naissance", "date de naissance-", "date de décès", "date de décès-"),
+        _joined(" ", "1", "2", "3"),
+    ),
+    "gaps": lambda a: "".join(a.positional()),
+    **dict.fromkeys(
+        ("nuclide", "simple nuclide", "nuclide2"), lambda a: f"{SUP}{a['2']}{END}{a['1'].capitalize()}"
+    ),
 }

@@ -25,35 +25,22 @@ NAMESPACES = {
     **{12: "Help", 13: "Help talk", 14: "Category", 15: "Category talk", 100: "Portal", 828: "Module"},
 }
 """Names that hold on every wiki beside its own."""
-# Older names for files, which siteinfo does not list and pages still use.
-_FILES = frozenset(
-    {
-        "image",
-        "bild",
-        "imagen",
-        "immagine",
-        "imagem",
-        "afbeelding",
-        "grafika",
-        "изображение",
-        "画像",
-        "图像",
-        "圖像",
-    }
-    | {
-        "檔案",
-        "文件",
-        "datei",
-        "fichier",
-        "archivo",
-        "ficheiro",
-        "bestand",
-        "plik",
-        "файл",
-        "ファイル",
-        "파일",
-        "fil",
-    }
+# Older names of files and categories, which siteinfo does not list and pages still use.
+_FILE_NAMES = """
+image bild imagen immagine imagem afbeelding grafika изображение 画像 图像 圖像 檔案 文件 datei fichier
+archivo ficheiro bestand plik файл ファイル 파일 fil 그림 картинка зображення слика slika صورة تصویر پرونده
+תמונה קובץ kép soubor obrázok kuva tiedosto bilde billede resim dosya hình imagine fișier imatge fitxer
+dosiero irudi gambar berkas εικόνα αρχείο ਤਸਵੀਰ चित्र चित्र ছবি
+"""
+_FILES = frozenset(_FILE_NAMES.split())
+_CATEGORY_NAMES = """
+kategorie catégorie categoría categoria categorie kategoria категория категорія category カテゴリ 分類 分类
+분류 تصنيف رده קטגוריה kategória kategori luokka kategorija категорија κατηγορία thể_loại श्रेणी
+"""
+_CATEGORIES = frozenset(name.replace("_", " ") for name in _CATEGORY_NAMES.split())
+# A file under a name that no list has: nothing else is called so.
+_MEDIA = re.compile(
+    r"[^:\[\]]+:.+\.(?:jpe?g|png|svg|gif|tiff?|webp|og[gv]|webm|djvu|xcf|mid|wav|flac|stl)", re.I
 )
 _HIDDEN = (-2, 6, 14)  # a link into these shows no text: media, files, categories
 
@@ -85,8 +72,23 @@ _SWITCH = re.compile(
     "|EXPECTUNUSEDTEMPLATE|EXPECTWITHOUTSCANS|EXPECTED_UNCONNECTED_PAGE|ARCHIVEDTALK|NOTALK)__",
     re.IGNORECASE,
 )
-# In other languages: two underscores around capitals, on a line of their own.
+_NAMED_SWITCHES = """
+KEIN_INHALTSVERZEICHNIS KEININHALTSVERZEICHNIS INHALTSVERZEICHNIS INHALTSVERZEICHNIS_ERZWINGEN
+ABSCHNITTE_NICHT_BEARBEITEN KEINE_INDEXIERUNG VERSTECKTE_KATEGORIE AUCUNSOMMAIRE AUCUNTDM FORCERSOMMAIRE
+FORCERTDM SOMMAIRE TDM AUCUNEGALERIE SANSINDEX SIN_TDC SINTDC NO_TDC NOTDC TDC FORZAR_TDC FORZARTDC
+NO_EDITAR_SECCION NOEDITARSECCION NO_GALERIA NOGALERIA NOINDICE INDICE FORZAINDICE FORCARTDC FORCARSUMARIO
+SEMTDC SEMSUMARIO SUMARIO SEMGALERIA GEEN_INHOUD GEENINHOUD INHOUD INHOUD_DWINGEN NIETBEWERKBARESECTIE
+BEZSPISU SPIS WYMUŚSPIS BEZEDYCJI BEZGALERII INGENINNEHÅLLSFÖRTECKNING INNEHÅLLSFÖRTECKNING
+"""
+# In other languages: two underscores around capitals, of which one is no letter of English (`__БЕЗ_ОГЛ__`),
+# or on a line of their own.
+_OTHER_SWITCH = re.compile(
+    rf"__(?:{'|'.join(_NAMED_SWITCHES.split())}|(?!_)(?=[A-Z\d_]*[^\W\x00-\x7f])[^\Wa-z\d]+(?<!_))__"
+)
 _OWN_SWITCH = re.compile(r"^[ \t]*(?:__(?!_)[^\Wa-z\d]+(?<!_)__[ \t]*)+$", re.MULTILINE)
+_CONVERTED = frozenset({"zh", "gan", "wuu", "sr", "sh", "kk", "ku", "uz", "tg", "crh", "iu", "shi", "tly"})
+_VARIANT = re.compile(r"-\{(?:([-A-Za-z;\s]{0,40})\|)?([^{}|]*)\}-")
+_VARIANT_NAME = re.compile(r"\s*[a-z]{2,3}(?:-[a-z]+)?\s*:\s*")
 _CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f]")
 _SPACE = re.compile(r"[ \t]+")
 _BLANK_LINES = re.compile(r" ?\n ?(?:\n ?)+")
@@ -114,6 +116,11 @@ class Site:
     namespaces: Mapping[int, str]
     language: str | None = None
 
+    @property
+    def has_variants(self) -> bool:
+        """Whether the wiki's pages are shown in several scripts, by `-{zh-hans:…; zh-hant:…}-`."""
+        return (self.language or "").partition("-")[0] in _CONVERTED
+
     def namespace(self, title: str) -> int:
         """Return the namespace of a page's title, by its prefix; 0 for an article."""
         prefix, colon, _ = title.partition(":")
@@ -122,7 +129,8 @@ class Site:
             return 0
         own = next((key for key, name in self.namespaces.items() if key and _folded(name) == prefix), 0)
         known = next((key for key, name in NAMESPACES.items() if _folded(name) == prefix), 0)
-        return own or known or (6 if prefix in _FILES else 0)
+        older = 6 if prefix in _FILES or _MEDIA.fullmatch(title.strip()) else 14 * (prefix in _CATEGORIES)
+        return own or known or older
 
     def link_text(self, title: str) -> str | None:
         """Return the text of a link without one of its own; None for a link that shows nothing."""
@@ -155,7 +163,10 @@ def sections(wikitext: str, site: Site | None = None) -> Iterator[Section]:
     label: str | None = None
     begun: list[str] = []
     # Quotes that do not pair, or pair across other markup, would make plain text of all that they span.
-    nodes = parser.parse(balance(_CONTROL.sub("", wikitext)), skip_style_tags=True).nodes
+    wikitext = _CONTROL.sub("", wikitext)
+    if plain.site.has_variants:
+        wikitext = _VARIANT.sub(_first_variant, wikitext)
+    nodes = parser.parse(balance(wikitext), skip_style_tags=True).nodes
     for node in [*nodes, None]:
         if node is not None and not isinstance(node, parser.nodes.Heading):
             begun.append(plain.node(node))
@@ -164,6 +175,14 @@ def sections(wikitext: str, site: Site | None = None) -> Iterator[Section]:
             yield Section(text, label)
         begun = []
         label = _tidy(plain.text(node.title)) or None if node is not None else None
+
+
+def _first_variant(match: re.Match[str]) -> str:
+    """Return the text of `-{…}-` in the first variant that it has; nothing for a rule that shows none."""
+    if {"H", "T", "-"} & {flag.strip() for flag in (match[1] or "").split(";")}:
+        return ""
+    name = _VARIANT_NAME.match(match[2])
+    return match[2] if name is None else match[2][name.end() :].partition(";")[0].strip()
 
 
 class _Plain:
@@ -185,7 +204,7 @@ class _Plain:
                 shown = self.site.link_text(str(node.title))
                 if shown is None:
                     return ""
-                shown = shown if node.text is None else self.text(node.text)
+                shown = self.text(node.text) if str(node.text or "").strip() else shown
                 return shown if "<" not in shown and "{{" not in shown else self.text(node.title)
             case "ExternalLink":
                 return self.text(node.title) if node.brackets else str(node.url)
@@ -220,7 +239,7 @@ def _tidy(text: str) -> str:
     text = resolve_scripts(re.sub(rf"(?<=\d){FRACTION}", " ", text).replace(FRACTION, ""))
     if _GONE in text:
         text = _CLOSING.sub(")", _OPENING.sub("(", _NOTHING.sub("", text))).replace(_GONE, "")
-    text = _OWN_SWITCH.sub("", text)
+    text = _OWN_SWITCH.sub("", _OTHER_SWITCH.sub("", text))
     lines = (_SPACE.sub(" ", line).strip() for line in text.replace("\xa0", " ").split("\n"))
     kept = "\n".join("" if line.strip("-*• ") == "" else line for line in lines)
     return _BLANK_LINES.sub("\n\n", kept).strip()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from meditron.ground.console import warn
 from meditron.ground.errors import InputError
+from meditron.sources.streams import as_text
 from meditron.store.files import read_json
 from meditron.tasks.choices import Convention, Malformed
 from meditron.tasks.layout import LAYOUTS
@@ -18,6 +19,7 @@ from meditron.tasks.task import Questions, Split, Task
 
 __all__ = ["file_task"]
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ENDINGS = {".jsonl", ".json", ".csv", ".gz", ".bz2", ".zst"}
 
 
@@ -48,7 +50,7 @@ def file_task(path: Path) -> Task:
         shape.origin,
         LAYOUTS[shape.layout],
         splits.__getitem__,
-        data=path.name,
+        data=as_text(Path(path.name)),
         split=split,
     )
 
@@ -56,7 +58,7 @@ def file_task(path: Path) -> Task:
 def _stem(path: Path) -> str:
     while path.suffix in _ENDINGS:
         path = path.with_suffix("")
-    return path.name
+    return _CONTROL.sub("?", as_text(Path(path.name)))
 
 
 def _shape(path: Path, rows: list[Row]) -> Shape:
