@@ -44,3 +44,12 @@ def test_what_is_there_stays_and_a_wrong_type_is_told(meditron: Command, model: 
     assert wrong.code == 2
     assert "Q4_K_M" in wrong.err
     assert meditron("quantize", model, "--threads", "0", "--out", tmp_path).code == 2
+
+
+def test_a_type_that_convert_leaves_to_quantize_is_told_so(
+    meditron: Command, model: Path, tmp_path: Path
+) -> None:
+    said = meditron("convert", model, tmp_path / "x.gguf", "--type", "q4_k_m")
+    assert said.code == 2
+    assert "Q4_K_M is not among the types written here: F16, F32" in said.err
+    assert "meditron quantize MODEL --type Q4_K_M" in said.err
