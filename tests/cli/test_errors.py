@@ -12,7 +12,7 @@ import pytest
 from command import Command
 from counting import Bench
 from meditron.cli.errors import explain, guarded
-from meditron.ground.errors import InputError, MissingExtra
+from meditron.ground.errors import InputError, MissingExtra, RecipeError
 
 
 def raising(error: BaseException) -> int:
@@ -32,6 +32,14 @@ def test_a_message_of_several_lines_is_told_in_one(capsys: pytest.CaptureFixture
 def test_escape_sequences_of_a_file_are_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
     guarded(lambda: raising(InputError("x", "no such tensor", place="\x1b]0;title\x07", hint="\x9b2J")))
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", capsys.readouterr().err)
+
+
+def test_each_mistake_of_a_recipe_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    errors = [RecipeError("x:1: one", hint="a"), RecipeError("x:2: two"), RecipeError("x:3: three")]
+    assert guarded(lambda: raising(RecipeError.of_all(errors))) == 2
+    assert capsys.readouterr().err == (
+        "meditron: error: x:1: one\nhint: a\nmeditron: error: x:2: two\nmeditron: error: x:3: three\n"
+    )
 
 
 @pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("datatrove.pipeline", "corpus")])

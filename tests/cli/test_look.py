@@ -17,6 +17,7 @@ from command import Command
 from counting import Bench
 from meditron.cli.look import look
 from meditron.ground.errors import InputError, SourceError, UsageError
+from meditron.store.ancestry import GGUF_KEY, Training, of_base
 from meditron.store.gguf import write_gguf
 from meditron.store.indexed import IndexedWriter
 from meditron.store.jsonl import JsonlWriter
@@ -177,6 +178,19 @@ def test_a_gguf_shows_metadata_and_tensors(meditron: Command, tmp_path: Path) ->
     assert "40 values" in said
     assert "\x1b" not in said
     assert "4×8" in said
+
+
+def test_a_ggufs_ancestry_is_a_sentence_not_its_hashes(meditron: Command, tmp_path: Path) -> None:
+    hashes = tuple(f"{number:016x}" for number in range(5000))
+    trained = Training(
+        stage="pretrain", kind="pretrain", data="corpus", data_digest="0" * 64, documents=hashes
+    )
+    record = of_base("init:tiny", "0" * 64, seeded=True).extended(trained)
+    metadata = {"general.architecture": "llama", GGUF_KEY: record.model_dump_json()}
+    write_gguf(tmp_path / "x.gguf", metadata, [("b", np.ones(3, np.float32))])
+    said = meditron("inspect", tmp_path / "x.gguf").out
+    assert "meditron.ancestry: Trained on corpus (pretrain)" in said
+    assert hashes[7] not in said
 
 
 @pytest.mark.parametrize(

@@ -68,4 +68,13 @@ def test_convert_takes_a_type_in_any_case_and_a_skipped_check(
     assert json.loads(said.out)["check"] == "passed"
     wrong = meditron("convert", model, tmp_path / "c.gguf", "--type", "q8_0")
     assert wrong.code == 2
-    assert "known types: F16, F32" in wrong.err
+    assert "F16, F32" in wrong.err
+
+
+def test_a_type_that_convert_leaves_to_quantize_is_told_so(
+    meditron: Command, model: Path, tmp_path: Path
+) -> None:
+    said = meditron("convert", model, tmp_path / "x.gguf", "--type", "q4_k_m")
+    assert said.code == 2
+    assert "Q4_K_M is not among the types written here: F16, F32" in said.err
+    assert "meditron quantize MODEL --type Q4_K_M" in said.err

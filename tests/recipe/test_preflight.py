@@ -86,6 +86,35 @@ def test_every_local_input_is_opened_and_every_bad_one_is_listed(place: Path) ->
     assert not (place / "runs").exists()
 
 
+def test_a_misspelt_file_is_told_as_a_file_not_as_a_stage(place: Path) -> None:
+    (place / "bad.toml").write_text(
+        BAD.replace("./questions.jsonl", "qustions.jsonl").replace("./rows.jsonl", "rosw.jsonl")
+    )
+    said = [each.error.message for each in run_recipe(load_recipe("bad.toml"), dry_run=True).problems]
+    (rows,) = [line for line in said if "rosw" in line]
+    (questions,) = [line for line in said if "qustions" in line]
+    assert rows.endswith("refers to 'rosw.jsonl': no such file: did you mean 'rows.jsonl'?")
+    assert "no such file, nor a task of that name: did you mean 'questions.jsonl'?" in questions
+
+
+def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    questions = [
+        {"id": n, "question": f"Which is {n}?", "options": ["a", "b"], "gold": n % 2} for n in range(40)
+    ]
+    text = "".join(json.dumps(each) + "\n" for each in questions)
+    (tmp_path / "questions.jsonl").write_text(text)
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n' * 10)
+    (tmp_path / "good.toml").write_text(
+        'base = "init:tiny"\n[corpus.sources.a]\nfrom = "a.jsonl"\n[[finetune]]\nname = "q"\nepochs = 2\n'
+        'task = "questions.jsonl"\nsequence_length = 64\nbatch_size = 4\nlearning_rate = 1e-3\non = "base"\n'
+        '[evaluate]\nmodels = ["base"]\ntasks = ["questions.jsonl"]\ndocuments = 2\nmax_tokens = 8\n'
+    )
+    found = run_recipe(load_recipe("good.toml"), dry_run=True).estimates
+    assert found["finetune.q"].tokens == 2 * round(len(text) / 4.5)
+    assert (found["evaluate"].tokens or 0) < len(text)
+
+
 def test_a_run_stops_before_its_first_stage_and_says_how_many_problems_there_are(place: Path) -> None:
     with pytest.raises(SourceError, match=r"gone\.jsonl: no such file"):
         run_recipe(load_recipe("bad.toml"))

@@ -78,6 +78,22 @@ def test_what_is_wrong_is_refused_in_one_line_with_file_and_line(
         assert word in caught.value.message
 
 
+def test_all_mistakes_of_a_recipe_are_listed_at_once(bench: Bench) -> None:
+    bench.path.write_text(
+        'sede = 1\n[words]\ntxet = "x"\nupper = "yes"\n[total]\nupepr = 1\n[[rank]]\nname = "a"\nkep = 1\n'
+        '[[rank]]\nname = "b"\nkeep = "x"\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(RecipeError) as caught:
+        bench.load()
+    error = caught.value
+    lines = [each.message.partition(": ")[0].rpartition(":")[2] for each in (error, *error.others)]
+    assert lines == ["1", "3", "4", "6", "9", "12"]
+    said = " ".join(each.message for each in error.others)
+    assert "did you mean 'text'" in said
+    assert "required" not in said  # words.text is there, misspelt
+
+
 def test_the_real_recipes_key_is_named(bench: Bench) -> None:
     with pytest.raises(RecipeError, match="did you mean 'learning_rate'"):
         load_recipe(ROOT / "recipes/quickstart.toml", ["pretrain.lerning_rate=1"])

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from cyclopts import CycloptsError
 
 from meditron.ground.console import clean
-from meditron.ground.errors import MeditronError, MissingExtra, StorageError, is_out_of_memory
+from meditron.ground.errors import MeditronError, MissingExtra, RecipeError, StorageError, is_out_of_memory
 from meditron.ground.redaction import redact
 
 __all__ = ["INTERRUPTED", "guarded", "open_closed_streams"]
@@ -76,6 +76,8 @@ def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
             traceback.print_exc()
         message, hint, code = explain(error)
         _tell(f"error: {message}", hint)
+        for other in error.others if isinstance(error, RecipeError) else ():
+            _tell(f"error: {_one_line(other.message)}", other.hint)
     return code or 0
 
 

@@ -15,12 +15,13 @@ from meditron.ground.console import clean
 from meditron.ground.errors import InputError, SourceError, UsageError
 from meditron.ground.units import duration, size
 from meditron.recipe.attempt import BEGUN
+from meditron.store.ancestry import GGUF_KEY, read_ancestry, statement
 from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
 from meditron.store.indexed import Indexed
 from meditron.store.jsonl import read_jsonl
 from meditron.store.manifest import FILE_NAME, Manifest, read_manifest
-from meditron.store.models import resolve
+from meditron.store.models import ModelFiles, resolve
 
 __all__ = ["View", "look", "print_view"]
 
@@ -221,6 +222,8 @@ def _gguf(path: Path, wanted: Wanted) -> View:
             for info in gguf.tensors.values()
         ]
         metadata = {key: _brief(value) for key, value in gguf.metadata.items()}
+    if GGUF_KEY in metadata:  # a hash of every document and question trained on: megabytes on one line
+        metadata[GGUF_KEY] = statement(read_ancestry(ModelFiles(str(path), "gguf", path)))
     facts = {"bytes": path.stat().st_size, "tensors": len(tensors), "metadata": metadata}
     return View("gguf", str(path), facts, wanted.of(tensors))
 

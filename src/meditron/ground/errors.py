@@ -16,7 +16,7 @@ MeditronError                exit 1: something failed
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,16 @@ class UsageError(MeditronError):
 
 class RecipeError(UsageError):
     """A recipe's key, type or value is not one that exists."""
+
+    others: "tuple[RecipeError, ...]" = ()
+    """Further mistakes of the same recipe, so that all are corrected in one pass."""
+
+    @classmethod
+    def of_all(cls, errors: "Sequence[RecipeError]") -> "RecipeError":
+        """Return the first of several errors, with all further ones as its `others`."""
+        flat = [one for error in errors for one in (error, *error.others)]
+        flat[0].others = tuple(flat[1:])
+        return flat[0]
 
 
 class SourceError(UsageError):

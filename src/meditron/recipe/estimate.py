@@ -25,6 +25,7 @@ from meditron.release.config import QuantizeConfig
 from meditron.store.files import read_json, walk
 from meditron.store.gguf import GGUF
 from meditron.store.models import resolve
+from meditron.tasks.registry import TASKS
 from meditron.train.config import FinetuneConfig, PretrainConfig, TrainingConfig
 
 __all__ = ["Estimate", "estimates", "model_config"]
@@ -155,11 +156,19 @@ def _finetune(recipe: Recipe, step: Step) -> Estimate:
     config = step.config
     assert isinstance(config, FinetuneConfig)  # noqa: S101
     rows = config.limit
-    if rows is None and config.rows is not None and (path := _readable(config.rows)):
-        return _training(
-            recipe, step, config, round(path.stat().st_size / _CHARACTERS_PER_TOKEN) * config.epochs
-        )
-    return _training(recipe, step, config, None if rows is None else rows * _ROW_TOKENS * config.epochs)
+    limited = None if rows is None else rows * _ROW_TOKENS
+    tokens = _at_most(limited, _file_tokens(config.rows or config.task or ""))
+    return _training(recipe, step, config, None if tokens is None else tokens * config.epochs)
+
+
+def _file_tokens(spec: str) -> int | None:
+    """Return about how many tokens a local file of rows or questions has; None if it is not a local file."""
+    path = None if spec in TASKS else _readable(spec)
+    return None if path is None or not path.is_file() else round(path.stat().st_size / _CHARACTERS_PER_TOKEN)
+
+
+def _at_most(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _readable(spec: str) -> Path | None:
@@ -207,7 +216,9 @@ def _evaluate(recipe: Recipe, step: Step) -> Estimate:
     assert isinstance(config, EvaluateConfig)  # noqa: S101
     sources = len(recipe.steps["corpus"].config.inputs()) if "corpus" in recipe.steps else 1
     each = sources * config.documents * min(config.max_tokens, 2 * _DOCUMENT_TOKENS)
-    each += len(config.tasks) * config.questions * _QUESTION_TOKENS * (1 + config.shots)
+    for task in config.tasks:
+        asked = _at_most(config.questions * _QUESTION_TOKENS, _file_tokens(task))
+        each += (asked or 0) * (1 + config.shots)
     tokens = each * len(config.models)
     tokens += 2 * len(config.fidelity) * sources * config.fidelity_documents * _DOCUMENT_TOKENS
     shape = model_config(recipe, step)

@@ -47,12 +47,25 @@ def resolve_reference(recipe: Recipe, step: Step, text: str) -> Reference:
     named = head.partition(".")[0] in recipe.kinds
     if not named and (":" in text or "/" in text or Path(text).exists()):
         return Reference(text, source=text)
+    keys = [key for key, reference in step.config.inputs().items() if reference == text]
+    kinds = {kind.name for key, kind in step.config.input_kinds().items() if key in keys}
+    if not named and kinds and "model" not in kinds:  # no stage can be meant
+        tasks = ", nor a task of that name" if "questions" in kinds else ""
+        raise RecipeError(
+            f"{recipe.path}: {step.name} refers to '{text}': no such file{tasks}{nearest(text, _files())}",
+            hint="paths are relative to the folder in which meditron runs",
+        )
     names = ["base", *recipe.steps]
     raise RecipeError(
         f"{recipe.path}: {step.name} refers to '{text}', which is neither a stage of this recipe nor a file"
         f"{nearest(head, names)}",
         hint=f"this recipe has {', '.join(names)}",
     )
+
+
+def _files() -> list[str]:
+    """Return the names in the working folder, of which a misspelt input may be one."""
+    return [path.name for path in Path().iterdir() if not path.name.startswith(".")]
 
 
 def _seeded(base: str, seed: int) -> str:

@@ -1,5 +1,6 @@
 """The typed recipe: what is asked for, read from TOML, with nothing in it that is not known."""
 
+import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,21 +72,30 @@ def load_recipe(
     """Read a recipe; `overrides` are `table.key=value`, laid over the file before anything is checked.
 
     UsageError where there is no file, RecipeError (the file, the line, the nearest known key) where a key, a
-    type or a value is wrong.
+    type or a value is wrong; its `others` are the mistakes beside the first.
     """
     path = Path(path)
     raw, source = read(path, overrides)
     known = {stage.kind: stage for stage in stages}
-    for key in raw:
-        if key not in known and key not in Head.model_fields:
-            raise _unknown_key(source, (key,), [*Head.model_fields, *known])
-    head = _validate(Head, {key: raw[key] for key in raw if key in Head.model_fields}, (), source)
-    steps = {
-        step.name: step
-        for stage in stages
-        if stage.kind in raw
-        for step in _steps(stage, raw[stage.kind], head.seed, source)
-    }
+    errors = [
+        _unknown_key(source, (key,), [*Head.model_fields, *known])
+        for key in raw
+        if key not in known and key not in Head.model_fields
+    ]
+    try:
+        head = _validate(Head, {key: raw[key] for key in raw if key in Head.model_fields}, (), source)
+    except RecipeError as error:
+        errors.append(error)
+        head = Head()
+    steps: dict[str, Step] = {}
+    for stage in stages:
+        if stage.kind in raw:
+            try:
+                steps |= {step.name: step for step in _steps(stage, raw[stage.kind], head.seed, source)}
+            except RecipeError as error:
+                errors.append(error)
+    if errors:
+        raise RecipeError.of_all(errors)
     if not steps:
         raise RecipeError(f"{path}: asks for no stage", hint=f"its tables may be {', '.join(known)}")
     configs = {name: step.config for name, step in steps.items()}
@@ -97,11 +107,18 @@ def load_recipe(
 
 def _steps(stage: Stage, raw: object, seed: int, source: Source) -> Iterator[Step]:
     """The steps of one kind: its table, or each table of its array."""
+    errors = []
     for place, name, table in _tables(stage, raw, source):
-        config = _validate(stage.config, table, place, source)
+        try:
+            config = _validate(stage.config, table, place, source)
+        except RecipeError as error:
+            errors.append(error)
+            continue
         if config.seed is None:
             config = config.model_copy(update={"seed": seed})
         yield Step(name, stage, config)
+    if errors:
+        raise RecipeError.of_all(errors)
 
 
 def _tables(stage: Stage, raw: object, source: Source) -> Iterator[tuple[Place, str, dict[str, Any]]]:
@@ -139,13 +156,23 @@ def _validate(model: type[_Model], table: dict[str, Any], place: Place, source: 
     try:
         return model.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
-        # An unknown key comes first: it may be the misspelt name of one that is missing.
         found = error.errors(include_url=False)
-        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
-    at = (*place, *first["loc"])
-    if first["type"] == "extra_forbidden":
-        raise _unknown_key(source, at, _keys(model, first["loc"][:-1]))
-    raise RecipeError(f"{source.where(at)}: {_dotted(at) or 'recipe'}: {_complaint(first)}")
+    # Unknown keys come first: one may be the misspelt name of one that is missing.
+    found.sort(key=lambda each: each["type"] != "extra_forbidden")
+    errors: dict[str, RecipeError] = {}  # one for each line: a union's members all complain of one value
+    guessed: set[Place] = set()
+    for each in found:
+        at = (*place, *each["loc"])
+        if each["type"] == "extra_forbidden":
+            known = _keys(model, each["loc"][:-1])
+            problem = _unknown_key(source, at, known)
+            guessed |= {(*at[:-1], key) for key in difflib.get_close_matches(str(at[-1]), known, n=1)}
+        elif each["type"] == "missing" and at in guessed:
+            continue
+        else:
+            problem = RecipeError(f"{source.where(at)}: {_dotted(at) or 'recipe'}: {_complaint(each)}")
+        errors.setdefault(_dotted(at) if each["type"] == "missing" else source.where(at), problem)
+    raise RecipeError.of_all(list(errors.values()))
 
 
 def _unknown_key(source: Source, place: Place, known: Sequence[str]) -> RecipeError:

@@ -30,6 +30,11 @@ GGUFType = Literal[
 def gguf_type(text: str, among: tuple[str, ...] = get_args(GGUFType)) -> GGUFType:
     """Return the type that a text names in upper or lower case; UsageError, with the nearest, for another."""
     name = text.strip().upper().replace("-", "_")
+    if name in get_args(GGUFType) and name not in among:
+        raise UsageError(
+            f"{name} is not among the types written here: {', '.join(among)}",
+            hint=f"meditron quantize MODEL --type {name} writes it",
+        )
     if name not in among:
         near = get_close_matches(name, among, n=3) or among
         raise UsageError(f"{text!r} is not a GGUF type", hint=f"known types: {', '.join(near)}")
