@@ -163,12 +163,16 @@ def test_a_model_measured_in_another_way_is_labelled(
 
 
 def test_of_several_settings_like_is_paired_with_like(tmp_path: Path) -> None:
-    """Rows of other settings stand beside each other in one file; the fuller of two equal settings counts."""
+    """Rows of other settings stand beside each other in one file; the fuller of two equal settings counts.
+
+    The setting that was paired is named wherever a file had others to choose from.
+    """
     chat = {"prompt_form": "chatml", "prompt_sha256": "f" * 64}
     a = asked(tmp_path / "a", answers("base", 1), answers("base", 1, n=5), answers("base", 1, rule="bytes"))
     b = asked(tmp_path / "b", answers("tuned", 2), answers("tuned", 3, **chat))
     (found,) = compare(a, b)
-    assert (found.what, found.unlike, found.n) == ("accuracy, q", (), 20)
+    paired = "accuracy, q (letters/1, raw, sum, 0 shots, float32)"
+    assert (found.what, found.unlike, found.n) == (paired, (), 20)
     both = asked(tmp_path / "c", answers("tuned", 2), answers("tuned", 3, rule="bytes"))
     assert {found.what for found in compare(a, both)} == {
         "accuracy, q (letters/1, raw, sum, 0 shots, float32)",

@@ -101,6 +101,15 @@ def test_models_that_answer_alike_say_nothing_of_what_would_be_seen(result: Eval
     assert told == "On 600 held-out documents of wiki, finetune and base are identical: no document differs."
 
 
+def test_the_words_of_a_difference_say_what_was_measured_differently(result: EvaluationResult) -> None:
+    found = comparison(0.1, -0.1, 0.2, task="q").model_copy(
+        update={"what": "accuracy, q [prompt form: raw / chatml]", "p": 0.5}
+    )
+    told = tables.sentence(found, result, {})
+    assert "of q, measured differently (prompt form: raw / chatml; base / finetune), no difference" in told
+    assert "differently" not in tables.sentence(found.model_copy(update={"what": "accuracy, q"}), result, {})
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 def test_fewer_than_six_documents_have_no_interval_and_no_verdict(result: EvaluationResult, n: int) -> None:
     few = {"n": n, "interval": None, "detectable": None, "p": 2 / 2**n}

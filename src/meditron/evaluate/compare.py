@@ -255,7 +255,7 @@ def _of_questions(a: Result, b: Result) -> Iterator[Comparison]:
                 of_a, of_b = (
                     {pair[side].item(): pair[side].correct for pair in paired.rows} for side in (0, 1)
                 )
-                several = _several(paired.rows[0][0], chosen) if len(chosen) > 1 else ""
+                several = _several(paired.rows[0][0], chosen) if len(pairings) > 1 else ""
                 named = f"{task}{several}"
                 yield accuracy_difference(named, a.name, of_a, b.name, of_b, unlike=paired.unlike, of=task)
 

@@ -265,6 +265,9 @@ def sentence(one: Comparison, result: EvaluationResult, domains: Mapping[str, st
         text = f"{one.source or one.what}{_about(domains, one.source or '')}"
         where = f"On {figures.count(one.n)} held-out documents of {text}"
         unit, verbs = "nats", _OF_TEXT
+    # How the two were measured differently, as the measure's name says it; a's value stands first.
+    if unlike := one.what.partition(" [")[2].removesuffix("]"):
+        where += f", measured differently ({unlike}; {one.a} / {one.b})"
     measure = "accuracy" if one.task else "log-loss"
     found, value = verdict(one), f"{_form(one)(one.difference)} {unit}"
     if found == _TOO_FEW:
