@@ -74,8 +74,6 @@ def refuse_trained_documents(candidate: Candidate, documents: Mapping[str, Seque
 def training_data(candidate: Candidate) -> TrainingData:
     """Return the record of a model's training data for results and card."""
     ancestry = candidate.ancestry
-    if ancestry is None and candidate.files.kind == "init":
-        return TrainingData(statement="Not trained: the weights are seeded random numbers.", known=True)
     if ancestry is None:
         return TrainingData(statement=statement(None), known=False)
     return TrainingData(
