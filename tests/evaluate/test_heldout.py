@@ -14,9 +14,10 @@ Make = Callable[..., Path]
 HELDOUT = [(f"pubmed:{n}", f"text {n}") for n in range(50)]
 
 
-def test_the_choice_is_the_order_of_the_ids_hashes(make_corpus: Make) -> None:
+def test_the_choice_is_the_order_of_the_contents_hashes(make_corpus: Make) -> None:
     chosen = held_out(make_corpus({}, {"pubmed": HELDOUT}), 10)["pubmed"]
-    ordered = sorted((id_ for id_, _ in HELDOUT), key=lambda id_: hashlib.sha256(id_.encode()).hexdigest())
+    by_hash = sorted(HELDOUT, key=lambda row: hashlib.sha256(row[1].encode()).hexdigest())
+    ordered = [id_ for id_, _ in by_hash]
     assert [document.id for document in chosen] == ordered[:10]
     assert {(document.id, document.text) for document in chosen} <= set(HELDOUT)
 

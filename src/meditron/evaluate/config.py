@@ -38,7 +38,7 @@ class EvaluateConfig(StageConfig):
     """The models' references: `base`, a stage of the recipe (`pretrain`), a file of one (`quantize:F16`)."""
 
     documents: int = Field(default=200, ge=2)
-    """Held-out documents of each source, at most: the first in the order of their ids' hash."""
+    """Held-out documents of each source, at most: the first in the order of their contents' hash."""
 
     max_tokens: int = Field(default=2048, ge=2)
     """Tokens of a document that are scored, at most; the record says how many documents were cut."""
