@@ -16,12 +16,14 @@ from meditron.evaluate.stage import run
 from meditron.evaluate.trained import refuse_trained_documents, training_data
 from meditron.ground.errors import MeditronError
 from meditron.model.weights import load_model, save_gguf
-from meditron.store.ancestry import GGUF_KEY, Training, of_base, write_ancestry
+from meditron.release.convert import convert
+from meditron.store.ancestry import GGUF_KEY, Training, of_base, read_ancestry, write_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.gguf import GGUF
 from meditron.store.gguf_writer import write_gguf
 from meditron.store.identity import content_sha256, short
 from meditron.store.jsonl import JsonlWriter
+from meditron.store.models import resolve
 from meditron.store.results import read_results
 from meditron.tasks.registry import open_task
 from meditron.text.tokenizer import load_tokenizer
@@ -181,3 +183,13 @@ def test_what_is_not_known_of_the_training_data_is_said(
     seeded = training_data(Candidate("init:tiny", Artifact("init:tiny", Path("init:tiny"), ""), "float32"))
     assert seeded.known
     assert seeded.statement == "Not trained: the weights are seeded random numbers."
+
+
+def test_files_made_from_seeded_weights_say_that_they_are_not_trained(tmp_path: Path) -> None:
+    for out in (tmp_path / "m.gguf", tmp_path / "folder"):
+        convert("init:tiny", out)
+        record = read_ancestry(resolve(str(out)))
+        assert record
+        assert (record.base, record.trained_from_scratch, record.trainings) == ("init:tiny", True, ())
+        told = training_data(Candidate("m", Artifact(str(out), out, ""), "float32"))
+        assert (told.known, told.statement) == (True, "Not trained: the weights are seeded random numbers.")

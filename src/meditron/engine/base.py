@@ -124,7 +124,7 @@ class Engine(Protocol):
 
     @property
     def context(self) -> int:
-        """How many tokens a prompt and its answer may have together."""
+        """Tokens that a prompt and its answer may have together."""
         ...
 
     def generate(

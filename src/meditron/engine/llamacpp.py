@@ -117,7 +117,7 @@ class LlamaCppEngine:
 
     @property
     def context(self) -> int:
-        """How many tokens a prompt and its answer may have together."""
+        """Tokens that a prompt and its answer may have together."""
         return self._context
 
     @property

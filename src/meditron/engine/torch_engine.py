@@ -69,7 +69,7 @@ class TorchEngine:
 
     @property
     def context(self) -> int:
-        """How many tokens a prompt and its answer may have together."""
+        """Tokens that a prompt and its answer may have together."""
         return chosen_context(self.model.config.max_position_embeddings, self._context)
 
     @property

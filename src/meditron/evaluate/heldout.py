@@ -7,7 +7,6 @@ from pathlib import Path
 from meditron.ground.console import warn
 from meditron.ground.errors import InputError, MeditronError
 from meditron.store.corpus import Text, held_out, texts
-from meditron.store.identity import content_sha256
 
 __all__ = ["choose", "data_digest", "distinct", "refuse_overlap"]
 
@@ -36,7 +35,7 @@ def distinct(corpus: Path, documents: int) -> dict[str, list[Text]]:
     """
     chosen = {}
     for source, found in held_out(corpus, documents).items():
-        by_content = {content_sha256(document.text): document for document in reversed(found)}
+        by_content = {document.content_sha256: document for document in reversed(found)}
         if repeated := len(found) - len(by_content):
             warn(f"{source}: {repeated} of {len(found)} held-out documents repeat another's text; left out")
         chosen[source] = list(by_content.values())[::-1]
@@ -61,11 +60,11 @@ def refuse_overlap(corpus: Path, heldout: Mapping[str, Sequence[Text]]) -> int:
     """
     chosen = [document for documents in heldout.values() for document in documents]
     ids = {(document.source, document.id) for document in chosen}
-    hashes = {content_sha256(document.text) for document in chosen}
+    hashes = {document.content_sha256 for document in chosen}
     compared = 0
     for document in texts(corpus, "train"):
         compared += 1
-        if (document.source, document.id) in ids or content_sha256(document.text) in hashes:
+        if (document.source, document.id) in ids or document.content_sha256 in hashes:
             raise MeditronError(
                 f"{document.file}: the training document {document.id} is held out as well",
                 hint="a score on it would mean nothing: build the corpus again",

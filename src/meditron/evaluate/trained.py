@@ -8,7 +8,7 @@ from meditron.ground.console import warn
 from meditron.ground.errors import MeditronError
 from meditron.store.ancestry import Training, statement
 from meditron.store.corpus import Text
-from meditron.store.identity import content_sha256, short
+from meditron.store.identity import short
 from meditron.store.results import TrainingData, TrainingRecord
 from meditron.tasks.overlap import is_in_messages, lookup_hashes
 from meditron.tasks.question import Question
@@ -56,7 +56,7 @@ def _read(training: Training, questions: Iterable[Question]) -> list[Question]:
 
 def refuse_trained_documents(candidate: Candidate, documents: Mapping[str, Sequence[Text]]) -> None:
     """Raise MeditronError if a training in the model's ancestry read a held-out document, by content."""
-    held = {short(content_sha256(text.text)) for texts in documents.values() for text in texts}
+    held = {short(text.content_sha256) for texts in documents.values() for text in texts}
     for training in _trainings(candidate):
         if training.documents is None:
             warn(
@@ -74,8 +74,6 @@ def refuse_trained_documents(candidate: Candidate, documents: Mapping[str, Seque
 def training_data(candidate: Candidate) -> TrainingData:
     """Return the record of a model's training data for results and card."""
     ancestry = candidate.ancestry
-    if ancestry is None and candidate.files.kind == "init":
-        return TrainingData(statement="Not trained: the weights are seeded random numbers.", known=True)
     if ancestry is None:
         return TrainingData(statement=statement(None), known=False)
     return TrainingData(

@@ -5,6 +5,7 @@ Each model folder holds `ancestry.json`, each GGUF file the same JSON under the 
 model without a record has unknown training data, and evaluation says so.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -94,14 +95,14 @@ def of_base(name: str, digest: str, *, seeded: bool = False) -> Ancestry:
 
 
 def read_ancestry(files: ModelFiles) -> Ancestry | None:
-    """Read a model's record; None if it has none.
+    """Read a model's record; None if it has none. Seeded weights have one that says so.
 
     Raises:
         InputError: the record is damaged.
     """
     path = Path(files.path)
     if files.kind == "init":
-        return None
+        return of_base(files.spec, hashlib.sha256(files.spec.encode()).hexdigest(), seeded=True)
     try:
         if files.kind == "hf":
             found = path / FILE_NAME
@@ -121,6 +122,8 @@ def statement(ancestry: Ancestry | None) -> str:
         return "Training data unknown: the model carries no record of its training."
     read = ", then ".join(f"{training.data} ({training.stage})" for training in ancestry.trainings)
     trained = f"Trained on {read}" if read else "Not trained"
+    if ancestry.trained_from_scratch and not read:
+        return "Not trained: the weights are seeded random numbers."
     if ancestry.trained_from_scratch:
         return f"{trained}; the first weights were seeded random numbers."
     if not read:

@@ -129,7 +129,7 @@ def _read(path: Path, shape: Shape, rows: list[Row]) -> Iterator[tuple[Row, Ques
 
 
 def _conventions(path: Path, drafts: list[Draft]) -> dict[str, Convention]:
-    """How the answers under each key are meant; a warning where indexes do not tell what they count from."""
+    """Decide how the answers under each key are meant; warn if their indexes may count from 0 or from 1."""
     keys = dict.fromkeys(key for draft in drafts for key in draft.answers)
     found = {
         key: Convention(key, ((d.answers[key], d.options) for d in drafts if key in d.answers))

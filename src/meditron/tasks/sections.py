@@ -16,7 +16,7 @@ from typing import Literal
 
 from meditron.ground.errors import UsageError
 from meditron.store.corpus import Part, Text, texts
-from meditron.store.identity import content_sha256, normalize
+from meditron.store.identity import normalize
 from meditron.tasks.balance import balanced
 from meditron.tasks.layout import LAYOUTS, SECTIONS
 from meditron.tasks.question import Question, place
@@ -77,7 +77,7 @@ def _rows(corpus: Path, split: Split, left_out: Set[str] = frozenset()) -> tuple
 
 
 def _question(text: Text, of: Mapping[int, str], gold: int) -> Question:
-    return Question(text.id, of[gold], SECTIONS, gold, document=content_sha256(text.text))
+    return Question(text.id, of[gold], SECTIONS, gold, document=text.content_sha256)
 
 
 def _asked(part: Part) -> bool:

@@ -72,7 +72,7 @@ def _patterns(rules: object) -> Iterator[str]:
 
 
 def _growth(normalizer: object) -> float:
-    """How many times as long a text may become."""
+    """Return the factor by which a text may grow."""
     if not isinstance(normalizer, dict):
         return 1
     steps = normalizer.get("normalizers")

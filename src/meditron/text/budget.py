@@ -154,7 +154,7 @@ def refuse_longer(count: int) -> None:
 
 
 def is_plain(value: object) -> bool:
-    """Whether printing a value makes no text that is longer than its measure."""
+    """Return whether printing a value makes no text that is longer than its measure."""
     return isinstance(value, str | int | float | Undefined) or value is None
 
 
@@ -181,7 +181,7 @@ def _extent(value: object) -> int:
 
 
 def _parts(value: object) -> Iterable[object]:
-    """What a value consists of, as far as a template can reach or print it."""
+    """Return the parts of a value, as far as a template can reach or print them."""
     if isinstance(value, Namespace):
         value = value._Namespace__attrs
     if isinstance(value, Mapping):

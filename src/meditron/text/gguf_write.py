@@ -207,7 +207,7 @@ def _refuse_other_merges(
 
 
 def _adds_prefix(tokenizer: "Tokenizer") -> bool:
-    """Whether a blank is put before every text and behind every control token, as llama.cpp does it."""
+    """Return whether a blank is put before every text and behind every control token, as in llama.cpp."""
     spec = tokenizer.spec
     normalizer, cut = spec.get("normalizer") or {}, spec.get("pre_tokenizer")
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])

@@ -95,5 +95,5 @@ def name_of(spec: object, *, ignore_merges: bool) -> str | None:
 
 
 def is_known(spec: object) -> bool:
-    """Whether a tokenizer.json's `pre_tokenizer` is one of the known cuts."""
+    """Return whether a tokenizer.json's `pre_tokenizer` is one of the known cuts."""
     return any(_key(known.spec) == _key(spec) for known in PRETOKENIZERS.values())

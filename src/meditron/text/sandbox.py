@@ -200,7 +200,7 @@ def _paid(context: Context, items: Any) -> Any:  # noqa: ANN401
 
 
 def _head(function: Callable[..., Any]) -> Callable[[Context], tuple[Any, ...]]:
-    """What jinja2 passes to a filter or test before its value."""
+    """Return the arguments that jinja2 passes to a filter or test before its value."""
     own = _PassArg.from_obj(function)
     if own is _PassArg.context:
         return lambda context: (context,)

@@ -25,7 +25,7 @@ def base_ancestry(base: Artifact) -> Ancestry:
     # A stage is known by its name; an outside model by its file's name, as its path is the user's own.
     name = base.name if base.manifest else base.path.name
     name = f"{name}:{base.selector}" if base.selector else name
-    return of_base(name, hex_digest(base), seeded=files.kind == "init")
+    return of_base(name, hex_digest(base))
 
 
 def hex_digest(artifact: Artifact) -> str:
