@@ -179,6 +179,23 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     assert short(content_sha256(held)) not in second.texts
 
 
+def test_a_question_is_known_without_its_options_if_its_text_tells_it(answers, tmp_path):
+    long = "A man of 54 has had a fever, a cough and pain in the left side for three days."
+    texts = {long: "", "Which of the following is true?": "", f"{long} Why?": "An abstract."}
+    path = tmp_path / "asked.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"question": text, "options": ["a", "b"], "gold": 0, "context": context}) + "\n"
+            for text, context in texts.items()
+        )
+    )
+    config = finetune_config(rows=None, task=str(path), epochs=1, heldout=0)
+    run(config, {"base": answers["base"], "task": Artifact(str(path), path, "d")}, tmp_path / "finetune.x")
+    (training,) = read_ancestry(resolve(str(tmp_path / "finetune.x"))).trainings
+    assert len(training.questions) == 3
+    assert training.texts == (short(content_sha256(long)),)
+
+
 def test_a_training_question_that_is_a_test_question_is_refused(answers, tmp_path):
     for split, names in (("train", ("a", "b")), ("heldout", ("c", "b"))):
         shard = tmp_path / "corpus" / split / "pubmed" / "0.jsonl.zst"

@@ -58,7 +58,7 @@ class Training(_Record):
     """Sorted `short(question_sha256(…))` of the questions trained on."""
     texts: tuple[Short, ...] = ()
     """Sorted `short(content_sha256(…))` of the users' messages and of each of their sentences, for rows that
-    are conversations."""
+    are conversations; for a task, of the questions whose text tells them without their options."""
     documents: tuple[Short, ...] | None = ()
     """Sorted `short(content_sha256(…))` of the documents trained on; None if there are too many to list."""
 

@@ -2,18 +2,21 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from meditron.store.ancestry import Ancestry, of_base, read_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.identity import content_sha256, short
 from meditron.store.models import resolve
 from meditron.tasks.sentences import sentences
+from meditron.tasks.task import Task
 
-__all__ = ["base_ancestry", "hex_digest", "passages", "text_hashes"]
+__all__ = ["base_ancestry", "hex_digest", "passages", "stem_hashes", "text_hashes"]
 
 _MIN_WORDS = 4
 """Words of a line or sentence that can identify a question; shorter ones ("Which is true?") are in many."""
+_STEM_WORDS = 12
+"""Words of a question that tell it without its options."""
 _LABEL = re.compile(r"^\s*\w+\s*[:.)]\s*")
 
 
@@ -41,6 +44,17 @@ def hex_digest(artifact: Artifact) -> str:
 def text_hashes(messages: Iterable[str]) -> tuple[str, ...]:
     """Return the sorted short content hashes of messages and of each of their `passages`."""
     return tuple(sorted({short(content_sha256(text)) for message in messages for text in passages(message)}))
+
+
+def stem_hashes(task: Task, trained: Collection[str]) -> tuple[str, ...]:
+    """Return the sorted short content hashes of the trained questions' texts that tell them by themselves.
+
+    A set is published with four options and with five: the same question has another content there. Questions
+    of a context share their text, and short texts ("Which of the following is true?") are in many questions.
+    """
+    asked = (question for question in task.rows("train") if question.id in trained and not question.context)
+    texts = (question.text for question in asked if len(question.text.split()) >= _STEM_WORDS)
+    return tuple(sorted({short(content_sha256(text)) for text in texts}))
 
 
 def passages(message: str) -> Iterator[str]:

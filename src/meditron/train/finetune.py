@@ -19,7 +19,7 @@ from meditron.tasks.task import Task
 from meditron.text.dialogue import speaking, spoken
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.config import FinetuneConfig
-from meditron.train.data_identity import hex_digest, text_hashes
+from meditron.train.data_identity import hex_digest, stem_hashes, text_hashes
 from meditron.train.examples import (
     FILE_NAME,
     SPLITS,
@@ -136,7 +136,7 @@ def _training(
         layout=task.layout.name if task else None,
         task=task.name if task else None,
         questions=tuple(sorted(questions)),
-        texts=text_hashes(asked),
+        texts=stem_hashes(task, {example.id for example in trained}) if task else text_hashes(asked),
     )
 
 
