@@ -327,7 +327,10 @@ def test_files_without_a_manifest_are_not_taken_for_a_half_built_stage(bench: Be
 def test_verify_finds_bytes_that_sizes_do_not_tell(bench: Bench) -> None:
     bench.run()
     file = bench.run_folder / "total/total.json"
+    written = file.stat()
     file.write_bytes(file.read_bytes().replace(b"heart", b"haert"))
+    assert states(status(bench.load(), out=bench.out))["total"] == "stale"  # it is newer than its manifest
+    os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
     assert status(bench.load(), out=bench.out).sound
     looked = status(bench.load(), out=bench.out, verify=True)
     assert states(looked)["total"] == "stale"

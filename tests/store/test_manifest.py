@@ -64,8 +64,12 @@ def test_check_names_what_is_missing_resized_or_altered(tmp_path: Path):
     assert check(tmp_path) == ["manifest.json is missing"]
     write_manifest(tmp_path, make(tmp_path))
     assert check(tmp_path, hashes=True) == []
-    (tmp_path / "model.safetensors").write_bytes(b"WEIGHTS")
-    assert check(tmp_path) == []
+    weights = tmp_path / "model.safetensors"
+    written = weights.stat()
+    weights.write_bytes(b"WEIGHTS")  # other weights of the same size
+    assert check(tmp_path) == ["model.safetensors has another SHA-256 than when it was made"]
+    os.utime(weights, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert check(tmp_path) == []  # with its time put back only every byte tells
     assert check(tmp_path, hashes=True) == ["model.safetensors has another SHA-256 than when it was made"]
     (tmp_path / "model.safetensors").write_bytes(b"more weights")
     (tmp_path / "sub/rows.jsonl").unlink()
