@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from meditron.cli.options import EngineName, Json
+from meditron.cli.options import Context, EngineName, Json
 from meditron.ground.console import say
 from meditron.ground.notice import ADVISORY
 
@@ -25,6 +25,7 @@ def chat(
     max_tokens: Annotated[int, Parameter(show_default=True, help="Tokens of an answer, at most.")] = 256,
     seed: Annotated[int, Parameter(show_default=True, help="The same seed and lines, the same answers.")] = 0,
     engine: EngineName = None,
+    context: Context = None,
     as_json: Json = False,
 ) -> int:
     """Talk with a model: it answers every line, and /help lists the commands.
@@ -45,7 +46,7 @@ def chat(
     check_settings(max_tokens, temperature, 0, top_p)
     say(ADVISORY)
     interactive = at_terminal()
-    with load(model, backend=engine) as opened:
+    with load(model, backend=engine, context=context) as opened:
         talk = Conversation(opened, system)
         settings = Settings(temperature, top_p, max_tokens, seed)
         session = Session(talk, settings, interactive=interactive, as_json=as_json)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from meditron.cli.options import STDIN, EngineName, Json, emit
+from meditron.cli.options import STDIN, Context, EngineName, Json, emit
 from meditron.ground.console import clean, say
 from meditron.ground.errors import UsageError
 from meditron.ground.notice import ADVISORY
@@ -49,6 +49,7 @@ def generate(
     ] = 1.0,
     top_k: Annotated[int, Parameter(help="Draw from this many of the likeliest tokens; 0 for all.")] = 0,
     engine: EngineName = None,
+    context: Context = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         Parameter(help="Number format in torch; float32 on a CPU, bfloat16 on a GPU when absent."),
@@ -79,7 +80,7 @@ def generate(
             Path(jsonl).stat()  # before the model is loaded
     text = _read() if prompt == STDIN else prompt
     say(ADVISORY)
-    with load(model, dtype=dtype, backend=engine) as opened:
+    with load(model, dtype=dtype, backend=engine, context=context) as opened:
 
         def reply(asked: Prompt) -> "Reply":
             return opened.generate(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-__all__ = ["STDIN", "EngineName", "Json", "Out", "RecipeFile", "Seed", "Set", "emit", "emit_line"]
+__all__ = ["STDIN", "Context", "EngineName", "Json", "Out", "RecipeFile", "Seed", "Set", "emit", "emit_line"]
 
 # Escaped in JSON for a stdout that is not UTF-8: every reader of JSON takes the escapes.
 _NOT_ASCII = re.compile("[^\n -~]")
@@ -25,6 +25,13 @@ EngineName = Annotated[
 ]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=1 << 63), show_default=True)]
 """A seed that torch, numpy and llama.cpp can all take."""
+Context = Annotated[
+    int | None,
+    Parameter(
+        validator=Number(gte=1),
+        help="Tokens of context; by default the model's own, in llama.cpp as far as memory allows.",
+    ),
+]
 RecipeFile = Annotated[Path, Parameter(help="The recipe, a TOML file.")]
 Set = Annotated[
     tuple[str, ...],
