@@ -50,7 +50,7 @@ def lxml_reading(path: Path) -> Iterator[dict[str, Any]]:
     """Every PubmedArticle of a file by lxml alone, in the form of `Document.to_json`."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         for _, article in etree.iterparse(file, tag="PubmedArticle", remove_comments=True, remove_pis=True):
-            yield _fields(article)
+            yield fields(article)
             article.clear()
             while article.getprevious() is not None:
                 del article.getparent()[0]
@@ -75,7 +75,7 @@ def flat(element: Any) -> str:
     return text
 
 
-def _fields(article: Any) -> dict[str, Any]:
+def fields(article: Any) -> dict[str, Any]:
     def text(element: Any) -> str:
         return " ".join(resolve_scripts(flat(element)).split())
 
@@ -91,7 +91,7 @@ def _fields(article: Any) -> dict[str, Any]:
 
     pmid = xpath("MedlineCitation[1]/PMID")(article)[0]
     root = "MedlineCitation[1]/Article[1]"
-    date = f"{root}/Journal[1]/JournalIssue[1]/PubDate[1]"
+    date = f"{root}/Journal/JournalIssue/PubDate"
     dates = [*texts(f"{date}/Year")[:1], *texts(f"{date}/MedlineDate")[:1]]
     years = re.findall("[12][0-9]{3}", next(filter(None, dates), ""))
     types = texts(f"{root}/PublicationTypeList/PublicationType")
@@ -114,7 +114,7 @@ def _fields(article: Any) -> dict[str, Any]:
         "meta": {
             "pmid": text(pmid),
             "version": int(pmid.get("Version", "1")),
-            "journal": "".join(texts(f"{root}/Journal[1]/Title")[:1]) or None,
+            "journal": "".join(texts(f"{root}/Journal/Title")[:1]) or None,
             "languages": languages,
             "publication_types": types,
             "mesh": texts("MedlineCitation[1]/MeshHeadingList/MeshHeading/DescriptorName"),

@@ -34,21 +34,27 @@ if TYPE_CHECKING:
 
 __all__ = ["LARGEST_CITATION", "read", "read_deletions", "recognises"]
 
-LARGEST_CITATION = 32 << 20
+LARGEST_CITATION = 16 << 20
 """Bytes of one citation, or of a comment between two; real ones, with thousands of authors, stay below 6 MB. Of
 one text or attribute libxml2 reads 10 MB at most."""
+_LARGEST_PROVEN = 8 << 20  # libxml2 refuses texts of 10 MB
 _LARGEST_PROLOGUE = 64 << 10
 _LEAST = 64 << 10  # unread bytes in which the next citations are looked for
-_SPACE = b" \t\r\n"
+_BLOCK = 512 << 10  # bytes read at a time
 _SETS = frozenset({b"PubmedArticleSet", b"PubmedBookArticleSet", b"MedlineCitationSet"})
 _ARTICLES = frozenset({b"PubmedArticle", b"PubmedBookArticle", b"MedlineCitation"})
 _DELETIONS = frozenset({b"DeleteCitation", b"DeleteDocument"})
 
 _ENCODINGS = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii"})
+_NO_MEDLINE = "no MEDLINE XML: no element PubmedArticleSet at its start"
 _NOT_ASCII = "a byte that is not ASCII, which its first line says it is"
 
-_BLANK = re.compile(rb"[ \t\r\n]*+")
-_ASIDE = re.compile(rb"<!--|<\?(?!xml[ \t\r\n])")
+# White space and what is skipped, within a set and outside of one.
+_INSIDE = (
+    re.compile(rb"(?:[ \t\r\n]|&#(?:0*+(?:9|10|13|32)|x0*+(?:9|[aAdD]|20));)++"),
+    re.compile(rb"<!--|<!\[CDATA\[(?=[ \t\r\n]*+\]\]>)|<\?(?!xml[ \t\r\n])"),
+)
+_OUTSIDE = (re.compile(rb"[ \t\r\n]++"), re.compile(rb"<!--|<\?(?!xml[ \t\r\n])"))
 _MISC = rb"(?:[ \t\r\n]++|<!--.*?-->|<\?(?!xml[ \t\r\n]).*?\?>)*+"
 _IN_TAG = rb"(?:[^<>\"']|\"[^\"<]*+\"|'[^'<]*+')*+"
 _DECLARATION = rb"(?:\xef\xbb\xbf)?+(?:<\?xml[ \t\r\n][^>]*?\?>)?+" + _MISC
@@ -65,6 +71,7 @@ _PROLOGUE = re.compile(
     re.DOTALL,
 )
 _SUBSET = re.compile(_DECLARATION + _DOCTYPE + rb"\[[ \t\r\n]*+[^\] \t\r\n]", re.DOTALL)
+_NAMED = re.compile(_DECLARATION + rb"<!DOCTYPE[ \t\r\n]++(?P<name>[A-Za-z]++)", re.DOTALL)
 _ENCODING = re.compile(rb"<\?xml[ \t\r\n][^>]*?encoding[ \t\r\n]*=[ \t\r\n]*[\"']([^\"']+)")
 _CONTENT = re.compile(rb"<(?:(?P<name>[A-Za-z]++)(?=[ \t\r\n>/])|(?P<end>/))")
 _PMID = re.compile(rb"<PMID\b[^>]*>\s*([0-9]+)\s*</PMID")
@@ -88,10 +95,8 @@ class _Entry(NamedTuple):
 
 def recognises(start: bytes) -> bool:
     """Whether a file that starts so is MEDLINE XML."""
-    match = _PROLOGUE.match(start)
-    if match is not None:
-        return match["name"] in _SETS | _ARTICLES
-    return any(b"<!DOCTYPE " + name in start for name in _SETS) and _SUBSET.match(start) is not None
+    match = _PROLOGUE.match(start) or _NAMED.match(start)
+    return match is not None and match["name"] in _SETS | _ARTICLES
 
 
 def read(path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
@@ -132,6 +137,7 @@ class _File:
         self._whole = 0  # citations so far
         self._ascii = False
         self._name = b""  # of the root
+        self._empty = False  # whether the root's tag is all of it
         self._root = b""  # what goes before and after an element for lxml to read it alone
         self._closing = b""
         self._damage = ""  # of the file beyond the buffer
@@ -144,9 +150,9 @@ class _File:
             if self._name in _ARTICLES:
                 yield self._entry(self._name)
                 continue
-            while True:
+            while not self._empty:
                 if len(self._buffer) - self._at < _LEAST:
-                    self._more()
+                    self._more(_BLOCK)
                 position = self._before + self._at
                 yield from self._proven(documents=documents)
                 if self._before + self._at == position:
@@ -169,7 +175,7 @@ class _File:
             self._judged, self._legal = self._before + end, legal(data, at, end)
         while at < end and (match := INDENTED.match(data, at) or CITATION.match(data, at)):
             at = match.end()
-            if not (self._legal or legal(data, *match.span())):
+            if at - match.start() > _LARGEST_PROVEN or not (self._legal or legal(data, *match.span())):
                 return
             try:
                 document = scan(match) if documents else None
@@ -183,17 +189,18 @@ class _File:
     def _open(self) -> bool:
         """Read on to the first element of a document; False at the end of the file."""
         if self._name:
-            self._skip_asides()
+            self._skip_asides(_OUTSIDE)
             if self._at == len(self._buffer):
                 if self._damage:
                     raise self._error("")
                 return False
+        problem = "something follows the set that is no other set" if self._name else _NO_MEDLINE
         while (match := _PROLOGUE.match(self._buffer, self._at)) is None:
             if _SUBSET.match(self._buffer, self._at):
                 hint = "MEDLINE files need none; such declarations are how an XML bomb is made"
                 raise InputError(self._path, "its DOCTYPE declares entities", place="prologue", hint=hint)
             if len(self._buffer) - self._at > _LARGEST_PROLOGUE or not self._more():
-                raise self._error("no MEDLINE XML: no element PubmedArticleSet at its start")
+                raise self._error(problem)
         encoding = _ENCODING.search(match[0])
         named = encoding[1].lower() if encoding else b"utf-8"
         if named not in _ENCODINGS:
@@ -207,22 +214,20 @@ class _File:
         self._ascii = b"ascii" in named
         if self._ascii and not self._buffer.isascii():
             raise self._error(_NOT_ASCII)
-        empty = match["root"].endswith(b"/>")
+        self._empty = match["root"].endswith(b"/>")
         closing = b"</" + self._name + b">"
-        self._checked(match[0] + (b"" if empty else closing), "prologue", self._before + self._at)
+        self._checked(match[0] + (b"" if self._empty else closing), "prologue", self._before + self._at)
         if self._name in _ARTICLES:
             self._root, self._closing = b"<x>", b"</x>"
             self._at = match.start("root")
         else:
             self._root, self._closing = match["root"], closing
             self._at = match.end()
-            if empty:
-                return self._open()
         return True
 
     def _next(self) -> _Entry | None:
         """The next element of the set; None at its end."""
-        self._skip_asides()
+        self._skip_asides(_INSIDE)
         match = _CONTENT.match(self._buffer, self._at)
         if match is None:
             ended = self._at == len(self._buffer)
@@ -237,13 +242,14 @@ class _File:
             raise self._error(f"unexpected element {match['name'].decode()}")
         return self._entry(match["name"])
 
-    def _skip_asides(self) -> None:
+    def _skip_asides(self, kinds: tuple[re.Pattern[bytes], re.Pattern[bytes]]) -> None:
         """Skip white space, comments and instructions, and have what follows in the buffer."""
         while True:
-            self._at = _BLANK.match(self._buffer, self._at).end()  # type: ignore[union-attr]  # matches always
+            if blank := kinds[0].match(self._buffer, self._at):
+                self._at = blank.end()
             if len(self._buffer) - self._at < _LOOKAHEAD and self._more():
                 continue
-            aside = _ASIDE.match(self._buffer, self._at)
+            aside = kinds[1].match(self._buffer, self._at)
             if aside is None:
                 return
             offset = self._before + self._at
@@ -256,38 +262,51 @@ class _File:
 
     def _entry(self, name: bytes) -> _Entry:
         """The element that begins here. Of an ill-formed one what shows that it is."""
-        offset, done, depth = self._before + self._at, 0, 0
+        offset = self._before + self._at
+        size = self._plain_size(name) or self._size(name)
+        data = self._buffer[self._at : self._at + size]
+        self._at += size
+        self._whole += name in _ARTICLES
+        return _Entry(name, data, offset)
+
+    def _plain_size(self, name: bytes) -> int:
+        """The bytes to the first end tag if the element can end nowhere else; 0 if it can."""
+        closing = b"</" + name + b">"
+        end = find(self._buffer, closing, self._at) + len(closing)
+        if end < self._at + len(closing):
+            return 0
+        inside = (find(self._buffer, other, self._at + 1, end) for other in (b"<!", b"<?", b"<" + name))
+        return 0 if any(at >= 0 for at in inside) else end - self._at
+
+    def _size(self, name: bytes) -> int:
+        """The bytes to the end of the element, which may hold comments and others of its name."""
+        done, depth = 0, 0
         while True:
             token = _TAGS[name].search(self._buffer, self._at + done)
             if token is None:
                 done = max(done, len(self._buffer) - self._at - _LOOKAHEAD)
                 self._extend("a citation")
                 continue
-            if closing := _SKIPPED.get(token[0]):
-                end = find(self._buffer, closing, token.end())
+            start = token.start() - self._at
+            if skipped := _SKIPPED.get(token[0]):
+                end = find(self._buffer, skipped, token.end())
+                done = start if end < 0 else end + len(skipped) - self._at
                 if end < 0:
-                    done = token.start() - self._at
                     self._extend("a citation")
-                else:
-                    done = end + len(closing) - self._at
                 continue
             tag = _IN_A_TAG.match(self._buffer, token.end())
             end = tag.end() if tag else token.end()
             if end == len(self._buffer) or _OPEN_VALUE.fullmatch(self._buffer, end):
-                done = token.start() - self._at
+                done = start
                 self._extend("a citation")
                 continue
             done = end + 1 - self._at
             if self._buffer[end : end + 1] != b">":
-                break  # lxml will say so
+                return done  # ill-formed, and lxml will say so
             if not self._buffer.endswith(b"/", token.end(), end):
                 depth += -1 if token[1] else 1
             if depth <= 0:
-                break
-        data = self._buffer[self._at : self._at + done]
-        self._at += done
-        self._whole += name in _ARTICLES
-        return _Entry(name, data, offset)
+                return done
 
     def parsed(self, entry: _Entry) -> Document:
         """An entry that is a citation, by lxml."""

@@ -12,15 +12,17 @@ import msgspec
 from stringzilla import find
 
 from meditron.sources.document import Document, Section
-from meditron.sources.medline_text import Unusual, flat_text, name_of, text_of
+from meditron.sources.medline_grammar import FIELDS
+from meditron.sources.medline_text import Unusual, flat_text, name_of, text_of, texts_of, unescaped
 
 if TYPE_CHECKING:
     from lxml import etree
 
 __all__ = ["Malformed", "parse", "scan"]
 
-_FIELDS = ("pmid", "version", "date", "journal", "title", "locations", "sections", "languages", "types")
-_FIELDS += ("corrections", "mesh", "identifiers")
+_Heading = tuple[str | None, str | None]
+"""A label and a category."""
+
 _NAME = re.compile(rb">([^<]*+)</")
 _DESCRIPTOR = re.compile(rb"<DescriptorName [^>]*+>([^<]*+)<")
 _DOI = re.compile(rb'<ArticleId IdType="doi">([^<]*+)<')
@@ -36,53 +38,91 @@ class Malformed(Exception):
 
 def scan(match: re.Match[bytes]) -> Document:
     """Read what `medline_grammar.CITATION` matched; Unusual where lxml must read it."""
-    pmid, version, date, journal, title, locations, sections, languages, types, *more = match.group(*_FIELDS)
-    corrections, mesh, identifiers = more
+    (
+        pmid,
+        version,
+        date,
+        journal,
+        title,
+        locations,
+        abstract,
+        languages,
+        types,
+        corrections,
+        mesh,
+        others,
+        identifiers,
+    ) = match.group(*FIELDS)
     if corrections and find(corrections, b"RetractionIn") >= 0:
         raise Unusual
+    headings, raws = _abstract(abstract) if abstract else ([], [])
+    doi = (
+        (identifiers and _first_doi(_DOI, identifiers))
+        or (locations and _first_doi(_LOCATION, locations))
+        or b""
+    )
+    doi_text, title_text, *texts = texts_of([doi, title or b"", *raws])
+    if doi and not doi_text:
+        raise Unusual  # another may follow
     return _document(
         pmid.decode(),
         int(version),
-        text_of(title) if title else "",
-        _scan_sections(sections) if sections else [],
-        languages=list(map(name_of, _NAME.findall(languages))),
+        title_text,
+        [Section(text, *heading) for text, heading in zip(texts, headings, strict=True)],
+        languages=list(_names(languages)),
         year=_year(date) if date else None,
         journal=name_of(journal) if journal else None,
-        types=list(map(name_of, _NAME.findall(types))) if types else [],
+        types=list(_names(types)) if types else [],
         mesh=list(map(name_of, _DESCRIPTOR.findall(mesh))) if mesh else [],
-        doi=_first_text(_DOI, identifiers) or _first_text(_LOCATION, locations),
+        doi=doi_text,
+        others=[_scan_other(part) for part in others.split(b"</OtherAbstract>")[:-1]] if others else [],
     )
 
 
-def _first_text(pattern: re.Pattern[bytes], data: bytes | None) -> str | None:
-    return next(filter(None, map(text_of, pattern.findall(data))), None) if data else None
+def _first_doi(pattern: re.Pattern[bytes], data: bytes) -> bytes | None:
+    return next((doi for doi in pattern.findall(data) if doi), None)
 
 
-def _scan_sections(data: bytes) -> list[Section]:
-    """The AbstractText elements of proven bytes that hold nothing else."""
-    sections = []
-    at = 0
-    while (start := find(data, b"<AbstractText", at)) >= 0:
-        at = data.index(b">", start)
-        label, category, empty = _heading(data[start:at])
-        text = ""
-        if not empty:
-            start, at = at + 1, find(data, b"</AbstractText>", at)
-            text = text_of(data[start:at])
-        sections.append(Section(text, label, category))
-    return sections
+def _abstract(data: bytes) -> tuple[list[_Heading], list[bytes]]:
+    """Headings and texts of the AbstractText elements of proven bytes, which hold no element beside them."""
+    headings, raws = [], []
+    *parts, rest = data.split(b"</AbstractText>")
+    for part in parts:
+        tag, _, raw = part.partition(b">")
+        heading, empty = _heading(tag)
+        while empty:
+            headings.append(heading)
+            raws.append(b"")
+            tag, _, raw = raw.partition(b">")
+            heading, empty = _heading(tag)
+        headings.append(heading)
+        raws.append(raw)
+    for tag in rest.split(b">")[:-1]:
+        headings.append(_heading(tag)[0])
+        raws.append(b"")
+    return headings, raws
 
 
 @lru_cache(maxsize=1 << 12)
-def _heading(tag: bytes) -> tuple[str | None, str | None, bool]:
+def _names(data: bytes) -> tuple[str, ...]:
+    """The texts of proven elements in a row."""
+    return tuple(map(text_of, _NAME.findall(data)))
+
+
+@lru_cache(maxsize=1 << 12)
+def _heading(tag: bytes) -> tuple[_Heading, bool]:
     """The label and the category in an AbstractText's start tag, without its `>`, and whether it is empty."""
-    printed = dict(_ATTRIBUTE.findall(tag))
-    label, category = printed.get(b"Label"), printed.get(b"NlmCategory")
-    return (
-        None if label is None else label.decode(),
-        None if category is None else category.decode(),
-        tag.endswith(b"/"),
-    )
+    printed = {name: unescaped(value).decode() for name, value in _ATTRIBUTE.findall(tag)}
+    return (printed.get(b"Label"), printed.get(b"NlmCategory")), tag.endswith(b"/")
+
+
+def _scan_other(data: bytes) -> dict[str, Any]:
+    """An OtherAbstract of proven bytes, up to its end tag."""
+    tag, _, inner = data.partition(b">")
+    printed = {name: value.decode() for name, value in _ATTRIBUTE.findall(tag)}
+    headings, raws = _abstract(inner.partition(b"<CopyrightInformation>")[0])
+    sections = [Section(text, *heading) for text, heading in zip(texts_of(raws), headings, strict=True)]
+    return _other_abstract(printed.get(b"Language"), printed.get(b"Type"), sections)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -169,7 +209,10 @@ def parse(element: "etree._Element") -> Document:
         mesh=[flat_text(name) for name in citation.iterfind("MeshHeadingList/MeshHeading/DescriptorName")],
         doi=next(filter(None, dois), None),
         retracted=any(entry.get("RefType") == "RetractionIn" for entry in corrections),
-        others=[_other_abstract(other) for other in citation.iterfind("OtherAbstract")],
+        others=[
+            _other_abstract(other.get("Language"), other.get("Type"), _sections(other, "AbstractText"))
+            for other in citation.iterfind("OtherAbstract")
+        ],
     )
 
 
@@ -180,11 +223,11 @@ def _sections(element: "etree._Element", path: str) -> list[Section]:
     ]
 
 
-def _other_abstract(element: "etree._Element") -> dict[str, Any]:
+def _other_abstract(language: str | None, kind: str | None, sections: list[Section]) -> dict[str, Any]:
     return {
-        "language": element.get("Language", "eng"),  # the DTD's default
-        "type": element.get("Type"),
-        "sections": [msgspec.to_builtins(section) for section in _sections(element, "AbstractText")],
+        "language": "eng" if language is None else language,  # the DTD's default
+        "type": kind,
+        "sections": [msgspec.to_builtins(section) for section in sections],
     }
 
 

@@ -12,7 +12,7 @@ Every quantifier is possessive: nothing backtracks, and the time is linear.
 
 import re
 
-__all__ = ["ARTICLE_END", "CITATION", "INDENTED"]
+__all__ = ["ARTICLE_END", "CITATION", "FIELDS", "INDENTED"]
 
 ARTICLE_END = b"</PubmedArticle>"
 
@@ -33,10 +33,19 @@ def _tag(name: bytes, *attributes: bytes) -> bytes:
     return rb"<%s%s>" % (name, b"".join(b"(?:%s)?+" % attribute for attribute in each))
 
 
-def _paired(group: str, more: bytes = b"") -> bytes:
-    """Text with markup that closes before other markup begins. The group's name is for its own use."""
+def _paired(element: bytes, group: str, more: bytes = b"") -> bytes:
+    """Text with markup that closes before other markup begins, and the end tag of its element.
+
+    The first branch is nearly every text. The group's name is for its own use.
+    """
     name = group.encode()
-    return rb"[^<]*+(?:(?:<(?P<%s>[biu]|su[bp])>[^<]*+</(?P=%s)>%s)[^<]*+)*+" % (name, name, more)
+    pair = rb"<(?P<%s>[biu]|su[bp])>%s</(?P=%s)>" % (name, _TEXT, name)
+    return rb"%s(?:</%s>|(?:(?:%s%s)%s)++</%s>)" % (_TEXT, element, pair, more, _TEXT, element)
+
+
+def _required(name: bytes, attribute: bytes, value: bytes) -> bytes:
+    """A start tag with one attribute that the DTD requires: quicker than one that may be absent."""
+    return rb'<%s %s="%s">' % (name, attribute, value)
 
 
 def _leaf(name: bytes, *attributes: bytes, text: bytes = _TEXT) -> bytes:
@@ -70,18 +79,29 @@ def _read(group: str, part: bytes) -> bytes:
 
 def _date(name: bytes, *attributes: bytes) -> bytes:
     day = b"".join(_once(_leaf(part)) for part in (b"Year", b"Month", b"Day"))
-    return _inner(name, day, _leaves(b"Hour", b"Minute", b"Second"), attributes=attributes)
+    time = b"".join(_once(_leaf(part)) for part in (b"Hour", b"Minute"))
+    return _inner(name, day, rb"(?:%s)?+" % time, attributes=attributes)
 
 
 _IDENTIFIER = _any(_leaf(b"Identifier", b"Source"))
-_AFFILIATION = _any(_inner(b"AffiliationInfo", _maybe(_leaf(b"Affiliation")), _IDENTIFIER))
+_AFFILIATIONS = _any(
+    rb"<AffiliationInfo>%s%s(?:</AffiliationInfo>|%s</AffiliationInfo>)"
+    % (_GAP, _once(_leaf(b"Affiliation")), _IDENTIFIER)
+)
 _NAME = b"".join(_once(_leaf(part)) for part in (b"LastName", b"ForeName", b"Initials"))
 _PERSON = (
-    rb"(?:%s)?+" % _NAME  # nearly always, and quicker than each alone
-    + _leaves(b"LastName", b"ForeName", b"Initials", b"Suffix", b"CollectiveName")
+    _leaves(b"LastName", b"ForeName", b"Initials", b"Suffix", b"CollectiveName")
     + _IDENTIFIER
     + _maybe(_leaf(b"Affiliation"))
-    + _AFFILIATION
+    + _AFFILIATIONS
+)
+# The first branch is nearly every author, and quicker.
+_AUTHOR = rb"(?:%s%s%s%s</Author>|%s)" % (
+    _required(b"Author", b"ValidYN", b"[YN]"),
+    _GAP,
+    _NAME,
+    _AFFILIATIONS,
+    _inner(b"Author", _PERSON, attributes=(b"ValidYN", b"EqualContrib")),
 )
 _PUBLISHED = _read("date", rb"<(?P<how>Year|MedlineDate)>%s</(?P=how)>" % _TEXT)
 _ISSUE = _inner(
@@ -97,15 +117,24 @@ _JOURNAL = _inner(
     _maybe(b"<Title>" + _read("journal", _TEXT) + b"</Title>"),
     _leaves(b"ISOAbbreviation"),
 )
-_SECTION = _tag(b"AbstractText", b"Label", b"NlmCategory")[:-1] + rb"(?:/>|>%s</AbstractText>)" % _MARKED_TEXT
+_SECTION = (
+    rb'<AbstractText(?: Label="[^"<>\n\t\r]*+")?+(?: NlmCategory=%s)?+' % _VALUE
+    + rb"(?:>%s</AbstractText>|/>)" % _MARKED_TEXT
+)
 _ABSTRACT = _inner(
     b"Abstract",
     _read("sections", _any(_SECTION)),
-    _maybe(_leaf(b"CopyrightInformation", text=_paired("rights"))),
+    _maybe(b"<CopyrightInformation>" + _paired(b"CopyrightInformation", "rights")),
+)
+_OTHER_ABSTRACT = _inner(
+    b"OtherAbstract",
+    _any(_SECTION),
+    _maybe(b"<CopyrightInformation>" + _paired(b"CopyrightInformation", "others_rights")),
+    attributes=(b"Type", b"Language"),
 )
 _AUTHORS = _inner(
     b"AuthorList",
-    _any(_inner(b"Author", _PERSON, attributes=(b"ValidYN", b"EqualContrib"))),
+    _any(_AUTHOR),
     attributes=(b"CompleteYN", b"Type"),
 )
 _DATA_BANKS = _inner(
@@ -136,7 +165,7 @@ _ARTICLE = _inner(
     _maybe(_DATA_BANKS),
     _maybe(_GRANTS),
     _maybe(_inner(b"PublicationTypeList", _read("types", _any(_leaf(b"PublicationType", b"UI"))))),
-    _maybe(_leaf(b"VernacularTitle", text=_paired("vernacular"))),
+    _maybe(b"<VernacularTitle>" + _paired(b"VernacularTitle", "vernacular")),
     _any(_date(b"ArticleDate", b"DateType")),
     attributes=(b"PubModel",),
 )
@@ -189,28 +218,32 @@ _CITATION = _inner(
         )
     ),
     _any(_leaf(b"OtherID", b"Source")),
+    _read("others", _any(_OTHER_ABSTRACT)),
     _any(
         _inner(
             b"KeywordList",
-            _any(_leaf(b"Keyword", b"MajorTopicYN", text=_paired("keyword"))),
+            _any(_required(b"Keyword", b"MajorTopicYN", b"[YN]") + _paired(b"Keyword", "keyword")),
             attributes=(b"Owner",),
         )
     ),
-    _maybe(_leaf(b"CoiStatement", text=_paired("interest"))),
+    _maybe(b"<CoiStatement>" + _paired(b"CoiStatement", "interest")),
     _any(_leaf(b"SpaceFlightMission")),
     _maybe(_inner(b"InvestigatorList", _any(_INVESTIGATOR))),
     _any(_leaf(b"GeneralNote", b"Owner")),
     attributes=(b"Status", b"IndexingMethod", b"Owner"),
 )
-_IDS = _any(_leaf(b"ArticleId", b"IdType"))
+_IDS = _any(_required(b"ArticleId", b"IdType", b"[a-z]++") + _TEXT + b"</ArticleId>")
 _REFERENCE = _inner(
     b"Reference",
-    _maybe(_leaf(b"Citation", text=_paired("cited", b"|" + _INSTRUCTION))),
+    _once(b"<Citation>" + _paired(b"Citation", "cited", b"|" + _INSTRUCTION)),
     _maybe(_inner(b"ArticleIdList", _IDS)),
+)
+_EVENT = (
+    _required(b"PubMedPubDate", b"PubStatus", b"[a-z-]++") + _date(b"PubMedPubDate")[len("<PubMedPubDate>") :]
 )
 _DATA = _inner(
     b"PubmedData",
-    _maybe(_inner(b"History", _any(_date(b"PubMedPubDate", b"PubStatus")))),
+    _maybe(_inner(b"History", _any(_EVENT))),
     _leaves(b"PublicationStatus"),
     _maybe(_inner(b"ArticleIdList", _read("identifiers", _IDS))),
     _any(
@@ -227,3 +260,8 @@ _PATTERN = rb"[ \t\r\n]*+" + _inner(b"PubmedArticle", _once(_CITATION), _maybe(_
 INDENTED = re.compile(_PATTERN)
 """A citation with each tag on a line of its own, as in NLM's files; CITATION with any white space, or none."""
 CITATION = re.compile(_PATTERN.replace(_GAP, rb"[ \t\r\n]*+"))
+FIELDS = (
+    *("pmid", "version", "date", "journal", "title", "locations", "sections", "languages", "types"),
+    *("corrections", "mesh", "others", "identifiers"),
+)
+"""The groups of a match."""
