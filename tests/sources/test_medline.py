@@ -1,6 +1,7 @@
 """MEDLINE: every field as lxml reads it, of real files and odd ones; hostile and damaged ones are refused."""
 
 import gzip
+import tracemalloc
 from itertools import zip_longest
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meditron.ground.errors import InputError, SourceError
-from meditron.sources.medline import read, read_deletions, recognises
+from meditron.sources.medline import LARGEST_CITATION, read, read_deletions, recognises
 from meditron.store.fetch import fetch
 
 from .conftest import HEAD, Medline, citation, lxml_reading
@@ -133,6 +134,221 @@ def test_only_what_belongs_to_the_text_is_in_it(medline: Medline) -> None:
     assert [section.text for section in document.sections] == ["Text."]
     assert document.meta["doi"] == "10.1/x"
     assert document.meta["retracted"] is False
+    assert document.meta["other_abstracts"] == [
+        {"language": "spa", "type": "plain", "sections": [{"text": "Otro", "label": None, "category": None}]}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("languages", "title", "abstract", "expected"),
+    [
+        ("<Language>fre</Language>", "T", abstract_of("An English abstract."), "eng"),
+        ("<Language>chi</Language><Language>eng</Language>", "T", "", "eng"),
+        ("<Language>ger</Language>", "[A translated title].", "", "eng"),
+        ("<Language>ger</Language>", "Ein Titel.", "", "ger"),
+        ("", "T", "", None),
+    ],
+)
+def test_the_language_is_that_of_the_text(
+    medline: Medline, languages: str, title: str, abstract: str, expected: str | None
+) -> None:
+    text = citation(1, title=title, abstract=abstract).replace("<Language>eng</Language>", languages)
+    (document,) = read(medline(text))
+    assert document.language == expected
+    assert "".join(f"<Language>{name}</Language>" for name in document.meta["languages"]) == languages
+
+
+MATH = '<mml:math xmlns:mml="http://www.w3.org/1998/Math/MathML">{}</mml:math>'
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("1.5 x 10<sup>9</sup>/L, p = 10<sup>-3</sup>", "1.5 x 10⁹/L, p = 10⁻³"),
+        ("H<sub>2</sub>O, SpO<sub>2</sub> &lt; 90", "H₂O, SpO₂ < 90"),
+        (
+            "the 1<sup>st</sup> and 4<sup>th</sup> of X<sup>TM</sup> at 37<sup>o</sup>C",
+            "the 1st and 4th of X™ at 37°C",
+        ),
+        ("V<sub>max</sub> of CD44<sup>low</sup>CD62L<sup>high</sup>", "V_max of CD44^(low)CD62L^high"),
+        ("x<sub><i>n</i></sub> <i>10<sup>2</sup></i>", "xₙ 10²"),
+        ("a<sup>b</sup><sub>2</sub> c<sup>d</sup><i>e</i> <sup>99m</sup>Tc", "a^(b)₂ c^(d)e ⁹⁹ᵐTc"),
+        ("shown.<sup>1,2</sup> 10 <sup> 6 </sup>cells", "shown.¹,² 10 ⁶ cells"),
+        (MATH.format("<mml:mfrac><mml:mn>1</mml:mn><mml:mn>2</mml:mn></mml:mfrac>") + " dose", "1/2 dose"),
+        ("3" + MATH.format("<mml:mfrac><mml:mn>1</mml:mn><mml:mn>2</mml:mn></mml:mfrac>") + "4", "3 1/2 4"),
+    ],
+)
+def test_powers_indices_and_fractions_stay_readable(medline: Medline, raw: str, expected: str) -> None:
+    path = medline(citation(1, title=raw, abstract=abstract_of(raw)))
+    (document,) = read(path)
+    assert document.title == document.sections[0].text == expected
+    assert_equals_lxml(path, 1)
+
+
+def test_a_hole_in_the_tags_is_refused_and_no_citation_vanishes(medline: Medline) -> None:
+    authors = "<AuthorList><Author><LastName>A</LastName><ForeName>B</ForeName></Author></AuthorList>"
+    path = medline(*(citation(number, abstract=authors) for number in (301, 302, 303)))
+    data = path.read_bytes()
+    start, end = data.index(b"</LastName>"), data.index(b"</ForeName>", data.index(b">302<"))
+    path.write_bytes(data[:start] + data[end:])
+    with pytest.raises(InputError, match=r"PMID 301, byte [0-9,]+\): ill-formed XML: .*mismatch"):
+        list(read(path))
+
+
+@pytest.mark.parametrize("spelled", ["</LastName >", "</LastName\n>"])
+def test_white_space_in_an_end_tag_is_legal(medline: Medline, spelled: str) -> None:
+    authors = f"<AuthorList><Author><LastName>A{spelled}</Author></AuthorList>"
+    assert_equals_lxml(medline(citation(1, abstract=authors), citation(2)), 2)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [HEAD, b"", b"\xef\xbb\xbf" + HEAD, b"<!-- x -->\n", b"<?xml-stylesheet href='x.css'?>\n"],
+    ids=["prologue", "root", "mark", "comment", "instruction"],
+)
+def test_sets_one_after_another_are_all_read(medline: Medline, tmp_path: Path, second: bytes) -> None:
+    first, deleted = (
+        medline(citation(1), citation(2), name="a.xml").read_bytes(),
+        "<DeleteCitation><PMID>7</PMID></DeleteCitation>",
+    )
+    other = medline(citation(3), deleted, head=second, name="b.xml").read_bytes()
+    path = tmp_path / "both.xml"
+    path.write_bytes(first + other + b"<!-- the end -->\n")
+    assert [document.id for document in read(path)] == ["pubmed:1", "pubmed:2", "pubmed:3"]
+    assert read_deletions(path) == ["pubmed:7"]
+
+
+@pytest.mark.parametrize("garbage", [b"x", b"<x/>", b"</PubmedArticleSet>", b"&#10;", b"<!-- x", b"\0"])
+def test_what_follows_a_set_is_not_skipped(medline: Medline, garbage: bytes) -> None:
+    path = medline(citation(1))
+    path.write_bytes(path.read_bytes() + garbage)
+    with pytest.raises(
+        InputError,
+        match=r"after 1 whole citations, byte [0-9,]+\): (something follows|ends in|no MEDLINE XML: its root is x)",
+    ):
+        list(read(path))
+
+
+@pytest.mark.parametrize(
+    "prologue",
+    [
+        b"",
+        b"\xef\xbb\xbf",
+        b"\n<!-- a > b -->\n",
+        b"<?xml version='1.0' encoding='utf8'?>",
+        b'<?xml version="1.0" encoding="US-ASCII" standalone="yes"?>',
+        b'<?xml version="1.0"?><?xml-stylesheet type="text/xsl" href="a.xsl"?>\n<!-- x --><?p?>',
+        b"<!DOCTYPE PubmedArticleSet>",
+        b"<!DOCTYPE PubmedArticleSet SYSTEM 'a>b.dtd' >\r\n",
+        b'<!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//x" "y" []>',
+    ],
+)
+@pytest.mark.parametrize("root", [b"<PubmedArticleSet>", b"<PubmedArticleSet a='>'\n>", b""])
+def test_prologues_and_roots(tmp_path: Path, prologue: bytes, root: bytes) -> None:
+    path = tmp_path / "x.xml"
+    closing = b"</PubmedArticleSet >\n" if root else b"\n<!-- x -->"
+    path.write_bytes(prologue + root + citation(5, title="T").strip().encode() + closing)
+    assert recognises(path.read_bytes()[:4096])
+    assert [(document.id, document.title) for document in read(path)] == [("pubmed:5", "T")]
+
+
+def test_a_set_of_an_older_kind(tmp_path: Path) -> None:
+    path = tmp_path / "old.xml"
+    article = (
+        citation(9, abstract=abstract_of("Old."))
+        .strip()
+        .removeprefix("<PubmedArticle>")
+        .removesuffix("</PubmedArticle>")
+    )
+    doctype = '<?xml version="1.0"?><!DOCTYPE MedlineCitationSet PUBLIC "-//NLM//DTD" "x.dtd">'
+    path.write_text(f"{doctype}<MedlineCitationSet>{article}<!-- x -->{article}</MedlineCitationSet>")
+    assert recognises(path.read_bytes())
+    assert [document.sections[0].text for document in read(path)] == ["Old.", "Old."]
+
+
+def test_between_citations(medline: Medline) -> None:
+    between = "<!-- <PubmedArticle> --><?pi </PubmedArticle> ?><![CDATA[ \n]]>&#10;\r\n"
+    path = medline(between, citation(1), between, citation(2), between)
+    assert [document.id for document in read(path)] == ["pubmed:1", "pubmed:2"]
+    for damage, problem in [
+        ("text", "text between citations"),
+        ("<Other/>", "unexpected element Other"),
+        ("<!-- a -- b -->", "ill-formed XML: Double hyphen"),
+        ("<![CDATA[x]]>", "text between citations"),
+        ("<?xml version='1.0'?>", "text between citations"),
+    ]:
+        with pytest.raises(InputError, match=problem):
+            list(read(medline(citation(1), damage, citation(2))))
+
+
+def test_a_comment_that_holds_an_end_tag(medline: Medline) -> None:
+    inside = abstract_of("a<!-- </PubmedArticle> <PubmedArticle> -->b<![CDATA[</PubmedArticle>]]>")
+    documents = list(read(medline(citation(1, abstract=inside), citation(2))))
+    assert documents[0].sections[0].text == "ab</PubmedArticle>"
+    assert len(documents) == 2
+
+
+def test_ascii_is_held_to_be_ascii(tmp_path: Path) -> None:
+    path = tmp_path / "x.xml"
+    path.write_bytes(
+        b'<?xml version="1.0" encoding="ascii"?><PubmedArticleSet>\n' + citation(1, title="é").encode()
+    )
+    with pytest.raises(InputError, match="not ASCII"):
+        list(read(path))
+
+
+@pytest.mark.parametrize(
+    ("pmid", "problem"),
+    [("", "PMID is not a number"), ("1x", "PMID is not a number"), ("1234567890123", "not a number")],
+)
+def test_numbers_are_numbers(medline: Medline, pmid: str, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        list(read(medline(citation(1).replace(">1</PMID>", f">{pmid}</PMID>"))))
+    with pytest.raises(InputError, match="version is not a number"):
+        list(read(medline(citation(1).replace('Version="1"', 'Version="9999999999999999999999"'))))
+
+
+def test_the_largest_citation(medline: Medline) -> None:
+    section = f"<AbstractText>{'word ' * (1 << 18)}</AbstractText>"
+    fitting = LARGEST_CITATION // len(section)
+    path = medline(
+        citation(1, abstract=f"<Abstract>{section * fitting}</Abstract>"), citation(2), packed=True
+    )
+    assert [len(document.sections) for document in read(path)] == [fitting, 0]
+    path = medline(
+        citation(3), citation(1, abstract=f"<Abstract>{section * (fitting + 1)}</Abstract>"), packed=True
+    )
+    with pytest.raises(InputError, match="after 1 whole citations.*a citation of more than 16,777,216 bytes"):
+        list(read(path))
+
+
+ENDLESS = {
+    "text": (b"<PubmedArticle><MedlineCitation>" + b"a" * (1 << 20), b"a", "more than"),
+    "attribute": (b'<PubmedArticle x="', b"a", "more than"),
+    "comment": (b"<!-- ", b"a", "a comment of more than"),
+    "name": (b"<", b"a", "text between citations"),
+    "prologue": (None, b" <!-- x -->", "no MEDLINE XML"),
+    "white space": (b"", b" ", "ends before"),
+}
+
+
+@pytest.mark.parametrize("start, repeated, problem", ENDLESS.values(), ids=ENDLESS)
+def test_a_bomb_of_one_line_takes_bounded_memory(
+    tmp_path: Path, start: bytes | None, repeated: bytes, problem: str
+) -> None:
+    path = tmp_path / "bomb.xml.gz"
+    head = b"" if start is None else HEAD + b"<PubmedArticleSet>" + start
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(head)
+        for _ in range(100):
+            file.write(repeated * ((1 << 20) // len(repeated)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=problem):
+            list(read(path))
+        assert tracemalloc.get_traced_memory()[1] < 6 * LARGEST_CITATION
+    finally:
+        tracemalloc.stop()
 
 
 def test_either_sign_of_retraction_counts(medline: Medline) -> None:

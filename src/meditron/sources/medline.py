@@ -80,6 +80,7 @@ _TAGS = {
     name: re.compile(rb"<!--|<!\[CDATA\[|<\?|<(/?+)" + name + rb"(?=[ \t\r\n/>])")
     for name in _ARTICLES | _DELETIONS
 }
+_LINE = re.compile(", line [0-9]+, column [0-9]+$")  # in what lxml was given, not in the file
 _IN_A_TAG = re.compile(_IN_TAG)
 _OPEN_VALUE = re.compile(rb"\"[^\"<]*+|'[^'<]*+")  # of an attribute
 _LOOKAHEAD = 64  # bytes; more than any token's
@@ -173,15 +174,18 @@ class _File:
             return
         if self._before + end > self._judged:
             self._judged, self._legal = self._before + end, legal(data, at, end)
+        matches = []
         while at < end and (match := INDENTED.match(data, at) or CITATION.match(data, at)):
             at = match.end()
             if at - match.start() > _LARGEST_PROVEN or not (self._legal or legal(data, *match.span())):
-                return
+                break
+            matches.append(match)
+        for match in matches:
             try:
                 document = scan(match) if documents else None
             except Unusual:
                 return
-            self._at = at
+            self._at = match.end()
             self._whole += 1
             if document is not None:
                 yield document
@@ -264,6 +268,8 @@ class _File:
         """The element that begins here. Of an ill-formed one what shows that it is."""
         offset = self._before + self._at
         size = self._plain_size(name) or self._size(name)
+        if size > LARGEST_CITATION:
+            raise self._error(f"a citation of more than {LARGEST_CITATION:,} bytes")
         data = self._buffer[self._at : self._at + size]
         self._at += size
         self._whole += name in _ARTICLES

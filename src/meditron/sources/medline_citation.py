@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Malformed", "parse", "scan"]
 
-_Heading = tuple[str | None, str | None]
-"""A label and a category."""
+_Heading = tuple[str | None, str | None]  # a label and a category
 
 _NAME = re.compile(rb">([^<]*+)</")
 _DESCRIPTOR = re.compile(rb"<DescriptorName [^>]*+>([^<]*+)<")

@@ -7,7 +7,6 @@ White space collapses to single blanks. Sub- and superscripts, MathML's too, are
 import re
 from codecs import utf_8_decode
 from functools import lru_cache
-from itertools import zip_longest
 
 from stringzilla import find, find_first_of
 
@@ -94,7 +93,8 @@ def texts_of(raws: list[bytes]) -> list[str]:
             raw = b"".join(pieces)
         if find(raw, b"&") >= 0:
             raw = unescaped(raw)
-        raw = raw.translate(_BLANKS)
+        if find_first_of(raw, b"\t\n\r") >= 0:
+            raw = raw.translate(_BLANKS)
     if not raw.isascii():
         raw = _narrowed(raw)
     texts = raw.decode().split(_APART.decode())
@@ -124,12 +124,13 @@ def _resolve_pairs(pieces: list[bytes]) -> bool:
 
 def _touched(pieces: list[bytes], at: int) -> bool:
     """Whether a letter, a digit or another script follows, beginning with the text at `at`."""
-    for text, tag in zip_longest(pieces[at::2], pieces[at + 1 :: 2], fillvalue=b""):
-        if text:
-            return text[:4].decode(errors="ignore")[:1].isalnum()
-        if tag in _MARKS:
+    while not (text := pieces[at]):
+        if at + 1 == len(pieces):
+            return False
+        if pieces[at + 1] in _MARKS:
             return True
-    return False
+        at += 2
+    return text[:4].decode(errors="ignore")[:1].isalnum()
 
 
 def _nested_text(raw: bytes) -> str:
