@@ -24,9 +24,10 @@ _Heading = tuple[str | None, str | None]  # a label and a category
 
 _NAME = re.compile(rb">([^<]*+)</")
 _DESCRIPTOR = re.compile(rb"<DescriptorName [^>]*+>([^<]*+)<")
-_DOI = re.compile(rb'<ArticleId IdType="doi">([^<]*+)<')
-_LOCATION = re.compile(rb'<ELocationID (?:ValidYN="[^"]*+" )?+EIdType="doi"[^>]*+>([^<]*+)<')
+_DOI = re.compile(rb'<ArticleId IdType="doi">([^<]++)<')
+_LOCATION = re.compile(rb'<ELocationID (?:ValidYN="[^"]*+" )?+EIdType="doi"[^>]*+>([^<]++)<')
 _ATTRIBUTE = re.compile(rb' ([A-Za-z]++)="([^"]*+)"')
+_ENGLISH = ["eng"]
 _YEAR = re.compile(r"[12][0-9]{3}")
 _NUMBER = re.compile("[0-9]{1,12}")
 
@@ -37,69 +38,57 @@ class Malformed(Exception):
 
 def scan(match: re.Match[bytes]) -> Document:
     """Read what `medline_grammar.CITATION` matched; Unusual where lxml must read it."""
-    (
-        pmid,
-        version,
-        date,
-        journal,
-        title,
-        locations,
-        abstract,
-        languages,
-        types,
-        corrections,
-        mesh,
-        others,
-        identifiers,
-    ) = match.group(*FIELDS)
+    pmid, version, date, journal, title, locations, abstract, languages, types, *more = match.group(*FIELDS)
+    corrections, mesh, others, identifiers = more
     if corrections and find(corrections, b"RetractionIn") >= 0:
         raise Unusual
-    headings, raws = _abstract(abstract) if abstract else ([], [])
-    doi = (
-        (identifiers and _first_doi(_DOI, identifiers))
-        or (locations and _first_doi(_LOCATION, locations))
-        or b""
-    )
-    doi_text, title_text, *texts = texts_of([doi, title or b"", *raws])
-    if doi and not doi_text:
+    doi = (identifiers and _DOI.search(identifiers)) or (locations and _LOCATION.search(locations))
+    raws = [doi[1] if doi else b"", title or b""]
+    labels, categories = _abstract(abstract, raws) if abstract else ((), ())
+    texts = texts_of(raws)
+    if doi and not texts[0]:
         raise Unusual  # another may follow
     return _document(
         pmid.decode(),
         int(version),
-        title_text,
-        [Section(text, *heading) for text, heading in zip(texts, headings, strict=True)],
-        languages=list(_names(languages)),
-        year=_year(date) if date else None,
-        journal=name_of(journal) if journal else None,
-        types=list(_names(types)) if types else [],
-        mesh=list(map(name_of, _DESCRIPTOR.findall(mesh))) if mesh else [],
-        doi=doi_text,
-        others=[_scan_other(part) for part in others.split(b"</OtherAbstract>")[:-1]] if others else [],
+        texts[1],
+        tuple(map(Section, texts[2:], labels, categories)),
+        list(_names(languages)),
+        _year(date) if date else None,
+        name_of(journal) if journal else None,
+        list(_names(types)) if types else [],
+        list(map(name_of, _DESCRIPTOR.findall(mesh))) if mesh else [],
+        texts[0],
+        False,
+        [_scan_other(part) for part in others.split(b"</OtherAbstract>")[:-1]] if others else [],
     )
 
 
-def _first_doi(pattern: re.Pattern[bytes], data: bytes) -> bytes | None:
-    return next((doi for doi in pattern.findall(data) if doi), None)
+def _abstract(data: bytes, raws: list[bytes]) -> tuple[list[str | None], list[str | None]]:
+    """The labels and categories of the AbstractText elements of proven bytes; their bytes are added to `raws`.
 
-
-def _abstract(data: bytes) -> tuple[list[_Heading], list[bytes]]:
-    """Headings and texts of the AbstractText elements of proven bytes, which hold no element beside them."""
-    headings, raws = [], []
+    The bytes hold no element beside them.
+    """
+    labels, categories = [], []
     *parts, rest = data.split(b"</AbstractText>")
     for part in parts:
         tag, _, raw = part.partition(b">")
-        heading, empty = _heading(tag)
+        label, category, empty = _heading(tag)
         while empty:
-            headings.append(heading)
+            labels.append(label)
+            categories.append(category)
             raws.append(b"")
             tag, _, raw = raw.partition(b">")
-            heading, empty = _heading(tag)
-        headings.append(heading)
+            label, category, empty = _heading(tag)
+        labels.append(label)
+        categories.append(category)
         raws.append(raw)
     for tag in rest.split(b">")[:-1]:
-        headings.append(_heading(tag)[0])
+        label, category, _ = _heading(tag)
+        labels.append(label)
+        categories.append(category)
         raws.append(b"")
-    return headings, raws
+    return labels, categories
 
 
 @lru_cache(maxsize=1 << 12)
@@ -109,18 +98,19 @@ def _names(data: bytes) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1 << 12)
-def _heading(tag: bytes) -> tuple[_Heading, bool]:
+def _heading(tag: bytes) -> tuple[str | None, str | None, bool]:
     """The label and the category in an AbstractText's start tag, without its `>`, and whether it is empty."""
     printed = {name: unescaped(value).decode() for name, value in _ATTRIBUTE.findall(tag)}
-    return (printed.get(b"Label"), printed.get(b"NlmCategory")), tag.endswith(b"/")
+    return printed.get(b"Label"), printed.get(b"NlmCategory"), tag.endswith(b"/")
 
 
 def _scan_other(data: bytes) -> dict[str, Any]:
     """An OtherAbstract of proven bytes, up to its end tag."""
     tag, _, inner = data.partition(b">")
     printed = {name: value.decode() for name, value in _ATTRIBUTE.findall(tag)}
-    headings, raws = _abstract(inner.partition(b"<CopyrightInformation>")[0])
-    sections = [Section(text, *heading) for text, heading in zip(texts_of(raws), headings, strict=True)]
+    raws: list[bytes] = []
+    labels, categories = _abstract(inner.partition(b"<CopyrightInformation>")[0], raws)
+    sections = list(map(Section, texts_of(raws), labels, categories))
     return _other_abstract(printed.get(b"Language"), printed.get(b"Type"), sections)
 
 
@@ -139,16 +129,15 @@ def _document(
     pmid: str,
     version: int,
     title: str,
-    sections: list[Section],
-    *,
+    sections: tuple[Section, ...],
     languages: list[str],
     year: int | None,
     journal: str | None,
     types: list[str],
     mesh: list[str],
     doi: str | None,
-    retracted: bool = False,
-    others: list[dict[str, Any]] | None = None,
+    retracted: bool,
+    others: list[dict[str, Any]],
 ) -> Document:
     meta: dict[str, Any] = {
         "pmid": pmid,
@@ -159,20 +148,20 @@ def _document(
         "mesh": mesh,
         "doi": doi or None,
         "retracted": retracted or "Retracted Publication" in types,
-        "other_abstracts": others or [],
+        "other_abstracts": others,
     }
-    language = _language(title, sections, languages)
-    return Document(f"pubmed:{pmid}", "pubmed", title, tuple(sections), language, year, meta)
+    language = "eng" if languages == _ENGLISH else _language(title, sections, languages)
+    return Document("pubmed:" + pmid, "pubmed", title, sections, language, year, meta)
 
 
-def _language(title: str, sections: list[Section], languages: list[str]) -> str | None:
+def _language(title: str, sections: tuple[Section, ...], languages: list[str]) -> str | None:
     """The language of the text, which is not the article's.
 
     NLM puts English abstracts alone into Abstract, and translates titles into English, in brackets.
     """
-    if languages == ["eng"] or title.startswith("[") or any(section.text for section in sections):
+    if "eng" in languages or title.startswith("[") or any(section.text for section in sections):
         return "eng"
-    return "eng" if "eng" in languages else next(filter(None, languages), None)
+    return next(filter(None, languages), None)
 
 
 def parse(element: "etree._Element") -> Document:
@@ -200,15 +189,15 @@ def parse(element: "etree._Element") -> Document:
         _number(flat_text(pmid), "PMID"),
         int(_number(pmid.get("Version", "1"), "version")),
         _first(article, "ArticleTitle") or (book and _first(article, "Book/BookTitle")) or "",
-        _sections(article, "Abstract/AbstractText"),
-        languages=[flat_text(language) for language in article.iterfind("Language")],
-        year=_first_year(_first(article, f"{date}/Year") or _first(article, f"{date}/MedlineDate") or ""),
-        journal=_first(article, "Book/BookTitle" if book else "Journal/Title"),
-        types=[flat_text(kind) for kind in article.iterfind(types)],
-        mesh=[flat_text(name) for name in citation.iterfind("MeshHeadingList/MeshHeading/DescriptorName")],
-        doi=next(filter(None, dois), None),
-        retracted=any(entry.get("RefType") == "RetractionIn" for entry in corrections),
-        others=[
+        tuple(_sections(article, "Abstract/AbstractText")),
+        [flat_text(language) for language in article.iterfind("Language")],
+        _first_year(_first(article, f"{date}/Year") or _first(article, f"{date}/MedlineDate") or ""),
+        _first(article, "Book/BookTitle" if book else "Journal/Title"),
+        [flat_text(kind) for kind in article.iterfind(types)],
+        [flat_text(name) for name in citation.iterfind("MeshHeadingList/MeshHeading/DescriptorName")],
+        next(filter(None, dois), None),
+        any(entry.get("RefType") == "RetractionIn" for entry in corrections),
+        [
             _other_abstract(other.get("Language"), other.get("Type"), _sections(other, "AbstractText"))
             for other in citation.iterfind("OtherAbstract")
         ],

@@ -35,7 +35,8 @@ _MARKS = {b"<sup>": SUP, b"<sub>": SUB}
 _MOST_PIECES = 400  # libxml2 refuses elements nested 256 deep
 _LONGEST_CACHED = 100
 _APART = b"\x04"  # between elements; no XML holds it, and it is no white space
-_PIECE = 32 << 10
+_NOT_ASCII = bytes(range(0x80, 0x100))
+_PIECE = 8 << 10
 
 
 class Unusual(Exception):
@@ -63,9 +64,8 @@ def legal(data: bytes, start: int, end: int) -> bool:
     view = memoryview(data)
     at = start
     try:
-        while at < end:  # in pieces that a cache can hold
-            piece = view[at : min(at + _PIECE, end)]
-            at += utf_8_decode(piece, "strict", at + _PIECE >= end)[1]
+        while (at := find_first_of(data, _NOT_ASCII, at, end)) >= 0:  # in pieces that a cache can hold
+            at += utf_8_decode(view[at : min(at + _PIECE, end)], "strict", at + _PIECE >= end)[1]
     except UnicodeDecodeError:
         return False
     at = find(data, b"&", start, end)
