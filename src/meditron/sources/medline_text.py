@@ -113,7 +113,7 @@ def _resolve_pairs(pieces: list[bytes]) -> bool:
         if at + 2 >= len(pieces) or _END_TAGS.get(start) != pieces[at + 2]:
             return False
         inner = pieces[at + 1]
-        if _APART in inner:
+        if find(inner, _APART) >= 0:
             return False
         pieces[at] = pieces[at + 2] = b""
         if start in _MARKS:
@@ -192,7 +192,7 @@ def _narrowed(raw: bytes) -> bytes:
     """Text beyond ASCII with a blank for each white space beyond ASCII."""
     if find_first_of(raw, _RARE) >= 0 or find(raw, b"\xc2\x85") >= 0:
         return " ".join(raw.decode().split()).encode()
-    if b"\xe2" in raw:
+    if find(raw, b"\xe2") >= 0:
         raw = _WIDE_SPACE.sub(b" ", raw)
     return raw.replace(b"\xc2\xa0", b" ") if find(raw, b"\xc2\xa0") >= 0 else raw
 
