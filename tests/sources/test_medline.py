@@ -224,7 +224,7 @@ def test_what_follows_a_set_is_not_skipped(medline: Medline, garbage: bytes) -> 
     path.write_bytes(path.read_bytes() + garbage)
     with pytest.raises(
         InputError,
-        match=r"after 1 whole citations, byte [0-9,]+\): (something follows|ends in|no MEDLINE XML: its root is x)",
+        match=r"after 1 whole citations, byte [0-9,]+\): (something follows|ends in|no MEDLINE XML)",
     ):
         list(read(path))
 
@@ -318,7 +318,7 @@ def test_the_largest_citation(medline: Medline) -> None:
     path = medline(
         citation(3), citation(1, abstract=f"<Abstract>{section * (fitting + 1)}</Abstract>"), packed=True
     )
-    with pytest.raises(InputError, match="after 1 whole citations.*a citation of more than 16,777,216 bytes"):
+    with pytest.raises(InputError, match=r"after 1 whole .* a citation of more than 16,777,216 bytes"):
         list(read(path))
 
 
@@ -332,7 +332,7 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("start, repeated, problem", ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize(("start", "repeated", "problem"), ENDLESS.values(), ids=ENDLESS)
 def test_a_bomb_of_one_line_takes_bounded_memory(
     tmp_path: Path, start: bytes | None, repeated: bytes, problem: str
 ) -> None:

@@ -2,19 +2,19 @@
 
 A document's id is `pubmed:` and the PMID without its version; its sections are the AbstractText elements of
 the article's own Abstract, with Label and NlmCategory as printed. `language` is that of this text: NLM puts
-English abstracts alone into Abstract and translates titles, in brackets, so it is `eng` unless a citation has an
-untranslated title and no abstract. `year` is the first year of PubDate. `meta`: `pmid`, `version`, `journal`,
-`languages` (the article's, MEDLINE's three letters), `publication_types`, `mesh` (descriptor names), `doi` (the
-article id, else the electronic location), `retracted` (whether the publication type "Retracted Publication" or
-a CommentsCorrections of RefType "RetractionIn" says so), `other_abstracts` (each with `language`, `type` and
-`sections`).
+English abstracts alone into Abstract and translates titles, in brackets, so it is `eng` unless a citation
+has an untranslated title and no abstract. `year` is the first year of PubDate. `meta`: `pmid`, `version`,
+`journal`, `languages` (the article's, MEDLINE's three letters), `publication_types`, `mesh` (descriptor
+names), `doi` (the article id, else the electronic location), `retracted` (whether the publication type
+"Retracted Publication" or a CommentsCorrections of RefType "RetractionIn" says so), `other_abstracts`
+(OtherAbstract, each with `language`, `type` and `sections`).
 
 A text is all character data within its element, comments and processing instructions apart, white space
 collapsed to single blanks. Sub- and superscripts and MathML are written on the line: `CO₂`, `10⁹`, `1/2`.
 Vernacular titles and CopyrightInformation are not read. A PubmedBookArticle is a document as well.
 
-The root is a set of citations, or one citation. A file may hold several such documents one after another, as
-`cat` joins them. Memory is bounded by the largest citation, whatever the size of the file.
+The root is a set of citations, or one citation. A file may hold several such documents one after another,
+as `cat` joins them. A file may have any size: memory is bounded by the largest citation.
 """
 
 import re
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_CITATION", "read", "read_deletions", "recognises"]
 
 LARGEST_CITATION = 16 << 20
-"""Bytes of one citation, or of a comment between two; real ones, with thousands of authors, stay below 6 MB. Of
-one text or attribute libxml2 reads 10 MB at most."""
+"""Bytes of one citation, or of a comment between two. Real citations, with thousands of authors, stay below
+6 MB; of one text or attribute libxml2 reads 10 MB at most."""
 _LARGEST_PROVEN = 8 << 20  # libxml2 refuses texts of 10 MB
 _LARGEST_PROLOGUE = 64 << 10
 _LEAST = 64 << 10  # unread bytes in which the next citations are looked for
@@ -104,8 +104,8 @@ def read(path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
     """Read the citations of a MEDLINE file, plain or compressed, in its order. Nothing is skipped.
 
     Raises:
-        InputError: the file is cut off (naming how many citations were whole), ill-formed (naming the byte and
-            the PMID), its DOCTYPE declares entities, or a citation is larger than LARGEST_CITATION.
+        InputError: the file is cut off (naming how many citations were whole), ill-formed (naming the byte
+            and the PMID), its DOCTYPE declares entities, or a citation is larger than LARGEST_CITATION.
     """
     file = _File(path)
     for entry in file.walk(documents=True):

@@ -1,7 +1,7 @@
 """One citation to a document: from a match of the grammar, or from lxml's tree.
 
-`scan` reads what `medline_grammar` has proven, and raises Unusual for what it leaves to lxml. `parse` reads lxml's
-tree of any well-formed citation, and its word is final.
+`scan` reads what `medline_grammar` has proven, and raises Unusual for what it leaves to lxml. `parse` reads
+lxml's tree of any well-formed citation, and its word is final.
 """
 
 import re
@@ -65,9 +65,9 @@ def scan(match: re.Match[bytes]) -> Document:
 
 
 def _abstract(data: bytes, raws: list[bytes]) -> tuple[list[str | None], list[str | None]]:
-    """The labels and categories of the AbstractText elements of proven bytes; their bytes are added to `raws`.
+    """The labels and categories of AbstractText elements, of proven bytes that hold no others.
 
-    The bytes hold no element beside them.
+    Adds the bytes of each text to `raws`.
     """
     labels, categories = [], []
     *parts, rest = data.split(b"</AbstractText>")

@@ -1,13 +1,15 @@
 """One regular expression for a whole citation as NLM spells it: what it matches is well-formed XML.
 
-Each part of the expression is an element with both of its tags, attributes of different names in quotes, and text
-without `<`, in the order of NLM's DTD. So a match proves that the citation's tags are well-formed, nested and closed,
-where each element that is read stands, and that it stands there once. `medline_text.legal` proves of the same
-bytes that their characters and references are legal and no `]]>` is among them, and `medline_text.text_of` that
-the markup within a text nests. Whatever else XML knows (comments, CDATA, prefixes, other quotes, other white
-space in tags) does not match, as damage does not; lxml reads it, or refuses it.
+Each part of the expression is an element with both of its tags, attributes of different names in quotes,
+and text without `<`, in the order of NLM's DTD. So a match proves that the citation's tags are well-formed,
+nested and closed, where each element that is read stands, and that it stands there once.
+`medline_text.legal` proves of the same bytes that their characters and references are legal and no `]]>` is
+among them, and `text_of` that the markup within a text nests. Whatever else XML knows (comments, CDATA,
+prefixes, other quotes, other white space in tags) does not match, as damage does not; lxml reads it, or
+refuses it.
 
-Every quantifier is possessive: nothing backtracks, and the time is linear.
+Every quantifier is possessive and the next tag decides each choice: the time is linear. No group is within a
+part that is repeated: CPython 3.11 leaves its marks wrong when a possessive repetition fails within it.
 """
 
 import re
@@ -18,9 +20,8 @@ ARTICLE_END = b"</PubmedArticle>"
 
 _GAP = rb"\n *+"  # between tags
 _TEXT = rb"[^<]*+"
-_MARKED_TEXT = (
-    rb"[^<]*+(?:</?+(?:[biu]|su[bp])>[^<]*+)*+"  # for texts that are read: text_of sees to its nesting
-)
+# For texts that are read: text_of sees to the nesting.
+_MARKED_TEXT = rb"[^<]*+(?:</?+(?:[biu]|su[bp])>[^<]*+)*+"
 _INSTRUCTION = rb"<\?(?:pmcsd|nihms)(?: [a-z0-9 ]*+)?+\?>"  # as NLM leaves them among references
 _VALUE = rb'"[^"<>&\n\t\r]*+"'
 
@@ -33,13 +34,12 @@ def _tag(name: bytes, *attributes: bytes) -> bytes:
     return rb"<%s%s>" % (name, b"".join(b"(?:%s)?+" % attribute for attribute in each))
 
 
-def _paired(element: bytes, group: str, more: bytes = b"") -> bytes:
+def _paired(element: bytes, more: bytes = b"") -> bytes:
     """Text with markup that closes before other markup begins, and the end tag of its element.
 
-    The first branch is nearly every text. The group's name is for its own use.
+    The first branch is nearly every text.
     """
-    name = group.encode()
-    pair = rb"<(?P<%s>[biu]|su[bp])>%s</(?P=%s)>" % (name, _TEXT, name)
+    pair = b"|".join(rb"<%s>%s</%s>" % (name, _TEXT, name) for name in (b"i", b"b", b"u", b"sub", b"sup"))
     return rb"%s(?:</%s>|(?:(?:%s%s)%s)++</%s>)" % (_TEXT, element, pair, more, _TEXT, element)
 
 
@@ -103,7 +103,7 @@ _AUTHOR = rb"(?:%s%s%s%s</Author>|%s)" % (
     _AFFILIATIONS,
     _inner(b"Author", _PERSON, attributes=(b"ValidYN", b"EqualContrib")),
 )
-_PUBLISHED = _read("date", rb"<(?P<how>Year|MedlineDate)>%s</(?P=how)>" % _TEXT)
+_PUBLISHED = _read("date", rb"<Year>%s</Year>|<MedlineDate>%s</MedlineDate>" % (_TEXT, _TEXT))
 _ISSUE = _inner(
     b"JournalIssue",
     _leaves(b"Volume", b"Issue"),
@@ -124,12 +124,12 @@ _SECTION = (
 _ABSTRACT = _inner(
     b"Abstract",
     _read("sections", _any(_SECTION)),
-    _maybe(b"<CopyrightInformation>" + _paired(b"CopyrightInformation", "rights")),
+    _maybe(b"<CopyrightInformation>" + _paired(b"CopyrightInformation")),
 )
 _OTHER_ABSTRACT = _inner(
     b"OtherAbstract",
     _any(_SECTION),
-    _maybe(b"<CopyrightInformation>" + _paired(b"CopyrightInformation", "others_rights")),
+    _maybe(b"<CopyrightInformation>" + _paired(b"CopyrightInformation")),
     attributes=(b"Type", b"Language"),
 )
 _AUTHORS = _inner(
@@ -165,7 +165,7 @@ _ARTICLE = _inner(
     _maybe(_DATA_BANKS),
     _maybe(_GRANTS),
     _maybe(_inner(b"PublicationTypeList", _read("types", _any(_leaf(b"PublicationType", b"UI"))))),
-    _maybe(b"<VernacularTitle>" + _paired(b"VernacularTitle", "vernacular")),
+    _maybe(b"<VernacularTitle>" + _paired(b"VernacularTitle")),
     _any(_date(b"ArticleDate", b"DateType")),
     attributes=(b"PubModel",),
 )
@@ -222,11 +222,11 @@ _CITATION = _inner(
     _any(
         _inner(
             b"KeywordList",
-            _any(_required(b"Keyword", b"MajorTopicYN", b"[YN]") + _paired(b"Keyword", "keyword")),
+            _any(_required(b"Keyword", b"MajorTopicYN", b"[YN]") + _paired(b"Keyword")),
             attributes=(b"Owner",),
         )
     ),
-    _maybe(b"<CoiStatement>" + _paired(b"CoiStatement", "interest")),
+    _maybe(b"<CoiStatement>" + _paired(b"CoiStatement")),
     _any(_leaf(b"SpaceFlightMission")),
     _maybe(_inner(b"InvestigatorList", _any(_INVESTIGATOR))),
     _any(_leaf(b"GeneralNote", b"Owner")),
@@ -235,7 +235,7 @@ _CITATION = _inner(
 _IDS = _any(_required(b"ArticleId", b"IdType", b"[a-z]++") + _TEXT + b"</ArticleId>")
 _REFERENCE = _inner(
     b"Reference",
-    _once(b"<Citation>" + _paired(b"Citation", "cited", b"|" + _INSTRUCTION)),
+    _once(b"<Citation>" + _paired(b"Citation", b"|" + _INSTRUCTION)),
     _maybe(_inner(b"ArticleIdList", _IDS)),
 )
 _EVENT = (
@@ -251,15 +251,16 @@ _DATA = _inner(
             b"ReferenceList",
             _leaves(b"Title"),
             _any(_REFERENCE),
-            _any(_inner(b"ReferenceList", _leaves(b"Title"), _any(_REFERENCE.replace(b"cited", b"within")))),
+            _any(_inner(b"ReferenceList", _leaves(b"Title"), _any(_REFERENCE))),
         )
     ),
     _any(_INSTRUCTION),
 )
 _PATTERN = rb"[ \t\r\n]*+" + _inner(b"PubmedArticle", _once(_CITATION), _maybe(_DATA))
 INDENTED = re.compile(_PATTERN)
-"""A citation with each tag on a line of its own, as in NLM's files; CITATION with any white space, or none."""
+"""A citation with each tag on a line of its own, as in NLM's files."""
 CITATION = re.compile(_PATTERN.replace(_GAP, rb"[ \t\r\n]*+"))
+"""A citation with any white space between its tags, or none."""
 FIELDS = (
     *("pmid", "version", "date", "journal", "title", "locations", "sections", "languages", "types"),
     *("corrections", "mesh", "others", "identifiers"),

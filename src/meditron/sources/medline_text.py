@@ -1,7 +1,7 @@
 """The text of a MEDLINE element, from its bytes where they are proven and from lxml's tree elsewhere.
 
-White space collapses to single blanks. Sub- and superscripts, MathML's too, are written on the line as `scripts` and
-`mathml` say; of all other markup nothing is put in its place.
+White space collapses to single blanks. Sub- and superscripts, MathML's too, are written on the line as
+`scripts` and `mathml` say; of all other markup nothing is put in its place.
 """
 
 import re
@@ -25,8 +25,10 @@ _REFERENCE = re.compile(rb"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quo
 _ENTITIES = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'"}
 _SPECIAL = b"\t\n\r&<"
 _BLANKS = bytes.maketrans(b"\t\n\r", b"   ")
-_CONTROL = bytes(range(0x20)).translate(None, b"\t\n\r")
-_NO_CHARACTER = re.compile(rb"\xef\xbf[\xbe\xbf]")  # U+FFFE and U+FFFF
+_ILLEGAL = re.compile(
+    rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]"
+)  # control characters, U+FFFE, U+FFFF
+_DOUBTFUL = bytes(range(0x20)).translate(None, b"\t\n\r") + b"\xef"
 _WIDE_SPACE = re.compile(rb"\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)")  # U+2000 to U+205F
 _RARE = b"\xe1\xe3"  # U+1680 and U+3000 begin so, and much that is no white space
 _TAG = re.compile(rb"(</?(?:[biu]|su[bp])>)")
@@ -57,9 +59,9 @@ def xml_parser() -> etree.XMLParser:
 
 def legal(data: bytes, start: int, end: int) -> bool:
     """Prove that data[start:end] holds only characters and references that XML allows, and no `]]>`."""
-    if find_first_of(data, _CONTROL, start, end) >= 0 or find(data, b"]]>", start, end) >= 0:
+    if find_first_of(data, _DOUBTFUL, start, end) >= 0 and _ILLEGAL.search(data, start, end):
         return False
-    if find(data, b"\xef\xbf", start, end) >= 0 and _NO_CHARACTER.search(data, start, end):
+    if find(data, b"]]>", start, end) >= 0:
         return False
     view = memoryview(data)
     at = start
@@ -78,7 +80,7 @@ def legal(data: bytes, start: int, end: int) -> bool:
 
 
 def text_of(raw: bytes) -> str:
-    """The text of an element that a match of `medline_grammar` has proven; Unusual if its markup does not nest."""
+    """The text of an element that `medline_grammar` has proven; Unusual if its markup does not nest."""
     return texts_of([raw])[0]
 
 
@@ -107,7 +109,7 @@ name_of = lru_cache(maxsize=1 << 14)(text_of)  # for what comes again and again
 
 
 def _resolve_pairs(pieces: list[bytes]) -> bool:
-    """Write scripts on the line and drop other tags; False, with some done, if tags do not follow in pairs."""
+    """Write scripts on the line and drop other tags; False, with some done, if tags are not in pairs."""
     for at in range(1, len(pieces), 4):
         start = pieces[at]
         if at + 2 >= len(pieces) or _END_TAGS.get(start) != pieces[at + 2]:
