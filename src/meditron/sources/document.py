@@ -12,7 +12,7 @@ __all__ = ["Document", "Reader", "Section"]
 _ENCODER = msgspec.json.Encoder()
 
 
-class Section(msgspec.Struct, frozen=True):
+class Section(msgspec.Struct, frozen=True, gc=False):
     """A part of a document: its label as printed, its NLM category where one is given, its text."""
 
     text: str
@@ -20,7 +20,7 @@ class Section(msgspec.Struct, frozen=True):
     category: str | None = None
 
 
-class Document(msgspec.Struct, frozen=True):
+class Document(msgspec.Struct, frozen=True, gc=False):  # JSON values hold no cycles
     """One document of a source.
 
     `id` is stable and the source's own (`pubmed:12345`, without a version; `wiki:290`): the split is its

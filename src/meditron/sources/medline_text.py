@@ -22,13 +22,12 @@ except ImportError as missing:
 __all__ = ["Unusual", "flat_text", "legal", "name_of", "text_of", "texts_of", "unescaped", "xml_parser"]
 
 _REFERENCE = re.compile(rb"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));|&")
+_NAMED = (b"lt;", b"gt;", b"amp;", b"quot;", b"apos;")
 _ENTITIES = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'"}
 _SPECIAL = b"\t\n\r&<"
 _BLANKS = bytes.maketrans(b"\t\n\r", b"   ")
-_ILLEGAL = re.compile(
-    rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]"
-)  # control characters, U+FFFE, U+FFFF
-_DOUBTFUL = bytes(range(0x20)).translate(None, b"\t\n\r") + b"\xef"
+_CONTROL = bytes(range(0x20)).translate(None, b"\t\n\r")
+_DOUBTFUL = _CONTROL + b"\xef"  # which U+FFFE and U+FFFF begin with
 _WIDE_SPACE = re.compile(rb"\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)")  # U+2000 to U+205F
 _RARE = b"\xe1\xe3"  # U+1680 and U+3000 begin so, and much that is no white space
 _TAG = re.compile(rb"(</?(?:[biu]|su[bp])>)")
@@ -59,7 +58,11 @@ def xml_parser() -> etree.XMLParser:
 
 def legal(data: bytes, start: int, end: int) -> bool:
     """Prove that data[start:end] holds only characters and references that XML allows, and no `]]>`."""
-    if find_first_of(data, _DOUBTFUL, start, end) >= 0 and _ILLEGAL.search(data, start, end):
+    if find_first_of(data, _DOUBTFUL, start, end) >= 0 and (
+        find_first_of(data, _CONTROL, start, end) >= 0
+        or find(data, b"\xef\xbf\xbe", start, end) >= 0  # U+FFFE
+        or find(data, b"\xef\xbf\xbf", start, end) >= 0
+    ):
         return False
     if find(data, b"]]>", start, end) >= 0:
         return False
@@ -72,9 +75,10 @@ def legal(data: bytes, start: int, end: int) -> bool:
         return False
     at = find(data, b"&", start, end)
     while at >= 0:
-        reference = _REFERENCE.match(data, at, end)
-        if not (reference and (reference[3] or _character(reference))):
-            return False
+        if not data.startswith(_NAMED, at + 1):
+            reference = _REFERENCE.match(data, at, end)
+            if reference is None or _character(reference) is None:
+                return False
         at = find(data, b"&", at + 1, end)
     return True
 
