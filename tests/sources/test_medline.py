@@ -99,6 +99,9 @@ MORE = {
     "</DescriptorName></MeshHeading></MeshHeadingList>",
     "long mesh": f'<MeshHeadingList><MeshHeading><DescriptorName UI="D1" MajorTopicYN="N">{"Homo " * 200}'
     "</DescriptorName></MeshHeading></MeshHeadingList>",
+    "text between tags": "<MeshHeadingList>a &gt; > b</MeshHeadingList>c > d",
+    "others with text": '<OtherAbstract Type="a">x > y></OtherAbstract>z ><OtherAbstract Language="fre"> > '
+    '<AbstractText Label="L">T</AbstractText><AbstractText/></OtherAbstract>',
     "other": '<OtherAbstract Type="plain" Language="spa"><AbstractText>Otro</AbstractText></OtherAbstract>',
     "retracted": '<CommentsCorrectionsList><CommentsCorrections RefType="RetractionIn">'
     "<RefSource>x</RefSource></CommentsCorrections></CommentsCorrectionsList>",

@@ -108,11 +108,11 @@ def read(path: Path, skipped: Counter[str] | None = None) -> Iterator[Document]:
             and the PMID), its DOCTYPE declares entities, or a citation is larger than LARGEST_CITATION.
     """
     file = _File(path)
-    for entry in file.walk(documents=True):
-        if isinstance(entry, Document):
-            yield entry
-        elif entry.name in _ARTICLES:
-            yield file.parsed(entry)
+    for found in file.walk(documents=True):
+        if isinstance(found, list):
+            yield from found
+        elif found.name in _ARTICLES:
+            yield file.parsed(found)
 
 
 def read_deletions(path: Path) -> list[str]:
@@ -145,8 +145,8 @@ class _File:
         self._judged = 0  # up to here in the file it is known whether all characters are legal
         self._legal = False
 
-    def walk(self, *, documents: bool) -> Iterator["Document | _Entry"]:
-        """Each proven citation as a document, if `documents`, and all other elements as entries for lxml."""
+    def walk(self, *, documents: bool) -> Iterator[list[Document] | _Entry]:
+        """The proven citations as lists of documents, if `documents`, and all else as entries for lxml."""
         while self._open():
             if self._name in _ARTICLES:
                 yield self._entry(self._name)
@@ -155,40 +155,39 @@ class _File:
                 if len(self._buffer) - self._at < _LEAST:
                     self._more(_BLOCK)
                 position = self._before + self._at
-                yield from self._proven(documents=documents)
+                if proven := self._proven(documents=documents):
+                    yield proven
                 if self._before + self._at == position:
                     entry = self._next()
                     if entry is None:
                         break
                     yield entry
 
-    def _proven(self, *, documents: bool) -> Iterator[Document]:
-        """Walk through the citations in the buffer, as far as they follow each other and are proven."""
+    def _proven(self, *, documents: bool) -> list[Document]:
+        """Go on through the citations in the buffer, as far as they follow each other and are proven."""
         from meditron.sources.medline_citation import scan
-        from meditron.sources.medline_grammar import ARTICLE_END, CITATION, INDENTED
+        from meditron.sources.medline_grammar import ARTICLE_END, CITATION
         from meditron.sources.medline_text import Unusual, legal
 
         data, at = self._buffer, self._at
         end = data.rfind(ARTICLE_END, at) + len(ARTICLE_END)
         if self._name != b"PubmedArticleSet" or end < at + len(ARTICLE_END):
-            return
+            return []
         if self._before + end > self._judged:
             self._judged, self._legal = self._before + end, legal(data, at, end)
-        matches = []
-        while at < end and (match := INDENTED.match(data, at) or CITATION.match(data, at)):
-            at = match.end()
-            if at - match.start() > _LARGEST_PROVEN or not (self._legal or legal(data, *match.span())):
+        proven = []
+        while at < end and (match := CITATION.match(data, at)):
+            if match.end() - at > _LARGEST_PROVEN or not (self._legal or legal(data, at, match.end())):
                 break
-            matches.append(match)
-        for match in matches:
             try:
-                document = scan(match) if documents else None
+                if documents:
+                    proven.append(scan(match))
             except Unusual:
-                return
-            self._at = match.end()
+                break
+            at = match.end()
             self._whole += 1
-            if document is not None:
-                yield document
+        self._at = at
+        return proven
 
     def _open(self) -> bool:
         """Read on to the first element of a document; False at the end of the file."""

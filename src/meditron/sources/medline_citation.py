@@ -12,7 +12,6 @@ import msgspec
 from stringzilla import find
 
 from meditron.sources.document import Document, Section
-from meditron.sources.medline_grammar import FIELDS
 from meditron.sources.medline_text import Unusual, flat_text, name_of, text_of, texts_of, unescaped
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class Malformed(Exception):
 
 def scan(match: re.Match[bytes]) -> Document:
     """Read what `medline_grammar.CITATION` matched; Unusual where lxml must read it."""
-    pmid, version, date, journal, title, locations, abstract, languages, types, *more = match.group(*FIELDS)
+    version, pmid, date, journal, title, locations, abstract, languages, types, *more = match.groups()
     corrections, mesh, others, identifiers = more
     if corrections and find(corrections, b"RetractionIn") >= 0:
         raise Unusual
@@ -107,6 +106,7 @@ def _heading(tag: bytes) -> tuple[str | None, str | None, bool]:
 def _scan_other(data: bytes) -> dict[str, Any]:
     """An OtherAbstract of proven bytes, up to its end tag."""
     tag, _, inner = data.partition(b">")
+    inner = b"<" + inner.partition(b"<")[2]  # text before the first element is not read
     printed = {name: value.decode() for name, value in _ATTRIBUTE.findall(tag)}
     raws: list[bytes] = []
     labels, categories = _abstract(inner.partition(b"<CopyrightInformation>")[0], raws)

@@ -14,12 +14,13 @@ part that is repeated: CPython 3.11 leaves its marks wrong when a possessive rep
 
 import re
 
-__all__ = ["ARTICLE_END", "CITATION", "FIELDS", "INDENTED"]
+__all__ = ["ARTICLE_END", "CITATION"]
 
 ARTICLE_END = b"</PubmedArticle>"
 
-_GAP = rb"\n *+"  # between tags
 _TEXT = rb"[^<]*+"
+_GAP = _TEXT  # between tags: white space, or text that nobody reads
+_BLANK = rb"[ \t\r\n]*+"
 # For texts that are read: text_of sees to the nesting.
 _MARKED_TEXT = rb"[^<]*+(?:</?+(?:[biu]|su[bp])>[^<]*+)*+"
 _INSTRUCTION = rb"<\?(?:pmcsd|nihms)(?: [a-z0-9 ]*+)?+\?>"  # as NLM leaves them among references
@@ -121,14 +122,15 @@ _SECTION = (
     rb'<AbstractText(?: Label="[^"<>\n\t\r]*+")?+(?: NlmCategory=%s)?+' % _VALUE
     + rb"(?:>%s</AbstractText>|/>)" % _MARKED_TEXT
 )
+_SECTIONS = rb"(?:%s%s)*+" % (_SECTION, _BLANK)
 _ABSTRACT = _inner(
     b"Abstract",
-    _read("sections", _any(_SECTION)),
+    _read("sections", _SECTIONS),
     _maybe(b"<CopyrightInformation>" + _paired(b"CopyrightInformation")),
 )
 _OTHER_ABSTRACT = _inner(
     b"OtherAbstract",
-    _any(_SECTION),
+    _SECTIONS,
     _maybe(b"<CopyrightInformation>" + _paired(b"CopyrightInformation")),
     attributes=(b"Type", b"Language"),
 )
@@ -218,7 +220,7 @@ _CITATION = _inner(
         )
     ),
     _any(_leaf(b"OtherID", b"Source")),
-    _read("others", _any(_OTHER_ABSTRACT)),
+    _read("others", rb"(?:%s%s)*+" % (_OTHER_ABSTRACT, _BLANK)),
     _any(
         _inner(
             b"KeywordList",
@@ -256,13 +258,5 @@ _DATA = _inner(
     ),
     _any(_INSTRUCTION),
 )
-_PATTERN = rb"[ \t\r\n]*+" + _inner(b"PubmedArticle", _once(_CITATION), _maybe(_DATA))
-INDENTED = re.compile(_PATTERN)
-"""A citation with each tag on a line of its own, as in NLM's files."""
-CITATION = re.compile(_PATTERN.replace(_GAP, rb"[ \t\r\n]*+"))
-"""A citation with any white space between its tags, or none."""
-FIELDS = (
-    *("pmid", "version", "date", "journal", "title", "locations", "sections", "languages", "types"),
-    *("corrections", "mesh", "others", "identifiers"),
-)
-"""The groups of a match."""
+CITATION = re.compile(_BLANK + _inner(b"PubmedArticle", _once(_CITATION), _maybe(_DATA)))
+"""Its groups are what `medline_citation.scan` reads, in the order in which they stand."""
