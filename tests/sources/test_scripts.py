@@ -39,3 +39,11 @@ def test_what_follows_a_word_is_kept_apart() -> None:
 
 def test_nested_scripts() -> None:
     assert resolve_scripts(f"e{SUP}-x{SUB}2{END}{END} {SUP}{SUP}{END}{END}") == "e^(-x₂) "
+
+
+def test_long_scripts_take_linear_time_and_fill_no_cache() -> None:
+    text = "1a" * 500_000
+    assert superscript(text) == f"^({text})"
+    assert subscript(text) == f"_({text})"
+    nested = f"{SUP}a" * 200 + END * 200
+    assert resolve_scripts(nested).count("a") == 200

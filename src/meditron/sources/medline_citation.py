@@ -5,14 +5,21 @@ lxml's tree of any well-formed citation, and its word is final.
 """
 
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from stringzilla import find
 
 from meditron.sources.document import Document, Section
-from meditron.sources.medline_text import Unusual, flat_text, name_of, text_of, texts_of, unescaped
+from meditron.sources.medline_text import (
+    Unusual,
+    flat_text,
+    name_of,
+    remembered,
+    text_of,
+    texts_of,
+    unescaped,
+)
 
 if TYPE_CHECKING:
     from lxml import etree
@@ -90,13 +97,13 @@ def _abstract(data: bytes, raws: list[bytes]) -> tuple[list[str | None], list[st
     return labels, categories
 
 
-@lru_cache(maxsize=1 << 12)
+@remembered
 def _names(data: bytes) -> tuple[str, ...]:
     """The texts of proven elements in a row."""
     return tuple(map(text_of, _NAME.findall(data)))
 
 
-@lru_cache(maxsize=1 << 12)
+@remembered
 def _heading(tag: bytes) -> tuple[str | None, str | None, bool]:
     """The label and the category in an AbstractText's start tag, without its `>`, and whether it is empty."""
     printed = {name: unescaped(value).decode() for name, value in _ATTRIBUTE.findall(tag)}
@@ -114,7 +121,7 @@ def _scan_other(data: bytes) -> dict[str, Any]:
     return _other_abstract(printed.get(b"Language"), printed.get(b"Type"), sections)
 
 
-@lru_cache(maxsize=1 << 12)
+@remembered
 def _year(raw: bytes) -> int | None:
     return _first_year(text_of(raw[raw.index(b">") + 1 : raw.rindex(b"<")]))
 

@@ -6,7 +6,9 @@ White space collapses to single blanks. Sub- and superscripts, MathML's too, are
 
 import re
 from codecs import utf_8_decode
+from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
 
 from stringzilla import find, find_first_of
 
@@ -19,7 +21,17 @@ try:
 except ImportError as missing:
     raise MissingExtra("lxml", "corpus") from missing
 
-__all__ = ["Unusual", "flat_text", "legal", "name_of", "text_of", "texts_of", "unescaped", "xml_parser"]
+__all__ = [
+    "Unusual",
+    "flat_text",
+    "legal",
+    "name_of",
+    "remembered",
+    "text_of",
+    "texts_of",
+    "unescaped",
+    "xml_parser",
+]
 
 _REFERENCE = re.compile(rb"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));|&")
 _NAMED = (b"lt;", b"gt;", b"amp;", b"quot;", b"apos;")
@@ -34,10 +46,13 @@ _TAG = re.compile(rb"(</?(?:[biu]|su[bp])>)")
 _END_TAGS = {b"<%s>" % name: b"</%s>" % name for name in (b"i", b"b", b"u", b"sup", b"sub")}
 _MARKS = {b"<sup>": SUP, b"<sub>": SUB}
 _MOST_PIECES = 400  # libxml2 refuses elements nested 256 deep
-_LONGEST_CACHED = 100
+_LONGEST_CACHED = 1000  # bytes of what a cache holds
 _APART = b"\x04"  # between elements; no XML holds it, and it is no white space
 _NOT_ASCII = bytes(range(0x80, 0x100))
 _PIECE = 8 << 10
+
+
+_Result = TypeVar("_Result")
 
 
 class Unusual(Exception):
@@ -109,7 +124,13 @@ def texts_of(raws: list[bytes]) -> list[str]:
     return [text.strip(" ") for text in texts]
 
 
-name_of = lru_cache(maxsize=1 << 14)(text_of)  # for what comes again and again
+def remembered(function: Callable[[bytes], _Result]) -> Callable[[bytes], _Result]:
+    """Cache results for short bytes, which come again and again; long ones would fill the memory."""
+    known = lru_cache(maxsize=1 << 13)(function)
+    return lambda raw: known(raw) if len(raw) <= _LONGEST_CACHED else function(raw)
+
+
+name_of = remembered(text_of)
 
 
 def _resolve_pairs(pieces: list[bytes]) -> bool:

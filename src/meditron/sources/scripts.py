@@ -30,6 +30,7 @@ _ALL_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ᵢₙ�
 _NUMBER_AND_WORD = re.compile("([0-9]+)([A-Za-z]+)")  # `VO₂max`, `HbA₁c`, `5-HT₂A`
 _SIGN_BLANK = re.compile(f"(?<=[{_DASHES}+]) | (?=[{_DASHES}+])")
 _SEVERAL_LETTERS = re.compile(r"[^\W\d_]{2}")
+_LONGEST_CACHED = 100  # characters
 _WORD = re.compile(r"[^\W\d_][^\W_]*")
 _SCRIPT = re.compile(f"([{SUP}{SUB}])(\\s*)([^{SUP}{SUB}{END}]*){END}")
 
@@ -45,12 +46,14 @@ def superscript(text: str, following: str = "") -> str:
     Returns:
         `⁹`, `ⁿ⁻¹`, `^low`, `^(1/2)`; nothing for nothing.
     """
-    return _superscript(text, _touching(following))
+    write = _superscript if len(text) <= _LONGEST_CACHED else _superscript.__wrapped__
+    return write(text, _touching(following))
 
 
 def subscript(text: str, following: str = "") -> str:
     """Write lowered text on the line: `₂`, `₂.₅`, `_max`, `_(i,j)`. Arguments as of `superscript`."""
-    return _subscript(text, _touching(following))
+    write = _subscript if len(text) <= _LONGEST_CACHED else _subscript.__wrapped__
+    return write(text, _touching(following))
 
 
 def _touching(following: str) -> bool:
