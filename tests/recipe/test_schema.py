@@ -163,7 +163,12 @@ def test_any_text_after_the_equals_sign_is_one_value(
     path = tmp_path_factory.getbasetemp() / "any.toml"
     if not path.exists():
         path.write_text("seed = 1\n", encoding="utf-8")
-    raw, _ = read(path, [f"table.key={value}"])
+    try:
+        raw, _ = read(path, [f"table.key={value}"])
+    except RecipeError as error:
+        if "64-bit" not in error.message and "nested" not in error.message:
+            raise
+        return  # a number of more than 64 bits, or brackets too deep
     assert set(raw) == {"seed", "table"}
     assert set(raw["table"]) == {"key"}
 

@@ -250,22 +250,27 @@ def _of_questions(a: Result, b: Result) -> Iterator[Comparison]:
     for task in a.tasks:
         pairings = list(_pairings(a.tasks[task], b.tasks.get(task, ())))
         chosen = _chosen(a, b, "questions have other words, options or gold", pairings)
+        settings = {tuple(_setting(pair.rows[0][0])) for pair in pairings if pair.rows}
         for paired in chosen:
             if len(paired.rows) >= 2:
                 of_a, of_b = (
                     {pair[side].item(): pair[side].correct for pair in paired.rows} for side in (0, 1)
                 )
-                several = _several(paired.rows[0][0], chosen) if len(pairings) > 1 else ""
+                several = _several(paired.rows[0][0], chosen) if len(settings) > 1 or len(chosen) > 1 else ""
                 named = f"{task}{several}"
                 yield accuracy_difference(named, a.name, of_a, b.name, of_b, unlike=paired.unlike, of=task)
 
 
 def _several(row: QuestionRow, chosen: Sequence[_Paired[QuestionRow]]) -> str:
     """Name one of several settings in which both sides were measured."""
-    shown = [row.layout, row.prompt_form, row.rule or row.method, f"{row.shots} shots", row.dtype]
+    shown = _setting(row)
     if len({pair.rows[0][0].data_sha256 for pair in chosen}) > 1:
         shown.append(f"data {row.data_sha256[:8]}")
     return f" ({', '.join(shown)})"
+
+
+def _setting(row: QuestionRow) -> list[str]:
+    return [row.layout, row.prompt_form, row.rule or row.method, f"{row.shots} shots", row.dtype]
 
 
 def unlike(a: Sequence[Row], b: Sequence[Row]) -> tuple[str, ...]:
