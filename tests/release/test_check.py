@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.text.test_hf_folder import sentencepiece_like
 
 from meditron.ground.errors import InputError
 from meditron.model import gguf_shape, gguf_weights, hf_weights
@@ -134,6 +135,21 @@ class TestMutations:
         """What `add_space_prefix` is to SentencePiece: the same vocabulary, cut otherwise."""
         metadata_without(monkeypatch, lambda metadata: metadata | {"tokenizer.ggml.pre": "llama-bpe"})
         refused(tiny, tmp_path / "x.gguf", "tokenizer: token ids of")
+
+    def test_the_blank_before_a_text_is_dropped(self, copy: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+        """Llama-2's vocabulary in a file that does not put a blank before the text."""
+        spec = sentencepiece_like()
+        for added in spec["added_tokens"]:
+            added["normalized"] = False
+        names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        (copy / "tokenizer.json").write_text(json.dumps(spec))
+        (copy / "tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names})
+        )
+        convert(str(copy), tmp_path / "same.gguf")
+        without = {"tokenizer.ggml.add_space_prefix": False}
+        metadata_without(monkeypatch, lambda metadata: metadata | without)
+        refused(copy, tmp_path / "x.gguf", "tokenizer: token ids of")
 
     def test_a_key_that_changes_attention_is_ignored(
         self, tiny: Path, tmp_path: Path, monkeypatch: Patch
