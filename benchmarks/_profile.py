@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from meditron.ground.machine import describe
+from meditron.core.machine import describe
 from meditron.model.config import LlamaConfig
 
 __all__ = ["table"]

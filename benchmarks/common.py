@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from meditron.ground.machine import describe
+from meditron.core.machine import describe
 
 __all__ = ["alternate", "cpu_seconds", "record"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from meditron.ground.statistics import Interval, bootstrap_ratio, paired_bootstrap, paired_proportions
+from meditron.core.statistics import Interval, bootstrap_ratio, paired_bootstrap, paired_proportions
 
 __all__ = ["DISTRIBUTIONS", "SIZES", "accuracies", "means", "ratios"]
 

@@ -31,8 +31,8 @@ import torch._inductor.config as inductor
 
 from benchmarks._profile import table
 from benchmarks.common import record
-from meditron.ground.errors import MissingExtra
-from meditron.ground.machine import DType, describe, matrix_dtype
+from meditron.core.errors import MissingExtra
+from meditron.core.machine import DType, describe, matrix_dtype
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 from meditron.train.compilation import compiled

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from meditron.ground.machine import cores
+from meditron.core.machine import cores
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # They divide the cores between them: one thread that runs is quicker than two that wait for a core.

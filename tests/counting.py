@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from meditron.ground.config import Beside, Config
-from meditron.ground.errors import InputError
-from meditron.ground.stage import StageConfig
+from meditron.core.config import Config, NonSemantic
+from meditron.core.errors import InputError
+from meditron.core.stage import StageConfig
 from meditron.recipe import Recipe, RunResult, Stage, load_recipe, run_recipe
 from meditron.store.artifact import Artifact
 from meditron.store.files import atomic, read_json, write_json
@@ -42,7 +42,7 @@ class WordsConfig(StageConfig):
     """Count in upper case."""
     filters: dict[str, Filter] = Field(default_factory=dict)
     """Filters by name."""
-    threads: Annotated[int, Beside] = 1
+    threads: Annotated[int, NonSemantic] = 1
     """Says how, not what."""
     ratio: float = 0.5
     """A number."""

@@ -46,7 +46,12 @@ class Life:
         self._tokens()
         self._training("pretrain", {"tokens": self.whole(), "learning_rate": self.small()}, base=BASE)
         rows = {split: self.whole() for split in ("train", "heldout", "too-long")}
-        told = {"name": TASK, "version": 1, "layout": {"name": "sections", "version": 1}, "licence": "NLM's"}
+        told = {
+            "name": TASK,
+            "version": 1,
+            "template": {"name": "sections", "version": 1},
+            "licence": "NLM's",
+        }
         config = {"task": TASK, "template": "plain", "limit": self.whole()}
         self._training("finetune", config, base="pretrain", rows=rows, task=told)
         self._files()
@@ -175,7 +180,7 @@ class Life:
             perplexity=value,
             interval=(value * 0.93, value * 1.07),
             bits_per_byte=self.random.uniform(0.5, 2),
-            cut=0,
+            truncated=0,
             data_sha256=f"{self.random.getrandbits(256):064x}",
         )
 
@@ -194,7 +199,7 @@ class Life:
             model=model,
             task=TASK,
             version=1,
-            layout="sections/1",
+            template="sections/1",
             data=TASK,
             split="heldout",
             prompt_form="raw",

@@ -10,7 +10,7 @@ import pytest
 from command import Command, Said
 from counting import RECIPE, STAGES, Bench
 from meditron.cli import main
-from meditron.ground.console import configure
+from meditron.core.console import configure
 from meditron.recipe import load_recipe
 
 

@@ -11,7 +11,7 @@ import pytest
 from command import Command
 from meditron.cli.app import VERBS, app
 from meditron.cli.errors import EXTRAS
-from meditron.ground.notice import ADVISORY
+from meditron.core.disclaimer import ADVISORY
 from meditron.recipe import load_recipe
 from meditron.sources.registry import SOURCES
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from command import Command, Said
+from meditron.core.console import sanitize_terminal
+from meditron.core.disclaimer import ADVISORY
 from meditron.engine import load
-from meditron.ground.console import clean
-from meditron.ground.notice import ADVISORY
 from meditron.model.weights import save_gguf
 from tiny import tiny_hf
 
@@ -65,7 +65,7 @@ def test_a_question_from_a_pipe_is_answered_and_stdout_has_nothing_else(chat: Ch
     assert said.code == 0, said.err
     assert said.err.startswith(ADVISORY)
     [text] = answers(chat("What is sepsis?", words=("--json",)))
-    assert clean(text) in said.out
+    assert sanitize_terminal(text) in said.out
     assert "> " not in said.out + said.err
 
 

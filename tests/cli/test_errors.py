@@ -12,7 +12,7 @@ import pytest
 from command import Command
 from counting import Bench
 from meditron.cli.errors import explain, guarded
-from meditron.ground.errors import InputError, MissingExtra, RecipeError
+from meditron.core.errors import InputError, MissingExtra, RecipeError
 
 
 def raising(error: BaseException) -> int:

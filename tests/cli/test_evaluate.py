@@ -98,7 +98,7 @@ def test_against_another_model(meditron: Command, model: Path, tmp_path: Path) -
         (["{model}", "--task", "pubmed-sections"], "corpus"),
         (["{model}", "--task", "none.jsonl"], "no such file"),
         (["{model}", "--against", "{model}"], "held-out text"),
-        (["{model}", "--task", "questions.jsonl", "--layout", "lettres"], "lettres"),
+        (["{model}", "--task", "questions.jsonl", "--template", "lettres"], "lettres"),
         (["{model}", "--task", "questions.jsonl", "--shots", "-1"], "--shots"),
         (["{model}", "--task", "questions.jsonl", "--shots", "12"], "too few for 12 shots"),
         (["no/model", "--task", "questions.jsonl"], "no/model"),

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from command import Command
 from counting import Bench
 from meditron.cli.look import look
-from meditron.ground.errors import InputError, SourceError, UsageError
+from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.store.ancestry import GGUF_KEY, Training, of_base
 from meditron.store.gguf import write_gguf
 from meditron.store.indexed import IndexedWriter

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from command import Command
+from meditron.core.console import sanitize_terminal
+from meditron.core.disclaimer import ADVISORY
 from meditron.evaluate.rows import PERPLEXITY
-from meditron.ground.console import clean
-from meditron.ground.notice import ADVISORY
 from tiny import tiny_hf
 
 
@@ -83,7 +83,7 @@ def test_generate_prints_the_text_and_says_what_it_is_not_for(meditron: Command,
     told = json.loads(meditron(*asked, "--json").out)
     assert {"text", "tokens", "seconds"} <= set(told)
     assert 0 < told["tokens"] <= 8
-    assert said.out == clean(told["text"]) + "\n"
+    assert said.out == sanitize_terminal(told["text"]) + "\n"
 
 
 def test_generate_is_what_transformers_writes(meditron: Command, model: Path) -> None:

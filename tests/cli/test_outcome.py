@@ -6,7 +6,7 @@ import pytest
 
 from lives import MODELS, TASK, Life
 from meditron.cli import show
-from meditron.ground.units import size
+from meditron.core.units import size
 from meditron.recipe import RunResult, load_recipe
 from meditron.recipe.graph import references
 from meditron.recipe.plan import Standing

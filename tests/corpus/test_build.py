@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from meditron.core.errors import InputError, SourceError
 from meditron.corpus.build import run
 from meditron.corpus.config import CorpusConfig
-from meditron.ground.errors import InputError, SourceError
 from meditron.store.artifact import Artifact
-from meditron.store.corpus import texts
+from meditron.store.corpus import read_corpus
 from meditron.store.files import digest_of
 from meditron.store.jsonl import read_jsonl
 
@@ -37,8 +37,8 @@ def digest(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def rows(path: Path, *texts: str) -> Path:
-    lines = [json.dumps({"id": f"{path.stem}:{n}", "text": text}) for n, text in enumerate(texts)]
+def rows(path: Path, *read_corpus: str) -> Path:
+    lines = [json.dumps({"id": f"{path.stem}:{n}", "text": text}) for n, text in enumerate(read_corpus)]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
@@ -57,10 +57,11 @@ def test_copies_across_sources(tmp_path: Path) -> None:
     reasons = {drop["reason"] for drop in read_jsonl(tmp_path / "out/drops.jsonl.zst")}
     assert reasons == {"copy of another document"}
     sides = {
-        split: {t.content_sha256 for t in texts(tmp_path / "out", split)} for split in ("train", "heldout")
+        split: {t.content_sha256 for t in read_corpus(tmp_path / "out", split)}
+        for split in ("train", "heldout")
     }
     assert not sides["train"] & sides["heldout"]
-    assert {text.source for text in texts(tmp_path / "out", "heldout")} == {"a"}
+    assert {text.source for text in read_corpus(tmp_path / "out", "heldout")} == {"a"}
 
 
 def test_files_of_one_name_have_documents_of_their_own(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_files_of_one_name_have_documents_of_their_own(tmp_path: Path) -> None:
         (tmp_path / "in" / folder / "notes.txt").write_text(f"Note {number}, at some length. " * 9)
     inputs = artifacts(notes=tmp_path / "in")
     run(config(inputs, heldout=0.0), inputs, tmp_path / "out")
-    assert [text.id for text in texts(tmp_path / "out", "train")] == [
+    assert [text.id for text in read_corpus(tmp_path / "out", "train")] == [
         "text:2020/notes.txt",
         "text:2021/more/notes.txt",
         "text:Notes/notes.txt",
@@ -88,7 +89,7 @@ def test_two_shards_that_both_count_from_0(tmp_path: Path, heldout: float) -> No
         (folder / f"{shard}.jsonl").write_text("\n".join([*lines, lines[3].upper().replace("TEXT", "text")]))
     inputs = artifacts(rows=folder)
     metrics = run(config(inputs, heldout=heldout, shard_documents=7), inputs, tmp_path / "out")
-    ids = [text.id for split in ("train", "heldout") for text in texts(tmp_path / "out", split)]
+    ids = [text.id for split in ("train", "heldout") for text in read_corpus(tmp_path / "out", split)]
     assert len(set(ids)) == len(ids) == metrics["sources"]["rows"]["kept"] == 80
     assert {"0", "0#2", "39#2"} <= set(ids)
 
@@ -99,7 +100,7 @@ def test_two_sources_that_both_count_from_0(tmp_path: Path) -> None:
         path.write_text("\n".join(json.dumps({"id": n, "text": f"{name} {n}. " * 30}) for n in range(40)))
     inputs = artifacts(**paths)
     run(config(inputs, heldout=0.5), inputs, tmp_path / "out")
-    ids = [text.id for split in ("train", "heldout") for text in texts(tmp_path / "out", split)]
+    ids = [text.id for split in ("train", "heldout") for text in read_corpus(tmp_path / "out", split)]
     assert len(set(ids)) == len(ids) == 80
 
 
@@ -109,7 +110,7 @@ def test_the_split_is_the_same_whatever_the_ids_and_files(tmp_path: Path) -> Non
     for name, chosen in (("a", lines), ("b", [line.upper() + " " for line in reversed(lines)])):
         inputs = artifacts(one=rows(tmp_path / f"{name}.jsonl", *chosen))
         run(config(inputs, heldout=0.3), inputs, tmp_path / name)
-        sides.append({text.content_sha256 for text in texts(tmp_path / name, "heldout")})
+        sides.append({text.content_sha256 for text in read_corpus(tmp_path / name, "heldout")})
     assert sides[0] == sides[1]
     assert 10 < len(sides[0]) < 50
 
@@ -171,7 +172,7 @@ def test_globs_choose_below_the_folder(tmp_path: Path) -> None:
     inputs = artifacts(a=folder)
     sources = {"a": {"from": str(folder), "include": ["2021/*"]}}
     run(CorpusConfig.model_validate({"sources": sources, "heldout": 0}), inputs, tmp_path / "out")
-    (text,) = texts(tmp_path / "out", "train")
+    (text,) = read_corpus(tmp_path / "out", "train")
     assert "2021" in text.text
     sources["a"]["include"] = ["2022/*"]
     with pytest.raises(SourceError, match="has no file in it") as raised:
@@ -196,7 +197,7 @@ def test_links_and_names_beyond_utf8_are_read(tmp_path: Path) -> None:
     inputs = artifacts(a=folder)
     metrics = run(config(inputs, heldout=0), inputs, tmp_path / "out")
     assert metrics["sources"]["a"]["dropped"] == {"copy of another document": 1}
-    assert sorted(text.id for text in texts(tmp_path / "out", "train")) == [
+    assert sorted(text.id for text in read_corpus(tmp_path / "out", "train")) == [
         "text:caf\\xe9.txt",
         "text:café.txt",
         "text:linked/far.txt",
@@ -263,7 +264,7 @@ def test_deletions_reach_other_files_of_a_folder(tmp_path: Path) -> None:
     inputs = artifacts(pubmed=folder)
     metrics = run(config(inputs, heldout=0.0), inputs, tmp_path / "out")
     assert metrics["sources"]["pubmed"]["dropped"] == {"deleted by its source": 1}
-    assert [text.id for text in texts(tmp_path / "out", "train")] == ["pubmed:11", "pubmed:13"]
+    assert [text.id for text in read_corpus(tmp_path / "out", "train")] == ["pubmed:11", "pubmed:13"]
 
 
 def test_the_same_bytes_from_any_number_of_workers(tmp_path: Path) -> None:
@@ -310,7 +311,7 @@ def test_labelled_sections_are_found_again_in_the_corpus(tmp_path: Path) -> None
     )
     inputs = artifacts(pubmed=path, plain=many(tmp_path / "a.jsonl", 1))
     run(config(inputs, heldout=0.0), inputs, tmp_path / "out")
-    plain, text = texts(tmp_path / "out", "train")
+    plain, text = read_corpus(tmp_path / "out", "train")
     assert [(text.text[part.start : part.end], part.label, part.category) for part in text.parts] == [
         ((said[label] * 4).strip(), label.title(), label) for label in said
     ]

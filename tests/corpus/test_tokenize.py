@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from meditron.core.errors import InputError
 from meditron.corpus import tokenize
 from meditron.corpus.config import TokenizeConfig
-from meditron.ground.errors import InputError
 from meditron.store.artifact import Artifact
 from meditron.store.identity import content_sha256, short
-from meditron.store.indexed import Indexed, document_hashes
+from meditron.store.indexed import IndexedDataset, document_hashes
 from meditron.store.jsonl import JsonlWriter
 from meditron.text.tokenizer import load_tokenizer
 from tiny import TEXTS, tiny_hf
@@ -55,10 +55,10 @@ def test_a_long_text_in_pieces_has_the_ids_of_the_whole(
     whole = joint.join(TEXTS * 9)
     prefix = tokenized(tmp_path, base, a=[TEXTS[0], whole, TEXTS[1]])
     tokenizer = load_tokenizer(base)
-    ids = [i for i in Indexed(prefix)[1].tolist() if i != tokenizer.end_of_text_id]
+    ids = [i for i in IndexedDataset(prefix)[1].tolist() if i != tokenizer.end_of_text_id]
     assert tokenizer.decode(ids) == whole
-    assert len(Indexed(prefix)) == 3
-    assert Indexed(prefix)[1][-1] == tokenizer.end_of_text_id
+    assert len(IndexedDataset(prefix)) == 3
+    assert IndexedDataset(prefix)[1][-1] == tokenizer.end_of_text_id
 
 
 def test_a_text_without_blanks_is_cut_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

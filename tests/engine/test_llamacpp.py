@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from torch import no_grad, tensor
 
+from meditron.core.errors import EngineError, InputError, MissingExtra, UsageError
 from meditron.engine import Engine, llamacpp_child, load
 from meditron.engine.llamacpp import LlamaCppEngine, _context
 from meditron.engine.torch_engine import TorchEngine
-from meditron.ground.errors import EngineError, InputError, MissingExtra, UsageError
 from meditron.model.llama import Llama
 from meditron.model.weights import save_gguf
 from meditron.store.gguf import GGUF, write_gguf

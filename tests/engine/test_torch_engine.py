@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meditron.core.errors import EngineError, SourceError, UsageError
 from meditron.engine import Engine, load
 from meditron.engine.base import prompt_ids
-from meditron.engine.packing import batches, lift, pack
+from meditron.engine.prefix_packing import batches, pack, split_common_prefix
 from meditron.engine.torch_engine import TorchEngine
-from meditron.ground.errors import EngineError, SourceError, UsageError
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import load_model, save_hf
 from meditron.store.models import resolve
@@ -166,7 +166,7 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(engine: En
     before = "Which drug? Answer with one word, and take your time to think about what is asked. "
     prefixes = [encode(before + prompt) for prompt in (*PROMPTS, PROMPTS[0] + " pain", "")]
     pairs = [(prefix, encode(option)) for prefix in prefixes for option in options]
-    assert len(lift(pack(pairs, 2048))[0]) > 10
+    assert len(split_common_prefix(pack(pairs, 2048))[0]) > 10
     for (prefix, continuation), ours in zip(pairs, engine.score(pairs), strict=True):
         alone = engine.score([(prefix, continuation)])[0]  # there is nothing to lift out of a single row
         assert ours.tolist() == pytest.approx(alone.tolist(), abs=1e-5)
@@ -184,7 +184,7 @@ def test_what_is_lifted_out_is_what_all_prefixes_begin_with_less_the_last_token(
 ):
     prefixes = [[*before, *ids] for ids in behind]
     rows = pack([(prefix, ids) for prefix in prefixes for ids in continuations], 40)
-    common, rest = lift(rows)
+    common, rest = split_common_prefix(rows)
     most = min(map(len, prefixes)) - 1
     longest = max(n for n in range(most + 1) if len({tuple(prefix[:n]) for prefix in prefixes}) == 1)
     assert common == prefixes[0][: longest if longest * (len(rows) - 1) >= 64 else 0]

@@ -7,7 +7,7 @@ from scipy import stats
 
 from meditron.evaluate import accuracy
 from meditron.evaluate.config import Against
-from meditron.evaluate.exam import Exam
+from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.rows import QuestionRow
 from meditron.store.results import Mode, Rule
 from meditron.tasks.question import Question
@@ -16,17 +16,17 @@ from meditron.tasks.registry import open_task
 DRAWN = np.random.default_rng(5)
 
 
-def an_exam(task_file: Path, *, mode: Mode = "options", rule: Rule = "sum") -> Exam:
-    [exam] = Exam.of(open_task(str(task_file)), questions=30, mode=mode, rule=rule, shots=0, seed=1)
+def an_exam(task_file: Path, *, mode: Mode = "options", rule: Rule = "sum") -> EvalSet:
+    [exam] = EvalSet.of(open_task(str(task_file)), questions=30, mode=mode, rule=rule, shots=0, seed=1)
     return exam
 
 
-def rows(exam: Exam, model: str, skill: float) -> list[QuestionRow]:
+def rows(exam: EvalSet, model: str, skill: float) -> list[QuestionRow]:
     """Rows of a model that adds `skill` to the gold option's scores."""
     return [row(exam, model, question, skill) for question in exam.questions]
 
 
-def row(exam: Exam, model: str, question: Question, skill: float) -> QuestionRow:
+def row(exam: EvalSet, model: str, question: Question, skill: float) -> QuestionRow:
     noise = DRAWN.normal(-5, 1, (3, 3)) + skill * (np.arange(3) == question.gold) * [[1], [1], [2]]
     scores = dict(zip(("sum", "bytes", "calibrated"), map(tuple, noise.tolist()), strict=True))
     prediction = None if exam.mode == "next-token" else int(np.argmax(scores[exam.rule]))
@@ -36,11 +36,11 @@ def row(exam: Exam, model: str, question: Question, skill: float) -> QuestionRow
         engine="torch",
         dtype="float32",
         id=question.id,
-        plan="p",
+        cache_key="p",
         task=exam.task.name,
         version=1,
         data_sha256="s",
-        layout=exam.layout,
+        template=exam.template,
         prompt_form="raw",
         method=exam.method,
         shots=0,

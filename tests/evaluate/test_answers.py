@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from meditron.core.errors import MeditronError, UsageError
 from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.answers import answer, encode
-from meditron.evaluate.candidate import Candidate
-from meditron.evaluate.exam import Exam
+from meditron.evaluate.eval_set import EvalSet
+from meditron.evaluate.model import EvalModel
 from meditron.evaluate.rows import QuestionRow, RowsFile
-from meditron.ground.errors import MeditronError, UsageError
 from meditron.store.artifact import Artifact
 from meditron.store.results import Mode, Rule
-from meditron.tasks.layout import Rendered
+from meditron.tasks.prompt_template import Rendered
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
 from meditron.text.tokenizer import load_tokenizer
@@ -53,29 +53,29 @@ def theirs(tiny: Path) -> Theirs:
     return Theirs(tiny)
 
 
-def exam(task: Task, *, mode: Mode = "options", rule: Rule = "sum", shots: int = 0, n: int = 30) -> Exam:
-    [made] = Exam.of(task, questions=n, mode=mode, rule=rule, shots=shots, seed=1)
+def exam(task: Task, *, mode: Mode = "options", rule: Rule = "sum", shots: int = 0, n: int = 30) -> EvalSet:
+    [made] = EvalSet.of(task, questions=n, mode=mode, rule=rule, shots=shots, seed=1)
     return made
 
 
-def prompts(asked: Exam, folder: Path) -> list[Rendered]:
-    candidate = Candidate("base", Artifact("base", folder, "digest"), "float32")
+def prompts(asked: EvalSet, folder: Path) -> list[Rendered]:
+    candidate = EvalModel("base", Artifact("base", folder, "digest"), "float32")
     return [each.rendered for each in asked.prompts(candidate)]
 
 
-def answered(folder: Path, asked: Exam, out: Path, dtype: str = "float32") -> list[QuestionRow]:
+def answered(folder: Path, asked: EvalSet, out: Path, dtype: str = "float32") -> list[QuestionRow]:
     with (
         RowsFile(out / "rows.jsonl", QuestionRow) as file,
-        Candidate("base", Artifact("base", folder, "digest"), dtype) as candidate,
+        EvalModel("base", Artifact("base", folder, "digest"), dtype) as candidate,
     ):
         return answer(candidate, asked, file)
 
 
-@pytest.mark.parametrize("layout", ["letters", "texts"])
+@pytest.mark.parametrize("template", ["letters", "texts"])
 def test_scores_are_those_of_one_pair_a_row_in_transformers(
-    tiny: Path, theirs: Theirs, task_file: Path, tmp_path: Path, layout: str
+    tiny: Path, theirs: Theirs, task_file: Path, tmp_path: Path, template: str
 ) -> None:
-    asked = exam(open_task(str(task_file), layout=layout))
+    asked = exam(open_task(str(task_file), template=template))
     for row, prompt in list(zip(answered(tiny, asked, tmp_path), prompts(asked, tiny), strict=True))[::4]:
         given = [theirs.score(prompt.prompt, c) for c in prompt.continuations]
         alone = [theirs.score(prompt.unconditional, c) for c in prompt.continuations]
@@ -94,9 +94,9 @@ def test_scores_are_those_of_one_pair_a_row_in_transformers(
         assert row.correct == (row.prediction == row.gold)
 
 
-@pytest.mark.parametrize("layout", ["letters", "texts"])
+@pytest.mark.parametrize("template", ["letters", "texts"])
 def test_scores_behind_solved_examples_are_those_of_one_pair_a_row_in_transformers(
-    tiny: Path, theirs: Theirs, tmp_path: Path, layout: str
+    tiny: Path, theirs: Theirs, tmp_path: Path, template: str
 ) -> None:
     """Prompts that begin alike, which the engine reads once."""
     options = ["aspirin", "metformin hydrochloride"]
@@ -108,9 +108,9 @@ def test_scores_behind_solved_examples_are_those_of_one_pair_a_row_in_transforme
             for n in range(30)
         )
     )
-    asked = exam(open_task(str(path), layout=layout), shots=2)
+    asked = exam(open_task(str(path), template=template), shots=2)
     for row, prompt in zip(answered(tiny, asked, tmp_path), prompts(asked, tiny), strict=True):
-        assert not row.cut
+        assert not row.truncated
         given = [sum(theirs.score(prompt.prompt, c)) for c in prompt.continuations]
         alone = [sum(theirs.score(prompt.unconditional, c)) for c in prompt.continuations]
         assert row.scores["sum"] == pytest.approx(given, abs=1e-4)
@@ -121,7 +121,7 @@ def test_scores_behind_solved_examples_are_those_of_one_pair_a_row_in_transforme
 def test_the_rule_is_laid_over_the_rows_and_moves_no_score(
     tiny: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = open_task(str(task_file), layout="texts")
+    task = open_task(str(task_file), template="texts")
     by_sum = answered(tiny, exam(task), tmp_path)
     monkeypatch.delattr(TorchEngine, "load")
     calibrated = answered(tiny, exam(task, rule="calibrated"), tmp_path)  # not computed again
@@ -132,7 +132,7 @@ def test_the_rule_is_laid_over_the_rows_and_moves_no_score(
 def test_by_next_token_what_names_no_option_is_wrong(
     tiny: Path, theirs: Theirs, task_file: Path, tmp_path: Path
 ) -> None:
-    asked = exam(open_task(str(task_file), layout="letters"), mode="next-token")
+    asked = exam(open_task(str(task_file), template="letters"), mode="next-token")
     rows = answered(tiny, asked, tmp_path)
     for row, prompt in zip(rows, prompts(asked, tiny), strict=True):
         logp = theirs.next_token(prompt.prompt)
@@ -170,9 +170,9 @@ def test_a_prompt_that_does_not_fit_loses_its_beginning(tiny: Path) -> None:
     prompt = "trial " * 300 + "Answer:"
     found = encode(tokenizer, prompt, [" aspirin", " an antibiotic"], 256)
     longest = max(map(len, found.continuations))
-    assert found.cut
+    assert found.truncated
     assert found.prefix == tokenizer.encode(prompt)[-(256 - longest) :]
-    assert not encode(tokenizer, "Answer:", [" A"], 256).cut
+    assert not encode(tokenizer, "Answer:", [" A"], 256).truncated
 
 
 def test_a_continuation_without_tokens_is_refused(tiny: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_continuation_without_tokens_is_refused(tiny: Path) -> None:
 
 
 def test_shots_are_drawn_by_the_seed_and_never_the_question_itself(tiny: Path, task_file: Path) -> None:
-    task = open_task(str(task_file), layout="letters")
+    task = open_task(str(task_file), template="letters")
     asked = exam(task, shots=3)
     assert asked.drawn == exam(task, shots=3).drawn
     assert len(asked.drawn) == 4
@@ -196,7 +196,7 @@ def test_shots_are_drawn_by_the_seed_and_never_the_question_itself(tiny: Path, t
 
 
 def test_bfloat16_is_near_float32(tiny: Path, task_file: Path, tmp_path: Path) -> None:
-    asked = exam(open_task(str(task_file), layout="letters"))
+    asked = exam(open_task(str(task_file), template="letters"))
     wide, narrow = (answered(tiny, asked, tmp_path, dtype) for dtype in ("float32", "bfloat16"))
     for a, b in zip(wide, narrow, strict=True):
         assert a.scores["sum"] == pytest.approx(b.scores["sum"], abs=0.3)

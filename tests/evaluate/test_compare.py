@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.evaluate.compare import compare
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow, RowsFile
-from meditron.ground.errors import InputError, SourceError, UsageError
 
 LOSSES = np.random.default_rng(7)
 N = 60
@@ -22,7 +22,7 @@ def rows(model: str, losses: np.ndarray, *, source: str = "pubmed", **changed: o
         "engine": "torch",
         "dtype": "float32",
         "source": source,
-        "plan": "p",
+        "cache_key": "p",
     }
     return [
         DocumentRow.model_validate(
@@ -85,7 +85,7 @@ def test_documents_are_joined_by_source_and_id(tmp_path: Path) -> None:
 
 def test_other_tokenizers_are_compared_by_bytes_of_whole_documents(tmp_path: Path) -> None:
     theirs = rows("other", B, ids_sha256="another")
-    cut = [theirs[0].model_copy(update={"cut": True}), *theirs[1:]]
+    cut = [theirs[0].model_copy(update={"truncated": True}), *theirs[1:]]
     (found,) = compare(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", cut))
     assert (found.what, found.n) == ("nll per byte, pubmed [1 truncated documents left out]", N - 1)
     assert found.unlike == ("1 truncated documents left out",)
@@ -108,9 +108,9 @@ def test_another_text_under_the_same_id_is_refused(tmp_path: Path) -> None:
 def answers(model: str, seed: int, *, n: int = 20, **changed: object) -> list[QuestionRow]:
     """Rows of a model on one task; `changed` are settings."""
     drawn = np.random.default_rng(seed)
-    fields = {"task": "q", "version": 1, "data_sha256": "d", "layout": "letters/1", "prompt_form": "raw"}
+    fields = {"task": "q", "version": 1, "data_sha256": "d", "template": "letters/1", "prompt_form": "raw"}
     fields |= {"method": "loglikelihood", "shots": 0, "rule": "sum", "engine": "torch", "dtype": "float32"}
-    fields |= {"model": model, "model_digest": model, "plan": f"{model} {sorted(changed.items())} {n}"}
+    fields |= {"model": model, "model_digest": model, "cache_key": f"{model} {sorted(changed.items())} {n}"}
     return [
         QuestionRow.model_validate(
             fields
@@ -134,9 +134,9 @@ def asked(folder: Path, *groups: list[QuestionRow]) -> str:
         ({"rule": "bytes"}, "rule: sum / bytes"),
         ({"rule": None, "method": "next-token"}, "method: loglikelihood / next-token, rule: sum / None"),
         ({"shots": 3}, "shots: 0 / 3"),
-        ({"layout": "texts/1"}, "layout: letters/1 / texts/1"),
+        ({"template": "texts/1"}, "template: letters/1 / texts/1"),
         ({"version": 2}, "task version: 1 / 2"),
-        ({"prompt_sha256": "f" * 64}, r"prompt \(layout or shots\)"),
+        ({"prompt_sha256": "f" * 64}, r"prompt \(template or shots\)"),
     ],
 )
 def test_other_ways_of_asking_do_not_compare(tmp_path: Path, changed: dict[str, object], said: str) -> None:
@@ -151,7 +151,7 @@ def test_other_ways_of_asking_do_not_compare(tmp_path: Path, changed: dict[str, 
         ({"dtype": "bfloat16"}, "dtype: float32 / bfloat16"),
         ({"engine": "llama.cpp"}, "engine: torch / llama.cpp"),
         ({"prompt_form": "chatml", "prompt_sha256": "f" * 64}, "prompt form: raw / chatml"),
-        ({"cut": True}, "truncated prompts: 0 / 20"),
+        ({"truncated": True}, "truncated prompts: 0 / 20"),
     ],
 )
 def test_a_model_measured_in_another_way_is_labelled(

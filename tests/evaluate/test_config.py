@@ -1,8 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
+from meditron.core.config import semantic
 from meditron.evaluate.config import Against, EvaluateConfig
-from meditron.ground.config import semantic
 
 
 def test_every_later_model_is_compared_with_the_first_and_with_the_one_before_it() -> None:

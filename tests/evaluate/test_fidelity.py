@@ -7,25 +7,25 @@ import torch
 from tokenizers.normalizers import Lowercase
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from meditron.core.errors import UsageError
 from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate import fidelity
-from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.heldout import choose
+from meditron.evaluate.model import EvalModel
 from meditron.evaluate.rows import FidelityRow, RowsFile
-from meditron.ground.errors import UsageError
 from meditron.store.artifact import Artifact
-from meditron.store.corpus import Text
+from meditron.store.corpus import CorpusDocument
 from meditron.store.results import Fidelity
 from tiny import tiny_hf
 
 Measured = tuple[list[FidelityRow], list[Fidelity]]
 
 
-def held(model: Path, against: Path, documents: dict[str, list[Text]], out: Path) -> Measured:
+def held(model: Path, against: Path, documents: dict[str, list[CorpusDocument]], out: Path) -> Measured:
     with (
         RowsFile(out / "fidelity.jsonl", FidelityRow) as file,
-        Candidate("model", Artifact("model", model, f"{model}"), fidelity.DTYPE) as ours,
-        Candidate("against", Artifact("against", against, f"{against}"), fidelity.DTYPE) as theirs,
+        EvalModel("model", Artifact("model", model, f"{model}"), fidelity.DTYPE) as ours,
+        EvalModel("against", Artifact("against", against, f"{against}"), fidelity.DTYPE) as theirs,
     ):
         rows = fidelity.hold_against(ours, theirs, documents, 2048, file)
         return rows, fidelity.summarize(rows, documents, seed=1, resamples=1000)
@@ -90,5 +90,5 @@ def test_models_that_read_other_tokens_do_not_compare(tiny: Path, corpus: Path, 
 
 
 def test_quantized_weights_are_said_to_be_widened(smollm2_gguf: Path, tiny: Path) -> None:
-    assert Candidate("q", Artifact("q", smollm2_gguf, "d"), "float32").how == "torch on dequantized weights"
-    assert Candidate("t", Artifact("t", tiny, "d"), "float32").how == "torch"
+    assert EvalModel("q", Artifact("q", smollm2_gguf, "d"), "float32").how == "torch on dequantized weights"
+    assert EvalModel("t", Artifact("t", tiny, "d"), "float32").how == "torch"

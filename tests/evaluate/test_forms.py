@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from meditron.core.errors import UsageError
 from meditron.evaluate.answers import answer, encode, encode_turns
-from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.config import EvaluateConfig
 from meditron.evaluate.direct import on_task
-from meditron.evaluate.exam import Exam
+from meditron.evaluate.eval_set import EvalSet
+from meditron.evaluate.model import EvalModel
 from meditron.evaluate.rows import QuestionRow, RowsFile, read_rows
 from meditron.evaluate.stage import run
-from meditron.ground.errors import UsageError
 from meditron.store.ancestry import Training, of_base, write_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.results import PromptForm, read_results
@@ -35,27 +35,27 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def finetuned(folder: Path, template: str) -> None:
     trained = Training(
-        stage="finetune.x", kind="finetune", data="d", data_digest="d" * 64, template=template, task="d"
+        stage="finetune.x", kind="finetune", data="d", data_digest="d" * 64, chat_template=template, task="d"
     )
     write_ancestry(folder, of_base("base", "b" * 64).extended(trained))
 
 
-def candidate(folder: Path) -> Candidate:
-    return Candidate("m", Artifact("m", folder, ""), "float32")
+def candidate(folder: Path) -> EvalModel:
+    return EvalModel("m", Artifact("m", folder, ""), "float32")
 
 
-def exam(task: Task, form: PromptForm = "trained", shots: int = 0) -> Exam:
-    return Exam.of(task, questions=30, mode="options", rule="sum", shots=shots, seed=1, form=form)[0]
+def exam(task: Task, form: PromptForm = "trained", shots: int = 0) -> EvalSet:
+    return EvalSet.of(task, questions=30, mode="options", rule="sum", shots=shots, seed=1, form=form)[0]
 
 
-@pytest.mark.parametrize("layout", ["letters", "texts"])
+@pytest.mark.parametrize("template", ["letters", "texts"])
 def test_the_tokens_are_those_that_a_finetune_trains_on(
-    chat_model: Path, task_file: Path, layout: str
+    chat_model: Path, task_file: Path, template: str
 ) -> None:
-    task = open_task(str(task_file), layout=layout)
+    task = open_task(str(task_file), template=template)
     one = candidate(chat_model)
     for asked in exam(task).prompts(one):
-        plain = task.layout.render(asked.question)
+        plain = task.template.render(asked.question)
         found = encode_turns(one.chat_tokenizer, asked.messages, asked.rendered.continuations, 10_000)
         for option, ids in zip(plain.continuations, found.continuations, strict=True):
             row = label(one.tokenizer, answered(plain.prompt, option, "chatml"), "chatml")
@@ -64,11 +64,11 @@ def test_the_tokens_are_those_that_a_finetune_trains_on(
             assert sum(row.learned) == len(ids) + 1  # the token that ends the turn
 
 
-@pytest.mark.parametrize("layout", ["letters", "texts"])
+@pytest.mark.parametrize("template", ["letters", "texts"])
 def test_raw_prompts_have_the_tokens_of_training_in_plain_text(
-    chat_model: Path, task_file: Path, layout: str
+    chat_model: Path, task_file: Path, template: str
 ) -> None:
-    task = open_task(str(task_file), layout=layout)
+    task = open_task(str(task_file), template=template)
     one = candidate(chat_model)
     for asked in exam(task, "raw").prompts(one):
         found = encode(one.tokenizer, asked.rendered.prompt, asked.rendered.continuations, 10_000)
@@ -78,13 +78,13 @@ def test_raw_prompts_have_the_tokens_of_training_in_plain_text(
 
 
 def test_scores_in_turns_are_transformers_own(chat_model: Path, task_file: Path, tmp_path: Path) -> None:
-    one, task = candidate(chat_model), open_task(str(task_file), layout="letters")
+    one, task = candidate(chat_model), open_task(str(task_file), template="letters")
     with RowsFile(tmp_path / "rows.jsonl", QuestionRow) as file, one:
         rows = answer(one, exam(task), file)
     theirs = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
     for row, asked in list(zip(rows, exam(task).prompts(one), strict=True))[::6]:
         assert (row.prompt_form, row.shots) == ("chatml", 0)
-        said = task.layout.render(asked.question).prompt
+        said = task.template.render(asked.question).prompt
         text = f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
         assert asked.rendered.prompt == text
         ids = one.tokenizer.encode(text, special=True, bos=False)
@@ -95,7 +95,7 @@ def test_scores_in_turns_are_transformers_own(chat_model: Path, task_file: Path,
 
 
 def test_solved_questions_are_turns_of_their_own(chat_model: Path, task_file: Path) -> None:
-    for asked in exam(open_task(str(task_file), layout="letters"), shots=3).prompts(candidate(chat_model)):
+    for asked in exam(open_task(str(task_file), template="letters"), shots=3).prompts(candidate(chat_model)):
         assert [m["role"] for m in asked.messages] == ["user", "assistant"] * 3 + ["user"]
         assert len(asked.shot_ids) == 3
         assert all(m["content"] in ("A", "B", "C") for m in asked.messages[1::2])

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meditron.core.errors import InputError, MeditronError
 from meditron.evaluate.heldout import choose, data_digest, refuse_overlap
-from meditron.ground.errors import InputError, MeditronError
-from meditron.store.corpus import Text, held_out
+from meditron.store.corpus import CorpusDocument, held_out
 from meditron.store.identity import content_sha256
 
 Make = Callable[..., Path]
@@ -73,10 +73,10 @@ def test_a_repeated_text_is_one_observation(make_corpus: Make, capsys: pytest.Ca
     assert "3 of" in capsys.readouterr().err
 
 
-documents = st.builds(Text, st.text(), st.just("s"), st.text(), st.just(Path("file")))
+documents = st.builds(CorpusDocument, st.text(), st.just("s"), st.text(), st.just(Path("file")))
 
 
 @given(st.lists(documents, min_size=1, max_size=5, unique_by=lambda d: d.id))
-def test_the_data_digest_knows_ids_and_texts_but_no_order(chosen: list[Text]) -> None:
+def test_the_data_digest_knows_ids_and_texts_but_no_order(chosen: list[CorpusDocument]) -> None:
     assert data_digest(chosen[::-1]) == data_digest(chosen)
     assert data_digest(chosen[1:]) != data_digest(chosen)

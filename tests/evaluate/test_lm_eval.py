@@ -53,7 +53,7 @@ def medqa(shared: Path) -> tuple[Task, dict[str, dict[str, Any]]]:
         }
         for row in rows
     }
-    return open_task(str(path), layout="lm-eval-medqa"), theirs
+    return open_task(str(path), template="lm-eval-medqa"), theirs
 
 
 def pubmedqa(shared: Path) -> tuple[Task, dict[str, dict[str, Any]]]:
@@ -61,12 +61,12 @@ def pubmedqa(shared: Path) -> tuple[Task, dict[str, dict[str, Any]]]:
     rows = json.loads(gzip.decompress(path.read_bytes())).values()
     fields = ("QUESTION", "CONTEXTS", "final_decision")
     theirs = {row["QUESTION"]: {field: row[field] for field in fields} for row in rows}
-    return open_task(str(path), layout="lm-eval-pubmedqa"), theirs
+    return open_task(str(path), template="lm-eval-pubmedqa"), theirs
 
 
 def ours(folder: Path, task: Task) -> Iterator[list[float]]:
     with TorchEngine.load(str(folder), dtype="float32") as engine:
-        prompts = [task.layout.render(question) for question in task.rows("test", ROWS)]
+        prompts = [task.template.render(question) for question in task.rows("test", ROWS)]
         encoded = [encode(engine.tokenizer, p.prompt, p.continuations, 2048) for p in prompts]
         scored = iter(engine.score([pair for e in encoded for pair in e.pairs()]))
         for e in encoded:

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from meditron.core.errors import MeditronError
 from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.compare import compare
 from meditron.evaluate.config import EvaluateConfig
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow, read_rows
 from meditron.evaluate.stage import run
-from meditron.ground.errors import MeditronError
 from meditron.model.weights import load_model, save_gguf
 from meditron.sources import medline
 from meditron.store.artifact import Artifact
@@ -139,16 +139,16 @@ def test_long_documents_are_cut_and_counted(tmp_path: Path, corpus: Path, tiny: 
     for text in held_out(corpus, 200)["pubmed"]:
         row = next(row for row in rows if row.id == text.id)
         ids = tokenizer.encode(text.text)
-        assert (row.tokens, row.cut) == (min(len(ids), 30) - 1, len(ids) > 30)
+        assert (row.tokens, row.truncated) == (min(len(ids), 30) - 1, len(ids) > 30)
         assert row.bytes == len(tokenizer.decode(ids[1:30]).encode())
     found = read_results(tmp_path / "out").perplexity["base"]
-    assert sum(score.cut for score in found.values()) == sum(row.cut for row in rows) > 0
+    assert sum(score.truncated for score in found.values()) == sum(row.truncated for row in rows) > 0
 
 
 def test_the_limit_is_the_models_own_context(tmp_path: Path, make_corpus: Any, tiny: Path) -> None:
     corpus = make_corpus({}, {"long": [("long:1", "word " * 900), ("long:2", "other " * 900)]})
     evaluate(tmp_path / "out", corpus, {"base": tiny}, max_tokens=2048)
-    assert [(row.tokens, row.cut) for row in read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow)] == [
+    assert [(row.tokens, row.truncated) for row in read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow)] == [
         (255, True)
     ] * 2
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meditron.core.errors import InputError, StorageError
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow, RowsFile, exclusive, read_rows
-from meditron.ground.errors import InputError, StorageError
 
 
 def row(
-    n: int, *, model: str = "base", source: str = "pubmed", plan: str = "p", nll: float = 2.5
+    n: int, *, model: str = "base", source: str = "pubmed", cache_key: str = "p", nll: float = 2.5
 ) -> DocumentRow:
     return DocumentRow(
         model=model,
@@ -25,7 +25,7 @@ def row(
         bytes=12,
         ids_sha256="i",
         text_sha256=f"{n:064x}",
-        plan=plan,
+        cache_key=cache_key,
     )
 
 
@@ -35,7 +35,7 @@ def append(folder: Path, rows: list[DocumentRow]) -> None:
 
 
 def test_rows_of_an_earlier_run_are_found_by_their_plan(tmp_path: Path) -> None:
-    append(tmp_path, [row(1), row(2, plan="another")])
+    append(tmp_path, [row(1), row(2, cache_key="another")])
     with RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
         assert file.known("p") == {("pubmed", "pubmed:1", f"{1:064x}"): row(1)}
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from meditron.core.errors import InputError, UsageError
 from meditron.evaluate.compare import compare
 from meditron.evaluate.config import Against, EvaluateConfig
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, FidelityRow, QuestionRow, read_rows
 from meditron.evaluate.stage import run, training
-from meditron.ground.errors import InputError, UsageError
 from meditron.release.quantize import quantize
 from meditron.store.artifact import Artifact
 from meditron.store.jsonl import JsonlWriter
@@ -203,7 +203,7 @@ def test_only_the_same_questions_asked_alike_compare(evaluate: Evaluate, tmp_pat
         compare(*specs)
     for field, other, error, said in (
         ("version", 2, UsageError, "task version: 1 / 2"),
-        ("prompt_sha256", "f" * 64, UsageError, r"prompt \(layout or shots\)"),
+        ("prompt_sha256", "f" * 64, UsageError, r"prompt \(template or shots\)"),
         ("question_sha256", "f" * 64, InputError, "30 of 30 questions have other words, options or gold"),
     ):
         changed = [

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from meditron.evaluate.candidate import Candidate
+from meditron.core.errors import MeditronError
 from meditron.evaluate.config import EvaluateConfig
 from meditron.evaluate.direct import on_task
 from meditron.evaluate.heldout import choose
+from meditron.evaluate.model import EvalModel
 from meditron.evaluate.stage import run
 from meditron.evaluate.trained import refuse_trained_documents, training_data
-from meditron.ground.errors import MeditronError
 from meditron.model.weights import load_model, save_gguf
 from meditron.release.convert import convert
 from meditron.store.ancestry import GGUF_KEY, Training, of_base, read_ancestry, write_ancestry
@@ -148,8 +148,8 @@ def test_held_out_documents_that_were_trained_on_are_refused(
     read = tuple(sorted(short(content_sha256(text.text)) for text in documents["pubmed"][:2]))
     trained = model(tmp_path / "m", tiny, training(kind="pretrain", data="corpus", documents=read))
     with pytest.raises(MeditronError, match=r"trained on 2 of the 40 held-out documents, in finetune\.x"):
-        refuse_trained_documents(Candidate("m", Artifact("m", trained, "d"), "float32"), documents)
-    refuse_trained_documents(Candidate("m", Artifact("m", tiny, "d"), "float32"), documents)
+        refuse_trained_documents(EvalModel("m", Artifact("m", trained, "d"), "float32"), documents)
+    refuse_trained_documents(EvalModel("m", Artifact("m", tiny, "d"), "float32"), documents)
 
 
 def test_questions_made_from_documents_that_were_trained_on_are_refused(tmp_path: Path, tiny: Path) -> None:
@@ -180,7 +180,7 @@ def test_what_is_not_known_of_the_training_data_is_said(
     )
     page = (tmp_path / "out" / "report.html").read_text()
     assert told["base"].statement in page
-    seeded = training_data(Candidate("init:tiny", Artifact("init:tiny", Path("init:tiny"), ""), "float32"))
+    seeded = training_data(EvalModel("init:tiny", Artifact("init:tiny", Path("init:tiny"), ""), "float32"))
     assert seeded.known
     assert seeded.statement == "Not trained: the weights are seeded random numbers."
 
@@ -191,5 +191,5 @@ def test_files_made_from_seeded_weights_say_that_they_are_not_trained(tmp_path: 
         record = read_ancestry(resolve(str(out)))
         assert record
         assert (record.base, record.trained_from_scratch, record.trainings) == ("init:tiny", True, ())
-        told = training_data(Candidate("m", Artifact(str(out), out, ""), "float32"))
+        told = training_data(EvalModel("m", Artifact(str(out), out, ""), "float32"))
         assert (told.known, told.statement) == (True, "Not trained: the weights are seeded random numbers.")

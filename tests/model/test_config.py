@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.model.config import PRESETS, LlamaConfig, llama3_factors
 from meditron.model.llama import Llama
 from twins import SCALINGS, SHAPE

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from meditron.ground.errors import EngineError, UsageError
+from meditron.core.errors import EngineError, UsageError
 from meditron.model.generate import generate, pick
 from meditron.model.nll import nll_rows
 from twins import logits, make_hf, twin

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from llamacpp import llama_server
-from meditron.ground.errors import InputError, UsageError
+from meditron.core.errors import InputError, UsageError
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_shape import NEUTRAL
 from meditron.model.weights import load_model, save_gguf
-from meditron.store.gguf import GGUF, Deferred, write_gguf
+from meditron.store.gguf import GGUF, LazyTensor, write_gguf
 from meditron.text.tokenizer import Tokenizer
 from tiny import tiny_hf
 from twins import logits
@@ -136,7 +136,7 @@ def test_a_head_of_its_own_is_kept_and_a_part_is_named(tmp_path: Path) -> None:
     save_gguf(model, model.config, Tokenizer.from_hf(folder), tmp_path / "x.gguf", "F32")
     with GGUF(tmp_path / "x.gguf") as whole:
         tensors = [
-            (name, Deferred(info.shape, "F32", lambda name=name: whole.dequantize(name)))
+            (name, LazyTensor(info.shape, "F32", lambda name=name: whole.dequantize(name)))
             for name, info in whole.tensors.items()
         ]
         part = tmp_path / "m-00001-of-00002.gguf"

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from meditron.ground.errors import InputError, SourceError, UsageError
+from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.model.config import PRESETS, LlamaConfig
 from meditron.model.generate import generate
 from meditron.model.llama import Llama

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meditron.ground.errors import MeditronError, RecipeError, SourceError, UsageError
+from meditron.core.errors import MeditronError, RecipeError, SourceError, UsageError
 from meditron.recipe import load_recipe, run_recipe
 from meditron.recipe.outside import local_file
 from meditron.sources.registry import open_source

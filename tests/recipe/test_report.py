@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from lives import MODELS, TASK, Life
-from meditron.ground.errors import InputError
-from meditron.ground.notice import ADVISORY
-from meditron.ground.statistics import bootstrap_ratio, paired_bootstrap
+from meditron.core.disclaimer import ADVISORY
+from meditron.core.errors import InputError
+from meditron.core.statistics import bootstrap_ratio, paired_bootstrap
 from meditron.recipe.report import StagePlace, render
-from meditron.release.card import run as write_card
-from meditron.release.card_config import CardConfig
+from meditron.release.card.config import CardConfig
+from meditron.release.card.stage import run as write_card
 from meditron.store.manifest import Git, InputRecord, Manifest, fingerprint, record_files, write_manifest
 from meditron.store.results import Comparison, EvaluationResult, Perplexity, write_results
 
@@ -65,7 +65,7 @@ def results() -> EvaluationResult:
                 perplexity=math.exp(nll),
                 interval=(math.exp(interval.low), math.exp(interval.high)),
                 bits_per_byte=0.9,
-                cut=0,
+                truncated=0,
                 data_sha256="0" * 64,
             )
         }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from counting import STAGES, Bench, states
-from meditron.ground.errors import DriftError, InputError, MeditronError, RecipeError, SourceError, UsageError
+from meditron.core.errors import DriftError, InputError, MeditronError, RecipeError, SourceError, UsageError
 from meditron.recipe import load_recipe, run_recipe, status
 from meditron.recipe.lock import locked
 from meditron.store.manifest import read_manifest

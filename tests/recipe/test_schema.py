@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counting import RECIPE, Bench
-from meditron.ground.errors import RecipeError, UsageError
+from meditron.core.errors import RecipeError, UsageError
 from meditron.recipe import load_recipe
 from meditron.recipe.toml import read
 

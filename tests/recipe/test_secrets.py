@@ -12,8 +12,8 @@ import pytest
 import zstandard
 
 from counting import STAGES, Bench
+from meditron.core.errors import DriftError, MeditronError
 from meditron.evaluate.config import EvaluateConfig
-from meditron.ground.errors import DriftError, MeditronError
 from meditron.recipe import load_recipe, run_recipe, status
 from meditron.recipe.plan import plan
 from meditron.recipe.registry import STAGES as REAL

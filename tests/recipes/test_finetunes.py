@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from counting import states
-from meditron.ground.errors import DriftError, RecipeError
+from meditron.core.errors import DriftError, RecipeError
 from meditron.recipe import load_recipe, run_recipe, status
 from meditron.store.manifest import read_manifest
 from train.world import make_answers

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from meditron.model.generate import generate
 from meditron.model.weights import load_model
 from meditron.store.identity import normalize
-from meditron.store.indexed import Indexed
+from meditron.store.indexed import IndexedDataset
 from meditron.store.jsonl import read_jsonl
 from meditron.store.manifest import read_manifest
 from meditron.text.tokenizer import load_tokenizer
@@ -145,7 +145,7 @@ def test_every_training_document_became_tokens_and_no_other(smoke: Any) -> None:
         texts = sorted(
             d["text"] for d in documents(smoke.folder / "corpus", "train") if d["source"] == source
         )
-        tokens = Indexed(smoke.folder / "tokenize" / source)
+        tokens = IndexedDataset(smoke.folder / "tokenize" / source)
         assert metrics["sources"][source]["documents"] == len(tokens)
         assert metrics["sources"][source]["tokens"] == sum(len(tokens[i]) for i in range(len(tokens)))
         assert all(tokens[i][-1] == tokenizer.end_of_text_id for i in range(len(tokens)))

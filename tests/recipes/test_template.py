@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meditron.ground.errors import RecipeError
+from meditron.core.errors import RecipeError
 from meditron.recipe import load_recipe
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "recipes" / "template.toml"

@@ -15,16 +15,16 @@ from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
 from lives import BASE, MODELS, TASK, Life, of_few
-from meditron.evaluate.report import write_report
-from meditron.ground.console import clean
-from meditron.ground.errors import DriftError, UsageError
-from meditron.ground.figures import FORMS
-from meditron.ground.notice import ADVISORY
-from meditron.ground.units import duration, size
+from meditron.core.console import sanitize_terminal
+from meditron.core.disclaimer import ADVISORY
+from meditron.core.errors import DriftError, UsageError
+from meditron.core.units import duration, size
 from meditron.recipe.report import render
-from meditron.release.card import run
-from meditron.release.card_config import CardConfig
-from meditron.release.card_markdown import Markdown, Published, public
+from meditron.release.card.config import CardConfig
+from meditron.release.card.markdown import Markdown, Published, public
+from meditron.release.card.stage import run
+from meditron.report.evaluation_page import write_report
+from meditron.report.number_format import FORMS
 from meditron.store.ancestry import Training, of_base, write_ancestry
 from meditron.store.models import resolve
 from meditron.store.results import write_results
@@ -306,7 +306,7 @@ def test_no_text_becomes_markup(text: str) -> None:
     kinds = {child.type for token in tokens for child in token.children or ()}
     assert kinds <= {"text", "text_special"}
     assert {token.tag for token in tokens} <= {"", "h1", "p", "table", "thead", "tbody", "tr", "th", "td"}
-    line = " ".join(clean(f"{text}x").split())
+    line = " ".join(sanitize_terminal(f"{text}x").split())
     assert said[-1] == line
 
 
@@ -323,7 +323,7 @@ def test_the_split_is_the_datas_own(tmp_path: Path) -> None:
         return next(one for one in found if one.metric_type == "accuracy")
 
     assert published().dataset_split == "heldout"
-    plain = published(data="exam.jsonl", split=None, cut=3)
+    plain = published(data="exam.jsonl", split=None, truncated=3)
     assert (plain.dataset_name, plain.dataset_split) == ("exam.jsonl", None)
     assert "3 prompts truncated" in plain.metric_name
     assert "split: test" not in written(life)

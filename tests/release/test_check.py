@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.text.test_hf_folder import sentencepiece_like
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.model import gguf_shape, gguf_weights, hf_weights
 from meditron.model.config import LlamaConfig, llama3_factors
 from meditron.model.weights import load_config, load_model
@@ -25,7 +25,7 @@ from meditron.release.quantize import quantize
 from meditron.store.ancestry import Training, of_base, read_ancestry, write_ancestry
 from meditron.store.authorship import read_authorship
 from meditron.store.files import read_json, write_json
-from meditron.store.gguf import GGUF, Deferred, write_gguf
+from meditron.store.gguf import GGUF, LazyTensor, write_gguf
 from meditron.store.models import ModelFiles, resolve
 from meditron.text.tokenizer import load_tokenizer
 from tiny import CHAT, tiny_hf
@@ -46,7 +46,7 @@ def rewritten(source: Path, target: Path, changes: dict[str, Any], drop: tuple[s
     with GGUF(source) as gguf:
         metadata = {key: value for key, value in gguf.metadata.items() if key not in drop} | changes
         tensors = [
-            (name, Deferred(info.shape, "F32", lambda name=name: gguf.dequantize(name)))
+            (name, LazyTensor(info.shape, "F32", lambda name=name: gguf.dequantize(name)))
             for name, info in gguf.tensors.items()
         ]
         write_gguf(target, metadata, tensors)

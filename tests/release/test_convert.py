@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from meditron.ground.errors import SourceError, UsageError
+from meditron.core.errors import SourceError, UsageError
 from meditron.release.convert import convert
 from meditron.store.gguf import GGUF
 from meditron.text.tokenizer import load_tokenizer

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llamacpp_each import continuations
-from meditron.ground.errors import MissingExtra, SourceError, UsageError
+from meditron.core.errors import MissingExtra, SourceError, UsageError
 from meditron.model.generate import generate
 from meditron.model.hf_weights import HFWeights
 from meditron.model.weights import load_model

@@ -8,7 +8,7 @@ from typing import Any
 
 from lxml import etree
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.sources.medline import read
 from meditron.sources.scripts import resolve_scripts
 

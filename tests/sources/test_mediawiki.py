@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.sources.mediawiki import read, recognises
 from meditron.sources.wikitext import Site, sections
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.core.errors import InputError, SourceError
 from meditron.sources.medline import LARGEST_CITATION, read, read_deletions, recognises
 from meditron.store.fetch import fetch
 

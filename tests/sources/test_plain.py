@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.core.errors import InputError, SourceError
 from meditron.sources.registry import SOURCES, open_source
 
 from .conftest import Medline, citation

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.ground.errors import SourceError
+from meditron.core.errors import SourceError
 from meditron.store.address import checked, stable_identity
 from meditron.store.fetch import identity, parse, public
 

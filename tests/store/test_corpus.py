@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from meditron.ground.errors import InputError, SourceError
-from meditron.store.corpus import Part, Text, held_out, texts
+from meditron.core.errors import InputError, SourceError
+from meditron.store.corpus import CorpusDocument, SectionSpan, held_out, read_corpus
 from meditron.store.files import make_folder
 from meditron.store.jsonl import JsonlWriter
 
@@ -23,17 +23,17 @@ def corpus(folder: Path, *rows: dict[str, Any]) -> Path:
 
 def test_a_folder_that_is_not_there_is_no_empty_corpus(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="nowhere: no such folder"):
-        list(texts(tmp_path / "nowhere", "heldout"))
+        list(read_corpus(tmp_path / "nowhere", "heldout"))
 
 
 def test_parts_come_back(tmp_path: Path) -> None:
     folder = corpus(
         tmp_path, ROW | {"parts": [[12, 19, "AIM", "OBJECTIVE"], [20, 27, "END", None]]}, ROW | {"id": "a:2"}
     )
-    first, second = texts(folder, "train")
+    first, second = read_corpus(folder, "train")
     file = folder / "train/a/00000-00000.jsonl.zst"
-    parts = (Part(12, 19, "AIM", "OBJECTIVE"), Part(20, 27, "END", None))
-    assert first == Text("a:1", "a", ROW["text"], file, parts)
+    parts = (SectionSpan(12, 19, "AIM", "OBJECTIVE"), SectionSpan(20, 27, "END", None))
+    assert first == CorpusDocument("a:1", "a", ROW["text"], file, parts)
     assert [first.text[part.start : part.end] for part in parts] == ["To see.", "We saw."]
     assert second.parts == ()
 
@@ -57,13 +57,13 @@ def test_parts_come_back(tmp_path: Path) -> None:
 def test_parts_that_are_none_are_refused(tmp_path: Path, parts: Any) -> None:
     folder = corpus(tmp_path, ROW, ROW | {"id": "a:2", "parts": parts})
     with pytest.raises(InputError, match=r"00000-00000\.jsonl\.zst \(row 2\): its parts"):
-        list(texts(folder, "train"))
+        list(read_corpus(folder, "train"))
 
 
 def test_two_documents_of_one_id_are_refused(tmp_path: Path) -> None:
     folder = corpus(tmp_path, ROW, ROW | {"text": "Another."})
     with pytest.raises(InputError, match=r"\(row 2\): a second document of the id a:1"):
-        list(texts(folder, "train"))
+        list(read_corpus(folder, "train"))
 
 
 def test_held_out_documents_are_chosen_by_content(tmp_path: Path) -> None:
@@ -75,5 +75,5 @@ def test_held_out_documents_are_chosen_by_content(tmp_path: Path) -> None:
         chosen.append([text.text for text in held_out(folder, 7)["a"]])
     assert chosen[0] == chosen[1]
     assert chosen[0] == [
-        text.text for text in sorted(texts(folder, "heldout"), key=lambda t: t.content_sha256)[:7]
+        text.text for text in sorted(read_corpus(folder, "heldout"), key=lambda t: t.content_sha256)[:7]
     ]

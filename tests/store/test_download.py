@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meditron.ground.errors import DigestError, FetchError, SourceError
+from meditron.core.errors import DigestError, FetchError, SourceError
 from meditron.store import download as downloads
 from meditron.store.download import download
 from store.web import Site

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meditron.ground.errors import (
+from meditron.core.errors import (
     DigestError,
     FetchError,
     InputError,
@@ -357,7 +357,7 @@ def test_a_full_disk_is_one_line_and_what_arrived_is_continued(site: Site, tmp_p
     (tmp_path / "small").mkdir()
     code = """
         import os, sys
-        from meditron.ground.errors import StorageError
+        from meditron.core.errors import StorageError
         from meditron.store.fetch import fetch
         try:
             fetch(sys.argv[1])
@@ -614,7 +614,7 @@ def test_asking_pip_leaves_setuptools_whole(tmp_path: Path):
     # Looking for the module pip makes setuptools give up its own distutils, and torch.compile then fails.
     code = (
         "from contextlib import suppress\n"
-        "from meditron.ground.errors import MeditronError\n"
+        "from meditron.core.errors import MeditronError\n"
         "from meditron.store.fetch import fetch\n"
         "with suppress(MeditronError): fetch('pypi:tiny-model==1.0')\n"
         "import setuptools\n"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meditron.ground.errors import InputError, SourceError, StorageError, UsageError
+from meditron.core.errors import InputError, SourceError, StorageError, UsageError
 from meditron.store.files import (
     MAX_JSON_DEPTH,
     atomic,
@@ -16,14 +16,14 @@ from meditron.store.files import (
     canonical,
     digest_of,
     exists,
+    list_files,
     read_json,
     refuse_overwrite,
     remove,
     remove_folder,
+    remove_temporaries,
     sha256_file,
-    storing,
-    sweep,
-    walk,
+    translate_write_errors,
     write_json,
 )
 
@@ -66,8 +66,8 @@ def test_a_killed_write_leaves_the_old_file_and_is_swept(tmp_path: Path):
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False).returncode == -9
     assert path.read_text() == "old"
     assert len(names(path.parent)) == 2
-    assert walk(tmp_path) == [path]
-    sweep(tmp_path)
+    assert list_files(tmp_path) == [path]
+    remove_temporaries(tmp_path)
     assert names(path.parent) == ["c.txt"]
 
 
@@ -83,13 +83,13 @@ def test_a_killed_removal_leaves_all_of_a_folder_or_none(tmp_path: Path):
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False).returncode == -9
     assert not (tmp_path / "work").exists()
-    assert walk(tmp_path) == [tmp_path / "kept"]
-    sweep(tmp_path)
+    assert list_files(tmp_path) == [tmp_path / "kept"]
+    remove_temporaries(tmp_path)
     assert names(tmp_path) == ["kept"]
 
 
 def fill(path: Path):
-    with storing(path), path.open("wb") as file:
+    with translate_write_errors(path), path.open("wb") as file:
         file.write(b"x")
         file.flush()
 
@@ -102,7 +102,7 @@ def test_a_full_device_is_one_clear_line():
 _FILL = """
     import resource, sys
     from pathlib import Path
-    from meditron.ground.errors import StorageError
+    from meditron.core.errors import StorageError
     from meditron.store.jsonl import JsonlWriter
     from meditron.store.files import atomic
     folder = Path(sys.argv[1])
@@ -367,7 +367,7 @@ def test_nothing_is_written_or_removed_through_a_link(tmp_path: Path, monkeypatc
     (work / "inside").mkdir()
     (work / "inside/.c.0.tmp").symlink_to(theirs)
     (work / "inside/link").symlink_to(theirs)
-    sweep(work)
+    remove_temporaries(work)
     assert names(work) == ["b.json", "inside"]
     (work / "stage").symlink_to(theirs)
     remove_folder(work / "stage")
@@ -387,7 +387,7 @@ def test_linked_folders_are_read_once_and_circles_end(tmp_path: Path):
     (folder / "a/up").symlink_to(folder)
     (tmp_path / "elsewhere/self").symlink_to(tmp_path / "elsewhere")
     (folder / "three.json").symlink_to(tmp_path / "elsewhere/two.json")
-    listed = [path.relative_to(folder).as_posix() for path in walk(folder)]
+    listed = [path.relative_to(folder).as_posix() for path in list_files(folder)]
     assert listed == ["a/one.json", "b/two.json", "three.json"]
     assert digest_of(folder) == digest_of(folder)
 
@@ -396,7 +396,7 @@ def test_a_link_that_leads_nowhere_is_no_file(tmp_path: Path):
     before = digest_of(tmp_path)
     (tmp_path / "gone").symlink_to("nowhere")
     (tmp_path / "self").symlink_to("self")
-    assert walk(tmp_path) == []
+    assert list_files(tmp_path) == []
     assert digest_of(tmp_path) == before
     (tmp_path / "nowhere").touch()
     assert digest_of(tmp_path) != before
@@ -407,7 +407,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path):
     if os.access(tmp_path / "closed", os.R_OK):
         pytest.skip("this user may read everything")
     with pytest.raises(InputError, match="closed: cannot be read: Permission denied"):
-        walk(tmp_path)
+        list_files(tmp_path)
 
 
 def test_a_name_that_is_no_utf_8_is_written_and_read_again(tmp_path: Path):
@@ -421,7 +421,7 @@ def test_a_full_disk_inside_numpys_writer_is_one_line(tmp_path: Path):
         import resource, sys
         from pathlib import Path
         import numpy as np
-        from meditron.ground.errors import StorageError
+        from meditron.core.errors import StorageError
         from meditron.store.files import atomic
         resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
         for write in (np.save, lambda file, array: array.tofile(file)):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meditron.store.gguf import GGUF, Deferred, write_gguf
+from meditron.store.gguf import GGUF, LazyTensor, write_gguf
 
 RNG = np.random.default_rng(2)
 METADATA: dict[str, Any] = {
@@ -117,8 +117,8 @@ def test_deferred_tensors_are_made_one_at_a_time(tmp_path: Path):
         alive.append(weakref.ref(array))
         return array
 
-    def deferred(number: int) -> Deferred:
-        return Deferred((100, 10), "F16", lambda: load(number))
+    def deferred(number: int) -> LazyTensor:
+        return LazyTensor((100, 10), "F16", lambda: load(number))
 
     write_gguf(tmp_path / "x.gguf", {}, [(f"t{number}", deferred(number)) for number in range(4)])
     assert len(alive) == 4
@@ -131,7 +131,7 @@ def test_blocks_are_written_as_they_are(tmp_path: Path):
 
     values = RNG.standard_normal((4, 512), dtype=np.float32)
     blocks = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q5_1)
-    tensors = [("first", values[0, :3].copy()), ("q", Deferred(values.shape, "Q5_1", lambda: blocks))]
+    tensors = [("first", values[0, :3].copy()), ("q", LazyTensor(values.shape, "Q5_1", lambda: blocks))]
     write_gguf(tmp_path / "x.gguf", {}, [*tensors, ("last", values[0, :3].copy())])
     with GGUF(tmp_path / "x.gguf") as file:
         assert file.tensors["q"].type == "Q5_1"
@@ -155,12 +155,16 @@ def test_views_of_any_stride_are_written_in_order(tmp_path: Path):
         ([("a", TENSORS[0][1]), ("a", TENSORS[1][1])], ValueError, "comes twice"),
         ([("a", np.zeros(3, dtype=np.float64))], TypeError, "neither float32 nor float16"),
         (
-            [("a", Deferred((3,), "F32", lambda: np.zeros(4, "f4")))],
+            [("a", LazyTensor((3,), "F32", lambda: np.zeros(4, "f4")))],
             ValueError,
             r"promised was F32 \(3,\)",
         ),
-        ([("a", Deferred((3,), "F16", lambda: np.zeros(3, "f4")))], ValueError, "promised was F16"),
-        ([("a", Deferred((2, 32), "Q8_0", lambda: np.zeros(67, "u1")))], ValueError, "promised .* 68 bytes"),
+        ([("a", LazyTensor((3,), "F16", lambda: np.zeros(3, "f4")))], ValueError, "promised was F16"),
+        (
+            [("a", LazyTensor((2, 32), "Q8_0", lambda: np.zeros(67, "u1")))],
+            ValueError,
+            "promised .* 68 bytes",
+        ),
     ],
 )
 def test_tensors_that_cannot_be_leave_nothing(

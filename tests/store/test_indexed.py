@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meditron.ground.errors import InputError, SourceError
-from meditron.store.indexed import Indexed, IndexedWriter, token_dtype
+from meditron.core.errors import InputError, SourceError
+from meditron.store.indexed import IndexedDataset, IndexedWriter, token_dtype
 
 
 def write(prefix: Path, documents: list[list[int]], dtype: str = "uint16") -> Path:
@@ -26,7 +26,7 @@ documents_of_ids = st.lists(st.lists(st.integers(0, 65_535), max_size=20), max_s
 def test_documents_come_back(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], dtype: str
 ):
-    indexed = Indexed(write(tmp_path_factory.mktemp("i") / "x.train", documents, dtype))
+    indexed = IndexedDataset(write(tmp_path_factory.mktemp("i") / "x.train", documents, dtype))
     assert len(indexed) == len(documents)
     assert [document.tolist() for document in indexed] == documents
     assert indexed.tokens.tolist() == [token for document in documents for token in document]
@@ -51,7 +51,7 @@ def test_documents_of_several_sequences_are_read_as_one(tmp_path: Path):
     idx = (tmp_path / "x.idx").read_bytes()
     header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 3, 3)
     (tmp_path / "x.idx").write_bytes(header + idx[34 : 34 + 36] + struct.pack("<3q", 0, 2, 3))
-    assert [document.tolist() for document in Indexed(tmp_path / "x")] == [[1, 2, 3], [4]]
+    assert [document.tolist() for document in IndexedDataset(tmp_path / "x")] == [[1, 2, 3], [4]]
 
 
 def test_the_type_follows_the_vocabulary():
@@ -77,7 +77,7 @@ def test_half_a_pair_is_a_source_error(tmp_path: Path):
     (tmp_path / "x.idx").rename(tmp_path / "y.idx")
     for name in "xy":
         with pytest.raises(SourceError, match=r"\.(idx|bin): no such file"):
-            Indexed(tmp_path / name)
+            IndexedDataset(tmp_path / name)
 
 
 def patched(at: int, layout: str, value: Any) -> Any:
@@ -117,14 +117,14 @@ def test_an_idx_that_lies_is_an_input_error_with_the_place(tmp_path: Path, lie: 
     path = tmp_path / "x.idx"
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(InputError, match=rf"x\.idx \({place}"):
-        Indexed(tmp_path / "x")
+        IndexedDataset(tmp_path / "x")
 
 
 def test_a_bin_of_another_length_is_an_input_error(tmp_path: Path):
     write(tmp_path / "x", [[1, 2], [3]])
     (tmp_path / "x.bin").write_bytes(bytes(8))
     with pytest.raises(InputError, match=r"promises 6 bytes of tokens, the \.bin has 8"):
-        Indexed(tmp_path / "x")
+        IndexedDataset(tmp_path / "x")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -142,14 +142,14 @@ def test_a_damaged_idx_reads_or_is_an_input_error(
             idx[at] = byte
     tmp.write_bytes(idx)
     try:
-        read = [document.tolist() for document in Indexed(prefix)]
+        read = [document.tolist() for document in IndexedDataset(prefix)]
     except InputError:
         return
     assert sum(map(len, read)) <= 6
 
 
 def test_ids_are_mapped_not_copied(tmp_path: Path):
-    indexed = Indexed(write(tmp_path / "x", [[1, 2], [3]]))
+    indexed = IndexedDataset(write(tmp_path / "x", [[1, 2], [3]]))
     assert isinstance(indexed.tokens, np.memmap)
     assert np.shares_memory(indexed[1], indexed.tokens)
     with pytest.raises(ValueError, match="read-only"):

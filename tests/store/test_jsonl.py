@@ -7,7 +7,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.core.errors import InputError, SourceError
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 
 SUFFIXES = [".jsonl", ".jsonl.gz", ".jsonl.zst"]

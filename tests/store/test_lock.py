@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from meditron.ground.errors import StorageError
+from meditron.core.errors import StorageError
 from meditron.store.lock import lock_file
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.store.manifest import (
     FILE_NAME,
     Manifest,

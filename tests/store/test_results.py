@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from meditron.ground.errors import InputError, SourceError
-from meditron.ground.statistics import Interval
+from meditron.core.errors import InputError, SourceError
+from meditron.core.statistics import Interval
 from meditron.store.results import (
     FILE_NAME,
     Comparison,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
@@ -84,8 +84,8 @@ def test_published_forms_give_the_same_question(tmp_path: Path, row: dict[str, A
     (question,) = questions(tmp_path, row).values()
     assert (question.text, question.options, question.gold) == (Q, ORGANS, 1)
     task = open_task(str(tmp_path / "set.jsonl"))
-    assert task.layout.render(question).continuations == (" A", " B", " C", " D", " E")
-    assert "\nE. Heart\n" in task.layout.render(question).prompt
+    assert task.template.render(question).continuations == (" A", " B", " C", " D", " E")
+    assert "\nE. Heart\n" in task.template.render(question).prompt
 
 
 def table(folder: Path, *rows: list[str], name: str = "set.csv") -> Task:

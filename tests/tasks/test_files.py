@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
+from meditron.tasks.formats import REPEATED
 from meditron.tasks.registry import open_task
 from meditron.tasks.rows import read_rows
-from meditron.tasks.shapes import REPEATED
 from meditron.tasks.task import Task
 
 # What the READMEs beside the files count, and the rows among them with the same option twice.
@@ -50,10 +50,10 @@ def counted(task: Task) -> tuple[int, int]:
 @pytest.mark.shared
 @pytest.mark.parametrize("name", SETS)
 def test_real_sets(shared: Path, name: str) -> None:
-    rows, options, layout, flawed = SETS[name]
+    rows, options, template, flawed = SETS[name]
     task = open_task(str(shared / "data" / name))
     assert counted(task) == (rows - flawed, flawed)
-    assert task.layout.name == layout
+    assert task.template.name == template
     assert task.rows("train") == task.rows("test")
     assert task.licence in ("MIT", "Apache-2.0")
     assert "arXiv" in task.origin
@@ -168,7 +168,7 @@ def test_plain_rows(tmp_path: Path) -> None:
     assert [found[key].gold for key in ("first", "7", "3")] == [1, 2, 0]
     first = found["first"]
     assert (first.context, first.group, first.explanation) == ("Read.", "hard", "So.")
-    assert (task.name, task.layout.name, task.licence) == ("own", "letters", "not stated")
+    assert (task.name, task.template.name, task.licence) == ("own", "letters", "not stated")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The door to tasks: names, near names, files, layouts; and that it stays light."""
+"""The door to tasks: names, near names, files, templates; and that it stays light."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meditron.ground.errors import SourceError, UsageError
+from meditron.core.errors import SourceError, UsageError
 from meditron.tasks.registry import TASKS, open_task
 from meditron.tasks.task import Question, prompts_sha256, questions_sha256
 
@@ -38,13 +38,13 @@ def test_names_that_are_none(tmp_path: Path) -> None:
 
 
 def test_a_layout_of_ones_own_choice(file: str) -> None:
-    assert open_task(file).layout.name == "letters"
-    task = open_task(file, layout="texts")
-    assert task.layout.render(task.rows("test")[0]).continuations == (" yes", " no")
+    assert open_task(file).template.name == "letters"
+    task = open_task(file, template="texts")
+    assert task.template.render(task.rows("test")[0]).continuations == (" yes", " no")
     assert task.prompt_sha256("test") != open_task(file).prompt_sha256("test")
     assert task.data_sha256("test") == open_task(file).data_sha256("test")
-    with pytest.raises(UsageError, match="no layout 'letter'"):
-        open_task(file, layout="letter")
+    with pytest.raises(UsageError, match="no template 'letter'"):
+        open_task(file, template="letter")
 
 
 def test_a_limit_takes_the_beginning_of_an_order_that_does_not_change(file: str, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_hashes_are_of_what_is_asked(file: str) -> None:
     task = open_task(file)
     rows = task.rows("test")
     assert task.data_sha256("test") == questions_sha256(rows)
-    assert task.prompt_sha256("test") == prompts_sha256(task.layout.render(row) for row in rows)
+    assert task.prompt_sha256("test") == prompts_sha256(task.template.render(row) for row in rows)
     first = Question("1", "Why?", ("a", "b"), 0)
     hashes = {
         questions_sha256([one])

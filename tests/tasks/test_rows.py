@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.core.errors import InputError, SourceError
 from meditron.tasks.rows import read_rows
 
 VALUES = st.recursive(

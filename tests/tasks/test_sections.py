@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
+from meditron.core.errors import UsageError
 from meditron.corpus.build import run
 from meditron.corpus.clean import compose
 from meditron.corpus.config import CorpusConfig
 from meditron.corpus.split import is_heldout
-from meditron.ground.errors import UsageError
 from meditron.sources.document import Document, Section
 from meditron.sources.registry import open_source
 from meditron.store.artifact import Artifact
-from meditron.store.corpus import texts
+from meditron.store.corpus import read_corpus
 from meditron.store.files import make_folder
 from meditron.store.identity import content_sha256
 from meditron.store.jsonl import JsonlWriter
-from meditron.tasks.layout import SECTIONS
+from meditron.tasks.prompt_template import SECTIONS
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
 
@@ -152,8 +152,8 @@ def test_on_the_quickstarts_file(quickstart: Path) -> None:
     ids = {split: {question.id for question in rows} for split, rows in (("test", test), ("train", train))}
     assert len(ids["test"]) == len(test)
     assert not ids["test"] & ids["train"]
-    assert ids["test"] <= {text.id for text in texts(quickstart, "heldout")}
-    assert ids["train"] <= {text.id for text in texts(quickstart, "train")}
+    assert ids["test"] <= {text.id for text in read_corpus(quickstart, "heldout")}
+    assert ids["train"] <= {text.id for text in read_corpus(quickstart, "train")}
     assert all(40 <= len(question.text) <= 400 for question in test + train)
     assert not [question for question in test + train if re.match(r"[A-Z ]{5,}:", question.text)]
     ends = [question.text for question in test + train if not re.search(r"[.!?\"”)\]]$", question.text)]

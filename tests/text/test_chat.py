@@ -2,7 +2,7 @@
 
 import pytest
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.text.chat import render
 from meditron.text.tokenizer import Tokenizer
 

@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from meditron.ground.errors import InputError, UsageError
+from meditron.core.errors import InputError, UsageError
 from meditron.text.dialogue import (
     TEMPLATES,
     Span,
     Turn,
     answered,
+    decode_spans,
     label,
+    parse_messages,
     question_ids,
-    speaking,
-    spoken,
-    turns,
+    with_chat_template,
 )
 from meditron.text.tokenizer import Tokenizer
 from tiny import CHAT, tiny_hf
@@ -34,7 +34,7 @@ ASKED = [
 
 def learned(tokenizer, labelled):
     """The texts of what is learned, and of the rest."""
-    told = list(spoken(tokenizer, labelled.ids, labelled.spans))
+    told = list(decode_spans(tokenizer, labelled.ids, labelled.spans))
     return [text for span, text in told if span.learned], [text for span, text in told if not span.learned]
 
 
@@ -80,7 +80,7 @@ def test_answers_are_learned_with_the_token_that_ends_them_and_nothing_else_is(
     labelled = label(smollm2, ASKED, template)
     assert learned(smollm2, labelled) == (answers, rest)
     assert smollm2.decode(labelled.ids, skip_special=False) == "".join(
-        text for _, text in spoken(smollm2, labelled.ids, labelled.spans)
+        text for _, text in decode_spans(smollm2, labelled.ids, labelled.spans)
     )
     assert sum(span.tokens for span in labelled.spans) == len(labelled.ids) == len(labelled.learned)
     ends = np.flatnonzero(np.diff([*map(int, labelled.learned), 0]) < 0)
@@ -100,7 +100,7 @@ def test_what_stands_before_an_answer_is_what_transformers_asks_with(
     smollm2: Tokenizer, theirs, template
 ) -> None:
     """The template that is exported renders a question as it was trained on, to the token."""
-    theirs.chat_template = speaking(smollm2, template).chat_template
+    theirs.chat_template = with_chat_template(smollm2, template).chat_template
     labelled = label(smollm2, ASKED, template)
     messages = [{"role": turn.role, "content": turn.content} for turn in ASKED]
     whole = theirs.apply_chat_template(messages, return_dict=False)
@@ -113,8 +113,8 @@ def test_what_stands_before_an_answer_is_what_transformers_asks_with(
 
 
 def test_the_tokenizers_own_template_is_not_replaced(smollm2: Tokenizer) -> None:
-    assert speaking(smollm2, "tokenizer") is speaking(smollm2, "plain") is smollm2
-    assert "question" in str(speaking(smollm2, "tags").chat_template)
+    assert with_chat_template(smollm2, "tokenizer") is with_chat_template(smollm2, "plain") is smollm2
+    assert "question" in str(with_chat_template(smollm2, "tags").chat_template)
 
 
 @pytest.mark.shared
@@ -124,7 +124,7 @@ def test_a_vocabulary_that_begins_with_bos_and_marks_words(llama2: Tokenizer) ->
     assert list(labelled.ids) == [*whole, llama2.end_of_text_id]
     assert whole[: len(prompt)] == prompt
     assert labelled.spans == (Span("user", len(prompt), False), Span("assistant", 2, True))
-    assert [text for _, text in spoken(llama2, labelled.ids, labelled.spans)][-1] == " methods</s>"
+    assert [text for _, text in decode_spans(llama2, labelled.ids, labelled.spans)][-1] == " methods</s>"
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -224,14 +224,14 @@ def test_an_answer_that_is_excluded_is_read_and_not_learned(smollm2: Tokenizer, 
         {"role": "user", "content": "No. Again.", "weight": 0, "tool_calls": None},
         {"role": "assistant", "content": "It is 7.", "weight": 1},
     ]
-    excluded = label(smollm2, turns(messages), template)
-    whole = label(smollm2, [replace(turn, in_loss=True) for turn in turns(messages)], template)
+    excluded = label(smollm2, parse_messages(messages), template)
+    whole = label(smollm2, [replace(turn, in_loss=True) for turn in parse_messages(messages)], template)
     assert excluded.ids == whole.ids
     assert [text.rstrip("\n") for text in learned(smollm2, excluded)[0]] == learned(smollm2, whole)[0][1:]
 
 
 def test_rows_write_roles_as_they_like() -> None:
-    found = turns([{"role": "question", "content": "q"}, {"role": "answer", "content": "a"}])
+    found = parse_messages([{"role": "question", "content": "q"}, {"role": "answer", "content": "a"}])
     assert found == (Turn("user", "q"), Turn("assistant", "a"))
 
 
@@ -269,7 +269,7 @@ def test_rows_write_roles_as_they_like() -> None:
 )
 def test_what_is_no_answered_conversation_is_refused(messages, told) -> None:
     with pytest.raises(ValueError, match=told):
-        turns(messages)
+        parse_messages(messages)
 
 
 def test_an_option_that_is_only_chosen_has_no_end_to_be_learned(smollm2: Tokenizer) -> None:
@@ -283,7 +283,7 @@ OPTIONS = (" A", " B", " insulin-like growth factor 1", " ½")
 
 def assert_asked_as_trained(tokenizer: Tokenizer, prompt: str, template: str) -> None:
     """The prompt's ids and an option's are those of the training row that the option answers."""
-    turned = speaking(tokenizer, template)
+    turned = with_chat_template(tokenizer, template)
     said = [answered(prompt, option, template) for option in OPTIONS]
     messages = [{"role": "user", "content": said[0][0].content}]
     asked = question_ids(turned, messages, [answer.content for _, answer in said])

@@ -11,7 +11,7 @@ from tests.text.conftest import HARD
 from tests.text.test_hf_folder import byte_level, folder, sentencepiece_like, token
 from tests.text.test_tokenizer import bytes_vocabulary, opened, pieces_vocabulary
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.text.check import tokenizer_differences
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.tokenizer import Tokenizer, load_tokenizer

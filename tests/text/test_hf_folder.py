@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.text.conftest import HARD
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [

@@ -11,7 +11,7 @@ import pytest
 from tests.text.test_hf_folder import byte_level, folder
 from tests.text.test_tokenizer import bytes_vocabulary, opened, pieces_vocabulary
 
-from meditron.ground.errors import InputError, UsageError
+from meditron.core.errors import InputError, UsageError
 from meditron.text import budget, long
 from meditron.text.backend import risky
 from meditron.text.chat import render
@@ -72,7 +72,7 @@ BOMBS = [
 ]
 CHILD = """
 import resource, sys
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.text.chat import render
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 for template in sys.stdin.read().split("\\0"):

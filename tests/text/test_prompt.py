@@ -6,7 +6,7 @@ import pytest
 from tests.text.conftest import HARD
 from tests.text.test_hf_folder import byte_level, folder, token
 
-from meditron.ground.errors import InputError, UsageError
+from meditron.core.errors import InputError, UsageError
 from meditron.text.prompt import conversation_ids, rendered
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
 

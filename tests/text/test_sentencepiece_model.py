@@ -12,7 +12,7 @@ from tests.text.conftest import HARD
 from tests.text.test_parity import TEXTS
 from tests.text.test_tokenizer import opened
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.text.check import tokenizer_differences
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.sentencepiece_model import read_metadata

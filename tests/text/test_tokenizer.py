@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.text.conftest import HARD
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.core.errors import InputError, SourceError
 from meditron.store.gguf import GGUF, write_gguf
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.pieces import byte_alphabet

@@ -4,7 +4,7 @@ import multiprocessing
 import resource
 import sys
 
-from meditron.ground.errors import MeditronError
+from meditron.core.errors import MeditronError
 from meditron.train import finetune, pretrain
 
 # A server that has imported all that is slow forks each child at once.

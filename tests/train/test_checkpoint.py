@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.train.checkpoint import Checkpoints
 from meditron.train.data import Mixture
 from meditron.train.loop import steps

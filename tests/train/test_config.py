@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from meditron.ground.config import semantic
+from meditron.core.config import semantic
 from train.world import finetune_config, make_config
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meditron.ground.errors import RecipeError
+from meditron.core.errors import RecipeError
 from meditron.train.data import Mixture, Stream, schedule
 from meditron.train.samples import IGNORE
 from train.world import Lists

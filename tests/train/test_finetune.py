@@ -12,16 +12,16 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from meditron.ground.config import semantic
-from meditron.ground.errors import InputError, RecipeError, TrainingError
+from meditron.core.config import semantic
+from meditron.core.errors import InputError, RecipeError, TrainingError
 from meditron.store.ancestry import read_ancestry
 from meditron.store.artifact import Artifact
-from meditron.store.files import sha256_file, sweep
+from meditron.store.files import remove_temporaries, sha256_file
 from meditron.store.identity import content_sha256, short
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 from meditron.store.models import resolve
-from meditron.tasks.layout import LAYOUTS
 from meditron.tasks.overlap import training_hashes
+from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Questions, Task
@@ -136,7 +136,7 @@ def test_every_task_row_is_tokenized_as_evaluation_puts_it_together(answers, tmp
     rows = rows_of(tmp_path)
     assert not held & {row["id"] for row in rows}
     for row in rows:
-        rendered = task.layout.render(questions[row["id"]])
+        rendered = task.template.render(questions[row["id"]])
         gold = rendered.continuations[questions[row["id"]].gold]
         (_, given, _), (_, learned, counts) = row["roles"]
         assert counts
@@ -157,7 +157,7 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     assert not record.trained_from_scratch
     (training,) = record.trainings
     assert training.stage == "finetune.sections"
-    assert (training.kind, training.task, training.layout) == ("finetune", "pubmed-sections", "sections")
+    assert (training.kind, training.task, training.template) == ("finetune", "pubmed-sections", "sections")
     assert training.template == "plain"
     questions = {q.id: q for q in open_task("pubmed-sections", corpus=answers["corpus"].path).rows("train")}
     trained = [row for row in rows_of(out) if row["split"] == "train"]
@@ -205,7 +205,7 @@ def test_a_test_question_under_another_id_is_refused(tmp_path):
     asked = Question("t1", "Which organ makes insulin?", ("Liver", "Pancreas"), 1)
     renamed = Question("x7", " which ORGAN makes insulin? ", ("pancreas", "liver"), 0, explanation="known")
     split = {"train": Questions((renamed,)), "test": Questions((asked,))}
-    task = Task("quiz", 1, "t", "l", "o", LAYOUTS["letters"], split.__getitem__)
+    task = Task("quiz", 1, "t", "l", "o", PROMPT_TEMPLATES["letters"], split.__getitem__)
     with pytest.raises(InputError, match=r"x7\): a training question that is also a test question \(t1\)"):
         list(of_task(task, "plain", tmp_path))
 
@@ -361,7 +361,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(answers, tmp_path):
         child.join()
         kills += child.exitcode != 0
     assert kills >= 1
-    sweep(killed)  # as a recipe does first
+    remove_temporaries(killed)  # as a recipe does first
     metrics = run(config, chat(answers), killed)
     assert metrics["resumed_from"]
     for name in ("model.safetensors", "rows.jsonl.zst", "tokenizer_config.json", "ancestry.json"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from meditron.ground.errors import TrainingError
+from meditron.core.errors import TrainingError
 from meditron.model.nll import nll_sum
 from meditron.train.data import Mixture
 from meditron.train.loop import Layout, learning_rate, steps

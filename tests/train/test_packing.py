@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meditron.model.masks import document_mask
-from meditron.text.dialogue import Labelled, Span
+from meditron.text.dialogue import Span, TokenizedConversation
 from meditron.train.loop import nll_of
 from meditron.train.packing import Packed, pack
 from meditron.train.samples import IGNORE
@@ -27,7 +27,7 @@ def examples(count, *, seed=0, longest=24):
             spans += [Span("user", int(random.integers(1, longest // 3)), False)]
             spans += [Span("assistant", int(random.integers(1, longest // 6)), True)]
         ids = random.integers(1, 320, size=sum(span.tokens for span in spans))
-        found.append((f"row {number}", Labelled(tuple(ids.tolist()), tuple(spans))))
+        found.append((f"row {number}", TokenizedConversation(tuple(ids.tolist()), tuple(spans))))
     return found
 
 

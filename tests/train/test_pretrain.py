@@ -11,12 +11,12 @@ import pytest
 import torch
 import transformers
 
-from meditron.ground.errors import InputError, MeditronError, RecipeError, TrainingError
-from meditron.ground.machine import matrix_dtype
+from meditron.core.errors import InputError, MeditronError, RecipeError, TrainingError
+from meditron.core.machine import matrix_dtype
 from meditron.store.ancestry import read_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.corpus import held_out
-from meditron.store.files import sha256_file, sweep
+from meditron.store.files import remove_temporaries, sha256_file
 from meditron.store.indexed import document_hashes
 from meditron.store.models import resolve
 from meditron.text.tokenizer import load_tokenizer
@@ -141,7 +141,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(world, tmp_path):
     assert child.exitcode == 0
     assert sha256_file(killed / "model.safetensors") == sha256_file(whole / "model.safetensors")
     assert recorded(killed) == list(range(41))
-    sweep(killed)  # as a recipe does first: a kill in an atomic write leaves its temporary
+    remove_temporaries(killed)  # as a recipe does first: a kill in an atomic write leaves its temporary
     assert sorted(p.name for p in killed.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 

@@ -19,8 +19,8 @@ from meditron.cli.parse import parse
 from meditron.cli.quantize import quantize
 from meditron.cli.run import run
 from meditron.cli.status import status
-from meditron.ground.console import configure, substitute_unencodable
-from meditron.ground.notice import ADVISORY
+from meditron.core.console import configure, substitute_unencodable
+from meditron.core.disclaimer import ADVISORY
 from meditron.version import __version__
 
 __all__ = ["VERBS", "app", "main"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from meditron.cli.options import STDIN, emit_line
+from meditron.core.console import info, progress
+from meditron.core.errors import InputError, MeditronError
 from meditron.engine.base import Generation, Prompt
-from meditron.ground.console import progress, say
-from meditron.ground.errors import InputError, MeditronError
-from meditron.store.files import atomic, reading, refuse_overwrite, storing
+from meditron.store.files import atomic, refuse_overwrite, translate_read_errors, translate_write_errors
 
 __all__ = ["answer_all"]
 
@@ -33,7 +33,7 @@ def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generat
     failed = 0
     with ExitStack() as closing:
         if out is not None:
-            closing.enter_context(storing(out))
+            closing.enter_context(translate_write_errors(out))
             file = closing.enter_context(out.open("a", encoding="utf-8"))
         bar = closing.enter_context(progress("generate", _count(source), "prompts", start=len(done)))
         for number, line in _lines(source):
@@ -50,7 +50,7 @@ def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generat
             failed += "error" in row
             bar.advance()
     if failed:
-        say(f"{failed:,} prompts could not be answered: their lines say why")
+        info(f"{failed:,} prompts could not be answered: their lines say why")
     return failed
 
 
@@ -121,7 +121,7 @@ def _lines(source: str) -> Iterator[tuple[int, bytes]]:
         file = sys.stdin.buffer
         if source != STDIN:
             path = Path(source)
-            closing.enter_context(reading(path))
+            closing.enter_context(translate_read_errors(path))
             file = closing.enter_context(path.open("rb"))
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -147,7 +147,7 @@ def _answered(out: Path) -> frozenset[str]:
     if not out.is_file():
         return frozenset()
     kept: dict[str, bytes] = {}
-    with reading(out):
+    with translate_read_errors(out):
         lines = out.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:

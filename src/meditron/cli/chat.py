@@ -5,8 +5,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from meditron.cli.options import Context, EngineName, Json
-from meditron.ground.console import say
-from meditron.ground.notice import ADVISORY
+from meditron.core.console import info
+from meditron.core.disclaimer import ADVISORY
 
 __all__ = ["chat"]
 
@@ -44,16 +44,16 @@ def chat(
     from meditron.engine.conversation import Conversation
 
     check_settings(max_tokens, temperature, 0, top_p)
-    say(ADVISORY)
+    info(ADVISORY)
     interactive = at_terminal()
     with load(model, backend=engine, context=context) as opened:
         talk = Conversation(opened, system)
         settings = Settings(temperature, top_p, max_tokens, seed)
         session = Session(talk, settings, interactive=interactive, as_json=as_json)
         if not talk.templated:
-            say('The model has no chat template; it is asked as "Question: …", "Answer:".')
+            info('The model has no chat template; it is asked as "Question: …", "Answer:".')
         if interactive:
-            say("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.")
+            info("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.")
         for line in lines():
             session.take(line)
             if session.ended:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, cast
 from cyclopts import Parameter
 
 from meditron.cli.options import Json, emit
-from meditron.ground.console import say
-from meditron.ground.units import size
+from meditron.core.console import info
+from meditron.core.units import size
 from meditron.release.types import gguf_type
 
 __all__ = ["convert"]
@@ -43,4 +43,4 @@ def convert(
     if as_json:
         emit(written)
     else:
-        say(f"{written['path']}: {size(written['bytes'])}")
+        info(f"{written['path']}: {size(written['bytes'])}")

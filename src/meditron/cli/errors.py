@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from cyclopts import CycloptsError
 
-from meditron.ground.console import clean
-from meditron.ground.errors import MeditronError, MissingExtra, RecipeError, StorageError, is_out_of_memory
-from meditron.ground.redaction import redact
+from meditron.core.console import sanitize_terminal
+from meditron.core.errors import MeditronError, MissingExtra, RecipeError, StorageError, is_out_of_memory
+from meditron.core.redaction import redact
 
 __all__ = ["INTERRUPTED", "guarded", "open_closed_streams"]
 
@@ -113,9 +113,9 @@ def _one_line(text: str) -> str:
 
 
 def _tell(line: str, hint: str | None = None) -> None:
-    print(f"meditron: {clean(line)}", file=sys.stderr)  # noqa: T201
+    print(f"meditron: {sanitize_terminal(line)}", file=sys.stderr)  # noqa: T201
     if hint:
-        print(f"hint: {clean(hint)}", file=sys.stderr)  # noqa: T201
+        print(f"hint: {sanitize_terminal(hint)}", file=sys.stderr)  # noqa: T201
 
 
 def _close_quietly() -> int:

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from meditron.cli.options import Json, Seed, emit
-from meditron.ground.console import say
-from meditron.ground.errors import UsageError
+from meditron.core.console import info
+from meditron.core.errors import UsageError
 
 __all__ = ["evaluate"]
 
@@ -43,7 +43,7 @@ def evaluate(
     shots: Annotated[
         int, Parameter(show_default=True, help="Solved questions before each, of the training split.")
     ] = 0,
-    layout: Annotated[
+    template: Annotated[
         str | None, Parameter(help="How a question becomes a prompt; the task's own when absent.")
     ] = None,
     questions: Annotated[int, Parameter(show_default=True, help="Questions, at most.")] = 1000,
@@ -92,7 +92,7 @@ def evaluate(
             rule=rule,
             prompt_form=prompt_form,
             shots=shots,
-            layout=layout,
+            template=template,
             questions=questions,
             corpus=corpus,
             out=out,
@@ -110,8 +110,8 @@ def evaluate(
     else:
         show.evaluation(result, answer=True)
         for name, data in result.ancestry.items():
-            say(f"{name}: {data.statement}")
-        say(f"rows: {rows}")
+            info(f"{name}: {data.statement}")
+        info(f"rows: {rows}")
 
 
 def _told(result: dict[str, Any], rows: str) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from meditron.cli.options import STDIN, Context, EngineName, Json, emit
-from meditron.ground.console import clean, say
-from meditron.ground.errors import UsageError
-from meditron.ground.notice import ADVISORY
-from meditron.ground.units import duration
+from meditron.core.console import info, sanitize_terminal
+from meditron.core.disclaimer import ADVISORY
+from meditron.core.errors import UsageError
+from meditron.core.units import duration
 
 if TYPE_CHECKING:
     from meditron.engine import Reply
@@ -66,7 +66,7 @@ def generate(
     from meditron.cli.batch import answer_all
     from meditron.engine import load
     from meditron.engine.base import Prompt, check_settings
-    from meditron.store.files import reading
+    from meditron.store.files import translate_read_errors
 
     if (prompt is None) == (jsonl is None):
         raise UsageError(
@@ -76,10 +76,10 @@ def generate(
         raise UsageError("--out is for the answers to --jsonl", hint="send one answer there with >")
     check_settings(max_tokens, temperature, top_k, top_p)
     if jsonl is not None and jsonl != STDIN:
-        with reading(Path(jsonl)):
+        with translate_read_errors(Path(jsonl)):
             Path(jsonl).stat()  # before the model is loaded
     text = _read() if prompt == STDIN else prompt
-    say(ADVISORY)
+    info(ADVISORY)
     with load(model, dtype=dtype, backend=engine, context=context) as opened:
 
         def reply(asked: Prompt) -> "Reply":
@@ -103,14 +103,14 @@ def generate(
 def _show(reply: "Reply", *, as_json: bool) -> None:
     """Print one answer, piece by piece, or as one object."""
     for piece in () if as_json else reply:
-        sys.stdout.write(clean(piece))
+        sys.stdout.write(sanitize_terminal(piece))
         sys.stdout.flush()
     done = reply.finish()
     if as_json:
         emit({"text": done.text, "tokens": done.tokens, "seconds": round(done.seconds, 3), "stop": done.stop})
     else:
         sys.stdout.write("\n")
-        say(f"{done.tokens:,} tokens in {duration(done.seconds)}")
+        info(f"{done.tokens:,} tokens in {duration(done.seconds)}")
 
 
 def _read() -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from meditron.ground.console import say, warn
-from meditron.ground.errors import UsageError
+from meditron.core.console import info, warn
+from meditron.core.errors import UsageError
 
 __all__ = ["at_terminal", "lines"]
 
@@ -37,7 +37,7 @@ def lines() -> Iterator[str]:
                 return
             except KeyboardInterrupt:
                 sys.stdout.write("\n")
-                say("(Ctrl-D or /quit ends the conversation)")
+                info("(Ctrl-D or /quit ends the conversation)")
 
 
 def _piped() -> Iterator[str]:

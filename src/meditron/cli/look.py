@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from meditron.cli.roles import print_roles, spoken_row
-from meditron.ground.console import clean
-from meditron.ground.errors import InputError, SourceError, UsageError
-from meditron.ground.units import duration, size
+from meditron.core.console import sanitize_terminal
+from meditron.core.errors import InputError, SourceError, UsageError
+from meditron.core.units import duration, size
 from meditron.recipe.attempt import BEGUN
 from meditron.store.ancestry import GGUF_KEY, read_ancestry, statement
 from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
-from meditron.store.indexed import Indexed
+from meditron.store.indexed import IndexedDataset
 from meditron.store.jsonl import read_jsonl
 from meditron.store.manifest import FILE_NAME, Manifest, read_manifest
 from meditron.store.models import ModelFiles, resolve
@@ -199,7 +199,7 @@ def _tokens(path: Path, wanted: Wanted) -> View:
     from meditron.text.tokenizer import load_tokenizer
 
     prefix = path.with_suffix("") if path.suffix in (".idx", ".bin") else path
-    indexed = Indexed(prefix)
+    indexed = IndexedDataset(prefix)
     facts = {"documents": len(indexed), "tokens": len(indexed.tokens), "dtype": str(indexed.tokens.dtype)}
     tokenizer = load_tokenizer(prefix.parent) if (prefix.parent / "tokenizer.json").is_file() else None
 
@@ -274,7 +274,7 @@ def print_view(view: View, indent: str = "") -> None:
     lines = [f"{view.kind} {view.path}", *_facts(view.facts, "  ")]
     if view.kind != "rows":
         lines += [f"  {line}" for row in view.rows for line in _row(view.kind, row)]
-    sys.stdout.writelines(f"{indent}{clean(line)}\n" for line in lines)
+    sys.stdout.writelines(f"{indent}{sanitize_terminal(line)}\n" for line in lines)
     if view.kind == "rows":
         for row in view.rows:
             print_roles(row, f"{indent}  ")

@@ -28,8 +28,8 @@ def parse(
 
         meditron parse pubmed21n1298.xml.gz --format medline
     """
-    from meditron.ground.console import progress, say
-    from meditron.ground.errors import InputError, UsageError
+    from meditron.core.console import info, progress
+    from meditron.core.errors import InputError, UsageError
     from meditron.sources.registry import open_source
     from meditron.store.fetch import fetch
 
@@ -43,6 +43,6 @@ def parse(
                 emit_line(document.to_line().decode())
                 bar.advance()
         for reason, count in skipped.items():
-            say(f"{path.name}: {count:,} skipped: {reason}")
+            info(f"{path.name}: {count:,} skipped: {reason}")
         if not bar.done:
             raise InputError(path, "holds no documents")

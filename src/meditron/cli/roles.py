@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meditron.ground.console import clean, coloured
-from meditron.ground.errors import InputError
+from meditron.core.console import print_styled, sanitize_terminal
+from meditron.core.errors import InputError
 
 if TYPE_CHECKING:
     from meditron.text.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ def spoken_row(path: Path, row: dict[str, Any], tokenizer: "Tokenizer") -> dict[
 
     InputError where its roles are not those of its tokens.
     """
-    from meditron.text.dialogue import Span, spoken
+    from meditron.text.dialogue import Span, decode_spans
 
     place = f"the row {row.get('id')}"
     try:
@@ -33,7 +33,7 @@ def spoken_row(path: Path, row: dict[str, Any], tokenizer: "Tokenizer") -> dict[
         raise InputError(path, f"{len(ids)} tokens with roles for another number of them", place=place)
     told = [
         {"role": span.role, "tokens": span.tokens, "learned": span.learned, "text": text}
-        for span, text in spoken(tokenizer, ids, spans)
+        for span, text in decode_spans(tokenizer, ids, spans)
     ]
     return row | {"spans": told}
 
@@ -43,17 +43,17 @@ def print_roles(row: dict[str, Any], indent: str) -> None:
     spans = row["spans"]
     learned = sum(span["tokens"] for span in spans if span["learned"])
     head = f"{indent}{row.get('id')}: {row.get('split')}, {len(row['ids'])} tokens, {learned} learned"
-    sys.stdout.write(f"{clean(head)}\n{indent}  ")
+    sys.stdout.write(f"{sanitize_terminal(head)}\n{indent}  ")
     sys.stdout.flush()
     texts = [_shortened(span["text"]).replace("\n", f"⏎\n{indent}  ") for span in spans]
     texts[-1:] = [text.rstrip() for text in texts[-1:]]
     styles = [_style(span) for span in spans]
-    if not coloured(list(zip(texts, styles, strict=True))):
+    if not print_styled(list(zip(texts, styles, strict=True))):
         marked = [
             f"⟦{span['role']} {text}⟧" if span["learned"] else f"‹{span['role']}›{text}"
             for span, text in zip(spans, texts, strict=True)
         ]
-        sys.stdout.write(f"{clean(''.join(marked))}\n")
+        sys.stdout.write(f"{sanitize_terminal(''.join(marked))}\n")
 
 
 def _style(span: dict[str, Any]) -> str:

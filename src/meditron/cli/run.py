@@ -6,8 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from meditron.cli.options import Json, Out, RecipeFile, Set, emit
-from meditron.ground.console import say
-from meditron.ground.errors import DriftError
+from meditron.core.console import info
+from meditron.core.errors import DriftError
 
 __all__ = ["run"]
 
@@ -70,7 +70,7 @@ def run(
         raise
     except KeyboardInterrupt:
         again = "the same command without --rebuild" if rebuild else "the same command"
-        say(f"what is done is kept: {again} goes on from there")
+        info(f"what is done is kept: {again} goes on from there")
         raise
     if dry_run:
         show.decisions(result, answer=not as_json)

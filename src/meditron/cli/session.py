@@ -9,11 +9,11 @@ from pathlib import Path
 
 from meditron.cli.errors import explain
 from meditron.cli.options import emit_line
+from meditron.core.console import info, sanitize_terminal, warn
+from meditron.core.errors import MeditronError, UsageError
 from meditron.engine import Generation, Reply
 from meditron.engine.conversation import Conversation
-from meditron.ground.console import clean, say, warn
-from meditron.ground.errors import MeditronError, UsageError
-from meditron.store.files import storing
+from meditron.store.files import translate_write_errors
 
 __all__ = ["Session", "Settings"]
 
@@ -83,7 +83,7 @@ class Session:
         )
         self._drawn += 1
         if self._talk.forgotten > before:
-            say(f"(the context is full: the {self._talk.forgotten} oldest turns are left out)")
+            info(f"(the context is full: the {self._talk.forgotten} oldest turns are left out)")
         done = self._finish(reply)
         if done.text.strip():
             self._talk.keep(question, done.text)
@@ -92,9 +92,9 @@ class Session:
             emit_line(json.dumps({**row, "stop": done.stop}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         elif done.stop in _NOTES:
-            say(_NOTES[done.stop].format(tokens=done.tokens))
+            info(_NOTES[done.stop].format(tokens=done.tokens))
         elif not done.text.strip():
-            say("(the model said nothing)")
+            info("(the model said nothing)")
 
     def _finish(self, reply: Reply) -> Generation:
         """Print an answer as it comes, until it ends or is stopped."""
@@ -105,7 +105,7 @@ class Session:
                 shown = piece if begun else piece.lstrip()
                 if shown and not self._json:
                     begun = True
-                    sys.stdout.write(clean(shown))
+                    sys.stdout.write(sanitize_terminal(shown))
                     sys.stdout.flush()
             done = reply.finish()
         except KeyboardInterrupt:
@@ -127,18 +127,18 @@ class Session:
 
     def _help(self, _: str) -> None:
         for name, (_do, argument, told) in self._commands.items():
-            say(f"  {f'/{name} {argument}':14} {told}")
+            info(f"  {f'/{name} {argument}':14} {told}")
 
     def _quit(self, _: str) -> None:
         self.ended = True
 
     def _clear(self, _: str) -> None:
         self._talk.clear()
-        say("(a new conversation)")
+        info("(a new conversation)")
 
     def _system(self, text: str) -> None:
         self._talk.system = text or None
-        say("(told)" if text else "(no system prompt)")
+        info("(told)" if text else "(no system prompt)")
 
     def _regenerate(self, _: str) -> None:
         if not self._talk.turns:
@@ -159,7 +159,7 @@ class Session:
         if not 0 <= value < float("inf"):
             raise UsageError(f"{text!r} is no temperature", hint="it is a number, 0 or more: /temp 0.7")
         self._settings.temperature = value
-        say(f"(temperature {value:g})")
+        info(f"(temperature {value:g})")
 
     def _save(self, name: str) -> None:
         if not name:
@@ -170,6 +170,6 @@ class Session:
         except (RuntimeError, ValueError) as error:  # no such user, a zero byte
             raise UsageError(f"{name!r} is no path: {error}", hint="/save talk.jsonl") from error
         line = json.dumps({"messages": self._talk.messages()}, ensure_ascii=False)
-        with storing(path), path.open("ab") as file:
+        with translate_write_errors(path), path.open("ab") as file:
             file.write(line.encode(errors="replace") + b"\n")
-        say(f"({len(self._talk.turns)} turns appended to {path})")
+        info(f"({len(self._talk.turns)} turns appended to {path})")

@@ -8,14 +8,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from meditron.ground import figures
-from meditron.ground.console import say, table, warn
-from meditron.ground.machine import describe, free_disk
-from meditron.ground.units import amount, duration, size
+from meditron.core.console import info, table, warn
+from meditron.core.machine import describe, free_disk
+from meditron.core.units import amount, duration, size
 from meditron.recipe.drift import leaves, short
 from meditron.recipe.report import HTML
 from meditron.recipe.run import RunResult
-from meditron.store import result_tables
+from meditron.report import evaluation_tables, number_format
 from meditron.store.results import Comparison, EvaluationResult
 
 __all__ = ["decisions", "differences", "drift", "evaluation", "outcome", "stages"]
@@ -66,7 +65,7 @@ def decisions(result: RunResult, *, answer: bool) -> None:
         hint = f" ({problem.error.hint})" if problem.error.hint else ""
         warn(f"{problem.stage}.{problem.input}: {problem.error.message}{hint}")
     if result.problems:
-        say(f"{len(result.problems)} of the inputs cannot be used; nothing was built")
+        info(f"{len(result.problems)} of the inputs cannot be used; nothing was built")
 
 
 def _estimates(result: RunResult, *, answer: bool) -> None:
@@ -103,51 +102,51 @@ def outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
     """Print a run's stages, its scores, and the next command; with `full` every table of the results."""
     stages(result, answer=answer)
     if not result.built:
-        say("Nothing to do: all stages are up to date.")
+        info("Nothing to do: all stages are up to date.")
     for found in result.evaluations.values():
-        _table(result_tables.overview(found, result.domains), answer=answer)
+        _table(evaluation_tables.overview(found, result.domains), answer=answer)
         if full:
             _details(found, result, answer=answer)
-        if truncated := result_tables.truncated(found):
-            say(truncated)
+        if truncated := evaluation_tables.truncated(found):
+            info(truncated)
     report = result.folder / HTML
     if report.is_file():
         more = "" if full or not result.evaluations else " (differences, fidelity, methods; or --full)"
-        say(f"report: {report}{more}")
+        info(f"report: {report}{more}")
     if result.quantized is not None:
-        say(f"next:   {shlex.join(['meditron', 'chat', result.quantized])}")
+        info(f"next:   {shlex.join(['meditron', 'chat', result.quantized])}")
     elif result.model is not None:
         command = ["meditron", "generate", str(result.model), "Hypertension is treated with"]
-        say(f"next:   {shlex.join(command)}")
+        info(f"next:   {shlex.join(command)}")
 
 
 def _details(found: EvaluationResult, result: RunResult, *, answer: bool) -> None:
     """Print the change from each step to the next, the paired differences, and fidelity."""
-    steps = result_tables.steps(found, result_tables.origins(found, result.origins))
+    steps = evaluation_tables.steps(found, evaluation_tables.origins(found, result.origins))
     if steps.rows:
         _table(steps, answer=answer)
     differences(found.differences, answer=answer)
     if found.fidelity:
-        _table(result_tables.fidelity(found), answer=answer)
+        _table(evaluation_tables.fidelity(found), answer=answer)
 
 
 def evaluation(found: EvaluationResult, *, answer: bool) -> None:
     """What one model was measured at without a recipe: tasks, or fidelity."""
     if found.tasks:
         _table(_answers(found), answer=answer)
-        _table(result_tables.rules(found), answer=answer)
+        _table(evaluation_tables.rules(found), answer=answer)
     if found.fidelity:
-        _table(result_tables.fidelity(found), answer=answer)
+        _table(evaluation_tables.fidelity(found), answer=answer)
     differences(found.differences, answer=answer)
 
 
 def differences(found: Sequence[Comparison], *, answer: bool) -> None:
     """Paired differences with their intervals."""
     if found:
-        _table(result_tables.differences(found), answer=answer)
+        _table(evaluation_tables.differences(found), answer=answer)
 
 
-def _answers(found: EvaluationResult) -> result_tables.Table:
+def _answers(found: EvaluationResult) -> evaluation_tables.Table:
     """How the model answered: what it was asked, and how much of its belief that was."""
     rows = [
         (
@@ -155,24 +154,24 @@ def _answers(found: EvaluationResult) -> result_tables.Table:
             score.model,
             found.engines[score.model],
             score.method,
-            score.layout,
+            score.template,
             score.prompt_form,
             str(score.shots),
-            f"{score.cut} of {score.n}",
-            figures.percent(score.accuracy),
-            figures.interval(score.interval, figures.percent),
-            figures.percent(score.parse_rate),
-            figures.percent(score.option_probability_mass),
+            f"{score.truncated} of {score.n}",
+            number_format.percent(score.accuracy),
+            number_format.interval(score.interval, number_format.percent),
+            number_format.percent(score.parse_rate),
+            number_format.percent(score.option_probability_mass),
         )
         for scores in found.tasks.values()
         for score in scores.values()
     ]
-    how = ("task", "model", "run by", "method", "layout", "prompt form", "shots", "truncated")
+    how = ("task", "model", "run by", "method", "template", "prompt form", "shots", "truncated")
     headers = (*how, "accuracy", "95 % interval")
-    return result_tables.Table("Answers", (*headers, "parse rate", "answer mass"), rows)
+    return evaluation_tables.Table("Answers", (*headers, "parse rate", "answer mass"), rows)
 
 
-def _table(drawn: result_tables.Table, *, answer: bool) -> None:
+def _table(drawn: evaluation_tables.Table, *, answer: bool) -> None:
     table(drawn.headers, drawn.rows, title=drawn.caption, answer=answer)
 
 

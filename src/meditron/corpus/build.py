@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from meditron.core.console import info, warn
+from meditron.core.errors import InputError
 from meditron.corpus.config import CorpusConfig
 from meditron.corpus.dedup import INDEX, Reason, decide, id_key, occurrences
 from meditron.corpus.execute import execute
@@ -28,10 +30,8 @@ from meditron.corpus.shards import (
     load_array,
     save_array,
 )
-from meditron.ground.console import say, warn
-from meditron.ground.errors import InputError
 from meditron.store.artifact import Artifact
-from meditron.store.files import make_folder, read_json, remove_folder, sweep
+from meditron.store.files import make_folder, read_json, remove_folder, remove_temporaries
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 
 __all__ = ["run"]
@@ -51,12 +51,12 @@ def run(config: CorpusConfig, inputs: Mapping[str, Artifact], out: Path) -> dict
         SourceError: a source has no file, or one of no known format.
     """
     make_folder(out)
-    sweep(out)
+    remove_temporaries(out)
     work = make_folder(out / _WORK)
     files, left_out = source_files(config, inputs)
     for name, reasons in left_out.items():
         for reason, count in reasons.items():
-            say(f"{name}: {count:,} left out: {reason}")
+            info(f"{name}: {count:,} left out: {reason}")
     with watched("read", work, "*/*.index.npy"):
         execute("read", ReadFiles(config, files, work), len(files), config.workers, work / "tasks")
     shards = tuple(_shards(files, work))

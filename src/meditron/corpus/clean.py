@@ -10,7 +10,7 @@ import re
 import unicodedata
 
 from meditron.sources.document import Document
-from meditron.store.corpus import Part
+from meditron.store.corpus import SectionSpan
 
 __all__ = ["clean", "compose"]
 
@@ -37,7 +37,7 @@ def clean(text: str) -> str:
     return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
 
 
-def compose(document: Document) -> tuple[str, tuple[Part, ...]]:
+def compose(document: Document) -> tuple[str, tuple[SectionSpan, ...]]:
     """A document as one cleaned text, title before sections, and where those with a label stand.
 
     A label stands before a section of one line (`OBJECTIVE: To …`) and on a line of its own above a longer
@@ -52,6 +52,6 @@ def compose(document: Document) -> tuple[str, tuple[Part, ...]]:
         head = "" if not label else f"\n{label}\n" if "\n" in text else f"{label}: "
         whole += f"\n{head}" if whole else head.lstrip("\n")
         if label or section.category:
-            parts.append(Part(len(whole), len(whole) + len(text), label or None, section.category))
+            parts.append(SectionSpan(len(whole), len(whole) + len(text), label or None, section.category))
         whole += text
     return whole, tuple(parts)

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from meditron.ground.config import Beside, Config
-from meditron.ground.stage import InputKind, StageConfig
+from meditron.core.config import Config, NonSemantic
+from meditron.core.stage import InputKind, StageConfig
 from meditron.sources.registry import SOURCES
 
 __all__ = ["CorpusConfig", "SourceConfig", "SourceName", "TokenizeConfig"]
@@ -64,7 +64,7 @@ class CorpusConfig(StageConfig):
     shard_documents: int = Field(default=2_000, ge=1)
     """Documents read into one shard: what a killed run loses at most, for each worker."""
 
-    workers: Annotated[int, Beside] = Field(default=1, ge=1)
+    workers: Annotated[int, NonSemantic] = Field(default=1, ge=1)
     """Processes working side by side."""
 
     def inputs(self) -> dict[str, str]:
@@ -83,7 +83,7 @@ class CorpusConfig(StageConfig):
 class TokenizeConfig(StageConfig):
     """The training split as token ids of the base model's tokenizer, one pair of files a source."""
 
-    workers: Annotated[int, Beside] = Field(default=1, ge=1)
+    workers: Annotated[int, NonSemantic] = Field(default=1, ge=1)
     """Processes working side by side."""
 
     def inputs(self) -> dict[str, str]:

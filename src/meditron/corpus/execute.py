@@ -6,7 +6,7 @@ A task is resumable by itself (whatever it leaves appears whole), so that a kill
 from collections.abc import Callable
 from pathlib import Path
 
-from meditron.ground.errors import MissingExtra
+from meditron.core.errors import MissingExtra
 
 try:
     from datatrove.executor.local import LocalPipelineExecutor

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from meditron.core.errors import InputError, SourceError
 from meditron.corpus.config import CorpusConfig, SourceConfig
 from meditron.corpus.shards import SourceFile
-from meditron.ground.errors import InputError, SourceError
 from meditron.sources.registry import SOURCES, find_source
 from meditron.sources.streams import as_text
 from meditron.store.artifact import Artifact
-from meditron.store.files import entries
+from meditron.store.files import walk_folder
 
 __all__ = ["files_of", "source_files"]
 
@@ -71,7 +71,7 @@ def files_of(name: str, source: SourceConfig, path: Path, skipped: Counter[str])
 
 def _listed(folder: Path, source: SourceConfig, skipped: Counter[str]) -> Iterator[tuple[Path, str]]:
     """Yield the files that are read, with their paths below `folder` as text, sorted."""
-    for file in sorted(entries(folder)):
+    for file in sorted(walk_folder(folder)):
         name = as_text(file.relative_to(folder))
         if reason := _left_out(file, name, source):
             skipped[reason] += 1

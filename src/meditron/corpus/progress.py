@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
-from meditron.ground.console import Bar, progress
+from meditron.core.console import Bar, progress
 
 __all__ = ["watched"]
 

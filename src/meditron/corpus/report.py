@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from meditron.corpus.config import CorpusConfig
-from meditron.ground.charts import bars
-from meditron.ground.pages import Page
-from meditron.store.corpus import texts
+from meditron.report.charts import bars
+from meditron.report.pages import Page
+from meditron.store.corpus import read_corpus
 from meditron.store.jsonl import read_jsonl
 
 __all__ = ["corpus_report"]
@@ -26,10 +26,10 @@ def corpus_report(config: CorpusConfig, metrics: Mapping[str, Any], out: Path) -
     page.section("Documents")
     page.text("The first training documents of each source, as they go to the tokenizer.")
     for name in config.sources:
-        chosen = (text for text in texts(out, "train") if text.source == name)
+        chosen = (text for text in read_corpus(out, "train") if text.source == name)
         for text in islice(chosen, _SAMPLES):
             page.details(text.id, _cut(text.text))
-    page.facts({f"{split} characters": f"{count:,}" for split, count in characters.items()})
+    page.key_values({f"{split} characters": f"{count:,}" for split, count in characters.items()})
     page.write(out / "report.html")
 
 
@@ -61,7 +61,7 @@ def _by_source(page: Page, config: CorpusConfig, metrics: Mapping[str, Any]) -> 
     )
     page.table(headers, rows)
     page.figure(bars(shares, "% of the training characters"), "Share of each source in the training text")
-    page.facts({f"terms of {name}": one.licence or "not stated" for name, one in config.sources.items()})
+    page.key_values({f"terms of {name}": one.licence or "not stated" for name, one in config.sources.items()})
 
 
 def _dropped(page: Page, metrics: Mapping[str, Any], out: Path) -> None:

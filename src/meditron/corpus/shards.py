@@ -21,7 +21,7 @@ from meditron.corpus.languages import passes
 from meditron.corpus.split import is_heldout
 from meditron.sources.document import Document
 from meditron.sources.registry import find_source
-from meditron.store.corpus import Part
+from meditron.store.corpus import SectionSpan
 from meditron.store.files import atomic, make_folder, write_json
 from meditron.store.identity import content_sha256
 from meditron.store.jsonl import JsonlWriter, read_jsonl
@@ -147,7 +147,7 @@ def _version(document: Document) -> int:
     return version if type(version) is int and 0 < version < 1 << 32 else 0
 
 
-def _candidate(document: Document, text: str, parts: tuple[Part, ...]) -> dict[str, Any]:
+def _candidate(document: Document, text: str, parts: tuple[SectionSpan, ...]) -> dict[str, Any]:
     meta = {"title": document.title, "language": document.language, "year": document.year, **document.meta}
     row: dict[str, Any] = {"id": document.id, "source": document.source, "text": text}
     if parts:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from meditron.ground.charts import bars
-from meditron.ground.pages import Page
+from meditron.report.charts import bars
+from meditron.report.pages import Page
 
 __all__ = ["token_report"]
 
@@ -28,7 +28,7 @@ def token_report(lengths: Mapping[str, np.ndarray[Any, Any]], metrics: Mapping[s
     page.text("Tokens a document, end of text included.")
     for name, sizes in lengths.items():
         page.figure(bars(_histogram(sizes), "documents"), f"{name}: documents by length in tokens")
-    page.facts({"ids stored as": metrics["dtype"], "tokenizer": metrics["tokenizer"]})
+    page.key_values({"ids stored as": metrics["dtype"], "tokenizer": metrics["tokenizer"]})
     page.write(out / "report.html")
 
 

@@ -15,16 +15,23 @@ from typing import Any
 
 import numpy as np
 
+from meditron.core.errors import InputError
 from meditron.corpus.config import TokenizeConfig
 from meditron.corpus.execute import execute
 from meditron.corpus.progress import watched
 from meditron.corpus.token_report import token_report
-from meditron.ground.errors import InputError
 from meditron.model.tokenizer import model_tokenizer
 from meditron.store.artifact import Artifact
-from meditron.store.files import make_folder, remove_folder, sweep
+from meditron.store.files import make_folder, remove_folder, remove_temporaries
 from meditron.store.identity import content_sha256, short
-from meditron.store.indexed import Ids, Indexed, IndexedWriter, document_hashes, token_dtype, write_hashes
+from meditron.store.indexed import (
+    Ids,
+    IndexedDataset,
+    IndexedWriter,
+    document_hashes,
+    token_dtype,
+    write_hashes,
+)
 from meditron.store.jsonl import read_jsonl
 from meditron.store.models import resolve
 from meditron.text.tokenizer import Tokenizer
@@ -48,7 +55,7 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         SourceError: the base is no model.
     """
     make_folder(out)
-    sweep(out)
+    remove_temporaries(out)
     tokenizer = model_tokenizer(resolve(inputs["base"].spec))
     train = inputs["corpus"].path / "train"
     files = tuple(sorted(train.glob("*/*.jsonl.zst")))
@@ -133,7 +140,7 @@ def _shard_prefix(path: Path, work: Path) -> Path:
 
 def _merge(source: str, work: Path, out: Path) -> np.ndarray[Any, Any]:
     """Join the source's shards in order; the lengths of its documents."""
-    shards = [Indexed(idx.with_suffix("")) for idx in sorted((work / source).glob("*.idx"))]
+    shards = [IndexedDataset(idx.with_suffix("")) for idx in sorted((work / source).glob("*.idx"))]
     dtype = shards[0][0].dtype
     with IndexedWriter(out / source, dtype) as writer:
         for shard in shards:

@@ -4,8 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from meditron.core.errors import MissingExtra, UsageError
 from meditron.engine.base import Engine, Generation, Reply
-from meditron.ground.errors import MissingExtra, UsageError
 
 __all__ = ["Backend", "Engine", "Generation", "Reply", "load"]
 

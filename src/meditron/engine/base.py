@@ -10,7 +10,7 @@ from typing import Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from meditron.ground.errors import UsageError
+from meditron.core.errors import UsageError
 from meditron.model import sampling
 from meditron.text.chat import Message
 from meditron.text.prompt import conversation_ids
@@ -19,22 +19,22 @@ from meditron.text.tokenizer import Tokenizer
 __all__ = [
     "Engine",
     "Generation",
-    "Pair",
     "Pieces",
     "Prompt",
     "Reply",
+    "ScoringRequest",
     "Stop",
-    "check_pair",
+    "check_scoring_request",
     "check_settings",
     "chosen_context",
+    "max_new_tokens",
     "prompt_ids",
-    "room",
 ]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # how Python holds bytes that are no UTF-8
 Prompt = str | Sequence[Message]
 """A text, or a conversation."""
-Pair = tuple[Sequence[int], Sequence[int]]
+ScoringRequest = tuple[Sequence[int], Sequence[int]]
 """Ids that are given, and ids that go on from them."""
 Stop = Literal["end", "length", "context", "stopped"]
 """The model ended its text; it wrote as much as it was allowed; its context is full; it was told to stop."""
@@ -148,7 +148,7 @@ class Engine(Protocol):
         """
         ...
 
-    def score(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+    def score(self, pairs: Sequence[ScoringRequest]) -> list[npt.NDArray[np.float32]]:
         """Log-probability, in nats, of every id of each continuation, given its prefix and those before it.
 
         Raises UsageError for an empty prefix and for a pair that does not fit in the context.
@@ -191,14 +191,16 @@ def check_settings(max_tokens: int, temperature: float, top_k: int, top_p: float
     sampling.check_settings(temperature, top_k, top_p)
 
 
-def room(given: int, context: int, max_tokens: int, temperature: float, top_k: int, top_p: float) -> int:
+def max_new_tokens(
+    given: int, context: int, max_tokens: int, temperature: float, top_k: int, top_p: float
+) -> int:
     """How many tokens may follow a prompt of `given` tokens; UsageError where there can be none."""
     check_settings(max_tokens, temperature, top_k, top_p)
     sampling.check(given, context, temperature, top_k, top_p)
     return min(max_tokens, context - given)
 
 
-def check_pair(pair: Pair, context: int) -> None:
+def check_scoring_request(pair: ScoringRequest, context: int) -> None:
     """UsageError for a pair that cannot be scored in so many tokens of context."""
     prefix, continuation = pair
     if not prefix:

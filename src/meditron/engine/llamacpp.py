@@ -11,21 +11,21 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from meditron.core.console import info
+from meditron.core.errors import EngineError, MissingExtra, UsageError
+from meditron.core.units import size
 from meditron.engine.base import (
-    Pair,
     Pieces,
     Prompt,
     Reply,
+    ScoringRequest,
     Stop,
-    check_pair,
+    check_scoring_request,
     chosen_context,
+    max_new_tokens,
     prompt_ids,
-    room,
 )
 from meditron.engine.llamacpp_child import Child
-from meditron.ground.console import say
-from meditron.ground.errors import EngineError, MissingExtra, UsageError
-from meditron.ground.units import size
 from meditron.model.tokenizer import model_tokenizer
 from meditron.store.gguf import GGUF
 from meditron.store.models import resolve
@@ -66,7 +66,7 @@ def _context(metadata: Mapping[str, Any], path: Path, context: int | None) -> in
     if tokens >= trained:
         return trained
     tokens = max(tokens, min(_STEP, trained))
-    say(
+    info(
         f"{path.name}: the context is {tokens:,} of the model's {trained:,} tokens: the keys and values of "
         f"all would take {size(trained * token_bytes)}; a larger context can be set"
     )
@@ -143,7 +143,7 @@ class LlamaCppEngine:
     ) -> Reply:
         """See `Engine.generate`. EngineError, while it is read, where the process dies."""
         given = prompt_ids(self._tokenizer, prompt, raw=raw)
-        allowed = room(len(given), self._context, max_tokens, temperature, top_k, top_p)
+        allowed = max_new_tokens(len(given), self._context, max_tokens, temperature, top_k, top_p)
         request = {
             "prompt": given,
             "n_predict": allowed,
@@ -173,10 +173,10 @@ class LlamaCppEngine:
                 count += new
         yield full
 
-    def score(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+    def score(self, pairs: Sequence[ScoringRequest]) -> list[npt.NDArray[np.float32]]:
         """See `Engine.score`; UsageError for continuations of several tokens, too: llama.cpp tells one."""
         for prefix, continuation in pairs:
-            check_pair((prefix, continuation), self._context)
+            check_scoring_request((prefix, continuation), self._context)
             if len(continuation) > 1:
                 raise UsageError(
                     f"llama.cpp scores continuations of one token, not of {len(continuation)}",
@@ -193,7 +193,7 @@ class LlamaCppEngine:
         """See `Engine.next_token`. Each is some 5 MB of JSON for 49,152 tokens."""
         found = []
         for prefix in prefixes:
-            check_pair((prefix, ()), self._context)
+            check_scoring_request((prefix, ()), self._context)
             found.append(self._chances(prefix))
         return found
 

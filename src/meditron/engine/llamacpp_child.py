@@ -20,9 +20,9 @@ from typing import IO, Any
 
 import httpx
 
+from meditron.core.console import progress
+from meditron.core.errors import EngineError, InputError, MeditronError
 from meditron.engine import llamacpp_server
-from meditron.ground.console import progress
-from meditron.ground.errors import EngineError, InputError, MeditronError
 
 __all__ = ["Child"]
 

@@ -9,22 +9,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from meditron.core.errors import InputError, UsageError
 from meditron.engine.base import (
-    Pair,
     Pieces,
     Prompt,
     Reply,
+    ScoringRequest,
     Stop,
-    check_pair,
+    check_scoring_request,
     chosen_context,
+    max_new_tokens,
     prompt_ids,
-    room,
 )
-from meditron.engine.packing import Row, batches, lift, pack, tensors
-from meditron.ground.errors import InputError, UsageError
+from meditron.engine.prefix_packing import Row, batches, pack, split_common_prefix, tensors
 from meditron.model.generate import generate
 from meditron.model.head import Head
-from meditron.model.llama import Beginning, Llama
+from meditron.model.llama import Llama, SharedPrefixCache
 from meditron.model.tensors import require_finite
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import load_config, load_model
@@ -100,7 +100,7 @@ class TorchEngine:
         """See `Engine.generate`."""
         given = prompt_ids(self._tokenizer, prompt, raw=raw)
         self._check_ids(given)
-        allowed = room(len(given), self.context, max_tokens, temperature, top_k, top_p)
+        allowed = max_new_tokens(len(given), self.context, max_tokens, temperature, top_k, top_p)
         ids = generate(
             self.model,
             given,
@@ -129,13 +129,13 @@ class TorchEngine:
                 self._tokenizer.path, f"token {token!r} is {max(ids)}; the model has {size} tokens"
             )
 
-    def _check_pairs(self, pairs: Sequence[Pair]) -> None:
+    def _check_pairs(self, pairs: Sequence[ScoringRequest]) -> None:
         for prefix, continuation in pairs:
-            check_pair((prefix, continuation), self.context)
+            check_scoring_request((prefix, continuation), self.context)
             self._check_ids([*prefix, *continuation])
 
     @torch.inference_mode()
-    def score(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+    def score(self, pairs: Sequence[ScoringRequest]) -> list[npt.NDArray[np.float32]]:
         """See `Engine.score`. Pairs of one prefix share a row, rows of like length a batch.
 
         What all prefixes begin with is read once. The head and the softmax are fp32. EngineError if the
@@ -147,16 +147,18 @@ class TorchEngine:
             scores.update(self._score_batch(rows, beginning))
         return [scores[i] for i in range(len(pairs))]
 
-    def _batches(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[Row], Beginning | None]]:
+    def _batches(
+        self, pairs: Sequence[ScoringRequest]
+    ) -> Iterator[tuple[list[Row], SharedPrefixCache | None]]:
         """The pairs in batches of rows, with what stands before every row, where anything does."""
-        common, rows = lift(pack(pairs, _BATCH_TOKENS))
+        common, rows = split_common_prefix(pack(pairs, _BATCH_TOKENS))
         device = self.model.head_weight.device
-        beginning = self.model.begin(torch.tensor(common, device=device)) if common else None
+        beginning = self.model.prefill(torch.tensor(common, device=device)) if common else None
         for some in batches(rows, _BATCH_TOKENS, len(common)):
             yield some, beginning
 
     def _score_batch(
-        self, rows: Sequence[Row], beginning: Beginning | None
+        self, rows: Sequence[Row], beginning: SharedPrefixCache | None
     ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """(index of the pair, its log-probabilities); the head works once wherever something is asked."""
         width = len(rows[0].ids)
@@ -175,7 +177,9 @@ class TorchEngine:
             yield index, chosen[start : start + len(ours)]
             start += len(ours)
 
-    def _hidden(self, rows: Sequence[Row], beginning: Beginning | None, places: Sequence[int]) -> Tensor:
+    def _hidden(
+        self, rows: Sequence[Row], beginning: SharedPrefixCache | None, places: Sequence[int]
+    ) -> Tensor:
         """Hidden states (N, D) at these places of the batch, counted row after row."""
         device = self.model.head_weight.device
         ids_BS, positions_BS, mask = tensors(rows, device, beginning.length if beginning else 0)

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from meditron.core.statistics import macro_f1, wilson
 from meditron.evaluate.bayes import NaiveBayes
 from meditron.evaluate.compare import Right, accuracy_difference, unlike
 from meditron.evaluate.config import Against
-from meditron.evaluate.exam import Exam
+from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.rows import QuestionRow
-from meditron.ground.statistics import macro_f1, wilson
 from meditron.store.results import RULES, Accuracy, Baseline, Comparison, TaskScore
 from meditron.tasks.question import Question
 
@@ -20,7 +20,7 @@ __all__ = ["BAYES", "Reference", "baselines", "bayes", "differences", "score"]
 BAYES: Literal["naive Bayes"] = "naive Bayes"
 
 
-def score(exam: Exam, rows: Sequence[QuestionRow], file_name: str) -> TaskScore:
+def score(exam: EvalSet, rows: Sequence[QuestionRow], file_name: str) -> TaskScore:
     """One model's score, from its rows in the questions' order."""
     gold, predicted = [row.gold for row in rows], [row.prediction for row in rows]
     asked = _accuracy(gold, predicted)
@@ -34,7 +34,7 @@ def score(exam: Exam, rows: Sequence[QuestionRow], file_name: str) -> TaskScore:
         version=exam.task.version,
         data=exam.task.data or exam.task.name,
         split=exam.task.split,
-        layout=exam.layout,
+        template=exam.template,
         prompt_form=rows[0].prompt_form,
         method=exam.method,
         dtype=rows[0].dtype,
@@ -48,7 +48,7 @@ def score(exam: Exam, rows: Sequence[QuestionRow], file_name: str) -> TaskScore:
         rules={r: _accuracy(gold, [row.by(r) for row in rows]) for r in RULES} if by_options else {},
         parse_rate=sum(p is not None for p in predicted) / len(rows),
         option_probability_mass=min(1.0, sum(row.option_probability_mass for row in rows) / len(rows)),
-        cut=sum(row.cut for row in rows),
+        truncated=sum(row.truncated for row in rows),
         classes=exam.classes,
         confusion=_confusion(gold, predicted, len(exam.classes)),
         prompt_sha256=_sha256(row.prompt_sha256 for row in rows),
@@ -92,7 +92,7 @@ class Reference:
     trained_on: int
 
 
-def bayes(exam: Exam, training: Sequence[Question]) -> Reference | None:
+def bayes(exam: EvalSet, training: Sequence[Question]) -> Reference | None:
     """Naive Bayes, trained on those of the rows that are not themselves asked.
 
     None where the options are no classes, or nothing is left to learn from.
@@ -105,7 +105,7 @@ def bayes(exam: Exam, training: Sequence[Question]) -> Reference | None:
     return Reference(tuple(map(classifier.predict, exam.questions)), len(apart))
 
 
-def baselines(exam: Exam, reference: Reference | None) -> dict[str, Baseline]:
+def baselines(exam: EvalSet, reference: Reference | None) -> dict[str, Baseline]:
     """What needs no language model: the commonest class, the best position, and naive Bayes."""
     gold = [question.gold for question in exam.questions]
     commonest = Counter(gold).most_common(1)[0][1]
@@ -119,7 +119,7 @@ def baselines(exam: Exam, reference: Reference | None) -> dict[str, Baseline]:
 
 
 def _baseline(
-    exam: Exam,
+    exam: EvalSet,
     name: Literal["majority", "position", "naive Bayes"],
     right: int,
     trained_on: int | None = None,
@@ -136,7 +136,7 @@ def _baseline(
 
 
 def differences(
-    exam: Exam,
+    exam: EvalSet,
     pairs: Sequence[Against],
     rows: Mapping[str, Sequence[QuestionRow]],
     reference: Reference | None,

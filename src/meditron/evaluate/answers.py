@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from meditron.engine.base import Pair
+from meditron.core.errors import MeditronError
+from meditron.engine.base import ScoringRequest
 from meditron.engine.torch_engine import TorchEngine
-from meditron.evaluate.candidate import Candidate
-from meditron.evaluate.exam import Asked, Exam
-from meditron.evaluate.rows import QuestionRow, RowsFile, resumed
+from meditron.evaluate.eval_set import Asked, EvalSet
+from meditron.evaluate.model import EvalModel
+from meditron.evaluate.rows import QuestionRow, RowsFile, run_resumable
 from meditron.evaluate.scoring import not_a_number
-from meditron.ground.errors import MeditronError
 from meditron.store.manifest import fingerprint
 from meditron.store.results import Rule
 from meditron.tasks.task import prompts_sha256, questions_sha256
@@ -38,10 +38,10 @@ class Encoded:
 
     prefix: list[int]
     continuations: list[list[int]]
-    cut: bool
+    truncated: bool
     """Whether the prompt's beginning was left out, so that the longest continuation fits in the context."""
 
-    def pairs(self) -> list[Pair]:
+    def pairs(self) -> list[ScoringRequest]:
         """The prefix with each continuation."""
         return [(self.prefix, continuation) for continuation in self.continuations]
 
@@ -87,57 +87,57 @@ def _beginning(tokenizer: Tokenizer) -> int:
     return tokenizer.end_of_text_id if tokenizer.bos_id is None else tokenizer.bos_id
 
 
-def answer(candidate: Candidate, exam: Exam, file: RowsFile[QuestionRow]) -> list[QuestionRow]:
+def answer(model: EvalModel, exam: EvalSet, file: RowsFile[QuestionRow]) -> list[QuestionRow]:
     """The rows of one model, in the questions' order; those that `file` holds are taken from there.
 
     Raises:
         MeditronError: a figure is not a number.
     """
-    every = exam.prompts(candidate)
-    plan = _plan(candidate, exam, every)
+    every = exam.prompts(model)
+    cache_key = _cache_key(model, exam, every)
     # Like lengths together, and the longest first: what does not fit in memory fails at once.
     ordered = sorted(every, key=lambda asked: (-len(asked.rendered.prompt), asked.question.id))
     groups = [ordered[start : start + _TOGETHER] for start in range(0, len(ordered), _TOGETHER)]
 
     def work(group: Sequence[Asked]) -> list[QuestionRow]:
-        encoded = [_encode(candidate, asked) for asked in group]
+        encoded = [_encode(model, asked) for asked in group]
         answered = _by_options if exam.mode == "options" else _by_next_token
         return [
-            _row(candidate, exam, asked, e.cut, plan, found)
-            for asked, e, found in zip(group, encoded, answered(candidate, group, encoded), strict=True)
+            _row(model, exam, asked, e.truncated, cache_key, found)
+            for asked, e, found in zip(group, encoded, answered(model, group, encoded), strict=True)
         ]
 
     about = f" on {exam.label}"
-    rows = resumed(file, candidate.name, plan, groups, Asked.item, work, unit="questions", about=about)
+    rows = run_resumable(file, model.name, cache_key, groups, Asked.item, work, unit="questions", about=about)
     return [_chosen(rows[asked.item()], exam.rule) for asked in every]
 
 
-def _plan(candidate: Candidate, exam: Exam, every: Sequence[Asked]) -> str:
+def _cache_key(model: EvalModel, exam: EvalSet, every: Sequence[Asked]) -> str:
     """SHA-256 of all that decides a model's rows but the rule, which is laid over them at the end."""
     return fingerprint(
         {
-            **candidate.identity,
-            "task": [exam.task.name, exam.task.version, exam.layout],
+            **model.identity,
+            "task": [exam.task.name, exam.task.version, exam.template],
             "data": exam.data_sha256,
             "split": exam.split_sha256,
             "prompts": prompts_sha256(asked.rendered for asked in every),
-            "form": exam.prompt_form(candidate),
+            "form": exam.prompt_form(model),
             "method": exam.method,
             "batches": [_TOGETHER, _PACKING],
         }
     )
 
 
-def _encode(candidate: Candidate, asked: Asked, *, alone: bool = False) -> Encoded:
+def _encode(model: EvalModel, asked: Asked, *, alone: bool = False) -> Encoded:
     """Token ids of a question, or of its prompt without the question."""
-    engine, rendered = candidate.engine, asked.rendered
+    engine, rendered = model.engine, asked.rendered
     text, turns = (rendered.unconditional, asked.alone) if alone else (rendered.prompt, asked.messages)
     try:
         if turns:
-            return encode_turns(candidate.chat_tokenizer, turns, rendered.continuations, engine.context)
+            return encode_turns(model.chat_tokenizer, turns, rendered.continuations, engine.context)
         return encode(engine.tokenizer, text, rendered.continuations, engine.context)
     except MeditronError as error:
-        raise MeditronError(f"{candidate.name}, question {asked.question.id}: {error.message}") from error
+        raise MeditronError(f"{model.name}, question {asked.question.id}: {error.message}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +150,10 @@ class _Found:
     prediction: int | None = None
 
 
-def _by_options(candidate: Candidate, group: Sequence[Asked], encoded: Sequence[Encoded]) -> list[_Found]:
+def _by_options(model: EvalModel, group: Sequence[Asked], encoded: Sequence[Encoded]) -> list[_Found]:
     """Every option's log-probability, and what it is without the question."""
-    alone = [_encode(candidate, asked, alone=True) for asked in group]
-    given, free = (_scored(candidate.engine, side) for side in (encoded, alone))
+    alone = [_encode(model, asked, alone=True) for asked in group]
+    given, free = (_scored(model.engine, side) for side in (encoded, alone))
     return [_weighed(*each) for each in zip(group, encoded, given, free, strict=True)]
 
 
@@ -179,11 +179,11 @@ def _weighed(asked: Asked, encoded: Encoded, given: Scores, free: Scores) -> _Fo
     return _Found(scores, math.fsum(map(math.exp, first.values())))
 
 
-def _by_next_token(candidate: Candidate, group: Sequence[Asked], encoded: Sequence[Encoded]) -> list[_Found]:
+def _by_next_token(model: EvalModel, group: Sequence[Asked], encoded: Sequence[Encoded]) -> list[_Found]:
     """The likeliest token of the whole vocabulary, and which option it names, if it names one."""
-    tokenizer = candidate.engine.tokenizer
+    tokenizer = model.engine.tokenizer
     found = []
-    for e, logp_V in zip(encoded, candidate.engine.next_token([e.prefix for e in encoded]), strict=True):
+    for e, logp_V in zip(encoded, model.engine.next_token([e.prefix for e in encoded]), strict=True):
         first = [continuation[0] for continuation in e.continuations]
         mass = math.fsum(math.exp(logp_V[token]) for token in set(first))
         likeliest = int(logp_V.argmax())
@@ -201,19 +201,21 @@ def _named(tokenizer: Tokenizer, token: int, first: Sequence[int]) -> int | None
     return named[0] if len(named) == 1 else None
 
 
-def _row(candidate: Candidate, exam: Exam, asked: Asked, cut: bool, plan: str, found: _Found) -> QuestionRow:
+def _row(
+    model: EvalModel, exam: EvalSet, asked: Asked, truncated: bool, cache_key: str, found: _Found
+) -> QuestionRow:
     question = asked.question
     figures = [found.option_probability_mass, *(f for scores in found.scores.values() for f in scores)]
     wrong = next((figure for figure in figures if not math.isfinite(figure)), None)
     if wrong is not None:
-        raise not_a_number(candidate.name, f"a score on {question.id}", wrong)
+        raise not_a_number(model.name, f"a score on {question.id}", wrong)
     row = QuestionRow(
-        **candidate.row(plan),
+        **model.row(cache_key),
         task=exam.task.name,
         version=exam.task.version,
         data_sha256=exam.split_sha256,
-        layout=exam.layout,
-        prompt_form=exam.prompt_form(candidate),
+        template=exam.template,
+        prompt_form=exam.prompt_form(model),
         method=exam.method,
         shots=len(asked.shot_ids),
         shot_ids=asked.shot_ids,
@@ -227,7 +229,7 @@ def _row(candidate: Candidate, exam: Exam, asked: Asked, cut: bool, plan: str, f
         scores=found.scores,
         option_probability_mass=found.option_probability_mass,
         token=found.token,
-        cut=cut,
+        truncated=truncated,
     )
     return _chosen(row, exam.rule)  # a file that a kill left holds answers, not blanks that count as wrong
 

@@ -7,7 +7,7 @@ the difference is then taken per byte of text, over the documents that both scor
 
 Of questions it is b's accuracy − a's: above zero b is better.
 
-Only like is paired with like. Another rule, method, layout, number of shots or prompt is refused. Another
+Only like is paired with like. Another rule, method, template, number of shots or prompt is refused. Another
 prompt form, number format or engine cannot always be avoided: it is paired, and named in `Comparison.unlike`
 and in the measure's name.
 """
@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from meditron.core.errors import InputError, SourceError, UsageError
+from meditron.core.statistics import paired_bootstrap, paired_proportions
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow, Row, read_rows
-from meditron.ground.errors import InputError, SourceError, UsageError
-from meditron.ground.statistics import paired_bootstrap, paired_proportions
 from meditron.store.jsonl import read_jsonl
 from meditron.store.results import Comparison, adjusted
 
@@ -31,7 +31,7 @@ Right = Mapping[Key, bool]
 """Question → whether the answer was right."""
 R = TypeVar("R", bound=Row)
 
-_REFUSED = ("version", "layout", "method", "rule", "shots")
+_REFUSED = ("version", "template", "method", "rule", "shots")
 """Settings of a question's row that must be equal."""
 _NAMED = ("prompt_form", "dtype", "engine")
 """Settings of any row that may differ, and are named then."""
@@ -109,7 +109,7 @@ def open_result(spec: str) -> Result:
 def _by_setting(rows: Iterable[R]) -> list[Mapping[Key, R]]:
     found: dict[Key, dict[Key, R]] = {}
     for row in rows:
-        found.setdefault((row.plan, getattr(row, "rule", None) or ""), {})[row.item()] = row
+        found.setdefault((row.cache_key, getattr(row, "rule", None) or ""), {})[row.item()] = row
     return list(found.values())
 
 
@@ -177,7 +177,7 @@ def _pairings(of_a: Sequence[Mapping[Key, R]], of_b: Sequence[Mapping[Key, R]]) 
             conflicts = _differing(mine, theirs, _REFUSED)
             same_form = getattr(mine, "prompt_form", None) == getattr(theirs, "prompt_form", None)
             if not conflicts and same_form and any(_prompt(x) != _prompt(y) for x, y in rows):
-                conflicts = ("prompt (layout or shots)",)
+                conflicts = ("prompt (template or shots)",)
             yield _Paired(rows, conflicts, unlike([x for x, _ in rows], [y for _, y in rows]), content)
 
 
@@ -241,7 +241,7 @@ def _comparable(
     """The unit in which the losses of these pairs compare, the losses that do, and how many were cut."""
     if all(a.ids_sha256 == b.ids_sha256 for a, b in pairs):
         return "token", [(a.nll / a.tokens, b.nll / b.tokens) for a, b in pairs if a.tokens and b.tokens], 0
-    whole = [(a, b) for a, b in pairs if not (a.cut or b.cut)]
+    whole = [(a, b) for a, b in pairs if not (a.truncated or b.truncated)]
     losses = [(a.nll / a.bytes, b.nll / b.bytes) for a, b in whole if a.bytes and b.bytes]
     return "byte", losses, len(pairs) - len(whole)
 
@@ -270,7 +270,7 @@ def _several(row: QuestionRow, chosen: Sequence[_Paired[QuestionRow]]) -> str:
 
 
 def _setting(row: QuestionRow) -> list[str]:
-    return [row.layout, row.prompt_form, row.rule or row.method, f"{row.shots} shots", row.dtype]
+    return [row.template, row.prompt_form, row.rule or row.method, f"{row.shots} shots", row.dtype]
 
 
 def unlike(a: Sequence[Row], b: Sequence[Row]) -> tuple[str, ...]:
@@ -279,7 +279,7 @@ def unlike(a: Sequence[Row], b: Sequence[Row]) -> tuple[str, ...]:
         return ()
     found = _differing(a[0], b[0], _NAMED)
     if isinstance(a[0], QuestionRow):
-        cut = [sum(row.cut for row in rows if isinstance(row, QuestionRow)) for rows in (a, b)]
+        cut = [sum(row.truncated for row in rows if isinstance(row, QuestionRow)) for rows in (a, b)]
         if cut[0] != cut[1]:
             found += (f"truncated prompts: {cut[0]} / {cut[1]}",)
     return found

@@ -5,9 +5,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from meditron.ground.config import Beside, Config
-from meditron.ground.machine import DType
-from meditron.ground.stage import InputKind, StageConfig
+from meditron.core.config import Config, NonSemantic
+from meditron.core.machine import DType
+from meditron.core.stage import InputKind, StageConfig
 from meditron.store.results import Mode, PromptForm, Rule
 from meditron.tasks.registry import TASKS
 
@@ -80,7 +80,7 @@ class EvaluateConfig(StageConfig):
     fidelity_documents: int = Field(default=32, ge=2)
     """Held-out documents of each source for that, at most."""
 
-    batch_tokens: Annotated[int, Beside] = Field(default=4096, ge=1)
+    batch_tokens: Annotated[int, NonSemantic] = Field(default=4096, ge=1)
     """Tokens, padding counted, that go through the model at once. Moves memory and speed, not results."""
 
     @model_validator(mode="after")

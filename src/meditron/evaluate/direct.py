@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from meditron.core.errors import InputError
 from meditron.evaluate import accuracy, fidelity
 from meditron.evaluate.answers import answer
-from meditron.evaluate.candidate import Candidate
-from meditron.evaluate.exam import Exam, rows_file
+from meditron.evaluate.eval_set import EvalSet, rows_file
 from meditron.evaluate.heldout import distinct
+from meditron.evaluate.model import EvalModel
 from meditron.evaluate.rows import FIDELITY, FidelityRow, QuestionRow, R, RowsFile, exclusive
 from meditron.evaluate.stage import BAYES_ROWS, warn_of_repeated
 from meditron.evaluate.trained import refuse_trained_questions, training_data
-from meditron.ground.errors import InputError
 from meditron.store.artifact import Artifact
 from meditron.store.files import refuse_overwrite
 from meditron.store.models import resolve
@@ -33,7 +33,7 @@ def on_task(
     rule: Rule = "sum",
     prompt_form: PromptForm = "trained",
     shots: int = 0,
-    layout: str | None = None,
+    template: str | None = None,
     questions: int = 1000,
     corpus: Path | None = None,
     out: Path | None = None,
@@ -46,23 +46,23 @@ def on_task(
     in place; asked again, what is there is not computed again.
 
     Raises:
-        UsageError: no such task or layout; the task needs a corpus, or has too few rows for the shots; the
+        UsageError: no such task or template; the task needs a corpus, or has too few rows for the shots; the
             rows would overwrite an input.
         SourceError: no such model or file.
         InputError: a file is damaged.
         MeditronError: the model, or one that it was trained from, was trained on the questions; a figure is
             not a number.
     """
-    opened = open_task(task, corpus=corpus, layout=layout)
+    opened = open_task(task, corpus=corpus, template=template)
     path = (out or _folder(model)) / rows_file(opened)
-    exams = Exam.of(
+    exams = EvalSet.of(
         opened, questions=questions, mode=mode, rule=rule, shots=shots, seed=seed, form=prompt_form
     )
     warn_of_repeated(exams[0])
     scores: dict[str, TaskScore] = {}
     baselines: dict[str, dict[str, Baseline]] = {}
     differences: list[Comparison] = []
-    with Candidate(model, _artifact(model), dtype) as candidate:
+    with EvalModel(model, _artifact(model), dtype) as candidate:
         refuse_trained_questions(candidate, exams)
         refuse_overwrite([path], [Path(task), *candidate.content])
         with exclusive(path), RowsFile(path, QuestionRow) as file:
@@ -111,7 +111,7 @@ def against_model(
     path = (out or _folder(model)) / FIDELITY
     with ExitStack() as stack:
         ours, theirs = both = [
-            stack.enter_context(Candidate(spec, _artifact(spec), fidelity.DTYPE)) for spec in (model, against)
+            stack.enter_context(EvalModel(spec, _artifact(spec), fidelity.DTYPE)) for spec in (model, against)
         ]
         refuse_overwrite([path], [corpus, *ours.content, *theirs.content])
         stack.enter_context(exclusive(path))

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from meditron.evaluate.candidate import Candidate
+from meditron.core.errors import UsageError
+from meditron.core.statistics import Interval, bootstrap_ratio
 from meditron.evaluate.heldout import data_digest
-from meditron.evaluate.rows import FidelityRow, RowsFile, resumed
+from meditron.evaluate.model import EvalModel
+from meditron.evaluate.rows import FidelityRow, RowsFile, run_resumable
 from meditron.evaluate.scoring import not_a_number
-from meditron.ground.errors import UsageError
-from meditron.ground.statistics import Interval, bootstrap_ratio
-from meditron.store.corpus import Text
+from meditron.store.corpus import CorpusDocument
 from meditron.store.manifest import fingerprint
 from meditron.store.results import Fidelity
 
@@ -32,9 +32,9 @@ _TOGETHER = 8  # documents between two writes
 
 
 def hold_against(
-    model: Candidate,
-    against: Candidate,
-    documents: Mapping[str, Sequence[Text]],
+    model: EvalModel,
+    against: EvalModel,
+    documents: Mapping[str, Sequence[CorpusDocument]],
     max_tokens: int,
     file: RowsFile[FidelityRow],
 ) -> list[FidelityRow]:
@@ -45,7 +45,7 @@ def hold_against(
         MeditronError: a figure is not a number.
     """
     every = [document for source in sorted(documents) for document in documents[source]]
-    plan = fingerprint(
+    cache_key = fingerprint(
         {
             "model": model.identity,
             "against": against.identity,
@@ -55,14 +55,14 @@ def hold_against(
     )
     groups = [every[start : start + _TOGETHER] for start in range(0, len(every), _TOGETHER)]
 
-    def work(group: Sequence[Text]) -> list[FidelityRow]:
+    def work(group: Sequence[CorpusDocument]) -> list[FidelityRow]:
         _refuse_other_vocabulary(model, against)
-        return [_row(model, against, document, max_tokens, plan) for document in group]
+        return [_row(model, against, document, max_tokens, cache_key) for document in group]
 
-    rows = resumed(
+    rows = run_resumable(
         file,
         model.name,
-        plan,
+        cache_key,
         groups,
         lambda text: (text.source, text.id, text.sha256),
         work,
@@ -73,7 +73,7 @@ def hold_against(
     return [row.model_copy(update={"against": against.name}) for row in found]
 
 
-def _refuse_other_vocabulary(model: Candidate, against: Candidate) -> None:
+def _refuse_other_vocabulary(model: EvalModel, against: EvalModel) -> None:
     sizes = [each.engine.model.config.vocab_size for each in (model, against)]
     if sizes[0] != sizes[1]:
         raise UsageError(
@@ -82,7 +82,9 @@ def _refuse_other_vocabulary(model: Candidate, against: Candidate) -> None:
         )
 
 
-def _row(model: Candidate, against: Candidate, document: Text, max_tokens: int, plan: str) -> FidelityRow:
+def _row(
+    model: EvalModel, against: EvalModel, document: CorpusDocument, max_tokens: int, cache_key: str
+) -> FidelityRow:
     both = (model, against)
     limit = min(max_tokens, *(each.engine.model.config.max_position_embeddings for each in both))
     whole, others = (each.engine.tokenizer.encode(document.text) for each in both)
@@ -97,7 +99,7 @@ def _row(model: Candidate, against: Candidate, document: Text, max_tokens: int, 
         if not math.isfinite(figure):
             raise not_a_number(model.name, f"a prediction of {document.id}", figure)
     return FidelityRow(
-        **model.row(plan),
+        **model.row(cache_key),
         against=against.name,
         source=document.source,
         id=document.id,
@@ -105,14 +107,14 @@ def _row(model: Candidate, against: Candidate, document: Text, max_tokens: int, 
         nll_against=nlls[1],
         kl=tuple(float(f"{value:.6g}") for value in kl_S),
         agree=agree,
-        cut=len(whole) > limit,
+        truncated=len(whole) > limit,
         text_sha256=document.sha256,
     )
 
 
 @torch.inference_mode()
 def _measured(
-    model: Candidate, against: Candidate, ids: Sequence[int]
+    model: EvalModel, against: EvalModel, ids: Sequence[int]
 ) -> tuple[tuple[float, float], np.ndarray, int]:
     """((nll of both, summed), KL of each token, tokens on which both agree) over one document."""
     both = [each.engine for each in (model, against)]
@@ -134,7 +136,11 @@ def _measured(
 
 
 def summarize(
-    rows: Sequence[FidelityRow], documents: Mapping[str, Sequence[Text]], *, seed: int, resamples: int
+    rows: Sequence[FidelityRow],
+    documents: Mapping[str, Sequence[CorpusDocument]],
+    *,
+    seed: int,
+    resamples: int,
 ) -> list[Fidelity]:
     """The figures of one pair by source, with bootstrap intervals over documents."""
     by_source: dict[str, list[FidelityRow]] = {}
@@ -176,6 +182,6 @@ def _fidelity(rows: Sequence[FidelityRow], digest: str, *, seed: int, resamples:
             "kl_mean": kl_interval,
             "top_agreement": top_interval,
         },
-        cut=sum(row.cut for row in rows),
+        truncated=sum(row.truncated for row in rows),
         data_sha256=digest,
     )

@@ -4,14 +4,14 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from meditron.ground.console import warn
-from meditron.ground.errors import InputError, MeditronError
-from meditron.store.corpus import Text, held_out, texts
+from meditron.core.console import warn
+from meditron.core.errors import InputError, MeditronError
+from meditron.store.corpus import CorpusDocument, held_out, read_corpus
 
 __all__ = ["choose", "data_digest", "distinct", "refuse_overlap"]
 
 
-def choose(corpus: Path, documents: int) -> dict[str, list[Text]]:
+def choose(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
     """The held-out documents to score (see `distinct`).
 
     A source with fewer than two is left out, with a warning, for nothing can be said about how sure its
@@ -28,7 +28,7 @@ def choose(corpus: Path, documents: int) -> dict[str, list[Text]]:
     return chosen
 
 
-def distinct(corpus: Path, documents: int) -> dict[str, list[Text]]:
+def distinct(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
     """Choose held-out documents as `store.corpus.held_out` does, each content of a source once.
 
     A repeated text is left out with a warning: as a second observation it would make intervals too narrow.
@@ -42,13 +42,13 @@ def distinct(corpus: Path, documents: int) -> dict[str, list[Text]]:
     return chosen
 
 
-def data_digest(documents: Iterable[Text]) -> str:
+def data_digest(documents: Iterable[CorpusDocument]) -> str:
     """SHA-256 over ids and text hashes, in the ids' order: which texts a score was taken on."""
     lines = sorted(f"{document.id}\t{document.sha256}\n" for document in documents)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def refuse_overlap(corpus: Path, heldout: Mapping[str, Sequence[Text]]) -> int:
+def refuse_overlap(corpus: Path, heldout: Mapping[str, Sequence[CorpusDocument]]) -> int:
     """Read every training document and refuse when a held-out one is among them, by id or by content.
 
     Returns:
@@ -62,7 +62,7 @@ def refuse_overlap(corpus: Path, heldout: Mapping[str, Sequence[Text]]) -> int:
     ids = {(document.source, document.id) for document in chosen}
     hashes = {document.content_sha256 for document in chosen}
     compared = 0
-    for document in texts(corpus, "train"):
+    for document in read_corpus(corpus, "train"):
         compared += 1
         if (document.source, document.id) in ids or document.content_sha256 in hashes:
             raise MeditronError(

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from meditron.core.statistics import bootstrap_ratio
 from meditron.evaluate.compare import Result, differences
 from meditron.evaluate.config import Against
 from meditron.evaluate.heldout import data_digest
 from meditron.evaluate.rows import DocumentRow
-from meditron.ground.statistics import bootstrap_ratio
-from meditron.store.corpus import Text
+from meditron.store.corpus import CorpusDocument
 from meditron.store.results import Comparison, Perplexity
 
 __all__ = ["compared", "summarize"]
@@ -19,7 +19,7 @@ _LOSSES = (0.0, 700.0)
 
 def summarize(
     rows: Mapping[str, Sequence[DocumentRow]],
-    documents: Mapping[str, Sequence[Text]],
+    documents: Mapping[str, Sequence[CorpusDocument]],
     *,
     seed: int,
     resamples: int,
@@ -63,6 +63,6 @@ def _perplexity(rows: Sequence[DocumentRow], digest: str, *, seed: int, resample
         perplexity=math.exp(nll),
         interval=interval and (math.exp(interval.low), math.exp(interval.high)),
         bits_per_byte=sum(nlls) / math.log(2) / max(1, sum(row.bytes for row in scored)),
-        cut=sum(row.cut for row in scored),
+        truncated=sum(row.truncated for row in scored),
         data_sha256=digest,
     )

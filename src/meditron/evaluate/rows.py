@@ -15,10 +15,10 @@ from typing import IO, Annotated, ClassVar, Generic, Self, TypeVar
 
 from pydantic import Field, ValidationError
 
-from meditron.ground.config import Config
-from meditron.ground.console import progress
-from meditron.ground.errors import InputError, StorageError
-from meditron.store.files import atomic, make_folder, reading, storing
+from meditron.core.config import Config
+from meditron.core.console import progress
+from meditron.core.errors import InputError, StorageError
+from meditron.store.files import atomic, make_folder, translate_read_errors, translate_write_errors
 from meditron.store.jsonl import read_jsonl
 from meditron.store.lock import exclusive_lock
 from meditron.store.results import Method, Rule
@@ -33,7 +33,7 @@ __all__ = [
     "RowsFile",
     "exclusive",
     "read_rows",
-    "resumed",
+    "run_resumable",
 ]
 
 PERPLEXITY, FIDELITY = "perplexity.jsonl", "fidelity.jsonl"
@@ -62,16 +62,16 @@ class Row(Config):
     id: str
     """The document's or question's id."""
 
-    plan: str
+    cache_key: str
     """SHA-256 of all that decides this row: model, data, number format, batches."""
 
     @abstractmethod
     def item(self) -> tuple[str, ...]:
-        """Identify the document or question by id and content: no two rows of one plan share it."""
+        """Identify the document or question by id and content: no two rows of one cache_key share it."""
 
     def key(self) -> tuple[str, ...]:
         """Identify the row in a file that holds several models and settings."""
-        return self.model, self.plan, *self.item()
+        return self.model, self.cache_key, *self.item()
 
 
 class DocumentRow(Row):
@@ -94,7 +94,7 @@ class DocumentRow(Row):
     ids_sha256: str
     """SHA-256 of the token ids: losses per token compare between models that read the same ids."""
 
-    cut: bool = False
+    truncated: bool = False
     """Whether only the document's first `max_tokens` tokens were scored."""
 
     text_sha256: str
@@ -114,7 +114,7 @@ class QuestionRow(Row):
     version: int
     data_sha256: str
     """SHA-256 over all questions of the split, of which `--questions` may ask fewer."""
-    layout: str
+    template: str
     prompt_form: str
     """`raw`, or the name of the chat template whose turns the prompt was put in."""
     method: Method
@@ -149,7 +149,7 @@ class QuestionRow(Row):
     token: str | None = None
     """By next token: the likeliest token of the whole vocabulary."""
 
-    cut: bool = False
+    truncated: bool = False
     """Whether the prompt's beginning was left out, as all of it does not fit in the context."""
 
     def by(self, rule: Rule) -> int:
@@ -162,8 +162,8 @@ class QuestionRow(Row):
         return self.id, self.question_sha256
 
     def key(self) -> tuple[str, ...]:
-        """Identify the row by the rule as well: one plan's scores serve every rule."""
-        return self.model, self.plan, self.rule or "", *self.item()
+        """Identify the row by the rule as well: one cache_key's scores serve every rule."""
+        return self.model, self.cache_key, self.rule or "", *self.item()
 
 
 class FidelityRow(Row):
@@ -184,7 +184,7 @@ class FidelityRow(Row):
     agree: int = Field(ge=0)
     """Tokens where both models' likeliest prediction is the same."""
 
-    cut: bool = False
+    truncated: bool = False
     """Whether only the document's first `max_tokens` tokens were predicted."""
 
     text_sha256: str
@@ -196,7 +196,7 @@ class FidelityRow(Row):
 
     def key(self) -> tuple[str, ...]:
         """Identify the row by both models."""
-        return self.model, self.against, self.plan, *self.item()
+        return self.model, self.against, self.cache_key, *self.item()
 
 
 _BEGINS = b'{"model":"'  # of every row
@@ -262,7 +262,7 @@ class RowsFile(Generic[R]):
             raise StorageError(f"{path}: is a symbolic link", hint="rows need a file of their own: --out")
         content = b""
         if path.exists():
-            with reading(path):
+            with translate_read_errors(path):
                 content = path.read_bytes()
         whole, torn = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
         lines = enumerate(whole.split(b"\n")[:-1], start=1)
@@ -283,13 +283,13 @@ class RowsFile(Generic[R]):
         if self._file is not None:
             self._file.close()
 
-    def known(self, plan: str) -> dict[tuple[str, ...], R]:
-        """Item → the row that an earlier run left for this plan."""
-        return {row.item(): row for row in self.rows if row.plan == plan}
+    def known(self, cache_key: str) -> dict[tuple[str, ...], R]:
+        """Item → the row that an earlier run left for this cache_key."""
+        return {row.item(): row for row in self.rows if row.cache_key == cache_key}
 
     def append(self, rows: Sequence[R]) -> None:
         """Add rows; they are on the disk when this returns."""
-        with storing(self.path):
+        with translate_write_errors(self.path):
             if self._file is None:
                 if self._rewrite:
                     with atomic(self.path) as file:
@@ -312,10 +312,10 @@ def _line(row: Row) -> bytes:
     return text.encode() + b"\n"
 
 
-def resumed(
+def run_resumable(
     file: RowsFile[R],
     name: str,
-    plan: str,
+    cache_key: str,
     groups: Sequence[Sequence[T]],
     item: Callable[[T], tuple[str, ...]],
     work: Callable[[Sequence[T]], Sequence[R]],
@@ -328,7 +328,7 @@ def resumed(
     A group is what is made between two writes: what a kill costs. It is made whole or not at all, for what
     meets in a batch moves the last bits of a sum.
     """
-    found = {key: row.model_copy(update={"model": name}) for key, row in file.known(plan).items()}
+    found = {key: row.model_copy(update={"model": name}) for key, row in file.known(cache_key).items()}
     todo = [group for group in groups if any(item(each) not in found for each in group)]
     if todo:
         total = sum(map(len, groups))

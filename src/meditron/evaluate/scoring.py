@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meditron.evaluate.candidate import Candidate
+from meditron.core.errors import MeditronError
 from meditron.evaluate.config import EvaluateConfig
 from meditron.evaluate.heldout import data_digest
-from meditron.evaluate.rows import DocumentRow, RowsFile, resumed
-from meditron.ground.errors import MeditronError
+from meditron.evaluate.model import EvalModel
+from meditron.evaluate.rows import DocumentRow, RowsFile, run_resumable
 from meditron.model.nll import nll_rows
-from meditron.store.corpus import Text
+from meditron.store.corpus import CorpusDocument
 from meditron.store.manifest import fingerprint
 from meditron.text.tokenizer import Tokenizer
 
@@ -34,16 +34,16 @@ class Encoded:
     ids: Sequence[int]
     bytes: int
     """UTF-8 bytes of the text that the scored tokens stand for: all ids but the first."""
-    cut: bool
+    truncated: bool
 
 
 def encode(text: str, tokenizer: Tokenizer, max_tokens: int) -> Encoded:
     """Tokenize a document and cut it to `max_tokens` tokens, BOS included."""
     ids = tokenizer.encode(text)
-    kept, cut = ids[:max_tokens], len(ids) > max_tokens
-    scored = len((tokenizer.decode(kept) if cut else text).encode())
+    kept, truncated = ids[:max_tokens], len(ids) > max_tokens
+    scored = len((tokenizer.decode(kept) if truncated else text).encode())
     given = 0 if tokenizer.adds_bos else len(tokenizer.decode(kept[:1]).encode())
-    return Encoded(kept, scored - given, cut)
+    return Encoded(kept, scored - given, truncated)
 
 
 def ids_digest(ids: Sequence[int]) -> str:
@@ -60,8 +60,8 @@ def not_a_number(name: str, what: str, value: float) -> MeditronError:
 
 
 def score(
-    candidate: Candidate,
-    documents: Mapping[str, Sequence[Text]],
+    model: EvalModel,
+    documents: Mapping[str, Sequence[CorpusDocument]],
     config: EvaluateConfig,
     file: RowsFile[DocumentRow],
 ) -> list[DocumentRow]:
@@ -71,26 +71,26 @@ def score(
         MeditronError: the loss on a document is not a number.
     """
     every = [document for source in sorted(documents) for document in documents[source]]
-    plan = _plan(candidate, every, config)
+    cache_key = _cache_key(model, every, config)
     groups = [every[start : start + _TOGETHER] for start in range(0, len(every), _TOGETHER)]
 
-    def work(group: Sequence[Text]) -> list[DocumentRow]:
-        return _rows(candidate, group, config, plan)
+    def work(group: Sequence[CorpusDocument]) -> list[DocumentRow]:
+        return _rows(model, group, config, cache_key)
 
-    found = resumed(file, candidate.name, plan, groups, _item, work, unit="documents")
+    found = run_resumable(file, model.name, cache_key, groups, _item, work, unit="documents")
     # In the documents' order, which the bootstrap's draws go by: found rows stand as the file has them.
     return [found[_item(document)] for document in every]
 
 
-def _item(document: Text) -> tuple[str, ...]:
+def _item(document: CorpusDocument) -> tuple[str, ...]:
     return document.source, document.id, document.sha256
 
 
-def _plan(candidate: Candidate, documents: Sequence[Text], config: EvaluateConfig) -> str:
+def _cache_key(model: EvalModel, documents: Sequence[CorpusDocument], config: EvaluateConfig) -> str:
     """SHA-256 of all that decides a model's rows."""
     return fingerprint(
         {
-            **candidate.identity,
+            **model.identity,
             "data": data_digest(documents),
             "max_tokens": config.max_tokens,
             "batches": [_TOGETHER, config.batch_tokens],
@@ -99,27 +99,27 @@ def _plan(candidate: Candidate, documents: Sequence[Text], config: EvaluateConfi
 
 
 def _rows(
-    candidate: Candidate, documents: Sequence[Text], config: EvaluateConfig, plan: str
+    model: EvalModel, documents: Sequence[CorpusDocument], config: EvaluateConfig, cache_key: str
 ) -> list[DocumentRow]:
     """Score some documents together."""
-    engine = candidate.engine
+    engine = model.engine
     limit = min(config.max_tokens, engine.model.config.max_position_embeddings)
     encoded = [encode(document.text, engine.tokenizer, limit) for document in documents]
     nlls, tokens = nll_rows(engine.model, [e.ids for e in encoded], batch_tokens=config.batch_tokens)
     rows = []
     for document, e, nll, count in zip(documents, encoded, nlls.tolist(), tokens.tolist(), strict=True):
         if not math.isfinite(nll):
-            raise not_a_number(candidate.name, f"the loss on {document.id}", nll)
+            raise not_a_number(model.name, f"the loss on {document.id}", nll)
         rows.append(
             DocumentRow(
-                **candidate.row(plan),
+                **model.row(cache_key),
                 source=document.source,
                 id=document.id,
                 tokens=count,
                 nll=nll,
                 bytes=e.bytes,
                 ids_sha256=ids_digest(e.ids),
-                cut=e.cut,
+                truncated=e.truncated,
                 text_sha256=document.sha256,
             )
         )

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from meditron.core.console import warn
+from meditron.core.errors import UsageError
+from meditron.core.machine import matrix_dtype
 from meditron.evaluate import accuracy, fidelity, perplexity
 from meditron.evaluate.answers import answer
-from meditron.evaluate.candidate import Candidate
 from meditron.evaluate.config import CORPUS, EvaluateConfig, is_file
-from meditron.evaluate.exam import Exam
+from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.heldout import choose, distinct, refuse_overlap
-from meditron.evaluate.report import write_report
+from meditron.evaluate.model import EvalModel
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, FidelityRow, QuestionRow, R, RowsFile
 from meditron.evaluate.scoring import score
 from meditron.evaluate.trained import refuse_trained_documents, refuse_trained_questions, training_data
-from meditron.ground.console import warn
-from meditron.ground.errors import UsageError
-from meditron.ground.machine import matrix_dtype
+from meditron.report.evaluation_page import write_report
 from meditron.store.artifact import Artifact
-from meditron.store.corpus import Text
+from meditron.store.corpus import CorpusDocument
 from meditron.store.jsonl import read_jsonl
 from meditron.store.results import (
     Baseline,
@@ -56,13 +56,13 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     corpus = inputs[CORPUS].path
     exams = _exams(config, inputs)
     documents = choose(corpus, config.documents)
-    candidates = {name: Candidate(name, inputs[name], matrix_dtype(config.dtype)) for name in config.models}
-    for candidate in candidates.values():
-        refuse_trained_questions(candidate, [exam for some in exams.values() for exam in some])
-        refuse_trained_documents(candidate, documents)
+    models = {name: EvalModel(name, inputs[name], matrix_dtype(config.dtype)) for name in config.models}
+    for model in models.values():
+        refuse_trained_questions(model, [exam for some in exams.values() for exam in some])
+        refuse_trained_documents(model, documents)
     trained = refuse_overlap(corpus, documents)
-    measured = _measure(config, inputs, documents, exams, candidates, out)
-    ancestry = {name: training_data(candidate) for name, candidate in candidates.items()}
+    measured = _measure(config, inputs, documents, exams, models, out)
+    ancestry = {name: training_data(model) for name, model in models.items()}
     result = _result(config, inputs, documents, exams, measured, ancestry)
     write_results(out, result)
     write_report(out / "report.html", result)
@@ -70,17 +70,17 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     return result.model_dump(mode="json") | overlap
 
 
-Exams = Mapping[str, Sequence[Exam]]
+Exams = Mapping[str, Sequence[EvalSet]]
 """Task as the recipe names it → the ways in which it is asked."""
 
 
 def _exams(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> Exams:
-    exams: dict[str, tuple[Exam, ...]] = {}
+    exams: dict[str, tuple[EvalSet, ...]] = {}
     files: dict[str, Task] = {}
     for spec in config.tasks:
         place = str(inputs[spec].path) if is_file(spec) else spec
         task = open_task(place, corpus=inputs[CORPUS].path)
-        exams[spec] = Exam.of(
+        exams[spec] = EvalSet.of(
             task,
             questions=config.questions,
             mode=config.mode,
@@ -97,7 +97,7 @@ def _exams(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> Exams:
     return exams
 
 
-def warn_of_repeated(exam: Exam) -> None:
+def warn_of_repeated(exam: EvalSet) -> None:
     """Warn if questions repeat each other's text and options: each of them counts in n."""
     if exam.repeated:
         warn(
@@ -134,9 +134,9 @@ class Measured:
 def _measure(
     config: EvaluateConfig,
     inputs: Mapping[str, Artifact],
-    documents: Mapping[str, Sequence[Text]],
+    documents: Mapping[str, Sequence[CorpusDocument]],
     exams: Exams,
-    candidates: Mapping[str, Candidate],
+    models: Mapping[str, EvalModel],
     out: Path,
 ) -> Measured:
     """Every model, one after another, on everything that is asked of it."""
@@ -149,11 +149,11 @@ def _measure(
             exam.file: files.enter_context(RowsFile(out / exam.file, QuestionRow))
             for exam, *_ in exams.values()
         }
-        for name, candidate in candidates.items():
-            with candidate:
-                texts[name] = score(candidate, documents, config, of_text)
+        for name, model in models.items():
+            with model:
+                texts[name] = score(model, documents, config, of_text)
                 for exam in every:
-                    answers[exam.label][name] = answer(candidate, exam, of_tasks[exam.file])
+                    answers[exam.label][name] = answer(model, exam, of_tasks[exam.file])
         of_text.finish(_all(texts.values()))
         for some in exams.values():
             of_tasks[some[0].file].finish(_all(rows for e in some for rows in answers[e.label].values()))
@@ -177,7 +177,7 @@ def _held_against(
         for pair in config.fidelity:
             with ExitStack() as both:
                 model, against = (
-                    both.enter_context(Candidate(name, inputs[name], fidelity.DTYPE))
+                    both.enter_context(EvalModel(name, inputs[name], fidelity.DTYPE))
                     for name in (pair.model, pair.against)
                 )
                 own = fidelity.hold_against(model, against, documents, config.max_tokens, file)
@@ -190,7 +190,7 @@ def _held_against(
 def _result(
     config: EvaluateConfig,
     inputs: Mapping[str, Artifact],
-    documents: Mapping[str, Sequence[Text]],
+    documents: Mapping[str, Sequence[CorpusDocument]],
     exams: Exams,
     measured: Measured,
     ancestry: Mapping[str, TrainingData],

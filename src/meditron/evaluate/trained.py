@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from meditron.evaluate.candidate import Candidate
-from meditron.evaluate.exam import Exam
-from meditron.ground.console import warn
-from meditron.ground.errors import MeditronError
+from meditron.core.console import warn
+from meditron.core.errors import MeditronError
+from meditron.evaluate.eval_set import EvalSet
+from meditron.evaluate.model import EvalModel
 from meditron.store.ancestry import Training, statement
-from meditron.store.corpus import Text
+from meditron.store.corpus import CorpusDocument
 from meditron.store.identity import short
 from meditron.store.results import TrainingData, TrainingRecord
 from meditron.tasks.overlap import is_in_messages, lookup_hashes
@@ -16,29 +16,29 @@ from meditron.tasks.question import Question
 __all__ = ["refuse_trained_documents", "refuse_trained_questions", "training_data"]
 
 
-def refuse_trained_questions(candidate: Candidate, exams: Iterable[Exam]) -> None:
+def refuse_trained_questions(model: EvalModel, exams: Iterable[EvalSet]) -> None:
     """Raise MeditronError if a training in the model's ancestry read one of the questions, by content.
 
     Ids, files, contexts, the order of options and the model's file format make no difference.
     """
-    if unlisted := [training.stage for training in _trainings(candidate) if training.texts is None]:
+    if unlisted := [training.stage for training in _trainings(model) if training.texts is None]:
         warn(
-            f"{candidate.name} was trained on more messages than its record lists ({', '.join(unlisted)}): "
+            f"{model.name} was trained on more messages than its record lists ({', '.join(unlisted)}): "
             "whether the questions are among them is not known"
         )
     for exam in exams:
-        met = [(training, _read(training, exam.questions)) for training in _trainings(candidate)]
+        met = [(training, _read(training, exam.questions)) for training in _trainings(model)]
         if asked := {question for _, questions in met for question in questions}:
             stages = ", ".join(f"{t.stage} (data: {t.data})" for t, questions in met if questions)
             raise MeditronError(
-                f"{candidate.name} was trained on {len(asked)} of the {len(exam.questions)} questions of "
+                f"{model.name} was trained on {len(asked)} of the {len(exam.questions)} questions of "
                 f"{exam.task.name}, in {stages}",
                 hint="a score on them would measure memory: evaluate on questions that no training has read",
             )
 
 
-def _trainings(candidate: Candidate) -> tuple[Training, ...]:
-    return candidate.ancestry.trainings if candidate.ancestry else ()
+def _trainings(model: EvalModel) -> tuple[Training, ...]:
+    return model.ancestry.trainings if model.ancestry else ()
 
 
 def _read(training: Training, questions: Iterable[Question]) -> list[Question]:
@@ -54,26 +54,26 @@ def _read(training: Training, questions: Iterable[Question]) -> list[Question]:
     ]
 
 
-def refuse_trained_documents(candidate: Candidate, documents: Mapping[str, Sequence[Text]]) -> None:
+def refuse_trained_documents(model: EvalModel, documents: Mapping[str, Sequence[CorpusDocument]]) -> None:
     """Raise MeditronError if a training in the model's ancestry read a held-out document, by content."""
     held = {short(text.content_sha256) for texts in documents.values() for text in texts}
-    for training in _trainings(candidate):
+    for training in _trainings(model):
         if training.documents is None:
             warn(
-                f"{candidate.name} was trained on more documents than its record lists ({training.stage}): "
+                f"{model.name} was trained on more documents than its record lists ({training.stage}): "
                 "whether held-out documents are among them is not known"
             )
         if met := len(held.intersection(training.documents or ())):
             raise MeditronError(
-                f"{candidate.name} was trained on {met} of the {len(held)} held-out documents, in "
+                f"{model.name} was trained on {met} of the {len(held)} held-out documents, in "
                 f"{training.stage} (data: {training.data})",
                 hint="perplexity on them would measure memory: use a corpus that holds them out as well",
             )
 
 
-def training_data(candidate: Candidate) -> TrainingData:
+def training_data(model: EvalModel) -> TrainingData:
     """Return the record of a model's training data for results and card."""
-    ancestry = candidate.ancestry
+    ancestry = model.ancestry
     if ancestry is None:
         return TrainingData(statement=statement(None), known=False)
     return TrainingData(
@@ -85,7 +85,7 @@ def training_data(candidate: Candidate) -> TrainingData:
                 stage=training.stage,
                 kind=training.kind,
                 data=training.data,
-                template=training.template,
+                chat_template=training.chat_template,
                 questions=len(training.questions),
                 documents=None if training.documents is None else len(training.documents),
             )

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from meditron.ground.config import Config
-from meditron.ground.errors import InputError, SourceError
+from meditron.core.config import Config
+from meditron.core.errors import InputError, SourceError
 from meditron.model.gguf_shape import GGUF_KEYS, gguf_fields, rope_divisors, scaling_metadata
 
 __all__ = ["PRESETS", "LlamaConfig", "Preset", "RopeScaling", "llama3_factors", "preset"]

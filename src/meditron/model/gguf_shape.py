@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from meditron.ground.errors import InputError, UsageError
+from meditron.core.errors import InputError, UsageError
 
 __all__ = ["GGUF_KEYS", "NEUTRAL", "REQUIRED", "decimal", "gguf_fields", "rope_divisors", "scaling_metadata"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from meditron.model.config import LlamaConfig, llama3_factors
 from meditron.model.llama import Llama
 from meditron.model.tensors import DTYPES, cannot_hold, check_tensors, parameter_shapes, state_of
-from meditron.store.gguf import GGUF, Array, Deferred, require_whole, write_gguf
+from meditron.store.gguf import GGUF, Array, LazyTensor, require_whole, write_gguf
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.tokenizer import Tokenizer
 
@@ -162,7 +162,7 @@ def gguf_header(
 
 def model_tensors(
     weights: Mapping[str, Tensor], config: LlamaConfig, type_of: Callable[[str, int], str], encode: Encode
-) -> list[tuple[str, Deferred]]:
+) -> list[tuple[str, LazyTensor]]:
     """The tensors of a model's file, each read and encoded when it is written.
 
     `type_of` gives ggml's type of a matrix by its name in GGUF and the width of its rows; norms are F32, as
@@ -173,7 +173,7 @@ def model_tensors(
         name = gguf_name(hf_name)
         kind = "F32" if len(shape) == 1 else type_of(name, shape[-1])
         load = partial(_encoded, hf_name, weights, _rotating_heads(hf_name, config), kind, encode)
-        tensors.append((name, Deferred(shape, kind, load)))
+        tensors.append((name, LazyTensor(shape, kind, load)))
     return tensors
 
 
@@ -191,11 +191,11 @@ def as_floats(name: str, weight: Tensor, kind: str) -> Array:
     return values.view(torch.uint8).numpy() if kind == "BF16" else values.numpy()
 
 
-def _rope_factors(config: LlamaConfig, encode: Encode) -> list[tuple[str, Deferred]]:
+def _rope_factors(config: LlamaConfig, encode: Encode) -> list[tuple[str, LazyTensor]]:
     """Llama 3's scaling, which GGUF has as a tensor."""
     scaling = config.rope_scaling
     if scaling is None or scaling.rope_type != "llama3":
         return []
     factors = torch.tensor(llama3_factors(config.rope_theta, config.head_dim, scaling))
     load = partial(encode, _ROPE_FACTORS, factors, "F32")
-    return [(_ROPE_FACTORS, Deferred(tuple(factors.shape), "F32", load))]
+    return [(_ROPE_FACTORS, LazyTensor(tuple(factors.shape), "F32", load))]

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from meditron.ground.console import warn
-from meditron.ground.errors import InputError
+from meditron.core.console import warn
+from meditron.core.errors import InputError
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 from meditron.model.tensors import DTYPES, cannot_hold, check_tensors, parameter_shapes, state_of

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from meditron.model.config import LlamaConfig
 from meditron.model.rope import rotation
 
-__all__ = ["Beginning", "Block", "KVCache", "Llama", "sdpa"]
+__all__ = ["Block", "KVCache", "Llama", "SharedPrefixCache", "sdpa"]
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
@@ -84,7 +84,7 @@ class SharedLayer:
         return k_BKTE, v_BKTE
 
 
-class Beginning:
+class SharedPrefixCache:
     """Keys and values of what every row of a batch begins with; rows read them and leave nothing behind."""
 
     def __init__(self, cache: KVCache) -> None:
@@ -242,14 +242,14 @@ class Llama(nn.Module):
         *,
         positions_BS: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: KVCache | Beginning | None = None,
+        cache: KVCache | SharedPrefixCache | None = None,
     ) -> Tensor:
         """Hidden states (B, S, D) after the final norm; the head is not applied.
 
         `positions_BS`: positions that restart with each packed document; 0, 1, 2 … when absent, after
         what the cache holds. `mask`: broadcastable to (B, 1, S, T), as `masks.document_mask` makes it;
         causal when absent. `cache`: what stands before `ids_BS`, the first of T; a `KVCache` takes them in,
-        a `Beginning` stays as it is.
+        a `SharedPrefixCache` stays as it is.
         """
         past = cache.length if cache is not None else 0
         length = ids_BS.shape[1]
@@ -270,9 +270,9 @@ class Llama(nn.Module):
         return out
 
     @torch.no_grad()
-    def begin(self, ids_T: Tensor) -> Beginning:
+    def prefill(self, ids_T: Tensor) -> SharedPrefixCache:
         """Read what all rows of the batches to come begin with: the `cache` of their `forward`."""
         weight = self.model.embed_tokens.weight
         cache = KVCache(self.config, 1, len(ids_T), weight.dtype, weight.device)
         self(ids_T[None], cache=cache)
-        return Beginning(cache)
+        return SharedPrefixCache(cache)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meditron.ground.console import progress
+from meditron.core.console import progress
 from meditron.model.head import Head
 from meditron.model.llama import Llama
 from meditron.model.tensors import require_finite

@@ -2,7 +2,7 @@
 
 import math
 
-from meditron.ground.errors import UsageError
+from meditron.core.errors import UsageError
 
 __all__ = ["check", "check_settings"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from meditron.ground.errors import EngineError, InputError, UsageError
+from meditron.core.errors import EngineError, InputError, UsageError
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 

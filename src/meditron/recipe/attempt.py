@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from meditron.ground.errors import InputError, MeditronError, StorageError
-from meditron.ground.redaction import redact
+from meditron.core.errors import InputError, MeditronError, StorageError
+from meditron.core.redaction import redact
 from meditron.store.files import make_folder, read_json, write_json
 
 __all__ = ["BEGUN", "BESIDE", "Attempt", "Begun", "read_begun", "read_failure"]

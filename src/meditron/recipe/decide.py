@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from meditron.ground.errors import DriftError, UsageError
+from meditron.core.errors import DriftError, UsageError
 from meditron.recipe.graph import needed_by, standing_on
 from meditron.recipe.plan import Standing
 from meditron.recipe.schema import Recipe

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meditron.ground.redaction import redact
+from meditron.core.redaction import redact
 
 __all__ = ["Difference", "differences", "leaves", "short"]
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from meditron.core.errors import MeditronError
+from meditron.core.machine import describe, matrix_dtype
 from meditron.corpus.config import CorpusConfig
 from meditron.evaluate.config import EvaluateConfig
-from meditron.ground.errors import MeditronError
-from meditron.ground.machine import describe, matrix_dtype
 from meditron.model.config import LlamaConfig, preset
 from meditron.recipe.graph import references
 from meditron.recipe.outside import local_file
 from meditron.recipe.schema import Recipe, Step
 from meditron.release.config import QuantizeConfig
-from meditron.store.files import read_json, walk
+from meditron.store.files import list_files, read_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import resolve
 from meditron.tasks.registry import TASKS
@@ -130,7 +130,7 @@ def _characters(spec: str) -> float | None:
         path = local_file(spec)
         if path is None:
             return None
-        files = walk(path) if path.is_dir() else [path]
+        files = list_files(path) if path.is_dir() else [path]
     except MeditronError:
         return None
     return sum(file.stat().st_size * _CHARACTERS_PER_BYTE.get(file.suffix, 0.9) for file in files)

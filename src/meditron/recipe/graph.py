@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from meditron.ground.errors import RecipeError
+from meditron.core.errors import RecipeError
 from meditron.recipe.schema import Recipe, Step
 from meditron.recipe.toml import nearest
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from meditron.ground.errors import MeditronError
+from meditron.core.errors import MeditronError
 from meditron.store.lock import lock_file
 
 __all__ = ["locked"]

@@ -8,15 +8,15 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
-from meditron.ground.config import semantic
-from meditron.ground.errors import InputError
+from meditron.core.config import semantic
+from meditron.core.errors import InputError
 from meditron.recipe.attempt import BESIDE, Begun, read_begun, read_failure
 from meditron.recipe.drift import Difference, differences
 from meditron.recipe.graph import Reference, ordered, references
 from meditron.recipe.outside import identity
 from meditron.recipe.schema import Recipe, Step
 from meditron.store.fetch import public
-from meditron.store.files import walk
+from meditron.store.files import list_files
 from meditron.store.manifest import FILE_NAME, Manifest, check, read_manifest
 
 __all__ = ["Standing", "State", "payload", "plan", "stand"]
@@ -137,7 +137,9 @@ def _begun(folder: Path, now: dict[str, Any], *, worked: bool) -> Begun | None:
 
 def _holds_work(folder: Path) -> bool:
     """Return whether a stage's folder holds more than the records of its attempts."""
-    return folder.is_dir() and any(path.relative_to(folder).as_posix() not in BESIDE for path in walk(folder))
+    return folder.is_dir() and any(
+        path.relative_to(folder).as_posix() not in BESIDE for path in list_files(folder)
+    )
 
 
 def _recorded(step: Step, inputs: Mapping[str, Reference]) -> tuple[Step, dict[str, Reference]]:

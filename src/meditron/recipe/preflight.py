@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from meditron.ground.config import Config
-from meditron.ground.errors import InputError, MeditronError
-from meditron.ground.stage import InputKind
+from meditron.core.config import Config
+from meditron.core.errors import InputError, MeditronError
+from meditron.core.stage import InputKind
 from meditron.model.config import preset
 from meditron.model.tokenizer import model_tokenizer
 from meditron.recipe.graph import resolve_reference

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from meditron.ground import machine
-from meditron.ground.config import semantic
+from meditron.core import machine
+from meditron.core.config import semantic
 from meditron.recipe.plan import Standing
 from meditron.store.fetch import public
 from meditron.store.manifest import FileRecord, Git, InputRecord, Manifest, fingerprint

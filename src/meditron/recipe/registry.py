@@ -6,10 +6,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from meditron.core.stage import StageConfig
 from meditron.corpus.config import CorpusConfig, TokenizeConfig
 from meditron.evaluate.config import EvaluateConfig
-from meditron.ground.stage import StageConfig
-from meditron.release.card_config import CardConfig
+from meditron.release.card.config import CardConfig
 from meditron.release.config import QuantizeConfig
 from meditron.store.artifact import Artifact
 from meditron.train.config import FinetuneConfig, PretrainConfig
@@ -48,5 +48,5 @@ STAGES: tuple[Stage, ...] = (
     Stage("finetune", 3, FinetuneConfig, "meditron.train.finetune:run", many=True),
     Stage("quantize", 3, QuantizeConfig, "meditron.release.quantize:run"),
     Stage("evaluate", 5, EvaluateConfig, "meditron.evaluate.stage:run"),
-    Stage("card", 3, CardConfig, "meditron.release.card:run"),
+    Stage("card", 3, CardConfig, "meditron.release.card.stage:run"),
 )

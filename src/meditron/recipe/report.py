@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from meditron.ground.notice import ADVISORY
+from meditron.core.disclaimer import ADVISORY
 from meditron.recipe.report_page import Curves, page
 from meditron.store import results
 from meditron.store.files import write_json

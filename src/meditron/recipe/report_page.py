@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from meditron.ground import charts, figures
-from meditron.ground.pages import Link, Page
-from meditron.ground.units import duration, size
-from meditron.store import result_tables as tables
+from meditron.core.units import duration, size
+from meditron.report import charts, number_format
+from meditron.report import evaluation_tables as tables
+from meditron.report.pages import Link, Page
 from meditron.store.results import Comparison, EvaluationResult
 
 __all__ = ["Curves", "page"]
@@ -135,7 +135,7 @@ def _files(made: Page, found: Mapping[str, Any], reports: Mapping[str, str | Non
         (
             f"{name}:{file['type']}",
             size(file["bytes"]),
-            figures.decimal(file["bpw"]),
+            number_format.decimal(file["bpw"]),
             ", ".join(f"{n} × {kind}" for kind, n in Counter(file["fallbacks"].values()).items()) or "none",
         )
         for name, stage in found["stages"].items()
@@ -174,7 +174,7 @@ def _training(made: Page, name: str, rows: Curves, stage: Mapping[str, Any]) -> 
             charts.lines(heldout, "tokens", "held-out loss (nats per token)"),
             _HELDOUT_ANSWERS if kind == "finetune" else _HELDOUT_TEXT,
         )
-    made.facts(_plain(metrics))
+    made.key_values(_plain(metrics))
 
 
 def _sources(made: Page, found: Mapping[str, Any]) -> None:
@@ -279,7 +279,7 @@ def _surroundings(made: Page, found: Mapping[str, Any]) -> None:
             "commit": f"{commit}, with changes" if git["dirty"] else commit,
             "libraries": ", ".join(f"{library} {version}" for library, version in one["libraries"].items()),
         }
-        made.facts(facts)
+        made.key_values(facts)
 
 
 def _plain(counted: Mapping[str, Any]) -> dict[str, str]:
@@ -292,7 +292,7 @@ def _plain(counted: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _written(value: object) -> str:
-    return figures.decimal(value) if isinstance(value, int | float) else str(value)
+    return number_format.decimal(value) if isinstance(value, int | float) else str(value)
 
 
 def _spoken(key: str) -> str:

@@ -7,9 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from meditron.ground.console import say
-from meditron.ground.errors import MeditronError, is_out_of_memory
-from meditron.ground.units import duration
+from meditron.core.console import info
+from meditron.core.errors import MeditronError, is_out_of_memory
+from meditron.core.units import duration
 from meditron.recipe.attempt import BESIDE, Attempt
 from meditron.recipe.decide import MAKES, Decision, Switches, decide, judge, refuse
 from meditron.recipe.estimate import Estimate, estimates
@@ -22,7 +22,7 @@ from meditron.recipe.report import HTML, render
 from meditron.recipe.schema import Recipe, Step
 from meditron.release.mix import FLOATS
 from meditron.store.artifact import Artifact
-from meditron.store.files import remove, sweep
+from meditron.store.files import remove, remove_temporaries
 from meditron.store.manifest import FILE_NAME as MANIFEST
 from meditron.store.manifest import record_files, write_manifest
 from meditron.store.results import FILE_NAME as RESULTS
@@ -216,10 +216,10 @@ def _build(recipe: Recipe, standing: Standing, standings: Mapping[str, Standing]
     """Do the work of one stage; its manifest is the last thing written."""
     name, folder, step = standing.name, standing.folder, standing.step
     goes_on = standing.begun is not None
-    say(f"{name}: {'goes on' if goes_on else 'begins'}")
+    info(f"{name}: {'goes on' if goes_on else 'begins'}")
     asked = payload(step, standing.digests)
     with Attempt(folder, asked) as attempt:
-        sweep(folder)
+        remove_temporaries(folder)
         inputs = {key: _artifact(standing, key, standings) for key in standing.inputs}
         began = time.monotonic()
         metrics = _work(step, inputs, folder)
@@ -231,7 +231,7 @@ def _build(recipe: Recipe, standing: Standing, standings: Mapping[str, Standing]
         metrics = {**metrics, "seconds": seconds, "attempts": attempt.begun.attempts}
         write_manifest(folder, manifest_of(standing, asked, metrics, files, began_at, standings))
     attempt.done()
-    say(f"{name}: done in {duration(seconds)}")
+    info(f"{name}: done in {duration(seconds)}")
     return replace(stand(recipe, recipe.steps[name], folder, standings), state="built")
 
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from meditron.ground.config import Config
-from meditron.ground.errors import RecipeError
-from meditron.ground.stage import StageConfig
+from meditron.core.config import Config
+from meditron.core.errors import RecipeError
+from meditron.core.stage import StageConfig
 from meditron.recipe.registry import STAGES, Stage
 from meditron.recipe.toml import Place, Source, nearest, read
 
@@ -100,7 +100,7 @@ def load_recipe(
         raise RecipeError(f"{path}: asks for no stage", hint=f"its tables may be {', '.join(known)}")
     configs = {name: step.config for name, step in steps.items()}
     for name, step in steps.items():
-        for key, why in step.config.misfits(configs).items():
+        for key, why in step.config.cross_stage_errors(configs).items():
             raise RecipeError(f"{source.where((step.stage.kind, key))}: {name}.{key}: {why}")
     return Recipe(path.stem, path, head.base, head.seed, steps, frozenset(known))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from meditron.ground.errors import RecipeError, UsageError
+from meditron.core.errors import RecipeError, UsageError
 
 __all__ = ["Source", "nearest", "read"]
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meditron.ground.errors import InputError, MeditronError
+from meditron.core.errors import InputError, MeditronError
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_weights import GGUFWeights, gguf_config, gguf_name
 from meditron.model.llama import Block, RMSNorm

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from meditron.ground.config import Beside
-from meditron.ground.stage import InputKind, StageConfig
+from meditron.core.config import NonSemantic
+from meditron.core.stage import InputKind, StageConfig
 from meditron.release.types import GGUFType
 
 __all__ = ["QuantizeConfig"]
@@ -20,7 +20,7 @@ class QuantizeConfig(StageConfig):
     types: tuple[GGUFType, ...] = Field(default=("F16",), min_length=1)
     """Types to write, one GGUF file each, named after the type."""
 
-    threads: Annotated[int | None, Beside] = Field(default=None, ge=1)
+    threads: Annotated[int | None, NonSemantic] = Field(default=None, ge=1)
     """Threads that quantize; all cores when absent. The bytes are the same."""
 
     @field_validator("types", mode="before")

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from meditron.ground.errors import UsageError
+from meditron.core.errors import UsageError
 from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import open_weights, save_gguf, save_hf
 from meditron.release.check import CHECK_KEY, ExportCheck
@@ -14,7 +14,7 @@ from meditron.release.quantize import carried_metadata, describe
 from meditron.release.staged import staged
 from meditron.store.ancestry import read_ancestry, write_ancestry
 from meditron.store.authorship import CARD, read_authorship, write_card
-from meditron.store.files import read_json, walk, write_json
+from meditron.store.files import list_files, read_json, write_json
 from meditron.store.models import ModelFiles, resolve
 
 __all__ = ["DType", "FloatType", "convert"]
@@ -71,7 +71,7 @@ def convert(
             ExportCheck(files, tokenizer).require_same(written, kind, out)
     if to_gguf:
         return describe(out, type or "F16") | {"path": str(out)}
-    size = sum(file.stat().st_size for file in walk(out))
+    size = sum(file.stat().st_size for file in list_files(out))
     return {"path": str(out), "dtype": kind, "bytes": size, "check": "passed" if check else "skipped"}
 
 

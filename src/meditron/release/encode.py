@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from meditron.ground.errors import MissingExtra
+from meditron.core.errors import MissingExtra
 from meditron.model.tensors import cannot_hold
 from meditron.store.gguf_types import tensor_type
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from meditron.ground.console import progress, say, table, warn
-from meditron.ground.errors import UsageError
-from meditron.ground.machine import cores
-from meditron.ground.units import size
+from meditron.core.console import info, progress, table, warn
+from meditron.core.errors import UsageError
+from meditron.core.machine import cores
+from meditron.core.units import size
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_weights import as_floats, gguf_config, gguf_header, model_tensors
 from meditron.model.tokenizer import model_tokenizer
@@ -99,7 +99,7 @@ def tell(files: Sequence[Mapping[str, Any]], *, answer: bool = False) -> None:
         if file["fallbacks"]:
             found = Counter(file["fallbacks"].values()).most_common()
             counts = ", ".join(f"{count} {kind}" for kind, count in found)
-            say(f"{file['type']}: {counts} instead, where rows are no whole blocks of what the mix has")
+            info(f"{file['type']}: {counts} instead, where rows are no whole blocks of what the mix has")
 
 
 def describe(path: Path, kind: GGUFType) -> dict[str, Any]:

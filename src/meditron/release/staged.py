@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from meditron.store.files import storing
+from meditron.store.files import translate_write_errors
 
 __all__ = ["staged"]
 
@@ -37,7 +37,7 @@ def staged(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        with storing(path):
+        with translate_write_errors(path):
             if temporary.is_dir():
                 _replace_model(path, temporary)
             else:

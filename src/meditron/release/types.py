@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 from typing import Literal, cast, get_args
 
-from meditron.ground.errors import UsageError
+from meditron.core.errors import UsageError
 
 __all__ = ["GGUFType", "gguf_type"]
 

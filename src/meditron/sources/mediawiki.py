@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meditron.ground.console import warn
-from meditron.ground.errors import InputError, MissingExtra
+from meditron.core.console import warn
+from meditron.core.errors import InputError, MissingExtra
 from meditron.sources.document import Document
 from meditron.sources.streams import chunks
 from meditron.sources.wikitext import Site, TooMuchMarkup, sections

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stringzilla import find
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.sources.document import Document
 from meditron.sources.streams import chunks
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from stringzilla import find, find_first_of
 
-from meditron.ground.errors import MissingExtra
+from meditron.core.errors import MissingExtra
 from meditron.sources.mathml import math_text
 from meditron.sources.scripts import END, SUB, SUP, resolve_scripts
 

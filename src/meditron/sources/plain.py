@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.sources.document import Document, Section
 from meditron.sources.streams import LONGEST_DOCUMENT, as_text, lines, whole
 from meditron.store.files import finite, unique_keys

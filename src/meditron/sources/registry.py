@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.core.errors import InputError, SourceError
 from meditron.sources import mediawiki, medline, plain
 from meditron.sources.document import Document, Reader
 from meditron.sources.kinds import refusal

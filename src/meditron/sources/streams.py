@@ -12,7 +12,7 @@ from typing import IO, Protocol
 
 import zstandard
 
-from meditron.ground.errors import InputError, MissingExtra, SourceError
+from meditron.core.errors import InputError, MissingExtra, SourceError
 from meditron.store.jsonl import LONGEST_LINE
 
 __all__ = ["LONGEST_DOCUMENT", "as_text", "chunks", "head", "lines", "whole"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meditron.ground.errors import MissingExtra
+from meditron.core.errors import MissingExtra
 from meditron.sources.document import Section
 from meditron.sources.scripts import END, SUB, SUP, resolve_scripts
 from meditron.sources.wiki_balance import VERBATIM, TooMuchMarkup, balance

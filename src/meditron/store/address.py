@@ -4,8 +4,8 @@ import hashlib
 import re
 import urllib.parse
 
-from meditron.ground.errors import SourceError
-from meditron.ground.redaction import public_address
+from meditron.core.errors import SourceError
+from meditron.core.redaction import public_address
 
 __all__ = ["checked", "stable_identity"]
 

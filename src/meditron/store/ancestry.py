@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.store.files import read_json, write_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles
@@ -51,10 +51,10 @@ class Training(_Record):
     """Name of the data: the task, the file's name, or `corpus`."""
     data_digest: str
     """Hexadecimal SHA-256 of the input that the data came from."""
-    template: str | None = None
-    """Finetuning's prompt template (`plain`, `tags`, `chat`); None for pretraining."""
-    layout: str | None = None
-    """Prompt layout of the task's questions; None for conversations and pretraining."""
+    chat_template: str | None = None
+    """Finetuning's chat template (`plain`, `tags`, `chat`); None for pretraining."""
+    prompt_template: str | None = None
+    """Prompt template of the task's questions; None for conversations and pretraining."""
     task: str | None = None
     """Name of the task that was trained; None for conversations and pretraining."""
     questions: tuple[Short, ...] = ()

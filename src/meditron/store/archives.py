@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.core.errors import InputError, SourceError
 from meditron.store.files import atomic
 
 __all__ = ["MODEL", "extract", "members", "select"]

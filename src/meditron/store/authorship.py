@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # gguf depends on it
 
-from meditron.ground.errors import InputError
-from meditron.store.files import atomic, reading
+from meditron.core.errors import InputError
+from meditron.store.files import atomic, translate_read_errors
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles
 
@@ -65,7 +65,7 @@ def read_authorship(files: ModelFiles) -> dict[str, Any]:
 def write_card(folder: Path, authorship: Mapping[str, Any], *, card: Path | None = None) -> None:
     """Write README.md: a copy of `card`, or a front matter that `read_authorship` reads back."""
     if card is not None and card.is_file():
-        with reading(card), atomic(folder / CARD) as copy:
+        with translate_read_errors(card), atomic(folder / CARD) as copy:
             copy.write(card.read_bytes())
         return
     lines = [f"{key}: {_yaml(value)}" for key, value in _to_front_matter(authorship)]
@@ -84,7 +84,7 @@ def _yaml(value: object) -> str:
 def _front_matter(card: Path) -> Mapping[str, Any]:
     if not card.is_file():
         return {}
-    with reading(card), card.open("rb") as file:
+    with translate_read_errors(card), card.open("rb") as file:
         head = file.read(MAX_FRONT_MATTER).decode("utf-8", "replace").removeprefix("\ufeff")
     match = re.match(r"---[ \t]*\r?\n(.*?)^---[ \t]*$", head, re.DOTALL | re.MULTILINE)
     if match is None:

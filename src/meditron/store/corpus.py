@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 from pydantic import StrictInt, StrictStr, TypeAdapter, ValidationError
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.core.errors import InputError, SourceError
 from meditron.store.identity import content_sha256
 from meditron.store.jsonl import read_jsonl
 
-__all__ = ["Part", "Text", "held_out", "texts"]
+__all__ = ["CorpusDocument", "SectionSpan", "held_out", "read_corpus"]
 
 _PARTS = TypeAdapter(list[tuple[StrictInt, StrictInt, StrictStr | None, StrictStr | None]])
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SectionSpan:
     """Where the text of one labelled section stands in its document's text."""
 
     start: int
@@ -32,7 +32,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class CorpusDocument:
     """One document of a corpus."""
 
     id: str
@@ -40,7 +40,7 @@ class Text:
     text: str
     file: Path
     """Where it stands."""
-    parts: tuple[Part, ...] = ()
+    parts: tuple[SectionSpan, ...] = ()
     """Its labelled sections, in order."""
 
     @property
@@ -54,7 +54,7 @@ class Text:
         return content_sha256(self.text)
 
 
-def texts(corpus: Path, split: Literal["train", "heldout"]) -> Iterator[Text]:
+def read_corpus(corpus: Path, split: Literal["train", "heldout"]) -> Iterator[CorpusDocument]:
     """Every document of a split, source by source, in the files' order.
 
     Raises:
@@ -73,14 +73,14 @@ def texts(corpus: Path, split: Literal["train", "heldout"]) -> Iterator[Text]:
             yield text
 
 
-def held_out(corpus: Path, documents: int) -> dict[str, list[Text]]:
+def held_out(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
     """Source → its held-out documents, at most `documents` of each, in the order of their content's hash.
 
     The order depends on nothing else, so the choice is unbiased, and adding documents only adds them to it.
     Raises as `texts` does.
     """
-    by_source: dict[str, list[Text]] = {}
-    for text in texts(corpus, "heldout"):
+    by_source: dict[str, list[CorpusDocument]] = {}
+    for text in read_corpus(corpus, "heldout"):
         chosen = by_source.setdefault(text.source, [])
         chosen.append(text)
         if len(chosen) >= 2 * documents:
@@ -88,11 +88,11 @@ def held_out(corpus: Path, documents: int) -> dict[str, list[Text]]:
     return {source: _first(chosen, documents) for source, chosen in by_source.items()}
 
 
-def _first(texts: list[Text], documents: int) -> list[Text]:
-    return heapq.nsmallest(documents, texts, key=lambda text: (text.content_sha256, text.id))
+def _first(read_corpus: list[CorpusDocument], documents: int) -> list[CorpusDocument]:
+    return heapq.nsmallest(documents, read_corpus, key=lambda text: (text.content_sha256, text.id))
 
 
-def _text(path: Path, number: int, line: dict[str, Any]) -> Text:
+def _text(path: Path, number: int, line: dict[str, Any]) -> CorpusDocument:
     if not all(isinstance(line.get(key), str) for key in ("id", "text")):
         raise InputError(path, "no document with an id and a text", place=f"row {number}")
     try:
@@ -104,4 +104,6 @@ def _text(path: Path, number: int, line: dict[str, Any]) -> Text:
     ends = [0, *(end for part in parts for end in part[:2]), len(line["text"])]
     if ends != sorted(ends):
         raise InputError(path, "its parts do not follow each other within the text", place=f"row {number}")
-    return Text(line["id"], path.parent.name, line["text"], path, tuple(Part(*part) for part in parts))
+    return CorpusDocument(
+        line["id"], path.parent.name, line["text"], path, tuple(SectionSpan(*part) for part in parts)
+    )

@@ -25,12 +25,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from meditron.ground.console import progress, say
-from meditron.ground.errors import DigestError, FetchError, InputError, SourceError
-from meditron.ground.redaction import public_address
+from meditron.core.console import info, progress
+from meditron.core.errors import DigestError, FetchError, InputError, SourceError
+from meditron.core.redaction import public_address
 from meditron.store.address import checked
 from meditron.store.content import wrong_content
-from meditron.store.files import make_folder, read_json, sha256_file, storing, write_json
+from meditron.store.files import make_folder, read_json, sha256_file, translate_write_errors, write_json
 
 __all__ = ["MAX_BYTES", "download", "forget"]
 
@@ -111,7 +111,7 @@ def _continue(url: str, part: Path, sha256: str | None) -> bool:
                     hint="what has arrived is kept; the same command continues it",
                 ) from broken
             pause = pauses.pop(0) if broken.pause is None else min(broken.pause, _LONGEST_PAUSE)
-            say(f"{public_address(url)}: {broken}; again in {pause:g} s")
+            info(f"{public_address(url)}: {broken}; again in {pause:g} s")
             time.sleep(pause)
         else:
             return before > 0
@@ -144,7 +144,7 @@ def _attempt(url: str, part: Path, sha256: str | None) -> None:
         whole = _whole(response, start)
         _require_acceptable(url, response, whole, sha256)
         write_json(_notes(part), asdict(_Begun(_hash(url), _validator(response.headers), sha256)))
-        with storing(part), open(part, "ab", opener=_append_only) as file:  # Path takes none
+        with translate_write_errors(part), open(part, "ab", opener=_append_only) as file:  # Path takes none
             done = _copy(response, file, url, start, whole)
             file.flush()
             os.fsync(file.fileno())

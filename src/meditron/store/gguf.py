@@ -22,8 +22,8 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from meditron.ground.errors import InputError
-from meditron.store.files import reading
+from meditron.core.errors import InputError
+from meditron.store.files import translate_read_errors
 from meditron.store.gguf_types import tensor_type_of_code
 from meditron.store.gguf_writer import (
     ARRAY,
@@ -33,11 +33,11 @@ from meditron.store.gguf_writer import (
     SCALARS,
     STRING,
     Array,
-    Deferred,
+    LazyTensor,
     write_gguf,
 )
 
-__all__ = ["GGUF", "Array", "Deferred", "TensorInfo", "Value", "require_whole", "write_gguf"]
+__all__ = ["GGUF", "Array", "LazyTensor", "TensorInfo", "Value", "require_whole", "write_gguf"]
 
 Value = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
 """A metadata value as the reader gives it."""
@@ -152,7 +152,7 @@ class GGUF:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with reading(path), path.open("rb") as file:
+        with translate_read_errors(path), path.open("rb") as file:
             if os.fstat(file.fileno()).st_size < 4:
                 raise InputError(path, "too short for a GGUF file", place="byte 0")
             self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -24,7 +24,7 @@ __all__ = [
     "SCALARS",
     "STRING",
     "Array",
-    "Deferred",
+    "LazyTensor",
     "write_gguf",
 ]
 
@@ -46,7 +46,7 @@ Array = npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np.uint8
 
 
 @dataclass(frozen=True, slots=True)
-class Deferred:
+class LazyTensor:
     """A tensor whose values are made when they are written, so that only one is in memory at a time."""
 
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class Deferred:
 
 
 def write_gguf(
-    path: Path, metadata: Mapping[str, Any], tensors: Iterable[tuple[str, Array | Deferred]]
+    path: Path, metadata: Mapping[str, Any], tensors: Iterable[tuple[str, Array | LazyTensor]]
 ) -> None:
     """Write a GGUF file (version 3), streaming and atomic.
 
@@ -88,18 +88,18 @@ def write_gguf(
             _pad(file, alignment)
 
 
-def _deferred(name: str, tensor: Array | Deferred) -> Deferred:
+def _deferred(name: str, tensor: Array | LazyTensor) -> LazyTensor:
     """A tensor as it is written; an array has the type of its dtype."""
-    if isinstance(tensor, Deferred):
+    if isinstance(tensor, LazyTensor):
         return tensor
     dtype = tensor.dtype.newbyteorder("<")
     for kind, known in _FLOATS.items():
         if known == dtype:
-            return Deferred(tensor.shape, kind, lambda: tensor)
+            return LazyTensor(tensor.shape, kind, lambda: tensor)
     raise TypeError(f"tensor {name} is {dtype}, neither float32 nor float16")
 
 
-def _infos(tensors: list[tuple[str, Deferred]], alignment: int) -> bytes:
+def _infos(tensors: list[tuple[str, LazyTensor]], alignment: int) -> bytes:
     infos, offset = bytearray(), 0
     for name, tensor in tensors:
         shape = tensor.shape[::-1]
@@ -109,7 +109,7 @@ def _infos(tensors: list[tuple[str, Deferred]], alignment: int) -> bytes:
     return bytes(infos)
 
 
-def _bytes(name: str, tensor: Deferred) -> memoryview:
+def _bytes(name: str, tensor: LazyTensor) -> memoryview:
     values = tensor.load()
     dtype: np.dtype[Any] = _FLOATS.get(tensor.type, np.dtype(np.uint8))
     whole = values.nbytes == tensor.nbytes if tensor.type not in _FLOATS else values.shape == tensor.shape

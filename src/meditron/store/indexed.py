@@ -19,10 +19,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from meditron.ground.errors import InputError
-from meditron.store.files import atomic, reading
+from meditron.core.errors import InputError
+from meditron.store.files import atomic, translate_read_errors
 
-__all__ = ["Ids", "Indexed", "IndexedWriter", "document_hashes", "token_dtype", "write_hashes"]
+__all__ = ["Ids", "IndexedDataset", "IndexedWriter", "document_hashes", "token_dtype", "write_hashes"]
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -56,9 +56,9 @@ def document_hashes(prefix: Path) -> list[str]:
         InputError: its length is not that of one hash per document.
     """
     path = _beside(prefix, ".hashes")
-    with reading(path):
+    with translate_read_errors(path):
         data = path.read_bytes()
-    documents = len(Indexed(prefix))
+    documents = len(IndexedDataset(prefix))
     if len(data) != 8 * documents:
         raise InputError(path, f"{len(data)} bytes; {documents} documents have {8 * documents}")
     return [data[at : at + 8].hex() for at in range(0, len(data), 8)]
@@ -116,7 +116,7 @@ class IndexedWriter:
             self._closing.__exit__(kind, error, trace)
 
 
-class Indexed:
+class IndexedDataset:
     """Memory-mapped documents of a `.bin`/`.idx` pair: `len`, `[i]` → ids of document i (read-only).
 
     Every count, length and offset is checked against the files' sizes before use: InputError, with the
@@ -127,7 +127,7 @@ class Indexed:
         self.prefix = prefix
         bin_path, self._idx = _beside(prefix, ".bin"), _beside(prefix, ".idx")
         for path in (bin_path, self._idx):
-            with reading(path), path.open("rb"):
+            with translate_read_errors(path), path.open("rb"):
                 pass
         dtype, lengths, boundaries = self._read_index(bin_path.stat().st_size)
         self.tokens: Ids = (

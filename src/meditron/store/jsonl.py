@@ -16,8 +16,8 @@ from typing import IO, Any, BinaryIO, Self, cast
 
 import zstandard
 
-from meditron.ground.errors import InputError
-from meditron.store.files import atomic, reading
+from meditron.core.errors import InputError
+from meditron.store.files import atomic, translate_read_errors
 
 __all__ = ["LONGEST_LINE", "MOST_VALUES", "JsonlWriter", "check_values", "read_jsonl"]
 
@@ -62,7 +62,7 @@ def check_values(line: bytes) -> None:
 
 
 def _open(path: Path) -> BinaryIO:
-    with reading(path):
+    with translate_read_errors(path):
         return path.open("rb")
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from meditron.ground.console import say
-from meditron.ground.errors import StorageError
-from meditron.store.files import make_folder, storing
+from meditron.core.console import info
+from meditron.core.errors import StorageError
+from meditron.store.files import make_folder, translate_write_errors
 
 __all__ = ["exclusive_lock", "lock_file"]
 
@@ -24,7 +24,7 @@ def lock_file(path: Path) -> Iterator[int]:
             written through: it may be a file of the user's.
     """
     make_folder(path.parent)
-    with storing(path):
+    with translate_write_errors(path):
         try:
             descriptor = os.open(
                 path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644
@@ -56,7 +56,7 @@ def exclusive_lock(path: Path, waiting: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(waiting)
+            info(waiting)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
 

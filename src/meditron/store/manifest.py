@@ -21,8 +21,8 @@ from pydantic import (
     ValidationError,
 )
 
-from meditron.ground.errors import InputError
-from meditron.store.files import canonical, digest_of, read_json, sha256_file, walk, write_json
+from meditron.core.errors import InputError
+from meditron.store.files import canonical, digest_of, list_files, read_json, sha256_file, write_json
 
 __all__ = [
     "FILE_NAME",
@@ -130,7 +130,7 @@ def record_files(folder: Path, *, beside: Sequence[str] = _BESIDE) -> list[FileR
     InputError for a file whose name is no UTF-8, which a manifest cannot hold.
     """
     records = []
-    for path in walk(folder):
+    for path in list_files(folder):
         relative = path.relative_to(folder).as_posix()
         if not relative.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in relative):
             raise InputError(

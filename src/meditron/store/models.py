@@ -7,10 +7,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.core.errors import InputError, SourceError
 from meditron.store.archives import MODEL, members, select
 from meditron.store.fetch import expanded, fetch, missing, parse, public
-from meditron.store.files import exists, reading
+from meditron.store.files import exists, translate_read_errors
 
 __all__ = ["ModelFiles", "resolve"]
 
@@ -60,7 +60,7 @@ def resolve(model: str | os.PathLike[str]) -> ModelFiles:
 
 
 def _file(spec: str, path: Path) -> ModelFiles:
-    with reading(path), path.open("rb") as file:
+    with translate_read_errors(path), path.open("rb") as file:
         magic = file.read(4)
     if magic == b"GGUF":
         return ModelFiles(spec, "gguf", path)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from meditron.ground.errors import InputError, SourceError
-from meditron.ground.statistics import FEWEST, holm
+from meditron.core.errors import InputError, SourceError
+from meditron.core.statistics import FEWEST, holm
 from meditron.store.files import read_json, write_json
 
 __all__ = [
@@ -76,7 +76,7 @@ class Perplexity(_Record):
     """95 % bootstrap interval of the perplexity; documents are the unit."""
     bits_per_byte: float
     """The same loss by the text's bytes: compares between tokenizers, as perplexity does not."""
-    cut: int = Field(ge=0)
+    truncated: int = Field(ge=0)
     """Documents of which only the first tokens were scored."""
     data_sha256: str
     """SHA-256 over the ids and text hashes of the documents scored."""
@@ -98,12 +98,12 @@ class TaskScore(Accuracy):
     model: str
     task: str
     version: int
-    """Of the task: the same task, version and layout mean the same prompts."""
+    """Of the task: the same task, version and template mean the same prompts."""
     data: str
     """Name of the file of questions, or of the task if it is made from a corpus."""
     split: str | None = None
     """Name of the split that was asked, as the data names it; None if the data has no split."""
-    layout: str
+    template: str
     """How a question was laid out as a prompt."""
     prompt_form: str
     """`raw` (plain text), or the name of the chat template in whose turns the prompt stands."""
@@ -130,7 +130,7 @@ class TaskScore(Accuracy):
     """Share of the answers that named an option; 1 where options were compared."""
     option_probability_mass: float = Field(ge=0, le=1)
     """Mean probability of all options together, as first tokens: how much of the model's belief was asked."""
-    cut: int = Field(default=0, ge=0)
+    truncated: int = Field(default=0, ge=0)
     """Questions whose prompt lost its beginning, as it is longer than the model's context."""
     classes: tuple[str, ...] = ()
     """The options, where they are the same for every question."""
@@ -177,7 +177,7 @@ class Fidelity(_Record):
     """95 % bootstrap intervals of `perplexity_ratio` (model by against), `kl_mean` and `top_agreement`;
     documents are the unit."""
     perplexity_ratio: float
-    cut: int = Field(default=0, ge=0)
+    truncated: int = Field(default=0, ge=0)
     """Documents of which only the first tokens were predicted."""
     data_sha256: str
 
@@ -220,7 +220,7 @@ class TrainingRecord(_Record):
     stage: str
     kind: str
     data: str
-    template: str | None = None
+    chat_template: str | None = None
     questions: int = Field(ge=0)
     """Questions trained on."""
     documents: int | None = None

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from meditron.ground.console import warn
-from meditron.ground.errors import InputError
+from meditron.core.console import warn
+from meditron.core.errors import InputError
 from meditron.sources.streams import as_text
 from meditron.store.files import read_json
 from meditron.tasks.choices import Convention, Malformed
-from meditron.tasks.layout import LAYOUTS
+from meditron.tasks.formats import SHAPES, DatasetFormat, Draft, lowered, to_question
+from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 from meditron.tasks.question import Question, place
 from meditron.tasks.rows import Row, read_rows
-from meditron.tasks.shapes import SHAPES, Draft, Shape, lowered, to_question
 from meditron.tasks.task import Questions, Split, Task
 
 __all__ = ["file_task"]
@@ -48,7 +48,7 @@ def file_task(path: Path) -> Task:
         shape.title,
         shape.licence,
         shape.origin,
-        LAYOUTS[shape.layout],
+        PROMPT_TEMPLATES[shape.template],
         splits.__getitem__,
         data=as_text(Path(path.name)),
         split=split,
@@ -61,7 +61,7 @@ def _stem(path: Path) -> str:
     return _CONTROL.sub("?", as_text(Path(path.name)))
 
 
-def _shape(path: Path, rows: list[Row]) -> Shape:
+def _shape(path: Path, rows: list[Row]) -> DatasetFormat:
     if not rows:
         raise InputError(path, "the file holds no questions")
     for shape in SHAPES:
@@ -83,7 +83,7 @@ def _lowered(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
             raise InputError(path, str(error), place=row.place) from error
 
 
-def _questions(path: Path, shape: Shape, rows: list[Row]) -> Questions:
+def _questions(path: Path, shape: DatasetFormat, rows: list[Row]) -> Questions:
     """The rows' questions in the order of their ids' SHA-256."""
     found: dict[str, Question] = {}
     skipped: Counter[str] = Counter()
@@ -104,7 +104,7 @@ def _questions(path: Path, shape: Shape, rows: list[Row]) -> Questions:
     )
 
 
-def _read(path: Path, shape: Shape, rows: list[Row]) -> Iterator[tuple[Row, Question | str]]:
+def _read(path: Path, shape: DatasetFormat, rows: list[Row]) -> Iterator[tuple[Row, Question | str]]:
     """Yield each row with its question, or with the reason for which it is left out."""
     drafts: list[Draft | Malformed] = []
     for row in rows:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from meditron.ground.errors import SourceError, UsageError
+from meditron.core.errors import SourceError, UsageError
 from meditron.tasks.files import file_task
-from meditron.tasks.layout import find_layout
+from meditron.tasks.prompt_template import find_prompt_template
 from meditron.tasks.sections import NAME, pubmed_sections
 from meditron.tasks.task import Task
 
@@ -20,21 +20,21 @@ TASKS: dict[str, Callable[[Path], Task]] = {NAME: pubmed_sections}
 """The tasks that are made from a corpus, by name: each from the folder of a corpus artifact."""
 
 
-def open_task(spec: str, *, corpus: Path | None = None, layout: str | None = None) -> Task:
+def open_task(spec: str, *, corpus: Path | None = None, template: str | None = None) -> Task:
     """The task of this name, or of this file.
 
     Args:
         spec: a name in TASKS, or a JSONL, JSON or CSV file of questions, plain or compressed.
         corpus: the folder of a corpus artifact, for tasks that are made from one.
-        layout: a name in LAYOUTS; the task's own when absent.
+        template: a name in PROMPT_TEMPLATES; the task's own when absent.
 
     Raises:
-        UsageError: no such task, file or layout; the task needs a corpus and none is given.
+        UsageError: no such task, file or template; the task needs a corpus and none is given.
         InputError: the file is damaged, of no known shape, or one of its rows is no question; names the line.
     """
-    chosen = find_layout(layout) if layout is not None else None
+    chosen = find_prompt_template(template) if template is not None else None
     task = _open(spec, corpus)
-    return replace(task, layout=chosen) if chosen else task
+    return replace(task, template=chosen) if chosen else task
 
 
 def _open(spec: str, corpus: Path | None) -> Task:

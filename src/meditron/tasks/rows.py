@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.sources.streams import chunks
 from meditron.store.files import unique_keys
 

@@ -14,11 +14,11 @@ from heapq import nsmallest
 from pathlib import Path
 from typing import Literal
 
-from meditron.ground.errors import UsageError
-from meditron.store.corpus import Part, Text, texts
+from meditron.core.errors import UsageError
+from meditron.store.corpus import CorpusDocument, SectionSpan, read_corpus
 from meditron.store.identity import normalize
 from meditron.tasks.balance import balanced
-from meditron.tasks.layout import LAYOUTS, SECTIONS
+from meditron.tasks.prompt_template import PROMPT_TEMPLATES, SECTIONS
 from meditron.tasks.question import Question, place
 from meditron.tasks.sentences import sentences
 from meditron.tasks.task import Questions, Split, Task
@@ -50,7 +50,7 @@ def pubmed_sections(corpus: Path) -> Task:
         "The section of its abstract in which a sentence stands",
         "the corpus' own: sentences of its abstracts",
         "Dernoncourt & Lee 2017, arXiv 1710.06071; abstracts and section categories: PubMed, NLM",
-        LAYOUTS["sections"],
+        PROMPT_TEMPLATES["sections"],
         partial(_questions, corpus),
         split=_SPLITS["test"],
     )
@@ -69,22 +69,24 @@ def _questions(corpus: Path, split: Split) -> Questions:
 
 
 def _rows(corpus: Path, split: Split, left_out: Set[str] = frozenset()) -> tuple[Question, ...]:
-    structured = (text for text in texts(corpus, _SPLITS[split]) if any(_asked(part) for part in text.parts))
+    structured = (
+        text for text in read_corpus(corpus, _SPLITS[split]) if any(_asked(part) for part in text.parts)
+    )
     first = nsmallest(_MOST, structured, key=lambda text: place(text.id))
     found = {text.id: (text, of) for text in first if (of := _choices(text, left_out))}
     chosen = balanced((identity, frozenset(of)) for identity, (_, of) in found.items())
     return tuple(_question(*found[identity], gold) for identity, gold in chosen)
 
 
-def _question(text: Text, of: Mapping[int, str], gold: int) -> Question:
+def _question(text: CorpusDocument, of: Mapping[int, str], gold: int) -> Question:
     return Question(text.id, of[gold], SECTIONS, gold, document=text.content_sha256)
 
 
-def _asked(part: Part) -> bool:
+def _asked(part: SectionSpan) -> bool:
     return part.category in _CATEGORIES
 
 
-def _choices(text: Text, left_out: Set[str]) -> dict[int, str]:
+def _choices(text: CorpusDocument, left_out: Set[str]) -> dict[int, str]:
     """The sentence that may be asked of each section: of several, one by the hash of the abstract's id."""
     of: dict[int, list[str]] = {}
     for part in filter(_asked, text.parts):

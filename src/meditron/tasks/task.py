@@ -1,4 +1,4 @@
-"""What a benchmark is: questions with options, the layout that asks them, and where they come from."""
+"""What a benchmark is: questions with options, the template that asks them, and where they come from."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from meditron.tasks.layout import Layout, Rendered
+from meditron.tasks.prompt_template import PromptTemplate, Rendered
 from meditron.tasks.question import Question
 
 __all__ = ["Question", "Questions", "Split", "Task", "prompts_sha256", "questions_sha256"]
@@ -33,7 +33,7 @@ class Task:
     licence: str
     origin: str
     """Where the questions come from: a citation or an address."""
-    layout: Layout
+    template: PromptTemplate
     """How a question is laid out as a prompt, unless another is asked for."""
     read: Callable[[Split], Questions]
     """Reads a split; called once for each."""
@@ -65,7 +65,7 @@ class Task:
 
     def prompt_sha256(self, split: Split) -> str:
         """SHA-256 over all zero-shot prompts of a split with their options. Raises as `rows`."""
-        return prompts_sha256(map(self.layout.render, self.rows(split)))
+        return prompts_sha256(map(self.template.render, self.rows(split)))
 
     def _questions(self, split: Split) -> Questions:
         if split not in self._read:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer as Backend
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 
 __all__ = ["build", "guarded", "risky"]
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.text.budget import Budget, refuse_longer
 from meditron.text.sandbox import Environment
 

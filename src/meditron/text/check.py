@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle, islice, zip_longest
 
-from meditron.ground.errors import MeditronError
+from meditron.core.errors import MeditronError
 from meditron.text.chat import Message
 from meditron.text.prompt import conversation_ids, rendered
 from meditron.text.tokenizer import Tokenizer

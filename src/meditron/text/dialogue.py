@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from meditron.ground.errors import InputError, UsageError
+from meditron.core.errors import InputError, UsageError
 from meditron.text.chat import FIXED_DATE, Message
 from meditron.text.prompt import conversation_ids, rendered
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 __all__ = [
     "ROLES",
     "TEMPLATES",
-    "Labelled",
     "QuestionIds",
     "Span",
+    "TokenizedConversation",
     "Turn",
     "answered",
+    "decode_spans",
     "label",
+    "parse_messages",
     "question_ids",
-    "speaking",
-    "spoken",
-    "turns",
+    "with_chat_template",
 ]
 
 _ASSISTANT = "assistant"
@@ -106,7 +106,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class TokenizedConversation:
     """The tokens of a conversation, and the spans that together are all of them."""
 
     ids: tuple[int, ...]
@@ -138,7 +138,7 @@ class _Piece:
     ends: bool = True
 
 
-def turns(messages: object) -> tuple[Turn, ...]:
+def parse_messages(messages: object) -> tuple[Turn, ...]:
     """The turns of a row's `messages`; ValueError, in one line, for what is no answered conversation."""
     if not isinstance(messages, list) or not messages:
         raise ValueError("no list of messages")
@@ -190,7 +190,7 @@ def _in_loss(message: Mapping[str, object]) -> bool | None:
     return told[0] if told else None
 
 
-def label(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -> Labelled:
+def label(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -> TokenizedConversation:
     """The tokens of a conversation under a template, and which of them are learned.
 
     Raises:
@@ -244,14 +244,16 @@ def question_ids(tokenizer: "Tokenizer", messages: Sequence[Message], options: S
     return QuestionIds(tuple(prompt[:shared]), tuple(tuple(ids[shared:]) for _, ids in rows))
 
 
-def speaking(tokenizer: "Tokenizer", template: str) -> "Tokenizer":
+def with_chat_template(tokenizer: "Tokenizer", template: str) -> "Tokenizer":
     """The tokenizer with the chat template that a model finetuned on `template` is to be talked to with."""
     if template not in _JINJA:
         return tokenizer
     return replace(tokenizer, special=replace(tokenizer.special, chat_template=_JINJA[template]))
 
 
-def spoken(tokenizer: "Tokenizer", ids: Sequence[int], spans: Iterable[Span]) -> Iterator[tuple[Span, str]]:
+def decode_spans(
+    tokenizer: "Tokenizer", ids: Sequence[int], spans: Iterable[Span]
+) -> Iterator[tuple[Span, str]]:
     """Each span with its text, the names of control tokens with it."""
     end, before = 0, ""
     for span in spans:
@@ -331,7 +333,7 @@ def _text(
     )
 
 
-def _labelled(tokenizer: "Tokenizer", pieces: Sequence[_Piece], *, bos: bool | None) -> Labelled:
+def _labelled(tokenizer: "Tokenizer", pieces: Sequence[_Piece], *, bos: bool | None) -> TokenizedConversation:
     texts = [piece.text for piece in pieces]
     ids = tokenizer.encode("".join(texts), special=True, bos=bos)
     spans: list[Span] = []
@@ -346,7 +348,7 @@ def _labelled(tokenizer: "Tokenizer", pieces: Sequence[_Piece], *, bos: bool | N
             stop = _stop(tokenizer, ids, begin, end) if piece.ends else end
         spans += [Span(piece.role, stop - begin, True), Span(piece.role, end - stop, False)]
         begin = end
-    return Labelled(tuple(ids), tuple(span for span in spans if span.tokens))
+    return TokenizedConversation(tuple(ids), tuple(span for span in spans if span.tokens))
 
 
 def _common(some: Sequence[int], others: Sequence[int]) -> int:

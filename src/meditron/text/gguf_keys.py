@@ -9,7 +9,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.text.special import Special
 
 __all__ = ["NAMED_KEYS", "Keys", "TokenType"]

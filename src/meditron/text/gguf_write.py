@@ -7,7 +7,7 @@ tokenizer.json is therefore either one that llama.cpp applies, one that cannot c
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.text.gguf_keys import NAMED_KEYS, TokenType
 from meditron.text.gguf_vocab import splits_of
 from meditron.text.pieces import PREFIX, SPACES, byte_alphabet, is_byte_piece, strips_space

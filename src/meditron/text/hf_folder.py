@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from meditron.ground.errors import InputError, SourceError
+from meditron.core.errors import InputError, SourceError
 from meditron.store.files import read_json
 from meditron.text import gguf_vocab
 from meditron.text.hf_tokens import NAMED, Names, merged_config, names_of, tokens_to_add, with_tokens

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.text.backend import build, guarded
 
 __all__ = ["NAMED", "Names", "merged_config", "names_of", "tokens_to_add", "with_tokens"]

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from meditron.ground.errors import UsageError
+from meditron.core.errors import UsageError
 from meditron.text.pieces import METASPACE, PREFIX, SPACES
 from meditron.text.pretokenizers import is_known
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from meditron.ground.errors import UsageError
+from meditron.core.errors import UsageError
 from meditron.text.chat import Message, render
 
 if TYPE_CHECKING:

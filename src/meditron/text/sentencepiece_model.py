@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from meditron.ground.errors import InputError
-from meditron.store.files import reading
+from meditron.core.errors import InputError
+from meditron.store.files import translate_read_errors
 
 __all__ = ["read_metadata"]
 
@@ -78,7 +78,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
     Raises InputError for a damaged file and for a model that needs more than those keys can say.
     """
-    with reading(path):
+    with translate_read_errors(path):
         size = path.stat().st_size
         if size > _MAX_BYTES:
             raise InputError(path, f"has {size:,} bytes, more than {_MAX_BYTES:,}")

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from meditron.ground.errors import InputError, SourceError, UsageError
+from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.store.files import atomic
 from meditron.text import gguf_vocab, hf_folder, long
 from meditron.text.backend import build, guarded

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from meditron.ground.console import warn
-from meditron.ground.errors import InputError, SourceError, StorageError
-from meditron.store.files import make_folder, read_json, sha256_file, storing, write_json
+from meditron.core.console import warn
+from meditron.core.errors import InputError, SourceError, StorageError
+from meditron.store.files import make_folder, read_json, sha256_file, translate_write_errors, write_json
 from meditron.train.optimizer import MasterAdamW
 
 __all__ = ["Checkpoints"]
@@ -134,7 +134,7 @@ def _checked(folder: Path, step: int) -> dict[str, Any]:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with storing(path):
+    with translate_write_errors(path):
         try:
             save_file(dict(tensors), path)
         except SafetensorError as error:  # the library's word for an OSError

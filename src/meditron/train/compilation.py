@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from meditron.ground.errors import MeditronError
+from meditron.core.errors import MeditronError
 from meditron.model.llama import Llama
 from meditron.store.files import cache_folder
 from meditron.train.attention import attend

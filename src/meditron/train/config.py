@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from meditron.ground.config import Beside
-from meditron.ground.machine import DType
-from meditron.ground.stage import InputKind, StageConfig
+from meditron.core.config import NonSemantic
+from meditron.core.machine import DType
+from meditron.core.stage import InputKind, StageConfig
 
 __all__ = ["FinetuneConfig", "PretrainConfig", "TrainingConfig"]
 
@@ -65,13 +65,13 @@ class TrainingConfig(StageConfig):
     heldout_every: _Positive | None = None
     """Steps between two evaluations of the held-out loss; absent: only at the start and at the end."""
 
-    checkpoint_every: Annotated[_Positive, Beside] = 10
+    checkpoint_every: Annotated[_Positive, NonSemantic] = 10
     """Optimizer steps between two checkpoints: what a killed run repeats at most."""
 
-    keep_checkpoints: Annotated[_Positive, Beside] = 2
+    keep_checkpoints: Annotated[_Positive, NonSemantic] = 2
     """Newest checkpoints to keep; a damaged one is then not the last."""
 
-    threads: Annotated[_Positive | None, Beside] = None
+    threads: Annotated[_Positive | None, NonSemantic] = None
     """CPU threads; absent: as many as there are cores. Recorded, as another number may round differently."""
 
     def input_kinds(self) -> dict[str, InputKind]:
@@ -121,7 +121,7 @@ class PretrainConfig(TrainingConfig):
         """The model to go on from, the tokenized training split, and the corpus for its held-out split."""
         return {"base": self.on, "tokens": "tokenize", "corpus": "corpus"}
 
-    def misfits(self, stages: Mapping[str, StageConfig]) -> dict[str, str]:
+    def cross_stage_errors(self, stages: Mapping[str, StageConfig]) -> dict[str, str]:
         """A mixture of what is no source of the corpus."""
         if self.mixture and "corpus" in stages:
             sources = stages["corpus"].inputs()

@@ -10,14 +10,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from meditron.ground.errors import RecipeError
+from meditron.core.errors import RecipeError
 from meditron.train.samples import IGNORE, Row, shuffled
 
 __all__ = ["Documents", "Mixture", "Stream", "schedule"]
 
 
 class Documents(Protocol):
-    """Tokenized documents, each with its end-of-text token; `store.indexed.Indexed` is one."""
+    """Tokenized documents, each with its end-of-text token; `store.indexed.IndexedDataset` is one."""
 
     @property
     def sizes(self) -> NDArray[np.integer]:

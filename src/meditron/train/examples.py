@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.store.identity import content_sha256
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 from meditron.tasks.task import Question, Task
-from meditron.text.dialogue import Labelled, Turn, answered, label, turns
+from meditron.text.dialogue import TokenizedConversation, Turn, answered, label, parse_messages
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["FILE_NAME", "SPLITS", "Conversation", "Example", "choose", "of_file", "of_task", "write_rows"]
@@ -65,7 +65,7 @@ class Example:
     content: str
     """As the conversation's."""
     turns: tuple[Turn, ...]
-    labelled: Labelled
+    labelled: TokenizedConversation
 
 
 def of_file(path: Path) -> Iterator[Conversation]:
@@ -78,7 +78,7 @@ def of_file(path: Path) -> Iterator[Conversation]:
         place = f"row {number}"
         try:
             _refuse_what_is_not_read(row)
-            conversation = turns(row.get("messages"))
+            conversation = parse_messages(row.get("messages"))
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
         name = row.get("id", _hash(json.dumps(row["messages"], sort_keys=True))[:16])
@@ -95,7 +95,7 @@ def _refuse_what_is_not_read(row: Mapping[str, Any]) -> None:
 
 
 def of_task(task: Task, template: str, path: Path) -> Iterator[Conversation]:
-    """A task's training questions as its layout asks them, each answered with its gold option.
+    """A task's training questions as its template asks them, each answered with its gold option.
 
     `path`: where the task is from.
 
@@ -117,7 +117,7 @@ def of_task(task: Task, template: str, path: Path) -> Iterator[Conversation]:
 
 
 def _asked(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
-    rendered = task.layout.render(question)
+    rendered = task.template.render(question)
     return answered(rendered.prompt, rendered.continuations[question.gold], template)
 
 

@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meditron.ground.console import warn
-from meditron.ground.errors import RecipeError
-from meditron.ground.pages import Page
+from meditron.core.console import warn
+from meditron.core.errors import RecipeError
 from meditron.model.llama import Llama
 from meditron.model.tokenizer import model_tokenizer
+from meditron.report.pages import Page
 from meditron.store.ancestry import Training
 from meditron.store.artifact import Artifact
 from meditron.store.identity import short
@@ -17,7 +17,7 @@ from meditron.store.models import resolve
 from meditron.tasks.overlap import training_hashes
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
-from meditron.text.dialogue import speaking, spoken
+from meditron.text.dialogue import decode_spans, with_chat_template
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.config import FinetuneConfig
 from meditron.train.data_identity import hex_digest, text_hashes
@@ -46,7 +46,7 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     The rows, with their tokens and roles, stay in `rows.jsonl.zst`. What else it leaves, returns and raises
     is said in `training.train`. The metrics' own: `rows` (how many are trained on, held out, too long),
     `answer_tokens` (learned in an epoch), `longest` (tokens of a row), `fill` (share of the packed rows'
-    places that hold a token), `task` (name, version, layout, licence).
+    places that hold a token), `task` (name, version, template, licence).
 
     Raises:
         InputError: a row is no conversation with an answer, or a training question is a test question.
@@ -77,7 +77,7 @@ def _material(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path)
     return Material(
         title="Finetuning",
         label="finetune",
-        tokenizer=speaking(tokenizer, config.template),
+        tokenizer=with_chat_template(tokenizer, config.template),
         samples=samples,
         training=_training(config, inputs, out.name, name, task, trained),
         heldout=partial(
@@ -112,8 +112,8 @@ def _source(
 
 
 def _task_facts(task: Task) -> dict[str, Any]:
-    layout = {"name": task.layout.name, "version": task.layout.version}
-    return {"name": task.name, "version": task.version, "layout": layout, "licence": task.licence}
+    template = {"name": task.template.name, "version": task.template.version}
+    return {"name": task.name, "version": task.version, "template": template, "licence": task.licence}
 
 
 def _training(
@@ -135,8 +135,8 @@ def _training(
         kind="finetune",
         data=name,
         data_digest=hex_digest(source),
-        template=config.template,
-        layout=task.layout.name if task else None,
+        chat_template=config.template,
+        prompt_template=task.template.name if task else None,
         task=task.name if task else None,
         questions=tuple(sorted(questions)),
         variants=tuple(sorted(set[str]().union(*map(training_hashes, read)) - questions)),
@@ -179,7 +179,7 @@ def _show(
 ) -> None:
     """How many rows there are, and some of them by role."""
     page.section("Rows")
-    page.facts(
+    page.key_values(
         {
             "trained on": f"{counts['train']:,}",
             "held out": f"{counts['heldout']:,}",
@@ -188,5 +188,5 @@ def _show(
     )
     page.text("Some of what was trained on, as the model meets it. What is underlined counts in the loss.")
     for example in examples:
-        told = spoken(tokenizer, example.labelled.ids, example.labelled.spans)
+        told = decode_spans(tokenizer, example.labelled.ids, example.labelled.spans)
         page.passage([(text, span.role, span.learned) for span, text in told])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meditron.ground.errors import TrainingError
+from meditron.core.errors import TrainingError
 from meditron.model.llama import Llama
 from meditron.model.masks import document_mask
 from meditron.model.nll import nll_sum

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Self
 
-from meditron.store.files import atomic, storing
+from meditron.store.files import atomic, translate_write_errors
 
 __all__ = ["MetricsFile"]
 
@@ -31,13 +31,13 @@ class MetricsFile:
     def append(self, row: dict[str, Any]) -> None:
         """Write one line; a program that follows the file sees it at once."""
         self.rows.append(row)
-        with storing(self._path):
+        with translate_write_errors(self._path):
             self._file.write(f"{_line(row)}\n")
             self._file.flush()
 
     def sync(self) -> None:
         """Have every line on the disk: a checkpoint is about to promise that they are there."""
-        with storing(self._path):
+        with translate_write_errors(self._path):
             os.fsync(self._file.fileno())
 
     def spike(self, loss: float) -> bool:

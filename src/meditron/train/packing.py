@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from meditron.text.dialogue import Labelled
+from meditron.text.dialogue import TokenizedConversation
 from meditron.train.samples import IGNORE, Row, shuffled
 
 __all__ = ["Packed", "pack"]
@@ -41,7 +41,7 @@ class Packed:
 
     def __init__(
         self,
-        examples: Sequence[tuple[str, Labelled]],
+        examples: Sequence[tuple[str, TokenizedConversation]],
         *,
         name: str,
         length: int,
@@ -102,7 +102,7 @@ class Packed:
         return self._ends[-1] / (len(self._rows) * self._length) if self._together else 1.0
 
 
-def _targets(labelled: Labelled) -> np.ndarray:
+def _targets(labelled: TokenizedConversation) -> np.ndarray:
     """What each token of an example should predict: the next one where that is learned."""
     next_S = np.array([*labelled.ids[1:], IGNORE])
     return np.where([*labelled.learned[1:], False], next_S, IGNORE)

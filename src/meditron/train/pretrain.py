@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meditron.ground.errors import InputError
+from meditron.core.errors import InputError
 from meditron.store.ancestry import MAX_DOCUMENTS, Training
 from meditron.store.artifact import Artifact
-from meditron.store.indexed import Indexed, document_hashes
+from meditron.store.indexed import IndexedDataset, document_hashes
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.config import PretrainConfig
 from meditron.train.data import Mixture
@@ -60,7 +60,7 @@ def _documents(samples: Mixture, folder: Path) -> tuple[str, ...] | None:
 
 def _mixture(config: PretrainConfig, folder: Path) -> Mixture:
     """The rows of the whole run from the token files in `folder`."""
-    found = {path.stem: Indexed(path.with_suffix("")) for path in sorted(folder.glob("*.idx"))}
+    found = {path.stem: IndexedDataset(path.with_suffix("")) for path in sorted(folder.glob("*.idx"))}
     if not found:
         raise InputError(folder, "no token files")
     return Mixture(

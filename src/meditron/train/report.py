@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meditron.ground.charts import lines
-from meditron.ground.pages import Page
-from meditron.ground.units import duration
+from meditron.core.units import duration
+from meditron.report.charts import lines
+from meditron.report.pages import Page
 
 __all__ = ["write_report"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from meditron.ground.console import say
+from meditron.core.console import info
 
 __all__ = ["Interruption", "interruptible", "repeatable"]
 
@@ -53,7 +53,7 @@ def interruptible() -> Iterator[Interruption]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         interruption.asked = True
-        say("stopping after this step; once more to stop at once")
+        info("stopping after this step; once more to stop at once")
         for known, handler in before.items():
             signal.signal(known, handler)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from meditron.ground.console import Bar, progress, say
-from meditron.ground.errors import InputError, RecipeError, TrainingError
-from meditron.ground.machine import describe, matrix_dtype
-from meditron.ground.pages import Page
+from meditron.core.console import Bar, info, progress
+from meditron.core.errors import InputError, RecipeError, TrainingError
+from meditron.core.machine import describe, matrix_dtype
 from meditron.model.llama import Llama
 from meditron.model.weights import load_model, save_hf
+from meditron.report.pages import Page
 from meditron.store.ancestry import Training, write_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.files import read_json, write_json
@@ -189,7 +189,7 @@ class _Training:
             metrics.sync()
             self.checkpoints.save(done, self.optimizer)
         if interruption.asked:
-            say(f"stopped after step {done} of {self.steps}: the same command goes on from there")
+            info(f"stopped after step {done} of {self.steps}: the same command goes on from there")
             raise KeyboardInterrupt
 
     def _tokens(self, done: int) -> int:

@@ -1,0 +1,37 @@
+"""An estimate of the energy that the stages took: seconds × assumed watts × what the building adds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from meditron.release.card.config import EnergyConfig
+from meditron.store.manifest import Manifest
+
+__all__ = ["estimate"]
+
+_KWH = 3.6e6  # joules
+
+
+def estimate(stages: Sequence[Manifest], config: EnergyConfig) -> dict[str, Any]:
+    """The energy of each stage and of all, as if every core and GPU of its machine had been busy throughout.
+
+    The method of Lannelongue, Grealey and Inouye, "Green Algorithms: Quantifying the Carbon Footprint of
+    Computation", Advanced Science 2021. A stage's seconds are those of the attempt that finished it.
+
+    Returns:
+        `kwh`, `kgco2e` (kg CO2e) and `seconds` of all; `stages`: name → the same and `watts`.
+    """
+    told = {stage.name: _stage(stage, config) for stage in stages}
+    sums = {key: sum(one[key] for one in told.values()) for key in ("kwh", "kgco2e", "seconds")}
+    return {**sums, "stages": told}
+
+
+def _stage(stage: Manifest, config: EnergyConfig) -> dict[str, float]:
+    machine = stage.machine
+    watts = (
+        machine.get("cores", 0) * config.watts_per_core.value
+        + (machine.get("memory_bytes") or 0) / 1e9 * config.watts_per_gb.value
+        + len(machine.get("gpus", ())) * config.watts_per_gpu.value
+    )
+    seconds = float(stage.metrics.get("seconds", (stage.ended - stage.started).total_seconds()))
+    kwh = seconds * watts * config.pue.value / _KWH
+    return {"seconds": seconds, "watts": watts, "kwh": kwh, "kgco2e": kwh * config.grid.value}

@@ -1,0 +1,99 @@
+"""A model card's front matter: the hub's documented keys, and evaluation results in the hub's schema."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from meditron.release.card.config import CardConfig
+from meditron.report import number_format
+from meditron.store.results import EvaluationResult, TaskScore
+
+__all__ = ["NOT_STATED", "front_matter"]
+
+NOT_STATED = "not-stated"
+"""The name of the licence of weights whose recipe states none."""
+
+
+def front_matter(
+    config: CardConfig,
+    *,
+    name: str,
+    model: str,
+    languages: tuple[str, ...],
+    tags: tuple[str, ...],
+    result: EvaluationResult | None,
+    domains: Mapping[str, str],
+) -> str:
+    """The front matter as YAML, without its fences.
+
+    `model` is the reference under which `result` knows the released model. Nothing is asked of the hub.
+    """
+    data = ModelCardData(
+        license=config.license or "other",
+        license_name=config.license_name or (None if config.license else NOT_STATED),
+        license_link=config.license_link,
+        base_model=config.base_model,
+        base_model_relation="finetune" if config.base_model else None,
+        language=list(languages) or None,
+        tags=list(tags),
+        datasets=list(config.datasets) or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        **_results(list(_evaluated(result, model, domains)) if result else [], name),
+    )
+    return data.to_yaml()
+
+
+def _results(found: list[EvalResult], name: str) -> dict[str, Any]:
+    metrics = sorted({one.metric_type for one in found})
+    return {"eval_results": found, "metrics": metrics, "model_name": name} if found else {}
+
+
+def _evaluated(result: EvaluationResult, model: str, domains: Mapping[str, str]) -> Iterator[EvalResult]:
+    for source, text in result.perplexity.get(model, {}).items():
+        yield EvalResult(
+            task_type="text-generation",
+            task_name="prediction of held-out text",
+            dataset_type=source,
+            dataset_name=f"{source} ({domains[source]}), held out" if source in domains else source,
+            dataset_revision=text.data_sha256,
+            metric_type="perplexity",
+            metric_value=text.perplexity,
+            metric_name=f"perplexity, {number_format.count(text.documents)} documents, "
+            + _ends(text.interval, number_format.perplexity),
+        )
+    for task, score in result.tasks.get(model, {}).items():
+        yield EvalResult(
+            task_type="multiple-choice",
+            task_name=task,
+            dataset_type=score.data,
+            dataset_name=score.data,
+            dataset_revision=score.data_sha256,
+            dataset_split=score.split,
+            metric_type="accuracy",
+            metric_value=score.accuracy,
+            metric_name=f"accuracy ({_way(score)}), {number_format.count(score.n)} questions, "
+            + _ends(score.interval, number_format.percent),
+        )
+
+
+def _way(score: TaskScore) -> str:
+    """Name what another evaluation must share for its figure to compare."""
+    parts = [
+        score.rule or score.method,
+        score.template,
+        f"prompt form {score.prompt_form}",
+        f"{score.shots} shots",
+    ]
+    return ", ".join([*parts, *([f"{score.truncated} prompts truncated"] if score.truncated else [])])
+
+
+def _ends(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:
+    """`95 % interval [15.02, 16.71]`, `95 % interval [61.2, 70.1] %`, `no interval`."""
+    unit = " %" if form is number_format.percent else ""
+    return (
+        f"95 % interval {number_format.interval(ends, form)}{unit}"
+        if ends
+        else number_format.interval(ends, form)
+    )

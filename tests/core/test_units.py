@@ -1,0 +1,72 @@
+"""Numbers as people read them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meditron.core.units import amount, duration, is_figure, size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.7, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599.6, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (273_600, "3 d 04 h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (999_600, "1.00 MB"), (98_700_000_000, "98.7 GB")],
+)
+def test_sizes(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "unit", "text"),
+    [
+        (20_788, "citations", "20,788 citations"),
+        (2.5, "", "2.50"),
+        (512.4, "", "512"),
+        (5e6, "B", "5.00 MB"),
+        (3, "", "3"),
+    ],
+)
+def test_amounts(count: float, unit: str, text: str) -> None:
+    assert amount(count, unit) == text
+
+
+@given(st.integers(0, 10**17))
+def test_a_size_has_three_figures_and_is_near_the_truth(count: int) -> None:
+    number, unit = size(count).split()
+    scale = 1000 ** ("B", "kB", "MB", "GB", "TB", "PB").index(unit)
+    assert float(number) * scale == pytest.approx(count, rel=0.006)
+    assert len(number.replace(".", "")) <= 3
+
+
+@given(st.one_of(st.integers().map(lambda n: f"{n:,}"), st.floats(-1e9, 1e9).map(lambda x: f"{x:+.4f}")))
+def test_written_numbers_are_figures(text: str) -> None:
+    assert is_figure(text)
+    assert is_figure(f"[{text}, {text}]")
+    assert is_figure(f"{text} … {text}")
+
+
+@pytest.mark.parametrize("text", ["pubmed", "4ae14ae1", "3 of 4", "-", "1.2.3 beta"])
+def test_words_are_no_figures(text: str) -> None:
+    assert not is_figure(text)
+
+
+@given(st.floats(0, 1e7), st.integers(0, 10**15))
+def test_written_times_and_sizes_are_figures(seconds: float, count: int) -> None:
+    assert is_figure(duration(seconds))
+    assert is_figure(size(count))

@@ -1,0 +1,179 @@
+"""What an evaluation found, as tables and sentences, against its records."""
+
+import re
+
+import pytest
+
+from lives import MODELS, SOURCES, TASK, Life
+from meditron.report import evaluation_tables as tables
+from meditron.store.results import Comparison, EvaluationResult
+
+INPUTS = {
+    "corpus": {"pubmed": "file:papers"},
+    "pretrain": {"base": "pypi:a", "corpus": "corpus"},
+    "finetune": {"base": "pretrain", "corpus": "corpus"},
+    "quantize": {"model": "finetune"},
+}
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> EvaluationResult:
+    return Life(tmp_path_factory.mktemp("runs") / "small").result
+
+
+def comparison(difference: float, low: float, high: float, **of: str) -> Comparison:
+    return Comparison(
+        a="base",
+        b="finetune",
+        what="x",
+        n=600,
+        difference=difference,
+        interval=(low, high),
+        p=0.01,
+        detectable=0.05,
+        **of,
+    )
+
+
+def test_the_overview_has_a_row_for_each_model_rule_and_baseline(result: EvaluationResult) -> None:
+    table = tables.overview(result, SOURCES)
+    asked = ["base", "base (calibrated)", *MODELS[1:], "majority", "position", "naive Bayes"]
+    assert [row[0] for row in table.rows] == asked
+    cells = {row[0]: dict(zip(table.headers, row, strict=True)) for row in table.rows}
+    wiki = result.perplexity["finetune"]["wiki"]
+    low, high = wiki.interval
+    told = cells["finetune"]["wiki (general): perplexity"]
+    assert told == f"{wiki.perplexity:.2f} [{low:.2f}, {high:.2f}]"
+    (header,) = [header for header in table.headers if header.startswith(TASK)]
+    calibrated = result.tasks["base"][TASK].rules["calibrated"].accuracy
+    assert cells["base (calibrated)"][header].startswith(f"{100 * calibrated:.1f} % [")
+    assert cells["naive Bayes"]["wiki (general): perplexity"] == ""
+
+
+def test_a_step_is_told_by_every_measure_whether_it_was_compared_or_not(result: EvaluationResult) -> None:
+    parents = tables.origins(result, INPUTS)
+    assert parents == {"pretrain": "base", "finetune": "pretrain", "quantize:Q4_K_M": "finetune"}
+    rows = tables.steps(result, parents).rows
+    assert len(rows) == 3 * (len(SOURCES) + 1)
+    told = {(row[0], row[1]): row for row in rows}
+    assert told["pretrain → finetune", "pubmed: perplexity"][4] == "not compared"
+    compared = next(one for one in result.differences if one.b == "pretrain" and one.task)
+    row = told["base → pretrain", f"{TASK}: accuracy"]
+    assert row[4].startswith(f"{100 * compared.difference:+.1f}".replace("-", "−"))
+    assert row[5] == tables.verdict(compared)
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "words"),
+    [
+        (comparison(-0.2, -0.3, -0.1, source="pubmed"), "better", "finetune predicts better than base"),
+        (comparison(0.2, 0.1, 0.3, source="pubmed"), "worse", "finetune predicts worse than base"),
+        (comparison(0.2, 0.1, 0.3, task=TASK), "better", "finetune is right more often than base"),
+        (comparison(-0.2, -0.3, -0.1, task=TASK), "worse", "finetune is right less often than base"),
+        (
+            comparison(0.02, -0.01, 0.05, task=TASK),
+            "undecided",
+            "no difference between finetune and base is shown: +2.0 percentage points, 95 % interval −1.0 to "
+            "+5.0, p = 0.010; a difference of 5.0 would be detected",
+        ),
+    ],
+)
+def test_better_and_worse_are_what_the_measure_means(
+    result: EvaluationResult, found: Comparison, verdict: str, words: str
+) -> None:
+    assert tables.verdict(found) == verdict
+    assert words in tables.sentence(found, result, SOURCES)
+    assert tables.differences([found]).rows[0][-1] == verdict
+
+
+def test_no_test_beside_the_interval_is_gainsaid() -> None:
+    few = comparison(0.01, 0.002, 0.02, task=TASK)
+    assert tables.verdict(few) == "better"
+    assert tables.verdict(few.model_copy(update={"p_adjusted": 0.06})) == "undecided"
+    assert tables.verdict(few.model_copy(update={"p": 0.24})) == "undecided"
+
+
+def test_models_that_answer_alike_say_nothing_of_what_would_be_seen(result: EvaluationResult) -> None:
+    nothing = {"difference": 0.0, "interval": None, "detectable": None, "p": 1.0}
+    alike = comparison(0, 0, 0, source="wiki").model_copy(update=nothing)
+    assert tables.differences([alike]).rows[0][-2:] == ("", "identical")
+    told = tables.sentence(alike, result, {})
+    assert told == "On 600 held-out documents of wiki, finetune and base are identical: no document differs."
+
+
+def test_the_words_of_a_difference_say_what_was_measured_differently(result: EvaluationResult) -> None:
+    found = comparison(0.1, -0.1, 0.2, task="q").model_copy(
+        update={"what": "accuracy, q [prompt form: raw / chatml]", "p": 0.5}
+    )
+    told = tables.sentence(found, result, {})
+    assert "of q, measured differently (prompt form: raw / chatml; base / finetune), no difference" in told
+    assert "differently" not in tables.sentence(found.model_copy(update={"what": "accuracy, q"}), result, {})
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_fewer_than_six_documents_have_no_interval_and_no_verdict(result: EvaluationResult, n: int) -> None:
+    few = {"n": n, "interval": None, "detectable": None, "p": 2 / 2**n}
+    found = comparison(-0.2, 0, 0, source="wiki").model_copy(update=few)
+    (row,) = tables.differences([found]).rows
+    assert row[3] == "−0.2000 (no interval)"
+    assert row[-3:] == ("", "", "too few to compare")
+    told = tables.sentence(found, result, {})
+    assert "95 %" not in told
+    assert told.endswith("too few for a verdict.")
+
+
+def test_verdicts_are_adjusted_for_all_comparisons_of_a_report(result: EvaluationResult) -> None:
+    one = comparison(-0.2, -0.3, -0.1, source="pubmed")  # p = 0.01
+    few = one.model_copy(update={"n": 5, "interval": None})
+    several = result.model_copy(update={"differences": []}).model_dump() | {
+        "differences": [one, few, *[one] * 5]
+    }
+    found = EvaluationResult.model_validate(several).differences
+    assert [each.p_adjusted for each in found] == [pytest.approx(0.06), None, *[pytest.approx(0.06)] * 5]
+    assert {each.family for each in found} == {6}
+    assert {tables.verdict(each) for each in found} == {"undecided", "too few to compare"}
+    assert "p = 0.060 (adjusted for 6 comparisons)" in tables.sentence(found[0], result, {})
+    assert "adjusted for 6 comparisons (Holm)" in tables.differences(found).caption
+    assert (
+        tables.verdict(EvaluationResult.model_validate(several | {"differences": [one]}).differences[0])
+        == "better"
+    )
+
+
+def test_an_answer_by_next_token_has_a_row_of_its_own(result: EvaluationResult) -> None:
+    score = result.tasks["base"][TASK].model_copy(update={"method": "next-token", "rule": None, "rules": {}})
+    table = tables.rules(result.model_copy(update={"tasks": {"base": {TASK: score}}}))
+    assert [row[2] for row in table.rows if row[1] == "base"] == ["next-token"]
+
+
+def test_nothing_found_is_an_empty_table(result: EvaluationResult) -> None:
+    none = EvaluationResult(rows="r", dtype="float32", seed=1, resamples=100)
+    assert not tables.overview(none, {}).rows
+    assert not tables.steps(none, {}).rows
+    assert not tables.fidelity(none).rows
+
+
+def test_fidelity_is_told_with_its_intervals(result: EvaluationResult) -> None:
+    (found,) = result.fidelity
+    (row,) = tables.fidelity(result).rows
+    assert f"{found.kl_mean:.4g} [" in " ".join(row)
+    assert re.search(rf"{100 * found.top_agreement:.1f} % \[", " ".join(row))
+    assert f"{found.model} against {found.against}" in row
+
+
+def test_truncated_prompts_and_documents_are_said(result: EvaluationResult) -> None:
+    assert tables.truncated(result) == ""
+    score = result.tasks["base"][TASK].model_copy(update={"truncated": 3, "n": 40})
+    text = result.perplexity["base"]["wiki"].model_copy(update={"truncated": 2, "documents": 9})
+    told = result.model_copy(
+        update={
+            "tasks": {"base": {TASK: score}},
+            "perplexity": {"base": {"wiki": text}, "pretrain": {"wiki": text}},
+        }
+    )
+    assert tables.truncated(told) == (
+        f"Truncated: 3 of 40 prompts of {TASK} lost their beginning (base); "
+        "2 of 9 documents of wiki were scored at their beginning only (base, pretrain)."
+    )
+    assert {row[3] for row in tables.measures(told, {}).rows} == {"9 (2 truncated)"}
+    assert "40 (3 truncated)" in {row[3] for row in tables.rules(told).rows}

@@ -1,0 +1,149 @@
+"""Layouts: lm-eval's own prompts to the character, solved questions before, what calibrates."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sentencepiece import SentencePieceProcessor
+
+from meditron.core.errors import UsageError
+from meditron.store.fetch import fetch
+from meditron.tasks.prompt_template import PROMPT_TEMPLATES, SECTIONS, find_prompt_template
+from meditron.tasks.question import Question
+from meditron.tasks.registry import open_task
+from meditron.tasks.rows import read_rows
+from meditron.text.tokenizer import load_tokenizer
+
+QUESTION = Question("1", "Which one?", ("This.", "That", "none of them"), 1, "Read  this.")
+LM_EVAL = {
+    "medqa": "06adc6ef5bda3259fe547355e6b064ca57c674b502fac749d0a0ccc8fee91787",
+    "pubmedqa": "43528eee61666d94ae9ac3d58bcd3a0c38182a8898f996f536be9de1d3655740",
+}
+
+
+@pytest.fixture(scope="module")
+def lm_eval() -> Callable[[str, str], Any]:
+    """A function of one of lm-eval's tasks, from its wheel: these files import nothing."""
+
+    def function(task: str, name: str) -> Any:
+        member = f"lm_eval/tasks/{task}/preprocess_{task}.py"
+        path = fetch(f"pypi:lm-eval==0.4.13#{member}@sha256:{LM_EVAL[task]}")
+        spec = importlib.util.spec_from_file_location(f"lm_eval_{task}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return getattr(module, name)
+
+    return function
+
+
+@pytest.mark.shared
+@pytest.mark.network
+def test_medqa_is_lm_evals(shared: Path, lm_eval: Callable[[str, str], Any]) -> None:
+    file = shared / "data/medqa-usmle/test_4options.first1000.jsonl.gz"
+    task = open_task(str(file), template="lm-eval-medqa")
+    doc_to_text, doc_to_target = lm_eval("medqa", "doc_to_text"), lm_eval("medqa", "doc_to_target")
+    theirs = {}
+    for row in read_rows(file):
+        options = row.fields["options"]
+        doc = {f"ending{n}": options[letter] for n, letter in enumerate("ABCD")}
+        doc |= {"sent1": row.fields["question"], "label": "ABCD".index(row.fields["answer_idx"])}
+        theirs[row.id] = (doc_to_text(doc), doc_to_target(doc))
+    assert len(theirs) == 1000
+    for question in task.rows("test"):
+        laid_out = task.template.render(question)
+        assert (laid_out.prompt, question.gold) == theirs[question.id]
+        assert laid_out.continuations == (" A", " B", " C", " D")
+
+
+@pytest.mark.shared
+@pytest.mark.network
+def test_pubmedqa_is_lm_evals(shared: Path, lm_eval: Callable[[str, str], Any]) -> None:
+    file = shared / "data/pubmedqa/ori_pqal.less100.json.gz"
+    task = open_task(str(file), template="lm-eval-pubmedqa")
+    doc_to_text = lm_eval("pubmedqa", "doc_to_text")
+    theirs = {row.id: (doc_to_text(row.fields), row.fields["final_decision"]) for row in read_rows(file)}
+    for question in task.rows("test") + task.rows("train"):
+        laid_out = task.template.render(question)
+        assert laid_out.continuations == (" yes", " no", " maybe")
+        gold = laid_out.continuations[question.gold]
+        assert (laid_out.prompt, gold.removeprefix(" ")) == theirs[question.id]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "continuations"),
+    [
+        (
+            "letters",
+            "Read  this.\n\nWhich one?\nA. This.\nB. That\nC. none of them\nAnswer:",
+            (" A", " B", " C"),
+        ),
+        ("texts", "Read  this.\n\nWhich one?\nAnswer:", (" This.", " That", " none of them")),
+    ],
+)
+def test_what_a_model_sees(name: str, prompt: str, continuations: tuple[str, ...]) -> None:
+    laid_out = PROMPT_TEMPLATES[name].render(QUESTION)
+    assert (laid_out.prompt, laid_out.continuations, laid_out.unconditional) == (
+        prompt,
+        continuations,
+        "Answer:",
+    )
+    bare = PROMPT_TEMPLATES[name].render(replace(QUESTION, context=""))
+    assert bare.prompt == prompt.removeprefix("Read  this.\n\n")
+
+
+def fitting(name: str) -> Question:
+    return replace(QUESTION, options=PROMPT_TEMPLATES[name].options or QUESTION.options)
+
+
+@pytest.mark.parametrize("name", PROMPT_TEMPLATES)
+def test_solved_questions_stand_before(name: str) -> None:
+    template, question = PROMPT_TEMPLATES[name], fitting(name)
+    shots = [replace(question, id=f"{n}", text=f"Shot {n}?", gold=n) for n in range(2)]
+    alone, after = template.render(question), template.render(question, shots)
+    solved = [template.render(shot) for shot in shots]
+    told = [one.prompt.removeprefix(template.head) + one.continuations[n] for n, one in enumerate(solved)]
+    before = template.head + "\n\n".join([*told, ""])
+    assert after.prompt == before + alone.prompt.removeprefix(template.head)
+    assert after.unconditional == before + alone.unconditional.removeprefix(template.head)
+    assert after.continuations == alone.continuations
+    assert question.text in alone.prompt
+    assert question.text not in alone.unconditional
+
+
+@pytest.mark.parametrize("name", PROMPT_TEMPLATES)
+def test_a_prompt_ends_without_a_blank_and_a_continuation_begins_with_one(name: str) -> None:
+    laid_out = PROMPT_TEMPLATES[name].render(fitting(name))
+    for text in (laid_out.prompt, laid_out.unconditional):
+        assert text == text.rstrip()
+    assert all(text.startswith(" ") and text[1] != " " for text in laid_out.continuations)
+
+
+@pytest.mark.parametrize("name", ["sections", "yes-no-maybe", "lm-eval-pubmedqa"])
+def test_questions_that_a_layout_cannot_ask(name: str) -> None:
+    with pytest.raises(UsageError, match=f"template '{name}' asks for .*; question 1 does not"):
+        PROMPT_TEMPLATES[name].render(QUESTION)
+    with pytest.raises(UsageError, match=f"template '{name}'"):
+        PROMPT_TEMPLATES[name].render(fitting(name), [QUESTION])
+
+
+def test_no_such_template() -> None:
+    assert find_prompt_template("texts") is PROMPT_TEMPLATES["texts"]
+    with pytest.raises(UsageError, match="no template 'lm-eval-mmlu'"):
+        find_prompt_template("lm-eval-mmlu")
+
+
+@pytest.mark.shared
+def test_sections_are_one_token_each(shared: Path, smollm2_gguf: Path) -> None:
+    smollm2 = load_tokenizer(smollm2_gguf)
+    llama2 = SentencePieceProcessor(model_file=str(shared / "data/llama-tiny/llama2-tokenizer.model"))
+    laid_out = PROMPT_TEMPLATES["sections"].render(replace(QUESTION, options=SECTIONS))
+    for encode in (smollm2.encode, llama2.encode):
+        before = encode(laid_out.prompt)
+        both = [encode(laid_out.prompt + continuation) for continuation in laid_out.continuations]
+        assert all(ids[:-1] == before for ids in both)
+        assert len({ids[-1] for ids in both}) == len(SECTIONS)
