@@ -8,7 +8,7 @@ from typing import Self
 
 from meditron.core.errors import UsageError
 from meditron.engine.torch_engine import TorchEngine
-from meditron.model.tokenizer import model_tokenizer
+from meditron.model.presets import model_tokenizer
 from meditron.store.ancestry import Ancestry, read_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.files import canonical, digest_of
