@@ -2,18 +2,20 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import EngineError, SourceError, UsageError
-from meditron.engine import Engine, load
+from meditron.engine import Engine, Generates, GivesLogits, ScoresTokens, load
 from meditron.engine.base import prompt_ids
-from meditron.engine.prefix_packing import batches, pack, split_common_prefix
+from meditron.engine.prefix_packing import Branch, Row, batches, pack, plan_branches
 from meditron.engine.torch_engine import TorchEngine
 from meditron.model.presets import model_tokenizer
 from meditron.model.weights import load_model, save_hf
@@ -86,11 +88,69 @@ def test_a_prompt_longer_than_the_context_is_refused_before_anything_runs(engine
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}], ids=str
+    "options", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}], ids=str
 )
-def test_settings_out_of_range_are_refused(engine: Engine, settings: dict):
-    with pytest.raises(UsageError):
-        engine.generate("a", raw=True, **settings)
+def test_settings_out_of_range_are_refused(engine: Engine, options: dict):
+    with pytest.raises(UsageError, match=f"{next(iter(options))} must be"):
+        engine.generate("a", raw=True, **options)
+    with pytest.raises(UsageError, match=f"{next(iter(options))} must be"):
+        engine.generate_batch(["a"], raw=True, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 7}], ids=["greedy", "drawn"]
+)
+def test_a_batch_is_each_prompt_alone(engine: TorchEngine, options: dict, monkeypatch: pytest.MonkeyPatch):
+    prompts = [*PROMPTS, "a " * 100, PROMPTS[0], "The trial enrolled 1,204 patients"]
+    alone = []
+    for index, prompt in enumerate(prompts):
+        one = {**options, "seed": options.get("seed", 0) + index}
+        alone.append(engine.generate(prompt, max_tokens=40, raw=True, **one).finish())
+    for rows in (64, 2):
+        monkeypatch.setattr("meditron.engine.torch_engine._BATCH_ROWS", rows)
+        together = engine.generate_batch(prompts, max_tokens=40, raw=True, **options)
+        assert [(g.text, g.tokens, g.stop) for g in together] == [(g.text, g.tokens, g.stop) for g in alone]
+        assert all(g.seconds > 0 for g in together if g.tokens)
+    assert engine.generate_batch([]) == []
+
+
+def test_a_batch_with_a_prompt_that_does_not_fit_is_refused_before_anything_runs(engine: Engine):
+    with pytest.raises(UsageError, match="context is 256"):
+        engine.generate_batch(["Sepsis", "a " * 400], raw=True)
+
+
+def test_batches_of_texts_are_bounded_in_memory(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch):
+    def sizes() -> list[int]:
+        return [len(batch) for batch in engine._generation_batches([10] * 100, 20)]
+
+    assert sizes() == [64, 36]
+    # Two layers of two heads, 8 wide, fp32: 256 bytes a token; 30 tokens a row.
+    monkeypatch.setattr("meditron.engine.torch_engine._CACHE_BYTES", 256 * 30 * 50)
+    assert sizes() == [50, 50]
+    monkeypatch.setattr("meditron.engine.torch_engine._MASK_ELEMENTS", 10 * 10 * 40)
+    assert sizes() == [40, 40, 20]
+
+
+def test_documents_and_distributions_are_the_models(engine: TorchEngine):
+    """`score_documents` against `score`, and `log_probs` against both, for a text of several chunks."""
+    assert isinstance(engine, Generates)
+    assert isinstance(engine, ScoresTokens)
+    assert isinstance(engine, GivesLogits)
+    documents = [[3, 5, 7, 11], [2], [4, *([9, 8] * 60)], []]
+    nlls, tokens = engine.score_documents(documents, batch_tokens=64)
+    assert tokens.tolist() == [3, 0, 120, 0]
+    for ids, nll in zip(documents, nlls, strict=True):
+        if len(ids) > 1:
+            [scores] = engine.score([(ids[:1], ids[1:])])
+            assert -scores.sum() == pytest.approx(nll, rel=1e-5)
+            logp_SV = np.concatenate([np.array(chunk) for chunk in engine.log_probs(ids)])
+            assert logp_SV.shape == (len(ids), engine.vocab_size)
+            assert logp_SV[np.arange(len(ids) - 1), ids[1:]] == pytest.approx(scores, abs=1e-5)
+            assert logp_SV[-1] == pytest.approx(engine.next_token([ids])[0], abs=1e-5)
+    for wrong in ([], [1] * 257):
+        with pytest.raises(UsageError):
+            engine.log_probs(wrong)
+    assert engine.identity == {"engine": "torch", "dtype": "float32"}
 
 
 def test_a_conversation_needs_a_template(engine: Engine):
@@ -166,7 +226,7 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(engine: En
     before = "Which drug? Answer with one word, and take your time to think about what is asked. "
     prefixes = [encode(before + prompt) for prompt in (*PROMPTS, PROMPTS[0] + " pain", "")]
     pairs = [(prefix, encode(option)) for prefix in prefixes for option in options]
-    assert len(split_common_prefix(pack(pairs, 2048))[0]) > 10
+    assert len(plan_branches(pack(pairs, 2048))[0].ids) > 10
     for (prefix, continuation), ours in zip(pairs, engine.score(pairs), strict=True):
         alone = engine.score([(prefix, continuation)])[0]  # there is nothing to lift out of a single row
         assert ours.tolist() == pytest.approx(alone.tolist(), abs=1e-5)
@@ -174,35 +234,97 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(engine: En
         assert ours.tolist() == pytest.approx(engine.next_token([prefix])[0].tolist(), abs=1e-5)
 
 
+def rebuilt(branches: list[Branch]) -> list[Row]:
+    """The rows of a plan with their whole prefixes, as a cache that follows the plan would hold them."""
+    cache: list[int] = []
+    rows = []
+    for branch in branches:
+        assert branch.start <= len(cache)
+        cache = [*cache[: branch.start], *branch.ids]
+        assert len(cache) == branch.length
+        for row in branch.rows:
+            whole = Row(
+                [*cache, *row.ids],
+                [*range(len(cache)), *row.positions],
+                [*(0 for _ in cache), *row.segments],
+                [
+                    replace(target, places=[place + len(cache) for place in target.places])
+                    for target in row.targets
+                ],
+            )
+            rows.append(whole)
+    return rows
+
+
 @given(
     st.lists(st.integers(0, 2), max_size=90),
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=9),
     st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=1, max_size=3),
 )
-def test_what_is_lifted_out_is_what_all_prefixes_begin_with_less_the_last_token(
+def test_one_common_beginning_is_read_once_less_the_last_token(
     before: list[int], behind: list, continuations: list
 ):
+    """All rows share one prefix: one branch, if it saves the tokens of a pass, and the rows in their order."""
     prefixes = [[*before, *ids] for ids in behind]
     rows = pack([(prefix, ids) for prefix in prefixes for ids in continuations], 40)
-    common, rest = split_common_prefix(rows)
     most = min(map(len, prefixes)) - 1
     longest = max(n for n in range(most + 1) if len({tuple(prefix[:n]) for prefix in prefixes}) == 1)
-    assert common == prefixes[0][: longest if longest * (len(rows) - 1) >= 64 else 0]
-    for row, short in zip(rows, rest, strict=True):
-        assert [*common, *short.ids] == row.ids
-        assert [*range(len(common)), *short.positions] == row.positions
-        assert [*(0 for _ in common), *short.segments] == row.segments
-        moved = [
-            (index, [place + len(common) for place in places], ids) for index, places, ids in short.asked
-        ]
-        assert moved == row.asked
+    [branch] = plan_branches(rows)
+    assert branch.ids == prefixes[0][: longest if longest * (len(rows) - 1) >= 64 else 0]
+    assert rebuilt([branch]) == rows
+
+
+TREES = st.recursive(
+    st.lists(st.integers(1, 300), min_size=1, max_size=6).map(lambda ids: [ids]),
+    lambda inner: st.tuples(
+        st.lists(st.integers(1, 300), min_size=1, max_size=3), st.integers(1, 30), st.lists(inner, max_size=4)
+    ).map(lambda node: [node[0] * node[1] + ids for branches in node[2] for ids in branches]),
+    max_leaves=12,
+)
+"""Prompts that share beginnings of up to 90 tokens on several levels."""
+
+
+@given(TREES, st.randoms(use_true_random=False))
+def test_a_plan_reads_every_row_and_never_more_than_without_sharing(prefixes: list, random: Random):
+    random.shuffle(prefixes)
+    rows = pack([(prefix, [1, 2]) for prefix in prefixes], 2048)
+    branches = plan_branches(rows)
+    assert sorted(rebuilt(branches), key=str) == sorted(rows, key=str)
+    # No token of a branch is read for one row alone, so sharing never costs a token.
+    read = sum(len(branch.ids) + sum(len(row.ids) for row in branch.rows) for branch in branches)
+    assert read <= sum(len(row.ids) for row in rows)
+    for branch in branches:
+        assert all(row.segments.count(0) >= 1 for row in branch.rows)
+        assert not branch.start or len(branch.ids) >= 64
+
+
+@given(TREES.filter(lambda prefixes: all(len(ids) < 250 for ids in prefixes)))
+@settings(max_examples=40, deadline=None)
+def test_scores_of_a_tree_are_those_of_each_prompt_alone(engine: Engine, prefixes: list):
+    requests = [(prefix, option) for prefix in prefixes for option in ([5], [7, 8, 9])]
+    for request, ours in zip(requests, engine.score(requests), strict=True):
+        assert ours.tolist() == pytest.approx(engine.score([request])[0].tolist(), abs=1e-5)
+    for prefix, ours in zip(prefixes, engine.next_token(prefixes), strict=True):
+        assert ours.tolist() == pytest.approx(engine.next_token([prefix])[0].tolist(), abs=1e-5)
+
+
+def test_one_prompt_that_differs_early_costs_its_own_tokens_only():
+    """Examples and a question, where five questions are examples themselves and have another in their place."""
+    examples = [[n] * 100 for n in range(1, 7)]
+    prefixes = [[*sum(examples[:5], []), 50 + n, n] for n in range(20)]
+    for n in range(5):
+        prefixes.append([*sum((e for i, e in enumerate(examples) if i != n), []), 90, n])
+    branches = plan_branches(pack([(prefix, [1]) for prefix in prefixes], 2048))
+    read = sum(len(branch.ids) + sum(len(row.ids) for row in branch.rows) for branch in branches)
+    assert read == 500 + (5 + 4 + 3 + 2 + 1) * 100 + 25 * 2
+    assert max(branch.length for branch in branches) == 500
 
 
 def test_a_long_beginning_makes_batches_of_fewer_rows():
     rows = pack([([i, i], [7]) for i in range(100)], 2048)
     assert [len(batch) for batch in batches(rows, 2048)] == [100]
-    assert [len(batch) for batch in batches(rows, 2048, before=400)] == [40, 40, 20]
-    assert [len(batch) for batch in batches(rows[:2], 2048, before=100_000)] == [1, 1]
+    assert [len(batch) for batch in batches(rows, 2048, cached=400)] == [40, 40, 20]
+    assert [len(batch) for batch in batches(rows[:2], 2048, cached=100_000)] == [1, 1]
 
 
 def test_nothing_is_shared_where_nothing_is_asked(engine: Engine):
@@ -212,7 +334,8 @@ def test_nothing_is_shared_where_nothing_is_asked(engine: Engine):
 def test_options_of_one_token_take_no_room():
     (row,) = pack([([5, 6], [7]), ([5, 6], [8]), ([5, 6], [9, 3])], 100)
     assert (row.ids, row.positions, row.segments) == ([5, 6, 9], [0, 1, 2], [0, 0, 3])
-    assert row.asked == [(0, [1], [7]), (1, [1], [8]), (2, [1, 2], [9, 3])]
+    targets = [(target.request, target.places, target.ids) for target in row.targets]
+    assert targets == [(0, [1], [7]), (1, [1], [8]), (2, [1, 2], [9, 3])]
 
 
 def test_the_next_token_is_transformers(engine: Engine, folder: Path):
@@ -227,7 +350,7 @@ def test_the_next_token_is_transformers(engine: Engine, folder: Path):
 
 
 @pytest.mark.parametrize(
-    ("pair", "said"), [(([], [1]), "nothing stands before"), (([1] * 200, [1] * 57), "context")]
+    ("pair", "said"), [(([], [1]), "prefix is empty"), (([1] * 200, [1] * 57), "context")]
 )
 def test_what_cannot_be_scored_is_refused(engine: Engine, pair: tuple, said: str):
     with pytest.raises(UsageError, match=said):
@@ -235,7 +358,7 @@ def test_what_cannot_be_scored_is_refused(engine: Engine, pair: tuple, said: str
 
 
 def test_dtypes_and_models_that_are_none(folder: Path):
-    with pytest.raises(UsageError, match="no dtype 'int3'"):
+    with pytest.raises(UsageError, match="got 'int3'"):
         load(str(folder), dtype="int3")
     with pytest.raises(SourceError):
         load(str(folder / "nowhere"))

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from meditron.model.llama import KVCache, Llama
+from meditron.model.generate import generate, generate_batch
+from meditron.model.llama import KVCache, Llama, document_mask
+from meditron.model.nll import nll_rows
 from meditron.model.presets import PRESETS
+from meditron.model.sampling import SamplingConfig
 from twins import logits, make_hf, twin
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -59,9 +62,61 @@ def test_names_are_those_of_transformers():
 def test_a_cache_in_pieces_changes_nothing():
     model = twin(make_hf())
     whole = model(IDS_BS)
-    cache = KVCache(model.config, 2, 48, torch.float32, torch.device("cpu"))
+    cache = KVCache(model.config.num_hidden_layers, 48)
     pieces = [model(piece, cache=cache) for piece in IDS_BS.split((20, 1, 1, 26), dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_truncated_cache_is_a_cache_of_the_beginning():
+    model = twin(make_hf())
+    whole = model(IDS_BS)
+    cache = KVCache(model.config.num_hidden_layers, 48)
+    model(IDS_BS[:, :20], cache=cache)
+    model(IDS_BS.flip(1)[:, :15], cache=cache)
+    cache.truncate(20)
+    torch.testing.assert_close(model(IDS_BS[:, 20:], cache=cache), whole[:, 20:], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_masks_positions_and_caches_are_on_the_models_device():
+    """A tensor made on the default device, here one without storage, could not meet the model's."""
+    model, alone = twin(make_hf()), [[5, 6, 7], [8, 9]]
+    wanted = [list(generate(model, ids, SamplingConfig(max_tokens=5))) for ids in alone]
+    mask = document_mask(torch.arange(48)[None] // 20)
+    hidden_BSD = model(IDS_BS, mask=mask)
+    elsewhere = twin(make_hf()).to("meta")
+    with torch.device("meta"):
+        torch.testing.assert_close(model(IDS_BS, mask=mask), hidden_BSD, atol=0, rtol=0)
+        assert [list(generate(model, ids, SamplingConfig(max_tokens=5))) for ids in alone] == wanted
+        steps = list(generate_batch(model, alone, [SamplingConfig(max_tokens=5)] * 2))
+        assert [[step[row] for step in steps] for row in range(2)] == wanted
+        nll_rows(model, alone)
+        model.init_weights(1)
+    assert all(weight.device.type == "cpu" for weight in model.parameters())
+    cache = KVCache(model.config.num_hidden_layers, 50)
+    for ids_BS in (IDS_BS, IDS_BS[:, :1], IDS_BS[:, :1]):
+        assert elsewhere(ids_BS.to("meta"), cache=cache).device.type == "meta"
+
+
+@torch.no_grad()
+def test_a_model_wrapped_block_by_block_is_the_same_model():
+    """Parallelism is applied from outside: blocks may be replaced by modules with their signature."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+
+        def forward(self, *inputs):
+            return self.block(*inputs)
+
+    model = twin(make_hf())
+    wanted = model(IDS_BS)
+    for index, block in enumerate(list(model.blocks())):
+        model.model.layers[index] = Wrapped(block)
+    assert torch.equal(model(IDS_BS), wanted)
+    assert len(list(generate(model, [1, 2], SamplingConfig(max_tokens=3)))) == 3
 
 
 def test_a_seed_is_a_model():

@@ -115,9 +115,7 @@ def _prompt(source: str, number: int, row: dict[str, Any]) -> Prompt:
         return prompt
     if prompt is None and isinstance(messages, list) and messages and all(map(_is_message, messages)):
         return messages
-    raise _line_error(
-        source, number, 'expected {"prompt": TEXT} or {"messages": [{"role", "content"}, …]}'
-    )
+    raise _line_error(source, number, 'expected {"prompt": TEXT} or {"messages": [{"role", "content"}, …]}')
 
 
 def _is_message(value: object) -> bool:

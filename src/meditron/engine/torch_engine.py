@@ -207,9 +207,7 @@ class TorchEngine:
         branches = plan_branches(pack(requests, _BATCH_TOKENS))
         # One cache for the whole tree, as long as its deepest path: a branch cuts off what its elder sibling
         # added, and never what their parent did. At most one context of keys and values is in memory.
-        cache = KVCache(
-            len(self.model.model.layers), max((branch.length for branch in branches), default=0)
-        )
+        cache = KVCache(len(self.model.model.layers), max((branch.length for branch in branches), default=0))
         for branch in branches:
             cache.truncate(branch.start)
             if branch.ids:
@@ -245,9 +243,7 @@ class TorchEngine:
             start += len(flat)
 
     @torch.inference_mode()
-    def _hidden(
-        self, rows: Sequence[Row], cache: SharedPrefixCache | None, places: Sequence[int]
-    ) -> Tensor:
+    def _hidden(self, rows: Sequence[Row], cache: SharedPrefixCache | None, places: Sequence[int]) -> Tensor:
         """Compute hidden states (N, D) at these places of the flattened batch."""
         ids_BS, positions_BS, mask = tensors(rows, self._device, cache.length if cache else 0)
         hidden_BSD = self.model(ids_BS, positions_BS=positions_BS, mask=mask, cache=cache)

@@ -1,4 +1,4 @@
-"""The shape of a Llama, from HF's `config.json` or GGUF metadata, checked before anything is allocated."""
+"""The config of a Llama, from HF's `config.json` or GGUF metadata, checked before memory is allocated."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from meditron.model.gguf_shape import GGUF_KEYS, gguf_fields, rope_divisors, sca
 
 __all__ = ["LlamaConfig", "RopeScaling", "llama3_factors"]
 
-# Bounds far beyond any published Llama. They keep a hostile file from asking for absurd allocations.
+# Bounds far beyond any published Llama: a malicious file must not cause an allocation of any size.
 Count = Annotated[int, Field(gt=0, le=1 << 20, strict=True)]
 Length = Annotated[int, Field(gt=0, le=1 << 30, strict=True)]
 Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
@@ -20,38 +20,38 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 24, strict=True)]
 
 
 class RopeScaling(Config):
-    """How rotary frequencies are stretched for contexts longer than the first training's; HF's names."""
+    """Scaling of the rotary frequencies for contexts longer than those of pretraining; HF's names."""
 
     rope_type: Literal["linear", "dynamic", "llama3", "yarn"]
-    """The rule; see `meditron.model.rope`."""
+    """The scaling rule; see `meditron.model.rope`."""
     factor: Positive
-    """The context grows by this factor."""
+    """Growth of the context."""
     original_max_position_embeddings: Length | None = None
-    """Context before the stretch (llama3 and yarn)."""
+    """llama3, yarn: context before the scaling."""
     low_freq_factor: Positive | None = None
-    """llama3: wavelengths longer than the original context over this are divided by `factor`."""
+    """llama3: frequencies of wavelengths longer than the original context / this are divided by `factor`."""
     high_freq_factor: Positive | None = None
-    """llama3: wavelengths shorter than the original context over this stay."""
+    """llama3: frequencies of wavelengths shorter than the original context / this do not change."""
     attention_factor: Positive | None = None
     """yarn: scale of cos and sin; computed from `factor` when absent."""
     beta_fast: Positive | None = None
-    """yarn: rotations above which a frequency stays (32 when absent)."""
+    """yarn: rotations above which a frequency does not change (32 when absent)."""
     beta_slow: Positive | None = None
     """yarn: rotations below which a frequency is divided by `factor` (1 when absent)."""
     mscale: Positive | None = None
-    """yarn: with `mscale_all_dim`, another way to set the attention factor."""
+    """yarn: sets the attention factor together with `mscale_all_dim`."""
     mscale_all_dim: Positive | None = None
     """yarn: see `mscale`."""
     truncate: bool = True
-    """yarn: round the bounds of the ramp to whole dimensions."""
+    """yarn: round the bounds of the interpolation to whole dimensions."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        needed = {
+        required = {
             "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
             "yarn": ("original_max_position_embeddings",),
         }
-        for name in needed.get(self.rope_type, ()):
+        for name in required.get(self.rope_type, ()):
             if getattr(self, name) is None:
                 raise ValueError(f"rope scaling {self.rope_type} needs {name}")
         if self.low_freq_factor and self.high_freq_factor and self.high_freq_factor <= self.low_freq_factor:
@@ -60,7 +60,7 @@ class RopeScaling(Config):
 
 
 class LlamaConfig(Config):
-    """The shape of a Llama and its special tokens, under HF's key names."""
+    """Shape and special tokens of a Llama, under HF's key names."""
 
     vocab_size: Annotated[int, Field(gt=0, le=1 << 24, strict=True)]
     """Rows of the embedding."""
@@ -83,17 +83,17 @@ class LlamaConfig(Config):
     rope_theta: Annotated[float, Field(ge=1, le=1e12, allow_inf_nan=False)] = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
-    """Stretch of the rotary frequencies."""
+    """Scaling of the rotary frequencies."""
     tie_word_embeddings: bool = False
-    """The head is the embedding."""
+    """The head shares the embedding's weight."""
     initializer_range: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.02
-    """Standard deviation of fresh weights."""
+    """Standard deviation of initial weights."""
     bos_token_id: TokenId | None = None
-    """Begins a text."""
+    """Token at the beginning of a text."""
     eos_token_id: TokenId | tuple[TokenId, ...] | None = None
-    """Ends generation."""
+    """Tokens that end generation."""
     pad_token_id: TokenId | None = None
-    """Fills rows of unequal length."""
+    """Padding token."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -103,19 +103,19 @@ class LlamaConfig(Config):
                 f"{self.num_key_value_heads} key/value heads evenly"
             )
         if self.head_dim % 2:
-            raise ValueError(f"a head of width {self.head_dim} has no halves to rotate")
+            raise ValueError(f"head_dim must be even (rotary halves), got {self.head_dim}")
         rule = self.rope_scaling.rope_type if self.rope_scaling else None
-        if rule == "yarn" and self.rope_theta == 1:  # its ramp divides by the logarithm
+        if rule == "yarn" and self.rope_theta == 1:  # yarn divides by log(rope_theta)
             raise ValueError("rope_theta must be greater than 1 with yarn scaling, got 1")
         if rule == "dynamic" and self.head_dim == 2:
             raise ValueError("head_dim must be greater than 2 with dynamic scaling, got 2")
         if self.parameters > 1 << 43:
-            raise ValueError(f"{self.parameters:,} parameters")
+            raise ValueError(f"the model would have {self.parameters:,} parameters")
         return self
 
     @property
     def parameters(self) -> int:
-        """Number of parameters; a tied head counts once."""
+        """Number of parameters; a tied head is counted once."""
         width, heads = self.hidden_size, self.num_attention_heads * self.head_dim
         attention = 2 * width * heads + 2 * width * self.num_key_value_heads * self.head_dim
         block = attention + 3 * width * self.intermediate_size + 2 * width
@@ -124,15 +124,15 @@ class LlamaConfig(Config):
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the keys and values of one token in F16."""
+        """Bytes of one token's keys and values in F16."""
         return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
     def flops_per_token(self, sequence_length: int) -> int:
-        """Floating-point operations of one training token (forward and backward).
+        """Return the floating-point operations of one training token (forward and backward).
 
-        The convention of PaLM (Chowdhery et al. 2022, appendix B): 6 per parameter, the embedding
-        included, and 12 · layers · heads · head_dim · sequence_length for attention, not halved for
-        causality and without recomputation.
+        The convention of PaLM (Chowdhery et al. 2022, appendix B): 6 per parameter, the embedding included, and
+        12 · layers · heads · head_dim · sequence_length for attention, neither halved for causality nor with
+        recomputation.
         """
         heads = self.num_attention_heads * self.head_dim
         return 6 * self.parameters + 12 * self.num_hidden_layers * heads * sequence_length
@@ -141,11 +141,12 @@ class LlamaConfig(Config):
     def from_hf(cls, config: Mapping[str, Any], path: Path | str = "config.json") -> Self:
         """Read HF's `config.json`, with the rotary keys of transformers 4 or 5.
 
-        Raises InputError, naming `path`, for another architecture, biases, or a shape that cannot be.
+        Raises:
+            InputError: another architecture, biases, or impossible values; the error names `path`.
         """
         _refuse_other_architectures(config, path)
         fields = {name: config[name] for name in cls.model_fields if config.get(name) is not None}
-        if fields.get("pad_token_id") == -1:  # how some configs say that there is none
+        if fields.get("pad_token_id") == -1:  # some configs write "none" so
             del fields["pad_token_id"]
         fields |= _rope_of_hf(config, path)
         fields.setdefault("max_position_embeddings", 2048)
@@ -163,9 +164,14 @@ class LlamaConfig(Config):
     ) -> Self:
         """Read the `llama.*` keys of a GGUF file.
 
-        `tied`: the file has no `output.weight`. `rope_factors`: its `rope_freqs.weight`, which is how
-        llama.cpp keeps Llama 3's rotary scaling. Raises InputError as `from_hf` does, and for keys that
-        would change the model and are not supported.
+        Args:
+            metadata: The file's key-value pairs.
+            path: The file, for errors.
+            tied: True if the file has no `output.weight`.
+            rope_factors: The file's `rope_freqs.weight`, in which llama.cpp stores Llama 3's rotary scaling.
+
+        Raises:
+            InputError: as for `from_hf`, or an unsupported key that would change the model.
         """
         fields = gguf_fields(metadata, path, rope_factors)
         fields["tie_word_embeddings"] = tied
@@ -179,16 +185,16 @@ class LlamaConfig(Config):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or None
-            problem = first["msg"].removeprefix("Value error, ")
+            problem = first["msg"].removeprefix("Value error, ")  # pydantic's prefix for our own errors
             if first["type"] not in ("missing", "value_error"):
                 problem = f"{first['input']!r:.60}: {problem[0].lower()}{problem[1:]}"
             raise InputError(path, problem, place=place) from error
 
     def to_hf(self) -> dict[str, Any]:
-        """`config.json` in the keys that transformers 4 and 5, vLLM and llama.cpp's converter all read."""
-        kept = self.model_dump(mode="json", exclude_none=True)
+        """Return `config.json` with the keys that transformers 4 and 5, vLLM and llama.cpp's converter read."""
+        fields = self.model_dump(mode="json", exclude_none=True)
         if self.rope_scaling is not None:
-            kept["rope_scaling"] = self.rope_scaling.model_dump(exclude_none=True, exclude_defaults=True)
+            fields["rope_scaling"] = self.rope_scaling.model_dump(exclude_none=True, exclude_defaults=True)
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -197,16 +203,17 @@ class LlamaConfig(Config):
             "attention_dropout": 0.0,
             "mlp_bias": False,
             "use_cache": True,
-            **kept,
+            **fields,
         }
 
     def to_gguf(self) -> dict[str, Any]:
-        """The `llama.*` metadata of the shape; special tokens are the tokenizer's to say.
+        """Return the `llama.*` metadata; the tokenizer writes the special tokens.
 
-        UsageError for a rotary scaling that GGUF has no keys for.
+        Raises:
+            UsageError: GGUF has no keys for the rotary scaling.
         """
-        kept = {key: getattr(self, name) for name, key in GGUF_KEYS.items()}
-        metadata = {key: value for key, value in kept.items() if key.startswith("llama.")}
+        values = {key: getattr(self, name) for name, key in GGUF_KEYS.items()}
+        metadata = {key: value for key, value in values.items() if key.startswith("llama.")}
         scaling = self.rope_scaling.model_dump(exclude_defaults=True) if self.rope_scaling else None
         return {
             **metadata,
@@ -218,31 +225,33 @@ class LlamaConfig(Config):
 
 def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> None:
     names = config.get("architectures") or []
-    # The second is the spelling of the first conversions of Llama.
+    # The first conversions of Llama spelled it in the second way.
     known = names in (["LlamaForCausalLM"], ["LLaMAForCausalLM"])
     if not known and (names or config.get("model_type") != "llama"):
-        found = ", ".join(map(str, names)) if isinstance(names, list) else repr(names)
-        found = found or repr(config.get("model_type"))
-        raise InputError(path, f"{found} is not LlamaForCausalLM", place="architectures")
+        actual = ", ".join(map(str, names)) if isinstance(names, list) else repr(names)
+        actual = actual or repr(config.get("model_type"))
+        raise InputError(path, f"{actual} is not supported; only LlamaForCausalLM is", place="architectures")
     if config.get("model_type", "llama") != "llama":
-        raise InputError(path, f"{config['model_type']!r} is not llama", place="model_type")
+        raise InputError(
+            path, f"{config['model_type']!r} is not supported; only 'llama' is", place="model_type"
+        )
     if isinstance(quantization := config.get("quantization_config"), Mapping):
         method = quantization.get("quant_method", "an unnamed method")
         raise InputError(
             path,
-            f"the weights are quantized with {method}",
+            f"the weights are quantized with {method}, which is not supported",
             place="quantization_config",
-            hint="take the unquantized model, or a GGUF file of it",
+            hint="use the unquantized model, or a GGUF file of it",
         )
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise InputError(path, f"{config[key]!r} is not supported; only False is", place=key)
-    if (activation := config.get("hidden_act") or "silu") not in ("silu", "swish"):  # two names of one
+    if (activation := config.get("hidden_act") or "silu") not in ("silu", "swish"):  # synonyms
         raise InputError(path, f"{activation!r} is not supported; only 'silu' is", place="hidden_act")
 
 
 def _derive_heads(fields: dict[str, Any]) -> None:
-    """Fill in what both formats leave out where it follows from the rest."""
+    """Add the defaults that both formats leave out: as many K/V heads as heads, and width / heads."""
     heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
     fields.setdefault("num_key_value_heads", heads)
     if isinstance(heads, int) and isinstance(width, int) and heads > 0 and width % heads == 0:
@@ -255,20 +264,22 @@ _RULE_FIELDS = {
     "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
     "yarn": set(RopeScaling.model_fields) - {"rope_type", "low_freq_factor", "high_freq_factor"},
 }
-"""What each rule reads; transformers ignores the other fields too."""
+"""Fields that each rule reads. Others are ignored, as in transformers."""
 
 
 def _rope_of_hf(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` from transformers 5's `rope_parameters` or the older pair."""
+    """Read `rope_theta` and `rope_scaling` from transformers 5's `rope_parameters`, or from the older pair."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
-        raise InputError(path, "is not a table", place="rope_parameters")
+        raise InputError(path, f"expected an object, got {rope!r:.60}", place="rope_parameters")
     rope = {"rope_theta": config.get("rope_theta"), **rope}
     theta = 10_000.0 if rope["rope_theta"] is None else rope["rope_theta"]
     kind = rope.get("rope_type") or rope.get("type") or "default"
     for part in (rope.get("partial_rotary_factor"), config.get("partial_rotary_factor")):
         if part not in (None, 1.0):
-            raise InputError(path, "only part of each head rotates", place="partial_rotary_factor")
+            raise InputError(
+                path, f"{part!r:.60} is not supported; only 1.0 is", place="partial_rotary_factor"
+            )
     if kind == "default":
         return {"rope_theta": theta, "rope_scaling": None}
     if not isinstance(kind, str) or kind not in _RULE_FIELDS:
@@ -282,12 +293,12 @@ def _rope_of_hf(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
 
 
 def llama3_factors(theta: float, head_dim: int, scaling: RopeScaling) -> list[float]:
-    """Divisors of the head_dim / 2 rotary frequencies under Llama 3's scaling."""
+    """Return the divisors of the head_dim / 2 rotary frequencies under Llama 3's scaling."""
     low, high, context = (
         scaling.low_freq_factor,
         scaling.high_freq_factor,
         scaling.original_max_position_embeddings,
     )
     if not (low and high and context):
-        raise ValueError("Llama 3 scaling needs its bounds and its original context")
+        raise ValueError("Llama 3 scaling needs low_freq_factor, high_freq_factor and the original context")
     return rope_divisors(theta, head_dim, factor=scaling.factor, low=low, high=high, context=context)

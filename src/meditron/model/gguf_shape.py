@@ -1,7 +1,7 @@
-"""The `llama.*` metadata of a GGUF file as the fields of a LlamaConfig, and back.
+"""Conversion between the `llama.*` metadata of a GGUF file and the fields of a LlamaConfig.
 
-Each key under `llama.` is one of three kinds: it sets a field, it has no effect on the model at the value it
-has, or it is refused by name. The meaning of the keys is llama.cpp's (`src/llama-model.cpp`,
+A key under `llama.` sets a field, has no effect on the model at its value, or is refused by name: a key that is
+silently ignored could change the model. Keys mean what they mean in llama.cpp (`src/llama-model.cpp`,
 `llama_model_base::load_hparams`, and `src/llama-context.cpp` for the attention factor).
 """
 
@@ -40,10 +40,10 @@ REQUIRED = (
     "llama.context_length",
     "llama.attention.layer_norm_rms_epsilon",
 )
-"""Keys without which llama.cpp does not open a file."""
+"""Keys that llama.cpp requires."""
 
 _HEAD_WIDTHS = ("llama.attention.value_length", "llama.rope.dimension_count")
-"""Widths that have to equal the head's."""
+"""Widths that must equal the head's."""
 
 _SCALING = "llama.rope.scaling."
 _READ = {
@@ -77,14 +77,14 @@ NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "llama.rope.scaling.yarn_log_multiplier": (0,),
     "llama.use_parallel_residual": (False,),
 }
-"""Keys without an effect at these values; None: at any value."""
+"""Values at which a key has no effect; None = any value."""
 
 
 def decimal(value: Any) -> Any:  # noqa: ANN401
-    """GGUF's numbers are fp32: 1e-5 comes as 9.999999747e-06. The shortest decimal is the one meant."""
+    """Return the shortest decimal of a float32 that was read as a double: 9.999999747e-06 is 1e-5."""
     if not isinstance(value, float):
         return value
-    with np.errstate(over="ignore"):  # a file may hold doubles too; infinity is refused with the other fields
+    with np.errstate(over="ignore"):  # a file may contain doubles; the config refuses infinity
         return float(str(np.float32(value)))
 
 
@@ -96,11 +96,10 @@ def gguf_fields(
     Args:
         metadata: The file's key-value pairs.
         path: The file, for errors.
-        rope_factors: Its `rope_freqs.weight`: the divisors of the rotary frequencies.
+        rope_factors: The file's `rope_freqs.weight`, the divisors of the rotary frequencies.
 
     Raises:
-        InputError: another architecture, a missing key, or a key that would change the model and is not
-            supported.
+        InputError: another architecture, a missing key, or an unsupported key that would change the model.
     """
     _require_llama(metadata, path)
     metadata = {
@@ -116,10 +115,8 @@ def gguf_fields(
     fields.setdefault("head_dim", derived)
     # llama.cpp derives an absent value_length, but takes an absent dimension_count from key_length.
     for key, default in zip(_HEAD_WIDTHS, (derived, fields["head_dim"]), strict=True):
-        if (found := metadata.get(key, default)) != fields["head_dim"]:
-            problem = (
-                f"{found!r:.60} is not supported; only the width of a head, {fields['head_dim']!r:.60}, is"
-            )
+        if (value := metadata.get(key, default)) != fields["head_dim"]:
+            problem = f"must be the width of a head, {fields['head_dim']!r:.60}, got {value!r:.60}"
             raise InputError(path, problem, place=key)
     fields["rope_scaling"] = _scaling(metadata, fields, path, rope_factors)
     return fields
@@ -127,17 +124,21 @@ def gguf_fields(
 
 def _require_llama(metadata: Mapping[str, Any], path: Path | str) -> None:
     if metadata.get("general.type", "model") != "model":
-        raise InputError(path, f"is a file of type {metadata['general.type']!r}", place="general.type")
+        raise InputError(
+            path, f"{metadata['general.type']!r} is not supported; only 'model' is", place="general.type"
+        )
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
-        raise InputError(path, f"architecture {architecture!r} is not llama", place="general.architecture")
+        raise InputError(
+            path, f"{architecture!r} is not supported; only 'llama' is", place="general.architecture"
+        )
     for key in REQUIRED:
         if metadata.get(key) is None:
-            raise InputError(path, "is missing; llama.cpp requires it too", place=key)
+            raise InputError(path, "the key is missing; llama.cpp requires it too", place=key)
 
 
 def _one_value(value: Any) -> Any:  # noqa: ANN401
-    """A number per block is one number if all are equal."""
+    """Replace a list with one number per block by the number if all are equal."""
     numbers = isinstance(value, list) and value and all(type(item) is int for item in value)
     return value[0] if numbers and len(set(value)) == 1 and len(value) <= 1 << 12 else value
 
@@ -147,7 +148,7 @@ def _refuse_unknown(metadata: Mapping[str, Any], path: Path | str) -> None:
         if not key.startswith("llama.") or key in _READ:
             continue
         if key not in NEUTRAL:
-            raise InputError(path, "is not supported: the key may change the model", place=key)
+            raise InputError(path, "the key is not supported and may change the model", place=key)
         allowed = NEUTRAL[key]
         if allowed is not None and not any(value == item for item in allowed):
             problem = f"{value!r:.60} is not supported; only {' or '.join(map(str, allowed))} is"
@@ -166,7 +167,7 @@ def _scaling(
             path, f"{kind!r} is not supported; none, linear and yarn are", place=_SCALING + "type"
         )
     factor = metadata.get(_SCALING + "factor", metadata.get("llama.rope.scale_linear", 1.0))
-    factor = 1.0 if kind == "none" or factor == 0 else factor
+    factor = 1.0 if kind == "none" or factor == 0 else factor  # 0 is "not set" in llama.cpp
     attention = metadata.get(_SCALING + "attn_factor", 1.0)
     scaled = kind == "yarn" or factor != 1
     if attention != 1 and kind != "yarn":
@@ -175,7 +176,7 @@ def _scaling(
     context = metadata.get(_SCALING + "original_context_length")
     if rope_factors is not None:
         if scaled:
-            problem = "a rotary scaling beside the factors of rope_freqs.weight is not supported"
+            problem = "a rotary scaling together with rope_freqs.weight is not supported"
             raise InputError(path, problem, place=_SCALING + "type")
         return _llama3(fields, path, rope_factors, context)
     if not scaled:
@@ -186,22 +187,26 @@ def _scaling(
         if attention != 1:
             if not all(isinstance(number, int | float) and number > 0 for number in (factor, attention)):
                 raise InputError(
-                    path, f"{attention!r:.60} is not a positive number", place=_SCALING + "attn_factor"
+                    path, f"must be a positive number, got {attention!r:.60}", place=_SCALING + "attn_factor"
                 )
+            # llama.cpp multiplies its own magnitude by the key; HF's field is the product.
             scaling["attention_factor"] = decimal(attention * _yarn_magnitude(factor))
     return scaling
 
 
 def _yarn_magnitude(factor: float) -> float:
-    """YaRN's own scale of cosine and sine, which `attn_factor` multiplies."""
+    """Return YaRN's default scale of cosine and sine."""
     return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def scaling_metadata(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the metadata of a rotary scaling, given as its fields that are no defaults.
+    """Return the metadata of a rotary scaling, given as its fields without defaults.
 
-    Llama 3's factors are a tensor; its original context is kept beside them, because the factors alone do not
-    determine it. UsageError for a scaling that GGUF has no keys for.
+    GGUF stores Llama 3's factors as a tensor. The original context is written too, because the factors do not
+    determine it.
+
+    Raises:
+        UsageError: GGUF has no keys for the scaling.
     """
     if scaling is None:
         return {}
@@ -216,7 +221,7 @@ def scaling_metadata(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     rest -= {key for key, default in (("beta_fast", 32), ("beta_slow", 1)) if scaling.get(key) == default}
     if kind == "yarn" and (attention := scaling.get("attention_factor")) is not None:
         metadata[_SCALING + "attn_factor"] = attention / _yarn_magnitude(factor)
-        rest -= {"attention_factor", "mscale", "mscale_all_dim"}  # the factor replaces the other two
+        rest -= {"attention_factor", "mscale", "mscale_all_dim"}  # the factor overrides the other two
     if kind == "dynamic" or rest:
         raise UsageError(f"GGUF has no keys for the rotary scaling {dict(scaling)}")
     return metadata
@@ -225,10 +230,10 @@ def scaling_metadata(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
 def rope_divisors(
     theta: float, head_dim: int, *, factor: float, low: float, high: float, context: float
 ) -> list[float]:
-    """Divisors of the head_dim / 2 rotary frequencies under Llama 3's scaling (its reference code).
+    """Return the divisors of the head_dim / 2 rotary frequencies under Llama 3's scaling (its reference code).
 
-    Long wavelengths are divided by `factor`, short ones stay, and between the two bounds the
-    frequency moves linearly with the number of turns in the original context.
+    Frequencies of long wavelengths are divided by `factor`, those of short ones do not change, and in between
+    the frequency is interpolated linearly in the number of turns within the original context.
     """
     factors = []
     for turns in _turns(theta, head_dim):
@@ -238,7 +243,7 @@ def rope_divisors(
 
 
 def _turns(theta: float, head_dim: int) -> list[float]:
-    """Turns of each frequency within one token."""
+    """Return the turns of each frequency per token."""
     return [1 / (2 * math.pi * theta ** (dimension / head_dim)) for dimension in range(0, head_dim, 2)]
 
 
@@ -248,43 +253,44 @@ def _llama3(
     factors: Sequence[float],
     context: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
-    """Llama 3's scaling from the divisors it gives.
+    """Recover Llama 3's scaling from its divisors.
 
-    Between the bounds a divisor determines (turns · context − low) / (high − low), so that two of them give
-    low / context and high / context. Files that do not name the original context have that of Llama 3.
+    Between the bounds a divisor determines (turns · context − low) / (high − low), so two of them give
+    low / context and high / context. Without the original context in the metadata, Llama 3's is assumed.
     """
     theta, width = fields.get("rope_theta", 10_000.0), fields.get("head_dim")
-    refused = InputError(path, "is not Llama 3's rotary scaling", place="rope_freqs.weight")
+    invalid = InputError(path, "is not Llama 3's rotary scaling", place="rope_freqs.weight")
     if not (
         isinstance(width, int) and 0 < width <= 1 << 20 and isinstance(theta, int | float) and theta >= 1
     ):
-        raise refused
+        raise invalid
     if len(factors) != width // 2 or not all(math.isfinite(f) and f >= 1 for f in factors):
-        raise refused
-    named = isinstance(context, int) and context > 0
-    length = float(context) if named else 8192.0
+        raise invalid
+    known = isinstance(context, int) and context > 0
+    length = float(context) if known else 8192.0
     factor, low, high = max(factors), 1.0, 4.0
     between = [
         ((1 / f - 1 / factor) / (1 - 1 / factor), turns)
         for f, turns in zip(factors, _turns(theta, width), strict=True)
         if 1 + 1e-4 < f < factor * (1 - 1e-4)
     ]
-    if len(between) == 1 and not named:
+    if len(between) == 1 and not known:
         share, turns = between[0]
         length = float(round((low + share * (high - low)) / turns))
     elif len(between) > 1:
         (first, fast), (last, slow) = between[0], between[-1]
         span = (fast - slow) / (first - last)  # (high − low) / context
         bounds = (slow - last * span, slow + (1 - last) * span)
-        if not named:  # low is 1 in every published Llama 3
+        if not known:  # low is 1 in every published Llama 3
             length = float(round(1 / bounds[0])) if 0 < bounds[0] <= 1 else 8192.0
         low, high = (decimal(round(bound * length, 3)) for bound in bounds)
     scaling = {"factor": decimal(factor), "low": low, "high": high, "context": length}
     if not 0 < low < high:
-        raise refused
-    wanted = rope_divisors(theta, width, **scaling)
-    if any(abs(a - b) > 1e-4 * a for a, b in zip(wanted, factors, strict=True)):
-        raise refused
+        raise invalid
+    # The recovered scaling must give the file's divisors again; else they follow another rule.
+    expected = rope_divisors(theta, width, **scaling)
+    if any(abs(a - b) > 1e-4 * a for a, b in zip(expected, factors, strict=True)):
+        raise invalid
     return {
         "rope_type": "llama3",
         "factor": scaling["factor"],

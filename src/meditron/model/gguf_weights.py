@@ -1,4 +1,8 @@
-"""A Llama in GGUF, as llama.cpp lays it out: other names, other rows, another place for Llama 3's scaling."""
+"""Reading and writing a Llama as a GGUF file.
+
+GGUF differs from HF in the tensors' names, the order of the query and key rows, and the place of Llama 3's rotary
+scaling (a tensor).
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -40,14 +44,14 @@ _BLOCK = {
     "mlp.down_proj": "ffn_down",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
-_QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION: the blocks' layouts as they are since May 2023
+_QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION: block formats since May 2023
 
 Encode = Callable[[str, Tensor, str], Array]
-"""HF's name, a matrix in llama.cpp's order of rows, ggml's type → what is written."""
+"""Encoder of a tensor: (HF's name, weight in llama.cpp's row order, ggml type) → the bytes to write."""
 
 
 def gguf_name(name: str) -> str:
-    """GGUF's name of a parameter: `model.layers.3.mlp.up_proj.weight` is `blk.3.ffn_up.weight`."""
+    """Return a parameter's GGUF name: `blk.3.ffn_up.weight` for `model.layers.3.mlp.up_proj.weight`."""
     stem, _, kind = name.rpartition(".")
     if stem in _TOP:
         return f"{_TOP[stem]}.{kind}"
@@ -56,9 +60,9 @@ def gguf_name(name: str) -> str:
 
 
 def _rotating_heads(name: str, config: LlamaConfig) -> int | None:
-    """The heads of the two projections whose rows are ordered otherwise, None for every other weight.
+    """Return the number of heads of a projection whose rows GGUF orders differently, None for other weights.
 
-    HF turns the pairs (i, i + E/2) of a head, llama.cpp the neighbours (2i, 2i + 1).
+    HF rotates the pairs (i, i + E/2) of a head, llama.cpp the neighbours (2i, 2i + 1).
     """
     if name.endswith("q_proj.weight"):
         return config.num_attention_heads
@@ -78,7 +82,11 @@ def _from_gguf_rows(weight: Tensor, heads: int | None) -> Tensor:
 
 
 def gguf_config(gguf: GGUF) -> LlamaConfig:
-    """Read the model's shape; InputError for another architecture, a bad shape, or a part of a split file."""
+    """Read the config.
+
+    Raises:
+        InputError: another architecture, impossible values, or one part of a split file.
+    """
     require_whole(gguf)
     factors = None
     if _ROPE_FACTORS in gguf.tensors:
@@ -88,34 +96,35 @@ def gguf_config(gguf: GGUF) -> LlamaConfig:
 
 
 class GGUFWeights(Mapping[str, Tensor]):
-    """Every parameter under HF's name, dequantized to fp32, rows in HF's order, when it is asked for.
+    """Weights by HF's names, in HF's row order, dequantized to fp32 at each access.
 
-    Raises InputError, before anything is read, for missing, unexpected or misshapen tensors.
+    Raises:
+        InputError: before a weight is read: a tensor is missing, unexpected or of the wrong shape.
     """
 
     def __init__(
         self, gguf: GGUF, config: LlamaConfig, *, dequantize: Callable[[str], Array] | None = None
     ) -> None:
-        """`dequantize` reads a tensor by its GGUF name; the file's own reference when absent."""
+        """Open the weights; `dequantize` reads a tensor by its GGUF name, by default with gguf-py's code."""
         self._gguf, self._config = gguf, config
         self._dequantize = dequantize or gguf.dequantize
         self._shapes = parameter_shapes(config)
-        found = {name: info.shape for name, info in gguf.tensors.items() if name != _ROPE_FACTORS}
-        check_tensors(gguf.path, {gguf_name(name): shape for name, shape in self._shapes.items()}, found)
+        stored = {name: info.shape for name, info in gguf.tensors.items() if name != _ROPE_FACTORS}
+        check_tensors(gguf.path, {gguf_name(name): shape for name, shape in self._shapes.items()}, stored)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The parameter, which outlives the file."""
+        """Read a weight; it stays valid after the file is closed."""
         if name not in self._shapes:
             raise KeyError(name)
         weight = torch.from_numpy(self._dequantize(gguf_name(name)))
         return _from_gguf_rows(weight, _rotating_heads(name, self._config))
 
     def __iter__(self) -> Iterator[str]:
-        """Names, in the model's order."""
+        """Iterate over the names in the model's order."""
         return iter(self._shapes)
 
     def __len__(self) -> int:
-        """Parameters."""
+        """Return the number of weights."""
         return len(self._shapes)
 
 
@@ -129,11 +138,21 @@ def save_gguf(
     name: str | None = None,
     carried: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write one GGUF file that llama.cpp runs: matrices in `type`, norms in fp32, vocabulary and template.
+    """Write a GGUF file that llama.cpp runs, with vocabulary and chat template.
 
-    Streams: one tensor is in memory at a time, as far as the weights do. `name` is what the model is called
-    (the file's stem when absent), `carried` further metadata. Raises UsageError for weights that `type`
-    cannot hold and for rotary scalings that GGUF cannot say.
+    One tensor is converted at a time; a lazy mapping keeps memory to that.
+
+    Args:
+        model: The model, or its weights by HF's names.
+        config: Its config.
+        tokenizer: Its tokenizer.
+        path: The file to write.
+        type: Type of the matrices; norms are F32.
+        name: The model's name; the file's stem when absent.
+        carried: Further metadata.
+
+    Raises:
+        UsageError: a weight overflows in `type`, or GGUF has no keys for the rotary scaling.
     """
     header = gguf_header(config, tokenizer, name or path.stem, carried)
     metadata = header | {"general.file_type": {"F32": 0, "F16": 1}[type]}
@@ -143,11 +162,16 @@ def save_gguf(
 def gguf_header(
     config: LlamaConfig, tokenizer: Tokenizer, name: str, carried: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """The metadata of a model's file, whatever its types: its shape, its vocabulary and chat template.
+    """Return a file's metadata except `general.file_type`, which depends on the types of its tensors.
 
-    `general.file_type`, llama.cpp's number for the mix of types, is the writer's to add. `carried` is what
-    the source says beside its shape and vocabulary: authors, licence, training data. UsageError for
-    rotary scalings that GGUF cannot say.
+    Args:
+        config: The model's config.
+        tokenizer: Its tokenizer, for vocabulary and chat template.
+        name: Its name.
+        carried: Metadata from the source: authors, licence, training data.
+
+    Raises:
+        UsageError: GGUF has no keys for the rotary scaling.
     """
     return {
         **carried,
@@ -163,10 +187,14 @@ def gguf_header(
 def model_tensors(
     weights: Mapping[str, Tensor], config: LlamaConfig, type_of: Callable[[str, int], str], encode: Encode
 ) -> list[tuple[str, LazyTensor]]:
-    """The tensors of a model's file, each read and encoded when it is written.
+    """Return a file's tensors, each read and encoded when it is written.
 
-    `type_of` gives ggml's type of a matrix by its name in GGUF and the width of its rows; norms are F32, as
-    llama.cpp reads them.
+    Args:
+        weights: Weights by HF's names.
+        config: The model's config.
+        type_of: Returns the ggml type of a matrix from its GGUF name and the width of its rows. Norms are F32,
+            the only type that llama.cpp accepts for them.
+        encode: Encodes a tensor.
     """
     tensors = _rope_factors(config, encode)
     for hf_name, shape in parameter_shapes(config).items():
@@ -182,17 +210,17 @@ def _encoded(name: str, weights: Mapping[str, Tensor], heads: int | None, kind: 
 
 
 def as_floats(name: str, weight: Tensor, kind: str) -> Array:
-    """A weight as F32, F16 or BF16, each value rounded once; UsageError where the type cannot hold one."""
+    """Convert a weight to F32, F16 or BF16 with one rounding; UsageError if a value overflows."""
     values, extremes = weight.to(DTYPES[kind]), torch.stack(weight.aminmax())
-    # Rounding keeps the order, so the extremes speak for all; a NaN is both of them.
+    # Rounding is monotonic: if minimum and maximum stay finite, all values do. A NaN becomes both of them.
     if not bool(extremes.to(values.dtype).isfinite().all()):
         raise cannot_hold(name, kind, finite=bool(extremes.isfinite().all()))
-    # numpy has no bfloat16.
+    # numpy has no bfloat16: the bytes are passed on.
     return values.view(torch.uint8).numpy() if kind == "BF16" else values.numpy()
 
 
 def _rope_factors(config: LlamaConfig, encode: Encode) -> list[tuple[str, LazyTensor]]:
-    """Llama 3's scaling, which GGUF has as a tensor."""
+    """Return Llama 3's rotary scaling as GGUF's tensor; nothing for other scalings."""
     scaling = config.rope_scaling
     if scaling is None or scaling.rope_type != "llama3":
         return []

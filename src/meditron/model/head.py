@@ -1,4 +1,4 @@
-"""The head in fp32, whatever format the model is in: logits of a chunk at a time, in memory used again."""
+"""The language-model head in fp32 for inference, in chunks that reuse one buffer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,27 +8,29 @@ from torch import Tensor
 
 __all__ = ["Head"]
 
-# Legend: N positions, C positions of a chunk, D width, V vocabulary.
-_CHUNK = 256
+# Shapes: N positions, C positions of a chunk, D width, V vocabulary.
+
+_CHUNK = 256  # 50 MB of fp32 logits for 49,152 tokens
 
 
 class Head:
-    """Logits and log-probabilities of hidden states, without gradients.
+    """Logits and losses of hidden states, without gradients.
 
-    Products of bfloat16 numbers are exact in fp32. So a model in bfloat16 has its logits from a CPU's quick
-    bfloat16 units, summed and kept in fp32: nothing of fp32's precision is given up.
+    Logits are fp32 for a model of any dtype: rounded to bfloat16, two options' log-probabilities would often be
+    equal. The product of two bfloat16 numbers is exact in fp32, so a bfloat16 model can use a CPU's bfloat16
+    matrix units with fp32 sums, without a loss of precision.
     """
 
     def __init__(self, weight_VD: Tensor) -> None:
         self._narrow = weight_VD.dtype == torch.bfloat16
         self._weight_VD = weight_VD.float()
-        # Fresh pages for every chunk would cost more than the product itself.
+        # Page faults of a new buffer for every chunk would cost more than the product itself.
         self._buffer_CV = torch.empty(0, len(weight_VD), device=weight_VD.device)
 
     def chunks(self, hidden_ND: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Some positions at a time: which these are, and their logits, [C, V] in fp32.
+        """Yield slices of the positions with their logits, (C, V) in fp32.
 
-        The logits lie in one buffer: the next chunk overwrites them.
+        All chunks share one buffer: the next chunk overwrites the logits.
         """
         if len(self._buffer_CV) < min(len(hidden_ND), _CHUNK):
             self._buffer_CV = self._buffer_CV.new_empty(min(len(hidden_ND), _CHUNK), len(self._weight_VD))
@@ -37,7 +39,7 @@ class Head:
             yield slice(start, start + len(hidden_CD)), self._logits(hidden_CD)
 
     def nll(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        """−log softmax(hidden · Wᵀ)[target] of each position, in nats: [N], fp32."""
+        """Return −log softmax(hidden · Wᵀ)[target] of each position, in nats: (N,), fp32."""
         nll_N = torch.empty(len(targets_N), device=targets_N.device)
         for places, logits_CV in self.chunks(hidden_ND):
             logp_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
@@ -52,7 +54,7 @@ class Head:
 
 @contextmanager
 def _bfloat16_products(*, allowed: bool) -> Iterator[None]:
-    """Let oneDNN take fp32 numbers as bfloat16, which loses nothing where they are such numbers."""
+    """Allow oneDNN to round fp32 inputs to bfloat16; lossless if they are bfloat16 numbers."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made when torch is imported
     before = matmul.fp32_precision
     if allowed:

@@ -1,4 +1,4 @@
-"""A Llama as an HF folder: safetensors, one file or several behind an index, and the files beside them."""
+"""Reading and writing a Llama as an HF folder: config, tokenizer, safetensors in one file or with an index."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,23 +22,25 @@ from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["HFWeights", "hf_config", "own_head", "save_hf", "stored_tensors"]
 
-# What older checkpoints and tied ones carry along and no Llama needs.
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-_SPARE = ("rotary_emb.inv_freq", _HEAD)
+# Tensors of older and of tied checkpoints that are not parameters of the model.
+_IGNORED = ("rotary_emb.inv_freq", _HEAD)
 
 
 def hf_config(folder: Path) -> LlamaConfig:
-    """Read the model's shape from `config.json`.
+    """Read the config from `config.json`.
 
-    A head that the checkpoint stores and that differs from the embedding is used, whatever
-    `tie_word_embeddings` says, as transformers 5 does. InputError for another architecture or a shape that
-    cannot be.
+    A stored head that differs from the embedding is used even if `tie_word_embeddings` is true, as in
+    transformers 5.
+
+    Raises:
+        InputError: another architecture, or impossible values.
     """
     path = folder / "config.json"
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise InputError(path, "is not a table of settings")
-    config = LlamaConfig.from_hf(found, path)
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(path, f"expected an object, got a {type(content).__name__}")
+    config = LlamaConfig.from_hf(content, path)
     if config.tie_word_embeddings and own_head(folder):
         _warn_of_head(path)
         return config.model_copy(update={"tie_word_embeddings": False})
@@ -47,63 +49,65 @@ def hf_config(folder: Path) -> LlamaConfig:
 
 @cache
 def _warn_of_head(path: Path) -> None:
-    """Warn once for each config, however often a model is opened."""
-    warn(f"{path}: tie_word_embeddings is true, but {_HEAD} differs from {_EMBEDDING}: it is used")
+    """Warn once for each config: a model is opened several times in a run."""
+    warn(f"{path}: tie_word_embeddings is true, but {_HEAD} differs from {_EMBEDDING}; {_HEAD} is used")
 
 
 def own_head(folder: Path) -> bool:
-    """Return whether the folder's weights hold a head that differs from the embedding."""
+    """Return True if the folder stores a head that differs from the embedding."""
     if not any(folder.glob("*.safetensors")):
-        return False  # a config.json alone: nothing contradicts it
+        return False  # a config.json alone, of a model without weights
     stored = stored_tensors(folder)
     if _HEAD not in stored or _EMBEDDING not in stored:
         return False
-    with _opened(stored[_HEAD]) as one, _opened(stored[_EMBEDDING]) as other:
-        head, embedding = one.get_tensor(_HEAD), other.get_tensor(_EMBEDDING)
+    with _opened(stored[_HEAD]) as head_file, _opened(stored[_EMBEDDING]) as embedding_file:
+        head, embedding = head_file.get_tensor(_HEAD), embedding_file.get_tensor(_EMBEDDING)
         return head.dtype != embedding.dtype or not torch.equal(head, embedding)
 
 
 class HFWeights(Mapping[str, Tensor]):
-    """Every parameter of a folder as it is stored, by name, each read when it is asked for.
+    """Weights of a folder by name, as they are stored, read at each access.
 
-    A file is mapped only as long as a tensor of it lives, so that memory holds no more than is in use.
-    Raises InputError, before anything is read, for missing, unexpected or misshapen tensors, and for
-    files that are no safetensors or lie outside the folder.
+    A file stays memory-mapped only as long as one of its tensors is referenced.
+
+    Raises:
+        InputError: before a weight is read: a tensor is missing, unexpected or of the wrong shape, or a file is
+            not safetensors or lies outside the folder.
     """
 
     def __init__(self, folder: Path, config: LlamaConfig) -> None:
-        wanted = parameter_shapes(config)
+        expected = parameter_shapes(config)
         self._file = {
             name: file
             for name, file in stored_tensors(folder).items()
-            if name in wanted or not name.endswith(_SPARE)
+            if name in expected or not name.endswith(_IGNORED)
         }
-        found: dict[str, tuple[int, ...]] = {}
+        actual: dict[str, tuple[int, ...]] = {}
         for file in sorted(set(self._file.values())):
             with _opened(file) as tensors:
                 names = [name for name, place in self._file.items() if place == file]
-                found |= {name: _shape(file, tensors, name) for name in names}
-        check_tensors(folder, wanted, found)
+                actual |= {name: _shape(file, tensors, name) for name in names}
+        check_tensors(folder, expected, actual)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The parameter, a view of its file."""
+        """Read a weight, a view of its memory-mapped file."""
         with _opened(self._file[name]) as tensors:
             weight: Tensor = tensors.get_tensor(name)
         return weight
 
     def __iter__(self) -> Iterator[str]:
-        """Names, in the order of the files."""
+        """Iterate over the names in the order of the files."""
         return iter(self._file)
 
     def __len__(self) -> int:
-        """Parameters."""
+        """Return the number of weights."""
         return len(self._file)
 
 
 def _shape(file: Path, tensors: Any, name: str) -> tuple[int, ...]:  # noqa: ANN401
     part = tensors.get_slice(name)
     if part.get_dtype() not in DTYPES:
-        raise InputError(file, f"is {part.get_dtype()}; {', '.join(DTYPES)} can be read", place=name)
+        raise InputError(file, f"{part.get_dtype()} is not supported; {', '.join(DTYPES)} are", place=name)
     return tuple(part.get_shape())
 
 
@@ -112,37 +116,38 @@ def _opened(file: Path) -> Iterator[Any]:
     try:
         tensors = safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        hint = "copy or download it again: it may be cut short"
+        hint = "the file may be incomplete: copy or download it again"
         raise InputError(file, f"cannot be read as safetensors: {error}", hint=hint) from error
     with tensors:
         yield tensors
 
 
 def stored_tensors(folder: Path) -> dict[str, Path]:
-    """Return the file of each tensor: of the one safetensors file, else as the index maps them.
+    """Return the file of each tensor: `model.safetensors`, or the files of the index.
 
-    A tensor that another file holds under the same name, left from an earlier save, is ignored.
+    Files that the index does not name, for example from an earlier save, are ignored.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         with _opened(single) as tensors:
             return dict.fromkeys(tensors.keys(), single)
     if not index.is_file():
-        hint = "only safetensors are read; pickled weights can run code and are not"
-        raise InputError(folder, "has no model.safetensors", hint=hint)
+        hint = "only safetensors are read; pickled weights could run code"
+        raise InputError(folder, "there is no model.safetensors", hint=hint)
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names:
-        raise InputError(index, "names no files", place="weight_map")
+        raise InputError(index, "expected an object of tensors and files", place="weight_map")
     for name in names.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(index, f"{name!r} is no safetensors file of this folder", place="weight_map")
+            # Also a path such as ../other/model.safetensors: a downloaded index must not read other folders.
+            raise InputError(index, f"{name!r} is not a safetensors file of this folder", place="weight_map")
     for file in sorted(set(names.values())):
         with _opened(folder / file) as tensors:
-            held = set(tensors.keys())
+            present = set(tensors.keys())
         for tensor, place in names.items():
-            if place == file and tensor not in held:
-                raise InputError(folder / file, "is not in the file that the index names", place=tensor)
+            if place == file and tensor not in present:
+                raise InputError(folder / file, "the tensor of the index is not in this file", place=tensor)
     return {tensor: folder / file for tensor, file in names.items()}
 
 
@@ -153,27 +158,36 @@ def save_hf(
     folder: Path,
     dtype: torch.dtype,
 ) -> None:
-    """Write a folder that transformers, vLLM and llama.cpp's converter open: tokenizer, config, weights.
+    """Write a folder that transformers, vLLM and llama.cpp's converter open.
 
-    Streams, as far as the weights do. The same weights give the same bytes. Each file is whole or absent;
-    the weights come first and config.json last, so that no folder has a config and no weights. Raises
-    UsageError for weights that `dtype` cannot hold.
+    One tensor is converted at a time; a lazy mapping keeps memory to that. Equal weights give equal bytes. Each
+    file is written atomically; config.json is the last, so a folder with a config has its weights.
+
+    Args:
+        model: The model, or its weights by HF's names.
+        config: Its config.
+        tokenizer: Its tokenizer.
+        folder: The folder to write to.
+        dtype: The dtype of the stored weights.
+
+    Raises:
+        UsageError: a weight overflows in `dtype`.
     """
     name = str(dtype).removeprefix("torch.")
     _write_safetensors(folder / "model.safetensors", state_of(model), config, dtype)
     tokenizer.save(folder)
     special = config.model_dump(mode="json", include={"bos_token_id", "pad_token_id"}, exclude_none=True)
-    # Every token that ends a text or a turn, so that transformers stops where our engine does.
+    # All tokens that end a text or a turn: transformers then stops at the same tokens as our engines.
     special["eos_token_id"] = sorted(tokenizer.stop_ids)
     write_json(folder / "generation_config.json", {**special, "do_sample": False})
-    # transformers 4 knows the type as torch_dtype.
+    # transformers 4 reads torch_dtype, version 5 dtype.
     write_json(folder / "config.json", {**config.to_hf(), "dtype": name, "torch_dtype": name})
 
 
 def _write_safetensors(
     path: Path, state: Mapping[str, Tensor], config: LlamaConfig, dtype: torch.dtype
 ) -> None:
-    """Stream the weights in one dtype. The library would need all of them in that dtype at once."""
+    """Write the weights one by one: safetensors' own writer needs all of them converted in memory."""
     code = next(code for code, known in DTYPES.items() if known == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -181,7 +195,7 @@ def _write_safetensors(
         start, end = end, end + prod(shape) * dtype.itemsize
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
     with atomic(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in sorted(parameter_shapes(config)):

@@ -1,4 +1,4 @@
-"""The loss of a language model: linear cross-entropy in chunks, and the loss of held-out documents."""
+"""Negative log-likelihood: linear cross-entropy in chunks for training, and the loss of held-out documents."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,19 +16,22 @@ from meditron.model.tensors import require_finite
 
 __all__ = ["nll_rows", "nll_sum"]
 
-# Legend: B batch, S sequence, D width, V vocabulary, N rows that have a target, C rows of a chunk,
-# R rows of a softmax.
+# Shapes: B batch, S sequence, D width, V vocabulary, N rows that have a target, C rows of a chunk, R rows of a
+# softmax.
+
+# The fp32 copy of so many rows of logits (12 MB for 49,152 tokens) stays in a CPU's cache; that of a whole chunk
+# would go through memory several times.
 _SOFTMAX_ROWS = 64
 
 
 def nll_sum(
     hidden_BSD: Tensor, head_weight_VD: Tensor, targets_BS: Tensor, *, ignore: int = -100, chunk: int = 1024
 ) -> tuple[Tensor, int]:
-    """Sum of the negative log-likelihoods (nats, fp32) and the number of targets it is a sum of.
+    """Return the summed negative log-likelihood (nats, fp32) and the number of targets.
 
-    Differentiable in the hidden states and the head. The logits of only `chunk` rows exist at a time,
-    in the weight's dtype, with the softmax in fp32; the gradients are made in the same pass, so
-    nothing is computed twice. Positions whose target is `ignore` cost nothing and count nothing.
+    Differentiable in the hidden states and the head. The logits of only `chunk` rows exist at a time, in the
+    weight's dtype, with the softmax in fp32. Gradients are computed in the forward pass, from the same logits.
+    Positions whose target is `ignore` are neither computed nor counted.
     """
     targets_N = targets_BS.reshape(-1)
     hidden_ND = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
@@ -49,7 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden_ND.device)
         d_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
         d_weight_VD = None
-        # Both buffers are used again and again: fresh pages would cost more than the softmax itself.
+        # Both buffers are reused by every chunk: page faults of new ones cost more than the softmax itself.
         rows = min(chunk, len(targets_N))
         logits_CV = hidden_ND.new_empty(rows, len(weight_VD))
         scratch_RV = hidden_ND.new_empty(min(_SOFTMAX_ROWS, rows), len(weight_VD), dtype=wide)
@@ -61,7 +64,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(d_logits_CV, weight_VD, out=d_hidden_ND[start : start + chunk])
             if wants_weight:
                 part_VD = d_logits_CV.T @ hidden_CD
-                # From the second chunk on the sum is kept wide; one chunk alone is rounded once anyway.
+                # Several chunks are summed in fp32; a single one is rounded only once and needs no copy.
                 d_weight_VD = part_VD if d_weight_VD is None else d_weight_VD.to(wide).add_(part_VD)
         if wants_weight:
             d_weight_VD = torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD
@@ -81,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _to_gradient(logits_CV: Tensor, targets_C: Tensor, scratch_RV: Tensor) -> Tensor:
     """Turn logits, in place, into the loss's gradient (softmax minus one-hot); return the loss.
 
-    The softmax is computed in the scratch's dtype, as many rows at a time as it has.
+    The softmax is computed in the dtype of the scratch buffer, as many rows at a time as it has.
     """
     total = scratch_RV.new_zeros(())
     for start in range(0, len(targets_C), len(scratch_RV)):
@@ -104,14 +107,21 @@ def nll_rows(
     batch_tokens: int = 2048,
     label: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Negative log-likelihood of held-out documents: (nats, float64; predicted tokens, int64), as `rows` are.
+    """Return each document's negative log-likelihood (nats, float64) and number of scored tokens (int64).
 
-    A row is one document's ids. Its first token is given, never predicted: with a tokenizer that begins
-    texts with BOS every token of the text counts, with any other the first one does not. What lies past
-    `max_length` tokens (the model's context when absent) is cut off and not counted. The head and the
-    softmax are fp32 whatever the model's dtype. Documents are batched by length, about `batch_tokens` at a
-    time; the same rows always meet in the same batches. `label` names a progress bar. EngineError if the
-    logits are not finite.
+    The first token of a document is context and is not scored. If the tokenizer adds BOS, all tokens of the text
+    are scored, otherwise all but the first. Head and softmax are fp32 for a model of any dtype. Equal documents
+    in equal order are batched equally, so the result repeats to the last bit.
+
+    Args:
+        model: The model; compiled blocks run uncompiled.
+        rows: The token ids of each document.
+        max_length: Maximum tokens of a document; the rest is not scored. The model's context when absent.
+        batch_tokens: Approximate number of tokens of a batch.
+        label: The name of a progress bar; none when absent.
+
+    Raises:
+        EngineError: the logits are not finite.
     """
     limit = min(max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
     lengths = np.array([min(len(row), limit) for row in rows], dtype=np.int64)
@@ -119,7 +129,7 @@ def nll_rows(
     tokens = np.maximum(lengths - 1, 0)
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:
-            # Every batch has another shape: compiled blocks would be compiled again and again.
+            # Each batch has its own shape, and compiled blocks would be compiled again for it.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.no_grad())
         bar = stack.enter_context(progress(label, int(tokens.sum()), "tokens")) if label else None
@@ -132,7 +142,7 @@ def nll_rows(
 
 
 def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Groups of documents of like length, longest first (what does not fit in memory fails at once)."""
+    """Group documents of similar length, longest first: a batch that does not fit in memory fails at once."""
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 1]
     start = 0
@@ -143,15 +153,16 @@ def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
 
 
 def _batch_nll(model: Llama, head: Head, rows: list[Sequence[int]]) -> np.ndarray:
-    """NLL of each row. Rows are filled on the right, where causal attention never looks."""
+    """Return the NLL of each row. Rows are padded on the right, where causal attention never looks."""
     device = model.head_weight.device
     lengths_B = torch.tensor([len(row) for row in rows], device=device)
     ids_BS = torch.zeros(len(rows), int(lengths_B[0]), dtype=torch.long, device=device)
     for ids_S, row in zip(ids_BS, rows, strict=True):
-        ids_S[: len(row)] = torch.as_tensor(row)
+        ids_S[: len(row)] = torch.as_tensor(row, device=device)
     real_BS = torch.arange(1, ids_BS.shape[1], device=device) < lengths_B[:, None]
     nll_N = head.nll(model(ids_BS[:, :-1])[real_BS], ids_BS[:, 1:][real_BS])
     owners_N = real_BS.nonzero()[:, 0]
+    # Summed in fp64: thousands of fp32 terms would lose the last digits that a comparison of two models needs.
     sums_B = torch.zeros(len(rows), dtype=torch.float64, device=device)
     sums_B.index_add_(0, owners_N, nll_N.double())
     require_finite(model, sums_B)

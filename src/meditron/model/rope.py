@@ -1,7 +1,7 @@
-"""Rotary position embedding (Su et al. 2021) and the four ways its frequencies are stretched.
+"""Rotary position embedding (Su et al. 2021) with the four scalings of its frequencies.
 
-Nothing here is kept in the module: frequencies are computed in fp32 from the configuration at each
-forward pass, so casting a model or building it without storage cannot spoil them.
+Frequencies are no buffer of the model: they are computed in fp32 from the config at each forward pass. A buffer
+would be rounded when the model is cast to bfloat16, and be missing when it is built on the meta device.
 """
 
 import math
@@ -13,11 +13,11 @@ from meditron.model.config import LlamaConfig, RopeScaling, llama3_factors
 
 __all__ = ["frequencies", "rotation"]
 
-# Legend: B batch, S sequence, E head width.
+# Shapes: B batch, S sequence, E head width.
 
 
 def rotation(config: LlamaConfig, positions_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position, fp32, as (cos_BSE, sin_BSE); both halves of E are alike."""
+    """Return cosine and sine of every position, fp32, as (cos_BSE, sin_BSE); both halves of E are equal."""
     frequencies_E, scale = frequencies(config, positions_BS)
     angles_BSE = positions_BS[..., None].float() * frequencies_E
     angles_BSE = torch.cat((angles_BSE, angles_BSE), dim=-1)
@@ -25,13 +25,14 @@ def rotation(config: LlamaConfig, positions_BS: Tensor) -> tuple[Tensor, Tensor]
 
 
 def frequencies(config: LlamaConfig, positions_BS: Tensor) -> tuple[Tensor, float]:
-    """The head_dim / 2 angular frequencies (fp32, radians a token) and the scale of cosine and sine.
+    """Return the head_dim / 2 angular frequencies (fp32, radians per token) and the scale of cosine and sine.
 
-    Only `dynamic` looks at the positions: it stretches with the longest of them.
+    Only `dynamic` depends on the positions: on the largest of them.
     """
     device, theta, width = positions_BS.device, config.rope_theta, config.head_dim
     scaling = config.rope_scaling
     if scaling is not None and scaling.rope_type == "dynamic":
+        # A synchronization with the device, paid by this scaling only.
         length = max(int(positions_BS.max()) + 1, config.max_position_embeddings)
         theta = _ntk_theta(config, scaling, length)
     exponents_E = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
@@ -47,17 +48,17 @@ def frequencies(config: LlamaConfig, positions_BS: Tensor) -> tuple[Tensor, floa
 
 
 def _ntk_theta(config: LlamaConfig, scaling: RopeScaling, length: int) -> float:
-    """NTK-aware base: high frequencies stay, low ones stretch with the length."""
+    """Return the NTK-aware base: it keeps high frequencies and stretches low ones with the length."""
     growth = scaling.factor * length / config.max_position_embeddings - (scaling.factor - 1)
     return float(config.rope_theta * growth ** (config.head_dim / (config.head_dim - 2)))
 
 
 def _yarn(config: LlamaConfig, scaling: RopeScaling, plain_E: Tensor) -> Tensor:
-    """YaRN's mixture of stretched and plain frequencies (Peng et al. 2023, §3.2)."""
+    """Interpolate between plain and stretched frequencies (Peng et al. 2023, §3.2)."""
     context = scaling.original_max_position_embeddings or config.max_position_embeddings
 
     def dimension(turns: float) -> float:
-        """The dimension whose wave turns so often in the original context."""
+        """Return the dimension whose frequency makes this many turns in the original context."""
         wave = math.log(context / (turns * 2 * math.pi))
         return config.head_dim * wave / (2 * math.log(config.rope_theta))
 
@@ -66,12 +67,13 @@ def _yarn(config: LlamaConfig, scaling: RopeScaling, plain_E: Tensor) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, config.head_dim - 1)
     index_E = torch.arange(len(plain_E), dtype=torch.float32, device=plain_E.device)
+    # As in the reference implementation: the ramp's width is never zero.
     stretch_E = ((index_E - low) / max(high - low, 0.001)).clamp(0, 1)
     return plain_E * (1 - stretch_E) + plain_E / scaling.factor * stretch_E
 
 
 def _yarn_scale(scaling: RopeScaling) -> float:
-    """The factor on cosine and sine that keeps attention's entropy (Peng et al. 2023, §3.4)."""
+    """Return the factor on cosine and sine that keeps attention's entropy (Peng et al. 2023, §3.4)."""
     if scaling.attention_factor is not None:
         return scaling.attention_factor
 

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold, whatever its format: names, shapes, types."""
+"""Checks that checkpoints of all formats share: names, shapes, types and finite values."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,48 +13,50 @@ from meditron.model.llama import Llama
 __all__ = ["DTYPES", "cannot_hold", "check_tensors", "parameter_shapes", "require_finite", "state_of"]
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Types of stored weights, by the name that safetensors and GGUF share."""
+"""Types of stored weights, under the names that safetensors and GGUF share."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """HF's name and the shape of every parameter; a tied head is the embedding and has no name."""
+    """Return the shape of every parameter by HF's name; a tied head is the embedding and has no name."""
+    # The meta device gives shapes without memory: a 70B config costs nothing.
     with torch.device("meta"):
         return {name: tuple(weight.shape) for name, weight in Llama(config).named_parameters()}
 
 
 def state_of(model: Llama | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The weights of a model by HF's names, or the mapping that already holds them."""
+    """Return a model's weights by HF's names; a mapping is returned as it is."""
     return model.state_dict() if isinstance(model, Llama) else model
 
 
-def check_tensors(path: Path, wanted: Shapes, found: Shapes) -> None:
-    """Raise InputError, in one line, unless `path` has exactly the wanted tensors in the wanted shapes."""
-    missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted]
+def check_tensors(path: Path, expected: Shapes, actual: Shapes) -> None:
+    """Raise InputError, in one line, unless `path` has exactly the expected tensors and shapes."""
+    missing = [name for name in expected if name not in actual]
+    unexpected = [name for name in actual if name not in expected]
     faults = [
-        f"{len(names)} {what}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected))
+        f"{len(names)} {kind}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
     if faults:
         raise InputError(path, "; ".join(faults), place="tensors")
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            raise InputError(path, f"has shape {found[name]}, the configuration says {shape}", place=name)
+    for name, shape in expected.items():
+        if actual[name] != shape:
+            raise InputError(path, f"has shape {actual[name]}, but the config gives {shape}", place=name)
 
 
 def cannot_hold(name: str, kind: str, *, finite: bool) -> UsageError:
-    """Return the error for a weight with values that the type has no numbers for."""
+    """Return the error for a weight that overflows in a type, or is not finite in any."""
     if not finite:
-        return UsageError(f"{name} has values that are no finite numbers: the model is broken")
+        return UsageError(f"{name} contains NaN or infinity: the model is damaged")
     wider = "F32" if kind.isupper() else "float32"
-    return UsageError(f"{name} has values that {kind} cannot hold", hint=f"write {wider} instead")
+    return UsageError(f"{name} has values that {kind} cannot represent", hint=f"write {wider} instead")
 
 
 def require_finite(model: Llama, values: Tensor) -> None:
-    """Raise EngineError unless all values that the model computed are finite, naming the weight at fault."""
+    """Raise EngineError if a value that the model computed is not finite; the error names the weight at fault."""
+    # One reduction per step. The search through the weights runs only after a failure.
     if bool(values.isfinite().all()):
         return
     for name, weight in model.named_parameters():
@@ -62,5 +64,5 @@ def require_finite(model: Llama, values: Tensor) -> None:
             raise EngineError(f"logits are not finite: {name} contains NaN or infinity")
     dtype = str(values.dtype).removeprefix("torch.")
     raise EngineError(
-        "logits are not finite: the activations overflow", hint=f"the model runs in {dtype}; try float32"
+        "logits are not finite: the activations overflow", hint=f"the model runs in {dtype}; use float32"
     )

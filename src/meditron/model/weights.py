@@ -1,4 +1,4 @@
-"""A model's weights, in and out, whatever holds them: an HF folder, a GGUF file, a seeded preset."""
+"""Loading of models from HF folders, GGUF files and seeded presets; the savers of the first two."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,18 +19,24 @@ __all__ = ["load_config", "load_model", "open_weights", "save_gguf", "save_hf"]
 
 
 def load_model(model: ModelFiles | Path | str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Llama:
-    """Load a model in `dtype` from an HF folder, a GGUF file (dequantized) or a preset (`init:tiny`).
+    """Load a model from an HF folder, a GGUF file (dequantized) or a preset (`init:tiny`).
 
-    Weights arrive tensor by tensor: memory holds the model and one tensor more. `seed` fills a preset
-    that names none itself (`init:tiny:1`).
-    Raises InputError for a damaged file, another architecture, missing, unexpected or misshapen
-    tensors; SourceError for what names no model.
+    Weights are read one tensor at a time: memory holds the model and one more tensor.
+
+    Args:
+        model: The MODEL or its files.
+        dtype: The dtype of all weights.
+        seed: The seed of a preset that has none in its name (`init:tiny:1`).
+
+    Raises:
+        InputError: a file is damaged, is of another architecture, or its tensors do not match its config.
+        SourceError: there is no such model.
     """
     with open_weights(model, seed=seed) as (config, weights):
-        # Made without storage: its parameters then are the tensors themselves.
+        # Without memory for default weights: `assign` makes the loaded tensors its parameters.
         with torch.device("meta"):
             filled = Llama(config)
-        # A copy: what is read may be a view of the file, which somebody may replace.
+        # A copy: a tensor may be a view of a memory-mapped file that is replaced later.
         state = {name: weight.to(dtype, copy=True).contiguous() for name, weight in weights.items()}
         filled.load_state_dict(state, assign=True)
         return filled
@@ -40,17 +46,17 @@ def load_model(model: ModelFiles | Path | str, *, dtype: torch.dtype = torch.flo
 def open_weights(
     model: ModelFiles | Path | str, *, seed: int = 0
 ) -> Iterator[tuple[LlamaConfig, Mapping[str, Tensor]]]:
-    """The shape of a model and its parameters by HF's names, each read when it is asked for.
+    """Open a model's config and weights, by HF's names, each read at its access.
 
-    They come as they are stored (an HF folder), dequantized to fp32 (a GGUF file) or drawn (a preset, the
-    only form that is in memory as a whole). Errors as of `load_model`.
+    Weights are as stored (an HF folder), dequantized to fp32 (a GGUF file) or random (a preset, the only form
+    that is in memory as a whole). Errors are those of `load_model`.
     """
     files = _files(model)
     if files.kind == "init":
-        (config, _), own = preset(files.spec)
-        fresh = Llama(config)
-        fresh.init_weights(seed if own is None else own)
-        yield config, fresh.state_dict()
+        (config, _), preset_seed = preset(files.spec)
+        initialized = Llama(config)
+        initialized.init_weights(seed if preset_seed is None else preset_seed)
+        yield config, initialized.state_dict()
     elif files.kind == "gguf":
         with GGUF(Path(files.path)) as gguf:
             config = gguf_config(gguf)
@@ -62,7 +68,7 @@ def open_weights(
 
 
 def load_config(model: ModelFiles | Path | str) -> LlamaConfig:
-    """The shape of a model, without its weights; errors as of `load_model`."""
+    """Read a model's config without its weights; errors are those of `load_model`."""
     files = _files(model)
     if files.kind == "init":
         return preset(files.spec)[0].config
