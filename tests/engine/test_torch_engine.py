@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -264,7 +265,7 @@ def rebuilt(branches: list[Branch]) -> list[Row]:
 def test_one_common_beginning_is_read_once_less_the_last_token(
     before: list[int], behind: list, continuations: list
 ):
-    """All rows share one prefix: one branch, if it saves the tokens of a pass, and the rows in their order."""
+    """All rows share one prefix: one branch, if it saves the tokens of a pass; rows keep their order."""
     prefixes = [[*before, *ids] for ids in behind]
     rows = pack([(prefix, ids) for prefix in prefixes for ids in continuations], 40)
     most = min(map(len, prefixes)) - 1
@@ -309,11 +310,10 @@ def test_scores_of_a_tree_are_those_of_each_prompt_alone(engine: Engine, prefixe
 
 
 def test_one_prompt_that_differs_early_costs_its_own_tokens_only():
-    """Examples and a question, where five questions are examples themselves and have another in their place."""
+    """Examples before a question; five questions are examples themselves and take the sixth instead."""
     examples = [[n] * 100 for n in range(1, 7)]
-    prefixes = [[*sum(examples[:5], []), 50 + n, n] for n in range(20)]
-    for n in range(5):
-        prefixes.append([*sum((e for i, e in enumerate(examples) if i != n), []), 90, n])
+    shots = [[other for other in range(6) if other != n][:5] for n in range(25)]
+    prefixes = [[*chain(*(examples[shot] for shot in five)), 50 + n, n] for n, five in enumerate(shots)]
     branches = plan_branches(pack([(prefix, [1]) for prefix in prefixes], 2048))
     read = sum(len(branch.ids) + sum(len(row.ids) for row in branch.rows) for branch in branches)
     assert read == 500 + (5 + 4 + 3 + 2 + 1) * 100 + 25 * 2

@@ -22,8 +22,8 @@ _ANSWER_FIELDS, _ERROR_FIELDS = {"id", "text", "tokens", "seconds", "stop"}, {"i
 def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generation]) -> int:
     """Answer every line of `source` and return the number of failed lines.
 
-    A line is `{"prompt": TEXT}` or `{"messages": […]}`. Its `id` is copied to the answer; without one the id is
-    the line number. A line that fails, or repeats an id, gives a line with its error.
+    A line is `{"prompt": TEXT}` or `{"messages": […]}`. Its `id` is copied to the answer; without one the id
+    is the line number. A line that fails, or repeats an id, gives a line with its error.
 
     Args:
         source: The file of prompts, or STDIN.

@@ -33,15 +33,15 @@ def chat(
     system: Annotated[str | None, Parameter(help="System prompt.")] = None,
     sampling: Annotated[
         ChatSampling, Parameter(name="*", group="Sampling", show_default=True)
-    ] = ChatSampling(),  # noqa: B008  # frozen
+    ] = ChatSampling(),
     engine: Annotated[EngineName, Parameter(group="Engine")] = None,
     context: Annotated[Context, Parameter(group="Engine")] = None,
     as_json: Json = False,
 ) -> int:
     """Chat with a model. /help lists the commands of a conversation.
 
-    Input from a pipe is answered line by line. Answers go to stdout, all else to stderr. With --json each answer
-    is a line with its text, tokens and seconds.
+    Input from a pipe is answered line by line. Answers go to stdout, all else to stderr. With --json each
+    answer is a line with its text, tokens and seconds.
 
     For example:
 

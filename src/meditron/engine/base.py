@@ -1,7 +1,7 @@
 """Engine protocols, one per capability, and the types they share.
 
-An engine runs a model: in this process (torch), in a child process (llama.cpp) or on a server. Callers ask for
-the capability they need and use nothing else of an engine:
+An engine runs a model: in this process (torch), in a child process (llama.cpp) or on a server. Callers ask
+for the capability they need and use nothing else of an engine:
 
     Engine                    context length, identity, close
     ├── Generates             text: one prompt streamed, or many in a batch

@@ -40,8 +40,8 @@ class Conversation:
     def ask(self, question: str, sampling: SamplingConfig) -> Reply:
         """Generate the answer to a question. It becomes a turn when `keep` is called with the answer.
 
-        The oldest turns are left out until there is space for the answer: `max_tokens`, or half of the context
-        if that is less. Errors are those of `Generates.generate`.
+        The oldest turns are left out until there is space for the answer: `max_tokens`, or half of the
+        context if that is less. Errors are those of `Generates.generate`.
         """
         self.forgotten = min(self.forgotten, len(self.turns))
         # Without the bound of one half, a large max_tokens would forget everything at every question.

@@ -40,7 +40,7 @@ __all__ = ["LlamaCppEngine"]
 # Shapes: V vocabulary.
 
 CACHE_BYTES = 4 << 30
-"""Memory limit for the KV cache, unless a context is given; a quarter of the machine's memory if that is less.
+"""Memory limit of the KV cache if no context is given, or a quarter of the machine's memory if that is less.
 llama.cpp allocates the whole cache when it starts."""
 _UNKNOWN_CONTEXT = 8192  # for a file without its model's context length
 _STEP = 256  # llama.cpp rounds a context up to a multiple of this
@@ -73,8 +73,8 @@ def _context(metadata: Mapping[str, Any], path: Path, context: int | None) -> in
         return trained
     tokens = max(tokens, min(_STEP, trained))
     info(
-        f"{path.name}: the context is {tokens:,} of the model's {trained:,} tokens, because the KV cache of all "
-        f"of them would take {size(trained * token_bytes)}; --context sets another"
+        f"{path.name}: the context is {tokens:,} of the model's {trained:,} tokens, because the KV cache of "
+        f"all of them would take {size(trained * token_bytes)}; a larger context can be set"
     )
     return tokens
 
@@ -99,10 +99,10 @@ class LlamaCppEngine:
     """llama.cpp's own server as an engine: it generates and gives logits, and scores single tokens.
 
     Prompts are encoded by this project's tokenizer and chat template, so they are the same as in every other
-    engine. Matrix products are llama.cpp's: it rounds activations to 8 bits if the weights are quantized, so its
-    figures are close to torch's on the dequantized weights, but not equal. It is not a `ScoresTokens`: the
-    server returns the distribution after a prompt's last token only, so longer texts would take one request, and
-    megabytes of JSON, per token. If the process dies, the next call starts another.
+    engine. Matrix products are llama.cpp's: it rounds activations to 8 bits if the weights are quantized, so
+    its figures are close to torch's on the dequantized weights, but not equal. It is not a `ScoresTokens`:
+    the server returns the distribution after a prompt's last token only, so longer texts would take one
+    request, and megabytes of JSON, per token. If the process dies, the next call starts another.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer, context: int, dtype: str) -> None:

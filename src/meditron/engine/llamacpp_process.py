@@ -1,9 +1,9 @@
 """The child process of llama.cpp, seen from its parent: start, requests, and a one-line reason if it dies.
 
 Life cycle. llama.cpp runs in a process of its own: an abort in C++ (a damaged file, a failed assertion, an
-allocation that fails) ends the child, and the parent reports it. The child listens on a loopback port that the
-system chooses and answers requests with a random key. It ends with `close`, with the last reference to the
-object, or with the parent, whose end closes the child's stdin.
+allocation that fails) ends the child, and the parent reports it. The child listens on a loopback port that
+the system chooses and answers requests with a random key. It ends with `close`, with the last reference to
+the object, or with the parent, whose end closes the child's stdin.
 """
 
 import json
@@ -112,7 +112,9 @@ class LlamaServerProcess:
         return self._process.poll() is None
 
     def complete(self, **body: Any) -> Generator[dict[str, Any]]:  # noqa: ANN401  # JSON
-        """Yield the events of llama.cpp's `POST /completion`. Closing the generator ends the work in the child.
+        """Yield the events of llama.cpp's `POST /completion`.
+
+        Closing the generator ends the work in the child.
 
         Raises:
             EngineError: the server refuses the request, the process dies, or it is silent for too long.

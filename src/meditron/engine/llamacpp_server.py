@@ -1,9 +1,9 @@
 """The script of llama.cpp's child process: xllamacpp's native server, until its stdin ends.
 
-It is started as a file, not as part of the package, and imports nothing but xllamacpp, so it starts in a second.
-One line of JSON on stdin holds the settings (`path`, `context`, `slots`, `threads`, `key`), because anyone can
-read a command line. One line on stdout, the server's address, says that the model is loaded. Errors go to
-stderr.
+It is started as a file, not as part of the package, and imports nothing but xllamacpp, so it starts in a
+second. One line of JSON on stdin holds the settings (`path`, `context`, `slots`, `threads`, `key`), because
+anyone can read a command line. One line on stdout, the server's address, says that the model is loaded.
+Errors go to stderr.
 """
 
 import json

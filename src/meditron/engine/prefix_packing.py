@@ -2,8 +2,8 @@
 
 Three levels of sharing:
 - A row holds a prefix once, followed by its continuations. A continuation sees the prefix and itself only, at
-  the positions it would have directly after the prefix. The last token of a continuation is predicted and never
-  read, so options of one token need no space.
+  the positions it would have directly after the prefix. The last token of a continuation is predicted and
+  never read, so options of one token need no space.
 - Rows whose prefixes begin alike (instructions, solved examples) share a KV cache of the common part.
 - Common parts form a tree: rows that share more with each other than with the rest continue the cache of the
   rest. One prompt that differs early therefore costs its own tokens only.
@@ -11,6 +11,7 @@ Three levels of sharing:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ class Row:
 
 @dataclass(slots=True)
 class Branch:
-    """One step of the plan: cut the cache back to `start` tokens, read `ids` into it, score `rows` after it."""
+    """One step of a plan: cut the cache back to `start` tokens, read `ids` into it, score `rows` after it."""
 
     start: int
     ids: list[int]
@@ -95,7 +96,7 @@ class Branch:
 
 
 def pack(requests: Sequence[ScoringRequest], max_tokens: int) -> list[Row]:
-    """Pack requests into rows of about `max_tokens` at most, in the order in which their prefixes first occur."""
+    """Pack requests into rows of at most about `max_tokens`, in the order in which prefixes first occur."""
     by_prefix: dict[tuple[int, ...], list[int]] = {}
     for index, (prefix, _) in enumerate(requests):
         by_prefix.setdefault(tuple(prefix), []).append(index)
@@ -115,16 +116,16 @@ def pack(requests: Sequence[ScoringRequest], max_tokens: int) -> list[Row]:
 def plan_branches(rows: Sequence[Row]) -> list[Branch]:
     """Plan how rows share the beginnings of their prefixes: the radix tree of the prefixes, depth first.
 
-    A row keeps at least the last token of its prefix, whose prediction is needed. A branch is shared by two or
-    more rows or branches and reads at least `_PASS_TOKENS` tokens; the root may read fewer if enough rows share
-    it. The plan needs one cache of `max(branch.length)` tokens, because a branch only ever extends the path to
-    its parent.
+    A row keeps at least the last token of its prefix, whose prediction is needed. A branch is shared by two
+    or more rows or branches and reads at least `_PASS_TOKENS` tokens; the root may read fewer if enough rows
+    share it. The plan needs one cache of `max(branch.length)` tokens, because a branch only ever extends the
+    path to its parent.
     """
     prefixes = [row.prefix for row in rows]
-    # In lexicographic order rows with a common beginning are neighbours, and what a range of rows shares is the
-    # minimum of its neighbours' common lengths. Sorting is the whole radix tree.
+    # In lexicographic order rows with a common beginning are neighbours, and what a range of rows shares is
+    # the minimum of its neighbours' common lengths. Sorting is the whole radix tree.
     order = sorted(range(len(rows)), key=prefixes.__getitem__)
-    shared = [_common_length(prefixes[a], prefixes[b]) for a, b in zip(order, order[1:], strict=False)]
+    shared = [_common_length(prefixes[a], prefixes[b]) for a, b in pairwise(order)]
     common = min(shared, default=0)
     top = _groups(0, len(rows), shared, _PASS_TOKENS)
     # A short beginning that all rows share (a template's first words) pays if enough rows are spared it.
@@ -154,14 +155,15 @@ def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
 def _groups(low: int, high: int, shared: Sequence[int], depth: int) -> list[tuple[int, int]]:
     """Split a range of sorted rows into maximal ranges whose neighbours share at least `depth` tokens."""
     cuts = [low, *(i + 1 for i in range(low, high - 1) if shared[i] < depth), high]
-    return [(first, last) for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
+    return [(first, last) for first, last in pairwise(cuts) if first < last]
 
 
 def batches(rows: Sequence[Row], max_tokens: int, cached: int = 0) -> Iterator[list[Row]]:
     """Yield rows of similar length together, longest first, about `max_tokens` a batch with its padding.
 
-    The `cached` tokens before the rows are not computed again, but each row of a batch has a copy of their keys
-    and values, one block at a time: a batch holds at most eight times `max_tokens` of them, or one row's.
+    The `cached` tokens before the rows are not computed again, but each row of a batch has a copy of their
+    keys and values, one block at a time: a batch holds at most eight times `max_tokens` of them, or one
+    row's.
     """
     remaining = sorted(rows, key=lambda row: -len(row.ids))
     while remaining:
@@ -174,10 +176,11 @@ def batches(rows: Sequence[Row], max_tokens: int, cached: int = 0) -> Iterator[l
 def tensors(
     rows: Sequence[Row], device: torch.device, cached: int = 0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return ids and positions (B, S) of a batch, longest row first, and its mask (B, 1, S, T), true = visible.
+    """Return ids and positions (B, S) of a batch, longest row first, and its mask (B, 1, S, T).
 
-    All rows see the `cached` tokens (T less S). Shorter rows are padded on the right, where no token looks. The
-    mask is None if no row has a continuation: plain causal attention is faster and gives the same.
+    The mask is true where a query may look; all rows see the `cached` tokens (T less S). Shorter rows are
+    padded on the right, where no token looks. The mask is None if no row has a continuation: plain causal
+    attention is faster and gives the same.
     """
     width = len(rows[0].ids)
 

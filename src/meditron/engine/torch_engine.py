@@ -42,7 +42,8 @@ __all__ = ["TorchEngine"]
 # V vocabulary.
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Tokens of a scoring batch. More would not be faster on a CPU, whose caches hold the activations of about as many.
+# Tokens of a scoring batch. More would not be faster on a CPU, whose caches hold the activations of about as
+# many.
 _BATCH_TOKENS = 2048
 # Bounds of one batch of generated texts: keys and values, elements of the prompts' attention mask, rows.
 _CACHE_BYTES = 1 << 30
@@ -101,7 +102,8 @@ class TorchEngine:
 
     @property
     def _head(self) -> Head:
-        # Created at the first use: a fp32 copy of a bfloat16 head is V · D · 4 bytes that generation never needs.
+        # Created at the first use: a fp32 copy of a bfloat16 head is V · D · 4 bytes that generation never
+        # needs.
         if self._head_fp32 is None:
             self._head_fp32 = Head(self.model.head_weight)
         return self._head_fp32

@@ -130,9 +130,9 @@ class LlamaConfig(Config):
     def flops_per_token(self, sequence_length: int) -> int:
         """Return the floating-point operations of one training token (forward and backward).
 
-        The convention of PaLM (Chowdhery et al. 2022, appendix B): 6 per parameter, the embedding included, and
-        12 · layers · heads · head_dim · sequence_length for attention, neither halved for causality nor with
-        recomputation.
+        The convention of PaLM (Chowdhery et al. 2022, appendix B): 6 per parameter, the embedding included,
+        and 12 · layers · heads · head_dim · sequence_length for attention, neither halved for causality nor
+        with recomputation.
         """
         heads = self.num_attention_heads * self.head_dim
         return 6 * self.parameters + 12 * self.num_hidden_layers * heads * sequence_length
@@ -191,7 +191,7 @@ class LlamaConfig(Config):
             raise InputError(path, problem, place=place) from error
 
     def to_hf(self) -> dict[str, Any]:
-        """Return `config.json` with the keys that transformers 4 and 5, vLLM and llama.cpp's converter read."""
+        """Return `config.json` as transformers 4 and 5, vLLM and llama.cpp's converter read it."""
         fields = self.model_dump(mode="json", exclude_none=True)
         if self.rope_scaling is not None:
             fields["rope_scaling"] = self.rope_scaling.model_dump(exclude_none=True, exclude_defaults=True)
@@ -268,7 +268,7 @@ _RULE_FIELDS = {
 
 
 def _rope_of_hf(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
-    """Read `rope_theta` and `rope_scaling` from transformers 5's `rope_parameters`, or from the older pair."""
+    """Read `rope_theta` and `rope_scaling` from transformers 5's `rope_parameters` or the older keys."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise InputError(path, f"expected an object, got {rope!r:.60}", place="rope_parameters")

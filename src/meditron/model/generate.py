@@ -92,7 +92,7 @@ def _steps(
 
 
 def _padded(padding: Sequence[int], past: int, ids_BS: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Return the positions and the mask (B, 1, S, T) of rows padded on the left; None, None without padding."""
+    """Return positions and mask (B, 1, S, T) of rows padded on the left; (None, None) without padding."""
     if not any(padding):
         return None, None
     device = ids_BS.device

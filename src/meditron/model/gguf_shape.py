@@ -1,7 +1,7 @@
 """Conversion between the `llama.*` metadata of a GGUF file and the fields of a LlamaConfig.
 
-A key under `llama.` sets a field, has no effect on the model at its value, or is refused by name: a key that is
-silently ignored could change the model. Keys mean what they mean in llama.cpp (`src/llama-model.cpp`,
+A key under `llama.` sets a field, has no effect on the model at its value, or is refused by name: a key that
+is silently ignored could change the model. Keys mean what they mean in llama.cpp (`src/llama-model.cpp`,
 `llama_model_base::load_hparams`, and `src/llama-context.cpp` for the attention factor).
 """
 
@@ -230,10 +230,11 @@ def scaling_metadata(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
 def rope_divisors(
     theta: float, head_dim: int, *, factor: float, low: float, high: float, context: float
 ) -> list[float]:
-    """Return the divisors of the head_dim / 2 rotary frequencies under Llama 3's scaling (its reference code).
+    """Return the divisors of the head_dim / 2 rotary frequencies under Llama 3's scaling.
 
-    Frequencies of long wavelengths are divided by `factor`, those of short ones do not change, and in between
-    the frequency is interpolated linearly in the number of turns within the original context.
+    As in Meta's reference code: frequencies of long wavelengths are divided by `factor`, those of short ones
+    do not change, and in between the frequency is interpolated linearly in the number of turns within the
+    original context.
     """
     factors = []
     for turns in _turns(theta, head_dim):

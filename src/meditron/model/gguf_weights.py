@@ -1,7 +1,7 @@
 """Reading and writing a Llama as a GGUF file.
 
-GGUF differs from HF in the tensors' names, the order of the query and key rows, and the place of Llama 3's rotary
-scaling (a tensor).
+GGUF differs from HF in the tensors' names, the order of the query and key rows, and the place of Llama 3's
+rotary scaling (a tensor).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -192,8 +192,8 @@ def model_tensors(
     Args:
         weights: Weights by HF's names.
         config: The model's config.
-        type_of: Returns the ggml type of a matrix from its GGUF name and the width of its rows. Norms are F32,
-            the only type that llama.cpp accepts for them.
+        type_of: Returns the ggml type of a matrix from its GGUF name and the width of its rows. Norms are
+            F32, the only type that llama.cpp accepts for them.
         encode: Encodes a tensor.
     """
     tensors = _rope_factors(config, encode)

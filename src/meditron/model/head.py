@@ -16,9 +16,9 @@ _CHUNK = 256  # 50 MB of fp32 logits for 49,152 tokens
 class Head:
     """Logits and losses of hidden states, without gradients.
 
-    Logits are fp32 for a model of any dtype: rounded to bfloat16, two options' log-probabilities would often be
-    equal. The product of two bfloat16 numbers is exact in fp32, so a bfloat16 model can use a CPU's bfloat16
-    matrix units with fp32 sums, without a loss of precision.
+    Logits are fp32 for a model of any dtype: rounded to bfloat16, two options' log-probabilities would often
+    be equal. The product of two bfloat16 numbers is exact in fp32, so a bfloat16 model can use a CPU's
+    bfloat16 matrix units with fp32 sums, without a loss of precision.
     """
 
     def __init__(self, weight_VD: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Reading and writing a Llama as an HF folder: config, tokenizer, safetensors in one file or with an index."""
+"""Reading and writing a Llama as an HF folder: config, tokenizer, safetensors."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -71,8 +71,8 @@ class HFWeights(Mapping[str, Tensor]):
     A file stays memory-mapped only as long as one of its tensors is referenced.
 
     Raises:
-        InputError: before a weight is read: a tensor is missing, unexpected or of the wrong shape, or a file is
-            not safetensors or lies outside the folder.
+        InputError: before a weight is read: a tensor is missing, unexpected or of the wrong shape, or a file
+            is not safetensors or lies outside the folder.
     """
 
     def __init__(self, folder: Path, config: LlamaConfig) -> None:
@@ -160,8 +160,8 @@ def save_hf(
 ) -> None:
     """Write a folder that transformers, vLLM and llama.cpp's converter open.
 
-    One tensor is converted at a time; a lazy mapping keeps memory to that. Equal weights give equal bytes. Each
-    file is written atomically; config.json is the last, so a folder with a config has its weights.
+    One tensor is converted at a time; a lazy mapping keeps memory to that. Equal weights give equal bytes.
+    Each file is written atomically; config.json is the last, so a folder with a config has its weights.
 
     Args:
         model: The model, or its weights by HF's names.

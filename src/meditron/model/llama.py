@@ -1,7 +1,7 @@
 """Llama (Touvron et al. 2023) in plain torch, under HF's parameter names.
 
-The model contains no code for parallelism, dtype, device or compilation: those are applied from outside, block
-by block. Masks, positions and caches take the device of the tensors they are used with.
+The model contains no code for parallelism, dtype, device or compilation: those are applied from outside,
+block by block. Masks, positions and caches take the device of the tensors they are used with.
 
 Shapes: B batch, S sequence of queries, T sequence of keys, D width, H heads, K key/value heads, E head width,
 V vocabulary, F width of the MLP.
@@ -51,9 +51,9 @@ class LayerCache:
     def append(self, k_BKSE: Tensor, v_BKSE: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of new tokens and return all of them, as views of the cache."""
         if self._kv is None:
-            # Allocated once, for the whole capacity: growing would copy the cache at every token. Batch, heads,
-            # dtype and device come from the first keys, so that a block with fewer heads (tensor parallel) or
-            # on another device needs no setting.
+            # Allocated once, for the whole capacity: growing would copy the cache at every token. Batch,
+            # heads, dtype and device come from the first keys, so that a block with fewer heads (tensor
+            # parallel) or on another device needs no setting.
             batch, heads, _, width = k_BKSE.shape
             shape = (batch, heads, self._capacity, width)
             self._kv = k_BKSE.new_empty(shape), v_BKSE.new_empty(shape)
@@ -323,7 +323,8 @@ def document_mask(document_ids_BS: Tensor) -> Tensor | None:
         document_ids_BS: The document of each token; a document's tokens are contiguous.
 
     Returns:
-        The mask, or None if each row is a single document: plain causal attention is faster and gives the same.
+        The mask, or None if each row is a single document: plain causal attention is faster and gives the
+        same.
     """
     if bool((document_ids_BS == document_ids_BS[:, :1]).all()):
         return None

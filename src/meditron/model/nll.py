@@ -1,4 +1,4 @@
-"""Negative log-likelihood: linear cross-entropy in chunks for training, and the loss of held-out documents."""
+"""Negative log-likelihood: chunked linear cross-entropy for training, and the loss of held-out documents."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,11 @@ from meditron.model.tensors import require_finite
 
 __all__ = ["nll_rows", "nll_sum"]
 
-# Shapes: B batch, S sequence, D width, V vocabulary, N rows that have a target, C rows of a chunk, R rows of a
-# softmax.
+# Shapes: B batch, S sequence, D width, V vocabulary, N rows that have a target, C rows of a chunk, R rows of
+# a softmax.
 
-# The fp32 copy of so many rows of logits (12 MB for 49,152 tokens) stays in a CPU's cache; that of a whole chunk
-# would go through memory several times.
+# The fp32 copy of so many rows of logits (12 MB for 49,152 tokens) stays in a CPU's cache; that of a whole
+# chunk would go through memory several times.
 _SOFTMAX_ROWS = 64
 
 
@@ -30,8 +30,8 @@ def nll_sum(
     """Return the summed negative log-likelihood (nats, fp32) and the number of targets.
 
     Differentiable in the hidden states and the head. The logits of only `chunk` rows exist at a time, in the
-    weight's dtype, with the softmax in fp32. Gradients are computed in the forward pass, from the same logits.
-    Positions whose target is `ignore` are neither computed nor counted.
+    weight's dtype, with the softmax in fp32. Gradients are computed in the forward pass, from the same
+    logits. Positions whose target is `ignore` are neither computed nor counted.
     """
     targets_N = targets_BS.reshape(-1)
     hidden_ND = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
@@ -109,9 +109,9 @@ def nll_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each document's negative log-likelihood (nats, float64) and number of scored tokens (int64).
 
-    The first token of a document is context and is not scored. If the tokenizer adds BOS, all tokens of the text
-    are scored, otherwise all but the first. Head and softmax are fp32 for a model of any dtype. Equal documents
-    in equal order are batched equally, so the result repeats to the last bit.
+    The first token of a document is context and is not scored. If the tokenizer adds BOS, all tokens of the
+    text are scored, otherwise all but the first. Head and softmax are fp32 for a model of any dtype. Equal
+    documents in equal order are batched equally, so the result repeats to the last bit.
 
     Args:
         model: The model; compiled blocks run uncompiled.
@@ -162,7 +162,8 @@ def _batch_nll(model: Llama, head: Head, rows: list[Sequence[int]]) -> np.ndarra
     real_BS = torch.arange(1, ids_BS.shape[1], device=device) < lengths_B[:, None]
     nll_N = head.nll(model(ids_BS[:, :-1])[real_BS], ids_BS[:, 1:][real_BS])
     owners_N = real_BS.nonzero()[:, 0]
-    # Summed in fp64: thousands of fp32 terms would lose the last digits that a comparison of two models needs.
+    # Summed in fp64: thousands of fp32 terms would lose the last digits that a comparison of two models
+    # needs.
     sums_B = torch.zeros(len(rows), dtype=torch.float64, device=device)
     sums_B.index_add_(0, owners_N, nll_N.double())
     require_finite(model, sums_B)

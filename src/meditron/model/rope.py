@@ -1,7 +1,8 @@
 """Rotary position embedding (Su et al. 2021) with the four scalings of its frequencies.
 
-Frequencies are no buffer of the model: they are computed in fp32 from the config at each forward pass. A buffer
-would be rounded when the model is cast to bfloat16, and be missing when it is built on the meta device.
+Frequencies are no buffer of the model: they are computed in fp32 from the config at each forward pass. A
+buffer would be rounded when the model is cast to bfloat16, and be missing when it is built on the meta
+device.
 """
 
 import math

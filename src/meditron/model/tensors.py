@@ -55,7 +55,7 @@ def cannot_hold(name: str, kind: str, *, finite: bool) -> UsageError:
 
 
 def require_finite(model: Llama, values: Tensor) -> None:
-    """Raise EngineError if a value that the model computed is not finite; the error names the weight at fault."""
+    """Raise EngineError if a value that the model computed is not finite, naming the weight at fault."""
     # One reduction per step. The search through the weights runs only after a failure.
     if bool(values.isfinite().all()):
         return
