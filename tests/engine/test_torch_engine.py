@@ -144,7 +144,7 @@ def test_documents_and_distributions_are_the_models(engine: TorchEngine):
         if len(ids) > 1:
             [scores] = engine.score([(ids[:1], ids[1:])])
             assert -scores.sum() == pytest.approx(nll, rel=1e-5)
-            logp_SV = np.concatenate([np.array(chunk) for chunk in engine.log_probs(ids)])
+            logp_SV = torch.cat([torch.as_tensor(chunk).clone() for chunk in engine.log_probs(ids)]).numpy()
             assert logp_SV.shape == (len(ids), engine.vocab_size)
             assert logp_SV[np.arange(len(ids) - 1), ids[1:]] == pytest.approx(scores, abs=1e-5)
             assert logp_SV[-1] == pytest.approx(engine.next_token([ids])[0], abs=1e-5)

@@ -92,7 +92,7 @@ def test_heads_follow_when_the_file_is_silent():
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope_theta"),
         ({"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 2.0}}, "greater than 1 with yarn"),
         ({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "greater than 2 with dynamic"),
-        ({"partial_rotary_factor": 0.5}, "part of each head"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"model_type": "mistral"}, "mistral"),
         ({"rope_scaling": {"rope_type": ["linear"]}}, "rope_type"),
     ],

@@ -95,7 +95,7 @@ def test_scalings_as_llama_cpp_reads_them() -> None:
     )
     yarn = {SCALING + "factor": 4.0, SCALING + "type": "yarn", SCALING + "original_context_length": 32}
     assert read({**yarn, SCALING + "attn_factor": 1.0}) == read(yarn)
-    with pytest.raises(InputError, match="beside the factors"):
+    with pytest.raises(InputError, match="together with rope_freqs"):
         read({SCALING + "factor": 4.0}, rope_factors=(1.0,) * 8)
 
 

@@ -16,6 +16,7 @@ from meditron.model.config import LlamaConfig
 from meditron.model.generate import generate
 from meditron.model.llama import Llama
 from meditron.model.presets import PRESETS
+from meditron.model.sampling import SamplingConfig
 from meditron.model.weights import load_config, load_model, save_gguf, save_hf
 from meditron.store.gguf import GGUF
 from meditron.text.tokenizer import Tokenizer
@@ -150,7 +151,7 @@ def test_an_export_opens_in_transformers_and_says_the_same(folder, tokenizer, tm
     ids = words("Metformin lowers", return_tensors="pt")
     assert ids["input_ids"][0].tolist() == tokenizer.encode("Metformin lowers")
     wanted = hf.generate(**ids, max_new_tokens=40, pad_token_id=0)[0, ids["input_ids"].shape[1] :].tolist()
-    ours = list(generate(model, ids["input_ids"][0].tolist(), max_tokens=40, stop_ids={0}))
+    ours = list(generate(model, ids["input_ids"][0].tolist(), SamplingConfig(max_tokens=40), stop_ids={0}))
     assert ours == [word for word in wanted if word != 0]
     assert same(load_model(tmp_path), model)
     assert load_config(tmp_path) == model.config
@@ -186,7 +187,7 @@ def test_a_preset_is_the_same_file_from_the_same_seed(tokenizer, tmp_path):
 def test_a_preset_may_carry_its_seed():
     own, given = load_model("init:tiny:7", seed=1), load_model("init:tiny", seed=7)
     assert torch.equal(own.head_weight, given.head_weight)
-    with pytest.raises(SourceError, match="'x' is no seed"):
+    with pytest.raises(SourceError, match="the seed must be a number, got 'x'"):
         load_model("init:tiny:x")
 
 
@@ -342,7 +343,7 @@ def test_the_index_decides_which_of_two_tensors_counts(copy):
     assert torch.equal(load_model(copy).model.norm.weight, state["model.norm.weight"])
     places["model.norm.weight"], places["lm_head.weight"] = "model-1.safetensors", "model-2.safetensors"
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    with pytest.raises(InputError, match=r"lm_head\.weight.*not in the file that the index names"):
+    with pytest.raises(InputError, match=r"lm_head\.weight.*of the index is not in this file"):
         load_model(copy)
 
 
