@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.tiny import tiny_hf
 
-from meditron.engine import Engine, load
+from meditron.engine import LocalEngine, load
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,6 +26,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine(folder: Path) -> Engine:
+def engine(folder: Path) -> LocalEngine:
     """The small model, ready."""
     return load(str(folder))

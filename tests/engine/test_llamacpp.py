@@ -15,7 +15,14 @@ import pytest
 from torch import no_grad, tensor
 
 from meditron.core.errors import EngineError, InputError, MissingExtra, UsageError
-from meditron.engine import Engine, llamacpp_child, load
+from meditron.engine import (
+    Generates,
+    GivesLogits,
+    LocalEngine,
+    ScoresTokens,
+    llamacpp_process,
+    load,
+)
 from meditron.engine.llamacpp import LlamaCppEngine, _context
 from meditron.engine.torch_engine import TorchEngine
 from meditron.model.llama import Llama
@@ -28,7 +35,7 @@ OPTIONS = [" yes", " no", " maybe", " A", " B", " C", " D"]
 
 
 @pytest.fixture(scope="module")
-def small(engine: Engine, folder: Path) -> Path:
+def small(engine: LocalEngine, folder: Path) -> Path:
     """The small model of the other tests as a file; no number in it is rounded."""
     assert isinstance(engine, TorchEngine)
     path = folder / "F32.gguf"
@@ -44,13 +51,13 @@ def llama(small: Path) -> Iterator[LlamaCppEngine]:
 
 
 @pytest.fixture(scope="module")
-def smollm2(smollm2_gguf: Path) -> Iterator[Engine]:
+def smollm2(smollm2_gguf: Path) -> Iterator[LocalEngine]:
     with load(str(smollm2_gguf)) as opened:
         assert isinstance(opened, LlamaCppEngine)
         yield opened
 
 
-def test_chances_of_unrounded_weights_are_those_of_torch(llama: LlamaCppEngine, engine: Engine):
+def test_chances_of_unrounded_weights_are_those_of_torch(llama: LlamaCppEngine, engine: LocalEngine):
     """Up to the cache of keys and values, which is fp16: .005 nats were measured."""
     prefixes = [engine.tokenizer.encode(prompt) for prompt in [*PROMPTS, "漢字 and 37 °C"]]
     for ours, theirs in zip(llama.next_token(prefixes), engine.next_token(prefixes), strict=True):
@@ -63,7 +70,7 @@ def test_chances_of_unrounded_weights_are_those_of_torch(llama: LlamaCppEngine, 
 
 
 def test_the_quantized_real_model_says_what_torch_says_of_its_dequantized_weights(
-    smollm2: Engine, smollm2_model: Llama
+    smollm2: LocalEngine, smollm2_model: Llama
 ):
     """llama.cpp rounds activations to 8 bits under 4-bit weights: up to .30 nats were measured on eight
     prompts for the twenty likeliest tokens, .23 for options (fp16 weights: .017). So every greedy token is
@@ -95,7 +102,7 @@ def test_pieces_tokens_and_ends(llama: LlamaCppEngine):
     assert (done.tokens, done.stop) == (256 - len(llama.tokenizer.encode(prompt)), "context")
 
 
-def test_the_token_that_ends_a_turn_is_none_of_the_text(smollm2: Engine):
+def test_the_token_that_ends_a_turn_is_none_of_the_text(smollm2: LocalEngine):
     done = smollm2.generate("What is 2+2?", max_tokens=100).finish()
     assert done.stop == "end"
     assert "<|im_end|>" not in done.text
@@ -123,34 +130,34 @@ def test_a_text_can_be_stopped_and_the_next_one_begins(llama: LlamaCppEngine):
 
 
 def test_one_clear_error_when_the_process_is_killed_and_the_next_text_gets_a_new_one(
-    smollm2: Engine, smollm2_gguf: Path
+    smollm2: LocalEngine, smollm2_gguf: Path
 ):
     assert isinstance(smollm2, LlamaCppEngine)
     reply = smollm2.generate("Tell a long story.", max_tokens=4000)
     next(reply)
-    killed = smollm2.child.pid
+    killed = smollm2.process.pid
     os.kill(killed, signal.SIGKILL)
     with pytest.raises(EngineError, match="killed by SIGKILL") as error:
         reply.finish()
     assert smollm2_gguf.name in error.value.message
     assert smollm2.generate("Sepsis", max_tokens=2, raw=True).finish().tokens == 2
-    assert smollm2.child.pid != killed
+    assert smollm2.process.pid != killed
 
 
 def test_a_process_that_died_between_two_calls_is_replaced(llama: LlamaCppEngine):
-    child = llama.child
-    os.kill(child.pid, signal.SIGKILL)
-    while child.alive:  # a signal takes its time; the time limit of every test ends it
+    process = llama.process
+    os.kill(process.pid, signal.SIGKILL)
+    while process.alive:  # a signal takes its time; the time limit of every test ends it
         time.sleep(0.01)
     assert llama.score([([1], [2])])[0].shape == (1,)
-    assert llama.child.pid != child.pid
+    assert llama.process.pid != process.pid
 
 
 def test_a_process_that_falls_silent_is_told_and_ended(small: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(llamacpp_child, "_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(llamacpp_process, "_SILENT_SECONDS", 0.5)
     with load(str(small), backend="llama.cpp") as engine:
-        os.kill(engine.child.pid, signal.SIGSTOP)
-        with pytest.raises(EngineError, match="said nothing"):
+        os.kill(engine.process.pid, signal.SIGSTOP)
+        with pytest.raises(EngineError, match="sent nothing"):
             engine.generate("Sepsis", raw=True).finish()
         assert engine.generate("Sepsis", max_tokens=1, raw=True).finish().tokens == 1
 
@@ -159,7 +166,7 @@ def test_the_process_ends_with_its_parent(small: Path):
     code = (
         "import os, signal, sys; from meditron.engine import load\n"
         "engine = load(sys.argv[1], backend='llama.cpp')\n"
-        "print(engine.child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "print(engine.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     words = [sys.executable, "-c", code, str(small)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
@@ -170,7 +177,7 @@ def test_the_process_ends_with_its_parent(small: Path):
 
 
 def test_only_who_knows_the_key_is_answered_and_only_on_this_machine(llama: LlamaCppEngine):
-    address, pid = llama.child.address, llama.child.pid
+    address, pid = llama.process.address, llama.process.pid
     body = {"prompt": [1], "n_predict": 1}
     for headers in ({}, {"Authorization": "Bearer guess"}, {"X-Api-Key": "guess"}):
         refused = httpx.post(f"{address}/completion", json=body, headers=headers, trust_env=False)
@@ -181,7 +188,7 @@ def test_only_who_knows_the_key_is_answered_and_only_on_this_machine(llama: Llam
     assert [place for place, state in listening if state == "0A" and place.endswith(f":{port:04X}")] == [
         f"0100007F:{port:04X}"
     ]
-    key = llama.child._client.headers["Authorization"].removeprefix("Bearer ")
+    key = llama.process._client.headers["Authorization"].removeprefix("Bearer ")
     assert len(key) >= 32
     for name in ("cmdline", "environ"):
         assert key.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
@@ -203,7 +210,7 @@ def test_a_file_that_llama_cpp_does_not_run_is_told_with_its_reason(small: Path,
 
 @pytest.mark.parametrize(
     ("pair", "said"),
-    [(([], [1]), "nothing stands before"), (([1] * 257, []), "context"), (([1], [2, 3]), "one token")],
+    [(([], [1]), "prefix is empty"), (([1] * 257, []), "context"), (([1], [2, 3]), "one token")],
 )
 def test_what_cannot_be_scored_is_refused(llama: LlamaCppEngine, pair: tuple, said: str):
     with pytest.raises(UsageError, match=said):
@@ -211,11 +218,47 @@ def test_what_cannot_be_scored_is_refused(llama: LlamaCppEngine, pair: tuple, sa
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}], ids=str
+    "options", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}], ids=str
 )
-def test_settings_out_of_range_are_refused(llama: LlamaCppEngine, settings: dict):
-    with pytest.raises(UsageError):
-        llama.generate("a", raw=True, **settings)
+def test_settings_out_of_range_are_refused(llama: LlamaCppEngine, options: dict):
+    with pytest.raises(UsageError, match=f"{next(iter(options))} must be"):
+        llama.generate("a", raw=True, **options)
+
+
+def test_it_generates_and_gives_logits_and_does_not_score_whole_texts(
+    llama: LlamaCppEngine, engine: LocalEngine
+):
+    assert isinstance(llama, Generates)
+    assert isinstance(llama, GivesLogits)
+    assert not isinstance(llama, ScoresTokens)
+    assert llama.identity == {"engine": "llama.cpp", "dtype": "F32"}
+    assert llama.vocab_size == engine.vocab_size
+    ids = engine.tokenizer.encode(PROMPTS[0])
+    ours = np.concatenate([np.asarray(chunk) for chunk in llama.log_probs(ids)])
+    theirs = np.concatenate([chunk.numpy() for chunk in engine.log_probs(ids)])
+    assert ours == pytest.approx(theirs, abs=0.02)
+
+
+def test_a_greedy_batch_is_each_prompt_alone(llama: LlamaCppEngine):
+    """More prompts than slots, and more tokens than the slots' common context of 256 holds at once."""
+    prompts = [*PROMPTS, "a " * 100, "b " * 90, *PROMPTS[::-1]]
+    alone = [llama.generate(prompt, max_tokens=30, raw=True).finish() for prompt in prompts]
+    batch = llama.generate_batch(prompts, max_tokens=30, raw=True)
+    assert [(g.text, g.tokens, g.stop) for g in batch] == [(g.text, g.tokens, g.stop) for g in alone]
+    drawn = llama.generate_batch(["Sepsis"] * 6, max_tokens=24, raw=True, temperature=1.0)
+    assert len({generation.text for generation in drawn}) > 1
+    with pytest.raises(UsageError, match="context is 256"):
+        llama.generate_batch(["Sepsis", "a " * 400], raw=True)
+
+
+def test_a_conversation_kept_in_one_slot_leaves_the_whole_context_to_the_next_prompt(smollm2_gguf: Path):
+    """Slots share one context: the cache of an idle slot is dropped when another request needs the space."""
+    turns = [("user", "word " * 200), ("assistant", "Yes."), ("user", "Why?")]
+    talk = [{"role": role, "content": text} for role, text in turns]
+    with load(str(smollm2_gguf), context=512) as engine:
+        assert engine.generate(talk, max_tokens=1).finish().tokens == 1
+        assert engine.generate("text " * 400, max_tokens=2, raw=True).finish().tokens == 2
+        assert engine.generate(talk, max_tokens=1).finish().tokens == 1
 
 
 def test_what_cannot_be_loaded_is_refused(folder: Path, small: Path, monkeypatch: pytest.MonkeyPatch):
@@ -224,7 +267,7 @@ def test_what_cannot_be_loaded_is_refused(folder: Path, small: Path, monkeypatch
     assert "meditron convert" in str(refused.value.hint)
     with pytest.raises(UsageError, match="bfloat16"):
         load(str(small), backend="llama.cpp", dtype="bfloat16")
-    with pytest.raises(UsageError, match="no engine 'vllm'"):
+    with pytest.raises(UsageError, match="got 'vllm'"):
         load(str(small), backend="vllm")
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(MissingExtra, match="serve"):
@@ -239,7 +282,7 @@ def test_plain_floats_run_in_torch(folder: Path, small: Path):
 
 def test_a_closed_engine_has_no_process(small: Path):
     with load(str(small), backend="llama.cpp") as engine:
-        pid = engine.child.pid
+        pid = engine.process.pid
     assert not Path(f"/proc/{pid}").exists()
     with pytest.raises(ValueError, match="closed"):
         engine.generate("a", raw=True)
@@ -254,8 +297,8 @@ def test_what_was_begun_breaks_off_when_the_engine_is_closed(smollm2_gguf: Path)
 
 
 def test_what_the_server_refuses_is_told(llama: LlamaCppEngine):
-    with pytest.raises(EngineError, match="refused: Prompt contains invalid tokens"):
-        list(llama.child.complete(prompt=[10**6], n_predict=1))
+    with pytest.raises(EngineError, match="refused the request: Prompt contains invalid tokens"):
+        list(llama.process.complete(prompt=[10**6], n_predict=1))
 
 
 def test_the_context_is_the_models_up_to_a_bound_on_memory(

@@ -243,7 +243,7 @@ class Reply(Iterator[str]):
 
     def finish(self) -> Generation:
         """Generate the rest and return the whole text."""
-        for _ in self:
+        for _ in self:  # __next__ collects the pieces
             pass
         if self._stop is None:
             raise RuntimeError("generation ended with an error")

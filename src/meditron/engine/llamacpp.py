@@ -180,7 +180,11 @@ class LlamaCppEngine:
     def generate_batch(
         self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
     ) -> list[Generation]:
-        """See `Generates.generate_batch`. llama.cpp decodes up to four requests together."""
+        """See `Generates.generate_batch`. llama.cpp decodes up to four requests together.
+
+        Logits round differently in a batch than alone, so near-ties and random draws can fall differently
+        than in `generate`.
+        """
         sampling = SamplingConfig(**options)
         completions = [
             self._completion(prompt, replace(sampling, seed=sampling.seed + index), raw=raw)

@@ -97,6 +97,7 @@ class LlamaConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        # Each group of query heads shares one key/value head, so the groups must be equal.
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"{self.num_attention_heads} attention heads cannot share "
@@ -109,6 +110,7 @@ class LlamaConfig(Config):
             raise ValueError("rope_theta must be greater than 1 with yarn scaling, got 1")
         if rule == "dynamic" and self.head_dim == 2:
             raise ValueError("head_dim must be greater than 2 with dynamic scaling, got 2")
+        # Each field is bounded, but their product is not: 2^43 parameters are 16 TiB in bfloat16.
         if self.parameters > 1 << 43:
             raise ValueError(f"the model would have {self.parameters:,} parameters")
         return self
@@ -117,7 +119,9 @@ class LlamaConfig(Config):
     def parameters(self) -> int:
         """Number of parameters; a tied head is counted once."""
         width, heads = self.hidden_size, self.num_attention_heads * self.head_dim
+        # Query and output projections; key and value projections.
         attention = 2 * width * heads + 2 * width * self.num_key_value_heads * self.head_dim
+        # SwiGLU has three matrices; a block has two norms.
         block = attention + 3 * width * self.intermediate_size + 2 * width
         embeddings = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * block + width
@@ -149,7 +153,7 @@ class LlamaConfig(Config):
         if fields.get("pad_token_id") == -1:  # some configs write "none" so
             del fields["pad_token_id"]
         fields |= _rope_of_hf(config, path)
-        fields.setdefault("max_position_embeddings", 2048)
+        fields.setdefault("max_position_embeddings", 2048)  # transformers' default
         _derive_heads(fields)
         return cls._checked(fields, path)
 
@@ -286,6 +290,8 @@ def _rope_of_hf(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
         known = ", ".join(_RULE_FIELDS)
         raise InputError(path, f"{kind!r:.60} is not supported; {known} are", place="rope_scaling.rope_type")
     scaling = {key: rope[key] for key in _RULE_FIELDS[kind] if rope.get(key) is not None}
+    # transformers also accepts the original context beside the rotary keys, or takes the model's context for
+    # it.
     if "original_max_position_embeddings" in _RULE_FIELDS[kind]:
         context = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
         scaling.setdefault("original_max_position_embeddings", context)

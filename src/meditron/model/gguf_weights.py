@@ -53,7 +53,7 @@ Encode = Callable[[str, Tensor, str], Array]
 def gguf_name(name: str) -> str:
     """Return a parameter's GGUF name: `blk.3.ffn_up.weight` for `model.layers.3.mlp.up_proj.weight`."""
     stem, _, kind = name.rpartition(".")
-    if stem in _TOP:
+    if stem in _TOP:  # outside the blocks
         return f"{_TOP[stem]}.{kind}"
     _, _, index, part = stem.split(".", 3)
     return f"blk.{index}.{_BLOCK[part]}.{kind}"
@@ -91,6 +91,7 @@ def gguf_config(gguf: GGUF) -> LlamaConfig:
     factors = None
     if _ROPE_FACTORS in gguf.tensors:
         factors = tuple(float(factor) for factor in gguf.dequantize(_ROPE_FACTORS).ravel())
+    # GGUF has no key for a tied head: llama.cpp uses the embedding if there is no output tensor.
     tied = "output.weight" not in gguf.tensors
     return LlamaConfig.from_gguf(gguf.metadata, gguf.path, tied=tied, rope_factors=factors)
 
@@ -110,6 +111,7 @@ class GGUFWeights(Mapping[str, Tensor]):
         self._dequantize = dequantize or gguf.dequantize
         self._shapes = parameter_shapes(config)
         stored = {name: info.shape for name, info in gguf.tensors.items() if name != _ROPE_FACTORS}
+        # Llama 3's divisors are part of the config, not a weight.
         check_tensors(gguf.path, {gguf_name(name): shape for name, shape in self._shapes.items()}, stored)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -206,6 +208,7 @@ def model_tensors(
 
 
 def _encoded(name: str, weights: Mapping[str, Tensor], heads: int | None, kind: str, encode: Encode) -> Array:
+    # Contiguous: quantizers read raw memory, row after row.
     return encode(name, _to_gguf_rows(weights[name].detach().cpu(), heads).contiguous(), kind)
 
 

@@ -193,6 +193,7 @@ def _write_safetensors(
     end = 0
     for name, shape in sorted(parameter_shapes(config).items()):
         start, end = end, end + prod(shape) * dtype.itemsize
+        # Offsets are relative to the end of the header.
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
@@ -202,6 +203,7 @@ def _write_safetensors(
             source = state[name].detach()
             weight = source.to("cpu", dtype).contiguous()
             if not bool(weight.isfinite().all()):
+                # A cast to a narrower type turns large values into infinity without an error.
                 kind = str(dtype).removeprefix("torch.")
                 raise cannot_hold(name, kind, finite=bool(source.isfinite().all()))
             file.write(weight.view(torch.uint8).numpy().data)

@@ -19,6 +19,7 @@ class Preset(NamedTuple):
     """Source of the tokenizer."""
 
 
+# The quickstart's tokenizer, so that a preset can continue its corpus; the digest pins the vocabulary.
 PRESETS = {
     "tiny": Preset(
         LlamaConfig(

@@ -29,6 +29,7 @@ class SamplingConfig:
     """Random seed, used if the temperature is above 0."""
 
     def __post_init__(self) -> None:
+        # Checked here, so that every engine and command refuses the same values before a model is loaded.
         limits = {
             "max_tokens": (self.max_tokens >= 1, "at least 1"),
             "temperature": (0 <= self.temperature < math.inf, "finite and ≥ 0"),

@@ -34,6 +34,7 @@ def check_tensors(path: Path, expected: Shapes, actual: Shapes) -> None:
     """Raise InputError, in one line, unless `path` has exactly the expected tensors and shapes."""
     missing = [name for name in expected if name not in actual]
     unexpected = [name for name in actual if name not in expected]
+    # Four names are enough to see the cause: a model of another size differs in hundreds.
     faults = [
         f"{len(names)} {kind}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
         for kind, names in (("missing", missing), ("unexpected", unexpected))

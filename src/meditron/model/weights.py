@@ -38,7 +38,7 @@ def load_model(model: ModelFiles | Path | str, *, dtype: torch.dtype = torch.flo
             filled = Llama(config)
         # A copy: a tensor may be a view of a memory-mapped file that is replaced later.
         state = {name: weight.to(dtype, copy=True).contiguous() for name, weight in weights.items()}
-        filled.load_state_dict(state, assign=True)
+        filled.load_state_dict(state, assign=True)  # a tied head is one tensor and stays one
         return filled
 
 
