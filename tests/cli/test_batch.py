@@ -46,7 +46,7 @@ def test_every_line_is_answered_or_says_why_not(meditron: Command, model: Path, 
     assert list(answers) == ["a", 3, 4, 5, 7, "long"]
     for name, told in {
         3: "line 3): not JSON",
-        4: "a list where",
+        4: "expected an object, got a list",
         7: "template",
         "long": "context is",
     }.items():
@@ -54,7 +54,7 @@ def test_every_line_is_answered_or_says_why_not(meditron: Command, model: Path, 
     alone = json.loads(meditron("generate", model, "Metformin is", "--max-tokens", "4", "--json").out)
     assert answers[5]["text"] == alone["text"]
     assert set(answers["a"]) == {"id", "text", "tokens", "seconds", "stop"}
-    assert "4 prompts could not be answered" in said.err
+    assert "4 prompts failed" in said.err
 
 
 def test_lines_come_from_stdin_too(
@@ -90,7 +90,7 @@ def test_no_other_file_is_taken_for_answers(meditron: Command, model: Path, prom
     other.write_bytes(prompts.read_bytes())
     said = meditron("generate", model, "--jsonl", prompts, "--out", other)
     assert said.code == 1
-    assert "is no file of answers" in said.err
+    assert "not an answer of meditron generate" in said.err
     assert other.read_bytes() == prompts.read_bytes()
 
 
@@ -128,8 +128,8 @@ def test_a_killed_llama_cpp_fails_one_line_and_the_others_are_answered(
             return ask(self, *args, **settings)
         reply = ask(self, *args, **{**settings, "max_tokens": 8000})  # not all there before the kill
         next(reply)
-        killed.append(self.child.pid)
-        os.kill(self.child.pid, signal.SIGKILL)
+        killed.append(self.process.pid)
+        os.kill(self.process.pid, signal.SIGKILL)
         return reply
 
     monkeypatch.setattr(LlamaCppEngine, "generate", killing)
@@ -159,7 +159,7 @@ def test_a_pipe_is_written_to_and_foreign_lines_are_left_alone(
         os.close(reader)
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"id": "a", "text": "a document"}\n', encoding="utf-8")
-    assert "is no file of answers" in meditron(*asked, corpus).err
+    assert "not an answer of meditron generate" in meditron(*asked, corpus).err
     assert corpus.read_text(encoding="utf-8") == '{"id": "a", "text": "a document"}\n'
     link, real = tmp_path / "link.jsonl", tmp_path / "real.jsonl"
     whole = '{"id": "a", "text": "kept", "tokens": 1, "seconds": 0.0, "stop": "end"}'
@@ -178,9 +178,9 @@ def test_ids_that_meet_or_cannot_be_written_are_told(meditron: Command, model: P
     found = rows(meditron("generate", model, "--jsonl", path, "--max-tokens", "2").out)
     assert [row.get("error", "").partition("): ")[2] for row in found[:4]] == [
         "",
-        "a second line of the id 2",
-        "its id cannot be written down again",
-        "its id cannot be written down again",
+        "the id 2 is on an earlier line too",
+        "the id cannot be written as JSON",
+        "the id cannot be written as JSON",
     ]
     assert "not UTF-8" in found[4]["error"]
 

@@ -114,12 +114,12 @@ def test_commands(chat: Chat, tmp_path: Path) -> None:
     ("line", "told"),
     [
         ("/hlep", "did you mean /help"),
-        ("/temp warm", "is no temperature"),
-        ("/temp nan", "is no temperature"),
+        ("/temp warm", "must be a number ≥ 0, got 'warm'"),
+        ("/temp nan", "must be a number ≥ 0, got 'nan'"),
         ("/save", "needs a file"),
         ("/save /nowhere/x.jsonl", "/nowhere/x.jsonl"),
-        ("/save ~nobody-of-this-name/x.jsonl", "is no path"),
-        ("/regen", "nothing was asked"),
+        ("/save ~nobody-of-this-name/x.jsonl", "is not a valid path"),
+        ("/regen", "there is no question yet"),
         ("word " * 300, "context is 256"),
     ],
 )

@@ -50,7 +50,7 @@ def rows(path: Path, model: str, shift: float) -> Path:
             "bytes": 50 + n,
             "ids_sha256": f"{n:064x}",
             "text_sha256": f"{n:064x}",
-            "plan": "0" * 64,
+            "cache_key": "0" * 64,
         }
         for source in ("pubmed", "wiki")
         for n in range(30)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from meditron.core.errors import EngineError, SourceError, UsageError
 from meditron.engine import Engine, Generates, GivesLogits, ScoresTokens, load
 from meditron.engine.base import prompt_ids
-from meditron.engine.prefix_packing import Branch, Row, batches, pack, plan_branches
+from meditron.engine.prefix_packing import Branch, PackedRow, batches, pack, plan_branches
 from meditron.engine.torch_engine import TorchEngine
 from meditron.model.presets import model_tokenizer
 from meditron.model.weights import load_model, save_hf
@@ -235,7 +235,7 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(engine: En
         assert ours.tolist() == pytest.approx(engine.next_token([prefix])[0].tolist(), abs=1e-5)
 
 
-def rebuilt(branches: list[Branch]) -> list[Row]:
+def rebuilt(branches: list[Branch]) -> list[PackedRow]:
     """The rows of a plan with their whole prefixes, as a cache that follows the plan would hold them."""
     cache: list[int] = []
     rows = []
@@ -244,7 +244,7 @@ def rebuilt(branches: list[Branch]) -> list[Row]:
         cache = [*cache[: branch.start], *branch.ids]
         assert len(cache) == branch.length
         for row in branch.rows:
-            whole = Row(
+            whole = PackedRow(
                 [*cache, *row.ids],
                 [*range(len(cache)), *row.positions],
                 [*(0 for _ in cache), *row.segments],
@@ -355,6 +355,26 @@ def test_the_next_token_is_transformers(engine: Engine, folder: Path):
 def test_what_cannot_be_scored_is_refused(engine: Engine, pair: tuple, said: str):
     with pytest.raises(UsageError, match=said):
         engine.score([pair])
+
+
+def test_every_tensor_of_the_engine_is_on_the_models_device(engine: TorchEngine):
+    """The default device is another one: a tensor created on it could not meet the model's."""
+    prefixes = [[1, *([2, 3] * 40), n, n] for n in range(4, 8)]
+    requests = [(prefix, option) for prefix in prefixes for option in ([5], [6, 7])]
+
+    def results() -> list:
+        return [
+            *engine.score(requests),
+            *engine.next_token(prefixes),
+            *engine.score_documents(prefixes, batch_tokens=200),
+            [g.text for g in engine.generate_batch(PROMPTS, max_tokens=6, raw=True)],
+            [chunk.tolist() for chunk in engine.log_probs(prefixes[0])],
+        ]
+
+    wanted = results()
+    with torch.device("meta"):
+        for ours, theirs in zip(results(), wanted, strict=True):
+            assert np.array_equal(ours, theirs)
 
 
 def test_dtypes_and_models_that_are_none(folder: Path):

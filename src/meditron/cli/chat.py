@@ -50,12 +50,12 @@ def chat(
     from meditron.cli.lines import at_terminal, lines
     from meditron.cli.session import Session
     from meditron.engine import load
-    from meditron.engine.conversation import Conversation
+    from meditron.engine.conversation import Chat
 
     info(ADVISORY)
     interactive = at_terminal()
     with load(model, backend=engine, context=context) as loaded:
-        conversation = Conversation(loaded, system)
+        conversation = Chat(loaded, system)
         session = Session(conversation, sampling, interactive=interactive, as_json=as_json)
         if not conversation.templated:
             info('The model has no chat template; its prompt is "Question: …", "Answer:".')

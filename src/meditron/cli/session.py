@@ -12,7 +12,7 @@ from meditron.cli.options import emit_line
 from meditron.core.console import info, sanitize_terminal, warn
 from meditron.core.errors import MeditronError, UsageError
 from meditron.engine import Generation, Reply
-from meditron.engine.conversation import Conversation
+from meditron.engine.conversation import Chat
 from meditron.model.sampling import SamplingConfig
 from meditron.store.files import translate_write_errors
 
@@ -30,7 +30,7 @@ class Session:
 
     def __init__(
         self,
-        conversation: Conversation,
+        conversation: Chat,
         sampling: SamplingConfig,
         *,
         interactive: bool,

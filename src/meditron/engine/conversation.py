@@ -11,13 +11,13 @@ from meditron.model.sampling import SamplingConfig
 from meditron.text.chat import Message
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["Conversation"]
+__all__ = ["Chat"]
 
 _NEXT_QUESTION = "\nQuestion:"
 
 
 @dataclass
-class Conversation:
+class Chat:
     """The questions and answers so far, with the engine that answers."""
 
     engine: Generates

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from meditron.engine.base import ScoringRequest
 
-__all__ = ["Branch", "Row", "batches", "pack", "plan_branches", "tensors"]
+__all__ = ["Branch", "PackedRow", "batches", "pack", "plan_branches", "tensors"]
 
 # Shapes: B rows of a batch, S sequence of queries, T sequence of keys.
 
@@ -43,7 +43,7 @@ class Target:
 
 
 @dataclass(slots=True)
-class Row:
+class PackedRow:
     """A prefix with some of its continuations."""
 
     ids: list[int]
@@ -53,7 +53,7 @@ class Row:
     targets: list[Target] = field(default_factory=list)
 
     @classmethod
-    def from_prefix(cls, prefix: Sequence[int]) -> "Row":
+    def from_prefix(cls, prefix: Sequence[int]) -> "PackedRow":
         """Create a row with a prefix and no continuation."""
         return cls(list(prefix), list(range(len(prefix))), [_PREFIX] * len(prefix))
 
@@ -73,12 +73,12 @@ class Row:
         self.positions += range(prefix_length, prefix_length + len(inputs))
         self.segments += [len(self.targets)] * len(inputs)
 
-    def without(self, count: int) -> "Row":
+    def without(self, count: int) -> "PackedRow":
         """Return the row without the first `count` tokens of its prefix; positions do not change."""
         if not count:
             return self
         targets = [Target(t.request, [place - count for place in t.places], t.ids) for t in self.targets]
-        return Row(self.ids[count:], self.positions[count:], self.segments[count:], targets)
+        return PackedRow(self.ids[count:], self.positions[count:], self.segments[count:], targets)
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Branch:
 
     start: int
     ids: list[int]
-    rows: list[Row]
+    rows: list[PackedRow]
 
     @property
     def length(self) -> int:
@@ -95,25 +95,25 @@ class Branch:
         return self.start + len(self.ids)
 
 
-def pack(requests: Sequence[ScoringRequest], max_tokens: int) -> list[Row]:
+def pack(requests: Sequence[ScoringRequest], max_tokens: int) -> list[PackedRow]:
     """Pack requests into rows of at most about `max_tokens`, in the order in which prefixes first occur."""
     by_prefix: dict[tuple[int, ...], list[int]] = {}
     for index, (prefix, _) in enumerate(requests):
         by_prefix.setdefault(tuple(prefix), []).append(index)
-    rows: list[Row] = []
+    rows: list[PackedRow] = []
     for prefix, indices in by_prefix.items():
-        row = Row.from_prefix(prefix)
+        row = PackedRow.from_prefix(prefix)
         for index in indices:
             continuation = requests[index][1]
             if row.targets and len(row.ids) + len(continuation) > max_tokens:
                 rows.append(row)
-                row = Row.from_prefix(prefix)
+                row = PackedRow.from_prefix(prefix)
             row.add(index, len(prefix), continuation)
         rows.append(row)
     return rows
 
 
-def plan_branches(rows: Sequence[Row]) -> list[Branch]:
+def plan_branches(rows: Sequence[PackedRow]) -> list[Branch]:
     """Plan how rows share the beginnings of their prefixes: the radix tree of the prefixes, depth first.
 
     A row keeps at least the last token of its prefix, whose prediction is needed. A branch is shared by two
@@ -158,7 +158,7 @@ def _groups(low: int, high: int, shared: Sequence[int], depth: int) -> list[tupl
     return [(first, last) for first, last in pairwise(cuts) if first < last]
 
 
-def batches(rows: Sequence[Row], max_tokens: int, cached: int = 0) -> Iterator[list[Row]]:
+def batches(rows: Sequence[PackedRow], max_tokens: int, cached: int = 0) -> Iterator[list[PackedRow]]:
     """Yield rows of similar length together, longest first, about `max_tokens` a batch with its padding.
 
     The `cached` tokens before the rows are not computed again, but each row of a batch has a copy of their
@@ -174,7 +174,7 @@ def batches(rows: Sequence[Row], max_tokens: int, cached: int = 0) -> Iterator[l
 
 
 def tensors(
-    rows: Sequence[Row], device: torch.device, cached: int = 0
+    rows: Sequence[PackedRow], device: torch.device, cached: int = 0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return ids and positions (B, S) of a batch, longest row first, and its mask (B, 1, S, T).
 

@@ -24,7 +24,7 @@ from meditron.engine.base import (
     chosen_context,
     prompt_ids,
 )
-from meditron.engine.prefix_packing import Row, batches, pack, plan_branches, tensors
+from meditron.engine.prefix_packing import PackedRow, batches, pack, plan_branches, tensors
 from meditron.model.generate import generate, generate_batch
 from meditron.model.head import Head
 from meditron.model.llama import KVCache, Llama, SharedPrefixCache
@@ -204,7 +204,7 @@ class TorchEngine:
     @torch.inference_mode()
     def _batches(
         self, requests: Sequence[ScoringRequest]
-    ) -> Iterator[tuple[list[Row], SharedPrefixCache | None]]:
+    ) -> Iterator[tuple[list[PackedRow], SharedPrefixCache | None]]:
         """Yield batches of rows, each with the cache of the tokens before its rows, if there are any."""
         branches = plan_branches(pack(requests, _BATCH_TOKENS))
         # One cache for the whole tree, as long as its deepest path: a branch cuts off what its elder sibling
@@ -223,7 +223,7 @@ class TorchEngine:
         return self.model.head_weight.device
 
     def _score_batch(
-        self, rows: Sequence[Row], cache: SharedPrefixCache | None
+        self, rows: Sequence[PackedRow], cache: SharedPrefixCache | None
     ) -> Iterator[tuple[int, Array]]:
         """Yield each request's index with its log-probabilities."""
         width = len(rows[0].ids)
@@ -245,7 +245,9 @@ class TorchEngine:
             start += len(flat)
 
     @torch.inference_mode()
-    def _hidden(self, rows: Sequence[Row], cache: SharedPrefixCache | None, places: Sequence[int]) -> Tensor:
+    def _hidden(
+        self, rows: Sequence[PackedRow], cache: SharedPrefixCache | None, places: Sequence[int]
+    ) -> Tensor:
         """Compute hidden states (N, D) at these places of the flattened batch."""
         ids_BS, positions_BS, mask = tensors(rows, self._device, cache.length if cache else 0)
         hidden_BSD = self.model(ids_BS, positions_BS=positions_BS, mask=mask, cache=cache)
