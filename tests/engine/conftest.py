@@ -1,4 +1,4 @@
-"""A small model that transformers wrote, and the real one."""
+"""A small model written by transformers."""
 
 import os
 

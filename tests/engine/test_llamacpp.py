@@ -1,4 +1,4 @@
-"""llama.cpp in its own process: torch says the same; a process that dies, alone; who may talk to it."""
+"""llama.cpp in its own process: agreement with torch, batches, the process's death, and access to it."""
 
 import os
 import signal
@@ -57,7 +57,7 @@ def smollm2(smollm2_gguf: Path) -> Iterator[LocalEngine]:
         yield opened
 
 
-def test_chances_of_unrounded_weights_are_those_of_torch(llama: LlamaCppEngine, engine: LocalEngine):
+def test_distributions_of_unquantized_weights_equal_torchs(llama: LlamaCppEngine, engine: LocalEngine):
     """Up to the cache of keys and values, which is fp16: .005 nats were measured."""
     prefixes = [engine.tokenizer.encode(prompt) for prompt in [*PROMPTS, "漢字 and 37 °C"]]
     for ours, theirs in zip(llama.next_token(prefixes), engine.next_token(prefixes), strict=True):
@@ -69,7 +69,7 @@ def test_chances_of_unrounded_weights_are_those_of_torch(llama: LlamaCppEngine, 
         assert ours == pytest.approx(theirs, abs=0.02)
 
 
-def test_the_quantized_real_model_says_what_torch_says_of_its_dequantized_weights(
+def test_a_quantized_model_is_close_to_torch_on_its_dequantized_weights(
     smollm2: LocalEngine, smollm2_model: Llama
 ):
     """llama.cpp rounds activations to 8 bits under 4-bit weights: up to .30 nats were measured on eight
@@ -91,7 +91,7 @@ def test_the_quantized_real_model_says_what_torch_says_of_its_dequantized_weight
             assert (best_N - chosen_N).max() < 0.5
 
 
-def test_pieces_tokens_and_ends(llama: LlamaCppEngine):
+def test_pieces_token_counts_and_stop_reasons(llama: LlamaCppEngine):
     reply = llama.generate("Sepsis needs", max_tokens=12, raw=True)
     pieces = list(reply)
     done = reply.finish()
@@ -102,7 +102,7 @@ def test_pieces_tokens_and_ends(llama: LlamaCppEngine):
     assert (done.tokens, done.stop) == (256 - len(llama.tokenizer.encode(prompt)), "context")
 
 
-def test_the_token_that_ends_a_turn_is_none_of_the_text(smollm2: LocalEngine):
+def test_the_token_that_ends_a_turn_is_not_part_of_the_text(smollm2: LocalEngine):
     done = smollm2.generate("What is 2+2?", max_tokens=100).finish()
     assert done.stop == "end"
     assert "<|im_end|>" not in done.text
@@ -121,7 +121,7 @@ def test_equal_seeds_give_equal_texts(llama: LlamaCppEngine):
     assert llama.generate("Sepsis", max_tokens=24, raw=True, temperature=1.0, top_k=1).finish().text == greedy
 
 
-def test_a_text_can_be_stopped_and_the_next_one_begins(llama: LlamaCppEngine):
+def test_after_a_stopped_text_the_next_one_runs(llama: LlamaCppEngine):
     reply = llama.generate("Sepsis", max_tokens=200, raw=True)
     first = next(reply)
     done = reply.stop()
@@ -129,7 +129,7 @@ def test_a_text_can_be_stopped_and_the_next_one_begins(llama: LlamaCppEngine):
     assert llama.generate("Sepsis", max_tokens=4, raw=True).finish().tokens == 4
 
 
-def test_one_clear_error_when_the_process_is_killed_and_the_next_text_gets_a_new_one(
+def test_a_killed_process_is_one_error_and_the_next_text_starts_another(
     smollm2: LocalEngine, smollm2_gguf: Path
 ):
     assert isinstance(smollm2, LlamaCppEngine)
@@ -153,7 +153,7 @@ def test_a_process_that_died_between_two_calls_is_replaced(llama: LlamaCppEngine
     assert llama.process.pid != process.pid
 
 
-def test_a_process_that_falls_silent_is_told_and_ended(small: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_process_that_sends_nothing_is_an_error_and_is_ended(small: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(llamacpp_process, "_SILENT_SECONDS", 0.5)
     with load(str(small), backend="llama.cpp") as engine:
         os.kill(engine.process.pid, signal.SIGSTOP)
@@ -176,7 +176,7 @@ def test_the_process_ends_with_its_parent(small: Path):
         time.sleep(0.05)  # the time limit of every test ends it
 
 
-def test_only_who_knows_the_key_is_answered_and_only_on_this_machine(llama: LlamaCppEngine):
+def test_requests_need_the_key_and_come_from_this_machine(llama: LlamaCppEngine):
     address, pid = llama.process.address, llama.process.pid
     body = {"prompt": [1], "n_predict": 1}
     for headers in ({}, {"Authorization": "Bearer guess"}, {"X-Api-Key": "guess"}):
@@ -198,7 +198,7 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()[1:]
 
 
-def test_a_file_that_llama_cpp_does_not_run_is_told_with_its_reason(small: Path, tmp_path: Path):
+def test_the_error_for_a_file_that_llama_cpp_does_not_run_has_its_reason(small: Path, tmp_path: Path):
     with GGUF(small) as gguf:
         kept = [name for name in gguf.tensors if name != "output_norm.weight"]
         write_gguf(tmp_path / "x.gguf", gguf.metadata, ((name, gguf.dequantize(name)) for name in kept))
@@ -212,7 +212,7 @@ def test_a_file_that_llama_cpp_does_not_run_is_told_with_its_reason(small: Path,
     ("pair", "said"),
     [(([], [1]), "prefix is empty"), (([1] * 257, []), "context"), (([1], [2, 3]), "one token")],
 )
-def test_what_cannot_be_scored_is_refused(llama: LlamaCppEngine, pair: tuple, said: str):
+def test_invalid_scoring_requests_are_refused(llama: LlamaCppEngine, pair: tuple, said: str):
     with pytest.raises(UsageError, match=said):
         llama.score([pair])
 
@@ -225,9 +225,7 @@ def test_settings_out_of_range_are_refused(llama: LlamaCppEngine, options: dict)
         llama.generate("a", raw=True, **options)
 
 
-def test_it_generates_and_gives_logits_and_does_not_score_whole_texts(
-    llama: LlamaCppEngine, engine: LocalEngine
-):
+def test_capabilities_and_identity(llama: LlamaCppEngine, engine: LocalEngine):
     assert isinstance(llama, Generates)
     assert isinstance(llama, GivesLogits)
     assert not isinstance(llama, ScoresTokens)
@@ -261,7 +259,9 @@ def test_a_conversation_kept_in_one_slot_leaves_the_whole_context_to_the_next_pr
         assert engine.generate(talk, max_tokens=1).finish().tokens == 1
 
 
-def test_what_cannot_be_loaded_is_refused(folder: Path, small: Path, monkeypatch: pytest.MonkeyPatch):
+def test_models_and_settings_that_llama_cpp_cannot_load_are_refused(
+    folder: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+):
     with pytest.raises(UsageError, match="GGUF files") as refused:
         load(str(folder), backend="llama.cpp")
     assert "meditron convert" in str(refused.value.hint)
@@ -274,7 +274,7 @@ def test_what_cannot_be_loaded_is_refused(folder: Path, small: Path, monkeypatch
         load(str(small), backend="llama.cpp")
 
 
-def test_plain_floats_run_in_torch(folder: Path, small: Path):
+def test_unquantized_files_run_in_torch(folder: Path, small: Path):
     for path in (folder, small):
         with load(str(path)) as engine:
             assert isinstance(engine, TorchEngine)
@@ -288,7 +288,7 @@ def test_a_closed_engine_has_no_process(small: Path):
         engine.generate("a", raw=True)
 
 
-def test_what_was_begun_breaks_off_when_the_engine_is_closed(smollm2_gguf: Path):
+def test_closing_the_engine_ends_a_running_reply_with_an_error(smollm2_gguf: Path):
     with load(str(smollm2_gguf)) as engine:
         reply = engine.generate("Tell a long story.", max_tokens=4000)
         next(reply)
@@ -296,12 +296,12 @@ def test_what_was_begun_breaks_off_when_the_engine_is_closed(smollm2_gguf: Path)
         reply.finish()
 
 
-def test_what_the_server_refuses_is_told(llama: LlamaCppEngine):
+def test_a_request_that_the_server_refuses_is_an_error(llama: LlamaCppEngine):
     with pytest.raises(EngineError, match="refused the request: Prompt contains invalid tokens"):
         list(llama.process.complete(prompt=[10**6], n_predict=1))
 
 
-def test_the_context_is_the_models_up_to_a_bound_on_memory(
+def test_the_context_is_the_models_up_to_a_memory_limit(
     small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with load(small, backend="llama.cpp") as engine:

@@ -1,4 +1,4 @@
-"""What a model is given to go on from: the template's turns, and nobody else's; ends of texts."""
+"""Prompts: only the chat template opens and closes turns; texts that end before a mark."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def smollm2(smollm2_gguf: Path) -> Tokenizer:
     return load_tokenizer(smollm2_gguf)
 
 
-def test_an_ordinary_conversation_is_encoded_as_a_whole(smollm2: Tokenizer):
+def test_a_conversation_is_encoded_as_its_rendered_text(smollm2: Tokenizer):
     talk = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": " 漢字 < | 37 °C? "},
@@ -40,7 +40,7 @@ def test_no_message_can_close_its_turn_and_open_another(smollm2: Tokenizer):
     assert [i for i in prompt_ids(smollm2, role, raw=False) if i in smollm2.special_ids] == control[0]
 
 
-def test_raw_text_has_no_control_tokens_either(smollm2: Tokenizer):
+def test_raw_text_has_no_control_tokens(smollm2: Tokenizer):
     assert not smollm2.special_ids & set(prompt_ids(smollm2, FORGED, raw=True))
 
 
@@ -53,7 +53,7 @@ def test_raw_text_has_no_control_tokens_either(smollm2: Tokenizer):
         (["a\n", "\nQuestion:b"], "a\n"),
     ],
 )
-def test_a_text_ends_where_a_mark_would_come(pieces: list[str], text: str):
+def test_until_ends_a_text_before_a_mark(pieces: list[str], text: str):
     def generated():
         yield from ((piece, 1) for piece in pieces)
         yield "length"

@@ -1,4 +1,4 @@
-"""Generated text and scores against transformers; prompts that cannot be; ends."""
+"""The torch engine: text and scores against transformers, batches, prefix sharing, errors."""
 
 import subprocess
 import sys
@@ -38,12 +38,12 @@ def continued(folder: Path, prompt: str, tokens: int, **settings) -> str:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_text_is_transformers(engine: Engine, folder: Path, prompt: str):
+def test_greedy_text_equals_transformers(engine: Engine, folder: Path, prompt: str):
     assert engine.generate(prompt, max_tokens=24, raw=True).finish().text == continued(folder, prompt, 24)
 
 
 @pytest.mark.slow
-def test_greedy_text_of_the_real_model_is_transformers(smollm2_gguf: Path, tmp_path: Path):
+def test_greedy_text_of_a_real_model_equals_transformers(smollm2_gguf: Path, tmp_path: Path):
     files = resolve(str(smollm2_gguf))
     model = load_model(files, dtype=torch.float32)
     save_hf(model, model.config, model_tokenizer(files), tmp_path, torch.bfloat16)
@@ -132,7 +132,7 @@ def test_batches_of_texts_are_bounded_in_memory(engine: TorchEngine, monkeypatch
     assert sizes() == [40, 40, 20]
 
 
-def test_documents_and_distributions_are_the_models(engine: TorchEngine):
+def test_score_documents_and_log_probs_agree_with_score(engine: TorchEngine):
     """`score_documents` against `score`, and `log_probs` against both, for a text of several chunks."""
     assert isinstance(engine, Generates)
     assert isinstance(engine, ScoresTokens)
@@ -173,7 +173,7 @@ def test_an_end_token_ends_the_text_and_is_not_printed(folder: Path):
         assert (done.text, done.tokens, done.stop) == ("", 0, "end")
 
 
-def test_scores_are_transformers(engine: Engine, folder: Path):
+def test_scores_equal_transformers(engine: Engine, folder: Path):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -208,7 +208,7 @@ def test_options_of_one_prefix_score_as_each_does_alone(engine: Engine, folder: 
         assert ours.tolist() == pytest.approx(theirs, abs=1e-4)
 
 
-def test_what_follows_a_prefix_does_not_depend_on_how_many_are_asked_about(engine: Engine):
+def test_scores_do_not_depend_on_the_number_of_continuations(engine: Engine):
     """More continuations than a row has room for, equal ones among them, in any order."""
     generator = np.random.default_rng(3)
     given = generator.integers(1, 300, 120).tolist()
@@ -221,7 +221,7 @@ def test_what_follows_a_prefix_does_not_depend_on_how_many_are_asked_about(engin
 
 
 @pytest.mark.parametrize("options", [[" pain"], [" pain", " lower glucose in type 2 diabetes", ""]], ids=len)
-def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(engine: Engine, options: list[str]):
+def test_a_common_beginning_is_read_once_and_scores_do_not_change(engine: Engine, options: list[str]):
     """Prompts behind the same instructions, one of them the beginning of others."""
     encode = engine.tokenizer.encode
     before = "Which drug? Answer with one word, and take your time to think about what is asked. "
@@ -327,18 +327,18 @@ def test_a_long_beginning_makes_batches_of_fewer_rows():
     assert [len(batch) for batch in batches(rows[:2], 2048, cached=100_000)] == [1, 1]
 
 
-def test_nothing_is_shared_where_nothing_is_asked(engine: Engine):
+def test_no_requests_no_scores(engine: Engine):
     assert engine.score([]) == []
 
 
-def test_options_of_one_token_take_no_room():
+def test_options_of_one_token_add_no_tokens_to_a_row():
     (row,) = pack([([5, 6], [7]), ([5, 6], [8]), ([5, 6], [9, 3])], 100)
     assert (row.ids, row.positions, row.segments) == ([5, 6, 9], [0, 1, 2], [0, 0, 3])
     targets = [(target.request, target.places, target.ids) for target in row.targets]
     assert targets == [(0, [1], [7]), (1, [1], [8]), (2, [1, 2], [9, 3])]
 
 
-def test_the_next_token_is_transformers(engine: Engine, folder: Path):
+def test_next_token_equals_transformers(engine: Engine, folder: Path):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -352,7 +352,7 @@ def test_the_next_token_is_transformers(engine: Engine, folder: Path):
 @pytest.mark.parametrize(
     ("pair", "said"), [(([], [1]), "prefix is empty"), (([1] * 200, [1] * 57), "context")]
 )
-def test_what_cannot_be_scored_is_refused(engine: Engine, pair: tuple, said: str):
+def test_invalid_scoring_requests_are_refused(engine: Engine, pair: tuple, said: str):
     with pytest.raises(UsageError, match=said):
         engine.score([pair])
 
@@ -377,7 +377,7 @@ def test_every_tensor_of_the_engine_is_on_the_models_device(engine: TorchEngine)
             assert np.array_equal(ours, theirs)
 
 
-def test_dtypes_and_models_that_are_none(folder: Path):
+def test_unknown_dtypes_and_models_are_refused(folder: Path):
     with pytest.raises(UsageError, match="got 'int3'"):
         load(str(folder), dtype="int3")
     with pytest.raises(SourceError):

@@ -1,4 +1,4 @@
-"""The shape of a model: what is read, what is refused, what is computed from it."""
+"""Model configs: values that are read, refused and computed."""
 
 import math
 import tomllib
@@ -31,7 +31,7 @@ GGUF = {
 
 
 @pytest.mark.parametrize("scaling", [None, *SCALINGS], ids=lambda s: s["rope_type"] if s else "plain")
-def test_both_generations_of_rotary_keys_read_alike(scaling):
+def test_old_and_new_rotary_keys_give_the_same_config(scaling):
     old = LLAMA | {"rope_theta": 5e4, "rope_scaling": scaling}
     oldest = LLAMA | {
         "rope_theta": 5e4,
@@ -53,7 +53,7 @@ def test_transformers_reads_what_is_written(scaling):
     assert LlamaConfig.from_hf(theirs.to_dict() | {"architectures": ["LlamaForCausalLM"]}) == config
 
 
-def test_heads_follow_when_the_file_is_silent():
+def test_defaults_of_heads_are_derived():
     shape = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
     config = LlamaConfig.from_hf(shape)
     assert (config.num_key_value_heads, config.head_dim) == (4, 16)
@@ -97,7 +97,7 @@ def test_heads_follow_when_the_file_is_silent():
         ({"rope_scaling": {"rope_type": ["linear"]}}, "rope_type"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(change, word):
+def test_impossible_values_are_refused_by_name(change, word):
     with pytest.raises(InputError, match=word) as caught:
         LlamaConfig.from_hf(LLAMA | change, "somewhere/config.json")
     assert "somewhere/config.json" in caught.value.message
@@ -122,7 +122,7 @@ def test_public_configs_are_read_as_the_same_model(change):
     assert LlamaConfig.from_hf(LLAMA | change) == LlamaConfig.from_hf(LLAMA)
 
 
-def test_fields_that_a_rule_does_not_read_are_left_as_transformers_leaves_them():
+def test_fields_that_a_scaling_does_not_use_are_ignored_as_in_transformers():
     linear = {"type": "linear", "factor": 2.0}
     more = {"rope_type": "linear", "finetuned": True, "original_max_position_embeddings": 32, "beta_fast": 8}
     assert LlamaConfig.from_hf(LLAMA | {"rope_scaling": linear | more}) == LlamaConfig.from_hf(
@@ -160,7 +160,7 @@ def test_any_metadata_gives_a_config_or_an_input_error(changes):
     assert config.parameters > 0
 
 
-def test_gguf_metadata_says_the_same_shape():
+def test_gguf_metadata_gives_the_same_config():
     plain = {
         "general.architecture": "llama",
         "tokenizer.ggml.bos_token_id": 1,
@@ -185,7 +185,7 @@ def test_gguf_scalings():
         LlamaConfig.from_gguf(GGUF | {"llama.rope.scaling.type": "longrope"}, tied=True)
 
 
-def test_counts_are_those_of_the_published_models():
+def test_parameter_counts_of_published_models():
     llama2 = {"vocab_size": 32_000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
     seven = LlamaConfig.from_hf(
         LLAMA | llama2 | {

@@ -20,7 +20,7 @@ def ids(model=MODEL, prompt=PROMPT, stop_ids=(), **settings):
     return list(generate(model, prompt, SamplingConfig(**settings), stop_ids=stop_ids))
 
 
-def test_greedy_is_what_transformers_says():
+def test_greedy_ids_equal_transformers():
     prompt = torch.tensor([PROMPT])
     wanted = HF.generate(
         prompt,
@@ -33,20 +33,20 @@ def test_greedy_is_what_transformers_says():
     assert ids(max_tokens=30) == wanted[0, 4:].tolist()
 
 
-def test_a_seed_is_a_text():
+def test_a_seed_repeats_a_text():
     def drawn(seed):
         return ids(max_tokens=20, temperature=1.0, seed=seed)
 
     assert drawn(1) == drawn(1) != drawn(2)
 
 
-def test_a_stop_id_ends_it_unseen():
+def test_a_stop_id_ends_the_text_and_is_not_yielded():
     whole = ids(max_tokens=20)
     stop = whole[5]
     assert ids(max_tokens=20, stop_ids={stop}) == whole[: whole.index(stop)]
 
 
-def test_the_context_ends_it():
+def test_a_full_context_ends_the_text():
     assert len(ids(prompt=[5] * 60, max_tokens=100)) == 4
     with pytest.raises(UsageError, match="context"):
         generate(MODEL, [5] * 64, SamplingConfig(max_tokens=1))
@@ -105,7 +105,7 @@ def test_ties_go_to_the_lowest_id():
     assert pick(torch.tensor([0.0, 2.0, 2.0]), SamplingConfig(), torch.Generator()) == 1
 
 
-def test_draws_have_the_chances_they_should():
+def test_draws_have_the_right_probabilities():
     chances = torch.tensor([0.5, 0.1, 0.3, 0.06, 0.04])
     plain = draws(chances.log(), temperature=1.0, top_k=0, top_p=1.0)
     torch.testing.assert_close(plain, chances, atol=0.03, rtol=0)
@@ -118,7 +118,7 @@ def test_draws_have_the_chances_they_should():
 
 
 @torch.no_grad()
-def test_the_cache_changes_nothing():
+def test_generation_with_a_cache_equals_generation_without():
     uncached = list(PROMPT)
     for _ in range(20):
         uncached.append(int(logits(MODEL, torch.tensor([uncached]))[0, -1].argmax()))

@@ -1,4 +1,4 @@
-"""GGUF's keys: what llama.cpp obeys is obeyed or refused, what has no effect is read over."""
+"""GGUF keys: those with an effect in llama.cpp are read or refused, those without are ignored."""
 
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def test_a_key_that_may_change_the_model_is_refused_by_name(key: str, value: obj
 
 
 @pytest.mark.parametrize("key", sorted(NEUTRAL))
-def test_a_key_without_effect_is_read_over(key: str) -> None:
+def test_a_key_without_effect_is_ignored(key: str) -> None:
     allowed = NEUTRAL[key]
     assert read({key: "anything" if allowed is None else allowed[0]}) == read({})
 
@@ -80,7 +80,7 @@ def test_a_key_that_llama_cpp_requires_is_required(key: str) -> None:
         LlamaConfig.from_gguf({k: v for k, v in PLAIN.items() if k != key}, tied=True)
 
 
-def test_a_number_for_each_block_may_be_one_number() -> None:
+def test_equal_numbers_per_block_are_one_number() -> None:
     assert read({"llama.attention.head_count_kv": [2, 2, 2]}) == read({})
     assert read({"llama.feed_forward_length": [176] * 3}) == read({})
 
@@ -130,7 +130,7 @@ def test_an_attention_factor_means_what_it_means_to_llama_cpp(tmp_path: Path) ->
         assert float(logp[token]) == pytest.approx(value, abs=2e-3)
 
 
-def test_a_head_of_its_own_is_kept_and_a_part_is_named(tmp_path: Path) -> None:
+def test_an_untied_head_is_kept_and_one_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
     folder = tiny_hf(tmp_path / "hf")
     model = load_model(folder)
     save_gguf(model, model.config, Tokenizer.from_hf(folder), tmp_path / "x.gguf", "F32")

@@ -6,7 +6,7 @@ from meditron.model.head import Head
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("positions", [1, 256, 300])
-def test_log_probabilities_have_fp32s_precision_in_every_format(dtype: torch.dtype, positions: int) -> None:
+def test_log_probabilities_have_fp32_precision_in_every_dtype(dtype: torch.dtype, positions: int) -> None:
     generator = torch.Generator().manual_seed(positions)
     hidden_ND = torch.randn(positions, 64, generator=generator).to(dtype)
     weight_VD = torch.randn(1000, 64, generator=generator).to(dtype)

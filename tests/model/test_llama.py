@@ -26,12 +26,12 @@ IDS_BS = torch.randint(0, 512, (2, 48), generator=GENERATOR)
     ids=["grouped", "tied", "every-head", "one-kv-head", "wide-heads"],
 )
 @torch.no_grad()
-def test_logits_are_those_of_transformers(changes):
+def test_logits_equal_transformers(changes):
     hf = make_hf(**changes)
     torch.testing.assert_close(logits(twin(hf), IDS_BS), hf(IDS_BS).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_are_those_of_transformers():
+def test_gradients_equal_transformers():
     hf = make_hf(tie_word_embeddings=True)
     model = twin(hf)
     hf(IDS_BS).logits.square().mean().backward()
@@ -50,7 +50,7 @@ def test_bfloat16_is_as_near_the_truth_as_transformers_is():
     assert ours <= 1.2 * theirs
 
 
-def test_names_are_those_of_transformers():
+def test_parameter_names_equal_transformers():
     for tied in (True, False):
         hf = make_hf(tie_word_embeddings=tied)
         assert [name for name, _ in twin(hf).named_parameters()] == [
@@ -59,7 +59,7 @@ def test_names_are_those_of_transformers():
 
 
 @torch.no_grad()
-def test_a_cache_in_pieces_changes_nothing():
+def test_a_forward_in_pieces_with_a_cache_equals_one_forward():
     model = twin(make_hf())
     whole = model(IDS_BS)
     cache = KVCache(model.config.num_hidden_layers, 48)
@@ -68,7 +68,7 @@ def test_a_cache_in_pieces_changes_nothing():
 
 
 @torch.no_grad()
-def test_a_truncated_cache_is_a_cache_of_the_beginning():
+def test_a_truncated_cache_holds_the_beginning():
     model = twin(make_hf())
     whole = model(IDS_BS)
     cache = KVCache(model.config.num_hidden_layers, 48)
@@ -119,7 +119,7 @@ def test_a_model_wrapped_block_by_block_is_the_same_model():
     assert len(list(generate(model, [1, 2], SamplingConfig(max_tokens=3)))) == 3
 
 
-def test_a_seed_is_a_model():
+def test_a_seed_repeats_the_initial_weights():
     first, again, other = (Llama(PRESETS["tiny"].config) for _ in range(3))
     first.init_weights(1)
     again.init_weights(1)

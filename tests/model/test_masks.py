@@ -1,4 +1,4 @@
-"""A packed row gives each document what it would have alone."""
+"""A document in a packed row gives the same hidden states as alone."""
 
 import torch
 from hypothesis import given, settings

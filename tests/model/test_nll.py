@@ -28,7 +28,7 @@ def reference(hidden_BSD, weight_VD, targets_BS):
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 1024])
-def test_sum_and_gradients_are_those_of_cross_entropy(chunk):
+def test_sum_and_gradients_equal_cross_entropy(chunk):
     hidden_BSD, weight_VD, targets_BS = inputs()
     wanted = reference(hidden_BSD, weight_VD, targets_BS)
     wanted_grads = torch.autograd.grad(wanted / 143, (hidden_BSD, weight_VD))
@@ -93,7 +93,7 @@ def alone(row):
     st.integers(1, 200),
 )
 @settings(max_examples=25, deadline=None)
-def test_documents_together_are_documents_alone(rows, batch_tokens):
+def test_documents_in_batches_score_as_alone(rows, batch_tokens):
     nll, tokens = nll_rows(MODEL, rows, batch_tokens=batch_tokens)
     assert tokens.tolist() == [max(min(len(row), 64) - 1, 0) for row in rows]
     for found, row in zip(nll, rows, strict=True):
@@ -107,7 +107,7 @@ def test_held_out_loss_repeats_to_the_bit_and_leaves_no_trace():
     assert all(weight.grad is None for weight in MODEL.parameters())
 
 
-def test_a_shorter_maximum_cuts():
+def test_max_length_truncates():
     row = list(range(40))
     (nll,), (tokens,) = nll_rows(MODEL, [row], max_length=10)
     assert tokens == 9

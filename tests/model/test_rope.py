@@ -16,7 +16,7 @@ MORE = [
 @pytest.mark.parametrize("scaling", SCALINGS + MORE, ids=lambda s: s["rope_type"])
 @pytest.mark.parametrize("length", [40, 100])
 @torch.no_grad()
-def test_logits_are_those_of_transformers(scaling, length):
+def test_logits_equal_transformers(scaling, length):
     hf = make_hf(rope_parameters={"rope_theta": 1e4, **scaling})
     ids_BS = torch.randint(0, 512, (2, length), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(logits(twin(hf), ids_BS), hf(ids_BS).logits, atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""A real model, SmolLM2-135M-Instruct from its Q4_1 file: transformers and llama.cpp say what we say."""
+"""A real model, SmolLM2-135M-Instruct from its Q4_1 file, against transformers and llama.cpp."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -57,7 +57,7 @@ def test_logits_are_those_of_transformers_reading_the_same_file(smollm2_transfor
 
 
 @pytest.mark.slow
-def test_llama_cpp_goes_on_as_torch_would(model, tokenizer, tmp_path):
+def test_llama_cpp_generates_the_same_text(model, tokenizer, tmp_path):
     """Every greedy token of llama.cpp is torch's own best, given the same text before it.
 
     So the two texts are the same up to the first place where they may part: where the two best logits lie

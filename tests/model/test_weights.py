@@ -1,4 +1,4 @@
-"""Weights in and out: what transformers wrote, what transformers reads, what is damaged or lies."""
+"""Loading and saving: files from and for transformers, damaged and malicious files."""
 
 import json
 import shutil
@@ -80,7 +80,7 @@ def test_stored_in_half_precision(folder, tmp_path, dtype):
     assert same(model, load_model(folder, dtype=dtype).float())
 
 
-def test_what_older_checkpoints_carry_along_is_left(copy):
+def test_extra_tensors_of_older_checkpoints_are_ignored(copy):
     rewrite(copy, lambda state: state.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
     check_parity(copy)
 
@@ -293,7 +293,7 @@ def test_every_type_is_read_into_the_right_rows(kind, tmp_path):
         assert np.array_equal(found[name].numpy(), values), name
 
 
-def test_a_gguf_of_other_tensors_is_refused(folder, tokenizer, tmp_path):
+def test_a_gguf_with_other_tensors_is_refused(folder, tokenizer, tmp_path):
     model = load_model(folder)
     config = model.config.model_copy(update={"num_hidden_layers": 3})
     bigger = Llama(config)
