@@ -8,7 +8,8 @@ for the capability they need and use nothing else of an engine:
     ├── ScoresTokens          log-probabilities of given tokens
     └── GivesLogits           whole next-token distributions
 
-The protocols can be checked with `isinstance`. An engine that only generates needs no tokenizer of its own.
+An engine inherits from the protocols of its capabilities, or has their methods; `isinstance` checks both. An
+engine that only generates needs no tokenizer here.
 """
 
 import re
@@ -85,13 +86,13 @@ class Engine(Protocol):
 
     def __enter__(self) -> Self:
         """Return the engine itself."""
-        ...
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the engine."""
-        ...
+        self.close()
 
 
 @runtime_checkable

@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self, Unpack
 
 import numpy as np
@@ -18,7 +17,9 @@ from meditron.core.errors import EngineError, MissingExtra, UsageError
 from meditron.core.units import size
 from meditron.engine.base import (
     Array,
+    Generates,
     Generation,
+    GivesLogits,
     Pieces,
     Prompt,
     Reply,
@@ -95,7 +96,7 @@ class _Completion(NamedTuple):
         return len(self.body["prompt"]) + int(self.body["n_predict"])
 
 
-class LlamaCppEngine:
+class LlamaCppEngine(Generates, GivesLogits):
     """llama.cpp's own server as an engine: it generates and gives logits, and scores single tokens.
 
     Prompts are encoded by this project's tokenizer and chat template, so they are the same as in every other
@@ -296,13 +297,3 @@ class LlamaCppEngine:
         if self._process is not None:
             self._process.close()
             self._process = None
-
-    def __enter__(self) -> Self:
-        """Return the engine itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the engine."""
-        self.close()

@@ -59,7 +59,7 @@ class PackedRow:
 
     @property
     def prefix(self) -> list[int]:
-        """The prefix, or what `without` left of it."""
+        """The prefix, or the rest of it after `without`."""
         return self.ids[: self.segments.count(_PREFIX)]
 
     def add(self, request: int, prefix_length: int, continuation: Sequence[int]) -> None:
@@ -122,8 +122,8 @@ def plan_branches(rows: Sequence[PackedRow]) -> list[Branch]:
     path to its parent.
     """
     prefixes = [row.prefix for row in rows]
-    # In lexicographic order rows with a common beginning are neighbours, and what a range of rows shares is
-    # the minimum of its neighbours' common lengths. Sorting is the whole radix tree.
+    # In lexicographic order rows with a common beginning are neighbours, and a range of rows shares as many
+    # tokens as its least similar neighbours. So sorting gives the radix tree.
     order = sorted(range(len(rows)), key=prefixes.__getitem__)
     shared = [_common_length(prefixes[a], prefixes[b]) for a, b in pairwise(order)]
     common = min(shared, default=0)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Self, Unpack
 
 import numpy as np
@@ -14,10 +13,13 @@ from torch import Tensor
 from meditron.core.errors import InputError, UsageError
 from meditron.engine.base import (
     Array,
+    Generates,
     Generation,
+    GivesLogits,
     Pieces,
     Prompt,
     Reply,
+    ScoresTokens,
     ScoringRequest,
     StopReason,
     check_scoring_request,
@@ -51,7 +53,7 @@ _MASK_ELEMENTS = 1 << 26
 _BATCH_ROWS = 64
 
 
-class TorchEngine:
+class TorchEngine(Generates, ScoresTokens, GivesLogits):
     """A `Llama` as an engine with all capabilities, on the model's device and in its dtype."""
 
     def __init__(self, model: Llama, tokenizer: Tokenizer, *, context: int | None = None) -> None:
@@ -207,8 +209,8 @@ class TorchEngine:
     ) -> Iterator[tuple[list[PackedRow], SharedPrefixCache | None]]:
         """Yield batches of rows, each with the cache of the tokens before its rows, if there are any."""
         branches = plan_branches(pack(requests, _BATCH_TOKENS))
-        # One cache for the whole tree, as long as its deepest path: a branch cuts off what its elder sibling
-        # added, and never what their parent did. At most one context of keys and values is in memory.
+        # One cache serves the whole tree: a branch truncates it to the tokens of its parent. Its memory is
+        # that of the longest path, at most one context of one row.
         cache = KVCache(len(self.model.model.layers), max((branch.length for branch in branches), default=0))
         for branch in branches:
             cache.truncate(branch.start)
@@ -228,19 +230,19 @@ class TorchEngine:
         """Yield each request's index with its log-probabilities."""
         width = len(rows[0].ids)
         # Places in the flattened batch (B · S).
-        wanted = [
+        flat_targets = [
             (target, [b * width + place for place in target.places])
             for b, row in enumerate(rows)
             for target in row.targets
         ]
         # Options of one token all ask about the last token of their prefix: the head computes it once.
-        places = sorted({place for _, flat in wanted for place in flat})
+        places = sorted({place for _, flat in flat_targets for place in flat})
         index_of = {place: n for n, place in enumerate(places)}
-        owners = [index_of[place] for _, flat in wanted for place in flat]
-        ids = [token for target, _ in wanted for token in target.ids]
+        owners = [index_of[place] for _, flat in flat_targets for place in flat]
+        ids = [token for target, _ in flat_targets for token in target.ids]
         scores = self._log_probs_at(self._hidden(rows, cache, places), owners, ids)
         start = 0
-        for target, flat in wanted:
+        for target, flat in flat_targets:
             yield target.request, scores[start : start + len(flat)]
             start += len(flat)
 
@@ -307,13 +309,3 @@ class TorchEngine:
     def close(self) -> None:
         """Free the model's memory."""
         self._model = self._head_fp32 = None
-
-    def __enter__(self) -> Self:
-        """Return the engine itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the engine."""
-        self.close()
