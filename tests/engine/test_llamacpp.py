@@ -225,13 +225,17 @@ def test_settings_out_of_range_are_refused(llama: LlamaCppEngine, options: dict)
         llama.generate("a", raw=True, **options)
 
 
-def test_capabilities_and_identity(llama: LlamaCppEngine, engine: LocalEngine):
+def test_capabilities_and_identity(
+    llama: LlamaCppEngine, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+):
     assert isinstance(llama, Generates)
     assert isinstance(llama, GivesLogits)
     assert not isinstance(llama, ScoresTokens)
     assert llama.identity == {"engine": "llama.cpp", "dtype": "F32"}
     assert llama.vocab_size == engine.vocab_size
     ids = engine.tokenizer.encode(PROMPTS[0])
+    monkeypatch.setattr("meditron.engine.llamacpp.CHUNK_POSITIONS", 4)
+    assert [len(chunk) for chunk in llama.log_probs(ids[:10])] == [4, 4, 2]
     ours = np.concatenate([np.asarray(chunk) for chunk in llama.log_probs(ids)])
     theirs = np.concatenate([chunk.numpy() for chunk in engine.log_probs(ids)])
     assert ours == pytest.approx(theirs, abs=0.02)

@@ -18,6 +18,7 @@ from meditron.engine import Engine, Generates, GivesLogits, ScoresTokens, load
 from meditron.engine.base import prompt_ids
 from meditron.engine.prefix_packing import Branch, PackedRow, batches, pack, plan_branches
 from meditron.engine.torch_engine import TorchEngine
+from meditron.model.head import Head
 from meditron.model.presets import model_tokenizer
 from meditron.model.weights import load_model, save_hf
 from meditron.store.models import resolve
@@ -132,7 +133,7 @@ def test_batches_of_texts_are_bounded_in_memory(engine: TorchEngine, monkeypatch
     assert sizes() == [40, 40, 20]
 
 
-def test_score_documents_and_log_probs_agree_with_score(engine: TorchEngine):
+def test_score_documents_and_log_probs_agree_with_score(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch):
     """`score_documents` against `score`, and `log_probs` against both, for a text of several chunks."""
     assert isinstance(engine, Generates)
     assert isinstance(engine, ScoresTokens)
@@ -148,6 +149,8 @@ def test_score_documents_and_log_probs_agree_with_score(engine: TorchEngine):
             assert logp_SV.shape == (len(ids), engine.vocab_size)
             assert logp_SV[np.arange(len(ids) - 1), ids[1:]] == pytest.approx(scores, abs=1e-5)
             assert logp_SV[-1] == pytest.approx(engine.next_token([ids])[0], abs=1e-5)
+    monkeypatch.setattr(engine, "_head_fp32", Head(engine.model.head_weight, chunk=50))
+    assert [len(chunk) for chunk in engine.log_probs(documents[2])] == [50, 50, 21]
     for wrong in ([], [1] * 257):
         with pytest.raises(UsageError):
             engine.log_probs(wrong)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "CHUNK_POSITIONS",
     "Engine",
     "Generates",
     "Generation",
@@ -61,6 +62,8 @@ StopReason = Literal["end", "length", "context", "stopped"]
 Pieces = Generator[tuple[str, int] | StopReason]
 """(text, number of tokens) as it is generated, then the stop reason. A text may be empty."""
 Array = npt.NDArray[np.float32]
+CHUNK_POSITIONS = 256
+"""Positions of a chunk of `GivesLogits.log_probs`: 50 MB of float32 for 49,152 tokens."""
 
 
 class Engine(Protocol):
@@ -191,7 +194,8 @@ class GivesLogits(Engine, Protocol):
     def log_probs(self, ids: Sequence[int]) -> Iterator["Array | Tensor"]:
         """Yield the log-probabilities of the token after each position of `ids`, in chunks (C, V).
 
-        A chunk may share its memory with the next one: read it before asking for the next.
+        A chunk has `CHUNK_POSITIONS` positions, the last one the rest, in every engine: two engines can be
+        read side by side. It may share its memory with the next chunk: read it before asking for the next.
 
         Raises:
             UsageError: `ids` is empty, or does not fit in the context.

@@ -16,6 +16,7 @@ from meditron.core.console import info
 from meditron.core.errors import EngineError, MissingExtra, UsageError
 from meditron.core.units import size
 from meditron.engine.base import (
+    CHUNK_POSITIONS,
     Array,
     Generates,
     Generation,
@@ -266,9 +267,13 @@ class LlamaCppEngine(Generates, GivesLogits):
         return [self._distribution(prefix) for prefix in prefixes]
 
     def log_probs(self, ids: Sequence[int]) -> Iterator[Array]:
-        """See `GivesLogits.log_probs`. Chunks have one position: one request to llama.cpp per token."""
+        """See `GivesLogits.log_probs`. Slow: one request to llama.cpp per position."""
         check_scoring_request((ids, ()), self._context)
-        return (self._distribution(ids[:end])[None] for end in range(1, len(ids) + 1))
+        ends = range(1, len(ids) + 1)
+        return (
+            np.stack([self._distribution(ids[:end]) for end in ends[start : start + CHUNK_POSITIONS]])
+            for start in range(0, len(ends), CHUNK_POSITIONS)
+        )
 
     def _distribution(self, prefix: Sequence[int]) -> Array:
         size = self._tokenizer.vocab_size

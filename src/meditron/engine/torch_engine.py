@@ -12,6 +12,7 @@ from torch import Tensor
 
 from meditron.core.errors import InputError, UsageError
 from meditron.engine.base import (
+    CHUNK_POSITIONS,
     Array,
     Generates,
     Generation,
@@ -107,7 +108,7 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
         # Created at the first use: a fp32 copy of a bfloat16 head is V · D · 4 bytes that generation never
         # needs.
         if self._head_fp32 is None:
-            self._head_fp32 = Head(self.model.head_weight)
+            self._head_fp32 = Head(self.model.head_weight, chunk=CHUNK_POSITIONS)
         return self._head_fp32
 
     def generate(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[SamplingOptions]) -> Reply:

@@ -10,8 +10,6 @@ __all__ = ["Head"]
 
 # Shapes: N positions, C positions of a chunk, D width, V vocabulary.
 
-_CHUNK = 256  # 50 MB of fp32 logits for 49,152 tokens
-
 
 class Head:
     """Logits and losses of hidden states, without gradients.
@@ -21,7 +19,9 @@ class Head:
     bfloat16 matrix units with fp32 sums, without a loss of precision.
     """
 
-    def __init__(self, weight_VD: Tensor) -> None:
+    def __init__(self, weight_VD: Tensor, *, chunk: int = 256) -> None:
+        """Convert the weight once; `chunk` is the number of positions whose logits are in memory."""
+        self._chunk = chunk
         self._narrow = weight_VD.dtype == torch.bfloat16
         self._weight_VD = weight_VD.float()
         # Page faults of a new buffer for every chunk would cost more than the product itself.
@@ -32,10 +32,12 @@ class Head:
 
         All chunks share one buffer: the next chunk overwrites the logits.
         """
-        if len(self._buffer_CV) < min(len(hidden_ND), _CHUNK):
-            self._buffer_CV = self._buffer_CV.new_empty(min(len(hidden_ND), _CHUNK), len(self._weight_VD))
-        for start in range(0, len(hidden_ND), _CHUNK):
-            hidden_CD = hidden_ND[start : start + _CHUNK]
+        if len(self._buffer_CV) < min(len(hidden_ND), self._chunk):
+            self._buffer_CV = self._buffer_CV.new_empty(
+                min(len(hidden_ND), self._chunk), len(self._weight_VD)
+            )
+        for start in range(0, len(hidden_ND), self._chunk):
+            hidden_CD = hidden_ND[start : start + self._chunk]
             yield slice(start, start + len(hidden_CD)), self._logits(hidden_CD)
 
     def nll(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
