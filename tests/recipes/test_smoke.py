@@ -14,6 +14,7 @@ import zstandard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meditron.model.generate import generate
+from meditron.model.sampling import SamplingConfig
 from meditron.model.weights import load_model
 from meditron.store.identity import normalize
 from meditron.store.indexed import IndexedDataset
@@ -158,7 +159,7 @@ def test_the_model_opens_in_transformers_and_says_the_same(smoke: Any) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = tokenizer("Aspirin is used to treat", return_tensors="pt")["input_ids"]
     said = theirs.generate(ids, max_new_tokens=16, do_sample=False, eos_token_id=None)[0, ids.shape[1] :]
-    ours = generate(load_model(folder), ids[0].tolist(), max_tokens=16, temperature=0, stop_ids=())
+    ours = generate(load_model(folder), ids[0].tolist(), SamplingConfig(max_tokens=16), stop_ids=())
     assert list(ours) == said.tolist()
 
 

@@ -248,10 +248,11 @@ def wide_heads(tiny: Path, folder: Path) -> Path:
 def test_heads_wider_than_the_model_open_in_llama_cpp(tiny: Path, tmp_path: Path) -> None:
     from llamacpp_each import continuations
     from meditron.model.generate import generate
+    from meditron.model.sampling import SamplingConfig
 
     source = wide_heads(tiny, tmp_path / "source")
     made = [Path(file["path"]) for file in quantize(str(source), ["F32", "Q8_0"], tmp_path)["files"]]
-    ours = list(generate(load_model(source), [5, 6, 7], max_tokens=4))
+    ours = list(generate(load_model(source), [5, 6, 7], SamplingConfig(max_tokens=4)))
     assert continuations(made, [5, 6, 7], 4)[0] == ours
 
 

@@ -61,13 +61,14 @@ def test_a_folder_in_another_dtype(tiny: Path, tmp_path: Path, dtype: str) -> No
 def test_llama_cpp_runs_the_file_and_says_what_we_say(smollm2_gguf: Path, tmp_path: Path) -> None:
     from llamacpp import llama_server
     from meditron.model.generate import generate
+    from meditron.model.sampling import SamplingConfig
     from meditron.model.weights import load_model
 
     path = tmp_path / "F16.gguf"
     convert(str(smollm2_gguf), path)
     tokenizer, prompt = load_tokenizer(path), "Aspirin is used to treat"
     ids = tokenizer.encode(prompt)
-    ours = list(generate(load_model(path), ids, max_tokens=8, temperature=0, stop_ids=tokenizer.stop_ids))
+    ours = list(generate(load_model(path), ids, SamplingConfig(max_tokens=8), stop_ids=tokenizer.stop_ids))
     with llama_server(path) as server:
         steps = server.greedy(ids, 8)
     for mine, step in zip(ours, steps, strict=True):

@@ -16,6 +16,7 @@ from llamacpp_each import continuations
 from meditron.core.errors import MissingExtra, SourceError, UsageError
 from meditron.model.generate import generate
 from meditron.model.hf_weights import HFWeights
+from meditron.model.sampling import SamplingConfig
 from meditron.model.weights import load_model
 from meditron.release.config import QuantizeConfig
 from meditron.release.quantize import quantize as quantize_model
@@ -105,7 +106,7 @@ def test_llama_cpp_loads_every_file_and_goes_on_from_a_prompt(made: Any, model: 
     said = dict(
         zip(TYPES, continuations([folder / f"{kind}.gguf" for kind in TYPES], prompt, 4), strict=True)
     )
-    ours = list(generate(load_model(folder / "F32.gguf"), prompt, max_tokens=4, temperature=0, stop_ids=()))
+    ours = list(generate(load_model(folder / "F32.gguf"), prompt, SamplingConfig(max_tokens=4), stop_ids=()))
     assert said["F32"] == said["Q8_0"] == ours
     assert all(len(tokens) == 4 for tokens in said.values())
 
@@ -193,7 +194,8 @@ def broken(model: Path, folder: Path, value: float) -> Path:
 
 @pytest.mark.parametrize("kind", ["F16", "Q8_0"])
 @pytest.mark.parametrize(
-    ("value", "said"), [(float("nan"), "no finite"), (float("-inf"), "no finite"), (1e6, "cannot hold")]
+    ("value", "said"),
+    [(float("nan"), "NaN or infinity"), (float("-inf"), "NaN or infinity"), (1e6, "cannot represent")],
 )
 def test_values_that_cannot_be_stored_are_refused_and_nothing_is_left(
     tiny: Path, tmp_path: Path, kind: str, value: float, said: str
@@ -259,7 +261,7 @@ class TestVerb:
         before = path.read_bytes()
         (tmp_path / "other").mkdir()
         model = broken(tiny, tmp_path / "other" / "model", 1e6)
-        with pytest.raises(UsageError, match="cannot hold"):
+        with pytest.raises(UsageError, match="cannot represent"):
             quantize_model(str(model), ["F16"], tmp_path, force=True)
         assert path.read_bytes() == before
 
