@@ -11,7 +11,7 @@ __all__ = ["SamplingConfig", "SamplingOptions", "max_new_tokens"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How a text is generated. The commands take their flags, help and defaults from these fields.
+    """Sampling settings of a generated text. The commands take flags, help and defaults from the fields.
 
     Raises:
         UsageError: a value is out of range.
