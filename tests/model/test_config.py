@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from hf_parity import SCALINGS, SHAPE
 from meditron.core.errors import InputError
 from meditron.model.config import PRESETS, LlamaConfig, llama3_factors
 from meditron.model.llama import Llama
-from twins import SCALINGS, SHAPE
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SHAPE}
 GGUF = {
