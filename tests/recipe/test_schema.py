@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from meditron.core.errors import RecipeError, UsageError
 from meditron.recipe import load_recipe
+from meditron.recipe.json_schema import SCHEMA_FILE, schema_text
 from meditron.recipe.toml import read
 from toy_stages import RECIPE, ToyRun
 
@@ -24,6 +25,12 @@ def test_a_changed_default_shows_as_a_difference_of_the_golden_recipe(name: str)
         golden.write_text(json.dumps(resolved, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     told = json.loads(golden.read_text(encoding="utf-8"))
     assert resolved == told, "if this was meant: MEDITRON_GOLDEN=write make test, and review the difference"
+
+
+def test_the_json_schema_is_that_of_the_configs() -> None:
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text(), (
+        "a config changed: python -m meditron.recipe.json_schema"
+    )
 
 
 def test_seeds_are_resolved_and_absent_tables_are_absent_stages(toy: ToyRun) -> None:
