@@ -69,7 +69,7 @@ def test_examples_name_stages_that_the_quickstart_leaves() -> None:
     recipe = load_recipe(ROOT / "recipes" / "quickstart.toml")
     named = {found for verb in VERBS for found in re.findall(r"runs/quickstart/([\w.]+)", str(verb.__doc__))}
     assert named
-    assert named <= set(recipe.steps)
+    assert named <= set(recipe.stages)
 
 
 def test_the_help_of_parse_lists_every_format() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from meditron.core.errors import MeditronError, RecipeError, SourceError, UsageError
 from meditron.recipe import load_recipe, run_recipe
-from meditron.recipe.outside import local_file
+from meditron.recipe.external_inputs import local_input
 from meditron.sources.registry import open_source
 
 BAD = """
@@ -118,20 +118,20 @@ def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_run_stops_before_its_first_stage_and_says_how_many_problems_there_are(place: Path) -> None:
     with pytest.raises(SourceError, match=r"gone\.jsonl: no such file"):
         run_recipe(load_recipe("bad.toml"))
-    assert not list((place / "runs").glob("*/*/begun.json"))
+    assert not list((place / "runs").glob("*/*/in_progress.json"))
     (place / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
     with pytest.raises(MeditronError, match=r"page\.xml") as raised:
         run_recipe(load_recipe("bad.toml"))
     assert "`meditron run bad.toml --dry-run` lists 4 more" in str(raised.value.hint)
-    assert not list((place / "runs").glob("*/*/begun.json"))
+    assert not list((place / "runs").glob("*/*/in_progress.json"))
 
 
 def test_one_of_a_folder_of_models_is_found(place: Path) -> None:
     (place / "ggufs").mkdir()
-    assert local_file("ggufs:F16") == Path("ggufs:F16")
-    assert local_file("init:tiny") is None
+    assert local_input("ggufs:F16") == Path("ggufs:F16")
+    assert local_input("init:tiny") is None
     with pytest.raises(SourceError, match="no such file"):
-        local_file("gone:F16")
+        local_input("gone:F16")
 
 
 def test_of_very_many_files_the_first_are_read_and_shared_inputs_once(

@@ -13,7 +13,7 @@ import pytest
 
 from meditron.core.errors import DriftError, InputError, MeditronError, RecipeError, SourceError, UsageError
 from meditron.recipe import load_recipe, run_recipe, status
-from meditron.recipe.lock import locked
+from meditron.recipe.run import exclusive_run
 from meditron.store.manifest import read_manifest
 from toy_stages import STAGES, ToyRun, states
 
@@ -255,7 +255,7 @@ def test_two_runs_at_once_are_refused_by_the_process_that_holds_the_folder(toy: 
     finally:
         child.kill()
         child.communicate()
-    with locked(toy.run_folder):
+    with exclusive_run(toy.run_folder):
         pass
 
 

@@ -36,15 +36,15 @@ def test_the_json_schema_is_that_of_the_configs() -> None:
 def test_seeds_are_resolved_and_absent_tables_are_absent_stages(toy: ToyRun) -> None:
     toy.write('seed = 7\n[words]\ntext = "{text}"\nseed = 3\n[total]\n')
     recipe = toy.load()
-    assert {name: step.config.seed for name, step in recipe.steps.items()} == {"words": 3, "total": 7}
+    assert {name: step.config.seed for name, step in recipe.stages.items()} == {"words": 3, "total": 7}
 
 
 def test_arrays_of_tables_have_names_and_a_single_one_may_have_none(toy: ToyRun) -> None:
-    assert list(toy.load().steps) == ["words", "total", "rank.short", "rank.long"]
+    assert list(toy.load().stages) == ["words", "total", "rank.short", "rank.long"]
     toy.write('[words]\ntext = "{text}"\n[total]\n[[rank]]\nkeep = 2\n')
-    assert list(toy.load().steps) == ["words", "total", "rank"]
+    assert list(toy.load().stages) == ["words", "total", "rank"]
     toy.write('[words]\ntext = "{text}"\n[total]\n[rank]\nname = "best"\n')
-    assert list(toy.load().steps) == ["words", "total", "rank.best"]
+    assert list(toy.load().stages) == ["words", "total", "rank.best"]
 
 
 @pytest.mark.parametrize(
@@ -132,15 +132,15 @@ def test_set_reads_toml_else_a_string_and_reaches_named_tables(toy: ToyRun) -> N
     recipe = toy.load(
         "words.threads=2", "words.upper=true", "rank.long.keep=9", "base=init:tiny", "words.ratio=1"
     )
-    words, long = recipe.steps["words"].config, recipe.steps["rank.long"].config
+    words, long = recipe.stages["words"].config, recipe.stages["rank.long"].config
     assert (words.threads, words.upper, words.ratio) == (2, True, 1.0)
-    assert (long.keep, recipe.steps["rank.short"].config.keep) == (9, 1)
+    assert (long.keep, recipe.stages["rank.short"].config.keep) == (9, 1)
     assert recipe.base == "init:tiny"
 
 
 def test_set_makes_tables_that_are_not_there(toy: ToyRun) -> None:
     recipe = toy.load('words.filters."long one".minimum=4')
-    assert recipe.steps["words"].config.filters["long one"].minimum == 4
+    assert recipe.stages["words"].config.filters["long one"].minimum == 4
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import zstandard
 from meditron.core.errors import DriftError, MeditronError
 from meditron.evaluate.config import EvaluateConfig
 from meditron.recipe import load_recipe, run_recipe, status
-from meditron.recipe.plan import plan
+from meditron.recipe.stage_status import recipe_status
 from meditron.recipe.registry import STAGES as REAL
 from meditron.store.manifest import fingerprint, read_manifest
 from store.conftest import serving
@@ -115,7 +115,7 @@ def test_inputs_named_by_their_sources_are_named_by_what_is_recorded(tmp_path: P
         f"[corpus.sources.own]\nfrom = '{tmp_path}/a/q.jsonl'\n"
         f"[evaluate]\nmodels = {models}\ntasks = {asked}\nfidelity = [{pair}]\n"
     )
-    standing = plan(load_recipe(tmp_path / "x.toml"), tmp_path)["evaluate"]
+    standing = recipe_status(load_recipe(tmp_path / "x.toml"), tmp_path)["evaluate"]
     config = standing.step.config
     assert isinstance(config, EvaluateConfig)
     assert config.tasks == ("file:q.jsonl", "file:q.jsonl (2)", "https://h/q.jsonl", "file:q.jsonl (3)")
@@ -219,7 +219,7 @@ def test_a_stage_that_made_nothing_is_begun_anew_for_whatever_it_is_now(
 
 
 def test_damaged_records_of_a_stage_that_made_nothing_are_none(toy: ToyRun) -> None:
-    for name in ("begun.json", "failed.json"):
+    for name in ("in_progress.json", "failed.json"):
         (toy.run_folder / "words").mkdir(parents=True, exist_ok=True)
         (toy.run_folder / "words" / name).write_bytes(b"[" * 9_000)
     assert not status(toy.load(), out=toy.out).sound
@@ -252,8 +252,8 @@ def test_status_verifies_the_bytes_of_an_input_too(toy: ToyRun, monkeypatch: pyt
 
 def test_a_killed_runs_lock_is_free_and_keeps_its_file(toy: ToyRun) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from meditron.recipe.lock import locked\n"
-        "with locked(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path; from meditron.recipe.run import exclusive_run\n"
+        "with exclusive_run(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", code, str(toy.run_folder)], check=False, env=os.environ)

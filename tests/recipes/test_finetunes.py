@@ -108,7 +108,7 @@ def test_one_alone_needs_no_name_and_two_need_theirs(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     table = FINETUNE.format(name="x", on="base", rows="chat.jsonl").replace('name = "x"\n', "")
     path.write_text('base = "init:tiny"\n' + table.replace("[[finetune]]", "[finetune]"))
-    assert list(load_recipe(path).steps) == ["finetune"]
+    assert list(load_recipe(path).stages) == ["finetune"]
     path.write_text(f'base = "init:tiny"\n{table}{table}')
     with pytest.raises(RecipeError, match="needs a name"):
         load_recipe(path)

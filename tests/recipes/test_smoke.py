@@ -164,7 +164,7 @@ def test_the_model_opens_in_transformers_and_says_the_same(smoke: Any) -> None:
 
 def test_nothing_unfinished_is_left_behind(smoke: Any) -> None:
     names = {path.name for path in smoke.folder.rglob("*")}
-    assert not {name for name in names if name.endswith(".tmp") or name in ("begun.json", "failed.json")}
+    assert not {name for name in names if name.endswith(".tmp") or name in ("in_progress.json", "failed.json")}
     assert "checkpoints" not in names
 
 

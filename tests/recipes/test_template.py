@@ -30,7 +30,7 @@ def taken(text: str) -> str:
 
 
 def test_it_has_every_stage() -> None:
-    steps = load_recipe(TEMPLATE).steps
+    steps = load_recipe(TEMPLATE).stages
     kinds = ["corpus", "tokenize", "pretrain", "finetune.sections", "quantize", "evaluate", "card"]
     assert list(steps) == kinds
 
@@ -42,7 +42,7 @@ def test_every_setting_that_it_offers_is_one(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(taken(text), encoding="utf-8")
     recipe = load_recipe(path)
-    assert list(recipe.steps)[3:5] == ["finetune.sections", "finetune.chat"]
+    assert list(recipe.stages)[3:5] == ["finetune.sections", "finetune.chat"]
     read = tomllib.loads(path.read_text(encoding="utf-8"))
     for offer in offers:
         if found := re.match(r"#([a-z_]+) = ", offer):

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from meditron.recipe.registry import STAGES
-from meditron.recipe.schema import Head
+from meditron.recipe.schema import RecipeHeader
 
 __all__ = ["SCHEMA_FILE", "recipe_schema", "schema_text"]
 
@@ -23,7 +23,7 @@ SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
 
 def recipe_schema() -> dict[str, Any]:
     """Build the JSON Schema of all keys and tables of a recipe."""
-    models: list[type[BaseModel]] = [Head, *(stage.config for stage in STAGES)]
+    models: list[type[BaseModel]] = [RecipeHeader, *(stage.config for stage in STAGES)]
     references, definitions = models_json_schema([(model, "validation") for model in models])
     header, *_ = (references[model, "validation"] for model in models)
     defs = definitions["$defs"]
