@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from meditron.cli.app import VERBS, app
+from meditron.cli.app import COMMANDS, app
 from meditron.cli.errors import EXTRAS
 from meditron.core.disclaimer import ADVISORY
 from meditron.recipe import load_recipe
 from meditron.sources.registry import SOURCES
 
 ROOT = Path(__file__).parents[2]
-NAMES = [verb.__name__ for verb in VERBS]
+NAMES = [verb.__name__ for verb in COMMANDS]
 HEAVY = {"torch", "transformers", "datatrove", "numba", "matplotlib", "scipy", "lxml", "xllamacpp"}
 HEAVY |= {"numpy", "pydantic"}  # light beside these, but half a second together
 HELP = """
@@ -67,7 +67,9 @@ def test_every_verb_has_help_with_an_example_that_can_be_typed(meditron: Command
 
 def test_examples_name_stages_that_the_quickstart_leaves() -> None:
     recipe = load_recipe(ROOT / "recipes" / "quickstart.toml")
-    named = {found for verb in VERBS for found in re.findall(r"runs/quickstart/([\w.]+)", str(verb.__doc__))}
+    named = {
+        found for verb in COMMANDS for found in re.findall(r"runs/quickstart/([\w.]+)", str(verb.__doc__))
+    }
     assert named
     assert named <= set(recipe.stages)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from meditron.cli.errors import explain, guarded
+from meditron.cli.errors import explain, run_guarded
 from meditron.core.errors import InputError, MissingExtra, RecipeError
 from toy_stages import ToyRun
 
@@ -20,23 +20,25 @@ def raising(error: BaseException) -> int:
 
 
 def test_a_meditron_error_is_its_line_and_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(lambda: raising(InputError("x.gz", "cut off", place="byte 3", hint="get it again"))) == 1
+    assert (
+        run_guarded(lambda: raising(InputError("x.gz", "cut off", place="byte 3", hint="get it again"))) == 1
+    )
     assert capsys.readouterr().err == "meditron: error: x.gz (byte 3): cut off\nhint: get it again\n"
 
 
 def test_a_message_of_several_lines_is_told_in_one(capsys: pytest.CaptureFixture[str]) -> None:
-    guarded(lambda: raising(InputError("x", "one\n  two")))
+    run_guarded(lambda: raising(InputError("x", "one\n  two")))
     assert capsys.readouterr().err == "meditron: error: x: one two\n"
 
 
 def test_escape_sequences_of_a_file_are_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
-    guarded(lambda: raising(InputError("x", "no such tensor", place="\x1b]0;title\x07", hint="\x9b2J")))
+    run_guarded(lambda: raising(InputError("x", "no such tensor", place="\x1b]0;title\x07", hint="\x9b2J")))
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", capsys.readouterr().err)
 
 
 def test_each_mistake_of_a_recipe_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     errors = [RecipeError("x:1: one", hint="a"), RecipeError("x:2: two"), RecipeError("x:3: three")]
-    assert guarded(lambda: raising(RecipeError.of_all(errors))) == 2
+    assert run_guarded(lambda: raising(RecipeError.of_all(errors))) == 2
     assert capsys.readouterr().err == (
         "meditron: error: x:1: one\nhint: a\nmeditron: error: x:2: two\nmeditron: error: x:3: three\n"
     )
@@ -61,7 +63,7 @@ def test_a_really_missing_library_is_told_so(process: Command) -> None:
 
 
 def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(lambda: raising(OSError(errno.ENOSPC, "No space left on device", "/data/x"))) == 1
+    assert run_guarded(lambda: raising(OSError(errno.ENOSPC, "No space left on device", "/data/x"))) == 1
     assert capsys.readouterr().err.startswith("meditron: error: /data/x: no space left on device\nhint: ")
 
 
@@ -82,12 +84,12 @@ def test_other_refusals_of_the_system_name_the_file() -> None:
 
 
 def test_a_defect_is_called_one_and_shows_its_place_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(lambda: raising(ZeroDivisionError("by zero"))) == 1
+    assert run_guarded(lambda: raising(ZeroDivisionError("by zero"))) == 1
     told = capsys.readouterr().err
     assert told.splitlines()[0] == "meditron: error: ZeroDivisionError: by zero"
     assert "--debug" in told
     assert "Traceback" not in told
-    guarded(lambda: raising(ZeroDivisionError("by zero")), debug=True)
+    run_guarded(lambda: raising(ZeroDivisionError("by zero")), debug=True)
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -104,7 +106,7 @@ def test_debug_shows_the_traceback(
 
 
 def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(lambda: raising(KeyboardInterrupt())) == 130
+    assert run_guarded(lambda: raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "meditron: interrupted\n"
 
 

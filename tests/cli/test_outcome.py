@@ -46,7 +46,12 @@ def run(tmp_path: Path) -> RunResult:
     recipe = load_recipe(path)
     stages = {
         name: StageStatus(
-            step, life.folder / name, "built", input_references(recipe, step), {}, manifest=life.manifest(name)
+            step,
+            life.folder / name,
+            "built",
+            input_references(recipe, step),
+            {},
+            manifest=life.manifest(name),
         )
         for name, step in recipe.stages.items()
     }

@@ -1,4 +1,4 @@
-"""`run` and `status` as they are typed."""
+"""The commands `run` and `status`."""
 
 import json
 import os
@@ -16,11 +16,12 @@ from meditron.cli.app import app
 from toy_stages import ToyRun
 
 
-def test_a_run_is_told_and_a_second_one_has_nothing_to_do(meditron: Command, toy: ToyRun) -> None:
+def test_a_run_prints_its_stages_and_a_second_one_has_nothing_to_do(meditron: Command, toy: ToyRun) -> None:
     said = meditron("run", toy.path, "--out", toy.out)
     assert said.code == 0
-    assert "words: done" in said.err
-    assert "words: done" not in said.out
+    assert "stage 1 of 4: words\n" in said.err
+    assert "stage 1 of 4: words finished in" in said.err
+    assert "stage 1" not in said.out
     again = meditron("run", toy.path, "--out", toy.out)
     assert again.code == 0
     assert "Nothing to do: all stages are up to date." in again.err
@@ -39,11 +40,11 @@ def test_json_is_one_object_with_the_stable_fields(meditron: Command, toy: ToyRu
     assert looked["stages"]["total"]["metrics"]["words"] == 7
 
 
-def test_a_dry_run_is_told_and_told_in_json(meditron: Command, toy: ToyRun) -> None:
+def test_a_dry_run_prints_actions_as_a_table_and_as_json(meditron: Command, toy: ToyRun) -> None:
     said = meditron("run", toy.path, "--out", toy.out, "--dry-run", "--json")
     assert said.code == 0
     assert json.loads(said.out)["stages"]["total"]["action"] == "build"
-    assert "not there yet" in said.err
+    assert "not built yet" in said.err
     assert not toy.out.exists()
 
 
@@ -55,7 +56,7 @@ def test_drift_is_shown_field_by_field_and_ends_with_1(meditron: Command, toy: T
     assert json.loads(said.out)["stages"]["words"]["drift"] == [{"field": "upper", "was": False, "now": True}]
     *table, error, hint = said.err.splitlines()
     assert any(line.split() == ["words", "upper", "false", "true"] for line in table)
-    assert error.startswith("meditron: error: words was made from something else")
+    assert error.startswith("meditron: error: words is out of date")
     assert "--rebuild words" in hint
     assert "--accept-drift" in hint
     assert meditron(*typed, "--dry-run").code == 1
@@ -103,7 +104,7 @@ def test_a_full_disk_in_a_stage_is_one_line(meditron: Command, toy: ToyRun) -> N
 
 
 @pytest.mark.parametrize("rebuild", [False, True])
-def test_an_interruption_says_how_to_go_on(meditron: Command, toy: ToyRun, rebuild: bool) -> None:
+def test_an_interruption_prints_how_to_continue(meditron: Command, toy: ToyRun, rebuild: bool) -> None:
     meditron("run", toy.path, "--out", toy.out, "--until", "words")
     if rebuild:
         toy.text.write_text("interrupt\n", encoding="utf-8")
@@ -112,14 +113,14 @@ def test_an_interruption_says_how_to_go_on(meditron: Command, toy: ToyRun, rebui
     else:
         toy.text.write_text("interrupt\n", encoding="utf-8")
         said = meditron("run", toy.path, "--out", toy.folder / "elsewhere")
-        assert "the same command goes on" in said.err
+        assert "the same command continues" in said.err
     assert said.code == 130
     assert "Traceback" not in said.err
 
 
-def test_the_next_command_can_be_typed(meditron: Command, toy: ToyRun) -> None:
+def test_the_offered_next_command_is_valid(meditron: Command, toy: ToyRun) -> None:
     said = meditron("run", toy.path, "--out", toy.out)
-    assert "next:" not in said.err, "these stages leave no model to talk with"
+    assert "next:" not in said.err, "these stages leave no model"
     (toy.run_folder / "total/config.json").write_text("{}", encoding="utf-8")
     said = meditron("run", toy.path, "--out", toy.out)
     (offered,) = [line.partition(":")[2] for line in said.err.splitlines() if line.startswith("next:")]
@@ -128,16 +129,14 @@ def test_the_next_command_can_be_typed(meditron: Command, toy: ToyRun) -> None:
     assert bound.arguments["model"] == str(toy.run_folder / "total")
 
 
-def test_quiet_answers_and_says_nothing_else(meditron: Command, toy: ToyRun) -> None:
+def test_quiet_prints_the_result_only(meditron: Command, toy: ToyRun) -> None:
     said = meditron("run", toy.path, "--out", toy.out, "--quiet")
     assert (said.code, said.err) == (0, "")
     assert "rank.long" in said.out
     assert (toy.run_folder / "rank.long/manifest.json").is_file()
 
 
-def test_a_real_interruption_ends_with_130_and_the_same_command_goes_on(
-    meditron: Command, toy: ToyRun
-) -> None:
+def test_sigint_ends_with_130_and_the_same_command_continues(meditron: Command, toy: ToyRun) -> None:
     code = (
         "import sys; from toy_stages import STAGES; from meditron.cli import main\n"
         "from meditron.recipe import load_recipe\n"
@@ -159,7 +158,7 @@ def test_a_real_interruption_ends_with_130_and_the_same_command_goes_on(
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130
     assert err.splitlines()[-2:] == [
-        "what is done is kept: the same command goes on from there",
+        "finished work is kept: the same command continues",
         "meditron: interrupted",
     ]
     assert meditron("run", toy.path, "--out", toy.out).code == 0

@@ -44,7 +44,7 @@ ROW = (
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "bad.toml").write_text(BAD)
     (tmp_path / "page.xml").write_text("<html><body>Please log in.</body></html>")
     (tmp_path / "empty.jsonl").write_text("")
@@ -59,18 +59,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_missing_files_are_all_listed_before_anything_else(place: Path) -> None:
-    (place / "rows.jsonl").unlink()
+def test_missing_files_are_all_listed_before_anything_else(folder: Path) -> None:
+    (folder / "rows.jsonl").unlink()
     result = run_recipe(load_recipe("bad.toml"), dry_run=True)
     assert [(each.stage, each.input) for each in result.problems] == [
         ("corpus", "gone"),
         ("finetune.talk", "rows"),
     ]
-    assert not (place / "runs").exists()
+    assert not (folder / "runs").exists()
 
 
-def test_every_local_input_is_opened_and_every_bad_one_is_listed(place: Path) -> None:
-    (place / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
+def test_every_local_input_is_opened_and_all_problems_are_listed(folder: Path) -> None:
+    (folder / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
     result = run_recipe(load_recipe("bad.toml"), dry_run=True)
     found = {(each.stage, each.input): each.error.message for each in result.problems}
     assert set(found) == {
@@ -83,18 +83,18 @@ def test_every_local_input_is_opened_and_every_bad_one_is_listed(place: Path) ->
     assert "row 2" in found["finetune.talk", "rows"]
     assert "line 1" in found["evaluate", "./questions.jsonl"]
     assert json.loads(json.dumps(result.to_json()))["problems"][0]["stage"] == "corpus"
-    assert not (place / "runs").exists()
+    assert not (folder / "runs").exists()
 
 
-def test_a_misspelt_file_is_told_as_a_file_not_as_a_stage(place: Path) -> None:
-    (place / "bad.toml").write_text(
+def test_a_misspelt_file_is_reported_as_a_file_with_its_line(folder: Path) -> None:
+    (folder / "bad.toml").write_text(
         BAD.replace("./questions.jsonl", "qustions.jsonl").replace("./rows.jsonl", "rosw.jsonl")
     )
-    said = [each.error.message for each in run_recipe(load_recipe("bad.toml"), dry_run=True).problems]
-    (rows,) = [line for line in said if "rosw" in line]
-    (questions,) = [line for line in said if "qustions" in line]
+    messages = [each.error.message for each in run_recipe(load_recipe("bad.toml"), dry_run=True).problems]
+    (rows,) = [line for line in messages if "rosw" in line]
+    (questions,) = [line for line in messages if "qustions" in line]
     assert rows.endswith("refers to 'rosw.jsonl': no such file: did you mean 'rows.jsonl'?")
-    assert "no such file, nor a task of that name: did you mean 'questions.jsonl'?" in questions
+    assert "no such file or task of that name: did you mean 'questions.jsonl'?" in questions
 
 
 def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,34 +115,34 @@ def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.Mon
     assert (found["evaluate"].tokens or 0) < len(text)
 
 
-def test_a_run_stops_before_its_first_stage_and_says_how_many_problems_there_are(place: Path) -> None:
+def test_a_run_stops_before_its_first_stage_with_the_number_of_problems(folder: Path) -> None:
     with pytest.raises(SourceError, match=r"gone\.jsonl: no such file"):
         run_recipe(load_recipe("bad.toml"))
-    assert not list((place / "runs").glob("*/*/in_progress.json"))
-    (place / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
+    assert not list((folder / "runs").glob("*/*/in_progress.json"))
+    (folder / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
     with pytest.raises(MeditronError, match=r"page\.xml") as raised:
         run_recipe(load_recipe("bad.toml"))
     assert "`meditron run bad.toml --dry-run` lists 4 more" in str(raised.value.hint)
-    assert not list((place / "runs").glob("*/*/in_progress.json"))
+    assert not list((folder / "runs").glob("*/*/in_progress.json"))
 
 
-def test_one_of_a_folder_of_models_is_found(place: Path) -> None:
-    (place / "ggufs").mkdir()
+def test_a_model_can_be_selected_from_a_folder(folder: Path) -> None:
+    (folder / "ggufs").mkdir()
     assert local_input("ggufs:F16") == Path("ggufs:F16")
     assert local_input("init:tiny") is None
     with pytest.raises(SourceError, match="no such file"):
         local_input("gone:F16")
 
 
-def test_of_very_many_files_the_first_are_read_and_shared_inputs_once(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_first_of_very_many_files_are_read_and_shared_inputs_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (place / "many").mkdir()
+    (folder / "many").mkdir()
     for number in range(9):
-        (place / f"many/{number}.jsonl").write_text('{"text": "Aspirin thins the blood."}\n')
-    (place / "many/8.jsonl").write_text('{"id": 8}\n')
+        (folder / f"many/{number}.jsonl").write_text('{"text": "Aspirin thins the blood."}\n')
+    (folder / "many/8.jsonl").write_text('{"id": 8}\n')
     sources = "".join(f'[corpus.sources.{name}]\nfrom = "./many"\n' for name in "ab")
-    (place / "many.toml").write_text(sources)
+    (folder / "many.toml").write_text(sources)
     recipe = load_recipe("many.toml")
     opened: list[Path] = []
 
@@ -201,7 +201,7 @@ def test_estimates_follow_from_the_recipe_and_the_model(
         ),
     ],
 )
-def test_numbers_and_nesting_beyond_all_bounds_are_one_line(tmp_path: Path, text: str, told: str) -> None:
+def test_numbers_and_nesting_beyond_the_bounds_are_one_line(tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "x.toml"
     path.write_text(text)
     with pytest.raises(RecipeError) as raised:

@@ -1,4 +1,4 @@
-"""Running: what is built, kept, refused, gone on with; what a kill leaves; who may write."""
+"""Runs of a recipe: stages built, kept, refused or continued; kills; the lock on the run's folder."""
 
 import json
 import os
@@ -20,14 +20,14 @@ from toy_stages import STAGES, ToyRun, states
 ALL = ["words", "total", "rank.short", "rank.long"]
 
 
-def times(toy: ToyRun) -> dict[str, int]:
-    """When each file of the stages was written last."""
+def modification_times(toy: ToyRun) -> dict[str, int]:
+    """Return the modification time of each file of the stages."""
     files = sorted(file for file in toy.run_folder.glob("*/**/*") if file.is_file())
     return {str(file): file.stat().st_mtime_ns for file in files}
 
 
-def in_child(toy: ToyRun, *, wait: bool = True, **environment: str) -> subprocess.Popen[bytes]:
-    """The same run in a process of its own."""
+def run_in_child(toy: ToyRun, *, wait: bool = True, **environment: str) -> subprocess.Popen[bytes]:
+    """Run the recipe in a child process."""
     code = (
         "from toy_stages import ToyRun; from pathlib import Path; import sys; ToyRun(Path(sys.argv[1])).run()"
     )
@@ -42,18 +42,18 @@ def in_child(toy: ToyRun, *, wait: bool = True, **environment: str) -> subproces
     return child
 
 
-def test_stages_are_built_in_order_and_a_second_run_touches_nothing(toy: ToyRun) -> None:
+def test_stages_are_built_in_order_and_a_second_run_is_a_no_op(toy: ToyRun) -> None:
     result = toy.run()
     assert states(result) == dict.fromkeys(ALL, "built")
     assert json.loads((toy.run_folder / "rank.long/rank.json").read_text()) == {"the": 3, "heart": 2}
-    before = times(toy)
+    before = modification_times(toy)
     again = toy.run()
     assert states(again) == dict.fromkeys(ALL, "fresh")
     assert again.built == []
-    assert times(toy) == before
+    assert modification_times(toy) == before
 
 
-def test_the_manifest_tells_what_was_made_from_what_and_digests_chain(toy: ToyRun) -> None:
+def test_a_manifest_records_config_and_inputs_and_digests_chain(toy: ToyRun) -> None:
     toy.run("words.threads=3")
     words = read_manifest(toy.run_folder / "words")
     total = read_manifest(toy.run_folder / "total")
@@ -71,33 +71,33 @@ def test_the_manifest_tells_what_was_made_from_what_and_digests_chain(toy: ToyRu
     assert words.started <= words.ended
 
 
-def test_a_field_that_says_how_and_not_what_is_no_drift(toy: ToyRun) -> None:
+def test_a_nonsemantic_field_is_no_drift(toy: ToyRun) -> None:
     toy.run()
     assert toy.run("words.threads=9").built == []
 
 
-def test_drift_is_refused_with_the_fields_and_nothing_is_touched(toy: ToyRun) -> None:
+def test_drift_stops_the_run_with_the_changed_fields_and_changes_nothing(toy: ToyRun) -> None:
     toy.run()
-    before = times(toy)
+    before = modification_times(toy)
     with pytest.raises(DriftError) as caught:
         toy.run("words.upper=true", "words.ratio=0.25")
-    assert "words was made from something else" in caught.value.message
+    assert "words is out of date" in caught.value.message
     assert "upper: false → true" in caught.value.message
     assert "ratio: 0.5 → 0.25" in caught.value.message
     assert "--rebuild words" in str(caught.value.hint)
     assert "total, rank.short, rank.long" in str(caught.value.hint)
     assert "--accept-drift" in str(caught.value.hint)
-    assert times(toy) == before
+    assert modification_times(toy) == before
 
 
-def test_status_tells_drift_field_by_field_and_what_stands_on_it(toy: ToyRun) -> None:
+def test_status_lists_changed_fields_also_of_dependents(toy: ToyRun) -> None:
     toy.run()
-    looked = status(toy.load("words.upper=true"), out=toy.out)
-    assert states(looked) == dict.fromkeys(ALL, "stale")
-    told = looked.to_json()["stages"]
-    assert told["words"]["drift"] == [{"field": "upper", "was": False, "now": True}]
-    assert told["total"]["drift"][0]["field"] == "inputs.words"
-    assert not looked.sound
+    current = status(toy.load("words.upper=true"), out=toy.out)
+    assert states(current) == dict.fromkeys(ALL, "stale")
+    stages = current.to_json()["stages"]
+    assert stages["words"]["drift"] == [{"field": "upper", "was": False, "now": True}]
+    assert stages["total"]["drift"][0]["field"] == "inputs.words"
+    assert not current.sound
     assert status(toy.load(), out=toy.out).sound
 
 
@@ -115,18 +115,18 @@ def test_a_raised_stage_version_is_drift(toy: ToyRun) -> None:
         toy.run()
 
 
-def test_rebuild_takes_the_stage_and_what_stands_on_it_and_nothing_else(toy: ToyRun) -> None:
+def test_rebuild_builds_the_stage_and_its_dependents_only(toy: ToyRun) -> None:
     toy.run()
-    before = times(toy)
+    before = modification_times(toy)
     result = toy.run("rank.long.keep=1", rebuild=["rank.long"])
     assert result.built == ["rank.long"]
-    assert {f for f, t in times(toy).items() if before.get(f) != t} == {
+    assert {f for f, t in modification_times(toy).items() if before.get(f) != t} == {
         str(toy.run_folder / "rank.long" / name) for name in ("rank.json", "manifest.json")
     }
     assert toy.run("rank.long.keep=1", rebuild=["total"]).built == ["total", "rank.short", "rank.long"]
 
 
-def test_accept_drift_goes_on_with_what_is_there_and_says_no_lie_about_it(toy: ToyRun) -> None:
+def test_accept_drift_keeps_a_stage_and_its_manifest_as_they_are(toy: ToyRun) -> None:
     toy.run(until="total")
     result = toy.run("words.upper=true", accept_drift=True)
     assert result.built == ["rank.short", "rank.long"]
@@ -137,7 +137,7 @@ def test_accept_drift_goes_on_with_what_is_there_and_says_no_lie_about_it(toy: T
         toy.run("words.upper=true")
 
 
-def test_accept_drift_goes_on_after_an_interruption(toy: ToyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accept_drift_continues_after_an_interruption(toy: ToyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.run(until="words")
 
     def interrupted(*_: object) -> None:
@@ -147,7 +147,7 @@ def test_accept_drift_goes_on_after_an_interruption(toy: ToyRun, monkeypatch: py
         patched.setattr("toy_stages.total", interrupted)
         with pytest.raises(KeyboardInterrupt):
             toy.run("words.upper=true", accept_drift=True)
-    with pytest.raises(DriftError, match="words was made"):
+    with pytest.raises(DriftError, match="words is out of date"):
         toy.run("words.upper=true")
     planned = toy.run("words.upper=true", accept_drift=True, dry_run=True)
     assert [planned.decisions[name].action for name in ("words", "total")] == ["keep", "continue"]
@@ -155,7 +155,7 @@ def test_accept_drift_goes_on_after_an_interruption(toy: ToyRun, monkeypatch: py
     assert "total" in result.built
 
 
-def test_only_and_until_build_no_more_than_asked(toy: ToyRun) -> None:
+def test_only_and_until_select_stages(toy: ToyRun) -> None:
     assert toy.run(until="total").built == ["words", "total"]
     assert toy.run(only="rank.long").built == ["rank.long"]
     with pytest.raises(UsageError, match="exclude each other"):
@@ -168,23 +168,23 @@ def test_only_and_until_build_no_more_than_asked(toy: ToyRun) -> None:
         toy.run(only="total", rebuild=["words"])
 
 
-def test_only_needs_what_it_stands_on(toy: ToyRun) -> None:
-    with pytest.raises(UsageError, match="total stands on words, which is missing") as caught:
+def test_only_needs_finished_dependencies(toy: ToyRun) -> None:
+    with pytest.raises(UsageError, match="total depends on words, which is missing") as caught:
         toy.run(only="total")
     assert "--until words" in str(caught.value.hint)
 
 
-def test_a_dry_run_says_what_from_what_and_why_and_makes_nothing(toy: ToyRun) -> None:
-    told = toy.run(dry_run=True).to_json()
+def test_a_dry_run_gives_actions_inputs_and_reasons_and_writes_nothing(toy: ToyRun) -> None:
+    plan = toy.run(dry_run=True).to_json()
     assert not toy.out.exists()
-    assert told["run"] == "counts"
-    assert told["stages"]["words"] == {
+    assert plan["run"] == "counts"
+    assert plan["stages"]["words"] == {
         "state": "missing",
         "seconds": None,
         "metrics": {},
         "drift": [],
         "action": "build",
-        "why": "not there yet",
+        "why": "not built yet",
         "inputs": {"text": "file:text.txt"},
     }
     toy.run(until="total")
@@ -208,8 +208,8 @@ def test_a_dry_run_downloads_nothing(toy: ToyRun, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("line", [0, 1, 2])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(toy: ToyRun, line: int) -> None:
-    killed = in_child(toy, TEST_KILL_AT=str(line))
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(toy: ToyRun, line: int) -> None:
+    killed = run_in_child(toy, TEST_KILL_AT=str(line))
     assert killed.returncode == -signal.SIGKILL
     assert states(status(toy.load(), out=toy.out))["words"] == "partial"
     result = toy.run()
@@ -230,9 +230,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(toy: ToyRun, line: in
     }  # fmt: skip
 
 
-def test_a_half_built_stage_knows_what_it_was_begun_for(toy: ToyRun) -> None:
-    in_child(toy, TEST_KILL_AT="1")
-    with pytest.raises(DriftError, match=r"words was begun for something else .*upper") as caught:
+def test_an_unfinished_stage_is_not_continued_with_another_config(toy: ToyRun) -> None:
+    run_in_child(toy, TEST_KILL_AT="1")
+    with pytest.raises(DriftError, match=r"words is unfinished, and its config .*upper") as caught:
         toy.run("words.upper=true")
     assert "--accept-drift" not in str(caught.value.hint)
     with pytest.raises(DriftError):
@@ -241,8 +241,8 @@ def test_a_half_built_stage_knows_what_it_was_begun_for(toy: ToyRun) -> None:
     assert result.stages["words"].metrics["worked"] == 3
 
 
-def test_two_runs_at_once_are_refused_by_the_process_that_holds_the_folder(toy: ToyRun) -> None:
-    child = in_child(toy, wait=False, TEST_WAIT_AT="1")
+def test_a_second_run_in_the_same_folder_is_refused(toy: ToyRun) -> None:
+    child = run_in_child(toy, wait=False, TEST_WAIT_AT="1")
     try:
         until = time.monotonic() + 30
         while not (toy.run_folder / "words/waiting.txt").exists():
@@ -259,14 +259,14 @@ def test_two_runs_at_once_are_refused_by_the_process_that_holds_the_folder(toy: 
         pass
 
 
-def test_a_failed_stage_says_how_and_goes_on_when_it_can(toy: ToyRun) -> None:
+def test_a_failure_is_recorded_and_the_stage_continues_after_a_fix(toy: ToyRun) -> None:
     toy.text.write_text("the heart\npoison\n", encoding="utf-8")
     with pytest.raises(InputError, match="a poisoned line"):
         toy.run()
-    looked = status(toy.load(), out=toy.out)
-    assert states(looked)["words"] == "failed"
-    assert "a poisoned line" in looked.to_json()["stages"]["words"]["message"]
-    assert not looked.sound
+    current = status(toy.load(), out=toy.out)
+    assert states(current)["words"] == "failed"
+    assert "a poisoned line" in current.to_json()["stages"]["words"]["message"]
+    assert not current.sound
     with pytest.raises(InputError, match="a poisoned line"):
         toy.run()
     toy.text.write_text("the heart\nbug\n", encoding="utf-8")
@@ -277,7 +277,7 @@ def test_a_failed_stage_says_how_and_goes_on_when_it_can(toy: ToyRun) -> None:
     assert status(toy.load(), out=toy.out).stages["words"].failure == "ZeroDivisionError: a defect"
 
 
-def test_an_interruption_is_no_failure(toy: ToyRun) -> None:
+def test_an_interruption_is_not_a_failure(toy: ToyRun) -> None:
     toy.text.write_text("the heart\ninterrupt\n", encoding="utf-8")
     with pytest.raises(KeyboardInterrupt):
         toy.run()
@@ -297,7 +297,7 @@ def test_a_stage_without_files_is_an_error(toy: ToyRun) -> None:
         toy.run()
 
 
-def test_damaged_artifacts_are_found_and_only_rebuilt(toy: ToyRun) -> None:
+def test_damaged_artifacts_can_only_be_rebuilt(toy: ToyRun) -> None:
     toy.run()
     lost = toy.run_folder / "words/001.json"
     lost.unlink()
@@ -308,25 +308,25 @@ def test_damaged_artifacts_are_found_and_only_rebuilt(toy: ToyRun) -> None:
 
 
 @pytest.mark.parametrize("bytes_", [b"", b"{", b'{"kind": 3}', b"\xff"])
-def test_a_damaged_manifest_is_told_and_rebuilt(toy: ToyRun, bytes_: bytes) -> None:
+def test_a_damaged_manifest_is_reported_and_rebuilt(toy: ToyRun, bytes_: bytes) -> None:
     toy.run()
     (toy.run_folder / "total/manifest.json").write_bytes(bytes_)
-    looked = status(toy.load(), out=toy.out)
-    assert states(looked)["total"] == "stale"
-    assert looked.stages["total"].drift[0].field == "files.manifest.json"
+    current = status(toy.load(), out=toy.out)
+    assert states(current)["total"] == "stale"
+    assert current.stages["total"].drift[0].field == "files.manifest.json"
     with pytest.raises(DriftError, match="total is damaged"):
         toy.run()
     assert "total" in toy.run(rebuild=["total"]).built
 
 
-def test_files_without_a_manifest_are_not_taken_for_a_half_built_stage(toy: ToyRun) -> None:
+def test_files_without_a_manifest_are_not_an_unfinished_stage(toy: ToyRun) -> None:
     toy.run()
     (toy.run_folder / "words/manifest.json").unlink()
     with pytest.raises(DriftError, match="words is damaged"):
         toy.run()
 
 
-def test_verify_finds_bytes_that_sizes_do_not_tell(toy: ToyRun) -> None:
+def test_verify_finds_changed_bytes_of_the_same_size(toy: ToyRun) -> None:
     toy.run()
     file = toy.run_folder / "total/total.json"
     written = file.stat()
@@ -334,34 +334,34 @@ def test_verify_finds_bytes_that_sizes_do_not_tell(toy: ToyRun) -> None:
     assert states(status(toy.load(), out=toy.out))["total"] == "stale"  # newer than its manifest
     os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
     assert status(toy.load(), out=toy.out).sound
-    looked = status(toy.load(), out=toy.out, verify=True)
-    assert states(looked)["total"] == "stale"
-    assert looked.stages["total"].drift[0].field == "files.total.json"
+    current = status(toy.load(), out=toy.out, verify=True)
+    assert states(current)["total"] == "stale"
+    assert current.stages["total"].drift[0].field == "files.total.json"
 
 
-def test_a_stage_that_is_gone_is_built_again_and_the_rest_is_kept_if_it_comes_out_the_same(
+def test_dependents_are_kept_if_a_rebuilt_stage_is_unchanged(
     toy: ToyRun,
 ) -> None:
     toy.run()
     for file in (toy.run_folder / "total").iterdir():
         file.unlink()
-    assert toy.run(dry_run=True).decisions["rank.long"].why == "if total comes out as it was"
+    assert toy.run(dry_run=True).decisions["rank.long"].why == "up to date if total is unchanged"
     assert toy.run().built == ["total"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["total.on=base"], ["total needs a base"]),
+        (["total.on=base"], ["--set total.on=base", "total refers to 'base', which is not set"]),
         (
             ["total.on=wrods"],
             ["'wrods'", "neither a stage of this recipe nor a file", "did you mean 'words'"],
         ),
         (["total.on=rank"], ["'rank'", "neither a stage"]),
-        (["total.on=rank.long"], ["circle", "total → rank.long → total"]),
+        (["total.on=rank.long"], ["cycle", "total → rank.long → total"]),
     ],
 )
-def test_references_that_lead_nowhere_are_refused(
+def test_references_that_name_nothing_are_refused(
     toy: ToyRun, overrides: list[str], words: list[str]
 ) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -370,7 +370,7 @@ def test_references_that_lead_nowhere_are_refused(
         assert word in caught.value.message
 
 
-def test_a_preset_that_does_not_exist_is_refused_before_anything_is_built(toy: ToyRun) -> None:
+def test_an_unknown_preset_is_refused_before_anything_is_built(toy: ToyRun) -> None:
     with pytest.raises(SourceError, match="tinny names no preset"):
         toy.run("total.on=base", "base=init:tinny")
     assert not (toy.run_folder / "words").exists()
@@ -385,10 +385,10 @@ def test_a_missing_local_input_is_a_source_error(toy: ToyRun) -> None:
 def test_a_reference_selects_a_file_of_a_stage(toy: ToyRun) -> None:
     result = toy.run("rank.long.on=total:best")
     reference = result.stages["rank.long"].inputs["total"]
-    assert (reference.step, reference.selector) == ("total", "best")
+    assert (reference.stage, reference.selector) == ("total", "best")
 
 
-def test_an_outside_input_may_be_selected_below_home(toy: ToyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_with_a_selector_may_begin_with_a_tilde(toy: ToyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.run(until="words")
     monkeypatch.setenv("HOME", str(toy.folder))
     toy.write('[total]\non = "~/runs/counts/words:best"\n')

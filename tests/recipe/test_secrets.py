@@ -14,8 +14,8 @@ import zstandard
 from meditron.core.errors import DriftError, MeditronError
 from meditron.evaluate.config import EvaluateConfig
 from meditron.recipe import load_recipe, run_recipe, status
-from meditron.recipe.stage_status import recipe_status
 from meditron.recipe.registry import STAGES as REAL
+from meditron.recipe.stage_status import recipe_status
 from meditron.store.manifest import fingerprint, read_manifest
 from store.conftest import serving
 from store.web import Site
@@ -87,7 +87,7 @@ def test_no_record_of_a_failure_holds_a_secret(
     assert "no such file" in str(status(toy.load(), out=toy.out).stages["words"].failure)
 
 
-def test_a_real_stage_over_files_by_absolute_path_records_their_names(tmp_path: Path, site: Site) -> None:
+def test_a_corpus_of_files_with_absolute_paths_records_their_names(tmp_path: Path, site: Site) -> None:
     rows = "".join(json.dumps({"id": f"{i}", "text": f"number {i} " * 30}) + "\n" for i in range(20))
     (tmp_path / "own.jsonl").write_text(rows)
     source = publish(site, "web.jsonl", rows.replace("number", "figure").encode())
@@ -103,26 +103,26 @@ def test_a_real_stage_over_files_by_absolute_path_records_their_names(tmp_path: 
     assert manifest.inputs["own"].reference == manifest.config["sources"]["own"]["from"] == "file:own.jsonl"
 
 
-def test_inputs_named_by_their_sources_are_named_by_what_is_recorded(tmp_path: Path) -> None:
+def test_inputs_named_by_their_sources_have_the_recorded_names(tmp_path: Path) -> None:
     for folder in ("a", "b", "c"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "q.jsonl").write_text(folder)
-    asked = [f"{tmp_path}/a/q.jsonl", f"{tmp_path}/b/q.jsonl", "https://h/q.jsonl?token=1"]
-    asked.append(f"{tmp_path}/c/q.jsonl")
+    tasks = [f"{tmp_path}/a/q.jsonl", f"{tmp_path}/b/q.jsonl", "https://h/q.jsonl?token=1"]
+    tasks.append(f"{tmp_path}/c/q.jsonl")
     models = ["init:tiny", f"https://me:{SECRET}@h/m.gguf?sig={SECRET}", "https://h/m.gguf?file=2"]
     pair = f"{{model = '{models[1]}', against = '{models[0]}'}}"
     (tmp_path / "x.toml").write_text(
         f"[corpus.sources.own]\nfrom = '{tmp_path}/a/q.jsonl'\n"
-        f"[evaluate]\nmodels = {models}\ntasks = {asked}\nfidelity = [{pair}]\n"
+        f"[evaluate]\nmodels = {models}\ntasks = {tasks}\nfidelity = [{pair}]\n"
     )
-    standing = recipe_status(load_recipe(tmp_path / "x.toml"), tmp_path)["evaluate"]
-    config = standing.step.config
+    stage = recipe_status(load_recipe(tmp_path / "x.toml"), tmp_path)["evaluate"]
+    config = stage.spec.config
     assert isinstance(config, EvaluateConfig)
     assert config.tasks == ("file:q.jsonl", "file:q.jsonl (2)", "https://h/q.jsonl", "file:q.jsonl (3)")
     assert config.models == ("init:tiny", "https://h/m.gguf", "https://h/m.gguf (2)")
     assert config.fidelity[0].model == "https://h/m.gguf"
-    assert set(standing.inputs) == {*config.tasks, *config.models, "corpus"} == set(config.inputs())
-    assert standing.inputs["https://h/m.gguf"].source == models[1]
+    assert set(stage.inputs) == {*config.tasks, *config.models, "corpus"} == set(config.inputs())
+    assert stage.inputs["https://h/m.gguf"].source == models[1]
 
 
 def explode(config: Any, inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -141,14 +141,14 @@ def test_out_of_memory_names_the_keys_to_lower(toy: ToyRun, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("stage", [stage for stage in REAL if stage.kind in ("pretrain", "finetune")])
-def test_training_names_its_batch(stage: Any) -> None:
-    from meditron.recipe.run import _MEMORY_KEYS
+def test_the_keys_to_lower_are_keys_of_training(stage: Any) -> None:
+    from meditron.recipe.build import _MEMORY_KEYS
 
     assert {"batch_size", "micro_batch_size", "sequence_length"} <= set(stage.config.model_fields)
     assert {"batch_size", "micro_batch_size", "sequence_length"} <= set(_MEMORY_KEYS)
 
 
-def test_a_run_beside_a_linked_lock_leaves_its_target_alone(toy: ToyRun) -> None:
+def test_a_linked_lock_file_is_refused_and_its_target_kept(toy: ToyRun) -> None:
     victim = toy.folder / "victim"
     victim.write_text("precious")
     toy.run_folder.mkdir(parents=True)
@@ -161,35 +161,35 @@ def test_a_run_beside_a_linked_lock_leaves_its_target_alone(toy: ToyRun) -> None
 
 
 @pytest.mark.parametrize("target", ["full", "empty", "missing", "file"])
-def test_a_linked_stage_is_never_worked_in_and_a_rebuild_replaces_the_link(toy: ToyRun, target: str) -> None:
-    theirs = toy.folder / "theirs"
+def test_a_linked_stage_is_refused_and_a_rebuild_replaces_the_link(toy: ToyRun, target: str) -> None:
+    target_path = toy.folder / "target_path"
     if target == "file":
-        theirs.write_text("keep")
+        target_path.write_text("keep")
     elif target != "missing":
-        theirs.mkdir()
+        target_path.mkdir()
     if target == "full":
-        (theirs / "keep.txt").write_text("keep")
+        (target_path / "keep.txt").write_text("keep")
     toy.run_folder.mkdir(parents=True)
-    (toy.run_folder / "words").symlink_to(theirs)
+    (toy.run_folder / "words").symlink_to(target_path)
     with pytest.raises(DriftError, match="words is damaged: folder: a folder → a link"):
         toy.run()
     assert "words" in toy.run(rebuild=["words"]).built
     assert not (toy.run_folder / "words").is_symlink()
     assert toy.run().built == []
     left = {"full": "keep", "file": "keep"}.get(target)
-    kept = theirs / "keep.txt" if target == "full" else theirs
+    kept = target_path / "keep.txt" if target == "full" else target_path
     assert left is None or kept.read_text() == left
-    assert target != "empty" or not list(theirs.iterdir())
+    assert target != "empty" or not list(target_path.iterdir())
 
 
-def test_a_rebuild_of_a_link_that_was_cut_short_goes_on(toy: ToyRun) -> None:
-    theirs = toy.folder / "theirs"
-    theirs.mkdir()
-    (theirs / "keep.txt").write_text("keep")
+def test_an_interrupted_rebuild_of_a_link_continues(toy: ToyRun) -> None:
+    target_path = toy.folder / "target_path"
+    target_path.mkdir()
+    (target_path / "keep.txt").write_text("keep")
     toy.run_folder.mkdir(parents=True)
-    (toy.run_folder / ".removed-words-1").symlink_to(theirs)
+    (toy.run_folder / ".removed-words-1").symlink_to(target_path)
     assert "words" in toy.run().built
-    assert [path.name for path in theirs.iterdir()] == ["keep.txt"]
+    assert [path.name for path in target_path.iterdir()] == ["keep.txt"]
     assert not list(toy.run_folder.glob(".removed-*"))
 
 
@@ -201,7 +201,7 @@ def test_a_finished_stage_behind_a_link_is_used(toy: ToyRun) -> None:
     assert toy.run().built == []
 
 
-def test_a_stage_that_made_nothing_is_begun_anew_for_whatever_it_is_now(
+def test_a_stage_without_files_begins_again_with_any_config(
     toy: ToyRun, capfd: pytest.CaptureFixture[str]
 ) -> None:
     toy.text.write_text("poison\n")
@@ -209,16 +209,16 @@ def test_a_stage_that_made_nothing_is_begun_anew_for_whatever_it_is_now(
         toy.run()
     assert status(toy.load("words.upper=true"), out=toy.out).stages["words"].state == "failed"
     toy.text.write_text("the heart\n")
-    decided = toy.run("words.upper=true", dry_run=True).decisions["words"]
-    assert (decided.action, "a poisoned line" in decided.why) == ("build", True)
+    decision = toy.run("words.upper=true", dry_run=True).decisions["words"]
+    assert (decision.action, "a poisoned line" in decision.why) == ("build", True)
     capfd.readouterr()
     result = toy.run("words.upper=true")
-    assert "words: begins" in capfd.readouterr().err
+    assert "stage 1 of 4: words\n" in capfd.readouterr().err
     assert result.stages["words"].metrics["attempts"] == 1
     assert toy.run("words.upper=true").built == []
 
 
-def test_damaged_records_of_a_stage_that_made_nothing_are_none(toy: ToyRun) -> None:
+def test_damaged_records_of_a_stage_without_files_are_ignored(toy: ToyRun) -> None:
     for name in ("in_progress.json", "failed.json"):
         (toy.run_folder / "words").mkdir(parents=True, exist_ok=True)
         (toy.run_folder / "words" / name).write_bytes(b"[" * 9_000)
@@ -226,15 +226,15 @@ def test_damaged_records_of_a_stage_that_made_nothing_are_none(toy: ToyRun) -> N
     assert "words" in toy.run().built
 
 
-def test_a_stage_that_made_something_still_needs_its_rebuild(toy: ToyRun) -> None:
+def test_a_failed_stage_with_files_needs_a_rebuild_for_another_config(toy: ToyRun) -> None:
     toy.text.write_text("the heart\npoison\n")
     with pytest.raises(MeditronError, match="a poisoned line"):
         toy.run()
-    with pytest.raises(DriftError, match="begun for something else"):
+    with pytest.raises(DriftError, match="words is unfinished, and its config or inputs changed"):
         toy.run("words.upper=true")
 
 
-def test_status_verifies_the_bytes_of_an_input_too(toy: ToyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_verify_reads_the_bytes_of_inputs(toy: ToyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDITRON_CACHE", str(toy.folder / "cache"))
     monkeypatch.setattr("meditron.store.files._SETTLED_NS", 0)
     toy.text.write_text("the heart\n" * (1 << 17))
@@ -250,7 +250,7 @@ def test_status_verifies_the_bytes_of_an_input_too(toy: ToyRun, monkeypatch: pyt
     assert status(toy.load(), out=toy.out, verify=True).sound
 
 
-def test_a_killed_runs_lock_is_free_and_keeps_its_file(toy: ToyRun) -> None:
+def test_the_lock_of_a_killed_run_is_free(toy: ToyRun) -> None:
     code = (
         "import os, sys; from pathlib import Path; from meditron.recipe.run import exclusive_run\n"
         "with exclusive_run(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
@@ -262,16 +262,16 @@ def test_a_killed_runs_lock_is_free_and_keeps_its_file(toy: ToyRun) -> None:
     assert toy.run().built
 
 
-def test_a_record_of_an_earlier_version_tells_no_secret(toy: ToyRun, site: Site) -> None:
+def test_drift_from_a_record_of_an_earlier_version_shows_no_secret(toy: ToyRun, site: Site) -> None:
     source = publish(site, "text.txt", b"the heart\n")
     toy.run(f'words.text="{source}"')
     path = toy.run_folder / "words/manifest.json"
     known = json.loads(path.read_text())
     known["payload"]["config"]["text"] = source
     path.write_text(json.dumps(known | {"fingerprint": fingerprint(known["payload"])}))
-    looked = status(toy.load(f'words.text="{source}"'), out=toy.out)
-    assert [one.field for one in looked.stages["words"].drift] == ["text"]
-    assert SECRET not in json.dumps(looked.to_json())
+    current = status(toy.load(f'words.text="{source}"'), out=toy.out)
+    assert [change.field for change in current.stages["words"].drift] == ["text"]
+    assert SECRET not in json.dumps(current.to_json())
 
 
 def test_a_report_is_not_written_through_a_link(toy: ToyRun) -> None:

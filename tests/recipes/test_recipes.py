@@ -1,4 +1,4 @@
-"""The recipes and the README that lead people in."""
+"""The recipes of the repository, and the README's commands."""
 
 import re
 import shlex
@@ -13,9 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_dry_run_says_what_would_be_built_and_writes_nothing(
-    recipe: Path, command: Any, tmp_path: Path
-) -> None:
+def test_a_dry_run_lists_the_stages_and_writes_nothing(recipe: Path, command: Any, tmp_path: Path) -> None:
     said = command("run", recipe, "--out", tmp_path / "runs", "--dry-run", "--json")
     assert said.code == 0, said.err
     assert set(said.json["stages"]) >= {"corpus", "tokenize", "pretrain", "evaluate"}
@@ -23,7 +21,7 @@ def test_a_dry_run_says_what_would_be_built_and_writes_nothing(
 
 
 def fenced() -> list[str]:
-    """The README's shell lines."""
+    """Return the README's shell lines."""
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", README, flags=re.DOTALL)
     return [
         line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines() if line.strip()

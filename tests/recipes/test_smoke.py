@@ -1,4 +1,4 @@
-"""What the smoke recipe leaves, end to end: every stage by the real command, on real inputs."""
+"""The artifacts of the smoke recipe: every stage by the real command, on real inputs."""
 
 import hashlib
 import io
@@ -29,14 +29,14 @@ MODELS = ("base", "pretrain", "finetune.sections", "quantize:Q4_K_M")
 
 
 def documents(corpus: Path, split: str) -> Iterator[dict[str, Any]]:
-    """Every line of a split, read without a word of ours."""
+    """Read every line of a split without the package's readers."""
     for path in sorted((corpus / split).rglob("*.jsonl.zst")):
         with path.open("rb") as file:
             stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
             yield from map(json.loads, io.TextIOWrapper(stream, encoding="utf-8"))
 
 
-def test_it_ends_well_with_every_stage_built(smoke: Any) -> None:
+def test_every_stage_is_built(smoke: Any) -> None:
     assert smoke.said.code == 0, smoke.said.err
     stages = smoke.said.json["stages"]
     assert {name: stage["state"] for name, stage in stages.items()} == dict.fromkeys(STAGES, "built")
@@ -54,7 +54,7 @@ def test_every_stage_and_the_run_can_be_inspected(smoke: Any, command: Any) -> N
             assert said.err == ""
 
 
-def test_it_prints_the_table_and_what_to_type_next(smoke: Any) -> None:
+def test_it_prints_the_table_and_the_next_command(smoke: Any) -> None:
     for word in (
         "perplexity",
         *MODELS,
@@ -70,7 +70,7 @@ def test_it_prints_the_table_and_what_to_type_next(smoke: Any) -> None:
     assert f"meditron chat {smoke.folder / 'quantize'}:Q4_K_M" in line
 
 
-def test_the_report_tells_base_against_pretrained(smoke: Any) -> None:
+def test_the_report_compares_base_and_pretrained(smoke: Any) -> None:
     report = json.loads((smoke.folder / "report.json").read_text())
     for source in SOURCES:
         base, pretrain = (report["perplexity"][model][source] for model in ("base", "pretrain"))
@@ -87,7 +87,7 @@ def test_the_report_tells_base_against_pretrained(smoke: Any) -> None:
     assert "research" in page.lower()
 
 
-def test_every_model_answers_the_task_beside_what_needs_no_model(smoke: Any) -> None:
+def test_every_model_answers_the_task_beside_the_baselines(smoke: Any) -> None:
     results = json.loads((smoke.folder / "evaluate/results.json").read_text())
     rows = list(read_jsonl(smoke.folder / "evaluate/pubmed-sections.jsonl"))
     for model in MODELS:
@@ -103,7 +103,7 @@ def test_every_model_answers_the_task_beside_what_needs_no_model(smoke: Any) -> 
     assert not learned & held_out
 
 
-def test_links_from_the_report_lead_to_the_stages_own(smoke: Any) -> None:
+def test_the_report_links_to_the_stages_reports(smoke: Any) -> None:
     for name in ("corpus", "tokenize", "pretrain", "finetune.sections", "evaluate", "card"):
         assert (smoke.folder / name / "report.html").is_file()
         assert f'href="{name}/report.html"' in (smoke.folder / "report.html").read_text()
@@ -152,7 +152,7 @@ def test_every_training_document_became_tokens_and_no_other(smoke: Any) -> None:
         assert sorted(tokenizer.decode(tokens[i][:-1]) for i in range(len(tokens))) == texts
 
 
-def test_the_model_opens_in_transformers_and_says_the_same(smoke: Any) -> None:
+def test_transformers_generates_the_same_tokens(smoke: Any) -> None:
     folder = smoke.folder / "pretrain"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -162,13 +162,15 @@ def test_the_model_opens_in_transformers_and_says_the_same(smoke: Any) -> None:
     assert list(ours) == said.tolist()
 
 
-def test_nothing_unfinished_is_left_behind(smoke: Any) -> None:
+def test_no_temporary_files_remain(smoke: Any) -> None:
     names = {path.name for path in smoke.folder.rglob("*")}
-    assert not {name for name in names if name.endswith(".tmp") or name in ("in_progress.json", "failed.json")}
+    assert not {
+        name for name in names if name.endswith(".tmp") or name in ("in_progress.json", "failed.json")
+    }
     assert "checkpoints" not in names
 
 
-def test_run_again_nothing_is_done_and_nothing_heavy_is_imported(smoke: Any, command: Any) -> None:
+def test_a_second_run_is_a_no_op_and_imports_no_heavy_library(smoke: Any, command: Any) -> None:
     assert smoke.said.code == 0
     before = {path: path.stat().st_mtime_ns for path in smoke.folder.rglob("manifest.json")}
     again = command("run", "recipes/smoke.toml", "--out", smoke.out, python=("-X", "importtime"))
@@ -187,7 +189,7 @@ def test_status_verifies_every_byte(smoke: Any, command: Any) -> None:
     assert states == dict.fromkeys(STAGES, "fresh")
 
 
-def test_compare_finds_what_the_run_found(smoke: Any, command: Any) -> None:
+def test_compare_gives_the_differences_of_the_run(smoke: Any, command: Any) -> None:
     evaluate = smoke.folder / "evaluate"
     found = command("compare", f"{evaluate}:base", f"{evaluate}:pretrain", "--json").json
     report = json.loads((smoke.folder / "report.json").read_text())["differences"]
@@ -197,7 +199,7 @@ def test_compare_finds_what_the_run_found(smoke: Any, command: Any) -> None:
     assert [[d[k] for k in keys] for d in found["differences"]] == [[d[k] for k in keys] for d in report]
 
 
-def test_a_changed_key_is_refused_field_by_field(smoke: Any, command: Any) -> None:
+def test_a_changed_key_is_refused_with_the_field(smoke: Any, command: Any) -> None:
     drifted = command("run", "recipes/smoke.toml", "--out", smoke.out, "--set", "pretrain.learning_rate=1e-3")
     assert drifted.code == 1
     for word in ("learning_rate", "0.003", "0.001", "--rebuild pretrain"):

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from command import Command
-from meditron.cli.look import look
+from meditron.cli.inspect_views import inspect_artifact
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.store.ancestry import GGUF_KEY, Training, of_base
 from meditron.store.gguf import write_gguf
@@ -109,7 +109,7 @@ def test_rows_of_a_finetune_tell_whose_turn_it_is_and_what_is_learned(
         ("assistant", False, "\n"),
     ]
     said = meditron("inspect", learned, "--rows", "1").out
-    assert re.search(r"q1: train, \d+ tokens, \d+ learned", said)
+    assert re.search(r"q1: train, \d+ tokens, \d+ in the loss", said)
     assert "‹assistant›<|im_start|>answer⏎" in said
     assert "⟦assistant Aspirin.<|im_end|>⟧" in said
     assert "\x1b" not in said
@@ -145,15 +145,15 @@ def test_roles_that_are_not_of_their_tokens_are_damage(learned: Path, tmp_path: 
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((learned / name).read_bytes())
     (tmp_path / "rows.jsonl").write_text(f'{{"id":"x","ids":[1,2],"roles":{roles}}}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"rows\.jsonl \(the row x\)"):
-        look(str(tmp_path / "rows.jsonl"))
+    with pytest.raises(InputError, match=r"rows\.jsonl \(row x\)"):
+        inspect_artifact(str(tmp_path / "rows.jsonl"))
 
 
 def test_a_models_tensors_are_those_that_transformers_wrote(meditron: Command, model: Path) -> None:
     from safetensors.numpy import load_file
 
     tensors = load_file(model / "model.safetensors")
-    view = look(str(model))
+    view = inspect_artifact(str(model))
     model_view = view if view.kind == "model" else view.inside[0]
     assert {row["tensor"]: tuple(row["shape"]) for row in model_view.rows} == {
         name: tensor.shape for name, tensor in tensors.items()
@@ -206,22 +206,22 @@ def test_damaged_safetensors_are_told(tmp_path: Path, content: bytes, told: str)
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(InputError, match=told):
-        look(str(path))
+        inspect_artifact(str(path))
 
 
 def test_a_whole_safetensors_file_is_read(tmp_path: Path) -> None:
     save_file({"a": np.zeros((2, 3), np.float32)}, tmp_path / "x.safetensors")
-    assert look(str(tmp_path / "x.safetensors")).rows == [
+    assert inspect_artifact(str(tmp_path / "x.safetensors")).rows == [
         {"tensor": "a", "type": "F32", "shape": [2, 3], "bytes": 24}
     ]
 
 
 def test_what_is_nothing_known_is_refused(meditron: Command, tmp_path: Path) -> None:
     (tmp_path / "x.dat").write_bytes(b"?")
-    with pytest.raises(SourceError, match="nothing in it that can be looked into"):
-        look(str(tmp_path / "x.dat"))
-    with pytest.raises(UsageError, match="--rows -1"):
-        look(str(tmp_path), rows=-1)
+    with pytest.raises(SourceError, match="no file of a known kind"):
+        inspect_artifact(str(tmp_path / "x.dat"))
+    with pytest.raises(UsageError, match="--rows must be at least 0, got -1"):
+        inspect_artifact(str(tmp_path), rows=-1)
     said = meditron("inspect", tmp_path / "nothing")
     assert said.code == 2
     assert len(said.err.splitlines()) <= 2
