@@ -95,6 +95,24 @@ def test_a_misspelt_file_is_reported_as_a_file_with_its_line(folder: Path) -> No
     (questions,) = [line for line in messages if "qustions" in line]
     assert rows.endswith("refers to 'rosw.jsonl': no such file: did you mean 'rows.jsonl'?")
     assert "no such file or task of that name: did you mean 'questions.jsonl'?" in questions
+    lines = (folder / "bad.toml").read_text().splitlines()
+    line = lines.index('rows = "rosw.jsonl"') + 1
+    assert rows.startswith(f"bad.toml:{line}: finetune.talk refers to")
+    line = lines.index('tasks = ["qustions.jsonl"]') + 1
+    assert questions.startswith(f"bad.toml:{line}: evaluate refers to")
+
+
+def test_a_type_that_quantize_does_not_write_is_refused_before_the_run(folder: Path) -> None:
+    (folder / "types.toml").write_text(
+        'base = "init:tiny"\n[quantize]\non = "base"\ntypes = ["F16", "Q8_0"]\n'
+        '[evaluate]\nmodels = ["base", "quantize:Q8_1"]\n'
+    )
+    [problem, *_] = run_recipe(load_recipe("types.toml"), dry_run=True).problems
+    assert problem.error.message == (
+        "types.toml:6: evaluate refers to 'quantize:Q8_1': quantize has no file 'Q8_1': did you mean 'Q8_0'?"
+    )
+    assert problem.error.hint == "files of quantize: F16, Q8_0"
+    assert problem.to_json()["where"] == "types.toml:6"
 
 
 def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,7 +214,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(toy: ToyRun, line: 
     assert states(status(toy.load(), out=toy.out))["words"] == "partial"
     result = toy.run()
     assert states(result) == dict.fromkeys(ALL, "built")
-    assert result.stages["words"].metrics["worked"] == 3 - line
+    assert result.stages["words"].metrics["counted"] == 3 - line
     assert result.stages["words"].metrics["attempts"] == 2
     whole = ToyRun(toy.folder / "whole")
     whole.folder.mkdir()
@@ -238,7 +238,7 @@ def test_an_unfinished_stage_is_not_continued_with_another_config(toy: ToyRun) -
     with pytest.raises(DriftError):
         toy.run("words.upper=true", accept_drift=True)
     result = toy.run("words.upper=true", rebuild=["words"])
-    assert result.stages["words"].metrics["worked"] == 3
+    assert result.stages["words"].metrics["counted"] == 3
 
 
 def test_a_second_run_in_the_same_folder_is_refused(toy: ToyRun) -> None:
@@ -292,7 +292,7 @@ def test_a_full_disk_passes_through_and_is_recorded(toy: ToyRun) -> None:
 
 
 def test_a_stage_without_files_is_an_error(toy: ToyRun) -> None:
-    toy.stages = (STAGES[0], replace(STAGES[1], work="toy_stages:nothing"), STAGES[2])
+    toy.stages = (STAGES[0], replace(STAGES[1], work="toy_stages:no_files"), STAGES[2])
     with pytest.raises(MeditronError, match="total ended without leaving a file"):
         toy.run()
 

@@ -99,6 +99,34 @@ def test_all_errors_of_a_recipe_are_listed_at_once(toy: ToyRun) -> None:
     assert "required" not in messages  # words.text is there, misspelt
 
 
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('name = "long"\nkeep = "x"', "counts.toml:3: rank.long.keep: input should be a valid integer"),
+        ('name = "long"\nkep = 1', "counts.toml:3: rank.long has no key 'kep'"),
+    ],
+)
+def test_an_error_in_an_array_of_tables_has_the_tables_name(toy: ToyRun, table: str, message: str) -> None:
+    toy.path.write_text(f"[[rank]]\n{table}\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        toy.load()
+    assert message in caught.value.message
+
+
+def test_a_list_item_is_named_by_its_index() -> None:
+    override = "evaluate.fidelity=[{model='quantize:F16'}]"
+    with pytest.raises(RecipeError, match=r"evaluate\.fidelity\[0\]\.against: field required"):
+        load_recipe(ROOT / "recipes/smoke.toml", [override])
+
+
+def test_types_in_any_case_are_one_reference() -> None:
+    smoke = ROOT / "recipes/smoke.toml"
+    recipe = load_recipe(smoke, ["evaluate.models=['base', 'quantize:q4_k_m']", "quantize.types=['q4_k_m']"])
+    assert recipe.stages["evaluate"].config.models == ("base", "quantize:Q4_K_M")
+    with pytest.raises(RecipeError, match="models"):
+        load_recipe(smoke, ["evaluate.models=['quantize:q8_0', 'quantize:Q8_0']"])
+
+
 def test_the_real_recipes_key_is_named(toy: ToyRun) -> None:
     with pytest.raises(RecipeError, match="did you mean 'learning_rate'"):
         load_recipe(ROOT / "recipes/quickstart.toml", ["pretrain.lerning_rate=1"])
