@@ -1,4 +1,4 @@
-"""Meditron: the whole life of a medical language model. For research, never clinical use."""
+"""Meditron: a medical language model from corpus to release. For research, never clinical use."""
 
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,16 @@ def load(
     backend: "Backend | None" = None,
     context: int | None = None,
 ) -> "Engine":
-    """Open a MODEL (a run's stage, an HF folder, a `.gguf`, `pypi:…`) to generate and score with.
+    """Open a MODEL for generation and scoring.
 
-    `dtype`, `backend` (torch or llama.cpp), `context` (tokens) and errors as of `meditron.engine.load`.
+    Args:
+        model: A run's stage, an HF folder, a `.gguf` file, `pypi:…` or another MODEL.
+        dtype: Number format of the weights in torch.
+        backend: `torch` or `llama.cpp`; by default llama.cpp for a quantized GGUF file.
+        context: Tokens of prompt and answer together.
+
+    Raises:
+        As `meditron.engine.load`.
     """
     from meditron.engine import load as open_engine
 

@@ -14,6 +14,14 @@ __all__ = ["run"]
 _STAGES = Group("Stages", sort_key=1)
 _DRIFT = Group("Stages that are out of date", sort_key=2)
 
+DryRun = Annotated[
+    bool,
+    Parameter(
+        help="Print what would be built and why, check all local inputs, and estimate tokens, time, disk and "
+        "memory. Builds and downloads nothing. Exit code 1 if an input cannot be used."
+    ),
+]
+
 
 def run(
     recipe: RecipeFile,
@@ -21,13 +29,7 @@ def run(
     *,
     set_: Set = (),
     out: Out = Path("runs"),
-    dry_run: Annotated[
-        bool,
-        Parameter(
-            help="Print what would be built and why, check all local inputs, and estimate tokens, time, disk "
-            "and memory. Builds and downloads nothing. Exit code 1 if an input cannot be used."
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     full: Annotated[bool, Parameter(help="Print every table of the results, not only the scores.")] = False,
     only: Annotated[str | None, Parameter(group=_STAGES, help="Build this stage and no other.")] = None,
     until: Annotated[str | None, Parameter(group=_STAGES, help="Build the stages up to this one.")] = None,
