@@ -1,4 +1,4 @@
-"""The command as a person has it: in this process with its words caught, or in one of its own."""
+"""The command, in this process with captured output, or in a child process."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def meditron(capfd: pytest.CaptureFixture[str]) -> Command:
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
-        configure(quiet=False)  # the console is the process's own: no test after this one is to be silent
+        configure(quiet=False)  # the setting is global: later tests must not be quiet
         out, err = capfd.readouterr()
         assert isinstance(ended.value.code, int)
         return CommandResult(ended.value.code, out, err)
@@ -32,7 +32,7 @@ def meditron(capfd: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture
 def process() -> Command:
-    """Run Python in a process of its own, with the words given."""
+    """Run Python in a child process with these arguments."""
 
     def run(*words: str | Path, **environment: str) -> CommandResult:
         done = subprocess.run(
@@ -50,7 +50,7 @@ def process() -> Command:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyRun:
-    """A recipe over small real stages, which the command takes for the stages there are."""
+    """Make the toy stages the command's default stages, and write a recipe of them."""
     monkeypatch.setitem(load_recipe.__kwdefaults__, "stages", STAGES)
     toy = ToyRun(tmp_path)
     toy.text.write_text("the heart\nthe lung\nthe heart beats\n", encoding="utf-8")

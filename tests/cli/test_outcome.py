@@ -1,4 +1,4 @@
-"""What `run` prints at its end, of a life made by hand."""
+"""Output of `run` at its end, for a fake run."""
 
 from pathlib import Path
 

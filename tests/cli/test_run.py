@@ -17,44 +17,46 @@ from toy_stages import ToyRun
 
 
 def test_a_run_prints_its_stages_and_a_second_one_has_nothing_to_do(meditron: Command, toy: ToyRun) -> None:
-    said = meditron("run", toy.path, "--out", toy.out)
-    assert said.code == 0
-    assert "stage 1 of 4: words\n" in said.err
-    assert "stage 1 of 4: words finished in" in said.err
-    assert "stage 1" not in said.out
+    result = meditron("run", toy.path, "--out", toy.out)
+    assert result.code == 0
+    assert "stage 1 of 4: words\n" in result.err
+    assert "stage 1 of 4: words finished in" in result.err
+    assert "stage 1" not in result.out
     again = meditron("run", toy.path, "--out", toy.out)
     assert again.code == 0
     assert "Nothing to do: all stages are up to date." in again.err
 
 
 def test_json_is_one_object_with_the_stable_fields(meditron: Command, toy: ToyRun) -> None:
-    told = json.loads(meditron("run", toy.path, "--out", toy.out, "--json").out)
-    assert told["run"] == "counts"
-    assert set(told["stages"]) == {"words", "total", "rank.short", "rank.long"}
-    for stage in told["stages"].values():
+    output = json.loads(meditron("run", toy.path, "--out", toy.out, "--json").out)
+    assert output["run"] == "counts"
+    assert set(output["stages"]) == {"words", "total", "rank.short", "rank.long"}
+    for stage in output["stages"].values():
         assert {"state", "seconds", "metrics", "drift"} <= set(stage)
         assert stage["state"] == "built"
         assert stage["seconds"] >= 0
-    looked = json.loads(meditron("status", toy.path, "--out", toy.out, "--json").out)
-    assert {stage["state"] for stage in looked["stages"].values()} == {"fresh"}
-    assert looked["stages"]["total"]["metrics"]["words"] == 7
+    current = json.loads(meditron("status", toy.path, "--out", toy.out, "--json").out)
+    assert {stage["state"] for stage in current["stages"].values()} == {"fresh"}
+    assert current["stages"]["total"]["metrics"]["words"] == 7
 
 
 def test_a_dry_run_prints_actions_as_a_table_and_as_json(meditron: Command, toy: ToyRun) -> None:
-    said = meditron("run", toy.path, "--out", toy.out, "--dry-run", "--json")
-    assert said.code == 0
-    assert json.loads(said.out)["stages"]["total"]["action"] == "build"
-    assert "not built yet" in said.err
+    result = meditron("run", toy.path, "--out", toy.out, "--dry-run", "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["stages"]["total"]["action"] == "build"
+    assert "not built yet" in result.err
     assert not toy.out.exists()
 
 
 def test_drift_is_shown_field_by_field_and_ends_with_1(meditron: Command, toy: ToyRun) -> None:
     meditron("run", toy.path, "--out", toy.out)
     typed = ("run", toy.path, "--out", toy.out, "--set", "words.upper=true")
-    said = meditron(*typed, "--json")
-    assert said.code == 1
-    assert json.loads(said.out)["stages"]["words"]["drift"] == [{"field": "upper", "was": False, "now": True}]
-    *table, error, hint = said.err.splitlines()
+    result = meditron(*typed, "--json")
+    assert result.code == 1
+    assert json.loads(result.out)["stages"]["words"]["drift"] == [
+        {"field": "upper", "was": False, "now": True}
+    ]
+    *table, error, hint = result.err.splitlines()
     assert any(line.split() == ["words", "upper", "false", "true"] for line in table)
     assert error.startswith("meditron: error: words is out of date")
     assert "--rebuild words" in hint
@@ -73,34 +75,34 @@ def test_status_verifies(meditron: Command, toy: ToyRun) -> None:
     file.write_bytes(file.read_bytes().replace(b"heart", b"haert"))
     os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
     assert meditron("status", toy.path, "--out", toy.out).code == 0
-    said = meditron("status", toy.path, "--out", toy.out, "--verify")
-    assert said.code == 1
-    assert "files.total.json" in said.out
+    result = meditron("status", toy.path, "--out", toy.out, "--verify")
+    assert result.code == 1
+    assert "files.total.json" in result.out
 
 
 def test_a_typo_in_a_key_names_the_nearest(meditron: Command, toy: ToyRun) -> None:
-    said = meditron("run", toy.path, "--set", "words.upepr=true", "--dry-run")
-    assert said.code == 2
-    assert "did you mean 'upper'" in said.err.splitlines()[0]
-    assert "Traceback" not in said.err
+    result = meditron("run", toy.path, "--set", "words.upepr=true", "--dry-run")
+    assert result.code == 2
+    assert "did you mean 'upper'" in result.err.splitlines()[0]
+    assert "Traceback" not in result.err
 
 
 def test_a_failed_stage_is_one_line_and_status_remembers(meditron: Command, toy: ToyRun) -> None:
     toy.text.write_text("the heart\npoison\n", encoding="utf-8")
-    said = meditron("run", toy.path, "--out", toy.out)
-    assert said.code == 1
-    assert "a poisoned line" in said.err
-    looked = meditron("status", toy.path, "--out", toy.out)
-    assert looked.code == 1
-    assert "a poisoned line" in looked.out
+    result = meditron("run", toy.path, "--out", toy.out)
+    assert result.code == 1
+    assert "a poisoned line" in result.err
+    current = meditron("status", toy.path, "--out", toy.out)
+    assert current.code == 1
+    assert "a poisoned line" in current.out
 
 
 def test_a_full_disk_in_a_stage_is_one_line(meditron: Command, toy: ToyRun) -> None:
     toy.text.write_text("full\n", encoding="utf-8")
-    said = meditron("run", toy.path, "--out", toy.out)
-    assert said.code == 1
-    assert "no space left on device" in said.err
-    assert "Traceback" not in said.err
+    result = meditron("run", toy.path, "--out", toy.out)
+    assert result.code == 1
+    assert "no space left on device" in result.err
+    assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize("rebuild", [False, True])
@@ -108,31 +110,31 @@ def test_an_interruption_prints_how_to_continue(meditron: Command, toy: ToyRun, 
     meditron("run", toy.path, "--out", toy.out, "--until", "words")
     if rebuild:
         toy.text.write_text("interrupt\n", encoding="utf-8")
-        said = meditron("run", toy.path, "--out", toy.out, "--rebuild", "words")
-        assert "without --rebuild" in said.err
+        result = meditron("run", toy.path, "--out", toy.out, "--rebuild", "words")
+        assert "without --rebuild" in result.err
     else:
         toy.text.write_text("interrupt\n", encoding="utf-8")
-        said = meditron("run", toy.path, "--out", toy.folder / "elsewhere")
-        assert "the same command continues" in said.err
-    assert said.code == 130
-    assert "Traceback" not in said.err
+        result = meditron("run", toy.path, "--out", toy.folder / "elsewhere")
+        assert "the same command continues" in result.err
+    assert result.code == 130
+    assert "Traceback" not in result.err
 
 
 def test_the_offered_next_command_is_valid(meditron: Command, toy: ToyRun) -> None:
-    said = meditron("run", toy.path, "--out", toy.out)
-    assert "next:" not in said.err, "these stages leave no model"
+    result = meditron("run", toy.path, "--out", toy.out)
+    assert "next:" not in result.err, "these stages leave no model"
     (toy.run_folder / "total/config.json").write_text("{}", encoding="utf-8")
-    said = meditron("run", toy.path, "--out", toy.out)
-    (offered,) = [line.partition(":")[2] for line in said.err.splitlines() if line.startswith("next:")]
+    result = meditron("run", toy.path, "--out", toy.out)
+    (offered,) = [line.partition(":")[2] for line in result.err.splitlines() if line.startswith("next:")]
     command, bound, _ = app.parse_args(shlex.split(offered)[1:], exit_on_error=False, print_error=False)
     assert command.__name__ == "generate"
     assert bound.arguments["model"] == str(toy.run_folder / "total")
 
 
 def test_quiet_prints_the_result_only(meditron: Command, toy: ToyRun) -> None:
-    said = meditron("run", toy.path, "--out", toy.out, "--quiet")
-    assert (said.code, said.err) == (0, "")
-    assert "rank.long" in said.out
+    result = meditron("run", toy.path, "--out", toy.out, "--quiet")
+    assert (result.code, result.err) == (0, "")
+    assert "rank.long" in result.out
     assert (toy.run_folder / "rank.long/manifest.json").is_file()
 
 

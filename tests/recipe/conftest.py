@@ -1,4 +1,4 @@
-"""A recipe over the small real stages."""
+"""A recipe of the toy stages."""
 
 from pathlib import Path
 

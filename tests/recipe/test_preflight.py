@@ -72,16 +72,16 @@ def test_missing_files_are_all_listed_before_anything_else(folder: Path) -> None
 def test_every_local_input_is_opened_and_all_problems_are_listed(folder: Path) -> None:
     (folder / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
     result = run_recipe(load_recipe("bad.toml"), dry_run=True)
-    found = {(each.stage, each.input): each.error.message for each in result.problems}
-    assert set(found) == {
+    messages = {(each.stage, each.input): each.error.message for each in result.problems}
+    assert set(messages) == {
         ("corpus", "page"),
         ("corpus", "empty"),
         ("finetune.talk", "rows"),
         ("quantize", "model"),
         ("evaluate", "./questions.jsonl"),
     }
-    assert "row 2" in found["finetune.talk", "rows"]
-    assert "line 1" in found["evaluate", "./questions.jsonl"]
+    assert "row 2" in messages["finetune.talk", "rows"]
+    assert "line 1" in messages["evaluate", "./questions.jsonl"]
     assert json.loads(json.dumps(result.to_json()))["problems"][0]["stage"] == "corpus"
     assert not (folder / "runs").exists()
 
@@ -128,9 +128,9 @@ def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.Mon
         'task = "questions.jsonl"\nsequence_length = 64\nbatch_size = 4\nlearning_rate = 1e-3\non = "base"\n'
         '[evaluate]\nmodels = ["base"]\ntasks = ["questions.jsonl"]\ndocuments = 2\nmax_tokens = 8\n'
     )
-    found = run_recipe(load_recipe("good.toml"), dry_run=True).estimates
-    assert found["finetune.q"].tokens == 2 * round(len(text) / 4.5)
-    assert (found["evaluate"].tokens or 0) < len(text)
+    costs = run_recipe(load_recipe("good.toml"), dry_run=True).estimates
+    assert costs["finetune.q"].tokens == 2 * round(len(text) / 4.5)
+    assert (costs["evaluate"].tokens or 0) < len(text)
 
 
 def test_a_run_stops_before_its_first_stage_with_the_number_of_problems(folder: Path) -> None:
@@ -203,7 +203,7 @@ def test_estimates_follow_from_the_recipe_and_the_model(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("seed = 18446744073709551616", "seed: must be a 64-bit integer"),
         ("seed = -1", "seed: input should be greater than or equal to 0"),
@@ -219,12 +219,12 @@ def test_estimates_follow_from_the_recipe_and_the_model(
         ),
     ],
 )
-def test_numbers_and_nesting_beyond_the_bounds_are_one_line(tmp_path: Path, text: str, told: str) -> None:
+def test_numbers_and_nesting_beyond_the_bounds_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.toml"
     path.write_text(text)
     with pytest.raises(RecipeError) as raised:
         load_recipe(path)
-    assert told.lower() in raised.value.message.lower()
+    assert message.lower() in raised.value.message.lower()
     assert len(raised.value.message) < 400
 
 

@@ -43,15 +43,15 @@ def publish(site: Site, name: str, content: bytes) -> str:
 
 
 def leaks(folder: Path, words: tuple[str, ...]) -> list[str]:
-    """Files, or names of files, that hold one of the words."""
-    found = []
+    """Return the files whose name or content has one of the words."""
+    leaking = []
     for path in folder.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
         if path.suffix == ".zst":
             content = zstandard.ZstdDecompressor().stream_reader(content).read()
         if any(word in str(path.relative_to(folder)) or word.encode() in content for word in words):
-            found.append(str(path))
-    return found
+            leaking.append(str(path))
+    return leaking
 
 
 def test_nothing_of_a_run_holds_a_sources_secret_or_an_absolute_path(
@@ -60,8 +60,8 @@ def test_nothing_of_a_run_holds_a_sources_secret_or_an_absolute_path(
     source = publish(site, "text.txt", b"the heart\nthe lung\n")
     result = toy.run(f'words.text="{source}"')
     dry = toy.run(f'words.text="{source}"', dry_run=True)
-    told = json.dumps([result.to_json(), dry.to_json(), status(toy.load(), out=toy.out).to_json()])
-    assert SECRET not in told + "".join(capfd.readouterr())
+    output = json.dumps([result.to_json(), dry.to_json(), status(toy.load(), out=toy.out).to_json()])
+    assert SECRET not in output + "".join(capfd.readouterr())
     assert not leaks(toy.out, (SECRET, str(toy.folder)))
     assert not leaks(toy.folder / "cache", (SECRET,))
     words = read_manifest(toy.run_folder / "words")

@@ -46,7 +46,7 @@ class SmokeRun:
     """The finished smoke run."""
 
     out: Path
-    said: Finished
+    result: Finished
 
     @property
     def folder(self) -> Path:
@@ -59,7 +59,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> SmokeRun:
     base = tmp_path_factory.getbasetemp()
     out = (base if worker_id == "master" else base.parent) / "smoke-runs"
     out.mkdir(exist_ok=True)
-    with (out / "said.json").open("a+") as file:
+    with (out / "result.json").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         if not (recorded := file.read()):

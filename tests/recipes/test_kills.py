@@ -54,7 +54,7 @@ class KilledStage:
 
 @pytest.fixture
 def killed_stage(smoke: Any, request: pytest.FixtureRequest, tmp_path: Path) -> KilledStage:
-    assert smoke.said.code == 0, smoke.said.err
+    assert smoke.result.code == 0, smoke.result.err
     return KilledStage(smoke, request.param, tmp_path / "runs")
 
 

@@ -37,21 +37,21 @@ def documents(corpus: Path, split: str) -> Iterator[dict[str, Any]]:
 
 
 def test_every_stage_is_built(smoke: Any) -> None:
-    assert smoke.said.code == 0, smoke.said.err
-    stages = smoke.said.json["stages"]
+    assert smoke.result.code == 0, smoke.result.err
+    stages = smoke.result.json["stages"]
     assert {name: stage["state"] for name, stage in stages.items()} == dict.fromkeys(STAGES, "built")
     for name in STAGES:
         assert read_manifest(smoke.folder / name) is not None
-    assert "Traceback" not in smoke.said.err
-    assert "warning" not in smoke.said.err.lower()
+    assert "Traceback" not in smoke.result.err
+    assert "warning" not in smoke.result.err.lower()
 
 
 def test_every_stage_and_the_run_can_be_inspected(smoke: Any, command: Any) -> None:
     for place in (smoke.folder, *(smoke.folder / name for name in STAGES)):
         for form in ((), ("--json",)):
-            said = command("inspect", place, "--rows", "2", *form)
-            assert said.code == 0, said.err
-            assert said.err == ""
+            result = command("inspect", place, "--rows", "2", *form)
+            assert result.code == 0, result.err
+            assert result.err == ""
 
 
 def test_it_prints_the_table_and_the_next_command(smoke: Any) -> None:
@@ -64,9 +64,9 @@ def test_it_prints_the_table_and_the_next_command(smoke: Any) -> None:
         "majority",
         "report.html",
     ):
-        assert word in smoke.said.err
-    assert "not compared" not in smoke.said.err
-    (line,) = [line for line in smoke.said.err.splitlines() if line.startswith("next:")]
+        assert word in smoke.result.err
+    assert "not compared" not in smoke.result.err
+    (line,) = [line for line in smoke.result.err.splitlines() if line.startswith("next:")]
     assert f"meditron chat {smoke.folder / 'quantize'}:Q4_K_M" in line
 
 
@@ -78,10 +78,10 @@ def test_the_report_compares_base_and_pretrained(smoke: Any) -> None:
         assert base["data_sha256"] == pretrain["data_sha256"]
         assert pretrain["interval"][0] < pretrain["perplexity"] < pretrain["interval"][1]
     learned = [d for d in report["differences"] if (d["a"], d["b"]) == ("base", "pretrain") and d["source"]]
-    assert [found["source"] for found in learned] == list(SOURCES)
-    for found in learned:
-        assert found["n"] == report["perplexity"]["base"][found["source"]]["documents"]
-        assert found["interval"][1] < 0, "seeded weights learn nothing from 10,240 tokens"
+    assert [difference["source"] for difference in learned] == list(SOURCES)
+    for difference in learned:
+        assert difference["n"] == report["perplexity"]["base"][difference["source"]]["documents"]
+        assert difference["interval"][1] < 0, "seeded weights learn nothing from 10,240 tokens"
     page = (smoke.folder / "report.html").read_text()
     assert "<script" not in page
     assert "research" in page.lower()
@@ -92,14 +92,14 @@ def test_every_model_answers_the_task_beside_the_baselines(smoke: Any) -> None:
     rows = list(read_jsonl(smoke.folder / "evaluate/pubmed-sections.jsonl"))
     for model in MODELS:
         score = results["tasks"][model]["pubmed-sections"]
-        own = [row for row in rows if row["model"] == model]
-        assert len(own) == score["n"]
-        assert score["accuracy"] == pytest.approx(sum(row["correct"] for row in own) / len(own))
+        model_rows = [row for row in rows if row["model"] == model]
+        assert len(model_rows) == score["n"]
+        assert score["accuracy"] == pytest.approx(sum(row["correct"] for row in model_rows) / len(model_rows))
     assert set(results["baselines"]["pubmed-sections"]) == {"majority", "position", "naive Bayes"}
-    asked = {row["id"] for row in rows}
+    question_ids = {row["id"] for row in rows}
     learned = {row["id"] for row in read_jsonl(smoke.folder / "finetune.sections/rows.jsonl.zst")}
     held_out = {document["id"] for document in documents(smoke.folder / "corpus", "heldout")}
-    assert asked <= held_out
+    assert question_ids <= held_out
     assert not learned & held_out
 
 
@@ -128,11 +128,11 @@ def test_every_document_that_was_read_is_in_a_split_or_among_the_drops(smoke: An
         for split in ("train", "heldout"):
             assert counts[split] == sum(d["source"] == name for d in documents(corpus, split)) > 0
         assert counts["read"] == counts["train"] + counts["heldout"] + sum(counts["dropped"].values())
-        found = Counter(drop["reason"] for drop in drops if drop["source"] == name)
-        assert counts["dropped"] == found
+        reasons = Counter(drop["reason"] for drop in drops if drop["source"] == name)
+        assert counts["dropped"] == reasons
     assert sources["wiki"]["skipped"] == {"redirect": 99, "other namespace": 1}
     assert (sources["pubmed"]["read"], sources["wiki"]["read"]) == (600, 106)
-    # A citation may have a title in its own language alone, which is not ours.
+    # Dropped citations may have a title in a foreign language only, hence no sample.
     assert sum(bool(drop["sample"]) for drop in drops) > len(drops) / 2
     page = (corpus / "report.html").read_text()
     assert all(reason in page for counts in sources.values() for reason in counts["dropped"])
@@ -155,11 +155,13 @@ def test_every_training_document_became_tokens_and_no_other(smoke: Any) -> None:
 def test_transformers_generates_the_same_tokens(smoke: Any) -> None:
     folder = smoke.folder / "pretrain"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reference_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = tokenizer("Aspirin is used to treat", return_tensors="pt")["input_ids"]
-    said = theirs.generate(ids, max_new_tokens=16, do_sample=False, eos_token_id=None)[0, ids.shape[1] :]
+    reference = reference_model.generate(ids, max_new_tokens=16, do_sample=False, eos_token_id=None)[
+        0, ids.shape[1] :
+    ]
     ours = generate(load_model(folder), ids[0].tolist(), max_tokens=16, temperature=0, stop_ids=())
-    assert list(ours) == said.tolist()
+    assert list(ours) == reference.tolist()
 
 
 def test_no_temporary_files_remain(smoke: Any) -> None:
@@ -171,7 +173,7 @@ def test_no_temporary_files_remain(smoke: Any) -> None:
 
 
 def test_a_second_run_is_a_no_op_and_imports_no_heavy_library(smoke: Any, command: Any) -> None:
-    assert smoke.said.code == 0
+    assert smoke.result.code == 0
     before = {path: path.stat().st_mtime_ns for path in smoke.folder.rglob("manifest.json")}
     again = command("run", "recipes/smoke.toml", "--out", smoke.out, python=("-X", "importtime"))
     assert again.code == 0
@@ -183,20 +185,20 @@ def test_a_second_run_is_a_no_op_and_imports_no_heavy_library(smoke: Any, comman
 
 
 def test_status_verifies_every_byte(smoke: Any, command: Any) -> None:
-    found = command("status", "recipes/smoke.toml", "--out", smoke.out, "--verify", "--json")
-    assert found.code == 0, found.err
-    states = {name: stage["state"] for name, stage in found.json["stages"].items()}
+    result = command("status", "recipes/smoke.toml", "--out", smoke.out, "--verify", "--json")
+    assert result.code == 0, result.err
+    states = {name: stage["state"] for name, stage in result.json["stages"].items()}
     assert states == dict.fromkeys(STAGES, "fresh")
 
 
 def test_compare_gives_the_differences_of_the_run(smoke: Any, command: Any) -> None:
     evaluate = smoke.folder / "evaluate"
-    found = command("compare", f"{evaluate}:base", f"{evaluate}:pretrain", "--json").json
+    comparison = command("compare", f"{evaluate}:base", f"{evaluate}:pretrain", "--json").json
     report = json.loads((smoke.folder / "report.json").read_text())["differences"]
     report = [d for d in report if (d["a"], d["b"]) == ("base", "pretrain")]
-    assert {"n", "difference", "interval", "p", "detectable"} <= found.keys()
+    assert {"n", "difference", "interval", "p", "detectable"} <= comparison.keys()
     keys = ("n", "difference", "source")
-    assert [[d[k] for k in keys] for d in found["differences"]] == [[d[k] for k in keys] for d in report]
+    assert [[d[k] for k in keys] for d in comparison["differences"]] == [[d[k] for k in keys] for d in report]
 
 
 def test_a_changed_key_is_refused_with_the_field(smoke: Any, command: Any) -> None:

@@ -21,10 +21,10 @@ def enable_all(text: str) -> str:
         line = COMMENTED.sub("", line, count=1) if COMMENTED.match(line) else line
         if line.startswith("["):
             keys = {}
-        elif found := re.match(r"([a-z_]+) = ", line):
-            if found[1] in keys:
-                lines[keys[found[1]]] = ""
-            keys[found[1]] = len(lines)
+        elif match := re.match(r"([a-z_]+) = ", line):
+            if match[1] in keys:
+                lines[keys[match[1]]] = ""
+            keys[match[1]] = len(lines)
         lines.append(line)
     return "\n".join(lines)
 
@@ -45,8 +45,8 @@ def test_every_commented_setting_is_valid(tmp_path: Path) -> None:
     assert list(recipe.stages)[3:5] == ["finetune.sections", "finetune.chat"]
     read = tomllib.loads(path.read_text(encoding="utf-8"))
     for setting in commented:
-        if found := re.match(r"#([a-z_]+) = ", setting):
-            assert f"'{found[1]}'" in str(read), setting
+        if match := re.match(r"#([a-z_]+) = ", setting):
+            assert f"'{match[1]}'" in str(read), setting
 
 
 def test_an_invalid_commented_setting_would_be_found(tmp_path: Path) -> None:
