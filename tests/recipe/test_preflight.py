@@ -134,8 +134,9 @@ def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_run_stops_before_its_first_stage_with_the_number_of_problems(folder: Path) -> None:
-    with pytest.raises(SourceError, match=r"gone\.jsonl: no such file"):
+    with pytest.raises(SourceError, match=r"gone\.jsonl: no such file") as missing:
         run_recipe(load_recipe("bad.toml"))
+    assert "corpus refers to it at bad.toml:5" in str(missing.value.hint)
     assert not list((folder / "runs").glob("*/*/in_progress.json"))
     (folder / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
     with pytest.raises(MeditronError, match=r"page\.xml") as raised:

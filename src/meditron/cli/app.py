@@ -49,7 +49,8 @@ def help_text(command: Callable[..., object]) -> str:
 
 app = App(
     name="meditron",
-    help="Build a medical language model: corpus, training, evaluation, release.",
+    help="Build a medical language model: corpus, training, evaluation, release.\n\n"
+    "For example:\n\n    meditron run recipes/quickstart.toml",
     help_epilogue=ADVISORY,
     help_format="plaintext",  # other formats import a Markdown parser, a quarter of the time of --help
     version=__version__,
@@ -58,6 +59,8 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run_guarded` reports it, and `run` says how to continue
 )
+for flag in ("--help", "--version"):
+    app[flag].group = GENERAL
 for place, function in enumerate(COMMANDS):
     app.command(function, sort_key=place, help=help_text(function))
 

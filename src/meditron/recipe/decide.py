@@ -102,9 +102,9 @@ def decide_stage(
         return Decision(status, "build", f"failed without leaving files: {status.failure}")
     if status.drift:
         changes = "; ".join(map(str, status.drift))
-        own = any(not change.inherited for change in status.drift)
+        changed = any(not change.inherited for change in status.drift)
         # Unfinished work cannot be accepted: half of it would have been made with the old config.
-        unfinished = own and status.manifest is None
+        unfinished = changed and status.manifest is None
         if not options.accept_drift or status.damaged or unfinished:
             return Decision(status, "refuse", changes)
         if status.manifest is not None:

@@ -101,13 +101,18 @@ def _specs_to_build(recipe: Recipe, plan: RunResult) -> list[StageSpec]:
 
 
 def _raise_first(recipe: Recipe, problems: Sequence[Problem]) -> None:
-    """Raise the first problem, with the number of further ones in its hint."""
-    if problems:
-        error, others = problems[0].error, len(problems) - 1
-        if others:
-            listed = f"`meditron run {recipe.path} --dry-run` lists {others} more"
-            error.hint = f"{error.hint}; {listed}" if error.hint else listed
-        raise error
+    """Raise the first problem; its hint has its place in the recipe and the number of further problems."""
+    if not problems:
+        return
+    problem, others = problems[0], len(problems) - 1
+    error = problem.error
+    hints = [error.hint] if error.hint else []
+    if not error.message.startswith(problem.where):
+        hints.append(f"{problem.stage} refers to it at {problem.where}")
+    if others:
+        hints.append(f"`meditron run {recipe.path} --dry-run` lists {others} more")
+    error.hint = "; ".join(hints) or None
+    raise error
 
 
 def _remove(folder: Path, stages: Sequence[Path]) -> None:
