@@ -76,6 +76,7 @@ class StageBuild:
         if not any(record.content for record in files):
             raise MeditronError(f"{self._status.name} ended without leaving a file in {folder}")
         metrics = {**metrics, "seconds": seconds, "attempts": self._record.attempts}
+        # Last, because its existence means that the stage is complete.
         write_manifest(folder, self._manifest(metrics, files))
         for name in RECORDS:
             (folder / name).unlink(missing_ok=True)

@@ -50,6 +50,7 @@ def local_input(text: str) -> Path | None:
 
 def _split_selector(text: str) -> tuple[str, str | None]:
     """Split `folder:NAME` if there is such a folder; any other text is a source as a whole."""
+    # A colon also separates a scheme (`pypi:…`) or belongs to a file's name: only an existing folder decides.
     folder, colon, selector = text.rpartition(":")
     if colon and not exists(store.expanded(text)) and store.expanded(folder).is_dir():
         return folder, selector

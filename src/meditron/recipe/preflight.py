@@ -107,6 +107,7 @@ def _check_model(path: Path, table: Config | None) -> None:
 
 
 def _check_documents(path: Path, table: Config | None) -> None:
+    # Imported here, as in the checks below: `status` and a no-op run need none of these modules.
     from meditron.corpus.config import SourceConfig
     from meditron.corpus.files import files_of
 

@@ -44,9 +44,9 @@ def run_recipe(
     inputs and estimates the cost, but builds nothing. The other options are those of `RunOptions`.
 
     Raises:
-        DriftError: a stage is out of date, and neither `rebuild` nor `accept_drift` applies to it.
-        SourceError: an input is missing.
-        InputError: an input cannot be read. None of the three has touched anything.
+        DriftError: a stage is out of date, and neither `rebuild` nor `accept_drift` applies; it is unchanged.
+        SourceError: an input is missing; nothing was built.
+        InputError: an input cannot be read; nothing was built.
     """
     options = RunOptions(only, until, tuple(rebuild), accept_drift)
     if dry_run:
@@ -57,6 +57,7 @@ def run_recipe(
         plan = _plan(recipe, out, options)
         raise_on_drift(recipe, list(plan.decisions.values()))
         _raise_first(recipe, check_inputs(recipe, _specs_to_build(recipe, plan)))
+        # Before any work: an interrupted rebuild then continues without --rebuild.
         _remove(folder, [d.status.folder for d in plan.decisions.values() if d.action == "rebuild"])
         statuses = dict(plan.stages)
         for number, (name, planned) in enumerate(plan.decisions.items(), start=1):

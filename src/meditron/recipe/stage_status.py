@@ -124,6 +124,7 @@ def stage_status(
     except InputError as error:
         return _damaged(missing, f"files.{Path(error.path).name}", error.message)
     if manifest:
+        # The manifest's payload, not its fingerprint, is compared: it gives the names of the changed fields.
         damage = tuple(_damage(problem) for problem in problems)
         drift = field_changes(manifest.payload, payload) + damage
         return replace(missing, state="stale" if drift else "fresh", drift=drift, manifest=manifest)
@@ -193,6 +194,7 @@ def _recorded(
 def _digest(reference: InputReference, earlier: Mapping[str, StageStatus], *, cached: bool) -> str | None:
     if reference.source is not None:
         return input_identity(reference.source, cached=cached)
+    # The digest covers the dependency's files: if a rebuild gives the same bytes, dependents stay fresh.
     manifest = earlier[str(reference.stage)].manifest
     return manifest.digest if manifest else None
 
