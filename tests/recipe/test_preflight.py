@@ -207,7 +207,7 @@ def test_estimates_follow_from_the_recipe_and_the_model(
     ("text", "message"),
     [
         ("seed = 18446744073709551616", "seed: must be a 64-bit integer"),
-        ("seed = -1", "seed: input should be greater than or equal to 0"),
+        ("seed = -1", "seed: must be at least 0, got -1"),
         ("seed = 9223372036854775808", "64-bit"),
         ("seed = " + "9" * 5000, "Exceeds the limit"),
         ("base = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
@@ -216,7 +216,7 @@ def test_estimates_follow_from_the_recipe_and_the_model(
         ("[pretrain]\ntokens = 100000000000000000000000", "pretrain.tokens: must be a 64-bit integer"),
         (
             "[pretrain]\nsequence_length = 32\nbatch_size = 1\nlearning_rate = 1e-3\ntokens = 1e23",
-            "pretrain.tokens: input should be a valid integer",
+            "pretrain.tokens: must be a valid integer",
         ),
     ],
 )

@@ -102,7 +102,7 @@ def test_all_errors_of_a_recipe_are_listed_at_once(toy: ToyRun) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ('name = "long"\nkeep = "x"', "counts.toml:3: rank.long.keep: input should be a valid integer"),
+        ('name = "long"\nkeep = "x"', "counts.toml:3: rank.long.keep: must be a valid integer"),
         ('name = "long"\nkep = 1', "counts.toml:3: rank.long has no key 'kep'"),
     ],
 )

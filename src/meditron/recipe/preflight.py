@@ -13,6 +13,7 @@ from typing import Any
 from meditron.core.config import Config
 from meditron.core.errors import InputError, MeditronError
 from meditron.core.stage import InputKind
+from meditron.corpus.config import SourceConfig
 from meditron.model.config import preset
 from meditron.model.tokenizer import model_tokenizer
 from meditron.recipe.external_inputs import input_identity, local_input
@@ -107,8 +108,7 @@ def _check_model(path: Path, table: Config | None) -> None:
 
 
 def _check_documents(path: Path, table: Config | None) -> None:
-    # Imported here, as in the checks below: `status` and a no-op run need none of these modules.
-    from meditron.corpus.config import SourceConfig
+    # Imported here, as in the checks below, because a no-op run needs none of these modules.
     from meditron.corpus.files import files_of
 
     assert isinstance(table, SourceConfig)  # noqa: S101

@@ -20,6 +20,14 @@ from meditron.recipe.toml import Place, RecipeText, nearest, read_toml
 __all__ = ["Recipe", "RecipeHeader", "StageSpec", "load_recipe", "replace_strings"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SHORTER = {
+    "input should be": "must be",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
+"""Wording of pydantic's messages → ours."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -236,6 +244,8 @@ def _complaint(error: ErrorDetails) -> str:
     """Return pydantic's message in one line, with the rejected value."""
     message = error["msg"].removeprefix("Value error, ").replace("\n", " ")
     message = message[:1].lower() + message[1:]
+    for long, short in _SHORTER.items():
+        message = message.replace(long, short)
     value = error["input"]
     simple = isinstance(value, str | int | float | bool)
     return f"{message}, got {json.dumps(value)}" if simple and error["type"] != "value_error" else message
