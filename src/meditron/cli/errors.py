@@ -82,7 +82,7 @@ def run_guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
 
 
 def explain(error: Exception) -> tuple[str, str | None, int]:
-    """The line, the hint and the exit code for an error."""
+    """Return the line, the hint and the exit code for an error."""
     match error:
         case MeditronError():
             return _one_line(error.message), error.hint, error.exit_code
