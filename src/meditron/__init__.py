@@ -1,4 +1,4 @@
-"""Meditron: the whole life of a medical language model. For research, never clinical use."""
+"""Meditron: a medical language model from corpus to release. For research, never clinical use."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ from meditron.version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from meditron.engine import Backend, LocalEngine
+    from meditron.engine import Backend, Engine
 
 __all__ = ["__version__", "load"]
 
@@ -18,10 +18,17 @@ def load(
     dtype: str | None = None,
     backend: "Backend | None" = None,
     context: int | None = None,
-) -> "LocalEngine":
-    """Open a MODEL (a run's stage, an HF folder, a `.gguf`, `pypi:…`) to generate and score with.
+) -> "Engine":
+    """Open a MODEL for generation and scoring.
 
-    `dtype`, `backend` (torch or llama.cpp), `context` (tokens) and errors as of `meditron.engine.load`.
+    Args:
+        model: A run's stage, an HF folder, a `.gguf` file, `pypi:…` or another MODEL.
+        dtype: Number format of the weights in torch.
+        backend: `torch` or `llama.cpp`; by default llama.cpp for a quantized GGUF file.
+        context: Tokens of prompt and answer together.
+
+    Raises:
+        As `meditron.engine.load`.
     """
     from meditron.engine import load as open_engine
 

@@ -1,4 +1,4 @@
-"""`python -m meditron` is the `meditron` command."""
+"""Run the `meditron` command as `python -m meditron`."""
 
 from meditron.cli import main
 

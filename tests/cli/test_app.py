@@ -1,4 +1,4 @@
-"""The door: light, told in one line what is wrong, and its help tells what can be typed."""
+"""The command: its help, its imports, and the errors of invalid usage."""
 
 import re
 import shlex
@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from meditron.cli.app import VERBS, app
+from meditron.cli.app import COMMANDS, app
 from meditron.cli.errors import EXTRAS
 from meditron.core.disclaimer import ADVISORY
 from meditron.recipe import load_recipe
 from meditron.sources.registry import SOURCES
 
 ROOT = Path(__file__).parents[2]
-NAMES = [verb.__name__ for verb in VERBS]
+NAMES = [command.__name__ for command in COMMANDS]
 HEAVY = {"torch", "transformers", "datatrove", "numba", "matplotlib", "scipy", "lxml", "xllamacpp"}
-HEAVY |= {"numpy", "pydantic"}  # light beside these, but half a second together
+HEAVY |= {"numpy", "pydantic"}  # half a second together
 HELP = """
 import runpy, sys
 for words in (["--version"], ["--help"], *([name, "--help"] for name in sys.argv[1:])):
@@ -32,30 +32,30 @@ for words in (["--version"], ["--help"], *([name, "--help"] for name in sys.argv
 
 
 def test_help_imports_nothing_heavy(process: Command) -> None:
-    said = process("-W", "ignore::RuntimeWarning", "-c", HELP, *NAMES)
-    assert said.code == 0, said.err
-    listed = [set(line.split()) for line in said.out.splitlines() if line.startswith("MODULES")]
+    result = process("-W", "ignore::RuntimeWarning", "-c", HELP, *NAMES)
+    assert result.code == 0, result.err
+    listed = [set(line.split()) for line in result.out.splitlines() if line.startswith("MODULES")]
     assert len(listed) == 2 + len(NAMES)
     for modules in listed:
         assert not modules & HEAVY
-        # One of those that the command needs, so that the list is known to be one.
+        # A library that the command needs: the list is not empty by mistake.
         assert "cyclopts" in modules
     assert all("markdown_it" not in modules for modules in listed[:2])  # --version and --help
 
 
-def test_help_lists_the_verbs_and_says_what_this_is_not_for(meditron: Command) -> None:
-    said = meditron("--help")
-    assert said.code == 0
+def test_help_lists_the_commands_and_the_advisory(meditron: Command) -> None:
+    result = meditron("--help")
+    assert result.code == 0
     for name in NAMES:
-        assert re.search(rf"│ {name} ", said.out)
-    assert ADVISORY in " ".join(said.out.split())
+        assert re.search(rf"│ {name} ", result.out)
+    assert ADVISORY in " ".join(result.out.split())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_verb_has_help_with_an_example_that_can_be_typed(meditron: Command, name: str) -> None:
-    said = meditron(name, "--help")
-    assert said.code == 0
-    assert "For example" in said.out
+def test_every_command_has_help_with_a_valid_example(meditron: Command, name: str) -> None:
+    result = meditron(name, "--help")
+    assert result.code == 0
+    assert "For example" in result.out
     docstring = str(app[name].default_command.__doc__)
     examples = re.findall(r"^\s+(meditron .*)$", docstring, re.MULTILINE)
     assert examples
@@ -65,11 +65,15 @@ def test_every_verb_has_help_with_an_example_that_can_be_typed(meditron: Command
         assert bound.arguments
 
 
-def test_examples_name_stages_that_the_quickstart_leaves() -> None:
+def test_examples_name_stages_of_the_quickstart() -> None:
     recipe = load_recipe(ROOT / "recipes" / "quickstart.toml")
-    named = {found for verb in VERBS for found in re.findall(r"runs/quickstart/([\w.]+)", str(verb.__doc__))}
+    named = {
+        stage
+        for command in COMMANDS
+        for stage in re.findall(r"runs/quickstart/([\w.]+)", str(command.__doc__))
+    }
     assert named
-    assert named <= set(recipe.steps)
+    assert named <= set(recipe.stages)
 
 
 def test_the_help_of_parse_lists_every_format() -> None:
@@ -85,7 +89,7 @@ def test_contributing_gives_the_signature_of_a_reader() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_verb_prints_json_on_demand(name: str) -> None:
+def test_every_command_has_json(name: str) -> None:
     assert "--json" in {
         flag for argument in app[name].assemble_argument_collection() for flag in argument.names
     }
@@ -98,7 +102,7 @@ def test_the_version_is_printed(meditron: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "words_in_error"),
     [
         (["rnu", "x"], ["rnu", "run"]),
         (["run", "--onyl", "words", "x.toml"], ["--onyl", "--only"]),
@@ -108,33 +112,33 @@ def test_the_version_is_printed(meditron: Command) -> None:
         (["status", "x.toml", "y.toml"], ["y.toml"]),
     ],
 )
-def test_wrong_use_is_one_line_a_hint_and_exit_2(
-    meditron: Command, words: list[str], told: list[str]
+def test_invalid_usage_is_one_line_a_hint_and_exit_2(
+    meditron: Command, words: list[str], words_in_error: list[str]
 ) -> None:
-    said = meditron(*words)
-    assert said.code == 2
-    assert said.out == ""
-    error, hint = said.err.splitlines()
+    result = meditron(*words)
+    assert result.code == 2
+    assert result.out == ""
+    error, hint = result.err.splitlines()
     assert error.startswith("meditron: error: ")
     assert hint.startswith("hint: meditron")
     assert hint.endswith("--help")
-    for word in told:
+    for word in words_in_error:
         assert word in error
 
 
-def test_an_unknown_type_is_answered_with_the_known_ones(meditron: Command) -> None:
-    said = meditron("convert", "a", "b.gguf", "--type", "F15")
-    assert said.code == 2
-    error, hint = said.err.splitlines()
+def test_an_error_about_an_unknown_type_lists_the_types(meditron: Command) -> None:
+    result = meditron("convert", "a", "b.gguf", "--type", "F15")
+    assert result.code == 2
+    error, hint = result.err.splitlines()
     assert "F15" in error
     assert "F16" in hint
 
 
-def test_nothing_to_do_shows_the_help(meditron: Command) -> None:
+def test_without_a_command_the_help_is_printed(meditron: Command) -> None:
     assert "Commands" in meditron().out
 
 
-def test_every_library_of_an_extra_is_known_to_be_of_it() -> None:
+def test_every_library_of_an_extra_is_listed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     for extra in ("corpus", "train", "release", "serve"):

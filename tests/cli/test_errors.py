@@ -1,4 +1,4 @@
-"""What a person sees when something fails."""
+"""Error reporting of the command."""
 
 import errno
 import re
@@ -10,33 +10,35 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from counting import Bench
-from meditron.cli.errors import explain, guarded
+from meditron.cli.errors import explain, run_guarded
 from meditron.core.errors import InputError, MissingExtra, RecipeError
+from toy_stages import ToyRun
 
 
 def raising(error: BaseException) -> int:
     raise error
 
 
-def test_a_meditron_error_is_its_line_and_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(lambda: raising(InputError("x.gz", "cut off", place="byte 3", hint="get it again"))) == 1
+def test_an_error_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run_guarded(lambda: raising(InputError("x.gz", "cut off", place="byte 3", hint="get it again"))) == 1
+    )
     assert capsys.readouterr().err == "meditron: error: x.gz (byte 3): cut off\nhint: get it again\n"
 
 
-def test_a_message_of_several_lines_is_told_in_one(capsys: pytest.CaptureFixture[str]) -> None:
-    guarded(lambda: raising(InputError("x", "one\n  two")))
+def test_a_message_of_several_lines_becomes_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    run_guarded(lambda: raising(InputError("x", "one\n  two")))
     assert capsys.readouterr().err == "meditron: error: x: one two\n"
 
 
-def test_escape_sequences_of_a_file_are_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
-    guarded(lambda: raising(InputError("x", "no such tensor", place="\x1b]0;title\x07", hint="\x9b2J")))
+def test_escape_sequences_are_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    run_guarded(lambda: raising(InputError("x", "no such tensor", place="\x1b]0;title\x07", hint="\x9b2J")))
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", capsys.readouterr().err)
 
 
-def test_each_mistake_of_a_recipe_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_error_of_a_recipe_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     errors = [RecipeError("x:1: one", hint="a"), RecipeError("x:2: two"), RecipeError("x:3: three")]
-    assert guarded(lambda: raising(RecipeError.of_all(errors))) == 2
+    assert run_guarded(lambda: raising(RecipeError.of_all(errors))) == 2
     assert capsys.readouterr().err == (
         "meditron: error: x:1: one\nhint: a\nmeditron: error: x:2: two\nmeditron: error: x:3: three\n"
     )
@@ -50,18 +52,18 @@ def test_a_missing_library_of_an_extra_names_the_command_that_installs_it(module
     assert code == MissingExtra.exit_code == 2
 
 
-def test_a_really_missing_library_is_told_so(process: Command) -> None:
+def test_a_missing_library_is_reported_by_the_command(process: Command) -> None:
     code = "import sys; sys.modules['torch'] = None; from meditron.cli import main; main()"
-    said = process("-c", code, "convert", "init:tiny", "x.gguf")
-    assert said.code == 2
-    assert said.err.splitlines() == [
+    result = process("-c", code, "convert", "init:tiny", "x.gguf")
+    assert result.code == 2
+    assert result.err.splitlines() == [
         "meditron: error: torch is not installed; it belongs to the extra 'train'",
         "hint: pip install 'meditron[train]'",
     ]
 
 
 def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(lambda: raising(OSError(errno.ENOSPC, "No space left on device", "/data/x"))) == 1
+    assert run_guarded(lambda: raising(OSError(errno.ENOSPC, "No space left on device", "/data/x"))) == 1
     assert capsys.readouterr().err.startswith("meditron: error: /data/x: no space left on device\nhint: ")
 
 
@@ -82,33 +84,33 @@ def test_other_refusals_of_the_system_name_the_file() -> None:
 
 
 def test_a_defect_is_called_one_and_shows_its_place_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(lambda: raising(ZeroDivisionError("by zero"))) == 1
-    told = capsys.readouterr().err
-    assert told.splitlines()[0] == "meditron: error: ZeroDivisionError: by zero"
-    assert "--debug" in told
-    assert "Traceback" not in told
-    guarded(lambda: raising(ZeroDivisionError("by zero")), debug=True)
+    assert run_guarded(lambda: raising(ZeroDivisionError("by zero"))) == 1
+    output = capsys.readouterr().err
+    assert output.splitlines()[0] == "meditron: error: ZeroDivisionError: by zero"
+    assert "--debug" in output
+    assert "Traceback" not in output
+    run_guarded(lambda: raising(ZeroDivisionError("by zero")), debug=True)
     assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["flag", "environment"])
 def test_debug_shows_the_traceback(
-    meditron: Command, monkeypatch: pytest.MonkeyPatch, counts: Bench, how: str
+    meditron: Command, monkeypatch: pytest.MonkeyPatch, toy: ToyRun, how: str
 ) -> None:
-    assert "Traceback" not in meditron("run", counts.folder / "x.toml").err
+    assert "Traceback" not in meditron("run", toy.folder / "x.toml").err
     if how == "environment":
         monkeypatch.setenv("MEDITRON_DEBUG", "1")
-    said = meditron("run", counts.folder / "x.toml", *(["--debug"] if how == "flag" else []))
-    assert "Traceback" in said.err
-    assert said.code == 2
+    result = meditron("run", toy.folder / "x.toml", *(["--debug"] if how == "flag" else []))
+    assert "Traceback" in result.err
+    assert result.code == 2
 
 
 def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(lambda: raising(KeyboardInterrupt())) == 130
+    assert run_guarded(lambda: raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "meditron: interrupted\n"
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path: Path) -> None:
     script = '"$0" -m meditron parse "$1" 2>errors.txt | head -n 1'
     lines = tmp_path / "many.jsonl"
     lines.write_text('{"id": "1", "text": "word word word word word"}\n' * 20_000, encoding="utf-8")
@@ -121,7 +123,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("closed", "code", "told"),
+    ("closed", "code", "message"),
     [
         (">&-", 1, "error: stdout is closed"),
         ("<&-", 0, ""),
@@ -129,8 +131,8 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         (">&- 2>&-", 1, ""),
     ],
 )
-def test_a_closed_standard_stream_is_one_line_and_never_a_file_of_ours(
-    tmp_path: Path, closed: str, code: int, told: str
+def test_a_closed_standard_stream_is_one_line_and_never_written_into_a_file(
+    tmp_path: Path, closed: str, code: int, message: str
 ) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
     command = f"{shlex.quote(sys.executable)} -m meditron parse a.jsonl {closed}"
@@ -138,7 +140,7 @@ def test_a_closed_standard_stream_is_one_line_and_never_a_file_of_ours(
         ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == code, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert "defect" not in done.stderr
     assert ("Aspirin" in done.stdout) is (code == 0)
@@ -148,12 +150,12 @@ def test_a_closed_standard_stream_is_one_line_and_never_a_file_of_ours(
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")], ids=repr
 )
-def test_out_of_memory_is_no_defect(error: Exception) -> None:
+def test_out_of_memory_is_an_expected_error(error: Exception) -> None:
     message, hint, code = explain(error)
     assert message.startswith("out of memory: ")
     assert "defect" not in str(hint)
     assert code == 1
 
 
-def test_a_defect_tells_no_secret() -> None:
+def test_an_unexpected_error_shows_no_secret() -> None:
     assert explain(KeyError("https://me:SECRET@h/x?sig=SECRET"))[0] == "KeyError: 'https://h/x'"

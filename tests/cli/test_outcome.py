@@ -1,15 +1,15 @@
-"""What `run` prints at its end, of a life made by hand."""
+"""Output of `run` at its end, for a fake run."""
 
 from pathlib import Path
 
 import pytest
 
-from lives import MODELS, TASK, Life
+from fake_run import MODELS, TASK, FakeRun
 from meditron.cli import show
 from meditron.core.units import size
 from meditron.recipe import RunResult, load_recipe
-from meditron.recipe.graph import references
-from meditron.recipe.plan import Standing
+from meditron.recipe.graph import input_references
+from meditron.recipe.stage_status import StageStatus
 
 RECIPE = """\
 base = "init:tiny"
@@ -40,15 +40,20 @@ models = ["base", "pretrain", "finetune", "quantize:Q4_K_M"]
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunResult:
-    life = Life(tmp_path / "small")
+    life = FakeRun(tmp_path / "small")
     path = tmp_path / "small.toml"
     path.write_text(RECIPE, encoding="utf-8")
     recipe = load_recipe(path)
     stages = {
-        name: Standing(
-            step, life.folder / name, "built", references(recipe, step), {}, manifest=life.manifest(name)
+        name: StageStatus(
+            step,
+            life.folder / name,
+            "built",
+            input_references(recipe, step),
+            {},
+            manifest=life.manifest(name),
         )
-        for name, step in recipe.steps.items()
+        for name, step in recipe.stages.items()
     }
     return RunResult("small", life.folder, stages)
 

@@ -53,8 +53,12 @@ def test_types_in_any_case_and_as_arguments(meditron: Command, model: Path, tmp_
     assert {file.name for file in tmp_path.iterdir()} == names
     wrong = meditron("quantize", model, "q4_k_x", "--out", tmp_path)
     assert wrong.code == 2
-    assert "'q4_k_x' is not a GGUF type" in wrong.err
-    assert "Q4_K_M" in wrong.err
+    assert "'q4_k_x' is not a GGUF type: did you mean Q4_K_" in wrong.err
+    assert "types: F32, F16," in wrong.err
+    wrong = meditron("quantize", model, "q8_0", "--out", tmp_path / "model.gguf")
+    assert wrong.code == 2
+    assert "--out must be a folder" in wrong.err
+    assert not (tmp_path / "model.gguf").exists()
 
 
 def test_convert_takes_a_type_in_any_case_and_a_skipped_check(

@@ -1,4 +1,4 @@
-"""Standard streams that are not UTF-8, or whose reader goes away."""
+"""Standard streams that are not UTF-8, or whose reader closes them."""
 
 import json
 import os
@@ -37,9 +37,9 @@ def shell(script: str, *words: object, **environment: str) -> subprocess.Complet
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
 )
-def test_any_encoding_gets_help_and_whole_json(texts: Path, environment: dict[str, str]) -> None:
-    told = shell('"$0" -m meditron --help', **environment)
-    assert (told.returncode, told.stderr) == (0, b"")
+def test_help_and_json_are_complete_in_any_encoding(texts: Path, environment: dict[str, str]) -> None:
+    help_page = shell('"$0" -m meditron --help', **environment)
+    assert (help_page.returncode, help_page.stderr) == (0, b"")
     read = shell('"$0" -m meditron parse "$1"', texts, **environment)
     assert read.returncode == 0, read.stderr
     assert b"Traceback" not in read.stderr
@@ -50,7 +50,7 @@ def test_any_encoding_gets_help_and_whole_json(texts: Path, environment: dict[st
     assert b"defect" not in missing.stderr
 
 
-def test_a_reader_that_goes_away_ends_it_as_sigpipe_does(tmp_path: Path) -> None:
+def test_a_reader_that_closes_the_pipe_gives_the_exit_code_of_sigpipe(tmp_path: Path) -> None:
     many = tmp_path / "many.jsonl"
     lines = (json.dumps(LINE | {"id": str(number)}) + "\n" for number in range(20_000))
     many.write_text("".join(lines), encoding="utf-8")
@@ -62,5 +62,5 @@ def test_a_reader_that_goes_away_ends_it_as_sigpipe_does(tmp_path: Path) -> None
     both = shell('"$0" -m meditron parse "$1" 2>&1 | head -n 1', many)
     assert both.returncode in (0, 141)
     assert (both.stderr, both.stdout.count(b"\n")) == (b"", 1)
-    # A reader of the progress alone that goes away.
+    # A reader that closes stderr only.
     assert shell('"$0" -m meditron parse "$1" 2> >(true) >/dev/null', many).stderr == b""

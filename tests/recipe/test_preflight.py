@@ -8,7 +8,7 @@ import pytest
 
 from meditron.core.errors import MeditronError, RecipeError, SourceError, UsageError
 from meditron.recipe import load_recipe, run_recipe
-from meditron.recipe.outside import local_file
+from meditron.recipe.external_inputs import local_input
 from meditron.sources.registry import open_source
 
 BAD = """
@@ -44,7 +44,7 @@ ROW = (
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "bad.toml").write_text(BAD)
     (tmp_path / "page.xml").write_text("<html><body>Please log in.</body></html>")
     (tmp_path / "empty.jsonl").write_text("")
@@ -59,42 +59,60 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_missing_files_are_all_listed_before_anything_else(place: Path) -> None:
-    (place / "rows.jsonl").unlink()
+def test_missing_files_are_all_listed_before_anything_else(folder: Path) -> None:
+    (folder / "rows.jsonl").unlink()
     result = run_recipe(load_recipe("bad.toml"), dry_run=True)
     assert [(each.stage, each.input) for each in result.problems] == [
         ("corpus", "gone"),
         ("finetune.talk", "rows"),
     ]
-    assert not (place / "runs").exists()
+    assert not (folder / "runs").exists()
 
 
-def test_every_local_input_is_opened_and_every_bad_one_is_listed(place: Path) -> None:
-    (place / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
+def test_every_local_input_is_opened_and_all_problems_are_listed(folder: Path) -> None:
+    (folder / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
     result = run_recipe(load_recipe("bad.toml"), dry_run=True)
-    found = {(each.stage, each.input): each.error.message for each in result.problems}
-    assert set(found) == {
+    messages = {(each.stage, each.input): each.error.message for each in result.problems}
+    assert set(messages) == {
         ("corpus", "page"),
         ("corpus", "empty"),
         ("finetune.talk", "rows"),
         ("quantize", "model"),
         ("evaluate", "./questions.jsonl"),
     }
-    assert "row 2" in found["finetune.talk", "rows"]
-    assert "line 1" in found["evaluate", "./questions.jsonl"]
+    assert "row 2" in messages["finetune.talk", "rows"]
+    assert "line 1" in messages["evaluate", "./questions.jsonl"]
     assert json.loads(json.dumps(result.to_json()))["problems"][0]["stage"] == "corpus"
-    assert not (place / "runs").exists()
+    assert not (folder / "runs").exists()
 
 
-def test_a_misspelt_file_is_told_as_a_file_not_as_a_stage(place: Path) -> None:
-    (place / "bad.toml").write_text(
+def test_a_misspelt_file_is_reported_as_a_file_with_its_line(folder: Path) -> None:
+    (folder / "bad.toml").write_text(
         BAD.replace("./questions.jsonl", "qustions.jsonl").replace("./rows.jsonl", "rosw.jsonl")
     )
-    said = [each.error.message for each in run_recipe(load_recipe("bad.toml"), dry_run=True).problems]
-    (rows,) = [line for line in said if "rosw" in line]
-    (questions,) = [line for line in said if "qustions" in line]
+    messages = [each.error.message for each in run_recipe(load_recipe("bad.toml"), dry_run=True).problems]
+    (rows,) = [line for line in messages if "rosw" in line]
+    (questions,) = [line for line in messages if "qustions" in line]
     assert rows.endswith("refers to 'rosw.jsonl': no such file: did you mean 'rows.jsonl'?")
-    assert "no such file, nor a task of that name: did you mean 'questions.jsonl'?" in questions
+    assert "no such file or task of that name: did you mean 'questions.jsonl'?" in questions
+    lines = (folder / "bad.toml").read_text().splitlines()
+    line = lines.index('rows = "rosw.jsonl"') + 1
+    assert rows.startswith(f"bad.toml:{line}: finetune.talk refers to")
+    line = lines.index('tasks = ["qustions.jsonl"]') + 1
+    assert questions.startswith(f"bad.toml:{line}: evaluate refers to")
+
+
+def test_a_type_that_quantize_does_not_write_is_refused_before_the_run(folder: Path) -> None:
+    (folder / "types.toml").write_text(
+        'base = "init:tiny"\n[quantize]\non = "base"\ntypes = ["F16", "Q8_0"]\n'
+        '[evaluate]\nmodels = ["base", "quantize:Q8_1"]\n'
+    )
+    [problem, *_] = run_recipe(load_recipe("types.toml"), dry_run=True).problems
+    assert problem.error.message == (
+        "types.toml:6: evaluate refers to 'quantize:Q8_1': quantize has no file 'Q8_1': did you mean 'Q8_0'?"
+    )
+    assert problem.error.hint == "files of quantize: F16, Q8_0"
+    assert problem.to_json()["where"] == "types.toml:6"
 
 
 def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,39 +128,40 @@ def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.Mon
         'task = "questions.jsonl"\nsequence_length = 64\nbatch_size = 4\nlearning_rate = 1e-3\non = "base"\n'
         '[evaluate]\nmodels = ["base"]\ntasks = ["questions.jsonl"]\ndocuments = 2\nmax_tokens = 8\n'
     )
-    found = run_recipe(load_recipe("good.toml"), dry_run=True).estimates
-    assert found["finetune.q"].tokens == 2 * round(len(text) / 4.5)
-    assert (found["evaluate"].tokens or 0) < len(text)
+    costs = run_recipe(load_recipe("good.toml"), dry_run=True).estimates
+    assert costs["finetune.q"].tokens == 2 * round(len(text) / 4.5)
+    assert (costs["evaluate"].tokens or 0) < len(text)
 
 
-def test_a_run_stops_before_its_first_stage_and_says_how_many_problems_there_are(place: Path) -> None:
-    with pytest.raises(SourceError, match=r"gone\.jsonl: no such file"):
+def test_a_run_stops_before_its_first_stage_with_the_number_of_problems(folder: Path) -> None:
+    with pytest.raises(SourceError, match=r"gone\.jsonl: no such file") as missing:
         run_recipe(load_recipe("bad.toml"))
-    assert not list((place / "runs").glob("*/*/begun.json"))
-    (place / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
+    assert "corpus refers to it at bad.toml:5" in str(missing.value.hint)
+    assert not list((folder / "runs").glob("*/*/in_progress.json"))
+    (folder / "gone.jsonl").write_text('{"id": "1", "text": "Aspirin thins the blood."}\n')
     with pytest.raises(MeditronError, match=r"page\.xml") as raised:
         run_recipe(load_recipe("bad.toml"))
     assert "`meditron run bad.toml --dry-run` lists 4 more" in str(raised.value.hint)
-    assert not list((place / "runs").glob("*/*/begun.json"))
+    assert not list((folder / "runs").glob("*/*/in_progress.json"))
 
 
-def test_one_of_a_folder_of_models_is_found(place: Path) -> None:
-    (place / "ggufs").mkdir()
-    assert local_file("ggufs:F16") == Path("ggufs:F16")
-    assert local_file("init:tiny") is None
+def test_a_model_can_be_selected_from_a_folder(folder: Path) -> None:
+    (folder / "ggufs").mkdir()
+    assert local_input("ggufs:F16") == Path("ggufs:F16")
+    assert local_input("init:tiny") is None
     with pytest.raises(SourceError, match="no such file"):
-        local_file("gone:F16")
+        local_input("gone:F16")
 
 
-def test_of_very_many_files_the_first_are_read_and_shared_inputs_once(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_first_of_very_many_files_are_read_and_shared_inputs_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (place / "many").mkdir()
+    (folder / "many").mkdir()
     for number in range(9):
-        (place / f"many/{number}.jsonl").write_text('{"text": "Aspirin thins the blood."}\n')
-    (place / "many/8.jsonl").write_text('{"id": 8}\n')
+        (folder / f"many/{number}.jsonl").write_text('{"text": "Aspirin thins the blood."}\n')
+    (folder / "many/8.jsonl").write_text('{"id": 8}\n')
     sources = "".join(f'[corpus.sources.{name}]\nfrom = "./many"\n' for name in "ab")
-    (place / "many.toml").write_text(sources)
+    (folder / "many.toml").write_text(sources)
     recipe = load_recipe("many.toml")
     opened: list[Path] = []
 
@@ -185,10 +204,10 @@ def test_estimates_follow_from_the_recipe_and_the_model(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("seed = 18446744073709551616", "seed: must be a 64-bit integer"),
-        ("seed = -1", "seed: input should be greater than or equal to 0"),
+        ("seed = -1", "seed: must be at least 0, got -1"),
         ("seed = 9223372036854775808", "64-bit"),
         ("seed = " + "9" * 5000, "Exceeds the limit"),
         ("base = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
@@ -197,16 +216,16 @@ def test_estimates_follow_from_the_recipe_and_the_model(
         ("[pretrain]\ntokens = 100000000000000000000000", "pretrain.tokens: must be a 64-bit integer"),
         (
             "[pretrain]\nsequence_length = 32\nbatch_size = 1\nlearning_rate = 1e-3\ntokens = 1e23",
-            "pretrain.tokens: input should be a valid integer",
+            "pretrain.tokens: must be a valid integer",
         ),
     ],
 )
-def test_numbers_and_nesting_beyond_all_bounds_are_one_line(tmp_path: Path, text: str, told: str) -> None:
+def test_numbers_and_nesting_beyond_the_bounds_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.toml"
     path.write_text(text)
     with pytest.raises(RecipeError) as raised:
         load_recipe(path)
-    assert told.lower() in raised.value.message.lower()
+    assert message.lower() in raised.value.message.lower()
     assert len(raised.value.message) < 400
 
 

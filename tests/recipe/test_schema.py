@@ -1,4 +1,4 @@
-"""The typed recipe: what is read, what is refused, and in which words."""
+"""The typed recipe: parsing, and the errors of invalid recipes."""
 
 import json
 import os
@@ -8,36 +8,43 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counting import RECIPE, Bench
 from meditron.core.errors import RecipeError, UsageError
 from meditron.recipe import load_recipe
-from meditron.recipe.toml import read
+from meditron.recipe.json_schema import SCHEMA_FILE, schema_text
+from meditron.recipe.toml import read_toml
+from toy_stages import RECIPE, ToyRun
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["quickstart", "smoke"])
-def test_a_changed_default_shows_as_a_difference_of_the_golden_recipe(name: str) -> None:
+def test_resolved_recipes_are_those_in_git(name: str) -> None:
     resolved = load_recipe(ROOT / f"recipes/{name}.toml").resolved()
     golden = ROOT / f"tests/recipe/golden/{name}.json"
     if os.environ.get("MEDITRON_GOLDEN") == "write":
         golden.write_text(json.dumps(resolved, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    told = json.loads(golden.read_text(encoding="utf-8"))
-    assert resolved == told, "if this was meant: MEDITRON_GOLDEN=write make test, and review the difference"
+    recorded = json.loads(golden.read_text(encoding="utf-8"))
+    assert resolved == recorded, "if intended: MEDITRON_GOLDEN=write make test, and review the difference"
 
 
-def test_seeds_are_resolved_and_absent_tables_are_absent_stages(bench: Bench) -> None:
-    bench.write('seed = 7\n[words]\ntext = "{text}"\nseed = 3\n[total]\n')
-    recipe = bench.load()
-    assert {name: step.config.seed for name, step in recipe.steps.items()} == {"words": 3, "total": 7}
+def test_the_json_schema_is_that_of_the_configs() -> None:
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text(), (
+        "a config changed: python -m meditron.recipe.json_schema"
+    )
 
 
-def test_arrays_of_tables_have_names_and_a_single_one_may_have_none(bench: Bench) -> None:
-    assert list(bench.load().steps) == ["words", "total", "rank.short", "rank.long"]
-    bench.write('[words]\ntext = "{text}"\n[total]\n[[rank]]\nkeep = 2\n')
-    assert list(bench.load().steps) == ["words", "total", "rank"]
-    bench.write('[words]\ntext = "{text}"\n[total]\n[rank]\nname = "best"\n')
-    assert list(bench.load().steps) == ["words", "total", "rank.best"]
+def test_seeds_are_resolved_and_absent_tables_are_absent_stages(toy: ToyRun) -> None:
+    toy.write('seed = 7\n[words]\ntext = "{text}"\nseed = 3\n[total]\n')
+    recipe = toy.load()
+    assert {name: step.config.seed for name, step in recipe.stages.items()} == {"words": 3, "total": 7}
+
+
+def test_arrays_of_tables_have_names_and_a_single_one_may_have_none(toy: ToyRun) -> None:
+    assert list(toy.load().stages) == ["words", "total", "rank.short", "rank.long"]
+    toy.write('[words]\ntext = "{text}"\n[total]\n[[rank]]\nkeep = 2\n')
+    assert list(toy.load().stages) == ["words", "total", "rank"]
+    toy.write('[words]\ntext = "{text}"\n[total]\n[rank]\nname = "best"\n')
+    assert list(toy.load().stages) == ["words", "total", "rank.best"]
 
 
 @pytest.mark.parametrize(
@@ -67,39 +74,65 @@ def test_arrays_of_tables_have_names_and_a_single_one_may_have_none(bench: Bench
         ("[words\n", ["counts.toml", "line 1"]),
     ],
 )
-def test_what_is_wrong_is_refused_in_one_line_with_file_and_line(
-    bench: Bench, recipe: str, words: list[str]
-) -> None:
-    bench.path.write_text(recipe, encoding="utf-8")
+def test_an_error_is_one_line_with_file_and_line(toy: ToyRun, recipe: str, words: list[str]) -> None:
+    toy.path.write_text(recipe, encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
-        bench.load()
+        toy.load()
     assert "\n" not in caught.value.message
     for word in words:
         assert word in caught.value.message
 
 
-def test_all_mistakes_of_a_recipe_are_listed_at_once(bench: Bench) -> None:
-    bench.path.write_text(
+def test_all_errors_of_a_recipe_are_listed_at_once(toy: ToyRun) -> None:
+    toy.path.write_text(
         'sede = 1\n[words]\ntxet = "x"\nupper = "yes"\n[total]\nupepr = 1\n[[rank]]\nname = "a"\nkep = 1\n'
         '[[rank]]\nname = "b"\nkeep = "x"\n',
         encoding="utf-8",
     )
     with pytest.raises(RecipeError) as caught:
-        bench.load()
+        toy.load()
     error = caught.value
     lines = [each.message.partition(": ")[0].rpartition(":")[2] for each in (error, *error.others)]
     assert lines == ["1", "3", "4", "6", "9", "12"]
-    said = " ".join(each.message for each in error.others)
-    assert "did you mean 'text'" in said
-    assert "required" not in said  # words.text is there, misspelt
+    messages = " ".join(each.message for each in error.others)
+    assert "did you mean 'text'" in messages
+    assert "required" not in messages  # words.text is there, misspelt
 
 
-def test_the_real_recipes_key_is_named(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('name = "long"\nkeep = "x"', "counts.toml:3: rank.long.keep: must be a valid integer"),
+        ('name = "long"\nkep = 1', "counts.toml:3: rank.long has no key 'kep'"),
+    ],
+)
+def test_an_error_in_an_array_of_tables_has_the_tables_name(toy: ToyRun, table: str, message: str) -> None:
+    toy.path.write_text(f"[[rank]]\n{table}\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        toy.load()
+    assert message in caught.value.message
+
+
+def test_a_list_item_is_named_by_its_index() -> None:
+    override = "evaluate.fidelity=[{model='quantize:F16'}]"
+    with pytest.raises(RecipeError, match=r"evaluate\.fidelity\[0\]\.against: field required"):
+        load_recipe(ROOT / "recipes/smoke.toml", [override])
+
+
+def test_types_in_any_case_are_one_reference() -> None:
+    smoke = ROOT / "recipes/smoke.toml"
+    recipe = load_recipe(smoke, ["evaluate.models=['base', 'quantize:q4_k_m']", "quantize.types=['q4_k_m']"])
+    assert recipe.stages["evaluate"].config.models == ("base", "quantize:Q4_K_M")
+    with pytest.raises(RecipeError, match="models"):
+        load_recipe(smoke, ["evaluate.models=['quantize:q8_0', 'quantize:Q8_0']"])
+
+
+def test_the_real_recipes_key_is_named(toy: ToyRun) -> None:
     with pytest.raises(RecipeError, match="did you mean 'learning_rate'"):
         load_recipe(ROOT / "recipes/quickstart.toml", ["pretrain.lerning_rate=1"])
 
 
-def test_a_mixture_of_what_the_corpus_lacks_is_refused_before_anything_is_built() -> None:
+def test_a_mixture_of_unknown_sources_is_refused() -> None:
     override = "pretrain.mixture={pubmd=0.9, wiki=0.1}"
     with pytest.raises(RecipeError) as raised:
         load_recipe(ROOT / "recipes/smoke.toml", [override])
@@ -107,33 +140,33 @@ def test_a_mixture_of_what_the_corpus_lacks_is_refused_before_anything_is_built(
     assert raised.value.message == f"{where}: the corpus has pubmed, wiki, no 'pubmd'"
 
 
-def test_a_missing_recipe_names_those_that_are_there(bench: Bench) -> None:
+def test_an_error_about_a_missing_recipe_lists_the_recipes(toy: ToyRun) -> None:
     with pytest.raises(UsageError, match="no recipe at") as caught:
-        load_recipe(bench.folder / "cuonts.toml")
+        load_recipe(toy.folder / "cuonts.toml")
     assert "counts.toml" in str(caught.value.hint)
     with pytest.raises(UsageError, match="is a folder"):
-        load_recipe(bench.folder)
+        load_recipe(toy.folder)
 
 
-def test_a_recipe_that_is_no_text_is_refused(bench: Bench) -> None:
-    bench.path.write_bytes(b"seed = \xff\n")
+def test_a_recipe_that_is_not_utf8_is_refused(toy: ToyRun) -> None:
+    toy.path.write_bytes(b"seed = \xff\n")
     with pytest.raises(RecipeError, match="not UTF-8 at byte 7"):
-        bench.load()
+        toy.load()
 
 
-def test_set_reads_toml_else_a_string_and_reaches_named_tables(bench: Bench) -> None:
-    recipe = bench.load(
+def test_set_parses_toml_or_a_string_and_reaches_named_tables(toy: ToyRun) -> None:
+    recipe = toy.load(
         "words.threads=2", "words.upper=true", "rank.long.keep=9", "base=init:tiny", "words.ratio=1"
     )
-    words, long = recipe.steps["words"].config, recipe.steps["rank.long"].config
+    words, long = recipe.stages["words"].config, recipe.stages["rank.long"].config
     assert (words.threads, words.upper, words.ratio) == (2, True, 1.0)
-    assert (long.keep, recipe.steps["rank.short"].config.keep) == (9, 1)
+    assert (long.keep, recipe.stages["rank.short"].config.keep) == (9, 1)
     assert recipe.base == "init:tiny"
 
 
-def test_set_makes_tables_that_are_not_there(bench: Bench) -> None:
-    recipe = bench.load('words.filters."long one".minimum=4')
-    assert recipe.steps["words"].config.filters["long one"].minimum == 4
+def test_set_creates_missing_tables(toy: ToyRun) -> None:
+    recipe = toy.load('words.filters."long one".minimum=4')
+    assert recipe.stages["words"].config.filters["long one"].minimum == 4
 
 
 @pytest.mark.parametrize(
@@ -149,9 +182,9 @@ def test_set_makes_tables_that_are_not_there(bench: Bench) -> None:
         ("seed.x.y=1", ["not a table"]),
     ],
 )
-def test_a_wrong_set_is_refused_and_named(bench: Bench, override: str, words: list[str]) -> None:
+def test_an_invalid_set_is_refused(toy: ToyRun, override: str, words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
-        bench.load(override)
+        toy.load(override)
     for word in words:
         assert word in caught.value.message
 
@@ -164,7 +197,7 @@ def test_any_text_after_the_equals_sign_is_one_value(
     if not path.exists():
         path.write_text("seed = 1\n", encoding="utf-8")
     try:
-        raw, _ = read(path, [f"table.key={value}"])
+        raw, _ = read_toml(path, [f"table.key={value}"])
     except RecipeError as error:
         if "64-bit" not in error.message and "nested" not in error.message:
             raise
@@ -173,8 +206,8 @@ def test_any_text_after_the_equals_sign_is_one_value(
     assert set(raw["table"]) == {"key"}
 
 
-def test_the_golden_form_holds_every_default(bench: Bench) -> None:
-    bench.write(RECIPE)
-    resolved = bench.load().resolved()
+def test_the_resolved_recipe_has_every_default(toy: ToyRun) -> None:
+    toy.write(RECIPE)
+    resolved = toy.load().resolved()
     assert resolved["words"]["ratio"] == 0.5
     assert json.loads(json.dumps(resolved)) == resolved

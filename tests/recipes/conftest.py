@@ -1,4 +1,4 @@
-"""The smoke recipe, run once by the real command for all tests that look at what it leaves."""
+"""The smoke recipe, run once by the real command for all tests that read its artifacts."""
 
 import fcntl
 import json
@@ -17,7 +17,7 @@ SMOKE = ROOT / "recipes" / "smoke.toml"
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command said and how it ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -29,7 +29,7 @@ class Finished:
 
 
 def meditron(*words: str | Path, python: tuple[str, ...] = ()) -> Finished:
-    """The command, as a person types it, in the repository's root."""
+    """Run the command in the repository's root."""
     done = subprocess.run(
         [sys.executable, *python, "-m", "meditron", *map(str, words)],
         capture_output=True,
@@ -46,7 +46,7 @@ class SmokeRun:
     """The finished smoke run."""
 
     out: Path
-    said: Finished
+    result: Finished
 
     @property
     def folder(self) -> Path:
@@ -55,17 +55,17 @@ class SmokeRun:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> SmokeRun:
-    """One for all processes that share the tests: the first one runs it, the others wait for it."""
-    own = tmp_path_factory.getbasetemp()
-    out = (own if worker_id == "master" else own.parent) / "smoke-runs"
+    """Run the smoke recipe once for all test processes: the first one runs it, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    out = (base if worker_id == "master" else base.parent) / "smoke-runs"
     out.mkdir(exist_ok=True)
-    with (out / "said.json").open("a+") as file:
+    with (out / "result.json").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        if not (told := file.read()):
-            told = json.dumps(asdict(meditron("run", SMOKE, "--out", out, "--json")))
-            file.write(told)
-    return SmokeRun(out, Finished(**json.loads(told)))
+        if not (recorded := file.read()):
+            recorded = json.dumps(asdict(meditron("run", SMOKE, "--out", out, "--json")))
+            file.write(recorded)
+    return SmokeRun(out, Finished(**json.loads(recorded)))
 
 
 @pytest.fixture(scope="session")

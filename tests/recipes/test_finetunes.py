@@ -1,14 +1,14 @@
-"""Several finetunes in one recipe: each stands for itself, and for what was built on it."""
+"""Several finetunes in one recipe: drift and rebuilds reach one finetune and its dependents."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from counting import states
 from meditron.core.errors import DriftError, RecipeError
 from meditron.recipe import load_recipe, run_recipe, status
 from meditron.store.manifest import read_manifest
+from toy_stages import states
 from train.world import make_answers
 
 RECIPE = """\
@@ -33,7 +33,7 @@ threads = 1
 ALL = ["finetune.one", "finetune.two", "finetune.further"]
 
 
-class Bench:
+class FinetuneRecipe:
     """A recipe of three finetunes: two on the base, one on the first of them."""
 
     def __init__(self, folder: Path) -> None:
@@ -59,56 +59,56 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    bench = Bench(tmp_path_factory.mktemp("recipe"))
-    assert states(bench.run()) == dict.fromkeys(ALL, "built")
-    return bench
+def finetunes(tmp_path_factory: pytest.TempPathFactory) -> FinetuneRecipe:
+    finetunes = FinetuneRecipe(tmp_path_factory.mktemp("recipe"))
+    assert states(finetunes.run()) == dict.fromkeys(ALL, "built")
+    return finetunes
 
 
-def test_a_second_run_has_nothing_to_do(bench: Bench) -> None:
-    assert states(bench.run()) == dict.fromkeys(ALL, "fresh")
-    manifest = read_manifest(bench.out / "answers/finetune.further")
+def test_a_second_run_has_nothing_to_do(finetunes: FinetuneRecipe) -> None:
+    assert states(finetunes.run()) == dict.fromkeys(ALL, "fresh")
+    manifest = read_manifest(finetunes.out / "answers/finetune.further")
     assert manifest is not None
     assert manifest.licences == {"finetune.one: rows": "CC0", "finetune.further: rows": "CC0"}
     content = {record.path for record in manifest.files if record.content}
     assert content >= {"model.safetensors", "rows.jsonl.zst"}
 
 
-def test_changing_one_is_drift_of_it_and_of_what_stands_on_it_alone(bench: Bench) -> None:
-    changed = bench.status("finetune.two.learning_rate=2e-3")
+def test_a_changed_finetune_makes_only_itself_and_its_dependents_stale(finetunes: FinetuneRecipe) -> None:
+    changed = finetunes.status("finetune.two.learning_rate=2e-3")
     assert states(changed) == {"finetune.one": "fresh", "finetune.two": "stale", "finetune.further": "fresh"}
     assert changed.to_json()["stages"]["finetune.two"]["drift"] == [
         {"field": "learning_rate", "was": 0.001, "now": 0.002}
     ]
-    assert states(bench.status("finetune.one.epochs=2")) == {
+    assert states(finetunes.status("finetune.one.epochs=2")) == {
         "finetune.one": "stale",
         "finetune.two": "fresh",
         "finetune.further": "stale",
     }
-    with pytest.raises(DriftError, match=r"finetune\.two was made from something else.*learning_rate"):
-        bench.run("finetune.two.learning_rate=2e-3")
+    with pytest.raises(DriftError, match=r"finetune\.two is out of date.*learning_rate"):
+        finetunes.run("finetune.two.learning_rate=2e-3")
 
 
-def test_rebuilding_one_builds_it_and_what_stands_on_it_and_nothing_else(bench: Bench) -> None:
-    before = bench.digests()
-    built = bench.run("finetune.two.learning_rate=2e-3", rebuild=["finetune.two"]).built
+def test_a_rebuild_builds_one_finetune_and_its_dependents_only(finetunes: FinetuneRecipe) -> None:
+    before = finetunes.digests()
+    built = finetunes.run("finetune.two.learning_rate=2e-3", rebuild=["finetune.two"]).built
     assert built == ["finetune.two"]
-    after = bench.digests()
+    after = finetunes.digests()
     assert {name for name in ALL if before[name] != after[name]} == {"finetune.two"}
-    assert bench.run(
+    assert finetunes.run(
         "finetune.two.learning_rate=2e-3", "finetune.one.epochs=2", rebuild=["finetune.one"]
     ).built == [
         "finetune.one",
         "finetune.further",
     ]
-    assert bench.digests()["finetune.two"] == after["finetune.two"]
+    assert finetunes.digests()["finetune.two"] == after["finetune.two"]
 
 
-def test_one_alone_needs_no_name_and_two_need_theirs(tmp_path: Path) -> None:
+def test_only_several_finetunes_need_names(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     table = FINETUNE.format(name="x", on="base", rows="chat.jsonl").replace('name = "x"\n', "")
     path.write_text('base = "init:tiny"\n' + table.replace("[[finetune]]", "[finetune]"))
-    assert list(load_recipe(path).steps) == ["finetune"]
+    assert list(load_recipe(path).stages) == ["finetune"]
     path.write_text(f'base = "init:tiny"\n{table}{table}')
     with pytest.raises(RecipeError, match="needs a name"):
         load_recipe(path)

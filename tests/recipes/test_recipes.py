@@ -1,4 +1,4 @@
-"""The recipes and the README that lead people in."""
+"""The recipes of the repository, and the README's commands."""
 
 import re
 import shlex
@@ -13,17 +13,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_dry_run_says_what_would_be_built_and_writes_nothing(
-    recipe: Path, command: Any, tmp_path: Path
-) -> None:
-    said = command("run", recipe, "--out", tmp_path / "runs", "--dry-run", "--json")
-    assert said.code == 0, said.err
-    assert set(said.json["stages"]) >= {"corpus", "tokenize", "pretrain", "evaluate"}
+def test_a_dry_run_lists_the_stages_and_writes_nothing(recipe: Path, command: Any, tmp_path: Path) -> None:
+    result = command("run", recipe, "--out", tmp_path / "runs", "--dry-run", "--json")
+    assert result.code == 0, result.err
+    assert set(result.json["stages"]) >= {"corpus", "tokenize", "pretrain", "evaluate"}
     assert not (tmp_path / "runs").exists()
 
 
 def fenced() -> list[str]:
-    """The README's shell lines."""
+    """Return the README's shell lines."""
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", README, flags=re.DOTALL)
     return [
         line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines() if line.strip()
@@ -40,11 +38,11 @@ def test_the_readme_names_commands() -> None:
 )
 def test_a_command_of_the_readme_exists_with_its_flags(line: str, command: Any) -> None:
     words = shlex.split(line, comments=True)
-    verb, *arguments = words[next(i for i, w in enumerate(words) if w.rpartition("/")[2] == "meditron") + 1 :]
-    helped = command(verb, "--help")
-    assert helped.code == 0, helped.err
+    name, *arguments = words[next(i for i, w in enumerate(words) if w.rpartition("/")[2] == "meditron") + 1 :]
+    help_page = command(name, "--help")
+    assert help_page.code == 0, help_page.err
     for flag in (word.partition("=")[0] for word in arguments if word.startswith("--")):
-        assert flag in helped.out + helped.err
+        assert flag in help_page.out + help_page.err
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(fenced())))))

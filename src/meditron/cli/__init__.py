@@ -1,4 +1,4 @@
-"""The door: one file a verb group, thin over the rooms below."""
+"""The command line: one file per command, a thin layer over the packages below."""
 
 from meditron.cli.app import main
 

@@ -1,8 +1,10 @@
-"""The command: its verbs, and the flags that come before or after any of them."""
+"""The `meditron` command: its subcommands, and the options that every one of them accepts."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from inspect import getdoc
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -10,11 +12,11 @@ from cyclopts import App, Parameter
 from meditron.cli.chat import chat
 from meditron.cli.compare import compare
 from meditron.cli.convert import convert
-from meditron.cli.errors import guarded, open_closed_streams
+from meditron.cli.errors import open_closed_streams, run_guarded
 from meditron.cli.evaluate import evaluate
 from meditron.cli.generate import generate
 from meditron.cli.inspect import inspect
-from meditron.cli.options import STDIN
+from meditron.cli.options import GENERAL, OPTIONS, STDIN, default_text
 from meditron.cli.parse import parse
 from meditron.cli.quantize import quantize
 from meditron.cli.run import run
@@ -23,19 +25,9 @@ from meditron.core.console import configure, substitute_unencodable
 from meditron.core.disclaimer import ADVISORY
 from meditron.version import __version__
 
-__all__ = ["VERBS", "app", "main"]
+__all__ = ["COMMANDS", "app", "help_text", "main"]
 
-app = App(
-    name="meditron",
-    help="The whole life of a medical language model: literature, corpus, training, evaluation, release.",
-    help_epilogue=ADVISORY,
-    help_format="plaintext",  # spares the import of a Markdown parser, a quarter of the time of --help
-    version=__version__,
-    default_parameter=Parameter(negative=(), show_default=False),
-    result_action="return_value",
-    suppress_keyboard_interrupt=False,  # `guarded` tells of it, and the verb says how to go on
-)
-VERBS: tuple[Callable[..., int | None], ...] = (
+COMMANDS: tuple[Callable[..., int | None], ...] = (
     run,
     status,
     parse,
@@ -47,26 +39,48 @@ VERBS: tuple[Callable[..., int | None], ...] = (
     evaluate,
     compare,
 )
-for place, verb in enumerate(VERBS):
-    app.command(verb, sort_key=place, help_format="markdown")  # a docstring with its example
+
+
+def help_text(command: Callable[..., object]) -> str:
+    """Return a command's docstring as help: paragraphs on one line each, examples as they are."""
+    paragraphs = str(getdoc(command)).replace("`", "").split("\n\n")
+    return "\n\n".join(text if text.startswith(" ") else re.sub(r"\s*\n", " ", text) for text in paragraphs)
+
+
+app = App(
+    name="meditron",
+    help="Build a medical language model: corpus, training, evaluation, release.\n\n"
+    "For example:\n\n    meditron run recipes/quickstart.toml",
+    help_epilogue=ADVISORY,
+    help_format="plaintext",  # other formats import a Markdown parser, a quarter of the time of --help
+    version=__version__,
+    group_parameters=OPTIONS,
+    default_parameter=Parameter(negative=(), show_default=default_text),
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `run_guarded` reports it, and `run` says how to continue
+)
+for flag in ("--help", "--version"):
+    app[flag].group = GENERAL
+for place, function in enumerate(COMMANDS):
+    app.command(function, sort_key=place, help=help_text(function))
 
 
 @app.meta.default
 def _top(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    quiet: Annotated[bool, Parameter(help="Say nothing but warnings on stderr.")] = False,
+    quiet: Annotated[bool, Parameter(group=GENERAL, help="Print no progress, only warnings.")] = False,
     debug: Annotated[
-        bool, Parameter(help="Show the traceback of a failure. MEDITRON_DEBUG=1 does the same.")
+        bool, Parameter(group=GENERAL, help="Show the traceback of an error (also MEDITRON_DEBUG=1).")
     ] = False,
 ) -> int:
     configure(quiet=quiet)
     debug = debug or os.environ.get("MEDITRON_DEBUG", "") not in ("", "0")
     words = [STDIN if word == "-" else word for word in tokens]
-    return guarded(lambda: app(words, exit_on_error=False, print_error=False), debug=debug)
+    return run_guarded(lambda: app(words, exit_on_error=False, print_error=False), debug=debug)
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Run the command with `tokens`, else with what it was started with, and end the process."""
+    """Run the command with `tokens`, by default those of the process, and exit."""
     open_closed_streams()
     substitute_unencodable()
-    sys.exit(guarded(lambda: app.meta(tokens, exit_on_error=False, print_error=False)))
+    sys.exit(run_guarded(lambda: app.meta(tokens, exit_on_error=False, print_error=False)))

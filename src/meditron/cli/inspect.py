@@ -1,4 +1,4 @@
-"""`meditron inspect`: look inside an artifact."""
+"""`meditron inspect`: print the contents of an artifact."""
 
 from typing import Annotated
 
@@ -13,28 +13,32 @@ def inspect(
     artifact: Annotated[
         str,
         Parameter(
-            help="A stage's folder, documents (.jsonl, .jsonl.zst), tokens (.idx), a .gguf, a model's folder."
+            help="A stage's or run's folder, documents (.jsonl, .jsonl.zst), tokens (.idx), a .gguf or "
+            ".safetensors file, or a model's folder."
         ),
     ],
     /,
     *,
     rows: Annotated[
-        int | None, Parameter(help="Rows to show; 5 documents, or every tensor, when absent.")
+        int | None, Parameter(help="Rows to print; by default 5 documents, or all tensors.")
     ] = None,
-    grep: Annotated[str | None, Parameter(help="Only rows that hold this text, in any case.")] = None,
+    grep: Annotated[
+        str | None, Parameter(help="Print only rows that contain this text, ignoring case.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look inside an artifact: what it is, what it was made from, and some of what it holds.
-
-    Rows of a finetune are told by role: what is learned is bold and underlined, or without colours in ⟦ ⟧.
+    """Print the contents of an artifact: its manifest, documents, tokens or tensors.
 
     For example:
 
         meditron inspect runs/quickstart/tokenize --rows 2 --grep aspirin
-    """
-    from meditron.cli.look import look, print_view
 
-    view = look(artifact, rows, grep)
+    In rows of a finetune, the tokens that training computes the loss on are bold and underlined, or in ⟦ ⟧
+    on a terminal without colors.
+    """
+    from meditron.cli.inspect_views import inspect_artifact, print_view
+
+    view = inspect_artifact(artifact, rows, grep)
     if as_json:
         emit(view.to_json())
     else:

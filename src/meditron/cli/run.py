@@ -1,9 +1,9 @@
-"""`meditron run`: build what a recipe asks for."""
+"""`meditron run`: build the stages of a recipe."""
 
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from meditron.cli.options import Json, Out, RecipeFile, Set, emit
 from meditron.core.console import info
@@ -11,50 +11,54 @@ from meditron.core.errors import DriftError
 
 __all__ = ["run"]
 
+_STAGES = Group("Stages", sort_key=1)
+_DRIFT = Group("Stages that are out of date", sort_key=2)
+
+DryRun = Annotated[
+    bool,
+    Parameter(
+        help="Print what would be built and why, check all local inputs, and estimate tokens, time, disk and "
+        "memory. Builds and downloads nothing. Exit code 1 if an input cannot be used."
+    ),
+]
+
 
 def run(
     recipe: RecipeFile,
     /,
     *,
-    only: Annotated[str | None, Parameter(help="Build this stage and no other.")] = None,
-    until: Annotated[str | None, Parameter(help="Build up to and with this stage.")] = None,
     set_: Set = (),
     out: Out = Path("runs"),
+    dry_run: DryRun = False,
+    full: Annotated[bool, Parameter(help="Print every table of the results, not only the scores.")] = False,
+    only: Annotated[str | None, Parameter(group=_STAGES, help="Build this stage and no other.")] = None,
+    until: Annotated[str | None, Parameter(group=_STAGES, help="Build the stages up to this one.")] = None,
     rebuild: Annotated[
         tuple[str, ...],
-        Parameter(help="Build this stage and what stands on it again. Repeatable."),
+        Parameter(group=_DRIFT, help="Build this stage and its dependents again. Repeatable."),
     ] = (),
     accept_drift: Annotated[
-        bool,
-        Parameter(help="Go on with finished stages though they were made from something else."),
+        bool, Parameter(group=_DRIFT, help="Keep finished stages although their config or inputs changed.")
     ] = False,
-    dry_run: Annotated[
-        bool,
-        Parameter(
-            help="Show what would be built and why, open every local input, and estimate tokens, time, disk "
-            "and memory. Builds and downloads nothing; exit code 1 if an input cannot be used."
-        ),
-    ] = False,
-    full: Annotated[bool, Parameter(help="Print every table of the results, not only the scores.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Build what a recipe asks for, stage by stage.
-
-    A stage that is there and was made from what is asked for is kept. A run that was killed or interrupted
-    goes on with the same command. Where a stage was made from something else, nothing is touched, and the
-    fields that differ are shown.
+    """Build the stages of a recipe.
 
     For example:
 
         meditron run recipes/quickstart.toml --set pretrain.tokens=20_480
+
+    Stages that are up to date are kept: running the command again is a no-op. After a kill or an
+    interruption, the same command continues. If the config or inputs of a finished stage changed, the command
+    changes nothing and lists the changed fields.
     """
     from meditron.cli import show
     from meditron.recipe import load_recipe, run_recipe, status
 
-    asked = load_recipe(recipe, set_)
+    loaded = load_recipe(recipe, set_)
     try:
         result = run_recipe(
-            asked,
+            loaded,
             out=out,
             only=only,
             until=until,
@@ -63,14 +67,14 @@ def run(
             dry_run=dry_run,
         )
     except DriftError:
-        stands = status(asked, out=out)
-        show.drift(stands, answer=not as_json)
+        current = status(loaded, out=out)
+        show.drift(current, answer=not as_json)
         if as_json:
-            emit(stands.to_json())
+            emit(current.to_json())
         raise
     except KeyboardInterrupt:
-        again = "the same command without --rebuild" if rebuild else "the same command"
-        info(f"what is done is kept: {again} goes on from there")
+        same = "the same command without --rebuild" if rebuild else "the same command"
+        info(f"finished work is kept: {same} continues")
         raise
     if dry_run:
         show.decisions(result, answer=not as_json)

@@ -13,7 +13,7 @@ from meditron.core.machine import describe, free_disk
 from meditron.core.units import amount, duration, size
 from meditron.recipe.drift import leaves, short
 from meditron.recipe.report import HTML
-from meditron.recipe.run import RunResult
+from meditron.recipe.result import RunResult
 from meditron.report import evaluation_tables, number_format
 from meditron.store.results import Comparison, EvaluationResult
 
@@ -53,7 +53,7 @@ def decisions(result: RunResult, *, answer: bool) -> None:
         (
             name,
             decision.action,
-            ", ".join(_source(reference.text) for reference in decision.standing.inputs.values()),
+            ", ".join(_source(reference.text) for reference in decision.status.inputs.values()),
             decision.why,
         )
         for name, decision in result.decisions.items()

@@ -1,4 +1,4 @@
-"""`meditron status`: how a run stands."""
+"""`meditron status`: the state of a run's stages."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,19 +19,20 @@ def status(
     verify: Annotated[bool, Parameter(help="Read every file again and compare its SHA-256.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Show how each stage of a recipe stands, what it measured, and on drift the fields that differ.
-
-    Ends with 1 where a stage is stale, failed or damaged.
+    """Show the state and metrics of a recipe's stages.
 
     For example:
 
         meditron status recipes/quickstart.toml --verify
+
+    Lists the changed fields of stages that are out of date. Exit code 1 if a stage is out of date, failed or
+    damaged.
     """
     from meditron.cli import show
     from meditron.recipe import load_recipe
-    from meditron.recipe import status as look
+    from meditron.recipe import status as recipe_status
 
-    result = look(load_recipe(recipe, set_), out=out, verify=verify)
+    result = recipe_status(load_recipe(recipe, set_), out=out, verify=verify)
     if as_json:
         emit(result.to_json())
     else:

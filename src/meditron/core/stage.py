@@ -39,6 +39,10 @@ class StageConfig(Config, ABC):
         """Key → why its value does not fit the recipe's other stages, which are told by name."""
         return {}
 
+    def selectors(self) -> tuple[str, ...]:
+        """Return the names by which references select one of the stage's files: `F16` in `quantize:F16`."""
+        return ()
+
     def licences(self) -> dict[str, str]:
         """Input name → licence, for the sources this stage brings in."""
         return {}

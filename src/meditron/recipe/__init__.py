@@ -1,8 +1,8 @@
-"""Recipes: what is to be built, from what, in which order, and what of it stands already."""
+"""Recipes: parsing, the status of their stages, and running them."""
 
 from meditron.recipe.registry import STAGES, Stage
-from meditron.recipe.run import RunResult, run_recipe
+from meditron.recipe.result import RunResult, status
+from meditron.recipe.run import run_recipe
 from meditron.recipe.schema import Recipe, load_recipe
-from meditron.recipe.status import status
 
 __all__ = ["STAGES", "Recipe", "RunResult", "Stage", "load_recipe", "run_recipe", "status"]

@@ -1,148 +1,153 @@
-"""What a run would do with each stage, and why: the same for a dry run and for a real one."""
+"""The action that a run takes for each stage, with its reason: the same for a dry run and a real one."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from meditron.core.errors import DriftError, UsageError
-from meditron.recipe.graph import needed_by, standing_on
-from meditron.recipe.plan import Standing
+from meditron.recipe.graph import dependencies, dependents
 from meditron.recipe.schema import Recipe
+from meditron.recipe.stage_status import StageStatus
 from meditron.recipe.toml import nearest
 
-__all__ = ["MAKES", "Action", "Decision", "Switches", "decide", "judge", "refuse"]
+__all__ = ["BUILDING", "Action", "Decision", "RunOptions", "decide", "decide_stage", "raise_on_drift"]
 
 Action = Literal["keep", "build", "continue", "rebuild", "refuse", "leave"]
-MAKES = ("build", "continue", "rebuild")
+BUILDING = ("build", "continue", "rebuild")
+"""Actions that run a stage's work."""
 
 
 @dataclass(frozen=True, slots=True)
-class Switches:
-    """What `run` was told besides the recipe."""
+class RunOptions:
+    """Options of a run besides the recipe."""
 
     only: str | None = None
     """Build this stage and no other."""
     until: str | None = None
-    """Build up to and with this stage."""
+    """Build the stages up to this one."""
     rebuild: Sequence[str] = field(default=())
-    """Build these again, and what stands on them."""
+    """Build these stages and their dependents again."""
     accept_drift: bool = False
-    """Keep finished artifacts though they were made from something else."""
+    """Keep finished stages that are out of date."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What would be done with one stage."""
+    """The action for one stage."""
 
-    standing: Standing
+    status: StageStatus
     action: Action
-    """`keep` what is there, `build` it, `continue` what is half-built, `rebuild` it from nothing, `refuse` to
-    touch what was made from something else, `leave` out what was not asked for."""
+    """`keep` the finished stage; `build` it; `continue` unfinished work; `rebuild` it from nothing; `refuse`:
+    it is out of date, so the run stops; `leave`: not selected."""
     why: str
 
     def to_json(self) -> dict[str, Any]:
-        """The stable form of a dry run: the state's, with what would be done, from what, why."""
-        sources = {name: reference.text for name, reference in self.standing.inputs.items()}
-        return self.standing.to_json() | {"action": self.action, "why": self.why, "inputs": sources}
+        """Return the form of a dry run's --json: the status, the action with its reason, and the inputs."""
+        inputs = {name: reference.text for name, reference in self.status.inputs.items()}
+        return self.status.to_json() | {"action": self.action, "why": self.why, "inputs": inputs}
 
 
-def decide(recipe: Recipe, standings: Mapping[str, Standing], switches: Switches) -> list[Decision]:
+def decide(recipe: Recipe, statuses: Mapping[str, StageStatus], options: RunOptions) -> dict[str, Decision]:
     """Decide for every stage, in the order of the work.
 
-    UsageError for a switch that names no stage, or one whose stage lacks what it stands on.
+    Raises:
+        UsageError: an option names no stage, or selects a stage whose dependencies are not ready.
     """
-    selected = _selected(recipe, list(standings), switches)
-    rebuilt = standing_on(recipe, switches.rebuild) & selected
-    for name in switches.rebuild:
+    selected = _selected(recipe, list(statuses), options)
+    rebuilt = dependents(recipe, options.rebuild) & selected
+    for name in options.rebuild:
         if name not in selected:
-            raise UsageError(f"--rebuild {name} is left out by --only or --until")
+            raise UsageError(f"--rebuild {name}: the stage is left out by --only or --until")
     decisions: dict[str, Decision] = {}
-    for name, standing in standings.items():
+    for name, status in statuses.items():
         if name not in selected:
-            decisions[name] = Decision(standing, "leave", "not asked for")
+            decisions[name] = Decision(status, "leave", "not selected")
         elif name in rebuilt:
-            below = next(
-                (n for n in switches.rebuild if n != name and name in standing_on(recipe, [n])), None
-            )
-            why = "asked for" if name in switches.rebuild else f"stands on {below}, which is rebuilt"
-            decisions[name] = Decision(standing, "rebuild" if standing.state != "missing" else "build", why)
+            why = "--rebuild" if name in options.rebuild else _rebuilt_dependency(recipe, name, options)
+            decisions[name] = Decision(status, "rebuild" if status.state != "missing" else "build", why)
         else:
-            decisions[name] = judge(standing, switches, decisions)
-    _require_ground(recipe, standings, selected, switches)
-    return list(decisions.values())
+            decisions[name] = decide_stage(status, options, decisions)
+    _check_dependencies(recipe, statuses, selected, options)
+    return decisions
 
 
-def _selected(recipe: Recipe, order: list[str], switches: Switches) -> set[str]:
-    for flag, names in (
-        ("only", [switches.only]),
-        ("until", [switches.until]),
-        ("rebuild", switches.rebuild),
-    ):
+def _selected(recipe: Recipe, order: list[str], options: RunOptions) -> set[str]:
+    flags = {"only": [options.only], "until": [options.until], "rebuild": options.rebuild}
+    for flag, names in flags.items():
         for name in names:
-            if name is not None and name not in recipe.steps:
+            if name is not None and name not in recipe.stages:
                 raise UsageError(
-                    f"--{flag} {name}: no such stage in {recipe.path}{nearest(name, recipe.steps)}",
-                    hint=f"its stages: {', '.join(recipe.steps)}",
+                    f"--{flag} {name}: no such stage in {recipe.path}{nearest(name, recipe.stages)}",
+                    hint=f"its stages: {', '.join(recipe.stages)}",
                 )
-    if switches.only and switches.until:
+    if options.only and options.until:
         raise UsageError("--only and --until exclude each other")
-    if switches.only:
-        return {switches.only}
-    return set(order[: order.index(switches.until) + 1] if switches.until else order)
+    if options.only:
+        return {options.only}
+    return set(order[: order.index(options.until) + 1] if options.until else order)
 
 
-def judge(standing: Standing, switches: Switches, before: Mapping[str, Decision] | None = None) -> Decision:
-    """What is done with a stage that is not to be rebuilt, after what was decided for those `before` it."""
-    if standing.state == "missing":
-        return Decision(standing, "build", "not there yet")
-    if standing.manifest is None and standing.begun is None and not standing.drift:
-        return Decision(standing, "build", f"failed before it made anything: {standing.failure}")
-    if standing.drift:
-        said = "; ".join(map(str, standing.drift))
-        own = any(not difference.inherited for difference in standing.drift)
-        if not switches.accept_drift or standing.damaged or (own and standing.manifest is None):
-            return Decision(standing, "refuse", said)
-        if standing.manifest is not None:
-            return Decision(standing, "keep", f"accepted: {said}")
-    if standing.manifest is None:
-        return Decision(
-            standing, "continue", f"failed: {standing.failure}" if standing.failure else "half-built"
-        )
-    moving = {name for name, decision in (before or {}).items() if decision.action in MAKES}
-    unsure = [ref.step for ref in standing.inputs.values() if ref.step in moving]
-    return Decision(standing, "keep", f"if {unsure[0]} comes out as it was" if unsure else "as asked for")
+def _rebuilt_dependency(recipe: Recipe, name: str, options: RunOptions) -> str:
+    dependency = next(other for other in options.rebuild if name in dependents(recipe, [other]))
+    return f"its dependency {dependency} is rebuilt"
 
 
-def _require_ground(
-    recipe: Recipe, standings: Mapping[str, Standing], selected: Collection[str], switches: Switches
+def decide_stage(
+    status: StageStatus, options: RunOptions, earlier: Mapping[str, Decision] | None = None
+) -> Decision:
+    """Decide for a stage that `--rebuild` does not reach, given the decisions for earlier stages."""
+    if status.state == "missing":
+        return Decision(status, "build", "not built yet")
+    if status.manifest is None and status.in_progress is None and not status.drift:
+        return Decision(status, "build", f"failed without leaving files: {status.failure}")
+    if status.drift:
+        changes = "; ".join(map(str, status.drift))
+        changed = any(not change.inherited for change in status.drift)
+        # Unfinished work cannot be accepted: half of it would have been made with the old config.
+        unfinished = changed and status.manifest is None
+        if not options.accept_drift or status.damaged or unfinished:
+            return Decision(status, "refuse", changes)
+        if status.manifest is not None:
+            return Decision(status, "keep", f"accepted: {changes}")
+    if status.manifest is None:
+        return Decision(status, "continue", f"failed: {status.failure}" if status.failure else "unfinished")
+    building = {name for name, decision in (earlier or {}).items() if decision.action in BUILDING}
+    pending = [reference.stage for reference in status.inputs.values() if reference.stage in building]
+    return Decision(status, "keep", f"up to date if {pending[0]} is unchanged" if pending else "up to date")
+
+
+def _check_dependencies(
+    recipe: Recipe, statuses: Mapping[str, StageStatus], selected: Collection[str], options: RunOptions
 ) -> None:
-    """A stage on its own needs what it stands on: finished, and made from what is asked for."""
-    for name in sorted(needed_by(recipe, selected) - set(selected)):
-        standing = standings[name]
-        if standing.manifest is None or (standing.drift and not switches.accept_drift) or standing.damaged:
+    """Refuse a selection whose dependencies are neither selected nor finished and up to date."""
+    for name in sorted(dependencies(recipe, selected) - set(selected)):
+        status = statuses[name]
+        if status.manifest is None or (status.drift and not options.accept_drift) or status.damaged:
             raise UsageError(
-                f"{switches.only or switches.until} stands on {name}, which is {standing.state}",
+                f"{options.only or options.until} depends on {name}, which is {status.state}",
                 hint=f"build it first: meditron run {recipe.path} --until {name}",
             )
 
 
-def refuse(recipe: Recipe, decisions: Sequence[Decision]) -> None:
-    """DriftError for the first stage that was made from something else than is asked for now."""
-    drifted = [decision.standing for decision in decisions if decision.action == "refuse"]
-    if not drifted:
+def raise_on_drift(recipe: Recipe, decisions: Sequence[Decision]) -> None:
+    """Raise DriftError for the first refused stage."""
+    refused = [decision.status for decision in decisions if decision.action == "refuse"]
+    if not refused:
         return
-    first = drifted[0]
-    shown = "; ".join(map(str, first.drift[:3]))
-    more = f" and {len(first.drift) - 3} more" if len(first.drift) > 3 else ""
-    above = sorted(standing_on(recipe, [first.name]) - {first.name}, key=list(recipe.steps).index)
-    again = f"--rebuild {first.name} builds it again" + (f" with {', '.join(above)}" if above else "")
-    if first.damaged:
-        raise DriftError(f"{first.name} is damaged: {shown}{more}", hint=again)
-    if first.manifest is None:
+    status = refused[0]
+    name = status.name
+    more = f" and {len(status.drift) - 3} more" if len(status.drift) > 3 else ""
+    changes = "; ".join(map(str, status.drift[:3])) + more
+    order = list(recipe.stages)
+    later = sorted(dependents(recipe, [name]) - {name}, key=order.index)
+    hint = f"--rebuild {name} builds it again" + (f" with its dependents {', '.join(later)}" if later else "")
+    if status.damaged:
+        raise DriftError(f"{name} is damaged: {changes}", hint=hint)
+    if status.manifest is None:
         raise DriftError(
-            f"{first.name} was begun for something else than is asked for now: {shown}{more}", hint=again
+            f"{name} is unfinished, and its config or inputs changed since it began: {changes}", hint=hint
         )
     raise DriftError(
-        f"{first.name} was made from something else than is asked for now: {shown}{more}",
-        hint=f"{again}; --accept-drift goes on with it as it is",
+        f"{name} is out of date, its config or inputs changed: {changes}",
+        hint=f"{hint}; --accept-drift keeps it as it is",
     )

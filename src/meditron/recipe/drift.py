@@ -1,4 +1,4 @@
-"""What an artifact was made from against what is asked for now, field by field."""
+"""Differences between an artifact's recorded config and inputs and the current ones, field by field."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,25 +7,25 @@ from typing import Any
 
 from meditron.core.redaction import redact
 
-__all__ = ["Difference", "differences", "leaves", "short"]
+__all__ = ["FieldChange", "field_changes", "leaves", "short"]
 
 _ABSENT = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """One field that is another now: `learning_rate`, `inputs.corpus`, `version`, or a damaged file."""
+class FieldChange:
+    """One changed field: `learning_rate`, `inputs.corpus`, `version`, or a damaged file."""
 
     field: str
     was: Any
     now: Any
     damage: bool = False
-    """Whether bytes were lost or altered: such an artifact cannot be accepted as it is."""
+    """Bytes were lost or altered: such an artifact cannot be accepted."""
     inherited: bool = False
-    """Whether only what the stage stands on is another: where that is accepted, this falls away."""
+    """Only a dependency has changed: accepting the dependency's drift removes this change."""
 
     def to_json(self) -> dict[str, Any]:
-        """The stable form."""
+        """Return the form of --json."""
         return {"field": self.field, "was": self.was, "now": self.now}
 
     def __str__(self) -> str:
@@ -33,37 +33,37 @@ class Difference:
 
 
 def short(value: object) -> str:
-    """A value in a few words: digests and long texts keep their head and their tail."""
+    """Abbreviate a value: 12 digits of a digest, the beginning and end of a long text."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if len(text) == 64 and all(letter in "0123456789abcdef" for letter in text):
         return text[:12]
     return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"
 
 
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Difference, ...]:
-    """The fields of two payloads that differ. An input whose digest is not known yet (None) is left out."""
-    before, after = dict(_flat(was)), dict(_flat(now))
+def field_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[FieldChange, ...]:
+    """Compare two payloads; inputs whose digest is not known yet (None) are left out."""
+    before, after = dict(_fields(was)), dict(_fields(now))
     unknown = {f"inputs.{name}" for name, digest in now["inputs"].items() if digest is None}
     return tuple(
-        Difference(field, _shown(before.get(field)), _shown(after.get(field)))
+        FieldChange(field, _redacted(before.get(field)), _redacted(after.get(field)))
         for field in {**before, **after}
         if field not in unknown and before.get(field, _ABSENT) != after.get(field, _ABSENT)
     )
 
 
-def _shown(value: object) -> object:
-    """Return a value for people: a record of an earlier version may hold an address with its secrets."""
+def _redacted(value: object) -> object:
+    """Remove secrets from a value: a record of an earlier version may hold an address with credentials."""
     return redact(value) if isinstance(value, str) else value
 
 
-def _flat(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted fields, a configuration's as its table has them."""
+def _fields(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield dotted fields; those of `config` without a prefix, as in the recipe's table."""
     for key, value in payload.items():
         yield from leaves(value, "" if key == "config" else key)
 
 
 def leaves(value: object, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything in nested mappings."""
+    """Yield the dotted name and value of every leaf in nested mappings."""
     if not isinstance(value, Mapping) or (not value and place):
         yield place, value
         return

@@ -1,111 +1,127 @@
-"""What stands on what: references between stages, their order, and all below or above a stage."""
+"""The graph of a recipe's stages: references between them, their order, dependencies and dependents."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from meditron.core.errors import RecipeError
-from meditron.recipe.schema import Recipe, Step
+from meditron.recipe.schema import Recipe, StageSpec
 from meditron.recipe.toml import nearest
 
-__all__ = ["Reference", "needed_by", "ordered", "references", "resolve_reference", "standing_on"]
+__all__ = [
+    "InputReference",
+    "dependencies",
+    "dependents",
+    "input_references",
+    "resolve_reference",
+    "topological_order",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """What one input of a stage points to: a stage of the recipe, or something outside."""
+class InputReference:
+    """One input of a stage, resolved to a stage of the recipe or to an external source."""
 
     text: str
-    """As the recipe says it: `base`, `quantize:F16`, `pypi:…`."""
-    step: str | None = None
-    """The stage's name; None for what comes from outside."""
+    """As written in the recipe: `base`, `quantize:F16`, `pypi:…`."""
+    stage: str | None = None
+    """The stage's name; None for an external input."""
     selector: str | None = None
-    """Which of the stage's files: `F16`."""
+    """One of the stage's files: `F16`."""
     source: str | None = None
-    """What is to be fetched, where it comes from outside."""
+    """What to fetch for an external input."""
 
 
-def references(recipe: Recipe, step: Step) -> dict[str, Reference]:
-    """Each input of a stage, resolved; RecipeError for what the recipe does not have."""
-    return {name: resolve_reference(recipe, step, text) for name, text in step.config.inputs().items()}
+def input_references(recipe: Recipe, spec: StageSpec) -> dict[str, InputReference]:
+    """Resolve each input of a stage; RecipeError for one that exists nowhere."""
+    return {name: resolve_reference(recipe, spec, text) for name, text in spec.config.inputs().items()}
 
 
-def resolve_reference(recipe: Recipe, step: Step, text: str) -> Reference:
-    """Resolve one input's text to a stage of the recipe or to something outside.
+def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputReference:
+    """Resolve one input's text to a stage of the recipe or to an external source.
 
     Raises:
-        RecipeError: it names neither.
+        RecipeError: the text names neither; names the file and the line.
     """
     head, _, selector = text.partition(":")
-    if head in recipe.steps:
-        return Reference(text, step=head, selector=selector or None)
+    if head in recipe.stages:
+        names = recipe.stages[head].config.selectors()
+        if selector and names and selector not in names:
+            raise RecipeError(
+                f"{_refers(recipe, spec, text)}: {head} has no file '{selector}'{nearest(selector, names)}",
+                hint=f"files of {head}: {', '.join(names)}",
+            )
+        return InputReference(text, stage=head, selector=selector or None)
     if text == "base":
         if recipe.base is None:
-            raise RecipeError(f"{recipe.path}: {step.name} needs a base", hint='write base = "…" at the top')
-        return Reference(text, source=_seeded(recipe.base, recipe.seed))
-    # A stage's kind never means a file, even where one has its name.
-    named = head.partition(".")[0] in recipe.kinds
-    if not named and (":" in text or "/" in text or Path(text).exists()):
-        return Reference(text, source=text)
-    keys = [key for key, reference in step.config.inputs().items() if reference == text]
-    kinds = {kind.name for key, kind in step.config.input_kinds().items() if key in keys}
-    if not named and kinds and "model" not in kinds:  # no stage can be meant
-        tasks = ", nor a task of that name" if "questions" in kinds else ""
+            raise RecipeError(
+                f"{_refers(recipe, spec, text)}, which is not set", hint='write base = "…" at the top'
+            )
+        return InputReference(text, source=_with_seed(recipe.base, recipe.seed))
+    # The name of a kind of stage never means a file, even if a file has that name.
+    is_kind = head.partition(".")[0] in recipe.kinds
+    if not is_kind and (":" in text or "/" in text or Path(text).exists()):
+        return InputReference(text, source=text)
+    keys = [key for key, reference in spec.config.inputs().items() if reference == text]
+    kinds = {kind.name for key, kind in spec.config.input_kinds().items() if key in keys}
+    if not is_kind and kinds and "model" not in kinds:  # an input of data is never a stage
+        no_task = " or task of that name" if "questions" in kinds else ""
+        files = [path.name for path in Path().iterdir() if not path.name.startswith(".")]
         raise RecipeError(
-            f"{recipe.path}: {step.name} refers to '{text}': no such file{tasks}{nearest(text, _files())}",
+            f"{_refers(recipe, spec, text)}: no such file{no_task}{nearest(text, files)}",
             hint="paths are relative to the folder in which meditron runs",
         )
-    names = ["base", *recipe.steps]
+    names = ("base", *recipe.stages)
     raise RecipeError(
-        f"{recipe.path}: {step.name} refers to '{text}', which is neither a stage of this recipe nor a file"
+        f"{_refers(recipe, spec, text)}, which is neither a stage of this recipe nor a file"
         f"{nearest(head, names)}",
         hint=f"this recipe has {', '.join(names)}",
     )
 
 
-def _files() -> list[str]:
-    """Return the names in the working folder, of which a misspelt input may be one."""
-    return [path.name for path in Path().iterdir() if not path.name.startswith(".")]
+def _refers(recipe: Recipe, spec: StageSpec, text: str) -> str:
+    return f"{recipe.text.where_value(spec.place, text)}: {spec.name} refers to '{text}'"
 
 
-def _seeded(base: str, seed: int) -> str:
-    """`init:NAME` with the recipe's seed: a base is the same for every stage, whatever seed a stage has."""
+def _with_seed(base: str, seed: int) -> str:
+    """Add the recipe's seed to `init:NAME`: every stage gets the same base, whatever its own seed is."""
     return f"{base}:{seed}" if base.startswith("init:") and base.count(":") == 1 else base
 
 
-def ordered(recipe: Recipe) -> list[Step]:
-    """The stages, each after what it stands on, else in the registry's order; RecipeError for a circle."""
-    done: dict[str, Step] = {}
+def topological_order(recipe: Recipe) -> list[StageSpec]:
+    """Order the stages by their dependencies, else as in the registry; RecipeError for a cycle."""
+    done: dict[str, StageSpec] = {}
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            circle = " → ".join([*path[path.index(name) :], name])
-            raise RecipeError(f"{recipe.path}: stages stand on each other in a circle: {circle}")
+            cycle = " → ".join([*path[path.index(name) :], name])
+            raise RecipeError(f"{recipe.path}: the stages' inputs form a cycle: {cycle}")
         if name not in done:
-            step = recipe.steps[name]
-            for reference in references(recipe, step).values():
-                if reference.step:
-                    visit(reference.step, (*path, name))
-            done[name] = step
+            spec = recipe.stages[name]
+            for reference in input_references(recipe, spec).values():
+                if reference.stage:
+                    visit(reference.stage, (*path, name))
+            done[name] = spec
 
-    for name in recipe.steps:
+    for name in recipe.stages:
         visit(name, ())
     return list(done.values())
 
 
-def needed_by(recipe: Recipe, names: Iterable[str]) -> set[str]:
-    """The stages named and all that they stand on."""
-    needed: set[str] = set()
+def dependencies(recipe: Recipe, names: Iterable[str]) -> set[str]:
+    """Return the named stages and all stages that they depend on."""
+    reached: set[str] = set()
     waiting = list(names)
     while waiting:
         name = waiting.pop()
-        if name not in needed:
-            needed.add(name)
-            waiting += [ref.step for ref in references(recipe, recipe.steps[name]).values() if ref.step]
-    return needed
+        if name not in reached:
+            reached.add(name)
+            references = input_references(recipe, recipe.stages[name]).values()
+            waiting += [reference.stage for reference in references if reference.stage]
+    return reached
 
 
-def standing_on(recipe: Recipe, names: Iterable[str]) -> set[str]:
-    """The stages named and all that stands on them."""
-    wanted = set(names)
-    return {name for name in recipe.steps if wanted & needed_by(recipe, [name])}
+def dependents(recipe: Recipe, names: Iterable[str]) -> set[str]:
+    """Return the named stages and all stages that depend on them."""
+    changed = set(names)
+    return {name for name in recipe.stages if changed & dependencies(recipe, [name])}

@@ -1,4 +1,4 @@
-"""Checks of a recipe's inputs before any work: each local file is opened, all problems are listed at once.
+"""Checks of a recipe's inputs before any work: every local file is opened, all problems are listed at once.
 
 Nothing is downloaded: an input from the network is opened only if it is in the cache.
 """
@@ -13,19 +13,21 @@ from typing import Any
 from meditron.core.config import Config
 from meditron.core.errors import InputError, MeditronError
 from meditron.core.stage import InputKind
-from meditron.model.presets import model_tokenizer, preset
+from meditron.corpus.config import SourceConfig
+from meditron.model.config import preset
+from meditron.model.tokenizer import model_tokenizer
+from meditron.recipe.external_inputs import input_identity, local_input
 from meditron.recipe.graph import resolve_reference
-from meditron.recipe.outside import identity, local_file
-from meditron.recipe.schema import Recipe, Step
+from meditron.recipe.schema import Recipe, StageSpec
 from meditron.sources.registry import open_source
 from meditron.store.models import resolve
 
 __all__ = ["Problem", "check_inputs", "check_references"]
 
 _MAX_FILES = 1_000
-"""Files of a source whose first document is read before the run; of the others only the format is checked."""
+"""Files of a source whose first document is read; of further files only the format is checked."""
 _MAX_ROWS = 10_000
-"""Rows of a file of conversations that are read before the run; the rest is read when it is used."""
+"""Rows of a file of conversations that are read; the rest is read when the stage uses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,40 +36,48 @@ class Problem:
 
     stage: str
     input: str
+    where: str
+    """File and line of the recipe that name the input."""
     error: MeditronError
 
     def to_json(self) -> dict[str, Any]:
         """Return the form of --json."""
-        said = {"message": self.error.message, "hint": self.error.hint}
-        return {"stage": self.stage, "input": self.input, **said}
+        message, hint = self.error.message, self.error.hint
+        return {
+            "stage": self.stage,
+            "input": self.input,
+            "where": self.where,
+            "message": message,
+            "hint": hint,
+        }
 
 
 def check_references(recipe: Recipe) -> list[Problem]:
-    """List the references that name neither a stage of the recipe nor a file that exists."""
+    """List the references that name neither a stage of the recipe nor an existing file."""
     problems = []
-    for name, step in recipe.steps.items():
-        for key, text in step.config.inputs().items():
+    for spec in recipe.stages.values():
+        for key, text in spec.config.inputs().items():
             try:
-                reference = resolve_reference(recipe, step, text)
+                reference = resolve_reference(recipe, spec, text)
                 if reference.source is not None:
-                    identity(reference.source)
+                    input_identity(reference.source)
             except MeditronError as error:
-                problems.append(Problem(name, key, error))
+                problems.append(_problem(recipe, spec, key, error))
     return _distinct(problems)
 
 
-def check_inputs(recipe: Recipe, steps: Iterable[Step]) -> list[Problem]:
-    """Open the inputs from outside of these stages, and list what is wrong with each.
+def check_inputs(recipe: Recipe, specs: Iterable[StageSpec]) -> list[Problem]:
+    """Open the external inputs of these stages, and list their problems.
 
-    A model's config and tokenizer are read, the first document of each of a source's first 1,000 files, all
+    Reads a model's config and tokenizer, the first document of each of a source's first 1,000 files, all
     questions of a file of questions, and the first 10,000 rows of a file of conversations.
     """
     problems = []
-    checked: list[tuple[str, InputKind]] = []  # stages share the base
-    for step in steps:
-        kinds = step.config.input_kinds()
-        for key, text in step.config.inputs().items():
-            reference = resolve_reference(recipe, step, text)
+    checked: list[tuple[str, InputKind]] = []  # several stages use the same base
+    for spec in specs:
+        kinds = spec.config.input_kinds()
+        for key, text in spec.config.inputs().items():
+            reference = resolve_reference(recipe, spec, text)
             kind = kinds.get(key)
             if reference.source is None or kind is None or (reference.source, kind) in checked:
                 continue
@@ -75,15 +85,20 @@ def check_inputs(recipe: Recipe, steps: Iterable[Step]) -> list[Problem]:
             try:
                 _check(reference.source, kind)
             except MeditronError as error:
-                problems.append(Problem(step.name, key, error))
+                problems.append(_problem(recipe, spec, key, error))
     return _distinct(problems)
+
+
+def _problem(recipe: Recipe, spec: StageSpec, key: str, error: MeditronError) -> Problem:
+    text = spec.config.inputs()[key]
+    return Problem(spec.name, key, recipe.text.where_value(spec.place, text), error)
 
 
 def _check(source: str, kind: InputKind) -> None:
     if source.startswith("init:"):
         preset(source)
         return
-    path = local_file(source)
+    path = local_input(source)
     if path is not None:
         _CHECKS[kind.name](path, kind.table)
 
@@ -93,16 +108,16 @@ def _check_model(path: Path, table: Config | None) -> None:
 
 
 def _check_documents(path: Path, table: Config | None) -> None:
-    from meditron.corpus.config import SourceConfig
+    # Imported here, as in the checks below, because a no-op run needs none of these modules.
     from meditron.corpus.files import files_of
 
     assert isinstance(table, SourceConfig)  # noqa: S101
     files = [file for file, _ in files_of(path.name, table, path, Counter())]
-    # Each file is opened, also if an earlier one has documents; one of deletions only has none.
+    # Each file is opened, also if an earlier one has documents; a MEDLINE file of deletions alone has none.
     opened = files[:_MAX_FILES]
-    firsts = [next(iter(open_source(file, table.format, Counter())), None) for file in opened]
-    if not any(firsts) and opened == files:
-        raise InputError(path, "holds no documents")
+    documents = [next(iter(open_source(file, table.format, Counter())), None) for file in opened]
+    if not any(documents) and opened == files:
+        raise InputError(path, "contains no documents")
 
 
 def _check_questions(path: Path, table: Config | None) -> None:
@@ -127,5 +142,5 @@ _CHECKS: dict[str, Callable[[Path, Config | None], None]] = {
 
 
 def _distinct(problems: list[Problem]) -> list[Problem]:
-    """Drop repeats: a base that several stages share is reported for the first of them."""
+    """Drop repeats: a base that several stages use is reported for the first of them."""
     return list({problem.error.message: problem for problem in reversed(problems)}.values())[::-1]

@@ -1,4 +1,4 @@
-"""The stages there are, in the order in which they are told. Adding a stage is one line here."""
+"""The kinds of stages, in the order of a recipe. Adding a stage is one line here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ from meditron.train.config import FinetuneConfig, PretrainConfig
 __all__ = ["STAGES", "Stage", "Work"]
 
 Work = Callable[[StageConfig, Mapping[str, Artifact], Path], dict[str, Any]]
-"""`run(config, inputs, out) -> metrics`: writes its files under `out`, goes on where it stopped."""
+"""`run(config, inputs, out) -> metrics`: writes its files under `out`, continues an interrupted call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A kind of stage: what configures it and what does its work."""
+    """A kind of stage: its config class and its work."""
 
     kind: str
-    """The recipe's table."""
+    """Name of the recipe's table."""
     version: int
-    """Part of the fingerprint: raised when the same configuration and inputs give another artifact."""
+    """Part of the fingerprint: raise it when the same config and inputs give a different artifact."""
     config: type[StageConfig]
     work: str
-    """`package.module:function` of a `Work`, as text, so that reading a recipe loads no heavy library."""
+    """`package.module:function` of a `Work`. A string, because reading a recipe must not import torch."""
     many: bool = False
-    """Whether a recipe may have several: an array of tables, `[[finetune]]`, each with a name."""
+    """A recipe may have several: an array of tables, `[[finetune]]`, each with a name."""
 
     def load(self) -> Work:
         """Import the function that does the work."""

@@ -1,10 +1,10 @@
-"""The typed recipe: what is asked for, read from TOML, with nothing in it that is not known."""
+"""The typed recipe: a TOML file parsed into one validated config per stage."""
 
 import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,53 +15,65 @@ from meditron.core.config import Config
 from meditron.core.errors import RecipeError
 from meditron.core.stage import StageConfig
 from meditron.recipe.registry import STAGES, Stage
-from meditron.recipe.toml import Place, Source, nearest, read
+from meditron.recipe.toml import Place, RecipeText, nearest, read_toml
 
-__all__ = ["Recipe", "Step", "load_recipe"]
+__all__ = ["Recipe", "RecipeHeader", "StageSpec", "load_recipe", "replace_strings"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SHORTER = {
+    "input should be": "must be",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
+"""Wording of pydantic's messages → ours."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-class Head(Config):
-    """What a recipe says outside its tables."""
+class RecipeHeader(Config):
+    """Keys of a recipe outside its tables."""
 
     base: str | None = Field(default=None, min_length=1)
     """The MODEL that the recipe starts from."""
 
     seed: int = Field(default=0, ge=0, lt=1 << 63)
-    """Seed of every stage that names none of its own."""
+    """Seed of every stage without its own."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A stage as a recipe asks for it."""
+class StageSpec:
+    """One stage of a recipe: its kind and its config."""
 
     name: str
     """`pretrain`, or `finetune.medqa` for one of several; also the folder under the run's."""
     stage: Stage
     config: StageConfig
     """With its seed resolved."""
+    place: Place = ()
+    """Position of its table in the recipe's text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole run as it is asked for, every default filled in."""
+    """A validated recipe, with every default filled in."""
 
     name: str
     """The file's name without its suffix; also the run's folder."""
     path: Path
     base: str | None
     seed: int
-    steps: Mapping[str, Step]
+    stages: Mapping[str, StageSpec]
     """By name, in the registry's order."""
     kinds: frozenset[str]
-    """Every kind of stage that it could have had."""
+    """Every kind of stage that a recipe may have."""
+    text: RecipeText
+    """The file's text, for errors that name a line."""
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe with every default filled in, as plain JSON values."""
+        """Return the recipe with every default filled in, as plain JSON values."""
         tables = {
-            name: step.config.model_dump(mode="json", by_alias=True) for name, step in self.steps.items()
+            name: spec.config.model_dump(mode="json", by_alias=True) for name, spec in self.stages.items()
         }
         return {"base": self.base, "seed": self.seed, **tables}
 
@@ -69,59 +81,65 @@ class Recipe:
 def load_recipe(
     path: Path | str, overrides: Sequence[str] = (), *, stages: Sequence[Stage] = STAGES
 ) -> Recipe:
-    """Read a recipe; `overrides` are `table.key=value`, laid over the file before anything is checked.
+    """Read and validate a recipe.
 
-    UsageError where there is no file, RecipeError (the file, the line, the nearest known key) where a key, a
-    type or a value is wrong; its `others` are the mistakes beside the first.
+    Args:
+        path: The TOML file.
+        overrides: `table.key=value`, applied to the file's values before validation.
+        stages: The kinds of stages that the recipe may have.
+
+    Raises:
+        UsageError: there is no such file.
+        RecipeError: a key, type or value is wrong; names the file, the line and the nearest known key. Its
+            `others` are the recipe's further errors.
     """
     path = Path(path)
-    raw, source = read(path, overrides)
+    raw, text = read_toml(path, overrides)
     known = {stage.kind: stage for stage in stages}
     errors = [
-        _unknown_key(source, (key,), [*Head.model_fields, *known])
+        _unknown_key(text, (key,), "a recipe", [*RecipeHeader.model_fields, *known])
         for key in raw
-        if key not in known and key not in Head.model_fields
+        if key not in known and key not in RecipeHeader.model_fields
     ]
     try:
-        head = _validate(Head, {key: raw[key] for key in raw if key in Head.model_fields}, (), source)
+        keys = {key: raw[key] for key in raw if key in RecipeHeader.model_fields}
+        header = _validate(RecipeHeader, keys, text, (), "")
     except RecipeError as error:
         errors.append(error)
-        head = Head()
-    steps: dict[str, Step] = {}
+        header = RecipeHeader()
+    specs: dict[str, StageSpec] = {}
     for stage in stages:
         if stage.kind in raw:
             try:
-                steps |= {step.name: step for step in _steps(stage, raw[stage.kind], head.seed, source)}
+                specs |= {spec.name: spec for spec in _specs(stage, raw[stage.kind], header.seed, text)}
             except RecipeError as error:
                 errors.append(error)
     if errors:
         raise RecipeError.of_all(errors)
-    if not steps:
-        raise RecipeError(f"{path}: asks for no stage", hint=f"its tables may be {', '.join(known)}")
-    configs = {name: step.config for name, step in steps.items()}
-    for name, step in steps.items():
-        for key, why in step.config.cross_stage_errors(configs).items():
-            raise RecipeError(f"{source.where((step.stage.kind, key))}: {name}.{key}: {why}")
-    return Recipe(path.stem, path, head.base, head.seed, steps, frozenset(known))
+    if not specs:
+        raise RecipeError(f"{path}: no stage", hint=f"its tables may be {', '.join(known)}")
+    specs = {name: _with_canonical_selectors(spec, specs, text) for name, spec in specs.items()}
+    _raise_cross_stage_errors(specs, text)
+    return Recipe(path.stem, path, header.base, header.seed, specs, frozenset(known), text)
 
 
-def _steps(stage: Stage, raw: object, seed: int, source: Source) -> Iterator[Step]:
-    """The steps of one kind: its table, or each table of its array."""
+def _specs(stage: Stage, raw: object, seed: int, text: RecipeText) -> Iterator[StageSpec]:
+    """Validate the stages of one kind: its table, or each table of its array."""
     errors = []
-    for place, name, table in _tables(stage, raw, source):
+    for place, name, table in _tables(stage, raw, text):
         try:
-            config = _validate(stage.config, table, place, source)
+            config = _validate(stage.config, table, text, place, name)
         except RecipeError as error:
             errors.append(error)
             continue
         if config.seed is None:
             config = config.model_copy(update={"seed": seed})
-        yield Step(name, stage, config)
+        yield StageSpec(name, stage, config, place)
     if errors:
         raise RecipeError.of_all(errors)
 
 
-def _tables(stage: Stage, raw: object, source: Source) -> Iterator[tuple[Place, str, dict[str, Any]]]:
+def _tables(stage: Stage, raw: object, text: RecipeText) -> Iterator[tuple[Place, str, dict[str, Any]]]:
     kind = stage.kind
     if isinstance(raw, dict) and not stage.many:
         yield (kind,), kind, raw
@@ -129,19 +147,19 @@ def _tables(stage: Stage, raw: object, source: Source) -> Iterator[tuple[Place, 
     entries = [raw] if isinstance(raw, dict) else raw
     if not stage.many or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         form = f"[[{kind}]]" if stage.many else f"[{kind}]"
-        raise RecipeError(f"{source.where((kind,))}: {kind} is a table: write {form}")
-    seen: set[str] = set()
+        raise RecipeError(f"{text.where((kind,))}: {kind} is a table: write {form}")
+    names: set[str] = set()
     for index, entry in enumerate(entries):
         place: Place = (kind,) if isinstance(raw, dict) else (kind, index)
-        name = _name(kind, entry.get("name"), alone=len(entries) == 1, where=source.where(place))
-        if name in seen:
-            raise RecipeError(f"{source.where(place)}: two tables are named {name}")
-        seen.add(name)
+        name = _name(kind, entry.get("name"), only=len(entries) == 1, where=text.where(place))
+        if name in names:
+            raise RecipeError(f"{text.where(place)}: two tables are named {name}")
+        names.add(name)
         yield place, name, {key: value for key, value in entry.items() if key != "name"}
 
 
-def _name(kind: str, name: object, *, alone: bool, where: str) -> str:
-    if name is None and alone:
+def _name(kind: str, name: object, *, only: bool, where: str) -> str:
+    if name is None and only:
         return kind
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise RecipeError(
@@ -151,50 +169,90 @@ def _name(kind: str, name: object, *, alone: bool, where: str) -> str:
     return f"{kind}.{name}"
 
 
-def _validate(model: type[_Model], table: dict[str, Any], place: Place, source: Source) -> _Model:
-    """Through JSON: only there does pydantic's strict mode read a list as a tuple, a string as a path."""
+def _with_canonical_selectors(spec: StageSpec, specs: Mapping[str, StageSpec], text: RecipeText) -> StageSpec:
+    """Spell references to a stage's files as the stage does: `quantize:q4_k_m` is `quantize:Q4_K_M`."""
+    spelled: dict[str, str] = {}
+    for reference in spec.config.inputs().values():
+        head, _, selector = reference.partition(":")
+        names = specs[head].config.selectors() if head in specs else ()
+        for name in names:
+            if selector != name and selector.lower() == name.lower():
+                spelled[reference] = f"{head}:{name}"
+    if not spelled:
+        return spec
+    table = replace_strings(spec.config.model_dump(mode="json", by_alias=True), spelled)
+    return replace(spec, config=_validate(type(spec.config), table, text, spec.place, spec.name))
+
+
+def replace_strings(value: Any, replacements: Mapping[str, str]) -> Any:  # noqa: ANN401  # any JSON value
+    """Return a JSON value in which whole strings are replaced, keys left as they are."""
+    if isinstance(value, dict):
+        return {key: replace_strings(inner, replacements) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [replace_strings(inner, replacements) for inner in value]
+    return replacements.get(value, value) if isinstance(value, str) else value
+
+
+def _raise_cross_stage_errors(specs: Mapping[str, StageSpec], text: RecipeText) -> None:
+    configs = {name: spec.config for name, spec in specs.items()}
+    for name, spec in specs.items():
+        for key, problem in spec.config.cross_stage_errors(configs).items():
+            raise RecipeError(f"{text.where((*spec.place, key))}: {name}.{key}: {problem}")
+
+
+def _validate(
+    model: type[_Model], table: dict[str, Any], text: RecipeText, place: Place, name: str
+) -> _Model:
+    """Validate one table.
+
+    The values go through JSON: only there does pydantic's strict mode accept a list for a tuple and a string
+    for a path.
+    """
     try:
         return model.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-    # Unknown keys come first: one may be the misspelt name of one that is missing.
-    found.sort(key=lambda each: each["type"] != "extra_forbidden")
-    errors: dict[str, RecipeError] = {}  # one for each line: a union's members all complain of one value
-    guessed: set[Place] = set()
-    for each in found:
-        at = (*place, *each["loc"])
-        if each["type"] == "extra_forbidden":
-            known = _keys(model, each["loc"][:-1])
-            problem = _unknown_key(source, at, known)
-            guessed |= {(*at[:-1], key) for key in difflib.get_close_matches(str(at[-1]), known, n=1)}
-        elif each["type"] == "missing" and at in guessed:
+        details = error.errors(include_url=False)
+    # Unknown keys come first: one of them may be a misspelt required key.
+    details.sort(key=lambda detail: detail["type"] != "extra_forbidden")
+    errors: dict[str, RecipeError] = {}  # one per line: every member of a union complains about one value
+    misspelt: set[Place] = set()
+    for detail in details:
+        inner = detail["loc"]
+        full, label = (*place, *inner), _label(name, inner)
+        if detail["type"] == "extra_forbidden":
+            known = _keys(model, inner[:-1])
+            problem = _unknown_key(text, full, _label(name, inner[:-1]) or "a recipe", known)
+            close = difflib.get_close_matches(str(full[-1]), known, n=1)
+            misspelt |= {(*full[:-1], key) for key in close}
+        elif detail["type"] == "missing" and full in misspelt:
             continue
         else:
-            problem = RecipeError(f"{source.where(at)}: {_dotted(at) or 'recipe'}: {_complaint(each)}")
-        errors.setdefault(_dotted(at) if each["type"] == "missing" else source.where(at), problem)
+            problem = RecipeError(f"{text.where(full)}: {label or 'recipe'}: {_complaint(detail)}")
+        errors.setdefault(label if detail["type"] == "missing" else text.where(full), problem)
     raise RecipeError.of_all(list(errors.values()))
 
 
-def _unknown_key(source: Source, place: Place, known: Sequence[str]) -> RecipeError:
-    *table, key = place
-    owner = _dotted(table) or "a recipe"
+def _unknown_key(text: RecipeText, place: Place, table: str, known: Sequence[str]) -> RecipeError:
+    key = str(place[-1])
     return RecipeError(
-        f"{source.where(place)}: {owner} has no key '{key}'{nearest(str(key), known)}",
-        hint=f"keys of {owner}: {', '.join(sorted(known))}",
+        f"{text.where(place)}: {table} has no key '{key}'{nearest(key, known)}",
+        hint=f"keys of {table}: {', '.join(sorted(known))}",
     )
 
 
 def _complaint(error: ErrorDetails) -> str:
-    """Pydantic's message in one line, with the value that it is about."""
+    """Return pydantic's message in one line, with the rejected value."""
     message = error["msg"].removeprefix("Value error, ").replace("\n", " ")
     message = message[:1].lower() + message[1:]
+    for long, short in _SHORTER.items():
+        message = message.replace(long, short)
     value = error["input"]
     simple = isinstance(value, str | int | float | bool)
-    return f"{message}, not {json.dumps(value)}" if simple and error["type"] != "value_error" else message
+    return f"{message}, got {json.dumps(value)}" if simple and error["type"] != "value_error" else message
 
 
 def _keys(model: type[BaseModel], place: Place) -> list[str]:
-    """The keys that may stand at `place` below a model, through optional, listed and mapped models."""
+    """List the keys allowed at `place` below a model, through optional, listed and mapped models."""
     models = [model]
     for part in place:
         fields = [
@@ -203,7 +261,7 @@ def _keys(model: type[BaseModel], place: Place) -> list[str]:
             for name, field in candidate.model_fields.items()
             if part in (name, field.alias)
         ]
-        # A list's index and a mapping's own key are no field: the annotation already told what they hold.
+        # A list's index and a mapping's own key are not fields: the annotation before them gave the models.
         if fields:
             models = [inner for field in fields for inner in _models(field.annotation)]
     return [field.alias or name for candidate in models for name, field in candidate.model_fields.items()]
@@ -217,5 +275,7 @@ def _models(annotation: object) -> Iterator[type[BaseModel]]:
             yield from _models(argument)
 
 
-def _dotted(place: Sequence[str | int]) -> str:
-    return ".".join(str(part) for part in place)
+def _label(name: str, place: Sequence[str | int]) -> str:
+    """Return the dotted name of a key in a stage: `evaluate.fidelity[0].model`."""
+    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return f"{name}{parts}".removeprefix(".")

@@ -1,59 +1,70 @@
-"""A recipe's text: read, overridden by `--set`, and searched for the line that an error speaks of."""
+"""A recipe's text: parsed, overridden by `--set`, and searched for the line of a key."""
 
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from meditron.core.errors import RecipeError, UsageError
 
-__all__ = ["Source", "nearest", "read"]
+__all__ = ["Place", "RecipeText", "apply_override", "nearest", "read_toml"]
 
 Place = tuple[str | int, ...]
-"""Where a value stands: table names, keys, and indices into arrays of tables."""
+"""Position of a value: table names, keys, and indices into arrays of tables."""
 
 _MAX_BYTES = 1 << 20
 """Largest recipe file: 1 MiB. A recipe is written by hand; the template has 6 KB."""
 _MAX_DEPTH = 16
 """Deepest nesting of tables and lists in a recipe; the schema's own is 5."""
-_INT64 = 1 << 63  # TOML's integers are 64-bit and signed; Python's reader takes any
+_INT64 = 1 << 63  # TOML's integers are 64-bit and signed; Python's reader accepts any
 
 _HEADER = re.compile(r"\s*(\[\[?)([^\[\]]+)\]\]?\s*(#.*)?$")
 _KEY = re.compile(r"\s*([A-Za-z0-9_.\-\"' ]+?)\s*=")
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """`: did you mean 'learning_rate'?` for the word that is written most like this one, else nothing."""
+    """Return `: did you mean 'learning_rate'?` for the most similar word; empty if none is similar."""
     close = difflib.get_close_matches(word, sorted(words), n=1)
     return f": did you mean '{close[0]}'?" if close else ""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A recipe's file and what `--set` laid over it."""
+class RecipeText:
+    """A recipe's file and the overrides applied to it."""
 
     path: Path
     text: str
+    raw: Mapping[str, Any]
+    """The parsed values, after the overrides."""
     overrides: dict[Place, str] = field(default_factory=dict)
-    """Place → the `--set` that was laid over it."""
+    """Place → the `--set` that set it."""
 
     def where(self, place: Place) -> str:
-        """`recipes/x.toml:24`, or the `--set` that brought the value; the file alone without a line."""
-        line, depth = _find(self.text, place)
-        for overridden, text in self.overrides.items():
-            common = _common(overridden, place)
+        """Return `recipes/x.toml:24`, or the `--set` that gave the value; the file alone without a line."""
+        line, depth = _find_line(self.text, place)
+        for overridden, override in self.overrides.items():
+            common = _common_length(overridden, place)
             if common == len(overridden) or common == len(place) > depth:
-                return f"--set {text if len(text) <= 80 else text[:80] + '…'}"
+                return f"--set {override if len(override) <= 80 else override[:80] + '…'}"
         return f"{self.path}:{line}" if line else f"{self.path}"
 
+    def where_value(self, table: Place, value: str) -> str:
+        """Return where a table has this value; the table's place if the value is a default."""
+        inner: Any = self.raw
+        for part in table:
+            inner = inner[part]
+        return self.where((*table, *next((place for place, leaf in _leaves(inner) if leaf == value), ())))
 
-def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Source]:
-    """Read a recipe as a plain mapping and lay the overrides over it.
 
-    UsageError where there is no such file, RecipeError where it is not TOML or an override cannot be laid.
+def read_toml(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], RecipeText]:
+    """Read a recipe as a plain mapping and apply the overrides.
+
+    Raises:
+        UsageError: there is no such file, or an override is malformed.
+        RecipeError: the file is not TOML, or an override does not fit its tables.
     """
     try:
         with path.open("rb") as file:
@@ -63,18 +74,20 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Sou
         text = content.decode("utf-8")
         raw = _parsed(text)
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"no recipe at {path}", hint=_offer(path)) from None
+        raise UsageError(f"no recipe at {path}", hint=_list_recipes(path)) from None
     except IsADirectoryError:
-        raise UsageError(f"{path} is a folder, not a recipe", hint=_offer(path / "x")) from None
+        raise UsageError(f"{path} is a folder, not a recipe", hint=_list_recipes(path / "x")) from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:
         raise UsageError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
     except ValueError as error:
-        raise RecipeError(f"{path}: {_first_lower(str(error))}", hint="recipes are TOML") from None
-    source = Source(path, text, {_lay(raw, override): override for override in overrides})
-    _check_bounds(raw, source)
-    return raw, source
+        message = str(error)
+        raise RecipeError(f"{path}: {message[:1].lower()}{message[1:]}", hint="recipes are TOML") from None
+    places = {apply_override(raw, override): override for override in overrides}
+    recipe_text = RecipeText(path, text, raw, places)
+    _check_bounds(raw, recipe_text)
+    return raw, recipe_text
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -85,7 +98,7 @@ def _parsed(text: str) -> dict[str, Any]:
         raise ValueError("values are nested too deeply") from None
 
 
-def _check_bounds(raw: dict[str, Any], source: Source) -> None:
+def _check_bounds(raw: dict[str, Any], text: RecipeText) -> None:
     """Refuse nesting and integers beyond what TOML and the stages can represent.
 
     Raises:
@@ -95,55 +108,61 @@ def _check_bounds(raw: dict[str, Any], source: Source) -> None:
     while waiting:
         place, value = waiting.pop()
         if len(place) > _MAX_DEPTH:
-            raise RecipeError(f"{source.where(place[:2])}: nested more than {_MAX_DEPTH} levels deep")
+            raise RecipeError(f"{text.where(place[:2])}: nested more than {_MAX_DEPTH} levels deep")
         if isinstance(value, int) and not -_INT64 <= value < _INT64:
+            # A number of thousands of digits is not printed.
+            got = str(value) if value.bit_length() <= 100 else f"a number of {value.bit_length()} bits"
             name = ".".join(map(str, place))
-            raise RecipeError(f"{source.where(place)}: {name}: must be a 64-bit integer, got {_brief(value)}")
-        if isinstance(value, dict):
-            waiting += [((*place, key), item) for key, item in value.items()]
-        elif isinstance(value, list):
-            waiting += [((*place, index), item) for index, item in enumerate(value)]
+            raise RecipeError(f"{text.where(place)}: {name}: must be a 64-bit integer, got {got}")
+        waiting += [((*place, key), inner) for key, inner in _items(value)]
 
 
-def _brief(number: int) -> str:
-    return str(number) if number.bit_length() <= 100 else f"a number of {number.bit_length()} bits"
+def _items(value: object) -> Iterable[tuple[str | int, object]]:
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
 
 
-def _offer(path: Path) -> str | None:
+def _leaves(value: object) -> Iterator[tuple[Place, object]]:
+    """Yield the place and value of everything that is neither table nor list."""
+    if not isinstance(value, dict | list):
+        yield (), value
+    for key, inner in _items(value):
+        for place, leaf in _leaves(inner):
+            yield (key, *place), leaf
+
+
+def _list_recipes(path: Path) -> str | None:
     folders = (path.parent, Path("recipes"))
-    found = sorted(
+    recipes = sorted(
         {str(file) for folder in folders for file in folder.glob("*.toml") if file.name != "pyproject.toml"}
     )
-    return f"recipes here: {', '.join(found)}" if found else None
+    return f"recipes here: {', '.join(recipes)}" if recipes else None
 
 
-def _first_lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _lay(raw: dict[str, Any], override: str) -> Place:
-    """Lay `a.b=c` over the mapping; the value is read as TOML, else it is a string."""
+def apply_override(raw: dict[str, Any], override: str) -> Place:
+    """Set `a.b=c` in the parsed recipe; the value is parsed as TOML, else it is a string."""
     key, equals, text = override.partition("=")
     if not equals:
         raise UsageError(f"--set {override} has no value", hint="write --set table.key=value")
     table: object = raw
     place: Place = ()
-    *parents, last = _split(key)
+    *parents, last = _split_key(key)
     for part in parents:
         index, table = _enter(table, part, override)
         place = (*place, index)
     if not isinstance(table, dict):
         raise RecipeError(f"--set {override}: {'.'.join(parents)} is not a table")
-    table[last] = _value(text)
+    table[last] = _override_value(text)
     return (*place, last)
 
 
 def _enter(table: object, part: str, override: str) -> tuple[str | int, object]:
-    """One step down: the key, or the index of a named table, and what stands there."""
+    """Go one level down: return the key, or the index of a named table, and its value."""
     if isinstance(table, dict):
         return part, table.setdefault(part, {})
     if not isinstance(table, list):
-        raise RecipeError(f"--set {override}: what stands before '{part}' is not a table")
+        raise RecipeError(f"--set {override}: the parent of '{part}' is not a table")
     names = [entry.get("name") for entry in table if isinstance(entry, dict)]
     if part not in names:
         listed = [name for name in names if isinstance(name, str)]
@@ -155,8 +174,8 @@ def _enter(table: object, part: str, override: str) -> tuple[str | int, object]:
     return index, table[index]
 
 
-def _split(key: str) -> list[str]:
-    """A dotted key into its parts, by TOML's own rules (so parts may be quoted)."""
+def _split_key(key: str) -> list[str]:
+    """Split a dotted key by TOML's rules, which allow quoted parts."""
     try:
         node: Any = _parsed(f"{key} = 0")
     except ValueError:
@@ -170,48 +189,51 @@ def _split(key: str) -> list[str]:
     return parts
 
 
-def _value(text: str) -> object:
+def _override_value(text: str) -> object:
     try:
         values = _parsed(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
     except ValueError as error:
         raise UsageError(f"--set …={text[:40]}…: {error}") from None
+    # A line break in the text would let it set further keys.
     return values["value"] if len(values) == 1 else text
 
 
-def _common(one: Place, other: Place) -> int:
-    """How many parts two places have in common, from the top."""
-    return next(
-        (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+def _common_length(a: Place, b: Place) -> int:
+    """Return the number of leading parts that two places share."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((depth for depth, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def _find(text: str, place: Place) -> tuple[int | None, int]:
-    """Line (from 1) of the deepest part of `place` that the text has, and how many parts that is."""
+def _find_line(text: str, place: Place) -> tuple[int | None, int]:
+    """Return the line (from 1) of the deepest part of `place` in the text, and that part's depth."""
     best, depth = None, 0
-    for number, found in _places(text):
-        common = _common(found, place)
-        if common > depth and common in (len(found), len(place)):
+    for number, candidate in _places(text):
+        common = _common_length(candidate, place)
+        if common > depth and common in (len(candidate), len(place)):
             best, depth = number, common
     return best, depth
 
 
-def _places(text: str) -> Iterable[tuple[int, Place]]:
-    """Every table header and key of a TOML text with its place, as far as single lines can tell."""
+def _places(text: str) -> Iterator[tuple[int, Place]]:
+    """Yield the line and place of every table header and key.
+
+    Reads line by line, so keys inside multi-line values are not seen.
+    """
     table: Place = ()
     counts: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.match(line):
-            parts = _bare(header[2])
+            parts = _unquoted(header[2])
             if header[1] == "[[":
                 counts[parts[0]] = counts.get(parts[0], -1) + 1
             index: Place = (counts[parts[0]],) if parts[0] in counts else ()
             table = (parts[0], *index, *parts[1:])
             yield number, table
         elif key := _KEY.match(line):
-            yield number, (*table, *_bare(key[1]))
+            yield number, (*table, *_unquoted(key[1]))
 
 
-def _bare(key: str) -> list[str]:
+def _unquoted(key: str) -> list[str]:
     return [part.strip().strip("\"'") for part in key.split(".")]

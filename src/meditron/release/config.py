@@ -42,6 +42,10 @@ class QuantizeConfig(StageConfig):
         """The one model."""
         return {"model": self.on}
 
+    def selectors(self) -> tuple[str, ...]:
+        """Return the types: each file is selected by its type."""
+        return self.types
+
     def input_kinds(self) -> dict[str, InputKind]:
         """Return the kind of the one model."""
         return {"model": InputKind("model")}

@@ -77,6 +77,8 @@ def quantize(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot quantize", hint="leave --threads out for all cores")
+    if out.suffix.lower() == ".gguf" or out.is_file():
+        raise UsageError(f"--out must be a folder, got {out}", hint="the files are named NAME-TYPE.gguf")
     files = resolve(spec)
     stem = file_stem(files)
     paths = {kind: out / f"{stem}-{kind}.gguf" for kind in types}

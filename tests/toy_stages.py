@@ -1,9 +1,10 @@
-"""Small real stages for tests of the recipe and the door, and a recipe over them.
+"""Toy stages for tests of the recipe and the commands, and a recipe of them.
 
-Each reads files and writes files.
+They show all that a stage needs: a config class, a function, and one line in a list of stages.
 
-`words` counts the words of a text file into one JSON file a line (so a kill loses little), `total` adds what
-a `words` stage counted, `rank` (several are allowed) keeps the most frequent.
+`words` counts the words of a text file, one JSON file per line, so that a kill loses little; `total` adds up
+the counts of `words`; `rank` (a recipe may have several) keeps the most frequent words. `toy` stands beside
+the real stages and depends on one of them.
 """
 
 import json
@@ -23,29 +24,30 @@ from meditron.core.errors import InputError
 from meditron.core.stage import StageConfig
 from meditron.recipe import Recipe, RunResult, Stage, load_recipe, run_recipe
 from meditron.store.artifact import Artifact
+from meditron.store.corpus import read_corpus
 from meditron.store.files import atomic, read_json, write_json
 
 
 class Filter(Config):
-    """Which words count."""
+    """Words to count."""
 
     minimum: int = 1
-    """Letters a word must have."""
+    """Least number of letters."""
 
 
 class WordsConfig(StageConfig):
-    """Count words, line by line."""
+    """The `[words]` table."""
 
     text: str
-    """The source."""
+    """The text file, an external input."""
     upper: bool = False
-    """Count in upper case."""
+    """Convert to upper case first."""
     filters: dict[str, Filter] = Field(default_factory=dict)
-    """Filters by name."""
+    """Filters by name; a nested table, without effect."""
     threads: Annotated[int, NonSemantic] = 1
-    """Says how, not what."""
+    """A key that does not change the result."""
     ratio: float = 0.5
-    """A number."""
+    """A number without effect."""
 
     def inputs(self) -> dict[str, str]:
         return {"text": self.text}
@@ -55,30 +57,42 @@ class WordsConfig(StageConfig):
 
 
 class TotalConfig(StageConfig):
-    """Add up."""
+    """The `[total]` table."""
 
     on: str = "words"
-    """The counted words."""
+    """Reference of the counts."""
 
     def inputs(self) -> dict[str, str]:
         return {"words": self.on}
 
 
 class RankConfig(StageConfig):
-    """Keep the most frequent."""
+    """A `[[rank]]` table."""
 
     on: str = "total"
-    """The totals."""
+    """Reference of the totals."""
     keep: int = 3
-    """How many."""
+    """Number of words to keep."""
 
     def inputs(self) -> dict[str, str]:
         return {"total": self.on}
 
 
+class ToyConfig(StageConfig):
+    """The `[toy]` table."""
+
+    on: str = "corpus"
+    """Reference of the corpus."""
+    letter: str = Field(default="a", min_length=1, max_length=1)
+    """Letter to count in the training documents."""
+
+    def inputs(self) -> dict[str, str]:
+        return {"corpus": self.on}
+
+
 def words(config: WordsConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Count the words of each line into a file of its own, going on where an earlier call stopped."""
-    worked = 0
+    """Count the words of each line into one file; an earlier call's files are kept."""
+    counted = 0
     lines = inputs["text"].path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines):
         file = out / f"{number:03}.json"
@@ -99,12 +113,12 @@ def words(config: WordsConfig, inputs: Mapping[str, Artifact], out: Path) -> dic
         if line == "interrupt":
             raise KeyboardInterrupt
         if line == "full":
-            # Linux's own full disk.
+            # Linux's device that is always full.
             with Path("/dev/full").open("wb") as disk:
                 disk.write(b"x" * 100_000)
         write_json(file, Counter(line.upper().split() if config.upper else line.split()))
-        worked += 1
-    return {"lines": len(lines), "worked": worked}
+        counted += 1
+    return {"lines": len(lines), "counted": counted}
 
 
 def total(config: TotalConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -124,16 +138,25 @@ def rank(config: RankConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[
     return {"kept": len(best)}
 
 
-def nothing(config: TotalConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Leave no file."""
+def toy(config: ToyConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    """Count a letter in the training documents of the real corpus stage."""
+    texts = [document.text for document in read_corpus(inputs["corpus"].path, "train")]
+    count = sum(text.count(config.letter) for text in texts)
+    write_json(out / "count.json", {config.letter: count})
+    return {"documents": len(texts), "letters": count}
+
+
+def no_files(config: TotalConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    """Write no file."""
     return {}
 
 
 STAGES = (
-    Stage("words", 1, WordsConfig, "counting:words"),
-    Stage("total", 1, TotalConfig, "counting:total"),
-    Stage("rank", 1, RankConfig, "counting:rank", many=True),
+    Stage("words", 1, WordsConfig, "toy_stages:words"),
+    Stage("total", 1, TotalConfig, "toy_stages:total"),
+    Stage("rank", 1, RankConfig, "toy_stages:rank", many=True),
 )
+TOY = Stage("toy", 1, ToyConfig, "toy_stages:toy")
 
 RECIPE = """\
 seed = 7
@@ -154,8 +177,8 @@ keep = 2
 
 
 @dataclass
-class Bench:
-    """A recipe file, its text, and the folder it is run into."""
+class ToyRun:
+    """The recipe of the toy stages, its input, and the folder of its runs."""
 
     folder: Path
     stages: tuple[Stage, ...] = STAGES
@@ -182,10 +205,10 @@ class Bench:
     def load(self, *overrides: str) -> Recipe:
         return load_recipe(self.path, overrides, stages=self.stages)
 
-    def run(self, *overrides: str, **switches: object) -> RunResult:
-        return run_recipe(self.load(*overrides), out=self.out, **switches)
+    def run(self, *overrides: str, **options: object) -> RunResult:
+        return run_recipe(self.load(*overrides), out=self.out, **options)
 
 
 def states(result: RunResult) -> dict[str, str]:
-    """Stage → state."""
+    """Return stage → state."""
     return {name: stage.state for name, stage in result.stages.items()}

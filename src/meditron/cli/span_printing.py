@@ -1,4 +1,4 @@
-"""Rows that a model was finetuned on, as people read them: whose turn it is, and what is learned."""
+"""Printing of finetuning rows: the role of each span, and the spans that the loss is computed on."""
 
 import sys
 from pathlib import Path
@@ -10,39 +10,42 @@ from meditron.core.errors import InputError
 if TYPE_CHECKING:
     from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["print_roles", "spoken_row"]
+__all__ = ["print_spans", "row_with_spans"]
 
 _STYLES = {"system": "magenta", "user": "cyan", "assistant": "green"}
-_LONGEST = 600  # characters of one role's text that are printed: its beginning and its end
+_PRINTED = 600  # characters of one span: its beginning and its end
 
 
-def spoken_row(path: Path, row: dict[str, Any], tokenizer: "Tokenizer") -> dict[str, Any]:
-    """A line of `rows.jsonl.zst` with `spans`: role, tokens, whether they are learned, and their text.
+def row_with_spans(path: Path, row: dict[str, Any], tokenizer: "Tokenizer") -> dict[str, Any]:
+    """Add `spans` to a line of `rows.jsonl.zst`: role, number of tokens, `learned` (in the loss) and text.
 
-    InputError where its roles are not those of its tokens.
+    Raises:
+        InputError: the roles do not match the tokens.
     """
     from meditron.text.dialogue import Span, decode_spans
 
-    place = f"the row {row.get('id')}"
+    place = f"row {row.get('id')}"
     try:
         ids = [int(token) for token in row["ids"]]
         spans = [Span(str(role), int(tokens), bool(learned)) for role, tokens, learned in row["roles"]]
     except (LookupError, TypeError, ValueError) as error:
-        raise InputError(path, f"no tokens with roles: {error}", place=place) from error
+        raise InputError(path, f"ids or roles are missing or malformed: {error}", place=place) from error
     if sum(span.tokens for span in spans) != len(ids):
-        raise InputError(path, f"{len(ids)} tokens with roles for another number of them", place=place)
-    told = [
+        raise InputError(
+            path, f"{len(ids)} tokens, but roles for {sum(span.tokens for span in spans)}", place=place
+        )
+    decoded = [
         {"role": span.role, "tokens": span.tokens, "learned": span.learned, "text": text}
         for span, text in decode_spans(tokenizer, ids, spans)
     ]
-    return row | {"spans": told}
+    return row | {"spans": decoded}
 
 
-def print_roles(row: dict[str, Any], indent: str) -> None:
-    """Print a row on stdout: in colours where there are any, else what is learned in brackets."""
+def print_spans(row: dict[str, Any], indent: str) -> None:
+    """Print a row on stdout: in colors, or with brackets around the spans in the loss."""
     spans = row["spans"]
-    learned = sum(span["tokens"] for span in spans if span["learned"])
-    head = f"{indent}{row.get('id')}: {row.get('split')}, {len(row['ids'])} tokens, {learned} learned"
+    in_loss = sum(span["tokens"] for span in spans if span["learned"])
+    head = f"{indent}{row.get('id')}: {row.get('split')}, {len(row['ids'])} tokens, {in_loss} in the loss"
     sys.stdout.write(f"{sanitize_terminal(head)}\n{indent}  ")
     sys.stdout.flush()
     texts = [_shortened(span["text"]).replace("\n", f"⏎\n{indent}  ") for span in spans]
@@ -61,5 +64,5 @@ def _style(span: dict[str, Any]) -> str:
 
 
 def _shortened(text: str) -> str:
-    half = _LONGEST // 2
-    return text if len(text) <= _LONGEST else f"{text[:half]} […] {text[-half:]}"
+    half = _PRINTED // 2
+    return text if len(text) <= _PRINTED else f"{text[:half]} […] {text[-half:]}"

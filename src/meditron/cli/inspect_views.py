@@ -1,4 +1,4 @@
-"""What is inside an artifact, as facts and rows, by what kind of thing it is."""
+"""Views of artifacts: facts about the whole and some of the rows, by the kind of file."""
 
 import json
 import math
@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from meditron.cli.roles import print_roles, spoken_row
+from meditron.cli.span_printing import print_spans, row_with_spans
 from meditron.core.console import sanitize_terminal
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.core.units import duration, size
-from meditron.recipe.attempt import BEGUN
+from meditron.recipe.in_progress import IN_PROGRESS
 from meditron.store.ancestry import GGUF_KEY, read_ancestry, statement
 from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
@@ -23,59 +23,59 @@ from meditron.store.jsonl import read_jsonl
 from meditron.store.manifest import FILE_NAME, Manifest, read_manifest
 from meditron.store.models import ModelFiles, resolve
 
-__all__ = ["View", "look", "print_view"]
+__all__ = ["View", "inspect_artifact", "print_view"]
 
 _DOCUMENTS = (".jsonl", ".jsonl.zst", ".jsonl.gz")
 _SUFFIXES = (*_DOCUMENTS, ".json", ".idx", ".bin", ".gguf", ".safetensors")
 _SAMPLE = 5
-_SHOWN = 1_000  # characters of a document or row that are printed
-_NAMING = ("file", "sha256", "tensor", "type", "stage", "state")  # cells that need no key before them
-_LONGEST_HEADER = 100 << 20  # of a safetensors file; its own library's limit
+_PRINTED = 1_000  # characters of a document or row
+_WITHOUT_KEY = ("file", "sha256", "tensor", "type", "stage", "state")  # cells printed without their key
+_MAX_HEADER = 100 << 20  # bytes of a safetensors file's header; the library's limit
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A look at one thing."""
+    """The view of one file or folder."""
 
     kind: str
     """`run`, `stage`, `documents`, `rows`, `tokens`, `gguf`, `model`, `json` or `folder`."""
     path: str
     facts: dict[str, Any]
-    """What it is as a whole."""
+    """About the whole."""
     rows: list[Row] = field(default_factory=list)
-    """Some of what it holds."""
+    """Some of its rows."""
     inside: "list[View]" = field(default_factory=list)
-    """What a stage's folder holds."""
+    """Views of a folder's files."""
 
     def to_json(self) -> dict[str, Any]:
-        """The form of --json, in which a number that is not finite is a word."""
-        written: dict[str, Any] = _worded(asdict(self))
-        return written
+        """Return the form of --json; NaN and infinities, which JSON lacks, become strings."""
+        plain: dict[str, Any] = _json_safe(asdict(self))
+        return plain
 
 
-def _worded(value: Any) -> Any:  # noqa: ANN401  # whatever a file holds
+def _json_safe(value: Any) -> Any:  # noqa: ANN401  # any value of a file
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _worded(item) for key, item in value.items()}
-    return [_worded(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _json_safe(item) for key, item in value.items()}
+    return [_json_safe(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which rows are asked for."""
+class RowFilter:
+    """The selection of rows by number and text."""
 
     rows: int | None
     grep: str | None
 
-    def of(self, rows: Iterable[Row], default: int | None = None) -> list[Row]:
-        """The first rows that hold the text; `default` of them where no number was given."""
+    def select(self, rows: Iterable[Row], default: int | None = None) -> list[Row]:
+        """Return the first rows that contain the text, `default` of them if no number was given."""
         return list(islice(filter(self.matches, rows), default if self.rows is None else self.rows))
 
     def matches(self, row: Row) -> bool:
-        """Whether one of a row's texts holds the text that was asked for."""
+        """Return whether one of the row's values contains the text."""
         if self.grep is None:
             return True
         texts = (
@@ -85,14 +85,16 @@ class Wanted:
         return any(self.grep.casefold() in text.casefold() for text in texts)
 
 
-def look(artifact: str, rows: int | None = None, grep: str | None = None) -> View:
-    """Look inside a file or folder, or a MODEL from elsewhere.
+def inspect_artifact(artifact: str, rows: int | None = None, grep: str | None = None) -> View:
+    """Return the view of a file, a folder or a MODEL.
 
-    SourceError for what is not there or of no kind that is known, InputError for what is damaged.
+    Raises:
+        SourceError: no such file, or none of a known kind.
+        InputError: the file is damaged.
     """
     if rows is not None and rows < 0:
-        raise UsageError(f"--rows {rows} is less than none")
-    wanted = Wanted(rows, grep)
+        raise UsageError(f"--rows must be at least 0, got {rows}")
+    row_filter = RowFilter(rows, grep)
     path = Path(artifact)
     if not path.exists() and not path.with_name(f"{path.name}.idx").is_file():
         path = resolve(artifact).path
@@ -100,32 +102,32 @@ def look(artifact: str, rows: int | None = None, grep: str | None = None) -> Vie
         path = path.parent
     if path.is_dir():
         if manifest := read_manifest(path):
-            return _stage(path, manifest, wanted)
+            return _stage(path, manifest, row_filter)
         if stages := sorted(path.glob(f"*/{FILE_NAME}")):
-            return _run(path, [stage.parent for stage in stages], wanted)
-    views = list(_contents(path, wanted))
+            return _run(path, [stage.parent for stage in stages], row_filter)
+    views = list(_contents(path, row_filter))
     if not views:
         raise SourceError(
-            f"{path}: nothing in it that can be looked into",
-            hint=f"inspect takes a run's or stage's folder, a model's folder, {', '.join(_SUFFIXES)}",
+            f"{path}: no file of a known kind",
+            hint=f"inspect reads a run's, a stage's or a model's folder, and {', '.join(_SUFFIXES)}",
         )
     return views[0] if len(views) == 1 else View("folder", str(path), {}, inside=views)
 
 
-def _contents(path: Path, wanted: Wanted) -> Iterator[View]:
-    """What of a file or folder is of a known kind."""
+def _contents(path: Path, row_filter: RowFilter) -> Iterator[View]:
+    """Yield a view of each file of a known kind."""
     if not path.is_dir():
-        yield from (view(path, wanted) for view in [_reader(path)] if view)
+        yield from (view(path, row_filter) for view in [_reader(path)] if view)
         return
     if (path / "config.json").is_file():
-        yield _model(path, wanted)
+        yield _model(path, row_filter)
     for pattern, view in (("*.idx", _tokens), ("*.gguf", _gguf), ("**/*.jsonl*", _documents)):
         for file in sorted(path.glob(pattern)):
             if view is not _documents or file.name.endswith(_DOCUMENTS):
-                yield view(file, wanted)
+                yield view(file, row_filter)
 
 
-def _reader(path: Path) -> Callable[[Path, Wanted], View] | None:
+def _reader(path: Path) -> Callable[[Path, RowFilter], View] | None:
     if path.suffix in (".idx", ".bin") or not path.exists():
         return _tokens
     if path.name.endswith(_DOCUMENTS):
@@ -133,8 +135,8 @@ def _reader(path: Path) -> Callable[[Path, Wanted], View] | None:
     return {".gguf": _gguf, ".safetensors": _safetensors, ".json": _json}.get(path.suffix)
 
 
-def _run(path: Path, stages: list[Path], wanted: Wanted) -> View:
-    """A run's folder: one row for each finished stage, in the order in which they ended."""
+def _run(path: Path, stages: list[Path], row_filter: RowFilter) -> View:
+    """View a run's folder: one row per finished stage, in the order in which they ended."""
     manifests = [(folder, manifest) for folder in stages if (manifest := read_manifest(folder))]
     manifests.sort(key=lambda pair: pair[1].ended)
     rows = [
@@ -148,29 +150,30 @@ def _run(path: Path, stages: list[Path], wanted: Wanted) -> View:
         }
         for _, manifest in manifests
     ]
-    begun = sorted(file.parent.name for file in path.glob(f"*/{BEGUN}") if file.parent not in stages)
-    facts = {"stages": len(rows), "unfinished": begun, "hint": f"meditron inspect {stages[0]}"}
-    return View("run", str(path), facts, wanted.of(rows))
+    records = path.glob(f"*/{IN_PROGRESS}")
+    unfinished = sorted(file.parent.name for file in records if file.parent not in stages)
+    facts = {"stages": len(rows), "unfinished": unfinished, "hint": f"meditron inspect {stages[0]}"}
+    return View("run", str(path), facts, row_filter.select(rows))
 
 
-def _json(path: Path, wanted: Wanted) -> View:
-    """A JSON file: its keys as facts, or the items of its list as rows."""
+def _json(path: Path, row_filter: RowFilter) -> View:
+    """View a JSON file: the keys of an object as facts, the items of a list as rows."""
     value = read_json(path)
     if isinstance(value, dict):
         return View("json", str(path), value)
     items = value if isinstance(value, list) else [value]
     rows = (item if isinstance(item, dict) else {"value": item} for item in items)
-    return View("json", str(path), {"items": len(items)}, wanted.of(rows, _SAMPLE))
+    return View("json", str(path), {"items": len(items)}, row_filter.select(rows, _SAMPLE))
 
 
-def _stage(path: Path, manifest: Manifest, wanted: Wanted) -> View:
-    worked = (manifest.ended - manifest.started).total_seconds()
+def _stage(path: Path, manifest: Manifest, row_filter: RowFilter) -> View:
+    elapsed = (manifest.ended - manifest.started).total_seconds()
     facts = {
         "stage": manifest.name,
         "digest": manifest.digest,
         "fingerprint": manifest.fingerprint,
         "started": manifest.started.isoformat(timespec="seconds"),
-        "took": duration(worked),
+        "took": duration(elapsed),
         "commit": f"{manifest.git.commit}{' with changes' if manifest.git.dirty else ''}",
         "inputs": {name: f"{record.reference} {record.digest}" for name, record in manifest.inputs.items()},
         "config": manifest.config,
@@ -179,23 +182,23 @@ def _stage(path: Path, manifest: Manifest, wanted: Wanted) -> View:
         "machine": manifest.machine,
     }
     files = [{"file": file.path, "bytes": file.bytes, "sha256": file.sha256} for file in manifest.files]
-    return View("stage", str(path), facts, files, list(_contents(path, wanted)))
+    return View("stage", str(path), facts, files, list(_contents(path, row_filter)))
 
 
-def _documents(path: Path, wanted: Wanted) -> View:
-    """Lines as they are; what a model was finetuned on with its text by role, where its tokenizer is near."""
+def _documents(path: Path, row_filter: RowFilter) -> View:
+    """View lines of JSON; a finetune's rows with their text by role, if its tokenizer is beside them."""
     facts = {"bytes": path.stat().st_size}
-    rows = wanted.of(read_jsonl(path), _SAMPLE)
+    rows = row_filter.select(read_jsonl(path), _SAMPLE)
     if not any("roles" in row for row in rows) or not (path.parent / "tokenizer.json").is_file():
         return View("documents", str(path), facts, rows)
     from meditron.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(path.parent)
-    return View("rows", str(path), facts, [spoken_row(path, row, tokenizer) for row in rows])
+    return View("rows", str(path), facts, [row_with_spans(path, row, tokenizer) for row in rows])
 
 
-def _tokens(path: Path, wanted: Wanted) -> View:
-    """Documents of ids, decoded token by token where a tokenizer stands beside them."""
+def _tokens(path: Path, row_filter: RowFilter) -> View:
+    """View documents of token ids, decoded token by token if a tokenizer is beside them."""
     from meditron.text.tokenizer import load_tokenizer
 
     prefix = path.with_suffix("") if path.suffix in (".idx", ".bin") else path
@@ -212,44 +215,44 @@ def _tokens(path: Path, wanted: Wanted) -> View:
                 row |= {"text": tokenizer.decode(ids, skip_special=False), "tokens": pieces}
             yield row
 
-    return View("tokens", str(prefix), facts, wanted.of(rows(), _SAMPLE))
+    return View("tokens", str(prefix), facts, row_filter.select(rows(), _SAMPLE))
 
 
-def _gguf(path: Path, wanted: Wanted) -> View:
+def _gguf(path: Path, row_filter: RowFilter) -> View:
     with GGUF(path) as gguf:
         tensors = [
             {"tensor": info.name, "type": info.type, "shape": list(info.shape), "bytes": info.nbytes}
             for info in gguf.tensors.values()
         ]
         metadata = {key: _brief(value) for key, value in gguf.metadata.items()}
-    if GGUF_KEY in metadata:  # a hash of every document and question trained on: megabytes on one line
+    if GGUF_KEY in metadata:  # hashes of all training documents and questions: megabytes on one line
         metadata[GGUF_KEY] = statement(read_ancestry(ModelFiles(str(path), "gguf", path)))
     facts = {"bytes": path.stat().st_size, "tensors": len(tensors), "metadata": metadata}
-    return View("gguf", str(path), facts, wanted.of(tensors))
+    return View("gguf", str(path), facts, row_filter.select(tensors))
 
 
-def _model(folder: Path, wanted: Wanted) -> View:
-    """An HF folder: its configuration, and the tensors of all its files."""
+def _model(folder: Path, row_filter: RowFilter) -> View:
+    """View an HF folder: its config, and the tensors of all its files."""
     files = sorted(folder.glob("*.safetensors"))
     tensors = [row for file in files for row in _header(file)]
     facts = {"config": read_json(folder / "config.json"), "files": len(files), "tensors": len(tensors)}
-    return View("model", str(folder), facts, wanted.of(tensors))
+    return View("model", str(folder), facts, row_filter.select(tensors))
 
 
-def _safetensors(path: Path, wanted: Wanted) -> View:
+def _safetensors(path: Path, row_filter: RowFilter) -> View:
     tensors = list(_header(path))
-    return View("model", str(path), {"tensors": len(tensors)}, wanted.of(tensors))
+    return View("model", str(path), {"tensors": len(tensors)}, row_filter.select(tensors))
 
 
 def _header(path: Path) -> Iterator[Row]:
-    """Names, types and shapes of a safetensors file, from its header: u64 length, then JSON.
+    """Read names, types and shapes from a safetensors file's header: u64 length, then JSON.
 
     https://github.com/huggingface/safetensors#format
     """
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_LONGEST_HEADER, path.stat().st_size - 8):
+        if not 2 <= length <= min(_MAX_HEADER, path.stat().st_size - 8):
             raise InputError(path, "not a safetensors file", place="byte 0")
         try:
             header = json.loads(file.read(length))
@@ -265,19 +268,19 @@ def _header(path: Path) -> Iterator[Row]:
 
 
 def _brief(value: object) -> object:
-    """A metadata value; of a long list its length and its head."""
+    """Abbreviate a long list to its length and first values."""
     return f"{len(value)} values: {value[:5]}…" if isinstance(value, list) and len(value) > 16 else value
 
 
 def print_view(view: View, indent: str = "") -> None:
-    """Print a look on stdout, for people."""
+    """Print a view on stdout as text."""
     lines = [f"{view.kind} {view.path}", *_facts(view.facts, "  ")]
     if view.kind != "rows":
         lines += [f"  {line}" for row in view.rows for line in _row(view.kind, row)]
     sys.stdout.writelines(f"{indent}{sanitize_terminal(line)}\n" for line in lines)
     if view.kind == "rows":
         for row in view.rows:
-            print_roles(row, f"{indent}  ")
+            print_spans(row, f"{indent}  ")
     for inside in view.inside:
         print_view(inside, indent + "  ")
 
@@ -299,20 +302,20 @@ def _fact(key: str, value: object) -> str:
 
 
 def _row(kind: str, row: Row) -> Iterator[str]:
-    """Yield a document as its text, tokens with the boundaries between them, anything else on one line."""
+    """Yield a document as its text, tokens with their boundaries, any other row on one line."""
     if kind == "tokens":
         yield f"document {row['document']}, {len(row['ids'])} tokens"
         if "tokens" in row:
-            yield f"  {'│'.join(row['tokens'])}".replace("\n", "⏎")[:_SHOWN]
+            yield f"  {'│'.join(row['tokens'])}".replace("\n", "⏎")[:_PRINTED]
     elif kind == "documents" and isinstance(row.get("text"), str):
         yield " ".join(str(row[key]) for key in ("id", "source") if key in row)
-        yield f"  {row['text'][:_SHOWN]}".replace("\n", "\n    ")
+        yield f"  {row['text'][:_PRINTED]}".replace("\n", "\n    ")
     else:
-        yield "  ".join(_cell(key, value) for key, value in row.items())[:_SHOWN]
+        yield "  ".join(_cell(key, value) for key, value in row.items())[:_PRINTED]
 
 
 def _cell(key: str, value: object) -> str:
-    if key in _NAMING and isinstance(value, str):
+    if key in _WITHOUT_KEY and isinstance(value, str):
         return value
     if key == "bytes" and isinstance(value, int):
         return size(value)

@@ -1,4 +1,4 @@
-"""`inspect` and `parse`: what is inside real files, and what is said of damaged ones."""
+"""`inspect` and `parse` on real and damaged files."""
 
 import json
 import os
@@ -14,8 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from command import Command
-from counting import Bench
-from meditron.cli.look import look
+from meditron.cli.inspect_views import inspect_artifact
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.store.ancestry import GGUF_KEY, Training, of_base
 from meditron.store.gguf import write_gguf
@@ -25,6 +24,7 @@ from meditron.text.dialogue import Turn, label
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.examples import Example, write_rows
 from tiny import CHAT, TEXTS, tiny_hf
+from toy_stages import ToyRun
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +41,17 @@ def documents(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_stage_tells_what_it_is_and_what_it_was_made_from(meditron: Command, counts: Bench) -> None:
-    meditron("run", counts.path, "--out", counts.out)
-    view = json.loads(meditron("inspect", counts.run_folder / "total", "--json").out)
-    manifest = json.loads((counts.run_folder / "total/manifest.json").read_text())
+def test_a_stage_shows_its_manifest(meditron: Command, toy: ToyRun) -> None:
+    meditron("run", toy.path, "--out", toy.out)
+    view = json.loads(meditron("inspect", toy.run_folder / "total", "--json").out)
+    manifest = json.loads((toy.run_folder / "total/manifest.json").read_text())
     assert view["kind"] == "stage"
     assert view["facts"]["fingerprint"] == manifest["fingerprint"]
     assert view["facts"]["metrics"]["words"] == 7
     assert [row["file"] for row in view["rows"]] == ["total.json"]
-    said = meditron("inspect", counts.run_folder / "total/manifest.json").out
-    assert "total.json" in said
-    assert manifest["fingerprint"] in said
+    result = meditron("inspect", toy.run_folder / "total/manifest.json").out
+    assert "total.json" in result
+    assert manifest["fingerprint"] in result
 
 
 def test_documents_are_shown_and_searched(meditron: Command, documents: Path) -> None:
@@ -77,16 +77,16 @@ def test_tokens_are_decoded_with_their_boundaries(meditron: Command, model: Path
         assert row["ids"] == [*tokenizer.encode(TEXTS[0]), tokenizer.end_of_text_id]
         assert len(row["tokens"]) == len(row["ids"])
         assert "".join(row["tokens"]).startswith(TEXTS[0])
-    said = meditron("inspect", model / "test.idx", "--grep", "sepsis").out
-    assert "document 3" in said
-    assert "│" in said
+    result = meditron("inspect", model / "test.idx", "--grep", "sepsis").out
+    assert "document 3" in result
+    assert "│" in result
     whole = json.loads(meditron("inspect", model, "--json").out)
     assert [view["kind"] for view in whole["inside"]] == ["model", "tokens"]
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows as a finetune leaves them, beside their tokenizer."""
+    """Write rows of a finetune beside their tokenizer."""
     folder = tiny_hf(tmp_path_factory.mktemp("learned") / "finetune", control=CHAT)
     tokenizer = load_tokenizer(folder)
     conversation = (Turn("user", "Which\x1b[31m drug?"), Turn("assistant", "Aspirin."))
@@ -95,65 +95,65 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_rows_of_a_finetune_tell_whose_turn_it_is_and_what_is_learned(
-    meditron: Command, learned: Path
-) -> None:
+def test_rows_of_a_finetune_show_roles_and_the_spans_in_the_loss(meditron: Command, learned: Path) -> None:
     view = json.loads(meditron("inspect", learned / "rows.jsonl.zst", "--rows", "2", "--json").out)
     assert view["kind"] == "rows"
     assert len(view["rows"]) == 2
-    told = [(span["role"], span["learned"], span["text"]) for span in view["rows"][0]["spans"]]
-    assert told == [
+    message = [(span["role"], span["learned"], span["text"]) for span in view["rows"][0]["spans"]]
+    assert message == [
         ("user", False, "<|im_start|>question\nWhich\x1b[31m drug?<|im_end|>\n"),
         ("assistant", False, "<|im_start|>answer\n"),
         ("assistant", True, "Aspirin.<|im_end|>"),
         ("assistant", False, "\n"),
     ]
-    said = meditron("inspect", learned, "--rows", "1").out
-    assert re.search(r"q1: train, \d+ tokens, \d+ learned", said)
-    assert "‹assistant›<|im_start|>answer⏎" in said
-    assert "⟦assistant Aspirin.<|im_end|>⟧" in said
-    assert "\x1b" not in said
+    result = meditron("inspect", learned, "--rows", "1").out
+    assert re.search(r"q1: train, \d+ tokens, \d+ in the loss", result)
+    assert "‹assistant›<|im_start|>answer⏎" in result
+    assert "⟦assistant Aspirin.<|im_end|>⟧" in result
+    assert "\x1b" not in result
     assert "nothing" not in meditron("inspect", learned / "rows.jsonl.zst", "--grep", "nothing").out
 
 
-def test_on_a_terminal_they_are_in_colours(learned: Path) -> None:
+def test_rows_of_a_finetune_are_colored_on_a_terminal(learned: Path) -> None:
     words = [sys.executable, "-m", "meditron", "inspect", str(learned / "rows.jsonl.zst"), "--rows", "1"]
-    said = on_terminal(words, TERM="xterm-256color")
-    assert "\x1b[1;4;32mAspirin.<|im_end|>\x1b[0m" in said, "bold, underlined, green"
-    assert "\x1b[36m<|im_start|>question" in said
-    assert "\x1b[31m" not in said, "a row's own escape sequence"
-    assert "⟦" not in said
+    result = on_terminal(words, TERM="xterm-256color")
+    assert "\x1b[1;4;32mAspirin.<|im_end|>\x1b[0m" in result, "bold, underlined, green"
+    assert "\x1b[36m<|im_start|>question" in result
+    assert "\x1b[31m" not in result, "a row's own escape sequence"
+    assert "⟦" not in result
     assert "⟦assistant Aspirin.<|im_end|>⟧" in on_terminal(words, TERM="xterm-256color", NO_COLOR="1")
 
 
 def on_terminal(words: list[str], **environment: str) -> str:
-    """What a command prints on a terminal."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(words, stdout=theirs, stderr=theirs, env={**os.environ, **environment}) as child:
-        os.close(theirs)
-        said = b""
+    """Return the output of a command on a pseudo-terminal."""
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(
+        words, stdout=terminal, stderr=terminal, env={**os.environ, **environment}
+    ) as child:
+        os.close(terminal)
+        result = b""
         with suppress(OSError):  # the terminal is gone when the command is
-            while piece := os.read(ours, 1 << 16):
-                said += piece
-        os.close(ours)
-    assert child.returncode == 0, said
-    return said.decode().replace("\r\n", "\n")
+            while piece := os.read(controller, 1 << 16):
+                result += piece
+        os.close(controller)
+    assert child.returncode == 0, result
+    return result.decode().replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize("roles", ['[["user",1,false]]', '[["user"]]', '"user"', "3"])
-def test_roles_that_are_not_of_their_tokens_are_damage(learned: Path, tmp_path: Path, roles: str) -> None:
+def test_roles_that_do_not_match_the_tokens_are_an_error(learned: Path, tmp_path: Path, roles: str) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((learned / name).read_bytes())
     (tmp_path / "rows.jsonl").write_text(f'{{"id":"x","ids":[1,2],"roles":{roles}}}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"rows\.jsonl \(the row x\)"):
-        look(str(tmp_path / "rows.jsonl"))
+    with pytest.raises(InputError, match=r"rows\.jsonl \(row x\)"):
+        inspect_artifact(str(tmp_path / "rows.jsonl"))
 
 
-def test_a_models_tensors_are_those_that_transformers_wrote(meditron: Command, model: Path) -> None:
+def test_a_models_tensors_are_those_written_by_transformers(meditron: Command, model: Path) -> None:
     from safetensors.numpy import load_file
 
     tensors = load_file(model / "model.safetensors")
-    view = look(str(model))
+    view = inspect_artifact(str(model))
     model_view = view if view.kind == "model" else view.inside[0]
     assert {row["tensor"]: tuple(row["shape"]) for row in model_view.rows} == {
         name: tensor.shape for name, tensor in tensors.items()
@@ -174,13 +174,13 @@ def test_a_gguf_shows_metadata_and_tensors(meditron: Command, tmp_path: Path) ->
     view = json.loads(meditron("inspect", path, "--json").out)
     assert view["facts"]["tensors"] == 2
     assert view["rows"][0] == {"tensor": "a.weight", "type": "F16", "shape": [4, 8], "bytes": 64}
-    said = meditron("inspect", path).out
-    assert "40 values" in said
-    assert "\x1b" not in said
-    assert "4×8" in said
+    result = meditron("inspect", path).out
+    assert "40 values" in result
+    assert "\x1b" not in result
+    assert "4×8" in result
 
 
-def test_a_ggufs_ancestry_is_a_sentence_not_its_hashes(meditron: Command, tmp_path: Path) -> None:
+def test_the_ancestry_of_a_gguf_is_a_sentence(meditron: Command, tmp_path: Path) -> None:
     hashes = tuple(f"{number:016x}" for number in range(5000))
     trained = Training(
         stage="pretrain", kind="pretrain", data="corpus", data_digest="0" * 64, documents=hashes
@@ -188,13 +188,13 @@ def test_a_ggufs_ancestry_is_a_sentence_not_its_hashes(meditron: Command, tmp_pa
     record = of_base("init:tiny", "0" * 64, seeded=True).extended(trained)
     metadata = {"general.architecture": "llama", GGUF_KEY: record.model_dump_json()}
     write_gguf(tmp_path / "x.gguf", metadata, [("b", np.ones(3, np.float32))])
-    said = meditron("inspect", tmp_path / "x.gguf").out
-    assert "meditron.ancestry: Trained on corpus (pretrain)" in said
-    assert hashes[7] not in said
+    result = meditron("inspect", tmp_path / "x.gguf").out
+    assert "meditron.ancestry: Trained on corpus (pretrain)" in result
+    assert hashes[7] not in result
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "not a safetensors file"),
         (b"\xff" * 16, "not a safetensors file"),
@@ -202,69 +202,69 @@ def test_a_ggufs_ancestry_is_a_sentence_not_its_hashes(meditron: Command, tmp_pa
         (b'\x0a\0\0\0\0\0\0\0{"a": [1]}', "the header is damaged"),
     ],
 )
-def test_damaged_safetensors_are_told(tmp_path: Path, content: bytes, told: str) -> None:
+def test_damaged_safetensors_are_reported(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=told):
-        look(str(path))
+    with pytest.raises(InputError, match=message):
+        inspect_artifact(str(path))
 
 
 def test_a_whole_safetensors_file_is_read(tmp_path: Path) -> None:
     save_file({"a": np.zeros((2, 3), np.float32)}, tmp_path / "x.safetensors")
-    assert look(str(tmp_path / "x.safetensors")).rows == [
+    assert inspect_artifact(str(tmp_path / "x.safetensors")).rows == [
         {"tensor": "a", "type": "F32", "shape": [2, 3], "bytes": 24}
     ]
 
 
-def test_what_is_nothing_known_is_refused(meditron: Command, tmp_path: Path) -> None:
+def test_files_of_unknown_kinds_are_refused(meditron: Command, tmp_path: Path) -> None:
     (tmp_path / "x.dat").write_bytes(b"?")
-    with pytest.raises(SourceError, match="nothing in it that can be looked into"):
-        look(str(tmp_path / "x.dat"))
-    with pytest.raises(UsageError, match="--rows -1"):
-        look(str(tmp_path), rows=-1)
-    said = meditron("inspect", tmp_path / "nothing")
-    assert said.code == 2
-    assert len(said.err.splitlines()) <= 2
+    with pytest.raises(SourceError, match="no file of a known kind"):
+        inspect_artifact(str(tmp_path / "x.dat"))
+    with pytest.raises(UsageError, match="--rows must be at least 0, got -1"):
+        inspect_artifact(str(tmp_path), rows=-1)
+    result = meditron("inspect", tmp_path / "nothing")
+    assert result.code == 2
+    assert len(result.err.splitlines()) <= 2
 
 
 def test_parse_prints_one_document_a_line(meditron: Command, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(TEXTS)))
-    said = meditron("parse", path, path)
-    assert said.code == 0
-    rows = [json.loads(line) for line in said.out.splitlines()]
+    result = meditron("parse", path, path)
+    assert result.code == 0
+    rows = [json.loads(line) for line in result.out.splitlines()]
     assert len(rows) == 2 * len(TEXTS)
     for row in rows:
         assert set(row) == {"id", "source", "title", "sections", "language", "year", "meta"}
     assert rows[0]["sections"][0]["text"] == TEXTS[0]
-    assert "漢字" in said.out
+    assert "漢字" in result.out
     assert meditron("parse", path, "--json").out == meditron("parse", path).out
 
 
 @pytest.mark.parametrize("words", [["parse"], ["inspect"], ["inspect", "--json"]])
-def test_texts_are_shown_as_they_are_but_for_what_a_terminal_obeys(
+def test_texts_are_printed_without_control_characters(
     meditron: Command, tmp_path: Path, words: list[str]
 ) -> None:
     path = tmp_path / "x.jsonl"
     text = "p\u2009<\u202f0.05,\u00a05\u200bmg"
     path.write_text(json.dumps({"id": "1", "text": f"{text} \x1b[2J \x9b2J \x7f"}))
     verb, *flags = words
-    said = meditron(verb, path, *flags)
-    assert said.code == 0
-    assert text in said.out
-    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", said.out)
+    result = meditron(verb, path, *flags)
+    assert result.code == 0
+    assert text in result.out
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", result.out)
 
 
-def test_inspect_shows_half_a_surrogate_pair(meditron: Command, tmp_path: Path) -> None:
+def test_a_lone_surrogate_is_printed_as_a_question_mark(meditron: Command, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"id": "1", "text": "a \\ud800"}\n')
     assert json.loads(meditron("inspect", path, "--json").out)["rows"][0]["text"] == "a \ud800"
-    said = meditron("inspect", path)
-    assert "a ?" in said.out
-    said.out.encode()
+    result = meditron("inspect", path)
+    assert "a ?" in result.out
+    result.out.encode()
 
 
-def test_parse_streams_real_citations_to_a_reader_that_goes_away(pubmed_xml: Path) -> None:
+def test_parse_streams_citations_to_a_reader_that_closes_the_pipe(pubmed_xml: Path) -> None:
     script = '"$0" -m meditron parse "$1" | head -n 20'
     words = ["/bin/sh", "-c", script, sys.executable, str(pubmed_xml)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
@@ -274,28 +274,30 @@ def test_parse_streams_real_citations_to_a_reader_that_goes_away(pubmed_xml: Pat
 
 
 @pytest.mark.parametrize("words", [["/nowhere/x.xml.gz"], [], ["{path}", "--format", "medlien"]])
-def test_parse_of_nothing_is_one_line_and_exit_2(meditron: Command, tmp_path: Path, words: list[str]) -> None:
+def test_parse_without_a_readable_file_is_one_line_and_exit_2(
+    meditron: Command, tmp_path: Path, words: list[str]
+) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"id": "1", "text": "word"}\n')
-    said = meditron("parse", *[word.format(path=path) for word in words])
-    assert said.code == 2
-    assert said.out == ""
-    assert "Traceback" not in said.err
+    result = meditron("parse", *[word.format(path=path) for word in words])
+    assert result.code == 2
+    assert result.out == ""
+    assert "Traceback" not in result.err
 
 
-def test_parse_names_the_place_where_a_file_is_cut_off(meditron: Command, tmp_path: Path) -> None:
+def test_parse_names_a_truncated_file(meditron: Command, tmp_path: Path) -> None:
     import gzip
 
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"id": "1", "text": "some words that are packed"}\n' * 500)[:-60])
-    said = meditron("parse", path)
-    assert said.code == 1
-    assert str(path) in said.err.splitlines()[-1]
-    assert "Traceback" not in said.err
+    result = meditron("parse", path)
+    assert result.code == 1
+    assert str(path) in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
 
 
 def test_rows_of_every_stage_are_shown_by_their_own_fields(meditron: Command, tmp_path: Path) -> None:
-    """Rows with a number under `tokens` or `ids` are no decoded documents."""
+    """A row with a number under `tokens` or `ids` is not a decoded document."""
     rows = {
         "perplexity.jsonl": {"id": "a", "model": "base", "source": "pubmed", "tokens": 12, "nll": 2.5},
         "metrics.jsonl": {"step": 1, "tokens": 1024, "loss": 3.2, "text": 7},
@@ -304,22 +306,22 @@ def test_rows_of_every_stage_are_shown_by_their_own_fields(meditron: Command, tm
     }
     for name, row in rows.items():
         (tmp_path / name).write_text(json.dumps(row) + "\n")
-        said = meditron("inspect", tmp_path / name)
-        assert said.code == 0, said.err
+        result = meditron("inspect", tmp_path / name)
+        assert result.code == 0, result.err
         for key in row:
-            assert key in said.out
+            assert key in result.out
     assert meditron("inspect", tmp_path).code == 0
 
 
-def test_a_run_lists_its_stages(meditron: Command, counts: Bench) -> None:
-    meditron("run", counts.path, "--out", counts.out, "--until", "total")
-    view = json.loads(meditron("inspect", counts.run_folder, "--json").out)
+def test_a_run_lists_its_stages(meditron: Command, toy: ToyRun) -> None:
+    meditron("run", toy.path, "--out", toy.out, "--until", "total")
+    view = json.loads(meditron("inspect", toy.run_folder, "--json").out)
     assert view["kind"] == "run"
     assert [row["stage"] for row in view["rows"]] == ["words", "total"]
     assert view["rows"][1]["inputs"] == ["words"]
-    said = meditron("inspect", counts.run_folder)
-    assert said.code == 0
-    assert "total" in said.out
+    result = meditron("inspect", toy.run_folder)
+    assert result.code == 0
+    assert "total" in result.out
 
 
 def test_json_files_of_a_run_are_shown(meditron: Command, tmp_path: Path) -> None:
@@ -331,6 +333,6 @@ def test_json_files_of_a_run_are_shown(meditron: Command, tmp_path: Path) -> Non
         {"value": 2},
     ]
     (tmp_path / "bad.json").write_text("{")
-    said = meditron("inspect", tmp_path / "bad.json")
-    assert said.code == 1
-    assert "defect" not in said.err
+    result = meditron("inspect", tmp_path / "bad.json")
+    assert result.code == 1
+    assert "defect" not in result.err

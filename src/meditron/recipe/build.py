@@ -1,0 +1,144 @@
+"""The frame around one stage's work: fetched inputs before it, the manifest or the failure after it."""
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from meditron.core import machine
+from meditron.core.config import semantic
+from meditron.core.errors import MeditronError, is_out_of_memory
+from meditron.recipe.external_inputs import fetch_input
+from meditron.recipe.in_progress import RECORDS, begin_attempt, record_failure
+from meditron.recipe.schema import StageSpec
+from meditron.recipe.stage_status import StageStatus, stage_payload
+from meditron.store.artifact import Artifact
+from meditron.store.fetch import public
+from meditron.store.files import remove_temporaries
+from meditron.store.manifest import (
+    FileRecord,
+    Git,
+    InputRecord,
+    Manifest,
+    fingerprint,
+    record_files,
+    write_manifest,
+)
+
+__all__ = ["StageBuild"]
+
+_MEMORY_KEYS = (
+    *("micro_batch_size", "batch_size", "sequence_length", "batch_tokens", "max_tokens"),
+    *("shard_documents", "workers", "threads"),
+)
+"""Config keys that decide a stage's memory use, the strongest first."""
+
+
+class StageBuild:
+    """One attempt at building a stage, as a context manager around its work.
+
+    Entering records the attempt and fetches the inputs; `finish` writes the manifest. An error is recorded
+    as the stage's failure. A kill or an interruption is not: the stage stays partial and can be continued.
+    """
+
+    def __init__(self, status: StageStatus, statuses: Mapping[str, StageStatus]) -> None:
+        self.inputs: dict[str, Artifact] = {}
+        self._status, self._statuses = status, statuses
+        self._payload = stage_payload(status.spec, status.digests)
+
+    def __enter__(self) -> Self:
+        folder = self._status.folder
+        self._record = begin_attempt(folder, self._payload)
+        try:
+            remove_temporaries(folder)
+            self.inputs = {key: self._artifact(key) for key in self._status.inputs}
+        except Exception as error:
+            record_failure(folder, error)
+            raise
+        self._began = time.monotonic()
+        return self
+
+    def _artifact(self, key: str) -> Artifact:
+        """Fetch an external input, or take a dependency's folder."""
+        reference, digest = self._status.inputs[key], str(self._status.digests[key])
+        if reference.source is not None:
+            path, selector = fetch_input(reference.source)
+            return Artifact("base" if reference.text == "base" else key, path, digest, selector=selector)
+        dependency = self._statuses[str(reference.stage)]
+        return Artifact(dependency.name, dependency.folder, digest, dependency.manifest, reference.selector)
+
+    def finish(self, metrics: Mapping[str, Any]) -> float:
+        """Write the manifest, the last file of a finished stage; return the seconds of work."""
+        folder = self._status.folder
+        seconds = round(time.monotonic() - self._began, 3)
+        files = [record for record in record_files(folder) if record.path not in RECORDS]
+        if not any(record.content for record in files):
+            raise MeditronError(f"{self._status.name} ended without leaving a file in {folder}")
+        metrics = {**metrics, "seconds": seconds, "attempts": self._record.attempts}
+        # Last, because its existence means that the stage is complete.
+        write_manifest(folder, self._manifest(metrics, files))
+        for name in RECORDS:
+            (folder / name).unlink(missing_ok=True)
+        return seconds
+
+    def _manifest(self, metrics: dict[str, Any], files: list[FileRecord]) -> Manifest:
+        spec = self._status.spec
+        config = spec.config.model_dump(mode="json", by_alias=True)
+        decisive = semantic(spec.config)
+        here = dict(machine.describe())
+        return Manifest(
+            kind=spec.stage.kind,
+            name=spec.name,
+            fingerprint=fingerprint(self._payload),
+            payload=self._payload,
+            config=config,
+            beside={key: value for key, value in config.items() if key not in decisive},
+            seed=spec.config.seed,
+            inputs={
+                key: InputRecord(
+                    reference=public(reference.source) if reference.source else reference.text,
+                    digest=str(self._status.digests[key]),
+                )
+                for key, reference in self._status.inputs.items()
+            },
+            files=files,
+            metrics=metrics,
+            git=Git(**here.pop("git", {})),
+            libraries=here.pop("libraries", {}),
+            machine=here,
+            started=datetime.fromisoformat(self._record.started),
+            ended=datetime.now(UTC),
+            licences=self._licences(),
+        )
+
+    def _licences(self) -> dict[str, str]:
+        """Collect the licences of the stage's own sources and of everything it depends on."""
+        licences: dict[str, str] = {}
+        for reference in self._status.inputs.values():
+            manifest = self._statuses[reference.stage].manifest if reference.stage else None
+            licences |= manifest.licences if manifest else {}
+        spec = self._status.spec
+        # Several stages of one kind may have inputs of the same name under different licences.
+        prefix = f"{spec.name}: " if spec.stage.many else ""
+        return licences | {f"{prefix}{key}": licence for key, licence in spec.config.licences().items()}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception):
+            return
+        out_of_memory = is_out_of_memory(error)
+        reported = _out_of_memory_error(self._status.spec, error) if out_of_memory else error
+        record_failure(self._status.folder, reported)
+        if out_of_memory:
+            raise reported from error
+
+
+def _out_of_memory_error(spec: StageSpec, error: Exception) -> MeditronError:
+    """Return an error that names the config keys to lower."""
+    keys = [f"{spec.name}.{key}" for key in _MEMORY_KEYS if getattr(spec.config, key, None) is not None]
+    return MeditronError(
+        f"{spec.name}: out of memory: {str(error) or 'an allocation failed'}",
+        hint=f"lower {', '.join(keys)}" if keys else "a machine with more memory is needed",
+    )

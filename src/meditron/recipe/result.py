@@ -1,0 +1,110 @@
+"""The result of a run, a dry run or a status query."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from meditron.recipe.decide import Decision
+from meditron.recipe.estimate import Estimate
+from meditron.recipe.preflight import Problem
+from meditron.recipe.schema import Recipe
+from meditron.recipe.stage_status import StageStatus, recipe_status
+from meditron.release.mix import FLOATS
+from meditron.store.results import FILE_NAME as RESULTS
+from meditron.store.results import EvaluationResult, read_results
+
+__all__ = ["RUNS", "RunResult", "status"]
+
+RUNS = Path("runs")
+"""The default folder of runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Status of a run's stages after the work, or before it for a dry run."""
+
+    run: str
+    folder: Path
+    stages: Mapping[str, StageStatus]
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    """Action for each stage, decided before the work began."""
+    dry: bool = False
+    """Nothing was built."""
+    problems: Sequence[Problem] = ()
+    """Dry run: inputs that the run would fail on."""
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    """Dry run: stage to be built → its cost."""
+
+    @property
+    def built(self) -> list[str]:
+        """The stages that this run built."""
+        return [name for name, stage in self.stages.items() if stage.state == "built"]
+
+    @property
+    def refused(self) -> list[str]:
+        """The stages that are out of date, so that a run would stop."""
+        return [name for name, decision in self.decisions.items() if decision.action == "refuse"]
+
+    @property
+    def sound(self) -> bool:
+        """No stage is stale, damaged or failed."""
+        return not any(stage.state in ("stale", "failed") for stage in self.stages.values())
+
+    @property
+    def evaluations(self) -> dict[str, EvaluationResult]:
+        """Results of the finished evaluate stages."""
+        finished = {name: stage for name, stage in self.stages.items() if stage.manifest}
+        return {
+            name: read_results(stage.folder)
+            for name, stage in finished.items()
+            if (stage.folder / RESULTS).is_file()
+        }
+
+    @property
+    def domains(self) -> dict[str, str]:
+        """Source → its domain in the recipe."""
+        sources = [getattr(stage.spec.config, "sources", {}) for stage in self.stages.values()]
+        return {name: source.domain for group in sources for name, source in group.items()}
+
+    @property
+    def model(self) -> Path | None:
+        """Folder of the last finished model."""
+        folders = [stage.folder for stage in self.stages.values() if stage.manifest]
+        return next((folder for folder in reversed(folders) if (folder / "config.json").is_file()), None)
+
+    @property
+    def quantized(self) -> str | None:
+        """The last quantized file, as a MODEL."""
+        stages = [stage for stage in self.stages.values() if stage.spec.stage.kind == "quantize"]
+        specs = [
+            f"{stage.folder}:{file['type']}"
+            for stage in stages
+            for file in stage.metrics.get("files", ())
+            if file["type"] not in FLOATS
+        ]
+        return specs[-1] if specs else None
+
+    @property
+    def origins(self) -> dict[str, dict[str, str]]:
+        """Stage → input → reference, as in the recipe."""
+        return {
+            name: {key: reference.text for key, reference in stage.inputs.items()}
+            for name, stage in self.stages.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form of --json."""
+        if not self.dry:
+            stages = {name: stage.to_json() for name, stage in self.stages.items()}
+            return {"run": self.run, "stages": stages}
+        stages = {name: decision.to_json() for name, decision in self.decisions.items()}
+        for name, estimate in self.estimates.items():
+            stages[name]["estimate"] = estimate.to_json()
+        problems = [problem.to_json() for problem in self.problems]
+        return {"run": self.run, "stages": stages, "problems": problems}
+
+
+def status(recipe: Recipe, *, out: Path = RUNS, verify: bool = False) -> RunResult:
+    """Return the status of each stage; `verify` reads every byte again and compares its hash."""
+    return RunResult(recipe.name, out / recipe.name, recipe_status(recipe, out, hashes=verify))

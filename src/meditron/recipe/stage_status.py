@@ -1,0 +1,211 @@
+"""The state of every stage of a recipe: fresh, stale, partial, missing, failed.
+
+Only reads: nothing is written or downloaded.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, Literal
+
+from meditron.core.config import semantic
+from meditron.core.errors import InputError
+from meditron.recipe.drift import FieldChange, field_changes
+from meditron.recipe.external_inputs import input_identity
+from meditron.recipe.graph import InputReference, input_references, topological_order
+from meditron.recipe.in_progress import RECORDS, InProgress, read_failure, read_in_progress
+from meditron.recipe.schema import Recipe, StageSpec, replace_strings
+from meditron.store.fetch import public
+from meditron.store.files import list_files
+from meditron.store.manifest import FILE_NAME, Manifest, check, read_manifest
+
+__all__ = ["StageStatus", "State", "recipe_status", "stage_payload", "stage_status"]
+
+State = Literal["built", "fresh", "stale", "partial", "missing", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """State of one stage, with its manifest or the record of its unfinished work."""
+
+    spec: StageSpec
+    """As recorded: sources without secrets and absolute paths (`store.fetch.public`)."""
+    folder: Path
+    state: State
+    """`built` by this run; `fresh`: complete and up to date; `stale`: config or inputs changed, or damaged;
+    `partial`: unfinished; `failed`: unfinished, ended by an error; `missing`: nothing there."""
+    inputs: Mapping[str, InputReference]
+    """By the names in the recorded spec; only a reference's `source` is as in the recipe."""
+    digests: Mapping[str, str | None]
+    """Input → identity of its content; None for a stage that is not built yet."""
+    drift: tuple[FieldChange, ...] = ()
+    manifest: Manifest | None = None
+    in_progress: InProgress | None = None
+    failure: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The stage's name in the recipe."""
+        return self.spec.name
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics of the finished stage."""
+        return self.manifest.metrics if self.manifest else {}
+
+    @property
+    def damaged(self) -> bool:
+        """Bytes were lost or altered."""
+        return any(change.damage for change in self.drift)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form of --json, in `run` and `status`."""
+        form = {
+            "state": self.state,
+            "seconds": self.metrics.get("seconds"),
+            "metrics": self.metrics,
+            "drift": [change.to_json() for change in self.drift],
+        }
+        return form | ({"message": self.failure} if self.failure else {})
+
+
+def stage_payload(spec: StageSpec, digests: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return what decides an artifact's content: kind, version, the semantic part of the config, inputs."""
+    return {
+        "kind": spec.stage.kind,
+        "version": spec.stage.version,
+        "config": semantic(spec.config),
+        "inputs": dict(digests),
+    }
+
+
+def recipe_status(recipe: Recipe, out: Path, *, hashes: bool = False) -> dict[str, StageStatus]:
+    """Return the status of each stage under `out/<recipe>`, in the order of the work.
+
+    Args:
+        recipe: The recipe.
+        out: The folder that holds runs.
+        hashes: Read every byte again and compare its hash.
+
+    Raises:
+        RecipeError: a reference names nothing, or the references form a cycle.
+        SourceError: a local input is missing.
+    """
+    statuses: dict[str, StageStatus] = {}
+    for spec in topological_order(recipe):
+        status = stage_status(recipe, spec, out / recipe.name / spec.name, statuses, hashes=hashes)
+        statuses[spec.name] = _inherit_drift(status, statuses)
+    return statuses
+
+
+def stage_status(
+    recipe: Recipe,
+    spec: StageSpec,
+    folder: Path,
+    earlier: Mapping[str, StageStatus],
+    *,
+    hashes: bool = False,
+) -> StageStatus:
+    """Return the status of one stage, given those of its dependencies in `earlier`."""
+    spec, inputs = _recorded(spec, input_references(recipe, spec))
+    digests = {name: _digest(reference, earlier, cached=not hashes) for name, reference in inputs.items()}
+    missing = StageStatus(spec, folder, "missing", inputs, digests)
+    payload = stage_payload(spec, digests)
+    try:
+        manifest = read_manifest(folder)
+        if manifest is None and folder.is_symlink():  # nothing is ever written through a link
+            return _damaged(missing, "folder", "a link", was="a folder")
+        has_work = _has_work(folder)
+        record = _in_progress(folder, payload, has_work=has_work) if manifest is None else None
+        problems = check(folder, hashes=hashes) if manifest else []
+    except InputError as error:
+        return _damaged(missing, f"files.{Path(error.path).name}", error.message)
+    if manifest:
+        # The manifest's payload, not its fingerprint, is compared: it gives the names of the changed fields.
+        damage = tuple(_damage(problem) for problem in problems)
+        drift = field_changes(manifest.payload, payload) + damage
+        return replace(missing, state="stale" if drift else "fresh", drift=drift, manifest=manifest)
+    failure = read_failure(folder)
+    if record:
+        drift = field_changes(record.payload, payload)
+        state: State = "stale" if drift else "failed" if failure else "partial"
+        return replace(missing, state=state, drift=drift, in_progress=record, failure=failure)
+    if not has_work:  # nothing to lose: the stage can begin again with any payload
+        return replace(missing, state="failed" if failure else "missing", failure=failure)
+    return _damaged(missing, f"files.{FILE_NAME}", "missing, with files beside it")
+
+
+def _damaged(status: StageStatus, field: str, now: str, was: str = "whole") -> StageStatus:
+    return replace(status, state="stale", drift=(FieldChange(field, was, now, damage=True),))
+
+
+def _damage(problem: str) -> FieldChange:
+    file, _, what = problem.partition(" ")
+    return FieldChange(f"files.{file}", "whole", what, damage=True)
+
+
+def _in_progress(folder: Path, payload: dict[str, Any], *, has_work: bool) -> InProgress | None:
+    """Read the record of an unfinished stage; None if it left no files and had another payload."""
+    if has_work:
+        return read_in_progress(folder)
+    with suppress(InputError):
+        record = read_in_progress(folder)
+        return record if record and record.payload == payload else None
+    return None
+
+
+def _has_work(folder: Path) -> bool:
+    """Return whether a stage's folder holds more than the records of its attempts."""
+    return folder.is_dir() and any(
+        path.relative_to(folder).as_posix() not in RECORDS for path in list_files(folder)
+    )
+
+
+def _recorded(
+    spec: StageSpec, inputs: Mapping[str, InputReference]
+) -> tuple[StageSpec, dict[str, InputReference]]:
+    """Replace the sources in a stage's config, and the inputs' names, by their public forms.
+
+    The stage gets this config, so nothing it writes can hold a secret or an absolute path. Two sources with
+    the same public form are numbered.
+    """
+    public_forms: dict[str, str] = {}
+    for reference in inputs.values():
+        if reference.source is not None and reference.text not in public_forms:
+            form = public(reference.text)
+            names = chain([form], (f"{form} ({number})" for number in count(2)))
+            public_forms[reference.text] = next(name for name in names if name not in public_forms.values())
+    config = spec.config.model_dump(mode="json", by_alias=True)
+    if (replaced := replace_strings(config, public_forms)) != config:
+        parsed = type(spec.config).model_validate_json(json.dumps(replaced), strict=True)
+        spec = replace(spec, config=parsed)
+    named = {
+        public_forms.get(name, name): replace(
+            reference, text=public_forms.get(reference.text, reference.text)
+        )
+        for name, reference in inputs.items()
+    }
+    return spec, named
+
+
+def _digest(reference: InputReference, earlier: Mapping[str, StageStatus], *, cached: bool) -> str | None:
+    if reference.source is not None:
+        return input_identity(reference.source, cached=cached)
+    # The digest covers the dependency's files: if a rebuild gives the same bytes, dependents stay fresh.
+    manifest = earlier[str(reference.stage)].manifest
+    return manifest.digest if manifest else None
+
+
+def _inherit_drift(status: StageStatus, earlier: Mapping[str, StageStatus]) -> StageStatus:
+    """Mark a stage stale if a dependency is: rebuilding the dependency would change its input."""
+    if status.state == "missing":
+        return status
+    drift = tuple(
+        FieldChange(f"inputs.{name}", status.digests[name], f"{reference.stage} is stale", inherited=True)
+        for name, reference in status.inputs.items()
+        if reference.stage and earlier[reference.stage].state == "stale"
+    )
+    return replace(status, state="stale", drift=status.drift + drift) if drift else status
