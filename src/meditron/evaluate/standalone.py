@@ -1,0 +1,169 @@
+"""Evaluation without a recipe: one model on one task, or against another model."""
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
+
+from meditron.core.errors import InputError
+from meditron.core.machine import matrix_dtype
+from meditron.evaluate import accuracy, fidelity
+from meditron.evaluate.answers import answer_questions
+from meditron.evaluate.eval_set import EvalSet, rows_file
+from meditron.evaluate.heldout import distinct
+from meditron.evaluate.model import EvalModel, LocalModel
+from meditron.evaluate.options import EvalOptions
+from meditron.evaluate.rows import FIDELITY, EvalRow, FidelityRow, QuestionRow
+from meditron.evaluate.rows_file import RowsFile, exclusive
+from meditron.evaluate.stage import BAYES_ROWS
+from meditron.evaluate.trained import refuse_trained_questions, training_data
+from meditron.store.artifact import Artifact
+from meditron.store.files import refuse_overwrite
+from meditron.store.models import resolve
+from meditron.store.results import Baseline, Comparison, EvaluationResult, TaskScore
+from meditron.tasks.registry import open_task
+
+__all__ = ["evaluate_against", "evaluate_on_task"]
+
+R = TypeVar("R", bound=EvalRow)
+
+
+def evaluate_on_task(
+    model: str | EvalModel,
+    task: str,
+    options: EvalOptions | None = None,
+    *,
+    template: str | None = None,
+    corpus: Path | None = None,
+    out: Path | None = None,
+    seed: int = 1,
+) -> tuple[EvaluationResult, Path]:
+    """Score a model on a task, beside the baselines.
+
+    Rows of other models and settings in the same file are kept; rows that are there are not computed again.
+
+    Args:
+        model: A MODEL, or a model that is already described, such as one behind an API.
+        task: A task's name, or a file of questions.
+        options: Settings; defaults if they are None.
+        template: Name of the prompt template; default: the task's own.
+        corpus: Folder of a corpus, for tasks that are made from one.
+        out: Folder of the rows; default: `evaluations/MODEL`.
+        seed: Seed of the examples' draw.
+
+    Returns:
+        The results, and the rows' file.
+
+    Raises:
+        UsageError: no such task or template; the task needs a corpus, or has too few rows for the shots; the
+            rows would overwrite an input; the model's engine lacks the method's capability.
+        SourceError: no such model or file.
+        InputError: a file is damaged.
+        MeditronError: the model, or one that it was trained from, was trained on the questions; a figure is
+            not finite.
+    """
+    options = options or EvalOptions()
+    opened = open_task(task, corpus=corpus, template=template)
+    shots_from = None if options.shots_from is None else Path(options.shots_from)
+    eval_sets = EvalSet.of(opened, options, seed=seed, shots_from=shots_from)
+    eval_model = _local(model, matrix_dtype(options.dtype)) if isinstance(model, str) else model
+    name = eval_model.name
+    path = (out or _folder(name)) / rows_file(opened)
+    # `with` closes the engine, so everything that needs it is read before.
+    with eval_model:
+        refuse_trained_questions(eval_model, eval_sets)
+        inputs = [Path(task), *([shots_from] if shots_from else []), *eval_model.content]
+        refuse_overwrite([path], inputs)
+        with exclusive(path), RowsFile(path, QuestionRow) as file:
+            answers = [answer_questions(eval_model, eval_set, file) for eval_set in eval_sets]
+            _finish(file, [row for rows in answers for row in rows])
+        engine, dtype, provenance = eval_model.engine_label, eval_model.dtype, eval_model.provenance
+    scores: dict[str, TaskScore] = {}
+    baselines: dict[str, dict[str, Baseline]] = {}
+    differences: list[Comparison] = []
+    for eval_set, rows in zip(eval_sets, answers, strict=True):
+        bayes = accuracy.answer_by_bayes(eval_set, opened.rows("train", BAYES_ROWS))
+        scores[eval_set.label] = accuracy.score_task(eval_set, rows, path.name)
+        baselines[eval_set.label] = accuracy.baselines(eval_set, bayes)
+        differences += accuracy.differences(eval_set, (), {name: rows}, bayes)
+    result = EvaluationResult(
+        tasks={name: scores},
+        baselines=baselines,
+        differences=differences,
+        engines={name: engine},
+        identities={name: provenance} if provenance else {},
+        ancestry={name: training_data(eval_model)},
+        rows=path.name,
+        dtype=dtype,
+        seed=seed,
+        resamples=options.resamples,
+    )
+    return result, path
+
+
+def evaluate_against(
+    model: str,
+    against: str,
+    corpus: Path,
+    options: EvalOptions | None = None,
+    *,
+    out: Path | None = None,
+    seed: int = 1,
+) -> tuple[EvaluationResult, Path]:
+    """Compare a model's predictions of a corpus' held-out text with another model's.
+
+    Args:
+        model: A MODEL, such as a quantized file.
+        against: The MODEL whose distributions are taken as true.
+        corpus: Folder of a corpus.
+        options: Settings; defaults if they are None.
+        out: Folder of the rows; default: `evaluations/MODEL`.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The results, and the rows' file.
+
+    Raises:
+        UsageError: the models do not read the same tokens.
+        SourceError: no such model or corpus.
+        InputError: the corpus has nothing held out, or a file is damaged.
+        MeditronError: a figure is not finite.
+    """
+    options = options or EvalOptions()
+    texts = distinct(corpus, options.fidelity_documents)
+    if not any(len(chosen) >= 2 for chosen in texts.values()):
+        raise InputError(corpus, "fewer than two held-out documents of any source", hint="is it a corpus?")
+    path = (out or _folder(model)) / FIDELITY
+    with ExitStack() as stack:
+        sides = [stack.enter_context(_local(spec, fidelity.DTYPE)) for spec in (model, against)]
+        refuse_overwrite([path], [corpus, *(file for side in sides for file in side.content)])
+        stack.enter_context(exclusive(path))
+        file = stack.enter_context(RowsFile(path, FidelityRow))
+        rows = fidelity.compare_distributions(*sides, texts, options.max_tokens, file)
+        _finish(file, rows)
+        engines = {side.name: side.engine_label for side in sides}
+        ancestry = {side.name: training_data(side) for side in sides}
+    result = EvaluationResult(
+        fidelity=fidelity.summarize(rows, texts, seed=seed, resamples=options.resamples),
+        engines=engines,
+        ancestry=ancestry,
+        rows=FIDELITY,
+        dtype=fidelity.DTYPE,
+        seed=seed,
+        resamples=options.resamples,
+    )
+    return result, path
+
+
+def _finish(file: RowsFile[R], rows: Sequence[R]) -> None:
+    """Write these rows with those of other models and settings."""
+    file.finish([*file.rows, *rows])
+
+
+def _folder(model: str) -> Path:
+    return Path("evaluations") / (re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model")
+
+
+def _local(spec: str, dtype: str) -> LocalModel:
+    return LocalModel(spec, Artifact(spec, resolve(spec).path, ""), dtype)
