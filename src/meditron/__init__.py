@@ -7,7 +7,7 @@ from meditron.version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from meditron.engine import Backend, Engine
+    from meditron.engine import Backend, LocalEngine
 
 __all__ = ["__version__", "load"]
 
@@ -18,7 +18,7 @@ def load(
     dtype: str | None = None,
     backend: "Backend | None" = None,
     context: int | None = None,
-) -> "Engine":
+) -> "LocalEngine":
     """Open a MODEL (a run's stage, an HF folder, a `.gguf`, `pypi:…`) to generate and score with.
 
     `dtype`, `backend` (torch or llama.cpp), `context` (tokens) and errors as of `meditron.engine.load`.

@@ -15,7 +15,7 @@ from meditron.engine import Engine, load
 from meditron.engine.base import prompt_ids
 from meditron.engine.prefix_packing import batches, pack, split_common_prefix
 from meditron.engine.torch_engine import TorchEngine
-from meditron.model.tokenizer import model_tokenizer
+from meditron.model.presets import model_tokenizer
 from meditron.model.weights import load_model, save_hf
 from meditron.store.models import resolve
 

@@ -17,7 +17,7 @@ import torch
 
 from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.answers import encode
-from meditron.model.tokenizer import model_tokenizer
+from meditron.model.presets import model_tokenizer
 from meditron.model.weights import load_model, save_hf
 from meditron.store.models import resolve
 from meditron.tasks.registry import open_task

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from meditron.core.errors import InputError
-from meditron.model.config import PRESETS, LlamaConfig, llama3_factors
+from meditron.model.config import LlamaConfig, llama3_factors
 from meditron.model.llama import Llama
+from meditron.model.presets import PRESETS
 from twins import SCALINGS, SHAPE
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SHAPE}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from meditron.model.config import PRESETS
 from meditron.model.llama import KVCache, Llama
+from meditron.model.presets import PRESETS
 from twins import logits, make_hf, twin
 
 GENERATOR = torch.Generator().manual_seed(3)

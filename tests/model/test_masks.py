@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meditron.model.masks import document_mask
+from meditron.model.llama import document_mask
 from twins import make_hf, twin
 
 MODEL = twin(make_hf())

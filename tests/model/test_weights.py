@@ -12,9 +12,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from meditron.core.errors import InputError, SourceError, UsageError
-from meditron.model.config import PRESETS, LlamaConfig
+from meditron.model.config import LlamaConfig
 from meditron.model.generate import generate
 from meditron.model.llama import Llama
+from meditron.model.presets import PRESETS
 from meditron.model.weights import load_config, load_model, save_gguf, save_hf
 from meditron.store.gguf import GGUF
 from meditron.text.tokenizer import Tokenizer

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from meditron.model.llama import sdpa
-from meditron.model.masks import document_mask
+from meditron.model.llama import document_mask, sdpa
 from meditron.train.attention import attend
 from meditron.train.compilation import compiled
 from twins import make_hf, twin

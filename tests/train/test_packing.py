@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.model.masks import document_mask
+from meditron.model.llama import document_mask
 from meditron.text.dialogue import Span, TokenizedConversation
 from meditron.train.loop import nll_of
 from meditron.train.packing import Packed, pack

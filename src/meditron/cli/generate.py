@@ -1,4 +1,4 @@
-"""`meditron generate`: a model's answer to one prompt, or to each of a file."""
+"""`meditron generate`: the answer to one prompt, or to each line of a file."""
 
 import sys
 from pathlib import Path
@@ -11,52 +11,52 @@ from meditron.core.console import info, sanitize_terminal
 from meditron.core.disclaimer import ADVISORY
 from meditron.core.errors import UsageError
 from meditron.core.units import duration
+from meditron.model.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from meditron.engine import Reply
 
-__all__ = ["generate"]
+__all__ = ["Model", "Sampling", "generate"]
+
+Model = Annotated[
+    str, Parameter(help="MODEL: a stage of a run, an HF folder, a .gguf file or pypi:package==version.")
+]
+Sampling = Annotated[SamplingConfig, Parameter(name="*", group="Sampling", show_default=True)]
+"""One flag for each field of `SamplingConfig`."""
+Dtype = Literal["float32", "bfloat16", "float16"] | None
 
 
 def generate(
-    model: Annotated[str, Parameter(help="A MODEL: a run's stage, an HF folder, a .gguf file, pypi:….")],
+    model: Model,
     prompt: Annotated[
-        str | None, Parameter(help="What to answer or go on from; - reads it from stdin.")
+        str | None, Parameter(help="Text to answer or to continue; - reads it from stdin.")
     ] = None,
     /,
     *,
+    sampling: Sampling = SamplingConfig(),  # noqa: B008  # frozen
+    raw: Annotated[bool, Parameter(help="Continue the prompt without the chat template.")] = False,
     jsonl: Annotated[
         str | None,
         Parameter(
-            help='Answer every line of this file (-: stdin), {"prompt": TEXT} or {"messages": […]}, '
-            "with a JSON line; an id is kept."
+            help='Answer each line of this file (-: stdin), {"prompt": TEXT} or {"messages": […]} with an '
+            'optional "id", with a JSON line.'
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        Parameter(help="Append the lines of --jsonl to this file; ids that it has are not asked again."),
+        Parameter(help="Append the answers of --jsonl to this file; ids that are already in it are skipped."),
     ] = None,
-    temperature: Annotated[
-        float, Parameter(show_default=True, help="0 takes the likeliest token always.")
-    ] = 0.0,
-    max_tokens: Annotated[int, Parameter(show_default=True, help="Tokens to write, at most.")] = 128,
-    seed: Annotated[int, Parameter(help="Seed of the drawing, where the temperature is above 0.")] = 0,
-    raw: Annotated[
-        bool, Parameter(help="Go on from the prompt as it is, without the chat template.")
-    ] = False,
-    top_p: Annotated[
-        float, Parameter(help="Draw from the likeliest tokens that hold this probability.")
-    ] = 1.0,
-    top_k: Annotated[int, Parameter(help="Draw from this many of the likeliest tokens; 0 for all.")] = 0,
-    engine: EngineName = None,
-    context: Context = None,
+    engine: Annotated[EngineName, Parameter(group="Engine")] = None,
+    context: Annotated[Context, Parameter(group="Engine")] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        Parameter(help="Number format in torch; float32 on a CPU, bfloat16 on a GPU when absent."),
+        Dtype,
+        Parameter(
+            group="Engine", help="Number format in torch. [default: float32 on a CPU, bfloat16 on a GPU]"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Let a model answer a prompt, or go on from it, and print the text as it comes.
+    """Generate text from a prompt and print it as it comes.
 
     For example:
 
@@ -65,7 +65,23 @@ def generate(
     """
     from meditron.cli.batch import answer_all
     from meditron.engine import load
-    from meditron.engine.base import Prompt, check_settings
+
+    _check_usage(prompt, jsonl, out)
+    text = _read_stdin() if prompt == STDIN else prompt
+    info(ADVISORY)
+    with load(model, dtype=dtype, backend=engine, context=context) as loaded:
+        if jsonl is not None:
+            failed = answer_all(
+                jsonl, out, lambda line: loaded.generate(line, raw=raw, **sampling.options).finish()
+            )
+            return int(failed > 0)
+        assert text is not None  # noqa: S101  # `_check_usage`: there is a prompt or a file
+        _print_reply(loaded.generate(text, raw=raw, **sampling.options), as_json=as_json)
+    return 0
+
+
+def _check_usage(prompt: str | None, jsonl: str | None, out: Path | None) -> None:
+    """Raise UsageError for arguments that do not go together, or a file that cannot be read."""
     from meditron.store.files import translate_read_errors
 
     if (prompt is None) == (jsonl is None):
@@ -73,35 +89,15 @@ def generate(
             "generate needs a PROMPT or --jsonl FILE, and not both", hint="meditron generate --help"
         )
     if out is not None and jsonl is None:
-        raise UsageError("--out is for the answers to --jsonl", hint="send one answer there with >")
-    check_settings(max_tokens, temperature, top_k, top_p)
+        raise UsageError("--out is for the answers to --jsonl", hint="redirect a single answer with >")
+    # Before the model is loaded, which may take minutes.
     if jsonl is not None and jsonl != STDIN:
         with translate_read_errors(Path(jsonl)):
-            Path(jsonl).stat()  # before the model is loaded
-    text = _read() if prompt == STDIN else prompt
-    info(ADVISORY)
-    with load(model, dtype=dtype, backend=engine, context=context) as opened:
-
-        def reply(asked: Prompt) -> "Reply":
-            return opened.generate(
-                asked,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                seed=seed,
-                raw=raw,
-            )
-
-        if jsonl is not None:
-            return int(answer_all(jsonl, out, lambda asked: reply(asked).finish()) > 0)
-        assert text is not None  # noqa: S101  # one of the two
-        _show(reply(text), as_json=as_json)
-    return 0
+            Path(jsonl).stat()
 
 
-def _show(reply: "Reply", *, as_json: bool) -> None:
-    """Print one answer, piece by piece, or as one object."""
+def _print_reply(reply: "Reply", *, as_json: bool) -> None:
+    """Print an answer piece by piece, or as one JSON object."""
     for piece in () if as_json else reply:
         sys.stdout.write(sanitize_terminal(piece))
         sys.stdout.flush()
@@ -113,8 +109,8 @@ def _show(reply: "Reply", *, as_json: bool) -> None:
         info(f"{done.tokens:,} tokens in {duration(done.seconds)}")
 
 
-def _read() -> str:
+def _read_stdin() -> str:
     try:
         return sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError as error:
-        raise UsageError(f"the prompt on stdin is not UTF-8 at byte {error.start}") from error
+        raise UsageError(f"stdin: the prompt is not UTF-8 at byte {error.start}") from error

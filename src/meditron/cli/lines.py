@@ -1,4 +1,4 @@
-"""Lines as people type them: edited, with a history of their own, where they sit at a terminal."""
+"""Input lines of a conversation; at a terminal with editing and a history."""
 
 import os
 import sys
@@ -12,21 +12,24 @@ from meditron.core.errors import UsageError
 __all__ = ["at_terminal", "lines"]
 
 _PROMPT = "> "
-_REMEMBERED = 1000
+_HISTORY_LINES = 1000
 
 
 def at_terminal() -> bool:
-    """Whether somebody types and sees: stdin and stdout are a terminal."""
+    """Return True if stdin and stdout are a terminal."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def lines() -> Iterator[str]:
-    """The lines of stdin until its end; UsageError for one that is not UTF-8.
+    """Yield the lines of stdin until its end.
 
-    At a terminal they are edited with readline, and Ctrl-C drops what was typed.
+    At a terminal readline edits them, and Ctrl-C discards the line being typed.
+
+    Raises:
+        UsageError: a line is not UTF-8.
     """
     if not at_terminal():
-        yield from _piped()
+        yield from _piped_lines()
         return
     with _history():
         while True:
@@ -40,13 +43,13 @@ def lines() -> Iterator[str]:
                 info("(Ctrl-D or /quit ends the conversation)")
 
 
-def _piped() -> Iterator[str]:
+def _piped_lines() -> Iterator[str]:
     for number in range(1, sys.maxsize):
         try:
             line = sys.stdin.readline()
-            line.encode()
+            line.encode()  # with surrogateescape, bytes that are not UTF-8 fail only here
         except UnicodeError as error:
-            raise UsageError(f"line {number} on stdin is not UTF-8") from error
+            raise UsageError(f"stdin, line {number}: not UTF-8") from error
         if not line:
             return
         yield line
@@ -54,7 +57,10 @@ def _piped() -> Iterator[str]:
 
 @contextmanager
 def _history() -> Iterator[None]:
-    """Lines typed before, from a file that only the user reads: questions may be about people."""
+    """Load and save the history of typed lines.
+
+    Only the user can read the file: questions may be about patients.
+    """
     import readline
 
     path = _state_folder() / "chat_history"
@@ -64,10 +70,10 @@ def _history() -> Iterator[None]:
         path.chmod(0o600)
         readline.read_history_file(path)
     except OSError as error:
-        warn(f"{path}: {error.strerror}: what is typed is not remembered")
+        warn(f"{path}: {error.strerror}; the history is not saved")
         yield
         return
-    readline.set_history_length(_REMEMBERED)
+    readline.set_history_length(_HISTORY_LINES)
     try:
         yield
     finally:
@@ -75,6 +81,6 @@ def _history() -> Iterator[None]:
 
 
 def _state_folder() -> Path:
-    """`$XDG_STATE_HOME/meditron`, else `~/.local/state/meditron`."""
-    shared = os.environ.get("XDG_STATE_HOME")
-    return (Path(shared) if shared else Path.home() / ".local" / "state") / "meditron"
+    """Return `$XDG_STATE_HOME/meditron`, or `~/.local/state/meditron`."""
+    state_home = os.environ.get("XDG_STATE_HOME")
+    return (Path(state_home) if state_home else Path.home() / ".local" / "state") / "meditron"

@@ -1,9 +1,9 @@
-"""A conversation at the terminal or from a pipe: lines in, answers out, and the commands between them."""
+"""A conversation at a terminal or from a pipe: lines in, answers out, and commands."""
 
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -13,57 +13,53 @@ from meditron.core.console import info, sanitize_terminal, warn
 from meditron.core.errors import MeditronError, UsageError
 from meditron.engine import Generation, Reply
 from meditron.engine.conversation import Conversation
+from meditron.model.sampling import SamplingConfig
 from meditron.store.files import translate_write_errors
 
-__all__ = ["Session", "Settings"]
+__all__ = ["Session"]
 
-_NOTES = {
-    "length": "(cut at {tokens} tokens: --max-tokens allows more)",
-    "context": "(cut: the model's context is full)",
+_STOP_NOTES = {
+    "length": "(truncated at {tokens} tokens; --max-tokens allows more)",
+    "context": "(truncated: the model's context is full)",
     "stopped": "(stopped)",
 }
 
 
-@dataclass
-class Settings:
-    """How answers are drawn."""
-
-    temperature: float
-    top_p: float
-    max_tokens: int
-    seed: int
-
-
 class Session:
-    """Takes one line after the other; answers go to stdout, everything else to stderr."""
+    """A loop over input lines. Answers go to stdout, all else to stderr."""
 
     def __init__(
-        self, talk: Conversation, settings: Settings, *, interactive: bool, as_json: bool = False
+        self,
+        conversation: Conversation,
+        sampling: SamplingConfig,
+        *,
+        interactive: bool,
+        as_json: bool = False,
     ) -> None:
-        """`interactive`: somebody sits there, and Ctrl-C stops an answer, not the program."""
+        """Start a session; in an interactive one Ctrl-C stops an answer and not the program."""
         self.failed = False
-        """Whether a line could not be done."""
+        """True after a line that failed."""
         self.ended = False
-        """Whether a line said that this is all."""
-        self._talk, self._settings = talk, settings
+        """True after /quit."""
+        self._conversation, self._sampling = conversation, sampling
         self._interactive, self._json = interactive, as_json
-        self._drawn = 0
+        self._answers = 0
         self._commands: dict[str, tuple[Callable[[str], None], str, str]] = {
-            "help": (self._help, "", "this list"),
-            "clear": (self._clear, "", "begin anew: forget what was said"),
-            "system": (self._system, "TEXT", "tell the model this before everything; nothing to drop it"),
-            "regen": (self._regenerate, "", "draw another answer to the last question"),
-            "temp": (self._temperature, "X", "set the temperature; 0 takes the likeliest token always"),
-            "save": (self._save, "FILE", 'append the conversation as a line {"messages": …}'),
-            "quit": (self._quit, "", "end, as Ctrl-D does"),
+            "help": (self._help, "", "list the commands"),
+            "clear": (self._clear, "", "start a new conversation"),
+            "system": (self._system, "TEXT", "set the system prompt; without TEXT remove it"),
+            "regen": (self._regenerate, "", "generate another answer to the last question"),
+            "temp": (self._temperature, "X", "set the temperature; 0 = greedy decoding"),
+            "save": (self._save, "FILE", 'append the conversation to FILE as a line {"messages": …}'),
+            "quit": (self._quit, "", "end the conversation, like Ctrl-D"),
         }
 
     def take(self, line: str) -> None:
-        """Do what a line says; what fails is told, and the conversation goes on."""
+        """Answer a line or run its command. A failure is reported, and the session continues."""
         line = line.strip()
         try:
             if line.startswith("/"):
-                self._obey(line[1:])
+                self._run_command(line[1:])
             elif line:
                 self._answer(line)
         except MeditronError as error:
@@ -72,39 +68,34 @@ class Session:
             warn(f"{message} ({hint})" if hint else message)
 
     def _answer(self, question: str) -> None:
-        before = self._talk.forgotten
-        settings = self._settings
-        reply = self._talk.ask(
-            question,
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=settings.seed + self._drawn,
-        )
-        self._drawn += 1
-        if self._talk.forgotten > before:
-            info(f"(the context is full: the {self._talk.forgotten} oldest turns are left out)")
+        before = self._conversation.forgotten
+        # Each answer has its own seed: with one seed /regen would repeat the answer.
+        sampling = replace(self._sampling, seed=self._sampling.seed + self._answers)
+        reply = self._conversation.ask(question, sampling)
+        self._answers += 1
+        if self._conversation.forgotten > before:
+            info(f"(the context is full: the {self._conversation.forgotten} oldest turns are left out)")
         done = self._finish(reply)
         if done.text.strip():
-            self._talk.keep(question, done.text)
+            self._conversation.keep(question, done.text)
         if self._json:
             row = {"text": done.text.strip(), "tokens": done.tokens, "seconds": round(done.seconds, 3)}
             emit_line(json.dumps({**row, "stop": done.stop}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
-        elif done.stop in _NOTES:
-            info(_NOTES[done.stop].format(tokens=done.tokens))
+        elif done.stop in _STOP_NOTES:
+            info(_STOP_NOTES[done.stop].format(tokens=done.tokens))
         elif not done.text.strip():
-            info("(the model said nothing)")
+            info("(the answer is empty)")
 
     def _finish(self, reply: Reply) -> Generation:
         """Print an answer as it comes, until it ends or is stopped."""
         try:
-            begun = self._json
+            started = self._json
             for piece in reply:
-                # What stands between "Answer:" and its first word belongs to neither.
-                shown = piece if begun else piece.lstrip()
+                # Blanks between "Answer:" and the first word are part of neither.
+                shown = piece if started else piece.lstrip()
                 if shown and not self._json:
-                    begun = True
+                    started = True
                     sys.stdout.write(sanitize_terminal(shown))
                     sys.stdout.flush()
             done = reply.finish()
@@ -117,59 +108,61 @@ class Session:
             sys.stdout.flush()
         return done
 
-    def _obey(self, words: str) -> None:
-        name, _, rest = words.partition(" ")
+    def _run_command(self, words: str) -> None:
+        name, _, argument = words.partition(" ")
         if name not in self._commands:
             near = get_close_matches(name, self._commands, n=1)
             hint = f"did you mean /{near[0]}? " if near else ""
-            raise UsageError(f"there is no /{name}", hint=f"{hint}/help lists what there is")
-        self._commands[name][0](rest.strip())
+            raise UsageError(f"there is no command /{name}", hint=f"{hint}/help lists the commands")
+        self._commands[name][0](argument.strip())
 
     def _help(self, _: str) -> None:
-        for name, (_do, argument, told) in self._commands.items():
-            info(f"  {f'/{name} {argument}':14} {told}")
+        for name, (_run, argument, help_text) in self._commands.items():
+            info(f"  {f'/{name} {argument}':14} {help_text}")
 
     def _quit(self, _: str) -> None:
         self.ended = True
 
     def _clear(self, _: str) -> None:
-        self._talk.clear()
+        self._conversation.clear()
         info("(a new conversation)")
 
     def _system(self, text: str) -> None:
-        self._talk.system = text or None
-        info("(told)" if text else "(no system prompt)")
+        self._conversation.system = text or None
+        info("(the system prompt is set)" if text else "(the system prompt is removed)")
 
     def _regenerate(self, _: str) -> None:
-        if not self._talk.turns:
-            raise UsageError("nothing was asked yet")
-        turn = self._talk.turns.pop()
-        before = len(self._talk.turns)
+        if not self._conversation.turns:
+            raise UsageError("/regen: there is no question yet", hint="ask one first")
+        turn = self._conversation.turns.pop()
+        before = len(self._conversation.turns)
         try:
             self._answer(turn[0])
         finally:
-            if len(self._talk.turns) == before:  # the answer there was is better than none
-                self._talk.turns.append(turn)
+            # Without a new answer (an error, Ctrl-C) the old one stays.
+            if len(self._conversation.turns) == before:
+                self._conversation.turns.append(turn)
 
     def _temperature(self, text: str) -> None:
         try:
-            value = float(text)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < float("inf"):
-            raise UsageError(f"{text!r} is no temperature", hint="it is a number, 0 or more: /temp 0.7")
-        self._settings.temperature = value
-        info(f"(temperature {value:g})")
+            self._sampling = replace(self._sampling, temperature=float(text))
+        except (ValueError, UsageError) as error:
+            raise UsageError(
+                f"/temp: the temperature must be a number ≥ 0, got {text!r}", hint="example: /temp 0.7"
+            ) from error
+        info(f"(temperature {self._sampling.temperature:g})")
 
     def _save(self, name: str) -> None:
         if not name:
-            raise UsageError("/save needs a file", hint="/save talk.jsonl")
+            raise UsageError("/save needs a file", hint="example: /save talk.jsonl")
         try:
             path = Path(name).expanduser()
             path.exists()
-        except (RuntimeError, ValueError) as error:  # no such user, a zero byte
-            raise UsageError(f"{name!r} is no path: {error}", hint="/save talk.jsonl") from error
-        line = json.dumps({"messages": self._talk.messages()}, ensure_ascii=False)
+        except (RuntimeError, ValueError) as error:  # an unknown ~user; a null byte
+            raise UsageError(
+                f"/save: {name!r} is not a valid path: {error}", hint="example: /save talk.jsonl"
+            ) from error
+        line = json.dumps({"messages": self._conversation.messages()}, ensure_ascii=False)
         with translate_write_errors(path), path.open("ab") as file:
             file.write(line.encode(errors="replace") + b"\n")
-        info(f"({len(self._talk.turns)} turns appended to {path})")
+        info(f"({len(self._conversation.turns)} turns appended to {path})")

@@ -1,13 +1,31 @@
-"""Something that scores and generates. Importing this imports no torch: `load` does."""
+"""Engines: models that generate and score. This package imports no torch until `load` is called."""
 
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from meditron.core.errors import MissingExtra, UsageError
-from meditron.engine.base import Engine, Generation, Reply
+from meditron.engine.base import (
+    Engine,
+    Generates,
+    Generation,
+    GivesLogits,
+    LocalEngine,
+    Reply,
+    ScoresTokens,
+)
 
-__all__ = ["Backend", "Engine", "Generation", "Reply", "load"]
+__all__ = [
+    "Backend",
+    "Engine",
+    "Generates",
+    "Generation",
+    "GivesLogits",
+    "LocalEngine",
+    "Reply",
+    "ScoresTokens",
+    "load",
+]
 
 Backend = Literal["torch", "llama.cpp"]
 _EXTRAS = {"torch": "train", "httpx": "serve"}
@@ -20,22 +38,22 @@ def load(
     dtype: str | None = None,
     backend: Backend | None = None,
     context: int | None = None,
-) -> Engine:
-    """Open a MODEL in torch, on the GPU where there is one, or in llama.cpp.
+) -> LocalEngine:
+    """Open a MODEL in torch (on the GPU if there is one) or in llama.cpp.
 
     Args:
         spec: The MODEL.
-        dtype: torch's: float32, bfloat16 or float16; float32 on a CPU and bfloat16 on a GPU when absent.
-        backend: When absent, llama.cpp for a quantized GGUF file, if xllamacpp is installed and no dtype is
-            given; else torch.
-        context: Tokens that a prompt and its answer may have together, at most the model's. When absent the
-            model's; in llama.cpp, which allocates all of it at the start, as much of it as a bound on memory
-            allows (`meditron.engine.llamacpp.CACHE_BYTES`).
+        dtype: torch only: float32, bfloat16 or float16. Default: float32 on a CPU, bfloat16 on a GPU.
+        backend: Default: llama.cpp for a quantized GGUF file, if xllamacpp is installed and `dtype` is None;
+            otherwise torch.
+        context: Maximum number of tokens of a prompt and its answer together, at most the model's. Default: the
+            model's; in llama.cpp, which allocates all of it at the start, as much of it as a memory limit allows
+            (`meditron.engine.llamacpp.CACHE_BYTES`).
 
     Raises:
-        SourceError: the spec names no model.
+        SourceError: there is no such model.
         InputError: the model's files are damaged.
-        UsageError: another dtype, a context out of range, or a model that the backend does not run.
+        UsageError: `dtype`, `backend` or `context` is invalid, or the backend cannot run the model.
         EngineError: llama.cpp's process dies.
         MissingExtra: the backend's library is not installed.
     """
@@ -43,9 +61,12 @@ def load(
     if backend is None:
         backend = "llama.cpp" if dtype is None and find_spec("xllamacpp") and _quantized(spec) else "torch"
     if backend not in ("torch", "llama.cpp"):
-        raise UsageError(f"no engine {backend!r}", hint="there is torch and llama.cpp")
+        raise UsageError(f"the engine must be torch or llama.cpp, got {backend!r}")
     if backend == "llama.cpp" and dtype is not None:
-        raise UsageError(f"llama.cpp computes as the file is quantized, not in {dtype}")
+        raise UsageError(
+            f"llama.cpp computes in the file's own types; dtype {dtype} cannot be set",
+            hint="use --engine torch, or leave the dtype out",
+        )
     try:
         if backend == "llama.cpp":
             from meditron.engine.llamacpp import LlamaCppEngine
@@ -61,7 +82,7 @@ def load(
 
 
 def _quantized(spec: str) -> bool:
-    """Whether a MODEL is a GGUF file with a tensor of any type but plain floats."""
+    """Return True for a GGUF file with a tensor that is not F32, F16 or BF16."""
     from meditron.store.gguf import GGUF
     from meditron.store.models import resolve
 

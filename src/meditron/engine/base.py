@@ -1,72 +1,236 @@
-"""What every engine offers: a tokenizer, generated text, and the log-probability of given text."""
+"""Engine protocols, one per capability, and the types they share.
+
+An engine runs a model: in this process (torch), in a child process (llama.cpp) or on a server. Callers ask for
+the capability they need and use nothing else of an engine:
+
+    Engine                    context length, identity, close
+    ├── Generates             text: one prompt streamed, or many in a batch
+    ├── ScoresTokens          log-probabilities of given tokens
+    └── GivesLogits           whole next-token distributions
+
+The protocols can be checked with `isinstance`. An engine that only generates needs no tokenizer of its own.
+"""
 
 import re
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self, Unpack, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from meditron.core.errors import UsageError
-from meditron.model import sampling
+from meditron.model.sampling import SamplingOptions
 from meditron.text.chat import Message
 from meditron.text.prompt import conversation_ids
 from meditron.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = [
     "Engine",
+    "Generates",
     "Generation",
+    "GivesLogits",
+    "LocalEngine",
     "Pieces",
     "Prompt",
     "Reply",
+    "ScoresTokens",
     "ScoringRequest",
-    "Stop",
+    "StopReason",
     "check_scoring_request",
-    "check_settings",
     "chosen_context",
-    "max_new_tokens",
     "prompt_ids",
 ]
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # how Python holds bytes that are no UTF-8
+# Legend: V vocabulary, C positions of a chunk.
+
+# Python represents bytes that are not UTF-8 as lone surrogates (PEP 383).
+_SURROGATE = re.compile("[\ud800-\udfff]")
 Prompt = str | Sequence[Message]
-"""A text, or a conversation."""
+"""A text or a conversation."""
 ScoringRequest = tuple[Sequence[int], Sequence[int]]
-"""Ids that are given, and ids that go on from them."""
-Stop = Literal["end", "length", "context", "stopped"]
-"""The model ended its text; it wrote as much as it was allowed; its context is full; it was told to stop."""
-Pieces = Generator[tuple[str, int] | Stop]
-"""Texts with the tokens that each took (a text may be empty), at last what stopped it."""
+"""Token ids of a prefix and of a continuation whose log-probabilities are wanted."""
+StopReason = Literal["end", "length", "context", "stopped"]
+"""End-of-text token; `max_tokens` reached; context full; stopped by the caller."""
+Pieces = Generator[tuple[str, int] | StopReason]
+"""(text, number of tokens) as it is generated, then the stop reason. A text may be empty."""
+Array = npt.NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """A loaded model. A context manager; closing it frees the memory."""
+
+    @property
+    def context(self) -> int:
+        """Maximum number of tokens of a prompt and its answer together."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Provenance to record beside results.
+
+        A local engine: `engine` ("torch" or "llama.cpp") and `dtype`. A remote one: `engine` ("api"), `url`,
+        `model` and `date`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Return the engine itself."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the engine."""
+        ...
+
+
+@runtime_checkable
+class Generates(Engine, Protocol):
+    """An engine that generates text."""
+
+    def generate(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[SamplingOptions]) -> "Reply":
+        """Continue a text, or answer it if the model has a chat template and `raw` is false.
+
+        Generation stops at a token that ends a text or a turn, after `max_tokens`, or when the context is
+        full. Equal seeds give equal texts.
+
+        Args:
+            prompt: A text or a conversation.
+            raw: Continue the prompt as it is, without the chat template.
+            **options: Sampling settings; see `meditron.model.sampling.SamplingConfig`.
+
+        Returns:
+            The text as a stream.
+
+        Raises:
+            UsageError: before anything is generated: the prompt fills the context, a setting is out of range,
+                or a conversation meets a model without a template.
+            InputError: the chat template is broken.
+        """
+        ...
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
+    ) -> list["Generation"]:
+        """Generate an answer to each prompt, several at a time.
+
+        Prompt i uses seed + i. Arguments and errors are those of `generate`; every prompt is checked before
+        anything is generated.
+        """
+        ...
+
+
+@runtime_checkable
+class ScoresTokens(Engine, Protocol):
+    """An engine that gives the log-probabilities of given tokens."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        ...
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[Array]:
+        """Return the log-probability, in nats, of each token of each continuation.
+
+        A token is scored given the prefix and the continuation's tokens before it.
+
+        Raises:
+            UsageError: a prefix is empty, or a request does not fit in the context.
+        """
+        ...
+
+    def score_documents(
+        self, documents: Sequence[Sequence[int]], *, batch_tokens: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Return each document's summed negative log-likelihood (nats) and its number of scored tokens.
+
+        The first token is context and is not scored; tokens beyond the context are not scored either.
+
+        Args:
+            documents: Token ids.
+            batch_tokens: Approximate number of tokens of one batch.
+        """
+        ...
+
+
+@runtime_checkable
+class GivesLogits(Engine, Protocol):
+    """An engine that gives whole next-token distributions."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Length of each distribution."""
+        ...
+
+    def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[Array]:
+        """Return the log-probability, in nats, of each token of the vocabulary, (V,), after each prefix.
+
+        Temperature and other sampling settings have no effect on it.
+
+        Raises:
+            UsageError: a prefix is empty, or does not fit in the context.
+        """
+        ...
+
+    def log_probs(self, ids: Sequence[int]) -> Iterator["Array | Tensor"]:
+        """Yield the log-probabilities of the token after each position of `ids`, in chunks (C, V).
+
+        A chunk may share its memory with the next one: read it before asking for the next.
+
+        Raises:
+            UsageError: `ids` is empty, or does not fit in the context.
+        """
+        ...
+
+
+class LocalEngine(Generates, GivesLogits, Protocol):
+    """An engine that `load` opens: it generates, gives logits, and scores at least single tokens."""
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[Array]:
+        """See `ScoresTokens.score`. llama.cpp scores continuations of one token only (UsageError)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A finished text: how many tokens it took, how long it took, and what stopped it."""
+    """A finished text with its length in tokens, its time and its stop reason."""
 
     text: str
     tokens: int
     seconds: float
-    stop: Stop
+    stop: StopReason
 
 
 class Reply(Iterator[str]):
-    """Text as it is generated, piece by piece; `finish` waits for the rest and says how it went."""
+    """Generated text as an iterator of pieces; `finish` waits for the rest of it."""
 
     def __init__(self, pieces: Pieces) -> None:
         self._pieces = pieces
         self._text: list[str] = []
         self._tokens = 0
-        self._began = time.monotonic()
+        self._start = time.monotonic()
         self._seconds = 0.0
-        self._stop: Stop | None = None
+        self._stop: StopReason | None = None
 
     def __next__(self) -> str:
-        """The next piece that is not empty."""
+        """Return the next piece of text that is not empty."""
         for piece in self._pieces:
-            self._seconds = time.monotonic() - self._began
+            self._seconds = time.monotonic() - self._start
             if isinstance(piece, str):
                 self._stop = piece
                 continue
@@ -78,141 +242,70 @@ class Reply(Iterator[str]):
         raise StopIteration
 
     def finish(self) -> Generation:
-        """All of the text, generating what is still to come."""
+        """Generate the rest and return the whole text."""
         for _ in self:
             pass
         if self._stop is None:
-            raise RuntimeError("the text broke off with an error")
+            raise RuntimeError("generation ended with an error")
         return Generation("".join(self._text), self._tokens, self._seconds, self._stop)
 
     def stop(self) -> Generation:
-        """What was said so far: nothing more is generated."""
+        """Stop generating and return the text so far."""
         self._pieces.close()
         return Generation("".join(self._text), self._tokens, self._seconds, self._stop or "stopped")
 
     def until(self, mark: str) -> "Reply":
-        """The same, ended where `mark` would come."""
+        """Return this reply, ended before the first occurrence of `mark`."""
         return Reply(_until(self._pieces, mark))
 
 
 def _until(pieces: Pieces, mark: str) -> Pieces:
-    """What could be the beginning of `mark` is held back until it is known."""
-    held = ""
+    # A piece can end in the middle of the mark: text that may be its beginning is held back.
+    pending = ""
     for piece in pieces:
         if isinstance(piece, str):
-            yield held, 0
+            yield pending, 0
             yield piece
             return
-        held, found, _ = (held + piece[0]).partition(mark)
-        if found:
+        pending, separator, _ = (pending + piece[0]).partition(mark)
+        if separator:
             pieces.close()
-            yield held, piece[1]
+            yield pending, piece[1]
             yield "end"
             return
-        safe = next(n for n in range(len(held) + 1) if mark.startswith(held[n:]))
-        yield held[:safe], piece[1]
-        held = held[safe:]
-
-
-class Engine(Protocol):
-    """A model that is ready. A context manager; closing it gives its memory back."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's own tokenizer."""
-        ...
-
-    @property
-    def context(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
-        ...
-
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
-        raw: bool = False,
-    ) -> Reply:
-        """Go on from a text, or answer it where the model has a chat template and `raw` is not asked for.
-
-        Temperature 0 is greedy. Otherwise tokens are drawn from the `top_k` likeliest (0: all) that hold
-        `top_p` of the probability; equal seeds give equal texts. It stops at a token that ends a text or a
-        turn, after `max_tokens`, or where the context is full. Raises UsageError, before anything is
-        generated, for a prompt that leaves no room in the context, settings out of range, and a
-        conversation for a model without a template; InputError for a template that does not work.
-        """
-        ...
-
-    def score(self, pairs: Sequence[ScoringRequest]) -> list[npt.NDArray[np.float32]]:
-        """Log-probability, in nats, of every id of each continuation, given its prefix and those before it.
-
-        Raises UsageError for an empty prefix and for a pair that does not fit in the context.
-        """
-        ...
-
-    def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
-        """Log-probability, in nats, of every token of the vocabulary, (V,), as the next after each prefix.
-
-        Before any sampling. Raises as `score` does.
-        """
-        ...
-
-    def close(self) -> None:
-        """Give the model's memory back."""
-        ...
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        ...
+        safe = next(n for n in range(len(pending) + 1) if mark.startswith(pending[n:]))
+        yield pending[:safe], piece[1]
+        pending = pending[safe:]
 
 
 def chosen_context(trained: int, context: int | None) -> int:
-    """Return the context to run with; UsageError for one that the model does not have."""
+    """Return the context to run with: `context`, or the model's own if it is None.
+
+    Raises:
+        UsageError: `context` is longer than the model's own.
+    """
     if context is not None and not 1 <= context <= trained:
         raise UsageError(f"context must be between 1 and the model's {trained:,} tokens, got {context:,}")
     return trained if context is None else context
 
 
-def check_settings(max_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
-    """UsageError for settings out of range, whatever the prompt."""
-    if max_tokens < 1:
-        raise UsageError(f"{max_tokens} tokens are no text", hint="max_tokens is 1 or more")
-    sampling.check_settings(temperature, top_k, top_p)
-
-
-def max_new_tokens(
-    given: int, context: int, max_tokens: int, temperature: float, top_k: int, top_p: float
-) -> int:
-    """How many tokens may follow a prompt of `given` tokens; UsageError where there can be none."""
-    check_settings(max_tokens, temperature, top_k, top_p)
-    sampling.check(given, context, temperature, top_k, top_p)
-    return min(max_tokens, context - given)
-
-
-def check_scoring_request(pair: ScoringRequest, context: int) -> None:
-    """UsageError for a pair that cannot be scored in so many tokens of context."""
-    prefix, continuation = pair
+def check_scoring_request(request: ScoringRequest, context: int) -> None:
+    """Raise UsageError for a request with an empty prefix, or one that does not fit in the context."""
+    prefix, continuation = request
     if not prefix:
-        raise UsageError("nothing stands before what is to be scored", hint="begin with BOS or a text")
+        raise UsageError(
+            "the prefix is empty; scoring needs at least one context token",
+            hint="begin with the BOS token or a text",
+        )
     if (total := len(prefix) + len(continuation)) > context:
-        raise UsageError(f"{total} tokens are to be scored; the model's context is {context}")
+        raise UsageError(f"prefix and continuation have {total} tokens; the model's context is {context}")
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:
-    """The ids a model goes on from, as its tokenizer and its template have it; errors as of `generate`.
+    """Encode a prompt, in the chat template if there is one and `raw` is false.
 
-    A control token's name inside a message is text: only the template opens and closes turns.
+    The name of a control token inside a message is plain text: only the template opens and closes turns.
+    Errors are those of `Generates.generate`.
     """
     if isinstance(prompt, str) and _SURROGATE.search(prompt):
         raise UsageError("the prompt is not UTF-8")
@@ -222,7 +315,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:
     if raw or template is None:
         raise UsageError(
             "a conversation needs the chat template"
-            + (" that raw leaves out" if raw else ", and the model has none"),
+            + (", which raw leaves out" if raw else ", and the model has none"),
             hint="give the prompt as one text",
         )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -1,82 +1,86 @@
-"""A conversation with a model: its turns, and what of them still fits in the context.
+"""A conversation with a model: its turns, and the part of them that fits in the context.
 
-A model without a chat template is asked as `Question: …`, `Answer:`, and its answer ends where it would ask
-the next question itself.
+A model without a chat template gets the text `Question: …`, `Answer:`, and its answer ends before the next
+`Question:` that it would write itself.
 """
 
 from dataclasses import dataclass, field
 
-from meditron.engine.base import Engine, Prompt, Reply, prompt_ids
+from meditron.engine.base import Generates, GivesLogits, Prompt, Reply, ScoresTokens, prompt_ids
+from meditron.model.sampling import SamplingConfig
 from meditron.text.chat import Message
+from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["Conversation"]
 
-_NEXT = "\nQuestion:"
+_NEXT_QUESTION = "\nQuestion:"
 
 
 @dataclass
 class Conversation:
-    """What was asked and answered so far."""
+    """The questions and answers so far, with the engine that answers."""
 
-    engine: Engine
+    engine: Generates
     system: str | None = None
-    """What the model is told before anything is asked."""
+    """System prompt."""
     turns: list[tuple[str, str]] = field(default_factory=list)
     """Questions with their answers."""
     forgotten: int = 0
-    """How many turns, the oldest, did not fit in the context when the last question was asked."""
+    """Number of oldest turns that did not fit in the context at the last question."""
 
     @property
     def templated(self) -> bool:
-        """Whether the model has a chat template."""
-        return self.engine.tokenizer.chat_template is not None
+        """True if the model has a chat template. A server without a tokenizer here applies its own."""
+        return self._tokenizer is None or self._tokenizer.chat_template is not None
 
-    def ask(self, question: str, *, max_tokens: int, temperature: float, top_p: float, seed: int) -> Reply:
-        """Put a question after what was said; it becomes a turn when its answer is kept.
+    @property
+    def _tokenizer(self) -> Tokenizer | None:
+        return self.engine.tokenizer if isinstance(self.engine, ScoresTokens | GivesLogits) else None
 
-        The oldest turns are left out until the answer has room: `max_tokens`, or half of the context.
-        Raises as `Engine.generate` does.
+    def ask(self, question: str, sampling: SamplingConfig) -> Reply:
+        """Generate the answer to a question. It becomes a turn when `keep` is called with the answer.
+
+        The oldest turns are left out until there is space for the answer: `max_tokens`, or half of the context
+        if that is less. Errors are those of `Generates.generate`.
         """
         self.forgotten = min(self.forgotten, len(self.turns))
-        wanted = self.engine.context - min(max_tokens, self.engine.context // 2)
-        while self.forgotten < len(self.turns) and self._tokens(question) > wanted:
+        # Without the bound of one half, a large max_tokens would forget everything at every question.
+        available = self.engine.context - min(sampling.max_tokens, self.engine.context // 2)
+        while self.forgotten < len(self.turns) and self._tokens(question) > available:
             self.forgotten += 1
-        reply = self.engine.generate(
-            self._prompt(question),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            raw=not self.templated,
-        )
-        return reply if self.templated else reply.until(_NEXT)
+        prompt, raw = self._prompt(question), not self.templated
+        reply = self.engine.generate(prompt, raw=raw, **sampling.options)
+        return reply.until(_NEXT_QUESTION) if raw else reply
 
     def keep(self, question: str, answer: str) -> None:
-        """Make a question and its answer the last turn."""
+        """Append a question and its answer as the last turn."""
         self.turns.append((question, answer.strip()))
 
     def clear(self) -> None:
-        """Forget every turn."""
+        """Remove all turns."""
         self.turns.clear()
         self.forgotten = 0
 
     def messages(self) -> list[Message]:
-        """All of it, as chat templates and training rows have it."""
+        """Return the whole conversation in the form of chat templates and training rows."""
         return self._messages(self.turns)
 
     def _messages(self, turns: list[tuple[str, str]]) -> list[Message]:
-        told: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         for question, answer in turns:
-            told += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return told
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return messages
 
     def _prompt(self, question: str) -> Prompt:
         turns = self.turns[self.forgotten :]
         if self.templated:
             return [*self._messages(turns), {"role": "user", "content": question}]
-        told = [self.system] if self.system else []
-        told += [f"Question: {asked}\nAnswer: {answer}" for asked, answer in turns]
-        return "\n\n".join([*told, f"Question: {question}\nAnswer:"])
+        parts = [self.system] if self.system else []
+        parts += [f"Question: {earlier}\nAnswer: {answer}" for earlier, answer in turns]
+        return "\n\n".join([*parts, f"Question: {question}\nAnswer:"])
 
     def _tokens(self, question: str) -> int:
-        return len(prompt_ids(self.engine.tokenizer, self._prompt(question), raw=not self.templated))
+        """Return the length of the prompt; 0 if only the server can count it."""
+        if self._tokenizer is None:
+            return 0
+        return len(prompt_ids(self._tokenizer, self._prompt(question), raw=not self.templated))

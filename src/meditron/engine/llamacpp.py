@@ -1,56 +1,62 @@
-"""Generating and scoring a GGUF file with llama.cpp, in a process of its own."""
+"""The llama.cpp engine: a GGUF file in a child process, in llama.cpp's own arithmetic."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
 from meditron.core.console import info
 from meditron.core.errors import EngineError, MissingExtra, UsageError
 from meditron.core.units import size
 from meditron.engine.base import (
+    Array,
+    Generation,
     Pieces,
     Prompt,
     Reply,
     ScoringRequest,
-    Stop,
+    StopReason,
     check_scoring_request,
     chosen_context,
-    max_new_tokens,
     prompt_ids,
 )
-from meditron.engine.llamacpp_child import Child
-from meditron.model.tokenizer import model_tokenizer
+from meditron.engine.llamacpp_process import LlamaServerProcess
+from meditron.model.presets import model_tokenizer
+from meditron.model.sampling import SamplingConfig, SamplingOptions, max_new_tokens
 from meditron.store.gguf import GGUF
 from meditron.store.models import resolve
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["LlamaCppEngine"]
 
-# Legend: V vocabulary.
+# Shapes: V vocabulary.
 
 CACHE_BYTES = 4 << 30
-"""Bytes of keys and values, at most a quarter of the machine's memory, that a context may take unless one is
-given: llama.cpp allocates all of it when it starts."""
-_UNKNOWN_CONTEXT = 8192  # of a file that does not name its model's
+"""Memory limit for the KV cache, unless a context is given; a quarter of the machine's memory if that is less.
+llama.cpp allocates the whole cache when it starts."""
+_UNKNOWN_CONTEXT = 8192  # for a file without its model's context length
 _STEP = 256  # llama.cpp rounds a context up to a multiple of this
-_SEEDS = (1 << 32) - 1  # with the last of 32 bits llama.cpp draws a seed of its own
+_SEEDS = (1 << 32) - 1  # llama.cpp takes 32 bits, and replaces the largest value by a random seed
+_SLOTS = 4  # requests that llama.cpp decodes together; they share one context
 
 
 def _context(metadata: Mapping[str, Any], path: Path, context: int | None) -> int:
-    """Return the context to run with: the one given, else as much of the model's as the memory bound allows.
+    """Return the context to run with: the one given, else as much of the model's as the memory limit allows.
 
     The model may be of any architecture that llama.cpp runs. UsageError for a context out of range.
     """
 
     def number(key: str, default: int = 0) -> int:
         value = metadata.get(f"{metadata.get('general.architecture')}.{key}")
+        # Some architectures have one number per block; the largest is an upper bound.
         value = max(value, default=0) if isinstance(value, list) and all(map(_is_int, value)) else value
         return value if isinstance(value, int) and value > 0 else default
 
@@ -59,16 +65,16 @@ def _context(metadata: Mapping[str, Any], path: Path, context: int | None) -> in
         return chosen_context(trained, context)
     heads = number("attention.head_count")
     width = number("attention.key_length", number("embedding_length") // max(heads, 1))
-    kept = number("attention.head_count_kv", heads) * (width + number("attention.value_length", width))
-    token_bytes = 2 * number("block_count") * kept  # F16
+    per_block = number("attention.head_count_kv", heads) * (width + number("attention.value_length", width))
+    token_bytes = 2 * number("block_count") * per_block  # F16
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     tokens = min(CACHE_BYTES, memory // 4) // max(token_bytes, 1) // _STEP * _STEP
     if tokens >= trained:
         return trained
     tokens = max(tokens, min(_STEP, trained))
     info(
-        f"{path.name}: the context is {tokens:,} of the model's {trained:,} tokens: the keys and values of "
-        f"all would take {size(trained * token_bytes)}; a larger context can be set"
+        f"{path.name}: the context is {tokens:,} of the model's {trained:,} tokens, because the KV cache of all "
+        f"of them would take {size(trained * token_bytes)}; --context sets another"
     )
     return tokens
 
@@ -77,159 +83,222 @@ def _is_int(value: object) -> bool:
     return type(value) is int
 
 
-class LlamaCppEngine:
-    """An `Engine` over llama.cpp's own server.
+class _Completion(NamedTuple):
+    """A request to llama.cpp's server, and the stop reason if it writes all tokens it may."""
 
-    Prompts are made by our tokenizer and template, so they are those of every other engine. Matrix products
-    are llama.cpp's: it rounds activations to 8 bits where the weights are quantized, so its figures are near
-    torch's on the dequantized weights, and not the same. A process that has died is started anew by the next
-    call.
+    body: dict[str, Any]
+    full: StopReason
+
+    @property
+    def tokens(self) -> int:
+        """Maximum tokens in the context."""
+        return len(self.body["prompt"]) + int(self.body["n_predict"])
+
+
+class LlamaCppEngine:
+    """llama.cpp's own server as an engine: it generates and gives logits, and scores single tokens.
+
+    Prompts are encoded by this project's tokenizer and chat template, so they are the same as in every other
+    engine. Matrix products are llama.cpp's: it rounds activations to 8 bits if the weights are quantized, so its
+    figures are close to torch's on the dequantized weights, but not equal. It is not a `ScoresTokens`: the
+    server returns the distribution after a prompt's last token only, so longer texts would take one request, and
+    megabytes of JSON, per token. If the process dies, the next call starts another.
     """
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, context: int) -> None:
-        """Start llama.cpp with `path`; errors as of `load`."""
-        self._path, self._tokenizer, self._context = path, tokenizer, context
-        self._child: Child | None = Child(path, context=context)
+    def __init__(self, path: Path, tokenizer: Tokenizer, context: int, dtype: str) -> None:
+        """Start llama.cpp with `path`; errors are those of `load`."""
+        self._path, self._tokenizer, self._context, self._dtype = path, tokenizer, context, dtype
+        self._process: LlamaServerProcess | None = self._start()
 
     @classmethod
     def load(cls, spec: str, *, context: int | None = None) -> Self:
         """Open a MODEL that is a GGUF file.
 
-        Raises UsageError for another and for a context out of range, InputError for a damaged file or one
-        that llama.cpp does not run, EngineError where its process dies, MissingExtra without xllamacpp.
+        Raises:
+            UsageError: the model is not a GGUF file, or the context is out of range.
+            InputError: the file is damaged, or llama.cpp does not run it.
+            EngineError: the process dies.
+            MissingExtra: xllamacpp is not installed.
         """
         files = resolve(spec)
         if files.kind != "gguf":
             raise UsageError(
-                f"{spec}: llama.cpp runs GGUF files",
-                hint=f"meditron convert {spec} model.gguf, or take torch",
+                f"{spec}: llama.cpp runs GGUF files only",
+                hint=f"meditron convert {spec} model.gguf, or use --engine torch",
             )
         if find_spec("xllamacpp") is None:
             raise MissingExtra("xllamacpp", "serve")
         with GGUF(files.path) as gguf:
             context = _context(gguf.metadata, files.path, context)
-        return cls(files.path, model_tokenizer(files), context)
+            # A file mixes types: the one with the most bytes names it.
+            by_type: Counter[str] = Counter()
+            for tensor in gguf.tensors.values():
+                by_type[tensor.type] += tensor.nbytes
+        return cls(files.path, model_tokenizer(files), context, by_type.most_common(1)[0][0])
+
+    def _start(self) -> LlamaServerProcess:
+        return LlamaServerProcess(self._path, context=self._context, slots=_SLOTS)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's own tokenizer."""
+        """The model's tokenizer."""
         return self._tokenizer
 
     @property
     def context(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
+        """Maximum number of tokens of a prompt and its answer together."""
         return self._context
 
     @property
-    def child(self) -> Child:
-        """The running process; a new one where the last has died."""
-        if self._child is None:
+    def vocab_size(self) -> int:
+        """Length of each distribution."""
+        return self._tokenizer.vocab_size
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Engine and type of most weights, to record beside results."""
+        return {"engine": "llama.cpp", "dtype": self._dtype}
+
+    @property
+    def process(self) -> LlamaServerProcess:
+        """The running process; a new one if the last has died."""
+        if self._process is None:
             raise ValueError("the engine is closed")
-        if not self._child.alive:
-            self._child.close()
-            self._child = Child(self._path, context=self._context)
-        return self._child
+        if not self._process.alive:
+            self._process.close()
+            self._process = self._start()
+        return self._process
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
-        raw: bool = False,
-    ) -> Reply:
-        """See `Engine.generate`. EngineError, while it is read, where the process dies."""
-        given = prompt_ids(self._tokenizer, prompt, raw=raw)
-        allowed = max_new_tokens(len(given), self._context, max_tokens, temperature, top_k, top_p)
-        request = {
-            "prompt": given,
-            "n_predict": allowed,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            # These in this order, as torch's engine draws, and no other of llama.cpp's.
+    def generate(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[SamplingOptions]) -> Reply:
+        """See `Generates.generate`. EngineError, while the reply is read, if the process dies."""
+        completion = self._completion(prompt, SamplingConfig(**options), raw=raw)
+        # A conversation continues in the KV cache of its last turn. Other answers must not depend on which
+        # prompt came before: a reused prefix was computed in a batch of another size, and rounds differently.
+        completion.body["cache_prompt"] = not isinstance(prompt, str) and len(prompt) > 1
+        return Reply(self._pieces(self.process, completion))
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
+    ) -> list[Generation]:
+        """See `Generates.generate_batch`. llama.cpp decodes up to four requests together."""
+        sampling = SamplingConfig(**options)
+        completions = [
+            self._completion(prompt, replace(sampling, seed=sampling.seed + index), raw=raw)
+            for index, prompt in enumerate(prompts)
+        ]
+        process = self.process
+        generations: list[Generation] = []
+        with ThreadPoolExecutor(_SLOTS) as threads:
+            for group in self._concurrent(completions):
+                replies = (Reply(self._pieces(process, completion)) for completion in group)
+                generations += threads.map(Reply.finish, replies)
+        return generations
+
+    def _concurrent(self, completions: Sequence[_Completion]) -> Iterator[list[_Completion]]:
+        """Yield completions in groups that fit in the slots and, together, in the context they share."""
+        group: list[_Completion] = []
+        for completion in completions:
+            used = sum(other.tokens for other in group)
+            if group and (len(group) == _SLOTS or used + completion.tokens > self._context):
+                yield group
+                group = []
+            group.append(completion)
+        if group:
+            yield group
+
+    def _completion(self, prompt: Prompt, sampling: SamplingConfig, *, raw: bool) -> _Completion:
+        ids = prompt_ids(self._tokenizer, prompt, raw=raw)
+        limit = max_new_tokens(len(ids), self._context, sampling.max_tokens)
+        body = {
+            "prompt": ids,
+            "n_predict": limit,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            # llama.cpp's default chain has more samplers; these, in this order, are the torch engine's.
             "samplers": ["temperature", "top_k", "top_p"],
-            "seed": seed % _SEEDS,
+            "seed": sampling.seed % _SEEDS,
             "return_tokens": True,
-            # A conversation goes on where it was; else no answer depends on what was asked before.
-            "cache_prompt": not isinstance(prompt, str) and len(prompt) > 1,
+            "cache_prompt": False,
         }
-        full: Stop = "length" if allowed == max_tokens else "context"
-        return Reply(self._pieces(self.child, request, full))
+        return _Completion(body, "length" if limit == sampling.max_tokens else "context")
 
-    def _pieces(self, child: Child, request: Mapping[str, Any], full: Stop) -> Pieces:
-        stops, count = self._tokenizer.stop_ids, 0
-        with closing(child.complete(**request)) as events:
+    def _pieces(self, process: LlamaServerProcess, completion: _Completion) -> Pieces:
+        stop_ids, count = self._tokenizer.stop_ids, 0
+        with closing(process.complete(**completion.body)) as events:
             for event in events:
-                ended = event.get("stop_type") == "eos" or not stops.isdisjoint(event["tokens"])
-                new = event["tokens_predicted"] - ended - count  # the token that ends it is none of the text
+                ended = event.get("stop_type") == "eos" or not stop_ids.isdisjoint(event["tokens"])
+                # The token that ends the text is counted by the server and is not part of the text.
+                new = event["tokens_predicted"] - ended - count
                 yield "" if ended else event["content"], new
                 if ended:
                     yield "end"
                     return
                 count += new
-        yield full
+        yield completion.full
 
-    def score(self, pairs: Sequence[ScoringRequest]) -> list[npt.NDArray[np.float32]]:
-        """See `Engine.score`; UsageError for continuations of several tokens, too: llama.cpp tells one."""
-        for prefix, continuation in pairs:
+    def score(self, requests: Sequence[ScoringRequest]) -> list[Array]:
+        """See `ScoresTokens.score`; UsageError for a continuation of more than one token."""
+        for prefix, continuation in requests:
             check_scoring_request((prefix, continuation), self._context)
             if len(continuation) > 1:
                 raise UsageError(
-                    f"llama.cpp scores continuations of one token, not of {len(continuation)}",
-                    hint="torch scores any: load the model with backend torch",
+                    f"llama.cpp scores continuations of one token, got {len(continuation)} tokens",
+                    hint="the torch engine scores continuations of any length",
                 )
-        asked = dict.fromkeys(tuple(prefix) for prefix, continuation in pairs if continuation)
-        chances = dict(zip(asked, self.next_token(list(asked)), strict=True))
+        # One distribution scores all options of a prefix.
+        prefixes = list(dict.fromkeys(tuple(prefix) for prefix, continuation in requests if continuation))
+        distributions = dict(zip(prefixes, self.next_token(prefixes), strict=True))
         return [
-            chances[tuple(prefix)][list(continuation)] if continuation else np.empty(0, np.float32)
-            for prefix, continuation in pairs
+            distributions[tuple(prefix)][list(continuation)] if continuation else np.empty(0, np.float32)
+            for prefix, continuation in requests
         ]
 
-    def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
-        """See `Engine.next_token`. Each is some 5 MB of JSON for 49,152 tokens."""
-        found = []
+    def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[Array]:
+        """See `GivesLogits.next_token`. A distribution over 49,152 tokens is some 5 MB of JSON."""
         for prefix in prefixes:
             check_scoring_request((prefix, ()), self._context)
-            found.append(self._chances(prefix))
-        return found
+        return [self._distribution(prefix) for prefix in prefixes]
 
-    def _chances(self, prefix: Sequence[int]) -> npt.NDArray[np.float32]:
+    def log_probs(self, ids: Sequence[int]) -> Iterator[Array]:
+        """See `GivesLogits.log_probs`. Chunks have one position: one request to llama.cpp per token."""
+        check_scoring_request((ids, ()), self._context)
+        return (self._distribution(ids[:end])[None] for end in range(1, len(ids) + 1))
+
+    def _distribution(self, prefix: Sequence[int]) -> Array:
         size = self._tokenizer.vocab_size
-        # Whatever is drawn, the chances are those before it; half a character would come without them.
-        drawn = [[self._tokenizer.end_of_text_id, 1e3]]
-        request = {
+        # The reported probabilities are those before the bias. It makes the server draw a token that ends the
+        # text: for a token that is part of a UTF-8 character it would report no probabilities.
+        bias = [[self._tokenizer.end_of_text_id, 1e3]]
+        body = {
             "prompt": list(prefix),
             "n_predict": 1,
             "n_probs": size,
-            "logit_bias": drawn,
+            "logit_bias": bias,
             "cache_prompt": False,
         }
-        with closing(self.child.complete(**request)) as events:
-            told = next(events)["completion_probabilities"][0]["top_logprobs"]
-        if any(token["logprob"] is None for token in told):  # JSON has no NaN
+        with closing(self.process.complete(**body)) as events:
+            top = next(events)["completion_probabilities"][0]["top_logprobs"]
+        if any(token["logprob"] is None for token in top):  # JSON has no NaN
             raise EngineError(f"{self._path}: logits are not finite")
         logp_V = np.full(size, -np.inf)
-        logp_V[[token["id"] for token in told]] = [token["logprob"] for token in told]
-        # llama.cpp adds up the softmax in fp32, 1e-4 off one over so many tokens.
+        logp_V[[token["id"] for token in top]] = [token["logprob"] for token in top]
+        # llama.cpp sums the softmax in fp32, which is off by 1e-4 for so many tokens.
         logp_V -= np.logaddexp.reduce(logp_V)
         return logp_V.astype(np.float32)
 
     def close(self) -> None:
         """End the process."""
-        if self._child is not None:
-            self._child.close()
-            self._child = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
     def __enter__(self) -> Self:
-        """Return itself."""
+        """Return the engine itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
+        """Close the engine."""
         self.close()

@@ -1,8 +1,12 @@
-"""Pairs to be scored, packed: a prefix stands in a row once, and each of its continuations after it.
+"""Scoring requests packed into rows and batches so that no token is computed twice.
 
-A continuation sees the prefix and itself alone, at the positions it would have right behind the prefix. A
-continuation's last token is predicted and never read, so options of one token take no room at all. What all
-prefixes begin with (instructions, solved examples) is lifted out of the rows, to be read once before them.
+Three levels of sharing:
+- A row holds a prefix once, followed by its continuations. A continuation sees the prefix and itself only, at
+  the positions it would have directly after the prefix. The last token of a continuation is predicted and never
+  read, so options of one token need no space.
+- Rows whose prefixes begin alike (instructions, solved examples) share a KV cache of the common part.
+- Common parts form a tree: rows that share more with each other than with the rest continue the cache of the
+  rest. One prompt that differs early therefore costs its own tokens only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,112 +18,178 @@ from torch import Tensor
 
 from meditron.engine.base import ScoringRequest
 
-__all__ = ["Row", "batches", "pack", "split_common_prefix", "tensors"]
+__all__ = ["Branch", "Row", "batches", "pack", "plan_branches", "tensors"]
 
-# Legend: B rows of a batch, S sequence of queries, T sequence of keys.
+# Shapes: B rows of a batch, S sequence of queries, T sequence of keys.
 
-_PREFIX, _FILL = 0, -1  # segments that are no continuation
-_WORTHWHILE = 64  # tokens: a pass over a few costs as much, for it reads every weight
+_PREFIX, _PADDING = 0, -1  # segment ids of tokens that belong to no continuation
+
+# Sharing saves tokens and costs a forward pass of its own, which reads every weight. A pass over a few tokens
+# takes about as long as one over this many, so a smaller saving is none.
+_PASS_TOKENS = 64
+
+
+@dataclass(slots=True)
+class Target:
+    """The predictions that a request asks of its row."""
+
+    request: int
+    """Index of the request."""
+    places: list[int]
+    """Indices in the row whose next-token distributions are needed."""
+    ids: Sequence[int]
+    """The token to score at each place."""
 
 
 @dataclass(slots=True)
 class Row:
-    """One prefix with some of its continuations."""
+    """A prefix with some of its continuations."""
 
     ids: list[int]
     positions: list[int]
     segments: list[int]
     """0 for the prefix, then 1, 2, … for the continuations."""
-    asked: list[tuple[int, list[int], Sequence[int]]] = field(default_factory=list)
-    """(index of the pair, places in the row whose predictions are asked for, the ids asked about there)."""
+    targets: list[Target] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, prefix: Sequence[int]) -> "Row":
-        """A row of the prefix alone."""
+    def from_prefix(cls, prefix: Sequence[int]) -> "Row":
+        """Create a row with a prefix and no continuation."""
         return cls(list(prefix), list(range(len(prefix))), [_PREFIX] * len(prefix))
 
-    def add(self, index: int, prefix: int, continuation: Sequence[int]) -> None:
-        """Put a continuation behind; `prefix` is the prefix's length."""
-        read = list(continuation[:-1])
-        first = len(self.ids)
-        places = [prefix - 1, *range(first, first + len(read))][: len(continuation)]
-        self.asked.append((index, places, continuation))
-        segment = len(self.asked)
-        self.ids += read
-        self.positions += range(prefix, prefix + len(read))
-        self.segments += [segment] * len(read)
+    @property
+    def prefix(self) -> list[int]:
+        """The prefix, or what `without` left of it."""
+        return self.ids[: self.segments.count(_PREFIX)]
+
+    def add(self, request: int, prefix_length: int, continuation: Sequence[int]) -> None:
+        """Append a continuation."""
+        inputs = list(continuation[:-1])
+        start = len(self.ids)
+        # The prefix's last token predicts the first token, each input token the one after it.
+        places = [prefix_length - 1, *range(start, start + len(inputs))][: len(continuation)]
+        self.targets.append(Target(request, places, continuation))
+        self.ids += inputs
+        self.positions += range(prefix_length, prefix_length + len(inputs))
+        self.segments += [len(self.targets)] * len(inputs)
 
     def without(self, count: int) -> "Row":
-        """The row less the first `count` tokens of its prefix; positions stay what they are."""
-        asked = [(index, [place - count for place in places], ids) for index, places, ids in self.asked]
-        return Row(self.ids[count:], self.positions[count:], self.segments[count:], asked)
+        """Return the row without the first `count` tokens of its prefix; positions do not change."""
+        if not count:
+            return self
+        targets = [Target(t.request, [place - count for place in t.places], t.ids) for t in self.targets]
+        return Row(self.ids[count:], self.positions[count:], self.segments[count:], targets)
 
 
-def pack(pairs: Sequence[ScoringRequest], room: int) -> list[Row]:
-    """The pairs in rows of at most about `room` tokens, in the order in which their prefixes first come."""
+@dataclass(slots=True)
+class Branch:
+    """One step of the plan: cut the cache back to `start` tokens, read `ids` into it, score `rows` after it."""
+
+    start: int
+    ids: list[int]
+    rows: list[Row]
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache when the rows are scored."""
+        return self.start + len(self.ids)
+
+
+def pack(requests: Sequence[ScoringRequest], max_tokens: int) -> list[Row]:
+    """Pack requests into rows of about `max_tokens` at most, in the order in which their prefixes first occur."""
     by_prefix: dict[tuple[int, ...], list[int]] = {}
-    for index, (prefix, _) in enumerate(pairs):
+    for index, (prefix, _) in enumerate(requests):
         by_prefix.setdefault(tuple(prefix), []).append(index)
     rows: list[Row] = []
-    for given, indices in by_prefix.items():
-        row = Row.begin(given)
+    for prefix, indices in by_prefix.items():
+        row = Row.from_prefix(prefix)
         for index in indices:
-            continuation = pairs[index][1]
-            if row.asked and len(row.ids) + len(continuation) > room:
+            continuation = requests[index][1]
+            if row.targets and len(row.ids) + len(continuation) > max_tokens:
                 rows.append(row)
-                row = Row.begin(given)
-            row.add(index, len(given), continuation)
+                row = Row.from_prefix(prefix)
+            row.add(index, len(prefix), continuation)
         rows.append(row)
     return rows
 
 
-def split_common_prefix(rows: Sequence[Row]) -> tuple[list[int], list[Row]]:
-    """What the prefixes of all rows begin with, and the rows without it; nothing where that spares little.
+def plan_branches(rows: Sequence[Row]) -> list[Branch]:
+    """Plan how rows share the beginnings of their prefixes: the radix tree of the prefixes, depth first.
 
-    Every row keeps its prefix's last token, whose prediction is asked for.
+    A row keeps at least the last token of its prefix, whose prediction is needed. A branch is shared by two or
+    more rows or branches and reads at least `_PASS_TOKENS` tokens; the root may read fewer if enough rows share
+    it. The plan needs one cache of `max(branch.length)` tokens, because a branch only ever extends the path to
+    its parent.
     """
-    prefixes = [row.ids[: row.segments.count(_PREFIX)] for row in rows]
-    first, last = min(prefixes, default=[]), max(prefixes, default=[])  # what these share, all do
-    most = min(map(len, prefixes), default=0) - 1
-    count = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == most), 0)
-    if count * (len(rows) - 1) < _WORTHWHILE:
-        return [], list(rows)
-    return first[:count], [row.without(count) for row in rows]
+    prefixes = [row.prefix for row in rows]
+    # In lexicographic order rows with a common beginning are neighbours, and what a range of rows shares is the
+    # minimum of its neighbours' common lengths. Sorting is the whole radix tree.
+    order = sorted(range(len(rows)), key=prefixes.__getitem__)
+    shared = [_common_length(prefixes[a], prefixes[b]) for a, b in zip(order, order[1:], strict=False)]
+    common = min(shared, default=0)
+    top = _groups(0, len(rows), shared, _PASS_TOKENS)
+    # A short beginning that all rows share (a template's first words) pays if enough rows are spared it.
+    start = common if common * (len(top) - 1) >= _PASS_TOKENS else 0
+    branches: list[Branch] = []
+    stack = [(0, start, 0, len(rows))]
+    while stack:
+        parent, depth, low, high = stack.pop()
+        single: list[int] = []
+        for first, last in _groups(low, high, shared, depth + _PASS_TOKENS):
+            if last - first == 1:
+                single.append(order[first])
+            else:
+                stack.append((depth, min(shared[first : last - 1]), first, last))
+        ids = prefixes[order[low]][parent:depth] if depth else []
+        # Rows in their original order: batches, and so the last bits of scores, do not depend on the sorting.
+        branches.append(Branch(parent, ids, [rows[index].without(depth) for index in sorted(single)]))
+    return [branch for branch in branches if branch.ids or branch.rows]
 
 
-def batches(rows: Sequence[Row], room: int, before: int = 0) -> Iterator[list[Row]]:
-    """Rows of like length together, longest first, about `room` tokens at a time, filling counted.
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the length of the common beginning, without the last token of either."""
+    limit = min(len(a), len(b)) - 1
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y or i == limit), 0)
 
-    The `before` tokens lifted out take no room, but each row of a batch has a copy of their keys and values,
-    a block at a time: of those there are at most eight times as many, or one row's.
+
+def _groups(low: int, high: int, shared: Sequence[int], depth: int) -> list[tuple[int, int]]:
+    """Split a range of sorted rows into maximal ranges whose neighbours share at least `depth` tokens."""
+    cuts = [low, *(i + 1 for i in range(low, high - 1) if shared[i] < depth), high]
+    return [(first, last) for first, last in zip(cuts, cuts[1:], strict=False) if first < last]
+
+
+def batches(rows: Sequence[Row], max_tokens: int, cached: int = 0) -> Iterator[list[Row]]:
+    """Yield rows of similar length together, longest first, about `max_tokens` a batch with its padding.
+
+    The `cached` tokens before the rows are not computed again, but each row of a batch has a copy of their keys
+    and values, one block at a time: a batch holds at most eight times `max_tokens` of them, or one row's.
     """
-    waiting = sorted(rows, key=lambda row: -len(row.ids))
-    while waiting:
-        width = len(waiting[0].ids)
-        count = max(1, min(room // width, 8 * room // (before + width)))
-        yield waiting[:count]
-        waiting = waiting[count:]
+    remaining = sorted(rows, key=lambda row: -len(row.ids))
+    while remaining:
+        width = len(remaining[0].ids)
+        count = max(1, min(max_tokens // width, 8 * max_tokens // (cached + width)))
+        yield remaining[:count]
+        remaining = remaining[count:]
 
 
 def tensors(
-    rows: Sequence[Row], device: torch.device, before: int = 0
+    rows: Sequence[Row], device: torch.device, cached: int = 0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ids and positions (B, S) of a batch, longest row first, and its mask (B, 1, S, T), true where seen.
+    """Return ids and positions (B, S) of a batch, longest row first, and its mask (B, 1, S, T), true = visible.
 
-    All see the `before` tokens (T less S) lifted out. Shorter rows are filled on the right, where nothing
-    looks. The mask is None where no continuation stands in a row: plain causal attention is faster and the
-    same.
+    All rows see the `cached` tokens (T less S). Shorter rows are padded on the right, where no token looks. The
+    mask is None if no row has a continuation: plain causal attention is faster and gives the same.
     """
     width = len(rows[0].ids)
 
-    def filled(columns: Sequence[list[int]], filler: int) -> Tensor:
-        return torch.tensor([[*c, *[filler] * (width - len(c))] for c in columns], device=device)
+    def padded(columns: Sequence[list[int]], value: int) -> Tensor:
+        return torch.tensor([[*c, *[value] * (width - len(c))] for c in columns], device=device)
 
-    ids_BS = filled([row.ids for row in rows], 0)
-    positions_BS = filled([row.positions for row in rows], 0)
+    ids_BS = padded([row.ids for row in rows], 0)
+    positions_BS = padded([row.positions for row in rows], 0)
     if all(row.segments[-1] == _PREFIX for row in rows):
         return ids_BS, positions_BS, None
-    segments_BS = filled([row.segments for row in rows], _FILL)
-    keys_B1T = F.pad(segments_BS, (before, 0), value=_PREFIX)[:, None]
-    seen_BST = (keys_B1T == _PREFIX) | (keys_B1T == segments_BS[:, :, None])
-    return ids_BS, positions_BS, seen_BST.tril(before)[:, None]
+    segments_BS = padded([row.segments for row in rows], _PADDING)
+    keys_B1T = F.pad(segments_BS, (cached, 0), value=_PREFIX)[:, None]
+    # A token sees the prefix and its own segment; `tril` removes what comes later.
+    visible_BST = (keys_B1T == _PREFIX) | (keys_B1T == segments_BS[:, :, None])
+    return ids_BS, positions_BS, visible_BST.tril(cached)[:, None]

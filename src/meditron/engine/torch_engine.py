@@ -1,8 +1,10 @@
-"""Generating and scoring with our own model, in torch."""
+"""The torch engine: generation and scoring with the project's own model, in this process."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -11,42 +13,50 @@ from torch import Tensor
 
 from meditron.core.errors import InputError, UsageError
 from meditron.engine.base import (
+    Array,
+    Generation,
     Pieces,
     Prompt,
     Reply,
     ScoringRequest,
-    Stop,
+    StopReason,
     check_scoring_request,
     chosen_context,
-    max_new_tokens,
     prompt_ids,
 )
-from meditron.engine.prefix_packing import Row, batches, pack, split_common_prefix, tensors
-from meditron.model.generate import generate
+from meditron.engine.prefix_packing import Row, batches, pack, plan_branches, tensors
+from meditron.model.generate import generate, generate_batch
 from meditron.model.head import Head
-from meditron.model.llama import Llama, SharedPrefixCache
+from meditron.model.llama import KVCache, Llama, SharedPrefixCache
+from meditron.model.nll import nll_rows
+from meditron.model.presets import model_tokenizer
+from meditron.model.sampling import SamplingConfig, SamplingOptions, max_new_tokens
 from meditron.model.tensors import require_finite
-from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import load_config, load_model
 from meditron.store.models import resolve
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["TorchEngine"]
 
-# Legend: B rows of a batch, S sequence, D width, N places where a prediction is asked for, C of them at a
-# time, V vocabulary.
+# Shapes: B rows of a batch, S sequence, D width, N places where a prediction is needed, C of them at a time,
+# V vocabulary.
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Tokens of a scoring batch. More would not be faster on a CPU, whose caches hold the activations of about as many.
 _BATCH_TOKENS = 2048
+# Bounds of one batch of generated texts: keys and values, elements of the prompts' attention mask, rows.
+_CACHE_BYTES = 1 << 30
+_MASK_ELEMENTS = 1 << 26
+_BATCH_ROWS = 64
 
 
 class TorchEngine:
-    """An `Engine` over a `Llama`, on the device where the model is."""
+    """A `Llama` as an engine with all capabilities, on the model's device and in its dtype."""
 
     def __init__(self, model: Llama, tokenizer: Tokenizer, *, context: int | None = None) -> None:
         self._model: Llama | None = model.eval()
         self._context = context
-        self._head: Head | None = None
+        self._head_fp32: Head | None = None
         self._tokenizer = tokenizer
 
     @classmethod
@@ -55,182 +65,255 @@ class TorchEngine:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         name = dtype or ("float32" if device.type == "cpu" else "bfloat16")
         if name not in _DTYPES:
-            raise UsageError(f"no dtype {name!r}", hint=f"there is {', '.join(_DTYPES)}")
+            raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, got {name!r}")
         files = resolve(spec)
         tokenizer = model_tokenizer(files)
-        if context is not None:
+        if context is not None:  # checked before the weights are read, which may take minutes
             chosen_context(load_config(files).max_position_embeddings, context)
         return cls(load_model(files, dtype=_DTYPES[name]).to(device), tokenizer, context=context)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's own tokenizer."""
+        """The model's tokenizer."""
         return self._tokenizer
 
     @property
     def context(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
+        """Maximum number of tokens of a prompt and its answer together."""
         return chosen_context(self.model.config.max_position_embeddings, self._context)
 
     @property
+    def vocab_size(self) -> int:
+        """Length of each distribution."""
+        return self.model.config.vocab_size
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Engine and dtype, to record beside results."""
+        return {"engine": "torch", "dtype": str(self.model.head_weight.dtype).removeprefix("torch.")}
+
+    @property
     def model(self) -> Llama:
-        """The model itself."""
+        """The loaded model."""
         if self._model is None:
             raise ValueError("the engine is closed")
         return self._model
 
     @property
-    def head(self) -> Head:
-        """The model's head in fp32, made when it is first asked for."""
-        if self._head is None:
-            self._head = Head(self.model.head_weight)
-        return self._head
+    def _head(self) -> Head:
+        # Created at the first use: a fp32 copy of a bfloat16 head is V · D · 4 bytes that generation never needs.
+        if self._head_fp32 is None:
+            self._head_fp32 = Head(self.model.head_weight)
+        return self._head_fp32
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
-        raw: bool = False,
-    ) -> Reply:
-        """See `Engine.generate`."""
-        given = prompt_ids(self._tokenizer, prompt, raw=raw)
-        self._check_ids(given)
-        allowed = max_new_tokens(len(given), self.context, max_tokens, temperature, top_k, top_p)
-        ids = generate(
-            self.model,
-            given,
-            max_tokens=allowed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop_ids=self._tokenizer.stop_ids,
+    def generate(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[SamplingOptions]) -> Reply:
+        """See `Generates.generate`."""
+        sampling = SamplingConfig(**options)
+        ids, limit = self._prompt(prompt, sampling, raw=raw)
+        tokens = generate(
+            self.model, ids, replace(sampling, max_tokens=limit), stop_ids=self._tokenizer.stop_ids
         )
-        return Reply(self._pieces(ids, allowed, "length" if allowed == max_tokens else "context"))
+        return Reply(self._pieces(tokens, limit, sampling))
 
-    def _pieces(self, ids: Iterator[int], allowed: int, full: Stop) -> Pieces:
+    def _prompt(self, prompt: Prompt, sampling: SamplingConfig, *, raw: bool) -> tuple[list[int], int]:
+        """Return a prompt's ids and the number of tokens that can follow them."""
+        ids = prompt_ids(self._tokenizer, prompt, raw=raw)
+        self._check_ids(ids)
+        return ids, max_new_tokens(len(ids), self.context, sampling.max_tokens)
+
+    def _pieces(self, tokens: Iterator[int], limit: int, sampling: SamplingConfig) -> Pieces:
         stream, count = self._tokenizer.stream(), 0
-        for token_id in ids:
+        for token in tokens:
             count += 1
-            yield stream.step(token_id), 1
+            yield stream.step(token), 1
         yield stream.end(), 0
-        yield full if count == allowed else "end"
+        full: StopReason = "length" if limit == sampling.max_tokens else "context"
+        yield full if count == limit else "end"
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
+    ) -> list[Generation]:
+        """See `Generates.generate_batch`. Prompts of similar length share a batch and its KV cache.
+
+        Greedy texts are those of `generate`, except that near-ties between two tokens can fall differently:
+        a matrix product rounds differently for another number of rows.
+        """
+        sampling = SamplingConfig(**options)
+        samplings = [replace(sampling, seed=sampling.seed + i) for i in range(len(prompts))]
+        checked = [self._prompt(prompt, sampling, raw=raw) for prompt in prompts]
+        generations: dict[int, Generation] = {}
+        for indices in self._generation_batches([len(ids) for ids, _ in checked], sampling.max_tokens):
+            start = time.monotonic()
+            tokens: dict[int, list[int]] = {index: [] for index in indices}
+            seconds = dict.fromkeys(indices, 0.0)
+            steps = generate_batch(
+                self.model,
+                [checked[index][0] for index in indices],
+                [replace(samplings[index], max_tokens=checked[index][1]) for index in indices],
+                stop_ids=self._tokenizer.stop_ids,
+            )
+            for step in steps:
+                for index, token in zip(indices, step, strict=True):
+                    if token is not None:
+                        tokens[index].append(token)
+                        seconds[index] = time.monotonic() - start
+            for index in indices:
+                pieces = self._pieces(iter(tokens[index]), checked[index][1], sampling)
+                generations[index] = replace(Reply(pieces).finish(), seconds=seconds[index])
+        return [generations[index] for index in range(len(prompts))]
+
+    def _generation_batches(self, lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+        """Yield the indices of prompts to generate from together, longest first, within the memory bounds."""
+        token_bytes = self.model.config.cache_bytes // 2 * self.model.head_weight.itemsize
+        remaining = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+        while remaining:
+            width = lengths[remaining[0]]
+            capacity = min(width + max_tokens, self.context)
+            fits = min(_CACHE_BYTES // (capacity * token_bytes), _MASK_ELEMENTS // width**2, _BATCH_ROWS)
+            yield remaining[: max(1, fits)]
+            remaining = remaining[max(1, fits) :]
 
     def _check_ids(self, ids: Sequence[int]) -> None:
-        size = self.model.config.vocab_size
-        if ids and max(ids) >= size:
+        # A tokenizer can have more tokens than the model has embeddings; torch would fail in the lookup.
+        if ids and max(ids) >= self.vocab_size:
             token = self._tokenizer.token(max(ids))
             raise InputError(
-                self._tokenizer.path, f"token {token!r} is {max(ids)}; the model has {size} tokens"
+                self._tokenizer.path,
+                f"token {token!r} has id {max(ids)}, but the model has {self.vocab_size} tokens",
             )
 
-    def _check_pairs(self, pairs: Sequence[ScoringRequest]) -> None:
-        for prefix, continuation in pairs:
+    def _check_requests(self, requests: Sequence[ScoringRequest]) -> None:
+        for prefix, continuation in requests:
             check_scoring_request((prefix, continuation), self.context)
             self._check_ids([*prefix, *continuation])
 
-    @torch.inference_mode()
-    def score(self, pairs: Sequence[ScoringRequest]) -> list[npt.NDArray[np.float32]]:
-        """See `Engine.score`. Pairs of one prefix share a row, rows of like length a batch.
+    def score(self, requests: Sequence[ScoringRequest]) -> list[Array]:
+        """See `ScoresTokens.score`. Head and softmax are fp32; EngineError if the logits are not finite.
 
-        What all prefixes begin with is read once. The head and the softmax are fp32. EngineError if the
-        logits are not finite.
+        Requests of one prefix share a row, and the common beginnings of prefixes are read once (see
+        `meditron.engine.prefix_packing`).
         """
-        self._check_pairs(pairs)
-        scores: dict[int, npt.NDArray[np.float32]] = {}
-        for rows, beginning in self._batches(pairs):
-            scores.update(self._score_batch(rows, beginning))
-        return [scores[i] for i in range(len(pairs))]
+        self._check_requests(requests)
+        scores: dict[int, Array] = {}
+        for rows, cache in self._batches(requests):
+            scores.update(self._score_batch(rows, cache))
+        return [scores[index] for index in range(len(requests))]
 
+    @torch.inference_mode()
     def _batches(
-        self, pairs: Sequence[ScoringRequest]
+        self, requests: Sequence[ScoringRequest]
     ) -> Iterator[tuple[list[Row], SharedPrefixCache | None]]:
-        """The pairs in batches of rows, with what stands before every row, where anything does."""
-        common, rows = split_common_prefix(pack(pairs, _BATCH_TOKENS))
-        device = self.model.head_weight.device
-        beginning = self.model.prefill(torch.tensor(common, device=device)) if common else None
-        for some in batches(rows, _BATCH_TOKENS, len(common)):
-            yield some, beginning
+        """Yield batches of rows, each with the cache of the tokens before its rows, if there are any."""
+        branches = plan_branches(pack(requests, _BATCH_TOKENS))
+        # One cache for the whole tree, as long as its deepest path: a branch cuts off what its elder sibling
+        # added, and never what their parent did. At most one context of keys and values is in memory.
+        cache = KVCache(
+            len(self.model.model.layers), max((branch.length for branch in branches), default=0)
+        )
+        for branch in branches:
+            cache.truncate(branch.start)
+            if branch.ids:
+                self.model(torch.tensor([branch.ids], device=self._device), cache=cache)
+            shared = SharedPrefixCache(cache) if cache.length else None
+            for rows in batches(branch.rows, _BATCH_TOKENS, cache.length):
+                yield rows, shared
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.head_weight.device
 
     def _score_batch(
-        self, rows: Sequence[Row], beginning: SharedPrefixCache | None
-    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """(index of the pair, its log-probabilities); the head works once wherever something is asked."""
+        self, rows: Sequence[Row], cache: SharedPrefixCache | None
+    ) -> Iterator[tuple[int, Array]]:
+        """Yield each request's index with its log-probabilities."""
         width = len(rows[0].ids)
-        asked = [
-            (index, [b * width + place for place in places], targets)
+        # Places in the flattened batch (B · S).
+        wanted = [
+            (target, [b * width + place for place in target.places])
             for b, row in enumerate(rows)
-            for index, places, targets in row.asked
+            for target in row.targets
         ]
-        places = sorted({place for _, ours, _ in asked for place in ours})
-        rank = {place: n for n, place in enumerate(places)}
-        owners = [rank[place] for _, ours, _ in asked for place in ours]
-        targets = [target for *_, ours in asked for target in ours]
-        chosen = self._predictions(self._hidden(rows, beginning, places), owners, targets)
+        # Options of one token all ask about the last token of their prefix: the head computes it once.
+        places = sorted({place for _, flat in wanted for place in flat})
+        index_of = {place: n for n, place in enumerate(places)}
+        owners = [index_of[place] for _, flat in wanted for place in flat]
+        ids = [token for target, _ in wanted for token in target.ids]
+        scores = self._log_probs_at(self._hidden(rows, cache, places), owners, ids)
         start = 0
-        for index, ours, _ in asked:
-            yield index, chosen[start : start + len(ours)]
-            start += len(ours)
+        for target, flat in wanted:
+            yield target.request, scores[start : start + len(flat)]
+            start += len(flat)
 
+    @torch.inference_mode()
     def _hidden(
-        self, rows: Sequence[Row], beginning: SharedPrefixCache | None, places: Sequence[int]
+        self, rows: Sequence[Row], cache: SharedPrefixCache | None, places: Sequence[int]
     ) -> Tensor:
-        """Hidden states (N, D) at these places of the batch, counted row after row."""
-        device = self.model.head_weight.device
-        ids_BS, positions_BS, mask = tensors(rows, device, beginning.length if beginning else 0)
-        hidden_BSD = self.model(ids_BS, positions_BS=positions_BS, mask=mask, cache=beginning)
-        hidden_ND: Tensor = hidden_BSD.flatten(0, 1)[torch.tensor(places, dtype=torch.long, device=device)]
+        """Compute hidden states (N, D) at these places of the flattened batch."""
+        ids_BS, positions_BS, mask = tensors(rows, self._device, cache.length if cache else 0)
+        hidden_BSD = self.model(ids_BS, positions_BS=positions_BS, mask=mask, cache=cache)
+        places_N = torch.tensor(places, dtype=torch.long, device=self._device)
+        hidden_ND: Tensor = hidden_BSD.flatten(0, 1)[places_N]
         return hidden_ND
 
-    def _predictions(
-        self, hidden_ND: Tensor, owners: Sequence[int], targets: Sequence[int]
-    ) -> npt.NDArray[np.float32]:
-        """Log-probability of each target where its owner stands; fp32, of a few places' logits at a time."""
-        chosen = np.empty(len(targets), dtype=np.float32)
-        owner, target = np.asarray(owners, dtype=np.int64), np.asarray(targets, dtype=np.int64)
-        for places, logits_CV in self.head.chunks(hidden_ND):
+    @torch.inference_mode()
+    def _log_probs_at(self, hidden_ND: Tensor, owners: Sequence[int], ids: Sequence[int]) -> Array:
+        """Return the log-probability of each id at its owner, an index into `hidden_ND`."""
+        scores = np.empty(len(ids), dtype=np.float32)
+        owner, token = np.asarray(owners, dtype=np.int64), np.asarray(ids, dtype=np.int64)
+        for places, logits_CV in self._head.chunks(hidden_ND):
             here = np.flatnonzero((owner >= places.start) & (owner < places.stop))
-            at = (owner[here] - places.start, target[here])
+            at = (owner[here] - places.start, token[here])
+            # In place: a chunk of logits is the largest tensor of a scoring pass.
             logp_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
             picked = logp_CV[*(torch.from_numpy(i).to(logp_CV.device) for i in at)]
             require_finite(self.model, picked)
-            chosen[here] = picked.cpu().numpy()
-        return chosen
+            scores[here] = picked.cpu().numpy()
+        return scores
+
+    def score_documents(
+        self, documents: Sequence[Sequence[int]], *, batch_tokens: int = _BATCH_TOKENS
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """See `ScoresTokens.score_documents`; `meditron.model.nll.nll_rows` computes it."""
+        return nll_rows(self.model, documents, max_length=self.context, batch_tokens=batch_tokens)
 
     @torch.inference_mode()
-    def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
-        """Log-probability, in nats, of every token of the vocabulary, (V,), as the next after each prefix.
-
-        Raises as `score` does.
-        """
-        pairs = [(prefix, (0,)) for prefix in prefixes]  # whichever id: only the place is asked for
-        self._check_pairs([(prefix, ()) for prefix in prefixes])
-        found: dict[int, npt.NDArray[np.float32]] = {}
-        for rows, beginning in self._batches(pairs):
+    def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[Array]:
+        """See `GivesLogits.next_token`."""
+        self._check_requests([(prefix, ()) for prefix in prefixes])
+        # The id is not used: a request of one token asks for the prediction at the prefix's last token.
+        requests = [(prefix, (0,)) for prefix in prefixes]
+        distributions: dict[int, Array] = {}
+        for rows, cache in self._batches(requests):
             width = len(rows[0].ids)
-            places = [b * width + row.asked[0][1][0] for b, row in enumerate(rows)]
-            for some, logits_CV in self.head.chunks(self._hidden(rows, beginning, places)):
+            places = [b * width + row.targets[0].places[0] for b, row in enumerate(rows)]
+            for chunk, logits_CV in self._head.chunks(self._hidden(rows, cache, places)):
                 logp_CV = logits_CV.log_softmax(-1)
                 require_finite(self.model, logp_CV)
-                for row, logp_V in zip(rows[some], logp_CV.cpu().numpy(), strict=True):
-                    found.update((index, logp_V) for index, *_ in row.asked)
-        return [found[i] for i in range(len(prefixes))]
+                for row, logp_V in zip(rows[chunk], logp_CV.cpu().numpy(), strict=True):
+                    distributions.update((target.request, logp_V) for target in row.targets)
+        return [distributions[index] for index in range(len(prefixes))]
+
+    def log_probs(self, ids: Sequence[int]) -> Iterator[Tensor]:
+        """See `GivesLogits.log_probs`. Chunks are fp32 and share one buffer."""
+        self._check_requests([(ids, ())])
+        return self._log_probs(ids)
+
+    @torch.inference_mode()
+    def _log_probs(self, ids: Sequence[int]) -> Iterator[Tensor]:
+        hidden_SD = self.model(torch.tensor([list(ids)], device=self._device))[0]
+        for _, logits_CV in self._head.chunks(hidden_SD):
+            yield torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
 
     def close(self) -> None:
-        """Give the model's memory back."""
-        self._model = self._head = None
+        """Free the model's memory."""
+        self._model = self._head_fp32 = None
 
     def __enter__(self) -> Self:
-        """Return itself."""
+        """Return the engine itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
+        """Close the engine."""
         self.close()

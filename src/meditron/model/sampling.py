@@ -1,25 +1,74 @@
-"""What text can be generated with, checked alike by everything that generates. No torch."""
+"""Sampling settings, shared by the model, the engines and the commands. No torch here."""
 
 import math
+from dataclasses import dataclass
+from typing import TypedDict
 
 from meditron.core.errors import UsageError
 
-__all__ = ["check", "check_settings"]
+__all__ = ["SamplingConfig", "SamplingOptions", "max_new_tokens"]
 
 
-def check(prompt: int, context: int, temperature: float, top_k: int, top_p: float) -> None:
-    """Raise UsageError for a prompt of so many tokens that does not fit, and for settings out of range."""
-    if prompt == 0:
-        raise UsageError("the prompt has no tokens", hint="give it at least one word")
-    if prompt >= context:
-        raise UsageError(f"the prompt has {prompt} tokens; the model's context is {context}")
-    check_settings(temperature, top_k, top_p)
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How a text is generated. The commands take their flags, help and defaults from these fields.
 
+    Raises:
+        UsageError: a value is out of range.
+    """
 
-def check_settings(temperature: float, top_k: int, top_p: float) -> None:
-    """Raise UsageError for settings out of range."""
-    if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
-        raise UsageError(
-            f"temperature {temperature}, top_k {top_k}, top_p {top_p} cannot be sampled with",
-            hint="temperature and top_k are finite and 0 or more, top_p is above 0 and at most 1",
+    max_tokens: int = 128
+    """Maximum number of tokens to generate."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 = greedy decoding."""
+    top_p: float = 1.0
+    """Sample from the smallest set of most likely tokens with this total probability."""
+    top_k: int = 0
+    """Sample from the k most likely tokens; 0 = all."""
+    seed: int = 0
+    """Random seed, used if the temperature is above 0."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < math.inf, "finite and ≥ 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "≥ 0"),
+        }
+        for name, (valid, limit) in limits.items():
+            if not valid:
+                raise UsageError(f"{name} must be {limit}, got {getattr(self, name)}")
+
+    @property
+    def options(self) -> "SamplingOptions":
+        """The settings as keyword arguments of `generate`."""
+        return SamplingOptions(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
         )
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingConfig` as optional keyword arguments of `generate`."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+
+
+def max_new_tokens(prompt_tokens: int, context: int, max_tokens: int) -> int:
+    """Return how many tokens can follow a prompt: `max_tokens`, or fewer if the context fills up first.
+
+    Raises:
+        UsageError: the prompt is empty, or leaves no space in the context.
+    """
+    if prompt_tokens == 0:
+        raise UsageError("the prompt has no tokens", hint="write at least one word")
+    if prompt_tokens >= context:
+        raise UsageError(f"the prompt has {prompt_tokens} tokens; the model's context is {context}")
+    return min(max_tokens, context - prompt_tokens)

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from meditron.model.config import LlamaConfig, preset
+from meditron.model.config import LlamaConfig
 from meditron.model.gguf_weights import GGUFWeights, gguf_config, save_gguf
 from meditron.model.hf_weights import HFWeights, hf_config, save_hf
 from meditron.model.llama import Llama
+from meditron.model.presets import preset
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles, resolve
 

@@ -17,7 +17,8 @@ from meditron.core.errors import MeditronError
 from meditron.core.machine import describe, matrix_dtype
 from meditron.corpus.config import CorpusConfig
 from meditron.evaluate.config import EvaluateConfig
-from meditron.model.config import LlamaConfig, preset
+from meditron.model.config import LlamaConfig
+from meditron.model.presets import preset
 from meditron.recipe.graph import references
 from meditron.recipe.outside import local_file
 from meditron.recipe.schema import Recipe, Step

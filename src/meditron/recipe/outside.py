@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from meditron.model.config import preset
+from meditron.model.presets import preset
 from meditron.store import fetch as store
 from meditron.store.files import exists
 

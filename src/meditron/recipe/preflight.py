@@ -13,8 +13,7 @@ from typing import Any
 from meditron.core.config import Config
 from meditron.core.errors import InputError, MeditronError
 from meditron.core.stage import InputKind
-from meditron.model.config import preset
-from meditron.model.tokenizer import model_tokenizer
+from meditron.model.presets import model_tokenizer, preset
 from meditron.recipe.graph import resolve_reference
 from meditron.recipe.outside import identity, local_file
 from meditron.recipe.schema import Recipe, Step

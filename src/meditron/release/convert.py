@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from meditron.core.errors import UsageError
-from meditron.model.tokenizer import model_tokenizer
+from meditron.model.presets import model_tokenizer
 from meditron.model.weights import open_weights, save_gguf, save_hf
 from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.naming import model_name

@@ -8,7 +8,7 @@ from typing import Any
 from meditron.core.console import warn
 from meditron.core.errors import RecipeError
 from meditron.model.llama import Llama
-from meditron.model.tokenizer import model_tokenizer
+from meditron.model.presets import model_tokenizer
 from meditron.report.pages import Page
 from meditron.store.ancestry import Training
 from meditron.store.artifact import Artifact

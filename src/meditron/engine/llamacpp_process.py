@@ -1,0 +1,189 @@
+"""The child process of llama.cpp, seen from its parent: start, requests, and a one-line reason if it dies.
+
+Life cycle. llama.cpp runs in a process of its own: an abort in C++ (a damaged file, a failed assertion, an
+allocation that fails) ends the child, and the parent reports it. The child listens on a loopback port that the
+system chooses and answers requests with a random key. It ends with `close`, with the last reference to the
+object, or with the parent, whose end closes the child's stdin.
+"""
+
+import json
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Generator
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+
+from meditron.core.console import progress
+from meditron.core.errors import EngineError, InputError, MeditronError
+from meditron.engine import llamacpp_server
+
+__all__ = ["LlamaServerProcess"]
+
+_START_SECONDS = 600  # a large file on a slow disk takes minutes
+_SILENT_SECONDS = 24 * llamacpp_server.PING_SECONDS
+_EXIT_SECONDS = 5  # time between the loss of a connection and the process's exit status
+_LOG_BYTES = 1 << 16
+# OpenMP threads sleep while they wait: spinning ones take the cores of everything else on the machine.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "GGML_NO_BACKTRACE": "1"}
+
+
+class LlamaServerProcess:
+    """A process that serves one GGUF file with llama.cpp."""
+
+    def __init__(self, path: Path, *, context: int, slots: int) -> None:
+        """Start the process and wait until the model is loaded.
+
+        Args:
+            path: The GGUF file.
+            context: Tokens of the KV cache, which all slots share.
+            slots: Number of requests that are decoded together.
+
+        Raises:
+            InputError: llama.cpp does not run the file.
+            EngineError: the process died, or did not answer in time.
+        """
+        self.path = path
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `_end`
+        self._process = subprocess.Popen(
+            # -P: the script's folder, which is this package's, must not come before the libraries.
+            [sys.executable, "-P", llamacpp_server.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, **_ENVIRONMENT},
+            start_new_session=True,  # Ctrl-C stops the parent's work, not the child
+        )
+        # A finalizer, not __del__: it also runs at the interpreter's exit, and at most once.
+        self.close = weakref.finalize(self, _end, self._process, self._log)
+        key = secrets.token_urlsafe(32)
+        settings = {
+            "path": str(path.absolute()),
+            "context": context,
+            "slots": slots,
+            "threads": _threads(),
+            "key": key,
+        }
+        with progress(f"llama.cpp: load {path.name}"):
+            try:
+                address = self._start(settings)
+            except BaseException:
+                self.close()
+                raise
+        self.pid = self._process.pid
+        self.address = address
+        self._client = httpx.Client(
+            base_url=address,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(_SILENT_SECONDS),
+            limits=httpx.Limits(max_keepalive_connections=0),  # the server drops idle ones at any time
+            trust_env=False,  # a proxy must not receive what goes to this machine
+        )
+
+    def _start(self, settings: dict[str, Any]) -> str:
+        """Send the settings and return the server's address."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None  # noqa: S101  # both are pipes
+        assert stdout is not None  # noqa: S101
+        try:
+            stdin.write(json.dumps(settings).encode() + b"\n")
+            stdin.flush()
+        except BrokenPipeError:
+            raise self._death() from None
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            if not selector.select(_START_SECONDS):
+                raise EngineError(f"{self.path}: llama.cpp did not load the file within {_START_SECONDS} s")
+        line = stdout.readline()
+        if not line:
+            raise self._death(starting=True)
+        return line.decode().strip()
+
+    @property
+    def alive(self) -> bool:
+        """True while the process runs."""
+        return self._process.poll() is None
+
+    def complete(self, **body: Any) -> Generator[dict[str, Any]]:  # noqa: ANN401  # JSON
+        """Yield the events of llama.cpp's `POST /completion`. Closing the generator ends the work in the child.
+
+        Raises:
+            EngineError: the server refuses the request, the process dies, or it is silent for too long.
+        """
+        event: dict[str, Any] = {}
+        try:
+            with self._client.stream("POST", "/completion", json={**body, "stream": True}) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise self._refusal(json.loads(response.read())["error"])
+                for line in response.iter_lines():
+                    kind, _, content = line.partition(": ")
+                    if kind in ("data", "error"):  # a line with a colon only is a ping
+                        event = json.loads(content)
+                        if kind == "error" or "error" in event:
+                            raise self._refusal(event.get("error", event))
+                        yield event
+        except httpx.ReadTimeout as error:
+            self.close()
+            raise EngineError(f"{self.path}: llama.cpp sent nothing for {_SILENT_SECONDS} s") from error
+        except httpx.HTTPError as error:
+            raise self._death() from error
+        if not event.get("stop"):  # the stream ended without its last event
+            raise self._death()
+
+    def _refusal(self, error: dict[str, Any]) -> EngineError:
+        return EngineError(f"{self.path}: llama.cpp refused the request: {error['message']}")
+
+    def _death(self, *, starting: bool = False) -> MeditronError:
+        """Return the error for a process that ended, with the first error of its log."""
+        if not self.close.alive:
+            return EngineError(f"{self.path}: the engine was closed while it generated")
+        try:
+            code = self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return EngineError(f"{self.path}: llama.cpp closed the connection before its answer was complete")
+        reason = _first_error(self._log)
+        if starting and code == 1 and reason:
+            return InputError(self.path, f"llama.cpp cannot run it: {reason}")
+        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit status {code}"
+        memory = "the system kills a process that takes too much memory; use a smaller quantization"
+        return EngineError(
+            f"{self.path}: the process of llama.cpp {how}" + (f": {reason}" if reason else ""),
+            hint=memory if -code == signal.SIGKILL else None,
+        )
+
+
+def _end(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
+    # Not a method: a finalizer that held the object would keep it alive.
+    process.kill()
+    process.communicate()
+    log.close()
+
+
+def _threads() -> int:
+    """Return OMP_NUM_THREADS if it is set, else the number of cores that this process may use."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    return int(setting) if setting.isdecimal() and int(setting) else len(os.sched_getaffinity(0))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _first_error(log: IO[bytes]) -> str:
+    """Return the log's first error, which usually causes the others, or its last line if there is none."""
+    log.seek(0)
+    lines = log.read(_LOG_BYTES).decode(errors="replace").splitlines()
+    # `0.00.771.035 E llama_model_load: error loading model: …`
+    errors = [line.partition(" E ")[2] for line in lines if " E " in line]
+    return errors[0].strip() if errors else next((line for line in reversed(lines) if line.strip()), "")
