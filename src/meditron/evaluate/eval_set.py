@@ -99,14 +99,11 @@ class EvalSet:
             form="raw" if options.prompt_form == "raw" else "trained",
             label=task.name,
         )
-        forms = ("trained", "raw") if options.prompt_form == "both" else (first.form,)
-        sets = []
-        for name in options.methods:
-            for form in forms:
-                suffixes = [name] * (name != options.methods[0]) + [form] * (form != forms[0])
-                label = f"{task.name} ({', '.join(suffixes)})" if suffixes else task.name
-                method = find_method(name).from_options(options)
-                sets.append(replace(first, method=method, form=form, label=label))
+        sets = [first, replace(first, form="raw", label=f"{task.name} (raw)")]
+        sets = sets if options.prompt_form == "both" else [first]
+        for name in options.methods[1:]:
+            method = find_method(name).from_options(options)
+            sets += [replace(one_form, method=method, label=f"{one_form.label} ({name})") for one_form in sets]
         if first.repeated:
             warn(
                 f"{task.name}: {first.repeated} of {len(questions)} questions repeat another's text and "
@@ -220,8 +217,8 @@ def draw_examples(task: Task, shots: int, seed: int, shots_from: Path | None = N
     return Examples(
         shots=shots,
         drawn=tuple(random.Random(seed).sample(pool, shots + 1)),  # noqa: S311 (reproducible, not secret)
-        file=shots_from and shots_from.name,
-        sha256=shots_from and digest_of(shots_from),
+        file=None if shots_from is None else shots_from.name,
+        sha256=None if shots_from is None else digest_of(shots_from),
     )
 
 

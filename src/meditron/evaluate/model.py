@@ -10,7 +10,7 @@ from typing import Self
 
 from meditron.core.errors import MeditronError, UsageError
 from meditron.engine.base import Engine, Generates, GivesLogits, ScoresTokens
-from meditron.model.tokenizer import model_tokenizer
+from meditron.model.presets import model_tokenizer
 from meditron.store.ancestry import Ancestry, read_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.files import canonical, digest_of
@@ -181,7 +181,7 @@ class LocalModel(EvalModel):
         return resolve(self.artifact.spec)
 
     @cached_property
-    def content(self) -> list[Path]:  # type: ignore[override]  # cached, as the files are searched for
+    def content(self) -> list[Path]:
         """Local files that decide the model's output; empty for seeded weights."""
         path = Path(self.files.path)
         if self.files.kind == "hf":
@@ -197,13 +197,13 @@ class LocalModel(EvalModel):
             return digest_of(self.files.path)
         return hashlib.sha256(canonical([[file.name, digest_of(file)] for file in self.content])).hexdigest()
 
-    @property
-    def provenance(self) -> dict[str, str]:  # type: ignore[override]
+    @cached_property
+    def provenance(self) -> dict[str, str]:
         """Nothing: the digest identifies local files."""
         return {}
 
     @cached_property
-    def ancestry(self) -> Ancestry | None:  # type: ignore[override]  # cached, as it is read from a file
+    def ancestry(self) -> Ancestry | None:
         """The record of the model's training data, if it has one."""
         return read_ancestry(self.files)
 
@@ -213,7 +213,7 @@ class LocalModel(EvalModel):
         return model_tokenizer(self.files)
 
     @cached_property
-    def chat_tokenizer(self) -> Tokenizer:  # type: ignore[override]  # cached, as it is read from a file
+    def chat_tokenizer(self) -> Tokenizer:
         """The tokenizer with the chat template of the trained form; UsageError if there is none."""
         tokenizer = with_chat_template(self.tokenizer, self.trained_form)
         if tokenizer.chat_template is None:
@@ -225,7 +225,7 @@ class LocalModel(EvalModel):
         return tokenizer
 
     @cached_property
-    def engine_label(self) -> str:  # type: ignore[override]  # cached, as it is read from a file
+    def engine_label(self) -> str:
         """Name of the engine. Quantized weights are dequantized when they are loaded."""
         if self.files.kind != "gguf":
             return "torch"

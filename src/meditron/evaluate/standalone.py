@@ -140,7 +140,7 @@ def evaluate_against(
         refuse_overwrite([path], [corpus, *(file for side in sides for file in side.content)])
         stack.enter_context(exclusive(path))
         file = stack.enter_context(RowsFile(path, FidelityRow))
-        rows = fidelity.compare_distributions(*sides, texts, options.max_tokens, file)
+        rows = fidelity.compare_distributions(sides[0], sides[1], texts, options.max_tokens, file)
         _finish(file, rows)
         engines = {side.name: side.engine_label for side in sides}
         ancestry = {side.name: training_data(side) for side in sides}

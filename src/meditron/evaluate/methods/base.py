@@ -98,7 +98,8 @@ def question_row_adapter() -> TypeAdapter[QuestionRow]:
 
 @cache  # Building a validator takes milliseconds; the key is the set of methods registered now.
 def _union_adapter(row_types: tuple[type[QuestionRow], ...]) -> TypeAdapter[QuestionRow]:
-    return TypeAdapter(Annotated[reduce(or_, row_types), Field(discriminator="method")])
+    union: Any = reduce(or_, row_types)
+    return TypeAdapter(Annotated[union, Field(discriminator="method")])
 
 
 def count_accuracy(gold: Sequence[int], predictions: Sequence[int | None]) -> Accuracy:
