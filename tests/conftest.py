@@ -1,11 +1,11 @@
-"""Real inputs for every test: fetched through the project's own door, or read beside the checkout."""
+"""Real inputs for every test: fetched by `meditron.store.fetch`, or read beside the checkout."""
 
 import os
 import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
-# A shell has what it starts in the background ignore SIGINT, and all its children with it; tests send it.
+# A shell makes background jobs and their children ignore SIGINT, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import tomllib
@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, settings
 from meditron.core.machine import cores
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    # They divide the cores between them: one thread that runs is quicker than two that wait for a core.
+    # The workers share the cores: one running thread is faster than two that wait for a core.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(workers))))
 
-# How long an example takes says nothing on a machine that others use too.
+# No deadline: an example's time means nothing on a shared machine.
 settings.register_profile("meditron", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("meditron")
 
@@ -31,17 +31,17 @@ QUICKSTART = tomllib.loads((ROOT / "recipes/quickstart.toml").read_text(encoding
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the registry, by the fixtures it asks for; the longest file first."""
+    """Mark tests whose fixtures need the package index, and move the longest file to the front."""
     for item in items:
         if {"smollm2_gguf", "pubmed_xml", "wiki_dump"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.network)
-    # The longest file goes first, so that of several processes none is left alone with it at the end.
+    # Otherwise one worker would still run the longest file after all others have finished.
     items.sort(key=lambda item: item.path.name != "test_kills.py")
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the checkout."""
+    """Return the folder of real data beside the checkout."""
     if not (SHARED / "data").is_dir():
         pytest.skip("no shared/data folder beside the checkout")
     return SHARED
@@ -49,7 +49,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    """SmolLM2-135M-Instruct, Q4_1."""
+    """Fetch SmolLM2-135M-Instruct, Q4_1."""
     from meditron.store.fetch import fetch
 
     return fetch(QUICKSTART["base"])
@@ -57,7 +57,7 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_model(smollm2_gguf: Path) -> Any:
-    """Our own Llama with its dequantized weights, fp32: seconds, so once for all."""
+    """Load our Llama with its dequantized weights in fp32; takes seconds, so once per session."""
     from meditron.model.weights import load_model
 
     return load_model(smollm2_gguf)
@@ -65,7 +65,7 @@ def smollm2_model(smollm2_gguf: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def smollm2_transformers(smollm2_gguf: Path) -> Any:
-    """transformers' own LlamaForCausalLM, read from the same file, fp32: half a minute, so once for all."""
+    """Load transformers' LlamaForCausalLM from the same file in fp32; takes half a minute."""
     from transformers import LlamaForCausalLM
 
     folder, name = smollm2_gguf.parent, smollm2_gguf.name
@@ -74,7 +74,7 @@ def smollm2_transformers(smollm2_gguf: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def pubmed_xml() -> Path:
-    """One daily update file of PubMed: 20,788 citations, gzip."""
+    """Fetch one daily update file of PubMed: 20,788 citations, gzip."""
     from meditron.store.fetch import fetch
 
     return fetch(QUICKSTART["corpus"]["sources"]["pubmed"]["from"])
@@ -82,7 +82,7 @@ def pubmed_xml() -> Path:
 
 @pytest.fixture(scope="session")
 def wiki_dump() -> Path:
-    """A MediaWiki dump of 206 pages, bzip2."""
+    """Fetch a MediaWiki dump of 206 pages, bzip2."""
     from meditron.store.fetch import fetch
 
     return fetch(QUICKSTART["corpus"]["sources"]["wiki"]["from"])

@@ -1,7 +1,7 @@
 """llama.cpp's own quantizer as the reference: `llama_model_quantize` of its shared library, in a child.
 
 MEDITRON_LLAMA_CPP names the folder of libllama*.so and libggml*.so. The parameters' layout is the one of
-llama.cpp 0.5.0 (2026); another library's defaults would not come out as checked.
+llama.cpp 0.5.0 (2026); an assertion fails for another library's defaults.
 """
 
 import ctypes
@@ -29,13 +29,13 @@ class Parameters(ctypes.Structure):
 
 
 def folder() -> Path | None:
-    """Where llama.cpp's libraries are, None where nobody says so."""
+    """Return the folder of llama.cpp's libraries; None if the variable names none."""
     named = os.environ.get(VARIABLE)
     return Path(named) if named and any(Path(named).glob("libllama*.so")) else None
 
 
 def quantize(source: Path, target: Path, file_type: int, *, threads: int = 1) -> None:
-    """Let llama.cpp write `target`, a file of the type with this number, from an F32 or F16 file."""
+    """Quantize an F32 or F16 file with llama.cpp into `target`, of the type with this number."""
     words = [str(folder()), str(source), str(target), str(file_type), str(threads)]
     ran = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, timeout=600)
     if ran.returncode:
@@ -53,7 +53,7 @@ def _main(where: str, source: str, target: str, file_type: str, threads: str) ->
     library = _library(Path(where))
     library.llama_model_quantize_default_params.restype = Parameters
     parameters = library.llama_model_quantize_default_params()
-    assert parameters.output, "another layout of llama_model_quantize_params than the one known here"
+    assert parameters.output, "unknown layout of llama_model_quantize_params"
     assert not any((parameters.requantize, parameters.copy, parameters.pure, parameters.imatrix))
     parameters.ftype, parameters.nthread = int(file_type), int(threads)
     library.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(Parameters)]

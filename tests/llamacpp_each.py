@@ -1,4 +1,4 @@
-"""llama.cpp on many small files in one child process, which pays for its start once."""
+"""llama.cpp on many small files in one child process, which starts only once."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from llamacpp import ENVIRONMENT
 
 
 def continuations(paths: Sequence[Path], prompt: Sequence[int], tokens: int) -> list[list[int]]:
-    """The greedy continuation of the prompt's ids by each model; RuntimeError where one does not load."""
+    """Return each model's greedy continuation of the prompt; RuntimeError if a model does not load."""
     words = [sys.executable, str(Path(__file__).resolve()), json.dumps(list(prompt)), str(tokens), *paths]
     ran = subprocess.run(
         words, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=120

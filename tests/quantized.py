@@ -1,4 +1,4 @@
-"""Quantized files boiled down to a line, so that what llama.cpp once made can be held to without it."""
+"""Digests of quantized files, so tests compare with llama.cpp's output without llama.cpp."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import Any
 from meditron.store.gguf import GGUF
 
 GOLDEN = Path(__file__).parent / "release" / "golden" / "llama_cpp.json"
-"""What llama.cpp's quantizer made of the models `wide` and `odd`, and its types in models of many blocks."""
+"""Digests of llama.cpp's output for the models `wide` and `odd`, and its types for models of many blocks."""
 
 
 def golden() -> dict[str, Any]:
@@ -16,10 +16,10 @@ def golden() -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 over every tensor's name, type, shape and bytes, by name."""
-    found = hashlib.sha256()
+    """Return the SHA-256 over every tensor's name, type, shape and bytes, ordered by name."""
+    sha256 = hashlib.sha256()
     with GGUF(path) as gguf:
         for name, info in sorted(gguf.tensors.items()):
-            found.update(f"{name} {info.type} {info.shape}\n".encode())
-            found.update(gguf.raw(name).tobytes())
-    return found.hexdigest()
+            sha256.update(f"{name} {info.type} {info.shape}\n".encode())
+            sha256.update(gguf.raw(name).tobytes())
+    return sha256.hexdigest()

@@ -12,7 +12,7 @@ from meditron.text.tokenizer import load_tokenizer
 
 
 def seeded_hf(folder: Path, tokenizer: Path, *, seed: int, **shape: int | bool) -> Path:
-    """An HF folder in fp32 with the tokenizer of another; the values' distribution is near a normal one."""
+    """Write an HF folder in fp32 with another model's tokenizer; weights are roughly normal."""
     words = load_tokenizer(tokenizer)
     config = LlamaConfig(vocab_size=words.vocab_size, max_position_embeddings=256, **shape)
     words.save(folder)
@@ -24,6 +24,6 @@ def seeded_hf(folder: Path, tokenizer: Path, *, seed: int, **shape: int | bool) 
 
 
 def _values(generator: np.random.PCG64, shape: tuple[int, ...]) -> np.ndarray:
-    """Sums of four uniform integers: exact, whatever the processor and its mathematical library."""
+    """Sum four uniform integers: exact on every processor and mathematical library."""
     raw = generator.random_raw(int(np.prod(shape))).view(np.int16).reshape(-1, 4)
     return (raw.sum(axis=1, dtype=np.int32) * np.float32(2.0**-20)).astype(np.float32).reshape(shape)

@@ -1,4 +1,4 @@
-"""Small real models: transformers' own Llama and a byte-level BPE trained here, as HF folders."""
+"""Small real models as HF folders: transformers' Llama with a byte-level BPE trained here."""
 
 import json
 from pathlib import Path
@@ -29,9 +29,9 @@ def tiny_hf(
     vocabulary: int = 320,
     control: tuple[str, ...] = (),
 ) -> Path:
-    """An HF folder that transformers wrote: 2 layers of width 32, grouped heads, fp32.
+    """Write an HF folder with transformers: 2 layers of width 32, grouped heads, fp32.
 
-    `control`: control tokens beside the one that ends a text.
+    `control`: control tokens beside the end-of-text token.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

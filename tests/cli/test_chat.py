@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from command import Command, Said
+from command import Command, CommandResult
 from meditron.core.console import sanitize_terminal
 from meditron.core.disclaimer import ADVISORY
 from meditron.engine import load
@@ -26,7 +26,7 @@ TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
-Chat = Callable[..., Said]
+Chat = Callable[..., CommandResult]
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,14 @@ def templated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chat(meditron: Command, templated: Path, monkeypatch: pytest.MonkeyPatch) -> Chat:
     """Pipe lines into a conversation."""
 
-    def run(*lines: str, words: tuple = (), model: Path = templated) -> Said:
+    def run(*lines: str, words: tuple = (), model: Path = templated) -> CommandResult:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         return meditron("chat", model, "--max-tokens", "6", *words)
 
     return run
 
 
-def answers(said: Said) -> list[str]:
+def answers(said: CommandResult) -> list[str]:
     assert said.code == 0, said.err
     return [json.loads(line)["text"] for line in said.out.splitlines()]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from counting import Bench
 from meditron.cli.errors import explain, guarded
 from meditron.core.errors import InputError, MissingExtra, RecipeError
+from toy_stages import ToyRun
 
 
 def raising(error: BaseException) -> int:
@@ -93,12 +93,12 @@ def test_a_defect_is_called_one_and_shows_its_place_on_demand(capsys: pytest.Cap
 
 @pytest.mark.parametrize("how", ["flag", "environment"])
 def test_debug_shows_the_traceback(
-    meditron: Command, monkeypatch: pytest.MonkeyPatch, counts: Bench, how: str
+    meditron: Command, monkeypatch: pytest.MonkeyPatch, toy: ToyRun, how: str
 ) -> None:
-    assert "Traceback" not in meditron("run", counts.folder / "x.toml").err
+    assert "Traceback" not in meditron("run", toy.folder / "x.toml").err
     if how == "environment":
         monkeypatch.setenv("MEDITRON_DEBUG", "1")
-    said = meditron("run", counts.folder / "x.toml", *(["--debug"] if how == "flag" else []))
+    said = meditron("run", toy.folder / "x.toml", *(["--debug"] if how == "flag" else []))
     assert "Traceback" in said.err
     assert said.code == 2
 

@@ -14,7 +14,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from command import Command
-from counting import Bench
 from meditron.cli.look import look
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.store.ancestry import GGUF_KEY, Training, of_base
@@ -25,6 +24,7 @@ from meditron.text.dialogue import Turn, label
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.examples import Example, write_rows
 from tiny import CHAT, TEXTS, tiny_hf
+from toy_stages import ToyRun
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +41,15 @@ def documents(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_stage_tells_what_it_is_and_what_it_was_made_from(meditron: Command, counts: Bench) -> None:
-    meditron("run", counts.path, "--out", counts.out)
-    view = json.loads(meditron("inspect", counts.run_folder / "total", "--json").out)
-    manifest = json.loads((counts.run_folder / "total/manifest.json").read_text())
+def test_a_stage_tells_what_it_is_and_what_it_was_made_from(meditron: Command, toy: ToyRun) -> None:
+    meditron("run", toy.path, "--out", toy.out)
+    view = json.loads(meditron("inspect", toy.run_folder / "total", "--json").out)
+    manifest = json.loads((toy.run_folder / "total/manifest.json").read_text())
     assert view["kind"] == "stage"
     assert view["facts"]["fingerprint"] == manifest["fingerprint"]
     assert view["facts"]["metrics"]["words"] == 7
     assert [row["file"] for row in view["rows"]] == ["total.json"]
-    said = meditron("inspect", counts.run_folder / "total/manifest.json").out
+    said = meditron("inspect", toy.run_folder / "total/manifest.json").out
     assert "total.json" in said
     assert manifest["fingerprint"] in said
 
@@ -311,13 +311,13 @@ def test_rows_of_every_stage_are_shown_by_their_own_fields(meditron: Command, tm
     assert meditron("inspect", tmp_path).code == 0
 
 
-def test_a_run_lists_its_stages(meditron: Command, counts: Bench) -> None:
-    meditron("run", counts.path, "--out", counts.out, "--until", "total")
-    view = json.loads(meditron("inspect", counts.run_folder, "--json").out)
+def test_a_run_lists_its_stages(meditron: Command, toy: ToyRun) -> None:
+    meditron("run", toy.path, "--out", toy.out, "--until", "total")
+    view = json.loads(meditron("inspect", toy.run_folder, "--json").out)
     assert view["kind"] == "run"
     assert [row["stage"] for row in view["rows"]] == ["words", "total"]
     assert view["rows"][1]["inputs"] == ["words"]
-    said = meditron("inspect", counts.run_folder)
+    said = meditron("inspect", toy.run_folder)
     assert said.code == 0
     assert "total" in said.out
 

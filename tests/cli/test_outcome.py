@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lives import MODELS, TASK, Life
+from fake_run import MODELS, TASK, FakeRun
 from meditron.cli import show
 from meditron.core.units import size
 from meditron.recipe import RunResult, load_recipe
@@ -40,7 +40,7 @@ models = ["base", "pretrain", "finetune", "quantize:Q4_K_M"]
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunResult:
-    life = Life(tmp_path / "small")
+    life = FakeRun(tmp_path / "small")
     path = tmp_path / "small.toml"
     path.write_text(RECIPE, encoding="utf-8")
     recipe = load_recipe(path)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from torch import no_grad, tensor
 
+from hf_parity import logits
 from meditron.core.errors import EngineError, InputError, MissingExtra, UsageError
 from meditron.engine import Engine, llamacpp_child, load
 from meditron.engine.llamacpp import LlamaCppEngine, _context
@@ -21,7 +22,6 @@ from meditron.engine.torch_engine import TorchEngine
 from meditron.model.llama import Llama
 from meditron.model.weights import save_gguf
 from meditron.store.gguf import GGUF, write_gguf
-from twins import logits
 
 PROMPTS = ["Aspirin is used to treat", "Patients with type 2 diabetes should", "The mitochondria of a cell"]
 OPTIONS = [" yes", " no", " maybe", " A", " B", " C", " D"]

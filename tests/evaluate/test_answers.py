@@ -20,7 +20,7 @@ from meditron.tasks.task import Task
 from meditron.text.tokenizer import load_tokenizer
 
 
-class Theirs:
+class Reference:
     """Log-probabilities and ids as transformers has them, one pair a forward pass."""
 
     def __init__(self, folder: Path) -> None:
@@ -49,8 +49,8 @@ class Theirs:
 
 
 @pytest.fixture(scope="module")
-def theirs(tiny: Path) -> Theirs:
-    return Theirs(tiny)
+def theirs(tiny: Path) -> Reference:
+    return Reference(tiny)
 
 
 def exam(task: Task, *, mode: Mode = "options", rule: Rule = "sum", shots: int = 0, n: int = 30) -> EvalSet:
@@ -73,7 +73,7 @@ def answered(folder: Path, asked: EvalSet, out: Path, dtype: str = "float32") ->
 
 @pytest.mark.parametrize("template", ["letters", "texts"])
 def test_scores_are_those_of_one_pair_a_row_in_transformers(
-    tiny: Path, theirs: Theirs, task_file: Path, tmp_path: Path, template: str
+    tiny: Path, theirs: Reference, task_file: Path, tmp_path: Path, template: str
 ) -> None:
     asked = exam(open_task(str(task_file), template=template))
     for row, prompt in list(zip(answered(tiny, asked, tmp_path), prompts(asked, tiny), strict=True))[::4]:
@@ -96,7 +96,7 @@ def test_scores_are_those_of_one_pair_a_row_in_transformers(
 
 @pytest.mark.parametrize("template", ["letters", "texts"])
 def test_scores_behind_solved_examples_are_those_of_one_pair_a_row_in_transformers(
-    tiny: Path, theirs: Theirs, tmp_path: Path, template: str
+    tiny: Path, theirs: Reference, tmp_path: Path, template: str
 ) -> None:
     """Prompts that begin alike, which the engine reads once."""
     options = ["aspirin", "metformin hydrochloride"]
@@ -130,7 +130,7 @@ def test_the_rule_is_laid_over_the_rows_and_moves_no_score(
 
 
 def test_by_next_token_what_names_no_option_is_wrong(
-    tiny: Path, theirs: Theirs, task_file: Path, tmp_path: Path
+    tiny: Path, theirs: Reference, task_file: Path, tmp_path: Path
 ) -> None:
     asked = exam(open_task(str(task_file), template="letters"), mode="next-token")
     rows = answered(tiny, asked, tmp_path)
@@ -155,7 +155,7 @@ def test_by_next_token_what_names_no_option_is_wrong(
     ],
 )
 def test_prompt_and_continuation_meet_as_in_lm_eval(
-    tiny: Path, theirs: Theirs, prompt: str, continuation: str
+    tiny: Path, theirs: Reference, prompt: str, continuation: str
 ) -> None:
     tokenizer = load_tokenizer(tiny)
     found = encode(tokenizer, prompt, [continuation], 256)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_parity import logits
 from llamacpp import llama_server
 from meditron.core.errors import InputError, UsageError
 from meditron.model.config import LlamaConfig
@@ -15,7 +16,6 @@ from meditron.model.weights import load_model, save_gguf
 from meditron.store.gguf import GGUF, LazyTensor, write_gguf
 from meditron.text.tokenizer import Tokenizer
 from tiny import tiny_hf
-from twins import logits
 
 PLAIN = {
     "general.architecture": "llama",

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from hf_parity import logits, make_hf, our_llama
+from meditron.model.config import PRESETS
 from meditron.model.llama import KVCache, Llama
-from meditron.model.presets import PRESETS
-from twins import logits, make_hf, twin
 
 GENERATOR = torch.Generator().manual_seed(3)
 IDS_BS = torch.randint(0, 512, (2, 48), generator=GENERATOR)
@@ -25,12 +25,12 @@ IDS_BS = torch.randint(0, 512, (2, 48), generator=GENERATOR)
 @torch.no_grad()
 def test_logits_are_those_of_transformers(changes):
     hf = make_hf(**changes)
-    torch.testing.assert_close(logits(twin(hf), IDS_BS), hf(IDS_BS).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(our_llama(hf), IDS_BS), hf(IDS_BS).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_are_those_of_transformers():
     hf = make_hf(tie_word_embeddings=True)
-    model = twin(hf)
+    model = our_llama(hf)
     hf(IDS_BS).logits.square().mean().backward()
     logits(model, IDS_BS).square().mean().backward()
     theirs = dict(hf.named_parameters())
@@ -41,7 +41,7 @@ def test_gradients_are_those_of_transformers():
 @torch.no_grad()
 def test_bfloat16_is_as_near_the_truth_as_transformers_is():
     hf = make_hf()
-    model, truth = twin(hf), hf(IDS_BS).logits
+    model, truth = our_llama(hf), hf(IDS_BS).logits
     ours = (logits(model.bfloat16(), IDS_BS) - truth).square().mean()
     theirs = (hf.bfloat16()(IDS_BS).logits - truth).square().mean()
     assert ours <= 1.2 * theirs
@@ -50,14 +50,14 @@ def test_bfloat16_is_as_near_the_truth_as_transformers_is():
 def test_names_are_those_of_transformers():
     for tied in (True, False):
         hf = make_hf(tie_word_embeddings=tied)
-        assert [name for name, _ in twin(hf).named_parameters()] == [
+        assert [name for name, _ in our_llama(hf).named_parameters()] == [
             name for name, _ in hf.named_parameters()
         ]
 
 
 @torch.no_grad()
 def test_a_cache_in_pieces_changes_nothing():
-    model = twin(make_hf())
+    model = our_llama(make_hf())
     whole = model(IDS_BS)
     cache = KVCache(model.config, 2, 48, torch.float32, torch.device("cpu"))
     pieces = [model(piece, cache=cache) for piece in IDS_BS.split((20, 1, 1, 26), dim=1)]
@@ -82,7 +82,7 @@ def test_a_seed_is_a_model():
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_block_is_one_graph(masked):
-    model = twin(make_hf())
+    model = our_llama(make_hf())
     mask = torch.ones(48, 48, dtype=torch.bool).tril()[None, None] if masked else None
     wanted = model(IDS_BS, mask=mask)
     for block in model.blocks():

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_parity import logits, make_hf, our_llama
 from meditron.model.nll import nll_rows, nll_sum
-from twins import logits, make_hf, twin
 
-MODEL = twin(make_hf())
+MODEL = our_llama(make_hf())
 
 
 def inputs(dtype=torch.float32, rows=(3, 50), width=32, vocabulary=300):
@@ -70,7 +70,7 @@ def test_no_targets_no_loss_and_no_gradient():
 
 
 def test_a_tied_weight_gets_both_gradients():
-    model = twin(make_hf(tie_word_embeddings=True))
+    model = our_llama(make_hf(tie_word_embeddings=True))
     ids_BS = torch.arange(60).reshape(2, 30)
     total, _ = nll_sum(model(ids_BS), model.head_weight, ids_BS.roll(-1, 1))
     (ours,) = torch.autograd.grad(total, [model.head_weight])
@@ -117,7 +117,7 @@ def test_a_shorter_maximum_cuts():
 # dynamo looks at .grad of what comes in and warns about it itself
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_compiled_blocks_score_eagerly():
-    model = twin(make_hf())
+    model = our_llama(make_hf())
     for block in model.blocks():
         block.compile(backend="eager", fullgraph=True)
     model(torch.arange(20)[None])

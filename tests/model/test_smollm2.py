@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from hf_parity import logits
 from llamacpp import llama_server
 from meditron.model.nll import nll_rows
 from meditron.model.weights import save_gguf
 from meditron.text.tokenizer import load_tokenizer
-from twins import logits
 
 PROMPTS = [
     "The mitochondria of a cell",

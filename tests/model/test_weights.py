@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from hf_parity import SCALINGS, YARN, logits
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.model.config import LlamaConfig
 from meditron.model.generate import generate
@@ -20,7 +21,6 @@ from meditron.model.weights import load_config, load_model, save_gguf, save_hf
 from meditron.store.gguf import GGUF
 from meditron.text.tokenizer import Tokenizer
 from tiny import tiny_hf
-from twins import SCALINGS, YARN, logits
 
 PROMPT = [5, 90, 17, 200]
 

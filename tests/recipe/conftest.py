@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from counting import RECIPE, Bench
+from toy_stages import RECIPE, ToyRun
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    bench = Bench(tmp_path)
-    bench.text.write_text("the heart\nthe lung\nthe heart beats\n", encoding="utf-8")
-    bench.write(RECIPE)
-    return bench
+def toy(tmp_path: Path) -> ToyRun:
+    toy = ToyRun(tmp_path)
+    toy.text.write_text("the heart\nthe lung\nthe heart beats\n", encoding="utf-8")
+    toy.write(RECIPE)
+    return toy

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lives import MODELS, TASK, Life
+from fake_run import MODELS, TASK, FakeRun
 from meditron.core.disclaimer import ADVISORY
 from meditron.core.errors import InputError
 from meditron.core.statistics import bootstrap_ratio, paired_bootstrap
@@ -280,12 +280,12 @@ def test_nothing_half_written_is_left(run: tuple[Path, list[StagePlace]]) -> Non
 
 
 @pytest.fixture(scope="module")
-def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
+def life(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
     """A whole life, its card written and its report rendered."""
-    life = Life(tmp_path_factory.mktemp("runs") / "small")
+    life = FakeRun(tmp_path_factory.mktemp("runs") / "small")
     config = CardConfig()
     inputs = {key: life.artifact(name) for key, name in config.inputs().items()}
-    life.finish("card", inputs=config.inputs(), metrics=write_card(config, inputs, life.place("card")))
+    life.finish("card", inputs=config.inputs(), metrics=write_card(config, inputs, life.stage_folder("card")))
     names = ("corpus", "tokenize", "pretrain", "finetune", "quantize", "evaluate", "card")
     render("small", life.folder, [(name, name, life.folder / name) for name in names])
     return life
@@ -300,7 +300,7 @@ def objects(value: Any) -> Iterator[dict[str, Any]]:
         yield value
 
 
-def test_json_tells_every_model_task_and_difference_by_name(life: Life) -> None:
+def test_json_tells_every_model_task_and_difference_by_name(life: FakeRun) -> None:
     text = (life.folder / "report.json").read_text(encoding="utf-8")
     report = json.loads(text)
     for word in (*MODELS, TASK, "naive Bayes", "majority", "base (calibrated)"):
@@ -314,7 +314,7 @@ def test_json_tells_every_model_task_and_difference_by_name(life: Life) -> None:
     assert not {"tasks", "baselines", "rows"} & report["stages"]["evaluate"]["metrics"].keys()
 
 
-def test_page_has_one_row_a_model_and_what_each_step_did(life: Life) -> None:
+def test_page_has_one_row_a_model_and_what_each_step_did(life: FakeRun) -> None:
     page = outline(life.folder)
     for name in (*MODELS, "base (calibrated)", "majority", "naive Bayes"):
         assert name in page.cells

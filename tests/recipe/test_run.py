@@ -11,27 +11,29 @@ from pathlib import Path
 
 import pytest
 
-from counting import STAGES, Bench, states
 from meditron.core.errors import DriftError, InputError, MeditronError, RecipeError, SourceError, UsageError
 from meditron.recipe import load_recipe, run_recipe, status
 from meditron.recipe.lock import locked
 from meditron.store.manifest import read_manifest
+from toy_stages import STAGES, ToyRun, states
 
 ALL = ["words", "total", "rank.short", "rank.long"]
 
 
-def times(bench: Bench) -> dict[str, int]:
+def times(toy: ToyRun) -> dict[str, int]:
     """When each file of the stages was written last."""
-    files = sorted(file for file in bench.run_folder.glob("*/**/*") if file.is_file())
+    files = sorted(file for file in toy.run_folder.glob("*/**/*") if file.is_file())
     return {str(file): file.stat().st_mtime_ns for file in files}
 
 
-def in_child(bench: Bench, *, wait: bool = True, **environment: str) -> subprocess.Popen[bytes]:
+def in_child(toy: ToyRun, *, wait: bool = True, **environment: str) -> subprocess.Popen[bytes]:
     """The same run in a process of its own."""
-    code = "from counting import Bench; from pathlib import Path; import sys; Bench(Path(sys.argv[1])).run()"
+    code = (
+        "from toy_stages import ToyRun; from pathlib import Path; import sys; ToyRun(Path(sys.argv[1])).run()"
+    )
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(bench.folder)],
+        [sys.executable, "-c", code, str(toy.folder)],
         env={**os.environ, **environment, "PYTHONPATH": paths},
         stderr=subprocess.PIPE,
     )
@@ -40,21 +42,21 @@ def in_child(bench: Bench, *, wait: bool = True, **environment: str) -> subproce
     return child
 
 
-def test_stages_are_built_in_order_and_a_second_run_touches_nothing(bench: Bench) -> None:
-    result = bench.run()
+def test_stages_are_built_in_order_and_a_second_run_touches_nothing(toy: ToyRun) -> None:
+    result = toy.run()
     assert states(result) == dict.fromkeys(ALL, "built")
-    assert json.loads((bench.run_folder / "rank.long/rank.json").read_text()) == {"the": 3, "heart": 2}
-    before = times(bench)
-    again = bench.run()
+    assert json.loads((toy.run_folder / "rank.long/rank.json").read_text()) == {"the": 3, "heart": 2}
+    before = times(toy)
+    again = toy.run()
     assert states(again) == dict.fromkeys(ALL, "fresh")
     assert again.built == []
-    assert times(bench) == before
+    assert times(toy) == before
 
 
-def test_the_manifest_tells_what_was_made_from_what_and_digests_chain(bench: Bench) -> None:
-    bench.run("words.threads=3")
-    words = read_manifest(bench.run_folder / "words")
-    total = read_manifest(bench.run_folder / "total")
+def test_the_manifest_tells_what_was_made_from_what_and_digests_chain(toy: ToyRun) -> None:
+    toy.run("words.threads=3")
+    words = read_manifest(toy.run_folder / "words")
+    total = read_manifest(toy.run_folder / "total")
     assert words is not None
     assert total is not None
     assert (words.kind, words.name, words.seed, words.licences) == ("words", "words", 7, {"text": "CC0"})
@@ -69,112 +71,112 @@ def test_the_manifest_tells_what_was_made_from_what_and_digests_chain(bench: Ben
     assert words.started <= words.ended
 
 
-def test_a_field_that_says_how_and_not_what_is_no_drift(bench: Bench) -> None:
-    bench.run()
-    assert bench.run("words.threads=9").built == []
+def test_a_field_that_says_how_and_not_what_is_no_drift(toy: ToyRun) -> None:
+    toy.run()
+    assert toy.run("words.threads=9").built == []
 
 
-def test_drift_is_refused_with_the_fields_and_nothing_is_touched(bench: Bench) -> None:
-    bench.run()
-    before = times(bench)
+def test_drift_is_refused_with_the_fields_and_nothing_is_touched(toy: ToyRun) -> None:
+    toy.run()
+    before = times(toy)
     with pytest.raises(DriftError) as caught:
-        bench.run("words.upper=true", "words.ratio=0.25")
+        toy.run("words.upper=true", "words.ratio=0.25")
     assert "words was made from something else" in caught.value.message
     assert "upper: false → true" in caught.value.message
     assert "ratio: 0.5 → 0.25" in caught.value.message
     assert "--rebuild words" in str(caught.value.hint)
     assert "total, rank.short, rank.long" in str(caught.value.hint)
     assert "--accept-drift" in str(caught.value.hint)
-    assert times(bench) == before
+    assert times(toy) == before
 
 
-def test_status_tells_drift_field_by_field_and_what_stands_on_it(bench: Bench) -> None:
-    bench.run()
-    looked = status(bench.load("words.upper=true"), out=bench.out)
+def test_status_tells_drift_field_by_field_and_what_stands_on_it(toy: ToyRun) -> None:
+    toy.run()
+    looked = status(toy.load("words.upper=true"), out=toy.out)
     assert states(looked) == dict.fromkeys(ALL, "stale")
     told = looked.to_json()["stages"]
     assert told["words"]["drift"] == [{"field": "upper", "was": False, "now": True}]
     assert told["total"]["drift"][0]["field"] == "inputs.words"
     assert not looked.sound
-    assert status(bench.load(), out=bench.out).sound
+    assert status(toy.load(), out=toy.out).sound
 
 
-def test_a_changed_input_is_drift(bench: Bench) -> None:
-    bench.run()
-    bench.text.write_text("other words\n", encoding="utf-8")
+def test_a_changed_input_is_drift(toy: ToyRun) -> None:
+    toy.run()
+    toy.text.write_text("other words\n", encoding="utf-8")
     with pytest.raises(DriftError, match=r"words .*inputs\.text"):
-        bench.run()
+        toy.run()
 
 
-def test_a_raised_stage_version_is_drift(bench: Bench) -> None:
-    bench.run()
-    bench.stages = (STAGES[0], replace(STAGES[1], version=2), STAGES[2])
+def test_a_raised_stage_version_is_drift(toy: ToyRun) -> None:
+    toy.run()
+    toy.stages = (STAGES[0], replace(STAGES[1], version=2), STAGES[2])
     with pytest.raises(DriftError, match=r"total .*version: 1 → 2"):
-        bench.run()
+        toy.run()
 
 
-def test_rebuild_takes_the_stage_and_what_stands_on_it_and_nothing_else(bench: Bench) -> None:
-    bench.run()
-    before = times(bench)
-    result = bench.run("rank.long.keep=1", rebuild=["rank.long"])
+def test_rebuild_takes_the_stage_and_what_stands_on_it_and_nothing_else(toy: ToyRun) -> None:
+    toy.run()
+    before = times(toy)
+    result = toy.run("rank.long.keep=1", rebuild=["rank.long"])
     assert result.built == ["rank.long"]
-    assert {f for f, t in times(bench).items() if before.get(f) != t} == {
-        str(bench.run_folder / "rank.long" / name) for name in ("rank.json", "manifest.json")
+    assert {f for f, t in times(toy).items() if before.get(f) != t} == {
+        str(toy.run_folder / "rank.long" / name) for name in ("rank.json", "manifest.json")
     }
-    assert bench.run("rank.long.keep=1", rebuild=["total"]).built == ["total", "rank.short", "rank.long"]
+    assert toy.run("rank.long.keep=1", rebuild=["total"]).built == ["total", "rank.short", "rank.long"]
 
 
-def test_accept_drift_goes_on_with_what_is_there_and_says_no_lie_about_it(bench: Bench) -> None:
-    bench.run(until="total")
-    result = bench.run("words.upper=true", accept_drift=True)
+def test_accept_drift_goes_on_with_what_is_there_and_says_no_lie_about_it(toy: ToyRun) -> None:
+    toy.run(until="total")
+    result = toy.run("words.upper=true", accept_drift=True)
     assert result.built == ["rank.short", "rank.long"]
-    words = read_manifest(bench.run_folder / "words")
+    words = read_manifest(toy.run_folder / "words")
     assert words is not None
     assert words.payload["config"]["upper"] is False
     with pytest.raises(DriftError):
-        bench.run("words.upper=true")
+        toy.run("words.upper=true")
 
 
-def test_accept_drift_goes_on_after_an_interruption(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.run(until="words")
+def test_accept_drift_goes_on_after_an_interruption(toy: ToyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.run(until="words")
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("counting.total", interrupted)
+        patched.setattr("toy_stages.total", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            bench.run("words.upper=true", accept_drift=True)
+            toy.run("words.upper=true", accept_drift=True)
     with pytest.raises(DriftError, match="words was made"):
-        bench.run("words.upper=true")
-    planned = bench.run("words.upper=true", accept_drift=True, dry_run=True)
+        toy.run("words.upper=true")
+    planned = toy.run("words.upper=true", accept_drift=True, dry_run=True)
     assert [planned.decisions[name].action for name in ("words", "total")] == ["keep", "continue"]
-    result = bench.run("words.upper=true", accept_drift=True)
+    result = toy.run("words.upper=true", accept_drift=True)
     assert "total" in result.built
 
 
-def test_only_and_until_build_no_more_than_asked(bench: Bench) -> None:
-    assert bench.run(until="total").built == ["words", "total"]
-    assert bench.run(only="rank.long").built == ["rank.long"]
+def test_only_and_until_build_no_more_than_asked(toy: ToyRun) -> None:
+    assert toy.run(until="total").built == ["words", "total"]
+    assert toy.run(only="rank.long").built == ["rank.long"]
     with pytest.raises(UsageError, match="exclude each other"):
-        bench.run(only="total", until="total")
+        toy.run(only="total", until="total")
     with pytest.raises(UsageError, match="did you mean 'total'"):
-        bench.run(only="totl")
+        toy.run(only="totl")
     with pytest.raises(UsageError, match="did you mean 'total'"):
-        bench.run(rebuild=["totl"])
+        toy.run(rebuild=["totl"])
     with pytest.raises(UsageError, match="left out by"):
-        bench.run(only="total", rebuild=["words"])
+        toy.run(only="total", rebuild=["words"])
 
 
-def test_only_needs_what_it_stands_on(bench: Bench) -> None:
+def test_only_needs_what_it_stands_on(toy: ToyRun) -> None:
     with pytest.raises(UsageError, match="total stands on words, which is missing") as caught:
-        bench.run(only="total")
+        toy.run(only="total")
     assert "--until words" in str(caught.value.hint)
 
 
-def test_a_dry_run_says_what_from_what_and_why_and_makes_nothing(bench: Bench) -> None:
-    told = bench.run(dry_run=True).to_json()
-    assert not bench.out.exists()
+def test_a_dry_run_says_what_from_what_and_why_and_makes_nothing(toy: ToyRun) -> None:
+    told = toy.run(dry_run=True).to_json()
+    assert not toy.out.exists()
     assert told["run"] == "counts"
     assert told["stages"]["words"] == {
         "state": "missing",
@@ -185,166 +187,166 @@ def test_a_dry_run_says_what_from_what_and_why_and_makes_nothing(bench: Bench) -
         "why": "not there yet",
         "inputs": {"text": "file:text.txt"},
     }
-    bench.run(until="total")
-    actions = bench.run("rank.long.on=words", dry_run=True, rebuild=["total"]).to_json()["stages"]
+    toy.run(until="total")
+    actions = toy.run("rank.long.on=words", dry_run=True, rebuild=["total"]).to_json()["stages"]
     assert {name: stage["action"] for name, stage in actions.items()} == {
         "words": "keep",
         "total": "rebuild",
         "rank.short": "build",
         "rank.long": "build",
     }
-    drifted = bench.run("words.upper=true", dry_run=True)
+    drifted = toy.run("words.upper=true", dry_run=True)
     assert drifted.refused == ["words", "total"]
 
 
-def test_a_dry_run_downloads_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = bench.folder / "cache"
+def test_a_dry_run_downloads_nothing(toy: ToyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = toy.folder / "cache"
     monkeypatch.setenv("MEDITRON_CACHE", str(cache))
     # No host has this name (RFC 6761): a fetch would fail.
-    assert bench.run('words.text="https://nowhere.invalid/x.txt"', dry_run=True).to_json()
+    assert toy.run('words.text="https://nowhere.invalid/x.txt"', dry_run=True).to_json()
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("line", [0, 1, 2])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(bench: Bench, line: int) -> None:
-    killed = in_child(bench, TEST_KILL_AT=str(line))
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(toy: ToyRun, line: int) -> None:
+    killed = in_child(toy, TEST_KILL_AT=str(line))
     assert killed.returncode == -signal.SIGKILL
-    assert states(status(bench.load(), out=bench.out))["words"] == "partial"
-    result = bench.run()
+    assert states(status(toy.load(), out=toy.out))["words"] == "partial"
+    result = toy.run()
     assert states(result) == dict.fromkeys(ALL, "built")
     assert result.stages["words"].metrics["worked"] == 3 - line
     assert result.stages["words"].metrics["attempts"] == 2
-    whole = Bench(bench.folder / "whole")
+    whole = ToyRun(toy.folder / "whole")
     whole.folder.mkdir()
-    recipe = load_recipe(bench.path, stages=STAGES)
+    recipe = load_recipe(toy.path, stages=STAGES)
     run_recipe(recipe, out=whole.out)
     for name in ALL:
-        resumed, straight = read_manifest(bench.run_folder / name), read_manifest(whole.run_folder / name)
+        resumed, straight = read_manifest(toy.run_folder / name), read_manifest(whole.run_folder / name)
         assert resumed is not None
         assert straight is not None
         assert resumed.digest == straight.digest
-    assert {p.name for p in (bench.run_folder / "words").iterdir()} == {
+    assert {p.name for p in (toy.run_folder / "words").iterdir()} == {
         "000.json", "001.json", "002.json", "manifest.json",
     }  # fmt: skip
 
 
-def test_a_half_built_stage_knows_what_it_was_begun_for(bench: Bench) -> None:
-    in_child(bench, TEST_KILL_AT="1")
+def test_a_half_built_stage_knows_what_it_was_begun_for(toy: ToyRun) -> None:
+    in_child(toy, TEST_KILL_AT="1")
     with pytest.raises(DriftError, match=r"words was begun for something else .*upper") as caught:
-        bench.run("words.upper=true")
+        toy.run("words.upper=true")
     assert "--accept-drift" not in str(caught.value.hint)
     with pytest.raises(DriftError):
-        bench.run("words.upper=true", accept_drift=True)
-    result = bench.run("words.upper=true", rebuild=["words"])
+        toy.run("words.upper=true", accept_drift=True)
+    result = toy.run("words.upper=true", rebuild=["words"])
     assert result.stages["words"].metrics["worked"] == 3
 
 
-def test_two_runs_at_once_are_refused_by_the_process_that_holds_the_folder(bench: Bench) -> None:
-    child = in_child(bench, wait=False, TEST_WAIT_AT="1")
+def test_two_runs_at_once_are_refused_by_the_process_that_holds_the_folder(toy: ToyRun) -> None:
+    child = in_child(toy, wait=False, TEST_WAIT_AT="1")
     try:
         until = time.monotonic() + 30
-        while not (bench.run_folder / "words/waiting.txt").exists():
+        while not (toy.run_folder / "words/waiting.txt").exists():
             assert time.monotonic() < until
             assert child.poll() is None
             time.sleep(0.02)
         with pytest.raises(MeditronError, match=f"another run is writing here, process {child.pid}"):
-            bench.run()
-        assert bench.run(dry_run=True).refused == []
+            toy.run()
+        assert toy.run(dry_run=True).refused == []
     finally:
         child.kill()
         child.communicate()
-    with locked(bench.run_folder):
+    with locked(toy.run_folder):
         pass
 
 
-def test_a_failed_stage_says_how_and_goes_on_when_it_can(bench: Bench) -> None:
-    bench.text.write_text("the heart\npoison\n", encoding="utf-8")
+def test_a_failed_stage_says_how_and_goes_on_when_it_can(toy: ToyRun) -> None:
+    toy.text.write_text("the heart\npoison\n", encoding="utf-8")
     with pytest.raises(InputError, match="a poisoned line"):
-        bench.run()
-    looked = status(bench.load(), out=bench.out)
+        toy.run()
+    looked = status(toy.load(), out=toy.out)
     assert states(looked)["words"] == "failed"
     assert "a poisoned line" in looked.to_json()["stages"]["words"]["message"]
     assert not looked.sound
     with pytest.raises(InputError, match="a poisoned line"):
-        bench.run()
-    bench.text.write_text("the heart\nbug\n", encoding="utf-8")
+        toy.run()
+    toy.text.write_text("the heart\nbug\n", encoding="utf-8")
     with pytest.raises(DriftError):
-        bench.run()
+        toy.run()
     with pytest.raises(ZeroDivisionError):
-        bench.run(rebuild=["words"])
-    assert status(bench.load(), out=bench.out).stages["words"].failure == "ZeroDivisionError: a defect"
+        toy.run(rebuild=["words"])
+    assert status(toy.load(), out=toy.out).stages["words"].failure == "ZeroDivisionError: a defect"
 
 
-def test_an_interruption_is_no_failure(bench: Bench) -> None:
-    bench.text.write_text("the heart\ninterrupt\n", encoding="utf-8")
+def test_an_interruption_is_no_failure(toy: ToyRun) -> None:
+    toy.text.write_text("the heart\ninterrupt\n", encoding="utf-8")
     with pytest.raises(KeyboardInterrupt):
-        bench.run()
-    assert states(status(bench.load(), out=bench.out))["words"] == "partial"
+        toy.run()
+    assert states(status(toy.load(), out=toy.out))["words"] == "partial"
 
 
-def test_a_full_disk_passes_through_and_is_recorded(bench: Bench) -> None:
-    bench.text.write_text("the heart\nfull\n", encoding="utf-8")
+def test_a_full_disk_passes_through_and_is_recorded(toy: ToyRun) -> None:
+    toy.text.write_text("the heart\nfull\n", encoding="utf-8")
     with pytest.raises(OSError, match="No space left"):
-        bench.run()
-    assert "No space left" in str(status(bench.load(), out=bench.out).stages["words"].failure)
+        toy.run()
+    assert "No space left" in str(status(toy.load(), out=toy.out).stages["words"].failure)
 
 
-def test_a_stage_without_files_is_an_error(bench: Bench) -> None:
-    bench.stages = (STAGES[0], replace(STAGES[1], work="counting:nothing"), STAGES[2])
+def test_a_stage_without_files_is_an_error(toy: ToyRun) -> None:
+    toy.stages = (STAGES[0], replace(STAGES[1], work="toy_stages:nothing"), STAGES[2])
     with pytest.raises(MeditronError, match="total ended without leaving a file"):
-        bench.run()
+        toy.run()
 
 
-def test_damaged_artifacts_are_found_and_only_rebuilt(bench: Bench) -> None:
-    bench.run()
-    lost = bench.run_folder / "words/001.json"
+def test_damaged_artifacts_are_found_and_only_rebuilt(toy: ToyRun) -> None:
+    toy.run()
+    lost = toy.run_folder / "words/001.json"
     lost.unlink()
     with pytest.raises(DriftError, match=r"words is damaged: files\.001\.json: whole → is missing") as caught:
-        bench.run(accept_drift=True)
+        toy.run(accept_drift=True)
     assert "--accept-drift" not in str(caught.value.hint)
-    assert bench.run(rebuild=["words"]).built == ALL
+    assert toy.run(rebuild=["words"]).built == ALL
 
 
 @pytest.mark.parametrize("bytes_", [b"", b"{", b'{"kind": 3}', b"\xff"])
-def test_a_damaged_manifest_is_told_and_rebuilt(bench: Bench, bytes_: bytes) -> None:
-    bench.run()
-    (bench.run_folder / "total/manifest.json").write_bytes(bytes_)
-    looked = status(bench.load(), out=bench.out)
+def test_a_damaged_manifest_is_told_and_rebuilt(toy: ToyRun, bytes_: bytes) -> None:
+    toy.run()
+    (toy.run_folder / "total/manifest.json").write_bytes(bytes_)
+    looked = status(toy.load(), out=toy.out)
     assert states(looked)["total"] == "stale"
     assert looked.stages["total"].drift[0].field == "files.manifest.json"
     with pytest.raises(DriftError, match="total is damaged"):
-        bench.run()
-    assert "total" in bench.run(rebuild=["total"]).built
+        toy.run()
+    assert "total" in toy.run(rebuild=["total"]).built
 
 
-def test_files_without_a_manifest_are_not_taken_for_a_half_built_stage(bench: Bench) -> None:
-    bench.run()
-    (bench.run_folder / "words/manifest.json").unlink()
+def test_files_without_a_manifest_are_not_taken_for_a_half_built_stage(toy: ToyRun) -> None:
+    toy.run()
+    (toy.run_folder / "words/manifest.json").unlink()
     with pytest.raises(DriftError, match="words is damaged"):
-        bench.run()
+        toy.run()
 
 
-def test_verify_finds_bytes_that_sizes_do_not_tell(bench: Bench) -> None:
-    bench.run()
-    file = bench.run_folder / "total/total.json"
+def test_verify_finds_bytes_that_sizes_do_not_tell(toy: ToyRun) -> None:
+    toy.run()
+    file = toy.run_folder / "total/total.json"
     written = file.stat()
     file.write_bytes(file.read_bytes().replace(b"heart", b"haert"))
-    assert states(status(bench.load(), out=bench.out))["total"] == "stale"  # it is newer than its manifest
+    assert states(status(toy.load(), out=toy.out))["total"] == "stale"  # newer than its manifest
     os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
-    assert status(bench.load(), out=bench.out).sound
-    looked = status(bench.load(), out=bench.out, verify=True)
+    assert status(toy.load(), out=toy.out).sound
+    looked = status(toy.load(), out=toy.out, verify=True)
     assert states(looked)["total"] == "stale"
     assert looked.stages["total"].drift[0].field == "files.total.json"
 
 
 def test_a_stage_that_is_gone_is_built_again_and_the_rest_is_kept_if_it_comes_out_the_same(
-    bench: Bench,
+    toy: ToyRun,
 ) -> None:
-    bench.run()
-    for file in (bench.run_folder / "total").iterdir():
+    toy.run()
+    for file in (toy.run_folder / "total").iterdir():
         file.unlink()
-    assert bench.run(dry_run=True).decisions["rank.long"].why == "if total comes out as it was"
-    assert bench.run().built == ["total"]
+    assert toy.run(dry_run=True).decisions["rank.long"].why == "if total comes out as it was"
+    assert toy.run().built == ["total"]
 
 
 @pytest.mark.parametrize(
@@ -360,48 +362,48 @@ def test_a_stage_that_is_gone_is_built_again_and_the_rest_is_kept_if_it_comes_ou
     ],
 )
 def test_references_that_lead_nowhere_are_refused(
-    bench: Bench, overrides: list[str], words: list[str]
+    toy: ToyRun, overrides: list[str], words: list[str]
 ) -> None:
     with pytest.raises(RecipeError) as caught:
-        bench.run(*overrides)
+        toy.run(*overrides)
     for word in words:
         assert word in caught.value.message
 
 
-def test_a_preset_that_does_not_exist_is_refused_before_anything_is_built(bench: Bench) -> None:
+def test_a_preset_that_does_not_exist_is_refused_before_anything_is_built(toy: ToyRun) -> None:
     with pytest.raises(SourceError, match="tinny names no preset"):
-        bench.run("total.on=base", "base=init:tinny")
-    assert not (bench.run_folder / "words").exists()
+        toy.run("total.on=base", "base=init:tinny")
+    assert not (toy.run_folder / "words").exists()
 
 
-def test_a_missing_local_input_is_a_source_error(bench: Bench) -> None:
-    bench.text.unlink()
+def test_a_missing_local_input_is_a_source_error(toy: ToyRun) -> None:
+    toy.text.unlink()
     with pytest.raises(SourceError, match="no such file"):
-        bench.run()
+        toy.run()
 
 
-def test_a_reference_selects_a_file_of_a_stage(bench: Bench) -> None:
-    result = bench.run("rank.long.on=total:best")
+def test_a_reference_selects_a_file_of_a_stage(toy: ToyRun) -> None:
+    result = toy.run("rank.long.on=total:best")
     reference = result.stages["rank.long"].inputs["total"]
     assert (reference.step, reference.selector) == ("total", "best")
 
 
-def test_an_outside_input_may_be_selected_below_home(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.run(until="words")
-    monkeypatch.setenv("HOME", str(bench.folder))
-    bench.write('[total]\non = "~/runs/counts/words:best"\n')
-    result = bench.run()
+def test_an_outside_input_may_be_selected_below_home(toy: ToyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.run(until="words")
+    monkeypatch.setenv("HOME", str(toy.folder))
+    toy.write('[total]\non = "~/runs/counts/words:best"\n')
+    result = toy.run()
     assert result.built == ["total"]
     assert str(result.stages["total"].digests["words"]).endswith(":best")
 
 
-def test_another_runs_stage_is_an_input_by_its_digest(bench: Bench) -> None:
-    bench.run()
-    words = read_manifest(bench.run_folder / "words")
+def test_another_runs_stage_is_an_input_by_its_digest(toy: ToyRun) -> None:
+    toy.run()
+    words = read_manifest(toy.run_folder / "words")
     assert words is not None
-    other = Bench(bench.folder / "other")
+    other = ToyRun(toy.folder / "other")
     other.folder.mkdir()
-    other.write(f'[total]\non = "{bench.run_folder / "words"}"\n')
+    other.write(f'[total]\non = "{toy.run_folder / "words"}"\n')
     result = other.run()
     assert result.stages["total"].digests["words"] == f"sha256:{words.digest}"
     assert json.loads((other.run_folder / "total/total.json").read_text())["the"] == 3

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counting import RECIPE, Bench
 from meditron.core.errors import RecipeError, UsageError
 from meditron.recipe import load_recipe
+from meditron.recipe.json_schema import SCHEMA_FILE, schema_text
 from meditron.recipe.toml import read
+from toy_stages import RECIPE, ToyRun
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,18 +27,24 @@ def test_a_changed_default_shows_as_a_difference_of_the_golden_recipe(name: str)
     assert resolved == told, "if this was meant: MEDITRON_GOLDEN=write make test, and review the difference"
 
 
-def test_seeds_are_resolved_and_absent_tables_are_absent_stages(bench: Bench) -> None:
-    bench.write('seed = 7\n[words]\ntext = "{text}"\nseed = 3\n[total]\n')
-    recipe = bench.load()
+def test_the_json_schema_is_that_of_the_configs() -> None:
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text(), (
+        "a config changed: python -m meditron.recipe.json_schema"
+    )
+
+
+def test_seeds_are_resolved_and_absent_tables_are_absent_stages(toy: ToyRun) -> None:
+    toy.write('seed = 7\n[words]\ntext = "{text}"\nseed = 3\n[total]\n')
+    recipe = toy.load()
     assert {name: step.config.seed for name, step in recipe.steps.items()} == {"words": 3, "total": 7}
 
 
-def test_arrays_of_tables_have_names_and_a_single_one_may_have_none(bench: Bench) -> None:
-    assert list(bench.load().steps) == ["words", "total", "rank.short", "rank.long"]
-    bench.write('[words]\ntext = "{text}"\n[total]\n[[rank]]\nkeep = 2\n')
-    assert list(bench.load().steps) == ["words", "total", "rank"]
-    bench.write('[words]\ntext = "{text}"\n[total]\n[rank]\nname = "best"\n')
-    assert list(bench.load().steps) == ["words", "total", "rank.best"]
+def test_arrays_of_tables_have_names_and_a_single_one_may_have_none(toy: ToyRun) -> None:
+    assert list(toy.load().steps) == ["words", "total", "rank.short", "rank.long"]
+    toy.write('[words]\ntext = "{text}"\n[total]\n[[rank]]\nkeep = 2\n')
+    assert list(toy.load().steps) == ["words", "total", "rank"]
+    toy.write('[words]\ntext = "{text}"\n[total]\n[rank]\nname = "best"\n')
+    assert list(toy.load().steps) == ["words", "total", "rank.best"]
 
 
 @pytest.mark.parametrize(
@@ -68,24 +75,24 @@ def test_arrays_of_tables_have_names_and_a_single_one_may_have_none(bench: Bench
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line_with_file_and_line(
-    bench: Bench, recipe: str, words: list[str]
+    toy: ToyRun, recipe: str, words: list[str]
 ) -> None:
-    bench.path.write_text(recipe, encoding="utf-8")
+    toy.path.write_text(recipe, encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
-        bench.load()
+        toy.load()
     assert "\n" not in caught.value.message
     for word in words:
         assert word in caught.value.message
 
 
-def test_all_mistakes_of_a_recipe_are_listed_at_once(bench: Bench) -> None:
-    bench.path.write_text(
+def test_all_mistakes_of_a_recipe_are_listed_at_once(toy: ToyRun) -> None:
+    toy.path.write_text(
         'sede = 1\n[words]\ntxet = "x"\nupper = "yes"\n[total]\nupepr = 1\n[[rank]]\nname = "a"\nkep = 1\n'
         '[[rank]]\nname = "b"\nkeep = "x"\n',
         encoding="utf-8",
     )
     with pytest.raises(RecipeError) as caught:
-        bench.load()
+        toy.load()
     error = caught.value
     lines = [each.message.partition(": ")[0].rpartition(":")[2] for each in (error, *error.others)]
     assert lines == ["1", "3", "4", "6", "9", "12"]
@@ -94,7 +101,7 @@ def test_all_mistakes_of_a_recipe_are_listed_at_once(bench: Bench) -> None:
     assert "required" not in said  # words.text is there, misspelt
 
 
-def test_the_real_recipes_key_is_named(bench: Bench) -> None:
+def test_the_real_recipes_key_is_named(toy: ToyRun) -> None:
     with pytest.raises(RecipeError, match="did you mean 'learning_rate'"):
         load_recipe(ROOT / "recipes/quickstart.toml", ["pretrain.lerning_rate=1"])
 
@@ -107,22 +114,22 @@ def test_a_mixture_of_what_the_corpus_lacks_is_refused_before_anything_is_built(
     assert raised.value.message == f"{where}: the corpus has pubmed, wiki, no 'pubmd'"
 
 
-def test_a_missing_recipe_names_those_that_are_there(bench: Bench) -> None:
+def test_a_missing_recipe_names_those_that_are_there(toy: ToyRun) -> None:
     with pytest.raises(UsageError, match="no recipe at") as caught:
-        load_recipe(bench.folder / "cuonts.toml")
+        load_recipe(toy.folder / "cuonts.toml")
     assert "counts.toml" in str(caught.value.hint)
     with pytest.raises(UsageError, match="is a folder"):
-        load_recipe(bench.folder)
+        load_recipe(toy.folder)
 
 
-def test_a_recipe_that_is_no_text_is_refused(bench: Bench) -> None:
-    bench.path.write_bytes(b"seed = \xff\n")
+def test_a_recipe_that_is_no_text_is_refused(toy: ToyRun) -> None:
+    toy.path.write_bytes(b"seed = \xff\n")
     with pytest.raises(RecipeError, match="not UTF-8 at byte 7"):
-        bench.load()
+        toy.load()
 
 
-def test_set_reads_toml_else_a_string_and_reaches_named_tables(bench: Bench) -> None:
-    recipe = bench.load(
+def test_set_reads_toml_else_a_string_and_reaches_named_tables(toy: ToyRun) -> None:
+    recipe = toy.load(
         "words.threads=2", "words.upper=true", "rank.long.keep=9", "base=init:tiny", "words.ratio=1"
     )
     words, long = recipe.steps["words"].config, recipe.steps["rank.long"].config
@@ -131,8 +138,8 @@ def test_set_reads_toml_else_a_string_and_reaches_named_tables(bench: Bench) -> 
     assert recipe.base == "init:tiny"
 
 
-def test_set_makes_tables_that_are_not_there(bench: Bench) -> None:
-    recipe = bench.load('words.filters."long one".minimum=4')
+def test_set_makes_tables_that_are_not_there(toy: ToyRun) -> None:
+    recipe = toy.load('words.filters."long one".minimum=4')
     assert recipe.steps["words"].config.filters["long one"].minimum == 4
 
 
@@ -149,9 +156,9 @@ def test_set_makes_tables_that_are_not_there(bench: Bench) -> None:
         ("seed.x.y=1", ["not a table"]),
     ],
 )
-def test_a_wrong_set_is_refused_and_named(bench: Bench, override: str, words: list[str]) -> None:
+def test_a_wrong_set_is_refused_and_named(toy: ToyRun, override: str, words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
-        bench.load(override)
+        toy.load(override)
     for word in words:
         assert word in caught.value.message
 
@@ -173,8 +180,8 @@ def test_any_text_after_the_equals_sign_is_one_value(
     assert set(raw["table"]) == {"key"}
 
 
-def test_the_golden_form_holds_every_default(bench: Bench) -> None:
-    bench.write(RECIPE)
-    resolved = bench.load().resolved()
+def test_the_golden_form_holds_every_default(toy: ToyRun) -> None:
+    toy.write(RECIPE)
+    resolved = toy.load().resolved()
     assert resolved["words"]["ratio"] == 0.5
     assert json.loads(json.dumps(resolved)) == resolved

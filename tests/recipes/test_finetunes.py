@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from counting import states
 from meditron.core.errors import DriftError, RecipeError
 from meditron.recipe import load_recipe, run_recipe, status
 from meditron.store.manifest import read_manifest
+from toy_stages import states
 from train.world import make_answers
 
 RECIPE = """\

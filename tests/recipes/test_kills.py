@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import killing
+import crash
 from meditron.store.manifest import read_manifest
 
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -33,12 +33,12 @@ class Victim:
 
     def start(self) -> Any:
         words = ["run", str(RECIPE), "--out", str(self.out), "--only", self.stage]
-        return killing.start(words, self.log)
+        return crash.start_command(words, self.log)
 
     def finish(self) -> int:
         """Run the stage to its end; how often its folder was seen to change."""
         process = self.start()
-        changes = killing.follow(process, self.folder)
+        changes = crash.count_changes(process, self.folder)
         process.join()
         assert process.exitcode == 0, self.log.read_text()
         return changes
@@ -46,9 +46,9 @@ class Victim:
     def kill(self, changes: int, delay: float) -> bool:
         """Kill the command `delay` seconds after so many changes; False where the stage was finished."""
         process = self.start()
-        killing.follow(process, self.folder, changes)
+        crash.count_changes(process, self.folder, changes)
         time.sleep(delay)
-        killing.kill(process)
+        crash.kill_group(process)
         return not (self.folder / "manifest.json").exists()
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
-from lives import BASE, MODELS, TASK, Life, of_few
+from fake_run import BASE, MODELS, TASK, FakeRun, of_few
 from meditron.core.console import sanitize_terminal
 from meditron.core.disclaimer import ADVISORY
 from meditron.core.errors import DriftError, UsageError
@@ -34,22 +34,22 @@ STATED = {"95", "99th", "6", "0.05", "0.001", "macro-F1", "max_new_tokens=64"}
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(\.\d+)*(e[-+]?\d+)?")
 
 
-def written(life: Life, **given: Any) -> str:
+def written(life: FakeRun, **given: Any) -> str:
     """The card of a life, finished as a stage."""
     config = CardConfig(**given)
-    out = life.place("card")
+    out = life.stage_folder("card")
     metrics = run(config, {key: life.artifact(name) for key, name in config.inputs().items()}, out)
     life.finish("card", inputs=config.inputs(), metrics=metrics, config=config.model_dump(mode="json"))
     return (out / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
-    return Life(tmp_path_factory.mktemp("runs") / "small")
+def life(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
+    return FakeRun(tmp_path_factory.mktemp("runs") / "small")
 
 
 @pytest.fixture(scope="module")
-def card(life: Life) -> str:
+def card(life: FakeRun) -> str:
     return written(life)
 
 
@@ -73,7 +73,7 @@ def leaves(value: object) -> Iterator[object]:
 class Told:
     """What the manifests of a life tell: every number in every form, and every text."""
 
-    def __init__(self, life: Life) -> None:
+    def __init__(self, life: FakeRun) -> None:
         paths = list(life.folder.glob("*/manifest.json"))
         values = [*leaves([json.loads(path.read_text()) for path in paths])]
         self.texts = [value for value in values if isinstance(value, str)]
@@ -95,12 +95,12 @@ class Told:
         return not NUMBER.fullmatch(word) and all(whole)
 
 
-def test_every_figure_is_a_manifests(card: str, life: Life) -> None:
+def test_every_figure_is_a_manifests(card: str, life: FakeRun) -> None:
     assert len(list(words(card))) > 300
     assert Told(life).unexplained(card) == []
 
 
-def test_a_figure_that_is_not_a_manifests_is_found(card: str, life: Life) -> None:
+def test_a_figure_that_is_not_a_manifests_is_found(card: str, life: FakeRun) -> None:
     told = Told(life)
     figures = set(re.findall(r"(?<= )[+−]?\d+\.\d{2,}(?= )", card))
     altered = {f"{one[:-1]}{last}" for one in figures for last in "0123456789"} - figures
@@ -110,7 +110,7 @@ def test_a_figure_that_is_not_a_manifests_is_found(card: str, life: Life) -> Non
 
 
 def test_no_figure_outlives_its_manifests(tmp_path: Path, card: str) -> None:
-    cards = [card, *(written(Life(tmp_path / str(seed) / "small", seed)) for seed in range(2, 9))]
+    cards = [card, *(written(FakeRun(tmp_path / str(seed) / "small", seed)) for seed in range(2, 9))]
     shared = set.intersection(*({word for word in words(text) if NUMBER.fullmatch(word)} for text in cards))
     assumed = CardConfig().energy.model_dump().values()
     own = {word for one in assumed for word in words(f"{one['value']:g} {one['source']}")}
@@ -119,7 +119,7 @@ def test_no_figure_outlives_its_manifests(tmp_path: Path, card: str) -> None:
 
 
 def test_a_manifests_figure_moves_the_card(tmp_path: Path, card: str) -> None:
-    other = Life(tmp_path / "small")
+    other = FakeRun(tmp_path / "small")
     path = other.folder / "corpus" / "manifest.json"
     told = json.loads(path.read_text())
     told["metrics"]["sources"]["pubmed"]["kept"] = 7_654_321
@@ -128,7 +128,7 @@ def test_a_manifests_figure_moves_the_card(tmp_path: Path, card: str) -> None:
     assert "7,654,321" not in card
 
 
-def test_it_tells_the_whole_life(card: str, life: Life) -> None:
+def test_it_tells_the_whole_life(card: str, life: FakeRun) -> None:
     assert card.count(ADVISORY) == 1
     text = life.result.perplexity["finetune"]["pubmed"]
     score = life.result.tasks["finetune"][TASK]
@@ -149,7 +149,7 @@ def test_it_tells_the_whole_life(card: str, life: Life) -> None:
 
 
 def test_what_a_step_made_worse_is_told(tmp_path: Path) -> None:
-    life = Life(tmp_path / "small")
+    life = FakeRun(tmp_path / "small")
     text = written(life)
     for one in life.result.differences:
         verdict = "better" if (one.difference > 0) == (one.task is not None) else "worse"
@@ -158,9 +158,9 @@ def test_what_a_step_made_worse_is_told(tmp_path: Path) -> None:
 
 
 def test_few_documents_claim_no_interval_and_no_verdict(tmp_path: Path) -> None:
-    life = Life(tmp_path / "small")
+    life = FakeRun(tmp_path / "small")
     result = of_few(life.result)
-    write_results(life.place("evaluate"), result)
+    write_results(life.stage_folder("evaluate"), result)
     models = {model: BASE if model == "base" else model for model in MODELS}
     life.finish("evaluate", inputs=models | {"corpus": "corpus"}, metrics=result.model_dump(mode="json"))
     card = written(life)
@@ -181,7 +181,7 @@ def test_few_documents_claim_no_interval_and_no_verdict(tmp_path: Path) -> None:
         assert ">better<" not in text
 
 
-def test_the_front_matter_reads_back_as_the_hub_reads_it(life: Life) -> None:
+def test_the_front_matter_reads_back_as_the_hub_reads_it(life: FakeRun) -> None:
     stated = {
         "license": "apache-2.0",
         "base_model": "org/name",
@@ -209,12 +209,12 @@ def test_a_licence_that_nobody_stated_is_not_made_up(card: str) -> None:
     assert "- Licence of these weights: not stated" in card
 
 
-def test_the_same_stages_give_the_same_bytes(life: Life) -> None:
+def test_the_same_stages_give_the_same_bytes(life: FakeRun) -> None:
     first = written(life), (life.folder / "card" / "report.html").read_bytes()
     assert (written(life), (life.folder / "card" / "report.html").read_bytes()) == first
 
 
-def test_the_page_says_what_the_card_says(life: Life, card: str) -> None:
+def test_the_page_says_what_the_card_says(life: FakeRun, card: str) -> None:
     page = (life.folder / "card" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert not re.search(r"(src|href)=\"?[^#\"]", page)
@@ -223,7 +223,7 @@ def test_the_page_says_what_the_card_says(life: Life, card: str) -> None:
         assert f">{heading}</h2>" in page
 
 
-def test_its_commands_name_what_is_there(life: Life, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_commands_name_what_is_there(life: FakeRun, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(life.folder)
     lines = re.findall(r"^meditron \w+ .*$", card, flags=re.MULTILINE)
     assert [shlex.split(line)[2] for line in lines] == ["quantize:Q8_0", "quantize:Q4_K_M", "finetune"]
@@ -233,7 +233,7 @@ def test_its_commands_name_what_is_there(life: Life, card: str, monkeypatch: pyt
     assert Path(file).is_file()
 
 
-def test_the_estimate_follows_its_assumptions(life: Life) -> None:
+def test_the_estimate_follows_its_assumptions(life: FakeRun) -> None:
     def spent(**assumed: Any) -> dict[str, Any]:
         written(life, energy={key: {"value": v, "source": "a meter"} for key, v in assumed.items()})
         return life.manifest("card").metrics["energy"]
@@ -255,7 +255,7 @@ def test_a_number_without_a_source_is_refused() -> None:
         CardConfig.model_validate({"energy": {"pue": {"value": 1.1}}})
 
 
-def test_a_card_of_less_than_a_whole_life(life: Life) -> None:
+def test_a_card_of_less_than_a_whole_life(life: FakeRun) -> None:
     text = written(life, of="pretrain", quantize="", evaluate="")
     assert "It was not evaluated." in text
     assert "finetuning" not in text
@@ -274,13 +274,13 @@ def test_a_card_of_less_than_a_whole_life(life: Life) -> None:
         ({"base_model": "no-organisation"}, "base_model"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(life: Life, given: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_meant_is_refused(life: FakeRun, given: dict[str, Any], said: str) -> None:
     with pytest.raises((UsageError, ValidationError), match=said):
         written(life, **given)
 
 
 def test_stages_that_were_not_made_from_each_other_are_not_mixed(tmp_path: Path) -> None:
-    life = Life(tmp_path / "small")
+    life = FakeRun(tmp_path / "small")
     (life.folder / "pretrain" / "model.safetensors").write_bytes(b"others")
     life.finish("pretrain", inputs={"corpus": "corpus"})
     with pytest.raises(DriftError, match="made from another pretrain") as error:
@@ -312,7 +312,7 @@ def test_no_text_becomes_markup(text: str) -> None:
 
 def test_the_split_is_the_datas_own(tmp_path: Path) -> None:
     """Of a file without a split the card names the file, and no split."""
-    life = Life(tmp_path / "small")
+    life = FakeRun(tmp_path / "small")
 
     def published(**changed: Any) -> Any:
         result = life.result
@@ -331,7 +331,7 @@ def test_the_split_is_the_datas_own(tmp_path: Path) -> None:
 
 
 def test_what_is_unknown_of_the_training_data_is_said(tmp_path: Path) -> None:
-    life = Life(tmp_path / "small")
+    life = FakeRun(tmp_path / "small")
     assert "Training data unknown: the model carries no record of its training." in written(life)
     trained = Training(stage="finetune", kind="finetune", data="q", data_digest="d" * 64)
     write_ancestry(life.folder / "finetune", of_base("a-base", "b" * 64).extended(trained))

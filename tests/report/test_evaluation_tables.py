@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lives import MODELS, SOURCES, TASK, Life
+from fake_run import MODELS, SOURCES, TASK, FakeRun
 from meditron.report import evaluation_tables as tables
 from meditron.store.results import Comparison, EvaluationResult
 
@@ -18,7 +18,7 @@ INPUTS = {
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> EvaluationResult:
-    return Life(tmp_path_factory.mktemp("runs") / "small").result
+    return FakeRun(tmp_path_factory.mktemp("runs") / "small").result
 
 
 def comparison(difference: float, low: float, high: float, **of: str) -> Comparison:

@@ -5,20 +5,20 @@ import json
 import pytest
 import torch
 
+from hf_parity import make_hf, our_llama
 from meditron.core.errors import InputError
 from meditron.train.checkpoint import Checkpoints
 from meditron.train.data import Mixture
 from meditron.train.loop import steps
 from meditron.train.optimizer import MasterAdamW
 from train.world import documents, make_config
-from twins import make_hf, twin
 
 CONFIG = make_config(dtype="bfloat16")
 MACHINE = {"threads": 1, "cpu": "some", "torch": "2"}
 
 
 def begin(width=64):
-    model = twin(make_hf(0, hidden_size=width, num_attention_heads=4, tie_word_embeddings=True))
+    model = our_llama(make_hf(0, hidden_size=width, num_attention_heads=4, tie_word_embeddings=True))
     optimizer = MasterAdamW(model, dtype=torch.bfloat16, betas=CONFIG.betas, eps=CONFIG.eps, weight_decay=0.1)
     data = Mixture(
         {"pubmed": documents(40), "wiki": documents(9)},

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
+from hf_parity import make_hf, our_llama
 from meditron.core.errors import TrainingError
 from meditron.model.nll import nll_sum
 from meditron.train.data import Mixture
@@ -14,7 +15,6 @@ from meditron.train.loop import Layout, learning_rate, steps
 from meditron.train.optimizer import MasterAdamW
 from meditron.train.samples import IGNORE
 from train.world import documents, make_config
-from twins import make_hf, twin
 
 
 def make_data(config):
@@ -38,7 +38,7 @@ def make_optimizer(model, config):
 
 def train(config, *, seed=0, **changes):
     """Our loop over a model of transformers' weights: (steps, model)."""
-    model = twin(make_hf(seed, tie_word_embeddings=True))
+    model = our_llama(make_hf(seed, tie_word_embeddings=True))
     data = changes.pop("data", None) or make_data(config)
     return list(steps(model, make_optimizer(model, config), data, config, **changes)), model
 
@@ -99,7 +99,7 @@ def test_a_masked_row_is_its_documents_one_by_one():
     config = make_config(tokens=128)
     data = make_data(config)
     found, _ = train(config)
-    model = twin(make_hf(0, tie_word_embeddings=True))
+    model = our_llama(make_hf(0, tie_word_embeddings=True))
     nll = count = 0
     for k in range(config.batch_size):
         row = data[k]
@@ -148,7 +148,7 @@ def test_the_shares_of_two_ranks_sum_to_the_loss_of_one():
 
 def test_bfloat16_follows_float32_and_keeps_small_steps():
     config = make_config(dtype="bfloat16", learning_rate=1e-5, weight_decay=0.0, warmup=0.0)
-    model = twin(make_hf(0, tie_word_embeddings=True))
+    model = our_llama(make_hf(0, tie_word_embeddings=True))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = make_optimizer(model, config)
     found = list(steps(model, optimizer, make_data(config), config))
@@ -181,7 +181,7 @@ class Poisoned:
 
 def test_a_loss_that_is_no_number_stops_before_anything_changes():
     config = make_config()
-    model = twin(make_hf(0, tie_word_embeddings=False))
+    model = our_llama(make_hf(0, tie_word_embeddings=False))
     with torch.no_grad():
         model.model.embed_tokens.weight[511] = math.nan
     optimizer = make_optimizer(model, config)

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_parity import make_hf, our_llama
 from meditron.model.llama import document_mask
 from meditron.text.dialogue import Span, TokenizedConversation
 from meditron.train.loop import nll_of
 from meditron.train.packing import Packed, pack
 from meditron.train.samples import IGNORE
-from twins import make_hf, twin
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=30)
 
@@ -120,7 +120,7 @@ def test_batches_are_whole_and_tokens_are_counted_once():
     assert packed(rows, together=False).fill == 1.0
 
 
-MODEL = twin(make_hf(0, tie_word_embeddings=True))
+MODEL = our_llama(make_hf(0, tie_word_embeddings=True))
 
 
 def losses(samples):

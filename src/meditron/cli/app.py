@@ -14,7 +14,7 @@ from meditron.cli.errors import guarded, open_closed_streams
 from meditron.cli.evaluate import evaluate
 from meditron.cli.generate import generate
 from meditron.cli.inspect import inspect
-from meditron.cli.options import STDIN
+from meditron.cli.options import GENERAL, OPTIONS, STDIN, default_text
 from meditron.cli.parse import parse
 from meditron.cli.quantize import quantize
 from meditron.cli.run import run
@@ -31,7 +31,8 @@ app = App(
     help_epilogue=ADVISORY,
     help_format="plaintext",  # spares the import of a Markdown parser, a quarter of the time of --help
     version=__version__,
-    default_parameter=Parameter(negative=(), show_default=False),
+    group_parameters=OPTIONS,
+    default_parameter=Parameter(negative=(), show_default=default_text),
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `guarded` tells of it, and the verb says how to go on
 )

@@ -130,9 +130,9 @@ def nothing(config: TotalConfig, inputs: Mapping[str, Artifact], out: Path) -> d
 
 
 STAGES = (
-    Stage("words", 1, WordsConfig, "counting:words"),
-    Stage("total", 1, TotalConfig, "counting:total"),
-    Stage("rank", 1, RankConfig, "counting:rank", many=True),
+    Stage("words", 1, WordsConfig, "toy_stages:words"),
+    Stage("total", 1, TotalConfig, "toy_stages:total"),
+    Stage("rank", 1, RankConfig, "toy_stages:rank", many=True),
 )
 
 RECIPE = """\
@@ -154,7 +154,7 @@ keep = 2
 
 
 @dataclass
-class Bench:
+class ToyRun:
     """A recipe file, its text, and the folder it is run into."""
 
     folder: Path

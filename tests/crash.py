@@ -1,4 +1,4 @@
-"""The real command in processes that are killed: forked from one that has paid for the imports already."""
+"""The real command in processes that tests kill, forked from one that has done the imports."""
 
 import multiprocessing
 import os
@@ -19,8 +19,8 @@ WORK = (
 )
 
 
-def command(words: Sequence[str], log: Path) -> None:
-    """Become `meditron WORDS…` in a process group of its own, its words going to `log`."""
+def run_command(words: Sequence[str], log: Path) -> None:
+    """Run `meditron WORDS…` in its own process group; stdout and stderr go to `log`."""
     os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -30,26 +30,26 @@ def command(words: Sequence[str], log: Path) -> None:
     main(list(words))
 
 
-def start(words: Sequence[str], log: Path) -> ForkServerProcess:
-    """Start the command; it runs as long as its process lives."""
+def start_command(words: Sequence[str], log: Path) -> ForkServerProcess:
+    """Start the command in a child process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(WORK))
-    process = context.Process(target=command, args=(list(words), log))
+    process = context.Process(target=run_command, args=(list(words), log))
     process.start()
     return process
 
 
-def kill(process: ForkServerProcess) -> None:
-    """SIGKILL to the command and all that it started."""
+def kill_group(process: ForkServerProcess) -> None:
+    """Send SIGKILL to the command and all processes it started."""
     if process.pid is not None and process.is_alive():
         os.killpg(process.pid, signal.SIGKILL)
     process.join()
 
 
-def follow(process: ForkServerProcess, folder: Path, changes: int | None = None) -> int:
-    """Count how often what lies in `folder` changes, until so many changes were seen or the command ends.
+def count_changes(process: ForkServerProcess, folder: Path, changes: int | None = None) -> int:
+    """Count the changes of the files in `folder`, until `changes` were seen or the command ends.
 
-    Changes, not seconds, say how far the work has come: on a busy machine they come late, but all come.
+    Progress is measured in changes, not seconds: a busy machine delays them but makes the same ones.
     """
     seen, now = 0, _state(folder)
     while process.is_alive() and (changes is None or seen < changes):
@@ -60,11 +60,11 @@ def follow(process: ForkServerProcess, folder: Path, changes: int | None = None)
 
 
 def _state(folder: Path) -> set[tuple[str, int]]:
-    """Names and sizes of all files, as far as they stay long enough to be looked at."""
-    found = set()
+    """Return names and sizes of all files that still exist when they are read."""
+    files = set()
     for parent, _, names in os.walk(folder):
         for name in names:
             with suppress(FileNotFoundError):
                 path = os.path.join(parent, name)  # noqa: PTH118 (pathlib is too slow to follow with)
-                found.add((path, os.stat(path).st_size))  # noqa: PTH116
-    return found
+                files.add((path, os.stat(path).st_size))  # noqa: PTH116
+    return files

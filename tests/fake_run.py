@@ -1,6 +1,6 @@
-"""A run's folder with a whole life in it, made by hand: manifests that chain, records, no weights.
+"""A finished run's folder without the work: manifests that chain and records, but no weights.
 
-Every figure is drawn from a seed, so that two lives share none but by chance.
+Every figure is drawn from a seed, so two runs share a figure only by chance.
 """
 
 import json
@@ -37,38 +37,38 @@ SOURCES = {"pubmed": "medical", "wiki": "general"}
 TASK = "pubmed-sections"
 
 
-class Life:
-    """Stages from the corpus to the evaluation in `folder`, which is named as the run."""
+class FakeRun:
+    """Finished stages from corpus to evaluate under `folder`, which has the run's name."""
 
     def __init__(self, folder: Path, seed: int = 1) -> None:
         self.folder, self.random = folder, random.Random(seed)
         self._corpus()
-        self._tokens()
-        self._training("pretrain", {"tokens": self.whole(), "learning_rate": self.small()}, base=BASE)
-        rows = {split: self.whole() for split in ("train", "heldout", "too-long")}
-        told = {
+        self._tokenized()
+        self._training("pretrain", {"tokens": self.count(), "learning_rate": self.share()}, base=BASE)
+        rows = {split: self.count() for split in ("train", "heldout", "too-long")}
+        task = {
             "name": TASK,
             "version": 1,
             "template": {"name": "sections", "version": 1},
             "licence": "NLM's",
         }
-        config = {"task": TASK, "template": "plain", "limit": self.whole()}
-        self._training("finetune", config, base="pretrain", rows=rows, task=told)
-        self._files()
+        config = {"task": TASK, "template": "plain", "limit": self.count()}
+        self._training("finetune", config, base="pretrain", rows=rows, task=task)
+        self._quantized()
         self.result = self._result()
-        write_results(self.place("evaluate"), self.result)
+        write_results(self.stage_folder("evaluate"), self.result)
         models = {model: BASE if model == "base" else model for model in MODELS}
         self.finish(
             "evaluate", inputs=models | {"corpus": "corpus"}, metrics=self.result.model_dump(mode="json")
         )
 
-    def whole(self) -> int:
+    def count(self) -> int:
         return self.random.randint(100_000, 999_999)
 
-    def small(self) -> float:
+    def share(self) -> float:
         return self.random.uniform(0.01, 0.09)
 
-    def place(self, name: str) -> Path:
+    def stage_folder(self, name: str) -> Path:
         place = self.folder / name
         place.mkdir(parents=True, exist_ok=True)
         return place
@@ -82,24 +82,24 @@ class Life:
         manifest = self.manifest(name)
         return Artifact(name, self.folder / name, manifest.digest, manifest)
 
-    def finish(self, name: str, *, inputs: dict[str, str], **given: Any) -> None:
-        """Make a stage complete, as the recipe does, on inputs by the digests they have now."""
-        config = given.pop("config", {})
-        metrics = {"seconds": self.random.uniform(100, 999), "attempts": 1} | given.pop("metrics", {})
+    def finish(self, name: str, *, inputs: dict[str, str], **fields: Any) -> None:
+        """Write a stage's manifest, as the recipe does, with its inputs' current digests."""
+        config = fields.pop("config", {})
+        metrics = {"seconds": self.random.uniform(100, 999), "attempts": 1} | fields.pop("metrics", {})
         records = {key: self._input(reference) for key, reference in inputs.items()}
         payload = {"kind": name, "config": config, "inputs": {key: r.digest for key, r in records.items()}}
         started = datetime(2000 + self.random.randint(100, 900), 3, 4, tzinfo=UTC)
-        fields: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "kind": name,
             "name": name,
             "fingerprint": fingerprint(payload),
             "payload": payload,
             "config": config,
             "inputs": records,
-            "files": record_files(self.place(name)),
+            "files": record_files(self.stage_folder(name)),
             "metrics": metrics,
             "git": Git(commit=f"{self.random.getrandbits(160):040x}"),
-            "libraries": {"meditron": "0.1.0", "torch": f"{self.whole()}.0"},
+            "libraries": {"meditron": "0.1.0", "torch": f"{self.count()}.0"},
             "machine": {
                 "cpu": "A <CPU> | more",
                 "cpu_class": "avx2",
@@ -110,18 +110,21 @@ class Life:
             "started": started,
             "ended": started + timedelta(seconds=metrics["seconds"]),
         }
-        write_manifest(self.folder / name, Manifest(**(fields | given)))
+        write_manifest(self.folder / name, Manifest(**(defaults | fields)))
 
     def _input(self, reference: str) -> InputRecord:
         below = read_manifest(self.folder / reference.partition(":")[0])
         return InputRecord(reference=reference, digest=below.digest if below else "c" * 64)
 
     def _corpus(self) -> None:
-        self.place("corpus").joinpath("drops.jsonl").write_text("{}\n")
+        self.stage_folder("corpus").joinpath("drops.jsonl").write_text("{}\n")
         counts = ("read", "kept", "train", "heldout")
         sources = {
-            name: {key: self.whole() for key in counts}
-            | {"dropped": {"too short": self.whole(), "not <English> | other": self.whole()}, "skipped": {}}
+            name: {key: self.count() for key in counts}
+            | {
+                "dropped": {"too short": self.count(), "not <English> | other": self.count()},
+                "skipped": {},
+            }
             for name in SOURCES
         }
         tables = {name: {"from": f"{name}.xml.gz", "domain": about} for name, about in SOURCES.items()}
@@ -133,21 +136,25 @@ class Life:
             licences={"pubmed": "NLM terms & conditions; see <NLM>"},
         )
 
-    def _tokens(self) -> None:
-        metrics = {"sources": {name: {"tokens": self.whole(), "documents": self.whole()} for name in SOURCES}}
+    def _tokenized(self) -> None:
+        metrics = {"sources": {name: {"tokens": self.count(), "documents": self.count()} for name in SOURCES}}
         self.finish("tokenize", inputs={"base": BASE, "corpus": "corpus"}, metrics=metrics)
 
-    def _training(self, name: str, config: dict[str, Any], *, base: str, **told: Any) -> None:
-        self.place(name).joinpath("config.json").write_text("{}")
-        self.place(name).joinpath("model.safetensors").write_bytes(self.random.randbytes(20))
-        metrics = {"tokens": self.whole(), "steps": self.whole(), "loss": self.random.uniform(1, 9)}
+    def _training(self, name: str, config: dict[str, Any], *, base: str, **extra_metrics: Any) -> None:
+        self.stage_folder(name).joinpath("config.json").write_text("{}")
+        self.stage_folder(name).joinpath("model.safetensors").write_bytes(self.random.randbytes(20))
+        metrics = {
+            "tokens": self.count(),
+            "steps": self.count(),
+            "loss": self.random.uniform(1, 9),
+        }
         inputs = {"base": base, "tokens": "tokenize", "corpus": "corpus"}
-        self.finish(name, inputs=inputs, config=config, metrics=metrics | told)
+        self.finish(name, inputs=inputs, config=config, metrics=metrics | extra_metrics)
 
-    def _files(self) -> None:
+    def _quantized(self) -> None:
         files = []
         for kind in ("F16", "Q8_0", "Q4_K_M"):
-            self.place("quantize").joinpath(f"{kind}.gguf").write_bytes(self.random.randbytes(30))
+            self.stage_folder("quantize").joinpath(f"{kind}.gguf").write_bytes(self.random.randbytes(30))
             fallbacks = (
                 {"blk.0.ffn_down.weight": "Q6_K", "token_embd.weight": "Q8_0"} if kind[-1] == "M" else {}
             )
@@ -165,8 +172,8 @@ class Life:
             differences=[*self._differences()],
             rows="perplexity.jsonl",
             dtype="float32",
-            seed=self.whole(),
-            resamples=self.whole(),
+            seed=self.count(),
+            resamples=self.count(),
         )
 
     def _perplexity(self, model: str, source: str) -> Perplexity:
@@ -174,8 +181,8 @@ class Life:
         return Perplexity(
             model=model,
             source=source,
-            documents=self.whole(),
-            tokens=self.whole(),
+            documents=self.count(),
+            tokens=self.count(),
             nll=math.log(value),
             perplexity=value,
             interval=(value * 0.93, value * 1.07),
@@ -207,7 +214,7 @@ class Life:
             dtype="float32",
             engine="torch",
             shots=0,
-            n=self.whole(),
+            n=self.count(),
             rule="sum",
             rules=rules,
             parse_rate=1,
@@ -219,8 +226,8 @@ class Life:
 
     def _baseline(self, name: Any) -> Baseline:
         known = {k: v for k, v in self._accuracy().items() if k != "macro_f1"}
-        trained = self.whole() if name == "naive Bayes" else None
-        return Baseline(task=TASK, name=name, n=self.whole(), trained_on=trained, **known)
+        trained = self.count() if name == "naive Bayes" else None
+        return Baseline(task=TASK, name=name, n=self.count(), trained_on=trained, **known)
 
     def _differences(self) -> list[Comparison]:
         pairs = [(MODELS[0], later) for later in MODELS[1:]]
@@ -235,25 +242,25 @@ class Life:
             a=a,
             b=b,
             what=what,
-            n=self.whole(),
+            n=self.count(),
             difference=value,
             interval=(value - 0.05, value + 0.05),
             p=self.random.uniform(1e-5, 8e-5),
-            detectable=self.small(),
+            detectable=self.share(),
             **of,
         )
 
     def _fidelity(self) -> Fidelity:
-        ends = {name: (self.small(), self.random.uniform(0.1, 0.9)) for name in ("kl_mean", "top_agreement")}
+        ends = {name: (self.share(), self.random.uniform(0.1, 0.9)) for name in ("kl_mean", "top_agreement")}
         return Fidelity(
             model="quantize:Q4_K_M",
             against="finetune",
             source="pubmed",
-            documents=self.whole(),
-            n_tokens=self.whole(),
+            documents=self.count(),
+            n_tokens=self.count(),
             perplexity=self.random.uniform(11, 99),
             perplexity_against=self.random.uniform(11, 99),
-            kl_mean=self.small(),
+            kl_mean=self.share(),
             kl_99=self.random.uniform(0.1, 0.9),
             top_agreement=self.random.uniform(0.1, 0.9),
             intervals=ends | {"perplexity_ratio": (self.random.uniform(1, 2), self.random.uniform(2, 3))},
@@ -263,7 +270,7 @@ class Life:
 
 
 def of_few(result: EvaluationResult) -> EvaluationResult:
-    """The same result, of four documents and questions each: without intervals."""
+    """Return the result with four documents and questions each, too few for intervals."""
 
     def few(value: Any, key: str = "") -> Any:
         if key in ("interval", "detectable"):

@@ -1,4 +1,4 @@
-"""A Llama of transformers and ours with the same weights: what parity is measured with."""
+"""transformers' Llama and ours with the same weights, for parity tests."""
 
 import torch
 import transformers
@@ -15,7 +15,7 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-5,
-    "initializer_range": 0.3,  # far from uniform: a wrong row shows
+    "initializer_range": 0.3,  # large enough that a wrong row changes the logits visibly
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
@@ -36,14 +36,14 @@ YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 
 
 
 def make_hf(seed=0, **changes):
-    """A Llama of transformers with random weights."""
+    """Build transformers' Llama with random weights."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(**(SHAPE | changes))
     return transformers.LlamaForCausalLM(config).eval()
 
 
-def twin(hf):
-    """Our Llama with the weights and the configuration of transformers' one."""
+def our_llama(hf):
+    """Build our Llama with the config and weights of transformers' one."""
     config = LlamaConfig.from_hf(hf.config.to_dict() | {"architectures": ["LlamaForCausalLM"]})
     model = Llama(config)
     tied = config.tie_word_embeddings
@@ -55,5 +55,5 @@ def twin(hf):
 
 
 def logits(model, ids_BS, **inputs):
-    """Logits of every position."""
+    """Return the logits of every position."""
     return model(ids_BS, **inputs) @ model.head_weight.T

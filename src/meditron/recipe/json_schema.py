@@ -1,0 +1,58 @@
+"""JSON Schema of a recipe, kept as a file of the package.
+
+Commands take their flags from it (`meditron.cli.options.flags_from`): reading JSON keeps `--help` fast, while
+importing the configs takes half a second. After a change of a config, write it again:
+
+    python -m meditron.recipe.json_schema
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from meditron.recipe.registry import STAGES
+from meditron.recipe.schema import Head
+
+__all__ = ["SCHEMA_FILE", "recipe_schema", "schema_text"]
+
+SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Build the JSON Schema of all keys and tables of a recipe."""
+    models: list[type[BaseModel]] = [Head, *(stage.config for stage in STAGES)]
+    references, definitions = models_json_schema([(model, "validation") for model in models])
+    header, *_ = (references[model, "validation"] for model in models)
+    defs = definitions["$defs"]
+    tables: dict[str, Any] = {}
+    for stage in STAGES:
+        reference = references[stage.config, "validation"]
+        tables[stage.kind] = reference
+        if stage.many:
+            name = {"type": "string", "description": f"Name of this table: the stage {stage.kind}.NAME."}
+            defs[_name(reference)]["properties"]["name"] = name
+            tables[stage.kind] = {"anyOf": [reference, {"type": "array", "items": reference}]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "meditron recipe",
+        "type": "object",
+        "properties": defs.pop(_name(header))["properties"] | tables,
+        "additionalProperties": False,
+        "$defs": defs,
+    }
+
+
+def _name(reference: dict[str, Any]) -> str:
+    return str(reference["$ref"]).rpartition("/")[2]
+
+
+def schema_text() -> str:
+    """Return the schema as it is written to `SCHEMA_FILE`."""
+    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")
