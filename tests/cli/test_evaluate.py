@@ -43,7 +43,7 @@ def test_a_task_gives_the_stable_fields_and_the_rows(meditron: Command, model: P
 
 
 def test_the_table_tells_how_and_how_sure(meditron: Command, model: Path, questions: Path) -> None:
-    asked = ("evaluate", model, "--task", questions, "--mode", "next-token", "--questions", "10")
+    asked = ("evaluate", model, "--task", questions, "--method", "next-token", "--questions", "10")
     said = meditron(*asked)
     assert said.code == 0, said.err
     for word in ("next-token", "95 % interval", "parse rate", "answer mass", "majority", "torch"):

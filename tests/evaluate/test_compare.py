@@ -6,7 +6,9 @@ from scipy import stats
 
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.evaluate.compare import compare
-from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow, RowsFile
+from meditron.evaluate.methods.base import question_row_adapter
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow
+from meditron.evaluate.rows_file import RowsFile
 
 LOSSES = np.random.default_rng(7)
 N = 60
@@ -109,13 +111,15 @@ def answers(model: str, seed: int, *, n: int = 20, **changed: object) -> list[Qu
     """Rows of a model on one task; `changed` are settings."""
     drawn = np.random.default_rng(seed)
     fields = {"task": "q", "version": 1, "data_sha256": "d", "template": "letters/1", "prompt_form": "raw"}
-    fields |= {"method": "loglikelihood", "shots": 0, "rule": "sum", "engine": "torch", "dtype": "float32"}
+    fields |= {"method": "loglikelihood", "shots": 0, "engine": "torch", "dtype": "float32"}
+    by_method = {"token": "x"} if "method" in changed else {"rule": "sum", "scores": {}}
     fields |= {"model": model, "model_digest": model, "cache_key": f"{model} {sorted(changed.items())} {n}"}
     return [
-        QuestionRow.model_validate(
+        question_row_adapter().validate_python(
             fields
             | {"id": f"q{i}", "question_sha256": f"{i:064x}", "prompt_sha256": f"{i:064x}", "gold": 0}
-            | {"prediction": int(wrong), "correct": not wrong, "option_probability_mass": 0.5, "scores": {}}
+            | {"prediction": int(wrong), "correct": not wrong, "option_probability_mass": 0.5}
+            | by_method
             | changed
         )
         for i, wrong in enumerate(drawn.random(n) < 0.5)
@@ -132,7 +136,7 @@ def asked(folder: Path, *groups: list[QuestionRow]) -> str:
     ("changed", "said"),
     [
         ({"rule": "bytes"}, "rule: sum / bytes"),
-        ({"rule": None, "method": "next-token"}, "method: loglikelihood / next-token, rule: sum / None"),
+        ({"method": "next-token"}, "method: loglikelihood / next-token, rule: sum / None"),
         ({"shots": 3}, "shots: 0 / 3"),
         ({"template": "texts/1"}, "template: letters/1 / texts/1"),
         ({"version": 2}, "task version: 1 / 2"),

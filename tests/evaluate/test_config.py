@@ -36,12 +36,14 @@ def test_batches_do_not_decide_what_the_result_is() -> None:
     [
         ({"models": ()}, "at least 1"),
         ({"models": ("base", "base")}, "twice"),
-        ({"models": ("corpus",)}, "no model"),
+        ({"models": ("corpus",)}, "not a model"),
         ({"models": ("base",), "differences": ({"model": "pretrain", "against": "base"},)}, "not among"),
         ({"models": ("base",), "differences": ({"model": "base", "against": "base"},)}, "against itself"),
         ({"models": ("base",), "documents": 1}, "greater than or equal to 2"),
         ({"models": ("base",), "dtype": "float16"}, "float32"),
         ({"models": ("base",), "tasks": ("pubmed-section",)}, "no task 'pubmed-section'"),
+        ({"models": ("base",), "methods": ("options",)}, "no method 'options'; methods: loglikelihood"),
+        ({"models": ("base",), "methods": ("next-token", "next-token")}, "listed twice"),
         ({"models": ("base",), "seed": -1}, "greater than or equal to 0"),
     ],
 )

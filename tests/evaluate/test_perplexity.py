@@ -21,7 +21,8 @@ from meditron.core.errors import MeditronError
 from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.compare import compare
 from meditron.evaluate.config import EvaluateConfig
-from meditron.evaluate.rows import PERPLEXITY, DocumentRow, read_rows
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow
+from meditron.evaluate.rows_file import read_rows
 from meditron.evaluate.stage import run
 from meditron.model.weights import load_model, save_gguf
 from meditron.sources import medline

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, StorageError
-from meditron.evaluate.rows import PERPLEXITY, DocumentRow, RowsFile, exclusive, read_rows
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow
+from meditron.evaluate.rows_file import RowsFile, exclusive, read_rows
 
 
 def row(

@@ -18,8 +18,9 @@ import torch
 from meditron.core.errors import InputError, UsageError
 from meditron.evaluate.compare import compare
 from meditron.evaluate.config import Against, EvaluateConfig
-from meditron.evaluate.rows import FIDELITY, PERPLEXITY, FidelityRow, QuestionRow, read_rows
-from meditron.evaluate.stage import run, training
+from meditron.evaluate.rows import FIDELITY, PERPLEXITY, FidelityRow, QuestionRow
+from meditron.evaluate.rows_file import read_rows
+from meditron.evaluate.stage import bayes_training_rows, run
 from meditron.release.quantize import quantize
 from meditron.store.artifact import Artifact
 from meditron.store.jsonl import JsonlWriter
@@ -88,7 +89,7 @@ def every_figure_is_on_the_page(found: EvaluationResult, page: str) -> None:
 
 
 def test_by_next_token_no_rule_is_told(evaluate: Evaluate, tmp_path: Path) -> None:
-    found = evaluate(tmp_path / "out", mode="next-token", fidelity=())
+    found = evaluate(tmp_path / "out", methods=("next-token",), fidelity=())
     score = found.tasks["base"]["drugs"]
     assert (score.method, score.rule, score.rules) == ("next-token", None, {})
     assert [(d.a, d.b) for d in found.differences if d.task] == [("base", "finetune")]
@@ -147,10 +148,10 @@ def test_naive_bayes_learns_from_what_the_finetune_learned_from(tmp_path: Path, 
 
     config = EvaluateConfig(models=("finetune",))
     inputs = {"finetune": Artifact("finetune", tmp_path, "d", a_manifest({"task": "drugs"}))}
-    assert training(config, inputs, "drugs", task) == list(told[3:5])
+    assert bayes_training_rows(config, inputs, "drugs", task) == list(told[3:5])
     limited = config.model_copy(update={"train_baseline": 4})
-    assert training(limited, inputs, "drugs", task) == told[:4]
-    assert training(config, {}, "drugs", task) == told
+    assert bayes_training_rows(limited, inputs, "drugs", task) == told[:4]
+    assert bayes_training_rows(config, {}, "drugs", task) == told
 
 
 CHILD = """

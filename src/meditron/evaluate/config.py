@@ -1,16 +1,18 @@
 """Config of the evaluate stage."""
 
 from itertools import pairwise
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from meditron.core.config import Config
+from meditron.core.config import Config, NonSemantic
+from meditron.core.machine import DType
 from meditron.core.stage import InputKind, StageConfig
-from meditron.evaluate.options import EvalOptions
+from meditron.evaluate.methods.registry import METHODS
+from meditron.store.results import PromptForm, Rule
 from meditron.tasks.registry import TASKS
 
-__all__ = ["Against", "EvaluateConfig", "is_file"]
+__all__ = ["Against", "EvalOptions", "EvaluateConfig", "is_file"]
 
 CORPUS = "corpus"
 
@@ -28,6 +30,57 @@ class Against(Config):
 
     against: str
     """Model it is compared with."""
+
+
+class EvalOptions(Config):
+    """Evaluation options that the recipe's table and the command share, under the same names."""
+
+    questions: int = Field(default=1000, ge=1)
+    """Maximum number of questions per task: the first in the order of their ids' hash."""
+
+    methods: tuple[str, ...] = Field(default=("loglikelihood",), min_length=1)
+    """How answers are taken: `loglikelihood` compares the options' log-probabilities, `next-token` takes the
+    most likely token of the vocabulary. Several methods make several scores."""
+
+    rule: Rule = "sum"
+    """Rule of loglikelihood: the option's log-probability (`sum`), the same per byte (`bytes`), or minus its
+    unconditional log-probability (`calibrated`)."""
+
+    prompt_form: PromptForm = "trained"
+    """Prompt each model in the chat template of its last finetune (`trained`), in plain text (`raw`), or
+    `both`."""
+
+    shots: int = Field(default=0, ge=0)
+    """Number of solved examples before each question."""
+
+    shots_from: str | None = None
+    """File of questions from which the examples are drawn; default: the task's training split."""
+
+    max_tokens: int = Field(default=2048, ge=2)
+    """Maximum number of scored tokens per document; results count the truncated documents."""
+
+    fidelity_documents: int = Field(default=32, ge=2)
+    """Maximum number of held-out documents per source for measures of one model against another."""
+
+    dtype: DType = "float32"
+    """Number format of weights and activations; the loss is always float32, and so is all of fidelity.
+    `auto`: bfloat16 if the CPU has instructions for it, else float32."""
+
+    resamples: int = Field(default=10_000, ge=100)
+    """Bootstrap resamples of each interval and p-value."""
+
+    batch_tokens: Annotated[int, NonSemantic] = Field(default=4096, ge=1)
+    """Tokens per batch, padding included. Changes memory and speed, not results."""
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_are_known_and_distinct(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for method in methods:
+            if method not in METHODS:
+                raise ValueError(f"no method '{method}'; methods: {', '.join(METHODS)}")
+            if methods.count(method) > 1:
+                raise ValueError(f"'{method}' is listed twice")
+        return methods
 
 
 class EvaluateConfig(EvalOptions, StageConfig):

@@ -10,9 +10,9 @@ from typing import Any, Literal, Self
 
 from meditron.core.console import warn
 from meditron.core.errors import UsageError
+from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.methods.base import EvalMethod, find_method
 from meditron.evaluate.model import RAW, EvalModel
-from meditron.evaluate.options import EvalOptions
 from meditron.evaluate.prompts import EvalPrompt
 from meditron.store.files import digest_of
 from meditron.store.identity import normalize
@@ -99,11 +99,12 @@ class EvalSet:
             form="raw" if options.prompt_form == "raw" else "trained",
             label=task.name,
         )
-        sets = [first, replace(first, form="raw", label=f"{task.name} (raw)")]
-        sets = sets if options.prompt_form == "both" else [first]
+        raw = replace(first, form="raw", label=f"{task.name} (raw)")
+        forms = [first, raw] if options.prompt_form == "both" else [first]
+        sets = list(forms)
         for name in options.methods[1:]:
             method = find_method(name).from_options(options)
-            sets += [replace(one_form, method=method, label=f"{one_form.label} ({name})") for one_form in sets]
+            sets += [replace(base, method=method, label=f"{base.label} ({name})") for base in forms]
         if first.repeated:
             warn(
                 f"{task.name}: {first.repeated} of {len(questions)} questions repeat another's text and "

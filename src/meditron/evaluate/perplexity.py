@@ -14,10 +14,9 @@ import numpy as np
 
 from meditron.core.statistics import bootstrap_ratio
 from meditron.evaluate.compare import differences
-from meditron.evaluate.config import Against
+from meditron.evaluate.config import Against, EvalOptions
 from meditron.evaluate.heldout import data_digest
 from meditron.evaluate.model import EvalModel
-from meditron.evaluate.options import EvalOptions
 from meditron.evaluate.result_rows import ResultRows
 from meditron.evaluate.rows import DocumentRow
 from meditron.evaluate.rows_file import RowsFile, run_resumable

@@ -10,10 +10,10 @@ from meditron.core.errors import InputError
 from meditron.core.machine import matrix_dtype
 from meditron.evaluate import accuracy, fidelity
 from meditron.evaluate.answers import answer_questions
+from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.eval_set import EvalSet, rows_file
 from meditron.evaluate.heldout import distinct
 from meditron.evaluate.model import EvalModel, LocalModel
-from meditron.evaluate.options import EvalOptions
 from meditron.evaluate.rows import FIDELITY, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile, exclusive
 from meditron.evaluate.stage import BAYES_ROWS

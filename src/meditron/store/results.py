@@ -8,17 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from meditron.core.errors import InputError, SourceError
 from meditron.core.statistics import FEWEST, holm
-from meditron.store.eval_settings import Rule
 from meditron.store.files import read_json, write_json
 
 __all__ = [
     "FILE_NAME",
+    "RULES",
     "Accuracy",
     "Baseline",
     "Comparison",
     "EvaluationResult",
     "Fidelity",
     "Perplexity",
+    "PromptForm",
+    "Rule",
     "TaskScore",
     "TrainingData",
     "TrainingRecord",
@@ -32,6 +34,13 @@ FILE_NAME = "results.json"
 Interval = Annotated[
     tuple[float, float] | None, "low and high end, 95 %; None of fewer than 6 documents or questions"
 ]
+Rule = Literal["sum", "bytes", "calibrated"]
+"""How an option is chosen: by the summed log-probability of its tokens (lm-eval's acc), by that sum per byte
+(acc_bytes), or by that sum minus its unconditional value (acc_mutual_info)."""
+RULES: tuple[Rule, ...] = ("sum", "bytes", "calibrated")
+PromptForm = Literal["trained", "raw", "both"]
+"""`trained`: each model in the chat template of its last finetune, plain text if there was none; `raw`: every
+model in plain text; `both`: one evaluation of each."""
 
 
 class _Record(BaseModel):

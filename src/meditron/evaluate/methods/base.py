@@ -11,9 +11,9 @@ from pydantic import Field, TypeAdapter
 
 from meditron.core.errors import UsageError
 from meditron.core.statistics import macro_f1, wilson
+from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.methods.registry import METHODS
 from meditron.evaluate.model import EvalModel
-from meditron.evaluate.options import EvalOptions
 from meditron.evaluate.prompts import EvalPrompt
 from meditron.evaluate.rows import QuestionRow
 from meditron.store.results import Accuracy

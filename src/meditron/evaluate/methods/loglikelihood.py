@@ -9,12 +9,12 @@ import numpy.typing as npt
 from pydantic import Field
 
 from meditron.engine.base import ScoresTokens
+from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.methods.base import EvalMethod, count_accuracy
 from meditron.evaluate.model import EvalModel
-from meditron.evaluate.options import EvalOptions
 from meditron.evaluate.prompts import EncodedPrompt, EvalPrompt, encode_prompt
 from meditron.evaluate.rows import QuestionRow
-from meditron.store.eval_settings import RULES, Rule
+from meditron.store.results import RULES, Rule
 
 __all__ = ["Loglikelihood", "LoglikelihoodRow"]
 
