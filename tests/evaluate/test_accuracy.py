@@ -99,7 +99,7 @@ def test_naive_bayes_never_learns_from_what_is_asked(task_file: Path) -> None:
     assert accuracy.answer_by_bayes(eval_set, eval_set.task.rows("train")) is None, (
         "a file's questions are both splits"
     )
-    told = [Question(f"t{g}", f"word{g}", eval_set.classes, g) for g in range(3)]
+    told = [Question(id=f"t{g}", text=f"word{g}", options=eval_set.classes, gold=g) for g in range(3)]
     reference = accuracy.answer_by_bayes(eval_set, [*told, *eval_set.questions])
     assert reference is not None
     assert reference.trained_on == 3
@@ -111,7 +111,7 @@ def test_every_later_model_is_paired_with_the_first_its_calibrated_rule_and_naiv
 ) -> None:
     eval_set = an_eval_set(task_file)
     answers = {"base": rows(eval_set, "base", 0), "tuned": rows(eval_set, "tuned", 6)}
-    told = [Question(f"t{g}", f"word{g}", eval_set.classes, g) for g in range(3)]
+    told = [Question(id=f"t{g}", text=f"word{g}", options=eval_set.classes, gold=g) for g in range(3)]
     reference = accuracy.answer_by_bayes(eval_set, told)
     pairs = [Against(model="tuned", against="base")]
     found = accuracy.differences(eval_set, pairs, answers, reference)

@@ -49,13 +49,13 @@ def test_it_is_scikit_learns() -> None:
 
     assert sklearn
     texts = ["heart lung", "dose mg dose", "trial of a heart", "mg mg", "lung trial lung"]
-    training = [Question(str(n), text, OPTIONS, n % 3) for n, text in enumerate(texts)]
+    training = [Question(id=str(n), text=text, options=OPTIONS, gold=n % 3) for n, text in enumerate(texts)]
     counts = CountVectorizer(token_pattern=r"\w+")
     theirs = MultinomialNB().fit(counts.fit_transform(texts), [q.gold for q in training])
     ours = NaiveBayes.train(training)
     for text in ("heart", "dose of mg", "lung lung trial", "nothing known"):
         expected = theirs.predict(counts.transform([text]))[0]
-        assert ours.predict(Question("x", text, OPTIONS, 0)) == expected
+        assert ours.predict(Question(id="x", text=text, options=OPTIONS, gold=0)) == expected
 
 
 def test_nothing_to_learn_from() -> None:

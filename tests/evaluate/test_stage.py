@@ -139,9 +139,9 @@ def a_manifest(config: dict[str, Any]) -> Manifest:
 
 
 def test_naive_bayes_learns_from_what_the_finetune_learned_from(tmp_path: Path, task_file: Path) -> None:
-    told = tuple(Question(f"t{n}", "word", ("a", "b"), n % 2) for n in range(9))
+    told = tuple(Question(id=f"t{n}", text="word", options=("a", "b"), gold=n % 2) for n in range(9))
     task = open_task(str(task_file))
-    task = replace(task, read=lambda _: Questions(told))
+    task = replace(task, read=lambda _: Questions(rows=told))
     with JsonlWriter(tmp_path / "rows.jsonl.zst") as writer:
         for n, question in enumerate(told):
             writer.write({"id": question.id, "split": "train" if n in (3, 4) else "heldout"})

@@ -150,7 +150,15 @@ def test_pubmedqa_on_the_hub(tmp_path: Path) -> None:
         "final_decision": "no",
     }
     (question,) = questions(tmp_path, row).values()
-    assert question == Question("17", "Is it?", ("yes", "no", "maybe"), 1, "One.\nTwo.", None, "No.")
+    assert question == Question(
+        id="17",
+        text="Is it?",
+        options=("yes", "no", "maybe"),
+        gold=1,
+        context="One.\nTwo.",
+        group=None,
+        explanation="No.",
+    )
 
 
 def golds(folder: Path, options: list[str], *answers: Any, key: str = "answer") -> list[int]:
@@ -226,13 +234,21 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_content_of_a_question_is_its_text_context_and_options() -> None:
-    one = Question("1", "Which organ?", ("Liver", "Heart"), 0, "Read this.")
-    same = Question("x", " which  ORGAN?", ("heart", "liver"), 1, "read THIS.", "group", "because")
-    inline = Question("2", "Read this.\nWhich organ?", ("Liver", "Heart"), 0)
+    one = Question(id="1", text="Which organ?", options=("Liver", "Heart"), gold=0, context="Read this.")
+    same = Question(
+        id="x",
+        text=" which  ORGAN?",
+        options=("heart", "liver"),
+        gold=1,
+        context="read THIS.",
+        group="group",
+        explanation="because",
+    )
+    inline = Question(id="2", text="Read this.\nWhich organ?", options=("Liver", "Heart"), gold=0)
     assert one.content_sha256 == same.content_sha256 == inline.content_sha256
     for other in (
-        Question("1", "Which organ?", ("Liver", "Heart"), 0, "Read that."),
-        Question("1", "Which organ?", ("Liver", "Lung"), 0, "Read this."),
+        Question(id="1", text="Which organ?", options=("Liver", "Heart"), gold=0, context="Read that."),
+        Question(id="1", text="Which organ?", options=("Liver", "Lung"), gold=0, context="Read this."),
     ):
         assert other.content_sha256 != one.content_sha256
 

@@ -11,13 +11,15 @@ from sentencepiece import SentencePieceProcessor
 
 from meditron.core.errors import UsageError
 from meditron.store.fetch import fetch
+from meditron.tasks.file_rows import read_source_rows
 from meditron.tasks.prompt_template import PROMPT_TEMPLATES, SECTIONS, find_prompt_template
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
-from meditron.tasks.rows import read_rows
 from meditron.text.tokenizer import load_tokenizer
 
-QUESTION = Question("1", "Which one?", ("This.", "That", "none of them"), 1, "Read  this.")
+QUESTION = Question(
+    id="1", text="Which one?", options=("This.", "That", "none of them"), gold=1, context="Read  this."
+)
 LM_EVAL = {
     "medqa": "06adc6ef5bda3259fe547355e6b064ca57c674b502fac749d0a0ccc8fee91787",
     "pubmedqa": "43528eee61666d94ae9ac3d58bcd3a0c38182a8898f996f536be9de1d3655740",
@@ -48,7 +50,7 @@ def test_medqa_is_lm_evals(shared: Path, lm_eval: Callable[[str, str], Any]) -> 
     task = open_task(str(file), template="lm-eval-medqa")
     doc_to_text, doc_to_target = lm_eval("medqa", "doc_to_text"), lm_eval("medqa", "doc_to_target")
     theirs = {}
-    for row in read_rows(file):
+    for row in read_source_rows(file):
         options = row.fields["options"]
         doc = {f"ending{n}": options[letter] for n, letter in enumerate("ABCD")}
         doc |= {"sent1": row.fields["question"], "label": "ABCD".index(row.fields["answer_idx"])}
@@ -66,7 +68,9 @@ def test_pubmedqa_is_lm_evals(shared: Path, lm_eval: Callable[[str, str], Any]) 
     file = shared / "data/pubmedqa/ori_pqal.less100.json.gz"
     task = open_task(str(file), template="lm-eval-pubmedqa")
     doc_to_text = lm_eval("pubmedqa", "doc_to_text")
-    theirs = {row.id: (doc_to_text(row.fields), row.fields["final_decision"]) for row in read_rows(file)}
+    theirs = {
+        row.id: (doc_to_text(row.fields), row.fields["final_decision"]) for row in read_source_rows(file)
+    }
     for question in task.rows("test") + task.rows("train"):
         laid_out = task.template.render(question)
         assert laid_out.continuations == (" yes", " no", " maybe")

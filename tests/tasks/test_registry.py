@@ -65,20 +65,22 @@ def test_hashes_are_of_what_is_asked(file: str) -> None:
     rows = task.rows("test")
     assert task.data_sha256("test") == questions_sha256(rows)
     assert task.prompt_sha256("test") == prompts_sha256(task.template.render(row) for row in rows)
-    first = Question("1", "Why?", ("a", "b"), 0)
+    first = Question(id="1", text="Why?", options=("a", "b"), gold=0)
     hashes = {
         questions_sha256([one])
         for one in (
             first,
-            Question("2", "Why?", ("a", "b"), 0),
-            Question("1", "How?", ("a", "b"), 0),
-            Question("1", "Why?", ("a", "c"), 0),
-            Question("1", "Why?", ("a", "b"), 1),
-            Question("1", "Why?", ("a", "b"), 0, "Read."),
+            Question(id="2", text="Why?", options=("a", "b"), gold=0),
+            Question(id="1", text="How?", options=("a", "b"), gold=0),
+            Question(id="1", text="Why?", options=("a", "c"), gold=0),
+            Question(id="1", text="Why?", options=("a", "b"), gold=1),
+            Question(id="1", text="Why?", options=("a", "b"), gold=0, context="Read."),
         )
     }
     assert len(hashes) == 6
-    assert questions_sha256([first]) == questions_sha256([Question("1", "Why?", ("a", "b"), 0, group="x")])
+    assert questions_sha256([first]) == questions_sha256(
+        [Question(id="1", text="Why?", options=("a", "b"), gold=0, group="x")]
+    )
     assert questions_sha256([first, first]) != questions_sha256([first])
 
 

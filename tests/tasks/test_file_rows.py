@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, SourceError
-from meditron.tasks.rows import read_rows
+from meditron.tasks.file_rows import read_source_rows
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -39,17 +39,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(objects=st.lists(OBJECTS), indent=st.sampled_from([None, 2]), ascii=st.booleans())
 def test_arrays_and_objects_are_json(folder: Path, objects: list[Any], indent: Any, ascii: bool) -> None:
     path = write(folder, "a.json", json.dumps(objects, indent=indent, ensure_ascii=ascii))
-    assert [row.fields for row in read_rows(path)] == objects
+    assert [row.fields for row in read_source_rows(path)] == objects
     keyed = {f"key {n}": one for n, one in enumerate(objects)}
     path = write(folder, "b.json", " " + json.dumps(keyed, indent=indent or 1, ensure_ascii=ascii) + "\n")
-    assert {row.id: row.fields for row in read_rows(path)} == keyed
+    assert {row.id: row.fields for row in read_source_rows(path)} == keyed
 
 
 @settings(max_examples=40)
 @given(objects=st.lists(OBJECTS.map(lambda one: {"question": ""} | one), min_size=1), blank=st.booleans())
 def test_lines_are_json_each(folder: Path, objects: list[Any], blank: bool) -> None:
     lines = ("\n \n" if blank else "\r\n").join(json.dumps(one) for one in objects)
-    found = list(read_rows(write(folder, "a.jsonl", "\ufeff" + lines)))
+    found = list(read_source_rows(write(folder, "a.jsonl", "\ufeff" + lines)))
     assert [row.fields for row in found] == objects
     assert [row.id for row in found] == [str(1 + n * (1 + blank)) for n in range(len(objects))]
 
@@ -60,7 +60,7 @@ def test_lines_are_json_each(folder: Path, objects: list[Any], blank: bool) -> N
 def test_csv_is_csv(folder: Path, rows: list[list[str]]) -> None:
     file = io.StringIO(newline="")
     csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["question", "b", "c"], *rows])
-    found = list(read_rows(write(folder, "a.csv", file.getvalue())))
+    found = list(read_source_rows(write(folder, "a.csv", file.getvalue())))
     assert [list(row.fields.values()) for row in found] == rows
     assert all(list(row.fields) == ["question", "b", "c"] for row in found)
 
@@ -71,12 +71,12 @@ def test_compressed_alike(tmp_path: Path) -> None:
     for suffix, content in packed.items():
         path = tmp_path / f"a.jsonl.{suffix}"
         path.write_bytes(content)
-        assert [row.fields for row in read_rows(path)] == [{"question": "Why?", "gold": 0}]
+        assert [row.fields for row in read_source_rows(path)] == [{"question": "Why?", "gold": 0}]
     (tmp_path / "cut.jsonl.gz").write_bytes(packed["gz"][:-9])
     with pytest.raises(
         InputError, match=r"cut\.jsonl\.gz \(after \d+ bytes\): the compressed data are cut off"
     ):
-        list(read_rows(tmp_path / "cut.jsonl.gz"))
+        list(read_source_rows(tmp_path / "cut.jsonl.gz"))
 
 
 DEEP = "[" * 100_000
@@ -110,7 +110,7 @@ DEEP = "[" * 100_000
 def test_damage_is_told_by_its_line(tmp_path: Path, name: str, text: str, said: str) -> None:
     path = write(tmp_path, name, text)
     with pytest.raises(InputError) as caught:
-        list(read_rows(path))
+        list(read_source_rows(path))
     assert str(path) in caught.value.message
     assert said in caught.value.message
 
@@ -118,6 +118,6 @@ def test_damage_is_told_by_its_line(tmp_path: Path, name: str, text: str, said: 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": "\xff"}')
     with pytest.raises(InputError, match=r"\(line 2, byte 16\): not UTF-8"):
-        list(read_rows(tmp_path / "a.jsonl"))
+        list(read_source_rows(tmp_path / "a.jsonl"))
     with pytest.raises(SourceError, match="no such file"):
-        list(read_rows(tmp_path / "none.jsonl"))
+        list(read_source_rows(tmp_path / "none.jsonl"))

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from meditron.core.errors import InputError
-from meditron.tasks.formats import REPEATED
+from meditron.tasks.drafts import REPEATED
+from meditron.tasks.file_rows import read_source_rows
 from meditron.tasks.registry import open_task
-from meditron.tasks.rows import read_rows
 from meditron.tasks.task import Task
 
 # What the READMEs beside the files count, and the rows among them with the same option twice.
@@ -313,7 +313,7 @@ def test_texts_are_kept_as_they_are(tmp_path: Path) -> None:
     row = {"question": "Why?  \n", "options": [" a ", "b\t"], "gold": 0, "context": " c"}
     (question,) = open_task(lines(tmp_path / "a.jsonl", row)).rows("test")
     assert (question.text, question.options, question.context) == ("Why?  \n", (" a ", "b\t"), " c")
-    assert [row.fields["question"] for row in read_rows(tmp_path / "a.jsonl")] == ["Why?  \n"]
+    assert [row.fields["question"] for row in read_source_rows(tmp_path / "a.jsonl")] == ["Why?  \n"]
 
 
 def test_a_file_name_that_is_no_text_gives_a_name_that_is(tmp_path: Path) -> None:
