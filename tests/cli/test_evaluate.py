@@ -7,6 +7,7 @@ import pytest
 
 from command import Command
 from meditron.store.jsonl import JsonlWriter
+from meditron.tasks.formats import FORMATS
 from tiny import TEXTS, tiny_hf
 
 QUESTIONS = [
@@ -52,6 +53,30 @@ def test_the_table_tells_how_and_how_sure(meditron: Command, model: Path, questi
     again = meditron(*asked)
     assert again.out == said.out
     assert "10 questions" not in again.err, "it was computed again"
+
+
+def test_help_names_the_published_files(meditron: Command) -> None:
+    shown = " ".join(meditron("evaluate", "--help").out.replace("│", " ").split())
+    for published in FORMATS:
+        assert all(f"{published.dataset}'s {published.files[0]}" in shown for _ in published.files)
+
+
+def test_an_unknown_method_is_named(meditron: Command, model: Path, questions: Path) -> None:
+    said = meditron("evaluate", model, "--task", questions, "--method", "options")
+    assert said.code == 2
+    assert "--method: no method 'options'; methods: loglikelihood, next-token" in said.err
+
+
+def test_examples_come_from_another_file(
+    meditron: Command, model: Path, questions: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jsonl"
+    rows = [row | {"id": f"other-{row['id']}", "question": f"{row['question']}!"} for row in QUESTIONS]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ("--task", questions, "--shots", "2", "--shots-from", other, "--json")
+    result = json.loads(meditron("evaluate", model, *words).out)
+    assert (result["shots"], result["shots_from"]) == (2, "other.jsonl")
+    assert all(id_.startswith("other-") for id_ in result["shot_ids"])
 
 
 def test_two_models_rows_compare(meditron: Command, model: Path, questions: Path, tmp_path: Path) -> None:

@@ -186,13 +186,13 @@ def test_indexes_count_from_what_the_file_tells(tmp_path: Path, capsys: pytest.C
     assert golds(tmp_path, organs, 0, 2) == [0, 2]
     assert "count from" not in capsys.readouterr().err
     assert golds(tmp_path, organs, 1, 2) == [1, 2]
-    assert "the answers (answer) do not tell what they count from; read as counted from 0" in (
+    assert "the answers (answer) do not show what they count from; read as counted from 0" in (
         capsys.readouterr().err
     )
     assert golds(tmp_path, organs, 1, 2, key="gold") == [1, 2]
     assert not capsys.readouterr().err
     assert golds(tmp_path, organs, *[1, 2, 3, 4] * 3, key="gold")[:4] == [1, 2, 3, 4]
-    assert "(gold) do not tell what they count from" in capsys.readouterr().err
+    assert "(gold) do not show what they count from" in capsys.readouterr().err
     with pytest.raises(
         InputError, match=r"line 3\).*'5' \(an index counts from 0, to 4; no answer .* is 0\)"
     ):
@@ -219,7 +219,7 @@ def test_withheld_answers_are_counted_or_said(tmp_path: Path, withheld: Any) -> 
         (ASKED | {"options": list(ORGANS), "answer": "A,C"}, "the gold answer is no option: 'A,C'"),
         (ASKED | {"options": list(ORGANS), "answer": ["A", "B"]}, "the gold answer is no option"),
         (ASKED | {"options": list(ORGANS), "answer_index": 0, "answer": "B"}, "answer_index (0) and"),
-        (ASKED | {"Question": "x?", "options": list(ORGANS)} | LETTER, "two fields of one name"),
+        (ASKED | {"Question": "x?", "options": list(ORGANS)} | LETTER, "two fields have the same name"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:

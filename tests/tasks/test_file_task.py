@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -175,12 +176,12 @@ def test_plain_rows(tmp_path: Path) -> None:
     ("good", "change", "said"),
     [
         (PLAIN, {"question": " \n"}, "the question is empty"),
-        (PLAIN, {"question": None}, "the question is no text: 'None'"),
-        (PLAIN, {"question": "\ud800"}, "the question holds half of a character"),
+        (PLAIN, {"question": None}, "the question is not a text: 'None'"),
+        (PLAIN, {"question": "\ud800"}, "the question contains a lone surrogate"),
         (PLAIN, {"options": ["a", "b", "a"]}, "two options are the same: 'a'"),
         (PLAIN, {"options": ["a", " ", "b"]}, "an option is empty"),
-        (PLAIN, {"options": ["a", 5]}, "the option is no text: '5'"),
-        (PLAIN, {"options": ["a"]}, "1 options, where 2 to 26 can be asked"),
+        (PLAIN, {"options": ["a", 5]}, "the option is not a text: '5'"),
+        (PLAIN, {"options": ["a"]}, "1 options; a question needs 2 to 26"),
         (PLAIN, {"options": [str(n) for n in range(27)]}, "27 options"),
         (PLAIN, {"options": "ab"}, "the options are neither list nor object"),
         (PLAIN, {"gold": 3}, "the gold answer is no option: '3' (an index counts from 0, to 2"),
@@ -195,7 +196,7 @@ def test_plain_rows(tmp_path: Path) -> None:
         (PLAIN, {"gold": None}, "no answer is given"),
         (PLAIN, {"id": True}, "the id is neither text nor number"),
         (PLAIN, {"id": "1"}, "a second question with the id '1'"),
-        (PLAIN, {"context": 5}, "the context is no text"),
+        (PLAIN, {"context": 5}, "the context is not a text"),
         (PLAIN, {"options": ...}, "no options"),
         (MEDQA, {"options": {"A": "a", "C": "b"}}, "the options are not lettered A, B, C"),
         (MEDQA, {"options": {"A": "a", "B": "a"}, "answer": "a"}, "two options are the same"),
@@ -211,8 +212,8 @@ def test_plain_rows(tmp_path: Path) -> None:
         (MEDMCQA, {"id": True}, "the id is neither text nor number"),
         (MEDMCQA, {}, "a second question with the id 'x'"),
         (PUBMEDQA, {"final_decision": "perhaps"}, "the gold answer is no option: 'perhaps'"),
-        (PUBMEDQA, {"CONTEXTS": "One."}, "the contexts are no list of texts"),
-        (PUBMEDQA, {"CONTEXTS": [5]}, "the context is no text"),
+        (PUBMEDQA, {"CONTEXTS": "One."}, "the contexts are not a list of texts"),
+        (PUBMEDQA, {"CONTEXTS": [5]}, "the context is not a text"),
         (TRUTHFUL, {"mc1_targets": {"a": 1, "b": 1}}, "not one right answer among its targets"),
         (TRUTHFUL, {"mc1_targets": {"a": 0, "b": 0}}, "not one right answer among its targets"),
         (TRUTHFUL, {"mc1_targets": {"a": 1, "b": "x"}}, "not one right answer among its targets"),
@@ -272,11 +273,25 @@ def test_letters_are_taken_off_only_where_every_option_has_its_own(tmp_path: Pat
     assert question.options == ("A. fumigatus", "C. albicans")
 
 
+@pytest.mark.parametrize("key", ["question", "prompt", "query", "problem", "Question"])
+@pytest.mark.parametrize(
+    "options",
+    [["Liver", "Heart"], {"A": "Liver", "B": "Heart"}, "A. Liver\nB. Heart", "(A) Liver\n(B) Heart\n"],
+)
+@pytest.mark.parametrize("answer", ["B", "Heart", "B. Heart"])
+def test_questions_in_the_forms_people_write(tmp_path: Path, key: str, options: object, answer: str) -> None:
+    row = {key: "Which organ pumps?", "options": options, "answer": answer}
+    (question,) = open_task(lines(tmp_path / "a.jsonl", row)).rows("test")
+    assert (question.text, question.options, question.gold) == ("Which organ pumps?", ("Liver", "Heart"), 1)
+
+
 def test_a_file_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"\(line 1\): a row with the fields of no known set .*: text, label"
-    ):
+    with pytest.raises(InputError, match=r"\(line 1\): the fields are not those .*: text, label") as error:
         open_task(lines(tmp_path / "a.jsonl", {"text": "x", "label": 1}))
+    own = json.loads(re.findall(r"\{.*\}", str(error.value.hint))[0])
+    assert open_task(lines(tmp_path / "own.jsonl", own)).rows("test")[0].gold == 1
+    with pytest.raises(InputError, match="a question without options or without an answer, in the fields"):
+        open_task(lines(tmp_path / "b.jsonl", {"question": "Which organ?", "answer": "Liver"}))
     with pytest.raises(InputError, match="holds no questions"):
         open_task(lines(tmp_path / "a.json", []))
 

@@ -129,7 +129,7 @@ def test_a_prompt_ends_without_a_blank_and_a_continuation_begins_with_one(name: 
 
 @pytest.mark.parametrize("name", ["sections", "yes-no-maybe", "lm-eval-pubmedqa"])
 def test_questions_that_a_layout_cannot_ask(name: str) -> None:
-    with pytest.raises(UsageError, match=f"template '{name}' asks for .*; question 1 does not"):
+    with pytest.raises(UsageError, match=f"question 1 has other options than the template '{name}'"):
         PROMPT_TEMPLATES[name].render(QUESTION)
     with pytest.raises(UsageError, match=f"template '{name}'"):
         PROMPT_TEMPLATES[name].render(fitting(name), [QUESTION])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from meditron.core.errors import SourceError, UsageError
+from meditron.tasks.formats import FORMATS
 from meditron.tasks.registry import TASKS, open_task
 from meditron.tasks.task import Question, prompts_sha256, questions_sha256
 
@@ -28,6 +29,8 @@ def test_names_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no task 'xyz'") as caught:
         open_task("xyz")
     assert "pubmed-sections" in (caught.value.hint or "")
+    for published in FORMATS:
+        assert all(f"{published.dataset} (" in (caught.value.hint or "") for _ in published.files)
     for missing in ("medqa.jsonl", "data/medqa"):
         with pytest.raises(SourceError, match=f"{missing}: no such file, and no task of that name"):
             open_task(missing)

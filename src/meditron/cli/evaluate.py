@@ -23,7 +23,8 @@ Task = Annotated[
     str | None,
     Parameter(
         help="pubmed-sections, or a file of multiple-choice questions (JSONL, JSON or CSV): yours, or as "
-        "published by MedQA, MedMCQA, PubMedQA, MMLU, MMLU-Pro, ARC, TruthfulQA …"
+        "published, such as MedQA's US/test.jsonl, MedMCQA's dev.json, PubMedQA's ori_pqal.json, MMLU's "
+        "anatomy_test.csv, TruthfulQA's mc_task.json."
     ),
 ]
 Against = Annotated[

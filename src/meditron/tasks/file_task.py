@@ -24,8 +24,8 @@ __all__ = ["file_task"]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SUFFIXES = {".jsonl", ".json", ".csv", ".gz", ".bz2", ".zst"}
 _OWN_FORMAT = (
-    'a line of your own: {"id": "1", "question": "…", "options": ["…", "…"], "answer": "B"}; the answer is a '
-    "letter or an option's text"
+    'a question of your own is a line like {"question": "Which organ makes insulin?", "options": ["Liver", '
+    '"Pancreas"], "answer": "B"}'
 )
 
 
