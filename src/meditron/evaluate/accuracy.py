@@ -16,9 +16,50 @@ from meditron.evaluate.rows import QuestionRow
 from meditron.store.results import Baseline, Comparison, TaskScore
 from meditron.tasks.question import Question
 
-__all__ = ["BAYES", "NaiveBayesAnswers", "answer_by_bayes", "baselines", "differences", "score_task"]
+__all__ = [
+    "BAYES",
+    "EvalSetFigures",
+    "NaiveBayesAnswers",
+    "answer_by_bayes",
+    "baselines",
+    "differences",
+    "figures",
+    "score_task",
+]
 
 BAYES: Literal["naive Bayes"] = "naive Bayes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalSetFigures:
+    """All figures of one evaluation set."""
+
+    scores: Mapping[str, TaskScore]
+    """Model → score."""
+    baselines: dict[str, Baseline]
+    differences: list[Comparison]
+
+
+def figures(
+    eval_set: EvalSet,
+    rows: Mapping[str, Sequence[QuestionRow]],
+    pairs: Sequence[Against],
+    training: Sequence[Question],
+) -> EvalSetFigures:
+    """Compute all figures of an evaluation set.
+
+    Args:
+        eval_set: The questions and the method.
+        rows: Model → its rows, in the questions' order.
+        pairs: Pairs of models to compare.
+        training: Training rows of naive Bayes.
+    """
+    bayes = answer_by_bayes(eval_set, training)
+    return EvalSetFigures(
+        scores={name: score_task(eval_set, model_rows, eval_set.file) for name, model_rows in rows.items()},
+        baselines=baselines(eval_set, bayes),
+        differences=differences(eval_set, pairs, rows, bayes),
+    )
 
 
 def score_task(eval_set: EvalSet, rows: Sequence[QuestionRow], file_name: str) -> TaskScore:
@@ -53,6 +94,7 @@ def score_task(eval_set: EvalSet, rows: Sequence[QuestionRow], file_name: str) -
         prompt_sha256=_sha256(row.prompt_sha256 for row in rows),
         data_sha256=eval_set.data_sha256,
         rows=file_name,
+        # Fields that only some methods have: rules, ties, probability mass.
         **eval_set.method.summarize(rows),
     )
 
@@ -85,6 +127,7 @@ def answer_by_bayes(eval_set: EvalSet, training: Sequence[Question]) -> NaiveBay
         Its answers; None if the options are not classes, or no training rows are left.
     """
     evaluated = {question.content_sha256 for question in eval_set.questions}
+    # By content: a file of questions is its own training split, and would be memorized.
     usable = [q for q in training if q.content_sha256 not in evaluated and q.options == eval_set.classes]
     if not eval_set.classes or not usable:
         return None
@@ -97,6 +140,7 @@ def baselines(eval_set: EvalSet, bayes: NaiveBayesAnswers | None) -> dict[str, B
     """Return the baselines without a language model: most common class, best position, naive Bayes."""
     gold = [question.gold for question in eval_set.questions]
     most_common = Counter(gold).most_common(1)[0][1]
+    # "position" knows the test's own answers: an upper bound for always choosing the same letter.
     rows = [_baseline(eval_set, "position", most_common)]
     # A majority class exists only if every question has the same options.
     if eval_set.classes:
@@ -142,6 +186,7 @@ def differences(
         (pair.against, _correct(rows[pair.against]), pair.model, unlike(rows[pair.against], rows[pair.model]))
         for pair in pairs
     ]
+    # Without pairs every model is compared with naive Bayes; with pairs only those that are asked about.
     first, compared = next(iter(rows)), dict.fromkeys(pair.model for pair in pairs)
     # A finetune must beat the base at its best, not only by a rule that suits the finetune.
     for name, predictions in eval_set.method.alternatives(rows[first]).items():

@@ -30,6 +30,7 @@ def answer_questions(model: EvalModel, eval_set: EvalSet, file: RowsFile[Questio
         MeditronError: a figure is not a finite number.
     """
     method = eval_set.method
+    # All prompts before any answer: their hash is part of the cache key.
     prompts = eval_set.prompts(model)
     cache_key = _cache_key(model, eval_set, prompts)
     # Prompts of similar length form a batch, the longest first: running out of memory shows at once.
@@ -51,6 +52,7 @@ def answer_questions(model: EvalModel, eval_set: EvalSet, file: RowsFile[Questio
         unit="questions",
         about=f" on {eval_set.label}",
     )
+    # Rows of an earlier run may have been chosen by another rule; no model is needed to choose again.
     return [method.choose(rows[prompt.item()]) for prompt in prompts]
 
 
@@ -62,10 +64,12 @@ def _cache_key(model: EvalModel, eval_set: EvalSet, prompts: Sequence[EvalPrompt
             **model.cache_identity,
             "task": [eval_set.task.name, eval_set.task.version, eval_set.template],
             "data": eval_set.data_sha256,
+            # Rows record the whole split: comparison must know if two evaluations had the same file.
             "split": eval_set.split_sha256,
             "prompts": prompts_sha256(prompt.rendered for prompt in prompts),
             "form": eval_set.prompt_form(model),
             "method": method.name,
+            # Last and flat, so that a method can only add to what identifies its rows.
             **method.cache_key(),
         }
     )

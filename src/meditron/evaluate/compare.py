@@ -103,8 +103,10 @@ def _pairings(
             changed = [
                 row.id for key, row in sorted(a_rows.items()) if key not in b_rows and key[:-1] in b_ids
             ]
+            # All rows of a setting share the settings' fields, so the first stands for all.
             a_first, b_first = (next(iter(side.values())) for side in (a_rows, b_rows))
             conflicts = _differing(a_first, b_first, _MUST_MATCH)
+            # Another prompt form means other prompts by design; only equal forms must have equal prompts.
             same_form = getattr(a_first, "prompt_form", None) == getattr(b_first, "prompt_form", None)
             if not conflicts and same_form and any(_prompt(x) != _prompt(y) for x, y in rows):
                 conflicts = ("prompt (template or shots)",)
@@ -148,6 +150,7 @@ def _usable_pairings(
             hint="evaluate both with the same settings"
             + (" (--rule); the scores are there, so no model is run again" if only_rule else ""),
         )
+    # If the files allow a comparison of equals, pairs with named differences are dropped.
     equal = [pairing for pairing in allowed if not pairing.unlike] or allowed
     return list({pairing.settings: pairing for pairing in reversed(equal)}.values())[::-1]
 
@@ -164,6 +167,7 @@ def _document_differences(a: ResultRows, b: ResultRows, seed: int, resamples: in
             if left_out:
                 named += (f"{left_out} truncated documents left out",)
             if len(losses) >= 2:
+                # A paired difference needs at least two documents.
                 a_losses, b_losses = zip(*losses, strict=True)
                 yield Comparison(
                     a=a.name,
@@ -179,6 +183,7 @@ def _comparable_losses(
     pairs: Sequence[tuple[DocumentRow, DocumentRow]],
 ) -> tuple[str, list[tuple[float, float]], int]:
     """Return the unit in which the losses compare, the losses, and the number of documents left out."""
+    # Equal token ids: the loss per token is the finer measure, and truncation is the same on both sides.
     if all(a.ids_sha256 == b.ids_sha256 for a, b in pairs):
         return "token", [(a.nll / a.tokens, b.nll / b.tokens) for a, b in pairs if a.tokens and b.tokens], 0
     # Two tokenizers cut a truncated document at different characters, so only whole documents compare.
@@ -197,6 +202,7 @@ def _question_differences(a: ResultRows, b: ResultRows) -> Iterator[Comparison]:
                 a_correct, b_correct = (
                     {pair[side].item(): pair[side].correct for pair in pairing.rows} for side in (0, 1)
                 )
+                # The setting is named only if there was a choice: most files have one.
                 ambiguous = len(settings) > 1 or len(usable) > 1
                 label = f"{task}{_setting_label(pairing.rows[0][0], usable) if ambiguous else ''}"
                 yield accuracy_difference(
@@ -229,6 +235,7 @@ def unlike(a: Sequence[EvalRow], b: Sequence[EvalRow]) -> tuple[str, ...]:
 
 
 def _differing(a: EvalRow, b: EvalRow, fields: Sequence[str]) -> tuple[str, ...]:
+    # Rows of documents and of some methods lack fields such as the rule: absent on both sides is equal.
     values = ((field, getattr(a, field, None), getattr(b, field, None)) for field in fields)
     return tuple(f"{_SHOWN_AS.get(name, name)}: {x} / {y}" for name, x, y in values if x != y)
 
@@ -254,6 +261,7 @@ def accuracy_difference(
         unlike: Differences between the two measurements.
         task: The task's own name, if `label` says more.
     """
+    # Only discordant pairs carry information (McNemar).
     pairs = [(a_correct[item], b_correct[item]) for item in sorted(a_correct)]
     difference = paired_proportions(pairs.count((False, True)), pairs.count((True, False)), len(pairs))
     return Comparison(

@@ -14,11 +14,13 @@ from meditron.tasks.registry import TASKS
 
 __all__ = ["Against", "EvalOptions", "EvaluateConfig", "is_file"]
 
+# Name of the corpus among the stage's inputs; no model or task can have it.
 CORPUS = "corpus"
 
 
 def is_file(task: str) -> bool:
     """Return True if a task is named by a file or source of questions, False for a registered name."""
+    # Registered names are plain words, so a file needs a suffix, a folder or a scheme to be one.
     return any(mark in task for mark in "./:")
 
 
@@ -75,6 +77,7 @@ class EvalOptions(Config):
     @field_validator("methods")
     @classmethod
     def _methods_are_known_and_distinct(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        # The registry is read here and not in the annotation: tests and plugins may add methods.
         for method in methods:
             if method not in METHODS:
                 raise ValueError(f"no method '{method}'; methods: {', '.join(METHODS)}")
@@ -130,9 +133,11 @@ class EvaluateConfig(EvalOptions, StageConfig):
         """Return the comparisons to make, in the order of the report."""
         if self.differences is not None:
             return self.differences
+        # The first model is the base: the gain over all stages, then the gain of each stage.
         first, *later = self.models
         pairs = [(model, first) for model in later]
         pairs += [(model, before) for before, model in pairwise(self.models)]
+        # For the second model both pairs are the same: it is compared once.
         return tuple(Against(model=model, against=against) for model, against in dict.fromkeys(pairs))
 
     def question_files(self) -> tuple[str, ...]:
@@ -147,6 +152,7 @@ class EvaluateConfig(EvalOptions, StageConfig):
 
     def input_kinds(self) -> dict[str, InputKind]:
         """Return the kinds of the models and of the files of questions."""
+        # The recipe opens every input of a known kind before the run, so a wrong file fails in seconds.
         questions = dict.fromkeys(self.question_files(), InputKind("questions"))
         return {name: InputKind("model") for name in self.inputs() if name != CORPUS} | questions
 

@@ -29,6 +29,7 @@ __all__ = ["EvalSet", "Examples", "draw_examples", "rows_file"]
 
 def rows_file(task: Task) -> str:
     """Return the name of the file of a task's rows."""
+    # Task names come from file names of users; the rows file must not leave the folder.
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", task.name).strip("-.") or "task"
     return f"task-{name}.jsonl" if name in ("perplexity", "fidelity") else f"{name}.jsonl"
 
@@ -102,6 +103,7 @@ class EvalSet:
         raw = replace(first, form="raw", label=f"{task.name} (raw)")
         forms = [first, raw] if options.prompt_form == "both" else [first]
         sets = list(forms)
+        # The first method keeps the plain label, which reports and scripts look up.
         for name in options.methods[1:]:
             method = find_method(name).from_options(options)
             sets += [replace(base, method=method, label=f"{base.label} ({name})") for base in forms]
@@ -154,6 +156,7 @@ class EvalSet:
             UsageError: the model was trained in chat turns, but has no chat template.
             InputError: its chat template does not work.
         """
+        # A model without a finetune is prompted in plain text even if its tokenizer has a chat template.
         if self.prompt_form(model) == RAW:
             return [self._raw_prompt(question) for question in self.questions]
         return [self._chat_prompt(question, model) for question in self.questions]
@@ -173,6 +176,7 @@ class EvalSet:
         before: list[Message] = []
         for shot in shots:
             solved = template.render(shot)
+            # As in training: some templates add a blank or a break before an answer.
             turns = answered(solved.prompt, solved.continuations[shot.gold], form)
             before += [{"role": turn.role, "content": turn.content} for turn in turns]
         last = template.render(question)

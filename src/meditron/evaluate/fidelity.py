@@ -57,6 +57,7 @@ def compare_distributions(
         MeditronError: a figure is not finite.
     """
     ordered = [document for source in sorted(documents) for document in documents[source]]
+    # Documents go through one at a time, so the batch size does not belong to the key.
     cache_key = fingerprint(
         {
             "model": model.cache_identity,
@@ -102,6 +103,7 @@ def _row(
 ) -> FidelityRow:
     engines = (model.logits, against.logits)
     limit = min(max_tokens, *(engine.context for engine in engines))
+    # Equal vocabulary sizes do not imply equal tokenizers (normalizers, added tokens).
     ids, other_ids = (engine.tokenizer.encode(document.text) for engine in engines)
     if ids != other_ids:
         raise UsageError(
@@ -133,6 +135,7 @@ def _compare_document(
     Returns:
         The summed nll of each, the KL of each token, and the number of tokens with the same top prediction.
     """
+    # float64 sums of float32 terms: thousands of tokens would lose digits otherwise.
     nlls = torch.zeros(2, dtype=torch.float64)
     kl_S, agree, start = [np.zeros(0)], 0, 0
     # The last token is only predicted. Engines yield chunks because (S, V) logits do not fit in memory.
@@ -160,6 +163,7 @@ def summarize(
     """Return one pair's figures by source, with bootstrap intervals over documents."""
     by_source: dict[str, list[FidelityRow]] = {}
     for row in rows:
+        # A document of one token has no prediction to compare.
         if row.kl:
             by_source.setdefault(row.source, []).append(row)
     return [

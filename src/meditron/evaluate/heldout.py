@@ -34,6 +34,7 @@ def distinct(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
     """
     chosen = {}
     for source, texts in held_out(corpus, documents).items():
+        # Reversed twice: of equal texts the first document stays, in its place.
         by_content = {document.content_sha256: document for document in reversed(texts)}
         if repeated := len(texts) - len(by_content):
             warn(f"{source}: {repeated} of {len(texts)} held-out documents repeat another's text; left out")
@@ -43,6 +44,7 @@ def distinct(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
 
 def data_digest(documents: Iterable[CorpusDocument]) -> str:
     """Hash ids and text hashes, in the ids' order: the identity of the texts behind a score."""
+    # Sorted: the digest identifies a set of texts, in whatever order they were scored.
     lines = sorted(f"{document.id}\t{document.sha256}\n" for document in documents)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

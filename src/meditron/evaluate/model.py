@@ -50,6 +50,7 @@ class EvalModel:
     @property
     def scorer(self) -> ScoresTokens:
         """The engine, if it scores given tokens; UsageError if it does not."""
+        # Protocols are checked at run time: an engine may come from outside of this package.
         if isinstance(self.engine, ScoresTokens):
             return self.engine
         raise self._lacks("ScoresTokens", "log-probabilities of given tokens")
@@ -109,6 +110,7 @@ class EvalModel:
     @property
     def trained_form(self) -> str:
         """Prompt form of the last finetune in the ancestry: a chat template's name, or `raw`."""
+        # The last finetune decides: later pretraining does not teach another form.
         trainings = self.ancestry.trainings if self.ancestry else ()
         template = next((t.chat_template for t in reversed(trainings) if t.kind == "finetune"), None)
         return RAW if template in (None, "plain") else str(template)
@@ -130,7 +132,7 @@ class EvalModel:
         """Return the fields of every row of this model."""
         return {
             "model": self.name,
-            "model_digest": self.digest,
+            "model_digest": self.digest,  # two models may have one name in two evaluations
             "engine": self.engine_label,
             "dtype": self.dtype,
             "cache_key": cache_key,
@@ -151,6 +153,7 @@ class EvalModel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # A model whose rows were all there already was never loaded: closing must not load it.
         if "engine" in self.__dict__:
             self.engine.close()
             del self.__dict__["engine"]
@@ -166,6 +169,7 @@ class LocalModel(EvalModel):
 
     def _load(self) -> Engine:
         """Load the weights, on the GPU if there is one; errors as of `meditron.engine.load`."""
+        # Imported here: comparing rows and reading digests need no torch.
         from meditron.engine.torch_engine import TorchEngine
 
         return TorchEngine.load(self.artifact.spec, dtype=self._dtype)
@@ -191,6 +195,7 @@ class LocalModel(EvalModel):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the model's files as they are now; a manifest may describe an earlier state."""
+        # Seeded weights have no files: their name, which includes the seed, is their identity.
         if self.files.kind == "init":
             return hashlib.sha256(self.files.spec.encode()).hexdigest()
         if self.files.kind == "gguf":
@@ -229,6 +234,7 @@ class LocalModel(EvalModel):
         """Name of the engine. Quantized weights are dequantized when they are loaded."""
         if self.files.kind != "gguf":
             return "torch"
+        # Labelled, because llama.cpp computes with the quantized values and gives slightly other figures.
         with GGUF(self.files.path) as gguf:
             types = {tensor.type for tensor in gguf.tensors.values()}
         return "torch" if types <= _UNQUANTIZED else "torch on dequantized weights"

@@ -61,6 +61,7 @@ def encode_document(text: str, tokenizer: Tokenizer, max_tokens: int) -> Encoded
 
 def ids_digest(ids: Sequence[int]) -> str:
     """Return the SHA-256 of token ids."""
+    # Little-endian 32-bit, so that hashes agree between machines.
     return hashlib.sha256(np.asarray(ids, dtype="<u4").tobytes()).hexdigest()
 
 
@@ -110,6 +111,7 @@ def _score_group(
     model: EvalModel, documents: Sequence[CorpusDocument], options: EvalOptions, cache_key: str
 ) -> list[DocumentRow]:
     engine = model.scorer
+    # A document longer than the context is truncated; a sliding window would score tokens twice.
     limit = min(options.max_tokens, engine.context)
     encoded = [encode_document(document.text, engine.tokenizer, limit) for document in documents]
     nlls, tokens = engine.score_documents([e.ids for e in encoded], batch_tokens=options.batch_tokens)
@@ -171,6 +173,7 @@ def compare_pairs(
 
 def _perplexity(rows: Sequence[DocumentRow], digest: str, *, seed: int, resamples: int) -> Perplexity:
     """Compute exp(Σ nll / Σ tokens) of one model and source; the interval resamples documents."""
+    # A document of one token has no prediction to score.
     scored = [row for row in rows if row.tokens]
     nlls, tokens = [row.nll for row in scored], [row.tokens for row in scored]
     nll, interval = bootstrap_ratio(nlls, tokens, seed=seed, resamples=resamples, bounds=_LOSS_BOUNDS)

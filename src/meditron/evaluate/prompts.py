@@ -37,6 +37,7 @@ class EvalPrompt:
 
     def item(self) -> tuple[str, str]:
         """Return the question's id and the hash of its content."""
+        # The hash as well: ids of files without ids are line numbers, which move.
         return self.question.id, questions_sha256([self.question])
 
 
@@ -66,9 +67,11 @@ def encode(tokenizer: Tokenizer, prompt: str, continuations: Sequence[str], cont
     Raises:
         MeditronError: a continuation has no tokens of its own, or does not fit in the context.
     """
+    # lm-eval's rule: most tokenizers join a blank to the next word, so it cannot be in the prefix.
     stripped = prompt.rstrip()
     space = prompt[len(stripped) :]
     ids = tokenizer.encode(stripped)
+    # Encoded with the prompt: a continuation alone may be cut into other tokens.
     suffixes = [
         tokenizer.encode(stripped + space + continuation)[len(ids) :] for continuation in continuations
     ]
@@ -83,6 +86,7 @@ def encode_messages(
     Raises:
         MeditronError: as for `encode`.
     """
+    # The function that finetuning uses, so that evaluation and training see the same tokens.
     ids = question_ids(tokenizer, messages, continuations)
     return _truncate(list(ids.prompt), list(map(list, ids.answers)), continuations, context)
 
@@ -124,6 +128,7 @@ def encode_prompt(
     """
     rendered = prompt.rendered
     text = rendered.unconditional if unconditional else rendered.prompt
+    # Chat messages are encoded as such: a control token's name inside a question must stay text.
     messages = prompt.unconditional_messages if unconditional else prompt.messages
     try:
         if messages:

@@ -45,6 +45,7 @@ def open_result(spec: str) -> ResultRows:
         InputError: a file is damaged.
     """
     path, model = _split(spec)
+    # A folder may hold other JSONL files, such as fidelity, which is a comparison already.
     inside = [
         file for file in sorted(path.glob("*.jsonl")) if file.name == PERPLEXITY or _has_questions(file)
     ]
@@ -74,6 +75,7 @@ def open_result(spec: str) -> ResultRows:
 
 def _split(spec: str) -> tuple[Path, str | None]:
     """Split `folder:model` at the first colon that follows the name of an existing file or folder."""
+    # Names of models and folders may contain colons (`quantize:F16`).
     if Path(spec).exists():
         return Path(spec), None
     for index, character in enumerate(spec):
@@ -83,6 +85,7 @@ def _split(spec: str) -> tuple[Path, str | None]:
 
 
 def _has_questions(file: Path) -> bool:
+    # By content, not by name: `--out` and tasks name the files freely.
     return "task" in next(read_jsonl(file), {})
 
 

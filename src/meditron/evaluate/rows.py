@@ -9,7 +9,9 @@ from meditron.core.config import Config
 
 __all__ = ["FIDELITY", "PERPLEXITY", "DocumentRow", "EvalRow", "FidelityRow", "LogProbability", "QuestionRow"]
 
+# Names of the rows files; those of tasks are named after the task.
 PERPLEXITY, FIDELITY = "perplexity.jsonl", "fidelity.jsonl"
+# NaN and infinity are not JSON, and a damaged model must not become a row.
 Nats = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LogProbability = Annotated[float, Field(le=0, allow_inf_nan=False)]
 
@@ -20,6 +22,7 @@ class EvalRow(Config):
     contents: ClassVar[str]
     """Plural name of such rows, for errors."""
 
+    # The first field of every row: a rows file is recognized by it after a kill (`rows_file`).
     model: str
     """Reference of the model in the recipe."""
 
@@ -75,6 +78,7 @@ class DocumentRow(EvalRow):
 
     def item(self) -> tuple[str, ...]:
         """Return the source, the id and the text's hash."""
+        # The text's hash as well: the same id may stand for a revised text in a rebuilt corpus.
         return self.source, self.id, self.text_sha256
 
 
@@ -141,6 +145,7 @@ class FidelityRow(EvalRow):
     nll: Nats
     nll_against: Nats
 
+    # Every token's value: quantiles over a source cannot be computed from means of documents.
     kl: tuple[float, ...]
     """KL(against ‖ model) of each predicted token's distribution, in nats."""
 

@@ -83,12 +83,14 @@ def _flatten(eval_sets: EvalSets) -> list[EvalSet]:
 def _open_eval_sets(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> EvalSets:
     eval_sets: dict[str, tuple[EvalSet, ...]] = {}
     files: dict[str, Task] = {}
+    # Inputs may be fetched sources: the artifact knows the local path, the config only the reference.
     shots_from = None if config.shots_from is None else inputs[config.shots_from].path
     for spec in config.tasks:
         name_or_file = str(inputs[spec].path) if is_file(spec) else spec
         task = open_task(name_or_file, corpus=inputs[CORPUS].path)
         eval_sets[spec] = EvalSet.of(task, config, seed=config.seed or 0, shots_from=shots_from)
         file = eval_sets[spec][0].file
+        # Two files of one name in two folders: their rows would overwrite each other.
         if file in files:
             raise UsageError(f"the tasks {files[file].name} and {task.name} would both write {file}")
         files[file] = task
@@ -130,6 +132,7 @@ def _measure(
             for first, *_ in eval_sets.values()
         }
         for name, model in models.items():
+            # Leaving the context frees the weights before the next model is loaded.
             with model:
                 document_rows[name] = perplexity.score_documents(model, documents, config, text_file)
                 for eval_set in _flatten(eval_sets):
@@ -156,6 +159,7 @@ def _measure_fidelity(
     """Compare the distributions of every pair of models in `config.fidelity`."""
     if not config.fidelity:
         return [], []
+    # `distinct` instead of `choose`: a source with one document is not an error here, it gets no figure.
     documents = distinct(inputs[CORPUS].path, config.fidelity_documents)
     rows: list[FidelityRow] = []
     figures: list[Fidelity] = []
@@ -171,6 +175,7 @@ def _measure_fidelity(
             figures += fidelity.summarize(
                 pair_rows, documents, seed=config.seed or 0, resamples=config.resamples
             )
+        # Rows of pairs that are no longer in the config are dropped: the stage's files are its result.
         file.finish(rows)
     return rows, figures
 
@@ -190,14 +195,12 @@ def _result(
     tasks: dict[str, dict[str, TaskScore]] = {}
     baselines: dict[str, dict[str, Baseline]] = {}
     for spec, eval_set in ((spec, e) for spec, task_sets in eval_sets.items() for e in task_sets):
-        answers = rows.answers[eval_set.label]
         training = bayes_training_rows(config, inputs, spec, eval_set.task)
-        bayes = accuracy.answer_by_bayes(eval_set, training)
-        baselines[eval_set.label] = accuracy.baselines(eval_set, bayes)
-        for name, model_rows in answers.items():
-            score = accuracy.score_task(eval_set, model_rows, eval_set.file)
+        figures = accuracy.figures(eval_set, rows.answers[eval_set.label], pairs, training)
+        baselines[eval_set.label] = figures.baselines
+        differences += figures.differences
+        for name, score in figures.scores.items():
             tasks.setdefault(name, {})[eval_set.label] = score
-        differences += accuracy.differences(eval_set, pairs, answers, bayes)
     return EvaluationResult(
         perplexity=perplexity.summarize(rows.documents, documents, seed=seed, resamples=resamples),
         tasks=tasks,

@@ -21,18 +21,19 @@ from meditron.evaluate.trained import refuse_trained_questions, training_data
 from meditron.store.artifact import Artifact
 from meditron.store.files import refuse_overwrite
 from meditron.store.models import resolve
-from meditron.store.results import Baseline, Comparison, EvaluationResult, TaskScore
+from meditron.store.results import EvaluationResult
 from meditron.tasks.registry import open_task
 
 __all__ = ["evaluate_against", "evaluate_on_task"]
 
+DEFAULTS = EvalOptions()
 R = TypeVar("R", bound=EvalRow)
 
 
 def evaluate_on_task(
     model: str | EvalModel,
     task: str,
-    options: EvalOptions | None = None,
+    options: EvalOptions = DEFAULTS,
     *,
     template: str | None = None,
     corpus: Path | None = None,
@@ -46,7 +47,7 @@ def evaluate_on_task(
     Args:
         model: A MODEL, or a model that is already described, such as one behind an API.
         task: A task's name, or a file of questions.
-        options: Settings; defaults if they are None.
+        options: Settings.
         template: Name of the prompt template; default: the task's own.
         corpus: Folder of a corpus, for tasks that are made from one.
         out: Folder of the rows; default: `evaluations/MODEL`.
@@ -63,9 +64,8 @@ def evaluate_on_task(
         MeditronError: the model, or one that it was trained from, was trained on the questions; a figure is
             not finite.
     """
-    options = options or EvalOptions()
     opened = open_task(task, corpus=corpus, template=template)
-    shots_from = None if options.shots_from is None else Path(options.shots_from)
+    shots_from = Path(options.shots_from) if options.shots_from else None
     eval_sets = EvalSet.of(opened, options, seed=seed, shots_from=shots_from)
     eval_model = _local(model, matrix_dtype(options.dtype)) if isinstance(model, str) else model
     name = eval_model.name
@@ -73,24 +73,23 @@ def evaluate_on_task(
     # `with` closes the engine, so everything that needs it is read before.
     with eval_model:
         refuse_trained_questions(eval_model, eval_sets)
-        inputs = [Path(task), *([shots_from] if shots_from else []), *eval_model.content]
-        refuse_overwrite([path], inputs)
+        # The rows' file is named after the task, so `--out` may point at the question file itself.
+        refuse_overwrite([path], [Path(task), *filter(None, [shots_from]), *eval_model.content])
         with exclusive(path), RowsFile(path, QuestionRow) as file:
             answers = [answer_questions(eval_model, eval_set, file) for eval_set in eval_sets]
             _finish(file, [row for rows in answers for row in rows])
         engine, dtype, provenance = eval_model.engine_label, eval_model.dtype, eval_model.provenance
-    scores: dict[str, TaskScore] = {}
-    baselines: dict[str, dict[str, Baseline]] = {}
-    differences: list[Comparison] = []
-    for eval_set, rows in zip(eval_sets, answers, strict=True):
-        bayes = accuracy.answer_by_bayes(eval_set, opened.rows("train", BAYES_ROWS))
-        scores[eval_set.label] = accuracy.score_task(eval_set, rows, path.name)
-        baselines[eval_set.label] = accuracy.baselines(eval_set, bayes)
-        differences += accuracy.differences(eval_set, (), {name: rows}, bayes)
+    # No pairs: one model is compared with naive Bayes only.
+    training = opened.rows("train", BAYES_ROWS)
+    figures = [
+        accuracy.figures(eval_set, {name: rows}, (), training)
+        for eval_set, rows in zip(eval_sets, answers, strict=True)
+    ]
+    labels = [eval_set.label for eval_set in eval_sets]
     result = EvaluationResult(
-        tasks={name: scores},
-        baselines=baselines,
-        differences=differences,
+        tasks={name: {label: each.scores[name] for label, each in zip(labels, figures, strict=True)}},
+        baselines={label: each.baselines for label, each in zip(labels, figures, strict=True)},
+        differences=[difference for each in figures for difference in each.differences],
         engines={name: engine},
         identities={name: provenance} if provenance else {},
         ancestry={name: training_data(eval_model)},
@@ -106,7 +105,7 @@ def evaluate_against(
     model: str,
     against: str,
     corpus: Path,
-    options: EvalOptions | None = None,
+    options: EvalOptions = DEFAULTS,
     *,
     out: Path | None = None,
     seed: int = 1,
@@ -117,7 +116,7 @@ def evaluate_against(
         model: A MODEL, such as a quantized file.
         against: The MODEL whose distributions are taken as true.
         corpus: Folder of a corpus.
-        options: Settings; defaults if they are None.
+        options: Settings.
         out: Folder of the rows; default: `evaluations/MODEL`.
         seed: Seed of the bootstrap.
 
@@ -130,14 +129,15 @@ def evaluate_against(
         InputError: the corpus has nothing held out, or a file is damaged.
         MeditronError: a figure is not finite.
     """
-    options = options or EvalOptions()
     texts = distinct(corpus, options.fidelity_documents)
+    # Before the models are loaded: an interval over documents needs two of a source.
     if not any(len(chosen) >= 2 for chosen in texts.values()):
         raise InputError(corpus, "fewer than two held-out documents of any source", hint="is it a corpus?")
     path = (out or _folder(model)) / FIDELITY
     with ExitStack() as stack:
         sides = [stack.enter_context(_local(spec, fidelity.DTYPE)) for spec in (model, against)]
         refuse_overwrite([path], [corpus, *(file for side in sides for file in side.content)])
+        # The default folder is shared by all evaluations of a model, so two may run at once.
         stack.enter_context(exclusive(path))
         file = stack.enter_context(RowsFile(path, FidelityRow))
         rows = fidelity.compare_distributions(sides[0], sides[1], texts, options.max_tokens, file)
@@ -162,6 +162,7 @@ def _finish(file: RowsFile[R], rows: Sequence[R]) -> None:
 
 
 def _folder(model: str) -> Path:
+    # A MODEL may be a path or a URL: only characters that are safe in a file name stay.
     return Path("evaluations") / (re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model")
 
 

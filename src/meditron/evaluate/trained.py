@@ -44,6 +44,7 @@ def _trainings(model: EvalModel) -> tuple[Training, ...]:
 
 def _questions_in(training: Training, questions: Iterable[Question]) -> list[Question]:
     """Return the questions that a training read: as a task, in users' messages, or in their documents."""
+    # A question can have been read in three ways: in a task, in a conversation, in its abstract.
     known, texts = {*training.questions, *training.variants}, frozenset(training.texts or ())
     documents = frozenset(training.documents or ())
     return [
@@ -76,6 +77,7 @@ def refuse_trained_documents(model: EvalModel, documents: Mapping[str, Sequence[
 def training_data(model: EvalModel) -> TrainingData:
     """Return the record of a model's training data for results and card."""
     ancestry = model.ancestry
+    # No record means unknown, never clean: most downloaded models have none.
     if ancestry is None:
         return TrainingData(statement=statement(None), known=False)
     return TrainingData(

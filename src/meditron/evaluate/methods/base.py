@@ -32,6 +32,7 @@ class EvalMethod(ABC, Generic[Q]):
     """One clause for reports: how an answer is taken."""
     row_type: type[Q]
     """A subclass of QuestionRow whose field `method` is the literal name."""
+    # A kill costs one group at most; the engine forms smaller batches by length within it.
     group_size: ClassVar[int] = 64
     """Questions answered between two writes of the rows file."""
 
@@ -87,6 +88,7 @@ def find_method(name: str) -> type[EvalMethod[Any]]:
     """
     if name not in METHODS:
         raise UsageError(f"no method '{name}'", hint=f"methods: {', '.join(METHODS)}")
+    # Imported on use: a method may need libraries that the others do not.
     method: type[EvalMethod[Any]] = resolve_name(METHODS[name])
     return method
 
@@ -104,6 +106,7 @@ def _union_adapter(row_types: tuple[type[QuestionRow], ...]) -> TypeAdapter[Ques
 
 def count_accuracy(gold: Sequence[int], predictions: Sequence[int | None]) -> Accuracy:
     """Compute accuracy with its Wilson interval, and macro-F1."""
+    # None (an answer that names no option) is never equal to a gold index: it counts as wrong.
     right = sum(g == p for g, p in zip(gold, predictions, strict=True))
     return Accuracy(
         accuracy=right / len(gold),

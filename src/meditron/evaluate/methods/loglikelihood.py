@@ -38,6 +38,7 @@ class LoglikelihoodRow(QuestionRow):
     option_probability_mass: float = Field(ge=0, le=1.0001)
     """Probability that the next token begins one of the options."""
 
+    # Two rules on the same scores are two measurements: rows of both may be in one file.
     @property
     def scoring(self) -> str:
         """The rule's name."""
@@ -107,6 +108,7 @@ class Loglikelihood(EvalMethod[LoglikelihoodRow]):
         # float64 sums: options of many tokens would otherwise lose digits that decide near ties.
         sums = [float(logp.sum(dtype=np.float64)) for logp in conditional]
         priors = [float(logp.sum(dtype=np.float64)) for logp in unconditional]
+        # lm-eval's acc_norm divides by characters, its acc_bytes by bytes; at least 1 for an empty option.
         lengths = [max(1, len(text.strip().encode())) for text in prompt.rendered.continuations]
         # Options that begin with the same token share its probability: count it once.
         first = {ids[0]: float(logp[0]) for ids, logp in zip(encoded.continuations, conditional, strict=True)}
@@ -142,6 +144,7 @@ class Loglikelihood(EvalMethod[LoglikelihoodRow]):
             "rule": self.rule,
             "rules": {rule: count_accuracy(gold, [row.choice(rule) for row in rows]) for rule in RULES},
             "ties": sum(row.is_tied() for row in rows),
+            # Rounding can lift the sum of probabilities slightly above 1.
             "option_probability_mass": min(1.0, sum(row.option_probability_mass for row in rows) / len(rows)),
         }
 

@@ -52,9 +52,11 @@ class NextToken(EvalMethod[NextTokenRow]):
         rows = []
         predictions = engine.next_token([prompt.prefix for prompt in encoded])
         for prompt, prompt_ids, logp_V, known in zip(prompts, encoded, predictions, fields, strict=True):
+            # Options are told apart by their first tokens: the method suits letters, not long texts.
             first = [continuation[0] for continuation in prompt_ids.continuations]
             mass = math.fsum(math.exp(logp_V[token]) for token in set(first))
             model.require_finite(f"a score on {prompt.question.id}", mass)
+            # argmax takes the first of equals, as greedy decoding does.
             token = int(logp_V.argmax())
             prediction = _option_of(engine.tokenizer, token, first)
             rows.append(
@@ -71,6 +73,7 @@ class NextToken(EvalMethod[NextTokenRow]):
 
     def summarize(self, rows: Sequence[NextTokenRow]) -> dict[str, Any]:
         """Return the mean probability of the options."""
+        # Rounding can lift the sum of probabilities slightly above 1.
         mass = sum(row.option_probability_mass for row in rows) / len(rows)
         return {"option_probability_mass": min(1.0, mass)}
 
