@@ -12,34 +12,36 @@ from meditron.tasks.question import Question
 
 OPTIONS = ("a", "b", "c")
 words = st.lists(st.sampled_from(["heart", "lung", "dose", "mg", "trial"]), max_size=6).map(" ".join)
-questions = st.builds(Question, st.just("q"), words, st.just(OPTIONS), st.integers(0, 2), words)
+questions = st.builds(
+    Question, id=st.just("q"), text=words, options=st.just(OPTIONS), gold=st.integers(0, 2), context=words
+)
 
 
-def posterior(training: list[Question], asked: Question) -> dict[int, Fraction]:
+def posterior(training: list[Question], question: Question) -> dict[int, Fraction]:
     """P(class) · Π (count of the word in the class + 1) / (words of the class + vocabulary), in fractions."""
 
-    def counted(some: list[Question]) -> Counter[str]:
-        return Counter(w for q in some for w in re.findall(r"\w+", f"{q.context} {q.text}".lower()))
+    def counted(questions: list[Question]) -> Counter[str]:
+        return Counter(w for q in questions for w in re.findall(r"\w+", f"{q.context} {q.text}".lower()))
 
     vocabulary = counted(training)
-    found = {}
+    probability = {}
     for gold in {q.gold for q in training}:
-        own = [q for q in training if q.gold == gold]
-        counts = counted(own)
-        found[gold] = Fraction(len(own), len(training))
-        for word in counted([asked]).elements():
+        of_class = [q for q in training if q.gold == gold]
+        counts = counted(of_class)
+        probability[gold] = Fraction(len(of_class), len(training))
+        for word in counted([question]).elements():
             if word in vocabulary:
-                found[gold] *= Fraction(counts[word] + 1, counts.total() + len(vocabulary))
-    return found
+                probability[gold] *= Fraction(counts[word] + 1, counts.total() + len(vocabulary))
+    return probability
 
 
 @given(st.lists(questions, min_size=1, max_size=12), questions)
 def test_the_class_is_the_likeliest_by_the_textbooks_formula(
-    training: list[Question], asked: Question
+    training: list[Question], question: Question
 ) -> None:
-    found = posterior(training, asked)
-    chosen = NaiveBayes.train(training).predict(asked)
-    assert math.isclose(found[chosen], max(found.values()), rel_tol=1e-12)
+    expected = posterior(training, question)
+    chosen = NaiveBayes.train(training).predict(question)
+    assert math.isclose(expected[chosen], max(expected.values()), rel_tol=1e-12)
 
 
 def test_it_is_scikit_learns() -> None:
@@ -59,5 +61,5 @@ def test_it_is_scikit_learns() -> None:
 
 
 def test_nothing_to_learn_from() -> None:
-    with pytest.raises(ValueError, match="nothing to learn"):
+    with pytest.raises(ValueError, match="no training questions"):
         NaiveBayes.train([])

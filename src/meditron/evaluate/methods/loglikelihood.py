@@ -63,7 +63,7 @@ class Loglikelihood(EvalMethod[LoglikelihoodRow]):
     """Comparison of the options' log-probabilities, as in lm-eval."""
 
     name: ClassVar[str] = "loglikelihood"
-    description: ClassVar[str] = "an option is chosen by its log-probability behind the prompt"
+    description: ClassVar[str] = "the option with the best log-probability after the prompt is the answer"
     row_type = LoglikelihoodRow
 
     def __init__(self, rule: Rule = "sum") -> None:

@@ -35,7 +35,7 @@ class NextToken(EvalMethod[NextTokenRow]):
 
     name: ClassVar[str] = "next-token"
     description: ClassVar[str] = (
-        "the likeliest of all tokens is the answer, and one that names no option is wrong"
+        "the most likely token of the vocabulary is the answer; one that names no option is wrong"
     )
     row_type = NextTokenRow
 
