@@ -123,7 +123,7 @@ def test_scores_behind_solved_examples_are_those_of_one_pair_a_row_in_transforme
         assert row.scores["calibrated"] == pytest.approx(less, abs=1e-4)
 
 
-def test_the_rule_is_laid_over_the_rows_and_moves_no_score(
+def test_another_rule_changes_predictions_and_no_scores(
     tiny: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = open_task(str(task_file), template="texts")
@@ -134,7 +134,7 @@ def test_the_rule_is_laid_over_the_rows_and_moves_no_score(
     assert [row.prediction for row in calibrated] == [row.choice("calibrated") for row in by_sum]
 
 
-def test_by_next_token_what_names_no_option_is_wrong(
+def test_a_next_token_that_names_no_option_is_wrong(
     tiny: Path, reference: Reference, task_file: Path, tmp_path: Path
 ) -> None:
     eval_set = eval_set_of(open_task(str(task_file), template="letters"), methods=("next-token",))
@@ -159,24 +159,24 @@ def test_by_next_token_what_names_no_option_is_wrong(
         ("", "A"),
     ],
 )
-def test_prompt_and_continuation_meet_as_in_lm_eval(
+def test_prompt_and_continuation_are_split_as_in_lm_eval(
     tiny: Path, reference: Reference, prompt: str, continuation: str
 ) -> None:
     tokenizer = load_tokenizer(tiny)
-    found = encode(tokenizer, prompt, [continuation], 256)
+    result = encode(tokenizer, prompt, [continuation], 256)
     given, behind = reference.ids(prompt, continuation)
     # lm-eval's HFLM puts its prefix token before a text that nothing precedes: BOS, else EOS.
-    assert found.prefix == (given or [reference.tokenizer.bos_token_id])
-    assert found.continuations == [behind]
+    assert result.prefix == (given or [reference.tokenizer.bos_token_id])
+    assert result.continuations == [behind]
 
 
 def test_a_prompt_that_does_not_fit_loses_its_beginning(tiny: Path) -> None:
     tokenizer = load_tokenizer(tiny)
     prompt = "trial " * 300 + "Answer:"
-    found = encode(tokenizer, prompt, [" aspirin", " an antibiotic"], 256)
-    longest = max(map(len, found.continuations))
-    assert found.truncated
-    assert found.prefix == tokenizer.encode(prompt)[-(256 - longest) :]
+    result = encode(tokenizer, prompt, [" aspirin", " an antibiotic"], 256)
+    longest = max(map(len, result.continuations))
+    assert result.truncated
+    assert result.prefix == tokenizer.encode(prompt)[-(256 - longest) :]
     assert not encode(tokenizer, "Answer:", [" A"], 256).truncated
 
 

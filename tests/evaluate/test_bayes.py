@@ -44,7 +44,7 @@ def test_the_class_is_the_likeliest_by_the_textbooks_formula(
     assert math.isclose(expected[chosen], max(expected.values()), rel_tol=1e-12)
 
 
-def test_it_is_scikit_learns() -> None:
+def test_predictions_equal_scikit_learns() -> None:
     sklearn = pytest.importorskip("sklearn", reason="a second opinion, where scikit-learn is installed")
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.naive_bayes import MultinomialNB
@@ -53,13 +53,13 @@ def test_it_is_scikit_learns() -> None:
     texts = ["heart lung", "dose mg dose", "trial of a heart", "mg mg", "lung trial lung"]
     training = [Question(id=str(n), text=text, options=OPTIONS, gold=n % 3) for n, text in enumerate(texts)]
     counts = CountVectorizer(token_pattern=r"\w+")
-    theirs = MultinomialNB().fit(counts.fit_transform(texts), [q.gold for q in training])
+    reference = MultinomialNB().fit(counts.fit_transform(texts), [q.gold for q in training])
     ours = NaiveBayes.train(training)
     for text in ("heart", "dose of mg", "lung lung trial", "nothing known"):
-        expected = theirs.predict(counts.transform([text]))[0]
+        expected = reference.predict(counts.transform([text]))[0]
         assert ours.predict(Question(id="x", text=text, options=OPTIONS, gold=0)) == expected
 
 
-def test_nothing_to_learn_from() -> None:
+def test_no_training_questions_is_an_error() -> None:
     with pytest.raises(ValueError, match="no training questions"):
         NaiveBayes.train([])

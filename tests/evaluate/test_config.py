@@ -25,14 +25,14 @@ def test_the_inputs_are_the_models_and_the_corpus() -> None:
     assert inputs == {"base": "base", "quantize:F16": "quantize:F16", "corpus": "corpus"}
 
 
-def test_batches_do_not_decide_what_the_result_is() -> None:
+def test_batch_size_is_not_semantic() -> None:
     decided = semantic(EvaluateConfig(models=("base",)))
     assert "batch_tokens" not in decided
     assert {"documents", "max_tokens", "dtype", "resamples"} <= decided.keys()
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ({"models": ()}, "at least 1"),
         ({"models": ("base", "base")}, "twice"),
@@ -47,6 +47,6 @@ def test_batches_do_not_decide_what_the_result_is() -> None:
         ({"models": ("base",), "seed": -1}, "greater than or equal to 0"),
     ],
 )
-def test_refused(table: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_refused(table: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         EvaluateConfig.model_validate(table)

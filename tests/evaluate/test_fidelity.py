@@ -26,9 +26,9 @@ def measure(model: Path, against: Path, documents: dict[str, list[CorpusDocument
     with (
         RowsFile(out / "fidelity.jsonl", FidelityRow) as file,
         LocalModel("model", Artifact("model", model, f"{model}"), fidelity.DTYPE) as ours,
-        LocalModel("against", Artifact("against", against, f"{against}"), fidelity.DTYPE) as theirs,
+        LocalModel("against", Artifact("against", against, f"{against}"), fidelity.DTYPE) as reference,
     ):
-        rows = fidelity.compare_distributions(ours, theirs, documents, 2048, file)
+        rows = fidelity.compare_distributions(ours, reference, documents, 2048, file)
         return rows, fidelity.summarize(rows, documents, seed=1, resamples=1000)
 
 
@@ -63,12 +63,12 @@ def test_every_figure_is_that_of_whole_distributions_in_transformers(
 
 
 def test_a_model_against_itself_is_the_same(tiny: Path, corpus: Path, tmp_path: Path) -> None:
-    _, [found, *_] = measure(tiny, tiny, choose(corpus, 200), tmp_path)
-    assert (found.kl_mean, found.kl_99, found.top_agreement, found.perplexity_ratio) == (0, 0, 1, 1)
-    assert found.intervals["perplexity_ratio"] is None  # nothing varies
+    _, [result, *_] = measure(tiny, tiny, choose(corpus, 200), tmp_path)
+    assert (result.kl_mean, result.kl_99, result.top_agreement, result.perplexity_ratio) == (0, 0, 1, 1)
+    assert result.intervals["perplexity_ratio"] is None  # nothing varies
 
 
-def test_what_is_there_is_not_computed_again(
+def test_existing_rows_are_reused(
     tiny: Path, other_tiny: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = choose(corpus, 200)
@@ -77,7 +77,7 @@ def test_what_is_there_is_not_computed_again(
     assert measure(tiny, other_tiny, documents, tmp_path) == first
 
 
-def test_models_that_read_other_tokens_do_not_compare(tiny: Path, corpus: Path, tmp_path: Path) -> None:
+def test_models_with_different_tokenizers_do_not_compare(tiny: Path, corpus: Path, tmp_path: Path) -> None:
     other = tiny_hf(tmp_path / "wide", vocabulary=300)
     with pytest.raises(UsageError, match=r"300 tokens and against 320|320 tokens and against 300"):
         measure(other, tiny, choose(corpus, 200), tmp_path)
@@ -90,7 +90,7 @@ def test_models_that_read_other_tokens_do_not_compare(tiny: Path, corpus: Path, 
         measure(moved, tiny, choose(corpus, 200), tmp_path)
 
 
-def test_quantized_weights_are_said_to_be_widened(smollm2_gguf: Path, tiny: Path) -> None:
+def test_quantized_weights_are_labelled_as_dequantized(smollm2_gguf: Path, tiny: Path) -> None:
     assert (
         LocalModel("q", Artifact("q", smollm2_gguf, "d"), "float32").engine_label
         == "torch on dequantized weights"

@@ -58,11 +58,11 @@ def test_the_tokens_are_those_that_a_finetune_trains_on(
     model = local_model(chat_model)
     for prompt in eval_set(task).prompts(model):
         plain = task.template.render(prompt.question)
-        found = encode_messages(model.chat_tokenizer, prompt.messages, prompt.rendered.continuations, 10_000)
-        for option, ids in zip(plain.continuations, found.continuations, strict=True):
+        result = encode_messages(model.chat_tokenizer, prompt.messages, prompt.rendered.continuations, 10_000)
+        for option, ids in zip(plain.continuations, result.continuations, strict=True):
             row = label(model.tokenizer, answered(plain.prompt, option, "chatml"), "chatml")
-            assert [*found.prefix, *ids] == list(row.ids[: len(found.prefix) + len(ids)])
-            assert row.learned.index(True) == len(found.prefix)
+            assert [*result.prefix, *ids] == list(row.ids[: len(result.prefix) + len(ids)])
+            assert row.learned.index(True) == len(result.prefix)
             assert sum(row.learned) == len(ids) + 1  # the token that ends the turn
 
 
@@ -73,30 +73,30 @@ def test_raw_prompts_have_the_tokens_of_training_in_plain_text(
     task = open_task(str(task_file), template=template)
     model = local_model(chat_model)
     for prompt in eval_set(task, "raw").prompts(model):
-        found = encode(model.tokenizer, prompt.rendered.prompt, prompt.rendered.continuations, 10_000)
-        for option, ids in zip(prompt.rendered.continuations, found.continuations, strict=True):
+        result = encode(model.tokenizer, prompt.rendered.prompt, prompt.rendered.continuations, 10_000)
+        for option, ids in zip(prompt.rendered.continuations, result.continuations, strict=True):
             row = label(model.tokenizer, answered(prompt.rendered.prompt, option, "plain"), "plain")
-            assert [*found.prefix, *ids] == list(row.ids)
+            assert [*result.prefix, *ids] == list(row.ids)
 
 
 def test_scores_in_turns_are_transformers_own(chat_model: Path, task_file: Path, tmp_path: Path) -> None:
     model, task = local_model(chat_model), open_task(str(task_file), template="letters")
     with RowsFile(tmp_path / "rows.jsonl", QuestionRow) as file, model:
         rows = answer_questions(model, eval_set(task), file)
-    theirs = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
     for row, prompt in list(zip(rows, eval_set(task).prompts(model), strict=True))[::6]:
         assert (row.prompt_form, row.shots) == ("chatml", 0)
-        said = task.template.render(prompt.question).prompt
-        text = f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
+        plain = task.template.render(prompt.question).prompt
+        text = f"<|im_start|>user\n{plain}<|im_end|>\n<|im_start|>assistant\n"
         assert prompt.rendered.prompt == text
         ids = model.tokenizer.encode(text, special=True, bos=False)
         with torch.no_grad():
-            logp = theirs(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            logp = reference(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         letters = [model.tokenizer.encode(letter, bos=False) for letter in "ABC"]
         assert row.scores["sum"] == pytest.approx([float(logp[token]) for [token] in letters], abs=1e-4)
 
 
-def test_solved_questions_are_turns_of_their_own(chat_model: Path, task_file: Path) -> None:
+def test_examples_are_separate_turns(chat_model: Path, task_file: Path) -> None:
     for prompt in eval_set(open_task(str(task_file), template="letters"), shots=3).prompts(
         local_model(chat_model)
     ):
@@ -112,29 +112,29 @@ def test_a_control_tokens_name_in_a_question_opens_no_turn(chat_model: Path, tmp
     model = local_model(chat_model)
     [end] = model.tokenizer.encode("<|im_end|>", special=True, bos=False)
     for prompt in eval_set(open_task(str(path))).prompts(model):
-        found = encode_messages(model.chat_tokenizer, prompt.messages, prompt.rendered.continuations, 10_000)
-        assert found.prefix.count(end) == 1
+        result = encode_messages(model.chat_tokenizer, prompt.messages, prompt.rendered.continuations, 10_000)
+        assert result.prefix.count(end) == 1
 
 
-def test_a_base_is_asked_raw_and_both_forms_stand_beside_each_other(
+def test_a_base_is_prompted_in_plain_text_and_both_forms_give_two_scores(
     tiny: Path, chat_model: Path, corpus: Path, task_file: Path, tmp_path: Path
 ) -> None:
     paths = {"base": tiny, "finetune": chat_model, "corpus": corpus, str(task_file): task_file}
     inputs = {name: Artifact(name, path, "d") for name, path in paths.items()}
-    asked = {"models": ("base", "finetune"), "tasks": (str(task_file),), "seed": 1, "resamples": 200}
-    run(EvaluateConfig.model_validate(asked), inputs, tmp_path / "out")
-    found = read_results(tmp_path / "out")
-    assert [found.tasks[name]["drugs"].prompt_form for name in ("base", "finetune")] == ["raw", "chatml"]
-    of_task = [one for one in found.differences if one.task]
-    assert {one.unlike for one in of_task} == {("prompt form: raw / chatml",)}
+    settings = {"models": ("base", "finetune"), "tasks": (str(task_file),), "seed": 1, "resamples": 200}
+    run(EvaluateConfig.model_validate(settings), inputs, tmp_path / "out")
+    result = read_results(tmp_path / "out")
+    assert [result.tasks[name]["drugs"].prompt_form for name in ("base", "finetune")] == ["raw", "chatml"]
+    of_task = [item for item in result.differences if item.task]
+    assert {item.unlike for item in of_task} == {("prompt form: raw / chatml",)}
     assert of_task[0].what == "accuracy, drugs [prompt form: raw / chatml]"
-    run(EvaluateConfig.model_validate(asked | {"prompt_form": "both"}), inputs, tmp_path / "both")
-    found = read_results(tmp_path / "both")
-    assert [found.tasks["finetune"][name].prompt_form for name in ("drugs", "drugs (raw)")] == [
+    run(EvaluateConfig.model_validate(settings | {"prompt_form": "both"}), inputs, tmp_path / "both")
+    result = read_results(tmp_path / "both")
+    assert [result.tasks["finetune"][name].prompt_form for name in ("drugs", "drugs (raw)")] == [
         "chatml",
         "raw",
     ]
-    assert {one.unlike for one in found.differences if one.task == "drugs (raw)"} == {()}
+    assert {item.unlike for item in result.differences if item.task == "drugs (raw)"} == {()}
     rows = read_rows(tmp_path / "both" / "drugs.jsonl", QuestionRow)
     counted = dict.fromkeys((("base", "raw"), ("finetune", "raw"), ("finetune", "chatml")), 0)
     for row in rows:
@@ -142,15 +142,15 @@ def test_a_base_is_asked_raw_and_both_forms_stand_beside_each_other(
     assert set(counted.values()) == {30}
 
 
-def test_without_a_template_left_it_says_so(tmp_path: Path, task_file: Path) -> None:
+def test_a_missing_chat_template_is_an_error(tmp_path: Path, task_file: Path) -> None:
     folder = tiny_hf(tmp_path / "m")
     finetuned(folder, "tokenizer")
     with pytest.raises(UsageError, match="has no chat template now"):
         evaluate_on_task(str(folder), str(task_file), out=tmp_path / "out")
-    found, _ = evaluate_on_task(
+    result, _ = evaluate_on_task(
         str(folder), str(task_file), EvalOptions(prompt_form="raw"), out=tmp_path / "out"
     )
-    [score] = found.tasks[str(folder)].values()
+    [score] = result.tasks[str(folder)].values()
     assert score.prompt_form == "raw"
 
 

@@ -20,8 +20,8 @@ READ = Question(
 )
 
 
-def met(trained: Question, asked: Question) -> bool:
-    return bool(training_hashes(trained) & lookup_hashes(asked))
+def met(trained: Question, question: Question) -> bool:
+    return bool(training_hashes(trained) & lookup_hashes(question))
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def met(trained: Question, asked: Question) -> bool:
     ],
     ids=["white space", "order", "fewer options", "another key", "letters", "with a context"],
 )
-def test_a_copy_is_met_in_both_directions(copy: Question) -> None:
+def test_a_copy_is_detected_in_both_directions(copy: Question) -> None:
     assert met(ASKED, copy)
     assert met(copy, ASKED)
 
 
-def test_a_question_without_its_context_is_met_but_not_with_another() -> None:
+def test_a_question_without_its_context_is_detected_but_not_with_another() -> None:
     bare = replace(READ, context="")
     assert met(READ, bare)
     assert met(bare, READ)
@@ -69,7 +69,7 @@ def test_short_texts_need_their_options() -> None:
         "Think first.\n\n" + VIGNETTE.replace(". Which", ".\nWhich"),
     ],
 )
-def test_messages_that_hold_the_question(message: str) -> None:
+def test_messages_that_contain_the_question(message: str) -> None:
     texts = {short(content_sha256(text)) for text in passages(message)}
     assert is_in_messages(texts, VIGNETTE)
     assert is_in_messages(texts, f"7. {VIGNETTE}")

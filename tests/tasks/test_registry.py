@@ -22,7 +22,7 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_names_that_are_none(tmp_path: Path) -> None:
+def test_unknown_tasks_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no task 'pubmed-section'") as caught:
         open_task("pubmed-section")
     assert caught.value.hint == "did you mean pubmed-sections?"
@@ -40,7 +40,7 @@ def test_names_that_are_none(tmp_path: Path) -> None:
         open_task(str(tmp_path))
 
 
-def test_a_layout_of_ones_own_choice(file: str) -> None:
+def test_another_template_changes_prompts_only(file: str) -> None:
     assert open_task(file).template.name == "letters"
     task = open_task(file, template="texts")
     assert task.template.render(task.rows("test")[0]).continuations == (" yes", " no")
@@ -63,15 +63,15 @@ def test_a_limit_takes_the_beginning_of_an_order_that_does_not_change(file: str,
     assert [q for q in open_task(str(longer)).rows("test") if q.id != "10"] == list(rows)
 
 
-def test_hashes_are_of_what_is_asked(file: str) -> None:
+def test_hashes_cover_questions_and_prompts(file: str) -> None:
     task = open_task(file)
     rows = task.rows("test")
     assert task.data_sha256("test") == questions_sha256(rows)
     assert task.prompt_sha256("test") == prompts_sha256(task.template.render(row) for row in rows)
     first = Question(id="1", text="Why?", options=("a", "b"), gold=0)
     hashes = {
-        questions_sha256([one])
-        for one in (
+        questions_sha256([item])
+        for item in (
             first,
             Question(id="2", text="Why?", options=("a", "b"), gold=0),
             Question(id="1", text="How?", options=("a", "b"), gold=0),
@@ -87,7 +87,7 @@ def test_hashes_are_of_what_is_asked(file: str) -> None:
     assert questions_sha256([first, first]) != questions_sha256([first])
 
 
-def test_every_registered_task_says_whose_it_is(tmp_path: Path) -> None:
+def test_every_registered_task_has_title_licence_and_origin(tmp_path: Path) -> None:
     for name in TASKS:
         task = open_task(name, corpus=tmp_path)
         assert task.name == name
