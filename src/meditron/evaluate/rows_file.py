@@ -5,22 +5,22 @@ canonical order, so interrupted and uninterrupted runs leave the same bytes.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from meditron.core.console import progress
-from meditron.core.errors import InputError, StorageError
+from meditron.core.errors import InputError
 from meditron.evaluate.methods.base import question_row_adapter
 from meditron.evaluate.rows import EvalRow, QuestionRow
-from meditron.store.files import atomic, make_folder, translate_read_errors, translate_write_errors
+from meditron.store.files import make_folder
 from meditron.store.jsonl import read_jsonl
 from meditron.store.lock import exclusive_lock
+from meditron.store.resumable_jsonl import ResumableJsonl
 
 __all__ = ["RowsFile", "exclusive", "read_rows", "run_resumable"]
 
@@ -94,26 +94,17 @@ class RowsFile(Generic[R]):
     def __init__(self, path: Path, row_type: type[R]) -> None:
         make_folder(path.parent)
         self.path = path
-        if path.is_symlink():
-            raise StorageError(f"{path}: is a symbolic link", hint="rows need a file of their own: --out")
-        content = b""
-        if path.exists():
-            with translate_read_errors(path):
-                content = path.read_bytes()
-        whole, torn = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
+        self._file = ResumableJsonl(path)
         adapter = _adapter(row_type)
         self.rows: list[R] = [
             _validated(path, number, line, row_type, adapter)
-            for number, line in enumerate(whole.split(b"\n")[:-1], start=1)
+            for number, line in enumerate(self._file.lines, start=1)
         ]
+        # A torn last line must be the beginning of a row: anything else is a file of the user's.
+        torn = self._file.torn
         if not torn.startswith(_ROW_START[: len(torn)]):
-            raise InputError(
-                path, f"not a file of {row_type.contents}", hint="choose another folder with --out"
-            )
-        # A kill can tear the last line. A hard link is another name of the file: its content must stay.
-        self._rewrite = bool(torn) or (path.exists() and path.stat().st_nlink > 1)
-        self._whole = whole
-        self._file: IO[bytes] | None = None
+            hint = "choose another folder with --out"
+            raise InputError(path, f"not a file of {row_type.contents}", hint=hint)
 
     def __enter__(self) -> Self:
         return self
@@ -121,8 +112,7 @@ class RowsFile(Generic[R]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def known(self, cache_key: str) -> dict[tuple[str, ...], R]:
         """Return item → the row of an earlier run with this cache key."""
@@ -130,23 +120,12 @@ class RowsFile(Generic[R]):
 
     def append(self, rows: Sequence[R]) -> None:
         """Append rows; they are on the disk when this returns."""
-        with translate_write_errors(self.path):
-            if self._file is None:
-                if self._rewrite:
-                    with atomic(self.path) as file:
-                        file.write(self._whole)
-                # O_NOFOLLOW: the path may have become a link since it was checked.
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._file = os.fdopen(os.open(self.path, flags, 0o644), "ab")
-            self._file.write(b"".join(map(_line, rows)))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        self._file.append(map(_line, rows))
 
     def finish(self, rows: Iterable[R]) -> None:
         """Replace the file by these rows, in the order of their keys, one row per key."""
         by_key = {row.key(): row for row in rows}
-        with atomic(self.path) as file:
-            file.writelines(_line(by_key[key]) for key in sorted(by_key))
+        self._file.replace(_line(by_key[key]) for key in sorted(by_key))
 
 
 def _line(row: EvalRow) -> bytes:
