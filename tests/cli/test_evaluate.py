@@ -7,6 +7,7 @@ import pytest
 
 from command import Command
 from meditron.store.jsonl import JsonlWriter
+from meditron.tasks.formats import FORMATS
 from tiny import TEXTS, tiny_hf
 
 QUESTIONS = [
@@ -29,39 +30,70 @@ def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_task_gives_the_stable_fields_and_the_rows(meditron: Command, model: Path, questions: Path) -> None:
-    said = meditron("evaluate", model, "--task", questions, "--shots", "2", "--rule", "calibrated", "--json")
-    assert said.code == 0, said.err
-    told = json.loads(said.out)
+    completed = meditron(
+        "evaluate", model, "--task", questions, "--shots", "2", "--rule", "calibrated", "--json"
+    )
+    assert completed.code == 0, completed.err
+    result = json.loads(completed.out)
     stable = "task version method shots n accuracy interval majority position parse_rate"
-    assert {*stable.split(), "option_probability_mass", "prompt_sha256", "data_sha256", "rows"} <= set(told)
-    assert (told["task"], told["shots"], told["n"], told["rule"]) == ("questions", 2, 12, "calibrated")
-    assert len(told["shot_ids"]) == 3
-    rows = [json.loads(line) for line in Path(told["rows"]).read_text(encoding="utf-8").splitlines()]
+    assert {*stable.split(), "option_probability_mass", "prompt_sha256", "data_sha256", "rows"} <= set(result)
+    assert (result["task"], result["shots"], result["n"], result["rule"]) == (
+        "questions",
+        2,
+        12,
+        "calibrated",
+    )
+    assert len(result["shot_ids"]) == 3
+    rows = [json.loads(line) for line in Path(result["rows"]).read_text(encoding="utf-8").splitlines()]
     assert {row["id"] for row in rows} == {row["id"] for row in QUESTIONS}
     assert {"gold", "prediction", "correct", "scores"} <= set(rows[0])
-    assert told["accuracy"] == sum(row["correct"] for row in rows) / 12
+    assert result["accuracy"] == sum(row["correct"] for row in rows) / 12
 
 
-def test_the_table_tells_how_and_how_sure(meditron: Command, model: Path, questions: Path) -> None:
-    asked = ("evaluate", model, "--task", questions, "--mode", "next-token", "--questions", "10")
-    said = meditron(*asked)
-    assert said.code == 0, said.err
+def test_the_table_shows_settings_and_intervals(meditron: Command, model: Path, questions: Path) -> None:
+    arguments = ("evaluate", model, "--task", questions, "--method", "next-token", "--questions", "10")
+    completed = meditron(*arguments)
+    assert completed.code == 0, completed.err
     for word in ("next-token", "95 % interval", "parse rate", "answer mass", "majority", "torch"):
-        assert word in said.out
-    assert "rows: evaluations" in said.err
-    again = meditron(*asked)
-    assert again.out == said.out
+        assert word in completed.out
+    assert "rows: evaluations" in completed.err
+    again = meditron(*arguments)
+    assert again.out == completed.out
     assert "10 questions" not in again.err, "it was computed again"
+
+
+def test_help_names_the_published_files(meditron: Command) -> None:
+    shown = " ".join(meditron("evaluate", "--help").out.replace("│", " ").split())
+    for published in FORMATS:
+        assert all(f"{published.dataset}'s {published.files[0]}" in shown for _ in published.files)
+
+
+def test_an_unknown_method_is_named(meditron: Command, model: Path, questions: Path) -> None:
+    completed = meditron("evaluate", model, "--task", questions, "--method", "options")
+    assert completed.code == 2
+    assert "--method: no method 'options'; methods: loglikelihood, next-token" in completed.err
+
+
+def test_examples_come_from_another_file(
+    meditron: Command, model: Path, questions: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jsonl"
+    rows = [row | {"id": f"other-{row['id']}", "question": f"{row['question']}!"} for row in QUESTIONS]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ("--task", questions, "--shots", "2", "--shots-from", other, "--json")
+    result = json.loads(meditron("evaluate", model, *words).out)
+    assert (result["shots"], result["shots_from"]) == (2, "other.jsonl")
+    assert all(id_.startswith("other-") for id_ in result["shot_ids"])
 
 
 def test_two_models_rows_compare(meditron: Command, model: Path, questions: Path, tmp_path: Path) -> None:
     other = tiny_hf(tmp_path / "other", seed=1)
-    for one in (model, other):
-        assert meditron("evaluate", one, "--task", questions, "--out", tmp_path / "both").code == 0
-    specs = [f"{tmp_path}/both:{one}" for one in (model, other)]
-    told = json.loads(meditron("compare", *specs, "--json").out)
-    assert {"n", "difference", "interval", "p", "detectable", "mcnemar"} <= set(told)
-    assert (told["n"], told["task"]) == (12, "questions")
+    for item in (model, other):
+        assert meditron("evaluate", item, "--task", questions, "--out", tmp_path / "both").code == 0
+    specs = [f"{tmp_path}/both:{item}" for item in (model, other)]
+    result = json.loads(meditron("compare", *specs, "--json").out)
+    assert {"n", "difference", "interval", "p", "detectable", "mcnemar"} <= set(result)
+    assert (result["n"], result["task"]) == (12, "questions")
     assert "accuracy, questions" in meditron("compare", *specs).out
 
 
@@ -70,7 +102,7 @@ def test_against_another_model(meditron: Command, model: Path, tmp_path: Path) -
         for n, text in enumerate(TEXTS):
             writer.write({"id": f"pubmed:{n}", "text": text})
     other = tiny_hf(tmp_path / "other", seed=1)
-    asked = (
+    arguments = (
         "evaluate",
         model,
         "--against",
@@ -80,17 +112,17 @@ def test_against_another_model(meditron: Command, model: Path, tmp_path: Path) -
         "--out",
         tmp_path / "out",
     )
-    told = json.loads(meditron(*asked, "--json").out)
+    result = json.loads(meditron(*arguments, "--json").out)
     stable = "n_tokens perplexity perplexity_against kl_mean kl_99 top_agreement intervals"
-    assert set(stable.split()) <= set(told)
-    assert told["kl_mean"] > 0
-    assert set(told["intervals"]) == {"perplexity_ratio", "kl_mean", "top_agreement"}
-    said = meditron(*asked)
-    assert "perplexity ratio" in said.out
+    assert set(stable.split()) <= set(result)
+    assert result["kl_mean"] > 0
+    assert set(result["intervals"]) == {"perplexity_ratio", "kl_mean", "top_agreement"}
+    completed = meditron(*arguments)
+    assert "perplexity ratio" in completed.out
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["{model}"], "a task or a model"),
         (["{model}", "--task", "a", "--against", "b"], "a task or a model"),
@@ -104,14 +136,14 @@ def test_against_another_model(meditron: Command, model: Path, tmp_path: Path) -
         (["no/model", "--task", "questions.jsonl"], "no/model"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told_in_one_line(
-    meditron: Command, model: Path, questions: Path, words: list[str], told: str
+def test_invalid_usage_is_one_line(
+    meditron: Command, model: Path, questions: Path, words: list[str], expected: str
 ) -> None:
-    said = meditron("evaluate", *[word.format(model=model) for word in words])
-    assert said.code == 2
-    assert said.out == ""
-    errors = [line for line in said.err.splitlines() if line.startswith(("meditron: error: ", "hint: "))]
-    assert told in "\n".join(errors)
+    completed = meditron("evaluate", *[word.format(model=model) for word in words])
+    assert completed.code == 2
+    assert completed.out == ""
+    errors = [line for line in completed.err.splitlines() if line.startswith(("meditron: error: ", "hint: "))]
+    assert expected in "\n".join(errors)
 
 
 @pytest.mark.parametrize("way", ["same", "link", "hard link", "spelling"])
@@ -132,22 +164,22 @@ def test_the_question_file_is_never_overwritten(
     elif way == "spelling":
         out = tmp_path / "sub" / ".."
         (tmp_path / "sub").mkdir()
-    said = meditron("evaluate", model, "--task", questions, "--out", out)
-    assert said.code == 2
-    assert "never overwritten" in said.err
+    completed = meditron("evaluate", model, "--task", questions, "--out", out)
+    assert completed.code == 2
+    assert "never overwritten" in completed.err
     assert questions.read_text() == content
 
 
-def test_a_file_of_the_users_own_under_the_rows_name_is_refused(
+def test_another_file_with_the_rows_name_is_refused(
     meditron: Command, model: Path, questions: Path, tmp_path: Path
 ) -> None:
-    own = tmp_path / "out" / "questions.jsonl"
-    own.parent.mkdir()
-    own.write_text('{"question": "mine"}')
-    said = meditron("evaluate", model, "--task", questions, "--out", own.parent)
-    assert said.code == 1
-    assert "not a file of answers" in said.err
-    assert own.read_text() == '{"question": "mine"}'
+    model_rows = tmp_path / "out" / "questions.jsonl"
+    model_rows.parent.mkdir()
+    model_rows.write_text('{"question": "mine"}')
+    completed = meditron("evaluate", model, "--task", questions, "--out", model_rows.parent)
+    assert completed.code == 1
+    assert "not a file of answers" in completed.err
+    assert model_rows.read_text() == '{"question": "mine"}'
 
 
 def test_rows_of_other_settings_models_and_files_stay(
@@ -173,18 +205,22 @@ def test_rows_of_other_settings_models_and_files_stay(
     assert len({row["data_sha256"] for row in rows}) == 2
 
 
-def test_both_forms_are_told_apart(meditron: Command, model: Path, questions: Path) -> None:
-    told = json.loads(meditron("evaluate", model, "--task", questions, "--prompt-form", "both", "--json").out)
-    assert (told["task"], told["prompt_form"]) == ("questions", "raw")
-    assert (told["raw"]["task"], told["raw"]["accuracy"]) == ("questions (raw)", told["accuracy"])
-    assert told["ancestry"][str(model)]["statement"].startswith("Training data unknown")
+def test_both_prompt_forms_have_scores_of_their_own(meditron: Command, model: Path, questions: Path) -> None:
+    result = json.loads(
+        meditron("evaluate", model, "--task", questions, "--prompt-form", "both", "--json").out
+    )
+    assert (result["task"], result["prompt_form"]) == ("questions", "raw")
+    assert (result["raw"]["task"], result["raw"]["accuracy"]) == ("questions (raw)", result["accuracy"])
+    assert result["ancestry"][str(model)]["statement"].startswith("Training data unknown")
 
 
-def test_repeated_questions_are_said(meditron: Command, model: Path, tmp_path: Path) -> None:
+def test_repeated_questions_are_counted_with_a_warning(
+    meditron: Command, model: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "repeats.jsonl"
     rows = [row | {"question": "The same one?", "id": f"r{n}"} for n, row in enumerate(QUESTIONS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = meditron("evaluate", model, "--task", path, "--out", tmp_path / "out", "--json")
-    told = json.loads(said.out)
-    assert (told["n"], told["repeated"]) == (12, 11)
-    assert "11 of 12 questions repeat" in said.err
+    completed = meditron("evaluate", model, "--task", path, "--out", tmp_path / "out", "--json")
+    result = json.loads(completed.out)
+    assert (result["n"], result["repeated"]) == (12, 11)
+    assert "11 of 12 questions repeat" in completed.err

@@ -32,7 +32,7 @@ def main(model: str, task: str, rows: str, scores: str) -> None:
     definition = Path(lm_eval.__file__).parent / "tasks" / task
     text = TASK.format(definition=definition, rows=rows)
     (folder / "local_rows.yaml").write_text(text, encoding="utf-8")
-    found = lm_eval.simple_evaluate(
+    result = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": model, "dtype": "float32"},
         tasks=["local_rows"],
@@ -41,7 +41,7 @@ def main(model: str, task: str, rows: str, scores: str) -> None:
         device="cpu",
         bootstrap_iters=0,
     )
-    samples = sorted(found["samples"]["local_rows"], key=lambda sample: sample["doc_id"])
+    samples = sorted(result["samples"]["local_rows"], key=lambda sample: sample["doc_id"])
     figures = [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in samples]
     Path(scores).write_text(json.dumps({"version": lm_eval.__version__, "scores": figures}), encoding="utf-8")
 

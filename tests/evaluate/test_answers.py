@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meditron.core.errors import MeditronError, UsageError
 from meditron.engine.torch_engine import TorchEngine
-from meditron.evaluate.answers import answer, encode
+from meditron.evaluate.answers import answer_questions
+from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.eval_set import EvalSet
-from meditron.evaluate.model import EvalModel
-from meditron.evaluate.rows import QuestionRow, RowsFile
+from meditron.evaluate.model import LocalModel
+from meditron.evaluate.prompts import encode
+from meditron.evaluate.rows import QuestionRow
+from meditron.evaluate.rows_file import RowsFile
 from meditron.store.artifact import Artifact
-from meditron.store.results import Mode, Rule
 from meditron.tasks.prompt_template import Rendered
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
@@ -49,36 +52,38 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def theirs(tiny: Path) -> Reference:
+def reference(tiny: Path) -> Reference:
     return Reference(tiny)
 
 
-def exam(task: Task, *, mode: Mode = "options", rule: Rule = "sum", shots: int = 0, n: int = 30) -> EvalSet:
-    [made] = EvalSet.of(task, questions=n, mode=mode, rule=rule, shots=shots, seed=1)
-    return made
+def eval_set_of(task: Task, **options: Any) -> EvalSet:
+    [eval_set] = EvalSet.of(task, EvalOptions.model_validate({"questions": 30} | options), seed=1)
+    return eval_set
 
 
-def prompts(asked: EvalSet, folder: Path) -> list[Rendered]:
-    candidate = EvalModel("base", Artifact("base", folder, "digest"), "float32")
-    return [each.rendered for each in asked.prompts(candidate)]
+def prompts(eval_set: EvalSet, folder: Path) -> list[Rendered]:
+    model = LocalModel("base", Artifact("base", folder, "digest"), "float32")
+    return [prompt.rendered for prompt in eval_set.prompts(model)]
 
 
-def answered(folder: Path, asked: EvalSet, out: Path, dtype: str = "float32") -> list[QuestionRow]:
+def answered(folder: Path, eval_set: EvalSet, out: Path, dtype: str = "float32") -> list[QuestionRow]:
     with (
         RowsFile(out / "rows.jsonl", QuestionRow) as file,
-        EvalModel("base", Artifact("base", folder, "digest"), dtype) as candidate,
+        LocalModel("base", Artifact("base", folder, "digest"), dtype) as model,
     ):
-        return answer(candidate, asked, file)
+        return answer_questions(model, eval_set, file)
 
 
 @pytest.mark.parametrize("template", ["letters", "texts"])
 def test_scores_are_those_of_one_pair_a_row_in_transformers(
-    tiny: Path, theirs: Reference, task_file: Path, tmp_path: Path, template: str
+    tiny: Path, reference: Reference, task_file: Path, tmp_path: Path, template: str
 ) -> None:
-    asked = exam(open_task(str(task_file), template=template))
-    for row, prompt in list(zip(answered(tiny, asked, tmp_path), prompts(asked, tiny), strict=True))[::4]:
-        given = [theirs.score(prompt.prompt, c) for c in prompt.continuations]
-        alone = [theirs.score(prompt.unconditional, c) for c in prompt.continuations]
+    eval_set = eval_set_of(open_task(str(task_file), template=template))
+    for row, prompt in list(zip(answered(tiny, eval_set, tmp_path), prompts(eval_set, tiny), strict=True))[
+        ::4
+    ]:
+        given = [reference.score(prompt.prompt, c) for c in prompt.continuations]
+        alone = [reference.score(prompt.unconditional, c) for c in prompt.continuations]
         sums = [sum(logp) for logp in given]
         assert row.scores["sum"] == pytest.approx(sums, abs=1e-4)
         lengths = [len(c.strip().encode()) for c in prompt.continuations]
@@ -88,7 +93,7 @@ def test_scores_are_those_of_one_pair_a_row_in_transformers(
         less = [s - sum(a) for s, a in zip(sums, alone, strict=True)]
         assert row.scores["calibrated"] == pytest.approx(less, abs=1e-4)
         scored = zip(prompt.continuations, given, strict=True)
-        first = {theirs.ids(prompt.prompt, c)[1][0]: logp[0] for c, logp in scored}
+        first = {reference.ids(prompt.prompt, c)[1][0]: logp[0] for c, logp in scored}
         assert row.option_probability_mass == pytest.approx(sum(map(math.exp, first.values())), rel=1e-3)
         assert row.prediction == sums.index(max(sums))
         assert row.correct == (row.prediction == row.gold)
@@ -96,7 +101,7 @@ def test_scores_are_those_of_one_pair_a_row_in_transformers(
 
 @pytest.mark.parametrize("template", ["letters", "texts"])
 def test_scores_behind_solved_examples_are_those_of_one_pair_a_row_in_transformers(
-    tiny: Path, theirs: Reference, tmp_path: Path, template: str
+    tiny: Path, reference: Reference, tmp_path: Path, template: str
 ) -> None:
     """Prompts that begin alike, which the engine reads once."""
     options = ["aspirin", "metformin hydrochloride"]
@@ -108,35 +113,35 @@ def test_scores_behind_solved_examples_are_those_of_one_pair_a_row_in_transforme
             for n in range(30)
         )
     )
-    asked = exam(open_task(str(path), template=template), shots=2)
-    for row, prompt in zip(answered(tiny, asked, tmp_path), prompts(asked, tiny), strict=True):
+    eval_set = eval_set_of(open_task(str(path), template=template), shots=2)
+    for row, prompt in zip(answered(tiny, eval_set, tmp_path), prompts(eval_set, tiny), strict=True):
         assert not row.truncated
-        given = [sum(theirs.score(prompt.prompt, c)) for c in prompt.continuations]
-        alone = [sum(theirs.score(prompt.unconditional, c)) for c in prompt.continuations]
+        given = [sum(reference.score(prompt.prompt, c)) for c in prompt.continuations]
+        alone = [sum(reference.score(prompt.unconditional, c)) for c in prompt.continuations]
         assert row.scores["sum"] == pytest.approx(given, abs=1e-4)
         less = [s - a for s, a in zip(given, alone, strict=True)]
         assert row.scores["calibrated"] == pytest.approx(less, abs=1e-4)
 
 
-def test_the_rule_is_laid_over_the_rows_and_moves_no_score(
+def test_another_rule_changes_predictions_and_no_scores(
     tiny: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = open_task(str(task_file), template="texts")
-    by_sum = answered(tiny, exam(task), tmp_path)
+    by_sum = answered(tiny, eval_set_of(task), tmp_path)
     monkeypatch.delattr(TorchEngine, "load")
-    calibrated = answered(tiny, exam(task, rule="calibrated"), tmp_path)  # not computed again
+    calibrated = answered(tiny, eval_set_of(task, rule="calibrated"), tmp_path)  # not computed again
     assert [row.scores for row in by_sum] == [row.scores for row in calibrated]
-    assert [row.prediction for row in calibrated] == [row.by("calibrated") for row in by_sum]
+    assert [row.prediction for row in calibrated] == [row.choice("calibrated") for row in by_sum]
 
 
-def test_by_next_token_what_names_no_option_is_wrong(
-    tiny: Path, theirs: Reference, task_file: Path, tmp_path: Path
+def test_a_next_token_that_names_no_option_is_wrong(
+    tiny: Path, reference: Reference, task_file: Path, tmp_path: Path
 ) -> None:
-    asked = exam(open_task(str(task_file), template="letters"), mode="next-token")
-    rows = answered(tiny, asked, tmp_path)
-    for row, prompt in zip(rows, prompts(asked, tiny), strict=True):
-        logp = theirs.next_token(prompt.prompt)
-        token = theirs.tokenizer.decode([int(logp.argmax())])
+    eval_set = eval_set_of(open_task(str(task_file), template="letters"), methods=("next-token",))
+    rows = answered(tiny, eval_set, tmp_path)
+    for row, prompt in zip(rows, prompts(eval_set, tiny), strict=True):
+        logp = reference.next_token(prompt.prompt)
+        token = reference.tokenizer.decode([int(logp.argmax())])
         letters = [c.strip() for c in prompt.continuations]
         assert row.token == token
         assert row.prediction == (letters.index(token.strip()) if token.strip() in letters else None)
@@ -154,24 +159,24 @@ def test_by_next_token_what_names_no_option_is_wrong(
         ("", "A"),
     ],
 )
-def test_prompt_and_continuation_meet_as_in_lm_eval(
-    tiny: Path, theirs: Reference, prompt: str, continuation: str
+def test_prompt_and_continuation_are_split_as_in_lm_eval(
+    tiny: Path, reference: Reference, prompt: str, continuation: str
 ) -> None:
     tokenizer = load_tokenizer(tiny)
-    found = encode(tokenizer, prompt, [continuation], 256)
-    given, behind = theirs.ids(prompt, continuation)
+    result = encode(tokenizer, prompt, [continuation], 256)
+    given, behind = reference.ids(prompt, continuation)
     # lm-eval's HFLM puts its prefix token before a text that nothing precedes: BOS, else EOS.
-    assert found.prefix == (given or [theirs.tokenizer.bos_token_id])
-    assert found.continuations == [behind]
+    assert result.prefix == (given or [reference.tokenizer.bos_token_id])
+    assert result.continuations == [behind]
 
 
 def test_a_prompt_that_does_not_fit_loses_its_beginning(tiny: Path) -> None:
     tokenizer = load_tokenizer(tiny)
     prompt = "trial " * 300 + "Answer:"
-    found = encode(tokenizer, prompt, [" aspirin", " an antibiotic"], 256)
-    longest = max(map(len, found.continuations))
-    assert found.truncated
-    assert found.prefix == tokenizer.encode(prompt)[-(256 - longest) :]
+    result = encode(tokenizer, prompt, [" aspirin", " an antibiotic"], 256)
+    longest = max(map(len, result.continuations))
+    assert result.truncated
+    assert result.prefix == tokenizer.encode(prompt)[-(256 - longest) :]
     assert not encode(tokenizer, "Answer:", [" A"], 256).truncated
 
 
@@ -182,21 +187,21 @@ def test_a_continuation_without_tokens_is_refused(tiny: Path) -> None:
 
 def test_shots_are_drawn_by_the_seed_and_never_the_question_itself(tiny: Path, task_file: Path) -> None:
     task = open_task(str(task_file), template="letters")
-    asked = exam(task, shots=3)
-    assert asked.drawn == exam(task, shots=3).drawn
-    assert len(asked.drawn) == 4
+    eval_set = eval_set_of(task, shots=3)
+    assert eval_set.examples.drawn == eval_set_of(task, shots=3).examples.drawn
+    assert len(eval_set.examples.drawn) == 4
     texts = {question.id: question.text for question in task.rows("train")}
-    for question, prompt in zip(asked.questions, prompts(asked, tiny), strict=True):
-        shown = [shot.id for shot in asked.drawn if shot.id != question.id][:3]
+    for question, prompt in zip(eval_set.questions, prompts(eval_set, tiny), strict=True):
+        shown = [shot.id for shot in eval_set.examples.drawn if shot.id != question.id][:3]
         assert all(texts[id_] in prompt.prompt for id_ in shown)
         assert prompt.prompt.count("Answer:") == 4
         assert prompt.prompt.count(question.text) == 1 + sum(question.text in texts[i] for i in shown)
     with pytest.raises(UsageError, match="too few for 30 shots"):
-        exam(task, shots=30)
+        eval_set_of(task, shots=30)
 
 
 def test_bfloat16_is_near_float32(tiny: Path, task_file: Path, tmp_path: Path) -> None:
-    asked = exam(open_task(str(task_file), template="letters"))
-    wide, narrow = (answered(tiny, asked, tmp_path, dtype) for dtype in ("float32", "bfloat16"))
+    eval_set = eval_set_of(open_task(str(task_file), template="letters"))
+    wide, narrow = (answered(tiny, eval_set, tmp_path, dtype) for dtype in ("float32", "bfloat16"))
     for a, b in zip(wide, narrow, strict=True):
         assert a.scores["sum"] == pytest.approx(b.scores["sum"], abs=0.3)

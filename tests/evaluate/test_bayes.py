@@ -12,52 +12,54 @@ from meditron.tasks.question import Question
 
 OPTIONS = ("a", "b", "c")
 words = st.lists(st.sampled_from(["heart", "lung", "dose", "mg", "trial"]), max_size=6).map(" ".join)
-questions = st.builds(Question, st.just("q"), words, st.just(OPTIONS), st.integers(0, 2), words)
+questions = st.builds(
+    Question, id=st.just("q"), text=words, options=st.just(OPTIONS), gold=st.integers(0, 2), context=words
+)
 
 
-def posterior(training: list[Question], asked: Question) -> dict[int, Fraction]:
+def posterior(training: list[Question], question: Question) -> dict[int, Fraction]:
     """P(class) · Π (count of the word in the class + 1) / (words of the class + vocabulary), in fractions."""
 
-    def counted(some: list[Question]) -> Counter[str]:
-        return Counter(w for q in some for w in re.findall(r"\w+", f"{q.context} {q.text}".lower()))
+    def counted(questions: list[Question]) -> Counter[str]:
+        return Counter(w for q in questions for w in re.findall(r"\w+", f"{q.context} {q.text}".lower()))
 
     vocabulary = counted(training)
-    found = {}
+    probability = {}
     for gold in {q.gold for q in training}:
-        own = [q for q in training if q.gold == gold]
-        counts = counted(own)
-        found[gold] = Fraction(len(own), len(training))
-        for word in counted([asked]).elements():
+        of_class = [q for q in training if q.gold == gold]
+        counts = counted(of_class)
+        probability[gold] = Fraction(len(of_class), len(training))
+        for word in counted([question]).elements():
             if word in vocabulary:
-                found[gold] *= Fraction(counts[word] + 1, counts.total() + len(vocabulary))
-    return found
+                probability[gold] *= Fraction(counts[word] + 1, counts.total() + len(vocabulary))
+    return probability
 
 
 @given(st.lists(questions, min_size=1, max_size=12), questions)
 def test_the_class_is_the_likeliest_by_the_textbooks_formula(
-    training: list[Question], asked: Question
+    training: list[Question], question: Question
 ) -> None:
-    found = posterior(training, asked)
-    chosen = NaiveBayes.train(training).predict(asked)
-    assert math.isclose(found[chosen], max(found.values()), rel_tol=1e-12)
+    expected = posterior(training, question)
+    chosen = NaiveBayes.train(training).predict(question)
+    assert math.isclose(expected[chosen], max(expected.values()), rel_tol=1e-12)
 
 
-def test_it_is_scikit_learns() -> None:
+def test_predictions_equal_scikit_learns() -> None:
     sklearn = pytest.importorskip("sklearn", reason="a second opinion, where scikit-learn is installed")
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.naive_bayes import MultinomialNB
 
     assert sklearn
     texts = ["heart lung", "dose mg dose", "trial of a heart", "mg mg", "lung trial lung"]
-    training = [Question(str(n), text, OPTIONS, n % 3) for n, text in enumerate(texts)]
+    training = [Question(id=str(n), text=text, options=OPTIONS, gold=n % 3) for n, text in enumerate(texts)]
     counts = CountVectorizer(token_pattern=r"\w+")
-    theirs = MultinomialNB().fit(counts.fit_transform(texts), [q.gold for q in training])
+    reference = MultinomialNB().fit(counts.fit_transform(texts), [q.gold for q in training])
     ours = NaiveBayes.train(training)
     for text in ("heart", "dose of mg", "lung lung trial", "nothing known"):
-        expected = theirs.predict(counts.transform([text]))[0]
-        assert ours.predict(Question("x", text, OPTIONS, 0)) == expected
+        expected = reference.predict(counts.transform([text]))[0]
+        assert ours.predict(Question(id="x", text=text, options=OPTIONS, gold=0)) == expected
 
 
-def test_nothing_to_learn_from() -> None:
-    with pytest.raises(ValueError, match="nothing to learn"):
+def test_no_training_questions_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no training questions"):
         NaiveBayes.train([])

@@ -6,7 +6,9 @@ from scipy import stats
 
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.evaluate.compare import compare
-from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow, RowsFile
+from meditron.evaluate.methods.base import question_row_adapter
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow
+from meditron.evaluate.rows_file import RowsFile
 
 LOSSES = np.random.default_rng(7)
 N = 60
@@ -43,22 +45,22 @@ def write(folder: Path, *groups: list[DocumentRow]) -> str:
 
 def test_the_difference_is_the_mean_of_losses_per_token_and_its_interval_scipys(tmp_path: Path) -> None:
     write(tmp_path, rows("base", A), rows("pretrain", B))
-    (found,) = compare(f"{tmp_path}:base", f"{tmp_path}:pretrain", resamples=20_000)
-    assert (found.n, found.source, found.what) == (N, "pubmed", "nll per token, pubmed")
-    assert found.difference == pytest.approx(np.mean(B - A))
+    (result,) = compare(f"{tmp_path}:base", f"{tmp_path}:pretrain", resamples=20_000)
+    assert (result.n, result.source, result.what) == (N, "pubmed", "nll per token, pubmed")
+    assert result.difference == pytest.approx(np.mean(B - A))
     reference = stats.bootstrap(
         (B - A,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
     width = reference.high - reference.low
-    assert found.interval == pytest.approx((reference.low, reference.high), abs=0.05 * width)
-    assert found.interval[1] < 0
-    assert found.p < 0.001
+    assert result.interval == pytest.approx((reference.low, reference.high), abs=0.05 * width)
+    assert result.interval[1] < 0
+    assert result.p < 0.001
 
 
 def test_equal_results_differ_by_nothing(tmp_path: Path) -> None:
     write(tmp_path, rows("base", A))
-    (found,) = compare(str(tmp_path), str(tmp_path))
-    assert (found.difference, found.interval, found.p, found.detectable) == (0, None, 1, None)
+    (result,) = compare(str(tmp_path), str(tmp_path))
+    assert (result.difference, result.interval, result.p, result.detectable) == (0, None, 1, None)
 
 
 def test_the_same_seed_gives_the_same_numbers(tmp_path: Path) -> None:
@@ -71,28 +73,28 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path: Path) -> None:
 def test_each_source_has_its_own_difference(tmp_path: Path) -> None:
     write(tmp_path / "a", rows("base", A), rows("base", A[:20], source="wiki"))
     write(tmp_path / "b", rows("pretrain", B), rows("pretrain", B[:20], source="wiki"))
-    found = compare(str(tmp_path / "a"), str(tmp_path / "b" / PERPLEXITY))
-    assert [(record.source, record.n) for record in found] == [("pubmed", N), ("wiki", 20)]
+    result = compare(str(tmp_path / "a"), str(tmp_path / "b" / PERPLEXITY))
+    assert [(record.source, record.n) for record in result] == [("pubmed", N), ("wiki", 20)]
 
 
 def test_documents_are_joined_by_source_and_id(tmp_path: Path) -> None:
     a = write(tmp_path / "a", rows("base", A)[:40])
     b = write(tmp_path / "b", rows("pretrain", B)[30:])
-    (found,) = compare(a, b)
-    assert found.n == 10
-    assert found.difference == pytest.approx(np.mean((B - A)[30:40]))
+    (result,) = compare(a, b)
+    assert result.n == 10
+    assert result.difference == pytest.approx(np.mean((B - A)[30:40]))
 
 
 def test_other_tokenizers_are_compared_by_bytes_of_whole_documents(tmp_path: Path) -> None:
-    theirs = rows("other", B, ids_sha256="another")
-    cut = [theirs[0].model_copy(update={"truncated": True}), *theirs[1:]]
-    (found,) = compare(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", cut))
-    assert (found.what, found.n) == ("nll per byte, pubmed [1 truncated documents left out]", N - 1)
-    assert found.unlike == ("1 truncated documents left out",)
-    assert found.difference == pytest.approx(np.mean((B - A)[1:]) / 4)
+    expected = rows("other", B, ids_sha256="another")
+    cut = [expected[0].model_copy(update={"truncated": True}), *expected[1:]]
+    (result,) = compare(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", cut))
+    assert (result.what, result.n) == ("nll per byte, pubmed [1 truncated documents left out]", N - 1)
+    assert result.unlike == ("1 truncated documents left out",)
+    assert result.difference == pytest.approx(np.mean((B - A)[1:]) / 4)
 
 
-def test_too_few_documents_in_both_says_how_many(tmp_path: Path) -> None:
+def test_too_few_common_documents_are_an_error(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", rows("base", A)[:31]), write(tmp_path / "b", rows("base", B)[30:])
     with pytest.raises(UsageError, match=r"too few documents or questions in both \(1 of 31 and 30\)"):
         compare(a, b)
@@ -109,40 +111,42 @@ def answers(model: str, seed: int, *, n: int = 20, **changed: object) -> list[Qu
     """Rows of a model on one task; `changed` are settings."""
     drawn = np.random.default_rng(seed)
     fields = {"task": "q", "version": 1, "data_sha256": "d", "template": "letters/1", "prompt_form": "raw"}
-    fields |= {"method": "loglikelihood", "shots": 0, "rule": "sum", "engine": "torch", "dtype": "float32"}
+    fields |= {"method": "loglikelihood", "shots": 0, "engine": "torch", "dtype": "float32"}
+    by_method = {"token": "x"} if "method" in changed else {"rule": "sum", "scores": {}}
     fields |= {"model": model, "model_digest": model, "cache_key": f"{model} {sorted(changed.items())} {n}"}
     return [
-        QuestionRow.model_validate(
+        question_row_adapter().validate_python(
             fields
             | {"id": f"q{i}", "question_sha256": f"{i:064x}", "prompt_sha256": f"{i:064x}", "gold": 0}
-            | {"prediction": int(wrong), "correct": not wrong, "option_probability_mass": 0.5, "scores": {}}
+            | {"prediction": int(wrong), "correct": not wrong, "option_probability_mass": 0.5}
+            | by_method
             | changed
         )
         for i, wrong in enumerate(drawn.random(n) < 0.5)
     ]
 
 
-def asked(folder: Path, *groups: list[QuestionRow]) -> str:
+def write_answers(folder: Path, *groups: list[QuestionRow]) -> str:
     with RowsFile(folder / "q.jsonl", QuestionRow) as file:
         file.finish([row for group in groups for row in group])
     return str(folder)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"rule": "bytes"}, "rule: sum / bytes"),
-        ({"rule": None, "method": "next-token"}, "method: loglikelihood / next-token, rule: sum / None"),
+        ({"method": "next-token"}, "method: loglikelihood / next-token, rule: sum / None"),
         ({"shots": 3}, "shots: 0 / 3"),
         ({"template": "texts/1"}, "template: letters/1 / texts/1"),
         ({"version": 2}, "task version: 1 / 2"),
         ({"prompt_sha256": "f" * 64}, r"prompt \(template or shots\)"),
     ],
 )
-def test_other_ways_of_asking_do_not_compare(tmp_path: Path, changed: dict[str, object], said: str) -> None:
-    a = asked(tmp_path / "a", answers("base", 1))
-    with pytest.raises(UsageError, match=said):
-        compare(a, asked(tmp_path / "b", answers("tuned", 2, **changed)))
+def test_different_settings_do_not_compare(tmp_path: Path, changed: dict[str, object], message: str) -> None:
+    a = write_answers(tmp_path / "a", answers("base", 1))
+    with pytest.raises(UsageError, match=message):
+        compare(a, write_answers(tmp_path / "b", answers("tuned", 2, **changed)))
 
 
 @pytest.mark.parametrize(
@@ -157,56 +161,58 @@ def test_other_ways_of_asking_do_not_compare(tmp_path: Path, changed: dict[str, 
 def test_a_model_measured_in_another_way_is_labelled(
     tmp_path: Path, changed: dict[str, object], label: str
 ) -> None:
-    a = asked(tmp_path / "a", answers("base", 1))
-    (found,) = compare(a, asked(tmp_path / "b", answers("tuned", 2, **changed)))
-    assert (found.unlike, found.what, found.n) == ((label,), f"accuracy, q [{label}]", 20)
+    a = write_answers(tmp_path / "a", answers("base", 1))
+    (result,) = compare(a, write_answers(tmp_path / "b", answers("tuned", 2, **changed)))
+    assert (result.unlike, result.what, result.n) == ((label,), f"accuracy, q [{label}]", 20)
 
 
-def test_of_several_settings_like_is_paired_with_like(tmp_path: Path) -> None:
+def test_equal_settings_are_paired(tmp_path: Path) -> None:
     """Rows of other settings stand beside each other in one file; the fuller of two equal settings counts.
 
     The setting that was paired is named wherever a file had others to choose from.
     """
     chat = {"prompt_form": "chatml", "prompt_sha256": "f" * 64}
-    a = asked(tmp_path / "a", answers("base", 1), answers("base", 1, n=5), answers("base", 1, rule="bytes"))
-    b = asked(tmp_path / "b", answers("tuned", 2), answers("tuned", 3, **chat))
-    (found,) = compare(a, b)
+    a = write_answers(
+        tmp_path / "a", answers("base", 1), answers("base", 1, n=5), answers("base", 1, rule="bytes")
+    )
+    b = write_answers(tmp_path / "b", answers("tuned", 2), answers("tuned", 3, **chat))
+    (result,) = compare(a, b)
     paired = "accuracy, q (letters/1, raw, sum, 0 shots, float32)"
-    assert (found.what, found.unlike, found.n) == (paired, (), 20)
-    both = asked(tmp_path / "c", answers("tuned", 2), answers("tuned", 3, rule="bytes"))
-    assert {found.what for found in compare(a, both)} == {
+    assert (result.what, result.unlike, result.n) == (paired, (), 20)
+    both = write_answers(tmp_path / "c", answers("tuned", 2), answers("tuned", 3, rule="bytes"))
+    assert {result.what for result in compare(a, both)} == {
         "accuracy, q (letters/1, raw, sum, 0 shots, float32)",
         "accuracy, q (letters/1, raw, bytes, 0 shots, float32)",
     }
 
 
-def test_rows_of_earlier_data_do_not_stand_in_the_way(tmp_path: Path) -> None:
+def test_rows_of_earlier_data_are_ignored(tmp_path: Path) -> None:
     """A question was mended between two evaluations: both files of rows keep the old ones."""
     before, after = {"data_sha256": "a" * 64}, {"data_sha256": "b" * 64}
 
     def mended(rows: list[QuestionRow]) -> list[QuestionRow]:
         return [rows[0].model_copy(update={"question_sha256": "f" * 64}), *rows[1:]]
 
-    a = asked(tmp_path / "a", answers("base", 1, **before), mended(answers("base", 1, **after)))
-    b = asked(tmp_path / "b", mended(answers("tuned", 2, **after)))
-    (found,) = compare(a, b)
-    assert (found.what, found.n) == ("accuracy, q", 20)
-    both = asked(tmp_path / "c", answers("tuned", 3, **before), mended(answers("tuned", 2, **after)))
-    assert sorted(one.what[-9:] for one in compare(a, both)) == ["aaaaaaaa)", "bbbbbbbb)"]
+    a = write_answers(tmp_path / "a", answers("base", 1, **before), mended(answers("base", 1, **after)))
+    b = write_answers(tmp_path / "b", mended(answers("tuned", 2, **after)))
+    (result,) = compare(a, b)
+    assert (result.what, result.n) == ("accuracy, q", 20)
+    both = write_answers(tmp_path / "c", answers("tuned", 3, **before), mended(answers("tuned", 2, **after)))
+    assert sorted(item.what[-9:] for item in compare(a, both)) == ["aaaaaaaa)", "bbbbbbbb)"]
     with pytest.raises(InputError, match="1 of 20 questions have other words"):
-        compare(asked(tmp_path / "d", answers("base", 1, **before)), b)
+        compare(write_answers(tmp_path / "d", answers("base", 1, **before)), b)
 
 
-def test_two_weights_under_one_name_must_be_told_apart(tmp_path: Path) -> None:
+def test_two_weights_under_one_name_need_a_digest(tmp_path: Path) -> None:
     old, new = answers("m", 1, model_digest="a" * 64), answers("m", 2, model_digest="b" * 64)
-    folder = asked(tmp_path, old, new)
+    folder = write_answers(tmp_path, old, new)
     with pytest.raises(UsageError, match="2 different weights under the name m"):
         compare(folder, folder)
-    (found,) = compare(f"{folder}:m@aaaaaaaa", f"{folder}:m@bbbbbbbb")
-    assert found.n == 20
+    (result,) = compare(f"{folder}:m@aaaaaaaa", f"{folder}:m@bbbbbbbb")
+    assert result.n == 20
 
 
-def test_which_model_is_meant_must_be_said_and_exist(tmp_path: Path) -> None:
+def test_the_model_must_be_named_and_exist(tmp_path: Path) -> None:
     folder = write(tmp_path, rows("base", A), rows("quantize:F16", B))
     with pytest.raises(UsageError, match=r"several models' rows \(it has: base, quantize:F16\)"):
         compare(folder, folder)
@@ -215,7 +221,7 @@ def test_which_model_is_meant_must_be_said_and_exist(tmp_path: Path) -> None:
     assert compare(f"{folder}:base", f"{folder}:quantize:F16")[0].n == N
 
 
-def test_a_result_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_results_are_errors(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file or folder"):
         compare(f"{tmp_path}/none:base", str(tmp_path))
     with pytest.raises(SourceError, match=r"no rows of an evaluation in it"):

@@ -25,26 +25,28 @@ def test_the_inputs_are_the_models_and_the_corpus() -> None:
     assert inputs == {"base": "base", "quantize:F16": "quantize:F16", "corpus": "corpus"}
 
 
-def test_batches_do_not_decide_what_the_result_is() -> None:
+def test_batch_size_is_not_semantic() -> None:
     decided = semantic(EvaluateConfig(models=("base",)))
     assert "batch_tokens" not in decided
     assert {"documents", "max_tokens", "dtype", "resamples"} <= decided.keys()
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ({"models": ()}, "at least 1"),
         ({"models": ("base", "base")}, "twice"),
-        ({"models": ("corpus",)}, "no model"),
+        ({"models": ("corpus",)}, "not a model"),
         ({"models": ("base",), "differences": ({"model": "pretrain", "against": "base"},)}, "not among"),
         ({"models": ("base",), "differences": ({"model": "base", "against": "base"},)}, "against itself"),
         ({"models": ("base",), "documents": 1}, "greater than or equal to 2"),
         ({"models": ("base",), "dtype": "float16"}, "float32"),
         ({"models": ("base",), "tasks": ("pubmed-section",)}, "no task 'pubmed-section'"),
+        ({"models": ("base",), "methods": ("options",)}, "no method 'options'; methods: loglikelihood"),
+        ({"models": ("base",), "methods": ("next-token", "next-token")}, "listed twice"),
         ({"models": ("base",), "seed": -1}, "greater than or equal to 0"),
     ],
 )
-def test_refused(table: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_refused(table: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         EvaluateConfig.model_validate(table)

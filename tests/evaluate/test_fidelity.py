@@ -11,8 +11,9 @@ from meditron.core.errors import UsageError
 from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate import fidelity
 from meditron.evaluate.heldout import choose
-from meditron.evaluate.model import EvalModel
-from meditron.evaluate.rows import FidelityRow, RowsFile
+from meditron.evaluate.model import LocalModel
+from meditron.evaluate.rows import FidelityRow
+from meditron.evaluate.rows_file import RowsFile
 from meditron.store.artifact import Artifact
 from meditron.store.corpus import CorpusDocument
 from meditron.store.results import Fidelity
@@ -21,13 +22,13 @@ from tiny import tiny_hf
 Measured = tuple[list[FidelityRow], list[Fidelity]]
 
 
-def held(model: Path, against: Path, documents: dict[str, list[CorpusDocument]], out: Path) -> Measured:
+def measure(model: Path, against: Path, documents: dict[str, list[CorpusDocument]], out: Path) -> Measured:
     with (
         RowsFile(out / "fidelity.jsonl", FidelityRow) as file,
-        EvalModel("model", Artifact("model", model, f"{model}"), fidelity.DTYPE) as ours,
-        EvalModel("against", Artifact("against", against, f"{against}"), fidelity.DTYPE) as theirs,
+        LocalModel("model", Artifact("model", model, f"{model}"), fidelity.DTYPE) as ours,
+        LocalModel("against", Artifact("against", against, f"{against}"), fidelity.DTYPE) as reference,
     ):
-        rows = fidelity.hold_against(ours, theirs, documents, 2048, file)
+        rows = fidelity.compare_distributions(ours, reference, documents, 2048, file)
         return rows, fidelity.summarize(rows, documents, seed=1, resamples=1000)
 
 
@@ -35,7 +36,7 @@ def test_every_figure_is_that_of_whole_distributions_in_transformers(
     tiny: Path, other_tiny: Path, corpus: Path, tmp_path: Path
 ) -> None:
     documents = choose(corpus, 200)
-    rows, [pubmed, _] = held(tiny, other_tiny, documents, tmp_path)
+    rows, [pubmed, _] = measure(tiny, other_tiny, documents, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     p_model, q_model = (
         AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32) for each in (tiny, other_tiny)
@@ -62,33 +63,36 @@ def test_every_figure_is_that_of_whole_distributions_in_transformers(
 
 
 def test_a_model_against_itself_is_the_same(tiny: Path, corpus: Path, tmp_path: Path) -> None:
-    _, [found, *_] = held(tiny, tiny, choose(corpus, 200), tmp_path)
-    assert (found.kl_mean, found.kl_99, found.top_agreement, found.perplexity_ratio) == (0, 0, 1, 1)
-    assert found.intervals["perplexity_ratio"] is None  # nothing varies
+    _, [result, *_] = measure(tiny, tiny, choose(corpus, 200), tmp_path)
+    assert (result.kl_mean, result.kl_99, result.top_agreement, result.perplexity_ratio) == (0, 0, 1, 1)
+    assert result.intervals["perplexity_ratio"] is None  # nothing varies
 
 
-def test_what_is_there_is_not_computed_again(
+def test_existing_rows_are_reused(
     tiny: Path, other_tiny: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = choose(corpus, 200)
-    first = held(tiny, other_tiny, documents, tmp_path)
+    first = measure(tiny, other_tiny, documents, tmp_path)
     monkeypatch.delattr(TorchEngine, "load")
-    assert held(tiny, other_tiny, documents, tmp_path) == first
+    assert measure(tiny, other_tiny, documents, tmp_path) == first
 
 
-def test_models_that_read_other_tokens_do_not_compare(tiny: Path, corpus: Path, tmp_path: Path) -> None:
+def test_models_with_different_tokenizers_do_not_compare(tiny: Path, corpus: Path, tmp_path: Path) -> None:
     other = tiny_hf(tmp_path / "wide", vocabulary=300)
     with pytest.raises(UsageError, match=r"300 tokens and against 320|320 tokens and against 300"):
-        held(other, tiny, choose(corpus, 200), tmp_path)
+        measure(other, tiny, choose(corpus, 200), tmp_path)
     moved = tmp_path / "moved"
     shutil.copytree(tiny, moved)
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.backend_tokenizer.normalizer = Lowercase()
     tokenizer.save_pretrained(moved)
     with pytest.raises(UsageError, match="as different tokens"):
-        held(moved, tiny, choose(corpus, 200), tmp_path)
+        measure(moved, tiny, choose(corpus, 200), tmp_path)
 
 
-def test_quantized_weights_are_said_to_be_widened(smollm2_gguf: Path, tiny: Path) -> None:
-    assert EvalModel("q", Artifact("q", smollm2_gguf, "d"), "float32").how == "torch on dequantized weights"
-    assert EvalModel("t", Artifact("t", tiny, "d"), "float32").how == "torch"
+def test_quantized_weights_are_labelled_as_dequantized(smollm2_gguf: Path, tiny: Path) -> None:
+    assert (
+        LocalModel("q", Artifact("q", smollm2_gguf, "d"), "float32").engine_label
+        == "torch on dequantized weights"
+    )
+    assert LocalModel("t", Artifact("t", tiny, "d"), "float32").engine_label == "torch"

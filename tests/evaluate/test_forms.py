@@ -9,13 +9,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from meditron.core.errors import UsageError
-from meditron.evaluate.answers import answer, encode, encode_turns
-from meditron.evaluate.config import EvaluateConfig
-from meditron.evaluate.direct import on_task
+from meditron.evaluate.answers import answer_questions
+from meditron.evaluate.config import EvalOptions, EvaluateConfig
 from meditron.evaluate.eval_set import EvalSet
-from meditron.evaluate.model import EvalModel
-from meditron.evaluate.rows import QuestionRow, RowsFile, read_rows
+from meditron.evaluate.model import LocalModel
+from meditron.evaluate.prompts import encode, encode_messages
+from meditron.evaluate.rows import QuestionRow
+from meditron.evaluate.rows_file import RowsFile, read_rows
 from meditron.evaluate.stage import run
+from meditron.evaluate.standalone import evaluate_on_task
 from meditron.store.ancestry import Training, of_base, write_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.results import PromptForm, read_results
@@ -40,12 +42,12 @@ def finetuned(folder: Path, template: str) -> None:
     write_ancestry(folder, of_base("base", "b" * 64).extended(trained))
 
 
-def candidate(folder: Path) -> EvalModel:
-    return EvalModel("m", Artifact("m", folder, ""), "float32")
+def local_model(folder: Path) -> LocalModel:
+    return LocalModel("m", Artifact("m", folder, ""), "float32")
 
 
-def exam(task: Task, form: PromptForm = "trained", shots: int = 0) -> EvalSet:
-    return EvalSet.of(task, questions=30, mode="options", rule="sum", shots=shots, seed=1, form=form)[0]
+def eval_set(task: Task, form: PromptForm = "trained", shots: int = 0) -> EvalSet:
+    return EvalSet.of(task, EvalOptions(questions=30, shots=shots, prompt_form=form), seed=1)[0]
 
 
 @pytest.mark.parametrize("template", ["letters", "texts"])
@@ -53,14 +55,14 @@ def test_the_tokens_are_those_that_a_finetune_trains_on(
     chat_model: Path, task_file: Path, template: str
 ) -> None:
     task = open_task(str(task_file), template=template)
-    one = candidate(chat_model)
-    for asked in exam(task).prompts(one):
-        plain = task.template.render(asked.question)
-        found = encode_turns(one.chat_tokenizer, asked.messages, asked.rendered.continuations, 10_000)
-        for option, ids in zip(plain.continuations, found.continuations, strict=True):
-            row = label(one.tokenizer, answered(plain.prompt, option, "chatml"), "chatml")
-            assert [*found.prefix, *ids] == list(row.ids[: len(found.prefix) + len(ids)])
-            assert row.learned.index(True) == len(found.prefix)
+    model = local_model(chat_model)
+    for prompt in eval_set(task).prompts(model):
+        plain = task.template.render(prompt.question)
+        result = encode_messages(model.chat_tokenizer, prompt.messages, prompt.rendered.continuations, 10_000)
+        for option, ids in zip(plain.continuations, result.continuations, strict=True):
+            row = label(model.tokenizer, answered(plain.prompt, option, "chatml"), "chatml")
+            assert [*result.prefix, *ids] == list(row.ids[: len(result.prefix) + len(ids)])
+            assert row.learned.index(True) == len(result.prefix)
             assert sum(row.learned) == len(ids) + 1  # the token that ends the turn
 
 
@@ -69,68 +71,70 @@ def test_raw_prompts_have_the_tokens_of_training_in_plain_text(
     chat_model: Path, task_file: Path, template: str
 ) -> None:
     task = open_task(str(task_file), template=template)
-    one = candidate(chat_model)
-    for asked in exam(task, "raw").prompts(one):
-        found = encode(one.tokenizer, asked.rendered.prompt, asked.rendered.continuations, 10_000)
-        for option, ids in zip(asked.rendered.continuations, found.continuations, strict=True):
-            row = label(one.tokenizer, answered(asked.rendered.prompt, option, "plain"), "plain")
-            assert [*found.prefix, *ids] == list(row.ids)
+    model = local_model(chat_model)
+    for prompt in eval_set(task, "raw").prompts(model):
+        result = encode(model.tokenizer, prompt.rendered.prompt, prompt.rendered.continuations, 10_000)
+        for option, ids in zip(prompt.rendered.continuations, result.continuations, strict=True):
+            row = label(model.tokenizer, answered(prompt.rendered.prompt, option, "plain"), "plain")
+            assert [*result.prefix, *ids] == list(row.ids)
 
 
 def test_scores_in_turns_are_transformers_own(chat_model: Path, task_file: Path, tmp_path: Path) -> None:
-    one, task = candidate(chat_model), open_task(str(task_file), template="letters")
-    with RowsFile(tmp_path / "rows.jsonl", QuestionRow) as file, one:
-        rows = answer(one, exam(task), file)
-    theirs = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
-    for row, asked in list(zip(rows, exam(task).prompts(one), strict=True))[::6]:
+    model, task = local_model(chat_model), open_task(str(task_file), template="letters")
+    with RowsFile(tmp_path / "rows.jsonl", QuestionRow) as file, model:
+        rows = answer_questions(model, eval_set(task), file)
+    reference = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
+    for row, prompt in list(zip(rows, eval_set(task).prompts(model), strict=True))[::6]:
         assert (row.prompt_form, row.shots) == ("chatml", 0)
-        said = task.template.render(asked.question).prompt
-        text = f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
-        assert asked.rendered.prompt == text
-        ids = one.tokenizer.encode(text, special=True, bos=False)
+        plain = task.template.render(prompt.question).prompt
+        text = f"<|im_start|>user\n{plain}<|im_end|>\n<|im_start|>assistant\n"
+        assert prompt.rendered.prompt == text
+        ids = model.tokenizer.encode(text, special=True, bos=False)
         with torch.no_grad():
-            logp = theirs(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-        letters = [one.tokenizer.encode(letter, bos=False) for letter in "ABC"]
+            logp = reference(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        letters = [model.tokenizer.encode(letter, bos=False) for letter in "ABC"]
         assert row.scores["sum"] == pytest.approx([float(logp[token]) for [token] in letters], abs=1e-4)
 
 
-def test_solved_questions_are_turns_of_their_own(chat_model: Path, task_file: Path) -> None:
-    for asked in exam(open_task(str(task_file), template="letters"), shots=3).prompts(candidate(chat_model)):
-        assert [m["role"] for m in asked.messages] == ["user", "assistant"] * 3 + ["user"]
-        assert len(asked.shot_ids) == 3
-        assert all(m["content"] in ("A", "B", "C") for m in asked.messages[1::2])
+def test_examples_are_separate_turns(chat_model: Path, task_file: Path) -> None:
+    for prompt in eval_set(open_task(str(task_file), template="letters"), shots=3).prompts(
+        local_model(chat_model)
+    ):
+        assert [m["role"] for m in prompt.messages] == ["user", "assistant"] * 3 + ["user"]
+        assert len(prompt.shot_ids) == 3
+        assert all(m["content"] in ("A", "B", "C") for m in prompt.messages[1::2])
 
 
 def test_a_control_tokens_name_in_a_question_opens_no_turn(chat_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     rows = [{"id": n, "question": f"<|im_end|> {n}", "options": ["a", "b"], "gold": 0} for n in range(2)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    one = candidate(chat_model)
-    [end] = one.tokenizer.encode("<|im_end|>", special=True, bos=False)
-    for asked in exam(open_task(str(path))).prompts(one):
-        found = encode_turns(one.chat_tokenizer, asked.messages, asked.rendered.continuations, 10_000)
-        assert found.prefix.count(end) == 1
+    model = local_model(chat_model)
+    [end] = model.tokenizer.encode("<|im_end|>", special=True, bos=False)
+    for prompt in eval_set(open_task(str(path))).prompts(model):
+        result = encode_messages(model.chat_tokenizer, prompt.messages, prompt.rendered.continuations, 10_000)
+        assert result.prefix.count(end) == 1
 
 
-def test_a_base_is_asked_raw_and_both_forms_stand_beside_each_other(
+def test_a_base_is_prompted_in_plain_text_and_both_forms_give_two_scores(
     tiny: Path, chat_model: Path, corpus: Path, task_file: Path, tmp_path: Path
 ) -> None:
     paths = {"base": tiny, "finetune": chat_model, "corpus": corpus, str(task_file): task_file}
     inputs = {name: Artifact(name, path, "d") for name, path in paths.items()}
-    asked = {"models": ("base", "finetune"), "tasks": (str(task_file),), "seed": 1, "resamples": 200}
-    run(EvaluateConfig.model_validate(asked), inputs, tmp_path / "out")
-    found = read_results(tmp_path / "out")
-    assert [found.tasks[name]["drugs"].prompt_form for name in ("base", "finetune")] == ["raw", "chatml"]
-    of_task = [one for one in found.differences if one.task]
-    assert {one.unlike for one in of_task} == {("prompt form: raw / chatml",)}
+    settings = {"models": ("base", "finetune"), "tasks": (str(task_file),), "seed": 1, "resamples": 200}
+    run(EvaluateConfig.model_validate(settings), inputs, tmp_path / "out")
+    result = read_results(tmp_path / "out")
+    assert [result.tasks[name]["drugs"].prompt_form for name in ("base", "finetune")] == ["raw", "chatml"]
+    of_task = [item for item in result.differences if item.task]
+    assert {item.unlike for item in of_task} == {("prompt form: raw / chatml",)}
     assert of_task[0].what == "accuracy, drugs [prompt form: raw / chatml]"
-    run(EvaluateConfig.model_validate(asked | {"prompt_form": "both"}), inputs, tmp_path / "both")
-    found = read_results(tmp_path / "both")
-    assert [found.tasks["finetune"][name].prompt_form for name in ("drugs", "drugs (raw)")] == [
+    run(EvaluateConfig.model_validate(settings | {"prompt_form": "both"}), inputs, tmp_path / "both")
+    result = read_results(tmp_path / "both")
+    assert [result.tasks["finetune"][name].prompt_form for name in ("drugs", "drugs (raw)")] == [
         "chatml",
         "raw",
     ]
-    assert {one.unlike for one in found.differences if one.task == "drugs (raw)"} == {()}
+    assert {item.unlike for item in result.differences if item.task == "drugs (raw)"} == {()}
     rows = read_rows(tmp_path / "both" / "drugs.jsonl", QuestionRow)
     counted = dict.fromkeys((("base", "raw"), ("finetune", "raw"), ("finetune", "chatml")), 0)
     for row in rows:
@@ -138,13 +142,15 @@ def test_a_base_is_asked_raw_and_both_forms_stand_beside_each_other(
     assert set(counted.values()) == {30}
 
 
-def test_without_a_template_left_it_says_so(tmp_path: Path, task_file: Path) -> None:
+def test_a_missing_chat_template_is_an_error(tmp_path: Path, task_file: Path) -> None:
     folder = tiny_hf(tmp_path / "m")
     finetuned(folder, "tokenizer")
     with pytest.raises(UsageError, match="has no chat template now"):
-        on_task(str(folder), str(task_file), out=tmp_path / "out")
-    found, _ = on_task(str(folder), str(task_file), prompt_form="raw", out=tmp_path / "out")
-    [score] = found.tasks[str(folder)].values()
+        evaluate_on_task(str(folder), str(task_file), out=tmp_path / "out")
+    result, _ = evaluate_on_task(
+        str(folder), str(task_file), EvalOptions(prompt_form="raw"), out=tmp_path / "out"
+    )
+    [score] = result.tasks[str(folder)].values()
     assert score.prompt_form == "raw"
 
 
@@ -156,12 +162,12 @@ def test_every_prompt_has_the_reported_number_of_shots(tiny: Path, tmp_path: Pat
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = open_task(str(path))
-    for asked in exam(task, shots=3).prompts(candidate(tiny)):
-        assert len(asked.shot_ids) == 3
-        assert asked.rendered.prompt.count(asked.question.text) == 1
-        assert asked.rendered.prompt.count("Case") == 4
+    for prompt in eval_set(task, shots=3).prompts(local_model(tiny)):
+        assert len(prompt.shot_ids) == 3
+        assert prompt.rendered.prompt.count(prompt.question.text) == 1
+        assert prompt.rendered.prompt.count("Case") == 4
     with pytest.raises(UsageError, match="4 different training questions: too few for 4 shots"):
-        exam(task, shots=4)
+        eval_set(task, shots=4)
 
 
 def test_the_chat_template_travels_with_the_weights_only(chat_model: Path, tmp_path: Path) -> None:
@@ -169,6 +175,6 @@ def test_the_chat_template_travels_with_the_weights_only(chat_model: Path, tmp_p
     copy = tmp_path / "copy"
     shutil.copytree(chat_model, copy)
     (copy / "ancestry.json").unlink()
-    assert candidate(copy).trained_form == "raw"
+    assert local_model(copy).trained_form == "raw"
     finetuned(copy, "plain")
-    assert candidate(copy).trained_form == "raw"
+    assert local_model(copy).trained_form == "raw"

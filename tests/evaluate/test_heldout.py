@@ -26,7 +26,7 @@ def test_more_documents_keep_those_chosen_before(make_corpus: Make) -> None:
     assert held_out(corpus, 20)["pubmed"][:10] == held_out(corpus, 10)["pubmed"]
 
 
-def test_a_source_with_one_document_is_left_out_and_said(
+def test_a_source_with_one_document_is_left_out_with_a_warning(
     make_corpus: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = choose(make_corpus({}, {"pubmed": HELDOUT, "wiki": [("wiki:1", "alone")]}), 10)
@@ -34,12 +34,12 @@ def test_a_source_with_one_document_is_left_out_and_said(
     assert "wiki: 1 held-out document, too few" in capsys.readouterr().err
 
 
-def test_nothing_held_out(make_corpus: Make) -> None:
+def test_no_held_out_documents_is_an_error(make_corpus: Make) -> None:
     with pytest.raises(InputError, match="nothing held out"):
         choose(make_corpus({"pubmed": HELDOUT}, {}), 10)
 
 
-def test_a_line_that_is_no_document(make_corpus: Make) -> None:
+def test_a_damaged_document_is_an_error(make_corpus: Make) -> None:
     corpus = make_corpus({}, {"pubmed": [*HELDOUT, ("pubmed:x", None)]})
     with pytest.raises(InputError, match=r"00000\.jsonl\.zst \(row 51\).*id and a text"):
         held_out(corpus, 10)
@@ -77,6 +77,6 @@ documents = st.builds(CorpusDocument, st.text(), st.just("s"), st.text(), st.jus
 
 
 @given(st.lists(documents, min_size=1, max_size=5, unique_by=lambda d: d.id))
-def test_the_data_digest_knows_ids_and_texts_but_no_order(chosen: list[CorpusDocument]) -> None:
+def test_the_data_digest_depends_on_ids_and_texts_and_not_on_order(chosen: list[CorpusDocument]) -> None:
     assert data_digest(chosen[::-1]) == data_digest(chosen)
     assert data_digest(chosen[1:]) != data_digest(chosen)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from meditron.engine.torch_engine import TorchEngine
-from meditron.evaluate.answers import encode
+from meditron.evaluate.prompts import encode
 from meditron.model.presets import model_tokenizer
 from meditron.model.weights import load_model, save_hf
 from meditron.store.models import resolve
@@ -45,7 +45,7 @@ def medqa(shared: Path) -> tuple[Task, dict[str, dict[str, Any]]]:
     """The task, and question → the row as lm-eval's data set has it."""
     path = shared / "data/medqa-usmle/test_4options.first1000.jsonl.gz"
     rows = (json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines())
-    theirs = {
+    reference = {
         row["question"]: {
             "sent1": row["question"],
             **{f"ending{n}": row["options"][letter] for n, letter in enumerate("ABCD")},
@@ -53,22 +53,22 @@ def medqa(shared: Path) -> tuple[Task, dict[str, dict[str, Any]]]:
         }
         for row in rows
     }
-    return open_task(str(path), template="lm-eval-medqa"), theirs
+    return open_task(str(path), template="lm-eval-medqa"), reference
 
 
 def pubmedqa(shared: Path) -> tuple[Task, dict[str, dict[str, Any]]]:
     path = shared / "data/pubmedqa/ori_pqal.less100.json.gz"
     rows = json.loads(gzip.decompress(path.read_bytes())).values()
     fields = ("QUESTION", "CONTEXTS", "final_decision")
-    theirs = {row["QUESTION"]: {field: row[field] for field in fields} for row in rows}
-    return open_task(str(path), template="lm-eval-pubmedqa"), theirs
+    reference = {row["QUESTION"]: {field: row[field] for field in fields} for row in rows}
+    return open_task(str(path), template="lm-eval-pubmedqa"), reference
 
 
 def ours(folder: Path, task: Task) -> Iterator[list[float]]:
     with TorchEngine.load(str(folder), dtype="float32") as engine:
         prompts = [task.template.render(question) for question in task.rows("test", ROWS)]
         encoded = [encode(engine.tokenizer, p.prompt, p.continuations, 2048) for p in prompts]
-        scored = iter(engine.score([pair for e in encoded for pair in e.pairs()]))
+        scored = iter(engine.score([pair for e in encoded for pair in e.requests()]))
         for e in encoded:
             yield [float(next(scored).sum()) for _ in e.continuations]
 
@@ -80,21 +80,21 @@ def ours(folder: Path, task: Task) -> Iterator[list[float]]:
 def test_log_probabilities_are_lm_evals(
     source: Any, definition: str, folder: Path, shared: Path, tmp_path: Path
 ) -> None:
-    task, theirs = source(shared)
-    asked = [theirs[question.text] for question in task.rows("test", ROWS)]
+    task, reference = source(shared)
+    ordered = [reference[question.text] for question in task.rows("test", ROWS)]
     rows, scores = tmp_path / "rows.jsonl", tmp_path / "scores.json"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ordered), encoding="utf-8")
     script = Path(__file__).with_name("lm_eval_scores.py")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     words = [str(PYTHON), script, folder, definition, rows, scores]
     subprocess.run(list(map(str, words)), check=True, env=environment)
-    found = json.loads(scores.read_text(encoding="utf-8"))
-    assert found["version"] == "0.4.13"
+    result = json.loads(scores.read_text(encoding="utf-8"))
+    assert result["version"] == "0.4.13"
     apart = [
         abs(a - b)
-        for mine, their in zip(ours(folder, task), found["scores"], strict=True)
+        for mine, their in zip(ours(folder, task), result["scores"], strict=True)
         for a, b in zip(mine, their, strict=True)
     ]
-    print(f"{task.name}: {len(asked)} questions, {len(apart)} options, {max(apart):.2e} nats at most")  # noqa: T201
-    assert len(found["scores"]) == ROWS
+    print(f"{task.name}: {len(ordered)} questions, {len(apart)} options, {max(apart):.2e} nats at most")  # noqa: T201
+    assert len(result["scores"]) == ROWS
     assert max(apart) < 1e-3

@@ -21,7 +21,8 @@ from meditron.core.errors import MeditronError
 from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.compare import compare
 from meditron.evaluate.config import EvaluateConfig
-from meditron.evaluate.rows import PERPLEXITY, DocumentRow, read_rows
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow
+from meditron.evaluate.rows_file import read_rows
 from meditron.evaluate.stage import run
 from meditron.model.weights import load_model, save_gguf
 from meditron.sources import medline
@@ -47,7 +48,7 @@ def transformers_nll(folder: Path, ids: list[int]) -> float:
 
 def test_every_documents_loss_is_transformers_own(tmp_path: Path, corpus: Path, tiny: Path) -> None:
     evaluate(tmp_path / "out", corpus, {"base": tiny})
-    texts = {text.id: text for found in held_out(corpus, 200).values() for text in found}
+    texts = {text.id: text for actual in held_out(corpus, 200).values() for text in actual}
     rows = read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow)
     assert {row.id for row in rows} == set(texts)
     tokenizer = AutoTokenizer.from_pretrained(tiny)
@@ -69,20 +70,20 @@ def test_smollm2s_losses_are_transformers_own(
     for row in read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow):
         batch = torch.tensor([tokenizer.encode(texts[row.id])])
         with torch.no_grad():
-            theirs = float(smollm2_transformers(input_ids=batch, labels=batch).loss)
-        assert row.nll / row.tokens == pytest.approx(theirs, abs=1e-4)
+            expected = float(smollm2_transformers(input_ids=batch, labels=batch).loss)
+        assert row.nll / row.tokens == pytest.approx(expected, abs=1e-4)
 
 
 def test_perplexity_is_exp_of_the_mean_loss_and_its_interval_scipys(
     tmp_path: Path, corpus: Path, tiny: Path
 ) -> None:
     evaluate(tmp_path / "out", corpus, {"base": tiny}, resamples=20_000)
-    found = read_results(tmp_path / "out").perplexity["base"]["pubmed"]
+    actual = read_results(tmp_path / "out").perplexity["base"]["pubmed"]
     rows = [row for row in read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow) if row.source == "pubmed"]
     nll, tokens = np.array([row.nll for row in rows]), np.array([row.tokens for row in rows])
-    assert (found.documents, found.tokens) == (36, tokens.sum())
-    assert found.perplexity == pytest.approx(math.exp(nll.sum() / tokens.sum()))
-    assert found.bits_per_byte == pytest.approx(nll.sum() / math.log(2) / sum(row.bytes for row in rows))
+    assert (actual.documents, actual.tokens) == (36, tokens.sum())
+    assert actual.perplexity == pytest.approx(math.exp(nll.sum() / tokens.sum()))
+    assert actual.bits_per_byte == pytest.approx(nll.sum() / math.log(2) / sum(row.bytes for row in rows))
     reference = stats.bootstrap(
         (nll, tokens),
         lambda n, t, axis: n.sum(axis) / t.sum(axis),
@@ -92,12 +93,12 @@ def test_perplexity_is_exp_of_the_mean_loss_and_its_interval_scipys(
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    low, high = np.log(found.interval)
+    low, high = np.log(actual.interval)
     width = reference.high - reference.low
     assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.1 * width)
 
 
-def test_how_documents_meet_in_batches_does_not_move_a_loss(tmp_path: Path, corpus: Path, tiny: Path) -> None:
+def test_batches_do_not_change_a_loss(tmp_path: Path, corpus: Path, tiny: Path) -> None:
     losses = []
     for size in (1, 300, 100_000):
         evaluate(tmp_path / str(size), corpus, {"base": tiny}, batch_tokens=size)
@@ -112,13 +113,13 @@ def test_differences_are_those_that_compare_finds(
     tmp_path: Path, corpus: Path, tiny: Path, other_tiny: Path
 ) -> None:
     metrics = evaluate(tmp_path / "out", corpus, {"base": tiny, "pretrain": other_tiny})
-    found = read_results(tmp_path / "out").differences
+    actual = read_results(tmp_path / "out").differences
     again = compare(f"{tmp_path}/out:base", f"{tmp_path}/out:pretrain", seed=1, resamples=1000)
-    assert [d.model_dump(exclude={"a", "b"}) for d in found] == [
+    assert [d.model_dump(exclude={"a", "b"}) for d in actual] == [
         d.model_dump(exclude={"a", "b"}) for d in again
     ]
-    assert {(d.a, d.b, d.source) for d in found} == {("base", "pretrain", s) for s in ("pubmed", "wiki")}
-    assert metrics["differences"] == json.loads(json.dumps([d.model_dump(mode="json") for d in found]))
+    assert {(d.a, d.b, d.source) for d in actual} == {("base", "pretrain", s) for s in ("pubmed", "wiki")}
+    assert metrics["differences"] == json.loads(json.dumps([d.model_dump(mode="json") for d in actual]))
     assert metrics["overlap"] == 0
     assert metrics["training_documents_compared"] == 1
 
@@ -127,9 +128,9 @@ def test_a_gguf_of_a_model_scores_as_the_model_does(tmp_path: Path, corpus: Path
     model, path = load_model(tiny), tmp_path / "F32.gguf"
     save_gguf(model, model.config, load_tokenizer(tiny), path, type="F32")
     evaluate(tmp_path / "out", corpus, {"base": tiny, "quantize:F32": path})
-    for found in read_results(tmp_path / "out").differences:
-        assert found.what.startswith("nll per token"), "the token ids are not the same"
-        assert found.difference == pytest.approx(0, abs=1e-6)
+    for actual in read_results(tmp_path / "out").differences:
+        assert actual.what.startswith("nll per token"), "the token ids are not the same"
+        assert actual.difference == pytest.approx(0, abs=1e-6)
 
 
 def test_long_documents_are_cut_and_counted(tmp_path: Path, corpus: Path, tiny: Path) -> None:
@@ -141,8 +142,8 @@ def test_long_documents_are_cut_and_counted(tmp_path: Path, corpus: Path, tiny: 
         ids = tokenizer.encode(text.text)
         assert (row.tokens, row.truncated) == (min(len(ids), 30) - 1, len(ids) > 30)
         assert row.bytes == len(tokenizer.decode(ids[1:30]).encode())
-    found = read_results(tmp_path / "out").perplexity["base"]
-    assert sum(score.truncated for score in found.values()) == sum(row.truncated for row in rows) > 0
+    actual = read_results(tmp_path / "out").perplexity["base"]
+    assert sum(score.truncated for score in actual.values()) == sum(row.truncated for row in rows) > 0
 
 
 def test_the_limit_is_the_models_own_context(tmp_path: Path, make_corpus: Any, tiny: Path) -> None:
@@ -153,7 +154,7 @@ def test_the_limit_is_the_models_own_context(tmp_path: Path, make_corpus: Any, t
     ] * 2
 
 
-def test_bfloat16_is_near_float32_and_said(tmp_path: Path, corpus: Path, tiny: Path) -> None:
+def test_bfloat16_is_near_float32_and_recorded(tmp_path: Path, corpus: Path, tiny: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         evaluate(tmp_path / dtype, corpus, {"base": tiny}, dtype=dtype)
     wide, narrow = (read_results(tmp_path / dtype) for dtype in ("float32", "bfloat16"))
@@ -163,7 +164,7 @@ def test_bfloat16_is_near_float32_and_said(tmp_path: Path, corpus: Path, tiny: P
     )
 
 
-def test_a_model_whose_loss_is_no_number_is_refused(tmp_path: Path, corpus: Path, tiny: Path) -> None:
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path, corpus: Path, tiny: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(tiny, broken)
     weights = load_file(broken / "model.safetensors")
@@ -173,7 +174,7 @@ def test_a_model_whose_loss_is_no_number_is_refused(tmp_path: Path, corpus: Path
         evaluate(tmp_path / "out", corpus, {"broken": broken})
 
 
-def test_scored_again_nothing_is_computed_and_nothing_moves(
+def test_scoring_again_is_a_no_op(
     tmp_path: Path, corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(tmp_path / "out", corpus, {"base": tiny})
@@ -183,7 +184,7 @@ def test_scored_again_nothing_is_computed_and_nothing_moves(
     assert (tmp_path / "out" / PERPLEXITY).read_bytes() == before
 
 
-def test_weights_replaced_by_hand_are_scored_anew(
+def test_replaced_weights_are_scored_again(
     tmp_path: Path, corpus: Path, tiny: Path, other_tiny: Path
 ) -> None:
     """The artifact's digest is a manifest's, which does not see the change."""
@@ -208,7 +209,7 @@ def test_killed_before_the_last_file_the_figures_are_the_same(
     assert (tmp_path / "out/results.json").read_bytes() == whole
 
 
-def test_the_page_holds_every_figure(tmp_path: Path, corpus: Path, tiny: Path, other_tiny: Path) -> None:
+def test_the_page_contains_every_figure(tmp_path: Path, corpus: Path, tiny: Path, other_tiny: Path) -> None:
     evaluate(tmp_path / "out", corpus, {"base": tiny, "pretrain": other_tiny})
     page = (tmp_path / "out" / "report.html").read_text()
     result = read_results(tmp_path / "out")
@@ -216,8 +217,8 @@ def test_the_page_holds_every_figure(tmp_path: Path, corpus: Path, tiny: Path, o
         for score in scores.values():
             assert f"{score.perplexity:.2f}" in page
             assert score.data_sha256 in page
-    for found in result.differences:
-        assert f"{found.difference:+.4f}" in page
+    for actual in result.differences:
+        assert f"{actual.difference:+.4f}" in page
 
 
 CHILD = """
@@ -233,7 +234,7 @@ run(EvaluateConfig(models=("a", "b"), seed=1, resamples=1000), inputs, out)
 """
 
 
-def test_a_killed_evaluation_goes_on_and_ends_with_the_same_files(
+def test_a_killed_evaluation_continues_to_the_same_files(
     tmp_path: Path, corpus: Path, tiny: Path, other_tiny: Path
 ) -> None:
     models = {"a": tiny, "b": other_tiny}

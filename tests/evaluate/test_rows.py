@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, StorageError
-from meditron.evaluate.rows import PERPLEXITY, DocumentRow, RowsFile, exclusive, read_rows
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow
+from meditron.evaluate.rows_file import RowsFile, exclusive, read_rows
 
 
 def row(
@@ -34,7 +35,7 @@ def append(folder: Path, rows: list[DocumentRow]) -> None:
         file.append(rows)
 
 
-def test_rows_of_an_earlier_run_are_found_by_their_plan(tmp_path: Path) -> None:
+def test_rows_of_an_earlier_run_are_found_by_their_cache_key(tmp_path: Path) -> None:
     append(tmp_path, [row(1), row(2, cache_key="another")])
     with RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
         assert file.known("p") == {("pubmed", "pubmed:1", f"{1:064x}"): row(1)}
@@ -55,7 +56,7 @@ def test_a_torn_last_line_is_cut_wherever_it_was_torn(
     assert read_rows(path, DocumentRow) == [row(1), row(2), row(4)]
 
 
-def test_the_finished_file_does_not_tell_how_it_came_about(tmp_path: Path) -> None:
+def test_the_finished_file_is_the_same_for_every_order_of_work(tmp_path: Path) -> None:
     rows = [row(n, model=model) for model in ("base", "pretrain") for n in range(5)]
     for name, order in (("a", rows), ("b", rows[::-1])):
         with RowsFile(tmp_path / name / PERPLEXITY, DocumentRow) as file:
@@ -77,7 +78,7 @@ def test_two_rows_of_the_same_document_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ('{"id": "x"}', "row 2.*not a row of perplexities: model"),
         (row(1).model_dump_json().replace("2.5", "NaN"), "row 2.*nll"),
@@ -85,10 +86,10 @@ def test_two_rows_of_the_same_document_are_refused(tmp_path: Path) -> None:
         ("[]", "a list where an object should be"),
     ],
 )
-def test_a_damaged_line_is_named(tmp_path: Path, line: str, said: str) -> None:
+def test_a_damaged_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / PERPLEXITY
     path.write_text(f"{row(0).model_dump_json()}\n{line}\n")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_rows(path, DocumentRow)
 
 

@@ -18,8 +18,9 @@ import torch
 from meditron.core.errors import InputError, UsageError
 from meditron.evaluate.compare import compare
 from meditron.evaluate.config import Against, EvaluateConfig
-from meditron.evaluate.rows import FIDELITY, PERPLEXITY, FidelityRow, QuestionRow, read_rows
-from meditron.evaluate.stage import run, training
+from meditron.evaluate.rows import FIDELITY, PERPLEXITY, FidelityRow, QuestionRow
+from meditron.evaluate.rows_file import read_rows
+from meditron.evaluate.stage import bayes_training_rows, run
 from meditron.release.quantize import quantize
 from meditron.store.artifact import Artifact
 from meditron.store.jsonl import JsonlWriter
@@ -38,9 +39,9 @@ def evaluate(corpus: Path, tiny: Path, other_tiny: Path, task_file: Path) -> Eva
 
     def evaluated(out: Path, models: dict[str, Path] | None = None, **settings: Any) -> EvaluationResult:
         models = models or {"base": tiny, "finetune": other_tiny}
-        asked = {"models": tuple(models), "tasks": (str(task_file),), "seed": 1, "resamples": 500}
+        words = {"models": tuple(models), "tasks": (str(task_file),), "seed": 1, "resamples": 500}
         config = EvaluateConfig.model_validate(
-            {"fidelity": (Against(model=list(models)[-1], against="base"),), **asked, **settings}
+            {"fidelity": (Against(model=list(models)[-1], against="base"),), **words, **settings}
         )
         paths = models | {"corpus": corpus, str(task_file): task_file}
         run(config, {name: Artifact(name, path, f"{name}'s digest") for name, path in paths.items()}, out)
@@ -49,61 +50,59 @@ def evaluate(corpus: Path, tiny: Path, other_tiny: Path, task_file: Path) -> Eva
     return evaluated
 
 
-def test_the_stage_leaves_every_measure_of_every_model_and_tells_it(
-    evaluate: Evaluate, tmp_path: Path
-) -> None:
-    found = evaluate(tmp_path / "out")
-    assert list(found.tasks) == list(found.perplexity) == ["base", "finetune"]
+def test_the_stage_writes_every_measure_of_every_model(evaluate: Evaluate, tmp_path: Path) -> None:
+    result = evaluate(tmp_path / "out")
+    assert list(result.tasks) == list(result.perplexity) == ["base", "finetune"]
     rows = read_rows(tmp_path / "out" / "drugs.jsonl", QuestionRow)
-    for name, scores in found.tasks.items():
-        own = [row for row in rows if row.model == name]
+    for name, scores in result.tasks.items():
+        model_rows = [row for row in rows if row.model == name]
         assert (scores["drugs"].n, scores["drugs"].rows) == (30, "drugs.jsonl")
-        assert scores["drugs"].accuracy == sum(row.correct for row in own) / 30
-    assert list(found.baselines["drugs"]) == ["majority", "position"]
-    assert [(f.model, f.against, f.source) for f in found.fidelity] == [
+        assert scores["drugs"].accuracy == sum(row.correct for row in model_rows) / 30
+    assert list(result.baselines["drugs"]) == ["majority", "position"]
+    assert [(f.model, f.against, f.source) for f in result.fidelity] == [
         ("finetune", "base", source) for source in ("pubmed", "wiki")
     ]
-    assert found.engines == {"base": "torch", "finetune": "torch"}
-    of_tasks = [d for d in found.differences if d.task]
+    assert result.engines == {"base": "torch", "finetune": "torch"}
+    of_tasks = [d for d in result.differences if d.task]
     assert [(d.a, d.b) for d in of_tasks] == [("base", "finetune"), ("base (calibrated)", "finetune")]
     again = compare(f"{tmp_path}/out:base", f"{tmp_path}/out:finetune", seed=1, resamples=500)
     assert [d.model_dump(exclude={"a", "b", "p_adjusted", "family"}) for d in again if d.task] == [
         of_tasks[0].model_dump(exclude={"a", "b", "p_adjusted", "family"})
     ]
-    every_figure_is_on_the_page(found, (tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    every_figure_is_on_the_page(result, (tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
 
 
-def every_figure_is_on_the_page(found: EvaluationResult, page: str) -> None:
-    for scores in found.tasks.values():
+def every_figure_is_on_the_page(result: EvaluationResult, page: str) -> None:
+    for scores in result.tasks.values():
         score = scores["drugs"]
         assert f"{100 * score.accuracy:.1f} %" in page
         assert score.prompt_sha256 in page
         for line in score.confusion:
             assert all(f">{count}<" in page for count in line)
-    for one in found.fidelity:
-        assert f"{100 * one.top_agreement:.1f} %" in page
+    for item in result.fidelity:
+        assert f"{100 * item.top_agreement:.1f} %" in page
     assert "answer mass" in page
     assert "naive Bayes" not in page.replace("Naive Bayes", "")
     assert page.count("<svg") == 2 + 1 + 1 + 2  # perplexities, the task, fidelity, differences of both kinds
 
 
-def test_by_next_token_no_rule_is_told(evaluate: Evaluate, tmp_path: Path) -> None:
-    found = evaluate(tmp_path / "out", mode="next-token", fidelity=())
-    score = found.tasks["base"]["drugs"]
+def test_next_token_has_no_rule(evaluate: Evaluate, tmp_path: Path) -> None:
+    result = evaluate(tmp_path / "out", methods=("next-token",), fidelity=())
+    score = result.tasks["base"]["drugs"]
     assert (score.method, score.rule, score.rules) == ("next-token", None, {})
-    assert [(d.a, d.b) for d in found.differences if d.task] == [("base", "finetune")]
+    assert [(d.a, d.b) for d in result.differences if d.task] == [("base", "finetune")]
     assert not (tmp_path / "out" / FIDELITY).exists()
 
 
 def test_quantized_weights_are_labelled(evaluate: Evaluate, tiny: Path, tmp_path: Path) -> None:
-    [made] = quantize(str(tiny), ["Q8_0"], tmp_path)["files"]
-    path = Path(made["path"])
-    found = evaluate(tmp_path / "out", {"base": tiny, "quantize:Q8_0": path})
+    [created] = quantize(str(tiny), ["Q8_0"], tmp_path)["files"]
+    path = Path(created["path"])
+    result = evaluate(tmp_path / "out", {"base": tiny, "quantize:Q8_0": path})
     how = "torch on dequantized weights"
-    assert found.engines == {"base": "torch", "quantize:Q8_0": how}
+    assert result.engines == {"base": "torch", "quantize:Q8_0": how}
     assert {row.engine for row in read_rows(tmp_path / "out" / FIDELITY, FidelityRow)} == {how}
     assert how in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert all(f.kl_mean < 0.01 and f.top_agreement > 0.9 for f in found.fidelity)
+    assert all(f.kl_mean < 0.01 and f.top_agreement > 0.9 for f in result.fidelity)
 
 
 def test_two_tasks_of_one_name_are_refused(
@@ -138,19 +137,19 @@ def a_manifest(config: dict[str, Any]) -> Manifest:
 
 
 def test_naive_bayes_learns_from_what_the_finetune_learned_from(tmp_path: Path, task_file: Path) -> None:
-    told = tuple(Question(f"t{n}", "word", ("a", "b"), n % 2) for n in range(9))
+    questions = tuple(Question(id=f"t{n}", text="word", options=("a", "b"), gold=n % 2) for n in range(9))
     task = open_task(str(task_file))
-    task = replace(task, read=lambda _: Questions(told))
+    task = replace(task, read=lambda _: Questions(rows=questions))
     with JsonlWriter(tmp_path / "rows.jsonl.zst") as writer:
-        for n, question in enumerate(told):
+        for n, question in enumerate(questions):
             writer.write({"id": question.id, "split": "train" if n in (3, 4) else "heldout"})
 
     config = EvaluateConfig(models=("finetune",))
     inputs = {"finetune": Artifact("finetune", tmp_path, "d", a_manifest({"task": "drugs"}))}
-    assert training(config, inputs, "drugs", task) == list(told[3:5])
+    assert bayes_training_rows(config, inputs, "drugs", task) == list(questions[3:5])
     limited = config.model_copy(update={"train_baseline": 4})
-    assert training(limited, inputs, "drugs", task) == told[:4]
-    assert training(config, {}, "drugs", task) == told
+    assert bayes_training_rows(limited, inputs, "drugs", task) == questions[:4]
+    assert bayes_training_rows(config, {}, "drugs", task) == questions
 
 
 CHILD = """
@@ -165,20 +164,20 @@ run(EvaluateConfig.model_validate(told["config"]), inputs, out)
 """
 
 
-def test_killed_while_answering_it_goes_on_and_ends_with_the_same_files(
+def test_a_kill_while_answering_ends_with_the_same_files(
     evaluate: Evaluate, corpus: Path, tiny: Path, other_tiny: Path, task_file: Path, tmp_path: Path
 ) -> None:
     evaluate(tmp_path / "whole")
     out = tmp_path / "killed"
     pair = {"model": "finetune", "against": "base"}
-    asked = {"models": ["base", "finetune"], "tasks": [str(task_file)], "seed": 1, "resamples": 500}
+    words = {"models": ["base", "finetune"], "tasks": [str(task_file)], "seed": 1, "resamples": 500}
     paths = {"base": tiny, "finetune": other_tiny, "corpus": corpus, str(task_file): task_file}
-    told = {
-        "config": asked | {"fidelity": [pair]},
+    arguments = {
+        "config": words | {"fidelity": [pair]},
         "paths": {name: str(path) for name, path in paths.items()},
     }
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(out), json.dumps(told)],
+        [sys.executable, "-c", CHILD, str(out), json.dumps(arguments)],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     answers = out / "drugs.jsonl"
@@ -195,13 +194,13 @@ def test_killed_while_answering_it_goes_on_and_ends_with_the_same_files(
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_only_the_same_questions_asked_alike_compare(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_only_equal_questions_and_settings_compare(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate(tmp_path / "a", fidelity=())
     evaluate(tmp_path / "b", fidelity=(), shots=2)
     specs = (f"{tmp_path}/a/drugs.jsonl:base", f"{tmp_path}/b/drugs.jsonl:finetune")
     with pytest.raises(UsageError, match=r"do not compare, they differ in shots: 0 / 2"):
         compare(*specs)
-    for field, other, error, said in (
+    for field, other, error, message in (
         ("version", 2, UsageError, "task version: 1 / 2"),
         ("prompt_sha256", "f" * 64, UsageError, r"prompt \(template or shots\)"),
         ("question_sha256", "f" * 64, InputError, "30 of 30 questions have other words, options or gold"),
@@ -211,8 +210,8 @@ def test_only_the_same_questions_asked_alike_compare(evaluate: Evaluate, tmp_pat
             for line in (tmp_path / "a/drugs.jsonl").read_text().splitlines()
         ]
         (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=message):
             compare(specs[0], f"{tmp_path}/c.jsonl:finetune")
-    [found] = compare(specs[0], f"{tmp_path}/a/drugs.jsonl:finetune")
-    assert (found.task, found.n) == ("drugs", 30)
-    assert found.mcnemar is not None
+    [result] = compare(specs[0], f"{tmp_path}/a/drugs.jsonl:finetune")
+    assert (result.task, result.n) == ("drugs", 30)
+    assert result.mcnemar is not None

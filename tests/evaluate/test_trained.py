@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from meditron.core.errors import MeditronError
-from meditron.evaluate.config import EvaluateConfig
-from meditron.evaluate.direct import on_task
+from meditron.evaluate.config import EvalOptions, EvaluateConfig
 from meditron.evaluate.heldout import choose
-from meditron.evaluate.model import EvalModel
+from meditron.evaluate.model import LocalModel
 from meditron.evaluate.stage import run
+from meditron.evaluate.standalone import evaluate_on_task
 from meditron.evaluate.trained import refuse_trained_documents, training_data
 from meditron.model.weights import load_model, save_gguf
 from meditron.release.convert import convert
@@ -60,8 +60,8 @@ def renamed_copy(task_file: Path, path: Path) -> Path:
         for row in rows:
             options = dict(zip("ABC", row["options"], strict=True))
             gold = "ABC"[row["gold"]]
-            told = {"question": f"  {row['question']}\n", "options": options, "answer_idx": gold}
-            file.write(json.dumps(told | {"answer": options[gold], "meta_info": "step1"}) + "\n")
+            copied = {"question": f"  {row['question']}\n", "options": options, "answer_idx": gold}
+            file.write(json.dumps(copied | {"answer": options[gold], "meta_info": "step1"}) + "\n")
     return path
 
 
@@ -76,16 +76,16 @@ def other_options_order(task_file: Path, path: Path) -> Path:
 def test_the_stage_refuses_trained_questions(
     tmp_path: Path, corpus: Path, tiny: Path, task_file: Path
 ) -> None:
-    asked = other_options_order(task_file, tmp_path / "exam.jsonl")
+    questions = other_options_order(task_file, tmp_path / "exam.jsonl")
     inputs = {
         "finetune.y": model(tmp_path / "m", tiny, of_questions(task_file), training(stage="finetune.y")),
         "corpus": corpus,
-        str(asked): asked,
+        str(questions): questions,
     }
     artifacts = {name: Artifact(name, path, "d") for name, path in inputs.items()}
-    config = EvaluateConfig(models=("finetune.y",), tasks=(str(asked),), seed=1)
-    said = r"finetune.y was trained on 3 of the 30 questions of exam, in finetune.x \(data: drugs\)"
-    with pytest.raises(MeditronError, match=said):
+    config = EvaluateConfig(models=("finetune.y",), tasks=(str(questions),), seed=1)
+    message = r"finetune.y was trained on 3 of the 30 questions of exam, in finetune.x \(data: drugs\)"
+    with pytest.raises(MeditronError, match=message):
         run(config, artifacts, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.jsonl"))
 
@@ -104,22 +104,22 @@ def test_the_command_refuses_a_copy_of_the_questions_in_any_file(
             tensors = [(name, gguf.dequantize(name)) for name in gguf.tensors]
             write_gguf(tmp_path / "m.gguf", {**gguf.metadata, GGUF_KEY: record}, tensors)
         spec = str(tmp_path / "m.gguf")
-    for asked in (
+    for questions in (
         task_file,
         other_options_order(task_file, tmp_path / "order.jsonl"),
         renamed_copy(task_file, tmp_path / "copy.jsonl"),
     ):
         with pytest.raises(MeditronError, match="was trained on 30 of the 30 questions"):
-            on_task(spec, str(asked), out=tmp_path / "out")
+            evaluate_on_task(spec, str(questions), out=tmp_path / "out")
 
 
-def test_more_messages_than_a_record_lists_are_said(
+def test_unlisted_training_messages_give_a_warning(
     tmp_path: Path, tiny: Path, task_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = model(tmp_path / "m", tiny, training(texts=None, documents=None))
-    found, _ = on_task(str(trained), str(task_file), questions=6, out=tmp_path / "out")
+    result, _ = evaluate_on_task(str(trained), str(task_file), EvalOptions(questions=6), out=tmp_path / "out")
     assert "was trained on more messages than its record lists (finetune.x)" in capsys.readouterr().err
-    assert not found.ancestry[str(trained)].known
+    assert not result.ancestry[str(trained)].known
 
 
 def test_messages_that_held_the_questions_count(tmp_path: Path, tiny: Path, task_file: Path) -> None:
@@ -127,7 +127,7 @@ def test_messages_that_held_the_questions_count(tmp_path: Path, tiny: Path, task
     texts = [question.text for question in open_task(str(task_file)).rows("test")]
     whole = model(tmp_path / "whole", tiny, of_messages(texts[:2]))
     with pytest.raises(MeditronError, match="trained on 2 of the 30"):
-        on_task(str(whole), str(task_file), out=tmp_path / "out")
+        evaluate_on_task(str(whole), str(task_file), out=tmp_path / "out")
     path = tmp_path / "two.jsonl"
     rows = [
         {"id": "both", "question": "The patient has a fever. Which drug is given first?"},
@@ -136,9 +136,9 @@ def test_messages_that_held_the_questions_count(tmp_path: Path, tiny: Path, task
     ]
     path.write_text("".join(json.dumps(row | {"options": ["a", "b"], "gold": 0}) + "\n" for row in rows))
     parts = ["The patient has a fever.", "Which drug is given first?"]
-    some = model(tmp_path / "some", tiny, of_messages(parts))
+    labels = model(tmp_path / "some", tiny, of_messages(parts))
     with pytest.raises(MeditronError, match="trained on 1 of the 3"):
-        on_task(str(some), str(path), out=tmp_path / "out")
+        evaluate_on_task(str(labels), str(path), out=tmp_path / "out")
 
 
 def test_held_out_documents_that_were_trained_on_are_refused(
@@ -148,8 +148,8 @@ def test_held_out_documents_that_were_trained_on_are_refused(
     read = tuple(sorted(short(content_sha256(text.text)) for text in documents["pubmed"][:2]))
     trained = model(tmp_path / "m", tiny, training(kind="pretrain", data="corpus", documents=read))
     with pytest.raises(MeditronError, match=r"trained on 2 of the 40 held-out documents, in finetune\.x"):
-        refuse_trained_documents(EvalModel("m", Artifact("m", trained, "d"), "float32"), documents)
-    refuse_trained_documents(EvalModel("m", Artifact("m", tiny, "d"), "float32"), documents)
+        refuse_trained_documents(LocalModel("m", Artifact("m", trained, "d"), "float32"), documents)
+    refuse_trained_documents(LocalModel("m", Artifact("m", tiny, "d"), "float32"), documents)
 
 
 def test_questions_made_from_documents_that_were_trained_on_are_refused(tmp_path: Path, tiny: Path) -> None:
@@ -162,34 +162,35 @@ def test_questions_made_from_documents_that_were_trained_on_are_refused(tmp_path
     read = tuple(sorted(short(content_sha256(str(row["text"]))) for row in rows[1:4]))
     trained = model(tmp_path / "m", tiny, training(kind="pretrain", data="corpus", documents=read))
     with pytest.raises(MeditronError, match="was trained on 3 of the 6 questions of pubmed-sections"):
-        on_task(str(trained), "pubmed-sections", corpus=folder, out=tmp_path / "out")
+        evaluate_on_task(str(trained), "pubmed-sections", corpus=folder, out=tmp_path / "out")
 
 
-def test_what_is_not_known_of_the_training_data_is_said(
-    tmp_path: Path, corpus: Path, tiny: Path, task_file: Path
-) -> None:
-    finetuned = model(tmp_path / "m", tiny, training(template="plain"))
+def test_unknown_training_data_is_recorded(tmp_path: Path, corpus: Path, tiny: Path, task_file: Path) -> None:
+    finetuned = model(tmp_path / "m", tiny, training(chat_template="plain"))
     paths = {"base": tiny, "finetune.x": finetuned, "corpus": corpus, str(task_file): task_file}
     config = EvaluateConfig(models=("base", "finetune.x"), tasks=(str(task_file),), seed=1, resamples=200)
     run(config, {name: Artifact(name, path, "d") for name, path in paths.items()}, tmp_path / "out")
-    told = read_results(tmp_path / "out").ancestry
-    assert not told["base"].known
-    assert told["base"].statement == "Training data unknown: the model carries no record of its training."
-    assert told["finetune.x"].statement == (
+    data = read_results(tmp_path / "out").ancestry
+    assert not data["base"].known
+    assert data["base"].statement == "Training data unknown: the model carries no record of its training."
+    assert data["finetune.x"].statement == (
         "Trained on drugs (finetune.x); training data of the base model a-base unknown."
     )
     page = (tmp_path / "out" / "report.html").read_text()
-    assert told["base"].statement in page
-    seeded = training_data(EvalModel("init:tiny", Artifact("init:tiny", Path("init:tiny"), ""), "float32"))
+    assert data["base"].statement in page
+    seeded = training_data(LocalModel("init:tiny", Artifact("init:tiny", Path("init:tiny"), ""), "float32"))
     assert seeded.known
     assert seeded.statement == "Not trained: the weights are seeded random numbers."
 
 
-def test_files_made_from_seeded_weights_say_that_they_are_not_trained(tmp_path: Path) -> None:
+def test_files_of_seeded_weights_are_recorded_as_not_trained(tmp_path: Path) -> None:
     for out in (tmp_path / "m.gguf", tmp_path / "folder"):
         convert("init:tiny", out)
         record = read_ancestry(resolve(str(out)))
         assert record
         assert (record.base, record.trained_from_scratch, record.trainings) == ("init:tiny", True, ())
-        told = training_data(EvalModel("m", Artifact(str(out), out, ""), "float32"))
-        assert (told.known, told.statement) == (True, "Not trained: the weights are seeded random numbers.")
+        data = training_data(LocalModel("m", Artifact(str(out), out, ""), "float32"))
+        assert (data.known, data.statement) == (
+            True,
+            "Not trained: the weights are seeded random numbers.",
+        )

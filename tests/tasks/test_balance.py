@@ -12,21 +12,21 @@ from meditron.tasks.balance import balanced
 
 Items = list[tuple[str, frozenset[int]]]
 KINDS = st.lists(st.frozensets(st.integers(0, 4), max_size=5), max_size=40)
-ITEMS = KINDS.map(lambda kinds: [(f"item {n}", some) for n, some in enumerate(kinds)])
+ITEMS = KINDS.map(lambda kinds: [(f"item {n}", labels) for n, labels in enumerate(kinds)])
 
 
 def most(items: Items) -> int:
     """How many of each class can be had at once, by flows from items through classes to a sink."""
-    classes = sorted(frozenset().union(*(some for _, some in items)))
+    classes = sorted(frozenset().union(*(labels for _, labels in items)))
     if not classes:
         return 0
     for wanted in range(len(items) // len(classes), 0, -1):
         size = len(items) + len(classes) + 2
         room = np.zeros((size, size), dtype=np.int32)
-        for n, (_, some) in enumerate(items):
+        for n, (_, labels) in enumerate(items):
             room[-2, n] = 1
-            for one in some:
-                room[n, len(items) + classes.index(one)] = 1
+            for model in labels:
+                room[n, len(items) + classes.index(model)] = 1
         room[len(items) : -2, -1] = wanted
         if maximum_flow(csr_matrix(room), size - 2, size - 1).flow_value == wanted * len(classes):
             return wanted
@@ -40,8 +40,8 @@ def test_every_class_equally_often_and_as_often_as_can_be(items: Items) -> None:
     kinds = dict(items)
     classes = frozenset().union(*kinds.values())
     assert len({item for item, _ in chosen}) == len(chosen)
-    assert all(one in kinds[item] for item, one in chosen)
-    assert Counter(one for _, one in chosen) == {one: most(items) for one in classes if most(items)}
+    assert all(model in kinds[item] for item, model in chosen)
+    assert Counter(model for _, model in chosen) == {model: most(items) for model in classes if most(items)}
 
 
 @settings(max_examples=50)
@@ -49,11 +49,11 @@ def test_every_class_equally_often_and_as_often_as_can_be(items: Items) -> None:
 def test_every_beginning_is_balanced(items: Items) -> None:
     chosen = balanced(items)
     for end in range(len(chosen)):
-        counts = Counter({one: 0 for _, one in chosen} | Counter(one for _, one in chosen[:end]))
+        counts = Counter({model: 0 for _, model in chosen} | Counter(model for _, model in chosen[:end]))
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_a_common_class_does_not_eat_up_a_rare_one() -> None:
+def test_a_common_class_leaves_items_for_a_rare_class() -> None:
     items = [("a", frozenset({0, 1})), ("b", frozenset({0}))]
     assert sorted(balanced(items)) == [("a", 1), ("b", 0)]
     assert sorted(balanced(items[::-1])) == [("a", 1), ("b", 0)]

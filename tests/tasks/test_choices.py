@@ -150,16 +150,24 @@ def test_pubmedqa_on_the_hub(tmp_path: Path) -> None:
         "final_decision": "no",
     }
     (question,) = questions(tmp_path, row).values()
-    assert question == Question("17", "Is it?", ("yes", "no", "maybe"), 1, "One.\nTwo.", None, "No.")
+    assert question == Question(
+        id="17",
+        text="Is it?",
+        options=("yes", "no", "maybe"),
+        gold=1,
+        context="One.\nTwo.",
+        group=None,
+        explanation="No.",
+    )
 
 
 def golds(folder: Path, options: list[str], *answers: Any, key: str = "answer") -> list[int]:
     rows = [{"id": n, "question": f"{n}?", "options": options, key: a} for n, a in enumerate(answers)]
-    found = questions(folder, *rows)
-    return [found[str(n)].gold for n in range(len(answers)) if str(n) in found]
+    result = questions(folder, *rows)
+    return [result[str(n)].gold for n in range(len(answers)) if str(n) in result]
 
 
-def test_the_other_rows_tell_how_an_ambiguous_answer_is_meant(tmp_path: Path) -> None:
+def test_other_rows_decide_an_ambiguous_answer(tmp_path: Path) -> None:
     vitamins = ["D", "A", "B", "K"]  # each letter but K is also another option's text
     assert golds(tmp_path, vitamins, "A", "K") == [1, 3]
     assert golds(tmp_path, vitamins, "A", "C") == [0, 2]
@@ -172,19 +180,19 @@ def test_the_other_rows_tell_how_an_ambiguous_answer_is_meant(tmp_path: Path) ->
     assert golds(tmp_path, numbers, "4", "1") == [0, 3]
 
 
-def test_indexes_count_from_what_the_file_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_decides_where_indexes_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     organs = list(ORGANS)
     assert golds(tmp_path, organs, 1, 2, 5) == [0, 1, 4]
     assert golds(tmp_path, organs, 0, 2) == [0, 2]
     assert "count from" not in capsys.readouterr().err
     assert golds(tmp_path, organs, 1, 2) == [1, 2]
-    assert "the answers (answer) do not tell what they count from; read as counted from 0" in (
+    assert "the answers (answer) do not show what they count from; read as counted from 0" in (
         capsys.readouterr().err
     )
     assert golds(tmp_path, organs, 1, 2, key="gold") == [1, 2]
     assert not capsys.readouterr().err
     assert golds(tmp_path, organs, *[1, 2, 3, 4] * 3, key="gold")[:4] == [1, 2, 3, 4]
-    assert "(gold) do not tell what they count from" in capsys.readouterr().err
+    assert "(gold) do not show what they count from" in capsys.readouterr().err
     with pytest.raises(
         InputError, match=r"line 3\).*'5' \(an index counts from 0, to 4; no answer .* is 0\)"
     ):
@@ -192,7 +200,7 @@ def test_indexes_count_from_what_the_file_tells(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("withheld", [None, "", -1, "-1"])
-def test_withheld_answers_are_counted_or_said(tmp_path: Path, withheld: Any) -> None:
+def test_withheld_answers_are_counted_or_an_error(tmp_path: Path, withheld: Any) -> None:
     assert golds(tmp_path, list(ORGANS), "B", withheld) == [1]
     assert open_task(str(tmp_path / "set.jsonl")).skipped("test") == {"no answer is given": 1}
     with pytest.raises(InputError, match=r"no row of the file is a question: no answer is given \(2 rows\)"):
@@ -202,7 +210,7 @@ def test_withheld_answers_are_counted_or_said(tmp_path: Path, withheld: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         (ASKED | {"opa": "a", "opb": "b", "opd": "d", "cop": 1}, "the options are not lettered A, B, C …"),
         (ASKED | {"options": {"A": "a", "C": "c"}} | LETTER, "the options are not lettered A, B, C …"),
@@ -211,13 +219,13 @@ def test_withheld_answers_are_counted_or_said(tmp_path: Path, withheld: Any) -> 
         (ASKED | {"options": list(ORGANS), "answer": "A,C"}, "the gold answer is no option: 'A,C'"),
         (ASKED | {"options": list(ORGANS), "answer": ["A", "B"]}, "the gold answer is no option"),
         (ASKED | {"options": list(ORGANS), "answer_index": 0, "answer": "B"}, "answer_index (0) and"),
-        (ASKED | {"Question": "x?", "options": list(ORGANS)} | LETTER, "two fields of one name"),
+        (ASKED | {"Question": "x?", "options": list(ORGANS)} | LETTER, "two fields have the same name"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+def test_unreadable_options_are_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         questions(tmp_path, row)
-    assert f"set.jsonl (line 1): {said}" in caught.value.message
+    assert f"set.jsonl (line 1): {message}" in caught.value.message
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -226,18 +234,26 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_content_of_a_question_is_its_text_context_and_options() -> None:
-    one = Question("1", "Which organ?", ("Liver", "Heart"), 0, "Read this.")
-    same = Question("x", " which  ORGAN?", ("heart", "liver"), 1, "read THIS.", "group", "because")
-    inline = Question("2", "Read this.\nWhich organ?", ("Liver", "Heart"), 0)
-    assert one.content_sha256 == same.content_sha256 == inline.content_sha256
+    item = Question(id="1", text="Which organ?", options=("Liver", "Heart"), gold=0, context="Read this.")
+    same = Question(
+        id="x",
+        text=" which  ORGAN?",
+        options=("heart", "liver"),
+        gold=1,
+        context="read THIS.",
+        group="group",
+        explanation="because",
+    )
+    inline = Question(id="2", text="Read this.\nWhich organ?", options=("Liver", "Heart"), gold=0)
+    assert item.content_sha256 == same.content_sha256 == inline.content_sha256
     for other in (
-        Question("1", "Which organ?", ("Liver", "Heart"), 0, "Read that."),
-        Question("1", "Which organ?", ("Liver", "Lung"), 0, "Read this."),
+        Question(id="1", text="Which organ?", options=("Liver", "Heart"), gold=0, context="Read that."),
+        Question(id="1", text="Which organ?", options=("Liver", "Lung"), gold=0, context="Read this."),
     ):
-        assert other.content_sha256 != one.content_sha256
+        assert other.content_sha256 != item.content_sha256
 
 
-def test_repeated_questions_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_repeated_questions_give_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = ASKED | {"options": list(ORGANS)} | TEXT
     questions(tmp_path, row, row | {"question": Q.upper()}, row | {"question": "Another?"})
     assert "1 of 3 questions repeat another's text and options" in capsys.readouterr().err

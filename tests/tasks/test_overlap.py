@@ -10,12 +10,18 @@ from meditron.tasks.question import Question
 
 VIGNETTE = "A 54-year-old man comes to the emergency department with chest pain. Which drug is given first?"
 OPTIONS = ("aspirin", "heparin", "morphine", "nitrate", "oxygen")
-ASKED = Question("1", VIGNETTE, OPTIONS, 0)
-READ = Question("2", "Does it lower mortality?", ("yes", "no", "maybe"), 0, context="Aspirin was given.")
+ASKED = Question(id="1", text=VIGNETTE, options=OPTIONS, gold=0)
+READ = Question(
+    id="2",
+    text="Does it lower mortality?",
+    options=("yes", "no", "maybe"),
+    gold=0,
+    context="Aspirin was given.",
+)
 
 
-def met(trained: Question, asked: Question) -> bool:
-    return bool(training_hashes(trained) & lookup_hashes(asked))
+def met(trained: Question, question: Question) -> bool:
+    return bool(training_hashes(trained) & lookup_hashes(question))
 
 
 @pytest.mark.parametrize(
@@ -30,12 +36,12 @@ def met(trained: Question, asked: Question) -> bool:
     ],
     ids=["white space", "order", "fewer options", "another key", "letters", "with a context"],
 )
-def test_a_copy_is_met_in_both_directions(copy: Question) -> None:
+def test_a_copy_is_detected_in_both_directions(copy: Question) -> None:
     assert met(ASKED, copy)
     assert met(copy, ASKED)
 
 
-def test_a_question_without_its_context_is_met_but_not_with_another() -> None:
+def test_a_question_without_its_context_is_detected_but_not_with_another() -> None:
     bare = replace(READ, context="")
     assert met(READ, bare)
     assert met(bare, READ)
@@ -45,7 +51,7 @@ def test_a_question_without_its_context_is_met_but_not_with_another() -> None:
 
 def test_short_texts_need_their_options() -> None:
     """ "Which is true?" with the answer "all" is of many questions."""
-    generic = Question("1", "Which of these is true?", ("all of them", "a", "b"), 0)
+    generic = Question(id="1", text="Which of these is true?", options=("all of them", "a", "b"), gold=0)
     assert met(generic, generic)
     assert not met(generic, replace(generic, options=("all of them", "c", "d")))
 
@@ -63,7 +69,7 @@ def test_short_texts_need_their_options() -> None:
         "Think first.\n\n" + VIGNETTE.replace(". Which", ".\nWhich"),
     ],
 )
-def test_messages_that_hold_the_question(message: str) -> None:
+def test_messages_that_contain_the_question(message: str) -> None:
     texts = {short(content_sha256(text)) for text in passages(message)}
     assert is_in_messages(texts, VIGNETTE)
     assert is_in_messages(texts, f"7. {VIGNETTE}")

@@ -11,13 +11,15 @@ from sentencepiece import SentencePieceProcessor
 
 from meditron.core.errors import UsageError
 from meditron.store.fetch import fetch
+from meditron.tasks.file_rows import read_source_rows
 from meditron.tasks.prompt_template import PROMPT_TEMPLATES, SECTIONS, find_prompt_template
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
-from meditron.tasks.rows import read_rows
 from meditron.text.tokenizer import load_tokenizer
 
-QUESTION = Question("1", "Which one?", ("This.", "That", "none of them"), 1, "Read  this.")
+QUESTION = Question(
+    id="1", text="Which one?", options=("This.", "That", "none of them"), gold=1, context="Read  this."
+)
 LM_EVAL = {
     "medqa": "06adc6ef5bda3259fe547355e6b064ca57c674b502fac749d0a0ccc8fee91787",
     "pubmedqa": "43528eee61666d94ae9ac3d58bcd3a0c38182a8898f996f536be9de1d3655740",
@@ -47,16 +49,16 @@ def test_medqa_is_lm_evals(shared: Path, lm_eval: Callable[[str, str], Any]) -> 
     file = shared / "data/medqa-usmle/test_4options.first1000.jsonl.gz"
     task = open_task(str(file), template="lm-eval-medqa")
     doc_to_text, doc_to_target = lm_eval("medqa", "doc_to_text"), lm_eval("medqa", "doc_to_target")
-    theirs = {}
-    for row in read_rows(file):
+    reference = {}
+    for row in read_source_rows(file):
         options = row.fields["options"]
         doc = {f"ending{n}": options[letter] for n, letter in enumerate("ABCD")}
         doc |= {"sent1": row.fields["question"], "label": "ABCD".index(row.fields["answer_idx"])}
-        theirs[row.id] = (doc_to_text(doc), doc_to_target(doc))
-    assert len(theirs) == 1000
+        reference[row.id] = (doc_to_text(doc), doc_to_target(doc))
+    assert len(reference) == 1000
     for question in task.rows("test"):
         laid_out = task.template.render(question)
-        assert (laid_out.prompt, question.gold) == theirs[question.id]
+        assert (laid_out.prompt, question.gold) == reference[question.id]
         assert laid_out.continuations == (" A", " B", " C", " D")
 
 
@@ -66,12 +68,14 @@ def test_pubmedqa_is_lm_evals(shared: Path, lm_eval: Callable[[str, str], Any]) 
     file = shared / "data/pubmedqa/ori_pqal.less100.json.gz"
     task = open_task(str(file), template="lm-eval-pubmedqa")
     doc_to_text = lm_eval("pubmedqa", "doc_to_text")
-    theirs = {row.id: (doc_to_text(row.fields), row.fields["final_decision"]) for row in read_rows(file)}
+    reference = {
+        row.id: (doc_to_text(row.fields), row.fields["final_decision"]) for row in read_source_rows(file)
+    }
     for question in task.rows("test") + task.rows("train"):
         laid_out = task.template.render(question)
         assert laid_out.continuations == (" yes", " no", " maybe")
         gold = laid_out.continuations[question.gold]
-        assert (laid_out.prompt, gold.removeprefix(" ")) == theirs[question.id]
+        assert (laid_out.prompt, gold.removeprefix(" ")) == reference[question.id]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_pubmedqa_is_lm_evals(shared: Path, lm_eval: Callable[[str, str], Any]) 
         ("texts", "Read  this.\n\nWhich one?\nAnswer:", (" This.", " That", " none of them")),
     ],
 )
-def test_what_a_model_sees(name: str, prompt: str, continuations: tuple[str, ...]) -> None:
+def test_rendered_prompts(name: str, prompt: str, continuations: tuple[str, ...]) -> None:
     laid_out = PROMPT_TEMPLATES[name].render(QUESTION)
     assert (laid_out.prompt, laid_out.continuations, laid_out.unconditional) == (
         prompt,
@@ -101,13 +105,15 @@ def fitting(name: str) -> Question:
 
 
 @pytest.mark.parametrize("name", PROMPT_TEMPLATES)
-def test_solved_questions_stand_before(name: str) -> None:
+def test_examples_come_before_the_question(name: str) -> None:
     template, question = PROMPT_TEMPLATES[name], fitting(name)
     shots = [replace(question, id=f"{n}", text=f"Shot {n}?", gold=n) for n in range(2)]
     alone, after = template.render(question), template.render(question, shots)
     solved = [template.render(shot) for shot in shots]
-    told = [one.prompt.removeprefix(template.head) + one.continuations[n] for n, one in enumerate(solved)]
-    before = template.head + "\n\n".join([*told, ""])
+    expected = [
+        item.prompt.removeprefix(template.head) + item.continuations[n] for n, item in enumerate(solved)
+    ]
+    before = template.head + "\n\n".join([*expected, ""])
     assert after.prompt == before + alone.prompt.removeprefix(template.head)
     assert after.unconditional == before + alone.unconditional.removeprefix(template.head)
     assert after.continuations == alone.continuations
@@ -124,14 +130,14 @@ def test_a_prompt_ends_without_a_blank_and_a_continuation_begins_with_one(name: 
 
 
 @pytest.mark.parametrize("name", ["sections", "yes-no-maybe", "lm-eval-pubmedqa"])
-def test_questions_that_a_layout_cannot_ask(name: str) -> None:
-    with pytest.raises(UsageError, match=f"template '{name}' asks for .*; question 1 does not"):
+def test_questions_with_other_options_than_the_templates_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"question 1 has other options than the template '{name}'"):
         PROMPT_TEMPLATES[name].render(QUESTION)
     with pytest.raises(UsageError, match=f"template '{name}'"):
         PROMPT_TEMPLATES[name].render(fitting(name), [QUESTION])
 
 
-def test_no_such_template() -> None:
+def test_an_unknown_template_is_an_error() -> None:
     assert find_prompt_template("texts") is PROMPT_TEMPLATES["texts"]
     with pytest.raises(UsageError, match="no template 'lm-eval-mmlu'"):
         find_prompt_template("lm-eval-mmlu")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from meditron.core.errors import SourceError, UsageError
+from meditron.tasks.formats import FORMATS
 from meditron.tasks.registry import TASKS, open_task
 from meditron.tasks.task import Question, prompts_sha256, questions_sha256
 
@@ -21,13 +22,15 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_names_that_are_none(tmp_path: Path) -> None:
+def test_unknown_tasks_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no task 'pubmed-section'") as caught:
         open_task("pubmed-section")
     assert caught.value.hint == "did you mean pubmed-sections?"
     with pytest.raises(UsageError, match="no task 'xyz'") as caught:
         open_task("xyz")
     assert "pubmed-sections" in (caught.value.hint or "")
+    for published in FORMATS:
+        assert all(f"{published.dataset} (" in (caught.value.hint or "") for _ in published.files)
     for missing in ("medqa.jsonl", "data/medqa"):
         with pytest.raises(SourceError, match=f"{missing}: no such file, and no task of that name"):
             open_task(missing)
@@ -37,7 +40,7 @@ def test_names_that_are_none(tmp_path: Path) -> None:
         open_task(str(tmp_path))
 
 
-def test_a_layout_of_ones_own_choice(file: str) -> None:
+def test_another_template_changes_prompts_only(file: str) -> None:
     assert open_task(file).template.name == "letters"
     task = open_task(file, template="texts")
     assert task.template.render(task.rows("test")[0]).continuations == (" yes", " no")
@@ -60,29 +63,31 @@ def test_a_limit_takes_the_beginning_of_an_order_that_does_not_change(file: str,
     assert [q for q in open_task(str(longer)).rows("test") if q.id != "10"] == list(rows)
 
 
-def test_hashes_are_of_what_is_asked(file: str) -> None:
+def test_hashes_cover_questions_and_prompts(file: str) -> None:
     task = open_task(file)
     rows = task.rows("test")
     assert task.data_sha256("test") == questions_sha256(rows)
     assert task.prompt_sha256("test") == prompts_sha256(task.template.render(row) for row in rows)
-    first = Question("1", "Why?", ("a", "b"), 0)
+    first = Question(id="1", text="Why?", options=("a", "b"), gold=0)
     hashes = {
-        questions_sha256([one])
-        for one in (
+        questions_sha256([item])
+        for item in (
             first,
-            Question("2", "Why?", ("a", "b"), 0),
-            Question("1", "How?", ("a", "b"), 0),
-            Question("1", "Why?", ("a", "c"), 0),
-            Question("1", "Why?", ("a", "b"), 1),
-            Question("1", "Why?", ("a", "b"), 0, "Read."),
+            Question(id="2", text="Why?", options=("a", "b"), gold=0),
+            Question(id="1", text="How?", options=("a", "b"), gold=0),
+            Question(id="1", text="Why?", options=("a", "c"), gold=0),
+            Question(id="1", text="Why?", options=("a", "b"), gold=1),
+            Question(id="1", text="Why?", options=("a", "b"), gold=0, context="Read."),
         )
     }
     assert len(hashes) == 6
-    assert questions_sha256([first]) == questions_sha256([Question("1", "Why?", ("a", "b"), 0, group="x")])
+    assert questions_sha256([first]) == questions_sha256(
+        [Question(id="1", text="Why?", options=("a", "b"), gold=0, group="x")]
+    )
     assert questions_sha256([first, first]) != questions_sha256([first])
 
 
-def test_every_registered_task_says_whose_it_is(tmp_path: Path) -> None:
+def test_every_registered_task_has_title_licence_and_origin(tmp_path: Path) -> None:
     for name in TASKS:
         task = open_task(name, corpus=tmp_path)
         assert task.name == name

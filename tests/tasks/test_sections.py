@@ -38,16 +38,16 @@ def row(number: int, *categories: str | None, form: str = "The {} sentence of {}
         for kind in categories
     )  # fmt: skip
     text, parts = compose(Document(f"pubmed:{number}", "pubmed", "A title.", sections))
-    told = [list(astuple(part)) for part in parts]
-    return {"id": f"pubmed:{number}", "source": "pubmed", "text": text, "parts": told, "meta": {}}
+    spans = [list(astuple(part)) for part in parts]
+    return {"id": f"pubmed:{number}", "source": "pubmed", "text": text, "parts": spans, "meta": {}}
 
 
 def corpus(folder: Path, rows: list[Any], split: str = "heldout", shards: int = 1) -> Path:
     make_folder(folder / split / "pubmed")
     for shard in range(shards):
         with JsonlWriter(folder / split / f"pubmed/{shard:05d}.jsonl.zst") as writer:
-            for one in rows[shard::shards]:
-                writer.write(one)
+            for item in rows[shard::shards]:
+                writer.write(item)
     return folder
 
 
@@ -57,30 +57,30 @@ def task(folder: Path) -> Task:
 
 def test_the_order_of_files_and_rows_does_not_matter(tmp_path: Path) -> None:
     draw = random.Random(1)
-    rows = [row(n, *(one for one in CATEGORIES if draw.random() < 0.7)) for n in range(80)]
-    one = task(corpus(tmp_path / "one", rows)).rows("test")
-    assert task(corpus(tmp_path / "two", rows[::-1], shards=3)).rows("test") == one
-    assert Counter(question.gold for question in one) == dict.fromkeys(range(5), len(one) // 5)
-    assert len(one) >= 75
-    places = [hashlib.sha256(question.id.encode()).digest() for question in one if question.gold == 0]
+    rows = [row(n, *(item for item in CATEGORIES if draw.random() < 0.7)) for n in range(80)]
+    item = task(corpus(tmp_path / "one", rows)).rows("test")
+    assert task(corpus(tmp_path / "two", rows[::-1], shards=3)).rows("test") == item
+    assert Counter(question.gold for question in item) == dict.fromkeys(range(5), len(item) // 5)
+    assert len(item) >= 75
+    places = [hashlib.sha256(question.id.encode()).digest() for question in item if question.gold == 0]
     assert places == sorted(places)
 
 
 def test_a_question_is_a_sentence_of_the_section_of_its_category(tmp_path: Path) -> None:
     rows = [row(n, *CATEGORIES) for n in range(25)]
     questions = task(corpus(tmp_path, rows)).rows("test")
-    told = {one["id"]: one for one in rows}
+    by_id = {item["id"]: item for item in rows}
     for question in questions:
         assert question.options == SECTIONS
-        text = told[question.id]["text"]
-        start, end, _, _ = told[question.id]["parts"][question.gold]
+        text = by_id[question.id]["text"]
+        start, end, _, _ = by_id[question.id]["parts"][question.gold]
         assert question.text in text[start:end]
         assert question.text.endswith("stands here.")
     # Not always the first of its section, which would be told by its form.
     assert {question.text.split()[1] for question in questions} == {"first", "second", "third"}
 
 
-def test_what_is_not_asked(tmp_path: Path) -> None:
+def test_unusable_sentences_are_left_out(tmp_path: Path) -> None:
     rows = [
         row(1, "METHODS", None, "UNASSIGNED"),
         row(2, "RESULTS", form="The {} of {} short."),
@@ -97,9 +97,9 @@ def test_what_is_not_asked(tmp_path: Path) -> None:
     }
 
 
-def test_a_sentence_of_two_abstracts_is_not_both_trained_and_asked(tmp_path: Path) -> None:
-    said = "Further research  is needed to confirm what was found here."
-    rows = [row(n, "CONCLUSIONS", form=said) for n in range(4)]
+def test_a_sentence_of_two_abstracts_is_not_in_both_splits(tmp_path: Path) -> None:
+    message = "Further research  is needed to confirm what was found here."
+    rows = [row(n, "CONCLUSIONS", form=message) for n in range(4)]
     rows[1]["text"] = rows[1]["text"].upper()
     corpus(tmp_path, rows[:1])
     corpus(tmp_path, [*rows[1:], row(9, "CONCLUSIONS")], "train")

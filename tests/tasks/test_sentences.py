@@ -25,10 +25,10 @@ PIECES = st.sampled_from(WORDS + SIGNS)
 
 
 @given(st.lists(PIECES).map("".join) | st.text(max_size=60))
-def test_joined_they_are_the_text_but_for_white_space(text: str) -> None:
-    found = sentences(text)
-    assert " ".join(" ".join(found).split()) == " ".join(text.split())
-    assert all(sentence == sentence.strip() != "" for sentence in found)
+def test_joined_sentences_are_the_text_apart_from_white_space(text: str) -> None:
+    result = sentences(text)
+    assert " ".join(" ".join(result).split()) == " ".join(text.split())
+    assert all(sentence == sentence.strip() != "" for sentence in result)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_joined_they_are_the_text_but_for_white_space(text: str) -> None:
         "Released under node.js v. 1.2.3 at example.org/a.b?c=D.E.",
     ],
 )
-def test_what_does_not_end_one(sentence: str) -> None:
+def test_places_that_do_not_end_a_sentence(sentence: str) -> None:
     assert sentences(sentence) == [sentence]
 
 
@@ -63,7 +63,7 @@ def test_what_does_not_end_one(sentence: str) -> None:
         ["Élan was lost.", "Über all."],
     ],
 )
-def test_what_ends_one(parts: list[str]) -> None:
+def test_places_that_end_a_sentence(parts: list[str]) -> None:
     assert sentences(" ".join(parts)) == parts
     assert sentences("\n ".join(parts)) == parts
 

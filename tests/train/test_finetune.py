@@ -202,10 +202,24 @@ def test_a_training_question_that_is_a_test_question_is_refused(answers, tmp_pat
 
 
 def test_a_test_question_under_another_id_is_refused(tmp_path):
-    asked = Question("t1", "Which organ makes insulin?", ("Liver", "Pancreas"), 1)
-    renamed = Question("x7", " which ORGAN makes insulin? ", ("pancreas", "liver"), 0, explanation="known")
-    split = {"train": Questions((renamed,)), "test": Questions((asked,))}
-    task = Task("quiz", 1, "t", "l", "o", PROMPT_TEMPLATES["letters"], split.__getitem__)
+    asked = Question(id="t1", text="Which organ makes insulin?", options=("Liver", "Pancreas"), gold=1)
+    renamed = Question(
+        id="x7",
+        text=" which ORGAN makes insulin? ",
+        options=("pancreas", "liver"),
+        gold=0,
+        explanation="known",
+    )
+    split = {"train": Questions(rows=(renamed,)), "test": Questions(rows=(asked,))}
+    task = Task(
+        name="quiz",
+        version=1,
+        title="t",
+        licence="l",
+        origin="o",
+        template=PROMPT_TEMPLATES["letters"],
+        read=split.__getitem__,
+    )
     with pytest.raises(InputError, match=r"x7\): a training question that is also a test question \(t1\)"):
         list(of_task(task, "plain", tmp_path))
 

@@ -1,4 +1,4 @@
-"""`meditron compare`: is one result better than another."""
+"""`meditron compare`: the paired difference of two results."""
 
 from typing import Annotated
 
@@ -9,26 +9,26 @@ from meditron.cli.options import Json, emit
 __all__ = ["compare"]
 
 _Result = Annotated[
-    str, Parameter(help="An evaluation's folder, or its rows file; :MODEL behind it chooses the model.")
+    str, Parameter(help="Folder of an evaluation, or a rows file; :MODEL after it selects a model.")
 ]
 
 
 def compare(a: _Result, b: _Result, /, *, as_json: Json = False) -> None:
     """Show the paired difference b - a of two results, with its 95 % interval, by source and by task.
 
-    Only the same documents and questions compare, asked alike. With --json the object holds each source's and
-    task's difference in "differences"; the fields beside it are the first's.
+    Only results on the same documents and questions, with the same prompts, compare. With --json the object
+    has every difference in "differences"; the fields beside it are those of the first.
 
     For example:
 
         meditron compare runs/quickstart/evaluate:base runs/quickstart/evaluate:pretrain
     """
     from meditron.cli import show
-    from meditron.evaluate.compare import compare as difference
+    from meditron.evaluate.compare import compare as compare_results
 
-    found = difference(a, b)
+    comparisons = compare_results(a, b)
     if as_json:
-        told = [record.model_dump(mode="json") for record in found]
-        emit(told[0] | {"differences": told})
+        records = [comparison.model_dump(mode="json") for comparison in comparisons]
+        emit(records[0] | {"differences": records})
     else:
-        show.differences(found, answer=True)
+        show.differences(comparisons, answer=True)

@@ -1,1 +1,1 @@
-"""What a model is worth, with intervals."""
+"""Evaluation of models on held-out text and tasks, with intervals."""

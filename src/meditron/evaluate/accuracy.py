@@ -1,4 +1,4 @@
-"""From a task's rows to scores with intervals, the baselines beside them, and the paired differences."""
+"""Scores of a task with intervals, the baselines beside them, and the paired differences, from rows."""
 
 import hashlib
 from collections import Counter
@@ -6,127 +6,160 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from meditron.core.statistics import macro_f1, wilson
+from meditron.core.statistics import wilson
 from meditron.evaluate.bayes import NaiveBayes
-from meditron.evaluate.compare import Right, accuracy_difference, unlike
+from meditron.evaluate.compare import Correctness, accuracy_difference, unlike
 from meditron.evaluate.config import Against
 from meditron.evaluate.eval_set import EvalSet
+from meditron.evaluate.methods.base import count_accuracy
 from meditron.evaluate.rows import QuestionRow
-from meditron.store.results import RULES, Accuracy, Baseline, Comparison, TaskScore
+from meditron.store.results import Baseline, Comparison, TaskScore
 from meditron.tasks.question import Question
 
-__all__ = ["BAYES", "Reference", "baselines", "bayes", "differences", "score"]
+__all__ = [
+    "BAYES",
+    "EvalSetFigures",
+    "NaiveBayesAnswers",
+    "answer_by_bayes",
+    "baselines",
+    "differences",
+    "figures",
+    "score_task",
+]
 
 BAYES: Literal["naive Bayes"] = "naive Bayes"
 
 
-def score(exam: EvalSet, rows: Sequence[QuestionRow], file_name: str) -> TaskScore:
-    """One model's score, from its rows in the questions' order."""
-    gold, predicted = [row.gold for row in rows], [row.prediction for row in rows]
-    asked = _accuracy(gold, predicted)
-    by_options = exam.mode == "options"
-    return TaskScore(
-        accuracy=asked.accuracy,
-        interval=asked.interval,
-        macro_f1=asked.macro_f1,
-        model=rows[0].model,
-        task=exam.label,
-        version=exam.task.version,
-        data=exam.task.data or exam.task.name,
-        split=exam.task.split,
-        template=exam.template,
-        prompt_form=rows[0].prompt_form,
-        method=exam.method,
-        dtype=rows[0].dtype,
-        engine=rows[0].engine,
-        shots=exam.shots,
-        shot_ids=tuple(shot.id for shot in exam.drawn),
-        n=len(rows),
-        repeated=exam.repeated,
-        ties=sum(_tied(row) for row in rows),
-        rule=exam.rule if by_options else None,
-        rules={r: _accuracy(gold, [row.by(r) for row in rows]) for r in RULES} if by_options else {},
-        parse_rate=sum(p is not None for p in predicted) / len(rows),
-        option_probability_mass=min(1.0, sum(row.option_probability_mass for row in rows) / len(rows)),
-        truncated=sum(row.truncated for row in rows),
-        classes=exam.classes,
-        confusion=_confusion(gold, predicted, len(exam.classes)),
-        prompt_sha256=_sha256(row.prompt_sha256 for row in rows),
-        data_sha256=exam.data_sha256,
-        rows=file_name,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalSetFigures:
+    """All figures of one evaluation set."""
+
+    scores: Mapping[str, TaskScore]
+    """Model → score."""
+    baselines: dict[str, Baseline]
+    differences: list[Comparison]
+
+
+def figures(
+    eval_set: EvalSet,
+    rows: Mapping[str, Sequence[QuestionRow]],
+    pairs: Sequence[Against],
+    training: Sequence[Question],
+) -> EvalSetFigures:
+    """Compute all figures of an evaluation set.
+
+    Args:
+        eval_set: The questions and the method.
+        rows: Model → its rows, in the questions' order.
+        pairs: Pairs of models to compare.
+        training: Training rows of naive Bayes.
+    """
+    bayes = answer_by_bayes(eval_set, training)
+    return EvalSetFigures(
+        scores={name: score_task(eval_set, model_rows, eval_set.file) for name, model_rows in rows.items()},
+        baselines=baselines(eval_set, bayes),
+        differences=differences(eval_set, pairs, rows, bayes),
     )
 
 
-def _tied(row: QuestionRow) -> bool:
-    """Tell if the answer was one of several options with the best score."""
-    scores = row.scores[row.rule] if row.rule else ()
-    return bool(scores) and scores.count(max(scores)) > 1
+def score_task(eval_set: EvalSet, rows: Sequence[QuestionRow], file_name: str) -> TaskScore:
+    """Compute one model's score from its rows, which are in the questions' order."""
+    gold, predictions = [row.gold for row in rows], [row.prediction for row in rows]
+    accuracy = count_accuracy(gold, predictions)
+    return TaskScore(
+        accuracy=accuracy.accuracy,
+        interval=accuracy.interval,
+        macro_f1=accuracy.macro_f1,
+        model=rows[0].model,
+        task=eval_set.label,
+        version=eval_set.task.version,
+        data=eval_set.task.data or eval_set.task.name,
+        split=eval_set.task.split,
+        template=eval_set.template,
+        prompt_form=rows[0].prompt_form,
+        method=eval_set.method.name,
+        method_description=eval_set.method.description,
+        dtype=rows[0].dtype,
+        engine=rows[0].engine,
+        shots=eval_set.examples.shots,
+        shot_ids=tuple(example.id for example in eval_set.examples.drawn),
+        shots_from=eval_set.examples.file,
+        shots_sha256=eval_set.examples.sha256,
+        n=len(rows),
+        repeated=eval_set.repeated,
+        parse_rate=sum(prediction is not None for prediction in predictions) / len(rows),
+        truncated=sum(row.truncated for row in rows),
+        classes=eval_set.classes,
+        confusion=_confusion(gold, predictions, len(eval_set.classes)),
+        prompt_sha256=_sha256(row.prompt_sha256 for row in rows),
+        data_sha256=eval_set.data_sha256,
+        rows=file_name,
+        # Fields that only some methods have: rules, ties, probability mass.
+        **eval_set.method.summarize(rows),
+    )
 
 
 def _sha256(hashes: Iterable[str]) -> str:
-    return hashlib.sha256("".join(f"{each}\n" for each in hashes).encode()).hexdigest()
-
-
-def _accuracy(gold: Sequence[int], predicted: Sequence[int | None]) -> Accuracy:
-    right = sum(g == p for g, p in zip(gold, predicted, strict=True))
-    return Accuracy(
-        accuracy=right / len(gold),
-        interval=wilson(right, len(gold)),
-        macro_f1=macro_f1(gold, predicted),
-    )
+    return hashlib.sha256("".join(f"{digest}\n" for digest in hashes).encode()).hexdigest()
 
 
 def _confusion(
-    gold: Sequence[int], predicted: Sequence[int | None], classes: int
+    gold: Sequence[int], predictions: Sequence[int | None], classes: int
 ) -> tuple[tuple[int, ...], ...]:
-    counts = Counter(zip(gold, predicted, strict=True))
-    answers = (*range(classes), None)
-    return tuple(tuple(counts[of, answer] for answer in answers) for of in range(classes))
+    counts = Counter(zip(gold, predictions, strict=True))
+    # The last column counts answers that name no option.
+    columns = (*range(classes), None)
+    return tuple(tuple(counts[row, column] for column in columns) for row in range(classes))
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """Naive Bayes' answers to an exam, in the questions' order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NaiveBayesAnswers:
+    """Answers of naive Bayes to an evaluation set, in the questions' order."""
 
     predictions: tuple[int, ...]
     trained_on: int
 
 
-def bayes(exam: EvalSet, training: Sequence[Question]) -> Reference | None:
-    """Naive Bayes, trained on those of the rows that are not themselves asked.
+def answer_by_bayes(eval_set: EvalSet, training: Sequence[Question]) -> NaiveBayesAnswers | None:
+    """Train naive Bayes on the rows that are not evaluated themselves, and answer the questions.
 
-    None where the options are no classes, or nothing is left to learn from.
+    Returns:
+        Its answers; None if the options are not classes, or no training rows are left.
     """
-    asked = {question.content_sha256 for question in exam.questions}
-    apart = [q for q in training if q.content_sha256 not in asked and q.options == exam.classes]
-    if not exam.classes or not apart:
+    evaluated = {question.content_sha256 for question in eval_set.questions}
+    # By content: a file of questions is its own training split, and would be memorized.
+    usable = [q for q in training if q.content_sha256 not in evaluated and q.options == eval_set.classes]
+    if not eval_set.classes or not usable:
         return None
-    classifier = NaiveBayes.train(apart)
-    return Reference(tuple(map(classifier.predict, exam.questions)), len(apart))
+    classifier = NaiveBayes.train(usable)
+    predictions = tuple(map(classifier.predict, eval_set.questions))
+    return NaiveBayesAnswers(predictions=predictions, trained_on=len(usable))
 
 
-def baselines(exam: EvalSet, reference: Reference | None) -> dict[str, Baseline]:
-    """What needs no language model: the commonest class, the best position, and naive Bayes."""
-    gold = [question.gold for question in exam.questions]
-    commonest = Counter(gold).most_common(1)[0][1]
-    found = [_baseline(exam, "position", commonest)]
-    if exam.classes:
-        found.insert(0, _baseline(exam, "majority", commonest))
-    if reference is not None:
-        right = sum(g == p for g, p in zip(gold, reference.predictions, strict=True))
-        found.append(_baseline(exam, BAYES, right, reference.trained_on))
-    return {baseline.name: baseline for baseline in found}
+def baselines(eval_set: EvalSet, bayes: NaiveBayesAnswers | None) -> dict[str, Baseline]:
+    """Return the baselines without a language model: most common class, best position, naive Bayes."""
+    gold = [question.gold for question in eval_set.questions]
+    most_common = Counter(gold).most_common(1)[0][1]
+    # "position" knows the test's own answers: an upper bound for always choosing the same letter.
+    rows = [_baseline(eval_set, "position", most_common)]
+    # A majority class exists only if every question has the same options.
+    if eval_set.classes:
+        rows.insert(0, _baseline(eval_set, "majority", most_common))
+    if bayes is not None:
+        right = sum(g == p for g, p in zip(gold, bayes.predictions, strict=True))
+        rows.append(_baseline(eval_set, BAYES, right, bayes.trained_on))
+    return {baseline.name: baseline for baseline in rows}
 
 
 def _baseline(
-    exam: EvalSet,
+    eval_set: EvalSet,
     name: Literal["majority", "position", "naive Bayes"],
     right: int,
     trained_on: int | None = None,
 ) -> Baseline:
-    n = len(exam.questions)
+    n = len(eval_set.questions)
     return Baseline(
-        task=exam.label,
+        task=eval_set.label,
         name=name,
         n=n,
         accuracy=right / n,
@@ -136,39 +169,46 @@ def _baseline(
 
 
 def differences(
-    exam: EvalSet,
+    eval_set: EvalSet,
     pairs: Sequence[Against],
     rows: Mapping[str, Sequence[QuestionRow]],
-    reference: Reference | None,
+    bayes: NaiveBayesAnswers | None,
 ) -> list[Comparison]:
-    """Each pair by the exam's rule; its models against the first's calibrated rule and against naive Bayes.
+    """Compare the models of each pair, and each model with the first's alternatives and naive Bayes.
 
-    Without a pair, the models against naive Bayes alone.
+    Args:
+        eval_set: The questions and the method, which names alternatives such as the calibrated rule.
+        pairs: Pairs of models; without any, the models are compared with naive Bayes only.
+        rows: Model → its rows, in the questions' order.
+        bayes: The answers of naive Bayes, if there are any.
     """
-    sides: list[tuple[str, Right, str, tuple[str, ...]]] = [
-        (pair.against, _right(rows[pair.against]), pair.model, unlike(rows[pair.against], rows[pair.model]))
+    sides: list[tuple[str, Correctness, str, tuple[str, ...]]] = [
+        (pair.against, _correct(rows[pair.against]), pair.model, unlike(rows[pair.against], rows[pair.model]))
         for pair in pairs
     ]
+    # Without pairs every model is compared with naive Bayes; with pairs only those that are asked about.
     first, compared = next(iter(rows)), dict.fromkeys(pair.model for pair in pairs)
-    if exam.mode == "options" and exam.rule != "calibrated":
-        calibrated = {row.item(): row.by("calibrated") == row.gold for row in rows[first]}
+    # A finetune must beat the base at its best, not only by a rule that suits the finetune.
+    for name, predictions in eval_set.method.alternatives(rows[first]).items():
         sides += [
-            (f"{first} (calibrated)", calibrated, model, unlike(rows[first], rows[model]))
+            (f"{first} ({name})", _graded(rows[first], predictions), model, unlike(rows[first], rows[model]))
             for model in compared
             if model != first
         ]
-    if reference is not None:
-        guessed = {
-            row.item(): prediction == row.gold
-            for row, prediction in zip(rows[first], reference.predictions, strict=True)
-        }
-        sides += [(BAYES, guessed, model, ()) for model in compared or rows]
+    if bayes is not None:
+        guesses = _graded(rows[first], bayes.predictions)
+        sides += [(BAYES, guesses, model, ()) for model in compared or rows]
     return [
-        accuracy_difference(exam.label, a, of_a, b, _right(rows[b]), unlike=differing)
-        for a, of_a, b, differing in sides
-        if len(of_a) >= 2
+        accuracy_difference(eval_set.label, a, correct_a, b, _correct(rows[b]), unlike=setting_changes)
+        for a, correct_a, b, setting_changes in sides
+        if len(correct_a) >= 2
     ]
 
 
-def _right(rows: Sequence[QuestionRow]) -> Right:
+def _correct(rows: Sequence[QuestionRow]) -> Correctness:
     return {row.item(): row.correct for row in rows}
+
+
+def _graded(rows: Sequence[QuestionRow], predictions: Sequence[int | None]) -> Correctness:
+    pairs = zip(rows, predictions, strict=True)
+    return {row.item(): prediction == row.gold for row, prediction in pairs}

@@ -1,54 +1,42 @@
-"""The paired difference of two results: the same documents or questions, two models, how sure the sign is.
+"""Paired differences of two results: the same documents or questions, two models.
 
-Of documents the figure is the mean of (b's log-loss per token − a's log-loss per token), in nats: every
-document counts once, however long it is, and below zero means that b is better. Pairing removes what both
-models find hard alike. Where the models read a text as different tokens, losses per token do not compare;
-the difference is then taken per byte of text, over the documents that both scored whole, and says so.
+For documents the figure is the mean of (b's log-loss per token − a's log-loss per token), in nats: every
+document counts once, however long it is, and below zero means that b is better. Pairing removes what is hard
+for both models. If the models read a text as different tokens, losses per token do not compare: the
+difference is then per byte of text, over the documents that both scored whole, and its name says so.
 
-Of questions it is b's accuracy − a's: above zero b is better.
+For questions it is b's accuracy − a's: above zero b is better.
 
-Only like is paired with like. Another rule, method, template, number of shots or prompt is refused. Another
-prompt form, number format or engine cannot always be avoided: it is paired, and named in `Comparison.unlike`
-and in the measure's name.
+Rows that differ in rule, method, template, number of shots or prompt are refused. Another prompt form, number
+format or engine cannot always be avoided: such rows are paired, and the difference is named in
+`Comparison.unlike` and in the measure's name.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from meditron.core.errors import InputError, SourceError, UsageError
+from meditron.core.errors import InputError, UsageError
 from meditron.core.statistics import paired_bootstrap, paired_proportions
-from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow, Row, read_rows
-from meditron.store.jsonl import read_jsonl
+from meditron.evaluate.result_rows import ItemKey, ResultRows, open_result
+from meditron.evaluate.rows import DocumentRow, EvalRow, QuestionRow
 from meditron.store.results import Comparison, adjusted
 
-__all__ = ["Result", "Right", "accuracy_difference", "compare", "differences", "open_result", "unlike"]
+__all__ = ["Correctness", "accuracy_difference", "compare", "differences", "unlike"]
 
-Key = tuple[str, ...]
-"""A document's or question's `Row.item`: id and content."""
-Right = Mapping[Key, bool]
-"""Question → whether the answer was right."""
-R = TypeVar("R", bound=Row)
+Correctness = Mapping[ItemKey, bool]
+"""Question → True if the answer is right."""
+R = TypeVar("R", bound=EvalRow)
 
-_REFUSED = ("version", "template", "method", "rule", "shots")
+_MUST_MATCH = ("version", "template", "method", "rule", "shots")
 """Settings of a question's row that must be equal."""
-_NAMED = ("prompt_form", "dtype", "engine")
-"""Settings of any row that may differ, and are named then."""
-_WORDS = {"version": "task version", "prompt_form": "prompt form"}
+_NAMED_IF_DIFFERENT = ("prompt_form", "dtype", "engine")
+"""Settings of any row that may differ, and are then named."""
+_SHOWN_AS = {"version": "task version", "prompt_form": "prompt form"}
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One model's rows by document, and by task and question; a mapping for each setting."""
-
-    name: str
-    documents: Sequence[Mapping[Key, DocumentRow]]
-    tasks: Mapping[str, Sequence[Mapping[Key, QuestionRow]]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Paired(Generic[R]):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pairing(Generic[R]):
     """The rows that two sides have in common, in one setting of each."""
 
     rows: Sequence[tuple[R, R]]
@@ -56,151 +44,104 @@ class _Paired(Generic[R]):
     """Differences that forbid the comparison."""
     unlike: tuple[str, ...]
     """Differences that are named."""
-    other: Sequence[str]
+    changed_ids: Sequence[str]
     """Ids that both sides have, with different content."""
 
     @property
     def settings(self) -> tuple[object, ...]:
-        """Equal for two pairings of the same measurement on more or fewer items."""
-        fields = (*_REFUSED, *_NAMED, "prompt_sha256", "data_sha256")
+        """Settings that are equal for two pairings of the same measurement on more or fewer items."""
+        fields = (*_MUST_MATCH, *_NAMED_IF_DIFFERENT, "prompt_sha256", "data_sha256")
         return tuple(getattr(row, field, None) for row in self.rows[0] for field in fields)
 
 
 def compare(a: str, b: str, *, seed: int = 1, resamples: int = 10_000) -> list[Comparison]:
-    """The differences b − a of two results, one a source or task that both hold.
+    """Compute the differences b − a of two results, one for each source or task of both.
 
-    A result is a rows file or the folder of an evaluation, with `:model` behind it where it holds the rows of
-    several models: `runs/quickstart/evaluate:pretrain`.
+    Args:
+        a: A rows file or the folder of an evaluation, with `:model` after it if it has the rows of several
+            models: `runs/quickstart/evaluate:pretrain`.
+        b: The other result.
+        seed: Seed of the bootstrap.
+        resamples: Bootstrap resamples.
 
     Raises:
         SourceError: no such file.
-        UsageError: it is not said which model, or fewer than two documents or questions stand in both, or all
-            that stand in both were measured in ways that do not compare.
+        UsageError: no model is selected, fewer than two documents or questions are in both, or all that are
+            in both were measured in ways that do not compare.
         InputError: a document's text, a question, or a prompt is not the same in both.
     """
     return adjusted(differences(open_result(a), open_result(b), seed=seed, resamples=resamples))
 
 
-def open_result(spec: str) -> Result:
-    """The rows that `spec` names (see `compare`)."""
-    path, model = _split(spec)
-    inside = [file for file in sorted(path.glob("*.jsonl")) if file.name == PERPLEXITY or _asks(file)]
-    files = inside if path.is_dir() else [path]
-    if not files:
-        raise SourceError(
-            f"{path}: no rows of an evaluation in it", hint="name a rows file or an evaluation's folder"
-        )
-    documents: list[DocumentRow] = []
-    questions: list[QuestionRow] = []
-    for file in files:
-        if _asks(file):
-            questions += read_rows(file, QuestionRow)
-        else:
-            documents += read_rows(file, DocumentRow)
-    chosen = _model(path, model, [*documents, *questions])
-    tasks: dict[str, list[QuestionRow]] = {}
-    for row in questions:
-        if _names(row) & {chosen}:
-            tasks.setdefault(row.task, []).append(row)
-    of_text = _by_setting(row for row in documents if _names(row) & {chosen})
-    return Result(spec, of_text, {task: _by_setting(rows) for task, rows in tasks.items()})
-
-
-def _by_setting(rows: Iterable[R]) -> list[Mapping[Key, R]]:
-    found: dict[Key, dict[Key, R]] = {}
-    for row in rows:
-        found.setdefault((row.cache_key, getattr(row, "rule", None) or ""), {})[row.item()] = row
-    return list(found.values())
-
-
-def _asks(file: Path) -> bool:
-    """Whether a rows file is of questions."""
-    return "task" in next(read_jsonl(file), {})
-
-
-def _names(row: Row) -> set[str]:
-    """The names that mean this row's model: its own, and with the beginning of its weights' digest."""
-    return {row.model, f"{row.model}@{row.model_digest[:8]}"}
-
-
-def _model(path: Path, model: str | None, rows: Sequence[Row]) -> str:
-    names = sorted({row.model for row in rows})
-    if model is None and len(names) == 1:
-        model = names[0]
-    known = set[str]().union(*map(_names, rows))
-    if model is None or model not in known:
-        problem = "several models' rows" if model is None else f"no rows of '{model}'"
+def differences(a: ResultRows, b: ResultRows, *, seed: int, resamples: int) -> list[Comparison]:
+    """Compute the differences b − a of opened results; see `compare` for the errors."""
+    comparisons = [*_document_differences(a, b, seed, resamples), *_question_differences(a, b)]
+    if not comparisons:
+        common = sum(len(pairing.rows) for pairing in _all_pairings(a, b))
         raise UsageError(
-            f"{path} holds {problem} (it has: {', '.join(names) or 'none'})", hint=f"write {path}:MODEL"
-        )
-    digests = sorted({row.model_digest for row in rows if model in _names(row)})
-    if len(digests) > 1:
-        choice = " or ".join(f"{path}:{model}@{digest[:8]}" for digest in digests)
-        raise UsageError(
-            f"{path} holds rows of {len(digests)} different weights under the name {model}",
-            hint=f"write {choice}",
-        )
-    return model
-
-
-def differences(a: Result, b: Result, *, seed: int, resamples: int) -> list[Comparison]:
-    """The paired difference b − a of each source and task that both hold (see `compare` for the errors)."""
-    found = [*_of_documents(a, b, seed, resamples), *_of_questions(a, b)]
-    if not found:
-        common = sum(len(pair.rows) for pair in _every_pair(a, b))
-        counts = " and ".join(
-            str(sum(map(len, [*r.documents, *(one for some in r.tasks.values() for one in some)])))
-            for r in (a, b)
-        )
-        raise UsageError(
-            f"{a.name} and {b.name}: too few documents or questions in both ({common} of {counts}) for a "
-            "paired difference",
+            f"{a.name} and {b.name}: too few documents or questions in both ({common} of {a.size} and "
+            f"{b.size}) for a paired difference",
             hint="evaluate both on the same corpus and tasks",
         )
-    return found
+    return comparisons
 
 
-def _every_pair(a: Result, b: Result) -> Iterator[_Paired[Any]]:
+def _all_pairings(a: ResultRows, b: ResultRows) -> Iterator[_Pairing[Any]]:
     yield from _pairings(a.documents, b.documents)
     for task in a.tasks:
         yield from _pairings(a.tasks[task], b.tasks.get(task, ()))
 
 
-def _pairings(of_a: Sequence[Mapping[Key, R]], of_b: Sequence[Mapping[Key, R]]) -> Iterator[_Paired[R]]:
+def _pairings(
+    a_settings: Sequence[Mapping[ItemKey, R]], b_settings: Sequence[Mapping[ItemKey, R]]
+) -> Iterator[_Pairing[R]]:
     """Pair every setting of one side with every setting of the other."""
-    for one in of_a:
-        for other in of_b:
-            rows = [(row, other[key]) for key, row in sorted(one.items()) if key in other]
-            ids = {key[:-1] for key in other}
-            content = [row.id for key, row in sorted(one.items()) if key not in other and key[:-1] in ids]
-            mine, theirs = (next(iter(side.values())) for side in (one, other))
-            conflicts = _differing(mine, theirs, _REFUSED)
-            same_form = getattr(mine, "prompt_form", None) == getattr(theirs, "prompt_form", None)
+    for a_rows in a_settings:
+        for b_rows in b_settings:
+            rows = [(row, b_rows[key]) for key, row in sorted(a_rows.items()) if key in b_rows]
+            b_ids = {key[:-1] for key in b_rows}
+            changed = [
+                row.id for key, row in sorted(a_rows.items()) if key not in b_rows and key[:-1] in b_ids
+            ]
+            # All rows of a setting share the settings' fields, so the first stands for all.
+            a_first, b_first = (next(iter(side.values())) for side in (a_rows, b_rows))
+            conflicts = _differing(a_first, b_first, _MUST_MATCH)
+            # Another prompt form means other prompts by design; only equal forms must have equal prompts.
+            same_form = getattr(a_first, "prompt_form", None) == getattr(b_first, "prompt_form", None)
             if not conflicts and same_form and any(_prompt(x) != _prompt(y) for x, y in rows):
                 conflicts = ("prompt (template or shots)",)
-            yield _Paired(rows, conflicts, unlike([x for x, _ in rows], [y for _, y in rows]), content)
+            yield _Pairing(
+                rows=rows,
+                conflicts=conflicts,
+                unlike=unlike([x for x, _ in rows], [y for _, y in rows]),
+                changed_ids=changed,
+            )
 
 
-def _prompt(row: Row) -> str:
+def _prompt(row: EvalRow) -> str:
     return row.prompt_sha256 if isinstance(row, QuestionRow) else ""
 
 
-def _chosen(a: Result, b: Result, of: str, pairings: Sequence[_Paired[R]]) -> list[_Paired[R]]:
-    """Return the pairings of like with like; else those whose differences may be named; else refuse.
+def _usable_pairings(
+    a: ResultRows, b: ResultRows, changed_content: str, pairings: Sequence[_Pairing[R]]
+) -> list[_Pairing[R]]:
+    """Return the pairings of equal settings, else those whose differences may be named, else refuse.
 
     Of one measurement on several numbers of items the largest stands for all.
     """
-    same_data = [pair for pair in pairings if pair.rows and not pair.other]
-    changed = next((pair for pair in pairings if pair.other), None)
-    if changed and not same_data:  # rows of earlier data may stand beside those that compare
+    same_data = [pairing for pairing in pairings if pairing.rows and not pairing.changed_ids]
+    changed = next((pairing for pairing in pairings if pairing.changed_ids), None)
+    # Rows of earlier data may be in the same file as rows that compare: refuse only if there are no others.
+    if changed and not same_data:
+        count = len(changed.changed_ids)
         raise InputError(
             b.name,
-            f"{len(changed.other)} of {len(changed.other) + len(changed.rows)} {of} than in {a.name}",
-            place=changed.other[0],
+            f"{count} of {count + len(changed.rows)} {changed_content} than in {a.name}",
+            place=changed.changed_ids[0],
             hint="only results on the same data compare",
         )
-    common = sorted(same_data, key=lambda pair: -len(pair.rows))
-    allowed = [pair for pair in common if not pair.conflicts]
+    common = sorted(same_data, key=lambda pairing: -len(pairing.rows))
+    allowed = [pairing for pairing in common if not pairing.conflicts]
     if common and not allowed:
         conflicts = common[0].conflicts
         only_rule = all(text.startswith("rule:") for text in conflicts)
@@ -209,132 +150,133 @@ def _chosen(a: Result, b: Result, of: str, pairings: Sequence[_Paired[R]]) -> li
             hint="evaluate both with the same settings"
             + (" (--rule); the scores are there, so no model is run again" if only_rule else ""),
         )
-    like = [pair for pair in allowed if not pair.unlike] or allowed
-    return list({pair.settings: pair for pair in reversed(like)}.values())[::-1]
+    # If the files allow a comparison of equals, pairs with named differences are dropped.
+    equal = [pairing for pairing in allowed if not pairing.unlike] or allowed
+    return list({pairing.settings: pairing for pairing in reversed(equal)}.values())[::-1]
 
 
-def _of_documents(a: Result, b: Result, seed: int, resamples: int) -> Iterator[Comparison]:
+def _document_differences(a: ResultRows, b: ResultRows, seed: int, resamples: int) -> Iterator[Comparison]:
     pairings = list(_pairings(a.documents, b.documents))
-    for paired in _chosen(a, b, "documents have another text", pairings):
+    for pairing in _usable_pairings(a, b, "documents have another text", pairings):
         by_source: dict[str, list[tuple[DocumentRow, DocumentRow]]] = {}
-        for pair in paired.rows:
+        for pair in pairing.rows:
             by_source.setdefault(pair[0].source, []).append(pair)
         for source, pairs in by_source.items():
-            unit, losses, left_out = _comparable(pairs)
-            differing = paired.unlike
+            unit, losses, left_out = _comparable_losses(pairs)
+            named = pairing.unlike
             if left_out:
-                differing += (f"{left_out} truncated documents left out",)
+                named += (f"{left_out} truncated documents left out",)
             if len(losses) >= 2:
+                # A paired difference needs at least two documents.
+                a_losses, b_losses = zip(*losses, strict=True)
                 yield Comparison(
                     a=a.name,
                     b=b.name,
-                    what=_what(f"nll per {unit}, {source}", differing),
+                    what=_measure(f"nll per {unit}, {source}", named),
                     source=source,
-                    unlike=differing,
-                    **_difference(losses, seed=seed, resamples=resamples),
+                    unlike=named,
+                    **asdict(paired_bootstrap(b_losses, a_losses, seed=seed, resamples=resamples)),
                 )
 
 
-def _comparable(
+def _comparable_losses(
     pairs: Sequence[tuple[DocumentRow, DocumentRow]],
 ) -> tuple[str, list[tuple[float, float]], int]:
-    """The unit in which the losses of these pairs compare, the losses that do, and how many were cut."""
+    """Return the unit in which the losses compare, the losses, and the number of documents left out."""
+    # Equal token ids: the loss per token is the finer measure, and truncation is the same on both sides.
     if all(a.ids_sha256 == b.ids_sha256 for a, b in pairs):
         return "token", [(a.nll / a.tokens, b.nll / b.tokens) for a, b in pairs if a.tokens and b.tokens], 0
+    # Two tokenizers cut a truncated document at different characters, so only whole documents compare.
     whole = [(a, b) for a, b in pairs if not (a.truncated or b.truncated)]
     losses = [(a.nll / a.bytes, b.nll / b.bytes) for a, b in whole if a.bytes and b.bytes]
     return "byte", losses, len(pairs) - len(whole)
 
 
-def _of_questions(a: Result, b: Result) -> Iterator[Comparison]:
+def _question_differences(a: ResultRows, b: ResultRows) -> Iterator[Comparison]:
     for task in a.tasks:
         pairings = list(_pairings(a.tasks[task], b.tasks.get(task, ())))
-        chosen = _chosen(a, b, "questions have other words, options or gold", pairings)
-        settings = {tuple(_setting(pair.rows[0][0])) for pair in pairings if pair.rows}
-        for paired in chosen:
-            if len(paired.rows) >= 2:
-                of_a, of_b = (
-                    {pair[side].item(): pair[side].correct for pair in paired.rows} for side in (0, 1)
+        usable = _usable_pairings(a, b, "questions have other words, options or gold", pairings)
+        settings = {tuple(_setting(pairing.rows[0][0])) for pairing in pairings if pairing.rows}
+        for pairing in usable:
+            if len(pairing.rows) >= 2:
+                a_correct, b_correct = (
+                    {pair[side].item(): pair[side].correct for pair in pairing.rows} for side in (0, 1)
                 )
-                several = _several(paired.rows[0][0], chosen) if len(settings) > 1 or len(chosen) > 1 else ""
-                named = f"{task}{several}"
-                yield accuracy_difference(named, a.name, of_a, b.name, of_b, unlike=paired.unlike, of=task)
+                # The setting is named only if there was a choice: most files have one.
+                ambiguous = len(settings) > 1 or len(usable) > 1
+                label = f"{task}{_setting_label(pairing.rows[0][0], usable) if ambiguous else ''}"
+                yield accuracy_difference(
+                    label, a.name, a_correct, b.name, b_correct, unlike=pairing.unlike, task=task
+                )
 
 
-def _several(row: QuestionRow, chosen: Sequence[_Paired[QuestionRow]]) -> str:
+def _setting_label(row: QuestionRow, usable: Sequence[_Pairing[QuestionRow]]) -> str:
     """Name one of several settings in which both sides were measured."""
     shown = _setting(row)
-    if len({pair.rows[0][0].data_sha256 for pair in chosen}) > 1:
+    if len({pairing.rows[0][0].data_sha256 for pairing in usable}) > 1:
         shown.append(f"data {row.data_sha256[:8]}")
     return f" ({', '.join(shown)})"
 
 
 def _setting(row: QuestionRow) -> list[str]:
-    return [row.template, row.prompt_form, row.rule or row.method, f"{row.shots} shots", row.dtype]
+    return [row.template, row.prompt_form, row.scoring, f"{row.shots} shots", row.dtype]
 
 
-def unlike(a: Sequence[Row], b: Sequence[Row]) -> tuple[str, ...]:
+def unlike(a: Sequence[EvalRow], b: Sequence[EvalRow]) -> tuple[str, ...]:
     """Return how two models' rows of the same items were measured differently, as `dtype: a's / b's`."""
     if not a or not b:
         return ()
-    found = _differing(a[0], b[0], _NAMED)
+    named = _differing(a[0], b[0], _NAMED_IF_DIFFERENT)
     if isinstance(a[0], QuestionRow):
-        cut = [sum(row.truncated for row in rows if isinstance(row, QuestionRow)) for rows in (a, b)]
-        if cut[0] != cut[1]:
-            found += (f"truncated prompts: {cut[0]} / {cut[1]}",)
-    return found
+        counts = [sum(row.truncated for row in rows if isinstance(row, QuestionRow)) for rows in (a, b)]
+        if counts[0] != counts[1]:
+            named += (f"truncated prompts: {counts[0]} / {counts[1]}",)
+    return named
 
 
-def _differing(a: Row, b: Row, fields: Sequence[str]) -> tuple[str, ...]:
-    pairs = ((field, getattr(a, field, None), getattr(b, field, None)) for field in fields)
-    return tuple(f"{_WORDS.get(name, name)}: {x} / {y}" for name, x, y in pairs if x != y)
+def _differing(a: EvalRow, b: EvalRow, fields: Sequence[str]) -> tuple[str, ...]:
+    # Rows of documents and of some methods lack fields such as the rule: absent on both sides is equal.
+    values = ((field, getattr(a, field, None), getattr(b, field, None)) for field in fields)
+    return tuple(f"{_SHOWN_AS.get(name, name)}: {x} / {y}" for name, x, y in values if x != y)
 
 
 def accuracy_difference(
-    task: str,
+    label: str,
     a: str,
-    of_a: Right,
+    a_correct: Correctness,
     b: str,
-    of_b: Right,
+    b_correct: Correctness,
     *,
     unlike: tuple[str, ...] = (),
-    of: str | None = None,
+    task: str | None = None,
 ) -> Comparison:
     """Subtract the accuracy of a from that of b on the same questions.
 
-    `unlike` are differences of the two measurements, which the measure's name says; `of` is the task's own
-    name, if `task` says more than that.
+    Args:
+        label: Name of the task in the measure's name, with the setting if there are several.
+        a: Name of the first side.
+        a_correct: Its answers.
+        b: Name of the second side.
+        b_correct: Its answers.
+        unlike: Differences between the two measurements.
+        task: The task's own name, if `label` says more.
     """
-    right = [(of_a[item], of_b[item]) for item in sorted(of_a)]
-    found = paired_proportions(right.count((False, True)), right.count((True, False)), len(right))
+    # Only discordant pairs carry information (McNemar).
+    pairs = [(a_correct[item], b_correct[item]) for item in sorted(a_correct)]
+    difference = paired_proportions(pairs.count((False, True)), pairs.count((True, False)), len(pairs))
     return Comparison(
         a=a,
         b=b,
-        what=_what(f"accuracy, {task}", unlike),
-        task=of or task,
-        mcnemar=found.p,
+        what=_measure(f"accuracy, {label}", unlike),
+        task=task or label,
+        mcnemar=difference.p,
         unlike=unlike,
-        **asdict(found),
+        **asdict(difference),
     )
 
 
-def _what(measure: str, differing: Sequence[str]) -> str:
-    """Name a measure with its differences. Dequantized weights go without: that is the models' difference."""
-    named = [text for text in differing if text.count("torch") < 2]
-    return f"{measure} [{'; '.join(named)}]" if named else measure
-
-
-def _difference(values: Sequence[tuple[float, float]], *, seed: int, resamples: int) -> dict[str, Any]:
-    """Compare b − a by the paired bootstrap; return the fields of a Comparison."""
-    of_a, of_b = zip(*values, strict=True)
-    return asdict(paired_bootstrap(of_b, of_a, seed=seed, resamples=resamples))
-
-
-def _split(spec: str) -> tuple[Path, str | None]:
-    """`folder:model` in two, at the first colon that a file or folder stands before."""
-    if Path(spec).exists():
-        return Path(spec), None
-    for index, character in enumerate(spec):
-        if character == ":" and Path(spec[:index]).exists():
-            return Path(spec[:index]), spec[index + 1 :]
-    raise SourceError(f"{spec}: no such file or folder")
+def _measure(name: str, unlike: Sequence[str]) -> str:
+    """Name a measure with its differences in brackets."""
+    # Dequantized weights are the models' own difference, not one of the measurement.
+    shown = [text for text in unlike if text.count("torch") < 2]
+    return f"{name} [{'; '.join(shown)}]" if shown else name

@@ -1,94 +1,118 @@
-"""What the evaluate stage is told: which models, what they are asked, how sure to be."""
+"""Config of the evaluate stage."""
 
 from itertools import pairwise
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from meditron.core.config import Config, NonSemantic
 from meditron.core.machine import DType
 from meditron.core.stage import InputKind, StageConfig
-from meditron.store.results import Mode, PromptForm, Rule
+from meditron.evaluate.methods.registry import METHODS
+from meditron.store.results import PromptForm, Rule
 from meditron.tasks.registry import TASKS
 
-__all__ = ["Against", "EvaluateConfig", "is_file"]
+__all__ = ["Against", "EvalOptions", "EvaluateConfig", "is_file"]
 
+# Name of the corpus among the stage's inputs; no model or task can have it.
 CORPUS = "corpus"
 
 
 def is_file(task: str) -> bool:
-    """Whether a task is named by a file or source of questions, not by a registered name."""
+    """Return True if a task is named by a file or source of questions, False for a registered name."""
+    # Registered names are plain words, so a file needs a suffix, a folder or a scheme to be one.
     return any(mark in task for mark in "./:")
 
 
 class Against(Config):
-    """Two of the evaluated models to compare: the difference is `model` minus `against`."""
+    """Two evaluated models to compare: the difference is `model` minus `against`."""
 
     model: str
-    """The model whose gain or loss is asked for."""
+    """Model whose gain or loss is measured."""
 
     against: str
-    """The model it is measured against."""
+    """Model it is compared with."""
 
 
-class EvaluateConfig(StageConfig):
+class EvalOptions(Config):
+    """Evaluation options that the recipe's table and the command share, under the same names."""
+
+    questions: int = Field(default=1000, ge=1)
+    """Maximum number of questions per task: the first in the order of their ids' hash."""
+
+    methods: tuple[str, ...] = Field(default=("loglikelihood",), min_length=1)
+    """How answers are taken: `loglikelihood` compares the options' log-probabilities, `next-token` takes the
+    most likely token of the vocabulary. Several methods make several scores."""
+
+    rule: Rule = "sum"
+    """Rule of loglikelihood: the option's log-probability (`sum`), the same per byte (`bytes`), or minus its
+    unconditional log-probability (`calibrated`)."""
+
+    prompt_form: PromptForm = "trained"
+    """Prompt each model in the chat template of its last finetune (`trained`), in plain text (`raw`), or
+    `both`."""
+
+    shots: int = Field(default=0, ge=0)
+    """Number of solved examples before each question."""
+
+    shots_from: str | None = None
+    """File of questions from which the examples are drawn; default: the task's training split."""
+
+    max_tokens: int = Field(default=2048, ge=2)
+    """Maximum number of scored tokens per document; results count the truncated documents."""
+
+    fidelity_documents: int = Field(default=32, ge=2)
+    """Maximum number of held-out documents per source for measures of one model against another."""
+
+    dtype: DType = "float32"
+    """Number format of weights and activations; the loss is always float32, and so is all of fidelity.
+    `auto`: bfloat16 if the CPU has instructions for it, else float32."""
+
+    resamples: int = Field(default=10_000, ge=100)
+    """Bootstrap resamples of each interval and p-value."""
+
+    batch_tokens: Annotated[int, NonSemantic] = Field(default=4096, ge=1)
+    """Tokens per batch, padding included. Changes memory and speed, not results."""
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_are_known_and_distinct(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        # The registry is read here and not in the annotation: tests and plugins may add methods.
+        for method in methods:
+            if method not in METHODS:
+                raise ValueError(f"no method '{method}'; methods: {', '.join(METHODS)}")
+            if methods.count(method) > 1:
+                raise ValueError(f"'{method}' is listed twice")
+        return methods
+
+
+class EvaluateConfig(EvalOptions, StageConfig):
     """The recipe's `[evaluate]` table."""
 
     models: tuple[str, ...] = Field(min_length=1)
-    """The models' references: `base`, a stage of the recipe (`pretrain`), a file of one (`quantize:F16`)."""
+    """References of models: `base`, a stage of the recipe (`pretrain`), a file of one (`quantize:F16`)."""
 
     documents: int = Field(default=200, ge=2)
-    """Held-out documents of each source, at most: the first in the order of their contents' hash."""
-
-    max_tokens: int = Field(default=2048, ge=2)
-    """Tokens of a document that are scored, at most; the record says how many documents were cut."""
-
-    dtype: DType = "float32"
-    """Number format of weights and activations; the head and the loss are float32 always, and fidelity all
-    through. `auto`: bfloat16 where the CPU has instructions for it, else float32."""
-
-    resamples: int = Field(default=10_000, ge=100)
-    """Bootstrap resamples behind every interval and p value."""
+    """Maximum number of held-out documents per source: the first in the order of their contents' hash."""
 
     differences: tuple[Against, ...] | None = None
-    """Pairs to compare; when absent, every later model against the first and against the one before it."""
+    """Pairs to compare; default: every later model against the first and against the one before it."""
 
     tasks: tuple[str, ...] = ()
-    """Tasks to answer: registered names, or files of multiple-choice questions."""
-
-    questions: int = Field(default=1000, ge=2)
-    """Questions of each task, at most: the first in the order of their ids' hash."""
-
-    mode: Mode = "options"
-    """Compare the options' log-probabilities, or take the likeliest token of the whole vocabulary."""
-
-    rule: Rule = "sum"
-    """What chooses an option: its log-probability, the same by its bytes, or less what it has unasked."""
-
-    prompt_form: PromptForm = "trained"
-    """Ask each model as its last finetune was trained (`trained`), all in plain text (`raw`), or `both`."""
-
-    shots: int = Field(default=0, ge=0)
-    """Solved questions before each prompt, drawn from the task's training split."""
+    """Tasks: registered names, or files of multiple-choice questions."""
 
     train_baseline: int | None = Field(default=None, ge=1)
-    """Training rows of naive Bayes; when absent all that the task's finetune used, else 2,000."""
+    """Training rows of naive Bayes; default: those of the task's finetune, else 2,000."""
 
     fidelity: tuple[Against, ...] = ()
-    """Pairs of models whose predictions of held-out text are held against each other."""
-
-    fidelity_documents: int = Field(default=32, ge=2)
-    """Held-out documents of each source for that, at most."""
-
-    batch_tokens: Annotated[int, NonSemantic] = Field(default=4096, ge=1)
-    """Tokens, padding counted, that go through the model at once. Moves memory and speed, not results."""
+    """Pairs of models whose predictions of held-out text are compared, token by token."""
 
     @model_validator(mode="after")
     def _models_are_distinct_and_compared_models_are_evaluated(self) -> Self:
-        if len(set(self.models)) != len(self.models):
-            raise ValueError("models: one of them stands there twice")
+        if repeated := _repeated(self.models):
+            raise ValueError(f"models: '{repeated}' is listed twice")
         if CORPUS in self.models:
-            raise ValueError("models: 'corpus' is no model")
+            raise ValueError("models: 'corpus' is not a model")
         for pair in self.differences or ():
             for name in (pair.model, pair.against):
                 if name not in self.models:
@@ -97,29 +121,41 @@ class EvaluateConfig(StageConfig):
             for pair in pairs:
                 if pair.model == pair.against:
                     raise ValueError(f"{table}: '{pair.model}' against itself")
-        if len(set(self.tasks)) != len(self.tasks):
-            raise ValueError("tasks: one of them stands there twice")
+        if repeated := _repeated(self.tasks):
+            raise ValueError(f"tasks: '{repeated}' is listed twice")
         for task in self.tasks:
             if task not in TASKS and not is_file(task):
                 known = ", ".join(TASKS)
-                raise ValueError(f"tasks: no task '{task}'; there are {known}, and files of questions")
+                raise ValueError(f"tasks: no task '{task}'; tasks: {known}, or a file of questions")
         return self
 
     def pairs(self) -> tuple[Against, ...]:
-        """The comparisons to make, in the order they are reported."""
+        """Return the comparisons to make, in the order of the report."""
         if self.differences is not None:
             return self.differences
+        # The first model is the base: the gain over all stages, then the gain of each stage.
         first, *later = self.models
         pairs = [(model, first) for model in later]
         pairs += [(model, before) for before, model in pairwise(self.models)]
+        # For the second model both pairs are the same: it is compared once.
         return tuple(Against(model=model, against=against) for model, against in dict.fromkeys(pairs))
 
+    def question_files(self) -> tuple[str, ...]:
+        """Return the files of questions and of examples."""
+        examples = () if self.shots_from is None else (self.shots_from,)
+        return (*filter(is_file, self.tasks), *examples)
+
     def inputs(self) -> dict[str, str]:
-        """Every model and task's file under its own reference, and the corpus with the held-out documents."""
-        held = (name for pair in self.fidelity for name in (pair.model, pair.against))
-        return {name: name for name in (*self.models, *held, *filter(is_file, self.tasks))} | {CORPUS: CORPUS}
+        """Return every model and file of questions under its own reference, and the corpus."""
+        compared = (name for pair in self.fidelity for name in (pair.model, pair.against))
+        return {name: name for name in (*self.models, *compared, *self.question_files())} | {CORPUS: CORPUS}
 
     def input_kinds(self) -> dict[str, InputKind]:
-        """Return the kinds of the models and of the tasks' files."""
-        questions = dict.fromkeys(filter(is_file, self.tasks), InputKind("questions"))
+        """Return the kinds of the models and of the files of questions."""
+        # The recipe opens every input of a known kind before the run, so a wrong file fails in seconds.
+        questions = dict.fromkeys(self.question_files(), InputKind("questions"))
         return {name: InputKind("model") for name in self.inputs() if name != CORPUS} | questions
+
+
+def _repeated(names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)

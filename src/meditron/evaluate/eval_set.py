@@ -1,104 +1,118 @@
-"""The questions of a task, the prompts they become for a model, and how an answer is taken."""
+"""Evaluation sets: the questions of a task, their prompts for a model, and the evaluation method."""
 
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
+from meditron.core.console import warn
 from meditron.core.errors import UsageError
+from meditron.evaluate.config import EvalOptions
+from meditron.evaluate.methods.base import EvalMethod, find_method
 from meditron.evaluate.model import RAW, EvalModel
+from meditron.evaluate.prompts import EvalPrompt
+from meditron.store.files import digest_of
 from meditron.store.identity import normalize
-from meditron.store.results import METHODS, Method, Mode, PromptForm, Rule
 from meditron.tasks.prompt_template import Rendered
 from meditron.tasks.question import Question
+from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task, questions_sha256
 from meditron.text.chat import FIXED_DATE, Message
 from meditron.text.dialogue import answered
 from meditron.text.prompt import rendered
 
-__all__ = ["Asked", "EvalSet", "rows_file"]
+__all__ = ["EvalSet", "Examples", "draw_examples", "rows_file"]
 
 
 def rows_file(task: Task) -> str:
     """Return the name of the file of a task's rows."""
+    # Task names come from file names of users; the rows file must not leave the folder.
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", task.name).strip("-.") or "task"
     return f"task-{name}.jsonl" if name in ("perplexity", "fidelity") else f"{name}.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One question as one model is asked it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Solved examples for few-shot prompts."""
 
-    question: Question
-    rendered: Rendered
-    """The whole text of the prompt, in chat turns if the form has them."""
-    shot_ids: tuple[str, ...]
-    """Ids of the solved questions in the prompt, in its order."""
-    messages: tuple[Message, ...] = ()
-    """The prompt's turns; empty for a raw prompt."""
-    alone: tuple[Message, ...] = ()
-    """The turns of the prompt without the question."""
+    shots: int = 0
+    """Number of examples in each prompt."""
+    drawn: tuple[Question, ...] = ()
+    """The examples, all of different content, and one more to replace an example that repeats a question."""
+    file: str | None = None
+    """Name of the file that they are from; None if they are from the task's training split."""
+    sha256: str | None = None
+    """SHA-256 of that file."""
 
-    def item(self) -> tuple[str, str]:
-        """Return the id and the content's hash."""
-        return self.question.id, questions_sha256([self.question])
+    def for_question(self, question: Question) -> Sequence[Question]:
+        """Return exactly `shots` examples, none of which repeats the question.
+
+        Only a question that is itself among the examples gets the replacement, as its last example, so that
+        every prompt shares its beginning with as many others as possible: engines read it once.
+        """
+        content = _content(question)
+        return [example for example in self.drawn if _content(example) != content][: self.shots]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalSet:
-    """Questions of a task's test split, and the way to ask them."""
+    """Questions of a task's test split, with the way to prompt them and to take the answer."""
 
     task: Task
-    mode: Mode
-    rule: Rule
-    """What chooses an option, where options are compared."""
+    method: EvalMethod[Any]
     questions: tuple[Question, ...]
-    shots: int
-    drawn: tuple[Question, ...]
-    """The solved questions, all of different content, and one more to replace one that repeats the asked."""
-    form: PromptForm = "trained"
-    """`trained`: as the model's last finetune was; `raw`: plain text for every model."""
-    label: str = ""
-    """Name of the task in results: the task's own, with the form if it is asked in several."""
+    examples: Examples = Examples()
+    form: Literal["trained", "raw"] = "trained"
+    """`trained`: in the chat template of the model's last finetune; `raw`: in plain text for every model."""
+    label: str
+    """Name of the task in results: the task's own, with form and method if there are several."""
 
     @classmethod
     def of(
-        cls,
-        task: Task,
-        *,
-        questions: int,
-        mode: Mode,
-        rule: Rule,
-        shots: int,
-        seed: int,
-        form: PromptForm = "trained",
+        cls, task: Task, options: EvalOptions, *, seed: int, shots_from: Path | None = None
     ) -> tuple[Self, ...]:
-        """Take the first `questions` of the test split, and draw `shots` of the training split by the seed.
+        """Take the first questions of the test split, and draw the examples.
+
+        Args:
+            task: The task.
+            options: Number of questions and shots, methods and prompt form.
+            seed: Seed of the examples' draw.
+            shots_from: File of questions to draw examples from, if it is not the training split.
 
         Returns:
-            One exam, or for the form `both` two: as trained, and raw.
+            One set for each method and prompt form. The first has the task's own name as its label.
 
         Raises:
-            UsageError: the task has no questions, or its training split too few for the shots.
-            InputError: its files are damaged.
+            UsageError: the task has no questions, or too few training questions for the shots.
+            InputError: a file of questions is damaged.
         """
-        asked = task.rows("test", questions)
-        if not asked:
-            raise UsageError(f"{task.name} has no questions to ask")
-        drawn = _draw(task, shots, seed)
-        if form != "both":
-            return (cls(task, mode, rule, asked, shots, drawn, form, task.name),)
-        return (
-            cls(task, mode, rule, asked, shots, drawn, "trained", task.name),
-            cls(task, mode, rule, asked, shots, drawn, "raw", f"{task.name} (raw)"),
+        questions = task.rows("test", options.questions)
+        if not questions:
+            raise UsageError(f"{task.name} has no questions in its test split")
+        first = cls(
+            task=task,
+            method=find_method(options.methods[0]).from_options(options),
+            questions=questions,
+            examples=draw_examples(task, options.shots, seed, shots_from),
+            form="raw" if options.prompt_form == "raw" else "trained",
+            label=task.name,
         )
-
-    @property
-    def method(self) -> Method:
-        """The mode's name in results."""
-        return METHODS[self.mode]
+        raw = replace(first, form="raw", label=f"{task.name} (raw)")
+        forms = [first, raw] if options.prompt_form == "both" else [first]
+        sets = list(forms)
+        # The first method keeps the plain label, which reports and scripts look up.
+        for name in options.methods[1:]:
+            method = find_method(name).from_options(options)
+            sets += [replace(base, method=method, label=f"{base.label} ({name})") for base in forms]
+        if first.repeated:
+            warn(
+                f"{task.name}: {first.repeated} of {len(questions)} questions repeat another's text and "
+                "options; each counts, so intervals are too narrow"
+            )
+        return tuple(sets)
 
     @cached_property
     def file(self) -> str:
@@ -107,17 +121,17 @@ class EvalSet:
 
     @cached_property
     def data_sha256(self) -> str:
-        """Over the questions, their options and gold answers."""
+        """SHA-256 over the questions, their options and gold answers."""
         return questions_sha256(self.questions)
 
     @cached_property
     def split_sha256(self) -> str:
-        """Over all questions of the split, asked or not."""
+        """SHA-256 over all questions of the split, evaluated or not."""
         return self.task.data_sha256("test")
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The options, where they are the same for every question; else nothing."""
+        """The options, if they are the same for every question; else nothing."""
         options = {question.options for question in self.questions}
         return next(iter(options)) if len(options) == 1 else ()
 
@@ -128,62 +142,91 @@ class EvalSet:
 
     @property
     def repeated(self) -> int:
-        """Questions whose content repeats that of another one."""
+        """Number of questions whose content repeats that of another one."""
         return len(self.questions) - len({question.content_sha256 for question in self.questions})
 
     def prompt_form(self, model: EvalModel) -> str:
-        """Return the form in which this model is asked: `raw`, or a chat template's name."""
+        """Return the form of this model's prompts: `raw`, or a chat template's name."""
         return RAW if self.form == "raw" else model.trained_form
 
-    def prompts(self, model: EvalModel) -> list[Asked]:
+    def prompts(self, model: EvalModel) -> list[EvalPrompt]:
         """Return every question's prompt for this model, in the questions' order.
 
         Raises:
             UsageError: the model was trained in chat turns, but has no chat template.
             InputError: its chat template does not work.
         """
-        ask = self._raw if self.prompt_form(model) == RAW else self._turns
-        return [ask(question, model) for question in self.questions]
+        # A model without a finetune is prompted in plain text even if its tokenizer has a chat template.
+        if self.prompt_form(model) == RAW:
+            return [self._raw_prompt(question) for question in self.questions]
+        return [self._chat_prompt(question, model) for question in self.questions]
 
-    def _shots(self, question: Question) -> Sequence[Question]:
-        """Return exactly `shots` solved questions, none of which repeats the asked one."""
-        asked = _content(question)
-        return [shot for shot in self.drawn if _content(shot) != asked][: self.shots]
+    def _raw_prompt(self, question: Question) -> EvalPrompt:
+        shots = self.examples.for_question(question)
+        return EvalPrompt(
+            question=question,
+            rendered=self.task.template.render(question, shots),
+            shot_ids=tuple(shot.id for shot in shots),
+        )
 
-    def _raw(self, question: Question, _: EvalModel) -> Asked:
-        shots = self._shots(question)
-        return Asked(question, self.task.template.render(question, shots), tuple(shot.id for shot in shots))
-
-    def _turns(self, question: Question, model: EvalModel) -> Asked:
-        """Write solved questions as the user's turns and answers as the assistant's, as finetuning does."""
-        template, shots, form = self.task.template, self._shots(question), model.trained_form
+    def _chat_prompt(self, question: Question, model: EvalModel) -> EvalPrompt:
+        """Write examples as user messages and their answers as assistant messages, as finetuning does."""
+        template, form = self.task.template, model.trained_form
+        shots = self.examples.for_question(question)
         before: list[Message] = []
         for shot in shots:
             solved = template.render(shot)
+            # As in training: some templates add a blank or a break before an answer.
             turns = answered(solved.prompt, solved.continuations[shot.gold], form)
             before += [{"role": turn.role, "content": turn.content} for turn in turns]
-        asked = template.render(question)
-        messages = (*before, {"role": "user", "content": asked.prompt})
-        alone = (*before, {"role": "user", "content": asked.unconditional})
-        options = tuple(answered("", continuation, form)[1].content for continuation in asked.continuations)
-        text, without = (rendered(model.chat_tokenizer, turns, now=FIXED_DATE) for turns in (messages, alone))
-        return Asked(
-            question, Rendered(text, options, without), tuple(shot.id for shot in shots), messages, alone
+        last = template.render(question)
+        messages = (*before, {"role": "user", "content": last.prompt})
+        unconditional = (*before, {"role": "user", "content": last.unconditional})
+        # Templates decide if an answer keeps the blank before it; finetuning's own function knows.
+        options = tuple(answered("", continuation, form)[1].content for continuation in last.continuations)
+        text, unconditional_text = (
+            rendered(model.chat_tokenizer, turns, now=FIXED_DATE) for turns in (messages, unconditional)
+        )
+        return EvalPrompt(
+            question=question,
+            rendered=Rendered(prompt=text, continuations=options, unconditional=unconditional_text),
+            shot_ids=tuple(shot.id for shot in shots),
+            messages=messages,
+            unconditional_messages=unconditional,
         )
 
 
-def _draw(task: Task, shots: int, seed: int) -> tuple[Question, ...]:
-    """Draw one more than is shown: a file's questions are its training split as well."""
+def draw_examples(task: Task, shots: int, seed: int, shots_from: Path | None = None) -> Examples:
+    """Draw the examples of a task's prompts.
+
+    Args:
+        task: The task.
+        shots: Number of examples in each prompt.
+        seed: Seed of the draw.
+        shots_from: File of questions to draw from; the task's training split if it is None.
+
+    Raises:
+        UsageError: there are too few different questions to draw from.
+        SourceError: there is no such file.
+        InputError: a file is damaged.
+    """
     if not shots:
-        return ()
-    pool = list({_content(question): question for question in reversed(task.rows("train"))}.values())[::-1]
+        return Examples()
+    questions = task.rows("train") if shots_from is None else open_task(str(shots_from)).rows("train")
+    # Of questions with the same content the first is kept, and the order of the pool stays the file's.
+    pool = list({_content(question): question for question in reversed(questions)}.values())[::-1]
+    # One more than shown: the questions of a file are its training split as well.
     if len(pool) <= shots:
-        raise UsageError(
-            f"{task.name} has {len(pool)} different training questions: too few for {shots} shots"
-        )
-    return tuple(random.Random(seed).sample(pool, shots + 1))  # noqa: S311 (a draw that is to be repeated)
+        source = task.name if shots_from is None else shots_from
+        raise UsageError(f"{source} has {len(pool)} different training questions: too few for {shots} shots")
+    return Examples(
+        shots=shots,
+        drawn=tuple(random.Random(seed).sample(pool, shots + 1)),  # noqa: S311 (reproducible, not secret)
+        file=None if shots_from is None else shots_from.name,
+        sha256=None if shots_from is None else digest_of(shots_from),
+    )
 
 
 def _content(question: Question) -> str:
-    """Return what a reader takes for the same question: the text and its context, whatever the options."""
+    """Return the text and its context, normalized: questions that differ in options only count as one."""
     return normalize(f"{question.context} {question.text}")

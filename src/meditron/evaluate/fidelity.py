@@ -1,9 +1,9 @@
-"""How far a model's predictions lie from another's, token by token, on held-out text.
+"""Fidelity: how close a model's predictions are to another's, token by token, on held-out text.
 
-KL(against ‖ model) asks how many nats a token one loses by believing the model where the other's distribution
-is the truth; its 99th percentile tells of the few tokens where a quantized model went astray, which a mean
-hides. Both models read the same ids; weights, activations and logits are float32 whatever the evaluation's
-own number format is, for the rounding of a narrower one would pass for the model's.
+KL(against ‖ model) is the cost, in nats per token, of using the model when the other's distribution is true.
+Its 99th percentile shows the few tokens on which a quantized model fails, which a mean hides. Both models
+read the same ids, in float32 whatever the evaluation's number format is: the rounding of a narrower format
+would count as the model's difference.
 """
 
 import math
@@ -15,48 +15,61 @@ import torch.nn.functional as F
 
 from meditron.core.errors import UsageError
 from meditron.core.statistics import Interval, bootstrap_ratio
+from meditron.engine.base import GivesLogits
 from meditron.evaluate.heldout import data_digest
 from meditron.evaluate.model import EvalModel
-from meditron.evaluate.rows import FidelityRow, RowsFile, run_resumable
-from meditron.evaluate.scoring import not_a_number
+from meditron.evaluate.rows import FidelityRow
+from meditron.evaluate.rows_file import RowsFile, run_resumable
 from meditron.store.corpus import CorpusDocument
 from meditron.store.manifest import fingerprint
 from meditron.store.results import Fidelity
 
-__all__ = ["DTYPE", "hold_against", "summarize"]
+__all__ = ["DTYPE", "compare_distributions", "summarize"]
 
-# Legend: S predicted tokens of a document, C of them at a time, D width, V vocabulary.
+# Legend: S predicted tokens of a document, C of them at a time, V vocabulary.
 
 DTYPE = "float32"
-_TOGETHER = 8  # documents between two writes
+_GROUP_SIZE = 8  # documents between two writes
+_ONE_TOKENIZER = "fidelity needs two models with the same tokenizer"
 
 
-def hold_against(
+def compare_distributions(
     model: EvalModel,
     against: EvalModel,
     documents: Mapping[str, Sequence[CorpusDocument]],
     max_tokens: int,
     file: RowsFile[FidelityRow],
 ) -> list[FidelityRow]:
-    """The rows of a pair of models, in the documents' order; those that `file` holds are taken from there.
+    """Compare the next-token distributions of two models on every document.
+
+    Args:
+        model: The model, such as a quantized one.
+        against: The model whose distribution is taken as true.
+        documents: Source → documents.
+        max_tokens: Maximum number of tokens per document.
+        file: The rows file. Its rows of the same settings are reused, new ones are appended.
+
+    Returns:
+        The rows in the documents' order.
 
     Raises:
-        UsageError: the models do not read the same tokens.
-        MeditronError: a figure is not a number.
+        UsageError: the models have different tokens, or an engine gives no distributions.
+        MeditronError: a figure is not finite.
     """
-    every = [document for source in sorted(documents) for document in documents[source]]
+    ordered = [document for source in sorted(documents) for document in documents[source]]
+    # Documents go through one at a time, so the batch size does not belong to the key.
     cache_key = fingerprint(
         {
-            "model": model.identity,
-            "against": against.identity,
-            "data": data_digest(every),
+            "model": model.cache_identity,
+            "against": against.cache_identity,
+            "data": data_digest(ordered),
             "max_tokens": max_tokens,
         }
     )
-    groups = [every[start : start + _TOGETHER] for start in range(0, len(every), _TOGETHER)]
+    groups = [ordered[start : start + _GROUP_SIZE] for start in range(0, len(ordered), _GROUP_SIZE)]
 
     def work(group: Sequence[CorpusDocument]) -> list[FidelityRow]:
-        _refuse_other_vocabulary(model, against)
+        _refuse_different_vocabularies(model, against)
         return [_row(model, against, document, max_tokens, cache_key) for document in group]
 
     rows = run_resumable(
@@ -69,69 +82,74 @@ def hold_against(
         unit="documents",
         about=f" against {against.name}",
     )
-    found = [rows[document.source, document.id, document.sha256] for document in every]
-    return [row.model_copy(update={"against": against.name}) for row in found]
+    # A row of an earlier run may name the other model differently; the cache key says that it is the same.
+    return [
+        rows[document.source, document.id, document.sha256].model_copy(update={"against": against.name})
+        for document in ordered
+    ]
 
 
-def _refuse_other_vocabulary(model: EvalModel, against: EvalModel) -> None:
-    sizes = [each.engine.model.config.vocab_size for each in (model, against)]
+def _refuse_different_vocabularies(model: EvalModel, against: EvalModel) -> None:
+    sizes = [side.logits.vocab_size for side in (model, against)]
     if sizes[0] != sizes[1]:
         raise UsageError(
-            f"{model.name} predicts {sizes[0]} tokens and {against.name} {sizes[1]}: they do not compare",
-            hint="fidelity is of two models with one tokenizer",
+            f"{model.name} has {sizes[0]} tokens and {against.name} {sizes[1]}: they do not compare",
+            hint=_ONE_TOKENIZER,
         )
 
 
 def _row(
     model: EvalModel, against: EvalModel, document: CorpusDocument, max_tokens: int, cache_key: str
 ) -> FidelityRow:
-    both = (model, against)
-    limit = min(max_tokens, *(each.engine.model.config.max_position_embeddings for each in both))
-    whole, others = (each.engine.tokenizer.encode(document.text) for each in both)
-    if whole != others:
+    engines = (model.logits, against.logits)
+    limit = min(max_tokens, *(engine.context for engine in engines))
+    # Equal vocabulary sizes do not imply equal tokenizers (normalizers, added tokens).
+    ids, other_ids = (engine.tokenizer.encode(document.text) for engine in engines)
+    if ids != other_ids:
         raise UsageError(
-            f"{model.name} and {against.name} read {document.id} as different tokens",
-            hint="fidelity is of two models with one tokenizer",
+            f"{model.name} and {against.name} read {document.id} as different tokens", hint=_ONE_TOKENIZER
         )
-    ids = whole[:limit]
-    nlls, kl_S, agree = _measured(model, against, ids)
-    for figure in (*nlls, float(kl_S.sum())):
-        if not math.isfinite(figure):
-            raise not_a_number(model.name, f"a prediction of {document.id}", figure)
+    nlls, kl_S, agree = _compare_document(*engines, ids[:limit])
+    model.require_finite(f"a prediction of {document.id}", *nlls, float(kl_S.sum()))
     return FidelityRow(
-        **model.row(cache_key),
+        **model.row_fields(cache_key),
         against=against.name,
         source=document.source,
         id=document.id,
         nll=nlls[0],
         nll_against=nlls[1],
+        # Six digits: a quantile needs no more, and whole documents of 17 digits would fill the disk.
         kl=tuple(float(f"{value:.6g}") for value in kl_S),
         agree=agree,
-        truncated=len(whole) > limit,
+        truncated=len(ids) > limit,
         text_sha256=document.sha256,
     )
 
 
 @torch.inference_mode()
-def _measured(
-    model: EvalModel, against: EvalModel, ids: Sequence[int]
+def _compare_document(
+    model: GivesLogits, against: GivesLogits, ids: Sequence[int]
 ) -> tuple[tuple[float, float], np.ndarray, int]:
-    """((nll of both, summed), KL of each token, tokens on which both agree) over one document."""
-    both = [each.engine for each in (model, against)]
-    rows = torch.tensor([list(ids)], device=both[0].model.head_weight.device)
-    targets_S = rows[0, 1:]
-    hidden = [each.model(rows[:, :-1])[0] for each in both]
-    chunks = (each.head.chunks(hidden_SD) for each, hidden_SD in zip(both, hidden, strict=True))
+    """Compare two models on one document.
+
+    Returns:
+        The summed nll of each, the KL of each token, and the number of tokens with the same top prediction.
+    """
+    # float64 sums of float32 terms: thousands of tokens would lose digits otherwise.
     nlls = torch.zeros(2, dtype=torch.float64)
-    kl_S, agree = [np.zeros(0)], 0
-    for (here, ours_CV), (_, theirs_CV) in zip(*chunks, strict=True):
-        p_CV, q_CV = (torch.log_softmax(each, dim=-1, out=each) for each in (ours_CV, theirs_CV))
+    kl_S, agree, start = [np.zeros(0)], 0, 0
+    # The last token is only predicted. Engines yield chunks because (S, V) logits do not fit in memory.
+    chunks = zip(model.log_probs(ids[:-1]), against.log_probs(ids[:-1]), strict=True) if ids[1:] else ()
+    for pair in chunks:
+        p_CV, q_CV = map(torch.as_tensor, pair)
+        targets_C1 = torch.tensor(ids[start + 1 : start + 1 + len(p_CV)], device=p_CV.device)[:, None]
         for index, logp_CV in enumerate((p_CV, q_CV)):
-            nlls[index] -= logp_CV.gather(1, targets_S[here, None]).double().sum().cpu()
+            nlls[index] -= logp_CV.gather(1, targets_C1).double().sum().cpu()
         agree += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())
-        # KL(q ‖ p); an excess of rounding below zero is zero.
+        # KL(q ‖ p). It is never negative: rounding below zero is cut off.
         kl_C = F.kl_div(p_CV, q_CV, reduction="none", log_target=True).sum(-1, dtype=torch.float64)
         kl_S.append(kl_C.clamp(min=0).cpu().numpy())
+        start += len(p_CV)
     return (float(nlls[0]), float(nlls[1])), np.concatenate(kl_S), agree
 
 
@@ -142,29 +160,30 @@ def summarize(
     seed: int,
     resamples: int,
 ) -> list[Fidelity]:
-    """The figures of one pair by source, with bootstrap intervals over documents."""
+    """Return one pair's figures by source, with bootstrap intervals over documents."""
     by_source: dict[str, list[FidelityRow]] = {}
     for row in rows:
+        # A document of one token has no prediction to compare.
         if row.kl:
             by_source.setdefault(row.source, []).append(row)
     return [
-        _fidelity(own, data_digest(documents[source]), seed=seed, resamples=resamples)
-        for source, own in by_source.items()
-        if len(own) >= 2
+        _summarize_source(source_rows, data_digest(documents[source]), seed=seed, resamples=resamples)
+        for source, source_rows in by_source.items()
+        if len(source_rows) >= 2
     ]
 
 
-def _fidelity(rows: Sequence[FidelityRow], digest: str, *, seed: int, resamples: int) -> Fidelity:
+def _summarize_source(rows: Sequence[FidelityRow], digest: str, *, seed: int, resamples: int) -> Fidelity:
     tokens = [len(row.kl) for row in rows]
     total = sum(tokens)
 
     def ratio(values: Sequence[float], low: float, high: float) -> tuple[float, Interval | None]:
         return bootstrap_ratio(values, tokens, seed=seed, resamples=resamples, bounds=(low, high))
 
-    # Beyond 700 nats exp overflows; KL is never negative, and agreement is a share.
-    excess, around = ratio([row.nll - row.nll_against for row in rows], -700, 700)
+    # exp overflows above 709 nats; KL is never negative, and agreement is a share.
+    excess, excess_interval = ratio([row.nll - row.nll_against for row in rows], -700, 700)
     kl_mean, kl_interval = ratio([math.fsum(row.kl) for row in rows], 0, math.inf)
-    top, top_interval = ratio([row.agree for row in rows], 0, 1)
+    agreement, agreement_interval = ratio([row.agree for row in rows], 0, 1)
     return Fidelity(
         model=rows[0].model,
         against=rows[0].against,
@@ -176,11 +195,12 @@ def _fidelity(rows: Sequence[FidelityRow], digest: str, *, seed: int, resamples:
         perplexity_ratio=math.exp(excess),
         kl_mean=kl_mean,
         kl_99=float(np.quantile([value for row in rows for value in row.kl], 0.99)),
-        top_agreement=top,
+        top_agreement=agreement,
         intervals={
-            "perplexity_ratio": around and (math.exp(around.low), math.exp(around.high)),
+            "perplexity_ratio": excess_interval
+            and (math.exp(excess_interval.low), math.exp(excess_interval.high)),
             "kl_mean": kl_interval,
-            "top_agreement": top_interval,
+            "top_agreement": agreement_interval,
         },
         truncated=sum(row.truncated for row in rows),
         data_sha256=digest,

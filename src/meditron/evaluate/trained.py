@@ -16,7 +16,7 @@ from meditron.tasks.question import Question
 __all__ = ["refuse_trained_documents", "refuse_trained_questions", "training_data"]
 
 
-def refuse_trained_questions(model: EvalModel, exams: Iterable[EvalSet]) -> None:
+def refuse_trained_questions(model: EvalModel, eval_sets: Iterable[EvalSet]) -> None:
     """Raise MeditronError if a training in the model's ancestry read one of the questions, by content.
 
     Ids, files, contexts, the order of options and the model's file format make no difference.
@@ -24,15 +24,16 @@ def refuse_trained_questions(model: EvalModel, exams: Iterable[EvalSet]) -> None
     if unlisted := [training.stage for training in _trainings(model) if training.texts is None]:
         warn(
             f"{model.name} was trained on more messages than its record lists ({', '.join(unlisted)}): "
-            "whether the questions are among them is not known"
+            "they may include the questions"
         )
-    for exam in exams:
-        met = [(training, _read(training, exam.questions)) for training in _trainings(model)]
-        if asked := {question for _, questions in met for question in questions}:
-            stages = ", ".join(f"{t.stage} (data: {t.data})" for t, questions in met if questions)
+    for eval_set in eval_sets:
+        seen = [(training, _questions_in(training, eval_set.questions)) for training in _trainings(model)]
+        # A set: two trainings may have read the same question.
+        if trained := {question for _, questions in seen for question in questions}:
+            stages = ", ".join(f"{t.stage} (data: {t.data})" for t, questions in seen if questions)
             raise MeditronError(
-                f"{model.name} was trained on {len(asked)} of the {len(exam.questions)} questions of "
-                f"{exam.task.name}, in {stages}",
+                f"{model.name} was trained on {len(trained)} of the {len(eval_set.questions)} questions of "
+                f"{eval_set.task.name}, in {stages}",
                 hint="a score on them would measure memory: evaluate on questions that no training has read",
             )
 
@@ -41,8 +42,9 @@ def _trainings(model: EvalModel) -> tuple[Training, ...]:
     return model.ancestry.trainings if model.ancestry else ()
 
 
-def _read(training: Training, questions: Iterable[Question]) -> list[Question]:
-    """Return the questions that a training read: its task's, in users' messages, or in their documents."""
+def _questions_in(training: Training, questions: Iterable[Question]) -> list[Question]:
+    """Return the questions that a training read: as a task, in users' messages, or in their documents."""
+    # A question can have been read in three ways: in a task, in a conversation, in its abstract.
     known, texts = {*training.questions, *training.variants}, frozenset(training.texts or ())
     documents = frozenset(training.documents or ())
     return [
@@ -56,16 +58,17 @@ def _read(training: Training, questions: Iterable[Question]) -> list[Question]:
 
 def refuse_trained_documents(model: EvalModel, documents: Mapping[str, Sequence[CorpusDocument]]) -> None:
     """Raise MeditronError if a training in the model's ancestry read a held-out document, by content."""
-    held = {short(text.content_sha256) for texts in documents.values() for text in texts}
+    heldout = {short(text.content_sha256) for texts in documents.values() for text in texts}
     for training in _trainings(model):
+        # Large corpora are recorded by their digest alone; overlap cannot be excluded then.
         if training.documents is None:
             warn(
                 f"{model.name} was trained on more documents than its record lists ({training.stage}): "
-                "whether held-out documents are among them is not known"
+                "they may include held-out documents"
             )
-        if met := len(held.intersection(training.documents or ())):
+        if overlap := len(heldout.intersection(training.documents or ())):
             raise MeditronError(
-                f"{model.name} was trained on {met} of the {len(held)} held-out documents, in "
+                f"{model.name} was trained on {overlap} of the {len(heldout)} held-out documents, in "
                 f"{training.stage} (data: {training.data})",
                 hint="perplexity on them would measure memory: use a corpus that holds them out as well",
             )
@@ -74,6 +77,7 @@ def refuse_trained_documents(model: EvalModel, documents: Mapping[str, Sequence[
 def training_data(model: EvalModel) -> TrainingData:
     """Return the record of a model's training data for results and card."""
     ancestry = model.ancestry
+    # No record means unknown, never clean: most downloaded models have none.
     if ancestry is None:
         return TrainingData(statement=statement(None), known=False)
     return TrainingData(

@@ -25,10 +25,6 @@ __all__ = [
 _LEVEL = 0.05
 """A verdict needs an adjusted p below this."""
 _TOO_FEW = "too few to compare"
-_METHODS = {
-    "loglikelihood": "an option is chosen by its log-probability behind the prompt",
-    "next-token": "the likeliest of all tokens is the answer, and one that names no option is wrong",
-}
 _OF_TASK = ("is right more often than", "is right less often than")
 _OF_TEXT = ("predicts better than", "predicts worse than")
 
@@ -130,7 +126,7 @@ def asked(result: EvaluationResult) -> str:
             )
             way = (
                 f"in template {score.template}, as {form}, {_shots(score.shots)}, by {score.method} in "
-                f"{score.dtype}: {_METHODS[score.method]}. Data: {data}."
+                f"{score.dtype}: {score.method_description}. Data: {data}."
             )
             ways.setdefault((score.task, way), []).append(model)
     return " ".join(f"{task} was asked of {', '.join(models)} {way}" for (task, way), models in ways.items())

@@ -12,17 +12,12 @@ from meditron.store.files import read_json, write_json
 
 __all__ = [
     "FILE_NAME",
-    "METHODS",
-    "MODES",
-    "PROMPT_FORMS",
     "RULES",
     "Accuracy",
     "Baseline",
     "Comparison",
     "EvaluationResult",
     "Fidelity",
-    "Method",
-    "Mode",
     "Perplexity",
     "PromptForm",
     "Rule",
@@ -40,19 +35,12 @@ Interval = Annotated[
     tuple[float, float] | None, "low and high end, 95 %; None of fewer than 6 documents or questions"
 ]
 Rule = Literal["sum", "bytes", "calibrated"]
-"""How an option is chosen: by the log-probability of its tokens, the same by its bytes, or the same less what
-the option has without the question."""
+"""How an option is chosen: by the summed log-probability of its tokens (lm-eval's acc), by that sum per byte
+(acc_bytes), or by that sum minus its unconditional value (acc_mutual_info)."""
 RULES: tuple[Rule, ...] = ("sum", "bytes", "calibrated")
-Mode = Literal["options", "next-token"]
-"""The options' log-probabilities are compared, or the likeliest token of the whole vocabulary is taken."""
-MODES: tuple[Mode, ...] = ("options", "next-token")
-Method = Literal["loglikelihood", "next-token"]
-"""The mode's name in results and rows: what lm-eval calls the comparison of options is `loglikelihood`."""
-METHODS: dict[Mode, Method] = {"options": "loglikelihood", "next-token": "next-token"}
 PromptForm = Literal["trained", "raw", "both"]
-"""Each model is asked as its last finetune was trained (a model without one in plain text), all are asked in
-plain text, or both."""
-PROMPT_FORMS: tuple[PromptForm, ...] = ("trained", "raw", "both")
+"""`trained`: each model in the chat template of its last finetune, plain text if there was none; `raw`: every
+model in plain text; `both`: one evaluation of each."""
 
 
 class _Record(BaseModel):
@@ -107,7 +95,10 @@ class TaskScore(Accuracy):
     """How a question was laid out as a prompt."""
     prompt_form: str
     """`raw` (plain text), or the name of the chat template in whose turns the prompt stands."""
-    method: Method
+    method: str
+    """Name of the evaluation method: `loglikelihood`, `next-token`."""
+    method_description: str = ""
+    """One clause on how the method takes an answer."""
     dtype: str
     """Number format of weights and activations."""
     engine: str
@@ -115,21 +106,26 @@ class TaskScore(Accuracy):
     shots: int = Field(ge=0)
     """Solved questions before each prompt."""
     shot_ids: tuple[str, ...] = ()
-    """Those, of the training split; the last one replaces one that repeats the asked question."""
+    """Ids of the drawn examples; the last one replaces an example that repeats the question."""
+    shots_from: str | None = None
+    """Name of the file of examples; None if they are from the task's training split."""
+    shots_sha256: str | None = None
+    """SHA-256 of that file."""
     n: int = Field(ge=1)
     """Questions."""
     repeated: int = Field(default=0, ge=0)
     """Questions of `n` whose text and options repeat those of another one."""
     ties: int = Field(default=0, ge=0)
     """Questions whose best score several options share; the first of them counts as the answer."""
-    rule: Rule | None
-    """What chose the answers; None by next token."""
-    rules: dict[Rule, Accuracy]
-    """Every rule's accuracy; empty by next token."""
+    rule: Rule | None = None
+    """Rule that chose the answers; None for methods without rules."""
+    rules: dict[Rule, Accuracy] = {}
+    """Accuracy by every rule; empty for methods without rules."""
     parse_rate: float = Field(ge=0, le=1)
-    """Share of the answers that named an option; 1 where options were compared."""
-    option_probability_mass: float = Field(ge=0, le=1)
-    """Mean probability of all options together, as first tokens: how much of the model's belief was asked."""
+    """Share of the answers that name an option; 1 if options are compared."""
+    option_probability_mass: float | None = Field(default=None, ge=0, le=1)
+    """Mean probability that the next token begins one of the options; None if the method has no
+    probabilities."""
     truncated: int = Field(default=0, ge=0)
     """Questions whose prompt lost its beginning, as it is longer than the model's context."""
     classes: tuple[str, ...] = ()
@@ -261,7 +257,9 @@ class EvaluationResult(_Record):
     """Task → name → baseline."""
     fidelity: list[Fidelity] = []
     engines: dict[str, str] = {}
-    """Model → what ran it: `torch`, or `torch on dequantized weights`."""
+    """Model → its engine: `torch`, or `torch on dequantized weights`."""
+    identities: dict[str, dict[str, str]] = {}
+    """Model → provenance of a remote model: engine, URL, model and date. Local models have digests."""
     ancestry: dict[str, TrainingData] = {}
     """Model → its training data."""
     differences: list[Comparison] = []

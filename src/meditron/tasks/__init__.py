@@ -1,1 +1,1 @@
-"""Benchmarks as rows with a short typed definition: what is asked, how it is laid out, what is right."""
+"""Benchmarks: questions, prompt templates and dataset formats. No torch."""

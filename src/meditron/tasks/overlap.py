@@ -1,7 +1,7 @@
-"""Finding a question again in training data, whatever its id, file and form.
+"""Search for questions in training data, whatever their id, file and form.
 
 Training records hashes of the questions and messages that it reads (`training_hashes`, `passages`);
-evaluation looks up those of the questions that it asks (`lookup_hashes`, `is_in_messages`).
+evaluation looks up those of its own questions (`lookup_hashes`, `is_in_messages`).
 """
 
 import re
@@ -15,18 +15,18 @@ from meditron.tasks.sentences import sentences
 __all__ = ["is_in_messages", "lookup_hashes", "passages", "training_hashes"]
 
 _LONG = 12
-"""Words of a text that identify a question by its right option alone: copies differ in the wrong options
-(MedQA has them by four and by five). Shorter texts ("Which is true?") are of many questions."""
+"""Words from which a text identifies a question by its right option alone: copies differ in the wrong options
+(MedQA has versions with four and with five). Shorter texts ("Which is true?") occur in many questions."""
 _MIN_WORDS = 4
-"""Words of a line or sentence that can identify a question in a message."""
+"""Words from which a line or sentence can identify a question in a message."""
 _LABEL = re.compile(r"[:.)\]]\W*\s")
 _LABEL_ENDS = 60
-"""Characters within which a label before a question ends (`Question 3:`, `1.`, `Answer this question:`)."""
+"""Maximum characters of a label before a question (`Question 3:`, `1.`, `Answer this question:`)."""
 _MARKUP = "*_#> \t"
 
 
 def training_hashes(question: Question) -> set[str]:
-    """Return the short hashes under which a question that is trained on is found again."""
+    """Return the short hashes that training records for a question."""
     texts = [_with_context(question)]
     if question.context:
         texts.append(_without_context(question))
@@ -34,10 +34,11 @@ def training_hashes(question: Question) -> set[str]:
 
 
 def lookup_hashes(question: Question) -> set[str]:
-    """Return the short hashes of which training has recorded one if it read the question.
+    """Return the short hashes to look up for a question: training that read it has recorded one of them.
 
-    Two questions of one text and different contexts are two; one of them without its context is either.
+    Two questions with one text and different contexts differ; one of them without its context matches both.
     """
+    # A set may be published without its contexts: the text alone must match, but not as another context.
     other = question.text if question.context else _without_context(question)
     return _hashes(question, (_with_context(question), other))
 
@@ -54,19 +55,19 @@ def _hashes(question: Question, texts: Iterable[str]) -> set[str]:
     options = [
         str(option) for option in unlettered([normalize(option).upper() for option in question.options])
     ]
-    found = set()
+    hashes = set()
     for text in texts:
-        found.add(short(question_sha256(text, options)))
+        hashes.add(short(question_sha256(text, options)))
         if len(text.split()) >= _LONG:
-            found.add(short(question_sha256(text, (options[question.gold],))))
-    return found
+            hashes.add(short(question_sha256(text, (options[question.gold],))))
+    return hashes
 
 
 def passages(message: str) -> Iterator[str]:
-    """Yield the stretches of a message that may be a question by themselves.
+    """Yield the passages of a message that may be a question.
 
     These are the whole message, and each line and each sentence of at least four words, with and without a
-    label or markup before it. A sentence may go over several lines.
+    label or markup before it. A sentence may span several lines.
     """
     yield message
     for line in {*message.splitlines(), " ".join(message.split())}:
@@ -84,14 +85,17 @@ def _unlabelled(text: str) -> set[str]:
 
 
 def is_in_messages(texts: Collection[str], question: str) -> bool:
-    """Decide if messages whose passages have the short hashes `texts` held the text of a question.
+    """Return True if messages contained the text of a question.
 
-    That is the whole text, or each of its sentences of at least four words.
+    Args:
+        texts: Short hashes of the messages' passages.
+        question: The question's text. All of it, or each of its sentences of at least four words, must be
+            among the passages.
     """
     by_line = [text for line in question.splitlines() for text in sentences(line)]
     whole_text = sentences(" ".join(question.split()))
-    ways = [[question], *(list(filter(_identifies, way)) for way in (by_line, whole_text))]
-    return any(way and all(_is_in(texts, text) for text in way) for way in ways)
+    splits = [[question], *(list(filter(_identifies, split)) for split in (by_line, whole_text))]
+    return any(split and all(_is_in(texts, text) for text in split) for split in splits)
 
 
 def _is_in(texts: Collection[str], text: str) -> bool:

@@ -1,8 +1,8 @@
-"""Layouts: how a question becomes a prompt, and its options the texts that may follow.
+"""Prompt templates: a question as a prompt, and its options as the continuations to score.
 
-A prompt ends without a blank and each continuation begins with its own, so that a tokenizer which joins a
-blank to the word after it cuts prompt and continuation where they meet. Solved questions before the asked one
-are laid out alike, an empty line between them.
+A prompt ends without a blank and each continuation begins with one, because most tokenizers join a blank to
+the word after it: prompt and continuation are then whole tokens. Solved examples before the question have the
+same form, with an empty line between them.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from meditron.tasks.question import Question
 
 __all__ = ["PROMPT_TEMPLATES", "SECTIONS", "PromptTemplate", "Rendered", "find_prompt_template"]
 
-# Each with its blank one token of SmolLM2's and of Llama-2's vocabulary, in which " Objective" is two.
+# With its blank each is one token of SmolLM2's and of Llama-2's vocabulary, in which " Objective" is two.
 SECTIONS = ("background", "objective", "methods", "results", "conclusion")
-"""What the sections of an abstract are called, in the order in which they stand."""
+"""Names of an abstract's sections, in their order in the text."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
     """A question as a model sees it."""
 
@@ -27,53 +27,63 @@ class Rendered:
     continuations: tuple[str, ...]
     """One for each option, in the options' order."""
     unconditional: str
-    """The prompt without the question: what an option's probability is calibrated by (Holtzman et al. 2021,
-    arXiv 2104.08315)."""
+    """The prompt without the question. An option's probability after it calibrates its score (Holtzman et al.
+    2021, arXiv 2104.08315)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptTemplate:
-    """A way to lay out questions."""
+    """A form of prompts."""
 
     name: str
     version: int
     """Raised whenever a question gives another prompt or other continuations."""
     body: Callable[[Question], str]
-    """All of the question, up to the cue's line."""
+    """The question's text, up to the line of the cue."""
     cue: str
-    """What asks for the answer: `Answer:`."""
+    """Text that asks for the answer: `Answer:`."""
     answers: Callable[[Question], tuple[str, ...]]
-    """The options as the answer names them."""
+    """The options as an answer names them."""
     options: tuple[str, ...] | None = None
-    """The only options that questions laid out so can have, where there are such."""
+    """The only options that questions of this template can have; None if any are possible."""
     head: str = ""
-    """What stands once before all questions."""
+    """Text before all questions."""
 
     def render(self, question: Question, shots: Sequence[Question] = ()) -> Rendered:
-        """The question's prompt, after the solved `shots`, and its continuations.
+        """Render a question.
 
-        UsageError where a question's options are not those that the template asks for.
+        Args:
+            question: The question.
+            shots: Solved examples to put before it.
+
+        Raises:
+            UsageError: the template has fixed options, and a question has others.
         """
         before = self.head + "".join(f"{self._solved(shot)}\n\n" for shot in shots)
-        return Rendered(before + self._asked(question), self._continuations(question), before + self.cue)
+        return Rendered(
+            prompt=before + self._unsolved(question),
+            continuations=self._continuations(question),
+            unconditional=before + self.cue,
+        )
 
-    def _asked(self, question: Question) -> str:
+    def _unsolved(self, question: Question) -> str:
         if self.options is not None and question.options != self.options:
             raise UsageError(
-                f"template '{self.name}' asks for {', '.join(self.options)}; question {question.id} does not",
+                f"question {question.id} has other options than the template '{self.name}', which asks for "
+                f"{', '.join(self.options)}",
                 hint=f"templates: {', '.join(PROMPT_TEMPLATES)}",
             )
         return f"{self.body(question)}\n{self.cue}"
 
     def _solved(self, question: Question) -> str:
-        return self._asked(question) + self._continuations(question)[question.gold]
+        return self._unsolved(question) + self._continuations(question)[question.gold]
 
     def _continuations(self, question: Question) -> tuple[str, ...]:
         return tuple(f" {answer}" for answer in self.answers(question))
 
 
 def find_prompt_template(name: str) -> PromptTemplate:
-    """The template of this name; UsageError where there is none."""
+    """Return the template of this name; UsageError if there is none."""
     if name not in PROMPT_TEMPLATES:
         raise UsageError(f"no template '{name}'", hint=f"templates: {', '.join(PROMPT_TEMPLATES)}")
     return PROMPT_TEMPLATES[name]
@@ -92,42 +102,54 @@ def _lettered(question: Question) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in pairs)
 
 
-def _read_first(question: Question) -> str:
+def _with_context(question: Question) -> str:
     return f"{question.context}\n\n{question.text}" if question.context else question.text
 
 
 _YES_NO_MAYBE = ("yes", "no", "maybe")
 _ALL = (
     PromptTemplate(
-        "sections",
-        1,
-        lambda q: f"Sentence: {q.text}",
-        "Section:",
-        _texts,
-        SECTIONS,
+        name="sections",
+        version=1,
+        body=lambda q: f"Sentence: {q.text}",
+        cue="Section:",
+        answers=_texts,
+        options=SECTIONS,
         # Of eight templates tried, SmolLM2-135M-Instruct is right most often with this one, before training.
-        "Background, objective, methods, results or conclusion?\n",
+        head="Background, objective, methods, results or conclusion?\n",
     ),
-    PromptTemplate("letters", 1, lambda q: f"{_read_first(q)}\n{_lettered(q)}", "Answer:", _letters),
-    PromptTemplate("texts", 1, _read_first, "Answer:", _texts),
     PromptTemplate(
-        "yes-no-maybe",
-        1,
-        _read_first,
-        "Answer (yes, no or maybe):",
-        _texts,
-        _YES_NO_MAYBE,
+        name="letters",
+        version=1,
+        body=lambda q: f"{_with_context(q)}\n{_lettered(q)}",
+        cue="Answer:",
+        answers=_letters,
+    ),
+    PromptTemplate(name="texts", version=1, body=_with_context, cue="Answer:", answers=_texts),
+    PromptTemplate(
+        name="yes-no-maybe",
+        version=1,
+        body=_with_context,
+        cue="Answer (yes, no or maybe):",
+        answers=_texts,
+        options=_YES_NO_MAYBE,
     ),
     # The prompts of lm-eval 0.4.13's tasks `medqa_4options` and `pubmedqa`, to the character.
-    PromptTemplate("lm-eval-medqa", 1, lambda q: f"Question: {q.text}\n{_lettered(q)}", "Answer:", _letters),
     PromptTemplate(
-        "lm-eval-pubmedqa",
-        1,
-        lambda q: f"Abstract: {q.context}\nQuestion: {q.text}",
-        "Answer:",
-        _texts,
-        _YES_NO_MAYBE,
+        name="lm-eval-medqa",
+        version=1,
+        body=lambda q: f"Question: {q.text}\n{_lettered(q)}",
+        cue="Answer:",
+        answers=_letters,
+    ),
+    PromptTemplate(
+        name="lm-eval-pubmedqa",
+        version=1,
+        body=lambda q: f"Abstract: {q.context}\nQuestion: {q.text}",
+        cue="Answer:",
+        answers=_texts,
+        options=_YES_NO_MAYBE,
     ),
 )
 PROMPT_TEMPLATES: dict[str, PromptTemplate] = {template.name: template for template in _ALL}
-"""By name."""
+"""Name → template."""

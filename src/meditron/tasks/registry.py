@@ -1,6 +1,6 @@
-"""The one door to a task: a registered name, or a file of multiple-choice questions.
+"""Opening of tasks: a registered name, or a file of multiple-choice questions.
 
-A new task made from a corpus is its file and a line here.
+A new task made from a corpus is its module and a line in TASKS.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from meditron.core.errors import SourceError, UsageError
-from meditron.tasks.files import file_task
+from meditron.tasks.file_task import file_task
+from meditron.tasks.formats import FORMATS
 from meditron.tasks.prompt_template import find_prompt_template
 from meditron.tasks.sections import NAME, pubmed_sections
 from meditron.tasks.task import Task
@@ -17,24 +18,26 @@ from meditron.tasks.task import Task
 __all__ = ["TASKS", "open_task"]
 
 TASKS: dict[str, Callable[[Path], Task]] = {NAME: pubmed_sections}
-"""The tasks that are made from a corpus, by name: each from the folder of a corpus artifact."""
+"""Name → function that makes a task from the folder of a corpus artifact."""
 
 
 def open_task(spec: str, *, corpus: Path | None = None, template: str | None = None) -> Task:
-    """The task of this name, or of this file.
+    """Open a task by its name or file.
 
     Args:
-        spec: a name in TASKS, or a JSONL, JSON or CSV file of questions, plain or compressed.
-        corpus: the folder of a corpus artifact, for tasks that are made from one.
-        template: a name in PROMPT_TEMPLATES; the task's own when absent.
+        spec: A name in TASKS, or a JSONL, JSON or CSV file of questions, plain or compressed.
+        corpus: Folder of a corpus artifact, for tasks that are made from one.
+        template: A name in PROMPT_TEMPLATES; default: the task's own.
 
     Raises:
-        UsageError: no such task, file or template; the task needs a corpus and none is given.
-        InputError: the file is damaged, of no known shape, or one of its rows is no question; names the line.
+        UsageError: no such task or template; the task needs a corpus and none is given.
+        SourceError: no such file.
+        InputError: the file is damaged, of unknown format, or has a row that is not a question; names the
+            line.
     """
-    chosen = find_prompt_template(template) if template is not None else None
+    prompt_template = find_prompt_template(template) if template is not None else None
     task = _open(spec, corpus)
-    return replace(task, template=chosen) if chosen else task
+    return replace(task, template=prompt_template) if prompt_template else task
 
 
 def _open(spec: str, corpus: Path | None) -> Task:
@@ -46,9 +49,13 @@ def _open(spec: str, corpus: Path | None) -> Task:
     if path.is_file():
         return file_task(path)
     if path.suffix or len(path.parts) > 1:
-        raise SourceError(
-            f"{spec}: no such file, and no task of that name", hint=f"tasks: {', '.join(TASKS)}"
-        )
+        raise SourceError(f"{spec}: no such file, and no task of that name", hint=_known_tasks())
     near = get_close_matches(spec, TASKS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"tasks: {', '.join(TASKS)}; or a file of questions"
-    raise UsageError(f"no task '{spec}'", hint=hint)
+    raise UsageError(f"no task '{spec}'", hint=f"did you mean {near[0]}?" if near else _known_tasks())
+
+
+def _known_tasks() -> str:
+    published = (f"{known.dataset} ({', '.join(known.files)})" for known in FORMATS if known.files)
+    return (
+        f"tasks: {', '.join(TASKS)}; or a file of questions: yours, or as published by {', '.join(published)}"
+    )

@@ -1,4 +1,4 @@
-"""What a benchmark is: questions with options, the template that asks them, and where they come from."""
+"""Benchmarks: questions with options, the template that prompts them, and their origin."""
 
 import hashlib
 import json
@@ -14,17 +14,17 @@ __all__ = ["Question", "Questions", "Split", "Task", "prompts_sha256", "question
 Split = Literal["train", "test"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """The questions of one split, and how many rows of its files are none, by reason."""
+    """The questions of one split, and the number of skipped rows by reason."""
 
     rows: tuple[Question, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """A benchmark: its rows, read when first asked for, and its short definition."""
+    """A benchmark: its questions, read on first use, and its short definition."""
 
     name: str
     version: int
@@ -32,9 +32,9 @@ class Task:
     title: str
     licence: str
     origin: str
-    """Where the questions come from: a citation or an address."""
+    """Source of the questions: a citation or an address."""
     template: PromptTemplate
-    """How a question is laid out as a prompt, unless another is asked for."""
+    """Default prompt template."""
     read: Callable[[Split], Questions]
     """Reads a split; called once for each."""
     data: str = ""
@@ -44,27 +44,28 @@ class Task:
     _read: dict[Split, Questions] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, split: Split, limit: int | None = None) -> tuple[Question, ...]:
-        """The questions of a split, at most `limit` of them, in an order whose every beginning is fair.
+        """Return the questions of a split, at most `limit` of them.
 
-        It is the order of the ids' SHA-256, which knows nothing of the questions; where the options are
-        classes, one of each class in turn. The same for every model and in every run.
+        The order is that of the ids' SHA-256, independent of the questions' text; if the options are classes,
+        one question of each class in turn. Any prefix of it is an unbiased sample, and it is the same for
+        every model and run.
 
         Raises:
-            InputError: a file is damaged or holds a row that is no question: names file and place.
+            InputError: a file is damaged or has a row that is not a question; names file and place.
             SourceError: there is no such file.
         """
         return self._questions(split).rows[:limit]
 
     def skipped(self, split: Split) -> Mapping[str, int]:
-        """Rows of the split's files that are no questions, by reason. Raises as `rows`."""
+        """Return the number of rows of the split's files that are not questions, by reason."""
         return self._questions(split).skipped
 
     def data_sha256(self, split: Split) -> str:
-        """SHA-256 over all questions of a split with their options and gold answers. Raises as `rows`."""
+        """Return the SHA-256 over all questions of a split with their options and gold answers."""
         return questions_sha256(self.rows(split))
 
     def prompt_sha256(self, split: Split) -> str:
-        """SHA-256 over all zero-shot prompts of a split with their options. Raises as `rows`."""
+        """Return the SHA-256 over all zero-shot prompts of a split with their options."""
         return prompts_sha256(map(self.template.render, self.rows(split)))
 
     def _questions(self, split: Split) -> Questions:
@@ -74,12 +75,12 @@ class Task:
 
 
 def questions_sha256(questions: Iterable[Question]) -> str:
-    """SHA-256 over questions in their order: their ids, texts, contexts, options and gold answers."""
+    """Return the SHA-256 over questions in their order: ids, texts, contexts, options and gold answers."""
     return _sha256([q.id, q.text, q.context, q.options, q.gold] for q in questions)
 
 
 def prompts_sha256(prompts: Iterable[Rendered]) -> str:
-    """SHA-256 over prompts in their order, each with its continuations."""
+    """Return the SHA-256 over prompts in their order, each with its continuations."""
     return _sha256([p.prompt, p.continuations] for p in prompts)
 
 

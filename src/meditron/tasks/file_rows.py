@@ -1,7 +1,7 @@
-"""The rows of a file of questions, JSON lines, JSON or CSV, plain or compressed, each with its place.
+"""Rows of a file of questions (JSON lines, JSON or CSV, plain or compressed), each with its place.
 
-A JSON file may be an array of objects, or one object of them by their ids. A CSV file has a header, or is
-like MMLU's, which has none: a question, up to ten options, and the right one's letter.
+A JSON file is an array of objects, or one object of them by their ids. A CSV file has a header, or is like
+MMLU's, which has none: a question, up to ten options, and the letter of the right one.
 """
 
 import csv
@@ -17,25 +17,27 @@ from meditron.core.errors import InputError
 from meditron.sources.streams import chunks
 from meditron.store.files import unique_keys
 
-__all__ = ["Row", "read_rows"]
+__all__ = ["SourceRow", "read_source_rows"]
 
-_LARGEST = 256 << 20  # unpacked; the largest set of questions there is has a tenth of it
+# Bytes after decompression, ten times the largest known set; guards against decompression bombs.
+_MAX_BYTES = 256 << 20
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _LETTERS = "ABCDEFGHIJ"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row: its fields by name, and where it stands."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRow:
+    """One row of a file: its fields by name, and its place."""
 
     fields: dict[str, Any]
     id: str
     """Its key in an object of objects, else its number in the file, from 1."""
     place: str
+    """Line and row, for errors."""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows in their order.
+def read_source_rows(path: Path) -> Iterator[SourceRow]:
+    """Yield the rows in their order.
 
     Raises:
         InputError: the file is damaged, above 256 MiB, or of another kind; names the line.
@@ -56,8 +58,8 @@ def _text(path: Path) -> str:
     unpacked = bytearray()
     for piece in chunks(path):
         unpacked += piece
-        if len(unpacked) > _LARGEST:
-            raise InputError(path, f"more than {_LARGEST >> 20} MiB of questions", hint="split it")
+        if len(unpacked) > _MAX_BYTES:
+            raise InputError(path, f"more than {_MAX_BYTES >> 20} MiB of questions", hint="split it")
     try:
         return unpacked.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -66,49 +68,50 @@ def _text(path: Path) -> str:
 
 
 def _is_lines(text: str) -> bool:
-    """Whether the first line is an object by itself, and not all of a file of objects by their ids."""
+    """Return True if the first line is an object of its own, and not a whole file of objects by their ids."""
     first, _, rest = text.strip().partition("\n")
     try:
         value = json.loads(first)
     except (ValueError, RecursionError):
-        # Broken in either kind; a bracket that stands alone in its line begins an object of several lines.
+        # Broken in either format. A bracket alone in its line begins an object of several lines.
         return first.strip().endswith("}")
     return bool(rest) or not all(isinstance(inner, dict) for inner in value.values())
 
 
-def _lines(path: Path, text: str) -> Iterator[Row]:
+def _lines(path: Path, text: str) -> Iterator[SourceRow]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             place = f"line {number}"
             value, end = _value(path, line, _blanks(line, 0), first=number)
             if _blanks(line, end) != len(line):
                 raise InputError(path, "more than one value", place=f"{place}, column {end + 1}")
-            yield Row(_object(path, value, place), str(number), place)
+            yield SourceRow(fields=_object(path, value, place), id=str(number), place=place)
 
 
-def _json(path: Path, text: str) -> Iterator[Row]:
-    """The objects of an array, or of an object by their keys, decoded one by one to know their lines."""
+def _json(path: Path, text: str) -> Iterator[SourceRow]:
+    """Yield the objects of an array, or of an object by their keys."""
+    # Decoded one by one: the json module does not tell the line of a value.
     at = _blanks(text, 0)
     keyed, close = text[at] == "{", "]" if text[at] == "[" else "}"
     at = _blanks(text, at + 1)
     number, line, counted = 0, 1, 0
     while text[at : at + 1] != close:
         if number:
-            at = _sign(path, text, at, ",")
+            at = _expect(path, text, at, ",")
         number, line, counted = number + 1, line + text.count("\n", counted, at), at
         key: Any = number
         if keyed:
             key, at = _value(path, text, at)
-            at = _sign(path, text, at, ":")
+            at = _expect(path, text, at, ":")
         value, at = _value(path, text, at)
         place = f"line {line}, row {number}"
-        yield Row(_object(path, value, place), str(key), place)
+        yield SourceRow(fields=_object(path, value, place), id=str(key), place=place)
         at = _blanks(text, at)
     if (rest := _blanks(text, at + 1)) != len(text):
         raise InputError(path, "more than one value", place=_line(text, rest))
 
 
-def _csv(path: Path, text: str) -> Iterator[Row]:
+def _csv(path: Path, text: str) -> Iterator[SourceRow]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     names: list[str] = []
     number, line = 0, 0
@@ -123,9 +126,9 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
                     _refuse_equal_names(path, names, place)
                     continue
             if len(cells) != len(names):
-                raise InputError(path, f"{len(cells)} cells where {len(names)} should be", place=place)
+                raise InputError(path, f"expected {len(names)} cells, got {len(cells)}", place=place)
             number += 1
-            yield Row(dict(zip(names, cells, strict=True)), str(number), place)
+            yield SourceRow(fields=dict(zip(names, cells, strict=True)), id=str(number), place=place)
     except csv.Error as error:
         raise InputError(path, f"not CSV: {error}", place=f"line {reader.line_num}") from error
 
@@ -137,7 +140,7 @@ def _refuse_equal_names(path: Path, names: list[str], place: str) -> None:
 
 
 def _headless(cells: list[str]) -> list[str] | None:
-    """MMLU's names for a first row that is a question, its options and their letter, and no header."""
+    """Return column names if the first row is already a question with options and letter, as in MMLU."""
     letters = _LETTERS[: len(cells) - 2]
     header = {cell.strip().casefold() for cell in cells} & {"question", "answer"}
     headless = 2 <= len(letters) == len(cells) - 2 and cells[-1].strip() in [*letters] and not header
@@ -146,12 +149,12 @@ def _headless(cells: list[str]) -> list[str] | None:
 
 def _object(path: Path, value: object, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(path, f"a {type(value).__name__} where an object should be", place=place)
+        raise InputError(path, f"expected an object, got a {type(value).__name__}", place=place)
     return value
 
 
 def _value(path: Path, text: str, at: int, first: int = 1) -> tuple[Any, int]:
-    """The JSON value at a position, and where it ends."""
+    """Return the JSON value at a position, and the position of its end."""
     try:
         return _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
@@ -161,11 +164,11 @@ def _value(path: Path, text: str, at: int, first: int = 1) -> tuple[Any, int]:
         raise InputError(path, f"not JSON that can be read: {error}", place=_line(text, at, first)) from error
 
 
-def _sign(path: Path, text: str, at: int, sign: str) -> int:
-    """The position of what follows a sign that must stand here."""
+def _expect(path: Path, text: str, at: int, sign: str) -> int:
+    """Return the position after a sign that must come next."""
     at = _blanks(text, at)
     if text[at : at + 1] != sign:
-        raise InputError(path, f"not JSON: no '{sign}' where one should be", place=_line(text, at))
+        raise InputError(path, f"not JSON: expected '{sign}'", place=_line(text, at))
     return _blanks(text, at + 1)
 
 
@@ -174,8 +177,8 @@ def _line(text: str, at: int, first: int = 1) -> str:
 
 
 def _blanks(text: str, at: int) -> int:
-    found = _BLANKS.match(text, at)
-    return found.end() if found else at
+    match = _BLANKS.match(text, at)
+    return match.end() if match else at
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 import pytest
 
 from meditron.core.errors import InputError
-from meditron.tasks.formats import REPEATED
+from meditron.tasks.drafts import REPEATED
+from meditron.tasks.file_rows import read_source_rows
 from meditron.tasks.registry import open_task
-from meditron.tasks.rows import read_rows
 from meditron.tasks.task import Task
 
 # What the READMEs beside the files count, and the rows among them with the same option twice.
@@ -82,8 +83,8 @@ def test_gold_answers_are_the_published_ones(shared: Path) -> None:
     assert golds(medmcqa).items() <= {row["id"]: row[f"op{'abcd'[row['cop'] - 1]}"] for row in rows}.items()
     truthful = "truthfulqa/v1/TruthfulQA.less117.csv.gz"
     with text(truthful) as file:
-        told = {str(n): row["Best Answer"] for n, row in enumerate(csv.DictReader(file), start=1)}
-    assert golds(truthful) == told
+        expected = {str(n): row["Best Answer"] for n, row in enumerate(csv.DictReader(file), start=1)}
+    assert golds(truthful) == expected
 
 
 @pytest.mark.shared
@@ -113,12 +114,12 @@ def test_pubmedqa_has_its_own_split(shared: Path, tmp_path: Path) -> None:
     file, truths = folder / "ori_pqal.less100.json.gz", folder / "test_ground_truth.first400.json"
     task = open_task(str(file))
     labels = json.loads(truths.read_text(encoding="utf-8"))
-    told = {question.id: question.options[question.gold] for question in task.rows("test")}
-    assert told == labels
-    assert len(told) == 400
+    golds_by_id = {question.id: question.options[question.gold] for question in task.rows("test")}
+    assert golds_by_id == labels
+    assert len(golds_by_id) == 400
     train = {question.id for question in task.rows("train")}
     assert len(train) == 500
-    assert not train & told.keys()
+    assert not train & golds_by_id.keys()
     (tmp_path / file.name).write_bytes(file.read_bytes())
     assert len(open_task(str(tmp_path / file.name)).rows("test")) == 900
     first = next(iter(labels))
@@ -163,24 +164,24 @@ def test_plain_rows(tmp_path: Path) -> None:
         PLAIN | {"gold": "A", "context": None},
     )
     task = open_task(file)
-    found = {question.id: question for question in task.rows("test")}
-    assert found.keys() == {"first", "7", "3"}
-    assert [found[key].gold for key in ("first", "7", "3")] == [1, 2, 0]
-    first = found["first"]
+    result = {question.id: question for question in task.rows("test")}
+    assert result.keys() == {"first", "7", "3"}
+    assert [result[key].gold for key in ("first", "7", "3")] == [1, 2, 0]
+    first = result["first"]
     assert (first.context, first.group, first.explanation) == ("Read.", "hard", "So.")
     assert (task.name, task.template.name, task.licence) == ("own", "letters", "not stated")
 
 
 @pytest.mark.parametrize(
-    ("good", "change", "said"),
+    ("good", "change", "message"),
     [
         (PLAIN, {"question": " \n"}, "the question is empty"),
-        (PLAIN, {"question": None}, "the question is no text: 'None'"),
-        (PLAIN, {"question": "\ud800"}, "the question holds half of a character"),
+        (PLAIN, {"question": None}, "the question is not a text: 'None'"),
+        (PLAIN, {"question": "\ud800"}, "the question contains a lone surrogate"),
         (PLAIN, {"options": ["a", "b", "a"]}, "two options are the same: 'a'"),
         (PLAIN, {"options": ["a", " ", "b"]}, "an option is empty"),
-        (PLAIN, {"options": ["a", 5]}, "the option is no text: '5'"),
-        (PLAIN, {"options": ["a"]}, "1 options, where 2 to 26 can be asked"),
+        (PLAIN, {"options": ["a", 5]}, "the option is not a text: '5'"),
+        (PLAIN, {"options": ["a"]}, "1 options; a question needs 2 to 26"),
         (PLAIN, {"options": [str(n) for n in range(27)]}, "27 options"),
         (PLAIN, {"options": "ab"}, "the options are neither list nor object"),
         (PLAIN, {"gold": 3}, "the gold answer is no option: '3' (an index counts from 0, to 2"),
@@ -195,7 +196,7 @@ def test_plain_rows(tmp_path: Path) -> None:
         (PLAIN, {"gold": None}, "no answer is given"),
         (PLAIN, {"id": True}, "the id is neither text nor number"),
         (PLAIN, {"id": "1"}, "a second question with the id '1'"),
-        (PLAIN, {"context": 5}, "the context is no text"),
+        (PLAIN, {"context": 5}, "the context is not a text"),
         (PLAIN, {"options": ...}, "no options"),
         (MEDQA, {"options": {"A": "a", "C": "b"}}, "the options are not lettered A, B, C"),
         (MEDQA, {"options": {"A": "a", "B": "a"}, "answer": "a"}, "two options are the same"),
@@ -211,8 +212,8 @@ def test_plain_rows(tmp_path: Path) -> None:
         (MEDMCQA, {"id": True}, "the id is neither text nor number"),
         (MEDMCQA, {}, "a second question with the id 'x'"),
         (PUBMEDQA, {"final_decision": "perhaps"}, "the gold answer is no option: 'perhaps'"),
-        (PUBMEDQA, {"CONTEXTS": "One."}, "the contexts are no list of texts"),
-        (PUBMEDQA, {"CONTEXTS": [5]}, "the context is no text"),
+        (PUBMEDQA, {"CONTEXTS": "One."}, "the contexts are not a list of texts"),
+        (PUBMEDQA, {"CONTEXTS": [5]}, "the context is not a text"),
         (TRUTHFUL, {"mc1_targets": {"a": 1, "b": 1}}, "not one right answer among its targets"),
         (TRUTHFUL, {"mc1_targets": {"a": 0, "b": 0}}, "not one right answer among its targets"),
         (TRUTHFUL, {"mc1_targets": {"a": 1, "b": "x"}}, "not one right answer among its targets"),
@@ -220,17 +221,17 @@ def test_plain_rows(tmp_path: Path) -> None:
         (TRUTHFUL, {"mc1_targets": {"a": 1}}, "1 options"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_no_question_is_told_by_its_line(
-    tmp_path: Path, good: dict[str, Any], change: dict[str, Any], said: str
+def test_a_row_that_is_not_a_question_is_reported_with_its_line(
+    tmp_path: Path, good: dict[str, Any], change: dict[str, Any], message: str
 ) -> None:
     bad = {key: value for key, value in (good | change).items() if value is not ...}
     file = lines(tmp_path / "set.jsonl", good, bad)
     with pytest.raises(InputError) as caught:
         open_task(file)
-    assert caught.value.message.startswith(f"{file} (line 2): {said}")
+    assert caught.value.message.startswith(f"{file} (line 2): {message}")
 
 
-def test_rows_of_the_published_sets_that_cannot_be_asked_are_counted(
+def test_unusable_rows_of_published_sets_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unknown = [MEDMCQA | {"id": str(n), "cop": cop} for n, cop in enumerate((None, -1))]
@@ -272,11 +273,25 @@ def test_letters_are_taken_off_only_where_every_option_has_its_own(tmp_path: Pat
     assert question.options == ("A. fumigatus", "C. albicans")
 
 
-def test_a_file_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"\(line 1\): a row with the fields of no known set .*: text, label"
-    ):
+@pytest.mark.parametrize("key", ["question", "prompt", "query", "problem", "Question"])
+@pytest.mark.parametrize(
+    "options",
+    [["Liver", "Heart"], {"A": "Liver", "B": "Heart"}, "A. Liver\nB. Heart", "(A) Liver\n(B) Heart\n"],
+)
+@pytest.mark.parametrize("answer", ["B", "Heart", "B. Heart"])
+def test_questions_in_the_forms_people_write(tmp_path: Path, key: str, options: object, answer: str) -> None:
+    row = {key: "Which organ pumps?", "options": options, "answer": answer}
+    (question,) = open_task(lines(tmp_path / "a.jsonl", row)).rows("test")
+    assert (question.text, question.options, question.gold) == ("Which organ pumps?", ("Liver", "Heart"), 1)
+
+
+def test_an_unknown_format_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\(line 1\): the fields are not those .*: text, label") as error:
         open_task(lines(tmp_path / "a.jsonl", {"text": "x", "label": 1}))
+    model_rows = json.loads(re.findall(r"\{.*\}", str(error.value.hint))[0])
+    assert open_task(lines(tmp_path / "own.jsonl", model_rows)).rows("test")[0].gold == 1
+    with pytest.raises(InputError, match="a question without options or without an answer, in the fields"):
+        open_task(lines(tmp_path / "b.jsonl", {"question": "Which organ?", "answer": "Liver"}))
     with pytest.raises(InputError, match="holds no questions"):
         open_task(lines(tmp_path / "a.json", []))
 
@@ -288,16 +303,16 @@ def test_csv_with_and_without_a_header(tmp_path: Path) -> None:
         csv.writer(file).writerows(head + rows)
         (tmp_path / name).write_text(file.getvalue(), encoding="utf-8", newline="")
         task = open_task(str(tmp_path / name))
-        found = {question.id: question for question in task.rows("test")}
-        assert found["1"].options == ("a", 'b "c"', "d\ne", "f")
-        assert (found["1"].gold, found["2"].gold) == (2, 0)
-        assert found["1"].group == name.removesuffix(".csv").removesuffix("_test")
+        result = {question.id: question for question in task.rows("test")}
+        assert result["1"].options == ("a", 'b "c"', "d\ne", "f")
+        assert (result["1"].gold, result["2"].gold) == (2, 0)
+        assert result["1"].group == name.removesuffix(".csv").removesuffix("_test")
     (tmp_path / "b.csv").write_text("Why?,a,b,c,d,A\nWhy?,a,b,c,d,E\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"b\.csv \(line 2\): the gold answer is no option: 'E'"):
         open_task(str(tmp_path / "b.csv"))
 
 
-def test_truthfulqas_wrong_answers_are_asked_once(tmp_path: Path) -> None:
+def test_truthfulqas_repeated_wrong_answers_are_one_option(tmp_path: Path) -> None:
     text = "Question,Best Answer,Incorrect Answers,Category\nWhy?,a,{},Law\n"
     file = tmp_path / "TruthfulQA.csv"
     file.write_text(text.format("b; c; b; "), encoding="utf-8")
@@ -313,10 +328,10 @@ def test_texts_are_kept_as_they_are(tmp_path: Path) -> None:
     row = {"question": "Why?  \n", "options": [" a ", "b\t"], "gold": 0, "context": " c"}
     (question,) = open_task(lines(tmp_path / "a.jsonl", row)).rows("test")
     assert (question.text, question.options, question.context) == ("Why?  \n", (" a ", "b\t"), " c")
-    assert [row.fields["question"] for row in read_rows(tmp_path / "a.jsonl")] == ["Why?  \n"]
+    assert [row.fields["question"] for row in read_source_rows(tmp_path / "a.jsonl")] == ["Why?  \n"]
 
 
-def test_a_file_name_that_is_no_text_gives_a_name_that_is(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_gives_a_printable_task_name(tmp_path: Path) -> None:
     row = {"question": "q", "options": ["x", "y"], "gold": 1}
     path = tmp_path / os.fsdecode(b"a\xff\n\x1b[31m.jsonl")
     path.write_text(json.dumps(row))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, SourceError
-from meditron.tasks.rows import read_rows
+from meditron.tasks.file_rows import read_source_rows
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -39,19 +39,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(objects=st.lists(OBJECTS), indent=st.sampled_from([None, 2]), ascii=st.booleans())
 def test_arrays_and_objects_are_json(folder: Path, objects: list[Any], indent: Any, ascii: bool) -> None:
     path = write(folder, "a.json", json.dumps(objects, indent=indent, ensure_ascii=ascii))
-    assert [row.fields for row in read_rows(path)] == objects
-    keyed = {f"key {n}": one for n, one in enumerate(objects)}
+    assert [row.fields for row in read_source_rows(path)] == objects
+    keyed = {f"key {n}": item for n, item in enumerate(objects)}
     path = write(folder, "b.json", " " + json.dumps(keyed, indent=indent or 1, ensure_ascii=ascii) + "\n")
-    assert {row.id: row.fields for row in read_rows(path)} == keyed
+    assert {row.id: row.fields for row in read_source_rows(path)} == keyed
 
 
 @settings(max_examples=40)
-@given(objects=st.lists(OBJECTS.map(lambda one: {"question": ""} | one), min_size=1), blank=st.booleans())
+@given(objects=st.lists(OBJECTS.map(lambda item: {"question": ""} | item), min_size=1), blank=st.booleans())
 def test_lines_are_json_each(folder: Path, objects: list[Any], blank: bool) -> None:
-    lines = ("\n \n" if blank else "\r\n").join(json.dumps(one) for one in objects)
-    found = list(read_rows(write(folder, "a.jsonl", "\ufeff" + lines)))
-    assert [row.fields for row in found] == objects
-    assert [row.id for row in found] == [str(1 + n * (1 + blank)) for n in range(len(objects))]
+    lines = ("\n \n" if blank else "\r\n").join(json.dumps(item) for item in objects)
+    result = list(read_source_rows(write(folder, "a.jsonl", "\ufeff" + lines)))
+    assert [row.fields for row in result] == objects
+    assert [row.id for row in result] == [str(1 + n * (1 + blank)) for n in range(len(objects))]
 
 
 @settings(max_examples=40)
@@ -60,9 +60,9 @@ def test_lines_are_json_each(folder: Path, objects: list[Any], blank: bool) -> N
 def test_csv_is_csv(folder: Path, rows: list[list[str]]) -> None:
     file = io.StringIO(newline="")
     csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["question", "b", "c"], *rows])
-    found = list(read_rows(write(folder, "a.csv", file.getvalue())))
-    assert [list(row.fields.values()) for row in found] == rows
-    assert all(list(row.fields) == ["question", "b", "c"] for row in found)
+    result = list(read_source_rows(write(folder, "a.csv", file.getvalue())))
+    assert [list(row.fields.values()) for row in result] == rows
+    assert all(list(row.fields) == ["question", "b", "c"] for row in result)
 
 
 def test_compressed_alike(tmp_path: Path) -> None:
@@ -71,53 +71,53 @@ def test_compressed_alike(tmp_path: Path) -> None:
     for suffix, content in packed.items():
         path = tmp_path / f"a.jsonl.{suffix}"
         path.write_bytes(content)
-        assert [row.fields for row in read_rows(path)] == [{"question": "Why?", "gold": 0}]
+        assert [row.fields for row in read_source_rows(path)] == [{"question": "Why?", "gold": 0}]
     (tmp_path / "cut.jsonl.gz").write_bytes(packed["gz"][:-9])
     with pytest.raises(
         InputError, match=r"cut\.jsonl\.gz \(after \d+ bytes\): the compressed data are cut off"
     ):
-        list(read_rows(tmp_path / "cut.jsonl.gz"))
+        list(read_source_rows(tmp_path / "cut.jsonl.gz"))
 
 
 DEEP = "[" * 100_000
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("a.jsonl", "", "the file is empty"),
         ("a.jsonl", "<html>", "neither JSON nor JSON lines, nor named .csv"),
         ("a.jsonl", '{"a": 1}\n{"a": 2', "(line 2, column"),
-        ("a.jsonl", '{"a": 1}\n\n[1]', "(line 3): a list where an object should be"),
+        ("a.jsonl", '{"a": 1}\n\n[1]', "(line 3): expected an object, got a list"),
         ("a.jsonl", '{"a": 1}\n{"a": 1} {"a": 2}', "(line 2, column 9): more than one value"),
         ("a.jsonl", '{"a": 1}\n{"a": 1, "a": 2}', "(line 2): not JSON that can be read: duplicate key"),
         ("a.jsonl", '{"a": 1}\n{"a": ' + DEEP, "(line 2): not JSON that can be read"),
         ("a.jsonl", '{"a": 1}\n{"a": ' + "9" * 5000 + "}", "(line 2): not JSON that can be read"),
         ("a.json", '[\n{"a": 1},\n{"a": x}\n]', "(line 3, column"),
-        ("a.json", '[\n{"a": 1},\n{"a": 2}', "(line 3): not JSON: no ',' where one should be"),
-        ("a.json", '[\n{"a": 1}\n{"a": 2}]', "(line 3): not JSON: no ','"),
+        ("a.json", '[\n{"a": 1},\n{"a": 2}', "(line 3): not JSON: expected ','"),
+        ("a.json", '[\n{"a": 1}\n{"a": 2}]', "(line 3): not JSON: expected ','"),
         ("a.json", '[{"a": 1},\n]', "(line 2, column"),
         ("a.json", '[{"a": 1}]\n[]', "(line 2): more than one value"),
-        ("a.json", '[{"a": 1},\n 5]', "(line 2, row 2): a int where an object should be"),
-        ("a.json", '{\n"a" {}}', "(line 2): not JSON: no ':'"),
-        ("a.json", '{\n"a": {},\n"b": 5}', "(line 3, row 2): a int where an object should be"),
+        ("a.json", '[{"a": 1},\n 5]', "(line 2, row 2): expected an object, got a int"),
+        ("a.json", '{\n"a" {}}', "(line 2): not JSON: expected ':'"),
+        ("a.json", '{\n"a": {},\n"b": 5}', "(line 3, row 2): expected an object, got a int"),
         ("a.json", "{", "line 1, column"),
-        ("a.csv", 'question,b\n"x",1\ny\n', "(line 3): 1 cells where 2 should be"),
+        ("a.csv", 'question,b\n"x",1\ny\n', "(line 3): expected 2 cells, got 1"),
         ("a.csv", 'question,b\n"x\ny",1\n"z"w,1\n', "(line 4): not CSV"),
         ("a.csv", 'question,b\n"x', "(line 2): not CSV"),
     ],
 )  # fmt: skip
-def test_damage_is_told_by_its_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_damage_is_reported_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     path = write(tmp_path, name, text)
     with pytest.raises(InputError) as caught:
-        list(read_rows(path))
+        list(read_source_rows(path))
     assert str(path) in caught.value.message
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": "\xff"}')
     with pytest.raises(InputError, match=r"\(line 2, byte 16\): not UTF-8"):
-        list(read_rows(tmp_path / "a.jsonl"))
+        list(read_source_rows(tmp_path / "a.jsonl"))
     with pytest.raises(SourceError, match="no such file"):
-        list(read_rows(tmp_path / "none.jsonl"))
+        list(read_source_rows(tmp_path / "none.jsonl"))

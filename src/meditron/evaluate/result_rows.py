@@ -1,0 +1,124 @@
+"""Row files of one model, read for comparison."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from meditron.core.errors import SourceError, UsageError
+from meditron.evaluate.rows import PERPLEXITY, DocumentRow, EvalRow, QuestionRow
+from meditron.evaluate.rows_file import read_rows
+from meditron.store.jsonl import read_jsonl
+
+__all__ = ["ItemKey", "ResultRows", "open_result"]
+
+ItemKey = tuple[str, ...]
+"""A document's or question's `EvalRow.item`: id and content."""
+R = TypeVar("R", bound=EvalRow)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultRows:
+    """One model's rows of documents, and of questions by task; one mapping for each setting."""
+
+    name: str
+    documents: Sequence[Mapping[ItemKey, DocumentRow]]
+    tasks: Mapping[str, Sequence[Mapping[ItemKey, QuestionRow]]]
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return sum(
+            map(len, (*self.documents, *(rows for settings in self.tasks.values() for rows in settings)))
+        )
+
+
+def open_result(spec: str) -> ResultRows:
+    """Read the rows of a result.
+
+    Args:
+        spec: A rows file, or the folder of an evaluation; `:model` after it selects one of several models.
+
+    Raises:
+        SourceError: there is no such file.
+        UsageError: no model is selected although there are several, or it has no rows.
+        InputError: a file is damaged.
+    """
+    path, model = _split(spec)
+    # A folder may hold other JSONL files, such as fidelity, which is a comparison already.
+    inside = [
+        file for file in sorted(path.glob("*.jsonl")) if file.name == PERPLEXITY or _has_questions(file)
+    ]
+    files = inside if path.is_dir() else [path]
+    if not files:
+        raise SourceError(
+            f"{path}: no rows of an evaluation in it", hint="name a rows file or an evaluation's folder"
+        )
+    documents: list[DocumentRow] = []
+    questions: list[QuestionRow] = []
+    for file in files:
+        if _has_questions(file):
+            questions += read_rows(file, QuestionRow)
+        else:
+            documents += read_rows(file, DocumentRow)
+    selected = _select_model(path, model, [*documents, *questions])
+    tasks: dict[str, list[QuestionRow]] = {}
+    for row in questions:
+        if selected in _names(row):
+            tasks.setdefault(row.task, []).append(row)
+    return ResultRows(
+        name=spec,
+        documents=_by_setting(row for row in documents if selected in _names(row)),
+        tasks={task: _by_setting(rows) for task, rows in tasks.items()},
+    )
+
+
+def _split(spec: str) -> tuple[Path, str | None]:
+    """Split `folder:model` at the first colon that follows the name of an existing file or folder."""
+    # Names of models and folders may contain colons (`quantize:F16`).
+    if Path(spec).exists():
+        return Path(spec), None
+    for index, character in enumerate(spec):
+        if character == ":" and Path(spec[:index]).exists():
+            return Path(spec[:index]), spec[index + 1 :]
+    raise SourceError(f"{spec}: no such file or folder")
+
+
+def _has_questions(file: Path) -> bool:
+    # By content, not by name: `--out` and tasks name the files freely.
+    return "task" in next(read_jsonl(file), {})
+
+
+def _by_setting(rows: Iterable[R]) -> list[Mapping[ItemKey, R]]:
+    """Group rows by cache key and scoring: one file may hold several evaluations of one model."""
+    settings: dict[tuple[str, str], dict[ItemKey, R]] = {}
+    for row in rows:
+        scoring = row.scoring if isinstance(row, QuestionRow) else ""
+        settings.setdefault((row.cache_key, scoring), {})[row.item()] = row
+    return list(settings.values())
+
+
+def _names(row: EvalRow) -> set[str]:
+    """Return the names of a row's model: its own, and with the beginning of its weights' digest."""
+    return {row.model, f"{row.model}@{row.model_digest[:8]}"}
+
+
+def _select_model(path: Path, model: str | None, rows: Sequence[EvalRow]) -> str:
+    names = sorted({row.model for row in rows})
+    if model is None and len(names) == 1:
+        model = names[0]
+    known = set[str]().union(*map(_names, rows))
+    if model is None or model not in known:
+        problem = "several models' rows" if model is None else f"no rows of '{model}'"
+        raise UsageError(
+            f"{path} holds {problem} (it has: {', '.join(names) or 'none'})", hint=f"write {path}:MODEL"
+        )
+    # The same name can have been evaluated with different weights: mixing them would compare nothing.
+    digests = sorted({row.model_digest for row in rows if model in _names(row)})
+    if len(digests) > 1:
+        choice = " or ".join(f"{path}:{model}@{digest[:8]}" for digest in digests)
+        raise UsageError(
+            f"{path} holds rows of {len(digests)} different weights under the name {model}",
+            hint=f"write {choice}",
+        )
+    return model

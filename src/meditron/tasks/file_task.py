@@ -1,0 +1,176 @@
+"""A file of multiple-choice questions as a task."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from meditron.core.console import warn
+from meditron.core.errors import InputError
+from meditron.sources.streams import as_text
+from meditron.store.files import read_json
+from meditron.store.identity import hash_order_key
+from meditron.tasks.choices import AnswerConvention, MalformedRow
+from meditron.tasks.drafts import QUESTION_KEYS, Draft, normalize_keys, to_question
+from meditron.tasks.file_rows import SourceRow, read_source_rows
+from meditron.tasks.formats import FORMATS, DatasetFormat
+from meditron.tasks.prompt_template import PROMPT_TEMPLATES
+from meditron.tasks.question import Question
+from meditron.tasks.task import Questions, Split, Task
+
+__all__ = ["file_task"]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SUFFIXES = {".jsonl", ".json", ".csv", ".gz", ".bz2", ".zst"}
+_OWN_FORMAT = (
+    'a question of your own is a line like {"question": "Which organ makes insulin?", "options": ["Liver", '
+    '"Pancreas"], "answer": "B"}'
+)
+
+
+def file_task(path: Path) -> Task:
+    """Return the questions of a file as a task. Its format is recognized by the first row.
+
+    All questions are train and test alike, unless the format has a file of test ids beside the questions.
+
+    Raises:
+        InputError: the file is damaged, of unknown format, or one of its rows is not a question; names the
+            line.
+        SourceError: there is no such file.
+    """
+    rows = list(_with_normalized_keys(path, read_source_rows(path)))
+    known = _recognize(path, rows)
+    questions = _questions(path, known, rows)
+    for reason, count in questions.skipped.items():
+        warn(f"{path}: {count} of {len(rows)} rows left out: {reason}")
+    splits: dict[Split, Questions] = {"train": questions, "test": questions}
+    split = None
+    if known.test_ids and (files := sorted(path.parent.glob(known.test_ids))):
+        splits, split = _split_by_ids(questions, files[0]), "test"
+    return Task(
+        name=_stem(path),
+        version=known.version,
+        title=known.title,
+        licence=known.licence,
+        origin=known.origin,
+        template=PROMPT_TEMPLATES[known.template],
+        read=splits.__getitem__,
+        data=as_text(Path(path.name)),
+        split=split,
+    )
+
+
+def _stem(path: Path) -> str:
+    while path.suffix in _SUFFIXES:
+        path = path.with_suffix("")
+    return _CONTROL.sub("?", as_text(Path(path.name)))
+
+
+def _recognize(path: Path, rows: list[SourceRow]) -> DatasetFormat:
+    if not rows:
+        raise InputError(path, "the file holds no questions")
+    fields = rows[0].fields
+    for known in FORMATS:
+        if known.matches(fields):
+            return known
+    if any(key in fields for key in QUESTION_KEYS):
+        problem = f"a question without options or without an answer, in the fields {', '.join(fields)[:120]}"
+    else:
+        problem = f"the fields are not those of a known set of questions: {', '.join(fields)[:120]}"
+    raise InputError(path, problem, place=rows[0].place, hint=_OWN_FORMAT)
+
+
+def _with_normalized_keys(path: Path, rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
+    for row in rows:
+        try:
+            yield normalize_keys(row)
+        except MalformedRow as error:
+            raise InputError(path, str(error), place=row.place) from error
+
+
+def _questions(path: Path, known: DatasetFormat, rows: list[SourceRow]) -> Questions:
+    """Return the rows' questions in the order of their ids' SHA-256."""
+    by_id: dict[str, Question] = {}
+    skipped: Counter[str] = Counter()
+    for row, question in _read(path, known, rows):
+        if isinstance(question, str):
+            skipped[question] += 1
+            continue
+        if question.id in by_id:
+            raise InputError(path, f"a second question with the id {question.id!r}", place=row.place)
+        by_id[question.id] = question
+    if not by_id:
+        reasons = "; ".join(f"{reason} ({count} rows)" for reason, count in skipped.items())
+        raise InputError(path, f"no row of the file is a question: {reasons}")
+    if repeats := len(by_id) - len({question.content_sha256 for question in by_id.values()}):
+        warn(f"{path}: {repeats} of {len(by_id)} questions repeat another's text and options")
+    ordered = sorted(by_id.values(), key=lambda question: hash_order_key(question.id))
+    return Questions(rows=tuple(ordered), skipped=dict(sorted(skipped.items())))
+
+
+def _read(
+    path: Path, known: DatasetFormat, rows: list[SourceRow]
+) -> Iterator[tuple[SourceRow, Question | str]]:
+    """Yield each row with its question, or with the reason for skipping it."""
+    drafts: list[Draft | MalformedRow] = []
+    for row in rows:
+        try:
+            drafts.append(known.draft(row))
+        except MalformedRow as error:
+            drafts.append(error)
+    conventions = _conventions(path, [draft for draft in drafts if isinstance(draft, Draft)])
+    for row, draft in zip(rows, drafts, strict=True):
+        try:
+            if isinstance(draft, MalformedRow):
+                raise draft
+            question = to_question(draft, lambda draft: _gold(draft, conventions))
+        except MalformedRow as error:
+            if error.reason not in known.skipped:
+                raise InputError(path, str(error), place=row.place) from error
+            yield row, error.reason
+            continue
+        if known.group_from_file and question.group is None:
+            question = replace(question, group=known.group_from_file(_stem(path)))
+        yield row, question
+
+
+def _conventions(path: Path, drafts: list[Draft]) -> dict[str, AnswerConvention]:
+    """Decide the meaning of the answers under each key; warn if indexes may count from 0 or from 1."""
+    keys = dict.fromkeys(key for draft in drafts for key in draft.answers)
+    conventions = {
+        key: AnswerConvention(key, ((d.answers[key], d.options) for d in drafts if key in d.answers))
+        for key in keys
+    }
+    for key, convention in conventions.items():
+        if not convention.certain:
+            warn(
+                f"{path}: the answers ({key}) do not show what they count from; read as counted from "
+                f"{convention.first}"
+            )
+    return conventions
+
+
+def _gold(draft: Draft, conventions: Mapping[str, AnswerConvention]) -> int | None:
+    """Return the gold option by every key that has an answer; MalformedRow if they name different options."""
+    by_key = {key: conventions[key].gold_index(value, draft.options) for key, value in draft.answers.items()}
+    present = {key: gold for key, gold in by_key.items() if gold is not None}
+    if len(set(present.values())) > 1:
+        names = " and ".join(f"{key} ({draft.answers[key]!s:.40})" for key in present)
+        raise MalformedRow(f"{names} name different options")
+    return next(iter(present.values()), None)
+
+
+def _split_by_ids(questions: Questions, ids_file: Path) -> dict[Split, Questions]:
+    """Split the questions by the ids in a file; InputError if the two files do not belong together."""
+    labels = read_json(ids_file)
+    if not isinstance(labels, dict):
+        raise InputError(ids_file, "not an object of gold answers by id")
+    gold = {question.id: question.options[question.gold] for question in questions.rows}
+    for identity, label in labels.items():
+        if gold.get(identity) != label:
+            problem = f"the gold answer is {label!r} here, but {gold.get(identity)!r} in the questions"
+            raise InputError(ids_file, problem, place=identity)
+    test = tuple(question for question in questions.rows if question.id in labels)
+    train = tuple(question for question in questions.rows if question.id not in labels)
+    return {"train": Questions(rows=train), "test": Questions(rows=test)}
