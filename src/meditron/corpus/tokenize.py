@@ -19,8 +19,8 @@ from meditron.core.errors import InputError
 from meditron.corpus.config import TokenizeConfig
 from meditron.corpus.execute import execute
 from meditron.corpus.progress import watched
-from meditron.corpus.token_report import token_report
 from meditron.model.tokenizer import model_tokenizer
+from meditron.report.corpus_page import token_report
 from meditron.store.artifact import Artifact
 from meditron.store.files import make_folder, remove_folder, remove_temporaries
 from meditron.store.identity import content_sha256, short

@@ -18,9 +18,9 @@ from meditron.recipe.outside import fetched
 from meditron.recipe.plan import Standing, payload, plan, stand
 from meditron.recipe.preflight import Problem, check_inputs, check_references
 from meditron.recipe.provenance import manifest_of
-from meditron.recipe.report import HTML, render
 from meditron.recipe.schema import Recipe, Step
-from meditron.release.mix import FLOATS
+from meditron.release.quant_recipes import FLOATS
+from meditron.report.run_report import HTML, render
 from meditron.store.artifact import Artifact
 from meditron.store.files import remove, remove_temporaries
 from meditron.store.manifest import FILE_NAME as MANIFEST
