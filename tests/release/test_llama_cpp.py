@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import llama_quantize
-from meditron.release.mix import FLOATS, MIXES, GGUFType
+from meditron.release.quant_recipes import FLOATS, MIXES, GGUFType
 from meditron.release.quantize import quantize
 from meditron.store.gguf import GGUF
 from quantized import digest, golden

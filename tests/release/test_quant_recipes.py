@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from meditron.model.config import LlamaConfig
-from meditron.release.mix import MIXES, fitting, wanted
+from meditron.release.quant_recipes import MIXES, fitting, wanted
 from meditron.release.types import GGUFType
 
 

@@ -1,4 +1,4 @@
-"""How much memory a piece of work took, apart from what the process had taken before."""
+"""Peak memory of a block of code, without that of the process before it."""
 
 import resource
 import sys
@@ -13,12 +13,12 @@ _RESET_PEAK = "5"
 
 
 class Peak:
-    """Filled in when the work is done."""
+    """Peak memory, known when the block ends."""
 
     bytes = 0
-    """The largest resident set meanwhile: everything in the process's memory, also mapped files."""
+    """The largest resident set during the block, including mapped files."""
     since_start = False
-    """Whether that is the process's largest ever, where the kernel would not count anew."""
+    """True if the kernel did not reset the peak: then it is that of the whole process."""
 
 
 @contextmanager

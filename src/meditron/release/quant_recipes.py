@@ -1,7 +1,7 @@
-"""Which type each matrix of a GGUF file is stored in: llama.cpp's mixes, as it makes them today.
+"""The type of each matrix in a GGUF file, by llama.cpp's current quantization recipes.
 
-A quantized type is a mix: most matrices have its base type, those whose error shows most have more bits
-(`llama_tensor_get_type_impl` in llama.cpp's `src/llama-quant.cpp`, the rules for Llama without experts and
+Most matrices of a quantized file have its base type; those whose error matters most have more bits
+(`llama_tensor_get_type_impl` in llama.cpp's `src/llama-quant.cpp`: the rules for Llama without experts and
 without an importance matrix). Files made before 2024 followed other rules under the same names.
 """
 
@@ -13,14 +13,14 @@ from meditron.model.config import LlamaConfig
 from meditron.release.types import GGUFType
 from meditron.store.gguf_types import tensor_type
 
-__all__ = ["FLOATS", "MIXES", "Mix", "fitting", "wanted"]
+__all__ = ["FLOATS", "QUANT_RECIPES", "QuantRecipe", "fallback_type", "target_type"]
 
 FLOATS = ("F32", "F16", "BF16")
-"""Those that are no quantization: each value is rounded by itself."""
+"""Types that round each value by itself, without quantization."""
 
 
-class Place(NamedTuple):
-    """Where a matrix stands."""
+class MatrixPlace(NamedTuple):
+    """Position of a matrix in the model."""
 
     block: int
     blocks: int
@@ -28,52 +28,52 @@ class Place(NamedTuple):
     """Query heads that share a key and value head."""
 
 
-Where = Callable[[Place], bool]
+Condition = Callable[[MatrixPlace], bool]
 
 
-def _everywhere(place: Place) -> bool:
+def _everywhere(place: MatrixPlace) -> bool:
     return True
 
 
-def _spread(place: Place) -> bool:
-    """The first and last eighth of the blocks and every third of the others."""
+def _spread(place: MatrixPlace) -> bool:
+    """Return True for the first and last eighth of the blocks and every third of the others."""
     eighth = place.blocks // 8
     last = place.block >= 7 * place.blocks // 8
     return place.block < eighth or last or (place.block - eighth) % 3 == 2
 
 
-def _first(blocks: int) -> Where:
+def _first(blocks: int) -> Condition:
     return lambda place: place.block < blocks
 
 
-def _first_part(parts: int) -> Where:
+def _first_part(parts: int) -> Condition:
     return lambda place: place.block < place.blocks // parts
 
 
-def _grouped(place: Place) -> bool:
+def _grouped(place: MatrixPlace) -> bool:
     return place.group >= 4
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
-    """The types in one kind of file."""
+class QuantRecipe:
+    """The types of the matrices in one type of file."""
 
     file_type: int
-    """llama.cpp's number for it (`general.file_type`)."""
+    """llama.cpp's number of the type (`general.file_type`)."""
     base: str
     """Type of every matrix that no rule names."""
-    rules: Mapping[str, Mapping[str, Where]] = field(default_factory=dict)
-    """Kind of matrix → type → where it has that type; the first that holds."""
+    rules: Mapping[str, Mapping[str, Condition]] = field(default_factory=dict)
+    """Kind of matrix → type → condition for it; the first condition that is true counts."""
 
 
 _ALL_3, _ALL_4, _ALL_5 = ({kind: _everywhere} for kind in ("Q3_K", "Q4_K", "Q5_K"))
 _SPREAD_6 = {"Q6_K": _spread}
 
-MIXES: dict[GGUFType, Mix] = {
-    "F32": Mix(0, "F32"),
-    "F16": Mix(1, "F16"),
-    "BF16": Mix(32, "BF16"),
-    "Q2_K": Mix(
+QUANT_RECIPES: dict[GGUFType, QuantRecipe] = {
+    "F32": QuantRecipe(0, "F32"),
+    "F16": QuantRecipe(1, "F16"),
+    "BF16": QuantRecipe(32, "BF16"),
+    "Q2_K": QuantRecipe(
         10,
         "Q2_K",
         {
@@ -82,8 +82,8 @@ MIXES: dict[GGUFType, Mix] = {
             "ffn_down": _ALL_3,
         },
     ),
-    "Q3_K_S": Mix(11, "Q3_K"),
-    "Q3_K_M": Mix(
+    "Q3_K_S": QuantRecipe(11, "Q3_K"),
+    "Q3_K_M": QuantRecipe(
         12,
         "Q3_K",
         {
@@ -92,46 +92,52 @@ MIXES: dict[GGUFType, Mix] = {
             "ffn_down": {"Q5_K": _first_part(16), "Q4_K": _everywhere},
         },
     ),
-    "Q3_K_L": Mix(13, "Q3_K", {"attn_v": _ALL_5, "attn_output": _ALL_5, "ffn_down": _ALL_5}),
-    "Q4_0": Mix(2, "Q4_0"),
-    "Q4_K_S": Mix(14, "Q4_K", {"attn_v": {"Q5_K": _first(4)}, "ffn_down": {"Q5_K": _first_part(8)}}),
-    "Q4_K_M": Mix(15, "Q4_K", {"attn_v": _SPREAD_6, "ffn_down": _SPREAD_6}),
-    "Q5_0": Mix(8, "Q5_0"),
-    "Q5_K_S": Mix(16, "Q5_K"),
-    "Q5_K_M": Mix(17, "Q5_K", {"attn_v": _SPREAD_6, "ffn_down": _SPREAD_6}),
-    "Q6_K": Mix(18, "Q6_K"),
-    "Q8_0": Mix(7, "Q8_0"),
+    "Q3_K_L": QuantRecipe(13, "Q3_K", {"attn_v": _ALL_5, "attn_output": _ALL_5, "ffn_down": _ALL_5}),
+    "Q4_0": QuantRecipe(2, "Q4_0"),
+    "Q4_K_S": QuantRecipe(14, "Q4_K", {"attn_v": {"Q5_K": _first(4)}, "ffn_down": {"Q5_K": _first_part(8)}}),
+    "Q4_K_M": QuantRecipe(15, "Q4_K", {"attn_v": _SPREAD_6, "ffn_down": _SPREAD_6}),
+    "Q5_0": QuantRecipe(8, "Q5_0"),
+    "Q5_K_S": QuantRecipe(16, "Q5_K"),
+    "Q5_K_M": QuantRecipe(17, "Q5_K", {"attn_v": _SPREAD_6, "ffn_down": _SPREAD_6}),
+    "Q6_K": QuantRecipe(18, "Q6_K"),
+    "Q8_0": QuantRecipe(7, "Q8_0"),
 }
-"""What each type means, one line a type where its rules are few."""
+"""Type of a file → its recipe."""
 
-# K types have blocks of 256; for other rows llama.cpp takes the next type of blocks of 32.
+# K types have blocks of 256 values. For rows of another length llama.cpp takes the next type of blocks of 32.
 _NARROWER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
-def wanted(kind: GGUFType, name: str, config: LlamaConfig) -> str:
-    """Type (ggml's name) that the mix has for the matrix of this GGUF name, whatever its rows."""
-    mix = MIXES[kind]
+def target_type(kind: GGUFType, name: str, config: LlamaConfig) -> str:
+    """Return the type (ggml's name) that the recipe has for a matrix, whatever the length of its rows.
+
+    Args:
+        kind: Type of the file.
+        name: GGUF name of the matrix.
+        config: The model's shape.
+    """
+    recipe = QUANT_RECIPES[kind]
     if kind in FLOATS:
-        return mix.base
+        return recipe.base
     if name == ("token_embd.weight" if config.tie_word_embeddings else "output.weight"):
-        return "Q8_0" if mix.base == "Q8_0" else "Q6_K"
+        return "Q8_0" if recipe.base == "Q8_0" else "Q6_K"
     if not name.startswith("blk."):
-        return mix.base
+        return recipe.base
     _, block, part, _ = name.split(".")
     blocks, group = config.num_hidden_layers, config.num_attention_heads // config.num_key_value_heads
-    place = Place(int(block), blocks, group)
-    rules = mix.rules.get(part, {})
-    found = next((raised for raised, where in rules.items() if where(place)), mix.base)
-    # Llama-2-70B's shape: eight heads share each row of values, so that more bits cost little.
-    if part == "attn_v" and blocks == 80 and group > 1 and found in ("Q3_K", "Q4_K"):
+    place = MatrixPlace(int(block), blocks, group)
+    rules = recipe.rules.get(part, {})
+    raised = next((type for type, holds in rules.items() if holds(place)), recipe.base)
+    # Llama-2-70B's shape: eight heads share each row of values, so more bits cost little.
+    if part == "attn_v" and blocks == 80 and group > 1 and raised in ("Q3_K", "Q4_K"):
         return "Q5_K"
-    return found
+    return raised
 
 
-def fitting(kind: str, width: int) -> str:
-    """The type for rows of `width` values where `kind` is wanted: itself, a smaller block's, or F16.
+def fallback_type(kind: str, width: int) -> str:
+    """Return the type for rows of `width` values: `kind`, else a type of smaller blocks, else F16.
 
-    llama.cpp does the same, except that it refuses rows of no multiple of 32 in some types.
+    llama.cpp does the same, except that in some types it refuses rows whose length is not a multiple of 32.
     """
     for candidate in (kind, _NARROWER.get(kind, kind)):
         if width % tensor_type(candidate).block == 0:

@@ -1,8 +1,8 @@
 """The three questions of a reader: did it learn, did it forget, and what did quantization cost?
 
-Each answer is a verdict, one sentence with the evidence, and a chart. All comparisons are those of the evaluation:
-paired on the same documents and questions, with p adjusted for all of them. The answers never claim more than the
-verdicts do.
+Each answer is a verdict, one sentence with the evidence, and a chart. All comparisons are those of the
+evaluation: paired on the same documents and questions, with p adjusted for all of them. The answers never
+claim more than the verdicts do.
 """
 
 import math
@@ -291,9 +291,7 @@ def _panels(measured: Sequence[_Measurement]) -> Iterator[IntervalPanel]:
             yield IntervalPanel(f"{title}{against}", rows, x)
 
 
-def _against_root(
-    result: EvaluationResult, facts: RunFacts, models: Sequence[str]
-) -> list[_Measurement]:
+def _against_root(result: EvaluationResult, facts: RunFacts, models: Sequence[str]) -> list[_Measurement]:
     """Return the comparisons of trained models with the first model of their chain."""
     return [
         _from_comparison(comparison, result)
@@ -337,7 +335,8 @@ def _from_fidelity(pair: Fidelity) -> _Measurement:
         judged = "identical" if pair.kl_mean == 0 else "undecided"
     else:
         judged = "worse" if value > 0 else "better"
-    values = f"perplexity {' → '.join(map(number_format.perplexity, (pair.perplexity_against, pair.perplexity)))}"
+    before, after = map(number_format.perplexity, (pair.perplexity_against, pair.perplexity))
+    values = f"perplexity {before} → {after}"
     return _Measurement(
         pair.model, pair.against, pair.source, pair.documents, "nats", value, logs, judged, values
     )

@@ -1,8 +1,8 @@
 """Charts as inline SVG.
 
-Colours and fonts are CSS variables of the page (`pages.css`), with fallbacks, so one chart serves light and dark
-pages. Text stays text. The same values give the same bytes: ids are salted and no date is written. pyplot and
-its global state are not used.
+Colours and fonts are CSS variables of the page (`pages.css`), with fallbacks, so one chart serves light and
+dark pages. Text stays text. The same values give the same bytes: ids are salted and no date is written.
+pyplot and its global state are not used.
 """
 
 import math
@@ -24,7 +24,7 @@ _WIDTH, _HEIGHT = 5.0, 2.7  # inches, of 72 units each in the SVG
 _SCALES = ((1e9, " B"), (1e6, " M"))
 _MARKED = 40  # series of up to this many points have a marker per point
 _PANEL_WIDTH = 4.0  # narrower than other charts, so that its text stays readable on a phone
-_ROW, _TWO_LINE_ROW, _ABOVE, _HEADING, _BELOW, _MARGIN = 0.36, 0.5, 0.27, 0.38, 0.48, 0.06  # inches
+_ROW, _TWO_LINE_ROW, _ABOVE, _HEADING, _BELOW, _MARGIN = 0.36, 0.5, 0.27, 0.38, 0.48, 0.12  # inches
 _LINE_CHARACTERS = 62  # label and value of a row share a line up to this length
 _TONES = {"better": SERIES[2], "worse": SERIES[1], "neutral": MUTED}
 
@@ -57,10 +57,10 @@ class IntervalPanel:
 
 @matplotlib_style()
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, log_x: bool = False) -> str:
-    """A curve for each series of (x, y) points, named at its end; a series of one point is a dot.
+    """Draw a curve for each series of (x, y) points, named at its end; a series of one point is a dot.
 
-    Points that are not finite (or, with `log_x`, not above zero) are left out. At most six colours are told
-    apart; further series repeat them with other dashes, and a legend takes the names.
+    Points that are not finite (or, with `log_x`, not above zero) are left out. From the seventh series on,
+    colours repeat with other dashes, and the names are in a legend.
     """
     figure, axes = _canvas(_HEIGHT)
     kept = {name: _drawable(points, log_x=log_x) for name, points in series.items()}
@@ -119,8 +119,8 @@ def intervals(
 def interval_panels(*columns: Sequence[IntervalPanel]) -> str:
     """Draw columns of panels of differences with their intervals.
 
-    Each row has its label and its value in words above the interval, so that a single column stays readable at
-    the width of a phone. The colour repeats what the words say; a neutral row has an open marker.
+    Each row has its label and its value in words above the interval, so that a single column stays readable
+    at the width of a phone. The colour repeats what the words say; a neutral row has an open marker.
     """
     from matplotlib.figure import Figure
 
@@ -199,7 +199,7 @@ def _write(axes: "Axes", x: float, y: float, text: str, colour: str, side: str) 
 
 @matplotlib_style()
 def bars(rows: Sequence[tuple[str, float]], x: str) -> str:
-    """A bar from zero for each (label, value), top down, with its value at the end."""
+    """Draw a bar from zero for each (label, value), top down, with its value at the end."""
     figure, axes = _canvas(0.75 + 0.3 * len(rows))
     drawn = axes.barh(range(len(rows)), [value for _, value in rows], height=0.62, color=SERIES[0])
     axes.bar_label(drawn, [_figure(value) for _, value in rows], padding=3, color=INK)
@@ -226,7 +226,7 @@ def _drawable(points: Sequence[tuple[float, float]], *, log_x: bool) -> list[tup
 
 
 def _tidy(axes: "Axes", grid: Literal["x", "y"]) -> None:
-    """Take away what carries no information: frame, tick marks, grid across the reading direction."""
+    """Remove frame and tick marks, and the grid of one direction."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     axes.patch.set_visible(False)
@@ -252,7 +252,7 @@ def _label_rows(axes: "Axes", labels: Sequence[str]) -> None:
 
 
 def _name_ends(axes: "Axes", ends: Mapping[str, float]) -> None:
-    """Write each series' name at the right, at the height where it ends, or as near as the others let it."""
+    """Write each series' name at the right, at the height of its end, moved apart if names overlap."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.075
     heights: list[float] = []
@@ -274,7 +274,7 @@ def _name_ends(axes: "Axes", ends: Mapping[str, float]) -> None:
 
 
 def _tick(value: float, axis: "Axis") -> str:
-    """A tick's label, with as many decimals as the finest of its neighbours needs (2.9 beside 2.95: 2.90)."""
+    """Return a tick's label, with as many decimals as its neighbours need (2.9 beside 2.95: 2.90)."""
     if value == 0:
         return "0"
     ticks = axis.get_majorticklocs()
@@ -293,7 +293,7 @@ def _tick(value: float, axis: "Axis") -> str:
 
 
 def _figure(value: float) -> str:
-    """A value beside its bar: four figures, thousands apart, then millions (M) and billions (B)."""
+    """Format a value beside its bar: four digits, separated thousands, then millions (M) and billions (B)."""
     scale, letter = next((pair for pair in _SCALES if abs(value) >= pair[0]), (1.0, ""))
     value /= scale
     decimals = 0 if value == int(value) else max(0, 4 - len(str(int(abs(value)))))

@@ -96,8 +96,8 @@ def _add_drops(page: Page, metrics: Mapping[str, Any], out: Path) -> None:
         page.text("Nothing was dropped.")
         return
     page.text(
-        "Every document that was read is either in a split or counted here. Skipped entries are not documents, "
-        "for example redirects. drops.jsonl.zst lists every drop with the beginning of its text."
+        "Every document that was read is either in a split or counted here. Skipped entries are not "
+        "documents, for example redirects. drops.jsonl.zst lists every drop with the beginning of its text."
     )
     page.table(("source", "", "reason", "documents"), rows)
     samples: dict[tuple[str, str], list[dict[str, str]]] = {}

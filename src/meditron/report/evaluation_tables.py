@@ -237,9 +237,7 @@ def fidelity(result: EvaluationResult) -> ResultTable:
             pair.source,
             _count_truncated(pair.documents, pair.truncated),
             count(pair.n_tokens),
-            estimate(
-                pair.perplexity_ratio, pair.intervals.get("perplexity_ratio"), number_format.ratio
-            ),
+            estimate(pair.perplexity_ratio, pair.intervals.get("perplexity_ratio"), number_format.ratio),
             estimate(pair.kl_mean, pair.intervals.get("kl_mean"), decimal),
             decimal(pair.kl_99),
             estimate(pair.top_agreement, pair.intervals.get("top_agreement"), percent),

@@ -32,8 +32,8 @@ PERPLEXITY = (
     "interval is a bootstrap-t over documents."
 )
 ACCURACY = (
-    "Accuracy is the share of questions answered correctly, with Wilson's 95 % interval. Macro-F1 is the mean "
-    "F1 over the options."
+    "Accuracy is the share of questions answered correctly, with Wilson's 95 % interval. Macro-F1 is the "
+    "mean F1 over the options."
 )
 DIFFERENCE = (
     "A paired difference b − a compares two models on the same documents or questions. In log-loss it is the "
@@ -47,8 +47,8 @@ VERDICT = (
     "documents or questions there is no interval and no verdict."
 )
 DETECTABLE = (
-    "The smallest detectable difference is the true difference that a single two-sided test at 5 % finds with "
-    "80 % power."
+    "The smallest detectable difference is the true difference that a single two-sided test at 5 % finds "
+    "with 80 % power."
 )
 INTERVALS = (
     "Intervals cover the choice of documents and questions. They do not cover the seed of the training."
@@ -59,12 +59,12 @@ ANSWER_MASS = (
     "options are a small part of the model's prediction."
 )
 BASELINES = (
-    "Majority always gives the most frequent answer and position always the best place in the list; both know "
-    "the test's answers. Naive Bayes counts words of the training questions."
+    "Majority always gives the most frequent answer and position always the best place in the list; both "
+    "know the test's answers. Naive Bayes counts words of the training questions."
 )
 FIDELITY = (
-    "Fidelity compares two models' predictions of every token of the same held-out documents, in float32. The "
-    "perplexity ratio is the model's perplexity divided by the other's. KL is KL(other ‖ model) of the "
+    "Fidelity compares two models' predictions of every token of the same held-out documents, in float32. "
+    "The perplexity ratio is the model's perplexity divided by the other's. KL is KL(other ‖ model) of the "
     "next-token distributions, in nats. The same top token is the share of tokens that both models find "
     "likeliest. Quantized files are scored by their dequantized weights. Intervals are bootstrap-t over "
     "documents."
@@ -85,7 +85,7 @@ _METHODS = {
 _RULES = {
     "sum": "the highest log-likelihood (acc)",
     "bytes": "the highest log-likelihood per byte (acc_bytes)",
-    "calibrated": "the highest log-likelihood minus its log-likelihood without the question (acc_mutual_info)",
+    "calibrated": "the highest log-likelihood minus that without the question (acc_mutual_info)",
 }
 
 
@@ -112,9 +112,7 @@ def task_setup(result: EvaluationResult) -> str:
     for model, scores in result.tasks.items():
         for score in scores.values():
             data = score.data if score.split is None else f"{score.data}, split {score.split}"
-            form = (
-                "plain text" if score.prompt_form == "raw" else f"its chat template ({score.prompt_form})"
-            )
+            form = "plain text" if score.prompt_form == "raw" else f"its chat template ({score.prompt_form})"
             examples = f"{number_format.count(score.shots) if score.shots else 'no'} examples"
             method = _METHODS.get(score.method)
             setup = (

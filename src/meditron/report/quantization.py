@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from meditron.core.units import size
 from meditron.report import number_format
@@ -13,7 +13,15 @@ from meditron.store import results
 from meditron.store.manifest import Manifest, read_manifest
 from meditron.store.results import EvaluationResult
 
-__all__ = ["QuantizationCost", "costs_in", "costs_of", "files_table", "published_cost", "recommended"]
+__all__ = [
+    "QuantizationCost",
+    "costs_in",
+    "files_table",
+    "measured_costs",
+    "published_cost",
+    "recommendation",
+    "recommended_type",
+]
 
 # llama.cpp, tools/quantize/README.md: perplexity of Llama-3-8B on WikiText-2 above that of BF16, without an
 # importance matrix.
@@ -55,6 +63,11 @@ class QuantizationCost:
         """Return the fields for `--json`."""
         return {"perplexity_change": self.change, "measured": self.measured, "on": self.on}
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read the fields that `to_json` wrote."""
+        return cls(fields["perplexity_change"], measured=fields["measured"], on=fields["on"])
+
 
 def published_cost(kind: str) -> QuantizationCost | None:
     """Return llama.cpp's value for a type; None for float types, which lose nothing that shows."""
@@ -89,7 +102,7 @@ def costs_in(result: EvaluationResult, stage: str, parent: str) -> dict[str, Qua
     return costs
 
 
-def costs_of(model: Path) -> dict[str, QuantizationCost]:
+def measured_costs(model: Path) -> dict[str, QuantizationCost]:
     """Return the measured cost of each type for the model of a run's stage; empty if nothing was measured.
 
     An evaluation counts if its quantized files were made from exactly this model, by the digests of the run's
@@ -111,7 +124,7 @@ def costs_of(model: Path) -> dict[str, QuantizationCost]:
     return costs
 
 
-def recommended(files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost]) -> str | None:
+def recommended_type(files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost]) -> str | None:
     """Return the type to take: the smallest file whose perplexity rises by 5 % at most, else the best one.
 
     None without a quantized file whose cost is known.
@@ -125,11 +138,28 @@ def recommended(files: Sequence[Mapping[str, Any]], costs: Mapping[str, Quantiza
     return str(min(known, key=lambda pair: pair[1].change)[0]["type"]) if known else None
 
 
+def recommendation(files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost]) -> str:
+    """Return a sentence on which type to take, and why; empty without a quantized file."""
+    kind = recommended_type(files, costs)
+    cost = costs.get(kind or "") or published_cost(kind or "")
+    if kind is None or cost is None:
+        return ""
+    limit = number_format.percent(_ACCEPTABLE)
+    if cost.change <= _ACCEPTABLE:
+        reason = f"the smallest file with a rise in perplexity of at most {limit}"
+    else:
+        reason = f"the most accurate file; the perplexity of all rises by more than {limit}"
+    advice = f"recommended: {kind}, {reason} ({cost})"
+    if cost.measured:
+        return advice
+    return f"{advice}. Small models lose more: measure with `meditron evaluate FILE --against MODEL`"
+
+
 def files_table(
     files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost], title: str
 ) -> ResultTable:
     """Return a row per file: type, size, memory, and the perplexity that the type costs."""
-    best = recommended(files, costs)
+    best = recommended_type(files, costs)
     rows = [
         (
             file["path"],

@@ -1,7 +1,7 @@
-"""`report.json`, `report.html` and `figures/` of a run: the results, their uncertainty, and the chain of stages.
+"""`report.json`, `report.html` and `figures/` of a run: results, their uncertainty, and the stages.
 
-All are made from the files of the stages alone (manifests, `results.json`, `metrics.jsonl`). A run that was built
-in pieces, or on several machines, has the same report as one that was built in one go.
+All are made from the files of the stages alone (manifests, `results.json`, `metrics.jsonl`). A run that was
+built in pieces, or on several machines, has the same report as one that was built in one go.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,11 +52,11 @@ def _record(
     """Return the content of `report.json`.
 
     `answers` are the questions of `report.answers`. `perplexity` (model → source → values), `tasks` (model →
-    task → values), `baselines` (task → name → values), `fidelity` and `differences` (b minus a) are the records
-    of the evaluate stages, as in `store.results`. `stages` maps a name to kind, state, seconds, digest, inputs
-    and metrics; state is `complete`, `altered` (a file is missing or has another size), `partial` or `missing`.
-    `domains` and `licences` are those of the sources. `made` lists the machines, libraries and commits, each
-    with its stages.
+    task → values), `baselines` (task → name → values), `fidelity` and `differences` (b minus a) are the
+    records of the evaluate stages, as in `store.results`. `stages` maps a name to kind, state, seconds,
+    digest, inputs and metrics; state is `complete`, `altered` (a file is missing or has another size),
+    `partial` or `missing`. `domains` and `licences` are those of the sources. `made` lists the machines,
+    libraries and commits, each with its stages.
     """
     manifests = {name: read_manifest(place) for name, _, place in stages}
     complete = [manifest for manifest in manifests.values() if manifest is not None]

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["INK", "MUTED", "PAPER", "RULE", "SERIES", "matplotlib_style", "standalone", "to_svg"]
 
-# matplotlib takes colours only, no CSS variables: it draws with placeholders that nobody would choose, which are
-# then replaced by the variables of `pages.css`. The series are Okabe and Ito's palette, which readers with any
-# colour vision can tell apart.
+# matplotlib takes colours only, no CSS variables: it draws with placeholders that nobody would choose, which
+# are then replaced by the variables of `pages.css`. The series are Okabe and Ito's palette, which readers
+# with any colour vision can tell apart.
 INK, MUTED, RULE, PAPER = "#010203", "#010204", "#010205", "#010206"
 SERIES = tuple(f"#0a0b{index:02x}" for index in range(1, 7))
 _VARIABLES = {
@@ -71,7 +71,8 @@ def to_svg(figure: "Figure") -> str:
     text = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans, sans-serif)", text)
     # A style element would reach beyond its own chart; what it says is inherited just as well.
     text = re.sub(r"<defs>\s*<style[^>]*>\*{(.*?)}</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
-    text = text.replace("<svg", f'<svg style="max-width: {widest:.3g}rem; stroke-linejoin: round; stroke-linecap: butt"', 1)
+    style = f"max-width: {widest:.3g}rem; stroke-linejoin: round; stroke-linecap: butt"
+    text = text.replace("<svg", f'<svg style="{style}"', 1)
     for placeholder, (variable, light, _) in _VARIABLES.items():
         text = text.replace(placeholder, f"var({variable}, {light})")
     return text
@@ -85,8 +86,8 @@ def standalone(svg: str) -> str:
     )
     sans = 'system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "Noto Sans", sans-serif'
     style = (
-        f"<style>:root {{ --sans: {sans}; {light} }} "
-        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }} svg {{ font-family: var(--sans) }}</style>"
+        f"<style>:root {{ --sans: {sans}; {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} "
+        f"}} }} svg {{ font-family: var(--sans) }}</style>"
     )
     # A background, because the colours must not depend on the page that shows the file.
     background = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
