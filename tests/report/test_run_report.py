@@ -15,7 +15,7 @@ from lives import MODELS, TASK, Life
 from meditron.core.disclaimer import ADVISORY
 from meditron.core.errors import InputError
 from meditron.core.statistics import bootstrap_ratio, paired_bootstrap
-from meditron.recipe.report import StagePlace, render
+from meditron.report.run_report import StagePlace, render
 from meditron.release.card.config import CardConfig
 from meditron.release.card.stage import run as write_card
 from meditron.store.manifest import Git, InputRecord, Manifest, fingerprint, record_files, write_manifest
@@ -211,7 +211,7 @@ def test_page_shows_figures_reasons_and_the_way_to_each_stage(run: tuple[Path, l
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert ADVISORY in text
     assert "script" not in page.tags
-    assert text.count("<svg") == 3  # intervals, training loss, held-out loss
+    assert text.count("<svg") == 4  # the answer, all differences, training loss, held-out loss
     assert "A &lt;CPU&gt; &amp; more" in text
     assert "pretrain predicts better than base" in text
 

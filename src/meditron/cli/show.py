@@ -22,7 +22,16 @@ from meditron.store.results import Comparison, EvaluationResult
 __all__ = ["decisions", "differences", "drift", "evaluation", "outcome", "stages"]
 
 
-_IN_OTHER_TABLES = tuple("seconds attempts perplexity tasks baselines fidelity differences ancestry".split())
+_IN_OTHER_TABLES = (
+    "seconds",
+    "attempts",
+    "perplexity",
+    "tasks",
+    "baselines",
+    "fidelity",
+    "differences",
+    "ancestry",
+)
 """Metrics that have a column or a table of their own."""
 _IN_REPORT = ("peak_rss", "seed", "resamples", "overlap", "training_documents_compared")
 """Metrics of how a stage worked; they are left to the report, to keep a stage on one line."""

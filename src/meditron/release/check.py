@@ -135,10 +135,10 @@ class ExportCheck:
             from_config, from_weights, _ = _open_model(self._source, source, stack, workers)
             yield from _shape_differences(from_config, to_config)
             yield from _record_differences(self._source, written, gguf)
+            passes = self._passes(from_config, to_config)
             # Tokenizers work in Rust and weights in numpy and torch, mostly without Python's lock: side by
             # side they take little more time than the longer of the two.
             tokenizers = background.submit(lambda: list(self._tokenizer_differences(written, gguf)))
-            passes = self._passes(from_config, to_config)
 
             def compare(name: str, weight: Tensor) -> list[str]:
                 return list(_weight_differences(name, from_weights[name], weight, types.get(name, kind)))
@@ -216,9 +216,8 @@ _NO_EFFECT = {"initializer_range", "bos_token_id", "eos_token_id", "pad_token_id
 
 
 def _shape_differences(source: LlamaConfig, written: LlamaConfig) -> Iterator[str]:
-    for name in (
-        LlamaConfig.model_fields.keys() - _NO_EFFECT - {"rope_scaling"}
-    ):  # several notations are equal
+    # A rotary scaling has several equal notations: the logits are compared instead.
+    for name in LlamaConfig.model_fields.keys() - _NO_EFFECT - {"rope_scaling"}:
         expected, actual = getattr(source, name), getattr(written, name)
         rounded = isinstance(expected, float) and abs(expected - actual) <= 1e-6 * abs(expected)
         if expected != actual and not rounded:

@@ -80,7 +80,7 @@ def missing_keys(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _tensor_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
-    """Yield stored tensors that the written model lacks; only a head equal to the embedding may be missing."""
+    """Yield stored tensors that the written model lacks, except a head that equals the embedding."""
     whole = written.model_copy(update={"tie_word_embeddings": False})
     if source.kind == "hf":
         stored = {name for name in stored_tensors(Path(source.path)) if not name.endswith(_COPIES)}

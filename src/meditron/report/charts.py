@@ -8,7 +8,7 @@ pyplot and its global state are not used.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from meditron.report.svg import INK, MUTED, PAPER, RULE, SERIES, matplotlib_style, standalone, to_svg
 
@@ -171,7 +171,7 @@ def _draw_panel(axes: "Axes", panel: IntervalPanel) -> None:
         question, _, answer = panel.heading.partition("\n")
         lines_above += [(answer, INK, "normal"), (question, INK, "bold")]
     for number, (text, colour, weight) in enumerate(lines_above):
-        place = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
         axes.annotate(text, (0, 1), xytext=(0, 5 + 13 * number), color=colour, fontweight=weight, **place)
     axes.set_xlabel(panel.x, color=MUTED)
     _tidy(axes, grid="x")

@@ -19,6 +19,7 @@ __all__ = ["layout", "print_table"]
 
 _UNLIMITED = 10_000  # columns of a stream that is not a terminal
 _LONGEST_WORD = 40  # columns that a word of a text cell may keep; longer paths are folded
+_NARROWEST_LABEL = 12  # columns of a header beside its value
 
 
 def print_table(
@@ -46,7 +47,7 @@ def print_table(
     width = Console(file=stream).width if stream is not None and stream.isatty() else _UNLIMITED
     if answer and width < _UNLIMITED:
         terminal = Console(highlight=False, markup=False, emoji=False)
-        terminal.print(*layout(headers, cells, width, caption))
+        terminal.print(layout(headers, cells, width, caption))
         return
     text = _as_text(headers, cells, width, caption)
     if answer:
@@ -57,23 +58,22 @@ def print_table(
 
 def layout(
     headers: Sequence[str], rows: Sequence[Sequence[str]], width: int, title: str | None = None
-) -> "Iterator[RenderableType]":
+) -> "RenderableType":
     """Lay out a table for lines of `width` columns; `rows` hold no control characters."""
+    from rich.console import Group
     from rich.text import Text
 
     columns = [_Column(header, [row[place] for row in rows]) for place, header in enumerate(headers)]
-    if title:
-        yield Text(title, style="italic")
+    caption = [Text(title, style="italic")] if title else []
     if sum(column.least for column in columns) + _frame_width(len(columns)) <= width:
-        yield _table(columns, width)
-    else:
-        yield from _stacked(headers, rows, width)
+        return Group(*caption, _table(columns, width))
+    return Group(*caption, *_stacked(headers, rows, width))
 
 
 def _as_text(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int, title: str | None) -> str:
     plain = _plain_console(width)
     with plain.capture() as captured:
-        plain.print(*layout(headers, rows, width, title))
+        plain.print(layout(headers, rows, width, title))
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
 
 
@@ -128,19 +128,28 @@ def _table(columns: Sequence[_Column], width: int) -> "RenderableType":
 
 def _stacked(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> "Iterator[RenderableType]":
     """Yield each row as a block: its first cell, then a line for each further cell that is not empty."""
+    from rich.cells import cell_len
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    indent = 2
-    label = min(max(map(len, headers[1:]), default=0), max(8, (width - indent) // 2 - 1))
+    indent, gap = 2, 2
+    values = max((cell_len(cell) for row in rows for cell in row[1:] if is_figure(cell)), default=8)
+    longest = max(map(cell_len, headers[1:]), default=0)
+    label = min(longest, width - indent - gap - max(8, values))
     for row in rows:
-        yield Text(row[0], style="bold")
-        block = Table.grid(padding=(0, 2, 0, 0))
-        block.add_column(width=label, overflow="fold")
-        block.add_column(width=max(8, width - indent - label - 4), overflow="fold")
-        for header, cell in zip(headers[1:], row[1:], strict=True):
-            if cell:
+        yield Text(row[0], style="bold", overflow="fold")
+        lines = [(header, cell) for header, cell in zip(headers[1:], row[1:], strict=True) if cell]
+        if label < min(longest, _NARROWEST_LABEL):
+            # A number beside its header would be broken: it goes below.
+            for header, cell in lines:
+                yield Padding(Text(header, style="dim", overflow="fold"), (0, 0, 0, indent))
+                yield Padding(Text(cell, overflow="fold"), (0, 0, 0, 2 * indent))
+        else:
+            block = Table.grid(padding=(0, gap, 0, 0))
+            block.add_column(width=label, overflow="fold")
+            block.add_column(width=width - indent - label - gap, overflow="fold")
+            for header, cell in lines:
                 block.add_row(Text(header, style="dim"), Text(cell))
-        yield Padding(block, (0, 0, 0, indent))
+            yield Padding(block, (0, 0, 0, indent))
         yield Text("")
