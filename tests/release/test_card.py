@@ -19,12 +19,12 @@ from meditron.core.console import sanitize_terminal
 from meditron.core.disclaimer import ADVISORY
 from meditron.core.errors import DriftError, UsageError
 from meditron.core.units import duration, size
-from meditron.report.run_report import render
 from meditron.release.card.config import CardConfig
 from meditron.release.card.markdown import MarkdownWriter, RedactedWriter, public
 from meditron.release.card.stage import run
 from meditron.report.evaluation_page import write_report
 from meditron.report.number_format import FORMS
+from meditron.report.run_report import render
 from meditron.store.ancestry import Training, of_base, write_ancestry
 from meditron.store.models import resolve
 from meditron.store.results import write_results

@@ -114,10 +114,8 @@ def test_the_last_trained_model_answers_and_the_chart_has_all() -> None:
         comparison("pretrain", "finetune", "pubmed", WORSE),
     )["learned"]
     assert learned.verdict == "Yes."
-    assert (
-        learned.sentence
-        == "finetune against base: log-loss on pubmed (medical) falls, −0.1000 [−0.2000, −0.0500] nats (n = 40)."
-    )
+    falls = "log-loss on pubmed (medical) falls, −0.1000 [−0.2000, −0.0500] nats (n = 40)"
+    assert learned.sentence == f"finetune against base: {falls}."
     assert [row[0] for row in learned.table] == ["pretrain", "finetune"]
 
 

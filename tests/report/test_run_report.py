@@ -15,9 +15,9 @@ from lives import MODELS, TASK, Life
 from meditron.core.disclaimer import ADVISORY
 from meditron.core.errors import InputError
 from meditron.core.statistics import bootstrap_ratio, paired_bootstrap
-from meditron.report.run_report import StagePlace, render
 from meditron.release.card.config import CardConfig
 from meditron.release.card.stage import run as write_card
+from meditron.report.run_report import StagePlace, render
 from meditron.store.manifest import Git, InputRecord, Manifest, fingerprint, record_files, write_manifest
 from meditron.store.results import Comparison, EvaluationResult, Perplexity, write_results
 

@@ -173,14 +173,19 @@ with progress("rows", total=2) as bar: bar.advance(2)
 @pytest.mark.parametrize("width", [80, 60])
 def test_a_terminal_that_is_not_utf8_gets_tables_in_ascii(width: int) -> None:
     rows = [[model, *cells] for model, cells in SCORES.items()]
-    code = f"substitute_unencodable()\nprint_table(['model → b', 'p', 'a', 't'], {rows!r}, answer=True); warn('− …')"
+    headers = ["model → b", "p", "a", "t"]
+    code = f"substitute_unencodable()\nprint_table({headers!r}, {rows!r}, answer=True); warn('− …')"
     text = on_terminal(code, width, PYTHONIOENCODING="ascii")
     assert text.isascii()
     assert "27.21 [26.02, 28.22]" in text
 
 
 def test_messages_do_not_go_to_stdout_if_stderr_is_closed() -> None:
-    code = "from meditron.core.console import *; from meditron.report.terminal import print_table; info('hidden'); warn('hidden'); print_table(['a'], [['1']])"
+    code = """
+from meditron.core.console import *
+from meditron.report.terminal import print_table
+info("hidden"); warn("hidden"); print_table(["a"], [["1"]])
+"""
     done = subprocess.run(
         ["/bin/sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, code],
         capture_output=True,

@@ -114,7 +114,7 @@ def _require_free(out: Path, source: Path, *, force: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if source.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"{out} contains the model itself", hint="choose another output")
+        raise UsageError(f"{out} is the model itself, or contains it", hint="choose another output")
     replaceable = out.is_file() if out.suffix == ".gguf" else (out / "config.json").is_file()
     if not replaceable:
         kind = "GGUF file" if out.suffix == ".gguf" else "model folder"

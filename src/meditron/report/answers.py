@@ -72,7 +72,7 @@ class Answer:
     """Rows of its CSV file."""
 
     def figure(self, suffix: str = "") -> ReportFigure | None:
-        """Return the chart; None without a measurement."""
+        """Return the chart; None without a change."""
         if not self.panels:
             return None
         caption = (
@@ -84,8 +84,8 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Measurement:
-    """A paired difference with its verdict, from a comparison or from a record of fidelity."""
+class _Change:
+    """A change of one measure with its verdict, from a paired comparison or a fidelity record."""
 
     model: str
     against: str
@@ -103,6 +103,11 @@ class _Measurement:
     def amount(self) -> str:
         """The number of documents or questions."""
         return f"n = {number_format.count(self.n)}"
+
+    @property
+    def label(self) -> str:
+        """The measure with its n."""
+        return f"{self.measure}, {self.amount}"
 
     @property
     def scaled(self) -> tuple[float, float, float]:
@@ -131,7 +136,7 @@ def answer_questions(result: EvaluationResult, facts: RunFacts) -> list[Answer]:
 
 
 def overview_figure(answers: Sequence[Answer], suffix: str = "") -> ReportFigure | None:
-    """Return all answers as one chart; None without a measurement."""
+    """Return all answers as one chart; None without a change."""
     columns: list[list[IntervalPanel]] = [[], []]
     for answer in answers:
         # Two columns are the shape of a screen: training on the left, quantization on the right.
@@ -149,73 +154,73 @@ def overview_figure(answers: Sequence[Answer], suffix: str = "") -> ReportFigure
 
 def _learned(result: EvaluationResult, facts: RunFacts, trained: Sequence[str]) -> Answer:
     question = "Did it learn?"
-    measured = [
-        one
-        for one in _against_root(result, facts, trained)
-        if one.unit == "points" or facts.domains.get(one.measure) != GENERAL
+    changes = [
+        change
+        for change in _against_root(result, facts, trained)
+        if change.unit == "points" or facts.domains.get(change.measure) != GENERAL
     ]
-    last = [one for one in measured if trained and one.model == trained[-1]]
+    last = [change for change in changes if trained and change.model == trained[-1]]
     if not last:
         return Answer("learned", question, "Not measured.", "No trained model was compared with its base.")
-    verdicts = {one.verdict for one in last}
+    verdicts = {change.verdict for change in last}
     if "better" in verdicts:
         answer = "In part." if "worse" in verdicts else "Yes."
     else:
         answer = "No." if verdicts & {"worse", "identical"} else _undecided(verdicts)
-    return _answer("learned", question, answer, last, measured, facts)
+    return _answer("learned", question, answer, last, changes, facts)
 
 
 def _forgot(result: EvaluationResult, facts: RunFacts, trained: Sequence[str]) -> Answer:
     question = "Did it forget?"
-    measured = [
-        one
-        for one in _against_root(result, facts, trained)
-        if one.unit == "nats" and facts.domains.get(one.measure) == GENERAL
+    changes = [
+        change
+        for change in _against_root(result, facts, trained)
+        if change.unit == "nats" and facts.domains.get(change.measure) == GENERAL
     ]
-    last = [one for one in measured if one.model == trained[-1]]
+    last = [change for change in changes if change.model == trained[-1]]
     if not last:
         missing = f'No held-out text of another domain was measured (a source with domain = "{GENERAL}").'
         return Answer("forgot", question, "Not measured.", missing)
-    verdicts = {one.verdict for one in last}
+    verdicts = {change.verdict for change in last}
     if "worse" in verdicts:
         answer = "Yes."
     else:
         answer = "No." if verdicts <= {"better", "identical"} else _undecided(verdicts)
-    return _answer("forgot", question, answer, last, measured, facts)
+    return _answer("forgot", question, answer, last, changes, facts)
 
 
 def _quantized(result: EvaluationResult, facts: RunFacts) -> Answer:
     question = "What did quantization cost?"
     pairs = {model: parent for model, parent in facts.origins.items() if facts.is_kind(model, "quantize")}
-    measured = [
+    changes = [
         _from_comparison(comparison, result)
         for comparison in result.differences
         if pairs.get(comparison.b) == comparison.a
     ]
-    compared = {one.model for one in measured}
-    # A file that was only compared by its predictions has no paired difference; its perplexity ratio is one.
-    measured += [
+    compared = {change.model for change in changes}
+    # A file that was only compared by its predictions has no paired difference; its perplexity ratio counts.
+    changes += [
         _from_fidelity(pair)
         for pair in result.fidelity
         if pair.model not in compared and facts.is_kind(pair.model, "quantize")
     ]
-    if not measured:
+    if not changes:
         missing = "No quantized file was evaluated; the table of files has typical values."
         return Answer("quantized", question, "Not measured.", missing)
-    verdicts = {one.verdict for one in measured}
-    if worse := [one for one in measured if one.verdict == "worse"]:
+    verdicts = {change.verdict for change in changes}
+    if worse := [change for change in changes if change.verdict == "worse"]:
         answer = f"A measurable loss: {_largest_loss(worse)}."
     else:
         decided = verdicts <= {"better", "identical"}
         answer = "Nothing measurable." if decided else _undecided(verdicts)
-    return _answer("quantized", question, answer, measured, measured, facts)
+    return _answer("quantized", question, answer, changes, changes, facts)
 
 
-def _largest_loss(worse: Sequence[_Measurement]) -> str:
-    texts = [one.value for one in worse if one.unit == "nats"]
+def _largest_loss(worse: Sequence[_Change]) -> str:
+    texts = [change.value for change in worse if change.unit == "nats"]
     if texts:
         return f"up to {number_format.percent(math.expm1(max(texts)))} in perplexity"
-    return f"up to {number_format.points(-min(one.value for one in worse))} points of accuracy"
+    return f"up to {number_format.points(-min(change.value for change in worse))} points of accuracy"
 
 
 def _undecided(verdicts: set[str]) -> str:
@@ -226,72 +231,83 @@ def _answer(
     name: str,
     question: str,
     answer: str,
-    evidence: Sequence[_Measurement],
-    measured: Sequence[_Measurement],
+    evidence: Sequence[_Change],
+    changes: Sequence[_Change],
     facts: RunFacts,
 ) -> Answer:
-    """Put an answer together: `evidence` goes into the sentence, `measured` into the chart."""
+    """Put an answer together: `evidence` goes into the sentence, `changes` into the chart."""
     return Answer(
         name,
         question,
         answer,
         f"{'; '.join(_clauses(evidence, facts))}.",
-        list(_panels(measured)),
+        list(_panels(changes)),
         [
-            (one.model, one.against, one.measure, one.n, one.unit, *one.scaled, one.verdict)
-            for one in measured
+            (
+                change.model,
+                change.against,
+                change.measure,
+                change.n,
+                change.unit,
+                *change.scaled,
+                change.verdict,
+            )
+            for change in changes
         ],
     )
 
 
-def _clauses(measured: Sequence[_Measurement], facts: RunFacts) -> Iterator[str]:
+def _clauses(changes: Sequence[_Change], facts: RunFacts) -> Iterator[str]:
     """Yield the parts of an answer's sentence, a pair of models after the other, decided measures first."""
-    pairs = dict.fromkeys((one.model, one.against) for one in measured)
+    pairs = dict.fromkeys((change.model, change.against) for change in changes)
     for model, against in pairs:
         file = f" ({size(facts.sizes[model])})" if model in facts.sizes else ""
-        group = [one for one in measured if (one.model, one.against) == (model, against)]
-        clauses = [_clause(one, facts) for one in group if one.verdict in _DECIDED]
-        clauses += [_clause(one, facts) for one in group if one.verdict not in (*_DECIDED, TOO_FEW)]
-        if few := [one for one in group if one.verdict == TOO_FEW]:
-            labels = ", ".join(f"{one.measure} (n = {one.n})" for one in few)
+        group = [change for change in changes if (change.model, change.against) == (model, against)]
+        group.sort(key=lambda change: change.unit != "points")  # the order of the panels
+        clauses = [_clause(change, facts) for change in group if change.verdict in _DECIDED]
+        clauses += [_clause(change, facts) for change in group if change.verdict not in (*_DECIDED, TOO_FEW)]
+        if few := [change for change in group if change.verdict == TOO_FEW]:
+            labels = ", ".join(f"{change.measure} (n = {change.n})" for change in few)
             clauses.append(f"too few to compare on {labels}")
         yield f"{model}{file} against {against}: {', '.join(clauses)}"
 
 
-def _clause(one: _Measurement, facts: RunFacts) -> str:
-    if one.unit == "points":
-        label, unit = f"accuracy on {one.measure}", "points"
+def _clause(change: _Change, facts: RunFacts) -> str:
+    if change.unit == "points":
+        label, unit = f"accuracy on {change.measure}", "points"
     else:
-        label, unit = f"log-loss on {source_label(facts.domains, one.measure)}", "nats"
-    if one.verdict == "identical":
-        return f"{label} is identical ({one.amount})"
+        label, unit = f"log-loss on {source_label(facts.domains, change.measure)}", "nats"
+    if change.verdict == "identical":
+        return f"{label} is identical ({change.amount})"
     # The verb follows the sign of the tested difference, not that of the rounded values beside it.
-    verb = ("rises," if one.value > 0 else "falls,") if one.verdict in _DECIDED else "is undecided,"
-    values = f"{one.values}, " if one.values else ""
-    return f"{label} {verb} {one.difference} {unit} ({values}{one.amount})"
+    verb = "is undecided,"
+    if change.verdict in _DECIDED:
+        verb = "rises," if change.value > 0 else "falls,"
+    values = f"{change.values}, " if change.values else ""
+    return f"{label} {verb} {change.difference} {unit} ({values}{change.amount})"
 
 
-def _panels(measured: Sequence[_Measurement]) -> Iterator[IntervalPanel]:
-    references = list(dict.fromkeys(one.against for one in measured))
+def _panels(changes: Sequence[_Change]) -> Iterator[IntervalPanel]:
+    references = list(dict.fromkeys(change.against for change in changes))
     in_title = len(references) == 1 and len(references[0]) <= _LONGEST_REFERENCE
     against = f": change against {references[0]}" if in_title else ": paired differences"
     for unit, title, x in (("points", "Questions", _ACCURACY), ("nats", "Held-out text", _LOG_LOSS)):
         rows = [
             IntervalRow(
-                f"{one.model}{'' if in_title else f' − {one.against}'}: {one.measure}, {one.amount}",
-                one.scaled[0],
-                one.ends and (one.scaled[1], one.scaled[2]),
-                f"{one.difference} {one.verdict}",
-                _TONES.get(one.verdict, "neutral"),
+                f"{change.model}{'' if in_title else f' − {change.against}'}: {change.label}",
+                change.scaled[0],
+                change.ends and (change.scaled[1], change.scaled[2]),
+                f"{change.difference} {change.verdict}",
+                _TONES.get(change.verdict, "neutral"),
             )
-            for one in measured
-            if one.unit == unit
+            for change in changes
+            if change.unit == unit
         ]
         if rows:
             yield IntervalPanel(f"{title}{against}", rows, x)
 
 
-def _against_root(result: EvaluationResult, facts: RunFacts, models: Sequence[str]) -> list[_Measurement]:
+def _against_root(result: EvaluationResult, facts: RunFacts, models: Sequence[str]) -> list[_Change]:
     """Return the comparisons of trained models with the first model of their chain."""
     return [
         _from_comparison(comparison, result)
@@ -301,7 +317,7 @@ def _against_root(result: EvaluationResult, facts: RunFacts, models: Sequence[st
     ]
 
 
-def _from_comparison(comparison: Comparison, result: EvaluationResult) -> _Measurement:
+def _from_comparison(comparison: Comparison, result: EvaluationResult) -> _Change:
     measure = comparison.task or comparison.source or comparison.what
     values = next(
         (
@@ -311,7 +327,7 @@ def _from_comparison(comparison: Comparison, result: EvaluationResult) -> _Measu
         ),
         "",
     )
-    return _Measurement(
+    return _Change(
         comparison.b,
         comparison.a,
         measure,
@@ -324,7 +340,7 @@ def _from_comparison(comparison: Comparison, result: EvaluationResult) -> _Measu
     )
 
 
-def _from_fidelity(pair: Fidelity) -> _Measurement:
+def _from_fidelity(pair: Fidelity) -> _Change:
     """Return the log of the perplexity ratio: a difference in nats per token, weighted by tokens."""
     ends = pair.intervals.get("perplexity_ratio") if pair.documents >= FEWEST else None
     logs = None if ends is None else (math.log(ends[0]), math.log(ends[1]))
@@ -337,6 +353,4 @@ def _from_fidelity(pair: Fidelity) -> _Measurement:
         judged = "worse" if value > 0 else "better"
     before, after = map(number_format.perplexity, (pair.perplexity_against, pair.perplexity))
     values = f"perplexity {before} → {after}"
-    return _Measurement(
-        pair.model, pair.against, pair.source, pair.documents, "nats", value, logs, judged, values
-    )
+    return _Change(pair.model, pair.against, pair.source, pair.documents, "nats", value, logs, judged, values)

@@ -212,7 +212,7 @@ def origins(result: EvaluationResult, inputs: Mapping[str, Mapping[str, str]]) -
 
 def steps(result: EvaluationResult, parents: Mapping[str, str]) -> ResultTable:
     """Return the change of every measure by every stage; `parents` is the result of `origins`."""
-    compared = {(one.a, one.b, one.task or one.source): one for one in result.differences}
+    compared = {(d.a, d.b, d.task or d.source): d for d in result.differences}
     rows = []
     for model, parent in parents.items():
         for measure, name, before, after in before_and_after(result, parent, model):

@@ -32,8 +32,8 @@ PERPLEXITY = (
     "interval is a bootstrap-t over documents."
 )
 ACCURACY = (
-    "Accuracy is the share of questions answered correctly, with Wilson's 95 % interval; macro-F1 gives every "
-    "option the same weight."
+    "Accuracy is the share of questions answered correctly, with Wilson's 95 % interval; macro-F1 gives "
+    "every option the same weight."
 )
 DIFFERENCE = (
     "A paired difference b − a compares two models on the same documents or questions. In log-loss it is the "

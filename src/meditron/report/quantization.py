@@ -55,8 +55,9 @@ class QuantizationCost:
     """The text that it was measured on, or the model and the source of the published value."""
 
     def __str__(self) -> str:
-        percent = number_format.percent(self.change)
-        sign = "" if percent.startswith("−") else "+"
+        # A change that rounds to zero has no sign.
+        percent = number_format.percent(self.change) if abs(self.change) >= 0.0005 else "0.0 %"
+        sign = "+" if self.change >= 0.0005 else ""
         return f"{sign}{percent} {'measured on' if self.measured else 'published for'} {self.on}"
 
     def to_json(self) -> dict[str, Any]:

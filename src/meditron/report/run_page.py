@@ -132,15 +132,15 @@ def _difference_figures(differences: Sequence[Comparison], suffix: str) -> Itera
         ("differences-text", "nats of log-loss", "left"),
         ("differences-tasks", "percentage points", "right"),
     ):
-        chosen = [one for one in differences if (one.task is None) == (side == "left")]
+        chosen = [d for d in differences if (d.task is None) == (side == "left")]
         factor = 1 if side == "left" else 100
         rows = [
             (
-                f"{one.source or one.task or one.what}: {one.b} − {one.a}",
-                factor * one.difference,
-                one.interval and (factor * one.interval[0], factor * one.interval[1]),
+                f"{d.source or d.task or d.what}: {d.b} − {d.a}",
+                factor * d.difference,
+                d.interval and (factor * d.interval[0], factor * d.interval[1]),
             )
-            for one in chosen
+            for d in chosen
         ]
         if rows:
             yield ReportFigure(
@@ -176,7 +176,9 @@ def _add_files(
         page.section("Files and model card")
     for name, stage in quantized.items():
         parent = stage["inputs"].get("model", {}).get("reference", "")
-        costs = {kind: cost for one in evaluations for kind, cost in costs_in(one, name, parent).items()}
+        costs = {
+            kind: cost for result in evaluations for kind, cost in costs_in(result, name, parent).items()
+        }
         files = _quantized_files(stage)
         _add_table(page, files_table(files, costs, f"Files of {name}"))
         fallbacks = [

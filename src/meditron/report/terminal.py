@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["layout", "print_table"]
 
 _UNLIMITED = 10_000  # columns of a stream that is not a terminal
-_LONGEST_WORD = 40  # columns that a word of a text cell may keep; longer paths are folded
 _NARROWEST_LABEL = 12  # columns of a header beside its value
 
 
@@ -94,7 +93,7 @@ class _Column:
         self.natural = max(map(cell_len, (header, *cells)))
         whole = [cell_len(cell) for cell in cells if is_figure(cell)]
         words = [cell_len(word) for cell in (header, *cells) if not is_figure(cell) for word in cell.split()]
-        self.least = max([*whole, *(min(word, _LONGEST_WORD) for word in words), 1])
+        self.least = max([*whole, *words, 1])
 
 
 def _frame_width(columns: int) -> int:

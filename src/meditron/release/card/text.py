@@ -71,13 +71,13 @@ def _identity(card: CardWriter, facts: CardFacts) -> None:
 
 
 def _uses(card: CardWriter, facts: CardFacts) -> None:
-    for heading, general, own in (
+    for heading, general, configured in (
         ("Intended use", _INTENDED, facts.config.intended),
         ("Out-of-scope use", _OUT_OF_SCOPE, facts.config.out_of_scope),
         ("Limitations", _LIMITATIONS, facts.config.limitations),
     ):
         card.section(heading)
-        card.text("\n\n".join([*general, *own]))
+        card.text("\n\n".join([*general, *configured]))
 
 
 def _data(card: CardWriter, facts: CardFacts) -> None:
