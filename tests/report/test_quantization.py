@@ -86,6 +86,12 @@ def test_files_of_another_model_of_that_name_do_not_count(life: Life) -> None:
     assert measured_costs(life.folder / "finetune") == {}
 
 
+def test_a_damaged_evaluation_is_a_warning(life: Life, capsys: pytest.CaptureFixture[str]) -> None:
+    (life.folder / "evaluate" / "results.json").write_text('{"perplexity": 3}')
+    assert measured_costs(life.folder / "finetune") == {}
+    assert "was not used for the cost of quantization" in capsys.readouterr().err
+
+
 def test_fidelity_counts_if_no_comparison_has_the_type(life: Life) -> None:
     (pair,) = life.result.fidelity
     cost = costs_in(life.result, "quantize", "finetune")["Q4_K_M"]

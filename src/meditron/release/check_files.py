@@ -24,7 +24,7 @@ from meditron.text.tokenizer import Tokenizer
 __all__ = ["EMBEDDING", "HEAD", "missing_keys", "raw_differences", "token_differences"]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_COPIES = "rotary_emb.inv_freq"  # computed from the config
+_COPIES = "rotary_emb.inv_freq"  # stored by old transformers, but computed from the config
 _SCALING = "llama.rope.scaling."
 
 

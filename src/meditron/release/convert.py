@@ -64,6 +64,7 @@ def convert(
     _require_free(out, Path(files.path), force=force)
     tokenizer, name = model_tokenizer(files), model_name(files)
     kind = (type or "F16") if to_gguf else (dtype or "float32")
+    # The check runs on the temporary output: a model that fails it never replaces an older one.
     with staged(out) as temporary:
         with open_weights(files) as (config, weights):
             if to_gguf:
@@ -113,6 +114,7 @@ def _require_free(out: Path, source: Path, *, force: bool) -> None:
         raise UsageError(f"{out}: folder {out.parent} does not exist", hint=f"mkdir -p {out.parent}")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
+    # Replacing the source would delete it while it is read.
     if source.resolve().is_relative_to(out.resolve()):
         raise UsageError(f"{out} is the model itself, or contains it", hint="choose another output")
     replaceable = out.is_file() if out.suffix == ".gguf" else (out / "config.json").is_file()

@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["Peak", "peak_memory"]
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-_RESET_PEAK = "5"
+_RESET_PEAK = "5"  # the value that resets VmHWM, by proc(5)
 
 
 class Peak:
@@ -38,5 +38,6 @@ def _high_water() -> int:
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    # macOS counts bytes, Linux kibibytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -102,6 +102,7 @@ def quantize(
     files = resolve(spec)
     stem = file_stem(files)
     paths = {kind: out / f"{stem}-{kind}.gguf" for kind in types}
+    # All names are checked before the first file is written.
     for path in filter(Path.exists, paths.values()):
         if files.kind != "init" and path.samefile(files.path):
             raise UsageError(f"{path} is the model itself", hint="choose another folder with --out")
@@ -224,6 +225,7 @@ def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, c
             kind: model_tensors(weights, config, partial(_stored_type, kind, config), encode)
             for kind in paths
         }
+        # Sizes are known before any tensor is encoded, because a type has a fixed number of bytes per block.
         total = sum(tensor.nbytes for body in bodies.values() for _, tensor in body)
         header = gguf_header(config, tokenizer, name, carried_metadata(files, check=check))
         with progress("quantize", total, unit="B") as bar:

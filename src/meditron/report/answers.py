@@ -159,6 +159,7 @@ def _learned(result: EvaluationResult, facts: RunFacts, trained: Sequence[str]) 
         for change in _against_root(result, facts, trained)
         if change.unit == "points" or facts.domains.get(change.measure) != GENERAL
     ]
+    # The last trained model is the result of the run; earlier ones are in the chart.
     last = [change for change in changes if trained and change.model == trained[-1]]
     if not last:
         return Answer("learned", question, "Not measured.", "No trained model was compared with its base.")

@@ -254,6 +254,7 @@ def fidelity(result: EvaluationResult) -> ResultTable:
 
 def _row_names(result: EvaluationResult) -> list[str]:
     """Return the models, each with its rules that were compared by name, then the baselines."""
+    # `base (calibrated)` is base, scored by another rule than the configured one.
     compared = {name for comparison in result.differences for name in (comparison.a, comparison.b)}
     names = []
     for model in dict.fromkeys([*result.perplexity, *result.tasks]):

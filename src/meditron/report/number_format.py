@@ -74,6 +74,7 @@ def interval(ends: Sequence[float] | None, form: Callable[[float], str]) -> str:
 
 
 def _minus(text: str) -> str:
+    # An exponent keeps its hyphen, so that 1e-08 can be copied as a number.
     return text.replace("-", "−") if "e" not in text else text
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from meditron.core.console import warn
+from meditron.core.errors import MeditronError
 from meditron.core.units import size
 from meditron.report import number_format
 from meditron.report.evaluation_tables import ResultTable
@@ -109,7 +111,18 @@ def measured_costs(model: Path) -> dict[str, QuantizationCost]:
     An evaluation counts if its quantized files were made from exactly this model, by the digests of the run's
     manifests.
     """
-    stage = read_manifest(model) if model.is_dir() else None
+    if not model.is_dir():
+        return {}
+    try:
+        return _costs_in_run(model)
+    except MeditronError as error:
+        # The costs only inform: files that are written already must not fail on an old or damaged evaluation.
+        warn(f"the run's evaluation was not used for the cost of quantization: {error.message}")
+        return {}
+
+
+def _costs_in_run(model: Path) -> dict[str, QuantizationCost]:
+    stage = read_manifest(model)
     if stage is None:
         return {}
     siblings = {place: read_manifest(place) for place in sorted(model.parent.iterdir()) if place.is_dir()}

@@ -83,6 +83,7 @@ def _add_evaluation(
         if figure := answer.figure(suffix):
             add_figure(page, figure)
             figures.append(figure)
+    # The overview is a file only: on the page it would repeat the charts above.
     if overview := overview_figure(answers, suffix):
         figures.append(overview)
     page.section("Scores")
@@ -108,6 +109,7 @@ def _add_details(
         with page.folded("Fidelity of the quantized files"):
             page.text(methods.FIDELITY)
             _add_table(page, tables.fidelity(result))
+    # Folded: a reader of the answers needs the methods once, not before every figure.
     with page.folded("Methods and all measures"):
         page.text(f"{methods.PERPLEXITY}\n\n{methods.DIFFERENCE} {methods.DETECTABLE}")
         page.text(f"{methods.VERDICT} {methods.INTERVALS}\n\n{methods.evaluation_settings(result)}")
@@ -195,6 +197,7 @@ def _add_files(
 
 def _add_training(page: Page, name: str, rows: Curves, stage: Mapping[str, Any]) -> list[ReportFigure]:
     page.section(f"Training: {name}")
+    # The line of step 0 has held-out losses only: no batch was trained on yet.
     losses = {"training": [(row["tokens"], row["loss"]) for row in rows if "loss" in row]}
     heldout: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
@@ -243,6 +246,7 @@ def _add_sources(page: Page, record: Mapping[str, Any]) -> None:
 
 def _external_inputs(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return name, origin and digest of the inputs that no stage made."""
+    # Several stages may use the same input: dict keys keep the first of each, in order.
     return list(
         dict.fromkeys(
             (key, _without_sha256(entry["reference"]), _short(entry["digest"]))
@@ -336,6 +340,7 @@ def _references(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 def _plain(counted: Mapping[str, Any]) -> dict[str, str]:
     """Return the numbers and texts among metrics, formatted; nested values are left out."""
+    # A bool is an int to Python, and would be shown as 1.
     return {
         _words(key): _format(value)
         for key, value in counted.items()

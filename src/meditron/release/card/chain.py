@@ -37,6 +37,7 @@ class Chain:
     def with_dependencies(self, names: Iterable[str]) -> list[Manifest]:
         """Return the stages of these names and all their dependencies, in order."""
         chosen = set(names)
+        # Later stages first, so that one pass reaches the dependencies of dependencies.
         for name in reversed(list(self.stages)):
             if name in chosen:
                 chosen |= {_stage(record.reference) for record in self.stages[name].inputs.values()}
@@ -72,6 +73,7 @@ def read_chain(artifacts: Iterable[Artifact]) -> Chain:
 def _visit(run: Path, manifest: Manifest, stages: dict[str, Manifest]) -> None:
     if manifest.name in stages:
         return
+    # Dependencies first: the order of the dict is the order of the chain.
     for record in manifest.inputs.values():
         name = _stage(record.reference)
         below = read_manifest(run / name) if name else None

@@ -120,6 +120,7 @@ def gather(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> Car
 
 def _released(inputs: Mapping[str, Artifact], chain: Chain, quantize: Manifest | None) -> str:
     """Return the stage of the released model; the quantized files must have been made from it."""
+    # Files of another model under this card would be published with wrong scores.
     parent = chain.parent(quantize) if quantize else None
     named = inputs["model"].name if "model" in inputs else None
     of = named or (parent.reference if parent else "")

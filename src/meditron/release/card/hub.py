@@ -37,6 +37,7 @@ def front_matter(
         domains: Source → domain.
     """
     data = ModelCardData(
+        # The hub requires a licence; "other" with a name of its own states that none was given.
         license=config.license or "other",
         license_name=config.license_name or (None if config.license else NOT_STATED),
         license_link=config.license_link,

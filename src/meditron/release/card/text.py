@@ -92,6 +92,7 @@ def _data(card: CardWriter, facts: CardFacts) -> None:
     if not sources:
         card.text("The model was not trained on a corpus of this run.")
         return
+    # A corpus counts documents; the tokens of a source are in the tokenize stage.
     tokens = {k: v for t in facts.dependencies("tokenize") for k, v in t.metrics.get("sources", {}).items()}
     rows = [
         (
