@@ -212,8 +212,8 @@ def _quantized(result: EvaluationResult, facts: RunFacts) -> Answer:
     if worse := [change for change in changes if change.verdict == "worse"]:
         answer = f"A measurable loss: {_largest_loss(worse)}."
     else:
-        decided = verdicts <= {"better", "identical"}
-        answer = "Nothing measurable." if decided else _undecided(verdicts)
+        decided = verdicts & {"better", "identical"}
+        answer = "No measurable loss." if decided else _undecided(verdicts)
     return _answer("quantized", question, answer, changes, changes, facts)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from meditron.core.units import duration
+from meditron.report import number_format
 from meditron.report.charts import lines
 from meditron.report.pages import Page
 
@@ -63,7 +64,7 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, flo
 
 
 def _change(source: str, before: float, after: float) -> list[str]:
-    return [source, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"]
+    return [source, f"{before:.4f}", f"{after:.4f}", number_format.nats(after - before)]
 
 
 def _settings(result: Mapping[str, Any]) -> dict[str, str]:
