@@ -120,7 +120,6 @@ def test_a_failure_says_where_it_stopped(clock: SimpleNamespace, capsys: pytest.
 def test_quiet_leaves_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     console.configure(quiet=True)
     console.info("said")
-    console.table(["a"], [[1]])
     with console.progress("parse", total=3) as bar:
         bar.advance(3)
     console.warn("mind")
@@ -128,20 +127,8 @@ def test_quiet_leaves_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert (captured.out, captured.err) == ("", "warning: mind\n")
 
 
-def test_a_table_in_a_log_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    long = "word " * 60 + "end"
-    console.table(["model", "perplexity"], [[long, "15.85"], ["base [a]", "9.1"]], title="Held-out [text]")
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "Held-out [text]"
-    assert any(long in line for line in lines)
-    assert lines[-1].startswith("  base [a]")
-    assert len(lines[-1]) == len(lines[-2])  # figures stand flush right
-    assert all(line == line.rstrip() for line in lines)
-
-
 def test_escape_sequences_in_texts_are_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
     console.info("a \x1b]0;title\x07 \x9b31m\nb\tc")
-    console.table(["x"], [["\x1b[31mred"]])
     error = capsys.readouterr().err
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", error)
     assert "b\tc" in error
@@ -153,7 +140,7 @@ import time
 with progress("parse", total=100, unit="citations") as bar:
     bar.advance(40)
     time.sleep(0.3)
-    say("between")
+    info("between")
     bar.advance(60)
 """
     written = on_terminal(code)
@@ -180,7 +167,7 @@ with progress("after", total=1) as bar:
 
 
 def test_no_color_takes_the_colours_away() -> None:
-    code = "warn('mind'); table(['a'], [[1]])"
+    code = "warn('mind')"
     assert "\x1b[33m" in on_terminal(code)
     assert "\x1b[33m" not in on_terminal(code, NO_COLOR="1")
 
@@ -199,7 +186,7 @@ with progress("parse", total=3) as bar:
     for _ in range(3):
         child = os.fork()
         if child == 0:
-            say("from the worker")
+            info("from the worker")
             with progress("inner", total=1) as inner:
                 inner.advance()
             os._exit(0)

@@ -19,18 +19,18 @@ from meditron.core.console import sanitize_terminal
 from meditron.core.disclaimer import ADVISORY
 from meditron.core.errors import DriftError, UsageError
 from meditron.core.units import duration, size
-from meditron.recipe.report import render
 from meditron.release.card.config import CardConfig
-from meditron.release.card.markdown import Markdown, Published, public
+from meditron.release.card.markdown import MarkdownWriter, RedactedWriter, public
 from meditron.release.card.stage import run
 from meditron.report.evaluation_page import write_report
 from meditron.report.number_format import FORMS
+from meditron.report.run_report import render
 from meditron.store.ancestry import Training, of_base, write_ancestry
 from meditron.store.models import resolve
 from meditron.store.results import write_results
 
-STATED = {"95", "99th", "6", "0.05", "0.001", "macro-F1", "max_new_tokens=64"}
-"""Words with a figure that are the card's own: levels, a sample size, a measure's name, a length."""
+STATED = {"95", "99th", "6", "20", "0.05", "0.001", "macro-F1", "max_new_tokens=64"}
+"""Words with a figure that are the card's own: levels, sample sizes, a measure's name, a length."""
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(\.\d+)*(e[-+]?\d+)?")
 
 
@@ -140,12 +140,12 @@ def test_it_tells_the_whole_life(card: str, life: FakeRun) -> None:
         f"{100 * naive.accuracy:.1f} %",
     ):
         assert figure in card
-    for heading in ("What it is not for", "Limitations", "Training data", "Quantized files", "Provenance"):
+    for heading in ("Out-of-scope use", "Limitations", "Training data", "Quantized files", "Provenance"):
         assert f"\n## {heading}\n" in card
     for told in ("not stated", "base (calibrated)", "majority", "Q4_K_M", "Sentence: {question}"):
         assert told in card
     assert "NLM terms & conditions; see \\<NLM>" in card
-    assert "each answered by one of its options and nothing behind it" in card
+    assert "an answer is one of the options, without an end token" in card
 
 
 def test_what_a_step_made_worse_is_told(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_number_without_a_source_is_refused() -> None:
 
 def test_a_card_of_less_than_a_whole_life(life: FakeRun) -> None:
     text = written(life, of="pretrain", quantize="", evaluate="")
-    assert "It was not evaluated." in text
+    assert "The model was not evaluated." in text
     assert "finetuning" not in text
     assert "- Quantized files: none" in text
     assert ModelCard(text).data.eval_results is None
@@ -283,7 +283,7 @@ def test_stages_that_were_not_made_from_each_other_are_not_mixed(tmp_path: Path)
     life = FakeRun(tmp_path / "small")
     (life.folder / "pretrain" / "model.safetensors").write_bytes(b"others")
     life.finish("pretrain", inputs={"corpus": "corpus"})
-    with pytest.raises(DriftError, match="made from another pretrain") as error:
+    with pytest.raises(DriftError, match="built from another pretrain") as error:
         written(life)
     assert "--rebuild" in str(error.value.hint)
 
@@ -298,7 +298,7 @@ def test_stages_that_were_not_made_from_each_other_are_not_mixed(tmp_path: Path)
 @example("+0.5")
 @example("a|b")
 def test_no_text_becomes_markup(text: str) -> None:
-    sheet = Markdown("title")
+    sheet = MarkdownWriter("title")
     sheet.text(f"{text}x")
     sheet.table(("column",), [(f"{text}x",)])
     tokens = MarkdownIt("commonmark").enable("table").parse(sheet.render())
@@ -354,6 +354,6 @@ def test_what_is_unknown_of_the_training_data_is_said(tmp_path: Path) -> None:
 )
 def test_neither_secrets_nor_the_writers_folders_are_published(text: str, told: str) -> None:
     assert public(text) == told
-    sheet = Markdown("title")
-    Published(sheet).table(("source",), [(text,)])
+    sheet = MarkdownWriter("title")
+    RedactedWriter(sheet).table(("source",), [(text,)])
     assert all(word not in sheet.render() for word in ("jane", "secret", "Signature", "/srv"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import llama_quantize
-from meditron.release.mix import FLOATS, MIXES, GGUFType
+from meditron.release.quant_recipes import FLOATS, QUANT_RECIPES, GGUFType
 from meditron.release.quantize import quantize
 from meditron.store.gguf import GGUF
 from quantized import digest, golden
@@ -36,7 +36,7 @@ def compare(model: str, folder: Path, types: list[GGUFType]) -> dict[str, str]:
     paths = {file["type"]: Path(file["path"]) for file in made["files"]}
     theirs, digests = folder / "theirs.gguf", {}
     for kind in types:
-        llama_quantize.quantize(paths["F32"], theirs, MIXES[kind].file_type)
+        llama_quantize.quantize(paths["F32"], theirs, QUANT_RECIPES[kind].file_type)
         assert_same(paths[kind], theirs)
         digests[kind] = digest(theirs)
     return digests

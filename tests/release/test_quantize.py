@@ -89,7 +89,7 @@ def test_fallbacks_are_told_tensor_by_tensor(
     assert not any(file["fallbacks"] for file in made["wide"][1]["files"])
     quantize(odd, folder, "Q4_K_M")
     said = capsys.readouterr().err
-    assert "Q4_K_M: 5 Q5_0, 2 Q8_0 instead" in " ".join(said.split())
+    assert "Q4_K_M: fallback types 5 × Q5_0, 2 × Q8_0" in " ".join(said.split())
 
 
 def test_the_memory_column_is_the_file_and_the_cache_of_keys_and_values(made: Any) -> None:
@@ -240,13 +240,13 @@ class TestVerb:
         second = Path(quantize_model(str(first), ["Q8_0"], tmp_path / "b")["files"][0]["path"])
         assert (first.name, second.name) == ("model-F32.gguf", "model-Q8_0.gguf")
         assert digest(second) == golden()["wide"]["Q8_0"]
-        assert "quantized already" not in capsys.readouterr().err
+        assert "already quantized" not in capsys.readouterr().err
         quantize_model(str(second), ["Q4_0"], tmp_path / "c")
-        assert "quantized already (Q8_0)" in " ".join(capsys.readouterr().err.split())
+        assert "already quantized (Q8_0)" in " ".join(capsys.readouterr().err.split())
 
     def test_nothing_is_overwritten_unasked(self, tiny: Path, tied: Path, tmp_path: Path) -> None:
         path = Path(quantize_model(str(tiny), ["F16"], tmp_path)["files"][0]["path"])
-        with pytest.raises(UsageError, match="is there already") as refused:
+        with pytest.raises(UsageError, match="already exists") as refused:
             quantize_model(str(tied), ["Q8_0", "F16"], tmp_path)
         assert "--force" in str(refused.value.hint)
         assert [file.name for file in tmp_path.iterdir()] == ["model-F16.gguf"]

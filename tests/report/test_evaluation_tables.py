@@ -6,6 +6,7 @@ import pytest
 
 from fake_run import MODELS, SOURCES, TASK, FakeRun
 from meditron.report import evaluation_tables as tables
+from meditron.report import methods, verdicts
 from meditron.store.results import Comparison, EvaluationResult
 
 INPUTS = {
@@ -60,7 +61,7 @@ def test_a_step_is_told_by_every_measure_whether_it_was_compared_or_not(result: 
     compared = next(one for one in result.differences if one.b == "pretrain" and one.task)
     row = told["base → pretrain", f"{TASK}: accuracy"]
     assert row[4].startswith(f"{100 * compared.difference:+.1f}".replace("-", "−"))
-    assert row[5] == tables.verdict(compared)
+    assert row[5] == verdicts.verdict(compared)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,16 @@ def test_a_step_is_told_by_every_measure_whether_it_was_compared_or_not(result: 
     [
         (comparison(-0.2, -0.3, -0.1, source="pubmed"), "better", "finetune predicts better than base"),
         (comparison(0.2, 0.1, 0.3, source="pubmed"), "worse", "finetune predicts worse than base"),
-        (comparison(0.2, 0.1, 0.3, task=TASK), "better", "finetune is right more often than base"),
-        (comparison(-0.2, -0.3, -0.1, task=TASK), "worse", "finetune is right less often than base"),
+        (
+            comparison(0.2, 0.1, 0.3, task=TASK),
+            "better",
+            "finetune answers more questions correctly than base",
+        ),
+        (
+            comparison(-0.2, -0.3, -0.1, task=TASK),
+            "worse",
+            "finetune answers fewer questions correctly than base",
+        ),
         (
             comparison(0.02, -0.01, 0.05, task=TASK),
             "undecided",
@@ -81,23 +90,23 @@ def test_a_step_is_told_by_every_measure_whether_it_was_compared_or_not(result: 
 def test_better_and_worse_are_what_the_measure_means(
     result: EvaluationResult, found: Comparison, verdict: str, words: str
 ) -> None:
-    assert tables.verdict(found) == verdict
-    assert words in tables.sentence(found, result, SOURCES)
+    assert verdicts.verdict(found) == verdict
+    assert words in verdicts.sentence(found, result, SOURCES)
     assert tables.differences([found]).rows[0][-1] == verdict
 
 
 def test_no_test_beside_the_interval_is_gainsaid() -> None:
     few = comparison(0.01, 0.002, 0.02, task=TASK)
-    assert tables.verdict(few) == "better"
-    assert tables.verdict(few.model_copy(update={"p_adjusted": 0.06})) == "undecided"
-    assert tables.verdict(few.model_copy(update={"p": 0.24})) == "undecided"
+    assert verdicts.verdict(few) == "better"
+    assert verdicts.verdict(few.model_copy(update={"p_adjusted": 0.06})) == "undecided"
+    assert verdicts.verdict(few.model_copy(update={"p": 0.24})) == "undecided"
 
 
 def test_models_that_answer_alike_say_nothing_of_what_would_be_seen(result: EvaluationResult) -> None:
     nothing = {"difference": 0.0, "interval": None, "detectable": None, "p": 1.0}
     alike = comparison(0, 0, 0, source="wiki").model_copy(update=nothing)
     assert tables.differences([alike]).rows[0][-2:] == ("", "identical")
-    told = tables.sentence(alike, result, {})
+    told = verdicts.sentence(alike, result, {})
     assert told == "On 600 held-out documents of wiki, finetune and base are identical: no document differs."
 
 
@@ -105,9 +114,11 @@ def test_the_words_of_a_difference_say_what_was_measured_differently(result: Eva
     found = comparison(0.1, -0.1, 0.2, task="q").model_copy(
         update={"what": "accuracy, q [prompt form: raw / chatml]", "p": 0.5}
     )
-    told = tables.sentence(found, result, {})
+    told = verdicts.sentence(found, result, {})
     assert "of q, measured differently (prompt form: raw / chatml; base / finetune), no difference" in told
-    assert "differently" not in tables.sentence(found.model_copy(update={"what": "accuracy, q"}), result, {})
+    assert "differently" not in verdicts.sentence(
+        found.model_copy(update={"what": "accuracy, q"}), result, {}
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
@@ -117,7 +128,7 @@ def test_fewer_than_six_documents_have_no_interval_and_no_verdict(result: Evalua
     (row,) = tables.differences([found]).rows
     assert row[3] == "−0.2000 (no interval)"
     assert row[-3:] == ("", "", "too few to compare")
-    told = tables.sentence(found, result, {})
+    told = verdicts.sentence(found, result, {})
     assert "95 %" not in told
     assert told.endswith("too few for a verdict.")
 
@@ -131,11 +142,11 @@ def test_verdicts_are_adjusted_for_all_comparisons_of_a_report(result: Evaluatio
     found = EvaluationResult.model_validate(several).differences
     assert [each.p_adjusted for each in found] == [pytest.approx(0.06), None, *[pytest.approx(0.06)] * 5]
     assert {each.family for each in found} == {6}
-    assert {tables.verdict(each) for each in found} == {"undecided", "too few to compare"}
-    assert "p = 0.060 (adjusted for 6 comparisons)" in tables.sentence(found[0], result, {})
+    assert {verdicts.verdict(each) for each in found} == {"undecided", "too few to compare"}
+    assert "p = 0.060 (adjusted for 6 comparisons)" in verdicts.sentence(found[0], result, {})
     assert "adjusted for 6 comparisons (Holm)" in tables.differences(found).caption
     assert (
-        tables.verdict(EvaluationResult.model_validate(several | {"differences": [one]}).differences[0])
+        verdicts.verdict(EvaluationResult.model_validate(several | {"differences": [one]}).differences[0])
         == "better"
     )
 
@@ -162,7 +173,7 @@ def test_fidelity_is_told_with_its_intervals(result: EvaluationResult) -> None:
 
 
 def test_truncated_prompts_and_documents_are_said(result: EvaluationResult) -> None:
-    assert tables.truncated(result) == ""
+    assert methods.truncation(result) == ""
     score = result.tasks["base"][TASK].model_copy(update={"truncated": 3, "n": 40})
     text = result.perplexity["base"]["wiki"].model_copy(update={"truncated": 2, "documents": 9})
     told = result.model_copy(
@@ -171,7 +182,7 @@ def test_truncated_prompts_and_documents_are_said(result: EvaluationResult) -> N
             "perplexity": {"base": {"wiki": text}, "pretrain": {"wiki": text}},
         }
     )
-    assert tables.truncated(told) == (
+    assert methods.truncation(told) == (
         f"Truncated: 3 of 40 prompts of {TASK} lost their beginning (base); "
         "2 of 9 documents of wiki were scored at their beginning only (base, pretrain)."
     )

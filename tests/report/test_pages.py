@@ -155,9 +155,28 @@ def test_a_full_disk_is_a_storage_error_and_the_old_page_stays(
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_missing_folder_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="No such file"):
-        Page("x").write(tmp_path / "absent" / "report.html")
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file"):
+        Page("x").write(tmp_path / "file" / "report.html")
+
+
+def test_folded_blocks_are_inside_their_fold() -> None:
+    page = Page("t")
+    with page.folded("All <differences>"):
+        page.table(["a"], [["inside"]])
+    page.text("outside")
+    shown = page.render()
+    fold = shown[shown.index('<details class="fold">') : shown.index("</details>")]
+    assert "All &lt;differences&gt;" in fold
+    assert "inside" in fold
+    assert "outside" not in fold
+
+
+def test_a_figure_has_links_to_its_files() -> None:
+    page = Page("t")
+    page.figure(CHART, "Shares", [Link("SVG", "figures/shares.svg")])
+    assert '<a href="figures/shares.svg">SVG</a></figcaption>' in page.render().replace("\n", "")
 
 
 def test_what_is_to_be_copied_keeps_its_lines_and_is_escaped() -> None:

@@ -104,7 +104,7 @@ def test_it_leaves_a_report_and_no_checkpoints(trained):
     assert not (out / "checkpoints").exists()
     assert not list(out.glob(".*"))
     page = (out / "report.html").read_text()
-    assert "Held-out source" in page
+    assert "held-out source" in page
     assert page.count("<svg") == 3
     assert re.search(r"<td[^>]*>pubmed", page)
 

@@ -1,4 +1,4 @@
-"""`meditron convert`: a model from one form to the other."""
+"""`meditron convert`: a model as an HF folder or a GGUF file."""
 
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -15,22 +15,22 @@ __all__ = ["convert"]
 
 def convert(
     model: Annotated[str, Parameter(help="A MODEL: a run's stage, an HF folder, a .gguf file, pypi:….")],
-    out: Annotated[Path, Parameter(help="A GGUF file where it ends in .gguf, else an HF folder.")],
+    out: Annotated[Path, Parameter(help="A GGUF file if it ends in .gguf, else an HF folder.")],
     /,
     *,
     type: Annotated[str | None, Parameter(help="Tensor type of a GGUF file: F16 (default) or F32.")] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
-        Parameter(help="Number format of an HF folder; float32 when absent, which loses nothing."),
+        Parameter(help="Number format of an HF folder; float32 by default, which is lossless."),
     ] = None,
-    force: Annotated[bool, Parameter(help="Replace what is there.")] = False,
+    force: Annotated[bool, Parameter(help="Replace existing files.")] = False,
     check: Annotated[
         bool,
-        Parameter(negative="--no-check", help="Compare what is written with the model before it is kept."),
+        Parameter(negative="--no-check", help="Compare the output with the model before it is kept."),
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Write a model in the other form: HF safetensors to GGUF, or GGUF to HF safetensors.
+    """Convert a model from HF safetensors to GGUF, or from GGUF to HF safetensors.
 
     For example:
 

@@ -1,6 +1,6 @@
-"""Tables for people: how stages stand, what differs, what came out.
+"""Tables of a run and of evaluations for the terminal.
 
-They are a verb's answer, on stdout, unless it answers in JSON: then they go to stderr, beside the progress.
+They are a command's answer, on stdout. With `--json` they go to stderr, beside the progress.
 """
 
 import json
@@ -8,68 +8,79 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from meditron.core.console import info, table, warn
+from meditron.core.console import info, warn
 from meditron.core.machine import describe, free_disk
 from meditron.core.units import amount, duration, size
 from meditron.recipe.drift import leaves, short
-from meditron.recipe.report import HTML
-from meditron.recipe.result import RunResult
-from meditron.report import evaluation_tables, number_format
+from meditron.recipe.run import RunResult
+from meditron.report import evaluation_tables, methods
+from meditron.report.evaluation_tables import ResultTable
+from meditron.report.run_report import HTML
+from meditron.report.terminal import print_table
 from meditron.store.results import Comparison, EvaluationResult
 
 __all__ = ["decisions", "differences", "drift", "evaluation", "outcome", "stages"]
 
 
-_TOLD = ("seconds", "attempts", "perplexity", "tasks", "baselines", "fidelity", "differences", "ancestry")
+_IN_OTHER_TABLES = (
+    "seconds",
+    "attempts",
+    "perplexity",
+    "tasks",
+    "baselines",
+    "fidelity",
+    "differences",
+    "ancestry",
+)
 """Metrics that have a column or a table of their own."""
-_ASIDE = ("peak_rss", "seed", "resamples", "overlap", "training_documents_compared")
-"""Metrics of how a stage worked, which are in the report: a line has room for what came out."""
+_IN_REPORT = ("peak_rss", "seed", "resamples", "overlap", "training_documents_compared")
+"""Metrics of how a stage worked; they are left to the report, to keep a stage on one line."""
 
 
 def stages(result: RunResult, *, answer: bool) -> None:
-    """Name, state, seconds and the plain figures among the metrics of each stage."""
+    """Print name, state, time and the first metrics of each stage."""
     rows = [
         (name, stage.state, _seconds(stage.metrics), stage.failure or _figures(stage.metrics))
         for name, stage in result.stages.items()
     ]
-    table(("stage", "state", "time", "metrics"), rows, title=str(result.folder), answer=answer)
+    print_table(("stage", "state", "time", "metrics"), rows, title=str(result.folder), answer=answer)
 
 
 def drift(result: RunResult, *, answer: bool) -> None:
-    """Field by field, what stale stages were made from and what is asked for now."""
+    """Print the fields of config and inputs that changed since a stage was built."""
     rows = [
         (name, difference.field, short(difference.was), short(difference.now))
         for name, stage in result.stages.items()
         for difference in stage.drift
     ]
     if rows:
-        title = "made from something else than is asked for now"
-        table(("stage", "field", "was", "now"), rows, title=title, answer=answer)
+        title = "Out of date: these fields changed after the stage was built"
+        print_table(("stage", "field", "was", "now"), rows, title=title, answer=answer)
 
 
 def decisions(result: RunResult, *, answer: bool) -> None:
-    """What a run would do with each stage, from what, and why."""
+    """Print the plan of a run: each stage's action, inputs and reason, estimates, and unusable inputs."""
     rows = [
         (
             name,
             decision.action,
-            ", ".join(_source(reference.text) for reference in decision.status.inputs.values()),
+            ", ".join(_source(reference.text) for reference in decision.standing.inputs.values()),
             decision.why,
         )
         for name, decision in result.decisions.items()
     ]
     if rows:
-        table(("stage", "action", "inputs", "why"), rows, title=str(result.folder), answer=answer)
+        print_table(("stage", "action", "inputs", "why"), rows, title=str(result.folder), answer=answer)
     _estimates(result, answer=answer)
     for problem in result.problems:
         hint = f" ({problem.error.hint})" if problem.error.hint else ""
         warn(f"{problem.stage}.{problem.input}: {problem.error.message}{hint}")
     if result.problems:
-        info(f"{len(result.problems)} of the inputs cannot be used; nothing was built")
+        info(f"Nothing was built: {len(result.problems)} of the inputs cannot be used.")
 
 
 def _estimates(result: RunResult, *, answer: bool) -> None:
-    """Rough tokens, time, disk and memory of the stages to build, beside what the machine has."""
+    """Print rough tokens, time, disk and memory of the stages to build, and warn if the machine has less."""
     if not result.estimates:
         return
     rows = [
@@ -82,18 +93,19 @@ def _estimates(result: RunResult, *, answer: bool) -> None:
         )
         for name, estimate in result.estimates.items()
     ]
-    every = result.estimates.values()
-    seconds, disk = sum(e.seconds or 0 for e in every), sum(e.disk or 0 for e in every)
-    memory = max(e.memory or 0 for e in every)
+    estimates = result.estimates.values()
+    seconds = sum(estimate.seconds or 0 for estimate in estimates)
+    disk = sum(estimate.disk or 0 for estimate in estimates)
+    memory = max(estimate.memory or 0 for estimate in estimates)  # stages run one after another
     rows.append(("all", "", duration(seconds), size(disk), size(memory)))
+    title = "Estimates (rough; empty: known after the inputs are downloaded)"
+    print_table(("stage", "tokens", "time", "disk", "memory"), rows, title=title, answer=answer)
     free, installed = free_disk(result.folder), describe()["memory_bytes"]
-    title = "Estimates (rough; empty: known once the inputs are downloaded)"
-    table(("stage", "tokens", "time", "disk", "memory"), rows, title=title, answer=answer)
     if disk > free:
-        warn(f"about {size(disk)} will be written, and {size(free)} are free; write elsewhere with --out")
+        warn(f"the run writes about {size(disk)}, but only {size(free)} are free; choose another --out")
     if installed is not None and memory > installed:
         warn(
-            f"about {size(memory)} of memory are needed, and the machine has {size(installed)}; "
+            f"the run needs about {size(memory)} of memory, but the machine has {size(installed)}; "
             "lower batch_size (or set micro_batch_size) and sequence_length"
         )
 
@@ -103,15 +115,15 @@ def outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
     stages(result, answer=answer)
     if not result.built:
         info("Nothing to do: all stages are up to date.")
-    for found in result.evaluations.values():
-        _table(evaluation_tables.overview(found, result.domains), answer=answer)
+    for scores in result.evaluations.values():
+        _print(evaluation_tables.overview(scores, result.domains), answer=answer)
         if full:
-            _details(found, result, answer=answer)
-        if truncated := evaluation_tables.truncated(found):
+            _details(scores, result, answer=answer)
+        if truncated := methods.truncation(scores):
             info(truncated)
     report = result.folder / HTML
     if report.is_file():
-        more = "" if full or not result.evaluations else " (differences, fidelity, methods; or --full)"
+        more = "" if full or not result.evaluations else " (more tables: --full)"
         info(f"report: {report}{more}")
     if result.quantized is not None:
         info(f"next:   {shlex.join(['meditron', 'chat', result.quantized])}")
@@ -120,59 +132,34 @@ def outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
         info(f"next:   {shlex.join(command)}")
 
 
-def _details(found: EvaluationResult, result: RunResult, *, answer: bool) -> None:
-    """Print the change from each step to the next, the paired differences, and fidelity."""
-    steps = evaluation_tables.steps(found, evaluation_tables.origins(found, result.origins))
+def _details(scores: EvaluationResult, result: RunResult, *, answer: bool) -> None:
+    """Print the change by each step, the paired differences, and fidelity."""
+    steps = evaluation_tables.steps(scores, evaluation_tables.origins(scores, result.origins))
     if steps.rows:
-        _table(steps, answer=answer)
-    differences(found.differences, answer=answer)
-    if found.fidelity:
-        _table(evaluation_tables.fidelity(found), answer=answer)
+        _print(steps, answer=answer)
+    differences(scores.differences, answer=answer)
+    if scores.fidelity:
+        _print(evaluation_tables.fidelity(scores), answer=answer)
 
 
-def evaluation(found: EvaluationResult, *, answer: bool) -> None:
-    """What one model was measured at without a recipe: tasks, or fidelity."""
-    if found.tasks:
-        _table(_answers(found), answer=answer)
-        _table(evaluation_tables.rules(found), answer=answer)
-    if found.fidelity:
-        _table(evaluation_tables.fidelity(found), answer=answer)
-    differences(found.differences, answer=answer)
+def evaluation(result: EvaluationResult, *, answer: bool) -> None:
+    """Print the scores of `meditron evaluate`: tasks, or fidelity."""
+    if result.tasks:
+        _print(evaluation_tables.answers(result), answer=answer)
+        _print(evaluation_tables.rules(result), answer=answer)
+    if result.fidelity:
+        _print(evaluation_tables.fidelity(result), answer=answer)
+    differences(result.differences, answer=answer)
 
 
-def differences(found: Sequence[Comparison], *, answer: bool) -> None:
-    """Paired differences with their intervals."""
-    if found:
-        _table(evaluation_tables.differences(found), answer=answer)
+def differences(comparisons: Sequence[Comparison], *, answer: bool) -> None:
+    """Print paired differences with their intervals."""
+    if comparisons:
+        _print(evaluation_tables.differences(comparisons), answer=answer)
 
 
-def _answers(found: EvaluationResult) -> evaluation_tables.Table:
-    """How the model answered: what it was asked, and how much of its belief that was."""
-    rows = [
-        (
-            score.task,
-            score.model,
-            found.engines[score.model],
-            score.method,
-            score.template,
-            score.prompt_form,
-            str(score.shots),
-            f"{score.truncated} of {score.n}",
-            number_format.percent(score.accuracy),
-            number_format.interval(score.interval, number_format.percent),
-            number_format.percent(score.parse_rate),
-            number_format.percent(score.option_probability_mass),
-        )
-        for scores in found.tasks.values()
-        for score in scores.values()
-    ]
-    how = ("task", "model", "run by", "method", "template", "prompt form", "shots", "truncated")
-    headers = (*how, "accuracy", "95 % interval")
-    return evaluation_tables.Table("Answers", (*headers, "parse rate", "answer mass"), rows)
-
-
-def _table(drawn: evaluation_tables.Table, *, answer: bool) -> None:
-    table(drawn.headers, drawn.rows, title=drawn.caption, answer=answer)
+def _print(table: ResultTable, *, answer: bool) -> None:
+    print_table(table.headers, table.rows, title=table.caption, answer=answer)
 
 
 def _seconds(metrics: Mapping[str, Any]) -> str:
@@ -180,9 +167,13 @@ def _seconds(metrics: Mapping[str, Any]) -> str:
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
-    """The first plain figures, the nested ones under dotted names; all of them are in the report."""
-    told = [(name, value) for name, value in leaves(metrics) if name.partition(".")[0] not in _TOLD + _ASIDE]
-    plain = [(name, value) for name, value in told if isinstance(value, int | float)]
+    """Return the first numbers of a stage's metrics, nested ones under dotted names."""
+    skipped = (*_IN_OTHER_TABLES, *_IN_REPORT)
+    plain = [
+        (name, value)
+        for name, value in leaves(metrics)
+        if name.partition(".")[0] not in skipped and isinstance(value, int | float)
+    ]
     files = [f"{file['type']} {size(file['bytes'])}" for file in metrics.get("files", ())]
     return ", ".join([*files, *(f"{name} {_figure(value)}" for name, value in plain[:4])])
 
@@ -194,5 +185,5 @@ def _figure(value: float) -> str:
 
 
 def _source(text: str) -> str:
-    """A source in a few words: without its promised hash, which is long."""
+    """Shorten a source, without its expected hash."""
     return short(text.partition("@sha256:")[0])

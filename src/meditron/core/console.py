@@ -1,4 +1,4 @@
-"""What people see, on stderr: stdout is for data, and for the table a verb was asked for.
+"""Progress, messages and warnings on stderr; stdout is for data and for a command's answer.
 
 On a terminal, bars are alive (rich draws them); elsewhere each bar is a plain line at its start, about one
 every ten seconds, and one at its end, so that a log stays readable. Both say the same words. rich is imported
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from meditron.core.layout import layout
 from meditron.core.units import amount, duration
 
 if TYPE_CHECKING:
@@ -30,11 +29,9 @@ __all__ = [
     "progress",
     "sanitize_terminal",
     "substitute_unencodable",
-    "table",
     "warn",
 ]
 
-_UNLIMITED = 10_000  # characters of a table's line that is not for a terminal
 _EVERY = 10.0  # seconds between the plain lines of a bar
 _WINDOW = 30.0  # seconds over which a rate is measured
 # Text from files may hold escape sequences; a terminal must not obey them.
@@ -99,41 +96,6 @@ def info(text: str) -> None:
 def warn(text: str) -> None:
     """A warning: shown even when quiet."""
     _print(text, prefix="warning: ", style="yellow")
-
-
-def table(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    title: str | None = None,
-    *,
-    answer: bool = False,
-) -> None:
-    """Print a table; columns of numbers are aligned right.
-
-    A terminal gets it in its own width (see `layout`), a log or pipe in one piece, however wide. An `answer`
-    goes to stdout, also when quiet.
-    """
-    if _state.quiet and not answer:
-        return
-    from rich.console import Console
-
-    cells = [[sanitize_terminal(str(value)) for value in row] for row in rows]
-    named = title and sanitize_terminal(title)
-    if answer and sys.stdout.isatty():
-        terminal = Console(highlight=False, markup=False, emoji=False)
-        terminal.print(*layout(headers, cells, terminal.width, named))
-        return
-    if not answer and _terminal():
-        _console().print(*layout(headers, cells, _console().width, named))
-        return
-    plain = Console(width=_UNLIMITED, markup=False, highlight=False, emoji=False, color_system=None)
-    with plain.capture() as captured:
-        plain.print(*layout(headers, cells, _UNLIMITED, named))
-    text = "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
-    if answer:
-        print(f"{text}\n", flush=True)  # noqa: T201
-    else:
-        _print(text)
 
 
 def print_styled(pieces: Sequence[tuple[str, str]]) -> bool:

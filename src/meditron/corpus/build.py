@@ -20,7 +20,6 @@ from meditron.corpus.dedup import INDEX, Reason, decide, id_key, occurrences
 from meditron.corpus.execute import execute
 from meditron.corpus.files import source_files
 from meditron.corpus.progress import watched
-from meditron.corpus.report import corpus_report
 from meditron.corpus.shards import (
     DECISION,
     ReadFiles,
@@ -30,6 +29,7 @@ from meditron.corpus.shards import (
     load_array,
     save_array,
 )
+from meditron.report.corpus_page import corpus_report
 from meditron.store.artifact import Artifact
 from meditron.store.files import make_folder, read_json, remove_folder, remove_temporaries
 from meditron.store.jsonl import JsonlWriter, read_jsonl
@@ -66,7 +66,7 @@ def run(config: CorpusConfig, inputs: Mapping[str, Artifact], out: Path) -> dict
         execute("write", WriteShards(shards, out), len(shards), config.workers, work / "tasks")
     metrics = _metrics(config, files, left_out, shards, work)
     _gather_drops(shards, out / "drops.jsonl.zst")
-    corpus_report(config, metrics, out)
+    corpus_report(config.model_dump(by_alias=True)["sources"], metrics, out)
     remove_folder(work)
     return metrics
 

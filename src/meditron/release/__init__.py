@@ -1,1 +1,1 @@
-"""The files a model is given away as."""
+"""Conversion, quantization and model cards: the files of a release."""

@@ -1,15 +1,14 @@
 """The export check: a written model is opened again and compared with its source before it is kept.
 
-Compared are, in this order: the keys that llama.cpp needs; every tensor that the source stores; the model's
-shape; name, licence, authors, base models, tags and the record of training data; the vocabulary, chat
-template and token ids of 200 texts; every weight; and the logits of 64 tokens.
+The comparison covers, in this order: the keys that llama.cpp needs; every tensor that the source stores; the
+model's shape; name, licence, authors, base models, tags and ancestry; vocabulary, chat template and the token
+ids of 200 texts; every weight; and the logits of 64 tokens.
 
-What the source stores is read directly from its files too, not only by the readers that the export itself
-used: a fault of a reader would be the same on both sides. Floats have to be the source's values, rounded once
-to the type; of a quantized type each row has to be as near as the type allows (`TOLERANCES`). The logits are
-those of the written weights in the source's shape and in the shape that the written file gives; so an F32
-file is compared with its source, and a quantized one with its own dequantized weights. Memory holds
-the weights of one block.
+The source's files are also read directly, without the readers that the export used, because a bug of a reader
+would be the same on both sides. Floats must be the source's values, rounded once to the type. In quantized
+types each row must be as near as the type allows (`TOLERANCES`). Logits are computed from the written
+weights, once in the source's shape and once in the shape of the written file. Memory holds the weights of one
+block.
 """
 
 import time
@@ -46,15 +45,15 @@ from meditron.text.tokenizer import Tokenizer, load_tokenizer
 __all__ = ["CHECK_KEY", "TOLERANCES", "ExportCheck", "ExportError"]
 
 CHECK_KEY = "meditron.export_check"
-"""Metadata key of a GGUF file, and key of config.json, of an export made without the check."""
+"""Key of a GGUF file's metadata or of config.json that marks an export without the check."""
 
 LOGITS_TOLERANCE = 1e-3
-"""Nats by which a logit may differ, and that much of its size: the same sums in another order."""
+"""Largest difference of a logit, absolute plus relative: the same sums in another order."""
 
 _TOKENS = 64
-_ROWS = 1 << 18  # values of a matrix that a thread decodes at a time
+_ROWS = 1 << 18  # values of a matrix that a thread decodes at once
 _DTYPES = DTYPES | {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
-_VALUES = 1 << 18  # values of a matrix that are compared at a time, which a cache holds
+_VALUES = 1 << 18  # values of a matrix that are compared at once: they fit in a cache
 
 TOLERANCES = {
     "Q8_0": (0.02, 0.05),
@@ -68,44 +67,45 @@ TOLERANCES = {
     "Q3_K": (0.4, 0.8),
     "Q2_K": (0.6, 0.95),
 }
-"""Root-mean-square error of a quantized row over the row's root mean square: at most the first number in half
-of a matrix's rows, at most the second in each. About twice what normal and heavy-tailed rows have."""
+"""Type → (median, maximum) over a matrix's rows of the relative error: RMS of the error / RMS of the row.
+
+They are about twice the errors of normal and heavy-tailed rows."""
 
 # Legend: S sequence, D width, R rows of a matrix, C its columns, V vocabulary.
 
 
 class ExportError(MeditronError):
-    """A written model differs from its source, and was not kept."""
+    """The written model differs from its source, and was not kept."""
 
     def __init__(self, path: Path, cause: str) -> None:
         super().__init__(
             f"{path}: the written model differs from its source: {cause}",
-            hint="nothing was written; --no-check writes it all the same",
+            hint="nothing was written; --no-check skips the comparison",
         )
 
 
 class ExportCheck:
-    """The comparison of written models with one source; a vocabulary that comes again is compared once."""
+    """Comparison of written models with one source; equal vocabularies are compared once."""
 
     def __init__(self, source: ModelFiles, tokenizer: Tokenizer) -> None:
-        """`tokenizer` is the source's own."""
+        """Prepare the comparison; `tokenizer` is the source's."""
         self._source, self._tokenizer = source, tokenizer
         self._vocabulary: Mapping[str, object] = {}
         self.seconds = 0.0
-        """Time taken so far."""
+        """Time spent so far."""
 
     def require_same(self, written: ModelFiles, kind: str, path: Path) -> None:
         """Compare a written model with the source.
 
         Args:
-            written: The model's files, under a temporary name.
-            kind: The type of a folder's weights: a torch dtype's name. A GGUF file has its own.
-            path: The name that the files will have, for errors.
+            written: The written files, under a temporary name.
+            kind: Name of the torch dtype of a folder's weights. A GGUF file has its own types.
+            path: The final name of the files, for errors.
 
         Raises:
-            ExportError: a difference; it names the tensor, key or text.
+            ExportError: A difference; the message names the tensor, key or text.
         """
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             for cause in self._differences(written, kind):
                 raise ExportError(path, cause)
@@ -114,41 +114,46 @@ class ExportCheck:
                 raise
             place = f"{error.place}: " if error.place else ""
             raise ExportError(path, f"{place}{error.problem}") from error
-        self.seconds += time.monotonic() - began
+        self.seconds += time.monotonic() - started
 
     def _differences(self, written: ModelFiles, kind: str) -> Iterator[str]:
-        """The causes for which the written model is refused, the cheapest checks first."""
+        """Yield the differences, the cheapest checks first."""
         with ExitStack() as stack:
-            # Two pools: a comparison waits for the decoding of its source, which must not wait for it.
-            workers, comparers = (
-                stack.enter_context(ThreadPoolExecutor(torch.get_num_threads())) for _ in range(2)
+            # Two pools: a comparison waits for the decoding of its source. In one pool it could wait for
+            # itself.
+            threads = torch.get_num_threads()
+            workers, comparers, background = (
+                stack.enter_context(ThreadPoolExecutor(count)) for count in (threads, threads, 1)
             )
             gguf = stack.enter_context(GGUF(Path(written.path))) if written.kind == "gguf" else None
             if gguf is not None:
                 yield from missing_keys(gguf.metadata)
-            to_config, to_weights, types = _opened(written, gguf, stack, workers)
+            to_config, to_weights, types = _open_model(written, gguf, stack, workers)
             yield from raw_differences(self._source, to_config)
             packed = self._source.kind == "gguf"
             source = stack.enter_context(GGUF(Path(self._source.path))) if packed else None
-            from_config, from_weights, _ = _opened(self._source, source, stack, workers)
+            from_config, from_weights, _ = _open_model(self._source, source, stack, workers)
             yield from _shape_differences(from_config, to_config)
             yield from _record_differences(self._source, written, gguf)
-            yield from self._tokenizer_differences(written, gguf)
             passes = self._passes(from_config, to_config)
+            # Tokenizers work in Rust and weights in numpy and torch, mostly without Python's lock: side by
+            # side they take little more time than the longer of the two.
+            tokenizers = background.submit(lambda: list(self._tokenizer_differences(written, gguf)))
 
             def compare(name: str, weight: Tensor) -> list[str]:
                 return list(_weight_differences(name, from_weights[name], weight, types.get(name, kind)))
 
             for names in _groups(to_config, with_head=bool(passes)):
-                # A tied head is the embedding, read again rather than kept.
+                # A tied head is the embedding, which is read again: keeping it would cost a block's memory.
                 places = {name: _place(name, to_config) for name in names}
                 weights = {name: to_weights[place] for name, place in places.items()}
-                own = [name for name in names if places[name] == name]
-                # In threads: a comparison is a pass over memory in numpy and torch, without Python's lock.
-                compared = comparers.map(compare, own, (weights[name] for name in own))
+                stored = [name for name in names if places[name] == name]
+                # Threads help, because a comparison is a pass over memory without Python's lock.
+                compared = comparers.map(compare, stored, (weights[name] for name in stored))
                 yield from chain.from_iterable(compared)
-                for one in passes or ():
-                    one.advance({name: weight.float() for name, weight in weights.items()})
+                for forward in passes or ():
+                    forward.advance({name: weight.float() for name, weight in weights.items()})
+            yield from tokenizers.result()
             if passes:
                 yield from _logit_differences(*passes)
 
@@ -164,9 +169,9 @@ class ExportCheck:
         self._vocabulary = vocabulary
 
     def _passes(self, source: LlamaConfig, written: LlamaConfig) -> "tuple[_Pass, _Pass] | None":
-        """Two forward passes, of the source's shape and of the written one; None if the shapes are equal.
+        """Return a forward pass in the source's shape and one in the written shape; None for equal shapes.
 
-        Of equal shapes with the same weights, which are compared one by one, the logits are the same numbers.
+        Equal shapes with equal weights, which are compared one by one, give equal logits.
         """
         if source.model_dump(exclude=_NO_EFFECT) == written.model_dump(exclude=_NO_EFFECT):
             return None
@@ -175,10 +180,10 @@ class ExportCheck:
         return _Pass(source, ids_S), _Pass(written, ids_S)
 
 
-def _opened(
+def _open_model(
     files: ModelFiles, gguf: GGUF | None, stack: ExitStack, workers: ThreadPoolExecutor
 ) -> tuple[LlamaConfig, Mapping[str, Tensor], Mapping[str, str]]:
-    """A model's shape, its weights and, of a GGUF file, their types; its matrices are decoded in C."""
+    """Open a model: its shape, its weights, and the types of a GGUF file's weights, which C code decodes."""
     if gguf is None:
         return *stack.enter_context(open_weights(files)), {}
     config = gguf_config(gguf)
@@ -188,7 +193,7 @@ def _opened(
 
 def _decoded(gguf: GGUF, name: str, workers: ThreadPoolExecutor) -> Array:
     info = gguf.tensors[name]
-    if info.type == "F16":  # compared as it is stored
+    if info.type == "F16":  # compared without conversion
         return gguf.raw(name).copy().view(np.float16).reshape(info.shape)
     if info.type not in TOLERANCES or find_spec("libgguf") is None:
         return gguf.dequantize(name)
@@ -207,27 +212,28 @@ def _decoded(gguf: GGUF, name: str, workers: ThreadPoolExecutor) -> Array:
 
 
 _NO_EFFECT = {"initializer_range", "bos_token_id", "eos_token_id", "pad_token_id"}
-"""Fields that the logits do not depend on; special tokens are the tokenizer's."""
+"""Fields without an effect on logits; special tokens are compared with the tokenizer."""
 
 
 def _shape_differences(source: LlamaConfig, written: LlamaConfig) -> Iterator[str]:
-    for name in LlamaConfig.model_fields.keys() - _NO_EFFECT - {"rope_scaling"}:  # said in two ways
-        ours, theirs = getattr(source, name), getattr(written, name)
-        if ours != theirs and not (isinstance(ours, float) and abs(ours - theirs) <= 1e-6 * abs(ours)):
-            yield f"{name} is {theirs} instead of {ours}"
+    # A rotary scaling has several equal notations: the logits are compared instead.
+    for name in LlamaConfig.model_fields.keys() - _NO_EFFECT - {"rope_scaling"}:
+        expected, actual = getattr(source, name), getattr(written, name)
+        rounded = isinstance(expected, float) and abs(expected - actual) <= 1e-6 * abs(expected)
+        if expected != actual and not rounded:
+            yield f"{name} is {actual} instead of {expected}"
 
 
 def _record_differences(source: ModelFiles, written: ModelFiles, gguf: GGUF | None) -> Iterator[str]:
-    """Name, licence, authors, base models and tags, and the record of training data."""
-    ours = read_authorship(source)
-    theirs = gguf.metadata if gguf else read_authorship(written)
-    for key, value in ours.items():
-        if theirs.get(key) != value:
-            yield f"{key} is {theirs.get(key)!r:.60} instead of {value!r:.60}"
+    """Compare name, licence, authors, base models, tags, and the record of training data."""
+    actual = gguf.metadata if gguf else read_authorship(written)
+    for key, value in read_authorship(source).items():
+        if actual.get(key) != value:
+            yield f"{key} is {actual.get(key)!r:.60} instead of {value!r:.60}"
     ancestry = read_ancestry(source)
-    kept = gguf.metadata.get(GGUF_KEY) if gguf else _text(read_ancestry(written))
-    if kept != _text(ancestry):
-        yield "the record of training data (ancestry) is another"
+    recorded = gguf.metadata.get(GGUF_KEY) if gguf else _text(read_ancestry(written))
+    if recorded != _text(ancestry):
+        yield "the record of training data (ancestry) differs"
 
 
 def _text(ancestry: Ancestry | None) -> str | None:
@@ -235,7 +241,7 @@ def _text(ancestry: Ancestry | None) -> str | None:
 
 
 def _groups(config: LlamaConfig, *, with_head: bool) -> Iterator[list[str]]:
-    """Names of the parameters that are in memory together: the embedding, each block, norm, head."""
+    """Yield the names of parameters that are in memory together: embedding, each block, norm, head."""
     groups: dict[str, list[str]] = {}
     for name in parameter_shapes(config):
         parts = name.split(".")
@@ -249,39 +255,39 @@ def _place(name: str, config: LlamaConfig) -> str:
     return EMBEDDING if name == HEAD and config.tie_word_embeddings else name
 
 
-def _weight_differences(name: str, source: Tensor, found: Tensor, kind: str) -> Iterator[str]:
-    """The first difference of a written weight from what its type allows; blocks come decoded to fp32."""
-    if source.shape != found.shape:
-        yield f"{name} has the shape {tuple(found.shape)} instead of {tuple(source.shape)}"
+def _weight_differences(name: str, source: Tensor, written: Tensor, kind: str) -> Iterator[str]:
+    """Yield the first difference beyond the type's tolerance; quantized weights come decoded to fp32."""
+    if source.shape != written.shape:
+        yield f"{name} has the shape {tuple(written.shape)} instead of {tuple(source.shape)}"
         return
     step = max(1, _VALUES // source.shape[-1]) if source.dim() > 1 else len(source)
     shares = []
     for start in range(0, len(source), step):
-        ours, theirs = source[start : start + step], found[start : start + step]
+        original, actual = source[start : start + step], written[start : start + step]
         if kind in TOLERANCES:
-            shares.append(_row_errors(ours.float(), theirs.float()))
-        elif not torch.equal(intended := ours.to(_DTYPES[kind]), theirs.to(_DTYPES[kind])):
-            place = int((intended != theirs).flatten().nonzero()[0])
-            value, wanted = float(theirs.flatten()[place]), float(intended.flatten()[place])
+            shares.append(_row_errors(original.float(), actual.float()))
+        elif not torch.equal(expected := original.to(_DTYPES[kind]), actual.to(_DTYPES[kind])):
+            place = int((expected != actual).flatten().nonzero()[0])
+            value, rounded = float(actual.flatten()[place]), float(expected.flatten()[place])
             place += start * source[0].numel()
-            yield f"{name}: value {place:,} is {value:.6g} instead of {wanted:.6g} ({kind})"
+            yield f"{name}: value {place:,} is {value:.6g} instead of {rounded:.6g} ({kind})"
             return
     if shares:
         share_R, (typical, most) = np.concatenate(shares), TOLERANCES[kind]
         median, row = float(np.median(share_R)), int(share_R.argmax())
         if not median <= typical or not share_R[row] <= most:
             yield (
-                f"{name}: row {row:,} is off by {float(share_R[row]):.0%} of its size and the median row by "
-                f"{median:.1%}; {kind} allows {most:.0%} and {typical:.0%}"
+                f"{name}: row {row:,} has a relative error of {float(share_R[row]):.0%} and the median row "
+                f"of {median:.1%}; {kind} allows {most:.0%} and {typical:.0%}"
             )
 
 
-def _row_errors(source_RC: Tensor, found_RC: Tensor) -> npt.NDArray[np.float32]:
-    """Root-mean-square error of each row over the row's root mean square; 0 for a row without error."""
-    ours = source_RC.numpy()
-    error = found_RC.numpy() - ours
-    errors_R, sizes_R = (np.einsum("rc,rc->r", x, x) for x in (error, ours))
-    with np.errstate(divide="ignore"):  # a row of zeros that came back as something else is infinitely off
+def _row_errors(source_RC: Tensor, written_RC: Tensor) -> npt.NDArray[np.float32]:
+    """Return the RMS of each row's error divided by the RMS of the row; 0 for a row without error."""
+    source = source_RC.numpy()
+    error = written_RC.numpy() - source
+    errors_R, sizes_R = (np.einsum("rc,rc->r", x, x) for x in (error, source))
+    with np.errstate(divide="ignore"):  # an error in a row of zeros is infinite
         shares_R: npt.NDArray[np.float32] = np.divide(
             errors_R, sizes_R, out=np.zeros_like(errors_R), where=errors_R > 0
         )
@@ -289,11 +295,11 @@ def _row_errors(source_RC: Tensor, found_RC: Tensor) -> npt.NDArray[np.float32]:
 
 
 class _Pass:
-    """A forward pass over a few tokens that takes in a group of weights at a time."""
+    """Forward pass over a few tokens that reads one group of weights after another."""
 
     def __init__(self, config: LlamaConfig, ids_S: Tensor) -> None:
         self.config, self.ids_S = config, ids_S
-        # Spread over the context: a rotary scaling shows far from the beginning.
+        # Positions over the whole context, because a rotary scaling shows at late positions only.
         last = config.max_position_embeddings - 1
         positions_1S = torch.linspace(0, last, len(ids_S), dtype=torch.float64).long()[None]
         self.cos_B1SE, self.sin_B1SE = (part[:, None] for part in rotation(config, positions_1S))
@@ -302,7 +308,7 @@ class _Pass:
 
     @torch.inference_mode()
     def advance(self, weights: Mapping[str, Tensor]) -> None:
-        """Take in the next group's weights."""
+        """Apply the next group of weights."""
         for name, weight in weights.items():
             if name == EMBEDDING:
                 self.stream_BSD = F.embedding(self.ids_S, weight)[None]
@@ -324,9 +330,10 @@ class _Pass:
 
 
 def _logit_differences(source: _Pass, written: _Pass) -> Iterator[str]:
-    """Differences between the logits of the source's shape and of the written one, with the same weights."""
-    ours, theirs = source.logits_SV, written.logits_SV
-    if not bool(((ours - theirs).abs() <= LOGITS_TOLERANCE * (1 + ours.abs())).all()):
-        scalings = " instead of ".join(str(one.config.rope_scaling) for one in (written, source))
-        worst = float((ours - theirs).abs().max())
+    """Compare the logits in the source's shape with those in the written shape, from the same weights."""
+    expected_SV, actual_SV = source.logits_SV, written.logits_SV
+    error_SV = (expected_SV - actual_SV).abs()
+    if not bool((error_SV <= LOGITS_TOLERANCE * (1 + expected_SV.abs())).all()):
+        scalings = " instead of ".join(str(side.config.rope_scaling) for side in (written, source))
+        worst = float(error_SV.max())
         yield f"logits differ by up to {worst:.3g}; the rotary scaling is {scalings}"

@@ -1,6 +1,7 @@
-"""What a source's files say themselves, compared with a written model: tensors, keys, added and stop tokens.
+"""Comparison of a source's files with a written model: tensors, keys, added tokens and stop tokens.
 
-Read without the package's readers of models: only JSON, safetensors' headers and GGUF's keys.
+The package's model readers are not used, only JSON, safetensors headers and GGUF keys: a bug in a reader
+would be the same on both sides.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,14 +24,14 @@ from meditron.text.tokenizer import Tokenizer
 __all__ = ["EMBEDDING", "HEAD", "missing_keys", "raw_differences", "token_differences"]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_COPIES = "rotary_emb.inv_freq"  # computed from the config
+_COPIES = "rotary_emb.inv_freq"  # stored by old transformers, but computed from the config
 _SCALING = "llama.rope.scaling."
 
 
 def raw_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
-    """The keys and tensors of the source that the written model lacks or has otherwise.
+    """Yield the keys and tensors of the source that the written model lacks or changes.
 
-    `written` is the shape that was read from it.
+    `written` is the config that was read from the written model.
     """
     if source.kind == "init":
         return
@@ -43,7 +44,7 @@ def raw_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
 
 
 def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
-    """Added tokens and stop ids that the source's files name and the written tokenizer lacks."""
+    """Yield added tokens and stop ids of the source's files that the written tokenizer lacks."""
     path = Path(source.path)
     named: dict[str, Any] = {}
     if source.kind == "gguf":
@@ -56,7 +57,7 @@ def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
             if written.token(i) != content or i not in written.added_ids:
                 yield f"added token {content!r} ({i}) is {written.token(i)!r}"
         files = ("config.json", "generation_config.json")
-        named = {file: _table(path / file).get("eos_token_id") for file in files}
+        named = {file: _json_object(path / file).get("eos_token_id") for file in files}
     for place, value in named.items():
         for i in value if isinstance(value, list) else [value]:
             if isinstance(i, int) and written.token(i) is not None and i not in written.stop_ids:
@@ -64,22 +65,22 @@ def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
 
 
 def missing_keys(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """Keys without which llama.cpp refuses a file, or reads other widths from it."""
+    """Yield missing keys without which llama.cpp rejects a file or reads other head widths."""
     for key in REQUIRED:
         if key not in metadata:
-            yield f"{key} is missing, without which llama.cpp does not open the file"
+            yield f"{key} is missing; llama.cpp does not open the file without it"
             return
     width, heads = metadata["llama.embedding_length"], metadata["llama.attention.head_count"]
     lengths = [metadata.get(f"llama.attention.{key}_length", width // heads) for key in ("key", "value")]
     if lengths[0] != lengths[1]:
         yield (
             f"llama.attention.value_length is {metadata.get('llama.attention.value_length', 'missing')}, "
-            f"for llama.cpp {lengths[1]}; heads are {lengths[0]} wide"
+            f"which llama.cpp reads as {lengths[1]}; the width of a head is {lengths[0]}"
         )
 
 
 def _tensor_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
-    """Every stored tensor is in the written model; a head may only be left out if it is the embedding."""
+    """Yield stored tensors that the written model lacks, except a head that equals the embedding."""
     whole = written.model_copy(update={"tie_word_embeddings": False})
     if source.kind == "hf":
         stored = {name for name in stored_tensors(Path(source.path)) if not name.endswith(_COPIES)}
@@ -98,25 +99,25 @@ def _head_differs(source: ModelFiles) -> bool:
     if source.kind == "gguf":
         with GGUF(Path(source.path)) as gguf:
             head, embedding = gguf.tensors[gguf_name(HEAD)], gguf.tensors[gguf_name(EMBEDDING)]
-            equal = (
-                (gguf.raw(head.name) == gguf.raw(embedding.name)).all()
-                if head.type == embedding.type
-                else False
-            )
-            return not equal
+            same_type = head.type == embedding.type
+            return not (same_type and (gguf.raw(head.name) == gguf.raw(embedding.name)).all())
     files = stored_tensors(Path(source.path))
-    with safe_open(files[HEAD], framework="pt") as one, safe_open(files[EMBEDDING], framework="pt") as other:
-        return not torch.equal(one.get_tensor(HEAD).float(), other.get_tensor(EMBEDDING).float())
+    with (
+        safe_open(files[HEAD], framework="pt") as head_file,
+        safe_open(files[EMBEDDING], framework="pt") as embedding_file,
+    ):
+        head_VD, embedding_VD = head_file.get_tensor(HEAD), embedding_file.get_tensor(EMBEDDING)
+        return not torch.equal(head_VD.float(), embedding_VD.float())
 
 
 def _gguf_key_differences(metadata: Mapping[str, Any], written: LlamaConfig) -> Iterator[str]:
-    """Every key under `llama.` has its value in the written shape, or no effect at the value it has."""
+    """Yield keys under `llama.` whose value changed, or that have an effect and were not carried over."""
     expected = written.to_gguf()
     ours, theirs = _scaling(metadata), _scaling(expected)
     if not all(_near(a, b) for a, b in zip(ours, theirs, strict=True)):
         yield f"{_SCALING}* (type, factor, attn_factor, original context) is {theirs} instead of {ours}"
     for key, value in metadata.items():
-        if not key.startswith("llama.") or key in _COMPARED_APART:
+        if not key.startswith("llama.") or key in _COMPARED_ELSEWHERE:
             continue
         if key in expected:
             if not _near(value, expected[key]) and value != [expected[key]] * len(_list(value)):
@@ -125,15 +126,15 @@ def _gguf_key_differences(metadata: Mapping[str, Any], written: LlamaConfig) -> 
             yield f"{key} = {value!r:.60} of the source is not carried over"
 
 
-_COMPARED_APART = {
-    "llama.vocab_size",  # the tokens' number counts
+_COMPARED_ELSEWHERE = {
+    "llama.vocab_size",  # the tokenizer is compared instead
     "llama.rope.scale_linear",
     *(_SCALING + key for key in ("type", "factor", "attn_factor", "original_context_length")),
 }
 
 
 def _scaling(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Type, factor, attention factor and original context as llama.cpp computes with them."""
+    """Return type, factor, attention factor and original context as llama.cpp reads them."""
     kind = metadata.get(_SCALING + "type", "linear")
     factor = metadata.get(_SCALING + "factor", metadata.get("llama.rope.scale_linear", 1.0)) or 1.0
     attention = metadata.get(_SCALING + "attn_factor", 1.0)
@@ -145,15 +146,15 @@ def _scaling(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _hf_key_differences(config: Mapping[str, Any], written: LlamaConfig) -> Iterator[str]:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    found = dict(config) | {key: value for key, value in rope.items() if key == "rope_theta"}
+    values = dict(config) | {key: value for key, value in rope.items() if key == "rope_theta"}
     for key in _SHAPE:
-        if (value := found.get(key)) is not None and not _near(value, getattr(written, key)):
+        if (value := values.get(key)) is not None and not _near(value, getattr(written, key)):
             yield f"{key} is {getattr(written, key)} instead of {value!r:.60}"
     kind = rope.get("rope_type") or rope.get("type") or "default"
     scaling = written.rope_scaling
     if kind != (scaling.rope_type if scaling else "default"):
         yield f"the rotary scaling is {scaling.rope_type if scaling else 'default'} instead of {kind!r:.60}"
-    # Llama 3's numbers are compared by the logits: several of them can give the same factors.
+    # Llama 3's parameters are compared by the logits, because different ones can give the same factors.
     compared = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor", "attention_factor")}
     for key in compared.get(kind, ()):
         if scaling and rope.get(key) is not None and not _near(rope[key], getattr(scaling, key)):
@@ -174,16 +175,16 @@ _SHAPE = (
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:
-    """Names and ids of `added_tokens.json` and of `added_tokens_decoder`, which has the last word."""
-    added = {name: i for name, i in _table(folder / "added_tokens.json").items() if isinstance(i, int)}
-    decoder = _table(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    """Return names and ids of `added_tokens.json` and of `added_tokens_decoder`, which takes precedence."""
+    added = {name: i for name, i in _json_object(folder / "added_tokens.json").items() if isinstance(i, int)}
+    decoder = _json_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
     for i, token in decoder.items() if isinstance(decoder, dict) else ():
         if isinstance(token, dict) and isinstance(content := token.get("content"), str) and i.isdecimal():
             added[content] = int(i)
     return added
 
 
-def _table(path: Path) -> Mapping[str, Any]:
+def _json_object(path: Path) -> Mapping[str, Any]:
     content = read_json(path) if path.is_file() else {}
     return content if isinstance(content, dict) else {}
 
@@ -193,7 +194,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _near(ours: Any, theirs: Any) -> bool:  # noqa: ANN401
-    """Equal, or floats that fp32 and a decimal may round apart."""
+    """Return True for equal values, or floats that differ by rounding to fp32 or to decimals."""
     if isinstance(ours, int | float) and isinstance(theirs, int | float):
         return (
             bool(abs(ours - theirs) <= 1e-5 * abs(theirs))

@@ -1,4 +1,4 @@
-"""What the quantize stage is told: which model, in which types."""
+"""The config of the quantize stage."""
 
 from typing import Annotated
 
@@ -15,18 +15,18 @@ class QuantizeConfig(StageConfig):
     """The recipe's `[quantize]` table."""
 
     on: str = "pretrain"
-    """Reference of the model to write."""
+    """Reference of the model to quantize."""
 
     types: tuple[GGUFType, ...] = Field(default=("F16",), min_length=1)
-    """Types to write, one GGUF file each, named after the type."""
+    """Types, one GGUF file each, named after the type."""
 
     threads: Annotated[int | None, NonSemantic] = Field(default=None, ge=1)
-    """Threads that quantize; all cores when absent. The bytes are the same."""
+    """Threads; all cores by default. The files do not depend on it."""
 
     @field_validator("types", mode="before")
     @classmethod
     def _any_case(cls, types: object) -> object:
-        """Read `q4_k_m` as `Q4_K_M`; a name of no type is refused with the other values."""
+        """Read `q4_k_m` as `Q4_K_M`; unknown names are rejected by the field's type."""
         if not isinstance(types, list | tuple):
             return types
         return tuple(kind.upper() if isinstance(kind, str) else kind for kind in types)
@@ -35,11 +35,11 @@ class QuantizeConfig(StageConfig):
     @classmethod
     def _each_once(cls, types: tuple[GGUFType, ...]) -> tuple[GGUFType, ...]:
         if len(set(types)) != len(types):
-            raise ValueError("types: one of them stands there twice")
+            raise ValueError("types: a type is listed twice")
         return types
 
     def inputs(self) -> dict[str, str]:
-        """The one model."""
+        """Return the model."""
         return {"model": self.on}
 
     def selectors(self) -> tuple[str, ...]:
@@ -47,5 +47,5 @@ class QuantizeConfig(StageConfig):
         return self.types
 
     def input_kinds(self) -> dict[str, InputKind]:
-        """Return the kind of the one model."""
+        """Return the kind of the model."""
         return {"model": InputKind("model")}

@@ -1,4 +1,4 @@
-"""A model from one form to the other: HF safetensors ↔ GGUF."""
+"""Conversion between HF safetensors and GGUF."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +20,10 @@ from meditron.store.models import ModelFiles, resolve
 __all__ = ["DType", "FloatType", "convert"]
 
 FloatType = Literal["F16", "F32"]
-"""The types a GGUF file can be converted to; the others are `quantize`'s."""
+"""Types of a converted GGUF file; `quantize` writes the others."""
 
 DType = Literal["float32", "float16", "bfloat16"]
-"""The number formats an HF folder can be written in."""
+"""Number formats of an HF folder."""
 
 
 def convert(
@@ -35,22 +35,28 @@ def convert(
     force: bool = False,
     check: bool = True,
 ) -> dict[str, Any]:
-    """Write the model `spec` (any MODEL) to `out`: a GGUF file where it ends in `.gguf`, else an HF folder.
+    """Write any MODEL to `out`: a GGUF file if it ends in `.gguf`, else an HF folder.
 
-    `type` is the GGUF file's, F16 when absent; `dtype` the HF folder's, float32 when absent, which loses
-    nothing whatever the source is. One tensor is in memory at a time. What is there already is replaced with
-    `force` only. Unless `check` is off, which the output records, the written model is compared with its
-    source before it comes into place (`meditron.release.check`).
+    One tensor is in memory at a time. The written model is compared with its source before it replaces `out`
+    (`meditron.release.check`).
+
+    Args:
+        spec: The MODEL.
+        out: The file or folder.
+        type: Type of a GGUF file; F16 by default.
+        dtype: Number format of an HF folder; float32 by default, which is lossless for every source.
+        force: Replace an existing output.
+        check: False to skip the comparison; the output records it.
 
     Returns:
-        For a GGUF file what `describe` says of it; for a folder its `path`, `dtype`, `bytes`, `check`.
+        For a GGUF file the fields of `describe`; for a folder `path`, `dtype`, `bytes`, `check`.
 
     Raises:
-        SourceError: `spec` names no model.
-        UsageError: `out` exists, lies inside a folder that does not, or is of the other kind than `type` or
-            `dtype` says; the values do not fit in `type`.
-        InputError: the model's files are damaged.
-        ExportError: the written model differs from its source.
+        SourceError: `spec` is not a model.
+        UsageError: `out` exists, its parent does not, it is of the other kind than `type` or `dtype`, or the
+            values do not fit in `type`.
+        InputError: The model's files are damaged.
+        ExportError: The written model differs from its source.
     """
     to_gguf = out.suffix == ".gguf"
     _require_kind(out, type if not to_gguf else None, dtype if to_gguf else None)
@@ -58,6 +64,7 @@ def convert(
     _require_free(out, Path(files.path), force=force)
     tokenizer, name = model_tokenizer(files), model_name(files)
     kind = (type or "F16") if to_gguf else (dtype or "float32")
+    # The check runs on the temporary output: a model that fails it never replaces an older one.
     with staged(out) as temporary:
         with open_weights(files) as (config, weights):
             if to_gguf:
@@ -76,7 +83,7 @@ def convert(
 
 
 def _carry(source: ModelFiles, folder: Path, name: str, *, check: bool) -> None:
-    """Write into a model's folder what the source says of itself, its training data, and a skipped check."""
+    """Write authorship, ancestry and card of the source into a model's folder, and a skipped check."""
     if (ancestry := read_ancestry(source)) is not None:
         write_ancestry(folder, ancestry)
     authorship = read_authorship(source)
@@ -88,29 +95,31 @@ def _carry(source: ModelFiles, folder: Path, name: str, *, check: bool) -> None:
 
 
 def _require_kind(out: Path, type_for_folder: str | None, dtype_for_file: str | None) -> None:
-    """Refuse a type for a folder and a dtype for a file: one of the two was not meant."""
+    """Raise UsageError for a type with a folder, or a dtype with a file."""
     if type_for_folder:
         raise UsageError(
-            f"{out} is a folder of safetensors, which has no type {type_for_folder}",
-            hint=f"write {out}.gguf for a GGUF file, or give a dtype",
+            f"{out}: --type {type_for_folder} is for GGUF files, and this is an HF folder",
+            hint=f"write {out}.gguf, or use --dtype",
         )
     if dtype_for_file:
         raise UsageError(
-            f"{out} is a GGUF file, which has no dtype {dtype_for_file}", hint="give a type: F16 or F32"
+            f"{out}: --dtype {dtype_for_file} is for HF folders, and this is a GGUF file",
+            hint="use --type F16 or F32",
         )
 
 
 def _require_free(out: Path, source: Path, *, force: bool) -> None:
-    """Refuse to overwrite without `force`; and with it the source, or anything that is no model."""
+    """Raise UsageError if `out` exists without `force`, or if it is the source or not a model."""
     if not out.parent.is_dir():
-        raise UsageError(f"{out}: there is no folder {out.parent}", hint=f"mkdir -p {out.parent}")
+        raise UsageError(f"{out}: folder {out.parent} does not exist", hint=f"mkdir -p {out.parent}")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
+    # Replacing the source would delete it while it is read.
     if source.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"{out} is where the model itself lies", hint="choose another place")
+        raise UsageError(f"{out} is the model itself, or contains it", hint="choose another output")
     replaceable = out.is_file() if out.suffix == ".gguf" else (out / "config.json").is_file()
     if not replaceable:
-        kind = "GGUF file" if out.suffix == ".gguf" else "model's folder"
-        raise UsageError(f"{out} is there already and is no {kind}", hint="choose another place")
+        kind = "GGUF file" if out.suffix == ".gguf" else "model folder"
+        raise UsageError(f"{out} exists and is not a {kind}", hint="choose another output")
     if not force:
-        raise UsageError(f"{out} is there already", hint="--force replaces it, or choose another place")
+        raise UsageError(f"{out} already exists", hint="replace it with --force, or choose another output")

@@ -1,4 +1,4 @@
-"""Matrices as ggml's blocks, by ggml's own quantizers in C (libgguf), several rows at a time."""
+"""Matrices as ggml's blocks, by ggml's own quantizers in C (libgguf), in chunks of rows."""
 
 from concurrent.futures import Executor
 from typing import Any
@@ -14,13 +14,13 @@ from meditron.store.gguf_types import tensor_type
 
 __all__ = ["as_blocks", "quantizers"]
 
-_CHUNK = 1 << 18  # values a task works on: a megabyte in fp32
-# Beyond what the blocks' scales, which are F16, surely hold.
+_CHUNK = 1 << 18  # values per task: a megabyte in fp32
+# The scales of blocks are F16: larger values could overflow them.
 _MOST = float(np.finfo(np.float16).max)
 
 
 def quantizers() -> Any:  # noqa: ANN401  # a module without types
-    """libgguf, whose compiled core is all that is used; MissingExtra where it cannot be imported."""
+    """Return libgguf's compiled functions; MissingExtra if it is not installed."""
     try:
         import libgguf
     except ImportError as error:
@@ -29,10 +29,16 @@ def quantizers() -> Any:  # noqa: ANN401  # a module without types
 
 
 def as_blocks(name: str, weight_RC: Tensor, kind: str, workers: Executor) -> npt.NDArray[np.uint8]:
-    """A matrix in the quantized type `kind`: R rows of C values as (R, bytes a row).
+    """Quantize a matrix of R rows and C columns to the type `kind`.
 
-    Each row is quantized by itself, so the bytes depend neither on the chunks nor on the workers. Only a
-    chunk a worker is in memory as fp32. UsageError for values that are no finite numbers, or beyond F16's.
+    Each row is quantized on its own, so the bytes depend neither on the chunks nor on the workers. Only one
+    chunk per worker is in memory as fp32.
+
+    Returns:
+        Bytes of shape (R, bytes per row).
+
+    Raises:
+        UsageError: A value is not finite, or above F16's largest.
     """
     library, width = quantizers(), weight_RC.shape[1]
     form = tensor_type(kind)
@@ -53,7 +59,7 @@ def as_blocks(name: str, weight_RC: Tensor, kind: str, workers: Executor) -> npt
 
 
 def _stored(weight: Tensor) -> npt.NDArray[Any]:
-    """The tensor's memory as numpy has it; bfloat16, which numpy has not, as its bits."""
+    """Return the tensor as a numpy array; bfloat16, which numpy lacks, as its bits."""
     contiguous = weight.contiguous()
     bare = contiguous.view(torch.uint16) if weight.dtype == torch.bfloat16 else contiguous
     array: npt.NDArray[Any] = bare.numpy()
@@ -61,7 +67,7 @@ def _stored(weight: Tensor) -> npt.NDArray[Any]:
 
 
 def _wide(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """The same values as fp32."""
+    """Return the same values as fp32."""
     if values.dtype == np.uint16:  # a bfloat16 is the upper half of an fp32
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32, copy=False)

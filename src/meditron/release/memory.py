@@ -1,4 +1,4 @@
-"""How much memory a piece of work took, apart from what the process had taken before."""
+"""Peak memory of a block of code, without that of the process before it."""
 
 import resource
 import sys
@@ -9,16 +9,16 @@ from pathlib import Path
 __all__ = ["Peak", "peak_memory"]
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-_RESET_PEAK = "5"
+_RESET_PEAK = "5"  # the value that resets VmHWM, by proc(5)
 
 
 class Peak:
-    """Filled in when the work is done."""
+    """Peak memory, known when the block ends."""
 
     bytes = 0
-    """The largest resident set meanwhile: everything in the process's memory, also mapped files."""
+    """The largest resident set during the block, including mapped files."""
     since_start = False
-    """Whether that is the process's largest ever, where the kernel would not count anew."""
+    """True if the kernel did not reset the peak: then it is that of the whole process."""
 
 
 @contextmanager
@@ -38,5 +38,6 @@ def _high_water() -> int:
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    # macOS counts bytes, Linux kibibytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

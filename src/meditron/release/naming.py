@@ -1,4 +1,4 @@
-"""What a model is called in the files made from it."""
+"""Names of models, and of the files made from them."""
 
 import re
 from pathlib import Path
@@ -15,29 +15,29 @@ _TYPE = re.compile(r"(^|[-._])(q\d_\w+|b?f16|f32)$", re.IGNORECASE)
 
 
 def model_name(files: ModelFiles) -> str:
-    """A name for people (GGUF's `general.name`).
+    """Return the model's name for people (GGUF's `general.name`).
 
-    A GGUF file and a README.md (`model_name`) say their own, a stage of a run is called after both
-    (`quickstart pretrain`), any other folder by its name, and a preset by its own (`tiny`).
+    It is the name in the GGUF file or in the folder's README.md (`model_name`). A stage of a run is named
+    after both (`quickstart pretrain`), any other folder by its own name, and a preset by its name (`tiny`).
     """
     if files.kind == "init":
         return files.spec.split(":")[1]
     path = Path(files.path).resolve()
     if files.kind == "gguf":
         with GGUF(path) as gguf:
-            said = gguf.metadata.get("general.name")
-        return said if isinstance(said, str) and said else path.stem
-    if said := read_authorship(files).get("general.name"):
-        return str(said)
+            name = gguf.metadata.get("general.name")
+        return name if isinstance(name, str) and name else path.stem
+    if name := read_authorship(files).get("general.name"):
+        return str(name)
     if read_manifest(path) is not None:
         return f"{path.parent.name} {path.name}"
     return path.name
 
 
 def file_stem(files: ModelFiles) -> str:
-    """How the names of a model's files begin: as its own GGUF file's does, else as `model_name` says.
+    """Return the stem of the names of a model's files: that of its own GGUF file, else `model_name`.
 
-    What a file system or a shell minds becomes a hyphen.
+    Characters that are special in a file system or a shell become hyphens.
     """
     stem = _TYPE.sub("", Path(files.path).stem) if files.kind == "gguf" else ""
     return re.sub(r"[^\w.]+", "-", stem or model_name(files)).strip("-.") or "model"

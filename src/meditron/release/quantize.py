@@ -1,4 +1,4 @@
-"""A model as GGUF files, one a type: the quantize stage and its verb."""
+"""The quantize stage and command: a model as GGUF files, one per type."""
 
 import time
 from collections import Counter
@@ -11,22 +11,30 @@ from typing import Any
 
 from torch import Tensor
 
-from meditron.core.console import info, progress, table, warn
+from meditron.core.console import info, progress, warn
 from meditron.core.errors import UsageError
 from meditron.core.machine import cores
-from meditron.core.units import size
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_weights import as_floats, gguf_config, gguf_header, model_tensors
-from meditron.model.presets import model_tokenizer
+from meditron.model.tokenizer import model_tokenizer
 from meditron.model.weights import open_weights
 from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.config import QuantizeConfig
 from meditron.release.encode import as_blocks, quantizers
 from meditron.release.memory import peak_memory
-from meditron.release.mix import FLOATS, MIXES, fitting, wanted
 from meditron.release.naming import file_stem, model_name
+from meditron.release.quant_recipes import FLOATS, QUANT_RECIPES, fallback_type, target_type
 from meditron.release.staged import staged
 from meditron.release.types import GGUFType
+from meditron.report.quantization import (
+    QuantizationCost,
+    files_table,
+    measured_costs,
+    published_cost,
+    recommendation,
+    recommended_type,
+)
+from meditron.report.terminal import print_table
 from meditron.store.ancestry import GGUF_KEY, read_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.authorship import read_authorship
@@ -34,31 +42,32 @@ from meditron.store.files import make_folder, sha256_file
 from meditron.store.gguf import GGUF, Array, write_gguf
 from meditron.store.models import ModelFiles, resolve
 
-__all__ = ["carried_metadata", "describe", "quantize", "run", "tell"]
+__all__ = ["carried_metadata", "describe", "print_summary", "quantize", "run"]
 
 _CONTEXT = 4096
-"""Tokens that the memory column reckons with, at most."""
+"""Tokens of the KV cache in the memory estimate, at most."""
 _NOTE = "one-dimensional tensors (norms) are F32 in every type, as llama.cpp reads them"
 
 
 def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Write `TYPE.gguf` for every type; a file that an earlier run finished stays as it is.
+    """Write `TYPE.gguf` for every type; files that an earlier attempt finished are kept.
 
     Returns:
-        `files` (see `describe`), `seconds` (of which `check_seconds` compared the files with the model),
-        `peak_rss` (of this work, in bytes), `notes`.
+        `files` (see `describe`), `seconds` (of which the export check took `check_seconds`), `peak_rss`
+        (bytes), `notes`.
 
     Raises:
-        InputError: the model's files are damaged.
-        UsageError: its values do not fit in the type, or GGUF cannot say what the model needs.
-        ExportError: a written file differs from the model.
-        MissingExtra: a quantized type without libgguf.
+        InputError: The model's files are damaged.
+        UsageError: Its values do not fit in the type, or GGUF cannot express what the model needs.
+        ExportError: A written file differs from the model.
+        MissingExtra: A quantized type without libgguf.
     """
     paths = {kind: out / f"{kind}.gguf" for kind in config.types}
     missing = [kind for kind, path in paths.items() if not path.is_file()]
-    made = _made(inputs["model"].spec, paths, missing, config.threads)
-    tell(made["files"])
-    return made
+    result = _write_missing(inputs["model"].spec, paths, missing, config.threads)
+    # The evaluation of these files comes later in a run, so only published costs are known here.
+    print_summary(result["files"])
+    return result
 
 
 def quantize(
@@ -70,47 +79,72 @@ def quantize(
     force: bool = False,
     check: bool = True,
 ) -> dict[str, Any]:
-    """Write `NAME-TYPE.gguf` of the model `spec` (any MODEL) for each type into the folder `out`.
+    """Write `NAME-TYPE.gguf` of any MODEL for each type into the folder `out`.
 
-    Without `check` the files are not compared with the model, and say so. Returns and raises what `run` does,
-    and UsageError where a file is there already, which `force` replaces.
+    Args:
+        spec: The MODEL.
+        types: Types of the files.
+        out: The folder of the files.
+        threads: Threads that quantize; None for all cores.
+        force: Replace existing files.
+        check: Compare each file with the model before it is kept. Without it the files record that they were
+            not checked.
+
+    Returns:
+        The same as `run`. Each file has a `cost` (perplexity change, `measured` or published, and on what),
+        and `recommended` is the type to take.
+
+    Raises:
+        UsageError: A file exists and `force` is not set, or as in `run`.
     """
     if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads cannot quantize", hint="leave --threads out for all cores")
-    if out.suffix.lower() == ".gguf" or out.is_file():
-        raise UsageError(f"--out must be a folder, got {out}", hint="the files are named NAME-TYPE.gguf")
+        raise UsageError(f"threads must be at least 1, got {threads}", hint="without --threads: all cores")
     files = resolve(spec)
     stem = file_stem(files)
     paths = {kind: out / f"{stem}-{kind}.gguf" for kind in types}
+    # All names are checked before the first file is written.
     for path in filter(Path.exists, paths.values()):
         if files.kind != "init" and path.samefile(files.path):
             raise UsageError(f"{path} is the model itself", hint="choose another folder with --out")
         if not force:
-            raise UsageError(f"{path} is there already", hint="--force replaces it, or choose another --out")
+            raise UsageError(f"{path} already exists", hint="use --force to replace it, or another --out")
     make_folder(out)
-    made = _made(spec, paths, list(paths), threads, check=check)
-    return made | {"files": [file | {"path": str(out / file["path"])} for file in made["files"]]}
+    result = _write_missing(spec, paths, list(paths), threads, check=check)
+    costs = measured_costs(Path(files.path)) if files.kind == "hf" else {}
+    described = []
+    for file in result["files"]:
+        cost = costs.get(file["type"]) or published_cost(file["type"])
+        described.append(file | {"path": str(out / file["path"]), "cost": cost and cost.to_json()})
+    return result | {"files": described, "recommended": recommended_type(described, costs)}
 
 
-def tell(files: Sequence[Mapping[str, Any]], *, answer: bool = False) -> None:
-    """Show the files as a table, and under it what fell back; `answer` is for who asked for just that."""
-    rows = [(f["path"], f["type"], size(f["bytes"]), f"{f['bpw']:.2f}", size(f["ram"])) for f in files]
-    memory = f"RAM, {files[0]['context']:,} tokens"
-    table(("file", "type", "size", "bits per weight", memory), rows, title="Quantized files", answer=answer)
+def print_summary(files: Sequence[Mapping[str, Any]], *, answer: bool = False) -> None:
+    """Print the files with size, memory and cost in quality, their fallback types, and the type to take.
+
+    Args:
+        files: As `run` or `quantize` returns them; a file without a `cost` has the published one.
+        answer: True to print the table on stdout.
+    """
+    costs = {file["type"]: QuantizationCost.from_json(file["cost"]) for file in files if file.get("cost")}
+    table = files_table(files, costs, "Quantized files")
+    print_table(table.headers, table.rows, title=table.caption, answer=answer)
     for file in files:
         if file["fallbacks"]:
-            found = Counter(file["fallbacks"].values()).most_common()
-            counts = ", ".join(f"{count} {kind}" for kind, count in found)
-            info(f"{file['type']}: {counts} instead, where rows are no whole blocks of what the mix has")
+            counts = Counter(file["fallbacks"].values()).most_common()
+            listed = ", ".join(f"{count} × {kind}" for kind, count in counts)
+            info(f"{file['type']}: fallback types {listed} (row length is not a multiple of the block size)")
+    if advice := recommendation(files, costs):
+        info(advice)
 
 
 def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
-    """What a file holds, read back from it.
+    """Describe a GGUF file by reading it back.
 
-    `bpw` is the bits of its tensors by the number of weights; `fallbacks` gives the type of the matrices that
-    have another than the mix wants, because their rows are no whole blocks of it; `ram` is the bytes of the
-    file and of the keys and values (F16) of `context` tokens; `check` is `skipped` if it was not compared
-    with its source.
+    Returns:
+        `path` (its name), `type`, `bytes`, `sha256`; `bpw` (bits of all tensors per weight); `fallbacks`
+        (matrix → type, of those that have another type than the recipe's, because their row length is not a
+        multiple of its block size); `ram` (bytes of the file and of an F16 KV cache of `context` tokens);
+        `check` (`skipped` if the file was not compared with its source).
     """
     with GGUF(path) as gguf:
         config = gguf_config(gguf)
@@ -123,7 +157,7 @@ def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
         "type": kind,
         "bytes": path.stat().st_size,
         "bpw": 8 * sum(t.nbytes for t in tensors) / sum(prod(t.shape) for t in tensors),
-        "fallbacks": {t.name: t.type for t in matrices if t.type != wanted(kind, t.name, config)},
+        "fallbacks": {t.name: t.type for t in matrices if t.type != target_type(kind, t.name, config)},
         "ram": path.stat().st_size + context * config.cache_bytes,
         "context": context,
         "check": checked,
@@ -131,7 +165,7 @@ def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
     }
 
 
-def _made(
+def _write_missing(
     spec: str,
     paths: Mapping[GGUFType, Path],
     missing: Sequence[GGUFType],
@@ -139,27 +173,27 @@ def _made(
     *,
     check: bool = True,
 ) -> dict[str, Any]:
-    """Write the files that are missing, then describe all."""
-    began, checked = time.monotonic(), 0.0
+    """Write the missing files, then describe all of them."""
+    started, check_seconds = time.monotonic(), 0.0
     with peak_memory() as peak:
         if missing:
-            checked = _write(
+            check_seconds = _write(
                 resolve(spec), {kind: paths[kind] for kind in missing}, threads or cores(), check=check
             )
         files = [describe(path, kind) for kind, path in paths.items()]
     notes = [_NOTE, *(["peak_rss is of the process since its start"] if peak.since_start else [])]
-    seconds = round(time.monotonic() - began, 3)
+    seconds = round(time.monotonic() - started, 3)
     return {
         "files": files,
         "seconds": seconds,
-        "check_seconds": round(checked, 3),
+        "check_seconds": round(check_seconds, 3),
         "peak_rss": peak.bytes,
         "notes": notes,
     }
 
 
 def carried_metadata(files: ModelFiles, *, check: bool) -> dict[str, Any]:
-    """Return the metadata that a GGUF file takes over from its source, and the record of a skipped check."""
+    """Return the metadata that a GGUF file takes from its source, and the record of a skipped check."""
     ancestry = read_ancestry(files)
     return {
         **read_authorship(files),
@@ -169,12 +203,12 @@ def carried_metadata(files: ModelFiles, *, check: bool) -> dict[str, Any]:
 
 
 def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, check: bool) -> float:
-    """Write each file in one pass over the model's tensors, one of which is in memory at a time.
+    """Write each file in one pass over the model's tensors, with one tensor in memory at a time.
 
-    Returns the seconds that the comparison with the model took.
+    Returns the seconds of the export check.
     """
     if not set(paths) <= set(FLOATS):
-        quantizers()  # or fail before anything is read
+        quantizers()  # a missing extra must fail before anything is read
         _warn_of_quantized(files)
     tokenizer, name = model_tokenizer(files), model_name(files)
     comparison = ExportCheck(files, tokenizer)
@@ -191,12 +225,13 @@ def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, c
             kind: model_tensors(weights, config, partial(_stored_type, kind, config), encode)
             for kind in paths
         }
+        # Sizes are known before any tensor is encoded, because a type has a fixed number of bytes per block.
         total = sum(tensor.nbytes for body in bodies.values() for _, tensor in body)
         header = gguf_header(config, tokenizer, name, carried_metadata(files, check=check))
         with progress("quantize", total, unit="B") as bar:
             for kind, body in bodies.items():
                 with staged(paths[kind]) as temporary:
-                    write_gguf(temporary, header | {"general.file_type": MIXES[kind].file_type}, body)
+                    write_gguf(temporary, header | {"general.file_type": QUANT_RECIPES[kind].file_type}, body)
                     if check:
                         written = ModelFiles(str(paths[kind]), "gguf", temporary)
                         comparison.require_same(written, kind, paths[kind])
@@ -204,14 +239,14 @@ def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, c
 
 
 def _stored_type(kind: GGUFType, config: LlamaConfig, name: str, width: int) -> str:
-    return fitting(wanted(kind, name, config), width)
+    return fallback_type(target_type(kind, name, config), width)
 
 
 def _warn_of_quantized(files: ModelFiles) -> None:
-    """Say so where the model has been quantized before: errors add up."""
+    """Warn if the model is already quantized, because the errors add up."""
     if files.kind != "gguf":
         return
     with GGUF(Path(files.path)) as gguf:
         kinds = sorted({tensor.type for tensor in gguf.tensors.values()} - set(FLOATS))
     if kinds:
-        warn(f"{files.spec} is quantized already ({', '.join(kinds)}): its own error is in the new files too")
+        warn(f"{files.spec} is already quantized ({', '.join(kinds)}): the errors of both add up")

@@ -1,4 +1,4 @@
-"""Models that come into place only when they are whole and checked."""
+"""Atomic replacement of a model file or folder, after it is complete and checked."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ from meditron.store.files import translate_write_errors
 
 __all__ = ["staged"]
 
-# Files of a model's folder that would be read together with newer ones.
+# Files of the old model that would be read together with those of the new one.
 _STALE = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -29,10 +29,10 @@ _CONFIG = "config.json"
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what was written there replaces `path` if nothing is raised.
+    """Yield a temporary path beside `path`, and replace `path` by it if the block raises nothing.
 
-    A folder's files replace those of a model in `path`, its config.json last: a folder without one is no
-    model. Nothing remains of a write that fails.
+    The files of a folder replace those of a model in `path`, config.json last, because a folder without it is
+    not read as a model. A failed write leaves nothing behind.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -64,7 +64,7 @@ def _replace_model(folder: Path, new: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Make the renames survive a power cut."""
+    """Sync a folder, so that renames survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

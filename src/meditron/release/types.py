@@ -1,4 +1,4 @@
-"""The names of what a GGUF file can be written in: light, for the door asks for them before any work."""
+"""Names of GGUF types; without heavy imports, because the command line reads them."""
 
 from difflib import get_close_matches
 from typing import Literal, cast, get_args
@@ -24,19 +24,18 @@ GGUFType = Literal[
     "Q6_K",
     "Q8_0",
 ]
-"""The types a GGUF file can be written in."""
+"""Types of a GGUF file."""
 
 
 def gguf_type(text: str, among: tuple[str, ...] = get_args(GGUFType)) -> GGUFType:
-    """Return the type that a text names in upper or lower case; UsageError, with the nearest, for another."""
+    """Return the type of a name in any case; UsageError with the nearest types for an unknown name."""
     name = text.strip().upper().replace("-", "_")
     if name in get_args(GGUFType) and name not in among:
         raise UsageError(
-            f"{name} is not among the types written here: {', '.join(among)}",
-            hint=f"meditron quantize MODEL --type {name} writes it",
+            f"type must be one of {', '.join(among)}, got {name}",
+            hint=f"other types: meditron quantize MODEL --type {name}",
         )
     if name not in among:
-        close = get_close_matches(name, among, n=1)
-        nearest = f": did you mean {close[0]}?" if close else ""
-        raise UsageError(f"{text!r} is not a GGUF type{nearest}", hint=f"types: {', '.join(among)}")
+        near = get_close_matches(name, among, n=3) or among
+        raise UsageError(f"unknown GGUF type {text!r}", hint=f"known types: {', '.join(near)}")
     return cast("GGUFType", name)

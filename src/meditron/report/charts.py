@@ -1,70 +1,66 @@
-"""Charts as inline SVG whose colours and fonts are the page's own.
+"""Charts as inline SVG.
 
-matplotlib draws with placeholder colours that are then replaced by the CSS variables of `pages.css` (with a
-fallback, so that a chart also stands alone): one chart serves light and dark pages. Text stays text. The same
-figures give the same bytes: ids are salted, and no date is written. pyplot and its global state are not used.
+Colours and fonts are CSS variables of the page (`pages.css`), with fallbacks, so one chart serves light and
+dark pages. Text stays text. The same values give the same bytes: ids are salted and no date is written.
+pyplot and its global state are not used.
 """
 
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from meditron.report.svg import INK, MUTED, PAPER, RULE, SERIES, matplotlib_style, standalone, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["bars", "intervals", "lines"]
+__all__ = ["IntervalPanel", "IntervalRow", "bars", "interval_panels", "intervals", "lines", "standalone"]
 
-# Placeholder → the page's variable and its fallback. No two placeholders are a colour anyone would choose.
-# The series are Okabe and Ito's palette, which readers with any colour vision tell apart.
-_INK, _MUTED, _RULE = "#010203", "#010204", "#010205"
-_SERIES = tuple(f"#0a0b{index:02x}" for index in range(1, 7))
-_COLOURS = {
-    _INK: "var(--ink, #1c1c1c)",
-    _MUTED: "var(--muted, #666)",
-    _RULE: "var(--rule, #ddd)",
-    _SERIES[0]: "var(--series-1, #0072b2)",
-    _SERIES[1]: "var(--series-2, #d55e00)",
-    _SERIES[2]: "var(--series-3, #009e73)",
-    _SERIES[3]: "var(--series-4, #cc79a7)",
-    _SERIES[4]: "var(--series-5, #e69f00)",
-    _SERIES[5]: "var(--series-6, #56b4e9)",
-}
 _DASHES = ("solid", "dashed", "dashdot", "dotted")
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "meditron",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 8.5,
-    "axes.unicode_minus": True,
-}
 _WIDTH, _HEIGHT = 5.0, 2.7  # inches, of 72 units each in the SVG
 _SCALES = ((1e9, " B"), (1e6, " M"))
-_MARKED = 40  # up to so many points are marked one by one
+_MARKED = 40  # series of up to this many points have a marker per point
+_PANEL_WIDTH = 4.0  # narrower than other charts, so that its text stays readable on a phone
+_ROW, _TWO_LINE_ROW, _ABOVE, _HEADING, _BELOW, _MARGIN = 0.36, 0.5, 0.27, 0.38, 0.48, 0.12  # inches
+_LINE_CHARACTERS = 62  # label and value of a row share a line up to this length
+_TONES = {"better": SERIES[2], "worse": SERIES[1], "neutral": MUTED}
+
+Tone = Literal["better", "worse", "neutral"]
 
 
-@contextmanager
-def _styled() -> Iterator[None]:
-    """Matplotlib's settings while a chart is made; they are put back after it."""
-    from matplotlib import rc_context
+@dataclass(frozen=True, slots=True)
+class IntervalRow:
+    """A value with its interval in an `IntervalPanel`."""
 
-    with rc_context(_STYLE):
-        yield
+    label: str
+    value: float
+    ends: tuple[float, float] | None
+    text: str
+    """The value, the interval and the verdict in words, in the colour of `tone`."""
+    tone: Tone
 
 
-@_styled()
+@dataclass(frozen=True, slots=True)
+class IntervalPanel:
+    """Rows of one unit under a common title."""
+
+    title: str
+    rows: Sequence[IntervalRow]
+    x: str
+    """The unit, and the side that is better."""
+    heading: str = ""
+    """A question and its answer above the title, a line each."""
+
+
+@matplotlib_style()
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, log_x: bool = False) -> str:
-    """A curve for each series of (x, y) points, named at its end; a series of one point is a dot.
+    """Draw a curve for each series of (x, y) points, named at its end; a series of one point is a dot.
 
-    Points that are not finite (or, with `log_x`, not above zero) are left out. At most six colours are told
-    apart; further series repeat them with other dashes, and a legend takes the names.
+    Points that are not finite (or, with `log_x`, not above zero) are left out. From the seventh series on,
+    colours repeat with other dashes, and the names are in a legend.
     """
     figure, axes = _canvas(_HEIGHT)
     kept = {name: _drawable(points, log_x=log_x) for name, points in series.items()}
@@ -73,8 +69,8 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
         axes.plot(
             [at for at, _ in points],
             [value for _, value in points],
-            color=_SERIES[index % len(_SERIES)],
-            linestyle=_DASHES[index // len(_SERIES) % len(_DASHES)],
+            color=SERIES[index % len(SERIES)],
+            linestyle=_DASHES[index // len(SERIES) % len(_DASHES)],
             linewidth=1.4,
             marker="o" if len(points) <= _MARKED else "",
             markersize=3.2,
@@ -82,18 +78,18 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
         )
     if log_x:
         axes.set_xscale("log")
-    axes.set_title(y, loc="left", color=_MUTED, fontsize=8.5)
-    axes.set_xlabel(x, color=_MUTED)
+    axes.set_title(y, loc="left", color=MUTED, fontsize=8.5)
+    axes.set_xlabel(x, color=MUTED)
     axes.margins(x=0.02, y=0.08)
     _tidy(axes, grid="y")
-    if 0 < len(kept) <= len(_SERIES):
+    if 0 < len(kept) <= len(SERIES):
         _name_ends(axes, {name: points[-1][1] for name, points in kept.items()})
     elif kept:
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, labelcolor=_INK)
-    return _svg(figure)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, labelcolor=INK)
+    return to_svg(figure)
 
 
-@_styled()
+@matplotlib_style()
 def intervals(
     rows: Sequence[tuple[str, float, tuple[float, float] | None]], x: str, *, reference: float | None = None
 ) -> str:
@@ -105,31 +101,113 @@ def intervals(
     figure, axes = _canvas(0.75 + 0.34 * len(rows))
     for index, (_, value, ends) in enumerate(rows):
         if ends:
-            axes.plot(ends, [index, index], color=_SERIES[0], linewidth=2, solid_capstyle="butt")
-        fill = _SERIES[0] if ends else "none"
-        axes.plot([value], [index], color=_SERIES[0], marker="o", markersize=6, markerfacecolor=fill)
+            axes.plot(ends, [index, index], color=SERIES[0], linewidth=2, solid_capstyle="butt")
+        fill = SERIES[0] if ends else "none"
+        axes.plot([value], [index], color=SERIES[0], marker="o", markersize=6, markerfacecolor=fill)
     if reference is None and any(min((value, *(ends or ()))) < 0 for _, value, ends in rows):
         reference = 0.0
     if reference is not None:
-        axes.axvline(reference, color=_MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
+        axes.axvline(reference, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
     axes.margins(x=0.08)
     _label_rows(axes, [label if ends else f"{label} (no interval)" for label, _, ends in rows])
-    axes.set_xlabel(x, color=_MUTED)
+    axes.set_xlabel(x, color=MUTED)
     _tidy(axes, grid="x")
-    return _svg(figure)
+    return to_svg(figure)
 
 
-@_styled()
+@matplotlib_style()
+def interval_panels(*columns: Sequence[IntervalPanel]) -> str:
+    """Draw columns of panels of differences with their intervals.
+
+    Each row has its label and its value in words above the interval, so that a single column stays readable
+    at the width of a phone. The colour repeats what the words say; a neutral row has an open marker.
+    """
+    from matplotlib.figure import Figure
+
+    # The layout is in inches, not matplotlib's automatic one, which would shrink the axes beside long names.
+    height = max(sum(map(_panel_height, panels)) for panels in columns)
+    width = _PANEL_WIDTH * len(columns)
+    figure = Figure(figsize=(width, height))
+    for number, panels in enumerate(columns):
+        top = height
+        for panel in panels:
+            rows = _rows_height(panel)
+            bottom = top - _panel_height(panel) + _BELOW
+            left = _PANEL_WIDTH * number + _MARGIN
+            place = (left / width, bottom / height, (_PANEL_WIDTH - 2 * _MARGIN) / width, rows / height)
+            _draw_panel(figure.add_axes(place), panel)
+            top = bottom - _BELOW
+    return to_svg(figure)
+
+
+def _rows_height(panel: IntervalPanel) -> float:
+    return (_TWO_LINE_ROW if _needs_two_lines(panel) else _ROW) * len(panel.rows)
+
+
+def _panel_height(panel: IntervalPanel) -> float:
+    return _rows_height(panel) + _ABOVE + (_HEADING if panel.heading else 0) + _BELOW
+
+
+def _draw_panel(axes: "Axes", panel: IntervalPanel) -> None:
+    two_lines = _needs_two_lines(panel)
+    for index, row in enumerate(panel.rows):
+        colour = _TONES[row.tone]
+        fill = "none" if row.tone == "neutral" else colour
+        if row.ends:
+            axes.plot(row.ends, [index, index], color=colour, linewidth=2.2, solid_capstyle="butt")
+            if fill == "none":  # the line would show through the open marker
+                fill = PAPER
+        axes.plot([row.value], [index], color=colour, marker="o", markersize=5.5, markerfacecolor=fill)
+        top = index - (0.62 if two_lines else 0.42)
+        _write(axes, 0.0, top, row.label, INK, "left")
+        value_x, value_y, side = (0.0, index - 0.32, "left") if two_lines else (1.0, top, "right")
+        _write(axes, value_x, value_y, row.text, colour, side)
+    axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
+    axes.margins(x=0.06)
+    axes.set_yticks([])
+    axes.set_ylim(len(panel.rows) - 0.6, -0.85 if two_lines else -0.65)
+    lines_above = [(panel.title, MUTED, "normal")]
+    if panel.heading:
+        question, _, answer = panel.heading.partition("\n")
+        lines_above += [(answer, INK, "normal"), (question, INK, "bold")]
+    for number, (text, colour, weight) in enumerate(lines_above):
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        axes.annotate(text, (0, 1), xytext=(0, 5 + 13 * number), color=colour, fontweight=weight, **place)
+    axes.set_xlabel(panel.x, color=MUTED)
+    _tidy(axes, grid="x")
+
+
+def _needs_two_lines(panel: IntervalPanel) -> bool:
+    return any(len(row.label) + len(row.text) > _LINE_CHARACTERS for row in panel.rows)
+
+
+def _write(axes: "Axes", x: float, y: float, text: str, colour: str, side: str) -> None:
+    """Write text at a row's height `y` and a share `x` of the panel's width."""
+    axes.text(
+        x,
+        y,
+        text,
+        transform=axes.get_yaxis_transform(),
+        ha=side,
+        va="center",
+        color=colour,
+        fontsize=8,
+        # The grid would cross the letters.
+        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
+    )
+
+
+@matplotlib_style()
 def bars(rows: Sequence[tuple[str, float]], x: str) -> str:
-    """A bar from zero for each (label, value), top down, with its value at the end."""
+    """Draw a bar from zero for each (label, value), top down, with its value at the end."""
     figure, axes = _canvas(0.75 + 0.3 * len(rows))
-    drawn = axes.barh(range(len(rows)), [value for _, value in rows], height=0.62, color=_SERIES[0])
-    axes.bar_label(drawn, [_figure(value) for _, value in rows], padding=3, color=_INK)
+    drawn = axes.barh(range(len(rows)), [value for _, value in rows], height=0.62, color=SERIES[0])
+    axes.bar_label(drawn, [_figure(value) for _, value in rows], padding=3, color=INK)
     axes.margins(x=0.12)
     _label_rows(axes, [label for label, _ in rows])
-    axes.set_xlabel(x, color=_MUTED)
+    axes.set_xlabel(x, color=MUTED)
     _tidy(axes, grid="x")
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _canvas(height: float) -> "tuple[Figure, Axes]":
@@ -148,24 +226,24 @@ def _drawable(points: Sequence[tuple[float, float]], *, log_x: bool) -> list[tup
 
 
 def _tidy(axes: "Axes", grid: Literal["x", "y"]) -> None:
-    """Take away what carries no information: frame, tick marks, grid across the reading direction."""
+    """Remove frame and tick marks, and the grid of one direction."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     axes.patch.set_visible(False)
     axes.figure.patch.set_visible(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.spines["bottom"].set(visible=True, color=_RULE)
+    axes.spines["bottom"].set(visible=True, color=RULE)
     axes.set_axisbelow(True)
-    axes.grid(axis=grid, color=_RULE, linewidth=0.7)
-    axes.tick_params(which="both", length=0, labelcolor=_MUTED)
+    axes.grid(axis=grid, color=RULE, linewidth=0.7)
+    axes.tick_params(which="both", length=0, labelcolor=MUTED)
     for axis in (axes.xaxis, axes.yaxis) if grid == "y" else (axes.xaxis,):
         if axis.get_scale() == "linear":
             axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _, axis=axis: _tick(value, axis)))
         axis.set_minor_formatter(NullFormatter())
     if grid == "x":
-        axes.tick_params(axis="y", labelcolor=_INK)
+        axes.tick_params(axis="y", labelcolor=INK)
 
 
 def _label_rows(axes: "Axes", labels: Sequence[str]) -> None:
@@ -174,7 +252,7 @@ def _label_rows(axes: "Axes", labels: Sequence[str]) -> None:
 
 
 def _name_ends(axes: "Axes", ends: Mapping[str, float]) -> None:
-    """Write each series' name at the right, at the height where it ends, or as near as the others let it."""
+    """Write each series' name at the right, at the height of its end, moved apart if names overlap."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.075
     heights: list[float] = []
@@ -190,13 +268,13 @@ def _name_ends(axes: "Axes", ends: Mapping[str, float]) -> None:
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
-            color=_SERIES[index],
+            color=SERIES[index],
             annotation_clip=False,
         )
 
 
 def _tick(value: float, axis: "Axis") -> str:
-    """A tick's label, with as many decimals as the finest of its neighbours needs (2.9 beside 2.95: 2.90)."""
+    """Return a tick's label, with as many decimals as its neighbours need (2.9 beside 2.95: 2.90)."""
     if value == 0:
         return "0"
     ticks = axis.get_majorticklocs()
@@ -215,7 +293,7 @@ def _tick(value: float, axis: "Axis") -> str:
 
 
 def _figure(value: float) -> str:
-    """A value beside its bar: four figures, thousands apart, then millions (M) and billions (B)."""
+    """Format a value beside its bar: four digits, separated thousands, then millions (M) and billions (B)."""
     scale, letter = next((pair for pair in _SCALES if abs(value) >= pair[0]), (1.0, ""))
     value /= scale
     decimals = 0 if value == int(value) else max(0, 4 - len(str(int(abs(value)))))
@@ -224,26 +302,3 @@ def _figure(value: float) -> str:
 
 def _written(value: float, decimals: int) -> str:
     return f"{value + 0.0:,.{decimals}f}".replace("-", "−")
-
-
-def _svg(figure: "Figure") -> str:
-    """The figure's `<svg>` element, with the page's colours and font for the placeholders."""
-    buffer = io.StringIO()
-    with warnings.catch_warnings():
-        # The text is the browser's to draw, which has fonts for every script.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="svg", transparent=True)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].strip()
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    # Groups' ids are used by nothing and would repeat on a page; those of clips and markers are hashes.
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans, sans-serif)", text)
-    # A style element would reach beyond its own chart; what it says is inherited just as well.
-    text = re.sub(r"<defs>\s*<style[^>]*>\*{(.*?)}</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
-    text = text.replace("<svg", '<svg style="stroke-linejoin: round; stroke-linecap: butt"', 1)
-    for placeholder, colour in _COLOURS.items():
-        text = text.replace(placeholder, colour)
-    return text

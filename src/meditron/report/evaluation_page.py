@@ -1,77 +1,140 @@
-"""The evaluation as a page for the browser."""
+"""The page of an evaluate stage."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from meditron.report import evaluation_tables
+from meditron.report import evaluation_tables, methods
 from meditron.report.charts import intervals
-from meditron.report.evaluation_sections import add_fidelity, add_tasks
+from meditron.report.evaluation_tables import ResultTable
+from meditron.report.number_format import percent
 from meditron.report.pages import Page
-from meditron.store.results import Comparison, EvaluationResult, Perplexity
+from meditron.store.results import Comparison, EvaluationResult, Perplexity, TaskScore
 
 __all__ = ["write_report"]
 
-_HOW = (
-    "Perplexity is exp of the mean negative log-likelihood per token, in nats, of held-out documents: every "
-    "token but a document's first is predicted from all before it. Its 95 % interval is a bootstrap-t over "
-    "documents. A difference in log-loss is the mean over documents of the second model's loss per token "
-    "minus the first's, on the same documents; below zero the second is better. p is from an exact sign-flip "
-    "test up to 20 documents, from the bootstrap-t above, and McNemar's exact one for accuracies; verdicts "
-    "take p adjusted for all comparisons of this report (Holm). Below 6 documents or questions there is no "
-    "interval and no verdict. The smallest detectable difference is the smallest true one that a single test "
-    "at 5 % finds with 80 % power."
-)
-
 
 def write_report(path: Path, result: EvaluationResult) -> None:
-    """Write the page: tables, intervals drawn, how it was measured and on what."""
-    page = Page(
-        "Evaluation", "Held-out text, tasks and fidelity: what each model is worth, and how sure that is"
-    )
-    page.section("Perplexity")
-    table = evaluation_tables.measures(result, {})
-    told = [index for index, header in enumerate(table.headers) if header != "domain"]
-    page.table(_some(table.headers, told), [_some(row, told) for row in table.rows])
-    for source, scores in _by_source(result).items():
-        rows = [(score.model, score.perplexity, score.interval) for score in scores]
-        page.figure(intervals(rows, "perplexity"), f"{source}: perplexity with its 95 % interval")
-    add_tasks(page, result)
-    add_fidelity(page, result)
-    if result.differences:
-        _add_differences(page, result)
-    page.section("How it was measured")
-    page.text(_HOW)
-    page.text(
-        f"Weights and activations in {result.dtype}, head and loss in float32; {result.resamples:,} "
-        f"resamples, seed {result.seed}. Every document's figure stands in {result.rows}."
-    )
-    if truncated := evaluation_tables.truncated(result):
-        page.text(truncated)
-    page.table(("model", "run by"), list(result.engines.items()))
-    page.table(("model", "training data"), [(name, data.statement) for name, data in result.ancestry.items()])
-    page.table(
-        ("source", "SHA-256 of the documents' ids and texts", "documents cut"),
-        [(s, scores[0].data_sha256, scores[0].truncated) for s, scores in _by_source(result).items()],
-    )
+    """Write the page: scores, charts of their intervals, paired differences, methods and data."""
+    page = Page("Evaluation", "Held-out text, tasks and fidelity, with 95 % intervals")
+    _add_perplexity(page, result)
+    _add_tasks(page, result)
+    _add_fidelity(page, result)
+    _add_differences(page, result)
+    _add_methods(page, result)
     page.write(path)
 
 
-def _some(cells: Sequence[str], columns: Sequence[int]) -> list[str]:
-    return [cells[column] for column in columns]
+def _add_perplexity(page: Page, result: EvaluationResult) -> None:
+    page.section("Perplexity")
+    table = evaluation_tables.measures(result, {})
+    # The stage's records hold no domains: the column would be empty.
+    places = [place for place, header in enumerate(table.headers) if header != "domain"]
+    page.table(
+        [table.headers[place] for place in places], [[row[place] for place in places] for row in table.rows]
+    )
+    for source, scores in _by_source(result).items():
+        rows = [(score.model, score.perplexity, score.interval) for score in scores]
+        page.figure(intervals(rows, "perplexity"), f"{source}: perplexity with its 95 % interval")
+
+
+def _add_tasks(page: Page, result: EvaluationResult) -> None:
+    if not result.tasks:
+        return
+    for task in result.baselines:
+        scores = [by_task[task] for by_task in result.tasks.values() if task in by_task]
+        page.section(f"Task {task}")
+        table = evaluation_tables.scores(scores, result)
+        page.table(table.headers, table.rows)
+        _add_accuracy_chart(page, scores, result)
+        for score in scores:
+            if score.classes:
+                headers = (f"{score.model}: gold", *score.classes, "none")
+                counts = [(name, *row) for name, row in zip(score.classes, score.confusion, strict=True)]
+                page.table(headers, counts, "Questions by gold class (row) and answer (column)")
+        page.text(methods.answer_choice(scores[0]))
+        page.key_values(_task_settings(scores[0]))
+    page.section("Every rule")
+    _add_table(page, evaluation_tables.rules(result))
+
+
+def _add_accuracy_chart(page: Page, scores: Sequence[TaskScore], result: EvaluationResult) -> None:
+    baselines = result.baselines[scores[0].task]
+    rows = [(score.model, score.accuracy, score.interval) for score in scores]
+    rows += [(b.name, b.accuracy, b.interval) for b in baselines.values() if b.trained_on]
+    best_position = baselines["position"].accuracy
+    caption = f"Accuracy with its 95 % interval; the line is the best position, {percent(best_position)}"
+    page.figure(intervals(rows, "accuracy", reference=best_position), caption)
+
+
+def _task_settings(score: TaskScore) -> dict[str, object]:
+    return {
+        "task version": score.version,
+        "template": score.template,
+        "method": score.method,
+        "prompt form": score.prompt_form,
+        "shots": f"{score.shots} {' '.join(score.shot_ids)}",
+        "prompts truncated": f"{score.truncated} of {score.n}",
+        "repeated questions": score.repeated,
+        "ties": score.ties,
+        "data": score.data if score.split is None else f"{score.data}, split {score.split}",
+        "SHA-256 of the prompts": score.prompt_sha256,
+        "SHA-256 of the questions": score.data_sha256,
+        "rows": score.rows,
+    }
+
+
+def _add_fidelity(page: Page, result: EvaluationResult) -> None:
+    if not result.fidelity:
+        return
+    page.section("Fidelity")
+    _add_table(page, evaluation_tables.fidelity(result))
+    rows = [
+        (f"{f.model} against {f.against}, {f.source}", f.perplexity_ratio, f.intervals["perplexity_ratio"])
+        for f in result.fidelity
+    ]
+    caption = "Perplexity ratio; at 1 both models predict the text equally well"
+    page.figure(intervals(rows, "perplexity ratio", reference=1), caption)
 
 
 def _add_differences(page: Page, result: EvaluationResult) -> None:
+    if not result.differences:
+        return
     page.section("Paired differences")
-    table = evaluation_tables.differences(result.differences)
-    page.table(table.headers, table.rows, caption=table.caption)
-    _draw(page, [d for d in result.differences if not d.task], "difference in nats", "below")
-    _draw(page, [d for d in result.differences if d.task], "difference in accuracy", "above")
+    _add_table(page, evaluation_tables.differences(result.differences))
+    _add_difference_chart(page, [d for d in result.differences if not d.task], "nats", "below")
+    _add_difference_chart(page, [d for d in result.differences if d.task], "accuracy", "above")
 
 
-def _draw(page: Page, found: Sequence[Comparison], axis: str, better: str) -> None:
-    if found:
-        rows = [(f"{d.b} − {d.a}, {d.source or d.task}", d.difference, d.interval) for d in found]
-        page.figure(intervals(rows, axis, reference=0), f"{better} zero the second model is better")
+def _add_difference_chart(page: Page, comparisons: Sequence[Comparison], unit: str, better: str) -> None:
+    if comparisons:
+        rows = [(f"{d.b} − {d.a}, {d.source or d.task}", d.difference, d.interval) for d in comparisons]
+        chart = intervals(rows, f"difference in {unit}", reference=0)
+        page.figure(chart, f"Paired differences b − a; {better} zero b is better")
+
+
+def _add_methods(page: Page, result: EvaluationResult) -> None:
+    page.section("Methods")
+    page.text(methods.PERPLEXITY)
+    if result.tasks:
+        page.text(f"{methods.ACCURACY} {methods.PROMPTS} {methods.ANSWER_MASS} {methods.BASELINES}")
+    if result.fidelity:
+        page.text(methods.FIDELITY)
+    if result.differences:
+        page.text(f"{methods.DIFFERENCE} {methods.DETECTABLE}")
+    page.text(f"{methods.VERDICT} {methods.INTERVALS}")
+    page.text(f"{methods.evaluation_settings(result)} Scores of every document are in {result.rows}.")
+    if truncated := methods.truncation(result):
+        page.text(truncated)
+    page.table(("model", "engine"), list(result.engines.items()))
+    page.table(("model", "training data"), [(name, data.statement) for name, data in result.ancestry.items()])
+    page.table(
+        ("source", "SHA-256 of the documents' ids and texts", "documents truncated"),
+        [(s, scores[0].data_sha256, scores[0].truncated) for s, scores in _by_source(result).items()],
+    )
+
+
+def _add_table(page: Page, table: ResultTable) -> None:
+    page.table(table.headers, table.rows, table.caption)
 
 
 def _by_source(result: EvaluationResult) -> dict[str, list[Perplexity]]:

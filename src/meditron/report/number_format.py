@@ -1,4 +1,4 @@
-"""Measured values as text, one form a kind of measure: reports, model card and terminal write alike."""
+"""Number formats of measured values, the same in reports, model card and terminal."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,57 +18,55 @@ __all__ = [
 
 
 def count(value: float) -> str:
-    """A whole number: `20,788`."""
+    """Format a whole number: `20,788`."""
     return f"{value:,.0f}"
 
 
 def decimal(value: float) -> str:
-    """Four significant figures; whole numbers, and those from ten thousand on, whole: `12.34`, `61,440`."""
+    """Format with four significant digits, or as a whole number from ten thousand on: `12.34`, `61,440`."""
     whole = isinstance(value, int) or 1e4 <= abs(value) < 1e9
     return _minus(f"{value:,.0f}" if whole else f"{value:.4g}")
 
 
 def perplexity(value: float) -> str:
-    """`15.85`, `49,152`, `1.2e+40`."""
+    """Format a perplexity: `15.85`, `49,152`, `1.2e+40`."""
     if value >= 1e9:
         return f"{value:.2g}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
-def percent(share: float | None) -> str:
-    """Format a share: `66.7 %`; nothing for None."""
-    if share is None:
-        return ""
+def percent(share: float) -> str:
+    """Format a share: `66.7 %`."""
     return f"{_minus(f'{100 * share:.1f}')} %"
 
 
 def points(share: float) -> str:
-    """A difference of shares, in percentage points: `+39.4`."""
+    """Format a difference of shares in percentage points: `+39.4`."""
     return _minus(f"{100 * share:+.1f}")
 
 
 def nats(value: float) -> str:
-    """A difference in log-loss: `−0.1900`."""
+    """Format a difference in log-loss: `−0.1900`."""
     return _minus(f"{value:+.4f}")
 
 
 def ratio(value: float) -> str:
-    """What is near one: `1.0312`."""
+    """Format a ratio: `1.0312`."""
     return f"{value:.4f}"
 
 
 def probability(value: float) -> str:
-    """A p-value: `0.034`, `< 0.001`."""
+    """Format a p-value: `0.034`, `< 0.001`."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def estimate(value: float, ends: Sequence[float] | None, form: Callable[[float], str]) -> str:
-    """A value and its interval: `15.85 [15.02, 16.71]`, `15.85 (no interval)`."""
+    """Format a value with its interval: `15.85 [15.02, 16.71]`, `15.85 (no interval)`."""
     return f"{form(value)} {interval(ends, form) if ends else f'({interval(ends, form)})'}"
 
 
 def interval(ends: Sequence[float] | None, form: Callable[[float], str]) -> str:
-    """Both ends in one form: `[15.02, 16.71]`; `no interval` if the sample is too small for one."""
+    """Format an interval: `[15.02, 16.71]`; `no interval` if the sample is too small."""
     if ends is None:
         return "no interval"
     low, high = (form(end).removesuffix(" %") for end in ends)
@@ -76,6 +74,7 @@ def interval(ends: Sequence[float] | None, form: Callable[[float], str]) -> str:
 
 
 def _minus(text: str) -> str:
+    # An exponent keeps its hyphen, so that 1e-08 can be copied as a number.
     return text.replace("-", "−") if "e" not in text else text
 
 
@@ -89,4 +88,4 @@ FORMS: tuple[Callable[[float], str], ...] = (
     ratio,
     probability,
 )
-"""Every form that a measured value is written in."""
+"""All formats of measured values."""

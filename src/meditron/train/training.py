@@ -15,6 +15,7 @@ from meditron.core.machine import describe, matrix_dtype
 from meditron.model.llama import Llama
 from meditron.model.weights import load_model, save_hf
 from meditron.report.pages import Page
+from meditron.report.training_page import write_report
 from meditron.store.ancestry import Training, write_ancestry
 from meditron.store.artifact import Artifact
 from meditron.store.files import read_json, write_json
@@ -28,7 +29,6 @@ from meditron.train.loop import Step, steps
 from meditron.train.metrics import MetricsFile
 from meditron.train.optimizer import MasterAdamW
 from meditron.train.peak import matmul_peak
-from meditron.train.report import write_report
 from meditron.train.runtime import Interruption, interruptible, repeatable
 from meditron.train.samples import Samples
 

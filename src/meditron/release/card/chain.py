@@ -1,4 +1,4 @@
-"""The manifests a card is made from: those of the stages named to it, and of all below them."""
+"""The manifests that a card describes: those of its input stages, and of all their dependencies."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,21 +12,21 @@ from meditron.store.manifest import InputRecord, Manifest, read_manifest
 __all__ = ["Chain", "read_chain"]
 
 _STAGE = re.compile(r"[A-Za-z0-9_.-]+")
-_BEGAN_WITH = ("model", "base")
+_PARENT_KEYS = ("model", "base")
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Stages by name, each after those it was made from."""
+    """Stages by name, each after its inputs."""
 
     stages: Mapping[str, Manifest]
 
     def parent(self, manifest: Manifest) -> InputRecord | None:
-        """The model that a stage began with; None for a stage that began with none."""
-        return next((manifest.inputs[key] for key in _BEGAN_WITH if key in manifest.inputs), None)
+        """Return the model that a stage started from; None for seeded weights."""
+        return next((manifest.inputs[key] for key in _PARENT_KEYS if key in manifest.inputs), None)
 
     def line(self, name: str) -> list[Manifest]:
-        """The stages that a model went through, from the base on, up to `name`."""
+        """Return the stages of a model, from the base to `name`."""
         line: list[Manifest] = []
         while name in self.stages:
             line.insert(0, self.stages[name])
@@ -34,16 +34,17 @@ class Chain:
             name = _stage(parent.reference) if parent else ""
         return line
 
-    def below(self, names: Iterable[str]) -> list[Manifest]:
-        """The stages named and all that they were made from, in order."""
-        wanted = set(names)
+    def with_dependencies(self, names: Iterable[str]) -> list[Manifest]:
+        """Return the stages of these names and all their dependencies, in order."""
+        chosen = set(names)
+        # Later stages first, so that one pass reaches the dependencies of dependencies.
         for name in reversed(list(self.stages)):
-            if name in wanted:
-                wanted |= {_stage(record.reference) for record in self.stages[name].inputs.values()}
-        return [manifest for name, manifest in self.stages.items() if name in wanted]
+            if name in chosen:
+                chosen |= {_stage(record.reference) for record in self.stages[name].inputs.values()}
+        return [manifest for name, manifest in self.stages.items() if name in chosen]
 
-    def outside(self) -> dict[str, InputRecord]:
-        """What no stage made: the base, the sources, by the names they were given under."""
+    def external_inputs(self) -> dict[str, InputRecord]:
+        """Return the external inputs (base, sources) by name."""
         return {
             key: record
             for manifest in self.stages.values()
@@ -53,15 +54,14 @@ class Chain:
 
 
 def read_chain(artifacts: Iterable[Artifact]) -> Chain:
-    """Read the manifests of `artifacts` and of every stage below them.
+    """Read the manifests of `artifacts` and of all their dependencies.
 
-    A manifest names its inputs and holds their digests; the stages of a run lie beside each other, so that
-    one is found by its name and proven by its digest.
+    A manifest has the names and digests of its inputs. The stages of a run are in one folder, so an input is
+    found by its name and verified by its digest.
 
     Raises:
-        DriftError: a stage was made from another one than the one that lies beside it: what is told of the
-            one would not be true of the other.
-        InputError: a manifest is damaged.
+        DriftError: A stage was built from another version of an input than the one in the run's folder.
+        InputError: A manifest is damaged.
     """
     stages: dict[str, Manifest] = {}
     for artifact in artifacts:
@@ -73,6 +73,7 @@ def read_chain(artifacts: Iterable[Artifact]) -> Chain:
 def _visit(run: Path, manifest: Manifest, stages: dict[str, Manifest]) -> None:
     if manifest.name in stages:
         return
+    # Dependencies first: the order of the dict is the order of the chain.
     for record in manifest.inputs.values():
         name = _stage(record.reference)
         below = read_manifest(run / name) if name else None
@@ -80,14 +81,15 @@ def _visit(run: Path, manifest: Manifest, stages: dict[str, Manifest]) -> None:
             continue
         if below.digest != record.digest:
             raise DriftError(
-                f"{manifest.name} was made from another {name} than lies beside it: a card would mix them",
-                hint=f"meditron run … --rebuild {manifest.name} makes it from this one",
+                f"{manifest.name} was built from another {name} than the one in {run}: the card would mix "
+                "two runs",
+                hint=f"rebuild it from this one: meditron run … --rebuild {manifest.name}",
             )
         _visit(run, below, stages)
     stages[manifest.name] = manifest
 
 
 def _stage(reference: str) -> str:
-    """The stage that a reference names, if it names one: `quantize` of `quantize:F16`."""
+    """Return the stage of a reference (`quantize` of `quantize:F16`); empty if it is not a stage's."""
     name = reference.partition(":")[0]
     return name if _STAGE.fullmatch(name) and name not in (".", "..") else ""

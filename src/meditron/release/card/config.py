@@ -1,4 +1,4 @@
-"""What the card stage is told: which model it is of, and what no manifest knows of it."""
+"""The config of the card stage."""
 
 from typing import Annotated, Self
 
@@ -11,44 +11,44 @@ __all__ = ["Assumption", "CardConfig", "EnergyConfig"]
 
 
 class Assumption(Config):
-    """A number that was not measured, with where it is from."""
+    """A number that was not measured, with its source."""
 
     value: float = Field(ge=0)
     """The number."""
 
     source: str = Field(min_length=1)
-    """Where it is from: a paper, a data sheet, a meter."""
+    """A paper, a data sheet, or a meter."""
 
 
 _GREEN = "Lannelongue et al. 2021, doi:10.1002/advs.202100707"
 
 
 class EnergyConfig(Config):
-    """What the card's estimate of energy assumes: nothing of it was measured."""
+    """The assumptions of the card's energy estimate; none of them was measured."""
 
     watts_per_core: Assumption = Assumption(value=12.0, source=f"average processor core, busy: {_GREEN}")
-    """Draw of one busy processor core, W."""
+    """Power of one busy processor core, W."""
 
     watts_per_gb: Assumption = Assumption(value=0.3725, source=f"memory, used or not: {_GREEN}")
-    """Draw of the memory, W a gigabyte."""
+    """Power of the memory, W per gigabyte."""
 
     watts_per_gpu: Assumption = Assumption(
         value=400.0, source="board power of an A100 SXM, NVIDIA's data sheet"
     )
-    """Draw of one busy GPU, W."""
+    """Power of one busy GPU, W."""
 
     pue: Assumption = Assumption(value=1.67, source=f"average data centre: {_GREEN}")
-    """Power usage effectiveness: all that the building draws by what the computers draw."""
+    """Power usage effectiveness: power of the whole data centre divided by that of the computers."""
 
     grid: Assumption = Assumption(value=0.475, source=f"average of the world's grids: {_GREEN}")
-    """Carbon intensity of the electricity, kg CO2e a kWh."""
+    """Carbon intensity of the electricity, kg CO2e per kWh."""
 
 
 class CardConfig(StageConfig):
-    """The recipe's `[card]` table: which model the card is of, and what no manifest knows of it."""
+    """The recipe's `[card]` table: the described model, and the facts that no manifest has."""
 
     of: str | None = None
-    """Reference of the released model; absent: the one that the quantized files were made from."""
+    """Reference of the released model; absent: the model of the quantized files."""
 
     quantize: str = "quantize"
     """The stage of its quantized files; empty: none."""
@@ -57,53 +57,53 @@ class CardConfig(StageConfig):
     """The stage that evaluated it; empty: none."""
 
     name: str | None = Field(default=None, min_length=1)
-    """What the model is called; absent: as the run is."""
+    """Name of the model; absent: the run's name."""
 
     authors: str | None = Field(default=None, min_length=1)
-    """Whom to cite."""
+    """Authors to cite."""
 
     license: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]*$")
     """Licence of the released weights, as the hub names it (`apache-2.0`, `llama2`); absent: not stated."""
 
     license_name: str | None = Field(default=None, min_length=1)
-    """Name of a licence that the hub has none for, with `license = "other"`."""
+    """Name of a licence that the hub does not list, with `license = "other"`."""
 
     license_link: str | None = Field(default=None, min_length=1)
-    """Where that licence can be read."""
+    """Address of that licence."""
 
     base_model: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
-    """The base model's name on the hub, `org/name`; absent: the card tells where its file came from only."""
+    """The base model's name on the hub, `org/name`; absent: the card has only the origin of its file."""
 
     base_license: str | None = Field(default=None, min_length=1)
-    """The base model's licence; absent: the card says that it is not stated."""
+    """The base model's licence; absent: "not stated"."""
 
     datasets: tuple[Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?$")], ...] = ()
-    """The training data's names on the hub, of those that are there."""
+    """Names of the training data on the hub."""
 
     tags: tuple[str, ...] = ()
-    """More tags for the hub."""
+    """Additional tags for the hub."""
 
     intended: tuple[str, ...] = ()
-    """More uses that it is meant for, a sentence each."""
+    """Additional intended uses, one sentence each."""
 
     out_of_scope: tuple[str, ...] = ()
-    """More uses that it is not meant for, a sentence each."""
+    """Additional out-of-scope uses, one sentence each."""
 
     limitations: tuple[str, ...] = ()
-    """More limits to know of, a sentence each."""
+    """Additional limitations, one sentence each."""
 
     energy: EnergyConfig = EnergyConfig()
-    """What the estimate of energy assumes."""
+    """Assumptions of the energy estimate."""
 
     @model_validator(mode="after")
-    def _says_what_it_is_of_and_under_which_licence(self) -> Self:
+    def _require_model_and_licence(self) -> Self:
         if not (self.of or self.quantize):
-            raise ValueError("of: without quantized files, name the model that the card is of")
+            raise ValueError("of: without quantized files, name the model that the card describes")
         if self.license_name and self.license != "other":
-            raise ValueError('license_name: goes with license = "other"')
+            raise ValueError('license_name: requires license = "other"')
         return self
 
     def inputs(self) -> dict[str, str]:
-        """The released model where it is named, its quantized files, its evaluation."""
+        """Return the released model if it is named, its quantized files, and its evaluation."""
         named = {"model": self.of, "quantize": self.quantize, "evaluate": self.evaluate}
         return {name: reference for name, reference in named.items() if reference}

@@ -1,4 +1,4 @@
-"""An estimate of the energy that the stages took: seconds × assumed watts × what the building adds."""
+"""An estimate of the stages' energy: seconds × assumed watts × power usage effectiveness."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,17 +12,17 @@ _KWH = 3.6e6  # joules
 
 
 def estimate(stages: Sequence[Manifest], config: EnergyConfig) -> dict[str, Any]:
-    """The energy of each stage and of all, as if every core and GPU of its machine had been busy throughout.
+    """Estimate the energy of each stage, as if every core and GPU of its machine were busy all the time.
 
     The method of Lannelongue, Grealey and Inouye, "Green Algorithms: Quantifying the Carbon Footprint of
-    Computation", Advanced Science 2021. A stage's seconds are those of the attempt that finished it.
+    Computation", Advanced Science 2021. A stage's seconds are those of its last attempt.
 
     Returns:
-        `kwh`, `kgco2e` (kg CO2e) and `seconds` of all; `stages`: name → the same and `watts`.
+        `kwh`, `kgco2e` (kg CO2e) and `seconds` in total; `stages`: name → the same and `watts`.
     """
-    told = {stage.name: _stage(stage, config) for stage in stages}
-    sums = {key: sum(one[key] for one in told.values()) for key in ("kwh", "kgco2e", "seconds")}
-    return {**sums, "stages": told}
+    estimates = {stage.name: _stage(stage, config) for stage in stages}
+    sums = {key: sum(stage[key] for stage in estimates.values()) for key in ("kwh", "kgco2e", "seconds")}
+    return {**sums, "stages": estimates}
 
 
 def _stage(stage: Manifest, config: EnergyConfig) -> dict[str, float]:

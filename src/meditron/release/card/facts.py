@@ -1,4 +1,4 @@
-"""All that a card tells of, gathered from the manifests and the evaluation's records."""
+"""The content of a card, from the manifests and the evaluation's records."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,50 +21,50 @@ __all__ = ["CardFacts", "gather", "origin"]
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What is told, before it is put into words."""
+    """The content of a card, before it is put into words."""
 
     config: CardConfig
     name: str
-    """The model's, for people."""
+    """Name of the model."""
     run: str
-    """The folder that the stages lie in."""
+    """Name of the run's folder."""
     model: str
-    """The released model's stage."""
+    """Stage of the released model."""
     chain: Chain
     result: EvaluationResult | None
     quantize: Manifest | None
     energy: Mapping[str, Any]
     training_data: str
-    """One sentence on how much is known of the model's training data."""
+    """A sentence on the model's known training data."""
 
     @property
     def line(self) -> list[Manifest]:
-        """The stages that the model went through, from its base on."""
+        """The stages of the model, from its base on."""
         return self.chain.line(self.model)
 
     @property
     def base(self) -> InputRecord | None:
-        """Where the first of them began."""
+        """The model that the first stage started from."""
         return self.chain.parent(self.line[0])
 
     @property
     def corpora(self) -> list[Manifest]:
         """The corpora that the model was trained on."""
-        return self.below("corpus")
+        return self.dependencies("corpus")
 
     @property
     def files(self) -> list[dict[str, Any]]:
-        """The quantized files, as the quantize stage told them."""
+        """The quantized files, as the quantize stage recorded them."""
         return list(self.quantize.metrics.get("files", ())) if self.quantize else []
 
     @property
     def fallbacks(self) -> dict[str, dict[str, int]]:
-        """File → type → how many matrices have this one instead of the one asked for."""
+        """File → fallback type → number of matrices."""
         return {file["path"]: dict(Counter(file.get("fallbacks", {}).values())) for file in self.files}
 
     @property
     def domains(self) -> dict[str, str]:
-        """Source → what its text is about."""
+        """Source → domain."""
         return {name: source["domain"] for name, source in self.sources.items() if source.get("domain")}
 
     @property
@@ -74,27 +74,30 @@ class CardFacts:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages that the corpora kept."""
-        return tuple(dict.fromkeys(one for c in self.corpora for one in c.config.get("languages", ())))
+        """The languages of the corpora."""
+        codes = (code for corpus in self.corpora for code in corpus.config.get("languages", ()))
+        return tuple(dict.fromkeys(codes))
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """What the hub finds the model by."""
-        own = ["medical", "research", "llama", *dict.fromkeys(stage.kind for stage in self.line)]
-        return tuple(dict.fromkeys([*own, *(["gguf"] if self.files else []), *self.config.tags]))
+        """Tags for the hub."""
+        kinds = [stage.kind for stage in self.line]
+        gguf = ["gguf"] if self.files else []
+        return tuple(dict.fromkeys(["medical", "research", "llama", *kinds, *gguf, *self.config.tags]))
 
-    def below(self, kind: str) -> list[Manifest]:
-        """The stages of a kind that the model was made from."""
-        return [stage for stage in self.chain.below([self.model]) if stage.kind == kind]
+    def dependencies(self, kind: str) -> list[Manifest]:
+        """Return the model's dependencies of one kind."""
+        return [stage for stage in self.chain.with_dependencies([self.model]) if stage.kind == kind]
 
 
 def gather(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> CardFacts:
-    """Read the chain and what was found of it.
+    """Read the chain of stages and its evaluation.
 
     Raises:
-        UsageError: the quantized files were made from another model than the card's; the model is no stage.
-        DriftError: the stages were not made from each other (see `read_chain`).
-        InputError: a record is damaged.
+        UsageError: The quantized files were made from another model than the card's, or the model is not a
+            stage's.
+        DriftError: The stages were not built from each other (see `read_chain`).
+        InputError: A record is damaged.
     """
     chain = read_chain(inputs.values())
     quantize = inputs["quantize"].manifest if "quantize" in inputs else None
@@ -116,23 +119,24 @@ def gather(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> Car
 
 
 def _released(inputs: Mapping[str, Artifact], chain: Chain, quantize: Manifest | None) -> str:
-    """The stage that left the model: the one named, which the quantized files must have been made from."""
+    """Return the stage of the released model; the quantized files must have been made from it."""
+    # Files of another model under this card would be published with wrong scores.
     parent = chain.parent(quantize) if quantize else None
     named = inputs["model"].name if "model" in inputs else None
     of = named or (parent.reference if parent else "")
     if of not in chain.stages:
         raise UsageError(
-            f"a card is of a model that a stage trained, not of '{of or 'none'}'",
+            f"card.of must be a stage that trained a model, got '{of}'",
             hint='name the stage: [card] of = "pretrain"',
         )
     if parent and parent.reference != of:
         raise UsageError(
-            f"the card is of {of}, but its quantized files were made from {parent.reference}",
-            hint=f'write [quantize] on = "{of}", or [card] quantize = ""',
+            f"card.of is {of}, but its quantized files were made from {parent.reference}",
+            hint=f'set [quantize] on = "{of}", or [card] quantize = ""',
         )
     return of
 
 
 def origin(reference: str) -> str:
-    """A source without its promised hash, which stands among the digests."""
+    """Remove the expected hash of a source; the digests are in the provenance."""
     return reference.partition("@sha256:")[0]

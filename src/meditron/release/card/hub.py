@@ -1,4 +1,4 @@
-"""A model card's front matter: the hub's documented keys, and evaluation results in the hub's schema."""
+"""The front matter of a model card, with evaluation results in the hub's schema."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from meditron.store.results import EvaluationResult, TaskScore
 __all__ = ["NOT_STATED", "front_matter"]
 
 NOT_STATED = "not-stated"
-"""The name of the licence of weights whose recipe states none."""
+"""Licence name of weights without a stated licence."""
 
 
 def front_matter(
@@ -25,11 +25,19 @@ def front_matter(
     result: EvaluationResult | None,
     domains: Mapping[str, str],
 ) -> str:
-    """The front matter as YAML, without its fences.
+    """Return the front matter as YAML, without its fences; the hub is not contacted.
 
-    `model` is the reference under which `result` knows the released model. Nothing is asked of the hub.
+    Args:
+        config: The `[card]` table.
+        name: Name of the model.
+        model: The released model's reference in `result`.
+        languages: Language codes.
+        tags: Tags for the hub.
+        result: The evaluation, if there is one.
+        domains: Source → domain.
     """
     data = ModelCardData(
+        # The hub requires a licence; "other" with a name of its own states that none was given.
         license=config.license or "other",
         license_name=config.license_name or (None if config.license else NOT_STATED),
         license_link=config.license_link,
@@ -40,17 +48,17 @@ def front_matter(
         datasets=list(config.datasets) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        **_results(list(_evaluated(result, model, domains)) if result else [], name),
+        **_results(list(_eval_results(result, model, domains)) if result else [], name),
     )
     return data.to_yaml()
 
 
-def _results(found: list[EvalResult], name: str) -> dict[str, Any]:
-    metrics = sorted({one.metric_type for one in found})
-    return {"eval_results": found, "metrics": metrics, "model_name": name} if found else {}
+def _results(results: list[EvalResult], name: str) -> dict[str, Any]:
+    metrics = sorted({result.metric_type for result in results})
+    return {"eval_results": results, "metrics": metrics, "model_name": name} if results else {}
 
 
-def _evaluated(result: EvaluationResult, model: str, domains: Mapping[str, str]) -> Iterator[EvalResult]:
+def _eval_results(result: EvaluationResult, model: str, domains: Mapping[str, str]) -> Iterator[EvalResult]:
     for source, text in result.perplexity.get(model, {}).items():
         yield EvalResult(
             task_type="text-generation",
@@ -73,13 +81,13 @@ def _evaluated(result: EvaluationResult, model: str, domains: Mapping[str, str])
             dataset_split=score.split,
             metric_type="accuracy",
             metric_value=score.accuracy,
-            metric_name=f"accuracy ({_way(score)}), {number_format.count(score.n)} questions, "
+            metric_name=f"accuracy ({_settings(score)}), {number_format.count(score.n)} questions, "
             + _ends(score.interval, number_format.percent),
         )
 
 
-def _way(score: TaskScore) -> str:
-    """Name what another evaluation must share for its figure to compare."""
+def _settings(score: TaskScore) -> str:
+    """Name the settings that another evaluation must share to be comparable."""
     parts = [
         score.rule or score.method,
         score.template,

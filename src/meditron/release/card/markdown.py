@@ -1,4 +1,4 @@
-"""A model card as Markdown: the same blocks as `ground.pages.Page`, so that one text makes both."""
+"""Model cards as Markdown, with the same blocks as `report.pages.Page`: one text for both."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,10 @@ from typing import Protocol
 from meditron.core.console import sanitize_terminal
 from meditron.core.redaction import redact
 
-__all__ = ["Markdown", "Published", "Sheet", "public"]
+__all__ = ["CardWriter", "MarkdownWriter", "RedactedWriter", "public"]
 
-# What Markdown (with GitHub's tables, strikes and formulas) would take for itself, and nothing more: people
-# read the source too. Brackets alone are text, as no text of a card can define what they would refer to.
+# Only active characters of Markdown (with GitHub's tables, strikes and formulas) are escaped, because people
+# read the source too. Brackets alone are text: no text of a card can define a link reference.
 _ACTIVE = re.compile(
     r"[\\`*|$]"
     r"|<(?=[A-Za-z/!?])"  # a tag
@@ -24,40 +24,40 @@ _NUMBERED = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))")
 
 
 # An absolute path, or one in a home folder: the whole text, or a part of it.
-_ALONE = re.compile(r"\s*(?:file:(?://)?)?(?:/|~\w*/)(?P<path>.+)", re.DOTALL)
-_WITHIN = re.compile(r"(?<![\w/.:~-])(?:file:(?://)?)?(?:/|~\w*/)(?:[\w.@+=-]+/)+(?P<name>[\w.@+:=-]+)")
+_WHOLE_PATH = re.compile(r"\s*(?:file:(?://)?)?(?:/|~\w*/)(?P<path>.+)", re.DOTALL)
+_INNER_PATH = re.compile(r"(?<![\w/.:~-])(?:file:(?://)?)?(?:/|~\w*/)(?:[\w.@+=-]+/)+(?P<name>[\w.@+:=-]+)")
 
 
 def public(text: str) -> str:
     """Return a text without addresses' credentials and queries, and with names instead of absolute paths."""
-    if (whole := _ALONE.fullmatch(text)) and not re.search(r"[\s,;]/", text.strip()):
+    if (whole := _WHOLE_PATH.fullmatch(text)) and not re.search(r"[\s,;]/", text.strip()):
         text = whole["path"].rstrip("/").rpartition("/")[2]
-    return _WITHIN.sub(lambda path: path["name"], redact(text))
+    return _INNER_PATH.sub(lambda path: path["name"], redact(text))
 
 
-class Sheet(Protocol):
-    """What a card's text is put down on: Markdown, or a page for the browser."""
+class CardWriter(Protocol):
+    """A writer of a card's blocks: Markdown, or a page for the browser."""
 
     def section(self, heading: str) -> None:
         """Begin a section."""
 
     def text(self, text: str) -> None:
-        """Paragraphs, apart by an empty line."""
+        """Add paragraphs; an empty line separates them."""
 
-    def key_values(self, facts: Mapping[str, object]) -> None:
-        """Names and their values, one a line."""
+    def key_values(self, values: Mapping[str, object]) -> None:
+        """Add names with their values, one per line."""
 
     def table(
         self, headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None = None
     ) -> None:
-        """A table of texts."""
+        """Add a table of texts."""
 
     def code(self, text: str, language: str = "") -> None:
-        """Something to type or to copy."""
+        """Add a command or code to copy."""
 
 
-class Markdown:
-    """A sheet that becomes a Markdown document; every text is escaped, whatever it came from."""
+class MarkdownWriter:
+    """A writer of Markdown; all text is escaped, whatever its origin."""
 
     def __init__(self, title: str) -> None:
         self._blocks = [f"# {_plain(title)}"]
@@ -67,30 +67,30 @@ class Markdown:
         self._blocks.append(f"## {_plain(heading)}")
 
     def text(self, text: str) -> None:
-        """Paragraphs, apart by an empty line."""
+        """Add paragraphs; an empty line separates them."""
         self._blocks += [_plain(paragraph) for paragraph in text.split("\n\n") if paragraph.strip()]
 
-    def key_values(self, facts: Mapping[str, object]) -> None:
-        """Names and their values, as a list."""
-        self._blocks.append("\n".join(f"- {_plain(name)}: {_plain(value)}" for name, value in facts.items()))
+    def key_values(self, values: Mapping[str, object]) -> None:
+        """Add names with their values, as a list."""
+        self._blocks.append("\n".join(f"- {_plain(name)}: {_plain(value)}" for name, value in values.items()))
 
     def table(
         self, headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None = None
     ) -> None:
-        """A table, with its caption above it."""
+        """Add a table with its caption above it."""
         if caption:
             self._blocks.append(f"**{_plain(caption)}**")
         lines = [_row(headers), _row(["---"] * len(headers), raw=True), *map(_row, rows)]
         self._blocks.append("\n".join(lines))
 
     def code(self, text: str, language: str = "") -> None:
-        """A fenced block; the fence is longer than any in the text."""
+        """Add a fenced block; the fence is longer than any in the text."""
         longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
         fence = "`" * max(3, longest + 1)
         self._blocks.append(f"{fence}{language}\n{text}\n{fence}")
 
     def render(self) -> str:
-        """The document."""
+        """Return the document."""
         return "\n\n".join(self._blocks) + "\n"
 
 
@@ -99,36 +99,36 @@ def _row(cells: Sequence[object], *, raw: bool = False) -> str:
 
 
 def _plain(value: object) -> str:
-    """A text in one line that no reader of Markdown takes for anything else."""
+    """Return a text on one line, escaped."""
     line = " ".join(sanitize_terminal(str(value)).split())
     return _NUMBERED.sub(r"\1\\", _ACTIVE.sub(r"\\\g<0>", line))
 
 
-class Published:
-    """A sheet on which nothing is put down that only its writer's machine or account should know."""
+class RedactedWriter:
+    """A writer that removes credentials and absolute paths before it passes text on."""
 
-    def __init__(self, sheet: Sheet) -> None:
-        self._sheet = sheet
+    def __init__(self, writer: CardWriter) -> None:
+        self._writer = writer
 
     def section(self, heading: str) -> None:
-        """See `Sheet`."""
-        self._sheet.section(public(heading))
+        """Write as `CardWriter` does."""
+        self._writer.section(public(heading))
 
     def text(self, text: str) -> None:
-        """See `Sheet`."""
-        self._sheet.text("\n\n".join(map(public, text.split("\n\n"))))
+        """Write as `CardWriter` does."""
+        self._writer.text("\n\n".join(map(public, text.split("\n\n"))))
 
-    def key_values(self, facts: Mapping[str, object]) -> None:
-        """See `Sheet`."""
-        self._sheet.key_values({public(name): public(str(value)) for name, value in facts.items()})
+    def key_values(self, values: Mapping[str, object]) -> None:
+        """Write as `CardWriter` does."""
+        self._writer.key_values({public(name): public(str(value)) for name, value in values.items()})
 
     def table(
         self, headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None = None
     ) -> None:
-        """See `Sheet`."""
+        """Write as `CardWriter` does."""
         cells = [[public(str(cell)) for cell in row] for row in rows]
-        self._sheet.table([public(header) for header in headers], cells, caption and public(caption))
+        self._writer.table([public(header) for header in headers], cells, caption and public(caption))
 
     def code(self, text: str, language: str = "") -> None:
-        """See `Sheet`; commands and prompts hold paths within the run's folder only."""
-        self._sheet.code(redact(text), language)
+        """Write as `CardWriter` does; commands only have paths inside the run's folder."""
+        self._writer.code(redact(text), language)

@@ -1,4 +1,4 @@
-"""The card stage: what the model is, made from what, and how well it does, from the manifests alone."""
+"""The card stage: a model card from the manifests of a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from meditron.release.card.config import CardConfig
 from meditron.release.card.facts import CardFacts, gather
 from meditron.release.card.hub import NOT_STATED, front_matter
-from meditron.release.card.markdown import Markdown, Published
-from meditron.release.card.text import describe
+from meditron.release.card.markdown import MarkdownWriter, RedactedWriter
+from meditron.release.card.text import add_card
 from meditron.report.pages import Page
 from meditron.store.artifact import Artifact
 from meditron.store.files import atomic
@@ -17,23 +17,23 @@ __all__ = ["run"]
 
 
 def run(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Write `README.md`, as a model hub reads it, and `report.html`, the same text as a page.
+    """Write `README.md` for a model hub, and `report.html` with the same text.
 
     Returns:
-        metrics: `name` and `model` (the released model's stage), `license` and `base_model` as the hub reads
-        them, `stages` (those the card stands on), `energy` (see `card_energy.estimate`), `fallbacks` (file →
-        type → matrices that have it instead of the one asked for).
+        Metrics: `name` and `model` (the released model's stage), `license` and `base_model` for the hub,
+        `stages` (those that the card describes), `energy` (see `energy.estimate`), `fallbacks` (file →
+        fallback type → number of matrices).
 
     Raises:
-        UsageError: the inputs leave no model, or not one, to be described.
-        DriftError: the stages were not made from each other.
-        InputError: a manifest or a record is damaged.
+        UsageError: The inputs have no model to describe, or several.
+        DriftError: The stages were not built from each other.
+        InputError: A manifest or a record is damaged.
     """
     facts = gather(config, inputs, out)
     with atomic(out / "README.md", "w") as file:
         file.write(_markdown(facts))
     page = Page(facts.name, "Model card")
-    describe(Published(page), facts)
+    add_card(RedactedWriter(page), facts)
     page.write(out / "report.html")
     return {
         "name": facts.name,
@@ -47,7 +47,7 @@ def run(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[s
 
 
 def _markdown(facts: CardFacts) -> str:
-    head = front_matter(
+    header = front_matter(
         facts.config,
         name=facts.name,
         model=facts.model,
@@ -56,6 +56,6 @@ def _markdown(facts: CardFacts) -> str:
         result=facts.result,
         domains=facts.domains,
     )
-    text = Markdown(facts.name)
-    describe(Published(text), facts)
-    return f"---\n{head}\n---\n\n{text.render()}"
+    text = MarkdownWriter(facts.name)
+    add_card(RedactedWriter(text), facts)
+    return f"---\n{header}\n---\n\n{text.render()}"

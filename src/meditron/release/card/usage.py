@@ -1,11 +1,11 @@
-"""The parts of a card that are there to be typed or copied: commands, code, prompts, the citation."""
+"""Sections of a card to copy from: commands, code, prompts, citation."""
 
 import re
 from pathlib import PurePosixPath
 
 from meditron.release.card.facts import CardFacts
-from meditron.release.card.markdown import Sheet
-from meditron.release.mix import FLOATS
+from meditron.release.card.markdown import CardWriter
+from meditron.release.quant_recipes import FLOATS
 from meditron.store.manifest import Manifest
 from meditron.tasks.prompt_template import find_prompt_template
 from meditron.tasks.question import Question
@@ -14,22 +14,22 @@ __all__ = ["citation", "prompt", "run_it"]
 
 _PROMPT = "Hypertension is treated with"
 _TEMPLATES = {
-    "plain": "on prompts as they are",
-    "tags": "on turns of question and answer between <|im_start|> and <|im_end|>, as in its chat template",
-    "chatml": "on ChatML's turns of user and assistant, as in its chat template",
-    "tokenizer": "on the turns of its tokenizer's own chat template",
+    "plain": "on prompts without a chat template",
+    "tags": "on question and answer messages between <|im_start|> and <|im_end|>, as in its chat template",
+    "chatml": "on ChatML's user and assistant messages, as in its chat template",
+    "tokenizer": "with the chat template of its tokenizer",
 }
 
 
-def run_it(sheet: Sheet, facts: CardFacts) -> None:
-    """The commands and the code that work on these files, from the folder that holds the stages."""
-    sheet.section("How to run it")
-    sheet.text(f"From the run's folder, {facts.run}:")
+def run_it(card: CardWriter, facts: CardFacts) -> None:
+    """Add commands and code for these files, relative to the run's folder."""
+    card.section("How to run it")
+    card.text(f"From the run's folder, {facts.run}:")
     quantized = [file for file in facts.files if file["type"] not in FLOATS]
-    chat = [f"meditron chat {_stage(facts)}:{file['type']}" for file in quantized]
-    sheet.code("\n".join([*chat, f'meditron generate {facts.model} "{_PROMPT}"']), "sh")
-    sheet.text("With transformers:")
-    sheet.code(
+    chat = [f"meditron chat {_quantize_stage(facts)}:{file['type']}" for file in quantized]
+    card.code("\n".join([*chat, f'meditron generate {facts.model} "{_PROMPT}"']), "sh")
+    card.text("With transformers:")
+    card.code(
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'tokenizer = AutoTokenizer.from_pretrained("{facts.model}")\n'
         f'model = AutoModelForCausalLM.from_pretrained("{facts.model}")\n'
@@ -39,48 +39,53 @@ def run_it(sheet: Sheet, facts: CardFacts) -> None:
     )
     if facts.files:
         file = (quantized or facts.files)[-1]
-        path = PurePosixPath(_stage(facts)) / file["path"]
-        sheet.text("With llama.cpp:")
-        sheet.code(f'llama-cli -m {path} -p "{_PROMPT}"', "sh")
+        path = PurePosixPath(_quantize_stage(facts)) / file["path"]
+        card.text("With llama.cpp:")
+        card.code(f'llama-cli -m {path} -p "{_PROMPT}"', "sh")
 
 
-def prompt(sheet: Sheet, facts: CardFacts) -> None:
-    """The prompts it was finetuned and evaluated with."""
-    sheet.section("Prompts")
+def prompt(card: CardWriter, facts: CardFacts) -> None:
+    """Add the prompt templates of finetuning and evaluation."""
+    card.section("Prompts")
     finetuned = [stage for stage in facts.line if "template" in stage.config]
     for stage in finetuned:
-        sheet.text(f"{stage.name} was trained {_TEMPLATES[stage.config['template']]}{_end(stage)}.")
+        card.text(f"{stage.name} was trained {_template(stage)}{_answer_end(stage)}.")
     if not finetuned:
-        sheet.text("It was not finetuned on any template: give it the beginning of a text to go on with.")
-    told = [stage.metrics["task"] for stage in finetuned if stage.metrics.get("task")]
-    templates = {task["name"]: f"{task['template']['name']}/{task['template']['version']}" for task in told}
+        card.text("The model was not finetuned: prompt it with the beginning of a text to continue.")
+    tasks = [stage.metrics["task"] for stage in finetuned if stage.metrics.get("task")]
+    templates = {task["name"]: f"{task['template']['name']}/{task['template']['version']}" for task in tasks}
     for scores in facts.result.tasks.values() if facts.result else ():
         templates |= {name: score.template for name, score in scores.items()}
     for task, name in templates.items():
-        sheet.text(f"A question of {task} is laid out as {name}; the answer follows after a blank:")
-        sheet.code(_laid_out(name))
+        card.text(f"Prompt of a {task} question (template {name}); the answer follows after a space:")
+        card.code(_example_prompt(name))
 
 
-def _end(stage: Manifest) -> str:
-    """What stood behind an answer where no template says so."""
+def _template(stage: Manifest) -> str:
+    name = stage.config["template"]
+    return _TEMPLATES.get(name, f"with the template {name}")
+
+
+def _answer_end(stage: Manifest) -> str:
+    """Return how a training answer ended, if no chat template defines it."""
     if stage.config["template"] != "plain":
         return ""
     if stage.metrics.get("task"):
-        return ", each answered by one of its options and nothing behind it"
-    return ", each answer ended by the end-of-text token"
+        return "; an answer is one of the options, without an end token"
+    return "; each answer ends with the end-of-text token"
 
 
-def _laid_out(name: str) -> str:
-    """The prompt of a template (`sections/1`), with names where a question's own texts stand."""
+def _example_prompt(name: str) -> str:
+    """Return the prompt of a template (`sections/1`), with placeholders for the question's texts."""
     template = find_prompt_template(name.partition("/")[0])
     options = template.options or ("{option}", "{another option}")
     question = Question(id=name, text="{question}", options=options, gold=0, context="{context}")
     return template.render(question).prompt
 
 
-def citation(sheet: Sheet, facts: CardFacts) -> None:
-    """An entry for BibTeX."""
-    sheet.section("Citation")
+def citation(card: CardWriter, facts: CardFacts) -> None:
+    """Add an entry for BibTeX."""
+    card.section("Citation")
     last = max(facts.chain.stages.values(), key=lambda stage: stage.ended)
     version = last.libraries.get("meditron", "")
     fields = {
@@ -91,13 +96,13 @@ def citation(sheet: Sheet, facts: CardFacts) -> None:
     }
     lines = [f"  {key} = {{{_bibtex(value)}}}," for key, value in fields.items() if value]
     key = re.sub(r"[^A-Za-z0-9_-]+", "-", facts.name)
-    sheet.code("\n".join([f"@misc{{{key},", *lines, "}"]), "bibtex")
+    card.code("\n".join([f"@misc{{{key},", *lines, "}"]), "bibtex")
 
 
-def _stage(facts: CardFacts) -> str:
+def _quantize_stage(facts: CardFacts) -> str:
     return facts.quantize.name if facts.quantize else ""
 
 
 def _bibtex(value: str) -> str:
-    """A field's text without what would end it."""
+    """Remove characters that would end a field."""
     return re.sub(r"[{}\\]", "", value)

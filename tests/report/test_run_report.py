@@ -15,9 +15,10 @@ from fake_run import MODELS, TASK, FakeRun
 from meditron.core.disclaimer import ADVISORY
 from meditron.core.errors import InputError
 from meditron.core.statistics import bootstrap_ratio, paired_bootstrap
-from meditron.recipe.report import StagePlace, render
 from meditron.release.card.config import CardConfig
 from meditron.release.card.stage import run as write_card
+from meditron.report.figures import figure_name
+from meditron.report.run_report import StagePlace, render
 from meditron.store.manifest import Git, InputRecord, Manifest, fingerprint, record_files, write_manifest
 from meditron.store.results import Comparison, EvaluationResult, Perplexity, write_results
 
@@ -211,7 +212,7 @@ def test_page_shows_figures_reasons_and_the_way_to_each_stage(run: tuple[Path, l
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert ADVISORY in text
     assert "script" not in page.tags
-    assert text.count("<svg") == 3  # intervals, training loss, held-out loss
+    assert text.count("<svg") == 4  # the answer, all differences, training loss, held-out loss
     assert "A &lt;CPU&gt; &amp; more" in text
     assert "pretrain predicts better than base" in text
 
@@ -325,3 +326,28 @@ def test_page_has_one_row_a_model_and_what_each_step_did(life: FakeRun) -> None:
     assert {"card/report.html", "card/README.md"} <= set(page.links)
     assert all(link.startswith("#") or (life.folder / link).is_file() for link in page.links)
     assert "1 × Q6_K, 1 × Q8_0" in page.cells
+
+
+def test_the_report_opens_with_the_answers_and_has_their_figures_beside_it(life: Life) -> None:
+    report = json.loads((life.folder / "report.json").read_text(encoding="utf-8"))
+    questions = ["Did it learn?", "Did it forget?", "What did quantization cost?"]
+    assert [answer["question"] for answer in report["answers"]] == questions
+    text = (life.folder / "report.html").read_text(encoding="utf-8")
+    places = [text.index(f">{heading}</h2>") for heading in (*questions, "Scores")]
+    assert places == sorted(places)
+    # Everything but the scores is folded away until the files and the training.
+    assert text.index("Scores with 95 % intervals") < text.index("All paired differences")
+    assert '<details class="fold">' in text[places[-1] : text.index("All paired differences")]
+    names = {path.name for path in (life.folder / "figures").iterdir()}
+    assert {"learned.svg", "learned.csv", "forgot.svg", "quantized.csv", "overview.svg"} <= names
+    assert {name for name in names if name.endswith(".svg")} == {
+        f"{Path(name).stem}.svg" for name in names if name.endswith(".csv")
+    }
+    links = set(outline(life.folder).links)
+    assert {f"figures/{name}" for name in names if not name.startswith("overview")} <= links
+    assert "<script" not in text
+
+
+def test_a_long_name_of_a_stage_is_a_file_name() -> None:
+    assert figure_name("finetune.sections", "loss") == "finetune.sections-loss"
+    assert figure_name("a/b: c", "loss") == "a-b-c-loss"

@@ -1,11 +1,11 @@
-"""Which matrix has which type, told in words; that llama.cpp says the same is `test_llama_cpp`'s to show."""
+"""The type of each matrix; `test_llama_cpp` compares the recipes with llama.cpp itself."""
 
 from typing import get_args
 
 import pytest
 
 from meditron.model.config import LlamaConfig
-from meditron.release.mix import MIXES, fitting, wanted
+from meditron.release.quant_recipes import QUANT_RECIPES, fallback_type, target_type
 from meditron.release.types import GGUFType
 
 
@@ -20,16 +20,16 @@ def config(blocks: int = 32, *, heads: int = 32, shared: int = 32, tied: bool = 
 def types(kind: GGUFType, part: str, shape: LlamaConfig) -> str:
     """The digits of a part's types, block by block."""
     return "".join(
-        wanted(kind, f"blk.{block}.{part}.weight", shape)[1] for block in range(shape.num_hidden_layers)
+        target_type(kind, f"blk.{block}.{part}.weight", shape)[1] for block in range(shape.num_hidden_layers)
     )
 
 
 SPREAD = "66664464464464464464464464466666"
 
 
-def test_every_type_has_its_line() -> None:
-    assert list(MIXES) == list(get_args(GGUFType))
-    assert len({mix.file_type for mix in MIXES.values()}) == len(MIXES)
+def test_every_type_has_a_recipe() -> None:
+    assert list(QUANT_RECIPES) == list(get_args(GGUFType))
+    assert len({recipe.file_type for recipe in QUANT_RECIPES.values()}) == len(QUANT_RECIPES)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def test_every_type_has_its_line() -> None:
         ("Q6_K", "6" * 32, "6" * 32, "6" * 32),
     ],
 )
-def test_the_mixes_of_a_7b(kind: GGUFType, v: str, out: str, down: str) -> None:
+def test_the_recipes_of_a_7b(kind: GGUFType, v: str, out: str, down: str) -> None:
     shape = config()
-    found = [types(kind, part, shape) for part in ("attn_v", "attn_output", "ffn_down")]
-    assert found == [v, out, down]
-    base = MIXES[kind].base[1] * 32
+    parts = [types(kind, part, shape) for part in ("attn_v", "attn_output", "ffn_down")]
+    assert parts == [v, out, down]
+    base = QUANT_RECIPES[kind].base[1] * 32
     assert {types(kind, part, shape) for part in ("attn_q", "attn_k", "ffn_up", "ffn_gate")} == {base}
 
 
@@ -63,9 +63,9 @@ def test_values_that_many_heads_share_have_more_bits() -> None:
 
 def test_the_head_has_six_bits_and_a_tied_embedding_is_the_head() -> None:
     for kind, head in (("Q4_K_M", "Q6_K"), ("Q4_0", "Q6_K"), ("Q8_0", "Q8_0"), ("F16", "F16")):
-        assert wanted(kind, "output.weight", config()) == head
-        assert wanted(kind, "token_embd.weight", config(tied=True)) == head
-        assert wanted(kind, "token_embd.weight", config()) == MIXES[kind].base
+        assert target_type(kind, "output.weight", config()) == head
+        assert target_type(kind, "token_embd.weight", config(tied=True)) == head
+        assert target_type(kind, "token_embd.weight", config()) == QUANT_RECIPES[kind].base
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_head_has_six_bits_and_a_tied_embedding_is_the_head() -> None:
         ("F16", "F16"),
     ],
 )
-def test_rows_that_are_no_whole_blocks_get_the_next_type(kind: str, stored: str) -> None:
-    assert fitting(kind, 512) == kind
-    assert fitting(kind, 576) == stored
-    assert fitting(kind, 40) == "F16"
+def test_rows_that_are_not_whole_blocks_get_a_fallback_type(kind: str, stored: str) -> None:
+    assert fallback_type(kind, 512) == kind
+    assert fallback_type(kind, 576) == stored
+    assert fallback_type(kind, 40) == "F16"

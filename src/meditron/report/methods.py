@@ -1,0 +1,154 @@
+"""The wording of the measures and methods: pages, model card and terminal take each sentence from here."""
+
+from meditron.core.statistics import FEWEST
+from meditron.report import number_format
+from meditron.store.results import EvaluationResult, TaskScore
+
+__all__ = [
+    "ACCURACY",
+    "ANSWER_MASS",
+    "BASELINES",
+    "DETECTABLE",
+    "DIFFERENCE",
+    "FIDELITY",
+    "INTERVALS",
+    "LEVEL",
+    "LOSS_OF_TRAINING",
+    "PERPLEXITY",
+    "PROMPTS",
+    "VERDICT",
+    "answer_choice",
+    "evaluation_settings",
+    "task_setup",
+    "truncation",
+]
+
+LEVEL = 0.05
+"""Significance level of every verdict."""
+
+PERPLEXITY = (
+    "Perplexity is exp of the mean negative log-likelihood per token (log-loss, in nats) on held-out "
+    "documents. Each token except a document's first is predicted from all tokens before it. Its 95 % "
+    "interval is a bootstrap-t over documents."
+)
+ACCURACY = (
+    "Accuracy is the share of questions answered correctly, with Wilson's 95 % interval; macro-F1 gives "
+    "every option the same weight."
+)
+DIFFERENCE = (
+    "A paired difference b − a compares two models on the same documents or questions. In log-loss it is the "
+    "mean over documents, each counting once, and below zero b is better. In accuracy it is in percentage "
+    "points, and above zero b is better."
+)
+VERDICT = (
+    "p is from an exact sign-flip test for up to 20 documents, from the bootstrap-t above 20, and from "
+    "McNemar's exact test for accuracies. A model is called better or worse if p, adjusted for all "
+    f"comparisons of the evaluation (Holm), is below {LEVEL} and the interval excludes zero. Below {FEWEST} "
+    "documents or questions there is no interval and no verdict."
+)
+DETECTABLE = (
+    "The smallest detectable difference is the true difference that a single two-sided test at 5 % finds "
+    "with 80 % power."
+)
+INTERVALS = (
+    "Intervals cover the choice of documents and questions. They do not cover the seed of the training."
+)
+PROMPTS = "Prompt and option are joined and tokenized as in lm-eval; the softmax is float32."
+ANSWER_MASS = (
+    "Answer mass is the mean probability that the next token begins one of the options. If it is small, the "
+    "options are a small part of the model's prediction."
+)
+BASELINES = (
+    "Majority always gives the most frequent answer and position always the best place in the list; both "
+    "know the test's answers. Naive Bayes counts words of the training questions."
+)
+FIDELITY = (
+    "Fidelity compares two models' predictions of every token of the same held-out documents, in float32. "
+    "The perplexity ratio is the model's perplexity divided by the other's. KL is KL(other ‖ model) of the "
+    "next-token distributions, in nats. The same top token is the share of tokens that both models find "
+    "likeliest. Quantized files are scored by their dequantized weights. Intervals are bootstrap-t over "
+    "documents."
+)
+LOSS_OF_TRAINING = {
+    "batch": "Loss of each step's batch, before the step.",
+    "pretrain": "Loss on held-out text by source during training: some documents of each source, truncated "
+    "to the length of a training row.",
+    "finetune": "Loss on the answers of rows held out from training, during training.",
+}
+
+_METHODS = {
+    "loglikelihood": "the answer is the option with the best log-likelihood after the prompt",
+    "next-token": "the answer is the likeliest token of the whole vocabulary; a token that begins no option "
+    "is wrong",
+}
+# lm-eval's names are in brackets, for readers who compare.
+_RULES = {
+    "sum": "the highest log-likelihood (acc)",
+    "bytes": "the highest log-likelihood per byte (acc_bytes)",
+    "calibrated": "the highest log-likelihood minus that without the question (acc_mutual_info)",
+}
+
+
+def answer_choice(score: TaskScore) -> str:
+    """Return a sentence on how an answer was chosen."""
+    if score.rule is None:
+        method = _METHODS.get(score.method, f"answers by the method {score.method}")
+        return f"{method[0].upper()}{method[1:]}."
+    return f"The answer is the option with {_RULES.get(score.rule, f'the best score ({score.rule})')}."
+
+
+def evaluation_settings(result: EvaluationResult) -> str:
+    """Return a sentence on number formats, resamples and engines."""
+    engines = " and ".join(dict.fromkeys(result.engines.values())) or "torch"
+    return (
+        f"Models were scored in {result.dtype} by {engines}, with the head and the loss in float32; "
+        f"{number_format.count(result.resamples)} bootstrap resamples, seed {result.seed}."
+    )
+
+
+def task_setup(result: EvaluationResult) -> str:
+    """Return a sentence per task on its template, prompt form, examples, method and data."""
+    setups: dict[tuple[str, str], list[str]] = {}
+    for model, scores in result.tasks.items():
+        for score in scores.values():
+            data = score.data if score.split is None else f"{score.data}, split {score.split}"
+            form = "plain text" if score.prompt_form == "raw" else f"its chat template ({score.prompt_form})"
+            examples = f"{number_format.count(score.shots) if score.shots else 'no'} examples"
+            method = _METHODS.get(score.method)
+            setup = (
+                f"template {score.template}, {form}, {examples}, method {score.method} in {score.dtype}"
+                f"{f' ({method})' if method else ''}. Data: {data}."
+            )
+            setups.setdefault((score.task, setup), []).append(model)
+    return " ".join(f"{task}, {', '.join(models)}: {setup}" for (task, setup), models in setups.items())
+
+
+def truncation(result: EvaluationResult) -> str:
+    """Return a sentence on the prompts and documents that were truncated; empty if there are none."""
+    models_of: dict[str, list[str]] = {}
+
+    def add(model: str, text: str, truncated: int, n: int) -> None:
+        if truncated:
+            counted = f"{number_format.count(truncated)} of {number_format.count(n)} {text}"
+            models_of.setdefault(counted, []).append(model)
+
+    for model, scores in result.tasks.items():
+        for score in scores.values():
+            add(model, f"prompts of {score.task} lost their beginning", score.truncated, score.n)
+    for model, texts in result.perplexity.items():
+        for source, text in texts.items():
+            add(
+                model,
+                f"documents of {source} were scored at their beginning only",
+                text.truncated,
+                text.documents,
+            )
+    for pair in result.fidelity:
+        add(
+            f"{pair.model} against {pair.against}",
+            f"documents of {pair.source} were compared at their beginning only",
+            pair.truncated,
+            pair.documents,
+        )
+    listed = "; ".join(f"{text} ({', '.join(models)})" for text, models in models_of.items())
+    return f"Truncated: {listed}." if listed else ""
