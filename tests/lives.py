@@ -52,7 +52,7 @@ class Life:
             "template": {"name": "sections", "version": 1},
             "licence": "NLM's",
         }
-        config = {"task": TASK, "template": "plain", "limit": self.whole()}
+        config = {"task": TASK, "template": "none", "limit": self.whole()}
         self._training("finetune", config, base="pretrain", rows=rows, task=told)
         self._files()
         self.result = self._result()

@@ -21,7 +21,8 @@ from meditron.store.ancestry import GGUF_KEY, Training, of_base
 from meditron.store.gguf import write_gguf
 from meditron.store.indexed import IndexedWriter
 from meditron.store.jsonl import JsonlWriter
-from meditron.text.dialogue import Turn, label
+from meditron.text.finetune_templates import label
+from meditron.text.messages import Turn
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.examples import Example, write_rows
 from tiny import CHAT, TEXTS, tiny_hf

@@ -21,7 +21,7 @@ from meditron.store.artifact import Artifact
 from meditron.store.results import PromptForm, read_results
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
-from meditron.text.dialogue import answered, label
+from meditron.text.finetune_templates import answered, label
 from tiny import CHAT, tiny_hf
 
 
@@ -60,8 +60,8 @@ def test_the_tokens_are_those_that_a_finetune_trains_on(
         for option, ids in zip(plain.continuations, found.continuations, strict=True):
             row = label(one.tokenizer, answered(plain.prompt, option, "chatml"), "chatml")
             assert [*found.prefix, *ids] == list(row.ids[: len(found.prefix) + len(ids)])
-            assert row.learned.index(True) == len(found.prefix)
-            assert sum(row.learned) == len(ids) + 1  # the token that ends the turn
+            assert row.in_loss.index(True) == len(found.prefix)
+            assert sum(row.in_loss) == len(ids) + 1  # the token that ends the turn
 
 
 @pytest.mark.parametrize("template", ["letters", "texts"])
@@ -73,7 +73,7 @@ def test_raw_prompts_have_the_tokens_of_training_in_plain_text(
     for asked in exam(task, "raw").prompts(one):
         found = encode(one.tokenizer, asked.rendered.prompt, asked.rendered.continuations, 10_000)
         for option, ids in zip(asked.rendered.continuations, found.continuations, strict=True):
-            row = label(one.tokenizer, answered(asked.rendered.prompt, option, "plain"), "plain")
+            row = label(one.tokenizer, answered(asked.rendered.prompt, option, "none"), "none")
             assert [*found.prefix, *ids] == list(row.ids)
 
 
@@ -170,5 +170,5 @@ def test_the_chat_template_travels_with_the_weights_only(chat_model: Path, tmp_p
     shutil.copytree(chat_model, copy)
     (copy / "ancestry.json").unlink()
     assert candidate(copy).trained_form == "raw"
-    finetuned(copy, "plain")
+    finetuned(copy, "none")
     assert candidate(copy).trained_form == "raw"

@@ -168,7 +168,7 @@ def test_questions_made_from_documents_that_were_trained_on_are_refused(tmp_path
 def test_what_is_not_known_of_the_training_data_is_said(
     tmp_path: Path, corpus: Path, tiny: Path, task_file: Path
 ) -> None:
-    finetuned = model(tmp_path / "m", tiny, training(template="plain"))
+    finetuned = model(tmp_path / "m", tiny, training(template="none"))
     paths = {"base": tiny, "finetune.x": finetuned, "corpus": corpus, str(task_file): task_file}
     config = EvaluateConfig(models=("base", "finetune.x"), tasks=(str(task_file),), seed=1, resamples=200)
     run(config, {name: Artifact(name, path, "d") for name, path in paths.items()}, tmp_path / "out")

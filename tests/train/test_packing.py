@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meditron.model.masks import document_mask
-from meditron.text.dialogue import Span, TokenizedConversation
+from meditron.text.finetune_templates import Span, TokenizedConversation
 from meditron.train.loop import nll_of
 from meditron.train.packing import Packed, pack
 from meditron.train.samples import IGNORE

@@ -21,7 +21,7 @@ def spoken_row(path: Path, row: dict[str, Any], tokenizer: "Tokenizer") -> dict[
 
     InputError where its roles are not those of its tokens.
     """
-    from meditron.text.dialogue import Span, decode_spans
+    from meditron.text.finetune_templates import Span, decode_spans
 
     place = f"the row {row.get('id')}"
     try:
@@ -32,7 +32,7 @@ def spoken_row(path: Path, row: dict[str, Any], tokenizer: "Tokenizer") -> dict[
     if sum(span.tokens for span in spans) != len(ids):
         raise InputError(path, f"{len(ids)} tokens with roles for another number of them", place=place)
     told = [
-        {"role": span.role, "tokens": span.tokens, "learned": span.learned, "text": text}
+        {"role": span.role, "tokens": span.tokens, "learned": span.in_loss, "text": text}
         for span, text in decode_spans(tokenizer, ids, spans)
     ]
     return row | {"spans": told}

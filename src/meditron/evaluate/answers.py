@@ -23,7 +23,7 @@ from meditron.store.manifest import fingerprint
 from meditron.store.results import Rule
 from meditron.tasks.task import prompts_sha256, questions_sha256
 from meditron.text.chat import Message
-from meditron.text.dialogue import question_ids
+from meditron.text.finetune_templates import question_ids
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["Encoded", "answer", "encode", "encode_turns"]

@@ -15,7 +15,7 @@ from meditron.tasks.prompt_template import Rendered
 from meditron.tasks.question import Question
 from meditron.tasks.task import Task, questions_sha256
 from meditron.text.chat import FIXED_DATE, Message
-from meditron.text.dialogue import answered
+from meditron.text.finetune_templates import answered
 from meditron.text.prompt import rendered
 
 __all__ = ["Asked", "EvalSet", "rows_file"]

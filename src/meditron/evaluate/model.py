@@ -14,7 +14,7 @@ from meditron.store.artifact import Artifact
 from meditron.store.files import canonical, digest_of
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles, resolve
-from meditron.text.dialogue import with_chat_template
+from meditron.text.finetune_templates import with_chat_template
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["RAW", "EvalModel"]
@@ -78,7 +78,7 @@ class EvalModel:
         """The prompt form of the last finetune in the ancestry: a chat template's name, or `raw`."""
         trainings = self.ancestry.trainings if self.ancestry else ()
         template = next((t.chat_template for t in reversed(trainings) if t.kind == "finetune"), None)
-        return RAW if template in (None, "plain") else str(template)
+        return RAW if template in (None, "none") else str(template)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -14,8 +14,8 @@ __all__ = ["citation", "prompt", "run_it"]
 
 _PROMPT = "Hypertension is treated with"
 _TEMPLATES = {
-    "plain": "on prompts as they are",
-    "tags": "on turns of question and answer between <|im_start|> and <|im_end|>, as in its chat template",
+    "none": "on prompts as they are",
+    "meditron": "on turns of question and answer between <|im_start|> and <|im_end|>, as in its chat template",
     "chatml": "on ChatML's turns of user and assistant, as in its chat template",
     "tokenizer": "on the turns of its tokenizer's own chat template",
 }
@@ -63,7 +63,7 @@ def prompt(sheet: Sheet, facts: CardFacts) -> None:
 
 def _end(stage: Manifest) -> str:
     """What stood behind an answer where no template says so."""
-    if stage.config["template"] != "plain":
+    if stage.config["template"] != "none":
         return ""
     if stage.metrics.get("task"):
         return ", each answered by one of its options and nothing behind it"
