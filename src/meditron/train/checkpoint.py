@@ -38,7 +38,7 @@ class Checkpoints:
 
     folder: Path
     machine: Mapping[str, Any]
-    """Properties that affect rounding (threads, versions), as plain JSON. A change is warned of on resuming."""
+    """Properties that affect rounding (threads, versions), as plain JSON; a resumed run warns of a change."""
     keep: int = 2
     """Number of checkpoints to keep, the newest ones."""
 
@@ -90,9 +90,7 @@ class Checkpoints:
             self._load(folder, step, optimizer)
             if state.get("machine") != self.machine:
                 before, now = _machine_text(state.get("machine")), _machine_text(self.machine)
-                warn(
-                    f"{folder} was written with {before}; with {now} the remaining steps may round differently"
-                )
+                warn(f"{folder} was written with {before}; with {now} later steps may round differently")
             return step
         return 0
 

@@ -84,24 +84,29 @@ def of_file(path: Path) -> Iterator[Conversation]:
     Raises:
         InputError: A line is damaged, has no answer, or is in no known format or another one than the first.
     """
-    first_format = None
+    first_format: str | None = None
     for number, row in enumerate(read_jsonl(path), start=1):
         place = f"row {number}"
         try:
             _refuse_unsupported(row)
-            own_format = row_format(row)
-            first_format = first_format or own_format
-            if own_format != first_format:
-                raise ValueError(f"has the format {own_format}, the rows before it {first_format}")
+            first_format = _same_format(row, first_format)
             turns = parse_row(row)
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
-        # Flat rows are hashed as the messages they stand for.
+        # A row of the other formats is hashed as the messages it stands for.
         messages = row["messages"] if "messages" in row else [[turn.role, turn.content] for turn in turns]
         name = row.get("id", _hash(json.dumps(messages, sort_keys=True))[:16])
         if not isinstance(name, str | int):
             raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
         yield Conversation(str(name), turns, path, place, _content_hash(turns))
+
+
+def _same_format(row: Mapping[str, Any], first_format: str | None) -> str:
+    """Return the row's format; ValueError if the rows before it have another."""
+    name = row_format(row)
+    if name != (first_format or name):
+        raise ValueError(f"has the format {name}, the rows before it {first_format}")
+    return name
 
 
 def _refuse_unsupported(row: Mapping[str, Any]) -> None:

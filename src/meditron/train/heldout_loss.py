@@ -31,7 +31,7 @@ def heldout_documents(corpus: Path, tokenizer: Tokenizer, count: int) -> dict[st
 def document_loss(
     model: Llama, documents: Mapping[str, Sequence[Sequence[int]]], *, max_length: int
 ) -> dict[str, float]:
-    """Return, by source, nats per predicted token over its documents, each truncated to `max_length` tokens."""
+    """Return, by source, nats per predicted token of its documents, truncated to `max_length` tokens each."""
     losses = {}
     for source, token_ids in documents.items():
         nll, tokens = nll_rows(model, token_ids, max_length=max_length)

@@ -66,7 +66,7 @@ class ParallelLayout(Protocol):
 class SingleProcess:
     """The layout of one process on one device."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device
     rank: int = 0
     world_size: int = 1
 
@@ -82,4 +82,4 @@ class SingleProcess:
         """Do nothing: there is one rank."""
 
 
-SINGLE_PROCESS = SingleProcess()
+SINGLE_PROCESS = SingleProcess(torch.device("cpu"))

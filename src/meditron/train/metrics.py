@@ -48,7 +48,8 @@ class MetricsFile:
         # Of few losses, in the steep first steps, the standard deviation says nothing.
         if len(last) < _SPIKE_WINDOW // 2:
             return False
-        return loss > statistics.fmean(last) + _SPIKE_SIGMAS * statistics.stdev(last)
+        limit: float = statistics.fmean(last) + _SPIKE_SIGMAS * statistics.stdev(last)
+        return loss > limit
 
     def heldout(self) -> dict[int, dict[str, float]]:
         """Return step → held-out loss by source, for the steps after which it was evaluated."""

@@ -13,10 +13,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class MasterAdamW:
     """AdamW that keeps a float32 master of every weight and casts the model to `dtype`.
 
-    bfloat16 has 8 significant bits: an update of 1e-4 of a weight would be rounded away. Updates are therefore
-    applied to the masters and the result is copied back. Gradients are accumulated in float32 too: each one
-    is moved to its master as soon as a backward pass has computed it. In float32 the masters are the model's
-    own weights. Matrices have weight decay, vectors (norms) have none.
+    bfloat16 has 8 significant bits: an update of 1e-4 of a weight would be rounded away. Updates are
+    therefore applied to the masters and the result is copied back. Gradients are accumulated in float32 too:
+    each one is moved to its master as soon as a backward pass has computed it. In float32 the masters are
+    the model's own weights. Matrices have weight decay, vectors (norms) have none.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class MasterAdamW:
             torch._foreach_copy_(self._weights, masters)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the state to resume from, by parameter name: `weights` (the masters), `exp_avg`, `exp_avg_sq`."""
+        """Return the state to resume from, by name: `weights` (the masters), `exp_avg`, `exp_avg_sq`."""
         moments = {
             moment: {name: self._adamw.state[master][moment] for name, master in self.masters.items()}
             for moment in _MOMENTS

@@ -1,4 +1,4 @@
-"""Examples packed into samples: sample k is a pure function of (examples, seed, k). S is a sample's length."""
+"""Examples packed into samples: sample k is a pure function of (examples, seed, k). S tokens a sample."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
@@ -65,7 +65,7 @@ class PackedExamples:
         if not self._pack:
             return [[index] for index in order]
         bins = pack_best_fit(((index, len(self._examples[index][1].ids)) for index in order), self._length)
-        # Best fit leaves the emptiest bins at the end; unshuffled, an epoch's last steps would see few targets.
+        # Best fit leaves the emptiest bins at the end: unshuffled, the last steps would see few targets.
         return [bins[index] for index in shuffled(len(bins), f"{key}/rows")]
 
     def __len__(self) -> int:

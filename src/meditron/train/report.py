@@ -64,7 +64,7 @@ def _facts(result: Mapping[str, Any]) -> list[list[str]]:
         ["times each source was read", epochs],
         ["time in steps", duration(result["step_seconds"])],
         ["tokens a second, median step", f"{result['tokens_per_second']:,.0f}"],
-        ["share of the measured matrix-multiplication peak", f"{100 * result['peak_share']:.1f} %"],
+        ["share of the measured matrix-multiplication peak", f"{100 * result['matmul_utilization']:.1f} %"],
         ["that peak", f"{result['peak_flops'] / 1e9:,.0f} GFLOP/s"],
         ["weights and activations", result["dtype"]],
         ["CPU threads", str(result["threads"])],

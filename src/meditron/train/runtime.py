@@ -27,7 +27,7 @@ def deterministic(seed: int, threads: int | None) -> Iterator[None]:
     try:
         torch.set_num_threads(threads or threads_before)
         torch.use_deterministic_algorithms(True)
-        # torch would fill every new tensor first; all of ours are overwritten, and a fill is a pass over memory.
+        # torch would fill every new tensor first, a pass over memory; all of ours are overwritten anyway.
         settings.fill_uninitialized_memory = False
         torch.manual_seed(seed)
         yield

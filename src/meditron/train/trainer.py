@@ -217,11 +217,8 @@ class Trainer:
         shape = self.model.config
         # Masked positions skip the output projection: 2 operations per weight forward, 4 backward.
         skipped = (1 - self.inputs.target_fraction) * 6 * shape.vocab_size * shape.hidden_size
-        return (
-            tokens_per_second
-            * (shape.flops_per_token(self.config.sequence_length) - skipped)
-            / self.peak_flops
-        )
+        operations = shape.flops_per_token(self.config.sequence_length) - skipped
+        return tokens_per_second * operations / self.peak_flops
 
     def _result(self) -> dict[str, Any]:
         steps = [row for row in self.metrics.rows if "loss" in row]
