@@ -91,7 +91,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_hf(tmp_path_factory.mktemp("learned") / "finetune", control=CHAT)
     tokenizer = load_tokenizer(folder)
     conversation = (Turn("user", "Which\x1b[31m drug?"), Turn("assistant", "Aspirin."))
-    labelled = label(tokenizer, conversation, "tags")
+    labelled = label(tokenizer, conversation, "meditron")
     write_rows(folder / "rows.jsonl.zst", [Example("q1", "train", "0" * 64, conversation, labelled)] * 3)
     return folder
 

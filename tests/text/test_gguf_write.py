@@ -12,9 +12,9 @@ from tests.text.test_hf_folder import byte_level, folder, sentencepiece_like, to
 from tests.text.test_tokenizer import bytes_vocabulary, opened, pieces_vocabulary
 
 from meditron.core.errors import InputError
-from meditron.text.check import tokenizer_differences
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
+from meditron.text.tokenizer_check import tokenizer_differences
 
 HEAD: dict[str, Any] = {"general.architecture": "llama"}
 

@@ -13,10 +13,10 @@ from tests.text.test_parity import TEXTS
 from tests.text.test_tokenizer import opened
 
 from meditron.core.errors import InputError
-from meditron.text.check import tokenizer_differences
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.sentencepiece_model import read_metadata
 from meditron.text.tokenizer import load_tokenizer
+from meditron.text.tokenizer_check import tokenizer_differences
 
 SENTENCES = [
     "The patient was given aspirin 75 mg once daily.",

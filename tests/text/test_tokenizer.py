@@ -15,7 +15,7 @@ from tests.text.conftest import HARD
 from meditron.core.errors import InputError, SourceError
 from meditron.store.gguf import GGUF, write_gguf
 from meditron.text.gguf_write import gguf_metadata
-from meditron.text.pieces import byte_alphabet
+from meditron.text.token_bytes import byte_alphabet
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6

@@ -27,7 +27,7 @@ def test_limits_are_themselves_allowed():
     ("change", "message"),
     [
         ({"mixture": {"a": 0.9, "b": 0.2}}, "sum to 1.1, not to 1"),
-        ({"micro_batch_size": 3}, "micro_batch_size does not divide"),
+        ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide"),
         ({"tokens": 0}, "tokens"),
         ({"tokens": 10**13 + 1}, "tokens"),
         ({"tokens": 1e23}, "tokens"),

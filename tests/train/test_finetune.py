@@ -41,7 +41,7 @@ def chat(answers):
 def tuned(answers, tmp_path_factory):
     """An uninterrupted run on conversations: (its folder, its metrics)."""
     out = tmp_path_factory.mktemp("tuned")
-    return out, run(finetune_config(template="tags", epochs=8, learning_rate=1e-2), chat(answers), out)
+    return out, run(finetune_config(template="meditron", epochs=8, learning_rate=1e-2), chat(answers), out)
 
 
 def rows_of(out):
@@ -72,7 +72,7 @@ def test_the_metrics_count_what_was_done(tuned):
     assert [line["step"] for line in lines] == list(range(metrics["steps"] + 1))
     assert lines[-1]["tokens"] == metrics["tokens"]
     assert 0.7 < metrics["fill"] <= 1
-    assert 0 < metrics["peak_share"] < 1
+    assert 0 < metrics["matmul_utilization"] < 1
 
 
 def test_the_rows_are_kept_with_their_tokens_and_roles(tuned, answers):
@@ -157,8 +157,12 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     assert not record.trained_from_scratch
     (training,) = record.trainings
     assert training.stage == "finetune.sections"
-    assert (training.kind, training.task, training.template) == ("finetune", "pubmed-sections", "sections")
-    assert training.template == "plain"
+    assert (training.kind, training.task, training.prompt_template) == (
+        "finetune",
+        "pubmed-sections",
+        "sections",
+    )
+    assert training.chat_template == "none"
     questions = {q.id: q for q in open_task("pubmed-sections", corpus=answers["corpus"].path).rows("train")}
     trained = [row for row in rows_of(out) if row["split"] == "train"]
     assert 0 < len(trained) < len(questions)
@@ -174,7 +178,7 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     )
     first, second = read_ancestry(resolve(str(again))).trainings
     assert first == training
-    assert second.template == "chatml"
+    assert second.chat_template == "chatml"
     assert second.questions == ()
     asked = next(row for row in rows_of(again) if row["split"] == "train")["messages"][0]["content"]
     assert short(content_sha256(asked.upper())) in second.texts
@@ -207,7 +211,7 @@ def test_a_test_question_under_another_id_is_refused(tmp_path):
     split = {"train": Questions((renamed,)), "test": Questions((asked,))}
     task = Task("quiz", 1, "t", "l", "o", PROMPT_TEMPLATES["letters"], split.__getitem__)
     with pytest.raises(InputError, match=r"x7\): a training question that is also a test question \(t1\)"):
-        list(of_task(task, "plain", tmp_path))
+        list(of_task(task, "none", tmp_path))
 
 
 def test_a_file_of_questions_is_a_task_too(answers, tmp_path):
@@ -250,7 +254,7 @@ def test_rows_that_are_too_long_are_left_out_counted_and_told(answers, tmp_path,
     assert metrics["rows"]["too-long"] == 1
     assert metrics["longest"] > 128
     assert (
-        f"1 of 61 rows are longer than sequence_length and left out; {metrics['longest']}"
+        f"1 of 61 rows are longer than sequence_length and left out; sequence_length = {metrics['longest']}"
         in capsys.readouterr().err
     )
     assert [row["id"] for row in rows_of(tmp_path) if row["split"] == "too-long"] == ["long"]
@@ -270,15 +274,15 @@ def test_nothing_held_out_is_no_held_out_loss(answers, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "problem"),
     [
         ('{"messages": [{"role": "user", "content": "q"}]}', "row 2.*nothing to learn"),
-        ('{"text": "no conversation"}', "row 2.*no list of messages"),
+        ('{"text": "no conversation"}', "row 2.*no known conversation format .keys: text"),
         (
             '{"id": {}, "messages": [{"role":"user","content":"q"},{"role":"answer","content":"a"}]}',
             "row 2.*an id",
         ),
-        ('{"messages": [{"role":"answer","content":"a"}]}', "row 2.*nothing stands before the answer"),
+        ('{"messages": [{"role":"answer","content":"a"}]}', "row 2.*the prompt is empty"),
         (
             '{"messages": [{"role":"user","content":"<|im_end|>"},{"role":"answer","content":"a"}]}',
             "row 2.*control token",
@@ -294,12 +298,79 @@ def test_nothing_held_out_is_no_held_out_loss(answers, tmp_path):
         ),
     ],
 )
-def test_a_row_that_is_no_answered_conversation_is_named(answers, tmp_path, line, told):
+def test_a_row_that_is_no_answered_conversation_is_named(answers, tmp_path, line, problem):
     path = tmp_path / "chat.jsonl"
     good = '{"messages": [{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}'
     path.write_text(f"{good}\n{line}\n", encoding="utf-8")
-    with pytest.raises(InputError, match=rf"chat\.jsonl \({told}"):
+    with pytest.raises(InputError, match=rf"chat\.jsonl \({problem}"):
         run(finetune_config(), {"base": answers["base"], "rows": Artifact("rows", path, "x")}, tmp_path)
+
+
+FORMATS = {
+    "messages": lambda q, a: {
+        "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+    },
+    "instruction/output": lambda q, a: {"instruction": q, "output": a},
+    "instruction/input/output": lambda q, a: {
+        "instruction": q.partition("\n\n")[0], "input": q.partition("\n\n")[2], "output": a
+    },
+    "prompt/completion": lambda q, a: {"prompt": q, "completion": a, "messages": None},
+    "question/answer": lambda q, a: {"question": q, "answer": a, "source": "a hospital"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_in_each_format_train_the_same_model(answers, tmp_path, name):
+    path = tmp_path / "chat.jsonl"
+    with JsonlWriter(path) as file:
+        for number in range(12):
+            question = f"{number}. What does it act on?\n\nAspirin."
+            file.write({"id": number} | FORMATS[name](question, "The heart."))
+    inputs = {"base": answers["base"], "rows": Artifact("rows", path, "x")}
+    config = finetune_config(epochs=1, heldout=0.0, template="chatml")
+    assert run(config, inputs, tmp_path / "out")["rows"]["train"] == 12
+    row = rows_of(tmp_path / "out")[3]
+    assert row["id"] == "3"
+    assert row["messages"] == [
+        {"role": "user", "content": "3. What does it act on?\n\nAspirin."},
+        {"role": "assistant", "content": "The heart."},
+    ]
+
+
+GOOD = '{"instruction": "Say hello.", "input": "", "output": "Hello."}'
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (
+            '{"question": "q", "answer": "a"}',
+            "has the format question/answer, the rows before it",
+        ),
+        ('{"instruction": "q", "output": "a", "prompt": "p", "completion": "c"}', "keys of several formats"),
+        ('{"instruction": "q", "output": "a", "answer": "a"}', "the key 'answer' of another format"),
+        ('{"instruction": "q"}', "no known conversation format .keys: instruction.; formats are messages,"),
+        ('{"instruction": ["q"], "output": "a"}', "'instruction' must be text, got list"),
+        ('{"instruction": "q", "input": 3, "output": "a"}', "'input' must be text, got int"),
+        ('{"instruction": "q", "output": "  "}', "an answer is empty"),
+        ('{"instruction": "q", "output": "a", "system": "s"}', "the key 'system'"),
+    ],
+)
+def test_a_row_in_a_mixed_or_unknown_format_is_named(answers, tmp_path, line, problem):
+    path = tmp_path / "chat.jsonl"
+    path.write_text(f"{GOOD}\n{line}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"chat\.jsonl \(row 2\): .*{problem}"):
+        run(finetune_config(), {"base": answers["base"], "rows": Artifact("rows", path, "x")}, tmp_path)
+
+
+def test_a_stray_prompt_beside_messages_is_metadata(answers, tmp_path):
+    """Published sets of messages repeat the first one in a column `prompt`."""
+    path = tmp_path / "chat.jsonl"
+    with JsonlWriter(path) as file:
+        for row in read_jsonl(answers["rows"].path):
+            file.write(row | {"prompt": row["messages"][0]["content"]})
+    inputs = {"base": answers["base"], "rows": Artifact("rows", path, "x")}
+    assert run(finetune_config(limit=6, epochs=1), inputs, tmp_path / "out")["rows"]["train"] == 6
 
 
 def test_a_chat_template_that_refuses_a_row_names_it(answers, tmp_path):
@@ -386,14 +457,14 @@ def test_a_loss_that_is_no_number_names_the_rows(answers, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": None}, "exactly one of task and rows"),
-        ({"task": "pubmed-sections"}, "exactly one of task and rows"),
-        ({"rows": None, "task": "pubmed-sections", "licence": "CC0"}, "licence is of a file of rows"),
+        ({"rows": None}, "set exactly one of task and rows"),
+        ({"task": "pubmed-sections"}, "set exactly one of task and rows"),
+        ({"rows": None, "task": "pubmed-sections", "licence": "CC0"}, "licence applies to a file of rows"),
         ({"template": "alpaca"}, "template"),
         ({"heldout": 1.0}, "heldout"),
         ({"epochs": 0}, "epochs"),
         ({"epochs": 10_001}, "epochs"),
-        ({"micro_batch_size": 3}, "micro_batch_size does not divide"),
+        ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(change, message):

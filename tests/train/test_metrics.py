@@ -31,10 +31,10 @@ def test_a_line_cut_short_is_dropped(tmp_path):
 def test_a_spike_stands_out_of_the_last_fifty(tmp_path):
     with MetricsFile(tmp_path / "metrics.jsonl", 0) as metrics:
         for step in range(60):
-            assert not metrics.spike(9.0 if step < 20 else 3.3)
+            assert not metrics.is_spike(9.0 if step < 20 else 3.3)
             metrics.append({"step": step, "loss": 3.0 + 0.1 * (step % 3)})
-        assert metrics.spike(4.0)
-        assert not metrics.spike(3.4)
+        assert metrics.is_spike(4.0)
+        assert not metrics.is_spike(3.4)
 
 
 def test_held_out_losses_are_found_by_step(tmp_path):

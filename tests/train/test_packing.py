@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from meditron.model.masks import document_mask
 from meditron.text.finetune_templates import Span, TokenizedConversation
-from meditron.train.loop import nll_of
-from meditron.train.packing import Packed, pack
+from meditron.train.loop import collate, summed_nll
+from meditron.train.packing import PackedExamples, pack_best_fit
 from meditron.train.samples import IGNORE
 from twins import make_hf, twin
 
@@ -33,12 +33,12 @@ def examples(count, *, seed=0, longest=24):
 
 def packed(rows, **changes):
     settings = {"name": "t", "length": 48, "epochs": 2, "batch_size": 4, "seed": 1}
-    return Packed(rows, **settings | changes)
+    return PackedExamples(rows, **settings | changes)
 
 
 @given(SIZES, st.integers(12, 40))
 def test_rows_hold_what_fits_and_nothing_is_lost_or_seen_twice(sizes, length):
-    rows = pack(enumerate(sizes), length)
+    rows = pack_best_fit(enumerate(sizes), length)
     assert sorted(index for row in rows for index in row) == list(range(len(sizes)))
     assert all(sum(sizes[index] for index in row) <= length for row in rows)
     assert all(row == sorted(row) for row in rows)
@@ -48,7 +48,7 @@ def test_rows_hold_what_fits_and_nothing_is_lost_or_seen_twice(sizes, length):
 
 
 def test_it_takes_the_fullest_row_that_has_room():
-    assert pack(enumerate([6, 5, 4, 5, 3, 2]), 10) == [[0, 2], [1, 3], [4, 5]]
+    assert pack_best_fit(enumerate([6, 5, 4, 5, 3, 2]), 10) == [[0, 2], [1, 3], [4, 5]]
 
 
 def read(row):
@@ -60,10 +60,10 @@ def read(row):
     return found
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_every_token_stands_where_it_belongs_and_only_answers_are_targets(together):
+@pytest.mark.parametrize("pack", [True, False])
+def test_every_token_stands_where_it_belongs_and_only_answers_are_targets(pack):
     rows = examples(40)
-    samples = packed(rows, together=together)
+    samples = packed(rows, pack=pack)
     known = dict(rows)
     seen = []
     for k in range(len(samples)):
@@ -71,18 +71,18 @@ def test_every_token_stands_where_it_belongs_and_only_answers_are_targets(togeth
         if (row.targets_S == IGNORE).all():
             continue  # what fills up the last batch
         for name, tokens in read(row).items():
-            labelled = known[name]
-            size = len(labelled.ids)
+            tokenized = known[name]
+            size = len(tokenized.ids)
             seen.append(name)
-            assert [token for token, _, _ in tokens[:size]] == list(labelled.ids)
+            assert [token for token, _, _ in tokens[:size]] == list(tokenized.ids)
             assert [position for _, position, _ in tokens[:size]] == list(range(size))
             for i in range(size):
-                wanted = labelled.ids[i + 1] if i + 1 < size and labelled.learned[i + 1] else IGNORE
+                wanted = tokenized.ids[i + 1] if i + 1 < size and tokenized.in_loss[i + 1] else IGNORE
                 assert tokens[i][2] == wanted
             assert all(target == IGNORE for _, _, target in tokens[size:])  # padding
     assert sorted(seen) == sorted(2 * list(known))
     first = set(seen[: len(known)])
-    assert first == set(known) or together, "without packing an epoch is over before the next begins"
+    assert first == set(known) or pack, "without packing an epoch is over before the next begins"
 
 
 def test_a_sample_does_not_depend_on_what_was_read_before():
@@ -101,7 +101,7 @@ def test_epochs_and_seeds_shuffle_and_pack_differently():
     rows = examples(60)
     orders = [tuple(packed(rows, epochs=1, seed=seed)[k].documents for k in range(4)) for seed in (1, 2)]
     twice = packed(rows, epochs=2)
-    half = len(packed(rows, epochs=1)._rows)
+    half = len(packed(rows, epochs=1)._bins)
     orders += [tuple(twice[k].documents for k in range(half, half + 4))]
     assert len(set(orders)) == 3
     assert tuple(twice[k].documents for k in range(4)) == orders[0]
@@ -109,7 +109,7 @@ def test_epochs_and_seeds_shuffle_and_pack_differently():
 
 def test_batches_are_whole_and_tokens_are_counted_once():
     rows = examples(30)
-    tokens = sum(len(labelled.ids) for _, labelled in rows)
+    tokens = sum(len(tokenized.ids) for _, tokenized in rows)
     samples = packed(rows, epochs=3, batch_size=7)
     assert len(samples) % 7 == 0
     assert samples.tokens(len(samples)) == 3 * tokens
@@ -117,9 +117,10 @@ def test_batches_are_whole_and_tokens_are_counted_once():
     assert 0 < samples.tokens(3) < samples.tokens(4) < tokens
     assert {len(samples[k].ids_S) for k in range(len(samples))} == {48}
     assert 0.7 < samples.fill <= 1
-    assert packed(rows, together=False).fill == 1.0
+    assert packed(rows, pack=False).fill == 1.0
 
 
+CPU = torch.device("cpu")
 MODEL = twin(make_hf(0, tie_word_embeddings=True))
 
 
@@ -143,9 +144,9 @@ def losses(samples):
 @torch.no_grad()
 def test_packed_and_alone_every_token_has_the_same_loss():
     rows = examples(40)
-    alone, together = (losses(packed(rows, epochs=1, together=value)) for value in (False, True))
+    alone, together = (losses(packed(rows, epochs=1, pack=value)) for value in (False, True))
     assert alone.keys() == together.keys()
-    assert len(alone) == sum(sum(labelled.learned) for _, labelled in rows)
+    assert len(alone) == sum(sum(tokenized.in_loss) for _, tokenized in rows)
     np.testing.assert_allclose([together[key] for key in alone], list(alone.values()), rtol=0, atol=1e-5)
 
 
@@ -155,7 +156,7 @@ def gradients(samples, size):
     total = 0.0
     for start in range(0, len(samples), size):
         rows = [samples[k] for k in range(start, min(start + size, len(samples)))]
-        nll = nll_of(MODEL, rows, mask=True)
+        nll = summed_nll(MODEL, collate(rows, by_document=True, device=CPU))
         nll.backward()
         total += nll.item()
     return total, {name: weight.grad.clone() for name, weight in MODEL.named_parameters()}
@@ -163,7 +164,7 @@ def gradients(samples, size):
 
 def test_packed_and_alone_the_gradient_is_the_same():
     rows = examples(40)
-    alone, wanted = gradients(packed(rows, epochs=1, together=False), 4)
+    alone, wanted = gradients(packed(rows, epochs=1, pack=False), 4)
     together, found = gradients(packed(rows, epochs=1), 3)
     MODEL.zero_grad()
     assert together == pytest.approx(alone, rel=1e-6)
@@ -183,5 +184,5 @@ def test_only_positions_with_a_target_reach_the_head(monkeypatch):
     rows = [samples[k] for k in range(4)]
     monkeypatch.setattr(torch, "mm", counted)
     with torch.no_grad():
-        nll_of(MODEL, rows, mask=True)
+        summed_nll(MODEL, collate(rows, by_document=True, device=CPU))
     assert sum(seen) == sum(int((row.targets_S != IGNORE).sum()) for row in rows) < 4 * 48 / 2

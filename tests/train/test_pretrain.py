@@ -22,7 +22,7 @@ from meditron.store.models import resolve
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train import pretrain
 from meditron.train.data_identity import hex_digest
-from meditron.train.heldout import heldout_loss
+from meditron.train.heldout_loss import document_loss
 from meditron.train.pretrain import run
 from tiny import tiny_hf
 from train.child import start
@@ -49,7 +49,7 @@ def test_the_metrics_say_what_was_done(trained):
     assert metrics["steps"] == 12
     assert metrics["spikes"] == 0
     assert metrics["resumed_from"] is None
-    assert 0 < metrics["peak_share"] < 1
+    assert 0 < metrics["matmul_utilization"] < 1
     assert metrics == json.loads(json.dumps(metrics))
 
 
@@ -107,6 +107,56 @@ def test_it_leaves_a_report_and_no_checkpoints(trained):
     assert "Held-out source" in page
     assert page.count("<svg") == 3
     assert re.search(r"<td[^>]*>pubmed", page)
+
+
+def losses(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+class CountingLayout:
+    """A toy layout of one rank: it wraps the model and counts what passes through it."""
+
+    device, rank, world_size = torch.device("cpu"), 0, 1
+
+    def __init__(self):
+        self.forwards = self.sums = self.gradients = 0
+
+    def wrap(self, model):
+        return CountingWrapper(model, self)
+
+    def sum(self, value):
+        self.sums += 1
+        return value
+
+    def sum_gradients(self, gradients):
+        self.gradients += len(gradients)
+
+
+class CountingWrapper(torch.nn.Module):
+    def __init__(self, model, layout):
+        super().__init__()
+        self.model, self.layout = model, layout
+
+    @property
+    def head_weight(self):
+        return self.model.head_weight
+
+    def forward(self, ids_BS, **settings):
+        self.layout.forwards += 1
+        return self.model(ids_BS, **settings)
+
+
+def test_the_stage_trains_a_wrapped_model_to_the_same_bytes(world, trained, tmp_path):
+    layout = CountingLayout()
+    metrics = run(make_config(), world, tmp_path, layout=layout)
+    assert metrics["loss"] == trained[1]["loss"]
+    assert metrics["heldout"] == trained[1]["heldout"]
+    assert losses(tmp_path) == losses(trained[0])
+    assert sha256_file(tmp_path / "model.safetensors") == sha256_file(trained[0] / "model.safetensors")
+    assert layout.forwards == 12
+    assert layout.sums == 2 * 12, "targets and loss of each step"
+    assert layout.gradients >= 12
 
 
 def test_called_again_it_has_nothing_to_do(world, trained):
@@ -173,9 +223,9 @@ def test_asked_to_stop_in_the_last_step_it_stops_before_the_export(world, tmp_pa
     def interrupted(*arguments, **settings):
         if recorded(tmp_path)[-1:] == [11]:
             os.kill(os.getpid(), signal.SIGTERM)
-        return heldout_loss(*arguments, **settings)
+        return document_loss(*arguments, **settings)
 
-    monkeypatch.setattr("meditron.train.pretrain.heldout_loss", interrupted)
+    monkeypatch.setattr("meditron.train.pretrain.document_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(make_config(), world, tmp_path)
     assert newest(tmp_path) == 12
@@ -228,7 +278,7 @@ def test_what_does_not_fit_together_is_refused(world, tmp_path):
     with pytest.raises(InputError, match="no token files"):
         run(make_config(), {**world, "tokens": world["base"]}, tmp_path)
     small = tiny_hf(tmp_path / "small", vocabulary=280)
-    with pytest.raises(InputError, match="a tokenizer of 320 tokens, the model knows 280"):
+    with pytest.raises(InputError, match="the tokenizer has 320 tokens, the model's vocabulary 280"):
         run(make_config(), {**world, "base": Artifact("base", small, "base")}, tmp_path)
 
 

@@ -53,7 +53,7 @@ _JINJA: Mapping[str, str] = {
 }
 NO_TEMPLATE = "none"
 TEMPLATES = (NO_TEMPLATE, *_JINJA, "tokenizer")
-"""`none`: contents concatenated, each answer followed by the end-of-text token; `chatml` and `meditron`: turns
+"""`none`: contents concatenated, each answer followed by the end-of-text token; `chatml`, `meditron`: turns
 between `<|im_start|>` and `<|im_end|>`; `tokenizer`: the tokenizer's own chat template."""
 
 
@@ -269,7 +269,7 @@ def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _target_end(tokenizer: "Tokenizer", ids: Sequence[int], start: int, end: int) -> int:
-    """Return the end of an answer's targets: after its last stop token. A line break after it is no target."""
+    """Return the end of an answer's targets, after its last stop token; a line break behind is no target."""
     for stop in range(end, start, -1):
         if ids[stop - 1] in tokenizer.stop_ids:
             return stop

@@ -74,8 +74,7 @@ class Turn:
 
 
 def row_format(row: Mapping[str, Any]) -> str:
-    """Return the name of a row's format: `messages`, `instruction/output`, `prompt/completion` or
-    `question/answer`.
+    """Return the name of a row's format: `messages`, or the two keys of a flat one (`question/answer`).
 
     Raises:
         ValueError: The row has no known format, or the keys of several.
@@ -86,9 +85,8 @@ def row_format(row: Mapping[str, Any]) -> str:
         raise ValueError(f"has the keys of several formats: {' and '.join(names)}")
     if not names:
         known = ", ".join([_MESSAGES, *(form.name for form in _FLAT_FORMATS)])
-        raise ValueError(
-            f"has no known conversation format (keys: {', '.join(map(str, row)) or 'none'}); formats are {known}"
-        )
+        keys = ", ".join(map(str, row)) or "none"
+        raise ValueError(f"has no known conversation format (keys: {keys}); formats are {known}")
     if flat:
         # Published sets of messages carry a stray `prompt` column; a flat row's stray key may be half of it.
         others = {key for form in _FLAT_FORMATS for key in form.keys} - {*flat[0].keys}

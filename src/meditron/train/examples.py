@@ -94,7 +94,7 @@ def of_file(path: Path) -> Iterator[Conversation]:
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
         # A row of the other formats is hashed as the messages it stands for.
-        messages = row["messages"] if "messages" in row else [[turn.role, turn.content] for turn in turns]
+        messages = row.get("messages") or [[turn.role, turn.content] for turn in turns]
         name = row.get("id", _hash(json.dumps(messages, sort_keys=True))[:16])
         if not isinstance(name, str | int):
             raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
