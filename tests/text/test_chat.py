@@ -160,7 +160,7 @@ def test_hostile_and_broken_templates_are_refused(template: str):
 
 @pytest.mark.parametrize("template", GROWING)
 def test_what_grows_is_refused_before_it_is_made(template: str):
-    refusal = r"more than [\d,]+ (characters|steps)|reaches for|No filter"
+    refusal = r"more than [\d,]+ (characters|steps)|accesses|No filter"
     with pytest.raises(InputError, match=refusal):
         render(template, TALK, add_generation_prompt=True, bos=None, eos=None)
 

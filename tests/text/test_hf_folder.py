@@ -319,10 +319,10 @@ def test_a_length_that_is_none_is_ignored(length: Any, tmp_path: Path):
             r"tokenizer_config.json \(added_tokens_decoder\).*ids",
         ),
         ({}, {"added_tokens_decoder": {"300": {"content": 3}}}, "token with a content"),
-        ({}, {"added_tokens_decoder": {"300": {"content": "a", "special": "yes"}}}, "neither true nor false"),
+        ({}, {"added_tokens_decoder": {"300": {"content": "a", "special": "yes"}}}, "not true or false"),
         ({}, {"extra_special_tokens": 3}, "list of tokens"),
-        ({}, {"bos_token": "<s>"}, "begins a text with '<|endoftext|>'.*bos_token is '<s>'"),
-        ({"model": {"dropout": 0.1}}, {}, "at random"),
+        ({}, {"bos_token": "<s>"}, "texts begin with '<|endoftext|>'.*bos_token is '<s>'"),
+        ({"model": {"dropout": 0.1}}, {}, "merges are random"),
     ],
 )
 def test_contradictions_and_damage_are_refused(

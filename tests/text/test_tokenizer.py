@@ -189,7 +189,7 @@ def test_padding_fills_a_wider_embedding(small: Tokenizer):
     "rule", [{"normalizer": {"type": "NFKC"}}, {"pre_tokenizer": {"type": "Whitespace"}}], ids=str
 )
 def test_rules_that_gguf_cannot_say_are_refused(small: Tokenizer, rule: dict[str, Any]):
-    with pytest.raises(InputError, match="GGUF has no"):
+    with pytest.raises(InputError, match="GGUF cannot express"):
         gguf_metadata(replace(small, spec={**small.spec, **rule}))
 
 
@@ -206,19 +206,19 @@ def test_batches_are_single_texts(small: Tokenizer):
     ("change", "said"),
     [
         ({"tokenizer.ggml.model": "bert"}, "bert"),
-        ({"tokenizer.ggml.model": 3}, "should be str"),
+        ({"tokenizer.ggml.model": 3}, "must be str"),
         ({"tokenizer.ggml.tokens": [1, 2, 3]}, "array of str"),
         ({"tokenizer.ggml.tokens": None}, "missing"),
         ({"tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.token_type": [1, 1]}, "2 times"),
         ({"tokenizer.ggml.token_type": [1]}, "1 entries"),
-        ({"tokenizer.ggml.token_type": [9] * 261}, "no type 9"),
-        ({"tokenizer.ggml.merges": ["t zebra"]}, "no tokens"),
-        ({"tokenizer.ggml.merges": ["th"]}, "no tokens"),
+        ({"tokenizer.ggml.token_type": [9] * 261}, "unknown token type 9"),
+        ({"tokenizer.ggml.merges": ["t zebra"]}, "does not join two tokens"),
+        ({"tokenizer.ggml.merges": ["th"]}, "does not join two tokens"),
         ({"tokenizer.ggml.merges": [1]}, "array of str"),
         ({"tokenizer.ggml.pre": "tekken"}, "known are default, gpt-2, smollm"),
-        ({"tokenizer.ggml.eos_token_id": 2**31}, "ends at 260"),
-        ({"tokenizer.ggml.eos_token_id": "2"}, "should be int"),
-        ({"tokenizer.chat_template": 7}, "should be text"),
+        ({"tokenizer.ggml.eos_token_id": 2**31}, "largest id is 260"),
+        ({"tokenizer.ggml.eos_token_id": "2"}, "must be int"),
+        ({"tokenizer.chat_template": 7}, "must be text"),
     ],
 )
 def test_damaged_byte_level_vocabularies_are_refused(change: dict[str, Any], said: str, tmp_path: Path):
@@ -263,17 +263,17 @@ def test_a_piece_of_absurd_length_is_refused(tmp_path: Path):
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}}',
-            "ids must lie",
+            "ids must be between",
         ),
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 99999999999}, "merges": []}}',
-            "no tokenizer",
+            "not a tokenizer",
         ),
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 1}, "merges": [["a", "z"]]}}',
-            "no tokenizer",
+            "not a tokenizer",
         ),
         (
             "tokenizer.json",
@@ -288,20 +288,20 @@ def test_a_piece_of_absurd_length_is_refused(tmp_path: Path):
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 1}}, "post_processor": {"processors": 5}}',
-            "no tokenizer",
+            "not a tokenizer",
         ),
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 1}}, '
             '"post_processor": {"single": [{"SpecialToken": {"id": []}}]}}',
-            "which is no token",
+            "which is not a token",
         ),
-        ("tokenizer_config.json", '{"eos_token": 3}', "should be a token"),
-        ("tokenizer_config.json", '{"chat_template": 3}', "should be text"),
+        ("tokenizer_config.json", '{"eos_token": 3}', "must be a token"),
+        ("tokenizer_config.json", '{"chat_template": 3}', "must be text"),
         (
             "tokenizer_config.json",
             '{"chat_template": [{"name": []}, {"name": "default", "template": 3}]}',
-            "should be text",
+            "must be text",
         ),
         ("tokenizer_config.json", "\udcff", "not UTF-8"),
     ],
