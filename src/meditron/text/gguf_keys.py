@@ -49,6 +49,7 @@ class Keys:
     def optional(self, key: str, kind: type[_T]) -> _T | None:
         """Return the value of `key`, None if it is absent."""
         value = self._metadata.get(f"tokenizer.ggml.{key}")
+        # bool is a subclass of int in Python, but another type in GGUF.
         if value is not None and (
             not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool)
         ):
@@ -78,6 +79,7 @@ class Keys:
             raise self.error("token_type", f"has {len(self.types):,} entries for {len(self.tokens):,} tokens")
         if unknown := set(self.types) - set(TokenType):
             raise self.error("token_type", f"unknown token type {min(unknown)}")
+        # A duplicate would give two ids one text: encoding could never produce one of them.
         token, times = Counter(self.tokens).most_common(1)[0]
         if times > 1:
             raise self.error("tokens", f"the token {token!r} appears {times} times")

@@ -105,6 +105,7 @@ def _byte_level(keys: Keys) -> tuple[Json, SpecialTokens]:
 
 def _listed_merges(keys: Keys) -> list[tuple[str, str]]:
     known = set(keys.tokens)
+    # GGUF joins the two sides with a blank; byte-level tokens contain none (they write it as Ġ).
     merges = []
     for place, line in enumerate(keys.array("merges", str)):
         left, space, right = line.partition(" ")
@@ -152,6 +153,7 @@ def _scored_merges(keys: Keys) -> list[tuple[str, str]]:
     }
     if max(map(len, pieces), default=0) > _MAX_PIECE:
         raise keys.error("tokens", f"has a piece of more than {_MAX_PIECE:,} characters")
+    # Only normal pieces merge: control tokens and bytes are never built from parts.
     splits = {piece: list(splits_of(piece, pieces)) for piece in pieces}
     _refuse_ties(keys, {piece: pieces[piece] for piece, pairs in splits.items() if pairs})
     ranked = [
@@ -174,6 +176,7 @@ def _refuse_ties(keys: Keys, scores: Mapping[str, float]) -> None:
     by_score: dict[float, str] = {}
     for piece, score in scores.items():
         other = by_score.setdefault(score, piece)
+        # Pieces of one repeated character (runs of spaces) are ordered by length, see above.
         if len(set(piece + other)) > 1 and piece != other:
             raise keys.error(
                 "scores",

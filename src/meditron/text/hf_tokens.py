@@ -70,6 +70,7 @@ def tokens_to_add(path: Path, spec: Json, config: Json, added: Json, names: Name
     listed = _listed(path, config, added, special=named)
     if "added_tokens_decoder" not in config:
         listed |= {token["id"]: _token(path, "added_tokens", token) for token in spec.get("added_tokens", [])}
+    # Compared with their flags: transformers adds a known token again if its flags differ.
     present = {_key(token) for token in known}
     new = [token for _, token in sorted(listed.items()) if _key(token) not in present]
     contents = {token.content for token in (*known, *new)}
@@ -139,6 +140,7 @@ def with_tokens(path: Path, spec: Json, tokens: Sequence[AddedToken]) -> Json:
     """Return `spec` with tokens added by the tokenizers library, which assigns the ids."""
     if not tokens:
         return spec
+    # The library itself assigns the ids, so that they cannot differ from transformers'.
     backend = build(spec, path)
     guarded(path, lambda: backend.add_tokens(list(tokens)))
     described = [

@@ -59,7 +59,7 @@ class _Rewriting(NodeTransformer):
     def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
         """Charge each piece when it is written: blocks and macros join theirs without a hook."""
         self.generic_visit(node)
-        node.nodes = [_wrapped(_OUTPUT, each) for each in node.nodes]
+        node.nodes = [_wrapped(_OUTPUT, piece) for piece in node.nodes]
         return node
 
     def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:  # noqa: N802

@@ -93,6 +93,7 @@ class Tokenizer:
 
     def _build(self, *, special: bool) -> Backend:
         backend = build(self.spec, self.path)
+        # A corpus must not lose the ends of its documents to a limit set for a training loader.
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = not special
@@ -171,12 +172,13 @@ class Tokenizer:
         }
 
     def _prefix(self, bos: bool | None) -> list[int]:
-        wanted = self.special.add_bos if bos is None else bos
-        return [self.special.bos] if wanted and self.special.bos is not None else []
+        add_bos = self.special.add_bos if bos is None else bos
+        return [self.special.bos] if add_bos and self.special.bos is not None else []
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids have no text."""
         skip = self.special_ids if skip_special else frozenset[int]()
+        # Joined before decoding: a character may span several tokens.
         data = b"".join(self._bytes.get(i, b"") for i in ids if i not in skip)
         text = data.decode(errors="replace")
         return text.removeprefix(" ") if strips_space(self.spec["decoder"]) else text

@@ -153,9 +153,9 @@ def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
         ("stop ids", lambda t: sorted(t.stop_ids)),
     ]
     differences = [
-        f"{name}: {ours} and {theirs}"
+        f"{name}: {first} and {second}"
         for name, read in checks
-        if (ours := _outcome(read, a)) != (theirs := _outcome(read, b))
+        if (first := _outcome(read, a)) != (second := _outcome(read, b))
     ]
     differences += _first("token", [(i, a.token(i), b.token(i)) for i in range(a.vocab_size) if a.token(i)])
     readings: dict[str, Callable[[Tokenizer, str], object]] = {
@@ -210,22 +210,22 @@ def _first(name: str, results: Sequence[tuple[object, object, object]]) -> list[
     unequal = [result for result in results if result[1] != result[2]]
     if not unequal:
         return []
-    place, ours, theirs = unequal[0]
+    place, first, second = unequal[0]
     return [
-        f"{name} {place}: {_divergence(ours, theirs)}"
+        f"{name} {place}: {_divergence(first, second)}"
         + (f" ({len(unequal)} of {len(results)} differ)" if len(results) > 1 else "")
     ]
 
 
-def _divergence(ours: object, theirs: object) -> str:
+def _divergence(first: object, second: object) -> str:
     """Describe the first place in which two sequences differ; other values are shown whole."""
-    if isinstance(ours, list) and isinstance(theirs, list):
-        place = next(i for i, (x, y) in enumerate(zip_longest(ours, theirs)) if x != y)
-        return f"at {place}, {ours[place : place + 5]} and {theirs[place : place + 5]}"
-    if isinstance(ours, str) and isinstance(theirs, str):
-        place = next(i for i, (x, y) in enumerate(zip_longest(ours, theirs)) if x != y)
-        return f"at character {place}, {_short(ours[place:])} and {_short(theirs[place:])}"
-    return f"{_short(str(ours))} and {_short(str(theirs))}"
+    if isinstance(first, list) and isinstance(second, list):
+        place = next(i for i, (x, y) in enumerate(zip_longest(first, second)) if x != y)
+        return f"at {place}, {first[place : place + 5]} and {second[place : place + 5]}"
+    if isinstance(first, str) and isinstance(second, str):
+        place = next(i for i, (x, y) in enumerate(zip_longest(first, second)) if x != y)
+        return f"at character {place}, {_short(first[place:])} and {_short(second[place:])}"
+    return f"{_short(str(first))} and {_short(str(second))}"
 
 
 def _short(text: str) -> str:

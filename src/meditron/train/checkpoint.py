@@ -51,6 +51,7 @@ class Checkpoints:
             StorageError: The disk is full or cannot be written; earlier checkpoints are kept.
         """
         final = self.folder / f"step-{step:08d}"
+        # In the same folder, because a rename is atomic within one file system only.
         temporary = make_folder(self.folder / f"{_TEMPORARY}{secrets.token_hex(4)}")
         try:
             self._write(temporary, step, optimizer)

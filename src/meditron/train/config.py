@@ -66,6 +66,7 @@ class TrainingConfig(StageConfig):
     """Steps between two evaluations of the held-out loss; by default only before the first step and after the
     last."""
 
+    # The three below do not change what is trained, so they are not part of the stage's fingerprint.
     checkpoint_every: Annotated[_PositiveInt, NonSemantic] = 10
     """Optimizer steps between two checkpoints: a killed run repeats at most this many."""
 
@@ -112,6 +113,7 @@ class PretrainConfig(TrainingConfig):
     @model_validator(mode="after")
     def _check_mixture(self) -> Self:
         """Refuse shares that do not sum to one."""
+        # A tolerance, because 0.1 + 0.2 + 0.7 is not 1 in binary.
         if self.mixture is not None and abs(sum(self.mixture.values()) - 1.0) > 1e-6:
             raise ValueError(f"the shares of mixture sum to {sum(self.mixture.values()):g}, not to 1")
         return self
@@ -127,6 +129,7 @@ class PretrainConfig(TrainingConfig):
 
     def cross_stage_errors(self, stages: Mapping[str, StageConfig]) -> dict[str, str]:
         """Return an error if the mixture names a source that the corpus does not have."""
+        # Found when the recipe is loaded, not after hours of building the corpus.
         if self.mixture and "corpus" in stages:
             sources = stages["corpus"].inputs()
             for name in self.mixture:

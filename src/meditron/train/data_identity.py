@@ -30,6 +30,7 @@ def base_ancestry(base: Artifact) -> Ancestry:
 
 def hex_digest(artifact: Artifact) -> str:
     """Return 64 hexadecimal digits; an outside artifact's digest may be `sha256:…` or its source's text."""
+    # The ancestry record has one form of digest; other forms are hashed once more.
     digest = artifact.digest.removeprefix("sha256:")
     return digest if re.fullmatch("[0-9a-f]{64}", digest) else hashlib.sha256(digest.encode()).hexdigest()
 

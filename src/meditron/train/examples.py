@@ -95,6 +95,7 @@ def of_file(path: Path) -> Iterator[Conversation]:
             raise InputError(path, str(error), place=place) from error
         # A row of the other formats is hashed as the messages it stands for.
         messages = row.get("messages") or [[turn.role, turn.content] for turn in turns]
+        # Without an id, from the content: it stays the same if rows are added or reordered.
         name = row.get("id", _hash(json.dumps(messages, sort_keys=True))[:16])
         if not isinstance(name, str | int):
             raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
@@ -168,6 +169,7 @@ def select_examples(
     examples: list[Example] = []
     trained = 0
     for conversation in conversations:
+        # Counted in training rows: held-out and too long ones are not part of the limit.
         if trained == limit:
             break
         try:
@@ -180,6 +182,7 @@ def select_examples(
         split: _Split = "train"
         if len(tokenized.ids) > length:
             split = "too-long"
+        # The first 64 bits of the hash as a uniform number; the prefix makes it independent of other hashes.
         elif int(_hash(f"heldout/{conversation.content}")[:16], 16) < heldout * 2**64:
             split = "heldout"
         trained += split == "train"

@@ -95,6 +95,7 @@ def _inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -
         limit=config.limit,
     )
     _check_lengths(name, examples)
+    # Before training: a killed run leaves its rows, and a resumed one writes the same bytes again.
     write_rows(out / FILE_NAME, examples)
     trained = [example for example in examples if example.split == "train"]
     heldout = [example for example in examples if example.split == "heldout"]
@@ -118,6 +119,7 @@ def _inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -
             _heldout_loss,
             name=name,
             packed=_pack(config, name, heldout, epochs=1) if heldout else None,
+            # As many as a training step holds in memory.
             batch_size=config.micro_batch_size or config.batch_size,
         ),
         target_fraction=answer_tokens / sum(len(example.tokenized.ids) for example in trained),
@@ -156,6 +158,7 @@ def _training(
 ) -> Training:
     """Return the ancestry entry: content hashes of every row trained on. Held-out rows are not listed."""
     source = next(inputs[key] for key in ("rows", "task", "corpus") if key in inputs)
+    # Not the file's hash: evaluation must recognize a question that was trained from another file.
     question_hashes = {short(example.content) for example in trained} if task else set[str]()
     ids = {example.id for example in trained}
     questions = [question for question in task.rows("train") if question.id in ids] if task else []
@@ -200,6 +203,7 @@ def _check_lengths(name: str, examples: Sequence[Example]) -> None:
     if not any(example.split == "train" for example in examples):
         problem = f"; {len(sizes)} are too long, up to {max(sizes)} tokens" if sizes else ""
         raise RecipeError(f"{name} has no row to train on{problem}")
+    # Not an error: in most files a few rows are very long, and the rest is a good training set.
     if sizes:
         warn(
             f"{len(sizes)} of {len(examples)} rows are longer than sequence_length and left out; "

@@ -12,6 +12,7 @@ from meditron.model.llama import Llama
 __all__ = ["SINGLE_PROCESS", "ParallelLayout", "SingleProcess", "TrainableModel"]
 
 
+# A protocol, not `Llama`: a layout may return a wrapper that is no subclass of it.
 class TrainableModel(Protocol):
     """The part of a model that the training loop uses; `Llama` has it, and so must a wrapper around one."""
 
@@ -82,4 +83,5 @@ class SingleProcess:
         """Do nothing: there is one rank."""
 
 
+# The default of every training function; one process on a CPU.
 SINGLE_PROCESS = SingleProcess(torch.device("cpu"))

@@ -76,6 +76,7 @@ def train(state: TrainState, *, log: Callable[[StepResult], None], checkpoint: C
     for step in range(state.start_step, total_steps):
         started = time.perf_counter()
         first, end = step * config.batch_size, (step + 1) * config.batch_size
+        # A pure function of the step, so resuming needs no state of the data: only the step number.
         samples = [dataset[k] for k in range(first + layout.rank, end, layout.world_size)]
         # The loss is the mean over the targets of the whole batch. Micro-batches and ranks have unequal
         # numbers of targets, so a mean of their means would be another loss.
@@ -85,7 +86,9 @@ def train(state: TrainState, *, log: Callable[[StepResult], None], checkpoint: C
             batch = collate(micro_batch, by_document=dataset.document_mask, device=layout.device)
             micro_loss = summed_nll(model, batch) / targets
             micro_loss.backward()  # type: ignore[no-untyped-call]
+            # Detached: the graph of this micro-batch is freed before the next forward pass.
             loss += micro_loss.detach()
+        # Once per step, after all micro-batches: their gradients have accumulated locally.
         layout.sum_gradients(optimizer.gradients())
         loss = layout.sum(loss)
         gradient_norm = optimizer.gradient_norm()
@@ -93,6 +96,7 @@ def train(state: TrainState, *, log: Callable[[StepResult], None], checkpoint: C
         _require_finite(step + 1, float(loss), float(gradient_norm), samples)
         rate = learning_rate(step, total_steps, config)
         optimizer.step(rate, gradient_norm, config.max_grad_norm)
+        # Without logging, held-out evaluation and checkpoints: the speed of training alone.
         seconds = time.perf_counter() - started
         log(StepResult(step + 1, float(loss), float(gradient_norm), rate, seconds))
         checkpoint(step + 1)
@@ -123,6 +127,7 @@ def collate(samples: Sequence[Sample], *, by_document: bool, device: torch.devic
 
     ids_BS = stack([sample.ids_S for sample in samples])
     targets_BS = stack([sample.targets_S for sample in samples])
+    # Without a mask tensor attention takes its causal kernel, which skips the masked half of the work.
     if not by_document:
         return Batch(ids_BS, targets_BS, None, None)
     documents_BS = stack([sample.document_ids_S for sample in samples])
@@ -167,6 +172,7 @@ def micro_batches(samples: Sequence[Sample], size: int | None) -> Iterator[Seque
 
 
 def _require_finite(step: int, loss: float, gradient_norm: float, samples: Sequence[Sample]) -> None:
+    # The norm too: a finite loss can have a gradient that overflows, and the step would spread it.
     if math.isfinite(loss) and math.isfinite(gradient_norm):
         return
     documents = "; ".join(f"{sample.source} {', '.join(map(str, sample.documents))}" for sample in samples)

@@ -28,6 +28,7 @@ class MasterAdamW:
         eps: float,
         weight_decay: float,
     ) -> None:
+        # Masters are copied from float32, before the cast to `dtype`.
         model.float()
         parameters = dict(model.named_parameters())
         self._weights: list[Tensor] = list(parameters.values())
@@ -43,6 +44,7 @@ class MasterAdamW:
             {"params": [master for master in masters if master.dim() > 1], "weight_decay": weight_decay},
             {"params": [master for master in masters if master.dim() <= 1], "weight_decay": 0.0},
         ]
+        # A model without vectors would give an empty group, which torch refuses.
         groups = [group for group in groups if group["params"]]
         self._adamw = torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
         # torch creates the state in the first step; a checkpoint needs tensors to restore into before it.
@@ -77,6 +79,7 @@ class MasterAdamW:
     @torch.no_grad()
     def _copy_back(self) -> None:
         masters = list(self.masters.values())
+        # In float32 master and weight are one tensor; there is nothing to copy.
         if masters[0] is not self._weights[0]:
             torch._foreach_copy_(self._weights, masters)
 
@@ -97,12 +100,12 @@ class MasterAdamW:
         """
         current = self.tensors()
         # All shapes are checked before the first copy, so a mismatch leaves no half-restored model behind.
-        for kind, own in current.items():
-            shapes = {name: tensor.shape for name, tensor in own.items()}
+        for kind, parts in current.items():
+            shapes = {name: tensor.shape for name, tensor in parts.items()}
             if shapes != {name: tensor.shape for name, tensor in tensors[kind].items()}:
                 raise ValueError(f"{kind} has tensors of other names or shapes")
-        for kind, own in current.items():
-            for name, tensor in own.items():
+        for kind, parts in current.items():
+            for name, tensor in parts.items():
                 tensor.copy_(tensors[kind][name])
         # The step count corrects the bias of the moments; without it the first steps would be too large.
         for master in self.masters.values():

@@ -55,6 +55,7 @@ class PackedExamples:
         self._name, self._length, self._seed, self._pack = name, length, seed, pack
         self._bins = [indices for epoch in range(epochs) for indices in self._epoch(epoch)]
         sizes = (sum(len(examples[index][1].ids) for index in indices) for indices in self._bins)
+        # Tokens before each sample: progress and speed count no padding.
         self._ends = [0, *accumulate(sizes)]
         self._samples = -(-len(self._bins) // batch_size) * batch_size
 
@@ -74,6 +75,7 @@ class PackedExamples:
 
     def __getitem__(self, k: int) -> Sample:
         """Return sample k."""
+        # Fills the last batch. A copy with masked targets keeps the shape, and adds no loss or gradient.
         if k >= len(self._bins):
             return self[0].masked()
         examples = [self._examples[index] for index in self._bins[k]]
@@ -81,6 +83,7 @@ class PackedExamples:
         sample = Sample(
             ids_S=np.concatenate([tokenized.ids for _, tokenized in examples]).astype(np.int64),
             targets_S=np.concatenate([_targets(tokenized) for _, tokenized in examples]),
+            # Each example is a document of its own: no token attends to another example.
             document_ids_S=np.repeat(np.arange(len(sizes)), sizes),
             positions_S=np.concatenate([np.arange(size) for size in sizes]),
             source=self._name,

@@ -55,6 +55,7 @@ def run(
     """
     with deterministic(config.seed or 0, config.threads):
         if not is_exported(out):
+            # Inside `deterministic`: initial weights are drawn from its seed.
             trainer = Trainer(config, inputs["base"], _inputs(config, inputs, out.name), out, layout)
             with trainer.session():
                 train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint)
@@ -66,6 +67,7 @@ def _inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], stage: str) 
     folder = inputs["tokens"].path
     tokenizer = load_tokenizer(folder)
     mixture = _mixture(config, folder)
+    # Tokenized once: the held-out loss is taken before, during and after the training.
     heldout = heldout_documents(inputs["corpus"].path, tokenizer, config.heldout_documents)
     return TrainingInputs(
         title="Continued pretraining",
@@ -85,6 +87,7 @@ def _inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], stage: str) 
 
 def _hashes_of_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] | None:
     """Return the sorted content hashes of the documents trained on; None if more than `MAX_DOCUMENTS`."""
+    # Only documents that were read: evaluation may then use the rest of the training split.
     indices = mixture.documents_read()
     if sum(map(len, indices.values())) > MAX_DOCUMENTS:
         return None
@@ -93,6 +96,7 @@ def _hashes_of_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] | No
 
 
 def _mixture(config: PretrainConfig, folder: Path) -> Mixture:
+    # Memory-mapped: a corpus may be larger than memory.
     sources = {path.stem: IndexedDataset(path.with_suffix("")) for path in sorted(folder.glob("*.idx"))}
     if not sources:
         raise InputError(folder, "no token files (*.idx)")

@@ -60,6 +60,7 @@ def interruptible() -> Iterator[Interruption]:
             signal.signal(number, handler)
 
     def request_stop(number: int, frame: FrameType | None) -> None:
+        # Only a flag: a signal may arrive in the middle of an allocation or a write.
         interruption.requested = True
         info("stopping after this step; press Ctrl-C again to stop at once")
         restore_handlers()

@@ -105,6 +105,7 @@ class Trainer:
         # Loaded in float32 whatever dtype it trains in: the masters keep the precision of the file.
         self.model = load_model(resolve(base.spec), dtype=torch.float32, seed=config.seed or 0)
         _require_fit(config, self.model, inputs.tokenizer)
+        # Before wrapping: a layout shards the parameters where they are.
         self.model.to(layout.device)
         wrapped = layout.wrap(self.model)
         # After wrapping, because a layout may replace the parameters by its shards of them.
@@ -122,11 +123,14 @@ class Trainer:
             "torch": torch.__version__,
         }
         self.checkpoints = Checkpoints(out / _CHECKPOINTS, machine, keep=config.keep_checkpoints)
+        # Restores weights, moments and the random generator; the data needs only the step (see `samples`).
         start_step = self.checkpoints.restore(optimizer)
         self.state = TrainState(wrapped, optimizer, inputs.dataset, config, start_step, layout)
+        # Measured in every run, also a resumed one: it may continue on another machine.
         sequences = config.micro_batch_size or config.batch_size
         remaining = self._tokens(self.total_steps) - self._tokens(start_step)
         self.peak_flops = matmul_peak(self.model, sequences * config.sequence_length, remaining)
+        # Opened by `session`.
         self.metrics: MetricsFile
         self.interruption: Interruption
         self.bar: Bar
@@ -144,6 +148,7 @@ class Trainer:
             # Not after a kill before the first checkpoint: the line of step 0 is there already.
             if not self.state.start_step and not self.metrics.rows:
                 self.metrics.append({"step": 0, "tokens": 0, "heldout": self.inputs.heldout(self.model)})
+            # After the evaluation above: its batches have other shapes, and would be compiled for nothing.
             with (
                 compiled(self.model) if self.config.compile else nullcontext(),
                 interruptible() as self.interruption,
@@ -193,10 +198,12 @@ class Trainer:
             self.checkpoints.save(steps_done, self.state.optimizer)
         if self.interruption.requested:
             info(f"stopped after step {steps_done} of {self.total_steps}; the same command resumes")
+            # Outside the loop this ends the command with exit code 130, as any interrupted program.
             raise KeyboardInterrupt
 
     def export(self) -> None:
         """Write an HF folder with `ancestry.json`, the report, and last of all the stage's metrics."""
+        # The order matters after a kill: the metrics file, which marks the export as complete, comes last.
         save_hf(self.model, self.model.config, self.inputs.tokenizer, self.out, getattr(torch, self.dtype))
         write_ancestry(self.out, self.ancestry.extended(self.inputs.training))
         result = self._result()
@@ -240,6 +247,7 @@ class Trainer:
             "spikes": sum("spike" in row for row in steps),
             "threads": torch.get_num_threads(),
             "dtype": self.dtype,
+            # Recorded because the loss curve of a resumed run may have a seam on another machine.
             "resumed_from": self.state.start_step or None,
         }
 
