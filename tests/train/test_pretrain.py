@@ -6,6 +6,8 @@ import random
 import re
 import signal
 import time
+import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,7 +161,22 @@ def test_the_stage_trains_a_wrapped_model_to_the_same_bytes(world, trained, tmp_
     assert layout.gradients >= 12
 
 
-def test_called_again_it_has_nothing_to_do(world, trained):
+def test_backward_is_two_calls_below_the_stage(world, tmp_path, monkeypatch):
+    """The path of a training, as the architecture page draws it: the stage, the loop, backward."""
+    paths = []
+    backward = torch.Tensor.backward
+
+    def recorded_backward(tensor, *arguments, **settings):
+        frames = traceback.extract_stack()
+        paths.append([(Path(f.filename).stem, f.name) for f in frames if "/meditron/" in f.filename])
+        return backward(tensor, *arguments, **settings)
+
+    monkeypatch.setattr(torch.Tensor, "backward", recorded_backward)
+    run(make_config(tokens=4 * 32), world, tmp_path)
+    assert paths == [[("pretrain", "run"), ("loop", "train")]]
+
+
+def test_called_again_it_is_a_no_op(world, trained):
     out, metrics = trained
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert run(make_config(), world, out) == metrics
