@@ -129,7 +129,7 @@ def test_a_vocabulary_that_begins_with_bos_and_marks_words(llama2: Tokenizer) ->
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
-def test_wherever_the_answer_begins_none_of_it_is_lost(smollm2: Tokenizer) -> None:
+def test_no_character_of_an_answer_is_left_out_of_the_loss(smollm2: Tokenizer) -> None:
     """Also where a tokenizer joins the last character of the prompt with the first of the answer."""
 
     @settings(max_examples=50)
@@ -146,7 +146,7 @@ def test_wherever_the_answer_begins_none_of_it_is_lost(smollm2: Tokenizer) -> No
     holds()
 
 
-def test_a_token_across_the_boundary_is_the_answers(smollm2: Tokenizer) -> None:
+def test_a_token_across_the_border_belongs_to_the_answer(smollm2: Tokenizer) -> None:
     tokenized = label(smollm2, [Turn("user", "The heart beat"), Turn("assistant", "ing fast")], "none")
     assert texts_by_loss(smollm2, tokenized) == ([" beating fast<|endoftext|>"], ["The heart"])
 
@@ -186,7 +186,7 @@ def test_a_template_without_a_loss_mask_is_refused(small: Tokenizer, template, p
         label(with_own_template(small, template), CONVERSATION, "tokenizer")
 
 
-def test_a_template_that_refuses_a_lone_system_message_still_serves(small: Tokenizer) -> None:
+def test_a_template_that_refuses_a_lone_system_message_works(small: Tokenizer) -> None:
     picky = "{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}"
     picky += "{{ raise_exception('no question') }}{% endif %}" + CHATML + OPENS
     tokenized = label(with_own_template(small, picky), CONVERSATION, "tokenizer")

@@ -42,7 +42,7 @@ def test_gradients_are_those_of_torch(length, shared, masked):
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["causal", "documents"])
-def test_bfloat16_is_as_near_the_truth_as_torch_is(masked):
+def test_the_bfloat16_error_is_at_most_that_of_torch(masked):
     def error(attention):
         operands, mask, d_out = material(256, shared=2, masked=masked, dtype=torch.bfloat16)
         wide = [x.detach().double().requires_grad_() for x in operands]
@@ -57,7 +57,7 @@ def test_bfloat16_is_as_near_the_truth_as_torch_is(masked):
 
 
 @torch.no_grad()
-def test_without_a_gradient_it_is_torchs_own_also_behind_a_cache():
+def test_inference_uses_torchs_attention_also_with_a_kv_cache():
     (q, k, v), _, _ = material(20, shared=2, masked=False)
     new = q[:, :, -4:]
     seen = torch.ones(4, 20, dtype=torch.bool).tril(16)
@@ -66,7 +66,7 @@ def test_without_a_gradient_it_is_torchs_own_also_behind_a_cache():
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, about itself
 @pytest.mark.parametrize("masked", [False, True], ids=["causal", "documents"])
-def test_a_block_with_it_is_one_graph_forward_and_backward(masked):
+def test_a_compiled_block_is_one_graph_forward_and_backward(masked):
     hf = make_hf()
     ids_BS = torch.arange(96).view(2, 48)
     mask = document_mask(torch.arange(48).div(20, rounding_mode="floor").expand(2, -1)) if masked else None

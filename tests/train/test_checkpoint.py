@@ -1,4 +1,4 @@
-"""Checkpoints come back as they were, or are refused by name."""
+"""Checkpoints: restored exactly, or refused by name."""
 
 import json
 from contextlib import suppress
@@ -65,7 +65,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_that_went_on_is_the_run_that_never_stopped(tmp_path, checkpoints):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, checkpoints):
     _, whole, moments = train_until(Checkpoints(tmp_path / "other", MACHINE), 12)
     assert train_until(checkpoints, 5)[0] == 0
     assert train_until(checkpoints, 7)[0] == 4
@@ -106,7 +106,7 @@ def lie(folder):
 
 
 @pytest.mark.parametrize("harm", [damage_byte, cut, lose, spoil_state, lose_state, lie])
-def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path, checkpoints, harm, capsys):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, checkpoints, harm, capsys):
     train_until(checkpoints, 6)
     harm(checkpoints.folder / "step-00000006")
     capsys.readouterr()
@@ -119,7 +119,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path, checkpoint
     assert equal(weights, whole)
 
 
-def test_what_a_kill_left_half_written_is_removed(checkpoints):
+def test_incomplete_checkpoints_of_a_killed_run_are_removed(checkpoints):
     train_until(checkpoints, 4)
     half = checkpoints.folder / ".tmp-12345678"
     half.mkdir()
@@ -138,13 +138,13 @@ def test_a_checkpoint_of_another_model_changes_nothing(checkpoints):
     assert equal(optimizer.masters, before)
 
 
-def test_another_machine_is_said(checkpoints, capsys):
+def test_another_machine_is_warned_of(checkpoints, capsys):
     train_until(checkpoints, 2)
     train_until(Checkpoints(checkpoints.folder, MACHINE | {"threads": 2}), 3)
     assert "written with threads 1, cpu some, torch 2; with threads 2" in capsys.readouterr().err
 
 
-def test_random_numbers_go_on_where_they_were(checkpoints):
+def test_the_random_generator_is_restored(checkpoints):
     _, optimizer, _ = make_training()
     torch.manual_seed(5)
     torch.rand(3)
@@ -155,7 +155,7 @@ def test_random_numbers_go_on_where_they_were(checkpoints):
     assert torch.equal(torch.rand(4), wanted)
 
 
-def test_removing_them_leaves_nothing(checkpoints):
+def test_removing_all_checkpoints_leaves_nothing(checkpoints):
     train_until(checkpoints, 4)
     checkpoints.remove_all()
     assert not checkpoints.folder.exists()

@@ -1,4 +1,4 @@
-"""The stage as a recipe calls it: what it learns, keeps, leaves out and refuses."""
+"""The finetune stage: training, kept rows, splits, formats and errors."""
 
 import json
 import random
@@ -48,7 +48,7 @@ def rows_of(out):
     return list(read_jsonl(out / "rows.jsonl.zst"))
 
 
-def test_it_learns_to_answer_what_it_never_saw(tuned):
+def test_the_heldout_loss_falls(tuned):
     _, metrics = tuned
     before, after = metrics["heldout"]["chat"]
     assert after < before / 2
@@ -92,7 +92,7 @@ def test_the_rows_are_kept_with_their_tokens_and_roles(tuned, answers):
         ]  # fmt: skip
 
 
-def test_the_export_answers_as_it_was_taught_by_its_own_template(tuned):
+def test_the_exported_model_answers_in_its_chat_template(tuned):
     """transformers opens it, asks with the template that is in it, and gets an answer that ends."""
     out, _ = tuned
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
@@ -124,7 +124,7 @@ def test_the_report_shows_curves_and_rows_by_role(tuned):
     assert not list(out.glob(".*"))
 
 
-def test_every_task_row_is_tokenized_as_evaluation_puts_it_together(answers, tmp_path):
+def test_task_rows_have_the_tokens_of_evaluation(answers, tmp_path):
     config = finetune_config(rows=None, task="pubmed-sections", limit=40, epochs=1, sequence_length=160)
     metrics = run(config, {name: answers[name] for name in ("base", "corpus")}, tmp_path)
     assert metrics["rows"]["train"] == 40
@@ -229,7 +229,7 @@ def test_a_file_of_questions_is_a_task_too(answers, tmp_path):
     assert answered == {"A", "B"}, "the blank before an option belongs to the plain prompt alone"
 
 
-def test_what_is_held_out_does_not_move_when_rows_come_or_go(tuned, answers, tmp_path):
+def test_the_heldout_split_is_stable_when_rows_are_added_or_removed(tuned, answers, tmp_path):
     path = tmp_path / "chat.jsonl"
     kept = [row for n, row in enumerate(read_jsonl(answers["rows"].path)) if n % 3]
     with JsonlWriter(path) as file:
@@ -241,7 +241,7 @@ def test_what_is_held_out_does_not_move_when_rows_come_or_go(tuned, answers, tmp
     assert "heldout" in here.values()
 
 
-def test_rows_that_are_too_long_are_left_out_counted_and_told(answers, tmp_path, capsys):
+def test_rows_that_are_too_long_are_left_out_counted_and_warned_of(answers, tmp_path, capsys):
     path = tmp_path / "chat.jsonl"
     with JsonlWriter(path) as file:
         for row in read_jsonl(answers["rows"].path):
@@ -269,7 +269,7 @@ def test_limit_counts_the_rows_that_are_trained_on(answers, tmp_path):
     assert [row["split"] for row in rows_of(tmp_path)][-1] == "train"
 
 
-def test_nothing_held_out_is_no_held_out_loss(answers, tmp_path):
+def test_without_heldout_rows_there_is_no_heldout_loss(answers, tmp_path):
     assert run(finetune_config(limit=6, epochs=1, heldout=0.0), chat(answers), tmp_path)["heldout"] == {}
 
 
@@ -298,7 +298,7 @@ def test_nothing_held_out_is_no_held_out_loss(answers, tmp_path):
         ),
     ],
 )
-def test_a_row_that_is_no_answered_conversation_is_named(answers, tmp_path, line, problem):
+def test_a_row_that_is_not_an_answered_conversation_is_named(answers, tmp_path, line, problem):
     path = tmp_path / "chat.jsonl"
     good = '{"messages": [{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}'
     path.write_text(f"{good}\n{line}\n", encoding="utf-8")
@@ -416,7 +416,7 @@ def test_rows_of_equal_content_are_on_one_side_of_the_split(answers, tmp_path):
         assert both[text] == both[f" {text.upper()}"] == split
 
 
-def test_killed_at_any_moment_it_ends_in_the_same_bytes(answers, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bytes(answers, tmp_path):
     config = finetune_config(epochs=4, dtype="bfloat16", template="chatml")
     whole, killed = tmp_path / "whole" / "finetune", tmp_path / "killed" / "finetune"
     for folder in (whole, killed):
@@ -440,7 +440,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(answers, tmp_path):
     assert recorded(killed) == recorded(whole) == list(range(last + 1))
 
 
-def test_a_loss_that_is_no_number_names_the_rows(answers, tmp_path):
+def test_a_loss_that_is_not_finite_names_the_rows(answers, tmp_path):
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(answers["base"].path)
@@ -467,12 +467,12 @@ def test_a_loss_that_is_no_number_names_the_rows(answers, tmp_path):
         ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(change, message):
+def test_invalid_values_are_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         finetune_config(**change)
 
 
-def test_the_configuration_says_what_it_stands_on():
+def test_the_config_lists_its_inputs():
     config = finetune_config(licence="CC BY 4.0")
     assert config.inputs() == {"base": "pretrain", "rows": "chat.jsonl"}
     assert config.licences() == {"rows": "CC BY 4.0"}

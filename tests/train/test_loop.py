@@ -1,4 +1,4 @@
-"""The loop against the plain one everybody would write around transformers and torch.optim."""
+"""The training loop against a plain one written with transformers and torch.optim."""
 
 import math
 import threading
@@ -85,7 +85,7 @@ def reference(config):
     return course, model
 
 
-def test_the_course_is_that_of_transformers_and_torch():
+def test_losses_and_weights_equal_transformers_and_torch():
     config = make_config(document_mask=False, warmup=0.25)
     wanted, hf = reference(config)
     found, model = train(config)
@@ -98,7 +98,7 @@ def test_the_course_is_that_of_transformers_and_torch():
         torch.testing.assert_close(weight, hf.get_parameter(name), rtol=0, atol=1e-4)
 
 
-def test_without_warm_up_the_rate_begins_at_its_peak():
+def test_without_warmup_the_learning_rate_begins_at_its_peak():
     config = make_config(warmup=0.0)
     assert learning_rate(0, config.steps, config) == config.learning_rate
     rates = [learning_rate(step, config.steps, config) for step in range(config.steps)]
@@ -106,7 +106,7 @@ def test_without_warm_up_the_rate_begins_at_its_peak():
     assert rates[-1] > config.learning_rate * config.min_learning_rate_ratio
 
 
-def test_a_masked_row_is_its_documents_one_by_one():
+def test_a_sample_with_document_mask_equals_its_documents_alone():
     config = make_config(tokens=128)
     data = make_data(config)
     found, _ = train(config)
@@ -123,7 +123,7 @@ def test_a_masked_row_is_its_documents_one_by_one():
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_micro_batches_make_up_the_batch_whatever_their_targets(size):
+def test_micro_batches_give_the_loss_of_the_batch(size):
     """Rows have unequal numbers of targets, so a mean of means would be another loss."""
     whole, _ = train(make_config())
     parts, _ = train(make_config(micro_batch_size=size))
@@ -205,7 +205,7 @@ def test_two_ranks_train_as_one_process_does(dtype):
             torch.testing.assert_close(weight, reference_model.get_parameter(name), rtol=0, atol=1e-4)
 
 
-def test_a_batch_is_made_on_the_models_device():
+def test_a_batch_is_created_on_the_models_device():
     """The meta device has no data, so a tensor left on the CPU would show."""
     data = make_data(make_config())
     batch = collate([data[0], data[1]], by_document=False, device=torch.device("meta"))
@@ -251,7 +251,7 @@ class Poisoned:
         return row
 
 
-def test_a_loss_that_is_no_number_stops_before_anything_changes():
+def test_a_loss_that_is_not_finite_stops_before_weights_change():
     config = make_config()
     model = twin(make_hf(0, tie_word_embeddings=False))
     with torch.no_grad():

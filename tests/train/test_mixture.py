@@ -64,7 +64,7 @@ def test_the_documents_read_are_those_of_all_samples(sources, length, samples, m
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=6))
-def test_shares_are_exact_to_less_than_one_row_after_every_sample(weights):
+def test_shares_are_exact_to_less_than_one_sample(weights):
     chosen = schedule(weights, 400)
     counts = np.cumsum(chosen[:, None] == np.arange(len(weights)), axis=0)
     for s, weight in enumerate(weights):
@@ -91,7 +91,7 @@ def same(one, other):
 
 @settings(max_examples=20)
 @given(st.permutations(range(60)))
-def test_a_sample_does_not_depend_on_what_was_read_before(order):
+def test_a_sample_does_not_depend_on_earlier_reads(order):
     fresh = mixture({"a": 0.7, "b": 0.3})
     straight = [fresh[k] for k in range(60)]
     shuffled = mixture({"a": 0.7, "b": 0.3})
@@ -111,7 +111,7 @@ def test_seeds_and_epochs_shuffle_differently():
     assert len({tuple(order) for order in orders}) == 4
 
 
-def test_the_order_stays_what_it_has_always_been():
+def test_the_order_is_stable_across_releases():
     assert SourceStream("pubmed", numbered([1] * 8), seed=1).order(0).tolist() == [4, 7, 2, 5, 3, 6, 0, 1]
 
 
@@ -122,7 +122,7 @@ def test_shares_follow_the_tokens_when_none_are_given():
     assert len(chosen) == 340
 
 
-def test_a_share_for_what_is_no_source_is_refused():
+def test_a_share_of_an_unknown_source_is_refused():
     with pytest.raises(RecipeError, match="'wiki'") as error:
         mixture({"a": 0.5, "wiki": 0.5})
     assert error.value.hint == "sources: a, b"

@@ -1,4 +1,4 @@
-"""Packed rows: every example once an epoch, and to each the same loss and gradient as alone."""
+"""Packing: every example once per epoch, with the same loss and gradient as alone."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def packed(rows, **changes):
 
 
 @given(SIZES, st.integers(12, 40))
-def test_rows_hold_what_fits_and_nothing_is_lost_or_seen_twice(sizes, length):
+def test_each_example_is_packed_once_and_bins_do_not_overflow(sizes, length):
     rows = pack_best_fit(enumerate(sizes), length)
     assert sorted(index for row in rows for index in row) == list(range(len(sizes)))
     assert all(sum(sizes[index] for index in row) <= length for row in rows)
@@ -47,7 +47,7 @@ def test_rows_hold_what_fits_and_nothing_is_lost_or_seen_twice(sizes, length):
     assert all(a + b > length for n, a in enumerate(fills) for b in fills[:n])
 
 
-def test_it_takes_the_fullest_row_that_has_room():
+def test_best_fit_takes_the_fullest_bin_with_room():
     assert pack_best_fit(enumerate([6, 5, 4, 5, 3, 2]), 10) == [[0, 2], [1, 3], [4, 5]]
 
 
@@ -61,7 +61,7 @@ def read(row):
 
 
 @pytest.mark.parametrize("pack", [True, False])
-def test_every_token_stands_where_it_belongs_and_only_answers_are_targets(pack):
+def test_tokens_and_positions_are_kept_and_only_answers_are_targets(pack):
     rows = examples(40)
     samples = packed(rows, pack=pack)
     known = dict(rows)
@@ -85,7 +85,7 @@ def test_every_token_stands_where_it_belongs_and_only_answers_are_targets(pack):
     assert first == set(known) or pack, "without packing an epoch is over before the next begins"
 
 
-def test_a_sample_does_not_depend_on_what_was_read_before():
+def test_a_sample_does_not_depend_on_earlier_reads():
     rows = examples(30)
     straight, other = packed(rows), packed(rows)
     for k in reversed(range(len(straight))):
@@ -142,7 +142,7 @@ def losses(samples):
 
 
 @torch.no_grad()
-def test_packed_and_alone_every_token_has_the_same_loss():
+def test_packing_does_not_change_the_loss_of_a_token():
     rows = examples(40)
     alone, together = (losses(packed(rows, epochs=1, pack=value)) for value in (False, True))
     assert alone.keys() == together.keys()
@@ -162,7 +162,7 @@ def gradients(samples, size):
     return total, {name: weight.grad.clone() for name, weight in MODEL.named_parameters()}
 
 
-def test_packed_and_alone_the_gradient_is_the_same():
+def test_packing_does_not_change_the_gradient():
     rows = examples(40)
     alone, wanted = gradients(packed(rows, epochs=1, pack=False), 4)
     together, found = gradients(packed(rows, epochs=1), 3)

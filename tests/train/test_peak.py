@@ -1,4 +1,4 @@
-"""The measured peak is of the model's own products, each counted as often as it stands in the model."""
+"""The measured peak: the products of the model, each counted as often as the model has it."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_each_matrix_counts_three_products_and_an_untied_embedding_none(monkeypa
 
 
 @pytest.mark.parametrize("trained", [None, 10**9, 200_000, 20_000])
-def test_it_takes_a_fixed_memory_and_at_most_a_hundredth_of_the_runs_operations(monkeypatch, trained):
+def test_the_measurement_has_bounded_memory_and_cost(monkeypatch, trained):
     """Also for a large vocabulary and a pass of a million tokens, which took 24 GB."""
     config = LlamaConfig(
         vocab_size=50_000,
@@ -51,7 +51,7 @@ def test_it_takes_a_fixed_memory_and_at_most_a_hundredth_of_the_runs_operations(
         assert operations <= 0.01 * 6 * trained * config.parameters
 
 
-def test_it_is_measured_in_the_models_number_format():
+def test_the_peak_is_measured_in_the_models_dtype():
     model = twin(make_hf(0)).bfloat16()
     products = peak._products(5, 7, 3, model.head_weight.detach())
     assert [tuple(product().shape) for product in products] == [(5, 7), (5, 3), (7, 3)]

@@ -1,4 +1,4 @@
-"""The stage as a recipe calls it, left alone, killed, interrupted and short of disk."""
+"""The pretrain stage: uninterrupted, killed, interrupted, with a full disk, and with a parallel layout."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def trained(world, tmp_path_factory):
     return out, run(make_config(), world, out)
 
 
-def test_the_metrics_say_what_was_done(trained):
+def test_the_metrics_match_the_training(trained):
     out, metrics = trained
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(13))
@@ -55,7 +55,7 @@ def test_the_metrics_say_what_was_done(trained):
     assert metrics == json.loads(json.dumps(metrics))
 
 
-def test_the_export_is_the_model_that_was_measured(world, trained):
+def test_transformers_measures_the_same_heldout_loss_on_the_export(world, trained):
     """transformers opens it and finds the same held-out loss."""
     out, metrics = trained
     model, loaded = transformers.LlamaForCausalLM.from_pretrained(out, output_loading_info=True)
@@ -73,7 +73,7 @@ def test_the_export_is_the_model_that_was_measured(world, trained):
         assert metrics["heldout"][source][1] == pytest.approx(nll / count, abs=1e-4)
 
 
-def test_what_it_computed_in_is_this_machines_and_recorded(world, tmp_path):
+def test_the_dtype_is_this_machines_and_recorded(world, tmp_path):
     metrics = run(make_config(tokens=4 * 32, dtype="auto", heldout_documents=0), world, tmp_path)
     assert metrics["dtype"] == matrix_dtype()
     exported = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
@@ -183,7 +183,7 @@ def test_called_again_it_is_a_no_op(world, trained):
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-def test_killed_at_any_moment_it_ends_in_the_same_bytes(world, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bytes(world, tmp_path):
     config = make_config(tokens=40 * 4 * 32, checkpoint_every=2, dtype="bfloat16", heldout_documents=1)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
@@ -226,7 +226,7 @@ def newest(out):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_the_step_it_is_in(world, tmp_path, trained, number):
+def test_a_signal_saves_a_checkpoint_after_the_current_step(world, tmp_path, trained, number):
     config = make_config(tokens=2000 * 4 * 32, checkpoint_every=1000)
     child = start(world, tmp_path, config)
     await_step(child, tmp_path, 3)
@@ -236,7 +236,7 @@ def test_asked_to_stop_it_saves_the_step_it_is_in(world, tmp_path, trained, numb
     assert newest(tmp_path) == recorded(tmp_path)[-1] < 1000
 
 
-def test_asked_to_stop_in_the_last_step_it_stops_before_the_export(world, tmp_path, trained, monkeypatch):
+def test_a_signal_in_the_last_step_stops_before_the_export(world, tmp_path, trained, monkeypatch):
     def interrupted(*arguments, **settings):
         if recorded(tmp_path)[-1:] == [11]:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -252,14 +252,14 @@ def test_asked_to_stop_in_the_last_step_it_stops_before_the_export(world, tmp_pa
     assert sha256_file(tmp_path / "model.safetensors") == sha256_file(trained[0] / "model.safetensors")
 
 
-def test_killed_before_the_first_checkpoint_no_line_stands_twice(world, tmp_path, trained):
+def test_a_kill_before_the_first_checkpoint_duplicates_no_line(world, tmp_path, trained):
     first = (trained[0] / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
     (tmp_path / "metrics.jsonl").write_text(first)
     assert run(make_config(), world, tmp_path)["heldout"] == trained[1]["heldout"]
     assert recorded(tmp_path) == list(range(13))
 
 
-def test_a_full_disk_is_said_and_costs_no_earlier_checkpoint(world, tmp_path):
+def test_a_full_disk_is_an_error_and_leaves_no_partial_checkpoint(world, tmp_path):
     size = 4 * 29_000  # the weights' file is larger
     child = start(world, tmp_path, make_config(), file_size=size)
     child.join()
@@ -278,7 +278,7 @@ def poisoned(world, tmp_path):
     return {**world, "base": Artifact("base", base, "base")}
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_exports_nothing(world, tmp_path):
+def test_a_loss_that_is_not_finite_names_the_step_and_exports_nothing(world, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(TrainingError, match=r"^step 1: the loss is nan.*documents read: pubmed") as error:
@@ -287,7 +287,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_exports_nothing(world, tmp_
     assert [path.name for path in out.iterdir()] == ["metrics.jsonl"]
 
 
-def test_what_does_not_fit_together_is_refused(world, tmp_path):
+def test_inputs_that_do_not_match_are_refused(world, tmp_path):
     with pytest.raises(RecipeError, match="longer than the model's context of 256 tokens"):
         run(make_config(sequence_length=512), world, tmp_path)
     with pytest.raises(RecipeError, match="mixture names 'guidelines'"):
@@ -300,7 +300,7 @@ def test_what_does_not_fit_together_is_refused(world, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, which it hides unless warnings are errors
-def test_without_a_compiler_it_says_how_to_go_without(world, tmp_path):
+def test_a_missing_compiler_is_an_error_with_a_hint(world, tmp_path):
     import torch._inductor.config as inductor
 
     with (

@@ -1,4 +1,4 @@
-"""What training changes about the process, it puts back."""
+"""Process settings while training, and their restoration."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ def state():
     return torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
 
 
-def test_the_settings_hold_inside_and_are_put_back():
+def test_settings_apply_inside_and_are_restored():
     before = state()
     with deterministic(7, threads=1):
         assert state() == (1, True)
@@ -29,7 +29,7 @@ def test_the_settings_hold_inside_and_are_put_back():
         assert torch.equal(torch.rand(3), first)
 
 
-def test_the_first_signal_is_a_request_and_the_second_stops_at_once(capsys):
+def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(capsys):
     before = signal.getsignal(signal.SIGINT)
     with interruptible() as interruption:
         assert not interruption.requested
@@ -41,7 +41,7 @@ def test_the_first_signal_is_a_request_and_the_second_stops_at_once(capsys):
     assert "again to stop at once" in capsys.readouterr().err
 
 
-def test_outside_the_main_thread_signals_are_left_alone():
+def test_outside_the_main_thread_signals_are_unchanged():
     seen = []
 
     def work():

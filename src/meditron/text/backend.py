@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from meditron.core.errors import InputError
 
-__all__ = ["build", "guarded", "risky"]
+__all__ = ["build", "call_backend", "slow_pattern_reason"]
 
 _T = TypeVar("_T")
 _MAX_PATTERN = 1 << 14  # characters; GPT-4o's has 300
@@ -42,7 +42,7 @@ def build(spec: Mapping[str, Any], path: Path) -> Backend:
     # The vocabulary and the added tokens are literals; only the rules can hold patterns.
     rules = {key: value for key, value in spec.items() if key not in ("model", "added_tokens")}
     for pattern in _patterns(rules):
-        if problem := risky(pattern):
+        if problem := slow_pattern_reason(pattern):
             raise InputError(path, f"the pattern {pattern[:80]!r} {problem}", place="Regex")
     if _growth(rules.get("normalizer")) > _MAX_GROWTH:
         raise InputError(path, f"may lengthen a text more than {_MAX_GROWTH} times", place="normalizer")
@@ -56,7 +56,7 @@ def build(spec: Mapping[str, Any], path: Path) -> Backend:
         raise InputError(path, f"not a tokenizer: {error}") from error
 
 
-def guarded(path: Path, work: Callable[[], _T]) -> _T:
+def call_backend(path: Path, work: Callable[[], _T]) -> _T:
     """Call `work`; raise InputError if the library panics, which Python sees as a BaseException."""
     try:
         return work()
@@ -106,7 +106,7 @@ class _Group:
     """True if it has a repeat of variable length or alternatives: repeated, it may match in many ways."""
 
 
-def risky(pattern: str) -> str | None:
+def slow_pattern_reason(pattern: str) -> str | None:
     """Return why a pattern may take more than quadratic time; None if its form excludes that."""
     if len(pattern) > _MAX_PATTERN:
         return f"has more than {_MAX_PATTERN:,} characters"

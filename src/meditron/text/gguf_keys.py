@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from meditron.core.errors import InputError
 from meditron.text.special_tokens import SpecialTokens
 
-__all__ = ["NAMED_KEYS", "Keys", "TokenType"]
+__all__ = ["NAMED_KEYS", "TokenType", "VocabularyKeys"]
 
 _T = TypeVar("_T")
 
@@ -32,7 +32,7 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-class Keys:
+class VocabularyKeys:
     """The metadata `tokenizer.ggml.*`, with the type of each value checked."""
 
     def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:

@@ -15,7 +15,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from meditron.text.gguf_keys import Keys, TokenType
+from meditron.text.gguf_keys import TokenType, VocabularyKeys
 from meditron.text.pretokenizers import PRETOKENIZERS
 from meditron.text.special_tokens import STOP_TOKENS_OF_LLAMACPP, SpecialTokens
 from meditron.text.token_bytes import PREFIX, SPACES
@@ -52,7 +52,7 @@ def read(metadata: Mapping[str, Any], path: Path) -> tuple[Json, SpecialTokens]:
         InputError: The metadata describes no vocabulary that can be reproduced exactly; the error names the
             key.
     """
-    keys = Keys(metadata, path)
+    keys = VocabularyKeys(metadata, path)
     model = keys.required("model", str)
     if model == "gpt2":
         return _byte_level(keys)
@@ -64,7 +64,12 @@ def read(metadata: Mapping[str, Any], path: Path) -> tuple[Json, SpecialTokens]:
 
 
 def _spec(
-    keys: Keys, model: Json, merges: list[tuple[str, str]], *, control: set[TokenType], **rules: Json
+    keys: VocabularyKeys,
+    model: Json,
+    merges: list[tuple[str, str]],
+    *,
+    control: set[TokenType],
+    **rules: Json,
 ) -> Json:
     """Build the content of a tokenizer.json: a bare BPE, changed by `model` and `rules`."""
     bpe = {
@@ -86,7 +91,7 @@ def _added(i: int, token: str, *, special: bool) -> Json:
     return {"id": i, "content": token, **flags, "special": special}
 
 
-def _byte_level(keys: Keys) -> tuple[Json, SpecialTokens]:
+def _byte_level(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]:
     pre = keys.optional("pre", str) or "default"
     if pre not in PRETOKENIZERS:
         known = ", ".join(PRETOKENIZERS)
@@ -103,7 +108,7 @@ def _byte_level(keys: Keys) -> tuple[Json, SpecialTokens]:
     return spec, keys.special(add_bos=cut.add_bos)
 
 
-def _listed_merges(keys: Keys) -> list[tuple[str, str]]:
+def _listed_merges(keys: VocabularyKeys) -> list[tuple[str, str]]:
     known = set(keys.tokens)
     # GGUF joins the two sides with a blank; byte-level tokens contain none (they write it as Ġ).
     merges = []
@@ -115,7 +120,7 @@ def _listed_merges(keys: Keys) -> list[tuple[str, str]]:
     return merges
 
 
-def _sentencepiece(keys: Keys) -> tuple[Json, SpecialTokens]:
+def _sentencepiece(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]:
     unknown = [i for i, kind in enumerate(keys.types) if kind == TokenType.UNKNOWN]
     has_bytes = Counter(keys.types)[TokenType.BYTE] == 256
     if len(unknown) != 1 and not has_bytes:
@@ -139,7 +144,7 @@ def _sentencepiece(keys: Keys) -> tuple[Json, SpecialTokens]:
     return spec, keys.special(add_bos=True, bos=1, eos=2)
 
 
-def _scored_merges(keys: Keys) -> list[tuple[str, str]]:
+def _scored_merges(keys: VocabularyKeys) -> list[tuple[str, str]]:
     """Return all splits of all pieces as merges: by score, then longest piece, then longest left part."""
     scores = keys.array("scores", float)
     if len(scores) != len(keys.tokens):
@@ -172,7 +177,7 @@ def splits_of(piece: str, pieces: Container[str]) -> Iterator[tuple[str, str]]:
             yield left, right
 
 
-def _refuse_ties(keys: Keys, scores: Mapping[str, float]) -> None:
+def _refuse_ties(keys: VocabularyKeys, scores: Mapping[str, float]) -> None:
     by_score: dict[float, str] = {}
     for piece, score in scores.items():
         other = by_score.setdefault(score, piece)

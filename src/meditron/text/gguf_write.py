@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from meditron.core.errors import InputError
 from meditron.text.gguf_keys import NAMED_KEYS, TokenType
 from meditron.text.gguf_vocab import splits_of
-from meditron.text.pretokenizers import PRETOKENIZERS, name_of
+from meditron.text.pretokenizers import PRETOKENIZERS, pretokenizer_name
 from meditron.text.special_tokens import STOP_TOKENS_OF_LLAMACPP
 from meditron.text.token_bytes import PREFIX, SPACES, byte_alphabet, is_byte_piece, strips_space
 
@@ -150,7 +150,7 @@ def _pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _byte_level_metadata(tokenizer: "Tokenizer") -> Json:
     spec = tokenizer.spec
     model = spec["model"]
-    pre = name_of(spec.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
+    pre = pretokenizer_name(spec.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
     if pre is None or spec.get("normalizer") is not None:
         raise InputError(
             tokenizer.path,

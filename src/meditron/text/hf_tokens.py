@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from meditron.core.errors import InputError
-from meditron.text.backend import build, guarded
+from meditron.text.backend import build, call_backend
 
 __all__ = ["NAMED", "Names", "merged_config", "names_of", "tokens_to_add", "with_tokens"]
 
@@ -142,7 +142,7 @@ def with_tokens(path: Path, spec: Json, tokens: Sequence[AddedToken]) -> Json:
         return spec
     # The library itself assigns the ids, so that they cannot differ from transformers'.
     backend = build(spec, path)
-    guarded(path, lambda: backend.add_tokens(list(tokens)))
+    call_backend(path, lambda: backend.add_tokens(list(tokens)))
     described = [
         {"id": i, "content": token.content, **{flag: getattr(token, flag) for flag in _FLAGS}}
         for i, token in sorted(backend.get_added_tokens_decoder().items())

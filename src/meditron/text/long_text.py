@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from meditron.core.errors import UsageError
-from meditron.text.pretokenizers import is_known
+from meditron.text.pretokenizers import is_known_pretokenizer
 from meditron.text.token_bytes import METASPACE, PREFIX, SPACES
 
 __all__ = ["MAX_UNCUT", "PIECE", "blank_between", "cut", "refuse_long"]
@@ -33,7 +33,7 @@ def blank_between(spec: Mapping[str, Any]) -> str | None:
     for token in spec["added_tokens"]:
         if any(token.get(flag) for flag in flags) or re.search(r"[\s▁]|^[A-Za-z]", token["content"]):
             return None
-    if normalizer is None and is_known(split):
+    if normalizer is None and is_known_pretokenizer(split):
         return " "
     steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
     if split is None and [step for step in steps if step != PREFIX] == [SPACES]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PRETOKENIZERS", "PreTokenizer", "is_known", "name_of"]
+__all__ = ["PRETOKENIZERS", "PreTokenizer", "is_known_pretokenizer", "pretokenizer_name"]
 
 Spec = dict[str, Any]
 
@@ -85,7 +85,7 @@ def _key(spec: object) -> str:
     return json.dumps(strip(spec), sort_keys=True)
 
 
-def name_of(spec: object, *, ignore_merges: bool) -> str | None:
+def pretokenizer_name(spec: object, *, ignore_merges: bool) -> str | None:
     """Return llama.cpp's name of a `pre_tokenizer` with `ignore_merges`; None if it has none."""
     for name, known in PRETOKENIZERS.items():
         if known.ignore_merges == ignore_merges and _key(known.spec) == _key(spec):
@@ -93,6 +93,6 @@ def name_of(spec: object, *, ignore_merges: bool) -> str | None:
     return None
 
 
-def is_known(spec: object) -> bool:
+def is_known_pretokenizer(spec: object) -> bool:
     """Return whether a tokenizer.json's `pre_tokenizer` is a known one."""
     return any(_key(known.spec) == _key(spec) for known in PRETOKENIZERS.values())

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer as Backend
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.store.files import atomic
 from meditron.text import gguf_vocab, hf_folder, long_text
-from meditron.text.backend import build, guarded
+from meditron.text.backend import build, call_backend
 from meditron.text.special_tokens import SpecialTokens, end_of_text_token, stop_tokens
 from meditron.text.token_bytes import TextStream, byte_level_bytes, byte_map, strips_space
 
@@ -118,7 +118,7 @@ class Tokenizer:
         return self._prefix(bos) + self._ids(backend, text)
 
     def _ids(self, backend: Backend, text: str) -> list[int]:
-        return guarded(self.path, lambda: backend.encode(text, add_special_tokens=False).ids)
+        return call_backend(self.path, lambda: backend.encode(text, add_special_tokens=False).ids)
 
     def _encode_long(self, text: str, *, special: bool) -> list[int]:
         backend = self._special_backend if special else self._backend
@@ -136,7 +136,7 @@ class Tokenizer:
         if any(len(text) > long_text.PIECE for text in texts):
             return [self.encode(text, bos=bos) for text in texts]
         prefix = self._prefix(bos)
-        encodings = guarded(
+        encodings = call_backend(
             self.path, lambda: self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         )
         return [prefix + encoding.ids for encoding in encodings]

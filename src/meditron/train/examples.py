@@ -24,7 +24,7 @@ from meditron.text.tokenizer import Tokenizer
 __all__ = [
     "FILE_NAME",
     "SPLITS",
-    "Conversation",
+    "ConversationRow",
     "Example",
     "of_file",
     "of_task",
@@ -53,7 +53,7 @@ SPLITS: tuple[_Split, ...] = get_args(_Split)
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class ConversationRow:
     """A row before tokenization."""
 
     id: str
@@ -73,12 +73,12 @@ class Example:
     id: str
     split: _Split
     content: str
-    """As in `Conversation`."""
+    """As in `ConversationRow`."""
     turns: tuple[Turn, ...]
     tokenized: TokenizedConversation
 
 
-def of_file(path: Path) -> Iterator[Conversation]:
+def of_file(path: Path) -> Iterator[ConversationRow]:
     """Read the conversations of a JSONL file, in its order. A row without an id gets a hash of its messages.
 
     Raises:
@@ -99,7 +99,7 @@ def of_file(path: Path) -> Iterator[Conversation]:
         name = row.get("id", _hash(json.dumps(messages, sort_keys=True))[:16])
         if not isinstance(name, str | int):
             raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
-        yield Conversation(str(name), turns, path, place, _content_hash(turns))
+        yield ConversationRow(str(name), turns, path, place, _content_hash(turns))
 
 
 def _same_format(row: Mapping[str, Any], first_format: str | None) -> str:
@@ -117,7 +117,7 @@ def _refuse_unsupported(row: Mapping[str, Any]) -> None:
             raise ValueError(f"the row has the key '{key}', which finetuning does not support")
 
 
-def of_task(task: Task, template: str, path: Path) -> Iterator[Conversation]:
+def of_task(task: Task, template: str, path: Path) -> Iterator[ConversationRow]:
     """Render a task's training questions, each answered with its correct option.
 
     Args:
@@ -140,7 +140,7 @@ def of_task(task: Task, template: str, path: Path) -> Iterator[Conversation]:
             problem = f"a training question that is also a test question ({duplicate})"
             raise InputError(path, problem, place=question.id)
         turns = _turns(task, question, template)
-        yield Conversation(question.id, turns, path, question.id, question.content_sha256)
+        yield ConversationRow(question.id, turns, path, question.id, question.content_sha256)
 
 
 def _turns(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
@@ -149,7 +149,7 @@ def _turns(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
 
 
 def select_examples(
-    conversations: Iterable[Conversation],
+    conversations: Iterable[ConversationRow],
     tokenizer: Tokenizer,
     *,
     template: str,

@@ -24,7 +24,7 @@ from meditron.train.data_identity import hex_digest, text_hashes
 from meditron.train.examples import (
     FILE_NAME,
     SPLITS,
-    Conversation,
+    ConversationRow,
     Example,
     of_file,
     of_task,
@@ -132,7 +132,7 @@ def _inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -
 
 def _source(
     config: FinetuneConfig, inputs: Mapping[str, Artifact]
-) -> tuple[str, Iterable[Conversation], Task | None]:
+) -> tuple[str, Iterable[ConversationRow], Task | None]:
     """Return the name of the data, the conversations, and the task if they are its questions."""
     if "rows" in inputs:
         path = inputs["rows"].path
