@@ -328,7 +328,7 @@ def test_a_template_that_writes_the_date_gives_the_same_row_on_every_day(smollm2
     "prompt", ["Which organ?\nA. Liver\nB. Heart\nAnswer:", "Sentence: x\nSection:", "Is 5 <"]
 )
 def test_a_question_has_the_tokens_that_it_was_trained_in(smollm2: Tokenizer, template, prompt) -> None:
-    """Templates may write something between the opened turn and an answer: Mistral a blank, Qwen3 a block."""
+    """Templates may write something between the opened turn and an answer: Mistral a space, Qwen3 a block."""
     if template in TEMPLATES:
         assert_prompted_as_trained(smollm2, prompt, template)
     else:

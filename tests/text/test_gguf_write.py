@@ -79,10 +79,10 @@ def test_added_tokens_that_llama_cpp_matches_differently_are_refused(
     [
         ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first", "split": False}}, "'first'"),
         ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "always", "split": False}}, "'always'"),
-        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never", "split": True}}, "at blanks"),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never", "split": True}}, "at spaces"),
         (
             {"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never", "split": False}},
-            "remove the blank",
+            "remove the space",
         ),
     ],
 )

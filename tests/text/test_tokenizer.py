@@ -104,7 +104,7 @@ def test_llama2_has_the_bos_and_eos_of_sentencepiece(llama2: Tokenizer):
 @settings(deadline=None, max_examples=100)
 @given(
     text=st.text(
-        # SentencePiece reads ▁ as a blank, so it does not come back.
+        # SentencePiece reads ▁ as a space, so it does not come back.
         st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="▁", max_codepoint=0x1FFFF),
         max_size=40,
     )

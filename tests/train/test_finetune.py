@@ -226,7 +226,7 @@ def test_a_file_of_questions_is_a_task_too(answers, tmp_path):
     assert metrics["task"]["name"] == "questions"
     assert metrics["fill"] == 1.0
     answered = {row["messages"][-1]["content"] for row in rows_of(tmp_path)}
-    assert answered == {"A", "B"}, "the blank before an option belongs to the plain prompt alone"
+    assert answered == {"A", "B"}, "the space before an option belongs to the plain prompt alone"
 
 
 def test_the_heldout_split_is_stable_when_rows_are_added_or_removed(tuned, answers, tmp_path):

@@ -72,7 +72,7 @@ _NUMBER_WIDTH = 330  # characters of a printed float
 class Budget:
     """Steps and characters left to one rendering; it is passed along among the rendering's variables."""
 
-    KEY = "budget of steps"  # with blanks: a template cannot write this name
+    KEY = "budget of steps"  # with spaces: a template cannot write this name
 
     def __init__(self) -> None:
         self.steps = MAX_STEPS

@@ -123,8 +123,8 @@ def label(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -
 def answered(prompt: str, option: str, template: str) -> tuple[Turn, Turn]:
     """Return the turns of a question answered by an option, for training and evaluation alike.
 
-    An option begins with the blank that separates it from the prompt. Without a template it keeps that blank
-    and has no end to learn; in the turns of a chat template it loses the blank and the template ends it.
+    An option begins with the space that separates it from the prompt. Without a template it keeps that space
+    and has no end to learn; in the turns of a chat template it loses the space and the template ends it.
     """
     if template == NO_TEMPLATE:
         return Turn("user", prompt), Turn(ASSISTANT, option, ends=False)

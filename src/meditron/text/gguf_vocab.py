@@ -110,7 +110,7 @@ def _byte_level(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]:
 
 def _listed_merges(keys: VocabularyKeys) -> list[tuple[str, str]]:
     known = set(keys.tokens)
-    # GGUF joins the two sides with a blank; byte-level tokens contain none (they write it as Ġ).
+    # GGUF joins the two sides with a space; byte-level tokens contain none (they write it as Ġ).
     merges = []
     for place, line in enumerate(keys.array("merges", str)):
         left, space, right = line.partition(" ")

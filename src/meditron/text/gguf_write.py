@@ -211,7 +211,7 @@ def _refuse_other_merges(
 
 
 def _adds_prefix(tokenizer: "Tokenizer") -> bool:
-    """Return whether a blank is prepended to every text and after every control token, as in llama.cpp."""
+    """Return whether a space is prepended to every text and after every control token, as in llama.cpp."""
     spec = tokenizer.spec
     normalizer, cut = spec.get("normalizer") or {}, spec.get("pre_tokenizer")
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
@@ -222,12 +222,12 @@ def _adds_prefix(tokenizer: "Tokenizer") -> bool:
         scheme = cut.get("prepend_scheme", "always")
         if cut.get("replacement", "▁") != "▁" or cut.get("split", True):
             raise InputError(
-                tokenizer.path, "splits text at blanks, which GGUF cannot express", place="pre_tokenizer"
+                tokenizer.path, "splits text at spaces, which GGUF cannot express", place="pre_tokenizer"
             )
         if scheme != "never":
             raise InputError(
                 tokenizer.path,
-                f"prepends a blank by the rule {scheme!r}; llama.cpp prepends one to every text "
+                f"prepends a space by the rule {scheme!r}; llama.cpp prepends one to every text "
                 "and after every control token, so prompts would get other ids",
                 place="pre_tokenizer.prepend_scheme",
                 hint=_FROM_MODEL,
@@ -238,5 +238,5 @@ def _adds_prefix(tokenizer: "Tokenizer") -> bool:
             tokenizer.path, "changes or splits text in a way that GGUF cannot express", place=place
         )
     if prefix is not strips_space(spec["decoder"]):
-        raise InputError(tokenizer.path, "does not remove the blank that encoding prepends", place="decoder")
+        raise InputError(tokenizer.path, "does not remove the space that encoding prepends", place="decoder")
     return prefix

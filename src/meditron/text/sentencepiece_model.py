@@ -2,7 +2,7 @@
 
 The file is one protobuf message (`sentencepiece_model.proto`). The fields are parsed here, because the
 library is large and every length in an untrusted file may be wrong. Rules that GGUF cannot express (a unigram
-model, a normalization of characters, removed blanks) are refused by name.
+model, a normalization of characters, removed spaces) are refused by name.
 """
 
 import struct

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 ByteMap = Callable[[str], bytes]
-# The tokenizer.json steps of SentencePiece vocabularies that write blanks.
+# The tokenizer.json steps of SentencePiece vocabularies that write spaces.
 PREFIX = {"type": "Prepend", "prepend": "▁"}
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}

@@ -12,7 +12,7 @@ A long text is tokenized in pieces if that gives the same ids (`long_text`), whi
 
 transformers' own GGUF reader (5.17) is not the reference for byte-level vocabularies: it ignores
 `tokenizer.ggml.pre` and splits all texts as GPT-2 does. SmolLM2 splits off digits first, so the two differ if
-a digit follows two blanks. llama.cpp gives our ids there, and so does transformers with the files of `save`.
+a digit follows two spaces. llama.cpp gives our ids there, and so does transformers with the files of `save`.
 """
 
 import hashlib
@@ -122,14 +122,16 @@ class Tokenizer:
 
     def _encode_long(self, text: str, *, special: bool) -> list[int]:
         backend = self._special_backend if special else self._backend
-        if self._blank is None:
+        if self._piece_prefix is None:
             long_text.refuse_long(len(text))
             return self._ids(backend, text)
-        return [i for piece in long_text.cut(text, self._blank) for i in self._ids(backend, piece)]
+        return [
+            i for piece in long_text.split_text(text, self._piece_prefix) for i in self._ids(backend, piece)
+        ]
 
     @cached_property
-    def _blank(self) -> str | None:
-        return long_text.blank_between(self.spec)
+    def _piece_prefix(self) -> str | None:
+        return long_text.piece_prefix(self.spec)
 
     def encode_batch(self, texts: Sequence[str], *, bos: bool | None = None) -> list[list[int]]:
         """Encode every text, on all cores."""
