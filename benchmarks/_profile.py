@@ -1,13 +1,13 @@
-"""Where the time of a training step goes, from torch's profiler: `python -m benchmarks.train --profile`.
+"""The time of a training step by operation, from torch's profiler: `python -m benchmarks.train --profile`.
 
-Every operator's own time is given to a part of the step by what it is, else by what called it; what is left
-of the step's wall time is Python and memory. Of matrix products the profiler knows the shapes, so their speed
-can stand beside the peak.
+Every operator's self time is assigned to a part of the step by its own name, else by its caller's; the rest
+of the step's wall time is Python and memory. The profiler records the shapes of matrix products, so their
+speed can be compared with the peak.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ __all__ = ["table"]
 STEPS = 3
 PRODUCTS = ("aten::mm", "aten::bmm")
 SDPA = "aten::_scaled_dot_product_flash_attention_for_cpu"
-# Part of the step that an operator belongs to, by a word in its own name or in that of what called it.
+# Part of the step that an operator belongs to, by a word in its own name or in its caller's.
 PARTS = (
     ("_LinearCrossEntropy", "head and loss: softmax and its gradient"),
     ("cpp_fused", "norms, rotation, SwiGLU, residuals, attention's softmax backward (fused)"),
@@ -35,10 +35,40 @@ PARTS = (
 )
 
 
-def table(course: Iterator[float], shape: LlamaConfig, tokens: int, peak: float) -> Iterable[str]:
-    """Lines of a Markdown table for the next steps of `course`, of `tokens` tokens each."""
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
-        seconds = sum(islice(course, STEPS))
+class _Profiled(Exception):
+    """The end of the profiled steps."""
+
+
+def table(
+    train: Callable[[Callable[[float], None]], None],
+    warm_up: int,
+    shape: LlamaConfig,
+    tokens: int,
+    peak: float,
+) -> Iterable[str]:
+    """Return the lines of a Markdown table for the steps of `train` after `warm_up` of them.
+
+    Args:
+        train: Calls its argument with the seconds of each step.
+        warm_up: Steps before the profiled ones.
+        shape: The model's config.
+        tokens: Tokens of a step.
+        peak: Operations per second that the speed is compared with.
+    """
+    recorded: Any = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
+    times: list[float] = []
+
+    def after_step(step_seconds: float) -> None:
+        times.append(step_seconds)
+        if len(times) == warm_up:
+            recorded.start()
+        elif len(times) == warm_up + STEPS:
+            recorded.stop()
+            raise _Profiled
+
+    with suppress(_Profiled):
+        train(after_step)
+    seconds = sum(times[warm_up:])
     spent: dict[str, float] = defaultdict(float)
     operations: dict[str, float] = defaultdict(float)
     for event in recorded.events():
@@ -60,7 +90,7 @@ def table(course: Iterator[float], shape: LlamaConfig, tokens: int, peak: float)
 
 
 def _part(event: Any, shape: LlamaConfig) -> str:
-    """The part an operator's own time belongs to; empty for what only encloses others."""
+    """Return the part of an operator's self time; empty for one that only encloses others."""
     if event.name == "aten::mm":
         return _product(event, shape)
     if event.name == "aten::bmm":
@@ -84,7 +114,7 @@ def _product(event: Any, shape: LlamaConfig) -> str:
 
 
 def _operations(event: Any) -> float:
-    """Floating-point operations of a product; of causal attention half those of the full square."""
+    """Return the operations of a product; causal attention has half those of the full square."""
     if event.name in PRODUCTS:
         (*batch, rows, inner), (*_, columns) = event.input_shapes[:2]
         return float(2 * rows * inner * columns * (batch[0] if batch else 1))

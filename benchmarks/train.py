@@ -1,14 +1,14 @@
 """A training step at the 135M shape against a plain loop around transformers' Llama, in alternating rounds.
 
     python -m benchmarks.train             # rows train-vs-eager and train-vs-compiled
-    python -m benchmarks.train --profile   # where the time of one of our steps goes
+    python -m benchmarks.train --profile   # time of one of our steps by operation
     python -m benchmarks.train --dtype float32   # either, as on a CPU without instructions for bfloat16
 
-Each contestant lives in a process of its own and takes a step when told to, so that neither's memory or
-compiler settings reach the other. All train the same shape (SmolLM2-135M's, seeded weights) on the same rows,
-in bfloat16 with float32 master weights (in float32 on a CPU without instructions for bfloat16), fused AdamW,
-the same clip, batch and threads. At a barrier everybody's threads spin some tens of milliseconds, then sleep:
-long enough for a step, and whose turn it is not leaves the cores alone.
+Each contestant is a process of its own and takes one step per line that it receives, so that neither's memory
+or compiler settings affect the other. All train the same shape (SmolLM2-135M's, seeded weights) on the same
+samples, in bfloat16 with float32 master weights (in float32 on a CPU without instructions for bfloat16), with
+fused AdamW and the same gradient clipping, batch and threads. Waiting OpenMP threads spin for some tens of
+milliseconds, then sleep: enough within a step, and the cores are free for the contestant whose turn it is.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
@@ -37,11 +37,11 @@ from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 from meditron.train.compilation import compiled
 from meditron.train.config import PretrainConfig
-from meditron.train.data import Mixture
-from meditron.train.loop import steps
+from meditron.train.loop import TrainState, train
+from meditron.train.mixture import Mixture
 from meditron.train.optimizer import MasterAdamW
 from meditron.train.peak import matmul_peak
-from meditron.train.runtime import repeatable
+from meditron.train.runtime import deterministic
 
 SHAPE = LlamaConfig(
     vocab_size=49_152,
@@ -76,12 +76,12 @@ class Text:
         self.sizes = np.array([tokens])
 
     def __getitem__(self, index: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The document."""
+        """Return the document."""
         return self.ids
 
 
 def data() -> Mixture:
-    """The rows of the run."""
+    """Return the samples of the run."""
     return Mixture(
         {"text": Text(1 << 20)},
         None,
@@ -92,20 +92,20 @@ def data() -> Mixture:
     )
 
 
-def ours(dtype: torch.dtype) -> Iterator[float]:
-    """Our loop as the stage runs it: the seconds of each step."""
+def ours(dtype: torch.dtype, after_step: Callable[[float], None]) -> None:
+    """Run our loop as the stage does."""
     model = Llama(SHAPE)
     model.init_weights(0)
     optimizer = MasterAdamW(
         model, dtype=dtype, betas=CONFIG.betas, eps=CONFIG.eps, weight_decay=CONFIG.weight_decay
     )
-    with repeatable(0, None), compiled(model):
-        for step in steps(model, optimizer, data(), CONFIG):
-            yield step.seconds
+    state = TrainState(model, optimizer, data(), CONFIG)
+    with deterministic(0, None), compiled(model):
+        train(state, log=lambda step: after_step(step.seconds), checkpoint=lambda steps_done: None)
 
 
-def plain(dtype: torch.dtype, *, compile_blocks: bool) -> Iterator[float]:
-    """The loop that one writes around transformers: the seconds of each step."""
+def plain(dtype: torch.dtype, after_step: Callable[[float], None], *, compile_blocks: bool) -> None:
+    """Run the loop that one writes around transformers."""
     import transformers
 
     torch.manual_seed(0)
@@ -125,25 +125,25 @@ def plain(dtype: torch.dtype, *, compile_blocks: bool) -> Iterator[float]:
         weight_decay=CONFIG.weight_decay,
         fused=True,
     )
-    rows = data()
+    samples = data()
     for step in range(CONFIG.steps):
-        began = time.perf_counter()
+        started = time.perf_counter()
         first = step * CONFIG.batch_size
-        ids = torch.from_numpy(np.stack([rows[first + k].ids_S for k in range(CONFIG.batch_size)]))
+        ids = torch.from_numpy(np.stack([samples[first + k].ids_S for k in range(CONFIG.batch_size)]))
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, CONFIG.clip)
+        torch.nn.utils.clip_grad_norm_(weights, CONFIG.max_grad_norm)
         for master, weight in zip(masters, weights, strict=True):
             assert weight.grad is not None
             master.grad = weight.grad.float()
         optimizer.step()
-        if dtype != torch.float32:  # in which the masters are the weights' own memory
+        if dtype != torch.float32:  # in float32 the masters share the weights' memory
             with torch.no_grad():
                 torch._foreach_copy_(weights, masters)
         model.zero_grad(set_to_none=True)
-        yield time.perf_counter() - began
+        after_step(time.perf_counter() - started)
 
 
-CONTESTANTS: dict[str, Callable[[torch.dtype], Iterator[float]]] = {
+CONTESTANTS: dict[str, Callable[[torch.dtype, Callable[[float], None]], None]] = {
     "ours": ours,
     "eager": partial(plain, compile_blocks=False),
     "compiled": partial(plain, compile_blocks=True),
@@ -151,7 +151,7 @@ CONTESTANTS: dict[str, Callable[[torch.dtype], Iterator[float]]] = {
 
 
 class Contestant:
-    """A process that takes a step for each line it is sent, and answers with its wall and CPU seconds."""
+    """A process that takes a step per line that it receives, and answers with its wall and CPU seconds."""
 
     def __init__(self, name: str, dtype: DType) -> None:
         self.name = name
@@ -159,7 +159,7 @@ class Contestant:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def step(self) -> tuple[float, float]:
-        """Have it take a step; its wall and CPU seconds."""
+        """Take a step; return its wall and CPU seconds."""
         assert self.process.stdin
         assert self.process.stdout
         with suppress(BrokenPipeError):
@@ -167,25 +167,35 @@ class Contestant:
         answer = self.process.stdout.readline().split()
         if len(answer) != 2:
             raise SystemExit(
-                f"{self.name} ended with code {self.process.wait()}: no memory for three models?"
+                f"{self.name} ended with code {self.process.wait()}: is there memory for three models?"
             )
         return float(answer[0]), float(answer[1])
 
     def end(self) -> None:
-        """Let it go."""
+        """End the process."""
         self.process.communicate()
 
 
 def take_part(name: str, dtype: torch.dtype) -> None:
-    """Be a contestant, until nobody asks for more."""
-    course = CONTESTANTS[name](dtype)
-    for _ in sys.stdin:
-        began = time.process_time()
-        print(next(course), time.process_time() - began, flush=True)
+    """Run as a contestant: a step per line on stdin, until stdin ends."""
+
+    def await_turn() -> float:
+        if not sys.stdin.readline():
+            raise SystemExit
+        return time.process_time()
+
+    started = await_turn()
+
+    def after_step(seconds: float) -> None:
+        nonlocal started
+        print(seconds, time.process_time() - started, flush=True)
+        started = await_turn()
+
+    CONTESTANTS[name](dtype, after_step)
 
 
 def compete(dtype: DType) -> None:
-    """Rounds in which each takes one step after the other, and the rows they make."""
+    """Let the contestants take steps in turn, and record the results."""
     if find_spec("transformers") is None:
         raise SystemExit(str(MissingExtra("transformers", "dev")))
     field = {name: Contestant(name, dtype) for name in CONTESTANTS}
@@ -218,32 +228,31 @@ def compete(dtype: DType) -> None:
 
 
 def show_profile(dtype: torch.dtype) -> None:
-    """Print where the time of our steps goes."""
+    """Print the time of our steps by operation."""
     tokens = CONFIG.batch_size * CONFIG.sequence_length
     peak = matmul_peak(Llama(SHAPE).to(dtype), tokens)
     with inductor.patch({"cpp.enable_kernel_profile": True}):
-        course = ours(dtype)
-        for _ in range(WARM_UP):
-            next(course)
-        print("\n".join(table(course, SHAPE, tokens, peak)))
+        print("\n".join(table(partial(ours, dtype), WARM_UP, SHAPE, tokens, peak)))
 
 
 def main() -> None:
-    """Compete, or profile."""
+    """Run the comparison, or the profile."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--profile", action="store_true", help="where the time of one of our steps goes")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=matrix_dtype(), help="of all")
-    asked = parser.parse_args()
-    dtype = getattr(torch, asked.dtype)
-    if asked.contestant:
-        take_part(asked.contestant, dtype)
-    elif asked.profile:
+    parser.add_argument("--profile", action="store_true", help="print the time of our steps by operation")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default=matrix_dtype(), help="of all contestants"
+    )
+    arguments = parser.parse_args()
+    dtype = getattr(torch, arguments.dtype)
+    if arguments.contestant:
+        take_part(arguments.contestant, dtype)
+    elif arguments.profile:
         show_profile(dtype)
     else:
-        compete(asked.dtype)
+        compete(arguments.dtype)
 
 
 if __name__ == "__main__":

@@ -211,7 +211,6 @@ class FakeRun:
             split="heldout",
             prompt_form="raw",
             method="loglikelihood",
-            method_description="the best option is the answer",
             dtype="float32",
             engine="torch",
             shots=0,

@@ -20,7 +20,8 @@ from meditron.store.ancestry import GGUF_KEY, Training, of_base
 from meditron.store.gguf import write_gguf
 from meditron.store.indexed import IndexedWriter
 from meditron.store.jsonl import JsonlWriter
-from meditron.text.dialogue import Turn, label
+from meditron.text.finetune_templates import label
+from meditron.text.messages import Turn
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.examples import Example, write_rows
 from tiny import CHAT, TEXTS, tiny_hf
@@ -90,7 +91,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_hf(tmp_path_factory.mktemp("learned") / "finetune", control=CHAT)
     tokenizer = load_tokenizer(folder)
     conversation = (Turn("user", "Which\x1b[31m drug?"), Turn("assistant", "Aspirin."))
-    labelled = label(tokenizer, conversation, "tags")
+    labelled = label(tokenizer, conversation, "meditron")
     write_rows(folder / "rows.jsonl.zst", [Example("q1", "train", "0" * 64, conversation, labelled)] * 3)
     return folder
 

@@ -1,4 +1,4 @@
-"""Chat templates: transformers' text from real templates, and no way out for hostile ones."""
+"""Chat templates: the same text as transformers from real templates, and refusal of hostile ones."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def reference(smollm2: Tokenizer, tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("talk", [TALK, TALK[1:], TALK[1:2]], ids=["system", "long", "short"])
 @pytest.mark.parametrize("prompt", [True, False])
 @pytest.mark.parametrize("name", ["smollm2", "llama2", "helpers"])
-def test_the_text_is_transformers(name: str, prompt: bool, talk: list, smollm2: Tokenizer, reference):
+def test_the_text_equals_transformers(name: str, prompt: bool, talk: list, smollm2: Tokenizer, reference):
     template = {"smollm2": smollm2.chat_template, "llama2": LLAMA2, "helpers": HELPERS}[name]
     theirs = reference.apply_chat_template(
         talk, chat_template=template, tokenize=False, add_generation_prompt=prompt
@@ -68,7 +68,7 @@ def test_the_text_is_transformers(name: str, prompt: bool, talk: list, smollm2: 
     assert ours == theirs
 
 
-def test_the_ids_are_transformers(smollm2: Tokenizer, reference):
+def test_the_ids_equal_transformers(smollm2: Tokenizer, reference):
     theirs = reference.apply_chat_template(TALK, add_generation_prompt=True)
     text = render(smollm2.chat_template, TALK, add_generation_prompt=True, bos=None, eos=None)
     assert smollm2.encode(text, special=True, bos=False) == theirs["input_ids"]
@@ -159,8 +159,8 @@ def test_hostile_and_broken_templates_are_refused(template: str):
 
 
 @pytest.mark.parametrize("template", GROWING)
-def test_what_grows_is_refused_before_it_is_made(template: str):
-    refusal = r"more than [\d,]+ (characters|steps)|reaches for|No filter"
+def test_huge_values_are_refused_before_they_are_computed(template: str):
+    refusal = r"more than [\d,]+ (characters|steps)|accesses|No filter"
     with pytest.raises(InputError, match=refusal):
         render(template, TALK, add_generation_prompt=True, bos=None, eos=None)
 
@@ -176,7 +176,7 @@ def test_an_error_names_the_line_and_the_reason():
         )
 
 
-def test_templates_leave_messages_as_they_are():
+def test_templates_do_not_change_messages():
     talk = [{"role": "user", "content": ["a", "b"]}]
     with pytest.raises(InputError):
         render("{{ messages[0].content.pop() }}", talk, add_generation_prompt=False, bos=None, eos=None)

@@ -1,4 +1,4 @@
-"""What is written to a GGUF gives llama.cpp equal ids and ends; every other tokenizer is refused."""
+"""Tokenizers in a GGUF: equal ids and stop tokens in llama.cpp, or a refusal."""
 
 import json
 from dataclasses import replace
@@ -12,9 +12,9 @@ from tests.text.test_hf_folder import byte_level, folder, sentencepiece_like, to
 from tests.text.test_tokenizer import bytes_vocabulary, opened, pieces_vocabulary
 
 from meditron.core.errors import InputError
-from meditron.text.check import tokenizer_differences
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
+from meditron.text.tokenizer_check import tokenizer_differences
 
 HEAD: dict[str, Any] = {"general.architecture": "llama"}
 
@@ -33,7 +33,7 @@ def small(tmp_path: Path) -> Tokenizer:
 @pytest.mark.parametrize("special", [True, False])
 def test_flags_of_added_tokens_are_refused(flag: str, special: bool, small: Tokenizer):
     added = [*small.spec["added_tokens"], {"id": 300, **token("<x>", special=special, **{flag: True})}]
-    with pytest.raises(InputError, match=f"'<x>' is {flag}"):
+    with pytest.raises(InputError, match=f"'<x>' has the flag {flag}"):
         gguf_metadata(spec_of(small, added_tokens=added))
 
 
@@ -52,9 +52,14 @@ def test_flags_of_the_model_are_refused(model: dict[str, Any], said: str, small:
 
 @pytest.mark.parametrize(
     ("contents", "said"),
-    [(("aab", "bcc"), "overlap"), (("ab", "xaby"), "inside"), (("  ", "    "), None), (("<a>", "<b>"), None)],
+    [
+        (("aab", "bcc"), "overlap"),
+        (("ab", "xaby"), "contains"),
+        (("  ", "    "), None),
+        (("<a>", "<b>"), None),
+    ],
 )
-def test_tokens_that_llama_cpp_would_find_elsewhere_are_refused(
+def test_added_tokens_that_llama_cpp_matches_differently_are_refused(
     contents: tuple[str, str], said: str | None, small: Tokenizer
 ):
     added = [
@@ -74,14 +79,14 @@ def test_tokens_that_llama_cpp_would_find_elsewhere_are_refused(
     [
         ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first", "split": False}}, "'first'"),
         ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "always", "split": False}}, "'always'"),
-        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never", "split": True}}, "at blanks"),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never", "split": True}}, "at spaces"),
         (
             {"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never", "split": False}},
-            "take away the blank",
+            "remove the space",
         ),
     ],
 )
-def test_other_blanks_are_refused(rules: dict[str, Any], said: str, tmp_path: Path):
+def test_other_rules_for_blanks_are_refused(rules: dict[str, Any], said: str, tmp_path: Path):
     whole = {"normalizer": None, **rules}
     whole["pre_tokenizer"] = {"replacement": "▁", **whole["pre_tokenizer"]}
     ours = load_tokenizer(
@@ -99,14 +104,14 @@ def sentencepiece_folder(path: Path, **model: Any) -> Tokenizer:
     return load_tokenizer(folder(path, spec, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}))
 
 
-def test_merges_that_no_scores_give_are_refused(tmp_path: Path):
+def test_merges_that_scores_cannot_express_are_refused(tmp_path: Path):
     merges = sentencepiece_like()["model"]["merges"]
     gguf_metadata(sentencepiece_folder(tmp_path / "a"))
     with pytest.raises(InputError, match="does not join 'ca' and 't'"):
         gguf_metadata(sentencepiece_folder(tmp_path / "b", merges=merges[:-1]))
 
 
-def test_a_published_llama_is_the_same_in_a_gguf(tmp_path: Path, runnable):
+def test_a_published_llama_tokenizer_survives_a_gguf(tmp_path: Path, runnable):
     ours = sentencepiece_folder(tmp_path / "model")
     again = opened(HEAD | gguf_metadata(ours), tmp_path / "again")
     assert tokenizer_differences(ours, again) == []
@@ -126,7 +131,7 @@ STOPS: list[tuple[set[int], dict[str, int]]] = [
 
 
 @pytest.mark.parametrize(("stops", "keys"), STOPS)
-def test_stop_ids_go_round(stops: set[int], keys: dict[str, int], tmp_path: Path):
+def test_stop_ids_survive_a_round_trip(stops: set[int], keys: dict[str, int], tmp_path: Path):
     spec = byte_level(("<|endoftext|>", "<|a|>", "<|im_end|>", "<|turn_over|>"))
     generation = {"eos_token_id": sorted(stops)}
     ours = load_tokenizer(
@@ -143,18 +148,18 @@ def test_stop_ids_go_round(stops: set[int], keys: dict[str, int], tmp_path: Path
     assert ours.stop_ids == once.stop_ids == twice.stop_ids == back.stop_ids == stops | {0, 2}
 
 
-def test_more_stop_ids_than_a_gguf_holds_are_refused(tmp_path: Path):
+def test_more_stop_ids_than_gguf_has_keys_are_refused(tmp_path: Path):
     path = folder(
         tmp_path,
         byte_level(),
         {"eos_token": "<|endoftext|>"},
         generation_config__json={"eos_token_id": [5, 6, 7]},
     )
-    with pytest.raises(InputError, match=r"stop ids \[0, 5, 6, 7\].*room for three"):
+    with pytest.raises(InputError, match=r"stop ids \[0, 5, 6, 7\].*can name three"):
         gguf_metadata(load_tokenizer(path))
 
 
-def test_an_end_that_only_config_json_names_is_the_gguf_s(tmp_path: Path):
+def test_a_stop_id_of_config_json_is_written_to_the_gguf(tmp_path: Path):
     """Without one, llama.cpp would take token 11."""
     spec = byte_level(("<|pad|>", "<|a|>", "<|x|>", "<|turn_over|>"))
     ours = load_tokenizer(folder(tmp_path, spec, config__json={"model_type": "llama", "eos_token_id": 3}))
@@ -173,7 +178,7 @@ def test_llama_cpp_stops_at_the_same_names(name: str, tmp_path: Path):
     assert ours.encode(name) != [260]
 
 
-def test_special_tokens_of_a_template_go_round(tmp_path: Path):
+def test_special_tokens_of_a_template_survive_a_round_trip(tmp_path: Path):
     config = {
         "eos_token": "<|endoftext|>",
         "pad_token": "[PAD]",
@@ -186,7 +191,7 @@ def test_special_tokens_of_a_template_go_round(tmp_path: Path):
     assert again.special_tokens == ours.special_tokens == config
 
 
-def test_llama_cpps_own_flags_are_what_is_proved(tmp_path: Path, runnable):
+def test_the_metadata_is_tested_against_llama_cpp_itself(tmp_path: Path, runnable):
     """Byte-level: control tokens, tokens of a user's own and a cut, in llama.cpp."""
     config = {
         "eos_token": "<|endoftext|>",

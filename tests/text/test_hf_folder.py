@@ -1,4 +1,4 @@
-"""HF folders: the tokens, ends and rules of all files, as transformers reads them."""
+"""HF folders: tokens, stop ids and rules of all files, as transformers reads them."""
 
 import json
 from pathlib import Path
@@ -196,7 +196,7 @@ def assert_same(ours: Tokenizer, reference: Any) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_tokens_are_found_where_transformers_finds_them(name: str, tmp_path: Path):
+def test_added_tokens_are_matched_as_in_transformers(name: str, tmp_path: Path):
     config, files = CASES[name]
     path = folder(tmp_path / "model", byte_level(), config, **files)
     ours, reference = load_tokenizer(path), theirs(path)
@@ -223,7 +223,7 @@ def test_tokens_are_found_where_transformers_finds_them(name: str, tmp_path: Pat
     ],
     ids=str,
 )
-def test_llamas_class_rules_are_transformers(config: dict[str, Any], tmp_path: Path):
+def test_the_rules_of_the_llama_class_are_those_of_transformers(config: dict[str, Any], tmp_path: Path):
     path = folder(tmp_path / "model", sentencepiece_like(), config)
     ours, reference = load_tokenizer(path), theirs(path)
     for text in TEXTS:
@@ -267,12 +267,12 @@ def test_an_added_token_is_decoded_as_it_is_written(tmp_path: Path):
         ({"config__json": {"model_type": "llama", "eos_token_id": None}}, {0}),
     ],
 )
-def test_ends_are_those_of_all_files(files: dict[str, Any], stops: set[int], tmp_path: Path):
+def test_stop_ids_come_from_all_files(files: dict[str, Any], stops: set[int], tmp_path: Path):
     spec = byte_level(("<|endoftext|>", "<|a|>", "<|b|>", "<|turn_over|>"))
     assert load_tokenizer(folder(tmp_path, spec, {"eos_token": "<|endoftext|>"}, **files)).stop_ids == stops
 
 
-def test_ends_survive_saving(tmp_path: Path):
+def test_stop_ids_survive_saving(tmp_path: Path):
     spec = byte_level(("<|pad|>", "<|a|>", "<|b|>", "<|turn_over|>"))
     ours = load_tokenizer(folder(tmp_path / "model", spec, generation_config__json={"eos_token_id": [1, 3]}))
     ours.save(tmp_path / "saved")
@@ -305,7 +305,7 @@ def test_the_chat_template_is_the_default_one(
 
 
 @pytest.mark.parametrize("length", [1e30, int(1e30), -1, None, "4096"])
-def test_a_length_that_is_none_is_ignored(length: Any, tmp_path: Path):
+def test_an_unusable_length_is_ignored(length: Any, tmp_path: Path):
     path = folder(tmp_path, byte_level(), {"eos_token": "<|endoftext|>", "model_max_length": length})
     assert load_tokenizer(path).special.max_length is None
 
@@ -319,10 +319,10 @@ def test_a_length_that_is_none_is_ignored(length: Any, tmp_path: Path):
             r"tokenizer_config.json \(added_tokens_decoder\).*ids",
         ),
         ({}, {"added_tokens_decoder": {"300": {"content": 3}}}, "token with a content"),
-        ({}, {"added_tokens_decoder": {"300": {"content": "a", "special": "yes"}}}, "neither true nor false"),
+        ({}, {"added_tokens_decoder": {"300": {"content": "a", "special": "yes"}}}, "not true or false"),
         ({}, {"extra_special_tokens": 3}, "list of tokens"),
-        ({}, {"bos_token": "<s>"}, "begins a text with '<|endoftext|>'.*bos_token is '<s>'"),
-        ({"model": {"dropout": 0.1}}, {}, "at random"),
+        ({}, {"bos_token": "<s>"}, "texts begin with '<|endoftext|>'.*bos_token is '<s>'"),
+        ({"model": {"dropout": 0.1}}, {}, "merges are random"),
     ],
 )
 def test_contradictions_and_damage_are_refused(

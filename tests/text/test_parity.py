@@ -1,4 +1,4 @@
-"""The same ids as transformers, sentencepiece and llama.cpp give, on real citations and on hard texts."""
+"""Ids equal to those of transformers, sentencepiece and llama.cpp, on real citations and on hard texts."""
 
 from pathlib import Path
 
@@ -100,7 +100,9 @@ def test_ids_equal_llama_cpp(name: str, request: pytest.FixtureRequest, runnable
 
 
 @pytest.mark.parametrize("pre", ["default", "gpt-2", "llama-bpe"])
-def test_other_cuts_equal_llama_cpp(pre: str, smollm2_gguf: Path, runnable, citations, tmp_path: Path):
+def test_other_pretokenizers_equal_llama_cpp(
+    pre: str, smollm2_gguf: Path, runnable, citations, tmp_path: Path
+):
     model = runnable(smollm2_gguf, tmp_path / "model.gguf", {"tokenizer.ggml.pre": pre})
     ours = load_tokenizer(model)
     with llama_server(model) as server:

@@ -1,4 +1,4 @@
-"""Conversations as ids: control tokens come from the template alone, and messages are plain text."""
+"""Prompts of conversations: control tokens come from the template only, messages are plain text."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_a_control_tokens_name_in_a_message_leaves_its_neighbours(tokenizer: Tok
     assert ids == [opening, *tokenizer.encode(content, bos=False), closing]
 
 
-def test_other_messages_are_as_transformers_has_them(tmp_path: Path):
+def test_other_messages_equal_transformers(tmp_path: Path):
     from transformers import AutoTokenizer
 
     decoder = {"290": token("<|im_start|>", rstrip=True), "291": token("<|im_end|>")}
@@ -86,7 +86,7 @@ def test_every_special_token_is_a_variable(tmp_path: Path):
     assert text == "|<|endoftext|>|[UNK]|[SEP]|[PAD]|[CLS]|[MASK]|<image>"
 
 
-def test_what_cannot_be_a_prompt_is_a_line(tokenizer: Tokenizer):
+def test_invalid_prompts_are_errors(tokenizer: Tokenizer):
     with pytest.raises(UsageError, match="no chat template"):
         conversation_ids(tokenizer, [{"role": "user", "content": "x"}])
     with pytest.raises(UsageError, match="not UTF-8"):

@@ -1,4 +1,4 @@
-"""tokenizer.model, read without the library: its ids, on models that sentencepiece trains here."""
+"""tokenizer.model read without the library: equal ids, on models trained here with sentencepiece."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +13,10 @@ from tests.text.test_parity import TEXTS
 from tests.text.test_tokenizer import opened
 
 from meditron.core.errors import InputError
-from meditron.text.check import tokenizer_differences
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.sentencepiece_model import read_metadata
 from meditron.text.tokenizer import load_tokenizer
+from meditron.text.tokenizer_check import tokenizer_differences
 
 SENTENCES = [
     "The patient was given aspirin 75 mg once daily.",
@@ -61,11 +61,11 @@ def processor(trained: Path):
 
 @settings(deadline=None, max_examples=200)
 @given(text=TEXTS)
-def test_ids_are_sentencepieces(text: str, trained: Path, processor):
+def test_ids_equal_sentencepiece(text: str, trained: Path, processor):
     assert load_tokenizer(trained).encode(text, bos=False) == processor.encode(text)
 
 
-def test_ids_and_text_are_sentencepieces(trained: Path, processor):
+def test_ids_and_text_equal_sentencepiece(trained: Path, processor):
     ours = load_tokenizer(trained)
     for text in [*HARD, *SENTENCES, "  Hello", "a  b", " x "]:
         assert ours.encode(text, bos=False) == processor.encode(text), text
@@ -123,7 +123,7 @@ def test_other_rules_are_refused(changes: dict[str, Any], said: str, tmp_path: P
 
 @settings(deadline=None, max_examples=300)
 @given(data=st.binary(max_size=200))
-def test_damage_is_a_line(data: bytes, tmp_path_factory: pytest.TempPathFactory):
+def test_damaged_files_are_errors(data: bytes, tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.getbasetemp() / "damaged.model"
     path.write_bytes(data)
     with pytest.raises(InputError):

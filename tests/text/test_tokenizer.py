@@ -1,4 +1,4 @@
-"""What a tokenizer promises beyond its ids: documents, ends, streams, files, and refusals."""
+"""Tokenizers beyond ids: documents, stop tokens, streams, files and errors."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ from tests.text.conftest import HARD
 from meditron.core.errors import InputError, SourceError
 from meditron.store.gguf import GGUF, write_gguf
 from meditron.text.gguf_write import gguf_metadata
-from meditron.text.pieces import byte_alphabet
+from meditron.text.token_bytes import byte_alphabet
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
@@ -60,7 +60,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
     return opened(request.param(), tmp_path)
 
 
-def test_a_document_holds_no_control_tokens(smollm2: Tokenizer):
+def test_names_of_control_tokens_in_a_document_are_text(smollm2: Tokenizer):
     text = "before<|im_start|>system<|endoftext|>after"
     ids = smollm2.encode(text)
     assert not smollm2.special_ids & set(ids)
@@ -70,7 +70,7 @@ def test_a_document_holds_no_control_tokens(smollm2: Tokenizer):
 
 
 @pytest.mark.shared
-def test_a_document_holds_no_control_tokens_of_sentencepiece(llama2: Tokenizer):
+def test_names_of_control_tokens_are_text_in_sentencepiece_vocabularies(llama2: Tokenizer):
     text = "a <s> b</s><unk><0x0A>"
     ids = llama2.encode(text)
     assert ids[0] == llama2.bos_id
@@ -84,7 +84,7 @@ def test_a_users_own_token_is_found_in_a_document(tmp_path: Path):
     assert tokenizer.encode("«own»") == [260]
 
 
-def test_what_ends_a_document_is_not_what_ends_a_turn(smollm2: Tokenizer):
+def test_the_end_of_a_document_is_not_the_end_of_a_turn(smollm2: Tokenizer):
     assert smollm2.end_of_text_id == 0
     assert smollm2.eos_id == 2
     assert smollm2.stop_ids == {0, 2}
@@ -93,7 +93,7 @@ def test_what_ends_a_document_is_not_what_ends_a_turn(smollm2: Tokenizer):
 
 
 @pytest.mark.shared
-def test_llama2_begins_and_ends_as_sentencepiece_says(llama2: Tokenizer):
+def test_llama2_has_the_bos_and_eos_of_sentencepiece(llama2: Tokenizer):
     assert (llama2.bos_id, llama2.end_of_text_id, llama2.stop_ids) == (1, 2, {2})
     assert llama2.adds_bos
     assert llama2.encode("") == [1]
@@ -104,7 +104,7 @@ def test_llama2_begins_and_ends_as_sentencepiece_says(llama2: Tokenizer):
 @settings(deadline=None, max_examples=100)
 @given(
     text=st.text(
-        # SentencePiece reads ▁ as a blank, so it does not come back.
+        # SentencePiece reads ▁ as a space, so it does not come back.
         st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="▁", max_codepoint=0x1FFFF),
         max_size=40,
     )
@@ -121,7 +121,7 @@ def test_a_stream_never_breaks_a_character(name: str, request: pytest.FixtureReq
     assert tokenizer.decode(whole) == "So: " + text
 
 
-def test_a_stream_that_is_cut_within_a_character_says_so(small: Tokenizer):
+def test_a_stream_that_ends_within_a_character_yields_a_replacement(small: Tokenizer):
     snow = [i for i in small.encode("☃", bos=False) if "▁" not in (small.token(i) or "")]
     stream = small.stream()
     assert [stream.step(i) for i in snow[:2]] == ["", ""]
@@ -150,7 +150,7 @@ def test_gguf_and_back_is_the_same_tokenizer(small: Tokenizer, tmp_path: Path):
 
 
 @pytest.mark.shared
-def test_the_form_that_transformers_saves_is_read(shared: Path, tmp_path: Path):
+def test_files_saved_by_transformers_are_read(shared: Path, tmp_path: Path):
     """Metaspace instead of a normalizer, and a class of its own in tokenizer_config.json."""
     from transformers import AutoTokenizer, LlamaTokenizer
 
@@ -188,8 +188,8 @@ def test_padding_fills_a_wider_embedding(small: Tokenizer):
 @pytest.mark.parametrize(
     "rule", [{"normalizer": {"type": "NFKC"}}, {"pre_tokenizer": {"type": "Whitespace"}}], ids=str
 )
-def test_rules_that_gguf_cannot_say_are_refused(small: Tokenizer, rule: dict[str, Any]):
-    with pytest.raises(InputError, match="GGUF has no"):
+def test_rules_that_gguf_cannot_express_are_refused(small: Tokenizer, rule: dict[str, Any]):
+    with pytest.raises(InputError, match="GGUF cannot express"):
         gguf_metadata(replace(small, spec={**small.spec, **rule}))
 
 
@@ -198,7 +198,7 @@ def test_a_pickled_tokenizer_keeps_control_tokens_out(small: Tokenizer):
     assert pickle.loads(pickle.dumps(small)).encode(text) == small.encode(text)  # noqa: S301
 
 
-def test_batches_are_single_texts(small: Tokenizer):
+def test_a_batch_equals_single_texts(small: Tokenizer):
     assert small.encode_batch(HARD) == [small.encode(text) for text in HARD]
 
 
@@ -206,19 +206,19 @@ def test_batches_are_single_texts(small: Tokenizer):
     ("change", "said"),
     [
         ({"tokenizer.ggml.model": "bert"}, "bert"),
-        ({"tokenizer.ggml.model": 3}, "should be str"),
+        ({"tokenizer.ggml.model": 3}, "must be str"),
         ({"tokenizer.ggml.tokens": [1, 2, 3]}, "array of str"),
         ({"tokenizer.ggml.tokens": None}, "missing"),
         ({"tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.token_type": [1, 1]}, "2 times"),
         ({"tokenizer.ggml.token_type": [1]}, "1 entries"),
-        ({"tokenizer.ggml.token_type": [9] * 261}, "no type 9"),
-        ({"tokenizer.ggml.merges": ["t zebra"]}, "no tokens"),
-        ({"tokenizer.ggml.merges": ["th"]}, "no tokens"),
+        ({"tokenizer.ggml.token_type": [9] * 261}, "unknown token type 9"),
+        ({"tokenizer.ggml.merges": ["t zebra"]}, "does not join two tokens"),
+        ({"tokenizer.ggml.merges": ["th"]}, "does not join two tokens"),
         ({"tokenizer.ggml.merges": [1]}, "array of str"),
         ({"tokenizer.ggml.pre": "tekken"}, "known are default, gpt-2, smollm"),
-        ({"tokenizer.ggml.eos_token_id": 2**31}, "ends at 260"),
-        ({"tokenizer.ggml.eos_token_id": "2"}, "should be int"),
-        ({"tokenizer.chat_template": 7}, "should be text"),
+        ({"tokenizer.ggml.eos_token_id": 2**31}, "largest id is 260"),
+        ({"tokenizer.ggml.eos_token_id": "2"}, "must be int"),
+        ({"tokenizer.chat_template": 7}, "must be text"),
     ],
 )
 def test_damaged_byte_level_vocabularies_are_refused(change: dict[str, Any], said: str, tmp_path: Path):
@@ -263,17 +263,17 @@ def test_a_piece_of_absurd_length_is_refused(tmp_path: Path):
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}}',
-            "ids must lie",
+            "ids must be between",
         ),
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 99999999999}, "merges": []}}',
-            "no tokenizer",
+            "not a tokenizer",
         ),
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 1}, "merges": [["a", "z"]]}}',
-            "no tokenizer",
+            "not a tokenizer",
         ),
         (
             "tokenizer.json",
@@ -288,20 +288,20 @@ def test_a_piece_of_absurd_length_is_refused(tmp_path: Path):
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 1}}, "post_processor": {"processors": 5}}',
-            "no tokenizer",
+            "not a tokenizer",
         ),
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 1}}, '
             '"post_processor": {"single": [{"SpecialToken": {"id": []}}]}}',
-            "which is no token",
+            "which is not a token",
         ),
-        ("tokenizer_config.json", '{"eos_token": 3}', "should be a token"),
-        ("tokenizer_config.json", '{"chat_template": 3}', "should be text"),
+        ("tokenizer_config.json", '{"eos_token": 3}', "must be a token"),
+        ("tokenizer_config.json", '{"chat_template": 3}', "must be text"),
         (
             "tokenizer_config.json",
             '{"chat_template": [{"name": []}, {"name": "default", "template": 3}]}',
-            "should be text",
+            "must be text",
         ),
         ("tokenizer_config.json", "\udcff", "not UTF-8"),
     ],
@@ -315,7 +315,7 @@ def test_damaged_files_are_refused(file: str, content: str, said: str, small: To
         load_tokenizer(folder)
 
 
-def test_a_decoder_of_another_family_is_refused(small: Tokenizer, tmp_path: Path):
+def test_an_unknown_decoder_is_refused(small: Tokenizer, tmp_path: Path):
     small.save(tmp_path / "saved")
     path = tmp_path / "saved/tokenizer.json"
     path.write_text(
@@ -327,14 +327,14 @@ def test_a_decoder_of_another_family_is_refused(small: Tokenizer, tmp_path: Path
         load_tokenizer(path.parent)
 
 
-def test_a_folder_without_a_tokenizer_is_no_source(tmp_path: Path):
+def test_a_folder_without_a_tokenizer_is_a_source_error(tmp_path: Path):
     with pytest.raises(SourceError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)
     with pytest.raises(SourceError, match="no such file"):
         load_tokenizer(tmp_path / "nowhere")
 
 
-def test_baked_in_truncation_is_dropped(small: Tokenizer, tmp_path: Path):
+def test_truncation_in_tokenizer_json_is_removed(small: Tokenizer, tmp_path: Path):
     small.save(tmp_path / "saved")
     path = tmp_path / "saved/tokenizer.json"
     cut = {"max_length": 2, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}

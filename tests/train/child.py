@@ -1,4 +1,4 @@
-"""A stage in a process of its own. Imports no more than the stages do: a child is there at once."""
+"""A stage in a child process. Imports no more than the stages do, so that a child starts fast."""
 
 import multiprocessing
 import resource

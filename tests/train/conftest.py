@@ -1,4 +1,4 @@
-"""The world that the tests of this room share."""
+"""Fixtures of the training tests."""
 
 import pytest
 

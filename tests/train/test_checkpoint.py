@@ -1,24 +1,25 @@
-"""Checkpoints come back as they were, or are refused by name."""
+"""Checkpoints: restored exactly, or refused by name."""
 
 import json
+from contextlib import suppress
 
 import pytest
 import torch
 
-from hf_parity import make_hf, our_llama
 from meditron.core.errors import InputError
 from meditron.train.checkpoint import Checkpoints
-from meditron.train.data import Mixture
-from meditron.train.loop import steps
+from meditron.train.loop import TrainState, train
+from meditron.train.mixture import Mixture
 from meditron.train.optimizer import MasterAdamW
 from train.world import documents, make_config
+from twins import make_hf, twin
 
 CONFIG = make_config(dtype="bfloat16")
 MACHINE = {"threads": 1, "cpu": "some", "torch": "2"}
 
 
-def begin(width=64):
-    model = our_llama(make_hf(0, hidden_size=width, num_attention_heads=4, tie_word_embeddings=True))
+def make_training(width=64):
+    model = twin(make_hf(0, hidden_size=width, num_attention_heads=4, tie_word_embeddings=True))
     optimizer = MasterAdamW(model, dtype=torch.bfloat16, betas=CONFIG.betas, eps=CONFIG.eps, weight_decay=0.1)
     data = Mixture(
         {"pubmed": documents(40), "wiki": documents(9)},
@@ -30,15 +31,24 @@ def begin(width=64):
     return model, optimizer, data
 
 
-def go_on(checkpoints, until, every=2):
+class Stopped(Exception):
+    """The end of a training that is to be resumed."""
+
+
+def train_until(checkpoints, until, every=2):
     """Train as far as `until`, saving every second step; (steps restored, weights, moments)."""
-    model, optimizer, data = begin()
+    model, optimizer, data = make_training()
     done = checkpoints.restore(optimizer)
-    for step in steps(model, optimizer, data, CONFIG, done=done):
-        if step.number % every == 0:
-            checkpoints.save(step.number, optimizer)
-        if step.number == until:
-            break
+
+    def checkpoint(steps_done):
+        if steps_done % every == 0:
+            checkpoints.save(steps_done, optimizer)
+        if steps_done == until:
+            raise Stopped
+
+    with suppress(Stopped):
+        state = TrainState(model, optimizer, data, CONFIG, start_step=done)
+        train(state, log=lambda step: None, checkpoint=checkpoint)
     return done, dict(model.named_parameters()), optimizer.tensors()
 
 
@@ -55,11 +65,11 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_that_went_on_is_the_run_that_never_stopped(tmp_path, checkpoints):
-    _, whole, moments = go_on(Checkpoints(tmp_path / "other", MACHINE), 12)
-    assert go_on(checkpoints, 5)[0] == 0
-    assert go_on(checkpoints, 7)[0] == 4
-    done, weights, again = go_on(checkpoints, 12)
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, checkpoints):
+    _, whole, moments = train_until(Checkpoints(tmp_path / "other", MACHINE), 12)
+    assert train_until(checkpoints, 5)[0] == 0
+    assert train_until(checkpoints, 7)[0] == 4
+    done, weights, again = train_until(checkpoints, 12)
     assert done == 6
     assert equal(weights, whole)
     assert all(equal(again[kind], moments[kind]) for kind in moments)
@@ -96,46 +106,46 @@ def lie(folder):
 
 
 @pytest.mark.parametrize("harm", [damage_byte, cut, lose, spoil_state, lose_state, lie])
-def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path, checkpoints, harm, capsys):
-    go_on(checkpoints, 6)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, checkpoints, harm, capsys):
+    train_until(checkpoints, 6)
     harm(checkpoints.folder / "step-00000006")
     capsys.readouterr()
-    done, weights, _ = go_on(checkpoints, 12)
+    done, weights, _ = train_until(checkpoints, 12)
     assert done == 4
     warning = capsys.readouterr().err
     assert "step-00000006" in warning
-    assert "the checkpoint before it is taken instead" in warning
-    _, whole, _ = go_on(Checkpoints(tmp_path / "other", MACHINE), 12)
+    assert "using the checkpoint before it" in warning
+    _, whole, _ = train_until(Checkpoints(tmp_path / "other", MACHINE), 12)
     assert equal(weights, whole)
 
 
-def test_what_a_kill_left_half_written_is_removed(checkpoints):
-    go_on(checkpoints, 4)
+def test_incomplete_checkpoints_of_a_killed_run_are_removed(checkpoints):
+    train_until(checkpoints, 4)
     half = checkpoints.folder / ".tmp-12345678"
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"...")
-    assert go_on(checkpoints, 5)[0] == 4
+    assert train_until(checkpoints, 5)[0] == 4
     assert not half.exists()
 
 
 def test_a_checkpoint_of_another_model_changes_nothing(checkpoints):
-    go_on(checkpoints, 2)
-    _, optimizer, _ = begin(width=32)
+    train_until(checkpoints, 2)
+    _, optimizer, _ = make_training(width=32)
     before = {name: master.clone() for name, master in optimizer.masters.items()}
-    with pytest.raises(InputError, match="step-00000002: not of this model") as error:
+    with pytest.raises(InputError, match="step-00000002: checkpoint of another model") as error:
         checkpoints.restore(optimizer)
     assert "rebuild" in error.value.hint
     assert equal(optimizer.masters, before)
 
 
-def test_another_machine_is_said(checkpoints, capsys):
-    go_on(checkpoints, 2)
-    go_on(Checkpoints(checkpoints.folder, MACHINE | {"threads": 2}), 3)
-    assert "made with threads 1, cpu some, torch 2; with threads 2" in capsys.readouterr().err
+def test_another_machine_is_warned_of(checkpoints, capsys):
+    train_until(checkpoints, 2)
+    train_until(Checkpoints(checkpoints.folder, MACHINE | {"threads": 2}), 3)
+    assert "written with threads 1, cpu some, torch 2; with threads 2" in capsys.readouterr().err
 
 
-def test_random_numbers_go_on_where_they_were(checkpoints):
-    _, optimizer, _ = begin()
+def test_the_random_generator_is_restored(checkpoints):
+    _, optimizer, _ = make_training()
     torch.manual_seed(5)
     torch.rand(3)
     checkpoints.save(1, optimizer)
@@ -145,9 +155,9 @@ def test_random_numbers_go_on_where_they_were(checkpoints):
     assert torch.equal(torch.rand(4), wanted)
 
 
-def test_removing_them_leaves_nothing(checkpoints):
-    go_on(checkpoints, 4)
-    checkpoints.remove()
+def test_removing_all_checkpoints_leaves_nothing(checkpoints):
+    train_until(checkpoints, 4)
+    checkpoints.remove_all()
     assert not checkpoints.folder.exists()
     assert not list(checkpoints.folder.parent.iterdir())
-    checkpoints.remove()
+    checkpoints.remove_all()

@@ -1,4 +1,4 @@
-"""What the recipe's table may say."""
+"""The configs of training stages: valid and invalid values."""
 
 import pytest
 from pydantic import ValidationError
@@ -11,13 +11,13 @@ def test_steps_are_rounded_up():
     assert make_config(tokens=129, sequence_length=32, batch_size=4).steps == 2
 
 
-def test_what_says_only_how_the_work_is_done_is_not_part_of_the_artifact():
+def test_operational_settings_are_not_part_of_the_fingerprint():
     kept = semantic(make_config())
     assert not {"threads", "checkpoint_every", "keep_checkpoints"} & kept.keys()
     assert {"micro_batch_size", "compile", "heldout_every", "seed"} <= kept.keys()
 
 
-def test_limits_are_themselves_allowed():
+def test_limits_are_inclusive():
     assert make_config(seed=2**63 - 1).seed == 2**63 - 1
     assert make_config(tokens=10**13).tokens == 10**13
     assert finetune_config(epochs=10_000).epochs == 10_000
@@ -27,7 +27,7 @@ def test_limits_are_themselves_allowed():
     ("change", "message"),
     [
         ({"mixture": {"a": 0.9, "b": 0.2}}, "sum to 1.1, not to 1"),
-        ({"micro_batch_size": 3}, "micro_batch_size does not divide"),
+        ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide"),
         ({"tokens": 0}, "tokens"),
         ({"tokens": 10**13 + 1}, "tokens"),
         ({"tokens": 1e23}, "tokens"),
@@ -40,6 +40,6 @@ def test_limits_are_themselves_allowed():
         ({"learning_rte": 1.0}, "learning_rte"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(change, message):
+def test_invalid_values_are_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         make_config(**change)

@@ -1,4 +1,4 @@
-"""The stage as a recipe calls it: what it learns, keeps, leaves out and refuses."""
+"""The finetune stage: training, kept rows, splits, formats and errors."""
 
 import json
 import random
@@ -41,14 +41,14 @@ def chat(answers):
 def tuned(answers, tmp_path_factory):
     """An uninterrupted run on conversations: (its folder, its metrics)."""
     out = tmp_path_factory.mktemp("tuned")
-    return out, run(finetune_config(template="tags", epochs=8, learning_rate=1e-2), chat(answers), out)
+    return out, run(finetune_config(template="meditron", epochs=8, learning_rate=1e-2), chat(answers), out)
 
 
 def rows_of(out):
     return list(read_jsonl(out / "rows.jsonl.zst"))
 
 
-def test_it_learns_to_answer_what_it_never_saw(tuned):
+def test_the_heldout_loss_falls(tuned):
     _, metrics = tuned
     before, after = metrics["heldout"]["chat"]
     assert after < before / 2
@@ -72,7 +72,7 @@ def test_the_metrics_count_what_was_done(tuned):
     assert [line["step"] for line in lines] == list(range(metrics["steps"] + 1))
     assert lines[-1]["tokens"] == metrics["tokens"]
     assert 0.7 < metrics["fill"] <= 1
-    assert 0 < metrics["peak_share"] < 1
+    assert 0 < metrics["matmul_utilization"] < 1
 
 
 def test_the_rows_are_kept_with_their_tokens_and_roles(tuned, answers):
@@ -92,7 +92,7 @@ def test_the_rows_are_kept_with_their_tokens_and_roles(tuned, answers):
         ]  # fmt: skip
 
 
-def test_the_export_answers_as_it_was_taught_by_its_own_template(tuned):
+def test_the_exported_model_answers_in_its_chat_template(tuned):
     """transformers opens it, asks with the template that is in it, and gets an answer that ends."""
     out, _ = tuned
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
@@ -124,7 +124,7 @@ def test_the_report_shows_curves_and_rows_by_role(tuned):
     assert not list(out.glob(".*"))
 
 
-def test_every_task_row_is_tokenized_as_evaluation_puts_it_together(answers, tmp_path):
+def test_task_rows_have_the_tokens_of_evaluation(answers, tmp_path):
     config = finetune_config(rows=None, task="pubmed-sections", limit=40, epochs=1, sequence_length=160)
     metrics = run(config, {name: answers[name] for name in ("base", "corpus")}, tmp_path)
     assert metrics["rows"]["train"] == 40
@@ -157,8 +157,12 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     assert not record.trained_from_scratch
     (training,) = record.trainings
     assert training.stage == "finetune.sections"
-    assert (training.kind, training.task, training.template) == ("finetune", "pubmed-sections", "sections")
-    assert training.template == "plain"
+    assert (training.kind, training.task, training.prompt_template) == (
+        "finetune",
+        "pubmed-sections",
+        "sections",
+    )
+    assert training.chat_template == "none"
     questions = {q.id: q for q in open_task("pubmed-sections", corpus=answers["corpus"].path).rows("train")}
     trained = [row for row in rows_of(out) if row["split"] == "train"]
     assert 0 < len(trained) < len(questions)
@@ -174,7 +178,7 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     )
     first, second = read_ancestry(resolve(str(again))).trainings
     assert first == training
-    assert second.template == "chatml"
+    assert second.chat_template == "chatml"
     assert second.questions == ()
     asked = next(row for row in rows_of(again) if row["split"] == "train")["messages"][0]["content"]
     assert short(content_sha256(asked.upper())) in second.texts
@@ -221,7 +225,7 @@ def test_a_test_question_under_another_id_is_refused(tmp_path):
         read=split.__getitem__,
     )
     with pytest.raises(InputError, match=r"x7\): a training question that is also a test question \(t1\)"):
-        list(of_task(task, "plain", tmp_path))
+        list(of_task(task, "none", tmp_path))
 
 
 def test_a_file_of_questions_is_a_task_too(answers, tmp_path):
@@ -236,10 +240,10 @@ def test_a_file_of_questions_is_a_task_too(answers, tmp_path):
     assert metrics["task"]["name"] == "questions"
     assert metrics["fill"] == 1.0
     answered = {row["messages"][-1]["content"] for row in rows_of(tmp_path)}
-    assert answered == {"A", "B"}, "the blank before an option belongs to the plain prompt alone"
+    assert answered == {"A", "B"}, "the space before an option belongs to the plain prompt alone"
 
 
-def test_what_is_held_out_does_not_move_when_rows_come_or_go(tuned, answers, tmp_path):
+def test_the_heldout_split_is_stable_when_rows_are_added_or_removed(tuned, answers, tmp_path):
     path = tmp_path / "chat.jsonl"
     kept = [row for n, row in enumerate(read_jsonl(answers["rows"].path)) if n % 3]
     with JsonlWriter(path) as file:
@@ -251,7 +255,7 @@ def test_what_is_held_out_does_not_move_when_rows_come_or_go(tuned, answers, tmp
     assert "heldout" in here.values()
 
 
-def test_rows_that_are_too_long_are_left_out_counted_and_told(answers, tmp_path, capsys):
+def test_rows_that_are_too_long_are_left_out_counted_and_warned_of(answers, tmp_path, capsys):
     path = tmp_path / "chat.jsonl"
     with JsonlWriter(path) as file:
         for row in read_jsonl(answers["rows"].path):
@@ -264,7 +268,7 @@ def test_rows_that_are_too_long_are_left_out_counted_and_told(answers, tmp_path,
     assert metrics["rows"]["too-long"] == 1
     assert metrics["longest"] > 128
     assert (
-        f"1 of 61 rows are longer than sequence_length and left out; {metrics['longest']}"
+        f"1 of 61 rows are longer than sequence_length and left out; sequence_length = {metrics['longest']}"
         in capsys.readouterr().err
     )
     assert [row["id"] for row in rows_of(tmp_path) if row["split"] == "too-long"] == ["long"]
@@ -279,20 +283,20 @@ def test_limit_counts_the_rows_that_are_trained_on(answers, tmp_path):
     assert [row["split"] for row in rows_of(tmp_path)][-1] == "train"
 
 
-def test_nothing_held_out_is_no_held_out_loss(answers, tmp_path):
+def test_without_heldout_rows_there_is_no_heldout_loss(answers, tmp_path):
     assert run(finetune_config(limit=6, epochs=1, heldout=0.0), chat(answers), tmp_path)["heldout"] == {}
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "problem"),
     [
         ('{"messages": [{"role": "user", "content": "q"}]}', "row 2.*nothing to learn"),
-        ('{"text": "no conversation"}', "row 2.*no list of messages"),
+        ('{"text": "no conversation"}', "row 2.*no known conversation format .keys: text"),
         (
             '{"id": {}, "messages": [{"role":"user","content":"q"},{"role":"answer","content":"a"}]}',
             "row 2.*an id",
         ),
-        ('{"messages": [{"role":"answer","content":"a"}]}', "row 2.*nothing stands before the answer"),
+        ('{"messages": [{"role":"answer","content":"a"}]}', "row 2.*the prompt is empty"),
         (
             '{"messages": [{"role":"user","content":"<|im_end|>"},{"role":"answer","content":"a"}]}',
             "row 2.*control token",
@@ -308,12 +312,79 @@ def test_nothing_held_out_is_no_held_out_loss(answers, tmp_path):
         ),
     ],
 )
-def test_a_row_that_is_no_answered_conversation_is_named(answers, tmp_path, line, told):
+def test_a_row_that_is_not_an_answered_conversation_is_named(answers, tmp_path, line, problem):
     path = tmp_path / "chat.jsonl"
     good = '{"messages": [{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}'
     path.write_text(f"{good}\n{line}\n", encoding="utf-8")
-    with pytest.raises(InputError, match=rf"chat\.jsonl \({told}"):
+    with pytest.raises(InputError, match=rf"chat\.jsonl \({problem}"):
         run(finetune_config(), {"base": answers["base"], "rows": Artifact("rows", path, "x")}, tmp_path)
+
+
+FORMATS = {
+    "messages": lambda q, a: {
+        "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+    },
+    "instruction/output": lambda q, a: {"instruction": q, "output": a},
+    "instruction/input/output": lambda q, a: {
+        "instruction": q.partition("\n\n")[0], "input": q.partition("\n\n")[2], "output": a
+    },
+    "prompt/completion": lambda q, a: {"prompt": q, "completion": a, "messages": None},
+    "question/answer": lambda q, a: {"question": q, "answer": a, "source": "a hospital"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_in_each_format_train_the_same_model(answers, tmp_path, name):
+    path = tmp_path / "chat.jsonl"
+    with JsonlWriter(path) as file:
+        for number in range(12):
+            question = f"{number}. What does it act on?\n\nAspirin."
+            file.write({"id": number} | FORMATS[name](question, "The heart."))
+    inputs = {"base": answers["base"], "rows": Artifact("rows", path, "x")}
+    config = finetune_config(epochs=1, heldout=0.0, template="chatml")
+    assert run(config, inputs, tmp_path / "out")["rows"]["train"] == 12
+    row = rows_of(tmp_path / "out")[3]
+    assert row["id"] == "3"
+    assert row["messages"] == [
+        {"role": "user", "content": "3. What does it act on?\n\nAspirin."},
+        {"role": "assistant", "content": "The heart."},
+    ]
+
+
+GOOD = '{"instruction": "Say hello.", "input": "", "output": "Hello."}'
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (
+            '{"question": "q", "answer": "a"}',
+            "has the format question/answer, the rows before it",
+        ),
+        ('{"instruction": "q", "output": "a", "prompt": "p", "completion": "c"}', "keys of several formats"),
+        ('{"instruction": "q", "output": "a", "answer": "a"}', "the key 'answer' of another format"),
+        ('{"instruction": "q"}', "no known conversation format .keys: instruction.; formats are messages,"),
+        ('{"instruction": ["q"], "output": "a"}', "'instruction' must be text, got list"),
+        ('{"instruction": "q", "input": 3, "output": "a"}', "'input' must be text, got int"),
+        ('{"instruction": "q", "output": "  "}', "an answer is empty"),
+        ('{"instruction": "q", "output": "a", "system": "s"}', "the key 'system'"),
+    ],
+)
+def test_a_row_in_a_mixed_or_unknown_format_is_named(answers, tmp_path, line, problem):
+    path = tmp_path / "chat.jsonl"
+    path.write_text(f"{GOOD}\n{line}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"chat\.jsonl \(row 2\): .*{problem}"):
+        run(finetune_config(), {"base": answers["base"], "rows": Artifact("rows", path, "x")}, tmp_path)
+
+
+def test_a_stray_prompt_beside_messages_is_metadata(answers, tmp_path):
+    """Published sets of messages repeat the first one in a column `prompt`."""
+    path = tmp_path / "chat.jsonl"
+    with JsonlWriter(path) as file:
+        for row in read_jsonl(answers["rows"].path):
+            file.write(row | {"prompt": row["messages"][0]["content"]})
+    inputs = {"base": answers["base"], "rows": Artifact("rows", path, "x")}
+    assert run(finetune_config(limit=6, epochs=1), inputs, tmp_path / "out")["rows"]["train"] == 6
 
 
 def test_a_chat_template_that_refuses_a_row_names_it(answers, tmp_path):
@@ -359,7 +430,7 @@ def test_rows_of_equal_content_are_on_one_side_of_the_split(answers, tmp_path):
         assert both[text] == both[f" {text.upper()}"] == split
 
 
-def test_killed_at_any_moment_it_ends_in_the_same_bytes(answers, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bytes(answers, tmp_path):
     config = finetune_config(epochs=4, dtype="bfloat16", template="chatml")
     whole, killed = tmp_path / "whole" / "finetune", tmp_path / "killed" / "finetune"
     for folder in (whole, killed):
@@ -383,7 +454,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(answers, tmp_path):
     assert recorded(killed) == recorded(whole) == list(range(last + 1))
 
 
-def test_a_loss_that_is_no_number_names_the_rows(answers, tmp_path):
+def test_a_loss_that_is_not_finite_names_the_rows(answers, tmp_path):
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(answers["base"].path)
@@ -400,22 +471,22 @@ def test_a_loss_that_is_no_number_names_the_rows(answers, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": None}, "exactly one of task and rows"),
-        ({"task": "pubmed-sections"}, "exactly one of task and rows"),
-        ({"rows": None, "task": "pubmed-sections", "licence": "CC0"}, "licence is of a file of rows"),
+        ({"rows": None}, "set exactly one of task and rows"),
+        ({"task": "pubmed-sections"}, "set exactly one of task and rows"),
+        ({"rows": None, "task": "pubmed-sections", "licence": "CC0"}, "licence applies to a file of rows"),
         ({"template": "alpaca"}, "template"),
         ({"heldout": 1.0}, "heldout"),
         ({"epochs": 0}, "epochs"),
         ({"epochs": 10_001}, "epochs"),
-        ({"micro_batch_size": 3}, "micro_batch_size does not divide"),
+        ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(change, message):
+def test_invalid_values_are_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         finetune_config(**change)
 
 
-def test_the_configuration_says_what_it_stands_on():
+def test_the_config_lists_its_inputs():
     config = finetune_config(licence="CC BY 4.0")
     assert config.inputs() == {"base": "pretrain", "rows": "chat.jsonl"}
     assert config.licences() == {"rows": "CC BY 4.0"}

@@ -1,6 +1,8 @@
-"""The loop against the plain one everybody would write around transformers and torch.optim."""
+"""The training loop against a plain one written with transformers and torch.optim."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from hf_parity import make_hf, our_llama
 from meditron.core.errors import TrainingError
 from meditron.model.nll import nll_sum
-from meditron.train.data import Mixture
-from meditron.train.loop import Layout, learning_rate, steps
+from meditron.train.layout import SingleProcess
+from meditron.train.loop import TrainState, collate, learning_rate
+from meditron.train.loop import train as run_loop
+from meditron.train.mixture import Mixture
 from meditron.train.optimizer import MasterAdamW
 from meditron.train.samples import IGNORE
 from train.world import documents, make_config
@@ -40,7 +44,14 @@ def train(config, *, seed=0, **changes):
     """Our loop over a model of transformers' weights: (steps, model)."""
     model = our_llama(make_hf(seed, tie_word_embeddings=True))
     data = changes.pop("data", None) or make_data(config)
-    return list(steps(model, make_optimizer(model, config), data, config, **changes)), model
+    return run(model, make_optimizer(model, config), data, config, **changes), model
+
+
+def run(model, optimizer, data, config, *, checkpoint=lambda steps_done: None, **changes):
+    """Run the loop to its end: the figures of every step."""
+    steps = []
+    run_loop(TrainState(model, optimizer, data, config, **changes), log=steps.append, checkpoint=checkpoint)
+    return steps
 
 
 def reference(config):
@@ -66,7 +77,7 @@ def reference(config):
         logits = model(ids).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         course.append((loss.item(), norm.item(), schedule.get_last_lr()[0]))
         optimizer.step()
         optimizer.zero_grad()
@@ -74,7 +85,7 @@ def reference(config):
     return course, model
 
 
-def test_the_course_is_that_of_transformers_and_torch():
+def test_losses_and_weights_equal_transformers_and_torch():
     config = make_config(document_mask=False, warmup=0.25)
     wanted, hf = reference(config)
     found, model = train(config)
@@ -82,12 +93,12 @@ def test_the_course_is_that_of_transformers_and_torch():
     np.testing.assert_allclose([s.loss for s in found], [w[0] for w in wanted], rtol=0, atol=1e-5)
     np.testing.assert_allclose([s.gradient_norm for s in found], [w[1] for w in wanted], rtol=1e-4)
     np.testing.assert_allclose([s.learning_rate for s in found], [w[2] for w in wanted], rtol=1e-9)
-    assert max(w[1] for w in wanted) > config.clip > 0, "the clip was never needed"
+    assert max(w[1] for w in wanted) > config.max_grad_norm > 0, "the clip was never needed"
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight, hf.get_parameter(name), rtol=0, atol=1e-4)
 
 
-def test_without_warm_up_the_rate_begins_at_its_peak():
+def test_without_warmup_the_learning_rate_begins_at_its_peak():
     config = make_config(warmup=0.0)
     assert learning_rate(0, config.steps, config) == config.learning_rate
     rates = [learning_rate(step, config.steps, config) for step in range(config.steps)]
@@ -95,7 +106,7 @@ def test_without_warm_up_the_rate_begins_at_its_peak():
     assert rates[-1] > config.learning_rate * config.min_learning_rate_ratio
 
 
-def test_a_masked_row_is_its_documents_one_by_one():
+def test_a_sample_with_document_mask_equals_its_documents_alone():
     config = make_config(tokens=128)
     data = make_data(config)
     found, _ = train(config)
@@ -112,7 +123,7 @@ def test_a_masked_row_is_its_documents_one_by_one():
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_micro_batches_make_up_the_batch_whatever_their_targets(size):
+def test_micro_batches_give_the_loss_of_the_batch(size):
     """Rows have unequal numbers of targets, so a mean of means would be another loss."""
     whole, _ = train(make_config())
     parts, _ = train(make_config(micro_batch_size=size))
@@ -121,29 +132,90 @@ def test_micro_batches_make_up_the_batch_whatever_their_targets(size):
     assert len({(data[k].targets_S != IGNORE).sum() for k in range(4)}) > 1
 
 
-class Ranked(Layout):
-    """One of two ranks, which is told the targets of both and keeps what it would have them sum."""
+class Meeting:
+    """Sums over ranks that are threads of this process: each waits for the values of all."""
 
-    ranks = 2
+    def __init__(self, world_size):
+        self.barrier = threading.Barrier(world_size, timeout=60)
+        self.values = [None] * world_size
 
-    def __init__(self, rank, targets):
-        self.rank, self.targets, self.own = rank, targets, []
+    def sum(self, rank, value):
+        self.values[rank] = value
+        self.barrier.wait()
+        total = sum(self.values[1:], self.values[0])
+        self.barrier.wait()  # nobody overwrites a value that another rank has not read
+        return total
 
-    def total(self, value):
-        self.own.append(float(value))
-        return value if value.is_floating_point() else torch.tensor(self.targets)
+
+class ThreadLayout:
+    """A toy layout: each rank is a thread with a model of its own, and gradients meet after each step."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rank, meeting, world_size):
+        self.rank, self.meeting, self.world_size = rank, meeting, world_size
+
+    def wrap(self, model):
+        return Wrapper(model)
+
+    def sum(self, value):
+        return self.meeting.sum(self.rank, value)
+
+    def sum_gradients(self, gradients):
+        for gradient in gradients:
+            gradient.copy_(self.meeting.sum(self.rank, gradient.clone()))
 
 
-def test_the_shares_of_two_ranks_sum_to_the_loss_of_one():
-    config = make_config(tokens=128)
-    data = make_data(config)
-    targets = sum(int((data[k].targets_S != IGNORE).sum()) for k in range(4))
-    ranks = [Ranked(rank, targets) for rank in range(2)]
-    for rank in ranks:
-        train(config, layout=rank)
-    assert sum(rank.own[0] for rank in ranks) == targets
-    whole, _ = train(config)
-    assert sum(rank.own[1] for rank in ranks) == pytest.approx(whole[0].loss, abs=1e-5)
+class Wrapper(torch.nn.Module):
+    """A module around the model, as torch's own data parallelism has one."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    @property
+    def head_weight(self):
+        return self.inner.head_weight
+
+    def forward(self, ids_BS, *, positions_BS=None, mask=None):
+        return self.inner(ids_BS, positions_BS=positions_BS, mask=mask)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_ranks_train_as_one_process_does(dtype):
+    config = make_config(dtype=dtype)
+    meeting = Meeting(2)
+    # Made here: the weights are drawn from a generator that the threads share.
+    models = [twin(make_hf(0, tie_word_embeddings=True)) for _ in range(2)]
+
+    def rank_training(rank):
+        layout, model = ThreadLayout(rank, meeting, world_size=2), models[rank]
+        optimizer = make_optimizer(model, config)
+        return run(layout.wrap(model), optimizer, make_data(config), config, layout=layout), model
+
+    with ThreadPoolExecutor(2) as threads:
+        (first, model), (second, other) = threads.map(rank_training, range(2))
+    whole, reference_model = train(config)
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    np.testing.assert_allclose([s.loss for s in first], [s.loss for s in whole], rtol=0, atol=tolerance)
+    assert [s.loss for s in first] == [s.loss for s in second]
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, other.get_parameter(name)), "the ranks have drifted apart"
+        if dtype == "float32":
+            torch.testing.assert_close(weight, reference_model.get_parameter(name), rtol=0, atol=1e-4)
+
+
+def test_a_batch_is_created_on_the_models_device():
+    """The meta device has no data, so a tensor left on the CPU would show."""
+    data = make_data(make_config())
+    batch = collate([data[0], data[1]], by_document=False, device=torch.device("meta"))
+    assert {tensor.device.type for tensor in (batch.ids_BS, batch.targets_BS)} == {"meta"}
+
+
+def test_one_process_may_be_on_any_device():
+    layout = SingleProcess(torch.device("meta"))
+    assert (layout.rank, layout.world_size) == (0, 1)
+    assert layout.sum(torch.ones(2)).tolist() == [1, 1]
 
 
 def test_bfloat16_follows_float32_and_keeps_small_steps():
@@ -151,7 +223,7 @@ def test_bfloat16_follows_float32_and_keeps_small_steps():
     model = our_llama(make_hf(0, tie_word_embeddings=True))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = make_optimizer(model, config)
-    found = list(steps(model, optimizer, make_data(config), config))
+    found = run(model, optimizer, make_data(config), config)
     wanted, _ = train(make_config(learning_rate=1e-5, weight_decay=0.0, warmup=0.0))
     np.testing.assert_allclose([s.loss for s in found], [s.loss for s in wanted], rtol=0.01)
     name = "model.layers.0.mlp.up_proj.weight"
@@ -179,18 +251,22 @@ class Poisoned:
         return row
 
 
-def test_a_loss_that_is_no_number_stops_before_anything_changes():
+def test_a_loss_that_is_not_finite_stops_before_weights_change():
     config = make_config()
     model = our_llama(make_hf(0, tie_word_embeddings=False))
     with torch.no_grad():
         model.model.embed_tokens.weight[511] = math.nan
     optimizer = make_optimizer(model, config)
     data = Poisoned(make_data(config), k=9)
-    course = steps(model, optimizer, data, config)
-    assert [next(course).number, next(course).number] == [1, 2]
-    kept = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    kept = {}
+
+    def keep(steps_done):
+        kept.update({name: weight.detach().clone() for name, weight in model.named_parameters()})
+        kept["steps"] = steps_done
+
     with pytest.raises(TrainingError) as error:
-        next(course)
+        run(model, optimizer, data, config, checkpoint=keep)
+    assert kept.pop("steps") == 2
     row = data[9]
     assert error.value.message.startswith("step 3: the loss is nan")
     assert f"{row.source} {', '.join(map(str, row.documents))}" in error.value.message

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` after kills."""
+"""`metrics.jsonl` after a killed run."""
 
 import json
 
@@ -9,7 +9,7 @@ def read(path):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def test_lines_past_the_checkpoint_are_cut_and_no_step_stands_twice(tmp_path):
+def test_lines_after_the_checkpoint_are_removed_and_no_step_is_duplicated(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricsFile(path, 0) as metrics:
         for step in range(8):
@@ -28,16 +28,16 @@ def test_a_line_cut_short_is_dropped(tmp_path):
     assert read(path) == [1, 2]
 
 
-def test_a_spike_stands_out_of_the_last_fifty(tmp_path):
+def test_a_spike_is_far_above_the_last_fifty_losses(tmp_path):
     with MetricsFile(tmp_path / "metrics.jsonl", 0) as metrics:
         for step in range(60):
-            assert not metrics.spike(9.0 if step < 20 else 3.3)
+            assert not metrics.is_spike(9.0 if step < 20 else 3.3)
             metrics.append({"step": step, "loss": 3.0 + 0.1 * (step % 3)})
-        assert metrics.spike(4.0)
-        assert not metrics.spike(3.4)
+        assert metrics.is_spike(4.0)
+        assert not metrics.is_spike(3.4)
 
 
-def test_held_out_losses_are_found_by_step(tmp_path):
+def test_heldout_losses_are_returned_by_step(tmp_path):
     with MetricsFile(tmp_path / "metrics.jsonl", 0) as metrics:
         metrics.append({"step": 0, "heldout": {"pubmed": 3.0}})
         metrics.append({"step": 1, "loss": 3.0})

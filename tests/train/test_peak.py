@@ -1,19 +1,19 @@
-"""The measured peak is of the model's own products, each counted as often as it stands in the model."""
+"""The measured peak: the products of the model, each counted as often as the model has it."""
 
 import pytest
 import torch
 
-from hf_parity import make_hf, our_llama
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 from meditron.train import peak
+from twins import make_hf, twin
 
 
 def test_each_matrix_counts_three_products_and_an_untied_embedding_none(monkeypatch):
     """With every product taking one second, the peak is the mean operations of a product."""
     monkeypatch.setattr(peak, "best_seconds", lambda work, rounds: 1.0)
     for tied in (True, False):
-        model = our_llama(make_hf(0, tie_word_embeddings=tied))
+        model = twin(make_hf(0, tie_word_embeddings=tied))
         embedding = model.model.embed_tokens.weight.numel()
         matrices = [weight for weight in model.parameters() if weight.dim() == 2]
         parameters = sum(weight.numel() for weight in matrices) - (0 if tied else embedding)
@@ -22,7 +22,7 @@ def test_each_matrix_counts_three_products_and_an_untied_embedding_none(monkeypa
 
 
 @pytest.mark.parametrize("trained", [None, 10**9, 200_000, 20_000])
-def test_it_takes_a_fixed_memory_and_at_most_a_hundredth_of_the_runs_operations(monkeypatch, trained):
+def test_the_measurement_has_bounded_memory_and_cost(monkeypatch, trained):
     """Also for a large vocabulary and a pass of a million tokens, which took 24 GB."""
     config = LlamaConfig(
         vocab_size=50_000,
@@ -51,8 +51,8 @@ def test_it_takes_a_fixed_memory_and_at_most_a_hundredth_of_the_runs_operations(
         assert operations <= 0.01 * 6 * trained * config.parameters
 
 
-def test_it_is_measured_in_the_models_number_format():
-    model = our_llama(make_hf(0)).bfloat16()
+def test_the_peak_is_measured_in_the_models_dtype():
+    model = twin(make_hf(0)).bfloat16()
     products = peak._products(5, 7, 3, model.head_weight.detach())
     assert [tuple(product().shape) for product in products] == [(5, 7), (5, 3), (7, 3)]
     assert all(product().dtype == torch.bfloat16 for product in products)

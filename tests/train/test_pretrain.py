@@ -1,4 +1,4 @@
-"""The stage as a recipe calls it, left alone, killed, interrupted and short of disk."""
+"""The pretrain stage: uninterrupted, killed, interrupted, with a full disk, and with a parallel layout."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import random
 import re
 import signal
 import time
+import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from meditron.store.models import resolve
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train import pretrain
 from meditron.train.data_identity import hex_digest
-from meditron.train.heldout import heldout_loss
+from meditron.train.heldout_loss import document_loss
 from meditron.train.pretrain import run
 from tiny import tiny_hf
 from train.child import start
@@ -36,7 +38,7 @@ def trained(world, tmp_path_factory):
     return out, run(make_config(), world, out)
 
 
-def test_the_metrics_say_what_was_done(trained):
+def test_the_metrics_match_the_training(trained):
     out, metrics = trained
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(13))
@@ -49,11 +51,11 @@ def test_the_metrics_say_what_was_done(trained):
     assert metrics["steps"] == 12
     assert metrics["spikes"] == 0
     assert metrics["resumed_from"] is None
-    assert 0 < metrics["peak_share"] < 1
+    assert 0 < metrics["matmul_utilization"] < 1
     assert metrics == json.loads(json.dumps(metrics))
 
 
-def test_the_export_is_the_model_that_was_measured(world, trained):
+def test_transformers_measures_the_same_heldout_loss_on_the_export(world, trained):
     """transformers opens it and finds the same held-out loss."""
     out, metrics = trained
     model, loaded = transformers.LlamaForCausalLM.from_pretrained(out, output_loading_info=True)
@@ -71,7 +73,7 @@ def test_the_export_is_the_model_that_was_measured(world, trained):
         assert metrics["heldout"][source][1] == pytest.approx(nll / count, abs=1e-4)
 
 
-def test_what_it_computed_in_is_this_machines_and_recorded(world, tmp_path):
+def test_the_dtype_is_this_machines_and_recorded(world, tmp_path):
     metrics = run(make_config(tokens=4 * 32, dtype="auto", heldout_documents=0), world, tmp_path)
     assert metrics["dtype"] == matrix_dtype()
     exported = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
@@ -109,14 +111,79 @@ def test_it_leaves_a_report_and_no_checkpoints(trained):
     assert re.search(r"<td[^>]*>pubmed", page)
 
 
-def test_called_again_it_has_nothing_to_do(world, trained):
+def losses(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+class CountingLayout:
+    """A toy layout of one rank: it wraps the model and counts what passes through it."""
+
+    device, rank, world_size = torch.device("cpu"), 0, 1
+
+    def __init__(self):
+        self.forwards = self.sums = self.gradients = 0
+
+    def wrap(self, model):
+        return CountingWrapper(model, self)
+
+    def sum(self, value):
+        self.sums += 1
+        return value
+
+    def sum_gradients(self, gradients):
+        self.gradients += len(gradients)
+
+
+class CountingWrapper(torch.nn.Module):
+    def __init__(self, model, layout):
+        super().__init__()
+        self.model, self.layout = model, layout
+
+    @property
+    def head_weight(self):
+        return self.model.head_weight
+
+    def forward(self, ids_BS, **settings):
+        self.layout.forwards += 1
+        return self.model(ids_BS, **settings)
+
+
+def test_the_stage_trains_a_wrapped_model_to_the_same_bytes(world, trained, tmp_path):
+    layout = CountingLayout()
+    metrics = run(make_config(), world, tmp_path, layout=layout)
+    assert metrics["loss"] == trained[1]["loss"]
+    assert metrics["heldout"] == trained[1]["heldout"]
+    assert losses(tmp_path) == losses(trained[0])
+    assert sha256_file(tmp_path / "model.safetensors") == sha256_file(trained[0] / "model.safetensors")
+    assert layout.forwards == 12
+    assert layout.sums == 2 * 12, "targets and loss of each step"
+    assert layout.gradients >= 12
+
+
+def test_backward_is_two_calls_below_the_stage(world, tmp_path, monkeypatch):
+    """The path of a training, as the architecture page draws it: the stage, the loop, backward."""
+    paths = []
+    backward = torch.Tensor.backward
+
+    def recorded_backward(tensor, *arguments, **settings):
+        frames = traceback.extract_stack()
+        paths.append([(Path(f.filename).stem, f.name) for f in frames if "/meditron/" in f.filename])
+        return backward(tensor, *arguments, **settings)
+
+    monkeypatch.setattr(torch.Tensor, "backward", recorded_backward)
+    run(make_config(tokens=4 * 32), world, tmp_path)
+    assert paths == [[("pretrain", "run"), ("loop", "train")]]
+
+
+def test_called_again_it_is_a_no_op(world, trained):
     out, metrics = trained
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert run(make_config(), world, out) == metrics
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-def test_killed_at_any_moment_it_ends_in_the_same_bytes(world, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bytes(world, tmp_path):
     config = make_config(tokens=40 * 4 * 32, checkpoint_every=2, dtype="bfloat16", heldout_documents=1)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
@@ -159,7 +226,7 @@ def newest(out):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_the_step_it_is_in(world, tmp_path, trained, number):
+def test_a_signal_saves_a_checkpoint_after_the_current_step(world, tmp_path, trained, number):
     config = make_config(tokens=2000 * 4 * 32, checkpoint_every=1000)
     child = start(world, tmp_path, config)
     await_step(child, tmp_path, 3)
@@ -169,13 +236,13 @@ def test_asked_to_stop_it_saves_the_step_it_is_in(world, tmp_path, trained, numb
     assert newest(tmp_path) == recorded(tmp_path)[-1] < 1000
 
 
-def test_asked_to_stop_in_the_last_step_it_stops_before_the_export(world, tmp_path, trained, monkeypatch):
+def test_a_signal_in_the_last_step_stops_before_the_export(world, tmp_path, trained, monkeypatch):
     def interrupted(*arguments, **settings):
         if recorded(tmp_path)[-1:] == [11]:
             os.kill(os.getpid(), signal.SIGTERM)
-        return heldout_loss(*arguments, **settings)
+        return document_loss(*arguments, **settings)
 
-    monkeypatch.setattr("meditron.train.pretrain.heldout_loss", interrupted)
+    monkeypatch.setattr("meditron.train.pretrain.document_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(make_config(), world, tmp_path)
     assert newest(tmp_path) == 12
@@ -185,14 +252,14 @@ def test_asked_to_stop_in_the_last_step_it_stops_before_the_export(world, tmp_pa
     assert sha256_file(tmp_path / "model.safetensors") == sha256_file(trained[0] / "model.safetensors")
 
 
-def test_killed_before_the_first_checkpoint_no_line_stands_twice(world, tmp_path, trained):
+def test_a_kill_before_the_first_checkpoint_duplicates_no_line(world, tmp_path, trained):
     first = (trained[0] / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
     (tmp_path / "metrics.jsonl").write_text(first)
     assert run(make_config(), world, tmp_path)["heldout"] == trained[1]["heldout"]
     assert recorded(tmp_path) == list(range(13))
 
 
-def test_a_full_disk_is_said_and_costs_no_earlier_checkpoint(world, tmp_path):
+def test_a_full_disk_is_an_error_and_leaves_no_partial_checkpoint(world, tmp_path):
     size = 4 * 29_000  # the weights' file is larger
     child = start(world, tmp_path, make_config(), file_size=size)
     child.join()
@@ -211,7 +278,7 @@ def poisoned(world, tmp_path):
     return {**world, "base": Artifact("base", base, "base")}
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_exports_nothing(world, tmp_path):
+def test_a_loss_that_is_not_finite_names_the_step_and_exports_nothing(world, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(TrainingError, match=r"^step 1: the loss is nan.*documents read: pubmed") as error:
@@ -220,7 +287,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_exports_nothing(world, tmp_
     assert [path.name for path in out.iterdir()] == ["metrics.jsonl"]
 
 
-def test_what_does_not_fit_together_is_refused(world, tmp_path):
+def test_inputs_that_do_not_match_are_refused(world, tmp_path):
     with pytest.raises(RecipeError, match="longer than the model's context of 256 tokens"):
         run(make_config(sequence_length=512), world, tmp_path)
     with pytest.raises(RecipeError, match="mixture names 'guidelines'"):
@@ -228,12 +295,12 @@ def test_what_does_not_fit_together_is_refused(world, tmp_path):
     with pytest.raises(InputError, match="no token files"):
         run(make_config(), {**world, "tokens": world["base"]}, tmp_path)
     small = tiny_hf(tmp_path / "small", vocabulary=280)
-    with pytest.raises(InputError, match="a tokenizer of 320 tokens, the model knows 280"):
+    with pytest.raises(InputError, match="the tokenizer has 320 tokens, the model's vocabulary 280"):
         run(make_config(), {**world, "base": Artifact("base", small, "base")}, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, which it hides unless warnings are errors
-def test_without_a_compiler_it_says_how_to_go_without(world, tmp_path):
+def test_a_missing_compiler_is_an_error_with_a_hint(world, tmp_path):
     import torch._inductor.config as inductor
 
     with (

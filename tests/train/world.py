@@ -1,4 +1,4 @@
-"""A small real world to train in: a model that transformers made, token files, held-out text."""
+"""Small inputs of the training stages: a model made by transformers, token files, held-out text."""
 
 import json
 from pathlib import Path

@@ -21,7 +21,7 @@ from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task, questions_sha256
 from meditron.text.chat import FIXED_DATE, Message
-from meditron.text.dialogue import answered
+from meditron.text.finetune_templates import answered
 from meditron.text.prompt import rendered
 
 __all__ = ["EvalSet", "Examples", "draw_examples", "rows_file"]

@@ -52,7 +52,7 @@ class Training(_Record):
     data_digest: str
     """Hexadecimal SHA-256 of the input that the data came from."""
     chat_template: str | None = None
-    """Finetuning's chat template (`plain`, `tags`, `chat`); None for pretraining."""
+    """Finetuning's chat template (`none`, `meditron`, `chatml`, `tokenizer`); None for pretraining."""
     prompt_template: str | None = None
     """Prompt template of the task's questions; None for conversations and pretraining."""
     task: str | None = None

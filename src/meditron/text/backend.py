@@ -1,8 +1,8 @@
-"""HF tokenizers behind checks: what a tokenizer.json from outside may do is bounded before it runs.
+"""HF tokenizers behind checks that bound the time and memory of an untrusted tokenizer.json.
 
-The library matches patterns with Oniguruma, which backtracks. A pattern whose time may grow faster than the
-square of a text's length is refused by its form, for nothing can stop a match that has begun. What the form
-does not show ends at Oniguruma's limit of retries, on which the library panics.
+The library matches patterns with Oniguruma, which backtracks, and a match that has begun cannot be stopped.
+A pattern whose time may grow faster than the square of a text's length is therefore refused by its form.
+Cases that the form does not show end at Oniguruma's limit of retries, on which the library panics.
 """
 
 import json
@@ -16,15 +16,15 @@ from tokenizers import Tokenizer as Backend
 
 from meditron.core.errors import InputError
 
-__all__ = ["build", "guarded", "risky"]
+__all__ = ["build", "call_backend", "slow_pattern_reason"]
 
 _T = TypeVar("_T")
 _MAX_PATTERN = 1 << 14  # characters; GPT-4o's has 300
-_MAX_REPEATS = 2  # without an upper bound, in a row: `\s*[\r\n]+`
-_BOUND = 64  # a repeat of more counts as one without an upper bound
-_MAX_CHOICES = 8  # bounded repeats of varying length in a row
-_MAX_NESTED = 4  # times that what itself varies in length may be repeated
-_MAX_GROWTH = 64  # times that a normalizer may lengthen a text
+_MAX_REPEATS = 2  # unbounded repeats in a row: `\s*[\r\n]+` takes quadratic time, three take cubic
+_BOUND = 64  # a repeat of more counts as unbounded
+_MAX_CHOICES = 8  # bounded repeats of variable length in a row: each multiplies the ways to match
+_MAX_NESTED = 4  # repeats of a group of variable length
+_MAX_GROWTH = 64  # factor by which a normalizer may lengthen a text
 # A character, a class, a group's beginning or end, an alternative, or a repeat.
 _PART = re.compile(
     r"\\[pPx]\{[^}]*\}|\\u[0-9a-fA-F]{4}|\\.|\[(?:\\.|\[:\^?\w+:\]|[^\]\\])+\]"
@@ -34,29 +34,36 @@ _PART = re.compile(
 
 
 def build(spec: Mapping[str, Any], path: Path) -> Backend:
-    """Build the library's tokenizer; InputError for a file that describes none, or one without bounds."""
+    """Build the library's tokenizer.
+
+    Raises:
+        InputError: The file does not describe a tokenizer, or one whose time or memory is not bounded.
+    """
+    # The vocabulary and the added tokens are literals; only the rules can hold patterns.
     rules = {key: value for key, value in spec.items() if key not in ("model", "added_tokens")}
     for pattern in _patterns(rules):
-        if problem := risky(pattern):
-            raise InputError(path, f"has a pattern that {problem}: {pattern[:80]!r}", place="Regex")
+        if problem := slow_pattern_reason(pattern):
+            raise InputError(path, f"the pattern {pattern[:80]!r} {problem}", place="Regex")
     if _growth(rules.get("normalizer")) > _MAX_GROWTH:
-        raise InputError(path, f"lengthens a text more than {_MAX_GROWTH} times", place="normalizer")
+        raise InputError(path, f"may lengthen a text more than {_MAX_GROWTH} times", place="normalizer")
     if isinstance(model := spec.get("model"), dict) and model.get("dropout"):
-        raise InputError(path, "draws merges at random; the ids of a text would vary", place="model.dropout")
+        raise InputError(
+            path, "dropout is set: merges are random, so the ids of a text would vary", place="model.dropout"
+        )
     try:
         return Backend.from_str(json.dumps(spec))
     except Exception as error:  # the library raises nothing narrower
-        raise InputError(path, f"is no tokenizer: {error}") from error
+        raise InputError(path, f"not a tokenizer: {error}") from error
 
 
-def guarded(path: Path, work: Callable[[], _T]) -> _T:
-    """Do `work` with the library; InputError where it panics, which is no Exception in Python."""
+def call_backend(path: Path, work: Callable[[], _T]) -> _T:
+    """Call `work`; raise InputError if the library panics, which Python sees as a BaseException."""
     try:
         return work()
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise InputError(path, f"fails on this text: {error}", place="pre_tokenizer") from error
+        raise InputError(path, f"tokenization of this text fails: {error}", place="pre_tokenizer") from error
 
 
 def _patterns(rules: object) -> Iterator[str]:
@@ -72,7 +79,7 @@ def _patterns(rules: object) -> Iterator[str]:
 
 
 def _growth(normalizer: object) -> float:
-    """Return the factor by which a text may grow."""
+    """Return the factor by which a normalizer may lengthen a text."""
     if not isinstance(normalizer, dict):
         return 1
     steps = normalizer.get("normalizers")
@@ -90,17 +97,17 @@ def _growth(normalizer: object) -> float:
 
 @dataclass(slots=True)
 class _Group:
-    """Repeats within a group: of the alternative that is read, and the most of any."""
+    """Repeats within a group: of the current alternative, and the maximum of all alternatives."""
 
     repeats: int = 0
     choices: int = 0
     most: int = 0
     variable: bool = False
-    """A repeat of varying length, or a choice: a repeat of the group could match in many ways."""
+    """True if it has a repeat of variable length or alternatives: repeated, it may match in many ways."""
 
 
-def risky(pattern: str) -> str | None:
-    """Say why a pattern may take more than quadratic time; None where its form allows no such thing."""
+def slow_pattern_reason(pattern: str) -> str | None:
+    """Return why a pattern may take more than quadratic time; None if its form excludes that."""
     if len(pattern) > _MAX_PATTERN:
         return f"has more than {_MAX_PATTERN:,} characters"
     stack, last = [_Group()], _Group()
@@ -119,13 +126,13 @@ def risky(pattern: str) -> str | None:
         elif (bounds := _bounds(part)) is not None:
             least, most = bounds
             if last.variable and most > _MAX_NESTED:
-                return "repeats what itself varies in length"
+                return "repeats a group of variable length"
             group.repeats += most > _BOUND
             group.choices += least != most
             group.variable |= least != most
         else:
             if re.fullmatch(r"\\[1-9k]", part):
-                return "refers back to a group"
+                return "has a back reference"
             last = _Group()
         if stack[-1].repeats > _MAX_REPEATS or stack[-1].choices > _MAX_CHOICES:
             return "has too many repeats in a row"
@@ -133,11 +140,11 @@ def risky(pattern: str) -> str | None:
 
 
 def _bounds(part: str) -> tuple[int, int] | None:
-    """Least and most times of a repeat; None for what is no repeat."""
+    """Return the minimum and maximum of a repeat; None if `part` is not a repeat."""
     if part[0] in "*+?" and len(part) <= 2:
         return {"*": (0, _BOUND + 1), "+": (1, _BOUND + 1), "?": (0, 1)}[part[0]]
-    if found := re.fullmatch(r"\{(\d*)(,?)(\d*)\}[?+]?", part):
-        low, comma, high = found.groups()
+    if bounds := re.fullmatch(r"\{(\d*)(,?)(\d*)\}[?+]?", part):
+        low, comma, high = bounds.groups()
         if low or high:
             least = int(low or 0)
             return least, int(high) if high else _BOUND + 1 if comma else least

@@ -1,10 +1,10 @@
-"""Limits of one rendering of a chat template, and upper bounds of values before they are made.
+"""Limits of one rendering of a chat template, and upper bounds of values before they are computed.
 
-Every operation of a template is paid in steps by the size of its operands and of its result, so time is
-bounded. A value is measured as if it were printed, with shared parts counted each time, and never exceeds
-`MAX_TEXT` characters or `MAX_ITEMS` parts; an operation whose result could be much larger than its operands
-is measured before it runs. What one rendering makes in all is at most `MAX_MADE` characters, so memory is
-bounded even if a template keeps every value.
+Every operation of a template is charged steps by the size of its operands and of its result, which bounds
+time. A value is measured as if it were printed, with shared parts counted each time, and never exceeds
+`MAX_TEXT` characters or `MAX_ITEMS` parts; if a result could be much larger than its operands, it is bounded
+before the operation runs. All values of one rendering together have at most `MAX_MADE` characters, which
+bounds memory even if a template keeps every value.
 """
 
 import re
@@ -24,7 +24,7 @@ __all__ = [
     "MAX_STEPS",
     "MAX_TEXT",
     "Budget",
-    "Listed",
+    "MeasuredItems",
     "check_call",
     "check_join",
     "check_operands",
@@ -38,11 +38,11 @@ MAX_TEXT = 1 << 22  # characters of the text, and of any value on the way
 MAX_ITEMS = 1 << 16  # parts of any value, lists within lists written out
 MAX_MADE = 1 << 26  # characters of all values that one rendering makes: 256 MB at four bytes each
 _TEXT_PER_STEP, _TEXT_PER_ITEM = 1024, 64
-_MAX_BITS = 1 << 12  # of a whole number: longer ones take time in the square of their length
-_MAX_DECIMALS = 400  # beyond a float's exponent
+_MAX_BITS = 1 << 12  # of an integer: multiplying and printing take time in the square of its length
+_MAX_DECIMALS = 400  # a float has no more; `round` of an integer would compute a power of ten
 _MAX_TIME_FORMAT = 256  # characters
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-# Filters that go over a text character by character.
+# Filters that iterate over a text: each of its characters becomes a value.
 _ITERATING = frozenset(
     {
         "batch",
@@ -70,9 +70,9 @@ _NUMBER_WIDTH = 330  # characters of a printed float
 
 
 class Budget:
-    """Steps and characters that one rendering may still take; it travels among the rendering's variables."""
+    """Steps and characters left to one rendering; it is passed along among the rendering's variables."""
 
-    KEY = "budget of steps"  # no name that a template could write
+    KEY = "budget of steps"  # with spaces: a template cannot write this name
 
     def __init__(self) -> None:
         self.steps = MAX_STEPS
@@ -80,13 +80,13 @@ class Budget:
         self.written = 0
 
     def pay(self, steps: int) -> None:
-        """Take `steps`; SecurityError when there are none left."""
+        """Charge `steps`; raise SecurityError if none are left."""
         self.steps -= steps
         if self.steps < 0:
             raise SecurityError(f"takes more than {MAX_STEPS:,} steps")
 
     def measure(self, value: object) -> int:
-        """Take a step, and more for the size of a value, which must not be too large."""
+        """Charge a step and the size of a value; raise SecurityError if it is too large. Return the size."""
         size = len(value) if type(value) is str else _extent(value)
         if size > MAX_TEXT:
             refuse_longer(size)
@@ -96,39 +96,39 @@ class Budget:
         return size
 
     def pay_for(self, value: _T) -> _T:
-        """Take steps for a new value."""
+        """Charge a new value and return it."""
         self.made += self.measure(value)
         if self.made > MAX_MADE:
             raise SecurityError(f"makes values of more than {MAX_MADE:,} characters")
         return value
 
     def pay_for_reading(self, value: object) -> None:
-        """Take steps for an operation that looks at every part of `value`."""
+        """Charge an operation that reads every part of `value`."""
         if isinstance(value, str):
             self.pay(len(value) // _TEXT_PER_STEP)
         elif isinstance(value, list | tuple | KeysView | ValuesView | ItemsView):
             self.pay(_extent(value) // _TEXT_PER_STEP)
 
     def pay_for_output(self, piece: str) -> None:
-        """Take a step for a piece of the text, which as a whole must not be too long."""
+        """Charge a piece of the rendered text, whose total length is bounded."""
         self.pay(1)
         self.written += len(piece)
         refuse_longer(self.written)
 
 
-class Listed(Iterator[Any]):
-    """Items that a filter yields, made at once so that they can be measured; like a generator, read once."""
+class MeasuredItems(Iterator[Any]):
+    """Items of a generator, computed at once so that they can be measured; like a generator, read once."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         self._items = _bounded(items)
         self._at = 0
 
     def __length_hint__(self) -> int:
-        """The number of all items."""
+        """Return the number of all items."""
         return len(self._items)
 
     def __next__(self) -> Any:  # noqa: ANN401
-        """The next item."""
+        """Return the next item."""
         if self._at == len(self._items):
             raise StopIteration
         self._at += 1
@@ -136,33 +136,34 @@ class Listed(Iterator[Any]):
 
 
 def _bounded(items: Iterable[Any]) -> list[Any]:
-    """The items as a list; SecurityError as soon as they are too many or too large."""
-    listed: list[Any] = []
+    """Return the items as a list; raise SecurityError as soon as they are too many or too large."""
+    values: list[Any] = []
     size = 0
     for item in islice(items, MAX_ITEMS + 1):
         refuse_longer(size := size + (len(item) if isinstance(item, str) else _extent(item)))
-        listed.append(item)
-    if len(listed) > MAX_ITEMS:
+        values.append(item)
+    if len(values) > MAX_ITEMS:
         raise SecurityError(f"makes a value of more than {MAX_ITEMS:,} parts")
-    return listed
+    return values
 
 
 def refuse_longer(count: int) -> None:
-    """SecurityError for more characters than any value may have."""
+    """Raise SecurityError if a value has more characters than allowed."""
     if count > MAX_TEXT:
         raise SecurityError(f"makes more than {MAX_TEXT:,} characters")
 
 
 def is_plain(value: object) -> bool:
-    """Return whether printing a value makes no text that is longer than its measure."""
+    """Return whether a value's printed text is never longer than its measured size."""
     return isinstance(value, str | int | float | Undefined) or value is None
 
 
 def _extent(value: object) -> int:
-    """About the characters that a value would have if it were printed; SecurityError for too many."""
+    """Estimate the characters of a value's printed form; raise SecurityError for too many."""
     if isinstance(value, str):
         refuse_longer(len(value))
         return len(value)
+    # Not recursive: a template can nest lists deeper than Python's stack.
     total, items, left = 0, 0, [value]
     while left:
         item = left.pop()
@@ -181,12 +182,12 @@ def _extent(value: object) -> int:
 
 
 def _parts(value: object) -> Iterable[object]:
-    """Return the parts of a value, as far as a template can reach or print them."""
+    """Return the parts of a value that a template can access or print."""
     if isinstance(value, Namespace):
         value = value._Namespace__attrs
     if isinstance(value, Mapping):
         return [part for pair in islice(value.items(), MAX_ITEMS) for part in pair]
-    if isinstance(value, Listed):
+    if isinstance(value, MeasuredItems):
         return value._items
     if isinstance(value, Cycler):
         return value.items
@@ -198,7 +199,7 @@ def _parts(value: object) -> Iterable[object]:
 
 
 def check_operands(operator: str, left: Any, right: Any) -> None:  # noqa: ANN401
-    """SecurityError for `left operator right` that could be huge, or take long, for its operands."""
+    """Raise SecurityError if the result of `left operator right` could be huge or slow to compute."""
     if isinstance(left, int) and isinstance(right, int):
         lengths = left.bit_length(), right.bit_length()
         bits = {"*": sum(lengths), "**": lengths[0] * abs(right)}
@@ -213,10 +214,10 @@ def check_operands(operator: str, left: Any, right: Any) -> None:  # noqa: ANN40
 
 
 def check_call(name: str, owner: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ANN401
-    """SecurityError for `owner.name(*args)`, or the filter `owner|name(*args)`, whose result could be huge.
+    """Raise SecurityError if the result of `owner.name(*args)` or `owner|name(*args)` could be huge.
 
-    The filter `format` is called `%` here, for the method of its name has another language. All that is not
-    named here makes at most a small multiple of its operands.
+    The filter `format` is named `%` here, because the method of the same name has another syntax. Functions
+    that are not listed here return at most a small multiple of their operands.
     """
     values = (*args, *kwargs.values())
     if name in _ITERATING and isinstance(owner, str) and len(owner) > MAX_ITEMS:
@@ -234,13 +235,13 @@ def check_call(name: str, owner: Any, args: Sequence[Any], kwargs: Mapping[str, 
     elif name == "round" and any(isinstance(v, int) and abs(v) > _MAX_DECIMALS for v in values):
         raise SecurityError(f"rounds to more than {_MAX_DECIMALS} places")
     elif name == "sum" and not all(isinstance(v, int | float | str | None) for v in values):
-        raise SecurityError("sums lists")  # in the square of their length
+        raise SecurityError("sums lists")  # each addition copies: quadratic time
     elif name == "strftime_now" and any(len(str(v)) > _MAX_TIME_FORMAT for v in values):
         raise SecurityError(f"formats the time with more than {_MAX_TIME_FORMAT} characters")
 
 
 def check_join(separator: str, items: Iterable[object]) -> None:
-    """SecurityError for a text joined from measured `items` that would be too long."""
+    """Raise SecurityError if the separators alone make a joined text too long; items are measured already."""
     refuse_longer(len(separator) * length_hint(items))
 
 
@@ -260,8 +261,8 @@ def _once(_: object) -> int:
     return 1
 
 
-# Methods and filters with an argument, a number or a text, that a part of the result may be as long as, and
-# the number of these parts.
+# Methods and filters whose result has parts as wide as a number (or as long as a text) among the arguments,
+# and a function that counts these parts for a value.
 _WIDENING: Mapping[str, Callable[[object], int]] = {
     "batch": _nodes,
     "center": _once,
@@ -282,13 +283,15 @@ def _replaced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]
 
 
 def _check_conversions(template: str, values: object) -> None:
-    """`%` and the filter `format`."""
-    found = _CONVERSION.findall(template)
-    _check_widths(template, [width for pair in found for width in pair if width], len(found), values)
+    """Check a template of `%` or of the filter `format`."""
+    conversions = _CONVERSION.findall(template)
+    _check_widths(
+        template, [width for pair in conversions for width in pair if width], len(conversions), values
+    )
 
 
 def _check_fields(template: str, values: object) -> None:
-    """The method `format`."""
+    """Check a template of the method `format`."""
     parsed = islice(string.Formatter().parse(template), MAX_ITEMS + 1)
     fields = [spec or "" for _, name, spec, _ in parsed if name is not None]
     if any("{" in spec for spec in fields):
@@ -297,7 +300,7 @@ def _check_fields(template: str, values: object) -> None:
 
 
 def _check_widths(template: str, widths: Sequence[str], count: int, values: object) -> None:
-    """Each of `count` places may take all the values, or its width."""
+    """Raise SecurityError for a text that is too long if each of `count` fields holds all the values."""
     if any(width == "*" or len(width) > len(str(MAX_TEXT)) for width in widths):
         raise SecurityError("formats with a width of its own")
     longest = _extent(values) + _NUMBER_WIDTH if count else 0

@@ -1,7 +1,7 @@
-"""Chat templates: messages into the one text that a model was trained to go on from.
+"""Chat templates: messages rendered as the text that a model was trained on.
 
-Templates are Jinja and come with a model's files, so they are foreign code: they run in the sandbox, with the
-variables and helpers that HF's do (transformers' `apply_chat_template`), and give the same text.
+Templates are Jinja and come with a model's files, so they are untrusted code. They run in the sandbox, with
+the variables and helpers of transformers' `apply_chat_template`, and give the same text.
 """
 
 import json
@@ -21,19 +21,19 @@ from meditron.text.sandbox import Environment
 __all__ = ["FIXED_DATE", "Message", "render"]
 
 FIXED_DATE = datetime(2024, 7, 26)
-"""The date in training rows and evaluation prompts, for templates that write the current one.
+"""The date in training rows and evaluation prompts, for templates that write the current date.
 
-Rows would differ from day to day, and a model would be asked otherwise than it was trained. It is the default
-of Llama 3.2's template.
+With the current date, rows would differ from day to day, and evaluation prompts from training rows. The value
+is the default of Llama 3.2's template.
 """
 
 Message = Mapping[str, Any]
-"""`role` (system, user, assistant), `content`, and whatever else a template knows."""
+"""`role` (system, user, assistant), `content`, and any other keys that a template reads."""
 
 _MAX_TEMPLATE = 1 << 16  # characters; real ones have up to 20,000, and more take seconds to compile
-_MAX_MESSAGE = 500  # characters of an error that the template words itself
-_WHERE = "chat template"
-# What foreign code can raise besides jinja2's own: each is the template's fault.
+_MAX_MESSAGE = 500  # characters of an error message, which the template may write
+_PLACE = "chat template"
+# Exceptions that a template can raise, jinja2's own and Python's; each is an error of the template.
 _FAULTS = (
     TemplateError,
     ArithmeticError,
@@ -41,7 +41,7 @@ _FAULTS = (
     LookupError,
     MemoryError,
     RecursionError,
-    SyntaxError,  # what jinja2 makes of loops twenty deep, Python does not compile
+    SyntaxError,  # jinja2 compiles to Python, which refuses more than twenty nested loops
     TypeError,
     ValueError,
 )
@@ -57,12 +57,20 @@ def render(
     special_tokens: Mapping[str, str] = MappingProxyType({}),
     now: datetime | None = None,
 ) -> str:
-    """The text of `messages`; with `add_generation_prompt` it ends where the assistant's turn begins.
+    """Render messages as text.
 
-    `bos` and `eos` are the tokens as text, undefined where there is none; `special_tokens` are more of them
-    by the name of their variable (`pad_token`); `now` is the time for `strftime_now`, the current one when
-    absent. Raises InputError, with the line, for a
-    template that is damaged, refuses the messages, reaches out of its sandbox, or does not end.
+    Args:
+        template: The Jinja source.
+        messages: The conversation.
+        add_generation_prompt: End the text with the opening of the assistant's turn.
+        bos: The BOS token as text; undefined in the template if None.
+        eos: The EOS token as text; undefined in the template if None.
+        special_tokens: Further special tokens by the name of their variable (`pad_token`).
+        now: Time for `strftime_now`, by default the current one.
+
+    Raises:
+        InputError: The template is damaged, refuses the messages, tries to leave its sandbox, or exceeds its
+            budget; the message names the line.
     """
     budget = Budget()
     variables = {
@@ -81,18 +89,20 @@ def render(
             pieces.append(piece)
             budget.pay_for_output(piece)
     except _FAULTS as error:
-        raise InputError(_WHERE, _said(error), place=_line(error)) from error
+        raise InputError(_PLACE, _error_text(error), place=_line(error)) from error
     return "".join(pieces)
 
 
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> Template:
     if len(template) > _MAX_TEMPLATE:
-        raise InputError(_WHERE, f"has {len(template):,} characters, more than {_MAX_TEMPLATE:,}")
+        raise InputError(
+            _PLACE, f"the template has {len(template):,} characters, more than {_MAX_TEMPLATE:,}"
+        )
     return Environment(_HELPERS, {"tojson": _to_json}).from_string(template)
 
 
-def _said(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     message = " ".join(str(error)[:_MAX_MESSAGE].split())
     return message or type(error).__name__
 
@@ -100,7 +110,7 @@ def _said(error: BaseException) -> str:
 def _line(error: BaseException) -> str | None:
     if isinstance(error, TemplateSyntaxError):
         return f"line {error.lineno}"
-    # jinja2 rewrites the traceback, so that the template's lines stand in it.
+    # jinja2 rewrites the traceback so that it has the lines of the template.
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>"]
     return f"line {frames[-1].lineno}" if frames else None
 
@@ -116,19 +126,20 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Plain JSON: jinja2's own filter escapes what HTML would misread."""
+    """Write plain JSON, as transformers does; jinja2's own filter escapes for HTML."""
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
     pieces, length = [], 0
-    for piece in encoder.iterencode(value):  # indentation grows with depth
+    # Checked piece by piece: indentation can make the text far longer than the value.
+    for piece in encoder.iterencode(value):
         pieces.append(piece)
         refuse_longer(length := length + len(piece))
     return "".join(pieces)
 
 
 def _clock(now: datetime | None) -> Callable[[str], str]:
-    def strftime_now(form: str) -> str:  # `budget` knows this function by its name
+    def strftime_now(form: str) -> str:  # `budget.check_call` knows this name
         return (now or datetime.now()).strftime(form)
 
     return strftime_now

@@ -1,12 +1,12 @@
-"""A GGUF's `tokenizer.ggml.*` metadata as the content of a tokenizer.json; `gguf_write` is the way back.
+"""Convert a GGUF's `tokenizer.ggml.*` metadata to a tokenizer.json; `gguf_write` is the inverse.
 
 Keys and their meaning: ggml's gguf.md and llama.cpp's `src/llama-vocab.cpp`.
 
-SentencePiece's BPE joins the pair whose piece has the highest score, the leftmost of equals; HF's joins the
-pair with the lowest rank in a list of merges. Every piece therefore gives its splits into two pieces as
-merges, ordered by the piece's score. Only ties could differ: the runs of spaces, which share one score in
-Llama-2's vocabulary, grow from the left in sentencepiece, and do here because longer runs rank first;
-other ties are refused, since no list of merges can tell them apart.
+SentencePiece's BPE joins the pair whose piece has the highest score, on ties the leftmost; HF's joins the
+pair with the lowest rank in a list of merges. Every split of a piece into two pieces therefore becomes a
+merge, ordered by the piece's score. The two can differ in ties only. Runs of spaces share one score in
+Llama-2's vocabulary; they grow from the left in sentencepiece, and here because longer runs rank first.
+Other ties are refused, because no list of merges can express them.
 """
 
 from collections import Counter
@@ -15,10 +15,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from meditron.text.gguf_keys import Keys, TokenType
-from meditron.text.pieces import PREFIX, SPACES
+from meditron.text.gguf_keys import TokenType, VocabularyKeys
 from meditron.text.pretokenizers import PRETOKENIZERS
-from meditron.text.special import ENDS_BY_NAME, Special
+from meditron.text.special_tokens import STOP_TOKENS_OF_LLAMACPP, SpecialTokens
+from meditron.text.token_bytes import PREFIX, SPACES
 
 __all__ = ["read", "splits_of"]
 
@@ -42,29 +42,36 @@ _BARE_BPE: Json = {
     "byte_fallback": False,
     "ignore_merges": False,
 }
-_MAX_PIECE = 1024  # characters; splitting a piece everywhere takes time in its square
+_MAX_PIECE = 1024  # characters; all splits of a piece take time in the square of its length
 
 
-def read(metadata: Mapping[str, Any], path: Path) -> tuple[Json, Special]:
-    """tokenizer.json's content and what its tokens are for.
+def read(metadata: Mapping[str, Any], path: Path) -> tuple[Json, SpecialTokens]:
+    """Return the content of a tokenizer.json, and the special tokens.
 
-    Raises InputError, naming the key, where the metadata describes no vocabulary that can be had exactly.
+    Raises:
+        InputError: The metadata describes no vocabulary that can be reproduced exactly; the error names the
+            key.
     """
-    keys = Keys(metadata, path)
-    model = keys.one("model", str)
+    keys = VocabularyKeys(metadata, path)
+    model = keys.required("model", str)
     if model == "gpt2":
         return _byte_level(keys)
     if model == "llama":
         return _sentencepiece(keys)
     raise keys.error(
-        "model", f"names the kind {model!r}; known are gpt2 (byte-level BPE) and llama (SentencePiece BPE)"
+        "model", f"is {model!r}; supported are gpt2 (byte-level BPE) and llama (SentencePiece BPE)"
     )
 
 
 def _spec(
-    keys: Keys, model: Json, merges: list[tuple[str, str]], *, control: set[TokenType], **rules: Json
+    keys: VocabularyKeys,
+    model: Json,
+    merges: list[tuple[str, str]],
+    *,
+    control: set[TokenType],
+    **rules: Json,
 ) -> Json:
-    """tokenizer.json's content: `model` and `rules` say what differs from a bare BPE."""
+    """Build the content of a tokenizer.json: a bare BPE, changed by `model` and `rules`."""
     bpe = {
         **_BARE_BPE,
         **model,
@@ -72,9 +79,9 @@ def _spec(
         "merges": [list(pair) for pair in merges],
     }
     added = [
-        _added(i, token, special=kind in control or token in ENDS_BY_NAME)
+        _added(i, token, special=kind in control or token in STOP_TOKENS_OF_LLAMACPP)
         for i, (token, kind) in enumerate(zip(keys.tokens, keys.types, strict=True))
-        if kind in control or kind == TokenType.USER_DEFINED or token in ENDS_BY_NAME
+        if kind in control or kind == TokenType.USER_DEFINED or token in STOP_TOKENS_OF_LLAMACPP
     ]
     return {**_BARE, "added_tokens": added, **rules, "model": bpe}
 
@@ -84,11 +91,11 @@ def _added(i: int, token: str, *, special: bool) -> Json:
     return {"id": i, "content": token, **flags, "special": special}
 
 
-def _byte_level(keys: Keys) -> tuple[Json, Special]:
-    pre = keys.maybe("pre", str) or "default"
+def _byte_level(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]:
+    pre = keys.optional("pre", str) or "default"
     if pre not in PRETOKENIZERS:
         known = ", ".join(PRETOKENIZERS)
-        raise keys.error("pre", f"names the pre-tokenizer {pre!r}, which is not known; known are {known}")
+        raise keys.error("pre", f"unknown pre-tokenizer {pre!r}; known are {known}")
     cut = PRETOKENIZERS[pre]
     spec = _spec(
         keys,
@@ -101,23 +108,24 @@ def _byte_level(keys: Keys) -> tuple[Json, Special]:
     return spec, keys.special(add_bos=cut.add_bos)
 
 
-def _listed_merges(keys: Keys) -> list[tuple[str, str]]:
+def _listed_merges(keys: VocabularyKeys) -> list[tuple[str, str]]:
     known = set(keys.tokens)
+    # GGUF joins the two sides with a space; byte-level tokens contain none (they write it as Ġ).
     merges = []
-    for place, line in enumerate(keys.many("merges", str)):
+    for place, line in enumerate(keys.array("merges", str)):
         left, space, right = line.partition(" ")
         if not space or {left, right, left + right} - known:
-            raise keys.error("merges", f"entry {place} ({line[:40]!r}) joins what are no tokens")
+            raise keys.error("merges", f"entry {place} ({line[:40]!r}) does not join two tokens into a token")
         merges.append((left, right))
     return merges
 
 
-def _sentencepiece(keys: Keys) -> tuple[Json, Special]:
+def _sentencepiece(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]:
     unknown = [i for i, kind in enumerate(keys.types) if kind == TokenType.UNKNOWN]
     has_bytes = Counter(keys.types)[TokenType.BYTE] == 256
     if len(unknown) != 1 and not has_bytes:
         raise keys.error("token_type", "has neither one unknown token nor 256 byte tokens")
-    prefix = keys.maybe("add_space_prefix", bool) is not False
+    prefix = keys.optional("add_space_prefix", bool) is not False
     steps: list[Json] = [PREFIX] if prefix else []
     back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
@@ -136,22 +144,23 @@ def _sentencepiece(keys: Keys) -> tuple[Json, Special]:
     return spec, keys.special(add_bos=True, bos=1, eos=2)
 
 
-def _scored_merges(keys: Keys) -> list[tuple[str, str]]:
-    """Every way to split a piece in two, the best score first, of equals the longest piece and left half."""
-    scores = keys.many("scores", float)
+def _scored_merges(keys: VocabularyKeys) -> list[tuple[str, str]]:
+    """Return all splits of all pieces as merges: by score, then longest piece, then longest left part."""
+    scores = keys.array("scores", float)
     if len(scores) != len(keys.tokens):
         raise keys.error("scores", f"has {len(scores):,} entries for {len(keys.tokens):,} tokens")
     if not all(map(isfinite, scores)):
-        raise keys.error("scores", "holds what is no finite number")
+        raise keys.error("scores", "has a value that is not finite")
     pieces = {
         token: score
         for token, kind, score in zip(keys.tokens, keys.types, scores, strict=True)
         if kind == TokenType.NORMAL
     }
     if max(map(len, pieces), default=0) > _MAX_PIECE:
-        raise keys.error("tokens", f"holds a piece of more than {_MAX_PIECE:,} characters")
+        raise keys.error("tokens", f"has a piece of more than {_MAX_PIECE:,} characters")
+    # Only normal pieces merge: control tokens and bytes are never built from parts.
     splits = {piece: list(splits_of(piece, pieces)) for piece in pieces}
-    _refuse_ties(keys, {piece: pieces[piece] for piece, found in splits.items() if found})
+    _refuse_ties(keys, {piece: pieces[piece] for piece, pairs in splits.items() if pairs})
     ranked = [
         (-pieces[piece], -len(piece), -len(left), left, right)
         for piece in splits
@@ -161,20 +170,21 @@ def _scored_merges(keys: Keys) -> list[tuple[str, str]]:
 
 
 def splits_of(piece: str, pieces: Container[str]) -> Iterator[tuple[str, str]]:
-    """The two pieces that a piece may be joined from, in every way."""
+    """Yield every pair of pieces that join to `piece`."""
     for at in range(1, len(piece)):
         left, right = piece[:at], piece[at:]
         if left in pieces and right in pieces:
             yield left, right
 
 
-def _refuse_ties(keys: Keys, scores: Mapping[str, float]) -> None:
+def _refuse_ties(keys: VocabularyKeys, scores: Mapping[str, float]) -> None:
     by_score: dict[float, str] = {}
     for piece, score in scores.items():
         other = by_score.setdefault(score, piece)
+        # Pieces of one repeated character (runs of spaces) are ordered by length, see above.
         if len(set(piece + other)) > 1 and piece != other:
             raise keys.error(
                 "scores",
-                f"are equal for {other!r} and {piece!r}: which one is joined first would be a guess",
+                f"are equal for {other!r} and {piece!r}: the order of their merges is unknown",
                 hint="open the model's tokenizer.json instead",
             )

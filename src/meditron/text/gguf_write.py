@@ -1,7 +1,7 @@
-"""A tokenizer as a GGUF's `tokenizer.*` metadata, or a refusal: what is written gives equal ids in llama.cpp.
+"""Write a tokenizer as a GGUF's `tokenizer.*` metadata such that llama.cpp gives the same ids, or refuse.
 
-GGUF has names for a few ways of cutting text, and no words for most flags of added tokens. Each rule of a
-tokenizer.json is therefore either one that llama.cpp applies, one that cannot change any ids, or refused.
+GGUF names a few pre-tokenizers and has no keys for most flags of added tokens. Each rule of a tokenizer.json
+is therefore either applied by llama.cpp too, or has no effect on ids, or is refused.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from meditron.core.errors import InputError
 from meditron.text.gguf_keys import NAMED_KEYS, TokenType
 from meditron.text.gguf_vocab import splits_of
-from meditron.text.pieces import PREFIX, SPACES, byte_alphabet, is_byte_piece, strips_space
-from meditron.text.pretokenizers import PRETOKENIZERS, name_of
-from meditron.text.special import ENDS_BY_NAME
+from meditron.text.pretokenizers import PRETOKENIZERS, pretokenizer_name
+from meditron.text.special_tokens import STOP_TOKENS_OF_LLAMACPP
+from meditron.text.token_bytes import PREFIX, SPACES, byte_alphabet, is_byte_piece, strips_space
 
 if TYPE_CHECKING:
     from meditron.text.tokenizer import Tokenizer
@@ -27,24 +27,24 @@ _FROM_MODEL = (
 
 
 def gguf_metadata(tokenizer: "Tokenizer", size: int | None = None) -> Json:
-    """The `tokenizer.*` metadata that llama.cpp reads; `gguf_vocab.read` gives an equal tokenizer back.
+    """Return the `tokenizer.*` metadata; `gguf_vocab.read` returns an equal tokenizer from it.
 
     Args:
         tokenizer: The tokenizer.
-        size: Rows of the embedding, if it has more than the vocabulary has tokens.
+        size: Rows of the embedding, if there are more than tokens in the vocabulary.
 
     Raises:
-        InputError: the tokenizer has rules or stop ids that GGUF cannot hold.
+        InputError: The tokenizer has rules or stop ids that GGUF cannot express.
     """
     if (size or tokenizer.vocab_size) < tokenizer.vocab_size:
-        raise InputError(tokenizer.path, f"has {tokenizer.vocab_size} tokens, the model {size}")
+        raise InputError(tokenizer.path, f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}")
     byte_level = tokenizer.spec["decoder"].get("type") == "ByteLevel"
     _refuse_flags(tokenizer)
-    own = _byte_level_metadata(tokenizer) if byte_level else _sentencepiece_metadata(tokenizer)
+    model_keys = _byte_level_metadata(tokenizer) if byte_level else _sentencepiece_metadata(tokenizer)
     types = [_type_of(tokenizer, i, byte_level) for i in range(size or tokenizer.vocab_size)]
     tokens = [tokenizer.token(i) or f"[PAD{i}]" for i in range(len(types))]
     special = tokenizer.special
-    said = {
+    common_keys = {
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [int(kind) for kind in types],
         "tokenizer.ggml.bos_token_id": special.bos,
@@ -56,23 +56,23 @@ def gguf_metadata(tokenizer: "Tokenizer", size: int | None = None) -> Json:
         "tokenizer.chat_template": special.chat_template,
         **_stops(tokenizer),
     }
-    if scores := own.get("tokenizer.ggml.scores"):
-        own["tokenizer.ggml.scores"] = [scores.get(token, 0.0) for token in tokens]
-    return own | {key: value for key, value in said.items() if value is not None}
+    if scores := model_keys.get("tokenizer.ggml.scores"):
+        model_keys["tokenizer.ggml.scores"] = [scores.get(token, 0.0) for token in tokens]
+    return model_keys | {key: value for key, value in common_keys.items() if value is not None}
 
 
 def _stops(tokenizer: "Tokenizer") -> dict[str, int]:
-    """The keys of stop ids. llama.cpp adds the tokens of `ENDS_BY_NAME`; two more ids have a key each.
+    """Return the keys of stop ids; llama.cpp adds the tokens of `STOP_TOKENS_OF_LLAMACPP` by itself.
 
-    Without `eos_token_id` it would take token 11 or 2, so one is always named.
+    Without `eos_token_id` it would assume token 11 or 2, so the key is always written.
     """
     eos = tokenizer.end_of_text_id if tokenizer.eos_id is None else tokenizer.eos_id
-    more = sorted(i for i in tokenizer.stop_ids - {eos} if tokenizer.token(i) not in ENDS_BY_NAME)
+    more = sorted(i for i in tokenizer.stop_ids - {eos} if tokenizer.token(i) not in STOP_TOKENS_OF_LLAMACPP)
     keys = ("eot_token_id", "eom_token_id")
     if len(more) > len(keys):
         raise InputError(
             tokenizer.path,
-            f"has the stop ids {[eos, *more]}; a GGUF file has room for three",
+            f"the tokenizer has the stop ids {[eos, *more]}; a GGUF file can name three",
             place="eos_token",
         )
     return {f"tokenizer.ggml.{key}": i for key, i in zip(("eos_token_id", *keys), (eos, *more), strict=False)}
@@ -94,7 +94,7 @@ def _type_of(tokenizer: "Tokenizer", i: int, byte_level: bool) -> TokenType:
 
 
 def _refuse_flags(tokenizer: "Tokenizer") -> None:
-    """Refuse what llama.cpp would do otherwise: it finds added tokens as they stand, the longest first."""
+    """Refuse added tokens that llama.cpp matches differently: it matches literally, the longest first."""
     added = tokenizer.spec["added_tokens"]
     for token in added:
         flags = [flag for flag in _FLAGS if token.get(flag)]
@@ -103,21 +103,21 @@ def _refuse_flags(tokenizer: "Tokenizer") -> None:
         if flags:
             raise InputError(
                 tokenizer.path,
-                f"{token['content']!r} is {flags[0]}, which GGUF cannot hold",
+                f"{token['content']!r} has the flag {flags[0]}, which GGUF cannot express",
                 place="added_tokens",
             )
     contents = [token["content"] for token in added]
-    heads = {text[:end]: text for text in contents for end in range(1, len(text))}
+    prefixes = {text[:end]: text for text in contents for end in range(1, len(text))}
     for text in contents:
         for start in range(1, len(text)):
-            other = heads.get(text[start:])
+            other = prefixes.get(text[start:])
             if other is not None and len(set(text + other)) > 1:
                 raise InputError(
                     tokenizer.path,
-                    f"{text!r} may overlap {other!r} in a text; llama.cpp would find another of the two",
+                    f"{text!r} may overlap {other!r} in a text; llama.cpp would match the other one",
                     place="added_tokens",
                 )
-    if len({bool(token.get("normalized")) for token in added}) > 1:  # found one kind after the other
+    if len({bool(token.get("normalized")) for token in added}) > 1:  # HF matches one kind after the other
         _refuse_nested(tokenizer, contents)
 
 
@@ -127,18 +127,22 @@ def _refuse_nested(tokenizer: "Tokenizer", contents: Sequence[str]) -> None:
         parts = (text[i:j] for i in range(len(text)) for j in range(i + 1, len(text) + 1))
         if (part := next((p for p in parts if p != text and p in known), None)) is not None:
             raise InputError(
-                tokenizer.path, f"{text!r} has {part!r} inside, and one is normalized", place="added_tokens"
+                tokenizer.path,
+                f"{text!r} contains {part!r}, and only one of the two is normalized",
+                place="added_tokens",
             )
 
 
 def _refuse_model(tokenizer: "Tokenizer", flags: Iterable[str]) -> None:
     for flag in flags:
         if value := tokenizer.spec["model"].get(flag):
-            raise InputError(tokenizer.path, f"is {value!r}, which GGUF cannot hold", place=f"model.{flag}")
+            raise InputError(
+                tokenizer.path, f"is {value!r}, which GGUF cannot express", place=f"model.{flag}"
+            )
 
 
 def _pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Merges; older files write a pair as one text."""
+    """Return the merges as pairs; older files write a pair as one text."""
     merges = (m.split(" ", 1) if isinstance(m, str) else m for m in spec["model"]["merges"])
     return [(left, right) for left, right in merges]
 
@@ -146,15 +150,15 @@ def _pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _byte_level_metadata(tokenizer: "Tokenizer") -> Json:
     spec = tokenizer.spec
     model = spec["model"]
-    pre = name_of(spec.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
+    pre = pretokenizer_name(spec.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
     if pre is None or spec.get("normalizer") is not None:
         raise InputError(
             tokenizer.path,
-            f"cuts text in a way that GGUF has no known name for; known are {', '.join(PRETOKENIZERS)}",
+            f"GGUF has no name for this pre-tokenizer; it has {', '.join(PRETOKENIZERS)}",
             place="pre_tokenizer",
         )
     _refuse_model(tokenizer, ("continuing_subword_prefix", "end_of_word_suffix"))
-    if not set(byte_alphabet()) <= model["vocab"].keys():  # else no byte is unknown
+    if not set(byte_alphabet()) <= model["vocab"].keys():  # with all bytes, nothing is ever unknown
         _refuse_model(tokenizer, ("unk_token", "byte_fallback"))
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -165,7 +169,7 @@ def _byte_level_metadata(tokenizer: "Tokenizer") -> Json:
 
 
 def _sentencepiece_metadata(tokenizer: "Tokenizer") -> Json:
-    """Scores are lost in tokenizer.json; any that fall in the order of the merges give the same ids."""
+    """Return the metadata with new scores: tokenizer.json has none, and any in the order of merges do."""
     _refuse_model(tokenizer, ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix"))
     prefix = _adds_prefix(tokenizer)
     merges = _pairs(tokenizer.spec)
@@ -185,7 +189,7 @@ def _sentencepiece_metadata(tokenizer: "Tokenizer") -> Json:
 def _refuse_other_merges(
     tokenizer: "Tokenizer", merges: Sequence[tuple[str, str]], vocabulary: set[str]
 ) -> None:
-    """Refuse merges that scores cannot order: llama.cpp joins all pairs that make a piece, by its score."""
+    """Refuse merges that scores cannot express: llama.cpp joins any pair that forms a piece, by its score."""
     added = {token["content"] for token in tokenizer.spec["added_tokens"]}
     pieces = vocabulary - added
     complete = {pair for piece in pieces for pair in splits_of(piece, pieces)}
@@ -200,14 +204,14 @@ def _refuse_other_merges(
         if (piece := "".join(pair)) != last and piece in seen:
             raise InputError(
                 tokenizer.path,
-                f"ranks ways to join {piece!r} apart, which GGUF cannot hold",
+                f"merges into {piece!r} have different ranks, which GGUF cannot express",
                 place="model.merges",
             )
         seen.add(last := piece)
 
 
 def _adds_prefix(tokenizer: "Tokenizer") -> bool:
-    """Return whether a blank is put before every text and behind every control token, as in llama.cpp."""
+    """Return whether a space is prepended to every text and after every control token, as in llama.cpp."""
     spec = tokenizer.spec
     normalizer, cut = spec.get("normalizer") or {}, spec.get("pre_tokenizer")
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
@@ -218,21 +222,21 @@ def _adds_prefix(tokenizer: "Tokenizer") -> bool:
         scheme = cut.get("prepend_scheme", "always")
         if cut.get("replacement", "▁") != "▁" or cut.get("split", True):
             raise InputError(
-                tokenizer.path, "cuts text at blanks, which GGUF cannot hold", place="pre_tokenizer"
+                tokenizer.path, "splits text at spaces, which GGUF cannot express", place="pre_tokenizer"
             )
         if scheme != "never":
             raise InputError(
                 tokenizer.path,
-                f"puts a blank before a text by the rule {scheme!r}; llama.cpp puts one before every text "
-                "and behind every control token, so prompts would get other ids",
+                f"prepends a space by the rule {scheme!r}; llama.cpp prepends one to every text "
+                "and after every control token, so prompts would get other ids",
                 place="pre_tokenizer.prepend_scheme",
                 hint=_FROM_MODEL,
             )
     else:
         place = "normalizer" if cut is None or cut.get("type") == "Metaspace" else "pre_tokenizer"
         raise InputError(
-            tokenizer.path, "changes or cuts text in a way that GGUF has no words for", place=place
+            tokenizer.path, "changes or splits text in a way that GGUF cannot express", place=place
         )
     if prefix is not strips_space(spec["decoder"]):
-        raise InputError(tokenizer.path, "does not take away the blank that it puts", place="decoder")
+        raise InputError(tokenizer.path, "does not remove the space that encoding prepends", place="decoder")
     return prefix

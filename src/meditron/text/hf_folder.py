@@ -1,4 +1,4 @@
-"""HF's tokenizer files: tokenizer.json says how text is cut, the files beside it what tokens are for."""
+"""HF's tokenizer files: tokenizer.json has the rules, the files beside it name the special tokens."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -12,9 +12,9 @@ from meditron.core.errors import InputError, SourceError
 from meditron.store.files import read_json
 from meditron.text import gguf_vocab
 from meditron.text.hf_tokens import NAMED, Names, merged_config, names_of, tokens_to_add, with_tokens
-from meditron.text.pieces import METASPACE, byte_map, sentencepiece_bytes
 from meditron.text.sentencepiece_model import read_metadata
-from meditron.text.special import Special
+from meditron.text.special_tokens import SpecialTokens
+from meditron.text.token_bytes import METASPACE, byte_map, sentencepiece_bytes
 
 __all__ = ["files", "read"]
 
@@ -26,7 +26,7 @@ _LLAMA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 def _load(path: Path) -> _Json:
     content = read_json(path)
     if not isinstance(content, dict):
-        raise InputError(path, f"should hold a JSON object, not {type(content).__name__}")
+        raise InputError(path, f"must be a JSON object, got {type(content).__name__}")
     return content
 
 
@@ -34,11 +34,14 @@ def _load_if_there(path: Path) -> _Json:
     return _load(path) if path.is_file() else {}
 
 
-def read(folder: Path) -> tuple[_Json, Special]:
-    """Read a folder's tokenizer as transformers 5.17 does: tokenizer.json's content, and its special tokens.
+def read(folder: Path) -> tuple[_Json, SpecialTokens]:
+    """Read a folder's tokenizer as transformers 5.17 does: the content of tokenizer.json and special tokens.
 
-    Without a tokenizer.json, a SentencePiece `tokenizer.model` is read as sentencepiece reads it. Raises
-    InputError for a damaged file, SourceError for a folder with neither.
+    Without a tokenizer.json, a SentencePiece `tokenizer.model` is read as sentencepiece reads it.
+
+    Raises:
+        InputError: A file is damaged.
+        SourceError: The folder has neither file.
     """
     path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
     raw, special_map = (_load_if_there(p) for p in (config_path, folder / "special_tokens_map.json"))
@@ -53,23 +56,23 @@ def read(folder: Path) -> tuple[_Json, Special]:
         first = _first_of_template(path, spec)
     elif (path := folder / "tokenizer.model").is_file():
         metadata = read_metadata(path)
-        spec, own = gguf_vocab.read(metadata, path)
-        defaults = _names(spec, own)
+        spec, special = gguf_vocab.read(metadata, path)
+        defaults = _names(spec, special)
         first = None
     else:
         raise SourceError(f"{folder}: has neither tokenizer.json nor tokenizer.model")
     names = names_of(config_path, config, defaults)
     added = _load_if_there(folder / "added_tokens.json")
     spec = with_tokens(path, spec, tokens_to_add(config_path, spec, config, added, names))
-    if path.name == "tokenizer.model":  # tokens are found as they stand, before `▁` is put before a text
+    if path.name == "tokenizer.model":  # added tokens are matched before `▁` is prepended
         spec["added_tokens"] = [{**token, "normalized": False} for token in spec["added_tokens"]]
     return spec, _special(folder, spec, config, model_config, names, first)
 
 
 def _of_llama_class(path: Path, spec: _Json, config: _Json) -> _Json:
-    """Build what transformers' `LlamaTokenizer` makes of a file: its vocabulary under the class's own rules.
+    """Replace a file's rules by those of transformers' `LlamaTokenizer`, which keeps the vocabulary only.
 
-    Byte-level vocabularies under that class's name (published so) are left as they are.
+    Some byte-level vocabularies are published under that class's name; they are returned unchanged.
     """
     if byte_map(spec.get("decoder")) is not sentencepiece_bytes:
         return spec
@@ -94,8 +97,8 @@ def _of_llama_class(path: Path, spec: _Json, config: _Json) -> _Json:
     }
 
 
-def _names(spec: _Json, special: Special) -> dict[str, str]:
-    """Special tokens by name, of those that a SentencePiece model knows by id."""
+def _names(spec: _Json, special: SpecialTokens) -> dict[str, str]:
+    """Return special tokens by name; a SentencePiece model knows them by id."""
     tokens = {i: token for token, i in spec["model"]["vocab"].items()}
     ids = {"bos_token": special.bos, "eos_token": special.eos, "unk_token": special.unknown}
     ids["pad_token"] = special.padding
@@ -106,16 +109,16 @@ def _checked(path: Path, spec: _Json) -> _Json:
     model, added = spec.get("model"), spec.get("added_tokens", [])
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
-        raise InputError(path, f"holds a {kind} model; Llama models have BPE", place="model.type")
+        raise InputError(path, f"is a {kind} model; Llama models are BPE", place="model.type")
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not vocab:
-        raise InputError(path, "holds no vocabulary", place="model.vocab")
+        raise InputError(path, "has no vocabulary", place="model.vocab")
     if not isinstance(added, list) or not all(
         isinstance(token, dict) and isinstance(token.get("content"), str) for token in added
     ):
-        raise InputError(path, "should be a list of tokens with a content", place="added_tokens")
+        raise InputError(path, "must be a list of tokens with a content", place="added_tokens")
     if not all(type(token.get("id")) is int and token["content"] for token in added):
-        raise InputError(path, "should be a list of tokens with a content and an id", place="added_tokens")
+        raise InputError(path, "must be a list of tokens with a content and an id", place="added_tokens")
     spec = {**spec, "added_tokens": added}
     seen: set[int] = set()
     for token, i in vocab.items():
@@ -127,19 +130,19 @@ def _checked(path: Path, spec: _Json) -> _Json:
 
 def _special(
     folder: Path, spec: _Json, config: _Json, model_config: _Json, names: Names, first: str | None
-) -> Special:
+) -> SpecialTokens:
     ids = {**spec["model"]["vocab"], **{t["content"]: t["id"] for t in spec["added_tokens"]}}
     named = {key: int(ids[token]) for key, token in names.items()}
     if first is not None and (bos := names.get("bos_token", first)) != first:
         raise InputError(
             folder / "tokenizer.json",
-            f"begins a text with {first!r}, but bos_token is {bos!r}",
+            f"texts begin with {first!r}, but bos_token is {bos!r}",
             place="post_processor",
         )
-    # transformers reads these two settings only where there is no tokenizer.json.
+    # transformers reads add_bos_token only if there is no tokenizer.json.
     adds = config.get("add_bos_token") is True and not (folder / "tokenizer.json").is_file()
     length = config.get("model_max_length")
-    return Special(
+    return SpecialTokens(
         bos=named.pop("bos_token", None if first is None else int(ids[first])),
         eos=named.pop("eos_token", None),
         unknown=named.pop("unk_token", None),
@@ -148,13 +151,13 @@ def _special(
         add_bos=adds or first is not None,
         stop=_stops(folder, model_config, ids, spec),
         chat_template=_chat_template(folder, config),
-        # transformers writes 1e30 where it knows no length.
+        # transformers writes 1e30 if the length is unknown.
         max_length=length if isinstance(length, int) and 0 < length < 1 << 31 else None,
     )
 
 
 def _first_of_template(path: Path, spec: _Json) -> str | None:
-    """The token that tokenizer.json's own post-processor puts before a text."""
+    """Return the token that tokenizer.json's post-processor prepends to a text."""
     processor = spec.get("post_processor")
     steps = processor.get("processors") if isinstance(processor, dict) else None
     for step in steps if isinstance(steps, list) else [processor]:
@@ -164,7 +167,7 @@ def _first_of_template(path: Path, spec: _Json) -> str | None:
             return _known(path, spec, token[0])
         before = list(takewhile(lambda part: "Sequence" not in part, _parts(step)))
         if len(before) > 1:
-            raise InputError(path, f"begins a text with {len(before)} tokens", place="post_processor")
+            raise InputError(path, f"prepends {len(before)} tokens to a text", place="post_processor")
         if before and isinstance(token := before[0].get("SpecialToken"), dict):
             return _known(path, spec, token.get("id"))
     return None
@@ -175,7 +178,7 @@ def _known(path: Path, spec: _Json, token: object) -> str:
         token in spec["model"]["vocab"] or any(token == added["content"] for added in spec["added_tokens"])
     ):
         return token
-    raise InputError(path, f"begins a text with {token!r}, which is no token", place="post_processor")
+    raise InputError(path, f"prepends {token!r} to a text, which is not a token", place="post_processor")
 
 
 def _parts(step: _Json) -> list[_Json]:
@@ -184,10 +187,11 @@ def _parts(step: _Json) -> list[_Json]:
 
 
 def _stops(folder: Path, model_config: _Json, ids: Mapping[str, int], spec: _Json) -> frozenset[int]:
-    """The ids that config.json and generation_config.json name as ends.
+    """Return the stop ids of config.json and generation_config.json.
 
-    Without a generation_config's word, transformers takes config.json's. Otherwise the latter, which often is
-    a library's default, counts for added tokens only: no ordinary token ends a text by mistake.
+    If generation_config.json names none, transformers uses those of config.json. If both do, the ids of
+    config.json, often a library's default, count only if they are added tokens, so that no ordinary token
+    ends a text by mistake.
     """
     generation, model = (
         {i for i in (named if isinstance(named, list) else [named]) if type(i) is int}
@@ -202,30 +206,29 @@ def _stops(folder: Path, model_config: _Json, ids: Mapping[str, int], spec: _Jso
 
 
 def _chat_template(folder: Path, config: _Json) -> str | None:
-    """The template for plain conversations: a file's, else the config's, of several the one named default."""
-    own = folder / "chat_template.jinja"
-    if own.is_file():
+    """Return the chat template: the file's, else the config's (of several, the one named default)."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
         try:
-            return own.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(own, f"is no UTF-8: {error}") from error
+            raise InputError(path, f"not UTF-8: {error}") from error
     value = config.get("chat_template")
     if isinstance(value, list):  # several, by name
         named = (entry for entry in value if isinstance(entry, dict))
         value = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
     if value is not None and not isinstance(value, str):
-        raise InputError(folder / "tokenizer_config.json", "should be text", place="chat_template")
+        raise InputError(folder / "tokenizer_config.json", "must be text", place="chat_template")
     return value
 
 
 def files(
-    spec: Mapping[str, Any], special: Special, backend: Backend, stop_ids: Collection[int]
+    spec: Mapping[str, Any], special: SpecialTokens, backend: Backend, stop_ids: Collection[int]
 ) -> dict[str, bytes]:
-    """The files that transformers reads, by name; the same ids come out of its AutoTokenizer.
+    """Return the files for transformers by name; its AutoTokenizer gives the same ids.
 
-    `stop_ids` are those of a generation_config.json, which is written only for them.
-    `PreTrainedTokenizerFast` is the class that takes tokenizer.json as it stands; model-specific classes
-    build their own rules around the bare vocabulary.
+    A generation_config.json is written only for `stop_ids`. The class is `PreTrainedTokenizerFast`, which
+    applies tokenizer.json unchanged; model-specific classes apply rules of their own to the vocabulary.
     """
 
     def name(i: int | None) -> str | None:
@@ -259,7 +262,7 @@ def files(
     return contents
 
 
-def _post_processor(special: Special, bos: str | None) -> _Json | None:
+def _post_processor(special: SpecialTokens, bos: str | None) -> _Json | None:
     if not special.add_bos or bos is None:
         return None
     first, second = ({"Sequence": {"id": part, "type_id": i}} for i, part in enumerate("AB"))

@@ -1,10 +1,10 @@
-"""Added and special tokens of an HF folder, merged from all of its files as transformers 5.17 merges them.
+"""Added and special tokens of an HF folder, merged from all its files as transformers 5.17 merges them.
 
-Places, in the order in which transformers adds their tokens (`tokenization_utils_base._from_pretrained` and
+Sources, in the order in which transformers adds their tokens (`tokenization_utils_base._from_pretrained` and
 `TokenizersBackend.__init__`): tokenizer.json's `added_tokens`; tokenizer_config.json's `added_tokens_decoder`
 or, without it, special_tokens_map.json, added_tokens.json and tokenizer.json again; the named special tokens;
-`extra_special_tokens` (formerly `additional_special_tokens`). A token of the vocabulary keeps its id, a new
-one gets the next free id, whatever id a file names.
+`extra_special_tokens` (formerly `additional_special_tokens`). A token of the vocabulary keeps its id; a new
+one gets the next free id, even if a file names another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from meditron.core.errors import InputError
-from meditron.text.backend import build, guarded
+from meditron.text.backend import build, call_backend
 
 __all__ = ["NAMED", "Names", "merged_config", "names_of", "tokens_to_add", "with_tokens"]
 
@@ -27,7 +27,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def merged_config(config: Json, special_map: Json) -> Json:
-    """Merge special_tokens_map.json into tokenizer_config.json, unless that lists the added tokens."""
+    """Merge special_tokens_map.json into tokenizer_config.json, unless the latter lists the added tokens."""
     merged = dict(config) if "added_tokens_decoder" in config else {**config, **special_map}
     if (older := merged.pop("additional_special_tokens", None)) is not None:
         merged.setdefault("extra_special_tokens", older)
@@ -35,7 +35,7 @@ def merged_config(config: Json, special_map: Json) -> Json:
 
 
 def names_of(path: Path, config: Json, defaults: Names) -> dict[str, str]:
-    """Return the named special tokens of a merged config; `defaults` hold where it is silent."""
+    """Return the named special tokens of a merged config; `defaults` apply to absent keys."""
     named = {key: config.get(key) if key in config else defaults.get(key) for key in NAMED}
     more = {
         key: value
@@ -50,7 +50,7 @@ def names_of(path: Path, config: Json, defaults: Names) -> dict[str, str]:
 def _content(path: Path, key: str, value: object) -> str:
     content = value.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str) or not content:
-        raise InputError(path, f"should be a token, is {value!r}", place=key)
+        raise InputError(path, f"must be a token, got {value!r}", place=key)
     return content
 
 
@@ -70,23 +70,24 @@ def tokens_to_add(path: Path, spec: Json, config: Json, added: Json, names: Name
     listed = _listed(path, config, added, special=named)
     if "added_tokens_decoder" not in config:
         listed |= {token["id"]: _token(path, "added_tokens", token) for token in spec.get("added_tokens", [])}
+    # Compared with their flags: transformers adds a known token again if its flags differ.
     present = {_key(token) for token in known}
-    found = [token for _, token in sorted(listed.items()) if _key(token) not in present]
-    contents = {token.content for token in (*known, *found)}
+    new = [token for _, token in sorted(listed.items()) if _key(token) not in present]
+    contents = {token.content for token in (*known, *new)}
     flagged = [_token(path, key, config[key]) for key in names if isinstance(config.get(key), dict)]
     by_content = {token.content: token for token in (*flagged, *listed.values())}
     for name in names.values():
         if name not in contents:
-            found.append(by_content.get(name, AddedToken(name, special=True)))
+            new.append(by_content.get(name, AddedToken(name, special=True)))
             contents.add(name)
     for token in extra:
         if token.content not in contents:
-            found.append(token)
+            new.append(token)
             contents.add(token.content)
-    for token in found:
+    for token in new:
         if token.content in names.values():
             token.special = True
-    return found
+    return new
 
 
 def _key(token: AddedToken) -> tuple[str, ...]:
@@ -94,16 +95,16 @@ def _key(token: AddedToken) -> tuple[str, ...]:
 
 
 def _listed(path: Path, config: Json, added: Json, *, special: set[str]) -> dict[int, AddedToken]:
-    """Tokens by the id that a file names."""
+    """Return tokens by the id that a file gives them."""
     decoder = config.get("added_tokens_decoder")
     if decoder is not None:
         if not isinstance(decoder, dict) or not all(str(key).isdecimal() for key in decoder):
-            raise InputError(path, "should be an object of ids", place="added_tokens_decoder")
+            raise InputError(path, "must be an object of ids", place="added_tokens_decoder")
         return {
             int(key): _token(path, f"added_tokens_decoder.{key}", token) for key, token in decoder.items()
         }
     if not all(isinstance(i, int) for i in added.values()):
-        raise InputError(path.with_name("added_tokens.json"), "should be an object of tokens and their ids")
+        raise InputError(path.with_name("added_tokens.json"), "must be an object of tokens and their ids")
     return {
         i: AddedToken(content, normalized=content not in special, special=content in special)
         for content, i in added.items()
@@ -111,24 +112,24 @@ def _listed(path: Path, config: Json, added: Json, *, special: set[str]) -> dict
 
 
 def _token(path: Path, place: str, value: object) -> AddedToken:
-    """Build a token from a file's description; a bare text is a special token."""
+    """Build a token from its JSON form; a bare text is a special token."""
     if isinstance(value, str):
         return AddedToken(value, special=True)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise InputError(path, "should be a token with a content", place=place)
+        raise InputError(path, "must be a token with a content", place=place)
     flags = {flag: value[flag] for flag in _FLAGS if flag in value}
     if not all(isinstance(flag, bool) for flag in flags.values()):
-        raise InputError(path, "has a flag that is neither true nor false", place=place)
+        raise InputError(path, "has a flag that is not true or false", place=place)
     return AddedToken(value["content"], **flags)
 
 
 def _extra(path: Path, config: Json) -> list[AddedToken]:
-    """The further special tokens; a dictionary of them names template variables, see `names_of`."""
+    """Return the list of extra special tokens; a dictionary of them is read by `names_of`."""
     extra = config.get("extra_special_tokens")
     if extra is None or isinstance(extra, dict):
         return []
     if not isinstance(extra, list):
-        raise InputError(path, "should be a list of tokens", place="extra_special_tokens")
+        raise InputError(path, "must be a list of tokens", place="extra_special_tokens")
     tokens = [_token(path, "extra_special_tokens", token) for token in extra]
     for token in tokens:
         token.special = True
@@ -136,11 +137,12 @@ def _extra(path: Path, config: Json) -> list[AddedToken]:
 
 
 def with_tokens(path: Path, spec: Json, tokens: Sequence[AddedToken]) -> Json:
-    """Return `spec` with tokens added as the tokenizers library adds them."""
+    """Return `spec` with tokens added by the tokenizers library, which assigns the ids."""
     if not tokens:
         return spec
+    # The library itself assigns the ids, so that they cannot differ from transformers'.
     backend = build(spec, path)
-    guarded(path, lambda: backend.add_tokens(list(tokens)))
+    call_backend(path, lambda: backend.add_tokens(list(tokens)))
     described = [
         {"id": i, "content": token.content, **{flag: getattr(token, flag) for flag in _FLAGS}}
         for i, token in sorted(backend.get_added_tokens_decoder().items())

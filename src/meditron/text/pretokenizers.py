@@ -1,8 +1,7 @@
-"""How byte-level vocabularies cut text before merging: llama.cpp's names for it, in HF tokenizers' terms.
+"""Pre-tokenizers of byte-level vocabularies: llama.cpp's names and their rules for HF tokenizers.
 
-A GGUF file names its cut in `tokenizer.ggml.pre` and leaves the rule to the reader; HF's tokenizer.json
-spells the rule out. The rules below are llama.cpp's (`src/llama-vocab.cpp`), written so that HF tokenizers
-cut at the same places.
+A GGUF file only names its pre-tokenizer, in `tokenizer.ggml.pre`; HF's tokenizer.json contains the rule. The
+rules below are llama.cpp's (`src/llama-vocab.cpp`), written so that HF tokenizers split at the same places.
 """
 
 import json
@@ -10,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PRETOKENIZERS", "PreTokenizer", "is_known", "name_of"]
+__all__ = ["PRETOKENIZERS", "PreTokenizer", "is_known_pretokenizer", "pretokenizer_name"]
 
 Spec = dict[str, Any]
 
-# GPT-2's regular expression (Radford et al. 2019), without its tail `|\s+`: what no branch matches becomes a
-# piece of its own either way.
+# GPT-2's regular expression (Radford et al. 2019), without its tail `|\s+`: unmatched text becomes a piece of
+# its own either way.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -25,10 +24,10 @@ _LLAMA3 = (
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """A cut.
+    """A pre-tokenizer.
 
-    `spec` is tokenizer.json's `pre_tokenizer`; `ignore_merges`: a piece that is a token as a whole is not
-    merged up from bytes; `add_bos`: what `tokenizer.ggml.add_bos_token` means when it is absent.
+    `spec` is its form in tokenizer.json; with `ignore_merges` a piece that is itself a token is not built by
+    merges; `add_bos` is the default of `tokenizer.ggml.add_bos_token`.
     """
 
     spec: Spec
@@ -76,7 +75,7 @@ PRETOKENIZERS: Mapping[str, PreTokenizer] = {
 
 
 def _key(spec: object) -> str:
-    """`spec` without what does not move a cut (`trim_offsets`), for comparison."""
+    """Return a canonical form of `spec`, without `trim_offsets`, which does not affect ids."""
 
     def strip(value: object) -> object:
         if isinstance(value, dict):
@@ -86,14 +85,14 @@ def _key(spec: object) -> str:
     return json.dumps(strip(spec), sort_keys=True)
 
 
-def name_of(spec: object, *, ignore_merges: bool) -> str | None:
-    """llama.cpp's name for a tokenizer.json's `pre_tokenizer` and `ignore_merges`; None if it has none."""
+def pretokenizer_name(spec: object, *, ignore_merges: bool) -> str | None:
+    """Return llama.cpp's name of a `pre_tokenizer` with `ignore_merges`; None if it has none."""
     for name, known in PRETOKENIZERS.items():
         if known.ignore_merges == ignore_merges and _key(known.spec) == _key(spec):
             return name
     return None
 
 
-def is_known(spec: object) -> bool:
-    """Return whether a tokenizer.json's `pre_tokenizer` is one of the known cuts."""
+def is_known_pretokenizer(spec: object) -> bool:
+    """Return whether a tokenizer.json's `pre_tokenizer` is a known one."""
     return any(_key(known.spec) == _key(spec) for known in PRETOKENIZERS.values())

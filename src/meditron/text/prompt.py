@@ -1,8 +1,9 @@
-"""Conversations as token ids: the chat template's control tokens, and messages as plain text.
+"""Prompts of conversations: token ids in which only the chat template's control tokens are control tokens.
 
-A control token's name inside a message is text. Names are marked in the messages before the template runs;
-the names without a mark in the rendered text are the template's own. The text is tokenized whole, with the
-template's control tokens given by id, so a message has the tokens that its text has anywhere else.
+The name of a control token inside a message is text; otherwise a message could end its own turn. Names are
+marked in the messages before the template runs, so names without a mark in the rendered text are the
+template's own. The text is tokenized as a whole, with the template's control tokens given by id, so a
+message has the same tokens as its text has anywhere else.
 """
 
 import re
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["conversation_ids", "rendered"]
 
-_MARK = "\ufdd0"  # a Unicode noncharacter, reserved for internal use: no text has it
-_SURROGATE = re.compile("[\ud800-\udfff]")  # Python's form of bytes that are not UTF-8
+_MARK = "\ufdd0"  # a Unicode noncharacter, reserved for internal use
+_SURROGATE = re.compile("[\ud800-\udfff]")  # bytes that are not UTF-8, as Python decodes them
 
 
 def rendered(
@@ -33,7 +34,7 @@ def rendered(
     """Render messages with `template`, or with the tokenizer's own; errors as of `conversation_ids`."""
     source = tokenizer.chat_template if template is None else template
     if source is None:
-        raise UsageError("the model has no chat template", hint="give the prompt as one text")
+        raise UsageError("the model has no chat template", hint="pass the prompt as plain text")
     return render(
         source,
         messages,
@@ -53,13 +54,14 @@ def conversation_ids(
     add_generation_prompt: bool = True,
     now: datetime | None = None,
 ) -> list[int]:
-    """Render messages and tokenize the text; only the template's control tokens become control tokens.
+    """Render messages and tokenize the text.
 
     Raises:
-        UsageError: there is no template, or a message is not UTF-8 or nested too deeply.
-        InputError: the template does not work.
+        UsageError: There is no template, or a message is not UTF-8 or nested too deeply.
+        InputError: The template fails.
     """
     control = {str(tokenizer.token(i)): i for i in tokenizer.special_ids}
+    # Longest first: one name may be the beginning of another.
     names = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
     plain = [dict(message) for message in messages]
     try:
@@ -78,7 +80,7 @@ def conversation_ids(
 
 
 def _mark(value: Any, names: re.Pattern[str]) -> Any:  # noqa: ANN401  # a message may hold any JSON
-    """Copy a value with a mark inside every control token's name."""
+    """Copy a value with a mark after the first character of every control token's name."""
     if isinstance(value, str):
         return names.sub(lambda name: f"{name[0][0]}{_MARK}{name[0][1:]}", value)
     if isinstance(value, Mapping):

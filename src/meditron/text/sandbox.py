@@ -1,9 +1,9 @@
-"""A Jinja environment for templates from outside: no way out of it, and bounded time and memory.
+"""A Jinja environment for untrusted templates: no access to Python, and bounded time and memory.
 
-jinja2's ImmutableSandboxedEnvironment keeps a template from Python's internals. It does not keep one from
-taking all time or memory: nested loops, `'x' * 10**10`, a text that doubles in a loop. Here every loop, call,
-filter, test, operator, comparison, slice and literal is sent through a `Budget`, and what could make a large
-value from small ones is measured before it runs (`budget`).
+jinja2's ImmutableSandboxedEnvironment denies a template access to Python's internals, but not all time or
+memory: nested loops, `'x' * 10**10`, a text that doubles in a loop. Here every loop, call, filter, test,
+operator, comparison, slice and literal is charged to a `Budget`, and an operation that could make a large
+value from small ones is bounded before it runs (`budget`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,24 +19,24 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import _PassArg
 from jinja2.visitor import NodeTransformer
 
-from meditron.text.budget import Budget, Listed, check_call, check_join, check_operands, is_plain
+from meditron.text.budget import Budget, MeasuredItems, check_call, check_join, check_operands, is_plain
 
 __all__ = ["Environment"]
 
 _T = TypeVar("_T")
-# Attributes that lead to bytes, which nothing here counts, put a text in the place of each character, or take
-# time in the square of a text's length.
+# Methods that return bytes (which are not measured), replace each character by a text, or take time in the
+# square of a text's length.
 _REFUSED = frozenset({"encode", "striptags", "to_bytes", "translate"})
-# Filters of the same kinds, or that write a text of their argument for each word. No known template has one.
+# Filters of the same kinds, or that insert an argument after each word. No known template uses one.
 _DROPPED = ("pprint", "striptags", "urlize", "wordwrap")
-# Filters that give a part of their operands, and look at no more.
+# Filters that return a part of their operand and read nothing else: charged one step.
 _PICKING = frozenset({"attr", "count", "d", "default", "first", "last", "length"})
-# Filters through which the parsed template is sent; no template can write these names.
+# Names of filters inserted into the parsed template; a template cannot write these names.
 _LOOP, _CONCATENATION, _VALUE, _OUTPUT, _OPERAND = "{% for %}", "~", "{% set %}", "{{ }}", "=="
 
 
 class _Generation(Extension):
-    """HF's `{% generation %}` block, which marks what the assistant said: its content, as it is."""
+    """HF's `{% generation %}` block, which marks the assistant's text; it renders as its content."""
 
     tags = {"generation"}  # noqa: RUF012  # jinja2's own form
 
@@ -47,59 +47,59 @@ class _Generation(Extension):
 
 
 class _Rewriting(NodeTransformer):
-    """Sends through filters what jinja2 does without asking."""
+    """Wraps operations that jinja2 offers no hook for in filters, which charge the budget."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802  # jinja2's own form
         if node.recursive:
             raise SecurityError("has a recursive loop")
         self.generic_visit(node)
-        node.iter = _through(_LOOP, node.iter)
+        node.iter = _wrapped(_LOOP, node.iter)
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
-        """Each piece is paid as it is written: blocks and macros join theirs before anyone sees the whole."""
+        """Charge each piece when it is written: blocks and macros join theirs without a hook."""
         self.generic_visit(node)
-        node.nodes = [_through(_OUTPUT, each) for each in node.nodes]
+        node.nodes = [_wrapped(_OUTPUT, piece) for piece in node.nodes]
         return node
 
     def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.filter = _through(_VALUE, node.filter)
+        node.filter = _wrapped(_VALUE, node.filter)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         parts = [self.visit(part) for part in node.nodes]
-        return _through(_CONCATENATION, nodes.List(parts, lineno=node.lineno))
+        return _wrapped(_CONCATENATION, nodes.List(parts, lineno=node.lineno))
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        """A comparison looks at no more than its right operand; a text of the template's own is short."""
+        """Charge the right operand of comparisons (a comparison reads no more), except short literals."""
         self.generic_visit(node)
         for operand in node.ops:
             if not isinstance(operand.expr, nodes.Const):
-                operand.expr = _through(_OPERAND, operand.expr)
+                operand.expr = _wrapped(_OPERAND, operand.expr)
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _through(_VALUE, node) if isinstance(node.arg, nodes.Slice) else node
+        return _wrapped(_VALUE, node) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
-        return _through(_VALUE, self.generic_visit(node))
+        return _wrapped(_VALUE, self.generic_visit(node))
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
-        return _through(_VALUE, self.generic_visit(node))
+        return _wrapped(_VALUE, self.generic_visit(node))
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _through(_VALUE, node) if node.ctx == "load" else node
+        return _wrapped(_VALUE, node) if node.ctx == "load" else node
 
 
-def _through(name: str, node: Any) -> nodes.Filter:  # noqa: ANN401  # an expression, or None for a block
+def _wrapped(name: str, node: Any) -> nodes.Filter:  # noqa: ANN401  # an expression, or None for a block
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno if node else 1)
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """A bounded sandbox with HF's settings; `helpers` and `filters` are added to jinja2's own."""
+    """Sandbox with a budget and HF's settings; `helpers` and `filters` are added to jinja2's own."""
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
 
@@ -109,12 +109,12 @@ class Environment(ImmutableSandboxedEnvironment):
         for name in _DROPPED:
             del self.filters[name]
         self.globals.update(helpers)
-        own = {**self.filters, **filters}
-        self.filters.update({name: _guarded(name, function) for name, function in own.items()})
-        self.filters.update({_LOOP: _paid, _CONCATENATION: _concatenated, _VALUE: _valued})
-        self.filters.update({_OUTPUT: _printed, _OPERAND: _read})
+        all_filters = {**self.filters, **filters}
+        self.filters.update({name: _charged_filter(name, function) for name, function in all_filters.items()})
+        self.filters.update({_LOOP: _charge_loop, _CONCATENATION: _concatenate, _VALUE: _charge_value})
+        self.filters.update({_OUTPUT: _charge_output, _OPERAND: _charge_operand})
         tests: Mapping[str, Any] = self.tests
-        self.tests.update({name: _guarded_test(function) for name, function in tests.items()})
+        self.tests.update({name: _charged_test(function) for name, function in tests.items()})
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -122,52 +122,52 @@ class Environment(ImmutableSandboxedEnvironment):
         return tree
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, N805
-        """Call a function, method or macro: a step and the size of its result, which is bounded before."""
+        """Call a function, method or macro; its result is bounded before the call and charged after it."""
         budget: Budget = __context.parent[Budget.KEY]
         owner = getattr(__obj, "__self__", None)
-        if owner is None:  # jinja2 wraps str.format
+        if owner is None:  # jinja2 wraps str.format in a function of its own
             owner = getattr(getattr(__obj, "__wrapped__", None), "__self__", None)
         name = getattr(__obj, "__name__", "")
         if isinstance(owner, str):
             budget.pay_for_reading(owner)
             if name == "join" and args:
-                args = (Listed(args[0]), *args[1:])
+                args = (MeasuredItems(args[0]), *args[1:])
                 check_join(owner, args[0])
         elif isinstance(owner, list | tuple):
             budget.pay_for_reading(owner)
         check_call(name, owner, args, kwargs)
-        return budget.pay_for(_listed(super().call(__context, __obj, *args, **kwargs)))
+        return budget.pay_for(_measured(super().call(__context, __obj, *args, **kwargs)))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
-        """Do `left operator right` if the result cannot be huge."""
+        """Compute `left operator right` if the result cannot be huge."""
         check_operands(operator, left, right)
         budget: Budget = context.parent[Budget.KEY]
         return budget.pay_for(super().call_binop(context, operator, left, right))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:  # noqa: ANN401
-        """Whether a template may have `obj.attr`."""
+        """Return whether a template may access `obj.attr`."""
         return attr not in _REFUSED and super().is_safe_attribute(obj, attr, value)
 
     def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
-        """Refuse at once; jinja2 itself prints nothing in the place of such an attribute."""
-        raise SecurityError(f"reaches for {attribute!r} of {type(obj).__name__}")
+        """Raise SecurityError; jinja2 itself would render such an attribute as nothing."""
+        raise SecurityError(f"accesses {attribute!r} of {type(obj).__name__}")
 
 
-def _listed(value: Any) -> Any:  # noqa: ANN401
-    """A generator's items at once: what is lazy cannot be measured."""
-    lazy = isinstance(value, Iterator) and not isinstance(value, Listed | LoopContext)
-    return Listed(value) if lazy else value
+def _measured(value: Any) -> Any:  # noqa: ANN401
+    """Compute a generator's items at once, because a lazy value cannot be measured."""
+    lazy = isinstance(value, Iterator) and not isinstance(value, MeasuredItems | LoopContext)
+    return MeasuredItems(value) if lazy else value
 
 
 @pass_context
-def _valued(context: Context, value: _T) -> _T:
+def _charge_value(context: Context, value: _T) -> _T:
     budget: Budget = context.parent[Budget.KEY]
     return budget.pay_for(value)
 
 
 @pass_context
-def _printed(context: Context, value: Any) -> Any:  # noqa: ANN401
-    """A value as it is written: containers are printed here, so that the text is paid for."""
+def _charge_output(context: Context, value: Any) -> Any:  # noqa: ANN401
+    """Charge a printed value; containers are converted to text here, so that the text is charged too."""
     budget: Budget = context.parent[Budget.KEY]
     if type(value) is str:
         return budget.pay_for(value)
@@ -175,72 +175,72 @@ def _printed(context: Context, value: Any) -> Any:  # noqa: ANN401
 
 
 @pass_context
-def _read(context: Context, value: _T) -> _T:
-    """The right operand of a comparison or of `in`."""
+def _charge_operand(context: Context, value: _T) -> _T:
+    """Charge the right operand of a comparison or of `in`."""
     budget: Budget = context.parent[Budget.KEY]
     budget.pay_for_reading(value)
     return value
 
 
 @pass_context
-def _concatenated(context: Context, parts: Iterable[object]) -> str:
+def _concatenate(context: Context, parts: Iterable[object]) -> str:
     budget: Budget = context.parent[Budget.KEY]
     budget.measure(parts)
     return budget.pay_for("".join(map(str, parts)))
 
 
 @pass_context
-def _paid(context: Context, items: Any) -> Any:  # noqa: ANN401
-    """What a loop goes over, paid in advance; jinja2 itself complains of what cannot be gone over."""
+def _charge_loop(context: Context, items: Any) -> Any:  # noqa: ANN401
+    """Charge all iterations of a loop in advance; jinja2 itself refuses values that are not iterable."""
     budget: Budget = context.parent[Budget.KEY]
-    items = _listed(items)
+    items = _measured(items)
     if not isinstance(items, Undefined) and isinstance(items, Iterable):
         budget.pay(length_hint(items))
     return items
 
 
-def _head(function: Callable[..., Any]) -> Callable[[Context], tuple[Any, ...]]:
-    """Return the arguments that jinja2 passes to a filter or test before its value."""
-    own = _PassArg.from_obj(function)
-    if own is _PassArg.context:
+def _leading_arguments(function: Callable[..., Any]) -> Callable[[Context], tuple[Any, ...]]:
+    """Return a function that computes the arguments that jinja2 passes before a filter's value."""
+    kind = _PassArg.from_obj(function)
+    if kind is _PassArg.context:
         return lambda context: (context,)
-    if own is _PassArg.eval_context:
+    if kind is _PassArg.eval_context:
         return lambda context: (context.eval_ctx,)
-    if own is _PassArg.environment:
+    if kind is _PassArg.environment:
         return lambda context: (context.environment,)
     return lambda context: ()
 
 
-def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that measures its operands first and pays for its result."""
-    head = _head(function)
+def _charged_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that measures its operands before the call and charges its result."""
+    leading = _leading_arguments(function)
 
     @pass_context
-    def guarded(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def charged(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         budget: Budget = context.parent[Budget.KEY]
         if name in _PICKING:
             budget.pay(1)
-            return function(*head(context), value, *args, **kwargs)
-        value = _listed(value)
+            return function(*leading(context), value, *args, **kwargs)
+        value = _measured(value)
         budget.measure((value, args, tuple(kwargs.values())))
         if name == "join":
             check_join(str(kwargs.get("d", args[0] if args else "")), value)
         check_call("%" if name == "format" else name, value, args, kwargs)
-        return budget.pay_for(_listed(function(*head(context), value, *args, **kwargs)))
+        return budget.pay_for(_measured(function(*leading(context), value, *args, **kwargs)))
 
-    return guarded
+    return charged
 
 
-def _guarded_test(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A test that pays for what it may compare."""
-    head = _head(function)
+def _charged_test(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a test that charges the operands that it may compare."""
+    leading = _leading_arguments(function)
 
     @pass_context
-    def guarded(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def charged(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         budget: Budget = context.parent[Budget.KEY]
         budget.pay(1)
         for arg in args:
             budget.pay_for_reading(arg)
-        return function(*head(context), value, *args, **kwargs)
+        return function(*leading(context), value, *args, **kwargs)
 
-    return guarded
+    return charged

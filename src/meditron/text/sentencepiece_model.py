@@ -1,8 +1,8 @@
-"""SentencePiece's `tokenizer.model` as the metadata of a GGUF, which `gguf_vocab` reads.
+"""Read SentencePiece's `tokenizer.model` as GGUF metadata, for `gguf_vocab`.
 
-The file is one protobuf message (sentencepiece's `sentencepiece_model.proto`). The fields below are read by
-hand: the library is large, and every length in a file from outside may be wrong. What a GGUF could not say
-(a unigram model, a normalization of characters, removed blanks) is refused by name.
+The file is one protobuf message (`sentencepiece_model.proto`). The fields are parsed here, because the
+library is large and every length in an untrusted file may be wrong. Rules that GGUF cannot express (a unigram
+model, a normalization of characters, removed spaces) are refused by name.
 """
 
 import struct
@@ -15,7 +15,7 @@ from meditron.store.files import translate_read_errors
 
 __all__ = ["read_metadata"]
 
-_MAX_BYTES = 1 << 26  # Llama-2's has 0.5 MB, the largest published some 5 MB
+_MAX_BYTES = 1 << 26  # Llama-2's file has 0.5 MB, the largest published about 5 MB
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _BPE = 2
 _USER_DEFINED = 4
@@ -25,21 +25,21 @@ _Field = tuple[int, int | bytes]
 
 
 class _Message:
-    """The fields of one protobuf message: for each number its last value, or all of them."""
+    """The fields of one protobuf message, as (number, value) in file order."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         self._path = path
         self.fields = list(self._read(data))
 
     def last(self, number: int, default: Any) -> Any:  # noqa: ANN401
-        """The value of a field as the type of `default`, which is that of an absent field."""
+        """Return the last value of a field, or `default`; raise InputError if their types differ."""
         value = next((value for key, value in reversed(self.fields) if key == number), default)
         if isinstance(value, bytes) is not isinstance(default, bytes):
             raise self.damaged()
         return value
 
     def damaged(self) -> InputError:
-        return InputError(self._path, "is not a SentencePiece model: a field is damaged")
+        return InputError(self._path, "not a SentencePiece model: a field is damaged")
 
     def _read(self, data: bytes) -> Iterator[_Field]:
         at = 0
@@ -63,7 +63,7 @@ class _Message:
 
     def _varint(self, data: bytes, at: int) -> tuple[int, int]:
         value = 0
-        for shift in range(0, 70, 7):
+        for shift in range(0, 70, 7):  # a 64-bit number has at most ten bytes of seven bits
             if at >= len(data):
                 break
             byte, at = data[at], at + 1
@@ -76,12 +76,13 @@ class _Message:
 def read_metadata(path: Path) -> dict[str, Any]:
     """Read a tokenizer.model as `tokenizer.ggml.*` keys.
 
-    Raises InputError for a damaged file and for a model that needs more than those keys can say.
+    Raises:
+        InputError: The file is damaged, or has rules that these keys cannot express.
     """
     with translate_read_errors(path):
         size = path.stat().st_size
         if size > _MAX_BYTES:
-            raise InputError(path, f"has {size:,} bytes, more than {_MAX_BYTES:,}")
+            raise InputError(path, f"the file has {size:,} bytes, more than {_MAX_BYTES:,}")
         model = _Message(path, path.read_bytes())
     trainer, normalizer = (_Message(path, model.last(number, b"")) for number in (2, 3))
     tokens, scores, types = _pieces(path, model)
@@ -92,7 +93,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.add_space_prefix": bool(normalizer.last(3, 1)),
-        "tokenizer.ggml.add_bos_token": False,  # sentencepiece adds none unless asked
+        "tokenizer.ggml.add_bos_token": False,  # sentencepiece adds none by default
     }
     for key, number, default in (("unknown", 40, 0), ("bos", 41, 1), ("eos", 42, 2), ("padding", 43, -1)):
         if 0 <= (i := trainer.last(number, default)) < len(tokens):  # -1, or its 64 bits, is "none"
@@ -114,11 +115,11 @@ def _pieces(path: Path, model: _Message) -> tuple[list[str], list[float], list[i
         try:
             tokens.append(piece.last(1, b"").decode())
         except UnicodeDecodeError as error:
-            raise InputError(path, "is not UTF-8", place=f"piece {len(tokens)}") from error
+            raise InputError(path, "not UTF-8", place=f"piece {len(tokens)}") from error
         scores.append(struct.unpack("<f", score)[0])
         types.append(piece.last(3, 1))
     if not tokens:
-        raise InputError(path, "is not a SentencePiece model: it has no pieces")
+        raise InputError(path, "not a SentencePiece model: it has no pieces")
     return tokens, scores, types
 
 
@@ -129,7 +130,7 @@ def _refuse_other_rules(path: Path, trainer: _Message, normalizer: _Message, typ
         "normalizes characters (precompiled_charsmap)": bool(normalizer.last(2, b"")),
         "removes extra whitespace (remove_extra_whitespaces)": bool(normalizer.last(4, 1)),
         "keeps spaces as they are (escape_whitespaces is false)": not normalizer.last(5, 1),
-        "puts a space behind words (treat_whitespace_as_suffix)": bool(trainer.last(24, 0)),
+        "appends a space to words (treat_whitespace_as_suffix)": bool(trainer.last(24, 0)),
         "has user-defined symbols": _USER_DEFINED in types,
     }
     for problem, applies in rules.items():

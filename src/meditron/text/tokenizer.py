@@ -1,20 +1,18 @@
-"""Tokenizers: one object, read from HF's files or from a GGUF's metadata, over HF tokenizers.
+"""Tokenizers read from HF's files or from a GGUF's metadata; HF tokenizers does the work.
 
-Ids are those of the truth of each format: transformers' for tokenizer.json, llama.cpp's for byte-level GGUF
-vocabularies, sentencepiece's for SentencePiece ones. Three things are done otherwise than HF tokenizers do
-by themselves:
+Ids equal those of each format's reference: transformers for tokenizer.json, llama.cpp for byte-level GGUF
+vocabularies, sentencepiece for SentencePiece ones. Three defaults of HF tokenizers are changed:
 
-- A control token's name inside a document (`<s>`, `<|im_start|>`) is text, unless `special=True`.
+- The name of a control token inside a document (`<s>`, `<|im_start|>`) is text, unless `special=True`.
 - An end-of-sequence token that a tokenizer would append to every text is not appended: a corpus ends its
   documents with `end_of_text_id`, and a prompt must stay open.
-- Truncation and padding baked into a tokenizer.json are dropped.
+- Truncation and padding set in a tokenizer.json are removed.
 
-A long text is tokenized in pieces where that gives the same ids (`long`), so memory does not grow with it.
+A long text is tokenized in pieces if that gives the same ids (`long_text`), which bounds memory.
 
-transformers' own GGUF reader (5.17) is close, but no reference for byte-level vocabularies: it does not look
-at `tokenizer.ggml.pre` and cuts all texts as GPT-2 does. SmolLM2 cuts digits off first, so the two differ
-where a digit follows two blanks; llama.cpp gives our ids there, and so does
-transformers when it opens what `save` writes.
+transformers' own GGUF reader (5.17) is not the reference for byte-level vocabularies: it ignores
+`tokenizer.ggml.pre` and splits all texts as GPT-2 does. SmolLM2 splits off digits first, so the two differ if
+a digit follows two spaces. llama.cpp gives our ids there, and so does transformers with the files of `save`.
 """
 
 import hashlib
@@ -30,10 +28,10 @@ from tokenizers import Tokenizer as Backend
 
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.store.files import atomic
-from meditron.text import gguf_vocab, hf_folder, long
-from meditron.text.backend import build, guarded
-from meditron.text.pieces import TextStream, byte_level_bytes, byte_map, strips_space
-from meditron.text.special import Special, end_of_text, stops
+from meditron.text import gguf_vocab, hf_folder, long_text
+from meditron.text.backend import build, call_backend
+from meditron.text.special_tokens import SpecialTokens, end_of_text_token, stop_tokens
+from meditron.text.token_bytes import TextStream, byte_level_bytes, byte_map, strips_space
 
 if TYPE_CHECKING:
     from meditron.store.gguf import GGUF
@@ -41,30 +39,32 @@ if TYPE_CHECKING:
 __all__ = ["Tokenizer", "load_tokenizer"]
 
 _MAX_ID = 1 << 22  # no vocabulary is near it; an id above it is damage, and would size an embedding
-_STAND_IN = "\ufdd1"  # a noncharacter around a control token's id, while a text is tokenized
+_PLACEHOLDER = "\ufdd1"  # a noncharacter around a control token's id, while a text is tokenized
 
 
-def _stand_in(token_id: int) -> str:
-    return f"{_STAND_IN}{token_id}{_STAND_IN}"
+def _placeholder(token_id: int) -> str:
+    return f"{_PLACEHOLDER}{token_id}{_PLACEHOLDER}"
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A vocabulary with its rules.
 
-    `spec` is the content of tokenizer.json; `special` says what the single tokens are for; `path` names the
-    file in errors.
+    `spec` is the content of tokenizer.json, `special` has the special tokens, and `path` names the file in
+    errors.
     """
 
     spec: Mapping[str, Any]
-    special: Special
+    special: SpecialTokens
     path: Path
 
     @classmethod
     def from_hf(cls, folder: Path | str) -> Self:
-        """Read tokenizer.json, tokenizer_config.json and what stands beside them.
+        """Read tokenizer.json, tokenizer_config.json and the files beside them.
 
-        Raises InputError for damaged files, SourceError where there is no tokenizer.json.
+        Raises:
+            InputError: A file is damaged.
+            SourceError: There is neither tokenizer.json nor tokenizer.model.
         """
         folder = Path(folder)
         spec, special = hf_folder.read(folder)
@@ -72,27 +72,28 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, gguf: "GGUF") -> Self:
-        """Build the tokenizer that a GGUF's metadata describes; InputError where it describes none."""
+        """Build the tokenizer of a GGUF; raise InputError if its metadata describes none."""
         spec, special = gguf_vocab.read(gguf.metadata, gguf.path)
         return cls(spec, special, gguf.path)._checked()
 
     def _checked(self) -> Self:
-        """Build the backend now, so that a damaged file is found on opening."""
+        """Build the backend at once, so that a damaged file fails when it is opened."""
         ids = self._backend.get_vocab(with_added_tokens=True).values()
         if not ids or max(ids) >= _MAX_ID:
-            raise InputError(self.path, f"token ids must lie between 0 and {_MAX_ID - 1:,}", place="vocab")
+            raise InputError(self.path, f"token ids must be between 0 and {_MAX_ID - 1:,}", place="vocab")
         if byte_map(self.spec.get("decoder")) is None:
             raise InputError(
-                self.path, "is neither a byte-level nor a SentencePiece vocabulary", place="decoder"
+                self.path, "neither a byte-level nor a SentencePiece vocabulary", place="decoder"
             )
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Only the fields travel: a pickled backend forgets that control tokens in a text are text."""
+        """Pickle the fields only: a pickled backend would read control tokens' names as control tokens."""
         return {"spec": self.spec, "special": self.special, "path": self.path}
 
     def _build(self, *, special: bool) -> Backend:
         backend = build(self.spec, self.path)
+        # A corpus must not lose the ends of its documents to a limit set for a training loader.
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = not special
@@ -107,104 +108,109 @@ class Tokenizer:
         return self._build(special=True)
 
     def encode(self, text: str, *, special: bool = False, bos: bool | None = None) -> list[int]:
-        """Ids of `text`; `special` reads control tokens' names as control tokens.
+        """Return the ids of `text`; with `special`, names of control tokens are read as control tokens.
 
-        BOS comes first where the tokenizer adds one; `bos` says otherwise (a rendered chat template writes
-        its own).
+        BOS is prepended if the tokenizer does so; `bos` overrides it (a chat template writes its own).
         """
-        if len(text) > long.PIECE:
+        if len(text) > long_text.PIECE:
             return self._prefix(bos) + self._encode_long(text, special=special)
         backend = self._special_backend if special else self._backend
         return self._prefix(bos) + self._ids(backend, text)
 
     def _ids(self, backend: Backend, text: str) -> list[int]:
-        return guarded(self.path, lambda: backend.encode(text, add_special_tokens=False).ids)
+        return call_backend(self.path, lambda: backend.encode(text, add_special_tokens=False).ids)
 
     def _encode_long(self, text: str, *, special: bool) -> list[int]:
         backend = self._special_backend if special else self._backend
-        if self._blank is None:
-            long.refuse_long(len(text))
+        if self._piece_prefix is None:
+            long_text.refuse_long(len(text))
             return self._ids(backend, text)
-        return [i for piece in long.cut(text, self._blank) for i in self._ids(backend, piece)]
+        return [
+            i for piece in long_text.split_text(text, self._piece_prefix) for i in self._ids(backend, piece)
+        ]
 
     @cached_property
-    def _blank(self) -> str | None:
-        return long.blank_between(self.spec)
+    def _piece_prefix(self) -> str | None:
+        return long_text.piece_prefix(self.spec)
 
     def encode_batch(self, texts: Sequence[str], *, bos: bool | None = None) -> list[list[int]]:
-        """`encode` of every text, on all cores."""
-        if any(len(text) > long.PIECE for text in texts):
+        """Encode every text, on all cores."""
+        if any(len(text) > long_text.PIECE for text in texts):
             return [self.encode(text, bos=bos) for text in texts]
         prefix = self._prefix(bos)
-        encodings = guarded(
+        encodings = call_backend(
             self.path, lambda: self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         )
         return [prefix + encoding.ids for encoding in encodings]
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        """Ids of one text whose control tokens are given by id; a control token's name in a part is text.
+        """Return the ids of one text whose control tokens are given by id; their names in a part are text.
 
-        Raises UsageError for a text with the noncharacter U+FDD1, which stands for the ids meanwhile.
+        Raises:
+            UsageError: The text contains the noncharacter U+FDD1, which marks the ids meanwhile.
         """
-        if any(_STAND_IN in part for part in parts if isinstance(part, str)):
-            raise UsageError("the text holds the noncharacter U+FDD1")
-        backend, stand_ins = self._parts_backend
-        text = "".join(part if isinstance(part, str) else _stand_in(part) for part in parts)
-        long.refuse_long(len(text))
-        return [stand_ins.get(i, i) for i in self._ids(backend, text)]
+        if any(_PLACEHOLDER in part for part in parts if isinstance(part, str)):
+            raise UsageError("the text contains the noncharacter U+FDD1")
+        backend, placeholders = self._parts_backend
+        text = "".join(part if isinstance(part, str) else _placeholder(part) for part in parts)
+        long_text.refuse_long(len(text))
+        return [placeholders.get(i, i) for i in self._ids(backend, text)]
 
     @cached_property
     def _parts_backend(self) -> tuple[Backend, dict[int, int]]:
-        """A backend that reads a stand-in as an added token, and the id that each stands for.
+        """Return a backend that reads placeholders as added tokens, and the id that each represents.
 
-        Stand-ins are added as ordinary tokens, for this backend reads no control token; with the rules of
-        the tokens that they stand for, the text is cut at the same places.
+        Placeholders are ordinary added tokens, because this backend reads no control tokens. They have the
+        flags of the tokens that they represent, so the text is split at the same places.
         """
         backend = self._build(special=False)
         control = {i: t for i, t in backend.get_added_tokens_decoder().items() if t.special}
         for i, token in control.items():
             rules = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
-            backend.add_tokens([AddedToken(_stand_in(i), **rules)])
+            backend.add_tokens([AddedToken(_placeholder(i), **rules)])
         new = backend.get_added_tokens_decoder()
-        return backend, {i: int(t.content.strip(_STAND_IN)) for i, t in new.items() if _STAND_IN in t.content}
+        return backend, {
+            i: int(t.content.strip(_PLACEHOLDER)) for i, t in new.items() if _PLACEHOLDER in t.content
+        }
 
     def _prefix(self, bos: bool | None) -> list[int]:
-        wanted = self.special.add_bos if bos is None else bos
-        return [self.special.bos] if wanted and self.special.bos is not None else []
+        add_bos = self.special.add_bos if bos is None else bos
+        return [self.special.bos] if add_bos and self.special.bos is not None else []
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Ids of no token have no text."""
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids have no text."""
         skip = self.special_ids if skip_special else frozenset[int]()
+        # Joined before decoding: a character may span several tokens.
         data = b"".join(self._bytes.get(i, b"") for i in ids if i not in skip)
         text = data.decode(errors="replace")
         return text.removeprefix(" ") if strips_space(self.spec["decoder"]) else text
 
     def stream(self) -> TextStream:
-        """Incremental decoding of ids that go on from a prompt."""
+        """Start incremental decoding of ids that continue a prompt."""
         return TextStream(lambda i: self._bytes.get(i, b""), self.special_ids)
 
     def token(self, token_id: int) -> str | None:
-        """A token as the vocabulary writes it (`Ġthe`, `▁the`, `<0x0A>`)."""
+        """Return a token in the vocabulary's spelling (`Ġthe`, `▁the`, `<0x0A>`)."""
         return self._backend.id_to_token(token_id)
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
         bytes_of = byte_map(self.spec["decoder"])
-        assert bytes_of is not None  # noqa: S101  # _checked has seen to it
+        assert bytes_of is not None  # noqa: S101  # checked by _checked
         table = {i: bytes_of(token) for token, i in self._backend.get_vocab(with_added_tokens=True).items()}
-        if bytes_of is byte_level_bytes:  # added tokens stand in the vocabulary as they stand in a text
+        if bytes_of is byte_level_bytes:  # added tokens are spelt as plain text, not in bytes
             added = self._backend.get_added_tokens_decoder()
             table |= {i: token.content.encode() for i, token in added.items()}
         return table
 
     @cached_property
     def added_ids(self) -> frozenset[int]:
-        """Tokens that are found in a text before it is cut: control tokens and a user's own."""
+        """Tokens matched before the text is split: control tokens and a user's own."""
         return frozenset(self._backend.get_added_tokens_decoder())
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Control tokens: they have no text."""
+        """Control tokens; they have no text."""
         added = self._backend.get_added_tokens_decoder()
         return frozenset(i for i, token in added.items() if token.special)
 
@@ -215,35 +221,35 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int | None:
-        """The token that begins a text, where there is one; `encode` adds it only where `adds_bos`."""
+        """The BOS token, if there is one; `encode` prepends it only if `adds_bos`."""
         return self.special.bos
 
     @property
     def adds_bos(self) -> bool:
-        """Whether every text begins with BOS."""
+        """True if `encode` prepends BOS."""
         return self.special.add_bos and self.special.bos is not None
 
     @property
     def eos_id(self) -> int | None:
-        """What the model was told to end with: a chat model's end of turn."""
+        """The EOS token; for a chat model usually its end of turn."""
         return self.special.eos
 
     @cached_property
     def end_of_text_id(self) -> int:
-        """What ends a document: `<|endoftext|>` for SmolLM2, `</s>` for Llama-2; not a chat's end of turn."""
-        found = end_of_text(self._control, self.special)
-        if found is None:
-            raise InputError(self.path, "no token ends a text", hint="name one as eos_token")
-        return found
+        """The end of a document: `<|endoftext|>` for SmolLM2, `</s>` for Llama-2; not the end of a turn."""
+        token_id = end_of_text_token(self._control, self.special)
+        if token_id is None:
+            raise InputError(self.path, "no token ends a text", hint="set eos_token in tokenizer_config.json")
+        return token_id
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Every token that ends a text or a turn."""
-        return stops(self._control, self.special) | {self.end_of_text_id}
+        """All tokens that end a text or a turn."""
+        return stop_tokens(self._control, self.special) | {self.end_of_text_id}
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """The special tokens as text, by the names that chat templates know them by."""
+        """The special tokens as text, by the variable name of chat templates (`bos_token`)."""
         ids = {
             "bos_token": self.special.bos,
             "eos_token": self.special.eos,
@@ -255,7 +261,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The model's chat template (Jinja), where it has one."""
+        """The model's chat template (Jinja), if it has one."""
         return self.special.chat_template
 
     @cached_property
@@ -264,11 +270,11 @@ class Tokenizer:
 
     @cached_property
     def _files(self) -> dict[str, bytes]:
-        unsaid = self.stop_ids - stops(self._control, replace(self.special, stop=frozenset()))
-        return hf_folder.files(self.spec, self.special, self._backend, self.stop_ids if unsaid else ())
+        further_stops = self.stop_ids - stop_tokens(self._control, replace(self.special, stop=frozenset()))
+        return hf_folder.files(self.spec, self.special, self._backend, self.stop_ids if further_stops else ())
 
     def save(self, folder: Path | str) -> None:
-        """Write tokenizer.json, tokenizer_config.json, and stop ids that these do not tell.
+        """Write tokenizer.json, tokenizer_config.json, and a generation_config.json for further stop ids.
 
         Equal tokenizers give equal bytes.
         """
@@ -278,7 +284,7 @@ class Tokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over what `save` writes."""
+        """SHA-256 of the files that `save` writes."""
         parts = {name: hashlib.sha256(content).hexdigest() for name, content in self._files.items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors and JSON, whole or absent, one folder a step.
+"""Checkpoints: safetensors and JSON, complete or absent, one folder per step.
 
-`checkpoints/step-00000020/` holds `weights.safetensors` (the float32 masters, from which the model's own
-weights follow), `exp_avg.safetensors`, `exp_avg_sq.safetensors`, `random.safetensors` (torch's generator) and
-`state.json`: the step, what the run was made on, and the SHA-256 of the other files.
+`checkpoints/step-00000020/` holds `weights.safetensors` (the float32 masters; the model's own weights follow
+from them), `exp_avg.safetensors`, `exp_avg_sq.safetensors`, `random.safetensors` (states of torch's random
+generators) and `state.json`: the step, the machine, and the SHA-256 of the other files.
 """
 
 import os
@@ -34,62 +34,73 @@ _TEMPORARY = ".tmp-"
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run, in a folder that only this run writes to."""
+    """Checkpoints of one run, in a folder that only this run writes to."""
 
     folder: Path
     machine: Mapping[str, Any]
-    """What decides how sums are rounded (threads, versions), as plain JSON. Another one is warned of."""
+    """Properties that affect rounding (threads, versions), as plain JSON; a resumed run warns of a change."""
     keep: int = 2
-    """Newest ones to keep."""
+    """Number of checkpoints to keep, the newest ones."""
 
     def save(self, step: int, optimizer: MasterAdamW) -> Path:
-        """Write the checkpoint after `step` steps, then remove those that are too many.
+        """Write the checkpoint after `step` steps, then remove the oldest ones.
 
-        A kill at any moment leaves it whole or absent. StorageError where the disk is full or refuses the
-        bytes; the earlier ones are then still there.
+        A kill at any moment leaves the checkpoint complete or absent.
+
+        Raises:
+            StorageError: The disk is full or cannot be written; earlier checkpoints are kept.
         """
         final = self.folder / f"step-{step:08d}"
+        # In the same folder, because a rename is atomic within one file system only.
         temporary = make_folder(self.folder / f"{_TEMPORARY}{secrets.token_hex(4)}")
         try:
             self._write(temporary, step, optimizer)
-            if final.exists():  # a damaged one, which an earlier attempt left behind
+            if final.exists():  # a damaged one that `restore` skipped
                 _remove(final)
+            # Files and folder are synced before and after the rename: after a power loss the name exists
+            # only if its contents do.
             temporary.rename(final)
             _sync(self.folder)
         except BaseException:
             shutil.rmtree(temporary)
             raise
+        # Only now that the new one is on the disk: a kill here leaves one too many, never one too few.
         for _, old in self._newest_first()[self.keep :]:
             _remove(old)
         return final
 
     def restore(self, optimizer: MasterAdamW) -> int:
-        """Go on from the newest whole checkpoint: the steps it has behind it, or 0 where there is none.
+        """Resume from the newest complete checkpoint, written on this device or another.
 
-        What a kill left half-written is removed. A damaged one is named in a warning, and the one before it
-        is taken. InputError where a whole one is of another model.
+        Incomplete checkpoints of a killed run are removed. A damaged one is skipped with a warning.
+
+        Returns:
+            The optimizer steps done, 0 if there is no checkpoint.
+
+        Raises:
+            InputError: A complete checkpoint is of another model.
         """
         for leftover in self.folder.glob(f"{_TEMPORARY}*"):
             _remove(leftover)
         for step, folder in self._newest_first():
             try:
-                state = _checked(folder, step)
+                state = _verified_state(folder, step)
             except (InputError, SourceError) as error:
-                warn(f"{error.message}; the checkpoint before it is taken instead")
+                warn(f"{error.message}; using the checkpoint before it")
                 continue
-            self._go_back(folder, step, optimizer)
+            self._load(folder, step, optimizer)
             if state.get("machine") != self.machine:
-                was, now = _spoken(state.get("machine")), _spoken(self.machine)
-                warn(f"{folder} was made with {was}; with {now} what follows may round differently")
+                before, now = _machine_text(state.get("machine")), _machine_text(self.machine)
+                warn(f"{folder} was written with {before}; with {now} later steps may round differently")
             return step
         return 0
 
     def newest(self) -> Path | None:
-        """The newest checkpoint."""
+        """Return the folder of the newest checkpoint."""
         return next((folder for _, folder in self._newest_first()), None)
 
-    def remove(self) -> None:
-        """Remove them all: the model has been exported."""
+    def remove_all(self) -> None:
+        """Remove all checkpoints and their folder."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():
                 _remove(path)
@@ -97,29 +108,47 @@ class Checkpoints:
 
     def _write(self, folder: Path, step: int, optimizer: MasterAdamW) -> None:
         digests = {}
-        for part, tensors in {**optimizer.tensors(), "random": {"torch": torch.get_rng_state()}}.items():
+        for part, tensors in {**optimizer.tensors(), "random": _random_states(optimizer.device)}.items():
             path = folder / f"{part}.safetensors"
             _write_tensors(path, tensors)
             digests[part] = sha256_file(path)
         state = {"format": _FORMAT, "step": step, "machine": dict(self.machine), "sha256": digests}
         write_json(folder / "state.json", state)
 
-    def _go_back(self, folder: Path, step: int, optimizer: MasterAdamW) -> None:
+    def _load(self, folder: Path, step: int, optimizer: MasterAdamW) -> None:
+        # To the CPU first: the optimizer copies into its own tensors, wherever they are.
         parts = {part: load_file(folder / f"{part}.safetensors") for part in _PARTS}
         try:
             optimizer.restore(parts, step)
         except ValueError as error:
-            raise InputError(folder, f"not of this model: {error}", hint="--rebuild the stage") from error
-        torch.set_rng_state(parts["random"]["torch"])
+            raise InputError(
+                folder, f"checkpoint of another model: {error}", hint="--rebuild the stage"
+            ) from error
+        _restore_random(parts["random"], optimizer.device)
 
     def _newest_first(self) -> list[tuple[int, Path]]:
-        found = [] if not self.folder.is_dir() else list(self.folder.iterdir())
-        named = [(match, path) for path in found if (match := _NAME.fullmatch(path.name))]
-        return sorted(((int(match[1]), path) for match, path in named), reverse=True)
+        paths = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        matches = [(match, path) for path in paths if (match := _NAME.fullmatch(path.name))]
+        return sorted(((int(match[1]), path) for match, path in matches), reverse=True)
 
 
-def _checked(folder: Path, step: int) -> dict[str, Any]:
-    """The state of a checkpoint all of whose files are as they were written; InputError for any other."""
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of torch's CPU generator, and of the device's own if it has one."""
+    states = {"torch": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    return states
+
+
+def _restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["torch"])
+    # Absent if the checkpoint was written on another kind of device.
+    if device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type], device)
+
+
+def _verified_state(folder: Path, step: int) -> dict[str, Any]:
+    """Read a checkpoint's `state.json`; InputError unless all its files have the recorded hashes."""
     path = folder / "state.json"
     state = read_json(path)
     if not isinstance(state, dict) or (state.get("format"), state.get("step")) != (_FORMAT, step):
@@ -128,6 +157,7 @@ def _checked(folder: Path, step: int) -> dict[str, Any]:
         file = folder / f"{part}.safetensors"
         if not file.is_file():
             raise InputError(file, "missing")
+        # A flipped bit in a moment would train on silently, so the bytes are read twice on every resume.
         if sha256_file(file) != state.get("sha256", {}).get(part):
             raise InputError(file, "damaged: its SHA-256 is not the recorded one")
     return state
@@ -137,28 +167,28 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with translate_write_errors(path):
         try:
             save_file(dict(tensors), path)
-        except SafetensorError as error:  # the library's word for an OSError
+        except SafetensorError as error:  # safetensors raises this for an OSError (full disk) too
             raise StorageError(
-                f"{path}: {error}", hint="make room, or choose another place with --out"
+                f"{path}: {error}", hint="free disk space, or choose another folder with --out"
             ) from error
         _sync(path)
 
 
-def _spoken(machine: object) -> str:
-    return (
-        ", ".join(f"{key} {value}" for key, value in machine.items()) if isinstance(machine, Mapping) else "?"
-    )
+def _machine_text(machine: object) -> str:
+    if not isinstance(machine, Mapping):
+        return "an unknown machine"
+    return ", ".join(f"{key} {value}" for key, value in machine.items())
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder so that a kill in between leaves nothing that could be taken for a checkpoint."""
+    """Remove a folder; it is renamed first, so a kill in between leaves no partial checkpoint."""
     if not folder.name.startswith(_TEMPORARY):
         folder = folder.rename(folder.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}"))
     shutil.rmtree(folder)
 
 
 def _sync(path: Path) -> None:
-    """Have the bytes of a file, or the entries of a folder, on the disk."""
+    """Flush a file's bytes, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""torch.compile, block by block, from outside the model."""
+"""torch.compile, applied to the model's blocks from outside the model."""
 
 import os
 from collections.abc import Iterator
@@ -14,20 +14,22 @@ __all__ = ["compiled"]
 
 @contextmanager
 def compiled(model: Llama) -> Iterator[None]:
-    """Compile each block at its first use inside; all are alike, so one compilation serves them all.
+    """Compile each block at its first use; all blocks are alike, so one compilation serves them all.
 
-    On a CPU the blocks' attention gets a gradient of matrix products, which pays when compiled only.
+    On a CPU the blocks also get an attention whose gradient is computed by matrix products, which is faster
+    only if compiled. Compiled code is cached in the user's own cache folder: torch's default is the shared
+    temporary folder, and programs that another user placed there would be run.
 
-    What is compiled is kept in the user's own cache: torch's default lies under the shared temporary folder,
-    where another user's programs would be found and run. Raises MeditronError where there is no C++ compiler,
-    or it fails.
+    Raises:
+        MeditronError: There is no C++ compiler, or it fails.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    # Imported here: torch reads the variable above on import of its compiler.
     import torch
     from torch._dynamo.exc import BackendCompilerFailed
 
-    # After an earlier stage's shapes this one's would be compiled as variable: slower, and rounded otherwise
-    # than in a process that goes on with this stage alone.
+    # After the shapes of an earlier stage, this one's would be compiled as dynamic: slower, and with other
+    # rounding than in a process that runs this stage alone.
     torch.compiler.reset()
     for block in model.blocks():
         if model.head_weight.device.type == "cpu":
@@ -40,5 +42,5 @@ def compiled(model: Llama) -> Iterator[None]:
         reason = next((line for line in str(cause).splitlines() if line.strip()), "")
         raise MeditronError(
             f"torch.compile failed: {type(cause).__name__}: {reason}",
-            hint="install a C++ compiler (g++), or go without: compile = false in the stage's table",
+            hint="install a C++ compiler (g++), or set compile = false in the stage's table",
         ) from error

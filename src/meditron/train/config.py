@@ -1,4 +1,4 @@
-"""The configurations of the stages that train: a recipe's `[pretrain]` and `[[finetune]]`. No torch here."""
+"""Configs of the training stages: a recipe's `[pretrain]` and `[[finetune]]`. Does not import torch."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
@@ -11,172 +11,188 @@ from meditron.core.stage import InputKind, StageConfig
 
 __all__ = ["FinetuneConfig", "PretrainConfig", "TrainingConfig"]
 
-_Share = Annotated[float, Field(ge=0.0, le=1.0)]
-_Part = Annotated[float, Field(ge=0.0, lt=1.0)]
-_Betas = tuple[_Part, _Part]
-_Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
-# The order of all rows is planned in memory: ten bytes a row.
-_MOST_TOKENS = 10**13
-_MOST_EPOCHS = 10_000
+_Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+_FractionBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+_Betas = tuple[_FractionBelowOne, _FractionBelowOne]
+_PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+# The order of all samples is planned in memory: ten bytes per sample.
+_MAX_TOKENS = 10**13
+_MAX_EPOCHS = 10_000
 
 
 class TrainingConfig(StageConfig):
-    """What every stage that trains a whole model is told: its rows, its optimizer, its checkpoints."""
+    """Settings that pretraining and finetuning share: samples, optimizer, checkpoints."""
 
-    sequence_length: _Positive
-    """Tokens in a row."""
+    sequence_length: _PositiveInt
+    """Tokens of a sample."""
 
-    batch_size: _Positive
-    """Rows an optimizer step."""
+    batch_size: _PositiveInt
+    """Samples per optimizer step."""
 
-    micro_batch_size: _Positive | None = None
-    """Rows a forward and backward pass, where a whole batch does not fit in memory. It divides `batch_size`.
-    Sums over micro-batches round differently, so this is part of what the model is."""
+    micro_batch_size: _PositiveInt | None = None
+    """Samples per forward and backward pass, if a whole batch does not fit in memory; must divide
+    `batch_size`. Affects the result: sums over micro-batches round differently."""
 
     learning_rate: Annotated[float, Field(gt=0.0)]
-    """The peak, reached at the end of the warm-up."""
+    """Peak learning rate, reached at the end of the warm-up."""
 
-    min_learning_rate_ratio: _Share = 0.1
-    """Where the cosine ends, as a share of `learning_rate`."""
+    min_learning_rate_ratio: _Fraction = 0.1
+    """Final learning rate of the cosine schedule, as a fraction of `learning_rate`."""
 
-    warmup: _Part = 0.1
-    """Share of the steps over which the learning rate rises linearly."""
+    warmup: _FractionBelowOne = 0.1
+    """Fraction of the steps over which the learning rate rises linearly."""
 
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
-    """AdamW's decoupled decay, on matrices; norms are left out."""
+    """Decoupled weight decay of AdamW, applied to matrices only."""
 
     betas: _Betas = (0.9, 0.95)
-    """AdamW's decay rates of the first and second moment."""
+    """Decay rates of AdamW's first and second moment."""
 
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
-    """AdamW's term under the division."""
+    """AdamW's epsilon, added to the denominator."""
 
-    clip: Annotated[float, Field(gt=0.0)] = 1.0
-    """Largest global norm of the gradient; longer ones are scaled down to it."""
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """Gradient clipping: a gradient with a larger global norm is scaled down to this norm."""
 
     dtype: DType = "auto"
-    """Of weights and activations. With bfloat16 the optimizer keeps float32 master weights. `auto`: bfloat16
-    where the CPU has instructions for it, else float32. Recorded, as it rounds differently."""
+    """Dtype of weights and activations. With bfloat16 the optimizer keeps float32 master weights. `auto`:
+    bfloat16 if the CPU has instructions for it, else float32; the dtype used is recorded."""
 
     compile: bool = False
     """Run torch.compile on each block: faster steps after some minutes of compilation; needs a C++ compiler.
-    It rounds differently, so this is part of what the model is."""
+    Affects the result: compiled code rounds differently."""
 
-    heldout_every: _Positive | None = None
-    """Steps between two evaluations of the held-out loss; absent: only at the start and at the end."""
+    heldout_every: _PositiveInt | None = None
+    """Steps between two evaluations of the held-out loss; by default only before the first step and after the
+    last."""
 
-    checkpoint_every: Annotated[_Positive, NonSemantic] = 10
-    """Optimizer steps between two checkpoints: what a killed run repeats at most."""
+    # The three below do not change what is trained, so they are not part of the stage's fingerprint.
+    checkpoint_every: Annotated[_PositiveInt, NonSemantic] = 10
+    """Optimizer steps between two checkpoints: a killed run repeats at most this many."""
 
-    keep_checkpoints: Annotated[_Positive, NonSemantic] = 2
-    """Newest checkpoints to keep; a damaged one is then not the last."""
+    keep_checkpoints: Annotated[_PositiveInt, NonSemantic] = 2
+    """Number of checkpoints to keep; if the newest is damaged, the one before it is used."""
 
-    threads: Annotated[_Positive | None, NonSemantic] = None
-    """CPU threads; absent: as many as there are cores. Recorded, as another number may round differently."""
+    threads: Annotated[_PositiveInt | None, NonSemantic] = None
+    """CPU threads; by default one per core. Recorded, because another number may round differently."""
 
     def input_kinds(self) -> dict[str, InputKind]:
-        """Return the kinds of the model and of a finetune's rows or task file."""
+        """Return the kinds of the base model and of a finetune's file of rows or questions."""
         model, rows = InputKind("model"), InputKind("conversations")
         return {"base": model, "rows": rows, "task": InputKind("questions")}
 
     @model_validator(mode="after")
-    def _batches_come_out_even(self) -> Self:
-        """Refuse micro-batches that do not make up a batch."""
+    def _check_micro_batch_size(self) -> Self:
+        """Refuse micro-batches that do not divide a batch."""
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(f"micro_batch_size does not divide batch_size ({self.batch_size})")
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide batch_size ({self.batch_size})"
+            )
         return self
 
 
 class PretrainConfig(TrainingConfig):
-    """Next-token training of a whole model on tokenized text."""
+    """Settings of continued pretraining: next-token prediction on tokenized text."""
 
     on: str = "base"
-    """The model to go on from: `base`, or a stage that leaves one."""
+    """Model to train: `base`, or a stage that exports a model."""
 
-    tokens: Annotated[int, Field(ge=1, le=_MOST_TOKENS)]
-    """Tokens to train on, rounded up to whole optimizer steps; 10^13 at most."""
+    tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)]
+    """Tokens to train on, rounded up to whole optimizer steps; at most 10^13."""
 
     mixture: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | None = None
-    """Source → its share of the rows, together one. Absent: as the sources' tokens stand to each other."""
+    """Source → its share of the samples; the shares sum to 1. By default in proportion to the sources'
+    tokens."""
 
     document_mask: bool = True
-    """A token sees its own document only, and positions start again with each document."""
+    """Let a token attend to its own document only, with positions restarting in each document."""
 
     heldout_documents: Annotated[int, Field(ge=0)] = 16
-    """Held-out documents of each source that are evaluated; 0 for none."""
+    """Held-out documents of each source for the held-out loss; 0 for none."""
 
     @model_validator(mode="after")
-    def _shares_are_a_whole(self) -> Self:
+    def _check_mixture(self) -> Self:
         """Refuse shares that do not sum to one."""
+        # A tolerance, because 0.1 + 0.2 + 0.7 is not 1 in binary.
         if self.mixture is not None and abs(sum(self.mixture.values()) - 1.0) > 1e-6:
             raise ValueError(f"the shares of mixture sum to {sum(self.mixture.values()):g}, not to 1")
         return self
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that see `tokens` tokens, rounded up."""
+        """Optimizer steps for `tokens` tokens, rounded up."""
         return -(-self.tokens // (self.batch_size * self.sequence_length))
 
     def inputs(self) -> dict[str, str]:
-        """The model to go on from, the tokenized training split, and the corpus for its held-out split."""
+        """Return the base model, the token files, and the corpus with its held-out split."""
         return {"base": self.on, "tokens": "tokenize", "corpus": "corpus"}
 
     def cross_stage_errors(self, stages: Mapping[str, StageConfig]) -> dict[str, str]:
-        """A mixture of what is no source of the corpus."""
+        """Return an error if the mixture names a source that the corpus does not have."""
+        # Found when the recipe is loaded, not after hours of building the corpus.
         if self.mixture and "corpus" in stages:
             sources = stages["corpus"].inputs()
             for name in self.mixture:
                 if name not in sources:
-                    return {"mixture": f"the corpus has {', '.join(sources)}, no '{name}'"}
+                    return {"mixture": f"no source '{name}'; the corpus has {', '.join(sources)}"}
         return {}
 
 
 class FinetuneConfig(TrainingConfig):
-    """Supervised training of a whole model on rows that end in answers, which alone count in the loss."""
+    """Settings of supervised finetuning: only the tokens of answers add to the loss."""
 
     on: str = "pretrain"
-    """The model to go on from: `base`, or a stage that leaves one."""
+    """Model to train: `base`, or a stage that exports a model."""
 
     task: str | None = None
-    """Train on a task's training split: a registered name, or a file of multiple-choice questions."""
+    """Train on the training split of a task: a registered name, or a file of multiple-choice questions."""
 
     rows: str | None = None
-    """Train on conversations: a file of lines {"messages": [{"role", "content"}, …]}, each with an "id" if it
-    likes. Roles are system, user (or question) and assistant (or answer). A message with "weight": 0 or
-    "train": false is read and not learned; tools, tool calls and other keys are refused by name."""
+    """Train on a file of conversations (.jsonl, also .gz or .zst), one JSON object per line, in one of these
+    formats, the same in the whole file:
+
+    - {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}
+    - {"instruction": "…", "input": "…", "output": "…"}; `input` may be absent or empty
+    - {"prompt": "…", "completion": "…"}
+    - {"question": "…", "answer": "…"}
+
+    Each row may have an "id". Roles are system, user (or question) and assistant (or answer). A message with
+    "weight": 0 or "train": false is read but adds no loss. Rows with tools or tool calls are refused."""
 
     licence: str | None = None
-    """The terms under which the file of rows may be used; they travel to the manifest and the model card."""
+    """Licence of the file of rows; recorded in the manifest and shown in the model card."""
 
-    limit: _Positive | None = None
-    """Training rows, at most; all when absent."""
+    limit: _PositiveInt | None = None
+    """Number of training rows, at most; by default all."""
 
-    template: Literal["plain", "tags", "chatml", "tokenizer"] = "plain"
-    """How a row becomes text. `plain`: as it is, an answer ended by the end-of-text token, a task's option by
-    nothing; `tags`: question and answer turns, as published with Meditron; `chatml`: the same with user and
-    assistant; `tokenizer`: the model's own chat template."""
+    template: Literal["none", "meditron", "chatml", "tokenizer"] = "none"
+    """Chat template that turns a row into text. `none`: messages without markup, each answer followed by the
+    end-of-text token (an option of a task's question by nothing); `meditron`: ChatML with the roles question
+    and answer, as published with Meditron; `chatml`: ChatML with the roles user and assistant; `tokenizer`:
+    the chat template of the model's own tokenizer."""
 
-    epochs: Annotated[int, Field(ge=1, le=_MOST_EPOCHS)] = 1
-    """How often each row is seen; the last batch is filled up with rows that teach nothing."""
+    epochs: Annotated[int, Field(ge=1, le=_MAX_EPOCHS)] = 1
+    """Passes over the rows. The last batch is filled with samples whose targets are all masked."""
 
     pack: bool = True
-    """Pack several rows into one of `sequence_length` tokens; no token sees another row's."""
+    """Pack several rows into one sample of `sequence_length` tokens; no token attends to another row."""
 
-    heldout: _Part = 0.05
-    """Share of the rows that is never trained on, chosen by a hash of each row's content, to take the
-    loss on: rows of equal content are never on both sides."""
+    heldout: _FractionBelowOne = 0.05
+    """Fraction of the rows that is held out from training, for the held-out loss. Rows are selected by a hash
+    of their content, so equal rows are on the same side."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        """Refuse a table that names no rows, or two kinds of them."""
+    def _check_source(self) -> Self:
+        """Require exactly one of `task` and `rows`."""
         if (self.task is None) == (self.rows is None):
-            raise ValueError("exactly one of task and rows says what to train on")
+            raise ValueError("set exactly one of task and rows")
         if self.licence is not None and self.rows is None:
-            raise ValueError("licence is of a file of rows; a task states its own")
+            raise ValueError("licence applies to a file of rows; a task has its own")
         return self
 
     def inputs(self) -> dict[str, str]:
-        """The model to go on from, and the rows: their file, the task's, or the corpus it is made from."""
+        """Return the base model, and the rows, the task's file or the corpus that a task is built from."""
+        # Not at the top of the module: reading a recipe need not load every task.
         from meditron.tasks.registry import TASKS
 
         if self.task is None:
@@ -184,5 +200,5 @@ class FinetuneConfig(TrainingConfig):
         return {"base": self.on} | ({"corpus": "corpus"} if self.task in TASKS else {"task": self.task})
 
     def licences(self) -> dict[str, str]:
-        """The terms of the file of rows, where they are stated."""
+        """Return the licence of the file of rows, if it is set."""
         return {"rows": self.licence} if self.licence else {}

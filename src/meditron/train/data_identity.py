@@ -17,28 +17,30 @@ def base_ancestry(base: Artifact) -> Ancestry:
     """Read the ancestry of the model that is trained further; a base without one is recorded by its name.
 
     Raises:
-        InputError: the base's record is damaged.
+        InputError: The base's record is damaged.
     """
     files = resolve(base.spec)
-    if known := read_ancestry(files):
-        return known
-    # A stage is known by its name; an outside model by its file's name, as its path is the user's own.
+    if ancestry := read_ancestry(files):
+        return ancestry
+    # A stage is recorded by its name, an outside model by its file's name: its path is private to the user.
     name = base.name if base.manifest else base.path.name
     name = f"{name}:{base.selector}" if base.selector else name
     return of_base(name, hex_digest(base))
 
 
 def hex_digest(artifact: Artifact) -> str:
-    """Return 64 hexadecimal digits; an outside artifact's digest is `sha256:…` or its source's text."""
+    """Return 64 hexadecimal digits; an outside artifact's digest may be `sha256:…` or its source's text."""
+    # The ancestry record has one form of digest; other forms are hashed once more.
     digest = artifact.digest.removeprefix("sha256:")
     return digest if re.fullmatch("[0-9a-f]{64}", digest) else hashlib.sha256(digest.encode()).hexdigest()
 
 
 def text_hashes(messages: Iterable[str]) -> tuple[str, ...] | None:
     """Return the sorted short content hashes of messages' passages; None if there are too many to list."""
-    found: set[str] = set()
+    hashes: set[str] = set()
     for message in messages:
-        found |= {short(content_sha256(text)) for text in passages(message)}
-        if len(found) > MAX_TEXTS:
+        hashes |= {short(content_sha256(text)) for text in passages(message)}
+        # Checked per message, so that a large file does not fill memory with hashes that are dropped.
+        if len(hashes) > MAX_TEXTS:
             return None
-    return tuple(sorted(found))
+    return tuple(sorted(hashes))

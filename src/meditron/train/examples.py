@@ -1,9 +1,9 @@
-"""What a finetune trains on: conversations, of a file or of a task's questions, as tokens with roles.
+"""Finetuning data: conversations of a file, or the questions of a task, tokenized with their roles.
 
-`rows.jsonl.zst` keeps every one in the artifact: {"id", "split", "content", "messages", "ids", "roles"}.
-`content` is the SHA-256 of the question's or the messages' normalised text, `roles` are [role, tokens,
-learned] one after another, and `split` is `train`, `heldout`, or `too-long` for a row that has more tokens
-than a packed row: it is left out, as what is cut of it would be the question or the answer.
+`rows.jsonl.zst` keeps all of them in the artifact: {"id", "split", "content", "messages", "ids", "roles"}.
+`content` is the SHA-256 of the normalized text of the question or the messages, `roles` a list of [role,
+tokens, in the loss], and `split` is `train`, `heldout`, or `too-long` for a row longer than a sample. Such a
+row is left out: truncating it would remove the question or the answer.
 """
 
 import hashlib
@@ -17,14 +17,24 @@ from meditron.core.errors import InputError
 from meditron.store.identity import content_sha256
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 from meditron.tasks.task import Question, Task
-from meditron.text.dialogue import TokenizedConversation, Turn, answered, label, parse_messages
+from meditron.text.finetune_templates import TokenizedConversation, answered, label
+from meditron.text.messages import Turn, parse_row, row_format
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["FILE_NAME", "SPLITS", "Conversation", "Example", "choose", "of_file", "of_task", "write_rows"]
+__all__ = [
+    "FILE_NAME",
+    "SPLITS",
+    "ConversationRow",
+    "Example",
+    "of_file",
+    "of_task",
+    "select_examples",
+    "write_rows",
+]
 
 FILE_NAME = "rows.jsonl.zst"
-# Keys of a row, in the datasets of other trainers, without which its messages mean something else.
-_UNSUPPORTED = (
+# Keys of other trainers' datasets that change the meaning of a row's messages.
+_UNSUPPORTED_KEYS = (
     "tools",
     "functions",
     "system",
@@ -43,86 +53,103 @@ SPLITS: tuple[_Split, ...] = get_args(_Split)
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """A row before it is tokens."""
+class ConversationRow:
+    """A row before tokenization."""
 
     id: str
     turns: tuple[Turn, ...]
     path: Path
-    """The file it is from."""
+    """File of the row."""
     place: str
-    """Where in it."""
+    """Place in the file, for errors."""
     content: str
-    """Hexadecimal SHA-256 of the row's content: the question's, or the messages'."""
+    """Hexadecimal SHA-256 of the row's content: of the question, or of the messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row as the model meets it."""
+    """A row after tokenization."""
 
     id: str
     split: _Split
     content: str
-    """As the conversation's."""
+    """As in `ConversationRow`."""
     turns: tuple[Turn, ...]
-    labelled: TokenizedConversation
+    tokenized: TokenizedConversation
 
 
-def of_file(path: Path) -> Iterator[Conversation]:
-    """The conversations of a JSONL file, in its order; without an id a row is known by its messages' hash.
+def of_file(path: Path) -> Iterator[ConversationRow]:
+    """Read the conversations of a JSONL file, in its order. A row without an id gets a hash of its messages.
 
     Raises:
-        InputError: a line is damaged, or is no conversation with an answer.
+        InputError: A line is damaged, has no answer, or is in no known format or another one than the first.
     """
+    first_format: str | None = None
     for number, row in enumerate(read_jsonl(path), start=1):
         place = f"row {number}"
         try:
-            _refuse_what_is_not_read(row)
-            conversation = parse_messages(row.get("messages"))
+            _refuse_unsupported(row)
+            first_format = _same_format(row, first_format)
+            turns = parse_row(row)
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
-        name = row.get("id", _hash(json.dumps(row["messages"], sort_keys=True))[:16])
+        # A row of the other formats is hashed as the messages it stands for.
+        messages = row.get("messages") or [[turn.role, turn.content] for turn in turns]
+        # Without an id, from the content: it stays the same if rows are added or reordered.
+        name = row.get("id", _hash(json.dumps(messages, sort_keys=True))[:16])
         if not isinstance(name, str | int):
-            raise InputError(path, f"an id is text or a number, not {name!r}", place=place)
-        yield Conversation(str(name), conversation, path, place, _content(conversation))
+            raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
+        yield ConversationRow(str(name), turns, path, place, _content_hash(turns))
 
 
-def _refuse_what_is_not_read(row: Mapping[str, Any]) -> None:
-    """Refuse a row with a key that would change what is learned from it; other keys are metadata."""
-    for key in _UNSUPPORTED:
+def _same_format(row: Mapping[str, Any], first_format: str | None) -> str:
+    """Return the row's format; ValueError if the rows before it have another."""
+    name = row_format(row)
+    if name != (first_format or name):
+        raise ValueError(f"has the format {name}, the rows before it {first_format}")
+    return name
+
+
+def _refuse_unsupported(row: Mapping[str, Any]) -> None:
+    """Refuse a row with a key that would change its meaning; unknown keys are metadata."""
+    for key in _UNSUPPORTED_KEYS:
         if row.get(key) not in (None, [], {}, ""):
-            raise ValueError(f"the row has the key '{key}', which finetuning cannot honour")
+            raise ValueError(f"the row has the key '{key}', which finetuning does not support")
 
 
-def of_task(task: Task, template: str, path: Path) -> Iterator[Conversation]:
-    """A task's training questions as its template asks them, each answered with its gold option.
+def of_task(task: Task, template: str, path: Path) -> Iterator[ConversationRow]:
+    """Render a task's training questions, each answered with its correct option.
 
-    `path`: where the task is from.
+    Args:
+        task: The task.
+        template: The finetuning template.
+        path: The task's file or folder, for errors.
 
     Raises:
-        InputError: a training question is also a test question.
+        InputError: A training question is also a test question.
     """
     test = task.rows("test")
-    # A file without a split of its own gives the same questions twice: there is nothing that it keeps apart.
-    apart = test != task.rows("train")
-    held = {question.content_sha256: question.id for question in test} if apart else {}
-    ids = set(held.values())
+    # A file without splits gives the same questions for both; there is nothing to keep apart.
+    has_splits = test != task.rows("train")
+    test_ids = {question.content_sha256: question.id for question in test} if has_splits else {}
+    ids = set(test_ids.values())
     for question in task.rows("train"):
-        same = question.id if question.id in ids else held.get(question.content_sha256)
-        if same is not None:
-            problem = f"a training question that is also a test question ({same})"
+        # By id and by content: a question may return under another id, or an id with other text.
+        duplicate = question.id if question.id in ids else test_ids.get(question.content_sha256)
+        if duplicate is not None:
+            problem = f"a training question that is also a test question ({duplicate})"
             raise InputError(path, problem, place=question.id)
-        asked = _asked(task, question, template)
-        yield Conversation(question.id, asked, path, question.id, question.content_sha256)
+        turns = _turns(task, question, template)
+        yield ConversationRow(question.id, turns, path, question.id, question.content_sha256)
 
 
-def _asked(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
+def _turns(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
     rendered = task.template.render(question)
     return answered(rendered.prompt, rendered.continuations[question.gold], template)
 
 
-def choose(
-    conversations: Iterable[Conversation],
+def select_examples(
+    conversations: Iterable[ConversationRow],
     tokenizer: Tokenizer,
     *,
     template: str,
@@ -130,39 +157,41 @@ def choose(
     heldout: float,
     limit: int | None,
 ) -> list[Example]:
-    """The examples, in order, until `limit` of them are to be trained on; a share `heldout` is held out.
+    """Tokenize conversations in order until `limit` of them are in the training split.
 
-    A hash of an example's own content decides that: it stays as it is when others come or go or are renamed,
-    and rows of equal content are never on both sides.
+    A fraction `heldout` is held out by a hash of each row's own content: a row's split does not change when
+    other rows are added, removed or renamed, and rows of equal content are never on both sides.
 
     Raises:
-        InputError: a row cannot be labelled, or the model's chat template does not fit.
-        UsageError: the tokenizer does not fit the template.
+        InputError: A row cannot be tokenized, or the model's chat template does not fit it.
+        UsageError: The tokenizer does not fit the template.
     """
-    found: list[Example] = []
+    examples: list[Example] = []
     trained = 0
     for conversation in conversations:
+        # Counted in training rows: held-out and too long ones are not part of the limit.
         if trained == limit:
             break
         try:
-            labelled = label(tokenizer, conversation.turns, template)
+            tokenized = label(tokenizer, conversation.turns, template)
         except ValueError as error:
             raise InputError(conversation.path, str(error), place=conversation.place) from error
-        except InputError as error:  # of the chat template, which may fit other rows
-            hint = error.hint or "the row has to be one that the model's chat template takes"
+        except InputError as error:  # from the chat template, which may accept other rows
+            hint = error.hint or "change the row to messages that the model's chat template accepts"
             raise InputError(conversation.path, error.message, place=conversation.place, hint=hint) from error
         split: _Split = "train"
-        if len(labelled.ids) > length:
+        if len(tokenized.ids) > length:
             split = "too-long"
+        # The first 64 bits of the hash as a uniform number; the prefix makes it independent of other hashes.
         elif int(_hash(f"heldout/{conversation.content}")[:16], 16) < heldout * 2**64:
             split = "heldout"
         trained += split == "train"
-        found.append(Example(conversation.id, split, conversation.content, conversation.turns, labelled))
-    return found
+        examples.append(Example(conversation.id, split, conversation.content, conversation.turns, tokenized))
+    return examples
 
 
 def write_rows(path: Path, examples: Iterable[Example]) -> None:
-    """Write the examples as lines."""
+    """Write examples as JSON lines."""
     with JsonlWriter(path) as writer:
         for example in examples:
             writer.write(
@@ -174,15 +203,15 @@ def write_rows(path: Path, examples: Iterable[Example]) -> None:
                         {"role": turn.role, "content": turn.content} | ({} if turn.in_loss else {"weight": 0})
                         for turn in example.turns
                     ],
-                    "ids": example.labelled.ids,
-                    "roles": [[span.role, span.tokens, span.learned] for span in example.labelled.spans],
+                    "ids": example.tokenized.ids,
+                    "roles": [[span.role, span.tokens, span.in_loss] for span in example.tokenized.spans],
                 }
             )
 
 
-def _content(conversation: Iterable[Turn]) -> str:
-    """Identify a conversation by what its messages say, whoever names them."""
-    return content_sha256("\x1f".join(f"{turn.role}: {turn.content}" for turn in conversation))
+def _content_hash(turns: Iterable[Turn]) -> str:
+    """Hash the roles and texts of a conversation; the id is left out."""
+    return content_sha256("\x1f".join(f"{turn.role}: {turn.content}" for turn in turns))
 
 
 def _hash(text: str) -> str:

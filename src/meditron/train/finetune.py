@@ -1,4 +1,4 @@
-"""The stage `finetune`: a model and rows that end in answers in, the model that learned to answer out."""
+"""The `finetune` stage: trains a model to answer and exports it as an HF folder."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -17,49 +17,76 @@ from meditron.store.models import resolve
 from meditron.tasks.overlap import training_hashes
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
-from meditron.text.dialogue import decode_spans, with_chat_template
+from meditron.text.finetune_templates import decode_spans, with_chat_template
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.config import FinetuneConfig
 from meditron.train.data_identity import hex_digest, text_hashes
 from meditron.train.examples import (
     FILE_NAME,
     SPLITS,
-    Conversation,
+    ConversationRow,
     Example,
-    choose,
     of_file,
     of_task,
+    select_examples,
     write_rows,
 )
-from meditron.train.heldout import answer_loss
-from meditron.train.packing import Packed
-from meditron.train.training import Material, train
+from meditron.train.heldout_loss import conversation_loss
+from meditron.train.layout import SINGLE_PROCESS, ParallelLayout
+from meditron.train.loop import train
+from meditron.train.packing import PackedExamples
+from meditron.train.runtime import deterministic
+from meditron.train.trainer import Trainer, TrainingInputs, finish, is_exported
 
 __all__ = ["run"]
 
-_SHOWN = 4
+_REPORTED_EXAMPLES = 4
 
 
-def run(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Train `inputs["base"]` to answer, on `inputs["rows"]` or on a task of `inputs["corpus"]` or `["task"]`.
+def run(
+    config: FinetuneConfig,
+    inputs: Mapping[str, Artifact],
+    out: Path,
+    *,
+    layout: ParallelLayout = SINGLE_PROCESS,
+) -> dict[str, Any]:
+    """Train the model `inputs["base"]` on conversations or on the questions of a task.
 
-    The rows, with their tokens and roles, stay in `rows.jsonl.zst`. What else it leaves, returns and raises
-    is said in `training.train`. The metrics' own: `rows` (how many are trained on, held out, too long),
-    `answer_tokens` (learned in an epoch), `longest` (tokens of a row), `fill` (share of the packed rows'
-    places that hold a token), `task` (name, version, template, licence).
+    Only answers are targets. Leaves the files of `pretrain.run`, and the rows with their tokens and roles in
+    `rows.jsonl.zst`.
+
+    Args:
+        config: The stage's table of the recipe.
+        inputs: The artifacts `base`, and one of `rows`, `task` and `corpus`.
+        out: The stage's folder.
+        layout: Distribution over devices and processes.
+
+    Returns:
+        The metrics of `pretrain.run`, and `rows` (number of rows trained on, held out, too long),
+        `answer_tokens` (targets of an epoch), `longest` (tokens of the longest row), `fill` (fraction of the
+        packed sequences that is not padding), `task` (name, version, template, licence).
 
     Raises:
-        InputError: a row is no conversation with an answer, or a training question is a test question.
-        RecipeError: no row is short enough to be trained on.
-        UsageError: no such task; the model's tokenizer does not fit the template.
+        InputError: A row is not a conversation with an answer, a training question is also a test question,
+            or a file is damaged.
+        RecipeError: No row is short enough to train on, or the sequence length does not fit the model.
+        UsageError: There is no such task, or the model's tokenizer does not fit the template.
+        TrainingError: The loss or the gradient norm is not finite.
+        KeyboardInterrupt: SIGINT or SIGTERM was received; a checkpoint was saved.
     """
-    return train(config, inputs["base"], out, lambda: _material(config, inputs, out))
+    with deterministic(config.seed or 0, config.threads):
+        if not is_exported(out):
+            trainer = Trainer(config, inputs["base"], _inputs(config, inputs, out), out, layout)
+            with trainer.session():
+                train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint)
+            trainer.export()
+    return finish(out)
 
 
-def _material(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> Material:
+def _inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> TrainingInputs:
     tokenizer = model_tokenizer(resolve(inputs["base"].spec))
     name, conversations, task = _source(config, inputs)
-    examples = choose(
+    examples = select_examples(
         conversations,
         tokenizer,
         template=config.template,
@@ -67,51 +94,56 @@ def _material(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path)
         heldout=config.heldout,
         limit=config.limit,
     )
-    _tell_what_is_left_out(config, name, examples)
+    _check_lengths(name, examples)
+    # Before training: a killed run leaves its rows, and a resumed one writes the same bytes again.
     write_rows(out / FILE_NAME, examples)
     trained = [example for example in examples if example.split == "train"]
-    held = [example for example in examples if example.split == "heldout"]
-    samples = _packed(config, name, trained, epochs=config.epochs)
-    answers = sum(sum(example.labelled.learned) for example in trained)
+    heldout = [example for example in examples if example.split == "heldout"]
+    packed = _pack(config, name, trained, epochs=config.epochs)
+    answer_tokens = sum(sum(example.tokenized.in_loss) for example in trained)
     counts: dict[str, int] = {split: sum(example.split == split for example in examples) for split in SPLITS}
-    return Material(
+    metrics = {
+        "rows": counts,
+        "answer_tokens": answer_tokens,
+        "longest": max(len(example.tokenized.ids) for example in examples),
+        "fill": packed.fill,
+    }
+    return TrainingInputs(
         title="Finetuning",
         label="finetune",
+        # The exported tokenizer has the template of the training, so chat works without a flag.
         tokenizer=with_chat_template(tokenizer, config.template),
-        samples=samples,
+        dataset=packed,
         training=_training(config, inputs, out.name, name, task, trained),
         heldout=partial(
-            _heldout,
+            _heldout_loss,
             name=name,
-            samples=_packed(config, name, held, epochs=1) if held else None,
-            rows=config.micro_batch_size or config.batch_size,
+            packed=_pack(config, name, heldout, epochs=1) if heldout else None,
+            # As many as a training step holds in memory.
+            batch_size=config.micro_batch_size or config.batch_size,
         ),
-        predicted=answers / sum(len(example.labelled.ids) for example in trained),
-        facts={
-            "rows": counts,
-            "answer_tokens": answers,
-            "longest": max(len(example.labelled.ids) for example in examples),
-            "fill": samples.fill,
-            **({"task": _task_facts(task)} if task else {}),
-        },
-        show=partial(_show, tokenizer=tokenizer, examples=trained[:_SHOWN], counts=counts),
+        target_fraction=answer_tokens / sum(len(example.tokenized.ids) for example in trained),
+        metrics=metrics | ({"task": _task_metrics(task)} if task else {}),
+        add_to_report=partial(
+            _add_rows, tokenizer=tokenizer, examples=trained[:_REPORTED_EXAMPLES], counts=counts
+        ),
     )
 
 
 def _source(
     config: FinetuneConfig, inputs: Mapping[str, Artifact]
-) -> tuple[str, Iterable[Conversation], Task | None]:
-    """Return the rows' name, the rows, and the task that they are questions of."""
+) -> tuple[str, Iterable[ConversationRow], Task | None]:
+    """Return the name of the data, the conversations, and the task if they are its questions."""
     if "rows" in inputs:
         path = inputs["rows"].path
         return path.name.partition(".")[0], of_file(path), None
-    place = inputs["task"] if "task" in inputs else inputs["corpus"]
-    spec = str(place.path) if "task" in inputs else str(config.task)
-    task = open_task(spec, corpus=place.path)
-    return task.name, of_task(task, config.template, place.path), task
+    artifact = inputs["task"] if "task" in inputs else inputs["corpus"]
+    spec = str(artifact.path) if "task" in inputs else str(config.task)
+    task = open_task(spec, corpus=artifact.path)
+    return task.name, of_task(task, config.template, artifact.path), task
 
 
-def _task_facts(task: Task) -> dict[str, Any]:
+def _task_metrics(task: Task) -> dict[str, Any]:
     template = {"name": task.template.name, "version": task.template.version}
     return {"name": task.name, "version": task.version, "template": template, "licence": task.licence}
 
@@ -124,12 +156,14 @@ def _training(
     task: Task | None,
     trained: Sequence[Example],
 ) -> Training:
-    """Return the ancestry entry: the content of every row that is trained on; held-out rows are not in it."""
+    """Return the ancestry entry: content hashes of every row trained on. Held-out rows are not listed."""
     source = next(inputs[key] for key in ("rows", "task", "corpus") if key in inputs)
-    questions = {short(example.content) for example in trained} if task else set[str]()
+    # Not the file's hash: evaluation must recognize a question that was trained from another file.
+    question_hashes = {short(example.content) for example in trained} if task else set[str]()
     ids = {example.id for example in trained}
-    read = [question for question in task.rows("train") if question.id in ids] if task else []
-    asked = () if task else (turn.content for e in trained for turn in e.turns if turn.role == "user")
+    questions = [question for question in task.rows("train") if question.id in ids] if task else []
+    # Of conversations no question is known as such: any user message may be one, and every sentence of it.
+    messages = () if task else (turn.content for e in trained for turn in e.turns if turn.role == "user")
     return Training(
         stage=stage,
         kind="finetune",
@@ -138,55 +172,58 @@ def _training(
         chat_template=config.template,
         prompt_template=task.template.name if task else None,
         task=task.name if task else None,
-        questions=tuple(sorted(questions)),
-        variants=tuple(sorted(set[str]().union(*map(training_hashes, read)) - questions)),
-        texts=text_hashes(asked),
+        questions=tuple(sorted(question_hashes)),
+        variants=tuple(sorted(set[str]().union(*map(training_hashes, questions)) - question_hashes)),
+        texts=text_hashes(messages),
     )
 
 
-def _packed(config: FinetuneConfig, name: str, examples: Sequence[Example], *, epochs: int) -> Packed:
-    return Packed(
-        [(example.id, example.labelled) for example in examples],
+def _pack(config: FinetuneConfig, name: str, examples: Sequence[Example], *, epochs: int) -> PackedExamples:
+    return PackedExamples(
+        [(example.id, example.tokenized) for example in examples],
         name=name,
         length=config.sequence_length,
         epochs=epochs,
         batch_size=config.batch_size,
         seed=config.seed or 0,
-        together=config.pack,
+        pack=config.pack,
     )
 
 
-def _heldout(model: Llama, *, name: str, samples: Packed | None, rows: int) -> dict[str, float]:
-    """The loss on the answers of examples that are never trained on, where there are any."""
-    return {name: answer_loss(model, samples, rows=rows)} if samples else {}
+def _heldout_loss(
+    model: Llama, *, name: str, packed: PackedExamples | None, batch_size: int
+) -> dict[str, float]:
+    """Return the loss on the answers of held-out examples; empty if there are none."""
+    return {name: conversation_loss(model, packed, batch_size=batch_size)} if packed else {}
 
 
-def _tell_what_is_left_out(config: FinetuneConfig, name: str, examples: Sequence[Example]) -> None:
-    """Warn of rows that are too long; refuse where none is left to train on."""
-    sizes = [len(example.labelled.ids) for example in examples if example.split == "too-long"]
+def _check_lengths(name: str, examples: Sequence[Example]) -> None:
+    """Warn of rows that are too long; raise RecipeError if none is left to train on."""
+    sizes = [len(example.tokenized.ids) for example in examples if example.split == "too-long"]
     if not any(example.split == "train" for example in examples):
-        longest = f"; {len(sizes)} are too long, up to {max(sizes)} tokens" if sizes else ""
-        raise RecipeError(f"{name} has no row to train on{longest}")
+        problem = f"; {len(sizes)} are too long, up to {max(sizes)} tokens" if sizes else ""
+        raise RecipeError(f"{name} has no row to train on{problem}")
+    # Not an error: in most files a few rows are very long, and the rest is a good training set.
     if sizes:
         warn(
             f"{len(sizes)} of {len(examples)} rows are longer than sequence_length and left out; "
-            f"{max(sizes)} tokens would hold them all"
+            f"sequence_length = {max(sizes)} would include all"
         )
 
 
-def _show(
+def _add_rows(
     page: Page, *, tokenizer: Tokenizer, examples: Sequence[Example], counts: Mapping[str, int]
 ) -> None:
-    """How many rows there are, and some of them by role."""
+    """Add the number of rows to the report, and some rows with their roles."""
     page.section("Rows")
     page.key_values(
         {
             "trained on": f"{counts['train']:,}",
             "held out": f"{counts['heldout']:,}",
-            "left out, as too long": f"{counts['too-long']:,}",
+            "left out (too long)": f"{counts['too-long']:,}",
         }
     )
-    page.text("Some of what was trained on, as the model meets it. What is underlined counts in the loss.")
+    page.text("Some training rows as the model reads them. Underlined text adds to the loss.")
     for example in examples:
-        told = decode_spans(tokenizer, example.labelled.ids, example.labelled.spans)
-        page.passage([(text, span.role, span.learned) for span, text in told])
+        spans = decode_spans(tokenizer, example.tokenized.ids, example.tokenized.spans)
+        page.passage([(text, span.role, span.in_loss) for span, text in spans])

@@ -1,8 +1,8 @@
-"""The loop. B rows of a micro-batch, S tokens of a row."""
+"""The training loop. B sequences of a micro-batch, S tokens of a sequence, D the model's width."""
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,122 +10,173 @@ import torch
 from torch import Tensor
 
 from meditron.core.errors import TrainingError
-from meditron.model.llama import Llama, document_mask
+from meditron.model.masks import document_mask
 from meditron.model.nll import nll_sum
 from meditron.train.config import TrainingConfig
+from meditron.train.layout import SINGLE_PROCESS, ParallelLayout, TrainableModel
 from meditron.train.optimizer import MasterAdamW
-from meditron.train.samples import IGNORE, Row, Samples
+from meditron.train.samples import IGNORE, Sample, TrainingDataset
 
-__all__ = ["ALONE", "Layout", "Step", "learning_rate", "micro_batches", "nll_of", "steps"]
-
-
-class Layout:
-    """What it means to the loop that the model stands on several ranks. This one stands on one.
-
-    Gradients are the layout's own business: it sums them over the ranks, as the loss is already a mean.
-    """
-
-    rank = 0
-    """Which of the data-parallel ranks this is."""
-    ranks = 1
-    """How many share each batch: rank r takes its rows r, r + ranks, …"""
-
-    def total(self, value: Tensor) -> Tensor:
-        """The sum of a value over the ranks."""
-        return value
-
-
-ALONE = Layout()
+__all__ = [
+    "Batch",
+    "StepResult",
+    "TrainState",
+    "collate",
+    "count_targets",
+    "learning_rate",
+    "micro_batches",
+    "summed_nll",
+    "train",
+]
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one optimizer step was like."""
+class TrainState:
+    """Everything that one optimizer step reads or changes."""
+
+    model: TrainableModel
+    optimizer: MasterAdamW
+    dataset: TrainingDataset
+    config: TrainingConfig
+    start_step: int = 0
+    """Optimizer steps that an earlier run has done."""
+    layout: ParallelLayout = SINGLE_PROCESS
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The figures of one optimizer step."""
 
     number: int
     """Steps done, this one included."""
     loss: float
     """Nats per target token of the batch, before the step."""
     gradient_norm: float
-    """Before clipping."""
+    """2-norm of the gradient before clipping."""
     learning_rate: float
     seconds: float
 
 
-def steps(
-    model: Llama,
-    optimizer: MasterAdamW,
-    data: Samples,
-    config: TrainingConfig,
-    *,
-    done: int = 0,
-    layout: Layout = ALONE,
-) -> Iterator[Step]:
-    """Train, yielding after each optimizer step: what to do between steps is the caller's business.
+def train(state: TrainState, *, log: Callable[[StepResult], None], checkpoint: Callable[[int], None]) -> None:
+    """Train from `state.start_step` to the end of the dataset.
 
-    A run that starts with `done` steps behind it goes on exactly as one that was never interrupted. The loss
-    of a step is the mean over its target tokens, however they are spread over micro-batches and ranks. Raises
-    TrainingError, before any weight has changed, where the loss or the gradient is not a number.
+    A resumed run continues bit for bit as if it had never stopped.
+
+    Args:
+        state: The model, its optimizer, the data and the settings.
+        log: Called after each optimizer step with its figures.
+        checkpoint: Called after `log` with the number of steps done; decides itself if a checkpoint is due.
+
+    Raises:
+        TrainingError: The loss or the gradient norm is not finite; no weight has changed in that step.
     """
-    total = len(data) // config.batch_size
-    for step in range(done, total):
-        began = time.perf_counter()
-        first = step * config.batch_size
-        rows = [data[k] for k in range(first + layout.rank, first + config.batch_size, layout.ranks)]
-        targets = layout.total(torch.tensor(sum(int((row.targets_S != IGNORE).sum()) for row in rows)))
-        loss = torch.zeros(())
-        for micro in micro_batches(rows, config.micro_batch_size):
-            share = nll_of(model, micro, mask=data.document_mask) / targets
-            share.backward()  # type: ignore[no-untyped-call]
-            loss += share.detach()
-        loss = layout.total(loss)
-        norm = optimizer.gradient_norm()
-        _require_finite(step + 1, float(loss), float(norm), rows)
-        rate = learning_rate(step, total, config)
-        optimizer.step(rate, norm, config.clip)
-        yield Step(step + 1, float(loss), float(norm), rate, time.perf_counter() - began)
+    model, optimizer, dataset = state.model, state.optimizer, state.dataset
+    config, layout = state.config, state.layout
+    total_steps = len(dataset) // config.batch_size
+    for step in range(state.start_step, total_steps):
+        started = time.perf_counter()
+        first, end = step * config.batch_size, (step + 1) * config.batch_size
+        # A pure function of the step, so resuming needs no state of the data: only the step number.
+        samples = [dataset[k] for k in range(first + layout.rank, end, layout.world_size)]
+        # The loss is the mean over the targets of the whole batch. Micro-batches and ranks have unequal
+        # numbers of targets, so a mean of their means would be another loss.
+        targets = layout.sum(torch.tensor(count_targets(samples), device=layout.device))
+        loss = torch.zeros((), device=layout.device)
+        for micro_batch in micro_batches(samples, config.micro_batch_size):
+            batch = collate(micro_batch, by_document=dataset.document_mask, device=layout.device)
+            micro_loss = summed_nll(model, batch) / targets
+            micro_loss.backward()  # type: ignore[no-untyped-call]
+            # Detached: the graph of this micro-batch is freed before the next forward pass.
+            loss += micro_loss.detach()
+        # Once per step, after all micro-batches: their gradients have accumulated locally.
+        layout.sum_gradients(optimizer.gradients())
+        loss = layout.sum(loss)
+        gradient_norm = optimizer.gradient_norm()
+        # Before the step: the weights and the last checkpoint stay good.
+        _require_finite(step + 1, float(loss), float(gradient_norm), samples)
+        rate = learning_rate(step, total_steps, config)
+        optimizer.step(rate, gradient_norm, config.max_grad_norm)
+        # Without logging, held-out evaluation and checkpoints: the speed of training alone.
+        seconds = time.perf_counter() - started
+        log(StepResult(step + 1, float(loss), float(gradient_norm), rate, seconds))
+        checkpoint(step + 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one forward pass as tensors on the model's device."""
+
+    ids_BS: Tensor
+    targets_BS: Tensor
+    positions_BS: Tensor | None
+    """None for positions 0, 1, 2, … in every sequence."""
+    mask: Tensor | None
+    """None for plain causal attention."""
+
+
+def collate(samples: Sequence[Sample], *, by_document: bool, device: torch.device) -> Batch:
+    """Stack samples into a batch on `device`; shorter ones are padded to the longest.
+
+    With `by_document` a token attends to its own document only, and positions restart with each document.
+    """
+    length = max(len(sample.ids_S) for sample in samples)
+    samples = [sample.padded(length) for sample in samples]
+
+    def stack(arrays: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(device)
+
+    ids_BS = stack([sample.ids_S for sample in samples])
+    targets_BS = stack([sample.targets_S for sample in samples])
+    # Without a mask tensor attention takes its causal kernel, which skips the masked half of the work.
+    if not by_document:
+        return Batch(ids_BS, targets_BS, None, None)
+    documents_BS = stack([sample.document_ids_S for sample in samples])
+    positions_BS = stack([sample.positions_S for sample in samples])
+    return Batch(ids_BS, targets_BS, positions_BS, document_mask(documents_BS))
+
+
+def summed_nll(model: TrainableModel, batch: Batch) -> Tensor:
+    """Run the forward pass and sum the negative log-likelihood of the targets, in nats.
+
+    The output projection is computed for positions with a target only: in finetuning these are few, and
+    logits of a large vocabulary are the largest tensors of a step.
+    """
+    hidden_BSD = model(batch.ids_BS, positions_BS=batch.positions_BS, mask=batch.mask)
+    return nll_sum(hidden_BSD, model.head_weight, batch.targets_BS, ignore=IGNORE)[0]
+
+
+def count_targets(samples: Sequence[Sample]) -> int:
+    """Count the positions that add to the loss."""
+    return sum(int((sample.targets_S != IGNORE).sum()) for sample in samples)
 
 
 def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
-    """Of the step after `step` of `total`: a linear rise to the peak, then half a cosine down from it."""
-    rise = round(config.warmup * total)
-    if step < rise:
-        return config.learning_rate * (step + 1) / rise
-    fall = (1 + math.cos(math.pi * (step - rise) / max(1, total - rise))) / 2
+    """Return the learning rate of the optimizer step after `step` of `total` steps.
+
+    A linear warm-up to the peak is followed by half a cosine down to `min_learning_rate_ratio` of it.
+    """
+    warmup_steps = round(config.warmup * total)
+    if step < warmup_steps:
+        # step + 1: the first step has a rate above zero, else it would be lost.
+        return config.learning_rate * (step + 1) / warmup_steps
+    cosine = (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total - warmup_steps))) / 2
     low = config.min_learning_rate_ratio
-    return config.learning_rate * (low + (1 - low) * fall)
+    return config.learning_rate * (low + (1 - low) * cosine)
 
 
-def micro_batches(rows: Sequence[Row], size: int | None) -> Iterator[Sequence[Row]]:
-    """Rows `size` at a time; all at once where there is none."""
-    size = size or len(rows)
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def micro_batches(samples: Sequence[Sample], size: int | None) -> Iterator[Sequence[Sample]]:
+    """Split samples into micro-batches of `size`; None keeps them together."""
+    size = size or len(samples)
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
 
 
-def nll_of(model: Llama, rows: Sequence[Row], *, mask: bool) -> Tensor:
-    """Sum over the targets of these rows, in nats. Only positions that have a target reach the head."""
-    length = max(len(row.ids_S) for row in rows)
-    rows = [row.padded(length) for row in rows]
-    ids_BS = _stack([row.ids_S for row in rows])
-    targets_BS = _stack([row.targets_S for row in rows])
-    if mask:
-        documents_BS = _stack([row.document_ids_S for row in rows])
-        positions_BS = _stack([row.positions_S for row in rows])
-        hidden_BSD = model(ids_BS, positions_BS=positions_BS, mask=document_mask(documents_BS))
-    else:
-        hidden_BSD = model(ids_BS)
-    return nll_sum(hidden_BSD, model.head_weight, targets_BS, ignore=IGNORE)[0]
-
-
-def _stack(rows: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(rows))
-
-
-def _require_finite(step: int, loss: float, norm: float, rows: Sequence[Row]) -> None:
-    if math.isfinite(loss) and math.isfinite(norm):
+def _require_finite(step: int, loss: float, gradient_norm: float, samples: Sequence[Sample]) -> None:
+    # The norm too: a finite loss can have a gradient that overflows, and the step would spread it.
+    if math.isfinite(loss) and math.isfinite(gradient_norm):
         return
-    read = "; ".join(f"{row.source} {', '.join(map(str, row.documents))}" for row in rows)
+    documents = "; ".join(f"{sample.source} {', '.join(map(str, sample.documents))}" for sample in samples)
     raise TrainingError(
-        f"step {step}: the loss is {loss:g} and the gradient's norm {norm:g}; documents read: {read}"
+        f"step {step}: the loss is {loss:g} and the gradient norm {gradient_norm:g}; "
+        f"documents read: {documents}"
     )

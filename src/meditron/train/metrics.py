@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: a line for each optimizer step, none of them twice, however often the run was killed."""
+"""`metrics.jsonl`: one line per optimizer step, without duplicates however often the run was killed."""
 
 import json
 import os
@@ -11,46 +11,52 @@ from meditron.store.files import atomic, translate_write_errors
 
 __all__ = ["MetricsFile"]
 
-_HISTORY = 50
-_SIGMAS = 6.0
+_SPIKE_WINDOW = 50  # steps
+_SPIKE_SIGMAS = 6.0
 
 
 class MetricsFile:
-    """Appends to `metrics.jsonl` after dropping the lines past `step`, those of a checkpoint's future.
+    """Appends lines to `metrics.jsonl`; `rows` holds all lines, read or written.
 
-    `rows` holds every line, read or written. A line cut short by a kill is dropped too.
+    Opening removes the lines after `step`: a killed run may have logged steps after its last checkpoint, and
+    these are trained again. A last line cut short by a kill is removed too.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         self.rows: list[dict[str, Any]] = [row for row in _read(path) if row["step"] <= step]
+        # Rewritten as a whole and renamed: truncating in place could lose lines that are still valid.
         with atomic(path, "w") as file:
             file.writelines(f"{_line(row)}\n" for row in self.rows)
         self._path = path
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one line; a program that follows the file sees it at once."""
+        """Write one line, flushed so that a program following the file sees it at once."""
         self.rows.append(row)
         with translate_write_errors(self._path):
             self._file.write(f"{_line(row)}\n")
             self._file.flush()
 
     def sync(self) -> None:
-        """Have every line on the disk: a checkpoint is about to promise that they are there."""
+        """Flush all lines to the disk. Call it before a checkpoint, which implies that they exist."""
         with translate_write_errors(self._path):
             os.fsync(self._file.fileno())
 
-    def spike(self, loss: float) -> bool:
-        """Whether a loss stands more than six standard deviations above those of the last fifty steps."""
-        last = [row["loss"] for row in self.rows[-_HISTORY:] if "loss" in row]
-        return len(last) >= _HISTORY // 2 and loss > statistics.fmean(last) + _SIGMAS * statistics.stdev(last)
+    def is_spike(self, loss: float) -> bool:
+        """Return whether a loss is more than six standard deviations above the mean of the last fifty."""
+        last = [row["loss"] for row in self.rows[-_SPIKE_WINDOW:] if "loss" in row]
+        # Of few losses, in the steep first steps, the standard deviation says nothing.
+        if len(last) < _SPIKE_WINDOW // 2:
+            return False
+        limit: float = statistics.fmean(last) + _SPIKE_SIGMAS * statistics.stdev(last)
+        return loss > limit
 
     def heldout(self) -> dict[int, dict[str, float]]:
-        """Step → held-out loss by source, of the steps after which it was taken."""
+        """Return step → held-out loss by source, for the steps after which it was evaluated."""
         return {row["step"]: row["heldout"] for row in self.rows if "heldout" in row}
 
     def __enter__(self) -> Self:
-        """Return itself."""
+        """Return the file itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -64,7 +70,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # the line that was being written
+        except json.JSONDecodeError:  # the line that was being written when the run was killed
             return
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             return

@@ -1,4 +1,4 @@
-"""Examples packed into rows: sample k is a pure function of (examples, seed, k). S is the length of a row."""
+"""Examples packed into samples: sample k is a pure function of (examples, seed, k). S tokens a sample."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
@@ -6,35 +6,35 @@ from itertools import accumulate
 
 import numpy as np
 
-from meditron.text.dialogue import TokenizedConversation
-from meditron.train.samples import IGNORE, Row, shuffled
+from meditron.text.finetune_templates import TokenizedConversation
+from meditron.train.samples import IGNORE, Sample, shuffled
 
-__all__ = ["Packed", "pack"]
+__all__ = ["PackedExamples", "pack_best_fit"]
 
 
-def pack(sizes: Iterable[tuple[int, int]], length: int) -> list[list[int]]:
-    """Put (name, size) one after another each into the fullest row of `length` that still has room for it.
+def pack_best_fit(sizes: Iterable[tuple[int, int]], length: int) -> list[list[int]]:
+    """Pack (index, size) pairs into bins of `length`, each into the fullest bin with enough room.
 
-    Best fit: D. S. Johnson, Fast algorithms for bin packing, J. Comput. Syst. Sci. 8 (1974) 272-314. A row's
-    names stand in the order in which they came. No size may be above `length`.
+    Best fit: D. S. Johnson, Fast algorithms for bin packing, J. Comput. Syst. Sci. 8 (1974) 272-314. The
+    indices of a bin keep the order of the input. No size may exceed `length`.
     """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, row), in order
-    for name, size in sizes:
-        at = bisect_left(room, (size, 0))
-        left, row = room.pop(at) if at < len(room) else (length, len(rows))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(name)
-        insort(room, (left - size, row))
-    return rows
+    bins: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (tokens left, bin), sorted: a bin is found and updated in log time
+    for index, size in sizes:
+        at = bisect_left(free, (size, 0))
+        left, number = free.pop(at) if at < len(free) else (length, len(bins))
+        if number == len(bins):
+            bins.append([])
+        bins[number].append(index)
+        insort(free, (left - size, number))
+    return bins
 
 
-class Packed:
-    """The rows of a run over examples: in each epoch every example once, in another order, packed anew.
+class PackedExamples:
+    """Dataset of tokenized conversations: each epoch has every example once, in a new order and packing.
 
-    With `together=False` each example is a row of its own. Rows that are packed are filled up to `length`, so
-    that all have one shape; the last batch is filled up with rows that teach nothing.
+    With `pack=False` each example is a sample of its own. Packed samples are padded to `length`, so that all
+    have one shape; the last batch is filled with samples whose targets are all masked.
     """
 
     document_mask = True
@@ -48,61 +48,66 @@ class Packed:
         epochs: int,
         batch_size: int,
         seed: int,
-        together: bool = True,
+        pack: bool = True,
     ) -> None:
-        """`examples` are (id, tokens), none longer than `length` and at least one."""
+        """`examples` are (id, conversation) pairs: at least one, none longer than `length`."""
         self._examples = examples
-        self._name, self._length, self._seed, self._together = name, length, seed, together
-        self._rows = [row for epoch in range(epochs) for row in self._epoch(epoch)]
-        sizes = (sum(len(examples[index][1].ids) for index in row) for row in self._rows)
+        self._name, self._length, self._seed, self._pack = name, length, seed, pack
+        self._bins = [indices for epoch in range(epochs) for indices in self._epoch(epoch)]
+        sizes = (sum(len(examples[index][1].ids) for index in indices) for indices in self._bins)
+        # Tokens before each sample: progress and speed count no padding.
         self._ends = [0, *accumulate(sizes)]
-        self._samples = -(-len(self._rows) // batch_size) * batch_size
+        self._samples = -(-len(self._bins) // batch_size) * batch_size
 
     def _epoch(self, epoch: int) -> list[list[int]]:
-        """The examples of each row of an epoch; the rows are shuffled too: the last are the emptiest."""
+        """Return the example indices of each sample of an epoch."""
         key = f"{self._seed}/{self._name}/{epoch}"
         order = shuffled(len(self._examples), key).tolist()
-        if not self._together:
+        if not self._pack:
             return [[index] for index in order]
-        rows = pack(((index, len(self._examples[index][1].ids)) for index in order), self._length)
-        return [rows[index] for index in shuffled(len(rows), f"{key}/rows")]
+        bins = pack_best_fit(((index, len(self._examples[index][1].ids)) for index in order), self._length)
+        # Best fit leaves the emptiest bins at the end: unshuffled, the last steps would see few targets.
+        return [bins[index] for index in shuffled(len(bins), f"{key}/rows")]
 
     def __len__(self) -> int:
-        """Samples that are planned: whole batches."""
+        """Return the number of samples, a multiple of the batch size."""
         return self._samples
 
-    def __getitem__(self, k: int) -> Row:
-        """Sample k."""
-        if k >= len(self._rows):
-            return self[0].muted()
-        chosen = [self._examples[index] for index in self._rows[k]]
-        sizes = [len(labelled.ids) for _, labelled in chosen]
-        row = Row(
-            ids_S=np.concatenate([labelled.ids for _, labelled in chosen]).astype(np.int64),
-            targets_S=np.concatenate([_targets(labelled) for _, labelled in chosen]),
+    def __getitem__(self, k: int) -> Sample:
+        """Return sample k."""
+        # Fills the last batch. A copy with masked targets keeps the shape, and adds no loss or gradient.
+        if k >= len(self._bins):
+            return self[0].masked()
+        examples = [self._examples[index] for index in self._bins[k]]
+        sizes = [len(tokenized.ids) for _, tokenized in examples]
+        sample = Sample(
+            ids_S=np.concatenate([tokenized.ids for _, tokenized in examples]).astype(np.int64),
+            targets_S=np.concatenate([_targets(tokenized) for _, tokenized in examples]),
+            # Each example is a document of its own: no token attends to another example.
             document_ids_S=np.repeat(np.arange(len(sizes)), sizes),
             positions_S=np.concatenate([np.arange(size) for size in sizes]),
             source=self._name,
-            documents=tuple(name for name, _ in chosen),
+            documents=tuple(name for name, _ in examples),
         )
-        return row.padded(self._length) if self._together else row
+        return sample.padded(self._length) if self._pack else sample
 
     def tokens(self, consumed: int) -> int:
-        """Tokens in the first `consumed` samples, without what only fills them up."""
-        return self._ends[min(consumed, len(self._rows))]
+        """Count the tokens of the first `consumed` samples, padding excluded."""
+        return self._ends[min(consumed, len(self._bins))]
 
     def epochs(self, consumed: int) -> dict[str, float]:
-        """How often the examples have been read after `consumed` samples."""
-        once = sum(len(labelled.ids) for _, labelled in self._examples)
-        return {self._name: self.tokens(consumed) / once}
+        """Return the epochs read after `consumed` samples."""
+        tokens_per_epoch = sum(len(tokenized.ids) for _, tokenized in self._examples)
+        return {self._name: self.tokens(consumed) / tokens_per_epoch}
 
     @property
     def fill(self) -> float:
-        """Share of the rows' places that hold a token of an example; 1 where each example is its own row."""
-        return self._ends[-1] / (len(self._rows) * self._length) if self._together else 1.0
+        """Fraction of the packed samples that is not padding; 1 without packing."""
+        return self._ends[-1] / (len(self._bins) * self._length) if self._pack else 1.0
 
 
-def _targets(labelled: TokenizedConversation) -> np.ndarray:
-    """What each token of an example should predict: the next one where that is learned."""
-    next_S = np.array([*labelled.ids[1:], IGNORE])
-    return np.where([*labelled.learned[1:], False], next_S, IGNORE)
+def _targets(tokenized: TokenizedConversation) -> np.ndarray:
+    """Return the target of each token: the next token if that is in the loss, else `IGNORE`."""
+    next_S = np.array([*tokenized.ids[1:], IGNORE])
+    # Shifted by one: a token is in the loss where it is predicted, at the position before it.
+    return np.where([*tokenized.in_loss[1:], False], next_S, IGNORE)

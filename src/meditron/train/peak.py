@@ -1,14 +1,14 @@
-"""How fast this machine multiplies matrices, in the shapes and the dtype of one model's training step.
+"""Peak speed of matrix products on this machine, in the shapes and the dtype of one model's training step.
 
-The convention: for every weight matrix W (out, in) of the model and the N tokens of a pass, three products
-are timed by themselves, as a backward pass needs twice what a forward pass does: X Wᵀ (forward), dY W
-(gradient of the input) and dYᵀ X (gradient of the weight), of 2 · N · out · in operations each. The peak is
-all their operations over the sum of their best times. A step's share of it counts operations as
-`LlamaConfig.flops_per_token` does, attention's own products among them; what is no product is loss.
+For every weight matrix W (out, in) of the model and N tokens, three products are timed in isolation: X Wᵀ
+(forward), dY W (gradient of the input) and dYᵀ X (gradient of the weight), of 2 · N · out · in operations
+each. The peak is the sum of their operations over the sum of their best times. The utilization of a training
+step counts operations as `LlamaConfig.flops_per_token` does, including attention's products; time spent in
+anything but products lowers it.
 
-The measurement has a fixed memory and at most 1 % of the run's operations: products are cut to `MAX_TOKENS`
-tokens and `MAX_SIDE` rows and columns of W, at which their speed no longer grows, and to fewer tokens in a
-short run. A cut product's time counts as often as it fits into the whole one.
+The measurement takes a fixed amount of memory and at most 1 % of the run's operations: products are cut to
+`MAX_TOKENS` tokens and `MAX_SIDE` rows and columns of W, beyond which their speed no longer grows, and to
+fewer tokens in a short run. The time of a cut product is scaled up to the whole product.
 """
 
 import time
@@ -22,30 +22,33 @@ from meditron.model.llama import Llama
 
 __all__ = ["best_seconds", "matmul_peak"]
 
-_ROUNDS = 3
+_ROUNDS = 3  # the best of them counts: interference by other programs only slows a product down
 MAX_TOKENS = 512
 MAX_SIDE = 2048
 """With `MAX_TOKENS`, 48 MiB in float32."""
 _MIN_TOKENS = 16
-_SHARE = 0.01
+_MAX_COST = 0.01  # fraction of the run's operations
 
 
 def matmul_peak(model: Llama, tokens: int, trained: int | None = None) -> float:
-    """Return operations a second over the model's matrix products, each at its best of three.
+    """Measure the peak in operations per second, each product at its best of three runs.
 
     Args:
-        model: the model that is trained.
-        tokens: tokens of a pass.
-        trained: tokens of the whole run, whose operations bound those of the measurement.
+        model: The model that is trained.
+        tokens: Tokens of a forward pass.
+        trained: Tokens of the whole run, to bound the cost of the measurement.
     """
     weights = [weight for weight in model.parameters() if weight.dim() == 2]
+    # An untied embedding is a lookup, not a product; a tied one is the output projection.
     if model.lm_head is not None:
         weights = [weight for weight in weights if weight is not model.model.embed_tokens.weight]
     shapes = Counter((w.shape[0], w.shape[1]) for w in weights)
     cut = {shape: (min(shape[0], MAX_SIDE), min(shape[1], MAX_SIDE)) for shape in shapes}
+    # More rows than this do not make a product faster, only the measurement longer.
     n = min(tokens, MAX_TOKENS)
     if trained is not None:
-        run = _SHARE * 6.0 * trained * sum(out * width * count for (out, width), count in shapes.items())
+        run = _MAX_COST * 6.0 * trained * sum(out * width * count for (out, width), count in shapes.items())
+        # Each of the three products runs once to warm up and then `_ROUNDS` times.
         per_token = 3 * (1 + _ROUNDS) * 2.0 * sum(out * width for out, width in cut.values())
         n = min(n, max(_MIN_TOKENS, int(run / per_token)))
     operations = seconds = 0.0
@@ -59,18 +62,18 @@ def matmul_peak(model: Llama, tokens: int, trained: int | None = None) -> float:
 
 
 def best_seconds(work: Callable[[], object], *, rounds: int) -> float:
-    """The shortest of `rounds` runs, after one that warms up."""
+    """Return the shortest time of `rounds` runs, after one run to warm up."""
     work()
     times = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        started = time.perf_counter()
         work()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - started)
     return min(times)
 
 
 def _products(tokens: int, out: int, width: int, like: Tensor) -> list[Callable[[], Tensor]]:
-    """The three products of a weight (out, width), each into memory that is there already."""
+    """Return the three products of a weight (out, width), each into preallocated memory."""
     x_ND, dx_ND = like.new_ones(tokens, width), like.new_ones(tokens, width)
     y_NF, dy_NF = like.new_ones(tokens, out), like.new_ones(tokens, out)
     weight_FD, d_weight_FD = like.new_ones(out, width), like.new_ones(out, width)

@@ -1,4 +1,4 @@
-"""The stage `pretrain`: a model and tokens in, the adapted model out as an HF folder."""
+"""The `pretrain` stage: trains a model on tokenized text and exports it as an HF folder."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -11,60 +11,97 @@ from meditron.store.artifact import Artifact
 from meditron.store.indexed import IndexedDataset, document_hashes
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.config import PretrainConfig
-from meditron.train.data import Mixture
 from meditron.train.data_identity import hex_digest
-from meditron.train.heldout import heldout_loss, heldout_rows
-from meditron.train.training import Material, train
+from meditron.train.heldout_loss import document_loss, heldout_documents
+from meditron.train.layout import SINGLE_PROCESS, ParallelLayout
+from meditron.train.loop import train
+from meditron.train.mixture import Mixture
+from meditron.train.runtime import deterministic
+from meditron.train.trainer import Trainer, TrainingInputs, finish, is_exported
 
 __all__ = ["run"]
 
 
-def run(config: PretrainConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Train `inputs["base"]` on `inputs["tokens"]`, with an eye on the held-out text of `inputs["corpus"]`.
+def run(
+    config: PretrainConfig,
+    inputs: Mapping[str, Artifact],
+    out: Path,
+    *,
+    layout: ParallelLayout = SINGLE_PROCESS,
+) -> dict[str, Any]:
+    """Train the model `inputs["base"]` on the token files `inputs["tokens"]`.
 
-    What it leaves, returns and raises is said in `training.train`; RecipeError also where the mixture does
-    not fit the token files, InputError where there are none.
+    The held-out loss is measured on `inputs["corpus"]`. Leaves an HF folder with `ancestry.json`,
+    `metrics.jsonl` and `report.html` in `out`. A run that was killed resumes from its newest checkpoint, bit
+    for bit as if it had never stopped.
+
+    Args:
+        config: The stage's table of the recipe.
+        inputs: The artifacts `base`, `tokens` and `corpus`.
+        out: The stage's folder.
+        layout: Distribution over devices and processes.
+
+    Returns:
+        Metrics: `loss` of the last step; `heldout`, source → [before, after], nats per target; `tokens`,
+        `steps`, and `epochs` of each source; `tokens_per_second` (median step), `peak_flops` (measured,
+        FLOP/s), `matmul_utilization`, `step_seconds`; `spikes`, `threads`, `dtype`, `resumed_from` (a step or
+        null).
+
+    Raises:
+        InputError: There are no token files, the tokenizer does not fit the model, or a file is damaged.
+        RecipeError: The mixture does not fit the token files, or the sequence length does not fit the model.
+        TrainingError: The loss or the gradient norm is not finite.
+        KeyboardInterrupt: SIGINT or SIGTERM was received; a checkpoint was saved.
     """
-    return train(config, inputs["base"], out, lambda: _material(config, inputs, out.name))
+    with deterministic(config.seed or 0, config.threads):
+        if not is_exported(out):
+            # Inside `deterministic`: initial weights are drawn from its seed.
+            trainer = Trainer(config, inputs["base"], _inputs(config, inputs, out.name), out, layout)
+            with trainer.session():
+                train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint)
+            trainer.export()
+    return finish(out)
 
 
-def _material(config: PretrainConfig, inputs: Mapping[str, Artifact], stage: str) -> Material:
-    tokens = inputs["tokens"].path
-    tokenizer = load_tokenizer(tokens)
-    samples = _mixture(config, tokens)
-    heldout = heldout_rows(inputs["corpus"].path, tokenizer, config.heldout_documents)
-    return Material(
+def _inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], stage: str) -> TrainingInputs:
+    folder = inputs["tokens"].path
+    tokenizer = load_tokenizer(folder)
+    mixture = _mixture(config, folder)
+    # Tokenized once: the held-out loss is taken before, during and after the training.
+    heldout = heldout_documents(inputs["corpus"].path, tokenizer, config.heldout_documents)
+    return TrainingInputs(
         title="Continued pretraining",
         label="pretrain",
         tokenizer=tokenizer,
-        samples=samples,
+        dataset=mixture,
         training=Training(
             stage=stage,
             kind="pretrain",
             data="corpus",
             data_digest=hex_digest(inputs["corpus"]),
-            documents=_documents(samples, tokens),
+            documents=_hashes_of_documents(mixture, folder),
         ),
-        heldout=partial(heldout_loss, rows=heldout, max_length=config.sequence_length),
+        heldout=partial(document_loss, documents=heldout, max_length=config.sequence_length),
     )
 
 
-def _documents(samples: Mixture, folder: Path) -> tuple[str, ...] | None:
-    """Return the sorted short content hashes of the documents that are read; None above `MAX_DOCUMENTS`."""
-    read = samples.documents_read()
-    if sum(map(len, read.values())) > MAX_DOCUMENTS:
+def _hashes_of_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] | None:
+    """Return the sorted content hashes of the documents trained on; None if more than `MAX_DOCUMENTS`."""
+    # Only documents that were read: evaluation may then use the rest of the training split.
+    indices = mixture.documents_read()
+    if sum(map(len, indices.values())) > MAX_DOCUMENTS:
         return None
-    hashes = {source: document_hashes(folder / source) for source in read}
-    return tuple(sorted({hashes[source][i] for source, numbers in read.items() for i in numbers.tolist()}))
+    hashes = {source: document_hashes(folder / source) for source in indices}
+    return tuple(sorted({hashes[source][i] for source, numbers in indices.items() for i in numbers.tolist()}))
 
 
 def _mixture(config: PretrainConfig, folder: Path) -> Mixture:
-    """The rows of the whole run from the token files in `folder`."""
-    found = {path.stem: IndexedDataset(path.with_suffix("")) for path in sorted(folder.glob("*.idx"))}
-    if not found:
-        raise InputError(folder, "no token files")
+    # Memory-mapped: a corpus may be larger than memory.
+    sources = {path.stem: IndexedDataset(path.with_suffix("")) for path in sorted(folder.glob("*.idx"))}
+    if not sources:
+        raise InputError(folder, "no token files (*.idx)")
     return Mixture(
-        found,
+        sources,
         config.mixture,
         sequence_length=config.sequence_length,
         samples=config.steps * config.batch_size,

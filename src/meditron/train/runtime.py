@@ -1,4 +1,4 @@
-"""The process while it trains: repeatable arithmetic, and signals that wait for the end of a step."""
+"""Process settings while training: deterministic arithmetic, and signals that wait for the end of a step."""
 
 import signal
 import threading
@@ -11,56 +11,63 @@ import torch
 
 from meditron.core.console import info
 
-__all__ = ["Interruption", "interruptible", "repeatable"]
+__all__ = ["Interruption", "deterministic", "interruptible"]
 
 
 @contextmanager
-def repeatable(seed: int, threads: int | None) -> Iterator[None]:
-    """Seed torch, fix the number of threads and choose deterministic algorithms; put all back at the end."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    deterministic: Any = torch.utils.deterministic  # whose one attribute is made at run time
-    filled = deterministic.fill_uninitialized_memory
+def deterministic(seed: int, threads: int | None) -> Iterator[None]:
+    """Seed torch, set the number of threads and select deterministic algorithms; restore all on exit.
+
+    The number of threads is part of it: sums are split over threads, and the split decides their rounding.
+    """
+    threads_before = torch.get_num_threads()
+    algorithms_before = torch.are_deterministic_algorithms_enabled()
+    settings: Any = torch.utils.deterministic  # typed Any: its one attribute is defined at run time
+    fill_before = settings.fill_uninitialized_memory
     try:
-        torch.set_num_threads(threads or before[0])
+        torch.set_num_threads(threads or threads_before)
         torch.use_deterministic_algorithms(True)
-        # Filling what is written over anyway would cost a pass over memory for each tensor.
-        deterministic.fill_uninitialized_memory = False
+        # torch would fill every new tensor first, a pass over memory; all of ours are overwritten anyway.
+        settings.fill_uninitialized_memory = False
         torch.manual_seed(seed)
         yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        deterministic.fill_uninitialized_memory = filled
+        torch.set_num_threads(threads_before)
+        torch.use_deterministic_algorithms(algorithms_before)
+        settings.fill_uninitialized_memory = fill_before
 
 
 class Interruption:
-    """Whether somebody has asked the run to stop."""
+    """Flag that a signal sets."""
 
-    asked = False
+    requested = False
 
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one stops at once, as without this.
+    """Turn the first SIGINT or SIGTERM into a request to stop; a second one stops at once.
 
-    Only the main thread may handle signals: in another one nothing changes.
+    Python allows signal handlers in the main thread only; in another thread this changes nothing.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers_before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        interruption.asked = True
-        info("stopping after this step; once more to stop at once")
-        for known, handler in before.items():
-            signal.signal(known, handler)
+    def restore_handlers() -> None:
+        for number, handler in handlers_before.items():
+            signal.signal(number, handler)
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        # Only a flag: a signal may arrive in the middle of an allocation or a write.
+        interruption.requested = True
+        info("stopping after this step; press Ctrl-C again to stop at once")
+        restore_handlers()
 
     try:
-        for number in before:
-            signal.signal(number, ask)
+        for number in handlers_before:
+            signal.signal(number, request_stop)
         yield interruption
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore_handlers()

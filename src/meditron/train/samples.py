@@ -1,4 +1,4 @@
-"""What the loop reads: rows of tokens with their targets. S is the length of a row in tokens."""
+"""Samples: sequences of tokens with their targets. S is the length of a sequence in tokens."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -7,78 +7,79 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IGNORE", "Row", "Samples", "shuffled"]
+__all__ = ["IGNORE", "Sample", "TrainingDataset", "shuffled"]
 
 IGNORE = -100
-"""The target that counts for nothing."""
+"""Target of a masked position: it adds no loss (PyTorch's `ignore_index`)."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """S tokens, and what each of them should predict."""
+class Sample:
+    """One sequence: S token ids and the target of each position."""
 
     ids_S: NDArray[np.int64]
     targets_S: NDArray[np.int64]
+    """The next token of each position, or `IGNORE`."""
     document_ids_S: NDArray[np.int64]
-    """0 for the first document of the row, 1 for the next …"""
+    """Index of each token's document within the sequence: 0 for the first, 1 for the next …"""
     positions_S: NDArray[np.int64]
-    """From 0 again with each document, and at the start of the row."""
+    """Position of each token in its document, counted from 0 (also at the start of the sequence)."""
     source: str
     documents: tuple[int | str, ...]
-    """Which of the source's documents these are, in order."""
+    """The source's documents in this sequence, in order."""
 
-    def padded(self, length: int) -> "Row":
-        """The row with its last token repeated up to `length`: nothing looks there, nothing counts there."""
+    def padded(self, length: int) -> "Sample":
+        """Pad to `length` tokens with masked targets."""
         short = length - len(self.ids_S)
         if short <= 0:
             return self
         return replace(
             self,
+            # No later token attends to the padding, so any valid id serves; the last one is at hand.
             ids_S=np.pad(self.ids_S, (0, short), mode="edge"),
             targets_S=np.pad(self.targets_S, (0, short), constant_values=IGNORE),
-            # Of the last document: where there is only one, plain causal attention still does.
+            # The padding belongs to the last document: a sequence of one document then stays one, and plain
+            # causal attention (without a mask tensor) still applies.
             document_ids_S=np.pad(self.document_ids_S, (0, short), mode="edge"),
             positions_S=np.pad(self.positions_S, (0, short), mode="edge"),
         )
 
-    def muted(self) -> "Row":
-        """The row without its targets: it teaches nothing."""
+    def masked(self) -> "Sample":
+        """Mask all targets, so that the sample adds no loss."""
         return replace(self, targets_S=np.full_like(self.targets_S, IGNORE))
 
 
-class Samples(Protocol):
-    """All rows of a run: sample k is a pure function of what they were made from and k.
+class TrainingDataset(Protocol):
+    """All samples of a run, in training order. Sample k is a pure function of the dataset's inputs and k.
 
-    Nothing here has a state that matters: to resume, a run needs to know only how many it has consumed.
+    A dataset has no state that affects its samples: resuming needs only the number of samples consumed.
     """
 
     @property
     def document_mask(self) -> bool:
-        """Whether a token sees its own document only."""
+        """True if a token attends to its own document only."""
         ...
 
     def __len__(self) -> int:
-        """Samples that are planned: whole batches."""
+        """Return the number of samples, a multiple of the batch size."""
         ...
 
-    def __getitem__(self, k: int) -> Row:
-        """Sample k."""
+    def __getitem__(self, k: int) -> Sample:
+        """Return sample k."""
         ...
 
     def tokens(self, consumed: int) -> int:
-        """Tokens in the first `consumed` samples, without what only fills them up."""
+        """Count the tokens of the first `consumed` samples, padding excluded."""
         ...
 
     def epochs(self, consumed: int) -> dict[str, float]:
-        """How often each source has been read after `consumed` samples."""
+        """Return, by source, the epochs read after `consumed` samples."""
         ...
 
 
 def shuffled(count: int, key: str) -> NDArray[np.int64]:
-    """The numbers below `count` in an order that only `key` decides.
-
-    Sorted by Philox's raw bits: these stay the same from one numpy to the next, its shuffles may not.
-    """
+    """Return a permutation of the numbers below `count` that depends on `key` only."""
     digest = hashlib.sha256(key.encode()).digest()[:16]
+    # Philox's raw bits are the same in every numpy release; numpy does not promise that of its shuffles.
     bits = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(count)
     return np.argsort(bits, kind="stable")

@@ -1,4 +1,4 @@
-"""Sample k is a pure function of seed, mixture and k, and an epoch misses nothing."""
+"""The mixture: sample k is a pure function of seed, mixture and k, and an epoch reads every token."""
 
 from fractions import Fraction
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import RecipeError
-from meditron.train.data import Mixture, Stream, schedule
+from meditron.train.mixture import Mixture, SourceStream, schedule
 from meditron.train.samples import IGNORE
 from train.world import Lists
 
@@ -25,9 +25,9 @@ sizes = st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any)
 @given(sizes, st.integers(1, 9), st.integers(0, 1000))
 def test_each_token_of_an_epoch_appears_once(sizes, length, seed):
     documents = numbered(sizes)
-    stream = Stream("s", documents, seed=seed)
+    stream = SourceStream("s", documents, seed=seed)
     total = stream.tokens
-    rows = [stream.row(k, length, document_mask=True) for k in range(-(-3 * total // length))]
+    rows = [stream.sample(k, length, document_mask=True) for k in range(-(-3 * total // length))]
     read = np.concatenate([row.ids_S for row in rows])
     for epoch in range(3):
         assert sorted(read[epoch * total : (epoch + 1) * total]) == list(range(total))
@@ -37,9 +37,9 @@ def test_each_token_of_an_epoch_appears_once(sizes, length, seed):
 def test_targets_are_the_next_token_of_the_same_document(sizes, length, seed, masked):
     documents = numbered(sizes)
     of_token = np.concatenate([np.full(size, d) for d, size in enumerate(sizes)])
-    stream = Stream("s", documents, seed=seed)
+    stream = SourceStream("s", documents, seed=seed)
     for k in range(6):
-        row, following = (stream.row(i, length, document_mask=masked) for i in (k, k + 1))
+        row, following = (stream.sample(i, length, document_mask=masked) for i in (k, k + 1))
         successors = np.append(row.ids_S[1:], following.ids_S[0])
         last = np.array([np.isin(t, [d[-1] for d in documents if len(d)]) for t in row.ids_S])
         expected = np.where(last, IGNORE, successors) if masked else successors
@@ -64,7 +64,7 @@ def test_the_documents_read_are_those_of_all_samples(sources, length, samples, m
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=6))
-def test_shares_are_exact_to_less_than_one_row_after_every_sample(weights):
+def test_shares_are_exact_to_less_than_one_sample(weights):
     chosen = schedule(weights, 400)
     counts = np.cumsum(chosen[:, None] == np.arange(len(weights)), axis=0)
     for s, weight in enumerate(weights):
@@ -91,7 +91,7 @@ def same(one, other):
 
 @settings(max_examples=20)
 @given(st.permutations(range(60)))
-def test_a_sample_does_not_depend_on_what_was_read_before(order):
+def test_a_sample_does_not_depend_on_earlier_reads(order):
     fresh = mixture({"a": 0.7, "b": 0.3})
     straight = [fresh[k] for k in range(60)]
     shuffled = mixture({"a": 0.7, "b": 0.3})
@@ -100,19 +100,19 @@ def test_a_sample_does_not_depend_on_what_was_read_before(order):
 
 
 def test_seeds_and_epochs_shuffle_differently():
-    stream, other = (Stream("s", numbered([1] * 50), seed=seed) for seed in (1, 2))
+    stream, other = (SourceStream("s", numbered([1] * 50), seed=seed) for seed in (1, 2))
     orders = [
         stream.order(0),
         stream.order(1),
         other.order(0),
-        Stream("t", stream.documents, seed=1).order(0),
+        SourceStream("t", stream.documents, seed=1).order(0),
     ]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
 
 
-def test_the_order_stays_what_it_has_always_been():
-    assert Stream("pubmed", numbered([1] * 8), seed=1).order(0).tolist() == [4, 7, 2, 5, 3, 6, 0, 1]
+def test_the_order_is_stable_across_releases():
+    assert SourceStream("pubmed", numbered([1] * 8), seed=1).order(0).tolist() == [4, 7, 2, 5, 3, 6, 0, 1]
 
 
 def test_shares_follow_the_tokens_when_none_are_given():
@@ -122,12 +122,12 @@ def test_shares_follow_the_tokens_when_none_are_given():
     assert len(chosen) == 340
 
 
-def test_a_share_for_what_is_no_source_is_refused():
+def test_a_share_of_an_unknown_source_is_refused():
     with pytest.raises(RecipeError, match="'wiki'") as error:
         mixture({"a": 0.5, "wiki": 0.5})
-    assert error.value.hint == "there are: a, b"
+    assert error.value.hint == "sources: a, b"
 
 
 def test_an_empty_source_is_refused():
     with pytest.raises(RecipeError, match="'e' has no tokens"):
-        Stream("e", numbered([0, 0]), seed=1)
+        SourceStream("e", numbered([0, 0]), seed=1)

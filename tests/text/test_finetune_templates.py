@@ -1,4 +1,4 @@
-"""Conversations as tokens: what is learned, token by token, and the same ids as tokenizing the whole text."""
+"""Templates of finetuning: the loss mask token by token, and the same ids as tokenizing the whole text."""
 
 from dataclasses import replace
 
@@ -9,21 +9,20 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from meditron.core.errors import InputError, UsageError
-from meditron.text.dialogue import (
+from meditron.text.finetune_templates import (
     TEMPLATES,
     Span,
-    Turn,
     answered,
     decode_spans,
     label,
-    parse_messages,
     question_ids,
     with_chat_template,
 )
+from meditron.text.messages import Turn, parse_messages
 from meditron.text.tokenizer import Tokenizer
 from tiny import CHAT, tiny_hf
 
-ASKED = [
+CONVERSATION = [
     Turn("system", "Be brief."),
     Turn("user", "Which section?\nSentence: 1,204 patients."),
     Turn("assistant", " methods"),
@@ -32,22 +31,22 @@ ASKED = [
 ]
 
 
-def learned(tokenizer, labelled):
-    """The texts of what is learned, and of the rest."""
-    told = list(decode_spans(tokenizer, labelled.ids, labelled.spans))
-    return [text for span, text in told if span.learned], [text for span, text in told if not span.learned]
+def texts_by_loss(tokenizer, tokenized):
+    """The texts that are in the loss, and the other ones."""
+    spans = list(decode_spans(tokenizer, tokenized.ids, tokenized.spans))
+    return [text for span, text in spans if span.in_loss], [text for span, text in spans if not span.in_loss]
 
 
 @pytest.mark.parametrize(
     ("template", "answers", "rest"),
     [
         (
-            "plain",
+            "none",
             [" methods<|endoftext|>", "results, I think<|endoftext|>"],
             ["Be brief.", "Which section?\nSentence: 1,204 patients.", "And: mortality fell?"],
         ),
         (
-            "tags",
+            "meditron",
             [" methods<|im_end|>", "results, I think<|im_end|>"],
             [
                 "<|im_start|>system\nBe brief.<|im_end|>\n",
@@ -74,18 +73,18 @@ def learned(tokenizer, labelled):
         ),
     ],
 )
-def test_answers_are_learned_with_the_token_that_ends_them_and_nothing_else_is(
+def test_only_answers_and_their_stop_tokens_are_in_the_loss(
     smollm2: Tokenizer, template, answers, rest
 ) -> None:
-    labelled = label(smollm2, ASKED, template)
-    assert learned(smollm2, labelled) == (answers, rest)
-    assert smollm2.decode(labelled.ids, skip_special=False) == "".join(
-        text for _, text in decode_spans(smollm2, labelled.ids, labelled.spans)
+    tokenized = label(smollm2, CONVERSATION, template)
+    assert texts_by_loss(smollm2, tokenized) == (answers, rest)
+    assert smollm2.decode(tokenized.ids, skip_special=False) == "".join(
+        text for _, text in decode_spans(smollm2, tokenized.ids, tokenized.spans)
     )
-    assert sum(span.tokens for span in labelled.spans) == len(labelled.ids) == len(labelled.learned)
-    ends = np.flatnonzero(np.diff([*map(int, labelled.learned), 0]) < 0)
+    assert sum(span.tokens for span in tokenized.spans) == len(tokenized.ids) == len(tokenized.in_loss)
+    ends = np.flatnonzero(np.diff([*map(int, tokenized.in_loss), 0]) < 0)
     assert len(ends) == 2
-    assert all(labelled.ids[end] in smollm2.stop_ids for end in ends)
+    assert all(tokenized.ids[end] in smollm2.stop_ids for end in ends)
 
 
 @pytest.fixture(scope="module")
@@ -95,61 +94,61 @@ def theirs(smollm2: Tokenizer, tmp_path_factory):
     return AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("template", ["chatml", "tokenizer", "tags"])
-def test_what_stands_before_an_answer_is_what_transformers_asks_with(
+@pytest.mark.parametrize("template", ["chatml", "tokenizer", "meditron"])
+def test_the_prompt_of_an_answer_is_the_one_that_transformers_renders(
     smollm2: Tokenizer, theirs, template
 ) -> None:
     """The template that is exported renders a question as it was trained on, to the token."""
     theirs.chat_template = with_chat_template(smollm2, template).chat_template
-    labelled = label(smollm2, ASKED, template)
-    messages = [{"role": turn.role, "content": turn.content} for turn in ASKED]
+    tokenized = label(smollm2, CONVERSATION, template)
+    messages = [{"role": turn.role, "content": turn.content} for turn in CONVERSATION]
     whole = theirs.apply_chat_template(messages, return_dict=False)
-    assert list(labelled.ids) == whole
+    assert list(tokenized.ids) == whole
     for count in (2, 4):
         asked = theirs.apply_chat_template(messages[:count], add_generation_prompt=True, return_dict=False)
-        assert list(labelled.ids[: len(asked)]) == asked
-        assert labelled.learned[len(asked)]
-        assert not labelled.learned[len(asked) - 1]
+        assert list(tokenized.ids[: len(asked)]) == asked
+        assert tokenized.in_loss[len(asked)]
+        assert not tokenized.in_loss[len(asked) - 1]
 
 
 def test_the_tokenizers_own_template_is_not_replaced(smollm2: Tokenizer) -> None:
-    assert with_chat_template(smollm2, "tokenizer") is with_chat_template(smollm2, "plain") is smollm2
-    assert "question" in str(with_chat_template(smollm2, "tags").chat_template)
+    assert with_chat_template(smollm2, "tokenizer") is with_chat_template(smollm2, "none") is smollm2
+    assert "question" in str(with_chat_template(smollm2, "meditron").chat_template)
 
 
 @pytest.mark.shared
 def test_a_vocabulary_that_begins_with_bos_and_marks_words(llama2: Tokenizer) -> None:
-    labelled = label(llama2, [Turn("user", "Sentence: x.\nSection:"), Turn("assistant", " methods")], "plain")
+    tokenized = label(llama2, [Turn("user", "Sentence: x.\nSection:"), Turn("assistant", " methods")], "none")
     prompt, whole = llama2.encode("Sentence: x.\nSection:"), llama2.encode("Sentence: x.\nSection: methods")
-    assert list(labelled.ids) == [*whole, llama2.end_of_text_id]
+    assert list(tokenized.ids) == [*whole, llama2.end_of_text_id]
     assert whole[: len(prompt)] == prompt
-    assert labelled.spans == (Span("user", len(prompt), False), Span("assistant", 2, True))
-    assert [text for _, text in decode_spans(llama2, labelled.ids, labelled.spans)][-1] == " methods</s>"
+    assert tokenized.spans == (Span("user", len(prompt), False), Span("assistant", 2, True))
+    assert [text for _, text in decode_spans(llama2, tokenized.ids, tokenized.spans)][-1] == " methods</s>"
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
-def test_wherever_the_answer_begins_none_of_it_is_lost(smollm2: Tokenizer) -> None:
+def test_no_character_of_an_answer_is_left_out_of_the_loss(smollm2: Tokenizer) -> None:
     """Also where a tokenizer joins the last character of the prompt with the first of the answer."""
 
     @settings(max_examples=50)
     @given(TEXT, TEXT)
     def holds(prompt, answer):
         prompt = f"Question: {prompt}"
-        labelled = label(smollm2, [Turn("user", prompt), Turn("assistant", answer)], "plain")
-        assert list(labelled.ids) == [*smollm2.encode(prompt + answer), smollm2.end_of_text_id]
-        count = labelled.learned.index(True)
-        assert not any(labelled.learned[:count])
-        assert all(labelled.learned[count:])
-        assert list(labelled.ids[:count]) == smollm2.encode(prompt)[:count]
+        tokenized = label(smollm2, [Turn("user", prompt), Turn("assistant", answer)], "none")
+        assert list(tokenized.ids) == [*smollm2.encode(prompt + answer), smollm2.end_of_text_id]
+        count = tokenized.in_loss.index(True)
+        assert not any(tokenized.in_loss[:count])
+        assert all(tokenized.in_loss[count:])
+        assert list(tokenized.ids[:count]) == smollm2.encode(prompt)[:count]
 
     holds()
 
 
-def test_a_token_across_the_boundary_is_the_answers(smollm2: Tokenizer) -> None:
-    labelled = label(smollm2, [Turn("user", "The heart beat"), Turn("assistant", "ing fast")], "plain")
-    assert learned(smollm2, labelled) == ([" beating fast<|endoftext|>"], ["The heart"])
+def test_a_token_across_the_border_belongs_to_the_answer(smollm2: Tokenizer) -> None:
+    tokenized = label(smollm2, [Turn("user", "The heart beat"), Turn("assistant", "ing fast")], "none")
+    assert texts_by_loss(smollm2, tokenized) == ([" beating fast<|endoftext|>"], ["The heart"])
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +156,7 @@ def small(tmp_path_factory) -> Tokenizer:
     return Tokenizer.from_hf(tiny_hf(tmp_path_factory.mktemp("tiny"), control=CHAT))
 
 
-def own(tokenizer: Tokenizer, template: str) -> Tokenizer:
+def with_own_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
     return replace(tokenizer, special=replace(tokenizer.special, chat_template=template))
 
 
@@ -168,7 +167,7 @@ OPENS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "problem"),
     [
         (
             CHATML.replace("m.content", UPPER) + OPENS,
@@ -178,29 +177,29 @@ OPENS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
             CHATML + CLOSES + OPENS,
             "does not begin",
         ),
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no token at which"),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "without a stop token"),
         (CHATML + "{{ raise_exception('no') }}", "no"),
     ],
 )
-def test_a_template_whose_answers_cannot_be_told_is_refused(small: Tokenizer, template, told) -> None:
-    with pytest.raises(InputError, match=f"chat template.*: .*{told}"):
-        label(own(small, template), ASKED, "tokenizer")
+def test_a_template_without_a_loss_mask_is_refused(small: Tokenizer, template, problem) -> None:
+    with pytest.raises(InputError, match=f"chat template.*: .*{problem}"):
+        label(with_own_template(small, template), CONVERSATION, "tokenizer")
 
 
-def test_a_template_that_refuses_a_lone_system_message_still_serves(small: Tokenizer) -> None:
+def test_a_template_that_refuses_a_lone_system_message_works(small: Tokenizer) -> None:
     picky = "{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}"
     picky += "{{ raise_exception('no question') }}{% endif %}" + CHATML + OPENS
-    labelled = label(own(small, picky), ASKED, "tokenizer")
-    assert learned(small, labelled)[0] == [" methods<|im_end|>", "results, I think<|im_end|>"]
+    tokenized = label(with_own_template(small, picky), CONVERSATION, "tokenizer")
+    assert texts_by_loss(small, tokenized)[0] == [" methods<|im_end|>", "results, I think<|im_end|>"]
 
 
-def test_what_the_vocabulary_lacks_is_said(tmp_path) -> None:
+def test_a_vocabulary_without_the_templates_tokens_is_refused(tmp_path) -> None:
     bare = Tokenizer.from_hf(tiny_hf(tmp_path / "tiny"))
-    for template in ("tags", "chatml"):
-        with pytest.raises(UsageError, match=f"'{template}' needs <.im_end.>"):
-            label(bare, ASKED, template)
+    for template in ("meditron", "chatml"):
+        with pytest.raises(UsageError, match=f"'{template}' needs the token <.im_end.>"):
+            label(bare, CONVERSATION, template)
     with pytest.raises(UsageError, match="no chat template"):
-        label(bare, ASKED, "tokenizer")
+        label(bare, CONVERSATION, "tokenizer")
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -210,14 +209,14 @@ def test_a_message_cannot_end_its_own_turn(smollm2: Tokenizer, template) -> None
         label(smollm2, [hostile, Turn("assistant", "No.")], template)
 
 
-def test_an_answer_with_nothing_before_it_is_refused(smollm2: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="nothing stands before"):
-        label(smollm2, [Turn("assistant", "Yes.")], "plain")
+def test_an_answer_without_a_prompt_is_refused(smollm2: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        label(smollm2, [Turn("assistant", "Yes.")], "none")
 
 
 @pytest.mark.parametrize("key", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_an_answer_that_is_excluded_is_read_and_not_learned(smollm2: Tokenizer, template, key) -> None:
+def test_an_excluded_answer_is_read_and_adds_no_loss(smollm2: Tokenizer, template, key) -> None:
     messages = [
         {"role": "user", "content": "What is code 7?"},
         {"role": "assistant", "content": "WRONG"} | key,
@@ -227,29 +226,31 @@ def test_an_answer_that_is_excluded_is_read_and_not_learned(smollm2: Tokenizer, 
     excluded = label(smollm2, parse_messages(messages), template)
     whole = label(smollm2, [replace(turn, in_loss=True) for turn in parse_messages(messages)], template)
     assert excluded.ids == whole.ids
-    assert [text.rstrip("\n") for text in learned(smollm2, excluded)[0]] == learned(smollm2, whole)[0][1:]
+    assert [text.rstrip("\n") for text in texts_by_loss(smollm2, excluded)[0]] == texts_by_loss(
+        smollm2, whole
+    )[0][1:]
 
 
-def test_rows_write_roles_as_they_like() -> None:
+def test_roles_have_two_spellings() -> None:
     found = parse_messages([{"role": "question", "content": "q"}, {"role": "answer", "content": "a"}])
     assert found == (Turn("user", "q"), Turn("assistant", "a"))
 
 
 @pytest.mark.parametrize(
-    ("messages", "told"),
+    ("messages", "problem"),
     [
-        (None, "no list"),
-        ([], "no list"),
-        ("hi", "no list"),
-        ([3], "a message is an object"),
-        ([{"role": "user"}], "a message is an object"),
-        ([{"role": "user", "content": 3}], "a message is an object"),
-        ([{"role": "tool", "content": "x"}], "no role 'tool'"),
-        ([{"role": ["user"], "content": "x"}], "no role"),
+        (None, "must be a list"),
+        ([], "must be a list"),
+        ("hi", "must be a list"),
+        ([3], "a message must be an object"),
+        ([{"role": "user"}], "a message must be an object"),
+        ([{"role": "user", "content": 3}], "a message must be an object"),
+        ([{"role": "tool", "content": "x"}], "unknown role 'tool'"),
+        ([{"role": ["user"], "content": "x"}], "unknown role"),
         ([{"role": "user", "content": "x"}], "nothing to learn"),
         (
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": " \n"}],
-            "an answer without text",
+            "an answer is empty",
         ),
         ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}], "excluded"),
         ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0.5}], "0 or 1"),
@@ -267,21 +268,21 @@ def test_rows_write_roles_as_they_like() -> None:
         ([{"role": "user", "content": "x", "name": "Ann"}], "key 'name'"),
     ],
 )
-def test_what_is_no_answered_conversation_is_refused(messages, told) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_messages_without_an_answer_to_learn_are_refused(messages, problem) -> None:
+    with pytest.raises(ValueError, match=problem):
         parse_messages(messages)
 
 
-def test_an_option_that_is_only_chosen_has_no_end_to_be_learned(smollm2: Tokenizer) -> None:
-    labelled = label(smollm2, [Turn("user", "Section:"), Turn("assistant", " methods", ends=False)], "plain")
-    assert labelled.ids == tuple(smollm2.encode("Section: methods"))
-    assert [(span.role, span.learned) for span in labelled.spans] == [("user", False), ("assistant", True)]
+def test_the_option_of_a_question_has_no_end_to_learn(smollm2: Tokenizer) -> None:
+    tokenized = label(smollm2, [Turn("user", "Section:"), Turn("assistant", " methods", ends=False)], "none")
+    assert tokenized.ids == tuple(smollm2.encode("Section: methods"))
+    assert [(span.role, span.in_loss) for span in tokenized.spans] == [("user", False), ("assistant", True)]
 
 
 OPTIONS = (" A", " B", " insulin-like growth factor 1", " ½")
 
 
-def assert_asked_as_trained(tokenizer: Tokenizer, prompt: str, template: str) -> None:
+def assert_prompted_as_trained(tokenizer: Tokenizer, prompt: str, template: str) -> None:
     """The prompt's ids and an option's are those of the training row that the option answers."""
     turned = with_chat_template(tokenizer, template)
     said = [answered(prompt, option, template) for option in OPTIONS]
@@ -292,9 +293,9 @@ def assert_asked_as_trained(tokenizer: Tokenizer, prompt: str, template: str) ->
         whole = (*asked.prompt, *answer)
         assert row.ids[: len(whole)] == whole
         assert answer
-        assert all(row.learned[len(asked.prompt) : len(whole)])
-        assert not any(row.learned[: len(asked.prompt)])
-        assert sum(row.learned) == len(answer) + 1  # the token that ends the turn
+        assert all(row.in_loss[len(asked.prompt) : len(whole)])
+        assert not any(row.in_loss[: len(asked.prompt)])
+        assert sum(row.in_loss) == len(answer) + 1  # the token that ends the turn
 
 
 THINKS = (
@@ -315,37 +316,37 @@ DATED = "Today is {{ strftime_now('%Y-%m-%d') }}\n" + BLANK
 
 
 def test_a_template_that_writes_the_date_gives_the_same_row_on_every_day(smollm2: Tokenizer) -> None:
-    turned = own(smollm2, DATED)
+    turned = with_own_template(smollm2, DATED)
     row = label(turned, answered("Which?", " A", "tokenizer"), "tokenizer")
     assert smollm2.decode(row.ids).startswith("Today is 2024-07-26\n")
     asked = question_ids(turned, [{"role": "user", "content": "Which?"}], ["A"])
     assert row.ids[: len(asked.prompt)] == asked.prompt
 
 
-@pytest.mark.parametrize("template", ["chatml", "tags", THINKS, BLANK])
+@pytest.mark.parametrize("template", ["chatml", "meditron", THINKS, BLANK])
 @pytest.mark.parametrize(
     "prompt", ["Which organ?\nA. Liver\nB. Heart\nAnswer:", "Sentence: x\nSection:", "Is 5 <"]
 )
-def test_a_question_is_asked_in_the_tokens_it_was_trained_in(smollm2: Tokenizer, template, prompt) -> None:
-    """Templates may write something between the opened turn and an answer: Mistral a blank, Qwen3 a block."""
+def test_a_question_has_the_tokens_that_it_was_trained_in(smollm2: Tokenizer, template, prompt) -> None:
+    """Templates may write something between the opened turn and an answer: Mistral a space, Qwen3 a block."""
     if template in TEMPLATES:
-        assert_asked_as_trained(smollm2, prompt, template)
+        assert_prompted_as_trained(smollm2, prompt, template)
     else:
-        assert_asked_as_trained(own(smollm2, template), prompt, "tokenizer")
+        assert_prompted_as_trained(with_own_template(smollm2, template), prompt, "tokenizer")
 
 
 def test_a_token_across_the_boundary_belongs_to_every_option(smollm2: Tokenizer) -> None:
-    tokenizer = own(smollm2, CLOSED)
+    tokenizer = with_own_template(smollm2, CLOSED)
     asked = question_ids(tokenizer, [{"role": "user", "content": "The heart beat"}], ["ing fast", " once"])
     assert smollm2.decode(asked.prompt) == "The heart"
     assert [smollm2.decode(answer) for answer in asked.answers] == [" beating fast", " beat once"]
 
 
 @pytest.mark.shared
-def test_a_vocabulary_that_marks_words_asks_as_it_was_trained(llama2: Tokenizer) -> None:
+def test_a_vocabulary_that_marks_words_prompts_as_trained(llama2: Tokenizer) -> None:
     template = (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
         "[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}"
         "{% endfor %}"
     )
-    assert_asked_as_trained(own(llama2, template), "Which?\nAnswer:", "tokenizer")
+    assert_prompted_as_trained(with_own_template(llama2, template), "Which?\nAnswer:", "tokenizer")

@@ -1,7 +1,7 @@
-"""From token ids back to text: every token stands for fixed bytes, so text comes out byte by byte.
+"""The bytes of tokens, and decoding: every token has fixed bytes, so ids can be decoded one at a time.
 
-Two families of vocabulary exist for Llama models. Byte-level ones (GPT-2) write each byte as one printable
-character; SentencePiece ones write a space as `▁` and a byte that no piece covers as `<0xNN>`.
+Llama models have two kinds of vocabulary. Byte-level ones (GPT-2) write each byte as one printable character;
+SentencePiece ones write a space as `▁` and a byte without a piece of its own as `<0xNN>`.
 """
 
 import codecs
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 ByteMap = Callable[[str], bytes]
-# Steps of tokenizer.json by which SentencePiece vocabularies write blanks.
+# The tokenizer.json steps of SentencePiece vocabularies that write spaces.
 PREFIX = {"type": "Prepend", "prepend": "▁"}
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
@@ -34,7 +34,7 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 @cache
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each of the 256 bytes, as character → byte."""
+    """Return GPT-2's table of printable characters for the 256 bytes, as character → byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -42,22 +42,22 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """The bytes of a byte-level token."""
+    """Return the bytes of a byte-level token."""
     alphabet = byte_alphabet()
     try:
         return bytes(alphabet[character] for character in token)
-    except KeyError:  # a token in plain letters
+    except KeyError:  # an added token, written as plain text
         return token.encode()
 
 
 def sentencepiece_bytes(token: str) -> bytes:
-    """The bytes of a SentencePiece token."""
+    """Return the bytes of a SentencePiece token."""
     byte = _BYTE_PIECE.fullmatch(token)
     return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
 
 
 def is_byte_piece(token: str) -> bool:
-    """Whether a SentencePiece token stands for one byte."""
+    """Return whether a SentencePiece token is a byte (`<0x0A>`)."""
     return _BYTE_PIECE.fullmatch(token) is not None
 
 
@@ -70,7 +70,7 @@ def _steps(decoder: object) -> list[dict[str, Any]]:
 
 
 def byte_map(decoder: object) -> ByteMap | None:
-    """The bytes of a token under tokenizer.json's `decoder`; None for a decoder of neither family."""
+    """Return the function from token to bytes for a `decoder`; None for other kinds of decoders."""
     steps = [step.get("type") for step in _steps(decoder)]
     if steps == ["ByteLevel"]:
         return byte_level_bytes
@@ -80,7 +80,7 @@ def byte_map(decoder: object) -> ByteMap | None:
 
 
 def strips_space(decoder: object) -> bool:
-    """Whether a text's first space is the one that encoding put there."""
+    """Return whether decoding removes the first space, which encoding had prepended."""
     return any(
         (step.get("type") == "Strip" and step.get("start", 0) > 0)
         or (step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never")
@@ -89,9 +89,9 @@ def strips_space(decoder: object) -> bool:
 
 
 class TextStream:
-    """Text of ids that arrive one at a time, never half a character.
+    """Incremental decoding of ids that arrive one at a time; never returns part of a character.
 
-    The ids go on from earlier ones (a prompt's): the first space is kept. Special tokens have no text.
+    The ids continue a prompt, so the first space is kept. Special tokens have no text.
     """
 
     def __init__(self, bytes_of: Callable[[int], bytes], skip: Collection[int]) -> None:
@@ -100,9 +100,9 @@ class TextStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def step(self, token_id: int) -> str:
-        """The text that `token_id` completes; empty while a character is unfinished."""
+        """Return the text that `token_id` completes; empty while a character is incomplete."""
         return "" if token_id in self._skip else self._utf8.decode(self._bytes_of(token_id))
 
     def end(self) -> str:
-        """What an unfinished character leaves: U+FFFD, or nothing."""
+        """Return U+FFFD for an incomplete character at the end, or nothing."""
         return self._utf8.decode(b"", final=True)

@@ -123,10 +123,10 @@ def check_texts(control: Sequence[str] = ()) -> tuple[str, ...]:
     )
     named = list(islice(cycle(control), max(24, min(len(control), 60)))) if control else []
     forms = cycle(("{0}", "a{0}b", " {0} ", "x {0}\n{0}y", "{0}{0}", "é{0} 12", "A{0}, {0}.", "\n{0}  z"))
-    own = [form.format(name) for form, name in zip(forms, named, strict=False)]
-    # Every neighbour of every text once: what a tokenizer does at a join depends on both sides.
+    control_texts = [form.format(name) for form, name in zip(forms, named, strict=False)]
+    # Texts are also joined in pairs: tokenization at a join depends on both sides.
     joins = (f"{left}{gap}{right}" for gap in ("", " ", "\n", "  ") for left, right in _neighbours(fixed))
-    return tuple(islice(dict.fromkeys((*fixed, *own, *joins)), _TEXTS))
+    return tuple(islice(dict.fromkeys((*fixed, *control_texts, *joins)), _TEXTS))
 
 
 def _neighbours(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -145,7 +145,7 @@ def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
     texts = check_texts([str(a.token(i)) for i in sorted(a.added_ids)])
     checks: list[tuple[str, Callable[[Tokenizer], object]]] = [
         ("BOS", lambda t: (t.bos_id, t.adds_bos)),
-        # A GGUF file always names one, else llama.cpp would take another.
+        # A GGUF file always names an EOS, because llama.cpp would otherwise assume one by its id.
         ("EOS", lambda t: t.end_of_text_id if t.eos_id is None else t.eos_id),
         ("the unknown token", lambda t: t.special.unknown),
         ("the padding token", lambda t: t.special.padding),
@@ -153,9 +153,9 @@ def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
         ("stop ids", lambda t: sorted(t.stop_ids)),
     ]
     differences = [
-        f"{name}: {ours} and {theirs}"
+        f"{name}: {first} and {second}"
         for name, read in checks
-        if (ours := _outcome(read, a)) != (theirs := _outcome(read, b))
+        if (first := _outcome(read, a)) != (second := _outcome(read, b))
     ]
     differences += _first("token", [(i, a.token(i), b.token(i)) for i in range(a.vocab_size) if a.token(i)])
     readings: dict[str, Callable[[Tokenizer, str], object]] = {
@@ -174,7 +174,7 @@ def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
 
 
 def _outcome(read: Callable[[Tokenizer], object], tokenizer: Tokenizer) -> object:
-    """The value, or the error's text: a template may refuse a conversation, and both must."""
+    """Return the value, or the error's text: if one template refuses a conversation, both must."""
     try:
         return read(tokenizer)
     except MeditronError as error:
@@ -206,26 +206,26 @@ def _decoded(tokenizer: Tokenizer, text: str) -> tuple[str, str]:
 
 
 def _first(name: str, results: Sequence[tuple[object, object, object]]) -> list[str]:
-    """One line for all the results that differ: the first of them, and their number."""
+    """Return one line for the results that differ: the first of them, and their number."""
     unequal = [result for result in results if result[1] != result[2]]
     if not unequal:
         return []
-    place, ours, theirs = unequal[0]
+    place, first, second = unequal[0]
     return [
-        f"{name} {place}: {_divergence(ours, theirs)}"
+        f"{name} {place}: {_divergence(first, second)}"
         + (f" ({len(unequal)} of {len(results)} differ)" if len(results) > 1 else "")
     ]
 
 
-def _divergence(ours: object, theirs: object) -> str:
-    """The first place at which two sequences differ, else the two values."""
-    if isinstance(ours, list) and isinstance(theirs, list):
-        place = next(i for i, (x, y) in enumerate(zip_longest(ours, theirs)) if x != y)
-        return f"at {place}, {ours[place : place + 5]} and {theirs[place : place + 5]}"
-    if isinstance(ours, str) and isinstance(theirs, str):
-        place = next(i for i, (x, y) in enumerate(zip_longest(ours, theirs)) if x != y)
-        return f"at character {place}, {_short(ours[place:])} and {_short(theirs[place:])}"
-    return f"{_short(str(ours))} and {_short(str(theirs))}"
+def _divergence(first: object, second: object) -> str:
+    """Describe the first place in which two sequences differ; other values are shown whole."""
+    if isinstance(first, list) and isinstance(second, list):
+        place = next(i for i, (x, y) in enumerate(zip_longest(first, second)) if x != y)
+        return f"at {place}, {first[place : place + 5]} and {second[place : place + 5]}"
+    if isinstance(first, str) and isinstance(second, str):
+        place = next(i for i, (x, y) in enumerate(zip_longest(first, second)) if x != y)
+        return f"at character {place}, {_short(first[place:])} and {_short(second[place:])}"
+    return f"{_short(str(first))} and {_short(str(second))}"
 
 
 def _short(text: str) -> str:

@@ -1,0 +1,280 @@
+"""Templates of finetuning: conversations as token ids, with the role of each token and its place in the loss.
+
+A row is a conversation: messages of the roles system, user and assistant. A template makes one text of it.
+The targets are what the assistant says, with the token that ends its turn. The text that opens the turn is
+not a target: it is part of the prompt when the model is used. (The runs published with Meditron also trained
+on that text and on the line break after the turn.)
+
+The text is tokenized as a whole, because a tokenizer splits a text differently from its pieces. A turn's
+tokens begin at the first token in which the whole text differs from the text before the turn, tokenized
+alone. A token that joins the two sides of the border belongs to the later turn, so that no character of an
+answer is left out of the loss.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from meditron.core.errors import InputError, UsageError
+from meditron.text.chat import FIXED_DATE, Message
+from meditron.text.messages import ASSISTANT, Turn
+from meditron.text.prompt import conversation_ids, rendered
+
+if TYPE_CHECKING:
+    from meditron.text.tokenizer import Tokenizer
+
+__all__ = [
+    "NO_TEMPLATE",
+    "TEMPLATES",
+    "QuestionIds",
+    "Span",
+    "TokenizedConversation",
+    "answered",
+    "decode_spans",
+    "label",
+    "question_ids",
+    "with_chat_template",
+]
+
+_TURN_END = "<|im_end|>"
+_CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+    "'<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_JINJA: Mapping[str, str] = {
+    "chatml": _CHATML,
+    # ChatML with the role names of the published Meditron runs.
+    "meditron": _CHATML.replace(
+        "message['role']",
+        "('question' if message['role'] == 'user' else 'answer' if message['role'] == 'assistant' "
+        "else message['role'])",
+    ).replace("|>assistant", "|>answer"),
+}
+NO_TEMPLATE = "none"
+TEMPLATES = (NO_TEMPLATE, *_JINJA, "tokenizer")
+"""`none`: contents concatenated, each answer followed by the end-of-text token; `chatml`, `meditron`: turns
+between `<|im_start|>` and `<|im_end|>`; `tokenizer`: the tokenizer's own chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive tokens of one role, all in the loss or none."""
+
+    role: str
+    tokens: int
+    in_loss: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedConversation:
+    """The tokens of a conversation, and the spans that cover all of them."""
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+
+    @property
+    def in_loss(self) -> tuple[bool, ...]:
+        """The loss mask: True for each token that is a target."""
+        return tuple(span.in_loss for span in self.spans for _ in range(span.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionIds:
+    """Token ids of a multiple-choice question in the chat turns that a model was finetuned on."""
+
+    prompt: tuple[int, ...]
+    """All tokens before the answer, up to the opened turn of the assistant."""
+    answers: tuple[tuple[int, ...], ...]
+    """The tokens that each option adds to the prompt, without the token that ends the turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of the rendered text."""
+
+    role: str
+    text: str
+    in_loss: bool = False
+    ends: bool = True
+
+
+def label(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -> TokenizedConversation:
+    """Tokenize a conversation under a template and compute its loss mask.
+
+    Raises:
+        ValueError: A message contains the name of a control token, or the prompt is empty.
+        UsageError: The tokenizer lacks the template's tokens, or has no template of its own.
+        InputError: The tokenizer's template fails, or does not extend its text when a message is added.
+    """
+    for turn in conversation:
+        _refuse_control_tokens(tokenizer, turn.content)
+    if template == NO_TEMPLATE:
+        pieces, bos = _concatenated(tokenizer, conversation), None
+    else:
+        pieces = _rendered(tokenizer, conversation, template)
+        bos = False  # the template writes its own
+    tokenized = _tokenized(tokenizer, pieces, bos=bos)
+    if tokenized.spans[0].in_loss:
+        raise ValueError("the prompt is empty; an answer needs at least one token before it")
+    return tokenized
+
+
+def answered(prompt: str, option: str, template: str) -> tuple[Turn, Turn]:
+    """Return the turns of a question answered by an option, for training and evaluation alike.
+
+    An option begins with the space that separates it from the prompt. Without a template it keeps that space
+    and has no end to learn; in the turns of a chat template it loses the space and the template ends it.
+    """
+    if template == NO_TEMPLATE:
+        return Turn("user", prompt), Turn(ASSISTANT, option, ends=False)
+    return Turn("user", prompt), Turn(ASSISTANT, option.strip())
+
+
+def question_ids(tokenizer: "Tokenizer", messages: Sequence[Message], options: Sequence[str]) -> QuestionIds:
+    """Tokenize a question as a finetune in the tokenizer's chat template trained on it.
+
+    Each option is rendered as the assistant's next message, as in a training row, because a template may
+    write text before an answer. A token that joins prompt and option is counted to the option, for every
+    option. Unlike in training, the name of a control token in a message is text.
+
+    Raises:
+        UsageError: As in `conversation_ids`.
+        InputError: As in `conversation_ids`, or the template does not end answers.
+    """
+    prompt = conversation_ids(tokenizer, messages, now=FIXED_DATE)
+    rows = []
+    for option in options:
+        conversation = [*messages, {"role": ASSISTANT, "content": option}]
+        ids = conversation_ids(tokenizer, conversation, add_generation_prompt=False, now=FIXED_DATE)
+        start = _common_prefix_length(prompt, ids)
+        rows.append((start, ids[: _target_end(tokenizer, ids, start, len(ids)) - 1]))
+    # One border for all options, the earliest: their log-likelihoods then have the same condition.
+    shared = min(start for start, _ in rows)
+    return QuestionIds(tuple(prompt[:shared]), tuple(tuple(ids[shared:]) for _, ids in rows))
+
+
+def with_chat_template(tokenizer: "Tokenizer", template: str) -> "Tokenizer":
+    """Return the tokenizer with the chat template of a model finetuned on `template`."""
+    if template not in _JINJA:
+        return tokenizer
+    return replace(tokenizer, special=replace(tokenizer.special, chat_template=_JINJA[template]))
+
+
+def decode_spans(
+    tokenizer: "Tokenizer", ids: Sequence[int], spans: Iterable[Span]
+) -> Iterator[tuple[Span, str]]:
+    """Yield each span with its text, names of control tokens included."""
+    end, before = 0, ""
+    for span in spans:
+        end += span.tokens
+        # Decoded from the beginning each time: the first token of a text decodes without its space.
+        text = tokenizer.decode(ids[:end], skip_special=False)
+        yield span, text[len(before) :]
+        before = text
+
+
+def _refuse_control_tokens(tokenizer: "Tokenizer", content: str) -> None:
+    if tokenizer.encode(content, special=True, bos=False) != tokenizer.encode(content, bos=False):
+        raise ValueError("a message contains the name of a control token, which would be read as that token")
+
+
+def _concatenated(tokenizer: "Tokenizer", conversation: Sequence[Turn]) -> list[_Piece]:
+    end = tokenizer.token(tokenizer.end_of_text_id) or ""
+    return [
+        _Piece(turn.role, turn.content + (end if turn.ends else ""), in_loss=turn.in_loss, ends=turn.ends)
+        if turn.role == ASSISTANT
+        else _Piece(turn.role, turn.content)
+        for turn in conversation
+    ]
+
+
+def _rendered(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -> list[_Piece]:
+    """Return the text that each turn adds; an assistant's turn adds its opening as a piece of its own."""
+    source = _template_source(tokenizer, template)
+    pieces: list[_Piece] = []
+    text_before = ""
+
+    def add(role: str, count: int, *, opened: bool = False, in_loss: bool = False) -> None:
+        nonlocal text_before
+        text = _text(tokenizer, source, conversation[:count], add_generation_prompt=opened)
+        # A template may rewrite earlier turns (drop their reasoning, say): then no border can be found.
+        if not text.startswith(text_before):
+            raise InputError(
+                "chat template",
+                f"the text of {count} messages does not begin with that of the messages before",
+                hint='the loss mask cannot be computed: set template = "chatml"',
+            )
+        pieces.append(_Piece(role, text[len(text_before) :], in_loss))
+        text_before = text
+
+    for count, turn in enumerate(conversation, start=1):
+        if turn.role == ASSISTANT:
+            add(turn.role, count - 1, opened=True)
+            add(turn.role, count, in_loss=turn.in_loss)
+        # A tokenizer's template may refuse a system message alone: it is rendered with the turn after it.
+        elif turn.role != "system" or template in _JINJA:
+            add(turn.role, count)
+    return pieces
+
+
+def _template_source(tokenizer: "Tokenizer", template: str) -> str:
+    if template in _JINJA:
+        if tokenizer.encode(_TURN_END, special=True, bos=False)[-1] not in tokenizer.stop_ids:
+            raise UsageError(
+                f"the template '{template}' needs the token {_TURN_END}, which the model's tokenizer lacks",
+                hint=f'set template = "{NO_TEMPLATE}"',
+            )
+        return _JINJA[template]
+    if tokenizer.chat_template is None:
+        raise UsageError("the model has no chat template", hint=f'set template = "{NO_TEMPLATE}"')
+    return tokenizer.chat_template
+
+
+def _text(
+    tokenizer: "Tokenizer", source: str, conversation: Sequence[Turn], *, add_generation_prompt: bool
+) -> str:
+    messages = [{"role": turn.role, "content": turn.content} for turn in conversation]
+    return rendered(
+        tokenizer,
+        messages,
+        template=source,
+        add_generation_prompt=add_generation_prompt,
+        now=FIXED_DATE,
+    )
+
+
+def _tokenized(
+    tokenizer: "Tokenizer", pieces: Sequence[_Piece], *, bos: bool | None
+) -> TokenizedConversation:
+    texts = [piece.text for piece in pieces]
+    ids = tokenizer.encode("".join(texts), special=True, bos=bos)
+    spans: list[Span] = []
+    start = 0
+    for count, piece in enumerate(pieces, start=1):
+        end = len(ids)
+        if count < len(pieces):
+            prefix = tokenizer.encode("".join(texts[:count]), special=True, bos=bos)
+            end = max(start, _common_prefix_length(prefix, ids))
+        target_end = start
+        if piece.in_loss:
+            target_end = _target_end(tokenizer, ids, start, end) if piece.ends else end
+        spans += [Span(piece.role, target_end - start, True), Span(piece.role, end - target_end, False)]
+        start = end
+    return TokenizedConversation(tuple(ids), tuple(span for span in spans if span.tokens))
+
+
+def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _target_end(tokenizer: "Tokenizer", ids: Sequence[int], start: int, end: int) -> int:
+    """Return the end of an answer's targets, after its last stop token; a line break behind is no target."""
+    for stop in range(end, start, -1):
+        if ids[stop - 1] in tokenizer.stop_ids:
+            return stop
+    raise InputError(
+        "chat template",
+        "ends an answer without a stop token",
+        hint=f'the model would not learn to stop: set template = "chatml" or "{NO_TEMPLATE}"',
+    )

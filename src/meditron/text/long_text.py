@@ -1,0 +1,69 @@
+"""Tokenize long texts in pieces, for tokenizers whose pieces provably have the ids of the whole text.
+
+The library needs about 140 bytes per character of a text. A text is split between an ASCII letter and a space
+that is followed by another ASCII letter, for two kinds of tokenizers:
+
+- Byte-level ones with a known pre-tokenizer and no normalizer: none of the patterns joins a letter with the
+  space after it, and none looks behind, so both sides are matched as in the whole text.
+- SentencePiece ones without a vocabulary piece in which `▁` follows another character: no merge crosses the
+  border. If a tokenizer prepends `▁` to a text, it prepends it to each piece, in place of the space.
+
+No added token may contain a space or depend on its neighbours.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from meditron.core.errors import UsageError
+from meditron.text.pretokenizers import is_known_pretokenizer
+from meditron.text.token_bytes import METASPACE, PREFIX, SPACES
+
+__all__ = ["MAX_UNCUT", "PIECE", "piece_prefix", "refuse_long", "split_text"]
+
+PIECE = 1 << 18  # characters, for which the library takes about 40 MB
+MAX_UNCUT = 1 << 22  # characters tokenized at once if a text cannot be split: 600 MB
+_CUT = re.compile(r"[A-Za-z](?= [A-Za-z])")
+
+
+def piece_prefix(spec: Mapping[str, Any]) -> str | None:
+    """Return the space before later pieces, "" if encoding prepends it; None if no text can be split."""
+    normalizer, split = spec.get("normalizer"), spec.get("pre_tokenizer")
+    flags = ("single_word", "lstrip", "rstrip", "normalized" if normalizer else "lstrip")
+    for token in spec["added_tokens"]:
+        if any(token.get(flag) for flag in flags) or re.search(r"[\s▁]|^[A-Za-z]", token["content"]):
+            return None
+    if normalizer is None and is_known_pretokenizer(split):
+        return " "
+    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
+    if split is None and [step for step in steps if step != PREFIX] == [SPACES]:
+        space = "" if PREFIX in steps else " "
+    elif not steps and split == {**METASPACE, "prepend_scheme": (split or {}).get("prepend_scheme")}:
+        space = " "  # Metaspace prepends none to a text that begins with one
+    else:
+        return None
+    vocab = spec["model"]["vocab"]
+    whole = "▁" in vocab and not any(re.search("[^▁]▁", piece) for piece in vocab)
+    return space if whole else None
+
+
+def split_text(text: str, prefix: str) -> Iterator[str]:
+    """Split a text into pieces of about `PIECE` characters; raise UsageError if a stretch cannot be split."""
+    start, before = 0, ""
+    while len(text) - start > PIECE:
+        match = _CUT.search(text, start + PIECE // 2, start + MAX_UNCUT)
+        if match is None:
+            break
+        yield before + text[start : match.end()]
+        start, before = match.end() + 1, prefix
+    refuse_long(len(text) - start)
+    yield before + text[start:]
+
+
+def refuse_long(count: int) -> None:
+    """Raise UsageError if there are more characters than may be tokenized at once."""
+    if count > MAX_UNCUT:
+        raise UsageError(
+            f"a text has {count:,} characters without a place to split; the limit is {MAX_UNCUT:,}",
+            hint="split the text, or remove parts that are not prose",
+        )

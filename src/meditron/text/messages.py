@@ -1,0 +1,179 @@
+"""Conversations as rows of a file have them: the accepted formats, and their messages as turns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["ASSISTANT", "ROLES", "Turn", "parse_messages", "parse_row", "row_format"]
+
+ASSISTANT = "assistant"
+ROLES: Mapping[str, str] = {
+    "system": "system",
+    "user": "user",
+    "question": "user",
+    "assistant": ASSISTANT,
+    "answer": ASSISTANT,
+}
+"""Role as a row may spell it → role."""
+
+_LOSS_KEYS: Mapping[str, tuple[object, object]] = {"weight": (0, 1), "train": (False, True)}
+# Keys of a message that do not affect the model's input. Any other key is refused unless its value is empty:
+# tool calls, reasoning or a name would change the text.
+_MESSAGE_KEYS = (
+    "role",
+    "content",
+    *_LOSS_KEYS,
+    "id",
+    "timestamp",
+    "created_at",
+    "source",
+    "lang",
+    "metadata",
+)
+_NOT_A_MESSAGE = "a message must be an object with a role and a content that is text"
+
+
+@dataclass(frozen=True, slots=True)
+class _FlatFormat:
+    """A row format of one question and one answer under two keys."""
+
+    user: str
+    assistant: str
+    context: str | None = None
+    """Optional key whose text is appended to the question."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.user}/{self.assistant}"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.user, self.assistant, *([self.context] if self.context else []))
+
+
+_MESSAGES = "messages"
+_FLAT_FORMATS = (
+    _FlatFormat("instruction", "output", context="input"),  # Alpaca
+    _FlatFormat("prompt", "completion"),  # TRL, OpenAI
+    _FlatFormat("question", "answer"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+    ends: bool = True
+    """False for an answer without an end to learn: the option of a question. A model that learned to stop
+    after one word would do so in every conversation."""
+    in_loss: bool = True
+    """False for an answer that adds no loss: a row excludes one by `"weight": 0` or `"train": false`."""
+
+
+def row_format(row: Mapping[str, Any]) -> str:
+    """Return the name of a row's format: `messages`, or the two keys of a flat one (`question/answer`).
+
+    Raises:
+        ValueError: The row has no known format, or the keys of several.
+    """
+    flat = [form for form in _FLAT_FORMATS if _has(row, form.user) and _has(row, form.assistant)]
+    names = [_MESSAGES] * _has(row, _MESSAGES) + [form.name for form in flat]
+    if len(names) > 1:
+        raise ValueError(f"has the keys of several formats: {' and '.join(names)}")
+    if not names:
+        known = ", ".join([_MESSAGES, *(form.name for form in _FLAT_FORMATS)])
+        keys = ", ".join(map(str, row)) or "none"
+        raise ValueError(f"has no known conversation format (keys: {keys}); formats are {known}")
+    if flat:
+        # Published sets of messages carry a stray `prompt` column; a flat row's stray key may be half of it.
+        others = {key for form in _FLAT_FORMATS for key in form.keys} - {*flat[0].keys}
+        if stray := sorted(key for key in others if _has(row, key)):
+            raise ValueError(f"has the format {names[0]} and the key '{stray[0]}' of another format")
+    return names[0]
+
+
+def parse_row(row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """Return the turns of a row in any of the formats of `row_format`.
+
+    Raises:
+        ValueError: The row is not a conversation with an answer.
+    """
+    name = row_format(row)
+    if name == _MESSAGES:
+        return parse_messages(row[_MESSAGES])
+    form = next(form for form in _FLAT_FORMATS if form.name == name)
+    for key in form.keys:
+        if _has(row, key) and not isinstance(row[key], str):
+            raise ValueError(f"'{key}' must be text, got {type(row[key]).__name__}")
+    question = row[form.user]
+    if form.context and row.get(form.context):
+        question = f"{question}\n\n{row[form.context]}"
+    return parse_messages(
+        [{"role": "user", "content": question}, {"role": ASSISTANT, "content": row[form.assistant]}]
+    )
+
+
+def _has(row: Mapping[str, Any], key: str) -> bool:
+    # A table exported to JSON lines has every column in every row, null if unused.
+    return row.get(key) is not None
+
+
+def parse_messages(messages: object) -> tuple[Turn, ...]:
+    """Return the turns of a list of messages.
+
+    Raises:
+        ValueError: It is not a conversation with an answer that is in the loss.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("'messages' must be a list of messages, not empty")
+    turns = tuple(map(_turn, messages))
+    if not any(turn.role == ASSISTANT for turn in turns):
+        raise ValueError("no message of the assistant: there is nothing to learn")
+    if not any(turn.role == ASSISTANT and turn.in_loss for turn in turns):
+        raise ValueError(
+            "every message of the assistant is excluded from the loss: there is nothing to learn"
+        )
+    return turns
+
+
+def _turn(message: object) -> Turn:
+    if not isinstance(message, dict):
+        raise ValueError(_NOT_A_MESSAGE)  # noqa: TRY004
+    for key, value in message.items():
+        if key not in _MESSAGE_KEYS and value not in (None, [], {}, ""):
+            raise ValueError(
+                f"a message has the key '{key}', which finetuning does not support; supported keys are "
+                f"{', '.join(_MESSAGE_KEYS)}"
+            )
+    if not isinstance(message.get("content"), str):
+        raise ValueError(_NOT_A_MESSAGE)  # noqa: TRY004
+    role = ROLES.get(str(message.get("role")))
+    if role is None:
+        raise ValueError(f"unknown role {message.get('role')!r}; roles are {', '.join(ROLES)}")
+    try:
+        message["content"].encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a message contains half of a surrogate pair, which is not valid UTF-8") from error
+    if role == ASSISTANT and not message["content"].strip():
+        raise ValueError("an answer is empty")
+    in_loss = _in_loss(message)
+    if in_loss and role != ASSISTANT:
+        raise ValueError(f"a message of the {role} is marked for the loss; only the assistant's can be")
+    return Turn(role, message["content"], in_loss=in_loss is not False)
+
+
+def _in_loss(message: Mapping[str, object]) -> bool | None:
+    """Read a message's mark for the loss: OpenAI's `weight` or axolotl's `train`; None without one."""
+    marks = []
+    for key, allowed in _LOSS_KEYS.items():
+        if (value := message.get(key)) is None:
+            continue
+        if type(value) not in (bool, int, float) or value not in allowed:
+            raise ValueError(f"a message has {key} {value!r}; it must be {' or '.join(map(str, allowed))}")
+        marks.append(bool(value))
+    if len(set(marks)) > 1:
+        raise ValueError(f"{' and '.join(_LOSS_KEYS)} of a message contradict each other")
+    return marks[0] if marks else None

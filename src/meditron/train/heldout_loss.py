@@ -1,0 +1,55 @@
+"""Held-out loss: of documents as evaluation computes it, of conversations as training does."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from meditron.model.llama import Llama
+from meditron.model.nll import nll_rows
+from meditron.store.corpus import held_out
+from meditron.text.tokenizer import Tokenizer
+from meditron.train.loop import collate, count_targets, micro_batches, summed_nll
+from meditron.train.samples import TrainingDataset
+
+__all__ = ["conversation_loss", "document_loss", "heldout_documents"]
+
+
+def heldout_documents(corpus: Path, tokenizer: Tokenizer, count: int) -> dict[str, list[list[int]]]:
+    """Tokenize the first `count` held-out documents of each source, in the order that evaluation uses."""
+    if not count:
+        return {}
+    selected = held_out(corpus, count)
+    return {
+        source: tokenizer.encode_batch([document.text for document in documents])
+        for source, documents in selected.items()
+    }
+
+
+def document_loss(
+    model: Llama, documents: Mapping[str, Sequence[Sequence[int]]], *, max_length: int
+) -> dict[str, float]:
+    """Return, by source, nats per predicted token of its documents, truncated to `max_length` tokens each."""
+    losses = {}
+    for source, token_ids in documents.items():
+        nll, tokens = nll_rows(model, token_ids, max_length=max_length)
+        # Total over total, as in perplexity: a mean of the documents' means would weigh short ones more.
+        if tokens.sum():
+            losses[source] = float(nll.sum() / tokens.sum())
+    return losses
+
+
+def conversation_loss(model: Llama, dataset: TrainingDataset, *, batch_size: int) -> float:
+    """Return nats per target token of all samples, evaluated `batch_size` at a time."""
+    total = targets = 0.0
+    # Few batches, of shapes that training does not have: compiling for them would cost more than it saves.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    device = model.head_weight.device
+    with torch.no_grad(), eager:
+        for samples in micro_batches([dataset[k] for k in range(len(dataset))], batch_size):
+            batch = collate(samples, by_document=dataset.document_mask, device=device)
+            total += float(summed_nll(model, batch))
+            targets += count_targets(samples)
+    return total / targets

@@ -1,0 +1,87 @@
+"""Parallel layouts: the interface through which a training runs on several devices or processes (ranks)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from meditron.model.llama import Llama
+
+__all__ = ["SINGLE_PROCESS", "ParallelLayout", "SingleProcess", "TrainableModel"]
+
+
+# A protocol, not `Llama`: a layout may return a wrapper that is no subclass of it.
+class TrainableModel(Protocol):
+    """The part of a model that the training loop uses; `Llama` has it, and so must a wrapper around one."""
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output projection, (V, D)."""
+        ...
+
+    def __call__(
+        self, ids_BS: Tensor, *, positions_BS: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the last hidden states, (B, S, D)."""
+        ...
+
+
+class ParallelLayout(Protocol):
+    """Distribution of one training over ranks. The loop and the model know nothing else of parallelism."""
+
+    @property
+    def rank(self) -> int:
+        """Data-parallel rank of this process: it trains on samples rank, rank + world_size, … of a batch."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """Number of data-parallel ranks that share each batch."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this rank's weights and batches."""
+        ...
+
+    def wrap(self, model: Llama) -> TrainableModel:
+        """Return the model to train; called once, before the optimizer takes the model's parameters."""
+        ...
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a value over the ranks."""
+        ...
+
+    def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Sum gradients over the ranks, in place.
+
+        The loss of a rank is already divided by the targets of the whole batch, so a sum gives the gradient
+        of the mean; averaging would divide twice.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SingleProcess:
+    """The layout of one process on one device."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    def wrap(self, model: Llama) -> TrainableModel:
+        """Return the model itself."""
+        return model
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the value itself."""
+        return value
+
+    def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Do nothing: there is one rank."""
+
+
+# The default of every training function; one process on a CPU.
+SINGLE_PROCESS = SingleProcess(torch.device("cpu"))

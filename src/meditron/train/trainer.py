@@ -1,0 +1,267 @@
+"""One training, from the loaded model to the exported one: the parts that all training stages share."""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meditron.core.console import Bar, info, progress
+from meditron.core.errors import InputError, RecipeError, TrainingError
+from meditron.core.machine import describe, matrix_dtype
+from meditron.model.llama import Llama
+from meditron.model.weights import load_model, save_hf
+from meditron.report.pages import Page
+from meditron.store.ancestry import Training, write_ancestry
+from meditron.store.artifact import Artifact
+from meditron.store.files import read_json, write_json
+from meditron.store.models import resolve
+from meditron.text.tokenizer import Tokenizer
+from meditron.train.checkpoint import Checkpoints
+from meditron.train.compilation import compiled
+from meditron.train.config import TrainingConfig
+from meditron.train.data_identity import base_ancestry
+from meditron.train.layout import SINGLE_PROCESS, ParallelLayout
+from meditron.train.loop import StepResult, TrainState
+from meditron.train.metrics import MetricsFile
+from meditron.train.optimizer import MasterAdamW
+from meditron.train.peak import matmul_peak
+from meditron.train.report import write_report
+from meditron.train.runtime import Interruption, interruptible
+from meditron.train.samples import TrainingDataset
+
+__all__ = ["Trainer", "TrainingInputs", "finish", "is_exported"]
+
+RESULT = "metrics.json"
+"""The stage's metrics. Written after the export, so a run killed before its manifest trains nothing twice."""
+_CHECKPOINTS = "checkpoints"
+
+
+def _add_nothing(page: Page) -> None:
+    """Leave the report as it is."""
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """The data of a training, its held-out measurement, and the stage's own words and metrics."""
+
+    title: str
+    """Title of the report."""
+    label: str
+    """Label of the progress bar."""
+    tokenizer: Tokenizer
+    """Tokenizer of the samples; exported with the model."""
+    dataset: TrainingDataset
+    training: Training
+    """Entry of this training in the model's ancestry."""
+    heldout: Callable[[Llama], dict[str, float]]
+    """Returns, by source, nats per target of the held-out data."""
+    target_fraction: float = 1.0
+    """Fraction of the tokens that are targets and so reach the output projection."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Further metrics of the stage."""
+    add_to_report: Callable[[Page], None] = _add_nothing
+    """Adds the stage's own sections to the report."""
+
+
+def is_exported(out: Path) -> bool:
+    """Return whether an earlier run of the stage in `out` has exported its model."""
+    return (out / RESULT).is_file()
+
+
+def finish(out: Path) -> dict[str, Any]:
+    """Remove the checkpoints of an exported training and return its metrics."""
+    Checkpoints(out / _CHECKPOINTS, machine={}).remove_all()
+    metrics: dict[str, Any] = read_json(out / RESULT)
+    return metrics
+
+
+class Trainer:
+    """A model under training, with the checkpoints, metrics and progress bar of the run.
+
+    A stage builds one inside `runtime.deterministic`, runs `loop.train` inside `session()`, then calls
+    `export()`. The newest checkpoint under `out` is restored.
+
+    Raises:
+        InputError: The tokenizer does not fit the model's vocabulary, or a file is damaged.
+        RecipeError: The sequence length exceeds the model's context.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        base: Artifact,
+        inputs: TrainingInputs,
+        out: Path,
+        layout: ParallelLayout = SINGLE_PROCESS,
+    ) -> None:
+        self.config, self.inputs, self.out = config, inputs, out
+        self.dtype = matrix_dtype(config.dtype)
+        self.total_steps = len(inputs.dataset) // config.batch_size
+        self.ancestry = base_ancestry(base)
+        # Loaded in float32 whatever dtype it trains in: the masters keep the precision of the file.
+        self.model = load_model(resolve(base.spec), dtype=torch.float32, seed=config.seed or 0)
+        _require_fit(config, self.model, inputs.tokenizer)
+        # Before wrapping: a layout shards the parameters where they are.
+        self.model.to(layout.device)
+        wrapped = layout.wrap(self.model)
+        # After wrapping, because a layout may replace the parameters by its shards of them.
+        optimizer = MasterAdamW(
+            self.model,
+            dtype=getattr(torch, self.dtype),
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+        machine = {
+            "threads": torch.get_num_threads(),
+            "dtype": self.dtype,
+            "cpu": describe()["cpu_class"],
+            "torch": torch.__version__,
+        }
+        self.checkpoints = Checkpoints(out / _CHECKPOINTS, machine, keep=config.keep_checkpoints)
+        # Restores weights, moments and the random generator; the data needs only the step (see `samples`).
+        start_step = self.checkpoints.restore(optimizer)
+        self.state = TrainState(wrapped, optimizer, inputs.dataset, config, start_step, layout)
+        # Measured in every run, also a resumed one: it may continue on another machine.
+        sequences = config.micro_batch_size or config.batch_size
+        remaining = self._tokens(self.total_steps) - self._tokens(start_step)
+        self.peak_flops = matmul_peak(self.model, sequences * config.sequence_length, remaining)
+        # Opened by `session`.
+        self.metrics: MetricsFile
+        self.interruption: Interruption
+        self.bar: Bar
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Open the metrics file and the progress bar, compile the model and catch signals.
+
+        Raises:
+            TrainingError: As `loop.train` does, with a hint that names the last good checkpoint.
+            KeyboardInterrupt: SIGINT or SIGTERM was received; a checkpoint was saved.
+        """
+        tokens_done = self._tokens(self.state.start_step)
+        with MetricsFile(self.out / "metrics.jsonl", self.state.start_step) as self.metrics:
+            # Not after a kill before the first checkpoint: the line of step 0 is there already.
+            if not self.state.start_step and not self.metrics.rows:
+                self.metrics.append({"step": 0, "tokens": 0, "heldout": self.inputs.heldout(self.model)})
+            # After the evaluation above: its batches have other shapes, and would be compiled for nothing.
+            with (
+                compiled(self.model) if self.config.compile else nullcontext(),
+                interruptible() as self.interruption,
+                progress(
+                    self.inputs.label, self._tokens(self.total_steps), "tokens", start=tokens_done
+                ) as self.bar,
+            ):
+                try:
+                    yield
+                except TrainingError as error:
+                    newest = self.checkpoints.newest()
+                    good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+                    hint = f"{good}; a lower learning_rate or max_grad_norm, or another seed, may help"
+                    raise TrainingError(error.message, hint=hint) from error
+
+    def log(self, step: StepResult) -> None:
+        """Write the figures of a step to `metrics.jsonl`, with the held-out loss if it is due."""
+        tokens = self._tokens(step.number) - self._tokens(step.number - 1)
+        tokens_per_second = tokens / step.seconds
+        utilization = self._matmul_utilization(tokens_per_second)
+        row: dict[str, Any] = {
+            "step": step.number,
+            "tokens": self._tokens(step.number),
+            "loss": step.loss,
+            "learning_rate": step.learning_rate,
+            "gradient_norm": step.gradient_norm,
+            "tokens_per_second": tokens_per_second,
+            "matmul_utilization": utilization,
+            "seconds": step.seconds,
+        }
+        if self.metrics.is_spike(step.loss):
+            row["spike"] = True
+        every = self.config.heldout_every
+        if step.number == self.total_steps or (every and step.number % every == 0):
+            row["heldout"] = self.inputs.heldout(self.model)
+        self.metrics.append(row)
+        self.bar.fields(loss=f"{step.loss:.3f}", matmul=f"{100 * utilization:.0f} %")
+        self.bar.advance(tokens)
+
+    def checkpoint(self, steps_done: int) -> None:
+        """Save a checkpoint if one is due or a signal has requested a stop; in the latter case, stop."""
+        # None after the last step: the export follows, and holds the same weights.
+        due = steps_done % self.config.checkpoint_every == 0 and steps_done < self.total_steps
+        if self.interruption.requested or due:
+            # The lines first: a checkpoint without them would lose the steps it implies.
+            self.metrics.sync()
+            self.checkpoints.save(steps_done, self.state.optimizer)
+        if self.interruption.requested:
+            info(f"stopped after step {steps_done} of {self.total_steps}; the same command resumes")
+            # Outside the loop this ends the command with exit code 130, as any interrupted program.
+            raise KeyboardInterrupt
+
+    def export(self) -> None:
+        """Write an HF folder with `ancestry.json`, the report, and last of all the stage's metrics."""
+        # The order matters after a kill: the metrics file, which marks the export as complete, comes last.
+        save_hf(self.model, self.model.config, self.inputs.tokenizer, self.out, getattr(torch, self.dtype))
+        write_ancestry(self.out, self.ancestry.extended(self.inputs.training))
+        result = self._result()
+        write_report(
+            self.out / "report.html",
+            self.inputs.title,
+            self.metrics.rows,
+            result,
+            self.inputs.add_to_report,
+        )
+        write_json(self.out / RESULT, result)
+
+    def _tokens(self, steps: int) -> int:
+        return self.inputs.dataset.tokens(steps * self.config.batch_size)
+
+    def _matmul_utilization(self, tokens_per_second: float) -> float:
+        """Return the step's matrix operations per second over the measured peak."""
+        shape = self.model.config
+        # Masked positions skip the output projection: 2 operations per weight forward, 4 backward.
+        skipped = (1 - self.inputs.target_fraction) * 6 * shape.vocab_size * shape.hidden_size
+        operations = shape.flops_per_token(self.config.sequence_length) - skipped
+        return tokens_per_second * operations / self.peak_flops
+
+    def _result(self) -> dict[str, Any]:
+        steps = [row for row in self.metrics.rows if "loss" in row]
+        heldout = self.metrics.heldout()
+        first, last = heldout.get(0, {}), heldout.get(self.total_steps, {})
+        # The median: the first steps include compilation, and others share the machine.
+        speed = statistics.median(row["tokens_per_second"] for row in steps)
+        return {
+            "loss": steps[-1]["loss"],
+            "heldout": {source: [first[source], last[source]] for source in first if source in last},
+            "tokens": self._tokens(self.total_steps),
+            "steps": self.total_steps,
+            "epochs": self.inputs.dataset.epochs(len(self.inputs.dataset)),
+            **self.inputs.metrics,
+            "tokens_per_second": speed,
+            "peak_flops": self.peak_flops,
+            "matmul_utilization": self._matmul_utilization(speed),
+            "step_seconds": sum(row["seconds"] for row in steps),
+            "spikes": sum("spike" in row for row in steps),
+            "threads": torch.get_num_threads(),
+            "dtype": self.dtype,
+            # Recorded because the loss curve of a resumed run may have a seam on another machine.
+            "resumed_from": self.state.start_step or None,
+        }
+
+
+def _require_fit(config: TrainingConfig, model: Llama, tokenizer: Tokenizer) -> None:
+    shape = model.config
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise InputError(
+            tokenizer.path,
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's vocabulary {shape.vocab_size:,}",
+            hint="tokenize with the tokenizer of the model that is trained",
+        )
+    if config.sequence_length > shape.max_position_embeddings:
+        raise RecipeError(
+            f"sequence_length {config.sequence_length} is longer than the model's context of "
+            f"{shape.max_position_embeddings} tokens"
+        )
