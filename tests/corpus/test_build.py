@@ -237,7 +237,8 @@ def test_nothing_kept_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_long_documents_end_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meditron.corpus.shards._SHARD_CHARACTERS", 1_000)
+    for module in ("pieces", "shards"):
+        monkeypatch.setattr(f"meditron.corpus.{module}.MAX_CHARACTERS", 1_000)
     inputs = artifacts(a=many(tmp_path / "a.jsonl", 30))
     run(config(inputs, heldout=0), inputs, tmp_path / "out")
     assert len(list((tmp_path / "out/train/a").iterdir())) == 5

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.corpus.clean import clean, compose
+from meditron.corpus.clean import clean, render_document
 from meditron.sources.document import Document, Section
 
 TEXT = st.text(
@@ -71,20 +71,20 @@ def test_a_document_becomes_text() -> None:
         Section("A\nB", "Long"),
         Section("In us.", None, "METHODS"),
     )
-    text, parts = compose(Document("x:1", "x", "Title.", sections))
+    text, parts = render_document(Document("x:1", "x", "Title.", sections))
     assert text == "Title.\nOBJECTIVE: To see.\nBare.\n\nLong\nA\nB\nIn us."
     assert [(text[part.start : part.end], part.label, part.category) for part in parts] == [
         ("To see.", "OBJECTIVE", "OBJECTIVE"),
         ("A\nB", "Long", None),
         ("In us.", None, "METHODS"),
     ]
-    assert compose(Document("x:2", "x", "", (Section("only"),))) == ("only", ())
+    assert render_document(Document("x:2", "x", "", (Section("only"),))) == ("only", ())
 
 
 @given(TEXT, st.lists(st.builds(Section, TEXT, st.none() | TEXT, st.none() | st.just("METHODS"))))
 def test_parts_are_the_sections_texts(title: str, sections: list[Section]) -> None:
-    text, parts = compose(Document("x:1", "x", title, tuple(sections)))
-    told = [s for s in sections if clean(s.text) and (clean(s.label or "") or s.category)]
-    assert [text[part.start : part.end] for part in parts] == [clean(section.text) for section in told]
-    assert [part.label or "" for part in parts] == [clean(section.label or "") for section in told]
+    text, parts = render_document(Document("x:1", "x", title, tuple(sections)))
+    labelled = [s for s in sections if clean(s.text) and (clean(s.label or "") or s.category)]
+    assert [text[part.start : part.end] for part in parts] == [clean(section.text) for section in labelled]
+    assert [part.label or "" for part in parts] == [clean(section.label or "") for section in labelled]
     assert text == text.strip("\n")

@@ -3,7 +3,6 @@
 import bz2
 import re
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError
+from meditron.sources.document import Document, ReadLog
 from meditron.sources.mediawiki import read, recognises
 from meditron.sources.wikitext import Site, sections
 
@@ -63,6 +63,26 @@ def test_headings_are_labels() -> None:
     ]
 
 
+def test_nested_headings_are_the_path_of_a_section() -> None:
+    wikitext = (
+        "lead\n== Signs ==\n=== ''Skin'' ===\nrash\n==== Face ====\nred\n=== Eye ===\npink\n"
+        "== Care ==\nrest\n==== Drugs ====\nnone\n== ==\n=== Odd ===\nrare"
+    )
+    assert [(section.path, section.label) for section in sections(wikitext)] == [
+        ((), None),
+        (("Signs",), "Skin"),
+        (("Signs", "Skin"), "Face"),
+        (("Signs",), "Eye"),
+        ((), "Care"),
+        (("Care",), "Drugs"),
+        ((), "Odd"),
+    ]
+    document = Document("wiki:1", "mediawiki", "T", tuple(sections(wikitext)))
+    first, second = document.to_json()["sections"][:2]
+    assert first == {"text": "lead", "label": None, "category": None}
+    assert second == {"text": "rash", "label": "Skin", "category": None, "path": ["Signs"]}
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.text(alphabet="ab [{|}]='<>/!-*#:;&\n", max_size=200))
 def test_any_wikitext_is_read(wikitext: str) -> None:
@@ -83,10 +103,10 @@ def test_nested_and_unclosed_markup_takes_no_time() -> None:
 
 @pytest.mark.slow
 def test_a_real_dump(wiki_dump: Path) -> None:
-    skipped: Counter[str] = Counter()
-    documents = list(read(wiki_dump, skipped))
+    log = ReadLog()
+    documents = list(read(wiki_dump, log))
     assert len(documents) == 106
-    assert skipped == {"redirect": 99, "other namespace": 1}
+    assert log.skipped == {"redirect": 99, "other namespace": 1}
     first = documents[0]
     assert (first.id, first.title, first.language) == ("wiki:12", "Anarchism", "en")
     assert first.sections[0].text.startswith(
@@ -225,11 +245,11 @@ def test_dumps_without_ns(tmp_path: Path) -> None:
         BARE.format("S", 6, "#REDIRECT [[T]] {{R from move}}"),
         BARE.format("Re: Zero", 7, "#1 [[T]] is first."),
     )
-    skipped: Counter[str] = Counter()
-    documents = list(read(dump(tmp_path / "dump.xml", SITE, *pages), skipped))
+    log = ReadLog()
+    documents = list(read(dump(tmp_path / "dump.xml", SITE, *pages), log))
     assert [document.title for document in documents] == ["T", "Re: Zero"]
     assert documents[0].sections[0].text == "Text ."
-    assert skipped == {"other namespace": 3, "redirect": 2}
+    assert log.skipped == {"other namespace": 3, "redirect": 2}
 
 
 PATHOLOGICAL = [
@@ -278,9 +298,9 @@ def test_a_page_of_too_much_markup_is_left_out_by_name(
 ) -> None:
     monkeypatch.setattr("meditron.sources.wiki_balance.MOST_MARKUP", 10)
     path = dump(tmp_path / "dump.xml", PAGE.format("[[a]] " * 11), PAGE.format("[[a]] " * 10))
-    skipped: Counter[str] = Counter()
-    assert len(list(read(path, skipped))) == 1
-    assert skipped == {"too much markup": 1}
+    log = ReadLog()
+    assert len(list(read(path, log))) == 1
+    assert log.skipped == {"too much markup": 1}
     assert "the page 'T' (id 1) is left out" in " ".join(capsys.readouterr().err.split())
     monkeypatch.setattr("meditron.sources.wiki_balance.LONGEST_PAGE", 50)
     assert not list(read(path))

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, SourceError
-from meditron.sources.medline import LARGEST_CITATION, read, read_deletions, recognises
+from meditron.sources.document import ReadLog
+from meditron.sources.medline import LARGEST_CITATION, read, recognises
 from meditron.store.fetch import fetch
 
 from .conftest import HEAD, Medline, citation, lxml_reading
@@ -28,8 +29,10 @@ def assert_equals_lxml(path: Path, citations: int | None = None) -> None:
 @pytest.mark.slow
 def test_every_citation_of_a_daily_update_file(pubmed_xml: Path) -> None:
     assert_equals_lxml(pubmed_xml, 20_788)
-    assert len(read_deletions(pubmed_xml)) == 20
-    assert "pubmed:31688362" in read_deletions(pubmed_xml)
+    log = ReadLog()
+    assert sum(1 for _ in read(pubmed_xml, log)) == 20_788
+    assert len(log.deleted) == 20
+    assert "pubmed:31688362" in log.deleted
 
 
 @pytest.mark.slow
@@ -136,7 +139,7 @@ def test_only_what_belongs_to_the_text_is_in_it(medline: Medline) -> None:
     assert document.id == "pubmed:7"
     assert [section.text for section in document.sections] == ["Text."]
     assert document.meta["doi"] == "10.1/x"
-    assert document.meta["retracted"] is False
+    assert document.retracted is False
     assert document.meta["other_abstracts"] == [
         {"language": "spa", "type": "plain", "sections": [{"text": "Otro", "label": None, "category": None}]}
     ]
@@ -217,8 +220,9 @@ def test_sets_one_after_another_are_all_read(medline: Medline, tmp_path: Path, s
     other = medline(citation(3), deleted, head=second, name="b.xml").read_bytes()
     path = tmp_path / "both.xml"
     path.write_bytes(first + other + b"<!-- the end -->\n")
-    assert [document.id for document in read(path)] == ["pubmed:1", "pubmed:2", "pubmed:3"]
-    assert read_deletions(path) == ["pubmed:7"]
+    log = ReadLog()
+    assert [document.id for document in read(path, log)] == ["pubmed:1", "pubmed:2", "pubmed:3"]
+    assert log.deleted == ["pubmed:7"]
 
 
 @pytest.mark.parametrize("garbage", [b"x", b"<x/>", b"</PubmedArticleSet>", b"&#10;", b"<!-- x", b"\0"])
@@ -227,7 +231,7 @@ def test_what_follows_a_set_is_not_skipped(medline: Medline, garbage: bytes) -> 
     path.write_bytes(path.read_bytes() + garbage)
     with pytest.raises(
         InputError,
-        match=r"after 1 whole citations, byte [0-9,]+\): (something follows|ends in|no MEDLINE XML)",
+        match=r"after 1 whole citations, byte [0-9,]+\): (content after|ends in|not MEDLINE XML)",
     ):
         list(read(path))
 
@@ -330,7 +334,7 @@ ENDLESS = {
     "attribute": (b'<PubmedArticle x="', b"a", "more than"),
     "comment": (b"<!-- ", b"a", "a comment of more than"),
     "name": (b"<", b"a", "text between citations"),
-    "prologue": (None, b" <!-- x -->", "no MEDLINE XML"),
+    "prologue": (None, b" <!-- x -->", "not MEDLINE XML"),
     "white space": (b"", b" ", "ends before"),
 }
 
@@ -357,14 +361,15 @@ def test_a_bomb_of_one_line_takes_bounded_memory(
 def test_either_sign_of_retraction_counts(medline: Medline) -> None:
     by_type = citation(1).replace("Journal Article", "Retracted Publication")
     documents = list(read(medline(by_type, citation(2, more=MORE["retracted"]), citation(3))))
-    assert [document.meta["retracted"] for document in documents] == [True, True, False]
+    assert [document.retracted for document in documents] == [True, True, False]
 
 
 def test_deletions(medline: Medline) -> None:
     deleted = '<DeleteCitation>\n<PMID Version="1">12</PMID><PMID Version="2">34</PMID></DeleteCitation>'
     path = medline(citation(1), deleted)
-    assert len(list(read(path))) == 1
-    assert read_deletions(path) == ["pubmed:12", "pubmed:34"]
+    log = ReadLog()
+    assert len(list(read(path, log))) == 1
+    assert log.deleted == ["pubmed:12", "pubmed:34"]
 
 
 def test_a_cut_off_gzip_says_how_much_was_whole(medline: Medline) -> None:
@@ -427,7 +432,7 @@ def test_what_is_no_medline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="its root is article"):
         list(read(path))
     path.write_text("hello")
-    with pytest.raises(InputError, match="no MEDLINE XML"):
+    with pytest.raises(InputError, match="not MEDLINE XML"):
         list(read(path))
     path.write_bytes(HEAD.replace(b"utf-8", b"latin-1") + b"<PubmedArticleSet></PubmedArticleSet>")
     with pytest.raises(InputError, match="latin-1"):

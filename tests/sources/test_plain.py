@@ -7,7 +7,6 @@ import json
 import lzma
 import tracemalloc
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 import zstandard
 
 from meditron.core.errors import InputError, SourceError
+from meditron.sources.document import ReadLog
 from meditron.sources.registry import SOURCES, open_source
 
 from .conftest import Medline, citation
@@ -124,10 +124,10 @@ def test_what_has_no_kind(tmp_path: Path) -> None:
         open_source(path)
 
 
-def zipped(name: str) -> bytes:
+def zipped(name: str, content: str = "<x/>") -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(name, "<x/>")
+        archive.writestr(name, content)
     return file.getvalue()
 
 
@@ -136,8 +136,8 @@ KINDS = {
     "an RTF file": b"{\\rtf1\\ansi Some text.}",
     "a Word document": zipped("word/document.xml"),
     "an Excel workbook": zipped("xl/workbook.xml"),
-    "a ZIP archive": zipped("notes.txt"),
-    "a tar archive": b"notes.txt".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"),
+    "a RAR archive": b"Rar!\x1a\x07\x01\0",
+    "an e-book": zipped("mimetype", "application/epub+zip"),
     "packed twice with gzip": gzip.compress(gzip.compress(b"text")),
     "a Parquet file": b"PAR1\x15\x04",
     "an SQLite database": b"SQLite format 3\0\x10",
@@ -224,11 +224,11 @@ def test_rows_in_every_form(tmp_path: Path, written: str, source: str) -> None:
 def test_a_csv_with_quotes_line_breaks_and_columns_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('text,journal\n"a ""b"",\nc",J\n,K\nd,\n')
-    skipped: Counter[str] = Counter()
-    first, second = open_source(path, skipped=skipped)
+    log = ReadLog()
+    first, second = open_source(path, log=log)
     assert (first.sections[0].text, first.meta, first.id) == ('a "b",\nc', {"journal": "J"}, "csv:rows.csv:2")
     assert (second.sections[0].text, second.id) == ("d", "csv:rows.csv:5")
-    assert skipped == {"row without text": 1}
+    assert log.skipped == {"row without text": 1}
 
 
 @pytest.mark.parametrize(

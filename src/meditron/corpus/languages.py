@@ -1,6 +1,6 @@
-"""Languages by whichever code a source uses: MEDLINE writes `eng`, a dump `en`, a page `en-GB`."""
+"""Comparison of language codes in different standards: MEDLINE writes `eng`, a dump `en`, a page `en-GB`."""
 
-__all__ = ["passes"]
+__all__ = ["language_allowed"]
 
 # ISO 639-1 to the codes of ISO 639-2 (B), which MEDLINE uses, and (T) where they differ.
 # fmt: off
@@ -21,12 +21,12 @@ _TWO_LETTERS = {three: two for two, threes in _THREE_LETTERS.items() for three i
 _UNKNOWN = frozenset({"", "und", "zxx", "mul", "mis"})
 
 
-def passes(language: str | None, wanted: tuple[str, ...]) -> bool:
-    """Whether a document that calls its language so is wanted: an unknown one passes, as all do for ()."""
+def language_allowed(language: str | None, allowed: tuple[str, ...]) -> bool:
+    """Return true if a document's language is among those allowed, or unknown. () allows all languages."""
     code = (language or "").lower().replace("_", "-").partition("-")[0]
-    return not wanted or code in _UNKNOWN or _short(code) in {_short(one) for one in wanted}
+    return not allowed or code in _UNKNOWN or _two_letters(code) in set(map(_two_letters, allowed))
 
 
-def _short(code: str) -> str:
+def _two_letters(code: str) -> str:
     code = code.lower().partition("-")[0]
     return _TWO_LETTERS.get(code, code)

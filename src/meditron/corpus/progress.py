@@ -1,4 +1,4 @@
-"""Progress of work in shards, whichever process does it: by looking for the files that end a shard."""
+"""Progress of work in several processes, counted by the files that they finish."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,26 +8,26 @@ from threading import Event
 
 from meditron.core.console import Bar, progress
 
-__all__ = ["watched"]
+__all__ = ["progress_by_files"]
 
-_POLL = 0.5  # seconds between two looks
+_POLL = 0.5  # seconds
 
 
 @contextmanager
-def watched(label: str, folder: Path, pattern: str, total: int | None = None) -> Iterator[None]:
-    """Show a bar that counts the files under `folder` that match `pattern`, until the block ends."""
+def progress_by_files(label: str, folder: Path, pattern: str, total: int | None = None) -> Iterator[None]:
+    """Show a bar that counts the files in `folder` that match `pattern`, until the block ends."""
     before = sum(1 for _ in folder.glob(pattern))
     done = Event()
     with progress(label, total, "shards", start=before) as bar, ThreadPoolExecutor(1) as thread:
-        looking = thread.submit(_look, bar, folder, pattern, before, done)
+        polling = thread.submit(_poll, bar, folder, pattern, before, done)
         try:
             yield
         finally:
             done.set()
-            looking.result()
+            polling.result()
 
 
-def _look(bar: Bar, folder: Path, pattern: str, seen: int, done: Event) -> None:
+def _poll(bar: Bar, folder: Path, pattern: str, seen: int, done: Event) -> None:
     ended = False
     while not ended:
         ended = done.wait(_POLL)

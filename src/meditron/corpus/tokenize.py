@@ -1,11 +1,11 @@
-"""The tokenize stage: the training split as ids of the base model's tokenizer, a `.bin/.idx` pair a source.
+"""The tokenize stage: the training split as token ids of the base model, one `.bin/.idx` pair per source.
 
-Every document ends with the tokenizer's end-of-text token and begins with BOS where the tokenizer adds one.
-Tokens are made shard by shard; a killed run makes only those that are missing. `<source>.hashes` names each
-document by its content, in the same order.
+Every document ends with the tokenizer's end-of-text token, and begins with BOS if the tokenizer adds one.
+Each shard is encoded on its own; a resumed run encodes only the missing ones. `<source>.hashes` holds the
+hash of each document's content, in the same order.
 
 Memory is bounded by `PIECE`: a longer text is encoded in pieces, which end at a paragraph, a line or a blank
-where there is one. Its ids are those of its pieces, one after another.
+if there is one. Its ids are the concatenated ids of its pieces.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ import numpy as np
 from meditron.core.errors import InputError
 from meditron.corpus.config import TokenizeConfig
 from meditron.corpus.execute import execute
-from meditron.corpus.progress import watched
+from meditron.corpus.progress import progress_by_files
 from meditron.corpus.token_report import token_report
 from meditron.model.tokenizer import model_tokenizer
 from meditron.store.artifact import Artifact
@@ -39,12 +39,12 @@ from meditron.text.tokenizer import Tokenizer
 __all__ = ["PIECE", "run"]
 
 PIECE = 1 << 18
-"""Characters encoded at once, at most; a token takes some 300 bytes while it is made."""
+"""Characters encoded at once, at most; encoding takes about 300 bytes per token."""
 _BATCH = 256  # pieces encoded at once
 
 
 def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Tokenize `inputs["corpus"]` for `inputs["base"]`, going on where a killed run stopped.
+    """Tokenize `inputs["corpus"]` with the tokenizer of `inputs["base"]`, resuming a killed run.
 
     Returns:
         metrics: `tokens` and `documents` in all; `sources`: both of each source, and the `median` and
@@ -62,9 +62,10 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     if not files:
         raise InputError(train, "no training text: every document was dropped or held out")
     work = make_folder(out / "work")
-    with watched("tokenize", work, "*/*.idx", total=len(files)):
+    with progress_by_files("tokenize", work, "*/*.idx", total=len(files)):
         execute("tokenize", _Tokenize(tokenizer, files, work), len(files), config.workers, work / "tasks")
-    lengths = {source: _merge(source, work, out) for source in sorted({file.parent.name for file in files})}
+    sources = sorted({file.parent.name for file in files})
+    lengths = {source: _merge(source, tokenizer, work, out) for source in sources}
     tokenizer.save(out)
     metrics = _metrics(lengths, tokenizer)
     token_report(lengths, metrics, out)
@@ -74,7 +75,7 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
 
 @dataclass(frozen=True, slots=True)
 class _Tokenize:
-    """Task i makes the tokens of file i."""
+    """Task i encodes file i."""
 
     tokenizer: Tokenizer
     files: tuple[Path, ...]
@@ -95,13 +96,13 @@ class _Tokenize:
             write_hashes(prefix, hashes)
 
     def _encoded(self, texts: list[str]) -> Iterator[Ids]:
-        """Return the ids of each text, its end included."""
+        """Yield the ids of each text, with its end-of-text token."""
         end = [self.tokenizer.end_of_text_id]
         if len(texts[0]) <= PIECE:
             for ids in self.tokenizer.encode_batch(texts):
                 yield np.array(ids + end)
             return
-        # An id at a time is a Python object of 28 bytes; an array holds it in 8.
+        # An id in a list is a Python object of 28 bytes; in an array it takes 8.
         first, *others = _pieces(texts[0])
         arrays = [np.array(self.tokenizer.encode(first))]
         arrays += [np.array(self.tokenizer.encode(piece, bos=False)) for piece in others]
@@ -109,7 +110,7 @@ class _Tokenize:
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Texts in batches of at most `_BATCH` and `PIECE` characters; a longer text is a batch of its own."""
+    """Yield batches of at most `_BATCH` texts and `PIECE` characters; a longer text is a batch of its own."""
     batch: list[str] = []
     characters = 0
     for text in texts:
@@ -128,8 +129,8 @@ def _pieces(text: str) -> Iterator[str]:
     while start < len(text):
         end = start + PIECE
         if end < len(text):
-            ends = (text.rfind(mark, start, end) + len(mark) for mark in ("\n\n", "\n", " "))
-            end = next((at for at in ends if at > start + PIECE // 2), end)
+            cuts = (text.rfind(mark, start, end) + len(mark) for mark in ("\n\n", "\n", " "))
+            end = next((cut for cut in cuts if cut > start + PIECE // 2), end)
         yield text[start:end]
         start = end
 
@@ -138,16 +139,19 @@ def _shard_prefix(path: Path, work: Path) -> Path:
     return work / path.parent.name / path.name.removesuffix(".jsonl.zst")
 
 
-def _merge(source: str, work: Path, out: Path) -> np.ndarray[Any, Any]:
-    """Join the source's shards in order; the lengths of its documents."""
-    shards = [IndexedDataset(idx.with_suffix("")) for idx in sorted((work / source).glob("*.idx"))]
-    dtype = shards[0][0].dtype
-    with IndexedWriter(out / source, dtype) as writer:
-        for shard in shards:
+def _merge(source: str, tokenizer: Tokenizer, work: Path, out: Path) -> np.ndarray[Any, Any]:
+    """Join the source's shards in order, and return the lengths of its documents."""
+    prefixes = [idx.with_suffix("") for idx in sorted((work / source).glob("*.idx"))]
+    sizes, hashes = [], []
+    with IndexedWriter(out / source, token_dtype(tokenizer.vocab_size)) as writer:
+        for prefix in prefixes:  # one open shard at a time: a large corpus has more than a process may open
+            shard = IndexedDataset(prefix)
             for number in range(len(shard)):
                 writer.add(shard[number])
-        write_hashes(out / source, [one for shard in shards for one in document_hashes(shard.prefix)])
-    return np.concatenate([shard.sizes for shard in shards])
+            sizes.append(shard.sizes)
+            hashes += document_hashes(prefix)
+        write_hashes(out / source, hashes)
+    return np.concatenate(sizes)
 
 
 def _metrics(lengths: Mapping[str, np.ndarray[Any, Any]], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -95,13 +95,16 @@ def _check_model(path: Path, table: Config | None) -> None:
 
 def _check_documents(path: Path, table: Config | None) -> None:
     from meditron.corpus.config import SourceConfig
-    from meditron.corpus.files import files_of
+    from meditron.corpus.files import files_of, skip_rule
 
     assert isinstance(table, SourceConfig)  # noqa: S101
-    files = [file for file, _ in files_of(path.name, table, path, Counter())]
+    files = files_of(path.name, table, path, Counter())
     # Each file is opened, also if an earlier one has documents; one of deletions only has none.
     opened = files[:_MAX_FILES]
-    firsts = [next(iter(open_source(file, table.format, Counter())), None) for file in opened]
+    firsts = [
+        next(iter(open_source(file.path, table.format, None, file.name, skip_rule(table, file.name))), None)
+        for file in opened
+    ]
     if not any(firsts) and opened == files:
         raise InputError(path, "holds no documents")
 

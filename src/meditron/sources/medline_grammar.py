@@ -1,15 +1,14 @@
-"""One regular expression for a whole citation as NLM spells it: what it matches is well-formed XML.
+"""One regular expression for a whole citation as NLM writes it; every match is well-formed XML.
 
 Each part of the expression is an element with both of its tags, attributes of different names in quotes,
-and text without `<`, in the order of NLM's DTD. So a match proves that the citation's tags are well-formed,
-nested and closed, where each element that is read stands, and that it stands there once.
-`medline_text.legal` proves of the same bytes that their characters and references are legal and no `]]>` is
-among them, and `text_of` that the markup within a text nests. Whatever else XML knows (comments, CDATA,
-prefixes, other quotes, other white space in tags) does not match, as damage does not; lxml reads it, or
-refuses it.
+and text without `<`, in the order of NLM's DTD. A match therefore proves that the citation's tags are
+well-formed, nested and closed, and that each element that is read occurs once, in its place.
+`medline_text.legal` checks the characters and references of the same bytes, and `text_of` the nesting of
+markup in a text. Other XML (comments, CDATA, prefixes, other quotes, other white space in tags) does not
+match, and neither does damage: lxml then reads the citation, or refuses it.
 
-Every quantifier is possessive and the next tag decides each choice: the time is linear. No group is within a
-part that is repeated: CPython 3.11 leaves its marks wrong when a possessive repetition fails within it.
+Every quantifier is possessive and the next tag decides each choice, so matching takes linear time. No group
+is inside a repeated part: CPython 3.11 leaves its marks wrong if a possessive repetition fails there.
 """
 
 import re
@@ -19,33 +18,33 @@ __all__ = ["ARTICLE_END", "CITATION"]
 ARTICLE_END = b"</PubmedArticle>"
 
 _TEXT = rb"[^<]*+"
-_GAP = _TEXT  # between tags: white space, or text that nobody reads
+_GAP = _TEXT  # between tags: white space, or text that is not read
 _BLANK = rb"[ \t\r\n]*+"
-# For texts that are read: text_of sees to the nesting.
+# For texts that are read: text_of checks the nesting.
 _MARKED_TEXT = rb"[^<]*+(?:</?+(?:[biu]|su[bp])>[^<]*+)*+"
-_INSTRUCTION = rb"<\?(?:pmcsd|nihms)(?: [a-z0-9 ]*+)?+\?>"  # as NLM leaves them among references
+_INSTRUCTION = rb"<\?(?:pmcsd|nihms)(?: [a-z0-9 ]*+)?+\?>"  # NLM leaves these between references
 _VALUE = rb'"[^"<>&\n\t\r]*+"'
 
 
 def _tag(name: bytes, *attributes: bytes) -> bytes:
-    """A start tag with some of the attributes, in this order, or, of two, in either."""
-    each = [rb" %s=%s" % (attribute, _VALUE) for attribute in attributes]
-    if len(each) == 2:
-        return rb"<%s(?:%s(?:%s)?+|%s(?:%s)?+)?+>" % (name, *each, *reversed(each))
-    return rb"<%s%s>" % (name, b"".join(b"(?:%s)?+" % attribute for attribute in each))
+    """Return a start tag with any of the attributes, in this order; two may come in either order."""
+    optional = [rb" %s=%s" % (attribute, _VALUE) for attribute in attributes]
+    if len(optional) == 2:
+        return rb"<%s(?:%s(?:%s)?+|%s(?:%s)?+)?+>" % (name, *optional, *reversed(optional))
+    return rb"<%s%s>" % (name, b"".join(b"(?:%s)?+" % attribute for attribute in optional))
 
 
 def _paired(element: bytes, more: bytes = b"") -> bytes:
-    """Text with markup that closes before other markup begins, and the end tag of its element.
+    """Return text with markup that closes before other markup begins, and the end tag of its element.
 
-    The first branch is nearly every text.
+    The first branch matches nearly every text.
     """
     pair = b"|".join(rb"<%s>%s</%s>" % (name, _TEXT, name) for name in (b"i", b"b", b"u", b"sub", b"sup"))
     return rb"%s(?:</%s>|(?:(?:%s%s)%s)++</%s>)" % (_TEXT, element, pair, more, _TEXT, element)
 
 
 def _required(name: bytes, attribute: bytes, value: bytes) -> bytes:
-    """A start tag with one attribute that the DTD requires: quicker than one that may be absent."""
+    """Return a start tag with one attribute that the DTD requires: faster than an optional one."""
     return rb'<%s %s="%s">' % (name, attribute, value)
 
 
@@ -70,7 +69,7 @@ def _any(part: bytes) -> bytes:
 
 
 def _leaves(*names: bytes) -> bytes:
-    """Elements without attributes, each at most once, in this order."""
+    """Return elements without attributes, each at most once, in this order."""
     return b"".join(_maybe(_leaf(name)) for name in names)
 
 
@@ -96,7 +95,7 @@ _PERSON = (
     + _maybe(_leaf(b"Affiliation"))
     + _AFFILIATIONS
 )
-# The first branch is nearly every author, and quicker.
+# The first branch matches nearly every author, and is faster.
 _AUTHOR = rb"(?:%s%s%s%s</Author>|%s)" % (
     _required(b"Author", b"ValidYN", b"[YN]"),
     _GAP,
@@ -259,4 +258,4 @@ _DATA = _inner(
     _any(_INSTRUCTION),
 )
 CITATION = re.compile(_BLANK + _inner(b"PubmedArticle", _once(_CITATION), _maybe(_DATA)))
-"""Its groups are what `medline_citation.scan` reads, in the order in which they stand."""
+"""Its groups are the arguments of `medline_citation.scan`, in their order."""
