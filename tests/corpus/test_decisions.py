@@ -1,4 +1,4 @@
-"""Who is held out, which language passes, and what stays of versions, deletions and copies."""
+"""The split, the languages allowed, and the selection among versions, deletions and copies."""
 
 import hashlib
 
@@ -53,7 +53,7 @@ def numbered(rows: list[Row]) -> list[int]:
     return list(occurrences(indexed(*rows), np.array(counted, dtype=bool)))
 
 
-def test_the_split_is_the_contents_hash() -> None:
+def test_the_split_is_the_hash_of_the_content() -> None:
     content = content_sha256("Some text.")
     fraction = int(content[:16], 16) / 2**64
     assert is_heldout(content, fraction + 1e-9)
@@ -65,12 +65,12 @@ def test_the_split_is_the_contents_hash() -> None:
 
 
 @pytest.mark.parametrize("language", ["eng", "en", "EN-gb", None, "und", ""])
-def test_english_passes(language: str | None) -> None:
+def test_english_is_allowed(language: str | None) -> None:
     assert language_allowed(language, ("en",))
     assert language_allowed(language, ("eng", "fr"))
 
 
-def test_other_languages_pass_when_wanted() -> None:
+def test_other_languages_are_allowed_by_config() -> None:
     assert not language_allowed("fre", ("en",))
     assert language_allowed("fre", ("en", "fr"))
     assert language_allowed("ger", ("deu",))
@@ -79,37 +79,37 @@ def test_other_languages_pass_when_wanted() -> None:
 
 def test_the_newest_version_stays() -> None:
     kept = KEPT
-    found = decided(("p:1", "new", 2, kept), ("p:1", "old", 1, kept), ("p:2", "x", 1, kept))
-    assert found == [kept, SUPERSEDED, kept]
+    reasons = decided(("p:1", "new", 2, kept), ("p:1", "old", 1, kept), ("p:2", "x", 1, kept))
+    assert reasons == [kept, SUPERSEDED, kept]
     assert decided(("p:1", "a", 1, kept), ("p:1", "b", 1, kept)) == [SUPERSEDED, kept]
 
 
-def test_an_older_version_does_not_outlive_the_retraction_of_the_newest() -> None:
+def test_a_retracted_newest_version_supersedes_older_versions() -> None:
     for version, text in ((2, "b"), (1, "b"), (1, "a")):
-        found = decided(("p:1", "a", 1, KEPT), ("p:1", text, version, RETRACTED))
-        assert found == [SUPERSEDED, RETRACTED]
+        reasons = decided(("p:1", "a", 1, KEPT), ("p:1", text, version, RETRACTED))
+        assert reasons == [SUPERSEDED, RETRACTED]
 
 
-def test_the_same_file_in_two_sources_belongs_to_the_first() -> None:
+def test_of_the_same_file_in_two_sources_the_first_stays() -> None:
     kept = KEPT
     rows = (("p:1", "a", 1, kept), ("p:2", "b", 1, kept))
     assert decided(*rows, *rows) == [kept, kept, COPY, COPY]
-    # Between the two copies stands another text: the newest is the last one's, in the first one's place.
+    # Another version is between the two copies: the last copy is the newest version, the first one stays.
     assert decided(rows[0], ("p:1", "x", 1, kept), rows[0]) == [kept, SUPERSEDED, COPY]
 
 
 def test_every_copy_of_an_older_version_is_superseded_and_its_id_is_not_counted() -> None:
     old, new = ("p:1", "a", 1, KEPT), ("p:1", "b", 1, KEPT)
-    found = decided(old, old, new)
-    assert found == [SUPERSEDED, SUPERSEDED, KEPT]
+    reasons = decided(old, old, new)
+    assert reasons == [SUPERSEDED, SUPERSEDED, KEPT]
     assert unique_id("p:1", numbered([old, old, new])[2]) == "p:1"
 
 
-def test_sources_without_versions_may_use_the_same_ids() -> None:
+def test_equal_ids_without_versions_are_different_documents() -> None:
     assert decided(("1", "a", 0, KEPT), ("1", "b", 0, KEPT)) == [KEPT] * 2
 
 
-def test_deleted_ids_go() -> None:
+def test_deleted_ids_are_dropped() -> None:
     rows = (("p:1", "a", 1, KEPT), ("p:2", "b", 1, KEPT))
     assert decided(*rows, deleted=("p:2", "p:9")) == [KEPT, DELETED]
 
@@ -119,12 +119,12 @@ def test_of_copies_the_first_stays() -> None:
     assert decided(*rows) == [KEPT, COPY, COPY]
 
 
-def test_what_goes_anyway_is_no_ones_original() -> None:
+def test_a_dropped_document_is_not_the_original_of_a_copy() -> None:
     rows = (("p:1", "text", 1, LANGUAGE), ("p:2", "text", 1, KEPT))
     assert decided(*rows) == [LANGUAGE, KEPT]
 
 
-def test_nothing_is_decided_of_nothing() -> None:
+def test_an_empty_index() -> None:
     assert decided() == []
     assert numbered([]) == []
 
@@ -132,8 +132,8 @@ def test_nothing_is_decided_of_nothing() -> None:
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6), st.integers(1, 3)), max_size=30))
 def test_no_kept_text_or_id_is_kept_twice(drawn: list[tuple[int, int, int]]) -> None:
     rows = [(f"p:{i}", f"text {t}", v, KEPT) for i, t, v in drawn]
-    found = decided(*rows)
-    kept = [row for row, reason in zip(rows, found, strict=True) if reason == KEPT]
+    reasons = decided(*rows)
+    kept = [row for row, reason in zip(rows, reasons, strict=True) if reason == KEPT]
     assert len({row[0] for row in kept}) == len(kept)
     assert len({row[1] for row in kept}) == len(kept)
     # Every id has its newest version's text in the corpus, its own or a copy's.

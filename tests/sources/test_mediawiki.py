@@ -50,13 +50,13 @@ def test_wikitext(wikitext: str, text: str) -> None:
 
 
 def test_quotes_that_do_not_pair_swallow_no_heading() -> None:
-    found = list(sections("'''lead\n== History ==\n[[File:a.jpg|thumb|''b]] old''\n== See ==\nmore"))
-    assert [section.label for section in found] == [None, "History", "See"]
+    parsed = list(sections("'''lead\n== History ==\n[[File:a.jpg|thumb|''b]] old''\n== See ==\nmore"))
+    assert [section.label for section in parsed] == [None, "History", "See"]
 
 
 def test_headings_are_labels() -> None:
-    found = list(sections("lead\n== History ==\nold\n=== ''Early'' ===\n<ref>x</ref>\n== See ==\nmore"))
-    assert [(section.label, section.text) for section in found] == [
+    parsed = list(sections("lead\n== History ==\nold\n=== ''Early'' ===\n<ref>x</ref>\n== See ==\nmore"))
+    assert [(section.label, section.text) for section in parsed] == [
         (None, "lead"),
         ("History", "old"),
         ("See", "more"),
@@ -85,17 +85,17 @@ def test_nested_headings_are_the_path_of_a_section() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(st.text(alphabet="ab [{|}]='<>/!-*#:;&\n", max_size=200))
-def test_any_wikitext_is_read(wikitext: str) -> None:
+def test_any_text_is_valid_wikitext(wikitext: str) -> None:
     assert isinstance(plain(wikitext), str)
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.text(alphabet="abcéß123(),%", min_size=1, max_size=12), min_size=1))
-def test_prose_stays_as_it_is(words: list[str]) -> None:
+def test_prose_stays_unchanged(words: list[str]) -> None:
     assert plain(" ".join(words)) == " ".join(words)
 
 
-def test_nested_and_unclosed_markup_takes_no_time() -> None:
+def test_nested_and_unclosed_markup_takes_bounded_time() -> None:
     assert plain("{{" * 3_000) is not None
     assert plain("[[a|" * 3_000) is not None
     assert plain("<ref>" * 3_000) is not None
@@ -186,11 +186,11 @@ GERMAN = Site({6: "Datei", 14: "Kategorie", 10: "Vorlage"}, "de")
         ("{{x|[[a|b}} c]] d", "c]] d"),
     ],
 )
-def test_text_that_readers_see(wikitext: str, text: str) -> None:
+def test_templates_and_links_become_visible_text(wikitext: str, text: str) -> None:
     assert plain(wikitext) == text
 
 
-def test_a_wikis_own_names() -> None:
+def test_names_of_namespaces_come_from_the_wiki() -> None:
     wikitext = (
         "Text [[Datei:Bild.jpg|mini|Eine [[Beschreibung]]]] weiter.\n\n[[Kategorie:Medizin]]\n[[en:Foo]]\n"
         "__INHALTSVERZEICHNIS__\n[[Bild:x.jpg]][[File:y.jpg|z]][[kategorie: M|x]][[:Datei:z.jpg]][[de:Herz]]"
@@ -224,7 +224,7 @@ def test_templates_and_names_of_other_wikis(wikitext: str, text: str) -> None:
     assert plain(wikitext) == text
 
 
-def test_wikis_of_several_scripts_show_one() -> None:
+def test_the_first_of_several_scripts_is_read() -> None:
     wikitext = "-{H|zh-cn:x;zh-tw:y}-甲-{zh-hans:乙;zh-hant:丙}--{T|丁}--{戊}-"
     assert [section.text for section in sections(wikitext, Site({}, "zh"))] == ["甲乙戊"]
     assert plain("Fe-{x}-y") == "Fe-{x}-y"
@@ -293,7 +293,7 @@ def test_a_template_takes_bounded_time(wikitext: str) -> None:
     assert time.perf_counter() - started < 10
 
 
-def test_a_page_of_too_much_markup_is_left_out_by_name(
+def test_a_page_with_too_much_markup_is_skipped_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meditron.sources.wiki_balance.MOST_MARKUP", 10)

@@ -19,11 +19,10 @@ from meditron.core.console import info, warn
 from meditron.core.errors import InputError
 from meditron.corpus.config import CorpusConfig
 from meditron.corpus.dedup import DELETED, INDEX, SUPERSEDED, id_key, occurrences
-from meditron.corpus.execute import execute
+from meditron.corpus.execute import execute, progress_by_files
 from meditron.corpus.files import FileGroup, source_groups
 from meditron.corpus.passes import KEPT, PASSES, PassFactory, PassPipeline
 from meditron.corpus.pieces import GroupResult, Piece, ReadFiles, load_array, save_array
-from meditron.corpus.progress import progress_by_files
 from meditron.corpus.report import corpus_report
 from meditron.corpus.shards import DECISION, Shard, WriteShards, plan_shards
 from meditron.store.artifact import Artifact
@@ -62,6 +61,7 @@ def run(
     remove_temporaries(out)
     work = make_folder(out / _WORK)
     pipeline = PassPipeline(config, passes)
+    # The groups depend on the files alone, so a resumed run finds the same pieces.
     groups, left_out = source_groups(config, inputs)
     for name, reasons in left_out.items():
         for reason, count in reasons.items():
@@ -70,6 +70,7 @@ def run(
         execute(
             "read", ReadFiles(config, pipeline, groups, work), len(groups), config.workers, work / "tasks"
         )
+    # Nothing is decided before all documents are read: a copy, or a deletion, may be in the last file.
     results = tuple(GroupResult.load(group, work) for group in groups)
     _require_documents(inputs, groups, results)
     shards = _decide(config, pipeline, results, work)
@@ -77,6 +78,7 @@ def run(
         execute("write", WriteShards(pipeline, shards, out), len(shards), config.workers, work / "tasks")
     metrics = _metrics(config, left_out, results, shards)
     _gather_drops(shards, out / "drops.jsonl.zst")
+    # The report reads the finished files; a kill before it leaves the working files for the next run.
     corpus_report(config, metrics, out)
     remove_folder(work)
     return metrics
@@ -111,6 +113,7 @@ def _decide(
     for piece, characters in ((p, c) for r in results for p, c in zip(r.pieces, r.characters, strict=True)):
         documents = len(np.load(piece.file("index.npy"), mmap_mode="r"))
         if config.limit is not None:
+            # Every group reads up to the limit, in parallel; here the limit counts over the whole source.
             documents = min(documents, config.limit - taken[piece.source])
         taken[piece.source] += documents
         if documents:
@@ -121,6 +124,7 @@ def _decide(
         for step in pipeline.passes
         if step.signature is not None
     }
+    # A deletion holds for all files: PubMed's update files delete citations of the baseline.
     deleted = [id_key(identity) for result in results for identity in result.deleted]
     decisions = np.empty(len(index), DECISION)
     reasons = pipeline.compare(index, np.array(deleted, dtype="<u8").reshape(-1, 2), signatures)
@@ -137,6 +141,7 @@ def _decide(
     )
     ends = np.cumsum([shard.documents for shard in shards])
     for shard, part in zip(shards, np.split(decisions, ends[:-1]), strict=True):
+        # Decisions are a function of the inputs, so those of a killed run are still right.
         if not shard.file("decisions.npy").exists():
             save_array(shard.file("decisions.npy"), part)
     return shards
@@ -154,6 +159,7 @@ def _require_kept(
     config: CorpusConfig, pipeline: PassPipeline, taken: Counter[str], reasons: npt.NDArray[np.uint8]
 ) -> None:
     """Warn of a source of which no document is kept; refuse a corpus without any."""
+    # The index is in the order of the sources, so each source is one slice.
     end = 0
     for name in config.sources:
         start, end = end, end + taken[name]
@@ -199,6 +205,7 @@ def _metrics(
 
 
 def _gather_drops(shards: Sequence[Shard], path: Path) -> None:
+    # In the order of the shards: the bytes do not depend on which worker was faster.
     with JsonlWriter(path) as writer:
         for shard in shards:
             if shard.file("drops.jsonl.zst").exists():

@@ -17,10 +17,12 @@ from meditron.store.corpus import SectionSpan
 __all__ = ["Clean", "clean", "render_document"]
 
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+# Without the zero-width joiner and non-joiner (U+200D, U+200C): Persian and Indic spelling needs them.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
     "\ufff9-\ufffb]"
 )
+# Half of a surrogate pair, which a JSON escape can contain.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _BLANKS = re.compile("[\t \xa0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
 _BLANK_LINES = re.compile("\n{3,}")
@@ -43,6 +45,7 @@ def clean(text: str) -> str:
     """
     text = _LINE_ENDS.sub("\n", text)
     text = _LONE_SURROGATE.sub("\ufffd", _INVISIBLE.sub("", text))
+    # After the removal: a soft hyphen between a letter and its accent would prevent their composition.
     text = unicodedata.normalize("NFC", text)
     lines = (line.strip(" ") for line in _BLANKS.sub(" ", text).split("\n"))
     return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
@@ -63,6 +66,7 @@ def render_document(document: Document) -> tuple[str, tuple[SectionSpan, ...]]:
         text, label = clean(section.text), clean(section.label or "")
         if not text:
             continue
+        # Above several lines a label is a heading; before one line it reads as part of the sentence.
         head = "" if not label else f"\n{label}\n" if "\n" in text else f"{label}: "
         whole += f"\n{head}" if whole else head.lstrip("\n")
         if label or section.category:

@@ -66,6 +66,7 @@ class CorpusConfig(StageConfig):
     """Documents in a shard (a file of `train` or `heldout`), at most, whatever files they come from. A killed
     run loses at most that many documents per worker."""
 
+    # Not semantic: the bytes are the same for any number of workers.
     workers: Annotated[int, NonSemantic] = Field(default=1, ge=1)
     """Number of parallel processes."""
 

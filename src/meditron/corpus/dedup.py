@@ -26,9 +26,10 @@ __all__ = [
     "unique_id",
 ]
 
+# 128 bits of a hash: among a billion documents the probability of any false match is below 1e-20.
 INDEX = np.dtype(
     [("id", "<u8", 2), ("text", "<u8", 2), ("version", "<u4"), ("reason", "u1"), ("heldout", "?")],
-    align=False,
+    align=False,  # 38 bytes instead of 40
 )
 Index = npt.NDArray[Any]
 Rows = npt.NDArray[np.integer[Any]]
@@ -77,6 +78,7 @@ def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> dict[DropReason, Ro
     superseded, copies = _older_versions(index)
     deleted_rows = np.flatnonzero(np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1]))
 
+    # Only a document that stays can be the original of a copy; another would take its copies with it.
     alive = index["reason"] == 0
     for rows in (superseded, copies, deleted_rows):
         alive[rows] = False
@@ -90,6 +92,7 @@ def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> dict[DropReason, Ro
 
 def _older_versions(index: Index) -> tuple[Rows, Rows]:
     """Return the rows of older versions of an id, and those of repeats of the same version."""
+    # np.lexsort sorts by its last key first; in all calls here that is the first word of a hash.
     rows = _repeated(index["id"])
     index = index[rows]
     ids, texts, versions, reason = index["id"], index["text"], index["version"], index["reason"]
@@ -107,6 +110,7 @@ def _older_versions(index: Index) -> tuple[Rows, Rows]:
     older = _same(ids[order]) & (versions[order[:-1]] > 0)
     superseded = np.zeros(len(index), dtype=bool)
     superseded[order[:-1][older]] = True
+    # A repeat of an older version is superseded too; it would otherwise count as a copy.
     superseded[repeats[superseded[original]]] = True
     is_copy = np.zeros(len(index), dtype=bool)
     is_copy[repeats] = ~superseded[repeats] & (reason[repeats] == 0)
@@ -125,6 +129,7 @@ def occurrences(index: Index, counted_mask: npt.NDArray[np.bool_]) -> npt.NDArra
     counted = counted[_repeated(ids[counted])]
     order = counted[np.lexsort((ids[counted, 1], ids[counted, 0]))]
     starts = np.concatenate([[True], ~_same(ids[order])])[: len(order)]
+    # Equal ids are neighbours now: a row's number is its distance from the first of its run.
     position = np.arange(len(order))
     numbers = np.ones(len(index), dtype=np.uint32)
     numbers[order] = position - np.maximum.accumulate(np.where(starts, position, 0)) + 1
@@ -141,6 +146,7 @@ def unique_id(identity: str, occurrence: int) -> str:
 
 def _repeated(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """Return the rows of keys whose first word occurs more than once; among millions these are few."""
+    # Sorting by one 64-bit word finds nearly only repeated keys; both words are then compared for these few.
     words = keys[:, 0]
     order = np.argsort(words, kind="stable")
     same = words[order[:-1]] == words[order[1:]]

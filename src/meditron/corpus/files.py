@@ -102,6 +102,7 @@ def files_of(name: str, source: SourceConfig, path: Path, skipped: Counter[str])
 
 def _files_in_folder(folder: Path, source: SourceConfig, skipped: Counter[str]) -> Iterator[SourceFile]:
     """Yield the files to read, sorted by path."""
+    # Sorted: the order of a directory listing depends on the file system.
     for path in sorted(walk_folder(folder)):
         name = as_text(path.relative_to(folder))
         if reason := _reason_to_skip_path(path, name, source):

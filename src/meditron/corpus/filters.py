@@ -1,12 +1,10 @@
-"""Passes that drop a document by its own properties: retracted, another language, no text, too short."""
+"""Passes that drop a document by its own properties: retracted, no text, too short."""
 
 from meditron.corpus.candidate import Candidate, CorpusPass, DropReason
-from meditron.corpus.languages import language_allowed
 
-__all__ = ["Language", "Length", "Retraction", "TitleOnly"]
+__all__ = ["Length", "Retraction", "TitleOnly"]
 
 _RETRACTED = DropReason("retracted")
-_LANGUAGE = DropReason("another language")
 _TITLE_ONLY = DropReason("nothing but a title")
 _SHORT = DropReason("too short")
 
@@ -19,17 +17,6 @@ class Retraction(CorpusPass):
     def examine(self, candidate: Candidate) -> Candidate | DropReason:
         """Return the document unless it is retracted."""
         return _RETRACTED if candidate.document.retracted else candidate
-
-
-class Language(CorpusPass):
-    """Drops documents in languages other than the config's `languages`."""
-
-    reasons = (_LANGUAGE,)
-
-    def examine(self, candidate: Candidate) -> Candidate | DropReason:
-        """Return the document if its language is allowed or unknown."""
-        allowed = language_allowed(candidate.document.language, self.config.languages)
-        return candidate if allowed else _LANGUAGE
 
 
 class TitleOnly(CorpusPass):

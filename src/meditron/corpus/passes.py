@@ -14,7 +14,8 @@ from meditron.corpus.candidate import Candidate, CorpusPass, DocumentTable, Drop
 from meditron.corpus.clean import Clean
 from meditron.corpus.config import CorpusConfig
 from meditron.corpus.dedup import Deduplication
-from meditron.corpus.filters import Language, Length, Retraction, TitleOnly
+from meditron.corpus.filters import Length, Retraction, TitleOnly
+from meditron.corpus.languages import Language
 from meditron.corpus.split import Split
 from meditron.sources.document import Document
 
@@ -22,6 +23,7 @@ __all__ = ["KEPT", "PASSES", "PassFactory", "PassPipeline"]
 
 PassFactory = Callable[[CorpusConfig], CorpusPass]
 
+# Clean renders the text that all others read. Split is last: it reads the text that all others left.
 PASSES: tuple[PassFactory, ...] = (
     Clean,
     Retraction,
@@ -41,8 +43,10 @@ class PassPipeline:
 
     def __init__(self, config: CorpusConfig, factories: Sequence[PassFactory] = PASSES) -> None:
         self.passes = tuple(factory(config) for factory in factories)
+        # Two passes may share a reason; both are then counted under it.
         self.reasons = tuple(dict.fromkeys(reason for step in self.passes for reason in step.reasons))
         self._codes = {reason: code for code, reason in enumerate(self.reasons, start=KEPT + 1)}
+        # The index stores a code in one byte.
         if len(self.reasons) > np.iinfo(np.uint8).max:
             raise ValueError(f"{len(self.reasons)} drop reasons; the index has room for 255")
 
@@ -63,6 +67,8 @@ class PassPipeline:
         candidate = Candidate(document)
         for step in self.passes:
             result = step.examine(candidate)
+            # The candidate of a dropped document is still needed: its id, version and content are indexed,
+            # because a retracted newest version supersedes the older ones.
             if isinstance(result, str):
                 return candidate, self._code(step, result)
             candidate = result
@@ -81,7 +87,7 @@ class PassPipeline:
             deleted: Ids that a source declares deleted, see `DocumentTable`.
             signatures: The rows of each pass that has signatures, by the pass's name.
         """
-        index = index.copy()
+        index = index.copy()  # each pass sees the reasons of the passes before it
         for step in self.passes:
             table = DocumentTable(index, deleted, signatures.get(step.name))
             for reason, rows in step.compare(table).items():

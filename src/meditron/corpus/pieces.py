@@ -111,6 +111,7 @@ class ReadFiles:
 
     def _write(self, piece: Piece, documents: list[Document]) -> None:
         signing = [step for step in self.pipeline.passes if step.signature is not None]
+        # Rows of zeros for dropped documents: row i of every array is document i.
         signatures = {step.name: np.zeros(len(documents), step.signature) for step in signing}
         rows = []
         with JsonlWriter(piece.file("candidates.jsonl.zst")) as writer:
@@ -158,6 +159,7 @@ def _index_row(candidate: Candidate, code: int) -> tuple[object, ...]:
 def _candidate_row(candidate: Candidate, *, kept: bool) -> dict[str, Any]:
     document = candidate.document
     row: dict[str, Any] = {"id": document.id, "source": document.source}
+    # A dropped text is read again for the report alone.
     row["text"] = candidate.text if kept else candidate.text[:SAMPLE_CHARACTERS]
     if kept and candidate.spans:
         row["parts"] = [astuple(span) for span in candidate.spans]

@@ -64,6 +64,7 @@ def plan_shards(
     members: list[Piece] = []
     for piece, piece_documents, piece_characters in pieces:
         fits = documents + piece_documents <= max_documents
+        # A piece is never split: a shard ends before the piece that would exceed a limit.
         if members and not (fits and characters + piece_characters <= MAX_CHARACTERS):
             yield Shard(source, number, tuple(members), documents, work)
             number, documents, characters, members = number + 1, 0, 0, []
@@ -87,10 +88,11 @@ class WriteShards:
         shard = self.shards[task]
         decisions = load_array(shard.file("decisions.npy"))
         pieces = (read_jsonl(piece.file("candidates.jsonl.zst")) for piece in shard.pieces)
+        # One piece is open at a time. The limit can only cut the last piece of a source.
         rows = islice(chain.from_iterable(pieces), len(decisions))
         counts: Counter[str] = Counter({"read": len(decisions)})
         dropped: Counter[str] = Counter()
-        # All files become visible together, when every document is written.
+        # JsonlWriter renames its file at its end: none of them appears before every document is written.
         with ExitStack() as files:
             writers: dict[Path, JsonlWriter] = {}
 

@@ -22,4 +22,5 @@ def is_heldout(content_sha256: str, share: float) -> bool:
     with `share`. Equal texts are therefore in the same split, whatever their ids, files and sources, and a
     larger share only adds documents. Only the newest version of a citation is split (`dedup.decide`).
     """
+    # SHA-256 is uniform, so this is a random choice that depends on nothing but the content.
     return int(content_sha256[:16], 16) / 2**64 < share

@@ -17,8 +17,7 @@ import numpy as np
 
 from meditron.core.errors import InputError
 from meditron.corpus.config import TokenizeConfig
-from meditron.corpus.execute import execute
-from meditron.corpus.progress import progress_by_files
+from meditron.corpus.execute import execute, progress_by_files
 from meditron.corpus.token_report import token_report
 from meditron.model.tokenizer import model_tokenizer
 from meditron.store.artifact import Artifact
@@ -47,12 +46,13 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     """Tokenize `inputs["corpus"]` with the tokenizer of `inputs["base"]`, resuming a killed run.
 
     Returns:
-        metrics: `tokens` and `documents` in all; `sources`: both of each source, and the `median` and
+        The metrics: `tokens` and `documents` in all; `sources`: both of each source, and the `median` and
         `longest` document in tokens; `dtype` of the ids; `tokenizer`, its digest.
 
     Raises:
-        InputError: the corpus has no training text, or one of its files is damaged; the base's vocabulary is.
-        SourceError: the base is no model.
+        InputError: The corpus has no training text, or one of its files is damaged, or the vocabulary of the
+            base is.
+        SourceError: The base is not a model.
     """
     make_folder(out)
     remove_temporaries(out)
@@ -93,6 +93,7 @@ class _Tokenize:
                 hashes += [short(content_sha256(text)) for text in batch]
                 for ids in self._encoded(batch):
                     writer.add(ids)
+            # Inside the block: a shard counts as complete once its .idx exists, which is written at the end.
             write_hashes(prefix, hashes)
 
     def _encoded(self, texts: list[str]) -> Iterator[Ids]:
@@ -103,6 +104,7 @@ class _Tokenize:
                 yield np.array(ids + end)
             return
         # An id in a list is a Python object of 28 bytes; in an array it takes 8.
+        # BOS belongs to the document, so only the first piece gets it.
         first, *others = _pieces(texts[0])
         arrays = [np.array(self.tokenizer.encode(first))]
         arrays += [np.array(self.tokenizer.encode(piece, bos=False)) for piece in others]
@@ -129,6 +131,7 @@ def _pieces(text: str) -> Iterator[str]:
     while start < len(text):
         end = start + PIECE
         if end < len(text):
+            # Only cuts in the second half of a piece: otherwise one line break at its start would be taken.
             cuts = (text.rfind(mark, start, end) + len(mark) for mark in ("\n\n", "\n", " "))
             end = next((cut for cut in cuts if cut > start + PIECE // 2), end)
         yield text[start:end]
