@@ -5,12 +5,14 @@ import io
 import tarfile
 import tracemalloc
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from meditron.core.errors import InputError
+from meditron.sources.containers import read_members
 from meditron.sources.document import ReadLog
 from meditron.sources.registry import find_source, format_name, open_source
 from small_archives import write_archive
@@ -80,6 +82,19 @@ def test_long_names_folders_and_links_in_tar_archives(tmp_path: Path) -> None:
         documents = list(open_source(path, log=log))
         assert [document.id for document in documents] == [f"text:set.tar!{long}", "text:set.tar!notes/1.txt"]
         assert log.skipped == {"link in an archive": 1}
+
+
+@pytest.mark.shared
+def test_members_are_those_of_tarfile(shared: Path) -> None:
+    for path in ("pmc-jats/plos-starter.first97.tar.gz", "medquad/medquad.first80pct.tar.gz"):
+        with tarfile.open(shared / "data" / path) as archive:
+            reference = [
+                (entry.name.removeprefix("./"), file.read())
+                for entry in archive
+                if (file := archive.extractfile(entry))
+            ]
+        members = read_members(shared / "data" / path, "tar", Counter())
+        assert [(member.path, member.read()) for member in members] == reference
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "/etc/out.txt", "a/../../out.txt", "..\\out.txt"])
