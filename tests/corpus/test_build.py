@@ -268,6 +268,10 @@ def test_deletions_reach_other_files_of_a_folder(tmp_path: Path) -> None:
     metrics = run(config(inputs, heldout=0.0), inputs, tmp_path / "out")
     assert metrics["sources"]["pubmed"]["dropped"] == {"deleted by its source": 1}
     assert [text.id for text in read_corpus(tmp_path / "out", "train")] == ["pubmed:11", "pubmed:13"]
+    # Deletions hold also if they are behind the limit.
+    metrics = run(config(inputs, heldout=0.0, limit=2), inputs, tmp_path / "limited")
+    assert metrics["sources"]["pubmed"]["read"] == 2
+    assert [text.id for text in read_corpus(tmp_path / "limited", "train")] == ["pubmed:11"]
 
 
 def test_the_same_bytes_from_any_number_of_workers(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from meditron.core.errors import InputError, SourceError
 from meditron.corpus.config import CorpusConfig, SourceConfig
 from meditron.sources.document import Readable
-from meditron.sources.kinds import reason_to_skip
+from meditron.sources.file_types import reason_to_skip
 from meditron.sources.registry import SkipRule, exclude_hint, find_source, format_name, refuse_mixed_text
 from meditron.sources.streams import as_text
 from meditron.store.artifact import Artifact

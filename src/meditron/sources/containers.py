@@ -14,7 +14,7 @@ from typing import IO, Literal, cast
 
 from meditron.core.errors import InputError
 from meditron.sources.document import Readable
-from meditron.sources.kinds import refusal
+from meditron.sources.file_types import unsupported_format
 from meditron.sources.streams import chunks
 from meditron.store.archives import members, open_zip, unpack
 
@@ -87,7 +87,7 @@ def archive_kind(start: bytes) -> ArchiveKind | None:
     Office documents and e-books, which are zip archives, are not archives of documents.
     """
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return None if refusal(start) else "zip"
+        return None if unsupported_format(start) else "zip"
     return "tar" if start[257:262] == b"ustar" else None
 
 

@@ -35,10 +35,10 @@ __all__ = ["LARGEST_CITATION", "read", "recognises"]
 LARGEST_CITATION = 16 << 20
 """Bytes of one citation, or of a comment between two. Real citations, with thousands of authors, stay below
 6 MB; libxml2 reads at most 10 MB of one text or attribute."""
-_LARGEST_PROVEN = 8 << 20  # libxml2 refuses texts of 10 MB
+_MAX_MATCH = 8 << 20  # libxml2 refuses texts of 10 MB
 _LARGEST_PROLOGUE = 64 << 10
-_LEAST = 64 << 10  # unread bytes in which the next citations are searched
-_BLOCK = 512 << 10  # bytes read at a time
+_MIN_UNREAD = 64 << 10  # unread bytes in which the next citations are searched
+_READ_SIZE = 512 << 10  # bytes read at a time
 _SETS = frozenset({b"PubmedArticleSet", b"PubmedBookArticleSet", b"MedlineCitationSet"})
 _ARTICLES = frozenset({b"PubmedArticle", b"PubmedBookArticle", b"MedlineCitation"})
 _DELETIONS = frozenset({b"DeleteCitation", b"DeleteDocument"})
@@ -128,64 +128,64 @@ class _File:
         self._chunks = chunks(file)
         self._buffer = b""
         self._at = 0  # position in the buffer
-        self._before = 0  # bytes of the file before the buffer
-        self._whole = 0  # citations so far
+        self._buffer_offset = 0  # bytes of the file before the buffer
+        self._citations = 0  # citations so far
         self._ascii = False
         self._name = b""  # of the root
         self._empty = False  # true for a root of one empty tag, <PubmedArticleSet/>
         self._root = b""  # the root's tags, put around an element so that lxml can read it alone
-        self._closing = b""
+        self._end_tag = b""
         self._damage = ""  # of the file beyond the buffer
         self._checked_to = 0  # offset in the file up to which `_legal` is valid
         self._legal = False  # true if all characters up to there are legal in XML
 
     def walk(self) -> Iterator[list[Document] | _Entry]:
         """Yield the proven citations as lists of documents, and all other elements as entries for lxml."""
-        while self._open():
+        while self._open_root():
             if self._name in _ARTICLES:
-                yield self._entry(self._name)
+                yield self._read_element(self._name)
                 continue
             while not self._empty:
-                if len(self._buffer) - self._at < _LEAST:
-                    self._more(_BLOCK)
-                position = self._before + self._at
-                if proven := self._proven():
-                    yield proven
-                if self._before + self._at == position:
-                    entry = self._next()
+                if len(self._buffer) - self._at < _MIN_UNREAD:
+                    self._read_more(_READ_SIZE)
+                position = self._buffer_offset + self._at
+                if documents := self._read_matching():
+                    yield documents
+                if self._buffer_offset + self._at == position:
+                    entry = self._next_element()
                     if entry is None:
                         break
                     yield entry
 
-    def _proven(self) -> list[Document]:
+    def _read_matching(self) -> list[Document]:
         """Read the next citations in the buffer, as far as they follow each other and match the grammar."""
         from meditron.sources.medline_citation import scan
         from meditron.sources.medline_grammar import ARTICLE_END, CITATION
-        from meditron.sources.medline_text import Unusual, legal
+        from meditron.sources.medline_text import NeedsLxml, is_legal
 
         data, at = self._buffer, self._at
         end = data.rfind(ARTICLE_END, at) + len(ARTICLE_END)
         if self._name != b"PubmedArticleSet" or end < at + len(ARTICLE_END):
             return []
-        if self._before + end > self._checked_to:
-            self._checked_to, self._legal = self._before + end, legal(data, at, end)
-        proven = []
+        if self._buffer_offset + end > self._checked_to:
+            self._checked_to, self._legal = self._buffer_offset + end, is_legal(data, at, end)
+        documents = []
         while at < end and (match := CITATION.match(data, at)):
-            if match.end() - at > _LARGEST_PROVEN or not (self._legal or legal(data, at, match.end())):
+            if match.end() - at > _MAX_MATCH or not (self._legal or is_legal(data, at, match.end())):
                 break
             try:
-                proven.append(scan(match))
-            except Unusual:
+                documents.append(scan(match))
+            except NeedsLxml:
                 break
             at = match.end()
-            self._whole += 1
+            self._citations += 1
         self._at = at
-        return proven
+        return documents
 
-    def _open(self) -> bool:
+    def _open_root(self) -> bool:
         """Read up to the first element of the next XML document; False at the end of the file."""
         if self._name:
-            self._skip_asides(_OUTSIDE)
+            self._skip_comments(_OUTSIDE)
             if self._at == len(self._buffer):
                 if self._damage:
                     raise self._error("")
@@ -195,7 +195,7 @@ class _File:
             if _SUBSET.match(self._buffer, self._at):
                 hint = "MEDLINE files declare none; XML bombs are made of such declarations"
                 raise InputError(self._file, "its DOCTYPE declares entities", place="prologue", hint=hint)
-            if len(self._buffer) - self._at > _LARGEST_PROLOGUE or not self._more():
+            if len(self._buffer) - self._at > _LARGEST_PROLOGUE or not self._read_more():
                 raise self._error(problem)
         encoding = _ENCODING.search(match[0])
         named = encoding[1].lower() if encoding else b"utf-8"
@@ -212,62 +212,64 @@ class _File:
             raise self._error(_NOT_ASCII)
         self._empty = match["root"].endswith(b"/>")
         closing = b"</" + self._name + b">"
-        self._checked(match[0] + (b"" if self._empty else closing), "prologue", self._before + self._at)
+        self._parse_xml(
+            match[0] + (b"" if self._empty else closing), "prologue", self._buffer_offset + self._at
+        )
         if self._name in _ARTICLES:
-            self._root, self._closing = b"<x>", b"</x>"
+            self._root, self._end_tag = b"<x>", b"</x>"
             self._at = match.start("root")
         else:
-            self._root, self._closing = match["root"], closing
+            self._root, self._end_tag = match["root"], closing
             self._at = match.end()
         return True
 
-    def _next(self) -> _Entry | None:
+    def _next_element(self) -> _Entry | None:
         """Return the next element of the set; None at its end."""
-        self._skip_asides(_INSIDE)
+        self._skip_comments(_INSIDE)
         match = _CONTENT.match(self._buffer, self._at)
         if match is None:
             ended = self._at == len(self._buffer)
-            raise self._error(f"ends before {self._closing.decode()}" if ended else "text between citations")
+            raise self._error(f"ends before {self._end_tag.decode()}" if ended else "text between citations")
         if match["end"]:
-            end = re.compile(self._closing[:-1] + rb"[ \t\r\n]*+>").match(self._buffer, self._at)
+            end = re.compile(self._end_tag[:-1] + rb"[ \t\r\n]*+>").match(self._buffer, self._at)
             if end is None:
-                raise self._error(f"an end tag that is not {self._closing.decode()}")
+                raise self._error(f"an end tag that is not {self._end_tag.decode()}")
             self._at = end.end()
             return None
         if match["name"] not in _ARTICLES | _DELETIONS:
             raise self._error(f"unexpected element {match['name'].decode()}")
-        return self._entry(match["name"])
+        return self._read_element(match["name"])
 
-    def _skip_asides(self, kinds: tuple[re.Pattern[bytes], re.Pattern[bytes]]) -> None:
+    def _skip_comments(self, patterns: tuple[re.Pattern[bytes], re.Pattern[bytes]]) -> None:
         """Skip white space, comments and processing instructions, and load the next bytes into the buffer."""
         while True:
-            if blank := kinds[0].match(self._buffer, self._at):
+            if blank := patterns[0].match(self._buffer, self._at):
                 self._at = blank.end()
-            if len(self._buffer) - self._at < _LOOKAHEAD and self._more():
+            if len(self._buffer) - self._at < _LOOKAHEAD and self._read_more():
                 continue
-            aside = kinds[1].match(self._buffer, self._at)
+            aside = patterns[1].match(self._buffer, self._at)
             if aside is None:
                 return
-            offset = self._before + self._at
+            offset = self._buffer_offset + self._at
             done = len(aside[0])
             while (end := find(self._buffer, _SKIPPED[aside[0]], self._at + done)) < 0:
-                self._extend("a comment")
+                self._double_buffer("a comment")
             end += len(_SKIPPED[aside[0]])
-            self._checked(b"<x>" + self._buffer[self._at : end] + b"</x>", "between citations", offset, 3)
+            self._parse_xml(b"<x>" + self._buffer[self._at : end] + b"</x>", "between citations", offset, 3)
             self._at = end
 
-    def _entry(self, name: bytes) -> _Entry:
+    def _read_element(self, name: bytes) -> _Entry:
         """Return the element that begins here; of an ill-formed one, enough for lxml to refuse it."""
-        offset = self._before + self._at
-        size = self._plain_size(name) or self._size(name)
+        offset = self._buffer_offset + self._at
+        size = self._simple_size(name) or self._element_size(name)
         if size > LARGEST_CITATION:
             raise self._error(f"a citation of more than {LARGEST_CITATION:,} bytes")
         data = self._buffer[self._at : self._at + size]
         self._at += size
-        self._whole += name in _ARTICLES
+        self._citations += name in _ARTICLES
         return _Entry(name, data, offset)
 
-    def _plain_size(self, name: bytes) -> int:
+    def _simple_size(self, name: bytes) -> int:
         """Return the number of bytes up to the first end tag; 0 if the element may end at a later one."""
         closing = b"</" + name + b">"
         end = find(self._buffer, closing, self._at) + len(closing)
@@ -276,27 +278,27 @@ class _File:
         inside = (find(self._buffer, other, self._at + 1, end) for other in (b"<!", b"<?", b"<" + name))
         return 0 if any(at >= 0 for at in inside) else end - self._at
 
-    def _size(self, name: bytes) -> int:
+    def _element_size(self, name: bytes) -> int:
         """Return the number of bytes of the element, which may contain comments and elements of its name."""
         done, depth = 0, 0
         while True:
             token = _TAGS[name].search(self._buffer, self._at + done)
             if token is None:
                 done = max(done, len(self._buffer) - self._at - _LOOKAHEAD)
-                self._extend("a citation")
+                self._double_buffer("a citation")
                 continue
             start = token.start() - self._at
             if skipped := _SKIPPED.get(token[0]):
                 end = find(self._buffer, skipped, token.end())
                 done = start if end < 0 else end + len(skipped) - self._at
                 if end < 0:
-                    self._extend("a citation")
+                    self._double_buffer("a citation")
                 continue
             tag = _IN_A_TAG.match(self._buffer, token.end())
             end = tag.end() if tag else token.end()
             if end == len(self._buffer) or _OPEN_VALUE.fullmatch(self._buffer, end):
                 done = start
-                self._extend("a citation")
+                self._double_buffer("a citation")
                 continue
             done = end + 1 - self._at
             if self._buffer[end : end + 1] != b">":
@@ -308,29 +310,29 @@ class _File:
 
     def parsed(self, entry: _Entry) -> Document:
         """Parse an entry that is a citation with lxml."""
-        from meditron.sources.medline_citation import Malformed, parse
+        from meditron.sources.medline_citation import NotACitation, parse
 
         try:
-            return parse(self._element(entry))
-        except Malformed as error:
+            return parse(self._parse_element(entry))
+        except NotACitation as error:
             raise InputError(self._file, str(error), place=_place(entry)) from error
 
     def deleted(self, entry: _Entry) -> Iterator[str]:
         """Yield the PMIDs of an entry that lists deletions."""
-        for pmid in self._element(entry).iter("PMID"):
+        for pmid in self._parse_element(entry).iter("PMID"):
             text = (pmid.text or "").strip()
             if not (text.isascii() and text.isdigit()):
                 raise InputError(self._file, f"a deleted PMID is not a number: {text[:40]!r}", place="end")
             yield text
 
-    def _element(self, entry: _Entry) -> "etree._Element":
+    def _parse_element(self, entry: _Entry) -> "etree._Element":
         """Parse an entry inside the root's start tag, which may declare prefixes, and return lxml's tree."""
         pmid = _PMID.search(entry.data)
         place = f"PMID {pmid[1].decode()}" if pmid else "a citation without a PMID"
-        data = self._root + entry.data + self._closing
-        return self._checked(data, place, entry.offset, len(self._root))[0]
+        data = self._root + entry.data + self._end_tag
+        return self._parse_xml(data, place, entry.offset, len(self._root))[0]
 
-    def _checked(self, data: bytes, place: str, offset: int, before: int = 0) -> "etree._Element":
+    def _parse_xml(self, data: bytes, place: str, offset: int, before: int = 0) -> "etree._Element":
         """Parse an XML document with lxml and return its root.
 
         Args:
@@ -354,15 +356,15 @@ class _File:
                 self._file, f"ill-formed XML: {error.msg}", place=f"{place}, byte {at:,}"
             ) from error
 
-    def _extend(self, reading: str) -> None:
+    def _double_buffer(self, reading: str) -> None:
         """Double the buffer: repeated searches then take linear time in total."""
         missing = len(self._buffer) - self._at
         if missing > LARGEST_CITATION:
             raise self._error(f"{reading} of more than {LARGEST_CITATION:,} bytes")
-        if not self._more(max(missing, 1)):
+        if not self._read_more(max(missing, 1)):
             raise self._error(f"ends in the middle of {reading}")
 
-    def _more(self, size: int = 1) -> bool:
+    def _read_more(self, size: int = 1) -> bool:
         """Read at least `size` more bytes and drop the ones before the position; False at the file's end."""
         pieces = [self._buffer[self._at :]]
         added = 0
@@ -380,13 +382,13 @@ class _File:
             pieces.append(chunk)
             added += len(chunk)
         if added:
-            self._before += self._at
+            self._buffer_offset += self._at
             self._at = 0
             self._buffer = b"".join(pieces)
         return bool(added)
 
     def _error(self, problem: str) -> InputError:
-        place = f"after {self._whole:,} whole citations, byte {self._before + self._at:,}"
+        place = f"after {self._citations:,} whole citations, byte {self._buffer_offset + self._at:,}"
         return InputError(self._file, self._damage or problem, place=place)
 
 

@@ -1,6 +1,6 @@
 """Conversion of one MEDLINE citation to a document: from a match of the grammar, or from lxml's tree.
 
-`scan` reads citations that match `medline_grammar.CITATION` and raises Unusual for those that need lxml.
+`scan` reads citations that match `medline_grammar.CITATION` and raises NeedsLxml for those that need lxml.
 `parse` reads lxml's tree of any well-formed citation; its result is the reference.
 """
 
@@ -12,19 +12,19 @@ from stringzilla import find
 
 from meditron.sources.document import Document, Section
 from meditron.sources.medline_text import (
-    Unusual,
+    NeedsLxml,
+    cache_short,
+    cached_text_of,
     flat_text,
-    name_of,
-    remembered,
     text_of,
     texts_of,
-    unescaped,
+    unescape,
 )
 
 if TYPE_CHECKING:
     from lxml import etree
 
-__all__ = ["Malformed", "parse", "scan"]
+__all__ = ["NotACitation", "parse", "scan"]
 
 _Heading = tuple[str | None, str | None]  # a label and a category
 
@@ -38,22 +38,22 @@ _YEAR = re.compile(r"[12][0-9]{3}")
 _NUMBER = re.compile("[0-9]{1,12}")
 
 
-class Malformed(Exception):
+class NotACitation(Exception):
     """Well-formed XML that is not a citation; the message gives the reason."""
 
 
 def scan(match: re.Match[bytes]) -> Document:
-    """Read a match of `medline_grammar.CITATION`; Unusual if only lxml can read the citation."""
+    """Read a match of `medline_grammar.CITATION`; NeedsLxml if only lxml can read the citation."""
     version, pmid, date, journal, title, locations, abstract, languages, types, *more = match.groups()
     corrections, mesh, others, identifiers = more
     if corrections and find(corrections, b"RetractionIn") >= 0:
-        raise Unusual
+        raise NeedsLxml
     doi = (identifiers and _DOI.search(identifiers)) or (locations and _LOCATION.search(locations))
     raws = [doi[1] if doi else b"", title or b""]
     labels, categories = _abstract(abstract, raws) if abstract else ((), ())
     texts = texts_of(raws)
     if doi and not texts[0]:
-        raise Unusual  # an empty DOI; a second one may follow, which only `parse` looks for
+        raise NeedsLxml  # an empty DOI; a second one may follow, which only `parse` looks for
     return _document(
         pmid.decode(),
         int(version),
@@ -61,9 +61,9 @@ def scan(match: re.Match[bytes]) -> Document:
         tuple(map(Section, texts[2:], labels, categories)),
         list(_names(languages)),
         _year(date) if date else None,
-        name_of(journal) if journal else None,
+        cached_text_of(journal) if journal else None,
         list(_names(types)) if types else [],
-        list(map(name_of, _DESCRIPTOR.findall(mesh))) if mesh else [],
+        list(map(cached_text_of, _DESCRIPTOR.findall(mesh))) if mesh else [],
         texts[0],
         False,
         [_scan_other(part) for part in others.split(b"</OtherAbstract>")[:-1]] if others else [],
@@ -97,16 +97,16 @@ def _abstract(data: bytes, raws: list[bytes]) -> tuple[list[str | None], list[st
     return labels, categories
 
 
-@remembered
+@cache_short
 def _names(data: bytes) -> tuple[str, ...]:
     """Return the texts of consecutive elements."""
     return tuple(map(text_of, _NAME.findall(data)))
 
 
-@remembered
+@cache_short
 def _heading(tag: bytes) -> tuple[str | None, str | None, bool]:
     """Return label, category and emptiness (`<AbstractText/>`) of a start tag, given without its `>`."""
-    printed = {name: unescaped(value).decode() for name, value in _ATTRIBUTE.findall(tag)}
+    printed = {name: unescape(value).decode() for name, value in _ATTRIBUTE.findall(tag)}
     return printed.get(b"Label"), printed.get(b"NlmCategory"), tag.endswith(b"/")
 
 
@@ -121,7 +121,7 @@ def _scan_other(data: bytes) -> dict[str, Any]:
     return _other_abstract(printed.get(b"Language"), printed.get(b"Type"), sections)
 
 
-@remembered
+@cache_short
 def _year(raw: bytes) -> int | None:
     return _first_year(text_of(raw[raw.index(b">") + 1 : raw.rindex(b"<")]))
 
@@ -176,7 +176,7 @@ def parse(element: "etree._Element") -> Document:
     The title of a book's chapter is the chapter's own, else the book's; its journal is the book.
 
     Raises:
-        Malformed: The PMID or the article is missing, or a number is not numeric.
+        NotACitation: The PMID or the article is missing, or a number is not numeric.
     """
     book = element.tag == "PubmedBookArticle"
     old = element.tag == "MedlineCitation"
@@ -184,7 +184,7 @@ def parse(element: "etree._Element") -> Document:
     article = citation if book or citation is None else citation.find("Article")
     pmid = None if citation is None else citation.find("PMID")
     if citation is None or article is None or pmid is None:
-        raise Malformed("a citation lacks its PMID or its article")
+        raise NotACitation("a citation lacks its PMID or its article")
     date = "Book/PubDate" if book else "Journal/JournalIssue/PubDate"
     types = "PublicationType" if book else "PublicationTypeList/PublicationType"
     identifiers = element.iterfind(f"{'PubmedBookData' if book else 'PubmedData'}/ArticleIdList/ArticleId")
@@ -227,7 +227,7 @@ def _other_abstract(language: str | None, kind: str | None, sections: list[Secti
 
 def _number(text: str, name: str) -> str:
     if not _NUMBER.fullmatch(text):
-        raise Malformed(f"its {name} is not a number: {text[:40]!r}")
+        raise NotACitation(f"its {name} is not a number: {text[:40]!r}")
     return text
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from meditron.core.errors import InputError
 from meditron.sources.document import Document, Readable, ReadLog, Section
-from meditron.sources.streams import LONGEST_DOCUMENT, as_text, lines, whole
+from meditron.sources.streams import LONGEST_DOCUMENT, as_text, lines, read_whole
 from meditron.store.files import finite, unique_keys
 from meditron.store.jsonl import LONGEST_LINE, check_values
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_KINDS = {"id": str | int, "title": str, "language": str, "year": int, "meta": dict}
+_FIELD_TYPES = {"id": str | int, "title": str, "language": str, "year": int, "meta": dict}
 _JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\{\s*["}]|\[\s*[\[{"\]])')
 _OBJECT = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*["}]')
 _MARKUP = re.compile(r"\ufeff?\s*<[A-Za-z!?/]")
@@ -43,7 +43,7 @@ _DELIMITERS = ",;\t|"
 
 
 def recognises_jsonl(start: bytes) -> bool:
-    """Return true for JSON lines: the first line is a whole JSON object."""
+    """Return true for JSON lines: the first line is a read_whole JSON object."""
     if not _OBJECT.match(start):
         return False
     first, end, rest = start.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")
@@ -63,7 +63,7 @@ def recognises_json(start: bytes) -> bool:
 def recognises_csv(start: bytes) -> bool:
     """Return true if the first line names columns, `text` among them, and the second has as many."""
     rows = start.decode("utf-8-sig", "ignore").splitlines()
-    names, delimiter = _columns(rows[0]) if rows else ([], ",")
+    names, delimiter = _parse_header(rows[0]) if rows else ([], ",")
     if len(names) < 2 or "text" not in names or not all(map(_NAME.fullmatch, names)):
         return False
     return len(rows) == 1 or rows[1].count(delimiter) >= len(names) - 1
@@ -87,11 +87,11 @@ def read_text(file: Readable, log: ReadLog | None = None, name: str | None = Non
     Raises:
         InputError: The file is not UTF-8, has a NUL byte, or is longer than LONGEST_DOCUMENT.
     """
-    data = whole(file, LONGEST_DOCUMENT)
+    data = read_whole(file, LONGEST_DOCUMENT)
     if (at := data.find(b"\0")) >= 0:
         hint = "UTF-16 and UTF-32 are read if they begin with a byte order mark"
         raise InputError(file, "a NUL byte, which text does not have", place=f"byte {at:,}", hint=hint)
-    yield Document(f"text:{name or _file_name(file)}", "text", "", (Section(_decoded(file, data)),))
+    yield Document(f"text:{name or _file_name(file)}", "text", "", (Section(_decode(file, data)),))
 
 
 def read_jsonl(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
@@ -103,8 +103,8 @@ def read_jsonl(file: Readable, log: ReadLog | None = None, name: str | None = No
     for number, line in enumerate(lines(file), start=1):
         place = f"line {number:,}"
         if line.strip():
-            ((row, _),) = _values(file, line, place, concatenated=False)
-            yield _document(file, row, place, "jsonl", f"jsonl:{name or _file_name(file)}:{number}")
+            ((row, _),) = _parse_values(file, line, place, concatenated=False)
+            yield _row_to_document(file, row, place, "jsonl", f"jsonl:{name or _file_name(file)}:{number}")
         elif log is not None:
             log.skipped["blank line"] += 1
 
@@ -117,7 +117,7 @@ def read_json(file: Readable, log: ReadLog | None = None, name: str | None = Non
             of the document.
     """
     number = 0
-    for value, place in _values(file, whole(file, LONGEST_LINE), "", concatenated=True):
+    for value, place in _parse_values(file, read_whole(file, LONGEST_LINE), "", concatenated=True):
         single = isinstance(value, dict) and ("text" in value or not value)
         if not single and not isinstance(value, dict | list):
             raise InputError(file, 'no object with a "text"', place=place)
@@ -127,7 +127,7 @@ def read_json(file: Readable, log: ReadLog | None = None, name: str | None = Non
             row, identity = entry, f"json:{name or _file_name(file)}:{number}"
             if isinstance(rows, dict):
                 row, identity = rows[entry], entry
-            yield _document(file, row, f"document {number:,}", "json", identity)
+            yield _row_to_document(file, row, f"document {number:,}", "json", identity)
 
 
 def read_csv(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
@@ -137,9 +137,9 @@ def read_csv(file: Readable, log: ReadLog | None = None, name: str | None = None
         InputError: A row has another length than the first, a quote does not close, or there is no column
             `text`; the place is the line.
     """
-    decoded = (_decoded(file, line, f"line {n:,}") + "\n" for n, line in enumerate(lines(file), start=1))
+    decoded = (_decode(file, line, f"line {n:,}") + "\n" for n, line in enumerate(lines(file), start=1))
     first = next(decoded, "")
-    names, delimiter = _columns(first)
+    names, delimiter = _parse_header(first)
     if "text" not in names:
         problem = f'no column "text"; its columns: {", ".join(names)[:200]}'
         raise InputError(file, problem, place="line 1", hint="rename the column that holds the text")
@@ -161,18 +161,18 @@ def read_csv(file: Readable, log: ReadLog | None = None, name: str | None = None
                 if log is not None:
                     log.skipped["row without text"] += 1
                 continue
-            known = {key: row.pop(key) for key in ("text", *_KINDS) if key in row and key != "meta"}
+            known = {key: row.pop(key) for key in ("text", *_FIELD_TYPES) if key in row and key != "meta"}
             if (year := known.pop("year", None)) is not None:
                 if not re.fullmatch(r"[0-9]{1,4}(?:\.0)?", year):
                     raise InputError(file, f'the year "{year}" is not a number', place=place)
                 known["year"] = int(year.partition(".")[0])
             identity = f"csv:{name}:{place.removeprefix('line ')}"
-            yield _document(file, known | {"meta": row}, place, "csv", identity)
+            yield _row_to_document(file, known | {"meta": row}, place, "csv", identity)
     except csv.Error as error:
         raise InputError(file, f"not CSV: {error}", place=f"line {begins:,}") from error
 
 
-def _columns(line: str) -> tuple[list[str], str]:
+def _parse_header(line: str) -> tuple[list[str], str]:
     """Return the column names of a CSV's first line in lower case, and the delimiter."""
     line = line.removeprefix("\ufeff").rstrip("\r\n")
     try:
@@ -183,7 +183,7 @@ def _columns(line: str) -> tuple[list[str], str]:
     return [name.strip().lower() for name in splits[delimiter]], delimiter
 
 
-def _decoded(file: Readable, data: bytes, place: str = "") -> str:
+def _decode(file: Readable, data: bytes, place: str = "") -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -192,17 +192,19 @@ def _decoded(file: Readable, data: bytes, place: str = "") -> str:
         raise InputError(file, f"not UTF-8: 0x{data[error.start]:02x}", place=where, hint=hint) from error
 
 
-def _values(file: Readable, data: bytes, place: str, *, concatenated: bool) -> Iterator[tuple[Any, str]]:
+def _parse_values(
+    file: Readable, data: bytes, place: str, *, concatenated: bool
+) -> Iterator[tuple[Any, str]]:
     """Yield the JSON values in `data`, one after another, with their places."""
-    text = _decoded(file, data, place)
+    text = _decode(file, data, place)
     end = begin = 0
     line = 1
     try:
         check_values(data)
-        while (at := _blank_until(text, end)) < len(text):
+        while (at := _skip_blanks(text, end)) < len(text):
             line, begin = line + text.count("\n", begin, at), at
             value, end = _DECODER.raw_decode(text, begin)
-            if not concatenated and _blank_until(text, end) < len(text):
+            if not concatenated and _skip_blanks(text, end) < len(text):
                 raise InputError(file, f"more after its end, column {end + 1:,}", place=place)
             if b"\\u" in data:  # an escape may be half of a surrogate pair, which UTF-8 cannot encode
                 value = json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
@@ -214,15 +216,15 @@ def _values(file: Readable, data: bytes, place: str, *, concatenated: bool) -> I
         raise InputError(file, f"not JSON: {error}", place=place or None) from error
 
 
-def _blank_until(text: str, start: int) -> int:
+def _skip_blanks(text: str, start: int) -> int:
     match = _BLANK.match(text, start)
     return start if match is None else match.end()
 
 
-def _document(file: Readable, row: Any, place: str, source: str, identity: str) -> Document:  # noqa: ANN401
+def _row_to_document(file: Readable, row: Any, place: str, source: str, identity: str) -> Document:  # noqa: ANN401
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise InputError(file, 'no object with a "text"', place=place)
-    for key, kind in _KINDS.items():
+    for key, kind in _FIELD_TYPES.items():
         if not isinstance(row.get(key), kind | None) or isinstance(row.get(key), bool):
             raise InputError(file, f'"{key}" is a {type(row[key]).__name__}', place=place)
     if len(row["text"].encode()) > LONGEST_DOCUMENT:

@@ -13,7 +13,7 @@ from meditron.core.errors import InputError, SourceError
 from meditron.sources import mediawiki, medline, plain
 from meditron.sources.containers import ArchiveMember, archive_kind, read_members
 from meditron.sources.document import Document, Readable, Reader, ReadLog
-from meditron.sources.kinds import reason_to_skip, refusal
+from meditron.sources.file_types import reason_to_skip, unsupported_format
 from meditron.sources.streams import as_text, head
 
 __all__ = [
@@ -155,7 +155,7 @@ def _find(file: Readable, start: bytes, format: str | None) -> SourceFormat:
             source = SOURCES["csv"]  # its reader raises the error about the missing column `text`
     # Much content is recognised as text, so known formats without a reader are refused first. A format that
     # the user set is never overridden.
-    if format != "text" and source in (None, SOURCES["text"]) and (known_format := refusal(start)):
+    if format != "text" and source in (None, SOURCES["text"]) and (known_format := unsupported_format(start)):
         raise InputError(file, f"{known_format[0]}, which is not read", hint=known_format[1])
     if source is None:
         raise _unknown_format(file, start)

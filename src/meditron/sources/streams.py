@@ -19,18 +19,18 @@ from meditron.core.errors import InputError, MissingExtra, SourceError
 from meditron.sources.document import Readable
 from meditron.store.jsonl import LONGEST_LINE
 
-__all__ = ["LONGEST_DOCUMENT", "as_text", "chunks", "head", "lines", "whole"]
+__all__ = ["LONGEST_DOCUMENT", "as_text", "chunks", "head", "lines", "read_whole"]
 
 LONGEST_DOCUMENT = 24 << 20
 """Bytes of one document's text in UTF-8. Escaped in JSON it stays below LONGEST_LINE."""
 
 # Decompressed bytes at a time: bounds the memory a decompression bomb can take, and fits a CPU cache.
 _PIECE = 256 << 10
-_RAW = 64 << 10
-_RAW_ZSTD = 4 << 10  # its decoder has no limit on its output, so its input is limited
-_XZ_MEMORY = 256 << 20  # an xz file declares how much memory it needs; `xz -9` needs 64 MiB
+_COMPRESSED_PIECE = 64 << 10
+_COMPRESSED_PIECE_ZSTD = 4 << 10  # its decoder has no limit on its output, so its input is limited
+_MAX_XZ_MEMORY = 256 << 20  # an xz file declares how much memory it needs; `xz -9` needs 64 MiB
 # Longer marks first: the mark of UTF-32 begins with that of UTF-16.
-_MARKS = {
+_BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
@@ -38,7 +38,7 @@ _MARKS = {
 }
 
 
-class _Unpacker(Protocol):
+class _Decompressor(Protocol):
     """The interface of the decompressors in the standard library."""
 
     @property
@@ -63,7 +63,7 @@ def chunks(file: Readable) -> Iterator[bytes]:
     done = 0
     try:
         with file.open("rb") as stream:
-            for chunk in _as_utf8(file, _unpacked(stream)):
+            for chunk in _as_utf8(file, _decompress(stream)):
                 yield chunk
                 done += len(chunk)
     except FileNotFoundError as error:
@@ -91,7 +91,7 @@ def head(file: Readable, size: int = 4096) -> bytes:
     return start[:size]
 
 
-def whole(file: Readable, limit: int) -> bytes:
+def read_whole(file: Readable, limit: int) -> bytes:
     """Return all decompressed bytes; InputError if there are more than `limit`."""
     pieces: list[bytes] = []
     size = 0
@@ -126,7 +126,7 @@ def lines(file: Readable) -> Iterator[bytes]:
 
 def _as_utf8(file: Readable, pieces: Iterator[bytes]) -> Iterator[bytes]:
     first = next(pieces, b"")
-    encoding = next((name for mark, name in _MARKS.items() if first.startswith(mark)), None)
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if first.startswith(mark)), None)
     if encoding is None:
         yield first
         yield from pieces
@@ -142,22 +142,24 @@ def _as_utf8(file: Readable, pieces: Iterator[bytes]) -> Iterator[bytes]:
         raise InputError(file, f"not {encoding.upper()[:6]}", place=f"after {done:,} bytes") from error
 
 
-def _unpacked(file: IO[bytes]) -> Iterator[bytes]:
+def _decompress(file: IO[bytes]) -> Iterator[bytes]:
     magic = file.read(6)
     file.seek(0)
     if magic.startswith(b"\x1f\x8b"):
-        return _gunzipped(file)
+        return _gunzip(file)
     if magic.startswith(b"BZh"):
-        return _stream(file, bz2.BZ2Decompressor)
+        return _decompress_members(file, bz2.BZ2Decompressor)
     skippable = magic[1:4] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50  # pzstd's files begin with one
     if magic.startswith(b"\x28\xb5\x2f\xfd") or skippable:
-        return _stream(file, _Zstd, _RAW_ZSTD)
+        return _decompress_members(file, _Zstd, _COMPRESSED_PIECE_ZSTD)
     if magic == b"\xfd7zXZ\0":
-        return _stream(file, partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, _XZ_MEMORY))
+        return _decompress_members(file, partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, _MAX_XZ_MEMORY))
     return iter(lambda: file.read(_PIECE), b"")
 
 
-def _stream(file: IO[bytes], new: Callable[[], _Unpacker], raw: int = _RAW) -> Iterator[bytes]:
+def _decompress_members(
+    file: IO[bytes], new: Callable[[], _Decompressor], raw: int = _COMPRESSED_PIECE
+) -> Iterator[bytes]:
     """Decompress one compressed member after another: all of these formats allow several in a file."""
     data = file.read(raw)
     while data:
@@ -169,18 +171,18 @@ def _stream(file: IO[bytes], new: Callable[[], _Unpacker], raw: int = _RAW) -> I
                 yield piece
             data = b""
         data = unpacker.unused_data or file.read(raw)
-        # Tapes pad to whole blocks with zeros; members may follow the padding.
+        # Tapes pad to read_whole blocks with zeros; members may follow the padding.
         while data and not (data := data.lstrip(b"\0")):
             data = file.read(raw)
 
 
-def _gunzipped(file: IO[bytes]) -> Iterator[bytes]:
+def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
     try:
         from isal import igzip_lib, isal_zlib
     except ImportError as error:
         raise MissingExtra("isal", "corpus") from error
     try:
-        yield from _stream(file, partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP))
+        yield from _decompress_members(file, partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP))
     except isal_zlib.IsalError as error:  # type: ignore[misc]  # its stub names no base
         raise ValueError(error) from error
 

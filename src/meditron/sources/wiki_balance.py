@@ -20,7 +20,7 @@ VERBATIM = frozenset(
     {"math", "chem", "ce", "source", "syntaxhighlight", "nowiki", "pre", "score", "timeline", "gallery"}
     | {"imagemap", "graph", "templatedata", "categorytree", "hiero", "inputbox", "section", "mapframe"}
 )
-_SINGLE = frozenset({"br", "wbr", "hr", "meta", "link", "img", "li", "dt", "dd", "th", "td", "tr", "p"})
+_VOID_TAGS = frozenset({"br", "wbr", "hr", "meta", "link", "img", "li", "dt", "dd", "th", "td", "tr", "p"})
 _TOKEN = re.compile(
     r"""(?P<comment><!--)
     |<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9]*+)(?:[\s/][^<>]*+)?>
@@ -34,8 +34,9 @@ _TOKEN = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 _AS_TEXT = {"{{": "&#123;&#123;", "[[": "&#91;&#91;", "[": "&#91;", "{|": "&#123;|"}
-_DROPPED = {**_AS_TEXT, "sup": "^", "sub": "_"}  # without the mark, an unclosed 10<sup>9 would read 109
-_OPENS = {"}}": "{{", "]]": "[[", "]": "["}
+# Without a mark, an unclosed 10<sup>9 would read 109.
+_TEXT_IF_UNCLOSED = {**_AS_TEXT, "sup": "^", "sub": "_"}
+_OPENING_OF = {"}}": "{{", "]]": "[[", "]": "["}
 
 
 class TooMuchMarkup(Exception):
@@ -46,10 +47,10 @@ def balance(wikitext: str) -> str:
     """Return the page with unclosed openings turned into text; TooMuchMarkup beyond the limits above."""
     if len(wikitext) > LONGEST_PAGE:
         raise TooMuchMarkup(f"{len(wikitext):,} characters")
-    return _Pass(wikitext).run()
+    return _Balancer(wikitext).run()
 
 
-class _Pass:
+class _Balancer:
     """One pass over a page, with a stack of open markup."""
 
     def __init__(self, text: str) -> None:
@@ -57,19 +58,19 @@ class _Pass:
         self.pieces: list[str] = []
         self.open: list[tuple[str, int]] = []  # kind of markup, and the piece that opens it
         self.opened: Counter[str] = Counter()
-        self.endless: set[str] = set()  # end marks that do not occur in the rest of the page
+        self.missing_ends: set[str] = set()  # end marks that do not occur in the rest of the page
         self.markup = 0
 
     def run(self) -> str:
         at = 0
         while match := _TOKEN.search(self.text, at):
             self.pieces.append(self.text[at : match.start()])
-            at = self._take(match)
+            at = self._handle_token(match)
         self.pieces.append(self.text[at:])
-        self._drop_to(0)
+        self._unwind_to(0)
         return "".join(self.pieces)
 
-    def _take(self, match: re.Match[str]) -> int:
+    def _handle_token(self, match: re.Match[str]) -> int:
         """Handle one token and return the position after it."""
         mark = match[0]
         if match["comment"]:
@@ -77,7 +78,7 @@ class _Pass:
             self.pieces.append("&lt;!--" if end < 0 else "")
             return match.end() if end < 0 else end + 3
         if match["name"]:
-            return self._take_tag(match)
+            return self._handle_tag(match)
         if match["line"]:
             self._end_external_links()
         if match["table_end"]:
@@ -87,7 +88,7 @@ class _Pass:
         elif match["end"]:
             if mark == "]]" and self.open and self.open[-1][0] == "[":
                 mark = "]"
-            self._close(_OPENS[mark])
+            self._close(_OPENING_OF[mark])
         elif match["table"] or match["open"]:
             self._open("{|" if match["table"] else mark, mark)
             return match.end()
@@ -96,13 +97,13 @@ class _Pass:
         self.pieces.append("&lt;" if match["stray"] else mark)
         return match.start() + len(mark)
 
-    def _take_tag(self, match: re.Match[str]) -> int:
+    def _handle_tag(self, match: re.Match[str]) -> int:
         name = match["name"].lower()
         whole = match[0].endswith("/>")
         if match["close"]:
-            if name in _SINGLE or self._close(name) is not None:
+            if name in _VOID_TAGS or self._close(name) is not None:
                 self.pieces.append(f"</{name}>")
-        elif whole or name in _SINGLE:
+        elif whole or name in _VOID_TAGS:
             self.pieces.append(f"<{name}/>" if whole else f"<{name}>")
         elif name in VERBATIM:
             end = self._find(f"</{name}", match.end())
@@ -126,11 +127,11 @@ class _Pass:
 
     def _find(self, end: str, start: int) -> int:
         """Find an end mark, in any case; -1 if there is none, which is remembered."""
-        if end in self.endless:
+        if end in self.missing_ends:
             return -1
         match = re.compile(re.escape(end), re.IGNORECASE).search(self.text, start)
         if match is None:
-            self.endless.add(end)
+            self.missing_ends.add(end)
             return -1
         return match.start()
 
@@ -160,13 +161,13 @@ class _Pass:
             if self.open[at][0] in _AS_TEXT and kind not in _AS_TEXT:
                 return None
             at -= 1
-        self._drop_to(at + 1)
+        self._unwind_to(at + 1)
         self.opened[kind] -= 1
         return self.open.pop()[1]
 
-    def _drop_to(self, depth: int) -> None:
+    def _unwind_to(self, depth: int) -> None:
         """Turn the openings above `depth` into text; tags are removed."""
         while len(self.open) > depth:
             kind, piece = self.open.pop()
             self.opened[kind] -= 1
-            self.pieces[piece] = _DROPPED.get(kind, "")
+            self.pieces[piece] = _TEXT_IF_UNCLOSED.get(kind, "")

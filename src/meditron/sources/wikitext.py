@@ -32,12 +32,12 @@ archivo ficheiro bestand plik файл ファイル 파일 fil 그림 карти
 תמונה קובץ kép soubor obrázok kuva tiedosto bilde billede resim dosya hình imagine fișier imatge fitxer
 dosiero irudi gambar berkas εικόνα αρχείο ਤਸਵੀਰ चित्र चित्र ছবি
 """
-_FILES = frozenset(_FILE_NAMES.split())
+_FILE_NAMESPACES = frozenset(_FILE_NAMES.split())
 _CATEGORY_NAMES = """
 kategorie catégorie categoría categoria categorie kategoria категория категорія category カテゴリ 分類 分类
 분류 تصنيف رده קטגוריה kategória kategori luokka kategorija категорија κατηγορία thể_loại श्रेणी
 """
-_CATEGORIES = frozenset(name.replace("_", " ") for name in _CATEGORY_NAMES.split())
+_CATEGORY_NAMESPACES = frozenset(name.replace("_", " ") for name in _CATEGORY_NAMES.split())
 # A file whose namespace is in no list: no other link ends in a media suffix.
 _MEDIA = re.compile(
     r"[^:\[\]]+:.+\.(?:jpe?g|png|svg|gif|tiff?|webp|og[gv]|webm|djvu|xcf|mid|wav|flac|stl)", re.I
@@ -95,11 +95,11 @@ _BLANK_LINES = re.compile(r" ?\n ?(?:\n ?)+")
 # Italic, bold or both; an apostrophe more than that is one.
 _QUOTES = re.compile("('*?)(?:'{5}|'{3}|'{2})(?!')")
 # Placeholder of a template without text; an empty parenthesis around it is removed.
-_GONE = "\0"
-_NOTHING = re.compile(rf" ?\((?:[ ,;]*+{_GONE})++[ ,;]*+\)")
-_OPENING = re.compile(rf"\((?:[ ,;]*+{_GONE})++[ ,;]*+")
+_REMOVED = "\0"
+_NOTHING = re.compile(rf" ?\((?:[ ,;]*+{_REMOVED})++[ ,;]*+\)")
+_OPENING = re.compile(rf"\((?:[ ,;]*+{_REMOVED})++[ ,;]*+")
 # Tried only at a run's first character: many templates in a row would take quadratic time otherwise.
-_CLOSING = re.compile(rf"(?<![ ,;{_GONE}])(?:[ ,;]*+{_GONE})++[ ,;]*+\)")
+_CLOSING = re.compile(rf"(?<![ ,;{_REMOVED}])(?:[ ,;]*+{_REMOVED})++[ ,;]*+\)")
 _LEFT_OUT = frozenset(
     {"ref", "references", "gallery", "table", "timeline", "imagemap", "graph", "score", "templatedata"}
     | {"indicator", "noinclude", "mapframe", "section", "categorytree", "inputbox", "style", "hiero"}
@@ -124,12 +124,16 @@ class Site:
     def namespace(self, title: str) -> int:
         """Return the namespace of a page's title, by its prefix; 0 for an article."""
         prefix, colon, _ = title.partition(":")
-        prefix = _folded(prefix)
+        prefix = _fold_name(prefix)
         if not colon:
             return 0
-        local = next((key for key, name in self.namespaces.items() if key and _folded(name) == prefix), 0)
-        common = next((key for key, name in NAMESPACES.items() if _folded(name) == prefix), 0)
-        older = 6 if prefix in _FILES or _MEDIA.fullmatch(title.strip()) else 14 * (prefix in _CATEGORIES)
+        local = next((key for key, name in self.namespaces.items() if key and _fold_name(name) == prefix), 0)
+        common = next((key for key, name in NAMESPACES.items() if _fold_name(name) == prefix), 0)
+        older = (
+            6
+            if prefix in _FILE_NAMESPACES or _MEDIA.fullmatch(title.strip())
+            else 14 * (prefix in _CATEGORY_NAMESPACES)
+        )
         return local or common or older
 
     def link_text(self, title: str) -> str | None:
@@ -140,13 +144,13 @@ class Site:
         if self.namespace(title) in _HIDDEN:
             return None
         prefix, colon, rest = title.partition(":")
-        prefix = _folded(prefix)
+        prefix = _fold_name(prefix)
         if colon and prefix in _LANGUAGES and prefix != self.language:
             return None
         return rest.strip() if colon and prefix in _PROJECTS else title
 
 
-def _folded(name: str) -> str:
+def _fold_name(name: str) -> str:
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
@@ -162,7 +166,7 @@ def sections(wikitext: str, site: Site | None = None) -> Iterator[Section]:
         import mwparserfromhell as parser
     except ImportError as error:
         raise MissingExtra("mwparserfromhell", "corpus") from error
-    plain = _Plain(site or Site({}))
+    plain = _PlainText(site or Site({}))
     headings: list[tuple[int, str]] = []  # level and text of the open section's heading and those above it
     pieces: list[str] = []
     wikitext = _CONTROL.sub("", wikitext)
@@ -191,7 +195,7 @@ def _first_variant(match: re.Match[str]) -> str:
     return match[2] if name is None else match[2][name.end() :].partition(";")[0].strip()
 
 
-class _Plain:
+class _PlainText:
     """Conversion of a page's nodes to text in which scripts and removed templates are still marked."""
 
     def __init__(self, site: Site) -> None:
@@ -216,7 +220,7 @@ class _Plain:
                 return self.text(node.title) if node.brackets else str(node.url)
             case "Template":
                 shown = render(str(node.name), Arguments(node, self.text))
-                return _GONE if shown is None else shown
+                return _REMOVED if shown is None else shown
             case "Heading":
                 return f"\n{self.text(node.title)}\n"
             case "Tag":
@@ -234,7 +238,7 @@ class _Plain:
             return "- "
         if name in {"sup", "sub"}:
             inner = self.text(node.contents)
-            return f"{SUP if name == 'sup' else SUB}{inner}{END}" if inner.strip(f" \n{_GONE}") else ""
+            return f"{SUP if name == 'sup' else SUB}{inner}{END}" if inner.strip(f" \n{_REMOVED}") else ""
         inner = str(node.contents or "") if name in VERBATIM else self.text(node.contents)
         if name in {"nowiki", "pre"}:
             inner = _CONTROL.sub("", html.unescape(inner))
@@ -243,8 +247,8 @@ class _Plain:
 
 def _tidy(text: str) -> str:
     text = resolve_scripts(re.sub(rf"(?<=\d){FRACTION}", " ", text).replace(FRACTION, ""))
-    if _GONE in text:
-        text = _CLOSING.sub(")", _OPENING.sub("(", _NOTHING.sub("", text))).replace(_GONE, "")
+    if _REMOVED in text:
+        text = _CLOSING.sub(")", _OPENING.sub("(", _NOTHING.sub("", text))).replace(_REMOVED, "")
     text = _LINE_OF_SWITCHES.sub("", _OTHER_SWITCH.sub("", text))
     lines = (_SPACE.sub(" ", line).strip() for line in text.replace("\xa0", " ").split("\n"))
     kept = "\n".join("" if line.strip("-*• ") == "" else line for line in lines)

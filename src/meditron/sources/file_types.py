@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["reason_to_skip", "refusal"]
+__all__ = ["reason_to_skip", "unsupported_format"]
 
 _SYSTEM = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 _CHECKSUM = re.compile(
@@ -94,7 +94,7 @@ def reason_to_skip(path: str) -> str | None:
     return "README or licence" if _ABOUT.fullmatch(name.lower()) else None
 
 
-def refusal(start: bytes) -> tuple[str, str | None] | None:
+def unsupported_format(start: bytes) -> tuple[str, str | None] | None:
     """Recognise a format that is not read.
 
     Args:
