@@ -1,11 +1,11 @@
-"""The corpus room against its peers, in CPU seconds of one core. `make bench ONLY=corpus`.
+"""Benchmark of the corpus readers against their peers, in CPU seconds of one core: `make bench ONLY=corpus`.
 
-`medline-vs-pubmed_parser`: a real daily update file, whole, gzip in, JSON lines on disk out; of either side
-the best of three alternating rounds, and beside it the ratio of each round. Ours writes the fields
-that `meditron parse` prints. pubmed_parser is called as its own example calls it, with the defaults, its
-quickest form (strings instead of lists, the year alone), and always reads more: authors, affiliations, the
-PMIDs of references, chemicals, keywords, grants, the journal's other names. Of a section it gives the label
-or the category, not both.
+`medline-vs-pubmed_parser` reads a whole daily update file (gzip) and writes JSON lines to disk. Each side's
+result is the best of three alternating rounds; the ratio of each round is recorded too. Ours writes the
+fields that `meditron parse` prints. pubmed_parser is called as in its documentation, with the defaults, which
+are its fastest form (strings instead of lists, the year without month and day). It reads more fields:
+authors, affiliations, the PMIDs of references, chemicals, keywords, grants, the journal's other names. Of a
+section it returns the label or the category, not both.
 """
 
 import gzip
@@ -21,8 +21,8 @@ from benchmarks.common import cpu_seconds, record
 from meditron.sources.medline import read
 from meditron.store.fetch import fetch
 
-ROUNDS = 3  # of the peer's half minute each
-BUFFER = 1 << 20  # for either writer
+ROUNDS = 3  # the peer takes half a minute each
+BUFFER = 1 << 20  # bytes; the same for both writers
 
 
 def main() -> None:
@@ -33,22 +33,22 @@ def main() -> None:
         ours = partial(_ours, file, Path(folder) / "ours.jsonl")
         peer = partial(_peer, file, Path(folder) / "peer.jsonl")
         rounds = [(cpu_seconds(ours), cpu_seconds(peer)) for _ in range(ROUNDS)]
-    mine, theirs = map(min, zip(*rounds, strict=True))
+    our_seconds, peer_seconds = map(min, zip(*rounds, strict=True))
     record(
         "corpus",
         "medline-vs-pubmed_parser",
-        ours=size / 1e6 / mine,
-        peer=size / 1e6 / theirs,
+        ours=size / 1e6 / our_seconds,
+        peer=size / 1e6 / peer_seconds,
         unit="MB of XML a CPU second",
         bar=15,
         peer_name=f"pubmed_parser 0.5.1, {citations:,} citations",
-        citations_per_second=[citations / mine, citations / theirs],
-        ratios=[slower / faster for faster, slower in rounds],
+        citations_per_second=[citations / our_seconds, citations / peer_seconds],
+        ratios=[peer_round / our_round for our_round, peer_round in rounds],
     )
 
 
 def _measure(packed: Path) -> tuple[int, int]:
-    """How many citations a file holds, and its bytes unpacked."""
+    """Return the number of citations in a file and its decompressed size in bytes."""
     with gzip.open(packed) as file:
         data = file.read()
     return data.count(b"</PubmedArticle>"), len(data)

@@ -236,7 +236,8 @@ def test_parse_prints_one_document_a_line(meditron: Command, tmp_path: Path) -> 
     rows = [json.loads(line) for line in result.out.splitlines()]
     assert len(rows) == 2 * len(TEXTS)
     for row in rows:
-        assert set(row) == {"id", "source", "title", "sections", "language", "year", "meta"}
+        fields = {"id", "source", "title", "sections", "language", "year", "version", "retracted", "meta"}
+        assert set(row) == fields
     assert rows[0]["sections"][0]["text"] == TEXTS[0]
     assert "漢字" in result.out
     assert meditron("parse", path, "--json").out == meditron("parse", path).out

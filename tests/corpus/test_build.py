@@ -1,4 +1,4 @@
-"""The corpus: copies, deletions, limits, damage, kills. The smoke recipe holds it to real files."""
+"""The corpus stage: copies, deletions, limits, damage, kills. The smoke recipe tests it on real files."""
 
 import gzip
 import hashlib
@@ -28,7 +28,7 @@ def artifacts(**paths: Path) -> dict[str, Artifact]:
 
 def config(inputs: dict[str, Artifact], **more: Any) -> CorpusConfig:
     return CorpusConfig.model_validate(
-        {"sources": {name: {"from": str(one.path)} for name, one in inputs.items()}} | more
+        {"sources": {name: {"from": str(artifact.path)} for name, artifact in inputs.items()}} | more
     )
 
 
@@ -37,8 +37,8 @@ def digest(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def rows(path: Path, *read_corpus: str) -> Path:
-    lines = [json.dumps({"id": f"{path.stem}:{n}", "text": text}) for n, text in enumerate(read_corpus)]
+def rows(path: Path, *texts: str) -> Path:
+    lines = [json.dumps({"id": f"{path.stem}:{n}", "text": text}) for n, text in enumerate(texts)]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
@@ -79,7 +79,7 @@ def test_files_of_one_name_have_documents_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("heldout", [0.0, 0.5, 0.99])
-def test_two_shards_that_both_count_from_0(tmp_path: Path, heldout: float) -> None:
+def test_ids_repeated_in_two_files_are_numbered(tmp_path: Path, heldout: float) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for shard in ("a", "b"):
@@ -94,7 +94,7 @@ def test_two_shards_that_both_count_from_0(tmp_path: Path, heldout: float) -> No
     assert {"0", "0#2", "39#2"} <= set(ids)
 
 
-def test_two_sources_that_both_count_from_0(tmp_path: Path) -> None:
+def test_ids_repeated_in_two_sources_are_numbered(tmp_path: Path) -> None:
     paths = {name: tmp_path / f"{name}.jsonl" for name in ("a", "b")}
     for name, path in paths.items():
         path.write_text("\n".join(json.dumps({"id": n, "text": f"{name} {n}. " * 30}) for n in range(40)))
@@ -104,18 +104,18 @@ def test_two_sources_that_both_count_from_0(tmp_path: Path) -> None:
     assert len(set(ids)) == len(ids) == 80
 
 
-def test_the_split_is_the_same_whatever_the_ids_and_files(tmp_path: Path) -> None:
+def test_the_split_depends_on_the_text_alone(tmp_path: Path) -> None:
     lines = [f"Document {n} speaks of {n * n} and of nothing else. " * 4 for n in range(90)]
     sides = []
     for name, chosen in (("a", lines), ("b", [line.upper() + " " for line in reversed(lines)])):
-        inputs = artifacts(one=rows(tmp_path / f"{name}.jsonl", *chosen))
+        inputs = artifacts(a=rows(tmp_path / f"{name}.jsonl", *chosen))
         run(config(inputs, heldout=0.3), inputs, tmp_path / name)
         sides.append({text.content_sha256 for text in read_corpus(tmp_path / name, "heldout")})
     assert sides[0] == sides[1]
     assert 10 < len(sides[0]) < 50
 
 
-def test_of_a_folder_only_documents_are_read(tmp_path: Path) -> None:
+def test_files_without_documents_are_skipped(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     (folder / ".git").mkdir(parents=True)
     (folder / "__MACOSX").mkdir()
@@ -164,7 +164,7 @@ def test_text_among_structured_files_is_refused_by_name(tmp_path: Path) -> None:
         assert metrics["sources"]["a"]["read"] == 3
 
 
-def test_globs_choose_below_the_folder(tmp_path: Path) -> None:
+def test_include_globs_select_files(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     for year in ("2020", "2021"):
         (folder / year).mkdir(parents=True)
@@ -178,9 +178,9 @@ def test_globs_choose_below_the_folder(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="has no file in it") as raised:
         run(CorpusConfig.model_validate({"sources": sources}), inputs, tmp_path / "none")
     assert "2 not included" in str(raised.value.hint)
-    one = artifacts(a=folder / "2020/a.jsonl")
+    file = artifacts(a=folder / "2020/a.jsonl")
     with pytest.raises(SourceError, match="include and exclude are for folders"):
-        run(CorpusConfig.model_validate({"sources": sources}), one, tmp_path / "file")
+        run(CorpusConfig.model_validate({"sources": sources}), file, tmp_path / "file")
 
 
 def test_links_and_names_beyond_utf8_are_read(tmp_path: Path) -> None:
@@ -220,13 +220,15 @@ def test_a_source_without_documents_is_refused(tmp_path: Path) -> None:
     deletion = "<DeleteCitation><PMID>1</PMID><PMID>2</PMID></DeleteCitation>"
     (tmp_path / "b.xml").write_text(f"<PubmedArticleSet>{deletion}</PubmedArticleSet>")
     fine = many(tmp_path / "c.jsonl", 3)
-    for name, said in (("a", "only 1 other namespace"), ("b", "only 2 deletions")):
+    for name, entries in (("a", "only 1 other namespace"), ("b", "only 2 deletions")):
         inputs = artifacts(good=fine, bad=tmp_path / f"{name}.xml")
-        with pytest.raises(InputError, match=rf"{name}\.xml: source 'bad' has no documents, {said}"):
+        with pytest.raises(InputError, match=rf"{name}\.xml: source 'bad' has no documents, {entries}"):
             run(config(inputs), inputs, tmp_path / f"out-{name}")
 
 
-def test_nothing_kept_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_of_which_nothing_is_kept_gives_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fine, short = many(tmp_path / "a.jsonl", 3), rows(tmp_path / "b.jsonl", "Short.")
     inputs = artifacts(a=fine, b=short)
     run(config(inputs), inputs, tmp_path / "out")
@@ -237,7 +239,8 @@ def test_nothing_kept_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_long_documents_end_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meditron.corpus.shards._SHARD_CHARACTERS", 1_000)
+    for module in ("pieces", "shards"):
+        monkeypatch.setattr(f"meditron.corpus.{module}.MAX_CHARACTERS", 1_000)
     inputs = artifacts(a=many(tmp_path / "a.jsonl", 30))
     run(config(inputs, heldout=0), inputs, tmp_path / "out")
     assert len(list((tmp_path / "out/train/a").iterdir())) == 5
@@ -265,6 +268,10 @@ def test_deletions_reach_other_files_of_a_folder(tmp_path: Path) -> None:
     metrics = run(config(inputs, heldout=0.0), inputs, tmp_path / "out")
     assert metrics["sources"]["pubmed"]["dropped"] == {"deleted by its source": 1}
     assert [text.id for text in read_corpus(tmp_path / "out", "train")] == ["pubmed:11", "pubmed:13"]
+    # Deletions hold also if they are behind the limit.
+    metrics = run(config(inputs, heldout=0.0, limit=2), inputs, tmp_path / "limited")
+    assert metrics["sources"]["pubmed"]["read"] == 2
+    assert [text.id for text in read_corpus(tmp_path / "limited", "train")] == ["pubmed:11"]
 
 
 def test_the_same_bytes_from_any_number_of_workers(tmp_path: Path) -> None:
@@ -284,23 +291,23 @@ def test_a_limit_counts_over_all_files_of_a_source(tmp_path: Path) -> None:
     assert metrics["sources"]["both"]["read"] == 20
 
 
-def test_a_row_may_call_its_fields_as_medline_does(tmp_path: Path) -> None:
-    said: list[dict[str, Any]] = [{"version": v, "retracted": "no"} for v in ("v2", 1.5, -1, 1 << 40, True)]
+def test_meta_fields_named_version_and_retracted_have_no_effect(tmp_path: Path) -> None:
+    metas: list[dict[str, Any]] = [{"version": v, "retracted": "no"} for v in ("v2", 1.5, -1, 1 << 40, True)]
     lines = [
         json.dumps({"id": "one", "text": f"Text {n} of the same id, {n * n}. " * 9, "meta": meta})
-        for n, meta in enumerate(said)
+        for n, meta in enumerate(metas)
     ]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
     inputs = artifacts(a=path)
-    assert run(config(inputs), inputs, tmp_path / "out")["sources"]["a"]["kept"] == len(said)
+    assert run(config(inputs), inputs, tmp_path / "out")["sources"]["a"]["kept"] == len(metas)
 
 
-def test_labelled_sections_are_found_again_in_the_corpus(tmp_path: Path) -> None:
-    said = {"BACKGROUND": "Little is known of this, so far. ", "METHODS": "We asked 12 of them, twice. "}
+def test_the_corpus_records_labelled_sections(tmp_path: Path) -> None:
+    sections = {"BACKGROUND": "Little is known of this, so far. ", "METHODS": "We asked 12 of them, twice. "}
     labelled = "".join(
         f'<AbstractText Label="{label.title()}" NlmCategory="{label}">{text * 4}</AbstractText>'
-        for label, text in said.items()
+        for label, text in sections.items()
     )
     path = tmp_path / "1.xml"
     path.write_text(
@@ -313,13 +320,13 @@ def test_labelled_sections_are_found_again_in_the_corpus(tmp_path: Path) -> None
     run(config(inputs, heldout=0.0), inputs, tmp_path / "out")
     plain, text = read_corpus(tmp_path / "out", "train")
     assert [(text.text[part.start : part.end], part.label, part.category) for part in text.parts] == [
-        ((said[label] * 4).strip(), label.title(), label) for label in said
+        ((sections[label] * 4).strip(), label.title(), label) for label in sections
     ]
     assert plain.parts == ()
     assert all("parts" not in row for row in read_jsonl(plain.file))
 
 
-def test_damage_in_a_source_is_told_by_name(tmp_path: Path) -> None:
+def test_damage_in_a_source_is_reported_with_file_and_line(tmp_path: Path) -> None:
     path = many(tmp_path / "a.jsonl", 30)
     path.write_text(path.read_text(encoding="utf-8") + "\n{broken", encoding="utf-8")
     inputs = artifacts(a=path)
@@ -341,7 +348,7 @@ run(config, {"a": Artifact("a", source, "0" * 64)}, out)
 
 
 @pytest.mark.slow
-def test_a_killed_run_redoes_unfinished_shards_only(tmp_path: Path) -> None:
+def test_a_resumed_run_rewrites_unfinished_pieces_only(tmp_path: Path) -> None:
     source = many(tmp_path / "a.jsonl", 2_000)
     command = [sys.executable, "-c", SCRIPT, str(source)]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.corpus.clean import clean, compose
+from meditron.corpus.clean import clean, render_document
 from meditron.sources.document import Document, Section
 
 TEXT = st.text(
@@ -28,7 +28,7 @@ TEXT = st.text(
         "می\u200cخواهم",
     ],
 )
-def test_what_stays_as_it_is(text: str) -> None:
+def test_text_that_stays_unchanged(text: str) -> None:
     assert clean(text) == text
 
 
@@ -44,12 +44,12 @@ def test_what_stays_as_it_is(text: str) -> None:
         ("\ud800x", "\ufffdx"),
     ],
 )
-def test_what_is_set_right(text: str, cleaned: str) -> None:
+def test_text_that_is_normalised(text: str, cleaned: str) -> None:
     assert clean(text) == cleaned
 
 
 @given(TEXT)
-def test_twice_is_once(text: str) -> None:
+def test_cleaning_twice_changes_nothing(text: str) -> None:
     assert clean(clean(text)) == clean(text)
 
 
@@ -63,7 +63,7 @@ def test_no_letter_digit_or_sign_is_lost(text: str) -> None:
     assert [c for c in seen(clean(text)) if c != "\ufffd"] == [c for c in seen(text) if c != "\ufffd"]
 
 
-def test_a_document_becomes_text() -> None:
+def test_documents_are_rendered_with_labels() -> None:
     sections = (
         Section("To see.", "OBJECTIVE", "OBJECTIVE"),
         Section("", "TRIAL"),
@@ -71,20 +71,20 @@ def test_a_document_becomes_text() -> None:
         Section("A\nB", "Long"),
         Section("In us.", None, "METHODS"),
     )
-    text, parts = compose(Document("x:1", "x", "Title.", sections))
+    text, parts = render_document(Document("x:1", "x", "Title.", sections))
     assert text == "Title.\nOBJECTIVE: To see.\nBare.\n\nLong\nA\nB\nIn us."
     assert [(text[part.start : part.end], part.label, part.category) for part in parts] == [
         ("To see.", "OBJECTIVE", "OBJECTIVE"),
         ("A\nB", "Long", None),
         ("In us.", None, "METHODS"),
     ]
-    assert compose(Document("x:2", "x", "", (Section("only"),))) == ("only", ())
+    assert render_document(Document("x:2", "x", "", (Section("only"),))) == ("only", ())
 
 
 @given(TEXT, st.lists(st.builds(Section, TEXT, st.none() | TEXT, st.none() | st.just("METHODS"))))
-def test_parts_are_the_sections_texts(title: str, sections: list[Section]) -> None:
-    text, parts = compose(Document("x:1", "x", title, tuple(sections)))
-    told = [s for s in sections if clean(s.text) and (clean(s.label or "") or s.category)]
-    assert [text[part.start : part.end] for part in parts] == [clean(section.text) for section in told]
-    assert [part.label or "" for part in parts] == [clean(section.label or "") for section in told]
+def test_spans_are_the_texts_of_the_sections(title: str, sections: list[Section]) -> None:
+    text, parts = render_document(Document("x:1", "x", title, tuple(sections)))
+    labelled = [s for s in sections if clean(s.text) and (clean(s.label or "") or s.category)]
+    assert [text[part.start : part.end] for part in parts] == [clean(section.text) for section in labelled]
+    assert [part.label or "" for part in parts] == [clean(section.label or "") for section in labelled]
     assert text == text.strip("\n")

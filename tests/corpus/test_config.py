@@ -7,11 +7,11 @@ from meditron.corpus.config import SourceConfig
 from meditron.sources.registry import SOURCES
 
 
-def test_a_format_without_a_reader_is_refused_before_anything_is_read() -> None:
+def test_an_unknown_format_is_refused_in_the_config() -> None:
     with pytest.raises(ValidationError, match="no source format 'medlin'; formats: medline"):
         SourceConfig.model_validate({"from": "a.xml", "format": "medlin"})
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_reader_may_be_named(name: str) -> None:
+def test_every_format_is_accepted(name: str) -> None:
     assert SourceConfig.model_validate({"from": "a", "format": name}).format == name

@@ -1,4 +1,4 @@
-"""Who is held out, which language passes, and what stays of versions, deletions and copies."""
+"""The split, the languages allowed, and the selection among versions, deletions and copies."""
 
 import hashlib
 
@@ -7,15 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.corpus.dedup import INDEX, Reason, decide, id_key, index_row, occurrences, unique_id
-from meditron.corpus.languages import passes
+from meditron.corpus.candidate import DropReason
+from meditron.corpus.dedup import (
+    COPY,
+    DELETED,
+    INDEX,
+    SUPERSEDED,
+    decide,
+    id_key,
+    index_row,
+    occurrences,
+    unique_id,
+)
+from meditron.corpus.languages import language_allowed
 from meditron.corpus.split import is_heldout
 from meditron.store.identity import content_sha256
 
-NOBODY = np.empty((0, 2), dtype="<u8")
+# Codes of drop reasons of earlier passes.
+KEPT, RETRACTED, LANGUAGE = 0, 1, 2
 
-
-Row = tuple[str, str, int, Reason]
+Row = tuple[str, str, int, int]
 
 
 def indexed(*rows: Row) -> np.ndarray:
@@ -26,12 +37,23 @@ def indexed(*rows: Row) -> np.ndarray:
     return np.array(index, dtype=INDEX)
 
 
-def decided(*rows: Row, deleted: tuple[str, ...] = ()) -> list[Reason]:
-    gone = np.array([id_key(one) for one in deleted], dtype="<u8").reshape(-1, 2)
-    return [Reason(one) for one in decide(indexed(*rows), gone)]
+def decided(*rows: Row, deleted: tuple[str, ...] = ()) -> list[int | DropReason]:
+    """Return each row's reason of `decide`, or else its own."""
+    keys = np.array([id_key(identity) for identity in deleted], dtype="<u8").reshape(-1, 2)
+    reasons: list[int | DropReason] = [row[3] for row in rows]
+    for reason, numbers in decide(indexed(*rows), keys).items():
+        for number in numbers:
+            reasons[number] = reason
+    return reasons
 
 
-def test_the_split_is_the_contents_hash() -> None:
+def numbered(rows: list[Row]) -> list[int]:
+    """Return the number of each row's occurrence."""
+    counted = [reason not in (SUPERSEDED, DELETED) for reason in decided(*rows)]
+    return list(occurrences(indexed(*rows), np.array(counted, dtype=bool)))
+
+
+def test_the_split_is_the_hash_of_the_content() -> None:
     content = content_sha256("Some text.")
     fraction = int(content[:16], 16) / 2**64
     assert is_heldout(content, fraction + 1e-9)
@@ -43,78 +65,75 @@ def test_the_split_is_the_contents_hash() -> None:
 
 
 @pytest.mark.parametrize("language", ["eng", "en", "EN-gb", None, "und", ""])
-def test_english_passes(language: str | None) -> None:
-    assert passes(language, ("en",))
-    assert passes(language, ("eng", "fr"))
+def test_english_is_allowed(language: str | None) -> None:
+    assert language_allowed(language, ("en",))
+    assert language_allowed(language, ("eng", "fr"))
 
 
-def test_other_languages_pass_when_wanted() -> None:
-    assert not passes("fre", ("en",))
-    assert passes("fre", ("en", "fr"))
-    assert passes("ger", ("deu",))
-    assert passes("fre", ())
+def test_other_languages_are_allowed_by_config() -> None:
+    assert not language_allowed("fre", ("en",))
+    assert language_allowed("fre", ("en", "fr"))
+    assert language_allowed("ger", ("deu",))
+    assert language_allowed("fre", ())
 
 
 def test_the_newest_version_stays() -> None:
-    kept = Reason.KEPT
-    found = decided(("p:1", "new", 2, kept), ("p:1", "old", 1, kept), ("p:2", "x", 1, kept))
-    assert found == [kept, Reason.SUPERSEDED, kept]
-    assert decided(("p:1", "a", 1, kept), ("p:1", "b", 1, kept)) == [Reason.SUPERSEDED, kept]
+    kept = KEPT
+    reasons = decided(("p:1", "new", 2, kept), ("p:1", "old", 1, kept), ("p:2", "x", 1, kept))
+    assert reasons == [kept, SUPERSEDED, kept]
+    assert decided(("p:1", "a", 1, kept), ("p:1", "b", 1, kept)) == [SUPERSEDED, kept]
 
 
-def test_an_older_version_does_not_outlive_the_retraction_of_the_newest() -> None:
+def test_a_retracted_newest_version_supersedes_older_versions() -> None:
     for version, text in ((2, "b"), (1, "b"), (1, "a")):
-        found = decided(("p:1", "a", 1, Reason.KEPT), ("p:1", text, version, Reason.RETRACTED))
-        assert found == [Reason.SUPERSEDED, Reason.RETRACTED]
+        reasons = decided(("p:1", "a", 1, KEPT), ("p:1", text, version, RETRACTED))
+        assert reasons == [SUPERSEDED, RETRACTED]
 
 
-def test_the_same_file_in_two_sources_belongs_to_the_first() -> None:
-    kept = Reason.KEPT
+def test_of_the_same_file_in_two_sources_the_first_stays() -> None:
+    kept = KEPT
     rows = (("p:1", "a", 1, kept), ("p:2", "b", 1, kept))
-    assert decided(*rows, *rows) == [kept, kept, Reason.COPY, Reason.COPY]
-    # Between the two copies stands another text: the newest is the last one's, in the first one's place.
-    assert decided(rows[0], ("p:1", "x", 1, kept), rows[0]) == [kept, Reason.SUPERSEDED, Reason.COPY]
+    assert decided(*rows, *rows) == [kept, kept, COPY, COPY]
+    # Another version is between the two copies: the last copy is the newest version, the first one stays.
+    assert decided(rows[0], ("p:1", "x", 1, kept), rows[0]) == [kept, SUPERSEDED, COPY]
 
 
 def test_every_copy_of_an_older_version_is_superseded_and_its_id_is_not_counted() -> None:
-    old, new = ("p:1", "a", 1, Reason.KEPT), ("p:1", "b", 1, Reason.KEPT)
-    found = decided(old, old, new)
-    assert found == [Reason.SUPERSEDED, Reason.SUPERSEDED, Reason.KEPT]
-    numbers = occurrences(indexed(old, old, new), np.array(found, "u1"))
-    assert unique_id("p:1", numbers[2]) == "p:1"
+    old, new = ("p:1", "a", 1, KEPT), ("p:1", "b", 1, KEPT)
+    reasons = decided(old, old, new)
+    assert reasons == [SUPERSEDED, SUPERSEDED, KEPT]
+    assert unique_id("p:1", numbered([old, old, new])[2]) == "p:1"
 
 
-def test_sources_without_versions_may_use_the_same_ids() -> None:
-    assert decided(("1", "a", 0, Reason.KEPT), ("1", "b", 0, Reason.KEPT)) == [Reason.KEPT] * 2
+def test_equal_ids_without_versions_are_different_documents() -> None:
+    assert decided(("1", "a", 0, KEPT), ("1", "b", 0, KEPT)) == [KEPT] * 2
 
 
-def test_deleted_ids_go() -> None:
-    rows = (("p:1", "a", 1, Reason.KEPT), ("p:2", "b", 1, Reason.KEPT))
-    assert decided(*rows, deleted=("p:2", "p:9")) == [Reason.KEPT, Reason.DELETED]
+def test_deleted_ids_are_dropped() -> None:
+    rows = (("p:1", "a", 1, KEPT), ("p:2", "b", 1, KEPT))
+    assert decided(*rows, deleted=("p:2", "p:9")) == [KEPT, DELETED]
 
 
 def test_of_copies_the_first_stays() -> None:
-    rows = tuple(
-        (f"p:{n}", text, 1, Reason.KEPT) for n, text in enumerate(("Same  text", "same TEXT", "same text"))
-    )
-    assert decided(*rows) == [Reason.KEPT, Reason.COPY, Reason.COPY]
+    rows = tuple((f"p:{n}", text, 1, KEPT) for n, text in enumerate(("Same  text", "same TEXT", "same text")))
+    assert decided(*rows) == [KEPT, COPY, COPY]
 
 
-def test_what_goes_anyway_is_no_ones_original() -> None:
-    rows = (("p:1", "text", 1, Reason.LANGUAGE), ("p:2", "text", 1, Reason.KEPT))
-    assert decided(*rows) == [Reason.LANGUAGE, Reason.KEPT]
+def test_a_dropped_document_is_not_the_original_of_a_copy() -> None:
+    rows = (("p:1", "text", 1, LANGUAGE), ("p:2", "text", 1, KEPT))
+    assert decided(*rows) == [LANGUAGE, KEPT]
 
 
-def test_nothing_is_decided_of_nothing() -> None:
-    assert len(decide(np.empty(0, INDEX), NOBODY)) == 0
-    assert len(occurrences(np.empty(0, INDEX), np.empty(0, "u1"))) == 0
+def test_an_empty_index() -> None:
+    assert decided() == []
+    assert numbered([]) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6), st.integers(1, 3)), max_size=30))
 def test_no_kept_text_or_id_is_kept_twice(drawn: list[tuple[int, int, int]]) -> None:
-    rows = [(f"p:{i}", f"text {t}", v, Reason.KEPT) for i, t, v in drawn]
-    found = decided(*rows)
-    kept = [row for row, reason in zip(rows, found, strict=True) if reason is Reason.KEPT]
+    rows = [(f"p:{i}", f"text {t}", v, KEPT) for i, t, v in drawn]
+    reasons = decided(*rows)
+    kept = [row for row, reason in zip(rows, reasons, strict=True) if reason == KEPT]
     assert len({row[0] for row in kept}) == len(kept)
     assert len({row[1] for row in kept}) == len(kept)
     # Every id has its newest version's text in the corpus, its own or a copy's.
@@ -128,18 +147,15 @@ IDS = st.sampled_from(["7", "7#2", "7#2#1", "7#02", "8", "8#1", "#3", "#"])
 
 @given(st.lists(st.tuples(IDS, st.integers(0, 2)), max_size=30))
 def test_no_two_documents_share_an_id(drawn: list[tuple[str, int]]) -> None:
-    index = indexed(*((name, str(n), version, Reason.KEPT) for n, (name, version) in enumerate(drawn)))
-    reasons = decide(index, NOBODY)
-    numbers = occurrences(index, reasons)
-    given = [
+    rows = [(name, str(n), version, KEPT) for n, (name, version) in enumerate(drawn)]
+    ids = [
         unique_id(name, number)
-        for (name, _), number, reason in zip(drawn, numbers, reasons, strict=True)
-        if reason == Reason.KEPT
+        for (name, _), number, reason in zip(drawn, numbered(rows), decided(*rows), strict=True)
+        if reason == KEPT
     ]
-    assert len(set(given)) == len(given)
+    assert len(set(ids)) == len(ids)
 
 
 def test_repeated_ids_are_numbered() -> None:
-    index = indexed(*(("0", str(n), 0, Reason.KEPT) for n in range(4)))
-    numbers = occurrences(index, np.zeros(4, "u1"))
+    numbers = numbered([("0", str(n), 0, KEPT) for n in range(4)])
     assert [unique_id("0", number) for number in numbers] == ["0", "0#2", "0#3", "0#4"]

@@ -111,15 +111,15 @@ def fields(article: Any) -> dict[str, Any]:
         "sections": abstract,
         "language": "eng" if english else next(filter(None, languages), None),
         "year": int(years[0]) if years else None,
+        "version": int(pmid.get("Version", "1")),
+        "retracted": bool(notices) or "Retracted Publication" in types,
         "meta": {
             "pmid": text(pmid),
-            "version": int(pmid.get("Version", "1")),
             "journal": "".join(texts(f"{root}/Journal/Title")[:1]) or None,
             "languages": languages,
             "publication_types": types,
             "mesh": texts("MedlineCitation[1]/MeshHeadingList/MeshHeading/DescriptorName"),
             "doi": next(filter(None, dois), None),
-            "retracted": bool(notices) or "Retracted Publication" in types,
             "other_abstracts": [
                 {
                     "language": other.get("Language", "eng"),

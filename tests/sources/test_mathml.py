@@ -1,4 +1,4 @@
-"""MathML on the line: fractions, roots and powers read right, numbers never fuse, nothing is said twice."""
+"""MathML as plain text: fractions, roots and powers are readable, numbers never fuse, nothing is doubled."""
 
 import pytest
 from lxml import etree
@@ -55,6 +55,6 @@ from meditron.sources.scripts import resolve_scripts
         ),
     ],
 )
-def test_math_on_the_line(inner: str, expected: str) -> None:
+def test_mathml(inner: str, expected: str) -> None:
     element = etree.fromstring(f'<math xmlns="http://www.w3.org/1998/Math/MathML">{inner}</math>')
     assert resolve_scripts(math_text(element)) == expected

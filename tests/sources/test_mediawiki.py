@@ -3,7 +3,6 @@
 import bz2
 import re
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError
+from meditron.sources.document import Document, ReadLog
 from meditron.sources.mediawiki import read, recognises
 from meditron.sources.wikitext import Site, sections
 
@@ -50,32 +50,52 @@ def test_wikitext(wikitext: str, text: str) -> None:
 
 
 def test_quotes_that_do_not_pair_swallow_no_heading() -> None:
-    found = list(sections("'''lead\n== History ==\n[[File:a.jpg|thumb|''b]] old''\n== See ==\nmore"))
-    assert [section.label for section in found] == [None, "History", "See"]
+    parsed = list(sections("'''lead\n== History ==\n[[File:a.jpg|thumb|''b]] old''\n== See ==\nmore"))
+    assert [section.label for section in parsed] == [None, "History", "See"]
 
 
 def test_headings_are_labels() -> None:
-    found = list(sections("lead\n== History ==\nold\n=== ''Early'' ===\n<ref>x</ref>\n== See ==\nmore"))
-    assert [(section.label, section.text) for section in found] == [
+    parsed = list(sections("lead\n== History ==\nold\n=== ''Early'' ===\n<ref>x</ref>\n== See ==\nmore"))
+    assert [(section.label, section.text) for section in parsed] == [
         (None, "lead"),
         ("History", "old"),
         ("See", "more"),
     ]
 
 
+def test_nested_headings_are_the_path_of_a_section() -> None:
+    wikitext = (
+        "lead\n== Signs ==\n=== ''Skin'' ===\nrash\n==== Face ====\nred\n=== Eye ===\npink\n"
+        "== Care ==\nrest\n==== Drugs ====\nnone\n== ==\n=== Odd ===\nrare"
+    )
+    assert [(section.path, section.label) for section in sections(wikitext)] == [
+        ((), None),
+        (("Signs",), "Skin"),
+        (("Signs", "Skin"), "Face"),
+        (("Signs",), "Eye"),
+        ((), "Care"),
+        (("Care",), "Drugs"),
+        ((), "Odd"),
+    ]
+    document = Document("wiki:1", "mediawiki", "T", tuple(sections(wikitext)))
+    first, second = document.to_json()["sections"][:2]
+    assert first == {"text": "lead", "label": None, "category": None}
+    assert second == {"text": "rash", "label": "Skin", "category": None, "path": ["Signs"]}
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.text(alphabet="ab [{|}]='<>/!-*#:;&\n", max_size=200))
-def test_any_wikitext_is_read(wikitext: str) -> None:
+def test_any_text_is_valid_wikitext(wikitext: str) -> None:
     assert isinstance(plain(wikitext), str)
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.text(alphabet="abcéß123(),%", min_size=1, max_size=12), min_size=1))
-def test_prose_stays_as_it_is(words: list[str]) -> None:
+def test_prose_stays_unchanged(words: list[str]) -> None:
     assert plain(" ".join(words)) == " ".join(words)
 
 
-def test_nested_and_unclosed_markup_takes_no_time() -> None:
+def test_nested_and_unclosed_markup_takes_bounded_time() -> None:
     assert plain("{{" * 3_000) is not None
     assert plain("[[a|" * 3_000) is not None
     assert plain("<ref>" * 3_000) is not None
@@ -83,10 +103,10 @@ def test_nested_and_unclosed_markup_takes_no_time() -> None:
 
 @pytest.mark.slow
 def test_a_real_dump(wiki_dump: Path) -> None:
-    skipped: Counter[str] = Counter()
-    documents = list(read(wiki_dump, skipped))
+    log = ReadLog()
+    documents = list(read(wiki_dump, log))
     assert len(documents) == 106
-    assert skipped == {"redirect": 99, "other namespace": 1}
+    assert log.skipped == {"redirect": 99, "other namespace": 1}
     first = documents[0]
     assert (first.id, first.title, first.language) == ("wiki:12", "Anarchism", "en")
     assert first.sections[0].text.startswith(
@@ -166,11 +186,11 @@ GERMAN = Site({6: "Datei", 14: "Kategorie", 10: "Vorlage"}, "de")
         ("{{x|[[a|b}} c]] d", "c]] d"),
     ],
 )
-def test_text_that_readers_see(wikitext: str, text: str) -> None:
+def test_templates_and_links_become_visible_text(wikitext: str, text: str) -> None:
     assert plain(wikitext) == text
 
 
-def test_a_wikis_own_names() -> None:
+def test_names_of_namespaces_come_from_the_wiki() -> None:
     wikitext = (
         "Text [[Datei:Bild.jpg|mini|Eine [[Beschreibung]]]] weiter.\n\n[[Kategorie:Medizin]]\n[[en:Foo]]\n"
         "__INHALTSVERZEICHNIS__\n[[Bild:x.jpg]][[File:y.jpg|z]][[kategorie: M|x]][[:Datei:z.jpg]][[de:Herz]]"
@@ -204,7 +224,7 @@ def test_templates_and_names_of_other_wikis(wikitext: str, text: str) -> None:
     assert plain(wikitext) == text
 
 
-def test_wikis_of_several_scripts_show_one() -> None:
+def test_the_first_of_several_scripts_is_read() -> None:
     wikitext = "-{H|zh-cn:x;zh-tw:y}-甲-{zh-hans:乙;zh-hant:丙}--{T|丁}--{戊}-"
     assert [section.text for section in sections(wikitext, Site({}, "zh"))] == ["甲乙戊"]
     assert plain("Fe-{x}-y") == "Fe-{x}-y"
@@ -225,11 +245,11 @@ def test_dumps_without_ns(tmp_path: Path) -> None:
         BARE.format("S", 6, "#REDIRECT [[T]] {{R from move}}"),
         BARE.format("Re: Zero", 7, "#1 [[T]] is first."),
     )
-    skipped: Counter[str] = Counter()
-    documents = list(read(dump(tmp_path / "dump.xml", SITE, *pages), skipped))
+    log = ReadLog()
+    documents = list(read(dump(tmp_path / "dump.xml", SITE, *pages), log))
     assert [document.title for document in documents] == ["T", "Re: Zero"]
     assert documents[0].sections[0].text == "Text ."
-    assert skipped == {"other namespace": 3, "redirect": 2}
+    assert log.skipped == {"other namespace": 3, "redirect": 2}
 
 
 PATHOLOGICAL = [
@@ -273,14 +293,14 @@ def test_a_template_takes_bounded_time(wikitext: str) -> None:
     assert time.perf_counter() - started < 10
 
 
-def test_a_page_of_too_much_markup_is_left_out_by_name(
+def test_a_page_with_too_much_markup_is_skipped_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meditron.sources.wiki_balance.MOST_MARKUP", 10)
     path = dump(tmp_path / "dump.xml", PAGE.format("[[a]] " * 11), PAGE.format("[[a]] " * 10))
-    skipped: Counter[str] = Counter()
-    assert len(list(read(path, skipped))) == 1
-    assert skipped == {"too much markup": 1}
+    log = ReadLog()
+    assert len(list(read(path, log))) == 1
+    assert log.skipped == {"too much markup": 1}
     assert "the page 'T' (id 1) is left out" in " ".join(capsys.readouterr().err.split())
     monkeypatch.setattr("meditron.sources.wiki_balance.LONGEST_PAGE", 50)
     assert not list(read(path))

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, SourceError
-from meditron.sources.medline import LARGEST_CITATION, read, read_deletions, recognises
+from meditron.sources.document import ReadLog
+from meditron.sources.medline import LARGEST_CITATION, read, recognises
 from meditron.store.fetch import fetch
 
 from .conftest import HEAD, Medline, citation, lxml_reading
@@ -28,8 +29,10 @@ def assert_equals_lxml(path: Path, citations: int | None = None) -> None:
 @pytest.mark.slow
 def test_every_citation_of_a_daily_update_file(pubmed_xml: Path) -> None:
     assert_equals_lxml(pubmed_xml, 20_788)
-    assert len(read_deletions(pubmed_xml)) == 20
-    assert "pubmed:31688362" in read_deletions(pubmed_xml)
+    log = ReadLog()
+    assert sum(1 for _ in read(pubmed_xml, log)) == 20_788
+    assert len(log.deleted) == 20
+    assert "pubmed:31688362" in log.deleted
 
 
 @pytest.mark.slow
@@ -39,7 +42,7 @@ def test_every_citation_of_a_baseline_file() -> None:
 
 
 @pytest.mark.shared
-def test_nlms_own_sample(shared: Path) -> None:
+def test_the_sample_file_of_nlm(shared: Path) -> None:
     assert_equals_lxml(shared / "data/pubmed-medline-xml/pubmedsample18n0001.xml.gz", 177)
 
 
@@ -48,7 +51,9 @@ def test_web_exports_and_books(shared: Path) -> None:
     for path in sorted((shared / "data/pubmed-medline-xml/exports").glob("*.xml.gz")):
         documents = [document.to_json() for document in read(path)]
         theirs = list(lxml_reading(path))
-        ours = [document for document in documents if document["id"] in {one["id"] for one in theirs}]
+        ours = [
+            document for document in documents if document["id"] in {document["id"] for document in theirs}
+        ]
         assert ours == theirs
     path = shared / "data/pubmed-medline-xml/exports/solitude6060_Fulltext_search.pubmed_result.xml.gz"
     documents = {document.id: document for document in read(path)}
@@ -109,12 +114,12 @@ MORE = {
 
 
 @pytest.mark.parametrize("abstract", ODD.values(), ids=ODD)
-def test_odd_spellings_are_read_as_lxml_reads_them(medline: Medline, abstract: str) -> None:
+def test_unusual_xml_is_read_like_lxml_reads_it(medline: Medline, abstract: str) -> None:
     assert_equals_lxml(medline(citation(1, abstract=abstract), citation(2)), 2)
 
 
 @pytest.mark.parametrize("more", MORE.values(), ids=MORE)
-def test_what_stands_after_the_article(medline: Medline, more: str) -> None:
+def test_elements_after_the_article(medline: Medline, more: str) -> None:
     assert_equals_lxml(medline(citation(1, more=more)), 1)
 
 
@@ -130,13 +135,13 @@ def test_any_text(medline: Medline, text: str, as_title: bool) -> None:
     assert read_text == " ".join(text.split())
 
 
-def test_only_what_belongs_to_the_text_is_in_it(medline: Medline) -> None:
+def test_other_elements_are_not_in_the_text(medline: Medline) -> None:
     abstract = f"{abstract_of('Text.')[:-11]}<CopyrightInformation>(c)</CopyrightInformation></Abstract>"
     (document,) = read(medline(citation(7, abstract=abstract, more=MORE["other"])))
     assert document.id == "pubmed:7"
     assert [section.text for section in document.sections] == ["Text."]
     assert document.meta["doi"] == "10.1/x"
-    assert document.meta["retracted"] is False
+    assert document.retracted is False
     assert document.meta["other_abstracts"] == [
         {"language": "spa", "type": "plain", "sections": [{"text": "Otro", "label": None, "category": None}]}
     ]
@@ -209,7 +214,7 @@ def test_white_space_in_an_end_tag_is_legal(medline: Medline, spelled: str) -> N
     [HEAD, b"", b"\xef\xbb\xbf" + HEAD, b"<!-- x -->\n", b"<?xml-stylesheet href='x.css'?>\n"],
     ids=["prologue", "root", "mark", "comment", "instruction"],
 )
-def test_sets_one_after_another_are_all_read(medline: Medline, tmp_path: Path, second: bytes) -> None:
+def test_several_sets_in_a_file_are_all_read(medline: Medline, tmp_path: Path, second: bytes) -> None:
     first, deleted = (
         medline(citation(1), citation(2), name="a.xml").read_bytes(),
         "<DeleteCitation><PMID>7</PMID></DeleteCitation>",
@@ -217,17 +222,18 @@ def test_sets_one_after_another_are_all_read(medline: Medline, tmp_path: Path, s
     other = medline(citation(3), deleted, head=second, name="b.xml").read_bytes()
     path = tmp_path / "both.xml"
     path.write_bytes(first + other + b"<!-- the end -->\n")
-    assert [document.id for document in read(path)] == ["pubmed:1", "pubmed:2", "pubmed:3"]
-    assert read_deletions(path) == ["pubmed:7"]
+    log = ReadLog()
+    assert [document.id for document in read(path, log)] == ["pubmed:1", "pubmed:2", "pubmed:3"]
+    assert log.deleted == ["pubmed:7"]
 
 
 @pytest.mark.parametrize("garbage", [b"x", b"<x/>", b"</PubmedArticleSet>", b"&#10;", b"<!-- x", b"\0"])
-def test_what_follows_a_set_is_not_skipped(medline: Medline, garbage: bytes) -> None:
+def test_content_after_a_set_is_refused(medline: Medline, garbage: bytes) -> None:
     path = medline(citation(1))
     path.write_bytes(path.read_bytes() + garbage)
     with pytest.raises(
         InputError,
-        match=r"after 1 whole citations, byte [0-9,]+\): (something follows|ends in|no MEDLINE XML)",
+        match=r"after 1 whole citations, byte [0-9,]+\): (content after|ends in|not MEDLINE XML)",
     ):
         list(read(path))
 
@@ -255,7 +261,7 @@ def test_prologues_and_roots(tmp_path: Path, prologue: bytes, root: bytes) -> No
     assert [(document.id, document.title) for document in read(path)] == [("pubmed:5", "T")]
 
 
-def test_a_set_of_an_older_kind(tmp_path: Path) -> None:
+def test_a_medlinecitationset(tmp_path: Path) -> None:
     path = tmp_path / "old.xml"
     article = (
         citation(9, abstract=abstract_of("Old."))
@@ -291,7 +297,7 @@ def test_a_comment_that_holds_an_end_tag(medline: Medline) -> None:
     assert len(documents) == 2
 
 
-def test_ascii_is_held_to_be_ascii(tmp_path: Path) -> None:
+def test_bytes_beyond_a_declared_ascii_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.xml"
     path.write_bytes(
         b'<?xml version="1.0" encoding="ascii"?><PubmedArticleSet>\n' + citation(1, title="é").encode()
@@ -330,7 +336,7 @@ ENDLESS = {
     "attribute": (b'<PubmedArticle x="', b"a", "more than"),
     "comment": (b"<!-- ", b"a", "a comment of more than"),
     "name": (b"<", b"a", "text between citations"),
-    "prologue": (None, b" <!-- x -->", "no MEDLINE XML"),
+    "prologue": (None, b" <!-- x -->", "not MEDLINE XML"),
     "white space": (b"", b" ", "ends before"),
 }
 
@@ -354,20 +360,21 @@ def test_a_bomb_of_one_line_takes_bounded_memory(
         tracemalloc.stop()
 
 
-def test_either_sign_of_retraction_counts(medline: Medline) -> None:
+def test_both_marks_of_retraction_count(medline: Medline) -> None:
     by_type = citation(1).replace("Journal Article", "Retracted Publication")
     documents = list(read(medline(by_type, citation(2, more=MORE["retracted"]), citation(3))))
-    assert [document.meta["retracted"] for document in documents] == [True, True, False]
+    assert [document.retracted for document in documents] == [True, True, False]
 
 
 def test_deletions(medline: Medline) -> None:
     deleted = '<DeleteCitation>\n<PMID Version="1">12</PMID><PMID Version="2">34</PMID></DeleteCitation>'
     path = medline(citation(1), deleted)
-    assert len(list(read(path))) == 1
-    assert read_deletions(path) == ["pubmed:12", "pubmed:34"]
+    log = ReadLog()
+    assert len(list(read(path, log))) == 1
+    assert log.deleted == ["pubmed:12", "pubmed:34"]
 
 
-def test_a_cut_off_gzip_says_how_much_was_whole(medline: Medline) -> None:
+def test_a_cut_off_gzip_gives_the_number_of_whole_citations(medline: Medline) -> None:
     path = medline(*(citation(n, title=f"{n * 7919}" * 40) for n in range(1, 200)), packed=True)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
@@ -379,7 +386,7 @@ def test_a_cut_off_gzip_says_how_much_was_whole(medline: Medline) -> None:
     assert str(raised.value).count(str(path)) == 1
 
 
-def test_a_cut_off_file_is_no_file(medline: Medline) -> None:
+def test_a_cut_off_file_is_refused(medline: Medline) -> None:
     path = medline(citation(1), citation(2))
     path.write_bytes(path.read_bytes()[:-60])
     with pytest.raises(InputError, match="after 1 whole citations"):
@@ -400,7 +407,7 @@ def test_a_cut_off_file_is_no_file(medline: Medline) -> None:
         "<Abstract><AbstractText>\x01</AbstractText></Abstract>",
     ],
 )
-def test_ill_formed_xml_is_named_with_its_place(medline: Medline, abstract: str) -> None:
+def test_ill_formed_xml_is_reported_with_its_place(medline: Medline, abstract: str) -> None:
     path = medline(citation(1), citation(4711, abstract=abstract))
     with pytest.raises(InputError, match=r"PMID 4711, byte [0-9,]+\): ill-formed") as raised:
         list(read(path))
@@ -421,13 +428,13 @@ def test_entity_declarations_are_refused(medline: Medline, head: bytes) -> None:
         list(read(path))
 
 
-def test_what_is_no_medline_is_refused(tmp_path: Path) -> None:
+def test_other_xml_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.xml"
     path.write_text("<article><front/></article>")
     with pytest.raises(InputError, match="its root is article"):
         list(read(path))
     path.write_text("hello")
-    with pytest.raises(InputError, match="no MEDLINE XML"):
+    with pytest.raises(InputError, match="not MEDLINE XML"):
         list(read(path))
     path.write_bytes(HEAD.replace(b"utf-8", b"latin-1") + b"<PubmedArticleSet></PubmedArticleSet>")
     with pytest.raises(InputError, match="latin-1"):
@@ -442,7 +449,7 @@ def test_recognition() -> None:
     assert not recognises(b"<mediawiki>")
 
 
-def test_packed_in_members(medline: Medline) -> None:
+def test_a_gzip_file_of_several_members(medline: Medline) -> None:
     path = medline(citation(1), citation(2))
     data = path.read_bytes()
     path.write_bytes(gzip.compress(data[:300]) + gzip.compress(data[300:]))

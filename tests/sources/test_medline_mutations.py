@@ -139,7 +139,7 @@ INLINE = [
 ]
 
 
-def test_the_grammar_knows_the_inline_citations() -> None:
+def test_the_grammar_matches_the_inline_citations() -> None:
     assert CITATION.fullmatch(INLINE[0])
     assert CITATION.fullmatch(INLINE[0].replace(b"\n", b"\r\n").replace(b" <", b"\t<"))
     assert CITATION.fullmatch(INLINE[2])
@@ -160,7 +160,7 @@ def check(citations: list[bytes], path: Path, seed: int) -> bool:
 @pytest.mark.timeout(3600)
 def test_mutations_of_inline_citations(tmp_path: Path) -> None:
     read = sum(check(INLINE, tmp_path / "mutated.xml", seed) for seed in range(MUTATIONS))
-    assert 0.1 < read / MUTATIONS < 0.9  # both sides of the question are asked
+    assert 0.1 < read / MUTATIONS < 0.9  # both outcomes occur
 
 
 @pytest.mark.network

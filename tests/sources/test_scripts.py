@@ -32,7 +32,7 @@ def test_subscripts(text: str, expected: str) -> None:
     assert subscript(text) == expected
 
 
-def test_what_follows_a_word_is_kept_apart() -> None:
+def test_a_script_before_a_word_gets_parentheses() -> None:
     text = f"CD44{SUP}low{END}CD62L{SUP}high{END} x{SUP}a{END}{SUB}2{END} V{SUB} max {END}of 10{SUP}9{END}7"
     assert resolve_scripts(text) == "CD44^(low)CD62L^high x^(a)₂ V _max of 10⁹7"
 

@@ -1,6 +1,5 @@
-"""`meditron parse`: any source file to JSON lines."""
+"""`meditron parse`: source files to JSON lines."""
 
-from collections import Counter
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -11,18 +10,19 @@ __all__ = ["parse"]
 
 
 def parse(
-    *files: Annotated[str, Parameter(help="Source files: paths, or pypi:…, https://….")],
+    *files: Annotated[str, Parameter(help="Source files or archives: paths, pypi:… or https://…")],
     format: Annotated[
         str | None,
         Parameter(
-            help="The reader: medline, mediawiki, jsonl, json, csv, text; by default found from the content."
+            help="Format: medline, mediawiki, jsonl, json, csv, text; by default recognised from the content."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read source files and print one JSON document a line.
+    """Read source files and print one document per line, as JSON.
 
-    The lines are the same with and without --json.
+    Compressed files and zip or tar archives are read in place. The lines are the same with and without
+    --json.
 
     For example:
 
@@ -30,19 +30,20 @@ def parse(
     """
     from meditron.core.console import info, progress
     from meditron.core.errors import InputError, UsageError
+    from meditron.sources.document import ReadLog
     from meditron.sources.registry import open_source
     from meditron.store.fetch import fetch
 
     if not files:
-        raise UsageError("parse needs a file", hint="meditron parse FILE…")
+        raise UsageError("no file to parse", hint="meditron parse FILE…")
     paths = [fetch(file) for file in files]
     for path in paths:
-        skipped: Counter[str] = Counter()
+        log = ReadLog()
         with progress(f"parse {path.name}", unit="documents") as bar:
-            for document in open_source(path, format, skipped):
+            for document in open_source(path, format, log):
                 emit_line(document.to_line().decode())
                 bar.advance()
-        for reason, count in skipped.items():
+        for reason, count in log.skipped.items():
             info(f"{path.name}: {count:,} skipped: {reason}")
         if not bar.done:
-            raise InputError(path, "holds no documents")
+            raise InputError(path, "contains no documents")

@@ -110,11 +110,11 @@ class InputError(MeditronError):
     """
 
     def __init__(
-        self, path: Path | str, problem: str, *, place: str | None = None, hint: str | None = None
+        self, path: object, problem: str, *, place: str | None = None, hint: str | None = None
     ) -> None:
         where = f"{path} ({place})" if place else f"{path}"
         super().__init__(f"{where}: {problem}", hint=hint)
-        self.path = path
+        self.path = path if isinstance(path, Path) else str(path)  # a member of an archive, for example
         self.problem = problem
         self.place = place
 

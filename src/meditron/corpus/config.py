@@ -1,4 +1,4 @@
-"""What a corpus is made of, and how it becomes tokens: the tables `[corpus]` and `[tokenize]` of a recipe."""
+"""Configs of the corpus and tokenize stages: the tables `[corpus]` and `[tokenize]` of a recipe."""
 
 from typing import Annotated
 
@@ -11,85 +11,88 @@ from meditron.sources.registry import SOURCES
 __all__ = ["CorpusConfig", "SourceConfig", "SourceName", "TokenizeConfig"]
 
 SourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-"""A source's name is also the name of its folder and of its token files."""
+"""Name of a source, and of its folder and its token files."""
 
 
-def _known(name: str) -> str:
+def _known_format(name: str) -> str:
     if name not in SOURCES:
         raise ValueError(f"no source format '{name}'; formats: {', '.join(SOURCES)}")
     return name
 
 
 class SourceConfig(Config):
-    """One source of documents: where it lies, what it is, under which terms."""
+    """A source of documents: its location, format and terms of use."""
 
     from_: str = Field(alias="from", min_length=1)
-    """Where the file comes from: a path, or `pypi:package==version#member`, `https://…`, with `@sha256:…`."""
+    """Location of the file, folder or archive: a path, `pypi:package==version#member` or `https://…`; with
+    `@sha256:…` its digest is checked."""
 
-    format: Annotated[str, AfterValidator(_known)] | None = None
-    """Its reader: `medline`, `mediawiki`, `jsonl`, `json`, `csv`, `text`; by default by its content."""
+    format: Annotated[str, AfterValidator(_known_format)] | None = None
+    """Format: `medline`, `mediawiki`, `jsonl`, `json`, `csv`, `text`; by default recognised by content."""
 
     include: tuple[str, ...] = ()
-    """Globs of the files of a folder to read: `*.xml.gz`, `2024/*`. By default all files but hidden ones,
-    checksums, and those named README, LICENSE and the like."""
+    """Globs of the files of a folder or archive to read: `*.xml.gz`, `2024/*`. By default all files except
+    hidden ones, checksums, and those named README, LICENSE or similar."""
 
     exclude: tuple[str, ...] = ()
-    """Globs of the files of a folder to leave out."""
+    """Globs of the files of a folder or archive to skip."""
 
     domain: str = "medical"
-    """What the text is about: `medical`, `general`, or a word of one's own; reports group by it."""
+    """Domain of the text: `medical`, `general` or any other word; reports group by it."""
 
     licence: str | None = None
-    """The terms under which the text may be used; they travel to the manifest and the model card."""
+    """Terms of use of the text; recorded in the manifest and printed in the model card."""
 
 
 class CorpusConfig(StageConfig):
-    """Sources to clean, deduplicated documents, split into training and held-out text."""
+    """Config of the corpus stage: cleaned, deduplicated documents, split into training and held-out text."""
 
     sources: dict[SourceName, SourceConfig] = Field(min_length=1)
-    """The sources by name, in the order in which equal texts are preferred: the first copy stays."""
+    """The sources by name. Of equal texts the one in the first source stays."""
 
     heldout: float = Field(default=0.12, ge=0, lt=1)
-    """Share of the documents held out, chosen by the hash of each document's content."""
+    """Share of the documents that are held out, chosen by the hash of each document's content."""
 
     limit: int | None = Field(default=None, ge=1)
-    """Documents read of each source, at most; all when absent."""
+    """Documents read from each source, at most; by default all."""
 
     languages: tuple[str, ...] = ("en",)
-    """Languages of the texts kept; a document of unknown language is kept. Empty: all languages."""
+    """Languages of the documents to keep; documents of unknown language are kept. Empty: all languages."""
 
     min_characters: int = Field(default=100, ge=0)
-    """Documents whose cleaned text is shorter are dropped."""
+    """Documents with a shorter cleaned text are dropped."""
 
     shard_documents: int = Field(default=2_000, ge=1)
-    """Documents read into one shard: what a killed run loses at most, for each worker."""
+    """Documents in a shard (a file of `train` or `heldout`), at most, whatever files they come from. A killed
+    run loses at most that many documents per worker."""
 
+    # Not semantic: the bytes are the same for any number of workers.
     workers: Annotated[int, NonSemantic] = Field(default=1, ge=1)
-    """Processes working side by side."""
+    """Number of parallel processes."""
 
     def inputs(self) -> dict[str, str]:
-        """Each source by its name."""
+        """Return the location of each source by its name."""
         return {name: source.from_ for name, source in self.sources.items()}
 
     def input_kinds(self) -> dict[str, InputKind]:
-        """Return the reader of each source."""
+        """Return the kind of each source."""
         return {name: InputKind("documents", source) for name, source in self.sources.items()}
 
     def licences(self) -> dict[str, str]:
-        """The terms of each source that states them."""
+        """Return the terms of each source that states them."""
         return {name: source.licence for name, source in self.sources.items() if source.licence}
 
 
 class TokenizeConfig(StageConfig):
-    """The training split as token ids of the base model's tokenizer, one pair of files a source."""
+    """Config of the tokenize stage: the training split as token ids of the base model's tokenizer."""
 
     workers: Annotated[int, NonSemantic] = Field(default=1, ge=1)
-    """Processes working side by side."""
+    """Number of parallel processes."""
 
     def inputs(self) -> dict[str, str]:
-        """The model whose tokenizer is used, and the corpus."""
+        """Return the model whose tokenizer is used, and the corpus."""
         return {"base": "base", "corpus": "corpus"}
 
     def input_kinds(self) -> dict[str, InputKind]:
-        """Return the kind of the model; the corpus is a stage's."""
+        """Return the kind of the model; the corpus is the output of a stage."""
         return {"base": InputKind("model")}

@@ -1,99 +1,101 @@
-"""Selection of the documents to keep, over all documents of all sources at once, from a small index.
+"""The pass that keeps one document of each id and content, over all sources at once, from a small index.
 
 The index has one row per document, in the order of the sources, their files and their documents: 38 bytes, so
-that all of PubMed fits in memory. Ids and contents are known by 128 bits of their SHA-256.
+that all of PubMed fits in memory. Ids and contents are compared by 128 bits of their SHA-256.
 """
 
 import hashlib
 import re
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["INDEX", "Reason", "decide", "id_key", "index_row", "occurrences", "unique_id"]
+from meditron.corpus.candidate import CorpusPass, DocumentTable, DropReason
 
+__all__ = [
+    "COPY",
+    "DELETED",
+    "INDEX",
+    "SUPERSEDED",
+    "Deduplication",
+    "decide",
+    "id_key",
+    "index_row",
+    "occurrences",
+    "unique_id",
+]
+
+# 128 bits of a hash: among a billion documents the probability of any false match is below 1e-20.
 INDEX = np.dtype(
     [("id", "<u8", 2), ("text", "<u8", 2), ("version", "<u4"), ("reason", "u1"), ("heldout", "?")],
-    align=False,
+    align=False,  # 38 bytes instead of 40
 )
 Index = npt.NDArray[Any]
+Rows = npt.NDArray[np.integer[Any]]
 _NUMBERED = re.compile(r"#[0-9]+$")
 
-
-class Reason(IntEnum):
-    """Why a document is not in the corpus; `KEPT` where it is."""
-
-    KEPT = 0
-    DELETED = 1
-    SUPERSEDED = 2
-    RETRACTED = 3
-    LANGUAGE = 4
-    TITLE_ONLY = 5
-    SHORT = 6
-    COPY = 7
-
-    @property
-    def text(self) -> str:
-        """The reason as reports and `drops.jsonl.zst` give it."""
-        return _TEXTS[self]
+SUPERSEDED = DropReason("superseded by a newer version")
+COPY = DropReason("copy of another document")
+DELETED = DropReason("deleted by its source")
 
 
-_TEXTS = {
-    Reason.KEPT: "kept",
-    Reason.DELETED: "deleted by its source",
-    Reason.SUPERSEDED: "superseded by a newer version",
-    Reason.RETRACTED: "retracted",
-    Reason.LANGUAGE: "another language",
-    Reason.TITLE_ONLY: "nothing but a title",
-    Reason.SHORT: "too short",
-    Reason.COPY: "copy of another document",
-}
+class Deduplication(CorpusPass):
+    """Drops deleted documents, older versions of an id, and copies of a content."""
+
+    reasons = (DELETED, SUPERSEDED, COPY)
+
+    def compare(self, documents: DocumentTable) -> dict[DropReason, Rows]:
+        """Return the rows to drop, see `decide`."""
+        return decide(documents.index, documents.deleted)
 
 
 def id_key(identity: str) -> tuple[int, int]:
-    """The 128 bits by which an id is known."""
+    """Return the 128 bits that stand for an id."""
     return _key(hashlib.sha256(identity.encode()).hexdigest())
 
 
 def index_row(
-    identity: str, content_sha256: str, version: int, reason: Reason, *, heldout: bool
+    identity: str, content_sha256: str, version: int, reason: int, *, heldout: bool
 ) -> tuple[object, ...]:
-    """Return a document's row. Version 0 means that its source has no versions: equal ids are no versions."""
+    """Return a document's row. Version 0: the source has no versions; equal ids are different documents."""
     return id_key(identity), _key(content_sha256), version, reason, heldout
 
 
-def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-    """Return each document's Reason.
+def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> dict[DropReason, Rows]:
+    """Return the rows to drop by reason.
 
-    A deleted id goes, whichever file says so. Of the versions of one id the newest stays; of equal versions
-    the last, or of several with its content the first. Then its own reason (retracted, …) holds. Of equal
-    contents among those left the first stays. Equal contents have one side of the split (`split.is_heldout`),
-    so no training text is a copy of a held-out one.
+    A deleted id is dropped, whichever file declares it. Of the versions of one id the newest stays; of equal
+    versions the last, or of several with its content the first. These two hold also for documents that have
+    another reason already. Of equal contents among the remaining documents the first stays. Equal contents
+    are in the same split (`split.is_heldout`), so no training text is a copy of a held-out one.
 
     Args:
-        index: rows of INDEX.
-        deleted: ids, shape (n, 2), as `id_key` gives them.
+        index: Rows of INDEX; `reason` is 0 for documents kept so far.
+        deleted: Ids, shape (n, 2), from `id_key`.
     """
-    reason = index["reason"].copy()
     ids, texts = index["id"], index["text"]
-    rows = _repeated(ids)
-    reason[rows] = _of_versions(index[rows])
-    gone = np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1])
-    reason[gone] = Reason.DELETED
+    superseded, copies = _older_versions(index)
+    deleted_rows = np.flatnonzero(np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1]))
 
-    alive = np.flatnonzero(reason == Reason.KEPT)
-    alive = alive[_repeated(texts[alive])]
-    order = alive[np.lexsort((texts[alive, 1], texts[alive, 0]))]
-    reason[order[1:][_same(texts[order])]] = Reason.COPY
-    return reason
+    # Only a document that stays can be the original of a copy; another would take its copies with it.
+    alive = index["reason"] == 0
+    for rows in (superseded, copies, deleted_rows):
+        alive[rows] = False
+    candidates = np.flatnonzero(alive)
+    candidates = candidates[_repeated(texts[candidates])]
+    order = candidates[np.lexsort((texts[candidates, 1], texts[candidates, 0]))]
+    copies = np.concatenate([copies, order[1:][_same(texts[order])]])
+    # The last reason of a row counts: a deleted id is deleted, whatever else it is.
+    return {SUPERSEDED: superseded, COPY: copies, DELETED: deleted_rows}
 
 
-def _of_versions(index: Index) -> npt.NDArray[np.uint8]:
-    """Return the reasons of documents whose ids others have: older versions and repeats of the same row."""
-    reason = index["reason"].copy()
-    ids, texts, versions = index["id"], index["text"], index["version"]
+def _older_versions(index: Index) -> tuple[Rows, Rows]:
+    """Return the rows of older versions of an id, and those of repeats of the same version."""
+    # np.lexsort sorts by its last key first; in all calls here that is the first word of a hash.
+    rows = _repeated(index["id"])
+    index = index[rows]
+    ids, texts, versions, reason = index["id"], index["text"], index["version"], index["reason"]
     # The same row in several files: the first one stays, but it is as new as the last one.
     order = np.lexsort((reason, texts[:, 1], texts[:, 0], versions, ids[:, 1], ids[:, 0]))
     same = _same(ids[order]) & _same(texts[order]) & (versions[order[:-1]] > 0)
@@ -103,29 +105,31 @@ def _of_versions(index: Index) -> npt.NDArray[np.uint8]:
     latest = np.arange(len(order))
     if len(order):
         latest[first] = np.maximum.reduceat(order, np.flatnonzero(starts))
-    again, original = order[~starts], first[np.cumsum(starts) - 1][~starts]
+    repeats, original = order[~starts], first[np.cumsum(starts) - 1][~starts]
     order = first[np.lexsort((latest[first], versions[first], ids[first, 1], ids[first, 0]))]
     older = _same(ids[order]) & (versions[order[:-1]] > 0)
-    reason[order[:-1][older]] = Reason.SUPERSEDED
-    reason[again[reason[original] == Reason.SUPERSEDED]] = Reason.SUPERSEDED
-    reason[again[reason[again] == Reason.KEPT]] = Reason.COPY
-    return reason
+    superseded = np.zeros(len(index), dtype=bool)
+    superseded[order[:-1][older]] = True
+    # A repeat of an older version is superseded too; it would otherwise count as a copy.
+    superseded[repeats[superseded[original]]] = True
+    is_copy = np.zeros(len(index), dtype=bool)
+    is_copy[repeats] = ~superseded[repeats] & (reason[repeats] == 0)
+    return rows[superseded], rows[is_copy]
 
 
-def occurrences(index: Index, reasons: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """Return for each document the number of its id's occurrence among all sources, from 1.
-
-    Older versions of an id and deleted ids do not count.
+def occurrences(index: Index, counted_mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+    """Return for each document the number of its id's occurrence in all sources, from 1.
 
     Args:
-        index: rows of INDEX.
-        reasons: the result of `decide`.
+        index: Rows of INDEX.
+        counted_mask: True for the documents that count: all but older versions of an id and deleted ids.
     """
-    counted = np.flatnonzero((reasons != Reason.SUPERSEDED) & (reasons != Reason.DELETED))
+    counted = np.flatnonzero(counted_mask)
     ids = index["id"]
     counted = counted[_repeated(ids[counted])]
     order = counted[np.lexsort((ids[counted, 1], ids[counted, 0]))]
     starts = np.concatenate([[True], ~_same(ids[order])])[: len(order)]
+    # Equal ids are neighbours now: a row's number is its distance from the first of its run.
     position = np.arange(len(order))
     numbers = np.ones(len(index), dtype=np.uint32)
     numbers[order] = position - np.maximum.accumulate(np.where(starts, position, 0)) + 1
@@ -133,15 +137,16 @@ def occurrences(index: Index, reasons: npt.NDArray[np.uint8]) -> npt.NDArray[np.
 
 
 def unique_id(identity: str, occurrence: int) -> str:
-    """Return the id under which this occurrence stands in the corpus: `7`, then `7#2`, `7#3`.
+    """Return the id of this occurrence in the corpus: `7`, then `7#2`, `7#3`.
 
-    An id that itself ends so is numbered from `#1`, so two different ids never become one.
+    An id that itself ends in `#` and a number is numbered from `#1`: two different ids never become equal.
     """
     return identity if occurrence == 1 and not _NUMBERED.search(identity) else f"{identity}#{occurrence}"
 
 
 def _repeated(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Return the places of the keys whose first word another key shares; among millions these are few."""
+    """Return the rows of keys whose first word occurs more than once; among millions these are few."""
+    # Sorting by one 64-bit word finds nearly only repeated keys; both words are then compared for these few.
     words = keys[:, 0]
     order = np.argsort(words, kind="stable")
     same = words[order[:-1]] == words[order[1:]]
@@ -149,7 +154,7 @@ def _repeated(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 
 def _same(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Whether each key but the last equals the next."""
+    """Compare each key but the last with the next."""
     return np.asarray((keys[:-1] == keys[1:]).all(axis=1))
 
 

@@ -1,11 +1,15 @@
-"""Numbered tasks on datatrove's executors: the one file that knows datatrove.
+"""Numbered tasks on datatrove's executors, and their progress; no other module imports datatrove.
 
-A task is resumable by itself (whatever it leaves appears whole), so that a killed run may call it again.
+A task can be called again after a kill: every file it writes appears whole, and finished ones are kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
+from meditron.core.console import Bar, progress
 from meditron.core.errors import MissingExtra
 
 try:
@@ -15,14 +19,16 @@ try:
 except ImportError as missing:
     raise MissingExtra("datatrove", "corpus") from missing
 
-__all__ = ["execute"]
+__all__ = ["execute", "progress_by_files"]
 
-# Its log goes to stderr, and a task's own file repeats it: progress and errors are told by our console alone.
+_POLL = 0.5  # seconds
+
+# Its log goes to stderr and to a file per task; progress and errors are printed by `core.console` only.
 logger.disable("datatrove")
 
 
 class _Step(PipelineStep):  # type: ignore[misc]  # datatrove has no types
-    """One call of `work` a task."""
+    """A datatrove step that calls `work` once per task."""
 
     type = "meditron"
 
@@ -32,20 +38,20 @@ class _Step(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         self.work = work
 
     def run(self, data: object, rank: int = 0, world_size: int = 1) -> None:
-        """Do the task of this rank."""
+        """Run the task of this rank."""
         with self.track_time("task"):
             self.work(rank)
 
 
 def execute(name: str, work: Callable[[int], None], tasks: int, workers: int, folder: Path) -> None:
-    """Call `work(0)` … `work(tasks - 1)`, in `workers` processes, those apart that a run before has finished.
+    """Call `work(0)` … `work(tasks - 1)` in `workers` processes, except tasks that a former run finished.
 
     Args:
-        name: what the tasks do, one word: a folder below `folder`.
-        work: a picklable callable; its errors reach the caller.
-        tasks: how many there are.
-        workers: processes side by side; one means this process.
-        folder: where the executor keeps which tasks are complete.
+        name: Name of the tasks' folder in `folder`: `read`.
+        work: A picklable callable; its errors reach the caller.
+        tasks: Number of tasks.
+        workers: Number of parallel processes; 1 means this process.
+        folder: Folder in which the executor records the finished tasks.
     """
     if not tasks:
         return
@@ -55,6 +61,29 @@ def execute(name: str, work: Callable[[int], None], tasks: int, workers: int, fo
     if executor.workers > 1:
         executor.run()
         return
-    # Its own loop for one worker starts a manager process as well, which a kill would leave behind.
+    # The executor would start a manager process even for one worker, and a kill would leave it running.
     for rank in range(tasks):
         executor._run_for_rank(rank)
+
+
+@contextmanager
+def progress_by_files(label: str, folder: Path, pattern: str, total: int | None = None) -> Iterator[None]:
+    """Show a bar that counts the files in `folder` that match `pattern`, until the block ends."""
+    before = sum(1 for _ in folder.glob(pattern))
+    done = Event()
+    with progress(label, total, "shards", start=before) as bar, ThreadPoolExecutor(1) as thread:
+        polling = thread.submit(_poll, bar, folder, pattern, before, done)
+        try:
+            yield
+        finally:
+            done.set()
+            polling.result()
+
+
+def _poll(bar: Bar, folder: Path, pattern: str, seen: int, done: Event) -> None:
+    ended = False
+    while not ended:
+        ended = done.wait(_POLL)
+        now = sum(1 for _ in folder.glob(pattern))
+        bar.advance(now - seen)
+        seen = now

@@ -1,6 +1,10 @@
-"""Languages by whichever code a source uses: MEDLINE writes `eng`, a dump `en`, a page `en-GB`."""
+"""The pass that drops documents in other languages; `eng`, `en` and `en-GB` are one language."""
 
-__all__ = ["passes"]
+from meditron.corpus.candidate import Candidate, CorpusPass, DropReason
+
+__all__ = ["Language", "language_allowed"]
+
+_OTHER_LANGUAGE = DropReason("another language")
 
 # ISO 639-1 to the codes of ISO 639-2 (B), which MEDLINE uses, and (T) where they differ.
 # fmt: off
@@ -18,15 +22,28 @@ _THREE_LETTERS = {
 }
 # fmt: on
 _TWO_LETTERS = {three: two for two, threes in _THREE_LETTERS.items() for three in threes.split()}
+# ISO 639-2's codes for undetermined, no, several and uncoded languages.
 _UNKNOWN = frozenset({"", "und", "zxx", "mul", "mis"})
 
 
-def passes(language: str | None, wanted: tuple[str, ...]) -> bool:
-    """Whether a document that calls its language so is wanted: an unknown one passes, as all do for ()."""
+class Language(CorpusPass):
+    """Drops documents in languages other than the config's `languages`."""
+
+    reasons = (_OTHER_LANGUAGE,)
+
+    def examine(self, candidate: Candidate) -> Candidate | DropReason:
+        """Return the document if its language is allowed or unknown."""
+        allowed = language_allowed(candidate.document.language, self.config.languages)
+        return candidate if allowed else _OTHER_LANGUAGE
+
+
+def language_allowed(language: str | None, allowed: tuple[str, ...]) -> bool:
+    """Return true if a document's language is among those allowed, or unknown. () allows all languages."""
+    # Region and script do not matter: en_US is en.
     code = (language or "").lower().replace("_", "-").partition("-")[0]
-    return not wanted or code in _UNKNOWN or _short(code) in {_short(one) for one in wanted}
+    return not allowed or code in _UNKNOWN or _two_letters(code) in set(map(_two_letters, allowed))
 
 
-def _short(code: str) -> str:
+def _two_letters(code: str) -> str:
     code = code.lower().partition("-")[0]
     return _TWO_LETTERS.get(code, code)

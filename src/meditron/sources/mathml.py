@@ -1,6 +1,6 @@
-"""MathML as one line of plain text: `1/2`, `x²`, `√(a+b)`, `V_max`; numbers never fuse.
+"""Conversion of MathML to one line of plain text: `1/2`, `x²`, `√(a+b)`, `V_max`; numbers never fuse.
 
-Of `semantics` the presentation is read, else its TeX annotation, never both.
+Of a `semantics` element the presentation is read, else the TeX annotation, never both.
 """
 
 import re
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 __all__ = ["math_text"]
 
 _INVISIBLE = str.maketrans({"\u2061": " ", "\u2062": "", "\u2063": ",", "\u2064": " "})
-# A number or a word, with its scripts: as an operand it needs no parentheses.
-_ONE = re.compile(
+# A number or a word, with its scripts: needs no parentheses as an operand.
+_OPERAND = re.compile(
     f"(?:[0-9]+(?:[.,][0-9]+)?|[^\\W\\d_]+|.)(?:[{SUP}{SUB}][^{SUP}{SUB}{END}]*{END})*", re.DOTALL
 )
 _ACCENTS = frozenset("¯^~˙→‾ˉ′″\u0302\u0304*")
 
 
 def math_text(element: "etree._Element") -> str:
-    """The text of a `math` element, its scripts between the marks that `scripts.resolve_scripts` reads."""
+    """Return the text of a `math` element, with scripts between the marks of `scripts.resolve_scripts`."""
     return " ".join(_text(element).split())
 
 
 def _join(pieces: list[str]) -> str:
-    """The pieces in a row, with a blank where two numbers or two words would fuse."""
+    """Join pieces, with a blank between two numbers or two words that would fuse."""
     joined: list[str] = []
     last = ""
     for piece in filter(None, pieces):
@@ -84,7 +84,7 @@ def _text(element: "etree._Element") -> str:
 
 
 def _with_tails(element: "etree._Element", parts: list[str]) -> list[str]:
-    """Parts, and character data that stand between them although MathML has none there."""
+    """Return the parts and the text between them, which MathML does not allow but real files have."""
     return [piece for part, child in zip(parts, element, strict=True) for piece in (part, child.tail or "")]
 
 
@@ -128,10 +128,10 @@ def _multiscripts(element: "etree._Element", base: str) -> str:
 
 
 def _operand(text: str) -> str:
-    """In parentheses if only its nearest part would be raised or divided."""
+    """Put parentheses around an expression if otherwise only its last part would be raised or divided."""
     inner = text[1:-1]
     closed = text[:1] == "(" and text[-1:] == ")" and "(" not in inner and ")" not in inner
-    return text if closed or _ONE.fullmatch(text) else f"({text})"
+    return text if closed or _OPERAND.fullmatch(text) else f"({text})"
 
 
 def _name(element: "etree._Element") -> str:

@@ -1,20 +1,19 @@
-"""MediaWiki: the XML dumps of Wikipedia and its kin, current revisions, main namespace.
+"""MediaWiki: the XML dumps of Wikipedia and similar wikis, current revisions, main namespace.
 
-A document's id is `wiki:` and the page's id; its sections are the page's, labelled with their headings
-(`wikitext`). `skipped` counts redirects, pages of other namespaces, and pages with too much markup, whose
-titles are told. The names of namespaces are those of the dump's own `<siteinfo>`; without `<ns>`, as in dumps
-before 2010, a page's namespace is that of its title. `meta`: `page`, `revision`, `timestamp`.
+A document's id is `wiki:` and the page's id. Its sections are the page's; a section's label is its heading,
+its path the headings above (`wikitext`). Redirects, pages of other namespaces and pages with too much markup
+are counted as skipped; the last get a warning with their title. The names of namespaces come from the dump's
+`<siteinfo>`; without `<ns>`, as in dumps before 2010, a page's namespace is that of its title. `meta`:
+`page`, `revision`, `timestamp`.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meditron.core.console import warn
 from meditron.core.errors import InputError, MissingExtra
-from meditron.sources.document import Document
+from meditron.sources.document import Document, Readable, ReadLog
 from meditron.sources.streams import chunks
 from meditron.sources.wikitext import Site, TooMuchMarkup, sections
 
@@ -26,9 +25,8 @@ __all__ = ["read", "recognises"]
 _ROOT = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<mediawiki[\s>]", re.DOTALL)
 _REDIRECT = re.compile(r"\s*#\s?[^\W\d_]+\s*:?\s*\[\[[^\]\n]+\]\]")
 _LONGEST_REDIRECT = 1_000  # characters; a list may begin as a redirect does
-_LARGEST = (
-    64 << 20
-)  # bytes of a page, and of anything between two; a page's text is 10 MB at most, by libxml2
+# Bytes of a page, and of anything between two pages; libxml2 limits a page's text to 10 MB.
+_LARGEST = 64 << 20
 
 
 def recognises(start: bytes) -> bool:
@@ -36,15 +34,21 @@ def recognises(start: bytes) -> bool:
     return _ROOT.match(start) is not None
 
 
-def read(path: Path, skipped: Counter[str] | None = None, name: str | None = None) -> Iterator[Document]:
+def read(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
     """Yield the articles of a dump, plain or compressed, in its order, in bounded memory.
 
-    InputError, with the line, for a dump that is cut off, ill-formed, has a DOCTYPE, or holds an element
-    above the limits.
+    Args:
+        file: The dump.
+        log: Counts the skipped pages.
+        name: Unused: every page has an id.
+
+    Raises:
+        InputError: The dump is cut off, ill-formed, has a DOCTYPE, or an element is above the limits; the
+            place is the line.
     """
-    skipped = Counter() if skipped is None else skipped
+    skipped = (log or ReadLog()).skipped
     site = Site({})
-    for element in _elements(path):
+    for element in _elements(file):
         if _name(element) == "siteinfo":
             site = _site(element)
             continue
@@ -62,10 +66,10 @@ def read(path: Path, skipped: Counter[str] | None = None, name: str | None = Non
                 parts = tuple(sections(text, site))
             except TooMuchMarkup as error:
                 skipped["too much markup"] += 1
-                warn(f"{path.name}: the page '{title}' (id {number}) is left out: {error}")
+                warn(f"{file.name}: the page '{title}' (id {number}) is left out: {error}")
             else:
                 language = next(element.iterancestors()).get("{http://www.w3.org/XML/1998/namespace}lang")
-                yield Document(f"wiki:{number}", "mediawiki", title, parts, language, None, meta)
+                yield Document(f"wiki:{number}", "mediawiki", title, parts, language, meta=meta)
         _forget(element)
 
 
@@ -82,7 +86,7 @@ def _namespace(fields: "dict[str, etree._Element]", site: Site) -> int:
     return int(stated) if stated.lstrip("-").isdecimal() else site.namespace(_value(fields, "title"))
 
 
-def _elements(path: Path) -> "Iterator[etree._Element]":
+def _elements(file: Readable) -> "Iterator[etree._Element]":
     try:
         from lxml import etree
     except ImportError as error:
@@ -92,30 +96,32 @@ def _elements(path: Path) -> "Iterator[etree._Element]":
     )
     since = done = 0
     try:
-        for chunk in chunks(path):
+        for chunk in chunks(file):
             parser.feed(chunk)
             since += len(chunk)
-            for element in _whole(path, parser):
+            for element in _complete(file, parser):
                 yield element
                 since, done = 0, done + 1
             if since > _LARGEST:
                 hint = "dumps of current revisions have smaller ones: pages-articles"
                 problem = f"a page of more than {_LARGEST >> 20} MiB"
-                raise InputError(path, problem, place=f"after {done:,} pages", hint=hint)
+                raise InputError(file, problem, place=f"after {done:,} pages", hint=hint)
         parser.close()
     except etree.XMLSyntaxError as error:
-        raise InputError(path, f"ill-formed XML: {error.msg}", place=f"line {error.lineno:,}") from error
+        raise InputError(file, f"ill-formed XML: {error.msg}", place=f"line {error.lineno:,}") from error
 
 
-def _whole(path: Path, parser: "etree.XMLPullParser") -> "Iterator[etree._Element]":
+def _complete(file: Readable, parser: "etree.XMLPullParser") -> "Iterator[etree._Element]":
     events: Any = parser.read_events()
     for event, element in events:
         if event == "start" and element.getparent() is None:
             if element.getroottree().docinfo.internalDTD is not None:
-                hint = "dumps have none; such declarations are how an XML bomb is made"
-                raise InputError(path, "it has a DOCTYPE", place="prologue", hint=hint)
+                hint = "dumps have none; XML bombs are made of its declarations"
+                raise InputError(file, "it has a DOCTYPE", place="prologue", hint=hint)
             if _name(element) != "mediawiki":
-                raise InputError(path, f"no MediaWiki dump: its root is {_name(element)}", place="prologue")
+                raise InputError(
+                    file, f"not a MediaWiki dump: its root is {_name(element)}", place="prologue"
+                )
         elif event == "end" and _name(element) in {"page", "siteinfo"}:
             yield element
 
@@ -129,7 +135,7 @@ def _value(fields: "dict[str, etree._Element]", name: str) -> str:
 
 
 def _forget(page: "etree._Element") -> None:
-    """Free the page and what stands before it."""
+    """Free the page's tree and those of the pages before it."""
     page.clear()
     parent = page.getparent()
     while parent is not None and page.getprevious() is not None:

@@ -2,54 +2,52 @@
 
 A document's id is `pubmed:` and the PMID without its version; its sections are the AbstractText elements of
 the article's own Abstract, with Label and NlmCategory as printed. `language` is that of this text: NLM puts
-English abstracts alone into Abstract and translates titles, in brackets, so it is `eng` unless a citation
-has an untranslated title and no abstract. `year` is the first year of PubDate. `meta`: `pmid`, `version`,
-`journal`, `languages` (the article's, MEDLINE's three letters), `publication_types`, `mesh` (descriptor
-names), `doi` (the article id, else the electronic location), `retracted` (whether the publication type
-"Retracted Publication" or a CommentsCorrections of RefType "RetractionIn" says so), `other_abstracts`
-(OtherAbstract, each with `language`, `type` and `sections`).
+only English abstracts into Abstract and translates titles, in brackets, so it is `eng` unless a citation
+has an untranslated title and no abstract. `year` is the first year of PubDate, `version` the Version of the
+PMID. `retracted` is true for the publication type "Retracted Publication" and for a CommentsCorrections of
+RefType "RetractionIn". `meta`: `pmid`, `journal`, `languages` (the article's, MEDLINE's three letters),
+`publication_types`, `mesh` (descriptor names), `doi` (the article id, else the electronic location),
+`other_abstracts` (OtherAbstract, each with `language`, `type` and `sections`).
 
-A text is all character data within its element, comments and processing instructions apart, white space
+A text is all character data within its element, without comments and processing instructions, white space
 collapsed to single blanks. Sub- and superscripts and MathML are written on the line: `CO₂`, `10⁹`, `1/2`.
 Vernacular titles and CopyrightInformation are not read. A PubmedBookArticle is a document as well.
 
-The root is a set of citations, or one citation. A file may hold several such documents one after another,
+The root is a set of citations, or one citation. A file may contain several XML documents one after another,
 as `cat` joins them. A file may have any size: memory is bounded by the largest citation.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from stringzilla import find
 
 from meditron.core.errors import InputError
-from meditron.sources.document import Document
+from meditron.sources.document import Document, Readable, ReadLog
 from meditron.sources.streams import chunks
 
 if TYPE_CHECKING:
     from lxml import etree
 
-__all__ = ["LARGEST_CITATION", "read", "read_deletions", "recognises"]
+__all__ = ["LARGEST_CITATION", "read", "recognises"]
 
 LARGEST_CITATION = 16 << 20
 """Bytes of one citation, or of a comment between two. Real citations, with thousands of authors, stay below
-6 MB; of one text or attribute libxml2 reads 10 MB at most."""
-_LARGEST_PROVEN = 8 << 20  # libxml2 refuses texts of 10 MB
+6 MB; libxml2 reads at most 10 MB of one text or attribute."""
+_MAX_MATCH = 8 << 20  # libxml2 refuses texts of 10 MB
 _LARGEST_PROLOGUE = 64 << 10
-_LEAST = 64 << 10  # unread bytes in which the next citations are looked for
-_BLOCK = 512 << 10  # bytes read at a time
+_MIN_UNREAD = 64 << 10  # unread bytes in which the next citations are searched
+_READ_SIZE = 512 << 10  # bytes read at a time
 _SETS = frozenset({b"PubmedArticleSet", b"PubmedBookArticleSet", b"MedlineCitationSet"})
 _ARTICLES = frozenset({b"PubmedArticle", b"PubmedBookArticle", b"MedlineCitation"})
 _DELETIONS = frozenset({b"DeleteCitation", b"DeleteDocument"})
 
 _ENCODINGS = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii"})
-_NO_MEDLINE = "no MEDLINE XML: no element PubmedArticleSet at its start"
-_NOT_ASCII = "a byte that is not ASCII, which its first line says it is"
+_NO_MEDLINE = "not MEDLINE XML: no element PubmedArticleSet at its start"
+_NOT_ASCII = "a byte that is not ASCII, although its first line declares ASCII"
 
-# White space and what is skipped, within a set and outside of one.
+# White space and skipped markup, inside a set and outside of one.
 _INSIDE = (
     re.compile(rb"(?:[ \t\r\n]|&#(?:0*+(?:9|10|13|32)|x0*+(?:9|[aAdD]|20));)++"),
     re.compile(rb"<!--|<!\[CDATA\[(?=[ \t\r\n]*+\]\]>)|<\?(?!xml[ \t\r\n])"),
@@ -80,14 +78,13 @@ _TAGS = {
     name: re.compile(rb"<!--|<!\[CDATA\[|<\?|<(/?+)" + name + rb"(?=[ \t\r\n/>])")
     for name in _ARTICLES | _DELETIONS
 }
-_LINE = re.compile(", line [0-9]+, column [0-9]+$")  # in what lxml was given, not in the file
 _IN_A_TAG = re.compile(_IN_TAG)
 _OPEN_VALUE = re.compile(rb"\"[^\"<]*+|'[^'<]*+")  # of an attribute
 _LOOKAHEAD = 64  # bytes; more than any token's
 
 
 class _Entry(NamedTuple):
-    """An element of a set: its name, its bytes, and where it begins in the unpacked file."""
+    """An element of a set: its name, its bytes, and its offset in the decompressed file."""
 
     name: bytes
     data: bytes
@@ -95,187 +92,185 @@ class _Entry(NamedTuple):
 
 
 def recognises(start: bytes) -> bool:
-    """Whether a file that starts so is MEDLINE XML."""
+    """Return true for the first bytes of MEDLINE XML."""
     match = _PROLOGUE.match(start) or _NAMED.match(start)
     return match is not None and match["name"] in _SETS | _ARTICLES
 
 
-def read(path: Path, skipped: Counter[str] | None = None, name: str | None = None) -> Iterator[Document]:
+def read(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
     """Read the citations of a MEDLINE file, plain or compressed, in its order. Nothing is skipped.
 
+    Args:
+        file: The file.
+        log: Receives the ids that the file declares deleted, in its last element.
+        name: Unused: every citation has a PMID.
+
     Raises:
-        InputError: the file is cut off (naming how many citations were whole), ill-formed (naming the byte
-            and the PMID), its DOCTYPE declares entities, or a citation is larger than LARGEST_CITATION.
+        InputError: The file is cut off (the error gives the number of whole citations), ill-formed (it gives
+            the byte and the PMID), its DOCTYPE declares entities, or a citation is larger than
+            LARGEST_CITATION.
     """
-    file = _File(path)
-    for found in file.walk(documents=True):
-        if isinstance(found, list):
-            yield from found
-        elif found.name in _ARTICLES:
-            yield file.parsed(found)
-
-
-def read_deletions(path: Path) -> list[str]:
-    """Read the ids of the documents that a MEDLINE file declares deleted, as its last element."""
-    file = _File(path)
-    return [
-        f"pubmed:{pmid}"
-        for entry in file.walk(documents=False)
-        if isinstance(entry, _Entry) and entry.name in _DELETIONS
-        for pmid in file.deleted(entry)
-    ]
+    reader = _File(file)
+    for item in reader.walk():
+        if isinstance(item, list):
+            yield from item
+        elif item.name in _ARTICLES:
+            yield reader.parsed(item)
+        elif log is not None:
+            log.deleted.extend(f"pubmed:{pmid}" for pmid in reader.deleted(item))
 
 
 class _File:
     """A file's elements one at a time, in bounded memory."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._chunks = chunks(path)
+    def __init__(self, file: Readable) -> None:
+        self._file = file
+        self._chunks = chunks(file)
         self._buffer = b""
-        self._at = 0  # the position in the buffer
-        self._before = 0  # bytes of the file before the buffer
-        self._whole = 0  # citations so far
+        self._at = 0  # position in the buffer
+        self._buffer_offset = 0  # bytes of the file before the buffer
+        self._citations = 0  # citations so far
         self._ascii = False
         self._name = b""  # of the root
-        self._empty = False  # whether the root's tag is all of it
-        self._root = b""  # what goes before and after an element for lxml to read it alone
-        self._closing = b""
+        self._empty = False  # true for a root of one empty tag, <PubmedArticleSet/>
+        self._root = b""  # the root's tags, put around an element so that lxml can read it alone
+        self._end_tag = b""
         self._damage = ""  # of the file beyond the buffer
-        self._judged = 0  # up to here in the file it is known whether all characters are legal
-        self._legal = False
+        self._checked_to = 0  # offset in the file up to which `_legal` is valid
+        self._legal = False  # true if all characters up to there are legal in XML
 
-    def walk(self, *, documents: bool) -> Iterator[list[Document] | _Entry]:
-        """The proven citations as lists of documents, if `documents`, and all else as entries for lxml."""
-        while self._open():
+    def walk(self) -> Iterator[list[Document] | _Entry]:
+        """Yield the proven citations as lists of documents, and all other elements as entries for lxml."""
+        while self._open_root():
             if self._name in _ARTICLES:
-                yield self._entry(self._name)
+                yield self._read_element(self._name)
                 continue
             while not self._empty:
-                if len(self._buffer) - self._at < _LEAST:
-                    self._more(_BLOCK)
-                position = self._before + self._at
-                if proven := self._proven(documents=documents):
-                    yield proven
-                if self._before + self._at == position:
-                    entry = self._next()
+                if len(self._buffer) - self._at < _MIN_UNREAD:
+                    self._read_more(_READ_SIZE)
+                position = self._buffer_offset + self._at
+                if documents := self._read_matching():
+                    yield documents
+                if self._buffer_offset + self._at == position:
+                    entry = self._next_element()
                     if entry is None:
                         break
                     yield entry
 
-    def _proven(self, *, documents: bool) -> list[Document]:
-        """Go on through the citations in the buffer, as far as they follow each other and are proven."""
+    def _read_matching(self) -> list[Document]:
+        """Read the next citations in the buffer, as far as they follow each other and match the grammar."""
         from meditron.sources.medline_citation import scan
         from meditron.sources.medline_grammar import ARTICLE_END, CITATION
-        from meditron.sources.medline_text import Unusual, legal
+        from meditron.sources.medline_text import NeedsLxml, is_legal
 
         data, at = self._buffer, self._at
         end = data.rfind(ARTICLE_END, at) + len(ARTICLE_END)
         if self._name != b"PubmedArticleSet" or end < at + len(ARTICLE_END):
             return []
-        if self._before + end > self._judged:
-            self._judged, self._legal = self._before + end, legal(data, at, end)
-        proven = []
+        if self._buffer_offset + end > self._checked_to:
+            self._checked_to, self._legal = self._buffer_offset + end, is_legal(data, at, end)
+        documents = []
         while at < end and (match := CITATION.match(data, at)):
-            if match.end() - at > _LARGEST_PROVEN or not (self._legal or legal(data, at, match.end())):
+            if match.end() - at > _MAX_MATCH or not (self._legal or is_legal(data, at, match.end())):
                 break
             try:
-                if documents:
-                    proven.append(scan(match))
-            except Unusual:
+                documents.append(scan(match))
+            except NeedsLxml:
                 break
             at = match.end()
-            self._whole += 1
+            self._citations += 1
         self._at = at
-        return proven
+        return documents
 
-    def _open(self) -> bool:
-        """Read on to the first element of a document; False at the end of the file."""
+    def _open_root(self) -> bool:
+        """Read up to the first element of the next XML document; False at the end of the file."""
         if self._name:
-            self._skip_asides(_OUTSIDE)
+            self._skip_comments(_OUTSIDE)
             if self._at == len(self._buffer):
                 if self._damage:
                     raise self._error("")
                 return False
-        problem = "something follows the set that is no other set" if self._name else _NO_MEDLINE
+        problem = "content after the set that is not another set" if self._name else _NO_MEDLINE
         while (match := _PROLOGUE.match(self._buffer, self._at)) is None:
             if _SUBSET.match(self._buffer, self._at):
-                hint = "MEDLINE files need none; such declarations are how an XML bomb is made"
-                raise InputError(self._path, "its DOCTYPE declares entities", place="prologue", hint=hint)
-            if len(self._buffer) - self._at > _LARGEST_PROLOGUE or not self._more():
+                hint = "MEDLINE files declare none; XML bombs are made of such declarations"
+                raise InputError(self._file, "its DOCTYPE declares entities", place="prologue", hint=hint)
+            if len(self._buffer) - self._at > _LARGEST_PROLOGUE or not self._read_more():
                 raise self._error(problem)
         encoding = _ENCODING.search(match[0])
         named = encoding[1].lower() if encoding else b"utf-8"
         if named not in _ENCODINGS:
             hint = f"iconv -f {named.decode(errors='replace')} -t UTF-8, and name UTF-8 in its first line"
             problem = f"encoded in {named.decode(errors='replace')}, not UTF-8"
-            raise InputError(self._path, problem, place="prologue", hint=hint)
+            raise InputError(self._file, problem, place="prologue", hint=hint)
         self._name = match["name"]
         if self._name not in _SETS | _ARTICLES:
             root = self._name.decode()
-            raise self._error(f"no MEDLINE XML: its root is {root}, not PubmedArticleSet")
+            raise self._error(f"not MEDLINE XML: its root is {root}, not PubmedArticleSet")
         self._ascii = b"ascii" in named
         if self._ascii and not self._buffer.isascii():
             raise self._error(_NOT_ASCII)
         self._empty = match["root"].endswith(b"/>")
         closing = b"</" + self._name + b">"
-        self._checked(match[0] + (b"" if self._empty else closing), "prologue", self._before + self._at)
+        self._parse_xml(
+            match[0] + (b"" if self._empty else closing), "prologue", self._buffer_offset + self._at
+        )
         if self._name in _ARTICLES:
-            self._root, self._closing = b"<x>", b"</x>"
+            self._root, self._end_tag = b"<x>", b"</x>"
             self._at = match.start("root")
         else:
-            self._root, self._closing = match["root"], closing
+            self._root, self._end_tag = match["root"], closing
             self._at = match.end()
         return True
 
-    def _next(self) -> _Entry | None:
-        """The next element of the set; None at its end."""
-        self._skip_asides(_INSIDE)
+    def _next_element(self) -> _Entry | None:
+        """Return the next element of the set; None at its end."""
+        self._skip_comments(_INSIDE)
         match = _CONTENT.match(self._buffer, self._at)
         if match is None:
             ended = self._at == len(self._buffer)
-            raise self._error(f"ends before {self._closing.decode()}" if ended else "text between citations")
+            raise self._error(f"ends before {self._end_tag.decode()}" if ended else "text between citations")
         if match["end"]:
-            end = re.compile(self._closing[:-1] + rb"[ \t\r\n]*+>").match(self._buffer, self._at)
+            end = re.compile(self._end_tag[:-1] + rb"[ \t\r\n]*+>").match(self._buffer, self._at)
             if end is None:
-                raise self._error(f"an end tag that is not {self._closing.decode()}")
+                raise self._error(f"an end tag that is not {self._end_tag.decode()}")
             self._at = end.end()
             return None
         if match["name"] not in _ARTICLES | _DELETIONS:
             raise self._error(f"unexpected element {match['name'].decode()}")
-        return self._entry(match["name"])
+        return self._read_element(match["name"])
 
-    def _skip_asides(self, kinds: tuple[re.Pattern[bytes], re.Pattern[bytes]]) -> None:
-        """Skip white space, comments and instructions, and have what follows in the buffer."""
+    def _skip_comments(self, patterns: tuple[re.Pattern[bytes], re.Pattern[bytes]]) -> None:
+        """Skip white space, comments and processing instructions, and load the next bytes into the buffer."""
         while True:
-            if blank := kinds[0].match(self._buffer, self._at):
+            if blank := patterns[0].match(self._buffer, self._at):
                 self._at = blank.end()
-            if len(self._buffer) - self._at < _LOOKAHEAD and self._more():
+            if len(self._buffer) - self._at < _LOOKAHEAD and self._read_more():
                 continue
-            aside = kinds[1].match(self._buffer, self._at)
+            aside = patterns[1].match(self._buffer, self._at)
             if aside is None:
                 return
-            offset = self._before + self._at
+            offset = self._buffer_offset + self._at
             done = len(aside[0])
             while (end := find(self._buffer, _SKIPPED[aside[0]], self._at + done)) < 0:
-                self._extend("a comment")
+                self._double_buffer("a comment")
             end += len(_SKIPPED[aside[0]])
-            self._checked(b"<x>" + self._buffer[self._at : end] + b"</x>", "between citations", offset, 3)
+            self._parse_xml(b"<x>" + self._buffer[self._at : end] + b"</x>", "between citations", offset, 3)
             self._at = end
 
-    def _entry(self, name: bytes) -> _Entry:
-        """The element that begins here. Of an ill-formed one what shows that it is."""
-        offset = self._before + self._at
-        size = self._plain_size(name) or self._size(name)
+    def _read_element(self, name: bytes) -> _Entry:
+        """Return the element that begins here; of an ill-formed one, enough for lxml to refuse it."""
+        offset = self._buffer_offset + self._at
+        size = self._simple_size(name) or self._element_size(name)
         if size > LARGEST_CITATION:
             raise self._error(f"a citation of more than {LARGEST_CITATION:,} bytes")
         data = self._buffer[self._at : self._at + size]
         self._at += size
-        self._whole += name in _ARTICLES
+        self._citations += name in _ARTICLES
         return _Entry(name, data, offset)
 
-    def _plain_size(self, name: bytes) -> int:
-        """The bytes to the first end tag if the element can end nowhere else; 0 if it can."""
+    def _simple_size(self, name: bytes) -> int:
+        """Return the number of bytes up to the first end tag; 0 if the element may end at a later one."""
         closing = b"</" + name + b">"
         end = find(self._buffer, closing, self._at) + len(closing)
         if end < self._at + len(closing):
@@ -283,68 +278,71 @@ class _File:
         inside = (find(self._buffer, other, self._at + 1, end) for other in (b"<!", b"<?", b"<" + name))
         return 0 if any(at >= 0 for at in inside) else end - self._at
 
-    def _size(self, name: bytes) -> int:
-        """The bytes to the end of the element, which may hold comments and others of its name."""
+    def _element_size(self, name: bytes) -> int:
+        """Return the number of bytes of the element, which may contain comments and elements of its name."""
         done, depth = 0, 0
         while True:
             token = _TAGS[name].search(self._buffer, self._at + done)
             if token is None:
                 done = max(done, len(self._buffer) - self._at - _LOOKAHEAD)
-                self._extend("a citation")
+                self._double_buffer("a citation")
                 continue
             start = token.start() - self._at
             if skipped := _SKIPPED.get(token[0]):
                 end = find(self._buffer, skipped, token.end())
                 done = start if end < 0 else end + len(skipped) - self._at
                 if end < 0:
-                    self._extend("a citation")
+                    self._double_buffer("a citation")
                 continue
             tag = _IN_A_TAG.match(self._buffer, token.end())
             end = tag.end() if tag else token.end()
             if end == len(self._buffer) or _OPEN_VALUE.fullmatch(self._buffer, end):
                 done = start
-                self._extend("a citation")
+                self._double_buffer("a citation")
                 continue
             done = end + 1 - self._at
             if self._buffer[end : end + 1] != b">":
-                return done  # ill-formed, and lxml will say so
+                return done  # ill-formed: lxml raises the error
             if not self._buffer.endswith(b"/", token.end(), end):
                 depth += -1 if token[1] else 1
             if depth <= 0:
                 return done
 
     def parsed(self, entry: _Entry) -> Document:
-        """An entry that is a citation, by lxml."""
-        from meditron.sources.medline_citation import Malformed, parse
+        """Parse an entry that is a citation with lxml."""
+        from meditron.sources.medline_citation import NotACitation, parse
 
         try:
-            return parse(self._element(entry))
-        except Malformed as error:
-            raise InputError(self._path, str(error), place=_place(entry)) from error
+            return parse(self._parse_element(entry))
+        except NotACitation as error:
+            raise InputError(self._file, str(error), place=_place(entry)) from error
 
     def deleted(self, entry: _Entry) -> Iterator[str]:
-        """The PMIDs of an entry that lists deletions."""
-        for pmid in self._element(entry).iter("PMID"):
+        """Yield the PMIDs of an entry that lists deletions."""
+        for pmid in self._parse_element(entry).iter("PMID"):
             text = (pmid.text or "").strip()
             if not (text.isascii() and text.isdigit()):
-                raise InputError(self._path, f"a deleted PMID is not a number: {text[:40]!r}", place="end")
+                raise InputError(self._file, f"a deleted PMID is not a number: {text[:40]!r}", place="end")
             yield text
 
-    def _element(self, entry: _Entry) -> "etree._Element":
-        """An entry as lxml's tree, within the root's own start tag: prefixes may be declared there."""
+    def _parse_element(self, entry: _Entry) -> "etree._Element":
+        """Parse an entry inside the root's start tag, which may declare prefixes, and return lxml's tree."""
         pmid = _PMID.search(entry.data)
         place = f"PMID {pmid[1].decode()}" if pmid else "a citation without a PMID"
-        data = self._root + entry.data + self._closing
-        return self._checked(data, place, entry.offset, len(self._root))[0]
+        data = self._root + entry.data + self._end_tag
+        return self._parse_xml(data, place, entry.offset, len(self._root))[0]
 
-    def _checked(self, data: bytes, place: str, offset: int, before: int = 0) -> "etree._Element":
-        """The root of a document by lxml; InputError, with the byte, if it is ill-formed.
+    def _parse_xml(self, data: bytes, place: str, offset: int, before: int = 0) -> "etree._Element":
+        """Parse an XML document with lxml and return its root.
 
         Args:
-            data: the document, of which `before` bytes are not of the file.
-            place: its name in the message.
-            offset: where in the file it begins.
-            before: see data.
+            data: The document; its first `before` bytes are not from the file.
+            place: Name of the document in the error message.
+            offset: Offset of the document in the decompressed file.
+            before: Bytes added in front of the file's own.
+
+        Raises:
+            InputError: The document is ill-formed; the place is the byte in the file.
         """
         from lxml import etree
 
@@ -355,19 +353,19 @@ class _File:
         except etree.XMLSyntaxError as error:
             at = offset + max(0, _position(data, error.lineno, error.offset) - before)
             raise InputError(
-                self._path, f"ill-formed XML: {error.msg}", place=f"{place}, byte {at:,}"
+                self._file, f"ill-formed XML: {error.msg}", place=f"{place}, byte {at:,}"
             ) from error
 
-    def _extend(self, reading: str) -> None:
-        """Double the buffer, so that searching it again and again stays linear."""
+    def _double_buffer(self, reading: str) -> None:
+        """Double the buffer: repeated searches then take linear time in total."""
         missing = len(self._buffer) - self._at
         if missing > LARGEST_CITATION:
             raise self._error(f"{reading} of more than {LARGEST_CITATION:,} bytes")
-        if not self._more(max(missing, 1)):
+        if not self._read_more(max(missing, 1)):
             raise self._error(f"ends in the middle of {reading}")
 
-    def _more(self, size: int = 1) -> bool:
-        """Read at least `size` bytes on, dropping what is done with; False at the file's end."""
+    def _read_more(self, size: int = 1) -> bool:
+        """Read at least `size` more bytes and drop the ones before the position; False at the file's end."""
         pieces = [self._buffer[self._at :]]
         added = 0
         while added < size and not self._damage:
@@ -384,14 +382,14 @@ class _File:
             pieces.append(chunk)
             added += len(chunk)
         if added:
-            self._before += self._at
+            self._buffer_offset += self._at
             self._at = 0
             self._buffer = b"".join(pieces)
         return bool(added)
 
     def _error(self, problem: str) -> InputError:
-        place = f"after {self._whole:,} whole citations, byte {self._before + self._at:,}"
-        return InputError(self._path, self._damage or problem, place=place)
+        place = f"after {self._citations:,} whole citations, byte {self._buffer_offset + self._at:,}"
+        return InputError(self._file, self._damage or problem, place=place)
 
 
 def _place(entry: _Entry) -> str:
@@ -401,7 +399,7 @@ def _place(entry: _Entry) -> str:
 
 
 def _position(data: bytes, line: int | None, column: int | None) -> int:
-    """The byte that a parser's line and column, both from 1, point to."""
+    """Convert a parser's line and column, both from 1, to a byte offset."""
     start = 0
     for _ in range((line or 1) - 1):
         start = data.find(b"\n", start) + 1

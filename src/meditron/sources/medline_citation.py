@@ -1,7 +1,7 @@
-"""One citation to a document: from a match of the grammar, or from lxml's tree.
+"""Conversion of one MEDLINE citation to a document: from a match of the grammar, or from lxml's tree.
 
-`scan` reads what `medline_grammar` has proven, and raises Unusual for what it leaves to lxml. `parse` reads
-lxml's tree of any well-formed citation, and its word is final.
+`scan` reads citations that match `medline_grammar.CITATION` and raises NeedsLxml for those that need lxml.
+`parse` reads lxml's tree of any well-formed citation; its result is the reference.
 """
 
 import re
@@ -12,19 +12,19 @@ from stringzilla import find
 
 from meditron.sources.document import Document, Section
 from meditron.sources.medline_text import (
-    Unusual,
+    NeedsLxml,
+    cache_short,
+    cached_text_of,
     flat_text,
-    name_of,
-    remembered,
     text_of,
     texts_of,
-    unescaped,
+    unescape,
 )
 
 if TYPE_CHECKING:
     from lxml import etree
 
-__all__ = ["Malformed", "parse", "scan"]
+__all__ = ["NotACitation", "parse", "scan"]
 
 _Heading = tuple[str | None, str | None]  # a label and a category
 
@@ -38,22 +38,22 @@ _YEAR = re.compile(r"[12][0-9]{3}")
 _NUMBER = re.compile("[0-9]{1,12}")
 
 
-class Malformed(Exception):
-    """Raised for well-formed XML that is no citation; says why."""
+class NotACitation(Exception):
+    """Well-formed XML that is not a citation; the message gives the reason."""
 
 
 def scan(match: re.Match[bytes]) -> Document:
-    """Read what `medline_grammar.CITATION` matched; Unusual where lxml must read it."""
+    """Read a match of `medline_grammar.CITATION`; NeedsLxml if only lxml can read the citation."""
     version, pmid, date, journal, title, locations, abstract, languages, types, *more = match.groups()
     corrections, mesh, others, identifiers = more
     if corrections and find(corrections, b"RetractionIn") >= 0:
-        raise Unusual
+        raise NeedsLxml
     doi = (identifiers and _DOI.search(identifiers)) or (locations and _LOCATION.search(locations))
     raws = [doi[1] if doi else b"", title or b""]
     labels, categories = _abstract(abstract, raws) if abstract else ((), ())
     texts = texts_of(raws)
     if doi and not texts[0]:
-        raise Unusual  # another may follow
+        raise NeedsLxml  # an empty DOI; a second one may follow, which only `parse` looks for
     return _document(
         pmid.decode(),
         int(version),
@@ -61,9 +61,9 @@ def scan(match: re.Match[bytes]) -> Document:
         tuple(map(Section, texts[2:], labels, categories)),
         list(_names(languages)),
         _year(date) if date else None,
-        name_of(journal) if journal else None,
+        cached_text_of(journal) if journal else None,
         list(_names(types)) if types else [],
-        list(map(name_of, _DESCRIPTOR.findall(mesh))) if mesh else [],
+        list(map(cached_text_of, _DESCRIPTOR.findall(mesh))) if mesh else [],
         texts[0],
         False,
         [_scan_other(part) for part in others.split(b"</OtherAbstract>")[:-1]] if others else [],
@@ -71,9 +71,9 @@ def scan(match: re.Match[bytes]) -> Document:
 
 
 def _abstract(data: bytes, raws: list[bytes]) -> tuple[list[str | None], list[str | None]]:
-    """The labels and categories of AbstractText elements, of proven bytes that hold no others.
+    """Return the labels and categories of AbstractText elements; the bytes contain no other elements.
 
-    Adds the bytes of each text to `raws`.
+    The bytes of each text are appended to `raws`.
     """
     labels, categories = [], []
     *parts, rest = data.split(b"</AbstractText>")
@@ -97,21 +97,21 @@ def _abstract(data: bytes, raws: list[bytes]) -> tuple[list[str | None], list[st
     return labels, categories
 
 
-@remembered
+@cache_short
 def _names(data: bytes) -> tuple[str, ...]:
-    """The texts of proven elements in a row."""
+    """Return the texts of consecutive elements."""
     return tuple(map(text_of, _NAME.findall(data)))
 
 
-@remembered
+@cache_short
 def _heading(tag: bytes) -> tuple[str | None, str | None, bool]:
-    """The label and the category in an AbstractText's start tag, without its `>`, and whether it is empty."""
-    printed = {name: unescaped(value).decode() for name, value in _ATTRIBUTE.findall(tag)}
+    """Return label, category and emptiness (`<AbstractText/>`) of a start tag, given without its `>`."""
+    printed = {name: unescape(value).decode() for name, value in _ATTRIBUTE.findall(tag)}
     return printed.get(b"Label"), printed.get(b"NlmCategory"), tag.endswith(b"/")
 
 
 def _scan_other(data: bytes) -> dict[str, Any]:
-    """An OtherAbstract of proven bytes, up to its end tag."""
+    """Read the bytes of an OtherAbstract up to its end tag."""
     tag, _, inner = data.partition(b">")
     inner = b"<" + inner.partition(b"<")[2]  # text before the first element is not read
     printed = {name: value.decode() for name, value in _ATTRIBUTE.findall(tag)}
@@ -121,13 +121,13 @@ def _scan_other(data: bytes) -> dict[str, Any]:
     return _other_abstract(printed.get(b"Language"), printed.get(b"Type"), sections)
 
 
-@remembered
+@cache_short
 def _year(raw: bytes) -> int | None:
     return _first_year(text_of(raw[raw.index(b">") + 1 : raw.rindex(b"<")]))
 
 
 def _first_year(date: str) -> int | None:
-    """1998 in `1998 Dec-1999 Jan`."""
+    """Return the first year in a date: 1998 of `1998 Dec-1999 Jan`."""
     match = _YEAR.search(date)
     return int(match[0]) if match else None
 
@@ -148,23 +148,22 @@ def _document(
 ) -> Document:
     meta: dict[str, Any] = {
         "pmid": pmid,
-        "version": version,
         "journal": journal or None,
         "languages": languages,
         "publication_types": types,
         "mesh": mesh,
         "doi": doi or None,
-        "retracted": retracted or "Retracted Publication" in types,
         "other_abstracts": others,
     }
     language = "eng" if languages == _ENGLISH else _language(title, sections, languages)
-    return Document("pubmed:" + pmid, "pubmed", title, sections, language, year, meta)
+    retracted = retracted or "Retracted Publication" in types
+    return Document("pubmed:" + pmid, "pubmed", title, sections, language, year, version, retracted, meta)
 
 
 def _language(title: str, sections: tuple[Section, ...], languages: list[str]) -> str | None:
-    """The language of the text, which is not the article's.
+    """Return the language of the text, which may differ from the article's.
 
-    NLM puts English abstracts alone into Abstract, and translates titles into English, in brackets.
+    NLM puts only English abstracts into Abstract, and translates titles into English, in brackets.
     """
     if "eng" in languages or title.startswith("[") or any(section.text for section in sections):
         return "eng"
@@ -174,10 +173,10 @@ def _language(title: str, sections: tuple[Section, ...], languages: list[str]) -
 def parse(element: "etree._Element") -> Document:
     """Read lxml's tree of one PubmedArticle, MedlineCitation or PubmedBookArticle.
 
-    Of a book's chapter the title is the chapter's own, else the book's; its journal is the book.
+    The title of a book's chapter is the chapter's own, else the book's; its journal is the book.
 
     Raises:
-        Malformed: it has no PMID, or no article, or one of its numbers is none.
+        NotACitation: The PMID or the article is missing, or a number is not numeric.
     """
     book = element.tag == "PubmedBookArticle"
     old = element.tag == "MedlineCitation"
@@ -185,7 +184,7 @@ def parse(element: "etree._Element") -> Document:
     article = citation if book or citation is None else citation.find("Article")
     pmid = None if citation is None else citation.find("PMID")
     if citation is None or article is None or pmid is None:
-        raise Malformed("a citation lacks its PMID or its article")
+        raise NotACitation("a citation lacks its PMID or its article")
     date = "Book/PubDate" if book else "Journal/JournalIssue/PubDate"
     types = "PublicationType" if book else "PublicationTypeList/PublicationType"
     identifiers = element.iterfind(f"{'PubmedBookData' if book else 'PubmedData'}/ArticleIdList/ArticleId")
@@ -228,10 +227,10 @@ def _other_abstract(language: str | None, kind: str | None, sections: list[Secti
 
 def _number(text: str, name: str) -> str:
     if not _NUMBER.fullmatch(text):
-        raise Malformed(f"its {name} is not a number: {text[:40]!r}")
+        raise NotACitation(f"its {name} is not a number: {text[:40]!r}")
     return text
 
 
 def _first(element: "etree._Element", path: str) -> str | None:
-    found = element.find(path)
-    return None if found is None else flat_text(found)
+    child = element.find(path)
+    return None if child is None else flat_text(child)

@@ -1,7 +1,7 @@
-"""The text of a MEDLINE element, from its bytes where they are proven and from lxml's tree elsewhere.
+"""Text of a MEDLINE element, from bytes that match the grammar or from lxml's tree.
 
-White space collapses to single blanks. Sub- and superscripts, MathML's too, are written on the line as
-`scripts` and `mathml` say; of all other markup nothing is put in its place.
+White space collapses to single blanks. Sub- and superscripts, also in MathML, are written on the line (see
+`scripts` and `mathml`); all other markup is removed.
 """
 
 import re
@@ -22,14 +22,14 @@ except ImportError as missing:
     raise MissingExtra("lxml", "corpus") from missing
 
 __all__ = [
-    "Unusual",
+    "NeedsLxml",
+    "cache_short",
+    "cached_text_of",
     "flat_text",
-    "legal",
-    "name_of",
-    "remembered",
+    "is_legal",
     "text_of",
     "texts_of",
-    "unescaped",
+    "unescape",
     "xml_parser",
 ]
 
@@ -39,15 +39,15 @@ _ENTITIES = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'
 _SPECIAL = b"\t\n\r&<"
 _BLANKS = bytes.maketrans(b"\t\n\r", b"   ")
 _CONTROL = bytes(range(0x20)).translate(None, b"\t\n\r")
-_DOUBTFUL = _CONTROL + b"\xef"  # which U+FFFE and U+FFFF begin with
+_SUSPICIOUS = _CONTROL + b"\xef"  # the first byte of U+FFFE and U+FFFF
 _WIDE_SPACE = re.compile(rb"\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)")  # U+2000 to U+205F
-_RARE = b"\xe1\xe3"  # U+1680 and U+3000 begin so, and much that is no white space
+_RARE_SPACE_STARTS = b"\xe1\xe3"  # the first bytes of U+1680 and U+3000, and of many letters
 _TAG = re.compile(rb"(</?(?:[biu]|su[bp])>)")
 _END_TAGS = {b"<%s>" % name: b"</%s>" % name for name in (b"i", b"b", b"u", b"sup", b"sub")}
-_MARKS = {b"<sup>": SUP, b"<sub>": SUB}
-_MOST_PIECES = 400  # libxml2 refuses elements nested 256 deep
-_LONGEST_CACHED = 1000  # bytes of what a cache holds
-_APART = b"\x04"  # between elements; no XML holds it, and it is no white space
+_SCRIPT_MARKS = {b"<sup>": SUP, b"<sub>": SUB}
+_MAX_PIECES = 400  # libxml2 refuses elements nested 256 deep
+_MAX_CACHED = 1000  # bytes of an entry of a cache
+_SEPARATOR = b"\x04"  # separator of elements: illegal in XML, and not white space
 _NOT_ASCII = bytes(range(0x80, 0x100))
 _PIECE = 8 << 10
 
@@ -55,12 +55,12 @@ _PIECE = 8 << 10
 _Result = TypeVar("_Result")
 
 
-class Unusual(Exception):
-    """Raised for what is left to lxml."""
+class NeedsLxml(Exception):
+    """A citation that only lxml can read."""
 
 
 def xml_parser() -> etree.XMLParser:
-    """A parser that expands no entity, opens no file, reaches no network and refuses absurd sizes."""
+    """Return a parser that expands no entity, opens no file or connection and refuses huge nodes."""
     return etree.XMLParser(
         resolve_entities=False,
         load_dtd=False,
@@ -71,9 +71,9 @@ def xml_parser() -> etree.XMLParser:
     )
 
 
-def legal(data: bytes, start: int, end: int) -> bool:
-    """Prove that data[start:end] holds only characters and references that XML allows, and no `]]>`."""
-    if find_first_of(data, _DOUBTFUL, start, end) >= 0 and (
+def is_legal(data: bytes, start: int, end: int) -> bool:
+    """Return true if data[start:end] has only characters and references is_legal in XML, and no `]]>`."""
+    if find_first_of(data, _SUSPICIOUS, start, end) >= 0 and (
         find_first_of(data, _CONTROL, start, end) >= 0
         or find(data, b"\xef\xbf\xbe", start, end) >= 0  # U+FFFE
         or find(data, b"\xef\xbf\xbf", start, end) >= 0
@@ -99,13 +99,13 @@ def legal(data: bytes, start: int, end: int) -> bool:
 
 
 def text_of(raw: bytes) -> str:
-    """The text of an element that `medline_grammar` has proven; Unusual if its markup does not nest."""
+    """Return the text of an element that matched `medline_grammar`; NeedsLxml if its markup does not nest."""
     return texts_of([raw])[0]
 
 
 def texts_of(raws: list[bytes]) -> list[str]:
-    """`text_of` of several elements at once, which is quicker than one after the other."""
-    raw = _APART.join(raws)
+    """Return `text_of` of several elements, faster than one call per element."""
+    raw = _SEPARATOR.join(raws)
     if find_first_of(raw, _SPECIAL) >= 0:
         if find(raw, b"<") >= 0:
             pieces = _TAG.split(raw)  # text, tag, text, tag, …, text
@@ -113,80 +113,80 @@ def texts_of(raws: list[bytes]) -> list[str]:
                 return list(map(_nested_text, raws))
             raw = b"".join(pieces)
         if find(raw, b"&") >= 0:
-            raw = unescaped(raw)
+            raw = unescape(raw)
         if find_first_of(raw, b"\t\n\r") >= 0:
             raw = raw.translate(_BLANKS)
     if not raw.isascii():
-        raw = _narrowed(raw)
-    texts = raw.decode().split(_APART.decode())
+        raw = _replace_wide_spaces(raw)
+    texts = raw.decode().split(_SEPARATOR.decode())
     if find(raw, b"  ") >= 0:
         return [" ".join(text.split()) for text in texts]
     return [text.strip(" ") for text in texts]
 
 
-def remembered(function: Callable[[bytes], _Result]) -> Callable[[bytes], _Result]:
-    """Cache results for short bytes, which come again and again; long ones would fill the memory."""
+def cache_short(function: Callable[[bytes], _Result]) -> Callable[[bytes], _Result]:
+    """Cache the results for short bytes, which repeat; caching long ones would fill the memory."""
     known = lru_cache(maxsize=1 << 13)(function)
-    return lambda raw: known(raw) if len(raw) <= _LONGEST_CACHED else function(raw)
+    return lambda raw: known(raw) if len(raw) <= _MAX_CACHED else function(raw)
 
 
-name_of = remembered(text_of)
+cached_text_of = cache_short(text_of)
 
 
 def _resolve_pairs(pieces: list[bytes]) -> bool:
-    """Write scripts on the line and drop other tags; False, with some done, if tags are not in pairs."""
+    """Write scripts on the line and drop other tags, in place; False if the tags are not in pairs."""
     for at in range(1, len(pieces), 4):
         start = pieces[at]
         if at + 2 >= len(pieces) or _END_TAGS.get(start) != pieces[at + 2]:
             return False
         inner = pieces[at + 1]
-        if find(inner, _APART) >= 0:
+        if find(inner, _SEPARATOR) >= 0:
             return False
         pieces[at] = pieces[at + 2] = b""
-        if start in _MARKS:
-            script = _script if len(inner) <= _LONGEST_CACHED else _script.__wrapped__
-            pieces[at + 1] = script(_MARKS[start], inner, _touched(pieces, at + 3))
+        if start in _SCRIPT_MARKS:
+            script = _script if len(inner) <= _MAX_CACHED else _script.__wrapped__
+            pieces[at + 1] = script(_SCRIPT_MARKS[start], inner, _touches_word(pieces, at + 3))
     return True
 
 
-def _touched(pieces: list[bytes], at: int) -> bool:
-    """Whether a letter, a digit or another script follows, beginning with the text at `at`."""
+def _touches_word(pieces: list[bytes], at: int) -> bool:
+    """Return true if a letter, a digit or another script follows, from the text at `at` on."""
     while not (text := pieces[at]):
         if at + 1 == len(pieces):
             return False
-        if pieces[at + 1] in _MARKS:
+        if pieces[at + 1] in _SCRIPT_MARKS:
             return True
         at += 2
     return text[:4].decode(errors="ignore")[:1].isalnum()
 
 
 def _nested_text(raw: bytes) -> str:
-    """`text_of` for any markup that nests."""
+    """Return `text_of` an element with any markup that nests."""
     opened: list[bytes] = []
     pieces = _TAG.split(raw)
     for at in range(1, len(pieces), 2):
         tag = pieces[at]
         if tag in _END_TAGS:
             opened.append(tag)
-            pieces[at] = _MARKS.get(tag, "").encode()
+            pieces[at] = _SCRIPT_MARKS.get(tag, "").encode()
         elif opened and _END_TAGS[start := opened.pop()] == tag:
-            pieces[at] = END.encode() if start in _MARKS else b""
+            pieces[at] = END.encode() if start in _SCRIPT_MARKS else b""
         else:
-            raise Unusual
-    if opened or len(pieces) > _MOST_PIECES:
-        raise Unusual
-    return " ".join(resolve_scripts(unescaped(b"".join(pieces)).decode()).split())
+            raise NeedsLxml
+    if opened or len(pieces) > _MAX_PIECES:
+        raise NeedsLxml
+    return " ".join(resolve_scripts(unescape(b"".join(pieces)).decode()).split())
 
 
 @lru_cache(maxsize=1 << 12)
 def _script(mark: str, raw: bytes, touching: bool) -> bytes:
     following = "x" if touching else ""
-    text = resolve_scripts(f"{mark}{unescaped(raw).decode()}{END}{following}").removesuffix(following)
-    return text.replace("&", "&amp;").encode()  # the text around it is not yet unescaped
+    text = resolve_scripts(f"{mark}{unescape(raw).decode()}{END}{following}").removesuffix(following)
+    return text.replace("&", "&amp;").encode()  # the surrounding text is unescape later
 
 
-def unescaped(raw: bytes) -> bytes:
-    """Proven text, or a value, with its references resolved."""
+def unescape(raw: bytes) -> bytes:
+    """Resolve the references in a text or an attribute value."""
     first, *others = raw.split(b"&")
     pieces = [first]
     for other in others:
@@ -200,7 +200,7 @@ def unescaped(raw: bytes) -> bytes:
 def _reference(match: re.Match[bytes]) -> bytes:
     character = _character(match)
     if character is None:
-        raise Unusual
+        raise NeedsLxml
     return character
 
 
@@ -215,9 +215,9 @@ def _character(match: re.Match[bytes]) -> bytes | None:
     return chr(code).encode() if allowed else None
 
 
-def _narrowed(raw: bytes) -> bytes:
-    """Text beyond ASCII with a blank for each white space beyond ASCII."""
-    if find_first_of(raw, _RARE) >= 0 or find(raw, b"\xc2\x85") >= 0:
+def _replace_wide_spaces(raw: bytes) -> bytes:
+    """Replace each white space character beyond ASCII by a blank."""
+    if find_first_of(raw, _RARE_SPACE_STARTS) >= 0 or find(raw, b"\xc2\x85") >= 0:
         return " ".join(raw.decode().split()).encode()
     if find(raw, b"\xe2") >= 0:
         raw = _WIDE_SPACE.sub(b" ", raw)
@@ -225,7 +225,7 @@ def _narrowed(raw: bytes) -> bytes:
 
 
 def flat_text(element: etree._Element) -> str:
-    """All text within an element of lxml's tree."""
+    """Return all text inside an element of lxml's tree."""
     if not len(element):
         return " ".join((element.text or "").split())
     pieces = [element.text or ""]

@@ -1,9 +1,9 @@
-"""Plain text (one document a file), JSON lines, JSON and CSV (one document a row); also compressed.
+"""Plain text (one document per file), JSON lines, JSON and CSV (one document per row); also compressed.
 
-A text file's id is `text:` and its name; its title is empty, since nothing names one. A row holds `text`, and
-may hold `id`, `title`, `language`, `year` and `meta`; other columns of a CSV go to `meta`. A row without an
-id is `jsonl:NAME:LINE`, `json:NAME:NUMBER` or `csv:NAME:LINE`. JSON is an array of such objects, or one
-object of them by their ids. The first line of a CSV names its columns, which are separated by comma,
+A text file's id is `text:` and its name; its title is empty. A row has `text`, and optionally `id`, `title`,
+`language`, `year`, `retracted` (only JSON's `true` counts) and `meta`; other columns of a CSV go to `meta`. A
+row without an id gets `jsonl:NAME:LINE`, `json:NAME:NUMBER` or `csv:NAME:LINE`. JSON is an array of such
+objects, or one object that maps ids to them. The first line of a CSV names its columns, separated by comma,
 semicolon, tab or bar.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from meditron.core.errors import InputError
-from meditron.sources.document import Document, Section
-from meditron.sources.streams import LONGEST_DOCUMENT, as_text, lines, whole
+from meditron.sources.document import Document, Readable, ReadLog, Section
+from meditron.sources.streams import LONGEST_DOCUMENT, as_text, lines, read_whole
 from meditron.store.files import finite, unique_keys
 from meditron.store.jsonl import LONGEST_LINE, check_values
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_KINDS = {"id": str | int, "title": str, "language": str, "year": int, "meta": dict}
+_FIELD_TYPES = {"id": str | int, "title": str, "language": str, "year": int, "meta": dict}
 _JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\{\s*["}]|\[\s*[\[{"\]])')
 _OBJECT = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*["}]')
 _MARKUP = re.compile(r"\ufeff?\s*<[A-Za-z!?/]")
@@ -43,7 +43,7 @@ _DELIMITERS = ",;\t|"
 
 
 def recognises_jsonl(start: bytes) -> bool:
-    """Return true for JSON lines: the first line is an object, and not only the beginning of one."""
+    """Return true for JSON lines: the first line is a read_whole JSON object."""
     if not _OBJECT.match(start):
         return False
     first, end, rest = start.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")
@@ -63,7 +63,7 @@ def recognises_json(start: bytes) -> bool:
 def recognises_csv(start: bytes) -> bool:
     """Return true if the first line names columns, `text` among them, and the second has as many."""
     rows = start.decode("utf-8-sig", "ignore").splitlines()
-    names, delimiter = _columns(rows[0]) if rows else ([], ",")
+    names, delimiter = _parse_header(rows[0]) if rows else ([], ",")
     if len(names) < 2 or "text" not in names or not all(map(_NAME.fullmatch, names)):
         return False
     return len(rows) == 1 or rows[1].count(delimiter) >= len(names) - 1
@@ -77,68 +77,76 @@ def recognises_text(start: bytes) -> bool:
     return complete and plain and not _MARKUP.match(text) and not _JSON.match(start)
 
 
-def read_text(path: Path, skipped: Counter[str] | None = None, name: str | None = None) -> Iterator[Document]:
+def _file_name(file: Readable) -> str:
+    return as_text(Path(file.name))
+
+
+def read_text(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
     """Yield the file's text as one document of one section.
 
-    InputError if it is not UTF-8, has a NUL, or is longer than LONGEST_DOCUMENT.
+    Raises:
+        InputError: The file is not UTF-8, has a NUL byte, or is longer than LONGEST_DOCUMENT.
     """
-    data = whole(path, LONGEST_DOCUMENT)
+    data = read_whole(file, LONGEST_DOCUMENT)
     if (at := data.find(b"\0")) >= 0:
         hint = "UTF-16 and UTF-32 are read if they begin with a byte order mark"
-        raise InputError(path, "a NUL byte, which text does not have", place=f"byte {at:,}", hint=hint)
-    yield Document(f"text:{name or as_text(Path(path.name))}", "text", "", (Section(_decoded(path, data)),))
+        raise InputError(file, "a NUL byte, which text does not have", place=f"byte {at:,}", hint=hint)
+    yield Document(f"text:{name or _file_name(file)}", "text", "", (Section(_decode(file, data)),))
 
 
-def read_jsonl(
-    path: Path, skipped: Counter[str] | None = None, name: str | None = None
-) -> Iterator[Document]:
-    """Yield the documents of a JSONL file in its order; InputError, with the line, for anything else.
+def read_jsonl(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
+    """Yield the documents of a JSONL file in its order. Blank lines are counted as skipped.
 
-    Blank lines are counted as skipped.
+    Raises:
+        InputError: A line is not a JSON object with a text; the place is the line.
     """
-    for number, line in enumerate(lines(path), start=1):
+    for number, line in enumerate(lines(file), start=1):
         place = f"line {number:,}"
         if line.strip():
-            ((row, _),) = _values(path, line, place, concatenated=False)
-            yield _document(path, row, place, "jsonl", f"jsonl:{name or as_text(Path(path.name))}:{number}")
-        elif skipped is not None:
-            skipped["blank line"] += 1
+            ((row, _),) = _parse_values(file, line, place, concatenated=False)
+            yield _row_to_document(file, row, place, "jsonl", f"jsonl:{name or _file_name(file)}:{number}")
+        elif log is not None:
+            log.skipped["blank line"] += 1
 
 
-def read_json(path: Path, skipped: Counter[str] | None = None, name: str | None = None) -> Iterator[Document]:
-    """Yield the documents of a JSON file of at most LONGEST_LINE, in its order.
+def read_json(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
+    """Yield the documents of a JSON file of at most LONGEST_LINE bytes, in its order.
 
-    InputError, with the number of the document, for anything else.
+    Raises:
+        InputError: The file is not JSON, or a value is not an object with a text; the place is the number
+            of the document.
     """
     number = 0
-    for value, place in _values(path, whole(path, LONGEST_LINE), "", concatenated=True):
+    for value, place in _parse_values(file, read_whole(file, LONGEST_LINE), "", concatenated=True):
         single = isinstance(value, dict) and ("text" in value or not value)
         if not single and not isinstance(value, dict | list):
-            raise InputError(path, 'no object with a "text"', place=place)
+            raise InputError(file, 'no object with a "text"', place=place)
         rows = [value] if single else value
         for entry in rows:
             number += 1
-            row, identity = entry, f"json:{name or as_text(Path(path.name))}:{number}"
+            row, identity = entry, f"json:{name or _file_name(file)}:{number}"
             if isinstance(rows, dict):
                 row, identity = rows[entry], entry
-            yield _document(path, row, f"document {number:,}", "json", identity)
+            yield _row_to_document(file, row, f"document {number:,}", "json", identity)
 
 
-def read_csv(path: Path, skipped: Counter[str] | None = None, name: str | None = None) -> Iterator[Document]:
-    """Yield the documents of a CSV file in its order; rows without text are counted as skipped.
+def read_csv(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
+    """Yield the documents of a CSV file in its order. Rows without text are counted as skipped.
 
-    InputError, with the line, for a row of another length than the first, or a quote that does not close.
+    Raises:
+        InputError: A row has another length than the first, a quote does not close, or there is no column
+            `text`; the place is the line.
     """
-    decoded = (_decoded(path, line, f"line {n:,}") + "\n" for n, line in enumerate(lines(path), start=1))
+    decoded = (_decode(file, line, f"line {n:,}") + "\n" for n, line in enumerate(lines(file), start=1))
     first = next(decoded, "")
-    names, delimiter = _columns(first)
+    names, delimiter = _parse_header(first)
     if "text" not in names:
         problem = f'no column "text"; its columns: {", ".join(names)[:200]}'
-        raise InputError(path, problem, place="line 1", hint="rename the column that holds the text")
+        raise InputError(file, problem, place="line 1", hint="rename the column that holds the text")
     if repeated := [key for key, count in Counter(filter(None, names)).items() if count > 1]:
-        raise InputError(path, f"two columns are called '{repeated[0]}'", place="line 1")
+        raise InputError(file, f"two columns are called '{repeated[0]}'", place="line 1")
     csv.field_size_limit(LONGEST_DOCUMENT)
-    name = name or as_text(Path(path.name))
+    name = name or _file_name(file)
     rows = csv.reader(decoded, delimiter=delimiter, strict=True)
     begins = 2
     try:
@@ -147,29 +155,24 @@ def read_csv(path: Path, skipped: Counter[str] | None = None, name: str | None =
             if not fields:
                 continue
             if len(fields) != len(names):
-                raise InputError(path, f"{len(fields)} columns, not {len(names)}", place=place)
+                raise InputError(file, f"{len(fields)} columns, not {len(names)}", place=place)
             row: dict[str, Any] = {key: field for key, field in zip(names, fields, strict=True) if field}
             if not row.get("text", "").strip():
-                if skipped is not None:
-                    skipped["row without text"] += 1
+                if log is not None:
+                    log.skipped["row without text"] += 1
                 continue
-            known = {key: row.pop(key) for key in ("text", *_KINDS) if key in row and key != "meta"}
+            known = {key: row.pop(key) for key in ("text", *_FIELD_TYPES) if key in row and key != "meta"}
             if (year := known.pop("year", None)) is not None:
                 if not re.fullmatch(r"[0-9]{1,4}(?:\.0)?", year):
-                    raise InputError(path, f'the year "{year}" is not a number', place=place)
+                    raise InputError(file, f'the year "{year}" is not a number', place=place)
                 known["year"] = int(year.partition(".")[0])
-            yield _document(
-                path,
-                known | {"meta": row},
-                place,
-                "csv",
-                f"csv:{name}:{place[5:]}",
-            )
+            identity = f"csv:{name}:{place.removeprefix('line ')}"
+            yield _row_to_document(file, known | {"meta": row}, place, "csv", identity)
     except csv.Error as error:
-        raise InputError(path, f"not CSV: {error}", place=f"line {begins:,}") from error
+        raise InputError(file, f"not CSV: {error}", place=f"line {begins:,}") from error
 
 
-def _columns(line: str) -> tuple[list[str], str]:
+def _parse_header(line: str) -> tuple[list[str], str]:
     """Return the column names of a CSV's first line in lower case, and the delimiter."""
     line = line.removeprefix("\ufeff").rstrip("\r\n")
     try:
@@ -180,59 +183,62 @@ def _columns(line: str) -> tuple[list[str], str]:
     return [name.strip().lower() for name in splits[delimiter]], delimiter
 
 
-def _decoded(path: Path, data: bytes, place: str = "") -> str:
+def _decode(file: Readable, data: bytes, place: str = "") -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         where = ", ".join(filter(None, [place, f"byte {error.start:,}"]))
         hint = "convert it, for example with iconv -f latin1 -t utf-8"
-        raise InputError(path, f"not UTF-8: 0x{data[error.start]:02x}", place=where, hint=hint) from error
+        raise InputError(file, f"not UTF-8: 0x{data[error.start]:02x}", place=where, hint=hint) from error
 
 
-def _values(path: Path, data: bytes, place: str, *, concatenated: bool) -> Iterator[tuple[Any, str]]:
+def _parse_values(
+    file: Readable, data: bytes, place: str, *, concatenated: bool
+) -> Iterator[tuple[Any, str]]:
     """Yield the JSON values in `data`, one after another, with their places."""
-    text = _decoded(path, data, place)
+    text = _decode(file, data, place)
     end = begin = 0
     line = 1
     try:
         check_values(data)
-        while (at := _blank_until(text, end)) < len(text):
+        while (at := _skip_blanks(text, end)) < len(text):
             line, begin = line + text.count("\n", begin, at), at
             value, end = _DECODER.raw_decode(text, begin)
-            if not concatenated and _blank_until(text, end) < len(text):
-                raise InputError(path, f"more after its end, column {end + 1:,}", place=place)
-            if b"\\u" in data:  # an escape may be half of a pair, which UTF-8 cannot hold
+            if not concatenated and _skip_blanks(text, end) < len(text):
+                raise InputError(file, f"more after its end, column {end + 1:,}", place=place)
+            if b"\\u" in data:  # an escape may be half of a surrogate pair, which UTF-8 cannot encode
                 value = json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
             yield value, place or f"line {line:,}"
     except json.JSONDecodeError as error:
         where = place or f"line {error.lineno:,}"
-        raise InputError(path, f"not JSON: {error.msg}, column {error.colno:,}", place=where) from error
+        raise InputError(file, f"not JSON: {error.msg}, column {error.colno:,}", place=where) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(path, f"not JSON: {error}", place=place or None) from error
+        raise InputError(file, f"not JSON: {error}", place=place or None) from error
 
 
-def _blank_until(text: str, start: int) -> int:
+def _skip_blanks(text: str, start: int) -> int:
     match = _BLANK.match(text, start)
     return start if match is None else match.end()
 
 
-def _document(path: Path, row: Any, place: str, source: str, identity: str) -> Document:  # noqa: ANN401
+def _row_to_document(file: Readable, row: Any, place: str, source: str, identity: str) -> Document:  # noqa: ANN401
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise InputError(path, 'no object with a "text"', place=place)
-    for key, kind in _KINDS.items():
+        raise InputError(file, 'no object with a "text"', place=place)
+    for key, kind in _FIELD_TYPES.items():
         if not isinstance(row.get(key), kind | None) or isinstance(row.get(key), bool):
-            raise InputError(path, f'"{key}" is a {type(row[key]).__name__}', place=place)
+            raise InputError(file, f'"{key}" is a {type(row[key]).__name__}', place=place)
     if len(row["text"].encode()) > LONGEST_DOCUMENT:
-        raise InputError(path, f"a text of more than {LONGEST_DOCUMENT >> 20} MiB", place=place)
-    own = row.get("id")
+        raise InputError(file, f"a text of more than {LONGEST_DOCUMENT >> 20} MiB", place=place)
+    row_id = row.get("id")
     return Document(
-        identity if own is None or own == "" else str(own),
+        identity if row_id is None or row_id == "" else str(row_id),
         source,
         row.get("title") or "",
         (Section(row["text"]),),
         row.get("language"),
         row.get("year"),
-        row.get("meta") or {},
+        retracted=row.get("retracted") is True,
+        meta=row.get("meta") or {},
     )
 
 

@@ -1,9 +1,9 @@
-"""Superscripts and subscripts as plain text: `10⁹`, `H₂O`, `V_max`, `CD4^(+/low)`.
+"""Conversion of superscripts and subscripts to plain text: `10⁹`, `H₂O`, `V_max`, `CD4^(+/low)`.
 
 A script of digits and signs becomes Unicode's own characters, so a power or an index never fuses with the
-number before it. Letters stay letters behind `^` or `_`: of Unicode's raised and lowered letters only `ⁱ ᵐ ⁿ`
-and `ᵢ ₙ ₓ` are used, and only alone (`10ⁿ`, `⁹⁹ᵐTc`, `TiO₂₋ₓ`), since words of them are hard to read, to
-search and to tokenize. Ordinals (`1st`), degrees (`37°C`), trade marks (`™`) and signs without a letter or
+number before it. Letters stay letters after `^` or `_`: of Unicode's raised and lowered letters only `ⁱ ᵐ ⁿ`
+and `ᵢ ₙ ₓ` are used, and only alone (`10ⁿ`, `⁹⁹ᵐTc`, `TiO₂₋ₓ`): words of them are hard to read, to search
+and to tokenize. Ordinals (`1st`), degrees (`37°C`), trade marks (`™`) and signs without a letter or
 digit (`*`, `†`, `®`, `•`) stay on the line.
 """
 
@@ -12,10 +12,10 @@ from functools import lru_cache
 
 __all__ = ["END", "SUB", "SUP", "resolve_scripts", "subscript", "superscript"]
 
-# Marks of a script's start and end in text that is still to be resolved. XML forbids these characters.
+# Marks of a script's start and end in unresolved text. XML forbids these characters.
 SUP, SUB, END = "\x01", "\x02", "\x03"
 
-_DASHES = "-\u2010\u2011\u2012\u2013\u2212"  # typesetters use them all for a raised or lowered minus
+_DASHES = "-\u2010\u2011\u2012\u2013\u2212"  # all are in use as a raised or lowered minus
 _RAISED = str.maketrans("0123456789+=()imn" + _DASHES, "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁼⁽⁾ⁱᵐⁿ" + "⁻" * len(_DASHES))
 _LOWERED = str.maketrans("0123456789+=()inx" + _DASHES, "₀₁₂₃₄₅₆₇₈₉₊₌₍₎ᵢₙₓ" + "₋" * len(_DASHES))
 _ON_THE_LINE = {
@@ -39,12 +39,12 @@ def superscript(text: str, following: str = "") -> str:
     """Write raised text on the line.
 
     Args:
-        text: the raised text.
-        following: the text after it; a letter or digit there puts a script of letters in parentheses, because
-            `CD44^lowCD62L` would not show where it ends.
+        text: The raised text.
+        following: The text after it. A script of letters before a letter or digit gets parentheses:
+            the end of the script in `CD44^lowCD62L` would be invisible.
 
     Returns:
-        `⁹`, `ⁿ⁻¹`, `^low`, `^(1/2)`; nothing for nothing.
+        `⁹`, `ⁿ⁻¹`, `^low`, `^(1/2)`; an empty text for an empty text.
     """
     write = _superscript if len(text) <= _LONGEST_CACHED else _superscript.__wrapped__
     return write(text, _touching(following))

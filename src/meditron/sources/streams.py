@@ -1,4 +1,7 @@
-"""Files as streams of bytes, unpacked by their content and not by their name; UTF-16 and UTF-32 as UTF-8."""
+"""Files as streams of decompressed bytes; UTF-16 and UTF-32 are converted to UTF-8.
+
+The compression is recognised by the first bytes, never by the file name.
+"""
 
 import bz2
 import codecs
@@ -13,19 +16,21 @@ from typing import IO, Protocol
 import zstandard
 
 from meditron.core.errors import InputError, MissingExtra, SourceError
+from meditron.sources.document import Readable
 from meditron.store.jsonl import LONGEST_LINE
 
-__all__ = ["LONGEST_DOCUMENT", "as_text", "chunks", "head", "lines", "whole"]
+__all__ = ["LONGEST_DOCUMENT", "as_text", "chunks", "head", "lines", "read_whole"]
 
 LONGEST_DOCUMENT = 24 << 20
 """Bytes of one document's text in UTF-8. Escaped in JSON it stays below LONGEST_LINE."""
 
-_PIECE = 256 << 10  # unpacked bytes at a time: what a decompression bomb can make us hold, and a cache can
-_RAW = 64 << 10
-_RAW_ZSTD = 4 << 10  # its decoder knows no bound on its output, so its input is bounded
-_XZ_MEMORY = 256 << 20  # its files say how much memory they need; `xz -9` needs 64 MiB
-# The longer marks first: UTF-32's begins with UTF-16's.
-_MARKS = {
+# Decompressed bytes at a time: bounds the memory a decompression bomb can take, and fits a CPU cache.
+_PIECE = 256 << 10
+_COMPRESSED_PIECE = 64 << 10
+_COMPRESSED_PIECE_ZSTD = 4 << 10  # its decoder has no limit on its output, so its input is limited
+_MAX_XZ_MEMORY = 256 << 20  # an xz file declares how much memory it needs; `xz -9` needs 64 MiB
+# Longer marks first: the mark of UTF-32 begins with that of UTF-16.
+_BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
@@ -33,7 +38,9 @@ _MARKS = {
 }
 
 
-class _Unpacker(Protocol):
+class _Decompressor(Protocol):
+    """The interface of the decompressors in the standard library."""
+
     @property
     def eof(self) -> bool: ...
     @property
@@ -43,69 +50,71 @@ class _Unpacker(Protocol):
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
-def chunks(path: Path) -> Iterator[bytes]:
-    """Yield the unpacked bytes of a plain, gzip, bzip2, xz or zstd file, in order, in pieces of some 256 KB.
+def chunks(file: Readable) -> Iterator[bytes]:
+    """Yield the decompressed bytes of a plain, gzip, bzip2, xz or zstd file, in pieces of about 256 KB.
 
-    Text that begins with the byte order mark of UTF-16 or UTF-32 is handed out as UTF-8.
+    Text that begins with the byte order mark of UTF-16 or UTF-32 is yielded as UTF-8. All bytes before any
+    damage are yielded first.
 
-    All that precedes a damage is handed out. Then InputError says how many bytes were sound; SourceError
-    if there is no such file.
+    Raises:
+        InputError: The compressed data are damaged; the place is the number of sound bytes.
+        SourceError: The file does not exist, or is a folder.
     """
     done = 0
     try:
-        with path.open("rb") as file:
-            for chunk in _as_utf8(path, _unpacked(file)):
+        with file.open("rb") as stream:
+            for chunk in _as_utf8(file, _decompress(stream)):
                 yield chunk
                 done += len(chunk)
     except FileNotFoundError as error:
-        raise SourceError(f"{path}: no such file") from error
+        raise SourceError(f"{file}: no such file") from error
     except IsADirectoryError as error:
-        raise SourceError(f"{path}: a folder, where a file was expected") from error
+        raise SourceError(f"{file}: expected a file, got a folder") from error
     except EOFError as error:
-        raise InputError(path, "the compressed data are cut off", place=f"after {done:,} bytes") from error
+        raise InputError(file, "the compressed data are cut off", place=f"after {done:,} bytes") from error
     except (OSError, ValueError, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise InputError(path, f"cannot be unpacked: {error}", place=f"after {done:,} bytes") from error
+        raise InputError(file, f"cannot be decompressed: {error}", place=f"after {done:,} bytes") from error
 
 
 def as_text(path: Path) -> str:
-    """Return a path as text that UTF-8 can hold: bytes of a name that are not UTF-8 become escapes."""
+    """Return a path as text that UTF-8 can encode: bytes of a name that are not UTF-8 become escapes."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def head(path: Path, size: int = 4096) -> bytes:
-    """The first `size` unpacked bytes, fewer if the file is shorter."""
+def head(file: Readable, size: int = 4096) -> bytes:
+    """Return the first `size` decompressed bytes, fewer if the file is shorter."""
     start = b""
-    for chunk in chunks(path):
+    for chunk in chunks(file):
         start += chunk
         if len(start) >= size:
             break
     return start[:size]
 
 
-def whole(path: Path, limit: int) -> bytes:
-    """Return all unpacked bytes; InputError if they are more than `limit`."""
+def read_whole(file: Readable, limit: int) -> bytes:
+    """Return all decompressed bytes; InputError if there are more than `limit`."""
     pieces: list[bytes] = []
     size = 0
-    for piece in chunks(path):
+    for piece in chunks(file):
         pieces.append(piece)
         size += len(piece)
         if size > limit:
             hint = "split it, or make it JSON lines with one document per line"
-            raise InputError(path, f"longer than {limit >> 20} MiB", hint=hint)
+            raise InputError(file, f"longer than {limit >> 20} MiB", hint=hint)
     return b"".join(pieces)
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """Yield the file's lines without their ends; InputError for one longer than LONGEST_LINE."""
+def lines(file: Readable) -> Iterator[bytes]:
+    """Yield the file's lines without their ends; InputError for a line longer than LONGEST_LINE."""
     rest: list[bytes] = []
     length = number = 0
-    for chunk in chunks(path):
+    for chunk in chunks(file):
         first, *others = chunk.split(b"\n")
         rest.append(first)
         length += len(first)
         if length > LONGEST_LINE:
             problem = f"a line of more than {LONGEST_LINE >> 20} MiB"
-            raise InputError(path, problem, place=f"line {number + 1:,}")
+            raise InputError(file, problem, place=f"line {number + 1:,}")
         if others:
             yield b"".join(rest).removesuffix(b"\r")
             yield from (line.removesuffix(b"\r") for line in others[:-1])
@@ -115,9 +124,9 @@ def lines(path: Path) -> Iterator[bytes]:
         yield last
 
 
-def _as_utf8(path: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _as_utf8(file: Readable, pieces: Iterator[bytes]) -> Iterator[bytes]:
     first = next(pieces, b"")
-    encoding = next((name for mark, name in _MARKS.items() if first.startswith(mark)), None)
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if first.startswith(mark)), None)
     if encoding is None:
         yield first
         yield from pieces
@@ -130,26 +139,28 @@ def _as_utf8(path: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
             done += len(piece)
         yield decoder.decode(b"", final=True).encode()
     except UnicodeError as error:
-        raise InputError(path, f"not {encoding.upper()[:6]}", place=f"after {done:,} bytes") from error
+        raise InputError(file, f"not {encoding.upper()[:6]}", place=f"after {done:,} bytes") from error
 
 
-def _unpacked(file: IO[bytes]) -> Iterator[bytes]:
+def _decompress(file: IO[bytes]) -> Iterator[bytes]:
     magic = file.read(6)
     file.seek(0)
     if magic.startswith(b"\x1f\x8b"):
-        return _gunzipped(file)
+        return _gunzip(file)
     if magic.startswith(b"BZh"):
-        return _stream(file, bz2.BZ2Decompressor)
+        return _decompress_members(file, bz2.BZ2Decompressor)
     skippable = magic[1:4] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50  # pzstd's files begin with one
     if magic.startswith(b"\x28\xb5\x2f\xfd") or skippable:
-        return _stream(file, _Zstd, _RAW_ZSTD)
+        return _decompress_members(file, _Zstd, _COMPRESSED_PIECE_ZSTD)
     if magic == b"\xfd7zXZ\0":
-        return _stream(file, partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, _XZ_MEMORY))
+        return _decompress_members(file, partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, _MAX_XZ_MEMORY))
     return iter(lambda: file.read(_PIECE), b"")
 
 
-def _stream(file: IO[bytes], new: Callable[[], _Unpacker], raw: int = _RAW) -> Iterator[bytes]:
-    """Unpack one compressed member after another, as all of these formats may hold several."""
+def _decompress_members(
+    file: IO[bytes], new: Callable[[], _Decompressor], raw: int = _COMPRESSED_PIECE
+) -> Iterator[bytes]:
+    """Decompress one compressed member after another: all of these formats allow several in a file."""
     data = file.read(raw)
     while data:
         unpacker = new()
@@ -160,24 +171,24 @@ def _stream(file: IO[bytes], new: Callable[[], _Unpacker], raw: int = _RAW) -> I
                 yield piece
             data = b""
         data = unpacker.unused_data or file.read(raw)
-        # Padding to whole blocks, as tapes leave it; members may follow.
+        # Tapes pad to read_whole blocks with zeros; members may follow the padding.
         while data and not (data := data.lstrip(b"\0")):
             data = file.read(raw)
 
 
-def _gunzipped(file: IO[bytes]) -> Iterator[bytes]:
+def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
     try:
         from isal import igzip_lib, isal_zlib
     except ImportError as error:
         raise MissingExtra("isal", "corpus") from error
     try:
-        yield from _stream(file, partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP))
+        yield from _decompress_members(file, partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP))
     except isal_zlib.IsalError as error:  # type: ignore[misc]  # its stub names no base
         raise ValueError(error) from error
 
 
 class _Zstd:
-    """A zstd frame behind the interface of the other two."""
+    """A zstd frame with the interface of the other decompressors."""
 
     needs_input = True
 

@@ -1,8 +1,8 @@
-"""Wikitext in which every opening has its end, for a parser that tries each unclosed one to the page's end.
+"""Balancing of wikitext: openings without an end become text, so that parsing takes linear time.
 
-mwparserfromhell reads well-formed wikitext in linear time, but each opening without an end costs it the rest
-of the page: 20,000 times `[http://a ` take a minute. One pass over the page turns such openings into text.
-Attributes, comments and tables, of which nothing is kept, go in the same pass.
+mwparserfromhell reads well-formed wikitext in linear time, but searches the rest of the page for the end of
+each unclosed opening: 20,000 times `[http://a ` take a minute. One pass over the page turns such openings
+into text. Attributes, comments and tables, which are not kept anyway, are removed in the same pass.
 """
 
 import re
@@ -11,16 +11,16 @@ from collections import Counter
 __all__ = ["LONGEST_PAGE", "MOST_MARKUP", "VERBATIM", "TooMuchMarkup", "balance"]
 
 LONGEST_PAGE = 4 << 20
-"""Characters of a page; MediaWiki itself accepts 2 MiB."""
+"""Characters of a page; MediaWiki accepts 2 MiB."""
 MOST_MARKUP = 40_000
-"""Links, templates, tags, headings and list items of a page: some ten seconds of parsing."""
+"""Links, templates, tags, headings and list items of a page; parsing them takes about ten seconds."""
 _DEEPEST = 30  # the parser gives up at 40
 
 VERBATIM = frozenset(
     {"math", "chem", "ce", "source", "syntaxhighlight", "nowiki", "pre", "score", "timeline", "gallery"}
     | {"imagemap", "graph", "templatedata", "categorytree", "hiero", "inputbox", "section", "mapframe"}
 )
-_SINGLE = frozenset({"br", "wbr", "hr", "meta", "link", "img", "li", "dt", "dd", "th", "td", "tr", "p"})
+_VOID_TAGS = frozenset({"br", "wbr", "hr", "meta", "link", "img", "li", "dt", "dd", "th", "td", "tr", "p"})
 _TOKEN = re.compile(
     r"""(?P<comment><!--)
     |<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9]*+)(?:[\s/][^<>]*+)?>
@@ -34,50 +34,51 @@ _TOKEN = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 _AS_TEXT = {"{{": "&#123;&#123;", "[[": "&#91;&#91;", "[": "&#91;", "{|": "&#123;|"}
-_DROPPED = {**_AS_TEXT, "sup": "^", "sub": "_"}  # 10<sup>9 without an end is not 109
-_OPENS = {"}}": "{{", "]]": "[[", "]": "["}
+# Without a mark, an unclosed 10<sup>9 would read 109.
+_TEXT_IF_UNCLOSED = {**_AS_TEXT, "sup": "^", "sub": "_"}
+_OPENING_OF = {"}}": "{{", "]]": "[[", "]": "["}
 
 
 class TooMuchMarkup(Exception):
-    """A page has more markup than is parsed."""
+    """A page with more markup than the limits allow."""
 
 
 def balance(wikitext: str) -> str:
-    """Return the page with openings that have no end as text; TooMuchMarkup beyond the limits above."""
+    """Return the page with unclosed openings turned into text; TooMuchMarkup beyond the limits above."""
     if len(wikitext) > LONGEST_PAGE:
         raise TooMuchMarkup(f"{len(wikitext):,} characters")
-    return _Pass(wikitext).run()
+    return _Balancer(wikitext).run()
 
 
-class _Pass:
-    """One pass over a page, with what is open."""
+class _Balancer:
+    """One pass over a page, with a stack of open markup."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.pieces: list[str] = []
-        self.open: list[tuple[str, int]] = []  # what, and which piece opens it
+        self.open: list[tuple[str, int]] = []  # kind of markup, and the piece that opens it
         self.opened: Counter[str] = Counter()
-        self.endless: set[str] = set()  # of which no end follows any more
+        self.missing_ends: set[str] = set()  # end marks that do not occur in the rest of the page
         self.markup = 0
 
     def run(self) -> str:
         at = 0
         while match := _TOKEN.search(self.text, at):
             self.pieces.append(self.text[at : match.start()])
-            at = self._take(match)
+            at = self._handle_token(match)
         self.pieces.append(self.text[at:])
-        self._drop_to(0)
+        self._unwind_to(0)
         return "".join(self.pieces)
 
-    def _take(self, match: re.Match[str]) -> int:
-        """Handle one token; return the place after it."""
+    def _handle_token(self, match: re.Match[str]) -> int:
+        """Handle one token and return the position after it."""
         mark = match[0]
         if match["comment"]:
             end = self._find("-->", match.end())
             self.pieces.append("&lt;!--" if end < 0 else "")
             return match.end() if end < 0 else end + 3
         if match["name"]:
-            return self._take_tag(match)
+            return self._handle_tag(match)
         if match["line"]:
             self._end_external_links()
         if match["table_end"]:
@@ -87,7 +88,7 @@ class _Pass:
         elif match["end"]:
             if mark == "]]" and self.open and self.open[-1][0] == "[":
                 mark = "]"
-            self._close(_OPENS[mark])
+            self._close(_OPENING_OF[mark])
         elif match["table"] or match["open"]:
             self._open("{|" if match["table"] else mark, mark)
             return match.end()
@@ -96,13 +97,13 @@ class _Pass:
         self.pieces.append("&lt;" if match["stray"] else mark)
         return match.start() + len(mark)
 
-    def _take_tag(self, match: re.Match[str]) -> int:
+    def _handle_tag(self, match: re.Match[str]) -> int:
         name = match["name"].lower()
         whole = match[0].endswith("/>")
         if match["close"]:
-            if name in _SINGLE or self._close(name) is not None:
+            if name in _VOID_TAGS or self._close(name) is not None:
                 self.pieces.append(f"</{name}>")
-        elif whole or name in _SINGLE:
+        elif whole or name in _VOID_TAGS:
             self.pieces.append(f"<{name}/>" if whole else f"<{name}>")
         elif name in VERBATIM:
             end = self._find(f"</{name}", match.end())
@@ -116,21 +117,21 @@ class _Pass:
         return match.end()
 
     def _end_external_links(self) -> None:
-        """Turn external links into text that have no end on their line."""
+        """Turn external links without an end on their line into text."""
         if self.opened["["]:
-            for what, piece in self.open:
-                if what == "[":
-                    self.pieces[piece] = _AS_TEXT[what]
+            for kind, piece in self.open:
+                if kind == "[":
+                    self.pieces[piece] = _AS_TEXT[kind]
             self.open = [entry for entry in self.open if entry[0] != "["]
             del self.opened["["]
 
     def _find(self, end: str, start: int) -> int:
-        """Find an end, in any case; -1 without a second look once there was none."""
-        if end in self.endless:
+        """Find an end mark, in any case; -1 if there is none, which is remembered."""
+        if end in self.missing_ends:
             return -1
         match = re.compile(re.escape(end), re.IGNORECASE).search(self.text, start)
         if match is None:
-            self.endless.add(end)
+            self.missing_ends.add(end)
             return -1
         return match.start()
 
@@ -139,34 +140,34 @@ class _Pass:
         if self.markup > MOST_MARKUP:
             raise TooMuchMarkup(f"more than {MOST_MARKUP:,} links, templates, tags and list items")
 
-    def _open(self, what: str, mark: str) -> None:
+    def _open(self, kind: str, mark: str) -> None:
         self._count()
         if len(self.open) >= _DEEPEST:
-            self.pieces.append(_AS_TEXT.get(what, ""))
+            self.pieces.append(_AS_TEXT.get(kind, ""))
             return
-        self.open.append((what, len(self.pieces)))
-        self.opened[what] += 1
+        self.open.append((kind, len(self.pieces)))
+        self.opened[kind] += 1
         self.pieces.append(mark)
 
-    def _close(self, what: str) -> int | None:
-        """Close the innermost `what`, and drop all that opened after it; the piece that opened it.
+    def _close(self, kind: str) -> int | None:
+        """Close the innermost markup of a kind, drop all opened after it, and return the opening piece.
 
-        A tag's end reaches no further than the innermost link or template.
+        A tag is not closed across a link or a template.
         """
-        if not self.opened[what]:
+        if not self.opened[kind]:
             return None
         at = len(self.open) - 1
-        while self.open[at][0] != what:
-            if self.open[at][0] in _AS_TEXT and what not in _AS_TEXT:
+        while self.open[at][0] != kind:
+            if self.open[at][0] in _AS_TEXT and kind not in _AS_TEXT:
                 return None
             at -= 1
-        self._drop_to(at + 1)
-        self.opened[what] -= 1
+        self._unwind_to(at + 1)
+        self.opened[kind] -= 1
         return self.open.pop()[1]
 
-    def _drop_to(self, depth: int) -> None:
-        """Turn the openings above `depth` into text; a tag leaves nothing."""
+    def _unwind_to(self, depth: int) -> None:
+        """Turn the openings above `depth` into text; tags are removed."""
         while len(self.open) > depth:
-            what, piece = self.open.pop()
-            self.opened[what] -= 1
-            self.pieces[piece] = _DROPPED.get(what, "")
+            kind, piece = self.open.pop()
+            self.opened[kind] -= 1
+            self.pieces[piece] = _TEXT_IF_UNCLOSED.get(kind, "")

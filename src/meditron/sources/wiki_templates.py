@@ -1,4 +1,4 @@
-"""Templates of MediaWiki whose arguments are text that the reader of the page sees."""
+"""Templates of MediaWiki whose arguments are visible text."""
 
 import re
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from meditron.sources.scripts import END, SUB, SUP
 __all__ = ["FRACTION", "Arguments", "render"]
 
 FRACTION = "\x04"
-"""Stands before a fraction; after a digit it is a blank, so that 3{{frac|1|2}} is no 31/2."""
+"""Mark before a fraction: becomes a blank after a digit, so 3{{frac|1|2}} does not read 31/2."""
 
 
 class Arguments:
-    """A template's arguments as text, each made when it is asked for."""
+    """A template's arguments as text, converted on first use."""
 
     def __init__(self, node: Any, text: Callable[[Any], str]) -> None:  # noqa: ANN401  # no types
-        self._values = {str(one.name).strip(): one.value for one in node.params}
+        self._values = {str(param.name).strip(): param.value for param in node.params}
         self._text = text
 
     def __getitem__(self, name: str) -> str:
-        """Return the argument, or nothing."""
+        """Return the argument, or an empty text."""
         return self._text(self._values[name]).strip() if name in self._values else ""
 
     def first(self, *names: str) -> str:
@@ -52,7 +52,7 @@ _CHARACTERS = {
     **{"pi": "π", "tau": "τ", "infin": "∞", "deg": "°", "prime": "′", "ell": "ℓ", "hbar": "ħ"},
     **{"angstrom": "Å", "micro": "µ", "beta": "β", "alpha": "α", "gamma": "γ", "delta": "δ", "mu": "µ"},
 }
-# Templates that show one argument: the first of these that is there.
+# Templates that show one argument: the first of these that is present.
 _SHOWN = {
     """
     nowrap|nobr|nobreak|nwr|avoid wrap|small|smaller|big|larger|large|smallcaps|sc|smcaps|abbr|em|strong|bold
@@ -117,7 +117,7 @@ _MONTHS += ("November", "December")
 
 
 def render(name: str, arguments: Arguments) -> str | None:
-    """Return the text of a template; None for one that shows none, or none that is known."""
+    """Return the text of a template; None for an unknown one and for one without text."""
     name = " ".join(name.replace("_", " ").split()).lower().removeprefix("template:")
     if name in _CHARACTERS:
         return _CHARACTERS[name]
@@ -134,21 +134,21 @@ def render(name: str, arguments: Arguments) -> str | None:
 
 
 def _convert(arguments: Arguments) -> str:
-    """`10|to|20|mg|gr` is 10 to 20 mg; what it converts to is left out."""
+    """Render a measure: `10|to|20|mg|gr` is 10 to 20 mg. The converted value is left out."""
     values = [*arguments.positional()[:_MOST_VALUES], "", ""]
-    said, at = "", 0
+    text, at = "", 0
     while _is_number(values[at]):
-        said += _value(values[at])
+        text += _value(values[at])
         at += 1
         while values[at] in _RANGES and _is_number(values[at + 1]):
-            said += _RANGES[values[at]] + _value(values[at + 1])
+            text += _RANGES[values[at]] + _value(values[at + 1])
             at += 2
-        said += f" {_unit(values[at])}"
+        text += f" {_unit(values[at])}"
         if at + 2 >= len(values) or values[at + 2] not in _SMALLER:
             break
-        said += " "
+        text += " "
         at += 1
-    return said.strip() or " ".join(values[:2]).strip()
+    return text.strip() or " ".join(values[:2]).strip()
 
 
 def _is_number(text: str) -> bool:
@@ -169,7 +169,7 @@ def _unit(unit: str) -> str:
 
 
 def _val(arguments: Arguments) -> str:
-    """A number with its error, power of ten and unit, as {{val}} shows them."""
+    """Render a number with its error, power of ten and unit."""
     value, *errors = arguments.positional()[:_MOST_VALUES] or [""]
     while len(errors) > 1 and errors[0] in _RANGES:
         value, errors = f"{value}{_RANGES[errors[0]]}{errors[1]}", errors[2:]
@@ -200,24 +200,24 @@ _FRENCH_RANGES = {
 
 
 def _unite(arguments: Arguments) -> str:
-    """`{{unité|5|à|10|mg|L|-1}}` is 5 à 10 mg·L⁻¹: numbers, a power of ten, then units and their powers."""
+    """Render a French measure: `{{unité|5|à|10|mg|L|-1}}` is 5 à 10 mg·L⁻¹."""
     values = arguments.positional()[:_MOST_VALUES]
-    said = values.pop(0) if values else ""
+    text = values.pop(0) if values else ""
     while len(values) > 1 and values[0] in _FRENCH_RANGES and _FRENCH_NUMBER.fullmatch(values[1]):
-        said += _FRENCH_RANGES[values.pop(0)] + values.pop(0)
+        text += _FRENCH_RANGES[values.pop(0)] + values.pop(0)
     if values and _FRENCH_NUMBER.fullmatch(values[0]):  # two numbers in a row are a range
-        said += f"–{values.pop(0)}"
+        text += f"–{values.pop(0)}"
     if error := arguments["±"]:
-        said += f"±{error}"
+        text += f"±{error}"
     if power := arguments["e"]:
-        said += f"×10{SUP}{power}{END}"
+        text += f"×10{SUP}{power}{END}"
     units = ""
     for value in values:
         if _is_number(value):
             units += f"{SUP}{value}{END}" if value != "1" else ""
         else:
             units += ("·" if units and not value.startswith("/") else "") + value
-    return f"{said} {units}".strip()
+    return f"{text} {units}".strip()
 
 
 def _fraction(arguments: Arguments) -> str:
@@ -233,20 +233,20 @@ def _fraction(arguments: Arguments) -> str:
 
 
 def _chem(arguments: Arguments) -> str:
-    """`SO|4|2-`: numbers are lowered, charges raised; a number before all is a mass, raised."""
-    said = ""
+    """Render a formula like `SO|4|2-`: numbers become subscripts, charges and a mass superscripts."""
+    text = ""
     for part in arguments.positional():
         if re.fullmatch(r"\d*[+\-−]", part):
-            said += f"{SUP}{part}{END}"
+            text += f"{SUP}{part}{END}"
         elif re.fullmatch(r"[\d.,]+", part):
-            said += f"{SUB if said else SUP}{part}{END}"
+            text += f"{SUB if text else SUP}{part}{END}"
         else:
-            said += part
-    return said
+            text += part
+    return text
 
 
 def _chem2(arguments: Arguments) -> str:
-    """`SO4(2-)`: as mhchem writes formulas."""
+    """Render a formula in mhchem's notation: `SO4(2-)`."""
     if len(arguments["1"]) > _LONGEST_FORMULA:
         return arguments["1"]
     text = arguments["1"].replace("<->", " ⇌ ").replace("->", " → ").replace("<=>", " ⇌ ")

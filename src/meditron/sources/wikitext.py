@@ -1,6 +1,6 @@
-"""Wikitext to sections of plain text.
+"""Conversion of wikitext to sections of plain text.
 
-Kept: prose, link texts, lists, formulas and code as their source, and the templates in `wiki_templates`.
+Kept: prose, link texts, lists, the source of formulas and code, and the templates in `wiki_templates`.
 Powers and indices are written as in `scripts`. Left out: all other templates, tables, references, galleries,
 files with their captions, categories, links to the page in other languages, switches, comments.
 """
@@ -24,7 +24,7 @@ NAMESPACES = {
     **{6: "File", 7: "File talk", 8: "MediaWiki", 9: "MediaWiki talk", 10: "Template", 11: "Template talk"},
     **{12: "Help", 13: "Help talk", 14: "Category", 15: "Category talk", 100: "Portal", 828: "Module"},
 }
-"""Names that hold on every wiki beside its own."""
+"""Names that are valid on every wiki in addition to its own."""
 # Older names of files and categories, which siteinfo does not list and pages still use.
 _FILE_NAMES = """
 image bild imagen immagine imagem afbeelding grafika изображение 画像 图像 圖像 檔案 文件 datei fichier
@@ -32,13 +32,13 @@ archivo ficheiro bestand plik файл ファイル 파일 fil 그림 карти
 תמונה קובץ kép soubor obrázok kuva tiedosto bilde billede resim dosya hình imagine fișier imatge fitxer
 dosiero irudi gambar berkas εικόνα αρχείο ਤਸਵੀਰ चित्र चित्र ছবি
 """
-_FILES = frozenset(_FILE_NAMES.split())
+_FILE_NAMESPACES = frozenset(_FILE_NAMES.split())
 _CATEGORY_NAMES = """
 kategorie catégorie categoría categoria categorie kategoria категория категорія category カテゴリ 分類 分类
 분류 تصنيف رده קטגוריה kategória kategori luokka kategorija категорија κατηγορία thể_loại श्रेणी
 """
-_CATEGORIES = frozenset(name.replace("_", " ") for name in _CATEGORY_NAMES.split())
-# A file under a name that no list has: nothing else is called so.
+_CATEGORY_NAMESPACES = frozenset(name.replace("_", " ") for name in _CATEGORY_NAMES.split())
+# A file whose namespace is in no list: no other link ends in a media suffix.
 _MEDIA = re.compile(
     r"[^:\[\]]+:.+\.(?:jpe?g|png|svg|gif|tiff?|webp|og[gv]|webm|djvu|xcf|mid|wav|flac|stl)", re.I
 )
@@ -60,7 +60,7 @@ tr trv ts tt tum tw ty tyv udm ug uk ur uz ve vec vep vi vls vo wa war wo wuu xa
 zgh zh zh-classical zh-min-nan zh-yue zu
 """
 _LANGUAGES = frozenset(_LANGUAGE_CODES.split())
-# Prefixes of sister projects: the reader of `[[wikt:word]]` is shown a word.
+# Prefixes of sister projects: `[[wikt:word]]` is shown as "word".
 _PROJECT_PREFIXES = """
 w wikt wiktionary wikipedia s wikisource b wikibooks n wikinews q wikiquote v wikiversity voy wikivoyage
 species wikispecies c commons d wikidata m meta mw f wmf foundation doi pmid rfc oeis
@@ -85,7 +85,7 @@ BEZSPISU SPIS WYMUŚSPIS BEZEDYCJI BEZGALERII INGENINNEHÅLLSFÖRTECKNING INNEH�
 _OTHER_SWITCH = re.compile(
     rf"__(?:{'|'.join(_NAMED_SWITCHES.split())}|(?!_)(?=[A-Z\d_]*[^\W\x00-\x7f])[^\Wa-z\d]+(?<!_))__"
 )
-_OWN_SWITCH = re.compile(r"^[ \t]*(?:__(?!_)[^\Wa-z\d]+(?<!_)__[ \t]*)+$", re.MULTILINE)
+_LINE_OF_SWITCHES = re.compile(r"^[ \t]*(?:__(?!_)[^\Wa-z\d]+(?<!_)__[ \t]*)+$", re.MULTILINE)
 _CONVERTED = frozenset({"zh", "gan", "wuu", "sr", "sh", "kk", "ku", "uz", "tg", "crh", "iu", "shi", "tly"})
 _VARIANT = re.compile(r"-\{(?:([-A-Za-z;\s]{0,40})\|)?([^{}|]*)\}-")
 _VARIANT_NAME = re.compile(r"\s*[a-z]{2,3}(?:-[a-z]+)?\s*:\s*")
@@ -94,12 +94,12 @@ _SPACE = re.compile(r"[ \t]+")
 _BLANK_LINES = re.compile(r" ?\n ?(?:\n ?)+")
 # Italic, bold or both; an apostrophe more than that is one.
 _QUOTES = re.compile("('*?)(?:'{5}|'{3}|'{2})(?!')")
-# A template without text leaves this, so that a parenthesis around it can be set right.
-_GONE = "\0"
-_NOTHING = re.compile(rf" ?\((?:[ ,;]*+{_GONE})++[ ,;]*+\)")
-_OPENING = re.compile(rf"\((?:[ ,;]*+{_GONE})++[ ,;]*+")
-# Tried at a run's first character alone, or many templates in a row would take quadratic time.
-_CLOSING = re.compile(rf"(?<![ ,;{_GONE}])(?:[ ,;]*+{_GONE})++[ ,;]*+\)")
+# Placeholder of a template without text; an empty parenthesis around it is removed.
+_REMOVED = "\0"
+_NOTHING = re.compile(rf" ?\((?:[ ,;]*+{_REMOVED})++[ ,;]*+\)")
+_OPENING = re.compile(rf"\((?:[ ,;]*+{_REMOVED})++[ ,;]*+")
+# Tried only at a run's first character: many templates in a row would take quadratic time otherwise.
+_CLOSING = re.compile(rf"(?<![ ,;{_REMOVED}])(?:[ ,;]*+{_REMOVED})++[ ,;]*+\)")
 _LEFT_OUT = frozenset(
     {"ref", "references", "gallery", "table", "timeline", "imagemap", "graph", "score", "templatedata"}
     | {"indicator", "noinclude", "mapframe", "section", "categorytree", "inputbox", "style", "hiero"}
@@ -111,26 +111,30 @@ _BLOCKS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A wiki's own names: of its namespaces, and its language."""
+    """A wiki's names of namespaces, and its language."""
 
     namespaces: Mapping[int, str]
     language: str | None = None
 
     @property
     def has_variants(self) -> bool:
-        """Whether the wiki's pages are shown in several scripts, by `-{zh-hans:…; zh-hant:…}-`."""
+        """True if the wiki's pages exist in several scripts, marked by `-{zh-hans:…; zh-hant:…}-`."""
         return (self.language or "").partition("-")[0] in _CONVERTED
 
     def namespace(self, title: str) -> int:
         """Return the namespace of a page's title, by its prefix; 0 for an article."""
         prefix, colon, _ = title.partition(":")
-        prefix = _folded(prefix)
+        prefix = _fold_name(prefix)
         if not colon:
             return 0
-        own = next((key for key, name in self.namespaces.items() if key and _folded(name) == prefix), 0)
-        known = next((key for key, name in NAMESPACES.items() if _folded(name) == prefix), 0)
-        older = 6 if prefix in _FILES or _MEDIA.fullmatch(title.strip()) else 14 * (prefix in _CATEGORIES)
-        return own or known or older
+        local = next((key for key, name in self.namespaces.items() if key and _fold_name(name) == prefix), 0)
+        common = next((key for key, name in NAMESPACES.items() if _fold_name(name) == prefix), 0)
+        older = (
+            6
+            if prefix in _FILE_NAMESPACES or _MEDIA.fullmatch(title.strip())
+            else 14 * (prefix in _CATEGORY_NAMESPACES)
+        )
+        return local or common or older
 
     def link_text(self, title: str) -> str | None:
         """Return the text of a link without one of its own; None for a link that shows nothing."""
@@ -140,41 +144,47 @@ class Site:
         if self.namespace(title) in _HIDDEN:
             return None
         prefix, colon, rest = title.partition(":")
-        prefix = _folded(prefix)
+        prefix = _fold_name(prefix)
         if colon and prefix in _LANGUAGES and prefix != self.language:
             return None
         return rest.strip() if colon and prefix in _PROJECTS else title
 
 
-def _folded(name: str) -> str:
+def _fold_name(name: str) -> str:
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
 def sections(wikitext: str, site: Site | None = None) -> Iterator[Section]:
-    """Yield the sections of a page as plain text; those without text are left out.
+    """Yield the sections of a page as plain text; sections without text are left out.
 
-    TooMuchMarkup for a page that would take unbounded time.
+    A section's path is the headings of the sections around it: `== A ==` encloses `=== B ===`.
+
+    Raises:
+        TooMuchMarkup: The page has more markup than can be parsed in bounded time.
     """
     try:
         import mwparserfromhell as parser
     except ImportError as error:
         raise MissingExtra("mwparserfromhell", "corpus") from error
-    plain = _Plain(site or Site({}))
-    label: str | None = None
-    begun: list[str] = []
-    # Quotes that do not pair, or pair across other markup, would make plain text of all that they span.
+    plain = _PlainText(site or Site({}))
+    headings: list[tuple[int, str]] = []  # level and text of the open section's heading and those above it
+    pieces: list[str] = []
     wikitext = _CONTROL.sub("", wikitext)
     if plain.site.has_variants:
         wikitext = _VARIANT.sub(_first_variant, wikitext)
+    # Style tags are skipped: quotes that do not pair would turn the markup between them into plain text.
     nodes = parser.parse(balance(wikitext), skip_style_tags=True).nodes
     for node in [*nodes, None]:
         if node is not None and not isinstance(node, parser.nodes.Heading):
-            begun.append(plain.node(node))
+            pieces.append(plain.node(node))
             continue
-        if text := _tidy("".join(begun)):
-            yield Section(text, label)
-        begun = []
-        label = _tidy(plain.text(node.title)) or None if node is not None else None
+        if text := _tidy("".join(pieces)):
+            *above, label = [heading for _, heading in headings] or [""]
+            yield Section(text, label or None, path=tuple(filter(None, above)))
+        if node is not None:
+            pieces = []
+            headings = [(level, heading) for level, heading in headings if level < node.level]
+            headings.append((node.level, _tidy(plain.text(node.title))))
 
 
 def _first_variant(match: re.Match[str]) -> str:
@@ -185,8 +195,8 @@ def _first_variant(match: re.Match[str]) -> str:
     return match[2] if name is None else match[2][name.end() :].partition(";")[0].strip()
 
 
-class _Plain:
-    """The nodes of a page as text, with scripts and gaps still marked."""
+class _PlainText:
+    """Conversion of a page's nodes to text in which scripts and removed templates are still marked."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -198,7 +208,7 @@ class _Plain:
         match type(node).__name__:
             case "Text":
                 return _QUOTES.sub(r"\1", _SWITCH.sub("", str(node.value)))
-            case "HTMLEntity":  # as browsers read them: half a surrogate pair is U+FFFD
+            case "HTMLEntity":  # browsers read half a surrogate pair as U+FFFD too
                 return _CONTROL.sub("", html.unescape(str(node)))
             case "Wikilink":
                 shown = self.site.link_text(str(node.title))
@@ -210,7 +220,7 @@ class _Plain:
                 return self.text(node.title) if node.brackets else str(node.url)
             case "Template":
                 shown = render(str(node.name), Arguments(node, self.text))
-                return _GONE if shown is None else shown
+                return _REMOVED if shown is None else shown
             case "Heading":
                 return f"\n{self.text(node.title)}\n"
             case "Tag":
@@ -228,7 +238,7 @@ class _Plain:
             return "- "
         if name in {"sup", "sub"}:
             inner = self.text(node.contents)
-            return f"{SUP if name == 'sup' else SUB}{inner}{END}" if inner.strip(f" \n{_GONE}") else ""
+            return f"{SUP if name == 'sup' else SUB}{inner}{END}" if inner.strip(f" \n{_REMOVED}") else ""
         inner = str(node.contents or "") if name in VERBATIM else self.text(node.contents)
         if name in {"nowiki", "pre"}:
             inner = _CONTROL.sub("", html.unescape(inner))
@@ -237,9 +247,9 @@ class _Plain:
 
 def _tidy(text: str) -> str:
     text = resolve_scripts(re.sub(rf"(?<=\d){FRACTION}", " ", text).replace(FRACTION, ""))
-    if _GONE in text:
-        text = _CLOSING.sub(")", _OPENING.sub("(", _NOTHING.sub("", text))).replace(_GONE, "")
-    text = _OWN_SWITCH.sub("", _OTHER_SWITCH.sub("", text))
+    if _REMOVED in text:
+        text = _CLOSING.sub(")", _OPENING.sub("(", _NOTHING.sub("", text))).replace(_REMOVED, "")
+    text = _LINE_OF_SWITCHES.sub("", _OTHER_SWITCH.sub("", text))
     lines = (_SPACE.sub(" ", line).strip() for line in text.replace("\xa0", " ").split("\n"))
     kept = "\n".join("" if line.strip("-*• ") == "" else line for line in lines)
     return _BLANK_LINES.sub("\n\n", kept).strip()

@@ -14,7 +14,7 @@ from pathlib import Path
 from meditron.core.errors import InputError, SourceError
 from meditron.store.files import atomic
 
-__all__ = ["MODEL", "extract", "members", "select"]
+__all__ = ["MODEL", "extract", "members", "open_zip", "select", "unpack"]
 
 MODEL = "*.gguf"
 """What a source that names no member may be taken for, when there is exactly one."""
@@ -36,7 +36,7 @@ def members(archive: Path) -> list[str]:
     InputError, naming archive and member, where it is no zip archive or a name is one no honest archive has:
     with `..`, absolute, with a drive letter, twice, or a symbolic link.
     """
-    with _opened(archive) as opened:
+    with open_zip(archive) as opened:
         entries = opened.infolist()
     seen: set[str] = set()
     for entry in entries:
@@ -47,7 +47,8 @@ def members(archive: Path) -> list[str]:
     return [entry.filename for entry in entries if not entry.is_dir()]
 
 
-def _opened(archive: Path) -> zipfile.ZipFile:
+def open_zip(archive: Path) -> zipfile.ZipFile:
+    """Open a zip archive; InputError if it cannot be read."""
     try:
         return zipfile.ZipFile(archive)
     except _UNREADABLE as error:
@@ -92,23 +93,25 @@ def _likeness(name: str, pattern: str) -> float:
 def extract(archive: Path, member: str, target: Path) -> None:
     """Unpack one member to `target`, atomically.
 
-    InputError, naming archive and member, for an encrypted or damaged member and for one that unpacks to
-    more or less than it promises, or promises more than compression can hold.
+    InputError as of `unpack`.
     """
-    with _opened(archive) as opened:
-        entry = opened.getinfo(member)
-        if entry.flag_bits & 1:
-            raise InputError(archive, "the member is encrypted", place=member)
-        if entry.file_size > _HIGHEST_RATIO * max(entry.compress_size, 1):
-            promise = f"{entry.compress_size:,} bytes promise to unpack to {entry.file_size:,}"
-            raise InputError(archive, promise, place=member)
-        with atomic(target) as file:
-            for chunk in _unpacked(archive, opened, entry):
-                file.write(chunk)
+    with open_zip(archive) as opened, atomic(target) as file:
+        for chunk in unpack(archive, opened, opened.getinfo(member)):
+            file.write(chunk)
 
 
-def _unpacked(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
-    """A member's bytes, as many as it promises; zipfile checks their CRC."""
+def unpack(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield the bytes of one member; zipfile checks their CRC.
+
+    Raises:
+        InputError: The member is encrypted or damaged, its size is not the declared one, or the declared
+            size is more than compression can reach; the error names the archive and the member.
+    """
+    if entry.flag_bits & 1:
+        raise InputError(archive, "the member is encrypted", place=entry.filename)
+    if entry.file_size > _HIGHEST_RATIO * max(entry.compress_size, 1):
+        problem = f"{entry.compress_size:,} bytes promise to unpack to {entry.file_size:,}"
+        raise InputError(archive, problem, place=entry.filename)
     done = 0
     try:
         with opened.open(entry) as source:
