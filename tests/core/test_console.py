@@ -153,7 +153,7 @@ import time
 with progress("parse", total=100, unit="citations") as bar:
     bar.advance(40)
     time.sleep(0.3)
-    say("between")
+    info("between")
     bar.advance(60)
 """
     written = on_terminal(code)
@@ -199,7 +199,7 @@ with progress("parse", total=3) as bar:
     for _ in range(3):
         child = os.fork()
         if child == 0:
-            say("from the worker")
+            info("from the worker")
             with progress("inner", total=1) as inner:
                 inner.advance()
             os._exit(0)

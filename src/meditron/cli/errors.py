@@ -13,12 +13,20 @@ from collections.abc import Callable
 from cyclopts import CycloptsError
 
 from meditron.core.console import sanitize_terminal
-from meditron.core.errors import MeditronError, MissingExtra, RecipeError, StorageError, is_out_of_memory
+from meditron.core.errors import (
+    MeditronError,
+    MissingExtra,
+    RecipeError,
+    StorageError,
+    UsageError,
+    is_out_of_memory,
+    status_of,
+)
 from meditron.core.redaction import redact
 
 __all__ = ["INTERRUPTED", "guarded", "open_closed_streams"]
 
-INTERRUPTED = 130
+INTERRUPTED = status_of(KeyboardInterrupt()).exit_code
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 EXTRAS = {
@@ -82,25 +90,26 @@ def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
 
 
 def explain(error: Exception) -> tuple[str, str | None, int]:
-    """The line, the hint and the exit code for an error."""
+    """Return the line, the hint and the exit code for an error."""
+    code = status_of(error).exit_code
     match error:
         case MeditronError():
-            return _one_line(error.message), error.hint, error.exit_code
+            return _one_line(error.message), error.hint, code
         case CycloptsError():
             verb = " ".join(["meditron", *(error.command_chain or ())])
-            return _one_line(str(error)), f"{verb} --help", 2
+            return explain(UsageError(_one_line(str(error)), hint=f"{verb} --help"))
         case ModuleNotFoundError(name=str(name)) if (library := name.partition(".")[0]) in EXTRAS:
             return explain(MissingExtra(library, EXTRAS[library]))
         case _ if is_out_of_memory(error):
             said = _one_line(str(error)) or "an allocation failed"
-            return f"out of memory: {said}", "take fewer or shorter texts at once, or a smaller model", 1
+            return f"out of memory: {said}", "take fewer or shorter texts at once, or a smaller model", code
         case OSError(errno=int(number)) if number in _FULL:
             return explain(StorageError(_system(error), hint="make room, or write elsewhere with --out"))
         case OSError(errno=int()):
-            return _system(error), None, 1
+            return _system(error), None, code
         case _:
             hint = "this is a defect of meditron: --debug shows where; please report it"
-            return f"{type(error).__name__}: {_one_line(redact(str(error))) or 'no message'}", hint, 1
+            return f"{type(error).__name__}: {_one_line(redact(str(error))) or 'no message'}", hint, code
 
 
 def _system(error: OSError) -> str:
