@@ -49,7 +49,7 @@ def test_a_missing_library_of_an_extra_names_the_command_that_installs_it(module
     message, hint, code = explain(ModuleNotFoundError(f"No module named '{module}'", name=module))
     assert "is not installed" in message
     assert hint == f"pip install 'meditron[{extra}]'"
-    assert code == MissingExtra.exit_code == 2
+    assert code == explain(MissingExtra(module, extra))[2] == 2
 
 
 def test_a_missing_library_is_reported_by_the_command(process: Command) -> None:

@@ -32,8 +32,8 @@ def test_an_address_loses_its_secrets(address: str, public: str):
 
 
 def test_the_text_around_an_address_stays():
-    said = "https://h/x?s=SECRET: refused (see https://h/y), and http:, https: or file: x=1"
-    assert redact(said) == "https://h/x: refused (see https://h/y), and http:, https: or file: x=1"
+    message = "https://h/x?s=SECRET: refused (see https://h/y), and http:, https: or file: x=1"
+    assert redact(message) == "https://h/x: refused (see https://h/y), and http:, https: or file: x=1"
 
 
 def test_no_error_holds_a_secret():

@@ -69,47 +69,47 @@ def test_intervals_are_the_textbooks_bootstrap_t(weighted: bool) -> None:
 
 def test_a_large_samples_interval_is_students() -> None:
     a, b, _ = sample(2000)
-    found = paired_bootstrap(a, b, seed=1)
+    result = paired_bootstrap(a, b, seed=1)
     expected = scipy.stats.ttest_rel(a, b).confidence_interval()
     width = expected.high - expected.low
-    assert found.interval == pytest.approx((expected.low, expected.high), abs=0.05 * width)
-    assert found.difference == pytest.approx(np.mean(a - b))
+    assert result.interval == pytest.approx((expected.low, expected.high), abs=0.05 * width)
+    assert result.difference == pytest.approx(np.mean(a - b))
 
 
 def test_p_is_near_the_t_tests() -> None:
     a, b, _ = sample(60)
     closer = a + 0.06  # so that p is neither nothing nor one
-    ours = paired_bootstrap(closer, b, seed=1).p
-    assert ours == pytest.approx(scipy.stats.ttest_rel(closer, b).pvalue, abs=0.02)
-    assert 0.001 < ours < 0.5
+    p = paired_bootstrap(closer, b, seed=1).p
+    assert p == pytest.approx(scipy.stats.ttest_rel(closer, b).pvalue, abs=0.02)
+    assert 0.001 < p < 0.5
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_intervals_cover_the_truth_as_often_as_they_say(distribution: str) -> None:
     # Percentile intervals cover 88 to 90 % of the skewed differences here.
     draw = DISTRIBUTIONS[distribution]
-    found = means(draw, 12, 800)
-    assert 0.93 <= found["coverage"] <= 0.975
-    assert found["verdict"] <= 0.065
+    result = means(draw, 12, 800)
+    assert 0.93 <= result["coverage"] <= 0.975
+    assert result["verdict"] <= 0.065
     assert 0.92 <= ratios(draw, 24, 400) <= 0.98
 
 
 @pytest.mark.parametrize(("only_a", "only_b", "n"), [(0.02, 0.02, 60), (0.15, 0.05, 24), (0.1, 0.1, 600)])
 def test_intervals_of_accuracy_differences_cover(only_a: float, only_b: float, n: int) -> None:
-    found = accuracies(only_a, only_b, n, 4000)
-    assert found["coverage"] >= 0.935
-    assert only_a != only_b or found["p"] <= 0.05
+    result = accuracies(only_a, only_b, n, 4000)
+    assert result["coverage"] >= 0.935
+    assert only_a != only_b or result["p"] <= 0.05
 
 
 @pytest.mark.parametrize("n", [24, 60])
 def test_p_is_the_level_at_which_the_interval_touches_zero(n: int) -> None:
     generator = np.random.default_rng(3)
     for seed in range(60):
-        apart = generator.normal(0.3, 1.0, n)
-        found = paired_bootstrap(apart, np.zeros(n), seed=seed, resamples=2000)
-        if abs(found.p - 0.05) > 0.005:  # nearer than that, the quantiles' interpolation decides
-            assert found.interval is not None
-            assert (found.p < 0.05) == (not found.interval.low <= 0 <= found.interval.high)
+        differences = generator.normal(0.3, 1.0, n)
+        result = paired_bootstrap(differences, np.zeros(n), seed=seed, resamples=2000)
+        if abs(result.p - 0.05) > 0.005:  # nearer than that, the quantiles' interpolation decides
+            assert result.interval is not None
+            assert (result.p < 0.05) == (not result.interval.low <= 0 <= result.interval.high)
 
 
 @settings(max_examples=60, deadline=None)
@@ -123,12 +123,12 @@ def test_sign_flips_are_all_counted(differences: list[int]) -> None:
 
 
 def test_sign_flips_are_scipys() -> None:
-    apart = np.random.default_rng(5).normal(0.4, 1, 12)
-    theirs = scipy.stats.permutation_test(
-        (apart,), np.mean, permutation_type="samples", n_resamples=np.inf, vectorized=True
+    differences = np.random.default_rng(5).normal(0.4, 1, 12)
+    reference = scipy.stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=np.inf, vectorized=True
     )
-    assert sign_flip(apart) == pytest.approx(theirs.pvalue)
-    assert paired_bootstrap(apart, np.zeros(12), seed=1).p == sign_flip(apart)
+    assert sign_flip(differences) == pytest.approx(reference.pvalue)
+    assert paired_bootstrap(differences, np.zeros(12), seed=1).p == sign_flip(differences)
 
 
 def test_sign_flips_of_twenty_are_quick_and_of_more_refused() -> None:
@@ -139,16 +139,18 @@ def test_sign_flips_of_twenty_are_quick_and_of_more_refused() -> None:
 
 @pytest.mark.parametrize("n", [4, 6, 12, 20])
 def test_p_of_few_documents_does_not_depend_on_the_resamples(n: int) -> None:
-    apart = np.arange(1, n + 1) / 10
-    found = {paired_bootstrap(apart, np.zeros(n), seed=1, resamples=count).p for count in (100, 1000, 10_000)}
-    assert found == {2 / 2**n}
+    differences = np.arange(1, n + 1) / 10
+    result = {
+        paired_bootstrap(differences, np.zeros(n), seed=1, resamples=count).p for count in (100, 1000, 10_000)
+    }
+    assert result == {2 / 2**n}
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 def test_fewer_than_six_have_no_interval_and_cannot_be_significant(n: int) -> None:
-    found = paired_bootstrap(np.arange(1, n + 1) / 10, np.zeros(n), seed=1)
-    assert (found.interval, found.detectable) == (None, None)
-    assert 0.05 < found.p <= 1
+    result = paired_bootstrap(np.arange(1, n + 1) / 10, np.zeros(n), seed=1)
+    assert (result.interval, result.detectable) == (None, None)
+    assert 0.05 < result.p <= 1
     assert bootstrap_ratio(np.arange(1.0, n + 1), np.ones(n), seed=1) == ((n + 1) / 2, None)
     assert wilson(1, n) is None
     assert paired_proportions(1, 0, n).interval is None
@@ -168,25 +170,25 @@ def test_samples_that_do_not_vary_claim_nothing_about_their_spread(n: int) -> No
 @pytest.mark.parametrize("n", [6, 12, 24, 60])
 @pytest.mark.parametrize("kind", ["one differs", "ties", "an outlier", "huge", "tiny"])
 def test_odd_samples_have_finite_intervals_with_a_width(n: int, kind: str) -> None:
-    apart = np.random.default_rng(1).normal(0.2, 1, n)
+    differences = np.random.default_rng(1).normal(0.2, 1, n)
     match kind:
         case "one differs":
-            apart = np.eye(n)[0]
+            differences = np.eye(n)[0]
         case "ties":
-            apart = np.where(apart > 0, 0.5, 0.0)
+            differences = np.where(differences > 0, 0.5, 0.0)
         case "an outlier":
-            apart[0] = 1e6
+            differences[0] = 1e6
         case "huge":
-            apart *= 1e150
+            differences *= 1e150
         case "tiny":
-            apart *= 1e-150
-    found = paired_bootstrap(apart, np.zeros(n), seed=1, resamples=500)
-    assert found.interval is not None
-    low, high = found.interval
-    assert -np.inf < low < found.difference < high < np.inf
-    assert 0 < found.p <= 1
-    assert found.detectable is not None
-    assert 0 < found.detectable < np.inf
+            differences *= 1e-150
+    result = paired_bootstrap(differences, np.zeros(n), seed=1, resamples=500)
+    assert result.interval is not None
+    low, high = result.interval
+    assert -np.inf < low < result.difference < high < np.inf
+    assert 0 < result.p <= 1
+    assert result.detectable is not None
+    assert 0 < result.detectable < np.inf
     if kind in ("one differs", "an outlier"):
         assert low < 0 < high
 
@@ -210,12 +212,12 @@ def test_intervals_are_cut_to_their_range() -> None:
 def test_the_detectable_difference_is_found_four_times_in_five() -> None:
     generator = np.random.default_rng(11)
     true = (1.959964 + 0.841621) * 0.3 / np.sqrt(60)
-    found = 0
+    detected = 0
     for seed in range(300):
-        found += (
+        detected += (
             paired_bootstrap(generator.normal(true, 0.3, 60), np.zeros(60), seed=seed, resamples=400).p < 0.05
         )
-    assert 0.70 <= found / 300 <= 0.88
+    assert 0.70 <= detected / 300 <= 0.88
 
 
 def test_detectable_is_the_paired_standard_error_times_the_quantiles_of_t() -> None:
@@ -281,10 +283,10 @@ def test_many_documents_take_little_memory() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        ([], [], "at least one document"),
-        ([1.0, 2.0, 3.0], [1.0, 2.0], "3 documents against 2"),
-        ([1.0, float("nan")], [1.0, 2.0], r"a\[1\] is nan"),
-        ([1.0, 2.0], [float("inf"), 2.0], r"b\[0\] is inf"),
+        ([], [], "must not be empty"),
+        ([1.0, 2.0, 3.0], [1.0, 2.0], "got 3 and 2"),
+        ([1.0, float("nan")], [1.0, 2.0], r"a\[1\] must be finite, got nan"),
+        ([1.0, 2.0], [float("inf"), 2.0], r"b\[0\] must be finite, got inf"),
         ([[1.0, 2.0]], [[1.0, 2.0]], "shape"),
     ],
 )
@@ -294,7 +296,7 @@ def test_unusable_values_are_refused(a: list, b: list, message: str) -> None:
 
 
 def test_denominators_must_be_above_zero_and_resamples_at_least_one() -> None:
-    with pytest.raises(MeditronError, match=r"denominators\[1\] is 0, it must be above zero"):
+    with pytest.raises(MeditronError, match=r"denominators\[1\] must be above zero, got 0"):
         bootstrap_ratio([1.0, 2.0], [3, 0], seed=1)
     with pytest.raises(UsageError, match="resamples must be at least 1, got 0"):
         bootstrap_ratio([1.0, 2.0], [1, 1], seed=1, resamples=0)
@@ -332,8 +334,8 @@ def test_accuracy_differences_of_few_discordant_questions() -> None:
 @given(st.integers(6, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_is_scipys(trial: tuple[int, int]) -> None:
     successes, n = trial
-    theirs = scipy.stats.binomtest(successes, n).proportion_ci(method="wilson")
-    assert wilson(successes, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    reference = scipy.stats.binomtest(successes, n).proportion_ci(method="wilson")
+    assert wilson(successes, n) == pytest.approx((reference.low, reference.high), abs=1e-12)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 5)])
@@ -356,16 +358,16 @@ def test_mcnemar_takes_thousands_and_no_negative_counts() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.none() | st.integers(0, 4)), min_size=1, max_size=60))
-def test_macro_f1_is_the_mean_of_each_classs_harmonic_mean(asked: list[tuple[int, int | None]]) -> None:
+def test_macro_f1_is_the_mean_of_each_classs_harmonic_mean(answers: list[tuple[int, int | None]]) -> None:
     def f1(c: int) -> float:
-        hits = sum(g == p == c for g, p in asked)
+        hits = sum(g == p == c for g, p in answers)
         if not hits:
             return 0.0
-        precision = hits / sum(p == c for _, p in asked)
-        return scipy.stats.hmean([precision, hits / sum(g == c for g, _ in asked)])
+        precision = hits / sum(p == c for _, p in answers)
+        return scipy.stats.hmean([precision, hits / sum(g == c for g, _ in answers)])
 
-    classes = {g for g, _ in asked} | {p for _, p in asked if p is not None}
-    gold, predicted = zip(*asked, strict=True)
+    classes = {g for g, _ in answers} | {p for _, p in answers if p is not None}
+    gold, predicted = zip(*answers, strict=True)
     assert macro_f1(gold, predicted) == pytest.approx(sum(map(f1, classes)) / len(classes))
     with pytest.raises(UsageError, match="against"):
         macro_f1(gold, predicted[1:])

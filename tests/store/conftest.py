@@ -48,11 +48,13 @@ def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
     """The same over TLS, with a certificate that nobody knows."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
+    arguments = (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
+    )
     named = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a certificate with")
-    subprocess.run(["openssl", *made.split(), *named], check=True, capture_output=True)
+    subprocess.run(["openssl", *arguments.split(), *named], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     with serving("https", context) as held:

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meditron.core.errors import SourceError
-from meditron.store.address import checked, stable_identity
-from meditron.store.fetch import identity, parse, public
+from meditron.store.address import normalize_address, stable_identity
+from meditron.store.fetch import identity, parse_source, public
 
 HEX = "a" * 64
 
@@ -23,15 +23,15 @@ HEX = "a" * 64
     ],
 )
 def test_an_address_is_quoted_as_it_is_sent(address: str, sent: str):
-    assert checked(address) == sent == checked(sent)
+    assert normalize_address(address) == sent == normalize_address(sent)
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
-        ("http:///x", "without a host"),
-        ("http://:80/x", "without a host"),
-        ("http:h/x", "without a host"),
+        ("http:///x", "has no host"),
+        ("http://:80/x", "has no host"),
+        ("http:h/x", "has no host"),
         ("http://h:99999/x", "port"),
         ("http://h:0/x", "port"),
         ("http://h:http/x", "port"),
@@ -43,20 +43,20 @@ def test_an_address_is_quoted_as_it_is_sent(address: str, sent: str):
         ("http://h\\x/y", "host is not valid"),
         ("http://h/\n", "control character"),
         ("http://h/\0", "control character"),
-        (f"http://h/{'a' * 8_192}", "8,192 is the most"),
+        (f"http://h/{'a' * 8_192}", "the limit is 8,192"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused_at_once_in_one_line(address: str, said: str):
-    with pytest.raises(SourceError, match=said) as refused:
-        parse(f"{address}?token=SECRET")
-    assert "\n" not in str(refused.value)
-    assert "SECRET" not in f"{refused.value} {refused.value.hint}"
+def test_an_invalid_address_is_one_line_before_any_request(address: str, message: str):
+    with pytest.raises(SourceError, match=message) as raised:
+        parse_source(f"{address}?token=SECRET")
+    assert "\n" not in str(raised.value)
+    assert "SECRET" not in f"{raised.value} {raised.value.hint}"
 
 
 @given(st.text())
 def test_any_address_is_one_that_can_be_sent_or_refused(text: str):
     try:
-        sent = checked(f"https://{text}")
+        sent = normalize_address(f"https://{text}")
     except SourceError:
         return
     assert sent.isascii()
@@ -65,8 +65,8 @@ def test_any_address_is_one_that_can_be_sent_or_refused(text: str):
 
 
 def test_upper_case_is_the_same_scheme():
-    assert parse("HTTP://h/x").what == "http://h/x"
-    assert parse("PyPI:a==1").scheme == "pypi"
+    assert parse_source("HTTP://h/x").name == "http://h/x"
+    assert parse_source("PyPI:a==1").scheme == "pypi"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_renewed_signature_is_the_same_file(query: str):
     assert identity(f"https://h/x.gz?{query}") == identity("https://me:SECRET@h/x.gz") == "https://h/x.gz"
 
 
-def test_other_parameters_tell_files_apart_but_are_not_told():
+def test_other_parameters_change_the_identity_but_are_not_in_it():
     files = [identity(f"https://h/get?{query}") for query in ("file=a", "file=b", "key=a", "se=1", "")]
     assert len(set(files)) == len(files)
     assert files[0] == identity("https://h/get?file=a&X-Amz-Signature=SECRET")

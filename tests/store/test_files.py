@@ -20,7 +20,7 @@ from meditron.store.files import (
     read_json,
     refuse_overwrite,
     remove,
-    remove_folder,
+    remove_folders,
     remove_temporaries,
     sha256_file,
     translate_write_errors,
@@ -32,7 +32,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_appears_whole_with_its_folders(tmp_path: Path):
+def test_a_file_appears_complete_with_its_folders(tmp_path: Path):
     path = tmp_path / "a/b/c.bin"
     with atomic(path) as file:
         file.write(b"one")
@@ -71,21 +71,31 @@ def test_a_killed_write_leaves_the_old_file_and_is_swept(tmp_path: Path):
     assert names(path.parent) == ["c.txt"]
 
 
-def test_a_killed_removal_leaves_all_of_a_folder_or_none(tmp_path: Path):
-    for name in ("work/tasks/1", "work/shard", "kept"):
+def test_a_killed_removal_leaves_all_of_the_folders_or_none(tmp_path: Path):
+    for name in ("work/tasks/1", "work/shard", "more/shard", "kept"):
         write_json(tmp_path / name, 1)
     script = f"""
         import os, shutil
         from pathlib import Path
-        from meditron.store.files import remove_folder
+        from meditron.store.files import remove_folders
         shutil.rmtree = lambda path: os.kill(os.getpid(), 9)
-        remove_folder(Path({str(tmp_path / "work")!r}))
+        remove_folders([Path({str(tmp_path / "work")!r}), Path({str(tmp_path / "more")!r})])
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False).returncode == -9
     assert not (tmp_path / "work").exists()
+    assert not (tmp_path / "more").exists()
     assert list_files(tmp_path) == [tmp_path / "kept"]
     remove_temporaries(tmp_path)
     assert names(tmp_path) == ["kept"]
+
+
+def test_only_the_folder_itself_is_searched_for_temporaries_on_request(tmp_path: Path):
+    for folder in (tmp_path, tmp_path / "inner"):
+        folder.mkdir(exist_ok=True)
+        (folder / ".a.0.tmp").touch()
+    remove_temporaries(tmp_path, recursive=False)
+    assert names(tmp_path) == ["inner"]
+    assert names(tmp_path / "inner") == [".a.0.tmp"]
 
 
 def fill(path: Path):
@@ -95,7 +105,7 @@ def fill(path: Path):
 
 
 def test_a_full_device_is_one_clear_line():
-    with pytest.raises(StorageError, match=r"/dev/full: No space left on device \([\d,]+ bytes are free"):
+    with pytest.raises(StorageError, match=r"/dev/full: No space left on device \([\d,]+ bytes free"):
         fill(Path("/dev/full"))
 
 
@@ -155,8 +165,8 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path):
         tmp_path / "folder": "folder: Is a directory",
         tmp_path / ("n" * 300): "File name too long",
     }
-    for path, said in cases.items():
-        with pytest.raises(StorageError, match=said), atomic(path):
+    for path, message in cases.items():
+        with pytest.raises(StorageError, match=message), atomic(path):
             pass
     assert names(tmp_path) == ["file", "folder"]
 
@@ -233,7 +243,7 @@ def test_json_is_bounded_in_size_and_depth(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('{"a": NaN}', "NaN"),
         ('{"a": -Infinity}', "Infinity"),
@@ -241,10 +251,10 @@ def test_json_is_bounded_in_size_and_depth(tmp_path: Path, monkeypatch: pytest.M
         ('{"a": 1, "a": 2}', 'duplicate key "a"'),
     ],
 )
-def test_own_records_hold_no_nan_and_no_key_twice(tmp_path: Path, text: str, said: str):
+def test_own_records_hold_no_nan_and_no_key_twice(tmp_path: Path, text: str, message: str):
     (tmp_path / "x.json").write_text(text)
     read_json(tmp_path / "x.json")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_json(tmp_path / "x.json", strict=True)
 
 
@@ -370,7 +380,7 @@ def test_nothing_is_written_or_removed_through_a_link(tmp_path: Path, monkeypatc
     remove_temporaries(work)
     assert names(work) == ["b.json", "inside"]
     (work / "stage").symlink_to(theirs)
-    remove_folder(work / "stage")
+    remove_folders([work / "stage"])
     remove(work / "inside")
     remove(work / "gone")
     assert names(work) == ["b.json"]
@@ -432,9 +442,9 @@ def test_a_full_disk_inside_numpys_writer_is_one_line(tmp_path: Path):
                 print(error)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "x.npy")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(said) == 2
-    for line in said:
+    message = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(message) == 2
+    for line in message:
         assert line.startswith(f"{tmp_path}/x.npy: ")
-        assert "bytes are free there" in line
+        assert "bytes free" in line
     assert not list(tmp_path.iterdir())

@@ -143,33 +143,42 @@ def array(code: int, count: int, values: bytes = b"") -> bytes:
 
 HOSTILE = {
     "empty": (b"", "too short"),
-    "magic": (header(magic=b"GGML"), r"byte 0\): starts with b'GGML'"),
-    "header cut": (header()[:15], r"byte 8.*tensors would need 8 bytes where 7"),
+    "magic": (header(magic=b"GGML"), r"byte 0\): not a GGUF file: it begins with b'GGML'"),
+    "header cut": (header()[:15], r"byte 8.*tensors needs 8 bytes, but only 7"),
     "version 1": (header(version=1), r"byte 4\): GGUF version 1"),
     "big-endian": (header(version=3 << 24), "big-endian"),
     "2^60 tensors": (header(tensors=2**60) + bytes(16), r"byte 8\): 1,152,921,504,606,846,976 tensors"),
-    "2^63 pairs": (header(pairs=2**63) + bytes(16), r"byte 16\).*pairs cannot be in 16 bytes"),
-    "long string": (header(pairs=1) + pair(b"a", 8, struct.pack("<Q", 2**62)), "134,217,728 are allowed"),
+    "2^63 pairs": (header(pairs=2**63) + bytes(16), r"byte 16\).*pairs do not fit into 16 bytes"),
+    "long string": (header(pairs=1) + pair(b"a", 8, struct.pack("<Q", 2**62)), "the limit is 134,217,728"),
     "long key": (header(pairs=1) + pair(b"k" * 65_536, 4, bytes(4)), "a key has 65,536 bytes"),
-    "no key": (header(pairs=1) + pair(b"", 4, bytes(4)), "a key without a name"),
-    "key twice": (header(pairs=2) + 2 * pair(b"abc", 4, bytes(4)), "'abc' comes twice"),
+    "no key": (header(pairs=1) + pair(b"", 4, bytes(4)), "a key is empty"),
+    "key twice": (header(pairs=2) + 2 * pair(b"abc", 4, bytes(4)), "'abc' occurs twice"),
     "not UTF-8": (header(pairs=1) + pair(b"a", 8, text(b"x\xff")), r"byte 46\): a is not UTF-8"),
     "unknown type": (header(pairs=1) + pair(b"a", 13, bytes(8)), "a has the unknown type 13"),
-    "bool of 2": (header(pairs=1) + pair(b"a", 7, b"\x02"), "neither true nor false"),
-    "long array": (header(pairs=1) + pair(b"a", 9, array(4, 2**61)), "elements of a cannot be in 0 bytes"),
-    "many strings": (header(pairs=1) + pair(b"a", 9, array(8, 3, bytes(16))), "3 elements of a cannot"),
+    "bool of 2": (header(pairs=1) + pair(b"a", 7, b"\x02"), "neither 0 nor 1"),
+    "long array": (header(pairs=1) + pair(b"a", 9, array(4, 2**61)), "elements of a do not fit into 0 bytes"),
+    "many strings": (header(pairs=1) + pair(b"a", 9, array(8, 3, bytes(16))), "3 elements of a do not fit"),
     "nested array": (header(pairs=1) + pair(b"a", 9, array(9, 1, array(4, 1, bytes(4)))), "type 9"),
     "array of unknown": (header(pairs=1) + pair(b"a", 9, array(99, 1, bytes(8))), "type 99"),
-    "alignment 0": (header(pairs=1) + pair(b"general.alignment", 4, bytes(4)), "alignment of 0"),
-    "alignment 24": (header(pairs=1) + pair(b"general.alignment", 4, b"\x18\0\0\0"), "alignment of 24"),
-    "alignment text": (header(pairs=1) + pair(b"general.alignment", 8, text(b"32")), "alignment of '32'"),
+    "alignment 0": (
+        header(pairs=1) + pair(b"general.alignment", 4, bytes(4)),
+        "a power of two.*got 0",
+    ),
+    "alignment 24": (
+        header(pairs=1) + pair(b"general.alignment", 4, b"\x18\0\0\0"),
+        "a power of two.*got 24",
+    ),
+    "alignment text": (
+        header(pairs=1) + pair(b"general.alignment", 8, text(b"32")),
+        "a power of two.*got '32'",
+    ),
     "5 dimensions": (aligned(header(1) + info(dims=(1,) * 5), 32), "'a' has 5 dimensions"),
     "2^32 dimensions": (aligned(header(1) + info(n=2**32 - 1), 32), "4294967295 dimensions"),
-    "no elements": (aligned(header(1) + info(dims=(4, 0)), 32), "is no tensor"),
-    "no name": (aligned(header(1) + info(b""), 128), "is no tensor"),
+    "no elements": (aligned(header(1) + info(dims=(4, 0)), 32), "is empty or has no name"),
+    "no name": (aligned(header(1) + info(b""), 128), "is empty or has no name"),
     "long name": (aligned(header(1) + info(b"n" * 65), 128), "name has 65 bytes"),
     "unknown tensor type": (aligned(header(1) + info(code=4), 128), "'a' has the unknown type 4"),
-    "broken row": (aligned(header(1) + info(dims=(100,), code=12), 128), "Q4_K needs multiples of 256"),
+    "broken row": (aligned(header(1) + info(dims=(100,), code=12), 128), "not a multiple of Q4_K's 256"),
     "product overflows": (aligned(header(1) + info(dims=(2**32, 2**32)), 128), "'a' ends at byte 73,786,9"),
     "past the end": (
         aligned(header(1) + info(), 127),
@@ -177,7 +186,7 @@ HOSTILE = {
     ),
     "offset past": (aligned(header(1) + info(offset=2**63), 128), "'a' ends at byte"),
     "unaligned": (aligned(header(1) + info(offset=4), 256), "'a' is not aligned to 32"),
-    "name twice": (aligned(header(2) + info() + info(offset=128), 256), "'a' comes twice"),
+    "name twice": (aligned(header(2) + info() + info(offset=128), 256), "'a' occurs twice"),
     "overlap": (aligned(header(2) + info() + info(b"b", offset=96), 256), "'a' and 'b' overlap"),
     "same place": (aligned(header(2) + info() + info(b"b"), 256), "overlap"),
 }
@@ -185,12 +194,12 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_file_is_an_input_error_with_its_place(tmp_path: Path, case: str):
-    data, said = HOSTILE[case]
+    data, message = HOSTILE[case]
     path = tmp_path / "x.gguf"
     path.write_bytes(data)
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             GGUF(path)
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
@@ -216,7 +225,7 @@ def test_all_arrays_together_are_bounded(tmp_path: Path, monkeypatch: pytest.Mon
         assert file.metadata == {"a": [0, 0, 0], "b": ["x", "x"]}
     longer = array(8, 3, text(b"x") * 3)
     path.write_bytes(aligned(header(pairs=2) + pair(b"a", 9, numbers) + pair(b"b", 9, longer), 0))
-    with pytest.raises(InputError, match="b has 3 elements, all arrays 6; 5 are allowed"):
+    with pytest.raises(InputError, match="b has 3 elements, all arrays 6; the limit is 5"):
         GGUF(path)
 
 
@@ -232,7 +241,7 @@ def test_all_pairs_together_are_bounded(tmp_path: Path, monkeypatch: pytest.Monk
         if good:
             GGUF(tmp_path / "x.gguf").close()
         else:
-            with pytest.raises(InputError, match=r"100 are allowed|more than 100 bytes"):
+            with pytest.raises(InputError, match=r"the limit is 100|more than 100 bytes"):
                 GGUF(tmp_path / "x.gguf")
 
 
@@ -242,7 +251,7 @@ def test_tensors_and_pairs_are_bounded(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "x.gguf").write_bytes(aligned(header(pairs=2) + b"".join(pairs[:2]), 0))
     GGUF(tmp_path / "x.gguf").close()
     (tmp_path / "x.gguf").write_bytes(aligned(header(pairs=3) + b"".join(pairs), 0))
-    with pytest.raises(InputError, match="3 key-value pairs; 2 of each are allowed"):
+    with pytest.raises(InputError, match="3 key-value pairs; the limit is 2 of each"):
         GGUF(tmp_path / "x.gguf")
 
 
@@ -269,10 +278,10 @@ def test_a_part_of_a_split_model_is_named(tmp_path: Path):
     write_gguf(path, {"split.count": np.uint16(3), "split.no": np.uint16(1)}, [])
     with (
         GGUF(path) as file,
-        pytest.raises(InputError, match="is part 2 of a model split into 3 files") as caught,
+        pytest.raises(InputError, match="is part 2 of a model split into 3 files") as raised,
     ):
         require_whole(file)
-    assert "llama-gguf-split --merge m-00001-of-00003.gguf m.gguf" in str(caught.value.hint)
+    assert "llama-gguf-split --merge m-00001-of-00003.gguf m.gguf" in str(raised.value.hint)
 
 
 def test_a_missing_file_is_a_source_error(tmp_path: Path):

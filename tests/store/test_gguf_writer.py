@@ -150,27 +150,27 @@ def test_views_of_any_stride_are_written_in_order(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("tensors", "error", "said"),
+    ("tensors", "error", "message"),
     [
-        ([("a", TENSORS[0][1]), ("a", TENSORS[1][1])], ValueError, "comes twice"),
-        ([("a", np.zeros(3, dtype=np.float64))], TypeError, "neither float32 nor float16"),
+        ([("a", TENSORS[0][1]), ("a", TENSORS[1][1])], ValueError, "occurs twice"),
+        ([("a", np.zeros(3, dtype=np.float64))], TypeError, "must be float32 or float16"),
         (
             [("a", LazyTensor((3,), "F32", lambda: np.zeros(4, "f4")))],
             ValueError,
-            r"promised was F32 \(3,\)",
+            r"declared as F32 \(3,\)",
         ),
-        ([("a", LazyTensor((3,), "F16", lambda: np.zeros(3, "f4")))], ValueError, "promised was F16"),
+        ([("a", LazyTensor((3,), "F16", lambda: np.zeros(3, "f4")))], ValueError, "declared as F16"),
         (
             [("a", LazyTensor((2, 32), "Q8_0", lambda: np.zeros(67, "u1")))],
             ValueError,
-            "promised .* 68 bytes",
+            "declared .* 68 bytes",
         ),
     ],
 )
 def test_tensors_that_cannot_be_leave_nothing(
-    tmp_path: Path, tensors: Any, error: type[Exception], said: str
+    tmp_path: Path, tensors: Any, error: type[Exception], message: str
 ):
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         write_gguf(tmp_path / "x.gguf", METADATA, tensors)
     assert not list(tmp_path.iterdir())
 

@@ -111,7 +111,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_an_idx_that_lies_is_an_input_error_with_the_place(tmp_path: Path, lie: str):
+def test_a_wrong_idx_is_an_input_error_with_the_byte(tmp_path: Path, lie: str):
     write(tmp_path / "x", [[1, 2], [3], [4]])
     change, place = LIES[lie]
     path = tmp_path / "x.idx"
@@ -123,7 +123,7 @@ def test_an_idx_that_lies_is_an_input_error_with_the_place(tmp_path: Path, lie: 
 def test_a_bin_of_another_length_is_an_input_error(tmp_path: Path):
     write(tmp_path / "x", [[1, 2], [3]])
     (tmp_path / "x.bin").write_bytes(bytes(8))
-    with pytest.raises(InputError, match=r"promises 6 bytes of tokens, the \.bin has 8"):
+    with pytest.raises(InputError, match=r"declares 6 bytes of tokens, but the \.bin has 8"):
         IndexedDataset(tmp_path / "x")
 
 

@@ -79,7 +79,7 @@ def test_a_zstandard_file_of_no_bytes_is_truncated(tmp_path: Path):
         (b'{"a": tru}', "line 2, column 7"),
         (b'{"a": 1} {', "line 2, column 10"),
         (b'{"a": "\xff"}', "line 2, byte 7"),
-        (b"[1]", "line 2.*list where an object"),
+        (b"[1]", "line 2.*expected a JSON object, got a list"),
         (b"[" * 100_000, "line 2"),
         (b'{"a": ' + b"9" * 5_000 + b"}", "line 2"),
     ],

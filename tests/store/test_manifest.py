@@ -67,10 +67,12 @@ def test_check_names_what_is_missing_resized_or_altered(tmp_path: Path):
     weights = tmp_path / "model.safetensors"
     written = weights.stat()
     weights.write_bytes(b"WEIGHTS")  # other weights of the same size
-    assert check(tmp_path) == ["model.safetensors has another SHA-256 than when it was made"]
+    assert check(tmp_path) == ["model.safetensors has a different SHA-256 than when it was built"]
     os.utime(weights, ns=(written.st_atime_ns, written.st_mtime_ns))
     assert check(tmp_path) == []  # with its time put back only every byte tells
-    assert check(tmp_path, hashes=True) == ["model.safetensors has another SHA-256 than when it was made"]
+    assert check(tmp_path, hashes=True) == [
+        "model.safetensors has a different SHA-256 than when it was built"
+    ]
     (tmp_path / "model.safetensors").write_bytes(b"more weights")
     (tmp_path / "sub/rows.jsonl").unlink()
     assert check(tmp_path) == [
@@ -115,12 +117,12 @@ def test_a_fingerprint_refuses_what_is_not_plain():
 
 def test_a_name_that_is_no_utf_8_is_named(tmp_path: Path):
     (tmp_path / os.fsdecode(b"caf\xe9")).touch()
-    with pytest.raises(InputError, match="its name is not UTF-8"):
+    with pytest.raises(InputError, match="the file name is not UTF-8"):
         record_files(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda text: text.replace('"metrics": {', '"metrics": {"x": NaN, '), "NaN"),
         (lambda text: text.replace('"kind":', '"kind": "other", "kind":'), "duplicate key"),
@@ -134,7 +136,7 @@ def test_a_name_that_is_no_utf_8_is_named(tmp_path: Path):
     ],
 )
 def test_a_manifest_that_was_altered_is_an_input_error(
-    tmp_path: Path, change: Callable[[str], str], said: str
+    tmp_path: Path, change: Callable[[str], str], message: str
 ):
     write_manifest(tmp_path, make(tmp_path, metrics={"loss": 2.5}))
     path = tmp_path / FILE_NAME
@@ -142,6 +144,6 @@ def test_a_manifest_that_was_altered_is_an_input_error(
     altered = change(text)
     assert altered != text
     path.write_text(altered)
-    with pytest.raises(InputError, match=said) as refused:
+    with pytest.raises(InputError, match=message) as raised:
         read_manifest(tmp_path)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(raised.value)

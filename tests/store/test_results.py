@@ -25,7 +25,7 @@ PERPLEXITY = Perplexity(
     perplexity=19.09,
     interval=(18.2, 20.1),
     bits_per_byte=0.8,
-    cut=3,
+    truncated=3,
     data_sha256="0" * 64,
 )
 COMPARISON = Comparison(

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler
 
 @dataclass
 class Site:
-    """What the server holds, how it behaves, and what it was asked."""
+    """What the server holds, how it behaves, and what it was requests."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
@@ -25,13 +25,13 @@ class Site:
     """What a request for a whole file is answered with."""
     whole: int | None = None
     """The size that Content-Range says, where it is another than the file's."""
-    asked: list[dict[str, str]] = field(default_factory=list)
+    requests: list[dict[str, str]] = field(default_factory=list)
 
 
 def handler(site: Site) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            site.asked.append(dict(self.headers.items()) | {"path": self.path})
+            site.requests.append(dict(self.headers.items()) | {"path": self.path})
             body = site.files.get(self.path.lstrip("/"))
             if site.statuses:
                 self.respond(site.statuses.pop(0), b"")
@@ -45,12 +45,12 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
                 self.send_body(body)
 
         def send_body(self, body: bytes) -> None:
-            asked = self.headers.get("Range")
+            requests = self.headers.get("Range")
             valid = self.headers.get("If-Range") in (None, site.etag) or not site.if_range
-            if not (asked and site.ranges and valid):
+            if not (requests and site.ranges and valid):
                 self.respond(site.status, body)
                 return
-            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            start = int(requests.removeprefix("bytes=").rstrip("-"))
             if start >= len(body):
                 self.respond(416, b"", f"bytes */{len(body)}")
             else:

@@ -1,6 +1,6 @@
-"""Error reporting: one line and a hint on stderr, and a traceback only with `--debug`.
+"""What a person sees when something fails: one line and a hint, never a traceback unless it is asked for.
 
-Exit codes: 0 done, 1 failed, 2 invalid usage, 130 interrupted, 141 stdout closed by its reader.
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted, 141 the reader of stdout has gone.
 """
 
 import errno
@@ -13,12 +13,20 @@ from collections.abc import Callable
 from cyclopts import CycloptsError
 
 from meditron.core.console import sanitize_terminal
-from meditron.core.errors import MeditronError, MissingExtra, RecipeError, StorageError, is_out_of_memory
+from meditron.core.errors import (
+    MeditronError,
+    MissingExtra,
+    RecipeError,
+    StorageError,
+    UsageError,
+    is_out_of_memory,
+    status_of,
+)
 from meditron.core.redaction import redact
 
-__all__ = ["INTERRUPTED", "open_closed_streams", "run_guarded"]
+__all__ = ["INTERRUPTED", "guarded", "open_closed_streams"]
 
-INTERRUPTED = 130
+INTERRUPTED = status_of(KeyboardInterrupt()).exit_code
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 EXTRAS = {
@@ -38,15 +46,15 @@ EXTRAS = {
     "markdown_it": "serve",
     "nh3": "serve",
 }
-"""Library, by its import name → the extra that installs it."""
+"""Library (as it is imported) → the extra that brings it."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def open_closed_streams() -> None:
-    """Open the null device in place of closed standard streams; exit if stdout is closed.
+    """Open the null device for a standard stream that is closed, and end the process if it is stdout.
 
-    Otherwise the next opened file gets the stream's descriptor, and messages are written into that file.
+    Otherwise the next file to be opened gets the stream's number, and messages are written into it.
     """
     if sys.stdin is None:  # reads as empty, like </dev/null
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
@@ -56,51 +64,52 @@ def open_closed_streams() -> None:
     if sys.stderr is None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if stdout is None:
-        _report("error: stdout is closed", "redirect it to a file, or to /dev/null")
+        _tell("error: stdout is closed", "redirect it to a file, or to /dev/null")
         sys.exit(1)
 
 
-def run_guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
-    """Do the work and return its exit code; an error is reported on stderr, with a traceback on `debug`."""
+def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Do the work and return its exit code; what fails is told on stderr, on `debug` with a traceback."""
     try:
         code = work()
         sys.stdout.flush()
     except BrokenPipeError:
         return _close_quietly()
     except KeyboardInterrupt:
-        _report("interrupted")
+        _tell("interrupted")
         return INTERRUPTED
-    # The outermost frame: any error becomes a readable line and an exit code.
+    # The last place before the person: whatever failed, they get a line they can read, and an exit code.
     except Exception as error:
         if debug:
             traceback.print_exc()
         message, hint, code = explain(error)
-        _report(f"error: {message}", hint)
+        _tell(f"error: {message}", hint)
         for other in error.others if isinstance(error, RecipeError) else ():
-            _report(f"error: {_one_line(other.message)}", other.hint)
+            _tell(f"error: {_one_line(other.message)}", other.hint)
     return code or 0
 
 
 def explain(error: Exception) -> tuple[str, str | None, int]:
     """Return the line, the hint and the exit code for an error."""
+    code = status_of(error).exit_code
     match error:
         case MeditronError():
-            return _one_line(error.message), error.hint, error.exit_code
+            return _one_line(error.message), error.hint, code
         case CycloptsError():
             verb = " ".join(["meditron", *(error.command_chain or ())])
-            return _one_line(str(error)), f"{verb} --help", 2
+            return explain(UsageError(_one_line(str(error)), hint=f"{verb} --help"))
         case ModuleNotFoundError(name=str(name)) if (library := name.partition(".")[0]) in EXTRAS:
             return explain(MissingExtra(library, EXTRAS[library]))
         case _ if is_out_of_memory(error):
             said = _one_line(str(error)) or "an allocation failed"
-            return f"out of memory: {said}", "take fewer or shorter texts at once, or a smaller model", 1
+            return f"out of memory: {said}", "take fewer or shorter texts at once, or a smaller model", code
         case OSError(errno=int(number)) if number in _FULL:
             return explain(StorageError(_system(error), hint="make room, or write elsewhere with --out"))
         case OSError(errno=int()):
-            return _system(error), None, 1
+            return _system(error), None, code
         case _:
             hint = "this is a defect of meditron: --debug shows where; please report it"
-            return f"{type(error).__name__}: {_one_line(redact(str(error))) or 'no message'}", hint, 1
+            return f"{type(error).__name__}: {_one_line(redact(str(error))) or 'no message'}", hint, code
 
 
 def _system(error: OSError) -> str:
@@ -112,16 +121,16 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _report(line: str, hint: str | None = None) -> None:
+def _tell(line: str, hint: str | None = None) -> None:
     print(f"meditron: {sanitize_terminal(line)}", file=sys.stderr)  # noqa: T201
     if hint:
         print(f"hint: {sanitize_terminal(hint)}", file=sys.stderr)  # noqa: T201
 
 
 def _close_quietly() -> int:
-    """Return the exit code of a process ended by SIGPIPE, after the reader of stdout (`head`) has closed it.
+    """End as a process does that SIGPIPE ends, when the reader (such as `head`) has gone.
 
-    Python flushes the streams again at exit and would print a traceback: both go to the null device.
+    Python would report what it cannot write at its own end: both streams go to the null device.
     """
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):

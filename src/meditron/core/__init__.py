@@ -1,1 +1,1 @@
-"""What every room stands on."""
+"""Foundations used by every other package: errors, console, statistics, machine, configuration."""

@@ -1,33 +1,88 @@
-"""The base of every configuration: one frozen typed definition that the recipe's table and the flag share."""
+"""Base classes of configurations and stored records.
 
-from typing import Any
+A stage's config class is the single definition of its options: the recipe's table, the command's flags and
+the reference in the docs are generated from its fields.
+"""
 
-from pydantic import BaseModel, ConfigDict
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-__all__ = ["Config", "NonSemantic", "semantic"]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+__all__ = ["Config", "InputKind", "NonSemantic", "Record", "StageConfig", "first_problem", "semantic"]
 
 
 class Config(BaseModel):
-    """A frozen, closed configuration. The docstring under a field is its help text."""
+    """A frozen configuration without unknown keys. The docstring under a field is its help text."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        allow_inf_nan=False,  # JSON, and so a manifest, has no word for them
+        allow_inf_nan=False,  # JSON, and therefore a manifest, cannot hold them
         use_attribute_docstrings=True,
         populate_by_name=True,
         protected_namespaces=(),
     )
 
 
-class NonSemantic:
-    """Marks a field that says how the work is done, not what comes out.
+class Record(BaseModel):
+    """A frozen record that is stored as JSON, without unknown keys."""
 
-    `threads: Annotated[int, Beside] = 1` is recorded in the manifest but is no part of the fingerprint.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class NonSemantic:
+    """Marker of a field that changes how the work is done, but not its result.
+
+    `threads: Annotated[int, NonSemantic] = 1` is recorded in the manifest, but not part of the fingerprint.
     """
 
 
 def semantic(config: BaseModel) -> dict[str, Any]:
-    """The part of a configuration that decides what the artifact is, as plain JSON values."""
-    beside = {name for name, field in type(config).model_fields.items() if NonSemantic in field.metadata}
-    return config.model_dump(mode="json", exclude=beside, by_alias=True)
+    """Return the fields that determine the artifact, as plain JSON; `NonSemantic` ones are left out."""
+    excluded = {name for name, field in type(config).model_fields.items() if NonSemantic in field.metadata}
+    return config.model_dump(mode="json", exclude=excluded, by_alias=True)
+
+
+def first_problem(error: ValidationError, root: str = "top level") -> tuple[str, str]:
+    """Return the position (`files.0.path`, or `root`) and the message of the first validation error."""
+    problem = error.errors()[0]
+    return ".".join(map(str, problem["loc"])) or root, problem["msg"]
+
+
+@dataclass(frozen=True, slots=True)
+class InputKind:
+    """The required kind of an input file from outside; it is checked before the run starts."""
+
+    name: Literal["model", "documents", "questions", "conversations"]
+    table: Config | None = None
+    """The input's own table in the recipe, if it has one: a source's format and globs."""
+
+
+class StageConfig(Config, ABC):
+    """A stage's table in a recipe."""
+
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
+    """Random seed of this stage; the recipe's `seed` if absent."""
+
+    @abstractmethod
+    def inputs(self) -> dict[str, str]:
+        """Return input name → reference: `base`, a stage of the recipe (`quantize:F16`) or a source."""
+
+    def input_kinds(self) -> dict[str, InputKind]:
+        """Return input name → required kind; inputs that are left out are not checked before the run."""
+        return {}
+
+    def cross_stage_errors(self, stages: "Mapping[str, StageConfig]") -> dict[str, str]:
+        """Return key → error, for values that contradict other stages of the recipe (stage name → config)."""
+        return {}
+
+    def selectors(self) -> tuple[str, ...]:
+        """Return the names by which references select one of the stage's files: `F16` in `quantize:F16`."""
+        return ()
+
+    def licences(self) -> dict[str, str]:
+        """Return input name → licence, for the sources of this stage."""
+        return {}

@@ -1,8 +1,8 @@
 """Progress, messages and warnings on stderr; stdout is for data and for a command's answer.
 
-On a terminal, bars are alive (rich draws them); elsewhere each bar is a plain line at its start, about one
-every ten seconds, and one at its end, so that a log stays readable. Both say the same words. rich is imported
-at the first use on a terminal, never before. NO_COLOR is honoured.
+On a terminal, rich draws progress bars. In a log or pipe a bar is one line at the start, one about every ten
+seconds and one at the end, with the same text. rich is imported at the first use on a terminal, because it
+takes a while. NO_COLOR is respected.
 """
 
 import codecs
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from meditron.core.layout import layout
 from meditron.core.units import amount, duration
 
 if TYPE_CHECKING:
@@ -29,17 +30,19 @@ __all__ = [
     "progress",
     "sanitize_terminal",
     "substitute_unencodable",
+    "table",
     "warn",
 ]
 
-_EVERY = 10.0  # seconds between the plain lines of a bar
-_WINDOW = 30.0  # seconds over which a rate is measured
-# Text from files may hold escape sequences; a terminal must not obey them.
+_UNLIMITED = 10_000  # characters of a table's line that is not for a terminal
+_LINE_INTERVAL = 10.0  # seconds between the plain lines of a bar
+_RATE_WINDOW = 30.0  # seconds over which a rate is measured
+# Text from files may contain escape sequences, which a terminal would execute.
 _CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
 
 class _State:
-    """The one console of this process."""
+    """Console state of the process."""
 
     quiet = False
     console: "Console | None" = None
@@ -51,21 +54,21 @@ class _State:
 _state = _State()
 
 
-def _forget() -> None:
-    """A forked worker has no thread that draws: its own console starts afresh, with plain words only."""
+def _reset_after_fork() -> None:
+    """Reset the state in a forked worker, which has no drawing thread and therefore prints plain lines."""
     _state.console = _state.live = None
     _state.bars, _state.forked = 0, True
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-# Signs in our texts that ASCII and Latin-1 lack, as one character each, so that tables stay aligned.
+# Characters of our messages that ASCII and Latin-1 lack; one for one, so that tables stay aligned.
 _ASCII = str.maketrans("−–—‘’“”…→×·≥≤│┃━─‖⁻", "---''\"\".>x.><||--|-")
 
 
 def _substitute(error: UnicodeError) -> tuple[str, int]:
-    """Write a similar ASCII character, or `?`, for one that the stream's encoding lacks."""
+    """Replace a character that the stream's encoding lacks by a similar ASCII character, or by `?`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(_ASCII)
@@ -76,32 +79,68 @@ codecs.register_error("meditron.substitute", _substitute)
 
 
 def substitute_unencodable() -> None:
-    """Let stdout and stderr write a substitute for a character that their encoding lacks."""
+    """Make stdout and stderr print a substitute for each character that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="meditron.substitute")
 
 
 def configure(*, quiet: bool) -> None:
-    """`quiet` silences everything but warnings."""
+    """Set the console's options; `quiet` suppresses everything except warnings."""
     _state.quiet = quiet
 
 
 def info(text: str) -> None:
-    """One line (or more) for people."""
+    """Print a message, unless quiet."""
     if not _state.quiet:
         _print(text)
 
 
 def warn(text: str) -> None:
-    """A warning: shown even when quiet."""
+    """Print a warning, even if quiet."""
     _print(text, prefix="warning: ", style="yellow")
 
 
-def print_styled(pieces: Sequence[tuple[str, str]]) -> bool:
-    """Print one line of texts, each in a style of rich's, on stdout as a verb's answer.
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    title: str | None = None,
+    *,
+    answer: bool = False,
+) -> None:
+    """Print a table; columns of numbers are aligned right.
 
-    False, and nothing is printed, where stdout shows no colours: then the caller has to say it in characters.
+    A terminal gets it in its own width (see `layout`), a log or pipe in one piece, however wide. An `answer`
+    goes to stdout, also when quiet.
+    """
+    if _state.quiet and not answer:
+        return
+    from rich.console import Console
+
+    cells = [[sanitize_terminal(str(value)) for value in row] for row in rows]
+    named = title and sanitize_terminal(title)
+    if answer and sys.stdout.isatty():
+        terminal = Console(highlight=False, markup=False, emoji=False)
+        terminal.print(*layout(headers, cells, terminal.width, named))
+        return
+    if not answer and _terminal():
+        _console().print(*layout(headers, cells, _console().width, named))
+        return
+    plain = Console(width=_UNLIMITED, markup=False, highlight=False, emoji=False, color_system=None)
+    with plain.capture() as captured:
+        plain.print(*layout(headers, cells, _UNLIMITED, named))
+    text = "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+    if answer:
+        print(f"{text}\n", flush=True)  # noqa: T201
+    else:
+        _print(text)
+
+
+def print_styled(pieces: Sequence[tuple[str, str]]) -> bool:
+    """Print one line of (text, rich style) pairs on stdout.
+
+    Returns:
+        False, without printing, if stdout shows no colours; the caller then marks the parts with characters.
     """
     if not sys.stdout.isatty():
         return False
@@ -119,116 +158,119 @@ def print_styled(pieces: Sequence[tuple[str, str]]) -> bool:
 
 @contextmanager
 def progress(label: str, total: int | None = None, unit: str = "", *, start: int = 0) -> "Iterator[Bar]":
-    """Show how far a piece of work has come.
+    """Show the progress of a piece of work. Bars may be nested.
 
-    `total` may be unknown; `start` is what an earlier run had already done, which counts for the share but
-    not for the rate; `unit` is the plural of what is counted, or `B` for bytes. Bars may be nested.
+    Args:
+        label: Name of the work.
+        total: Number of units, if it is known.
+        unit: Plural of the unit, or `B` for bytes.
+        start: Units done by an earlier run; they count for the share, but not for the rate.
     """
-    live = not _state.quiet and _alive()
-    bar = Bar(label, total, unit, start, every=None if live or _state.quiet else _EVERY)
+    live = not _state.quiet and _can_redraw()
+    bar = Bar(label, total, unit, start, interval=None if live or _state.quiet else _LINE_INTERVAL)
     if live:
         with _drawn(bar):
-            yield from _run(bar)
+            yield from _yield_and_end(bar)
     else:
         bar.begin()
-        yield from _run(bar)
+        yield from _yield_and_end(bar)
 
 
-def _run(bar: "Bar") -> "Iterator[Bar]":
+def _yield_and_end(bar: "Bar") -> "Iterator[Bar]":
     try:
         yield bar
     except BaseException:
-        bar.end(whole=False)
+        bar.end(complete=False)
         raise
-    bar.end(whole=True)
+    bar.end(complete=True)
 
 
 class Bar:
-    """A piece of work under way. It only counts: the terminal's thread, or a line now and then, shows it."""
+    """A progress counter. It only counts; the drawing thread, or a line now and then, displays it."""
 
-    def __init__(self, label: str, total: int | None, unit: str, start: int, every: float | None) -> None:
+    def __init__(self, label: str, total: int | None, unit: str, start: int, interval: float | None) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, start
-        self._start, self._every = start, every
-        self._began = self._spoke = time.monotonic()
-        self._marks = deque([(self._began, start)])
+        self._start, self._interval = start, interval
+        self._started = self._last_line = time.monotonic()
+        self._samples = deque([(self._started, start)])
         self._fields: dict[str, str] = {}
 
     def advance(self, count: int = 1) -> None:
-        """`count` more are done."""
+        """Add `count` finished units."""
         self.done += count
         now = time.monotonic()
-        if now - self._marks[-1][0] >= 0.5:
-            self._marks.append((now, self.done))
-            while len(self._marks) > 2 and now - self._marks[0][0] > _WINDOW:
-                self._marks.popleft()
-        if self._every is not None and now - self._spoke >= self._every and self.done != self.total:
-            self._spoke = now
+        if now - self._samples[-1][0] >= 0.5:
+            self._samples.append((now, self.done))
+            while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_WINDOW:
+                self._samples.popleft()
+        if self._interval is not None and now - self._last_line >= self._interval and self.done != self.total:
+            self._last_line = now
             info(f"{self.label}: {self.status()}")
 
     def fields(self, **values: str) -> None:
-        """Further figures to show: `fields(loss="2.91", tok_s="512")` is read as `loss 2.91, tok/s 512`."""
+        """Set further values to show: `fields(loss="2.91", tok_s="512")` prints `loss 2.91, tok/s 512`."""
         self._fields.update(values)
 
     def status(self, *, share: bool = True) -> str:
-        """`5,120 of 20,788 citations (25 %), 512/s, 30 s left, loss 2.91`, with or without the share."""
+        """Return `5,120 of 20,788 citations (25 %), 512/s, 30 s left, loss 2.91`, or without the share."""
         parts = [self._count(share=share)]
         rate = self._rate()
         if rate > 0:
-            parts.append(self._pace(rate))
+            parts.append(self._format_rate(rate))
             if self.total is not None and self.done < self.total:
                 parts.append(f"{duration((self.total - self.done) / rate)} left")
-        return ", ".join([*parts, *self._further()])
+        return ", ".join([*parts, *self._extra_fields()])
 
     def begin(self) -> None:
-        """The plain line at the start."""
-        if self._every is not None:
+        """Print the plain line at the start."""
+        if self._interval is not None:
             start = f"{amount(self._start, self.unit)} done before, of " if self._start else ""
-            what = "" if self.total is None else f": {start}{amount(self.total, self.unit)}"
-            info(f"{self.label}{what}")
+            size = "" if self.total is None else f": {start}{amount(self.total, self.unit)}"
+            info(f"{self.label}{size}")
 
-    def end(self, *, whole: bool) -> None:
-        """The line that stays: what was done and how long it took, or where it stopped."""
-        seconds = time.monotonic() - self._began
+    def end(self, *, complete: bool) -> None:
+        """Print the final line: the count and the time taken, or the count at which the work stopped."""
+        seconds = time.monotonic() - self._started
         worked = self.done - self._start
-        if not whole:
+        if not complete:
             info(f"{self.label}: stopped at {self._count()} after {duration(seconds)}")
             return
-        rate = f" ({self._pace(worked / seconds)})" if worked > 0 < seconds else ""
+        rate = f" ({self._format_rate(worked / seconds)})" if worked > 0 < seconds else ""
         count = f"{amount(self.done, self.unit)} in " if self.done else ""
-        info(", ".join([f"{self.label}: {count}{duration(seconds)}{rate}", *self._further()]))
+        info(", ".join([f"{self.label}: {count}{duration(seconds)}{rate}", *self._extra_fields()]))
 
     def _count(self, *, share: bool = True) -> str:
         if not self.total:
             return amount(self.done, self.unit)
         done = amount(self.done, "B" if self.unit == "B" else "")
-        whole = f"{done} of {amount(self.total, self.unit)}"
-        return f"{whole} ({100 * self.done // self.total} %)" if share else whole
+        count = f"{done} of {amount(self.total, self.unit)}"
+        return f"{count} ({100 * self.done // self.total} %)" if share else count
 
-    def _pace(self, rate: float) -> str:
+    def _format_rate(self, rate: float) -> str:
         return f"{amount(rate, 'B' if self.unit == 'B' else '')}/s"
 
     def _rate(self) -> float:
-        """A second, over the last half minute."""
-        then, before = self._marks[0]
-        elapsed = time.monotonic() - then
-        return (self.done - before) / elapsed if elapsed > 0 else 0.0
+        """Return units per second over the last `_RATE_WINDOW` seconds."""
+        time_before, done_before = self._samples[0]
+        elapsed = time.monotonic() - time_before
+        return (self.done - done_before) / elapsed if elapsed > 0 else 0.0
 
-    def _further(self) -> list[str]:
-        return [f"{_spoken(name)} {value}" for name, value in self._fields.items()]
+    def _extra_fields(self) -> list[str]:
+        return [f"{_field_label(name)} {value}" for name, value in self._fields.items()]
 
 
-def _spoken(name: str) -> str:
+def _field_label(name: str) -> str:
     name = f"{name[:-2]}/s" if name.endswith("_s") else name
     return name.replace("_", " ")
 
 
 def sanitize_terminal(text: str) -> str:
-    """A text from a file or a model without what a terminal would obey; half a surrogate pair becomes `?`."""
+    """Return an untrusted text without control characters; half of a surrogate pair becomes `?`."""
     return text.translate(_CONTROL).encode(errors="replace").decode()
 
 
 def _print(text: str, prefix: str = "", style: str = "") -> None:
-    if sys.stderr is None:  # closed: print would write to stdout instead
+    if sys.stderr is None:  # closed; print(file=None) would write to stdout
         return
     if not _terminal():
         print(f"{prefix}{sanitize_terminal(text)}", file=sys.stderr, flush=True)  # noqa: T201
@@ -242,13 +284,13 @@ def _terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def _alive() -> bool:
-    """Whether bars can be redrawn in place."""
+def _can_redraw() -> bool:
+    """Return whether bars can be redrawn in place."""
     return _terminal() and not _state.forked and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def _console() -> "Console":
-    """The rich console; it looks up sys.stderr at every use, so a redirected stderr is respected."""
+    """Return the rich console; it looks up sys.stderr at every use, so redirection works."""
     if _state.console is None:
         from rich.console import Console
 
@@ -258,7 +300,7 @@ def _console() -> "Console":
 
 @contextmanager
 def _drawn(bar: Bar) -> Iterator[None]:
-    """Show `bar` with the others that are alive: one display for all, as a terminal has one bottom."""
+    """Draw `bar` below the other active bars. They share one display: rich allows only one at a time."""
     if _state.live is None:
         _state.live = _display()
         _state.live.start()
@@ -281,14 +323,14 @@ def _display() -> "Progress":
     from rich.text import Text
 
     class Share(ProgressColumn):
-        """How much of the whole is done, asked of the bar at each refresh."""
+        """A column with the finished share, read from the bar at each refresh."""
 
         def render(self, task: Task) -> ProgressBar:
             bar: Bar = task.fields["bar"]
             return ProgressBar(total=bar.total, completed=bar.done, width=16, pulse=bar.total is None)
 
     class Status(ProgressColumn):
-        """The same words that the plain lines use."""
+        """A column with the text of the plain lines."""
 
         def render(self, task: Task) -> Text:
             return Text(
@@ -296,6 +338,8 @@ def _display() -> "Progress":
             )
 
     columns = (TextColumn("{task.description}", markup=False), Share(), Status())
-    # rich would show what goes to stdout above the bars, also where stdout is a file and must get it.
-    shown = sys.stdout is not None and sys.stdout.isatty()
-    return Progress(*columns, console=_console(), transient=True, refresh_per_second=8, redirect_stdout=shown)
+    # rich prints redirected stdout above the bars, which must not happen if stdout is a file or a pipe.
+    redirect = sys.stdout is not None and sys.stdout.isatty()
+    return Progress(
+        *columns, console=_console(), transient=True, refresh_per_second=8, redirect_stdout=redirect
+    )

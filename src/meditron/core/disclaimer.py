@@ -1,9 +1,9 @@
-"""What every surface says about use."""
+"""The research-use disclaimer, shown on every page, card and chat."""
 
 __all__ = ["ADVISORY"]
 
 ADVISORY = (
-    "For research only. This is no medical device: its answers may be wrong and must never be used for "
+    "For research only. This is not a medical device: its answers may be wrong and must never be used for "
     "diagnosis, treatment or any other clinical decision."
 )
-"""The sentence on every page, card and chat."""
+"""The disclaimer."""

@@ -1,22 +1,25 @@
-"""The error tree. A user's mistake is one line and a hint; nothing else reaches them.
+"""The exception hierarchy, and the exit code and HTTP status of each class.
 
-MeditronError                exit 1: something failed
-├── UsageError               exit 2: what was asked for cannot be meant
-│   ├── RecipeError          a key, type or value of a recipe
-│   ├── SourceError          a source or MODEL that names nothing
-│   └── MissingExtra         a library of an extra that is not installed
-├── InputError               a file that is not what it should be: names the file and the place
-│   └── DigestError          … whose bytes are not the promised ones
-├── FetchError               the outside did not answer
-├── StorageError             the disk is full, or will not take the bytes
-├── EngineError              the process that runs a model died, or fell silent
-├── DriftError               an artifact was made from something else than asked for now
-└── TrainingError            the loss is not a number, or ran away
+MeditronError                exit 1, HTTP 500
+├── UsageError               exit 2, HTTP 400: invalid flag, name or combination
+│   ├── RecipeError          invalid key, type or value in a recipe
+│   ├── SourceError          HTTP 404: no such source, file or MODEL
+│   └── MissingExtra         HTTP 501: the library of an extra is not installed
+├── InputError               HTTP 422: damaged file, or a file of the wrong kind
+│   └── DigestError          the SHA-256 is not the expected one
+├── FetchError               HTTP 502: a download failed
+├── StorageError             HTTP 507: the disk is full, or writing failed
+├── EngineError              HTTP 503: the model's process died or does not answer
+├── DriftError               HTTP 409: an artifact is out of date
+└── TrainingError            the loss is not finite, or it spiked
+
+Raise the narrowest class. The message is one line; the hint says what to do.
 """
 
 import errno
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ __all__ = [
     "DigestError",
     "DriftError",
     "EngineError",
+    "ErrorStatus",
     "FetchError",
     "InputError",
     "MeditronError",
@@ -36,65 +40,65 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "is_out_of_memory",
+    "status_of",
 ]
 
-_NO_MEMORY = re.compile(
+_OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|out of memory|alloc_cpu", re.IGNORECASE
 )
 
 
 class MeditronError(Exception):
-    """Something failed. `message` is one line; `hint`, where there is one, says what to do about it.
+    """An expected failure: a one-line `message`, and a `hint` that says what to do about it.
 
     Addresses in both lose credentials and query: an error may be recorded, printed and sent to others.
     """
 
-    exit_code = 1
-
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        # A file's name may be no UTF-8: Python holds it as lone surrogates, which cannot be written.
+        # A file name need not be UTF-8; Python keeps such bytes as lone surrogates, which cannot be printed.
         message = redact(message.encode("utf-8", "backslashreplace").decode())
         super().__init__(message)
         self.message = message
         self.hint = hint and redact(hint)
 
     def __reduce__(self) -> "tuple[Callable[..., Any], tuple[Any, ...]]":
-        """Pickle by what the error says, for workers hand their errors to the parent process."""
-        return _again, (type(self), self.args, self.__dict__)
+        """Pickle the attributes, since worker processes send their errors to the parent.
+
+        The default would call the subclass's `__init__` with the finished message as its only argument.
+        """
+        return _unpickle, (type(self), self.args, self.__dict__)
 
 
-def _again(kind: type[MeditronError], args: tuple[Any, ...], said: dict[str, Any]) -> MeditronError:
+def _unpickle(kind: type[MeditronError], args: tuple[Any, ...], attributes: dict[str, Any]) -> MeditronError:
     error = kind.__new__(kind, *args)
-    error.__dict__.update(said)
+    error.__dict__.update(attributes)
     return error
 
 
 class UsageError(MeditronError):
-    """What was asked for cannot be meant: a flag, a name, a combination."""
-
-    exit_code = 2
+    """Invalid usage: a flag, a name or a combination of them."""
 
 
 class RecipeError(UsageError):
-    """A recipe's key, type or value is not one that exists."""
+    """An unknown key, or a wrong type or value, in a recipe."""
 
     others: "tuple[RecipeError, ...]" = ()
-    """Further mistakes of the same recipe, so that all are corrected in one pass."""
+    """Further errors of the same recipe; printing all of them lets the user fix them in one pass."""
 
     @classmethod
     def of_all(cls, errors: "Sequence[RecipeError]") -> "RecipeError":
         """Return the first of several errors, with all further ones as its `others`."""
-        flat = [one for error in errors for one in (error, *error.others)]
+        flat = [nested for error in errors for nested in (error, *error.others)]
         flat[0].others = tuple(flat[1:])
         return flat[0]
 
 
 class SourceError(UsageError):
-    """A source or MODEL that names nothing: no such file, no such scheme, nothing to load in it."""
+    """A source or MODEL that does not exist: no such file, unknown scheme, or no model in it."""
 
 
 class MissingExtra(UsageError):
-    """A library that belongs to an extra is not installed."""
+    """The library of an extra is not installed."""
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(
@@ -104,9 +108,9 @@ class MissingExtra(UsageError):
 
 
 class InputError(MeditronError):
-    """A file is damaged, hostile or of another kind than it should be.
+    """A damaged or hostile file, or one of the wrong kind.
 
-    `path` is the file, `problem` what is wrong, `place` where (a byte offset, a line, a tensor's name).
+    `path` is the file, `problem` the defect, `place` its position (a byte offset, a line, a tensor's name).
     """
 
     def __init__(
@@ -120,35 +124,66 @@ class InputError(MeditronError):
 
 
 class DigestError(InputError):
-    """A file's bytes are not the ones that were promised."""
+    """A file whose SHA-256 is not the expected one."""
 
 
 class FetchError(MeditronError):
-    """A registry or a server did not give what was asked for."""
+    """A failed request to a package registry or a server."""
 
 
 class StorageError(MeditronError):
-    """The disk is full, or the file system refused the bytes."""
+    """A full disk, or a write that the file system refused."""
 
 
 class EngineError(MeditronError):
-    """The process that runs a model died, fell silent, or refused what it was asked."""
+    """The process that runs a model died, stopped answering, or rejected a request."""
 
 
 class DriftError(MeditronError):
-    """An artifact was made from something else than is asked for now."""
+    """An artifact that is out of date: its config or inputs changed after it was built."""
 
 
 class TrainingError(MeditronError):
-    """Training cannot go on: the loss is not a number, or ran away."""
+    """Training that cannot continue: the loss is not finite, or it spiked."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorStatus:
+    """The exit code of a command that fails with an error, and the HTTP status of a request that does."""
+
+    exit_code: int
+    http_status: int
+
+
+_FAILURE = ErrorStatus(1, 500)
+_STATUS: dict[type[BaseException], ErrorStatus] = {
+    MeditronError: _FAILURE,
+    UsageError: ErrorStatus(2, 400),
+    SourceError: ErrorStatus(2, 404),
+    MissingExtra: ErrorStatus(2, 501),
+    InputError: ErrorStatus(1, 422),
+    FetchError: ErrorStatus(1, 502),
+    StorageError: ErrorStatus(1, 507),
+    EngineError: ErrorStatus(1, 503),
+    DriftError: ErrorStatus(1, 409),
+    KeyboardInterrupt: ErrorStatus(130, 503),
+}
+"""Error class → status; a class that is missing here has the status of its nearest base class."""
+
+
+def status_of(error: BaseException) -> ErrorStatus:
+    """Return the exit code and HTTP status of an error; 1 and 500 for one that is not in the hierarchy."""
+    if is_out_of_memory(error):
+        return ErrorStatus(1, 503)
+    return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), _FAILURE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out: Python's, the system's, or torch's RuntimeError."""
+    """Return whether an error reports exhausted memory: Python's, the system's, or torch's RuntimeError."""
     if isinstance(error, MeditronError):
         return False
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
     )

@@ -1,4 +1,4 @@
-"""What this machine is: a figure measured on it means little without."""
+"""Description of the machine and the software, recorded with every result."""
 
 import os
 import platform
@@ -14,9 +14,9 @@ from meditron.version import __version__
 __all__ = ["DType", "cores", "cpu_class", "describe", "free_disk", "matrix_dtype"]
 
 DType = Literal["auto", "float32", "bfloat16"]
-"""A number format that matrices are multiplied in; `auto` is what `matrix_dtype` says."""
+"""Number format of matrix products; `auto` is resolved by `matrix_dtype`."""
 
-# Those that can change a result or a speed; looked up, never imported.
+# Libraries that can change a result or a speed. Their versions are read from metadata, without importing.
 _LIBRARIES = (
     "torch",
     "numpy",
@@ -30,7 +30,7 @@ _LIBRARIES = (
     "xllamacpp",
     "transformers",
 )
-# What decides the speed of a matrix product, fastest first: class, then the flags of /proc/cpuinfo it takes.
+# CPU classes by the speed of matrix products, fastest first: name, and the flags in /proc/cpuinfo required.
 _CLASSES = (
     ("amx-bf16", {"amx_bf16", "amx_tile"}),
     ("avx512-bf16", {"avx512_bf16"}),
@@ -39,17 +39,17 @@ _CLASSES = (
     ("arm-bf16", {"asimd", "bf16"}),
     ("arm", {"asimd"}),
 )
-# Those that multiply bfloat16 in instructions of its own.
+# Classes with instructions for products of bfloat16.
 _BFLOAT16 = frozenset({"amx-bf16", "avx512-bf16", "arm-bf16"})
 
 
 @cache
 def describe() -> dict[str, Any]:
-    """The machine, the libraries and the code, as plain JSON values; looked up once a process.
+    """Return the machine, the libraries and the code version, as plain JSON values; cached.
 
-    `cpu` (the model), `cpu_class` (see `cpu_class`), `cores` (those this process may use) and `memory_bytes`
-    (as much as it may use), `gpus`, `system`, `python`, `libraries` (name → version, those installed), `git`
-    (`commit` and `dirty` of the package's own checkout; commit null where it is installed without one).
+    Keys: `cpu` (the model), `cpu_class`, `cores` and `memory_bytes` (available to this process), `gpus`,
+    `system`, `python`, `libraries` (name → version, if installed), `git` (`commit` and `dirty` of the
+    package's own checkout; commit is null for an installed package).
     """
     model, flags = _cpu()
     return {
@@ -66,26 +66,27 @@ def describe() -> dict[str, Any]:
 
 
 def cpu_class(flags: frozenset[str]) -> str:
-    """The fastest matrix instructions among a processor's flags: `amx-bf16 | avx512-bf16 | … | arm`.
+    """Return the class of the fastest matrix instructions: `amx-bf16 | avx512-bf16 | … | arm`.
 
-    The architecture's own name (`x86_64`) where none is known.
+    If the flags contain none of them, it is the architecture's name, such as `x86_64`.
     """
     return next((name for name, needed in _CLASSES if needed <= flags), platform.machine())
 
 
-def matrix_dtype(asked: DType = "auto") -> Literal["float32", "bfloat16"]:
-    """The number format asked for; for `auto` bfloat16 on a CPU that has instructions for it, else float32.
+def matrix_dtype(dtype: DType = "auto") -> Literal["float32", "bfloat16"]:
+    """Resolve `auto` to bfloat16 on a CPU with instructions for it, else to float32.
 
-    Without them bfloat16 is put together from float32, many times slower (docs/profile.md). By what the
-    processor says of itself, never by timing: the same machine gives the same answer every time.
+    Without such instructions bfloat16 is emulated with float32 and many times slower
+    (docs/explanation/profile.md). The choice depends on the CPU's flags and not on timing, so it is the same
+    in every run on a machine.
     """
-    if asked != "auto":
-        return asked
+    if dtype != "auto":
+        return dtype
     return "bfloat16" if describe()["cpu_class"] in _BFLOAT16 else "float32"
 
 
 def _cpu() -> tuple[str, frozenset[str]]:
-    """Model and flags, from Linux; elsewhere what Python knows."""
+    """Return the CPU's model and flags from /proc/cpuinfo; on other systems what Python reports."""
     fields: dict[str, str] = {}
     for line in _read("/proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")
@@ -95,7 +96,7 @@ def _cpu() -> tuple[str, frozenset[str]]:
 
 
 def cores() -> int:
-    """Cores that may be used: affinity, then the container's quota (cgroup v2 `cpu.max`, v1 `cfs_quota`)."""
+    """Return the number of usable cores: affinity, or the container's quota if lower (cgroup v2 and v1)."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [line.split() for line in _cgroup("", "cpu.max")]
     v1 = zip(_cgroup("cpu", "cpu.cfs_quota_us"), _cgroup("cpu", "cpu.cfs_period_us"), strict=False)
@@ -108,7 +109,7 @@ def cores() -> int:
 
 
 def _memory() -> int | None:
-    """Bytes that may be used: the machine's, or the container's limit (cgroup v2 and v1) if that is less."""
+    """Return the bytes of usable memory: the machine's, or the container's limit (cgroup v2, v1) if lower."""
     total = next((line for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal:")), "")
     sizes = [int(total.split()[1]) * 1024] if total else []
     limits = [*_cgroup("", "memory.max"), *_cgroup("memory", "memory.limit_in_bytes")]
@@ -116,26 +117,26 @@ def _memory() -> int | None:
 
 
 def _cgroup(controller: str, file: str) -> list[str]:
-    """What `file` says in this process's control group and in each above it; an inner one may allow less."""
+    """Return a setting of this process's control group and of all its parents, each of which is a limit."""
     values = []
     for line in _read("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller not in controllers.split(","):
             continue
-        inner = Path("/", path.lstrip("/"))
-        for folder in (inner, *inner.parents):
+        group = Path("/", path.lstrip("/"))
+        for folder in (group, *group.parents):
             values.append(_read(f"/sys/fs/cgroup/{controller}/{folder}/{file}").strip())
     return [value for value in values if value]
 
 
 def free_disk(path: Path) -> int:
-    """Return the bytes that a user may still write at a path, or where it will be made."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    """Return the free bytes on the disk of a path, which need not exist yet."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _gpus() -> list[str]:
-    """Models of the NVIDIA GPUs, as the driver tells them."""
+    """Return the models of the NVIDIA GPUs, as reported by the driver."""
     files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     lines = (line.partition(":") for file in files for line in _read(file).splitlines())
     return [value.strip() for name, _, value in lines if name == "Model"]
@@ -145,34 +146,34 @@ def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        # Absent on other systems, and unreadable in some containers: what is unknown is left out.
+        # Absent on other systems and unreadable in some containers; unknown values are left out.
         return ""
 
 
 def _libraries() -> dict[str, str]:
-    found = {"meditron": __version__}
+    versions = {"meditron": __version__}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _git() -> dict[str, Any]:
-    """The commit this package was run from, and whether its files differ from that commit."""
-    # A package installed inside somebody's repository is not tracked by it, and has no commit there.
-    if _ask_git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    """Return the commit of the package's checkout, and whether its files were changed since."""
+    # A package installed inside another project's repository is not tracked there, and has no commit.
+    if _run_git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "dirty": False}
-    changes = _ask_git("status", "--porcelain", "--", "..")
-    return {"commit": _ask_git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    changes = _run_git("status", "--porcelain", "--", "..")
+    return {"commit": _run_git("rev-parse", "HEAD"), "dirty": bool(changes)}
 
 
-def _ask_git(*words: str) -> str | None:
-    """Git's answer; None where there is no git, or no repository that it trusts."""
-    command = ["git", "-C", str(Path(__file__).parent), *words]
+def _run_git(*arguments: str) -> str | None:
+    """Return git's output; None without git, or outside of a repository that git trusts."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None

@@ -1,19 +1,19 @@
-"""Addresses without their secrets: credentials and queries reach no output and no record."""
+"""Removal of secrets from addresses: credentials and queries must not reach any output or record."""
 
 import re
 
-__all__ = ["public_address", "redact"]
+__all__ = ["public_address", "redact", "without_digest"]
 
 _ADDRESS = re.compile(r"https?:/*[^\s'\"<>|]+", re.IGNORECASE)
-# The end of an address that a blank cut in two.
+# The query of an address that contains a blank, which ends the match of _ADDRESS.
 _QUERY = re.compile(r"\?[\w.~%-]+=[^\s'\"<>]*")
 _PARTS = re.compile(r"(https?:/*)([^/?#]*)([^?#]*)(?:\?[^#]*)?(#.*)?", re.IGNORECASE | re.DOTALL)
-_PROMISE = re.compile(r"@sha256:[0-9a-fA-F]*$")
+_DIGEST = re.compile(r"@sha256:[0-9a-fA-F]*$")
 _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
 
 
 def redact(text: str) -> str:
-    """Return a text with every address in it as `public_address` gives it."""
+    """Return a text with `public_address` applied to every address in it."""
 
     def public(match: re.Match[str]) -> str:
         address = match[0].rstrip(".,:;)]}")
@@ -23,13 +23,13 @@ def redact(text: str) -> str:
 
 
 def public_address(address: str) -> str:
-    """Return an http address without credentials and query; a promised `@sha256:…` stays.
+    """Return an http address without credentials and query; an expected digest, `@sha256:…`, is kept.
 
-    The fragment is the name of a file in an archive and stays too, unless it holds `=` or `?`, as tokens do.
-    An address whose host cannot be told from a password is hidden whole.
+    The fragment names a file in an archive and is kept too, unless it contains `=` or `?`, as tokens do. An
+    address whose host could be part of a password is hidden completely.
     """
-    promise = match[0] if (match := _PROMISE.search(address)) else ""
-    parts = _PARTS.fullmatch(address.removesuffix(promise))
+    digest = match[0] if (match := _DIGEST.search(address)) else ""
+    parts = _PARTS.fullmatch(address.removesuffix(digest))
     if parts is None:
         return "…"
     scheme, host, path, fragment = parts.groups(default="")
@@ -38,4 +38,9 @@ def public_address(address: str) -> str:
         return f"{scheme}…"
     if any(mark in fragment for mark in "=?"):
         fragment = "#…"
-    return f"{scheme}{host}{path}{fragment}{promise}"
+    return f"{scheme}{host}{path}{fragment}{digest}"
+
+
+def without_digest(source: str) -> str:
+    """Return a source without its expected digest, `@sha256:…`."""
+    return _DIGEST.sub("", source)

@@ -1,17 +1,17 @@
 """Confidence intervals and paired tests over documents or questions.
 
 Documents are the unit of resampling, because the tokens of one document are not independent. Formulas,
-sources, and coverage by simulation are in `docs/statistics.md`:
+sources, and coverage by simulation are in `docs/explanation/statistics.md`:
 
 - Means and weighted ratios: bootstrap-t (studentised bootstrap; Efron & Tibshirani, An Introduction to the
   Bootstrap, 1993, §12.5) with a jackknife standard error, never narrower than Student's t.
 - Paired differences: documents are compared one by one (Miller, Adding Error Bars to Evals, 2024,
-  arXiv:2411.00640, §4). p is that of the exact sign-flip test up to `EXACT` documents, above that it is the
-  level at which the interval touches zero.
+  arXiv:2411.00640, §4). Up to `EXACT` documents, p is from the exact sign-flip test; above, from the same
+  bootstrap as the interval.
 - Proportions: Wilson's interval; differences of paired proportions: Bonett and Price's, McNemar's exact test.
 - Several comparisons in one report: Holm's adjustment.
 
-Below `FEWEST` documents or questions no interval is given. Everything is seeded.
+No interval is computed for fewer than `FEWEST` documents or questions. All resampling is seeded.
 """
 
 import math
@@ -45,18 +45,18 @@ Values = Sequence[float] | NDArray[np.floating] | NDArray[np.integer]
 _Column = NDArray[np.float64]
 
 FEWEST = 6
-"""The smallest sample with a 95 % interval or a verdict. Of five documents even equal signs happen by chance
-one time in sixteen (p = 0.0625), so that no two-sided test at 5 % can reject."""
+"""Smallest sample with a 95 % interval or a verdict. With five documents, five differences of one sign have
+p = 2 / 2^5 = 0.0625, so no two-sided test at 5 % can reject."""
 EXACT = 20
-"""The largest sample whose 2^n sign patterns are all enumerated (2^20 sums: 8 MB, milliseconds)."""
+"""Largest sample whose 2^n sign patterns are all enumerated (2^20 sums: 8 MB, milliseconds)."""
 _CONFIDENCE = 0.95
 _POWER = 0.80
-_REACH = 4.0
-"""Largest distance of an interval's end from the estimate, as a multiple of Student's. If most values are
-equal, many resamples have next to no spread, and the bootstrap-t alone has no finite end."""
+_MAX_WIDTH = 4.0
+"""Limit of an interval's half-width, as a multiple of Student's. If most values are equal, many resamples
+have almost no spread, and the bootstrap-t alone would have no finite end."""
 _ROUNDING = 1e-12
-"""Differences smaller than this share of the values themselves are floating-point noise: no variation."""
-_CELLS = 1 << 18  # documents drawn at a time: some 10 MB, independent of n and of the number of resamples
+"""Differences below this fraction of the values are floating-point noise and count as zero."""
+_CHUNK = 1 << 18  # documents drawn at a time: some 10 MB, whatever n and the number of resamples are
 
 
 class Interval(NamedTuple):
@@ -70,9 +70,10 @@ class Interval(NamedTuple):
 class Difference:
     """A paired difference a − b over `n` documents or questions.
 
-    `interval` is None below `FEWEST` and if nothing varies; `p` is two-sided and not adjusted; `detectable`
-    is the smallest true difference that a two-sided test at 5 % finds with 80 % power (None if `interval`
-    is); `method` names the interval's and the test's method.
+    `interval` is None below `FEWEST` and if all differences are equal. `p` is two-sided and not adjusted.
+    `detectable` is the minimum detectable effect: the smallest true difference that a two-sided test at 5 %
+    detects with 80 % power, (t₀.₉₇₅ + t₀.₈₀) · SE; None if `interval` is None. `method` names the methods of
+    the interval and the test.
     """
 
     n: int
@@ -93,58 +94,58 @@ def bootstrap_ratio(
 ) -> tuple[float, Interval | None]:
     """Estimate Σ numerators / Σ denominators over documents, with its 95 % bootstrap-t interval.
 
-    With a document's summed log-loss over its tokens it is the log-loss per token; with denominators of one
-    it is the plain mean. The interval is None below `FEWEST` documents, and where every document has the same
-    ratio: such a sample says nothing about the spread.
+    With summed losses as numerators and token counts as denominators it is the loss per token; with all
+    denominators 1 it is the mean. The interval is None below `FEWEST` documents and if every document has the
+    same ratio, because such a sample contains no information about the spread.
 
     Args:
-        numerators: a value per document.
-        denominators: a value above zero per document.
-        seed: of the resampling.
-        resamples: number of bootstrap resamples.
-        bounds: range of the quantity; the interval is cut to it.
+        numerators: One value per document.
+        denominators: One value above zero per document.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
+        bounds: Range of the quantity; the interval is clipped to it.
 
     Raises:
         UsageError: no documents, unequal lengths, or no resamples.
         MeditronError: a value is not finite, or a denominator is not above zero.
     """
     above, below = _column("numerators", numerators), _positive("denominators", denominators)
-    _same_length(above, below)
-    found = _studentised(above, below, float(np.abs(above).max()), seed, resamples)
+    _require_same_length(above, below)
+    bootstrap = _bootstrap_t(above, below, float(np.abs(above).max()), seed, resamples)
     value = float(above.sum() / below.sum())
-    if found is None:
+    if bootstrap is None:
         return value, None
-    low, high = (float(min(max(end, bounds[0]), bounds[1])) for end in found.interval)
+    low, high = (float(min(max(end, bounds[0]), bounds[1])) for end in bootstrap.interval)
     return value, Interval(low, high)
 
 
 def paired_bootstrap(a: Values, b: Values, *, seed: int, resamples: int = 10_000) -> Difference:
     """Estimate the mean of a_i − b_i over the same documents, in the same order; each counts once.
 
-    p is exact up to `EXACT` documents (see `sign_flip`). Above, it is the larger of twice the share of
-    resampled t-values beyond the observed one, (r + 1) / (resamples + 1) so that it is never zero (Davison &
-    Hinkley, Bootstrap Methods, 1997, §4.2), and Student's t: below 5 % where the interval excludes zero.
-    Raises as `bootstrap_ratio` does.
+    p is exact up to `EXACT` documents (see `sign_flip`). Above, it is the larger of two values: that of
+    Student's t, and 2 (r + 1) / (resamples + 1), where r resampled t-values lie beyond the observed one and
+    the 1 keeps p above zero (Davison & Hinkley, Bootstrap Methods, 1997, §4.2). It is below 5 % if the
+    interval excludes zero. Raises like `bootstrap_ratio`.
     """
     first, second = _column("a", a), _column("b", b)
-    _same_length(first, second)
-    apart, n = first - second, len(first)
+    _require_same_length(first, second)
+    differences, n = first - second, len(first)
     scale = float(max(np.abs(first).max(), np.abs(second).max()))
-    apart[np.abs(apart) <= _ROUNDING * scale] = 0.0
-    found = _studentised(apart, np.ones(n), scale, seed, resamples)
+    differences[np.abs(differences) <= _ROUNDING * scale] = 0.0
+    bootstrap = _bootstrap_t(differences, np.ones(n), scale, seed, resamples)
     if n <= EXACT:
-        p, test = sign_flip(apart), "exact sign-flip test"
-    elif found:
-        p, test = found.p, "bootstrap-t test"
-    else:  # all are equal: of one size, so that their signs are all there is to count
-        p, test = mcnemar(int((apart > 0).sum()), int((apart < 0).sum())), "exact sign test"
+        p, test = sign_flip(differences), "exact sign-flip test"
+    elif bootstrap:
+        p, test = bootstrap.p, "bootstrap-t test"
+    else:  # all differences are equal, so that only their common sign can be tested
+        p, test = mcnemar(int((differences > 0).sum()), int((differences < 0).sum())), "exact sign test"
     return Difference(
         n=n,
-        difference=float(apart.mean()),
-        interval=found.interval if found else None,
+        difference=float(differences.mean()),
+        interval=bootstrap.interval if bootstrap else None,
         p=p,
-        detectable=found.detectable if found else None,
-        method=f"bootstrap-t interval, {test}" if found else test,
+        detectable=bootstrap.detectable if bootstrap else None,
+        method=f"bootstrap-t interval, {test}" if bootstrap else test,
     )
 
 
@@ -153,88 +154,100 @@ def paired_proportions(only_a: int, only_b: int, n: int) -> Difference:
 
     `only_a` questions were answered correctly by a alone, `only_b` by b alone. The interval is Bonett and
     Price's adjusted Wald interval (J. Educ. Behav. Stat. 37, 2012; recommended for few discordant pairs by
-    Fagerland, Lydersen & Laake, Statistics in Medicine 33, 2014): with no discordant pair at all it still has
-    a width. p is McNemar's exact one, which equals the sign-flip test. Raises UsageError for counts that do
-    not fit n.
+    Fagerland, Lydersen & Laake, Statistics in Medicine 33, 2014). It adds one question to each discordant
+    count, so it has a width even without discordant questions. p is McNemar's exact p, which equals that of
+    the sign-flip test.
+
+    Raises:
+        UsageError: the counts are negative, or more than n.
     """
     p = mcnemar(only_a, only_b)
     if n < max(1, only_a + only_b):
-        raise UsageError(f"{only_a} and {only_b} discordant questions of {n}")
+        raise UsageError(f"{only_a} + {only_b} discordant questions, but n is {n}")
     difference = (only_a - only_b) / n
     method = "Bonett-Price interval, McNemar's exact test"
     if n < FEWEST:
         return Difference(n, difference, None, p, None, "McNemar's exact test")
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    centre = share_a - share_b
-    error = math.sqrt((share_a + share_b - centre**2) / (n + 2))
+    center = share_a - share_b
+    error = math.sqrt((share_a + share_b - center**2) / (n + 2))
     z, power = (NormalDist().inv_cdf(level) for level in ((1 + _CONFIDENCE) / 2, _POWER))
-    interval = Interval(max(-1.0, centre - z * error), min(1.0, centre + z * error))
+    interval = Interval(max(-1.0, center - z * error), min(1.0, center + z * error))
     return Difference(n, difference, interval, p, (z + power) * error, method)
 
 
-def sign_flip(apart: Values) -> float:
-    """Compute the two-sided p of paired differences: the share of sign patterns with a sum as far from zero.
+def sign_flip(differences: Values) -> float:
+    """Compute the two-sided p of paired differences by the exact sign-flip test.
 
-    If neither model is better, a difference is as likely to have either sign (Fisher, The Design of
-    Experiments, 1935, §21; Edgington & Onghena, Randomization Tests, 2007). Exact: all patterns of the
-    differences that are not zero are enumerated. Raises UsageError for more than `EXACT` of them.
+    If neither model is better, both signs of a difference are equally likely (Fisher, The Design of
+    Experiments, 1935, §21; Edgington & Onghena, Randomization Tests, 2007). p is the fraction of all 2^n sign
+    patterns of the nonzero differences whose sum is at least as far from zero as the observed sum.
+
+    Raises:
+        UsageError: more than `EXACT` differences are not zero.
     """
-    differences = _column("differences", apart)
-    differences = differences[differences != 0]
-    if len(differences) > EXACT:
-        raise UsageError(f"sign_flip takes at most {EXACT} differences, got {len(differences)}")
-    if not len(differences):
+    values = _column("differences", differences)
+    nonzero = values[values != 0]
+    if len(nonzero) > EXACT:
+        raise UsageError(f"sign_flip takes at most {EXACT} differences, got {len(nonzero)}")
+    if not len(nonzero):
         return 1.0
-    sizes = np.abs(differences)
-    observed = abs(float(differences.sum()))
-    # The first sign is kept: turning all signs turns the sign of the sum alone, and both sides are counted.
+    sizes = np.abs(nonzero)
+    observed = abs(float(nonzero.sum()))
+    # The first sign is fixed: flipping all signs only flips the sum's sign, and the test is two-sided.
     sums = sizes[:1]
     for size in sizes[1:]:
         sums = np.concatenate((sums + size, sums - size))
-    # Sums that are equal in exact arithmetic may differ in the last bits.
+    # Sums that are equal in exact arithmetic can differ in the last bits, hence the tolerance.
     return float((np.abs(sums) >= observed - 1e-9 * sizes.sum()).mean())
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number, in the given order (Holm 1979, Scand. J. Statist. 6: 65-70).
+    """Adjust p-values for multiple comparisons; keeps their order (Holm 1979, Scand. J. Statist. 6: 65-70).
 
-    Calling a difference below 5 % then errs in any of them at most one time in twenty, whatever their
-    dependence.
+    The k-th smallest of m values becomes max over j ≤ k of (m − j + 1) · p_(j). Rejecting adjusted values
+    below 5 % keeps the probability of any false rejection below 5 %, whatever the tests' dependence.
     """
-    order = sorted(range(len(p)), key=lambda place: p[place])
+    order = sorted(range(len(p)), key=lambda index: p[index])
     adjusted, largest = [1.0] * len(p), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[place]))
-        adjusted[place] = largest
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = largest
     return adjusted
 
 
 def wilson(successes: int, n: int) -> Interval | None:
     """Compute the 95 % score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22: 209-212).
 
-    Unlike the textbook's ± 1.96 SE it stays within [0, 1] and holds for rare successes. None below `FEWEST`.
-    Raises UsageError unless 0 ≤ successes ≤ n and n ≥ 1.
+    (p̂ + z²/2n ± z √(p̂(1 − p̂)/n + z²/4n²)) / (1 + z²/n). Unlike p̂ ± 1.96 SE it stays within [0, 1] and has
+    the right coverage for rare successes. None below `FEWEST`.
+
+    Raises:
+        UsageError: n is below 1, or successes is not between 0 and n.
     """
     if n < 1 or not 0 <= successes <= n:
-        raise UsageError(f"{successes} of {n} is not a proportion")
+        raise UsageError(f"successes must be between 0 and n ≥ 1, got {successes} of {n}")
     if n < FEWEST:
         return None
     z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
     share = successes / n
-    centre = share + z * z / (2 * n)
+    center = share + z * z / (2 * n)
     spread = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # At the ends the two terms are equal up to rounding.
-    low = 0.0 if successes == 0 else float((centre - spread) / scale)
-    high = 1.0 if successes == n else float((centre + spread) / scale)
+    # For 0 and n successes the end is exactly 0 or 1, which rounding would miss.
+    low = 0.0 if successes == 0 else float((center - spread) / scale)
+    high = 1.0 if successes == n else float((center + spread) / scale)
     return Interval(low, high)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Compute the exact two-sided p of two models being right equally often (McNemar 1947, Psychometrika 12).
+    """Compute McNemar's exact two-sided p of equal accuracies (McNemar 1947, Psychometrika 12: 153-157).
 
-    `only_a` questions were answered correctly by a alone, `only_b` by b alone: without a difference each of
-    them falls to either side like a fair coin. Raises UsageError for counts below zero.
+    `only_a` questions were answered correctly by a alone, `only_b` by b alone. If the accuracies are equal,
+    only_a is binomial(only_a + only_b, 1/2); p = 2 P(X ≤ min(only_a, only_b)), at most 1.
+
+    Raises:
+        UsageError: a count is negative.
     """
     if only_a < 0 or only_b < 0:
         raise UsageError(f"counts must be ≥ 0, got {only_a} and {only_b}")
@@ -244,36 +257,38 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def macro_f1(gold: Sequence[int], predicted: Sequence[int | None]) -> float:
-    """Mean over the classes, gold or predicted, of the harmonic mean of precision and recall.
+    """Compute the macro-averaged F1: the mean of 2 · TP / (gold + predicted) over all classes that occur.
 
-    None is no class: the question counts against its gold class's recall and against nothing else. Raises
-    UsageError for unequal lengths and for nothing.
+    None is a missing prediction and not a class: it lowers the recall of the gold class only.
+
+    Raises:
+        UsageError: the lengths differ, or there are no questions.
     """
     if not gold or len(gold) != len(predicted):
         raise UsageError(f"{len(gold)} gold answers against {len(predicted)} predictions")
     classes = {*gold, *(p for p in predicted if p is not None)}
-    right = Counter(g for g, p in zip(gold, predicted, strict=True) if g == p)
-    of_gold, of_predicted = Counter(gold), Counter(predicted)
-    return sum(2 * right[c] / (of_gold[c] + of_predicted[c]) for c in classes) / len(classes)
+    correct = Counter(g for g, p in zip(gold, predicted, strict=True) if g == p)
+    gold_counts, predicted_counts = Counter(gold), Counter(predicted)
+    return sum(2 * correct[c] / (gold_counts[c] + predicted_counts[c]) for c in classes) / len(classes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Studentised:
-    """The bootstrap-t of a ratio: its interval, the two-sided p of a ratio of zero, what can be detected."""
+class _BootstrapT:
+    """The bootstrap-t interval of a ratio, two-sided p of a zero ratio, and minimum detectable effect."""
 
     interval: Interval
     p: float
     detectable: float
 
 
-def _studentised(
+def _bootstrap_t(
     above: _Column, below: _Column, scale: float, seed: int, resamples: int
-) -> _Studentised | None:
-    """Resample t = (R* − R) / SE* of the ratio R = Σ above / Σ below; None where no interval is given.
+) -> _BootstrapT | None:
+    """Resample t = (R* − R) / SE* of the ratio R = Σ above / Σ below; None if there is no interval.
 
     The standard error is the jackknife's, √((n − 1) / n Σ (R₋ᵢ − R)²), with R − R₋ᵢ = eᵢ / (Σ below − belowᵢ)
-    and eᵢ = aboveᵢ − R belowᵢ; with equal denominators it is s / √n. `scale`: size of the values that went
-    into `above`, which rounding errors are measured by.
+    and eᵢ = aboveᵢ − R belowᵢ; with equal denominators it is s / √n. Rounding errors are judged relative to
+    `scale`, the magnitude of the values from which `above` was computed.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -283,57 +298,64 @@ def _studentised(
     weight = below / below.mean()
     scaled = above / below.mean()
     ratio = float(scaled.sum() / n)
-    rest = scaled - ratio * weight
-    if n < FEWEST or np.abs(rest).max() <= _ROUNDING * scale / below.mean():
+    residuals = scaled - ratio * weight
+    if n < FEWEST or np.abs(residuals).max() <= _ROUNDING * scale / below.mean():
         return None
     factor = math.sqrt((n - 1) / n)
-    error = factor * float(np.sqrt(((rest / (n - weight)) ** 2).sum()))
-    # Few long documents carry most of the weight: the degrees of freedom are those of Kish's effective size.
+    error = factor * float(np.sqrt(((residuals / (n - weight)) ** 2).sum()))
+    # A few long documents can carry most of the weight, so the degrees of freedom are Kish's effective sample
+    # size, (Σ w)² / Σ w² (Survey Sampling, 1965), minus one.
     freedom = max(1.0, n * n / float((weight**2).sum()) - 1)
     student = float(stdtrit(freedom, (1 + _CONFIDENCE) / 2))
-    resampled = _resampled_t(rest, weight, error, seed, resamples).clip(-_REACH * student, _REACH * student)
+    resampled = _resample_t(residuals, weight, error, seed, resamples)
+    resampled = resampled.clip(-_MAX_WIDTH * student, _MAX_WIDTH * student)
     low, high = np.quantile(resampled, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
     t = ratio / error
+    # Two-sided: twice the smaller tail, because the resampled distribution need not be symmetric.
     beyond = min(int((resampled >= t).sum()), int((resampled <= t).sum()))
     p = max(2 * (beyond + 1) / (resamples + 1), 2 * float(stdtr(freedom, -abs(t))))
-    above_by, below_by = max(float(high), student) * error, max(-float(low), student) * error
-    return _Studentised(
-        interval=Interval(ratio - above_by, ratio + below_by),
+    # The t distribution's upper quantile bounds the ratio from below, and the other way round (the "t" in
+    # bootstrap-t). Neither side is narrower than Student's.
+    margin_low, margin_high = max(float(high), student) * error, max(-float(low), student) * error
+    return _BootstrapT(
+        interval=Interval(ratio - margin_low, ratio + margin_high),
         p=min(1.0, p),
         detectable=(student + float(stdtrit(freedom, _POWER))) * error,
     )
 
 
-def _resampled_t(rest: _Column, weight: _Column, error: float, seed: int, resamples: int) -> _Column:
-    """t-values of resamples of n documents; infinite where a resample has no spread."""
+def _resample_t(residuals: _Column, weight: _Column, error: float, seed: int, resamples: int) -> _Column:
+    """Return the t-values of resamples of n documents; infinite for a resample without spread."""
+    # PCG64 is named explicitly: numpy may change its default generator, and with it every interval.
     generator = np.random.Generator(np.random.PCG64(seed))
-    n = len(rest)
+    n = len(residuals)
     equal = bool((weight == weight[0]).all())
-    rows = max(1, _CELLS // n)
+    rows = max(1, _CHUNK // n)
     t = np.empty(resamples)
     for start in range(0, resamples, rows):
         stop = min(start + rows, resamples)
         drawn = generator.integers(n, size=(stop - start, n), dtype=np.int32)
-        shift, spread = (_mean_of if equal else _ratio_of)(rest, weight, drawn)
+        shift, spread = (_mean_shifts if equal else _ratio_shifts)(residuals, weight, drawn)
+        # A resample of equal documents has no spread; its t is infinite unless its shift is zero too.
         flat = spread <= 1e-9 * error
         t[start:stop] = shift / np.where(flat, 1.0, spread)
         t[start:stop][flat & (shift != 0)] = np.copysign(math.inf, shift[flat & (shift != 0)])
     return t
 
 
-def _mean_of(rest: _Column, weight: _Column, drawn: NDArray[np.int32]) -> tuple[_Column, _Column]:
-    """(R* − R, SE*) of each resample where all documents have the same weight, which is one."""
-    n = len(rest)
-    values = rest[drawn]
+def _mean_shifts(residuals: _Column, weight: _Column, drawn: NDArray[np.int32]) -> tuple[_Column, _Column]:
+    """Return (R* − R, SE*) of each resample, if all documents have the same weight, which is then one."""
+    n = len(residuals)
+    values = residuals[drawn]
     shift = values.mean(axis=1)
     values -= shift[:, None]
     return shift, np.sqrt(np.einsum("ij,ij->i", values, values) / (n * (n - 1)))
 
 
-def _ratio_of(rest: _Column, weight: _Column, drawn: NDArray[np.int32]) -> tuple[_Column, _Column]:
-    """(R* − R, SE*) of each resample."""
-    n = len(rest)
-    values, weights = rest[drawn], weight[drawn]
+def _ratio_shifts(residuals: _Column, weight: _Column, drawn: NDArray[np.int32]) -> tuple[_Column, _Column]:
+    """Return (R* − R, SE*) of each resample, for documents of different weights."""
+    n = len(residuals)
+    values, weights = residuals[drawn], weight[drawn]
     total = weights.sum(axis=1)
     shift = values.sum(axis=1) / total
     values -= shift[:, None] * weights
@@ -345,23 +367,23 @@ def _ratio_of(rest: _Column, weight: _Column, drawn: NDArray[np.int32]) -> tuple
 def _column(name: str, values: Values) -> _Column:
     column = np.array(values, dtype=np.float64)
     if column.ndim != 1:
-        raise UsageError(f"{name}: one value per document is needed, got an array of shape {column.shape}")
+        raise UsageError(f"{name} must have one value per document, got an array of shape {column.shape}")
     if len(column) < 1:
-        raise UsageError(f"{name}: at least one document is needed, got none")
+        raise UsageError(f"{name} must not be empty")
     if not np.isfinite(column).all():
-        place = int(np.flatnonzero(~np.isfinite(column))[0])
-        raise MeditronError(f"{name}[{place}] is {column[place]}, it must be finite")
+        index = int(np.flatnonzero(~np.isfinite(column))[0])
+        raise MeditronError(f"{name}[{index}] must be finite, got {column[index]}")
     return column
 
 
 def _positive(name: str, values: Values) -> _Column:
     column = _column(name, values)
     if not (column > 0).all():
-        place = int(np.flatnonzero(column <= 0)[0])
-        raise MeditronError(f"{name}[{place}] is {column[place]:g}, it must be above zero")
+        index = int(np.flatnonzero(column <= 0)[0])
+        raise MeditronError(f"{name}[{index}] must be above zero, got {column[index]:g}")
     return column
 
 
-def _same_length(one: _Column, other: _Column) -> None:
-    if len(one) != len(other):
-        raise UsageError(f"{len(one)} documents against {len(other)}: pairs need the same number")
+def _require_same_length(first: _Column, second: _Column) -> None:
+    if len(first) != len(second):
+        raise UsageError(f"pairs need equal numbers of documents, got {len(first)} and {len(second)}")

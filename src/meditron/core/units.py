@@ -1,4 +1,4 @@
-"""Durations, sizes and counts as people read them: the console and the reports write them alike."""
+"""Formatting of durations, sizes and counts, shared by the console and the reports."""
 
 import re
 
@@ -15,7 +15,7 @@ _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 04 h`."""
+    """Format a duration: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 04 h`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -29,16 +29,16 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in powers of a thousand, three figures: `512 B`, `1.23 MB`, `98.7 GB`."""
+    """Format bytes in powers of a thousand, with three figures: `512 B`, `1.23 MB`, `98.7 GB`."""
     power = 0
-    # 999.5 kB would be written as 1000 kB: the step is taken where three figures end.
+    # Not 1000, because 999.5 kB would be rounded to 1000 kB, which has four figures.
     while count >= 999.5 and power < len(_SIZES) - 1:
         count, power = count / 1000, power + 1
     return f"{_figures(count) if power else round(count)} {_SIZES[power]}"
 
 
 def amount(count: float, unit: str = "") -> str:
-    """A count with its unit; bytes (`B`) as `size` writes them, small fractions with three figures."""
+    """Format a count with its unit; bytes (`B`) as in `size`, fractions below 100 with three figures."""
     if unit == "B":
         return size(count)
     text = f"{count:,.0f}" if count >= 100 or count == int(count) else _figures(count)
@@ -46,10 +46,10 @@ def amount(count: float, unit: str = "") -> str:
 
 
 def is_figure(text: str) -> bool:
-    """Whether a table's cell is a number, an interval, both, a size, a time or empty: flush right."""
+    """Return whether a cell is a number, interval, size, time or empty, and so is aligned right."""
     return _FIGURE.fullmatch(text) is not None
 
 
 def _figures(value: float) -> str:
-    """Three significant figures, never an exponent."""
+    """Format with three significant figures, without an exponent."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

@@ -1,1 +1,1 @@
-"""Artifacts on disk: manifests, atomic writes, fetching, formats."""
+"""Artifacts on disk: manifests, atomic writes, fetching, file formats, records."""

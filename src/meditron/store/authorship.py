@@ -1,7 +1,7 @@
-"""A model's name, licence, authors, base models and tags, as they travel between HF folders and GGUF files.
+"""Conversion of a model's name, licence, authors, base models and tags between HF folders and GGUF files.
 
-A GGUF file holds them under `general.*` (ggml's gguf.md), an HF folder in the front matter of its README.md
-under the hub's keys. Keys of GGUF that the hub has no name for stand in the front matter under their own.
+A GGUF file stores them under `general.*` (ggml's gguf.md), an HF folder in the front matter of its README.md
+under the hub's keys. GGUF keys without an equivalent on the hub are written to the front matter unchanged.
 """
 
 import json
@@ -21,11 +21,11 @@ __all__ = ["CARD", "read_authorship", "write_card"]
 
 CARD = "README.md"
 MAX_FRONT_MATTER = 1 << 20
-"""Bytes of a README.md within which its front matter has to end."""
+"""Bytes at the beginning of a README.md in which the front matter must end."""
 
 _PREFIX = "general."
-# What the writer of a file decides anew.
-_OWN = {
+# Keys that depend on the file and not on the model; whoever writes a file sets them.
+_FILE_KEYS = {
     f"{_PREFIX}{key}" for key in ("architecture", "alignment", "file_type", "quantization_version", "type")
 }
 _HUB = "https://huggingface.co/"
@@ -42,28 +42,26 @@ _TEXTS = {
     "finetune": "finetune",
     "size_label": "size_label",
 }
-"""Front matter's key → GGUF's, for single texts; the first of two names of one key is the one written."""
+"""Front matter key → GGUF key, for single texts; of two entries for one GGUF key the first is written."""
 _LISTS = {"tags": "tags", "language": "languages", "datasets": "datasets"}
 
 
 def read_authorship(files: ModelFiles) -> dict[str, Any]:
-    """Return what a model says of itself, as `general.*` metadata.
+    """Return a model's `general.*` metadata.
 
     Raises:
-        InputError: README.md begins with front matter that is no YAML.
+        InputError: the front matter of README.md is not YAML.
     """
     if files.kind == "init":
         return {}
     if files.kind == "hf":
         return dict(_from_front_matter(_front_matter(Path(files.path) / CARD)))
     with GGUF(files.path) as gguf:
-        return {
-            key: value for key, value in gguf.metadata.items() if key.startswith(_PREFIX) and key not in _OWN
-        }
+        return {key: value for key, value in gguf.metadata.items() if _describes_model(key)}
 
 
 def write_card(folder: Path, authorship: Mapping[str, Any], *, card: Path | None = None) -> None:
-    """Write README.md: a copy of `card`, or a front matter that `read_authorship` reads back."""
+    """Write README.md: a copy of `card`, or front matter that `read_authorship` reads back."""
     if card is not None and card.is_file():
         with translate_read_errors(card), atomic(folder / CARD) as copy:
             copy.write(card.read_bytes())
@@ -76,9 +74,13 @@ def write_card(folder: Path, authorship: Mapping[str, Any], *, card: Path | None
 
 
 def _yaml(value: object) -> str:
-    """JSON is YAML, but for characters that YAML wants escaped."""
+    """Format a value as YAML: JSON, with escapes for the characters that only YAML excludes."""
     text = json.dumps(value, ensure_ascii=False)
-    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _describes_model(key: object) -> bool:
+    return isinstance(key, str) and key.startswith(_PREFIX) and key not in _FILE_KEYS
 
 
 def _front_matter(card: Path) -> Mapping[str, Any]:
@@ -101,68 +103,63 @@ def _from_front_matter(card: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if licence := ",".join(_texts(card.get("license"))):
         yield f"{_PREFIX}license", licence
     seen: set[str] = set()
-    for key, ours in _TEXTS.items():
+    for key, gguf_key in _TEXTS.items():
         value = card.get(key)
-        if (
-            isinstance(value, str | int | float)
-            and not isinstance(value, bool)
-            and value != ""
-            and ours not in seen
-        ):
-            seen.add(ours)
-            yield _PREFIX + ours, str(value)
-    for key, ours in _LISTS.items():
+        # YAML reads a version like 1.0 as a number.
+        is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
+        if is_text and value != "" and gguf_key not in seen:
+            seen.add(gguf_key)
+            yield _PREFIX + gguf_key, str(value)
+    for key, gguf_key in _LISTS.items():
         if values := _texts(card.get(key)):
-            yield _PREFIX + ours, values
+            yield _PREFIX + gguf_key, values
     if bases := _texts(card.get("base_model")):
         yield f"{_PREFIX}base_model.count", len(bases)
-        for place, base in enumerate(bases):
+        for index, base in enumerate(bases):
             organization, _, name = base.removeprefix(_HUB).rpartition("/")
-            yield f"{_PREFIX}base_model.{place}.name", name
+            yield f"{_PREFIX}base_model.{index}.name", name
             if re.fullmatch(r"[\w.-]+", organization):
-                yield f"{_PREFIX}base_model.{place}.organization", organization
-                yield f"{_PREFIX}base_model.{place}.repo_url", f"{_HUB}{organization}/{name}"
+                yield f"{_PREFIX}base_model.{index}.organization", organization
+                yield f"{_PREFIX}base_model.{index}.repo_url", f"{_HUB}{organization}/{name}"
     for key, value in card.items():
-        own = isinstance(key, str) and key.startswith(_PREFIX) and key not in _OWN
-        if own and (
-            isinstance(value, str | int | float) or (isinstance(value, list) and _texts(value) == value)
-        ):
+        scalar = isinstance(value, str | int | float)
+        if _describes_model(key) and (scalar or (isinstance(value, list) and _texts(value) == value)):
             yield key, value
 
 
 def _to_front_matter(authorship: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The hub's keys first; what they do not say exactly stands under GGUF's own key as well."""
+    """Yield front matter: the hub's keys, then the GGUF keys that those do not reproduce exactly."""
     card: dict[str, Any] = {}
     if licence := authorship.get(f"{_PREFIX}license"):
         card["license"] = licence.split(",") if "," in licence else licence
     written: set[str] = set()
-    for key, ours in _TEXTS.items():
-        if (value := authorship.get(_PREFIX + ours)) is not None and ours not in written:
-            written.add(ours)
+    for key, gguf_key in _TEXTS.items():
+        if (value := authorship.get(_PREFIX + gguf_key)) is not None and gguf_key not in written:
+            written.add(gguf_key)
             card[key] = value
-    for key, ours in _LISTS.items():
-        if value := authorship.get(_PREFIX + ours):
+    for key, gguf_key in _LISTS.items():
+        if value := authorship.get(_PREFIX + gguf_key):
             card[key] = value
     count = authorship.get(f"{_PREFIX}base_model.count", 0)
-    bases = [_base(authorship, place) for place in range(min(count, 100) if isinstance(count, int) else 0)]
-    if named := [base for base in bases if base]:
-        card["base_model"] = named[0] if len(named) == 1 else named
-    read_back = dict(_from_front_matter(card))
+    indices = range(min(count, 100) if isinstance(count, int) else 0)  # the count may be a lie
+    if bases := [base for base in (_base_model(authorship, index) for index in indices) if base]:
+        card["base_model"] = bases[0] if len(bases) == 1 else bases
+    restored = dict(_from_front_matter(card))
     yield from card.items()
     for key, value in authorship.items():
-        if read_back.get(key) != value:
+        if restored.get(key) != value:
             yield key, value
 
 
-def _base(authorship: Mapping[str, Any], place: int) -> str | None:
-    base = f"{_PREFIX}base_model.{place}."
-    url = authorship.get(base + "repo_url")
+def _base_model(authorship: Mapping[str, Any], index: int) -> str | None:
+    prefix = f"{_PREFIX}base_model.{index}."
+    url = authorship.get(prefix + "repo_url")
     if isinstance(url, str) and url.startswith(_HUB):
         return url.removeprefix(_HUB)
-    return authorship.get(base + "name")
+    return authorship.get(prefix + "name")
 
 
 def _texts(value: object) -> list[str]:
-    """The texts of a value that may be one text or a list of them."""
+    """Return the nonempty texts of a value that may be a text or a list."""
     values = value if isinstance(value, list) else [value]
     return [item for item in values if isinstance(item, str) and item]

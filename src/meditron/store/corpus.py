@@ -1,4 +1,4 @@
-"""A corpus artifact's documents: `train/<source>/*.jsonl.zst` and `heldout/<source>/*.jsonl.zst`."""
+"""Documents of a corpus artifact: `train/<source>/*.jsonl.zst` and `heldout/<source>/*.jsonl.zst`."""
 
 import hashlib
 import heapq
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import StrictInt, StrictStr, TypeAdapter, ValidationError
 
+from meditron.core.config import first_problem
 from meditron.core.errors import InputError, SourceError
 from meditron.store.identity import content_sha256
 from meditron.store.jsonl import read_jsonl
@@ -20,15 +21,15 @@ _PARTS = TypeAdapter(list[tuple[StrictInt, StrictInt, StrictStr | None, StrictSt
 
 @dataclass(frozen=True, slots=True)
 class SectionSpan:
-    """Where the text of one labelled section stands in its document's text."""
+    """The span of one labelled section in its document's text."""
 
     start: int
-    """Of the section's text, its label not included; in characters."""
+    """Offset of the section's text, without its label; in characters."""
     end: int
     label: str | None
-    """As printed."""
+    """The label in the document: `Materials and Methods`."""
     category: str | None
-    """NLM's own name for what the section is (`METHODS`), where one is given."""
+    """NLM's category of the section, such as `METHODS`, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ class CorpusDocument:
     source: str
     text: str
     file: Path
-    """Where it stands."""
+    """The shard that contains the document."""
     parts: tuple[SectionSpan, ...] = ()
-    """Its labelled sections, in order."""
+    """Labelled sections, in order."""
 
     @property
     def sha256(self) -> str:
@@ -50,60 +51,69 @@ class CorpusDocument:
 
     @property
     def content_sha256(self) -> str:
-        """SHA-256 of the normalised text: equal for equal content."""
+        """SHA-256 of the normalized text."""
         return content_sha256(self.text)
 
 
 def read_corpus(corpus: Path, split: Literal["train", "heldout"]) -> Iterator[CorpusDocument]:
-    """Every document of a split, source by source, in the files' order.
+    """Yield every document of a split, source by source, in the order of the files.
 
     Raises:
         SourceError: there is no such folder.
-        InputError: a file is damaged, one of its lines is no document, or two have one id.
+        InputError: a file is damaged, a row is not a document, or an id occurs twice in a file.
     """
     if not corpus.is_dir():
-        raise SourceError(f"{corpus}: no such folder", hint="a corpus stage's folder, as runs/RECIPE/corpus")
+        raise SourceError(
+            f"{corpus}: no such folder", hint="expected a corpus stage's folder, such as runs/RECIPE/corpus"
+        )
     for path in sorted((corpus / split).glob("*/*.jsonl.zst")):
         ids: set[str] = set()
         for number, line in enumerate(read_jsonl(path), start=1):
-            text = _text(path, number, line)
-            if text.id in ids:
-                raise InputError(path, f"a second document of the id {text.id}", place=f"row {number}")
-            ids.add(text.id)
-            yield text
+            document = _parse_document(path, number, line)
+            if document.id in ids:
+                raise InputError(path, f"the id {document.id} occurs twice", place=f"row {number}")
+            ids.add(document.id)
+            yield document
 
 
 def held_out(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
-    """Source → its held-out documents, at most `documents` of each, in the order of their content's hash.
+    """Select the held-out documents for training and evaluation, at most `documents` of each source.
 
-    The order depends on nothing else, so the choice is unbiased, and adding documents only adds them to it.
-    Raises as `texts` does.
+    They are the first in the order of content hashes. The order depends on nothing else, so the selection is
+    unbiased, and a larger `documents` only adds to it. Raises like `read_corpus`.
+
+    Returns:
+        Source → its documents, in that order.
     """
     by_source: dict[str, list[CorpusDocument]] = {}
-    for text in read_corpus(corpus, "heldout"):
-        chosen = by_source.setdefault(text.source, [])
-        chosen.append(text)
-        if len(chosen) >= 2 * documents:
-            by_source[text.source] = _first(chosen, documents)
-    return {source: _first(chosen, documents) for source, chosen in by_source.items()}
+    for document in read_corpus(corpus, "heldout"):
+        selected = by_source.setdefault(document.source, [])
+        selected.append(document)
+        # Pruned at twice the number, to bound memory while sorting seldom.
+        if len(selected) >= 2 * documents:
+            by_source[document.source] = _smallest_hashes(selected, documents)
+    return {source: _smallest_hashes(selected, documents) for source, selected in by_source.items()}
 
 
-def _first(read_corpus: list[CorpusDocument], documents: int) -> list[CorpusDocument]:
-    return heapq.nsmallest(documents, read_corpus, key=lambda text: (text.content_sha256, text.id))
+def _smallest_hashes(documents: list[CorpusDocument], count: int) -> list[CorpusDocument]:
+    return heapq.nsmallest(count, documents, key=lambda document: (document.content_sha256, document.id))
 
 
-def _text(path: Path, number: int, line: dict[str, Any]) -> CorpusDocument:
+def _parse_document(path: Path, number: int, line: dict[str, Any]) -> CorpusDocument:
     if not all(isinstance(line.get(key), str) for key in ("id", "text")):
-        raise InputError(path, "no document with an id and a text", place=f"row {number}")
+        raise InputError(path, "the row needs a text `id` and a text `text`", place=f"row {number}")
     try:
         parts = _PARTS.validate_python(line.get("parts", []))
     except ValidationError as error:
-        raise InputError(
-            path, f"its parts are no parts: {error.errors()[0]['msg']}", place=f"row {number}"
-        ) from error
+        problem = first_problem(error)[1]
+        raise InputError(path, f"invalid `parts`: {problem}", place=f"row {number}") from error
     ends = [0, *(end for part in parts for end in part[:2]), len(line["text"])]
     if ends != sorted(ends):
-        raise InputError(path, "its parts do not follow each other within the text", place=f"row {number}")
+        raise InputError(
+            path,
+            "`parts` must be in order, within the text, and not overlap",
+            place=f"row {number}",
+        )
     return CorpusDocument(
         line["id"], path.parent.name, line["text"], path, tuple(SectionSpan(*part) for part in parts)
     )

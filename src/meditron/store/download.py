@@ -1,10 +1,10 @@
-"""Downloads over HTTP: resumed where they stopped, retried, checked, shown.
+"""HTTP downloads with resumption, retries, verification and progress.
 
-`NAME.json` beside the file that grows says of what it is a beginning, so that only the same thing (same
-address, same validator or promised hash) is ever continued. It stays when the file is whole: then nothing is
-downloaded again until `forget`. The address, which may hold secrets, stands in it as a hash.
+`NAME.json` beside a partial file records its address, validator and expected hash; a download is resumed only
+if they are unchanged. The record stays after the download is complete, and then nothing is downloaded again
+until `discard_download`. The address may contain secrets, so only its hash is recorded.
 
-A server may be silent for 60 seconds and send up to 512 GiB. Redirects are followed ten deep, never from
+A server may be silent for 60 seconds and send at most 512 GiB. At most ten redirects are followed, none from
 https to http.
 """
 
@@ -26,39 +26,49 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from meditron.core.console import info, progress
-from meditron.core.errors import DigestError, FetchError, InputError, SourceError
+from meditron.core.errors import FetchError, InputError, SourceError
 from meditron.core.redaction import public_address
-from meditron.store.address import checked
-from meditron.store.content import wrong_content
-from meditron.store.files import make_folder, read_json, sha256_file, translate_write_errors, write_json
+from meditron.store.address import normalize_address
+from meditron.store.file_signature import content_problem
+from meditron.store.files import (
+    make_folder,
+    read_json,
+    require_digest,
+    sha256_file,
+    translate_write_errors,
+    write_json,
+)
 
-__all__ = ["MAX_BYTES", "download", "forget"]
+__all__ = ["MAX_BYTES", "discard_download", "download"]
 
 _CHUNK = 1 << 18
 _TIMEOUT = 60  # seconds without a byte
 MAX_BYTES = 512 << 30
-"""Largest file that is downloaded: 512 GiB, more than any weights file; a server's stream may never end."""
-_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before the next attempt; progress starts the row again
-_LONGEST_PAUSE = 60.0
-_REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
-# Where tools of this kind are told of a company's own certificates.
-_CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+"""Largest accepted download: 512 GiB, more than any weights file; bounds a stream that never ends."""
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts; new bytes reset the count of attempts
+_MAX_PAUSE = 60.0
+_DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+_TEMPORARY_FAILURES = {408, 425, 429, 500, 502, 503, 504}
+# The variables by which OpenSSL, requests, curl and pip are given a company's certificates.
+_CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """What a `.part` file is the beginning of."""
+class _PartialRecord:
+    """The identity of the file that a partial download belongs to."""
 
     address: str
     """SHA-256 of the address."""
     validator: str | None = None
-    """A strong ETag or the Last-Modified date, for If-Range."""
+    """A strong ETag or the Last-Modified date, sent as If-Range."""
     sha256: str | None = None
 
 
-class _Broken(Exception):
-    """The connection broke or the server is busy: worth another attempt, after `pause` seconds if given."""
+class _Retry(Exception):
+    """A failure that another attempt may fix: a lost connection, a busy server.
+
+    `pause` is the number of seconds to wait, if the server named one.
+    """
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
@@ -66,99 +76,108 @@ class _Broken(Exception):
 
 
 def download(url: str, part: Path, *, sha256: str | None = None) -> str:
-    """Download `url` into `part`, continuing what is there, and return the SHA-256 of its bytes.
+    """Download `url` into `part`, resuming a partial download, and return its SHA-256.
 
-    Only one process may work on a `part`. Proxies and certificates come from the environment. Raises
-    FetchError when the server cannot be reached, SourceError when it has no such thing, DigestError when the
-    bytes are not the promised ones, InputError when nothing is promised and they are not of the kind that the
-    address' name says (a login page), StorageError when the disk is full. What is refused is not kept.
+    Only one process may use a `part`. Proxies and certificates come from the environment. A file that fails
+    verification is removed.
+
+    Raises:
+        FetchError: the server cannot be reached, or refuses the request.
+        SourceError: the server has no such file.
+        DigestError: the SHA-256 is not the expected one.
+        InputError: no SHA-256 is expected, and the content does not fit the name in the URL (a login page).
+        StorageError: the disk is full.
     """
     make_folder(part.parent)
-    continued = _continue(url, part, sha256)
+    resumed = _download_with_retries(url, part, sha256)
     digest = sha256_file(part)
-    if sha256 and digest != sha256 and continued:
-        # The beginning may have been of another version: once more, from nothing.
-        forget(part)
-        _continue(url, part, sha256)
+    if sha256 and digest != sha256 and resumed:
+        # The partial file may be from another version of the file: try once more from the start.
+        discard_download(part)
+        _download_with_retries(url, part, sha256)
         digest = sha256_file(part)
-    if sha256 and digest != sha256:
-        forget(part)
-        raise DigestError(public_address(url), f"SHA-256 is {digest}, promised was {sha256}")
-    if not sha256 and (problem := wrong_content(part, _name(url))):
-        forget(part)
+    if sha256:
+        if digest != sha256:
+            discard_download(part)
+        require_digest(public_address(url), digest, sha256)
+    elif problem := content_problem(part, _name(url)):
+        discard_download(part)
         raise InputError(
             public_address(url), problem, hint="open the address in a browser: does it need a login?"
         )
     return digest
 
 
-def _continue(url: str, part: Path, sha256: str | None) -> bool:
-    """Attempt until the file is whole; whether an earlier beginning was used."""
-    if not _continues(url, part, sha256):
-        forget(part)
+def _download_with_retries(url: str, part: Path, sha256: str | None) -> bool:
+    """Attempt the download until it is complete; return whether a partial file was resumed."""
+    if not _can_resume(url, part, sha256):
+        discard_download(part)
     before = most = _size(part)
     pauses = list(_PAUSES)
     while True:
         try:
             _attempt(url, part, sha256)
-        except _Broken as broken:
-            # More than ever before: a server that sends the same piece again and again comes to no end.
+        except _Retry as failure:
+            # Only growth beyond the previous maximum counts as progress: a server that sends the same bytes
+            # again after every restart would otherwise be retried for ever.
             if _size(part) > most:
                 pauses, most = list(_PAUSES), _size(part)
             if not pauses:
                 raise FetchError(
-                    f"{public_address(url)}: {broken}",
-                    hint="what has arrived is kept; the same command continues it",
-                ) from broken
-            pause = pauses.pop(0) if broken.pause is None else min(broken.pause, _LONGEST_PAUSE)
-            info(f"{public_address(url)}: {broken}; again in {pause:g} s")
+                    f"{public_address(url)}: {failure}",
+                    hint="the partial download is kept; run the same command again to resume it",
+                ) from failure
+            pause = pauses.pop(0) if failure.pause is None else min(failure.pause, _MAX_PAUSE)
+            info(f"{public_address(url)}: {failure}; retrying in {pause:g} s")
             time.sleep(pause)
         else:
             return before > 0
 
 
-def _continues(url: str, part: Path, sha256: str | None) -> bool:
-    """Whether `part` is a beginning of what is asked for."""
-    if not part.exists() or not _notes(part).exists():
+def _can_resume(url: str, part: Path, sha256: str | None) -> bool:
+    """Return whether `part` is a partial download of the same file."""
+    if not part.exists() or not _record_path(part).exists():
         return False
     try:
-        begun = _Begun(**read_json(_notes(part)))
+        record = _PartialRecord(**read_json(_record_path(part)))
     except (InputError, TypeError):
         return False
-    promised = sha256 is not None and begun.sha256 == sha256
-    return begun.address == _hash(url) and (
-        promised or (begun.validator is not None and begun.sha256 == sha256)
+    same_digest = sha256 is not None and record.sha256 == sha256
+    return record.address == _hash(url) and (
+        same_digest or (record.validator is not None and record.sha256 == sha256)
     )
 
 
 def _attempt(url: str, part: Path, sha256: str | None) -> None:
-    """One request: append to `part` what is missing, or start again where the server cannot continue."""
-    have = _size(part)
-    response = _open(url, part, have)
+    """Make one request and append the missing bytes; start over if the server does not support resumption."""
+    present = _size(part)
+    response = _request(url, part, present)
     if response is None:
         return
     with response:
-        start = _start(response, part, have)
+        start = _start_offset(response, part, present)
         if not start:
             part.unlink(missing_ok=True)
-        whole = _whole(response, start)
-        _require_acceptable(url, response, whole, sha256)
-        write_json(_notes(part), asdict(_Begun(_hash(url), _validator(response.headers), sha256)))
-        with translate_write_errors(part), open(part, "ab", opener=_append_only) as file:  # Path takes none
-            done = _copy(response, file, url, start, whole)
+        total = _total_bytes(response, start)
+        _require_acceptable(url, response, total, sha256)
+        record = _PartialRecord(_hash(url), _validator(response.headers), sha256)
+        write_json(_record_path(part), asdict(record))
+        # Path.open has no `opener`, which is needed for O_NOFOLLOW.
+        with translate_write_errors(part), open(part, "ab", opener=_append_without_links) as file:
+            done = _copy(response, file, url, start, total)
             file.flush()
             os.fsync(file.fileno())
-        if _size(part) != done:  # on a file system whose locks do not lock, another process writes here too
-            forget(part)
-            raise _Broken("another process wrote into the same download")
+        if _size(part) != done:  # some network file systems grant one lock to two processes
+            discard_download(part)
+            raise _Retry("another process wrote to the same partial download")
 
 
-def _append_only(path: str, flags: int) -> int:
+def _append_without_links(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
-def _whole(response: http.client.HTTPResponse, start: int) -> int | None:
-    """Bytes of the whole file, where the server says it."""
+def _total_bytes(response: http.client.HTTPResponse, start: int) -> int | None:
+    """Return the size of the whole file, if the server reports it."""
     total = response.headers.get("Content-Range", "").rpartition("/")[2]
     if response.status == HTTPStatus.PARTIAL_CONTENT and total.isdigit():
         return int(total)
@@ -167,83 +186,83 @@ def _whole(response: http.client.HTTPResponse, start: int) -> int | None:
 
 
 def _require_acceptable(
-    url: str, response: http.client.HTTPResponse, whole: int | None, sha256: str | None
+    url: str, response: http.client.HTTPResponse, total: int | None, sha256: str | None
 ) -> None:
-    """FetchError for an answer that is no file, or another form of it than was asked for."""
+    """Raise FetchError for a response that is not the file, or is encoded although that was not requested."""
     if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
         raise FetchError(
             f"{public_address(url)}: the server answered {response.status} {response.reason}, not a file"
         )
     coding = response.headers.get("Content-Encoding", "identity").lower()
-    # Some servers call a .gz file's own compression an encoding; what a hash is promised for is what counts.
+    # Some servers report a .gz file's own compression as an encoding. If a hash is expected, it decides.
     if (
         coding not in ("", "identity")
         and not sha256
         and not _name(url).endswith((".gz", ".tgz", ".bz2", ".zst"))
     ):
         raise FetchError(
-            f"{public_address(url)}: the server sends the file compressed ({coding}), unasked",
-            hint="download it with a browser and name the file's path, or add @sha256:… of the bytes sent",
+            f"{public_address(url)}: the server sends the file compressed ({coding}), not as it is",
+            hint="download it with a browser and use the local path, or add @sha256:… of the bytes sent",
         )
-    if whole is not None and whole > MAX_BYTES:
-        raise FetchError(f"{public_address(url)}: {whole:,} bytes, and at most {MAX_BYTES:,} are downloaded")
+    if total is not None and total > MAX_BYTES:
+        raise FetchError(f"{public_address(url)}: {total:,} bytes, the limit is {MAX_BYTES:,}")
 
 
-def _open(url: str, part: Path, have: int) -> http.client.HTTPResponse | None:
-    """Ask for what is missing; None where nothing is."""
-    address, login = _login(url)
+def _request(url: str, part: Path, present: int) -> http.client.HTTPResponse | None:
+    """Request the bytes that are missing; None if the file is complete."""
+    address, login = _split_login(url)
     request = urllib.request.Request(address, headers={"User-Agent": f"meditron/{version('meditron')}"})  # noqa: S310
-    if login:  # for this server, not for one it redirects to
+    if login:  # only for this server: a redirect must not receive the password
         request.add_unredirected_header("Authorization", login)
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        if validator := _noted(part):
+    if present:
+        request.add_header("Range", f"bytes={present}-")
+        if validator := _recorded_validator(part):
             request.add_header("If-Range", validator)
     try:
         response: http.client.HTTPResponse = _opener().open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
-            _answered(url, part, error)
+            _raise_for_status(url, part, error)
         return None
     except urllib.error.URLError as error:
-        raise _unreached(url, error) from error
+        raise _connection_error(url, error) from error
     except (http.client.HTTPException, OSError) as error:
-        raise _Broken(f"the connection broke ({_said(error)})") from error
+        raise _connection_lost(error) from error
     return response
 
 
-def _login(url: str) -> tuple[str, str | None]:
-    """An address without its credentials, and the header that says them."""
+def _split_login(url: str) -> tuple[str, str | None]:
+    """Return an address without its credentials, and the Authorization header made of them."""
     parts = urllib.parse.urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
+    login, at, host = parts.netloc.rpartition("@")
     if not at:
         return url, None
-    said = base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
-    return parts._replace(netloc=host).geturl(), f"Basic {said}"
+    encoded = base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
+    return parts._replace(netloc=host).geturl(), f"Basic {encoded}"
 
 
-def _start(response: http.client.HTTPResponse, part: Path, have: int) -> int:
-    """Where the body begins: 0, or the end of what is here already."""
+def _start_offset(response: http.client.HTTPResponse, part: Path, present: int) -> int:
+    """Return the offset of the response's body in the file: 0, or the size of the partial file."""
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         return 0
     span = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    noted, now = _noted(part), _validator(response.headers)
-    if span != str(have) or (noted and noted != now):
-        forget(part)
-        raise _Broken("the server sent something else than was asked for")
-    return have
+    recorded, current = _recorded_validator(part), _validator(response.headers)
+    if span != str(present) or (recorded and recorded != current):
+        discard_download(part)
+        raise _Retry("the server sent another range or version than requested")
+    return present
 
 
-def _noted(part: Path) -> str | None:
-    if not _notes(part).exists():
+def _recorded_validator(part: Path) -> str | None:
+    if not _record_path(part).exists():
         return None
-    validator = read_json(_notes(part)).get("validator")
+    validator = read_json(_record_path(part)).get("validator")
     return str(validator) if validator else None
 
 
 @cache
-def _context(bundles: tuple[str, ...]) -> ssl.SSLContext:
-    """What is trusted; reading certificates takes a while, so once."""
+def _tls_context(bundles: tuple[str, ...]) -> ssl.SSLContext:
+    """Return the TLS context with these certificates; cached, because loading them takes a while."""
     context = ssl.create_default_context()
     for place in map(Path, bundles):
         if place.is_file():
@@ -254,7 +273,7 @@ def _context(bundles: tuple[str, ...]) -> ssl.SSLContext:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https, but never from https to http, where anybody could answer."""
+    """Redirect handler for http and https; refuses https to http, where a response could be forged."""
 
     def redirect_request(
         self,
@@ -265,22 +284,23 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """Return the request for the new address; FetchError where it may not be followed."""
-        said = f"{public_address(req.full_url)}: redirects"
+        """Return the request for the new address; FetchError if the redirect is not allowed."""
+        prefix = f"{public_address(req.full_url)}: redirects"
         try:
-            target = checked(urllib.parse.urldefrag(newurl).url)
+            target = normalize_address(urllib.parse.urldefrag(newurl).url)
         except SourceError as error:
             fp.close()
-            raise FetchError(f"{said} to {error.message}") from error
+            raise FetchError(f"{prefix} to {error.message}") from error
         if req.type == "https" and not target.startswith("https:"):
             fp.close()
-            raise FetchError(f"{said} from https to {public_address(target)}, which is not followed")
-        return super().redirect_request(req, fp, code, msg, headers, _login(target)[0])
+            raise FetchError(f"{prefix} from https to {public_address(target)}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, _split_login(target)[0])
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """HTTP and HTTPS and nothing else: a redirect may not lead to `file:` or `ftp:`."""
-    context = _context(tuple(sorted({os.environ[name] for name in _CERTIFICATES if os.environ.get(name)})))
+    """Return an opener for HTTP and HTTPS only: a redirect must not lead to `file:` or `ftp:`."""
+    bundles = {os.environ[name] for name in _CERTIFICATE_VARIABLES if os.environ.get(name)}
+    context = _tls_context(tuple(sorted(bundles)))
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -295,63 +315,63 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, whole: int | None) -> int:
-    """Append the body; return the size that the file has then."""
+def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, total: int | None) -> int:
+    """Append the body to the file and return the file's new size."""
     done = start
-    with progress(f"fetch {_name(url)}", total=whole, unit="B", start=start) as bar:
-        while chunk := _read(response):
+    with progress(f"fetch {_name(url)}", total=total, unit="B", start=start) as bar:
+        while chunk := _read_chunk(response):
             file.write(chunk)
             bar.advance(len(chunk))
             done += len(chunk)
             if done > MAX_BYTES:
                 raise FetchError(f"{public_address(url)}: the server sent more than {MAX_BYTES:,} bytes")
-        # http.client takes a connection that closes early for the end of the body.
-        if whole is not None and done != whole:
-            raise _Broken(f"the connection broke after {done:,} of {whole:,} bytes")
+        # http.client reports an early close as the end of the body, without an error.
+        if total is not None and done != total:
+            raise _Retry(f"connection lost after {done:,} of {total:,} bytes")
     return done
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
+def _read_chunk(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read(_CHUNK)
     except (http.client.HTTPException, OSError) as error:
-        raise _Broken(f"the connection broke ({_said(error)})") from error
+        raise _connection_lost(error) from error
 
 
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _connection_lost(error: Exception) -> _Retry:
+    return _Retry(f"connection lost ({str(error) or type(error).__name__})")
 
 
-def _answered(url: str, part: Path, error: urllib.error.HTTPError) -> None:
-    """Raise what an error status means, or return where the file is whole already."""
+def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> None:
+    """Raise the error for an HTTP error status; return if the status means that the file is complete."""
     if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        # `bytes */SIZE`: nothing is missing, or the beginning is of something else.
-        whole = error.headers.get("Content-Range", "").rpartition("/")[2]
-        if whole == str(_size(part)):
+        # `bytes */SIZE`: either no byte is missing, or the partial file is from another version.
+        total = error.headers.get("Content-Range", "").rpartition("/")[2]
+        if total == str(_size(part)):
             return
-        forget(part)
-        raise _Broken("the server has another version now") from error
-    if error.code in _PASSING:
+        discard_download(part)
+        raise _Retry("the file on the server has changed") from error
+    if error.code in _TEMPORARY_FAILURES:
         after = error.headers.get("Retry-After", "")
         pause = float(after) if after.isdigit() else None
-        raise _Broken(f"the server answered {error.code} {error.reason}", pause) from error
+        raise _Retry(f"the server answered {error.code} {error.reason}", pause) from error
     if error.code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
         raise SourceError(f"{public_address(url)}: the server has no such file ({error.code})") from error
     if "infinite loop" in str(error.reason):
-        raise FetchError(f"{public_address(url)}: the server redirects in a circle ({error.code})") from error
-    hint = "the address needs a login, or its signature has expired" if error.code in _REFUSED else None
+        raise FetchError(f"{public_address(url)}: endless redirects ({error.code})") from error
+    hint = "the address needs a login, or its signature has expired" if error.code in _DENIED else None
     raise FetchError(
         f"{public_address(url)}: the server answered {error.code} {error.reason}", hint=hint
     ) from error
 
 
-def _unreached(url: str, error: urllib.error.URLError) -> FetchError | _Broken:
+def _connection_error(url: str, error: urllib.error.URLError) -> FetchError | _Retry:
     if isinstance(error.reason, ssl.SSLCertVerificationError):
         return FetchError(
             f"{public_address(url)}: the server's certificate is not trusted ({error.reason.verify_message})",
-            hint="SSL_CERT_FILE names a file of certificates to trust",
+            hint="set SSL_CERT_FILE to a file with the certificates to trust",
         )
-    return _Broken(f"not reached ({error.reason})")
+    return _Retry(f"cannot reach the server ({error.reason})")
 
 
 def _size(part: Path) -> int:
@@ -366,14 +386,14 @@ def _validator(headers: email.message.Message) -> str | None:
     return str(modified) if modified else None
 
 
-def _notes(part: Path) -> Path:
+def _record_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def forget(part: Path) -> None:
-    """Remove what has been downloaded, and the note beside it."""
+def discard_download(part: Path) -> None:
+    """Remove a complete or partial download and its record."""
     part.unlink(missing_ok=True)
-    _notes(part).unlink(missing_ok=True)
+    _record_path(part).unlink(missing_ok=True)
 
 
 def _hash(url: str) -> str:

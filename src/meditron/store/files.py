@@ -1,7 +1,7 @@
-"""Files that are whole or absent: atomic writes, canonical JSON, digests.
+"""Atomic writes, safe removal, JSON files and digests.
 
-A kill leaves the old file or the new one, and at worst a temporary beside it, which `sweep` removes. Nothing
-here writes or removes through a link.
+If the process is killed during a write, either the old or the new file exists under the name, possibly with a
+temporary file beside it, which `remove_temporaries` removes. No function writes or removes through a link.
 """
 
 import errno
@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import IO, Any, BinaryIO, Literal, TextIO, cast, overload
 
-from meditron.core.errors import InputError, SourceError, StorageError, UsageError
+from meditron.core.errors import DigestError, InputError, SourceError, StorageError, UsageError
 
 __all__ = [
     "MAX_JSON_BYTES",
@@ -35,9 +35,12 @@ __all__ = [
     "read_json",
     "refuse_overwrite",
     "remove",
-    "remove_folder",
+    "remove_folders",
     "remove_temporaries",
+    "require_digest",
     "sha256_file",
+    "sync",
+    "temporary_path",
     "translate_read_errors",
     "translate_write_errors",
     "unique_keys",
@@ -47,52 +50,53 @@ __all__ = [
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
-# numpy's `tofile`, which loses the reason: the disk is full, or the file may grow no larger.
+# The message of numpy's `tofile`, which drops the errno: a full disk, or a limit on the file's size.
 _NUMPY_SHORT = re.compile(r"\d+ requested and \d+ written")
 _TEMPORARY = ".tmp"
-# Below this, hashing is about as fast as looking up what the hash was.
+# Hashing a smaller file is about as fast as reading its cached digest.
 _CACHED_FROM_BYTES = 1 << 20
 MAX_JSON_BYTES = 256 << 20
-"""Largest JSON file that is read: 256 MiB. Memory while it is read is some ten times that."""
+"""Largest accepted JSON file: 256 MiB. Parsing takes about ten times its size in memory."""
 MAX_JSON_DEPTH = 100
-"""Deepest nesting of a JSON file; Python's own recursion ends at some hundreds."""
-# A file changed this shortly before it was hashed may change again without its time showing it.
+"""Deepest accepted nesting of a JSON file; Python's recursion limit is some hundreds."""
+# A file that was modified this recently may be modified again within the clock's resolution, unnoticed.
 _SETTLED_NS = 2_000_000_000
 
 
 def cache_folder() -> Path:
-    """The user's cache: `$MEDITRON_CACHE`, else `$XDG_CACHE_HOME/meditron`, else `~/.cache/meditron`."""
-    if own := os.environ.get("MEDITRON_CACHE"):
-        return Path(own).expanduser().absolute()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser().absolute() / "meditron"
+    """Return `$MEDITRON_CACHE`, else `$XDG_CACHE_HOME/meditron`, else `~/.cache/meditron`."""
+    if folder := os.environ.get("MEDITRON_CACHE"):
+        return Path(folder).expanduser().absolute()
+    if parent := os.environ.get("XDG_CACHE_HOME"):
+        return Path(parent).expanduser().absolute() / "meditron"
     return Path.home() / ".cache" / "meditron"
 
 
 @contextmanager
 def translate_write_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system says against writing `path` into a StorageError of one line.
+    """Convert OSErrors from writing `path` into a one-line StorageError.
 
-    An OSError that names a file elsewhere passes through, as a broken connection does: neither is about this
-    write.
+    Unrelated errors pass through unchanged: an OSError that names a file elsewhere, or a broken connection.
     """
     try:
         yield
     except OSError as error:
         if not _concerns(error, path):
             raise
-        free, hint = "", "choose another place with --out or $MEDITRON_CACHE"
+        free, hint = "", "choose another folder with --out or $MEDITRON_CACHE"
         if error.errno in _FULL or error.errno is None:
-            free = f" ({shutil.disk_usage(_existing(path)).free:,} bytes are free there)"
-            hint = f"make room, or {hint}"
+            free = f" ({shutil.disk_usage(_existing_parent(path)).free:,} bytes free)"
+            hint = f"free some space, or {hint}"
         raise StorageError(f"{path}: {error.strerror or error}{free}", hint=hint) from error
 
 
 @contextmanager
 def translate_read_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system says against reading `path` into one line.
+    """Convert OSErrors from reading `path` into one-line errors.
 
-    SourceError where nothing is there; InputError where it is a folder, or may not or cannot be read.
+    Raises:
+        SourceError: there is no such file.
+        InputError: it is a folder, or reading it failed or is not permitted.
     """
     try:
         yield
@@ -103,7 +107,7 @@ def translate_read_errors(path: Path) -> Iterator[None]:
 
 
 def exists(path: Path) -> bool:
-    """Whether `path` names something; a text too long to be a path, or not to be looked at, names nothing."""
+    """Return whether `path` exists; False also for a text too long for a path, and without permission."""
     try:
         return path.exists()
     except OSError:
@@ -117,34 +121,34 @@ def refuse_overwrite(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
         outputs: Files that will be replaced or appended to, or folders that will be replaced as a whole.
         inputs: Files and folders that the user named as input; a folder stands for everything below it.
 
-    Paths are compared by device and inode, so links and other spellings of a path are found. A new file in
-    an input folder replaces nothing and is allowed.
+    Paths are compared by device and inode, which also detects links and other spellings of a path. A new file
+    in an input folder replaces nothing and is allowed.
     """
     existing = [path for path in outputs if exists(path)]
     for source in filter(exists, inputs):
         for output in existing:
-            real, named = output.resolve(), source.resolve()
-            if output.samefile(source) or real.is_relative_to(named) or named.is_relative_to(real):
+            target, origin = output.resolve(), source.resolve()
+            if output.samefile(source) or target.is_relative_to(origin) or origin.is_relative_to(target):
                 raise UsageError(
-                    f"{output} is, or is part of, the input {source}, which is never overwritten",
+                    f"{output}: would overwrite the input {source}; inputs are never overwritten",
                     hint="choose another output path",
                 )
 
 
-def _existing(path: Path) -> Path:
-    """The deepest folder on the way to `path` that is there."""
+def _existing_parent(path: Path) -> Path:
+    """Return the deepest existing folder among the parents of `path`."""
     return next(parent for parent in path.absolute().parents if parent.is_dir())
 
 
 def _concerns(error: OSError, path: Path) -> bool:
-    if error.filename is None:  # said of an open file: a broken connection may pass through here as well
+    if error.filename is None:  # from an open file; sockets raise such errors too, so the errno must fit
         return error.errno in _FULL | _FAILED or _NUMPY_SHORT.fullmatch(str(error)) is not None
     path, named = path.absolute(), Path(os.fsdecode(error.filename)).absolute()
     return named.parent == path.parent or named in (path, *path.parents)
 
 
 def make_folder(folder: Path) -> Path:
-    """Make `folder` and what it stands in, and return it; StorageError where that is refused."""
+    """Create `folder` and its parents, and return it; StorageError if that fails."""
     with translate_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -156,16 +160,16 @@ def atomic(path: Path, mode: Literal["wb"] = "wb") -> AbstractContextManager[Bin
 def atomic(path: Path, mode: Literal["w"]) -> AbstractContextManager[TextIO]: ...
 @contextmanager  # type: ignore[misc]  # mypy cannot match the two streams with the union yielded
 def atomic(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
-    """Write `path` so that it is whole or absent: temporary beside it, fsync, rename, fsync of the folder.
+    """Write `path` atomically: a temporary file beside it, fsync, rename, fsync of the folder.
 
-    Text is UTF-8 with plain newlines. Nothing remains of a write that fails. StorageError for a disk that is
-    full or takes no bytes.
+    Text is UTF-8 with plain newlines. A failed write leaves no file. StorageError for a full disk, or if the
+    file system refuses the write.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    temporary = temporary_path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     with translate_write_errors(path):
-        # `x` never opens what is there: no file of somebody's, and no link to one.
+        # Mode `x` fails if the name exists, so neither a foreign file nor a link can be opened.
         file = temporary.open(mode.replace("w", "x"), **cast("dict[str, Any]", text))
         try:
             yield file
@@ -174,17 +178,22 @@ def atomic(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
             file.close()
             temporary.replace(path)
         except BaseException:
-            # Closing flushes once more what could not be written; the first error is the one that counts.
+            # close() flushes again and would hide the first error behind a second one.
             with suppress(OSError):
                 file.close()
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def temporary_path(path: Path) -> Path:
+    """Return a new name beside `path` for a file or folder under construction; see `remove_temporaries`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+
+
+def sync(path: Path) -> None:
+    """Flush a file's bytes, or a folder's renames, to the disk: then they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -195,14 +204,18 @@ def _is_temporary(path: PurePath) -> bool:
     return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove the temporaries that killed writes left under `folder`, which nobody may be writing to now."""
-    for path in sorted(folder.rglob(f".*{_TEMPORARY}")):
+def remove_temporaries(folder: Path, *, recursive: bool = True) -> None:
+    """Remove the temporary files and folders that killed processes left in `folder`.
+
+    No other process may be writing to it. Subfolders are searched too if `recursive`.
+    """
+    pattern = f".*{_TEMPORARY}"
+    for path in sorted(folder.rglob(pattern) if recursive else folder.glob(pattern)):
         remove(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link (never what it leads to) or a folder with all in it; nothing if it is gone."""
+    """Remove a file, a folder with its content, or a link (never its target); no-op if it is absent."""
     with translate_write_errors(path), suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -210,59 +223,64 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder so that a kill leaves all of it or none under its name; `sweep` removes the rest."""
-    doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-    folder.rename(doomed)
-    remove(doomed)
+def remove_folders(folders: Iterable[Path]) -> None:
+    """Remove folders; after a kill none of them is half removed under its own name.
+
+    All are renamed first, which takes microseconds, and then removed. `remove_temporaries` finishes a removal
+    that was interrupted.
+    """
+    renamed = [folder.rename(temporary_path(folder)) for folder in folders]
+    for folder in renamed:
+        remove(folder)
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Every file under `folder`, sorted by relative path; temporaries and hidden folders left out.
+    """Return every file under `folder`, sorted by relative path, without temporaries and hidden folders.
 
-    Folders are entered as `entries` does. A link that leads nowhere is no file. InputError for a folder that
-    cannot be read.
+    Folders are entered as in `walk_folder`. Broken links are left out. InputError for an unreadable folder.
     """
     files = (path for path in walk_folder(folder) if path.is_file() and not _is_temporary(path))
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def walk_folder(folder: Path) -> Iterator[Path]:
-    """Yield all that is under `folder` but the folders entered: files, hidden folders, broken links.
+    """Yield everything under `folder` except the folders it enters: files, hidden folders, broken links.
 
-    Links are followed, and each folder is entered once: under its own path, or else under the first link that
-    leads to it, so that a circle of links ends. InputError for a folder that cannot be read.
+    Links are followed, and each folder is entered once, so a cycle of links ends. A folder is listed under
+    its own path if it has one below `folder`, else under the first link to it. InputError for an unreadable
+    folder.
     """
     links: list[Path] = []
     entered: set[tuple[int, int]] = set()
-    waiting = [folder]
-    while waiting or links:
-        # Folders before links to them: a folder's own path is the one it is read under.
-        at = waiting.pop() if waiting else links.pop(0)
-        with translate_read_errors(at):
-            status = at.stat()
+    pending = [folder]
+    while pending or links:
+        # Real folders are entered before links, so a folder keeps its own path.
+        current = pending.pop() if pending else links.pop(0)
+        with translate_read_errors(current):
+            status = current.stat()
             if (key := (status.st_dev, status.st_ino)) in entered:
                 continue
             entered.add(key)
-            found = sorted(os.scandir(at), key=lambda entry: entry.name)
-        for entry in found:
+            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+        for entry in entries:
             path = Path(entry.path)
             if entry.name.startswith(".") or not path.is_dir():
                 yield path
             else:
-                (links if entry.is_symlink() else waiting).append(path)
+                (links if entry.is_symlink() else pending).append(path)
         links.sort()
 
 
 def canonical(value: object) -> bytes:
-    """The one JSON text of a plain value: sorted keys, no spaces, UTF-8.
+    """Encode a plain value as canonical JSON: sorted keys, no spaces, UTF-8.
 
-    TypeError, with the place, for what is not plain JSON: tuples, sets, paths, callables, NaN, keys that
-    are not strings. Such a value would not be the same after it has been read back.
+    Raises:
+        TypeError: a value is not plain JSON (a tuple, set, path, callable, NaN, a key that is not a string)
+            and would differ after reading it back; names the position.
     """
     _require_plain(value, "$")
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    # A file's name may be no UTF-8, which Python holds as lone surrogates.
+    # A file name need not be UTF-8; Python keeps such bytes as lone surrogates.
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -278,35 +296,35 @@ def _require_plain(value: object, place: str) -> None:
     elif value is not None and type(value) not in (str, int, float, bool):
         raise TypeError(f"{place} is a {type(value).__name__}, which is not plain JSON")
     elif isinstance(value, float) and value - value != 0:
-        raise TypeError(f"{place} is {value}, which JSON does not know")
+        raise TypeError(f"{place} is {value}, which JSON cannot represent")
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a plain value atomically, indented, for people and programs; ValueError for NaN and infinity."""
+    """Write a plain value as indented JSON, atomically; ValueError for NaN and infinity."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         content = text.encode()
-    except UnicodeEncodeError:  # a file's name that is no UTF-8, which JSON can only hold escaped
+    except UnicodeEncodeError:  # lone surrogates, from a file name that is not UTF-8, need escapes
         content = json.dumps(value, indent=2).encode() + b"\n"
     with atomic(path) as file:
         file.write(content)
 
 
-def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # JSON is what it is
+def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # any JSON value
     """Read a JSON file.
 
     Args:
         path: The file: at most 256 MiB, nested at most 100 deep.
-        strict: Refuse a key that comes twice, NaN and infinity: meditron's own records never hold them.
+        strict: Reject duplicate keys, NaN and infinity, which meditron's own records never contain.
 
     Raises:
-        InputError: it is damaged, too large or too deep, with line and column where there are such.
+        InputError: it is damaged, too large or too deep; names line and column if they are known.
         SourceError: there is no such file.
     """
     with translate_read_errors(path), path.open("rb") as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
-        raise InputError(path, f"larger than {MAX_JSON_BYTES:,} bytes, the most that is read of a JSON file")
+        raise InputError(path, f"larger than {MAX_JSON_BYTES:,} bytes, the limit for a JSON file")
     rules: dict[str, Any] = (
         {"object_pairs_hook": unique_keys, "parse_constant": finite, "parse_float": finite} if strict else {}
     )
@@ -325,16 +343,16 @@ def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # JS
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; ValueError for a duplicate key, one of whose values would be lost."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        repeated = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        raise ValueError(f'duplicate key "{repeated}"')
-    return table
+    """Return a JSON object; ValueError for a duplicate key, whose first value would be lost silently."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        duplicate = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f'duplicate key "{duplicate}"')
+    return values
 
 
 def finite(number: str) -> float:
-    """Return a JSON number; ValueError for NaN and infinity, which JSON does not know."""
+    """Return a JSON number; ValueError for NaN and infinity, which are not JSON."""
     value = float(number)
     if not math.isfinite(value):
         raise ValueError(f"{number} is not a finite number")
@@ -355,18 +373,23 @@ def _deeper(value: object, levels: int) -> bool:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Compute the hexadecimal SHA-256 of a file's bytes."""
     with translate_read_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_of(path: Path, *, cached: bool = True) -> str:
-    """Hexadecimal SHA-256 of a file, or of a folder as the list of its files (see `walk`).
+def require_digest(name: Path | str, digest: str, expected: str) -> None:
+    """Raise DigestError if the SHA-256 of the file called `name` is not the expected one."""
+    if digest != expected:
+        raise DigestError(name, f"SHA-256 is {digest}, expected {expected}")
 
-    What was hashed once is remembered in the user's cache by path, inode, size, time of change of content and
-    of status: a file written anew is hashed anew even if its size and its content's time were put back
-    (`touch -r`), as nobody can set the status' time. With `cached` off every byte is read. SourceError where
-    nothing is there.
+
+def digest_of(path: Path, *, cached: bool = True) -> str:
+    """Compute the hexadecimal SHA-256 of a file, or of a folder's list of files (see `list_files`).
+
+    Digests are cached in the user's cache by path, inode, size, mtime and ctime. A rewritten file is hashed
+    again even if its size and mtime were restored (`touch -r`), because ctime cannot be set. If not `cached`,
+    every byte is read. SourceError if the path does not exist.
     """
     if path.is_dir():
         files = [
@@ -383,17 +406,17 @@ def _file_digest(path: Path, *, cached: bool) -> str:
     if status.st_size < _CACHED_FROM_BYTES or not cached:
         return sha256_file(path)
     times = [status.st_mtime_ns, status.st_ctime_ns]
-    seen = [status.st_size, status.st_dev, status.st_ino, *times]
+    identity = [status.st_size, status.st_dev, status.st_ino, *times]
     record = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
     with suppress(SourceError, InputError):
         known = read_json(record, strict=True)
-        if isinstance(known, dict) and known.get("seen") == seen:
+        if isinstance(known, dict) and known.get("seen") == identity:
             digest = known.get("sha256")
             if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest):
                 return digest
     digest = sha256_file(path)
     if time.time_ns() - max(times) > _SETTLED_NS:
-        # A cache that cannot be written costs time, never an answer.
+        # A read-only cache costs time, but is no reason to fail.
         with suppress(StorageError):
-            write_json(record, {"seen": seen, "sha256": digest})
+            write_json(record, {"seen": identity, "sha256": digest})
     return digest

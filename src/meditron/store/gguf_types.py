@@ -1,26 +1,29 @@
-"""ggml's tensor types: a row is stored in blocks of so many values, each in so many bytes."""
+"""ggml's tensor types. A tensor is stored in blocks of a fixed number of values and bytes."""
 
 from dataclasses import dataclass
 from functools import cache
 from math import prod
 
-__all__ = ["TensorType", "tensor_type", "tensor_type_of_code"]
+__all__ = ["FLOAT_TYPES", "TensorType", "tensor_type", "tensor_type_of_code"]
+
+FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
+"""Types that are not quantized: each value is stored, and rounded, on its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """One type and the size of its blocks."""
+    """A tensor type with its block size."""
 
     name: str
-    """ggml's: `F16`, `Q4_K`."""
+    """ggml's name: `F16`, `Q4_K`."""
     code: int
-    """What stands for it in a file."""
+    """The number that represents the type in a file."""
     block: int
-    """Values in a block; a row is whole blocks."""
+    """Values per block; the length of a row is a multiple of it."""
     block_bytes: int
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a tensor of this shape (slowest dimension first, a scalar has none)."""
+        """Return the bytes of a tensor of this shape (slowest dimension first; () for a scalar)."""
         return prod(shape) // self.block * self.block_bytes
 
 
@@ -37,10 +40,10 @@ def _codes() -> dict[int, TensorType]:
 
 
 def tensor_type(name: str) -> TensorType:
-    """The type called `name`; KeyError where ggml has none of that name."""
+    """Return the type with this name; KeyError for an unknown name."""
     return _types()[name]
 
 
 def tensor_type_of_code(code: int) -> TensorType | None:
-    """The type a file means by `code`, None where it is not known."""
+    """Return the type with this code in a file; None for an unknown code."""
     return _codes().get(code)

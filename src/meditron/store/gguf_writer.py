@@ -1,7 +1,7 @@
-"""The GGUF writer: one tensor in memory at a time, atomic.
+"""An atomic GGUF writer with one tensor in memory at a time.
 
-Byte for byte what gguf-py's GGUFWriter makes of the same content. That one opens its own path and writes
-through numpy's `tofile`, which loses the reason when a disk is full; hence this one.
+The output equals that of gguf-py's GGUFWriter byte for byte. That writer is not used because it opens the
+path itself, so a write cannot be atomic, and uses numpy's `tofile`, which hides that the disk is full.
 """
 
 import struct
@@ -38,84 +38,88 @@ SCALARS: dict[int, np.dtype[Any]] = {
         12: "<f8",
     }.items()
 }  # fmt: skip
-"""Value type → how numpy reads it; a BOOL is a byte that is 0 or 1."""
+"""Code of a value type → numpy dtype; a BOOL is a byte, 0 or 1."""
 _VERSION = 3
-_FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_ARRAY_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 Array = npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A tensor whose values are made when they are written, so that only one is in memory at a time."""
+    """A tensor that is computed when it is written, so that only one is in memory at a time."""
 
     shape: tuple[int, ...]
-    """numpy's order: slowest dimension first."""
+    """In numpy's order: slowest dimension first."""
     type: str
     """ggml's name: `F16`, `Q4_K`."""
     load: Callable[[], Array]
-    """Gives float32 for F32, float16 for F16, and the blocks' bytes, uint8, for every other type."""
+    """Computes the tensor: float32 for F32, float16 for F16, the blocks' bytes as uint8 for other types."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor in the file."""
+        """The tensor's bytes in the file."""
         return tensor_type(self.type).nbytes(self.shape)
 
 
 def write_gguf(
     path: Path, metadata: Mapping[str, Any], tensors: Iterable[tuple[str, Array | LazyTensor]]
 ) -> None:
-    """Write a GGUF file (version 3), streaming and atomic.
+    """Write a GGUF file (version 3), tensor by tensor and atomically.
 
-    A metadata value's type follows from it: bool, str, float (FLOAT32), int (UINT32, else INT32, INT64), and
-    lists of them (int lists INT32, else INT64); a numpy scalar or array has the type of its dtype. Empty
-    lists have none and are left out. TypeError for another dtype or value; ValueError for a name that comes
-    twice or a deferred tensor that is not what it promised.
+    The type of a metadata value depends on the value: bool, str, float (FLOAT32), int (UINT32 if it fits,
+    else INT32, INT64), and lists of them (ints INT32, else INT64). A numpy scalar or array has the type of
+    its dtype. Empty lists have no type and are left out.
+
+    Raises:
+        TypeError: the format has no such metadata value or dtype.
+        ValueError: a tensor's name occurs twice, or a LazyTensor has another dtype or shape than declared.
     """
-    listed = [(name, _deferred(name, tensor)) for name, tensor in tensors]
+    listed = [(name, _as_lazy(name, tensor)) for name, tensor in tensors]
     if len({name for name, _ in listed}) != len(listed):
-        raise ValueError(f"{path}: a tensor's name comes twice")
+        raise ValueError(f"{path}: a tensor's name occurs twice")
     pairs = {key: value for key, value in metadata.items() if not (isinstance(value, list) and not value)}
     alignment = int(pairs.get("general.alignment", DEFAULT_ALIGNMENT))
     with atomic(path) as file:
         file.write(MAGIC + struct.pack("<IQQ", _VERSION, len(listed), len(pairs)))
         for key, value in pairs.items():
-            file.write(_string(key) + _value(key, value))
-        file.write(_infos(listed, alignment))
+            file.write(_encode_string(key) + _encode_value(key, value))
+        file.write(_encode_infos(listed, alignment))
         _pad(file, alignment)
         for name, tensor in listed:
-            file.write(_bytes(name, tensor))
+            file.write(_tensor_bytes(name, tensor))
             _pad(file, alignment)
 
 
-def _deferred(name: str, tensor: Array | LazyTensor) -> LazyTensor:
-    """A tensor as it is written; an array has the type of its dtype."""
+def _as_lazy(name: str, tensor: Array | LazyTensor) -> LazyTensor:
+    """Wrap an array in a LazyTensor of the type of its dtype."""
     if isinstance(tensor, LazyTensor):
         return tensor
     dtype = tensor.dtype.newbyteorder("<")
-    for kind, known in _FLOATS.items():
+    for kind, known in _ARRAY_TYPES.items():
         if known == dtype:
             return LazyTensor(tensor.shape, kind, lambda: tensor)
-    raise TypeError(f"tensor {name} is {dtype}, neither float32 nor float16")
+    raise TypeError(f"tensor {name} must be float32 or float16, got {dtype}")
 
 
-def _infos(tensors: list[tuple[str, LazyTensor]], alignment: int) -> bytes:
+def _encode_infos(tensors: list[tuple[str, LazyTensor]], alignment: int) -> bytes:
     infos, offset = bytearray(), 0
     for name, tensor in tensors:
         shape = tensor.shape[::-1]
-        infos += _string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+        infos += _encode_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
         infos += struct.pack("<IQ", tensor_type(tensor.type).code, offset)
         offset += -(-tensor.nbytes // alignment) * alignment
     return bytes(infos)
 
 
-def _bytes(name: str, tensor: LazyTensor) -> memoryview:
+def _tensor_bytes(name: str, tensor: LazyTensor) -> memoryview:
     values = tensor.load()
-    dtype: np.dtype[Any] = _FLOATS.get(tensor.type, np.dtype(np.uint8))
-    whole = values.nbytes == tensor.nbytes if tensor.type not in _FLOATS else values.shape == tensor.shape
-    if values.dtype.newbyteorder("<") != dtype or not whole:
-        promised = f"{tensor.type} {tensor.shape}, {tensor.nbytes:,} bytes"
-        raise ValueError(f"tensor {name} is {values.dtype} {values.shape}, promised was {promised}")
+    is_array = tensor.type in _ARRAY_TYPES  # any other type is given as the bytes of its blocks, in any shape
+    dtype: np.dtype[Any] = _ARRAY_TYPES.get(tensor.type, np.dtype(np.uint8))
+    fits = values.shape == tensor.shape if is_array else values.nbytes == tensor.nbytes
+    if values.dtype.newbyteorder("<") != dtype or not fits:
+        declared = f"{tensor.type} {tensor.shape}, {tensor.nbytes:,} bytes"
+        raise ValueError(f"tensor {name} was declared as {declared}, got {values.dtype} {values.shape}")
     return np.ascontiguousarray(values, dtype=dtype).reshape(-1).view(np.uint8).data
 
 
@@ -123,21 +127,21 @@ def _pad(file: BinaryIO, alignment: int) -> None:
     file.write(bytes(-file.tell() % alignment))
 
 
-def _string(text: str) -> bytes:
+def _encode_string(text: str) -> bytes:
     encoded = text.encode()
     return struct.pack("<Q", len(encoded)) + encoded
 
 
-def _value(key: str, value: Any) -> bytes:  # noqa: ANN401
-    """A value with its type before it."""
+def _encode_value(key: str, value: Any) -> bytes:  # noqa: ANN401
+    """Encode a metadata value, preceded by its type."""
     if isinstance(value, str):
-        return struct.pack("<I", STRING) + _string(value)
+        return struct.pack("<I", STRING) + _encode_string(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_string, value))
-    array = _typed(value)
+        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_encode_string, value))
+    array = _as_typed_array(value)
     if array.ndim > 1:
-        raise TypeError(f"{key}: GGUF has no arrays of arrays")
-    code = BOOL if array.dtype == bool else _code(key, array.dtype)
+        raise TypeError(f"{key}: nested arrays are not supported")
+    code = BOOL if array.dtype == bool else _type_code(key, array.dtype)
     data = array.astype(SCALARS[code]).tobytes()
     return (
         struct.pack("<I", code) + data
@@ -146,23 +150,24 @@ def _value(key: str, value: Any) -> bytes:  # noqa: ANN401
     )
 
 
-def _code(key: str, dtype: np.dtype[Any]) -> int:
+def _type_code(key: str, dtype: np.dtype[Any]) -> int:
     for code, known in SCALARS.items():
         if known == dtype.newbyteorder("<"):
             return code
-    raise TypeError(f"{key}: {dtype} is no type of GGUF metadata")
+    raise TypeError(f"{key}: GGUF metadata cannot have the type {dtype}")
 
 
-def _typed(value: Any) -> npt.NDArray[Any]:  # noqa: ANN401
-    """The value as a numpy array whose dtype is the type it is written in."""
+def _as_typed_array(value: Any) -> npt.NDArray[Any]:  # noqa: ANN401
+    """Convert a value to a numpy array with the dtype in which it is written."""
     if isinstance(value, np.generic | np.ndarray):
         return np.asarray(value)
     array = np.asarray(value)
     if array.dtype.kind == "f":
         return array.astype("<f4")
     if array.dtype.kind == "i":
-        fitting = ("<u4", "<i4") if array.ndim == 0 else ("<i4",)
-        for dtype in fitting:
+        # gguf-py writes a single int as UINT32 and a list as INT32, if the values fit.
+        candidates = ("<u4", "<i4") if array.ndim == 0 else ("<i4",)
+        for dtype in candidates:
             if np.all(array == array.astype(dtype)):
                 return array.astype(dtype)
     return array

@@ -1,12 +1,12 @@
 """Token files in Megatron's format: `PREFIX.bin` and `PREFIX.idx`.
 
-`.bin` is the tokens of all sequences, one after the other. `.idx`, little-endian: the magic `MMIDIDX` and
+`.bin` contains the tokens of all sequences, concatenated. `.idx`, little-endian: the magic `MMIDIDX` and
 two zero bytes, u64 version (1), u8 dtype code, u64 sequences, u64 boundaries; then i32 lengths [sequences],
 i64 byte offsets [sequences] and i64 document boundaries [boundaries], which count sequences from 0.
-`.bin` is written first: an `.idx` is the mark of a complete pair.
+`.bin` is written first, so an existing `.idx` means that the pair is complete.
 
-Beside them `PREFIX.hashes` names the documents: 8 bytes each, in the documents' order, the first 8 bytes of
-`content_sha256` of the document's text. It is written before the `.idx`.
+`PREFIX.hashes` identifies the documents, in order: 8 bytes each, the first 8 bytes of the `content_sha256` of
+the document's text. It is written before the `.idx`.
 """
 
 import struct
@@ -27,14 +27,14 @@ __all__ = ["Ids", "IndexedDataset", "IndexedWriter", "document_hashes", "token_d
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _CODES: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-# Megatron's own limit: it leaves room for tokens that are added later.
+# Megatron's limit; below 65,536, so that tokens can be added later.
 _UINT16_BELOW = 65_500
 
 Ids = npt.NDArray[np.integer[Any]]
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The smallest type Megatron stores a vocabulary's ids in: uint16 below 65,500 ids, else int32."""
+    """Return Megatron's type for the ids of a vocabulary: uint16 below 65,500 ids, else int32."""
     return np.dtype("<u2" if vocab_size < _UINT16_BELOW else "<i4")
 
 
@@ -43,7 +43,7 @@ def _beside(prefix: Path, suffix: str) -> Path:
 
 
 def write_hashes(prefix: Path, hashes: Sequence[str]) -> None:
-    """Write `PREFIX.hashes` from the documents' `short(content_sha256(text))`, in order."""
+    """Write `PREFIX.hashes`: `short(content_sha256(text))` of each document, in order."""
     with atomic(_beside(prefix, ".hashes")) as file:
         file.write(bytes.fromhex("".join(hashes)))
 
@@ -53,30 +53,30 @@ def document_hashes(prefix: Path) -> list[str]:
 
     Raises:
         SourceError: the file is missing.
-        InputError: its length is not that of one hash per document.
+        InputError: the number of hashes is not the number of documents.
     """
     path = _beside(prefix, ".hashes")
     with translate_read_errors(path):
         data = path.read_bytes()
     documents = len(IndexedDataset(prefix))
     if len(data) != 8 * documents:
-        raise InputError(path, f"{len(data)} bytes; {documents} documents have {8 * documents}")
+        raise InputError(path, f"{len(data)} bytes, but {documents} documents need {8 * documents}")
     return [data[at : at + 8].hex() for at in range(0, len(data), 8)]
 
 
 class IndexedWriter:
-    """Writes documents of token ids to `PREFIX.bin` and `PREFIX.idx`; both appear whole on `close`.
+    """Writer of token ids to `PREFIX.bin` and `PREFIX.idx`; both files appear complete on `close`.
 
-    As a context manager it closes at the end of the block and leaves nothing after an error.
+    As a context manager it closes at the end of the block, and leaves no file after an error.
     """
 
     def __init__(self, prefix: Path, dtype: npt.DTypeLike) -> None:
         self.prefix = prefix
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        known = [code for code, name in _CODES.items() if np.dtype(name) == self._dtype]
-        if not known:
-            raise TypeError(f"token ids are not stored as {self._dtype}")
-        self._code = known[0]
+        codes = [code for code, name in _CODES.items() if np.dtype(name) == self._dtype]
+        if not codes:
+            raise TypeError(f"the format has no token ids of type {self._dtype}")
+        self._code = codes[0]
         self._range = np.iinfo(self._dtype)
         self._sizes: list[int] = []
         self._closing = ExitStack()
@@ -86,7 +86,9 @@ class IndexedWriter:
         """Append one document; OverflowError for an id that the dtype cannot hold."""
         array = np.asarray(ids)
         if array.size and not (self._range.min <= array.min() and array.max() <= self._range.max):
-            raise OverflowError(f"{self.prefix}: an id of document {len(self._sizes)} is no {self._dtype}")
+            raise OverflowError(
+                f"{self.prefix}: an id of document {len(self._sizes)} does not fit into {self._dtype}"
+            )
         self._bin.write(array.astype(self._dtype, copy=False).tobytes())
         self._sizes.append(array.size)
 
@@ -96,6 +98,7 @@ class IndexedWriter:
         sizes = np.array(self._sizes, dtype="<i4")
         ends = np.cumsum(sizes, dtype="<i8") * self._dtype.itemsize
         starts = np.concatenate([np.zeros(1, "<i8"), ends])[: len(sizes)]
+        # A sequence is a document here; Megatron allows several sequences per document.
         boundaries = np.arange(len(sizes) + 1, dtype="<i8")
         with atomic(_beside(self.prefix, ".idx")) as file:
             file.write(_HEADER.pack(_MAGIC, 1, self._code, len(sizes), len(boundaries)))
@@ -109,7 +112,7 @@ class IndexedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close, or after an error leave nothing."""
+        """Close, or remove the temporary file after an error."""
         if kind is None:
             self.close()
         else:
@@ -117,10 +120,11 @@ class IndexedWriter:
 
 
 class IndexedDataset:
-    """Memory-mapped documents of a `.bin`/`.idx` pair: `len`, `[i]` → ids of document i (read-only).
+    """Memory-mapped documents of a `.bin`/`.idx` pair: `dataset[i]` is the read-only ids of document i.
 
-    Every count, length and offset is checked against the files' sizes before use: InputError, with the
-    place, for an `.idx` that lies; SourceError where one of the pair is missing.
+    Raises:
+        InputError: a count, length or offset contradicts the files' sizes; names the byte.
+        SourceError: a file of the pair is missing.
     """
 
     def __init__(self, prefix: Path) -> None:
@@ -133,18 +137,18 @@ class IndexedDataset:
         self.tokens: Ids = (
             np.memmap(bin_path, dtype=dtype, mode="r") if lengths.any() else np.empty(0, dtype=dtype)
         )
-        """All ids, document after document, one flat array."""
+        """The ids of all documents, concatenated."""
         ends = np.concatenate([np.zeros(1, "<i8"), np.cumsum(lengths, dtype="<i8")])
         self._starts = ends[boundaries]
         self.sizes: npt.NDArray[np.int64] = np.diff(self._starts)
-        """Tokens of each document."""
+        """Number of tokens of each document."""
 
     def __len__(self) -> int:
-        """Documents."""
+        """Return the number of documents."""
         return len(self.sizes)
 
     def __getitem__(self, index: int) -> Ids:
-        """The ids of one document, a view of the file."""
+        """Return the ids of one document, as a view of the file."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         index %= len(self)
@@ -155,19 +159,19 @@ class IndexedDataset:
             np.memmap(self._idx, dtype=np.uint8, mode="r") if self._idx.stat().st_size else np.empty(0, "u1")
         )
         if len(data) < _HEADER.size:
-            raise self._lie(f"{len(data)} bytes, the header alone has {_HEADER.size}", 0)
+            raise self._error(f"{len(data)} bytes, but the header has {_HEADER.size}", 0)
         magic, version, code, sequences, documents = _HEADER.unpack(data[: _HEADER.size].tobytes())
         if magic != _MAGIC:
-            raise self._lie(f"starts with {magic!r}, not {_MAGIC!r}", 0)
+            raise self._error(f"begins with {magic!r} instead of {_MAGIC!r}", 0)
         if version != 1:
-            raise self._lie(f"version {version}, only 1 is known", 9)
+            raise self._error(f"version {version} is not supported (only 1)", 9)
         if code not in _CODES:
-            raise self._lie(f"dtype code {code} is no integer type", 17)
-        if (promised := _HEADER.size + 12 * sequences + 8 * documents) != len(data):
+            raise self._error(f"dtype code {code} is not an integer type", 17)
+        if (expected := _HEADER.size + 12 * sequences + 8 * documents) != len(data):
             problem = (
-                f"{sequences} sequences and {documents} boundaries take {promised} bytes, not {len(data)}"
+                f"{sequences} sequences and {documents} boundaries need {expected} bytes, not {len(data)}"
             )
-            raise self._lie(problem, 18)
+            raise self._error(problem, 18)
         dtype = np.dtype(_CODES[code])
         at = _HEADER.size
         lengths = np.frombuffer(data, "<i4", sequences, at)
@@ -179,22 +183,24 @@ class IndexedDataset:
 
     def _check_lengths(self, lengths: Ids, offsets: Ids, width: int, bin_bytes: int) -> None:
         if (bad := np.flatnonzero(lengths < 0)).size:
-            raise self._lie(f"sequence {bad[0]} has length {lengths[bad[0]]}", _HEADER.size + 4 * int(bad[0]))
+            at = _HEADER.size + 4 * int(bad[0])
+            raise self._error(f"sequence {bad[0]} has length {lengths[bad[0]]}", at)
+        # In 64 bits: the sum of the lengths, and so the byte offsets, exceed 32 bits in large files.
         ends = np.cumsum(lengths, dtype=np.int64) * width
         starts = ends - lengths.astype(np.int64) * width
         if (bad := np.flatnonzero(offsets != starts)).size:
             at = _HEADER.size + 4 * len(lengths) + 8 * int(bad[0])
-            raise self._lie(f"sequence {bad[0]} is at byte {offsets[bad[0]]}, not {starts[bad[0]]}", at)
+            raise self._error(f"sequence {bad[0]} is at byte {offsets[bad[0]]}, not {starts[bad[0]]}", at)
         total = int(ends[-1]) if len(ends) else 0
         if total != bin_bytes:
-            raise self._lie(f"promises {total} bytes of tokens, the .bin has {bin_bytes}", _HEADER.size)
+            raise self._error(f"declares {total} bytes of tokens, but the .bin has {bin_bytes}", _HEADER.size)
 
     def _check_boundaries(self, boundaries: Ids, sequences: int) -> None:
         at = _HEADER.size + 12 * sequences
         if not len(boundaries) or boundaries[0] != 0 or boundaries[-1] != sequences:
-            raise self._lie(f"document boundaries do not run from 0 to {sequences}", at)
+            raise self._error(f"document boundaries do not run from 0 to {sequences}", at)
         if (bad := np.flatnonzero(np.diff(boundaries) < 0)).size:
-            raise self._lie(f"document {bad[0]} ends before it starts", at + 8 * int(bad[0]))
+            raise self._error(f"document {bad[0]} ends before it begins", at + 8 * int(bad[0]))
 
-    def _lie(self, problem: str, offset: int) -> InputError:
+    def _error(self, problem: str, offset: int) -> InputError:
         return InputError(self._idx, problem, place=f"byte {offset}")

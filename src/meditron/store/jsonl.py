@@ -1,50 +1,62 @@
-"""JSON lines: plain, gzip (`.gz`) or Zstandard (`.zst`), told apart by suffix.
+"""JSON Lines files: plain, gzip (`.gz`) or Zstandard (`.zst`), by suffix.
 
-Files of the same rows are the same bytes: no compressor puts a time or a name into them.
+Output is reproducible: equal rows give equal bytes, because no compressor stores a time or a file name.
 """
 
 import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, BinaryIO, Self, cast
+from typing import IO, Any, Self, cast
 
 import zstandard
 
 from meditron.core.errors import InputError
 from meditron.store.files import atomic, translate_read_errors
 
-__all__ = ["LONGEST_LINE", "MOST_VALUES", "JsonlWriter", "check_values", "read_jsonl"]
+__all__ = [
+    "LONGEST_LINE",
+    "MOST_VALUES",
+    "JsonlWriter",
+    "check_values",
+    "encode_row",
+    "read_jsonl",
+    "split_lines",
+    "unpack_zstd",
+]
 
 LONGEST_LINE = 64 << 20
-"""Bytes of a line of JSON: a small compressed file can unpack to any length."""
+"""Longest accepted line, in bytes; guards against decompression bombs."""
 MOST_VALUES = 4_000_000
-"""Commas, colons and brackets of a line of JSON, outside of its texts: each may stand for an object in memory
-of some 70 bytes."""
+"""Most commas, colons and brackets outside of strings in one line; each can become an object of 70 bytes."""
 
 _CHUNK = 1 << 20
-_ZST_PIECE = 4 << 10
+_ZSTD_PIECE = 4 << 10
 _MARKS = (b",", b":", b"[", b"{")
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+|[,:\[{]', re.DOTALL)  # a text, or a mark outside of texts
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+|[,:\[{]', re.DOTALL)  # a string, or a mark outside of strings
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file, in order; blank lines are skipped.
+    """Yield the rows of a JSONL file, in order; blank lines are skipped.
 
-    InputError, with the line, where the stream ends too early or is damaged, or a line is no JSON object,
-    longer than LONGEST_LINE or of more than MOST_VALUES. SourceError where there is no file.
+    Raises:
+        InputError: the stream is truncated or damaged, or a line is not a JSON object, is longer than
+            LONGEST_LINE, or holds more than MOST_VALUES; names the line.
+        SourceError: there is no such file.
     """
     number = 0
+    with translate_read_errors(path):
+        opened = path.open("rb")
     try:
-        with _open(path) as file:
-            for number, line in enumerate(_lines(_chunks(path, file)), start=1):
+        with opened as file:
+            for number, line in enumerate(split_lines(_chunks(path, file)), start=1):
                 if line.strip():
-                    yield _row(path, number, line)
+                    yield _parse_row(path, number, line)
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         problem = "the compressed stream ends too early" if isinstance(error, EOFError) else str(error)
         raise InputError(path, problem, place=f"after line {number}") from error
@@ -53,7 +65,8 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def check_values(line: bytes) -> None:
-    """Raise ValueError for JSON that might hold more than MOST_VALUES, before it is built in memory."""
+    """Raise ValueError for JSON that could hold more than MOST_VALUES, before it is parsed into memory."""
+    # The sum over all marks is a cheap upper bound; only a line above it is searched for strings.
     if len(line) <= MOST_VALUES or sum(map(line.count, _MARKS)) <= MOST_VALUES:
         return
     outside = (token for token in _TOKEN.finditer(line) if line[token.start()] != ord('"'))
@@ -61,12 +74,7 @@ def check_values(line: bytes) -> None:
         raise ValueError(f"more than {MOST_VALUES:,} commas, colons and brackets")
 
 
-def _open(path: Path) -> BinaryIO:
-    with translate_read_errors(path):
-        return path.open("rb")
-
-
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         check_values(line)
         row = json.loads(line)
@@ -78,63 +86,75 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:
         raise InputError(path, f"not JSON that can be read: {error}", place=f"line {number}") from error
     if not isinstance(row, dict):
-        raise InputError(path, f"a {type(row).__name__} where an object should be", place=f"line {number}")
+        raise InputError(path, f"expected a JSON object, got a {type(row).__name__}", place=f"line {number}")
     return row
 
 
-def _chunks(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    """The file's unpacked bytes; EOFError when a compressed stream stops before its end."""
+def _chunks(path: Path, file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the file's decompressed bytes; EOFError if a compressed stream is truncated."""
     if path.suffix == ".zst":
-        yield from _unpack_zst(file)
+        yield from unpack_zstd(file)
         return
     stream = cast("IO[bytes]", gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file)
     while chunk := stream.read(_CHUNK):
         yield chunk
 
 
-def _unpack_zst(file: BinaryIO) -> Iterator[bytes]:
-    # zstandard's stream_reader takes a frame that was cut off for the end of the file; this must not.
+def unpack_zstd(file: IO[bytes]) -> Iterator[bytes]:
+    """Decompress Zstandard frames, one after another, with zero padding between them if there is any.
+
+    Raises:
+        EOFError: the last frame is truncated, or the file is empty.
+    """
+    # zstandard's stream_reader takes a truncated frame for the end of the file without an error.
     frame = zstandard.ZstdDecompressor().decompressobj()
-    whole = False
-    # Small pieces, because four bytes of Zstandard can stand for 128 KiB.
-    while piece := file.read(_ZST_PIECE):
-        while piece:
-            if whole:
-                frame, whole = zstandard.ZstdDecompressor().decompressobj(), False
-            yield frame.decompress(piece)
-            whole, piece = frame.eof, frame.unused_data
-    if not whole:
+    complete = False
+    # Read in small pieces, because four bytes of Zstandard can expand to 128 KiB.
+    while piece := file.read(_ZSTD_PIECE):
+        while piece := piece.lstrip(b"\0") if complete else piece:
+            if complete:
+                frame = zstandard.ZstdDecompressor().decompressobj()
+            if unpacked := frame.decompress(piece):
+                yield unpacked
+            complete, piece = frame.eof, frame.unused_data
+    if not complete:
         raise EOFError
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Chunks to lines; OverflowError for a line longer than any document."""
-    begun: list[bytes] = []
+def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Split chunks at line ends; OverflowError for a line longer than LONGEST_LINE."""
+    pending: list[bytes] = []
     length = 0
     for chunk in chunks:
         first, *rest = chunk.split(b"\n")
-        begun.append(first)
+        pending.append(first)
         length += len(first)
         if length > LONGEST_LINE:
             raise OverflowError(f"a line of more than {LONGEST_LINE >> 20} MiB")
         if rest:
-            yield b"".join(begun)
+            yield b"".join(pending)
             yield from rest[:-1]
-            begun, length = [rest[-1]], len(rest[-1])
+            pending, length = [rest[-1]], len(rest[-1])
     if length:
-        yield b"".join(begun)
+        yield b"".join(pending)
+
+
+def encode_row(row: Mapping[str, Any]) -> bytes:
+    """Encode a row as one compact line with its end; ValueError for NaN and infinity."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode() + b"\n"
 
 
 class JsonlWriter:
-    """Writes rows to `path`, compressed by its suffix; the file appears whole when the `with` block ends.
+    """Context manager that writes rows to `path`, compressed by its suffix, atomically.
 
-    Nothing appears when the block raises. StorageError for a full disk.
+    The file appears complete when the block ends, and not at all if it raises. StorageError for a full disk.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows = 0
-        """Rows written so far."""
+        """Rows written."""
         self._closing = ExitStack()
         self._stream: Any = None
 
@@ -155,18 +175,18 @@ class JsonlWriter:
         """Append one row.
 
         Raises:
-            ValueError: NaN and infinity, which JSON does not know.
-            InputError: a row that `read_jsonl` would refuse as too long.
+            ValueError: NaN and infinity, which JSON cannot represent.
+            InputError: the row is longer than `read_jsonl` accepts.
         """
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-        if len(line) > LONGEST_LINE:
-            problem = f"a row of {len(line):,} bytes; {LONGEST_LINE:,} is the limit"
+        line = encode_row(row)
+        if len(line) - 1 > LONGEST_LINE:
+            problem = f"a row of {len(line) - 1:,} bytes; at most {LONGEST_LINE:,} are allowed"
             raise InputError(self.path, problem, place=f"row {self.rows + 1:,}")
-        self._stream.write(line + b"\n")
+        self._stream.write(line)
         self.rows += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish the stream and rename it, or leave nothing after an error."""
+        """Finish the stream and rename the file, or remove it after an error."""
         self._closing.__exit__(kind, error, trace)

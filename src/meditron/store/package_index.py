@@ -1,7 +1,7 @@
-"""Where a package registry keeps a wheel: pip is asked, so that the user's own configuration holds.
+"""Look-up of a wheel's address in the package index, by pip, which applies the user's own configuration.
 
-Index addresses, mirrors, folders of wheels, certificates and credentials are pip's affair. Nothing is
-installed and nothing of a package is run: wheels only, and only looked up.
+Index addresses, mirrors, folders of wheels, certificates and credentials are left to pip. Nothing is
+installed and no code of a package is run: the look-up is a dry run and accepts wheels only.
 """
 
 import importlib.metadata
@@ -21,14 +21,15 @@ _NETWORK = re.compile(r"[Cc]onnect|Temporary failure|timed out|SSLError|ProxyErr
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """Where a wheel is, `https:` or `file:`, and the hash its index promises, if it promises one."""
+    """The address of a wheel, `https:` or `file:`, and its SHA-256 if the index has one."""
 
     url: str
     sha256: str | None
 
 
 def _has_pip() -> bool:
-    """Whether this environment has pip. Looking for its module would switch off setuptools' own distutils."""
+    """Return whether this environment has pip."""
+    # By its metadata: searching for the module itself would disable the distutils that setuptools brings.
     try:
         importlib.metadata.distribution("pip")
     except importlib.metadata.PackageNotFoundError:
@@ -37,10 +38,12 @@ def _has_pip() -> bool:
 
 
 def find_wheel(package: str, version: str) -> Wheel:
-    """Ask pip where the wheel of `package==version` for this platform is.
+    """Return the address of the wheel of `package==version` for this platform.
 
-    SourceError, with the nearest versions, when there is none; FetchError when the registry cannot be
-    reached or pip is not there to be asked; DigestError when pip itself meets wrong bytes.
+    Raises:
+        SourceError: there is no such wheel; the hint lists similar versions.
+        FetchError: the index cannot be reached, or pip is not installed.
+        DigestError: pip reports a wrong hash.
     """
     if not _has_pip():
         raise FetchError(
@@ -48,31 +51,31 @@ def find_wheel(package: str, version: str) -> Wheel:
             hint="python -m ensurepip (or: uv pip install pip)",
         )
     requirement = f"{package}=={version}"
-    # -P: a folder named pip in the working directory is not pip.
+    # -P: otherwise a folder named pip in the working directory would be imported.
     command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed"]
     options = ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet", "--report", "-"]
-    asked = subprocess.run(
+    process = subprocess.run(
         [*command, *options, "--retries=2", requirement],
         capture_output=True,
         encoding="utf-8",
         errors="replace",
         check=False,
     )
-    if asked.returncode:
-        raise _refusal(requirement, version, asked.stderr)
-    return _reported(requirement, asked.stdout)
+    if process.returncode:
+        raise _lookup_error(requirement, version, process.stderr)
+    return _parse_report(requirement, process.stdout)
 
 
-def _reported(requirement: str, report: str) -> Wheel:
+def _parse_report(requirement: str, report: str) -> Wheel:
     try:
-        found = json.loads(report)["install"][0]["download_info"]
-        hashes = found.get("archive_info", {}).get("hashes", {})
-        return Wheel(url=str(found["url"]), sha256=hashes.get("sha256"))
+        origin = json.loads(report)["install"][0]["download_info"]
+        hashes = origin.get("archive_info", {}).get("hashes", {})
+        return Wheel(url=str(origin["url"]), sha256=hashes.get("sha256"))
     except (ValueError, LookupError, TypeError) as error:
         raise FetchError(f"pypi:{requirement}: pip's report cannot be read ({error!r})") from error
 
 
-def _refusal(requirement: str, version: str, stderr: str) -> DigestError | FetchError | SourceError:
+def _lookup_error(requirement: str, version: str, stderr: str) -> DigestError | FetchError | SourceError:
     errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR:")]
     listed = re.search(r"\(from versions: ([^)]*)\)", stderr)
     versions = [] if listed is None or listed[1] == "none" else listed[1].split(", ")
@@ -82,13 +85,11 @@ def _refusal(requirement: str, version: str, stderr: str) -> DigestError | Fetch
             f"pypi:{requirement}: no wheel of that version", hint=f"nearest: {', '.join(near)}"
         )
     if "DO NOT MATCH THE HASHES" in stderr:
-        return DigestError(f"pypi:{requirement}", "the wheel's bytes are not those its index promises")
+        return DigestError(f"pypi:{requirement}", "the wheel's SHA-256 is not the one in its index")
     if _NETWORK.search(stderr):
         return FetchError(
-            f"pypi:{requirement}: the registry was not reached", hint="pip config list shows it"
+            f"pypi:{requirement}: cannot reach the package index", hint="`pip config list` shows its address"
         )
     if listed:
-        return SourceError(
-            f"pypi:{requirement}: the registry has no wheel of such a package for this platform"
-        )
-    return FetchError(f"pypi:{requirement}: {errors[0] if errors else 'pip failed without a word'}")
+        return SourceError(f"pypi:{requirement}: the index has no wheel of this package for this platform")
+    return FetchError(f"pypi:{requirement}: {errors[0] if errors else 'pip failed without a message'}")

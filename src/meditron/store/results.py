@@ -1,4 +1,4 @@
-"""The typed records that evaluation writes, and that report and card read."""
+"""Records of evaluation results: written by the evaluate stage, read by reports, card and commands."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from meditron.core.config import first_problem
 from meditron.core.errors import InputError, SourceError
 from meditron.core.statistics import FEWEST, holm
 from meditron.store.files import read_json, write_json
@@ -48,7 +49,7 @@ class _Record(BaseModel):
 
 
 class Perplexity(_Record):
-    """How well one model predicts the held-out documents of one source."""
+    """Perplexity of one model on the held-out documents of one source."""
 
     model: str
     source: str
@@ -63,30 +64,30 @@ class Perplexity(_Record):
     interval: Interval
     """95 % bootstrap interval of the perplexity; documents are the unit."""
     bits_per_byte: float
-    """The same loss by the text's bytes: compares between tokenizers, as perplexity does not."""
+    """The loss per byte of text, in bits; comparable between tokenizers, unlike perplexity."""
     truncated: int = Field(ge=0)
-    """Documents of which only the first tokens were scored."""
+    """Documents that were longer than the limit, so that only their first tokens were scored."""
     data_sha256: str
-    """SHA-256 over the ids and text hashes of the documents scored."""
+    """SHA-256 over the ids and text hashes of the scored documents."""
 
 
 class Accuracy(_Record):
-    """How often the gold option was chosen."""
+    """Fraction of questions answered with the gold option, with its interval."""
 
     accuracy: float = Field(ge=0, le=1)
     interval: Interval
     """95 % Wilson interval."""
     macro_f1: float = Field(ge=0, le=1)
-    """Mean over the options (classes, or places) of the harmonic mean of precision and recall."""
+    """Macro-averaged F1 over the options (classes, or positions)."""
 
 
 class TaskScore(Accuracy):
-    """How one model did on one task, by the rule that was asked for; the other rules beside it."""
+    """Result of one model on one task: the accuracy by the chosen rule, and by every other rule."""
 
     model: str
     task: str
     version: int
-    """Of the task: the same task, version and template mean the same prompts."""
+    """Version of the task: equal task, version and template give equal prompts."""
     data: str
     """Name of the file of questions, or of the task if it is made from a corpus."""
     split: str | None = None
@@ -141,7 +142,7 @@ class TaskScore(Accuracy):
 
 
 class Baseline(_Record):
-    """What needs no language model: the commonest answer, the best position, a word-count classifier."""
+    """Accuracy without a language model: by the commonest answer, best position, or word counts."""
 
     task: str
     name: Literal["majority", "position", "naive Bayes"]
@@ -150,11 +151,11 @@ class Baseline(_Record):
     interval: Interval
     """95 % Wilson interval."""
     trained_on: int | None = None
-    """Training questions it learned from; None for what looks at the test's own answers."""
+    """Number of training questions; None for baselines computed from the test answers."""
 
 
 class Fidelity(_Record):
-    """How far a model's predictions lie from another's on the same held-out text of one source."""
+    """Difference between the predictions of two models on the same held-out text of one source."""
 
     model: str
     against: str
@@ -166,48 +167,48 @@ class Fidelity(_Record):
     kl_mean: float
     """Mean over tokens of KL(against ‖ model), in nats."""
     kl_99: float
-    """Its 99th percentile."""
+    """99th percentile over tokens of the same."""
     top_agreement: float
-    """Share of the tokens whose likeliest prediction is the same."""
+    """Share of tokens for which both models predict the same token."""
     intervals: dict[str, Interval]
-    """95 % bootstrap intervals of `perplexity_ratio` (model by against), `kl_mean` and `top_agreement`;
+    """95 % bootstrap intervals of `perplexity_ratio` (model / against), `kl_mean` and `top_agreement`;
     documents are the unit."""
     perplexity_ratio: float
     truncated: int = Field(default=0, ge=0)
-    """Documents of which only the first tokens were predicted."""
+    """Documents that were longer than the limit, so that only their first tokens were predicted."""
     data_sha256: str
 
 
 class Comparison(_Record):
-    """The paired difference of one measure between two models on the same documents or items."""
+    """Paired difference of one measure between two models on the same documents or questions."""
 
     a: str
     b: str
     what: str
     """The measure and the source or task: `nll per token, pubmed`."""
     source: str | None = None
-    """The source, where the measure is of one."""
+    """The source, for perplexity."""
     task: str | None = None
-    """The task, where the measure is of one."""
+    """The task, for accuracy."""
     n: int = Field(ge=0)
-    """Documents or items, the unit of pairing."""
+    """Number of pairs: documents or questions."""
     difference: float
     """b minus a."""
     interval: Interval
     p: float = Field(ge=0, le=1)
     """Two-sided p-value of no difference."""
     p_adjusted: float | None = Field(default=None, ge=0, le=1)
-    """p adjusted by Holm's method for all comparisons of the report; None below 6 documents or items."""
+    """p adjusted by Holm's method for all comparisons of the report; None for fewer than 6 pairs."""
     family: int = Field(default=1, ge=0)
-    """Comparisons that p was adjusted for."""
+    """Number of comparisons in the adjustment."""
     method: str = ""
     """Methods of the interval and the test."""
     detectable: float | None
-    """The smallest true difference that this n would detect with 80 % power."""
+    """Minimum detectable effect: the smallest true difference detected with 80 % power at this n."""
     mcnemar: float | None = None
-    """Of accuracies: McNemar's exact two-sided p-value."""
+    """McNemar's exact two-sided p-value, for accuracies."""
     unlike: tuple[str, ...] = ()
-    """Differences in how the two sides were measured, `dtype: float32 / bfloat16` (a / b); empty if alike."""
+    """Settings in which the two evaluations differ, as `dtype: float32 / bfloat16` (a / b)."""
 
 
 class TrainingRecord(_Record):
@@ -224,30 +225,32 @@ class TrainingRecord(_Record):
 
 
 class TrainingData(_Record):
-    """The record of a model's training data, as far as there is one."""
+    """Summary of a model's ancestry record."""
 
     statement: str
-    """One sentence for people."""
+    """One sentence to print."""
     known: bool
-    """True if all of the training data is recorded, from the first weights on."""
+    """True if all training data is recorded, starting from random weights."""
     base: str | None = None
-    """The model that the first recorded training began from."""
+    """The model before the first recorded training."""
     trainings: tuple[TrainingRecord, ...] = ()
     """Oldest first."""
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Adjust the p-values of comparisons that are reported together (Holm); too small ones are not tested."""
-    tested = [one for one in comparisons if one.n >= FEWEST]
-    p = iter(holm([one.p for one in tested]))
+    """Adjust the p-values of comparisons in one report (Holm), without those of fewer than `FEWEST` pairs."""
+    tested = [comparison for comparison in comparisons if comparison.n >= FEWEST]
+    p = iter(holm([comparison.p for comparison in tested]))
     return [
-        one.model_copy(update={"p_adjusted": next(p) if one.n >= FEWEST else None, "family": len(tested)})
-        for one in comparisons
+        comparison.model_copy(
+            update={"p_adjusted": next(p) if comparison.n >= FEWEST else None, "family": len(tested)}
+        )
+        for comparison in comparisons
     ]
 
 
 class EvaluationResult(_Record):
-    """All that one evaluation found."""
+    """Results of one evaluation."""
 
     perplexity: dict[str, dict[str, Perplexity]] = {}
     """Model → source → perplexity."""
@@ -284,12 +287,17 @@ def write_results(folder: Path, result: EvaluationResult) -> None:
 
 
 def read_results(folder: Path) -> EvaluationResult:
-    """Read `results.json`; SourceError where there is none, InputError where it is damaged."""
+    """Read `results.json`.
+
+    Raises:
+        SourceError: there is no such file.
+        InputError: it is damaged, or was written by another version.
+    """
     path = folder / FILE_NAME
     if not path.is_file():
         raise SourceError(f"{path}: no such file", hint="is it the folder of a finished evaluation?")
     try:
         return EvaluationResult.model_validate(read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(path, first["msg"], place=".".join(map(str, first["loc"])) or "top level") from error
+        place, problem = first_problem(error)
+        raise InputError(path, problem, place=place) from error

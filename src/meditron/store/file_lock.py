@@ -1,4 +1,4 @@
-"""Lock files: the kernel's locks, so that one goes with the process that held it, however that ended."""
+"""Lock files. The kernel releases a lock when its process ends, however it ends."""
 
 import errno
 import fcntl
@@ -17,26 +17,28 @@ __all__ = ["exclusive_lock", "lock_file"]
 
 @contextmanager
 def lock_file(path: Path) -> Iterator[int]:
-    """Open a lock file, made with its folder if it is missing, and close it at the end: yield its descriptor.
+    """Open a lock file, creating it and its folder if necessary; yield its descriptor.
 
     Raises:
-        StorageError: the path is a link, or another name of a file that stands elsewhere too. Neither is ever
-            written through: it may be a file of the user's.
+        StorageError: the path is a symbolic link, a hard link or a special file; writing to it could change a
+            file of the user's.
     """
     make_folder(path.parent)
     with translate_write_errors(path):
+        # O_NONBLOCK: opening a FIFO would wait for a writer. O_CLOEXEC: a child would keep the lock.
         try:
             descriptor = os.open(
                 path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644
             )
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise _foreign(path) from None
+                raise _not_a_lock(path) from None
             raise
     try:
+        # Checked on the open descriptor: the path could be exchanged between a check and the opening.
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise _foreign(path)
+            raise _not_a_lock(path)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -44,13 +46,9 @@ def lock_file(path: Path) -> Iterator[int]:
 
 @contextmanager
 def exclusive_lock(path: Path, waiting: str) -> Iterator[None]:
-    """Hold a lock file for this process, and wait as long as another process holds it.
+    """Hold an exclusive lock; if another process holds it, print `waiting` and wait.
 
-    Args:
-        path: The lock file.
-        waiting: Printed before waiting.
-
-    Raises as `lock_file`.
+    Raises like `lock_file`.
     """
     with lock_file(path) as descriptor:
         try:
@@ -61,5 +59,5 @@ def exclusive_lock(path: Path, waiting: str) -> Iterator[None]:
         yield
 
 
-def _foreign(path: Path) -> StorageError:
+def _not_a_lock(path: Path) -> StorageError:
     return StorageError(f"{path}: not a lock file but a link or a special file", hint=f"remove it: rm {path}")

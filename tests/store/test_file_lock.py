@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from meditron.core.errors import StorageError
-from meditron.store.lock import lock_file
+from meditron.store.file_lock import lock_file
 
 
 def test_a_lock_file_is_made_with_its_folder(tmp_path: Path):
