@@ -76,7 +76,7 @@ def cpu_class(flags: frozenset[str]) -> str:
 def matrix_dtype(asked: DType = "auto") -> Literal["float32", "bfloat16"]:
     """The number format asked for; for `auto` bfloat16 on a CPU that has instructions for it, else float32.
 
-    Without them bfloat16 is put together from float32, many times slower (docs/profile.md). By what the
+    Without them bfloat16 is put together from float32, many times slower (docs/explanation/profile.md). By what the
     processor says of itself, never by timing: the same machine gives the same answer every time.
     """
     if asked != "auto":

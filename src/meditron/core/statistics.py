@@ -1,7 +1,7 @@
 """Confidence intervals and paired tests over documents or questions.
 
 Documents are the unit of resampling, because the tokens of one document are not independent. Formulas,
-sources, and coverage by simulation are in `docs/statistics.md`:
+sources, and coverage by simulation are in `docs/explanation/statistics.md`:
 
 - Means and weighted ratios: bootstrap-t (studentised bootstrap; Efron & Tibshirani, An Introduction to the
   Bootstrap, 1993, §12.5) with a jackknife standard error, never narrower than Student's t.

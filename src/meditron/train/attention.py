@@ -21,7 +21,7 @@ _PARTS = 4
 
 
 def attend(q_BHSE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask_B1SS: Tensor | None, causal: bool) -> Tensor:
-    """What `sdpa` gives, with a quicker gradient where this is compiled (docs/profile.md).
+    """What `sdpa` gives, with a quicker gradient where this is compiled (docs/explanation/profile.md).
 
     A mask, where there is one, must hide what comes later too, as a language model's does.
     """
