@@ -61,12 +61,13 @@ def read_blocks(page: Path) -> Iterator[Block]:
 
 def execute(blocks: Sequence[Block], folder: Path) -> None:
     """Write, run or check each block in `folder`, in order."""
+    commands = [block.text for block in blocks if block.language == "sh"]
     for block in blocks:
         if block.not_run is None:
-            _execute(block, folder)
+            _execute(block, folder, commands)
 
 
-def _execute(block: Block, folder: Path) -> None:
+def _execute(block: Block, folder: Path, commands: Sequence[str]) -> None:
     match block.language:
         case "sh":
             _run(["bash", "-euo", "pipefail", "-c", block.text], block, folder)
@@ -75,8 +76,10 @@ def _execute(block: Block, folder: Path) -> None:
         case "python":
             compile(block.text, str(block), "exec")
             _write(block, folder)
-        case "toml":
+        case "toml" if block.title is None:
             check_recipe(block.text, folder)
+        case "toml":  # a recipe of the page's commands: they check it, with what the page adds to the package
+            assert any(block.title in text for text in commands), f"{block}: no command uses {block.title}"
             _write(block, folder)
         case "json" | "jsonl":
             for value in block.text.splitlines() if block.language == "jsonl" else [block.text]:
@@ -113,7 +116,7 @@ def _run(command: Sequence[str], block: Block, folder: Path) -> None:
 def check_recipe(text: str, folder: Path) -> None:
     """Load a recipe, or a part of one: the smoke recipe gives the tables that the part leaves out."""
     if "base = " not in text.partition("[")[0]:
-        shown = {table for table in _TABLE.findall(text)}
+        shown = set(_TABLE.findall(text))
         smoke = (ROOT / "recipes/smoke.toml").read_text(encoding="utf-8")
         head, *tables = re.split(r"^(?=\[)", smoke, flags=re.MULTILINE)
         kept = [table for table in tables if _TABLE.match(table)[1] not in shown]  # type: ignore[index]

@@ -1,5 +1,6 @@
 """Every command and code block of the README and the documentation is executed or checked."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,6 @@ def test_the_blocks_of_a_page_work_in_order(page: Path, checkout: Path) -> None:
 def test_blocks_that_are_not_run_say_why() -> None:
     marked: list[Block] = [block for blocks in BLOCKS.values() for block in blocks if block.not_run]
     total = sum(len(blocks) for blocks in BLOCKS.values())
-    print(f"{total} blocks, {len(marked)} of them not run:")
-    for block in marked:
-        print(f"{block}: {block.not_run}")
+    sys.stdout.write(f"{total} blocks, {len(marked)} of them not run:\n")
+    sys.stdout.writelines(f"{block}: {block.not_run}\n" for block in marked)
     assert len(marked) == NOT_RUN

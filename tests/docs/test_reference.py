@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -36,6 +37,14 @@ def test_every_recipe_key_is_in_the_reference() -> None:
     template = (ROOT / "recipes/template.toml").read_text(encoding="utf-8")
     for key in re.findall(r"^#?([a-z_]+) *= ", template, re.MULTILINE):
         assert f"`{key}`" in text
+
+
+def test_the_python_reference_names_what_exists() -> None:
+    text = (REFERENCE / "python.md").read_text(encoding="utf-8")
+    for path, _, members in re.findall(r"^::: (\S+)(\n +options:\n +members: \[(.*)\])?", text, re.MULTILINE):
+        resolved = resolve_name(path)
+        for member in members.split(", ") if members else ():
+            assert member in vars(resolved), f"{path}.{member}"
 
 
 def tables(page: str) -> Iterator[tuple[str, str, str]]:
@@ -123,5 +132,7 @@ def test_commands_print_the_fields_that_are_listed(smoke: Any, command: Any, tmp
     for name, words in commands.items():
         finished = command(*words, "--json")
         assert finished.code == 0, finished.err
-        listed = [code for heading, code, _ in tables("fields.md") if heading.startswith(f"`meditron {name} ")]
+        listed = [
+            code for heading, code, _ in tables("fields.md") if heading.startswith(f"`meditron {name} ")
+        ]
         assert_fields(finished.json, listed)
