@@ -5,10 +5,12 @@ tests/docs/test_reference.py fails if the committed pages differ from the genera
 """
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import patch
 
 from pydantic import BaseModel
 
@@ -57,7 +59,8 @@ def recipe_page() -> str:
 
 def commands_page() -> str:
     """Write the command reference: the help text of every command."""
-    text = app.generate_docs(output_format="markdown")
+    with patch.object(sys, "argv", ["meditron"]):  # cyclopts takes the program's name in usage lines from it
+        text = app.generate_docs(output_format="markdown")
     text = re.sub(r"^## Table of Contents\n.*?(?=^\*\*Commands)", "", text, flags=re.MULTILINE | re.DOTALL)
     # The usage lines name placeholders: they are not commands to run.
     text = text.replace("```console", "```text").replace("# meditron\n", "# Commands\n\n" + NOTICE, 1)
