@@ -100,7 +100,7 @@ def assert_fields(value: Any, paths: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_has_the_fields_that_are_listed(smoke: Any) -> None:
-    assert_fields(smoke.said.json, fields("`meditron run "))
+    assert_fields(smoke.result.json, fields("`meditron run "))
     evaluation = smoke.folder / "evaluate"
     row = next(iter(read_jsonl(evaluation / "pubmed-sections.jsonl")))
     assert_fields(row, fields("`TASK.jsonl`"))
