@@ -20,7 +20,7 @@ def checkout(smoke: Any, tmp_path: Path) -> Path:
 
     The quickstart here is the smoke recipe under the quickstart's name: the same stages, of a tiny model.
     """
-    assert smoke.result.code == 0, smoke.said.err
+    assert smoke.result.code == 0, smoke.result.err
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     shutil.copy(ROOT / "recipes/smoke.toml", folder / "recipes/quickstart.toml")
