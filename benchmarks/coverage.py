@@ -1,4 +1,6 @@
-"""Coverage of the intervals and size of the tests, by simulation; writes the table of docs/explanation/statistics.md.
+"""Coverage of the intervals and size of the tests, by simulation.
+
+Writes the table of docs/explanation/statistics.md.
 
 Run with `python -m benchmarks.coverage` (about four minutes on one core). Seeded: the table is repeatable.
 """
