@@ -1,4 +1,6 @@
-"""Coverage of the intervals and size of the tests, by simulation; writes the table of docs/statistics.md.
+"""Coverage of the intervals and size of the tests, by simulation.
+
+Writes the table of docs/explanation/statistics.md.
 
 Run with `python -m benchmarks.coverage` (about four minutes on one core). Seeded: the table is repeatable.
 """
@@ -20,7 +22,7 @@ RESAMPLES = 1000
 """A tenth of what an evaluation takes: the ends are noisier, coverage is the same within the simulation's."""
 _SHAPE = (2 / 2.5) ** 2  # of the gamma distribution with skewness 2.5
 _SIGMA = 0.6409  # of the log-normal distribution with skewness 2.5
-_DOCS = Path(__file__).parents[1] / "docs/statistics.md"
+_DOCS = Path(__file__).parents[1] / "docs/explanation/statistics.md"
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
