@@ -32,7 +32,7 @@ import torch._inductor.config as inductor
 from benchmarks._profile import table
 from benchmarks.common import record
 from meditron.core.errors import MissingExtra
-from meditron.core.machine import DType, describe, matrix_dtype
+from meditron.core.machine import DType, describe, resolve_matrix_dtype
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 from meditron.train.compilation import compiled
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--profile", action="store_true", help="print the time of our steps by operation")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default=matrix_dtype(), help="of all contestants"
+        "--dtype", choices=("float32", "bfloat16"), default=resolve_matrix_dtype(), help="of all contestants"
     )
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from meditron.core.machine import cores
+from meditron.core.machine import usable_cores
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # The workers share the cores: one running thread is faster than two that wait for a core.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(workers))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // int(workers))))
 
 # No deadline: an example's time means nothing on a shared machine.
 settings.register_profile("meditron", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from meditron.store.artifact import Artifact
 from meditron.store.manifest import (
+    Artifact,
     Git,
     InputRecord,
     Manifest,
@@ -52,7 +52,7 @@ class FakeRun:
             "template": {"name": "sections", "version": 1},
             "licence": "NLM's",
         }
-        config = {"task": TASK, "template": "plain", "limit": self.count()}
+        config = {"task": TASK, "template": "none", "limit": self.count()}
         self._training("finetune", config, base="pretrain", rows=rows, task=task)
         self._quantized()
         self.result = self._result()

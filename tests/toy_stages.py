@@ -19,13 +19,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from meditron.core.config import Config, NonSemantic
+from meditron.core.config import Config, NonSemantic, StageConfig
 from meditron.core.errors import InputError
-from meditron.core.stage import StageConfig
 from meditron.recipe import Recipe, RunResult, Stage, load_recipe, run_recipe
-from meditron.store.artifact import Artifact
 from meditron.store.corpus import read_corpus
-from meditron.store.files import atomic, read_json, write_json
+from meditron.store.files import atomic_write, read_json, write_json
+from meditron.store.manifest import Artifact
 
 
 class Filter(Config):
@@ -99,7 +98,7 @@ def words(config: WordsConfig, inputs: Mapping[str, Artifact], out: Path) -> dic
         if file.exists():
             continue
         if os.environ.get("TEST_KILL_AT") == str(number):
-            with atomic(file, "w") as half:
+            with atomic_write(file, "w") as half:
                 half.write("[")
                 half.flush()
                 os.kill(os.getpid(), signal.SIGKILL)

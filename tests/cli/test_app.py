@@ -11,7 +11,7 @@ import pytest
 from command import Command
 from meditron.cli.app import COMMANDS, app
 from meditron.cli.errors import EXTRAS
-from meditron.core.disclaimer import ADVISORY
+from meditron.core.disclaimer import DISCLAIMER
 from meditron.recipe import load_recipe
 from meditron.sources.registry import SOURCES
 
@@ -48,7 +48,7 @@ def test_help_lists_the_commands_and_the_advisory(meditron: Command) -> None:
     assert result.code == 0
     for name in NAMES:
         assert re.search(rf"│ {name} ", result.out)
-    assert ADVISORY in " ".join(result.out.split())
+    assert DISCLAIMER in " ".join(result.out.split())
 
 
 @pytest.mark.parametrize("name", NAMES)

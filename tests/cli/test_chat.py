@@ -17,7 +17,7 @@ import pytest
 
 from command import Command, CommandResult
 from meditron.core.console import sanitize_terminal
-from meditron.core.disclaimer import ADVISORY
+from meditron.core.disclaimer import DISCLAIMER
 from meditron.engine import load
 from meditron.model.weights import save_gguf
 from tiny import tiny_hf
@@ -63,7 +63,7 @@ def answers(said: CommandResult) -> list[str]:
 def test_a_question_from_a_pipe_is_answered_and_stdout_has_nothing_else(chat: Chat) -> None:
     said = chat("What is sepsis?")
     assert said.code == 0, said.err
-    assert said.err.startswith(ADVISORY)
+    assert said.err.startswith(DISCLAIMER)
     [text] = answers(chat("What is sepsis?", words=("--json",)))
     assert sanitize_terminal(text) in said.out
     assert "> " not in said.out + said.err

@@ -16,11 +16,11 @@ from safetensors.numpy import save_file
 from command import Command
 from meditron.cli.inspect_views import inspect_artifact
 from meditron.core.errors import InputError, SourceError, UsageError
-from meditron.store.ancestry import GGUF_KEY, Training, of_base
+from meditron.store.ancestry import GGUF_KEY, Training, untrained_ancestry
 from meditron.store.gguf import write_gguf
 from meditron.store.indexed import IndexedWriter
 from meditron.store.jsonl import JsonlWriter
-from meditron.text.finetune_templates import label
+from meditron.text.finetune_templates import tokenize_conversation
 from meditron.text.messages import Turn
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.examples import Example, write_rows
@@ -91,7 +91,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_hf(tmp_path_factory.mktemp("learned") / "finetune", control=CHAT)
     tokenizer = load_tokenizer(folder)
     conversation = (Turn("user", "Which\x1b[31m drug?"), Turn("assistant", "Aspirin."))
-    labelled = label(tokenizer, conversation, "meditron")
+    labelled = tokenize_conversation(tokenizer, conversation, "meditron")
     write_rows(folder / "rows.jsonl.zst", [Example("q1", "train", "0" * 64, conversation, labelled)] * 3)
     return folder
 
@@ -186,7 +186,7 @@ def test_the_ancestry_of_a_gguf_is_a_sentence(meditron: Command, tmp_path: Path)
     trained = Training(
         stage="pretrain", kind="pretrain", data="corpus", data_digest="0" * 64, documents=hashes
     )
-    record = of_base("init:tiny", "0" * 64, seeded=True).extended(trained)
+    record = untrained_ancestry("init:tiny", "0" * 64, seeded=True).extended(trained)
     metadata = {"general.architecture": "llama", GGUF_KEY: record.model_dump_json()}
     write_gguf(tmp_path / "x.gguf", metadata, [("b", np.ones(3, np.float32))])
     result = meditron("inspect", tmp_path / "x.gguf").out

@@ -8,7 +8,7 @@ import pytest
 
 from command import Command
 from meditron.core.console import sanitize_terminal
-from meditron.core.disclaimer import ADVISORY
+from meditron.core.disclaimer import DISCLAIMER
 from meditron.evaluate.rows import PERPLEXITY
 from tiny import tiny_hf
 
@@ -81,7 +81,7 @@ def test_generate_prints_the_text_and_the_disclaimer(meditron: Command, model: P
     words = ("generate", model, "Aspirin inhibits", "--max-tokens", "8")
     said = meditron(*words)
     assert said.code == 0, said.err
-    assert ADVISORY in said.err
+    assert DISCLAIMER in said.err
     output = json.loads(meditron(*words, "--json").out)
     assert {"text", "tokens", "seconds"} <= set(output)
     assert 0 < output["tokens"] <= 8

@@ -6,7 +6,7 @@ import pytest
 from cyclopts import App, CycloptsError, Parameter
 
 from meditron.cli.options import OPTIONS, default_text, flags_from
-from meditron.core.stage import StageConfig
+from meditron.core.config import StageConfig
 from meditron.recipe import STAGES
 
 CONFIGS: dict[str, type[StageConfig]] = {stage.kind: stage.config for stage in STAGES}

@@ -6,7 +6,7 @@ import pytest
 
 from fake_run import MODELS, TASK, FakeRun
 from meditron.cli import show
-from meditron.core.units import size
+from meditron.core.units import format_bytes
 from meditron.recipe import RunResult, load_recipe
 from meditron.recipe.graph import input_references
 from meditron.recipe.stage_status import StageStatus
@@ -70,7 +70,7 @@ def test_one_table_has_every_model_beside_what_needs_none(
     assert f"{100 * score.accuracy:.1f} % [{low}, {high}]" in lines["quantize:Q4_K_M"]
     assert "95 % interval" in out
     for file in run.stages["quantize"].metrics["files"]:
-        assert f"{file['type']} {size(file['bytes'])}" in lines["quantize"]
+        assert f"{file['type']} {format_bytes(file['bytes'])}" in lines["quantize"]
     assert {"base → pretrain", "pretrain → finetune", "finetune → quantize:Q4_K_M"} <= lines.keys()
     assert f"next:   meditron chat {run.folder / 'quantize'}:Q4_K_M" in err.splitlines()
 

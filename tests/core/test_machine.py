@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meditron.core.machine import cpu_class, describe, matrix_dtype
+from meditron.core.machine import cpu_class, describe, resolve_matrix_dtype
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,13 +66,13 @@ def test_cpu_class_is_the_fastest_there_is(flags: str, expected: str) -> None:
 
 
 def test_bfloat16_is_chosen_where_the_processor_says_that_it_multiplies_it() -> None:
-    assert matrix_dtype("float32") == "float32"
-    assert matrix_dtype("bfloat16") == "bfloat16"
+    assert resolve_matrix_dtype("float32") == "float32"
+    assert resolve_matrix_dtype("bfloat16") == "bfloat16"
     # torch's own word, from the processor and not from /proc; it knows no class that is slower than float32.
     torch = pytest.importorskip("torch")
     quick = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if platform.machine() == "x86_64":
-        assert matrix_dtype() == ("bfloat16" if quick else "float32")
+        assert resolve_matrix_dtype() == ("bfloat16" if quick else "float32")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,6 @@ def test_the_choice_follows_the_flags(
     monkeypatch.setattr("meditron.core.machine._cpu", lambda: (name, frozenset(flags.split())))
     describe.cache_clear()
     try:
-        assert matrix_dtype() == expected
+        assert resolve_matrix_dtype() == expected
     finally:
         describe.cache_clear()

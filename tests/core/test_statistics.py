@@ -19,7 +19,7 @@ from meditron.core.statistics import (
     paired_bootstrap,
     paired_proportions,
     sign_flip,
-    wilson,
+    wilson_interval,
 )
 
 losses = st.floats(-50, 50, allow_nan=False).map(lambda value: round(value, 6))
@@ -152,7 +152,7 @@ def test_fewer_than_six_have_no_interval_and_cannot_be_significant(n: int) -> No
     assert (result.interval, result.detectable) == (None, None)
     assert 0.05 < result.p <= 1
     assert bootstrap_ratio(np.arange(1.0, n + 1), np.ones(n), seed=1) == ((n + 1) / 2, None)
-    assert wilson(1, n) is None
+    assert wilson_interval(1, n) is None
     assert paired_proportions(1, 0, n).interval is None
 
 
@@ -335,13 +335,13 @@ def test_accuracy_differences_of_few_discordant_questions() -> None:
 def test_wilson_is_scipys(trial: tuple[int, int]) -> None:
     successes, n = trial
     reference = scipy.stats.binomtest(successes, n).proportion_ci(method="wilson")
-    assert wilson(successes, n) == pytest.approx((reference.low, reference.high), abs=1e-12)
+    assert wilson_interval(successes, n) == pytest.approx((reference.low, reference.high), abs=1e-12)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 5)])
 def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
     with pytest.raises(UsageError):
-        wilson(successes, n)
+        wilson_interval(successes, n)
 
 
 @given(st.integers(0, 400), st.integers(0, 400))

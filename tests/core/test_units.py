@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.core.units import amount, duration, is_figure, size
+from meditron.core.units import format_bytes, format_count, format_duration, is_numeric_cell
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from meditron.core.units import amount, duration, is_figure, size
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_durations(seconds: float, text: str) -> None:
     [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (999_600, "1.00 MB"), (98_700_000_000, "98.7 GB")],
 )
 def test_sizes(count: float, text: str) -> None:
-    assert size(count) == text
+    assert format_bytes(count) == text
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_sizes(count: float, text: str) -> None:
     ],
 )
 def test_amounts(count: float, unit: str, text: str) -> None:
-    assert amount(count, unit) == text
+    assert format_count(count, unit) == text
 
 
 @given(st.integers(0, 10**17))
 def test_a_size_has_three_figures_and_is_near_the_truth(count: int) -> None:
-    number, unit = size(count).split()
+    number, unit = format_bytes(count).split()
     scale = 1000 ** ("B", "kB", "MB", "GB", "TB", "PB").index(unit)
     assert float(number) * scale == pytest.approx(count, rel=0.006)
     assert len(number.replace(".", "")) <= 3
@@ -56,17 +56,17 @@ def test_a_size_has_three_figures_and_is_near_the_truth(count: int) -> None:
 
 @given(st.one_of(st.integers().map(lambda n: f"{n:,}"), st.floats(-1e9, 1e9).map(lambda x: f"{x:+.4f}")))
 def test_written_numbers_are_figures(text: str) -> None:
-    assert is_figure(text)
-    assert is_figure(f"[{text}, {text}]")
-    assert is_figure(f"{text} … {text}")
+    assert is_numeric_cell(text)
+    assert is_numeric_cell(f"[{text}, {text}]")
+    assert is_numeric_cell(f"{text} … {text}")
 
 
 @pytest.mark.parametrize("text", ["pubmed", "4ae14ae1", "3 of 4", "-", "1.2.3 beta"])
 def test_words_are_no_figures(text: str) -> None:
-    assert not is_figure(text)
+    assert not is_numeric_cell(text)
 
 
 @given(st.floats(0, 1e7), st.integers(0, 10**15))
 def test_written_times_and_sizes_are_figures(seconds: float, count: int) -> None:
-    assert is_figure(duration(seconds))
-    assert is_figure(size(count))
+    assert is_numeric_cell(format_duration(seconds))
+    assert is_numeric_cell(format_bytes(count))

@@ -16,10 +16,10 @@ import pytest
 from meditron.core.errors import InputError, SourceError
 from meditron.corpus.build import run
 from meditron.corpus.config import CorpusConfig
-from meditron.store.artifact import Artifact
 from meditron.store.corpus import read_corpus
-from meditron.store.files import digest_of
+from meditron.store.files import content_digest
 from meditron.store.jsonl import read_jsonl
+from meditron.store.manifest import Artifact
 
 
 def artifacts(**paths: Path) -> dict[str, Artifact]:
@@ -193,7 +193,7 @@ def test_links_and_names_beyond_utf8_are_read(tmp_path: Path) -> None:
     (folder / "linked").symlink_to(elsewhere)
     (folder / "near.txt").symlink_to(elsewhere / "far.txt")
     (elsewhere / "loop").symlink_to(folder)
-    before = digest_of(folder)
+    before = content_digest(folder)
     inputs = artifacts(a=folder)
     metrics = run(config(inputs, heldout=0), inputs, tmp_path / "out")
     assert metrics["sources"]["a"]["dropped"] == {"copy of another document": 1}
@@ -203,7 +203,7 @@ def test_links_and_names_beyond_utf8_are_read(tmp_path: Path) -> None:
         "text:linked/far.txt",
     ]
     (elsewhere / "far.txt").write_text("Changed.")
-    assert digest_of(folder) != before
+    assert content_digest(folder) != before
     Path(os.fsdecode(os.fsencode(folder) + b"/b\xe9.pdf")).write_bytes(b"%PDF-1.7\n")
     with pytest.raises(InputError, match=r"in/b\\udce9\.pdf: a PDF file") as raised:
         run(config(inputs), inputs, tmp_path / "again")
@@ -340,7 +340,7 @@ import sys
 from pathlib import Path
 from meditron.corpus.build import run
 from meditron.corpus.config import CorpusConfig
-from meditron.store.artifact import Artifact
+from meditron.store.manifest import Artifact
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
 config = CorpusConfig.model_validate({"sources": {"a": {"from": str(source)}}, "shard_documents": 50})
 run(config, {"a": Artifact("a", source, "0" * 64)}, out)

@@ -16,9 +16,9 @@ from meditron.corpus.config import CorpusConfig
 from meditron.corpus.passes import PASSES
 from meditron.sources.document import Document, Readable, ReadLog, Section
 from meditron.sources.registry import SOURCES, SourceFormat
-from meditron.store.artifact import Artifact
 from meditron.store.corpus import read_corpus
 from meditron.store.jsonl import read_jsonl
+from meditron.store.manifest import Artifact
 from small_archives import write_archive
 
 from .test_build import artifacts, config, digest, rows

@@ -9,10 +9,10 @@ import pytest
 from meditron.core.errors import InputError
 from meditron.corpus import tokenize
 from meditron.corpus.config import TokenizeConfig
-from meditron.store.artifact import Artifact
-from meditron.store.identity import content_sha256, short
-from meditron.store.indexed import IndexedDataset, document_hashes
+from meditron.store.identity import content_sha256, short_hash
+from meditron.store.indexed import IndexedDataset, read_hashes
 from meditron.store.jsonl import JsonlWriter
+from meditron.store.manifest import Artifact
 from meditron.text.tokenizer import load_tokenizer
 from tiny import TEXTS, tiny_hf
 
@@ -39,12 +39,12 @@ def tokenized(folder: Path, base: Path, **shards: list[str]) -> Path:
 
 def test_hashes_name_the_documents_in_order(tmp_path: Path, base: Path) -> None:
     prefix = tokenized(tmp_path, base, a=TEXTS[:4], b=TEXTS[4:])
-    assert document_hashes(prefix) == [short(content_sha256(text)) for text in TEXTS]
+    assert read_hashes(prefix) == [short_hash(content_sha256(text)) for text in TEXTS]
     hashes = prefix.with_name("notes.hashes")
-    assert hashes.read_bytes()[:8].hex() == short(content_sha256(TEXTS[0]))
+    assert hashes.read_bytes()[:8].hex() == short_hash(content_sha256(TEXTS[0]))
     hashes.write_bytes(hashes.read_bytes()[:-8])
-    with pytest.raises(InputError, match=r"notes\.hashes: 40 bytes; 6 documents have 48"):
-        document_hashes(prefix)
+    with pytest.raises(InputError, match=r"notes\.hashes: 40 bytes, but 6 documents need 48"):
+        read_hashes(prefix)
 
 
 @pytest.mark.parametrize("joint", ["\n\n", "\n", " "])

@@ -21,7 +21,7 @@ from meditron.engine.torch_engine import TorchEngine
 from meditron.model.head import Head
 from meditron.model.presets import model_tokenizer
 from meditron.model.weights import load_model, save_hf
-from meditron.store.models import resolve
+from meditron.store.models import resolve_model
 
 PROMPTS = ["Aspirin is used to treat", "Metformin lowers", "Sepsis", "漢字 and 37 °C"]
 TALK = [{"role": "user", "content": "What is aspirin?"}]
@@ -45,7 +45,7 @@ def test_greedy_text_equals_transformers(engine: Engine, folder: Path, prompt: s
 
 @pytest.mark.slow
 def test_greedy_text_of_a_real_model_equals_transformers(smollm2_gguf: Path, tmp_path: Path):
-    files = resolve(str(smollm2_gguf))
+    files = resolve_model(str(smollm2_gguf))
     model = load_model(files, dtype=torch.float32)
     save_hf(model, model.config, model_tokenizer(files), tmp_path, torch.bfloat16)
     with load(str(tmp_path)) as engine:

@@ -16,7 +16,7 @@ from meditron.evaluate.model import LocalModel
 from meditron.evaluate.prompts import encode
 from meditron.evaluate.rows import QuestionRow
 from meditron.evaluate.rows_file import RowsFile
-from meditron.store.artifact import Artifact
+from meditron.store.manifest import Artifact
 from meditron.tasks.prompt_template import Rendered
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from meditron.core.config import semantic
+from meditron.core.config import semantic_fields
 from meditron.evaluate.config import Against, EvaluateConfig
 
 
@@ -26,7 +26,7 @@ def test_the_inputs_are_the_models_and_the_corpus() -> None:
 
 
 def test_batch_size_is_not_semantic() -> None:
-    decided = semantic(EvaluateConfig(models=("base",)))
+    decided = semantic_fields(EvaluateConfig(models=("base",)))
     assert "batch_tokens" not in decided
     assert {"documents", "max_tokens", "dtype", "resamples"} <= decided.keys()
 

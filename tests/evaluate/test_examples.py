@@ -14,7 +14,7 @@ from meditron.evaluate.rows import QuestionRow
 from meditron.evaluate.rows_file import read_rows
 from meditron.evaluate.stage import run
 from meditron.evaluate.standalone import evaluate_on_task
-from meditron.store.artifact import Artifact
+from meditron.store.manifest import Artifact
 from meditron.store.results import read_results
 from meditron.tasks.registry import open_task
 

@@ -14,8 +14,8 @@ from meditron.evaluate.heldout import choose
 from meditron.evaluate.model import LocalModel
 from meditron.evaluate.rows import FidelityRow
 from meditron.evaluate.rows_file import RowsFile
-from meditron.store.artifact import Artifact
 from meditron.store.corpus import CorpusDocument
+from meditron.store.manifest import Artifact
 from meditron.store.results import Fidelity
 from tiny import tiny_hf
 

@@ -18,12 +18,12 @@ from meditron.evaluate.rows import QuestionRow
 from meditron.evaluate.rows_file import RowsFile, read_rows
 from meditron.evaluate.stage import run
 from meditron.evaluate.standalone import evaluate_on_task
-from meditron.store.ancestry import Training, of_base, write_ancestry
-from meditron.store.artifact import Artifact
+from meditron.store.ancestry import Training, untrained_ancestry, write_ancestry
+from meditron.store.manifest import Artifact
 from meditron.store.results import PromptForm, read_results
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
-from meditron.text.dialogue import answered, label
+from meditron.text.finetune_templates import question_turns, tokenize_conversation
 from tiny import CHAT, tiny_hf
 
 
@@ -39,7 +39,7 @@ def finetuned(folder: Path, template: str) -> None:
     trained = Training(
         stage="finetune.x", kind="finetune", data="d", data_digest="d" * 64, chat_template=template, task="d"
     )
-    write_ancestry(folder, of_base("base", "b" * 64).extended(trained))
+    write_ancestry(folder, untrained_ancestry("base", "b" * 64).extended(trained))
 
 
 def local_model(folder: Path) -> LocalModel:
@@ -60,10 +60,12 @@ def test_the_tokens_are_those_that_a_finetune_trains_on(
         plain = task.template.render(prompt.question)
         result = encode_messages(model.chat_tokenizer, prompt.messages, prompt.rendered.continuations, 10_000)
         for option, ids in zip(plain.continuations, result.continuations, strict=True):
-            row = label(model.tokenizer, answered(plain.prompt, option, "chatml"), "chatml")
+            row = tokenize_conversation(
+                model.tokenizer, question_turns(plain.prompt, option, "chatml"), "chatml"
+            )
             assert [*result.prefix, *ids] == list(row.ids[: len(result.prefix) + len(ids)])
-            assert row.learned.index(True) == len(result.prefix)
-            assert sum(row.learned) == len(ids) + 1  # the token that ends the turn
+            assert row.in_loss.index(True) == len(result.prefix)
+            assert sum(row.in_loss) == len(ids) + 1  # the token that ends the turn
 
 
 @pytest.mark.parametrize("template", ["letters", "texts"])
@@ -75,7 +77,9 @@ def test_raw_prompts_have_the_tokens_of_training_in_plain_text(
     for prompt in eval_set(task, "raw").prompts(model):
         result = encode(model.tokenizer, prompt.rendered.prompt, prompt.rendered.continuations, 10_000)
         for option, ids in zip(prompt.rendered.continuations, result.continuations, strict=True):
-            row = label(model.tokenizer, answered(prompt.rendered.prompt, option, "plain"), "plain")
+            row = tokenize_conversation(
+                model.tokenizer, question_turns(prompt.rendered.prompt, option, "none"), "none"
+            )
             assert [*result.prefix, *ids] == list(row.ids)
 
 
@@ -176,5 +180,5 @@ def test_the_chat_template_travels_with_the_weights_only(chat_model: Path, tmp_p
     shutil.copytree(chat_model, copy)
     (copy / "ancestry.json").unlink()
     assert local_model(copy).trained_form == "raw"
-    finetuned(copy, "plain")
+    finetuned(copy, "none")
     assert local_model(copy).trained_form == "raw"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, MeditronError
 from meditron.evaluate.heldout import choose, data_digest, refuse_overlap
-from meditron.store.corpus import CorpusDocument, held_out
+from meditron.store.corpus import CorpusDocument, select_heldout
 from meditron.store.identity import content_sha256
 
 Make = Callable[..., Path]
@@ -15,7 +15,7 @@ HELDOUT = [(f"pubmed:{n}", f"text {n}") for n in range(50)]
 
 
 def test_the_choice_is_the_order_of_the_contents_hashes(make_corpus: Make) -> None:
-    chosen = held_out(make_corpus({}, {"pubmed": HELDOUT}), 10)["pubmed"]
+    chosen = select_heldout(make_corpus({}, {"pubmed": HELDOUT}), 10)["pubmed"]
     ordered = sorted(HELDOUT, key=lambda row: content_sha256(row[1]))
     assert [(document.id, document.text) for document in chosen] == ordered[:10]
     assert {(document.id, document.text) for document in chosen} <= set(HELDOUT)
@@ -23,7 +23,7 @@ def test_the_choice_is_the_order_of_the_contents_hashes(make_corpus: Make) -> No
 
 def test_more_documents_keep_those_chosen_before(make_corpus: Make) -> None:
     corpus = make_corpus({}, {"pubmed": HELDOUT})
-    assert held_out(corpus, 20)["pubmed"][:10] == held_out(corpus, 10)["pubmed"]
+    assert select_heldout(corpus, 20)["pubmed"][:10] == select_heldout(corpus, 10)["pubmed"]
 
 
 def test_a_source_with_one_document_is_left_out_with_a_warning(
@@ -42,28 +42,28 @@ def test_no_held_out_documents_is_an_error(make_corpus: Make) -> None:
 def test_a_damaged_document_is_an_error(make_corpus: Make) -> None:
     corpus = make_corpus({}, {"pubmed": [*HELDOUT, ("pubmed:x", None)]})
     with pytest.raises(InputError, match=r"00000\.jsonl\.zst \(row 51\).*id and a text"):
-        held_out(corpus, 10)
+        select_heldout(corpus, 10)
 
 
 def test_training_documents_that_share_nothing_pass(make_corpus: Make) -> None:
     corpus = make_corpus(
         {"pubmed": [("pubmed:t", "other")], "wiki": [("wiki:t", "text")]}, {"pubmed": HELDOUT}
     )
-    assert refuse_overlap(corpus, held_out(corpus, 10)) == 2
+    assert refuse_overlap(corpus, select_heldout(corpus, 10)) == 2
 
 
 @pytest.mark.parametrize("leak", [("{id}", "another text"), ("pubmed:new", "{text}")], ids=["id", "text"])
 def test_a_held_out_document_in_training_is_refused(make_corpus: Make, leak: tuple[str, str]) -> None:
-    first = held_out(make_corpus({}, {"pubmed": HELDOUT}), 10)["pubmed"][0]
+    first = select_heldout(make_corpus({}, {"pubmed": HELDOUT}), 10)["pubmed"][0]
     leaked = tuple(part.format(id=first.id, text=first.text) for part in leak)
     corpus = make_corpus({"pubmed": [("pubmed:0", "fine"), leaked]}, {"pubmed": HELDOUT})
     with pytest.raises(MeditronError, match=f"{leaked[0]} is held out as well"):
-        refuse_overlap(corpus, held_out(corpus, 10))
+        refuse_overlap(corpus, select_heldout(corpus, 10))
 
 
 def test_equal_ids_of_two_sources_are_two_documents(make_corpus: Make) -> None:
     corpus = make_corpus({"wiki": [(HELDOUT[0][0], "another text")]}, {"pubmed": HELDOUT})
-    assert refuse_overlap(corpus, held_out(corpus, 10)) == 1
+    assert refuse_overlap(corpus, select_heldout(corpus, 10)) == 1
 
 
 def test_a_repeated_text_is_one_observation(make_corpus: Make, capsys: pytest.CaptureFixture[str]) -> None:

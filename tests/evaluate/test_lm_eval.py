@@ -19,7 +19,7 @@ from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.prompts import encode
 from meditron.model.presets import model_tokenizer
 from meditron.model.weights import load_model, save_hf
-from meditron.store.models import resolve
+from meditron.store.models import resolve_model
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
 
@@ -35,7 +35,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def folder(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 as `convert` leaves it."""
-    files, folder = resolve(str(smollm2_gguf)), tmp_path_factory.mktemp("smollm2")
+    files, folder = resolve_model(str(smollm2_gguf)), tmp_path_factory.mktemp("smollm2")
     model = load_model(files, dtype=torch.float32)
     save_hf(model, model.config, model_tokenizer(files), folder, torch.float32)
     return folder

@@ -26,8 +26,8 @@ from meditron.evaluate.rows_file import read_rows
 from meditron.evaluate.stage import run
 from meditron.model.weights import load_model, save_gguf
 from meditron.sources import medline
-from meditron.store.artifact import Artifact
-from meditron.store.corpus import held_out
+from meditron.store.corpus import select_heldout
+from meditron.store.manifest import Artifact
 from meditron.store.results import read_results
 from meditron.text.tokenizer import load_tokenizer
 
@@ -48,7 +48,7 @@ def transformers_nll(folder: Path, ids: list[int]) -> float:
 
 def test_every_documents_loss_is_transformers_own(tmp_path: Path, corpus: Path, tiny: Path) -> None:
     evaluate(tmp_path / "out", corpus, {"base": tiny})
-    texts = {text.id: text for actual in held_out(corpus, 200).values() for text in actual}
+    texts = {text.id: text for actual in select_heldout(corpus, 200).values() for text in actual}
     rows = read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow)
     assert {row.id for row in rows} == set(texts)
     tokenizer = AutoTokenizer.from_pretrained(tiny)
@@ -137,7 +137,7 @@ def test_long_documents_are_cut_and_counted(tmp_path: Path, corpus: Path, tiny: 
     evaluate(tmp_path / "out", corpus, {"base": tiny}, max_tokens=30)
     rows = read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow)
     tokenizer = load_tokenizer(tiny)
-    for text in held_out(corpus, 200)["pubmed"]:
+    for text in select_heldout(corpus, 200)["pubmed"]:
         row = next(row for row in rows if row.id == text.id)
         ids = tokenizer.encode(text.text)
         assert (row.tokens, row.truncated) == (min(len(ids), 30) - 1, len(ids) > 30)
@@ -226,7 +226,7 @@ import sys
 from pathlib import Path
 from meditron.evaluate.config import EvaluateConfig
 from meditron.evaluate.stage import run
-from meditron.store.artifact import Artifact
+from meditron.store.manifest import Artifact
 corpus, out, a, b = map(Path, sys.argv[1:])
 paths = {"a": a, "b": b, "corpus": corpus}
 inputs = {name: Artifact(name, path, f"{name}'s digest") for name, path in paths.items()}

@@ -83,7 +83,7 @@ def test_two_rows_of_the_same_document_are_refused(tmp_path: Path) -> None:
         ('{"id": "x"}', "row 2.*not a row of perplexities: model"),
         (row(1).model_dump_json().replace("2.5", "NaN"), "row 2.*nll"),
         (row(1).model_dump_json().replace("2.5", "-1"), "row 2.*nll"),
-        ("[]", "a list where an object should be"),
+        ("[]", "expected a JSON object, got a list"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, line: str, message: str) -> None:

@@ -22,9 +22,8 @@ from meditron.evaluate.rows import FIDELITY, PERPLEXITY, FidelityRow, QuestionRo
 from meditron.evaluate.rows_file import read_rows
 from meditron.evaluate.stage import bayes_training_rows, run
 from meditron.release.quantize import quantize
-from meditron.store.artifact import Artifact
 from meditron.store.jsonl import JsonlWriter
-from meditron.store.manifest import Manifest
+from meditron.store.manifest import Artifact, Manifest
 from meditron.store.results import EvaluationResult, read_results
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
@@ -157,7 +156,7 @@ import sys, json
 from pathlib import Path
 from meditron.evaluate.config import EvaluateConfig
 from meditron.evaluate.stage import run
-from meditron.store.artifact import Artifact
+from meditron.store.manifest import Artifact
 out, told = Path(sys.argv[1]), json.loads(sys.argv[2])
 inputs = {name: Artifact(name, Path(path), f"{name}'s digest") for name, path in told["paths"].items()}
 run(EvaluateConfig.model_validate(told["config"]), inputs, out)

@@ -17,19 +17,19 @@ from meditron.evaluate.standalone import evaluate_on_task
 from meditron.evaluate.trained import refuse_trained_documents, training_data
 from meditron.model.weights import load_model, save_gguf
 from meditron.release.convert import convert
-from meditron.store.ancestry import GGUF_KEY, Training, of_base, read_ancestry, write_ancestry
-from meditron.store.artifact import Artifact
+from meditron.store.ancestry import GGUF_KEY, Training, read_ancestry, untrained_ancestry, write_ancestry
 from meditron.store.gguf import GGUF
 from meditron.store.gguf_writer import write_gguf
-from meditron.store.identity import content_sha256, short
+from meditron.store.identity import content_sha256, short_hash
 from meditron.store.jsonl import JsonlWriter
-from meditron.store.models import resolve
+from meditron.store.manifest import Artifact
+from meditron.store.models import resolve_model
 from meditron.store.results import read_results
 from meditron.tasks.registry import open_task
 from meditron.text.tokenizer import load_tokenizer
 from train.world import abstract
 
-BASE = of_base("a-base", "b" * 64)
+BASE = untrained_ancestry("a-base", "b" * 64)
 
 
 def training(**given: Any) -> Training:
@@ -40,11 +40,11 @@ def training(**given: Any) -> Training:
 
 def of_questions(task_file: Path, count: int = 3) -> Training:
     questions = open_task(str(task_file)).rows("test", count)
-    return training(questions=tuple(sorted(short(question.content_sha256) for question in questions)))
+    return training(questions=tuple(sorted(short_hash(question.content_sha256) for question in questions)))
 
 
 def of_messages(messages: Iterable[str]) -> Training:
-    return training(texts=tuple(sorted({short(content_sha256(message)) for message in messages})))
+    return training(texts=tuple(sorted({short_hash(content_sha256(message)) for message in messages})))
 
 
 def model(folder: Path, tiny: Path, *trainings: Training) -> Path:
@@ -145,7 +145,7 @@ def test_held_out_documents_that_were_trained_on_are_refused(
     tmp_path: Path, tiny: Path, corpus: Path
 ) -> None:
     documents = choose(corpus, 200)
-    read = tuple(sorted(short(content_sha256(text.text)) for text in documents["pubmed"][:2]))
+    read = tuple(sorted(short_hash(content_sha256(text.text)) for text in documents["pubmed"][:2]))
     trained = model(tmp_path / "m", tiny, training(kind="pretrain", data="corpus", documents=read))
     with pytest.raises(MeditronError, match=r"trained on 2 of the 40 held-out documents, in finetune\.x"):
         refuse_trained_documents(LocalModel("m", Artifact("m", trained, "d"), "float32"), documents)
@@ -159,22 +159,22 @@ def test_questions_made_from_documents_that_were_trained_on_are_refused(tmp_path
     with JsonlWriter(folder / "heldout" / "pubmed" / "0.jsonl.zst") as writer:
         for row in rows:
             writer.write(row)
-    read = tuple(sorted(short(content_sha256(str(row["text"]))) for row in rows[1:4]))
+    read = tuple(sorted(short_hash(content_sha256(str(row["text"]))) for row in rows[1:4]))
     trained = model(tmp_path / "m", tiny, training(kind="pretrain", data="corpus", documents=read))
     with pytest.raises(MeditronError, match="was trained on 3 of the 6 questions of pubmed-sections"):
         evaluate_on_task(str(trained), "pubmed-sections", corpus=folder, out=tmp_path / "out")
 
 
 def test_unknown_training_data_is_recorded(tmp_path: Path, corpus: Path, tiny: Path, task_file: Path) -> None:
-    finetuned = model(tmp_path / "m", tiny, training(chat_template="plain"))
+    finetuned = model(tmp_path / "m", tiny, training(chat_template="none"))
     paths = {"base": tiny, "finetune.x": finetuned, "corpus": corpus, str(task_file): task_file}
     config = EvaluateConfig(models=("base", "finetune.x"), tasks=(str(task_file),), seed=1, resamples=200)
     run(config, {name: Artifact(name, path, "d") for name, path in paths.items()}, tmp_path / "out")
     data = read_results(tmp_path / "out").ancestry
     assert not data["base"].known
-    assert data["base"].statement == "Training data unknown: the model carries no record of its training."
+    assert data["base"].statement == "Training data unknown: the model has no ancestry record."
     assert data["finetune.x"].statement == (
-        "Trained on drugs (finetune.x); training data of the base model a-base unknown."
+        "Trained on drugs (finetune.x); the training data of the base model a-base is unknown."
     )
     page = (tmp_path / "out" / "report.html").read_text()
     assert data["base"].statement in page
@@ -186,7 +186,7 @@ def test_unknown_training_data_is_recorded(tmp_path: Path, corpus: Path, tiny: P
 def test_files_of_seeded_weights_are_recorded_as_not_trained(tmp_path: Path) -> None:
     for out in (tmp_path / "m.gguf", tmp_path / "folder"):
         convert("init:tiny", out)
-        record = read_ancestry(resolve(str(out)))
+        record = read_ancestry(resolve_model(str(out)))
         assert record
         assert (record.base, record.trained_from_scratch, record.trainings) == ("init:tiny", True, ())
         data = training_data(LocalModel("m", Artifact(str(out), out, ""), "float32"))

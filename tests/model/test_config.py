@@ -10,11 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from hf_parity import SCALINGS, SHAPE
 from meditron.core.errors import InputError
 from meditron.model.config import LlamaConfig, llama3_factors
 from meditron.model.llama import Llama
 from meditron.model.presets import PRESETS
-from twins import SCALINGS, SHAPE
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SHAPE}
 GGUF = {

@@ -5,14 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_parity import logits, make_hf, our_llama
 from meditron.core.errors import EngineError, UsageError
 from meditron.model.generate import generate, generate_batch, pick
 from meditron.model.nll import nll_rows
 from meditron.model.sampling import SamplingConfig, SamplingOptions
-from twins import logits, make_hf, twin
 
 HF = make_hf()
-MODEL = twin(HF)
+MODEL = our_llama(HF)
 PROMPT = [1, 17, 300, 41]
 
 
@@ -133,7 +133,7 @@ def test_a_temperature_near_zero_is_greedy():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_p": 0.9}])
 def test_weights_that_are_not_finite_are_named(value, sampling):
-    broken = twin(HF)
+    broken = our_llama(HF)
     with torch.no_grad():
         broken.model.layers[1].mlp.up_proj.weight[0, 3] = value
     with pytest.raises(EngineError, match=r"not finite: model\.layers\.1\.mlp\.up_proj\.weight contains"):
@@ -143,7 +143,7 @@ def test_weights_that_are_not_finite_are_named(value, sampling):
 
 
 def test_activations_that_overflow_are_named():
-    model = twin(HF)
+    model = our_llama(HF)
     with torch.no_grad():
         model.model.norm.weight.fill_(3e38)
     with pytest.raises(EngineError, match="activations overflow") as caught:

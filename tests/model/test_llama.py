@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from hf_parity import logits, make_hf, our_llama
 from meditron.model.generate import generate, generate_batch
 from meditron.model.llama import KVCache, Llama, document_mask
 from meditron.model.nll import nll_rows
 from meditron.model.presets import PRESETS
 from meditron.model.sampling import SamplingConfig
-from twins import logits, make_hf, twin
 
 GENERATOR = torch.Generator().manual_seed(3)
 IDS_BS = torch.randint(0, 512, (2, 48), generator=GENERATOR)
@@ -28,12 +28,12 @@ IDS_BS = torch.randint(0, 512, (2, 48), generator=GENERATOR)
 @torch.no_grad()
 def test_logits_equal_transformers(changes):
     hf = make_hf(**changes)
-    torch.testing.assert_close(logits(twin(hf), IDS_BS), hf(IDS_BS).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(our_llama(hf), IDS_BS), hf(IDS_BS).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_equal_transformers():
     hf = make_hf(tie_word_embeddings=True)
-    model = twin(hf)
+    model = our_llama(hf)
     hf(IDS_BS).logits.square().mean().backward()
     logits(model, IDS_BS).square().mean().backward()
     theirs = dict(hf.named_parameters())
@@ -44,7 +44,7 @@ def test_gradients_equal_transformers():
 @torch.no_grad()
 def test_bfloat16_is_as_near_the_truth_as_transformers_is():
     hf = make_hf()
-    model, truth = twin(hf), hf(IDS_BS).logits
+    model, truth = our_llama(hf), hf(IDS_BS).logits
     ours = (logits(model.bfloat16(), IDS_BS) - truth).square().mean()
     theirs = (hf.bfloat16()(IDS_BS).logits - truth).square().mean()
     assert ours <= 1.2 * theirs
@@ -53,14 +53,14 @@ def test_bfloat16_is_as_near_the_truth_as_transformers_is():
 def test_parameter_names_equal_transformers():
     for tied in (True, False):
         hf = make_hf(tie_word_embeddings=tied)
-        assert [name for name, _ in twin(hf).named_parameters()] == [
+        assert [name for name, _ in our_llama(hf).named_parameters()] == [
             name for name, _ in hf.named_parameters()
         ]
 
 
 @torch.no_grad()
 def test_a_forward_in_pieces_with_a_cache_equals_one_forward():
-    model = twin(make_hf())
+    model = our_llama(make_hf())
     whole = model(IDS_BS)
     cache = KVCache(model.config.num_hidden_layers, 48)
     pieces = [model(piece, cache=cache) for piece in IDS_BS.split((20, 1, 1, 26), dim=1)]
@@ -69,7 +69,7 @@ def test_a_forward_in_pieces_with_a_cache_equals_one_forward():
 
 @torch.no_grad()
 def test_a_truncated_cache_holds_the_beginning():
-    model = twin(make_hf())
+    model = our_llama(make_hf())
     whole = model(IDS_BS)
     cache = KVCache(model.config.num_hidden_layers, 48)
     model(IDS_BS[:, :20], cache=cache)
@@ -81,11 +81,11 @@ def test_a_truncated_cache_holds_the_beginning():
 @torch.no_grad()
 def test_masks_positions_and_caches_are_on_the_models_device():
     """A tensor made on the default device, here one without storage, could not meet the model's."""
-    model, alone = twin(make_hf()), [[5, 6, 7], [8, 9]]
+    model, alone = our_llama(make_hf()), [[5, 6, 7], [8, 9]]
     wanted = [list(generate(model, ids, SamplingConfig(max_tokens=5))) for ids in alone]
     mask = document_mask(torch.arange(48)[None] // 20)
     hidden_BSD = model(IDS_BS, mask=mask)
-    elsewhere = twin(make_hf()).to("meta")
+    elsewhere = our_llama(make_hf()).to("meta")
     with torch.device("meta"):
         torch.testing.assert_close(model(IDS_BS, mask=mask), hidden_BSD, atol=0, rtol=0)
         assert [list(generate(model, ids, SamplingConfig(max_tokens=5))) for ids in alone] == wanted
@@ -111,7 +111,7 @@ def test_a_model_wrapped_block_by_block_is_the_same_model():
         def forward(self, *inputs):
             return self.block(*inputs)
 
-    model = twin(make_hf())
+    model = our_llama(make_hf())
     wanted = model(IDS_BS)
     for index, block in enumerate(list(model.blocks())):
         model.model.layers[index] = Wrapped(block)
@@ -137,7 +137,7 @@ def test_a_seed_repeats_the_initial_weights():
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_block_is_one_graph(masked):
-    model = twin(make_hf())
+    model = our_llama(make_hf())
     mask = torch.ones(48, 48, dtype=torch.bool).tril()[None, None] if masked else None
     wanted = model(IDS_BS, mask=mask)
     for block in model.blocks():

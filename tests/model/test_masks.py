@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_parity import make_hf, our_llama
 from meditron.model.llama import document_mask
-from twins import make_hf, twin
 
-MODEL = twin(make_hf())
+MODEL = our_llama(make_hf())
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 
 

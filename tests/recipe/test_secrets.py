@@ -187,10 +187,10 @@ def test_an_interrupted_rebuild_of_a_link_continues(toy: ToyRun) -> None:
     target_path.mkdir()
     (target_path / "keep.txt").write_text("keep")
     toy.run_folder.mkdir(parents=True)
-    (toy.run_folder / ".removed-words-1").symlink_to(target_path)
+    (toy.run_folder / ".words.12345678.tmp").symlink_to(target_path)
     assert "words" in toy.run().built
     assert [path.name for path in target_path.iterdir()] == ["keep.txt"]
-    assert not list(toy.run_folder.glob(".removed-*"))
+    assert not list(toy.run_folder.glob(".*.tmp"))
 
 
 def test_a_finished_stage_behind_a_link_is_used(toy: ToyRun) -> None:

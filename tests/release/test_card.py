@@ -16,17 +16,17 @@ from pydantic import ValidationError
 
 from fake_run import BASE, MODELS, TASK, FakeRun, of_few
 from meditron.core.console import sanitize_terminal
-from meditron.core.disclaimer import ADVISORY
+from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.errors import DriftError, UsageError
-from meditron.core.units import duration, size
+from meditron.core.units import format_bytes, format_duration
 from meditron.release.card.config import CardConfig
 from meditron.release.card.markdown import MarkdownWriter, RedactedWriter, public
 from meditron.release.card.stage import run
-from meditron.report.evaluation_page import write_report
+from meditron.report.evaluation_page import write_evaluation_page
 from meditron.report.number_format import FORMS
-from meditron.report.run_report import render
-from meditron.store.ancestry import Training, of_base, write_ancestry
-from meditron.store.models import resolve
+from meditron.report.run_report import write_run_report
+from meditron.store.ancestry import Training, untrained_ancestry, write_ancestry
+from meditron.store.models import resolve_model
 from meditron.store.results import write_results
 
 STATED = {"95", "99th", "6", "20", "0.05", "0.001", "macro-F1", "max_new_tokens=64"}
@@ -79,7 +79,7 @@ class Told:
         self.texts = [value for value in values if isinstance(value, str)]
         self.texts += [life.manifest(path.parent.name).digest for path in paths]
         numbers = {value for value in values if isinstance(value, int | float) and abs(value) < 1e15}
-        forms = (*FORMS, duration, size, repr)
+        forms = (*FORMS, format_duration, format_bytes, repr)
         self.words = {word for value in numbers for form in forms for word in words(form(value))}
         self.words |= {word for text in self.texts for word in words(text)} | STATED
         # The citation's year is that of the last stage's end.
@@ -129,7 +129,7 @@ def test_a_manifests_figure_moves_the_card(tmp_path: Path, card: str) -> None:
 
 
 def test_it_tells_the_whole_life(card: str, life: FakeRun) -> None:
-    assert card.count(ADVISORY) == 1
+    assert card.count(DISCLAIMER) == 1
     text = life.result.perplexity["finetune"]["pubmed"]
     score = life.result.tasks["finetune"][TASK]
     naive = life.result.baselines[TASK]["naive Bayes"]
@@ -168,8 +168,8 @@ def test_few_documents_claim_no_interval_and_no_verdict(tmp_path: Path) -> None:
     assert "too few to compare" in card
     assert not re.search(r"\bNone\b|\bnan\b|\d \[|better \||worse \|", card)
     report = tmp_path / "report.html"
-    write_report(report, result)
-    render(
+    write_evaluation_page(report, result)
+    write_run_report(
         "small",
         life.folder,
         [(name, name, life.folder / name) for name in ("corpus", "pretrain", "evaluate")],
@@ -228,7 +228,7 @@ def test_its_commands_name_what_is_there(life: FakeRun, card: str, monkeypatch: 
     lines = re.findall(r"^meditron \w+ .*$", card, flags=re.MULTILINE)
     assert [shlex.split(line)[2] for line in lines] == ["quantize:Q8_0", "quantize:Q4_K_M", "finetune"]
     for line in lines:
-        assert Path(resolve(shlex.split(line)[2]).path).exists()
+        assert Path(resolve_model(shlex.split(line)[2]).path).exists()
     (file,) = re.findall(r"llama-cli -m (\S+)", card)
     assert Path(file).is_file()
 
@@ -332,10 +332,10 @@ def test_the_split_is_the_datas_own(tmp_path: Path) -> None:
 
 def test_what_is_unknown_of_the_training_data_is_said(tmp_path: Path) -> None:
     life = FakeRun(tmp_path / "small")
-    assert "Training data unknown: the model carries no record of its training." in written(life)
+    assert "Training data unknown: the model has no ancestry record." in written(life)
     trained = Training(stage="finetune", kind="finetune", data="q", data_digest="d" * 64)
-    write_ancestry(life.folder / "finetune", of_base("a-base", "b" * 64).extended(trained))
-    assert "Trained on q (finetune); training data of the base model a-base unknown." in written(life)
+    write_ancestry(life.folder / "finetune", untrained_ancestry("a-base", "b" * 64).extended(trained))
+    assert "Trained on q (finetune); the training data of the base model a-base is unknown." in written(life)
 
 
 @pytest.mark.parametrize(

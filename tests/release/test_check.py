@@ -22,11 +22,11 @@ from meditron.release.check import CHECK_KEY, TOLERANCES, ExportError
 from meditron.release.check_files import token_differences
 from meditron.release.convert import convert
 from meditron.release.quantize import quantize
-from meditron.store.ancestry import Training, of_base, read_ancestry, write_ancestry
+from meditron.store.ancestry import Training, read_ancestry, untrained_ancestry, write_ancestry
 from meditron.store.authorship import read_authorship
 from meditron.store.files import read_json, write_json
 from meditron.store.gguf import GGUF, LazyTensor, write_gguf
-from meditron.store.models import ModelFiles, resolve
+from meditron.store.models import ModelFiles, resolve_model
 from meditron.text.tokenizer import load_tokenizer
 from tiny import CHAT, tiny_hf
 
@@ -223,7 +223,7 @@ class TestMutations:
         self, copy: Path, tmp_path: Path, monkeypatch: Patch, key: str
     ) -> None:
         (copy / "README.md").write_text("---\nlicense: mit\n---\n")
-        write_ancestry(copy, of_base("base", "0" * 64))
+        write_ancestry(copy, untrained_ancestry("base", "0" * 64))
         real = release_quantize.carried_metadata
 
         def without(*given: Any, **options: Any) -> dict[str, Any]:
@@ -316,7 +316,7 @@ Text.
 
     def test_authorship_goes_to_gguf_and_back(self, copy: Path, tmp_path: Path) -> None:
         (copy / "README.md").write_text(self.CARD, encoding="utf-8")
-        said = read_authorship(resolve(str(copy)))
+        said = read_authorship(resolve_model(str(copy)))
         assert said["general.license"] == "apache-2.0"
         assert said["general.author"] == "A. Böhm"
         assert said["general.base_model.0.name"] == "SmolLM2-135M"
@@ -328,7 +328,7 @@ Text.
         convert(made, tmp_path / "back")
         convert(str(tmp_path / "back"), tmp_path / "again.gguf")
         for place in (tmp_path / "a.gguf", made, tmp_path / "back", tmp_path / "again.gguf"):
-            assert read_authorship(resolve(str(place))) == said, place
+            assert read_authorship(resolve_model(str(place))) == said, place
         front = (tmp_path / "back" / "README.md").read_text(encoding="utf-8")
         assert 'base_model: "HuggingFaceTB/SmolLM2-135M"' in front
         convert(str(copy), tmp_path / "folder")
@@ -338,13 +338,13 @@ Text.
         training = Training(
             stage="finetune", kind="finetune", data="medqa", data_digest="1" * 64, questions=("0" * 16,)
         )
-        record = of_base("base", "0" * 64).extended(training)
+        record = untrained_ancestry("base", "0" * 64).extended(training)
         write_ancestry(copy, record)
         made = quantize(str(copy), ["Q8_0"], tmp_path)["files"][0]["path"]
         convert(made, tmp_path / "b.gguf")
         convert(str(tmp_path / "b.gguf"), tmp_path / "back")
         for place in (made, tmp_path / "b.gguf", tmp_path / "back"):
-            assert read_ancestry(resolve(str(place))) == record
+            assert read_ancestry(resolve_model(str(place))) == record
 
     def test_a_card_that_is_not_yaml_is_one_line(self, copy: Path, tmp_path: Path) -> None:
         (copy / "README.md").write_text("---\na: [\n---\n")

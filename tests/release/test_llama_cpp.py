@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import llama_quantize
-from meditron.release.quant_recipes import FLOATS, QUANT_RECIPES, GGUFType
+from meditron.release.quant_recipes import FLOAT_TYPES, QUANT_RECIPES, GGUFType
 from meditron.release.quantize import quantize
 from meditron.store.gguf import GGUF
 from quantized import digest, golden
@@ -57,5 +57,5 @@ def test_the_rules_of_the_mixes(tiny: Path, tmp_path: Path, blocks: int, heads: 
         tmp_path / "model", tiny, seed=80, hidden_size=256, intermediate_size=256, num_hidden_layers=blocks,
         num_attention_heads=heads, num_key_value_heads=shared, head_dim=32, tie_word_embeddings=blocks == 17,
     )  # fmt: skip
-    quantized = [kind for kind in TYPES if kind not in FLOATS]
+    quantized = [kind for kind in TYPES if kind not in FLOAT_TYPES]
     compare(str(model), tmp_path, quantized if blocks == 17 else ["Q2_K", "Q3_K_M", "Q4_K_M"])

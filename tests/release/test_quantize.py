@@ -22,8 +22,8 @@ from meditron.release.config import QuantizeConfig
 from meditron.release.quantize import quantize as quantize_model
 from meditron.release.quantize import run
 from meditron.release.types import GGUFType
-from meditron.store.artifact import Artifact
 from meditron.store.gguf import GGUF
+from meditron.store.manifest import Artifact
 from quantized import digest, golden
 
 TYPES: tuple[GGUFType, ...] = get_args(GGUFType)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.core.units import is_figure
+from meditron.core.units import is_numeric_cell
 from meditron.report import number_format
 
 
@@ -36,6 +36,6 @@ def test_each_measure_has_its_form(form: object, value: float, text: str) -> Non
 def test_a_figure_with_its_interval_is_a_figure(low: float, high: float, form: object) -> None:
     ends = number_format.interval((low, high), form)  # type: ignore[arg-type]
     if form is not number_format.probability:
-        assert is_figure(ends)
-        assert is_figure(f"{form(low)} {ends}")  # type: ignore[operator]
+        assert is_numeric_cell(ends)
+        assert is_numeric_cell(f"{form(low)} {ends}")  # type: ignore[operator]
     assert "%" not in ends

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meditron.core.disclaimer import ADVISORY
+from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.errors import StorageError
 from meditron.report import charts
 from meditron.report.pages import Link, Page
@@ -89,7 +89,7 @@ def test_nothing_outside_is_referred_to() -> None:
 
 def test_every_page_has_the_advisory_in_its_foot() -> None:
     page = Page("empty").render()
-    assert ADVISORY in page[page.index("<footer>") :]
+    assert DISCLAIMER in page[page.index("<footer>") :]
 
 
 def test_pages_are_for_phones_and_for_dark_rooms() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lives import Life
+from fake_run import FakeRun
 from meditron.report.quantization import (
     QuantizationCost,
     costs_in,
@@ -62,8 +62,8 @@ def test_the_table_marks_the_recommended_file_and_labels_each_cost() -> None:
 
 
 @pytest.fixture
-def life(tmp_path: Path) -> Life:
-    life = Life(tmp_path / "small")
+def life(tmp_path: Path) -> FakeRun:
+    life = FakeRun(tmp_path / "small")
     source = {"what": "nll per token, pubmed", "source": "pubmed", "interval": (0.02, 0.06), "p": 0.001}
     cost = Comparison(a="finetune", b="quantize:Q4_K_M", n=24, difference=0.0392, detectable=None, **source)
     result = life.result.model_copy(update={"differences": [*life.result.differences, cost]})
@@ -73,26 +73,26 @@ def life(tmp_path: Path) -> Life:
     return life
 
 
-def test_the_costs_of_a_runs_model_are_those_of_its_evaluation(life: Life) -> None:
+def test_the_costs_of_a_runs_model_are_those_of_its_evaluation(life: FakeRun) -> None:
     costs = measured_costs(life.folder / "finetune")
     assert str(costs["Q4_K_M"]) == "+4.0 % measured on 24 documents of pubmed"
     assert measured_costs(life.folder / "pretrain") == {}
     assert measured_costs(life.folder) == {}
 
 
-def test_files_of_another_model_of_that_name_do_not_count(life: Life) -> None:
+def test_files_of_another_model_of_that_name_do_not_count(life: FakeRun) -> None:
     (life.folder / "finetune" / "model.safetensors").write_bytes(b"another")
     life.finish("finetune", inputs={"base": "pretrain"})
     assert measured_costs(life.folder / "finetune") == {}
 
 
-def test_a_damaged_evaluation_is_a_warning(life: Life, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_evaluation_is_a_warning(life: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     (life.folder / "evaluate" / "results.json").write_text('{"perplexity": 3}')
     assert measured_costs(life.folder / "finetune") == {}
     assert "was not used for the cost of quantization" in capsys.readouterr().err
 
 
-def test_fidelity_counts_if_no_comparison_has_the_type(life: Life) -> None:
+def test_fidelity_counts_if_no_comparison_has_the_type(life: FakeRun) -> None:
     (pair,) = life.result.fidelity
     cost = costs_in(life.result, "quantize", "finetune")["Q4_K_M"]
     assert cost.change == pair.perplexity_ratio - 1

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from fake_run import MODELS, TASK, FakeRun
-from meditron.core.disclaimer import ADVISORY
+from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.errors import InputError
 from meditron.core.statistics import bootstrap_ratio, paired_bootstrap
 from meditron.release.card.config import CardConfig
 from meditron.release.card.stage import run as write_card
 from meditron.report.figures import figure_name
-from meditron.report.run_report import StagePlace, render
+from meditron.report.run_report import StagePlace, write_run_report
 from meditron.store.manifest import Git, InputRecord, Manifest, fingerprint, record_files, write_manifest
 from meditron.store.results import Comparison, EvaluationResult, Perplexity, write_results
 
@@ -170,18 +170,18 @@ def outline(folder: Path) -> Outline:
 
 def test_json_holds_the_same_figures_as_the_evaluation(run: tuple[Path, list[StagePlace]]) -> None:
     folder, stages = run
-    returned = render("small", folder, stages)
+    returned = write_run_report("small", folder, stages)
     assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == returned
     expected = results().model_dump(mode="json")
     assert returned["perplexity"] == expected["perplexity"]
     assert returned["differences"] == expected["differences"]
     assert returned["differences"][0]["interval"][1] < 0
-    assert returned["advisory"] == ADVISORY
+    assert returned["advisory"] == DISCLAIMER
 
 
 def test_stages_are_told_as_their_manifests_tell_them(run: tuple[Path, list[StagePlace]]) -> None:
     folder, stages = run
-    told = render("small", folder, stages)["stages"]
+    told = write_run_report("small", folder, stages)["stages"]
     assert {name: stage["state"] for name, stage in told.items()} == {
         "corpus": "complete",
         "pretrain": "complete",
@@ -197,7 +197,7 @@ def test_stages_are_told_as_their_manifests_tell_them(run: tuple[Path, list[Stag
 
 def test_page_shows_figures_reasons_and_the_way_to_each_stage(run: tuple[Path, list[StagePlace]]) -> None:
     folder, stages = run
-    found = render("small", folder, stages)
+    found = write_run_report("small", folder, stages)
     page = outline(folder)
     for model in ("base", "pretrain"):
         assert f"{found['perplexity'][model]['pubmed']['perplexity']:.2f}" in page.cells
@@ -210,7 +210,7 @@ def test_page_shows_figures_reasons_and_the_way_to_each_stage(run: tuple[Path, l
     assert "corpus/report.html" in page.links
     assert all(link.startswith("#") or (folder / link).is_file() for link in page.links)
     text = (folder / "report.html").read_text(encoding="utf-8")
-    assert ADVISORY in text
+    assert DISCLAIMER in text
     assert "script" not in page.tags
     assert text.count("<svg") == 4  # the answer, all differences, training loss, held-out loss
     assert "A &lt;CPU&gt; &amp; more" in text
@@ -223,21 +223,21 @@ def test_the_page_says_when_a_difference_is_not_shown(run: tuple[Path, list[Stag
     unclear = result.differences[0].model_copy(update={"difference": 0.01, "interval": (-0.02, 0.04)})
     write_results(folder / "evaluate", result.model_copy(update={"differences": [unclear]}))
     finish(folder / "evaluate", "evaluate")
-    render("small", folder, stages)
+    write_run_report("small", folder, stages)
     assert "no difference between pretrain and base is shown" in (folder / "report.html").read_text("utf-8")
 
 
 def test_an_altered_stage_is_told(run: tuple[Path, list[StagePlace]]) -> None:
     folder, stages = run
     (folder / "pretrain" / "model.safetensors").write_bytes(b"other weights")
-    told = render("small", folder, stages)["stages"]["pretrain"]
+    told = write_run_report("small", folder, stages)["stages"]["pretrain"]
     assert told["state"] == "altered"
     assert "model.safetensors" in told["problems"][0]
     assert "model.safetensors has" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_without_any_finished_stage_has_a_report(tmp_path: Path) -> None:
-    found = render("empty", tmp_path, [("corpus", "corpus", tmp_path / "corpus")])
+    found = write_run_report("empty", tmp_path, [("corpus", "corpus", tmp_path / "corpus")])
     assert found["stages"]["corpus"] == {"kind": "corpus", "state": "missing"}
     assert found["perplexity"] == {}
     assert "Nothing has been evaluated yet" in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -245,9 +245,9 @@ def test_a_run_without_any_finished_stage_has_a_report(tmp_path: Path) -> None:
 
 def test_the_same_run_gives_the_same_bytes(run: tuple[Path, list[StagePlace]]) -> None:
     folder, stages = run
-    render("small", folder, stages)
+    write_run_report("small", folder, stages)
     first = [(folder / name).read_bytes() for name in ("report.html", "report.json")]
-    render("small", folder, stages)
+    write_run_report("small", folder, stages)
     assert first == [(folder / name).read_bytes() for name in ("report.html", "report.json")]
 
 
@@ -263,20 +263,20 @@ def test_damaged_records_are_named(run: tuple[Path, list[StagePlace]], file: str
     folder, stages = run
     (folder / file).write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=re.escape(Path(file).name)):
-        render("small", folder, stages)
+        write_run_report("small", folder, stages)
 
 
 def test_what_was_made_elsewhere_is_told_apart(run: tuple[Path, list[StagePlace]]) -> None:
     folder, stages = run
     finish(folder / "pretrain", "pretrain", machine={"cpu": "another"}, git=Git(commit="b" * 40, dirty=True))
-    made = render("small", folder, stages)["made"]
+    made = write_run_report("small", folder, stages)["made"]
     assert [one["stages"] for one in made] == [["corpus", "evaluate"], ["pretrain"]]
     assert f"{'b' * 40}, with changes" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_nothing_half_written_is_left(run: tuple[Path, list[StagePlace]]) -> None:
     folder, stages = run
-    render("small", folder, stages)
+    write_run_report("small", folder, stages)
     assert {path.name for path in folder.iterdir() if path.is_file()} == {"report.html", "report.json"}
 
 
@@ -288,7 +288,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
     inputs = {key: life.artifact(name) for key, name in config.inputs().items()}
     life.finish("card", inputs=config.inputs(), metrics=write_card(config, inputs, life.stage_folder("card")))
     names = ("corpus", "tokenize", "pretrain", "finetune", "quantize", "evaluate", "card")
-    render("small", life.folder, [(name, name, life.folder / name) for name in names])
+    write_run_report("small", life.folder, [(name, name, life.folder / name) for name in names])
     return life
 
 
@@ -328,7 +328,7 @@ def test_page_has_one_row_a_model_and_what_each_step_did(life: FakeRun) -> None:
     assert "1 × Q6_K, 1 × Q8_0" in page.cells
 
 
-def test_the_report_opens_with_the_answers_and_has_their_figures_beside_it(life: Life) -> None:
+def test_the_report_opens_with_the_answers_and_has_their_figures_beside_it(life: FakeRun) -> None:
     report = json.loads((life.folder / "report.json").read_text(encoding="utf-8"))
     questions = ["Did it learn?", "Did it forget?", "What did quantization cost?"]
     assert [answer["question"] for answer in report["answers"]] == questions

@@ -259,7 +259,7 @@ def test_invalid_rows_are_reported_with_their_place(
 
 
 def test_lines_and_documents_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meditron.sources.streams.LONGEST_LINE", 400_000)
+    monkeypatch.setattr("meditron.store.jsonl.LONGEST_LINE", 400_000)
     monkeypatch.setattr("meditron.sources.plain.LONGEST_DOCUMENT", 1_000)
     path = tmp_path / "x.jsonl"
     path.write_bytes(gzip.compress(b'{"text": "' + b"a" * 1_000 + b'"}'))

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from meditron.core.errors import SourceError
 from meditron.store.address import normalize_address, stable_identity
-from meditron.store.fetch import identity, parse_source, public
+from meditron.store.fetch import parse_source, public_source, source_identity
 
 HEX = "a" * 64
 
@@ -81,16 +81,20 @@ def test_upper_case_is_the_same_scheme():
     ],
 )
 def test_a_renewed_signature_is_the_same_file(query: str):
-    assert identity(f"https://h/x.gz?{query}") == identity("https://me:SECRET@h/x.gz") == "https://h/x.gz"
+    assert (
+        source_identity(f"https://h/x.gz?{query}")
+        == source_identity("https://me:SECRET@h/x.gz")
+        == "https://h/x.gz"
+    )
 
 
 def test_other_parameters_change_the_identity_but_are_not_in_it():
-    files = [identity(f"https://h/get?{query}") for query in ("file=a", "file=b", "key=a", "se=1", "")]
+    files = [source_identity(f"https://h/get?{query}") for query in ("file=a", "file=b", "key=a", "se=1", "")]
     assert len(set(files)) == len(files)
-    assert files[0] == identity("https://h/get?file=a&X-Amz-Signature=SECRET")
+    assert files[0] == source_identity("https://h/get?file=a&X-Amz-Signature=SECRET")
     assert all("file" not in one and "=" not in one for one in files)
     assert stable_identity("https://h/x.zip", "a=1/x") != stable_identity("https://h/x.zip", "a=2/x")
-    assert identity(f"https://h/x?file=a@sha256:{HEX}") == f"sha256:{HEX}"
+    assert source_identity(f"https://h/x?file=a@sha256:{HEX}") == f"sha256:{HEX}"
 
 
 @pytest.mark.parametrize(
@@ -110,4 +114,4 @@ def test_other_parameters_change_the_identity_but_are_not_in_it():
     ],
 )
 def test_a_source_is_recorded_without_secrets_and_absolute_paths(source: str, recorded: str):
-    assert public(source) == recorded == public(recorded)
+    assert public_source(source) == recorded == public_source(recorded)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from meditron.core.errors import InputError, SourceError
-from meditron.store.corpus import CorpusDocument, SectionSpan, held_out, read_corpus
+from meditron.store.corpus import CorpusDocument, SectionSpan, read_corpus, select_heldout
 from meditron.store.files import make_folder
 from meditron.store.jsonl import JsonlWriter
 
@@ -72,7 +72,7 @@ def test_held_out_documents_are_selected_by_content_hash(tmp_path: Path) -> None
         rows = [{"id": f"{name}:{n}", "text": f"Text {n}."} for n in range(40)][::step]
         folder = corpus(tmp_path / name, *rows)
         (folder / "train").rename(folder / "heldout")
-        chosen.append([text.text for text in held_out(folder, 7)["a"]])
+        chosen.append([text.text for text in select_heldout(folder, 7)["a"]])
     assert chosen[0] == chosen[1]
     assert chosen[0] == [
         text.text for text in sorted(read_corpus(folder, "heldout"), key=lambda t: t.content_sha256)[:7]

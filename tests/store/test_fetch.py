@@ -22,7 +22,7 @@ from meditron.core.errors import (
     SourceError,
     StorageError,
 )
-from meditron.store.fetch import SourceSpec, fetch, identity, parse_source
+from meditron.store.fetch import SourceSpec, fetch, parse_source, source_identity
 from meditron.store.files import sha256_file
 from store.conftest import serving
 from store.web import Site
@@ -152,13 +152,13 @@ def test_seeded_weights_are_not_fetched():
 def test_the_identity_is_the_promise_the_content_or_the_text(tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"one")
-    assert identity(f"pypi:a==1#b@sha256:{HEX}") == f"sha256:{HEX}"
-    assert identity("pypi:a==1#b") == "pypi:a==1#b"
-    assert identity("init:tiny") == "init:tiny"
-    assert identity(str(path)) == identity(f"file:{path}") == f"sha256:{sha256(b'one')}"
-    assert identity(str(tmp_path)).startswith("sha256:")
+    assert source_identity(f"pypi:a==1#b@sha256:{HEX}") == f"sha256:{HEX}"
+    assert source_identity("pypi:a==1#b") == "pypi:a==1#b"
+    assert source_identity("init:tiny") == "init:tiny"
+    assert source_identity(str(path)) == source_identity(f"file:{path}") == f"sha256:{sha256(b'one')}"
+    assert source_identity(str(tmp_path)).startswith("sha256:")
     with pytest.raises(SourceError):
-        identity(str(tmp_path / "missing"))
+        source_identity(str(tmp_path / "missing"))
 
 
 # Archives.

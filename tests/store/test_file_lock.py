@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 
 from meditron.core.errors import StorageError
-from meditron.store.file_lock import lock_file
+from meditron.store.file_lock import open_lock_file
 
 
 def test_a_lock_file_is_made_with_its_folder(tmp_path: Path):
-    with lock_file(tmp_path / "a/b.lock") as descriptor:
+    with open_lock_file(tmp_path / "a/b.lock") as descriptor:
         assert os.fstat(descriptor).st_size == 0
-    with lock_file(tmp_path / "a/b.lock"):
+    with open_lock_file(tmp_path / "a/b.lock"):
         pass
 
 
@@ -27,7 +27,7 @@ def test_what_is_no_lock_file_is_refused_and_left_alone(tmp_path: Path, kind: st
             path.hardlink_to(victim)
         case _:
             os.mkfifo(path)
-    with pytest.raises(StorageError, match=r"\.lock: not a lock file") as refused, lock_file(path):
+    with pytest.raises(StorageError, match=r"\.lock: not a lock file") as refused, open_lock_file(path):
         pass
     assert str(refused.value.hint) == f"remove it: rm {path}"
     assert victim.read_text() == "precious"

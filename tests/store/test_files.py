@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from meditron.core.errors import InputError, SourceError, StorageError, UsageError
 from meditron.store.files import (
     MAX_JSON_DEPTH,
-    atomic,
+    atomic_write,
     cache_folder,
-    canonical,
-    digest_of,
-    exists,
+    canonical_json,
+    content_digest,
     list_files,
+    path_exists,
     read_json,
     refuse_overwrite,
-    remove,
     remove_folders,
+    remove_path,
     remove_temporaries,
     sha256_file,
     translate_write_errors,
@@ -34,7 +34,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_appears_complete_with_its_folders(tmp_path: Path):
     path = tmp_path / "a/b/c.bin"
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(b"one")
         assert not path.exists()
     assert path.read_bytes() == b"one"
@@ -44,7 +44,7 @@ def test_a_file_appears_complete_with_its_folders(tmp_path: Path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     path = tmp_path / "c.txt"
     path.write_text("old")
-    with pytest.raises(TypeError), atomic(path, "w") as file:
+    with pytest.raises(TypeError), atomic_write(path, "w") as file:
         file.writelines(["new", 1])
     assert path.read_text() == "old"
     assert names(tmp_path) == ["c.txt"]
@@ -166,13 +166,13 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path):
         tmp_path / ("n" * 300): "File name too long",
     }
     for path, message in cases.items():
-        with pytest.raises(StorageError, match=message), atomic(path):
+        with pytest.raises(StorageError, match=message), atomic_write(path):
             pass
     assert names(tmp_path) == ["file", "folder"]
 
 
 def test_an_error_about_another_file_passes_through(tmp_path: Path):
-    with pytest.raises(FileNotFoundError), atomic(tmp_path / "a") as file:
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a") as file:
         file.write((tmp_path / "b/missing").read_bytes())
 
 
@@ -198,8 +198,8 @@ plain = st.recursive(
 def test_canonical_json_survives_a_round_trip(value: object):
     import json
 
-    text = canonical(value)
-    assert canonical(json.loads(text)) == text
+    text = canonical_json(value)
+    assert canonical_json(json.loads(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_canonical_json_survives_a_round_trip(value: object):
 )
 def test_what_is_not_plain_json_is_refused(value: object):
     with pytest.raises(TypeError):
-        canonical({"payload": value})
+        canonical_json({"payload": value})
 
 
 @pytest.mark.parametrize(
@@ -267,12 +267,12 @@ def test_what_cannot_be_read_is_an_input_error(tmp_path: Path):
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read_json(tmp_path)
     with pytest.raises(SourceError, match="no such file"):
-        digest_of(tmp_path / "none")
+        content_digest(tmp_path / "none")
 
 
 def test_a_text_that_is_no_path_names_nothing():
-    assert not exists(Path("word " * 2_000))
-    assert not exists(Path("a\0b"))
+    assert not path_exists(Path("word " * 2_000))
+    assert not path_exists(Path("a\0b"))
 
 
 def test_json_has_no_nan(tmp_path: Path):
@@ -285,34 +285,34 @@ def test_the_digest_of_a_folder_follows_names_and_bytes_only(tmp_path: Path):
     for name in ("one", "two"):
         write_json(tmp_path / name / "a.json", 1)
         write_json(tmp_path / name / "b/c.json", 2)
-    assert digest_of(tmp_path / "one") == digest_of(tmp_path / "two")
+    assert content_digest(tmp_path / "one") == content_digest(tmp_path / "two")
     write_json(tmp_path / "one/.git/config", 3)
-    assert digest_of(tmp_path / "one") == digest_of(tmp_path / "two")
+    assert content_digest(tmp_path / "one") == content_digest(tmp_path / "two")
     (tmp_path / "one/b/c.json").rename(tmp_path / "one/b/d.json")
-    assert digest_of(tmp_path / "one") != digest_of(tmp_path / "two")
+    assert content_digest(tmp_path / "one") != content_digest(tmp_path / "two")
 
 
 def test_names_that_are_no_utf_8_have_a_digest_too(tmp_path: Path):
     name = os.fsdecode(b"caf\xe9")
     (tmp_path / name).write_bytes(bytes(2 << 20))
-    assert digest_of(tmp_path) != digest_of(tmp_path / name)
+    assert content_digest(tmp_path) != content_digest(tmp_path / name)
 
 
 def test_a_large_file_is_hashed_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("meditron.store.files._SETTLED_NS", 0)
     path = tmp_path / "large"
     path.write_bytes(bytes(2 << 20))
-    assert digest_of(path) == sha256_file(path)
+    assert content_digest(path) == sha256_file(path)
     (record,) = (cache / "digests").iterdir()
     remembered = read_json(record)
     write_json(record, remembered | {"sha256": "f" * 64})
-    assert digest_of(path) == "f" * 64
-    assert digest_of(path, cached=False) == sha256_file(path)
+    assert content_digest(path) == "f" * 64
+    assert content_digest(path, cached=False) == sha256_file(path)
     for damaged in ({"sha256": "from the cache"}, {"sha256": 7}, {"seen": []}):
         write_json(record, remembered | damaged)
-        assert digest_of(path) == sha256_file(path)
+        assert content_digest(path) == sha256_file(path)
     path.write_bytes(bytes(3 << 20))
-    assert digest_of(path) == sha256_file(path)
+    assert content_digest(path) == sha256_file(path)
 
 
 def test_bytes_changed_under_the_same_size_and_time_are_hashed_again(
@@ -321,18 +321,18 @@ def test_bytes_changed_under_the_same_size_and_time_are_hashed_again(
     monkeypatch.setattr("meditron.store.files._SETTLED_NS", 0)
     path = tmp_path / "large"
     path.write_bytes(b"a" * (2 << 20))
-    before, status = digest_of(path), path.stat()
+    before, status = content_digest(path), path.stat()
     with path.open("r+b") as file:
         file.write(b"b")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
-    assert digest_of(path) == sha256_file(path) != before
+    assert content_digest(path) == sha256_file(path) != before
 
 
 def test_a_file_changed_just_now_is_not_remembered(tmp_path: Path, cache: Path):
     path = tmp_path / "large"
     path.write_bytes(bytes(2 << 20))
-    digest_of(path)
+    content_digest(path)
     assert not (cache / "digests").exists()
 
 
@@ -381,8 +381,8 @@ def test_nothing_is_written_or_removed_through_a_link(tmp_path: Path, monkeypatc
     assert names(work) == ["b.json", "inside"]
     (work / "stage").symlink_to(theirs)
     remove_folders([work / "stage"])
-    remove(work / "inside")
-    remove(work / "gone")
+    remove_path(work / "inside")
+    remove_path(work / "gone")
     assert names(work) == ["b.json"]
     assert victim.read_text() == "1\n"
 
@@ -399,17 +399,17 @@ def test_linked_folders_are_read_once_and_circles_end(tmp_path: Path):
     (folder / "three.json").symlink_to(tmp_path / "elsewhere/two.json")
     listed = [path.relative_to(folder).as_posix() for path in list_files(folder)]
     assert listed == ["a/one.json", "b/two.json", "three.json"]
-    assert digest_of(folder) == digest_of(folder)
+    assert content_digest(folder) == content_digest(folder)
 
 
 def test_a_link_that_leads_nowhere_is_no_file(tmp_path: Path):
-    before = digest_of(tmp_path)
+    before = content_digest(tmp_path)
     (tmp_path / "gone").symlink_to("nowhere")
     (tmp_path / "self").symlink_to("self")
     assert list_files(tmp_path) == []
-    assert digest_of(tmp_path) == before
+    assert content_digest(tmp_path) == before
     (tmp_path / "nowhere").touch()
-    assert digest_of(tmp_path) != before
+    assert content_digest(tmp_path) != before
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path):

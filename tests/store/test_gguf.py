@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, SourceError
-from meditron.store.gguf import GGUF, require_whole, write_gguf
+from meditron.store.gguf import GGUF, reject_split_model, write_gguf
 
 RNG = np.random.default_rng(1)
 MATRIX = RNG.standard_normal((6, 512), dtype=np.float32)
@@ -280,7 +280,7 @@ def test_a_part_of_a_split_model_is_named(tmp_path: Path):
         GGUF(path) as file,
         pytest.raises(InputError, match="is part 2 of a model split into 3 files") as raised,
     ):
-        require_whole(file)
+        reject_split_model(file)
     assert "llama-gguf-split --merge m-00001-of-00003.gguf m.gguf" in str(raised.value.hint)
 
 

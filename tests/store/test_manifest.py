@@ -11,10 +11,10 @@ from meditron.core.errors import InputError
 from meditron.store.manifest import (
     FILE_NAME,
     Manifest,
-    check,
     fingerprint,
     read_manifest,
     record_files,
+    verify_artifact,
     write_manifest,
 )
 
@@ -61,21 +61,21 @@ def test_content_and_fingerprint_move_the_digest(tmp_path: Path):
 
 
 def test_check_names_what_is_missing_resized_or_altered(tmp_path: Path):
-    assert check(tmp_path) == ["manifest.json is missing"]
+    assert verify_artifact(tmp_path) == ["manifest.json is missing"]
     write_manifest(tmp_path, make(tmp_path))
-    assert check(tmp_path, hashes=True) == []
+    assert verify_artifact(tmp_path, hashes=True) == []
     weights = tmp_path / "model.safetensors"
     written = weights.stat()
     weights.write_bytes(b"WEIGHTS")  # other weights of the same size
-    assert check(tmp_path) == ["model.safetensors has a different SHA-256 than when it was built"]
+    assert verify_artifact(tmp_path) == ["model.safetensors has a different SHA-256 than when it was built"]
     os.utime(weights, ns=(written.st_atime_ns, written.st_mtime_ns))
-    assert check(tmp_path) == []  # with its time put back only every byte tells
-    assert check(tmp_path, hashes=True) == [
+    assert verify_artifact(tmp_path) == []  # with its time put back only every byte tells
+    assert verify_artifact(tmp_path, hashes=True) == [
         "model.safetensors has a different SHA-256 than when it was built"
     ]
     (tmp_path / "model.safetensors").write_bytes(b"more weights")
     (tmp_path / "sub/rows.jsonl").unlink()
-    assert check(tmp_path) == [
+    assert verify_artifact(tmp_path) == [
         "model.safetensors has 12 bytes instead of 7",
         "sub/rows.jsonl is missing",
     ]
@@ -106,7 +106,7 @@ def test_a_damaged_manifest_is_an_input_error_with_the_field(
 def test_a_manifest_that_is_none_is_an_input_error(tmp_path: Path, content: str):
     (tmp_path / FILE_NAME).write_text(content)
     with pytest.raises(InputError, match=r"manifest\.json"):
-        check(tmp_path)
+        verify_artifact(tmp_path)
 
 
 def test_a_fingerprint_refuses_what_is_not_plain():

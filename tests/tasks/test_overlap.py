@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from meditron.store.identity import content_sha256, short
+from meditron.store.identity import content_sha256, short_hash
 from meditron.tasks.overlap import is_in_messages, lookup_hashes, passages, training_hashes
 from meditron.tasks.question import Question
 
@@ -70,7 +70,7 @@ def test_short_texts_need_their_options() -> None:
     ],
 )
 def test_messages_that_contain_the_question(message: str) -> None:
-    texts = {short(content_sha256(text)) for text in passages(message)}
+    texts = {short_hash(content_sha256(text)) for text in passages(message)}
     assert is_in_messages(texts, VIGNETTE)
     assert is_in_messages(texts, f"7. {VIGNETTE}")
     assert not is_in_messages(texts, VIGNETTE.replace("54", "55"))

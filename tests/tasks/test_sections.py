@@ -13,16 +13,16 @@ import pytest
 
 from meditron.core.errors import UsageError
 from meditron.corpus.build import run
-from meditron.corpus.clean import compose
+from meditron.corpus.clean import render_document
 from meditron.corpus.config import CorpusConfig
 from meditron.corpus.split import is_heldout
 from meditron.sources.document import Document, Section
 from meditron.sources.registry import open_source
-from meditron.store.artifact import Artifact
 from meditron.store.corpus import read_corpus
 from meditron.store.files import make_folder
 from meditron.store.identity import content_sha256
 from meditron.store.jsonl import JsonlWriter
+from meditron.store.manifest import Artifact
 from meditron.tasks.prompt_template import SECTIONS
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
@@ -37,7 +37,7 @@ def row(number: int, *categories: str | None, form: str = "The {} sentence of {}
                          for place in ("first", "second", "third")), (kind or "Note").title(), kind)
         for kind in categories
     )  # fmt: skip
-    text, parts = compose(Document(f"pubmed:{number}", "pubmed", "A title.", sections))
+    text, parts = render_document(Document(f"pubmed:{number}", "pubmed", "A title.", sections))
     spans = [list(astuple(part)) for part in parts]
     return {"id": f"pubmed:{number}", "source": "pubmed", "text": text, "parts": spans, "meta": {}}
 
@@ -133,7 +133,7 @@ def quickstart(pubmed_xml: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     source.write_bytes(head + b"".join(structured) + b"</PubmedArticleSet>")
     chosen: dict[bool, list[bytes]] = {True: [], False: []}
     for citation, document in zip(structured, open_source(source), strict=True):
-        chosen[is_heldout(content_sha256(compose(document)[0]), 0.12)].append(citation)
+        chosen[is_heldout(content_sha256(render_document(document)[0]), 0.12)].append(citation)
     source.write_bytes(head + b"".join(chosen[True] + chosen[False][:1_500]) + b"</PubmedArticleSet>")
     config = CorpusConfig.model_validate({"sources": {"pubmed": {"from": str(source)}}})
     run(config, {"pubmed": Artifact("pubmed", source, "0" * 64)}, folder / "out")

@@ -7,7 +7,7 @@ from tests.text.conftest import HARD
 from tests.text.test_hf_folder import byte_level, folder, token
 
 from meditron.core.errors import InputError, UsageError
-from meditron.text.prompt import conversation_ids, rendered
+from meditron.text.prompt import conversation_ids, render_conversation
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>{% endfor %}"
@@ -81,7 +81,7 @@ def test_every_special_token_is_a_variable(tmp_path: Path):
     path = folder(tmp_path, byte_level(), config)
     ours, theirs = load_tokenizer(path), AutoTokenizer.from_pretrained(path)
     talk = [{"role": "user", "content": "x"}]
-    text = rendered(ours, talk)
+    text = render_conversation(ours, talk)
     assert text == theirs.apply_chat_template(talk, tokenize=False)
     assert text == "|<|endoftext|>|[UNK]|[SEP]|[PAD]|[CLS]|[MASK]|<image>"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meditron.store.artifact import Artifact
+from meditron.store.manifest import Artifact
 from train.world import make_answers, make_world
 
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from meditron.model.llama import sdpa
-from meditron.model.masks import document_mask
+from hf_parity import make_hf, our_llama
+from meditron.model.llama import document_mask, sdpa
 from meditron.train.attention import attend
 from meditron.train.compilation import compiled
-from twins import make_hf, twin
 
 
 def material(length, *, shared, masked, dtype=torch.float64):
@@ -70,7 +69,7 @@ def test_a_compiled_block_is_one_graph_forward_and_backward(masked):
     hf = make_hf()
     ids_BS = torch.arange(96).view(2, 48)
     mask = document_mask(torch.arange(48).div(20, rounding_mode="floor").expand(2, -1)) if masked else None
-    plain, model = twin(hf), twin(hf)
+    plain, model = our_llama(hf), our_llama(hf)
     with compiled(model):
         for block in model.blocks():
             assert block.self_attn.attend is attend

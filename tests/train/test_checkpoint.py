@@ -6,20 +6,20 @@ from contextlib import suppress
 import pytest
 import torch
 
+from hf_parity import make_hf, our_llama
 from meditron.core.errors import InputError
 from meditron.train.checkpoint import Checkpoints
 from meditron.train.loop import TrainState, train
 from meditron.train.mixture import Mixture
 from meditron.train.optimizer import MasterAdamW
 from train.world import documents, make_config
-from twins import make_hf, twin
 
 CONFIG = make_config(dtype="bfloat16")
 MACHINE = {"threads": 1, "cpu": "some", "torch": "2"}
 
 
 def make_training(width=64):
-    model = twin(make_hf(0, hidden_size=width, num_attention_heads=4, tie_word_embeddings=True))
+    model = our_llama(make_hf(0, hidden_size=width, num_attention_heads=4, tie_word_embeddings=True))
     optimizer = MasterAdamW(model, dtype=torch.bfloat16, betas=CONFIG.betas, eps=CONFIG.eps, weight_decay=0.1)
     data = Mixture(
         {"pubmed": documents(40), "wiki": documents(9)},
@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, chec
 
 def test_incomplete_checkpoints_of_a_killed_run_are_removed(checkpoints):
     train_until(checkpoints, 4)
-    half = checkpoints.folder / ".tmp-12345678"
+    half = checkpoints.folder / ".step-00000001.12345678.tmp"
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"...")
     assert train_until(checkpoints, 5)[0] == 4

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from meditron.core.config import semantic
+from meditron.core.config import semantic_fields
 from train.world import finetune_config, make_config
 
 
@@ -12,7 +12,7 @@ def test_steps_are_rounded_up():
 
 
 def test_operational_settings_are_not_part_of_the_fingerprint():
-    kept = semantic(make_config())
+    kept = semantic_fields(make_config())
     assert not {"threads", "checkpoint_every", "keep_checkpoints"} & kept.keys()
     assert {"micro_batch_size", "compile", "heldout_every", "seed"} <= kept.keys()
 

@@ -12,14 +12,14 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from meditron.core.config import semantic
+from meditron.core.config import semantic_fields
 from meditron.core.errors import InputError, RecipeError, TrainingError
 from meditron.store.ancestry import read_ancestry
-from meditron.store.artifact import Artifact
 from meditron.store.files import remove_temporaries, sha256_file
-from meditron.store.identity import content_sha256, short
+from meditron.store.identity import content_sha256, short_hash
 from meditron.store.jsonl import JsonlWriter, read_jsonl
-from meditron.store.models import resolve
+from meditron.store.manifest import Artifact
+from meditron.store.models import resolve_model
 from meditron.tasks.overlap import training_hashes
 from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 from meditron.tasks.question import Question
@@ -27,7 +27,7 @@ from meditron.tasks.registry import open_task
 from meditron.tasks.task import Questions, Task
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.data_identity import text_hashes
-from meditron.train.examples import of_task
+from meditron.train.examples import task_conversations
 from meditron.train.finetune import run
 from train.child import start
 from train.world import abstract, finetune_config, recorded
@@ -152,7 +152,7 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     inputs = {name: answers[name] for name in ("base", "corpus")}
     out = tmp_path / "finetune.sections"
     run(config, inputs, out)
-    record = read_ancestry(resolve(str(out)))
+    record = read_ancestry(resolve_model(str(out)))
     assert record.base == "base"
     assert not record.trained_from_scratch
     (training,) = record.trainings
@@ -166,7 +166,9 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     questions = {q.id: q for q in open_task("pubmed-sections", corpus=answers["corpus"].path).rows("train")}
     trained = [row for row in rows_of(out) if row["split"] == "train"]
     assert 0 < len(trained) < len(questions)
-    assert training.questions == tuple(sorted(short(questions[row["id"]].content_sha256) for row in trained))
+    assert training.questions == tuple(
+        sorted(short_hash(questions[row["id"]].content_sha256) for row in trained)
+    )
     assert {row["content"] for row in trained} == {questions[row["id"]].content_sha256 for row in trained}
     hashes = set().union(*(training_hashes(questions[row["id"]]) for row in trained))
     assert {*training.questions, *training.variants} == hashes
@@ -176,15 +178,15 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
         {**chat(answers), "base": Artifact("x", out, "y")},
         again,
     )
-    first, second = read_ancestry(resolve(str(again))).trainings
+    first, second = read_ancestry(resolve_model(str(again))).trainings
     assert first == training
     assert second.chat_template == "chatml"
     assert second.questions == ()
     asked = next(row for row in rows_of(again) if row["split"] == "train")["messages"][0]["content"]
-    assert short(content_sha256(asked.upper())) in second.texts
-    assert short(content_sha256(asked.partition(". ")[2])) in second.texts, "without its number"
+    assert short_hash(content_sha256(asked.upper())) in second.texts
+    assert short_hash(content_sha256(asked.partition(". ")[2])) in second.texts, "without its number"
     held = next(row for row in rows_of(again) if row["split"] == "heldout")["messages"][0]["content"]
-    assert short(content_sha256(held)) not in second.texts
+    assert short_hash(content_sha256(held)) not in second.texts
     monkeypatch.setattr("meditron.train.data_identity.MAX_TEXTS", 3)
     assert text_hashes(["One is a message.", "Two is a message."]) is not None
     assert text_hashes([f"{number} is a message." for number in range(4)]) is None
@@ -225,7 +227,7 @@ def test_a_test_question_under_another_id_is_refused(tmp_path):
         read=split.__getitem__,
     )
     with pytest.raises(InputError, match=r"x7\): a training question that is also a test question \(t1\)"):
-        list(of_task(task, "none", tmp_path))
+        list(task_conversations(task, "none", tmp_path))
 
 
 def test_a_file_of_questions_is_a_task_too(answers, tmp_path):
@@ -492,7 +494,7 @@ def test_the_config_lists_its_inputs():
     assert config.licences() == {"rows": "CC BY 4.0"}
     task = finetune_config(rows=None, task="pubmed-sections", on="base")
     assert task.inputs() == {"base": "base", "corpus": "corpus"}
-    assert not {"threads", "checkpoint_every"} & semantic(config).keys()
+    assert not {"threads", "checkpoint_every"} & semantic_fields(config).keys()
 
 
 def test_micro_batches_weigh_answers_by_their_tokens(answers, tmp_path):

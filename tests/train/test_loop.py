@@ -186,7 +186,7 @@ def test_two_ranks_train_as_one_process_does(dtype):
     config = make_config(dtype=dtype)
     meeting = Meeting(2)
     # Made here: the weights are drawn from a generator that the threads share.
-    models = [twin(make_hf(0, tie_word_embeddings=True)) for _ in range(2)]
+    models = [our_llama(make_hf(0, tie_word_embeddings=True)) for _ in range(2)]
 
     def rank_training(rank):
         layout, model = ThreadLayout(rank, meeting, world_size=2), models[rank]

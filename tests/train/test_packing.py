@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.model.masks import document_mask
+from hf_parity import make_hf, our_llama
+from meditron.model.llama import document_mask
 from meditron.text.finetune_templates import Span, TokenizedConversation
 from meditron.train.loop import collate, summed_nll
 from meditron.train.packing import PackedExamples, pack_best_fit
 from meditron.train.samples import IGNORE
-from twins import make_hf, twin
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=30)
 
@@ -121,7 +121,7 @@ def test_batches_are_whole_and_tokens_are_counted_once():
 
 
 CPU = torch.device("cpu")
-MODEL = twin(make_hf(0, tie_word_embeddings=True))
+MODEL = our_llama(make_hf(0, tie_word_embeddings=True))
 
 
 def losses(samples):

@@ -14,13 +14,13 @@ import torch
 import transformers
 
 from meditron.core.errors import InputError, MeditronError, RecipeError, TrainingError
-from meditron.core.machine import matrix_dtype
+from meditron.core.machine import resolve_matrix_dtype
 from meditron.store.ancestry import read_ancestry
-from meditron.store.artifact import Artifact
-from meditron.store.corpus import held_out
+from meditron.store.corpus import select_heldout
 from meditron.store.files import remove_temporaries, sha256_file
-from meditron.store.indexed import document_hashes
-from meditron.store.models import resolve
+from meditron.store.indexed import read_hashes
+from meditron.store.manifest import Artifact
+from meditron.store.models import resolve_model
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train import pretrain
 from meditron.train.data_identity import hex_digest
@@ -63,7 +63,7 @@ def test_transformers_measures_the_same_heldout_loss_on_the_export(world, traine
     assert not loaded["unexpected_keys"]
     assert model.dtype == torch.float32
     tokenizer = load_tokenizer(out)
-    for source, texts in held_out(world["corpus"].path, 2).items():
+    for source, texts in select_heldout(world["corpus"].path, 2).items():
         nll = count = 0
         for text in texts:
             ids = torch.tensor([tokenizer.encode(text.text)[:32]])
@@ -75,10 +75,10 @@ def test_transformers_measures_the_same_heldout_loss_on_the_export(world, traine
 
 def test_the_dtype_is_this_machines_and_recorded(world, tmp_path):
     metrics = run(make_config(tokens=4 * 32, dtype="auto", heldout_documents=0), world, tmp_path)
-    assert metrics["dtype"] == matrix_dtype()
+    assert metrics["dtype"] == resolve_matrix_dtype()
     exported = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
-    assert exported.dtype == getattr(torch, matrix_dtype())
-    assert matrix_dtype() in (tmp_path / "report.html").read_text()
+    assert exported.dtype == getattr(torch, resolve_matrix_dtype())
+    assert resolve_matrix_dtype() in (tmp_path / "report.html").read_text()
 
 
 def test_the_largest_seed_trains(world, tmp_path):
@@ -88,17 +88,17 @@ def test_the_largest_seed_trains(world, tmp_path):
 
 def test_the_ancestry_names_the_documents_that_were_read(world, trained, tmp_path, monkeypatch):
     out, metrics = trained
-    record = read_ancestry(resolve(str(out)))
+    record = read_ancestry(resolve_model(str(out)))
     assert (record.base, record.base_digest) == ("base", hex_digest(world["base"]))
     (training,) = record.trainings
     assert (training.kind, training.stage, training.data) == ("pretrain", out.name, "corpus")
-    every = {h for source in ("pubmed", "wiki") for h in document_hashes(world["tokens"].path / source)}
+    every = {h for source in ("pubmed", "wiki") for h in read_hashes(world["tokens"].path / source)}
     share = sum(metrics["epochs"].values()) / 2
     assert set(training.documents) < every
     assert share < len(training.documents) / len(every) < share + 0.1
     monkeypatch.setattr(pretrain, "MAX_DOCUMENTS", len(training.documents) - 1)
     run(make_config(), world, tmp_path / "more")
-    assert read_ancestry(resolve(str(tmp_path / "more"))).trainings[0].documents is None
+    assert read_ancestry(resolve_model(str(tmp_path / "more"))).trainings[0].documents is None
 
 
 def test_it_leaves_a_report_and_no_checkpoints(trained):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from meditron.store.artifact import Artifact
-from meditron.store.identity import content_sha256, short
+from meditron.store.identity import content_sha256, short_hash
 from meditron.store.indexed import IndexedWriter, write_hashes
 from meditron.store.jsonl import JsonlWriter
+from meditron.store.manifest import Artifact
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.config import FinetuneConfig, PretrainConfig
 from tiny import CHAT, TEXTS, tiny_hf
@@ -37,7 +37,7 @@ def make_world(folder: Path) -> dict[str, Artifact]:
     tokenizer.save(folder / "tokenize")
     for source, texts in {"pubmed": TEXTS[:4], "wiki": TEXTS[4:]}.items():
         written = [f"{number}. {texts[number % len(texts)]}" for number in range(20)]
-        write_hashes(folder / "tokenize" / source, [short(content_sha256(text)) for text in written])
+        write_hashes(folder / "tokenize" / source, [short_hash(content_sha256(text)) for text in written])
         with IndexedWriter(folder / "tokenize" / source, "u2") as writer:
             for text in written:
                 writer.add([*tokenizer.encode(text), tokenizer.end_of_text_id])

@@ -22,7 +22,7 @@ from meditron.cli.quantize import quantize
 from meditron.cli.run import run
 from meditron.cli.status import status
 from meditron.core.console import configure, substitute_unencodable
-from meditron.core.disclaimer import ADVISORY
+from meditron.core.disclaimer import DISCLAIMER
 from meditron.version import __version__
 
 __all__ = ["COMMANDS", "app", "help_text", "main"]
@@ -51,7 +51,7 @@ app = App(
     name="meditron",
     help="Build a medical language model: corpus, training, evaluation, release.\n\n"
     "For example:\n\n    meditron run recipes/quickstart.toml",
-    help_epilogue=ADVISORY,
+    help_epilogue=DISCLAIMER,
     help_format="plaintext",  # other formats import a Markdown parser, a quarter of the time of --help
     version=__version__,
     group_parameters=OPTIONS,

@@ -11,7 +11,7 @@ from meditron.cli.options import STDIN, emit_line
 from meditron.core.console import info, progress
 from meditron.core.errors import InputError, MeditronError
 from meditron.engine.base import Generation, Prompt
-from meditron.store.files import atomic, refuse_overwrite, translate_read_errors, translate_write_errors
+from meditron.store.files import atomic_write, refuse_overwrite, translate_read_errors, translate_write_errors
 
 __all__ = ["answer_all"]
 
@@ -172,7 +172,7 @@ def _answered_ids(out: Path) -> frozenset[str]:
         if "text" in row:
             kept[_key(row["id"])] = line.rstrip(b"\r\n") + b"\n"
     if lines != list(kept.values()):
-        with atomic(out.resolve()) as file:  # resolved: a link stays a link
+        with atomic_write(out.resolve()) as file:  # resolved: a link stays a link
             file.writelines(kept.values())
     return frozenset(kept)
 

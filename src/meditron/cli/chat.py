@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from meditron.cli.generate import Model
 from meditron.cli.options import Context, EngineName, Json
 from meditron.core.console import info
-from meditron.core.disclaimer import ADVISORY
+from meditron.core.disclaimer import DISCLAIMER
 from meditron.model.sampling import SamplingConfig
 
 __all__ = ["chat"]
@@ -52,7 +52,7 @@ def chat(
     from meditron.engine import load
     from meditron.engine.conversation import Chat
 
-    info(ADVISORY)
+    info(DISCLAIMER)
     interactive = at_terminal()
     with load(model, backend=engine, context=context) as loaded:
         conversation = Chat(loaded, system)

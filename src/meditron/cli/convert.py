@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from meditron.cli.options import Json, emit
 from meditron.core.console import info
-from meditron.core.units import size
+from meditron.core.units import format_bytes
 from meditron.release.types import gguf_type
 
 __all__ = ["convert"]
@@ -43,4 +43,4 @@ def convert(
     if as_json:
         emit(written)
     else:
-        info(f"{written['path']}: {size(written['bytes'])}")
+        info(f"{written['path']}: {format_bytes(written['bytes'])}")

@@ -1,6 +1,6 @@
-"""What a person sees when something fails: one line and a hint, never a traceback unless it is asked for.
+"""Error reporting: one line and a hint on stderr, and a traceback only with `--debug`.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted, 141 the reader of stdout has gone.
+Exit codes: 0 done, 1 failed, 2 invalid usage, 130 interrupted, 141 stdout closed by its reader.
 """
 
 import errno
@@ -24,7 +24,7 @@ from meditron.core.errors import (
 )
 from meditron.core.redaction import redact
 
-__all__ = ["INTERRUPTED", "guarded", "open_closed_streams"]
+__all__ = ["INTERRUPTED", "open_closed_streams", "run_guarded"]
 
 INTERRUPTED = status_of(KeyboardInterrupt()).exit_code
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -46,15 +46,15 @@ EXTRAS = {
     "markdown_it": "serve",
     "nh3": "serve",
 }
-"""Library (as it is imported) → the extra that brings it."""
+"""Library, by its import name → the extra that installs it."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def open_closed_streams() -> None:
-    """Open the null device for a standard stream that is closed, and end the process if it is stdout.
+    """Open the null device in place of closed standard streams; exit if stdout is closed.
 
-    Otherwise the next file to be opened gets the stream's number, and messages are written into it.
+    Otherwise the next opened file gets the stream's descriptor, and messages are written into that file.
     """
     if sys.stdin is None:  # reads as empty, like </dev/null
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
@@ -64,28 +64,28 @@ def open_closed_streams() -> None:
     if sys.stderr is None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if stdout is None:
-        _tell("error: stdout is closed", "redirect it to a file, or to /dev/null")
+        _report("error: stdout is closed", "redirect it to a file, or to /dev/null")
         sys.exit(1)
 
 
-def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
-    """Do the work and return its exit code; what fails is told on stderr, on `debug` with a traceback."""
+def run_guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Do the work and return its exit code; an error is reported on stderr, with a traceback on `debug`."""
     try:
         code = work()
         sys.stdout.flush()
     except BrokenPipeError:
         return _close_quietly()
     except KeyboardInterrupt:
-        _tell("interrupted")
+        _report("interrupted")
         return INTERRUPTED
-    # The last place before the person: whatever failed, they get a line they can read, and an exit code.
+    # The outermost frame: any error becomes a readable line and an exit code.
     except Exception as error:
         if debug:
             traceback.print_exc()
         message, hint, code = explain(error)
-        _tell(f"error: {message}", hint)
+        _report(f"error: {message}", hint)
         for other in error.others if isinstance(error, RecipeError) else ():
-            _tell(f"error: {_one_line(other.message)}", other.hint)
+            _report(f"error: {_one_line(other.message)}", other.hint)
     return code or 0
 
 
@@ -121,16 +121,16 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _tell(line: str, hint: str | None = None) -> None:
+def _report(line: str, hint: str | None = None) -> None:
     print(f"meditron: {sanitize_terminal(line)}", file=sys.stderr)  # noqa: T201
     if hint:
         print(f"hint: {sanitize_terminal(hint)}", file=sys.stderr)  # noqa: T201
 
 
 def _close_quietly() -> int:
-    """End as a process does that SIGPIPE ends, when the reader (such as `head`) has gone.
+    """Return the exit code of a process ended by SIGPIPE, after the reader of stdout (`head`) has closed it.
 
-    Python would report what it cannot write at its own end: both streams go to the null device.
+    Python flushes the streams again at exit and would print a traceback: both go to the null device.
     """
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):

@@ -8,9 +8,9 @@ from cyclopts import Parameter
 
 from meditron.cli.options import STDIN, Context, EngineName, Json, emit
 from meditron.core.console import info, sanitize_terminal
-from meditron.core.disclaimer import ADVISORY
+from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.errors import UsageError
-from meditron.core.units import duration
+from meditron.core.units import format_duration
 from meditron.model.sampling import SamplingConfig
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def generate(
 
     _check_usage(prompt, jsonl, out)
     text = _read_stdin() if prompt == STDIN else prompt
-    info(ADVISORY)
+    info(DISCLAIMER)
     with load(model, dtype=dtype, backend=engine, context=context) as loaded:
         if jsonl is not None:
             failed = answer_all(
@@ -106,7 +106,7 @@ def _print_reply(reply: "Reply", *, as_json: bool) -> None:
         emit({"text": done.text, "tokens": done.tokens, "seconds": round(done.seconds, 3), "stop": done.stop})
     else:
         sys.stdout.write("\n")
-        info(f"{done.tokens:,} tokens in {duration(done.seconds)}")
+        info(f"{done.tokens:,} tokens in {format_duration(done.seconds)}")
 
 
 def _read_stdin() -> str:

@@ -13,15 +13,15 @@ from typing import Any
 from meditron.cli.span_printing import print_spans, row_with_spans
 from meditron.core.console import sanitize_terminal
 from meditron.core.errors import InputError, SourceError, UsageError
-from meditron.core.units import duration, size
+from meditron.core.units import format_bytes, format_duration
 from meditron.recipe.in_progress import IN_PROGRESS
-from meditron.store.ancestry import GGUF_KEY, read_ancestry, statement
+from meditron.store.ancestry import GGUF_KEY, read_ancestry, training_data_sentence
 from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
 from meditron.store.indexed import IndexedDataset
 from meditron.store.jsonl import read_jsonl
 from meditron.store.manifest import FILE_NAME, Manifest, read_manifest
-from meditron.store.models import ModelFiles, resolve
+from meditron.store.models import ModelFiles, resolve_model
 
 __all__ = ["View", "inspect_artifact", "print_view"]
 
@@ -97,7 +97,7 @@ def inspect_artifact(artifact: str, rows: int | None = None, grep: str | None = 
     row_filter = RowFilter(rows, grep)
     path = Path(artifact)
     if not path.exists() and not path.with_name(f"{path.name}.idx").is_file():
-        path = resolve(artifact).path
+        path = resolve_model(artifact).path
     if path.name == FILE_NAME:
         path = path.parent
     if path.is_dir():
@@ -173,7 +173,7 @@ def _stage(path: Path, manifest: Manifest, row_filter: RowFilter) -> View:
         "digest": manifest.digest,
         "fingerprint": manifest.fingerprint,
         "started": manifest.started.isoformat(timespec="seconds"),
-        "took": duration(elapsed),
+        "took": format_duration(elapsed),
         "commit": f"{manifest.git.commit}{' with changes' if manifest.git.dirty else ''}",
         "inputs": {name: f"{record.reference} {record.digest}" for name, record in manifest.inputs.items()},
         "config": manifest.config,
@@ -226,7 +226,7 @@ def _gguf(path: Path, row_filter: RowFilter) -> View:
         ]
         metadata = {key: _brief(value) for key, value in gguf.metadata.items()}
     if GGUF_KEY in metadata:  # hashes of all training documents and questions: megabytes on one line
-        metadata[GGUF_KEY] = statement(read_ancestry(ModelFiles(str(path), "gguf", path)))
+        metadata[GGUF_KEY] = training_data_sentence(read_ancestry(ModelFiles(str(path), "gguf", path)))
     facts = {"bytes": path.stat().st_size, "tensors": len(tensors), "metadata": metadata}
     return View("gguf", str(path), facts, row_filter.select(tensors))
 
@@ -296,7 +296,7 @@ def _facts(facts: dict[str, Any], indent: str) -> Iterator[str]:
 
 def _fact(key: str, value: object) -> str:
     if key == "bytes" and isinstance(value, int):
-        return size(value)
+        return format_bytes(value)
     plain = isinstance(value, str) and "\n" not in value
     return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
@@ -318,7 +318,7 @@ def _cell(key: str, value: object) -> str:
     if key in _WITHOUT_KEY and isinstance(value, str):
         return value
     if key == "bytes" and isinstance(value, int):
-        return size(value)
+        return format_bytes(value)
     if key == "shape" and isinstance(value, list):
         return "×".join(map(str, value))
     return f"{key} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"

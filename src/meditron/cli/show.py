@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meditron.core.console import info, warn
-from meditron.core.machine import describe, free_disk
-from meditron.core.units import amount, duration, size
-from meditron.recipe.drift import leaves, short
-from meditron.recipe.run import RunResult
+from meditron.core.machine import describe, free_disk_bytes
+from meditron.core.redaction import without_digest
+from meditron.core.units import format_bytes, format_count, format_duration
+from meditron.recipe.drift import abbreviate, flat_items
+from meditron.recipe.result import RunResult
 from meditron.report import evaluation_tables, methods
 from meditron.report.evaluation_tables import ResultTable
 from meditron.report.run_report import HTML
@@ -49,7 +50,7 @@ def stages(result: RunResult, *, answer: bool) -> None:
 def drift(result: RunResult, *, answer: bool) -> None:
     """Print the fields of config and inputs that changed since a stage was built."""
     rows = [
-        (name, difference.field, short(difference.was), short(difference.now))
+        (name, difference.field, abbreviate(difference.was), abbreviate(difference.now))
         for name, stage in result.stages.items()
         for difference in stage.drift
     ]
@@ -64,7 +65,7 @@ def decisions(result: RunResult, *, answer: bool) -> None:
         (
             name,
             decision.action,
-            ", ".join(_source(reference.text) for reference in decision.standing.inputs.values()),
+            ", ".join(_source(reference.text) for reference in decision.status.inputs.values()),
             decision.why,
         )
         for name, decision in result.decisions.items()
@@ -86,10 +87,10 @@ def _estimates(result: RunResult, *, answer: bool) -> None:
     rows = [
         (
             name,
-            "" if estimate.tokens is None else amount(estimate.tokens),
-            "" if estimate.seconds is None else duration(estimate.seconds),
-            "" if estimate.disk is None else size(estimate.disk),
-            "" if estimate.memory is None else size(estimate.memory),
+            "" if estimate.tokens is None else format_count(estimate.tokens),
+            "" if estimate.seconds is None else format_duration(estimate.seconds),
+            "" if estimate.disk is None else format_bytes(estimate.disk),
+            "" if estimate.memory is None else format_bytes(estimate.memory),
         )
         for name, estimate in result.estimates.items()
     ]
@@ -97,15 +98,19 @@ def _estimates(result: RunResult, *, answer: bool) -> None:
     seconds = sum(estimate.seconds or 0 for estimate in estimates)
     disk = sum(estimate.disk or 0 for estimate in estimates)
     memory = max(estimate.memory or 0 for estimate in estimates)  # stages run one after another
-    rows.append(("all", "", duration(seconds), size(disk), size(memory)))
+    rows.append(("all", "", format_duration(seconds), format_bytes(disk), format_bytes(memory)))
     title = "Estimates (rough; empty: known after the inputs are downloaded)"
     print_table(("stage", "tokens", "time", "disk", "memory"), rows, title=title, answer=answer)
-    free, installed = free_disk(result.folder), describe()["memory_bytes"]
+    free, installed = free_disk_bytes(result.folder), describe()["memory_bytes"]
     if disk > free:
-        warn(f"the run writes about {size(disk)}, but only {size(free)} are free; choose another --out")
+        warn(
+            f"the run writes about {format_bytes(disk)}, but only {format_bytes(free)} are free; "
+            "choose another --out"
+        )
     if installed is not None and memory > installed:
         warn(
-            f"the run needs about {size(memory)} of memory, but the machine has {size(installed)}; "
+            f"the run needs about {format_bytes(memory)} of memory, but the machine "
+            f"has {format_bytes(installed)}; "
             "lower batch_size (or set micro_batch_size) and sequence_length"
         )
 
@@ -163,7 +168,7 @@ def _print(table: ResultTable, *, answer: bool) -> None:
 
 
 def _seconds(metrics: Mapping[str, Any]) -> str:
-    return duration(metrics["seconds"]) if "seconds" in metrics else ""
+    return format_duration(metrics["seconds"]) if "seconds" in metrics else ""
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
@@ -171,10 +176,10 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     skipped = (*_IN_OTHER_TABLES, *_IN_REPORT)
     plain = [
         (name, value)
-        for name, value in leaves(metrics)
+        for name, value in flat_items(metrics)
         if name.partition(".")[0] not in skipped and isinstance(value, int | float)
     ]
-    files = [f"{file['type']} {size(file['bytes'])}" for file in metrics.get("files", ())]
+    files = [f"{file['type']} {format_bytes(file['bytes'])}" for file in metrics.get("files", ())]
     return ", ".join([*files, *(f"{name} {_figure(value)}" for name, value in plain[:4])])
 
 
@@ -186,4 +191,4 @@ def _figure(value: float) -> str:
 
 def _source(text: str) -> str:
     """Shorten a source, without its expected hash."""
-    return short(text.partition("@sha256:")[0])
+    return abbreviate(without_digest(text))

@@ -22,7 +22,7 @@ def row_with_spans(path: Path, row: dict[str, Any], tokenizer: "Tokenizer") -> d
     Raises:
         InputError: the roles do not match the tokens.
     """
-    from meditron.text.dialogue import Span, decode_spans
+    from meditron.text.finetune_templates import Span, decode_spans
 
     place = f"row {row.get('id')}"
     try:
@@ -35,7 +35,7 @@ def row_with_spans(path: Path, row: dict[str, Any], tokenizer: "Tokenizer") -> d
             path, f"{len(ids)} tokens, but roles for {sum(span.tokens for span in spans)}", place=place
         )
     decoded = [
-        {"role": span.role, "tokens": span.tokens, "learned": span.learned, "text": text}
+        {"role": span.role, "tokens": span.tokens, "learned": span.in_loss, "text": text}
         for span, text in decode_spans(tokenizer, ids, spans)
     ]
     return row | {"spans": decoded}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["Config", "InputKind", "NonSemantic", "Record", "StageConfig", "first_problem", "semantic"]
+__all__ = ["Config", "InputKind", "NonSemantic", "Record", "StageConfig", "first_problem", "semantic_fields"]
 
 
 class Config(BaseModel):
@@ -40,7 +40,7 @@ class NonSemantic:
     """
 
 
-def semantic(config: BaseModel) -> dict[str, Any]:
+def semantic_fields(config: BaseModel) -> dict[str, Any]:
     """Return the fields that determine the artifact, as plain JSON; `NonSemantic` ones are left out."""
     excluded = {name for name, field in type(config).model_fields.items() if NonSemantic in field.metadata}
     return config.model_dump(mode="json", exclude=excluded, by_alias=True)

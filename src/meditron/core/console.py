@@ -15,8 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from meditron.core.layout import layout
-from meditron.core.units import amount, duration
+from meditron.core.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,11 +29,9 @@ __all__ = [
     "progress",
     "sanitize_terminal",
     "substitute_unencodable",
-    "table",
     "warn",
 ]
 
-_UNLIMITED = 10_000  # characters of a table's line that is not for a terminal
 _LINE_INTERVAL = 10.0  # seconds between the plain lines of a bar
 _RATE_WINDOW = 30.0  # seconds over which a rate is measured
 # Text from files may contain escape sequences, which a terminal would execute.
@@ -99,41 +96,6 @@ def info(text: str) -> None:
 def warn(text: str) -> None:
     """Print a warning, even if quiet."""
     _print(text, prefix="warning: ", style="yellow")
-
-
-def table(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    title: str | None = None,
-    *,
-    answer: bool = False,
-) -> None:
-    """Print a table; columns of numbers are aligned right.
-
-    A terminal gets it in its own width (see `layout`), a log or pipe in one piece, however wide. An `answer`
-    goes to stdout, also when quiet.
-    """
-    if _state.quiet and not answer:
-        return
-    from rich.console import Console
-
-    cells = [[sanitize_terminal(str(value)) for value in row] for row in rows]
-    named = title and sanitize_terminal(title)
-    if answer and sys.stdout.isatty():
-        terminal = Console(highlight=False, markup=False, emoji=False)
-        terminal.print(*layout(headers, cells, terminal.width, named))
-        return
-    if not answer and _terminal():
-        _console().print(*layout(headers, cells, _console().width, named))
-        return
-    plain = Console(width=_UNLIMITED, markup=False, highlight=False, emoji=False, color_system=None)
-    with plain.capture() as captured:
-        plain.print(*layout(headers, cells, _UNLIMITED, named))
-    text = "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
-    if answer:
-        print(f"{text}\n", flush=True)  # noqa: T201
-    else:
-        _print(text)
 
 
 def print_styled(pieces: Sequence[tuple[str, str]]) -> bool:
@@ -218,14 +180,14 @@ class Bar:
         if rate > 0:
             parts.append(self._format_rate(rate))
             if self.total is not None and self.done < self.total:
-                parts.append(f"{duration((self.total - self.done) / rate)} left")
+                parts.append(f"{format_duration((self.total - self.done) / rate)} left")
         return ", ".join([*parts, *self._extra_fields()])
 
     def begin(self) -> None:
         """Print the plain line at the start."""
         if self._interval is not None:
-            start = f"{amount(self._start, self.unit)} done before, of " if self._start else ""
-            size = "" if self.total is None else f": {start}{amount(self.total, self.unit)}"
+            start = f"{format_count(self._start, self.unit)} done before, of " if self._start else ""
+            size = "" if self.total is None else f": {start}{format_count(self.total, self.unit)}"
             info(f"{self.label}{size}")
 
     def end(self, *, complete: bool) -> None:
@@ -233,21 +195,21 @@ class Bar:
         seconds = time.monotonic() - self._started
         worked = self.done - self._start
         if not complete:
-            info(f"{self.label}: stopped at {self._count()} after {duration(seconds)}")
+            info(f"{self.label}: stopped at {self._count()} after {format_duration(seconds)}")
             return
         rate = f" ({self._format_rate(worked / seconds)})" if worked > 0 < seconds else ""
-        count = f"{amount(self.done, self.unit)} in " if self.done else ""
-        info(", ".join([f"{self.label}: {count}{duration(seconds)}{rate}", *self._extra_fields()]))
+        count = f"{format_count(self.done, self.unit)} in " if self.done else ""
+        info(", ".join([f"{self.label}: {count}{format_duration(seconds)}{rate}", *self._extra_fields()]))
 
     def _count(self, *, share: bool = True) -> str:
         if not self.total:
-            return amount(self.done, self.unit)
-        done = amount(self.done, "B" if self.unit == "B" else "")
-        count = f"{done} of {amount(self.total, self.unit)}"
+            return format_count(self.done, self.unit)
+        done = format_count(self.done, "B" if self.unit == "B" else "")
+        count = f"{done} of {format_count(self.total, self.unit)}"
         return f"{count} ({100 * self.done // self.total} %)" if share else count
 
     def _format_rate(self, rate: float) -> str:
-        return f"{amount(rate, 'B' if self.unit == 'B' else '')}/s"
+        return f"{format_count(rate, 'B' if self.unit == 'B' else '')}/s"
 
     def _rate(self) -> float:
         """Return units per second over the last `_RATE_WINDOW` seconds."""

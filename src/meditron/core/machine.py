@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from meditron.version import __version__
 
-__all__ = ["DType", "cores", "cpu_class", "describe", "free_disk", "matrix_dtype"]
+__all__ = ["DType", "cpu_class", "describe", "free_disk_bytes", "resolve_matrix_dtype", "usable_cores"]
 
 DType = Literal["auto", "float32", "bfloat16"]
 """Number format of matrix products; `auto` is resolved by `matrix_dtype`."""
@@ -55,7 +55,7 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": model,
         "cpu_class": cpu_class(flags),
-        "cores": cores(),
+        "usable_cores": usable_cores(),
         "memory_bytes": _memory(),
         "gpus": _gpus(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -73,7 +73,7 @@ def cpu_class(flags: frozenset[str]) -> str:
     return next((name for name, needed in _CLASSES if needed <= flags), platform.machine())
 
 
-def matrix_dtype(dtype: DType = "auto") -> Literal["float32", "bfloat16"]:
+def resolve_matrix_dtype(dtype: DType = "auto") -> Literal["float32", "bfloat16"]:
     """Resolve `auto` to bfloat16 on a CPU with instructions for it, else to float32.
 
     Without such instructions bfloat16 is emulated with float32 and many times slower
@@ -95,7 +95,7 @@ def _cpu() -> tuple[str, frozenset[str]]:
     return model, frozenset(fields.get("flags", fields.get("Features", "")).split())
 
 
-def cores() -> int:
+def usable_cores() -> int:
     """Return the number of usable cores: affinity, or the container's quota if lower (cgroup v2 and v1)."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [line.split() for line in _cgroup("", "cpu.max")]
@@ -129,7 +129,7 @@ def _cgroup(controller: str, file: str) -> list[str]:
     return [value for value in values if value]
 
 
-def free_disk(path: Path) -> int:
+def free_disk_bytes(path: Path) -> int:
     """Return the free bytes on the disk of a path, which need not exist yet."""
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     return shutil.disk_usage(existing).free

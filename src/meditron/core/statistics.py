@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from meditron.core.errors import MeditronError, UsageError
 
 __all__ = [
-    "EXACT",
-    "FEWEST",
-    "Difference",
+    "MAX_EXACT_SIZE",
+    "MIN_SAMPLE_SIZE",
     "Interval",
+    "PairedDifference",
     "bootstrap_ratio",
     "holm",
     "macro_f1",
@@ -38,16 +38,16 @@ __all__ = [
     "paired_bootstrap",
     "paired_proportions",
     "sign_flip",
-    "wilson",
+    "wilson_interval",
 ]
 
 Values = Sequence[float] | NDArray[np.floating] | NDArray[np.integer]
 _Column = NDArray[np.float64]
 
-FEWEST = 6
+MIN_SAMPLE_SIZE = 6
 """Smallest sample with a 95 % interval or a verdict. With five documents, five differences of one sign have
 p = 2 / 2^5 = 0.0625, so no two-sided test at 5 % can reject."""
-EXACT = 20
+MAX_EXACT_SIZE = 20
 """Largest sample whose 2^n sign patterns are all enumerated (2^20 sums: 8 MB, milliseconds)."""
 _CONFIDENCE = 0.95
 _POWER = 0.80
@@ -67,7 +67,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class PairedDifference:
     """A paired difference a − b over `n` documents or questions.
 
     `interval` is None below `FEWEST` and if all differences are equal. `p` is two-sided and not adjusted.
@@ -119,7 +119,7 @@ def bootstrap_ratio(
     return value, Interval(low, high)
 
 
-def paired_bootstrap(a: Values, b: Values, *, seed: int, resamples: int = 10_000) -> Difference:
+def paired_bootstrap(a: Values, b: Values, *, seed: int, resamples: int = 10_000) -> PairedDifference:
     """Estimate the mean of a_i − b_i over the same documents, in the same order; each counts once.
 
     p is exact up to `EXACT` documents (see `sign_flip`). Above, it is the larger of two values: that of
@@ -133,13 +133,13 @@ def paired_bootstrap(a: Values, b: Values, *, seed: int, resamples: int = 10_000
     scale = float(max(np.abs(first).max(), np.abs(second).max()))
     differences[np.abs(differences) <= _ROUNDING * scale] = 0.0
     bootstrap = _bootstrap_t(differences, np.ones(n), scale, seed, resamples)
-    if n <= EXACT:
+    if n <= MAX_EXACT_SIZE:
         p, test = sign_flip(differences), "exact sign-flip test"
     elif bootstrap:
         p, test = bootstrap.p, "bootstrap-t test"
     else:  # all differences are equal, so that only their common sign can be tested
         p, test = mcnemar(int((differences > 0).sum()), int((differences < 0).sum())), "exact sign test"
-    return Difference(
+    return PairedDifference(
         n=n,
         difference=float(differences.mean()),
         interval=bootstrap.interval if bootstrap else None,
@@ -149,7 +149,7 @@ def paired_bootstrap(a: Values, b: Values, *, seed: int, resamples: int = 10_000
     )
 
 
-def paired_proportions(only_a: int, only_b: int, n: int) -> Difference:
+def paired_proportions(only_a: int, only_b: int, n: int) -> PairedDifference:
     """Estimate the difference of two accuracies, a − b, on the same n questions.
 
     `only_a` questions were answered correctly by a alone, `only_b` by b alone. The interval is Bonett and
@@ -166,14 +166,14 @@ def paired_proportions(only_a: int, only_b: int, n: int) -> Difference:
         raise UsageError(f"{only_a} + {only_b} discordant questions, but n is {n}")
     difference = (only_a - only_b) / n
     method = "Bonett-Price interval, McNemar's exact test"
-    if n < FEWEST:
-        return Difference(n, difference, None, p, None, "McNemar's exact test")
+    if n < MIN_SAMPLE_SIZE:
+        return PairedDifference(n, difference, None, p, None, "McNemar's exact test")
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     center = share_a - share_b
     error = math.sqrt((share_a + share_b - center**2) / (n + 2))
     z, power = (NormalDist().inv_cdf(level) for level in ((1 + _CONFIDENCE) / 2, _POWER))
     interval = Interval(max(-1.0, center - z * error), min(1.0, center + z * error))
-    return Difference(n, difference, interval, p, (z + power) * error, method)
+    return PairedDifference(n, difference, interval, p, (z + power) * error, method)
 
 
 def sign_flip(differences: Values) -> float:
@@ -188,8 +188,8 @@ def sign_flip(differences: Values) -> float:
     """
     values = _column("differences", differences)
     nonzero = values[values != 0]
-    if len(nonzero) > EXACT:
-        raise UsageError(f"sign_flip takes at most {EXACT} differences, got {len(nonzero)}")
+    if len(nonzero) > MAX_EXACT_SIZE:
+        raise UsageError(f"sign_flip takes at most {MAX_EXACT_SIZE} differences, got {len(nonzero)}")
     if not len(nonzero):
         return 1.0
     sizes = np.abs(nonzero)
@@ -216,7 +216,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def wilson(successes: int, n: int) -> Interval | None:
+def wilson_interval(successes: int, n: int) -> Interval | None:
     """Compute the 95 % score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22: 209-212).
 
     (p̂ + z²/2n ± z √(p̂(1 − p̂)/n + z²/4n²)) / (1 + z²/n). Unlike p̂ ± 1.96 SE it stays within [0, 1] and has
@@ -227,7 +227,7 @@ def wilson(successes: int, n: int) -> Interval | None:
     """
     if n < 1 or not 0 <= successes <= n:
         raise UsageError(f"successes must be between 0 and n ≥ 1, got {successes} of {n}")
-    if n < FEWEST:
+    if n < MIN_SAMPLE_SIZE:
         return None
     z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
     share = successes / n
@@ -299,7 +299,7 @@ def _bootstrap_t(
     scaled = above / below.mean()
     ratio = float(scaled.sum() / n)
     residuals = scaled - ratio * weight
-    if n < FEWEST or np.abs(residuals).max() <= _ROUNDING * scale / below.mean():
+    if n < MIN_SAMPLE_SIZE or np.abs(residuals).max() <= _ROUNDING * scale / below.mean():
         return None
     factor = math.sqrt((n - 1) / n)
     error = factor * float(np.sqrt(((residuals / (n - weight)) ** 2).sum()))

@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["amount", "duration", "is_figure", "size"]
+__all__ = ["format_bytes", "format_count", "format_duration", "is_numeric_cell"]
 
 _NUMBER = r"[-+−]?\d[\d,.]*(e[-+]?\d+)?"
 _DURATION = r"\d+(\.\d)? (s|min|h|d)( \d\d (s|min|h))?"
@@ -14,7 +14,7 @@ _FIGURE = re.compile(
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 04 h`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600:02d} h"
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Format bytes in powers of a thousand, with three figures: `512 B`, `1.23 MB`, `98.7 GB`."""
     power = 0
     # Not 1000, because 999.5 kB would be rounded to 1000 kB, which has four figures.
@@ -37,15 +37,15 @@ def size(count: float) -> str:
     return f"{_figures(count) if power else round(count)} {_SIZES[power]}"
 
 
-def amount(count: float, unit: str = "") -> str:
+def format_count(count: float, unit: str = "") -> str:
     """Format a count with its unit; bytes (`B`) as in `size`, fractions below 100 with three figures."""
     if unit == "B":
-        return size(count)
+        return format_bytes(count)
     text = f"{count:,.0f}" if count >= 100 or count == int(count) else _figures(count)
     return f"{text} {unit}".rstrip()
 
 
-def is_figure(text: str) -> bool:
+def is_numeric_cell(text: str) -> bool:
     """Return whether a cell is a number, interval, size, time or empty, and so is aligned right."""
     return _FIGURE.fullmatch(text) is not None
 

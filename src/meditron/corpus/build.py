@@ -23,11 +23,11 @@ from meditron.corpus.execute import execute, progress_by_files
 from meditron.corpus.files import FileGroup, source_groups
 from meditron.corpus.passes import KEPT, PASSES, PassFactory, PassPipeline
 from meditron.corpus.pieces import GroupResult, Piece, ReadFiles, load_array, save_array
-from meditron.corpus.report import corpus_report
 from meditron.corpus.shards import DECISION, Shard, WriteShards, plan_shards
-from meditron.store.artifact import Artifact
-from meditron.store.files import make_folder, read_json, remove_folder, remove_temporaries
+from meditron.report.corpus_page import write_corpus_page
+from meditron.store.files import make_folder, read_json, remove_folders, remove_temporaries
 from meditron.store.jsonl import JsonlWriter, read_jsonl
+from meditron.store.manifest import Artifact
 
 __all__ = ["run"]
 
@@ -79,8 +79,8 @@ def run(
     metrics = _metrics(config, left_out, results, shards)
     _gather_drops(shards, out / "drops.jsonl.zst")
     # The report reads the finished files; a kill before it leaves the working files for the next run.
-    corpus_report(config, metrics, out)
-    remove_folder(work)
+    write_corpus_page(config.model_dump(by_alias=True)["sources"], metrics, out)
+    remove_folders([work])
     return metrics
 
 

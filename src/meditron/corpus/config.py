@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from meditron.core.config import Config, NonSemantic
-from meditron.core.stage import InputKind, StageConfig
+from meditron.core.config import Config, InputKind, NonSemantic, StageConfig
 from meditron.sources.registry import SOURCES
 
 __all__ = ["CorpusConfig", "SourceConfig", "SourceName", "TokenizeConfig"]

@@ -13,8 +13,8 @@ from meditron.sources.document import Readable
 from meditron.sources.file_types import reason_to_skip
 from meditron.sources.registry import SkipRule, exclude_hint, find_source, format_name, refuse_mixed_text
 from meditron.sources.streams import as_text
-from meditron.store.artifact import Artifact
 from meditron.store.files import walk_folder
+from meditron.store.manifest import Artifact
 
 __all__ = ["FileGroup", "SourceFile", "files_of", "skip_rule", "source_groups"]
 

@@ -20,7 +20,7 @@ from meditron.corpus.files import FileGroup, skip_rule
 from meditron.corpus.passes import KEPT, PassPipeline
 from meditron.sources.document import Document, ReadLog
 from meditron.sources.registry import find_source, open_source
-from meditron.store.files import atomic, make_folder, read_json, write_json
+from meditron.store.files import atomic_write, make_folder, read_json, write_json
 from meditron.store.jsonl import JsonlWriter
 
 __all__ = ["MAX_CHARACTERS", "GroupResult", "Piece", "ReadFiles", "load_array", "save_array"]
@@ -171,7 +171,7 @@ def _candidate_row(candidate: Candidate, *, kept: bool) -> dict[str, Any]:
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> None:
     """Write an array as `.npy`, whole or not at all."""
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         np.save(file, array, allow_pickle=False)
 
 

@@ -18,21 +18,21 @@ import numpy as np
 from meditron.core.errors import InputError
 from meditron.corpus.config import TokenizeConfig
 from meditron.corpus.execute import execute, progress_by_files
-from meditron.corpus.token_report import token_report
-from meditron.model.tokenizer import model_tokenizer
-from meditron.store.artifact import Artifact
-from meditron.store.files import make_folder, remove_folder, remove_temporaries
-from meditron.store.identity import content_sha256, short
+from meditron.model.presets import model_tokenizer
+from meditron.report.corpus_page import write_token_page
+from meditron.store.files import make_folder, remove_folders, remove_temporaries
+from meditron.store.identity import content_sha256, short_hash
 from meditron.store.indexed import (
-    Ids,
     IndexedDataset,
     IndexedWriter,
-    document_hashes,
+    TokenIds,
+    read_hashes,
     token_dtype,
     write_hashes,
 )
 from meditron.store.jsonl import read_jsonl
-from meditron.store.models import resolve
+from meditron.store.manifest import Artifact
+from meditron.store.models import resolve_model
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["PIECE", "run"]
@@ -56,7 +56,7 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     """
     make_folder(out)
     remove_temporaries(out)
-    tokenizer = model_tokenizer(resolve(inputs["base"].spec))
+    tokenizer = model_tokenizer(resolve_model(inputs["base"].spec))
     train = inputs["corpus"].path / "train"
     files = tuple(sorted(train.glob("*/*.jsonl.zst")))
     if not files:
@@ -68,8 +68,8 @@ def run(config: TokenizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     lengths = {source: _merge(source, tokenizer, work, out) for source in sources}
     tokenizer.save(out)
     metrics = _metrics(lengths, tokenizer)
-    token_report(lengths, metrics, out)
-    remove_folder(work)
+    write_token_page(lengths, metrics, out)
+    remove_folders([work])
     return metrics
 
 
@@ -90,13 +90,13 @@ class _Tokenize:
         hashes = []
         with IndexedWriter(prefix, token_dtype(self.tokenizer.vocab_size)) as writer:
             for batch in _batches(row["text"] for row in read_jsonl(path)):
-                hashes += [short(content_sha256(text)) for text in batch]
+                hashes += [short_hash(content_sha256(text)) for text in batch]
                 for ids in self._encoded(batch):
                     writer.add(ids)
             # Inside the block: a shard counts as complete once its .idx exists, which is written at the end.
             write_hashes(prefix, hashes)
 
-    def _encoded(self, texts: list[str]) -> Iterator[Ids]:
+    def _encoded(self, texts: list[str]) -> Iterator[TokenIds]:
         """Yield the ids of each text, with its end-of-text token."""
         end = [self.tokenizer.end_of_text_id]
         if len(texts[0]) <= PIECE:
@@ -152,7 +152,7 @@ def _merge(source: str, tokenizer: Tokenizer, work: Path, out: Path) -> np.ndarr
             for number in range(len(shard)):
                 writer.add(shard[number])
             sizes.append(shard.sizes)
-            hashes += document_hashes(prefix)
+            hashes += read_hashes(prefix)
         write_hashes(out / source, hashes)
     return np.concatenate(sizes)
 

@@ -14,6 +14,7 @@ from meditron.engine.base import (
     Reply,
     ScoresTokens,
 )
+from meditron.store.gguf_types import FLOAT_TYPES
 
 __all__ = [
     "Backend",
@@ -29,7 +30,6 @@ __all__ = [
 
 Backend = Literal["torch", "llama.cpp"]
 _EXTRAS = {"torch": "train", "httpx": "serve"}
-_UNQUANTIZED = {"F32", "F16", "BF16"}
 
 
 def load(
@@ -84,10 +84,10 @@ def load(
 def _quantized(spec: str) -> bool:
     """Return True for a GGUF file with a tensor that is not F32, F16 or BF16."""
     from meditron.store.gguf import GGUF
-    from meditron.store.models import resolve
+    from meditron.store.models import resolve_model
 
-    files = resolve(spec)
+    files = resolve_model(spec)
     if files.kind != "gguf":
         return False
     with GGUF(files.path) as gguf:
-        return any(tensor.type not in _UNQUANTIZED for tensor in gguf.tensors.values())
+        return any(tensor.type not in FLOAT_TYPES for tensor in gguf.tensors.values())

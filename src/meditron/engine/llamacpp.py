@@ -14,7 +14,7 @@ import numpy as np
 
 from meditron.core.console import info
 from meditron.core.errors import EngineError, MissingExtra, UsageError
-from meditron.core.units import size
+from meditron.core.units import format_bytes
 from meditron.engine.base import (
     CHUNK_POSITIONS,
     Array,
@@ -34,7 +34,7 @@ from meditron.engine.llamacpp_process import LlamaServerProcess
 from meditron.model.presets import model_tokenizer
 from meditron.model.sampling import SamplingConfig, SamplingOptions, max_new_tokens
 from meditron.store.gguf import GGUF
-from meditron.store.models import resolve
+from meditron.store.models import resolve_model
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["LlamaCppEngine"]
@@ -76,7 +76,7 @@ def _context(metadata: Mapping[str, Any], path: Path, context: int | None) -> in
     tokens = max(tokens, min(_STEP, trained))
     info(
         f"{path.name}: the context is {tokens:,} of the model's {trained:,} tokens, because the KV cache of "
-        f"all of them would take {size(trained * token_bytes)}; a larger context can be set"
+        f"all of them would take {format_bytes(trained * token_bytes)}; a larger context can be set"
     )
     return tokens
 
@@ -122,7 +122,7 @@ class LlamaCppEngine(Generates, GivesLogits):
             EngineError: the process dies.
             MissingExtra: xllamacpp is not installed.
         """
-        files = resolve(spec)
+        files = resolve_model(spec)
         if files.kind != "gguf":
             raise UsageError(
                 f"{spec}: llama.cpp runs GGUF files only",
@@ -276,14 +276,14 @@ class LlamaCppEngine(Generates, GivesLogits):
         )
 
     def _distribution(self, prefix: Sequence[int]) -> Array:
-        size = self._tokenizer.vocab_size
+        format_bytes = self._tokenizer.vocab_size
         # The reported probabilities are those before the bias. It makes the server draw a token that ends the
         # text: for a token that is part of a UTF-8 character it would report no probabilities.
         bias = [[self._tokenizer.end_of_text_id, 1e3]]
         body = {
             "prompt": list(prefix),
             "n_predict": 1,
-            "n_probs": size,
+            "n_probs": format_bytes,
             "logit_bias": bias,
             "cache_prompt": False,
         }
@@ -291,7 +291,7 @@ class LlamaCppEngine(Generates, GivesLogits):
             top = next(events)["completion_probabilities"][0]["top_logprobs"]
         if any(token["logprob"] is None for token in top):  # JSON has no NaN
             raise EngineError(f"{self._path}: logits are not finite")
-        logp_V = np.full(size, -np.inf)
+        logp_V = np.full(format_bytes, -np.inf)
         logp_V[[token["id"] for token in top]] = [token["logprob"] for token in top]
         # llama.cpp sums the softmax in fp32, which is off by 1e-4 for so many tokens.
         logp_V -= np.logaddexp.reduce(logp_V)

@@ -36,7 +36,7 @@ from meditron.model.presets import model_tokenizer
 from meditron.model.sampling import SamplingConfig, SamplingOptions, max_new_tokens
 from meditron.model.tensors import require_finite
 from meditron.model.weights import load_config, load_model
-from meditron.store.models import resolve
+from meditron.store.models import resolve_model
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["TorchEngine"]
@@ -70,7 +70,7 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
         name = dtype or ("float32" if device.type == "cpu" else "bfloat16")
         if name not in _DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, got {name!r}")
-        files = resolve(spec)
+        files = resolve_model(spec)
         tokenizer = model_tokenizer(files)
         if context is not None:  # checked before the weights are read, which may take minutes
             chosen_context(load_config(files).max_position_embeddings, context)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from meditron.core.statistics import wilson
+from meditron.core.statistics import wilson_interval
 from meditron.evaluate.bayes import NaiveBayes
 from meditron.evaluate.compare import Correctness, accuracy_difference, unlike
 from meditron.evaluate.config import Against
@@ -163,7 +163,7 @@ def _baseline(
         name=name,
         n=n,
         accuracy=right / n,
-        interval=wilson(right, n),
+        interval=wilson_interval(right, n),
         trained_on=trained_on,
     )
 

@@ -20,7 +20,7 @@ from meditron.core.errors import InputError, UsageError
 from meditron.core.statistics import paired_bootstrap, paired_proportions
 from meditron.evaluate.result_rows import ItemKey, ResultRows, open_result
 from meditron.evaluate.rows import DocumentRow, EvalRow, QuestionRow
-from meditron.store.results import Comparison, adjusted
+from meditron.store.results import Comparison, adjust_p_values
 
 __all__ = ["Correctness", "accuracy_difference", "compare", "differences", "unlike"]
 
@@ -70,7 +70,7 @@ def compare(a: str, b: str, *, seed: int = 1, resamples: int = 10_000) -> list[C
             in both were measured in ways that do not compare.
         InputError: a document's text, a question, or a prompt is not the same in both.
     """
-    return adjusted(differences(open_result(a), open_result(b), seed=seed, resamples=resamples))
+    return adjust_p_values(differences(open_result(a), open_result(b), seed=seed, resamples=resamples))
 
 
 def differences(a: ResultRows, b: ResultRows, *, seed: int, resamples: int) -> list[Comparison]:

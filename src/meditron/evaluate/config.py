@@ -5,9 +5,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from meditron.core.config import Config, NonSemantic
+from meditron.core.config import Config, InputKind, NonSemantic, StageConfig
 from meditron.core.machine import DType
-from meditron.core.stage import InputKind, StageConfig
 from meditron.evaluate.methods.registry import METHODS
 from meditron.store.results import PromptForm, Rule
 from meditron.tasks.registry import TASKS

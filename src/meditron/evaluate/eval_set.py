@@ -14,15 +14,15 @@ from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.methods.base import EvalMethod, find_method
 from meditron.evaluate.model import RAW, EvalModel
 from meditron.evaluate.prompts import EvalPrompt
-from meditron.store.files import digest_of
+from meditron.store.files import content_digest
 from meditron.store.identity import normalize
 from meditron.tasks.prompt_template import Rendered
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task, questions_sha256
 from meditron.text.chat import FIXED_DATE, Message
-from meditron.text.finetune_templates import answered
-from meditron.text.prompt import rendered
+from meditron.text.finetune_templates import question_turns
+from meditron.text.prompt import render_conversation
 
 __all__ = ["EvalSet", "Examples", "draw_examples", "rows_file"]
 
@@ -177,15 +177,18 @@ class EvalSet:
         for shot in shots:
             solved = template.render(shot)
             # As in training: some templates add a blank or a break before an answer.
-            turns = answered(solved.prompt, solved.continuations[shot.gold], form)
+            turns = question_turns(solved.prompt, solved.continuations[shot.gold], form)
             before += [{"role": turn.role, "content": turn.content} for turn in turns]
         last = template.render(question)
         messages = (*before, {"role": "user", "content": last.prompt})
         unconditional = (*before, {"role": "user", "content": last.unconditional})
         # Templates decide if an answer keeps the blank before it; finetuning's own function knows.
-        options = tuple(answered("", continuation, form)[1].content for continuation in last.continuations)
+        options = tuple(
+            question_turns("", continuation, form)[1].content for continuation in last.continuations
+        )
         text, unconditional_text = (
-            rendered(model.chat_tokenizer, turns, now=FIXED_DATE) for turns in (messages, unconditional)
+            render_conversation(model.chat_tokenizer, turns, now=FIXED_DATE)
+            for turns in (messages, unconditional)
         )
         return EvalPrompt(
             question=question,
@@ -223,7 +226,7 @@ def draw_examples(task: Task, shots: int, seed: int, shots_from: Path | None = N
         shots=shots,
         drawn=tuple(random.Random(seed).sample(pool, shots + 1)),  # noqa: S311 (reproducible, not secret)
         file=None if shots_from is None else shots_from.name,
-        sha256=None if shots_from is None else digest_of(shots_from),
+        sha256=None if shots_from is None else content_digest(shots_from),
     )
 
 

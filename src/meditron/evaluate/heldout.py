@@ -6,7 +6,7 @@ from pathlib import Path
 
 from meditron.core.console import warn
 from meditron.core.errors import InputError, MeditronError
-from meditron.store.corpus import CorpusDocument, held_out, read_corpus
+from meditron.store.corpus import CorpusDocument, read_corpus, select_heldout
 
 __all__ = ["choose", "data_digest", "distinct", "refuse_overlap"]
 
@@ -33,7 +33,7 @@ def distinct(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
     Repeated texts are left out with a warning: as second observations they would make intervals too narrow.
     """
     chosen = {}
-    for source, texts in held_out(corpus, documents).items():
+    for source, texts in select_heldout(corpus, documents).items():
         # Reversed twice: of equal texts the first document stays, in its place.
         by_content = {document.content_sha256: document for document in reversed(texts)}
         if repeated := len(texts) - len(by_content):

@@ -12,18 +12,18 @@ from meditron.core.errors import MeditronError, UsageError
 from meditron.engine.base import Engine, Generates, GivesLogits, ScoresTokens
 from meditron.model.presets import model_tokenizer
 from meditron.store.ancestry import Ancestry, read_ancestry
-from meditron.store.artifact import Artifact
-from meditron.store.files import canonical, digest_of
+from meditron.store.files import canonical_json, content_digest
 from meditron.store.gguf import GGUF
-from meditron.store.models import ModelFiles, resolve
-from meditron.text.dialogue import with_chat_template
+from meditron.store.gguf_types import FLOAT_TYPES
+from meditron.store.manifest import Artifact
+from meditron.store.models import ModelFiles, resolve_model
+from meditron.text.finetune_templates import with_chat_template
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["RAW", "EvalModel", "LocalModel"]
 
 RAW = "raw"
 """The prompt form without a chat template."""
-_UNQUANTIZED = {"F32", "F16", "BF16"}
 # Files of an HF folder that decide the model's output. Reports, metrics and manifests carry times.
 _MODEL_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json"),
@@ -85,7 +85,7 @@ class EvalModel:
         """SHA-256 of the model's identity in rows."""
         # Without the date: an evaluation that continues the next day is still of the same model.
         stable = {key: value for key, value in self.provenance.items() if key != "date"}
-        return hashlib.sha256(canonical(stable)).hexdigest()
+        return hashlib.sha256(canonical_json(stable)).hexdigest()
 
     @property
     def dtype(self) -> str:
@@ -113,7 +113,7 @@ class EvalModel:
         # The last finetune decides: later pretraining does not teach another form.
         trainings = self.ancestry.trainings if self.ancestry else ()
         template = next((t.chat_template for t in reversed(trainings) if t.kind == "finetune"), None)
-        return RAW if template in (None, "plain") else str(template)
+        return RAW if template in (None, "none") else str(template)
 
     @property
     def chat_tokenizer(self) -> Tokenizer:
@@ -182,7 +182,7 @@ class LocalModel(EvalModel):
     @cached_property
     def files(self) -> ModelFiles:
         """The model's files; errors as of `resolve`."""
-        return resolve(self.artifact.spec)
+        return resolve_model(self.artifact.spec)
 
     @cached_property
     def content(self) -> list[Path]:
@@ -199,8 +199,10 @@ class LocalModel(EvalModel):
         if self.files.kind == "init":
             return hashlib.sha256(self.files.spec.encode()).hexdigest()
         if self.files.kind == "gguf":
-            return digest_of(self.files.path)
-        return hashlib.sha256(canonical([[file.name, digest_of(file)] for file in self.content])).hexdigest()
+            return content_digest(self.files.path)
+        return hashlib.sha256(
+            canonical_json([[file.name, content_digest(file)] for file in self.content])
+        ).hexdigest()
 
     @cached_property
     def provenance(self) -> dict[str, str]:
@@ -237,4 +239,4 @@ class LocalModel(EvalModel):
         # Labelled, because llama.cpp computes with the quantized values and gives slightly other figures.
         with GGUF(self.files.path) as gguf:
             types = {tensor.type for tensor in gguf.tensors.values()}
-        return "torch" if types <= _UNQUANTIZED else "torch on dequantized weights"
+        return "torch" if types <= FLOAT_TYPES else "torch on dequantized weights"

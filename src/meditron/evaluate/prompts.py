@@ -15,7 +15,7 @@ from meditron.tasks.prompt_template import Rendered
 from meditron.tasks.question import Question
 from meditron.tasks.task import questions_sha256
 from meditron.text.chat import Message
-from meditron.text.dialogue import question_ids
+from meditron.text.finetune_templates import question_ids
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["EncodedPrompt", "EvalPrompt", "encode", "encode_messages", "encode_prompt"]

@@ -17,9 +17,9 @@ from meditron.core.console import progress
 from meditron.core.errors import InputError
 from meditron.evaluate.methods.base import question_row_adapter
 from meditron.evaluate.rows import EvalRow, QuestionRow
+from meditron.store.file_lock import exclusive_lock
 from meditron.store.files import make_folder
 from meditron.store.jsonl import read_jsonl
-from meditron.store.lock import exclusive_lock
 from meditron.store.resumable_jsonl import ResumableJsonl
 
 __all__ = ["RowsFile", "exclusive", "read_rows", "run_resumable"]

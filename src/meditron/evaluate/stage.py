@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from meditron.core.errors import UsageError
-from meditron.core.machine import matrix_dtype
+from meditron.core.machine import resolve_matrix_dtype
 from meditron.evaluate import accuracy, fidelity, perplexity
 from meditron.evaluate.answers import answer_questions
 from meditron.evaluate.config import CORPUS, EvaluateConfig, is_file
@@ -17,10 +17,10 @@ from meditron.evaluate.model import EvalModel, LocalModel
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile
 from meditron.evaluate.trained import refuse_trained_documents, refuse_trained_questions, training_data
-from meditron.report.evaluation_page import write_report
-from meditron.store.artifact import Artifact
+from meditron.report.evaluation_page import write_evaluation_page
 from meditron.store.corpus import CorpusDocument
 from meditron.store.jsonl import read_jsonl
+from meditron.store.manifest import Artifact
 from meditron.store.results import (
     Baseline,
     EvaluationResult,
@@ -61,7 +61,9 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     corpus = inputs[CORPUS].path
     eval_sets = _open_eval_sets(config, inputs)
     documents = choose(corpus, config.documents)
-    models = {name: LocalModel(name, inputs[name], matrix_dtype(config.dtype)) for name in config.models}
+    models = {
+        name: LocalModel(name, inputs[name], resolve_matrix_dtype(config.dtype)) for name in config.models
+    }
     # Before anything is computed: a score on training data would be worth nothing after hours of work.
     for model in models.values():
         refuse_trained_questions(model, _flatten(eval_sets))
@@ -71,7 +73,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     ancestry = {name: training_data(model) for name, model in models.items()}
     result = _result(config, inputs, documents, eval_sets, rows, ancestry)
     write_results(out, result)
-    write_report(out / "report.html", result)
+    write_evaluation_page(out / "report.html", result)
     overlap = {"overlap": 0, "training_documents_compared": compared}
     return result.model_dump(mode="json") | overlap
 
@@ -210,7 +212,7 @@ def _result(
         ancestry=dict(ancestry),
         differences=differences,
         rows=PERPLEXITY,
-        dtype=matrix_dtype(config.dtype),
+        dtype=resolve_matrix_dtype(config.dtype),
         seed=seed,
         resamples=resamples,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from meditron.core.errors import InputError
-from meditron.core.machine import matrix_dtype
+from meditron.core.machine import resolve_matrix_dtype
 from meditron.evaluate import accuracy, fidelity
 from meditron.evaluate.answers import answer_questions
 from meditron.evaluate.config import EvalOptions
@@ -18,9 +18,9 @@ from meditron.evaluate.rows import FIDELITY, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile, exclusive
 from meditron.evaluate.stage import BAYES_ROWS
 from meditron.evaluate.trained import refuse_trained_questions, training_data
-from meditron.store.artifact import Artifact
 from meditron.store.files import refuse_overwrite
-from meditron.store.models import resolve
+from meditron.store.manifest import Artifact
+from meditron.store.models import resolve_model
 from meditron.store.results import EvaluationResult
 from meditron.tasks.registry import open_task
 
@@ -67,7 +67,7 @@ def evaluate_on_task(
     opened = open_task(task, corpus=corpus, template=template)
     shots_from = Path(options.shots_from) if options.shots_from else None
     eval_sets = EvalSet.of(opened, options, seed=seed, shots_from=shots_from)
-    eval_model = _local(model, matrix_dtype(options.dtype)) if isinstance(model, str) else model
+    eval_model = _local(model, resolve_matrix_dtype(options.dtype)) if isinstance(model, str) else model
     name = eval_model.name
     path = (out or _folder(name)) / rows_file(opened)
     # `with` closes the engine, so everything that needs it is read before.
@@ -167,4 +167,4 @@ def _folder(model: str) -> Path:
 
 
 def _local(spec: str, dtype: str) -> LocalModel:
-    return LocalModel(spec, Artifact(spec, resolve(spec).path, ""), dtype)
+    return LocalModel(spec, Artifact(spec, resolve_model(spec).path, ""), dtype)

@@ -6,9 +6,9 @@ from meditron.core.console import warn
 from meditron.core.errors import MeditronError
 from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.model import EvalModel
-from meditron.store.ancestry import Training, statement
+from meditron.store.ancestry import Training, training_data_sentence
 from meditron.store.corpus import CorpusDocument
-from meditron.store.identity import short
+from meditron.store.identity import short_hash
 from meditron.store.results import TrainingData, TrainingRecord
 from meditron.tasks.overlap import is_in_messages, lookup_hashes
 from meditron.tasks.question import Question
@@ -51,14 +51,14 @@ def _questions_in(training: Training, questions: Iterable[Question]) -> list[Que
         q
         for q in questions
         if known & lookup_hashes(q)
-        or (q.document and short(q.document) in documents)
+        or (q.document and short_hash(q.document) in documents)
         or (texts and is_in_messages(texts, q.text))
     ]
 
 
 def refuse_trained_documents(model: EvalModel, documents: Mapping[str, Sequence[CorpusDocument]]) -> None:
     """Raise MeditronError if a training in the model's ancestry read a held-out document, by content."""
-    heldout = {short(text.content_sha256) for texts in documents.values() for text in texts}
+    heldout = {short_hash(text.content_sha256) for texts in documents.values() for text in texts}
     for training in _trainings(model):
         # Large corpora are recorded by their digest alone; overlap cannot be excluded then.
         if training.documents is None:
@@ -79,9 +79,9 @@ def training_data(model: EvalModel) -> TrainingData:
     ancestry = model.ancestry
     # No record means unknown, never clean: most downloaded models have none.
     if ancestry is None:
-        return TrainingData(statement=statement(None), known=False)
+        return TrainingData(statement=training_data_sentence(None), known=False)
     return TrainingData(
-        statement=statement(ancestry),
+        statement=training_data_sentence(ancestry),
         known=ancestry.trained_from_scratch and ancestry.complete,
         base=ancestry.base,
         trainings=tuple(

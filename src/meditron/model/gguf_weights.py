@@ -15,8 +15,8 @@ from torch import Tensor
 
 from meditron.model.config import LlamaConfig, llama3_factors
 from meditron.model.llama import Llama
-from meditron.model.tensors import DTYPES, cannot_hold, check_tensors, parameter_shapes, state_of
-from meditron.store.gguf import GGUF, Array, LazyTensor, require_whole, write_gguf
+from meditron.model.tensors import DTYPES, check_tensors, out_of_range_error, parameter_shapes, state_of
+from meditron.store.gguf import GGUF, Array, LazyTensor, reject_split_model, write_gguf
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.tokenizer import Tokenizer
 
@@ -87,7 +87,7 @@ def gguf_config(gguf: GGUF) -> LlamaConfig:
     Raises:
         InputError: another architecture, impossible values, or one part of a split file.
     """
-    require_whole(gguf)
+    reject_split_model(gguf)
     factors = None
     if _ROPE_FACTORS in gguf.tensors:
         factors = tuple(float(factor) for factor in gguf.dequantize(_ROPE_FACTORS).ravel())
@@ -217,7 +217,7 @@ def as_floats(name: str, weight: Tensor, kind: str) -> Array:
     values, extremes = weight.to(DTYPES[kind]), torch.stack(weight.aminmax())
     # Rounding is monotonic: if minimum and maximum stay finite, all values do. A NaN becomes both of them.
     if not bool(extremes.to(values.dtype).isfinite().all()):
-        raise cannot_hold(name, kind, finite=bool(extremes.isfinite().all()))
+        raise out_of_range_error(name, kind, finite=bool(extremes.isfinite().all()))
     # numpy has no bfloat16: the bytes are passed on.
     return values.view(torch.uint8).numpy() if kind == "BF16" else values.numpy()
 

@@ -16,8 +16,8 @@ from meditron.core.console import warn
 from meditron.core.errors import InputError
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
-from meditron.model.tensors import DTYPES, cannot_hold, check_tensors, parameter_shapes, state_of
-from meditron.store.files import atomic, read_json, write_json
+from meditron.model.tensors import DTYPES, check_tensors, out_of_range_error, parameter_shapes, state_of
+from meditron.store.files import atomic_write, read_json, write_json
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["HFWeights", "hf_config", "own_head", "save_hf", "stored_tensors"]
@@ -197,7 +197,7 @@ def _write_safetensors(
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in sorted(parameter_shapes(config)):
             source = state[name].detach()
@@ -205,5 +205,5 @@ def _write_safetensors(
             if not bool(weight.isfinite().all()):
                 # A cast to a narrower type turns large values into infinity without an error.
                 kind = str(dtype).removeprefix("torch.")
-                raise cannot_hold(name, kind, finite=bool(source.isfinite().all()))
+                raise out_of_range_error(name, kind, finite=bool(source.isfinite().all()))
             file.write(weight.view(torch.uint8).numpy().data)

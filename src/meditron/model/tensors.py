@@ -10,7 +10,7 @@ from meditron.core.errors import EngineError, InputError, UsageError
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 
-__all__ = ["DTYPES", "cannot_hold", "check_tensors", "parameter_shapes", "require_finite", "state_of"]
+__all__ = ["DTYPES", "check_tensors", "out_of_range_error", "parameter_shapes", "require_finite", "state_of"]
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of stored weights, under the names that safetensors and GGUF share."""
@@ -47,7 +47,7 @@ def check_tensors(path: Path, expected: Shapes, actual: Shapes) -> None:
             raise InputError(path, f"has shape {actual[name]}, but the config gives {shape}", place=name)
 
 
-def cannot_hold(name: str, kind: str, *, finite: bool) -> UsageError:
+def out_of_range_error(name: str, kind: str, *, finite: bool) -> UsageError:
     """Return the error for a weight that overflows in a type, or is not finite in any."""
     if not finite:
         return UsageError(f"{name} contains NaN or infinity: the model is damaged")

@@ -13,7 +13,7 @@ from meditron.model.hf_weights import HFWeights, hf_config, save_hf
 from meditron.model.llama import Llama
 from meditron.model.presets import preset
 from meditron.store.gguf import GGUF
-from meditron.store.models import ModelFiles, resolve
+from meditron.store.models import ModelFiles, resolve_model
 
 __all__ = ["load_config", "load_model", "open_weights", "save_gguf", "save_hf"]
 
@@ -80,4 +80,4 @@ def load_config(model: ModelFiles | Path | str) -> LlamaConfig:
 
 
 def _files(model: ModelFiles | Path | str) -> ModelFiles:
-    return model if isinstance(model, ModelFiles) else resolve(str(model))
+    return model if isinstance(model, ModelFiles) else resolve_model(str(model))

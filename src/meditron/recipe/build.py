@@ -7,16 +7,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from meditron.core import machine
-from meditron.core.config import semantic
+from meditron.core.config import semantic_fields
 from meditron.core.errors import MeditronError, is_out_of_memory
 from meditron.recipe.external_inputs import fetch_input
 from meditron.recipe.in_progress import RECORDS, begin_attempt, record_failure
 from meditron.recipe.schema import StageSpec
 from meditron.recipe.stage_status import StageStatus, stage_payload
-from meditron.store.artifact import Artifact
-from meditron.store.fetch import public
+from meditron.store.fetch import public_source
 from meditron.store.files import remove_temporaries
 from meditron.store.manifest import (
+    Artifact,
     FileRecord,
     Git,
     InputRecord,
@@ -85,7 +85,7 @@ class StageBuild:
     def _manifest(self, metrics: dict[str, Any], files: list[FileRecord]) -> Manifest:
         spec = self._status.spec
         config = spec.config.model_dump(mode="json", by_alias=True)
-        decisive = semantic(spec.config)
+        decisive = semantic_fields(spec.config)
         here = dict(machine.describe())
         return Manifest(
             kind=spec.stage.kind,
@@ -97,7 +97,7 @@ class StageBuild:
             seed=spec.config.seed,
             inputs={
                 key: InputRecord(
-                    reference=public(reference.source) if reference.source else reference.text,
+                    reference=public_source(reference.source) if reference.source else reference.text,
                     digest=str(self._status.digests[key]),
                 )
                 for key, reference in self._status.inputs.items()

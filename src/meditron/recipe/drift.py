@@ -7,7 +7,7 @@ from typing import Any
 
 from meditron.core.redaction import redact
 
-__all__ = ["FieldChange", "field_changes", "leaves", "short"]
+__all__ = ["FieldChange", "abbreviate", "field_changes", "flat_items"]
 
 _ABSENT = object()
 
@@ -29,10 +29,10 @@ class FieldChange:
         return {"field": self.field, "was": self.was, "now": self.now}
 
     def __str__(self) -> str:
-        return f"{self.field}: {short(self.was)} → {short(self.now)}"
+        return f"{self.field}: {abbreviate(self.was)} → {abbreviate(self.now)}"
 
 
-def short(value: object) -> str:
+def abbreviate(value: object) -> str:
     """Abbreviate a value: 12 digits of a digest, the beginning and end of a long text."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if len(text) == 64 and all(letter in "0123456789abcdef" for letter in text):
@@ -59,13 +59,13 @@ def _redacted(value: object) -> object:
 def _fields(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield dotted fields; those of `config` without a prefix, as in the recipe's table."""
     for key, value in payload.items():
-        yield from leaves(value, "" if key == "config" else key)
+        yield from flat_items(value, "" if key == "config" else key)
 
 
-def leaves(value: object, place: str = "") -> Iterator[tuple[str, Any]]:
+def flat_items(value: object, place: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted name and value of every leaf in nested mappings."""
     if not isinstance(value, Mapping) or (not value and place):
         yield place, value
         return
     for key, inner in value.items():
-        yield from leaves(inner, f"{place}.{key}" if place else key)
+        yield from flat_items(inner, f"{place}.{key}" if place else key)

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 
 from meditron.core.errors import MeditronError
-from meditron.core.machine import describe, matrix_dtype
+from meditron.core.machine import describe, resolve_matrix_dtype
 from meditron.corpus.config import CorpusConfig
 from meditron.evaluate.config import EvaluateConfig
-from meditron.model.config import LlamaConfig, preset
+from meditron.model.config import LlamaConfig
+from meditron.model.presets import preset
 from meditron.recipe.external_inputs import local_input
 from meditron.recipe.graph import input_references
 from meditron.recipe.schema import Recipe, StageSpec
 from meditron.release.config import QuantizeConfig
 from meditron.store.files import list_files, read_json
 from meditron.store.gguf import GGUF
-from meditron.store.models import resolve
+from meditron.store.models import resolve_model
 from meditron.tasks.registry import TASKS
 from meditron.train.config import FinetuneConfig, PretrainConfig, TrainingConfig
 
@@ -96,7 +97,7 @@ def _config_of(source: str) -> LlamaConfig | None:
         if source.startswith("init:"):
             return preset(source)[0].config
         path = local_input(source)
-        files = resolve(str(path)) if path else None
+        files = resolve_model(str(path)) if path else None
         if files is None:
             return None
         if files.kind == "gguf":
@@ -177,7 +178,7 @@ def _training(recipe: Recipe, spec: StageSpec, config: TrainingConfig, tokens: i
     if model is None:
         return Estimate(tokens=tokens)
     rows = config.micro_batch_size or config.batch_size
-    width = 2 if matrix_dtype(config.dtype) == "bfloat16" else 4
+    width = 2 if resolve_matrix_dtype(config.dtype) == "bfloat16" else 4
     # Weights and gradients in the dtype; AdamW's two moments, and bfloat16's master weights, in float32.
     state = model.parameters * (2 * width + 8 + (4 if width == 2 else 0))
     # Activations kept for the backward pass: about 34 bytes × hidden size per token and layer in 16 bits
@@ -238,7 +239,7 @@ def _products_per_second(dtype: str) -> float:
         a @ b
         times.append(time.perf_counter() - began)
     speedup = _BFLOAT16_SPEEDUP.get(str(describe()["cpu_class"]), 1.0)
-    return 2 * 1024**3 / min(times) * (speedup if matrix_dtype(dtype) == "bfloat16" else 1.0)  # type: ignore[arg-type]
+    return 2 * 1024**3 / min(times) * (speedup if resolve_matrix_dtype(dtype) == "bfloat16" else 1.0)  # type: ignore[arg-type]
 
 
 _BY_KIND: Mapping[str, Callable[[Recipe, StageSpec], Estimate]] = {

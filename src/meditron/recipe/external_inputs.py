@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from meditron.model.config import preset
-from meditron.store import fetch as store
-from meditron.store.files import exists
+from meditron.model.presets import preset
+from meditron.store.fetch import cached as cached_source
+from meditron.store.fetch import fetch
+from meditron.store.fetch import source_identity as source_identity
+from meditron.store.models import split_selector
 
 __all__ = ["fetch_input", "input_identity", "local_input"]
 
@@ -19,10 +21,10 @@ def input_identity(text: str, *, cached: bool = True) -> str:
     Raises:
         SourceError: a local input, or the preset of seeded weights, is missing.
     """
-    source, selector = _split_selector(text)
+    source, selector = split_selector(text)
     if source.startswith(_SEEDED):
         preset(source)
-    return store.identity(source, cached=cached) + (f":{selector}" if selector else "")
+    return source_identity(source, cached=cached) + (f":{selector}" if selector else "")
 
 
 def fetch_input(text: str) -> tuple[Path, str | None]:
@@ -30,8 +32,8 @@ def fetch_input(text: str) -> tuple[Path, str | None]:
 
     Seeded weights, `init:NAME`, are returned as they are.
     """
-    source, selector = _split_selector(text)
-    return (Path(source) if source.startswith(_SEEDED) else store.fetch(source)), selector
+    source, selector = split_selector(text)
+    return (Path(source) if source.startswith(_SEEDED) else fetch(source)), selector
 
 
 def local_input(text: str) -> Path | None:
@@ -43,15 +45,6 @@ def local_input(text: str) -> Path | None:
         SourceError: a local file is missing.
         InputError: an archive is damaged.
     """
-    source, selector = _split_selector(text)
-    path = None if source.startswith(_SEEDED) else store.cached(source)
+    source, selector = split_selector(text)
+    path = None if source.startswith(_SEEDED) else cached_source(source)
     return path.with_name(f"{path.name}:{selector}") if path and selector else path
-
-
-def _split_selector(text: str) -> tuple[str, str | None]:
-    """Split `folder:NAME` if there is such a folder; any other text is a source as a whole."""
-    # A colon also separates a scheme (`pypi:…`) or belongs to a file's name: only an existing folder decides.
-    folder, colon, selector = text.rpartition(":")
-    if colon and not exists(store.expanded(text)) and store.expanded(folder).is_dir():
-        return folder, selector
-    return text, None

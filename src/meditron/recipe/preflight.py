@@ -10,17 +10,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from meditron.core.config import Config
+from meditron.core.config import Config, InputKind
 from meditron.core.errors import InputError, MeditronError
-from meditron.core.stage import InputKind
 from meditron.corpus.config import SourceConfig
-from meditron.model.config import preset
-from meditron.model.tokenizer import model_tokenizer
+from meditron.model.presets import model_tokenizer, preset
 from meditron.recipe.external_inputs import input_identity, local_input
 from meditron.recipe.graph import resolve_reference
 from meditron.recipe.schema import Recipe, StageSpec
 from meditron.sources.registry import open_source
-from meditron.store.models import resolve
+from meditron.store.models import resolve_model
 
 __all__ = ["Problem", "check_inputs", "check_references"]
 
@@ -104,18 +102,21 @@ def _check(source: str, kind: InputKind) -> None:
 
 
 def _check_model(path: Path, table: Config | None) -> None:
-    model_tokenizer(resolve(str(path)))
+    model_tokenizer(resolve_model(str(path)))
 
 
 def _check_documents(path: Path, table: Config | None) -> None:
     # Imported here, as in the checks below, because a no-op run needs none of these modules.
-    from meditron.corpus.files import files_of
+    from meditron.corpus.files import files_of, skip_rule
 
     assert isinstance(table, SourceConfig)  # noqa: S101
-    files = [file for file, _ in files_of(path.name, table, path, Counter())]
+    files = files_of(path.name, table, path, Counter())
     # Each file is opened, also if an earlier one has documents; a MEDLINE file of deletions alone has none.
     opened = files[:_MAX_FILES]
-    documents = [next(iter(open_source(file, table.format, Counter())), None) for file in opened]
+    documents = [
+        next(iter(open_source(file.path, table.format, None, file.name, skip_rule(table, file.name))), None)
+        for file in opened
+    ]
     if not any(documents) and opened == files:
         raise InputError(path, "contains no documents")
 
@@ -127,9 +128,9 @@ def _check_questions(path: Path, table: Config | None) -> None:
 
 
 def _check_conversations(path: Path, table: Config | None) -> None:
-    from meditron.train.examples import of_file
+    from meditron.train.examples import read_conversations
 
-    for _ in islice(of_file(path), _MAX_ROWS):
+    for _ in islice(read_conversations(path), _MAX_ROWS):
         pass
 
 

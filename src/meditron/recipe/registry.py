@@ -6,12 +6,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from meditron.core.stage import StageConfig
+from meditron.core.config import StageConfig
 from meditron.corpus.config import CorpusConfig, TokenizeConfig
 from meditron.evaluate.config import EvaluateConfig
 from meditron.release.card.config import CardConfig
 from meditron.release.config import QuantizeConfig
-from meditron.store.artifact import Artifact
+from meditron.store.manifest import Artifact
 from meditron.train.config import FinetuneConfig, PretrainConfig
 
 __all__ = ["STAGES", "Stage", "Work"]
@@ -42,11 +42,11 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("corpus", 3, CorpusConfig, "meditron.corpus.build:run"),
+    Stage("corpus", 4, CorpusConfig, "meditron.corpus.build:run"),
     Stage("tokenize", 2, TokenizeConfig, "meditron.corpus.tokenize:run"),
-    Stage("pretrain", 3, PretrainConfig, "meditron.train.pretrain:run"),
-    Stage("finetune", 3, FinetuneConfig, "meditron.train.finetune:run", many=True),
+    Stage("pretrain", 4, PretrainConfig, "meditron.train.pretrain:run"),
+    Stage("finetune", 4, FinetuneConfig, "meditron.train.finetune:run", many=True),
     Stage("quantize", 3, QuantizeConfig, "meditron.release.quantize:run"),
-    Stage("evaluate", 5, EvaluateConfig, "meditron.evaluate.stage:run"),
+    Stage("evaluate", 6, EvaluateConfig, "meditron.evaluate.stage:run"),
     Stage("card", 3, CardConfig, "meditron.release.card.stage:run"),
 )

@@ -10,7 +10,7 @@ from meditron.recipe.estimate import Estimate
 from meditron.recipe.preflight import Problem
 from meditron.recipe.schema import Recipe
 from meditron.recipe.stage_status import StageStatus, recipe_status
-from meditron.release.mix import FLOATS
+from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.results import FILE_NAME as RESULTS
 from meditron.store.results import EvaluationResult, read_results
 
@@ -81,7 +81,7 @@ class RunResult:
             f"{stage.folder}:{file['type']}"
             for stage in stages
             for file in stage.metrics.get("files", ())
-            if file["type"] not in FLOATS
+            if file["type"] not in FLOAT_TYPES
         ]
         return specs[-1] if specs else None
 

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,22 +9,20 @@ from pathlib import Path
 
 from meditron.core.console import info
 from meditron.core.errors import MeditronError
-from meditron.core.units import duration
+from meditron.core.units import format_duration
 from meditron.recipe.build import StageBuild
 from meditron.recipe.decide import BUILDING, RunOptions, decide, decide_stage, raise_on_drift
 from meditron.recipe.estimate import estimates
 from meditron.recipe.preflight import Problem, check_inputs, check_references
-from meditron.recipe.report import HTML, render
 from meditron.recipe.result import RUNS, RunResult
 from meditron.recipe.schema import Recipe, StageSpec
 from meditron.recipe.stage_status import StageStatus, recipe_status, stage_status
-from meditron.store.files import remove
-from meditron.store.lock import lock_file
+from meditron.report.run_report import HTML, write_run_report
+from meditron.store.file_lock import open_lock_file
+from meditron.store.files import remove_folders, remove_temporaries
 from meditron.store.manifest import FILE_NAME as MANIFEST
 
 __all__ = ["exclusive_run", "run_recipe"]
-
-_TRASH = ".removed-"
 
 
 def run_recipe(
@@ -58,7 +55,8 @@ def run_recipe(
         raise_on_drift(recipe, list(plan.decisions.values()))
         _raise_first(recipe, check_inputs(recipe, _specs_to_build(recipe, plan)))
         # Before any work: an interrupted rebuild then continues without --rebuild.
-        _remove(folder, [d.status.folder for d in plan.decisions.values() if d.action == "rebuild"])
+        remove_temporaries(folder, recursive=False)
+        remove_folders(d.status.folder for d in plan.decisions.values() if d.action == "rebuild")
         statuses = dict(plan.stages)
         for number, (name, planned) in enumerate(plan.decisions.items(), start=1):
             if planned.action == "leave":
@@ -75,7 +73,7 @@ def run_recipe(
             with StageBuild(status, statuses) as build:
                 work = spec.stage.load()
                 seconds = build.finish(work(status.spec.config, build.inputs, stage_folder))
-            info(f"{title} finished in {duration(seconds)}")
+            info(f"{title} finished in {format_duration(seconds)}")
             statuses[name] = replace(stage_status(recipe, spec, stage_folder, statuses), state="built")
         _write_report(recipe, folder, statuses)
     return replace(plan, stages=statuses)
@@ -116,27 +114,19 @@ def _raise_first(recipe: Recipe, problems: Sequence[Problem]) -> None:
     raise error
 
 
-def _remove(folder: Path, stages: Sequence[Path]) -> None:
-    """Remove stages to be rebuilt. Each is renamed first, so a kill leaves it whole or gone."""
-    for stage in stages:
-        stage.rename(folder / f"{_TRASH}{stage.name}-{time.time_ns()}")
-    for trash in folder.glob(f"{_TRASH}*"):
-        remove(trash)
-
-
 def _write_report(recipe: Recipe, folder: Path, statuses: Mapping[str, StageStatus]) -> None:
     """Write the run's report if a stage is newer, also one of an earlier run that was killed."""
     manifests = [stage.folder / MANIFEST for stage in statuses.values() if stage.manifest]
     written = (folder / HTML).stat().st_mtime_ns if (folder / HTML).is_file() else 0
     if any(manifest.stat().st_mtime_ns > written for manifest in manifests):
         stages = [(stage.name, stage.spec.stage.kind, stage.folder) for stage in statuses.values()]
-        render(recipe.name, folder, stages)
+        write_run_report(recipe.name, folder, stages)
 
 
 @contextmanager
 def exclusive_run(folder: Path) -> Iterator[None]:
     """Lock a run's folder for this process; MeditronError if another process holds it."""
-    with lock_file(folder / ".lock") as descriptor:
+    with open_lock_file(folder / ".lock") as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,9 +11,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from meditron.core.config import Config
+from meditron.core.config import Config, StageConfig
 from meditron.core.errors import RecipeError
-from meditron.core.stage import StageConfig
 from meditron.recipe.registry import STAGES, Stage
 from meditron.recipe.toml import Place, RecipeText, nearest, read_toml
 

@@ -11,16 +11,16 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
-from meditron.core.config import semantic
+from meditron.core.config import semantic_fields
 from meditron.core.errors import InputError
 from meditron.recipe.drift import FieldChange, field_changes
 from meditron.recipe.external_inputs import input_identity
 from meditron.recipe.graph import InputReference, input_references, topological_order
 from meditron.recipe.in_progress import RECORDS, InProgress, read_failure, read_in_progress
 from meditron.recipe.schema import Recipe, StageSpec, replace_strings
-from meditron.store.fetch import public
+from meditron.store.fetch import public_source
 from meditron.store.files import list_files
-from meditron.store.manifest import FILE_NAME, Manifest, check, read_manifest
+from meditron.store.manifest import FILE_NAME, Manifest, read_manifest, verify_artifact
 
 __all__ = ["StageStatus", "State", "recipe_status", "stage_payload", "stage_status"]
 
@@ -77,7 +77,7 @@ def stage_payload(spec: StageSpec, digests: Mapping[str, str | None]) -> dict[st
     return {
         "kind": spec.stage.kind,
         "version": spec.stage.version,
-        "config": semantic(spec.config),
+        "config": semantic_fields(spec.config),
         "inputs": dict(digests),
     }
 
@@ -120,7 +120,7 @@ def stage_status(
             return _damaged(missing, "folder", "a link", was="a folder")
         has_work = _has_work(folder)
         record = _in_progress(folder, payload, has_work=has_work) if manifest is None else None
-        problems = check(folder, hashes=hashes) if manifest else []
+        problems = verify_artifact(folder, hashes=hashes) if manifest else []
     except InputError as error:
         return _damaged(missing, f"files.{Path(error.path).name}", error.message)
     if manifest:
@@ -175,7 +175,7 @@ def _recorded(
     public_forms: dict[str, str] = {}
     for reference in inputs.values():
         if reference.source is not None and reference.text not in public_forms:
-            form = public(reference.text)
+            form = public_source(reference.text)
             names = chain([form], (f"{form} ({number})" for number in count(2)))
             public_forms[reference.text] = next(name for name in names if name not in public_forms.values())
     config = spec.config.model_dump(mode="json", by_alias=True)

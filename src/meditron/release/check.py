@@ -39,8 +39,8 @@ from meditron.store.authorship import read_authorship
 from meditron.store.gguf import GGUF, Array
 from meditron.store.gguf_types import tensor_type
 from meditron.store.models import ModelFiles
-from meditron.text.tokenizer_check import check_texts, tokenizer_differences
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
+from meditron.text.tokenizer_check import check_texts, tokenizer_differences
 
 __all__ = ["CHECK_KEY", "TOLERANCES", "ExportCheck", "ExportError"]
 

@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from meditron.core.config import NonSemantic
-from meditron.core.stage import InputKind, StageConfig
+from meditron.core.config import InputKind, NonSemantic, StageConfig
 from meditron.release.types import GGUFType
 
 __all__ = ["QuantizeConfig"]

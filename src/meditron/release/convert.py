@@ -13,9 +13,9 @@ from meditron.release.naming import model_name
 from meditron.release.quantize import carried_metadata, describe
 from meditron.release.staged import staged
 from meditron.store.ancestry import read_ancestry, write_ancestry
-from meditron.store.authorship import CARD, read_authorship, write_card
+from meditron.store.authorship import CARD_FILE, read_authorship, write_card
 from meditron.store.files import list_files, read_json, write_json
-from meditron.store.models import ModelFiles, resolve
+from meditron.store.models import ModelFiles, resolve_model
 
 __all__ = ["DType", "FloatType", "convert"]
 
@@ -60,7 +60,7 @@ def convert(
     """
     to_gguf = out.suffix == ".gguf"
     _require_kind(out, type if not to_gguf else None, dtype if to_gguf else None)
-    files = resolve(spec)
+    files = resolve_model(spec)
     _require_free(out, Path(files.path), force=force)
     tokenizer, name = model_tokenizer(files), model_name(files)
     kind = (type or "F16") if to_gguf else (dtype or "float32")
@@ -87,7 +87,7 @@ def _carry(source: ModelFiles, folder: Path, name: str, *, check: bool) -> None:
     if (ancestry := read_ancestry(source)) is not None:
         write_ancestry(folder, ancestry)
     authorship = read_authorship(source)
-    card = Path(source.path) / CARD if source.kind == "hf" else None
+    card = Path(source.path) / CARD_FILE if source.kind == "hf" else None
     if authorship:
         write_card(folder, {"general.name": name} | authorship, card=card)
     if not check:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from meditron.core.errors import MissingExtra
-from meditron.model.tensors import cannot_hold
+from meditron.model.tensors import out_of_range_error
 from meditron.store.gguf_types import tensor_type
 
 __all__ = ["as_blocks", "quantizers"]
@@ -50,7 +50,7 @@ def as_blocks(name: str, weight_RC: Tensor, kind: str, workers: Executor) -> npt
         values = _wide(stored_RC[start : start + step])
         most = np.abs(values).max()
         if not most <= _MOST:
-            raise cannot_hold(name, kind, finite=bool(np.isfinite(most)))
+            raise out_of_range_error(name, kind, finite=bool(np.isfinite(most)))
         library.quantize_rows_into_raw(form.code, values, blocks[start : start + step], len(values), width)
 
     for _ in workers.map(quantize, range(0, rows, step)):

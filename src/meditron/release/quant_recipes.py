@@ -11,12 +11,9 @@ from typing import NamedTuple
 
 from meditron.model.config import LlamaConfig
 from meditron.release.types import GGUFType
-from meditron.store.gguf_types import tensor_type
+from meditron.store.gguf_types import FLOAT_TYPES, tensor_type
 
-__all__ = ["FLOATS", "QUANT_RECIPES", "QuantRecipe", "fallback_type", "target_type"]
-
-FLOATS = ("F32", "F16", "BF16")
-"""Types that round each value by itself, without quantization."""
+__all__ = ["QUANT_RECIPES", "QuantRecipe", "fallback_type", "target_type"]
 
 
 class MatrixPlace(NamedTuple):
@@ -117,7 +114,7 @@ def target_type(kind: GGUFType, name: str, config: LlamaConfig) -> str:
         config: The model's shape.
     """
     recipe = QUANT_RECIPES[kind]
-    if kind in FLOATS:
+    if kind in FLOAT_TYPES:
         return recipe.base
     if name == ("token_embd.weight" if config.tie_word_embeddings else "output.weight"):
         return "Q8_0" if recipe.base == "Q8_0" else "Q6_K"

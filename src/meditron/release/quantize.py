@@ -13,17 +13,17 @@ from torch import Tensor
 
 from meditron.core.console import info, progress, warn
 from meditron.core.errors import UsageError
-from meditron.core.machine import cores
+from meditron.core.machine import usable_cores
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_weights import as_floats, gguf_config, gguf_header, model_tensors
-from meditron.model.tokenizer import model_tokenizer
+from meditron.model.presets import model_tokenizer
 from meditron.model.weights import open_weights
 from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.config import QuantizeConfig
 from meditron.release.encode import as_blocks, quantizers
 from meditron.release.memory import peak_memory
 from meditron.release.naming import file_stem, model_name
-from meditron.release.quant_recipes import FLOATS, QUANT_RECIPES, fallback_type, target_type
+from meditron.release.quant_recipes import QUANT_RECIPES, fallback_type, target_type
 from meditron.release.staged import staged
 from meditron.release.types import GGUFType
 from meditron.report.quantization import (
@@ -36,11 +36,12 @@ from meditron.report.quantization import (
 )
 from meditron.report.terminal import print_table
 from meditron.store.ancestry import GGUF_KEY, read_ancestry
-from meditron.store.artifact import Artifact
 from meditron.store.authorship import read_authorship
 from meditron.store.files import make_folder, sha256_file
 from meditron.store.gguf import GGUF, Array, write_gguf
-from meditron.store.models import ModelFiles, resolve
+from meditron.store.gguf_types import FLOAT_TYPES
+from meditron.store.manifest import Artifact
+from meditron.store.models import ModelFiles, resolve_model
 
 __all__ = ["carried_metadata", "describe", "print_summary", "quantize", "run"]
 
@@ -99,7 +100,7 @@ def quantize(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}", hint="without --threads: all cores")
-    files = resolve(spec)
+    files = resolve_model(spec)
     stem = file_stem(files)
     paths = {kind: out / f"{stem}-{kind}.gguf" for kind in types}
     # All names are checked before the first file is written.
@@ -178,7 +179,10 @@ def _write_missing(
     with peak_memory() as peak:
         if missing:
             check_seconds = _write(
-                resolve(spec), {kind: paths[kind] for kind in missing}, threads or cores(), check=check
+                resolve_model(spec),
+                {kind: paths[kind] for kind in missing},
+                threads or usable_cores(),
+                check=check,
             )
         files = [describe(path, kind) for kind, path in paths.items()]
     notes = [_NOTE, *(["peak_rss is of the process since its start"] if peak.since_start else [])]
@@ -207,7 +211,7 @@ def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, c
 
     Returns the seconds of the export check.
     """
-    if not set(paths) <= set(FLOATS):
+    if not set(paths) <= FLOAT_TYPES:
         quantizers()  # a missing extra must fail before anything is read
         _warn_of_quantized(files)
     tokenizer, name = model_tokenizer(files), model_name(files)
@@ -215,7 +219,7 @@ def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, c
     with open_weights(files) as (config, weights), ThreadPoolExecutor(threads) as workers:
 
         def encode(name: str, weight: Tensor, kind: str) -> Array:
-            values = (as_floats if kind in FLOATS else partial(as_blocks, workers=workers))(
+            values = (as_floats if kind in FLOAT_TYPES else partial(as_blocks, workers=workers))(
                 name, weight, kind
             )
             bar.advance(values.nbytes)
@@ -247,6 +251,6 @@ def _warn_of_quantized(files: ModelFiles) -> None:
     if files.kind != "gguf":
         return
     with GGUF(Path(files.path)) as gguf:
-        kinds = sorted({tensor.type for tensor in gguf.tensors.values()} - set(FLOATS))
+        kinds = sorted({tensor.type for tensor in gguf.tensors.values()} - FLOAT_TYPES)
     if kinds:
         warn(f"{files.spec} is already quantized ({', '.join(kinds)}): the errors of both add up")

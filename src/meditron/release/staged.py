@@ -1,13 +1,10 @@
 """Atomic replacement of a model file or folder, after it is complete and checked."""
 
-import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from meditron.store.files import translate_write_errors
+from meditron.store.files import fsync_path, remove_path, temporary_path, translate_write_errors
 
 __all__ = ["staged"]
 
@@ -34,7 +31,7 @@ def staged(path: Path) -> Iterator[Path]:
     The files of a folder replace those of a model in `path`, config.json last, because a folder without it is
     not read as a model. A failed write leaves nothing behind.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_path(path)
     try:
         yield temporary
         with translate_write_errors(path):
@@ -42,11 +39,9 @@ def staged(path: Path) -> Iterator[Path]:
                 _replace_model(path, temporary)
             else:
                 temporary.replace(path)
-            _sync(path.parent)
+            fsync_path(path.parent)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        remove_path(temporary)
 
 
 def _replace_model(folder: Path, new: Path) -> None:
@@ -60,13 +55,4 @@ def _replace_model(folder: Path, new: Path) -> None:
                 file.unlink()
     for file in sorted(new.iterdir(), key=lambda file: file.name == _CONFIG):
         file.replace(folder / file.name)
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    """Sync a folder, so that renames survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_path(folder)

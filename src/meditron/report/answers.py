@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from meditron.core.statistics import FEWEST
-from meditron.core.units import size
+from meditron.core.statistics import MIN_SAMPLE_SIZE
+from meditron.core.units import format_bytes
 from meditron.report import number_format
 from meditron.report.charts import IntervalPanel, IntervalRow, Tone, interval_panels
 from meditron.report.figures import ReportFigure, figure_name
@@ -262,7 +262,7 @@ def _clauses(changes: Sequence[_Change], facts: RunFacts) -> Iterator[str]:
     """Yield the parts of an answer's sentence, a pair of models after the other, decided measures first."""
     pairs = dict.fromkeys((change.model, change.against) for change in changes)
     for model, against in pairs:
-        file = f" ({size(facts.sizes[model])})" if model in facts.sizes else ""
+        file = f" ({format_bytes(facts.sizes[model])})" if model in facts.sizes else ""
         group = [change for change in changes if (change.model, change.against) == (model, against)]
         group.sort(key=lambda change: change.unit != "points")  # the order of the panels
         clauses = [_clause(change, facts) for change in group if change.verdict in _DECIDED]
@@ -343,10 +343,10 @@ def _from_comparison(comparison: Comparison, result: EvaluationResult) -> _Chang
 
 def _from_fidelity(pair: Fidelity) -> _Change:
     """Return the log of the perplexity ratio: a difference in nats per token, weighted by tokens."""
-    ends = pair.intervals.get("perplexity_ratio") if pair.documents >= FEWEST else None
+    ends = pair.intervals.get("perplexity_ratio") if pair.documents >= MIN_SAMPLE_SIZE else None
     logs = None if ends is None else (math.log(ends[0]), math.log(ends[1]))
     value = math.log(pair.perplexity_ratio)
-    if pair.documents < FEWEST:
+    if pair.documents < MIN_SAMPLE_SIZE:
         judged = TOO_FEW
     elif logs is None or logs[0] <= 0 <= logs[1]:
         judged = "identical" if pair.kl_mean == 0 else "undecided"

@@ -12,13 +12,15 @@ from meditron.report.pages import Page
 from meditron.store.corpus import read_corpus
 from meditron.store.jsonl import read_jsonl
 
-__all__ = ["corpus_report", "token_report"]
+__all__ = ["write_corpus_page", "write_token_page"]
 
 _SAMPLES = 3  # documents shown per source, and per reason of a drop
 _SHOWN = 2_000  # characters of each
 
 
-def corpus_report(sources: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any], out: Path) -> None:
+def write_corpus_page(
+    sources: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any], out: Path
+) -> None:
     """Write `report.html` of the finished corpus in `out`.
 
     Args:
@@ -40,7 +42,9 @@ def corpus_report(sources: Mapping[str, Mapping[str, Any]], metrics: Mapping[str
     page.write(out / "report.html")
 
 
-def token_report(lengths: Mapping[str, np.ndarray[Any, Any]], metrics: Mapping[str, Any], out: Path) -> None:
+def write_token_page(
+    lengths: Mapping[str, np.ndarray[Any, Any]], metrics: Mapping[str, Any], out: Path
+) -> None:
     """Write `report.html` of the tokenize stage: tokens by source, and lengths of documents.
 
     Args:

@@ -10,10 +10,10 @@ from meditron.report.number_format import percent
 from meditron.report.pages import Page
 from meditron.store.results import Comparison, EvaluationResult, Perplexity, TaskScore
 
-__all__ = ["write_report"]
+__all__ = ["write_evaluation_page"]
 
 
-def write_report(path: Path, result: EvaluationResult) -> None:
+def write_evaluation_page(path: Path, result: EvaluationResult) -> None:
     """Write the page: scores, charts of their intervals, paired differences, methods and data."""
     page = Page("Evaluation", "Held-out text, tasks and fidelity, with 95 % intervals")
     _add_perplexity(page, result)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from meditron.core.statistics import FEWEST
+from meditron.core.statistics import MIN_SAMPLE_SIZE
 from meditron.report import number_format
 from meditron.report.number_format import count, decimal, estimate, interval, percent, perplexity
 from meditron.report.verdicts import (
@@ -53,7 +53,9 @@ def overview(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTabl
         cells = [estimate(text.perplexity, text.interval, perplexity) if text else "" for text in texts]
         cells += [_accuracy_cell(find_accuracy(result, name, task)) for task in tasks]
         rows.append((name, *cells))
-    return ResultTable(f"Scores with 95 % intervals (none below n = {FEWEST})", ("model", *headers), rows)
+    return ResultTable(
+        f"Scores with 95 % intervals (none below n = {MIN_SAMPLE_SIZE})", ("model", *headers), rows
+    )
 
 
 def measures(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTable:

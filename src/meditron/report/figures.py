@@ -9,7 +9,7 @@ from pathlib import Path
 
 from meditron.report.charts import standalone
 from meditron.report.pages import Link, Page
-from meditron.store.files import atomic, make_folder
+from meditron.store.files import atomic_write, make_folder
 
 __all__ = ["FIGURES", "ReportFigure", "add_figure", "figure_name", "write_figures"]
 
@@ -54,7 +54,7 @@ def write_figures(folder: Path, figures: Iterable[ReportFigure]) -> None:
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows([figure.headers, *figure.rows])
         for suffix, content in (("csv", table.getvalue()), ("svg", standalone(figure.svg))):
-            with atomic(place / f"{figure.name}.{suffix}", "w") as file:
+            with atomic_write(place / f"{figure.name}.{suffix}", "w") as file:
                 file.write(content)
     for svg in place.glob("*.svg"):
         # Only pairs are removed: a file that somebody added stays.

@@ -1,6 +1,6 @@
 """The wording of the measures and methods: pages, model card and terminal take each sentence from here."""
 
-from meditron.core.statistics import FEWEST
+from meditron.core.statistics import MIN_SAMPLE_SIZE
 from meditron.report import number_format
 from meditron.store.results import EvaluationResult, TaskScore
 
@@ -43,8 +43,8 @@ DIFFERENCE = (
 VERDICT = (
     "p is from an exact sign-flip test for up to 20 documents, from the bootstrap-t above 20, and from "
     "McNemar's exact test for accuracies. A model is called better or worse if p, adjusted for all "
-    f"comparisons of the evaluation (Holm), is below {LEVEL} and the interval excludes zero. Below {FEWEST} "
-    "documents or questions there is no interval and no verdict."
+    f"comparisons of the evaluation (Holm), is below {LEVEL} and the interval excludes zero. "
+    f"Below {MIN_SAMPLE_SIZE} documents or questions there is no interval and no verdict."
 )
 DETECTABLE = (
     "The smallest detectable difference is the true difference that a single two-sided test at 5 % finds "
@@ -92,7 +92,7 @@ _RULES = {
 def answer_choice(score: TaskScore) -> str:
     """Return a sentence on how an answer was chosen."""
     if score.rule is None:
-        method = _METHODS.get(score.method, f"answers by the method {score.method}")
+        method = _METHODS.get(score.method) or score.method_description
         return f"{method[0].upper()}{method[1:]}."
     return f"The answer is the option with {_RULES.get(score.rule, f'the best score ({score.rule})')}."
 
@@ -114,7 +114,7 @@ def task_setup(result: EvaluationResult) -> str:
             data = score.data if score.split is None else f"{score.data}, split {score.split}"
             form = "plain text" if score.prompt_form == "raw" else f"its chat template ({score.prompt_form})"
             examples = f"{number_format.count(score.shots) if score.shots else 'no'} examples"
-            method = _METHODS.get(score.method)
+            method = _METHODS.get(score.method) or score.method_description
             setup = (
                 f"template {score.template}, {form}, {examples}, method {score.method} in {score.dtype}"
                 f"{f' ({method})' if method else ''}. Data: {data}."

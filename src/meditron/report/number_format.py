@@ -35,8 +35,10 @@ def perplexity(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
-def percent(share: float) -> str:
-    """Format a share: `66.7 %`."""
+def percent(share: float | None) -> str:
+    """Format a share: `66.7 %`; nothing for None."""
+    if share is None:
+        return ""
     return f"{_minus(f'{100 * share:.1f}')} %"
 
 

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meditron.core.disclaimer import ADVISORY
-from meditron.core.units import is_figure
-from meditron.store.files import atomic
+from meditron.core.disclaimer import DISCLAIMER
+from meditron.core.units import is_numeric_cell
+from meditron.store.files import atomic_write
 from meditron.version import __version__
 
 if TYPE_CHECKING:
@@ -113,20 +113,20 @@ class Page:
         """Return the page as HTML."""
         style = Path(__file__).with_name("pages.css").read_text(encoding="utf-8")
         return _template().render(
-            page=self, blocks=self._blocks, style=style, advisory=ADVISORY, version=__version__
+            page=self, blocks=self._blocks, style=style, advisory=DISCLAIMER, version=__version__
         )
 
     def write(self, path: Path) -> None:
         """Write the page atomically; StorageError if it cannot be written."""
-        with atomic(path, "w") as file:
+        with atomic_write(path, "w") as file:
             file.write(self.render())
 
 
 def _cell(value: object) -> dict[str, Any]:
     """Return a cell's text and link, whether it is a number, and the interval that follows the number."""
     text, href = (value.text, value.href) if isinstance(value, Link) else (str(value), "")
-    figure, bracket, ends = text.partition(" [") if is_figure(text) else (text, "", "")
-    return {"text": figure, "ends": f"{bracket}{ends}".strip(), "href": href, "figure": is_figure(text)}
+    figure, bracket, ends = text.partition(" [") if is_numeric_cell(text) else (text, "", "")
+    return {"text": figure, "ends": f"{bracket}{ends}".strip(), "href": href, "figure": is_numeric_cell(text)}
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from meditron.core.console import warn
 from meditron.core.errors import MeditronError
-from meditron.core.units import size
+from meditron.core.units import format_bytes
 from meditron.report import number_format
 from meditron.report.evaluation_tables import ResultTable
 from meditron.store import results
@@ -178,9 +178,9 @@ def files_table(
         (
             file["path"],
             f"{file['type']}{' (recommended)' if file['type'] == best else ''}",
-            size(file["bytes"]),
+            format_bytes(file["bytes"]),
             number_format.decimal(float(file["bpw"])),
-            *((size(file["ram"]),) if "ram" in file else ()),
+            *((format_bytes(file["ram"]),) if "ram" in file else ()),
             str(costs.get(file["type"]) or published_cost(file["type"]) or "none"),
         )
         for file in files

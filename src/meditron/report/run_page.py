@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from meditron.core.units import duration, size
+from meditron.core.redaction import without_digest
+from meditron.core.units import format_bytes, format_duration
 from meditron.report import charts, methods, number_format, verdicts
 from meditron.report import evaluation_tables as tables
 from meditron.report.answers import Answer, RunFacts, answer_questions, overview_figure
@@ -294,8 +295,8 @@ def _add_chain(page: Page, record: Mapping[str, Any], links: Mapping[str, str | 
         (
             Link(name, link) if (link := links.get(name)) else name,
             stage["state"],
-            duration(stage["seconds"]) if "seconds" in stage else "",
-            size(stage["bytes"]) if "bytes" in stage else "",
+            format_duration(stage["seconds"]) if "seconds" in stage else "",
+            format_bytes(stage["bytes"]) if "bytes" in stage else "",
             _short(stage.get("digest", "")),
             ", ".join(_input_names(stage.get("inputs", {}), record)),
         )
@@ -321,7 +322,7 @@ def _add_environments(page: Page, record: Mapping[str, Any]) -> None:
                 "stages": ", ".join(environment["stages"]),
                 "processor": f"{machine.get('cpu', 'unknown')} ({machine.get('cpu_class', 'unknown')})",
                 "cores": machine.get("cores", "unknown"),
-                "memory": size(machine["memory_bytes"]) if machine.get("memory_bytes") else "unknown",
+                "memory": format_bytes(machine["memory_bytes"]) if machine.get("memory_bytes") else "unknown",
                 "GPUs": ", ".join(machine.get("gpus") or ["none"]),
                 "system": f"{machine.get('system', 'unknown')}, Python {machine.get('python', 'unknown')}",
                 "commit": f"{commit}, with changes" if git["dirty"] else commit,
@@ -365,7 +366,7 @@ def _input_names(inputs: Mapping[str, Any], record: Mapping[str, Any]) -> dict[s
 
 def _without_sha256(reference: str) -> str:
     """Remove the expected hash of a source; the digest is in the next column."""
-    return reference.partition("@sha256:")[0]
+    return without_digest(reference)
 
 
 def _short(digest: str) -> str:

@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from meditron.core.disclaimer import ADVISORY
+from meditron.core.disclaimer import DISCLAIMER
 from meditron.report.figures import write_figures
 from meditron.report.run_page import Curves, answers_of, run_page
 from meditron.store import results
 from meditron.store.files import write_json
 from meditron.store.jsonl import read_jsonl
-from meditron.store.manifest import Manifest, check, read_manifest
+from meditron.store.manifest import Manifest, read_manifest, verify_artifact
 from meditron.store.results import EvaluationResult
 
-__all__ = ["HTML", "JSON", "StagePlace", "render"]
+__all__ = ["HTML", "JSON", "StagePlace", "write_run_report"]
 
 HTML, JSON = "report.html", "report.json"
 _METRICS = "metrics.jsonl"
@@ -26,7 +26,7 @@ StagePlace = tuple[str, str, Path]
 """A stage's name, its kind, and its folder."""
 
 
-def render(run_name: str, folder: Path, stages: Sequence[StagePlace]) -> dict[str, Any]:
+def write_run_report(run_name: str, folder: Path, stages: Sequence[StagePlace]) -> dict[str, Any]:
     """Write the report into a run's folder, and return the content of `report.json`.
 
     Stages that are missing or unfinished are listed as such.
@@ -67,7 +67,7 @@ def _record(
         "domains": {source: domain for manifest in complete for source, domain in _domains(manifest)},
         "licences": {source: terms for manifest in complete for source, terms in manifest.licences.items()},
         "made": _environments(complete),
-        "advisory": ADVISORY,
+        "advisory": DISCLAIMER,
     }
     record["answers"] = [
         {"question": answer.question, "verdict": answer.verdict, "sentence": answer.sentence}
@@ -109,7 +109,7 @@ def _merged(evaluations: Sequence[EvaluationResult]) -> dict[str, Any]:
 def _stage(kind: str, place: Path, manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {"kind": kind, "state": "partial" if place.is_dir() else "missing"}
-    problems = check(place, hashes=False)
+    problems = verify_artifact(place, hashes=False)
     # An evaluation's results are at the top of the report, once.
     elsewhere = {"seconds", *(EvaluationResult.model_fields if kind == "evaluate" else ())}
     elapsed = (manifest.ended - manifest.started).total_seconds()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from meditron.core.console import info, sanitize_terminal
-from meditron.core.units import is_figure
+from meditron.core.units import is_numeric_cell
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -89,10 +89,12 @@ class _Column:
         from rich.cells import cell_len
 
         self.header, self.cells = header, cells
-        self.numeric = bool(cells) and all(is_figure(cell) for cell in cells)
+        self.numeric = bool(cells) and all(is_numeric_cell(cell) for cell in cells)
         self.natural = max(map(cell_len, (header, *cells)))
-        whole = [cell_len(cell) for cell in cells if is_figure(cell)]
-        words = [cell_len(word) for cell in (header, *cells) if not is_figure(cell) for word in cell.split()]
+        whole = [cell_len(cell) for cell in cells if is_numeric_cell(cell)]
+        words = [
+            cell_len(word) for cell in (header, *cells) if not is_numeric_cell(cell) for word in cell.split()
+        ]
         self.least = max([*whole, *words, 1])
 
 
@@ -133,7 +135,7 @@ def _stacked(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) 
     from rich.text import Text
 
     indent, gap = 2, 2
-    values = max((cell_len(cell) for row in rows for cell in row[1:] if is_figure(cell)), default=8)
+    values = max((cell_len(cell) for row in rows for cell in row[1:] if is_numeric_cell(cell)), default=8)
     longest = max(map(cell_len, headers[1:]), default=0)
     label = min(longest, width - indent - gap - max(8, values))
     for row in rows:

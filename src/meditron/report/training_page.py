@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meditron.core.units import duration
+from meditron.core.units import format_duration
 from meditron.report import number_format
 from meditron.report.charts import lines
 from meditron.report.pages import Page
 
-__all__ = ["write_report"]
+__all__ = ["write_training_page"]
 
 
-def write_report(
+def write_training_page(
     path: Path,
     title: str,
     rows: Sequence[Mapping[str, Any]],
@@ -78,9 +78,9 @@ def _epochs(epochs: Mapping[str, float]) -> str:
 _SETTINGS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "loss": ("training loss of the last step, nats per token", "{:.4f}".format),
     "epochs": ("epochs by source", _epochs),
-    "step_seconds": ("time in steps", duration),
+    "step_seconds": ("time in steps", format_duration),
     "tokens_per_second": ("tokens per second, median step", "{:,.0f}".format),
-    "peak_share": ("matrix-multiplication utilization, of the measured peak", "{:.1%}".format),
+    "matmul_utilization": ("matrix-multiplication utilization, of the measured peak", "{:.1%}".format),
     "peak_flops": ("measured peak, FLOP/s", "{:.3g}".format),
     "dtype": ("weights and activations", str),
     "threads": ("CPU threads", str),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
-from meditron.core.statistics import FEWEST
+from meditron.core.statistics import MIN_SAMPLE_SIZE
 from meditron.report import number_format
 from meditron.report.methods import LEVEL
 from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationResult
@@ -34,7 +34,7 @@ def verdict(comparison: Comparison) -> str:
         `better` or `worse` if the adjusted p is below 5 % and the interval, if there is one, excludes zero;
         `identical` if no document differs; `too few to compare` below 6; else `undecided`.
     """
-    if comparison.n < FEWEST:
+    if comparison.n < MIN_SAMPLE_SIZE:
         return TOO_FEW
     if comparison.interval is None and comparison.difference == 0:
         return "identical"

@@ -16,7 +16,7 @@ from meditron.core.errors import InputError
 from meditron.sources.document import Readable
 from meditron.sources.file_types import unsupported_format
 from meditron.sources.streams import chunks
-from meditron.store.archives import members, open_zip, unpack
+from meditron.store.archives import member_chunks, member_names, open_zip
 
 __all__ = ["ArchiveMember", "archive_kind", "read_members"]
 
@@ -108,11 +108,11 @@ def read_members(file: Readable, kind: ArchiveKind, skipped: Counter[str]) -> It
 
 def _zip_members(file: Readable) -> Iterator[ArchiveMember]:
     path = cast("Path", file)  # the central directory is at the end: a stream would not do
-    members(path)  # refuses hostile names before anything is read
+    member_names(path)  # refuses hostile names before anything is read
     with open_zip(path) as archive:
         for entry in archive.infolist():
             if not entry.is_dir():
-                yield ArchiveMember(str(file), entry.filename, unpack(path, archive, entry))
+                yield ArchiveMember(str(file), entry.filename, member_chunks(path, archive, entry))
 
 
 # tarfile allocates an extended header of any declared size, so the format is read here, block by block.

@@ -18,8 +18,8 @@ from typing import Any
 from meditron.core.errors import InputError
 from meditron.sources.document import Document, Readable, ReadLog, Section
 from meditron.sources.streams import LONGEST_DOCUMENT, as_text, lines, read_whole
-from meditron.store.files import finite, unique_keys
-from meditron.store.jsonl import LONGEST_LINE, check_values
+from meditron.store.files import parse_finite, reject_duplicate_keys
+from meditron.store.jsonl import LONGEST_LINE, check_value_count
 
 __all__ = [
     "read_csv",
@@ -200,7 +200,7 @@ def _parse_values(
     end = begin = 0
     line = 1
     try:
-        check_values(data)
+        check_value_count(data)
         while (at := _skip_blanks(text, end)) < len(text):
             line, begin = line + text.count("\n", begin, at), at
             value, end = _DECODER.raw_decode(text, begin)
@@ -242,4 +242,6 @@ def _row_to_document(file: Readable, row: Any, place: str, source: str, identity
     )
 
 
-_DECODER = json.JSONDecoder(parse_float=finite, parse_constant=finite, object_pairs_hook=unique_keys)
+_DECODER = json.JSONDecoder(
+    parse_float=parse_finite, parse_constant=parse_finite, object_pairs_hook=reject_duplicate_keys
+)

@@ -17,7 +17,7 @@ import zstandard
 
 from meditron.core.errors import InputError, MissingExtra, SourceError
 from meditron.sources.document import Readable
-from meditron.store.jsonl import LONGEST_LINE
+from meditron.store.jsonl import split_lines
 
 __all__ = ["LONGEST_DOCUMENT", "as_text", "chunks", "head", "lines", "read_whole"]
 
@@ -106,22 +106,13 @@ def read_whole(file: Readable, limit: int) -> bytes:
 
 def lines(file: Readable) -> Iterator[bytes]:
     """Yield the file's lines without their ends; InputError for a line longer than LONGEST_LINE."""
-    rest: list[bytes] = []
-    length = number = 0
-    for chunk in chunks(file):
-        first, *others = chunk.split(b"\n")
-        rest.append(first)
-        length += len(first)
-        if length > LONGEST_LINE:
-            problem = f"a line of more than {LONGEST_LINE >> 20} MiB"
-            raise InputError(file, problem, place=f"line {number + 1:,}")
-        if others:
-            yield b"".join(rest).removesuffix(b"\r")
-            yield from (line.removesuffix(b"\r") for line in others[:-1])
-            rest, length = [others[-1]], len(others[-1])
-            number += len(others)
-    if last := b"".join(rest):
-        yield last
+    number = 0
+    try:
+        for line in split_lines(chunks(file)):
+            number += 1
+            yield line.removesuffix(b"\r")
+    except OverflowError as error:
+        raise InputError(file, str(error), place=f"line {number + 1:,}") from error
 
 
 def _as_utf8(file: Readable, pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -22,9 +22,9 @@ __all__ = [
     "GGUF_KEY",
     "Ancestry",
     "Training",
-    "of_base",
     "read_ancestry",
-    "statement",
+    "training_data_sentence",
+    "untrained_ancestry",
     "write_ancestry",
 ]
 
@@ -32,7 +32,7 @@ ANCESTRY_FILE = "ancestry.json"
 GGUF_KEY = "meditron.ancestry"
 MAX_DOCUMENTS = 100_000
 """Most documents of one training whose hashes are listed; of a larger corpus only the digest is recorded."""
-MAX_TEXTS = 500_000
+MAX_PASSAGES = 500_000
 """Most passages of one training's messages whose hashes are listed: 10 MB, as GGUF metadata is limited."""
 
 Short = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -88,7 +88,7 @@ class Ancestry(Record):
         return self.model_copy(update={"trainings": (*self.trainings, training)})
 
 
-def of_base(name: str, digest: str, *, seeded: bool = False) -> Ancestry:
+def untrained_ancestry(name: str, digest: str, *, seeded: bool = False) -> Ancestry:
     """Return the record of a base model without recorded trainings."""
     return Ancestry(base=name, base_digest=digest, trained_from_scratch=seeded)
 
@@ -102,7 +102,7 @@ def read_ancestry(files: ModelFiles) -> Ancestry | None:
     path = Path(files.path)
     # Seeded weights have no file for a record, and no training data.
     if files.kind == "init":
-        return of_base(files.spec, hashlib.sha256(files.spec.encode()).hexdigest(), seeded=True)
+        return untrained_ancestry(files.spec, hashlib.sha256(files.spec.encode()).hexdigest(), seeded=True)
     try:
         if files.kind == "hf":
             record = path / ANCESTRY_FILE
@@ -115,7 +115,7 @@ def read_ancestry(files: ModelFiles) -> Ancestry | None:
         raise InputError(path, f"damaged ancestry record: {problem}", place=place) from error
 
 
-def statement(ancestry: Ancestry | None) -> str:
+def training_data_sentence(ancestry: Ancestry | None) -> str:
     """Return one sentence about the recorded training data of a model."""
     if ancestry is None:
         return "Training data unknown: the model has no ancestry record."

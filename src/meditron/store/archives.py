@@ -12,11 +12,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from meditron.core.errors import InputError, SourceError
-from meditron.store.files import atomic
+from meditron.store.files import atomic_write
 
-__all__ = ["MODEL", "extract", "members", "open_zip", "select", "unpack"]
+__all__ = ["MODEL_GLOB", "extract_member", "member_chunks", "member_names", "open_zip", "select_member"]
 
-MODEL = "*.gguf"
+MODEL_GLOB = "*.gguf"
 """Files that a source without a member stands for, if it contains exactly one."""
 
 _CHUNK = 1 << 20
@@ -31,7 +31,7 @@ _DAMAGE = (
 )
 
 
-def members(archive: Path) -> list[str]:
+def member_names(archive: Path) -> list[str]:
     """Return the names of the files in an archive.
 
     Raises:
@@ -71,7 +71,7 @@ def _name_problem(entry: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def select(archive: Path, names: Sequence[str], pattern: str) -> str:
+def select_member(archive: Path, names: Sequence[str], pattern: str) -> str:
     """Return the one name that matches a pattern: the name itself, or a glob (`*`, `?`, `…` for `*`).
 
     Raises:
@@ -96,14 +96,14 @@ def _similarity(name: str, pattern: str) -> float:
     return last + SequenceMatcher(None, name, pattern).ratio() / 10
 
 
-def extract(archive: Path, member: str, target: Path) -> None:
+def extract_member(archive: Path, member: str, target: Path) -> None:
     """Extract one member to `target`, atomically. Raises like `unpack`."""
-    with open_zip(archive) as opened, atomic(target) as file:
-        for chunk in unpack(archive, opened, opened.getinfo(member)):
+    with open_zip(archive) as opened, atomic_write(target) as file:
+        for chunk in member_chunks(archive, opened, opened.getinfo(member)):
             file.write(chunk)
 
 
-def unpack(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+def member_chunks(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
     """Yield the bytes of one member; zipfile checks their CRC.
 
     Raises:

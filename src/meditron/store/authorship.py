@@ -13,13 +13,13 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]  # gguf depends on it
 
 from meditron.core.errors import InputError
-from meditron.store.files import atomic, translate_read_errors
+from meditron.store.files import atomic_write, translate_read_errors
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles
 
-__all__ = ["CARD", "read_authorship", "write_card"]
+__all__ = ["CARD_FILE", "read_authorship", "write_card"]
 
-CARD = "README.md"
+CARD_FILE = "README.md"
 MAX_FRONT_MATTER = 1 << 20
 """Bytes at the beginning of a README.md in which the front matter must end."""
 
@@ -55,7 +55,7 @@ def read_authorship(files: ModelFiles) -> dict[str, Any]:
     if files.kind == "init":
         return {}
     if files.kind == "hf":
-        return dict(_from_front_matter(_front_matter(Path(files.path) / CARD)))
+        return dict(_from_front_matter(_front_matter(Path(files.path) / CARD_FILE)))
     with GGUF(files.path) as gguf:
         return {key: value for key, value in gguf.metadata.items() if _describes_model(key)}
 
@@ -63,13 +63,13 @@ def read_authorship(files: ModelFiles) -> dict[str, Any]:
 def write_card(folder: Path, authorship: Mapping[str, Any], *, card: Path | None = None) -> None:
     """Write README.md: a copy of `card`, or front matter that `read_authorship` reads back."""
     if card is not None and card.is_file():
-        with translate_read_errors(card), atomic(folder / CARD) as copy:
+        with translate_read_errors(card), atomic_write(folder / CARD_FILE) as copy:
             copy.write(card.read_bytes())
         return
     lines = [f"{key}: {_yaml(value)}" for key, value in _to_front_matter(authorship)]
     if lines:
         title = authorship.get(f"{_PREFIX}name", "Model")
-        with atomic(folder / CARD, "w") as file:
+        with atomic_write(folder / CARD_FILE, "w") as file:
             file.write("\n".join(["---", *lines, "---", f"# {title}", ""]))
 
 

@@ -14,7 +14,7 @@ from meditron.core.errors import InputError, SourceError
 from meditron.store.identity import content_sha256
 from meditron.store.jsonl import read_jsonl
 
-__all__ = ["CorpusDocument", "SectionSpan", "held_out", "read_corpus"]
+__all__ = ["CorpusDocument", "SectionSpan", "read_corpus", "select_heldout"]
 
 _PARTS = TypeAdapter(list[tuple[StrictInt, StrictInt, StrictStr | None, StrictStr | None]])
 
@@ -76,7 +76,7 @@ def read_corpus(corpus: Path, split: Literal["train", "heldout"]) -> Iterator[Co
             yield document
 
 
-def held_out(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
+def select_heldout(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
     """Select the held-out documents for training and evaluation, at most `documents` of each source.
 
     They are the first in the order of content hashes. The order depends on nothing else, so the selection is

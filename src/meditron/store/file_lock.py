@@ -12,11 +12,11 @@ from meditron.core.console import info
 from meditron.core.errors import StorageError
 from meditron.store.files import make_folder, translate_write_errors
 
-__all__ = ["exclusive_lock", "lock_file"]
+__all__ = ["exclusive_lock", "open_lock_file"]
 
 
 @contextmanager
-def lock_file(path: Path) -> Iterator[int]:
+def open_lock_file(path: Path) -> Iterator[int]:
     """Open a lock file, creating it and its folder if necessary; yield its descriptor.
 
     Raises:
@@ -50,7 +50,7 @@ def exclusive_lock(path: Path, waiting: str) -> Iterator[None]:
 
     Raises like `lock_file`.
     """
-    with lock_file(path) as descriptor:
+    with open_lock_file(path) as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -24,26 +24,26 @@ from meditron.core.errors import DigestError, InputError, SourceError, StorageEr
 __all__ = [
     "MAX_JSON_BYTES",
     "MAX_JSON_DEPTH",
-    "atomic",
+    "atomic_write",
     "cache_folder",
-    "canonical",
-    "digest_of",
-    "exists",
-    "finite",
+    "canonical_json",
+    "content_digest",
+    "fsync_path",
     "list_files",
     "make_folder",
+    "parse_finite",
+    "path_exists",
     "read_json",
     "refuse_overwrite",
-    "remove",
+    "reject_duplicate_keys",
     "remove_folders",
+    "remove_path",
     "remove_temporaries",
     "require_digest",
     "sha256_file",
-    "sync",
     "temporary_path",
     "translate_read_errors",
     "translate_write_errors",
-    "unique_keys",
     "walk_folder",
     "write_json",
 ]
@@ -106,7 +106,7 @@ def translate_read_errors(path: Path) -> Iterator[None]:
         raise InputError(path, f"cannot be read: {error.strerror or error}") from error
 
 
-def exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Return whether `path` exists; False also for a text too long for a path, and without permission."""
     try:
         return path.exists()
@@ -124,8 +124,8 @@ def refuse_overwrite(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     Paths are compared by device and inode, which also detects links and other spellings of a path. A new file
     in an input folder replaces nothing and is allowed.
     """
-    existing = [path for path in outputs if exists(path)]
-    for source in filter(exists, inputs):
+    existing = [path for path in outputs if path_exists(path)]
+    for source in filter(path_exists, inputs):
         for output in existing:
             target, origin = output.resolve(), source.resolve()
             if output.samefile(source) or target.is_relative_to(origin) or origin.is_relative_to(target):
@@ -155,11 +155,11 @@ def make_folder(folder: Path) -> Path:
 
 
 @overload
-def atomic(path: Path, mode: Literal["wb"] = "wb") -> AbstractContextManager[BinaryIO]: ...
+def atomic_write(path: Path, mode: Literal["wb"] = "wb") -> AbstractContextManager[BinaryIO]: ...
 @overload
-def atomic(path: Path, mode: Literal["w"]) -> AbstractContextManager[TextIO]: ...
+def atomic_write(path: Path, mode: Literal["w"]) -> AbstractContextManager[TextIO]: ...
 @contextmanager  # type: ignore[misc]  # mypy cannot match the two streams with the union yielded
-def atomic(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
     """Write `path` atomically: a temporary file beside it, fsync, rename, fsync of the folder.
 
     Text is UTF-8 with plain newlines. A failed write leaves no file. StorageError for a full disk, or if the
@@ -183,7 +183,7 @@ def atomic(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
                 file.close()
             temporary.unlink(missing_ok=True)
             raise
-        sync(path.parent)
+        fsync_path(path.parent)
 
 
 def temporary_path(path: Path) -> Path:
@@ -191,7 +191,7 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Flush a file's bytes, or a folder's renames, to the disk: then they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -211,10 +211,10 @@ def remove_temporaries(folder: Path, *, recursive: bool = True) -> None:
     """
     pattern = f".*{_TEMPORARY}"
     for path in sorted(folder.rglob(pattern) if recursive else folder.glob(pattern)):
-        remove(path)
+        remove_path(path)
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Remove a file, a folder with its content, or a link (never its target); no-op if it is absent."""
     with translate_write_errors(path), suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
@@ -231,7 +231,7 @@ def remove_folders(folders: Iterable[Path]) -> None:
     """
     renamed = [folder.rename(temporary_path(folder)) for folder in folders]
     for folder in renamed:
-        remove(folder)
+        remove_path(folder)
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -271,7 +271,7 @@ def walk_folder(folder: Path) -> Iterator[Path]:
         links.sort()
 
 
-def canonical(value: object) -> bytes:
+def canonical_json(value: object) -> bytes:
     """Encode a plain value as canonical JSON: sorted keys, no spaces, UTF-8.
 
     Raises:
@@ -306,7 +306,7 @@ def write_json(path: Path, value: object) -> None:
         content = text.encode()
     except UnicodeEncodeError:  # lone surrogates, from a file name that is not UTF-8, need escapes
         content = json.dumps(value, indent=2).encode() + b"\n"
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 
@@ -326,7 +326,13 @@ def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # an
     if len(content) > MAX_JSON_BYTES:
         raise InputError(path, f"larger than {MAX_JSON_BYTES:,} bytes, the limit for a JSON file")
     rules: dict[str, Any] = (
-        {"object_pairs_hook": unique_keys, "parse_constant": finite, "parse_float": finite} if strict else {}
+        {
+            "object_pairs_hook": reject_duplicate_keys,
+            "parse_constant": parse_finite,
+            "parse_float": parse_finite,
+        }
+        if strict
+        else {}
     )
     try:
         value = json.loads(content, **rules)
@@ -342,7 +348,7 @@ def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # an
     return value
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; ValueError for a duplicate key, whose first value would be lost silently."""
     values = dict(pairs)
     if len(values) < len(pairs):
@@ -351,7 +357,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def finite(number: str) -> float:
+def parse_finite(number: str) -> float:
     """Return a JSON number; ValueError for NaN and infinity, which are not JSON."""
     value = float(number)
     if not math.isfinite(value):
@@ -384,7 +390,7 @@ def require_digest(name: Path | str, digest: str, expected: str) -> None:
         raise DigestError(name, f"SHA-256 is {digest}, expected {expected}")
 
 
-def digest_of(path: Path, *, cached: bool = True) -> str:
+def content_digest(path: Path, *, cached: bool = True) -> str:
     """Compute the hexadecimal SHA-256 of a file, or of a folder's list of files (see `list_files`).
 
     Digests are cached in the user's cache by path, inode, size, mtime and ctime. A rewritten file is hashed
@@ -396,7 +402,7 @@ def digest_of(path: Path, *, cached: bool = True) -> str:
             [file.relative_to(path).as_posix(), _file_digest(file, cached=cached)]
             for file in list_files(path)
         ]
-        return hashlib.sha256(canonical(files)).hexdigest()
+        return hashlib.sha256(canonical_json(files)).hexdigest()
     return _file_digest(path, cached=cached)
 
 

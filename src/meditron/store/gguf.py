@@ -37,7 +37,7 @@ from meditron.store.gguf_writer import (
     write_gguf,
 )
 
-__all__ = ["GGUF", "Array", "LazyTensor", "TensorInfo", "Value", "require_whole", "write_gguf"]
+__all__ = ["GGUF", "Array", "LazyTensor", "TensorInfo", "Value", "reject_split_model", "write_gguf"]
 
 Value = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
 """A metadata value."""
@@ -223,7 +223,7 @@ class GGUF:
         self.close()
 
 
-def require_whole(gguf: GGUF) -> None:
+def reject_split_model(gguf: GGUF) -> None:
     """Raise InputError if the file is one part of a split model."""
     count = gguf.metadata.get("split.count", 1)
     if not isinstance(count, int) or count <= 1:

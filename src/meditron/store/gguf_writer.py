@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from meditron.store.files import atomic
+from meditron.store.files import atomic_write
 from meditron.store.gguf_types import tensor_type
 
 __all__ = [
@@ -80,7 +80,7 @@ def write_gguf(
         raise ValueError(f"{path}: a tensor's name occurs twice")
     pairs = {key: value for key, value in metadata.items() if not (isinstance(value, list) and not value)}
     alignment = int(pairs.get("general.alignment", DEFAULT_ALIGNMENT))
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(MAGIC + struct.pack("<IQQ", _VERSION, len(listed), len(pairs)))
         for key, value in pairs.items():
             file.write(_encode_string(key) + _encode_value(key, value))

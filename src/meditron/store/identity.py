@@ -9,7 +9,7 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["content_sha256", "hash_order_key", "normalize", "question_sha256", "short"]
+__all__ = ["content_sha256", "hash_order_key", "normalize", "question_sha256", "short_hash"]
 
 
 def normalize(text: str) -> str:
@@ -32,7 +32,7 @@ def question_sha256(text: str, options: Iterable[str]) -> str:
     return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def short(sha256: str) -> str:
+def short_hash(sha256: str) -> str:
     """Return the first 16 hexadecimal digits; among 10^8 rows a collision has a probability of 0.03 %."""
     return sha256[:16]
 

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from meditron.core.errors import InputError
-from meditron.store.files import atomic, translate_read_errors
+from meditron.store.files import atomic_write, translate_read_errors
 
-__all__ = ["Ids", "IndexedDataset", "IndexedWriter", "document_hashes", "token_dtype", "write_hashes"]
+__all__ = ["IndexedDataset", "IndexedWriter", "TokenIds", "read_hashes", "token_dtype", "write_hashes"]
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -30,7 +30,7 @@ _CODES: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i
 # Megatron's limit; below 65,536, so that tokens can be added later.
 _UINT16_BELOW = 65_500
 
-Ids = npt.NDArray[np.integer[Any]]
+TokenIds = npt.NDArray[np.integer[Any]]
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -44,11 +44,11 @@ def _beside(prefix: Path, suffix: str) -> Path:
 
 def write_hashes(prefix: Path, hashes: Sequence[str]) -> None:
     """Write `PREFIX.hashes`: `short(content_sha256(text))` of each document, in order."""
-    with atomic(_beside(prefix, ".hashes")) as file:
+    with atomic_write(_beside(prefix, ".hashes")) as file:
         file.write(bytes.fromhex("".join(hashes)))
 
 
-def document_hashes(prefix: Path) -> list[str]:
+def read_hashes(prefix: Path) -> list[str]:
     """Return `short(content_sha256(text))` of each document in `PREFIX.bin`, in order.
 
     Raises:
@@ -80,9 +80,9 @@ class IndexedWriter:
         self._range = np.iinfo(self._dtype)
         self._sizes: list[int] = []
         self._closing = ExitStack()
-        self._bin = self._closing.enter_context(atomic(_beside(prefix, ".bin")))
+        self._bin = self._closing.enter_context(atomic_write(_beside(prefix, ".bin")))
 
-    def add(self, ids: Sequence[int] | Ids) -> None:
+    def add(self, ids: Sequence[int] | TokenIds) -> None:
         """Append one document; OverflowError for an id that the dtype cannot hold."""
         array = np.asarray(ids)
         if array.size and not (self._range.min <= array.min() and array.max() <= self._range.max):
@@ -100,7 +100,7 @@ class IndexedWriter:
         starts = np.concatenate([np.zeros(1, "<i8"), ends])[: len(sizes)]
         # A sequence is a document here; Megatron allows several sequences per document.
         boundaries = np.arange(len(sizes) + 1, dtype="<i8")
-        with atomic(_beside(self.prefix, ".idx")) as file:
+        with atomic_write(_beside(self.prefix, ".idx")) as file:
             file.write(_HEADER.pack(_MAGIC, 1, self._code, len(sizes), len(boundaries)))
             for array in (sizes, starts, boundaries):
                 file.write(array.tobytes())
@@ -134,7 +134,7 @@ class IndexedDataset:
             with translate_read_errors(path), path.open("rb"):
                 pass
         dtype, lengths, boundaries = self._read_index(bin_path.stat().st_size)
-        self.tokens: Ids = (
+        self.tokens: TokenIds = (
             np.memmap(bin_path, dtype=dtype, mode="r") if lengths.any() else np.empty(0, dtype=dtype)
         )
         """The ids of all documents, concatenated."""
@@ -147,14 +147,14 @@ class IndexedDataset:
         """Return the number of documents."""
         return len(self.sizes)
 
-    def __getitem__(self, index: int) -> Ids:
+    def __getitem__(self, index: int) -> TokenIds:
         """Return the ids of one document, as a view of the file."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         index %= len(self)
         return self.tokens[self._starts[index] : self._starts[index + 1]]
 
-    def _read_index(self, bin_bytes: int) -> tuple[np.dtype[Any], Ids, Ids]:
+    def _read_index(self, bin_bytes: int) -> tuple[np.dtype[Any], TokenIds, TokenIds]:
         data = (
             np.memmap(self._idx, dtype=np.uint8, mode="r") if self._idx.stat().st_size else np.empty(0, "u1")
         )
@@ -181,7 +181,7 @@ class IndexedDataset:
         self._check_boundaries(boundaries, sequences)
         return dtype, lengths, boundaries
 
-    def _check_lengths(self, lengths: Ids, offsets: Ids, width: int, bin_bytes: int) -> None:
+    def _check_lengths(self, lengths: TokenIds, offsets: TokenIds, width: int, bin_bytes: int) -> None:
         if (bad := np.flatnonzero(lengths < 0)).size:
             at = _HEADER.size + 4 * int(bad[0])
             raise self._error(f"sequence {bad[0]} has length {lengths[bad[0]]}", at)
@@ -195,7 +195,7 @@ class IndexedDataset:
         if total != bin_bytes:
             raise self._error(f"declares {total} bytes of tokens, but the .bin has {bin_bytes}", _HEADER.size)
 
-    def _check_boundaries(self, boundaries: Ids, sequences: int) -> None:
+    def _check_boundaries(self, boundaries: TokenIds, sequences: int) -> None:
         at = _HEADER.size + 12 * sequences
         if not len(boundaries) or boundaries[0] != 0 or boundaries[-1] != sequences:
             raise self._error(f"document boundaries do not run from 0 to {sequences}", at)

@@ -17,13 +17,13 @@ from typing import IO, Any, Self, cast
 import zstandard
 
 from meditron.core.errors import InputError
-from meditron.store.files import atomic, translate_read_errors
+from meditron.store.files import atomic_write, translate_read_errors
 
 __all__ = [
     "LONGEST_LINE",
     "MOST_VALUES",
     "JsonlWriter",
-    "check_values",
+    "check_value_count",
     "encode_row",
     "read_jsonl",
     "split_lines",
@@ -64,7 +64,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         raise InputError(path, str(error), place=f"line {number + 1}") from error
 
 
-def check_values(line: bytes) -> None:
+def check_value_count(line: bytes) -> None:
     """Raise ValueError for JSON that could hold more than MOST_VALUES, before it is parsed into memory."""
     # The sum over all marks is a cheap upper bound; only a line above it is searched for strings.
     if len(line) <= MOST_VALUES or sum(map(line.count, _MARKS)) <= MOST_VALUES:
@@ -76,7 +76,7 @@ def check_values(line: bytes) -> None:
 
 def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        check_values(line)
+        check_value_count(line)
         row = json.loads(line)
     except json.JSONDecodeError as error:
         place = f"line {number}, column {error.colno}"
@@ -160,7 +160,7 @@ class JsonlWriter:
 
     def __enter__(self) -> Self:
         """Open the temporary file."""
-        file = self._closing.enter_context(atomic(self.path))
+        file = self._closing.enter_context(atomic_write(self.path))
         if self.path.suffix == ".zst":
             compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
             self._stream = self._closing.enter_context(compressor.stream_writer(file, closefd=False))

@@ -15,7 +15,14 @@ from pydantic import AfterValidator, AwareDatetime, Field, NonNegativeInt, Strin
 
 from meditron.core.config import Record, first_problem
 from meditron.core.errors import InputError
-from meditron.store.files import canonical, digest_of, list_files, read_json, sha256_file, write_json
+from meditron.store.files import (
+    canonical_json,
+    content_digest,
+    list_files,
+    read_json,
+    sha256_file,
+    write_json,
+)
 
 __all__ = [
     "FILE_NAME",
@@ -24,10 +31,10 @@ __all__ = [
     "Git",
     "InputRecord",
     "Manifest",
-    "check",
     "fingerprint",
     "read_manifest",
     "record_files",
+    "verify_artifact",
     "write_manifest",
 ]
 
@@ -106,7 +113,7 @@ class Manifest(Record):
     def digest(self) -> str:
         """SHA-256 over the fingerprint and the content files, independent of times, hosts and reports."""
         files = sorted([file.path, file.bytes, file.sha256] for file in self.files if file.content)
-        return hashlib.sha256(canonical({"fingerprint": self.fingerprint, "files": files})).hexdigest()
+        return hashlib.sha256(canonical_json({"fingerprint": self.fingerprint, "files": files})).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +139,7 @@ class Artifact:
 
 def fingerprint(payload: dict[str, Any]) -> str:
     """Compute the SHA-256 of the payload's canonical JSON; TypeError if it is not plain JSON."""
-    return hashlib.sha256(canonical(payload)).hexdigest()
+    return hashlib.sha256(canonical_json(payload)).hexdigest()
 
 
 def record_files(folder: Path) -> list[FileRecord]:
@@ -180,7 +187,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
-def check(folder: Path, *, hashes: bool = False) -> list[str]:
+def verify_artifact(folder: Path, *, hashes: bool = False) -> list[str]:
     """List the missing and altered files of an artifact, one sentence each; empty if it is intact.
 
     Sizes are always compared. The SHA-256 is compared if `hashes` is set, and for a file that was modified
@@ -209,7 +216,7 @@ def _file_problem(folder: Path, record: FileRecord, completed: int, *, hashes: b
     if hashes:
         digest = sha256_file(path)
     elif status.st_mtime_ns > completed:
-        digest = digest_of(path)  # cached: after copying a folder each file is hashed once
+        digest = content_digest(path)  # cached: after copying a folder each file is hashed once
     else:
         return None
     if digest != record.sha256:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from meditron.core.errors import InputError, SourceError
-from meditron.store.archives import MODEL, members, select
-from meditron.store.fetch import expand_user, fetch, missing_path, parse_source, public
-from meditron.store.files import exists, translate_read_errors
+from meditron.store.archives import MODEL_GLOB, member_names, select_member
+from meditron.store.fetch import expand_user, fetch, missing_path, parse_source, public_source
+from meditron.store.files import path_exists, translate_read_errors
 
-__all__ = ["ModelFiles", "resolve", "split_selector"]
+__all__ = ["ModelFiles", "resolve_model", "split_selector"]
 
 _MAX_LISTED = 8
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "consolidated*.pth")
@@ -34,12 +34,12 @@ class ModelFiles:
 def split_selector(text: str) -> tuple[str, str | None]:
     """Split `FOLDER:NAME` into both parts if the folder exists; any other text has no selector."""
     folder, _, selector = text.rpartition(":")
-    if folder and not exists(expand_user(text)) and exists(expand_user(folder)):
+    if folder and not path_exists(expand_user(text)) and path_exists(expand_user(folder)):
         return (folder, selector) if expand_user(folder).is_dir() else (text, None)
     return text, None
 
 
-def resolve(model: str | os.PathLike[str]) -> ModelFiles:
+def resolve_model(model: str | os.PathLike[str]) -> ModelFiles:
     """Return the files of a MODEL, fetching them if they are not local.
 
     A MODEL is a run's stage or any other HF folder (`config.json` with `*.safetensors`), a `.gguf` file, a
@@ -57,14 +57,14 @@ def resolve(model: str | os.PathLike[str]) -> ModelFiles:
     if selector is not None:
         return ModelFiles(spec, "gguf", _select_file(expand_user(folder), selector))
     path = expand_user(spec)
-    if not exists(path):
+    if not path_exists(path):
         source = parse_source(spec)
         if source.scheme == "file" and source.name == spec:
             raise _missing_model(path)
         path = fetch(spec)
-        spec = public(spec) if source.remote else spec
+        spec = public_source(spec) if source.remote else spec
         if path.suffix == ".whl":  # a wheel without or with several models: raise the error that lists them
-            select(path, members(path), MODEL)
+            select_member(path, member_names(path), MODEL_GLOB)
     return _resolve_folder(spec, path) if path.is_dir() else _resolve_file(spec, path)
 
 
@@ -92,7 +92,7 @@ def _resolve_folder(spec: str, folder: Path) -> ModelFiles:
                 raise _pickled(pickled)
         raise SourceError(f"{folder}: has a config.json, but no *.safetensors")
     # The first part of a split model represents all parts.
-    files = [file for file in sorted(folder.glob(MODEL)) if not _LATER_PART.search(file.stem)]
+    files = [file for file in sorted(folder.glob(MODEL_GLOB)) if not _LATER_PART.search(file.stem)]
     if len(files) == 1:
         return ModelFiles(spec, "gguf", files[0])
     if files:
@@ -129,15 +129,15 @@ def _models_in(folder: Path) -> list[str]:
             for file in folder.glob(f"{depth}/config.json")
             if any(file.parent.glob("*.safetensors"))
         ]
-        for parent in sorted({file.parent for file in folder.glob(f"{depth}/{MODEL}")}):
-            files = sorted(parent.glob(MODEL))
+        for parent in sorted({file.parent for file in folder.glob(f"{depth}/{MODEL_GLOB}")}):
+            files = sorted(parent.glob(MODEL_GLOB))
             specs += [str(parent)] if len(files) == 1 else [f"{parent}:{file.stem}" for file in files]
     return sorted(specs)
 
 
 def _select_file(folder: Path, selector: str) -> Path:
     """Return the GGUF file for a selector: `F16` selects `F16.gguf`, else the only `*-F16.gguf`."""
-    files = sorted(folder.glob(MODEL))
+    files = sorted(folder.glob(MODEL_GLOB))
     exact = [file for file in files if selector.lower() in (file.name.lower(), file.stem.lower())]
     ending = [
         file for file in files if file.stem.lower().endswith(("-" + selector.lower(), "." + selector.lower()))

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from meditron.core.config import first_problem
 from meditron.core.errors import InputError, SourceError
-from meditron.core.statistics import FEWEST, holm
+from meditron.core.statistics import MIN_SAMPLE_SIZE, holm
 from meditron.store.files import read_json, write_json
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "TaskScore",
     "TrainingData",
     "TrainingRecord",
-    "adjusted",
+    "adjust_p_values",
     "read_results",
     "write_results",
 ]
@@ -237,13 +237,13 @@ class TrainingData(_Record):
     """Oldest first."""
 
 
-def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def adjust_p_values(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Adjust the p-values of comparisons in one report (Holm), without those of fewer than `FEWEST` pairs."""
-    tested = [comparison for comparison in comparisons if comparison.n >= FEWEST]
+    tested = [comparison for comparison in comparisons if comparison.n >= MIN_SAMPLE_SIZE]
     p = iter(holm([comparison.p for comparison in tested]))
     return [
         comparison.model_copy(
-            update={"p_adjusted": next(p) if comparison.n >= FEWEST else None, "family": len(tested)}
+            update={"p_adjusted": next(p) if comparison.n >= MIN_SAMPLE_SIZE else None, "family": len(tested)}
         )
         for comparison in comparisons
     ]
@@ -278,7 +278,7 @@ class EvaluationResult(_Record):
     @field_validator("differences")
     @classmethod
     def _adjust(cls, differences: list[Comparison]) -> list[Comparison]:
-        return adjusted(differences)
+        return adjust_p_values(differences)
 
 
 def write_results(folder: Path, result: EvaluationResult) -> None:

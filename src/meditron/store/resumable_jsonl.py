@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from meditron.core.errors import StorageError
-from meditron.store.files import atomic, translate_read_errors, translate_write_errors
+from meditron.store.files import atomic_write, translate_read_errors, translate_write_errors
 
 __all__ = ["ResumableJsonl"]
 
@@ -61,7 +61,7 @@ class ResumableJsonl:
     def replace(self, lines: Iterable[bytes]) -> None:
         """Replace the whole content by these lines, each with its end, atomically."""
         self.close()  # an open handle would go on writing to the file that is replaced
-        with atomic(self.path) as file:
+        with atomic_write(self.path) as file:
             file.writelines(lines)
         self._rewrite = False
 

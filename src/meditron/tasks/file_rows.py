@@ -15,7 +15,7 @@ from typing import Any
 
 from meditron.core.errors import InputError
 from meditron.sources.streams import chunks
-from meditron.store.files import unique_keys
+from meditron.store.files import reject_duplicate_keys
 
 __all__ = ["SourceRow", "read_source_rows"]
 
@@ -181,4 +181,4 @@ def _blanks(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
+_DECODER = json.JSONDecoder(object_pairs_hook=reject_duplicate_keys)

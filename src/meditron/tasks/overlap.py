@@ -7,7 +7,7 @@ evaluation looks up those of its own questions (`lookup_hashes`, `is_in_messages
 import re
 from collections.abc import Collection, Iterable, Iterator
 
-from meditron.store.identity import content_sha256, normalize, question_sha256, short
+from meditron.store.identity import content_sha256, normalize, question_sha256, short_hash
 from meditron.tasks.choices import unlettered
 from meditron.tasks.question import Question
 from meditron.tasks.sentences import sentences
@@ -57,9 +57,9 @@ def _hashes(question: Question, texts: Iterable[str]) -> set[str]:
     ]
     hashes = set()
     for text in texts:
-        hashes.add(short(question_sha256(text, options)))
+        hashes.add(short_hash(question_sha256(text, options)))
         if len(text.split()) >= _LONG:
-            hashes.add(short(question_sha256(text, (options[question.gold],))))
+            hashes.add(short_hash(question_sha256(text, (options[question.gold],))))
     return hashes
 
 
@@ -100,4 +100,4 @@ def is_in_messages(texts: Collection[str], question: str) -> bool:
 
 def _is_in(texts: Collection[str], text: str) -> bool:
     parts = {text, *filter(_identifies, _unlabelled(text))}
-    return any(short(content_sha256(part)) in texts for part in parts)
+    return any(short_hash(content_sha256(part)) in texts for part in parts)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from meditron.core.errors import InputError, UsageError
 from meditron.text.chat import FIXED_DATE, Message
 from meditron.text.messages import ASSISTANT, Turn
-from meditron.text.prompt import conversation_ids, rendered
+from meditron.text.prompt import conversation_ids, render_conversation
 
 if TYPE_CHECKING:
     from meditron.text.tokenizer import Tokenizer
@@ -30,10 +30,10 @@ __all__ = [
     "QuestionIds",
     "Span",
     "TokenizedConversation",
-    "answered",
     "decode_spans",
-    "label",
     "question_ids",
+    "question_turns",
+    "tokenize_conversation",
     "with_chat_template",
 ]
 
@@ -99,7 +99,9 @@ class _Piece:
     ends: bool = True
 
 
-def label(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -> TokenizedConversation:
+def tokenize_conversation(
+    tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str
+) -> TokenizedConversation:
     """Tokenize a conversation under a template and compute its loss mask.
 
     Raises:
@@ -120,7 +122,7 @@ def label(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -
     return tokenized
 
 
-def answered(prompt: str, option: str, template: str) -> tuple[Turn, Turn]:
+def question_turns(prompt: str, option: str, template: str) -> tuple[Turn, Turn]:
     """Return the turns of a question answered by an option, for training and evaluation alike.
 
     An option begins with the space that separates it from the prompt. Without a template it keeps that space
@@ -235,7 +237,7 @@ def _text(
     tokenizer: "Tokenizer", source: str, conversation: Sequence[Turn], *, add_generation_prompt: bool
 ) -> str:
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation]
-    return rendered(
+    return render_conversation(
         tokenizer,
         messages,
         template=source,

@@ -17,13 +17,13 @@ from meditron.text.chat import Message, render
 if TYPE_CHECKING:
     from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["conversation_ids", "rendered"]
+__all__ = ["conversation_ids", "render_conversation"]
 
 _MARK = "\ufdd0"  # a Unicode noncharacter, reserved for internal use
 _SURROGATE = re.compile("[\ud800-\udfff]")  # bytes that are not UTF-8, as Python decodes them
 
 
-def rendered(
+def render_conversation(
     tokenizer: "Tokenizer",
     messages: Sequence[Message],
     *,
@@ -68,7 +68,7 @@ def conversation_ids(
         marked = [_mark(message, names) for message in plain]
     except RecursionError as error:
         raise UsageError("a message is nested too deeply") from error
-    text = rendered(
+    text = render_conversation(
         tokenizer, marked, template=template, add_generation_prompt=add_generation_prompt, now=now
     )
     if _SURROGATE.search(text):

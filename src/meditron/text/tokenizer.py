@@ -27,7 +27,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from meditron.core.errors import InputError, SourceError, UsageError
-from meditron.store.files import atomic
+from meditron.store.files import atomic_write
 from meditron.text import gguf_vocab, hf_folder, long_text
 from meditron.text.backend import build, call_backend
 from meditron.text.special_tokens import SpecialTokens, end_of_text_token, stop_tokens
@@ -279,7 +279,7 @@ class Tokenizer:
         Equal tokenizers give equal bytes.
         """
         for name, content in self._files.items():
-            with atomic(Path(folder) / name) as file:
+            with atomic_write(Path(folder) / name) as file:
                 file.write(content)
 
     @cached_property

@@ -10,7 +10,7 @@ from itertools import cycle, islice, zip_longest
 
 from meditron.core.errors import MeditronError
 from meditron.text.chat import Message
-from meditron.text.prompt import conversation_ids, rendered
+from meditron.text.prompt import conversation_ids, render_conversation
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["CHECK_CONVERSATIONS", "check_texts", "tokenizer_differences"]
@@ -193,7 +193,7 @@ def _on_conversations(
 
 
 def _text_of(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool) -> object:
-    return rendered(tokenizer, messages, add_generation_prompt=prompt)
+    return render_conversation(tokenizer, messages, add_generation_prompt=prompt)
 
 
 def _ids_of(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool) -> object:

@@ -5,10 +5,7 @@ from them), `exp_avg.safetensors`, `exp_avg_sq.safetensors`, `random.safetensors
 generators) and `state.json`: the step, the machine, and the SHA-256 of the other files.
 """
 
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,18 @@ from torch import Tensor
 
 from meditron.core.console import warn
 from meditron.core.errors import InputError, SourceError, StorageError
-from meditron.store.files import make_folder, read_json, sha256_file, translate_write_errors, write_json
+from meditron.store.files import (
+    fsync_path,
+    make_folder,
+    read_json,
+    remove_folders,
+    remove_path,
+    remove_temporaries,
+    sha256_file,
+    temporary_path,
+    translate_write_errors,
+    write_json,
+)
 from meditron.train.optimizer import MasterAdamW
 
 __all__ = ["Checkpoints"]
@@ -29,7 +37,6 @@ __all__ = ["Checkpoints"]
 _FORMAT = 1
 _PARTS = ("weights", "exp_avg", "exp_avg_sq", "random")
 _NAME = re.compile(r"step-(\d{8,})")
-_TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True)
@@ -52,21 +59,20 @@ class Checkpoints:
         """
         final = self.folder / f"step-{step:08d}"
         # In the same folder, because a rename is atomic within one file system only.
-        temporary = make_folder(self.folder / f"{_TEMPORARY}{secrets.token_hex(4)}")
+        temporary = make_folder(temporary_path(final))
         try:
             self._write(temporary, step, optimizer)
             if final.exists():  # a damaged one that `restore` skipped
-                _remove(final)
+                remove_folders([final])
             # Files and folder are synced before and after the rename: after a power loss the name exists
             # only if its contents do.
             temporary.rename(final)
-            _sync(self.folder)
+            fsync_path(self.folder)
         except BaseException:
-            shutil.rmtree(temporary)
+            remove_path(temporary)
             raise
         # Only now that the new one is on the disk: a kill here leaves one too many, never one too few.
-        for _, old in self._newest_first()[self.keep :]:
-            _remove(old)
+        remove_folders(old for _, old in self._newest_first()[self.keep :])
         return final
 
     def restore(self, optimizer: MasterAdamW) -> int:
@@ -80,8 +86,7 @@ class Checkpoints:
         Raises:
             InputError: A complete checkpoint is of another model.
         """
-        for leftover in self.folder.glob(f"{_TEMPORARY}*"):
-            _remove(leftover)
+        remove_temporaries(self.folder)
         for step, folder in self._newest_first():
             try:
                 state = _verified_state(folder, step)
@@ -102,8 +107,7 @@ class Checkpoints:
     def remove_all(self) -> None:
         """Remove all checkpoints and their folder."""
         if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                _remove(path)
+            remove_folders(self.folder.iterdir())
             self.folder.rmdir()
 
     def _write(self, folder: Path, step: int, optimizer: MasterAdamW) -> None:
@@ -171,26 +175,10 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise StorageError(
                 f"{path}: {error}", hint="free disk space, or choose another folder with --out"
             ) from error
-        _sync(path)
+        fsync_path(path)
 
 
 def _machine_text(machine: object) -> str:
     if not isinstance(machine, Mapping):
         return "an unknown machine"
     return ", ".join(f"{key} {value}" for key, value in machine.items())
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder; it is renamed first, so a kill in between leaves no partial checkpoint."""
-    if not folder.name.startswith(_TEMPORARY):
-        folder = folder.rename(folder.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}"))
-    shutil.rmtree(folder)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file's bytes, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

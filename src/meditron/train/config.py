@@ -5,9 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from meditron.core.config import NonSemantic
+from meditron.core.config import InputKind, NonSemantic, StageConfig
 from meditron.core.machine import DType
-from meditron.core.stage import InputKind, StageConfig
 
 __all__ = ["FinetuneConfig", "PretrainConfig", "TrainingConfig"]
 

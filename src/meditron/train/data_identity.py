@@ -4,10 +4,10 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-from meditron.store.ancestry import MAX_TEXTS, Ancestry, of_base, read_ancestry
-from meditron.store.artifact import Artifact
-from meditron.store.identity import content_sha256, short
-from meditron.store.models import resolve
+from meditron.store.ancestry import MAX_PASSAGES, Ancestry, read_ancestry, untrained_ancestry
+from meditron.store.identity import content_sha256, short_hash
+from meditron.store.manifest import Artifact
+from meditron.store.models import resolve_model
 from meditron.tasks.overlap import passages
 
 __all__ = ["base_ancestry", "hex_digest", "text_hashes"]
@@ -19,13 +19,13 @@ def base_ancestry(base: Artifact) -> Ancestry:
     Raises:
         InputError: The base's record is damaged.
     """
-    files = resolve(base.spec)
+    files = resolve_model(base.spec)
     if ancestry := read_ancestry(files):
         return ancestry
     # A stage is recorded by its name, an outside model by its file's name: its path is private to the user.
     name = base.name if base.manifest else base.path.name
     name = f"{name}:{base.selector}" if base.selector else name
-    return of_base(name, hex_digest(base))
+    return untrained_ancestry(name, hex_digest(base))
 
 
 def hex_digest(artifact: Artifact) -> str:
@@ -39,8 +39,8 @@ def text_hashes(messages: Iterable[str]) -> tuple[str, ...] | None:
     """Return the sorted short content hashes of messages' passages; None if there are too many to list."""
     hashes: set[str] = set()
     for message in messages:
-        hashes |= {short(content_sha256(text)) for text in passages(message)}
+        hashes |= {short_hash(content_sha256(text)) for text in passages(message)}
         # Checked per message, so that a large file does not fill memory with hashes that are dropped.
-        if len(hashes) > MAX_TEXTS:
+        if len(hashes) > MAX_PASSAGES:
             return None
     return tuple(sorted(hashes))

@@ -17,7 +17,7 @@ from meditron.core.errors import InputError
 from meditron.store.identity import content_sha256
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 from meditron.tasks.task import Question, Task
-from meditron.text.finetune_templates import TokenizedConversation, answered, label
+from meditron.text.finetune_templates import TokenizedConversation, question_turns, tokenize_conversation
 from meditron.text.messages import Turn, parse_row, row_format
 from meditron.text.tokenizer import Tokenizer
 
@@ -26,9 +26,9 @@ __all__ = [
     "SPLITS",
     "ConversationRow",
     "Example",
-    "of_file",
-    "of_task",
+    "read_conversations",
     "select_examples",
+    "task_conversations",
     "write_rows",
 ]
 
@@ -78,7 +78,7 @@ class Example:
     tokenized: TokenizedConversation
 
 
-def of_file(path: Path) -> Iterator[ConversationRow]:
+def read_conversations(path: Path) -> Iterator[ConversationRow]:
     """Read the conversations of a JSONL file, in its order. A row without an id gets a hash of its messages.
 
     Raises:
@@ -117,7 +117,7 @@ def _refuse_unsupported(row: Mapping[str, Any]) -> None:
             raise ValueError(f"the row has the key '{key}', which finetuning does not support")
 
 
-def of_task(task: Task, template: str, path: Path) -> Iterator[ConversationRow]:
+def task_conversations(task: Task, template: str, path: Path) -> Iterator[ConversationRow]:
     """Render a task's training questions, each answered with its correct option.
 
     Args:
@@ -145,7 +145,7 @@ def of_task(task: Task, template: str, path: Path) -> Iterator[ConversationRow]:
 
 def _turns(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
     rendered = task.template.render(question)
-    return answered(rendered.prompt, rendered.continuations[question.gold], template)
+    return question_turns(rendered.prompt, rendered.continuations[question.gold], template)
 
 
 def select_examples(
@@ -173,7 +173,7 @@ def select_examples(
         if trained == limit:
             break
         try:
-            tokenized = label(tokenizer, conversation.turns, template)
+            tokenized = tokenize_conversation(tokenizer, conversation.turns, template)
         except ValueError as error:
             raise InputError(conversation.path, str(error), place=conversation.place) from error
         except InputError as error:  # from the chat template, which may accept other rows

@@ -11,9 +11,9 @@ from meditron.model.llama import Llama
 from meditron.model.presets import model_tokenizer
 from meditron.report.pages import Page
 from meditron.store.ancestry import Training
-from meditron.store.artifact import Artifact
-from meditron.store.identity import short
-from meditron.store.models import resolve
+from meditron.store.identity import short_hash
+from meditron.store.manifest import Artifact
+from meditron.store.models import resolve_model
 from meditron.tasks.overlap import training_hashes
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
@@ -26,9 +26,9 @@ from meditron.train.examples import (
     SPLITS,
     ConversationRow,
     Example,
-    of_file,
-    of_task,
+    read_conversations,
     select_examples,
+    task_conversations,
     write_rows,
 )
 from meditron.train.heldout_loss import conversation_loss
@@ -84,7 +84,7 @@ def run(
 
 
 def _inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> TrainingInputs:
-    tokenizer = model_tokenizer(resolve(inputs["base"].spec))
+    tokenizer = model_tokenizer(resolve_model(inputs["base"].spec))
     name, conversations, task = _source(config, inputs)
     examples = select_examples(
         conversations,
@@ -136,11 +136,11 @@ def _source(
     """Return the name of the data, the conversations, and the task if they are its questions."""
     if "rows" in inputs:
         path = inputs["rows"].path
-        return path.name.partition(".")[0], of_file(path), None
+        return path.name.partition(".")[0], read_conversations(path), None
     artifact = inputs["task"] if "task" in inputs else inputs["corpus"]
     spec = str(artifact.path) if "task" in inputs else str(config.task)
     task = open_task(spec, corpus=artifact.path)
-    return task.name, of_task(task, config.template, artifact.path), task
+    return task.name, task_conversations(task, config.template, artifact.path), task
 
 
 def _task_metrics(task: Task) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _training(
     """Return the ancestry entry: content hashes of every row trained on. Held-out rows are not listed."""
     source = next(inputs[key] for key in ("rows", "task", "corpus") if key in inputs)
     # Not the file's hash: evaluation must recognize a question that was trained from another file.
-    question_hashes = {short(example.content) for example in trained} if task else set[str]()
+    question_hashes = {short_hash(example.content) for example in trained} if task else set[str]()
     ids = {example.id for example in trained}
     questions = [question for question in task.rows("train") if question.id in ids] if task else []
     # Of conversations no question is known as such: any user message may be one, and every sentence of it.

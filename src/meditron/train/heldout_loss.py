@@ -9,7 +9,7 @@ import torch
 
 from meditron.model.llama import Llama
 from meditron.model.nll import nll_rows
-from meditron.store.corpus import held_out
+from meditron.store.corpus import select_heldout
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.loop import collate, count_targets, micro_batches, summed_nll
 from meditron.train.samples import TrainingDataset
@@ -21,7 +21,7 @@ def heldout_documents(corpus: Path, tokenizer: Tokenizer, count: int) -> dict[st
     """Tokenize the first `count` held-out documents of each source, in the order that evaluation uses."""
     if not count:
         return {}
-    selected = held_out(corpus, count)
+    selected = select_heldout(corpus, count)
     return {
         source: tokenizer.encode_batch([document.text for document in documents])
         for source, documents in selected.items()

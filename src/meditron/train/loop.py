@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meditron.core.errors import TrainingError
-from meditron.model.masks import document_mask
+from meditron.model.llama import document_mask
 from meditron.model.nll import nll_sum
 from meditron.train.config import TrainingConfig
 from meditron.train.layout import SINGLE_PROCESS, ParallelLayout, TrainableModel

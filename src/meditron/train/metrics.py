@@ -1,13 +1,12 @@
 """`metrics.jsonl`: one line per optimizer step, without duplicates however often the run was killed."""
 
 import json
-import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from meditron.store.files import atomic, translate_write_errors
+from meditron.store.resumable_jsonl import ResumableJsonl
 
 __all__ = ["MetricsFile"]
 
@@ -23,24 +22,19 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        self.rows: list[dict[str, Any]] = [row for row in _read(path) if row["step"] <= step]
+        self._file = ResumableJsonl(path)
+        self.rows: list[dict[str, Any]] = [row for row in _parse(self._file.lines) if row["step"] <= step]
         # Rewritten as a whole and renamed: truncating in place could lose lines that are still valid.
-        with atomic(path, "w") as file:
-            file.writelines(f"{_line(row)}\n" for row in self.rows)
-        self._path = path
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        self._file.replace(map(_line, self.rows))
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one line, flushed so that a program following the file sees it at once."""
         self.rows.append(row)
-        with translate_write_errors(self._path):
-            self._file.write(f"{_line(row)}\n")
-            self._file.flush()
+        self._file.append([_line(row)], durable=False)
 
     def sync(self) -> None:
         """Flush all lines to the disk. Call it before a checkpoint, which implies that they exist."""
-        with translate_write_errors(self._path):
-            os.fsync(self._file.fileno())
+        self._file.sync()
 
     def is_spike(self, loss: float) -> bool:
         """Return whether a loss is more than six standard deviations above the mean of the last fifty."""
@@ -64,18 +58,17 @@ class MetricsFile:
         self._file.close()
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def _parse(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the rows up to the first line that is not one of ours, as after a damaged file system."""
+    for line in lines:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # the line that was being written when the run was killed
+        except ValueError:
             return
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             return
         yield row
 
 
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+def _line(row: dict[str, Any]) -> bytes:
+    return f"{json.dumps(row, ensure_ascii=False, allow_nan=False)}\n".encode()

@@ -7,8 +7,8 @@ from typing import Any
 
 from meditron.core.errors import InputError
 from meditron.store.ancestry import MAX_DOCUMENTS, Training
-from meditron.store.artifact import Artifact
-from meditron.store.indexed import IndexedDataset, document_hashes
+from meditron.store.indexed import IndexedDataset, read_hashes
+from meditron.store.manifest import Artifact
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.config import PretrainConfig
 from meditron.train.data_identity import hex_digest
@@ -91,7 +91,7 @@ def _hashes_of_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] | No
     indices = mixture.documents_read()
     if sum(map(len, indices.values())) > MAX_DOCUMENTS:
         return None
-    hashes = {source: document_hashes(folder / source) for source in indices}
+    hashes = {source: read_hashes(folder / source) for source in indices}
     return tuple(sorted({hashes[source][i] for source, numbers in indices.items() for i in numbers.tolist()}))
 
 

@@ -11,14 +11,15 @@ import torch
 
 from meditron.core.console import Bar, info, progress
 from meditron.core.errors import InputError, RecipeError, TrainingError
-from meditron.core.machine import describe, matrix_dtype
+from meditron.core.machine import describe, resolve_matrix_dtype
 from meditron.model.llama import Llama
 from meditron.model.weights import load_model, save_hf
 from meditron.report.pages import Page
+from meditron.report.training_page import write_training_page
 from meditron.store.ancestry import Training, write_ancestry
-from meditron.store.artifact import Artifact
 from meditron.store.files import read_json, write_json
-from meditron.store.models import resolve
+from meditron.store.manifest import Artifact
+from meditron.store.models import resolve_model
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.checkpoint import Checkpoints
 from meditron.train.compilation import compiled
@@ -29,7 +30,6 @@ from meditron.train.loop import StepResult, TrainState
 from meditron.train.metrics import MetricsFile
 from meditron.train.optimizer import MasterAdamW
 from meditron.train.peak import matmul_peak
-from meditron.train.report import write_report
 from meditron.train.runtime import Interruption, interruptible
 from meditron.train.samples import TrainingDataset
 
@@ -99,11 +99,11 @@ class Trainer:
         layout: ParallelLayout = SINGLE_PROCESS,
     ) -> None:
         self.config, self.inputs, self.out = config, inputs, out
-        self.dtype = matrix_dtype(config.dtype)
+        self.dtype = resolve_matrix_dtype(config.dtype)
         self.total_steps = len(inputs.dataset) // config.batch_size
         self.ancestry = base_ancestry(base)
         # Loaded in float32 whatever dtype it trains in: the masters keep the precision of the file.
-        self.model = load_model(resolve(base.spec), dtype=torch.float32, seed=config.seed or 0)
+        self.model = load_model(resolve_model(base.spec), dtype=torch.float32, seed=config.seed or 0)
         _require_fit(config, self.model, inputs.tokenizer)
         # Before wrapping: a layout shards the parameters where they are.
         self.model.to(layout.device)
@@ -207,7 +207,7 @@ class Trainer:
         save_hf(self.model, self.model.config, self.inputs.tokenizer, self.out, getattr(torch, self.dtype))
         write_ancestry(self.out, self.ancestry.extended(self.inputs.training))
         result = self._result()
-        write_report(
+        write_training_page(
             self.out / "report.html",
             self.inputs.title,
             self.metrics.rows,

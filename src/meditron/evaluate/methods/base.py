@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 from pydantic import Field, TypeAdapter
 
 from meditron.core.errors import UsageError
-from meditron.core.statistics import macro_f1, wilson
+from meditron.core.statistics import macro_f1, wilson_interval
 from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.methods.registry import METHODS
 from meditron.evaluate.model import EvalModel
@@ -110,6 +110,6 @@ def count_accuracy(gold: Sequence[int], predictions: Sequence[int | None]) -> Ac
     right = sum(g == p for g, p in zip(gold, predictions, strict=True))
     return Accuracy(
         accuracy=right / len(gold),
-        interval=wilson(right, len(gold)),
+        interval=wilson_interval(right, len(gold)),
         macro_f1=macro_f1(gold, predictions),
     )

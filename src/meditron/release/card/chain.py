@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meditron.core.errors import DriftError
-from meditron.store.artifact import Artifact
-from meditron.store.manifest import InputRecord, Manifest, read_manifest
+from meditron.store.manifest import Artifact, InputRecord, Manifest, read_manifest
 
 __all__ = ["Chain", "read_chain"]
 

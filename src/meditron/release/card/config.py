@@ -4,8 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from meditron.core.config import Config
-from meditron.core.stage import StageConfig
+from meditron.core.config import Config, StageConfig
 
 __all__ = ["Assumption", "CardConfig", "EnergyConfig"]
 

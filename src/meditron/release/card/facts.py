@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from meditron.core.errors import UsageError
+from meditron.core.redaction import without_digest
 from meditron.release.card.chain import Chain, read_chain
 from meditron.release.card.config import CardConfig
 from meditron.release.card.energy import estimate
-from meditron.store.ancestry import read_ancestry, statement
-from meditron.store.artifact import Artifact
-from meditron.store.manifest import InputRecord, Manifest
+from meditron.store.ancestry import read_ancestry, training_data_sentence
+from meditron.store.manifest import Artifact, InputRecord, Manifest
 from meditron.store.models import ModelFiles
 from meditron.store.results import EvaluationResult, read_results
 
@@ -114,7 +114,7 @@ def gather(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> Car
         result=read_results(evaluate.path) if evaluate else None,
         quantize=quantize,
         energy=estimate(list(chain.stages.values()), config.energy),
-        training_data=statement(read_ancestry(ModelFiles(model, "hf", folder))),
+        training_data=training_data_sentence(read_ancestry(ModelFiles(model, "hf", folder))),
     )
 
 
@@ -139,4 +139,4 @@ def _released(inputs: Mapping[str, Artifact], chain: Chain, quantize: Manifest |
 
 def origin(reference: str) -> str:
     """Remove the expected hash of a source; the digests are in the provenance."""
-    return reference.partition("@sha256:")[0]
+    return without_digest(reference)

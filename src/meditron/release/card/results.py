@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from meditron.core.units import size
+from meditron.core.units import format_bytes
 from meditron.release.card.facts import CardFacts, origin
 from meditron.release.card.markdown import CardWriter
 from meditron.report import evaluation_tables as tables
@@ -56,7 +56,7 @@ def files(card: CardWriter, facts: CardFacts) -> None:
         (
             file["path"],
             file["type"],
-            size(file["bytes"]),
+            format_bytes(file["bytes"]),
             number_format.decimal(file["bpw"]),
             _fallbacks(facts, file),
         )

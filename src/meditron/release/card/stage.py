@@ -10,8 +10,8 @@ from meditron.release.card.hub import NOT_STATED, front_matter
 from meditron.release.card.markdown import MarkdownWriter, RedactedWriter
 from meditron.release.card.text import add_card
 from meditron.report.pages import Page
-from meditron.store.artifact import Artifact
-from meditron.store.files import atomic
+from meditron.store.files import atomic_write
+from meditron.store.manifest import Artifact
 
 __all__ = ["run"]
 
@@ -30,7 +30,7 @@ def run(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[s
         InputError: A manifest or a record is damaged.
     """
     facts = gather(config, inputs, out)
-    with atomic(out / "README.md", "w") as file:
+    with atomic_write(out / "README.md", "w") as file:
         file.write(_markdown(facts))
     page = Page(facts.name, "Model card")
     add_card(RedactedWriter(page), facts)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from meditron.core.disclaimer import ADVISORY
-from meditron.core.units import duration, size
+from meditron.core.disclaimer import DISCLAIMER
+from meditron.core.units import format_bytes, format_duration
 from meditron.release.card.facts import CardFacts, origin
 from meditron.release.card.markdown import CardWriter
 from meditron.release.card.results import energy, evaluation, files, provenance
@@ -39,7 +39,7 @@ _LIMITATIONS = (
 
 def add_card(card: CardWriter, facts: CardFacts) -> None:
     """Write all sections of the card."""
-    card.text(ADVISORY)
+    card.text(DISCLAIMER)
     _identity(card, facts)
     _uses(card, facts)
     _data(card, facts)
@@ -174,10 +174,10 @@ def _outcome(stage: Manifest) -> Iterator[tuple[str, str]]:
     if "dtype" in metrics:
         yield "Weights and activations", str(metrics["dtype"])
     if "seconds" in metrics:
-        yield "Time", duration(metrics["seconds"])
+        yield "Time", format_duration(metrics["seconds"])
     if metrics.get("attempts", 1) > 1:
         yield "Attempts", f"{number_format.count(metrics['attempts'])}; the time is that of the last one"
-    memory = f", {size(machine['memory_bytes'])}" if machine.get("memory_bytes") else ""
+    memory = f", {format_bytes(machine['memory_bytes'])}" if machine.get("memory_bytes") else ""
     cores = f", {number_format.count(machine['cores'])} cores" if "cores" in machine else ""
     gpus = f", {', '.join(machine['gpus'])}" if machine.get("gpus") else ", no GPU"
     yield "Machine", f"{machine.get('cpu', 'unknown')} ({machine.get('cpu_class', '?')}){cores}{memory}{gpus}"

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 from meditron.release.card.facts import CardFacts
 from meditron.release.card.markdown import CardWriter
-from meditron.release.quant_recipes import FLOATS
+from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.manifest import Manifest
 from meditron.tasks.prompt_template import find_prompt_template
 from meditron.tasks.question import Question
@@ -14,8 +14,8 @@ __all__ = ["citation", "prompt", "run_it"]
 
 _PROMPT = "Hypertension is treated with"
 _TEMPLATES = {
-    "plain": "on prompts without a chat template",
-    "tags": "on question and answer messages between <|im_start|> and <|im_end|>, as in its chat template",
+    "none": "on prompts without a chat template",
+    "meditron": "on question and answer messages between <|im_start|> and <|im_end|>, like its template",
     "chatml": "on ChatML's user and assistant messages, as in its chat template",
     "tokenizer": "with the chat template of its tokenizer",
 }
@@ -25,7 +25,7 @@ def run_it(card: CardWriter, facts: CardFacts) -> None:
     """Add commands and code for these files, relative to the run's folder."""
     card.section("How to run it")
     card.text(f"From the run's folder, {facts.run}:")
-    quantized = [file for file in facts.files if file["type"] not in FLOATS]
+    quantized = [file for file in facts.files if file["type"] not in FLOAT_TYPES]
     chat = [f"meditron chat {_quantize_stage(facts)}:{file['type']}" for file in quantized]
     card.code("\n".join([*chat, f'meditron generate {facts.model} "{_PROMPT}"']), "sh")
     card.text("With transformers:")
@@ -68,7 +68,7 @@ def _template(stage: Manifest) -> str:
 
 def _answer_end(stage: Manifest) -> str:
     """Return how a training answer ended, if no chat template defines it."""
-    if stage.config["template"] != "plain":
+    if stage.config["template"] != "none":
         return ""
     if stage.metrics.get("task"):
         return "; an answer is one of the options, without an end token"
