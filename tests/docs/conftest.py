@@ -1,6 +1,5 @@
 """A folder that looks like a checkout after the quickstart, with a small run in its place."""
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,11 +24,10 @@ def checkout(smoke: Any, tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     shutil.copy(ROOT / "recipes/smoke.toml", folder / "recipes/quickstart.toml")
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    shutil.copytree(smoke.folder, folder / "runs/quickstart", copy_function=os.link)
+    shutil.copytree(smoke.folder, folder / "runs/quickstart")
     shutil.copytree(
         smoke.folder / "pretrain",
         folder / "models/my-llama",
-        copy_function=os.link,
         ignore=shutil.ignore_patterns("manifest.json", "*.html", "metrics*"),
     )
     (folder / ".venv").mkdir()

@@ -41,7 +41,7 @@ def test_no_held_out_documents_is_an_error(make_corpus: Make) -> None:
 
 def test_a_damaged_document_is_an_error(make_corpus: Make) -> None:
     corpus = make_corpus({}, {"pubmed": [*HELDOUT, ("pubmed:x", None)]})
-    with pytest.raises(InputError, match=r"00000\.jsonl\.zst \(row 51\).*id and a text"):
+    with pytest.raises(InputError, match=r"00000\.jsonl\.zst \(row 51\).*needs a text `id`"):
         select_heldout(corpus, 10)
 
 

@@ -137,7 +137,7 @@ def test_a_mixture_of_unknown_sources_is_refused() -> None:
     with pytest.raises(RecipeError) as raised:
         load_recipe(ROOT / "recipes/smoke.toml", [override])
     where = f"--set {override}: pretrain.mixture"
-    assert raised.value.message == f"{where}: the corpus has pubmed, wiki, no 'pubmd'"
+    assert raised.value.message == f"{where}: no source 'pubmd'; the corpus has pubmed, wiki"
 
 
 def test_an_error_about_a_missing_recipe_lists_the_recipes(toy: ToyRun) -> None:

@@ -14,6 +14,7 @@ import zstandard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meditron.model.generate import generate
+from meditron.model.sampling import SamplingConfig
 from meditron.model.weights import load_model
 from meditron.store.identity import normalize
 from meditron.store.indexed import IndexedDataset
@@ -160,7 +161,7 @@ def test_transformers_generates_the_same_tokens(smoke: Any) -> None:
     reference = reference_model.generate(ids, max_new_tokens=16, do_sample=False, eos_token_id=None)[
         0, ids.shape[1] :
     ]
-    ours = generate(load_model(folder), ids[0].tolist(), max_tokens=16, temperature=0, stop_ids=())
+    ours = generate(load_model(folder), ids[0].tolist(), SamplingConfig(max_tokens=16, temperature=0))
     assert list(ours) == reference.tolist()
 
 

@@ -57,8 +57,8 @@ def test_a_killed_write_leaves_the_old_file_and_is_swept(tmp_path: Path):
     script = f"""
         import os
         from pathlib import Path
-        from meditron.store.files import atomic
-        with atomic(Path({str(path)!r}), "w") as file:
+        from meditron.store.files import atomic_write
+        with atomic_write(Path({str(path)!r}), "w") as file:
             file.write("new")
             file.flush()
             os.kill(os.getpid(), 9)
@@ -114,14 +114,14 @@ _FILL = """
     from pathlib import Path
     from meditron.core.errors import StorageError
     from meditron.store.jsonl import JsonlWriter
-    from meditron.store.files import atomic
+    from meditron.store.files import atomic_write
     folder = Path(sys.argv[1])
     if sys.argv[2] != "0":
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
     for name in ("big.bin", "rows.jsonl"):
         try:
             if name == "big.bin":
-                with atomic(folder / name) as file:
+                with atomic_write(folder / name) as file:
                     file.write(bytes(1 << 20))
             else:
                 with JsonlWriter(folder / name) as rows:
@@ -432,11 +432,11 @@ def test_a_full_disk_inside_numpys_writer_is_one_line(tmp_path: Path):
         from pathlib import Path
         import numpy as np
         from meditron.core.errors import StorageError
-        from meditron.store.files import atomic
+        from meditron.store.files import atomic_write
         resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
         for write in (np.save, lambda file, array: array.tofile(file)):
             try:
-                with atomic(Path(sys.argv[1])) as file:
+                with atomic_write(Path(sys.argv[1])) as file:
                     write(file, np.zeros(1_000_000))
             except StorageError as error:
                 print(error)

@@ -187,7 +187,7 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     assert short_hash(content_sha256(asked.partition(". ")[2])) in second.texts, "without its number"
     held = next(row for row in rows_of(again) if row["split"] == "heldout")["messages"][0]["content"]
     assert short_hash(content_sha256(held)) not in second.texts
-    monkeypatch.setattr("meditron.train.data_identity.MAX_TEXTS", 3)
+    monkeypatch.setattr("meditron.train.data_identity.MAX_PASSAGES", 3)
     assert text_hashes(["One is a message.", "Two is a message."]) is not None
     assert text_hashes([f"{number} is a message." for number in range(4)]) is None
 

@@ -55,7 +55,7 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": model,
         "cpu_class": cpu_class(flags),
-        "usable_cores": usable_cores(),
+        "cores": usable_cores(),
         "memory_bytes": _memory(),
         "gpus": _gpus(),
         "system": f"{platform.system()} {platform.machine()}",

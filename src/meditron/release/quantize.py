@@ -100,6 +100,8 @@ def quantize(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}", hint="without --threads: all cores")
+    if out.suffix.lower() == ".gguf" or out.is_file():
+        raise UsageError(f"--out must be a folder, got {out}", hint="the files are named NAME-TYPE.gguf")
     files = resolve_model(spec)
     stem = file_stem(files)
     paths = {kind: out / f"{stem}-{kind}.gguf" for kind in types}

@@ -36,6 +36,7 @@ def gguf_type(text: str, among: tuple[str, ...] = get_args(GGUFType)) -> GGUFTyp
             hint=f"other types: meditron quantize MODEL --type {name}",
         )
     if name not in among:
-        near = get_close_matches(name, among, n=3) or among
-        raise UsageError(f"unknown GGUF type {text!r}", hint=f"known types: {', '.join(near)}")
+        close = get_close_matches(name, among, n=1)
+        nearest = f": did you mean {close[0]}?" if close else ""
+        raise UsageError(f"unknown GGUF type {text!r}{nearest}", hint=f"types: {', '.join(among)}")
     return cast("GGUFType", name)
