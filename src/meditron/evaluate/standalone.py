@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from meditron.core.errors import InputError
 from meditron.core.machine import resolve_matrix_dtype
@@ -22,6 +22,7 @@ from meditron.store.files import refuse_overwrite
 from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
 from meditron.store.results import EvaluationResult
+from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 
 __all__ = ["evaluate_against", "evaluate_on_task"]
@@ -79,17 +80,8 @@ def evaluate_on_task(
             answers = [answer_questions(eval_model, eval_set, file) for eval_set in eval_sets]
             _finish(file, [row for rows in answers for row in rows])
         engine, dtype, provenance = eval_model.engine_label, eval_model.dtype, eval_model.provenance
-    # No pairs: one model is compared with naive Bayes only.
-    training = opened.rows("train", BAYES_ROWS)
-    figures = [
-        accuracy.figures(eval_set, {name: rows}, (), training)
-        for eval_set, rows in zip(eval_sets, answers, strict=True)
-    ]
-    labels = [eval_set.label for eval_set in eval_sets]
     result = EvaluationResult(
-        tasks={name: {label: each.scores[name] for label, each in zip(labels, figures, strict=True)}},
-        baselines={label: each.baselines for label, each in zip(labels, figures, strict=True)},
-        differences=[difference for each in figures for difference in each.differences],
+        **_task_figures(name, eval_sets, answers, opened.rows("train", BAYES_ROWS)),
         engines={name: engine},
         identities={name: provenance} if provenance else {},
         ancestry={name: training_data(eval_model)},
@@ -99,6 +91,25 @@ def evaluate_on_task(
         resamples=options.resamples,
     )
     return result, path
+
+
+def _task_figures(
+    name: str,
+    eval_sets: Sequence[EvalSet],
+    answers: Sequence[Sequence[QuestionRow]],
+    training: Sequence[Question],
+) -> dict[str, Any]:
+    """Return the scores, baselines and differences of one model, as fields of an EvaluationResult."""
+    # No pairs: one model is compared with naive Bayes only.
+    figures = {
+        eval_set.label: accuracy.figures(eval_set, {name: rows}, (), training)
+        for eval_set, rows in zip(eval_sets, answers, strict=True)
+    }
+    return {
+        "tasks": {name: {label: each.scores[name] for label, each in figures.items()}},
+        "baselines": {label: each.baselines for label, each in figures.items()},
+        "differences": [difference for each in figures.values() for difference in each.differences],
+    }
 
 
 def evaluate_against(
