@@ -38,7 +38,7 @@ def test_escape_sequences_are_removed(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_each_error_of_a_recipe_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     errors = [RecipeError("x:1: one", hint="a"), RecipeError("x:2: two"), RecipeError("x:3: three")]
-    assert run_guarded(lambda: raising(RecipeError.of_all(errors))) == 2
+    assert run_guarded(lambda: raising(RecipeError.combine(errors))) == 2
     assert capsys.readouterr().err == (
         "meditron: error: x:1: one\nhint: a\nmeditron: error: x:2: two\nmeditron: error: x:3: three\n"
     )

@@ -61,7 +61,7 @@ def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end(
         for _ in range(20):
             clock.now += 2
             bar.advance(1000)
-        bar.fields(loss="2.91", tok_s="512")
+        bar.set_fields(loss="2.91", tok_s="512")
         bar.advance(788)
     captured = capsys.readouterr()
     assert captured.out == ""

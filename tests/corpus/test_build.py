@@ -319,10 +319,10 @@ def test_the_corpus_records_labelled_sections(tmp_path: Path) -> None:
     inputs = artifacts(pubmed=path, plain=many(tmp_path / "a.jsonl", 1))
     run(config(inputs, heldout=0.0), inputs, tmp_path / "out")
     plain, text = read_corpus(tmp_path / "out", "train")
-    assert [(text.text[part.start : part.end], part.label, part.category) for part in text.parts] == [
+    assert [(text.text[part.start : part.end], part.label, part.category) for part in text.sections] == [
         ((sections[label] * 4).strip(), label.title(), label) for label in sections
     ]
-    assert plain.parts == ()
+    assert plain.sections == ()
     assert all("parts" not in row for row in read_jsonl(plain.file))
 
 

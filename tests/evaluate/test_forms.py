@@ -39,7 +39,7 @@ def finetuned(folder: Path, template: str) -> None:
     trained = Training(
         stage="finetune.x", kind="finetune", data="d", data_digest="d" * 64, chat_template=template, task="d"
     )
-    write_ancestry(folder, untrained_ancestry("base", "b" * 64).extended(trained))
+    write_ancestry(folder, untrained_ancestry("base", "b" * 64).with_training(trained))
 
 
 def local_model(folder: Path) -> LocalModel:

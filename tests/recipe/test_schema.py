@@ -92,9 +92,9 @@ def test_all_errors_of_a_recipe_are_listed_at_once(toy: ToyRun) -> None:
     with pytest.raises(RecipeError) as caught:
         toy.load()
     error = caught.value
-    lines = [each.message.partition(": ")[0].rpartition(":")[2] for each in (error, *error.others)]
+    lines = [each.message.partition(": ")[0].rpartition(":")[2] for each in (error, *error.further_errors)]
     assert lines == ["1", "3", "4", "6", "9", "12"]
-    messages = " ".join(each.message for each in error.others)
+    messages = " ".join(each.message for each in error.further_errors)
     assert "did you mean 'text'" in messages
     assert "required" not in messages  # words.text is there, misspelt
 

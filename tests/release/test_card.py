@@ -334,7 +334,7 @@ def test_what_is_unknown_of_the_training_data_is_said(tmp_path: Path) -> None:
     life = FakeRun(tmp_path / "small")
     assert "Training data unknown: the model has no ancestry record." in written(life)
     trained = Training(stage="finetune", kind="finetune", data="q", data_digest="d" * 64)
-    write_ancestry(life.folder / "finetune", untrained_ancestry("a-base", "b" * 64).extended(trained))
+    write_ancestry(life.folder / "finetune", untrained_ancestry("a-base", "b" * 64).with_training(trained))
     assert "Trained on q (finetune); the training data of the base model a-base is unknown." in written(life)
 
 

@@ -338,7 +338,7 @@ Text.
         training = Training(
             stage="finetune", kind="finetune", data="medqa", data_digest="1" * 64, questions=("0" * 16,)
         )
-        record = untrained_ancestry("base", "0" * 64).extended(training)
+        record = untrained_ancestry("base", "0" * 64).with_training(training)
         write_ancestry(copy, record)
         made = quantize(str(copy), ["Q8_0"], tmp_path)["files"][0]["path"]
         convert(made, tmp_path / "b.gguf")

@@ -84,7 +84,7 @@ def run_guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
             traceback.print_exc()
         message, hint, code = explain(error)
         _report(f"error: {message}", hint)
-        for other in error.others if isinstance(error, RecipeError) else ():
+        for other in error.further_errors if isinstance(error, RecipeError) else ():
             _report(f"error: {_one_line(other.message)}", other.hint)
     return code or 0
 

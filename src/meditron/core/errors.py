@@ -66,10 +66,10 @@ class MeditronError(Exception):
 
         The default would call the subclass's `__init__` with the finished message as its only argument.
         """
-        return _unpickle, (type(self), self.args, self.__dict__)
+        return _unpickle_error, (type(self), self.args, self.__dict__)
 
 
-def _unpickle(kind: type[MeditronError], args: tuple[Any, ...], attributes: dict[str, Any]) -> MeditronError:
+def _unpickle_error(kind: type[MeditronError], args: tuple[Any, ...], attributes: dict[str, Any]) -> MeditronError:
     error = kind.__new__(kind, *args)
     error.__dict__.update(attributes)
     return error
@@ -82,14 +82,14 @@ class UsageError(MeditronError):
 class RecipeError(UsageError):
     """An unknown key, or a wrong type or value, in a recipe."""
 
-    others: "tuple[RecipeError, ...]" = ()
+    further_errors: "tuple[RecipeError, ...]" = ()
     """Further errors of the same recipe; printing all of them lets the user fix them in one pass."""
 
     @classmethod
-    def of_all(cls, errors: "Sequence[RecipeError]") -> "RecipeError":
-        """Return the first of several errors, with all further ones as its `others`."""
-        flat = [nested for error in errors for nested in (error, *error.others)]
-        flat[0].others = tuple(flat[1:])
+    def combine(cls, errors: "Sequence[RecipeError]") -> "RecipeError":
+        """Return the first of several errors, with all further ones as its `further_errors`."""
+        flat = [nested for error in errors for nested in (error, *error.further_errors)]
+        flat[0].further_errors = tuple(flat[1:])
         return flat[0]
 
 

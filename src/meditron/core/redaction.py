@@ -15,11 +15,11 @@ _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
 def redact(text: str) -> str:
     """Return a text with `public_address` applied to every address in it."""
 
-    def public(match: re.Match[str]) -> str:
+    def redacted_match(match: re.Match[str]) -> str:
         address = match[0].rstrip(".,:;)]}")
         return public_address(address) + match[0][len(address) :] if ":" in address else match[0]
 
-    return _QUERY.sub("", _ADDRESS.sub(public, text))
+    return _QUERY.sub("", _ADDRESS.sub(redacted_match, text))
 
 
 def public_address(address: str) -> str:

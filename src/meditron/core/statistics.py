@@ -109,7 +109,7 @@ def bootstrap_ratio(
         UsageError: no documents, unequal lengths, or no resamples.
         MeditronError: a value is not finite, or a denominator is not above zero.
     """
-    above, below = _column("numerators", numerators), _positive("denominators", denominators)
+    above, below = _finite_column("numerators", numerators), _positive_column("denominators", denominators)
     _require_same_length(above, below)
     bootstrap = _bootstrap_t(above, below, float(np.abs(above).max()), seed, resamples)
     value = float(above.sum() / below.sum())
@@ -127,7 +127,7 @@ def paired_bootstrap(a: Values, b: Values, *, seed: int, resamples: int = 10_000
     the 1 keeps p above zero (Davison & Hinkley, Bootstrap Methods, 1997, §4.2). It is below 5 % if the
     interval excludes zero. Raises like `bootstrap_ratio`.
     """
-    first, second = _column("a", a), _column("b", b)
+    first, second = _finite_column("a", a), _finite_column("b", b)
     _require_same_length(first, second)
     differences, n = first - second, len(first)
     scale = float(max(np.abs(first).max(), np.abs(second).max()))
@@ -186,7 +186,7 @@ def sign_flip(differences: Values) -> float:
     Raises:
         UsageError: more than `EXACT` differences are not zero.
     """
-    values = _column("differences", differences)
+    values = _finite_column("differences", differences)
     nonzero = values[values != 0]
     if len(nonzero) > MAX_EXACT_SIZE:
         raise UsageError(f"sign_flip takes at most {MAX_EXACT_SIZE} differences, got {len(nonzero)}")
@@ -364,7 +364,7 @@ def _ratio_shifts(residuals: _Column, weight: _Column, drawn: NDArray[np.int32])
     return shift, np.sqrt((n - 1) / n * np.einsum("ij,ij->i", values, values))
 
 
-def _column(name: str, values: Values) -> _Column:
+def _finite_column(name: str, values: Values) -> _Column:
     column = np.array(values, dtype=np.float64)
     if column.ndim != 1:
         raise UsageError(f"{name} must have one value per document, got an array of shape {column.shape}")
@@ -376,8 +376,8 @@ def _column(name: str, values: Values) -> _Column:
     return column
 
 
-def _positive(name: str, values: Values) -> _Column:
-    column = _column(name, values)
+def _positive_column(name: str, values: Values) -> _Column:
+    column = _finite_column(name, values)
     if not (column > 0).all():
         index = int(np.flatnonzero(column <= 0)[0])
         raise MeditronError(f"{name}[{index}] must be above zero, got {column[index]:g}")

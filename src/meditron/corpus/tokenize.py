@@ -92,7 +92,7 @@ class _Tokenize:
             for batch in _batches(row["text"] for row in read_jsonl(path)):
                 hashes += [short_hash(content_sha256(text)) for text in batch]
                 for ids in self._encoded(batch):
-                    writer.add(ids)
+                    writer.add_document(ids)
             # Inside the block: a shard counts as complete once its .idx exists, which is written at the end.
             write_hashes(prefix, hashes)
 
@@ -150,7 +150,7 @@ def _merge(source: str, tokenizer: Tokenizer, work: Path, out: Path) -> np.ndarr
         for prefix in prefixes:  # one open shard at a time: a large corpus has more than a process may open
             shard = IndexedDataset(prefix)
             for number in range(len(shard)):
-                writer.add(shard[number])
+                writer.add_document(shard[number])
             sizes.append(shard.sizes)
             hashes += read_hashes(prefix)
         write_hashes(out / source, hashes)

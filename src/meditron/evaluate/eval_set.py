@@ -15,7 +15,7 @@ from meditron.evaluate.methods.base import EvalMethod, find_method
 from meditron.evaluate.model import RAW, EvalModel
 from meditron.evaluate.prompts import EvalPrompt
 from meditron.store.files import content_digest
-from meditron.store.identity import normalize
+from meditron.store.identity import normalize_text
 from meditron.tasks.prompt_template import Rendered
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
@@ -232,4 +232,4 @@ def draw_examples(task: Task, shots: int, seed: int, shots_from: Path | None = N
 
 def _content(question: Question) -> str:
     """Return the text and its context, normalized: questions that differ in options only count as one."""
-    return normalize(f"{question.context} {question.text}")
+    return normalize_text(f"{question.context} {question.text}")

@@ -101,7 +101,7 @@ class RowsFile(Generic[R]):
             for number, line in enumerate(self._file.lines, start=1)
         ]
         # A torn last line must be the beginning of a row: anything else is a file of the user's.
-        torn = self._file.torn
+        torn = self._file.incomplete_line
         if not torn.startswith(_ROW_START[: len(torn)]):
             hint = "choose another folder with --out"
             raise InputError(path, f"not a file of {row_type.contents}", hint=hint)

@@ -82,7 +82,7 @@ def training_data(model: EvalModel) -> TrainingData:
         return TrainingData(statement=training_data_sentence(None), known=False)
     return TrainingData(
         statement=training_data_sentence(ancestry),
-        known=ancestry.trained_from_scratch and ancestry.complete,
+        known=ancestry.trained_from_scratch and ancestry.lists_all_data,
         base=ancestry.base,
         trainings=tuple(
             TrainingRecord(

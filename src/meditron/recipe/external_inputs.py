@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from meditron.model.presets import preset
-from meditron.store.fetch import cached as cached_source
+from meditron.store.fetch import fetch_without_download
 from meditron.store.fetch import fetch
 from meditron.store.fetch import source_identity as source_identity
 from meditron.store.models import split_selector
@@ -46,5 +46,5 @@ def local_input(text: str) -> Path | None:
         InputError: an archive is damaged.
     """
     source, selector = split_selector(text)
-    path = None if source.startswith(_SEEDED) else cached_source(source)
+    path = None if source.startswith(_SEEDED) else fetch_without_download(source)
     return path.with_name(f"{path.name}:{selector}") if path and selector else path

@@ -90,7 +90,7 @@ def load_recipe(
     Raises:
         UsageError: there is no such file.
         RecipeError: a key, type or value is wrong; names the file, the line and the nearest known key. Its
-            `others` are the recipe's further errors.
+            `further_errors` are the recipe's further errors.
     """
     path = Path(path)
     raw, text = read_toml(path, overrides)
@@ -114,7 +114,7 @@ def load_recipe(
             except RecipeError as error:
                 errors.append(error)
     if errors:
-        raise RecipeError.of_all(errors)
+        raise RecipeError.combine(errors)
     if not specs:
         raise RecipeError(f"{path}: no stage", hint=f"its tables may be {', '.join(known)}")
     specs = {name: _with_canonical_selectors(spec, specs, text) for name, spec in specs.items()}
@@ -135,7 +135,7 @@ def _specs(stage: Stage, raw: object, seed: int, text: RecipeText) -> Iterator[S
             config = config.model_copy(update={"seed": seed})
         yield StageSpec(name, stage, config, place)
     if errors:
-        raise RecipeError.of_all(errors)
+        raise RecipeError.combine(errors)
 
 
 def _tables(stage: Stage, raw: object, text: RecipeText) -> Iterator[tuple[Place, str, dict[str, Any]]]:
@@ -228,7 +228,7 @@ def _validate(
         else:
             problem = RecipeError(f"{text.where(full)}: {label or 'recipe'}: {_complaint(detail)}")
         errors.setdefault(label if detail["type"] == "missing" else text.where(full), problem)
-    raise RecipeError.of_all(list(errors.values()))
+    raise RecipeError.combine(list(errors.values()))
 
 
 def _unknown_key(text: RecipeText, place: Place, table: str, known: Sequence[str]) -> RecipeError:

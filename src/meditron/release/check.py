@@ -194,10 +194,10 @@ def _open_model(
 def _decoded(gguf: GGUF, name: str, workers: ThreadPoolExecutor) -> Array:
     info = gguf.tensors[name]
     if info.type == "F16":  # compared without conversion
-        return gguf.raw(name).copy().view(np.float16).reshape(info.shape)
+        return gguf.raw_tensor(name).copy().view(np.float16).reshape(info.shape)
     if info.type not in TOLERANCES or find_spec("libgguf") is None:
         return gguf.dequantize(name)
-    library, blocks, width = quantizers(), gguf.raw(name), info.shape[-1]
+    library, blocks, width = quantizers(), gguf.raw_tensor(name), info.shape[-1]
     values = np.empty(info.shape, dtype=np.float32)
     step = max(1, _ROWS // width)
 

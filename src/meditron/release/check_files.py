@@ -100,7 +100,7 @@ def _head_differs(source: ModelFiles) -> bool:
         with GGUF(Path(source.path)) as gguf:
             head, embedding = gguf.tensors[gguf_name(HEAD)], gguf.tensors[gguf_name(EMBEDDING)]
             same_type = head.type == embedding.type
-            return not (same_type and (gguf.raw(head.name) == gguf.raw(embedding.name)).all())
+            return not (same_type and (gguf.raw_tensor(head.name) == gguf.raw_tensor(embedding.name)).all())
     files = stored_tensors(Path(source.path))
     with (
         safe_open(files[HEAD], framework="pt") as head_file,

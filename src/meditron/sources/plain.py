@@ -18,7 +18,7 @@ from typing import Any
 from meditron.core.errors import InputError
 from meditron.sources.document import Document, Readable, ReadLog, Section
 from meditron.sources.streams import LONGEST_DOCUMENT, as_text, lines, read_whole
-from meditron.store.files import parse_finite, reject_duplicate_keys
+from meditron.store.files import parse_finite_number, reject_duplicate_keys
 from meditron.store.jsonl import LONGEST_LINE, check_value_count
 
 __all__ = [
@@ -243,5 +243,5 @@ def _row_to_document(file: Readable, row: Any, place: str, source: str, identity
 
 
 _DECODER = json.JSONDecoder(
-    parse_float=parse_finite, parse_constant=parse_finite, object_pairs_hook=reject_duplicate_keys
+    parse_float=parse_finite_number, parse_constant=parse_finite_number, object_pairs_hook=reject_duplicate_keys
 )

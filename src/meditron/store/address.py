@@ -57,12 +57,12 @@ def normalize_address(address: str) -> str:
     if not _HOST.fullmatch(host) or (":" in host) != ("[" in parts.netloc):
         raise SourceError(f"{shown}: the host is not valid")
     host = f"[{host}]" if ":" in host else host
-    user = f"{_quoted(parts.netloc.rpartition('@')[0])}@" if "@" in parts.netloc else ""
+    user = f"{_percent_encode(parts.netloc.rpartition('@')[0])}@" if "@" in parts.netloc else ""
     netloc = f"{user}{host}" + (f":{port}" if port else "")
-    return urllib.parse.urlunsplit((parts.scheme, netloc, _quoted(parts.path), _quoted(parts.query, "?"), ""))
+    return urllib.parse.urlunsplit((parts.scheme, netloc, _percent_encode(parts.path), _percent_encode(parts.query, "?"), ""))
 
 
-def _quoted(text: str, also: str = "") -> str:
+def _percent_encode(text: str, also: str = "") -> str:
     """Quote characters that are not allowed in an address; existing escapes are kept."""
     return urllib.parse.quote(
         _BROKEN_PERCENT.sub("%25", text), safe=f"{_SAFE}%{also}", errors="surrogateescape"

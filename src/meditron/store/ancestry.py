@@ -35,7 +35,7 @@ MAX_DOCUMENTS = 100_000
 MAX_PASSAGES = 500_000
 """Most passages of one training's messages whose hashes are listed: 10 MB, as GGUF metadata is limited."""
 
-Short = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+ShortHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
 class Training(Record):
@@ -54,14 +54,14 @@ class Training(Record):
     """Prompt template of the task's questions; None for conversations and pretraining."""
     task: str | None = None
     """Name of the task whose questions were the training data; None for conversations and pretraining."""
-    questions: tuple[Short, ...] = ()
+    questions: tuple[ShortHash, ...] = ()
     """Sorted `short(question_sha256(…))` of the questions trained on."""
-    variants: tuple[Short, ...] = ()
+    variants: tuple[ShortHash, ...] = ()
     """Sorted short hashes of the same questions in other forms: without context, with other wrong options."""
-    texts: tuple[Short, ...] | None = ()
+    texts: tuple[ShortHash, ...] | None = ()
     """Sorted `short(content_sha256(…))` of the users' messages in conversations and of their sentences; None
     if there are too many to list."""
-    documents: tuple[Short, ...] | None = ()
+    documents: tuple[ShortHash, ...] | None = ()
     """Sorted `short(content_sha256(…))` of the documents trained on; None if there are too many to list."""
 
 
@@ -77,13 +77,13 @@ class Ancestry(Record):
     trainings: tuple[Training, ...] = ()
 
     @property
-    def complete(self) -> bool:
+    def lists_all_data(self) -> bool:
         """True if the hashes of all recorded training data are listed."""
         return all(
             training.documents is not None and training.texts is not None for training in self.trainings
         )
 
-    def extended(self, training: Training) -> "Ancestry":
+    def with_training(self, training: Training) -> "Ancestry":
         """Return the record with one more training appended."""
         return self.model_copy(update={"trainings": (*self.trainings, training)})
 

@@ -42,7 +42,7 @@ def member_names(archive: Path) -> list[str]:
         entries = opened.infolist()
     names: set[str] = set()
     for entry in entries:
-        problem = "the name occurs twice" if entry.filename in names else _name_problem(entry)
+        problem = "the name occurs twice" if entry.filename in names else _member_name_problem(entry)
         if problem:
             raise InputError(archive, f"the archive is not trusted: {problem}", place=entry.filename)
         names.add(entry.filename)
@@ -57,7 +57,7 @@ def open_zip(archive: Path) -> zipfile.ZipFile:
         raise InputError(archive, f"not a readable zip archive: {error}") from error
 
 
-def _name_problem(entry: zipfile.ZipInfo) -> str | None:
+def _member_name_problem(entry: zipfile.ZipInfo) -> str | None:
     name = entry.filename
     if not name:
         return "a member without a name"
@@ -83,7 +83,7 @@ def select_member(archive: Path, names: Sequence[str], pattern: str) -> str:
     matches = [name for name in names if fnmatchcase(name, glob)]
     if len(matches) == 1:
         return matches[0]
-    candidates = sorted(matches or names, key=lambda name: _similarity(name, pattern), reverse=True)
+    candidates = sorted(matches or names, key=lambda name: _name_similarity(name, pattern), reverse=True)
     problem = f"{len(matches)} members match {pattern}" if matches else f"no member {pattern}"
     listed = ", ".join(candidates[:_MAX_LISTED]) or "the archive is empty"
     raise SourceError(
@@ -91,7 +91,7 @@ def select_member(archive: Path, names: Sequence[str], pattern: str) -> str:
     )
 
 
-def _similarity(name: str, pattern: str) -> float:
+def _name_similarity(name: str, pattern: str) -> float:
     last = SequenceMatcher(None, name.rsplit("/", 1)[-1], pattern.rsplit("/", 1)[-1]).ratio()
     return last + SequenceMatcher(None, name, pattern).ratio() / 10
 

@@ -41,7 +41,7 @@ class CorpusDocument:
     text: str
     file: Path
     """The shard that contains the document."""
-    parts: tuple[SectionSpan, ...] = ()
+    sections: tuple[SectionSpan, ...] = ()
     """Labelled sections, in order."""
 
     @property
@@ -85,17 +85,17 @@ def select_heldout(corpus: Path, documents: int) -> dict[str, list[CorpusDocumen
     Returns:
         Source → its documents, in that order.
     """
-    by_source: dict[str, list[CorpusDocument]] = {}
+    documents_by_source: dict[str, list[CorpusDocument]] = {}
     for document in read_corpus(corpus, "heldout"):
-        selected = by_source.setdefault(document.source, [])
+        selected = documents_by_source.setdefault(document.source, [])
         selected.append(document)
         # Pruned at twice the number, to bound memory while sorting seldom.
         if len(selected) >= 2 * documents:
-            by_source[document.source] = _smallest_hashes(selected, documents)
-    return {source: _smallest_hashes(selected, documents) for source, selected in by_source.items()}
+            documents_by_source[document.source] = _documents_with_smallest_hashes(selected, documents)
+    return {source: _documents_with_smallest_hashes(selected, documents) for source, selected in documents_by_source.items()}
 
 
-def _smallest_hashes(documents: list[CorpusDocument], count: int) -> list[CorpusDocument]:
+def _documents_with_smallest_hashes(documents: list[CorpusDocument], count: int) -> list[CorpusDocument]:
     return heapq.nsmallest(count, documents, key=lambda document: (document.content_sha256, document.id))
 
 

@@ -64,7 +64,7 @@ class _PartialRecord:
     sha256: str | None = None
 
 
-class _Retry(Exception):
+class _RetryableError(Exception):
     """A failure that another attempt may fix: a lost connection, a busy server.
 
     `pause` is the number of seconds to wait, if the server named one.
@@ -100,7 +100,7 @@ def download(url: str, part: Path, *, sha256: str | None = None) -> str:
         if digest != sha256:
             discard_download(part)
         require_digest(public_address(url), digest, sha256)
-    elif problem := content_problem(part, _name(url)):
+    elif problem := content_problem(part, _file_name_of_url(url)):
         discard_download(part)
         raise InputError(
             public_address(url), problem, hint="open the address in a browser: does it need a login?"
@@ -112,16 +112,16 @@ def _download_with_retries(url: str, part: Path, sha256: str | None) -> bool:
     """Attempt the download until it is complete; return whether a partial file was resumed."""
     if not _can_resume(url, part, sha256):
         discard_download(part)
-    before = most = _size(part)
+    before = most = _partial_size(part)
     pauses = list(_PAUSES)
     while True:
         try:
-            _attempt(url, part, sha256)
-        except _Retry as failure:
+            _attempt_download(url, part, sha256)
+        except _RetryableError as failure:
             # Only growth beyond the previous maximum counts as progress: a server that sends the same bytes
             # again after every restart would otherwise be retried for ever.
-            if _size(part) > most:
-                pauses, most = list(_PAUSES), _size(part)
+            if _partial_size(part) > most:
+                pauses, most = list(_PAUSES), _partial_size(part)
             if not pauses:
                 raise FetchError(
                     f"{public_address(url)}: {failure}",
@@ -143,15 +143,15 @@ def _can_resume(url: str, part: Path, sha256: str | None) -> bool:
     except (InputError, TypeError):
         return False
     same_digest = sha256 is not None and record.sha256 == sha256
-    return record.address == _hash(url) and (
+    return record.address == _url_sha256(url) and (
         same_digest or (record.validator is not None and record.sha256 == sha256)
     )
 
 
-def _attempt(url: str, part: Path, sha256: str | None) -> None:
+def _attempt_download(url: str, part: Path, sha256: str | None) -> None:
     """Make one request and append the missing bytes; start over if the server does not support resumption."""
-    present = _size(part)
-    response = _request(url, part, present)
+    present = _partial_size(part)
+    response = _request_missing_bytes(url, part, present)
     if response is None:
         return
     with response:
@@ -159,20 +159,20 @@ def _attempt(url: str, part: Path, sha256: str | None) -> None:
         if not start:
             part.unlink(missing_ok=True)
         total = _total_bytes(response, start)
-        _require_acceptable(url, response, total, sha256)
-        record = _PartialRecord(_hash(url), _validator(response.headers), sha256)
+        _require_file_response(url, response, total, sha256)
+        record = _PartialRecord(_url_sha256(url), _response_validator(response.headers), sha256)
         write_json(_record_path(part), asdict(record))
         # Path.open has no `opener`, which is needed for O_NOFOLLOW.
-        with translate_write_errors(part), open(part, "ab", opener=_append_without_links) as file:
-            done = _copy(response, file, url, start, total)
+        with translate_write_errors(part), open(part, "ab", opener=_open_without_following_links) as file:
+            done = _append_body(response, file, url, start, total)
             file.flush()
             os.fsync(file.fileno())
-        if _size(part) != done:  # some network file systems grant one lock to two processes
+        if _partial_size(part) != done:  # some network file systems grant one lock to two processes
             discard_download(part)
-            raise _Retry("another process wrote to the same partial download")
+            raise _RetryableError("another process wrote to the same partial download")
 
 
-def _append_without_links(path: str, flags: int) -> int:
+def _open_without_following_links(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
@@ -185,7 +185,7 @@ def _total_bytes(response: http.client.HTTPResponse, start: int) -> int | None:
     return start + int(length) if length.isdigit() else None
 
 
-def _require_acceptable(
+def _require_file_response(
     url: str, response: http.client.HTTPResponse, total: int | None, sha256: str | None
 ) -> None:
     """Raise FetchError for a response that is not the file, or is encoded although that was not requested."""
@@ -198,7 +198,7 @@ def _require_acceptable(
     if (
         coding not in ("", "identity")
         and not sha256
-        and not _name(url).endswith((".gz", ".tgz", ".bz2", ".zst"))
+        and not _file_name_of_url(url).endswith((".gz", ".tgz", ".bz2", ".zst"))
     ):
         raise FetchError(
             f"{public_address(url)}: the server sends the file compressed ({coding}), not as it is",
@@ -208,7 +208,7 @@ def _require_acceptable(
         raise FetchError(f"{public_address(url)}: {total:,} bytes, the limit is {MAX_BYTES:,}")
 
 
-def _request(url: str, part: Path, present: int) -> http.client.HTTPResponse | None:
+def _request_missing_bytes(url: str, part: Path, present: int) -> http.client.HTTPResponse | None:
     """Request the bytes that are missing; None if the file is complete."""
     address, login = _split_login(url)
     request = urllib.request.Request(address, headers={"User-Agent": f"meditron/{version('meditron')}"})  # noqa: S310
@@ -219,7 +219,7 @@ def _request(url: str, part: Path, present: int) -> http.client.HTTPResponse | N
         if validator := _recorded_validator(part):
             request.add_header("If-Range", validator)
     try:
-        response: http.client.HTTPResponse = _opener().open(request, timeout=_TIMEOUT)
+        response: http.client.HTTPResponse = _create_opener().open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
             _raise_for_status(url, part, error)
@@ -246,10 +246,10 @@ def _start_offset(response: http.client.HTTPResponse, part: Path, present: int) 
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         return 0
     span = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    recorded, current = _recorded_validator(part), _validator(response.headers)
+    recorded, current = _recorded_validator(part), _response_validator(response.headers)
     if span != str(present) or (recorded and recorded != current):
         discard_download(part)
-        raise _Retry("the server sent another range or version than requested")
+        raise _RetryableError("the server sent another range or version than requested")
     return present
 
 
@@ -272,7 +272,7 @@ def _tls_context(bundles: tuple[str, ...]) -> ssl.SSLContext:
     return context
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
+class _RedirectHandler(urllib.request.HTTPRedirectHandler):
     """Redirect handler for http and https; refuses https to http, where a response could be forged."""
 
     def redirect_request(
@@ -297,7 +297,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, _split_login(target)[0])
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def _create_opener() -> urllib.request.OpenerDirector:
     """Return an opener for HTTP and HTTPS only: a redirect must not lead to `file:` or `ftp:`."""
     bundles = {os.environ[name] for name in _CERTIFICATE_VARIABLES if os.environ.get(name)}
     context = _tls_context(tuple(sorted(bundles)))
@@ -307,7 +307,7 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPHandler(),
         urllib.request.HTTPSHandler(context=context),
         urllib.request.HTTPDefaultErrorHandler(),
-        _Redirects(),
+        _RedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
     ):
@@ -315,10 +315,10 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, total: int | None) -> int:
+def _append_body(response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, total: int | None) -> int:
     """Append the body to the file and return the file's new size."""
     done = start
-    with progress(f"fetch {_name(url)}", total=total, unit="B", start=start) as bar:
+    with progress(f"fetch {_file_name_of_url(url)}", total=total, unit="B", start=start) as bar:
         while chunk := _read_chunk(response):
             file.write(chunk)
             bar.advance(len(chunk))
@@ -327,7 +327,7 @@ def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str, start: i
                 raise FetchError(f"{public_address(url)}: the server sent more than {MAX_BYTES:,} bytes")
         # http.client reports an early close as the end of the body, without an error.
         if total is not None and done != total:
-            raise _Retry(f"connection lost after {done:,} of {total:,} bytes")
+            raise _RetryableError(f"connection lost after {done:,} of {total:,} bytes")
     return done
 
 
@@ -338,8 +338,8 @@ def _read_chunk(response: http.client.HTTPResponse) -> bytes:
         raise _connection_lost(error) from error
 
 
-def _connection_lost(error: Exception) -> _Retry:
-    return _Retry(f"connection lost ({str(error) or type(error).__name__})")
+def _connection_lost(error: Exception) -> _RetryableError:
+    return _RetryableError(f"connection lost ({str(error) or type(error).__name__})")
 
 
 def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> None:
@@ -347,14 +347,14 @@ def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> No
     if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         # `bytes */SIZE`: either no byte is missing, or the partial file is from another version.
         total = error.headers.get("Content-Range", "").rpartition("/")[2]
-        if total == str(_size(part)):
+        if total == str(_partial_size(part)):
             return
         discard_download(part)
-        raise _Retry("the file on the server has changed") from error
+        raise _RetryableError("the file on the server has changed") from error
     if error.code in _TEMPORARY_FAILURES:
         after = error.headers.get("Retry-After", "")
         pause = float(after) if after.isdigit() else None
-        raise _Retry(f"the server answered {error.code} {error.reason}", pause) from error
+        raise _RetryableError(f"the server answered {error.code} {error.reason}", pause) from error
     if error.code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
         raise SourceError(f"{public_address(url)}: the server has no such file ({error.code})") from error
     if "infinite loop" in str(error.reason):
@@ -365,20 +365,20 @@ def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> No
     ) from error
 
 
-def _connection_error(url: str, error: urllib.error.URLError) -> FetchError | _Retry:
+def _connection_error(url: str, error: urllib.error.URLError) -> FetchError | _RetryableError:
     if isinstance(error.reason, ssl.SSLCertVerificationError):
         return FetchError(
             f"{public_address(url)}: the server's certificate is not trusted ({error.reason.verify_message})",
             hint="set SSL_CERT_FILE to a file with the certificates to trust",
         )
-    return _Retry(f"cannot reach the server ({error.reason})")
+    return _RetryableError(f"cannot reach the server ({error.reason})")
 
 
-def _size(part: Path) -> int:
+def _partial_size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _validator(headers: email.message.Message) -> str | None:
+def _response_validator(headers: email.message.Message) -> str | None:
     etag = headers.get("ETag")
     if etag and not etag.startswith("W/"):
         return str(etag)
@@ -396,10 +396,10 @@ def discard_download(part: Path) -> None:
     _record_path(part).unlink(missing_ok=True)
 
 
-def _hash(url: str) -> str:
+def _url_sha256(url: str) -> str:
     return hashlib.sha256(url.encode()).hexdigest()
 
 
-def _name(url: str) -> str:
+def _file_name_of_url(url: str) -> str:
     path = urllib.parse.urlsplit(url).path
     return urllib.parse.unquote(path.rsplit("/", 1)[-1]) or public_address(url)

@@ -32,13 +32,13 @@ def open_lock_file(path: Path) -> Iterator[int]:
             )
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise _not_a_lock(path) from None
+                raise _not_a_lock_file_error(path) from None
             raise
     try:
         # Checked on the open descriptor: the path could be exchanged between a check and the opening.
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise _not_a_lock(path)
+            raise _not_a_lock_file_error(path)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -59,5 +59,5 @@ def exclusive_lock(path: Path, waiting: str) -> Iterator[None]:
         yield
 
 
-def _not_a_lock(path: Path) -> StorageError:
+def _not_a_lock_file_error(path: Path) -> StorageError:
     return StorageError(f"{path}: not a lock file but a link or a special file", hint=f"remove it: rm {path}")

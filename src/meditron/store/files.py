@@ -31,7 +31,7 @@ __all__ = [
     "fsync_path",
     "list_files",
     "make_folder",
-    "parse_finite",
+    "parse_finite_number",
     "path_exists",
     "read_json",
     "refuse_overwrite",
@@ -81,7 +81,7 @@ def translate_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not _concerns(error, path):
+        if not _error_concerns_path(error, path):
             raise
         free, hint = "", "choose another folder with --out or $MEDITRON_CACHE"
         if error.errno in _FULL or error.errno is None:
@@ -140,7 +140,7 @@ def _existing_parent(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.is_dir())
 
 
-def _concerns(error: OSError, path: Path) -> bool:
+def _error_concerns_path(error: OSError, path: Path) -> bool:
     if error.filename is None:  # from an open file; sockets raise such errors too, so the errno must fit
         return error.errno in _FULL | _FAILED or _NUMPY_SHORT.fullmatch(str(error)) is not None
     path, named = path.absolute(), Path(os.fsdecode(error.filename)).absolute()
@@ -250,25 +250,25 @@ def walk_folder(folder: Path) -> Iterator[Path]:
     its own path if it has one below `folder`, else under the first link to it. InputError for an unreadable
     folder.
     """
-    links: list[Path] = []
-    entered: set[tuple[int, int]] = set()
+    unvisited_links: list[Path] = []
+    visited_folders: set[tuple[int, int]] = set()
     pending = [folder]
-    while pending or links:
+    while pending or unvisited_links:
         # Real folders are entered before links, so a folder keeps its own path.
-        current = pending.pop() if pending else links.pop(0)
+        current = pending.pop() if pending else unvisited_links.pop(0)
         with translate_read_errors(current):
             status = current.stat()
-            if (key := (status.st_dev, status.st_ino)) in entered:
+            if (key := (status.st_dev, status.st_ino)) in visited_folders:
                 continue
-            entered.add(key)
+            visited_folders.add(key)
             entries = sorted(os.scandir(current), key=lambda entry: entry.name)
         for entry in entries:
             path = Path(entry.path)
             if entry.name.startswith(".") or not path.is_dir():
                 yield path
             else:
-                (links if entry.is_symlink() else pending).append(path)
-        links.sort()
+                (unvisited_links if entry.is_symlink() else pending).append(path)
+        unvisited_links.sort()
 
 
 def canonical_json(value: object) -> bytes:
@@ -278,21 +278,21 @@ def canonical_json(value: object) -> bytes:
         TypeError: a value is not plain JSON (a tuple, set, path, callable, NaN, a key that is not a string)
             and would differ after reading it back; names the position.
     """
-    _require_plain(value, "$")
+    _require_plain_json(value, "$")
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     # A file name need not be UTF-8; Python keeps such bytes as lone surrogates.
     return text.encode("utf-8", "surrogatepass")
 
 
-def _require_plain(value: object, place: str) -> None:
+def _require_plain_json(value: object, place: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if type(key) is not str:
                 raise TypeError(f"{place} has the key {key!r}, which is not a string")
-            _require_plain(item, f"{place}.{key}")
+            _require_plain_json(item, f"{place}.{key}")
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _require_plain(item, f"{place}[{index}]")
+            _require_plain_json(item, f"{place}[{index}]")
     elif value is not None and type(value) not in (str, int, float, bool):
         raise TypeError(f"{place} is a {type(value).__name__}, which is not plain JSON")
     elif isinstance(value, float) and value - value != 0:
@@ -325,17 +325,17 @@ def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # an
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
         raise InputError(path, f"larger than {MAX_JSON_BYTES:,} bytes, the limit for a JSON file")
-    rules: dict[str, Any] = (
+    decoder_options: dict[str, Any] = (
         {
             "object_pairs_hook": reject_duplicate_keys,
-            "parse_constant": parse_finite,
-            "parse_float": parse_finite,
+            "parse_constant": parse_finite_number,
+            "parse_float": parse_finite_number,
         }
         if strict
         else {}
     )
     try:
-        value = json.loads(content, **rules)
+        value = json.loads(content, **decoder_options)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise InputError(path, f"not JSON: {error.msg}", place=place) from error
@@ -343,7 +343,7 @@ def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # an
         raise InputError(path, "not UTF-8", place=f"byte {error.start}") from error
     except (RecursionError, ValueError) as error:
         raise InputError(path, f"not JSON that can be read: {error}") from error
-    if _deeper(value, MAX_JSON_DEPTH):
+    if _nested_deeper_than(value, MAX_JSON_DEPTH):
         raise InputError(path, f"nested more than {MAX_JSON_DEPTH} levels deep")
     return value
 
@@ -357,7 +357,7 @@ def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def parse_finite(number: str) -> float:
+def parse_finite_number(number: str) -> float:
     """Return a JSON number; ValueError for NaN and infinity, which are not JSON."""
     value = float(number)
     if not math.isfinite(value):
@@ -365,7 +365,7 @@ def parse_finite(number: str) -> float:
     return value
 
 
-def _deeper(value: object, levels: int) -> bool:
+def _nested_deeper_than(value: object, levels: int) -> bool:
     """Return whether containers are nested more than `levels` deep."""
     layer = [value] if isinstance(value, dict | list) else []
     for _ in range(levels):

@@ -21,7 +21,7 @@ __all__ = [
     "BOOL",
     "DEFAULT_ALIGNMENT",
     "MAGIC",
-    "SCALARS",
+    "SCALAR_DTYPES",
     "STRING",
     "Array",
     "LazyTensor",
@@ -31,7 +31,7 @@ __all__ = [
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 BOOL, STRING, ARRAY = 7, 8, 9
-SCALARS: dict[int, np.dtype[Any]] = {
+SCALAR_DTYPES: dict[int, np.dtype[Any]] = {
     code: np.dtype(name)
     for code, name in {
         0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", BOOL: "u1", 10: "<u8", 11: "<i8",
@@ -40,7 +40,7 @@ SCALARS: dict[int, np.dtype[Any]] = {
 }  # fmt: skip
 """Code of a value type → numpy dtype; a BOOL is a byte, 0 or 1."""
 _VERSION = 3
-_ARRAY_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_FLOAT_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 Array = npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np.uint8]
 
@@ -75,7 +75,7 @@ def write_gguf(
         TypeError: the format has no such metadata value or dtype.
         ValueError: a tensor's name occurs twice, or a LazyTensor has another dtype or shape than declared.
     """
-    listed = [(name, _as_lazy(name, tensor)) for name, tensor in tensors]
+    listed = [(name, _as_lazy_tensor(name, tensor)) for name, tensor in tensors]
     if len({name for name, _ in listed}) != len(listed):
         raise ValueError(f"{path}: a tensor's name occurs twice")
     pairs = {key: value for key, value in metadata.items() if not (isinstance(value, list) and not value)}
@@ -84,25 +84,25 @@ def write_gguf(
         file.write(MAGIC + struct.pack("<IQQ", _VERSION, len(listed), len(pairs)))
         for key, value in pairs.items():
             file.write(_encode_string(key) + _encode_value(key, value))
-        file.write(_encode_infos(listed, alignment))
-        _pad(file, alignment)
+        file.write(_encode_tensor_infos(listed, alignment))
+        _write_padding(file, alignment)
         for name, tensor in listed:
             file.write(_tensor_bytes(name, tensor))
-            _pad(file, alignment)
+            _write_padding(file, alignment)
 
 
-def _as_lazy(name: str, tensor: Array | LazyTensor) -> LazyTensor:
+def _as_lazy_tensor(name: str, tensor: Array | LazyTensor) -> LazyTensor:
     """Wrap an array in a LazyTensor of the type of its dtype."""
     if isinstance(tensor, LazyTensor):
         return tensor
     dtype = tensor.dtype.newbyteorder("<")
-    for kind, known in _ARRAY_TYPES.items():
+    for kind, known in _FLOAT_DTYPES.items():
         if known == dtype:
             return LazyTensor(tensor.shape, kind, lambda: tensor)
     raise TypeError(f"tensor {name} must be float32 or float16, got {dtype}")
 
 
-def _encode_infos(tensors: list[tuple[str, LazyTensor]], alignment: int) -> bytes:
+def _encode_tensor_infos(tensors: list[tuple[str, LazyTensor]], alignment: int) -> bytes:
     infos, offset = bytearray(), 0
     for name, tensor in tensors:
         shape = tensor.shape[::-1]
@@ -114,8 +114,8 @@ def _encode_infos(tensors: list[tuple[str, LazyTensor]], alignment: int) -> byte
 
 def _tensor_bytes(name: str, tensor: LazyTensor) -> memoryview:
     values = tensor.load()
-    is_array = tensor.type in _ARRAY_TYPES  # any other type is given as the bytes of its blocks, in any shape
-    dtype: np.dtype[Any] = _ARRAY_TYPES.get(tensor.type, np.dtype(np.uint8))
+    is_array = tensor.type in _FLOAT_DTYPES  # any other type is given as the bytes of its blocks, in any shape
+    dtype: np.dtype[Any] = _FLOAT_DTYPES.get(tensor.type, np.dtype(np.uint8))
     fits = values.shape == tensor.shape if is_array else values.nbytes == tensor.nbytes
     if values.dtype.newbyteorder("<") != dtype or not fits:
         declared = f"{tensor.type} {tensor.shape}, {tensor.nbytes:,} bytes"
@@ -123,7 +123,7 @@ def _tensor_bytes(name: str, tensor: LazyTensor) -> memoryview:
     return np.ascontiguousarray(values, dtype=dtype).reshape(-1).view(np.uint8).data
 
 
-def _pad(file: BinaryIO, alignment: int) -> None:
+def _write_padding(file: BinaryIO, alignment: int) -> None:
     file.write(bytes(-file.tell() % alignment))
 
 
@@ -142,7 +142,7 @@ def _encode_value(key: str, value: Any) -> bytes:  # noqa: ANN401
     if array.ndim > 1:
         raise TypeError(f"{key}: nested arrays are not supported")
     code = BOOL if array.dtype == bool else _type_code(key, array.dtype)
-    data = array.astype(SCALARS[code]).tobytes()
+    data = array.astype(SCALAR_DTYPES[code]).tobytes()
     return (
         struct.pack("<I", code) + data
         if array.ndim == 0
@@ -151,7 +151,7 @@ def _encode_value(key: str, value: Any) -> bytes:  # noqa: ANN401
 
 
 def _type_code(key: str, dtype: np.dtype[Any]) -> int:
-    for code, known in SCALARS.items():
+    for code, known in SCALAR_DTYPES.items():
         if known == dtype.newbyteorder("<"):
             return code
     raise TypeError(f"{key}: GGUF metadata cannot have the type {dtype}")

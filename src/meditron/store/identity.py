@@ -9,10 +9,10 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["content_sha256", "hash_order_key", "normalize", "question_sha256", "short_hash"]
+__all__ = ["content_sha256", "hash_order_key", "normalize_text", "question_sha256", "short_hash"]
 
 
-def normalize(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Return the text in NFKC, case-folded, with runs of white space as single blanks.
 
     Punctuation and signs stay: `< 5` and `> 5` differ.
@@ -22,12 +22,12 @@ def normalize(text: str) -> str:
 
 def content_sha256(text: str) -> str:
     """Return the hexadecimal SHA-256 of the normalized text."""
-    return hashlib.sha256(normalize(text).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(normalize_text(text).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def question_sha256(text: str, options: Iterable[str]) -> str:
     """Return the hexadecimal SHA-256 of a question's normalized text and options, in any order of options."""
-    parts = [normalize(text), *sorted(map(normalize, options))]
+    parts = [normalize_text(text), *sorted(map(normalize_text, options))]
     # The unit separator cannot occur in normalized text, so that ("ab", "c") and ("a", "bc") differ.
     return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -26,7 +26,7 @@ __all__ = ["IndexedDataset", "IndexedWriter", "TokenIds", "read_hashes", "token_
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
-_CODES: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+_DTYPE_BY_CODE: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 # Megatron's limit; below 65,536, so that tokens can be added later.
 _UINT16_BELOW = 65_500
 
@@ -38,13 +38,13 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab_size < _UINT16_BELOW else "<i4")
 
 
-def _beside(prefix: Path, suffix: str) -> Path:
+def _with_suffix(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
 
 
 def write_hashes(prefix: Path, hashes: Sequence[str]) -> None:
     """Write `PREFIX.hashes`: `short(content_sha256(text))` of each document, in order."""
-    with atomic_write(_beside(prefix, ".hashes")) as file:
+    with atomic_write(_with_suffix(prefix, ".hashes")) as file:
         file.write(bytes.fromhex("".join(hashes)))
 
 
@@ -55,7 +55,7 @@ def read_hashes(prefix: Path) -> list[str]:
         SourceError: the file is missing.
         InputError: the number of hashes is not the number of documents.
     """
-    path = _beside(prefix, ".hashes")
+    path = _with_suffix(prefix, ".hashes")
     with translate_read_errors(path):
         data = path.read_bytes()
     documents = len(IndexedDataset(prefix))
@@ -73,16 +73,16 @@ class IndexedWriter:
     def __init__(self, prefix: Path, dtype: npt.DTypeLike) -> None:
         self.prefix = prefix
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        codes = [code for code, name in _CODES.items() if np.dtype(name) == self._dtype]
+        codes = [code for code, name in _DTYPE_BY_CODE.items() if np.dtype(name) == self._dtype]
         if not codes:
             raise TypeError(f"the format has no token ids of type {self._dtype}")
         self._code = codes[0]
         self._range = np.iinfo(self._dtype)
         self._sizes: list[int] = []
         self._closing = ExitStack()
-        self._bin = self._closing.enter_context(atomic_write(_beside(prefix, ".bin")))
+        self._bin = self._closing.enter_context(atomic_write(_with_suffix(prefix, ".bin")))
 
-    def add(self, ids: Sequence[int] | TokenIds) -> None:
+    def add_document(self, ids: Sequence[int] | TokenIds) -> None:
         """Append one document; OverflowError for an id that the dtype cannot hold."""
         array = np.asarray(ids)
         if array.size and not (self._range.min <= array.min() and array.max() <= self._range.max):
@@ -100,7 +100,7 @@ class IndexedWriter:
         starts = np.concatenate([np.zeros(1, "<i8"), ends])[: len(sizes)]
         # A sequence is a document here; Megatron allows several sequences per document.
         boundaries = np.arange(len(sizes) + 1, dtype="<i8")
-        with atomic_write(_beside(self.prefix, ".idx")) as file:
+        with atomic_write(_with_suffix(self.prefix, ".idx")) as file:
             file.write(_HEADER.pack(_MAGIC, 1, self._code, len(sizes), len(boundaries)))
             for array in (sizes, starts, boundaries):
                 file.write(array.tobytes())
@@ -129,7 +129,7 @@ class IndexedDataset:
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
-        bin_path, self._idx = _beside(prefix, ".bin"), _beside(prefix, ".idx")
+        bin_path, self._idx = _with_suffix(prefix, ".bin"), _with_suffix(prefix, ".idx")
         for path in (bin_path, self._idx):
             with translate_read_errors(path), path.open("rb"):
                 pass
@@ -159,20 +159,20 @@ class IndexedDataset:
             np.memmap(self._idx, dtype=np.uint8, mode="r") if self._idx.stat().st_size else np.empty(0, "u1")
         )
         if len(data) < _HEADER.size:
-            raise self._error(f"{len(data)} bytes, but the header has {_HEADER.size}", 0)
+            raise self._index_error(f"{len(data)} bytes, but the header has {_HEADER.size}", 0)
         magic, version, code, sequences, documents = _HEADER.unpack(data[: _HEADER.size].tobytes())
         if magic != _MAGIC:
-            raise self._error(f"begins with {magic!r} instead of {_MAGIC!r}", 0)
+            raise self._index_error(f"begins with {magic!r} instead of {_MAGIC!r}", 0)
         if version != 1:
-            raise self._error(f"version {version} is not supported (only 1)", 9)
-        if code not in _CODES:
-            raise self._error(f"dtype code {code} is not an integer type", 17)
+            raise self._index_error(f"version {version} is not supported (only 1)", 9)
+        if code not in _DTYPE_BY_CODE:
+            raise self._index_error(f"dtype code {code} is not an integer type", 17)
         if (expected := _HEADER.size + 12 * sequences + 8 * documents) != len(data):
             problem = (
                 f"{sequences} sequences and {documents} boundaries need {expected} bytes, not {len(data)}"
             )
-            raise self._error(problem, 18)
-        dtype = np.dtype(_CODES[code])
+            raise self._index_error(problem, 18)
+        dtype = np.dtype(_DTYPE_BY_CODE[code])
         at = _HEADER.size
         lengths = np.frombuffer(data, "<i4", sequences, at)
         offsets = np.frombuffer(data, "<i8", sequences, at + 4 * sequences)
@@ -184,23 +184,23 @@ class IndexedDataset:
     def _check_lengths(self, lengths: TokenIds, offsets: TokenIds, width: int, bin_bytes: int) -> None:
         if (bad := np.flatnonzero(lengths < 0)).size:
             at = _HEADER.size + 4 * int(bad[0])
-            raise self._error(f"sequence {bad[0]} has length {lengths[bad[0]]}", at)
+            raise self._index_error(f"sequence {bad[0]} has length {lengths[bad[0]]}", at)
         # In 64 bits: the sum of the lengths, and so the byte offsets, exceed 32 bits in large files.
         ends = np.cumsum(lengths, dtype=np.int64) * width
         starts = ends - lengths.astype(np.int64) * width
         if (bad := np.flatnonzero(offsets != starts)).size:
             at = _HEADER.size + 4 * len(lengths) + 8 * int(bad[0])
-            raise self._error(f"sequence {bad[0]} is at byte {offsets[bad[0]]}, not {starts[bad[0]]}", at)
+            raise self._index_error(f"sequence {bad[0]} is at byte {offsets[bad[0]]}, not {starts[bad[0]]}", at)
         total = int(ends[-1]) if len(ends) else 0
         if total != bin_bytes:
-            raise self._error(f"declares {total} bytes of tokens, but the .bin has {bin_bytes}", _HEADER.size)
+            raise self._index_error(f"declares {total} bytes of tokens, but the .bin has {bin_bytes}", _HEADER.size)
 
     def _check_boundaries(self, boundaries: TokenIds, sequences: int) -> None:
         at = _HEADER.size + 12 * sequences
         if not len(boundaries) or boundaries[0] != 0 or boundaries[-1] != sequences:
-            raise self._error(f"document boundaries do not run from 0 to {sequences}", at)
+            raise self._index_error(f"document boundaries do not run from 0 to {sequences}", at)
         if (bad := np.flatnonzero(np.diff(boundaries) < 0)).size:
-            raise self._error(f"document {bad[0]} ends before it begins", at + 8 * int(bad[0]))
+            raise self._index_error(f"document {bad[0]} ends before it begins", at + 8 * int(bad[0]))
 
-    def _error(self, problem: str, offset: int) -> InputError:
+    def _index_error(self, problem: str, offset: int) -> InputError:
         return InputError(self._idx, problem, place=f"byte {offset}")

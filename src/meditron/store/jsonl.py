@@ -54,7 +54,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         opened = path.open("rb")
     try:
         with opened as file:
-            for number, line in enumerate(split_lines(_chunks(path, file)), start=1):
+            for number, line in enumerate(split_lines(_decompressed_chunks(path, file)), start=1):
                 if line.strip():
                     yield _parse_row(path, number, line)
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
@@ -90,7 +90,7 @@ def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _chunks(path: Path, file: IO[bytes]) -> Iterator[bytes]:
+def _decompressed_chunks(path: Path, file: IO[bytes]) -> Iterator[bytes]:
     """Yield the file's decompressed bytes; EOFError if a compressed stream is truncated."""
     if path.suffix == ".zst":
         yield from unpack_zstd(file)
@@ -123,20 +123,20 @@ def unpack_zstd(file: IO[bytes]) -> Iterator[bytes]:
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Split chunks at line ends; OverflowError for a line longer than LONGEST_LINE."""
-    pending: list[bytes] = []
+    line_parts: list[bytes] = []
     length = 0
     for chunk in chunks:
         first, *rest = chunk.split(b"\n")
-        pending.append(first)
+        line_parts.append(first)
         length += len(first)
         if length > LONGEST_LINE:
             raise OverflowError(f"a line of more than {LONGEST_LINE >> 20} MiB")
         if rest:
-            yield b"".join(pending)
+            yield b"".join(line_parts)
             yield from rest[:-1]
-            pending, length = [rest[-1]], len(rest[-1])
+            line_parts, length = [rest[-1]], len(rest[-1])
     if length:
-        yield b"".join(pending)
+        yield b"".join(line_parts)
 
 
 def encode_row(row: Mapping[str, Any]) -> bytes:

@@ -43,7 +43,7 @@ FILE_NAME = "manifest.json"
 _NOT_CONTENT = ("*.html", "metrics.json*", "report.json")
 
 
-def _require_inside(path: str) -> str:
+def _require_relative_path(path: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
         raise ValueError("must be a relative path inside the artifact")
@@ -56,7 +56,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 class FileRecord(Record):
     """One file of an artifact."""
 
-    path: Annotated[str, AfterValidator(_require_inside)]
+    path: Annotated[str, AfterValidator(_require_relative_path)]
     """Relative to the artifact's folder, with `/`."""
     bytes: NonNegativeInt
     sha256: Sha256

@@ -9,7 +9,7 @@ from typing import Literal
 
 from meditron.core.errors import InputError, SourceError
 from meditron.store.archives import MODEL_GLOB, member_names, select_member
-from meditron.store.fetch import expand_user, fetch, missing_path, parse_source, public_source
+from meditron.store.fetch import expand_user, fetch, missing_path_error, parse_source, public_source
 from meditron.store.files import path_exists, translate_read_errors
 
 __all__ = ["ModelFiles", "resolve_model", "split_selector"]
@@ -60,9 +60,9 @@ def resolve_model(model: str | os.PathLike[str]) -> ModelFiles:
     if not path_exists(path):
         source = parse_source(spec)
         if source.scheme == "file" and source.name == spec:
-            raise _missing_model(path)
+            raise _missing_model_error(path)
         path = fetch(spec)
-        spec = public_source(spec) if source.remote else spec
+        spec = public_source(spec) if source.is_web_address else spec
         if path.suffix == ".whl":  # a wheel without or with several models: raise the error that lists them
             select_member(path, member_names(path), MODEL_GLOB)
     return _resolve_folder(spec, path) if path.is_dir() else _resolve_file(spec, path)
@@ -79,7 +79,7 @@ def _resolve_file(spec: str, path: Path) -> ModelFiles:
             f"{path}: weights without their config.json", hint=f"name the folder: {path.parent}"
         )
     if any(path.match(pattern) for pattern in _PICKLES):
-        raise _pickled(path)
+        raise _pickled_weights_error(path)
     raise InputError(path, "not a GGUF file", place="byte 0", hint=f"a MODEL is {_FORMS}")
 
 
@@ -89,7 +89,7 @@ def _resolve_folder(spec: str, folder: Path) -> ModelFiles:
             return ModelFiles(spec, "hf", folder)
         for pattern in _PICKLES:
             for pickled in sorted(folder.glob(pattern)):
-                raise _pickled(pickled)
+                raise _pickled_weights_error(pickled)
         raise SourceError(f"{folder}: has a config.json, but no *.safetensors")
     # The first part of a split model represents all parts.
     files = [file for file in sorted(folder.glob(MODEL_GLOB)) if not _LATER_PART.search(file.stem)]
@@ -98,7 +98,7 @@ def _resolve_folder(spec: str, folder: Path) -> ModelFiles:
     if files:
         names = ", ".join(f"{spec}:{file.stem}" for file in files)
         raise SourceError(f"{folder}: contains {len(files)} models", hint=f"name one: {names}")
-    if below := _models_in(folder):
+    if below := _models_below(folder):
         raise SourceError(
             f"{folder}: contains no model", hint=f"models in its subfolders: {', '.join(below[:_MAX_LISTED])}"
         )
@@ -107,20 +107,20 @@ def _resolve_folder(spec: str, folder: Path) -> ModelFiles:
     raise SourceError(f"{folder}: contains no model", hint=hint)
 
 
-def _missing_model(path: Path) -> SourceError:
+def _missing_model_error(path: Path) -> SourceError:
     """Return the error for a path that does not exist; its hint lists similar models nearby."""
     if similar := _similar_models(path):
         return SourceError(f"{path}: no such file or folder", hint=f"nearest: {', '.join(similar)}")
-    return missing_path(path)
+    return missing_path_error(path)
 
 
 def _similar_models(path: Path) -> list[str]:
     """Return specs of models in the deepest existing parent, the most similar first."""
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
-    return get_close_matches(str(path), _models_in(folder), n=3, cutoff=0.5)
+    return get_close_matches(str(path), _models_below(folder), n=3, cutoff=0.5)
 
 
-def _models_in(folder: Path) -> list[str]:
+def _models_below(folder: Path) -> list[str]:
     """Return specs of the models one and two levels below a folder, such as a run's stages."""
     specs: list[str] = []
     for depth in ("*", "*/*"):
@@ -152,7 +152,7 @@ def _select_file(folder: Path, selector: str) -> Path:
     raise SourceError(f"{folder}:{selector}: no such file", hint=hint)
 
 
-def _pickled(path: Path) -> SourceError:
+def _pickled_weights_error(path: Path) -> SourceError:
     return SourceError(
         f"{path}: pickled weights are not supported, because reading them can execute code",
         hint="convert them to safetensors first (transformers: save_pretrained)",

@@ -27,7 +27,7 @@ class Wheel:
     sha256: str | None
 
 
-def _has_pip() -> bool:
+def _pip_is_installed() -> bool:
     """Return whether this environment has pip."""
     # By its metadata: searching for the module itself would disable the distutils that setuptools brings.
     try:
@@ -45,7 +45,7 @@ def find_wheel(package: str, version: str) -> Wheel:
         FetchError: the index cannot be reached, or pip is not installed.
         DigestError: pip reports a wrong hash.
     """
-    if not _has_pip():
+    if not _pip_is_installed():
         raise FetchError(
             f"pypi:{package}=={version} needs pip, which is not in this environment",
             hint="python -m ensurepip (or: uv pip install pip)",

@@ -277,7 +277,7 @@ class EvaluationResult(_Record):
 
     @field_validator("differences")
     @classmethod
-    def _adjust(cls, differences: list[Comparison]) -> list[Comparison]:
+    def _adjust_differences(cls, differences: list[Comparison]) -> list[Comparison]:
         return adjust_p_values(differences)
 
 

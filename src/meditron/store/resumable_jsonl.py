@@ -34,9 +34,9 @@ class ResumableJsonl:
         self.path = path
         self.lines = content[:end].split(b"\n")[:-1]
         """The complete lines of earlier runs, without their ends."""
-        self.torn = content[end:]
+        self.incomplete_line = content[end:]
         """The bytes of a last line that a kill cut off; empty if there is none."""
-        self._rewrite = bool(self.torn) or (path.exists() and path.stat().st_nlink > 1)
+        self._rewrite = bool(self.incomplete_line) or (path.exists() and path.stat().st_nlink > 1)
         self._file: IO[bytes] | None = None
 
     def append(self, lines: Iterable[bytes], *, durable: bool = True) -> None:

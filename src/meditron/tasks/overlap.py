@@ -7,7 +7,7 @@ evaluation looks up those of its own questions (`lookup_hashes`, `is_in_messages
 import re
 from collections.abc import Collection, Iterable, Iterator
 
-from meditron.store.identity import content_sha256, normalize, question_sha256, short_hash
+from meditron.store.identity import content_sha256, normalize_text, question_sha256, short_hash
 from meditron.tasks.choices import unlettered
 from meditron.tasks.question import Question
 from meditron.tasks.sentences import sentences
@@ -53,7 +53,7 @@ def _without_context(question: Question) -> str:
 
 def _hashes(question: Question, texts: Iterable[str]) -> set[str]:
     options = [
-        str(option) for option in unlettered([normalize(option).upper() for option in question.options])
+        str(option) for option in unlettered([normalize_text(option).upper() for option in question.options])
     ]
     hashes = set()
     for text in texts:

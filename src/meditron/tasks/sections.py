@@ -17,7 +17,7 @@ from typing import Literal
 
 from meditron.core.errors import UsageError
 from meditron.store.corpus import CorpusDocument, SectionSpan, read_corpus
-from meditron.store.identity import hash_order_key, normalize
+from meditron.store.identity import hash_order_key, normalize_text
 from meditron.tasks.balance import balanced
 from meditron.tasks.prompt_template import PROMPT_TEMPLATES, SECTIONS
 from meditron.tasks.question import Question
@@ -59,7 +59,7 @@ def pubmed_sections(corpus: Path) -> Task:
 
 def _questions(corpus: Path, split: Split) -> Questions:
     """Return a split's questions, without training sentences that are also in the test."""
-    excluded = {normalize(question.text) for question in _rows(corpus, "test")} if split == "train" else set()
+    excluded = {normalize_text(question.text) for question in _rows(corpus, "test")} if split == "train" else set()
     rows = _rows(corpus, split, excluded)
     if not rows:
         raise UsageError(
@@ -73,7 +73,7 @@ def _rows(corpus: Path, split: Split, excluded: Set[str] = frozenset()) -> tuple
     structured = (
         text
         for text in read_corpus(corpus, _SPLITS[split])
-        if any(_has_category(section) for section in text.parts)
+        if any(_has_category(section) for section in text.sections)
     )
     first = nsmallest(_MAX_ABSTRACTS, structured, key=lambda text: hash_order_key(text.id))
     usable = {text.id: (text, by_class) for text in first if (by_class := _sentence_by_class(text, excluded))}
@@ -94,9 +94,9 @@ def _has_category(section: SectionSpan) -> bool:
 def _sentence_by_class(text: CorpusDocument, excluded: Set[str]) -> dict[int, str]:
     """Choose a sentence of each section; of several, one by the hash of the abstract's id."""
     by_class: dict[int, list[str]] = {}
-    for section in filter(_has_category, text.parts):
+    for section in filter(_has_category, text.sections):
         one_line = " ".join(text.text[section.start : section.end].split())
-        usable = [s for s in sentences(one_line) if _is_usable(s) and normalize(s) not in excluded]
+        usable = [s for s in sentences(one_line) if _is_usable(s) and normalize_text(s) not in excluded]
         by_class.setdefault(_CATEGORIES.index(section.category or ""), []).extend(usable)
     # One number for all sections: the choice must not depend on the class that is asked in the end.
     number = int.from_bytes(sha256(f"sentence of {text.id}".encode()).digest()[:8], "big")

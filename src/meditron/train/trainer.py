@@ -185,7 +185,7 @@ class Trainer:
         if step.number == self.total_steps or (every and step.number % every == 0):
             row["heldout"] = self.inputs.heldout(self.model)
         self.metrics.append(row)
-        self.bar.fields(loss=f"{step.loss:.3f}", matmul=f"{100 * utilization:.0f} %")
+        self.bar.set_fields(loss=f"{step.loss:.3f}", matmul=f"{100 * utilization:.0f} %")
         self.bar.advance(tokens)
 
     def checkpoint(self, steps_done: int) -> None:
@@ -205,7 +205,7 @@ class Trainer:
         """Write an HF folder with `ancestry.json`, the report, and last of all the stage's metrics."""
         # The order matters after a kill: the metrics file, which marks the export as complete, comes last.
         save_hf(self.model, self.model.config, self.inputs.tokenizer, self.out, getattr(torch, self.dtype))
-        write_ancestry(self.out, self.ancestry.extended(self.inputs.training))
+        write_ancestry(self.out, self.ancestry.with_training(self.inputs.training))
         result = self._result()
         write_training_page(
             self.out / "report.html",
