@@ -131,7 +131,7 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
         for token in tokens:
             count += 1
             yield stream.step(token), 1
-        yield stream.end(), 0
+        yield stream.flush(), 0
         full: StopReason = "length" if limit == sampling.max_tokens else "context"
         yield full if count == limit else "end"
 
@@ -181,7 +181,7 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     def _check_ids(self, ids: Sequence[int]) -> None:
         # A tokenizer can have more tokens than the model has embeddings; torch would fail in the lookup.
         if ids and max(ids) >= self.vocab_size:
-            token = self._tokenizer.token(max(ids))
+            token = self._tokenizer.id_to_token(max(ids))
             raise InputError(
                 self._tokenizer.path,
                 f"token {token!r} has id {max(ids)}, but the model has {self.vocab_size} tokens",

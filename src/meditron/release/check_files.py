@@ -54,14 +54,14 @@ def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
             }
     elif source.kind == "hf":
         for content, i in _added_tokens(path).items():
-            if written.token(i) != content or i not in written.added_ids:
-                yield f"added token {content!r} ({i}) is {written.token(i)!r}"
+            if written.id_to_token(i) != content or i not in written.added_ids:
+                yield f"added token {content!r} ({i}) is {written.id_to_token(i)!r}"
         files = ("config.json", "generation_config.json")
         named = {file: _json_object(path / file).get("eos_token_id") for file in files}
     for place, value in named.items():
         for i in value if isinstance(value, list) else [value]:
-            if isinstance(i, int) and written.token(i) is not None and i not in written.stop_ids:
-                yield f"stop id {i} ({written.token(i)!r}) of {place} is missing"
+            if isinstance(i, int) and written.id_to_token(i) is not None and i not in written.stop_ids:
+                yield f"stop id {i} ({written.id_to_token(i)!r}) of {place} is missing"
 
 
 def missing_keys(metadata: Mapping[str, Any]) -> Iterator[str]:

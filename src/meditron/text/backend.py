@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from meditron.core.errors import InputError
 
-__all__ = ["build", "call_backend", "slow_pattern_reason"]
+__all__ = ["build_tokenizer", "call_backend", "slow_pattern_reason"]
 
 _T = TypeVar("_T")
 _MAX_PATTERN = 1 << 14  # characters; GPT-4o's has 300
@@ -33,7 +33,7 @@ _PART = re.compile(
 )
 
 
-def build(spec: Mapping[str, Any], path: Path) -> Backend:
+def build_tokenizer(spec: Mapping[str, Any], path: Path) -> Backend:
     """Build the library's tokenizer.
 
     Raises:
@@ -41,10 +41,10 @@ def build(spec: Mapping[str, Any], path: Path) -> Backend:
     """
     # The vocabulary and the added tokens are literals; only the rules can hold patterns.
     rules = {key: value for key, value in spec.items() if key not in ("model", "added_tokens")}
-    for pattern in _patterns(rules):
+    for pattern in _regex_patterns(rules):
         if problem := slow_pattern_reason(pattern):
             raise InputError(path, f"the pattern {pattern[:80]!r} {problem}", place="Regex")
-    if _growth(rules.get("normalizer")) > _MAX_GROWTH:
+    if _max_growth_factor(rules.get("normalizer")) > _MAX_GROWTH:
         raise InputError(path, f"may lengthen a text more than {_MAX_GROWTH} times", place="normalizer")
     if isinstance(model := spec.get("model"), dict) and model.get("dropout"):
         raise InputError(
@@ -66,26 +66,26 @@ def call_backend(path: Path, work: Callable[[], _T]) -> _T:
         raise InputError(path, f"tokenization of this text fails: {error}", place="pre_tokenizer") from error
 
 
-def _patterns(rules: object) -> Iterator[str]:
+def _regex_patterns(rules: object) -> Iterator[str]:
     if isinstance(rules, dict):
         for key, value in rules.items():
             if key == "Regex" and isinstance(value, str):
                 yield value
             else:
-                yield from _patterns(value)
+                yield from _regex_patterns(value)
     elif isinstance(rules, list):
         for item in rules:
-            yield from _patterns(item)
+            yield from _regex_patterns(item)
 
 
-def _growth(normalizer: object) -> float:
+def _max_growth_factor(normalizer: object) -> float:
     """Return the factor by which a normalizer may lengthen a text."""
     if not isinstance(normalizer, dict):
         return 1
     steps = normalizer.get("normalizers")
     growth = 1.0
     for step in steps if isinstance(steps, list) else []:
-        growth = min(growth * _growth(step), _MAX_GROWTH + 1)
+        growth = min(growth * _max_growth_factor(step), _MAX_GROWTH + 1)
     content, pattern = normalizer.get("content"), normalizer.get("pattern")
     if isinstance(content, str):
         literal = pattern.get("String") if isinstance(pattern, dict) else None
@@ -96,13 +96,13 @@ def _growth(normalizer: object) -> float:
 
 
 @dataclass(slots=True)
-class _Group:
+class _RegexGroup:
     """Repeats within a group: of the current alternative, and the maximum of all alternatives."""
 
     repeats: int = 0
     choices: int = 0
-    most: int = 0
-    variable: bool = False
+    max_repeats: int = 0
+    is_variable: bool = False
     """True if it has a repeat of variable length or alternatives: repeated, it may match in many ways."""
 
 
@@ -110,36 +110,36 @@ def slow_pattern_reason(pattern: str) -> str | None:
     """Return why a pattern may take more than quadratic time; None if its form excludes that."""
     if len(pattern) > _MAX_PATTERN:
         return f"has more than {_MAX_PATTERN:,} characters"
-    stack, last = [_Group()], _Group()
+    stack, last = [_RegexGroup()], _RegexGroup()
     for part in _PART.findall(pattern):
         group = stack[-1]
         if part[0] == "(":
-            stack.append(_Group())
+            stack.append(_RegexGroup())
         elif part == ")" and len(stack) > 1:
             last = stack.pop()
-            last.most = max(last.most, last.repeats)
-            stack[-1].repeats += last.most
-            stack[-1].variable |= last.variable
+            last.max_repeats = max(last.max_repeats, last.repeats)
+            stack[-1].repeats += last.max_repeats
+            stack[-1].is_variable |= last.is_variable
         elif part == "|":
-            group.most, group.repeats, group.variable = max(group.most, group.repeats), 0, True
+            group.max_repeats, group.repeats, group.is_variable = max(group.max_repeats, group.repeats), 0, True
             group.choices = 0
-        elif (bounds := _bounds(part)) is not None:
+        elif (bounds := _repeat_bounds(part)) is not None:
             least, most = bounds
-            if last.variable and most > _MAX_NESTED:
+            if last.is_variable and most > _MAX_NESTED:
                 return "repeats a group of variable length"
             group.repeats += most > _BOUND
             group.choices += least != most
-            group.variable |= least != most
+            group.is_variable |= least != most
         else:
             if re.fullmatch(r"\\[1-9k]", part):
                 return "has a back reference"
-            last = _Group()
+            last = _RegexGroup()
         if stack[-1].repeats > _MAX_REPEATS or stack[-1].choices > _MAX_CHOICES:
             return "has too many repeats in a row"
     return None
 
 
-def _bounds(part: str) -> tuple[int, int] | None:
+def _repeat_bounds(part: str) -> tuple[int, int] | None:
     """Return the minimum and maximum of a repeat; None if `part` is not a repeat."""
     if part[0] in "*+?" and len(part) <= 2:
         return {"*": (0, _BOUND + 1), "+": (1, _BOUND + 1), "?": (0, 1)}[part[0]]

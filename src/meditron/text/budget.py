@@ -28,7 +28,7 @@ __all__ = [
     "check_call",
     "check_join",
     "check_operands",
-    "is_plain",
+    "prints_within_measure",
     "refuse_longer",
 ]
 
@@ -79,39 +79,39 @@ class Budget:
         self.made = 0
         self.written = 0
 
-    def pay(self, steps: int) -> None:
+    def charge_steps(self, steps: int) -> None:
         """Charge `steps`; raise SecurityError if none are left."""
         self.steps -= steps
         if self.steps < 0:
             raise SecurityError(f"takes more than {MAX_STEPS:,} steps")
 
-    def measure(self, value: object) -> int:
+    def measure_and_charge(self, value: object) -> int:
         """Charge a step and the size of a value; raise SecurityError if it is too large. Return the size."""
-        size = len(value) if type(value) is str else _extent(value)
+        size = len(value) if type(value) is str else _estimated_length(value)
         if size > MAX_TEXT:
             refuse_longer(size)
         self.steps -= 1 + size // _TEXT_PER_STEP
         if self.steps < 0:
-            self.pay(0)
+            self.charge_steps(0)
         return size
 
-    def pay_for(self, value: _T) -> _T:
+    def charge_value(self, value: _T) -> _T:
         """Charge a new value and return it."""
-        self.made += self.measure(value)
+        self.made += self.measure_and_charge(value)
         if self.made > MAX_MADE:
             raise SecurityError(f"makes values of more than {MAX_MADE:,} characters")
         return value
 
-    def pay_for_reading(self, value: object) -> None:
+    def charge_reading(self, value: object) -> None:
         """Charge an operation that reads every part of `value`."""
         if isinstance(value, str):
-            self.pay(len(value) // _TEXT_PER_STEP)
+            self.charge_steps(len(value) // _TEXT_PER_STEP)
         elif isinstance(value, list | tuple | KeysView | ValuesView | ItemsView):
-            self.pay(_extent(value) // _TEXT_PER_STEP)
+            self.charge_steps(_estimated_length(value) // _TEXT_PER_STEP)
 
-    def pay_for_output(self, piece: str) -> None:
+    def charge_output(self, piece: str) -> None:
         """Charge a piece of the rendered text, whose total length is bounded."""
-        self.pay(1)
+        self.charge_steps(1)
         self.written += len(piece)
         refuse_longer(self.written)
 
@@ -120,7 +120,7 @@ class MeasuredItems(Iterator[Any]):
     """Items of a generator, computed at once so that they can be measured; like a generator, read once."""
 
     def __init__(self, items: Iterable[Any]) -> None:
-        self._items = _bounded(items)
+        self._items = _collect_within_limits(items)
         self._at = 0
 
     def __length_hint__(self) -> int:
@@ -135,12 +135,12 @@ class MeasuredItems(Iterator[Any]):
         return self._items[self._at - 1]
 
 
-def _bounded(items: Iterable[Any]) -> list[Any]:
+def _collect_within_limits(items: Iterable[Any]) -> list[Any]:
     """Return the items as a list; raise SecurityError as soon as they are too many or too large."""
     values: list[Any] = []
     size = 0
     for item in islice(items, MAX_ITEMS + 1):
-        refuse_longer(size := size + (len(item) if isinstance(item, str) else _extent(item)))
+        refuse_longer(size := size + (len(item) if isinstance(item, str) else _estimated_length(item)))
         values.append(item)
     if len(values) > MAX_ITEMS:
         raise SecurityError(f"makes a value of more than {MAX_ITEMS:,} parts")
@@ -153,12 +153,12 @@ def refuse_longer(count: int) -> None:
         raise SecurityError(f"makes more than {MAX_TEXT:,} characters")
 
 
-def is_plain(value: object) -> bool:
+def prints_within_measure(value: object) -> bool:
     """Return whether a value's printed text is never longer than its measured size."""
     return isinstance(value, str | int | float | Undefined) or value is None
 
 
-def _extent(value: object) -> int:
+def _estimated_length(value: object) -> int:
     """Estimate the characters of a value's printed form; raise SecurityError for too many."""
     if isinstance(value, str):
         refuse_longer(len(value))
@@ -173,7 +173,7 @@ def _extent(value: object) -> int:
             if item.bit_length() > _MAX_BITS:
                 raise SecurityError(f"makes a number of more than {_MAX_BITS:,} bits")
         else:
-            left += _parts(item)
+            left += _parts_of_value(item)
         items += 1
         if items > MAX_ITEMS or len(left) > 2 * MAX_ITEMS:
             raise SecurityError(f"makes a value of more than {MAX_ITEMS:,} parts")
@@ -181,7 +181,7 @@ def _extent(value: object) -> int:
     return total + items * _TEXT_PER_ITEM
 
 
-def _parts(value: object) -> Iterable[object]:
+def _parts_of_value(value: object) -> Iterable[object]:
     """Return the parts of a value that a template can access or print."""
     if isinstance(value, Namespace):
         value = value._Namespace__attrs
@@ -222,16 +222,16 @@ def check_call(name: str, owner: Any, args: Sequence[Any], kwargs: Mapping[str, 
     values = (*args, *kwargs.values())
     if name in _ITERATING and isinstance(owner, str) and len(owner) > MAX_ITEMS:
         raise SecurityError(f"makes a value of more than {MAX_ITEMS:,} parts")
-    if name in _WIDENING:
+    if name in _WIDENED_PARTS:
         widths = (len(v) if isinstance(v, str) else abs(v) for v in values if isinstance(v, int | str))
-        refuse_longer(max(widths, default=0) * _WIDENING[name](owner))
+        refuse_longer(max(widths, default=0) * _WIDENED_PARTS[name](owner))
     elif name == "replace":
-        text, old, new = (str(v) for v in (owner, *_replaced(args, kwargs)))
+        text, old, new = (str(v) for v in (owner, *_replace_arguments(args, kwargs)))
         refuse_longer(len(text) + text.count(old) * len(new))
     elif name == "%":
         _check_conversions(str(owner), values)
     elif name in ("format", "format_map"):
-        _check_fields(str(owner), values)
+        _check_format_fields(str(owner), values)
     elif name == "round" and any(isinstance(v, int) and abs(v) > _MAX_DECIMALS for v in values):
         raise SecurityError(f"rounds to more than {_MAX_DECIMALS} places")
     elif name == "sum" and not all(isinstance(v, int | float | str | None) for v in values):
@@ -245,39 +245,39 @@ def check_join(separator: str, items: Iterable[object]) -> None:
     refuse_longer(len(separator) * length_hint(items))
 
 
-def _lines(value: object) -> int:
+def _count_lines(value: object) -> int:
     return 1 + sum(map(value.count, _LINE_ENDS)) if isinstance(value, str) else 1
 
 
-def _tabs(value: object) -> int:
+def _count_tabs(value: object) -> int:
     return 1 + value.count("\t") if isinstance(value, str) else 1
 
 
-def _nodes(value: object) -> int:
-    return 1 + _extent(value) // _TEXT_PER_ITEM
+def _count_parts(value: object) -> int:
+    return 1 + _estimated_length(value) // _TEXT_PER_ITEM
 
 
-def _once(_: object) -> int:
+def _count_one(_: object) -> int:
     return 1
 
 
 # Methods and filters whose result has parts as wide as a number (or as long as a text) among the arguments,
 # and a function that counts these parts for a value.
-_WIDENING: Mapping[str, Callable[[object], int]] = {
-    "batch": _nodes,
-    "center": _once,
-    "expandtabs": _tabs,
-    "indent": _lines,
-    "ljust": _once,
-    "rjust": _once,
-    "slice": _nodes,
-    "tojson": _nodes,
-    "truncate": _once,
-    "zfill": _once,
+_WIDENED_PARTS: Mapping[str, Callable[[object], int]] = {
+    "batch": _count_parts,
+    "center": _count_one,
+    "expandtabs": _count_tabs,
+    "indent": _count_lines,
+    "ljust": _count_one,
+    "rjust": _count_one,
+    "slice": _count_parts,
+    "tojson": _count_parts,
+    "truncate": _count_one,
+    "zfill": _count_one,
 }
 
 
-def _replaced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+def _replace_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     old = args[0] if args else kwargs.get("old", "")
     return old, args[1] if len(args) > 1 else kwargs.get("new", "")
 
@@ -285,23 +285,23 @@ def _replaced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]
 def _check_conversions(template: str, values: object) -> None:
     """Check a template of `%` or of the filter `format`."""
     conversions = _CONVERSION.findall(template)
-    _check_widths(
+    _check_formatted_length(
         template, [width for pair in conversions for width in pair if width], len(conversions), values
     )
 
 
-def _check_fields(template: str, values: object) -> None:
+def _check_format_fields(template: str, values: object) -> None:
     """Check a template of the method `format`."""
     parsed = islice(string.Formatter().parse(template), MAX_ITEMS + 1)
     fields = [spec or "" for _, name, spec, _ in parsed if name is not None]
     if any("{" in spec for spec in fields):
         raise SecurityError("formats with a width of its own")
-    _check_widths(template, re.findall(r"\d+", " ".join(fields)), len(fields), values)
+    _check_formatted_length(template, re.findall(r"\d+", " ".join(fields)), len(fields), values)
 
 
-def _check_widths(template: str, widths: Sequence[str], count: int, values: object) -> None:
+def _check_formatted_length(template: str, widths: Sequence[str], count: int, values: object) -> None:
     """Raise SecurityError for a text that is too long if each of `count` fields holds all the values."""
     if any(width == "*" or len(width) > len(str(MAX_TEXT)) for width in widths):
         raise SecurityError("formats with a width of its own")
-    longest = _extent(values) + _NUMBER_WIDTH if count else 0
+    longest = _estimated_length(values) + _NUMBER_WIDTH if count else 0
     refuse_longer(len(template) + count * longest + sum(map(int, widths)))

@@ -78,23 +78,23 @@ def render(
         "add_generation_prompt": add_generation_prompt,
         "tools": None,
         "documents": None,
-        "strftime_now": _clock(now),
+        "strftime_now": _make_strftime_now(now),
         **{name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token is not None},
         **special_tokens,
         Budget.KEY: budget,
     }
     pieces: list[str] = []
     try:
-        for piece in _compiled(template).generate(variables):
+        for piece in _compile_template(template).generate(variables):
             pieces.append(piece)
-            budget.pay_for_output(piece)
+            budget.charge_output(piece)
     except _FAULTS as error:
-        raise InputError(_PLACE, _error_text(error), place=_line(error)) from error
+        raise InputError(_PLACE, _error_text(error), place=_error_line(error)) from error
     return "".join(pieces)
 
 
 @lru_cache(maxsize=16)
-def _compiled(template: str) -> Template:
+def _compile_template(template: str) -> Template:
     if len(template) > _MAX_TEMPLATE:
         raise InputError(
             _PLACE, f"the template has {len(template):,} characters, more than {_MAX_TEMPLATE:,}"
@@ -107,7 +107,7 @@ def _error_text(error: BaseException) -> str:
     return message or type(error).__name__
 
 
-def _line(error: BaseException) -> str | None:
+def _error_line(error: BaseException) -> str | None:
     if isinstance(error, TemplateSyntaxError):
         return f"line {error.lineno}"
     # jinja2 rewrites the traceback so that it has the lines of the template.
@@ -115,7 +115,7 @@ def _line(error: BaseException) -> str | None:
     return f"line {frames[-1].lineno}" if frames else None
 
 
-def _raise(message: str) -> NoReturn:
+def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
@@ -138,11 +138,11 @@ def _to_json(
     return "".join(pieces)
 
 
-def _clock(now: datetime | None) -> Callable[[str], str]:
+def _make_strftime_now(now: datetime | None) -> Callable[[str], str]:
     def strftime_now(form: str) -> str:  # `budget.check_call` knows this name
         return (now or datetime.now()).strftime(form)
 
     return strftime_now
 
 
-_HELPERS = {"raise_exception": _raise}
+_HELPERS = {"raise_exception": _raise_exception}

@@ -42,7 +42,7 @@ _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
     "'<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-_JINJA: Mapping[str, str] = {
+_JINJA_TEMPLATES: Mapping[str, str] = {
     "chatml": _CHATML,
     # ChatML with the role names of the published Meditron runs.
     "meditron": _CHATML.replace(
@@ -52,7 +52,7 @@ _JINJA: Mapping[str, str] = {
     ).replace("|>assistant", "|>answer"),
 }
 NO_TEMPLATE = "none"
-TEMPLATES = (NO_TEMPLATE, *_JINJA, "tokenizer")
+TEMPLATES = (NO_TEMPLATE, *_JINJA_TEMPLATES, "tokenizer")
 """`none`: contents concatenated, each answer followed by the end-of-text token; `chatml`, `meditron`: turns
 between `<|im_start|>` and `<|im_end|>`; `tokenizer`: the tokenizer's own chat template."""
 
@@ -90,13 +90,13 @@ class QuestionIds:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _TextPiece:
     """A part of the rendered text."""
 
     role: str
     text: str
     in_loss: bool = False
-    ends: bool = True
+    learns_end: bool = True
 
 
 def tokenize_conversation(
@@ -112,11 +112,11 @@ def tokenize_conversation(
     for turn in conversation:
         _refuse_control_tokens(tokenizer, turn.content)
     if template == NO_TEMPLATE:
-        pieces, bos = _concatenated(tokenizer, conversation), None
+        pieces, bos = _pieces_without_template(tokenizer, conversation), None
     else:
-        pieces = _rendered(tokenizer, conversation, template)
+        pieces = _pieces_of_template(tokenizer, conversation, template)
         bos = False  # the template writes its own
-    tokenized = _tokenized(tokenizer, pieces, bos=bos)
+    tokenized = _tokenize_pieces(tokenizer, pieces, bos=bos)
     if tokenized.spans[0].in_loss:
         raise ValueError("the prompt is empty; an answer needs at least one token before it")
     return tokenized
@@ -129,7 +129,7 @@ def question_turns(prompt: str, option: str, template: str) -> tuple[Turn, Turn]
     and has no end to learn; in the turns of a chat template it loses the space and the template ends it.
     """
     if template == NO_TEMPLATE:
-        return Turn("user", prompt), Turn(ASSISTANT, option, ends=False)
+        return Turn("user", prompt), Turn(ASSISTANT, option, learns_end=False)
     return Turn("user", prompt), Turn(ASSISTANT, option.strip())
 
 
@@ -158,9 +158,9 @@ def question_ids(tokenizer: "Tokenizer", messages: Sequence[Message], options: S
 
 def with_chat_template(tokenizer: "Tokenizer", template: str) -> "Tokenizer":
     """Return the tokenizer with the chat template of a model finetuned on `template`."""
-    if template not in _JINJA:
+    if template not in _JINJA_TEMPLATES:
         return tokenizer
-    return replace(tokenizer, special=replace(tokenizer.special, chat_template=_JINJA[template]))
+    return replace(tokenizer, special=replace(tokenizer.special, chat_template=_JINJA_TEMPLATES[template]))
 
 
 def decode_spans(
@@ -181,25 +181,25 @@ def _refuse_control_tokens(tokenizer: "Tokenizer", content: str) -> None:
         raise ValueError("a message contains the name of a control token, which would be read as that token")
 
 
-def _concatenated(tokenizer: "Tokenizer", conversation: Sequence[Turn]) -> list[_Piece]:
-    end = tokenizer.token(tokenizer.end_of_text_id) or ""
+def _pieces_without_template(tokenizer: "Tokenizer", conversation: Sequence[Turn]) -> list[_TextPiece]:
+    end = tokenizer.id_to_token(tokenizer.end_of_text_id) or ""
     return [
-        _Piece(turn.role, turn.content + (end if turn.ends else ""), in_loss=turn.in_loss, ends=turn.ends)
+        _TextPiece(turn.role, turn.content + (end if turn.learns_end else ""), in_loss=turn.in_loss, learns_end=turn.learns_end)
         if turn.role == ASSISTANT
-        else _Piece(turn.role, turn.content)
+        else _TextPiece(turn.role, turn.content)
         for turn in conversation
     ]
 
 
-def _rendered(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -> list[_Piece]:
+def _pieces_of_template(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -> list[_TextPiece]:
     """Return the text that each turn adds; an assistant's turn adds its opening as a piece of its own."""
     source = _template_source(tokenizer, template)
-    pieces: list[_Piece] = []
+    pieces: list[_TextPiece] = []
     text_before = ""
 
-    def add(role: str, count: int, *, opened: bool = False, in_loss: bool = False) -> None:
+    def add_piece(role: str, count: int, *, opened: bool = False, in_loss: bool = False) -> None:
         nonlocal text_before
-        text = _text(tokenizer, source, conversation[:count], add_generation_prompt=opened)
+        text = _render_turns(tokenizer, source, conversation[:count], add_generation_prompt=opened)
         # A template may rewrite earlier turns (drop their reasoning, say): then no border can be found.
         if not text.startswith(text_before):
             raise InputError(
@@ -207,33 +207,33 @@ def _rendered(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: st
                 f"the text of {count} messages does not begin with that of the messages before",
                 hint='the loss mask cannot be computed: set template = "chatml"',
             )
-        pieces.append(_Piece(role, text[len(text_before) :], in_loss))
+        pieces.append(_TextPiece(role, text[len(text_before) :], in_loss))
         text_before = text
 
     for count, turn in enumerate(conversation, start=1):
         if turn.role == ASSISTANT:
-            add(turn.role, count - 1, opened=True)
-            add(turn.role, count, in_loss=turn.in_loss)
+            add_piece(turn.role, count - 1, opened=True)
+            add_piece(turn.role, count, in_loss=turn.in_loss)
         # A tokenizer's template may refuse a system message alone: it is rendered with the turn after it.
-        elif turn.role != "system" or template in _JINJA:
-            add(turn.role, count)
+        elif turn.role != "system" or template in _JINJA_TEMPLATES:
+            add_piece(turn.role, count)
     return pieces
 
 
 def _template_source(tokenizer: "Tokenizer", template: str) -> str:
-    if template in _JINJA:
+    if template in _JINJA_TEMPLATES:
         if tokenizer.encode(_TURN_END, special=True, bos=False)[-1] not in tokenizer.stop_ids:
             raise UsageError(
                 f"the template '{template}' needs the token {_TURN_END}, which the model's tokenizer lacks",
                 hint=f'set template = "{NO_TEMPLATE}"',
             )
-        return _JINJA[template]
+        return _JINJA_TEMPLATES[template]
     if tokenizer.chat_template is None:
         raise UsageError("the model has no chat template", hint=f'set template = "{NO_TEMPLATE}"')
     return tokenizer.chat_template
 
 
-def _text(
+def _render_turns(
     tokenizer: "Tokenizer", source: str, conversation: Sequence[Turn], *, add_generation_prompt: bool
 ) -> str:
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation]
@@ -246,8 +246,8 @@ def _text(
     )
 
 
-def _tokenized(
-    tokenizer: "Tokenizer", pieces: Sequence[_Piece], *, bos: bool | None
+def _tokenize_pieces(
+    tokenizer: "Tokenizer", pieces: Sequence[_TextPiece], *, bos: bool | None
 ) -> TokenizedConversation:
     texts = [piece.text for piece in pieces]
     ids = tokenizer.encode("".join(texts), special=True, bos=bos)
@@ -260,7 +260,7 @@ def _tokenized(
             end = max(start, _common_prefix_length(prefix, ids))
         target_end = start
         if piece.in_loss:
-            target_end = _target_end(tokenizer, ids, start, end) if piece.ends else end
+            target_end = _target_end(tokenizer, ids, start, end) if piece.learns_end else end
         spans += [Span(piece.role, target_end - start, True), Span(piece.role, end - target_end, False)]
         start = end
     return TokenizedConversation(tuple(ids), tuple(span for span in spans if span.tokens))

@@ -14,9 +14,9 @@ from typing import Any
 from tokenizers import AddedToken
 
 from meditron.core.errors import InputError
-from meditron.text.backend import build, call_backend
+from meditron.text.backend import build_tokenizer, call_backend
 
-__all__ = ["NAMED", "Names", "merged_config", "names_of", "tokens_to_add", "with_tokens"]
+__all__ = ["NAMED", "Names", "merge_config", "special_token_names", "tokens_to_add", "with_added_tokens"]
 
 Json = dict[str, Any]
 Names = Mapping[str, str]
@@ -26,7 +26,7 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def merged_config(config: Json, special_map: Json) -> Json:
+def merge_config(config: Json, special_map: Json) -> Json:
     """Merge special_tokens_map.json into tokenizer_config.json, unless the latter lists the added tokens."""
     merged = dict(config) if "added_tokens_decoder" in config else {**config, **special_map}
     if (older := merged.pop("additional_special_tokens", None)) is not None:
@@ -34,7 +34,7 @@ def merged_config(config: Json, special_map: Json) -> Json:
     return merged
 
 
-def names_of(path: Path, config: Json, defaults: Names) -> dict[str, str]:
+def special_token_names(path: Path, config: Json, defaults: Names) -> dict[str, str]:
     """Return the named special tokens of a merged config; `defaults` apply to absent keys."""
     named = {key: config.get(key) if key in config else defaults.get(key) for key in NAMED}
     more = {
@@ -44,10 +44,10 @@ def names_of(path: Path, config: Json, defaults: Names) -> dict[str, str]:
     }
     extra = config.get("extra_special_tokens")
     named |= more | (extra if isinstance(extra, dict) else {})
-    return {key: _content(path, key, value) for key, value in named.items() if value is not None}
+    return {key: _token_content(path, key, value) for key, value in named.items() if value is not None}
 
 
-def _content(path: Path, key: str, value: object) -> str:
+def _token_content(path: Path, key: str, value: object) -> str:
     content = value.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str) or not content:
         raise InputError(path, f"must be a token, got {value!r}", place=key)
@@ -64,17 +64,17 @@ def tokens_to_add(path: Path, spec: Json, config: Json, added: Json, names: Name
         added: added_tokens.json.
         names: The named special tokens.
     """
-    known = [_token(path, "added_tokens", token) for token in spec.get("added_tokens", [])]
-    extra = _extra(path, config)
+    known = [_parse_token(path, "added_tokens", token) for token in spec.get("added_tokens", [])]
+    extra = _extra_special_tokens(path, config)
     named = {*names.values(), *map(str, (token.content for token in extra))}
-    listed = _listed(path, config, added, special=named)
+    listed = _listed_tokens_by_id(path, config, added, special=named)
     if "added_tokens_decoder" not in config:
-        listed |= {token["id"]: _token(path, "added_tokens", token) for token in spec.get("added_tokens", [])}
+        listed |= {token["id"]: _parse_token(path, "added_tokens", token) for token in spec.get("added_tokens", [])}
     # Compared with their flags: transformers adds a known token again if its flags differ.
-    present = {_key(token) for token in known}
-    new = [token for _, token in sorted(listed.items()) if _key(token) not in present]
+    present = {_token_with_flags(token) for token in known}
+    new = [token for _, token in sorted(listed.items()) if _token_with_flags(token) not in present]
     contents = {token.content for token in (*known, *new)}
-    flagged = [_token(path, key, config[key]) for key in names if isinstance(config.get(key), dict)]
+    flagged = [_parse_token(path, key, config[key]) for key in names if isinstance(config.get(key), dict)]
     by_content = {token.content: token for token in (*flagged, *listed.values())}
     for name in names.values():
         if name not in contents:
@@ -90,18 +90,18 @@ def tokens_to_add(path: Path, spec: Json, config: Json, added: Json, names: Name
     return new
 
 
-def _key(token: AddedToken) -> tuple[str, ...]:
+def _token_with_flags(token: AddedToken) -> tuple[str, ...]:
     return (token.content, *(str(getattr(token, flag)) for flag in _FLAGS))
 
 
-def _listed(path: Path, config: Json, added: Json, *, special: set[str]) -> dict[int, AddedToken]:
+def _listed_tokens_by_id(path: Path, config: Json, added: Json, *, special: set[str]) -> dict[int, AddedToken]:
     """Return tokens by the id that a file gives them."""
     decoder = config.get("added_tokens_decoder")
     if decoder is not None:
         if not isinstance(decoder, dict) or not all(str(key).isdecimal() for key in decoder):
             raise InputError(path, "must be an object of ids", place="added_tokens_decoder")
         return {
-            int(key): _token(path, f"added_tokens_decoder.{key}", token) for key, token in decoder.items()
+            int(key): _parse_token(path, f"added_tokens_decoder.{key}", token) for key, token in decoder.items()
         }
     if not all(isinstance(i, int) for i in added.values()):
         raise InputError(path.with_name("added_tokens.json"), "must be an object of tokens and their ids")
@@ -111,7 +111,7 @@ def _listed(path: Path, config: Json, added: Json, *, special: set[str]) -> dict
     }
 
 
-def _token(path: Path, place: str, value: object) -> AddedToken:
+def _parse_token(path: Path, place: str, value: object) -> AddedToken:
     """Build a token from its JSON form; a bare text is a special token."""
     if isinstance(value, str):
         return AddedToken(value, special=True)
@@ -123,25 +123,25 @@ def _token(path: Path, place: str, value: object) -> AddedToken:
     return AddedToken(value["content"], **flags)
 
 
-def _extra(path: Path, config: Json) -> list[AddedToken]:
-    """Return the list of extra special tokens; a dictionary of them is read by `names_of`."""
+def _extra_special_tokens(path: Path, config: Json) -> list[AddedToken]:
+    """Return the list of extra special tokens; a dictionary of them is read by `special_token_names`."""
     extra = config.get("extra_special_tokens")
     if extra is None or isinstance(extra, dict):
         return []
     if not isinstance(extra, list):
         raise InputError(path, "must be a list of tokens", place="extra_special_tokens")
-    tokens = [_token(path, "extra_special_tokens", token) for token in extra]
+    tokens = [_parse_token(path, "extra_special_tokens", token) for token in extra]
     for token in tokens:
         token.special = True
     return tokens
 
 
-def with_tokens(path: Path, spec: Json, tokens: Sequence[AddedToken]) -> Json:
+def with_added_tokens(path: Path, spec: Json, tokens: Sequence[AddedToken]) -> Json:
     """Return `spec` with tokens added by the tokenizers library, which assigns the ids."""
     if not tokens:
         return spec
     # The library itself assigns the ids, so that they cannot differ from transformers'.
-    backend = build(spec, path)
+    backend = build_tokenizer(spec, path)
     call_backend(path, lambda: backend.add_tokens(list(tokens)))
     described = [
         {"id": i, "content": token.content, **{flag: getattr(token, flag) for flag in _FLAGS}}

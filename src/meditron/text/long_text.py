@@ -19,7 +19,7 @@ from meditron.core.errors import UsageError
 from meditron.text.pretokenizers import is_known_pretokenizer
 from meditron.text.token_bytes import METASPACE, PREFIX, SPACES
 
-__all__ = ["MAX_UNCUT", "PIECE", "piece_prefix", "refuse_long", "split_text"]
+__all__ = ["MAX_UNCUT", "PIECE", "piece_prefix", "refuse_long_text", "split_text"]
 
 PIECE = 1 << 18  # characters, for which the library takes about 40 MB
 MAX_UNCUT = 1 << 22  # characters tokenized at once if a text cannot be split: 600 MB
@@ -56,11 +56,11 @@ def split_text(text: str, prefix: str) -> Iterator[str]:
             break
         yield before + text[start : match.end()]
         start, before = match.end() + 1, prefix
-    refuse_long(len(text) - start)
+    refuse_long_text(len(text) - start)
     yield before + text[start:]
 
 
-def refuse_long(count: int) -> None:
+def refuse_long_text(count: int) -> None:
     """Raise UsageError if there are more characters than may be tokenized at once."""
     if count > MAX_UNCUT:
         raise UsageError(

@@ -37,23 +37,23 @@ _NOT_A_MESSAGE = "a message must be an object with a role and a content that is 
 class _FlatFormat:
     """A row format of one question and one answer under two keys."""
 
-    user: str
-    assistant: str
-    context: str | None = None
+    user_key: str
+    assistant_key: str
+    context_key: str | None = None
     """Optional key whose text is appended to the question."""
 
     @property
     def name(self) -> str:
-        return f"{self.user}/{self.assistant}"
+        return f"{self.user_key}/{self.assistant_key}"
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return (self.user, self.assistant, *([self.context] if self.context else []))
+        return (self.user_key, self.assistant_key, *([self.context_key] if self.context_key else []))
 
 
 _MESSAGES = "messages"
 _FLAT_FORMATS = (
-    _FlatFormat("instruction", "output", context="input"),  # Alpaca
+    _FlatFormat("instruction", "output", context_key="input"),  # Alpaca
     _FlatFormat("prompt", "completion"),  # TRL, OpenAI
     _FlatFormat("question", "answer"),
 )
@@ -66,7 +66,7 @@ class Turn:
     role: str
     """`system`, `user` or `assistant`."""
     content: str
-    ends: bool = True
+    learns_end: bool = True
     """False for an answer without an end to learn: the option of a question. A model that learned to stop
     after one word would do so in every conversation."""
     in_loss: bool = True
@@ -79,8 +79,8 @@ def row_format(row: Mapping[str, Any]) -> str:
     Raises:
         ValueError: The row has no known format, or the keys of several.
     """
-    flat = [form for form in _FLAT_FORMATS if _has(row, form.user) and _has(row, form.assistant)]
-    names = [_MESSAGES] * _has(row, _MESSAGES) + [form.name for form in flat]
+    flat = [form for form in _FLAT_FORMATS if _has_value(row, form.user_key) and _has_value(row, form.assistant_key)]
+    names = [_MESSAGES] * _has_value(row, _MESSAGES) + [form.name for form in flat]
     if len(names) > 1:
         raise ValueError(f"has the keys of several formats: {' and '.join(names)}")
     if not names:
@@ -90,7 +90,7 @@ def row_format(row: Mapping[str, Any]) -> str:
     if flat:
         # Published sets of messages carry a stray `prompt` column; a flat row's stray key may be half of it.
         others = {key for form in _FLAT_FORMATS for key in form.keys} - {*flat[0].keys}
-        if stray := sorted(key for key in others if _has(row, key)):
+        if stray := sorted(key for key in others if _has_value(row, key)):
             raise ValueError(f"has the format {names[0]} and the key '{stray[0]}' of another format")
     return names[0]
 
@@ -106,17 +106,17 @@ def parse_row(row: Mapping[str, Any]) -> tuple[Turn, ...]:
         return parse_messages(row[_MESSAGES])
     form = next(form for form in _FLAT_FORMATS if form.name == name)
     for key in form.keys:
-        if _has(row, key) and not isinstance(row[key], str):
+        if _has_value(row, key) and not isinstance(row[key], str):
             raise ValueError(f"'{key}' must be text, got {type(row[key]).__name__}")
-    question = row[form.user]
-    if form.context and row.get(form.context):
-        question = f"{question}\n\n{row[form.context]}"
+    question = row[form.user_key]
+    if form.context_key and row.get(form.context_key):
+        question = f"{question}\n\n{row[form.context_key]}"
     return parse_messages(
-        [{"role": "user", "content": question}, {"role": ASSISTANT, "content": row[form.assistant]}]
+        [{"role": "user", "content": question}, {"role": ASSISTANT, "content": row[form.assistant_key]}]
     )
 
 
-def _has(row: Mapping[str, Any], key: str) -> bool:
+def _has_value(row: Mapping[str, Any], key: str) -> bool:
     # A table exported to JSON lines has every column in every row, null if unused.
     return row.get(key) is not None
 
@@ -129,7 +129,7 @@ def parse_messages(messages: object) -> tuple[Turn, ...]:
     """
     if not isinstance(messages, list) or not messages:
         raise ValueError("'messages' must be a list of messages, not empty")
-    turns = tuple(map(_turn, messages))
+    turns = tuple(map(_parse_message, messages))
     if not any(turn.role == ASSISTANT for turn in turns):
         raise ValueError("no message of the assistant: there is nothing to learn")
     if not any(turn.role == ASSISTANT and turn.in_loss for turn in turns):
@@ -139,7 +139,7 @@ def parse_messages(messages: object) -> tuple[Turn, ...]:
     return turns
 
 
-def _turn(message: object) -> Turn:
+def _parse_message(message: object) -> Turn:
     if not isinstance(message, dict):
         raise ValueError(_NOT_A_MESSAGE)  # noqa: TRY004
     for key, value in message.items():
@@ -159,13 +159,13 @@ def _turn(message: object) -> Turn:
         raise ValueError("a message contains half of a surrogate pair, which is not valid UTF-8") from error
     if role == ASSISTANT and not message["content"].strip():
         raise ValueError("an answer is empty")
-    in_loss = _in_loss(message)
+    in_loss = _read_loss_mark(message)
     if in_loss and role != ASSISTANT:
         raise ValueError(f"a message of the {role} is marked for the loss; only the assistant's can be")
     return Turn(role, message["content"], in_loss=in_loss is not False)
 
 
-def _in_loss(message: Mapping[str, object]) -> bool | None:
+def _read_loss_mark(message: Mapping[str, object]) -> bool | None:
     """Read a message's mark for the loss: OpenAI's `weight` or axolotl's `train`; None without one."""
     marks = []
     for key, allowed in _LOSS_KEYS.items():

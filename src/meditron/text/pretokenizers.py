@@ -35,37 +35,37 @@ class PreTokenizer:
     add_bos: bool = False
 
 
-def _split(pattern: str) -> Spec:
+def _split_step(pattern: str) -> Spec:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def _byte_level(*, use_regex: bool) -> Spec:
+def _byte_level_step(*, use_regex: bool) -> Spec:
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
 
 
-def _sequence(*steps: Spec) -> Spec:
+def _sequence_step(*steps: Spec) -> Spec:
     return {"type": "Sequence", "pretokenizers": list(steps)}
 
 
 _DEFAULT = PreTokenizer(
-    _sequence(
-        _split(r"[\p{P}\$\+<=>\^~\|]+"),
-        _split(_GPT2),
-        _split(r"\p{N}+"),
-        _split(r"[0-9][0-9][0-9]"),
-        _byte_level(use_regex=False),
+    _sequence_step(
+        _split_step(r"[\p{P}\$\+<=>\^~\|]+"),
+        _split_step(_GPT2),
+        _split_step(r"\p{N}+"),
+        _split_step(r"[0-9][0-9][0-9]"),
+        _byte_level_step(use_regex=False),
     )
 )
 _SMOLLM = PreTokenizer(
-    _sequence({"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)),
+    _sequence_step({"type": "Digits", "individual_digits": True}, _byte_level_step(use_regex=True)),
 )
 _LLAMA_BPE = PreTokenizer(
-    _sequence(_split(_LLAMA3), _byte_level(use_regex=False)), ignore_merges=True, add_bos=True
+    _sequence_step(_split_step(_LLAMA3), _byte_level_step(use_regex=False)), ignore_merges=True, add_bos=True
 )
 
 PRETOKENIZERS: Mapping[str, PreTokenizer] = {
     "default": _DEFAULT,
-    "gpt-2": PreTokenizer(_byte_level(use_regex=True)),
+    "gpt-2": PreTokenizer(_byte_level_step(use_regex=True)),
     "smollm": _SMOLLM,
     "llama-bpe": _LLAMA_BPE,
     "llama3": _LLAMA_BPE,
@@ -74,25 +74,25 @@ PRETOKENIZERS: Mapping[str, PreTokenizer] = {
 }
 
 
-def _key(spec: object) -> str:
+def _canonical_json(spec: object) -> str:
     """Return a canonical form of `spec`, without `trim_offsets`, which does not affect ids."""
 
-    def strip(value: object) -> object:
+    def without_offsets(value: object) -> object:
         if isinstance(value, dict):
-            return {name: strip(item) for name, item in value.items() if name != "trim_offsets"}
-        return [strip(item) for item in value] if isinstance(value, list) else value
+            return {name: without_offsets(item) for name, item in value.items() if name != "trim_offsets"}
+        return [without_offsets(item) for item in value] if isinstance(value, list) else value
 
-    return json.dumps(strip(spec), sort_keys=True)
+    return json.dumps(without_offsets(spec), sort_keys=True)
 
 
 def pretokenizer_name(spec: object, *, ignore_merges: bool) -> str | None:
     """Return llama.cpp's name of a `pre_tokenizer` with `ignore_merges`; None if it has none."""
     for name, known in PRETOKENIZERS.items():
-        if known.ignore_merges == ignore_merges and _key(known.spec) == _key(spec):
+        if known.ignore_merges == ignore_merges and _canonical_json(known.spec) == _canonical_json(spec):
             return name
     return None
 
 
 def is_known_pretokenizer(spec: object) -> bool:
     """Return whether a tokenizer.json's `pre_tokenizer` is a known one."""
-    return any(_key(known.spec) == _key(spec) for known in PRETOKENIZERS.values())
+    return any(_canonical_json(known.spec) == _canonical_json(spec) for known in PRETOKENIZERS.values())

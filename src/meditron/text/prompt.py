@@ -60,12 +60,12 @@ def conversation_ids(
         UsageError: There is no template, or a message is not UTF-8 or nested too deeply.
         InputError: The template fails.
     """
-    control = {str(tokenizer.token(i)): i for i in tokenizer.special_ids}
+    control = {str(tokenizer.id_to_token(i)): i for i in tokenizer.special_ids}
     # Longest first: one name may be the beginning of another.
     names = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
     plain = [dict(message) for message in messages]
     try:
-        marked = [_mark(message, names) for message in plain]
+        marked = [_mark_control_tokens(message, names) for message in plain]
     except RecursionError as error:
         raise UsageError("a message is nested too deeply") from error
     text = render_conversation(
@@ -79,12 +79,12 @@ def conversation_ids(
     return tokenizer.encode_parts(parts)
 
 
-def _mark(value: Any, names: re.Pattern[str]) -> Any:  # noqa: ANN401  # a message may hold any JSON
+def _mark_control_tokens(value: Any, names: re.Pattern[str]) -> Any:  # noqa: ANN401  # a message may hold any JSON
     """Copy a value with a mark after the first character of every control token's name."""
     if isinstance(value, str):
         return names.sub(lambda name: f"{name[0][0]}{_MARK}{name[0][1:]}", value)
     if isinstance(value, Mapping):
-        return {key: _mark(item, names) for key, item in value.items()}
+        return {key: _mark_control_tokens(item, names) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_mark(item, names) for item in value]
+        return [_mark_control_tokens(item, names) for item in value]
     return value

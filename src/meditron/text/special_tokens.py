@@ -39,7 +39,7 @@ _FURTHER_STOP_TOKENS = ("<｜end▁of▁sentence｜>", "<|eot|>")
 class SpecialTokens:
     """Special token ids and settings of a vocabulary.
 
-    `named`: further special tokens by the name of their template variable (`mask_token`); `stop`: further
+    `template_tokens`: further special tokens by the name of their template variable (`mask_token`); `further_stop_ids`: further
     stop ids of the source (a generation_config's `eos_token_id`, a GGUF's `eot_token_id`); `max_length`: the
     model's context in tokens, if the source has it.
     """
@@ -48,9 +48,9 @@ class SpecialTokens:
     eos: int | None = None
     unknown: int | None = None
     padding: int | None = None
-    named: Mapping[str, int] = field(default_factory=dict)
+    template_tokens: Mapping[str, int] = field(default_factory=dict)
     add_bos: bool = False
-    stop: frozenset[int] = frozenset()
+    further_stop_ids: frozenset[int] = frozenset()
     chat_template: str | None = None
     max_length: int | None = None
 
@@ -58,11 +58,11 @@ class SpecialTokens:
 def end_of_text_token(control: Mapping[str, int], special: SpecialTokens) -> int | None:
     """Return the token that ends a document; None if there is none. `control`: control tokens by name."""
     named = next((control[name] for name in _END_OF_TEXT if name in control), special.eos)
-    return min(special.stop, default=None) if named is None else named
+    return min(special.further_stop_ids, default=None) if named is None else named
 
 
 def stop_tokens(control: Mapping[str, int], special: SpecialTokens) -> frozenset[int]:
     """Return all tokens that end a text or a turn."""
     named = {control[name] for name in (*STOP_TOKENS_OF_LLAMACPP, *_FURTHER_STOP_TOKENS) if name in control}
     eos = set() if special.eos is None else {special.eos}
-    return frozenset(named | eos | special.stop)
+    return frozenset(named | eos | special.further_stop_ids)

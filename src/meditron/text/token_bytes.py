@@ -18,10 +18,10 @@ __all__ = [
     "TextStream",
     "byte_alphabet",
     "byte_level_bytes",
-    "byte_map",
+    "byte_map_of_decoder",
     "is_byte_piece",
     "sentencepiece_bytes",
-    "strips_space",
+    "strips_first_space",
 ]
 
 ByteMap = Callable[[str], bytes]
@@ -61,7 +61,7 @@ def is_byte_piece(token: str) -> bool:
     return _BYTE_PIECE.fullmatch(token) is not None
 
 
-def _steps(decoder: object) -> list[dict[str, Any]]:
+def _decoder_steps(decoder: object) -> list[dict[str, Any]]:
     if not isinstance(decoder, dict):
         return []
     if decoder.get("type") == "Sequence":
@@ -69,9 +69,9 @@ def _steps(decoder: object) -> list[dict[str, Any]]:
     return [decoder]
 
 
-def byte_map(decoder: object) -> ByteMap | None:
+def byte_map_of_decoder(decoder: object) -> ByteMap | None:
     """Return the function from token to bytes for a `decoder`; None for other kinds of decoders."""
-    steps = [step.get("type") for step in _steps(decoder)]
+    steps = [step.get("type") for step in _decoder_steps(decoder)]
     if steps == ["ByteLevel"]:
         return byte_level_bytes
     if steps and set(steps) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
@@ -79,12 +79,12 @@ def byte_map(decoder: object) -> ByteMap | None:
     return None
 
 
-def strips_space(decoder: object) -> bool:
+def strips_first_space(decoder: object) -> bool:
     """Return whether decoding removes the first space, which encoding had prepended."""
     return any(
         (step.get("type") == "Strip" and step.get("start", 0) > 0)
         or (step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-        for step in _steps(decoder)
+        for step in _decoder_steps(decoder)
     )
 
 
@@ -103,6 +103,6 @@ class TextStream:
         """Return the text that `token_id` completes; empty while a character is incomplete."""
         return "" if token_id in self._skip else self._utf8.decode(self._bytes_of(token_id))
 
-    def end(self) -> str:
+    def flush(self) -> str:
         """Return U+FFFD for an incomplete character at the end, or nothing."""
         return self._utf8.decode(b"", final=True)

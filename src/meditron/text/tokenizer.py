@@ -29,9 +29,9 @@ from tokenizers import Tokenizer as Backend
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.store.files import atomic_write
 from meditron.text import gguf_vocab, hf_folder, long_text
-from meditron.text.backend import build, call_backend
+from meditron.text.backend import build_tokenizer, call_backend
 from meditron.text.special_tokens import SpecialTokens, end_of_text_token, stop_tokens
-from meditron.text.token_bytes import TextStream, byte_level_bytes, byte_map, strips_space
+from meditron.text.token_bytes import TextStream, byte_level_bytes, byte_map_of_decoder, strips_first_space
 
 if TYPE_CHECKING:
     from meditron.store.gguf import GGUF
@@ -67,21 +67,21 @@ class Tokenizer:
             SourceError: There is neither tokenizer.json nor tokenizer.model.
         """
         folder = Path(folder)
-        spec, special = hf_folder.read(folder)
-        return cls(spec, special, folder / "tokenizer.json")._checked()
+        spec, special = hf_folder.read_tokenizer(folder)
+        return cls(spec, special, folder / "tokenizer.json")._check_vocabulary()
 
     @classmethod
     def from_gguf(cls, gguf: "GGUF") -> Self:
         """Build the tokenizer of a GGUF; raise InputError if its metadata describes none."""
-        spec, special = gguf_vocab.read(gguf.metadata, gguf.path)
-        return cls(spec, special, gguf.path)._checked()
+        spec, special = gguf_vocab.tokenizer_from_metadata(gguf.metadata, gguf.path)
+        return cls(spec, special, gguf.path)._check_vocabulary()
 
-    def _checked(self) -> Self:
+    def _check_vocabulary(self) -> Self:
         """Build the backend at once, so that a damaged file fails when it is opened."""
         ids = self._backend.get_vocab(with_added_tokens=True).values()
         if not ids or max(ids) >= _MAX_ID:
             raise InputError(self.path, f"token ids must be between 0 and {_MAX_ID - 1:,}", place="vocab")
-        if byte_map(self.spec.get("decoder")) is None:
+        if byte_map_of_decoder(self.spec.get("decoder")) is None:
             raise InputError(
                 self.path, "neither a byte-level nor a SentencePiece vocabulary", place="decoder"
             )
@@ -91,8 +91,8 @@ class Tokenizer:
         """Pickle the fields only: a pickled backend would read control tokens' names as control tokens."""
         return {"spec": self.spec, "special": self.special, "path": self.path}
 
-    def _build(self, *, special: bool) -> Backend:
-        backend = build(self.spec, self.path)
+    def _build_backend(self, *, special: bool) -> Backend:
+        backend = build_tokenizer(self.spec, self.path)
         # A corpus must not lose the ends of its documents to a limit set for a training loader.
         backend.no_truncation()
         backend.no_padding()
@@ -101,11 +101,11 @@ class Tokenizer:
 
     @cached_property
     def _backend(self) -> Backend:
-        return self._build(special=False)
+        return self._build_backend(special=False)
 
     @cached_property
     def _special_backend(self) -> Backend:
-        return self._build(special=True)
+        return self._build_backend(special=True)
 
     def encode(self, text: str, *, special: bool = False, bos: bool | None = None) -> list[int]:
         """Return the ids of `text`; with `special`, names of control tokens are read as control tokens.
@@ -113,20 +113,20 @@ class Tokenizer:
         BOS is prepended if the tokenizer does so; `bos` overrides it (a chat template writes its own).
         """
         if len(text) > long_text.PIECE:
-            return self._prefix(bos) + self._encode_long(text, special=special)
+            return self._bos_prefix(bos) + self._encode_long(text, special=special)
         backend = self._special_backend if special else self._backend
-        return self._prefix(bos) + self._ids(backend, text)
+        return self._bos_prefix(bos) + self._backend_ids(backend, text)
 
-    def _ids(self, backend: Backend, text: str) -> list[int]:
+    def _backend_ids(self, backend: Backend, text: str) -> list[int]:
         return call_backend(self.path, lambda: backend.encode(text, add_special_tokens=False).ids)
 
     def _encode_long(self, text: str, *, special: bool) -> list[int]:
         backend = self._special_backend if special else self._backend
         if self._piece_prefix is None:
-            long_text.refuse_long(len(text))
-            return self._ids(backend, text)
+            long_text.refuse_long_text(len(text))
+            return self._backend_ids(backend, text)
         return [
-            i for piece in long_text.split_text(text, self._piece_prefix) for i in self._ids(backend, piece)
+            i for piece in long_text.split_text(text, self._piece_prefix) for i in self._backend_ids(backend, piece)
         ]
 
     @cached_property
@@ -137,7 +137,7 @@ class Tokenizer:
         """Encode every text, on all cores."""
         if any(len(text) > long_text.PIECE for text in texts):
             return [self.encode(text, bos=bos) for text in texts]
-        prefix = self._prefix(bos)
+        prefix = self._bos_prefix(bos)
         encodings = call_backend(
             self.path, lambda: self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         )
@@ -153,8 +153,8 @@ class Tokenizer:
             raise UsageError("the text contains the noncharacter U+FDD1")
         backend, placeholders = self._parts_backend
         text = "".join(part if isinstance(part, str) else _placeholder(part) for part in parts)
-        long_text.refuse_long(len(text))
-        return [placeholders.get(i, i) for i in self._ids(backend, text)]
+        long_text.refuse_long_text(len(text))
+        return [placeholders.get(i, i) for i in self._backend_ids(backend, text)]
 
     @cached_property
     def _parts_backend(self) -> tuple[Backend, dict[int, int]]:
@@ -163,7 +163,7 @@ class Tokenizer:
         Placeholders are ordinary added tokens, because this backend reads no control tokens. They have the
         flags of the tokens that they represent, so the text is split at the same places.
         """
-        backend = self._build(special=False)
+        backend = self._build_backend(special=False)
         control = {i: t for i, t in backend.get_added_tokens_decoder().items() if t.special}
         for i, token in control.items():
             rules = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
@@ -173,7 +173,7 @@ class Tokenizer:
             i: int(t.content.strip(_PLACEHOLDER)) for i, t in new.items() if _PLACEHOLDER in t.content
         }
 
-    def _prefix(self, bos: bool | None) -> list[int]:
+    def _bos_prefix(self, bos: bool | None) -> list[int]:
         add_bos = self.special.add_bos if bos is None else bos
         return [self.special.bos] if add_bos and self.special.bos is not None else []
 
@@ -181,21 +181,21 @@ class Tokenizer:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids have no text."""
         skip = self.special_ids if skip_special else frozenset[int]()
         # Joined before decoding: a character may span several tokens.
-        data = b"".join(self._bytes.get(i, b"") for i in ids if i not in skip)
+        data = b"".join(self._bytes_by_id.get(i, b"") for i in ids if i not in skip)
         text = data.decode(errors="replace")
-        return text.removeprefix(" ") if strips_space(self.spec["decoder"]) else text
+        return text.removeprefix(" ") if strips_first_space(self.spec["decoder"]) else text
 
     def stream(self) -> TextStream:
         """Start incremental decoding of ids that continue a prompt."""
-        return TextStream(lambda i: self._bytes.get(i, b""), self.special_ids)
+        return TextStream(lambda i: self._bytes_by_id.get(i, b""), self.special_ids)
 
-    def token(self, token_id: int) -> str | None:
+    def id_to_token(self, token_id: int) -> str | None:
         """Return a token in the vocabulary's spelling (`Ġthe`, `▁the`, `<0x0A>`)."""
         return self._backend.id_to_token(token_id)
 
     @cached_property
-    def _bytes(self) -> dict[int, bytes]:
-        bytes_of = byte_map(self.spec["decoder"])
+    def _bytes_by_id(self) -> dict[int, bytes]:
+        bytes_of = byte_map_of_decoder(self.spec["decoder"])
         assert bytes_of is not None  # noqa: S101  # checked by _checked
         table = {i: bytes_of(token) for token, i in self._backend.get_vocab(with_added_tokens=True).items()}
         if bytes_of is byte_level_bytes:  # added tokens are spelt as plain text, not in bytes
@@ -237,7 +237,7 @@ class Tokenizer:
     @cached_property
     def end_of_text_id(self) -> int:
         """The end of a document: `<|endoftext|>` for SmolLM2, `</s>` for Llama-2; not the end of a turn."""
-        token_id = end_of_text_token(self._control, self.special)
+        token_id = end_of_text_token(self._control_ids, self.special)
         if token_id is None:
             raise InputError(self.path, "no token ends a text", hint="set eos_token in tokenizer_config.json")
         return token_id
@@ -245,7 +245,7 @@ class Tokenizer:
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """All tokens that end a text or a turn."""
-        return stop_tokens(self._control, self.special) | {self.end_of_text_id}
+        return stop_tokens(self._control_ids, self.special) | {self.end_of_text_id}
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -255,9 +255,9 @@ class Tokenizer:
             "eos_token": self.special.eos,
             "unk_token": self.special.unknown,
             "pad_token": self.special.padding,
-            **self.special.named,
+            **self.special.template_tokens,
         }
-        return {name: str(self.token(i)) for name, i in ids.items() if i is not None}
+        return {name: str(self.id_to_token(i)) for name, i in ids.items() if i is not None}
 
     @property
     def chat_template(self) -> str | None:
@@ -265,27 +265,27 @@ class Tokenizer:
         return self.special.chat_template
 
     @cached_property
-    def _control(self) -> dict[str, int]:
+    def _control_ids(self) -> dict[str, int]:
         return {t.content: i for i, t in self._backend.get_added_tokens_decoder().items() if t.special}
 
     @cached_property
-    def _files(self) -> dict[str, bytes]:
-        further_stops = self.stop_ids - stop_tokens(self._control, replace(self.special, stop=frozenset()))
-        return hf_folder.files(self.spec, self.special, self._backend, self.stop_ids if further_stops else ())
+    def _saved_files(self) -> dict[str, bytes]:
+        further_stops = self.stop_ids - stop_tokens(self._control_ids, replace(self.special, further_stop_ids=frozenset()))
+        return hf_folder.tokenizer_files(self.spec, self.special, self._backend, self.stop_ids if further_stops else ())
 
     def save(self, folder: Path | str) -> None:
         """Write tokenizer.json, tokenizer_config.json, and a generation_config.json for further stop ids.
 
         Equal tokenizers give equal bytes.
         """
-        for name, content in self._files.items():
+        for name, content in self._saved_files.items():
             with atomic_write(Path(folder) / name) as file:
                 file.write(content)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the files that `save` writes."""
-        parts = {name: hashlib.sha256(content).hexdigest() for name, content in self._files.items()}
+        parts = {name: hashlib.sha256(content).hexdigest() for name, content in self._saved_files.items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -125,11 +125,11 @@ def check_texts(control: Sequence[str] = ()) -> tuple[str, ...]:
     forms = cycle(("{0}", "a{0}b", " {0} ", "x {0}\n{0}y", "{0}{0}", "é{0} 12", "A{0}, {0}.", "\n{0}  z"))
     control_texts = [form.format(name) for form, name in zip(forms, named, strict=False)]
     # Texts are also joined in pairs: tokenization at a join depends on both sides.
-    joins = (f"{left}{gap}{right}" for gap in ("", " ", "\n", "  ") for left, right in _neighbours(fixed))
+    joins = (f"{left}{gap}{right}" for gap in ("", " ", "\n", "  ") for left, right in _text_pairs(fixed))
     return tuple(islice(dict.fromkeys((*fixed, *control_texts, *joins)), _TEXTS))
 
 
-def _neighbours(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _text_pairs(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
     step = 7  # no common factor with the number of texts, so that kinds meet
     for place, text in enumerate(texts):
         yield text, texts[(place * step + 1) % len(texts)]
@@ -142,8 +142,8 @@ def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
     texts (as a document and with control tokens read), their decoded text, and the check conversations as
     rendered text and ids.
     """
-    texts = check_texts([str(a.token(i)) for i in sorted(a.added_ids)])
-    checks: list[tuple[str, Callable[[Tokenizer], object]]] = [
+    texts = check_texts([str(a.id_to_token(i)) for i in sorted(a.added_ids)])
+    property_readers: list[tuple[str, Callable[[Tokenizer], object]]] = [
         ("BOS", lambda t: (t.bos_id, t.adds_bos)),
         # A GGUF file always names an EOS, because llama.cpp would otherwise assume one by its id.
         ("EOS", lambda t: t.end_of_text_id if t.eos_id is None else t.eos_id),
@@ -154,26 +154,26 @@ def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
     ]
     differences = [
         f"{name}: {first} and {second}"
-        for name, read in checks
-        if (first := _outcome(read, a)) != (second := _outcome(read, b))
+        for name, read in property_readers
+        if (first := _value_or_error(read, a)) != (second := _value_or_error(read, b))
     ]
-    differences += _first("token", [(i, a.token(i), b.token(i)) for i in range(a.vocab_size) if a.token(i)])
-    readings: dict[str, Callable[[Tokenizer, str], object]] = {
+    differences += _first_difference("token", [(i, a.id_to_token(i), b.id_to_token(i)) for i in range(a.vocab_size) if a.id_to_token(i)])
+    text_readers: dict[str, Callable[[Tokenizer, str], object]] = {
         "token ids of": lambda t, text: t.encode(text),
         "token ids with control tokens of": lambda t, text: t.encode(text, special=True),
-        "decoded text of": _decoded,
+        "decoded text of": _decoded_texts,
     }
-    for name, of_text in readings.items():
-        differences += _first(name, [(_short(text), of_text(a, text), of_text(b, text)) for text in texts])
+    for name, of_text in text_readers.items():
+        differences += _first_difference(name, [(_shorten(text), of_text(a, text), of_text(b, text)) for text in texts])
     if (a.chat_template is None) != (b.chat_template is None):
         return [*differences, "only one of the two has a chat template"]
     if a.chat_template is not None:
-        differences += _first("chat text of", _on_conversations(a, b, _text_of))
-        differences += _first("chat ids of", _on_conversations(a, b, _ids_of))
+        differences += _first_difference("chat text of", _outcomes_on_conversations(a, b, _conversation_text))
+        differences += _first_difference("chat ids of", _outcomes_on_conversations(a, b, _conversation_ids))
     return differences
 
 
-def _outcome(read: Callable[[Tokenizer], object], tokenizer: Tokenizer) -> object:
+def _value_or_error(read: Callable[[Tokenizer], object], tokenizer: Tokenizer) -> object:
     """Return the value, or the error's text: if one template refuses a conversation, both must."""
     try:
         return read(tokenizer)
@@ -181,52 +181,52 @@ def _outcome(read: Callable[[Tokenizer], object], tokenizer: Tokenizer) -> objec
         return getattr(error, "problem", error.message)
 
 
-def _on_conversations(
+def _outcomes_on_conversations(
     a: Tokenizer, b: Tokenizer, read: Callable[..., object]
 ) -> list[tuple[object, object, object]]:
     return [
-        (f"conversation {number}", _outcome(ask, a), _outcome(ask, b))
+        (f"conversation {number}", _value_or_error(ask, a), _value_or_error(ask, b))
         for number, messages in enumerate(CHECK_CONVERSATIONS, start=1)
         for prompt in (True, False)
         for ask in (partial(read, messages=messages, prompt=prompt),)
     ]
 
 
-def _text_of(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool) -> object:
+def _conversation_text(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool) -> object:
     return render_conversation(tokenizer, messages, add_generation_prompt=prompt)
 
 
-def _ids_of(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool) -> object:
+def _conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool) -> object:
     return conversation_ids(tokenizer, messages, add_generation_prompt=prompt)
 
 
-def _decoded(tokenizer: Tokenizer, text: str) -> tuple[str, str]:
+def _decoded_texts(tokenizer: Tokenizer, text: str) -> tuple[str, str]:
     ids = tokenizer.encode(text, special=True)
     return tokenizer.decode(ids), tokenizer.decode(ids, skip_special=False)
 
 
-def _first(name: str, results: Sequence[tuple[object, object, object]]) -> list[str]:
+def _first_difference(name: str, results: Sequence[tuple[object, object, object]]) -> list[str]:
     """Return one line for the results that differ: the first of them, and their number."""
     unequal = [result for result in results if result[1] != result[2]]
     if not unequal:
         return []
     place, first, second = unequal[0]
     return [
-        f"{name} {place}: {_divergence(first, second)}"
+        f"{name} {place}: {_describe_difference(first, second)}"
         + (f" ({len(unequal)} of {len(results)} differ)" if len(results) > 1 else "")
     ]
 
 
-def _divergence(first: object, second: object) -> str:
+def _describe_difference(first: object, second: object) -> str:
     """Describe the first place in which two sequences differ; other values are shown whole."""
     if isinstance(first, list) and isinstance(second, list):
         place = next(i for i, (x, y) in enumerate(zip_longest(first, second)) if x != y)
         return f"at {place}, {first[place : place + 5]} and {second[place : place + 5]}"
     if isinstance(first, str) and isinstance(second, str):
         place = next(i for i, (x, y) in enumerate(zip_longest(first, second)) if x != y)
-        return f"at character {place}, {_short(first[place:])} and {_short(second[place:])}"
-    return f"{_short(str(first))} and {_short(str(second))}"
+        return f"at character {place}, {_shorten(first[place:])} and {_shorten(second[place:])}"
+    return f"{_shorten(str(first))} and {_shorten(str(second))}"
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
