@@ -118,7 +118,9 @@ def test_no_held_out_document_is_in_a_training_file(smoke: Any) -> None:
     assert len(train) > 400
     for key in ("id", "text"):  # neither is case or white space a difference
         hashes = {hashlib.sha256(normalize_text(document[key]).encode()).digest() for document in held}
-        assert not [d["id"] for d in train if hashlib.sha256(normalize_text(d[key]).encode()).digest() in hashes]
+        assert not [
+            d["id"] for d in train if hashlib.sha256(normalize_text(d[key]).encode()).digest() in hashes
+        ]
 
 
 def test_every_document_that_was_read_is_in_a_split_or_among_the_drops(smoke: Any) -> None:

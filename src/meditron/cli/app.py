@@ -66,7 +66,7 @@ for place, function in enumerate(COMMANDS):
 
 
 @app.meta.default
-def _top(
+def _run_command_line(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     quiet: Annotated[bool, Parameter(group=GENERAL, help="Print no progress, only warnings.")] = False,
     debug: Annotated[

@@ -7,19 +7,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from meditron.cli.options import STDIN, emit_line
+from meditron.cli.options import STDIN, print_json_line
 from meditron.core.console import info, progress
 from meditron.core.errors import InputError, MeditronError
 from meditron.engine.base import Generation, Prompt
 from meditron.store.files import atomic_write, refuse_overwrite, translate_read_errors, translate_write_errors
 
-__all__ = ["answer_all"]
+__all__ = ["answer_all_prompts"]
 
 # Fields of the two kinds of output lines; a file with others is not ours to rewrite.
 _ANSWER_FIELDS, _ERROR_FIELDS = {"id", "text", "tokens", "seconds", "stop"}, {"id", "error"}
 
 
-def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generation]) -> int:
+def answer_all_prompts(source: str, out: Path | None, answer: Callable[[Prompt], Generation]) -> int:
     """Answer every line of `source` and return the number of failed lines.
 
     A line is `{"prompt": TEXT}` or `{"messages": […]}`. Its `id` is copied to the answer; without one the id
@@ -36,21 +36,23 @@ def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generat
     """
     if out is not None and source != STDIN:
         refuse_overwrite([out], [Path(source)])
-    done = _answered_ids(out) if out is not None else frozenset[str]()
-    seen: set[str] = set()
+    answered_ids = _answered_ids(out) if out is not None else frozenset[str]()
+    seen_ids: set[str] = set()
     failed = 0
     with ExitStack() as closing:
         if out is not None:
             closing.enter_context(translate_write_errors(out))
             file = closing.enter_context(out.open("a", encoding="utf-8"))
-        bar = closing.enter_context(progress("generate", _line_count(source), "prompts", start=len(done)))
-        for number, line in _lines(source):
-            row = _answer(source, number, line, answer, done, seen)
+        bar = closing.enter_context(
+            progress("generate", _line_count(source), "prompts", start=len(answered_ids))
+        )
+        for number, line in _numbered_lines(source):
+            row = _answer_line(source, number, line, answer, answered_ids, seen_ids)
             if row is None:
                 continue
             text = json.dumps(row, ensure_ascii=False) + "\n"
             if out is None:
-                emit_line(text)
+                print_json_line(text)
                 sys.stdout.flush()
             else:
                 # Flushed line by line: a kill loses the answer in progress and no other.
@@ -63,26 +65,26 @@ def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generat
     return failed
 
 
-def _answer(
+def _answer_line(
     source: str,
     number: int,
     line: bytes,
     answer: Callable[[Prompt], Generation],
-    done: Set[str],
-    seen: set[str],
+    answered_ids: Set[str],
+    seen_ids: set[str],
 ) -> dict[str, Any] | None:
     """Return the output for one line, None if `done` has its id. Its id is added to `seen`."""
     name: Any = number
     try:
         row = _parse_row(source, number, line)
         name = row.get("id", number)
-        key = _key(name)
-        if key in seen:
+        key = _id_key(name)
+        if key in seen_ids:
             raise _line_error(source, number, f"the id {key} is on an earlier line too")
-        seen.add(key)
-        if key in done:
+        seen_ids.add(key)
+        if key in answered_ids:
             return None
-        generation = answer(_prompt(source, number, row))
+        generation = answer(_parse_prompt(source, number, row))
     except MeditronError as error:
         return {"id": name, "error": error.message}
     return {
@@ -109,7 +111,7 @@ def _parse_row(source: str, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _prompt(source: str, number: int, row: dict[str, Any]) -> Prompt:
+def _parse_prompt(source: str, number: int, row: dict[str, Any]) -> Prompt:
     prompt, messages = row.get("prompt"), row.get("messages")
     if isinstance(prompt, str) and messages is None:
         return prompt
@@ -126,7 +128,7 @@ def _line_error(source: str, number: int, problem: str) -> InputError:
     return InputError("stdin" if source == STDIN else source, problem, place=f"line {number}")
 
 
-def _lines(source: str) -> Iterator[tuple[int, bytes]]:
+def _numbered_lines(source: str) -> Iterator[tuple[int, bytes]]:
     with ExitStack() as closing:
         file = sys.stdin.buffer
         if source != STDIN:
@@ -142,10 +144,10 @@ def _line_count(source: str) -> int | None:
     """Return the number of lines, None if they can be read only once."""
     if source == STDIN or not Path(source).is_file():
         return None
-    return sum(1 for _ in _lines(source))
+    return sum(1 for _ in _numbered_lines(source))
 
 
-def _key(name: object) -> str:
+def _id_key(name: object) -> str:
     # Ids are compared as JSON: 1 and "1" differ, and an id may be a list.
     return json.dumps(name, sort_keys=True)
 
@@ -166,18 +168,18 @@ def _answered_ids(out: Path) -> frozenset[str]:
         except (ValueError, RecursionError) as error:
             if number == len(lines) and not line.endswith(b"\n"):
                 break  # cut off by a kill
-            raise _not_answers(out, number) from error
+            raise _not_answers_error(out, number) from error
         if not isinstance(row, dict) or set(row) not in (_ANSWER_FIELDS, _ERROR_FIELDS):
-            raise _not_answers(out, number)
+            raise _not_answers_error(out, number)
         if "text" in row:
-            kept[_key(row["id"])] = line.rstrip(b"\r\n") + b"\n"
+            kept[_id_key(row["id"])] = line.rstrip(b"\r\n") + b"\n"
     if lines != list(kept.values()):
         with atomic_write(out.resolve()) as file:  # resolved: a link stays a link
             file.writelines(kept.values())
     return frozenset(kept)
 
 
-def _not_answers(out: Path, number: int) -> InputError:
+def _not_answers_error(out: Path, number: int) -> InputError:
     return InputError(
         out,
         "not an answer of meditron generate --jsonl",

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, emit
+from meditron.cli.options import Json, print_json
 
 __all__ = ["compare"]
 
@@ -29,6 +29,6 @@ def compare(a: _Result, b: _Result, /, *, as_json: Json = False) -> None:
     comparisons = compare_results(a, b)
     if as_json:
         records = [comparison.model_dump(mode="json") for comparison in comparisons]
-        emit(records[0] | {"differences": records})
+        print_json(records[0] | {"differences": records})
     else:
-        show.differences(comparisons, answer=True)
+        show.print_differences(comparisons, answer=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, Seed, emit, flags_from
+from meditron.cli.options import Json, Seed, flags_from, print_json
 from meditron.core.console import info
 from meditron.core.errors import UsageError
 
@@ -77,9 +77,9 @@ def evaluate(
     else:
         raise UsageError("evaluate needs a task or a model to compare with", hint="--task T or --against M")
     if as_json:
-        emit(_json_fields(result.model_dump(mode="json"), str(rows)))
+        print_json(_json_fields(result.model_dump(mode="json"), str(rows)))
     else:
-        show.evaluation(result, answer=True)
+        show.print_evaluation(result, answer=True)
         for name, data in result.ancestry.items():
             info(f"{name}: {data.statement}")
         info(f"rows: {rows}")

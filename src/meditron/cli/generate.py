@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from meditron.cli.options import STDIN, Context, EngineName, Json, emit
+from meditron.cli.options import STDIN, Context, EngineName, Json, print_json
 from meditron.core.console import info, sanitize_terminal
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.errors import UsageError
@@ -63,7 +63,7 @@ def generate(
         meditron generate runs/quickstart/pretrain "Hypertension is treated with" --max-tokens 40
         meditron generate runs/quickstart/quantize:Q4_K_M --jsonl prompts.jsonl --out answers.jsonl
     """
-    from meditron.cli.batch import answer_all
+    from meditron.cli.batch import answer_all_prompts
     from meditron.engine import load
 
     _check_usage(prompt, jsonl, out)
@@ -71,7 +71,7 @@ def generate(
     info(DISCLAIMER)
     with load(model, dtype=dtype, backend=engine, context=context) as loaded:
         if jsonl is not None:
-            failed = answer_all(
+            failed = answer_all_prompts(
                 jsonl, out, lambda line: loaded.generate(line, raw=raw, **sampling.options).finish()
             )
             return int(failed > 0)
@@ -103,7 +103,9 @@ def _print_reply(reply: "Reply", *, as_json: bool) -> None:
         sys.stdout.flush()
     done = reply.finish()
     if as_json:
-        emit({"text": done.text, "tokens": done.tokens, "seconds": round(done.seconds, 3), "stop": done.stop})
+        print_json(
+            {"text": done.text, "tokens": done.tokens, "seconds": round(done.seconds, 3), "stop": done.stop}
+        )
     else:
         sys.stdout.write("\n")
         info(f"{done.tokens:,} tokens in {format_duration(done.seconds)}")

@@ -9,18 +9,18 @@ from pathlib import Path
 from meditron.core.console import info, warn
 from meditron.core.errors import UsageError
 
-__all__ = ["at_terminal", "lines"]
+__all__ = ["is_interactive", "read_input_lines"]
 
 _PROMPT = "> "
 _HISTORY_LINES = 1000
 
 
-def at_terminal() -> bool:
+def is_interactive() -> bool:
     """Return True if stdin and stdout are a terminal."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def lines() -> Iterator[str]:
+def read_input_lines() -> Iterator[str]:
     """Yield the lines of stdin until its end.
 
     At a terminal readline edits them, and Ctrl-C discards the line being typed.
@@ -28,10 +28,10 @@ def lines() -> Iterator[str]:
     Raises:
         UsageError: a line is not UTF-8.
     """
-    if not at_terminal():
+    if not is_interactive():
         yield from _piped_lines()
         return
-    with _history():
+    with _line_history():
         while True:
             try:
                 yield input(_PROMPT)
@@ -56,7 +56,7 @@ def _piped_lines() -> Iterator[str]:
 
 
 @contextmanager
-def _history() -> Iterator[None]:
+def _line_history() -> Iterator[None]:
     """Load and save the history of typed lines.
 
     Only the user can read the file: questions may be about patients.

@@ -26,9 +26,9 @@ __all__ = [
     "Seed",
     "Set",
     "default_text",
-    "emit",
-    "emit_line",
     "flags_from",
+    "print_json",
+    "print_json_line",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -87,15 +87,17 @@ def flags_from(
         names: Key → flag, where the flag is not the key with dashes (`{"methods": "--method"}`).
     """
 
-    def add(command: Function) -> Function:
+    def add_flags(command: Function) -> Function:
         parameters = signature(command).parameters.values()
         properties = _table_properties(table)
         flags = [
             SignatureParameter(
                 key,
                 SignatureParameter.KEYWORD_ONLY,
-                default=_default(properties[key]),
-                annotation=_flag(properties[key], Group(title, sort_key=place), (names or {}).get(key)),
+                default=_flag_default(properties[key]),
+                annotation=_flag_annotation(
+                    properties[key], Group(title, sort_key=place), (names or {}).get(key)
+                ),
             )
             for place, (title, keys) in enumerate(groups.items(), start=1)
             for key in keys
@@ -105,11 +107,11 @@ def flags_from(
         command.__annotations__ |= {flag.name: flag.annotation for flag in flags}
         return command
 
-    return add
+    return add_flags
 
 
 @cache
-def _schema() -> dict[str, Any]:
+def _recipe_schema() -> dict[str, Any]:
     """Read the JSON Schema of recipes, without importing `meditron.recipe`."""
     schema = files("meditron").joinpath("recipe", "recipe.schema.json").read_text(encoding="utf-8")
     parsed: dict[str, Any] = json.loads(schema)
@@ -117,8 +119,8 @@ def _schema() -> dict[str, Any]:
 
 
 def _table_properties(table: str) -> dict[str, Any]:
-    reference = str(_schema()["properties"][table]["$ref"])
-    properties: dict[str, Any] = _schema()["$defs"][reference.rpartition("/")[2]]["properties"]
+    reference = str(_recipe_schema()["properties"][table]["$ref"])
+    properties: dict[str, Any] = _recipe_schema()["$defs"][reference.rpartition("/")[2]]["properties"]
     return properties
 
 
@@ -126,7 +128,7 @@ _BOUNDS = {"gte": "minimum", "gt": "exclusiveMinimum", "lte": "maximum", "lt": "
 """Bounds of `cyclopts.validators.Number` → the same in JSON Schema."""
 
 
-def _flag(key: Mapping[str, Any], group: Group, name: str | None) -> Any:  # noqa: ANN401  # a type form
+def _flag_annotation(key: Mapping[str, Any], group: Group, name: str | None) -> Any:  # noqa: ANN401  # a type form
     """Translate a key's JSON Schema to an annotation for cyclopts."""
     (value,) = (option for option in key.get("anyOf", [key]) if option["type"] != "null")
     bounds = {keyword: value[bound] for keyword, bound in _BOUNDS.items() if bound in value}
@@ -137,21 +139,21 @@ def _flag(key: Mapping[str, Any], group: Group, name: str | None) -> Any:  # noq
         validator=Number(**bounds) if bounds else None,
     )
     nullable = "anyOf" in key
-    kind = _type(value)
+    kind = _flag_type(value)
     return Annotated[kind | None if nullable else kind, parameter]
 
 
-def _type(value: Mapping[str, Any]) -> Any:  # noqa: ANN401  # a type form
+def _flag_type(value: Mapping[str, Any]) -> Any:  # noqa: ANN401  # a type form
     if "enum" in value:
         return Literal[tuple(value["enum"])]
     if value["type"] == "array":
-        return tuple[_type(value["items"]), ...]  # type: ignore[misc]
+        return tuple[_flag_type(value["items"]), ...]  # type: ignore[misc]
     if value.get("format") == "path":
         return Path
     return {"integer": int, "number": float, "boolean": bool, "string": str}[value["type"]]
 
 
-def _default(key: Mapping[str, Any]) -> Any:  # noqa: ANN401  # whatever the key holds
+def _flag_default(key: Mapping[str, Any]) -> Any:  # noqa: ANN401  # whatever the key holds
     default = key.get("default", SignatureParameter.empty)
     return tuple(default) if isinstance(default, list) else default
 
@@ -163,12 +165,12 @@ def default_text(value: object) -> str | None:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def emit(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    emit_line(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    print_json_line(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def emit_line(text: str) -> None:
+def print_json_line(text: str) -> None:
     """Print serialized JSON on stdout, escaping characters that a terminal would obey."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     escaped = _UNPRINTED if encoding.lower().replace("-", "").startswith("utf") else _NOT_ASCII

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, emit
+from meditron.cli.options import Json, print_json
 from meditron.release.types import GGUFType, gguf_type
 
 __all__ = ["quantize"]
@@ -40,6 +40,6 @@ def quantize(
     kinds = tuple(dict.fromkeys(gguf_type(text) for text in (*types, *type))) or ("Q4_K_M",)
     result = write(model, kinds, out, threads=threads, force=force, check=check)
     if as_json:
-        emit(result)
+        print_json(result)
     else:
         print_summary(result["files"], answer=True)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from meditron.cli.errors import explain
-from meditron.cli.options import emit_line
+from meditron.cli.errors import explain_error
+from meditron.cli.options import print_json_line
 from meditron.core.console import info, sanitize_terminal, warn
 from meditron.core.errors import MeditronError, UsageError
 from meditron.engine import Generation, Reply
@@ -45,29 +45,33 @@ class Session:
         self._interactive, self._json = interactive, as_json
         self._answers = 0
         self._commands: dict[str, tuple[Callable[[str], None], str, str]] = {
-            "help": (self._help, "", "list the commands"),
-            "clear": (self._clear, "", "start a new conversation"),
-            "system": (self._system, "TEXT", "set the system prompt; without TEXT remove it"),
-            "regen": (self._regenerate, "", "generate another answer to the last question"),
-            "temp": (self._temperature, "X", "set the temperature; 0 = greedy decoding"),
-            "save": (self._save, "FILE", 'append the conversation to FILE as a line {"messages": …}'),
-            "quit": (self._quit, "", "end the conversation, like Ctrl-D"),
+            "help": (self._list_commands, "", "list the commands"),
+            "clear": (self._clear_conversation, "", "start a new conversation"),
+            "system": (self._set_system_prompt, "TEXT", "set the system prompt; without TEXT remove it"),
+            "regen": (self._regenerate_answer, "", "generate another answer to the last question"),
+            "temp": (self._set_temperature, "X", "set the temperature; 0 = greedy decoding"),
+            "save": (
+                self._save_conversation,
+                "FILE",
+                'append the conversation to FILE as a line {"messages": …}',
+            ),
+            "quit": (self._end_session, "", "end the conversation, like Ctrl-D"),
         }
 
-    def take(self, line: str) -> None:
+    def handle_line(self, line: str) -> None:
         """Answer a line or run its command. A failure is reported, and the session continues."""
         line = line.strip()
         try:
             if line.startswith("/"):
                 self._run_command(line[1:])
             elif line:
-                self._answer(line)
+                self._answer_question(line)
         except MeditronError as error:
             self.failed = True
-            message, hint, _ = explain(error)
+            message, hint, _ = explain_error(error)
             warn(f"{message} ({hint})" if hint else message)
 
-    def _answer(self, question: str) -> None:
+    def _answer_question(self, question: str) -> None:
         before = self._conversation.forgotten
         # Each answer has its own seed: with one seed /regen would repeat the answer.
         sampling = replace(self._sampling, seed=self._sampling.seed + self._answers)
@@ -75,19 +79,19 @@ class Session:
         self._answers += 1
         if self._conversation.forgotten > before:
             info(f"(the context is full: the {self._conversation.forgotten} oldest turns are left out)")
-        done = self._finish(reply)
+        done = self._print_reply(reply)
         if done.text.strip():
             self._conversation.keep(question, done.text)
         if self._json:
             row = {"text": done.text.strip(), "tokens": done.tokens, "seconds": round(done.seconds, 3)}
-            emit_line(json.dumps({**row, "stop": done.stop}, ensure_ascii=False) + "\n")
+            print_json_line(json.dumps({**row, "stop": done.stop}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         elif done.stop in _STOP_NOTES:
             info(_STOP_NOTES[done.stop].format(tokens=done.tokens))
         elif not done.text.strip():
             info("(the answer is empty)")
 
-    def _finish(self, reply: Reply) -> Generation:
+    def _print_reply(self, reply: Reply) -> Generation:
         """Print an answer as it comes, until it ends or is stopped."""
         try:
             started = self._json
@@ -116,34 +120,34 @@ class Session:
             raise UsageError(f"there is no command /{name}", hint=f"{hint}/help lists the commands")
         self._commands[name][0](argument.strip())
 
-    def _help(self, _: str) -> None:
+    def _list_commands(self, _: str) -> None:
         for name, (_run, argument, help_text) in self._commands.items():
             info(f"  {f'/{name} {argument}':14} {help_text}")
 
-    def _quit(self, _: str) -> None:
+    def _end_session(self, _: str) -> None:
         self.ended = True
 
-    def _clear(self, _: str) -> None:
+    def _clear_conversation(self, _: str) -> None:
         self._conversation.clear()
         info("(a new conversation)")
 
-    def _system(self, text: str) -> None:
+    def _set_system_prompt(self, text: str) -> None:
         self._conversation.system = text or None
         info("(the system prompt is set)" if text else "(the system prompt is removed)")
 
-    def _regenerate(self, _: str) -> None:
+    def _regenerate_answer(self, _: str) -> None:
         if not self._conversation.turns:
             raise UsageError("/regen: there is no question yet", hint="ask one first")
         turn = self._conversation.turns.pop()
         before = len(self._conversation.turns)
         try:
-            self._answer(turn[0])
+            self._answer_question(turn[0])
         finally:
             # Without a new answer (an error, Ctrl-C) the old one stays.
             if len(self._conversation.turns) == before:
                 self._conversation.turns.append(turn)
 
-    def _temperature(self, text: str) -> None:
+    def _set_temperature(self, text: str) -> None:
         try:
             self._sampling = replace(self._sampling, temperature=float(text))
         except (ValueError, UsageError) as error:
@@ -152,7 +156,7 @@ class Session:
             ) from error
         info(f"(temperature {self._sampling.temperature:g})")
 
-    def _save(self, name: str) -> None:
+    def _save_conversation(self, name: str) -> None:
         if not name:
             raise UsageError("/save needs a file", hint="example: /save talk.jsonl")
         try:

@@ -20,7 +20,14 @@ from meditron.report.run_report import HTML
 from meditron.report.terminal import print_table
 from meditron.store.results import Comparison, EvaluationResult
 
-__all__ = ["decisions", "differences", "drift", "evaluation", "outcome", "stages"]
+__all__ = [
+    "print_differences",
+    "print_drift",
+    "print_evaluation",
+    "print_outcome",
+    "print_plan",
+    "print_stages",
+]
 
 
 _IN_OTHER_TABLES = (
@@ -38,16 +45,16 @@ _IN_REPORT = ("peak_rss", "seed", "resamples", "overlap", "training_documents_co
 """Metrics of how a stage worked; they are left to the report, to keep a stage on one line."""
 
 
-def stages(result: RunResult, *, answer: bool) -> None:
+def print_stages(result: RunResult, *, answer: bool) -> None:
     """Print name, state, time and the first metrics of each stage."""
     rows = [
-        (name, stage.state, _seconds(stage.metrics), stage.failure or _figures(stage.metrics))
+        (name, stage.state, _format_seconds(stage.metrics), stage.failure or _format_metrics(stage.metrics))
         for name, stage in result.stages.items()
     ]
     print_table(("stage", "state", "time", "metrics"), rows, title=str(result.folder), answer=answer)
 
 
-def drift(result: RunResult, *, answer: bool) -> None:
+def print_drift(result: RunResult, *, answer: bool) -> None:
     """Print the fields of config and inputs that changed since a stage was built."""
     rows = [
         (name, difference.field, abbreviate(difference.was), abbreviate(difference.now))
@@ -59,20 +66,20 @@ def drift(result: RunResult, *, answer: bool) -> None:
         print_table(("stage", "field", "was", "now"), rows, title=title, answer=answer)
 
 
-def decisions(result: RunResult, *, answer: bool) -> None:
+def print_plan(result: RunResult, *, answer: bool) -> None:
     """Print the plan of a run: each stage's action, inputs and reason, estimates, and unusable inputs."""
     rows = [
         (
             name,
             decision.action,
-            ", ".join(_source(reference.text) for reference in decision.status.inputs.values()),
+            ", ".join(_shorten_source(reference.text) for reference in decision.status.inputs.values()),
             decision.why,
         )
         for name, decision in result.decisions.items()
     ]
     if rows:
         print_table(("stage", "action", "inputs", "why"), rows, title=str(result.folder), answer=answer)
-    _estimates(result, answer=answer)
+    _print_estimates(result, answer=answer)
     for problem in result.problems:
         hint = f" ({problem.error.hint})" if problem.error.hint else ""
         warn(f"{problem.stage}.{problem.input}: {problem.error.message}{hint}")
@@ -80,7 +87,7 @@ def decisions(result: RunResult, *, answer: bool) -> None:
         info(f"Nothing was built: {len(result.problems)} of the inputs cannot be used.")
 
 
-def _estimates(result: RunResult, *, answer: bool) -> None:
+def _print_estimates(result: RunResult, *, answer: bool) -> None:
     """Print rough tokens, time, disk and memory of the stages to build, and warn if the machine has less."""
     if not result.estimates:
         return
@@ -115,63 +122,63 @@ def _estimates(result: RunResult, *, answer: bool) -> None:
         )
 
 
-def outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
+def print_outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
     """Print a run's stages, its scores, and the next command; with `full` every table of the results."""
-    stages(result, answer=answer)
-    if not result.built:
+    print_stages(result, answer=answer)
+    if not result.built_stages:
         info("Nothing to do: all stages are up to date.")
     for scores in result.evaluations.values():
-        _print(evaluation_tables.overview(scores, result.domains), answer=answer)
+        _print_result_table(evaluation_tables.overview(scores, result.source_domains), answer=answer)
         if full:
-            _details(scores, result, answer=answer)
+            _print_details(scores, result, answer=answer)
         if truncated := methods.truncation(scores):
             info(truncated)
     report = result.folder / HTML
     if report.is_file():
         more = "" if full or not result.evaluations else " (more tables: --full)"
         info(f"report: {report}{more}")
-    if result.quantized is not None:
-        info(f"next:   {shlex.join(['meditron', 'chat', result.quantized])}")
-    elif result.model is not None:
-        command = ["meditron", "generate", str(result.model), "Hypertension is treated with"]
+    if result.last_quantized_model is not None:
+        info(f"next:   {shlex.join(['meditron', 'chat', result.last_quantized_model])}")
+    elif result.last_model is not None:
+        command = ["meditron", "generate", str(result.last_model), "Hypertension is treated with"]
         info(f"next:   {shlex.join(command)}")
 
 
-def _details(scores: EvaluationResult, result: RunResult, *, answer: bool) -> None:
+def _print_details(scores: EvaluationResult, result: RunResult, *, answer: bool) -> None:
     """Print the change by each step, the paired differences, and fidelity."""
-    steps = evaluation_tables.steps(scores, evaluation_tables.origins(scores, result.origins))
+    steps = evaluation_tables.steps(scores, evaluation_tables.origins(scores, result.input_references))
     if steps.rows:
-        _print(steps, answer=answer)
-    differences(scores.differences, answer=answer)
+        _print_result_table(steps, answer=answer)
+    print_differences(scores.differences, answer=answer)
     if scores.fidelity:
-        _print(evaluation_tables.fidelity(scores), answer=answer)
+        _print_result_table(evaluation_tables.fidelity(scores), answer=answer)
 
 
-def evaluation(result: EvaluationResult, *, answer: bool) -> None:
+def print_evaluation(result: EvaluationResult, *, answer: bool) -> None:
     """Print the scores of `meditron evaluate`: tasks, or fidelity."""
     if result.tasks:
-        _print(evaluation_tables.answers(result), answer=answer)
-        _print(evaluation_tables.rules(result), answer=answer)
+        _print_result_table(evaluation_tables.answers(result), answer=answer)
+        _print_result_table(evaluation_tables.rules(result), answer=answer)
     if result.fidelity:
-        _print(evaluation_tables.fidelity(result), answer=answer)
-    differences(result.differences, answer=answer)
+        _print_result_table(evaluation_tables.fidelity(result), answer=answer)
+    print_differences(result.differences, answer=answer)
 
 
-def differences(comparisons: Sequence[Comparison], *, answer: bool) -> None:
+def print_differences(comparisons: Sequence[Comparison], *, answer: bool) -> None:
     """Print paired differences with their intervals."""
     if comparisons:
-        _print(evaluation_tables.differences(comparisons), answer=answer)
+        _print_result_table(evaluation_tables.differences(comparisons), answer=answer)
 
 
-def _print(table: ResultTable, *, answer: bool) -> None:
+def _print_result_table(table: ResultTable, *, answer: bool) -> None:
     print_table(table.headers, table.rows, title=table.caption, answer=answer)
 
 
-def _seconds(metrics: Mapping[str, Any]) -> str:
+def _format_seconds(metrics: Mapping[str, Any]) -> str:
     return format_duration(metrics["seconds"]) if "seconds" in metrics else ""
 
 
-def _figures(metrics: Mapping[str, Any]) -> str:
+def _format_metrics(metrics: Mapping[str, Any]) -> str:
     """Return the first numbers of a stage's metrics, nested ones under dotted names."""
     skipped = (*_IN_OTHER_TABLES, *_IN_REPORT)
     plain = [
@@ -180,15 +187,15 @@ def _figures(metrics: Mapping[str, Any]) -> str:
         if name.partition(".")[0] not in skipped and isinstance(value, int | float)
     ]
     files = [f"{file['type']} {format_bytes(file['bytes'])}" for file in metrics.get("files", ())]
-    return ", ".join([*files, *(f"{name} {_figure(value)}" for name, value in plain[:4])])
+    return ", ".join([*files, *(f"{name} {_format_metric(value)}" for name, value in plain[:4])])
 
 
-def _figure(value: float) -> str:
+def _format_metric(value: float) -> str:
     if isinstance(value, bool):
         return json.dumps(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _source(text: str) -> str:
+def _shorten_source(text: str) -> str:
     """Shorten a source, without its expected hash."""
     return abbreviate(without_digest(text))

@@ -48,9 +48,9 @@ def print_spans(row: dict[str, Any], indent: str) -> None:
     head = f"{indent}{row.get('id')}: {row.get('split')}, {len(row['ids'])} tokens, {in_loss} in the loss"
     sys.stdout.write(f"{sanitize_terminal(head)}\n{indent}  ")
     sys.stdout.flush()
-    texts = [_shortened(span["text"]).replace("\n", f"⏎\n{indent}  ") for span in spans]
+    texts = [_shorten_text(span["text"]).replace("\n", f"⏎\n{indent}  ") for span in spans]
     texts[-1:] = [text.rstrip() for text in texts[-1:]]
-    styles = [_style(span) for span in spans]
+    styles = [_span_style(span) for span in spans]
     if not print_styled(list(zip(texts, styles, strict=True))):
         marked = [
             f"⟦{span['role']} {text}⟧" if span["learned"] else f"‹{span['role']}›{text}"
@@ -59,10 +59,10 @@ def print_spans(row: dict[str, Any], indent: str) -> None:
         sys.stdout.write(f"{sanitize_terminal(''.join(marked))}\n")
 
 
-def _style(span: dict[str, Any]) -> str:
+def _span_style(span: dict[str, Any]) -> str:
     return f"{'bold underline ' if span['learned'] else ''}{_STYLES.get(span['role'], 'default')}"
 
 
-def _shortened(text: str) -> str:
+def _shorten_text(text: str) -> str:
     half = _PRINTED // 2
     return text if len(text) <= _PRINTED else f"{text[:half]} […] {text[-half:]}"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, Out, RecipeFile, Set, emit
+from meditron.cli.options import Json, Out, RecipeFile, Set, print_json
 
 __all__ = ["status"]
 
@@ -34,8 +34,8 @@ def status(
 
     result = recipe_status(load_recipe(recipe, set_), out=out, verify=verify)
     if as_json:
-        emit(result.to_json())
+        print_json(result.to_json())
     else:
-        show.stages(result, answer=True)
-    show.drift(result, answer=not as_json)
-    return 0 if result.sound else 1
+        show.print_stages(result, answer=True)
+    show.print_drift(result, answer=not as_json)
+    return 0 if result.none_stale_or_failed else 1

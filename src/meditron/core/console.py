@@ -170,7 +170,7 @@ class Bar:
             info(f"{self.label}: {self.status_text()}")
 
     def set_fields(self, **values: str) -> None:
-        """Set further values to show: `set_fields(loss="2.91", tok_s="512")` prints `loss 2.91, tok/s 512`."""
+        """Set values to show after the rate: `set_fields(loss="2.91", tok_s="512")` prints `loss 2.91, tok/s 512`."""
         self._fields.update(values)
 
     def status_text(self, *, share: bool = True) -> str:
@@ -248,7 +248,11 @@ def _stderr_is_terminal() -> bool:
 
 def _can_redraw() -> bool:
     """Return whether bars can be redrawn in place."""
-    return _stderr_is_terminal() and not _state.forked and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    return (
+        _stderr_is_terminal()
+        and not _state.forked
+        and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    )
 
 
 def _stderr_console() -> "Console":
@@ -296,7 +300,9 @@ def _create_progress_display() -> "Progress":
 
         def render(self, task: Task) -> Text:
             return Text(
-                sanitize_terminal(task.fields["bar"].status_text(share=False)), no_wrap=True, overflow="ellipsis"
+                sanitize_terminal(task.fields["bar"].status_text(share=False)),
+                no_wrap=True,
+                overflow="ellipsis",
             )
 
     columns = (TextColumn("{task.description}", markup=False), ShareColumn(), StatusColumn())

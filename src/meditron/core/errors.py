@@ -69,7 +69,9 @@ class MeditronError(Exception):
         return _unpickle_error, (type(self), self.args, self.__dict__)
 
 
-def _unpickle_error(kind: type[MeditronError], args: tuple[Any, ...], attributes: dict[str, Any]) -> MeditronError:
+def _unpickle_error(
+    kind: type[MeditronError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> MeditronError:
     error = kind.__new__(kind, *args)
     error.__dict__.update(attributes)
     return error

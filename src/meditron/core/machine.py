@@ -99,7 +99,9 @@ def usable_cores() -> int:
     """Return the number of usable cores: affinity, or the container's quota if lower (cgroup v2 and v1)."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [line.split() for line in _cgroup_values("", "cpu.max")]
-    v1 = zip(_cgroup_values("cpu", "cpu.cfs_quota_us"), _cgroup_values("cpu", "cpu.cfs_period_us"), strict=False)
+    v1 = zip(
+        _cgroup_values("cpu", "cpu.cfs_quota_us"), _cgroup_values("cpu", "cpu.cfs_period_us"), strict=False
+    )
     limits = [
         int(quota) / int(period)
         for quota, period in [*quotas, *(list(pair) for pair in v1)]
@@ -110,7 +112,10 @@ def usable_cores() -> int:
 
 def _usable_memory_bytes() -> int | None:
     """Return the bytes of usable memory: the machine's, or the container's limit (cgroup v2, v1) if lower."""
-    total = next((line for line in _read_text_or_empty("/proc/meminfo").splitlines() if line.startswith("MemTotal:")), "")
+    total = next(
+        (line for line in _read_text_or_empty("/proc/meminfo").splitlines() if line.startswith("MemTotal:")),
+        "",
+    )
     sizes = [int(total.split()[1]) * 1024] if total else []
     limits = [*_cgroup_values("", "memory.max"), *_cgroup_values("memory", "memory.limit_in_bytes")]
     return min([*sizes, *(int(limit) for limit in limits if limit.isdigit())], default=None)

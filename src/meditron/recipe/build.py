@@ -52,14 +52,14 @@ class StageBuild:
         self._record = begin_attempt(folder, self._payload)
         try:
             remove_temporaries(folder)
-            self.inputs = {key: self._artifact(key) for key in self._status.inputs}
+            self.inputs = {key: self._input_artifact(key) for key in self._status.inputs}
         except Exception as error:
             record_failure(folder, error)
             raise
         self._began = time.monotonic()
         return self
 
-    def _artifact(self, key: str) -> Artifact:
+    def _input_artifact(self, key: str) -> Artifact:
         """Fetch an external input, or take a dependency's folder."""
         reference, digest = self._status.inputs[key], str(self._status.digests[key])
         if reference.source is not None:
@@ -77,12 +77,12 @@ class StageBuild:
             raise MeditronError(f"{self._status.name} ended without leaving a file in {folder}")
         metrics = {**metrics, "seconds": seconds, "attempts": self._record.attempts}
         # Last, because its existence means that the stage is complete.
-        write_manifest(folder, self._manifest(metrics, files))
+        write_manifest(folder, self._build_manifest(metrics, files))
         for name in RECORDS:
             (folder / name).unlink(missing_ok=True)
         return seconds
 
-    def _manifest(self, metrics: dict[str, Any], files: list[FileRecord]) -> Manifest:
+    def _build_manifest(self, metrics: dict[str, Any], files: list[FileRecord]) -> Manifest:
         spec = self._status.spec
         config = spec.config.model_dump(mode="json", by_alias=True)
         decisive = semantic_fields(spec.config)
@@ -109,10 +109,10 @@ class StageBuild:
             machine=here,
             started=datetime.fromisoformat(self._record.started),
             ended=datetime.now(UTC),
-            licences=self._licences(),
+            licences=self._collect_licences(),
         )
 
-    def _licences(self) -> dict[str, str]:
+    def _collect_licences(self) -> dict[str, str]:
         """Collect the licences of the stage's own sources and of everything it depends on."""
         licences: dict[str, str] = {}
         for reference in self._status.inputs.values():
@@ -120,7 +120,7 @@ class StageBuild:
             licences |= manifest.licences if manifest else {}
         spec = self._status.spec
         # Several stages of one kind may have inputs of the same name under different licences.
-        prefix = f"{spec.name}: " if spec.stage.many else ""
+        prefix = f"{spec.name}: " if spec.stage.repeatable else ""
         return licences | {f"{prefix}{key}": licence for key, licence in spec.config.licences().items()}
 
     def __exit__(

@@ -8,9 +8,9 @@ from meditron.core.errors import DriftError, UsageError
 from meditron.recipe.graph import dependencies, dependents
 from meditron.recipe.schema import Recipe
 from meditron.recipe.stage_status import StageStatus
-from meditron.recipe.toml import nearest
+from meditron.recipe.toml import nearest_word_hint
 
-__all__ = ["BUILDING", "Action", "Decision", "RunOptions", "decide", "decide_stage", "raise_on_drift"]
+__all__ = ["BUILDING", "Action", "Decision", "RunOptions", "decide_actions", "decide_stage", "raise_on_drift"]
 
 Action = Literal["keep", "build", "continue", "rebuild", "refuse", "leave"]
 BUILDING = ("build", "continue", "rebuild")
@@ -47,13 +47,15 @@ class Decision:
         return self.status.to_json() | {"action": self.action, "why": self.why, "inputs": inputs}
 
 
-def decide(recipe: Recipe, statuses: Mapping[str, StageStatus], options: RunOptions) -> dict[str, Decision]:
+def decide_actions(
+    recipe: Recipe, statuses: Mapping[str, StageStatus], options: RunOptions
+) -> dict[str, Decision]:
     """Decide for every stage, in the order of the work.
 
     Raises:
         UsageError: an option names no stage, or selects a stage whose dependencies are not ready.
     """
-    selected = _selected(recipe, list(statuses), options)
+    selected = _selected_stages(recipe, list(statuses), options)
     rebuilt = dependents(recipe, options.rebuild) & selected
     for name in options.rebuild:
         if name not in selected:
@@ -63,7 +65,9 @@ def decide(recipe: Recipe, statuses: Mapping[str, StageStatus], options: RunOpti
         if name not in selected:
             decisions[name] = Decision(status, "leave", "not selected")
         elif name in rebuilt:
-            why = "--rebuild" if name in options.rebuild else _rebuilt_dependency(recipe, name, options)
+            why = (
+                "--rebuild" if name in options.rebuild else _rebuilt_dependency_reason(recipe, name, options)
+            )
             decisions[name] = Decision(status, "rebuild" if status.state != "missing" else "build", why)
         else:
             decisions[name] = decide_stage(status, options, decisions)
@@ -71,13 +75,14 @@ def decide(recipe: Recipe, statuses: Mapping[str, StageStatus], options: RunOpti
     return decisions
 
 
-def _selected(recipe: Recipe, order: list[str], options: RunOptions) -> set[str]:
+def _selected_stages(recipe: Recipe, order: list[str], options: RunOptions) -> set[str]:
     flags = {"only": [options.only], "until": [options.until], "rebuild": options.rebuild}
     for flag, names in flags.items():
         for name in names:
             if name is not None and name not in recipe.stages:
                 raise UsageError(
-                    f"--{flag} {name}: no such stage in {recipe.path}{nearest(name, recipe.stages)}",
+                    f"--{flag} {name}: no such stage in {recipe.path}"
+                    f"{nearest_word_hint(name, recipe.stages)}",
                     hint=f"its stages: {', '.join(recipe.stages)}",
                 )
     if options.only and options.until:
@@ -87,7 +92,7 @@ def _selected(recipe: Recipe, order: list[str], options: RunOptions) -> set[str]
     return set(order[: order.index(options.until) + 1] if options.until else order)
 
 
-def _rebuilt_dependency(recipe: Recipe, name: str, options: RunOptions) -> str:
+def _rebuilt_dependency_reason(recipe: Recipe, name: str, options: RunOptions) -> str:
     dependency = next(other for other in options.rebuild if name in dependents(recipe, [other]))
     return f"its dependency {dependency} is rebuilt"
 
@@ -105,7 +110,7 @@ def decide_stage(
         changed = any(not change.inherited for change in status.drift)
         # Unfinished work cannot be accepted: half of it would have been made with the old config.
         unfinished = changed and status.manifest is None
-        if not options.accept_drift or status.damaged or unfinished:
+        if not options.accept_drift or status.is_damaged or unfinished:
             return Decision(status, "refuse", changes)
         if status.manifest is not None:
             return Decision(status, "keep", f"accepted: {changes}")
@@ -122,7 +127,7 @@ def _check_dependencies(
     """Refuse a selection whose dependencies are neither selected nor finished and up to date."""
     for name in sorted(dependencies(recipe, selected) - set(selected)):
         status = statuses[name]
-        if status.manifest is None or (status.drift and not options.accept_drift) or status.damaged:
+        if status.manifest is None or (status.drift and not options.accept_drift) or status.is_damaged:
             raise UsageError(
                 f"{options.only or options.until} depends on {name}, which is {status.state}",
                 hint=f"build it first: meditron run {recipe.path} --until {name}",
@@ -141,7 +146,7 @@ def raise_on_drift(recipe: Recipe, decisions: Sequence[Decision]) -> None:
     order = list(recipe.stages)
     later = sorted(dependents(recipe, [name]) - {name}, key=order.index)
     hint = f"--rebuild {name} builds it again" + (f" with its dependents {', '.join(later)}" if later else "")
-    if status.damaged:
+    if status.is_damaged:
         raise DriftError(f"{name} is damaged: {changes}", hint=hint)
     if status.manifest is None:
         raise DriftError(

@@ -42,21 +42,21 @@ def abbreviate(value: object) -> str:
 
 def field_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[FieldChange, ...]:
     """Compare two payloads; inputs whose digest is not known yet (None) are left out."""
-    before, after = dict(_fields(was)), dict(_fields(now))
+    before, after = dict(_dotted_fields(was)), dict(_dotted_fields(now))
     unknown = {f"inputs.{name}" for name, digest in now["inputs"].items() if digest is None}
     return tuple(
-        FieldChange(field, _redacted(before.get(field)), _redacted(after.get(field)))
+        FieldChange(field, _redact_value(before.get(field)), _redact_value(after.get(field)))
         for field in {**before, **after}
         if field not in unknown and before.get(field, _ABSENT) != after.get(field, _ABSENT)
     )
 
 
-def _redacted(value: object) -> object:
+def _redact_value(value: object) -> object:
     """Remove secrets from a value: a record of an earlier version may hold an address with credentials."""
     return redact(value) if isinstance(value, str) else value
 
 
-def _fields(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _dotted_fields(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield dotted fields; those of `config` without a prefix, as in the recipe's table."""
     for key, value in payload.items():
         yield from flat_items(value, "" if key == "config" else key)

@@ -28,7 +28,7 @@ from meditron.store.models import resolve_model
 from meditron.tasks.registry import TASKS
 from meditron.train.config import FinetuneConfig, PretrainConfig, TrainingConfig
 
-__all__ = ["Estimate", "estimates", "model_config"]
+__all__ = ["Estimate", "estimate_stages", "model_config"]
 
 # Measured on one PubMed update file and one Wikipedia dump with SmolLM2's tokenizer, on an AVX2 EPYC.
 _CHARACTERS_PER_TOKEN = 4.5
@@ -70,11 +70,11 @@ class Estimate:
         return asdict(self)
 
 
-def estimates(recipe: Recipe, names: set[str]) -> dict[str, Estimate]:
+def estimate_stages(recipe: Recipe, names: set[str]) -> dict[str, Estimate]:
     """Estimate the stages `names` of a recipe, by name, in its order."""
     result: dict[str, Estimate] = {}
     for name, spec in recipe.stages.items():
-        estimate = _BY_KIND.get(spec.stage.kind)
+        estimate = _ESTIMATORS_BY_KIND.get(spec.stage.kind)
         if estimate is not None and name in names:
             result[name] = estimate(recipe, spec)
     return result
@@ -88,11 +88,11 @@ def model_config(recipe: Recipe, spec: StageSpec) -> LlamaConfig | None:
             if key not in ("corpus", "tokens") and (config := model_config(recipe, dependency)):
                 return config
         elif (kind := spec.config.input_kinds().get(key)) is not None and kind.name == "model":
-            return _config_of(str(reference.source))
+            return _source_model_config(str(reference.source))
     return None
 
 
-def _config_of(source: str) -> LlamaConfig | None:
+def _source_model_config(source: str) -> LlamaConfig | None:
     try:
         if source.startswith("init:"):
             return preset(source)[0].config
@@ -108,10 +108,10 @@ def _config_of(source: str) -> LlamaConfig | None:
         return None  # `preflight` reports the error
 
 
-def _corpus(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_corpus(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, CorpusConfig)  # noqa: S101
-    characters = [_characters(source.from_) for source in config.sources.values()]
+    characters = [_source_characters(source.from_) for source in config.sources.values()]
     if None in characters:
         return Estimate()
     total = sum(count or 0.0 for count in characters)
@@ -124,7 +124,7 @@ def _corpus(recipe: Recipe, spec: StageSpec) -> Estimate:
     )
 
 
-def _characters(source: str) -> float | None:
+def _source_characters(source: str) -> float | None:
     try:
         path = local_input(source)
         if path is None:
@@ -135,32 +135,32 @@ def _characters(source: str) -> float | None:
     return sum(file.stat().st_size * _CHARACTERS_PER_BYTE.get(file.suffix, 0.9) for file in files)
 
 
-def _tokenize(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_tokenize(recipe: Recipe, spec: StageSpec) -> Estimate:
     if "corpus" not in recipe.stages:
         return Estimate()
-    corpus = _corpus(recipe, recipe.stages["corpus"])
+    corpus = _estimate_corpus(recipe, recipe.stages["corpus"])
     if corpus.tokens is None:
         return Estimate()
     characters = corpus.tokens * _CHARACTERS_PER_TOKEN
     return replace(corpus, seconds=characters / _TOKENIZE_CHARACTERS, disk=corpus.tokens * 2)
 
 
-def _pretrain(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_pretrain(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, PretrainConfig)  # noqa: S101
-    return _training(recipe, spec, config, config.steps * config.batch_size * config.sequence_length)
+    return _estimate_training(recipe, spec, config, config.steps * config.batch_size * config.sequence_length)
 
 
-def _finetune(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_finetune(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, FinetuneConfig)  # noqa: S101
     rows = config.limit
     limited = None if rows is None else rows * _ROW_TOKENS
-    tokens = _at_most(limited, _file_tokens(config.rows or config.task or ""))
-    return _training(recipe, spec, config, None if tokens is None else tokens * config.epochs)
+    tokens = _smallest_limit(limited, _local_file_tokens(config.rows or config.task or ""))
+    return _estimate_training(recipe, spec, config, None if tokens is None else tokens * config.epochs)
 
 
-def _file_tokens(source: str) -> int | None:
+def _local_file_tokens(source: str) -> int | None:
     """Estimate the tokens of a local file of rows or questions; None if it is not a local file."""
     try:
         path = None if source in TASKS else local_input(source)
@@ -169,11 +169,13 @@ def _file_tokens(source: str) -> int | None:
     return None if path is None or not path.is_file() else round(path.stat().st_size / _CHARACTERS_PER_TOKEN)
 
 
-def _at_most(*limits: int | None) -> int | None:
+def _smallest_limit(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _training(recipe: Recipe, spec: StageSpec, config: TrainingConfig, tokens: int | None) -> Estimate:
+def _estimate_training(
+    recipe: Recipe, spec: StageSpec, config: TrainingConfig, tokens: int | None
+) -> Estimate:
     model = model_config(recipe, spec)
     if model is None:
         return Estimate(tokens=tokens)
@@ -188,13 +190,13 @@ def _training(recipe: Recipe, spec: StageSpec, config: TrainingConfig, tokens: i
     seconds = None
     if tokens is not None:
         operations = tokens * model.flops_per_token(config.sequence_length)
-        seconds = operations / (_products_per_second(config.dtype) * _EFFICIENCY)
+        seconds = operations / (_operations_per_second(config.dtype) * _EFFICIENCY)
     # A checkpoint has the weights and AdamW's two moments, each in float32.
     checkpoints = config.keep_checkpoints * model.parameters * 12
     return Estimate(tokens, seconds, model.parameters * 4 + checkpoints, state + activations)
 
 
-def _quantize(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_quantize(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, QuantizeConfig)  # noqa: S101
     model = model_config(recipe, spec)
@@ -209,13 +211,13 @@ def _quantize(recipe: Recipe, spec: StageSpec) -> Estimate:
     )
 
 
-def _evaluate(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_evaluate(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, EvaluateConfig)  # noqa: S101
     sources = len(recipe.stages["corpus"].config.inputs()) if "corpus" in recipe.stages else 1
     per_model = sources * config.documents * min(config.max_tokens, 2 * _DOCUMENT_TOKENS)
     for task in config.tasks:
-        questions = _at_most(config.questions * _QUESTION_TOKENS, _file_tokens(task))
+        questions = _smallest_limit(config.questions * _QUESTION_TOKENS, _local_file_tokens(task))
         per_model += (questions or 0) * (1 + config.shots)
     tokens = per_model * len(config.models)
     tokens += 2 * len(config.fidelity) * sources * config.fidelity_documents * _DOCUMENT_TOKENS
@@ -223,14 +225,14 @@ def _evaluate(recipe: Recipe, spec: StageSpec) -> Estimate:
     if model is None:
         return Estimate(tokens=tokens)
     forward = model.flops_per_token(_DOCUMENT_TOKENS) / 3  # a backward pass takes twice a forward pass
-    seconds = tokens * forward / (_products_per_second(config.dtype) * _EFFICIENCY)
+    seconds = tokens * forward / (_operations_per_second(config.dtype) * _EFFICIENCY)
     return Estimate(
         tokens, seconds, None, model.parameters * 4 + config.batch_tokens * model.hidden_size * 64
     )
 
 
 @cache
-def _products_per_second(dtype: str) -> float:
+def _operations_per_second(dtype: str) -> float:
     """Measure float32 products of 1024 x 1024 matrices (0.1 s); scale for bfloat16 by processor class."""
     a, b = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
     times = []
@@ -242,11 +244,11 @@ def _products_per_second(dtype: str) -> float:
     return 2 * 1024**3 / min(times) * (speedup if resolve_matrix_dtype(dtype) == "bfloat16" else 1.0)  # type: ignore[arg-type]
 
 
-_BY_KIND: Mapping[str, Callable[[Recipe, StageSpec], Estimate]] = {
-    "corpus": _corpus,
-    "tokenize": _tokenize,
-    "pretrain": _pretrain,
-    "finetune": _finetune,
-    "quantize": _quantize,
-    "evaluate": _evaluate,
+_ESTIMATORS_BY_KIND: Mapping[str, Callable[[Recipe, StageSpec], Estimate]] = {
+    "corpus": _estimate_corpus,
+    "tokenize": _estimate_tokenize,
+    "pretrain": _estimate_pretrain,
+    "finetune": _estimate_finetune,
+    "quantize": _estimate_quantize,
+    "evaluate": _estimate_evaluate,
 }

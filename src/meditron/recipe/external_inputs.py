@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from meditron.model.presets import preset
-from meditron.store.fetch import fetch_without_download
-from meditron.store.fetch import fetch
+from meditron.store.fetch import fetch, fetch_without_download
 from meditron.store.fetch import source_identity as source_identity
 from meditron.store.models import split_selector
 

@@ -31,21 +31,21 @@ def recipe_schema() -> dict[str, Any]:
     for stage in STAGES:
         reference = references[stage.config, "validation"]
         tables[stage.kind] = reference
-        if stage.many:
+        if stage.repeatable:
             name = {"type": "string", "description": f"Name of this table: the stage {stage.kind}.NAME."}
-            defs[_name(reference)]["properties"]["name"] = name
+            defs[_definition_name(reference)]["properties"]["name"] = name
             tables[stage.kind] = {"anyOf": [reference, {"type": "array", "items": reference}]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "meditron recipe",
         "type": "object",
-        "properties": defs.pop(_name(header))["properties"] | tables,
+        "properties": defs.pop(_definition_name(header))["properties"] | tables,
         "additionalProperties": False,
         "$defs": defs,
     }
 
 
-def _name(reference: dict[str, Any]) -> str:
+def _definition_name(reference: dict[str, Any]) -> str:
     return str(reference["$ref"]).rpartition("/")[2]
 
 

@@ -34,7 +34,7 @@ class Problem:
 
     stage: str
     input: str
-    where: str
+    recipe_location: str
     """File and line of the recipe that name the input."""
     error: MeditronError
 
@@ -44,7 +44,7 @@ class Problem:
         return {
             "stage": self.stage,
             "input": self.input,
-            "where": self.where,
+            "where": self.recipe_location,
             "message": message,
             "hint": hint,
         }
@@ -60,8 +60,8 @@ def check_references(recipe: Recipe) -> list[Problem]:
                 if reference.source is not None:
                     input_identity(reference.source)
             except MeditronError as error:
-                problems.append(_problem(recipe, spec, key, error))
-    return _distinct(problems)
+                problems.append(_input_problem(recipe, spec, key, error))
+    return _distinct_problems(problems)
 
 
 def check_inputs(recipe: Recipe, specs: Iterable[StageSpec]) -> list[Problem]:
@@ -71,34 +71,34 @@ def check_inputs(recipe: Recipe, specs: Iterable[StageSpec]) -> list[Problem]:
     questions of a file of questions, and the first 10,000 rows of a file of conversations.
     """
     problems = []
-    checked: list[tuple[str, InputKind]] = []  # several stages use the same base
+    checked_inputs: list[tuple[str, InputKind]] = []  # several stages use the same base
     for spec in specs:
         kinds = spec.config.input_kinds()
         for key, text in spec.config.inputs().items():
             reference = resolve_reference(recipe, spec, text)
             kind = kinds.get(key)
-            if reference.source is None or kind is None or (reference.source, kind) in checked:
+            if reference.source is None or kind is None or (reference.source, kind) in checked_inputs:
                 continue
-            checked.append((reference.source, kind))
+            checked_inputs.append((reference.source, kind))
             try:
-                _check(reference.source, kind)
+                _check_input(reference.source, kind)
             except MeditronError as error:
-                problems.append(_problem(recipe, spec, key, error))
-    return _distinct(problems)
+                problems.append(_input_problem(recipe, spec, key, error))
+    return _distinct_problems(problems)
 
 
-def _problem(recipe: Recipe, spec: StageSpec, key: str, error: MeditronError) -> Problem:
+def _input_problem(recipe: Recipe, spec: StageSpec, key: str, error: MeditronError) -> Problem:
     text = spec.config.inputs()[key]
-    return Problem(spec.name, key, recipe.text.where_value(spec.place, text), error)
+    return Problem(spec.name, key, recipe.text.location_of_value(spec.place, text), error)
 
 
-def _check(source: str, kind: InputKind) -> None:
+def _check_input(source: str, kind: InputKind) -> None:
     if source.startswith("init:"):
         preset(source)
         return
     path = local_input(source)
     if path is not None:
-        _CHECKS[kind.name](path, kind.table)
+        _CHECKS_BY_KIND[kind.name](path, kind.table)
 
 
 def _check_model(path: Path, table: Config | None) -> None:
@@ -134,7 +134,7 @@ def _check_conversations(path: Path, table: Config | None) -> None:
         pass
 
 
-_CHECKS: dict[str, Callable[[Path, Config | None], None]] = {
+_CHECKS_BY_KIND: dict[str, Callable[[Path, Config | None], None]] = {
     "model": _check_model,
     "documents": _check_documents,
     "questions": _check_questions,
@@ -142,6 +142,6 @@ _CHECKS: dict[str, Callable[[Path, Config | None], None]] = {
 }
 
 
-def _distinct(problems: list[Problem]) -> list[Problem]:
+def _distinct_problems(problems: list[Problem]) -> list[Problem]:
     """Drop repeats: a base that several stages use is reported for the first of them."""
     return list({problem.error.message: problem for problem in reversed(problems)}.values())[::-1]

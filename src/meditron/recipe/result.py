@@ -29,7 +29,7 @@ class RunResult:
     stages: Mapping[str, StageStatus]
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     """Action for each stage, decided before the work began."""
-    dry: bool = False
+    dry_run: bool = False
     """Nothing was built."""
     problems: Sequence[Problem] = ()
     """Dry run: inputs that the run would fail on."""
@@ -37,17 +37,17 @@ class RunResult:
     """Dry run: stage to be built → its cost."""
 
     @property
-    def built(self) -> list[str]:
+    def built_stages(self) -> list[str]:
         """The stages that this run built."""
         return [name for name, stage in self.stages.items() if stage.state == "built"]
 
     @property
-    def refused(self) -> list[str]:
+    def refused_stages(self) -> list[str]:
         """The stages that are out of date, so that a run would stop."""
         return [name for name, decision in self.decisions.items() if decision.action == "refuse"]
 
     @property
-    def sound(self) -> bool:
+    def none_stale_or_failed(self) -> bool:
         """No stage is stale, damaged or failed."""
         return not any(stage.state in ("stale", "failed") for stage in self.stages.values())
 
@@ -62,19 +62,19 @@ class RunResult:
         }
 
     @property
-    def domains(self) -> dict[str, str]:
+    def source_domains(self) -> dict[str, str]:
         """Source → its domain in the recipe."""
         sources = [getattr(stage.spec.config, "sources", {}) for stage in self.stages.values()]
         return {name: source.domain for group in sources for name, source in group.items()}
 
     @property
-    def model(self) -> Path | None:
+    def last_model(self) -> Path | None:
         """Folder of the last finished model."""
         folders = [stage.folder for stage in self.stages.values() if stage.manifest]
         return next((folder for folder in reversed(folders) if (folder / "config.json").is_file()), None)
 
     @property
-    def quantized(self) -> str | None:
+    def last_quantized_model(self) -> str | None:
         """The last quantized file, as a MODEL."""
         stages = [stage for stage in self.stages.values() if stage.spec.stage.kind == "quantize"]
         specs = [
@@ -86,7 +86,7 @@ class RunResult:
         return specs[-1] if specs else None
 
     @property
-    def origins(self) -> dict[str, dict[str, str]]:
+    def input_references(self) -> dict[str, dict[str, str]]:
         """Stage → input → reference, as in the recipe."""
         return {
             name: {key: reference.text for key, reference in stage.inputs.items()}
@@ -95,7 +95,7 @@ class RunResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the form of --json."""
-        if not self.dry:
+        if not self.dry_run:
             stages = {name: stage.to_json() for name, stage in self.stages.items()}
             return {"run": self.run, "stages": stages}
         stages = {name: decision.to_json() for name, decision in self.decisions.items()}

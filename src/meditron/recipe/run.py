@@ -11,8 +11,8 @@ from meditron.core.console import info
 from meditron.core.errors import MeditronError
 from meditron.core.units import format_duration
 from meditron.recipe.build import StageBuild
-from meditron.recipe.decide import BUILDING, RunOptions, decide, decide_stage, raise_on_drift
-from meditron.recipe.estimate import estimates
+from meditron.recipe.decide import BUILDING, RunOptions, decide_actions, decide_stage, raise_on_drift
+from meditron.recipe.estimate import estimate_stages
 from meditron.recipe.preflight import Problem, check_inputs, check_references
 from meditron.recipe.result import RUNS, RunResult
 from meditron.recipe.schema import Recipe, StageSpec
@@ -48,12 +48,12 @@ def run_recipe(
     options = RunOptions(only, until, tuple(rebuild), accept_drift)
     if dry_run:
         return _dry_run(recipe, out, options)
-    _raise_first(recipe, check_references(recipe))
+    _raise_first_problem(recipe, check_references(recipe))
     folder = out / recipe.name
     with exclusive_run(folder):
         plan = _plan(recipe, out, options)
         raise_on_drift(recipe, list(plan.decisions.values()))
-        _raise_first(recipe, check_inputs(recipe, _specs_to_build(recipe, plan)))
+        _raise_first_problem(recipe, check_inputs(recipe, _specs_to_build(recipe, plan)))
         # Before any work: an interrupted rebuild then continues without --rebuild.
         remove_temporaries(folder, recursive=False)
         remove_folders(d.status.folder for d in plan.decisions.values() if d.action == "rebuild")
@@ -71,7 +71,7 @@ def run_recipe(
             title = f"stage {number} of {len(recipe.stages)}: {name}"
             info(f"{title} (continued)" if status.in_progress else title)
             with StageBuild(status, statuses) as build:
-                work = spec.stage.load()
+                work = spec.stage.load_work()
                 seconds = build.finish(work(status.spec.config, build.inputs, stage_folder))
             info(f"{title} finished in {format_duration(seconds)}")
             statuses[name] = replace(stage_status(recipe, spec, stage_folder, statuses), state="built")
@@ -82,16 +82,16 @@ def run_recipe(
 def _dry_run(recipe: Recipe, out: Path, options: RunOptions) -> RunResult:
     """Decide, and list the problems of the inputs of the stages that would be built."""
     if problems := check_references(recipe):  # without its inputs no stage has a status
-        return RunResult(recipe.name, out / recipe.name, {}, dry=True, problems=problems)
+        return RunResult(recipe.name, out / recipe.name, {}, dry_run=True, problems=problems)
     plan = _plan(recipe, out, options)
     specs = _specs_to_build(recipe, plan)
-    costs = estimates(recipe, {spec.name for spec in specs})
-    return replace(plan, dry=True, problems=check_inputs(recipe, specs), estimates=costs)
+    costs = estimate_stages(recipe, {spec.name for spec in specs})
+    return replace(plan, dry_run=True, problems=check_inputs(recipe, specs), estimates=costs)
 
 
 def _plan(recipe: Recipe, out: Path, options: RunOptions) -> RunResult:
     statuses = recipe_status(recipe, out)
-    return RunResult(recipe.name, out / recipe.name, statuses, decide(recipe, statuses, options))
+    return RunResult(recipe.name, out / recipe.name, statuses, decide_actions(recipe, statuses, options))
 
 
 def _specs_to_build(recipe: Recipe, plan: RunResult) -> list[StageSpec]:
@@ -99,15 +99,15 @@ def _specs_to_build(recipe: Recipe, plan: RunResult) -> list[StageSpec]:
     return [recipe.stages[name] for name, each in plan.decisions.items() if each.action in BUILDING]
 
 
-def _raise_first(recipe: Recipe, problems: Sequence[Problem]) -> None:
+def _raise_first_problem(recipe: Recipe, problems: Sequence[Problem]) -> None:
     """Raise the first problem; its hint has its place in the recipe and the number of further problems."""
     if not problems:
         return
     problem, others = problems[0], len(problems) - 1
     error = problem.error
     hints = [error.hint] if error.hint else []
-    if not error.message.startswith(problem.where):
-        hints.append(f"{problem.stage} refers to it at {problem.where}")
+    if not error.message.startswith(problem.recipe_location):
+        hints.append(f"{problem.stage} refers to it at {problem.recipe_location}")
     if others:
         hints.append(f"`meditron run {recipe.path} --dry-run` lists {others} more")
     error.hint = "; ".join(hints) or None

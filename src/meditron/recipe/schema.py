@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from meditron.core.config import Config, StageConfig
 from meditron.core.errors import RecipeError
 from meditron.recipe.registry import STAGES, Stage
-from meditron.recipe.toml import Place, RecipeText, nearest, read_toml
+from meditron.recipe.toml import Place, RecipeText, nearest_word_hint, read_toml
 
 __all__ = ["Recipe", "RecipeHeader", "StageSpec", "load_recipe", "replace_strings"]
 
@@ -96,13 +96,13 @@ def load_recipe(
     raw, text = read_toml(path, overrides)
     known = {stage.kind: stage for stage in stages}
     errors = [
-        _unknown_key(text, (key,), "a recipe", [*RecipeHeader.model_fields, *known])
+        _unknown_key_error(text, (key,), "a recipe", [*RecipeHeader.model_fields, *known])
         for key in raw
         if key not in known and key not in RecipeHeader.model_fields
     ]
     try:
         keys = {key: raw[key] for key in raw if key in RecipeHeader.model_fields}
-        header = _validate(RecipeHeader, keys, text, (), "")
+        header = _validate_table(RecipeHeader, keys, text, (), "")
     except RecipeError as error:
         errors.append(error)
         header = RecipeHeader()
@@ -110,7 +110,9 @@ def load_recipe(
     for stage in stages:
         if stage.kind in raw:
             try:
-                specs |= {spec.name: spec for spec in _specs(stage, raw[stage.kind], header.seed, text)}
+                specs |= {
+                    spec.name: spec for spec in _validated_stages(stage, raw[stage.kind], header.seed, text)
+                }
             except RecipeError as error:
                 errors.append(error)
     if errors:
@@ -122,12 +124,12 @@ def load_recipe(
     return Recipe(path.stem, path, header.base, header.seed, specs, frozenset(known), text)
 
 
-def _specs(stage: Stage, raw: object, seed: int, text: RecipeText) -> Iterator[StageSpec]:
+def _validated_stages(stage: Stage, raw: object, seed: int, text: RecipeText) -> Iterator[StageSpec]:
     """Validate the stages of one kind: its table, or each table of its array."""
     errors = []
-    for place, name, table in _tables(stage, raw, text):
+    for place, name, table in _stage_tables(stage, raw, text):
         try:
-            config = _validate(stage.config, table, text, place, name)
+            config = _validate_table(stage.config, table, text, place, name)
         except RecipeError as error:
             errors.append(error)
             continue
@@ -138,26 +140,26 @@ def _specs(stage: Stage, raw: object, seed: int, text: RecipeText) -> Iterator[S
         raise RecipeError.combine(errors)
 
 
-def _tables(stage: Stage, raw: object, text: RecipeText) -> Iterator[tuple[Place, str, dict[str, Any]]]:
+def _stage_tables(stage: Stage, raw: object, text: RecipeText) -> Iterator[tuple[Place, str, dict[str, Any]]]:
     kind = stage.kind
-    if isinstance(raw, dict) and not stage.many:
+    if isinstance(raw, dict) and not stage.repeatable:
         yield (kind,), kind, raw
         return
     entries = [raw] if isinstance(raw, dict) else raw
-    if not stage.many or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        form = f"[[{kind}]]" if stage.many else f"[{kind}]"
-        raise RecipeError(f"{text.where((kind,))}: {kind} is a table: write {form}")
+    if not stage.repeatable or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        form = f"[[{kind}]]" if stage.repeatable else f"[{kind}]"
+        raise RecipeError(f"{text.location_of((kind,))}: {kind} is a table: write {form}")
     names: set[str] = set()
     for index, entry in enumerate(entries):
         place: Place = (kind,) if isinstance(raw, dict) else (kind, index)
-        name = _name(kind, entry.get("name"), only=len(entries) == 1, where=text.where(place))
+        name = _stage_name(kind, entry.get("name"), only=len(entries) == 1, where=text.location_of(place))
         if name in names:
-            raise RecipeError(f"{text.where(place)}: two tables are named {name}")
+            raise RecipeError(f"{text.location_of(place)}: two tables are named {name}")
         names.add(name)
         yield place, name, {key: value for key, value in entry.items() if key != "name"}
 
 
-def _name(kind: str, name: object, *, only: bool, where: str) -> str:
+def _stage_name(kind: str, name: object, *, only: bool, where: str) -> str:
     if name is None and only:
         return kind
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -170,17 +172,17 @@ def _name(kind: str, name: object, *, only: bool, where: str) -> str:
 
 def _with_canonical_selectors(spec: StageSpec, specs: Mapping[str, StageSpec], text: RecipeText) -> StageSpec:
     """Spell references to a stage's files as the stage does: `quantize:q4_k_m` is `quantize:Q4_K_M`."""
-    spelled: dict[str, str] = {}
+    canonical_references: dict[str, str] = {}
     for reference in spec.config.inputs().values():
         head, _, selector = reference.partition(":")
         names = specs[head].config.selectors() if head in specs else ()
         for name in names:
             if selector != name and selector.lower() == name.lower():
-                spelled[reference] = f"{head}:{name}"
-    if not spelled:
+                canonical_references[reference] = f"{head}:{name}"
+    if not canonical_references:
         return spec
-    table = replace_strings(spec.config.model_dump(mode="json", by_alias=True), spelled)
-    return replace(spec, config=_validate(type(spec.config), table, text, spec.place, spec.name))
+    table = replace_strings(spec.config.model_dump(mode="json", by_alias=True), canonical_references)
+    return replace(spec, config=_validate_table(type(spec.config), table, text, spec.place, spec.name))
 
 
 def replace_strings(value: Any, replacements: Mapping[str, str]) -> Any:  # noqa: ANN401  # any JSON value
@@ -196,10 +198,10 @@ def _raise_cross_stage_errors(specs: Mapping[str, StageSpec], text: RecipeText) 
     configs = {name: spec.config for name, spec in specs.items()}
     for name, spec in specs.items():
         for key, problem in spec.config.cross_stage_errors(configs).items():
-            raise RecipeError(f"{text.where((*spec.place, key))}: {name}.{key}: {problem}")
+            raise RecipeError(f"{text.location_of((*spec.place, key))}: {name}.{key}: {problem}")
 
 
-def _validate(
+def _validate_table(
     model: type[_Model], table: dict[str, Any], text: RecipeText, place: Place, name: str
 ) -> _Model:
     """Validate one table.
@@ -214,32 +216,34 @@ def _validate(
     # Unknown keys come first: one of them may be a misspelt required key.
     details.sort(key=lambda detail: detail["type"] != "extra_forbidden")
     errors: dict[str, RecipeError] = {}  # one per line: every member of a union complains about one value
-    misspelt: set[Place] = set()
+    misspelt_keys: set[Place] = set()
     for detail in details:
         inner = detail["loc"]
-        full, label = (*place, *inner), _label(name, inner)
+        full, label = (*place, *inner), _dotted_name(name, inner)
         if detail["type"] == "extra_forbidden":
-            known = _keys(model, inner[:-1])
-            problem = _unknown_key(text, full, _label(name, inner[:-1]) or "a recipe", known)
+            known = _allowed_keys(model, inner[:-1])
+            problem = _unknown_key_error(text, full, _dotted_name(name, inner[:-1]) or "a recipe", known)
             close = difflib.get_close_matches(str(full[-1]), known, n=1)
-            misspelt |= {(*full[:-1], key) for key in close}
-        elif detail["type"] == "missing" and full in misspelt:
+            misspelt_keys |= {(*full[:-1], key) for key in close}
+        elif detail["type"] == "missing" and full in misspelt_keys:
             continue
         else:
-            problem = RecipeError(f"{text.where(full)}: {label or 'recipe'}: {_complaint(detail)}")
-        errors.setdefault(label if detail["type"] == "missing" else text.where(full), problem)
+            problem = RecipeError(
+                f"{text.location_of(full)}: {label or 'recipe'}: {_validation_message(detail)}"
+            )
+        errors.setdefault(label if detail["type"] == "missing" else text.location_of(full), problem)
     raise RecipeError.combine(list(errors.values()))
 
 
-def _unknown_key(text: RecipeText, place: Place, table: str, known: Sequence[str]) -> RecipeError:
+def _unknown_key_error(text: RecipeText, place: Place, table: str, known: Sequence[str]) -> RecipeError:
     key = str(place[-1])
     return RecipeError(
-        f"{text.where(place)}: {table} has no key '{key}'{nearest(key, known)}",
+        f"{text.location_of(place)}: {table} has no key '{key}'{nearest_word_hint(key, known)}",
         hint=f"keys of {table}: {', '.join(sorted(known))}",
     )
 
 
-def _complaint(error: ErrorDetails) -> str:
+def _validation_message(error: ErrorDetails) -> str:
     """Return pydantic's message in one line, with the rejected value."""
     message = error["msg"].removeprefix("Value error, ").replace("\n", " ")
     message = message[:1].lower() + message[1:]
@@ -250,7 +254,7 @@ def _complaint(error: ErrorDetails) -> str:
     return f"{message}, got {json.dumps(value)}" if simple and error["type"] != "value_error" else message
 
 
-def _keys(model: type[BaseModel], place: Place) -> list[str]:
+def _allowed_keys(model: type[BaseModel], place: Place) -> list[str]:
     """List the keys allowed at `place` below a model, through optional, listed and mapped models."""
     models = [model]
     for part in place:
@@ -262,19 +266,19 @@ def _keys(model: type[BaseModel], place: Place) -> list[str]:
         ]
         # A list's index and a mapping's own key are not fields: the annotation before them gave the models.
         if fields:
-            models = [inner for field in fields for inner in _models(field.annotation)]
+            models = [inner for field in fields for inner in _model_classes(field.annotation)]
     return [field.alias or name for candidate in models for name, field in candidate.model_fields.items()]
 
 
-def _models(annotation: object) -> Iterator[type[BaseModel]]:
+def _model_classes(annotation: object) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     else:
         for argument in get_args(annotation):
-            yield from _models(argument)
+            yield from _model_classes(argument)
 
 
-def _label(name: str, place: Sequence[str | int]) -> str:
+def _dotted_name(name: str, place: Sequence[str | int]) -> str:
     """Return the dotted name of a key in a stage: `evaluate.fidelity[0].model`."""
     parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return f"{name}{parts}".removeprefix(".")

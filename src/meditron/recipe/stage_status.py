@@ -22,9 +22,9 @@ from meditron.store.fetch import public_source
 from meditron.store.files import list_files
 from meditron.store.manifest import FILE_NAME, Manifest, read_manifest, verify_artifact
 
-__all__ = ["StageStatus", "State", "recipe_status", "stage_payload", "stage_status"]
+__all__ = ["StageState", "StageStatus", "recipe_status", "stage_payload", "stage_status"]
 
-State = Literal["built", "fresh", "stale", "partial", "missing", "failed"]
+StageState = Literal["built", "fresh", "stale", "partial", "missing", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class StageStatus:
     spec: StageSpec
     """As recorded: sources without secrets and absolute paths (`store.fetch.public`)."""
     folder: Path
-    state: State
+    state: StageState
     """`built` by this run; `fresh`: complete and up to date; `stale`: config or inputs changed, or damaged;
     `partial`: unfinished; `failed`: unfinished, ended by an error; `missing`: nothing there."""
     inputs: Mapping[str, InputReference]
@@ -57,7 +57,7 @@ class StageStatus:
         return self.manifest.metrics if self.manifest else {}
 
     @property
-    def damaged(self) -> bool:
+    def is_damaged(self) -> bool:
         """Bytes were lost or altered."""
         return any(change.damage for change in self.drift)
 
@@ -110,44 +110,46 @@ def stage_status(
     hashes: bool = False,
 ) -> StageStatus:
     """Return the status of one stage, given those of its dependencies in `earlier`."""
-    spec, inputs = _recorded(spec, input_references(recipe, spec))
-    digests = {name: _digest(reference, earlier, cached=not hashes) for name, reference in inputs.items()}
+    spec, inputs = _with_public_sources(spec, input_references(recipe, spec))
+    digests = {
+        name: _reference_identity(reference, earlier, cached=not hashes) for name, reference in inputs.items()
+    }
     missing = StageStatus(spec, folder, "missing", inputs, digests)
     payload = stage_payload(spec, digests)
     try:
         manifest = read_manifest(folder)
         if manifest is None and folder.is_symlink():  # nothing is ever written through a link
-            return _damaged(missing, "folder", "a link", was="a folder")
-        has_work = _has_work(folder)
-        record = _in_progress(folder, payload, has_work=has_work) if manifest is None else None
+            return _damaged_status(missing, "folder", "a link", was="a folder")
+        has_work = _has_unfinished_files(folder)
+        record = _read_unfinished_record(folder, payload, has_work=has_work) if manifest is None else None
         problems = verify_artifact(folder, hashes=hashes) if manifest else []
     except InputError as error:
-        return _damaged(missing, f"files.{Path(error.path).name}", error.message)
+        return _damaged_status(missing, f"files.{Path(error.path).name}", error.message)
     if manifest:
         # The manifest's payload, not its fingerprint, is compared: it gives the names of the changed fields.
-        damage = tuple(_damage(problem) for problem in problems)
+        damage = tuple(_damaged_file(problem) for problem in problems)
         drift = field_changes(manifest.payload, payload) + damage
         return replace(missing, state="stale" if drift else "fresh", drift=drift, manifest=manifest)
     failure = read_failure(folder)
     if record:
         drift = field_changes(record.payload, payload)
-        state: State = "stale" if drift else "failed" if failure else "partial"
+        state: StageState = "stale" if drift else "failed" if failure else "partial"
         return replace(missing, state=state, drift=drift, in_progress=record, failure=failure)
     if not has_work:  # nothing to lose: the stage can begin again with any payload
         return replace(missing, state="failed" if failure else "missing", failure=failure)
-    return _damaged(missing, f"files.{FILE_NAME}", "missing, with files beside it")
+    return _damaged_status(missing, f"files.{FILE_NAME}", "missing, with files beside it")
 
 
-def _damaged(status: StageStatus, field: str, now: str, was: str = "whole") -> StageStatus:
+def _damaged_status(status: StageStatus, field: str, now: str, was: str = "whole") -> StageStatus:
     return replace(status, state="stale", drift=(FieldChange(field, was, now, damage=True),))
 
 
-def _damage(problem: str) -> FieldChange:
+def _damaged_file(problem: str) -> FieldChange:
     file, _, what = problem.partition(" ")
     return FieldChange(f"files.{file}", "whole", what, damage=True)
 
 
-def _in_progress(folder: Path, payload: dict[str, Any], *, has_work: bool) -> InProgress | None:
+def _read_unfinished_record(folder: Path, payload: dict[str, Any], *, has_work: bool) -> InProgress | None:
     """Read the record of an unfinished stage; None if it left no files and had another payload."""
     if has_work:
         return read_in_progress(folder)
@@ -157,14 +159,14 @@ def _in_progress(folder: Path, payload: dict[str, Any], *, has_work: bool) -> In
     return None
 
 
-def _has_work(folder: Path) -> bool:
+def _has_unfinished_files(folder: Path) -> bool:
     """Return whether a stage's folder holds more than the records of its attempts."""
     return folder.is_dir() and any(
         path.relative_to(folder).as_posix() not in RECORDS for path in list_files(folder)
     )
 
 
-def _recorded(
+def _with_public_sources(
     spec: StageSpec, inputs: Mapping[str, InputReference]
 ) -> tuple[StageSpec, dict[str, InputReference]]:
     """Replace the sources in a stage's config, and the inputs' names, by their public forms.
@@ -191,7 +193,9 @@ def _recorded(
     return spec, named
 
 
-def _digest(reference: InputReference, earlier: Mapping[str, StageStatus], *, cached: bool) -> str | None:
+def _reference_identity(
+    reference: InputReference, earlier: Mapping[str, StageStatus], *, cached: bool
+) -> str | None:
     if reference.source is not None:
         return input_identity(reference.source, cached=cached)
     # The digest covers the dependency's files: if a rebuild gives the same bytes, dependents stay fresh.

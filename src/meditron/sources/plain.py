@@ -243,5 +243,7 @@ def _row_to_document(file: Readable, row: Any, place: str, source: str, identity
 
 
 _DECODER = json.JSONDecoder(
-    parse_float=parse_finite_number, parse_constant=parse_finite_number, object_pairs_hook=reject_duplicate_keys
+    parse_float=parse_finite_number,
+    parse_constant=parse_finite_number,
+    object_pairs_hook=reject_duplicate_keys,
 )

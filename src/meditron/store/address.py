@@ -59,7 +59,9 @@ def normalize_address(address: str) -> str:
     host = f"[{host}]" if ":" in host else host
     user = f"{_percent_encode(parts.netloc.rpartition('@')[0])}@" if "@" in parts.netloc else ""
     netloc = f"{user}{host}" + (f":{port}" if port else "")
-    return urllib.parse.urlunsplit((parts.scheme, netloc, _percent_encode(parts.path), _percent_encode(parts.query, "?"), ""))
+    return urllib.parse.urlunsplit(
+        (parts.scheme, netloc, _percent_encode(parts.path), _percent_encode(parts.query, "?"), "")
+    )
 
 
 def _percent_encode(text: str, also: str = "") -> str:

@@ -92,7 +92,10 @@ def select_heldout(corpus: Path, documents: int) -> dict[str, list[CorpusDocumen
         # Pruned at twice the number, to bound memory while sorting seldom.
         if len(selected) >= 2 * documents:
             documents_by_source[document.source] = _documents_with_smallest_hashes(selected, documents)
-    return {source: _documents_with_smallest_hashes(selected, documents) for source, selected in documents_by_source.items()}
+    return {
+        source: _documents_with_smallest_hashes(selected, documents)
+        for source, selected in documents_by_source.items()
+    }
 
 
 def _documents_with_smallest_hashes(documents: list[CorpusDocument], count: int) -> list[CorpusDocument]:

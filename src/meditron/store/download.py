@@ -315,7 +315,9 @@ def _create_opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _append_body(response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, total: int | None) -> int:
+def _append_body(
+    response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, total: int | None
+) -> int:
     """Append the body to the file and return the file's new size."""
     done = start
     with progress(f"fetch {_file_name_of_url(url)}", total=total, unit="B", start=start) as bar:

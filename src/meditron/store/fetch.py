@@ -52,9 +52,9 @@ from meditron.store.package_index import find_wheel
 
 __all__ = [
     "SourceSpec",
-    "fetch_without_download",
     "expand_user",
     "fetch",
+    "fetch_without_download",
     "missing_path_error",
     "parse_source",
     "public_source",
@@ -310,7 +310,9 @@ def _extract_and_store(
     if source.sha256:
         if sha256 != source.sha256:
             _discard_partial_file(staged)
-        require_digest(f"{source.public_name}#{member}" if member else source.public_name, sha256, source.sha256)
+        require_digest(
+            f"{source.public_name}#{member}" if member else source.public_name, sha256, source.sha256
+        )
     return _store_in_cache(staged, sha256, name), sha256, member
 
 

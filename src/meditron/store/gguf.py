@@ -37,7 +37,7 @@ from meditron.store.gguf_writer import (
     write_gguf,
 )
 
-__all__ = ["GGUF", "Array", "LazyTensor", "TensorInfo", "MetadataValue", "reject_split_model", "write_gguf"]
+__all__ = ["GGUF", "Array", "LazyTensor", "MetadataValue", "TensorInfo", "reject_split_model", "write_gguf"]
 
 MetadataValue = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
 """A metadata value."""
@@ -267,7 +267,7 @@ def _read_metadata_pair(cursor: _Cursor, into: dict[str, MetadataValue]) -> None
 def _read_scalar(cursor: _Cursor, code: int, key: str) -> MetadataValue:
     if code == STRING:
         return cursor.read_string(key, MAX_METADATA_BYTES)
-    return cast("Value", _read_numbers(cursor, code, 1, key)[0])
+    return cast("MetadataValue", _read_numbers(cursor, code, 1, key)[0])
 
 
 def _read_array(cursor: _Cursor, key: str) -> MetadataValue:
@@ -308,7 +308,9 @@ def _read_tensor_info(cursor: _Cursor) -> tuple[int, TensorInfo]:
         raise cursor.error_at(f"tensor {name!r} has the unknown type {code}", start)
     # A block never spans two rows, so a row must consist of complete blocks.
     if (shape[-1] if shape else 1) % kind.block_size:
-        problem = f"tensor {name!r} has rows of {shape[-1]}, not a multiple of {kind.name}'s {kind.block_size}"
+        problem = (
+            f"tensor {name!r} has rows of {shape[-1]}, not a multiple of {kind.name}'s {kind.block_size}"
+        )
         raise cursor.error_at(problem, start)
     return start, TensorInfo(name, shape, kind.name, offset, kind.nbytes(shape))
 

@@ -190,10 +190,14 @@ class IndexedDataset:
         starts = ends - lengths.astype(np.int64) * width
         if (bad := np.flatnonzero(offsets != starts)).size:
             at = _HEADER.size + 4 * len(lengths) + 8 * int(bad[0])
-            raise self._index_error(f"sequence {bad[0]} is at byte {offsets[bad[0]]}, not {starts[bad[0]]}", at)
+            raise self._index_error(
+                f"sequence {bad[0]} is at byte {offsets[bad[0]]}, not {starts[bad[0]]}", at
+            )
         total = int(ends[-1]) if len(ends) else 0
         if total != bin_bytes:
-            raise self._index_error(f"declares {total} bytes of tokens, but the .bin has {bin_bytes}", _HEADER.size)
+            raise self._index_error(
+                f"declares {total} bytes of tokens, but the .bin has {bin_bytes}", _HEADER.size
+            )
 
     def _check_boundaries(self, boundaries: TokenIds, sequences: int) -> None:
         at = _HEADER.size + 12 * sequences

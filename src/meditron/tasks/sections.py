@@ -59,7 +59,9 @@ def pubmed_sections(corpus: Path) -> Task:
 
 def _questions(corpus: Path, split: Split) -> Questions:
     """Return a split's questions, without training sentences that are also in the test."""
-    excluded = {normalize_text(question.text) for question in _rows(corpus, "test")} if split == "train" else set()
+    excluded = (
+        {normalize_text(question.text) for question in _rows(corpus, "test")} if split == "train" else set()
+    )
     rows = _rows(corpus, split, excluded)
     if not rows:
         raise UsageError(

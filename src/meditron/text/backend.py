@@ -121,7 +121,11 @@ def slow_pattern_reason(pattern: str) -> str | None:
             stack[-1].repeats += last.max_repeats
             stack[-1].is_variable |= last.is_variable
         elif part == "|":
-            group.max_repeats, group.repeats, group.is_variable = max(group.max_repeats, group.repeats), 0, True
+            group.max_repeats, group.repeats, group.is_variable = (
+                max(group.max_repeats, group.repeats),
+                0,
+                True,
+            )
             group.choices = 0
         elif (bounds := _repeat_bounds(part)) is not None:
             least, most = bounds

@@ -184,14 +184,21 @@ def _refuse_control_tokens(tokenizer: "Tokenizer", content: str) -> None:
 def _pieces_without_template(tokenizer: "Tokenizer", conversation: Sequence[Turn]) -> list[_TextPiece]:
     end = tokenizer.id_to_token(tokenizer.end_of_text_id) or ""
     return [
-        _TextPiece(turn.role, turn.content + (end if turn.learns_end else ""), in_loss=turn.in_loss, learns_end=turn.learns_end)
+        _TextPiece(
+            turn.role,
+            turn.content + (end if turn.learns_end else ""),
+            in_loss=turn.in_loss,
+            learns_end=turn.learns_end,
+        )
         if turn.role == ASSISTANT
         else _TextPiece(turn.role, turn.content)
         for turn in conversation
     ]
 
 
-def _pieces_of_template(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -> list[_TextPiece]:
+def _pieces_of_template(
+    tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str
+) -> list[_TextPiece]:
     """Return the text that each turn adds; an assistant's turn adds its opening as a piece of its own."""
     source = _template_source(tokenizer, template)
     pieces: list[_TextPiece] = []

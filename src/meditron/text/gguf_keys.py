@@ -76,7 +76,9 @@ class VocabularyKeys:
         if not self.tokens:
             raise self.key_error("tokens", "is empty")
         if len(self.types) != len(self.tokens):
-            raise self.key_error("token_type", f"has {len(self.types):,} entries for {len(self.tokens):,} tokens")
+            raise self.key_error(
+                "token_type", f"has {len(self.types):,} entries for {len(self.tokens):,} tokens"
+            )
         if unknown := set(self.types) - set(TokenType):
             raise self.key_error("token_type", f"unknown token type {min(unknown)}")
         # A duplicate would give two ids one text: encoding could never produce one of them.
@@ -92,7 +94,9 @@ class VocabularyKeys:
             raise self.key_error(key, f"is {value}; the largest id is {len(self.tokens) - 1}")
         return value
 
-    def special_tokens(self, *, add_bos: bool, bos: int | None = None, eos: int | None = None) -> SpecialTokens:
+    def special_tokens(
+        self, *, add_bos: bool, bos: int | None = None, eos: int | None = None
+    ) -> SpecialTokens:
         """Return the special tokens; the arguments are the defaults for absent keys."""
         explicit = self.optional_value("add_bos_token", bool)
         further_stops = (self.token_id(key) for key in ("eot_token_id", "eom_token_id"))
@@ -104,7 +108,9 @@ class VocabularyKeys:
             eos=self.token_id("eos_token_id", eos),
             unknown=self.token_id("unknown_token_id"),
             padding=self.token_id("padding_token_id"),
-            template_tokens={name: i for name, key in NAMED_KEYS.items() if (i := self.token_id(key)) is not None},
+            template_tokens={
+                name: i for name, key in NAMED_KEYS.items() if (i := self.token_id(key)) is not None
+            },
             add_bos=add_bos if explicit is None else explicit,
             further_stop_ids=frozenset(i for i in further_stops if i is not None),
             chat_template=template,

@@ -20,7 +20,7 @@ from meditron.text.pretokenizers import PRETOKENIZERS
 from meditron.text.special_tokens import STOP_TOKENS_OF_LLAMACPP, SpecialTokens
 from meditron.text.token_bytes import PREFIX, SPACES
 
-__all__ = ["tokenizer_from_metadata", "piece_splits"]
+__all__ = ["piece_splits", "tokenizer_from_metadata"]
 
 Json = dict[str, Any]
 _EMPTY_TOKENIZER_JSON: Json = {
@@ -115,7 +115,9 @@ def _merges_listed_in_gguf(keys: VocabularyKeys) -> list[tuple[str, str]]:
     for place, line in enumerate(keys.required_array("merges", str)):
         left, space, right = line.partition(" ")
         if not space or {left, right, left + right} - known:
-            raise keys.key_error("merges", f"entry {place} ({line[:40]!r}) does not join two tokens into a token")
+            raise keys.key_error(
+                "merges", f"entry {place} ({line[:40]!r}) does not join two tokens into a token"
+            )
         merges.append((left, right))
     return merges
 

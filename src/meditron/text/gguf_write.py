@@ -67,7 +67,9 @@ def _stop_id_keys(tokenizer: "Tokenizer") -> dict[str, int]:
     Without `eos_token_id` it would assume token 11 or 2, so the key is always written.
     """
     eos = tokenizer.end_of_text_id if tokenizer.eos_id is None else tokenizer.eos_id
-    more = sorted(i for i in tokenizer.stop_ids - {eos} if tokenizer.id_to_token(i) not in STOP_TOKENS_OF_LLAMACPP)
+    more = sorted(
+        i for i in tokenizer.stop_ids - {eos} if tokenizer.id_to_token(i) not in STOP_TOKENS_OF_LLAMACPP
+    )
     keys = ("eot_token_id", "eom_token_id")
     if len(more) > len(keys):
         raise InputError(

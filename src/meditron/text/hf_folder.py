@@ -11,12 +11,19 @@ from tokenizers import Tokenizer as Backend
 from meditron.core.errors import InputError, SourceError
 from meditron.store.files import read_json
 from meditron.text import gguf_vocab
-from meditron.text.hf_tokens import NAMED, Names, merge_config, special_token_names, tokens_to_add, with_added_tokens
+from meditron.text.hf_tokens import (
+    NAMED,
+    Names,
+    merge_config,
+    special_token_names,
+    tokens_to_add,
+    with_added_tokens,
+)
 from meditron.text.sentencepiece_model import read_metadata
 from meditron.text.special_tokens import SpecialTokens
 from meditron.text.token_bytes import METASPACE, byte_map_of_decoder, sentencepiece_bytes
 
-__all__ = ["tokenizer_files", "read_tokenizer"]
+__all__ = ["read_tokenizer", "tokenizer_files"]
 
 _Json = dict[str, Any]
 _LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
@@ -245,7 +252,9 @@ def tokenizer_files(
         "unk_token": name(special.unknown),
         "pad_token": name(special.padding),
         **{key: name(i) for key, i in special.template_tokens.items() if key in NAMED},
-        "extra_special_tokens": {key: name(i) for key, i in special.template_tokens.items() if key not in NAMED}
+        "extra_special_tokens": {
+            key: name(i) for key, i in special.template_tokens.items() if key not in NAMED
+        }
         or None,
         "clean_up_tokenization_spaces": False,
         "model_max_length": special.max_length,

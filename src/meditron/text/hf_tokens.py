@@ -69,7 +69,9 @@ def tokens_to_add(path: Path, spec: Json, config: Json, added: Json, names: Name
     named = {*names.values(), *map(str, (token.content for token in extra))}
     listed = _listed_tokens_by_id(path, config, added, special=named)
     if "added_tokens_decoder" not in config:
-        listed |= {token["id"]: _parse_token(path, "added_tokens", token) for token in spec.get("added_tokens", [])}
+        listed |= {
+            token["id"]: _parse_token(path, "added_tokens", token) for token in spec.get("added_tokens", [])
+        }
     # Compared with their flags: transformers adds a known token again if its flags differ.
     present = {_token_with_flags(token) for token in known}
     new = [token for _, token in sorted(listed.items()) if _token_with_flags(token) not in present]
@@ -94,14 +96,17 @@ def _token_with_flags(token: AddedToken) -> tuple[str, ...]:
     return (token.content, *(str(getattr(token, flag)) for flag in _FLAGS))
 
 
-def _listed_tokens_by_id(path: Path, config: Json, added: Json, *, special: set[str]) -> dict[int, AddedToken]:
+def _listed_tokens_by_id(
+    path: Path, config: Json, added: Json, *, special: set[str]
+) -> dict[int, AddedToken]:
     """Return tokens by the id that a file gives them."""
     decoder = config.get("added_tokens_decoder")
     if decoder is not None:
         if not isinstance(decoder, dict) or not all(str(key).isdecimal() for key in decoder):
             raise InputError(path, "must be an object of ids", place="added_tokens_decoder")
         return {
-            int(key): _parse_token(path, f"added_tokens_decoder.{key}", token) for key, token in decoder.items()
+            int(key): _parse_token(path, f"added_tokens_decoder.{key}", token)
+            for key, token in decoder.items()
         }
     if not all(isinstance(i, int) for i in added.values()):
         raise InputError(path.with_name("added_tokens.json"), "must be an object of tokens and their ids")

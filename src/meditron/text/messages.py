@@ -79,7 +79,11 @@ def row_format(row: Mapping[str, Any]) -> str:
     Raises:
         ValueError: The row has no known format, or the keys of several.
     """
-    flat = [form for form in _FLAT_FORMATS if _has_value(row, form.user_key) and _has_value(row, form.assistant_key)]
+    flat = [
+        form
+        for form in _FLAT_FORMATS
+        if _has_value(row, form.user_key) and _has_value(row, form.assistant_key)
+    ]
     names = [_MESSAGES] * _has_value(row, _MESSAGES) + [form.name for form in flat]
     if len(names) > 1:
         raise ValueError(f"has the keys of several formats: {' and '.join(names)}")

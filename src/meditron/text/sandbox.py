@@ -19,7 +19,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import _PassArg
 from jinja2.visitor import NodeTransformer
 
-from meditron.text.budget import Budget, MeasuredItems, check_call, check_join, check_operands, prints_within_measure
+from meditron.text.budget import (
+    Budget,
+    MeasuredItems,
+    check_call,
+    check_join,
+    check_operands,
+    prints_within_measure,
+)
 
 __all__ = ["Environment"]
 

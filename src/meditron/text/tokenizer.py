@@ -126,7 +126,9 @@ class Tokenizer:
             long_text.refuse_long_text(len(text))
             return self._backend_ids(backend, text)
         return [
-            i for piece in long_text.split_text(text, self._piece_prefix) for i in self._backend_ids(backend, piece)
+            i
+            for piece in long_text.split_text(text, self._piece_prefix)
+            for i in self._backend_ids(backend, piece)
         ]
 
     @cached_property
@@ -270,8 +272,12 @@ class Tokenizer:
 
     @cached_property
     def _saved_files(self) -> dict[str, bytes]:
-        further_stops = self.stop_ids - stop_tokens(self._control_ids, replace(self.special, further_stop_ids=frozenset()))
-        return hf_folder.tokenizer_files(self.spec, self.special, self._backend, self.stop_ids if further_stops else ())
+        further_stops = self.stop_ids - stop_tokens(
+            self._control_ids, replace(self.special, further_stop_ids=frozenset())
+        )
+        return hf_folder.tokenizer_files(
+            self.spec, self.special, self._backend, self.stop_ids if further_stops else ()
+        )
 
     def save(self, folder: Path | str) -> None:
         """Write tokenizer.json, tokenizer_config.json, and a generation_config.json for further stop ids.

@@ -157,14 +157,18 @@ def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
         for name, read in property_readers
         if (first := _value_or_error(read, a)) != (second := _value_or_error(read, b))
     ]
-    differences += _first_difference("token", [(i, a.id_to_token(i), b.id_to_token(i)) for i in range(a.vocab_size) if a.id_to_token(i)])
+    differences += _first_difference(
+        "token", [(i, a.id_to_token(i), b.id_to_token(i)) for i in range(a.vocab_size) if a.id_to_token(i)]
+    )
     text_readers: dict[str, Callable[[Tokenizer, str], object]] = {
         "token ids of": lambda t, text: t.encode(text),
         "token ids with control tokens of": lambda t, text: t.encode(text, special=True),
         "decoded text of": _decoded_texts,
     }
     for name, of_text in text_readers.items():
-        differences += _first_difference(name, [(_shorten(text), of_text(a, text), of_text(b, text)) for text in texts])
+        differences += _first_difference(
+            name, [(_shorten(text), of_text(a, text), of_text(b, text)) for text in texts]
+        )
     if (a.chat_template is None) != (b.chat_template is None):
         return [*differences, "only one of the two has a chat template"]
     if a.chat_template is not None:
