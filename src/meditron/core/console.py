@@ -1,8 +1,8 @@
 """Progress, messages and warnings on stderr; stdout is for data and for a command's answer.
 
-On a terminal, rich draws progress bars. In a log or pipe a bar is one line at the start, one about every ten
-seconds and one at the end, with the same text. rich is imported at the first use on a terminal, because it
-takes a while. NO_COLOR is respected.
+On a terminal, the library rich draws progress bars. In a log or pipe, a bar is printed as plain lines with the
+same text: one at the start, one about every ten seconds, and one at the end. rich is imported at its first use
+on a terminal, because the import is slow. The environment variable NO_COLOR is respected.
 """
 
 import codecs
@@ -52,7 +52,7 @@ _state = _ConsoleState()
 
 
 def _reset_after_fork() -> None:
-    """Reset the state in a forked worker, which has no drawing thread and therefore prints plain lines."""
+    """Reset the console's state in a forked worker, which has no drawing thread and so prints plain lines."""
     _state.console = _state.live_display = None
     _state.active_bars, _state.forked = 0, True
 
@@ -60,7 +60,8 @@ def _reset_after_fork() -> None:
 os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-# Characters of our messages that ASCII and Latin-1 lack; one for one, so that tables stay aligned.
+# Substitutes for characters in meditron's messages that ASCII or Latin-1 lacks. Each character is replaced by
+# one character, so that tables stay aligned.
 _ASCII = str.maketrans("−–—‘’“”…→×·≥≤│┃━─‖⁻", "---''\"\".>x.><||--|-")
 
 
@@ -126,7 +127,7 @@ def progress(label: str, total: int | None = None, unit: str = "", *, start: int
         label: Name of the work.
         total: Number of units, if it is known.
         unit: Plural of the unit, or `B` for bytes.
-        start: Units done by an earlier run; they count for the share, but not for the rate.
+        start: Units done by an earlier run. They count in the finished share, but not in the rate.
     """
     live = not _state.quiet and _can_redraw()
     bar = Bar(label, total, unit, start, interval=None if live or _state.quiet else _LINE_INTERVAL)
@@ -148,7 +149,7 @@ def _yield_and_end_bar(bar: "Bar") -> "Iterator[Bar]":
 
 
 class Bar:
-    """A progress counter. It only counts; the drawing thread, or a line now and then, displays it."""
+    """A progress counter. rich's drawing thread displays it on a terminal; elsewhere it prints plain lines."""
 
     def __init__(self, label: str, total: int | None, unit: str, start: int, interval: float | None) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, start
@@ -170,11 +171,14 @@ class Bar:
             info(f"{self.label}: {self.status_text()}")
 
     def set_fields(self, **values: str) -> None:
-        """Set values to show after the rate: `set_fields(loss="2.91", tok_s="512")` prints `loss 2.91, tok/s 512`."""
+        """Set values that follow the rate: `set_fields(loss="2.91", tok_s="512")` shows `loss 2.91, tok/s 512`."""
         self._fields.update(values)
 
     def status_text(self, *, share: bool = True) -> str:
-        """Return `5,120 of 20,788 citations (25 %), 512/s, 30 s left, loss 2.91`, or without the share."""
+        """Return a text such as `5,120 of 20,788 citations (25 %), 512/s, 30 s left, loss 2.91`.
+
+        Without `share` the percentage is left out.
+        """
         parts = [self._format_done(share=share)]
         rate = self._units_per_second()
         if rate > 0:
@@ -184,7 +188,7 @@ class Bar:
         return ", ".join([*parts, *self._extra_fields()])
 
     def print_start(self) -> None:
-        """Print the plain line at the start."""
+        """Print the first plain line: the label and the total."""
         if self._interval is not None:
             start = f"{format_count(self._start, self.unit)} done before, of " if self._start else ""
             size = "" if self.total is None else f": {start}{format_count(self.total, self.unit)}"
@@ -266,7 +270,7 @@ def _stderr_console() -> "Console":
 
 @contextmanager
 def _draw_bar(bar: Bar) -> Iterator[None]:
-    """Draw `bar` below the other active bars. They share one display: rich allows only one at a time."""
+    """Draw `bar` below the other active bars. All bars share one display, because rich allows only one."""
     if _state.live_display is None:
         _state.live_display = _create_progress_display()
         _state.live_display.start()
@@ -289,14 +293,14 @@ def _create_progress_display() -> "Progress":
     from rich.text import Text
 
     class ShareColumn(ProgressColumn):
-        """A column with the finished share, read from the bar at each refresh."""
+        """A column that draws the finished share as a bar."""
 
         def render(self, task: Task) -> ProgressBar:
             bar: Bar = task.fields["bar"]
             return ProgressBar(total=bar.total, completed=bar.done, width=16, pulse=bar.total is None)
 
     class StatusColumn(ProgressColumn):
-        """A column with the text of the plain lines."""
+        """A column with the status text that plain lines show too."""
 
         def render(self, task: Task) -> Text:
             return Text(
@@ -306,7 +310,8 @@ def _create_progress_display() -> "Progress":
             )
 
     columns = (TextColumn("{task.description}", markup=False), ShareColumn(), StatusColumn())
-    # rich prints redirected stdout above the bars, which must not happen if stdout is a file or a pipe.
+    # With redirect_stdout rich prints the text written to stdout above the bars. If stdout is a file or a pipe,
+    # its text must not appear on the terminal.
     redirect = sys.stdout is not None and sys.stdout.isatty()
     return Progress(
         *columns, console=_stderr_console(), transient=True, refresh_per_second=8, redirect_stdout=redirect

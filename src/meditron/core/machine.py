@@ -14,9 +14,10 @@ from meditron.version import __version__
 __all__ = ["DType", "cpu_class", "describe", "free_disk_bytes", "resolve_matrix_dtype", "usable_cores"]
 
 DType = Literal["auto", "float32", "bfloat16"]
-"""Number format of matrix products; `auto` is resolved by `matrix_dtype`."""
+"""Number format of matrix products; `auto` is resolved by `resolve_matrix_dtype`."""
 
-# Libraries that can change a result or a speed. Their versions are read from metadata, without importing.
+# Libraries whose version can change results or speed. Versions are read from the packages' metadata, because
+# importing the libraries would be slow.
 _LIBRARIES = (
     "torch",
     "numpy",
@@ -30,7 +31,7 @@ _LIBRARIES = (
     "xllamacpp",
     "transformers",
 )
-# CPU classes by the speed of matrix products, fastest first: name, and the flags in /proc/cpuinfo required.
+# CPU classes by the speed of matrix products, fastest first: (name, flags that /proc/cpuinfo must list).
 _CLASSES = (
     ("amx-bf16", {"amx_bf16", "amx_tile"}),
     ("avx512-bf16", {"avx512_bf16"}),
@@ -68,7 +69,7 @@ def describe() -> dict[str, Any]:
 def cpu_class(flags: frozenset[str]) -> str:
     """Return the class of the fastest matrix instructions: `amx-bf16 | avx512-bf16 | … | arm`.
 
-    If the flags contain none of them, it is the architecture's name, such as `x86_64`.
+    If the CPU's flags match no class, the architecture's name is returned, such as `x86_64`.
     """
     return next((name for name, needed in _CLASSES if needed <= flags), platform.machine())
 
@@ -122,7 +123,10 @@ def _usable_memory_bytes() -> int | None:
 
 
 def _cgroup_values(controller: str, file: str) -> list[str]:
-    """Return a setting of this process's control group and of all its parents, each of which is a limit."""
+    """Return the values of one setting in this process's control group and in all groups above it.
+
+    Each of these groups limits the process.
+    """
     values = []
     for line in _read_text_or_empty("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -166,8 +170,9 @@ def _library_versions() -> dict[str, str]:
 
 
 def _git_state() -> dict[str, Any]:
-    """Return the commit of the package's checkout, and whether its files were changed since."""
-    # A package installed inside another project's repository is not tracked there, and has no commit.
+    """Return the commit of the package's git checkout, and whether files were changed since that commit."""
+    # If the package is installed inside another project's repository, that repository does not track its
+    # files, so that repository's commit says nothing about the package.
     if _run_git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "dirty": False}
     changes = _run_git("status", "--porcelain", "--", "..")

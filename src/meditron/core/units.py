@@ -38,7 +38,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_count(count: float, unit: str = "") -> str:
-    """Format a count with its unit; bytes (`B`) as in `size`, fractions below 100 with three figures."""
+    """Format a count with its unit; bytes (`B`) like `format_bytes`, fractions below 100 with three figures."""
     if unit == "B":
         return format_bytes(count)
     text = f"{count:,.0f}" if count >= 100 or count == int(count) else _three_figures(count)
@@ -46,7 +46,7 @@ def format_count(count: float, unit: str = "") -> str:
 
 
 def is_numeric_cell(text: str) -> bool:
-    """Return whether a cell is a number, interval, size, time or empty, and so is aligned right."""
+    """Return whether a table cell is a number, interval, size, duration or empty; such cells align right."""
     return _FIGURE.fullmatch(text) is not None
 
 

@@ -31,9 +31,10 @@ __all__ = [
 ANCESTRY_FILE = "ancestry.json"
 GGUF_KEY = "meditron.ancestry"
 MAX_DOCUMENTS = 100_000
-"""Most documents of one training whose hashes are listed; of a larger corpus only the digest is recorded."""
+"""Maximum number of documents whose hashes a training lists; for a larger corpus only the digest is recorded."""
 MAX_PASSAGES = 500_000
-"""Most passages of one training's messages whose hashes are listed: 10 MB, as GGUF metadata is limited."""
+"""Maximum number of passages of messages whose hashes a training lists: 10 MB, because GGUF readers limit the
+size of metadata."""
 
 ShortHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
@@ -55,18 +56,18 @@ class Training(Record):
     task: str | None = None
     """Name of the task whose questions were the training data; None for conversations and pretraining."""
     questions: tuple[ShortHash, ...] = ()
-    """Sorted `short(question_sha256(…))` of the questions trained on."""
+    """Sorted `short_hash(question_sha256(…))` of the questions trained on."""
     variants: tuple[ShortHash, ...] = ()
-    """Sorted short hashes of the same questions in other forms: without context, with other wrong options."""
+    """Sorted short hashes of the same questions in other forms: without context, or with other wrong options."""
     texts: tuple[ShortHash, ...] | None = ()
-    """Sorted `short(content_sha256(…))` of the users' messages in conversations and of their sentences; None
-    if there are too many to list."""
+    """Sorted `short_hash(content_sha256(…))` of the users' messages in conversations and of the sentences in
+    these messages; None if there are too many to list."""
     documents: tuple[ShortHash, ...] | None = ()
-    """Sorted `short(content_sha256(…))` of the documents trained on; None if there are too many to list."""
+    """Sorted `short_hash(content_sha256(…))` of the documents trained on; None if there are too many to list."""
 
 
 class Ancestry(Record):
-    """All recorded trainings of a model, oldest first, starting from a base model."""
+    """A model's base model and the trainings recorded since, oldest first."""
 
     base: str
     """The model before the first training, without paths or credentials."""
@@ -78,7 +79,7 @@ class Ancestry(Record):
 
     @property
     def lists_all_data(self) -> bool:
-        """True if the hashes of all recorded training data are listed."""
+        """True if the record lists the hashes of all training data, none of which was too large to list."""
         return all(
             training.documents is not None and training.texts is not None for training in self.trainings
         )
@@ -94,7 +95,7 @@ def untrained_ancestry(name: str, digest: str, *, seeded: bool = False) -> Ances
 
 
 def read_ancestry(files: ModelFiles) -> Ancestry | None:
-    """Read a model's record; None if it has none. For seeded weights it is generated.
+    """Read a model's ancestry record; None if it has none. For seeded weights the record is generated.
 
     Raises:
         InputError: the record is damaged.

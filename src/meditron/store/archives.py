@@ -17,14 +17,15 @@ from meditron.store.files import atomic_write
 __all__ = ["MODEL_GLOB", "extract_member", "member_chunks", "member_names", "open_zip", "select_member"]
 
 MODEL_GLOB = "*.gguf"
-"""Files that a source without a member stands for, if it contains exactly one."""
+"""If a source names no member of an archive, the archive's only file that matches this pattern is used."""
 
 _CHUNK = 1 << 20
-# Deflate compresses at most 1,032 to 1; a larger declared ratio is a decompression bomb or a lie.
+# Deflate compresses at most 1,032 to 1. A member that declares a larger ratio is a decompression bomb or has a
+# false size.
 _MAX_RATIO = 1_100
 _MAX_LISTED = 5
-# The errors that zipfile raises for damage: OSError for a wild offset, NotImplementedError for an unknown
-# compression method, and so on.
+# The errors that zipfile raises for a damaged archive: OSError for an impossible offset, NotImplementedError
+# for an unknown compression method, and so on.
 _DAMAGE = (
     *(zipfile.BadZipFile, NotImplementedError, ValueError, OSError, RuntimeError),
     *(struct.error, zlib.error, lzma.LZMAError, EOFError, MemoryError, LookupError),
@@ -36,7 +37,7 @@ def member_names(archive: Path) -> list[str]:
 
     Raises:
         InputError: it is not a zip archive, or a name is hostile: it contains `..`, is absolute, has a drive
-            letter, occurs twice or is a symbolic link; names the archive and the member.
+            letter, occurs twice or is a symbolic link; the error names the archive and the member.
     """
     with open_zip(archive) as opened:
         entries = opened.infolist()
@@ -97,7 +98,7 @@ def _name_similarity(name: str, pattern: str) -> float:
 
 
 def extract_member(archive: Path, member: str, target: Path) -> None:
-    """Extract one member to `target`, atomically. Raises like `unpack`."""
+    """Extract one member to `target`, atomically. Raises the errors of `member_chunks`."""
     with open_zip(archive) as opened, atomic_write(target) as file:
         for chunk in member_chunks(archive, opened, opened.getinfo(member)):
             file.write(chunk)
@@ -108,7 +109,7 @@ def member_chunks(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo
 
     Raises:
         InputError: the member is encrypted or damaged, its size is not the declared one, or the declared size
-            is more than compression can achieve; names the archive and the member.
+            is more than compression can achieve; the error names the archive and the member.
     """
     if entry.flag_bits & 1:
         raise InputError(archive, "the member is encrypted", place=entry.filename)

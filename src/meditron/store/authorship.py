@@ -1,7 +1,8 @@
 """Conversion of a model's name, licence, authors, base models and tags between HF folders and GGUF files.
 
-A GGUF file stores them under `general.*` (ggml's gguf.md), an HF folder in the front matter of its README.md
-under the hub's keys. GGUF keys without an equivalent on the hub are written to the front matter unchanged.
+A GGUF file stores this metadata under `general.*` (ggml's gguf.md); an HF folder stores it in the YAML front
+matter of its README.md, under the Hugging Face hub's keys. GGUF keys without an equivalent on the hub are
+written to the front matter unchanged.
 """
 
 import json
@@ -21,10 +22,10 @@ __all__ = ["CARD_FILE", "read_authorship", "write_card"]
 
 CARD_FILE = "README.md"
 MAX_FRONT_MATTER = 1 << 20
-"""Bytes at the beginning of a README.md in which the front matter must end."""
+"""The front matter must end within this number of bytes of a README.md."""
 
 _PREFIX = "general."
-# Keys that depend on the file and not on the model; whoever writes a file sets them.
+# Keys that describe the file and not the model. They are not copied; the writer of each file sets them.
 _FILE_KEYS = {
     f"{_PREFIX}{key}" for key in ("architecture", "alignment", "file_type", "quantization_version", "type")
 }
@@ -42,7 +43,8 @@ _TEXTS = {
     "finetune": "finetune",
     "size_label": "size_label",
 }
-"""Front matter key → GGUF key, for single texts; of two entries for one GGUF key the first is written."""
+"""Front matter key → GGUF key, for values that are one text. If two front matter keys have the same GGUF key,
+both are read, and the first is written."""
 _LISTS = {"tags": "tags", "language": "languages", "datasets": "datasets"}
 
 
@@ -61,7 +63,7 @@ def read_authorship(files: ModelFiles) -> dict[str, Any]:
 
 
 def write_card(folder: Path, authorship: Mapping[str, Any], *, card: Path | None = None) -> None:
-    """Write README.md: a copy of `card`, or front matter that `read_authorship` reads back."""
+    """Write README.md: a copy of `card` if it exists, else front matter that `read_authorship` can read."""
     if card is not None and card.is_file():
         with translate_read_errors(card), atomic_write(folder / CARD_FILE) as copy:
             copy.write(card.read_bytes())
@@ -74,7 +76,7 @@ def write_card(folder: Path, authorship: Mapping[str, Any], *, card: Path | None
 
 
 def _format_as_yaml(value: object) -> str:
-    """Format a value as YAML: JSON, with escapes for the characters that only YAML excludes."""
+    """Format a value as JSON, which is valid YAML once the characters that only YAML forbids are escaped."""
     text = json.dumps(value, ensure_ascii=False)
     return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
@@ -128,7 +130,7 @@ def _gguf_pairs_from_card(card: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _card_pairs_from_gguf(authorship: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield front matter: the hub's keys, then the GGUF keys that those do not reproduce exactly."""
+    """Yield the entries of the front matter: the hub's keys, then the GGUF keys that they do not reproduce."""
     card: dict[str, Any] = {}
     if licence := authorship.get(f"{_PREFIX}license"):
         card["license"] = licence.split(",") if "," in licence else licence

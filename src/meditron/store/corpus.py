@@ -79,17 +79,18 @@ def read_corpus(corpus: Path, split: Literal["train", "heldout"]) -> Iterator[Co
 def select_heldout(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
     """Select the held-out documents for training and evaluation, at most `documents` of each source.
 
-    They are the first in the order of content hashes. The order depends on nothing else, so the selection is
-    unbiased, and a larger `documents` only adds to it. Raises like `read_corpus`.
+    Documents are ordered by their content hashes, and the first ones are selected. The order depends on nothing
+    else, so the selection is unbiased, and a larger `documents` only adds documents to it. Raises the errors of
+    `read_corpus`.
 
     Returns:
-        Source → its documents, in that order.
+        Source → its selected documents, in the order of their content hashes.
     """
     documents_by_source: dict[str, list[CorpusDocument]] = {}
     for document in read_corpus(corpus, "heldout"):
         selected = documents_by_source.setdefault(document.source, [])
         selected.append(document)
-        # Pruned at twice the number, to bound memory while sorting seldom.
+        # The list is shortened whenever it has twice the needed length: that bounds memory, and sorting is rare.
         if len(selected) >= 2 * documents:
             documents_by_source[document.source] = _documents_with_smallest_hashes(selected, documents)
     return {

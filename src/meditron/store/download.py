@@ -1,11 +1,12 @@
 """HTTP downloads with resumption, retries, verification and progress.
 
-`NAME.json` beside a partial file records its address, validator and expected hash; a download is resumed only
-if they are unchanged. The record stays after the download is complete, and then nothing is downloaded again
-until `discard_download`. The address may contain secrets, so only its hash is recorded.
+The record `NAME.json` beside a partial file contains the hash of its address, the server's validator and the
+expected SHA-256; a download is resumed only if all three are unchanged. The record is kept after the download
+is complete, so that a second call downloads nothing, until `discard_download` removes both files. Of the
+address only the hash is recorded, because an address may contain secrets.
 
-A server may be silent for 60 seconds and send at most 512 GiB. At most ten redirects are followed, none from
-https to http.
+The server may send nothing for at most 60 seconds, and at most 512 GiB in all. At most ten redirects are
+followed, none of them from https to http.
 """
 
 import base64
@@ -49,13 +50,13 @@ _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts; new bytes reset
 _MAX_PAUSE = 60.0
 _DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 _TEMPORARY_FAILURES = {408, 425, 429, 500, 502, 503, 504}
-# The variables by which OpenSSL, requests, curl and pip are given a company's certificates.
+# Environment variables in which OpenSSL, requests, curl and pip look for further trusted certificates.
 _CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 
 
 @dataclass(frozen=True)
 class _PartialRecord:
-    """The identity of the file that a partial download belongs to."""
+    """The record beside a partial download, which identifies the file that is being downloaded."""
 
     address: str
     """SHA-256 of the address."""
@@ -65,9 +66,9 @@ class _PartialRecord:
 
 
 class _RetryableError(Exception):
-    """A failure that another attempt may fix: a lost connection, a busy server.
+    """A failure after which the download is attempted again: a lost connection, a busy server.
 
-    `pause` is the number of seconds to wait, if the server named one.
+    `pause` is the number of seconds that the server asks clients to wait, if it names one.
     """
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
@@ -78,21 +79,22 @@ class _RetryableError(Exception):
 def download(url: str, part: Path, *, sha256: str | None = None) -> str:
     """Download `url` into `part`, resuming a partial download, and return its SHA-256.
 
-    Only one process may use a `part`. Proxies and certificates come from the environment. A file that fails
+    No other process may write to `part`. Proxies and certificates come from the environment. A file that fails
     verification is removed.
 
     Raises:
         FetchError: the server cannot be reached, or refuses the request.
         SourceError: the server has no such file.
         DigestError: the SHA-256 is not the expected one.
-        InputError: no SHA-256 is expected, and the content does not fit the name in the URL (a login page).
+        InputError: no SHA-256 is expected, and the content is not of the kind that the URL's file name says
+            (for example a login page).
         StorageError: the disk is full.
     """
     make_folder(part.parent)
     resumed = _download_with_retries(url, part, sha256)
     digest = sha256_file(part)
     if sha256 and digest != sha256 and resumed:
-        # The partial file may be from another version of the file: try once more from the start.
+        # The partial download may be from an older version of the file: download once more from the start.
         discard_download(part)
         _download_with_retries(url, part, sha256)
         digest = sha256_file(part)
@@ -118,8 +120,8 @@ def _download_with_retries(url: str, part: Path, sha256: str | None) -> bool:
         try:
             _attempt_download(url, part, sha256)
         except _RetryableError as failure:
-            # Only growth beyond the previous maximum counts as progress: a server that sends the same bytes
-            # again after every restart would otherwise be retried for ever.
+            # The count of attempts is reset only if the file grew beyond its largest size so far. Otherwise a
+            # server that sends the same bytes after every restart would be retried forever.
             if _partial_size(part) > most:
                 pauses, most = list(_PAUSES), _partial_size(part)
             if not pauses:
@@ -149,7 +151,7 @@ def _can_resume(url: str, part: Path, sha256: str | None) -> bool:
 
 
 def _attempt_download(url: str, part: Path, sha256: str | None) -> None:
-    """Make one request and append the missing bytes; start over if the server does not support resumption."""
+    """Make one request and append the missing bytes; download all bytes if the server cannot resume."""
     present = _partial_size(part)
     response = _request_missing_bytes(url, part, present)
     if response is None:
@@ -162,7 +164,7 @@ def _attempt_download(url: str, part: Path, sha256: str | None) -> None:
         _require_file_response(url, response, total, sha256)
         record = _PartialRecord(_url_sha256(url), _response_validator(response.headers), sha256)
         write_json(_record_path(part), asdict(record))
-        # Path.open has no `opener`, which is needed for O_NOFOLLOW.
+        # The built-in open() is used because Path.open has no `opener` argument, which sets O_NOFOLLOW here.
         with translate_write_errors(part), open(part, "ab", opener=_open_without_following_links) as file:
             done = _append_body(response, file, url, start, total)
             file.flush()
@@ -188,13 +190,14 @@ def _total_bytes(response: http.client.HTTPResponse, start: int) -> int | None:
 def _require_file_response(
     url: str, response: http.client.HTTPResponse, total: int | None, sha256: str | None
 ) -> None:
-    """Raise FetchError for a response that is not the file, or is encoded although that was not requested."""
+    """Raise FetchError if a response is not the file, is compressed by the server, or is too large."""
     if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
         raise FetchError(
             f"{public_address(url)}: the server answered {response.status} {response.reason}, not a file"
         )
     coding = response.headers.get("Content-Encoding", "identity").lower()
-    # Some servers report a .gz file's own compression as an encoding. If a hash is expected, it decides.
+    # Some servers report a .gz file's own compression as a content encoding, so it is accepted for such names.
+    # If a SHA-256 is expected, the SHA-256 decides whether the bytes are right.
     if (
         coding not in ("", "identity")
         and not sha256
@@ -232,7 +235,7 @@ def _request_missing_bytes(url: str, part: Path, present: int) -> http.client.HT
 
 
 def _split_login(url: str) -> tuple[str, str | None]:
-    """Return an address without its credentials, and the Authorization header made of them."""
+    """Return an address without its credentials, and the Authorization header that contains them."""
     parts = urllib.parse.urlsplit(url)
     login, at, host = parts.netloc.rpartition("@")
     if not at:
@@ -262,7 +265,7 @@ def _recorded_validator(part: Path) -> str | None:
 
 @cache
 def _tls_context(bundles: tuple[str, ...]) -> ssl.SSLContext:
-    """Return the TLS context with these certificates; cached, because loading them takes a while."""
+    """Return a TLS context that trusts these certificates; cached, because loading certificates is slow."""
     context = ssl.create_default_context()
     for place in map(Path, bundles):
         if place.is_file():
@@ -327,7 +330,7 @@ def _append_body(
             done += len(chunk)
             if done > MAX_BYTES:
                 raise FetchError(f"{public_address(url)}: the server sent more than {MAX_BYTES:,} bytes")
-        # http.client reports an early close as the end of the body, without an error.
+        # If the connection closes early, http.client ends the body without an error.
         if total is not None and done != total:
             raise _RetryableError(f"connection lost after {done:,} of {total:,} bytes")
     return done
@@ -347,7 +350,8 @@ def _connection_lost(error: Exception) -> _RetryableError:
 def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> None:
     """Raise the error for an HTTP error status; return if the status means that the file is complete."""
     if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        # `bytes */SIZE`: either no byte is missing, or the partial file is from another version.
+        # The header is `bytes */SIZE`. If SIZE is the partial file's size, the file is complete; otherwise the
+        # partial file is from another version of the file.
         total = error.headers.get("Content-Range", "").rpartition("/")[2]
         if total == str(_partial_size(part)):
             return

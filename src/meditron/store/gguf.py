@@ -1,12 +1,13 @@
 """A GGUF reader for untrusted files.
 
-The format (ggml's `docs/gguf.md`), little-endian: magic `GGUF`, u32 version, u64 tensors, u64 key-value
-pairs; the pairs (key, u32 value type, value); for each tensor its name, u32 dimensions, u64 sizes
-[dimensions] fastest first, u32 type, u64 offset; padding to `general.alignment`; the tensors' bytes. Strings
-are a u64 length and UTF-8; arrays a u32 element type, a u64 length and the elements.
+The format is ggml's (`docs/gguf.md`), little-endian. A file contains, in this order: the magic `GGUF`, a u32
+version, the u64 number of tensors and the u64 number of key-value pairs; each pair as key, u32 value type and
+value; each tensor's name, u32 number of dimensions, u64 sizes (fastest dimension first), u32 type and u64
+offset; padding to `general.alignment`; the tensors' bytes. A string is a u64 length and its UTF-8 bytes. An array
+is a u32 element type, a u64 length and its elements.
 
-gguf-py's reader is not used because it trusts the file. Here every count, length and offset is checked
-against the file's size before anything is allocated or read.
+gguf-py's reader is not used, because it does not validate the file. This reader checks every count, length and
+offset against the file's size before it allocates or reads anything.
 """
 
 import mmap
@@ -44,14 +45,15 @@ MetadataValue = str | int | float | bool | list[str] | list[int] | list[float] |
 
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
-# Limits of the format; ggml rejects longer names.
+# Maximum bytes of a metadata key (the format's limit) and of a tensor's name (ggml rejects longer ones).
 _MAX_KEY, _MAX_NAME = 65_535, 64
 MAX_ENTRIES = 1 << 16
-"""Most key-value pairs of a file, and most tensors; published models have a few thousand."""
+"""Maximum number of key-value pairs of a file, and of tensors; published models have a few thousand."""
 MAX_ELEMENTS = 1 << 22
-"""Most elements of all arrays in a file; a vocabulary of 262,144 tokens has 1.4 million with its merges."""
+"""Maximum number of elements of all arrays in a file together; a vocabulary of 262,144 tokens has 1.4 million
+elements with its merges."""
 MAX_METADATA_BYTES = 1 << 27
-"""Most bytes of a file's key-value pairs; 20 MB are usual."""
+"""Maximum size of a file's key-value pairs, in bytes; published models have up to about 20 MB."""
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -107,7 +109,7 @@ class _Cursor:
 
     def read_strings(self, count: int, label: str) -> list[str]:
         """Read `count` strings."""
-        # A vocabulary has a million strings, so this loop has no call of a method per string.
+        # The metadata of a vocabulary has about a million strings, and a method call for each would be slow.
         data, end, at = self.data, self.size, self.at
         length, texts = _U64.unpack_from, []
         for _ in range(count):
@@ -120,11 +122,12 @@ class _Cursor:
             except UnicodeDecodeError:
                 break
             self.at = at
-        # If the loop stopped early, the offending string is read again for its error.
+        # If the loop stopped at an invalid string, `read_string` reads it again and raises the error for it.
         return texts + [self.read_string(label, MAX_METADATA_BYTES) for _ in range(count - len(texts))]
 
     def read_count(self, smallest: int, label: str) -> int:
-        """Read a number of items of at least `smallest` bytes each; it must fit into the rest of the file."""
+        """Read a u64 count of items, each of at least `smallest` bytes; the items must fit into the rest of the
+        file."""
         start = self.at
         number = self.read_u64(f"the number of {label}")
         if number > (self.size - self.at) // smallest:
@@ -132,7 +135,7 @@ class _Cursor:
         return number
 
     def read_array_length(self, smallest: int, key: str) -> int:
-        """Read the length of an array; all arrays of the file share one limit."""
+        """Read the length of an array; the lengths of all arrays of the file together are limited."""
         start = self.at
         number = self.read_count(smallest, f"elements of {key}")
         self.elements += number
@@ -143,10 +146,10 @@ class _Cursor:
 
 
 class GGUF:
-    """A memory-mapped, validated GGUF file. A context manager; its arrays stay valid after it is closed.
+    """A memory-mapped, validated GGUF file and a context manager. Returned arrays stay valid after closing.
 
     Raises:
-        InputError: the file violates the format; names the byte or the tensor.
+        InputError: the file violates the format; the error names the byte or the tensor.
         SourceError: there is no such file.
     """
 
@@ -171,7 +174,7 @@ class GGUF:
         """Name → tensor, in the file's order."""
 
     def raw_tensor(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return a tensor's stored bytes, read-only, without a copy; shape (*shape[:-1], bytes per row)."""
+        """Return a tensor's stored bytes as a read-only view of shape (*shape[:-1], bytes per row)."""
         info = self._tensor_info(name)
         if self._map is None:
             raise ValueError(f"{self.path} is closed")
@@ -186,19 +189,20 @@ class GGUF:
         info = self._tensor_info(name)
         kind = GGMLQuantizationType[info.type]
         try:
-            # In a damaged file the scale of a block can be infinite; the values are returned as they are.
+            # In a damaged file the scale of a block can be infinite. numpy's warnings about the resulting
+            # infinite values are suppressed, and the values are returned.
             with np.errstate(all="ignore"):
                 values = dequantize(self.raw_tensor(name), kind)
         except NotImplementedError as error:
             raise InputError(self.path, f"cannot read tensors of type {info.type}", place=name) from error
-        # For F32 the result is a view of the map, which must not be handed out as writable.
+        # For F32 the result of gguf-py is a read-only view of the mapped file; callers get a writable copy.
         is_copy = values.flags.owndata and values.flags.writeable
         values = values if is_copy else values.copy()
         self._release_pages(info)
         return cast("npt.NDArray[np.float32]", values).reshape(info.shape)
 
     def _release_pages(self, info: TensorInfo) -> None:
-        """Release the memory of a tensor that was read; the kernel reloads it from the file if needed."""
+        """Tell the kernel to drop a tensor's pages from memory; it reads them from the file again if needed."""
         if self._map is not None and hasattr(self._map, "madvise"):
             start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
@@ -209,7 +213,7 @@ class GGUF:
         return self.tensors[name]
 
     def close(self) -> None:
-        """Close the file; it is unmapped once no array refers to it any more."""
+        """Close the file. Python unmaps it when no array refers to it any more."""
         self._map = None
 
     def __enter__(self) -> Self:
@@ -247,7 +251,8 @@ def _read_header(cursor: _Cursor) -> tuple[int, int, int]:
         raise cursor.error_at("big-endian GGUF files are not supported", 4)
     if version not in _VERSIONS:
         raise cursor.error_at(f"GGUF version {version} is not supported (only 2 and 3)", 4)
-    # The smallest entries are a scalar tensor without a name (24 bytes) and an empty key with a byte (13).
+    # The smallest tensor entry, a scalar without a name, has 24 bytes; the smallest pair, an empty key with a
+    # value of one byte, has 13 bytes.
     tensors, pairs = cursor.read_count(24, "tensors"), cursor.read_count(13, "key-value pairs")
     if max(tensors, pairs) > MAX_ENTRIES:
         problem = f"{tensors:,} tensors and {pairs:,} key-value pairs; the limit is {MAX_ENTRIES:,} of each"
@@ -293,7 +298,8 @@ def _read_numbers(cursor: _Cursor, code: int, count: int, key: str) -> list[Any]
 
 
 def _read_tensor_info(cursor: _Cursor) -> tuple[int, TensorInfo]:
-    """Read one entry and its position; its offset is still relative to the start of the data."""
+    """Read one tensor's entry. Return its position in the file and the entry, whose offset is still relative to
+    the start of the tensor data."""
     start = cursor.at
     name = cursor.read_string("a tensor's name", _MAX_NAME)
     if (dimensions := cursor.read_u32(f"the dimensions of {name}")) > _MAX_DIMENSIONS:
@@ -327,7 +333,7 @@ def _read_alignment(path: Path, metadata: dict[str, MetadataValue]) -> int:
 def _absolute_offsets(
     cursor: _Cursor, infos: list[tuple[int, TensorInfo]], alignment: int
 ) -> dict[str, TensorInfo]:
-    """Convert relative offsets to offsets in the file; check alignment, the file's end and overlaps."""
+    """Convert offsets in the tensor data to offsets in the file; check alignment, overlaps and the file's end."""
     begin = -(-cursor.at // alignment) * alignment
     tensors_by_name: dict[str, TensorInfo] = {}
     for start, info in infos:
@@ -340,7 +346,7 @@ def _absolute_offsets(
             end = f"ends at byte {offset + info.nbytes:,}, the file at {cursor.size:,}"
             raise cursor.error_at(f"tensor {info.name!r} {end}", start)
         tensors_by_name[info.name] = TensorInfo(info.name, info.shape, info.type, offset, info.nbytes)
-    # Two tensors that share bytes would let a small file claim any amount of weights.
+    # If tensors could share bytes, a small file could declare any number of weights.
     ordered = sorted(tensors_by_name.values(), key=lambda info: info.offset)
     for before, after in pairwise(ordered):
         if before.offset + before.nbytes > after.offset:

@@ -7,7 +7,7 @@ from math import prod
 __all__ = ["FLOAT_TYPES", "TensorType", "tensor_type", "tensor_type_of_code"]
 
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
-"""Types that are not quantized: each value is stored, and rounded, on its own."""
+"""Types that are not quantized: each value is stored and rounded independently of the others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """An atomic GGUF writer with one tensor in memory at a time.
 
-The output equals that of gguf-py's GGUFWriter byte for byte. That writer is not used because it opens the
-path itself, so a write cannot be atomic, and uses numpy's `tofile`, which hides that the disk is full.
+The output equals that of gguf-py's GGUFWriter byte for byte. GGUFWriter itself is not used, because it opens the
+path on its own, so that writes are not atomic, and because it uses numpy's `tofile`, whose errors do not say
+that the disk is full.
 """
 
 import struct
@@ -38,7 +39,7 @@ SCALAR_DTYPES: dict[int, np.dtype[Any]] = {
         12: "<f8",
     }.items()
 }  # fmt: skip
-"""Code of a value type → numpy dtype; a BOOL is a byte, 0 or 1."""
+"""Code of a metadata value's type → numpy dtype; a BOOL is a byte with the value 0 or 1."""
 _VERSION = 3
 _FLOAT_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
@@ -54,7 +55,8 @@ class LazyTensor:
     type: str
     """ggml's name: `F16`, `Q4_K`."""
     load: Callable[[], Array]
-    """Computes the tensor: float32 for F32, float16 for F16, the blocks' bytes as uint8 for other types."""
+    """Function that computes the tensor: float32 for F32, float16 for F16, the blocks' bytes as uint8 for any
+    other type."""
 
     @property
     def nbytes(self) -> int:
@@ -67,13 +69,14 @@ def write_gguf(
 ) -> None:
     """Write a GGUF file (version 3), tensor by tensor and atomically.
 
-    The type of a metadata value depends on the value: bool, str, float (FLOAT32), int (UINT32 if it fits,
-    else INT32, INT64), and lists of them (ints INT32, else INT64). A numpy scalar or array has the type of
-    its dtype. Empty lists have no type and are left out.
+    The GGUF type of a metadata value depends on its Python type: a bool is BOOL, a str STRING, a float FLOAT32,
+    an int the first of UINT32, INT32 and INT64 that can represent it. The elements of a list have the same
+    types, except that ints are INT32 or else INT64. A numpy scalar or array has the type of its dtype. Empty
+    lists have no element type and are left out.
 
     Raises:
         TypeError: the format has no such metadata value or dtype.
-        ValueError: a tensor's name occurs twice, or a LazyTensor has another dtype or shape than declared.
+        ValueError: a tensor's name occurs twice, or a LazyTensor computes another dtype or shape than declared.
     """
     listed = [(name, _as_lazy_tensor(name, tensor)) for name, tensor in tensors]
     if len({name for name, _ in listed}) != len(listed):
@@ -92,7 +95,7 @@ def write_gguf(
 
 
 def _as_lazy_tensor(name: str, tensor: Array | LazyTensor) -> LazyTensor:
-    """Wrap an array in a LazyTensor of the type of its dtype."""
+    """Wrap an array in a LazyTensor whose type, F32 or F16, follows from the array's dtype."""
     if isinstance(tensor, LazyTensor):
         return tensor
     dtype = tensor.dtype.newbyteorder("<")

@@ -1,12 +1,13 @@
 """Token files in Megatron's format: `PREFIX.bin` and `PREFIX.idx`.
 
-`.bin` contains the tokens of all sequences, concatenated. `.idx`, little-endian: the magic `MMIDIDX` and
-two zero bytes, u64 version (1), u8 dtype code, u64 sequences, u64 boundaries; then i32 lengths [sequences],
-i64 byte offsets [sequences] and i64 document boundaries [boundaries], which count sequences from 0.
-`.bin` is written first, so an existing `.idx` means that the pair is complete.
+`PREFIX.bin` contains the tokens of all sequences, concatenated. `PREFIX.idx` is little-endian and contains, in
+this order: the magic `MMIDIDX` with two zero bytes, the u64 version (1), the u8 code of the dtype, the u64 number
+of sequences and the u64 number of boundaries; then i32 lengths [sequences], i64 byte offsets [sequences] and i64
+document boundaries [boundaries], which count sequences from 0. `PREFIX.bin` is written first, so that an existing
+`PREFIX.idx` means that the pair is complete.
 
-`PREFIX.hashes` identifies the documents, in order: 8 bytes each, the first 8 bytes of the `content_sha256` of
-the document's text. It is written before the `.idx`.
+`PREFIX.hashes` identifies the documents, in the same order: for each document, the first 8 bytes of the
+`content_sha256` of its text. The file is written before `PREFIX.idx`.
 """
 
 import struct
@@ -27,7 +28,7 @@ __all__ = ["IndexedDataset", "IndexedWriter", "TokenIds", "read_hashes", "token_
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPE_BY_CODE: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-# Megatron's limit; below 65,536, so that tokens can be added later.
+# Megatron's limit of vocabularies stored as uint16. It is below 65,536, so that tokens can be added later.
 _UINT16_BELOW = 65_500
 
 TokenIds = npt.NDArray[np.integer[Any]]
@@ -43,13 +44,13 @@ def _with_suffix(prefix: Path, suffix: str) -> Path:
 
 
 def write_hashes(prefix: Path, hashes: Sequence[str]) -> None:
-    """Write `PREFIX.hashes`: `short(content_sha256(text))` of each document, in order."""
+    """Write `PREFIX.hashes`: `short_hash(content_sha256(text))` of each document, in order."""
     with atomic_write(_with_suffix(prefix, ".hashes")) as file:
         file.write(bytes.fromhex("".join(hashes)))
 
 
 def read_hashes(prefix: Path) -> list[str]:
-    """Return `short(content_sha256(text))` of each document in `PREFIX.bin`, in order.
+    """Return `short_hash(content_sha256(text))` of each document in `PREFIX.bin`, in order.
 
     Raises:
         SourceError: the file is missing.
@@ -123,7 +124,7 @@ class IndexedDataset:
     """Memory-mapped documents of a `.bin`/`.idx` pair: `dataset[i]` is the read-only ids of document i.
 
     Raises:
-        InputError: a count, length or offset contradicts the files' sizes; names the byte.
+        InputError: a count, length or offset contradicts the files' sizes; the error names the byte.
         SourceError: a file of the pair is missing.
     """
 
@@ -185,7 +186,7 @@ class IndexedDataset:
         if (bad := np.flatnonzero(lengths < 0)).size:
             at = _HEADER.size + 4 * int(bad[0])
             raise self._index_error(f"sequence {bad[0]} has length {lengths[bad[0]]}", at)
-        # In 64 bits: the sum of the lengths, and so the byte offsets, exceed 32 bits in large files.
+        # Computed in 64 bits, because the byte offsets in large files exceed 32 bits.
         ends = np.cumsum(lengths, dtype=np.int64) * width
         starts = ends - lengths.astype(np.int64) * width
         if (bad := np.flatnonzero(offsets != starts)).size:

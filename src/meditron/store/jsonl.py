@@ -33,7 +33,8 @@ __all__ = [
 LONGEST_LINE = 64 << 20
 """Longest accepted line, in bytes; guards against decompression bombs."""
 MOST_VALUES = 4_000_000
-"""Most commas, colons and brackets outside of strings in one line; each can become an object of 70 bytes."""
+"""Maximum number of commas, colons and brackets outside of strings in one line; for each of them, parsing can
+create an object of about 70 bytes."""
 
 _CHUNK = 1 << 20
 _ZSTD_PIECE = 4 << 10
@@ -46,7 +47,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         InputError: the stream is truncated or damaged, or a line is not a JSON object, is longer than
-            LONGEST_LINE, or holds more than MOST_VALUES; names the line.
+            LONGEST_LINE, or has more values than MOST_VALUES; the error names the line.
         SourceError: there is no such file.
     """
     number = 0
@@ -65,8 +66,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def check_value_count(line: bytes) -> None:
-    """Raise ValueError for JSON that could hold more than MOST_VALUES, before it is parsed into memory."""
-    # The sum over all marks is a cheap upper bound; only a line above it is searched for strings.
+    """Raise ValueError for a line of JSON that could have more than MOST_VALUES values; called before parsing."""
+    # The number of these characters in the whole line is a cheap upper bound. Only if it is above the limit are
+    # the characters inside strings left out of the count.
     if len(line) <= MOST_VALUES or sum(map(line.count, _MARKS)) <= MOST_VALUES:
         return
     outside = (token for token in _TOKEN.finditer(line) if line[token.start()] != ord('"'))
@@ -106,7 +108,7 @@ def unpack_zstd(file: IO[bytes]) -> Iterator[bytes]:
     Raises:
         EOFError: the last frame is truncated, or the file is empty.
     """
-    # zstandard's stream_reader takes a truncated frame for the end of the file without an error.
+    # zstandard's stream_reader ends at a truncated frame without an error, so frames are decompressed here.
     frame = zstandard.ZstdDecompressor().decompressobj()
     complete = False
     # Read in small pieces, because four bytes of Zstandard can expand to 128 KiB.
@@ -140,15 +142,16 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def encode_row(row: Mapping[str, Any]) -> bytes:
-    """Encode a row as one compact line with its end; ValueError for NaN and infinity."""
+    """Encode a row as one compact line of JSON with a newline; ValueError for NaN and infinity."""
     text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode() + b"\n"
 
 
 class JsonlWriter:
-    """Context manager that writes rows to `path`, compressed by its suffix, atomically.
+    """Context manager that writes rows to `path` atomically, compressed as the suffix says.
 
-    The file appears complete when the block ends, and not at all if it raises. StorageError for a full disk.
+    The complete file appears when the block ends; if the block raises, no file appears. StorageError for a full
+    disk.
     """
 
     def __init__(self, path: Path) -> None:

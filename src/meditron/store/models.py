@@ -1,4 +1,4 @@
-"""Resolution of a MODEL argument to files."""
+"""Resolution of a MODEL argument, the way in which commands and recipes name a model, to the model's files."""
 
 import os
 import re
@@ -25,14 +25,17 @@ class ModelFiles:
     """The files of a model and their format."""
 
     spec: str
-    """The MODEL argument; for an address in the form of `store.fetch.public`."""
+    """The MODEL argument; an address is in the form that `store.fetch.public_source` returns, without secrets."""
     kind: Literal["hf", "gguf", "init"]
     path: Path
-    """The HF folder or the GGUF file; for `init` the spec itself, because there is no file."""
+    """The HF folder or the GGUF file; for `init`, which has no files, the spec itself."""
 
 
 def split_selector(text: str) -> tuple[str, str | None]:
-    """Split `FOLDER:NAME` into both parts if the folder exists; any other text has no selector."""
+    """Split `FOLDER:NAME` into the folder and the selector NAME if the folder exists.
+
+    Any other text is returned unchanged, with the selector None.
+    """
     folder, _, selector = text.rpartition(":")
     if folder and not path_exists(expand_user(text)) and path_exists(expand_user(folder)):
         return (folder, selector) if expand_user(folder).is_dir() else (text, None)
@@ -71,7 +74,8 @@ def resolve_model(model: str | os.PathLike[str]) -> ModelFiles:
 def _resolve_file(spec: str, path: Path) -> ModelFiles:
     with translate_read_errors(path), path.open("rb") as file:
         magic = file.read(4)
-    # By content: in the cache, and in some published repositories, the name need not end in .gguf.
+    # The file is recognised by its content, because in the cache and in some published repositories the name of
+    # a GGUF file does not end in .gguf.
     if magic == b"GGUF":
         return ModelFiles(spec, "gguf", path)
     if path.suffix == ".safetensors":
@@ -91,7 +95,7 @@ def _resolve_folder(spec: str, folder: Path) -> ModelFiles:
             for pickled in sorted(folder.glob(pattern)):
                 raise _pickled_weights_error(pickled)
         raise SourceError(f"{folder}: has a config.json, but no *.safetensors")
-    # The first part of a split model represents all parts.
+    # Of a model that is split into several files, only the first is listed; the reader reports the split.
     files = [file for file in sorted(folder.glob(MODEL_GLOB)) if not _LATER_PART.search(file.stem)]
     if len(files) == 1:
         return ModelFiles(spec, "gguf", files[0])
@@ -115,13 +119,13 @@ def _missing_model_error(path: Path) -> SourceError:
 
 
 def _similar_models(path: Path) -> list[str]:
-    """Return specs of models in the deepest existing parent, the most similar first."""
+    """Return MODEL arguments for models in the deepest existing parent of `path`, the most similar first."""
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
     return get_close_matches(str(path), _models_below(folder), n=3, cutoff=0.5)
 
 
 def _models_below(folder: Path) -> list[str]:
-    """Return specs of the models one and two levels below a folder, such as a run's stages."""
+    """Return MODEL arguments for the models one and two levels below a folder, such as a run's stages."""
     specs: list[str] = []
     for depth in ("*", "*/*"):
         specs += [
@@ -136,7 +140,7 @@ def _models_below(folder: Path) -> list[str]:
 
 
 def _select_file(folder: Path, selector: str) -> Path:
-    """Return the GGUF file for a selector: `F16` selects `F16.gguf`, else the only `*-F16.gguf`."""
+    """Return the GGUF file for a selector: `F16` selects `F16.gguf`, or if there is none the only `*-F16.gguf`."""
     files = sorted(folder.glob(MODEL_GLOB))
     exact = [file for file in files if selector.lower() in (file.name.lower(), file.stem.lower())]
     ending = [
