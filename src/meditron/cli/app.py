@@ -1,4 +1,4 @@
-"""The `meditron` command: its subcommands, and the options that every one of them accepts."""
+"""The `meditron` command: its subcommands, and the options that all of them accept."""
 
 import os
 import re
@@ -42,7 +42,7 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
 
 
 def help_text(command: Callable[..., object]) -> str:
-    """Return a command's docstring as help: paragraphs on one line each, examples as they are."""
+    """Return a command's docstring as help text: each paragraph on one line, examples unchanged."""
     paragraphs = str(getdoc(command)).replace("`", "").split("\n\n")
     return "\n\n".join(text if text.startswith(" ") else re.sub(r"\s*\n", " ", text) for text in paragraphs)
 
@@ -80,7 +80,7 @@ def _run_command_line(
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Run the command with `tokens`, by default those of the process, and exit."""
+    """Run the command with the arguments `tokens`, by default those of the process, and exit the process."""
     open_closed_streams()
     substitute_unencodable()
     sys.exit(run_guarded(lambda: app.meta(tokens, exit_on_error=False, print_error=False)))

@@ -16,7 +16,7 @@ __all__ = ["chat"]
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSampling(SamplingConfig):
-    """Sampling settings with the defaults of a conversation."""
+    """Sampling settings with defaults for a conversation: longer and less deterministic answers."""
 
     max_tokens: int = 256
     """Maximum number of tokens of an answer."""

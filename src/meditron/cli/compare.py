@@ -16,8 +16,9 @@ _Result = Annotated[
 def compare(a: _Result, b: _Result, /, *, as_json: Json = False) -> None:
     """Show the paired difference b - a of two results, with its 95 % interval, by source and by task.
 
-    Only results on the same documents and questions, with the same prompts, compare. With --json the object
-    has every difference in "differences"; the fields beside it are those of the first.
+    Two results can be compared only if they have the same documents or questions and the same prompts. With
+    --json the object lists all differences in "differences"; its other fields are those of the first
+    difference.
 
     For example:
 

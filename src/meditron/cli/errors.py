@@ -46,15 +46,16 @@ EXTRAS = {
     "markdown_it": "serve",
     "nh3": "serve",
 }
-"""Library, by its import name → the extra that installs it."""
+"""Import name of a library → the extra that installs it."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def open_closed_streams() -> None:
-    """Open the null device in place of closed standard streams; exit if stdout is closed.
+    """Open the null device for each closed standard stream; exit if stdout is closed.
 
-    Otherwise the next opened file gets the stream's descriptor, and messages are written into that file.
+    If a standard stream stayed closed, the next opened file would get its descriptor, and messages would be
+    written into that file.
     """
     if sys.stdin is None:  # reads as empty, like </dev/null
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
@@ -69,7 +70,7 @@ def open_closed_streams() -> None:
 
 
 def run_guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
-    """Do the work and return its exit code; an error is reported on stderr, with a traceback on `debug`."""
+    """Call `work` and return its exit code; an error is reported on stderr, with a traceback if `debug`."""
     try:
         code = work()
         sys.stdout.flush()
@@ -78,7 +79,8 @@ def run_guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         _print_error("interrupted")
         return INTERRUPTED
-    # The outermost frame: any error becomes a readable line and an exit code.
+    # This is the outermost function, so every exception is caught and becomes a readable line and an exit
+    # code.
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -90,7 +92,7 @@ def run_guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
 
 
 def explain_error(error: Exception) -> tuple[str, str | None, int]:
-    """Return the line, the hint and the exit code for an error."""
+    """Return the message, the hint and the exit code for an error."""
     code = status_of(error).exit_code
     match error:
         case MeditronError():
@@ -101,8 +103,8 @@ def explain_error(error: Exception) -> tuple[str, str | None, int]:
         case ModuleNotFoundError(name=str(name)) if (library := name.partition(".")[0]) in EXTRAS:
             return explain_error(MissingExtra(library, EXTRAS[library]))
         case _ if is_out_of_memory(error):
-            said = _one_line(str(error)) or "an allocation failed"
-            return f"out of memory: {said}", "take fewer or shorter texts at once, or a smaller model", code
+            message = _one_line(str(error)) or "an allocation failed"
+            return f"out of memory: {message}", "use fewer or shorter texts at once, or a smaller model", code
         case OSError(errno=int(number)) if number in _FULL:
             return explain_error(
                 StorageError(_system_error_text(error), hint="make room, or write elsewhere with --out")
@@ -110,7 +112,7 @@ def explain_error(error: Exception) -> tuple[str, str | None, int]:
         case OSError(errno=int()):
             return _system_error_text(error), None, code
         case _:
-            hint = "this is a defect of meditron: --debug shows where; please report it"
+            hint = "this is a bug in meditron; please report it with the traceback that --debug shows"
             return f"{type(error).__name__}: {_one_line(redact(str(error))) or 'no message'}", hint, code
 
 
@@ -130,9 +132,10 @@ def _print_error(line: str, hint: str | None = None) -> None:
 
 
 def _close_broken_streams() -> int:
-    """Return the exit code of a process ended by SIGPIPE, after the reader of stdout (`head`) has closed it.
+    """Redirect closed output streams to the null device; return the exit code of a process ended by SIGPIPE.
 
-    Python flushes the streams again at exit and would print a traceback: both go to the null device.
+    This is called if the reader of stdout (such as `head`) has closed the pipe. Without the redirection
+    Python would flush the streams again at exit and print a traceback.
     """
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):

@@ -56,7 +56,7 @@ def generate(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Generate text from a prompt and print it as it comes.
+    """Generate text from a prompt and print it while it is generated.
 
     For example:
 
@@ -81,7 +81,7 @@ def generate(
 
 
 def _check_usage(prompt: str | None, jsonl: str | None, out: Path | None) -> None:
-    """Raise UsageError for arguments that do not go together, or a file that cannot be read."""
+    """Raise UsageError for arguments that exclude each other, or an error for a file that cannot be read."""
     from meditron.store.files import translate_read_errors
 
     if (prompt is None) == (jsonl is None):
@@ -90,14 +90,14 @@ def _check_usage(prompt: str | None, jsonl: str | None, out: Path | None) -> Non
         )
     if out is not None and jsonl is None:
         raise UsageError("--out is for the answers to --jsonl", hint="redirect a single answer with >")
-    # Before the model is loaded, which may take minutes.
+    # The file is checked before the model is loaded, which may take minutes.
     if jsonl is not None and jsonl != STDIN:
         with translate_read_errors(Path(jsonl)):
             Path(jsonl).stat()
 
 
 def _print_reply(reply: "Reply", *, as_json: bool) -> None:
-    """Print an answer piece by piece, or as one JSON object."""
+    """Print an answer as it is generated, or as one JSON object when it is complete."""
     for piece in () if as_json else reply:
         sys.stdout.write(sanitize_terminal(piece))
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Views of artifacts: facts about the whole and some of the rows, by the kind of file."""
+"""Views of files and folders for `meditron inspect`: facts about the whole, and some of the rows."""
 
 import json
 import math
@@ -37,20 +37,20 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The view of one file or folder."""
+    """What `meditron inspect` shows of one file or folder."""
 
     kind: str
     """`run`, `stage`, `documents`, `rows`, `tokens`, `gguf`, `model`, `json` or `folder`."""
     path: str
     facts: dict[str, Any]
-    """About the whole."""
+    """Name → value of facts about the whole file or folder, such as its size."""
     rows: list[Row] = field(default_factory=list)
-    """Some of its rows."""
+    """The selected rows: documents, tensors, files or stages, by the kind."""
     inside: "list[View]" = field(default_factory=list)
-    """Views of a folder's files."""
+    """Views of the files in a folder."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form of --json; NaN and infinities, which JSON lacks, become strings."""
+        """Return the view as --json prints it; NaN and infinities, which JSON lacks, become strings."""
         json_view: dict[str, Any] = _json_safe(asdict(self))
         return json_view
 
@@ -65,17 +65,19 @@ def _json_safe(value: Any) -> Any:  # noqa: ANN401  # any value of a file
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """The selection of rows by number and text."""
+    """The selection of rows by the options --rows and --grep."""
 
     rows: int | None
+    """Maximum number of rows; None for the default of the kind of file."""
     grep: str | None
+    """Text that a row must contain; None to select all rows."""
 
     def select_rows(self, rows: Iterable[Row], default: int | None = None) -> list[Row]:
-        """Return the first rows that contain the text, `default` of them if no number was given."""
+        """Return the first rows that contain the text; at most `default` rows if --rows was not given."""
         return list(islice(filter(self.matches_text, rows), default if self.rows is None else self.rows))
 
     def matches_text(self, row: Row) -> bool:
-        """Return whether one of the row's values contains the text."""
+        """Return whether one of the row's values contains the text, ignoring case."""
         if self.grep is None:
             return True
         texts = (
@@ -89,7 +91,7 @@ def inspect_artifact(artifact: str, rows: int | None = None, grep: str | None = 
     """Return the view of a file, a folder or a MODEL.
 
     Raises:
-        SourceError: no such file, or none of a known kind.
+        SourceError: the file does not exist, or there is no file of a known kind.
         InputError: the file is damaged.
     """
     if rows is not None and rows < 0:
@@ -136,7 +138,7 @@ def _view_function(path: Path) -> Callable[[Path, RowFilter], View] | None:
 
 
 def _view_run(path: Path, stages: list[Path], row_filter: RowFilter) -> View:
-    """View a run's folder: one row per finished stage, in the order in which they ended."""
+    """View a run's folder: one row per finished stage, in the order in which the stages ended."""
     manifests = [(folder, manifest) for folder in stages if (manifest := read_manifest(folder))]
     manifests.sort(key=lambda pair: pair[1].ended)
     rows = [
@@ -186,7 +188,7 @@ def _view_stage(path: Path, manifest: Manifest, row_filter: RowFilter) -> View:
 
 
 def _view_documents(path: Path, row_filter: RowFilter) -> View:
-    """View lines of JSON; a finetune's rows with their text by role, if its tokenizer is beside them."""
+    """View a JSON Lines file; show finetuning rows with the text of each role if their tokenizer is there."""
     facts = {"bytes": path.stat().st_size}
     rows = row_filter.select_rows(read_jsonl(path), _SAMPLE)
     if not any("roles" in row for row in rows) or not (path.parent / "tokenizer.json").is_file():
@@ -198,7 +200,7 @@ def _view_documents(path: Path, row_filter: RowFilter) -> View:
 
 
 def _view_tokens(path: Path, row_filter: RowFilter) -> View:
-    """View documents of token ids, decoded token by token if a tokenizer is beside them."""
+    """View tokenized documents; their tokens are decoded one by one if the tokenizer is beside the file."""
     from meditron.text.tokenizer import load_tokenizer
 
     prefix = path.with_suffix("") if path.suffix in (".idx", ".bin") else path
@@ -245,7 +247,7 @@ def _view_safetensors(path: Path, row_filter: RowFilter) -> View:
 
 
 def _read_safetensors_header(path: Path) -> Iterator[Row]:
-    """Read names, types and shapes from a safetensors file's header: u64 length, then JSON.
+    """Yield a row per tensor from a safetensors file's header, which is a u64 length and JSON.
 
     https://github.com/huggingface/safetensors#format
     """
@@ -268,7 +270,7 @@ def _read_safetensors_header(path: Path) -> Iterator[Row]:
 
 
 def _abbreviate_list(value: object) -> object:
-    """Abbreviate a long list to its length and first values."""
+    """Return a value; a long list is replaced by a text with its length and first values."""
     return f"{len(value)} values: {value[:5]}…" if isinstance(value, list) and len(value) > 16 else value
 
 
@@ -302,7 +304,7 @@ def _format_fact(key: str, value: object) -> str:
 
 
 def _format_row(kind: str, row: Row) -> Iterator[str]:
-    """Yield a document as its text, tokens with their boundaries, any other row on one line."""
+    """Yield a row's lines: a document's text, tokens with their boundaries, any other row on one line."""
     if kind == "tokens":
         yield f"document {row['document']}, {len(row['ids'])} tokens"
         if "tokens" in row:

@@ -1,4 +1,4 @@
-"""Input lines of a conversation; at a terminal with editing and a history."""
+"""Reading of a conversation's input lines, with line editing and a history at a terminal."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ def is_interactive() -> bool:
 def read_input_lines() -> Iterator[str]:
     """Yield the lines of stdin until its end.
 
-    At a terminal readline edits them, and Ctrl-C discards the line being typed.
+    At a terminal, lines are edited with readline, and Ctrl-C discards the line that is being typed.
 
     Raises:
         UsageError: a line is not UTF-8.
@@ -57,9 +57,9 @@ def _piped_lines() -> Iterator[str]:
 
 @contextmanager
 def _line_history() -> Iterator[None]:
-    """Load and save the history of typed lines.
+    """Load the history of typed lines, and save it when the block ends.
 
-    Only the user can read the file: questions may be about patients.
+    Only the user may read the history's file, because questions may be about patients.
     """
     import readline
 

@@ -9,10 +9,15 @@ from importlib.resources import files
 from inspect import Parameter as SignatureParameter
 from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token, convert
 from cyclopts.validators import Number
+
+from meditron.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from meditron.core.config import Config
 
 __all__ = [
     "GENERAL",
@@ -29,21 +34,26 @@ __all__ = [
     "flags_from",
     "print_json",
     "print_json_line",
+    "validate_settings",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+TableConfig = TypeVar("TableConfig", bound="Config")
 
-# Escaped in JSON for a stdout that is not UTF-8: every reader of JSON takes the escapes.
+# Characters that are written as JSON escapes if stdout is not UTF-8. Every JSON parser accepts escapes.
 _NOT_ASCII = re.compile("[^\n -~]")
-# Surrogates, which UTF-8 cannot encode, and control characters, which JSON allows but a terminal would obey.
+# Characters that are always written as JSON escapes: surrogates, which UTF-8 cannot encode, and control
+# characters, which JSON allows but a terminal would execute.
 _UNPRINTED = re.compile("[\x7f-\x9f\ud800-\udfff]")
 STDIN = "\0-"
-"""Replacement of a lone `-` before parsing, which would read it as a flag; nobody can type a NUL."""
+"""Text that replaces the argument `-` before parsing, because the parser would read `-` as a flag. It
+contains a NUL, which no argument can contain."""
 
 OPTIONS = Group("Options", sort_key=0)
-"""Options of one command that belong to no other group; groups of `flags_from` come after them."""
+"""Help group of a command's options that belong to no other group; the groups of `flags_from` come after
+it."""
 GENERAL = Group("General options", sort_key=100)
-"""Options of every command, shown last in its help."""
+"""Help group of the options that every command has, shown last."""
 
 Json = Annotated[bool, Parameter(name="--json", group=GENERAL, help="Print one JSON object on stdout.")]
 EngineName = Annotated[
@@ -51,7 +61,7 @@ EngineName = Annotated[
     Parameter(help="Inference engine; by default llama.cpp for a quantized GGUF file, else torch."),
 ]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=1 << 63))]
-"""A seed in the range that torch, numpy and llama.cpp all accept."""
+"""A random seed in the range that torch, numpy and llama.cpp all accept."""
 Context = Annotated[
     int | None,
     Parameter(
@@ -79,12 +89,13 @@ def flags_from(
     Type, choices, bounds, default and help of each flag are those of the table's config class. They come from
     the package's JSON Schema of recipes, because importing the config classes would slow down `--help`.
 
-    The command takes the flags that were given, by key, as `**settings`; the config class fills in the rest.
+    The command receives the flags that were given as `**settings` (key → value), and passes them to the
+    config class, which fills in the defaults of the others (`validate_settings`).
 
     Args:
         table: A recipe's table, such as `evaluate`.
         groups: Heading in the help → keys of the table.
-        names: Key → flag, where the flag is not the key with dashes (`{"methods": "--method"}`).
+        names: Key → flag, for flags that are not the key with dashes (`{"methods": "--method"}`).
     """
 
     def add_flags(command: Function) -> Function:
@@ -125,7 +136,7 @@ def _table_properties(table: str) -> dict[str, Any]:
 
 
 _BOUNDS = {"gte": "minimum", "gt": "exclusiveMinimum", "lte": "maximum", "lt": "exclusiveMaximum"}
-"""Bounds of `cyclopts.validators.Number` → the same in JSON Schema."""
+"""Argument of `cyclopts.validators.Number` → JSON Schema keyword for the same bound."""
 
 
 def _flag_annotation(key: Mapping[str, Any], group: Group, name: str | None) -> Any:  # noqa: ANN401  # a type form
@@ -137,6 +148,7 @@ def _flag_annotation(key: Mapping[str, Any], group: Group, name: str | None) -> 
         group=group,
         help=" ".join(str(key["description"]).replace("`", "").split()),
         validator=Number(**bounds) if bounds else None,
+        converter=_convert_choices if "enum" in value.get("items", value) else None,
     )
     nullable = "anyOf" in key
     kind = _flag_type(value)
@@ -153,13 +165,45 @@ def _flag_type(value: Mapping[str, Any]) -> Any:  # noqa: ANN401  # a type form
     return {"integer": int, "number": float, "boolean": bool, "string": str}[value["type"]]
 
 
+def _convert_choices(kind: Any, tokens: Sequence[Token]) -> Any:  # noqa: ANN401  # a type form
+    """Convert the text of a flag to its choices, in any case: `q4_k_m` to `Q4_K_M`."""
+    literal = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    choices = {choice.casefold(): choice for choice in get_args(literal)}
+    spelled = [token.evolve(value=choices.get(token.value.casefold(), token.value)) for token in tokens]
+    return convert(kind, spelled)
+
+
+def validate_settings(
+    config: type[TableConfig], settings: Mapping[str, Any], *, names: Mapping[str, str]
+) -> TableConfig:
+    """Build a table's config from the flags that were given; the config fills in the defaults of the others.
+
+    Args:
+        config: The table's config class.
+        settings: Key → value, as a command with `flags_from` receives them.
+        names: Key → flag, as `flags_from` has it.
+
+    Raises:
+        UsageError: the config class refuses a value; the error names the flag.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return config(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else None
+        flag = names.get(key, f"--{key.replace('_', '-')}") + ": " if key else ""
+        raise UsageError(f"{flag}{first['msg'].removeprefix('Value error, ')}") from error
+
+
 def _flag_default(key: Mapping[str, Any]) -> Any:  # noqa: ANN401  # whatever the key holds
     default = key.get("default", SignatureParameter.empty)
     return tuple(default) if isinstance(default, list) else default
 
 
 def default_text(value: object) -> str | None:
-    """Return a default as help shows it; None for defaults that mean "not set"."""
+    """Return the text of a default in the help; None for a default that means that the option is not set."""
     if value is None or value is False or value == ():
         return None
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -171,7 +215,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def print_json_line(text: str) -> None:
-    """Print serialized JSON on stdout, escaping characters that a terminal would obey."""
+    """Print serialized JSON on stdout; characters that a terminal would execute are escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     escaped = _UNPRINTED if encoding.lower().replace("-", "").startswith("utf") else _NOT_ASCII
     sys.stdout.write(escaped.sub(lambda match: json.dumps(match[0])[1:-1], text))

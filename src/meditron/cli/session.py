@@ -1,4 +1,4 @@
-"""A conversation at a terminal or from a pipe: lines in, answers out, and commands."""
+"""A chat session at a terminal or in a pipe: each input line is answered, or run as a command like /help."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ _STOP_NOTES = {
 
 
 class Session:
-    """A loop over input lines. Answers go to stdout, all else to stderr."""
+    """A chat session, which handles one input line at a time. Answers go to stdout, all else to stderr."""
 
     def __init__(
         self,
@@ -36,11 +36,11 @@ class Session:
         interactive: bool,
         as_json: bool = False,
     ) -> None:
-        """Start a session; in an interactive one Ctrl-C stops an answer and not the program."""
+        """Start a session; if it is interactive, Ctrl-C stops the answer and not the program."""
         self.failed = False
-        """True after a line that failed."""
+        """True if a line has failed."""
         self.ended = False
-        """True after /quit."""
+        """True if the user has typed /quit."""
         self._conversation, self._sampling = conversation, sampling
         self._interactive, self._json = interactive, as_json
         self._answers = 0
@@ -73,7 +73,8 @@ class Session:
 
     def _answer_question(self, question: str) -> None:
         before = self._conversation.forgotten
-        # Each answer has its own seed: with one seed /regen would repeat the answer.
+        # Each answer has a seed of its own, because with the same seed /regen would give the same answer
+        # again.
         sampling = replace(self._sampling, seed=self._sampling.seed + self._answers)
         reply = self._conversation.ask(question, sampling)
         self._answers += 1
@@ -92,11 +93,11 @@ class Session:
             info("(the answer is empty)")
 
     def _print_reply(self, reply: Reply) -> Generation:
-        """Print an answer as it comes, until it ends or is stopped."""
+        """Print an answer while it is generated, until it ends or Ctrl-C stops it."""
         try:
             started = self._json
             for piece in reply:
-                # Blanks between "Answer:" and the first word are part of neither.
+                # The blanks between "Answer:" in the prompt and the answer's first word are not printed.
                 shown = piece if started else piece.lstrip()
                 if shown and not self._json:
                     started = True
@@ -143,7 +144,7 @@ class Session:
         try:
             self._answer_question(turn[0])
         finally:
-            # Without a new answer (an error, Ctrl-C) the old one stays.
+            # If there is no new answer, because of an error or Ctrl-C, the old one is kept.
             if len(self._conversation.turns) == before:
                 self._conversation.turns.append(turn)
 

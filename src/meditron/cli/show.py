@@ -1,6 +1,6 @@
-"""Tables of a run and of evaluations for the terminal.
+"""Printing of the tables of runs and evaluations on the terminal.
 
-They are a command's answer, on stdout. With `--json` they go to stderr, beside the progress.
+The tables are a command's answer and go to stdout. With `--json` they go to stderr, like the progress.
 """
 
 import json
@@ -40,13 +40,13 @@ _IN_OTHER_TABLES = (
     "differences",
     "ancestry",
 )
-"""Metrics that have a column or a table of their own."""
+"""Metrics that other columns or tables show, so that the column of metrics leaves them out."""
 _IN_REPORT = ("peak_rss", "seed", "resamples", "overlap", "training_documents_compared")
-"""Metrics of how a stage worked; they are left to the report, to keep a stage on one line."""
+"""Metrics that only the report shows, so that each stage fits on one line."""
 
 
 def print_stages(result: RunResult, *, answer: bool) -> None:
-    """Print name, state, time and the first metrics of each stage."""
+    """Print a table with the name, state, time and first metrics of each stage."""
     rows = [
         (name, stage.state, _format_seconds(stage.metrics), stage.failure or _format_metrics(stage.metrics))
         for name, stage in result.stages.items()
@@ -67,7 +67,7 @@ def print_drift(result: RunResult, *, answer: bool) -> None:
 
 
 def print_plan(result: RunResult, *, answer: bool) -> None:
-    """Print the plan of a run: each stage's action, inputs and reason, estimates, and unusable inputs."""
+    """Print a dry run's plan: each stage's action, inputs and reason, estimates, and inputs with problems."""
     rows = [
         (
             name,
@@ -88,7 +88,7 @@ def print_plan(result: RunResult, *, answer: bool) -> None:
 
 
 def _print_estimates(result: RunResult, *, answer: bool) -> None:
-    """Print rough tokens, time, disk and memory of the stages to build, and warn if the machine has less."""
+    """Print the estimated cost of the stages to build; warn if the machine has too little disk or memory."""
     if not result.estimates:
         return
     rows = [
@@ -145,7 +145,7 @@ def print_outcome(result: RunResult, *, answer: bool, full: bool = False) -> Non
 
 
 def _print_details(scores: EvaluationResult, result: RunResult, *, answer: bool) -> None:
-    """Print the change by each step, the paired differences, and fidelity."""
+    """Print the change that each training step made, the paired differences, and the fidelity."""
     steps = evaluation_tables.steps(scores, evaluation_tables.origins(scores, result.input_references))
     if steps.rows:
         _print_result_table(steps, answer=answer)
@@ -179,7 +179,7 @@ def _format_seconds(metrics: Mapping[str, Any]) -> str:
 
 
 def _format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return the first numbers of a stage's metrics, nested ones under dotted names."""
+    """Format the first numbers among a stage's metrics; nested metrics have dotted names."""
     skipped = (*_IN_OTHER_TABLES, *_IN_REPORT)
     plain = [
         (name, value)
@@ -197,5 +197,5 @@ def _format_metric(value: float) -> str:
 
 
 def _shorten_source(text: str) -> str:
-    """Shorten a source, without its expected hash."""
+    """Shorten a source for a table, and leave out its expected SHA-256."""
     return abbreviate(without_digest(text))

@@ -25,8 +25,8 @@ def status(
 
         meditron status recipes/quickstart.toml --verify
 
-    Lists the changed fields of stages that are out of date. Exit code 1 if a stage is out of date, failed or
-    damaged.
+    For stages that are out of date, the changed fields are listed. The exit code is 1 if a stage is out of
+    date, failed or damaged.
     """
     from meditron.cli import show
     from meditron.recipe import load_recipe

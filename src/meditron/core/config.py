@@ -75,7 +75,7 @@ class StageConfig(Config, ABC):
         """Return input name → reference: `base`, a stage of the recipe (`quantize:F16`) or a source."""
 
     def input_kinds(self) -> dict[str, InputKind]:
-        """Return input name → required kind of file. An input without an entry is not checked before the run."""
+        """Return input name → required kind of file; inputs without an entry are not checked before a run."""
         return {}
 
     def cross_stage_errors(self, stages: "Mapping[str, StageConfig]") -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Progress, messages and warnings on stderr; stdout is for data and for a command's answer.
 
-On a terminal, the library rich draws progress bars. In a log or pipe, a bar is printed as plain lines with the
-same text: one at the start, one about every ten seconds, and one at the end. rich is imported at its first use
-on a terminal, because the import is slow. The environment variable NO_COLOR is respected.
+On a terminal, the library rich draws progress bars. In a log or pipe, a bar is printed as plain lines with
+the same text: one at the start, one about every ten seconds, and one at the end. rich is imported at its
+first use on a terminal, because the import is slow. The environment variable NO_COLOR is respected.
 """
 
 import codecs
@@ -149,7 +149,7 @@ def _yield_and_end_bar(bar: "Bar") -> "Iterator[Bar]":
 
 
 class Bar:
-    """A progress counter. rich's drawing thread displays it on a terminal; elsewhere it prints plain lines."""
+    """A progress counter, which rich's thread draws on a terminal; elsewhere it prints plain lines."""
 
     def __init__(self, label: str, total: int | None, unit: str, start: int, interval: float | None) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, start
@@ -171,7 +171,7 @@ class Bar:
             info(f"{self.label}: {self.status_text()}")
 
     def set_fields(self, **values: str) -> None:
-        """Set values that follow the rate: `set_fields(loss="2.91", tok_s="512")` shows `loss 2.91, tok/s 512`."""
+        """Set values to show at the end: `set_fields(loss="2.9", tok_s="5")` gives `loss 2.9, tok/s 5`."""
         self._fields.update(values)
 
     def status_text(self, *, share: bool = True) -> str:
@@ -310,8 +310,8 @@ def _create_progress_display() -> "Progress":
             )
 
     columns = (TextColumn("{task.description}", markup=False), ShareColumn(), StatusColumn())
-    # With redirect_stdout rich prints the text written to stdout above the bars. If stdout is a file or a pipe,
-    # its text must not appear on the terminal.
+    # With redirect_stdout rich prints the text written to stdout above the bars. If stdout is a file or a
+    # pipe, its text must not appear on the terminal.
     redirect = sys.stdout is not None and sys.stdout.isatty()
     return Progress(
         *columns, console=_stderr_console(), transient=True, refresh_per_second=8, redirect_stdout=redirect

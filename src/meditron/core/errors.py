@@ -51,8 +51,8 @@ _OUT_OF_MEMORY = re.compile(
 class MeditronError(Exception):
     """An expected failure: a one-line `message`, and a `hint` that says what to do about it.
 
-    Credentials and query strings are removed from URLs in both texts, because errors are printed and recorded,
-    and users send them to others.
+    Credentials and query strings are removed from URLs in both texts, because errors are printed and
+    recorded, and users send them to others.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:

@@ -5,7 +5,8 @@ import re
 __all__ = ["public_address", "redact", "without_digest"]
 
 _ADDRESS = re.compile(r"https?:/*[^\s'\"<>|]+", re.IGNORECASE)
-# A query string on its own: _ADDRESS stops at a blank inside an address, so the query after it is removed here.
+# A query string on its own: _ADDRESS stops at a blank inside an address, so the query after it is removed
+# here.
 _QUERY = re.compile(r"\?[\w.~%-]+=[^\s'\"<>]*")
 _PARTS = re.compile(r"(https?:/*)([^/?#]*)([^?#]*)(?:\?[^#]*)?(#.*)?", re.IGNORECASE | re.DOTALL)
 _DIGEST = re.compile(r"@sha256:[0-9a-fA-F]*$")

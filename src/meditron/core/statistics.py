@@ -125,10 +125,10 @@ def bootstrap_ratio(
 def paired_bootstrap(a: Values, b: Values, *, seed: int, resamples: int = 10_000) -> PairedDifference:
     """Estimate the mean of a_i − b_i over documents; `a` and `b` list the same documents in the same order.
 
-    For up to `MAX_EXACT_SIZE` documents p is exact (see `sign_flip`). For more, p is the larger of two values:
-    that of Student's t-test, and 2 (r + 1) / (resamples + 1), where r is the number of resampled t-values
-    beyond the observed one; the added 1 keeps p above zero (Davison & Hinkley, Bootstrap Methods, 1997, §4.2).
-    p is below 5 % if the interval excludes zero. Raises the errors of `bootstrap_ratio`.
+    For up to `MAX_EXACT_SIZE` documents p is exact (see `sign_flip`). For more, p is the larger of two
+    values: that of Student's t-test, and 2 (r + 1) / (resamples + 1), where r is the number of resampled
+    t-values beyond the observed one; the added 1 keeps p above zero (Davison & Hinkley, Bootstrap Methods,
+    1997, §4.2). p is below 5 % if the interval excludes zero. Raises the errors of `bootstrap_ratio`.
     """
     first, second = _finite_column("a", a), _finite_column("b", b)
     _require_same_length(first, second)
@@ -237,8 +237,8 @@ def wilson_interval(successes: int, n: int) -> Interval | None:
     center = share + z * z / (2 * n)
     spread = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # For 0 successes the lower end is exactly 0, and for n successes the upper end is exactly 1; rounding errors
-    # would move them.
+    # For 0 successes the lower end is exactly 0, and for n successes the upper end is exactly 1; rounding
+    # errors would move them.
     low = 0.0 if successes == 0 else float((center - spread) / scale)
     high = 1.0 if successes == n else float((center + spread) / scale)
     return Interval(low, high)
@@ -278,8 +278,7 @@ def macro_f1(gold: Sequence[int], predicted: Sequence[int | None]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _BootstrapT:
-    """Bootstrap-t result for a ratio: its interval, the two-sided p of the hypothesis that the ratio is zero,
-    and the minimum detectable effect."""
+    """Interval of a ratio, two-sided p of the hypothesis that it is zero, and minimum detectable effect."""
 
     interval: Interval
     p: float
@@ -292,8 +291,8 @@ def _bootstrap_t(
     """Resample t = (R* − R) / SE* of the ratio R = Σ above / Σ below; None if there is no interval.
 
     The standard error is the jackknife's, √((n − 1) / n Σ (R₋ᵢ − R)²), with R − R₋ᵢ = eᵢ / (Σ below − belowᵢ)
-    and eᵢ = aboveᵢ − R belowᵢ; with equal denominators it is s / √n. Residuals below `_ROUNDING` times `scale`,
-    the magnitude of the values from which `above` was computed, count as zero.
+    and eᵢ = aboveᵢ − R belowᵢ; with equal denominators it is s / √n. Residuals below `_ROUNDING` times
+    `scale`, the magnitude of the values from which `above` was computed, count as zero.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -319,8 +318,8 @@ def _bootstrap_t(
     # Two-sided: twice the smaller tail, because the resampled distribution need not be symmetric.
     beyond = min(int((resampled >= t).sum()), int((resampled <= t).sum()))
     p = max(2 * (beyond + 1) / (resamples + 1), 2 * float(stdtr(freedom, -abs(t))))
-    # In a bootstrap-t interval the upper quantile of t gives the lower end, and the lower quantile the upper end.
-    # Neither side is narrower than that of Student's t interval.
+    # In a bootstrap-t interval the upper quantile of t gives the lower end, and the lower quantile the upper
+    # end. Neither side is narrower than that of Student's t interval.
     margin_low, margin_high = max(float(high), student) * error, max(-float(low), student) * error
     return _BootstrapT(
         interval=Interval(ratio - margin_low, ratio + margin_high),

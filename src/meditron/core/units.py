@@ -38,7 +38,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_count(count: float, unit: str = "") -> str:
-    """Format a count with its unit; bytes (`B`) like `format_bytes`, fractions below 100 with three figures."""
+    """Format a count with its unit; bytes (`B`) as `format_bytes` does, fractions with three figures."""
     if unit == "B":
         return format_bytes(count)
     text = f"{count:,.0f}" if count >= 100 or count == int(count) else _three_figures(count)

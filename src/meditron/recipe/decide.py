@@ -1,4 +1,4 @@
-"""The action that a run takes for each stage, with its reason: the same for a dry run and a real one."""
+"""Decision of a run's action for each stage, with the reason. A dry run makes the same decisions."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ __all__ = ["BUILDING", "Action", "Decision", "RunOptions", "decide_actions", "de
 
 Action = Literal["keep", "build", "continue", "rebuild", "refuse", "leave"]
 BUILDING = ("build", "continue", "rebuild")
-"""Actions that run a stage's work."""
+"""The actions that build a stage or continue building it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +33,17 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The action for one stage."""
+    """The action that a run takes for one stage, with the reason."""
 
     status: StageStatus
     action: Action
-    """`keep` the finished stage; `build` it; `continue` unfinished work; `rebuild` it from nothing; `refuse`:
-    it is out of date, so the run stops; `leave`: not selected."""
+    """`keep`: the finished stage is kept; `build`: it is built; `continue`: unfinished work is continued;
+    `rebuild`: its files are removed and it is built again; `refuse`: it is out of date, so the run stops;
+    `leave`: the run's options do not select it."""
     why: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form of a dry run's --json: the status, the action with its reason, and the inputs."""
+        """Return the decision as a dry run's --json prints it: status, action, reason and inputs."""
         inputs = {name: reference.text for name, reference in self.status.inputs.items()}
         return self.status.to_json() | {"action": self.action, "why": self.why, "inputs": inputs}
 
@@ -50,7 +51,7 @@ class Decision:
 def decide_actions(
     recipe: Recipe, statuses: Mapping[str, StageStatus], options: RunOptions
 ) -> dict[str, Decision]:
-    """Decide for every stage, in the order of the work.
+    """Decide the action for every stage, in the order in which stages are built.
 
     Raises:
         UsageError: an option names no stage, or selects a stage whose dependencies are not ready.
@@ -100,7 +101,7 @@ def _rebuilt_dependency_reason(recipe: Recipe, name: str, options: RunOptions) -
 def decide_stage(
     status: StageStatus, options: RunOptions, earlier: Mapping[str, Decision] | None = None
 ) -> Decision:
-    """Decide for a stage that `--rebuild` does not reach, given the decisions for earlier stages."""
+    """Decide the action for a stage that `--rebuild` does not affect, given earlier stages' decisions."""
     if status.state == "missing":
         return Decision(status, "build", "not built yet")
     if status.manifest is None and status.in_progress is None and not status.drift:
@@ -108,7 +109,8 @@ def decide_stage(
     if status.drift:
         changes = "; ".join(map(str, status.drift))
         changed = any(not change.inherited for change in status.drift)
-        # Unfinished work cannot be accepted: half of it would have been made with the old config.
+        # The drift of an unfinished stage cannot be accepted: one part of its files was written with the old
+        # config, and the other would be written with the new one.
         unfinished = changed and status.manifest is None
         if not options.accept_drift or status.is_damaged or unfinished:
             return Decision(status, "refuse", changes)
@@ -124,7 +126,7 @@ def decide_stage(
 def _check_dependencies(
     recipe: Recipe, statuses: Mapping[str, StageStatus], selected: Collection[str], options: RunOptions
 ) -> None:
-    """Refuse a selection whose dependencies are neither selected nor finished and up to date."""
+    """Raise UsageError if a selected stage depends on one that is neither selected nor up to date."""
     for name in sorted(dependencies(recipe, selected) - set(selected)):
         status = statuses[name]
         if status.manifest is None or (status.drift and not options.accept_drift) or status.is_damaged:

@@ -1,7 +1,8 @@
-"""Rough estimates of a stage's tokens, time, disk and memory, before anything is built.
+"""Rough estimates of a stage's tokens, time, disk and memory, computed before anything is built.
 
-They are meant to tell minutes from days, and whether a run fits: expect times within a factor of three.
-Nothing is downloaded or trained; the only measurement is one small matrix product.
+The estimates tell whether a run takes minutes or days, and whether it fits on the machine. Real times differ
+from the estimates by up to a factor of three. Nothing is downloaded or trained; the only measurement is one
+small matrix product.
 """
 
 import time
@@ -36,7 +37,7 @@ _CHARACTERS_PER_BYTE = {".gz": 0.75, ".bz2": 1.7, ".zst": 3.0}  # of a compresse
 _BUILD_CHARACTERS, _TOKENIZE_CHARACTERS = 2e6, 4e6  # per second and process
 _CORPUS_BYTES_PER_CHARACTER = 0.4  # zstd
 _EFFICIENCY = 0.5  # rate of a training step or forward pass over that of a plain matrix product
-# Rate of bfloat16 products over float32's, by processor class.
+# CPU class → speed of bfloat16 matrix products, as a multiple of the speed of float32 ones.
 _BFLOAT16_SPEEDUP = {"amx-bf16": 6.0, "avx512-bf16": 1.8, "arm-bf16": 1.8}
 _ROW_TOKENS, _QUESTION_TOKENS, _DOCUMENT_TOKENS = 100, 100, 400  # if their length is unknown
 _QUANTIZE_WEIGHTS = 15e6  # per second, core and type
@@ -55,23 +56,23 @@ _BITS = {
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Estimated cost of one stage; None if its inputs must be downloaded first."""
+    """Estimated cost of one stage; a value is None if it depends on inputs that are not downloaded yet."""
 
     tokens: int | None = None
-    """Tokens that pass through a model or a tokenizer."""
+    """Number of tokens that pass through a model or a tokenizer."""
     seconds: float | None = None
     disk: int | None = None
-    """Bytes written that stay, and checkpoints while it runs."""
+    """Bytes of the files that the stage leaves, plus those of its checkpoints."""
     memory: int | None = None
-    """Bytes of memory at the peak, without the interpreter and its libraries."""
+    """Peak memory in bytes, without the Python interpreter and libraries."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form of --json."""
+        """Return the estimate as --json prints it."""
         return asdict(self)
 
 
 def estimate_stages(recipe: Recipe, names: set[str]) -> dict[str, Estimate]:
-    """Estimate the stages `names` of a recipe, by name, in its order."""
+    """Return stage → estimate, for those stages in `names` whose kind can be estimated."""
     result: dict[str, Estimate] = {}
     for name, spec in recipe.stages.items():
         estimate = _ESTIMATORS_BY_KIND.get(spec.stage.kind)
@@ -181,17 +182,18 @@ def _estimate_training(
         return Estimate(tokens=tokens)
     rows = config.micro_batch_size or config.batch_size
     width = 2 if resolve_matrix_dtype(config.dtype) == "bfloat16" else 4
-    # Weights and gradients in the dtype; AdamW's two moments, and bfloat16's master weights, in float32.
+    # Weights and gradients have the dtype. AdamW's two moments are float32, and so are the master weights
+    # that bfloat16 training adds.
     state = model.parameters * (2 * width + 8 + (4 if width == 2 else 0))
-    # Activations kept for the backward pass: about 34 bytes × hidden size per token and layer in 16 bits
-    # (Korthikanti et al. 2022, arXiv:2205.05198, eq. 1).
+    # Activations that are kept for the backward pass: in 16 bits about 34 bytes × hidden size per token and
+    # layer (Korthikanti et al. 2022, arXiv:2205.05198, eq. 1).
     tokens_at_once = rows * config.sequence_length
     activations = tokens_at_once * model.num_hidden_layers * model.hidden_size * 34 // 2 * width
     seconds = None
     if tokens is not None:
         operations = tokens * model.flops_per_token(config.sequence_length)
         seconds = operations / (_operations_per_second(config.dtype) * _EFFICIENCY)
-    # A checkpoint has the weights and AdamW's two moments, each in float32.
+    # A checkpoint contains the weights and AdamW's two moments, each in float32.
     checkpoints = config.keep_checkpoints * model.parameters * 12
     return Estimate(tokens, seconds, model.parameters * 4 + checkpoints, state + activations)
 
@@ -233,7 +235,11 @@ def _estimate_evaluate(recipe: Recipe, spec: StageSpec) -> Estimate:
 
 @cache
 def _operations_per_second(dtype: str) -> float:
-    """Measure float32 products of 1024 x 1024 matrices (0.1 s); scale for bfloat16 by processor class."""
+    """Return the floating-point operations per second of matrix products, for an estimate of training time.
+
+    Products of float32 matrices are measured, which takes 0.1 s. For bfloat16 the result is scaled by the
+    speedup of the CPU's class.
+    """
     a, b = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
     times = []
     for _ in range(4):

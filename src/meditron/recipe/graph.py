@@ -20,20 +20,20 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class InputReference:
-    """One input of a stage, resolved to a stage of the recipe or to an external source."""
+    """A stage's reference to one of its inputs, resolved to a stage of the recipe or an external source."""
 
     text: str
-    """As written in the recipe: `base`, `quantize:F16`, `pypi:…`."""
+    """The reference as written in the recipe: `base`, `quantize:F16`, `pypi:…`."""
     stage: str | None = None
-    """The stage's name; None for an external input."""
+    """Name of the stage that is referred to; None for an external input."""
     selector: str | None = None
-    """One of the stage's files: `F16`."""
+    """Name that selects one of that stage's files, such as `F16`."""
     source: str | None = None
-    """What to fetch for an external input."""
+    """The source to fetch for an external input; None for a stage."""
 
 
 def input_references(recipe: Recipe, spec: StageSpec) -> dict[str, InputReference]:
-    """Resolve each input of a stage; RecipeError for one that exists nowhere."""
+    """Resolve all inputs of a stage (input name → reference); RecipeError for one that does not exist."""
     return {name: resolve_reference(recipe, spec, text) for name, text in spec.config.inputs().items()}
 
 
@@ -41,7 +41,7 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
     """Resolve one input's text to a stage of the recipe or to an external source.
 
     Raises:
-        RecipeError: the text names neither; names the file and the line.
+        RecipeError: the text names neither of them; the error names the recipe's file and line.
     """
     head, _, selector = text.partition(":")
     if head in recipe.stages:
@@ -60,7 +60,7 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
                 hint='write base = "…" at the top',
             )
         return InputReference(text, source=_with_recipe_seed(recipe.base, recipe.seed))
-    # The name of a kind of stage never means a file, even if a file has that name.
+    # A name that begins with a kind of stage always means a stage, even if a file has that name.
     is_kind = head.partition(".")[0] in recipe.kinds
     if not is_kind and (":" in text or "/" in text or Path(text).exists()):
         return InputReference(text, source=text)
@@ -87,12 +87,16 @@ def _reference_with_place(recipe: Recipe, spec: StageSpec, text: str) -> str:
 
 
 def _with_recipe_seed(base: str, seed: int) -> str:
-    """Add the recipe's seed to `init:NAME`: every stage gets the same base, whatever its own seed is."""
+    """Add the recipe's seed to `init:NAME`, so that stages with different seeds get the same base."""
     return f"{base}:{seed}" if base.startswith("init:") and base.count(":") == 1 else base
 
 
 def topological_order(recipe: Recipe) -> list[StageSpec]:
-    """Order the stages by their dependencies, else as in the registry; RecipeError for a cycle."""
+    """Return the stages such that each comes after its dependencies, else in the registry's order.
+
+    Raises:
+        RecipeError: the stages' inputs form a cycle.
+    """
     ordered_specs: dict[str, StageSpec] = {}
 
     def visit_stage(name: str, path: tuple[str, ...]) -> None:

@@ -1,7 +1,8 @@
-"""JSON Schema of a recipe, kept as a file of the package.
+"""JSON Schema of recipes, stored in the package as `recipe.schema.json`.
 
-Commands take their flags from it (`meditron.cli.options.flags_from`): reading JSON keeps `--help` fast, while
-importing the configs takes half a second. After a change of a config, write it again:
+Commands take their flags from this file (`meditron.cli.options.flags_from`), because reading it is fast while
+importing the config classes takes half a second, also for `--help`. After a change of a config class,
+generate the file again:
 
     python -m meditron.recipe.json_schema
 """

@@ -1,6 +1,6 @@
-"""Checks of a recipe's inputs before any work: every local file is opened, all problems are listed at once.
+"""Checks of a recipe's inputs before any stage is built: local files are opened, and all problems are listed.
 
-Nothing is downloaded: an input from the network is opened only if it is in the cache.
+Nothing is downloaded: an input from the network is checked only if it is in the cache.
 """
 
 from collections import Counter
@@ -23,23 +23,24 @@ from meditron.store.models import resolve_model
 __all__ = ["Problem", "check_inputs", "check_references"]
 
 _MAX_FILES = 1_000
-"""Files of a source whose first document is read; of further files only the format is checked."""
+"""Maximum number of a source's files whose first document is read; of further files only the format is
+checked."""
 _MAX_ROWS = 10_000
-"""Rows of a file of conversations that are read; the rest is read when the stage uses it."""
+"""Maximum number of rows of a file of conversations that are checked; the stage checks the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One input of a stage that a run would fail on."""
+    """An input of a stage that cannot be used, so that a run would fail."""
 
     stage: str
     input: str
     recipe_location: str
-    """File and line of the recipe that name the input."""
+    """File and line of the recipe, or the `--set` option, in which the input is named."""
     error: MeditronError
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form of --json."""
+        """Return the problem as --json prints it."""
         message, hint = self.error.message, self.error.hint
         return {
             "stage": self.stage,
@@ -106,12 +107,13 @@ def _check_model(path: Path, table: Config | None) -> None:
 
 
 def _check_documents(path: Path, table: Config | None) -> None:
-    # Imported here, as in the checks below, because a no-op run needs none of these modules.
+    # The modules are imported here, as in the next two functions, because a no-op run needs none of them.
     from meditron.corpus.files import files_of, skip_rule
 
     assert isinstance(table, SourceConfig)  # noqa: S101
     files = files_of(path.name, table, path, Counter())
-    # Each file is opened, also if an earlier one has documents; a MEDLINE file of deletions alone has none.
+    # Every file is opened, even if an earlier one contains documents. A file without documents is no problem
+    # while others have some: a MEDLINE file may list deletions only.
     opened = files[:_MAX_FILES]
     documents = [
         next(iter(open_source(file.path, table.format, None, file.name, skip_rule(table, file.name))), None)
@@ -143,5 +145,5 @@ _CHECKS_BY_KIND: dict[str, Callable[[Path, Config | None], None]] = {
 
 
 def _distinct_problems(problems: list[Problem]) -> list[Problem]:
-    """Drop repeats: a base that several stages use is reported for the first of them."""
+    """Drop problems with equal messages except the first: several stages may use the same base."""
     return list({problem.error.message: problem for problem in reversed(problems)}.values())[::-1]

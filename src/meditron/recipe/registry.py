@@ -23,10 +23,10 @@ artifact's files into the folder `out`, and continues the work of an earlier cal
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A kind of stage: its config class and its work."""
+    """A kind of stage: its name, version, config class and the function that does its work."""
 
     kind: str
-    """Name of the recipe's table."""
+    """Name of the kind, which is also the name of its table in a recipe: `pretrain`."""
     version: int
     """Version of the stage's code, part of the fingerprint. Raise it when a code change makes the same config
     and inputs give a different artifact."""

@@ -26,7 +26,7 @@ _SHORTER = {
     "greater than": "above",
     "less than": "below",
 }
-"""Wording of pydantic's messages → ours."""
+"""Phrase in pydantic's error messages → the shorter phrase that replaces it."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -34,23 +34,23 @@ class RecipeHeader(Config):
     """Keys of a recipe outside its tables."""
 
     base: str | None = Field(default=None, min_length=1)
-    """The MODEL that the recipe starts from."""
+    """MODEL that stages refer to as `base`."""
 
     seed: int = Field(default=0, ge=0, lt=1 << 63)
-    """Seed of every stage without its own."""
+    """Random seed of every stage that does not set its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageSpec:
-    """One stage of a recipe: its kind and its config."""
+    """One stage of a recipe: its name, kind and validated config."""
 
     name: str
-    """`pretrain`, or `finetune.medqa` for one of several; also the folder under the run's."""
+    """`pretrain`, or `finetune.medqa` for a named table; also the name of the stage's folder in the run's."""
     stage: Stage
     config: StageConfig
-    """With its seed resolved."""
+    """The validated table; a missing seed is replaced by the recipe's."""
     place: Place = ()
-    """Position of its table in the recipe's text."""
+    """Position of the stage's table in the recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,11 @@ class Recipe:
     base: str | None
     seed: int
     stages: Mapping[str, StageSpec]
-    """By name, in the registry's order."""
+    """Stage name → stage, in the registry's order."""
     kinds: frozenset[str]
-    """Every kind of stage that a recipe may have."""
+    """Names of all kinds of stages that a recipe may have."""
     text: RecipeText
-    """The file's text, for errors that name a line."""
+    """The recipe's text, by which errors find the line of a value."""
 
     def resolved(self) -> dict[str, Any]:
         """Return the recipe with every default filled in, as plain JSON values."""
@@ -84,13 +84,13 @@ def load_recipe(
 
     Args:
         path: The TOML file.
-        overrides: `table.key=value`, applied to the file's values before validation.
+        overrides: Texts `table.key=value`, which replace values of the file before validation.
         stages: The kinds of stages that the recipe may have.
 
     Raises:
         UsageError: there is no such file.
-        RecipeError: a key, type or value is wrong; names the file, the line and the nearest known key. Its
-            `further_errors` are the recipe's further errors.
+        RecipeError: a key, type or value is wrong. The error names the file, the line and, for an unknown
+            key, the most similar known key. Its `further_errors` are the recipe's other errors.
     """
     path = Path(path)
     raw, text = read_toml(path, overrides)
@@ -125,7 +125,7 @@ def load_recipe(
 
 
 def _validated_stages(stage: Stage, raw: object, seed: int, text: RecipeText) -> Iterator[StageSpec]:
-    """Validate the stages of one kind: its table, or each table of its array."""
+    """Yield the validated stages of one kind: that of its table, or of each table in its array."""
     errors = []
     for place, name, table in _stage_tables(stage, raw, text):
         try:
@@ -171,7 +171,7 @@ def _stage_name(kind: str, name: object, *, only: bool, where: str) -> str:
 
 
 def _with_canonical_selectors(spec: StageSpec, specs: Mapping[str, StageSpec], text: RecipeText) -> StageSpec:
-    """Spell references to a stage's files as the stage does: `quantize:q4_k_m` is `quantize:Q4_K_M`."""
+    """Replace references that differ in case from a stage's file: `quantize:q4_k_m` by `quantize:Q4_K_M`."""
     canonical_references: dict[str, str] = {}
     for reference in spec.config.inputs().values():
         head, _, selector = reference.partition(":")
@@ -186,7 +186,7 @@ def _with_canonical_selectors(spec: StageSpec, specs: Mapping[str, StageSpec], t
 
 
 def replace_strings(value: Any, replacements: Mapping[str, str]) -> Any:  # noqa: ANN401  # any JSON value
-    """Return a JSON value in which whole strings are replaced, keys left as they are."""
+    """Return a JSON value in which each string that is a key of `replacements` is replaced; keys are kept."""
     if isinstance(value, dict):
         return {key: replace_strings(inner, replacements) for key, inner in value.items()}
     if isinstance(value, list):
@@ -204,16 +204,17 @@ def _raise_cross_stage_errors(specs: Mapping[str, StageSpec], text: RecipeText) 
 def _validate_table(
     model: type[_Model], table: dict[str, Any], text: RecipeText, place: Place, name: str
 ) -> _Model:
-    """Validate one table.
+    """Validate one table; RecipeError for its first problem, with the others in `further_errors`.
 
-    The values go through JSON: only there does pydantic's strict mode accept a list for a tuple and a string
-    for a path.
+    The table is validated as JSON text, because pydantic's strict mode accepts a list for a tuple and a
+    string for a path only in JSON.
     """
     try:
         return model.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False)
-    # Unknown keys come first: one of them may be a misspelt required key.
+    # Unknown keys are handled first, because one of them may be the misspelt name of a required key, which is
+    # then not reported as missing.
     details.sort(key=lambda detail: detail["type"] != "extra_forbidden")
     errors: dict[str, RecipeError] = {}  # one per line: every member of a union complains about one value
     misspelt_keys: set[Place] = set()
@@ -244,7 +245,7 @@ def _unknown_key_error(text: RecipeText, place: Place, table: str, known: Sequen
 
 
 def _validation_message(error: ErrorDetails) -> str:
-    """Return pydantic's message in one line, with the rejected value."""
+    """Return pydantic's error message in one line, with the rejected value at the end."""
     message = error["msg"].removeprefix("Value error, ").replace("\n", " ")
     message = message[:1].lower() + message[1:]
     for long, short in _SHORTER.items():
@@ -255,7 +256,7 @@ def _validation_message(error: ErrorDetails) -> str:
 
 
 def _allowed_keys(model: type[BaseModel], place: Place) -> list[str]:
-    """List the keys allowed at `place` below a model, through optional, listed and mapped models."""
+    """List the keys that are allowed at `place` inside a model, also in optional, list and dict types."""
     models = [model]
     for part in place:
         fields = [
@@ -264,7 +265,8 @@ def _allowed_keys(model: type[BaseModel], place: Place) -> list[str]:
             for name, field in candidate.model_fields.items()
             if part in (name, field.alias)
         ]
-        # A list's index and a mapping's own key are not fields: the annotation before them gave the models.
+        # An index of a list or a key of a dict is not a field of a model; the models inside that list or dict
+        # were found in the annotation of the field before it.
         if fields:
             models = [inner for field in fields for inner in _model_classes(field.annotation)]
     return [field.alias or name for candidate in models for name, field in candidate.model_fields.items()]

@@ -1,4 +1,4 @@
-"""A recipe's text: parsed, overridden by `--set`, and searched for the line of a key."""
+"""Reading of a recipe's text: parsing, values replaced by `--set`, and the line of each key for errors."""
 
 import difflib
 import re
@@ -13,12 +13,12 @@ from meditron.core.errors import RecipeError, UsageError
 __all__ = ["Place", "RecipeText", "apply_override", "nearest_word_hint", "read_toml"]
 
 Place = tuple[str | int, ...]
-"""Position of a value: table names, keys, and indices into arrays of tables."""
+"""Position of a value in a recipe: table names, keys, and indices into arrays of tables."""
 
 _MAX_BYTES = 1 << 20
-"""Largest recipe file: 1 MiB. A recipe is written by hand; the template has 6 KB."""
+"""Largest accepted recipe file: 1 MiB. Recipes are written by hand; the template has 6 KB."""
 _MAX_DEPTH = 16
-"""Deepest nesting of tables and lists in a recipe; the schema's own is 5."""
+"""Deepest accepted nesting of tables and lists in a recipe; valid recipes have at most 5 levels."""
 _INT64 = 1 << 63  # TOML's integers are 64-bit and signed; Python's reader accepts any
 
 _HEADER = re.compile(r"\s*(\[\[?)([^\[\]]+)\]\]?\s*(#.*)?$")
@@ -26,24 +26,27 @@ _KEY = re.compile(r"\s*([A-Za-z0-9_.\-\"' ]+?)\s*=")
 
 
 def nearest_word_hint(word: str, words: Iterable[str]) -> str:
-    """Return `: did you mean 'learning_rate'?` for the most similar word; empty if none is similar."""
+    """Return the end of an error message, `: did you mean 'learning_rate'?`; empty if no word is similar."""
     close = difflib.get_close_matches(word, sorted(words), n=1)
     return f": did you mean '{close[0]}'?" if close else ""
 
 
 @dataclass(frozen=True)
 class RecipeText:
-    """A recipe's file and the overrides applied to it."""
+    """The text of a recipe's file, its parsed values, and the overrides applied to them."""
 
     path: Path
     text: str
     parsed: Mapping[str, Any]
     """The parsed values, after the overrides."""
     overrides: dict[Place, str] = field(default_factory=dict)
-    """Place → the `--set` that set it."""
+    """Place → the `--set` option that set its value."""
 
     def location_of(self, place: Place) -> str:
-        """Return `recipes/x.toml:24`, or the `--set` that gave the value; the file alone without a line."""
+        """Return the origin of a value for errors: `recipes/x.toml:24`, or the `--set` option that set it.
+
+        If no line is found, only the file is named.
+        """
         line, depth = _find_line(self.text, place)
         for overridden, override in self.overrides.items():
             common = _common_length(overridden, place)
@@ -52,7 +55,7 @@ class RecipeText:
         return f"{self.path}:{line}" if line else f"{self.path}"
 
     def location_of_value(self, table: Place, value: str) -> str:
-        """Return where a table has this value; the table's place if the value is a default."""
+        """Return the origin of a value in a table; that of the table if the value is a default."""
         inner: Any = self.parsed
         for part in table:
             inner = inner[part]
@@ -62,7 +65,7 @@ class RecipeText:
 
 
 def read_toml(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], RecipeText]:
-    """Read a recipe as a plain mapping and apply the overrides.
+    """Read a recipe's file as nested dicts and apply the overrides to them.
 
     Raises:
         UsageError: there is no such file, or an override is malformed.
@@ -93,7 +96,7 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any]
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
-    """Parse TOML; ValueError also for values nested deeper than Python's stack."""
+    """Parse TOML; ValueError if it is not valid or nested deeper than Python's stack allows."""
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -101,10 +104,10 @@ def _parse_toml(text: str) -> dict[str, Any]:
 
 
 def _check_bounds(raw: dict[str, Any], text: RecipeText) -> None:
-    """Refuse nesting and integers beyond what TOML and the stages can represent.
+    """Refuse values that are nested too deeply, and integers that do not fit in TOML's 64 bits.
 
     Raises:
-        RecipeError: with the file and the line.
+        RecipeError: such a value exists; the error names the file and the line.
     """
     unchecked_values: list[tuple[Place, object]] = [((), raw)]
     while unchecked_values:
@@ -112,7 +115,7 @@ def _check_bounds(raw: dict[str, Any], text: RecipeText) -> None:
         if len(place) > _MAX_DEPTH:
             raise RecipeError(f"{text.location_of(place[:2])}: nested more than {_MAX_DEPTH} levels deep")
         if isinstance(value, int) and not -_INT64 <= value < _INT64:
-            # A number of thousands of digits is not printed.
+            # Of a huge number only the size is printed.
             got = str(value) if value.bit_length() <= 100 else f"a number of {value.bit_length()} bits"
             name = ".".join(map(str, place))
             raise RecipeError(f"{text.location_of(place)}: {name}: must be a 64-bit integer, got {got}")
@@ -126,7 +129,7 @@ def _child_items(value: object) -> Iterable[tuple[str | int, object]]:
 
 
 def _leaf_values(value: object) -> Iterator[tuple[Place, object]]:
-    """Yield the place and value of everything that is neither table nor list."""
+    """Yield the place and the value of every value that is neither a table nor a list."""
     if not isinstance(value, dict | list):
         yield (), value
     for key, inner in _child_items(value):
@@ -143,7 +146,7 @@ def _recipes_hint(path: Path) -> str | None:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> Place:
-    """Set `a.b=c` in the parsed recipe; the value is parsed as TOML, else it is a string."""
+    """Set one `a.b=c` in the parsed recipe; the value is read as TOML, or as a string if it is not TOML."""
     key, equals, text = override.partition("=")
     if not equals:
         raise UsageError(f"--set {override} has no value", hint="write --set table.key=value")
@@ -160,7 +163,7 @@ def apply_override(raw: dict[str, Any], override: str) -> Place:
 
 
 def _enter_table(table: object, part: str, override: str) -> tuple[str | int, object]:
-    """Go one level down: return the key, or the index of a named table, and its value."""
+    """Look up `part` in a table: return its key, or its index in an array of named tables, and its value."""
     if isinstance(table, dict):
         return part, table.setdefault(part, {})
     if not isinstance(table, list):
@@ -198,18 +201,18 @@ def _parse_override_value(text: str) -> object:
         return text
     except ValueError as error:
         raise UsageError(f"--set …={text[:40]}…: {error}") from None
-    # A line break in the text would let it set further keys.
+    # A line break in the text could define further keys; then the whole text is a string.
     return values["value"] if len(values) == 1 else text
 
 
 def _common_length(a: Place, b: Place) -> int:
-    """Return the number of leading parts that two places share."""
+    """Return the number of parts at the beginning in which two places agree."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((depth for depth, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _find_line(text: str, place: Place) -> tuple[int | None, int]:
-    """Return the line (from 1) of the deepest part of `place` in the text, and that part's depth."""
+    """Return the line (from 1) of the key or table that leads deepest into `place`, and its depth."""
     best, depth = None, 0
     for number, candidate in _places_by_line(text):
         common = _common_length(candidate, place)
@@ -219,9 +222,9 @@ def _find_line(text: str, place: Place) -> tuple[int | None, int]:
 
 
 def _places_by_line(text: str) -> Iterator[tuple[int, Place]]:
-    """Yield the line and place of every table header and key.
+    """Yield the line number and the place of every table header and key.
 
-    Reads line by line, so keys inside multi-line values are not seen.
+    The text is read line by line, so keys inside multi-line values are not found.
     """
     table: Place = ()
     counts: dict[str, int] = {}

@@ -16,8 +16,8 @@ class QuantizeConfig(StageConfig):
     on: str = "pretrain"
     """Reference of the model to quantize."""
 
-    types: tuple[GGUFType, ...] = Field(default=("F16",), min_length=1)
-    """Types, one GGUF file each, named after the type."""
+    types: tuple[GGUFType, ...] = Field(default=("Q4_K_M",), min_length=1)
+    """Types of the GGUF files, one file for each type."""
 
     threads: Annotated[int | None, NonSemantic] = Field(default=None, ge=1)
     """Threads; all cores by default. The files do not depend on it."""

@@ -66,8 +66,7 @@ def normalize_address(address: str) -> str:
 
 
 def _percent_encode(text: str, also: str = "") -> str:
-    """Percent-encode characters that are not allowed in an address, except those in `also`; keep existing
-    escapes."""
+    """Percent-encode the characters that an address may not contain, except `also`; keep existing escapes."""
     return urllib.parse.quote(
         _BROKEN_PERCENT.sub("%25", text), safe=f"{_SAFE}%{also}", errors="surrogateescape"
     )

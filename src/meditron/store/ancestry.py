@@ -31,7 +31,8 @@ __all__ = [
 ANCESTRY_FILE = "ancestry.json"
 GGUF_KEY = "meditron.ancestry"
 MAX_DOCUMENTS = 100_000
-"""Maximum number of documents whose hashes a training lists; for a larger corpus only the digest is recorded."""
+"""Maximum number of documents whose hashes a training lists; for a larger corpus only the digest is
+recorded."""
 MAX_PASSAGES = 500_000
 """Maximum number of passages of messages whose hashes a training lists: 10 MB, because GGUF readers limit the
 size of metadata."""
@@ -58,12 +59,14 @@ class Training(Record):
     questions: tuple[ShortHash, ...] = ()
     """Sorted `short_hash(question_sha256(…))` of the questions trained on."""
     variants: tuple[ShortHash, ...] = ()
-    """Sorted short hashes of the same questions in other forms: without context, or with other wrong options."""
+    """Sorted short hashes of the same questions in other forms: without context, or with other wrong
+    options."""
     texts: tuple[ShortHash, ...] | None = ()
     """Sorted `short_hash(content_sha256(…))` of the users' messages in conversations and of the sentences in
     these messages; None if there are too many to list."""
     documents: tuple[ShortHash, ...] | None = ()
-    """Sorted `short_hash(content_sha256(…))` of the documents trained on; None if there are too many to list."""
+    """Sorted `short_hash(content_sha256(…))` of the documents trained on; None if there are too many to
+    list."""
 
 
 class Ancestry(Record):

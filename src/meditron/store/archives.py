@@ -20,8 +20,8 @@ MODEL_GLOB = "*.gguf"
 """If a source names no member of an archive, the archive's only file that matches this pattern is used."""
 
 _CHUNK = 1 << 20
-# Deflate compresses at most 1,032 to 1. A member that declares a larger ratio is a decompression bomb or has a
-# false size.
+# Deflate compresses at most 1,032 to 1. A member that declares a larger ratio is a decompression bomb or has
+# a false size.
 _MAX_RATIO = 1_100
 _MAX_LISTED = 5
 # The errors that zipfile raises for a damaged archive: OSError for an impossible offset, NotImplementedError

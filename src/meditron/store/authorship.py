@@ -130,7 +130,7 @@ def _gguf_pairs_from_card(card: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _card_pairs_from_gguf(authorship: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of the front matter: the hub's keys, then the GGUF keys that they do not reproduce."""
+    """Yield the front matter's entries: the hub's keys, then the GGUF keys that they do not reproduce."""
     card: dict[str, Any] = {}
     if licence := authorship.get(f"{_PREFIX}license"):
         card["license"] = licence.split(",") if "," in licence else licence

@@ -79,9 +79,9 @@ def read_corpus(corpus: Path, split: Literal["train", "heldout"]) -> Iterator[Co
 def select_heldout(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
     """Select the held-out documents for training and evaluation, at most `documents` of each source.
 
-    Documents are ordered by their content hashes, and the first ones are selected. The order depends on nothing
-    else, so the selection is unbiased, and a larger `documents` only adds documents to it. Raises the errors of
-    `read_corpus`.
+    Documents are ordered by their content hashes, and the first ones are selected. The order depends on
+    nothing else, so the selection is unbiased, and a larger `documents` only adds documents to it. Raises the
+    errors of `read_corpus`.
 
     Returns:
         Source → its selected documents, in the order of their content hashes.
@@ -90,7 +90,8 @@ def select_heldout(corpus: Path, documents: int) -> dict[str, list[CorpusDocumen
     for document in read_corpus(corpus, "heldout"):
         selected = documents_by_source.setdefault(document.source, [])
         selected.append(document)
-        # The list is shortened whenever it has twice the needed length: that bounds memory, and sorting is rare.
+        # The list is shortened whenever it has twice the needed length: that bounds memory, and sorting is
+        # rare.
         if len(selected) >= 2 * documents:
             documents_by_source[document.source] = _documents_with_smallest_hashes(selected, documents)
     return {

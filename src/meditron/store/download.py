@@ -79,8 +79,8 @@ class _RetryableError(Exception):
 def download(url: str, part: Path, *, sha256: str | None = None) -> str:
     """Download `url` into `part`, resuming a partial download, and return its SHA-256.
 
-    No other process may write to `part`. Proxies and certificates come from the environment. A file that fails
-    verification is removed.
+    No other process may write to `part`. Proxies and certificates come from the environment. A file that
+    fails verification is removed.
 
     Raises:
         FetchError: the server cannot be reached, or refuses the request.
@@ -196,8 +196,8 @@ def _require_file_response(
             f"{public_address(url)}: the server answered {response.status} {response.reason}, not a file"
         )
     coding = response.headers.get("Content-Encoding", "identity").lower()
-    # Some servers report a .gz file's own compression as a content encoding, so it is accepted for such names.
-    # If a SHA-256 is expected, the SHA-256 decides whether the bytes are right.
+    # Some servers report a .gz file's own compression as a content encoding, so it is accepted for such
+    # names. If a SHA-256 is expected, the SHA-256 decides whether the bytes are right.
     if (
         coding not in ("", "identity")
         and not sha256
@@ -350,8 +350,8 @@ def _connection_lost(error: Exception) -> _RetryableError:
 def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> None:
     """Raise the error for an HTTP error status; return if the status means that the file is complete."""
     if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        # The header is `bytes */SIZE`. If SIZE is the partial file's size, the file is complete; otherwise the
-        # partial file is from another version of the file.
+        # The header is `bytes */SIZE`. If SIZE is the partial file's size, the file is complete; otherwise
+        # the partial file is from another version of the file.
         total = error.headers.get("Content-Range", "").rpartition("/")[2]
         if total == str(_partial_size(part)):
             return

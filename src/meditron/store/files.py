@@ -51,8 +51,8 @@ __all__ = [
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
-# The message of the OSError without an errno that numpy's `tofile` raises if the disk is full or the file would
-# exceed a size limit.
+# The message of the OSError without an errno that numpy's `tofile` raises if the disk is full or the file
+# would exceed a size limit.
 _NUMPY_SHORT = re.compile(r"\d+ requested and \d+ written")
 _TEMPORARY = ".tmp"
 # Digests are cached for files from this size on. A smaller file is hashed as fast as its record is read.
@@ -61,8 +61,8 @@ MAX_JSON_BYTES = 256 << 20
 """Largest accepted JSON file: 256 MiB. Parsing a file takes memory of about ten times its size."""
 MAX_JSON_DEPTH = 100
 """Deepest accepted nesting of a JSON file; Python's parser fails at a few hundred levels."""
-# A digest is cached only if the file's last change is older than this. A later change within the resolution of
-# the file system's clock would leave the times as they are and go unnoticed.
+# A digest is cached only if the file's last change is older than this. A later change within the resolution
+# of the file system's clock would leave the times as they are and go unnoticed.
 _SETTLED_NS = 2_000_000_000
 
 
@@ -165,8 +165,8 @@ def atomic_write(path: Path, mode: Literal["w"]) -> AbstractContextManager[TextI
 def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
     """Write `path` atomically: a temporary file beside it, fsync, rename, fsync of the folder.
 
-    Text is encoded as UTF-8 with `\n` line ends. If the block raises, the temporary file is removed and `path`
-    is unchanged. StorageError if the disk is full or the file system refuses the write.
+    Text is encoded as UTF-8 with Unix line ends. If the block raises, the temporary file is removed and
+    `path` is unchanged. StorageError if the disk is full or the file system refuses the write.
     """
     make_folder(path.parent)
     temporary = temporary_path(path)
@@ -190,7 +190,7 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any
 
 
 def temporary_path(path: Path) -> Path:
-    """Return an unused hidden path beside `path` for an incomplete file or folder; see `remove_temporaries`."""
+    """Return an unused hidden path beside `path` for a file or folder that is not complete yet."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
 
 
@@ -229,8 +229,8 @@ def remove_path(path: Path) -> None:
 def remove_folders(folders: Iterable[Path]) -> None:
     """Remove folders such that after a kill none of them is left half removed under its own name.
 
-    All folders are first renamed to temporary names, which takes microseconds, and then removed. If the removal
-    is interrupted, `remove_temporaries` removes the rest.
+    All folders are first renamed to temporary names, which takes microseconds, and then removed. If the
+    removal is interrupted, `remove_temporaries` removes the rest.
     """
     renamed = [folder.rename(temporary_path(folder)) for folder in folders]
     for folder in renamed:
@@ -240,18 +240,18 @@ def remove_folders(folders: Iterable[Path]) -> None:
 def list_files(folder: Path) -> list[Path]:
     """Return every file under `folder`, sorted by relative path.
 
-    Temporary files, broken links and the files in hidden folders are left out. Links to folders are followed as
-    in `walk_folder`. InputError for an unreadable folder.
+    Temporary files, broken links and the files in hidden folders are left out. Links to folders are followed
+    as in `walk_folder`. InputError for an unreadable folder.
     """
     files = (path for path in walk_folder(folder) if path.is_file() and not _is_temporary(path))
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def walk_folder(folder: Path) -> Iterator[Path]:
-    """Yield every file, hidden folder and broken link under `folder`, searching all folders that are not hidden.
+    """Yield every file, broken link and hidden folder under `folder`; hidden folders are not searched.
 
-    Links to folders are followed. Each folder is visited once, so that a cycle of links ends: under its own path
-    if that is below `folder`, else under the first link to it. InputError for an unreadable folder.
+    Links to folders are followed. Each folder is visited once, so that a cycle of links ends: under its own
+    path if that is below `folder`, else under the first link to it. InputError for an unreadable folder.
     """
     unvisited_links: list[Path] = []
     visited_folders: set[tuple[int, int]] = set()
@@ -278,8 +278,8 @@ def canonical_json(value: object) -> bytes:
     """Encode a plain value as canonical JSON: sorted keys, no spaces, UTF-8.
 
     Raises:
-        TypeError: a value is not plain JSON (a tuple, set, path, callable, NaN, a key that is not a string), so
-            that decoding would not return an equal value; the error names its position.
+        TypeError: a value is not plain JSON (a tuple, set, path, callable, NaN, a key that is not a string),
+            so that decoding would not return an equal value; the error names its position.
     """
     _require_plain_json(value, "$")
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -321,8 +321,8 @@ def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # an
         strict: Reject duplicate keys, NaN and infinity, which meditron's own records never contain.
 
     Raises:
-        InputError: the file is damaged, too large or nested too deeply; the error names line and column if they
-            are known.
+        InputError: the file is damaged, too large or nested too deeply; the error names line and column if
+            they are known.
         SourceError: there is no such file.
     """
     with translate_read_errors(path), path.open("rb") as file:

@@ -3,11 +3,11 @@
 The format is ggml's (`docs/gguf.md`), little-endian. A file contains, in this order: the magic `GGUF`, a u32
 version, the u64 number of tensors and the u64 number of key-value pairs; each pair as key, u32 value type and
 value; each tensor's name, u32 number of dimensions, u64 sizes (fastest dimension first), u32 type and u64
-offset; padding to `general.alignment`; the tensors' bytes. A string is a u64 length and its UTF-8 bytes. An array
-is a u32 element type, a u64 length and its elements.
+offset; padding to `general.alignment`; the tensors' bytes. A string is a u64 length and its UTF-8 bytes. An
+array is a u32 element type, a u64 length and its elements.
 
-gguf-py's reader is not used, because it does not validate the file. This reader checks every count, length and
-offset against the file's size before it allocates or reads anything.
+gguf-py's reader is not used, because it does not validate the file. This reader checks every count, length
+and offset against the file's size before it allocates or reads anything.
 """
 
 import mmap
@@ -126,8 +126,7 @@ class _Cursor:
         return texts + [self.read_string(label, MAX_METADATA_BYTES) for _ in range(count - len(texts))]
 
     def read_count(self, smallest: int, label: str) -> int:
-        """Read a u64 count of items, each of at least `smallest` bytes; the items must fit into the rest of the
-        file."""
+        """Read a u64 count of items; items of `smallest` bytes each must fit into the rest of the file."""
         start = self.at
         number = self.read_u64(f"the number of {label}")
         if number > (self.size - self.at) // smallest:
@@ -202,7 +201,7 @@ class GGUF:
         return cast("npt.NDArray[np.float32]", values).reshape(info.shape)
 
     def _release_pages(self, info: TensorInfo) -> None:
-        """Tell the kernel to drop a tensor's pages from memory; it reads them from the file again if needed."""
+        """Let the kernel drop a tensor's pages from memory; it reads them from the file again if needed."""
         if self._map is not None and hasattr(self._map, "madvise"):
             start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
@@ -298,8 +297,10 @@ def _read_numbers(cursor: _Cursor, code: int, count: int, key: str) -> list[Any]
 
 
 def _read_tensor_info(cursor: _Cursor) -> tuple[int, TensorInfo]:
-    """Read one tensor's entry. Return its position in the file and the entry, whose offset is still relative to
-    the start of the tensor data."""
+    """Read one tensor's entry; return the entry's position and the entry.
+
+    The entry's offset is still relative to the start of the tensor data.
+    """
     start = cursor.at
     name = cursor.read_string("a tensor's name", _MAX_NAME)
     if (dimensions := cursor.read_u32(f"the dimensions of {name}")) > _MAX_DIMENSIONS:
@@ -333,7 +334,7 @@ def _read_alignment(path: Path, metadata: dict[str, MetadataValue]) -> int:
 def _absolute_offsets(
     cursor: _Cursor, infos: list[tuple[int, TensorInfo]], alignment: int
 ) -> dict[str, TensorInfo]:
-    """Convert offsets in the tensor data to offsets in the file; check alignment, overlaps and the file's end."""
+    """Convert offsets in the tensor data to offsets in the file; check alignment, overlap and file size."""
     begin = -(-cursor.at // alignment) * alignment
     tensors_by_name: dict[str, TensorInfo] = {}
     for start, info in infos:

@@ -1,8 +1,8 @@
 """An atomic GGUF writer with one tensor in memory at a time.
 
-The output equals that of gguf-py's GGUFWriter byte for byte. GGUFWriter itself is not used, because it opens the
-path on its own, so that writes are not atomic, and because it uses numpy's `tofile`, whose errors do not say
-that the disk is full.
+The output equals that of gguf-py's GGUFWriter byte for byte. GGUFWriter itself is not used, because it opens
+the path on its own, so that writes are not atomic, and because it uses numpy's `tofile`, whose errors do not
+say that the disk is full.
 """
 
 import struct
@@ -69,14 +69,15 @@ def write_gguf(
 ) -> None:
     """Write a GGUF file (version 3), tensor by tensor and atomically.
 
-    The GGUF type of a metadata value depends on its Python type: a bool is BOOL, a str STRING, a float FLOAT32,
-    an int the first of UINT32, INT32 and INT64 that can represent it. The elements of a list have the same
-    types, except that ints are INT32 or else INT64. A numpy scalar or array has the type of its dtype. Empty
-    lists have no element type and are left out.
+    The GGUF type of a metadata value depends on its Python type: a bool is BOOL, a str STRING, a float
+    FLOAT32, an int the first of UINT32, INT32 and INT64 that can represent it. The elements of a list have
+    the same types, except that ints are INT32 or else INT64. A numpy scalar or array has the type of its
+    dtype. Empty lists have no element type and are left out.
 
     Raises:
         TypeError: the format has no such metadata value or dtype.
-        ValueError: a tensor's name occurs twice, or a LazyTensor computes another dtype or shape than declared.
+        ValueError: a tensor's name occurs twice, or a LazyTensor computes another dtype or shape than
+            declared.
     """
     listed = [(name, _as_lazy_tensor(name, tensor)) for name, tensor in tensors]
     if len({name for name, _ in listed}) != len(listed):

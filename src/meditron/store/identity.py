@@ -1,8 +1,8 @@
 """Content hashes of documents and questions, and an order by hash.
 
-An id names a row and is unique within its source. A content hash identifies a text: two rows with equal content
-hashes have the same text after normalization, whatever their ids, files and sources. Splits, deduplication and
-the search for evaluation questions in training data use the content hash.
+An id names a row and is unique within its source. A content hash identifies a text: two rows with equal
+content hashes have the same text after normalization, whatever their ids, files and sources. Splits,
+deduplication and the search for evaluation questions in training data use the content hash.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ def question_sha256(text: str, options: Iterable[str]) -> str:
 
 
 def short_hash(sha256: str) -> str:
-    """Return the first 16 digits of a hexadecimal hash; among 10^8 rows two are equal with probability 0.03 %."""
+    """Return the first 16 hexadecimal digits; two of 10^8 rows have equal ones with probability 0.03 %."""
     return sha256[:16]
 
 
 def hash_order_key(identity: str) -> tuple[bytes, str]:
-    """Return the key by which items are sorted in a pseudo-random order that depends on their ids (or texts) alone.
+    """Return an item's sort key for a pseudo-random order that depends on the items' ids (or texts) alone.
 
     Sorting by this key shuffles without a seed. An item's position depends neither on its content nor on the
     other items, so the first items of the order are an unbiased sample.

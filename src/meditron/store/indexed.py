@@ -1,10 +1,10 @@
 """Token files in Megatron's format: `PREFIX.bin` and `PREFIX.idx`.
 
-`PREFIX.bin` contains the tokens of all sequences, concatenated. `PREFIX.idx` is little-endian and contains, in
-this order: the magic `MMIDIDX` with two zero bytes, the u64 version (1), the u8 code of the dtype, the u64 number
-of sequences and the u64 number of boundaries; then i32 lengths [sequences], i64 byte offsets [sequences] and i64
-document boundaries [boundaries], which count sequences from 0. `PREFIX.bin` is written first, so that an existing
-`PREFIX.idx` means that the pair is complete.
+`PREFIX.bin` contains the tokens of all sequences, concatenated. `PREFIX.idx` is little-endian and contains,
+in this order: the magic `MMIDIDX` with two zero bytes, the u64 version (1), the u8 code of the dtype, the u64
+number of sequences and the u64 number of boundaries; then i32 lengths [sequences], i64 byte offsets
+[sequences] and i64 document boundaries [boundaries], which count sequences from 0. `PREFIX.bin` is written
+first, so that an existing `PREFIX.idx` means that the pair is complete.
 
 `PREFIX.hashes` identifies the documents, in the same order: for each document, the first 8 bytes of the
 `content_sha256` of its text. The file is written before `PREFIX.idx`.

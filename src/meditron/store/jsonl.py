@@ -66,9 +66,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def check_value_count(line: bytes) -> None:
-    """Raise ValueError for a line of JSON that could have more than MOST_VALUES values; called before parsing."""
-    # The number of these characters in the whole line is a cheap upper bound. Only if it is above the limit are
-    # the characters inside strings left out of the count.
+    """Raise ValueError if a line of JSON may have more than MOST_VALUES values; called before parsing."""
+    # The number of these characters in the whole line is a cheap upper bound. Only if it is above the limit
+    # are the characters inside strings left out of the count.
     if len(line) <= MOST_VALUES or sum(map(line.count, _MARKS)) <= MOST_VALUES:
         return
     outside = (token for token in _TOKEN.finditer(line) if line[token.start()] != ord('"'))
@@ -150,8 +150,8 @@ def encode_row(row: Mapping[str, Any]) -> bytes:
 class JsonlWriter:
     """Context manager that writes rows to `path` atomically, compressed as the suffix says.
 
-    The complete file appears when the block ends; if the block raises, no file appears. StorageError for a full
-    disk.
+    The complete file appears when the block ends; if the block raises, no file appears. StorageError for a
+    full disk.
     """
 
     def __init__(self, path: Path) -> None:

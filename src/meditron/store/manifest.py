@@ -1,9 +1,9 @@
 """Manifests: an artifact's config, inputs, files and provenance.
 
-The manifest is the last file that a stage writes; if it exists, the stage is complete. A manifest's digest covers
-the fingerprint and the content files and nothing else, so the same work has the same digest on another machine
-and at another time. The fingerprint contains the inputs' digests, so a change anywhere in a chain of stages
-changes the digests of all later stages.
+The manifest is the last file that a stage writes; if it exists, the stage is complete. A manifest's digest
+covers the fingerprint and the content files and nothing else, so the same work has the same digest on another
+machine and at another time. The fingerprint contains the inputs' digests, so a change anywhere in a chain of
+stages changes the digests of all later stages.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 FILE_NAME = "manifest.json"
-# Files that are not part of the digest: reports and metrics contain times and host names, which differ between
-# runs with identical results.
+# Files that are not part of the digest: reports and metrics contain times and host names, which differ
+# between runs with identical results.
 _NOT_CONTENT = ("*.html", "metrics.json*", "report.json")
 
 
@@ -63,7 +63,8 @@ class FileRecord(Record):
     bytes: NonNegativeInt
     sha256: Sha256
     content: bool = True
-    """True if the file is part of the artifact's digest; false for reports and metrics, which contain times."""
+    """True if the file is part of the artifact's digest; false for reports and metrics, which contain
+    times."""
 
 
 class InputRecord(Record):
@@ -136,7 +137,7 @@ class Artifact:
 
     @property
     def spec(self) -> str:
-        """The artifact as a MODEL for `store.models.resolve_model`: its path, with `:selector` if it has one."""
+        """The artifact as a MODEL argument: its path, with `:selector` if it has one."""
         return f"{self.path}:{self.selector}" if self.selector else str(self.path)
 
 
@@ -193,9 +194,9 @@ def read_manifest(folder: Path) -> Manifest | None:
 def verify_artifact(folder: Path, *, hashes: bool = False) -> list[str]:
     """List the missing and altered files of an artifact, one sentence each; empty if it is intact.
 
-    Sizes are always compared. The SHA-256 is compared for every file if `hashes` is set, else only for files that
-    were modified after the manifest. The manifest is a stage's last write, so such a file was changed later,
-    possibly without changing its size.
+    Sizes are always compared. The SHA-256 is compared for every file if `hashes` is set, else only for files
+    that were modified after the manifest. The manifest is a stage's last write, so such a file was changed
+    later, possibly without changing its size.
 
     Raises:
         InputError: the manifest is damaged.
@@ -203,7 +204,8 @@ def verify_artifact(folder: Path, *, hashes: bool = False) -> list[str]:
     manifest = read_manifest(folder)
     if manifest is None:
         return [f"{FILE_NAME} is missing"]
-    # Hashing all weights takes minutes, so by default only files that changed after the stage ended are hashed.
+    # Hashing all weights takes minutes, so by default only files that changed after the stage ended are
+    # hashed.
     completed = (folder / FILE_NAME).stat().st_mtime_ns
     problems = (_file_problem(folder, record, completed, hashes=hashes) for record in manifest.files)
     return [problem for problem in problems if problem]

@@ -1,4 +1,4 @@
-"""Resolution of a MODEL argument, the way in which commands and recipes name a model, to the model's files."""
+"""Resolution of a MODEL argument, by which commands and recipes name a model, to the model's files."""
 
 import os
 import re
@@ -25,7 +25,8 @@ class ModelFiles:
     """The files of a model and their format."""
 
     spec: str
-    """The MODEL argument; an address is in the form that `store.fetch.public_source` returns, without secrets."""
+    """The MODEL argument; an address is in the form that `store.fetch.public_source` returns, without
+    secrets."""
     kind: Literal["hf", "gguf", "init"]
     path: Path
     """The HF folder or the GGUF file; for `init`, which has no files, the spec itself."""
@@ -74,8 +75,8 @@ def resolve_model(model: str | os.PathLike[str]) -> ModelFiles:
 def _resolve_file(spec: str, path: Path) -> ModelFiles:
     with translate_read_errors(path), path.open("rb") as file:
         magic = file.read(4)
-    # The file is recognised by its content, because in the cache and in some published repositories the name of
-    # a GGUF file does not end in .gguf.
+    # The file is recognised by its content, because in the cache and in some published repositories the name
+    # of a GGUF file does not end in .gguf.
     if magic == b"GGUF":
         return ModelFiles(spec, "gguf", path)
     if path.suffix == ".safetensors":
@@ -140,7 +141,7 @@ def _models_below(folder: Path) -> list[str]:
 
 
 def _select_file(folder: Path, selector: str) -> Path:
-    """Return the GGUF file for a selector: `F16` selects `F16.gguf`, or if there is none the only `*-F16.gguf`."""
+    """Return the GGUF file for a selector: `F16` selects `F16.gguf`, else the only `*-F16.gguf`."""
     files = sorted(folder.glob(MODEL_GLOB))
     exact = [file for file in files if selector.lower() in (file.name.lower(), file.stem.lower())]
     ending = [

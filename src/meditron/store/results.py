@@ -36,9 +36,9 @@ Interval = Annotated[
     tuple[float, float] | None, "lower and upper end, 95 %; None for fewer than 6 documents or questions"
 ]
 Rule = Literal["sum", "bytes", "calibrated"]
-"""Rule by which the loglikelihood method chooses an option: `sum`, the highest log-probability of the option's
-tokens (lm-eval's acc); `bytes`, the same divided by the option's bytes (acc_bytes); `calibrated`, the same minus
-the option's log-probability without the question (acc_mutual_info)."""
+"""Rule by which the loglikelihood method chooses an option: `sum`, the highest log-probability of the
+option's tokens (lm-eval's acc); `bytes`, the same divided by the option's bytes (acc_bytes); `calibrated`,
+the same minus the option's log-probability without the question (acc_mutual_info)."""
 RULES: tuple[Rule, ...] = ("sum", "bytes", "calibrated")
 PromptForm = Literal["trained", "raw", "both"]
 """`trained`: each model in the chat template of its last finetune, plain text if there was none; `raw`: every
@@ -109,7 +109,8 @@ class TaskScore(Accuracy):
     shots: int = Field(ge=0)
     """Number of solved examples before each question."""
     shot_ids: tuple[str, ...] = ()
-    """Ids of the drawn examples. The last one is a spare, used when one of the others repeats the question."""
+    """Ids of the drawn examples. The last one is a spare, used when one of the others repeats the
+    question."""
     shots_from: str | None = None
     """Name of the file of examples; None if they are from the task's training split."""
     shots_sha256: str | None = None
@@ -131,7 +132,8 @@ class TaskScore(Accuracy):
     """Mean over questions of the probability that the next token begins one of the options; None for methods
     without probabilities."""
     truncated: int = Field(default=0, ge=0)
-    """Number of questions whose prompt was longer than the model's context, so that its beginning was cut off."""
+    """Number of questions whose prompt was longer than the model's context, so that its beginning was cut
+    off."""
     classes: tuple[str, ...] = ()
     """The options, if they are the same for every question; else empty."""
     confusion: tuple[tuple[int, ...], ...] = ()
@@ -146,8 +148,7 @@ class TaskScore(Accuracy):
 
 
 class Baseline(_Record):
-    """Accuracy of a baseline without a language model: the commonest answer, the best position of an option, or
-    naive Bayes over word counts."""
+    """Accuracy of a baseline without a language model: commonest answer, best position, or naive Bayes."""
 
     task: str
     name: Literal["majority", "position", "naive Bayes"]

@@ -12,11 +12,12 @@ __all__ = ["ResumableJsonl"]
 
 
 class ResumableJsonl:
-    """A JSON Lines file that is read when it is opened and then appended to; a context manager that closes it.
+    """A JSON Lines file that is read when opened and then appended to; a context manager that closes it.
 
-    A kill can leave a last line without its newline. That line is not among `lines`, and the first write removes
-    it from the file. Opening writes nothing, so a caller can reject a file with other content and leave it
-    unchanged. The file is never written through a link: a file with several hard links is replaced by a copy.
+    A kill can leave a last line without its newline. That line is not among `lines`, and the first write
+    removes it from the file. Opening writes nothing, so a caller can reject a file with other content and
+    leave it unchanged. The file is never written through a link: a file with several hard links is replaced
+    by a copy.
 
     Raises:
         StorageError: the path is a symbolic link.

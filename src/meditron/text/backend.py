@@ -1,8 +1,9 @@
-"""HF tokenizers behind checks that bound the time and memory of an untrusted tokenizer.json.
+"""Construction of HF tokenizers from untrusted tokenizer.json files, with bounds on their time and memory.
 
-The library matches patterns with Oniguruma, which backtracks, and a match that has begun cannot be stopped.
-A pattern whose time may grow faster than the square of a text's length is therefore refused by its form.
-Cases that the form does not show end at Oniguruma's limit of retries, on which the library panics.
+The tokenizers library matches regular expressions with Oniguruma, which backtracks, and a running match
+cannot be stopped. A pattern whose matching time may grow faster than the square of the text's length is
+therefore refused before it is used. Slow patterns that this check does not recognise end at Oniguruma's limit
+of retries, at which the library panics.
 """
 
 import json
@@ -25,7 +26,8 @@ _BOUND = 64  # a repeat of more counts as unbounded
 _MAX_CHOICES = 8  # bounded repeats of variable length in a row: each multiplies the ways to match
 _MAX_NESTED = 4  # repeats of a group of variable length
 _MAX_GROWTH = 64  # factor by which a normalizer may lengthen a text
-# A character, a class, a group's beginning or end, an alternative, or a repeat.
+# One part of a regular expression: a character, a character class, a group's beginning or end, `|`, or a
+# repeat.
 _PART = re.compile(
     r"\\[pPx]\{[^}]*\}|\\u[0-9a-fA-F]{4}|\\.|\[(?:\\.|\[:\^?\w+:\]|[^\]\\])+\]"
     r"|\((?:\?(?:[imsx-]*:|[=!>]|<[=!]|<\w+>|#))?|[)|]|[*+?][?+]?|\{\d*,?\d*\}[?+]?|.",
@@ -34,12 +36,12 @@ _PART = re.compile(
 
 
 def build_tokenizer(spec: Mapping[str, Any], path: Path) -> Backend:
-    """Build the library's tokenizer.
+    """Build the library's tokenizer from the content of a tokenizer.json.
 
     Raises:
-        InputError: The file does not describe a tokenizer, or one whose time or memory is not bounded.
+        InputError: The file does not describe a tokenizer, or its rules may take unbounded time or memory.
     """
-    # The vocabulary and the added tokens are literals; only the rules can hold patterns.
+    # The vocabulary and the added tokens are literal texts; only the other rules can contain patterns.
     rules = {key: value for key, value in spec.items() if key not in ("model", "added_tokens")}
     for pattern in _regex_patterns(rules):
         if problem := slow_pattern_reason(pattern):
@@ -57,7 +59,7 @@ def build_tokenizer(spec: Mapping[str, Any], path: Path) -> Backend:
 
 
 def call_backend(path: Path, work: Callable[[], _T]) -> _T:
-    """Call `work`; raise InputError if the library panics, which Python sees as a BaseException."""
+    """Call `work`; raise InputError if the tokenizers library panics (a BaseException in Python)."""
     try:
         return work()
     except BaseException as error:
@@ -79,7 +81,7 @@ def _regex_patterns(rules: object) -> Iterator[str]:
 
 
 def _max_growth_factor(normalizer: object) -> float:
-    """Return the factor by which a normalizer may lengthen a text."""
+    """Return the largest factor by which a normalizer may lengthen a text."""
     if not isinstance(normalizer, dict):
         return 1
     steps = normalizer.get("normalizers")
@@ -97,17 +99,21 @@ def _max_growth_factor(normalizer: object) -> float:
 
 @dataclass(slots=True)
 class _RegexGroup:
-    """Repeats within a group: of the current alternative, and the maximum of all alternatives."""
+    """Counts of repeats in a group of a regular expression."""
 
     repeats: int = 0
+    """Unbounded repeats in the current alternative."""
     choices: int = 0
+    """Repeats of variable length in the current alternative."""
     max_repeats: int = 0
+    """Most unbounded repeats in one of the alternatives so far."""
     is_variable: bool = False
-    """True if it has a repeat of variable length or alternatives: repeated, it may match in many ways."""
+    """True if the group has alternatives or a repeat of variable length. If such a group is itself repeated,
+    it may match a text in many ways."""
 
 
 def slow_pattern_reason(pattern: str) -> str | None:
-    """Return why a pattern may take more than quadratic time; None if its form excludes that."""
+    """Return the reason why a pattern may take more than quadratic time; None if it cannot."""
     if len(pattern) > _MAX_PATTERN:
         return f"has more than {_MAX_PATTERN:,} characters"
     stack, last = [_RegexGroup()], _RegexGroup()

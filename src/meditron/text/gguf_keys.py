@@ -1,4 +1,4 @@
-"""Checked access to the vocabulary in a GGUF's metadata, whose values may have any type.
+"""Access to the vocabulary in a GGUF file's metadata, with a check of each value's type.
 
 Keys and their meaning: ggml's gguf.md and llama.cpp's `src/llama-vocab.cpp`.
 """
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 
 NAMED_KEYS = {"sep_token": "seperator_token_id", "cls_token": "cls_token_id", "mask_token": "mask_token_id"}
-"""SpecialTokens tokens that a template may name → their GGUF keys (the misspelling is GGUF's)."""
+"""Special token's variable name in chat templates → its GGUF key (the misspelling is in the GGUF format)."""
 
 
 class TokenType(IntEnum):
@@ -33,7 +33,7 @@ class TokenType(IntEnum):
 
 
 class VocabularyKeys:
-    """The metadata `tokenizer.ggml.*`, with the type of each value checked."""
+    """The metadata `tokenizer.ggml.*` of a GGUF file; each method checks the type of the value it returns."""
 
     def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
         self._metadata = metadata
@@ -81,13 +81,13 @@ class VocabularyKeys:
             )
         if unknown := set(self.types) - set(TokenType):
             raise self.key_error("token_type", f"unknown token type {min(unknown)}")
-        # A duplicate would give two ids one text: encoding could never produce one of them.
+        # If two ids had the same token, encoding could never produce one of them.
         token, times = Counter(self.tokens).most_common(1)[0]
         if times > 1:
             raise self.key_error("tokens", f"the token {token!r} appears {times} times")
 
     def token_id(self, key: str, default: int | None = None) -> int | None:
-        """Return the id `key`, else `default`; raise InputError if it is not in the vocabulary."""
+        """Return the token id under `key`, or `default`; InputError if the id is not in the vocabulary."""
         value = self.optional_value(key, int)
         value = default if value is None else value
         if value is not None and not 0 <= value < len(self.tokens):
@@ -97,7 +97,7 @@ class VocabularyKeys:
     def special_tokens(
         self, *, add_bos: bool, bos: int | None = None, eos: int | None = None
     ) -> SpecialTokens:
-        """Return the special tokens; the arguments are the defaults for absent keys."""
+        """Return the vocabulary's special tokens; the arguments are the values of absent keys."""
         explicit = self.optional_value("add_bos_token", bool)
         further_stops = (self.token_id(key) for key in ("eot_token_id", "eom_token_id"))
         template = self._metadata.get("tokenizer.chat_template")

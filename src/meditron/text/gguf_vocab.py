@@ -1,12 +1,13 @@
-"""Convert a GGUF's `tokenizer.ggml.*` metadata to a tokenizer.json; `gguf_write` is the inverse.
+"""Convert a GGUF file's `tokenizer.ggml.*` metadata to a tokenizer.json; `gguf_write` is the inverse.
 
 Keys and their meaning: ggml's gguf.md and llama.cpp's `src/llama-vocab.cpp`.
 
-SentencePiece's BPE joins the pair whose piece has the highest score, on ties the leftmost; HF's joins the
-pair with the lowest rank in a list of merges. Every split of a piece into two pieces therefore becomes a
-merge, ordered by the piece's score. The two can differ in ties only. Runs of spaces share one score in
-Llama-2's vocabulary; they grow from the left in sentencepiece, and here because longer runs rank first.
-Other ties are refused, because no list of merges can express them.
+SentencePiece's BPE joins the pair of pieces that form the piece with the highest score, on ties the leftmost
+pair. HF's BPE joins the pair with the lowest rank in a list of merges. Every split of a piece into two pieces
+therefore becomes a merge, and the merges are ordered by the piece's score. The results can differ only if two
+pieces have the same score. In Llama-2's vocabulary all runs of spaces share one score; here longer runs get
+lower ranks, which gives the same result as joining from the left. Other equal scores are refused, because no
+list of merges can express them.
 """
 
 from collections import Counter
@@ -49,8 +50,7 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], path: Path) -> tuple[Js
     """Return the content of a tokenizer.json, and the special tokens.
 
     Raises:
-        InputError: The metadata describes no vocabulary that can be reproduced exactly; the error names the
-            key.
+        InputError: The vocabulary in the metadata cannot be reproduced exactly; the error names the key.
     """
     keys = VocabularyKeys(metadata, path)
     model = keys.required_value("model", str)
@@ -71,7 +71,7 @@ def _tokenizer_json(
     control: set[TokenType],
     **rules: Json,
 ) -> Json:
-    """Build the content of a tokenizer.json: a bare BPE, changed by `model` and `rules`."""
+    """Build the content of a tokenizer.json; `model` and `rules` replace keys of an empty one."""
     bpe = {
         **_EMPTY_BPE_MODEL,
         **model,
@@ -110,7 +110,8 @@ def _byte_level_tokenizer(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]:
 
 def _merges_listed_in_gguf(keys: VocabularyKeys) -> list[tuple[str, str]]:
     known = set(keys.tokens)
-    # GGUF joins the two sides with a space; byte-level tokens contain none (they write it as Ġ).
+    # GGUF writes a merge as two tokens with a space between them; byte-level tokens contain no space, as they
+    # write it as Ġ.
     merges = []
     for place, line in enumerate(keys.required_array("merges", str)):
         left, space, right = line.partition(" ")
@@ -147,7 +148,7 @@ def _sentencepiece_tokenizer(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]
 
 
 def _merges_from_scores(keys: VocabularyKeys) -> list[tuple[str, str]]:
-    """Return all splits of all pieces as merges: by score, then longest piece, then longest left part."""
+    """Return all splits of all pieces as merges, by score, then length of piece, then of left part."""
     scores = keys.required_array("scores", float)
     if len(scores) != len(keys.tokens):
         raise keys.key_error("scores", f"has {len(scores):,} entries for {len(keys.tokens):,} tokens")
@@ -160,7 +161,7 @@ def _merges_from_scores(keys: VocabularyKeys) -> list[tuple[str, str]]:
     }
     if max(map(len, pieces), default=0) > _MAX_PIECE:
         raise keys.key_error("tokens", f"has a piece of more than {_MAX_PIECE:,} characters")
-    # Only normal pieces merge: control tokens and bytes are never built from parts.
+    # Only normal pieces have merges; control tokens and byte tokens are never formed from other pieces.
     splits = {piece: list(piece_splits(piece, pieces)) for piece in pieces}
     _refuse_score_ties(keys, {piece: pieces[piece] for piece, pairs in splits.items() if pairs})
     ranked = [
@@ -183,7 +184,8 @@ def _refuse_score_ties(keys: VocabularyKeys, scores: Mapping[str, float]) -> Non
     piece_by_score: dict[float, str] = {}
     for piece, score in scores.items():
         other = piece_by_score.setdefault(score, piece)
-        # Pieces of one repeated character (runs of spaces) are ordered by length, see above.
+        # Pieces of one repeated character (runs of spaces) may have equal scores: their merges are ordered by
+        # length, as the module's docstring says.
         if len(set(piece + other)) > 1 and piece != other:
             raise keys.key_error(
                 "scores",

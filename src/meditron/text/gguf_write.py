@@ -1,7 +1,7 @@
-"""Write a tokenizer as a GGUF's `tokenizer.*` metadata such that llama.cpp gives the same ids, or refuse.
+"""Write a tokenizer as a GGUF file's `tokenizer.*` metadata with which llama.cpp gives the same ids.
 
-GGUF names a few pre-tokenizers and has no keys for most flags of added tokens. Each rule of a tokenizer.json
-is therefore either applied by llama.cpp too, or has no effect on ids, or is refused.
+GGUF has names for a few pre-tokenizers only, and no keys for most flags of added tokens. A tokenizer is
+refused with an error if it has a rule that affects ids and that llama.cpp would not apply.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,11 +27,11 @@ _FROM_MODEL = (
 
 
 def gguf_metadata(tokenizer: "Tokenizer", size: int | None = None) -> Json:
-    """Return the `tokenizer.*` metadata; `gguf_vocab.read` returns an equal tokenizer from it.
+    """Return the `tokenizer.*` metadata, from which `gguf_vocab` restores an equal tokenizer.
 
     Args:
         tokenizer: The tokenizer.
-        size: Rows of the embedding, if there are more than tokens in the vocabulary.
+        size: Number of rows of the embedding, if it has more rows than the vocabulary has tokens.
 
     Raises:
         InputError: The tokenizer has rules or stop ids that GGUF cannot express.
@@ -62,9 +62,9 @@ def gguf_metadata(tokenizer: "Tokenizer", size: int | None = None) -> Json:
 
 
 def _stop_id_keys(tokenizer: "Tokenizer") -> dict[str, int]:
-    """Return the keys of stop ids; llama.cpp adds the tokens of `STOP_TOKENS_OF_LLAMACPP` by itself.
+    """Return the GGUF keys of stop ids; llama.cpp adds the tokens of `STOP_TOKENS_OF_LLAMACPP` on its own.
 
-    Without `eos_token_id` it would assume token 11 or 2, so the key is always written.
+    `eos_token_id` is always written, because without it llama.cpp assumes token 11 or 2.
     """
     eos = tokenizer.end_of_text_id if tokenizer.eos_id is None else tokenizer.eos_id
     more = sorted(
@@ -96,7 +96,7 @@ def _token_type(tokenizer: "Tokenizer", i: int, byte_level: bool) -> TokenType:
 
 
 def _refuse_added_token_flags(tokenizer: "Tokenizer") -> None:
-    """Refuse added tokens that llama.cpp matches differently: it matches literally, the longest first."""
+    """Refuse added tokens that llama.cpp would match differently; it matches exact texts, longest first."""
     added = tokenizer.spec["added_tokens"]
     for token in added:
         flags = [flag for flag in _FLAGS if token.get(flag)]
@@ -144,7 +144,7 @@ def _refuse_model_settings(tokenizer: "Tokenizer", flags: Iterable[str]) -> None
 
 
 def _merge_pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the merges as pairs; older files write a pair as one text."""
+    """Return the merges as pairs of tokens; older files write each pair as one text with a space."""
     merges = (m.split(" ", 1) if isinstance(m, str) else m for m in spec["model"]["merges"])
     return [(left, right) for left, right in merges]
 
@@ -171,7 +171,10 @@ def _byte_level_metadata(tokenizer: "Tokenizer") -> Json:
 
 
 def _sentencepiece_metadata(tokenizer: "Tokenizer") -> Json:
-    """Return the metadata with new scores: tokenizer.json has none, and any in the order of merges do."""
+    """Return the metadata of a SentencePiece vocabulary.
+
+    tokenizer.json has no scores, so new ones are computed; any scores in the order of the merges are right.
+    """
     _refuse_model_settings(tokenizer, ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix"))
     prefix = _adds_space_prefix(tokenizer)
     merges = _merge_pairs(tokenizer.spec)
@@ -191,7 +194,10 @@ def _sentencepiece_metadata(tokenizer: "Tokenizer") -> Json:
 def _refuse_inexpressible_merges(
     tokenizer: "Tokenizer", merges: Sequence[tuple[str, str]], vocabulary: set[str]
 ) -> None:
-    """Refuse merges that scores cannot express: llama.cpp joins any pair that forms a piece, by its score."""
+    """Refuse merges that scores cannot express.
+
+    llama.cpp joins any two pieces that together form a piece, in the order of that piece's score.
+    """
     added = {token["content"] for token in tokenizer.spec["added_tokens"]}
     pieces = vocabulary - added
     complete = {pair for piece in pieces for pair in piece_splits(piece, pieces)}
@@ -213,7 +219,7 @@ def _refuse_inexpressible_merges(
 
 
 def _adds_space_prefix(tokenizer: "Tokenizer") -> bool:
-    """Return whether a space is prepended to every text and after every control token, as in llama.cpp."""
+    """Return whether encoding prepends a space to a text and to the text after each control token."""
     spec = tokenizer.spec
     normalizer, cut = spec.get("normalizer") or {}, spec.get("pre_tokenizer")
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])

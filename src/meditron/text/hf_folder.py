@@ -1,4 +1,4 @@
-"""HF's tokenizer files: tokenizer.json has the rules, the files beside it name the special tokens."""
+"""HF's tokenizer files: tokenizer.json contains the rules; the files beside it name the special tokens."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -42,9 +42,9 @@ def _load_if_present(path: Path) -> _Json:
 
 
 def read_tokenizer(folder: Path) -> tuple[_Json, SpecialTokens]:
-    """Read a folder's tokenizer as transformers 5.17 does: the content of tokenizer.json and special tokens.
+    """Read a folder's tokenizer as transformers 5.17 does: tokenizer.json's content, and special tokens.
 
-    Without a tokenizer.json, a SentencePiece `tokenizer.model` is read as sentencepiece reads it.
+    If there is no tokenizer.json, the SentencePiece file `tokenizer.model` is converted.
 
     Raises:
         InputError: A file is damaged.
@@ -77,9 +77,10 @@ def read_tokenizer(folder: Path) -> tuple[_Json, SpecialTokens]:
 
 
 def _with_llama_class_rules(path: Path, spec: _Json, config: _Json) -> _Json:
-    """Replace a file's rules by those of transformers' `LlamaTokenizer`, which keeps the vocabulary only.
+    """Replace the rules of a tokenizer.json by those of transformers' class `LlamaTokenizer`.
 
-    Some byte-level vocabularies are published under that class's name; they are returned unchanged.
+    That class reads only the vocabulary from the file. Some byte-level vocabularies are published under the
+    class's name; they are returned unchanged.
     """
     if byte_map_of_decoder(spec.get("decoder")) is not sentencepiece_bytes:
         return spec
@@ -105,7 +106,7 @@ def _with_llama_class_rules(path: Path, spec: _Json, config: _Json) -> _Json:
 
 
 def _special_token_texts(spec: _Json, special: SpecialTokens) -> dict[str, str]:
-    """Return special tokens by name; a SentencePiece model knows them by id."""
+    """Return the special tokens' texts by name (`bos_token`); a SentencePiece model has only their ids."""
     tokens = {i: token for token, i in spec["model"]["vocab"].items()}
     ids = {"bos_token": special.bos, "eos_token": special.eos, "unk_token": special.unknown}
     ids["pad_token"] = special.padding
@@ -164,7 +165,7 @@ def _special_tokens(
 
 
 def _prepended_token(path: Path, spec: _Json) -> str | None:
-    """Return the token that tokenizer.json's post-processor prepends to a text."""
+    """Return the token that tokenizer.json's post-processor prepends to each text; None if there is none."""
     processor = spec.get("post_processor")
     steps = processor.get("processors") if isinstance(processor, dict) else None
     for step in steps if isinstance(steps, list) else [processor]:
@@ -196,9 +197,9 @@ def _template_parts(step: _Json) -> list[_Json]:
 def _stop_ids(folder: Path, model_config: _Json, ids: Mapping[str, int], spec: _Json) -> frozenset[int]:
     """Return the stop ids of config.json and generation_config.json.
 
-    If generation_config.json names none, transformers uses those of config.json. If both do, the ids of
-    config.json, often a library's default, count only if they are added tokens, so that no ordinary token
-    ends a text by mistake.
+    If generation_config.json names no stop ids, transformers uses those of config.json. If both files name
+    some, an id of config.json, which is often a library's default, counts only if it is an added token, so
+    that no ordinary token ends a text by mistake.
     """
     generation, model = (
         {i for i in (named if isinstance(named, list) else [named]) if type(i) is int}
@@ -213,7 +214,10 @@ def _stop_ids(folder: Path, model_config: _Json, ids: Mapping[str, int], spec: _
 
 
 def _chat_template(folder: Path, config: _Json) -> str | None:
-    """Return the chat template: the file's, else the config's (of several, the one named default)."""
+    """Return the chat template from chat_template.jinja, else from the config.
+
+    If the config has several templates, the one named `default` is returned.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
@@ -232,10 +236,11 @@ def _chat_template(folder: Path, config: _Json) -> str | None:
 def tokenizer_files(
     spec: Mapping[str, Any], special: SpecialTokens, backend: Backend, stop_ids: Collection[int]
 ) -> dict[str, bytes]:
-    """Return the files for transformers by name; its AutoTokenizer gives the same ids.
+    """Return file name → content of the files with which transformers' AutoTokenizer gives the same ids.
 
-    A generation_config.json is written only for `stop_ids`. The class is `PreTrainedTokenizerFast`, which
-    applies tokenizer.json unchanged; model-specific classes apply rules of their own to the vocabulary.
+    A generation_config.json is among them only if there are `stop_ids`. The tokenizer class is
+    `PreTrainedTokenizerFast`, which applies tokenizer.json unchanged; model-specific classes would replace
+    its rules by their own.
     """
 
     def name(i: int | None) -> str | None:

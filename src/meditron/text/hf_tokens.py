@@ -1,10 +1,10 @@
 """Added and special tokens of an HF folder, merged from all its files as transformers 5.17 merges them.
 
-Sources, in the order in which transformers adds their tokens (`tokenization_utils_base._from_pretrained` and
+transformers adds the tokens in this order (`tokenization_utils_base._from_pretrained` and
 `TokenizersBackend.__init__`): tokenizer.json's `added_tokens`; tokenizer_config.json's `added_tokens_decoder`
 or, without it, special_tokens_map.json, added_tokens.json and tokenizer.json again; the named special tokens;
-`extra_special_tokens` (formerly `additional_special_tokens`). A token of the vocabulary keeps its id; a new
-one gets the next free id, even if a file names another.
+`extra_special_tokens` (formerly `additional_special_tokens`). A token that the vocabulary contains keeps its
+id; a new token gets the next free id, even if a file gives it another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ __all__ = ["NAMED", "Names", "merge_config", "special_token_names", "tokens_to_a
 
 Json = dict[str, Any]
 Names = Mapping[str, str]
-"""Special tokens by the name of their template variable: `bos_token`, `image_token`."""
+"""Special token's variable name in chat templates (`bos_token`, `image_token`) → the token."""
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -35,7 +35,7 @@ def merge_config(config: Json, special_map: Json) -> Json:
 
 
 def special_token_names(path: Path, config: Json, defaults: Names) -> dict[str, str]:
-    """Return the named special tokens of a merged config; `defaults` apply to absent keys."""
+    """Return variable name → special token of a merged config; `defaults` are the values of absent keys."""
     named = {key: config.get(key) if key in config else defaults.get(key) for key in NAMED}
     more = {
         key: value
@@ -55,14 +55,14 @@ def _token_content(path: Path, key: str, value: object) -> str:
 
 
 def tokens_to_add(path: Path, spec: Json, config: Json, added: Json, names: Names) -> list[AddedToken]:
-    """List the tokens that transformers adds to those of `spec`, in its order.
+    """List the tokens that transformers adds to those of tokenizer.json, in the order in which it adds them.
 
     Args:
-        path: tokenizer_config.json, for errors.
-        spec: tokenizer.json.
-        config: The merged config.
-        added: added_tokens.json.
-        names: The named special tokens.
+        path: Path of tokenizer_config.json, for error messages.
+        spec: Content of tokenizer.json.
+        config: Result of `merge_config`.
+        added: Content of added_tokens.json.
+        names: Result of `special_token_names`.
     """
     known = [_parse_token(path, "added_tokens", token) for token in spec.get("added_tokens", [])]
     extra = _extra_special_tokens(path, config)
@@ -72,7 +72,7 @@ def tokens_to_add(path: Path, spec: Json, config: Json, added: Json, names: Name
         listed |= {
             token["id"]: _parse_token(path, "added_tokens", token) for token in spec.get("added_tokens", [])
         }
-    # Compared with their flags: transformers adds a known token again if its flags differ.
+    # Tokens are compared with their flags, because transformers adds a known token again if its flags differ.
     present = {_token_with_flags(token) for token in known}
     new = [token for _, token in sorted(listed.items()) if _token_with_flags(token) not in present]
     contents = {token.content for token in (*known, *new)}
@@ -99,7 +99,7 @@ def _token_with_flags(token: AddedToken) -> tuple[str, ...]:
 def _listed_tokens_by_id(
     path: Path, config: Json, added: Json, *, special: set[str]
 ) -> dict[int, AddedToken]:
-    """Return tokens by the id that a file gives them."""
+    """Return id → token, for the tokens that `added_tokens_decoder` or added_tokens.json lists."""
     decoder = config.get("added_tokens_decoder")
     if decoder is not None:
         if not isinstance(decoder, dict) or not all(str(key).isdecimal() for key in decoder):
@@ -117,7 +117,7 @@ def _listed_tokens_by_id(
 
 
 def _parse_token(path: Path, place: str, value: object) -> AddedToken:
-    """Build a token from its JSON form; a bare text is a special token."""
+    """Build a token from its JSON value, an object with flags or a text; a text becomes a special token."""
     if isinstance(value, str):
         return AddedToken(value, special=True)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
@@ -129,7 +129,7 @@ def _parse_token(path: Path, place: str, value: object) -> AddedToken:
 
 
 def _extra_special_tokens(path: Path, config: Json) -> list[AddedToken]:
-    """Return the list of extra special tokens; a dictionary of them is read by `special_token_names`."""
+    """Return `extra_special_tokens` if it is a list; if it is an object, `special_token_names` reads it."""
     extra = config.get("extra_special_tokens")
     if extra is None or isinstance(extra, dict):
         return []
@@ -142,10 +142,10 @@ def _extra_special_tokens(path: Path, config: Json) -> list[AddedToken]:
 
 
 def with_added_tokens(path: Path, spec: Json, tokens: Sequence[AddedToken]) -> Json:
-    """Return `spec` with tokens added by the tokenizers library, which assigns the ids."""
+    """Return the content of a tokenizer.json with further tokens added."""
     if not tokens:
         return spec
-    # The library itself assigns the ids, so that they cannot differ from transformers'.
+    # The tokenizers library assigns the ids, so that they are the same as in transformers.
     backend = build_tokenizer(spec, path)
     call_backend(path, lambda: backend.add_tokens(list(tokens)))
     described = [

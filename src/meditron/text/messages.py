@@ -1,4 +1,4 @@
-"""Conversations as rows of a file have them: the accepted formats, and their messages as turns."""
+"""Parsing of conversations: the row formats that files may have, and their messages as turns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ ROLES: Mapping[str, str] = {
     "assistant": ASSISTANT,
     "answer": ASSISTANT,
 }
-"""Role as a row may spell it → role."""
+"""Role name in a row → one of the three roles."""
 
 _LOSS_KEYS: Mapping[str, tuple[object, object]] = {"weight": (0, 1), "train": (False, True)}
-# Keys of a message that do not affect the model's input. Any other key is refused unless its value is empty:
-# tool calls, reasoning or a name would change the text.
+# Keys that a message may have. Any other key is refused unless its value is empty, because keys such as tool
+# calls, reasoning or a name would change the model's input.
 _MESSAGE_KEYS = (
     "role",
     "content",
@@ -67,8 +67,8 @@ class Turn:
     """`system`, `user` or `assistant`."""
     content: str
     learns_end: bool = True
-    """False for an answer without an end to learn: the option of a question. A model that learned to stop
-    after one word would do so in every conversation."""
+    """False for an answer after which no stop token is learned, such as the option of a question: a model
+    that learned to stop after one word would do so in every conversation."""
     in_loss: bool = True
     """False for an answer that adds no loss: a row excludes one by `"weight": 0` or `"train": false`."""
 
@@ -77,7 +77,7 @@ def row_format(row: Mapping[str, Any]) -> str:
     """Return the name of a row's format: `messages`, or the two keys of a flat one (`question/answer`).
 
     Raises:
-        ValueError: The row has no known format, or the keys of several.
+        ValueError: The row has no known format, or has the keys of several formats.
     """
     flat = [
         form
@@ -92,7 +92,9 @@ def row_format(row: Mapping[str, Any]) -> str:
         keys = ", ".join(map(str, row)) or "none"
         raise ValueError(f"has no known conversation format (keys: {keys}); formats are {known}")
     if flat:
-        # Published sets of messages carry a stray `prompt` column; a flat row's stray key may be half of it.
+        # In published datasets, rows with `messages` may have an additional column `prompt`, which is
+        # ignored. A row of two keys is refused if it has a key of another format, which may be part of the
+        # conversation.
         others = {key for form in _FLAT_FORMATS for key in form.keys} - {*flat[0].keys}
         if stray := sorted(key for key in others if _has_value(row, key)):
             raise ValueError(f"has the format {names[0]} and the key '{stray[0]}' of another format")
@@ -121,7 +123,7 @@ def parse_row(row: Mapping[str, Any]) -> tuple[Turn, ...]:
 
 
 def _has_value(row: Mapping[str, Any], key: str) -> bool:
-    # A table exported to JSON lines has every column in every row, null if unused.
+    # Exported tables have every column in every row, so a key with the value null counts as absent.
     return row.get(key) is not None
 
 
@@ -129,7 +131,7 @@ def parse_messages(messages: object) -> tuple[Turn, ...]:
     """Return the turns of a list of messages.
 
     Raises:
-        ValueError: It is not a conversation with an answer that is in the loss.
+        ValueError: The messages are malformed, or none of the assistant's messages is in the loss.
     """
     if not isinstance(messages, list) or not messages:
         raise ValueError("'messages' must be a list of messages, not empty")
@@ -170,7 +172,7 @@ def _parse_message(message: object) -> Turn:
 
 
 def _read_loss_mark(message: Mapping[str, object]) -> bool | None:
-    """Read a message's mark for the loss: OpenAI's `weight` or axolotl's `train`; None without one."""
+    """Return a message's mark for the loss: OpenAI's `weight` or axolotl's `train`; None without a mark."""
     marks = []
     for key, allowed in _LOSS_KEYS.items():
         if (value := message.get(key)) is None:

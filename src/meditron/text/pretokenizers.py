@@ -1,7 +1,8 @@
-"""Pre-tokenizers of byte-level vocabularies: llama.cpp's names and their rules for HF tokenizers.
+"""Pre-tokenizers of byte-level vocabularies: llama.cpp's names, and the same rules for HF tokenizers.
 
-A GGUF file only names its pre-tokenizer, in `tokenizer.ggml.pre`; HF's tokenizer.json contains the rule. The
-rules below are llama.cpp's (`src/llama-vocab.cpp`), written so that HF tokenizers split at the same places.
+A GGUF file contains only the name of its pre-tokenizer, in `tokenizer.ggml.pre`; HF's tokenizer.json contains
+the rules. The rules in this module are llama.cpp's (`src/llama-vocab.cpp`), written for HF tokenizers such
+that texts are split at the same places.
 """
 
 import json
@@ -13,8 +14,8 @@ __all__ = ["PRETOKENIZERS", "PreTokenizer", "is_known_pretokenizer", "pretokeniz
 
 Spec = dict[str, Any]
 
-# GPT-2's regular expression (Radford et al. 2019), without its tail `|\s+`: unmatched text becomes a piece of
-# its own either way.
+# GPT-2's regular expression (Radford et al. 2019) without its last alternative `|\s+`, which has no effect:
+# unmatched text becomes a piece of its own too.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -26,13 +27,15 @@ _LLAMA3 = (
 class PreTokenizer:
     """A pre-tokenizer.
 
-    `spec` is its form in tokenizer.json; with `ignore_merges` a piece that is itself a token is not built by
-    merges; `add_bos` is the default of `tokenizer.ggml.add_bos_token`.
+    Its name in GGUF is its key in `PRETOKENIZERS`.
     """
 
     spec: Spec
+    """The value of `pre_tokenizer` in tokenizer.json."""
     ignore_merges: bool = False
+    """True if a piece that is itself a token becomes that token without applying merges."""
     add_bos: bool = False
+    """Value of `tokenizer.ggml.add_bos_token` if that key is absent."""
 
 
 def _split_step(pattern: str) -> Spec:
@@ -75,7 +78,7 @@ PRETOKENIZERS: Mapping[str, PreTokenizer] = {
 
 
 def _canonical_json(spec: object) -> str:
-    """Return a canonical form of `spec`, without `trim_offsets`, which does not affect ids."""
+    """Return a `pre_tokenizer` value as canonical JSON without `trim_offsets`, which does not affect ids."""
 
     def without_offsets(value: object) -> object:
         if isinstance(value, dict):
@@ -86,7 +89,7 @@ def _canonical_json(spec: object) -> str:
 
 
 def pretokenizer_name(spec: object, *, ignore_merges: bool) -> str | None:
-    """Return llama.cpp's name of a `pre_tokenizer` with `ignore_merges`; None if it has none."""
+    """Return llama.cpp's name for a `pre_tokenizer` value and `ignore_merges`; None if there is no name."""
     for name, known in PRETOKENIZERS.items():
         if known.ignore_merges == ignore_merges and _canonical_json(known.spec) == _canonical_json(spec):
             return name
@@ -94,5 +97,5 @@ def pretokenizer_name(spec: object, *, ignore_merges: bool) -> str | None:
 
 
 def is_known_pretokenizer(spec: object) -> bool:
-    """Return whether a tokenizer.json's `pre_tokenizer` is a known one."""
+    """Return whether a `pre_tokenizer` value of tokenizer.json is among `PRETOKENIZERS`."""
     return any(_canonical_json(known.spec) == _canonical_json(spec) for known in PRETOKENIZERS.values())

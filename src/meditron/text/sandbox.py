@@ -1,9 +1,9 @@
 """A Jinja environment for untrusted templates: no access to Python, and bounded time and memory.
 
-jinja2's ImmutableSandboxedEnvironment denies a template access to Python's internals, but not all time or
-memory: nested loops, `'x' * 10**10`, a text that doubles in a loop. Here every loop, call, filter, test,
-operator, comparison, slice and literal is charged to a `Budget`, and an operation that could make a large
-value from small ones is bounded before it runs (`budget`).
+jinja2's ImmutableSandboxedEnvironment denies a template access to Python's internals, but does not limit time
+and memory: a template may nest loops, compute `'x' * 10**10`, or double a text in a loop. In this environment
+every loop, call, filter, test, operator, comparison, slice and literal is charged to a `Budget`, and an
+operation that could compute a large value from small ones is checked before it runs (`text.budget`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,19 +31,21 @@ from meditron.text.budget import (
 __all__ = ["Environment"]
 
 _T = TypeVar("_T")
-# Methods that return bytes (which are not measured), replace each character by a text, or take time in the
-# square of a text's length.
+# Methods that a template may not call: they return bytes (whose size is not measured), replace each character
+# by a text, or take time that grows with the square of a text's length.
 _REFUSED = frozenset({"encode", "striptags", "to_bytes", "translate"})
-# Filters of the same kinds, or that insert an argument after each word. No known template uses one.
+# Filters that are removed, for the same reasons or because they insert an argument after each word. No known
+# template uses them.
 _DROPPED = ("pprint", "striptags", "urlize", "wordwrap")
-# Filters that return a part of their operand and read nothing else: charged one step.
+# Filters that only pick a part of their operand or count its items. They cost one step, whatever its size.
 _PICKING = frozenset({"attr", "count", "d", "default", "first", "last", "length"})
-# Names of filters inserted into the parsed template; a template cannot write these names.
+# Names of the filters that `_ChargeInserter` inserts into a parsed template. They are not valid filter names
+# in Jinja, so a template cannot call these filters itself.
 _LOOP, _CONCATENATION, _VALUE, _OUTPUT, _OPERAND = "{% for %}", "~", "{% set %}", "{{ }}", "=="
 
 
 class _GenerationBlock(Extension):
-    """HF's `{% generation %}` block, which marks the assistant's text; it renders as its content."""
+    """HF's block `{% generation %}`, which marks the assistant's text; it is rendered as its content."""
 
     tags = {"generation"}  # noqa: RUF012  # jinja2's own form
 
@@ -54,7 +56,7 @@ class _GenerationBlock(Extension):
 
 
 class _ChargeInserter(NodeTransformer):
-    """Wraps operations that jinja2 offers no hook for in filters, which charge the budget."""
+    """Transformer that applies filters, which charge the budget, to operations without a hook in jinja2."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802  # jinja2's own form
         if node.recursive:
@@ -64,7 +66,7 @@ class _ChargeInserter(NodeTransformer):
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
-        """Charge each piece when it is written: blocks and macros join theirs without a hook."""
+        """Charge each piece of output; jinja2 has no hook where blocks and macros join their pieces."""
         self.generic_visit(node)
         node.nodes = [_apply_filter(_OUTPUT, piece) for piece in node.nodes]
         return node
@@ -79,7 +81,10 @@ class _ChargeInserter(NodeTransformer):
         return _apply_filter(_CONCATENATION, nodes.List(parts, lineno=node.lineno))
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        """Charge the right operand of comparisons (a comparison reads no more), except short literals."""
+        """Charge the right operand of each comparison, unless it is a literal.
+
+        A comparison reads at most as much of the left operand as of the right one.
+        """
         self.generic_visit(node)
         for operand in node.ops:
             if not isinstance(operand.expr, nodes.Const):
@@ -129,7 +134,7 @@ class Environment(ImmutableSandboxedEnvironment):
         return tree
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, N805
-        """Call a function, method or macro; its result is bounded before the call and charged after it."""
+        """Call a function, method or macro; bound its result's size before and charge it after."""
         budget: Budget = __context.parent[Budget.KEY]
         owner = getattr(__obj, "__self__", None)
         if owner is None:  # jinja2 wraps str.format in a function of its own
@@ -146,7 +151,7 @@ class Environment(ImmutableSandboxedEnvironment):
         return budget.charge_value(_with_measured_items(super().call(__context, __obj, *args, **kwargs)))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
-        """Compute `left operator right` if the result cannot be huge."""
+        """Compute `left operator right`; raise SecurityError if the result could be huge."""
         check_operands(operator, left, right)
         budget: Budget = context.parent[Budget.KEY]
         return budget.charge_value(super().call_binop(context, operator, left, right))
@@ -156,12 +161,12 @@ class Environment(ImmutableSandboxedEnvironment):
         return attr not in _REFUSED and super().is_safe_attribute(obj, attr, value)
 
     def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
-        """Raise SecurityError; jinja2 itself would render such an attribute as nothing."""
+        """Raise SecurityError for a forbidden attribute, which jinja2 itself would render as nothing."""
         raise SecurityError(f"accesses {attribute!r} of {type(obj).__name__}")
 
 
 def _with_measured_items(value: Any) -> Any:  # noqa: ANN401
-    """Compute a generator's items at once, because a lazy value cannot be measured."""
+    """Return a generator as `MeasuredItems`, because a lazy value cannot be measured; else the value."""
     lazy = isinstance(value, Iterator) and not isinstance(value, MeasuredItems | LoopContext)
     return MeasuredItems(value) if lazy else value
 
@@ -174,7 +179,7 @@ def _charge_value(context: Context, value: _T) -> _T:
 
 @pass_context
 def _charge_output(context: Context, value: Any) -> Any:  # noqa: ANN401
-    """Charge a printed value; containers are converted to text here, so that the text is charged too."""
+    """Charge a printed value; a container is converted to text first, so that its text is charged too."""
     budget: Budget = context.parent[Budget.KEY]
     if type(value) is str:
         return budget.charge_value(value)
@@ -198,7 +203,7 @@ def _concatenate(context: Context, parts: Iterable[object]) -> str:
 
 @pass_context
 def _charge_loop(context: Context, items: Any) -> Any:  # noqa: ANN401
-    """Charge all iterations of a loop in advance; jinja2 itself refuses values that are not iterable."""
+    """Charge all iterations of a loop before it runs; jinja2 itself refuses values that are not iterable."""
     budget: Budget = context.parent[Budget.KEY]
     items = _with_measured_items(items)
     if not isinstance(items, Undefined) and isinstance(items, Iterable):
@@ -207,7 +212,7 @@ def _charge_loop(context: Context, items: Any) -> Any:  # noqa: ANN401
 
 
 def _context_arguments(function: Callable[..., Any]) -> Callable[[Context], tuple[Any, ...]]:
-    """Return a function that computes the arguments that jinja2 passes before a filter's value."""
+    """Return a function that gives the arguments that jinja2 passes to a filter before the filtered value."""
     kind = _PassArg.from_obj(function)
     if kind is _PassArg.context:
         return lambda context: (context,)
@@ -219,7 +224,7 @@ def _context_arguments(function: Callable[..., Any]) -> Callable[[Context], tupl
 
 
 def _charged_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that measures its operands before the call and charges its result."""
+    """Return a filter that charges its operands before it calls `function`, and the result afterwards."""
     leading = _context_arguments(function)
 
     @pass_context
@@ -239,7 +244,7 @@ def _charged_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 
 
 def _charged_test(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a test that charges the operands that it may compare."""
+    """Return a Jinja test that charges its arguments, which it may compare, before it calls `function`."""
     leading = _context_arguments(function)
 
     @pass_context

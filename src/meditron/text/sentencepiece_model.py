@@ -1,8 +1,9 @@
-"""Read SentencePiece's `tokenizer.model` as GGUF metadata, for `gguf_vocab`.
+"""Read SentencePiece's `tokenizer.model` as GGUF metadata, which `gguf_vocab` converts to a tokenizer.json.
 
-The file is one protobuf message (`sentencepiece_model.proto`). The fields are parsed here, because the
-library is large and every length in an untrusted file may be wrong. Rules that GGUF cannot express (a unigram
-model, a normalization of characters, removed spaces) are refused by name.
+The file is one protobuf message (`sentencepiece_model.proto`). This module parses the fields itself, because
+the protobuf library is large and every length in an untrusted file may be wrong. Rules that GGUF cannot
+express (a unigram model, normalization of characters, removal of spaces) are refused with an error that names
+the rule.
 """
 
 import struct
@@ -25,14 +26,14 @@ _Field = tuple[int, int | bytes]
 
 
 class _Message:
-    """The fields of one protobuf message, as (number, value) in file order."""
+    """The fields of one protobuf message, as pairs (field number, value) in the order of the file."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         self._path = path
         self.fields = list(self._read_fields(data))
 
     def last_value(self, number: int, default: Any) -> Any:  # noqa: ANN401
-        """Return the last value of a field, or `default`; raise InputError if their types differ."""
+        """Return the last value of a field, or `default`; raise InputError if the value has another type."""
         value = next((value for key, value in reversed(self.fields) if key == number), default)
         if isinstance(value, bytes) is not isinstance(default, bytes):
             raise self.damaged_error()

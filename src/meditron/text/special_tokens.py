@@ -59,7 +59,7 @@ class SpecialTokens:
 
 
 def end_of_text_token(control: Mapping[str, int], special: SpecialTokens) -> int | None:
-    """Return the id of the token that ends a document, or None; `control` maps control tokens to their ids."""
+    """Return the id of the token that ends a document, or None; `control` maps control tokens to ids."""
     named = next((control[name] for name in _END_OF_TEXT if name in control), special.eos)
     return min(special.further_stop_ids, default=None) if named is None else named
 

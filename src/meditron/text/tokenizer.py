@@ -1,7 +1,8 @@
-"""Tokenizers read from HF's files or from a GGUF's metadata; HF tokenizers does the work.
+"""Tokenizers read from HF's files or from a GGUF file's metadata, on top of the library HF tokenizers.
 
-Ids equal those of each format's reference: transformers for tokenizer.json, llama.cpp for byte-level GGUF
-vocabularies, sentencepiece for SentencePiece ones. Three defaults of HF tokenizers are changed:
+Token ids equal those of each format's reference implementation: transformers for tokenizer.json, llama.cpp
+for byte-level GGUF vocabularies, sentencepiece for SentencePiece vocabularies. Three defaults of HF
+tokenizers are changed:
 
 - The name of a control token inside a document (`<s>`, `<|im_start|>`) is text, unless `special=True`.
 - An end-of-sequence token that a tokenizer would append to every text is not appended: a corpus ends its
@@ -10,9 +11,10 @@ vocabularies, sentencepiece for SentencePiece ones. Three defaults of HF tokeniz
 
 A long text is tokenized in pieces if that gives the same ids (`long_text`), which bounds memory.
 
-transformers' own GGUF reader (5.17) is not the reference for byte-level vocabularies: it ignores
-`tokenizer.ggml.pre` and splits all texts as GPT-2 does. SmolLM2 splits off digits first, so the two differ if
-a digit follows two spaces. llama.cpp gives our ids there, and so does transformers with the files of `save`.
+transformers' own GGUF reader (5.17) is not the reference for byte-level vocabularies, because it ignores
+`tokenizer.ggml.pre` and splits all texts as GPT-2 does. SmolLM2 splits off digits first, so that reader gives
+other ids if a digit follows two spaces. llama.cpp gives the same ids as this module, and so does transformers
+with the files that `Tokenizer.save` writes.
 """
 
 import hashlib
@@ -48,15 +50,13 @@ def _placeholder(token_id: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A vocabulary with its rules.
-
-    `spec` is the content of tokenizer.json, `special` has the special tokens, and `path` names the file in
-    errors.
-    """
+    """A vocabulary with its tokenization rules and special tokens."""
 
     spec: Mapping[str, Any]
+    """The content of tokenizer.json."""
     special: SpecialTokens
     path: Path
+    """The tokenizer's file, for error messages."""
 
     @classmethod
     def from_hf(cls, folder: Path | str) -> Self:
@@ -77,7 +77,7 @@ class Tokenizer:
         return cls(spec, special, gguf.path)._check_vocabulary()
 
     def _check_vocabulary(self) -> Self:
-        """Build the backend at once, so that a damaged file fails when it is opened."""
+        """Check the vocabulary and return the tokenizer, so that a damaged file fails when it is opened."""
         ids = self._backend.get_vocab(with_added_tokens=True).values()
         if not ids or max(ids) >= _MAX_ID:
             raise InputError(self.path, f"token ids must be between 0 and {_MAX_ID - 1:,}", place="vocab")
@@ -88,12 +88,12 @@ class Tokenizer:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the fields only: a pickled backend would read control tokens' names as control tokens."""
+        """Pickle the fields without the backend, which would read names of control tokens once unpickled."""
         return {"spec": self.spec, "special": self.special, "path": self.path}
 
     def _build_backend(self, *, special: bool) -> Backend:
         backend = build_tokenizer(self.spec, self.path)
-        # A corpus must not lose the ends of its documents to a limit set for a training loader.
+        # A tokenizer.json may set truncation for a training loader; a corpus must keep the ends of documents.
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = not special
@@ -136,7 +136,7 @@ class Tokenizer:
         return long_text.piece_prefix(self.spec)
 
     def encode_batch(self, texts: Sequence[str], *, bos: bool | None = None) -> list[list[int]]:
-        """Encode every text, on all cores."""
+        """Return the ids of every text, computed on all cores."""
         if any(len(text) > long_text.PIECE for text in texts):
             return [self.encode(text, bos=bos) for text in texts]
         prefix = self._bos_prefix(bos)
@@ -146,10 +146,12 @@ class Tokenizer:
         return [prefix + encoding.ids for encoding in encodings]
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        """Return the ids of one text whose control tokens are given by id; their names in a part are text.
+        """Return the ids of one text, given as parts: a str is text, an int is the id of a control token.
+
+        The name of a control token inside a str is read as text.
 
         Raises:
-            UsageError: The text contains the noncharacter U+FDD1, which marks the ids meanwhile.
+            UsageError: The text contains the noncharacter U+FDD1, which internally marks the control tokens.
         """
         if any(_PLACEHOLDER in part for part in parts if isinstance(part, str)):
             raise UsageError("the text contains the noncharacter U+FDD1")
@@ -160,10 +162,11 @@ class Tokenizer:
 
     @cached_property
     def _parts_backend(self) -> tuple[Backend, dict[int, int]]:
-        """Return a backend that reads placeholders as added tokens, and the id that each represents.
+        """Return a backend that reads a placeholder for each control token, and placeholder id → control id.
 
-        Placeholders are ordinary added tokens, because this backend reads no control tokens. They have the
-        flags of the tokens that they represent, so the text is split at the same places.
+        Placeholders are added tokens that are not special, because this backend reads no special tokens in
+        texts. They have the flags of the control tokens that they represent, so texts are split at the same
+        places.
         """
         backend = self._build_backend(special=False)
         control = {i: t for i, t in backend.get_added_tokens_decoder().items() if t.special}
@@ -182,7 +185,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD, unknown ids have no text."""
         skip = self.special_ids if skip_special else frozenset[int]()
-        # Joined before decoding: a character may span several tokens.
+        # The bytes of all tokens are joined before decoding, because a character may span several tokens.
         data = b"".join(self._bytes_by_id.get(i, b"") for i in ids if i not in skip)
         text = data.decode(errors="replace")
         return text.removeprefix(" ") if strips_first_space(self.spec["decoder"]) else text
@@ -207,12 +210,12 @@ class Tokenizer:
 
     @cached_property
     def added_ids(self) -> frozenset[int]:
-        """Tokens matched before the text is split: control tokens and a user's own."""
+        """Ids of the tokens that are matched before a text is split: control and user-defined tokens."""
         return frozenset(self._backend.get_added_tokens_decoder())
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Control tokens; they have no text."""
+        """Ids of control tokens, which decode to no text."""
         added = self._backend.get_added_tokens_decoder()
         return frozenset(i for i, token in added.items() if token.special)
 
@@ -223,7 +226,7 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int | None:
-        """The BOS token, if there is one; `encode` prepends it only if `adds_bos`."""
+        """Id of the BOS token, if there is one; `encode` prepends it only if `adds_bos` is True."""
         return self.special.bos
 
     @property
@@ -233,12 +236,12 @@ class Tokenizer:
 
     @property
     def eos_id(self) -> int | None:
-        """The EOS token; for a chat model usually its end of turn."""
+        """Id of the EOS token, if there is one; for a chat model usually the token that ends a turn."""
         return self.special.eos
 
     @cached_property
     def end_of_text_id(self) -> int:
-        """The end of a document: `<|endoftext|>` for SmolLM2, `</s>` for Llama-2; not the end of a turn."""
+        """Id of the token that ends a document, not a turn: SmolLM2's `<|endoftext|>`, Llama-2's `</s>`."""
         token_id = end_of_text_token(self._control_ids, self.special)
         if token_id is None:
             raise InputError(self.path, "no token ends a text", hint="set eos_token in tokenizer_config.json")
@@ -246,12 +249,12 @@ class Tokenizer:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """All tokens that end a text or a turn."""
+        """Ids of all tokens that end a text or a turn."""
         return stop_tokens(self._control_ids, self.special) | {self.end_of_text_id}
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """The special tokens as text, by the variable name of chat templates (`bos_token`)."""
+        """Variable name in chat templates (`bos_token`) → text of the special token."""
         ids = {
             "bos_token": self.special.bos,
             "eos_token": self.special.eos,
@@ -280,9 +283,9 @@ class Tokenizer:
         )
 
     def save(self, folder: Path | str) -> None:
-        """Write tokenizer.json, tokenizer_config.json, and a generation_config.json for further stop ids.
+        """Write tokenizer.json, tokenizer_config.json and, if needed for stop ids, generation_config.json.
 
-        Equal tokenizers give equal bytes.
+        Equal tokenizers give files with equal bytes.
         """
         for name, content in self._saved_files.items():
             with atomic_write(Path(folder) / name) as file:

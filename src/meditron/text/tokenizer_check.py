@@ -1,7 +1,7 @@
-"""Comparison of two tokenizers on 200 fixed texts, used after every export.
+"""Comparison of two tokenizers on 200 fixed texts; every exported model is checked by it.
 
-The texts are deterministic: prose, code, numbers, units, medical notation, other scripts, whitespace, emoji
-and the names of control tokens.
+The texts are the same in every run: prose, code, numbers, units, medical notation, other scripts, whitespace,
+emoji and the names of control tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -101,14 +101,15 @@ CHECK_CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
         {"role": "assistant", "content": "end"},
     ),
 )
-"""Conversations rendered with each tokenizer's chat template, with and without a generation prompt."""
+"""Conversations that are rendered with both tokenizers' chat templates, with and without a generation
+prompt."""
 
 
 def check_texts(control: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the 200 texts of a comparison.
+    """Return the 200 texts on which tokenizers are compared.
 
     Args:
-        control: The names of the tokenizer's added tokens; they are placed inside texts in several ways.
+        control: The names of a tokenizer's added tokens, which are inserted into texts in several ways.
     """
     fixed = (
         *_CLINICAL,
@@ -124,7 +125,7 @@ def check_texts(control: Sequence[str] = ()) -> tuple[str, ...]:
     named = list(islice(cycle(control), max(24, min(len(control), 60)))) if control else []
     forms = cycle(("{0}", "a{0}b", " {0} ", "x {0}\n{0}y", "{0}{0}", "é{0} 12", "A{0}, {0}.", "\n{0}  z"))
     control_texts = [form.format(name) for form, name in zip(forms, named, strict=False)]
-    # Texts are also joined in pairs: tokenization at a join depends on both sides.
+    # Texts are also joined in pairs, because tokenization at a border depends on the text on both sides.
     joins = (f"{left}{gap}{right}" for gap in ("", " ", "\n", "  ") for left, right in _text_pairs(fixed))
     return tuple(islice(dict.fromkeys((*fixed, *control_texts, *joins)), _TEXTS))
 
@@ -136,16 +137,16 @@ def _text_pairs(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
-    """Compare two tokenizers by behaviour; return one line per difference, none for equal tokenizers.
+    """Compare the behaviour of two tokenizers; return one line per difference, none for equal tokenizers.
 
-    Compared are the tokens of `a` by id, BOS, EOS, padding and unknown tokens, stop ids, the ids of the check
-    texts (as a document and with control tokens read), their decoded text, and the check conversations as
-    rendered text and ids.
+    The comparison covers the tokens of `a` by id; BOS, EOS, padding and unknown tokens; stop ids; the ids of
+    the check texts, with control tokens' names read as text and as control tokens; the text decoded from
+    these ids; and the check conversations as rendered text and as ids.
     """
     texts = check_texts([str(a.id_to_token(i)) for i in sorted(a.added_ids)])
     property_readers: list[tuple[str, Callable[[Tokenizer], object]]] = [
         ("BOS", lambda t: (t.bos_id, t.adds_bos)),
-        # A GGUF file always names an EOS, because llama.cpp would otherwise assume one by its id.
+        # A GGUF file always names an EOS token, because llama.cpp would otherwise assume one.
         ("EOS", lambda t: t.end_of_text_id if t.eos_id is None else t.eos_id),
         ("the unknown token", lambda t: t.special.unknown),
         ("the padding token", lambda t: t.special.padding),
@@ -178,7 +179,7 @@ def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
 
 
 def _value_or_error(read: Callable[[Tokenizer], object], tokenizer: Tokenizer) -> object:
-    """Return the value, or the error's text: if one template refuses a conversation, both must."""
+    """Return the result of `read`, or its error's text: if one tokenizer raises, the other must too."""
     try:
         return read(tokenizer)
     except MeditronError as error:
@@ -210,7 +211,7 @@ def _decoded_texts(tokenizer: Tokenizer, text: str) -> tuple[str, str]:
 
 
 def _first_difference(name: str, results: Sequence[tuple[object, object, object]]) -> list[str]:
-    """Return one line for the results that differ: the first of them, and their number."""
+    """Return one line that describes the first pair of results that differ, with the number of such pairs."""
     unequal = [result for result in results if result[1] != result[2]]
     if not unequal:
         return []
@@ -222,7 +223,7 @@ def _first_difference(name: str, results: Sequence[tuple[object, object, object]
 
 
 def _describe_difference(first: object, second: object) -> str:
-    """Describe the first place in which two sequences differ; other values are shown whole."""
+    """Describe the first place at which two texts or lists differ; for other values, print both values."""
     if isinstance(first, list) and isinstance(second, list):
         place = next(i for i, (x, y) in enumerate(zip_longest(first, second)) if x != y)
         return f"at {place}, {first[place : place + 5]} and {second[place : place + 5]}"
