@@ -46,9 +46,9 @@ def test_blank_lines_and_other_line_ends_are_kept(path: Path):
 def test_the_content_can_be_replaced_between_appends(path: Path):
     path.write_bytes(b"1\n2\ntorn")
     with ResumableJsonl(path) as file:
-        file.replace([b"2\n"])
+        file.replace_content([b"2\n"])
         file.append([b"3\n"])
-        file.replace([b"3\n", b"2\n"])
+        file.replace_content([b"3\n", b"2\n"])
         file.append([b"4\n"])
     assert path.read_bytes() == b"3\n2\n4\n"
 

@@ -78,7 +78,7 @@ def _open_output(out: Path | None, closing: ExitStack) -> tuple[Callable[[str], 
     file = closing.enter_context(ResumableJsonl(out.resolve()))
     answers = _read_answers(out, file)
     if list(answers.values()) != file.lines or file.incomplete_line:
-        file.replace(line + b"\n" for line in answers.values())
+        file.replace_content(line + b"\n" for line in answers.values())
     file.append((), durable=False)  # a file that cannot be written is reported before the first answer
     return lambda line: file.append([_encode_line(line)], durable=False), answers.keys()
 
@@ -107,11 +107,11 @@ def _answer_line(
     seen_ids: set[str],
 ) -> dict[str, Any] | None:
     """Return one line's output row and add its id to `seen_ids`; None if the line was answered before."""
-    name: Any = number
+    row_id: Any = number
     try:
         row = _parse_row(source, number, line)
-        name = row.get("id", number)
-        key = _id_key(name)
+        row_id = row.get("id", number)
+        key = _id_key(row_id)
         if key in seen_ids:
             raise _line_error(source, number, f"the id {key} is on an earlier line too")
         seen_ids.add(key)
@@ -119,9 +119,9 @@ def _answer_line(
             return None
         generation = answer(_parse_prompt(source, number, row))
     except MeditronError as error:
-        return {"id": name, "error": error.message}
+        return {"id": row_id, "error": error.message}
     return {
-        "id": name,
+        "id": row_id,
         "text": generation.text,
         "tokens": generation.tokens,
         "seconds": round(generation.seconds, 3),
@@ -180,9 +180,9 @@ def _line_count(source: str) -> int | None:
     return sum(1 for _ in _numbered_lines(source))
 
 
-def _id_key(name: object) -> str:
+def _id_key(row_id: object) -> str:
     # Ids are compared as JSON text, because 1 and "1" are different ids and an id may be a list.
-    return json.dumps(name, sort_keys=True)
+    return json.dumps(row_id, sort_keys=True)
 
 
 def _read_answers(out: Path, file: ResumableJsonl) -> dict[str, bytes]:

@@ -124,9 +124,9 @@ def flags_from(
 @cache
 def _recipe_schema() -> dict[str, Any]:
     """Read the JSON Schema of recipes, without importing `meditron.recipe`."""
-    schema = files("meditron").joinpath("recipe", "recipe.schema.json").read_text(encoding="utf-8")
-    parsed: dict[str, Any] = json.loads(schema)
-    return parsed
+    text = files("meditron").joinpath("recipe", "recipe.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
 
 
 def _table_properties(table: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def print_stages(result: RunResult, *, answer: bool) -> None:
 def print_drift(result: RunResult, *, answer: bool) -> None:
     """Print the fields of config and inputs that changed since a stage was built."""
     rows = [
-        (name, difference.field, abbreviate(difference.was), abbreviate(difference.now))
+        (name, difference.field, abbreviate(difference.old_value), abbreviate(difference.new_value))
         for name, stage in result.stages.items()
         for difference in stage.drift
     ]

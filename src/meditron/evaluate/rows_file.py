@@ -125,7 +125,7 @@ class RowsFile(Generic[R]):
     def finish(self, rows: Iterable[R]) -> None:
         """Replace the file by these rows, in the order of their keys, one row per key."""
         by_key = {row.key(): row for row in rows}
-        self._file.replace(_line(by_key[key]) for key in sorted(by_key))
+        self._file.replace_content(_line(by_key[key]) for key in sorted(by_key))
 
 
 def _line(row: EvalRow) -> bytes:

@@ -20,8 +20,8 @@ class FieldChange:
     """
 
     field: str
-    was: Any
-    now: Any
+    old_value: Any
+    new_value: Any
     damage: bool = False
     """True if the artifact's files were lost or altered, so that --accept-drift cannot accept the change."""
     inherited: bool = False
@@ -29,10 +29,10 @@ class FieldChange:
 
     def to_json(self) -> dict[str, Any]:
         """Return the change as --json prints it."""
-        return {"field": self.field, "was": self.was, "now": self.now}
+        return {"field": self.field, "was": self.old_value, "now": self.new_value}
 
     def __str__(self) -> str:
-        return f"{self.field}: {abbreviate(self.was)} → {abbreviate(self.now)}"
+        return f"{self.field}: {abbreviate(self.old_value)} → {abbreviate(self.new_value)}"
 
 
 def abbreviate(value: object) -> str:

@@ -56,11 +56,11 @@ class RecipeText:
 
     def location_of_value(self, table: Place, value: str) -> str:
         """Return the origin of a value in a table; that of the table if the value is a default."""
-        inner: Any = self.parsed
+        table_value: Any = self.parsed
         for part in table:
-            inner = inner[part]
+            table_value = table_value[part]
         return self.location_of(
-            (*table, *next((place for place, leaf in _leaf_values(inner) if leaf == value), ()))
+            (*table, *next((place for place, leaf in _leaf_values(table_value) if leaf == value), ()))
         )
 
 
@@ -227,13 +227,13 @@ def _places_by_line(text: str) -> Iterator[tuple[int, Place]]:
     The text is read line by line, so keys inside multi-line values are not found.
     """
     table: Place = ()
-    counts: dict[str, int] = {}
+    array_lengths: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.match(line):
             parts = _unquoted_key_parts(header[2])
             if header[1] == "[[":
-                counts[parts[0]] = counts.get(parts[0], -1) + 1
-            index: Place = (counts[parts[0]],) if parts[0] in counts else ()
+                array_lengths[parts[0]] = array_lengths.get(parts[0], -1) + 1
+            index: Place = (array_lengths[parts[0]],) if parts[0] in array_lengths else ()
             table = (parts[0], *index, *parts[1:])
             yield number, table
         elif key := _KEY.match(line):

@@ -238,11 +238,11 @@ def _verify_digest(path: Path, source: SourceSpec) -> Path:
 
 def _cache_key(source: SourceSpec) -> str:
     """Return the key of a source's cache record; for a local archive it also depends on size and mtime."""
-    request: list[object] = [source.scheme, source.name, source.member]
+    cache_key_parts: list[object] = [source.scheme, source.name, source.member]
     if source.scheme == "file":
         status = _existing_local_path(source).stat()
-        request += [str(_existing_local_path(source).resolve()), status.st_size, status.st_mtime_ns]
-    return hashlib.sha256(canonical_json(request)).hexdigest()[:32]
+        cache_key_parts += [str(_existing_local_path(source).resolve()), status.st_size, status.st_mtime_ns]
+    return hashlib.sha256(canonical_json(cache_key_parts)).hexdigest()[:32]
 
 
 def _record_path(key: str) -> Path:

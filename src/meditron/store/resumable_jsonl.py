@@ -43,7 +43,7 @@ class ResumableJsonl:
     def append(self, lines: Iterable[bytes], *, durable: bool = True) -> None:
         """Append lines, each of which ends with a newline; if `durable`, flush them to the disk."""
         if self._rewrite:
-            self.replace(line + b"\n" for line in self.lines)
+            self.replace_content(line + b"\n" for line in self.lines)
         with translate_write_errors(self.path):
             if self._file is None:
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -59,7 +59,7 @@ class ResumableJsonl:
             with translate_write_errors(self.path):
                 os.fsync(self._file.fileno())
 
-    def replace(self, lines: Iterable[bytes]) -> None:
+    def replace_content(self, lines: Iterable[bytes]) -> None:
         """Replace the file's content by these lines, each of which ends with a newline, atomically."""
         self.close()  # an open handle would go on writing to the file that is replaced
         with atomic_write(self.path) as file:

@@ -25,7 +25,7 @@ class MetricsFile:
         self._file = ResumableJsonl(path)
         self.rows: list[dict[str, Any]] = [row for row in _parse(self._file.lines) if row["step"] <= step]
         # Rewritten as a whole and renamed: truncating in place could lose lines that are still valid.
-        self._file.replace(map(_line, self.rows))
+        self._file.replace_content(map(_line, self.rows))
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one line, flushed so that a program following the file sees it at once."""
