@@ -26,8 +26,8 @@ _LINE_START = b'{"id": '
 def answer_all_prompts(source: str, out: Path | None, answer: Callable[[Prompt], Generation]) -> int:
     """Answer the prompt in every line of `source`, write a JSON line for each, and count the failures.
 
-    A line of `source` is `{"prompt": TEXT}` or `{"messages": […]}`. Its `id` is copied to the answer; without
-    an `id` the line number is used. If a line fails or repeats an id, the written line has an `error`
+    A line of `source` is `{"prompt": TEXT}` or `{"messages": […]}`. The line's `id` is copied to the answer;
+    without an `id` the line number is used. If a line fails or repeats an id, the written line has an `error`
     instead.
 
     Args:
@@ -193,7 +193,8 @@ def _read_answers(out: Path, file: ResumableJsonl) -> dict[str, bytes]:
     """
     lines = list(file.lines)
     if file.incomplete_line:
-        # A kill leaves the beginning of a line; an editor may have removed the last newline only.
+        # A kill can leave the beginning of a line. A complete line without its newline, as an editor may
+        # leave it, is kept.
         if not file.incomplete_line.startswith(_LINE_START[: len(file.incomplete_line)]):
             raise _not_answers_error(out, len(lines) + 1)
         with suppress(ValueError, RecursionError):

@@ -134,8 +134,8 @@ def _print_error(line: str, hint: str | None = None) -> None:
 def _close_broken_streams() -> int:
     """Redirect closed output streams to the null device; return the exit code of a process ended by SIGPIPE.
 
-    This is called if the reader of stdout (such as `head`) has closed the pipe. Without the redirection
-    Python would flush the streams again at exit and print a traceback.
+    The function is called if the reader of stdout (such as `head`) has closed the pipe. Without the
+    redirection Python would flush the streams again at exit and print a traceback.
     """
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):

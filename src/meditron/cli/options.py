@@ -86,8 +86,8 @@ def flags_from(
 ) -> Callable[[Function], Function]:
     """Add keys of a recipe's table to a command as flags.
 
-    Type, choices, bounds, default and help of each flag are those of the table's config class. They come from
-    the package's JSON Schema of recipes, because importing the config classes would slow down `--help`.
+    Type, choices, bounds, default and help of each flag are those of the table's config class. These are read
+    from the package's JSON Schema of recipes, because importing the config classes would slow down `--help`.
 
     The command receives the flags that were given as `**settings` (key → value), and passes them to the
     config class, which fills in the defaults of the others (`validate_settings`).
@@ -181,7 +181,7 @@ def validate_settings(
     Args:
         config: The table's config class.
         settings: Key → value, as a command with `flags_from` receives them.
-        names: Key → flag, as `flags_from` has it.
+        names: Key → flag, for flags that are not the key with dashes; the same as was given to `flags_from`.
 
     Raises:
         UsageError: the config class refuses a value; the error names the flag.

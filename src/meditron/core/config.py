@@ -57,7 +57,7 @@ def first_problem(error: ValidationError, root: str = "top level") -> tuple[str,
 
 @dataclass(frozen=True, slots=True)
 class InputKind:
-    """The kind of file that an input from outside the recipe must be. It is checked before the run starts."""
+    """The kind of file that an input from outside the recipe must be; checked before the run starts."""
 
     name: Literal["model", "documents", "questions", "conversations"]
     table: Config | None = None

@@ -127,7 +127,7 @@ def progress(label: str, total: int | None = None, unit: str = "", *, start: int
         label: Name of the work.
         total: Number of units, if it is known.
         unit: Plural of the unit, or `B` for bytes.
-        start: Units done by an earlier run. They count in the finished share, but not in the rate.
+        start: Number of units done by an earlier run, which count in the finished share but not in the rate.
     """
     live = not _state.quiet and _can_redraw()
     bar = Bar(label, total, unit, start, interval=None if live or _state.quiet else _LINE_INTERVAL)

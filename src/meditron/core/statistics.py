@@ -157,9 +157,9 @@ def paired_proportions(only_a: int, only_b: int, n: int) -> PairedDifference:
 
     `only_a` questions were answered correctly by a alone, `only_b` by b alone. The interval is Bonett and
     Price's adjusted Wald interval (J. Educ. Behav. Stat. 37, 2012; recommended for few discordant pairs by
-    Fagerland, Lydersen & Laake, Statistics in Medicine 33, 2014). It adds one question to each discordant
-    count, so it has a width even without discordant questions. p is McNemar's exact p, which equals that of
-    the sign-flip test.
+    Fagerland, Lydersen & Laake, Statistics in Medicine 33, 2014). The interval adds one question to each
+    discordant count, so that it has a width even without discordant questions. p is McNemar's exact p, which
+    equals that of the sign-flip test.
 
     Raises:
         UsageError: the counts are negative, or more than n.
@@ -319,7 +319,7 @@ def _bootstrap_t(
     beyond = min(int((resampled >= t).sum()), int((resampled <= t).sum()))
     p = max(2 * (beyond + 1) / (resamples + 1), 2 * float(stdtr(freedom, -abs(t))))
     # In a bootstrap-t interval the upper quantile of t gives the lower end, and the lower quantile the upper
-    # end. Neither side is narrower than that of Student's t interval.
+    # end. The interval is widened where it is narrower than Student's t interval.
     margin_low, margin_high = max(float(high), student) * error, max(-float(low), student) * error
     return _BootstrapT(
         interval=Interval(ratio - margin_low, ratio + margin_high),

@@ -39,8 +39,8 @@ class StageBuild:
     """One attempt at building a stage, as a context manager around the stage's work.
 
     Entering records the attempt and fetches the inputs; `finish` writes the manifest. If the work raises an
-    error, the error is recorded as the stage's failure. If it is killed or interrupted, nothing is recorded:
-    the stage stays partial and the next run continues it.
+    error, the error is recorded as the stage's failure. If the work is killed or interrupted, no failure is
+    recorded: the stage stays partial and the next run continues it.
     """
 
     def __init__(self, status: StageStatus, statuses: Mapping[str, StageStatus]) -> None:
@@ -52,6 +52,7 @@ class StageBuild:
         folder = self._status.folder
         self._record = begin_attempt(folder, self._payload)
         try:
+            # Temporary files of an earlier attempt that was killed during a write.
             remove_temporaries(folder)
             self.inputs = {key: self._input_artifact(key) for key in self._status.inputs}
         except Exception as error:
@@ -128,6 +129,7 @@ class StageBuild:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # KeyboardInterrupt is no Exception: an interrupted stage has not failed.
         if not isinstance(error, Exception):
             return
         out_of_memory = is_out_of_memory(error)

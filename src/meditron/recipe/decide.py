@@ -104,6 +104,7 @@ def decide_stage(
     """Decide the action for a stage that `--rebuild` does not affect, given earlier stages' decisions."""
     if status.state == "missing":
         return Decision(status, "build", "not built yet")
+    # An attempt failed before its work wrote a file, so there is nothing to continue.
     if status.manifest is None and status.in_progress is None and not status.drift:
         return Decision(status, "build", f"failed without leaving files: {status.failure}")
     if status.drift:
@@ -118,6 +119,7 @@ def decide_stage(
             return Decision(status, "keep", f"accepted: {changes}")
     if status.manifest is None:
         return Decision(status, "continue", f"failed: {status.failure}" if status.failure else "unfinished")
+    # Whether this stage stays up to date is known only after these inputs are built: equal bytes keep it so.
     building = {name for name, decision in (earlier or {}).items() if decision.action in BUILDING}
     pending = [reference.stage for reference in status.inputs.values() if reference.stage in building]
     return Decision(status, "keep", f"up to date if {pending[0]} is unchanged" if pending else "up to date")

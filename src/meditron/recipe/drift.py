@@ -9,6 +9,7 @@ from meditron.core.redaction import redact
 
 __all__ = ["FieldChange", "abbreviate", "field_changes", "flat_items"]
 
+# A missing field differs from a field that is None.
 _ABSENT = object()
 
 

@@ -43,6 +43,7 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
     Raises:
         RecipeError: the text names neither of them; the error names the recipe's file and line.
     """
+    # The recipe's own stages come before files: a file named like a stage is written as ./NAME.
     head, _, selector = text.partition(":")
     if head in recipe.stages:
         names = recipe.stages[head].config.selectors()

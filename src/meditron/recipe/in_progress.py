@@ -60,6 +60,7 @@ def begin_attempt(folder: Path, payload: Mapping[str, Any]) -> InProgress:
     earlier = None
     with suppress(InputError):  # a damaged record is replaced
         earlier = read_in_progress(folder)
+    # Work that began with another payload is not continued, so its attempts do not count.
     if earlier is None or earlier.payload != payload:
         earlier = InProgress(dict(payload), datetime.now(UTC).isoformat(), 0)
     record = InProgress(earlier.payload, earlier.started, earlier.attempts + 1)

@@ -33,6 +33,7 @@ def recipe_schema() -> dict[str, Any]:
         reference = references[stage.config, "validation"]
         tables[stage.kind] = reference
         if stage.repeatable:
+            # `name` is no field of the config class: it becomes part of the stage's name.
             name = {"type": "string", "description": f"Name of this table: the stage {stage.kind}.NAME."}
             defs[_definition_name(reference)]["properties"]["name"] = name
             tables[stage.kind] = {"anyOf": [reference, {"type": "array", "items": reference}]}

@@ -84,6 +84,7 @@ class RunResult:
             f"{stage.folder}:{file['type']}"
             for stage in stages
             for file in stage.metrics.get("files", ())
+            # F32, F16 and BF16 files are not quantized, although the stage writes them too.
             if file["type"] not in FLOAT_TYPES
         ]
         return specs[-1] if specs else None

@@ -50,6 +50,7 @@ def run_recipe(
     options = RunOptions(only, until, tuple(rebuild), accept_drift)
     if dry_run:
         return _dry_run(recipe, out, options)
+    # A wrong reference is reported before the run's folder is created.
     _raise_first_problem(recipe, check_references(recipe))
     folder = out / recipe.name
     with exclusive_run(folder):
@@ -120,6 +121,7 @@ def _raise_first_problem(recipe: Recipe, problems: Sequence[Problem]) -> None:
 
 def _write_report(recipe: Recipe, folder: Path, statuses: Mapping[str, StageStatus]) -> None:
     """Write the run's report if it is missing or older than a stage's manifest."""
+    # A run that was killed after its last stage left an old report, so times are compared.
     manifests = [stage.folder / MANIFEST for stage in statuses.values() if stage.manifest]
     written = (folder / HTML).stat().st_mtime_ns if (folder / HTML).is_file() else 0
     if any(manifest.stat().st_mtime_ns > written for manifest in manifests):

@@ -115,6 +115,7 @@ def load_recipe(
                 }
             except RecipeError as error:
                 errors.append(error)
+    # All errors of a recipe are reported together, so that they can be corrected in one pass.
     if errors:
         raise RecipeError.combine(errors)
     if not specs:

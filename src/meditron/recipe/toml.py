@@ -74,6 +74,7 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any]
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
+        # One byte more than allowed is read, so that a huge or endless file is not read to its end.
         if len(content) > _MAX_BYTES:
             raise RecipeError(f"{path}: larger than {_MAX_BYTES:,} bytes; is it a recipe?")
         text = content.decode("utf-8")

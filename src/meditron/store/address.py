@@ -14,7 +14,7 @@ _MAX_CHARACTERS = 8_192
 _SAFE = "!$&'()*+,;=:@/~-._[]"  # allowed in a path or query (RFC 3986), without `%`, `?` and `#`
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
-# Query parameters that authenticate the client. They change from request to request; the file does not.
+# Query parameters that authenticate the client. Their values change between requests for the same file.
 _SIGNING = re.compile(
     r"x-(amz|goog|ms|oss|cos|obs)-.+|awsaccesskeyid|googleaccessid|key-pair-id|(response-)?expires|policy|sig"
     r"|signature|(access|auth|id|refresh|session|private|download|security|sas)?[-_]?token|api[-_]?key|auth"

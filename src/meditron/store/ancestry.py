@@ -1,8 +1,8 @@
 """The ancestry record: the training data of a model and of all models it was trained from.
 
-A model folder contains it as `ancestry.json`, a GGUF file as the same JSON under the metadata key
-`meditron.ancestry`. Training appends an entry to the record of the base model; conversion and quantization
-copy it. The training data of a model without a record is reported as unknown.
+A model folder contains the record as `ancestry.json`; a GGUF file contains the same JSON under the metadata
+key `meditron.ancestry`. Training appends an entry to the record of the base model; conversion and
+quantization copy the record. The training data of a model without a record is reported as unknown.
 """
 
 import hashlib

@@ -66,7 +66,7 @@ def _member_name_problem(entry: zipfile.ZipInfo) -> str | None:
         return "the name leads out of the archive"
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return "the name is absolute"
-    # The upper 16 bits are the Unix mode, if the archive was written on Unix.
+    # If the archive was written on Unix, the upper 16 bits of this field are the file's Unix mode.
     if stat.S_ISLNK(entry.external_attr >> 16):
         return "a symbolic link"
     return None

@@ -25,7 +25,7 @@ MAX_FRONT_MATTER = 1 << 20
 """The front matter must end within this number of bytes of a README.md."""
 
 _PREFIX = "general."
-# Keys that describe the file and not the model. They are not copied; the writer of each file sets them.
+# Keys that describe the file and not the model: they are not copied, and the writer of each file sets them.
 _FILE_KEYS = {
     f"{_PREFIX}{key}" for key in ("architecture", "alignment", "file_type", "quantization_version", "type")
 }

@@ -149,9 +149,10 @@ def public_source(text: str) -> str:
 def source_identity(text: str, *, cached: bool = True) -> str:
     """Return the text that identifies a source in a fingerprint, without fetching the source.
 
-    It is the first of these that exists: the expected SHA-256; the digest of a local file or folder (for the
-    folder of a run's stage, its manifest's digest); `stable_identity` of an address; the source's own text.
-    With `cached` the digest of a local file comes from the cache of digests if the file is unchanged.
+    The identity is the first of these that exists: the expected SHA-256; the digest of a local file or folder
+    (for the folder of a run's stage, its manifest's digest); `stable_identity` of an address; the source's
+    own text. With `cached` the digest of a local file comes from the cache of digests if the file is
+    unchanged.
 
     Raises:
         SourceError: the source is not valid, or a local path does not exist.
@@ -288,7 +289,8 @@ def _fetch_into_cache(key: str, source: SourceSpec) -> Path:
     try:
         path, sha256, member = _extract_and_store(key, source, archive, sha256)
     except InputError:
-        # A damaged or hostile archive is removed. After a misspelt member name (SourceError) it is kept.
+        # A damaged or hostile archive is removed. If only the member's name is wrong (SourceError), the
+        # archive is kept.
         _discard_partial_file(archive)
         raise
     status = path.stat()
@@ -354,7 +356,8 @@ def _select_member_name(source: SourceSpec, archive: Path) -> str | None:
 def _safe_file_name(path: str) -> str:
     """Return the last component of an untrusted path, as a name that is valid in any folder."""
     last = re.sub(r"[\x00-\x1f/\\]", "_", path.rsplit("/", 1)[-1])
-    # At most 200 bytes, because file systems allow 255; the end is kept for the suffix.
+    # The name is cut to 200 bytes, because file systems allow 255. Its end is kept, because it has the
+    # suffix.
     name = last.encode(errors="replace")[-200:].decode(errors="ignore")
     return "index" if name in ("", ".", "..") else name
 

@@ -210,7 +210,7 @@ def _is_temporary(path: PurePath) -> bool:
 def remove_temporaries(folder: Path, *, recursive: bool = True) -> None:
     """Remove the temporary files and folders that killed processes left in `folder`.
 
-    No other process may be writing to the folder. Its subfolders are searched too if `recursive`.
+    No other process may be writing to the folder. Subfolders of the folder are searched too if `recursive`.
     """
     pattern = f".*{_TEMPORARY}"
     for path in sorted(folder.rglob(pattern) if recursive else folder.glob(pattern)):

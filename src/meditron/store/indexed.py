@@ -28,7 +28,8 @@ __all__ = ["IndexedDataset", "IndexedWriter", "TokenIds", "read_hashes", "token_
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPE_BY_CODE: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-# Megatron's limit of vocabularies stored as uint16. It is below 65,536, so that tokens can be added later.
+# Megatron stores the ids of vocabularies below this size as uint16. The limit is less than 65,536, so that
+# tokens can be added later.
 _UINT16_BELOW = 65_500
 
 TokenIds = npt.NDArray[np.integer[Any]]
@@ -68,7 +69,7 @@ def read_hashes(prefix: Path) -> list[str]:
 class IndexedWriter:
     """Writer of token ids to `PREFIX.bin` and `PREFIX.idx`; both files appear complete on `close`.
 
-    As a context manager it closes at the end of the block, and leaves no file after an error.
+    As a context manager the writer closes at the end of the block, and leaves no file if the block raises.
     """
 
     def __init__(self, prefix: Path, dtype: npt.DTypeLike) -> None:

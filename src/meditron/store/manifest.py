@@ -164,7 +164,7 @@ def record_files(folder: Path) -> list[FileRecord]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`. It must be the last write of a stage: it marks the stage as complete."""
+    """Write `manifest.json`, which marks a stage as complete and so must be the stage's last write."""
     write_json(folder / FILE_NAME, manifest.model_dump(mode="json"))
 
 

@@ -34,7 +34,7 @@ Message = Mapping[str, Any]
 _MAX_TEMPLATE = 1 << 16  # characters; real ones have up to 20,000, and more take seconds to compile
 _MAX_MESSAGE = 500  # characters of an error message, which the template may write
 _PLACE = "chat template"
-# Exceptions of jinja2 and of Python that a template can cause. Each of them is reported as an error of the
+# Exceptions of jinja2 and of Python that a template can cause and that are reported as errors of the
 # template.
 _FAULTS = (
     TemplateError,

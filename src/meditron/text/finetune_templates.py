@@ -1,9 +1,9 @@
 """Finetuning templates: conversations as token ids, with the role of each token and the loss mask.
 
-A row is a conversation: messages of the roles system, user and assistant. A template renders it as one text.
-The targets are the assistant's messages and the token that ends each of them. The text that opens an
-assistant's turn is not a target, because it is part of the prompt when the model is used. (The runs published
-with Meditron also trained on that text and on the line break after the turn.)
+A row is a conversation: messages of the roles system, user and assistant. A template renders a conversation
+as one text. The targets are the assistant's messages and the token that ends each of them. The text that
+opens an assistant's turn is not a target, because it is part of the prompt when the model is used. (The runs
+published with Meditron also trained on that text and on the line break after the turn.)
 
 The whole text is tokenized at once, because tokenizing its parts separately can give other tokens. To find
 where a turn begins, the text before the turn is tokenized alone: the turn's tokens begin at the first token
@@ -126,9 +126,9 @@ def tokenize_conversation(
 def question_turns(prompt: str, option: str, template: str) -> tuple[Turn, Turn]:
     """Return a question with one of its options as the answer, as a user's and an assistant's turn.
 
-    Training and evaluation both use it. `option` begins with the space that separates it from the prompt.
-    Without a template, the answer keeps that space and no end-of-text token follows. In a chat template the
-    space is removed, and the template ends the turn.
+    Training and evaluation both call this function. `option` begins with the space that separates it from the
+    prompt. Without a template, the answer keeps that space and no end-of-text token follows. In a chat
+    template the space is removed, and the template ends the turn.
     """
     if template == NO_TEMPLATE:
         return Turn("user", prompt), Turn(ASSISTANT, option, learns_end=False)
@@ -212,8 +212,8 @@ def _pieces_of_template(
     def add_piece(role: str, count: int, *, opened: bool = False, in_loss: bool = False) -> None:
         nonlocal text_before
         text = _render_turns(tokenizer, source, conversation[:count], add_generation_prompt=opened)
-        # A template may change earlier turns (for example remove their reasoning). Then the beginning of a
-        # turn in the whole text cannot be found.
+        # A template may change earlier turns (for example remove their reasoning), so that the
+        # beginning of a turn cannot be found in the whole text.
         if not text.startswith(text_before):
             raise InputError(
                 "chat template",

@@ -238,7 +238,7 @@ def tokenizer_files(
 ) -> dict[str, bytes]:
     """Return file name → content of the files with which transformers' AutoTokenizer gives the same ids.
 
-    A generation_config.json is among them only if there are `stop_ids`. The tokenizer class is
+    A generation_config.json is written only if there are `stop_ids`. The tokenizer class is
     `PreTrainedTokenizerFast`, which applies tokenizer.json unchanged; model-specific classes would replace
     its rules by their own.
     """

@@ -27,7 +27,7 @@ _LLAMA3 = (
 class PreTokenizer:
     """A pre-tokenizer.
 
-    Its name in GGUF is its key in `PRETOKENIZERS`.
+    The pre-tokenizer's name in GGUF files is its key in `PRETOKENIZERS`.
     """
 
     spec: Spec

@@ -37,10 +37,10 @@ _REFUSED = frozenset({"encode", "striptags", "to_bytes", "translate"})
 # Filters that are removed, for the same reasons or because they insert an argument after each word. No known
 # template uses them.
 _DROPPED = ("pprint", "striptags", "urlize", "wordwrap")
-# Filters that only pick a part of their operand or count its items. They cost one step, whatever its size.
+# Filters that only pick a part of their operand or count its items, and so cost one step whatever its size.
 _PICKING = frozenset({"attr", "count", "d", "default", "first", "last", "length"})
-# Names of the filters that `_ChargeInserter` inserts into a parsed template. They are not valid filter names
-# in Jinja, so a template cannot call these filters itself.
+# Names of the filters that `_ChargeInserter` inserts into a parsed template. Such names are not valid in
+# Jinja, so a template cannot call these filters itself.
 _LOOP, _CONCATENATION, _VALUE, _OUTPUT, _OPERAND = "{% for %}", "~", "{% set %}", "{{ }}", "=="
 
 

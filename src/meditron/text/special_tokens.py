@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 __all__ = ["STOP_TOKENS_OF_LLAMACPP", "SpecialTokens", "end_of_text_token", "stop_tokens"]
 
-# Names of end-of-text tokens. They are tried before EOS, which for a chat model is often the end of a turn.
+# Names of end-of-text tokens, tried before EOS, because the EOS token of a chat model often ends a turn.
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
 # Tokens at which llama.cpp stops generating, whatever their type (`special_eog_ids` in src/llama-vocab.cpp).
 STOP_TOKENS_OF_LLAMACPP = frozenset(
