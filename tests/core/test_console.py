@@ -80,7 +80,7 @@ def test_the_rate_follows_the_last_half_minute(clock: SimpleNamespace) -> None:
         for speed in [100] * 10 + [10] * 40:
             clock.now += 1
             bar.advance(speed)
-        assert "10/s" in bar.status()
+        assert "10/s" in bar.status_text()
 
 
 def test_what_an_earlier_run_had_done_is_no_speed(
@@ -89,7 +89,7 @@ def test_what_an_earlier_run_had_done_is_no_speed(
     with console.progress("download", total=10_000_000, unit="B", start=9_000_000) as bar:
         clock.now += 2
         bar.advance(500_000)
-        assert bar.status() == "9.50 MB of 10.0 MB (95 %), 250 kB/s, 2.0 s left"
+        assert bar.status_text() == "9.50 MB of 10.0 MB (95 %), 250 kB/s, 2.0 s left"
         bar.advance(500_000)
     assert capsys.readouterr().err.splitlines() == [
         "download: 9.00 MB done before, of 10.0 MB",
@@ -101,7 +101,7 @@ def test_an_unknown_total_is_counted(clock: SimpleNamespace, capsys: pytest.Capt
     with console.progress("read", unit="pages") as bar:
         clock.now += 1
         bar.advance(206)
-        assert bar.status() == "206 pages, 206/s"
+        assert bar.status_text() == "206 pages, 206/s"
     assert capsys.readouterr().err.splitlines() == ["read", "read: 206 pages in 1.0 s (206/s)"]
 
 

@@ -137,6 +137,6 @@ def fallback_type(kind: str, width: int) -> str:
     llama.cpp does the same, except that in some types it refuses rows whose length is not a multiple of 32.
     """
     for candidate in (kind, _NARROWER.get(kind, kind)):
-        if width % tensor_type(candidate).block == 0:
+        if width % tensor_type(candidate).block_size == 0:
             return candidate
     return "F16"
