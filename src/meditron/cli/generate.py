@@ -23,7 +23,7 @@ Model = Annotated[
 ]
 Sampling = Annotated[SamplingConfig, Parameter(name="*", group="Sampling", show_default=True)]
 """One flag for each field of `SamplingConfig`."""
-Dtype = Literal["float32", "bfloat16", "float16"] | None
+Dtype = Literal["float32", "float16", "bfloat16"] | None
 
 
 def generate(
