@@ -302,7 +302,7 @@ def test_closing_the_engine_ends_a_running_reply_with_an_error(smollm2_gguf: Pat
 
 def test_a_request_that_the_server_refuses_is_an_error(llama: LlamaCppEngine):
     with pytest.raises(EngineError, match="refused the request: Prompt contains invalid tokens"):
-        list(llama.process.complete(prompt=[10**6], n_predict=1))
+        list(llama.process.stream_completion(prompt=[10**6], n_predict=1))
 
 
 def test_the_context_is_the_models_up_to_a_memory_limit(

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from hf_parity import SCALINGS, SHAPE
 from meditron.core.errors import InputError
-from meditron.model.config import LlamaConfig, llama3_factors
+from meditron.model.config import LlamaConfig, llama3_rope_divisors
 from meditron.model.llama import Llama
 from meditron.model.presets import PRESETS
 
@@ -177,7 +177,7 @@ def test_gguf_scalings():
     oldest = GGUF | {"llama.rope.scale_linear": 4.0}
     assert LlamaConfig.from_gguf(oldest, tied=True) == LlamaConfig.from_gguf(linear, tied=True)
     llama3 = LlamaConfig.from_hf(LLAMA | {"rope_scaling": SCALINGS[2]})
-    factors = tuple(llama3_factors(llama3.rope_theta, llama3.head_dim, llama3.rope_scaling))
+    factors = tuple(llama3_rope_divisors(llama3.rope_theta, llama3.head_dim, llama3.rope_scaling))
     assert LlamaConfig.from_gguf(GGUF, tied=True, rope_factors=factors).rope_scaling == llama3.rope_scaling
     with pytest.raises(InputError, match="rotary scaling"):
         LlamaConfig.from_gguf(GGUF, tied=True, rope_factors=(8.0,) * 8)

@@ -20,7 +20,7 @@ from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.errors import DriftError, UsageError
 from meditron.core.units import format_bytes, format_duration
 from meditron.release.card.config import CardConfig
-from meditron.release.card.markdown import MarkdownWriter, RedactedWriter, public
+from meditron.release.card.markdown import MarkdownWriter, RedactingWriter, without_secrets_and_paths
 from meditron.release.card.stage import run
 from meditron.report.evaluation_page import write_evaluation_page
 from meditron.report.number_format import FORMS
@@ -353,7 +353,7 @@ def test_what_is_unknown_of_the_training_data_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_neither_secrets_nor_the_writers_folders_are_published(text: str, told: str) -> None:
-    assert public(text) == told
+    assert without_secrets_and_paths(text) == told
     sheet = MarkdownWriter("title")
-    RedactedWriter(sheet).table(("source",), [(text,)])
+    RedactingWriter(sheet).table(("source",), [(text,)])
     assert all(word not in sheet.render() for word in ("jane", "secret", "Signature", "/srv"))

@@ -13,10 +13,10 @@ from meditron.report.figures import write_figures
 from meditron.store.results import Comparison, EvaluationResult, Fidelity
 
 FACTS = RunFacts(
-    kinds={"corpus": "corpus", "pretrain": "pretrain", "finetune": "finetune", "quantize": "quantize"},
-    origins={"pretrain": "base", "finetune": "pretrain", "quantize:Q4_K_M": "finetune"},
+    stage_kinds={"corpus": "corpus", "pretrain": "pretrain", "finetune": "finetune", "quantize": "quantize"},
+    parent_models={"pretrain": "base", "finetune": "pretrain", "quantize:Q4_K_M": "finetune"},
     domains={"pubmed": "medical", "wiki": "general"},
-    sizes={"quantize:Q4_K_M": 105_000_000},
+    file_sizes={"quantize:Q4_K_M": 105_000_000},
 )
 BETTER, WORSE, UNDECIDED = (-0.1, (-0.2, -0.05)), (0.1, (0.05, 0.2)), (0.01, (-0.1, 0.1))
 
@@ -116,14 +116,14 @@ def test_the_last_trained_model_answers_and_the_chart_has_all() -> None:
     assert learned.verdict == "Yes."
     falls = "log-loss on pubmed (medical) falls, −0.1000 [−0.2000, −0.0500] nats (n = 40)"
     assert learned.sentence == f"finetune against base: {falls}."
-    assert [row[0] for row in learned.table] == ["pretrain", "finetune"]
+    assert [row[0] for row in learned.csv_rows] == ["pretrain", "finetune"]
 
 
 def test_accuracy_is_in_percentage_points_and_up_is_better() -> None:
     learned = answers(comparison("base", "pretrain", "task", (0.1, (0.05, 0.2))))["learned"]
     assert learned.verdict == "Yes."
     assert "accuracy on task rises, +10.0 [+5.0, +20.0] points (n = 40)" in learned.sentence
-    assert learned.table[0][4:8] == ("points", 10.0, 5.0, 20.0)
+    assert learned.csv_rows[0][4:8] == ("points", 10.0, 5.0, 20.0)
 
 
 def test_the_cost_of_quantization_has_a_size_and_an_amount() -> None:
@@ -156,7 +156,9 @@ def test_nothing_measured_is_said() -> None:
 
 
 def test_a_run_without_training_has_no_question_about_learning() -> None:
-    facts = RunFacts(kinds={"quantize": "quantize"}, origins={"quantize:Q4_K_M": "base"}, domains={})
+    facts = RunFacts(
+        stage_kinds={"quantize": "quantize"}, parent_models={"quantize:Q4_K_M": "base"}, domains={}
+    )
     found = answer_questions(result(comparison("base", "quantize:Q4_K_M", "pubmed", WORSE)), facts)
     assert [answer.name for answer in found] == ["quantized"]
 

@@ -15,7 +15,7 @@ from meditron.report import charts
 from meditron.report.pages import Link, Page
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
-CHART = charts.bars([("pubmed", 3.0)], "tokens")
+CHART = charts.bar_chart([("pubmed", 3.0)], "tokens")
 plain = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=40)
 
 

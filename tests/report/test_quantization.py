@@ -8,7 +8,7 @@ import pytest
 from fake_run import FakeRun
 from meditron.report.quantization import (
     QuantizationCost,
-    costs_in,
+    costs_from_evaluation,
     files_table,
     measured_costs,
     published_cost,
@@ -94,6 +94,6 @@ def test_a_damaged_evaluation_is_a_warning(life: FakeRun, capsys: pytest.Capture
 
 def test_fidelity_counts_if_no_comparison_has_the_type(life: FakeRun) -> None:
     (pair,) = life.result.fidelity
-    cost = costs_in(life.result, "quantize", "finetune")["Q4_K_M"]
+    cost = costs_from_evaluation(life.result, "quantize", "finetune")["Q4_K_M"]
     assert cost.change == pair.perplexity_ratio - 1
-    assert costs_in(life.result, "another", "finetune") == {}
+    assert costs_from_evaluation(life.result, "another", "finetune") == {}

@@ -26,7 +26,7 @@ from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Questions, Task
 from meditron.text.tokenizer import load_tokenizer
-from meditron.train.data_identity import text_hashes
+from meditron.train.data_identity import passage_hashes
 from meditron.train.examples import task_conversations
 from meditron.train.finetune import run
 from train.child import start
@@ -188,8 +188,8 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     held = next(row for row in rows_of(again) if row["split"] == "heldout")["messages"][0]["content"]
     assert short_hash(content_sha256(held)) not in second.texts
     monkeypatch.setattr("meditron.train.data_identity.MAX_PASSAGES", 3)
-    assert text_hashes(["One is a message.", "Two is a message."]) is not None
-    assert text_hashes([f"{number} is a message." for number in range(4)]) is None
+    assert passage_hashes(["One is a message.", "Two is a message."]) is not None
+    assert passage_hashes([f"{number} is a message." for number in range(4)]) is None
 
 
 def test_a_training_question_that_is_a_test_question_is_refused(answers, tmp_path):
@@ -220,7 +220,7 @@ def test_a_test_question_under_another_id_is_refused(tmp_path):
     task = Task(
         name="quiz",
         version=1,
-        title="t",
+        report_title="t",
         licence="l",
         origin="o",
         template=PROMPT_TEMPLATES["letters"],

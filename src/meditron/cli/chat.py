@@ -57,7 +57,7 @@ def chat(
     with load(model, backend=engine, context=context) as loaded:
         conversation = Chat(loaded, system)
         session = Session(conversation, sampling, interactive=interactive, as_json=as_json)
-        if not conversation.templated:
+        if not conversation.has_chat_template:
             info('The model has no chat template; its prompt is "Question: …", "Answer:".')
         if interactive:
             info("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation.")

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from meditron.cli.options import Json, emit
 from meditron.core.console import info
 from meditron.core.units import format_bytes
-from meditron.release.types import gguf_type
+from meditron.release.types import parse_gguf_type
 
 __all__ = ["convert"]
 
@@ -38,7 +38,7 @@ def convert(
     """
     from meditron.release.convert import convert as write
 
-    kind = None if type is None else cast("Literal['F16', 'F32']", gguf_type(type, ("F16", "F32")))
+    kind = None if type is None else cast("Literal['F16', 'F32']", parse_gguf_type(type, ("F16", "F32")))
     written = write(model, out, type=kind, dtype=dtype, force=force, check=check)
     if as_json:
         emit(written)

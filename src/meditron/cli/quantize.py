@@ -6,7 +6,7 @@ from typing import Annotated, get_args
 from cyclopts import Parameter
 
 from meditron.cli.options import Json, emit
-from meditron.release.types import GGUFType, gguf_type
+from meditron.release.types import GGUFType, parse_gguf_type
 
 __all__ = ["quantize"]
 
@@ -37,7 +37,7 @@ def quantize(
     from meditron.release.quantize import print_summary
     from meditron.release.quantize import quantize as write
 
-    kinds = tuple(dict.fromkeys(gguf_type(text) for text in (*types, *type))) or ("Q4_K_M",)
+    kinds = tuple(dict.fromkeys(parse_gguf_type(text) for text in (*types, *type))) or ("Q4_K_M",)
     result = write(model, kinds, out, threads=threads, force=force, check=check)
     if as_json:
         emit(result)

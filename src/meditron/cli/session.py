@@ -68,16 +68,16 @@ class Session:
             warn(f"{message} ({hint})" if hint else message)
 
     def _answer(self, question: str) -> None:
-        before = self._conversation.forgotten
+        before = self._conversation.dropped_turns
         # Each answer has its own seed: with one seed /regen would repeat the answer.
         sampling = replace(self._sampling, seed=self._sampling.seed + self._answers)
         reply = self._conversation.ask(question, sampling)
         self._answers += 1
-        if self._conversation.forgotten > before:
-            info(f"(the context is full: the {self._conversation.forgotten} oldest turns are left out)")
+        if self._conversation.dropped_turns > before:
+            info(f"(the context is full: the {self._conversation.dropped_turns} oldest turns are left out)")
         done = self._finish(reply)
         if done.text.strip():
-            self._conversation.keep(question, done.text)
+            self._conversation.add_turn(question, done.text)
         if self._json:
             row = {"text": done.text.strip(), "tokens": done.tokens, "seconds": round(done.seconds, 3)}
             emit_line(json.dumps({**row, "stop": done.stop}, ensure_ascii=False) + "\n")

@@ -121,10 +121,10 @@ def outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
     if not result.built:
         info("Nothing to do: all stages are up to date.")
     for scores in result.evaluations.values():
-        _print(evaluation_tables.overview(scores, result.domains), answer=answer)
+        _print(evaluation_tables.overview_table(scores, result.domains), answer=answer)
         if full:
             _details(scores, result, answer=answer)
-        if truncated := methods.truncation(scores):
+        if truncated := methods.truncation_sentence(scores):
             info(truncated)
     report = result.folder / HTML
     if report.is_file():
@@ -139,28 +139,28 @@ def outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
 
 def _details(scores: EvaluationResult, result: RunResult, *, answer: bool) -> None:
     """Print the change by each step, the paired differences, and fidelity."""
-    steps = evaluation_tables.steps(scores, evaluation_tables.origins(scores, result.origins))
+    steps = evaluation_tables.step_table(scores, evaluation_tables.parent_models(scores, result.origins))
     if steps.rows:
         _print(steps, answer=answer)
     differences(scores.differences, answer=answer)
     if scores.fidelity:
-        _print(evaluation_tables.fidelity(scores), answer=answer)
+        _print(evaluation_tables.fidelity_table(scores), answer=answer)
 
 
 def evaluation(result: EvaluationResult, *, answer: bool) -> None:
     """Print the scores of `meditron evaluate`: tasks, or fidelity."""
     if result.tasks:
-        _print(evaluation_tables.answers(result), answer=answer)
-        _print(evaluation_tables.rules(result), answer=answer)
+        _print(evaluation_tables.score_table(result), answer=answer)
+        _print(evaluation_tables.rule_table(result), answer=answer)
     if result.fidelity:
-        _print(evaluation_tables.fidelity(result), answer=answer)
+        _print(evaluation_tables.fidelity_table(result), answer=answer)
     differences(result.differences, answer=answer)
 
 
 def differences(comparisons: Sequence[Comparison], *, answer: bool) -> None:
     """Print paired differences with their intervals."""
     if comparisons:
-        _print(evaluation_tables.differences(comparisons), answer=answer)
+        _print(evaluation_tables.difference_table(comparisons), answer=answer)
 
 
 def _print(table: ResultTable, *, answer: bool) -> None:

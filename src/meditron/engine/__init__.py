@@ -59,7 +59,9 @@ def load(
     """
     spec = str(spec)
     if backend is None:
-        backend = "llama.cpp" if dtype is None and find_spec("xllamacpp") and _quantized(spec) else "torch"
+        backend = (
+            "llama.cpp" if dtype is None and find_spec("xllamacpp") and _is_quantized_gguf(spec) else "torch"
+        )
     if backend not in ("torch", "llama.cpp"):
         raise UsageError(f"the engine must be torch or llama.cpp, got {backend!r}")
     if backend == "llama.cpp" and dtype is not None:
@@ -81,7 +83,7 @@ def load(
         raise MissingExtra(error.name, _EXTRAS[error.name]) from error
 
 
-def _quantized(spec: str) -> bool:
+def _is_quantized_gguf(spec: str) -> bool:
     """Return True for a GGUF file with a tensor that is not F32, F16 or BF16."""
     from meditron.store.gguf import GGUF
     from meditron.store.models import resolve_model

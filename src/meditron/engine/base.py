@@ -45,8 +45,8 @@ __all__ = [
     "ScoringRequest",
     "StopReason",
     "check_scoring_request",
-    "chosen_context",
     "prompt_ids",
+    "validated_context",
 ]
 
 # Legend: V vocabulary, C positions of a chunk.
@@ -259,12 +259,12 @@ class Reply(Iterator[str]):
         self._pieces.close()
         return Generation("".join(self._text), self._tokens, self._seconds, self._stop or "stopped")
 
-    def until(self, mark: str) -> "Reply":
+    def end_before(self, mark: str) -> "Reply":
         """Return this reply, ended before the first occurrence of `mark`."""
-        return Reply(_until(self._pieces, mark))
+        return Reply(_pieces_until(self._pieces, mark))
 
 
-def _until(pieces: Pieces, mark: str) -> Pieces:
+def _pieces_until(pieces: Pieces, mark: str) -> Pieces:
     # A piece can end in the middle of the mark: text that may be its beginning is held back.
     pending = ""
     for piece in pieces:
@@ -283,7 +283,7 @@ def _until(pieces: Pieces, mark: str) -> Pieces:
         pending = pending[safe:]
 
 
-def chosen_context(trained: int, context: int | None) -> int:
+def validated_context(trained: int, context: int | None) -> int:
     """Return the context to run with: `context`, or the model's own if it is None.
 
     Raises:

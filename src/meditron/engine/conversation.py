@@ -25,11 +25,11 @@ class Chat:
     """System prompt."""
     turns: list[tuple[str, str]] = field(default_factory=list)
     """Questions with their answers."""
-    forgotten: int = 0
+    dropped_turns: int = 0
     """Number of oldest turns that did not fit in the context at the last question."""
 
     @property
-    def templated(self) -> bool:
+    def has_chat_template(self) -> bool:
         """True if the model has a chat template. A server without a tokenizer here applies its own."""
         return self._tokenizer is None or self._tokenizer.chat_template is not None
 
@@ -43,23 +43,23 @@ class Chat:
         The oldest turns are left out until there is space for the answer: `max_tokens`, or half of the
         context if that is less. Errors are those of `Generates.generate`.
         """
-        self.forgotten = min(self.forgotten, len(self.turns))
+        self.dropped_turns = min(self.dropped_turns, len(self.turns))
         # Without the bound of one half, a large max_tokens would forget everything at every question.
         available = self.engine.context - min(sampling.max_tokens, self.engine.context // 2)
-        while self.forgotten < len(self.turns) and self._tokens(question) > available:
-            self.forgotten += 1
-        prompt, raw = self._prompt(question), not self.templated
+        while self.dropped_turns < len(self.turns) and self._prompt_tokens(question) > available:
+            self.dropped_turns += 1
+        prompt, raw = self._prompt(question), not self.has_chat_template
         reply = self.engine.generate(prompt, raw=raw, **sampling.options)
-        return reply.until(_NEXT_QUESTION) if raw else reply
+        return reply.end_before(_NEXT_QUESTION) if raw else reply
 
-    def keep(self, question: str, answer: str) -> None:
+    def add_turn(self, question: str, answer: str) -> None:
         """Append a question and its answer as the last turn."""
         self.turns.append((question, answer.strip()))
 
     def clear(self) -> None:
         """Remove all turns."""
         self.turns.clear()
-        self.forgotten = 0
+        self.dropped_turns = 0
 
     def messages(self) -> list[Message]:
         """Return the whole conversation in the form of chat templates and training rows."""
@@ -72,15 +72,15 @@ class Chat:
         return messages
 
     def _prompt(self, question: str) -> Prompt:
-        turns = self.turns[self.forgotten :]
-        if self.templated:
+        turns = self.turns[self.dropped_turns :]
+        if self.has_chat_template:
             return [*self._messages(turns), {"role": "user", "content": question}]
         parts = [self.system] if self.system else []
         parts += [f"Question: {earlier}\nAnswer: {answer}" for earlier, answer in turns]
         return "\n\n".join([*parts, f"Question: {question}\nAnswer:"])
 
-    def _tokens(self, question: str) -> int:
+    def _prompt_tokens(self, question: str) -> int:
         """Return the length of the prompt; 0 if only the server can count it."""
         if self._tokenizer is None:
             return 0
-        return len(prompt_ids(self._tokenizer, self._prompt(question), raw=not self.templated))
+        return len(prompt_ids(self._tokenizer, self._prompt(question), raw=not self.has_chat_template))

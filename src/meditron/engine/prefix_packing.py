@@ -19,7 +19,7 @@ from torch import Tensor
 
 from meditron.engine.base import ScoringRequest
 
-__all__ = ["Branch", "PackedRow", "batches", "pack", "plan_branches", "tensors"]
+__all__ = ["Branch", "PackedRow", "batch_tensors", "pack_requests", "plan_branches", "row_batches"]
 
 # Shapes: B rows of a batch, S sequence of queries, T sequence of keys.
 
@@ -31,12 +31,12 @@ _PASS_TOKENS = 64
 
 
 @dataclass(slots=True)
-class Target:
+class ScoringTarget:
     """The predictions that a request asks of its row."""
 
-    request: int
+    request_index: int
     """Index of the request."""
-    places: list[int]
+    row_indices: list[int]
     """Indices in the row whose next-token distributions are needed."""
     ids: Sequence[int]
     """The token to score at each place."""
@@ -48,9 +48,9 @@ class PackedRow:
 
     ids: list[int]
     positions: list[int]
-    segments: list[int]
+    segment_ids: list[int]
     """0 for the prefix, then 1, 2, … for the continuations."""
-    targets: list[Target] = field(default_factory=list)
+    targets: list[ScoringTarget] = field(default_factory=list)
 
     @classmethod
     def from_prefix(cls, prefix: Sequence[int]) -> "PackedRow":
@@ -60,55 +60,58 @@ class PackedRow:
     @property
     def prefix(self) -> list[int]:
         """The prefix, or the rest of it after `without`."""
-        return self.ids[: self.segments.count(_PREFIX)]
+        return self.ids[: self.segment_ids.count(_PREFIX)]
 
-    def add(self, request: int, prefix_length: int, continuation: Sequence[int]) -> None:
+    def add_continuation(self, request: int, prefix_length: int, continuation: Sequence[int]) -> None:
         """Append a continuation."""
         inputs = list(continuation[:-1])
         start = len(self.ids)
         # The prefix's last token predicts the first token, each input token the one after it.
         places = [prefix_length - 1, *range(start, start + len(inputs))][: len(continuation)]
-        self.targets.append(Target(request, places, continuation))
+        self.targets.append(ScoringTarget(request, places, continuation))
         self.ids += inputs
         self.positions += range(prefix_length, prefix_length + len(inputs))
-        self.segments += [len(self.targets)] * len(inputs)
+        self.segment_ids += [len(self.targets)] * len(inputs)
 
-    def without(self, count: int) -> "PackedRow":
+    def without_prefix_tokens(self, count: int) -> "PackedRow":
         """Return the row without the first `count` tokens of its prefix; positions do not change."""
         if not count:
             return self
-        targets = [Target(t.request, [place - count for place in t.places], t.ids) for t in self.targets]
-        return PackedRow(self.ids[count:], self.positions[count:], self.segments[count:], targets)
+        targets = [
+            ScoringTarget(t.request_index, [place - count for place in t.row_indices], t.ids)
+            for t in self.targets
+        ]
+        return PackedRow(self.ids[count:], self.positions[count:], self.segment_ids[count:], targets)
 
 
 @dataclass(slots=True)
 class Branch:
     """One step of a plan: cut the cache back to `start` tokens, read `ids` into it, score `rows` after it."""
 
-    start: int
+    cached_length: int
     ids: list[int]
     rows: list[PackedRow]
 
     @property
     def length(self) -> int:
         """Tokens in the cache when the rows are scored."""
-        return self.start + len(self.ids)
+        return self.cached_length + len(self.ids)
 
 
-def pack(requests: Sequence[ScoringRequest], max_tokens: int) -> list[PackedRow]:
+def pack_requests(requests: Sequence[ScoringRequest], max_tokens: int) -> list[PackedRow]:
     """Pack requests into rows of at most about `max_tokens`, in the order in which prefixes first occur."""
-    by_prefix: dict[tuple[int, ...], list[int]] = {}
+    requests_by_prefix: dict[tuple[int, ...], list[int]] = {}
     for index, (prefix, _) in enumerate(requests):
-        by_prefix.setdefault(tuple(prefix), []).append(index)
+        requests_by_prefix.setdefault(tuple(prefix), []).append(index)
     rows: list[PackedRow] = []
-    for prefix, indices in by_prefix.items():
+    for prefix, indices in requests_by_prefix.items():
         row = PackedRow.from_prefix(prefix)
         for index in indices:
             continuation = requests[index][1]
             if row.targets and len(row.ids) + len(continuation) > max_tokens:
                 rows.append(row)
                 row = PackedRow.from_prefix(prefix)
-            row.add(index, len(prefix), continuation)
+            row.add_continuation(index, len(prefix), continuation)
         rows.append(row)
     return rows
 
@@ -125,40 +128,42 @@ def plan_branches(rows: Sequence[PackedRow]) -> list[Branch]:
     # In lexicographic order rows with a common beginning are neighbours, and a range of rows shares as many
     # tokens as its least similar neighbours. So sorting gives the radix tree.
     order = sorted(range(len(rows)), key=prefixes.__getitem__)
-    shared = [_common_length(prefixes[a], prefixes[b]) for a, b in pairwise(order)]
+    shared = [_common_prefix_length(prefixes[a], prefixes[b]) for a, b in pairwise(order)]
     common = min(shared, default=0)
-    top = _groups(0, len(rows), shared, _PASS_TOKENS)
+    top = _split_by_shared_length(0, len(rows), shared, _PASS_TOKENS)
     # A short beginning that all rows share (a template's first words) pays if enough rows are spared it.
     start = common if common * (len(top) - 1) >= _PASS_TOKENS else 0
     branches: list[Branch] = []
     stack = [(0, start, 0, len(rows))]
     while stack:
         parent, depth, low, high = stack.pop()
-        single: list[int] = []
-        for first, last in _groups(low, high, shared, depth + _PASS_TOKENS):
+        unshared_rows: list[int] = []
+        for first, last in _split_by_shared_length(low, high, shared, depth + _PASS_TOKENS):
             if last - first == 1:
-                single.append(order[first])
+                unshared_rows.append(order[first])
             else:
                 stack.append((depth, min(shared[first : last - 1]), first, last))
         ids = prefixes[order[low]][parent:depth] if depth else []
         # Rows in their original order: batches, and so the last bits of scores, do not depend on the sorting.
-        branches.append(Branch(parent, ids, [rows[index].without(depth) for index in sorted(single)]))
+        branches.append(
+            Branch(parent, ids, [rows[index].without_prefix_tokens(depth) for index in sorted(unshared_rows)])
+        )
     return [branch for branch in branches if branch.ids or branch.rows]
 
 
-def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
+def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Return the length of the common beginning, without the last token of either."""
     limit = min(len(a), len(b)) - 1
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y or i == limit), 0)
 
 
-def _groups(low: int, high: int, shared: Sequence[int], depth: int) -> list[tuple[int, int]]:
+def _split_by_shared_length(low: int, high: int, shared: Sequence[int], depth: int) -> list[tuple[int, int]]:
     """Split a range of sorted rows into maximal ranges whose neighbours share at least `depth` tokens."""
     cuts = [low, *(i + 1 for i in range(low, high - 1) if shared[i] < depth), high]
     return [(first, last) for first, last in pairwise(cuts) if first < last]
 
 
-def batches(rows: Sequence[PackedRow], max_tokens: int, cached: int = 0) -> Iterator[list[PackedRow]]:
+def row_batches(rows: Sequence[PackedRow], max_tokens: int, cached: int = 0) -> Iterator[list[PackedRow]]:
     """Yield rows of similar length together, longest first, about `max_tokens` a batch with its padding.
 
     The `cached` tokens before the rows are not computed again, but each row of a batch has a copy of their
@@ -173,7 +178,7 @@ def batches(rows: Sequence[PackedRow], max_tokens: int, cached: int = 0) -> Iter
         remaining = remaining[count:]
 
 
-def tensors(
+def batch_tensors(
     rows: Sequence[PackedRow], device: torch.device, cached: int = 0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return ids and positions (B, S) of a batch, longest row first, and its mask (B, 1, S, T).
@@ -184,14 +189,14 @@ def tensors(
     """
     width = len(rows[0].ids)
 
-    def padded(columns: Sequence[list[int]], value: int) -> Tensor:
+    def pad_rows(columns: Sequence[list[int]], value: int) -> Tensor:
         return torch.tensor([[*c, *[value] * (width - len(c))] for c in columns], device=device)
 
-    ids_BS = padded([row.ids for row in rows], 0)
-    positions_BS = padded([row.positions for row in rows], 0)
-    if all(row.segments[-1] == _PREFIX for row in rows):
+    ids_BS = pad_rows([row.ids for row in rows], 0)
+    positions_BS = pad_rows([row.positions for row in rows], 0)
+    if all(row.segment_ids[-1] == _PREFIX for row in rows):
         return ids_BS, positions_BS, None
-    segments_BS = padded([row.segments for row in rows], _PADDING)
+    segments_BS = pad_rows([row.segment_ids for row in rows], _PADDING)
     keys_B1T = F.pad(segments_BS, (cached, 0), value=_PREFIX)[:, None]
     # A token sees the prefix and its own segment; `tril` removes what comes later.
     visible_BST = (keys_B1T == _PREFIX) | (keys_B1T == segments_BS[:, :, None])

@@ -8,9 +8,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from meditron.core.config import Config
 from meditron.core.errors import InputError
-from meditron.model.gguf_shape import GGUF_KEYS, gguf_fields, rope_divisors, scaling_metadata
+from meditron.model.gguf_shape import GGUF_KEYS, config_fields_from_gguf, rope_divisors, rope_scaling_metadata
 
-__all__ = ["LlamaConfig", "RopeScaling", "llama3_factors"]
+__all__ = ["LlamaConfig", "RopeScaling", "llama3_rope_divisors"]
 
 # Bounds far beyond any published Llama: a malicious file must not cause an allocation of any size.
 Count = Annotated[int, Field(gt=0, le=1 << 20, strict=True)]
@@ -46,7 +46,7 @@ class RopeScaling(Config):
     """yarn: round the bounds of the interpolation to whole dimensions."""
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _require_fields_of_rule(self) -> Self:
         required = {
             "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
             "yarn": ("original_max_position_embeddings",),
@@ -96,7 +96,7 @@ class LlamaConfig(Config):
     """Padding token."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_shape(self) -> Self:
         # Each group of query heads shares one key/value head, so the groups must be equal.
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -127,7 +127,7 @@ class LlamaConfig(Config):
         return embeddings + self.num_hidden_layers * block + width
 
     @property
-    def cache_bytes(self) -> int:
+    def kv_cache_bytes_per_token(self) -> int:
         """Bytes of one token's keys and values in F16."""
         return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
@@ -152,10 +152,10 @@ class LlamaConfig(Config):
         fields = {name: config[name] for name in cls.model_fields if config.get(name) is not None}
         if fields.get("pad_token_id") == -1:  # some configs write "none" so
             del fields["pad_token_id"]
-        fields |= _rope_of_hf(config, path)
+        fields |= _rope_fields_from_hf(config, path)
         fields.setdefault("max_position_embeddings", 2048)  # transformers' default
-        _derive_heads(fields)
-        return cls._checked(fields, path)
+        _add_default_head_fields(fields)
+        return cls._from_fields(fields, path)
 
     @classmethod
     def from_gguf(
@@ -177,13 +177,13 @@ class LlamaConfig(Config):
         Raises:
             InputError: as for `from_hf`, or an unsupported key that would change the model.
         """
-        fields = gguf_fields(metadata, path, rope_factors)
+        fields = config_fields_from_gguf(metadata, path, rope_factors)
         fields["tie_word_embeddings"] = tied
-        _derive_heads(fields)
-        return cls._checked(fields, path)
+        _add_default_head_fields(fields)
+        return cls._from_fields(fields, path)
 
     @classmethod
-    def _checked(cls, fields: dict[str, Any], path: Path | str) -> Self:
+    def _from_fields(cls, fields: dict[str, Any], path: Path | str) -> Self:
         try:
             return cls(**fields)
         except ValidationError as error:
@@ -223,7 +223,7 @@ class LlamaConfig(Config):
             **metadata,
             "llama.attention.value_length": self.head_dim,
             "llama.rope.dimension_count": self.head_dim,
-            **scaling_metadata(scaling),
+            **rope_scaling_metadata(scaling),
         }
 
 
@@ -254,7 +254,7 @@ def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> 
         raise InputError(path, f"{activation!r} is not supported; only 'silu' is", place="hidden_act")
 
 
-def _derive_heads(fields: dict[str, Any]) -> None:
+def _add_default_head_fields(fields: dict[str, Any]) -> None:
     """Add the defaults that both formats leave out: as many K/V heads as heads, and width / heads."""
     heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
     fields.setdefault("num_key_value_heads", heads)
@@ -271,7 +271,7 @@ _RULE_FIELDS = {
 """Fields that each rule reads. Others are ignored, as in transformers."""
 
 
-def _rope_of_hf(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
+def _rope_fields_from_hf(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
     """Read `rope_theta` and `rope_scaling` from transformers 5's `rope_parameters` or the older keys."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
@@ -298,7 +298,7 @@ def _rope_of_hf(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **scaling}}
 
 
-def llama3_factors(theta: float, head_dim: int, scaling: RopeScaling) -> list[float]:
+def llama3_rope_divisors(theta: float, head_dim: int, scaling: RopeScaling) -> list[float]:
     """Return the divisors of the head_dim / 2 rotary frequencies under Llama 3's scaling."""
     low, high, context = (
         scaling.low_freq_factor,

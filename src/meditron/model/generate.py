@@ -9,7 +9,7 @@ from meditron.model.llama import KVCache, Llama
 from meditron.model.sampling import SamplingConfig, max_new_tokens
 from meditron.model.tensors import require_finite
 
-__all__ = ["generate", "generate_batch", "pick"]
+__all__ = ["generate", "generate_batch", "pick_token"]
 
 # Below this temperature the best token's probability rounds to 1 in fp32, and the division could overflow.
 _GREEDY = 1e-6
@@ -50,11 +50,11 @@ def generate_batch(
         max_new_tokens(len(ids), context, sampling.max_tokens)
         for ids, sampling in zip(prompts, samplings, strict=True)
     ]
-    return _steps(model, prompts, samplings, limits, frozenset(stop_ids))
+    return _generate_steps(model, prompts, samplings, limits, frozenset(stop_ids))
 
 
 @torch.inference_mode()
-def _steps(
+def _generate_steps(
     model: Llama,
     prompts: Sequence[Sequence[int]],
     samplings: Sequence[SamplingConfig],
@@ -72,13 +72,13 @@ def _steps(
     cache = KVCache(len(model.model.layers), width + max(limits))
     rows = list(range(len(prompts)))
     for step in range(1, max(limits) + 1):
-        positions_BS, mask = _padded([padding[row] for row in rows], cache.length, ids_BS)
+        positions_BS, mask = _positions_and_mask([padding[row] for row in rows], cache.length, ids_BS)
         hidden_BD = model(ids_BS, positions_BS=positions_BS, mask=mask, cache=cache)[:, -1]
-        logits_BV = _logits(model.head_weight, hidden_BD)
+        logits_BV = _last_logits(model.head_weight, hidden_BD)
         require_finite(model, logits_BV)
         tokens: list[int | None] = [None] * len(prompts)
         for row, logits_V in zip(rows, logits_BV.float(), strict=True):
-            token = pick(logits_V, samplings[row], generators[row])
+            token = pick_token(logits_V, samplings[row], generators[row])
             tokens[row] = None if token in stop_ids else token
         yield tokens
         active = [b for b, row in enumerate(rows) if tokens[row] is not None and step < limits[row]]
@@ -86,12 +86,14 @@ def _steps(
             return
         if len(active) < len(rows):
             # A finished row leaves the batch: the others would pay for it until the longest text ends.
-            cache.select(active, device)
+            cache.select_rows(active, device)
             rows = [rows[b] for b in active]
         ids_BS = torch.tensor([[tokens[row]] for row in rows], device=device)
 
 
-def _padded(padding: Sequence[int], past: int, ids_BS: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _positions_and_mask(
+    padding: Sequence[int], past: int, ids_BS: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
     """Return positions and mask (B, 1, S, T) of rows padded on the left; (None, None) without padding."""
     if not any(padding):
         return None, None
@@ -106,12 +108,12 @@ def _padded(padding: Sequence[int], past: int, ids_BS: Tensor) -> tuple[Tensor |
     return (queries_S - padding_B1).clamp(min=0), mask_BST[:, None]
 
 
-def _logits(weight_VD: Tensor, hidden_BD: Tensor) -> Tensor:
+def _last_logits(weight_VD: Tensor, hidden_BD: Tensor) -> Tensor:
     # One row is a matrix-vector product, which reads the weight once and needs no packing for a GEMM.
     return (weight_VD @ hidden_BD[0])[None] if len(hidden_BD) == 1 else hidden_BD @ weight_VD.T
 
 
-def pick(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
+def pick_token(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
     """Choose the next id from fp32 logits: the most likely one at temperature 0, else a random draw.
 
     The order is temperature, `top_k`, `top_p` (nucleus sampling, Holtzman et al. 2020): the draw is from the

@@ -14,7 +14,15 @@ import numpy as np
 
 from meditron.core.errors import InputError, UsageError
 
-__all__ = ["GGUF_KEYS", "NEUTRAL", "REQUIRED", "decimal", "gguf_fields", "rope_divisors", "scaling_metadata"]
+__all__ = [
+    "GGUF_KEYS",
+    "NEUTRAL_VALUES",
+    "REQUIRED_KEYS",
+    "config_fields_from_gguf",
+    "rope_divisors",
+    "rope_scaling_metadata",
+    "shortest_decimal",
+]
 
 GGUF_KEYS = {
     "vocab_size": "llama.vocab_size",
@@ -32,7 +40,7 @@ GGUF_KEYS = {
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
 
-REQUIRED = (
+REQUIRED_KEYS = (
     "llama.embedding_length",
     "llama.feed_forward_length",
     "llama.block_count",
@@ -53,7 +61,7 @@ _READ = {
     *(_SCALING + key for key in ("type", "factor", "original_context_length", "attn_factor")),
 }
 
-NEUTRAL: dict[str, tuple[Any, ...] | None] = {
+NEUTRAL_VALUES: dict[str, tuple[Any, ...] | None] = {
     "llama.tensor_data_layout": None,
     "llama.rope.scaling.finetuned": None,
     "llama.attention.causal": (True,),
@@ -80,7 +88,7 @@ NEUTRAL: dict[str, tuple[Any, ...] | None] = {
 """Values at which a key has no effect; None = any value."""
 
 
-def decimal(value: Any) -> Any:  # noqa: ANN401
+def shortest_decimal(value: Any) -> Any:  # noqa: ANN401
     """Return the shortest decimal of a float32 that was read as a double: 9.999999747e-06 is 1e-5."""
     if not isinstance(value, float):
         return value
@@ -88,7 +96,7 @@ def decimal(value: Any) -> Any:  # noqa: ANN401
         return float(str(np.float32(value)))
 
 
-def gguf_fields(
+def config_fields_from_gguf(
     metadata: Mapping[str, Any], path: Path | str, rope_factors: Sequence[float] | None
 ) -> dict[str, Any]:
     """Return the fields that a file's metadata sets.
@@ -103,10 +111,10 @@ def gguf_fields(
     """
     _require_llama(metadata, path)
     metadata = {
-        key: _one_value(value) if key.startswith("llama.") else value
-        for key, value in ((key, decimal(value)) for key, value in metadata.items())
+        key: _collapse_equal_numbers(value) if key.startswith("llama.") else value
+        for key, value in ((key, shortest_decimal(value)) for key, value in metadata.items())
     }
-    _refuse_unknown(metadata, path)
+    _refuse_unsupported_keys(metadata, path)
     fields = {name: metadata[key] for name, key in GGUF_KEYS.items() if metadata.get(key) is not None}
     if isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), list):
         fields["vocab_size"] = len(tokens)
@@ -118,7 +126,7 @@ def gguf_fields(
         if (value := metadata.get(key, default)) != fields["head_dim"]:
             problem = f"must be the width of a head, {fields['head_dim']!r:.60}, got {value!r:.60}"
             raise InputError(path, problem, place=key)
-    fields["rope_scaling"] = _scaling(metadata, fields, path, rope_factors)
+    fields["rope_scaling"] = _rope_scaling_fields(metadata, fields, path, rope_factors)
     return fields
 
 
@@ -132,30 +140,30 @@ def _require_llama(metadata: Mapping[str, Any], path: Path | str) -> None:
         raise InputError(
             path, f"{architecture!r} is not supported; only 'llama' is", place="general.architecture"
         )
-    for key in REQUIRED:
+    for key in REQUIRED_KEYS:
         if metadata.get(key) is None:
             raise InputError(path, "the key is missing; llama.cpp requires it too", place=key)
 
 
-def _one_value(value: Any) -> Any:  # noqa: ANN401
+def _collapse_equal_numbers(value: Any) -> Any:  # noqa: ANN401
     """Replace a list with one number per block by the number if all are equal."""
     numbers = isinstance(value, list) and value and all(type(item) is int for item in value)
     return value[0] if numbers and len(set(value)) == 1 and len(value) <= 1 << 12 else value
 
 
-def _refuse_unknown(metadata: Mapping[str, Any], path: Path | str) -> None:
+def _refuse_unsupported_keys(metadata: Mapping[str, Any], path: Path | str) -> None:
     for key, value in metadata.items():
         if not key.startswith("llama.") or key in _READ:
             continue
-        if key not in NEUTRAL:
+        if key not in NEUTRAL_VALUES:
             raise InputError(path, "the key is not supported and may change the model", place=key)
-        allowed = NEUTRAL[key]
+        allowed = NEUTRAL_VALUES[key]
         if allowed is not None and not any(value == item for item in allowed):
             problem = f"{value!r:.60} is not supported; only {' or '.join(map(str, allowed))} is"
             raise InputError(path, problem, place=key)
 
 
-def _scaling(
+def _rope_scaling_fields(
     metadata: Mapping[str, Any],
     fields: Mapping[str, Any],
     path: Path | str,
@@ -178,7 +186,7 @@ def _scaling(
         if scaled:
             problem = "a rotary scaling together with rope_freqs.weight is not supported"
             raise InputError(path, problem, place=_SCALING + "type")
-        return _llama3(fields, path, rope_factors, context)
+        return _recover_llama3_scaling(fields, path, rope_factors, context)
     if not scaled:
         return None
     scaling = {"rope_type": kind, "factor": factor}
@@ -190,7 +198,7 @@ def _scaling(
                     path, f"must be a positive number, got {attention!r:.60}", place=_SCALING + "attn_factor"
                 )
             # llama.cpp multiplies its own magnitude by the key; HF's field is the product.
-            scaling["attention_factor"] = decimal(attention * _yarn_magnitude(factor))
+            scaling["attention_factor"] = shortest_decimal(attention * _yarn_magnitude(factor))
     return scaling
 
 
@@ -199,7 +207,7 @@ def _yarn_magnitude(factor: float) -> float:
     return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def scaling_metadata(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+def rope_scaling_metadata(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the metadata of a rotary scaling, given as its fields without defaults.
 
     GGUF stores Llama 3's factors as a tensor. The original context is written too, because the factors do not
@@ -237,18 +245,18 @@ def rope_divisors(
     original context.
     """
     factors = []
-    for turns in _turns(theta, head_dim):
+    for turns in _turns_per_token(theta, head_dim):
         smooth = min(max((turns * context - low) / (high - low), 0.0), 1.0)
         factors.append(1 / ((1 - smooth) / factor + smooth))
     return factors
 
 
-def _turns(theta: float, head_dim: int) -> list[float]:
+def _turns_per_token(theta: float, head_dim: int) -> list[float]:
     """Return the turns of each frequency per token."""
     return [1 / (2 * math.pi * theta ** (dimension / head_dim)) for dimension in range(0, head_dim, 2)]
 
 
-def _llama3(
+def _recover_llama3_scaling(
     fields: Mapping[str, Any],
     path: Path | str,
     factors: Sequence[float],
@@ -272,7 +280,7 @@ def _llama3(
     factor, low, high = max(factors), 1.0, 4.0
     between = [
         ((1 / f - 1 / factor) / (1 - 1 / factor), turns)
-        for f, turns in zip(factors, _turns(theta, width), strict=True)
+        for f, turns in zip(factors, _turns_per_token(theta, width), strict=True)
         if 1 + 1e-4 < f < factor * (1 - 1e-4)
     ]
     if len(between) == 1 and not known:
@@ -284,8 +292,8 @@ def _llama3(
         bounds = (slow - last * span, slow + (1 - last) * span)
         if not known:  # low is 1 in every published Llama 3
             length = float(round(1 / bounds[0])) if 0 < bounds[0] <= 1 else 8192.0
-        low, high = (decimal(round(bound * length, 3)) for bound in bounds)
-    scaling = {"factor": decimal(factor), "low": low, "high": high, "context": length}
+        low, high = (shortest_decimal(round(bound * length, 3)) for bound in bounds)
+    scaling = {"factor": shortest_decimal(factor), "low": low, "high": high, "context": length}
     if not 0 < low < high:
         raise invalid
     # The recovered scaling must give the file's divisors again; else they follow another rule.

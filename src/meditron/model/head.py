@@ -27,7 +27,7 @@ class Head:
         # Page faults of a new buffer for every chunk would cost more than the product itself.
         self._buffer_CV = torch.empty(0, len(weight_VD), device=weight_VD.device)
 
-    def chunks(self, hidden_ND: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def logit_chunks(self, hidden_ND: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the positions with their logits, (C, V) in fp32.
 
         All chunks share one buffer: the next chunk overwrites the logits.
@@ -43,19 +43,19 @@ class Head:
     def nll(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         """Return −log softmax(hidden · Wᵀ)[target] of each position, in nats: (N,), fp32."""
         nll_N = torch.empty(len(targets_N), device=targets_N.device)
-        for places, logits_CV in self.chunks(hidden_ND):
+        for places, logits_CV in self.logit_chunks(hidden_ND):
             logp_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
             nll_N[places] = -logp_CV.gather(1, targets_N[places, None])[:, 0]
         return nll_N
 
     def _logits(self, hidden_CD: Tensor) -> Tensor:
         out_CV = self._buffer_CV[: len(hidden_CD)]
-        with _bfloat16_products(allowed=self._narrow and hidden_CD.dtype == torch.bfloat16):
+        with _allow_bfloat16_products(allowed=self._narrow and hidden_CD.dtype == torch.bfloat16):
             return torch.mm(hidden_CD.float(), self._weight_VD.T, out=out_CV)
 
 
 @contextmanager
-def _bfloat16_products(*, allowed: bool) -> Iterator[None]:
+def _allow_bfloat16_products(*, allowed: bool) -> Iterator[None]:
     """Allow oneDNN to round fp32 inputs to bfloat16; lossless if they are bfloat16 numbers."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made when torch is imported
     before = matmul.fp32_precision

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meditron.model.config import LlamaConfig
-from meditron.model.rope import rotation
+from meditron.model.rope import rotary_cos_sin
 
 __all__ = ["Block", "KVCache", "Llama", "SharedPrefixCache", "document_mask", "sdpa"]
 
@@ -69,7 +69,7 @@ class LayerCache:
         k_BKTE, v_BKTE = self._kv
         return k_BKTE[:, :, : self.length], v_BKTE[:, :, : self.length]
 
-    def select(self, rows_B: Tensor) -> None:
+    def select_rows(self, rows_B: Tensor) -> None:
         """Keep only these rows of the batch."""
         if self._kv is not None:
             k_BKTE, v_BKTE = self._kv
@@ -95,14 +95,14 @@ class KVCache:
         for layer in self.layers:
             layer.length = min(layer.length, length)
 
-    def select(self, rows: Sequence[int], device: torch.device) -> None:
+    def select_rows(self, rows: Sequence[int], device: torch.device) -> None:
         """Keep only these rows of the batch."""
         rows_B = torch.tensor(rows, device=device)
         for layer in self.layers:
-            layer.select(rows_B)
+            layer.select_rows(rows_B)
 
 
-class SharedLayer:
+class SharedPrefixLayer:
     """Keys and values, in one block, of a prefix that all rows of a batch share."""
 
     def __init__(self, layer: LayerCache) -> None:
@@ -125,7 +125,7 @@ class SharedPrefixCache:
 
     def __init__(self, cache: KVCache) -> None:
         self.length = cache.length
-        self.layers = [SharedLayer(layer) for layer in cache.layers]
+        self.layers = [SharedPrefixLayer(layer) for layer in cache.layers]
 
 
 class Attention(nn.Module):
@@ -148,12 +148,12 @@ class Attention(nn.Module):
         cos_B1SE: Tensor,
         sin_B1SE: Tensor,
         mask_B1ST: Tensor | None,
-        cache: LayerCache | SharedLayer | None,
+        cache: LayerCache | SharedPrefixLayer | None,
     ) -> Tensor:
         """Attend causally, or to the keys that a mask allows if there is one."""
-        q_BHSE = rotate(self._heads(self.q_proj(x_BSD)), cos_B1SE, sin_B1SE)
-        k_BKTE = rotate(self._heads(self.k_proj(x_BSD)), cos_B1SE, sin_B1SE)
-        v_BKTE = self._heads(self.v_proj(x_BSD))
+        q_BHSE = rotate(self._split_heads(self.q_proj(x_BSD)), cos_B1SE, sin_B1SE)
+        k_BKTE = rotate(self._split_heads(self.k_proj(x_BSD)), cos_B1SE, sin_B1SE)
+        v_BKTE = self._split_heads(self.v_proj(x_BSD))
         causal = mask_B1ST is None
         if cache is not None:
             k_BKTE, v_BKTE = cache.append(k_BKTE, v_BKTE)
@@ -163,7 +163,7 @@ class Attention(nn.Module):
         out: Tensor = self.o_proj(out_BHSE.transpose(1, 2).flatten(2))
         return out
 
-    def _heads(self, x_BSD: Tensor) -> Tensor:
+    def _split_heads(self, x_BSD: Tensor) -> Tensor:
         return x_BSD.view(*x_BSD.shape[:2], -1, self.head_dim).transpose(1, 2)
 
 
@@ -219,7 +219,7 @@ class Block(nn.Module):
         cos_B1SE: Tensor,
         sin_B1SE: Tensor,
         mask_B1ST: Tensor | None = None,
-        cache: LayerCache | SharedLayer | None = None,
+        cache: LayerCache | SharedPrefixLayer | None = None,
     ) -> Tensor:
         """Return the residual stream after this block."""
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), cos_B1SE, sin_B1SE, mask_B1ST, cache)
@@ -307,7 +307,7 @@ class Llama(nn.Module):
             # SDPA on a CPU converts a bool mask to this, in every block again.
             mask = torch.zeros_like(mask, dtype=x_BSD.dtype).masked_fill_(~mask, -torch.inf)
         # Angles in fp32, cast at the end: in bfloat16 positions above 256 would not be distinct.
-        cos_BSE, sin_BSE = rotation(self.config, positions_BS)
+        cos_BSE, sin_BSE = rotary_cos_sin(self.config, positions_BS)
         cos_B1SE, sin_B1SE = cos_BSE[:, None].to(x_BSD.dtype), sin_BSE[:, None].to(x_BSD.dtype)
         for index, block in enumerate(self.model.layers):
             layer = cache.layers[index] if cache is not None else None

@@ -14,7 +14,7 @@ from meditron.model.head import Head
 from meditron.model.llama import Llama
 from meditron.model.tensors import require_finite
 
-__all__ = ["nll_rows", "nll_sum"]
+__all__ = ["document_nll", "nll_sum"]
 
 # Shapes: B batch, S sequence, D width, V vocabulary, N rows that have a target, C rows of a chunk, R rows of
 # a softmax.
@@ -59,7 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets_N), chunk):
             hidden_CD, targets_C = hidden_ND[start : start + chunk], targets_N[start : start + chunk]
             d_logits_CV = torch.mm(hidden_CD, weight_VD.T, out=logits_CV[: len(targets_C)])
-            total += _to_gradient(d_logits_CV, targets_C, scratch_RV)
+            total += _logits_to_gradient(d_logits_CV, targets_C, scratch_RV)
             if d_hidden_ND is not None:
                 torch.mm(d_logits_CV, weight_VD, out=d_hidden_ND[start : start + chunk])
             if wants_weight:
@@ -81,7 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden, d_weight, None, None
 
 
-def _to_gradient(logits_CV: Tensor, targets_C: Tensor, scratch_RV: Tensor) -> Tensor:
+def _logits_to_gradient(logits_CV: Tensor, targets_C: Tensor, scratch_RV: Tensor) -> Tensor:
     """Turn logits, in place, into the loss's gradient (softmax minus one-hot); return the loss.
 
     The softmax is computed in the dtype of the scratch buffer, as many rows at a time as it has.
@@ -99,7 +99,7 @@ def _to_gradient(logits_CV: Tensor, targets_C: Tensor, scratch_RV: Tensor) -> Te
     return total
 
 
-def nll_rows(
+def document_nll(
     model: Llama,
     rows: Sequence[Sequence[int]],
     *,
@@ -134,14 +134,14 @@ def nll_rows(
         stack.enter_context(torch.no_grad())
         bar = stack.enter_context(progress(label, int(tokens.sum()), "tokens")) if label else None
         head = Head(model.head_weight)
-        for batch in _batches(lengths, batch_tokens):
+        for batch in _length_batches(lengths, batch_tokens):
             nll[batch] = _batch_nll(model, head, [rows[index][:limit] for index in batch])
             if bar is not None:
                 bar.advance(int(tokens[batch].sum()))
     return nll, tokens
 
 
-def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+def _length_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
     """Group documents of similar length, longest first: a batch that does not fit in memory fails at once."""
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 1]

@@ -8,7 +8,7 @@ from meditron.store.fetch import fetch
 from meditron.store.models import ModelFiles
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["PRESETS", "Preset", "model_tokenizer", "preset"]
+__all__ = ["PRESETS", "Preset", "find_preset", "model_tokenizer"]
 
 
 class Preset(NamedTuple):
@@ -43,7 +43,7 @@ PRESETS = {
 }
 
 
-def preset(spec: str) -> tuple[Preset, int | None]:
+def find_preset(spec: str) -> tuple[Preset, int | None]:
     """Return the preset of `init:NAME[:SEED]` and the seed.
 
     Raises:
@@ -68,4 +68,4 @@ def model_tokenizer(files: ModelFiles) -> Tokenizer:
     """
     if files.kind != "init":
         return load_tokenizer(files.path)
-    return load_tokenizer(fetch(preset(files.spec)[0].tokenizer))
+    return load_tokenizer(fetch(find_preset(files.spec)[0].tokenizer))

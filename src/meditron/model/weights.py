@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from meditron.model.config import LlamaConfig
-from meditron.model.gguf_weights import GGUFWeights, gguf_config, save_gguf
-from meditron.model.hf_weights import HFWeights, hf_config, save_hf
+from meditron.model.gguf_weights import GGUFWeights, read_gguf_config, save_gguf
+from meditron.model.hf_weights import HFWeights, read_hf_config, save_hf
 from meditron.model.llama import Llama
-from meditron.model.presets import preset
+from meditron.model.presets import find_preset
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles, resolve_model
 
@@ -51,33 +51,33 @@ def open_weights(
     Weights are as stored (an HF folder), dequantized to fp32 (a GGUF file) or random (a preset, the only form
     that is in memory as a whole). Errors are those of `load_model`.
     """
-    files = _files(model)
+    files = _resolve_files(model)
     if files.kind == "init":
-        (config, _), preset_seed = preset(files.spec)
+        (config, _), preset_seed = find_preset(files.spec)
         initialized = Llama(config)
         initialized.init_weights(seed if preset_seed is None else preset_seed)
         yield config, initialized.state_dict()
     elif files.kind == "gguf":
         with GGUF(Path(files.path)) as gguf:
-            config = gguf_config(gguf)
+            config = read_gguf_config(gguf)
             yield config, GGUFWeights(gguf, config)
     else:
         folder = Path(files.path)
-        config = hf_config(folder)
+        config = read_hf_config(folder)
         yield config, HFWeights(folder, config)
 
 
 def load_config(model: ModelFiles | Path | str) -> LlamaConfig:
     """Read a model's config without its weights; errors are those of `load_model`."""
-    files = _files(model)
+    files = _resolve_files(model)
     if files.kind == "init":
-        return preset(files.spec)[0].config
+        return find_preset(files.spec)[0].config
     path = Path(files.path)
     if files.kind == "gguf":
         with GGUF(path) as gguf:
-            return gguf_config(gguf)
-    return hf_config(path)
+            return read_gguf_config(gguf)
+    return read_hf_config(path)
 
 
-def _files(model: ModelFiles | Path | str) -> ModelFiles:
+def _resolve_files(model: ModelFiles | Path | str) -> ModelFiles:
     return model if isinstance(model, ModelFiles) else resolve_model(str(model))

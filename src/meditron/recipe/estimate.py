@@ -17,7 +17,7 @@ from meditron.core.machine import describe, resolve_matrix_dtype
 from meditron.corpus.config import CorpusConfig
 from meditron.evaluate.config import EvaluateConfig
 from meditron.model.config import LlamaConfig
-from meditron.model.presets import preset
+from meditron.model.presets import find_preset
 from meditron.recipe.external_inputs import local_input
 from meditron.recipe.graph import input_references
 from meditron.recipe.schema import Recipe, StageSpec
@@ -95,7 +95,7 @@ def model_config(recipe: Recipe, spec: StageSpec) -> LlamaConfig | None:
 def _config_of(source: str) -> LlamaConfig | None:
     try:
         if source.startswith("init:"):
-            return preset(source)[0].config
+            return find_preset(source)[0].config
         path = local_input(source)
         files = resolve_model(str(path)) if path else None
         if files is None:

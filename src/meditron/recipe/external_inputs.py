@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from meditron.model.presets import preset
+from meditron.model.presets import find_preset
 from meditron.store.fetch import cached as cached_source
 from meditron.store.fetch import fetch
 from meditron.store.fetch import source_identity as source_identity
@@ -23,7 +23,7 @@ def input_identity(text: str, *, cached: bool = True) -> str:
     """
     source, selector = split_selector(text)
     if source.startswith(_SEEDED):
-        preset(source)
+        find_preset(source)
     return source_identity(source, cached=cached) + (f":{selector}" if selector else "")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from meditron.core.config import Config, InputKind
 from meditron.core.errors import InputError, MeditronError
 from meditron.corpus.config import SourceConfig
-from meditron.model.presets import model_tokenizer, preset
+from meditron.model.presets import find_preset, model_tokenizer
 from meditron.recipe.external_inputs import input_identity, local_input
 from meditron.recipe.graph import resolve_reference
 from meditron.recipe.schema import Recipe, StageSpec
@@ -94,7 +94,7 @@ def _problem(recipe: Recipe, spec: StageSpec, key: str, error: MeditronError) ->
 
 def _check(source: str, kind: InputKind) -> None:
     if source.startswith("init:"):
-        preset(source)
+        find_preset(source)
         return
     path = local_input(source)
     if path is not None:

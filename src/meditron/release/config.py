@@ -24,7 +24,7 @@ class QuantizeConfig(StageConfig):
 
     @field_validator("types", mode="before")
     @classmethod
-    def _any_case(cls, types: object) -> object:
+    def _uppercase_types(cls, types: object) -> object:
         """Read `q4_k_m` as `Q4_K_M`; unknown names are rejected by the field's type."""
         if not isinstance(types, list | tuple):
             return types
@@ -32,7 +32,7 @@ class QuantizeConfig(StageConfig):
 
     @field_validator("types")
     @classmethod
-    def _each_once(cls, types: tuple[GGUFType, ...]) -> tuple[GGUFType, ...]:
+    def _refuse_duplicate_types(cls, types: tuple[GGUFType, ...]) -> tuple[GGUFType, ...]:
         if len(set(types)) != len(types):
             raise ValueError("types: a type is listed twice")
         return types

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Peak", "peak_memory"]
+__all__ = ["PeakMemory", "measure_peak_memory"]
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _RESET_PEAK = "5"  # the value that resets VmHWM, by proc(5)
 
 
-class Peak:
+class PeakMemory:
     """Peak memory, known when the block ends."""
 
     bytes = 0
@@ -22,18 +22,18 @@ class Peak:
 
 
 @contextmanager
-def peak_memory() -> Iterator[Peak]:
+def measure_peak_memory() -> Iterator[PeakMemory]:
     """Measure the largest resident set while the block runs (Linux: proc(5), `clear_refs`)."""
-    peak = Peak()
+    peak = PeakMemory()
     try:
         _CLEAR.write_text(_RESET_PEAK)
     except OSError:
         peak.since_start = True
     yield peak
-    peak.bytes = _high_water()
+    peak.bytes = _peak_resident_bytes()
 
 
-def _high_water() -> int:
+def _peak_resident_bytes() -> int:
     if _STATUS.is_file():
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -18,15 +18,15 @@ from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationRes
 
 __all__ = [
     "ResultTable",
-    "answers",
-    "differences",
-    "fidelity",
-    "measures",
-    "origins",
-    "overview",
-    "rules",
-    "scores",
-    "steps",
+    "difference_table",
+    "fidelity_table",
+    "held_out_table",
+    "overview_table",
+    "parent_models",
+    "rule_table",
+    "score_table",
+    "step_table",
+    "task_score_table",
 ]
 
 
@@ -39,14 +39,14 @@ class ResultTable:
     rows: Sequence[tuple[str, ...]]
 
 
-def overview(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTable:
+def overview_table(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTable:
     """Return a row per model and baseline and a column per source and task.
 
     `domains` maps a source to its domain.
     """
-    sources, tasks = _sources(result), _tasks(result)
+    sources, tasks = _source_names(result), _task_names(result)
     headers = [f"{source_label(domains, source)}: perplexity" for source in sources]
-    headers += [f"{task}: accuracy, n = {count(_questions(result, task))}" for task in tasks]
+    headers += [f"{task}: accuracy, n = {count(_question_count(result, task))}" for task in tasks]
     rows = []
     for name in _row_names(result):
         texts = [result.perplexity.get(name, {}).get(source) for source in sources]
@@ -58,20 +58,20 @@ def overview(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTabl
     )
 
 
-def measures(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTable:
+def held_out_table(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTable:
     """Return every measure of held-out text: a row per source and model."""
     rows = [
         (
             source,
             domains.get(source, ""),
             model,
-            _count_truncated(text.documents, text.truncated),
+            _count_with_truncated(text.documents, text.truncated),
             count(text.tokens),
             perplexity(text.perplexity),
             interval(text.interval, perplexity),
             decimal(text.bits_per_byte),
         )
-        for source in _sources(result)
+        for source in _source_names(result)
         for model, texts in result.perplexity.items()
         if (text := texts.get(source))
     ]
@@ -79,20 +79,20 @@ def measures(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTabl
     return ResultTable("Held-out text", (*headers, "bits per byte"), rows)
 
 
-def rules(result: EvaluationResult) -> ResultTable:
+def rule_table(result: EvaluationResult) -> ResultTable:
     """Return a row per task, model and rule of choosing an option, then the baselines."""
     rows = [
         (
             task,
             model,
             f"{rule}{' (configured)' if rule == score.rule else ''}",
-            _count_truncated(score.n, score.truncated),
+            _count_with_truncated(score.n, score.truncated),
             percent(accuracy.accuracy),
             interval(accuracy.interval, percent),
             percent(accuracy.macro_f1),
             percent(score.option_probability_mass),
         )
-        for task in _tasks(result)
+        for task in _task_names(result)
         for model, scores in result.tasks.items()
         if (score := scores.get(task))
         for rule, accuracy in _accuracy_by_rule(score).items()
@@ -115,7 +115,7 @@ def rules(result: EvaluationResult) -> ResultTable:
     return ResultTable("Tasks, by every rule of choosing an option", headers, rows)
 
 
-def scores(task_scores: Sequence[TaskScore], result: EvaluationResult) -> ResultTable:
+def task_score_table(task_scores: Sequence[TaskScore], result: EvaluationResult) -> ResultTable:
     """Return the scores of models and baselines on one task."""
     rows = [
         (
@@ -146,7 +146,7 @@ def scores(task_scores: Sequence[TaskScore], result: EvaluationResult) -> Result
     return ResultTable("Accuracy", headers, rows)
 
 
-def answers(result: EvaluationResult) -> ResultTable:
+def score_table(result: EvaluationResult) -> ResultTable:
     """Return the scores of every task with the settings that they were measured with."""
     rows = [
         (
@@ -171,7 +171,7 @@ def answers(result: EvaluationResult) -> ResultTable:
     return ResultTable("Scores", headers, rows)
 
 
-def differences(comparisons: Sequence[Comparison]) -> ResultTable:
+def difference_table(comparisons: Sequence[Comparison]) -> ResultTable:
     """Return a row per paired difference, with the verdict on b."""
     rows = [
         (
@@ -193,7 +193,7 @@ def differences(comparisons: Sequence[Comparison]) -> ResultTable:
     return ResultTable(caption, (*headers, "smallest detectable", "verdict on b"), rows)
 
 
-def origins(result: EvaluationResult, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+def parent_models(result: EvaluationResult, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Map each evaluated model to the evaluated model that its stage started from.
 
     Args:
@@ -212,8 +212,8 @@ def origins(result: EvaluationResult, inputs: Mapping[str, Mapping[str, str]]) -
     return parents
 
 
-def steps(result: EvaluationResult, parents: Mapping[str, str]) -> ResultTable:
-    """Return the change of every measure by every stage; `parents` is the result of `origins`."""
+def step_table(result: EvaluationResult, parents: Mapping[str, str]) -> ResultTable:
+    """Return the change of every measure by every stage; `parents` is the result of `parent_models`."""
     compared = {(d.a, d.b, d.task or d.source): d for d in result.differences}
     rows = []
     for model, parent in parents.items():
@@ -231,13 +231,13 @@ def steps(result: EvaluationResult, parents: Mapping[str, str]) -> ResultTable:
     return ResultTable("Change by each step", headers, rows)
 
 
-def fidelity(result: EvaluationResult) -> ResultTable:
+def fidelity_table(result: EvaluationResult) -> ResultTable:
     """Return the distance of models' predictions from those of their references."""
     rows = [
         (
             f"{pair.model} against {pair.against}",
             pair.source,
-            _count_truncated(pair.documents, pair.truncated),
+            _count_with_truncated(pair.documents, pair.truncated),
             count(pair.n_tokens),
             estimate(pair.perplexity_ratio, pair.intervals.get("perplexity_ratio"), number_format.ratio),
             estimate(pair.kl_mean, pair.intervals.get("kl_mean"), decimal),
@@ -274,19 +274,19 @@ def _accuracy_by_rule(score: TaskScore) -> dict[str, Accuracy]:
     return {str(rule): accuracy for rule, accuracy in score.rules.items()} or {score.method: score}
 
 
-def _count_truncated(n: int, truncated: int) -> str:
+def _count_with_truncated(n: int, truncated: int) -> str:
     return f"{count(n)} ({count(truncated)} truncated)" if truncated else count(n)
 
 
-def _sources(result: EvaluationResult) -> list[str]:
+def _source_names(result: EvaluationResult) -> list[str]:
     return list(dict.fromkeys(source for texts in result.perplexity.values() for source in texts))
 
 
-def _tasks(result: EvaluationResult) -> list[str]:
+def _task_names(result: EvaluationResult) -> list[str]:
     scored = (task for by_task in result.tasks.values() for task in by_task)
     return list(dict.fromkeys([*scored, *result.baselines]))
 
 
-def _questions(result: EvaluationResult, task: str) -> int:
+def _question_count(result: EvaluationResult, task: str) -> int:
     counts = [by_task[task].n for by_task in result.tasks.values() if task in by_task]
     return max([*counts, *(baseline.n for baseline in result.baselines.get(task, {}).values())])

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meditron.report.charts import standalone
 from meditron.report.pages import Link, Page
+from meditron.report.svg import standalone_svg
 from meditron.store.files import atomic_write, make_folder
 
 __all__ = ["FIGURES", "ReportFigure", "add_figure", "figure_name", "write_figures"]
@@ -53,7 +53,7 @@ def write_figures(folder: Path, figures: Iterable[ReportFigure]) -> None:
         names.add(figure.name)
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows([figure.headers, *figure.rows])
-        for suffix, content in (("csv", table.getvalue()), ("svg", standalone(figure.svg))):
+        for suffix, content in (("csv", table.getvalue()), ("svg", standalone_svg(figure.svg))):
             with atomic_write(place / f"{figure.name}.{suffix}", "w") as file:
                 file.write(content)
     for svg in place.glob("*.svg"):

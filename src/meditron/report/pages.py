@@ -67,7 +67,7 @@ class Page:
         self, headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None = None
     ) -> None:
         """Add a table of texts, numbers and `Link`s; columns of numbers are aligned right."""
-        cells = [[_cell(value) for value in row] for row in rows]
+        cells = [[_table_cell(value) for value in row] for row in rows]
         if any(len(row) != len(headers) for row in cells):
             raise ValueError(f"every row needs {len(headers)} cells")
         figures = [
@@ -101,18 +101,18 @@ class Page:
         Each speaker has the same colour on the whole page. Stressed pieces are bold and underlined.
         """
         spans = [
-            {"text": text, "who": who, "stressed": stressed, "colour": self._colour(who)}
+            {"text": text, "who": who, "stressed": stressed, "colour": self._speaker_colour(who)}
             for text, who, stressed in pieces
         ]
         self._blocks.append({"kind": "passage", "spans": spans})
 
-    def _colour(self, who: str) -> int:
+    def _speaker_colour(self, who: str) -> int:
         return 1 + self._speakers.setdefault(who, len(self._speakers)) % _COLOURS
 
     def render(self) -> str:
         """Return the page as HTML."""
         style = Path(__file__).with_name("pages.css").read_text(encoding="utf-8")
-        return _template().render(
+        return _page_template().render(
             page=self, blocks=self._blocks, style=style, advisory=DISCLAIMER, version=__version__
         )
 
@@ -122,7 +122,7 @@ class Page:
             file.write(self.render())
 
 
-def _cell(value: object) -> dict[str, Any]:
+def _table_cell(value: object) -> dict[str, Any]:
     """Return a cell's text and link, whether it is a number, and the interval that follows the number."""
     text, href = (value.text, value.href) if isinstance(value, Link) else (str(value), "")
     figure, bracket, ends = text.partition(" [") if is_numeric_cell(text) else (text, "", "")
@@ -130,7 +130,7 @@ def _cell(value: object) -> dict[str, Any]:
 
 
 @cache
-def _template() -> "Template":
+def _page_template() -> "Template":
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(

@@ -17,7 +17,7 @@ from meditron.store.results import EvaluationResult
 
 __all__ = [
     "QuantizationCost",
-    "costs_in",
+    "costs_from_evaluation",
     "files_table",
     "measured_costs",
     "published_cost",
@@ -79,7 +79,7 @@ def published_cost(kind: str) -> QuantizationCost | None:
     return QuantizationCost(_PUBLISHED[kind] / _PUBLISHED_BF16, measured=False, on="Llama-3-8B")
 
 
-def costs_in(result: EvaluationResult, stage: str, parent: str) -> dict[str, QuantizationCost]:
+def costs_from_evaluation(result: EvaluationResult, stage: str, parent: str) -> dict[str, QuantizationCost]:
     """Return the measured cost of each type of a quantize stage.
 
     A comparison with the model that the files were made from goes before a fidelity record, which usually has
@@ -127,13 +127,13 @@ def _costs_in_run(model: Path) -> dict[str, QuantizationCost]:
         return {}
     siblings = {place: read_manifest(place) for place in sorted(model.parent.iterdir()) if place.is_dir()}
     manifests = {place: manifest for place, manifest in siblings.items() if manifest is not None}
-    quantized = [m for m in manifests.values() if m.kind == "quantize" and _is_made_from(m, stage)]
+    quantized = [m for m in manifests.values() if m.kind == "quantize" and _has_input(m, stage)]
     costs: dict[str, QuantizationCost] = {}
     for place, evaluation in manifests.items():
         if evaluation.kind == "evaluate" and (place / results.FILE_NAME).is_file():
             for manifest in quantized:
                 if manifest.digest in {record.digest for record in evaluation.inputs.values()}:
-                    measured = costs_in(results.read_results(place), manifest.name, stage.name)
+                    measured = costs_from_evaluation(results.read_results(place), manifest.name, stage.name)
                     costs = measured | costs
     return costs
 
@@ -190,5 +190,5 @@ def files_table(
     return ResultTable(title, headers, rows)
 
 
-def _is_made_from(manifest: Manifest, parent: Manifest) -> bool:
+def _has_input(manifest: Manifest, parent: Manifest) -> bool:
     return any(record.digest == parent.digest for record in manifest.inputs.values())

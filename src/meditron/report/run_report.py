@@ -10,7 +10,7 @@ from typing import Any
 
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.report.figures import write_figures
-from meditron.report.run_page import Curves, answers_of, run_page
+from meditron.report.run_page import Curves, answer_run_questions, run_page
 from meditron.store import results
 from meditron.store.files import write_json
 from meditron.store.jsonl import read_jsonl
@@ -35,10 +35,10 @@ def write_run_report(run_name: str, folder: Path, stages: Sequence[StagePlace]) 
         InputError: A manifest, a result or a metrics file is damaged.
         StorageError: The report cannot be written.
     """
-    evaluations = _evaluations(stages)
-    record = _record(run_name, stages, evaluations)
-    links = {name: _page_of(folder, place) for name, _, place in stages}
-    page, figures = run_page(record, evaluations, _curves(record, stages), links)
+    evaluations = _read_evaluations(stages)
+    record = _report_record(run_name, stages, evaluations)
+    links = {name: _stage_page_path(folder, place) for name, _, place in stages}
+    page, figures = run_page(record, evaluations, _read_training_curves(record, stages), links)
     write_figures(folder, figures)
     # The page is written last: if it is newer than every stage, the other files are complete too.
     write_json(folder / JSON, record)
@@ -46,7 +46,7 @@ def write_run_report(run_name: str, folder: Path, stages: Sequence[StagePlace]) 
     return record
 
 
-def _record(
+def _report_record(
     run_name: str, stages: Sequence[StagePlace], evaluations: Sequence[EvaluationResult]
 ) -> dict[str, Any]:
     """Return the content of `report.json`.
@@ -62,9 +62,9 @@ def _record(
     complete = [manifest for manifest in manifests.values() if manifest is not None]
     record: dict[str, Any] = {
         "run": run_name,
-        **_merged(evaluations),
-        "stages": {name: _stage(kind, place, manifests[name]) for name, kind, place in stages},
-        "domains": {source: domain for manifest in complete for source, domain in _domains(manifest)},
+        **_merge_evaluations(evaluations),
+        "stages": {name: _stage_record(kind, place, manifests[name]) for name, kind, place in stages},
+        "domains": {source: domain for manifest in complete for source, domain in _source_domains(manifest)},
         "licences": {source: terms for manifest in complete for source, terms in manifest.licences.items()},
         "made": _environments(complete),
         "advisory": DISCLAIMER,
@@ -72,12 +72,12 @@ def _record(
     record["answers"] = [
         {"question": answer.question, "verdict": answer.verdict, "sentence": answer.sentence}
         for result in evaluations
-        for answer in answers_of(result, record)
+        for answer in answer_run_questions(result, record)
     ]
     return record
 
 
-def _evaluations(stages: Sequence[StagePlace]) -> list[EvaluationResult]:
+def _read_evaluations(stages: Sequence[StagePlace]) -> list[EvaluationResult]:
     """Read the results of finished evaluate stages."""
     return [
         results.read_results(place)
@@ -86,7 +86,7 @@ def _evaluations(stages: Sequence[StagePlace]) -> list[EvaluationResult]:
     ]
 
 
-def _merged(evaluations: Sequence[EvaluationResult]) -> dict[str, Any]:
+def _merge_evaluations(evaluations: Sequence[EvaluationResult]) -> dict[str, Any]:
     """Merge the records of several evaluations."""
     merged: dict[str, Any] = {
         "perplexity": {},
@@ -106,7 +106,7 @@ def _merged(evaluations: Sequence[EvaluationResult]) -> dict[str, Any]:
     return merged
 
 
-def _stage(kind: str, place: Path, manifest: Manifest | None) -> dict[str, Any]:
+def _stage_record(kind: str, place: Path, manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {"kind": kind, "state": "partial" if place.is_dir() else "missing"}
     problems = verify_artifact(place, hashes=False)
@@ -127,7 +127,7 @@ def _stage(kind: str, place: Path, manifest: Manifest | None) -> dict[str, Any]:
     }
 
 
-def _domains(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _source_domains(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield each source with its domain, from the recipe's source tables."""
     sources = manifest.config.get("sources")
     for name, source in sources.items() if isinstance(sources, dict) else ():
@@ -155,7 +155,7 @@ def _environments(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
     return environments
 
 
-def _curves(record: dict[str, Any], stages: Sequence[StagePlace]) -> dict[str, Curves]:
+def _read_training_curves(record: dict[str, Any], stages: Sequence[StagePlace]) -> dict[str, Curves]:
     """Return the lines of `metrics.jsonl` of each finished stage that has the file."""
     return {
         name: list(read_jsonl(place / _METRICS))
@@ -164,7 +164,7 @@ def _curves(record: dict[str, Any], stages: Sequence[StagePlace]) -> dict[str, C
     }
 
 
-def _page_of(folder: Path, place: Path) -> str | None:
+def _stage_page_path(folder: Path, place: Path) -> str | None:
     """Return the path of a stage's own page, relative to the run's folder; None without one."""
     page = place / HTML
     return page.relative_to(folder).as_posix() if page.is_file() else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["INK", "MUTED", "PAPER", "RULE", "SERIES", "matplotlib_style", "standalone", "to_svg"]
+__all__ = ["INK", "MUTED", "PAPER", "RULE", "SERIES", "matplotlib_style", "standalone_svg", "to_svg"]
 
 # matplotlib takes colours only, no CSS variables: it draws with placeholders that nobody would choose, which
 # are then replaced by the variables of `pages.css`. The series are Okabe and Ito's palette, which readers
@@ -78,7 +78,7 @@ def to_svg(figure: "Figure") -> str:
     return text
 
 
-def standalone(svg: str) -> str:
+def standalone_svg(svg: str) -> str:
     """Return a chart as a file of its own, which follows the reader's light or dark setting."""
     light, dark = (
         " ".join(f"{variable}: {values[theme]};" for variable, *values in _VARIABLES.values())

@@ -15,7 +15,7 @@ from meditron.core.units import is_numeric_cell
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-__all__ = ["layout", "print_table"]
+__all__ = ["layout_table", "print_table"]
 
 _UNLIMITED = 10_000  # columns of a stream that is not a terminal
 _NARROWEST_LABEL = 12  # columns of a header beside its value
@@ -46,16 +46,16 @@ def print_table(
     width = Console(file=stream).width if stream is not None and stream.isatty() else _UNLIMITED
     if answer and width < _UNLIMITED:
         terminal = Console(highlight=False, markup=False, emoji=False)
-        terminal.print(layout(headers, cells, width, caption))
+        terminal.print(layout_table(headers, cells, width, caption))
         return
-    text = _as_text(headers, cells, width, caption)
+    text = _render_text(headers, cells, width, caption)
     if answer:
         print(f"{text}\n", flush=True)  # noqa: T201
     else:
         info(text)
 
 
-def layout(
+def layout_table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], width: int, title: str | None = None
 ) -> "RenderableType":
     """Lay out a table for lines of `width` columns; `rows` hold no control characters."""
@@ -65,14 +65,14 @@ def layout(
     columns = [_Column(header, [row[place] for row in rows]) for place, header in enumerate(headers)]
     caption = [Text(title, style="italic")] if title else []
     if sum(column.least for column in columns) + _frame_width(len(columns)) <= width:
-        return Group(*caption, _table(columns, width))
-    return Group(*caption, *_stacked(headers, rows, width))
+        return Group(*caption, _rich_table(columns, width))
+    return Group(*caption, *_stacked_rows(headers, rows, width))
 
 
-def _as_text(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int, title: str | None) -> str:
+def _render_text(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int, title: str | None) -> str:
     plain = _plain_console(width)
     with plain.capture() as captured:
-        plain.print(layout(headers, rows, width, title))
+        plain.print(layout_table(headers, rows, width, title))
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
 
 
@@ -103,7 +103,7 @@ def _frame_width(columns: int) -> int:
     return 3 * columns + 1
 
 
-def _table(columns: Sequence[_Column], width: int) -> "RenderableType":
+def _rich_table(columns: Sequence[_Column], width: int) -> "RenderableType":
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -127,7 +127,9 @@ def _table(columns: Sequence[_Column], width: int) -> "RenderableType":
     return table
 
 
-def _stacked(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> "Iterator[RenderableType]":
+def _stacked_rows(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], width: int
+) -> "Iterator[RenderableType]":
     """Yield each row as a block: its first cell, then a line for each further cell that is not empty."""
     from rich.cells import cell_len
     from rich.padding import Padding

@@ -10,11 +10,11 @@ from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationRes
 __all__ = [
     "TOO_FEW",
     "before_and_after",
+    "describe_comparison",
     "difference_format",
     "difference_size",
-    "evidence",
     "find_accuracy",
-    "sentence",
+    "interval_and_p",
     "source_label",
     "verdict",
 ]
@@ -45,7 +45,7 @@ def verdict(comparison: Comparison) -> str:
     return "better" if (comparison.difference > 0) == (comparison.task is not None) else "worse"
 
 
-def sentence(comparison: Comparison, result: EvaluationResult, domains: Mapping[str, str]) -> str:
+def describe_comparison(comparison: Comparison, result: EvaluationResult, domains: Mapping[str, str]) -> str:
     """Describe one difference without claiming more than its verdict."""
     a, b, judged = comparison.a, comparison.b, verdict(comparison)
     if comparison.task:
@@ -63,7 +63,7 @@ def sentence(comparison: Comparison, result: EvaluationResult, domains: Mapping[
         return f"{scope}, the {measure} of {b} differs from {a} by {value}: too few for a verdict."
     if judged == "identical":
         return f"{scope}, {b} and {a} are identical: no document differs."
-    value += evidence(comparison)
+    value += interval_and_p(comparison)
     if judged == "undecided":
         detectable = (
             f"; a difference of {difference_size(comparison, comparison.detectable)} would be detected with "
@@ -72,10 +72,11 @@ def sentence(comparison: Comparison, result: EvaluationResult, domains: Mapping[
             else ""
         )
         return f"{scope}, no difference between {b} and {a} is shown: {value}{detectable}."
-    return f"{scope}, {b} {verbs[judged]} {a}: {measure} differs by {value}.{_change(comparison, result)}"
+    values = _before_and_after_sentence(comparison, result)
+    return f"{scope}, {b} {verbs[judged]} {a}: {measure} differs by {value}.{values}"
 
 
-def evidence(comparison: Comparison) -> str:
+def interval_and_p(comparison: Comparison) -> str:
     """Return the interval and p: `, 95 % interval −0.3 to −0.1, p = 0.012 (adjusted for 8 comparisons)`."""
     ends = [difference_format(comparison)(end) for end in comparison.interval or ()]
     interval = f", 95 % interval {' to '.join(ends)}" if ends else ""
@@ -131,7 +132,7 @@ def _adjusted_p(comparison: Comparison) -> float:
     return comparison.p if comparison.p_adjusted is None else comparison.p_adjusted
 
 
-def _change(comparison: Comparison, result: EvaluationResult) -> str:
+def _before_and_after_sentence(comparison: Comparison, result: EvaluationResult) -> str:
     kind = ("Accuracy", comparison.task) if comparison.task else ("Perplexity", comparison.source)
     return next(
         (

@@ -89,7 +89,7 @@ class Checkpoints:
         remove_temporaries(self.folder)
         for step, folder in self._newest_first():
             try:
-                state = _verified_state(folder, step)
+                state = _read_verified_state(folder, step)
             except (InputError, SourceError) as error:
                 warn(f"{error.message}; using the checkpoint before it")
                 continue
@@ -112,7 +112,10 @@ class Checkpoints:
 
     def _write(self, folder: Path, step: int, optimizer: MasterAdamW) -> None:
         digests = {}
-        for part, tensors in {**optimizer.tensors(), "random": _random_states(optimizer.device)}.items():
+        for part, tensors in {
+            **optimizer.state_tensors(),
+            "random": _random_states(optimizer.device),
+        }.items():
             path = folder / f"{part}.safetensors"
             _write_tensors(path, tensors)
             digests[part] = sha256_file(path)
@@ -151,7 +154,7 @@ def _restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(states[device.type], device)
 
 
-def _verified_state(folder: Path, step: int) -> dict[str, Any]:
+def _read_verified_state(folder: Path, step: int) -> dict[str, Any]:
     """Read a checkpoint's `state.json`; InputError unless all its files have the recorded hashes."""
     path = folder / "state.json"
     state = read_json(path)

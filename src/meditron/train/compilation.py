@@ -9,11 +9,11 @@ from meditron.model.llama import Llama
 from meditron.store.files import cache_folder
 from meditron.train.attention import attend
 
-__all__ = ["compiled"]
+__all__ = ["compiled_blocks"]
 
 
 @contextmanager
-def compiled(model: Llama) -> Iterator[None]:
+def compiled_blocks(model: Llama) -> Iterator[None]:
     """Compile each block at its first use; all blocks are alike, so one compilation serves them all.
 
     On a CPU the blocks also get an attention whose gradient is computed by matrix products, which is faster

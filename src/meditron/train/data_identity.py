@@ -10,7 +10,7 @@ from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
 from meditron.tasks.overlap import passages
 
-__all__ = ["base_ancestry", "hex_digest", "text_hashes"]
+__all__ = ["base_ancestry", "hex_digest", "passage_hashes"]
 
 
 def base_ancestry(base: Artifact) -> Ancestry:
@@ -35,7 +35,7 @@ def hex_digest(artifact: Artifact) -> str:
     return digest if re.fullmatch("[0-9a-f]{64}", digest) else hashlib.sha256(digest.encode()).hexdigest()
 
 
-def text_hashes(messages: Iterable[str]) -> tuple[str, ...] | None:
+def passage_hashes(messages: Iterable[str]) -> tuple[str, ...] | None:
     """Return the sorted short content hashes of messages' passages; None if there are too many to list."""
     hashes: set[str] = set()
     for message in messages:

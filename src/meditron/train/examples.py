@@ -60,9 +60,9 @@ class ConversationRow:
     turns: tuple[Turn, ...]
     path: Path
     """File of the row."""
-    place: str
+    place_in_file: str
     """Place in the file, for errors."""
-    content: str
+    content_sha256: str
     """Hexadecimal SHA-256 of the row's content: of the question, or of the messages."""
 
 
@@ -72,10 +72,10 @@ class Example:
 
     id: str
     split: _Split
-    content: str
+    content_sha256: str
     """As in `ConversationRow`."""
     turns: tuple[Turn, ...]
-    tokenized: TokenizedConversation
+    tokenized_turns: TokenizedConversation
 
 
 def read_conversations(path: Path) -> Iterator[ConversationRow]:
@@ -88,21 +88,21 @@ def read_conversations(path: Path) -> Iterator[ConversationRow]:
     for number, row in enumerate(read_jsonl(path), start=1):
         place = f"row {number}"
         try:
-            _refuse_unsupported(row)
-            first_format = _same_format(row, first_format)
+            _refuse_unsupported_keys(row)
+            first_format = _require_same_format(row, first_format)
             turns = parse_row(row)
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
         # A row of the other formats is hashed as the messages it stands for.
         messages = row.get("messages") or [[turn.role, turn.content] for turn in turns]
         # Without an id, from the content: it stays the same if rows are added or reordered.
-        name = row.get("id", _hash(json.dumps(messages, sort_keys=True))[:16])
+        name = row.get("id", _sha256_hex(json.dumps(messages, sort_keys=True))[:16])
         if not isinstance(name, str | int):
             raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
         yield ConversationRow(str(name), turns, path, place, _content_hash(turns))
 
 
-def _same_format(row: Mapping[str, Any], first_format: str | None) -> str:
+def _require_same_format(row: Mapping[str, Any], first_format: str | None) -> str:
     """Return the row's format; ValueError if the rows before it have another."""
     name = row_format(row)
     if name != (first_format or name):
@@ -110,7 +110,7 @@ def _same_format(row: Mapping[str, Any], first_format: str | None) -> str:
     return name
 
 
-def _refuse_unsupported(row: Mapping[str, Any]) -> None:
+def _refuse_unsupported_keys(row: Mapping[str, Any]) -> None:
     """Refuse a row with a key that would change its meaning; unknown keys are metadata."""
     for key in _UNSUPPORTED_KEYS:
         if row.get(key) not in (None, [], {}, ""):
@@ -139,11 +139,11 @@ def task_conversations(task: Task, template: str, path: Path) -> Iterator[Conver
         if duplicate is not None:
             problem = f"a training question that is also a test question ({duplicate})"
             raise InputError(path, problem, place=question.id)
-        turns = _turns(task, question, template)
+        turns = _question_turns(task, question, template)
         yield ConversationRow(question.id, turns, path, question.id, question.content_sha256)
 
 
-def _turns(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
+def _question_turns(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
     rendered = task.template.render(question)
     return question_turns(rendered.prompt, rendered.continuations[question.gold], template)
 
@@ -175,18 +175,22 @@ def select_examples(
         try:
             tokenized = tokenize_conversation(tokenizer, conversation.turns, template)
         except ValueError as error:
-            raise InputError(conversation.path, str(error), place=conversation.place) from error
+            raise InputError(conversation.path, str(error), place=conversation.place_in_file) from error
         except InputError as error:  # from the chat template, which may accept other rows
             hint = error.hint or "change the row to messages that the model's chat template accepts"
-            raise InputError(conversation.path, error.message, place=conversation.place, hint=hint) from error
+            raise InputError(
+                conversation.path, error.message, place=conversation.place_in_file, hint=hint
+            ) from error
         split: _Split = "train"
         if len(tokenized.ids) > length:
             split = "too-long"
         # The first 64 bits of the hash as a uniform number; the prefix makes it independent of other hashes.
-        elif int(_hash(f"heldout/{conversation.content}")[:16], 16) < heldout * 2**64:
+        elif int(_sha256_hex(f"heldout/{conversation.content_sha256}")[:16], 16) < heldout * 2**64:
             split = "heldout"
         trained += split == "train"
-        examples.append(Example(conversation.id, split, conversation.content, conversation.turns, tokenized))
+        examples.append(
+            Example(conversation.id, split, conversation.content_sha256, conversation.turns, tokenized)
+        )
     return examples
 
 
@@ -198,13 +202,15 @@ def write_rows(path: Path, examples: Iterable[Example]) -> None:
                 {
                     "id": example.id,
                     "split": example.split,
-                    "content": example.content,
+                    "content": example.content_sha256,
                     "messages": [
                         {"role": turn.role, "content": turn.content} | ({} if turn.in_loss else {"weight": 0})
                         for turn in example.turns
                     ],
-                    "ids": example.tokenized.ids,
-                    "roles": [[span.role, span.tokens, span.in_loss] for span in example.tokenized.spans],
+                    "ids": example.tokenized_turns.ids,
+                    "roles": [
+                        [span.role, span.tokens, span.in_loss] for span in example.tokenized_turns.spans
+                    ],
                 }
             )
 
@@ -214,5 +220,5 @@ def _content_hash(turns: Iterable[Turn]) -> str:
     return content_sha256("\x1f".join(f"{turn.role}: {turn.content}" for turn in turns))
 
 
-def _hash(text: str) -> str:
+def _sha256_hex(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from meditron.model.llama import Llama
-from meditron.model.nll import nll_rows
+from meditron.model.nll import document_nll
 from meditron.store.corpus import select_heldout
 from meditron.text.tokenizer import Tokenizer
-from meditron.train.loop import collate, count_targets, micro_batches, summed_nll
+from meditron.train.loop import batch_nll, collate, count_targets, micro_batches
 from meditron.train.samples import TrainingDataset
 
 __all__ = ["conversation_loss", "document_loss", "heldout_documents"]
@@ -34,7 +34,7 @@ def document_loss(
     """Return, by source, nats per predicted token of its documents, truncated to `max_length` tokens each."""
     losses = {}
     for source, token_ids in documents.items():
-        nll, tokens = nll_rows(model, token_ids, max_length=max_length)
+        nll, tokens = document_nll(model, token_ids, max_length=max_length)
         # Total over total, as in perplexity: a mean of the documents' means would weigh short ones more.
         if tokens.sum():
             losses[source] = float(nll.sum() / tokens.sum())
@@ -50,6 +50,6 @@ def conversation_loss(model: Llama, dataset: TrainingDataset, *, batch_size: int
     with torch.no_grad(), eager:
         for samples in micro_batches([dataset[k] for k in range(len(dataset))], batch_size):
             batch = collate(samples, by_document=dataset.document_mask, device=device)
-            total += float(summed_nll(model, batch))
+            total += float(batch_nll(model, batch))
             targets += count_targets(samples)
     return total / targets

@@ -46,11 +46,11 @@ class ParallelLayout(Protocol):
         """Device of this rank's weights and batches."""
         ...
 
-    def wrap(self, model: Llama) -> TrainableModel:
+    def wrap_model(self, model: Llama) -> TrainableModel:
         """Return the model to train; called once, before the optimizer takes the model's parameters."""
         ...
 
-    def sum(self, value: Tensor) -> Tensor:
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
         """Return the sum of a value over the ranks."""
         ...
 
@@ -71,11 +71,11 @@ class SingleProcess:
     rank: int = 0
     world_size: int = 1
 
-    def wrap(self, model: Llama) -> TrainableModel:
+    def wrap_model(self, model: Llama) -> TrainableModel:
         """Return the model itself."""
         return model
 
-    def sum(self, value: Tensor) -> Tensor:
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
         """Return the value itself."""
         return value
 

@@ -21,11 +21,11 @@ __all__ = [
     "Batch",
     "StepResult",
     "TrainState",
+    "batch_nll",
     "collate",
     "count_targets",
     "learning_rate",
     "micro_batches",
-    "summed_nll",
     "train",
 ]
 
@@ -47,7 +47,7 @@ class TrainState:
 class StepResult:
     """The figures of one optimizer step."""
 
-    number: int
+    step_number: int
     """Steps done, this one included."""
     loss: float
     """Nats per target token of the batch, before the step."""
@@ -80,20 +80,20 @@ def train(state: TrainState, *, log: Callable[[StepResult], None], checkpoint: C
         samples = [dataset[k] for k in range(first + layout.rank, end, layout.world_size)]
         # The loss is the mean over the targets of the whole batch. Micro-batches and ranks have unequal
         # numbers of targets, so a mean of their means would be another loss.
-        targets = layout.sum(torch.tensor(count_targets(samples), device=layout.device))
+        targets = layout.sum_over_ranks(torch.tensor(count_targets(samples), device=layout.device))
         loss = torch.zeros((), device=layout.device)
         for micro_batch in micro_batches(samples, config.micro_batch_size):
             batch = collate(micro_batch, by_document=dataset.document_mask, device=layout.device)
-            micro_loss = summed_nll(model, batch) / targets
+            micro_loss = batch_nll(model, batch) / targets
             micro_loss.backward()  # type: ignore[no-untyped-call]
             # Detached: the graph of this micro-batch is freed before the next forward pass.
             loss += micro_loss.detach()
         # Once per step, after all micro-batches: their gradients have accumulated locally.
         layout.sum_gradients(optimizer.gradients())
-        loss = layout.sum(loss)
+        loss = layout.sum_over_ranks(loss)
         gradient_norm = optimizer.gradient_norm()
         # Before the step: the weights and the last checkpoint stay good.
-        _require_finite(step + 1, float(loss), float(gradient_norm), samples)
+        _require_finite_loss(step + 1, float(loss), float(gradient_norm), samples)
         rate = learning_rate(step, total_steps, config)
         optimizer.step(rate, gradient_norm, config.max_grad_norm)
         # Without logging, held-out evaluation and checkpoints: the speed of training alone.
@@ -120,7 +120,7 @@ def collate(samples: Sequence[Sample], *, by_document: bool, device: torch.devic
     With `by_document` a token attends to its own document only, and positions restart with each document.
     """
     length = max(len(sample.ids_S) for sample in samples)
-    samples = [sample.padded(length) for sample in samples]
+    samples = [sample.pad_to(length) for sample in samples]
 
     def stack(arrays: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(arrays)).to(device)
@@ -135,7 +135,7 @@ def collate(samples: Sequence[Sample], *, by_document: bool, device: torch.devic
     return Batch(ids_BS, targets_BS, positions_BS, document_mask(documents_BS))
 
 
-def summed_nll(model: TrainableModel, batch: Batch) -> Tensor:
+def batch_nll(model: TrainableModel, batch: Batch) -> Tensor:
     """Run the forward pass and sum the negative log-likelihood of the targets, in nats.
 
     The output projection is computed for positions with a target only: in finetuning these are few, and
@@ -171,7 +171,7 @@ def micro_batches(samples: Sequence[Sample], size: int | None) -> Iterator[Seque
         yield samples[start : start + size]
 
 
-def _require_finite(step: int, loss: float, gradient_norm: float, samples: Sequence[Sample]) -> None:
+def _require_finite_loss(step: int, loss: float, gradient_norm: float, samples: Sequence[Sample]) -> None:
     # The norm too: a finite loss can have a gradient that overflows, and the step would spread it.
     if math.isfinite(loss) and math.isfinite(gradient_norm):
         return

@@ -74,16 +74,16 @@ class MasterAdamW:
         self._adamw.grad_scale = ((gradient_norm + 1e-6) / max_grad_norm).clamp(min=1.0)  # type: ignore[attr-defined]
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
-        self._copy_back()
+        self._copy_masters_to_model()
 
     @torch.no_grad()
-    def _copy_back(self) -> None:
+    def _copy_masters_to_model(self) -> None:
         masters = list(self.masters.values())
         # In float32 master and weight are one tensor; there is nothing to copy.
         if masters[0] is not self._weights[0]:
             torch._foreach_copy_(self._weights, masters)
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
+    def state_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the state to resume from, by name: `weights` (the masters), `exp_avg`, `exp_avg_sq`."""
         moments = {
             moment: {name: self._adamw.state[master][moment] for name, master in self.masters.items()}
@@ -98,7 +98,7 @@ class MasterAdamW:
         Raises:
             ValueError: Names or shapes do not match this model; nothing has changed.
         """
-        current = self.tensors()
+        current = self.state_tensors()
         # All shapes are checked before the first copy, so a mismatch leaves no half-restored model behind.
         for kind, parts in current.items():
             shapes = {name: tensor.shape for name, tensor in parts.items()}
@@ -110,7 +110,7 @@ class MasterAdamW:
         # The step count corrects the bias of the moments; without it the first steps would be too large.
         for master in self.masters.values():
             self._adamw.state[master]["step"].fill_(steps)
-        self._copy_back()
+        self._copy_masters_to_model()
 
 
 class AccumulateIntoMaster:

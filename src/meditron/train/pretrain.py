@@ -17,7 +17,7 @@ from meditron.train.layout import SINGLE_PROCESS, ParallelLayout
 from meditron.train.loop import train
 from meditron.train.mixture import Mixture
 from meditron.train.runtime import deterministic
-from meditron.train.trainer import Trainer, TrainingInputs, finish, is_exported
+from meditron.train.trainer import Trainer, TrainingInputs, finish_training, is_exported
 
 __all__ = ["run"]
 
@@ -56,22 +56,22 @@ def run(
     with deterministic(config.seed or 0, config.threads):
         if not is_exported(out):
             # Inside `deterministic`: initial weights are drawn from its seed.
-            trainer = Trainer(config, inputs["base"], _inputs(config, inputs, out.name), out, layout)
+            trainer = Trainer(config, inputs["base"], _training_inputs(config, inputs, out.name), out, layout)
             with trainer.session():
                 train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint)
             trainer.export()
-    return finish(out)
+    return finish_training(out)
 
 
-def _inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], stage: str) -> TrainingInputs:
+def _training_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], stage: str) -> TrainingInputs:
     folder = inputs["tokens"].path
     tokenizer = load_tokenizer(folder)
-    mixture = _mixture(config, folder)
+    mixture = _open_mixture(config, folder)
     # Tokenized once: the held-out loss is taken before, during and after the training.
     heldout = heldout_documents(inputs["corpus"].path, tokenizer, config.heldout_documents)
     return TrainingInputs(
-        title="Continued pretraining",
-        label="pretrain",
+        report_title="Continued pretraining",
+        progress_label="pretrain",
         tokenizer=tokenizer,
         dataset=mixture,
         training=Training(
@@ -79,13 +79,13 @@ def _inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], stage: str) 
             kind="pretrain",
             data="corpus",
             data_digest=hex_digest(inputs["corpus"]),
-            documents=_hashes_of_documents(mixture, folder),
+            documents=_hash_trained_documents(mixture, folder),
         ),
-        heldout=partial(document_loss, documents=heldout, max_length=config.sequence_length),
+        heldout_loss=partial(document_loss, documents=heldout, max_length=config.sequence_length),
     )
 
 
-def _hashes_of_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] | None:
+def _hash_trained_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] | None:
     """Return the sorted content hashes of the documents trained on; None if more than `MAX_DOCUMENTS`."""
     # Only documents that were read: evaluation may then use the rest of the training split.
     indices = mixture.documents_read()
@@ -95,7 +95,7 @@ def _hashes_of_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] | No
     return tuple(sorted({hashes[source][i] for source, numbers in indices.items() for i in numbers.tolist()}))
 
 
-def _mixture(config: PretrainConfig, folder: Path) -> Mixture:
+def _open_mixture(config: PretrainConfig, folder: Path) -> Mixture:
     # Memory-mapped: a corpus may be larger than memory.
     sources = {path.stem: IndexedDataset(path.with_suffix("")) for path in sorted(folder.glob("*.idx"))}
     if not sources:

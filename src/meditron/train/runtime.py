@@ -22,19 +22,21 @@ def deterministic(seed: int, threads: int | None) -> Iterator[None]:
     """
     threads_before = torch.get_num_threads()
     algorithms_before = torch.are_deterministic_algorithms_enabled()
-    settings: Any = torch.utils.deterministic  # typed Any: its one attribute is defined at run time
-    fill_before = settings.fill_uninitialized_memory
+    deterministic_settings: Any = (
+        torch.utils.deterministic
+    )  # typed Any: its one attribute is defined at run time
+    fill_before = deterministic_settings.fill_uninitialized_memory
     try:
         torch.set_num_threads(threads or threads_before)
         torch.use_deterministic_algorithms(True)
         # torch would fill every new tensor first, a pass over memory; all of ours are overwritten anyway.
-        settings.fill_uninitialized_memory = False
+        deterministic_settings.fill_uninitialized_memory = False
         torch.manual_seed(seed)
         yield
     finally:
         torch.set_num_threads(threads_before)
         torch.use_deterministic_algorithms(algorithms_before)
-        settings.fill_uninitialized_memory = fill_before
+        deterministic_settings.fill_uninitialized_memory = fill_before
 
 
 class Interruption:

@@ -22,7 +22,7 @@ from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.checkpoint import Checkpoints
-from meditron.train.compilation import compiled
+from meditron.train.compilation import compiled_blocks
 from meditron.train.config import TrainingConfig
 from meditron.train.data_identity import base_ancestry
 from meditron.train.layout import SINGLE_PROCESS, ParallelLayout
@@ -33,14 +33,14 @@ from meditron.train.peak import matmul_peak
 from meditron.train.runtime import Interruption, interruptible
 from meditron.train.samples import TrainingDataset
 
-__all__ = ["Trainer", "TrainingInputs", "finish", "is_exported"]
+__all__ = ["Trainer", "TrainingInputs", "finish_training", "is_exported"]
 
 RESULT = "metrics.json"
 """The stage's metrics. Written after the export, so a run killed before its manifest trains nothing twice."""
 _CHECKPOINTS = "checkpoints"
 
 
-def _add_nothing(page: Page) -> None:
+def _add_no_sections(page: Page) -> None:
     """Leave the report as it is."""
 
 
@@ -48,22 +48,22 @@ def _add_nothing(page: Page) -> None:
 class TrainingInputs:
     """The data of a training, its held-out measurement, and the stage's own words and metrics."""
 
-    title: str
+    report_title: str
     """Title of the report."""
-    label: str
+    progress_label: str
     """Label of the progress bar."""
     tokenizer: Tokenizer
     """Tokenizer of the samples; exported with the model."""
     dataset: TrainingDataset
     training: Training
     """Entry of this training in the model's ancestry."""
-    heldout: Callable[[Llama], dict[str, float]]
+    heldout_loss: Callable[[Llama], dict[str, float]]
     """Returns, by source, nats per target of the held-out data."""
     target_fraction: float = 1.0
     """Fraction of the tokens that are targets and so reach the output projection."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Further metrics of the stage."""
-    add_to_report: Callable[[Page], None] = _add_nothing
+    add_to_report: Callable[[Page], None] = _add_no_sections
     """Adds the stage's own sections to the report."""
 
 
@@ -72,7 +72,7 @@ def is_exported(out: Path) -> bool:
     return (out / RESULT).is_file()
 
 
-def finish(out: Path) -> dict[str, Any]:
+def finish_training(out: Path) -> dict[str, Any]:
     """Remove the checkpoints of an exported training and return its metrics."""
     Checkpoints(out / _CHECKPOINTS, machine={}).remove_all()
     metrics: dict[str, Any] = read_json(out / RESULT)
@@ -104,10 +104,10 @@ class Trainer:
         self.ancestry = base_ancestry(base)
         # Loaded in float32 whatever dtype it trains in: the masters keep the precision of the file.
         self.model = load_model(resolve_model(base.spec), dtype=torch.float32, seed=config.seed or 0)
-        _require_fit(config, self.model, inputs.tokenizer)
+        _check_tokenizer_and_context(config, self.model, inputs.tokenizer)
         # Before wrapping: a layout shards the parameters where they are.
         self.model.to(layout.device)
-        wrapped = layout.wrap(self.model)
+        wrapped = layout.wrap_model(self.model)
         # After wrapping, because a layout may replace the parameters by its shards of them.
         optimizer = MasterAdamW(
             self.model,
@@ -128,7 +128,7 @@ class Trainer:
         self.state = TrainState(wrapped, optimizer, inputs.dataset, config, start_step, layout)
         # Measured in every run, also a resumed one: it may continue on another machine.
         sequences = config.micro_batch_size or config.batch_size
-        remaining = self._tokens(self.total_steps) - self._tokens(start_step)
+        remaining = self._tokens_in_steps(self.total_steps) - self._tokens_in_steps(start_step)
         self.peak_flops = matmul_peak(self.model, sequences * config.sequence_length, remaining)
         # Opened by `session`.
         self.metrics: MetricsFile
@@ -143,17 +143,20 @@ class Trainer:
             TrainingError: As `loop.train` does, with a hint that names the last good checkpoint.
             KeyboardInterrupt: SIGINT or SIGTERM was received; a checkpoint was saved.
         """
-        tokens_done = self._tokens(self.state.start_step)
+        tokens_done = self._tokens_in_steps(self.state.start_step)
         with MetricsFile(self.out / "metrics.jsonl", self.state.start_step) as self.metrics:
             # Not after a kill before the first checkpoint: the line of step 0 is there already.
             if not self.state.start_step and not self.metrics.rows:
-                self.metrics.append({"step": 0, "tokens": 0, "heldout": self.inputs.heldout(self.model)})
+                self.metrics.append({"step": 0, "tokens": 0, "heldout": self.inputs.heldout_loss(self.model)})
             # After the evaluation above: its batches have other shapes, and would be compiled for nothing.
             with (
-                compiled(self.model) if self.config.compile else nullcontext(),
+                compiled_blocks(self.model) if self.config.compile else nullcontext(),
                 interruptible() as self.interruption,
                 progress(
-                    self.inputs.label, self._tokens(self.total_steps), "tokens", start=tokens_done
+                    self.inputs.progress_label,
+                    self._tokens_in_steps(self.total_steps),
+                    "tokens",
+                    start=tokens_done,
                 ) as self.bar,
             ):
                 try:
@@ -166,12 +169,12 @@ class Trainer:
 
     def log(self, step: StepResult) -> None:
         """Write the figures of a step to `metrics.jsonl`, with the held-out loss if it is due."""
-        tokens = self._tokens(step.number) - self._tokens(step.number - 1)
+        tokens = self._tokens_in_steps(step.step_number) - self._tokens_in_steps(step.step_number - 1)
         tokens_per_second = tokens / step.seconds
         utilization = self._matmul_utilization(tokens_per_second)
         row: dict[str, Any] = {
-            "step": step.number,
-            "tokens": self._tokens(step.number),
+            "step": step.step_number,
+            "tokens": self._tokens_in_steps(step.step_number),
             "loss": step.loss,
             "learning_rate": step.learning_rate,
             "gradient_norm": step.gradient_norm,
@@ -182,8 +185,8 @@ class Trainer:
         if self.metrics.is_spike(step.loss):
             row["spike"] = True
         every = self.config.heldout_every
-        if step.number == self.total_steps or (every and step.number % every == 0):
-            row["heldout"] = self.inputs.heldout(self.model)
+        if step.step_number == self.total_steps or (every and step.step_number % every == 0):
+            row["heldout"] = self.inputs.heldout_loss(self.model)
         self.metrics.append(row)
         self.bar.fields(loss=f"{step.loss:.3f}", matmul=f"{100 * utilization:.0f} %")
         self.bar.advance(tokens)
@@ -206,18 +209,18 @@ class Trainer:
         # The order matters after a kill: the metrics file, which marks the export as complete, comes last.
         save_hf(self.model, self.model.config, self.inputs.tokenizer, self.out, getattr(torch, self.dtype))
         write_ancestry(self.out, self.ancestry.extended(self.inputs.training))
-        result = self._result()
+        result = self._final_metrics()
         write_training_page(
             self.out / "report.html",
-            self.inputs.title,
+            self.inputs.report_title,
             self.metrics.rows,
             result,
             self.inputs.add_to_report,
         )
         write_json(self.out / RESULT, result)
 
-    def _tokens(self, steps: int) -> int:
-        return self.inputs.dataset.tokens(steps * self.config.batch_size)
+    def _tokens_in_steps(self, steps: int) -> int:
+        return self.inputs.dataset.count_tokens(steps * self.config.batch_size)
 
     def _matmul_utilization(self, tokens_per_second: float) -> float:
         """Return the step's matrix operations per second over the measured peak."""
@@ -227,18 +230,18 @@ class Trainer:
         operations = shape.flops_per_token(self.config.sequence_length) - skipped
         return tokens_per_second * operations / self.peak_flops
 
-    def _result(self) -> dict[str, Any]:
+    def _final_metrics(self) -> dict[str, Any]:
         steps = [row for row in self.metrics.rows if "loss" in row]
-        heldout = self.metrics.heldout()
+        heldout = self.metrics.heldout_losses()
         first, last = heldout.get(0, {}), heldout.get(self.total_steps, {})
         # The median: the first steps include compilation, and others share the machine.
         speed = statistics.median(row["tokens_per_second"] for row in steps)
         return {
             "loss": steps[-1]["loss"],
             "heldout": {source: [first[source], last[source]] for source in first if source in last},
-            "tokens": self._tokens(self.total_steps),
+            "tokens": self._tokens_in_steps(self.total_steps),
             "steps": self.total_steps,
-            "epochs": self.inputs.dataset.epochs(len(self.inputs.dataset)),
+            "epochs": self.inputs.dataset.epochs_by_source(len(self.inputs.dataset)),
             **self.inputs.metrics,
             "tokens_per_second": speed,
             "peak_flops": self.peak_flops,
@@ -252,7 +255,7 @@ class Trainer:
         }
 
 
-def _require_fit(config: TrainingConfig, model: Llama, tokenizer: Tokenizer) -> None:
+def _check_tokenizer_and_context(config: TrainingConfig, model: Llama, tokenizer: Tokenizer) -> None:
     shape = model.config
     if tokenizer.vocab_size > shape.vocab_size:
         raise InputError(

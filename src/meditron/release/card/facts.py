@@ -8,15 +8,15 @@ from typing import Any
 
 from meditron.core.errors import UsageError
 from meditron.core.redaction import without_digest
-from meditron.release.card.chain import Chain, read_chain
+from meditron.release.card.chain import StageChain, read_chain
 from meditron.release.card.config import CardConfig
-from meditron.release.card.energy import estimate
+from meditron.release.card.energy import estimate_energy
 from meditron.store.ancestry import read_ancestry, training_data_sentence
 from meditron.store.manifest import Artifact, InputRecord, Manifest
 from meditron.store.models import ModelFiles
 from meditron.store.results import EvaluationResult, read_results
 
-__all__ = ["CardFacts", "gather", "origin"]
+__all__ = ["CardFacts", "gather_facts", "origin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class CardFacts:
     """Name of the run's folder."""
     model: str
     """Stage of the released model."""
-    chain: Chain
+    chain: StageChain
     result: EvaluationResult | None
     quantize: Manifest | None
     energy: Mapping[str, Any]
@@ -38,14 +38,14 @@ class CardFacts:
     """A sentence on the model's known training data."""
 
     @property
-    def line(self) -> list[Manifest]:
+    def lineage(self) -> list[Manifest]:
         """The stages of the model, from its base on."""
-        return self.chain.line(self.model)
+        return self.chain.lineage(self.model)
 
     @property
     def base(self) -> InputRecord | None:
         """The model that the first stage started from."""
-        return self.chain.parent(self.line[0])
+        return self.chain.parent_model(self.lineage[0])
 
     @property
     def corpora(self) -> list[Manifest]:
@@ -81,7 +81,7 @@ class CardFacts:
     @property
     def tags(self) -> tuple[str, ...]:
         """Tags for the hub."""
-        kinds = [stage.kind for stage in self.line]
+        kinds = [stage.kind for stage in self.lineage]
         gguf = ["gguf"] if self.files else []
         return tuple(dict.fromkeys(["medical", "research", "llama", *kinds, *gguf, *self.config.tags]))
 
@@ -90,7 +90,7 @@ class CardFacts:
         return [stage for stage in self.chain.with_dependencies([self.model]) if stage.kind == kind]
 
 
-def gather(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> CardFacts:
+def gather_facts(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> CardFacts:
     """Read the chain of stages and its evaluation.
 
     Raises:
@@ -103,7 +103,7 @@ def gather(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> Car
     quantize = inputs["quantize"].manifest if "quantize" in inputs else None
     evaluate = inputs.get("evaluate")
     run = out.resolve().parent.name
-    model = _released(inputs, chain, quantize)
+    model = _released_model_stage(inputs, chain, quantize)
     folder = next(iter(inputs.values())).path.parent / model
     return CardFacts(
         config=config,
@@ -113,15 +113,17 @@ def gather(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> Car
         chain=chain,
         result=read_results(evaluate.path) if evaluate else None,
         quantize=quantize,
-        energy=estimate(list(chain.stages.values()), config.energy),
+        energy=estimate_energy(list(chain.stages.values()), config.energy),
         training_data=training_data_sentence(read_ancestry(ModelFiles(model, "hf", folder))),
     )
 
 
-def _released(inputs: Mapping[str, Artifact], chain: Chain, quantize: Manifest | None) -> str:
+def _released_model_stage(
+    inputs: Mapping[str, Artifact], chain: StageChain, quantize: Manifest | None
+) -> str:
     """Return the stage of the released model; the quantized files must have been made from it."""
     # Files of another model under this card would be published with wrong scores.
-    parent = chain.parent(quantize) if quantize else None
+    parent = chain.parent_model(quantize) if quantize else None
     named = inputs["model"].name if "model" in inputs else None
     of = named or (parent.reference if parent else "")
     if of not in chain.stages:

@@ -8,9 +8,9 @@ from meditron.release.card.facts import CardFacts, origin
 from meditron.release.card.markdown import CardWriter
 from meditron.report import evaluation_tables as tables
 from meditron.report import methods, number_format
-from meditron.report.verdicts import sentence
+from meditron.report.verdicts import describe_comparison
 
-__all__ = ["energy", "evaluation", "files", "provenance"]
+__all__ = ["add_energy", "add_evaluation", "add_files", "add_provenance"]
 
 _ASSUMED = {
     "watts_per_core": "W per processor core",
@@ -22,7 +22,7 @@ _ASSUMED = {
 _DIGITS = 16  # of a digest: unique enough, and short enough for a table
 
 
-def evaluation(card: CardWriter, facts: CardFacts) -> None:
+def add_evaluation(card: CardWriter, facts: CardFacts) -> None:
     """Add the scores of all evaluated models, with intervals, baselines and differences."""
     card.section("Evaluation")
     result = facts.result
@@ -33,21 +33,21 @@ def evaluation(card: CardWriter, facts: CardFacts) -> None:
         name: {key: record.reference for key, record in stage.inputs.items()}
         for name, stage in facts.chain.stages.items()
     }
-    _put(card, tables.overview(result, facts.domains))
-    _put(card, tables.steps(result, tables.origins(result, references)))
-    _put(card, tables.differences(result.differences))
+    _add_table(card, tables.overview_table(result, facts.domains))
+    _add_table(card, tables.step_table(result, tables.parent_models(result, references)))
+    _add_table(card, tables.difference_table(result.differences))
     of_model = [comparison for comparison in result.differences if comparison.b == facts.model]
-    card.text("\n\n".join(sentence(comparison, result, facts.domains) for comparison in of_model))
-    _put(card, tables.measures(result, facts.domains))
-    _put(card, tables.rules(result))
+    card.text("\n\n".join(describe_comparison(comparison, result, facts.domains) for comparison in of_model))
+    _add_table(card, tables.held_out_table(result, facts.domains))
+    _add_table(card, tables.rule_table(result))
     if result.tasks:
-        card.text(methods.task_setup(result))
-    card.text(methods.truncation(result) or "No prompt and no document was truncated.")
+        card.text(methods.task_setup_sentences(result))
+    card.text(methods.truncation_sentence(result) or "No prompt and no document was truncated.")
     card.text(f"{methods.PERPLEXITY} {methods.ACCURACY} {methods.BASELINES}")
-    card.text(f"{methods.DIFFERENCE} {methods.VERDICT} {methods.evaluation_settings(result)}")
+    card.text(f"{methods.DIFFERENCE} {methods.VERDICT} {methods.evaluation_settings_sentence(result)}")
 
 
-def files(card: CardWriter, facts: CardFacts) -> None:
+def add_files(card: CardWriter, facts: CardFacts) -> None:
     """Add the quantized files, and their fidelity to the model."""
     if not facts.files:
         return
@@ -58,22 +58,22 @@ def files(card: CardWriter, facts: CardFacts) -> None:
             file["type"],
             format_bytes(file["bytes"]),
             number_format.decimal(file["bpw"]),
-            _fallbacks(facts, file),
+            _fallback_text(facts, file),
         )
         for file in facts.files
     ]
     headers = ("file", "type", "size", "bits per weight", "matrices of another type")
     card.table(headers, rows, "GGUF files")
     if facts.result is not None:
-        _put(card, tables.fidelity(facts.result))
+        _add_table(card, tables.fidelity_table(facts.result))
 
 
-def _fallbacks(facts: CardFacts, file: Mapping[str, Any]) -> str:
+def _fallback_text(facts: CardFacts, file: Mapping[str, Any]) -> str:
     counts = facts.fallbacks.get(file["path"], {})
     return ", ".join(f"{number_format.count(number)} × {kind}" for kind, number in counts.items()) or "none"
 
 
-def energy(card: CardWriter, facts: CardFacts) -> None:
+def add_energy(card: CardWriter, facts: CardFacts) -> None:
     """Add the energy estimate by stage, with all assumptions."""
     card.section("Estimated energy")
     card.text(
@@ -97,7 +97,7 @@ def energy(card: CardWriter, facts: CardFacts) -> None:
     card.table(("assumption", "value", "source"), assumptions, "Assumptions")
 
 
-def provenance(card: CardWriter, facts: CardFacts) -> None:
+def add_provenance(card: CardWriter, facts: CardFacts) -> None:
     """Add the chain of digests, the code, the versions, and the external inputs."""
     card.section("Provenance")
     card.text(
@@ -125,6 +125,6 @@ def provenance(card: CardWriter, facts: CardFacts) -> None:
     card.key_values({"Libraries": ", ".join(f"{name} {version}" for name, version in versions.items())})
 
 
-def _put(card: CardWriter, table: tables.ResultTable) -> None:
+def _add_table(card: CardWriter, table: tables.ResultTable) -> None:
     if table.rows:
         card.table(table.headers, table.rows, table.caption)

@@ -10,7 +10,7 @@ from meditron.store.manifest import Manifest
 from meditron.tasks.prompt_template import find_prompt_template
 from meditron.tasks.question import Question
 
-__all__ = ["citation", "prompt", "run_it"]
+__all__ = ["add_citation", "add_prompts", "add_run_commands"]
 
 _PROMPT = "Hypertension is treated with"
 _TEMPLATES = {
@@ -21,12 +21,12 @@ _TEMPLATES = {
 }
 
 
-def run_it(card: CardWriter, facts: CardFacts) -> None:
+def add_run_commands(card: CardWriter, facts: CardFacts) -> None:
     """Add commands and code for these files, relative to the run's folder."""
     card.section("How to run it")
     card.text(f"From the run's folder, {facts.run}:")
     quantized = [file for file in facts.files if file["type"] not in FLOAT_TYPES]
-    chat = [f"meditron chat {_quantize_stage(facts)}:{file['type']}" for file in quantized]
+    chat = [f"meditron chat {_quantize_stage_name(facts)}:{file['type']}" for file in quantized]
     card.code("\n".join([*chat, f'meditron generate {facts.model} "{_PROMPT}"']), "sh")
     card.text("With transformers:")
     card.code(
@@ -39,17 +39,17 @@ def run_it(card: CardWriter, facts: CardFacts) -> None:
     )
     if facts.files:
         file = (quantized or facts.files)[-1]
-        path = PurePosixPath(_quantize_stage(facts)) / file["path"]
+        path = PurePosixPath(_quantize_stage_name(facts)) / file["path"]
         card.text("With llama.cpp:")
         card.code(f'llama-cli -m {path} -p "{_PROMPT}"', "sh")
 
 
-def prompt(card: CardWriter, facts: CardFacts) -> None:
+def add_prompts(card: CardWriter, facts: CardFacts) -> None:
     """Add the prompt templates of finetuning and evaluation."""
     card.section("Prompts")
     finetuned = [stage for stage in facts.line if "template" in stage.config]
     for stage in finetuned:
-        card.text(f"{stage.name} was trained {_template(stage)}{_answer_end(stage)}.")
+        card.text(f"{stage.name} was trained {_template_phrase(stage)}{_answer_end_phrase(stage)}.")
     if not finetuned:
         card.text("The model was not finetuned: prompt it with the beginning of a text to continue.")
     tasks = [stage.metrics["task"] for stage in finetuned if stage.metrics.get("task")]
@@ -61,12 +61,12 @@ def prompt(card: CardWriter, facts: CardFacts) -> None:
         card.code(_example_prompt(name))
 
 
-def _template(stage: Manifest) -> str:
+def _template_phrase(stage: Manifest) -> str:
     name = stage.config["template"]
     return _TEMPLATES.get(name, f"with the template {name}")
 
 
-def _answer_end(stage: Manifest) -> str:
+def _answer_end_phrase(stage: Manifest) -> str:
     """Return how a training answer ended, if no chat template defines it."""
     if stage.config["template"] != "none":
         return ""
@@ -83,7 +83,7 @@ def _example_prompt(name: str) -> str:
     return template.render(question).prompt
 
 
-def citation(card: CardWriter, facts: CardFacts) -> None:
+def add_citation(card: CardWriter, facts: CardFacts) -> None:
     """Add an entry for BibTeX."""
     card.section("Citation")
     last = max(facts.chain.stages.values(), key=lambda stage: stage.ended)
@@ -94,15 +94,15 @@ def citation(card: CardWriter, facts: CardFacts) -> None:
         "year": str(last.ended.year),
         "note": f"Made with meditron {version}".rstrip(),
     }
-    lines = [f"  {key} = {{{_bibtex(value)}}}," for key, value in fields.items() if value]
+    lines = [f"  {key} = {{{_bibtex_value(value)}}}," for key, value in fields.items() if value]
     key = re.sub(r"[^A-Za-z0-9_-]+", "-", facts.name)
     card.code("\n".join([f"@misc{{{key},", *lines, "}"]), "bibtex")
 
 
-def _quantize_stage(facts: CardFacts) -> str:
+def _quantize_stage_name(facts: CardFacts) -> str:
     return facts.quantize.name if facts.quantize else ""
 
 
-def _bibtex(value: str) -> str:
+def _bibtex_value(value: str) -> str:
     """Remove characters that would end a field."""
     return re.sub(r"[{}\\]", "", value)
