@@ -143,7 +143,7 @@ def test_any_table_gives_a_config_or_an_input_error(changes):
         config = LlamaConfig.from_hf(LLAMA | changes)
     except InputError:
         return
-    assert config.parameters > 0
+    assert config.parameter_count > 0
 
 
 @given(
@@ -157,7 +157,7 @@ def test_any_metadata_gives_a_config_or_an_input_error(changes):
         config = LlamaConfig.from_gguf(GGUF | changes, tied=True)
     except InputError:
         return
-    assert config.parameters > 0
+    assert config.parameter_count > 0
 
 
 def test_gguf_metadata_gives_the_same_config():
@@ -199,14 +199,14 @@ def test_parameter_counts_of_published_models():
             "num_attention_heads": 64, "num_key_value_heads": 8,
         }
     )  # fmt: skip
-    assert (seven.parameters, seventy.parameters) == (6_738_415_616, 68_976_648_192)
+    assert (seven.parameter_count, seventy.parameter_count) == (6_738_415_616, 68_976_648_192)
     assert seven.flops_per_token(4096) == pytest.approx(46.9e9, rel=1e-3)
 
 
 def test_parameters_are_those_of_the_model():
     for tied in (True, False):
         config = LlamaConfig.from_hf(LLAMA | {"tie_word_embeddings": tied, "head_dim": 20})
-        assert config.parameters == sum(weight.numel() for weight in Llama(config).parameters())
+        assert config.parameter_count == sum(weight.numel() for weight in Llama(config).parameters())
 
 
 def test_presets_start_with_the_quickstart_tokenizer():

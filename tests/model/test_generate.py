@@ -73,7 +73,7 @@ def test_settings_out_of_range_are_refused_at_once(settings, problem):
 def test_the_options_of_generate_are_the_sampling_settings():
     assert SamplingOptions.__annotations__ == SamplingConfig.__annotations__
     sampling = SamplingConfig(max_tokens=3, temperature=0.5, top_p=0.9, top_k=7, seed=2)
-    assert SamplingConfig(**sampling.options) == sampling
+    assert SamplingConfig(**sampling.generate_arguments) == sampling
 
 
 @given(

@@ -23,7 +23,7 @@ from meditron.release.card.config import CardConfig
 from meditron.release.card.markdown import MarkdownWriter, RedactingWriter, without_secrets_and_paths
 from meditron.release.card.stage import run
 from meditron.report.evaluation_page import write_evaluation_page
-from meditron.report.number_format import FORMS
+from meditron.report.number_format import FORMATS
 from meditron.report.run_report import write_run_report
 from meditron.store.ancestry import Training, untrained_ancestry, write_ancestry
 from meditron.store.models import resolve_model
@@ -79,7 +79,7 @@ class Told:
         self.texts = [value for value in values if isinstance(value, str)]
         self.texts += [life.manifest(path.parent.name).digest for path in paths]
         numbers = {value for value in values if isinstance(value, int | float) and abs(value) < 1e15}
-        forms = (*FORMS, format_duration, format_bytes, repr)
+        forms = (*FORMATS, format_duration, format_bytes, repr)
         self.words = {word for value in numbers for form in forms for word in words(form(value))}
         self.words |= {word for text in self.texts for word in words(text)} | STATED
         # The citation's year is that of the last stage's end.

@@ -32,7 +32,7 @@ def test_each_measure_has_its_form(form: object, value: float, text: str) -> Non
     assert form(value) == text  # type: ignore[operator]
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.sampled_from(number_format.FORMS))
+@given(st.floats(0, 1), st.floats(0, 1), st.sampled_from(number_format.FORMATS))
 def test_a_figure_with_its_interval_is_a_figure(low: float, high: float, form: object) -> None:
     ends = number_format.interval((low, high), form)  # type: ignore[arg-type]
     if form is not number_format.probability:

@@ -48,7 +48,7 @@ def test_the_measurement_has_bounded_memory_and_cost(monkeypatch, trained):
     assert max(4 * held for held, _ in elements) <= 48 << 20
     operations = 4 * sum(each for _, each in elements)
     if trained is not None:
-        assert operations <= 0.01 * 6 * trained * config.parameters
+        assert operations <= 0.01 * 6 * trained * config.parameter_count
 
 
 def test_the_peak_is_measured_in_the_models_dtype():

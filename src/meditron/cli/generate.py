@@ -72,11 +72,13 @@ def generate(
     with load(model, dtype=dtype, backend=engine, context=context) as loaded:
         if jsonl is not None:
             failed = answer_all(
-                jsonl, out, lambda line: loaded.generate(line, raw=raw, **sampling.options).finish()
+                jsonl,
+                out,
+                lambda line: loaded.generate(line, raw=raw, **sampling.generate_arguments).finish(),
             )
             return int(failed > 0)
         assert text is not None  # noqa: S101  # `_check_usage`: there is a prompt or a file
-        _print_reply(loaded.generate(text, raw=raw, **sampling.options), as_json=as_json)
+        _print_reply(loaded.generate(text, raw=raw, **sampling.generate_arguments), as_json=as_json)
     return 0
 
 
@@ -103,7 +105,14 @@ def _print_reply(reply: "Reply", *, as_json: bool) -> None:
         sys.stdout.flush()
     done = reply.finish()
     if as_json:
-        emit({"text": done.text, "tokens": done.tokens, "seconds": round(done.seconds, 3), "stop": done.stop})
+        emit(
+            {
+                "text": done.text,
+                "tokens": done.tokens,
+                "seconds": round(done.seconds, 3),
+                "stop": done.stop_reason,
+            }
+        )
     else:
         sys.stdout.write("\n")
         info(f"{done.tokens:,} tokens in {format_duration(done.seconds)}")

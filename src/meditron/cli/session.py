@@ -80,10 +80,10 @@ class Session:
             self._conversation.add_turn(question, done.text)
         if self._json:
             row = {"text": done.text.strip(), "tokens": done.tokens, "seconds": round(done.seconds, 3)}
-            emit_line(json.dumps({**row, "stop": done.stop}, ensure_ascii=False) + "\n")
+            emit_line(json.dumps({**row, "stop": done.stop_reason}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
-        elif done.stop in _STOP_NOTES:
-            info(_STOP_NOTES[done.stop].format(tokens=done.tokens))
+        elif done.stop_reason in _STOP_NOTES:
+            info(_STOP_NOTES[done.stop_reason].format(tokens=done.tokens))
         elif not done.text.strip():
             info("(the answer is empty)")
 
@@ -128,7 +128,7 @@ class Session:
         info("(a new conversation)")
 
     def _system(self, text: str) -> None:
-        self._conversation.system = text or None
+        self._conversation.system_prompt = text or None
         info("(the system prompt is set)" if text else "(the system prompt is removed)")
 
     def _regenerate(self, _: str) -> None:

@@ -46,9 +46,9 @@ def load(
         dtype: torch only: float32, bfloat16 or float16. Default: float32 on a CPU, bfloat16 on a GPU.
         backend: Default: llama.cpp for a quantized GGUF file, if xllamacpp is installed and `dtype` is None;
             otherwise torch.
-        context: Maximum number of tokens of a prompt and its answer together, at most the model's. Default:
-            the model's; in llama.cpp, which allocates all of it at the start, as much of it as a memory limit
-            allows (`meditron.engine.llamacpp.CACHE_BYTES`).
+        context: Maximum number of tokens of a prompt and its answer together, at most the model's own context
+            length. Default: that length. llama.cpp allocates the whole KV cache at the start, so its default
+            is the longest context whose cache fits in `meditron.engine.llamacpp.CACHE_BYTES`.
 
     Raises:
         SourceError: there is no such model.

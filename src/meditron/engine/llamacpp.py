@@ -51,7 +51,7 @@ _SLOTS = 4  # requests that llama.cpp decodes together; they share one context
 
 
 def _choose_context(metadata: Mapping[str, Any], path: Path, context: int | None) -> int:
-    """Return the context to run with: the one given, else as much of the model's as the memory limit allows.
+    """Return the context length to use: `context`, or as much of the model's own as the memory limit allows.
 
     The model may be of any architecture that llama.cpp runs. UsageError for a context out of range.
     """
@@ -90,14 +90,14 @@ def _is_int(value: object) -> bool:
 
 
 class _CompletionRequest(NamedTuple):
-    """A request to llama.cpp's server, and the stop reason if it writes all tokens it may."""
+    """A request to llama.cpp's server, and the stop reason if all `n_predict` tokens are generated."""
 
     body: dict[str, Any]
     stop_if_full: StopReason
 
     @property
     def tokens(self) -> int:
-        """Maximum tokens in the context."""
+        """Maximum number of tokens that the request takes in the context."""
         return len(self.body["prompt"]) + int(self.body["n_predict"])
 
 
@@ -105,10 +105,11 @@ class LlamaCppEngine(Generates, GivesLogits):
     """llama.cpp's own server as an engine: it generates and gives logits, and scores single tokens.
 
     Prompts are encoded by this project's tokenizer and chat template, so they are the same as in every other
-    engine. Matrix products are llama.cpp's: it rounds activations to 8 bits if the weights are quantized, so
-    its figures are close to torch's on the dequantized weights, but not equal. It is not a `ScoresTokens`:
-    the server returns the distribution after a prompt's last token only, so longer texts would take one
-    request, and megabytes of JSON, per token. If the process dies, the next call starts another.
+    engine. llama.cpp computes the matrix products and rounds activations to 8 bits if the weights are
+    quantized, so its scores are close to torch's on the dequantized weights, but not equal. The engine is not
+    a `ScoresTokens`: the server returns the distribution after a prompt's last token only, so longer texts
+    would take one request, and megabytes of JSON, per token. If the process dies, the next call starts
+    another.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer, context: int, dtype: str) -> None:
@@ -136,7 +137,7 @@ class LlamaCppEngine(Generates, GivesLogits):
             raise MissingExtra("xllamacpp", "serve")
         with GGUF(files.path) as gguf:
             context = _choose_context(gguf.metadata, files.path, context)
-            # A file mixes types: the one with the most bytes names it.
+            # A GGUF file mixes tensor types; the engine's dtype is the type with the most bytes.
             bytes_by_type: Counter[str] = Counter()
             for tensor in gguf.tensors.values():
                 bytes_by_type[tensor.type] += tensor.nbytes
@@ -167,7 +168,7 @@ class LlamaCppEngine(Generates, GivesLogits):
 
     @property
     def process(self) -> LlamaServerProcess:
-        """The running process; a new one if the last has died."""
+        """The running llama.cpp process; a new one is started if the last has died."""
         if self._process is None:
             raise ValueError("the engine is closed")
         if not self._process.alive:
@@ -176,7 +177,7 @@ class LlamaCppEngine(Generates, GivesLogits):
         return self._process
 
     def generate(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[SamplingOptions]) -> Reply:
-        """See `Generates.generate`. EngineError, while the reply is read, if the process dies."""
+        """See `Generates.generate`. Reading the reply raises EngineError if the process dies."""
         completion = self._completion_request(prompt, SamplingConfig(**options), raw=raw)
         # A conversation continues in the KV cache of its last turn. Other answers must not depend on which
         # prompt came before: a reused prefix was computed in a batch of another size, and rounds differently.
@@ -188,7 +189,7 @@ class LlamaCppEngine(Generates, GivesLogits):
     ) -> list[Generation]:
         """See `Generates.generate_batch`. llama.cpp decodes up to four requests together.
 
-        Logits round differently in a batch than alone, so near-ties and random draws can fall differently
+        Logits round differently in a batch than alone, so near-ties and random draws can give other tokens
         than in `generate`.
         """
         sampling = SamplingConfig(**options)
@@ -207,7 +208,7 @@ class LlamaCppEngine(Generates, GivesLogits):
     def _concurrent_groups(
         self, completions: Sequence[_CompletionRequest]
     ) -> Iterator[list[_CompletionRequest]]:
-        """Yield completions in groups that fit in the slots and, together, in the context they share."""
+        """Yield groups of requests that fit in the slots and, together, in the context of all slots."""
         group: list[_CompletionRequest] = []
         for completion in completions:
             used = sum(other.tokens for other in group)
@@ -229,7 +230,8 @@ class LlamaCppEngine(Generates, GivesLogits):
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
-            # llama.cpp's default chain has more samplers; these, in this order, are the torch engine's.
+            # llama.cpp's default sampler chain is longer; these samplers, in this order, are those of the
+            # torch engine.
             "samplers": ["temperature", "top_k", "top_p"],
             "seed": sampling.seed % _SEEDS,
             "return_tokens": True,
@@ -260,7 +262,7 @@ class LlamaCppEngine(Generates, GivesLogits):
                     f"llama.cpp scores continuations of one token, got {len(continuation)} tokens",
                     hint="the torch engine scores continuations of any length",
                 )
-        # One distribution scores all options of a prefix.
+        # One next-token distribution scores all one-token options that follow the same prefix.
         prefixes = list(dict.fromkeys(tuple(prefix) for prefix, continuation in requests if continuation))
         distributions = dict(zip(prefixes, self.next_token(prefixes), strict=True))
         return [
@@ -275,7 +277,10 @@ class LlamaCppEngine(Generates, GivesLogits):
         return [self._next_token_distribution(prefix) for prefix in prefixes]
 
     def log_probs(self, ids: Sequence[int]) -> Iterator[Array]:
-        """See `GivesLogits.log_probs`. Slow: one request to llama.cpp per position."""
+        """See `GivesLogits.log_probs`.
+
+        The engine is slow here, because each position takes one request to llama.cpp.
+        """
         check_scoring_request((ids, ()), self._context)
         ends = range(1, len(ids) + 1)
         return (
@@ -287,8 +292,9 @@ class LlamaCppEngine(Generates, GivesLogits):
 
     def _next_token_distribution(self, prefix: Sequence[int]) -> Array:
         vocab_size = self._tokenizer.vocab_size
-        # The reported probabilities are those before the bias. It makes the server draw a token that ends the
-        # text: for a token that is part of a UTF-8 character it would report no probabilities.
+        # The bias makes the server draw the end-of-text token: for a token that is only part of a UTF-8
+        # character the server would report no probabilities. The reported probabilities are those before the
+        # bias.
         bias = [[self._tokenizer.end_of_text_id, 1e3]]
         body = {
             "prompt": list(prefix),
@@ -303,7 +309,7 @@ class LlamaCppEngine(Generates, GivesLogits):
             raise EngineError(f"{self._path}: logits are not finite")
         logp_V = np.full(vocab_size, -np.inf)
         logp_V[[token["id"] for token in top]] = [token["logprob"] for token in top]
-        # llama.cpp sums the softmax in fp32, which is off by 1e-4 for so many tokens.
+        # llama.cpp sums the softmax in fp32, which is off by 1e-4 for a whole vocabulary.
         logp_V -= np.logaddexp.reduce(logp_V)
         return logp_V.astype(np.float32)
 

@@ -2,8 +2,8 @@
 
 Life cycle. llama.cpp runs in a process of its own: an abort in C++ (a damaged file, a failed assertion, an
 allocation that fails) ends the child, and the parent reports it. The child listens on a loopback port that
-the system chooses and answers requests with a random key. It ends with `close`, with the last reference to
-the object, or with the parent, whose end closes the child's stdin.
+the system chooses and answers requests with a random key. The child ends with `close`, with the last
+reference to the object, or with the parent, because the parent's end closes the child's stdin.
 """
 
 import json
@@ -31,7 +31,7 @@ _START_SECONDS = 600  # a large file on a slow disk takes minutes
 _SILENT_SECONDS = 24 * llamacpp_server.PING_SECONDS
 _EXIT_SECONDS = 5  # time between the loss of a connection and the process's exit status
 _LOG_BYTES = 1 << 16
-# OpenMP threads sleep while they wait: spinning ones take the cores of everything else on the machine.
+# Waiting OpenMP threads sleep: spinning threads would take the cores from every other program on the machine.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "GGML_NO_BACKTRACE": "1"}
 
 
@@ -53,7 +53,8 @@ class LlamaServerProcess:
         self.path = path
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `_kill_process`
         self._process = subprocess.Popen(
-            # -P: the script's folder, which is this package's, must not come before the libraries.
+            # -P keeps the script's folder (this package) out of sys.path, where its modules would shadow
+            # libraries.
             [sys.executable, "-P", llamacpp_server.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -114,10 +115,11 @@ class LlamaServerProcess:
     def stream_completion(self, **body: Any) -> Generator[dict[str, Any]]:  # noqa: ANN401  # JSON
         """Yield the events of llama.cpp's `POST /completion`.
 
-        Closing the generator ends the work in the child.
+        Closing the generator cancels the request in the child process.
 
         Raises:
-            EngineError: the server refuses the request, the process dies, or it is silent for too long.
+            EngineError: the server refuses the request, the process dies, or the server sends nothing for too
+                long.
         """
         event: dict[str, Any] = {}
         try:
@@ -163,7 +165,7 @@ class LlamaServerProcess:
 
 
 def _kill_process(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
-    # Not a method: a finalizer that held the object would keep it alive.
+    # A function and not a method, because a finalizer with a reference to the object would keep it alive.
     process.kill()
     process.communicate()
     log.close()

@@ -5,8 +5,8 @@ Three levels of sharing:
   the positions it would have directly after the prefix. The last token of a continuation is predicted and
   never read, so options of one token need no space.
 - Rows whose prefixes begin alike (instructions, solved examples) share a KV cache of the common part.
-- Common parts form a tree: rows that share more with each other than with the rest continue the cache of the
-  rest. One prompt that differs early therefore costs its own tokens only.
+- Common parts form a tree: rows that share a longer beginning with each other than with the rest extend the
+  cache of the part that all share. A prompt that differs early therefore costs only its own tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,14 +25,14 @@ __all__ = ["Branch", "PackedRow", "batch_tensors", "pack_requests", "plan_branch
 
 _PREFIX, _PADDING = 0, -1  # segment ids of tokens that belong to no continuation
 
-# Sharing saves tokens and costs a forward pass of its own, which reads every weight. A pass over a few tokens
-# takes about as long as one over this many, so a smaller saving is none.
+# Sharing a prefix saves tokens but needs one more forward pass, which reads every weight. A pass over a few
+# tokens takes about as long as a pass over this many, so saving fewer tokens than this does not pay.
 _PASS_TOKENS = 64
 
 
 @dataclass(slots=True)
 class ScoringTarget:
-    """The predictions that a request asks of its row."""
+    """The predictions in a packed row that one scoring request needs."""
 
     request_index: int
     """Index of the request."""
@@ -44,7 +44,7 @@ class ScoringTarget:
 
 @dataclass(slots=True)
 class PackedRow:
-    """A prefix with some of its continuations."""
+    """One row of a batch: a prefix followed by some of its continuations."""
 
     ids: list[int]
     positions: list[int]
@@ -59,14 +59,15 @@ class PackedRow:
 
     @property
     def prefix(self) -> list[int]:
-        """The prefix, or the rest of it after `without`."""
+        """The prefix tokens that the row contains, without those that `without_prefix_tokens` removed."""
         return self.ids[: self.segment_ids.count(_PREFIX)]
 
     def add_continuation(self, request: int, prefix_length: int, continuation: Sequence[int]) -> None:
         """Append a continuation."""
         inputs = list(continuation[:-1])
         start = len(self.ids)
-        # The prefix's last token predicts the first token, each input token the one after it.
+        # The prefix's last token predicts the continuation's first token; each continuation token predicts
+        # the next one.
         places = [prefix_length - 1, *range(start, start + len(inputs))][: len(continuation)]
         self.targets.append(ScoringTarget(request, places, continuation))
         self.ids += inputs
@@ -86,7 +87,7 @@ class PackedRow:
 
 @dataclass(slots=True)
 class Branch:
-    """One step of a plan: cut the cache back to `start` tokens, read `ids` into it, score `rows` after it."""
+    """One step of a plan: truncate the cache to `cached_length`, extend it by `ids`, then score `rows`."""
 
     cached_length: int
     ids: list[int]
@@ -126,12 +127,13 @@ def plan_branches(rows: Sequence[PackedRow]) -> list[Branch]:
     """
     prefixes = [row.prefix for row in rows]
     # In lexicographic order rows with a common beginning are neighbours, and a range of rows shares as many
-    # tokens as its least similar neighbours. So sorting gives the radix tree.
+    # tokens as its least similar neighbours. Sorting therefore gives the radix tree.
     order = sorted(range(len(rows)), key=prefixes.__getitem__)
     shared = [_common_prefix_length(prefixes[a], prefixes[b]) for a, b in pairwise(order)]
     common = min(shared, default=0)
     top = _split_by_shared_length(0, len(rows), shared, _PASS_TOKENS)
-    # A short beginning that all rows share (a template's first words) pays if enough rows are spared it.
+    # A short beginning that all rows share (a template's first words) is worth its own pass if enough rows
+    # share it.
     start = common if common * (len(top) - 1) >= _PASS_TOKENS else 0
     branches: list[Branch] = []
     stack = [(0, start, 0, len(rows))]
@@ -144,7 +146,8 @@ def plan_branches(rows: Sequence[PackedRow]) -> list[Branch]:
             else:
                 stack.append((depth, min(shared[first : last - 1]), first, last))
         ids = prefixes[order[low]][parent:depth] if depth else []
-        # Rows in their original order: batches, and so the last bits of scores, do not depend on the sorting.
+        # The rows keep their original order, so that batches, and with them the last bits of scores, do not
+        # depend on the sorting.
         branches.append(
             Branch(parent, ids, [rows[index].without_prefix_tokens(depth) for index in sorted(unshared_rows)])
         )
@@ -152,7 +155,7 @@ def plan_branches(rows: Sequence[PackedRow]) -> list[Branch]:
 
 
 def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the length of the common beginning, without the last token of either."""
+    """Return the length of the common prefix of two sequences, excluding the last token of each."""
     limit = min(len(a), len(b)) - 1
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y or i == limit), 0)
 
@@ -164,11 +167,11 @@ def _split_by_shared_length(low: int, high: int, shared: Sequence[int], depth: i
 
 
 def row_batches(rows: Sequence[PackedRow], max_tokens: int, cached: int = 0) -> Iterator[list[PackedRow]]:
-    """Yield rows of similar length together, longest first, about `max_tokens` a batch with its padding.
+    """Yield batches of rows of similar length, longest first, of about `max_tokens` tokens including padding.
 
     The `cached` tokens before the rows are not computed again, but each row of a batch has a copy of their
-    keys and values, one block at a time: a batch holds at most eight times `max_tokens` of them, or one
-    row's.
+    keys and values, one block at a time: a batch has such copies of at most eight times `max_tokens` tokens,
+    or those of a single row.
     """
     remaining = sorted(rows, key=lambda row: -len(row.ids))
     while remaining:
@@ -183,9 +186,9 @@ def batch_tensors(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return ids and positions (B, S) of a batch, longest row first, and its mask (B, 1, S, T).
 
-    The mask is true where a query may look; all rows see the `cached` tokens (T less S). Shorter rows are
-    padded on the right, where no token looks. The mask is None if no row has a continuation: plain causal
-    attention is faster and gives the same.
+    The mask is true where a query may attend; all rows attend to the `cached` tokens, of which there are T −
+    S. Shorter rows are padded on the right, where no token attends. The mask is None if no row has a
+    continuation: plain causal attention is faster and gives the same result.
     """
     width = len(rows[0].ids)
 

@@ -45,10 +45,11 @@ __all__ = ["TorchEngine"]
 # V vocabulary.
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Tokens of a scoring batch. More would not be faster on a CPU, whose caches hold the activations of about as
-# many.
+# Tokens of a scoring batch. Larger batches would not be faster on a CPU, whose caches hold the activations of
+# about this many tokens.
 _BATCH_TOKENS = 2048
-# Bounds of one batch of generated texts: keys and values, elements of the prompts' attention mask, rows.
+# Upper bounds of one generation batch: bytes of the KV cache, elements of the prompts' attention mask, number
+# of rows.
 _CACHE_BYTES = 1 << 30
 _MASK_ELEMENTS = 1 << 26
 _BATCH_ROWS = 64
@@ -140,8 +141,8 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     ) -> list[Generation]:
         """See `Generates.generate_batch`. Prompts of similar length share a batch and its KV cache.
 
-        Greedy texts are those of `generate`, except that near-ties between two tokens can fall differently:
-        a matrix product rounds differently for another number of rows.
+        Greedy decoding gives the texts of `generate`, except that a near-tie between two tokens can be
+        decided differently: a matrix product rounds differently for another number of rows.
         """
         sampling = SamplingConfig(**options)
         samplings = [replace(sampling, seed=sampling.seed + i) for i in range(len(prompts))]
@@ -168,7 +169,7 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
         return [generations[index] for index in range(len(prompts))]
 
     def _generation_batches(self, lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-        """Yield the indices of prompts to generate from together, longest first, within the memory bounds."""
+        """Yield batches of prompt indices, the longest prompts first, within the memory bounds."""
         token_bytes = self.model.config.kv_cache_bytes_per_token // 2 * self.model.head_weight.itemsize
         remaining = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         while remaining:
@@ -195,8 +196,8 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     def score(self, requests: Sequence[ScoringRequest]) -> list[Array]:
         """See `ScoresTokens.score`. Head and softmax are fp32; EngineError if the logits are not finite.
 
-        Requests of one prefix share a row, and the common beginnings of prefixes are read once (see
-        `meditron.engine.prefix_packing`).
+        Requests with the same prefix share a row, and a common beginning of several prefixes is computed once
+        (see `meditron.engine.prefix_packing`).
         """
         self._check_requests(requests)
         scores: dict[int, Array] = {}
@@ -208,10 +209,10 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     def _scoring_batches(
         self, requests: Sequence[ScoringRequest]
     ) -> Iterator[tuple[list[PackedRow], SharedPrefixCache | None]]:
-        """Yield batches of rows, each with the cache of the tokens before its rows, if there are any."""
+        """Yield batches of packed rows, each with the cache of the prefix tokens before its rows, or None."""
         branches = plan_branches(pack_requests(requests, _BATCH_TOKENS))
-        # One cache serves the whole tree: a branch truncates it to the tokens of its parent. Its memory is
-        # that of the longest path, at most one context of one row.
+        # One cache serves the whole tree: a branch truncates it to the tokens of its parent. The cache takes
+        # the memory of the tree's longest path, at most one context of one row.
         cache = KVCache(len(self.model.model.layers), max((branch.length for branch in branches), default=0))
         for branch in branches:
             cache.truncate(branch.start)
@@ -230,13 +231,14 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     ) -> Iterator[tuple[int, Array]]:
         """Yield each request's index with its log-probabilities."""
         width = len(rows[0].ids)
-        # Places in the flattened batch (B · S).
+        # Targets with their indices into the flattened batch (B · S).
         flat_targets = [
             (target, [b * width + place for place in target.row_indices])
             for b, row in enumerate(rows)
             for target in row.targets
         ]
-        # Options of one token all ask about the last token of their prefix: the head computes it once.
+        # All options of one token need the prediction at the last token of their prefix, so the head computes
+        # each position once.
         places = sorted({place for _, flat in flat_targets for place in flat})
         index_of = {place: n for n, place in enumerate(places)}
         owners = [index_of[place] for _, flat in flat_targets for place in flat]
@@ -251,7 +253,7 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     def _hidden_states(
         self, rows: Sequence[PackedRow], cache: SharedPrefixCache | None, places: Sequence[int]
     ) -> Tensor:
-        """Compute hidden states (N, D) at these places of the flattened batch."""
+        """Compute the hidden states (N, D) at the given indices of the flattened batch."""
         ids_BS, positions_BS, mask = batch_tensors(rows, self._device, cache.length if cache else 0)
         hidden_BSD = self.model(ids_BS, positions_BS=positions_BS, mask=mask, cache=cache)
         places_N = torch.tensor(places, dtype=torch.long, device=self._device)
@@ -260,13 +262,13 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
 
     @torch.inference_mode()
     def _log_probs_at(self, hidden_ND: Tensor, owners: Sequence[int], ids: Sequence[int]) -> Array:
-        """Return the log-probability of each id at its owner, an index into `hidden_ND`."""
+        """Return the log-probability of each token id at its row of `hidden_ND`, given by `owners`."""
         scores = np.empty(len(ids), dtype=np.float32)
         owner, token = np.asarray(owners, dtype=np.int64), np.asarray(ids, dtype=np.int64)
         for places, logits_CV in self._fp32_head.logit_chunks(hidden_ND):
             here = np.flatnonzero((owner >= places.start) & (owner < places.stop))
             at = (owner[here] - places.start, token[here])
-            # In place: a chunk of logits is the largest tensor of a scoring pass.
+            # Computed in place, because a chunk of logits is the largest tensor of a scoring pass.
             logp_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
             picked = logp_CV[*(torch.from_numpy(i).to(logp_CV.device) for i in at)]
             require_finite(self.model, picked)
@@ -283,7 +285,8 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[Array]:
         """See `GivesLogits.next_token`."""
         self._check_requests([(prefix, ()) for prefix in prefixes])
-        # The id is not used: a request of one token asks for the prediction at the prefix's last token.
+        # The token id 0 is a placeholder: a request of one token yields the prediction at the prefix's last
+        # token.
         requests = [(prefix, (0,)) for prefix in prefixes]
         distributions: dict[int, Array] = {}
         for rows, cache in self._scoring_batches(requests):

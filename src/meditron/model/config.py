@@ -12,7 +12,7 @@ from meditron.model.gguf_shape import GGUF_KEYS, config_fields_from_gguf, rope_d
 
 __all__ = ["LlamaConfig", "RopeScaling", "llama3_rope_divisors"]
 
-# Bounds far beyond any published Llama: a malicious file must not cause an allocation of any size.
+# The bounds are far above any published Llama; they keep a malicious file from causing a huge allocation.
 Count = Annotated[int, Field(gt=0, le=1 << 20, strict=True)]
 Length = Annotated[int, Field(gt=0, le=1 << 30, strict=True)]
 Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
@@ -20,7 +20,7 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 24, strict=True)]
 
 
 class RopeScaling(Config):
-    """Scaling of the rotary frequencies for contexts longer than those of pretraining; HF's names."""
+    """Scaling of the rotary frequencies for contexts longer than in pretraining, under HF's field names."""
 
     rope_type: Literal["linear", "dynamic", "llama3", "yarn"]
     """The scaling rule; see `meditron.model.rope`."""
@@ -111,12 +111,12 @@ class LlamaConfig(Config):
         if rule == "dynamic" and self.head_dim == 2:
             raise ValueError("head_dim must be greater than 2 with dynamic scaling, got 2")
         # Each field is bounded, but their product is not: 2^43 parameters are 16 TiB in bfloat16.
-        if self.parameters > 1 << 43:
-            raise ValueError(f"the model would have {self.parameters:,} parameters")
+        if self.parameter_count > 1 << 43:
+            raise ValueError(f"the model would have {self.parameter_count:,} parameters")
         return self
 
     @property
-    def parameters(self) -> int:
+    def parameter_count(self) -> int:
         """Number of parameters; a tied head is counted once."""
         width, heads = self.hidden_size, self.num_attention_heads * self.head_dim
         # Query and output projections; key and value projections.
@@ -135,11 +135,11 @@ class LlamaConfig(Config):
         """Return the floating-point operations of one training token (forward and backward).
 
         The convention of PaLM (Chowdhery et al. 2022, appendix B): 6 per parameter, the embedding included,
-        and 12 · layers · heads · head_dim · sequence_length for attention, neither halved for causality nor
-        with recomputation.
+        and 12 · layers · heads · head_dim · sequence_length for attention, not halved for causal masking and
+        without recomputation.
         """
         heads = self.num_attention_heads * self.head_dim
-        return 6 * self.parameters + 12 * self.num_hidden_layers * heads * sequence_length
+        return 6 * self.parameter_count + 12 * self.num_hidden_layers * heads * sequence_length
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], path: Path | str = "config.json") -> Self:
@@ -195,7 +195,7 @@ class LlamaConfig(Config):
             raise InputError(path, problem, place=place) from error
 
     def to_hf(self) -> dict[str, Any]:
-        """Return `config.json` as transformers 4 and 5, vLLM and llama.cpp's converter read it."""
+        """Return the content of `config.json`, for transformers 4 and 5, vLLM and llama.cpp's converter."""
         fields = self.model_dump(mode="json", exclude_none=True)
         if self.rope_scaling is not None:
             fields["rope_scaling"] = self.rope_scaling.model_dump(exclude_none=True, exclude_defaults=True)
@@ -211,7 +211,7 @@ class LlamaConfig(Config):
         }
 
     def to_gguf(self) -> dict[str, Any]:
-        """Return the `llama.*` metadata; the tokenizer writes the special tokens.
+        """Return the `llama.*` metadata; the special tokens are part of the tokenizer's metadata.
 
         Raises:
             UsageError: GGUF has no keys for the rotary scaling.
@@ -229,7 +229,7 @@ class LlamaConfig(Config):
 
 def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> None:
     names = config.get("architectures") or []
-    # The first conversions of Llama spelled it in the second way.
+    # The first published conversions of Llama to HF use the second spelling.
     known = names in (["LlamaForCausalLM"], ["LLaMAForCausalLM"])
     if not known and (names or config.get("model_type") != "llama"):
         actual = ", ".join(map(str, names)) if isinstance(names, list) else repr(names)
@@ -255,7 +255,7 @@ def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> 
 
 
 def _add_default_head_fields(fields: dict[str, Any]) -> None:
-    """Add the defaults that both formats leave out: as many K/V heads as heads, and width / heads."""
+    """Add the fields that a file may omit: as many K/V heads as heads, and `head_dim` = width / heads."""
     heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
     fields.setdefault("num_key_value_heads", heads)
     if isinstance(heads, int) and isinstance(width, int) and heads > 0 and width % heads == 0:
@@ -290,8 +290,8 @@ def _rope_fields_from_hf(config: Mapping[str, Any], path: Path | str) -> dict[st
         known = ", ".join(_RULE_FIELDS)
         raise InputError(path, f"{kind!r:.60} is not supported; {known} are", place="rope_scaling.rope_type")
     scaling = {key: rope[key] for key in _RULE_FIELDS[kind] if rope.get(key) is not None}
-    # transformers also accepts the original context beside the rotary keys, or takes the model's context for
-    # it.
+    # transformers also accepts `original_max_position_embeddings` at the top level of the config, and takes
+    # the model's context length if it is absent.
     if "original_max_position_embeddings" in _RULE_FIELDS[kind]:
         context = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
         scaling.setdefault("original_max_position_embeddings", context)

@@ -22,8 +22,8 @@ def generate(
 ) -> Iterator[int]:
     """Return an iterator over the ids that follow the prompt.
 
-    It ends after `max_tokens`, at the model's context, or before a stop id. Among equal logits the lowest id
-    wins.
+    The iterator ends after `max_tokens`, at the end of the model's context, or before a stop id. Among equal
+    logits the lowest id is chosen.
 
     Raises:
         UsageError: the prompt is empty or fills the context.
@@ -85,7 +85,7 @@ def _generate_steps(
         if not active:
             return
         if len(active) < len(rows):
-            # A finished row leaves the batch: the others would pay for it until the longest text ends.
+            # A finished row is removed from the batch, else it would be computed until the longest text ends.
             cache.select_rows(active, device)
             rows = [rows[b] for b in active]
         ids_BS = torch.tensor([[tokens[row]] for row in rows], device=device)
@@ -102,14 +102,15 @@ def _positions_and_mask(
     keys_T = torch.arange(past + ids_BS.shape[1], device=device)
     queries_S = keys_T[past:]
     real_B1T = (keys_T >= padding_B1)[:, None]
-    # A padding query sees itself: a softmax over no keys is NaN, and NaN values spoil a row even at weight 0.
+    # A padding query attends to itself: a softmax over no keys is NaN, and a NaN value spoils a row even with
+    # attention weight 0.
     itself_ST = keys_T == queries_S[:, None]
     mask_BST = real_B1T & (keys_T <= queries_S[:, None]) | itself_ST
     return (queries_S - padding_B1).clamp(min=0), mask_BST[:, None]
 
 
 def _last_logits(weight_VD: Tensor, hidden_BD: Tensor) -> Tensor:
-    # One row is a matrix-vector product, which reads the weight once and needs no packing for a GEMM.
+    # For one row a matrix-vector product is faster: it reads the weight once and needs no packing for a GEMM.
     return (weight_VD @ hidden_BD[0])[None] if len(hidden_BD) == 1 else hidden_BD @ weight_VD.T
 
 
@@ -125,7 +126,8 @@ def pick_token(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Gene
     best_V, ids_V = torch.topk(logits_V, count)
     # The maximum is subtracted before the division: with a small temperature the quotient would overflow.
     probabilities_V = ((best_V - best_V[0]) / sampling.temperature).softmax(dim=-1)
-    # Exclusive sums: the most likely id always stays, and the one that crosses `top_p` too.
+    # The sums exclude the id itself, so that the most likely id and the id that crosses `top_p` are always
+    # kept.
     before_V = probabilities_V.cumsum(dim=-1) - probabilities_V
     kept_V = torch.where(before_V < sampling.top_p, probabilities_V, 0.0)
     return int(ids_V[torch.multinomial(kept_V, 1, generator=generator)])

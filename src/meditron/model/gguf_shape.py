@@ -1,8 +1,9 @@
 """Conversion between the `llama.*` metadata of a GGUF file and the fields of a LlamaConfig.
 
-A key under `llama.` sets a field, has no effect on the model at its value, or is refused by name: a key that
-is silently ignored could change the model. Keys mean what they mean in llama.cpp (`src/llama-model.cpp`,
-`llama_model_base::load_hparams`, and `src/llama-context.cpp` for the attention factor).
+Each key under `llama.` sets a config field, has a value without effect on the model, or is refused by name: a
+key that is silently ignored could change the model. Keys have the meaning that llama.cpp gives them
+(`src/llama-model.cpp`, `llama_model_base::load_hparams`, and `src/llama-context.cpp` for the attention
+factor).
 """
 
 import math
@@ -99,7 +100,7 @@ def shortest_decimal(value: Any) -> Any:  # noqa: ANN401
 def config_fields_from_gguf(
     metadata: Mapping[str, Any], path: Path | str, rope_factors: Sequence[float] | None
 ) -> dict[str, Any]:
-    """Return the fields that a file's metadata sets.
+    """Return the LlamaConfig fields that a GGUF file's metadata sets.
 
     Args:
         metadata: The file's key-value pairs.
@@ -121,7 +122,8 @@ def config_fields_from_gguf(
     heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
     derived = width // heads if isinstance(heads, int) and isinstance(width, int) and heads > 0 else None
     fields.setdefault("head_dim", derived)
-    # llama.cpp derives an absent value_length, but takes an absent dimension_count from key_length.
+    # If value_length is absent, llama.cpp derives it from width and heads; if dimension_count is absent, it
+    # uses key_length.
     for key, default in zip(_HEAD_WIDTHS, (derived, fields["head_dim"]), strict=True):
         if (value := metadata.get(key, default)) != fields["head_dim"]:
             problem = f"must be the width of a head, {fields['head_dim']!r:.60}, got {value!r:.60}"
@@ -146,7 +148,7 @@ def _require_llama(metadata: Mapping[str, Any], path: Path | str) -> None:
 
 
 def _collapse_equal_numbers(value: Any) -> Any:  # noqa: ANN401
-    """Replace a list with one number per block by the number if all are equal."""
+    """Return the common number of a list with one equal number per block, and any other value unchanged."""
     numbers = isinstance(value, list) and value and all(type(item) is int for item in value)
     return value[0] if numbers and len(set(value)) == 1 and len(value) <= 1 << 12 else value
 
@@ -197,7 +199,8 @@ def _rope_scaling_fields(
                 raise InputError(
                     path, f"must be a positive number, got {attention!r:.60}", place=_SCALING + "attn_factor"
                 )
-            # llama.cpp multiplies its own magnitude by the key; HF's field is the product.
+            # llama.cpp multiplies its own YaRN magnitude by the value of the key; HF's `attention_factor` is
+            # the product.
             scaling["attention_factor"] = shortest_decimal(attention * _yarn_magnitude(factor))
     return scaling
 
@@ -208,10 +211,10 @@ def _yarn_magnitude(factor: float) -> float:
 
 
 def rope_scaling_metadata(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the metadata of a rotary scaling, given as its fields without defaults.
+    """Return the GGUF metadata of a rotary scaling, which is given by its non-default fields.
 
-    GGUF stores Llama 3's factors as a tensor. The original context is written too, because the factors do not
-    determine it.
+    GGUF stores Llama 3's factors as a tensor. The original context length is written too, because the factors
+    do not determine it.
 
     Raises:
         UsageError: GGUF has no keys for the scaling.
@@ -252,7 +255,7 @@ def rope_divisors(
 
 
 def _turns_per_token(theta: float, head_dim: int) -> list[float]:
-    """Return the turns of each frequency per token."""
+    """Return the number of full turns per token of each rotary frequency."""
     return [1 / (2 * math.pi * theta ** (dimension / head_dim)) for dimension in range(0, head_dim, 2)]
 
 
@@ -264,8 +267,8 @@ def _recover_llama3_scaling(
 ) -> dict[str, Any]:
     """Recover Llama 3's scaling from its divisors.
 
-    Between the bounds a divisor determines (turns · context − low) / (high − low), so two of them give
-    low / context and high / context. Without the original context in the metadata, Llama 3's is assumed.
+    Between the bounds a divisor determines (turns · context − low) / (high − low), so two divisors give low /
+    context and high / context. Without the original context in the metadata, Llama 3's is assumed.
     """
     theta, width = fields.get("rope_theta", 10_000.0), fields.get("head_dim")
     invalid = InputError(path, "is not Llama 3's rotary scaling", place="rope_freqs.weight")
@@ -296,7 +299,7 @@ def _recover_llama3_scaling(
     scaling = {"factor": shortest_decimal(factor), "low": low, "high": high, "context": length}
     if not 0 < low < high:
         raise invalid
-    # The recovered scaling must give the file's divisors again; else they follow another rule.
+    # The recovered scaling must give the file's divisors again; otherwise the divisors follow another rule.
     expected = rope_divisors(theta, width, **scaling)
     if any(abs(a - b) > 1e-4 * a for a, b in zip(expected, factors, strict=True)):
         raise invalid

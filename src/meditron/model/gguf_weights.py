@@ -144,7 +144,7 @@ def save_gguf(
 ) -> None:
     """Write a GGUF file that llama.cpp runs, with vocabulary and chat template.
 
-    One tensor is converted at a time; a lazy mapping keeps memory to that.
+    One tensor is converted at a time: with a lazy mapping of weights, memory holds a single tensor.
 
     Args:
         model: The model, or its weights by HF's names.
@@ -193,7 +193,7 @@ def gguf_header(
 def lazy_gguf_tensors(
     weights: Mapping[str, Tensor], config: LlamaConfig, type_of: Callable[[str, int], str], encode: Encode
 ) -> list[tuple[str, LazyTensor]]:
-    """Return a file's tensors, each read and encoded when it is written.
+    """Return the tensors of a GGUF file as lazy tensors: each is read and encoded when it is written.
 
     Args:
         weights: Weights by HF's names.
@@ -214,22 +214,23 @@ def lazy_gguf_tensors(
 def _encode_weight(
     name: str, weights: Mapping[str, Tensor], heads: int | None, kind: str, encode: Encode
 ) -> Array:
-    # Contiguous: quantizers read raw memory, row after row.
+    # The tensor is made contiguous, because quantizers read raw memory row after row.
     return encode(name, _to_gguf_row_order(weights[name].detach().cpu(), heads).contiguous(), kind)
 
 
 def encode_floats(name: str, weight: Tensor, kind: str) -> Array:
     """Convert a weight to F32, F16 or BF16 with one rounding; UsageError if a value overflows."""
     values, extremes = weight.to(DTYPES[kind]), torch.stack(weight.aminmax())
-    # Rounding is monotonic: if minimum and maximum stay finite, all values do. A NaN becomes both of them.
+    # Rounding is monotonic: if minimum and maximum stay finite, all values do. A NaN makes both minimum and
+    # maximum NaN.
     if not bool(extremes.to(values.dtype).isfinite().all()):
         raise weight_range_error(name, kind, finite=bool(extremes.isfinite().all()))
-    # numpy has no bfloat16: the bytes are passed on.
+    # numpy has no bfloat16, so the raw bytes are returned.
     return values.view(torch.uint8).numpy() if kind == "BF16" else values.numpy()
 
 
 def _rope_factor_tensor(config: LlamaConfig, encode: Encode) -> list[tuple[str, LazyTensor]]:
-    """Return Llama 3's rotary scaling as GGUF's tensor; nothing for other scalings."""
+    """Return the GGUF tensor of Llama 3's rotary scaling; an empty list for other scalings."""
     scaling = config.rope_scaling
     if scaling is None or scaling.rope_type != "llama3":
         return []

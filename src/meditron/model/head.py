@@ -20,11 +20,12 @@ class Head:
     """
 
     def __init__(self, weight_VD: Tensor, *, chunk: int = 256) -> None:
-        """Convert the weight once; `chunk` is the number of positions whose logits are in memory."""
+        """Convert the weight to fp32 once; `chunk` is the number of positions computed at a time."""
         self._chunk = chunk
         self._narrow = weight_VD.dtype == torch.bfloat16
         self._weight_VD = weight_VD.float()
-        # Page faults of a new buffer for every chunk would cost more than the product itself.
+        # One buffer is reused: the page faults of a new buffer for every chunk would cost more than the
+        # product itself.
         self._buffer_CV = torch.empty(0, len(weight_VD), device=weight_VD.device)
 
     def logit_chunks(self, hidden_ND: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -56,7 +57,7 @@ class Head:
 
 @contextmanager
 def _allow_bfloat16_products(*, allowed: bool) -> Iterator[None]:
-    """Allow oneDNN to round fp32 inputs to bfloat16; lossless if they are bfloat16 numbers."""
+    """Allow oneDNN to round fp32 inputs to bfloat16; this is lossless for values from a bfloat16 tensor."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made when torch is imported
     before = matmul.fp32_precision
     if allowed:

@@ -69,7 +69,7 @@ def has_untied_head(folder: Path) -> bool:
 
 
 class HFWeights(Mapping[str, Tensor]):
-    """Weights of a folder by name, as they are stored, read at each access.
+    """Weights of an HF folder by tensor name, in their stored dtype; each access reads one tensor.
 
     A file stays memory-mapped only as long as one of its tensors is referenced.
 
@@ -143,7 +143,8 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         raise InputError(index, "expected an object of tensors and files", place="weight_map")
     for name in names.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            # Also a path such as ../other/model.safetensors: a downloaded index must not read other folders.
+            # A path such as ../other/model.safetensors is refused too: a downloaded index must not make us
+            # read other folders.
             raise InputError(index, f"{name!r} is not a safetensors file of this folder", place="weight_map")
     for file in sorted(set(names.values())):
         with _open_safetensors(folder / file) as tensors:
@@ -163,8 +164,9 @@ def save_hf(
 ) -> None:
     """Write a folder that transformers, vLLM and llama.cpp's converter open.
 
-    One tensor is converted at a time; a lazy mapping keeps memory to that. Equal weights give equal bytes.
-    Each file is written atomically; config.json is the last, so a folder with a config has its weights.
+    One tensor is converted at a time: with a lazy mapping of weights, memory holds a single tensor. Equal
+    weights give equal bytes. Each file is written atomically; config.json is the last, so a folder with a
+    config has its weights.
 
     Args:
         model: The model, or its weights by HF's names.
@@ -190,7 +192,7 @@ def save_hf(
 def _write_safetensors(
     path: Path, state: Mapping[str, Tensor], config: LlamaConfig, dtype: torch.dtype
 ) -> None:
-    """Write the weights one by one: safetensors' own writer needs all of them converted in memory."""
+    """Write the weights one by one: safetensors' own writer would need all of them converted in memory."""
     code = next(code for code, known in DTYPES.items() if known == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -19,8 +19,8 @@ __all__ = ["document_nll", "nll_sum"]
 # Shapes: B batch, S sequence, D width, V vocabulary, N rows that have a target, C rows of a chunk, R rows of
 # a softmax.
 
-# The fp32 copy of so many rows of logits (12 MB for 49,152 tokens) stays in a CPU's cache; that of a whole
-# chunk would go through memory several times.
+# The softmax is computed for this many rows at a time: the fp32 copy of their logits (12 MB for 49,152
+# tokens) stays in a CPU's cache, while that of a whole chunk would pass through memory several times.
 _SOFTMAX_ROWS = 64
 
 
@@ -43,7 +43,7 @@ def nll_sum(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Σ −log softmax(hidden · Wᵀ)[target]; gradients in the forward are Liger's idea (Hsu et al. 2024)."""
+    """Σ −log softmax(hidden · Wᵀ)[target]; gradients in the forward pass as in Liger (Hsu et al. 2024)."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:  # noqa: ANN401
@@ -64,7 +64,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(d_logits_CV, weight_VD, out=d_hidden_ND[start : start + chunk])
             if wants_weight:
                 part_VD = d_logits_CV.T @ hidden_CD
-                # Several chunks are summed in fp32; a single one is rounded only once and needs no copy.
+                # The weight gradients of several chunks are summed in fp32; that of a single chunk is rounded
+                # only once and needs no copy.
                 d_weight_VD = part_VD if d_weight_VD is None else d_weight_VD.to(wide).add_(part_VD)
         if wants_weight:
             d_weight_VD = torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD
@@ -84,7 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _logits_to_gradient(logits_CV: Tensor, targets_C: Tensor, scratch_RV: Tensor) -> Tensor:
     """Turn logits, in place, into the loss's gradient (softmax minus one-hot); return the loss.
 
-    The softmax is computed in the dtype of the scratch buffer, as many rows at a time as it has.
+    The softmax is computed in the dtype of the scratch buffer, for as many rows at a time as the buffer has.
     """
     total = scratch_RV.new_zeros(())
     for start in range(0, len(targets_C), len(scratch_RV)):
@@ -142,7 +143,7 @@ def document_nll(
 
 
 def _length_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Group documents of similar length, longest first: a batch that does not fit in memory fails at once."""
+    """Group documents of similar length, the longest first: a lack of memory then shows at the start."""
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 1]
     start = 0

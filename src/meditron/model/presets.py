@@ -1,4 +1,7 @@
-"""Presets: small models that start from seeded weights, and the tokenizer of any model. No torch here."""
+"""Presets: small models that start from seeded weights, and the tokenizer of any model.
+
+This module does not import torch.
+"""
 
 from typing import NamedTuple
 
@@ -19,7 +22,8 @@ class Preset(NamedTuple):
     """Source of the tokenizer."""
 
 
-# The quickstart's tokenizer, so that a preset can continue its corpus; the digest pins the vocabulary.
+# The preset has the quickstart's tokenizer, so that it can be trained on the quickstart's corpus; the digest
+# pins the vocabulary.
 PRESETS = {
     "tiny": Preset(
         LlamaConfig(

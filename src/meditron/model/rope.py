@@ -1,8 +1,8 @@
 """Rotary position embedding (Su et al. 2021) with the four scalings of its frequencies.
 
-Frequencies are no buffer of the model: they are computed in fp32 from the config at each forward pass. A
-buffer would be rounded when the model is cast to bfloat16, and be missing when it is built on the meta
-device.
+Frequencies are not stored in a buffer of the model: they are computed in fp32 from the config at each forward
+pass. A buffer would be rounded when the model is cast to bfloat16, and would be empty when the model is built
+on the meta device.
 """
 
 import math
@@ -28,12 +28,12 @@ def rotary_cos_sin(config: LlamaConfig, positions_BS: Tensor) -> tuple[Tensor, T
 def rotary_frequencies(config: LlamaConfig, positions_BS: Tensor) -> tuple[Tensor, float]:
     """Return the head_dim / 2 angular frequencies (fp32, radians per token) and the scale of cosine and sine.
 
-    Only `dynamic` depends on the positions: on the largest of them.
+    Only the scaling `dynamic` depends on the positions, namely on the largest one.
     """
     device, theta, width = positions_BS.device, config.rope_theta, config.head_dim
     scaling = config.rope_scaling
     if scaling is not None and scaling.rope_type == "dynamic":
-        # A synchronization with the device, paid by this scaling only.
+        # Reading the largest position synchronizes with the device; only this scaling needs it.
         length = max(int(positions_BS.max()) + 1, config.max_position_embeddings)
         theta = _ntk_theta(config, scaling, length)
     exponents_E = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
@@ -49,13 +49,13 @@ def rotary_frequencies(config: LlamaConfig, positions_BS: Tensor) -> tuple[Tenso
 
 
 def _ntk_theta(config: LlamaConfig, scaling: RopeScaling, length: int) -> float:
-    """Return the NTK-aware base: it keeps high frequencies and stretches low ones with the length."""
+    """Return the NTK-aware base, which keeps high frequencies and lowers low ones as the sequence grows."""
     growth = scaling.factor * length / config.max_position_embeddings - (scaling.factor - 1)
     return float(config.rope_theta * growth ** (config.head_dim / (config.head_dim - 2)))
 
 
 def _yarn_frequencies(config: LlamaConfig, scaling: RopeScaling, plain_E: Tensor) -> Tensor:
-    """Interpolate between plain and stretched frequencies (Peng et al. 2023, §3.2)."""
+    """Interpolate between the original frequencies and those divided by `factor` (Peng et al. 2023, §3.2)."""
     context = scaling.original_max_position_embeddings or config.max_position_embeddings
 
     def dimension_for_turns(turns: float) -> float:
@@ -68,7 +68,7 @@ def _yarn_frequencies(config: LlamaConfig, scaling: RopeScaling, plain_E: Tensor
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, config.head_dim - 1)
     index_E = torch.arange(len(plain_E), dtype=torch.float32, device=plain_E.device)
-    # As in the reference implementation: the ramp's width is never zero.
+    # As in the reference implementation, the minimum of 0.001 keeps the ramp's width above zero.
     stretch_E = ((index_E - low) / max(high - low, 0.001)).clamp(0, 1)
     return plain_E * (1 - stretch_E) + plain_E / scaling.factor * stretch_E
 

@@ -26,8 +26,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by HF's name; a tied head is the embedding and has no name."""
-    # The meta device gives shapes without memory: a 70B config costs nothing.
+    """Return the shape of every parameter by HF's name; a tied head has no entry, as it is the embedding."""
+    # The meta device gives shapes without allocating memory, even for a 70B config.
     with torch.device("meta"):
         return {name: tuple(weight.shape) for name, weight in Llama(config).named_parameters()}
 
@@ -55,7 +55,7 @@ def check_tensors(path: Path, expected: Shapes, actual: Shapes) -> None:
 
 
 def weight_range_error(name: str, kind: str, *, finite: bool) -> UsageError:
-    """Return the error for a weight that overflows in a type, or is not finite in any."""
+    """Return the error for a weight that overflows in the type to write, or that is not finite itself."""
     if not finite:
         return UsageError(f"{name} contains NaN or infinity: the model is damaged")
     wider = "F32" if kind.isupper() else "float32"

@@ -1,4 +1,4 @@
-"""Loading of models from HF folders, GGUF files and seeded presets; the savers of the first two."""
+"""Loading a model from an HF folder, a GGUF file or a seeded preset; saving it as the first two."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,17 +26,18 @@ def load_model(model: ModelFiles | Path | str, *, dtype: torch.dtype = torch.flo
     Args:
         model: The MODEL or its files.
         dtype: The dtype of all weights.
-        seed: The seed of a preset that has none in its name (`init:tiny:1`).
+        seed: The seed of a preset whose name has no seed (`init:tiny`, unlike `init:tiny:1`).
 
     Raises:
         InputError: a file is damaged, is of another architecture, or its tensors do not match its config.
         SourceError: there is no such model.
     """
     with open_weights(model, seed=seed) as (config, weights):
-        # Without memory for default weights: `assign` makes the loaded tensors its parameters.
+        # The meta device allocates no memory for default weights; `assign` makes the loaded tensors the
+        # parameters.
         with torch.device("meta"):
             filled = Llama(config)
-        # A copy: a tensor may be a view of a memory-mapped file that is replaced later.
+        # Each tensor is copied, because it may be a view of a memory-mapped file that is replaced later.
         state = {name: weight.to(dtype, copy=True).contiguous() for name, weight in weights.items()}
         filled.load_state_dict(state, assign=True)  # a tied head is one tensor and stays one
         return filled
@@ -46,7 +47,7 @@ def load_model(model: ModelFiles | Path | str, *, dtype: torch.dtype = torch.flo
 def open_weights(
     model: ModelFiles | Path | str, *, seed: int = 0
 ) -> Iterator[tuple[LlamaConfig, Mapping[str, Tensor]]]:
-    """Open a model's config and weights, by HF's names, each read at its access.
+    """Open a model's config and its weights by HF's names; each weight is read when it is accessed.
 
     Weights are as stored (an HF folder), dequantized to fp32 (a GGUF file) or random (a preset, the only form
     that is in memory as a whole). Errors are those of `load_model`.

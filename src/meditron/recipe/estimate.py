@@ -180,7 +180,7 @@ def _training(recipe: Recipe, spec: StageSpec, config: TrainingConfig, tokens: i
     rows = config.micro_batch_size or config.batch_size
     width = 2 if resolve_matrix_dtype(config.dtype) == "bfloat16" else 4
     # Weights and gradients in the dtype; AdamW's two moments, and bfloat16's master weights, in float32.
-    state = model.parameters * (2 * width + 8 + (4 if width == 2 else 0))
+    state = model.parameter_count * (2 * width + 8 + (4 if width == 2 else 0))
     # Activations kept for the backward pass: about 34 bytes × hidden size per token and layer in 16 bits
     # (Korthikanti et al. 2022, arXiv:2205.05198, eq. 1).
     tokens_at_once = rows * config.sequence_length
@@ -190,8 +190,8 @@ def _training(recipe: Recipe, spec: StageSpec, config: TrainingConfig, tokens: i
         operations = tokens * model.flops_per_token(config.sequence_length)
         seconds = operations / (_products_per_second(config.dtype) * _EFFICIENCY)
     # A checkpoint has the weights and AdamW's two moments, each in float32.
-    checkpoints = config.keep_checkpoints * model.parameters * 12
-    return Estimate(tokens, seconds, model.parameters * 4 + checkpoints, state + activations)
+    checkpoints = config.keep_checkpoints * model.parameter_count * 12
+    return Estimate(tokens, seconds, model.parameter_count * 4 + checkpoints, state + activations)
 
 
 def _quantize(recipe: Recipe, spec: StageSpec) -> Estimate:
@@ -203,8 +203,8 @@ def _quantize(recipe: Recipe, spec: StageSpec) -> Estimate:
     bits = sum(next(b for name, b in _BITS.items() if kind.startswith(name)) for kind in config.types)
     cores = config.threads or int(describe()["cores"])
     return Estimate(
-        seconds=len(config.types) * model.parameters / (_QUANTIZE_WEIGHTS * cores),
-        disk=round(model.parameters * bits / 8),
+        seconds=len(config.types) * model.parameter_count / (_QUANTIZE_WEIGHTS * cores),
+        disk=round(model.parameter_count * bits / 8),
         memory=model.vocab_size * model.hidden_size * 8,
     )
 
@@ -225,7 +225,7 @@ def _evaluate(recipe: Recipe, spec: StageSpec) -> Estimate:
     forward = model.flops_per_token(_DOCUMENT_TOKENS) / 3  # a backward pass takes twice a forward pass
     seconds = tokens * forward / (_products_per_second(config.dtype) * _EFFICIENCY)
     return Estimate(
-        tokens, seconds, None, model.parameters * 4 + config.batch_tokens * model.hidden_size * 64
+        tokens, seconds, None, model.parameter_count * 4 + config.batch_tokens * model.hidden_size * 64
     )
 
 

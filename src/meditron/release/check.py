@@ -4,11 +4,11 @@ The comparison covers, in this order: the keys that llama.cpp needs; every tenso
 model's shape; name, licence, authors, base models, tags and ancestry; vocabulary, chat template and the token
 ids of 200 texts; every weight; and the logits of 64 tokens.
 
-The source's files are also read directly, without the readers that the export used, because a bug of a reader
-would be the same on both sides. Floats must be the source's values, rounded once to the type. In quantized
-types each row must be as near as the type allows (`TOLERANCES`). Logits are computed from the written
-weights, once in the source's shape and once in the shape of the written file. Memory holds the weights of one
-block.
+The source's files are also read directly, without the readers that the export used, because a bug in a reader
+would affect both sides equally and stay unnoticed. Float weights must be the source's values, rounded once to
+the type. In quantized types the error of each row must be within the type's tolerance (`TOLERANCES`). Logits
+are computed from the written weights, once in the source's shape and once in the shape of the written file.
+At most the weights of one block are in memory at a time.
 """
 
 import time
@@ -75,13 +75,13 @@ TOLERANCES = {
 }
 """Type → (median, maximum) over a matrix's rows of the relative error: RMS of the error / RMS of the row.
 
-They are about twice the errors of normal and heavy-tailed rows."""
+The tolerances are about twice the errors of normally distributed and of heavy-tailed rows."""
 
 # Legend: S sequence, D width, R rows of a matrix, C its columns, V vocabulary.
 
 
 class ExportError(MeditronError):
-    """The written model differs from its source, and was not kept."""
+    """The error for a written model that differs from its source; the written model was removed."""
 
     def __init__(self, path: Path, cause: str) -> None:
         super().__init__(
@@ -125,8 +125,8 @@ class ExportCheck:
     def _model_differences(self, written: ModelFiles, kind: str) -> Iterator[str]:
         """Yield the differences, the cheapest checks first."""
         with ExitStack() as stack:
-            # Two pools: a comparison waits for the decoding of its source. In one pool it could wait for
-            # itself.
+            # Comparing and decoding have separate thread pools: a comparison waits for the decoding of its
+            # source, and in a shared pool all threads could be waiting.
             threads = torch.get_num_threads()
             workers, comparers, background = (
                 stack.enter_context(ThreadPoolExecutor(count)) for count in (threads, threads, 1)
@@ -142,19 +142,21 @@ class ExportCheck:
             yield from _shape_differences(from_config, to_config)
             yield from _metadata_differences(self._source, written, gguf)
             passes = self._forward_passes(from_config, to_config)
-            # Tokenizers work in Rust and weights in numpy and torch, mostly without Python's lock: side by
-            # side they take little more time than the longer of the two.
+            # The tokenizers are compared (in Rust) while the weights are compared (in numpy and torch), both
+            # mostly without Python's lock: together they take little more time than the longer of the two.
             tokenizers = background.submit(lambda: list(self._tokenizer_differences(written, gguf)))
 
             def compare_weight(name: str, weight: Tensor) -> list[str]:
                 return list(_weight_differences(name, from_weights[name], weight, types.get(name, kind)))
 
             for names in _parameter_groups(to_config, with_head=bool(passes)):
-                # A tied head is the embedding, which is read again: keeping it would cost a block's memory.
+                # A tied head is the embedding, which is read again, because keeping it would take as much
+                # memory as a block.
                 places = {name: _stored_name(name, to_config) for name in names}
                 weights = {name: to_weights[place] for name, place in places.items()}
                 stored = [name for name in names if places[name] == name]
-                # Threads help, because a comparison is a pass over memory without Python's lock.
+                # Weights are compared in threads, because a comparison is a pass over memory without Python's
+                # lock.
                 compared = comparers.map(compare_weight, stored, (weights[name] for name in stored))
                 yield from chain.from_iterable(compared)
                 for forward in passes or ():
@@ -191,7 +193,7 @@ class ExportCheck:
 def _open_model(
     files: ModelFiles, gguf: GGUF | None, stack: ExitStack, workers: ThreadPoolExecutor
 ) -> tuple[LlamaConfig, Mapping[str, Tensor], Mapping[str, str]]:
-    """Open a model: its shape, its weights, and the types of a GGUF file's weights, which C code decodes."""
+    """Open a model; return its config, its weights, and the type of each weight if it is a GGUF file."""
     if gguf is None:
         return *stack.enter_context(open_weights(files)), {}
     config = read_gguf_config(gguf)
@@ -224,7 +226,7 @@ _NO_EFFECT = {"initializer_range", "bos_token_id", "eos_token_id", "pad_token_id
 
 
 def _shape_differences(source: LlamaConfig, written: LlamaConfig) -> Iterator[str]:
-    # A rotary scaling has several equal notations: the logits are compared instead.
+    # The same rotary scaling can be written in several ways, so the logits are compared instead.
     for name in LlamaConfig.model_fields.keys() - _NO_EFFECT - {"rope_scaling"}:
         expected, actual = getattr(source, name), getattr(written, name)
         rounded = isinstance(expected, float) and abs(expected - actual) <= 1e-6 * abs(expected)
@@ -264,7 +266,7 @@ def _stored_name(name: str, config: LlamaConfig) -> str:
 
 
 def _weight_differences(name: str, source: Tensor, written: Tensor, kind: str) -> Iterator[str]:
-    """Yield the first difference beyond the type's tolerance; quantized weights come decoded to fp32."""
+    """Yield the first difference beyond the type's tolerance; quantized weights are passed in as fp32."""
     if source.shape != written.shape:
         yield f"{name} has the shape {tuple(written.shape)} instead of {tuple(source.shape)}"
         return
@@ -307,7 +309,8 @@ class _ForwardPass:
 
     def __init__(self, config: LlamaConfig, ids_S: Tensor) -> None:
         self.config, self.ids_S = config, ids_S
-        # Positions over the whole context, because a rotary scaling shows at late positions only.
+        # The positions are spread over the whole context, because a wrong rotary scaling shows at late
+        # positions only.
         last = config.max_position_embeddings - 1
         positions_1S = torch.linspace(0, last, len(ids_S), dtype=torch.float64).long()[None]
         self.cos_B1SE, self.sin_B1SE = (part[:, None] for part in rotary_cos_sin(config, positions_1S))
@@ -316,7 +319,7 @@ class _ForwardPass:
 
     @torch.inference_mode()
     def apply_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Apply the next group of weights."""
+        """Continue the forward pass through the next group of weights."""
         for name, weight in weights.items():
             if name == EMBEDDING:
                 self.stream_BSD = F.embedding(self.ids_S, weight)[None]

@@ -1,7 +1,7 @@
 """Comparison of a source's files with a written model: tensors, keys, added tokens and stop tokens.
 
 The package's model readers are not used, only JSON, safetensors headers and GGUF keys: a bug in a reader
-would be the same on both sides.
+would affect both sides equally and stay unnoticed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -136,7 +136,7 @@ _COMPARED_ELSEWHERE = {
 
 
 def _effective_rope_scaling(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return type, factor, attention factor and original context as llama.cpp reads them."""
+    """Return the rotary scaling as llama.cpp reads it: type, factor, attention factor, original context."""
     kind = metadata.get(_SCALING + "type", "linear")
     factor = metadata.get(_SCALING + "factor", metadata.get("llama.rope.scale_linear", 1.0)) or 1.0
     attention = metadata.get(_SCALING + "attn_factor", 1.0)

@@ -53,8 +53,8 @@ def convert(
 
     Raises:
         SourceError: `spec` is not a model.
-        UsageError: `out` exists, its parent does not, it is of the other kind than `type` or `dtype`, or the
-            values do not fit in `type`.
+        UsageError: `out` exists, its parent folder does not exist, `type` or `dtype` does not apply to this
+            kind of output, or a value overflows in `type`.
         InputError: The model's files are damaged.
         ExportError: The written model differs from its source.
     """
@@ -83,7 +83,7 @@ def convert(
 
 
 def _write_carried_files(source: ModelFiles, folder: Path, name: str, *, check: bool) -> None:
-    """Write authorship, ancestry and card of the source into a model's folder, and a skipped check."""
+    """Write the source's authorship, ancestry and card into a model's folder, and record a skipped check."""
     if (ancestry := read_ancestry(source)) is not None:
         write_ancestry(folder, ancestry)
     authorship = read_authorship(source)
@@ -95,7 +95,7 @@ def _write_carried_files(source: ModelFiles, folder: Path, name: str, *, check: 
 
 
 def _refuse_option_of_other_kind(out: Path, type_for_folder: str | None, dtype_for_file: str | None) -> None:
-    """Raise UsageError for a type with a folder, or a dtype with a file."""
+    """Raise UsageError for a GGUF type with an HF folder, or for a dtype with a GGUF file."""
     if type_for_folder:
         raise UsageError(
             f"{out}: --type {type_for_folder} is for GGUF files, and this is an HF folder",
@@ -109,7 +109,7 @@ def _refuse_option_of_other_kind(out: Path, type_for_folder: str | None, dtype_f
 
 
 def _require_replaceable_output(out: Path, source: Path, *, force: bool) -> None:
-    """Raise UsageError if `out` exists without `force`, or if it is the source or not a model."""
+    """Raise UsageError if `out` exists and `force` is false, is the source itself, or is not a model."""
     if not out.parent.is_dir():
         raise UsageError(f"{out}: folder {out.parent} does not exist", hint=f"mkdir -p {out.parent}")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):

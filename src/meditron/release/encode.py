@@ -1,4 +1,4 @@
-"""Matrices as ggml's blocks, by ggml's own quantizers in C (libgguf), in chunks of rows."""
+"""Quantization of matrices into ggml's blocks with ggml's own C code (libgguf), in chunks of rows."""
 
 from concurrent.futures import Executor
 from typing import Any
@@ -59,7 +59,7 @@ def quantize_matrix(name: str, weight_RC: Tensor, kind: str, workers: Executor) 
 
 
 def _as_numpy(weight: Tensor) -> npt.NDArray[Any]:
-    """Return the tensor as a numpy array; bfloat16, which numpy lacks, as its bits."""
+    """Return the tensor as a numpy array; a bfloat16 tensor, which numpy lacks, as its bits in uint16."""
     contiguous = weight.contiguous()
     bare = contiguous.view(torch.uint16) if weight.dtype == torch.bfloat16 else contiguous
     array: npt.NDArray[Any] = bare.numpy()

@@ -1,4 +1,4 @@
-"""Peak memory of a block of code, without that of the process before it."""
+"""Measurement of the peak memory of a block of code, excluding earlier peaks of the process."""
 
 import resource
 import sys
@@ -13,12 +13,12 @@ _RESET_PEAK = "5"  # the value that resets VmHWM, by proc(5)
 
 
 class PeakMemory:
-    """Peak memory, known when the block ends."""
+    """The peak memory of a block of code; the values are set when the block ends."""
 
     bytes = 0
     """The largest resident set during the block, including mapped files."""
     since_start = False
-    """True if the kernel did not reset the peak: then it is that of the whole process."""
+    """True if the kernel did not reset the peak: then `bytes` is the peak of the whole process."""
 
 
 @contextmanager

@@ -17,8 +17,9 @@ _TYPE = re.compile(r"(^|[-._])(q\d_\w+|b?f16|f32)$", re.IGNORECASE)
 def model_name(files: ModelFiles) -> str:
     """Return the model's name for people (GGUF's `general.name`).
 
-    It is the name in the GGUF file or in the folder's README.md (`model_name`). A stage of a run is named
-    after both (`quickstart pretrain`), any other folder by its own name, and a preset by its name (`tiny`).
+    The name is read from the GGUF file or from the folder's README.md (`model_name`). If there is none, a
+    stage of a run is named after run and stage (`quickstart pretrain`), any other folder after itself, and a
+    preset by its name (`tiny`).
     """
     if files.kind == "init":
         return files.spec.split(":")[1]

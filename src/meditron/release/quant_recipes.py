@@ -53,7 +53,7 @@ def _has_large_head_groups(place: MatrixPlace) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class QuantRecipe:
-    """The types of the matrices in one type of file."""
+    """The ggml types of the matrices in one type of GGUF file."""
 
     file_type: int
     """llama.cpp's number of the type (`general.file_type`)."""
@@ -103,7 +103,8 @@ QUANT_RECIPES: dict[GGUFType, QuantRecipe] = {
 }
 """Type of a file → its recipe."""
 
-# K types have blocks of 256 values. For rows of another length llama.cpp takes the next type of blocks of 32.
+# K types have blocks of 256 values. For rows whose length is not a multiple of 256, llama.cpp uses the
+# nearest larger type with blocks of 32.
 _NARROWER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
@@ -127,7 +128,7 @@ def target_type(kind: GGUFType, name: str, config: LlamaConfig) -> str:
     place = MatrixPlace(int(block), blocks, group)
     rules = recipe.rules.get(part, {})
     raised = next((type for type, holds in rules.items() if holds(place)), recipe.base_type)
-    # Llama-2-70B's shape: eight heads share each row of values, so more bits cost little.
+    # Llama-2-70B's shape: eight query heads share each value head, so more bits for its matrix cost little.
     if part == "attn_v" and blocks == 80 and group > 1 and raised in ("Q3_K", "Q4_K"):
         return "Q5_K"
     return raised

@@ -59,9 +59,9 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
 
     Raises:
         InputError: The model's files are damaged.
-        UsageError: Its values do not fit in the type, or GGUF cannot express what the model needs.
+        UsageError: A value of the model overflows in the type, or GGUF has no keys for its rotary scaling.
         ExportError: A written file differs from the model.
-        MissingExtra: A quantized type without libgguf.
+        MissingExtra: A type is quantized and libgguf is not installed.
     """
     paths = {kind: out / f"{kind}.gguf" for kind in config.types}
     missing = [kind for kind, path in paths.items() if not path.is_file()]
@@ -88,12 +88,12 @@ def quantize(
         out: The folder of the files.
         threads: Threads that quantize; None for all cores.
         force: Replace existing files.
-        check: Compare each file with the model before it is kept. Without it the files record that they were
+        check: Compare each file with the model before it is kept. If false, the files record that they were
             not checked.
 
     Returns:
-        The same as `run`. Each file has a `cost` (perplexity change, `measured` or published, and on what),
-        and `recommended` is the type to take.
+        The same as `run`. Each file has a `cost` (the change in perplexity, whether it was measured, and on
+        which text), and `recommended` is the recommended type.
 
     Raises:
         UsageError: A file exists and `force` is not set, or as in `run`.
@@ -122,10 +122,10 @@ def quantize(
 
 
 def print_summary(files: Sequence[Mapping[str, Any]], *, answer: bool = False) -> None:
-    """Print the files with size, memory and cost in quality, their fallback types, and the type to take.
+    """Print the files with size, memory and cost in quality, their fallback types, and the recommended type.
 
     Args:
-        files: As `run` or `quantize` returns them; a file without a `cost` has the published one.
+        files: As `run` or `quantize` returns them; a file without a `cost` gets the published one.
         answer: True to print the table on stdout.
     """
     costs = {file["type"]: QuantizationCost.from_json(file["cost"]) for file in files if file.get("cost")}

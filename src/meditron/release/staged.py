@@ -8,7 +8,7 @@ from meditron.store.files import fsync_path, remove_path, temporary_path, transl
 
 __all__ = ["replace_when_complete"]
 
-# Files of the old model that would be read together with those of the new one.
+# Files of an old model that would otherwise be read together with the files of the new model.
 _STALE = (
     "*.safetensors",
     "*.safetensors.index.json",

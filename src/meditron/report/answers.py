@@ -72,7 +72,7 @@ class Answer:
     """Rows of its CSV file."""
 
     def figure(self, suffix: str = "") -> ReportFigure | None:
-        """Return the chart; None without a change."""
+        """Return the answer's chart; None if no change was measured."""
         if not self.panels:
             return None
         caption = (
@@ -111,20 +111,20 @@ class _Change:
 
     @property
     def in_unit(self) -> tuple[float, float, float]:
-        """Value, low and high end in the unit; both ends are NaN without an interval."""
+        """The value and both ends of its interval in `unit`; the ends are NaN without an interval."""
         factor = 100 if self.unit == "points" else 1
         low, high = self.interval or (math.nan, math.nan)
         return factor * self.value, factor * low, factor * high
 
     @property
     def difference(self) -> str:
-        """The difference with its interval, formatted."""
+        """The formatted difference with its interval."""
         form = number_format.points if self.unit == "points" else number_format.nats
         return number_format.estimate(self.value, self.interval, form)
 
 
 def answer_questions(result: EvaluationResult, facts: RunFacts) -> list[Answer]:
-    """Answer the questions that the run's stages raise: no training, no question about learning."""
+    """Answer the questions that apply to the run: without training there is no question about learning."""
     models = list(dict.fromkeys([*result.perplexity, *result.tasks]))
     trained = [model for model in models if facts.is_from_stage_kind(model, "pretrain", "finetune")]
     answers = []
@@ -136,10 +136,10 @@ def answer_questions(result: EvaluationResult, facts: RunFacts) -> list[Answer]:
 
 
 def overview_figure(answers: Sequence[Answer], suffix: str = "") -> ReportFigure | None:
-    """Return all answers as one chart; None without a change."""
+    """Return one chart of all answers; None if no change was measured."""
     columns: list[list[IntervalPanel]] = [[], []]
     for answer in answers:
-        # Two columns are the shape of a screen: training on the left, quantization on the right.
+        # Two columns fit the shape of a screen: training on the left, quantization on the right.
         column = columns[answer.name == "quantized"]
         for place, panel in enumerate(answer.panels):
             heading = f"{answer.question}\n{answer.verdict}" if place == 0 else ""
@@ -159,7 +159,8 @@ def _answer_learned(result: EvaluationResult, facts: RunFacts, trained: Sequence
         for change in _changes_against_root(result, facts, trained)
         if change.unit == "points" or facts.domains.get(change.measure) != GENERAL
     ]
-    # The last trained model is the result of the run; earlier ones are in the chart.
+    # The verdict is on the last trained model, which is the result of the run; earlier models are in the
+    # chart only.
     last = [change for change in changes if trained and change.model == trained[-1]]
     if not last:
         return Answer("learned", question, "Not measured.", "No trained model was compared with its base.")
@@ -203,7 +204,7 @@ def _answer_quantized(result: EvaluationResult, facts: RunFacts) -> Answer:
         if pairs.get(comparison.b) == comparison.a
     ]
     compared = {change.model for change in changes}
-    # A file that was only compared by its predictions has no paired difference; its perplexity ratio counts.
+    # A quantized file may have a fidelity record but no paired difference; then its perplexity ratio is used.
     changes += [
         _change_from_fidelity(pair)
         for pair in result.fidelity
@@ -240,7 +241,7 @@ def _build_answer(
     changes: Sequence[_Change],
     facts: RunFacts,
 ) -> Answer:
-    """Put an answer together: `evidence` goes into the sentence, `changes` into the chart."""
+    """Build an answer: `evidence` goes into the sentence, `changes` into the chart."""
     return Answer(
         name,
         question,
@@ -263,7 +264,7 @@ def _build_answer(
 
 
 def _sentence_clauses(changes: Sequence[_Change], facts: RunFacts) -> Iterator[str]:
-    """Yield the parts of an answer's sentence, a pair of models after the other, decided measures first."""
+    """Yield one clause of the answer's sentence per pair of models, each with its decided measures first."""
     pairs = dict.fromkeys((change.model, change.reference) for change in changes)
     for model, against in pairs:
         file = f" ({format_bytes(facts.file_sizes[model])})" if model in facts.file_sizes else ""
@@ -348,7 +349,7 @@ def _change_from_comparison(comparison: Comparison, result: EvaluationResult) ->
 
 
 def _change_from_fidelity(pair: Fidelity) -> _Change:
-    """Return the log of the perplexity ratio: a difference in nats per token, weighted by tokens."""
+    """Return a fidelity record as a change: the log of its perplexity ratio, in nats per token."""
     ends = pair.intervals.get("perplexity_ratio") if pair.documents >= MIN_SAMPLE_SIZE else None
     logs = None if ends is None else (math.log(ends[0]), math.log(ends[1]))
     value = math.log(pair.perplexity_ratio)

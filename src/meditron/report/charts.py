@@ -1,8 +1,8 @@
 """Charts as inline SVG.
 
 Colours and fonts are CSS variables of the page (`pages.css`), with fallbacks, so one chart serves light and
-dark pages. Text stays text. The same values give the same bytes: ids are salted and no date is written.
-pyplot and its global state are not used.
+dark pages. Text stays text. The same values give the same bytes: ids are salted and no date is written. The
+pyplot module with its global state is not used.
 """
 
 import math
@@ -44,19 +44,19 @@ class IntervalRow:
 
     label: str
     value: float
-    ends: tuple[float, float] | None
-    text: str
+    interval: tuple[float, float] | None
+    value_text: str
     """The value, the interval and the verdict in words, in the colour of `tone`."""
     tone: Tone
 
 
 @dataclass(frozen=True, slots=True)
 class IntervalPanel:
-    """Rows of one unit under a common title."""
+    """A panel of rows in one unit under a common title."""
 
     title: str
     rows: Sequence[IntervalRow]
-    x: str
+    x_label: str
     """The unit, and the side that is better."""
     heading: str = ""
     """A question and its answer above the title, a line each."""
@@ -102,10 +102,10 @@ def line_chart(
 def interval_chart(
     rows: Sequence[tuple[str, float, tuple[float, float] | None]], x: str, *, reference: float | None = None
 ) -> str:
-    """Draw a dot and its interval for each (label, value, ends), top down, and a line at `reference`.
+    """Draw a dot and its interval for each (label, value, ends), downward, and a line at `reference`.
 
     A value without an interval is an open circle, and its label says so. Without a reference, a line is drawn
-    at zero if a row reaches below it: then the rows are differences.
+    at zero if a value or an interval reaches below zero, because the rows are then differences.
     """
     figure, axes = _new_figure(0.75 + 0.34 * len(rows))
     for index, (_, value, ends) in enumerate(rows):
@@ -129,7 +129,7 @@ def interval_panel_chart(*columns: Sequence[IntervalPanel]) -> str:
     """Draw columns of panels of differences with their intervals.
 
     Each row has its label and its value in words above the interval, so that a single column stays readable
-    at the width of a phone. The colour repeats what the words say; a neutral row has an open marker.
+    at the width of a phone. The colour repeats the verdict in words; a neutral row has an open marker.
     """
     from matplotlib.figure import Figure
 
@@ -167,15 +167,15 @@ def _draw_panel(axes: "Axes", panel: IntervalPanel) -> None:
     for index, row in enumerate(panel.rows):
         colour = _TONES[row.tone]
         fill = "none" if row.tone == "neutral" else colour
-        if row.ends:
-            axes.plot(row.ends, [index, index], color=colour, linewidth=2.2, solid_capstyle="butt")
+        if row.interval:
+            axes.plot(row.interval, [index, index], color=colour, linewidth=2.2, solid_capstyle="butt")
             if fill == "none":  # the line would show through the open marker
                 fill = PAPER
         axes.plot([row.value], [index], color=colour, marker="o", markersize=5.5, markerfacecolor=fill)
         top = index - (0.62 if two_lines else 0.42)
         _draw_text(axes, 0.0, top, row.label, INK, "left")
         value_x, value_y, side = (0.0, index - 0.32, "left") if two_lines else (1.0, top, "right")
-        _draw_text(axes, value_x, value_y, row.text, colour, side)
+        _draw_text(axes, value_x, value_y, row.value_text, colour, side)
     axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
     axes.margins(x=0.06)
     axes.set_yticks([])
@@ -189,16 +189,16 @@ def _draw_panel(axes: "Axes", panel: IntervalPanel) -> None:
         axes.annotate(
             text, (0, 1), xytext=(0, 5 + 13 * number), color=colour, fontweight=weight, **annotation_options
         )
-    axes.set_xlabel(panel.x, color=MUTED)
+    axes.set_xlabel(panel.x_label, color=MUTED)
     _style_axes(axes, grid="x")
 
 
 def _needs_two_lines(panel: IntervalPanel) -> bool:
-    return any(len(row.label) + len(row.text) > _LINE_CHARACTERS for row in panel.rows)
+    return any(len(row.label) + len(row.value_text) > _LINE_CHARACTERS for row in panel.rows)
 
 
 def _draw_text(axes: "Axes", x: float, y: float, text: str, colour: str, side: str) -> None:
-    """Write text at a row's height `y` and a share `x` of the panel's width."""
+    """Write text at the row position `y` and at the fraction `x` of the panel's width."""
     axes.text(
         x,
         y,
@@ -208,7 +208,7 @@ def _draw_text(axes: "Axes", x: float, y: float, text: str, colour: str, side: s
         va="center",
         color=colour,
         fontsize=8,
-        # The grid would cross the letters.
+        # The box behind the text keeps grid lines from crossing the letters.
         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
     )
 
@@ -242,7 +242,7 @@ def _drawable_points(points: Sequence[tuple[float, float]], *, log_x: bool) -> l
 
 
 def _style_axes(axes: "Axes", grid: Literal["x", "y"]) -> None:
-    """Remove frame and tick marks, and the grid of one direction."""
+    """Remove the frame and the tick marks, and draw grid lines across one axis only."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     axes.patch.set_visible(False)

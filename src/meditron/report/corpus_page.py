@@ -1,4 +1,4 @@
-"""The pages of the corpus and tokenize stages."""
+"""The report pages of the corpus and tokenize stages."""
 
 from collections.abc import Mapping
 from itertools import islice

@@ -1,4 +1,4 @@
-"""The page of an evaluate stage."""
+"""The report page of an evaluate stage."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def write_evaluation_page(path: Path, result: EvaluationResult) -> None:
 def _add_perplexity(page: Page, result: EvaluationResult) -> None:
     page.section("Perplexity")
     table = evaluation_tables.held_out_table(result, {})
-    # The stage's records hold no domains: the column would be empty.
+    # The stage's results have no domains, so the column would be empty.
     places = [place for place, header in enumerate(table.headers) if header != "domain"]
     page.table(
         [table.headers[place] for place in places], [[row[place] for place in places] for row in table.rows]

@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ResultTable:
-    """A table before it is put on a page, into a card or on a terminal."""
+    """A table of texts, to be put on a page, into a model card or on a terminal."""
 
     caption: str
     headers: tuple[str, ...]
@@ -205,7 +205,7 @@ def parent_models(result: EvaluationResult, inputs: Mapping[str, Mapping[str, st
     for model in models:
         stage_inputs = inputs.get(model.partition(":")[0], {})
         references = [stage_inputs[key] for key in ("model", "base") if key in stage_inputs]
-        # A reference to no stage is the recipe's base, which evaluations call `base`.
+        # A reference that names no stage is the recipe's base model, which evaluations call `base`.
         parent = next((text if text.partition(":")[0] in inputs else "base" for text in references), None)
         if parent in models:
             parents[model] = str(parent)
@@ -255,7 +255,7 @@ def fidelity_table(result: EvaluationResult) -> ResultTable:
 
 
 def _row_names(result: EvaluationResult) -> list[str]:
-    """Return the models, each with its rules that were compared by name, then the baselines."""
+    """Return the row names: each model, then its other rules that were compared, and last the baselines."""
     # `base (calibrated)` is base, scored by another rule than the configured one.
     compared = {name for comparison in result.differences for name in (comparison.a, comparison.b)}
     names = []
@@ -270,7 +270,7 @@ def _accuracy_cell(score: Accuracy | Baseline | None) -> str:
 
 
 def _accuracy_by_rule(score: TaskScore) -> dict[str, Accuracy]:
-    """Return each rule's accuracy; a method that compares no options has a single one."""
+    """Return the accuracy by rule; a method that compares no options has one entry under its own name."""
     return {str(rule): accuracy for rule, accuracy in score.rules.items()} or {score.method: score}
 
 

@@ -57,7 +57,7 @@ def write_figures(folder: Path, figures: Iterable[ReportFigure]) -> None:
             with atomic_write(place / f"{figure.name}.{suffix}", "w") as file:
                 file.write(content)
     for svg in place.glob("*.svg"):
-        # Only pairs are removed: a file that somebody added stays.
+        # Only an SVG with a CSV of the same name is removed, so that a file that a user added stays.
         if svg.stem not in names and svg.with_suffix(".csv").is_file():
             svg.unlink()
             svg.with_suffix(".csv").unlink()

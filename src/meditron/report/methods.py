@@ -81,7 +81,7 @@ _METHODS = {
     "next-token": "the answer is the likeliest token of the whole vocabulary; a token that begins no option "
     "is wrong",
 }
-# lm-eval's names are in brackets, for readers who compare.
+# The names in brackets are lm-eval's, for readers who compare scores with it.
 _RULES = {
     "sum": "the highest log-likelihood (acc)",
     "bytes": "the highest log-likelihood per byte (acc_bytes)",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 __all__ = [
-    "FORMS",
+    "FORMATS",
     "count",
     "decimal",
     "estimate",
@@ -80,7 +80,7 @@ def _minus(text: str) -> str:
     return text.replace("-", "−") if "e" not in text else text
 
 
-FORMS: tuple[Callable[[float], str], ...] = (
+FORMATS: tuple[Callable[[float], str], ...] = (
     count,
     decimal,
     perplexity,

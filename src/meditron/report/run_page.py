@@ -1,4 +1,4 @@
-"""The page of a run: the answers first, then the scores, then how they were measured and made."""
+"""The report page of a run: the answers first, then the scores, then methods, files and stages."""
 
 import json
 from collections import Counter
@@ -84,7 +84,7 @@ def _add_evaluation(
         if figure := answer.figure(suffix):
             add_figure(page, figure)
             figures.append(figure)
-    # The overview is a file only: on the page it would repeat the charts above.
+    # The overview chart is only written as a file: on the page it would repeat the charts above.
     if overview := overview_figure(answers, suffix):
         figures.append(overview)
     page.section("Scores")
@@ -112,7 +112,7 @@ def _add_evaluation_details(
         with page.folded("Fidelity of the quantized files"):
             page.text(methods.FIDELITY)
             _add_table(page, tables.fidelity_table(result))
-    # Folded: a reader of the answers needs the methods once, not before every figure.
+    # The methods are folded away: a reader needs them once, not before every figure.
     with page.folded("Methods and all measures"):
         page.text(f"{methods.PERPLEXITY}\n\n{methods.DIFFERENCE} {methods.DETECTABLE}")
         page.text(f"{methods.VERDICT} {methods.INTERVALS}\n\n{methods.evaluation_settings_sentence(result)}")
@@ -254,7 +254,7 @@ def _external_inputs(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     # Several stages may use the same input: dict keys keep the first of each, in order.
     return list(
         dict.fromkeys(
-            (key, _without_sha256(entry["reference"]), _shorten_digest(entry["digest"]))
+            (key, without_digest(entry["reference"]), _shorten_digest(entry["digest"]))
             for stage in record["stages"].values()
             for key, entry in stage.get("inputs", {}).items()
             if not _is_stage(entry["reference"], record)
@@ -346,7 +346,7 @@ def _input_references(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 def _format_metrics(counted: Mapping[str, Any]) -> dict[str, str]:
     """Return the numbers and texts among metrics, formatted; nested values are left out."""
-    # A bool is an int to Python, and would be shown as 1.
+    # A bool is an int in Python and would be shown as 1 or 0.
     return {
         _key_to_words(key): _format_value(value)
         for key, value in counted.items()
@@ -367,11 +367,6 @@ def _input_names(inputs: Mapping[str, Any], record: Mapping[str, Any]) -> dict[s
     return dict.fromkeys(
         entry["reference"] if _is_stage(entry["reference"], record) else key for key, entry in inputs.items()
     )
-
-
-def _without_sha256(reference: str) -> str:
-    """Remove the expected hash of a source; the digest is in the next column."""
-    return without_digest(reference)
 
 
 def _shorten_digest(digest: str) -> str:

@@ -1,6 +1,6 @@
 """`report.json`, `report.html` and `figures/` of a run: results, their uncertainty, and the stages.
 
-All are made from the files of the stages alone (manifests, `results.json`, `metrics.jsonl`). A run that was
+The report is built from the stages' files alone (manifests, `results.json`, `metrics.jsonl`). A run that was
 built in pieces, or on several machines, has the same report as one that was built in one go.
 """
 
@@ -51,12 +51,12 @@ def _report_record(
 ) -> dict[str, Any]:
     """Return the content of `report.json`.
 
-    `answers` are the questions of `report.answers`. `perplexity` (model → source → values), `tasks` (model →
-    task → values), `baselines` (task → name → values), `fidelity` and `differences` (b minus a) are the
-    records of the evaluate stages, as in `store.results`. `stages` maps a name to kind, state, seconds,
-    digest, inputs and metrics; state is `complete`, `altered` (a file is missing or has another size),
-    `partial` or `missing`. `domains` and `licences` are those of the sources. `made` lists the machines,
-    libraries and commits, each with its stages.
+    `answers` has the questions of `report.answers` with verdict and sentence. `perplexity` (model → source →
+    values), `tasks` (model → task → values), `baselines` (task → name → values), `fidelity` and `differences`
+    (b minus a) are the records of the evaluate stages, as in `store.results`. `stages` maps a name to kind,
+    state, seconds, digest, inputs and metrics; state is `complete`, `altered` (a file is missing or has
+    another size), `partial` or `missing`. `domains` and `licences` are those of the sources. `made` lists the
+    machines, libraries and commits, each with its stages.
     """
     manifests = {name: read_manifest(place) for name, _, place in stages}
     complete = [manifest for manifest in manifests.values() if manifest is not None]
@@ -110,7 +110,7 @@ def _stage_record(kind: str, place: Path, manifest: Manifest | None) -> dict[str
     if manifest is None:
         return {"kind": kind, "state": "partial" if place.is_dir() else "missing"}
     problems = verify_artifact(place, hashes=False)
-    # An evaluation's results are at the top of the report, once.
+    # An evaluation's results are at the top level of `report.json`, so the stage's metrics leave them out.
     elsewhere = {"seconds", *(EvaluationResult.model_fields if kind == "evaluate" else ())}
     elapsed = (manifest.ended - manifest.started).total_seconds()
     return {

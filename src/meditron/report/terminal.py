@@ -99,7 +99,7 @@ class _Column:
 
 
 def _frame_width(columns: int) -> int:
-    """Return the characters of rich's SIMPLE_HEAD that are not cells: paddings, dividers, edges."""
+    """Return the width of the paddings, dividers and edges of rich's SIMPLE_HEAD box, in characters."""
     return 3 * columns + 1
 
 
@@ -110,13 +110,14 @@ def _rich_table(columns: Sequence[_Column], width: int) -> "RenderableType":
 
     widths = [column.natural for column in columns]
     while sum(widths) + _frame_width(len(widths)) > width:
-        # Headers of numbers wrap first, then the widest text: a sentence before a name.
+        # Headers of number columns wrap first, then the widest text column, so that a sentence wraps before a
+        # name.
         places = [place for place, column in enumerate(columns) if widths[place] > column.least]
         widths[max(places, key=lambda place: (columns[place].numeric, widths[place]))] -= 1
     wrapped = any(
         len(cell) > size for column, size in zip(columns, widths, strict=True) for cell in column.cells
     )
-    # An empty line between rows, if a row takes several lines.
+    # Rows are separated by an empty line if a row takes several lines.
     table = Table(box=box.SIMPLE_HEAD, leading=int(wrapped))
     for column, size in zip(columns, widths, strict=True):
         table.add_column(
@@ -144,7 +145,8 @@ def _stacked_rows(
         yield Text(row[0], style="bold", overflow="fold")
         lines = [(header, cell) for header, cell in zip(headers[1:], row[1:], strict=True) if cell]
         if label < min(longest, _NARROWEST_LABEL):
-            # A number beside its header would be broken: it goes below.
+            # A number beside its header would be broken over two lines, so the number is printed below the
+            # header.
             for header, cell in lines:
                 yield Padding(Text(header, style="dim", overflow="fold"), (0, 0, 0, indent))
                 yield Padding(Text(cell, overflow="fold"), (0, 0, 0, 2 * indent))

@@ -1,4 +1,4 @@
-"""The page of a training stage."""
+"""The report page of a training stage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def write_training_page(
     result: Mapping[str, Any],
     show: Callable[[Page], None],
 ) -> None:
-    """Write the page of a training.
+    """Write the report page of a training stage.
 
     Args:
         path: The page.

@@ -28,7 +28,7 @@ _TEXT_VERBS = {"better": "predicts better than", "worse": "predicts worse than"}
 
 
 def verdict(comparison: Comparison) -> str:
-    """Judge the second model of a comparison.
+    """Return the verdict on the second model of a comparison.
 
     Returns:
         `better` or `worse` if the adjusted p is below 5 % and the interval, if there is one, excludes zero;
@@ -39,7 +39,8 @@ def verdict(comparison: Comparison) -> str:
     if comparison.interval is None and comparison.difference == 0:
         return "identical"
     low, high = comparison.interval or (comparison.difference, comparison.difference)
-    # Both are required: the interval and the test are different methods and may disagree near the edge.
+    # Both conditions are required, because the interval and the test are different methods and may disagree
+    # near the threshold.
     if low <= 0 <= high or _adjusted_p(comparison) >= LEVEL:
         return "undecided"
     return "better" if (comparison.difference > 0) == (comparison.task is not None) else "worse"
@@ -55,7 +56,7 @@ def describe_comparison(comparison: Comparison, result: EvaluationResult, domain
         label = source_label(domains, comparison.source) if comparison.source else comparison.what
         scope = f"On {number_format.count(comparison.n)} held-out documents of {label}"
         measure, unit, verbs = "log-loss", "nats", _TEXT_VERBS
-    # The measure's name lists settings that differ between the two sides, a's value first.
+    # The name of the measure lists in brackets the settings that differ between the models, first a's value.
     if unlike := comparison.what.partition(" [")[2].removesuffix("]"):
         scope += f", measured differently ({unlike}; {a} / {b})"
     value = f"{difference_format(comparison)(comparison.difference)} {unit}"
@@ -86,7 +87,7 @@ def interval_and_p(comparison: Comparison) -> str:
 
 
 def before_and_after(result: EvaluationResult, a: str, b: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (measure, source or task, value of `a`, value of `b`) for all that both were measured at."""
+    """Yield (measure, source or task, value of `a`, value of `b`) for each measure that both have."""
     for source in dict.fromkeys(source for scores in result.perplexity.values() for source in scores):
         texts = [result.perplexity.get(model, {}).get(source) for model in (a, b)]
         if all(texts):

@@ -24,12 +24,12 @@ def compiled_blocks(model: Llama) -> Iterator[None]:
         MeditronError: There is no C++ compiler, or it fails.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    # Imported here: torch reads the variable above on import of its compiler.
+    # torch is imported here, because its compiler reads the environment variable above at import.
     import torch
     from torch._dynamo.exc import BackendCompilerFailed
 
-    # After the shapes of an earlier stage, this one's would be compiled as dynamic: slower, and with other
-    # rounding than in a process that runs this stage alone.
+    # Without a reset, shapes that differ from those of an earlier stage would be compiled as dynamic: slower,
+    # and with other rounding than in a process that runs this stage alone.
     torch.compiler.reset()
     for block in model.blocks():
         if model.head_weight.device.type == "cpu":

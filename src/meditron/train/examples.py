@@ -1,9 +1,9 @@
 """Finetuning data: conversations of a file, or the questions of a task, tokenized with their roles.
 
-`rows.jsonl.zst` keeps all of them in the artifact: {"id", "split", "content", "messages", "ids", "roles"}.
-`content` is the SHA-256 of the normalized text of the question or the messages, `roles` a list of [role,
-tokens, in the loss], and `split` is `train`, `heldout`, or `too-long` for a row longer than a sample. Such a
-row is left out: truncating it would remove the question or the answer.
+`rows.jsonl.zst` in the artifact has all rows, as JSON objects {"id", "split", "content", "messages", "ids",
+"roles"}. `content` is the SHA-256 of the normalized text of the question or the messages, `roles` a list of
+[role, tokens, in the loss], and `split` is `train`, `heldout`, or `too-long` for a row longer than a sample.
+A row that is too long is left out of training, because truncating it would remove the question or the answer.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ class ConversationRow:
     path: Path
     """File of the row."""
     place_in_file: str
-    """Place in the file, for errors."""
+    """Place of the row in the file, for errors."""
     content_sha256: str
     """Hexadecimal SHA-256 of the row's content: of the question, or of the messages."""
 
@@ -82,7 +82,8 @@ def read_conversations(path: Path) -> Iterator[ConversationRow]:
     """Read the conversations of a JSONL file, in its order. A row without an id gets a hash of its messages.
 
     Raises:
-        InputError: A line is damaged, has no answer, or is in no known format or another one than the first.
+        InputError: A line is damaged, has no answer, is in no known format, or is in another format than the
+            first line.
     """
     first_format: str | None = None
     for number, row in enumerate(read_jsonl(path), start=1):
@@ -93,9 +94,9 @@ def read_conversations(path: Path) -> Iterator[ConversationRow]:
             turns = parse_row(row)
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
-        # A row of the other formats is hashed as the messages it stands for.
+        # A row in another format is hashed as its equivalent messages.
         messages = row.get("messages") or [[turn.role, turn.content] for turn in turns]
-        # Without an id, from the content: it stays the same if rows are added or reordered.
+        # A missing id is derived from the content, so that it stays the same if rows are added or reordered.
         name = row.get("id", _sha256_hex(json.dumps(messages, sort_keys=True))[:16])
         if not isinstance(name, str | int):
             raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
@@ -103,7 +104,7 @@ def read_conversations(path: Path) -> Iterator[ConversationRow]:
 
 
 def _require_same_format(row: Mapping[str, Any], first_format: str | None) -> str:
-    """Return the row's format; ValueError if the rows before it have another."""
+    """Return the row's format; raise ValueError if the earlier rows have another format."""
     name = row_format(row)
     if name != (first_format or name):
         raise ValueError(f"has the format {name}, the rows before it {first_format}")
@@ -129,12 +130,14 @@ def task_conversations(task: Task, template: str, path: Path) -> Iterator[Conver
         InputError: A training question is also a test question.
     """
     test = task.rows("test")
-    # A file without splits gives the same questions for both; there is nothing to keep apart.
+    # A file without splits gives the same questions as training and as test split, so there is no overlap to
+    # check.
     has_splits = test != task.rows("train")
     test_ids = {question.content_sha256: question.id for question in test} if has_splits else {}
     ids = set(test_ids.values())
     for question in task.rows("train"):
-        # By id and by content: a question may return under another id, or an id with other text.
+        # Compared by id and by content: a question may occur again under another id, or its id with another
+        # text.
         duplicate = question.id if question.id in ids else test_ids.get(question.content_sha256)
         if duplicate is not None:
             problem = f"a training question that is also a test question ({duplicate})"
@@ -169,7 +172,7 @@ def select_examples(
     examples: list[Example] = []
     trained = 0
     for conversation in conversations:
-        # Counted in training rows: held-out and too long ones are not part of the limit.
+        # The limit counts training rows only, not held-out rows and rows that are too long.
         if trained == limit:
             break
         try:
@@ -184,7 +187,8 @@ def select_examples(
         split: _Split = "train"
         if len(tokenized.ids) > length:
             split = "too-long"
-        # The first 64 bits of the hash as a uniform number; the prefix makes it independent of other hashes.
+        # The first 64 bits of the hash are used as a uniform random number; the prefix `heldout/` makes it
+        # independent of other hashes of the row.
         elif int(_sha256_hex(f"heldout/{conversation.content_sha256}")[:16], 16) < heldout * 2**64:
             split = "heldout"
         trained += split == "train"

@@ -52,8 +52,8 @@ def run(
 ) -> dict[str, Any]:
     """Train the model `inputs["base"]` on conversations or on the questions of a task.
 
-    Only answers are targets. Leaves the files of `pretrain.run`, and the rows with their tokens and roles in
-    `rows.jsonl.zst`.
+    Only answers are targets. Writes the same files as `pretrain.run`, and the rows with their tokens and
+    roles to `rows.jsonl.zst`.
 
     Args:
         config: The stage's table of the recipe.
@@ -78,7 +78,7 @@ def run(
         if not is_exported(out):
             trainer = Trainer(config, inputs["base"], _training_inputs(config, inputs, out), out, layout)
             with trainer.session():
-                train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint)
+                train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint_if_due)
             trainer.export()
     return finish_training(out)
 
@@ -95,7 +95,7 @@ def _training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out
         limit=config.limit,
     )
     _check_row_lengths(name, examples)
-    # Before training: a killed run leaves its rows, and a resumed one writes the same bytes again.
+    # The rows are written before training starts; a resumed run writes the same bytes again.
     write_rows(out / FILE_NAME, examples)
     trained = [example for example in examples if example.split == "train"]
     heldout = [example for example in examples if example.split == "heldout"]
@@ -111,19 +111,20 @@ def _training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out
     return TrainingInputs(
         report_title="Finetuning",
         progress_label="finetune",
-        # The exported tokenizer has the template of the training, so chat works without a flag.
+        # The exported tokenizer has the chat template of the training, so `meditron chat` needs no option for
+        # it.
         tokenizer=with_chat_template(tokenizer, config.template),
         dataset=packed,
-        training=_ancestry_entry(config, inputs, out.name, name, task, trained),
+        ancestry_entry=_ancestry_entry(config, inputs, out.name, name, task, trained),
         heldout_loss=partial(
             _heldout_loss,
             name=name,
             packed=_pack_examples(config, name, heldout, epochs=1) if heldout else None,
-            # As many as a training step holds in memory.
+            # The evaluation batch has the size of a training forward pass, so it fits in memory.
             batch_size=config.micro_batch_size or config.batch_size,
         ),
         target_fraction=answer_tokens / sum(len(example.tokenized_turns.ids) for example in trained),
-        metrics=metrics | ({"task": _task_metrics(task)} if task else {}),
+        stage_metrics=metrics | ({"task": _task_metrics(task)} if task else {}),
         add_to_report=partial(
             _add_rows_to_report, tokenizer=tokenizer, examples=trained[:_REPORTED_EXAMPLES], counts=counts
         ),
@@ -133,7 +134,7 @@ def _training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out
 def _open_conversations(
     config: FinetuneConfig, inputs: Mapping[str, Artifact]
 ) -> tuple[str, Iterable[ConversationRow], Task | None]:
-    """Return the name of the data, the conversations, and the task if they are its questions."""
+    """Open the training data: return its name, its conversations, and its task if it has one."""
     if "rows" in inputs:
         path = inputs["rows"].path
         return path.name.partition(".")[0], read_conversations(path), None
@@ -158,11 +159,13 @@ def _ancestry_entry(
 ) -> Training:
     """Return the ancestry entry: content hashes of every row trained on. Held-out rows are not listed."""
     source = next(inputs[key] for key in ("rows", "task", "corpus") if key in inputs)
-    # Not the file's hash: evaluation must recognize a question that was trained from another file.
+    # Questions are recorded by their content, not by the file's hash: evaluation must recognize a question
+    # that was trained on from another file.
     question_hashes = {short_hash(example.content_sha256) for example in trained} if task else set[str]()
     ids = {example.id for example in trained}
     questions = [question for question in task.rows("train") if question.id in ids] if task else []
-    # Of conversations no question is known as such: any user message may be one, and every sentence of it.
+    # In conversations the questions are not marked: any user message, and any sentence of one, may be a
+    # question of a task.
     messages = () if task else (turn.content for e in trained for turn in e.turns if turn.role == "user")
     return Training(
         stage=stage,
@@ -200,12 +203,13 @@ def _heldout_loss(
 
 
 def _check_row_lengths(name: str, examples: Sequence[Example]) -> None:
-    """Warn of rows that are too long; raise RecipeError if none is left to train on."""
+    """Warn of rows that are too long; raise RecipeError if no row is left to train on."""
     sizes = [len(example.tokenized_turns.ids) for example in examples if example.split == "too-long"]
     if not any(example.split == "train" for example in examples):
         problem = f"; {len(sizes)} are too long, up to {max(sizes)} tokens" if sizes else ""
         raise RecipeError(f"{name} has no row to train on{problem}")
-    # Not an error: in most files a few rows are very long, and the rest is a good training set.
+    # Long rows cause a warning and not an error: in most files a few rows are very long, and the rest is a
+    # good training set.
     if sizes:
         warn(
             f"{len(sizes)} of {len(examples)} rows are longer than sequence_length and left out; "

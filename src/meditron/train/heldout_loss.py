@@ -1,4 +1,4 @@
-"""Held-out loss: of documents as evaluation computes it, of conversations as training does."""
+"""Held-out loss: documents are scored as in the evaluate stage, conversations as in training."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,8 @@ def document_loss(
     losses = {}
     for source, token_ids in documents.items():
         nll, tokens = document_nll(model, token_ids, max_length=max_length)
-        # Total over total, as in perplexity: a mean of the documents' means would weigh short ones more.
+        # The total loss is divided by the total tokens, as in perplexity: a mean of the documents' means
+        # would give tokens of short documents more weight.
         if tokens.sum():
             losses[source] = float(nll.sum() / tokens.sum())
     return losses
@@ -44,7 +45,8 @@ def document_loss(
 def conversation_loss(model: Llama, dataset: TrainingDataset, *, batch_size: int) -> float:
     """Return nats per target token of all samples, evaluated `batch_size` at a time."""
     total = targets = 0.0
-    # Few batches, of shapes that training does not have: compiling for them would cost more than it saves.
+    # The evaluation runs uncompiled: its few batches have shapes that training does not have, so compiling
+    # would cost more time than it saves.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     device = model.head_weight.device
     with torch.no_grad(), eager:

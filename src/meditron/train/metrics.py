@@ -26,7 +26,8 @@ class MetricsFile:
         self.rows: list[dict[str, Any]] = [
             row for row in _parse_rows(self._file.lines) if row["step"] <= step
         ]
-        # Rewritten as a whole and renamed: truncating in place could lose lines that are still valid.
+        # The file is rewritten as a whole and renamed, because truncating in place could lose lines that are
+        # still valid.
         self._file.replace(map(_to_json_line, self.rows))
 
     def append(self, row: dict[str, Any]) -> None:
@@ -35,13 +36,16 @@ class MetricsFile:
         self._file.append([_to_json_line(row)], durable=False)
 
     def sync(self) -> None:
-        """Flush all lines to the disk. Call it before a checkpoint, which implies that they exist."""
+        """Flush all lines to the disk.
+
+        Call this before saving a checkpoint, because a checkpoint implies that the lines of its steps exist.
+        """
         self._file.sync()
 
     def is_spike(self, loss: float) -> bool:
         """Return whether a loss is more than six standard deviations above the mean of the last fifty."""
         last = [row["loss"] for row in self.rows[-_SPIKE_WINDOW:] if "loss" in row]
-        # Of few losses, in the steep first steps, the standard deviation says nothing.
+        # With fewer losses, in the steep first steps, the standard deviation is not meaningful.
         if len(last) < _SPIKE_WINDOW // 2:
             return False
         threshold: float = statistics.fmean(last) + _SPIKE_SIGMAS * statistics.stdev(last)
@@ -61,7 +65,7 @@ class MetricsFile:
 
 
 def _parse_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the rows up to the first line that is not one of ours, as after a damaged file system."""
+    """Yield the rows before the first damaged line, which a crash of the file system can leave."""
     for line in lines:
         try:
             row = json.loads(line)

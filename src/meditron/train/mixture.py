@@ -52,7 +52,7 @@ class SourceStream:
 
         With `document_mask` the last token of a document has no target: the next document is independent.
         """
-        # One token more than the window: the target of its last token.
+        # One token more than the window is read, as the target of the window's last token.
         pieces = self._document_slices(index * length, length + 1)
         tokens = np.concatenate([self.documents[document][a:b] for document, a, b in pieces]).astype(np.int64)
         sizes = [b - a for _, a, b in pieces]
@@ -76,7 +76,7 @@ class SourceStream:
         return np.sort(order[: int(np.searchsorted(ends, tokens, side="left")) + 1])
 
     def _document_slices(self, start: int, length: int) -> list[tuple[int, int, int]]:
-        """Return (document, first token, end token) for the `length` tokens from `start` of the stream."""
+        """Return (document, first token, end token) for the stream's `length` tokens from `start`."""
         pieces = []
         while length:
             epoch, offset = divmod(start, self.tokens)
@@ -92,7 +92,7 @@ class SourceStream:
         return pieces
 
     def _epoch_order_and_ends(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the document order of an epoch and the end of each document in it."""
+        """Return an epoch's document order, and the token offset at which each document ends."""
         if epoch not in self._epochs:
             # Two epochs are kept, because a window may span the border of two.
             self._epochs = {key: value for key, value in self._epochs.items() if key == epoch - 1}
@@ -105,14 +105,16 @@ def schedule_sources(weights: Sequence[int], samples: int) -> NDArray[np.uint16]
     """Assign each of the first `samples` samples to a source, in proportion to whole-number weights.
 
     After every sample, each source's count differs by less than one from its exact share of the samples so
-    far: R. Tijdeman, The chairman assignment problem, Discrete Mathematics 32 (1980) 323-330. Of the sources
-    that lag by at least 1 / (2m - 2), the next is the one whose lag would first exceed the bound.
+    far: R. Tijdeman, The chairman assignment problem, Discrete Mathematics 32 (1980) 323-330. Among the
+    sources (m in all) whose count lags behind their share by at least 1 / (2m - 2), the next is the one whose
+    lag would first exceed the bound.
     """
     m, total = len(weights), sum(weights)
     sources = np.zeros(samples, dtype=np.uint16)
     if m == 1:
         return sources
-    # Whole numbers throughout: rounding in floats would move the border cases from machine to machine.
+    # All arithmetic is in whole numbers, because float rounding could decide ties differently on another
+    # machine.
     unit = 2 * m - 2
     lags = [0] * m  # each source's exact share so far minus its count, in units of 1 / (total * unit)
     for k in range(samples):
@@ -143,7 +145,7 @@ class Mixture:
         seed: int,
         document_mask: bool = True,
     ) -> None:
-        # Sorted, so that the order of a recipe's keys does not affect the samples.
+        # The names are sorted, so that the order of a recipe's keys does not affect the samples.
         names = sorted(sources if shares is None else shares)
         for name in names:
             if name not in sources:
@@ -159,7 +161,8 @@ class Mixture:
             else _integer_weights([shares[name] for name in names])
         )
         self._source_of = schedule_sources(weights, samples)
-        # Index of each sample among those of its own source: window number of that source's stream.
+        # Index of each sample among the samples of its source, which is its window number in that source's
+        # stream.
         self._index_in_source = np.zeros(samples, dtype=np.int64)
         for s in range(len(names)):
             of_source = self._source_of == s
@@ -200,7 +203,8 @@ class Mixture:
 
 def _integer_weights(shares: Sequence[float]) -> list[int]:
     """Return whole numbers in the same proportions as these decimals."""
-    # Through their decimal form: 0.1 is meant, not the binary fraction nearest to it.
+    # The shares are converted through their decimal text: 0.1 means one tenth, not the nearest binary
+    # fraction.
     exact = [Fraction(str(share)) for share in shares]
     common = int(np.lcm.reduce([share.denominator for share in exact]))
     return [int(share * common) for share in exact]

@@ -47,7 +47,8 @@ class MasterAdamW:
         # A model without vectors would give an empty group, which torch refuses.
         groups = [group for group in groups if group["params"]]
         self._adamw = torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
-        # torch creates the state in the first step; a checkpoint needs tensors to restore into before it.
+        # torch creates the optimizer state in the first step; restoring a checkpoint needs these tensors
+        # before that.
         for master in masters:
             moments = {moment: torch.zeros_like(master, requires_grad=False) for moment in _MOMENTS}
             self._adamw.state[master] = {"step": torch.zeros((), device=master.device), **moments}
@@ -69,8 +70,8 @@ class MasterAdamW:
         """Clip the gradient to `max_grad_norm`, update the weights and clear the gradient."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
-        # The fused kernel divides the gradient by this while reading it, which saves a pass over memory.
-        # The 1e-6 is that of torch's clip_grad_norm_.
+        # The fused kernel divides the gradient by grad_scale while reading it, which saves a pass over
+        # memory. The 1e-6 is that of torch's clip_grad_norm_.
         self._adamw.grad_scale = ((gradient_norm + 1e-6) / max_grad_norm).clamp(min=1.0)  # type: ignore[attr-defined]
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
@@ -116,8 +117,9 @@ class MasterAdamW:
 class AccumulateIntoMaster:
     """Autograd hook that adds a weight's gradient to its master's, in float32, and frees it.
 
-    The gradient is then still in the processor's cache. The buffer is kept from step to step: fresh memory
-    costs a page fault for every 4 KiB, and a buffer that is first zeroed and then added to is written twice.
+    At that moment the gradient is still in the processor's cache. The buffer is kept from step to step: fresh
+    memory costs a page fault for every 4 KiB, and a buffer that is first zeroed and then added to is written
+    twice.
     """
 
     def __init__(self, master: Tensor) -> None:
@@ -125,7 +127,7 @@ class AccumulateIntoMaster:
         self.buffer = torch.empty_like(master)
 
     def __call__(self, weight: Tensor) -> None:
-        """Accumulate; autograd calls this when `weight.grad` is complete."""
+        """Add the gradient to the master's; autograd calls this when `weight.grad` is complete."""
         assert weight.grad is not None  # noqa: S101 (for the type checker: autograd has just set it)
         if self.master.grad is None:
             self.master.grad = self.buffer.copy_(weight.grad)

@@ -57,7 +57,7 @@ class PackedExamples:
         self._name, self._length, self._seed, self._pack = name, length, seed, pack
         self._bins = [indices for epoch in range(epochs) for indices in self._pack_epoch(epoch)]
         sizes = (sum(len(examples[index][1].ids) for index in indices) for indices in self._bins)
-        # Tokens before each sample: progress and speed count no padding.
+        # Number of tokens before each sample without padding, because progress and speed count no padding.
         self._ends = [0, *accumulate(sizes)]
         self._samples = -(-len(self._bins) // batch_size) * batch_size
 
@@ -68,7 +68,8 @@ class PackedExamples:
         if not self._pack:
             return [[index] for index in order]
         bins = pack_best_fit(((index, len(self._examples[index][1].ids)) for index in order), self._length)
-        # Best fit leaves the emptiest bins at the end: unshuffled, the last steps would see few targets.
+        # Best fit leaves the emptiest bins at the end: without shuffling, the last steps would see few
+        # targets.
         return [bins[index] for index in seeded_permutation(len(bins), f"{key}/rows")]
 
     def __len__(self) -> int:
@@ -77,7 +78,8 @@ class PackedExamples:
 
     def __getitem__(self, k: int) -> Sample:
         """Return sample k."""
-        # Fills the last batch. A copy with masked targets keeps the shape, and adds no loss or gradient.
+        # The last batch is filled with copies of the first sample whose targets are all masked: they have the
+        # same shape and add no loss or gradient.
         if k >= len(self._bins):
             return self[0].mask_all_targets()
         examples = [self._examples[index] for index in self._bins[k]]
@@ -111,5 +113,5 @@ class PackedExamples:
 def _next_token_targets(tokenized: TokenizedConversation) -> np.ndarray:
     """Return the target of each token: the next token if that is in the loss, else `IGNORE`."""
     next_S = np.array([*tokenized.ids[1:], IGNORE])
-    # Shifted by one: a token is in the loss where it is predicted, at the position before it.
+    # `in_loss` is shifted by one, because a token is predicted at the position before it.
     return np.where([*tokenized.in_loss[1:], False], next_S, IGNORE)

@@ -44,7 +44,7 @@ def matmul_peak(model: Llama, tokens: int, trained: int | None = None) -> float:
         weights = [weight for weight in weights if weight is not model.model.embed_tokens.weight]
     shapes = Counter((w.shape[0], w.shape[1]) for w in weights)
     cut = {shape: (min(shape[0], MAX_SIDE), min(shape[1], MAX_SIDE)) for shape in shapes}
-    # More rows than this do not make a product faster, only the measurement longer.
+    # More tokens than this make no product faster and the measurement longer.
     n = min(tokens, MAX_TOKENS)
     if trained is not None:
         run = _MAX_COST * 6.0 * trained * sum(out * width * count for (out, width), count in shapes.items())

@@ -31,8 +31,8 @@ def run(
 ) -> dict[str, Any]:
     """Train the model `inputs["base"]` on the token files `inputs["tokens"]`.
 
-    The held-out loss is measured on `inputs["corpus"]`. Leaves an HF folder with `ancestry.json`,
-    `metrics.jsonl` and `report.html` in `out`. A run that was killed resumes from its newest checkpoint, bit
+    The held-out loss is measured on `inputs["corpus"]`. Writes an HF folder with `ancestry.json`,
+    `metrics.jsonl` and `report.html` to `out`. A run that was killed resumes from its newest checkpoint, bit
     for bit as if it had never stopped.
 
     Args:
@@ -55,10 +55,10 @@ def run(
     """
     with deterministic(config.seed or 0, config.threads):
         if not is_exported(out):
-            # Inside `deterministic`: initial weights are drawn from its seed.
+            # The trainer is created inside `deterministic`, because initial weights are drawn from its seed.
             trainer = Trainer(config, inputs["base"], _training_inputs(config, inputs, out.name), out, layout)
             with trainer.session():
-                train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint)
+                train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint_if_due)
             trainer.export()
     return finish_training(out)
 
@@ -67,14 +67,14 @@ def _training_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], sta
     folder = inputs["tokens"].path
     tokenizer = load_tokenizer(folder)
     mixture = _open_mixture(config, folder)
-    # Tokenized once: the held-out loss is taken before, during and after the training.
+    # The held-out documents are tokenized once, because the held-out loss is evaluated several times.
     heldout = heldout_documents(inputs["corpus"].path, tokenizer, config.heldout_documents)
     return TrainingInputs(
         report_title="Continued pretraining",
         progress_label="pretrain",
         tokenizer=tokenizer,
         dataset=mixture,
-        training=Training(
+        ancestry_entry=Training(
             stage=stage,
             kind="pretrain",
             data="corpus",
@@ -87,7 +87,7 @@ def _training_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], sta
 
 def _hash_trained_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] | None:
     """Return the sorted content hashes of the documents trained on; None if more than `MAX_DOCUMENTS`."""
-    # Only documents that were read: evaluation may then use the rest of the training split.
+    # Only documents that were read are recorded, so that evaluation may use the rest of the training split.
     indices = mixture.documents_read()
     if sum(map(len, indices.values())) > MAX_DOCUMENTS:
         return None
@@ -96,7 +96,7 @@ def _hash_trained_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] |
 
 
 def _open_mixture(config: PretrainConfig, folder: Path) -> Mixture:
-    # Memory-mapped: a corpus may be larger than memory.
+    # The token files are memory-mapped, because a corpus may be larger than memory.
     sources = {path.stem: IndexedDataset(path.with_suffix("")) for path in sorted(folder.glob("*.idx"))}
     if not sources:
         raise InputError(folder, "no token files (*.idx)")

@@ -18,7 +18,8 @@ __all__ = ["Interruption", "deterministic", "interruptible"]
 def deterministic(seed: int, threads: int | None) -> Iterator[None]:
     """Seed torch, set the number of threads and select deterministic algorithms; restore all on exit.
 
-    The number of threads is part of it: sums are split over threads, and the split decides their rounding.
+    The number of threads affects results: sums are split over the threads, and the split decides their
+    rounding.
     """
     threads_before = torch.get_num_threads()
     algorithms_before = torch.are_deterministic_algorithms_enabled()
@@ -29,7 +30,8 @@ def deterministic(seed: int, threads: int | None) -> Iterator[None]:
     try:
         torch.set_num_threads(threads or threads_before)
         torch.use_deterministic_algorithms(True)
-        # torch would fill every new tensor first, a pass over memory; all of ours are overwritten anyway.
+        # torch would otherwise fill every new tensor, a pass over memory; all new tensors here are
+        # overwritten anyway.
         deterministic_settings.fill_uninitialized_memory = False
         torch.manual_seed(seed)
         yield
@@ -40,7 +42,7 @@ def deterministic(seed: int, threads: int | None) -> Iterator[None]:
 
 
 class Interruption:
-    """Flag that a signal sets."""
+    """A flag that is set when a signal requests a stop."""
 
     requested = False
 
@@ -62,7 +64,7 @@ def interruptible() -> Iterator[Interruption]:
             signal.signal(number, handler)
 
     def request_stop(number: int, frame: FrameType | None) -> None:
-        # Only a flag: a signal may arrive in the middle of an allocation or a write.
+        # The handler only sets a flag, because a signal may arrive in the middle of an allocation or a write.
         interruption.requested = True
         info("stopping after this step; press Ctrl-C again to stop at once")
         restore_handlers()

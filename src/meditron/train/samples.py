@@ -35,11 +35,11 @@ class Sample:
             return self
         return replace(
             self,
-            # No later token attends to the padding, so any valid id serves; the last one is at hand.
+            # No real token attends to the padding after it, so any valid id works; the last id is repeated.
             ids_S=np.pad(self.ids_S, (0, short), mode="edge"),
             targets_S=np.pad(self.targets_S, (0, short), constant_values=IGNORE),
-            # The padding belongs to the last document: a sequence of one document then stays one, and plain
-            # causal attention (without a mask tensor) still applies.
+            # The padding belongs to the last document, so that a sequence of one document remains one
+            # document and plain causal attention (without a mask tensor) still applies.
             document_ids_S=np.pad(self.document_ids_S, (0, short), mode="edge"),
             positions_S=np.pad(self.positions_S, (0, short), mode="edge"),
         )

@@ -16,7 +16,7 @@ _PARENT_KEYS = ("model", "base")
 
 @dataclass(frozen=True, slots=True)
 class StageChain:
-    """Stages by name, each after its inputs."""
+    """The manifests of a run's stages by stage name, each stage after its inputs."""
 
     stages: Mapping[str, Manifest]
 
@@ -25,7 +25,7 @@ class StageChain:
         return next((manifest.inputs[key] for key in _PARENT_KEYS if key in manifest.inputs), None)
 
     def lineage(self, name: str) -> list[Manifest]:
-        """Return the stages of a model, from the base to `name`."""
+        """Return the stages that produced a model, in order; the last one is `name`."""
         line: list[Manifest] = []
         while name in self.stages:
             line.insert(0, self.stages[name])
@@ -36,7 +36,8 @@ class StageChain:
     def with_dependencies(self, names: Iterable[str]) -> list[Manifest]:
         """Return the stages of these names and all their dependencies, in order."""
         chosen = set(names)
-        # Later stages first, so that one pass reaches the dependencies of dependencies.
+        # Stages are visited from the last to the first, so that one pass reaches the dependencies of
+        # dependencies.
         for name in reversed(list(self.stages)):
             if name in chosen:
                 chosen |= {_stage_name(record.reference) for record in self.stages[name].inputs.values()}
@@ -72,7 +73,7 @@ def read_chain(artifacts: Iterable[Artifact]) -> StageChain:
 def _add_with_dependencies(run: Path, manifest: Manifest, stages: dict[str, Manifest]) -> None:
     if manifest.name in stages:
         return
-    # Dependencies first: the order of the dict is the order of the chain.
+    # Dependencies are added first, because the order of the dict is the order of the chain.
     for record in manifest.inputs.values():
         name = _stage_name(record.reference)
         below = read_manifest(run / name) if name else None
@@ -89,6 +90,6 @@ def _add_with_dependencies(run: Path, manifest: Manifest, stages: dict[str, Mani
 
 
 def _stage_name(reference: str) -> str:
-    """Return the stage of a reference (`quantize` of `quantize:F16`); empty if it is not a stage's."""
+    """Return the stage name in a reference (`quantize` in `quantize:F16`); empty if it names no stage."""
     name = reference.partition(":")[0]
     return name if _STAGE.fullmatch(name) and name not in (".", "..") else ""

@@ -25,7 +25,7 @@ def front_matter(
     result: EvaluationResult | None,
     domains: Mapping[str, str],
 ) -> str:
-    """Return the front matter as YAML, without its fences; the hub is not contacted.
+    """Return the front matter as YAML, without the `---` lines around it; the hub is not contacted.
 
     Args:
         config: The `[card]` table.
@@ -87,7 +87,7 @@ def _eval_results(result: EvaluationResult, model: str, domains: Mapping[str, st
 
 
 def _score_settings(score: TaskScore) -> str:
-    """Name the settings that another evaluation must share to be comparable."""
+    """Return, as text, the settings that must be equal in another evaluation for scores to be comparable."""
     parts = [
         score.rule or score.method,
         score.template,
@@ -98,7 +98,7 @@ def _score_settings(score: TaskScore) -> str:
 
 
 def _interval_text(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:
-    """`95 % interval [15.02, 16.71]`, `95 % interval [61.2, 70.1] %`, `no interval`."""
+    """Format an interval: `95 % interval [15.02, 16.71]`, `95 % interval [61.2, 70.1] %`, `no interval`."""
     unit = " %" if form is number_format.percent else ""
     return (
         f"95 % interval {number_format.interval(ends, form)}{unit}"

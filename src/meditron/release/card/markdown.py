@@ -1,4 +1,7 @@
-"""Model cards as Markdown, with the same blocks as `report.pages.Page`: one text for both."""
+"""Writers of model cards.
+
+They have the methods of `report.pages.Page`, so the same code writes Markdown and HTML.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +13,8 @@ from meditron.core.redaction import redact
 __all__ = ["CardWriter", "MarkdownWriter", "RedactingWriter", "without_secrets_and_paths"]
 
 # Only active characters of Markdown (with GitHub's tables, strikes and formulas) are escaped, because people
-# read the source too. Brackets alone are text: no text of a card can define a link reference.
+# read the source too. Brackets alone are not escaped: they are plain text, because no text of a card can
+# define a link reference.
 _ACTIVE = re.compile(
     r"[\\`*|$]"
     r"|<(?=[A-Za-z/!?])"  # a tag
@@ -23,13 +27,13 @@ _ACTIVE = re.compile(
 _NUMBERED = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))")
 
 
-# An absolute path, or one in a home folder: the whole text, or a part of it.
+# Patterns of a path that is absolute or in a home folder: as the whole text, and inside a text.
 _WHOLE_PATH = re.compile(r"\s*(?:file:(?://)?)?(?:/|~\w*/)(?P<path>.+)", re.DOTALL)
 _INNER_PATH = re.compile(r"(?<![\w/.:~-])(?:file:(?://)?)?(?:/|~\w*/)(?:[\w.@+=-]+/)+(?P<name>[\w.@+:=-]+)")
 
 
 def without_secrets_and_paths(text: str) -> str:
-    """Return a text without addresses' credentials and queries, and with names instead of absolute paths."""
+    """Return a text without the credentials and queries of URLs, and with file names for absolute paths."""
     if (whole := _WHOLE_PATH.fullmatch(text)) and not re.search(r"[\s,;]/", text.strip()):
         text = whole["path"].rstrip("/").rpartition("/")[2]
     return _INNER_PATH.sub(lambda path: path["name"], redact(text))
@@ -141,5 +145,8 @@ class RedactingWriter:
         )
 
     def code(self, text: str, language: str = "") -> None:
-        """Write as `CardWriter` does; commands only have paths inside the run's folder."""
+        """Write as `CardWriter` does.
+
+        Paths are kept, because commands only have paths inside the run's folder.
+        """
         self._writer.code(redact(text), language)

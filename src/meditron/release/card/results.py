@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from meditron.core.redaction import without_digest
 from meditron.core.units import format_bytes
-from meditron.release.card.facts import CardFacts, origin
+from meditron.release.card.facts import CardFacts
 from meditron.release.card.markdown import CardWriter
 from meditron.report import evaluation_tables as tables
 from meditron.report import methods, number_format
@@ -25,7 +26,7 @@ _DIGITS = 16  # of a digest: unique enough, and short enough for a table
 def add_evaluation(card: CardWriter, facts: CardFacts) -> None:
     """Add the scores of all evaluated models, with intervals, baselines and differences."""
     card.section("Evaluation")
-    result = facts.result
+    result = facts.evaluation
     if result is None:
         card.text("The model was not evaluated.")
         return
@@ -36,7 +37,7 @@ def add_evaluation(card: CardWriter, facts: CardFacts) -> None:
     _add_table(card, tables.overview_table(result, facts.domains))
     _add_table(card, tables.step_table(result, tables.parent_models(result, references)))
     _add_table(card, tables.difference_table(result.differences))
-    of_model = [comparison for comparison in result.differences if comparison.b == facts.model]
+    of_model = [comparison for comparison in result.differences if comparison.b == facts.model_stage]
     card.text("\n\n".join(describe_comparison(comparison, result, facts.domains) for comparison in of_model))
     _add_table(card, tables.held_out_table(result, facts.domains))
     _add_table(card, tables.rule_table(result))
@@ -49,7 +50,7 @@ def add_evaluation(card: CardWriter, facts: CardFacts) -> None:
 
 def add_files(card: CardWriter, facts: CardFacts) -> None:
     """Add the quantized files, and their fidelity to the model."""
-    if not facts.files:
+    if not facts.quantized_files:
         return
     card.section("Quantized files")
     rows = [
@@ -60,16 +61,16 @@ def add_files(card: CardWriter, facts: CardFacts) -> None:
             number_format.decimal(file["bpw"]),
             _fallback_text(facts, file),
         )
-        for file in facts.files
+        for file in facts.quantized_files
     ]
     headers = ("file", "type", "size", "bits per weight", "matrices of another type")
     card.table(headers, rows, "GGUF files")
-    if facts.result is not None:
-        _add_table(card, tables.fidelity_table(facts.result))
+    if facts.evaluation is not None:
+        _add_table(card, tables.fidelity_table(facts.evaluation))
 
 
 def _fallback_text(facts: CardFacts, file: Mapping[str, Any]) -> str:
-    counts = facts.fallbacks.get(file["path"], {})
+    counts = facts.fallback_counts.get(file["path"], {})
     return ", ".join(f"{number_format.count(number)} × {kind}" for kind, number in counts.items()) or "none"
 
 
@@ -81,7 +82,7 @@ def add_energy(card: CardWriter, facts: CardFacts) -> None:
         "intensity, as if every core and GPU of the machine were busy all the time. Interrupted attempts and "
         "the training of the base are not included."
     )
-    spent = facts.energy
+    spent = facts.energy_estimate
     rows = [
         (name, *(number_format.decimal(stage[key]) for key in ("seconds", "watts", "kwh", "kgco2e")))
         for name, stage in spent["stages"].items()
@@ -98,7 +99,7 @@ def add_energy(card: CardWriter, facts: CardFacts) -> None:
 
 
 def add_provenance(card: CardWriter, facts: CardFacts) -> None:
-    """Add the chain of digests, the code, the versions, and the external inputs."""
+    """Add the digests of all stages, their commits, the library versions, and the external inputs."""
     card.section("Provenance")
     card.text(
         "A digest covers a stage's config, its inputs and every content file; the stages' manifests have the "
@@ -116,7 +117,7 @@ def add_provenance(card: CardWriter, facts: CardFacts) -> None:
     ]
     card.table(("stage", "digest", "fingerprint", "built", "commit"), rows, "Stages")
     external = [
-        (key, origin(record.reference), record.digest[:_DIGITS])
+        (key, without_digest(record.reference), record.digest[:_DIGITS])
         for key, record in facts.chain.external_inputs().items()
     ]
     if external:

@@ -37,12 +37,12 @@ def run(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[s
     page.write(out / "report.html")
     return {
         "name": facts.name,
-        "model": facts.model,
+        "model": facts.model_stage,
         "license": config.license or NOT_STATED,
         "base_model": config.base_model,
         "stages": list(facts.chain.stages),
-        "energy": dict(facts.energy),
-        "fallbacks": facts.fallbacks,
+        "energy": dict(facts.energy_estimate),
+        "fallbacks": facts.fallback_counts,
     }
 
 
@@ -50,10 +50,10 @@ def _render_markdown(facts: CardFacts) -> str:
     header = front_matter(
         facts.config,
         name=facts.name,
-        model=facts.model,
+        model=facts.model_stage,
         languages=facts.languages,
         tags=facts.tags,
-        result=facts.result,
+        result=facts.evaluation,
         domains=facts.domains,
     )
     text = MarkdownWriter(facts.name)

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from meditron.core.disclaimer import DISCLAIMER
+from meditron.core.redaction import without_digest
 from meditron.core.units import format_bytes, format_duration
-from meditron.release.card.facts import CardFacts, origin
+from meditron.release.card.facts import CardFacts
 from meditron.release.card.markdown import CardWriter
 from meditron.release.card.results import add_energy, add_evaluation, add_files, add_provenance
 from meditron.release.card.usage import add_citation, add_prompts, add_run_commands
@@ -61,11 +62,13 @@ def _add_model_details(card: CardWriter, facts: CardFacts) -> None:
         {
             "Model": f"a causal language model, by {steps}",
             "Base": config.base_model or "no name on the hub is stated",
-            "Origin of the base": origin(base.reference) if base else "none (randomly initialized weights)",
+            "Origin of the base": without_digest(base.reference)
+            if base
+            else "none (randomly initialized weights)",
             "Licence of the base": config.base_license or "not stated",
             "Licence of these weights": config.license_name or config.license or "not stated",
             "Languages": ", ".join(facts.languages) or "not restricted",
-            "Quantized files": ", ".join(file["type"] for file in facts.files) or "none",
+            "Quantized files": ", ".join(file["type"] for file in facts.quantized_files) or "none",
         }
     )
 
@@ -92,7 +95,7 @@ def _add_training_data(card: CardWriter, facts: CardFacts) -> None:
     if not sources:
         card.text("The model was not trained on a corpus of this run.")
         return
-    # A corpus counts documents; the tokens of a source are in the tokenize stage.
+    # A corpus manifest counts documents only; the tokens of a source are in the tokenize stage's manifest.
     tokens = {k: v for t in facts.dependencies("tokenize") for k, v in t.metrics.get("sources", {}).items()}
     rows = [
         (
@@ -134,7 +137,7 @@ def _add_finetuning_rows(card: CardWriter, facts: CardFacts) -> None:
 def _add_licences(card: CardWriter, facts: CardFacts) -> None:
     licences = {k: v for corpus in facts.corpora for k, v in corpus.licences.items()}
     rows = [
-        (name, origin(str(source.get("from", ""))), licences.get(name, "not stated"))
+        (name, without_digest(str(source.get("from", ""))), licences.get(name, "not stated"))
         for name, source in facts.sources.items()
     ]
     card.table(("source", "from", "licence or terms"), rows, "Origin and licence by source")
@@ -156,7 +159,7 @@ def _add_training(card: CardWriter, facts: CardFacts) -> None:
     card.section("Training")
     for stage in facts.line:
         parent = facts.chain.parent_model(stage)
-        start = origin(parent.reference) if parent else "randomly initialized weights"
+        start = without_digest(parent.reference) if parent else "randomly initialized weights"
         card.text(f"{stage.name}: {_WORDS.get(stage.kind, stage.kind)}, from {start}.")
         card.key_values(dict(_training_outcome(stage)))
         rows = [(key, value) for key, value in _flatten_config(stage.payload.get("config", {})) if value]

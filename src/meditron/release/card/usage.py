@@ -22,23 +22,23 @@ _TEMPLATES = {
 
 
 def add_run_commands(card: CardWriter, facts: CardFacts) -> None:
-    """Add commands and code for these files, relative to the run's folder."""
+    """Add commands and code that run the model and its files, with paths relative to the run's folder."""
     card.section("How to run it")
-    card.text(f"From the run's folder, {facts.run}:")
-    quantized = [file for file in facts.files if file["type"] not in FLOAT_TYPES]
+    card.text(f"From the run's folder, {facts.run_name}:")
+    quantized = [file for file in facts.quantized_files if file["type"] not in FLOAT_TYPES]
     chat = [f"meditron chat {_quantize_stage_name(facts)}:{file['type']}" for file in quantized]
-    card.code("\n".join([*chat, f'meditron generate {facts.model} "{_PROMPT}"']), "sh")
+    card.code("\n".join([*chat, f'meditron generate {facts.model_stage} "{_PROMPT}"']), "sh")
     card.text("With transformers:")
     card.code(
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{facts.model}")\n'
-        f'model = AutoModelForCausalLM.from_pretrained("{facts.model}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{facts.model_stage}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{facts.model_stage}")\n'
         f'inputs = tokenizer("{_PROMPT}", return_tensors="pt")\n'
         "print(*tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=64)))",
         "python",
     )
-    if facts.files:
-        file = (quantized or facts.files)[-1]
+    if facts.quantized_files:
+        file = (quantized or facts.quantized_files)[-1]
         path = PurePosixPath(_quantize_stage_name(facts)) / file["path"]
         card.text("With llama.cpp:")
         card.code(f'llama-cli -m {path} -p "{_PROMPT}"', "sh")
@@ -54,7 +54,7 @@ def add_prompts(card: CardWriter, facts: CardFacts) -> None:
         card.text("The model was not finetuned: prompt it with the beginning of a text to continue.")
     tasks = [stage.metrics["task"] for stage in finetuned if stage.metrics.get("task")]
     templates = {task["name"]: f"{task['template']['name']}/{task['template']['version']}" for task in tasks}
-    for scores in facts.result.tasks.values() if facts.result else ():
+    for scores in facts.evaluation.tasks.values() if facts.evaluation else ():
         templates |= {name: score.template for name, score in scores.items()}
     for task, name in templates.items():
         card.text(f"Prompt of a {task} question (template {name}); the answer follows after a space:")
@@ -67,7 +67,7 @@ def _template_phrase(stage: Manifest) -> str:
 
 
 def _answer_end_phrase(stage: Manifest) -> str:
-    """Return how a training answer ended, if no chat template defines it."""
+    """Describe how answers ended in training, if no chat template defines it."""
     if stage.config["template"] != "none":
         return ""
     if stage.metrics.get("task"):
@@ -100,9 +100,9 @@ def add_citation(card: CardWriter, facts: CardFacts) -> None:
 
 
 def _quantize_stage_name(facts: CardFacts) -> str:
-    return facts.quantize.name if facts.quantize else ""
+    return facts.quantize_manifest.name if facts.quantize_manifest else ""
 
 
 def _bibtex_value(value: str) -> str:
-    """Remove characters that would end a field."""
+    """Remove characters that would end a BibTeX field."""
     return re.sub(r"[{}\\]", "", value)
