@@ -1,4 +1,4 @@
-"""The package's version, for every room to name without importing the door."""
+"""The package's version, in a module of its own that every other module can import."""
 
 __all__ = ["__version__"]
 

@@ -1,7 +1,5 @@
 """The console as people meet it: in a log, and on a real (pseudo-)terminal."""
 
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -11,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from meditron.core import console
+from terminal_output import terminal_output
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -31,27 +30,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def on_terminal(code: str, *, data: bytes = b"", **environment: str) -> str:
     """What a program writes to a terminal of 100 columns on its stderr; its stdout must get `data` alone."""
-    ours, theirs = pty.openpty()
-    settings = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
-    with subprocess.Popen(
-        [sys.executable, "-c", f"from meditron.core.console import *\n{code}"],
-        stderr=theirs,
-        stdout=subprocess.PIPE,
-        env=settings | environment,
-    ) as process:
-        os.close(theirs)
-        written = b""
-        try:
-            while piece := os.read(ours, 65536):
-                written += piece
-        except OSError:  # how Linux tells that the other end is closed
-            pass
-        finally:
-            os.close(ours)
-        assert process.stdout
-        assert process.stdout.read() == data
-    assert process.returncode == 0, written.decode()
-    return written.decode().replace("\r\n", "\n")
+    settings = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
+    return terminal_output(f"from meditron.core.console import *\n{code}", settings | environment, data=data)
 
 
 def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end(

@@ -186,8 +186,8 @@ def batch_tensors(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return ids and positions (B, S) of a batch, longest row first, and its mask (B, 1, S, T).
 
-    The mask is true where a query may attend; all rows attend to the `cached` tokens, of which there are T −
-    S. Shorter rows are padded on the right, where no token attends. The mask is None if no row has a
+    The mask is true where a query may attend; all rows attend to the first T - S keys, which are the `cached`
+    tokens. Shorter rows are padded on the right, where no token attends. The mask is None if no row has a
     continuation: plain causal attention is faster and gives the same result.
     """
     width = len(rows[0].ids)

@@ -157,6 +157,7 @@ def _answer_learned(result: EvaluationResult, facts: RunFacts, trained: Sequence
     changes = [
         change
         for change in _changes_against_root(result, facts, trained)
+        # Text of the general domain answers the question about forgetting, not this one.
         if change.unit == "points" or facts.domains.get(change.measure) != GENERAL
     ]
     # The verdict is on the last trained model, which is the result of the run; earlier models are in the
@@ -187,6 +188,7 @@ def _answer_forgot(result: EvaluationResult, facts: RunFacts, trained: Sequence[
     if "worse" in verdicts:
         answer = "Yes."
     else:
+        # An undecided measure is no evidence that nothing was forgotten.
         answer = "No." if verdicts <= {"better", "identical"} else _undecided_text(verdicts)
     return _build_answer("forgot", question, answer, last, changes, facts)
 
@@ -297,6 +299,7 @@ def _change_clause(change: _Change, facts: RunFacts) -> str:
 
 def _change_panels(changes: Sequence[_Change]) -> Iterator[IntervalPanel]:
     references = list(dict.fromkeys(change.reference for change in changes))
+    # A long reference, or one of several, is named in each row's label instead of the title.
     in_title = len(references) == 1 and len(references[0]) <= _LONGEST_REFERENCE
     against = f": change against {references[0]}" if in_title else ": paired differences"
     for unit, title, x in (("points", "Questions", _ACCURACY), ("nats", "Held-out text", _LOG_LOSS)):
@@ -350,6 +353,7 @@ def _change_from_comparison(comparison: Comparison, result: EvaluationResult) ->
 
 def _change_from_fidelity(pair: Fidelity) -> _Change:
     """Return a fidelity record as a change: the log of its perplexity ratio, in nats per token."""
+    # As for paired comparisons: no interval and no verdict for a small sample.
     ends = pair.intervals.get("perplexity_ratio") if pair.documents >= MIN_SAMPLE_SIZE else None
     logs = None if ends is None else (math.log(ends[0]), math.log(ends[1]))
     value = math.log(pair.perplexity_ratio)

@@ -91,6 +91,7 @@ def line_chart(
     axes.set_xlabel(x, color=MUTED)
     axes.margins(x=0.02, y=0.08)
     _style_axes(axes, grid="y")
+    # A name at the end of its curve is easier to read than a legend, but many names would overlap.
     if 0 < len(kept) <= len(SERIES):
         _label_curve_ends(axes, {name: points[-1][1] for name, points in kept.items()})
     elif kept:

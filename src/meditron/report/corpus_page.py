@@ -74,6 +74,7 @@ def write_token_page(
 
 def _add_sources(page: Page, sources: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
     page.section("Sources")
+    # The training split may be empty.
     total = max(1, metrics["characters"]["train"])
     keys = ("read", "kept", "train", "heldout", "train_characters")
     rows, shares = [], []
@@ -120,6 +121,7 @@ def _add_drops(page: Page, metrics: Mapping[str, Any], out: Path) -> None:
 
 def _length_histogram(sizes: np.ndarray[Any, Any]) -> list[tuple[str, float]]:
     """Count documents between neighbouring powers of two, from the shortest to the longest."""
+    # Document lengths spread over several orders of magnitude.
     powers = np.ceil(np.log2(np.maximum(sizes, 1))).astype(int)
     counts = np.bincount(powers)
     first = int(np.flatnonzero(counts)[0])

@@ -47,6 +47,7 @@ def _add_tasks(page: Page, result: EvaluationResult) -> None:
         page.table(table.headers, table.rows)
         _add_accuracy_chart(page, scores, result)
         for score in scores:
+            # The counts show whether a model prefers one option whatever the question is.
             if score.classes:
                 headers = (f"{score.model}: gold", *score.classes, "none")
                 counts = [(name, *row) for name, row in zip(score.classes, score.confusion, strict=True)]
@@ -60,7 +61,9 @@ def _add_tasks(page: Page, result: EvaluationResult) -> None:
 def _add_accuracy_chart(page: Page, scores: Sequence[TaskScore], result: EvaluationResult) -> None:
     baselines = result.baselines[scores[0].task]
     rows = [(score.model, score.accuracy, score.interval) for score in scores]
+    # Only trained baselines: the others give a constant answer, which the line represents.
     rows += [(b.name, b.accuracy, b.interval) for b in baselines.values() if b.trained_on]
+    # The best fixed position is the accuracy that needs no knowledge at all.
     best_position = baselines["position"].accuracy
     caption = f"Accuracy with its 95 % interval; the line is the best position, {percent(best_position)}"
     page.figure(interval_chart(rows, "accuracy", reference=best_position), caption)
@@ -101,6 +104,7 @@ def _add_differences(page: Page, result: EvaluationResult) -> None:
         return
     page.section("Paired differences")
     _add_table(page, evaluation_tables.difference_table(result.differences))
+    # Log-loss and accuracy have separate charts, because better is on opposite sides of zero.
     _add_difference_chart(page, [d for d in result.differences if not d.task], "nats", "below")
     _add_difference_chart(page, [d for d in result.differences if d.task], "accuracy", "above")
 

@@ -44,6 +44,7 @@ def overview_table(result: EvaluationResult, domains: Mapping[str, str]) -> Resu
 
     `domains` maps a source to its domain.
     """
+    # One column per measure, so that models are compared downward.
     sources, tasks = _source_names(result), _task_names(result)
     headers = [f"{source_label(domains, source)}: perplexity" for source in sources]
     headers += [f"{task}: accuracy, n = {count(_question_count(result, task))}" for task in tasks]
@@ -92,6 +93,8 @@ def rule_table(result: EvaluationResult) -> ResultTable:
             percent(accuracy.macro_f1),
             percent(score.option_probability_mass),
         )
+        # Every rule is listed and not only the configured one: to pick the best rule afterwards would be
+        # biased.
         for task in _task_names(result)
         for model, scores in result.tasks.items()
         if (score := scores.get(task))
@@ -138,6 +141,7 @@ def task_score_table(task_scores: Sequence[TaskScore], result: EvaluationResult)
             count(baseline.n),
             percent(baseline.accuracy),
             interval(baseline.interval, percent),
+            # A baseline has no macro-F1, parse rate or answer mass.
             *("", "", ""),
         )
         for baseline in result.baselines[task].values()
@@ -217,6 +221,7 @@ def step_table(result: EvaluationResult, parents: Mapping[str, str]) -> ResultTa
     compared = {(d.a, d.b, d.task or d.source): d for d in result.differences}
     rows = []
     for model, parent in parents.items():
+        # The values are shown even if the pair was not compared; only the difference needs a paired test.
         for measure, name, before, after in before_and_after(result, parent, model):
             comparison = compared.get((parent, model, name))
             difference, judged = "not compared", ""
@@ -246,6 +251,7 @@ def fidelity_table(result: EvaluationResult) -> ResultTable:
         )
         for pair in result.fidelity
     ]
+    # The caption names the engines, because fidelity depends on the arithmetic that ran the files.
     engines = dict.fromkeys(
         result.engines[pair.model] for pair in result.fidelity if pair.model in result.engines
     )
@@ -283,6 +289,7 @@ def _source_names(result: EvaluationResult) -> list[str]:
 
 
 def _task_names(result: EvaluationResult) -> list[str]:
+    # A task can have baselines although no model was scored on it.
     scored = (task for by_task in result.tasks.values() for task in by_task)
     return list(dict.fromkeys([*scored, *result.baselines]))
 

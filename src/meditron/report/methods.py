@@ -76,6 +76,7 @@ LOSS_OF_TRAINING = {
     "finetune": "Loss on the answers of rows held out from training, during training.",
 }
 
+# The methods of this package; a method that is registered elsewhere describes itself.
 _METHODS = {
     "loglikelihood": "the answer is the option with the best log-likelihood after the prompt",
     "next-token": "the answer is the likeliest token of the whole vocabulary; a token that begins no option "
@@ -108,6 +109,7 @@ def evaluation_settings_sentence(result: EvaluationResult) -> str:
 
 def task_setup_sentences(result: EvaluationResult) -> str:
     """Return a sentence per task on its template, prompt form, examples, method and data."""
+    # Models with the same setup share a sentence.
     models_by_setup: dict[tuple[str, str], list[str]] = {}
     for model, scores in result.tasks.items():
         for score in scores.values():
@@ -127,6 +129,7 @@ def task_setup_sentences(result: EvaluationResult) -> str:
 
 def truncation_sentence(result: EvaluationResult) -> str:
     """Return a sentence on the prompts and documents that were truncated; empty if there are none."""
+    # Truncation changes what is measured, so it is reported with the models that it affects.
     models_by_text: dict[str, list[str]] = {}
 
     def add_truncated(model: str, text: str, truncated: int, n: int) -> None:

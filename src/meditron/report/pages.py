@@ -29,6 +29,7 @@ class Link:
     href: str
 
     def __post_init__(self) -> None:
+        # Any other link would leave the run's folder, or break when the folder is moved.
         if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|[/\\]", self.href):
             raise ValueError(f"{self.href} is not relative")
 
@@ -46,6 +47,7 @@ class Page:
 
     def section(self, heading: str) -> None:
         """Begin a section."""
+        # Numbered ids are unique even if two sections have the same heading.
         number = 1 + sum(block["kind"] == "section" for block in self._blocks)
         self._blocks.append({"kind": "section", "text": heading, "id": f"s{number}"})
 
@@ -68,6 +70,7 @@ class Page:
     ) -> None:
         """Add a table of texts, numbers and `Link`s; columns of numbers are aligned right."""
         cells = [[_table_cell(value) for value in row] for row in rows]
+        # A missing cell would shift values into a wrong column without notice.
         if any(len(row) != len(headers) for row in cells):
             raise ValueError(f"every row needs {len(headers)} cells")
         figures = [
@@ -131,6 +134,7 @@ def _table_cell(value: object) -> dict[str, Any]:
 
 @cache
 def _page_template() -> "Template":
+    # Imported at the first page: commands that only print tables do not need it.
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(

@@ -46,6 +46,7 @@ def run_page(
     if not evaluations:
         page.section("Result")
         page.text("Nothing has been evaluated yet.")
+    # Figures of a second evaluation get a suffix, so that they do not overwrite those of the first.
     for number, result in enumerate(evaluations, start=1):
         figures += _add_evaluation(page, record, result, suffix=str(number) if number > 1 else "")
     _add_files(page, record, evaluations, links)
@@ -133,6 +134,7 @@ def _add_table(page: Page, table: tables.ResultTable) -> None:
 
 def _difference_figures(differences: Sequence[Comparison], suffix: str) -> Iterator[ReportFigure]:
     """Yield a chart of all differences in log-loss, and one of all differences in accuracy."""
+    # Log-loss and accuracy have separate charts, because better is on opposite sides of zero.
     for name, unit, side in (
         ("differences-text", "nats of log-loss", "left"),
         ("differences-tasks", "percentage points", "right"),
@@ -172,6 +174,7 @@ def _add_files(
 ) -> None:
     """Add the files to publish, and links to the model card."""
     quantized = {name: stage for name, stage in record["stages"].items() if _quantized_files(stage)}
+    # Only a finished stage has a digest; a link to an unfinished stage would be broken.
     cards = [
         (Link(name, str(links[name])), Link("README.md", f"{name}/README.md"))
         for name, stage in record["stages"].items()
@@ -181,6 +184,7 @@ def _add_files(
         page.section("Files and model card")
     for name, stage in quantized.items():
         parent = stage["inputs"].get("model", {}).get("reference", "")
+        # The costs of a later evaluation replace those of an earlier one.
         costs = {
             kind: cost
             for result in evaluations

@@ -98,6 +98,7 @@ def _merge_evaluations(evaluations: Sequence[EvaluationResult]) -> dict[str, Any
     for result in evaluations:
         dumped = result.model_dump(mode="json")
         for key, content in merged.items():
+            # Mappings are merged by model, because two evaluations may score different tasks of one model.
             if isinstance(content, list):
                 content += dumped[key]
             else:
@@ -109,6 +110,7 @@ def _merge_evaluations(evaluations: Sequence[EvaluationResult]) -> dict[str, Any
 def _stage_record(kind: str, place: Path, manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {"kind": kind, "state": "partial" if place.is_dir() else "missing"}
+    # Only sizes are compared: to hash every file of a large run would take minutes.
     problems = verify_artifact(place, hashes=False)
     # An evaluation's results are at the top level of `report.json`, so the stage's metrics leave them out.
     elsewhere = {"seconds", *(EvaluationResult.model_fields if kind == "evaluate" else ())}

@@ -45,10 +45,12 @@ def write_training_page(
         )
     page.section("Optimization")
     page.figure(
+        # Before clipping, because the clipped norm would be flat at max_grad_norm.
         line_chart({"gradient norm": _curve(rows, "gradient_norm")}, "tokens", "2-norm"),
         "Gradient norm before clipping.",
     )
     page.figure(line_chart({"learning rate": _curve(rows, "learning_rate")}, "tokens", ""), "Learning rate.")
+    # The stage's own sections come before the settings, which fewer readers need.
     show(page)
     page.section("Throughput and settings")
     page.key_values(_format_settings(result))
@@ -57,6 +59,7 @@ def write_training_page(
 
 def _loss_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     curves = {"training": _curve(rows, "loss")}
+    # Held-out losses are drawn on the same axes: a growing gap to the training loss shows overfitting.
     for row in rows:
         for source, loss in row.get("heldout", {}).items():
             curves.setdefault(f"held out: {source}", []).append((row["tokens"], loss))
@@ -72,6 +75,7 @@ def _loss_change_row(source: str, before: float, after: float) -> list[str]:
 
 
 def _format_settings(result: Mapping[str, Any]) -> dict[str, str]:
+    # Not every training stage records every metric.
     return {label: form(result[key]) for key, (label, form) in _SETTING_FORMATS.items() if key in result}
 
 

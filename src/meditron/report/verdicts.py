@@ -105,6 +105,7 @@ def find_accuracy(result: EvaluationResult, name: str, task: str) -> Accuracy | 
     """Return the score of a model, of a model by a rule (`base (calibrated)`), or of a baseline."""
     if name in result.baselines.get(task, {}):
         return result.baselines[task][name]
+    # A name that is neither a model nor a baseline is `MODEL (RULE)`.
     model, _, rule = name.removesuffix(")").partition(" (")
     score = result.tasks.get(name, result.tasks.get(model, {})).get(task)
     if score is None or not rule:
