@@ -78,8 +78,8 @@ class Engine(Protocol):
     def identity(self) -> Mapping[str, str]:
         """Provenance to record beside results.
 
-        A local engine: `engine` ("torch" or "llama.cpp") and `dtype`. A remote engine: `engine` ("api"),
-        `url`, `model` and `date`.
+        A local engine has the keys `engine` ("torch" or "llama.cpp") and `dtype`; a remote engine has
+        `engine` ("api"), `url`, `model` and `date`.
         """
         ...
 
@@ -320,10 +320,9 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:
     if isinstance(prompt, str) and (raw or template is None):
         return tokenizer.encode(prompt)
     if raw or template is None:
+        reason = "which raw leaves out" if raw else "and the model has none"
         raise UsageError(
-            "a conversation needs the chat template"
-            + (", which raw leaves out" if raw else ", and the model has none"),
-            hint="give the prompt as one text",
+            f"a conversation needs the chat template, {reason}", hint="give the prompt as one text"
         )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return conversation_ids(tokenizer, messages)

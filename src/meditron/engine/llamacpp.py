@@ -279,7 +279,7 @@ class LlamaCppEngine(Generates, GivesLogits):
     def log_probs(self, ids: Sequence[int]) -> Iterator[Array]:
         """See `GivesLogits.log_probs`.
 
-        The engine is slow here, because each position takes one request to llama.cpp.
+        In this engine `log_probs` is slow, because each position of the text takes one request to llama.cpp.
         """
         check_scoring_request((ids, ()), self._context)
         ends = range(1, len(ids) + 1)
@@ -293,8 +293,8 @@ class LlamaCppEngine(Generates, GivesLogits):
     def _next_token_distribution(self, prefix: Sequence[int]) -> Array:
         vocab_size = self._tokenizer.vocab_size
         # The bias makes the server draw the end-of-text token: for a token that is only part of a UTF-8
-        # character the server would report no probabilities. The reported probabilities are those before the
-        # bias.
+        # character the server would report no probabilities. The server reports the probabilities before the
+        # bias is applied.
         bias = [[self._tokenizer.end_of_text_id, 1e3]]
         body = {
             "prompt": list(prefix),

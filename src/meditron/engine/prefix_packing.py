@@ -187,8 +187,8 @@ def batch_tensors(
     """Return ids and positions (B, S) of a batch, longest row first, and its mask (B, 1, S, T).
 
     The mask is true where a query may attend; all rows attend to the first T - S keys, which are the `cached`
-    tokens. Shorter rows are padded on the right, where no token attends. The mask is None if no row has a
-    continuation: plain causal attention is faster and gives the same result.
+    tokens. Shorter rows are padded on the right with tokens that no other token attends to. The mask is None
+    if no row has a continuation: plain causal attention is faster and gives the same result.
     """
     width = len(rows[0].ids)
 

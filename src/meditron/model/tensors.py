@@ -1,4 +1,4 @@
-"""Checks that checkpoints of all formats share: names, shapes, types and finite values."""
+"""Checks of weights in every file format: names, shapes, types and finite values of tensors."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -123,7 +123,7 @@ class ExportCheck:
         self.seconds += time.monotonic() - started
 
     def _model_differences(self, written: ModelFiles, kind: str) -> Iterator[str]:
-        """Yield the differences, the cheapest checks first."""
+        """Yield the differences between the written model and its source, the cheapest checks first."""
         with ExitStack() as stack:
             # Comparing and decoding have separate thread pools: a comparison waits for the decoding of its
             # source, and in a shared pool all threads could be waiting.
@@ -252,11 +252,11 @@ def _ancestry_json(ancestry: Ancestry | None) -> str | None:
 
 def _parameter_groups(config: LlamaConfig, *, with_head: bool) -> Iterator[list[str]]:
     """Yield the names of parameters that are in memory together: embedding, each block, norm, head."""
-    groups: dict[str, list[str]] = {}
+    names_by_group: dict[str, list[str]] = {}
     for name in parameter_shapes(config):
         parts = name.split(".")
-        groups.setdefault(".".join(parts[:3]) if parts[1] == "layers" else name, []).append(name)
-    yield from groups.values()
+        names_by_group.setdefault(".".join(parts[:3]) if parts[1] == "layers" else name, []).append(name)
+    yield from names_by_group.values()
     if with_head and config.tie_word_embeddings:
         yield [HEAD]
 

@@ -38,7 +38,7 @@ class QuantizeConfig(StageConfig):
         return types
 
     def inputs(self) -> dict[str, str]:
-        """Return the model."""
+        """Return the stage's input: the model to quantize."""
         return {"model": self.on}
 
     def selectors(self) -> tuple[str, ...]:
@@ -46,5 +46,5 @@ class QuantizeConfig(StageConfig):
         return self.types
 
     def input_kinds(self) -> dict[str, InputKind]:
-        """Return the kind of the model."""
+        """Return the kind of the stage's input, a model."""
         return {"model": InputKind("model")}

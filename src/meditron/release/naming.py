@@ -10,7 +10,7 @@ from meditron.store.models import ModelFiles
 
 __all__ = ["file_stem", "model_name"]
 
-# The type at the end of a file's name: SmolLM2-135M-Instruct.Q4_1, llama-2-7b-f16, Q8_0.
+# Pattern of the type at the end of a GGUF file's name: SmolLM2-135M-Instruct.Q4_1, llama-2-7b-f16, Q8_0.
 _TYPE = re.compile(r"(^|[-._])(q\d_\w+|b?f16|f32)$", re.IGNORECASE)
 
 

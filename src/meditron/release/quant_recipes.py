@@ -43,7 +43,7 @@ def _in_first_blocks(blocks: int) -> Condition:
     return lambda place: place.block_index < blocks
 
 
-def _in_first_part(parts: int) -> Condition:
+def _in_first_fraction_of_blocks(parts: int) -> Condition:
     return lambda place: place.block_index < place.block_count // parts
 
 
@@ -86,13 +86,15 @@ QUANT_RECIPES: dict[GGUFType, QuantRecipe] = {
         {
             "attn_v": {"Q5_K": _in_first_blocks(2), "Q4_K": _in_all_blocks},
             "attn_output": _ALL_4,
-            "ffn_down": {"Q5_K": _in_first_part(16), "Q4_K": _in_all_blocks},
+            "ffn_down": {"Q5_K": _in_first_fraction_of_blocks(16), "Q4_K": _in_all_blocks},
         },
     ),
     "Q3_K_L": QuantRecipe(13, "Q3_K", {"attn_v": _ALL_5, "attn_output": _ALL_5, "ffn_down": _ALL_5}),
     "Q4_0": QuantRecipe(2, "Q4_0"),
     "Q4_K_S": QuantRecipe(
-        14, "Q4_K", {"attn_v": {"Q5_K": _in_first_blocks(4)}, "ffn_down": {"Q5_K": _in_first_part(8)}}
+        14,
+        "Q4_K",
+        {"attn_v": {"Q5_K": _in_first_blocks(4)}, "ffn_down": {"Q5_K": _in_first_fraction_of_blocks(8)}},
     ),
     "Q4_K_M": QuantRecipe(15, "Q4_K", {"attn_v": _SPREAD_6, "ffn_down": _SPREAD_6}),
     "Q5_0": QuantRecipe(8, "Q5_0"),

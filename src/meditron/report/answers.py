@@ -88,7 +88,7 @@ class _Change:
     """A change of one measure with its verdict, from a paired comparison or a fidelity record."""
 
     model: str
-    reference: str
+    reference_model: str
     measure: str
     n: int
     unit: str
@@ -137,16 +137,16 @@ def answer_questions(result: EvaluationResult, facts: RunFacts) -> list[Answer]:
 
 def overview_figure(answers: Sequence[Answer], suffix: str = "") -> ReportFigure | None:
     """Return one chart of all answers; None if no change was measured."""
-    columns: list[list[IntervalPanel]] = [[], []]
+    panel_columns: list[list[IntervalPanel]] = [[], []]
     for answer in answers:
         # Two columns fit the shape of a screen: training on the left, quantization on the right.
-        column = columns[answer.name == "quantized"]
+        column = panel_columns[answer.name == "quantized"]
         for place, panel in enumerate(answer.panels):
             heading = f"{answer.question}\n{answer.verdict}" if place == 0 else ""
             column.append(replace(panel, heading=heading))
-    if not any(columns):
+    if not any(panel_columns):
         return None
-    chart = interval_panel_chart(*filter(None, columns))
+    chart = interval_panel_chart(*filter(None, panel_columns))
     table = [(answer.name, *row) for answer in answers for row in answer.csv_rows]
     name = figure_name("overview", *([suffix] if suffix else []))
     return ReportFigure(name, chart, "The answers in one chart.", ("question", *_CSV), table)
@@ -253,7 +253,7 @@ def _build_answer(
         [
             (
                 change.model,
-                change.reference,
+                change.reference_model,
                 change.measure,
                 change.n,
                 change.unit,
@@ -267,10 +267,10 @@ def _build_answer(
 
 def _sentence_clauses(changes: Sequence[_Change], facts: RunFacts) -> Iterator[str]:
     """Yield one clause of the answer's sentence per pair of models, each with its decided measures first."""
-    pairs = dict.fromkeys((change.model, change.reference) for change in changes)
+    pairs = dict.fromkeys((change.model, change.reference_model) for change in changes)
     for model, against in pairs:
         file = f" ({format_bytes(facts.file_sizes[model])})" if model in facts.file_sizes else ""
-        group = [change for change in changes if (change.model, change.reference) == (model, against)]
+        group = [change for change in changes if (change.model, change.reference_model) == (model, against)]
         group.sort(key=lambda change: change.unit != "points")  # the order of the panels
         clauses = [_change_clause(change, facts) for change in group if change.verdict in _DECIDED]
         clauses += [
@@ -298,14 +298,14 @@ def _change_clause(change: _Change, facts: RunFacts) -> str:
 
 
 def _change_panels(changes: Sequence[_Change]) -> Iterator[IntervalPanel]:
-    references = list(dict.fromkeys(change.reference for change in changes))
+    references = list(dict.fromkeys(change.reference_model for change in changes))
     # A long reference, or one of several, is named in each row's label instead of the title.
     in_title = len(references) == 1 and len(references[0]) <= _LONGEST_REFERENCE
     against = f": change against {references[0]}" if in_title else ": paired differences"
     for unit, title, x in (("points", "Questions", _ACCURACY), ("nats", "Held-out text", _LOG_LOSS)):
         rows = [
             IntervalRow(
-                f"{change.model}{'' if in_title else f' − {change.reference}'}: {change.label}",
+                f"{change.model}{'' if in_title else f' − {change.reference_model}'}: {change.label}",
                 change.in_unit[0],
                 change.interval and (change.in_unit[1], change.in_unit[2]),
                 f"{change.difference} {change.verdict}",
@@ -353,7 +353,7 @@ def _change_from_comparison(comparison: Comparison, result: EvaluationResult) ->
 
 def _change_from_fidelity(pair: Fidelity) -> _Change:
     """Return a fidelity record as a change: the log of its perplexity ratio, in nats per token."""
-    # As for paired comparisons: no interval and no verdict for a small sample.
+    # A small sample has no interval and no verdict, as in paired comparisons.
     ends = pair.intervals.get("perplexity_ratio") if pair.documents >= MIN_SAMPLE_SIZE else None
     logs = None if ends is None else (math.log(ends[0]), math.log(ends[1]))
     value = math.log(pair.perplexity_ratio)

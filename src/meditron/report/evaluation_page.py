@@ -61,7 +61,7 @@ def _add_tasks(page: Page, result: EvaluationResult) -> None:
 def _add_accuracy_chart(page: Page, scores: Sequence[TaskScore], result: EvaluationResult) -> None:
     baselines = result.baselines[scores[0].task]
     rows = [(score.model, score.accuracy, score.interval) for score in scores]
-    # Only trained baselines: the others give a constant answer, which the line represents.
+    # Only trained baselines are drawn: the others give a constant answer, which the line represents.
     rows += [(b.name, b.accuracy, b.interval) for b in baselines.values() if b.trained_on]
     # The best fixed position is the accuracy that needs no knowledge at all.
     best_position = baselines["position"].accuracy

@@ -202,7 +202,7 @@ def parent_models(result: EvaluationResult, inputs: Mapping[str, Mapping[str, st
 
     Args:
         result: The evaluation.
-        inputs: Stage → input → reference.
+        inputs: Stage name → input name → the reference that the recipe gives for the input.
     """
     models = dict.fromkeys([*result.perplexity, *result.tasks])
     parents = {}
@@ -261,7 +261,7 @@ def fidelity_table(result: EvaluationResult) -> ResultTable:
 
 
 def _row_names(result: EvaluationResult) -> list[str]:
-    """Return the row names: each model, then its other rules that were compared, and last the baselines."""
+    """Return the names of the rows: models, each with its other scoring rules if compared, then baselines."""
     # `base (calibrated)` is base, scored by another rule than the configured one.
     compared = {name for comparison in result.differences for name in (comparison.a, comparison.b)}
     names = []

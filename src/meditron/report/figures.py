@@ -52,7 +52,7 @@ def write_figures(folder: Path, figures: Iterable[ReportFigure]) -> None:
     for figure in figures:
         names.add(figure.name)
         table = io.StringIO()
-        # A fixed line end, so that equal values give equal bytes on every system.
+        # The line end is fixed, so that equal values give equal bytes on every system.
         csv.writer(table, lineterminator="\n").writerows([figure.headers, *figure.rows])
         for suffix, content in (("csv", table.getvalue()), ("svg", standalone_svg(figure.svg))):
             with atomic_write(place / f"{figure.name}.{suffix}", "w") as file:

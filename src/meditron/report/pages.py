@@ -134,7 +134,7 @@ def _table_cell(value: object) -> dict[str, Any]:
 
 @cache
 def _page_template() -> "Template":
-    # Imported at the first page: commands that only print tables do not need it.
+    # jinja2 is imported at the first page, because commands that only print tables do not need it.
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(

@@ -45,7 +45,7 @@ def write_training_page(
         )
     page.section("Optimization")
     page.figure(
-        # Before clipping, because the clipped norm would be flat at max_grad_norm.
+        # The norm before clipping is drawn, because the clipped norm would be flat at max_grad_norm.
         line_chart({"gradient norm": _curve(rows, "gradient_norm")}, "tokens", "2-norm"),
         "Gradient norm before clipping.",
     )

@@ -47,7 +47,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def describe_comparison(comparison: Comparison, result: EvaluationResult, domains: Mapping[str, str]) -> str:
-    """Describe one difference without claiming more than its verdict."""
+    """Describe a paired difference in a sentence that claims no more than its verdict."""
     a, b, judged = comparison.a, comparison.b, verdict(comparison)
     if comparison.task:
         scope = f"On {number_format.count(comparison.n)} questions of {comparison.task}"

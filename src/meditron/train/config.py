@@ -123,7 +123,7 @@ class PretrainConfig(TrainingConfig):
         return -(-self.tokens // (self.batch_size * self.sequence_length))
 
     def inputs(self) -> dict[str, str]:
-        """Return the base model, the token files, and the corpus with its held-out split."""
+        """Return the stage's inputs: the base model, the token files, the corpus (for held-out text)."""
         return {"base": self.on, "tokens": "tokenize", "corpus": "corpus"}
 
     def cross_stage_errors(self, stages: Mapping[str, StageConfig]) -> dict[str, str]:
@@ -190,7 +190,7 @@ class FinetuneConfig(TrainingConfig):
         return self
 
     def inputs(self) -> dict[str, str]:
-        """Return the base model, and the rows, the task's file or the corpus that a task is built from."""
+        """Return the stage's inputs: the base model, and the rows, the task's file or the task's corpus."""
         # Imported here and not at the top of the module, so that reading a recipe does not load every task.
         from meditron.tasks.registry import TASKS
 

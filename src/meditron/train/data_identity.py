@@ -17,7 +17,7 @@ def base_ancestry(base: Artifact) -> Ancestry:
     """Read the ancestry of the model that is trained further; a base without one is recorded by its name.
 
     Raises:
-        InputError: The base's record is damaged.
+        InputError: The ancestry record of the base model is damaged.
     """
     files = resolve_model(base.spec)
     if ancestry := read_ancestry(files):
@@ -29,7 +29,7 @@ def base_ancestry(base: Artifact) -> Ancestry:
 
 
 def hex_digest(artifact: Artifact) -> str:
-    """Return an artifact's digest as 64 hexadecimal digits; an external artifact may have another form."""
+    """Return an artifact's digest as 64 hexadecimal digits; a digest of another form is hashed."""
     # The ancestry record accepts hexadecimal digests only. Other forms (an external source's text) are
     # hashed.
     digest = artifact.digest.removeprefix("sha256:")

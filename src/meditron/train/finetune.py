@@ -101,9 +101,11 @@ def _training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out
     heldout = [example for example in examples if example.split == "heldout"]
     packed = _pack_examples(config, name, trained, epochs=config.epochs)
     answer_tokens = sum(sum(example.tokenized_turns.in_loss) for example in trained)
-    counts: dict[str, int] = {split: sum(example.split == split for example in examples) for split in SPLITS}
+    rows_per_split: dict[str, int] = {
+        split: sum(example.split == split for example in examples) for split in SPLITS
+    }
     metrics = {
-        "rows": counts,
+        "rows": rows_per_split,
         "answer_tokens": answer_tokens,
         "longest": max(len(example.tokenized_turns.ids) for example in examples),
         "fill": packed.fill_fraction,
@@ -126,7 +128,10 @@ def _training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out
         target_fraction=answer_tokens / sum(len(example.tokenized_turns.ids) for example in trained),
         stage_metrics=metrics | ({"task": _task_metrics(task)} if task else {}),
         add_to_report=partial(
-            _add_rows_to_report, tokenizer=tokenizer, examples=trained[:_REPORTED_EXAMPLES], counts=counts
+            _add_rows_to_report,
+            tokenizer=tokenizer,
+            examples=trained[:_REPORTED_EXAMPLES],
+            rows_per_split=rows_per_split,
         ),
     )
 
@@ -218,15 +223,15 @@ def _check_row_lengths(name: str, examples: Sequence[Example]) -> None:
 
 
 def _add_rows_to_report(
-    page: Page, *, tokenizer: Tokenizer, examples: Sequence[Example], counts: Mapping[str, int]
+    page: Page, *, tokenizer: Tokenizer, examples: Sequence[Example], rows_per_split: Mapping[str, int]
 ) -> None:
     """Add the number of rows to the report, and some rows with their roles."""
     page.section("Rows")
     page.key_values(
         {
-            "trained on": f"{counts['train']:,}",
-            "held out": f"{counts['heldout']:,}",
-            "left out (too long)": f"{counts['too-long']:,}",
+            "trained on": f"{rows_per_split['train']:,}",
+            "held out": f"{rows_per_split['heldout']:,}",
+            "left out (too long)": f"{rows_per_split['too-long']:,}",
         }
     )
     page.text("Some training rows as the model reads them. Underlined text adds to the loss.")

@@ -179,7 +179,7 @@ class Mixture:
         return stream.sample(index, self.sequence_length, document_mask=self.document_mask)
 
     def documents_read(self) -> dict[str, NDArray[np.int64]]:
-        """Return, by source, the indices of the documents in all samples, targets included."""
+        """Return, by source, the indices of all documents with a token in the samples or their targets."""
         counts = np.bincount(self._source_of, minlength=len(self.streams))
         return {
             stream.name: stream.documents_in_first_tokens(int(count) * self.sequence_length + 1)

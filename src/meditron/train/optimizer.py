@@ -14,9 +14,9 @@ class MasterAdamW:
     """AdamW that keeps a float32 master of every weight and casts the model to `dtype`.
 
     bfloat16 has 8 significant bits: an update of 1e-4 of a weight would be rounded away. Updates are
-    therefore applied to the masters and the result is copied back. Gradients are accumulated in float32 too:
-    each one is moved to its master as soon as a backward pass has computed it. In float32 the masters are
-    the model's own weights. Matrices have weight decay, vectors (norms) have none.
+    therefore applied to the float32 masters, and the result is copied back into the model. Gradients are
+    accumulated in float32 too: each one is moved to its master as soon as a backward pass has computed it. In
+    float32 the masters are the model's own weights. Matrices have weight decay, vectors (norms) have none.
     """
 
     def __init__(

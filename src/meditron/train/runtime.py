@@ -1,4 +1,4 @@
-"""Process settings while training: deterministic arithmetic, and signals that wait for the end of a step."""
+"""Process settings while training: deterministic arithmetic, and signals that stop at the end of a step."""
 
 import signal
 import threading

@@ -125,7 +125,8 @@ class Trainer:
             "torch": torch.__version__,
         }
         self.checkpoints = Checkpoints(out / _CHECKPOINTS, machine, keep=config.keep_checkpoints)
-        # Restores weights, moments and the random generator; the data needs only the step (see `samples`).
+        # The checkpoint restores weights, optimizer moments and the random generator; the dataset needs only
+        # the step number.
         start_step = self.checkpoints.restore(optimizer)
         self.state = TrainState(wrapped, optimizer, inputs.dataset, config, start_step, layout)
         # The peak is measured in every run, also in a resumed run, which may continue on another machine.

@@ -26,12 +26,12 @@ class StageChain:
 
     def lineage(self, name: str) -> list[Manifest]:
         """Return the stages that produced a model, in order; the last one is `name`."""
-        line: list[Manifest] = []
+        model_stages: list[Manifest] = []
         while name in self.stages:
-            line.insert(0, self.stages[name])
+            model_stages.insert(0, self.stages[name])
             parent = self.parent_model(self.stages[name])
             name = _stage_name(parent.reference) if parent else ""
-        return line
+        return model_stages
 
     def with_dependencies(self, names: Iterable[str]) -> list[Manifest]:
         """Return the stages of these names and all their dependencies, in order."""

@@ -58,7 +58,7 @@ class CardFacts:
 
     @property
     def fallback_counts(self) -> dict[str, dict[str, int]]:
-        """File → fallback type → number of matrices."""
+        """Quantized file → fallback type → number of matrices in that type."""
         return {
             file["path"]: dict(Counter(file.get("fallbacks", {}).values())) for file in self.quantized_files
         }
@@ -97,7 +97,8 @@ def gather_facts(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) 
     Raises:
         UsageError: The quantized files were made from another model than the card's, or no stage trained the
             model.
-        DriftError: The stages were not built from each other (see `read_chain`).
+        DriftError: A stage was built from another version of an input than the one in the run (see
+            `read_chain`).
         InputError: A record is damaged.
     """
     chain = read_chain(inputs.values())
@@ -135,6 +136,6 @@ def _released_model_stage(
     if parent and parent.reference != of:
         raise UsageError(
             f"card.of is {of}, but its quantized files were made from {parent.reference}",
-            hint=f'set [quantize] on = "{of}", or [card] quantize = ""',
+            hint=f'set [card] quantize = "", or [quantize] on = "{of}"',
         )
     return of

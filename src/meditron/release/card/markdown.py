@@ -1,6 +1,6 @@
 """Writers of model cards.
 
-They have the methods of `report.pages.Page`, so the same code writes Markdown and HTML.
+All writers have the methods of `report.pages.Page`, so that the same code writes Markdown and HTML.
 """
 
 import re

@@ -26,7 +26,7 @@ def run(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[s
 
     Raises:
         UsageError: The inputs have no model to describe, or several.
-        DriftError: The stages were not built from each other.
+        DriftError: A stage was built from another version of an input than the one in the run.
         InputError: A manifest or a record is damaged.
     """
     facts = gather_facts(config, inputs, out)
