@@ -96,15 +96,15 @@ def test_pieces_token_counts_and_stop_reasons(llama: LlamaCppEngine):
     pieces = list(reply)
     done = reply.finish()
     assert "".join(pieces) == done.text
-    assert (done.tokens, done.stop_reason) == (12, "length")
+    assert (done.tokens, done.stop) == (12, "length")
     prompt = "a " * 100
     done = llama.generate(prompt, max_tokens=1000, raw=True).finish()
-    assert (done.tokens, done.stop_reason) == (256 - len(llama.tokenizer.encode(prompt)), "context")
+    assert (done.tokens, done.stop) == (256 - len(llama.tokenizer.encode(prompt)), "context")
 
 
 def test_the_token_that_ends_a_turn_is_not_part_of_the_text(smollm2: LocalEngine):
     done = smollm2.generate("What is 2+2?", max_tokens=100).finish()
-    assert done.stop_reason == "end"
+    assert done.stop == "end"
     assert "<|im_end|>" not in done.text
     # One more would be the end's own.
     assert done.tokens == len(smollm2.tokenizer.encode(done.text)) > 0
@@ -125,7 +125,7 @@ def test_after_a_stopped_text_the_next_one_runs(llama: LlamaCppEngine):
     reply = llama.generate("Sepsis", max_tokens=200, raw=True)
     first = next(reply)
     done = reply.stop()
-    assert (done.text, done.stop_reason) == (first, "stopped")
+    assert (done.text, done.stop) == (first, "stopped")
     assert llama.generate("Sepsis", max_tokens=4, raw=True).finish().tokens == 4
 
 
@@ -246,9 +246,7 @@ def test_a_greedy_batch_is_each_prompt_alone(llama: LlamaCppEngine):
     prompts = [*PROMPTS, "a " * 100, "b " * 90, *PROMPTS[::-1]]
     alone = [llama.generate(prompt, max_tokens=30, raw=True).finish() for prompt in prompts]
     batch = llama.generate_batch(prompts, max_tokens=30, raw=True)
-    assert [(g.text, g.tokens, g.stop_reason) for g in batch] == [
-        (g.text, g.tokens, g.stop_reason) for g in alone
-    ]
+    assert [(g.text, g.tokens, g.stop) for g in batch] == [(g.text, g.tokens, g.stop) for g in alone]
     drawn = llama.generate_batch(["Sepsis"] * 6, max_tokens=24, raw=True, temperature=1.0)
     assert len({generation.text for generation in drawn}) > 1
     with pytest.raises(UsageError, match="context is 256"):

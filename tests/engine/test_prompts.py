@@ -60,5 +60,5 @@ def test_until_ends_a_text_before_a_mark(pieces: list[str], text: str):
 
     done = Reply(generated()).end_before("\nQuestion:").finish()
     assert done.text == text
-    assert done.stop_reason == ("length" if "ions" in text else "end")
+    assert done.stop == ("length" if "ions" in text else "end")
     assert done.tokens == len(pieces)

@@ -63,7 +63,7 @@ def test_pieces_join_to_the_text(engine: Engine):
     done = reply.finish()
     assert "".join(pieces) == done.text
     assert all(pieces)
-    assert (done.tokens, done.stop_reason) == (16, "length")
+    assert (done.tokens, done.stop) == (16, "length")
     assert done.seconds > 0
 
 
@@ -80,7 +80,7 @@ def test_a_full_context_ends_the_text(engine: Engine):
     prompt = "a " * 120
     given = len(engine.tokenizer.encode(prompt))
     done = engine.generate(prompt, max_tokens=1000, raw=True).finish()
-    assert done.stop_reason in {"context", "end"}
+    assert done.stop in {"context", "end"}
     assert done.tokens <= 256 - given
 
 
@@ -111,9 +111,7 @@ def test_a_batch_is_each_prompt_alone(engine: TorchEngine, options: dict, monkey
     for rows in (64, 2):
         monkeypatch.setattr("meditron.engine.torch_engine._BATCH_ROWS", rows)
         together = engine.generate_batch(prompts, max_tokens=40, raw=True, **options)
-        assert [(g.text, g.tokens, g.stop_reason) for g in together] == [
-            (g.text, g.tokens, g.stop_reason) for g in alone
-        ]
+        assert [(g.text, g.tokens, g.stop) for g in together] == [(g.text, g.tokens, g.stop) for g in alone]
         assert all(g.seconds > 0 for g in together if g.tokens)
     assert engine.generate_batch([]) == []
 
@@ -175,7 +173,7 @@ def test_an_end_token_ends_the_text_and_is_not_printed(folder: Path):
         with torch.no_grad():
             weight[[end, chosen]] = weight[[chosen, end]]
         done = engine.generate("Sepsis", max_tokens=8, raw=True).finish()
-        assert (done.text, done.tokens, done.stop_reason) == ("", 0, "end")
+        assert (done.text, done.tokens, done.stop) == ("", 0, "end")
 
 
 def test_scores_equal_transformers(engine: Engine, folder: Path):

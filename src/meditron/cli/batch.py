@@ -90,7 +90,7 @@ def _answer(
         "text": generation.text,
         "tokens": generation.tokens,
         "seconds": round(generation.seconds, 3),
-        "stop": generation.stop_reason,
+        "stop": generation.stop,
     }
 
 

@@ -105,14 +105,7 @@ def _print_reply(reply: "Reply", *, as_json: bool) -> None:
         sys.stdout.flush()
     done = reply.finish()
     if as_json:
-        emit(
-            {
-                "text": done.text,
-                "tokens": done.tokens,
-                "seconds": round(done.seconds, 3),
-                "stop": done.stop_reason,
-            }
-        )
+        emit({"text": done.text, "tokens": done.tokens, "seconds": round(done.seconds, 3), "stop": done.stop})
     else:
         sys.stdout.write("\n")
         info(f"{done.tokens:,} tokens in {format_duration(done.seconds)}")

@@ -80,10 +80,10 @@ class Session:
             self._conversation.add_turn(question, done.text)
         if self._json:
             row = {"text": done.text.strip(), "tokens": done.tokens, "seconds": round(done.seconds, 3)}
-            emit_line(json.dumps({**row, "stop": done.stop_reason}, ensure_ascii=False) + "\n")
+            emit_line(json.dumps({**row, "stop": done.stop}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
-        elif done.stop_reason in _STOP_NOTES:
-            info(_STOP_NOTES[done.stop_reason].format(tokens=done.tokens))
+        elif done.stop in _STOP_NOTES:
+            info(_STOP_NOTES[done.stop].format(tokens=done.tokens))
         elif not done.text.strip():
             info("(the answer is empty)")
 

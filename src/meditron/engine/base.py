@@ -220,7 +220,8 @@ class Generation:
     text: str
     tokens: int
     seconds: float
-    stop_reason: StopReason
+    stop: StopReason
+    """Why the generation ended."""
 
 
 class Reply(Iterator[str]):

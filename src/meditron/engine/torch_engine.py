@@ -215,7 +215,7 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
         # the memory of the tree's longest path, at most one context of one row.
         cache = KVCache(len(self.model.model.layers), max((branch.length for branch in branches), default=0))
         for branch in branches:
-            cache.truncate(branch.start)
+            cache.truncate(branch.cached_length)
             if branch.ids:
                 self.model(torch.tensor([branch.ids], device=self._device), cache=cache)
             shared = SharedPrefixCache(cache) if cache.length else None

@@ -56,7 +56,7 @@ def add_card(card: CardWriter, facts: CardFacts) -> None:
 
 def _add_model_details(card: CardWriter, facts: CardFacts) -> None:
     config, base = facts.config, facts.base
-    steps = ", then ".join(_WORDS.get(stage.kind, stage.kind) for stage in facts.line)
+    steps = ", then ".join(_WORDS.get(stage.kind, stage.kind) for stage in facts.lineage)
     card.section("Model details")
     card.key_values(
         {
@@ -126,7 +126,7 @@ def _add_finetuning_rows(card: CardWriter, facts: CardFacts) -> None:
             (stage.metrics.get("task") or {}).get("licence") or stage.config.get("licence") or "not stated",
             *(_format_count(stage.metrics["rows"].get(split)) for split in ("train", "heldout", "too-long")),
         )
-        for stage in facts.line
+        for stage in facts.lineage
         if isinstance(stage.metrics.get("rows"), dict)
     ]
     if rows:
@@ -157,7 +157,7 @@ def _add_dropped_documents(card: CardWriter, sources: Mapping[str, Mapping[str, 
 
 def _add_training(card: CardWriter, facts: CardFacts) -> None:
     card.section("Training")
-    for stage in facts.line:
+    for stage in facts.lineage:
         parent = facts.chain.parent_model(stage)
         start = without_digest(parent.reference) if parent else "randomly initialized weights"
         card.text(f"{stage.name}: {_WORDS.get(stage.kind, stage.kind)}, from {start}.")

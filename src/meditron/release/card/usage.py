@@ -47,7 +47,7 @@ def add_run_commands(card: CardWriter, facts: CardFacts) -> None:
 def add_prompts(card: CardWriter, facts: CardFacts) -> None:
     """Add the prompt templates of finetuning and evaluation."""
     card.section("Prompts")
-    finetuned = [stage for stage in facts.line if "template" in stage.config]
+    finetuned = [stage for stage in facts.lineage if "template" in stage.config]
     for stage in finetuned:
         card.text(f"{stage.name} was trained {_template_phrase(stage)}{_answer_end_phrase(stage)}.")
     if not finetuned:
