@@ -121,7 +121,7 @@ def test_ticks_share_their_precision() -> None:
 def test_pyplot_is_not_imported_and_settings_are_left_alone() -> None:
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
-        "from meditron.report.charts import bars; bars([('a', 1.0)], 'x')\n"
+        "from meditron.report.charts import bar_chart; bar_chart([('a', 1.0)], 'x')\n"
         "print('matplotlib.pyplot' in sys.modules, matplotlib.rcParams.copy() == before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

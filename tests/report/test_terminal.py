@@ -141,7 +141,6 @@ substitute_unencodable()
 info("base → pretrain: −0.19 … é")
 warn("0 ≤ x")
 from meditron.report.terminal import print_table
-from terminal_output import terminal_output
 print_table(["a → b"], [["−1.5"], ["心"]], answer=True)
 with progress("rows", total=2) as bar: bar.advance(2)
 """
@@ -171,7 +170,6 @@ def test_messages_do_not_go_to_stdout_if_stderr_is_closed() -> None:
     code = """
 from meditron.core.console import *
 from meditron.report.terminal import print_table
-from terminal_output import terminal_output
 info("hidden"); warn("hidden"); print_table(["a"], [["1"]])
 """
     done = subprocess.run(
