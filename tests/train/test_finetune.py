@@ -220,7 +220,7 @@ def test_a_test_question_under_another_id_is_refused(tmp_path):
     task = Task(
         name="quiz",
         version=1,
-        report_title="t",
+        title="t",
         licence="l",
         origin="o",
         template=PROMPT_TEMPLATES["letters"],
