@@ -175,7 +175,7 @@ class TestMutations:
             patch.setattr(LlamaConfig, "to_gguf", without)
             refused(copy, tmp_path / "x.gguf", "attention_factor of the rotary scaling")
             # Without the comparison of keys the logits show it.
-            patch.setattr(release_check, "raw_differences", lambda *_: iter(()))
+            patch.setattr(release_check, "source_file_differences", lambda *_: iter(()))
             refused(copy, tmp_path / "x.gguf", "logits differ by up to")
         convert(str(copy), tmp_path / "x.gguf")
 
