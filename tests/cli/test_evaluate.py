@@ -65,7 +65,10 @@ def test_the_table_shows_settings_and_intervals(meditron: Command, model: Path, 
 def test_help_names_the_published_files(meditron: Command) -> None:
     shown = " ".join(meditron("evaluate", "--help").out.replace("│", " ").split())
     for published in FORMATS:
-        assert all(f"{published.dataset}'s {published.files[0]}" in shown for _ in published.files)
+        assert all(
+            f"{published.dataset}'s {published.published_files[0]}" in shown
+            for _ in published.published_files
+        )
 
 
 def test_an_unknown_method_is_named(meditron: Command, model: Path, questions: Path) -> None:

@@ -42,7 +42,7 @@ def other(tmp_path: Path) -> Path:
 
 def eval_set(questions: Path, shots: int, shots_from: Path | None = None) -> EvalSet:
     options = EvalOptions(shots=shots)
-    return EvalSet.of(open_task(str(questions)), options, seed=1, shots_from=shots_from)[0]
+    return EvalSet.from_task(open_task(str(questions)), options, seed=1, shots_from=shots_from)[0]
 
 
 def model(folder: Path) -> LocalModel:
@@ -53,7 +53,7 @@ def test_examples_come_from_another_file_and_never_repeat_the_question(
     tiny: Path, questions: Path, other: Path
 ) -> None:
     drawn = eval_set(questions, 5, other)
-    assert {example.id for example in drawn.examples.drawn} == {f"other-{n}" for n in range(6)}
+    assert {example.id for example in drawn.examples.drawn_questions} == {f"other-{n}" for n in range(6)}
     for prompt in drawn.prompts(model(tiny)):
         assert len(prompt.shot_ids) == 5
         assert prompt.rendered.prompt.lower().count(prompt.question.text.lower()) == 1
@@ -89,8 +89,8 @@ def test_a_recipe_names_the_file_as_an_input(
 def test_a_question_among_the_examples_does_not_change_the_other_prompts(tiny: Path, questions: Path) -> None:
     """Only it gets the replacement, in last place: prompts share all examples before the one left out."""
     drawn = eval_set(questions, 5)
-    common = [example.id for example in drawn.examples.drawn[:5]]
-    replacement = drawn.examples.drawn[5].id
+    common = [example.id for example in drawn.examples.drawn_questions[:5]]
+    replacement = drawn.examples.drawn_questions[5].id
     prompts = {prompt.question.id: prompt for prompt in drawn.prompts(model(tiny))}
     for id_, prompt in prompts.items():
         if id_ not in common:

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from meditron.core.errors import MeditronError
 from meditron.engine.torch_engine import TorchEngine
-from meditron.evaluate.compare import compare
+from meditron.evaluate.compare import compare_results
 from meditron.evaluate.config import EvaluateConfig
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow
 from meditron.evaluate.rows_file import read_rows
@@ -114,7 +114,7 @@ def test_differences_are_those_that_compare_finds(
 ) -> None:
     metrics = evaluate(tmp_path / "out", corpus, {"base": tiny, "pretrain": other_tiny})
     actual = read_results(tmp_path / "out").differences
-    again = compare(f"{tmp_path}/out:base", f"{tmp_path}/out:pretrain", seed=1, resamples=1000)
+    again = compare_results(f"{tmp_path}/out:base", f"{tmp_path}/out:pretrain", seed=1, resamples=1000)
     assert [d.model_dump(exclude={"a", "b"}) for d in actual] == [
         d.model_dump(exclude={"a", "b"}) for d in again
     ]

@@ -14,7 +14,7 @@ import zstandard
 from meditron.core.errors import InputError
 from meditron.sources.containers import read_members
 from meditron.sources.document import ReadLog
-from meditron.sources.registry import find_source, format_name, open_source
+from meditron.sources.registry import find_source_format, format_name, open_source
 from small_archives import write_archive
 
 from .conftest import Medline, citation
@@ -28,7 +28,7 @@ def test_the_files_of_an_archive_are_documents(tmp_path: Path, suffix: str) -> N
     documents = list(open_source(path))
     assert [document.id for document in documents] == [f"text:set.{suffix}!{name}" for name in TEXTS]
     assert [document.sections[0].text for document in documents] == list(TEXTS.values())
-    assert format_name(find_source(path)) == "text"
+    assert format_name(find_source_format(path)) == "text"
     assert next(document.id for document in open_source(path, name="a/b")) == "text:a/b!notes/0.txt"
 
 
@@ -161,7 +161,7 @@ def test_archives_without_a_file_to_read_and_within_archives(tmp_path: Path) -> 
     empty = write_archive(tmp_path / "empty.zip", {})
     assert list(open_source(empty)) == []
     with pytest.raises(InputError, match=r"empty\.zip: the archive contains no file to read"):
-        find_source(empty)
+        find_source_format(empty)
     office = write_archive(tmp_path / "set.tar.gz", {"a.docx": write_docx(tmp_path / "a.zip")})
     with pytest.raises(InputError, match=r"set\.tar\.gz!a\.docx: a Word document") as raised:
         list(open_source(office))

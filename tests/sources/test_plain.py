@@ -93,7 +93,7 @@ def test_half_of_a_surrogate_pair_is_replaced_in_every_field(tmp_path: Path) -> 
     (document,) = open_source(path)
     assert (document.id, document.title, document.meta) == ("a\ufffd", "\ufffdb", {"\ufffd": 1})
     assert document.sections[0].text == "\U0001f600 \\ud800"
-    assert document.to_line()
+    assert document.to_json_line()
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_csv_with_quotes_line_breaks_and_other_columns(tmp_path: Path) -> None
         ("x.json", '{"a": {"text": "b"},\n"a": {"text": "c"}}', 'duplicate key "a"'),
         ("x.json", "[" * 100_000, "x.json"),
         ("x.jsonl", '{"text": "a", "text": "b"}', r'\(line 1\): not JSON: duplicate key "text"'),
-        ("x.jsonl", '{"text": "a"} {"text": "b"}', r"\(line 1\): more after its end"),
+        ("x.jsonl", '{"text": "a"} {"text": "b"}', r"\(line 1\): text after the JSON value"),
         ("x.jsonl", '{"id": true, "text": "b"}', '"id" is a bool'),
     ],
 )

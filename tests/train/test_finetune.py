@@ -24,7 +24,7 @@ from meditron.tasks.overlap import training_hashes
 from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
-from meditron.tasks.task import Questions, Task
+from meditron.tasks.task import SplitQuestions, Task
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.data_identity import text_hashes
 from meditron.train.examples import task_conversations
@@ -216,7 +216,7 @@ def test_a_test_question_under_another_id_is_refused(tmp_path):
         gold=0,
         explanation="known",
     )
-    split = {"train": Questions(rows=(renamed,)), "test": Questions(rows=(asked,))}
+    split = {"train": SplitQuestions(rows=(renamed,)), "test": SplitQuestions(rows=(asked,))}
     task = Task(
         name="quiz",
         version=1,
@@ -224,7 +224,7 @@ def test_a_test_question_under_another_id_is_refused(tmp_path):
         licence="l",
         origin="o",
         template=PROMPT_TEMPLATES["letters"],
-        read=split.__getitem__,
+        read_split=split.__getitem__,
     )
     with pytest.raises(InputError, match=r"x7\): a training question that is also a test question \(t1\)"):
         list(task_conversations(task, "none", tmp_path))

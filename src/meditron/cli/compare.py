@@ -24,7 +24,7 @@ def compare(a: _Result, b: _Result, /, *, as_json: Json = False) -> None:
         meditron compare runs/quickstart/evaluate:base runs/quickstart/evaluate:pretrain
     """
     from meditron.cli import show
-    from meditron.evaluate.compare import compare as compare_results
+    from meditron.evaluate.compare import compare_results
 
     comparisons = compare_results(a, b)
     if as_json:

@@ -41,7 +41,7 @@ def parse(
         log = ReadLog()
         with progress(f"parse {path.name}", unit="documents") as bar:
             for document in open_source(path, format, log):
-                emit_line(document.to_line().decode())
+                emit_line(document.to_json_line().decode())
                 bar.advance()
         for reason, count in log.skipped.items():
             info(f"{path.name}: {count:,} skipped: {reason}")

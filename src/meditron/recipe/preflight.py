@@ -107,14 +107,17 @@ def _check_model(path: Path, table: Config | None) -> None:
 
 def _check_documents(path: Path, table: Config | None) -> None:
     # Imported here, as in the checks below, because a no-op run needs none of these modules.
-    from meditron.corpus.files import files_of, skip_rule
+    from meditron.corpus.files import list_source_files, member_skip_rule
 
     assert isinstance(table, SourceConfig)  # noqa: S101
-    files = files_of(path.name, table, path, Counter())
+    files = list_source_files(path.name, table, path, Counter())
     # Each file is opened, also if an earlier one has documents; a MEDLINE file of deletions alone has none.
     opened = files[:_MAX_FILES]
     documents = [
-        next(iter(open_source(file.path, table.format, None, file.name, skip_rule(table, file.name))), None)
+        next(
+            iter(open_source(file.path, table.format, None, file.name, member_skip_rule(table, file.name))),
+            None,
+        )
         for file in opened
     ]
     if not any(documents) and opened == files:

@@ -8,7 +8,7 @@ from meditron.store.ancestry import MAX_PASSAGES, Ancestry, read_ancestry, untra
 from meditron.store.identity import content_sha256, short_hash
 from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
-from meditron.tasks.overlap import passages
+from meditron.tasks.overlap import message_passages
 
 __all__ = ["base_ancestry", "hex_digest", "text_hashes"]
 
@@ -39,7 +39,7 @@ def text_hashes(messages: Iterable[str]) -> tuple[str, ...] | None:
     """Return the sorted short content hashes of messages' passages; None if there are too many to list."""
     hashes: set[str] = set()
     for message in messages:
-        hashes |= {short_hash(content_sha256(text)) for text in passages(message)}
+        hashes |= {short_hash(content_sha256(text)) for text in message_passages(message)}
         # Checked per message, so that a large file does not fill memory with hashes that are dropped.
         if len(hashes) > MAX_PASSAGES:
             return None

@@ -78,7 +78,7 @@ def _answer_end(stage: Manifest) -> str:
 def _example_prompt(name: str) -> str:
     """Return the prompt of a template (`sections/1`), with placeholders for the question's texts."""
     template = find_prompt_template(name.partition("/")[0])
-    options = template.options or ("{option}", "{another option}")
+    options = template.fixed_options or ("{option}", "{another option}")
     question = Question(id=name, text="{question}", options=options, gold=0, context="{context}")
     return template.render(question).prompt
 
