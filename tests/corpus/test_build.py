@@ -291,7 +291,7 @@ def test_a_limit_counts_over_all_files_of_a_source(tmp_path: Path) -> None:
     assert metrics["sources"]["both"]["read"] == 20
 
 
-def test_meta_fields_named_version_and_retracted_have_no_effect(tmp_path: Path) -> None:
+def test_a_version_in_meta_and_a_retraction_other_than_true_have_no_effect(tmp_path: Path) -> None:
     metas: list[dict[str, Any]] = [{"version": v, "retracted": "no"} for v in ("v2", 1.5, -1, 1 << 40, True)]
     lines = [
         json.dumps({"id": "one", "text": f"Text {n} of the same id, {n * n}. " * 9, "meta": meta})

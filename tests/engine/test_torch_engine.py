@@ -129,6 +129,10 @@ def test_batches_of_texts_are_bounded_in_memory(engine: TorchEngine, monkeypatch
     # Two layers of two heads, 8 wide, fp32: 256 bytes a token; 30 tokens a row.
     monkeypatch.setattr("meditron.engine.torch_engine._CACHE_BYTES", 256 * 30 * 50)
     assert sizes() == [50, 50]
+    # Beside a prompt of 200 tokens, which has 56 of the context left, a short one may write 100.
+    monkeypatch.setattr("meditron.engine.torch_engine._CACHE_BYTES", 256 * 256 * 2)
+    assert [len(batch) for batch in engine._generation_batches([10, 200], 100)] == [1, 1]
+    monkeypatch.setattr("meditron.engine.torch_engine._CACHE_BYTES", 256 * 30 * 50)
     monkeypatch.setattr("meditron.engine.torch_engine._MASK_ELEMENTS", 10 * 10 * 40)
     assert sizes() == [40, 40, 20]
 

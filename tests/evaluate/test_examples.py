@@ -73,6 +73,21 @@ def test_the_file_of_examples_is_recorded_in_rows_and_results(
         assert set(row.shot_ids) <= set(score.shot_ids)
 
 
+def test_rows_follow_a_change_of_the_file_that_no_prompt_shows(
+    tiny: Path, questions: Path, other: Path, tmp_path: Path
+) -> None:
+    options = EvalOptions(shots=1, shots_from=str(other))
+    first, _ = evaluate_on_task(str(tiny), str(questions), options, out=tmp_path / "out")
+    other.write_text(other.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    second, path = evaluate_on_task(str(tiny), str(questions), options, out=tmp_path / "out")
+    [before], [after] = (result.tasks[str(tiny)].values() for result in (first, second))
+    assert before.prompt_sha256 == after.prompt_sha256
+    sha256 = hashlib.sha256(other.read_bytes()).hexdigest()
+    assert sorted({str(row.shots_sha256) for row in read_rows(path, QuestionRow)}) == sorted(
+        [str(before.shots_sha256), sha256]
+    )
+
+
 def test_a_recipe_names_the_file_as_an_input(
     tiny: Path, corpus: Path, questions: Path, other: Path, tmp_path: Path
 ) -> None:

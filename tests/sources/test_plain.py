@@ -221,6 +221,19 @@ def test_rows_in_every_form(tmp_path: Path, written: str, source: str) -> None:
     } or ("json:rows.dat:2" in written)
 
 
+def test_a_retraction_is_true_beside_or_within_meta(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {"retracted": True},
+        {"meta": {"retracted": True}},
+        {"meta": {"retracted": "yes"}},
+        {"retracted": 1},
+        {},
+    ]
+    path.write_text("".join(json.dumps({"text": "one"} | row) + "\n" for row in rows))
+    assert [document.retracted for document in open_source(path)] == [True, True, False, False, False]
+
+
 def test_a_csv_with_quotes_line_breaks_and_other_columns(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('text,journal\n"a ""b"",\nc",J\n,K\nd,\n')

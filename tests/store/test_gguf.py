@@ -178,6 +178,10 @@ HOSTILE = {
     "no name": (aligned(header(1) + info(b""), 128), "is empty or has no name"),
     "long name": (aligned(header(1) + info(b"n" * 65), 128), "name has 65 bytes"),
     "unknown tensor type": (aligned(header(1) + info(code=4), 128), "'a' has the unknown type 4"),
+    "row without dimensions": (
+        aligned(header(1) + info(dims=(), code=12), 128),
+        "not a multiple of Q4_K's 256",
+    ),
     "broken row": (aligned(header(1) + info(dims=(100,), code=12), 128), "not a multiple of Q4_K's 256"),
     "product overflows": (aligned(header(1) + info(dims=(2**32, 2**32)), 128), "'a' ends at byte 73,786,9"),
     "past the end": (

@@ -276,14 +276,14 @@ class LlamaCppEngine(Generates, GivesLogits):
         )
 
     def _distribution(self, prefix: Sequence[int]) -> Array:
-        format_bytes = self._tokenizer.vocab_size
+        vocab_size = self._tokenizer.vocab_size
         # The reported probabilities are those before the bias. It makes the server draw a token that ends the
         # text: for a token that is part of a UTF-8 character it would report no probabilities.
         bias = [[self._tokenizer.end_of_text_id, 1e3]]
         body = {
             "prompt": list(prefix),
             "n_predict": 1,
-            "n_probs": format_bytes,
+            "n_probs": vocab_size,
             "logit_bias": bias,
             "cache_prompt": False,
         }
@@ -291,7 +291,7 @@ class LlamaCppEngine(Generates, GivesLogits):
             top = next(events)["completion_probabilities"][0]["top_logprobs"]
         if any(token["logprob"] is None for token in top):  # JSON has no NaN
             raise EngineError(f"{self._path}: logits are not finite")
-        logp_V = np.full(format_bytes, -np.inf)
+        logp_V = np.full(vocab_size, -np.inf)
         logp_V[[token["id"] for token in top]] = [token["logprob"] for token in top]
         # llama.cpp sums the softmax in fp32, which is off by 1e-4 for so many tokens.
         logp_V -= np.logaddexp.reduce(logp_V)

@@ -173,7 +173,8 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
         remaining = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         while remaining:
             width = lengths[remaining[0]]
-            capacity = min(width + max_tokens, self.context)
+            # Padding to the longest prompt: the shortest one may write more tokens than the context has left.
+            capacity = width + min(max_tokens, self.context - lengths[remaining[-1]])
             fits = min(_CACHE_BYTES // (capacity * token_bytes), _MASK_ELEMENTS // width**2, _BATCH_ROWS)
             yield remaining[: max(1, fits)]
             remaining = remaining[max(1, fits) :]

@@ -67,6 +67,8 @@ def _cache_key(model: EvalModel, eval_set: EvalSet, prompts: Sequence[EvalPrompt
             # Rows record the whole split: comparison must know if two evaluations had the same file.
             "split": eval_set.split_sha256,
             "prompts": prompts_sha256(prompt.rendered for prompt in prompts),
+            # Rows record the hash of the file of examples, which changes with questions that were not drawn.
+            **({"shots": eval_set.examples.sha256} if eval_set.examples.sha256 else {}),
             "form": eval_set.prompt_form(model),
             "method": method.name,
             # Last and flat, so that a method can only add to what identifies its rows.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from meditron.core.errors import RecipeError, UsageError
+from meditron.core.redaction import redact
 
 __all__ = ["Place", "RecipeText", "apply_override", "nearest", "read_toml"]
 
@@ -48,7 +49,8 @@ class RecipeText:
         for overridden, override in self.overrides.items():
             common = _common_length(overridden, place)
             if common == len(overridden) or common == len(place) > depth:
-                return f"--set {override if len(override) <= 80 else override[:80] + '…'}"
+                public = redact(override)  # an address in it may have a login or a signature
+                return f"--set {public if len(public) <= 80 else public[:80] + '…'}"
         return f"{self.path}:{line}" if line else f"{self.path}"
 
     def where_value(self, table: Place, value: str) -> str:

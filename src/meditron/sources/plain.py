@@ -1,10 +1,10 @@
 """Plain text (one document per file), JSON lines, JSON and CSV (one document per row); also compressed.
 
 A text file's id is `text:` and its name; its title is empty. A row has `text`, and optionally `id`, `title`,
-`language`, `year`, `retracted` (only JSON's `true` counts) and `meta`; other columns of a CSV go to `meta`. A
-row without an id gets `jsonl:NAME:LINE`, `json:NAME:NUMBER` or `csv:NAME:LINE`. JSON is an array of such
-objects, or one object that maps ids to them. The first line of a CSV names its columns, separated by comma,
-semicolon, tab or bar.
+`language`, `year`, `retracted` (only JSON's `true` counts, also within `meta`) and `meta`; other columns of a
+CSV go to `meta`. A row without an id gets `jsonl:NAME:LINE`, `json:NAME:NUMBER` or `csv:NAME:LINE`. JSON is
+an array of such objects, or one object that maps ids to them. The first line of a CSV names its columns,
+separated by comma, semicolon, tab or bar.
 """
 
 import csv
@@ -229,7 +229,7 @@ def _row_to_document(file: Readable, row: Any, place: str, source: str, identity
             raise InputError(file, f'"{key}" is a {type(row[key]).__name__}', place=place)
     if len(row["text"].encode()) > LONGEST_DOCUMENT:
         raise InputError(file, f"a text of more than {LONGEST_DOCUMENT >> 20} MiB", place=place)
-    row_id = row.get("id")
+    row_id, meta = row.get("id"), row.get("meta") or {}
     return Document(
         identity if row_id is None or row_id == "" else str(row_id),
         source,
@@ -237,8 +237,8 @@ def _row_to_document(file: Readable, row: Any, place: str, source: str, identity
         (Section(row["text"]),),
         row.get("language"),
         row.get("year"),
-        retracted=row.get("retracted") is True,
-        meta=row.get("meta") or {},
+        retracted=row.get("retracted") is True or meta.get("retracted") is True,
+        meta=meta,
     )
 
 

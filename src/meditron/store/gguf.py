@@ -307,8 +307,8 @@ def _read_tensor_info(cursor: _Cursor) -> tuple[int, TensorInfo]:
     if (kind := tensor_type_of_code(code)) is None:
         raise cursor.error(f"tensor {name!r} has the unknown type {code}", start)
     # A block never spans two rows, so a row must consist of complete blocks.
-    if (shape[-1] if shape else 1) % kind.block:
-        problem = f"tensor {name!r} has rows of {shape[-1]}, not a multiple of {kind.name}'s {kind.block}"
+    if (width := shape[-1] if shape else 1) % kind.block:
+        problem = f"tensor {name!r} has rows of {width}, not a multiple of {kind.name}'s {kind.block}"
         raise cursor.error(problem, start)
     return start, TensorInfo(name, shape, kind.name, offset, kind.nbytes(shape))
 
