@@ -74,6 +74,29 @@ def test_an_unknown_method_is_named(meditron: Command, model: Path, questions: P
     assert "--method: no method 'options'; methods: loglikelihood, next-token" in completed.err
 
 
+@pytest.mark.parametrize("words", [("--shots", "3.5"), ("--shots", "nan"), ("--batch-tokens", "0.9")])
+def test_a_fraction_is_no_whole_number(
+    meditron: Command, model: Path, questions: Path, words: tuple[str, ...]
+) -> None:
+    completed = meditron("evaluate", model, "--task", questions, *words)
+    assert completed.code == 2
+    assert f'unable to convert "{words[1]}" into int' in completed.err
+
+
+def test_a_file_of_questions_may_have_a_long_name(meditron: Command, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"{'q' * 240}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS), encoding="utf-8")
+    completed = meditron("evaluate", model, "--task", path, "--out", tmp_path / "out", "--json")
+    assert completed.code == 0, completed.err
+    assert Path(json.loads(completed.out)["rows"]).is_file()
+
+
+def test_an_empty_file_of_examples_is_no_file(meditron: Command, model: Path, questions: Path) -> None:
+    completed = meditron("evaluate", model, "--task", questions, "--shots", "1", "--shots-from", "")
+    assert completed.code == 2
+    assert "--shots-from: must name a file, got an empty text" in completed.err
+
+
 def test_examples_come_from_another_file(
     meditron: Command, model: Path, questions: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from meditron.core.errors import InputError, UsageError
 from meditron.evaluate.config import EvalOptions, EvaluateConfig
@@ -106,6 +107,22 @@ def test_too_few_examples_name_the_file(questions: Path, other: Path) -> None:
     other.write_text("{}\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"other\.jsonl"):
         eval_set(questions, 1, other)
+
+
+def test_exactly_as_many_examples_as_shots_are_enough_if_none_repeats_a_question(
+    tiny: Path, questions: Path, other: Path, tmp_path: Path
+) -> None:
+    """MMLU's `dev` files have five questions each, and its usual evaluation shows all five."""
+    five = write_questions(tmp_path / "dev.jsonl", [f"Other question {n}?" for n in range(5)])
+    for prompt in eval_set(questions, 5, five).prompts(model(tiny)):
+        assert sorted(prompt.shot_ids) == [f"dev-{n}" for n in range(5)]
+    # A larger file is drawn from as before: its scores must not change.
+    assert len(eval_set(questions, 4, five).examples.drawn) == 5
+
+
+def test_a_file_of_examples_without_shots_is_refused(other: Path) -> None:
+    with pytest.raises(ValidationError, match="shots must be at least 1 with shots_from, got 0"):
+        EvalOptions(shots_from=str(other))
 
 
 def test_the_file_of_examples_is_never_overwritten(tiny: Path, questions: Path, tmp_path: Path) -> None:

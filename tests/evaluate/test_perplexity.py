@@ -174,6 +174,26 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path, corpus: Path, tin
         evaluate(tmp_path / "out", corpus, {"broken": broken})
 
 
+def test_losses_above_the_range_of_exp_are_measured(tmp_path: Path, corpus: Path, tiny: Path) -> None:
+    """The other models' results must not be lost because one model is damaged."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny, damaged)
+    weights = load_file(damaged / "model.safetensors")
+    weights["model.norm.weight"] *= 1e6
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    pair = {"model": "damaged", "against": "base"}
+    evaluate(tmp_path / "out", corpus, {"base": tiny, "damaged": damaged}, fidelity=[pair])
+    result = read_results(tmp_path / "out")
+    score = result.perplexity["damaged"]["pubmed"]
+    assert score.nll > 1000
+    assert score.perplexity == math.exp(700)
+    assert math.isfinite(result.fidelity[0].perplexity_ratio)
+    evaluate(tmp_path / "back", corpus, {"base": tiny, "damaged": damaged}, fidelity=[
+        {"model": "base", "against": "damaged"}
+    ])  # fmt: skip
+    assert read_results(tmp_path / "back").fidelity[0].perplexity_ratio > 0
+
+
 def test_scoring_again_is_a_no_op(
     tmp_path: Path, corpus: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

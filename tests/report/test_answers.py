@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from meditron.report.answers import Answer, RunFacts, answer_questions, overview_figure
-from meditron.report.figures import write_figures
+from meditron.report.figures import ReportFigure, write_figures
 from meditron.store.results import Comparison, EvaluationResult, Fidelity
 
 FACTS = RunFacts(
@@ -148,6 +148,12 @@ def test_a_file_without_a_comparison_has_its_fidelity(documents: int, ends: Any,
     assert answers(fidelity=(fidelity(documents, 1.02, ends),))["quantized"].verdict == expected
 
 
+def test_a_file_that_is_beyond_repair_has_an_answer() -> None:
+    """exp of thousands of nats is no number of a float."""
+    quantized = answers(comparison("finetune", "quantize:Q4_K_M", "pubmed", (5e3, (4e3, 6e3))))["quantized"]
+    assert quantized.verdict == "A measurable loss: up to 1e+306 % in perplexity."
+
+
 def test_nothing_measured_is_said() -> None:
     found = answers()
     assert {answer.verdict for answer in found.values()} == {"Not measured."}
@@ -159,6 +165,13 @@ def test_a_run_without_training_has_no_question_about_learning() -> None:
     facts = RunFacts(kinds={"quantize": "quantize"}, origins={"quantize:Q4_K_M": "base"}, domains={})
     found = answer_questions(result(comparison("base", "quantize:Q4_K_M", "pubmed", WORSE)), facts)
     assert [answer.name for answer in found] == ["quantized"]
+
+
+def test_a_name_in_a_csv_file_is_no_formula(tmp_path: Path) -> None:
+    rows = [("=HYPERLINK(1)", -0.5), ("-2+3", 1), ("pubmed", "")]
+    write_figures(tmp_path, [ReportFigure("f", '<svg viewBox="0 0 1 1"></svg>', "", ("name", "low"), rows)])
+    content = (tmp_path / "figures" / "f.csv").read_text(encoding="utf-8")
+    assert content == "name,low\n'=HYPERLINK(1),-0.5\n'-2+3,1\npubmed,\n"
 
 
 def test_figures_are_written_as_svg_and_csv(tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def test_a_damaged_evaluation_is_a_warning(life: FakeRun, capsys: pytest.Capture
     assert "was not used for the cost of quantization" in capsys.readouterr().err
 
 
+def test_the_cost_of_a_file_that_is_beyond_repair_is_a_number(life: FakeRun) -> None:
+    cost = Comparison(
+        a="finetune", b="quantize:Q2_K", what="", source="wiki", n=9, difference=5e3, interval=None, p=0.1,
+        detectable=None,
+    )  # fmt: skip
+    result = life.result.model_copy(update={"differences": [cost]})
+    assert "e+306 % measured on 9" in str(costs_in(result, "quantize", "finetune")["Q2_K"])
+
+
 def test_fidelity_counts_if_no_comparison_has_the_type(life: FakeRun) -> None:
     (pair,) = life.result.fidelity
     cost = costs_in(life.result, "quantize", "finetune")["Q4_K_M"]

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import subprocess
 import tarfile
 import tracemalloc
 import zipfile
@@ -103,6 +104,31 @@ def test_names_that_lead_out_of_an_archive_are_refused(tmp_path: Path, name: str
         path = write_archive(tmp_path / f"set.{suffix}", {"1.txt": "Some text.", name: "Other text."})
         with pytest.raises(InputError, match=r"set\.\w+.*out\.txt\): .*trusted"):
             list(open_source(path))
+
+
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    """Unpacked, the second file replaces the first; read in place, both would be documents."""
+    path = write_archive(tmp_path / "set.tar", {"1.txt": "Some text."})
+    with tarfile.open(path, "a") as archive:
+        entry = tarfile.TarInfo("1.txt")
+        entry.size = 9
+        archive.addfile(entry, io.BytesIO(b"some text"))
+    with pytest.raises(InputError, match=r"set\.tar!1\.txt: the name occurs twice in the archive"):
+        list(open_source(path))
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_a_folder_called_dot_is_not_hidden(tmp_path: Path, suffix: str) -> None:
+    path = write_archive(tmp_path / f"set.{suffix}", {"./1.txt": "Some text.", "a/./2.txt": "Other text."})
+    assert [document.sections[0].text for document in open_source(path)] == ["Some text.", "Other text."]
+
+
+@pytest.mark.parametrize("options", [["--format=v7"], ["--format=gnu", "--label=set"]])
+def test_archives_of_old_and_labelled_formats(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "1.txt").write_text("Some text.")
+    path = tmp_path / "set.tar"
+    subprocess.run(["tar", *options, "-C", tmp_path, "-cf", path, "1.txt"], check=True)
+    assert [document.sections[0].text for document in open_source(path)] == ["Some text."]
 
 
 def test_damage_is_reported_with_archive_and_member(tmp_path: Path) -> None:

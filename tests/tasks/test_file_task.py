@@ -161,7 +161,7 @@ def test_plain_rows(tmp_path: Path) -> None:
         tmp_path / "own.jsonl",
         PLAIN | {"id": "first", "context": "Read.", "group": "hard", "explanation": "So."},
         PLAIN | {"id": 7, "gold": "C", "more": [1]},
-        PLAIN | {"gold": "A", "context": None},
+        PLAIN | {"gold": "A", "context": None, "id": None},
     )
     task = open_task(file)
     result = {question.id: question for question in task.rows("test")}

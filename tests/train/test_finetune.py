@@ -331,7 +331,7 @@ FORMATS = {
         "instruction": q.partition("\n\n")[0], "input": q.partition("\n\n")[2], "output": a
     },
     "prompt/completion": lambda q, a: {"prompt": q, "completion": a, "messages": None},
-    "question/answer": lambda q, a: {"question": q, "answer": a, "source": "a hospital"},
+    "question/answer": lambda q, a: {"question": q, "answer": a, "source": "a hospital", "history": []},
 }  # fmt: skip
 
 
@@ -370,6 +370,9 @@ GOOD = '{"instruction": "Say hello.", "input": "", "output": "Hello."}'
         ('{"instruction": "q", "input": 3, "output": "a"}', "'input' must be text, got int"),
         ('{"instruction": "q", "output": "  "}', "an answer is empty"),
         ('{"instruction": "q", "output": "a", "system": "s"}', "the key 'system'"),
+        ('{"instruction": "q", "output": "a", "history": [["q", "a"]]}', "key 'history', which would be ig"),
+        ('{"instruction": "q", "output": "a", "context": "c"}', "write its text into 'instruction'"),
+        ('{"instruction": "q", "output": "a", "options": {"A": "x"}}', "the key 'options', which"),
     ],
 )
 def test_a_row_in_a_mixed_or_unknown_format_is_named(answers, tmp_path, line, problem):

@@ -16,7 +16,7 @@ from meditron.cli.errors import open_closed_streams, run_guarded
 from meditron.cli.evaluate import evaluate
 from meditron.cli.generate import generate
 from meditron.cli.inspect import inspect
-from meditron.cli.options import GENERAL, OPTIONS, STDIN, default_text
+from meditron.cli.options import GENERAL, OPTIONS, STDIN, default_text, refuse_fractions
 from meditron.cli.parse import parse
 from meditron.cli.quantize import quantize
 from meditron.cli.run import run
@@ -55,6 +55,7 @@ app = App(
     help_format="plaintext",  # other formats import a Markdown parser, a quarter of the time of --help
     version=__version__,
     group_parameters=OPTIONS,
+    config=refuse_fractions,
     default_parameter=Parameter(negative=(), show_default=default_text),
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run_guarded` reports it, and `run` says how to continue

@@ -9,9 +9,9 @@ from importlib.resources import files
 from inspect import Parameter as SignatureParameter
 from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from cyclopts import Group, Parameter
+from cyclopts import ArgumentCollection, CoercionError, Group, Parameter
 from cyclopts.validators import Number
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "emit",
     "emit_line",
     "flags_from",
+    "refuse_fractions",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -154,6 +155,16 @@ def _type(value: Mapping[str, Any]) -> Any:  # noqa: ANN401  # a type form
 def _default(key: Mapping[str, Any]) -> Any:  # noqa: ANN401  # whatever the key holds
     default = key.get("default", SignatureParameter.empty)
     return tuple(default) if isinstance(default, list) else default
+
+
+def refuse_fractions(app: object, commands: Sequence[str], arguments: ArgumentCollection) -> None:
+    """Raise CoercionError for a fraction as a whole number, which cyclopts would round."""
+    for argument in arguments:
+        if int not in (argument.hint, *get_args(argument.hint)):
+            continue
+        for token in argument.tokens:
+            if "." in token.value and not re.fullmatch(r"[-+]?\d+\.0*", token.value):
+                raise CoercionError(token=token, argument=argument, target_type=int)
 
 
 def default_text(value: object) -> str | None:

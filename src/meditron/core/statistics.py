@@ -28,10 +28,12 @@ from meditron.core.errors import MeditronError, UsageError
 
 __all__ = [
     "MAX_EXACT_SIZE",
+    "MAX_EXPONENT",
     "MIN_SAMPLE_SIZE",
     "Interval",
     "PairedDifference",
     "bootstrap_ratio",
+    "finite_exp",
     "holm",
     "macro_f1",
     "mcnemar",
@@ -49,6 +51,8 @@ MIN_SAMPLE_SIZE = 6
 p = 2 / 2^5 = 0.0625, so no two-sided test at 5 % can reject."""
 MAX_EXACT_SIZE = 20
 """Largest sample whose 2^n sign patterns are all enumerated (2^20 sums: 8 MB, milliseconds)."""
+MAX_EXPONENT = 700.0
+"""Losses in nats are clipped to this before exp, which overflows above 709."""
 _CONFIDENCE = 0.95
 _POWER = 0.80
 _MAX_WIDTH = 4.0
@@ -82,6 +86,11 @@ class PairedDifference:
     p: float
     detectable: float | None
     method: str
+
+
+def finite_exp(nats: float) -> float:
+    """Return exp(nats), finite and above zero: a damaged model can lose thousands of nats per token."""
+    return math.exp(min(max(nats, -MAX_EXPONENT), MAX_EXPONENT))
 
 
 def bootstrap_ratio(

@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from meditron.core.config import Config, InputKind, NonSemantic, StageConfig
 from meditron.core.machine import DType
@@ -83,6 +83,16 @@ class EvalOptions(Config):
             if methods.count(method) > 1:
                 raise ValueError(f"'{method}' is listed twice")
         return methods
+
+    @field_validator("shots_from")
+    @classmethod
+    def _a_file_of_examples_is_used(cls, shots_from: str | None, info: ValidationInfo) -> str | None:
+        # Without shots the file would be ignored, and a zero-shot score taken for a few-shot one.
+        if shots_from == "":
+            raise ValueError("must name a file, got an empty text")
+        if shots_from is not None and info.data.get("shots") == 0:
+            raise ValueError("shots must be at least 1 with shots_from, got 0")
+        return shots_from
 
 
 class EvaluateConfig(EvalOptions, StageConfig):

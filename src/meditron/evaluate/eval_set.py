@@ -15,7 +15,7 @@ from meditron.evaluate.methods.base import EvalMethod, find_method
 from meditron.evaluate.model import RAW, EvalModel
 from meditron.evaluate.prompts import EvalPrompt
 from meditron.store.files import content_digest
-from meditron.store.identity import normalize
+from meditron.store.identity import content_sha256, normalize, short_hash
 from meditron.tasks.prompt_template import Rendered
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
@@ -27,10 +27,16 @@ from meditron.text.prompt import render_conversation
 __all__ = ["EvalSet", "Examples", "draw_examples", "rows_file"]
 
 
+# Temporary and lock files have longer names, and a file system takes 255 bytes.
+_LONGEST_NAME = 200
+
+
 def rows_file(task: Task) -> str:
     """Return the name of the file of a task's rows."""
     # Task names come from file names of users; the rows file must not leave the folder.
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", task.name).strip("-.") or "task"
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{short_hash(content_sha256(name))}"
     return f"task-{name}.jsonl" if name in ("perplexity", "fidelity") else f"{name}.jsonl"
 
 
@@ -41,7 +47,8 @@ class Examples:
     shots: int = 0
     """Number of examples in each prompt."""
     drawn: tuple[Question, ...] = ()
-    """The examples, all of different content, and one more to replace an example that repeats a question."""
+    """The examples, all of different content, and one more (if there is one) to replace an example that
+    repeats a question."""
     file: str | None = None
     """Name of the file that they are from; None if they are from the task's training split."""
     sha256: str | None = None
@@ -96,7 +103,7 @@ class EvalSet:
             task=task,
             method=find_method(options.methods[0]).from_options(options),
             questions=questions,
-            examples=draw_examples(task, options.shots, seed, shots_from),
+            examples=draw_examples(task, questions, options.shots, seed, shots_from),
             form="raw" if options.prompt_form == "raw" else "trained",
             label=task.name,
         )
@@ -199,11 +206,14 @@ class EvalSet:
         )
 
 
-def draw_examples(task: Task, shots: int, seed: int, shots_from: Path | None = None) -> Examples:
+def draw_examples(
+    task: Task, questions: Sequence[Question], shots: int, seed: int, shots_from: Path | None = None
+) -> Examples:
     """Draw the examples of a task's prompts.
 
     Args:
         task: The task.
+        questions: The evaluated questions.
         shots: Number of examples in each prompt.
         seed: Seed of the draw.
         shots_from: File of questions to draw from; the task's training split if it is None.
@@ -215,16 +225,23 @@ def draw_examples(task: Task, shots: int, seed: int, shots_from: Path | None = N
     """
     if not shots:
         return Examples()
-    questions = task.rows("train") if shots_from is None else open_task(str(shots_from)).rows("train")
+    training = task.rows("train") if shots_from is None else open_task(str(shots_from)).rows("train")
     # Of questions with the same content the first is kept, and the order of the pool stays the file's.
-    pool = list({_content(question): question for question in reversed(questions)}.values())[::-1]
-    # One more than shown: the questions of a file are its training split as well.
-    if len(pool) <= shots:
+    by_content = {_content(question): question for question in reversed(training)}
+    pool = list(by_content.values())[::-1]
+    # A question that is in the pool itself needs a replacement. Files of examples such as MMLU's `dev`, which
+    # have exactly five questions, need none.
+    repeated = any(_content(question) in by_content for question in questions)
+    if len(pool) < shots + repeated:
         source = task.name if shots_from is None else shots_from
-        raise UsageError(f"{source} has {len(pool)} different training questions: too few for {shots} shots")
+        raise UsageError(
+            f"{source} has {len(pool)} different training questions: too few for {shots} shots",
+            hint="a question that is itself in the file needs one more" if repeated else None,
+        )
+    drawn = random.Random(seed).sample(pool, min(shots + 1, len(pool)))  # noqa: S311 (reproducible, not secret)
     return Examples(
         shots=shots,
-        drawn=tuple(random.Random(seed).sample(pool, shots + 1)),  # noqa: S311 (reproducible, not secret)
+        drawn=tuple(drawn),
         file=None if shots_from is None else shots_from.name,
         sha256=None if shots_from is None else content_digest(shots_from),
     )

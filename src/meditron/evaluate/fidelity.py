@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from meditron.core.errors import UsageError
-from meditron.core.statistics import Interval, bootstrap_ratio
+from meditron.core.statistics import MAX_EXPONENT, Interval, bootstrap_ratio, finite_exp
 from meditron.engine.base import GivesLogits
 from meditron.evaluate.heldout import data_digest
 from meditron.evaluate.model import EvalModel
@@ -180,8 +180,8 @@ def _summarize_source(rows: Sequence[FidelityRow], digest: str, *, seed: int, re
     def ratio(values: Sequence[float], low: float, high: float) -> tuple[float, Interval | None]:
         return bootstrap_ratio(values, tokens, seed=seed, resamples=resamples, bounds=(low, high))
 
-    # exp overflows above 709 nats; KL is never negative, and agreement is a share.
-    excess, excess_interval = ratio([row.nll - row.nll_against for row in rows], -700, 700)
+    # The bounds of exp; KL is never negative, and agreement is a share.
+    excess, excess_interval = ratio([row.nll - row.nll_against for row in rows], -MAX_EXPONENT, MAX_EXPONENT)
     kl_mean, kl_interval = ratio([math.fsum(row.kl) for row in rows], 0, math.inf)
     agreement, agreement_interval = ratio([row.agree for row in rows], 0, 1)
     return Fidelity(
@@ -190,9 +190,9 @@ def _summarize_source(rows: Sequence[FidelityRow], digest: str, *, seed: int, re
         source=rows[0].source,
         documents=len(rows),
         n_tokens=total,
-        perplexity=math.exp(sum(row.nll for row in rows) / total),
-        perplexity_against=math.exp(sum(row.nll_against for row in rows) / total),
-        perplexity_ratio=math.exp(excess),
+        perplexity=finite_exp(sum(row.nll for row in rows) / total),
+        perplexity_against=finite_exp(sum(row.nll_against for row in rows) / total),
+        perplexity_ratio=finite_exp(excess),
         kl_mean=kl_mean,
         kl_99=float(np.quantile([value for row in rows for value in row.kl], 0.99)),
         top_agreement=agreement,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meditron.core.statistics import bootstrap_ratio
+from meditron.core.statistics import MAX_EXPONENT, bootstrap_ratio, finite_exp
 from meditron.evaluate.compare import differences
 from meditron.evaluate.config import Against, EvalOptions
 from meditron.evaluate.heldout import data_digest
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _GROUP_SIZE = 32  # documents scored between two writes
-_LOSS_BOUNDS = (0.0, 700.0)
+_LOSS_BOUNDS = (0.0, MAX_EXPONENT)
 """Bounds of an interval, in nats per token: a log-loss is not negative, and exp overflows above 709."""
 
 
@@ -183,7 +183,7 @@ def _perplexity(rows: Sequence[DocumentRow], digest: str, *, seed: int, resample
         documents=len(scored),
         tokens=sum(tokens),
         nll=nll,
-        perplexity=math.exp(nll),
+        perplexity=finite_exp(nll),
         interval=interval and (math.exp(interval.low), math.exp(interval.high)),
         bits_per_byte=sum(nlls) / math.log(2) / max(1, sum(row.bytes for row in scored)),
         truncated=sum(row.truncated for row in scored),

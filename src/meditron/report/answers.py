@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from meditron.core.statistics import MIN_SAMPLE_SIZE
+from meditron.core.statistics import MAX_EXPONENT, MIN_SAMPLE_SIZE
 from meditron.core.units import format_bytes
 from meditron.report import number_format
 from meditron.report.charts import IntervalPanel, IntervalRow, Tone, interval_panels
@@ -220,7 +220,7 @@ def _quantized(result: EvaluationResult, facts: RunFacts) -> Answer:
 def _largest_loss(worse: Sequence[_Change]) -> str:
     texts = [change.value for change in worse if change.unit == "nats"]
     if texts:
-        return f"up to {number_format.percent(math.expm1(max(texts)))} in perplexity"
+        return f"up to {number_format.percent(math.expm1(min(max(texts), MAX_EXPONENT)))} in perplexity"
     return f"up to {number_format.points(-min(change.value for change in worse))} points of accuracy"
 
 

@@ -301,4 +301,6 @@ def _figure(value: float) -> str:
 
 
 def _written(value: float, decimals: int) -> str:
+    if abs(value) >= 1e6:  # millions of billions: the perplexity of a damaged model
+        return f"{value:.2g}"
     return f"{value + 0.0:,.{decimals}f}".replace("-", "−")

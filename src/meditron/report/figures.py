@@ -52,7 +52,8 @@ def write_figures(folder: Path, figures: Iterable[ReportFigure]) -> None:
     for figure in figures:
         names.add(figure.name)
         table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows([figure.headers, *figure.rows])
+        rows = (map(_csv_cell, row) for row in (figure.headers, *figure.rows))
+        csv.writer(table, lineterminator="\n").writerows(rows)
         for suffix, content in (("csv", table.getvalue()), ("svg", standalone(figure.svg))):
             with atomic_write(place / f"{figure.name}.{suffix}", "w") as file:
                 file.write(content)
@@ -61,3 +62,8 @@ def write_figures(folder: Path, figures: Iterable[ReportFigure]) -> None:
         if svg.stem not in names and svg.with_suffix(".csv").is_file():
             svg.unlink()
             svg.with_suffix(".csv").unlink()
+
+
+def _csv_cell(value: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula: tasks are named after users' files."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value

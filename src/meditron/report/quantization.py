@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from meditron.core.console import warn
 from meditron.core.errors import MeditronError
+from meditron.core.statistics import MAX_EXPONENT
 from meditron.core.units import format_bytes
 from meditron.report import number_format
 from meditron.report.evaluation_tables import ResultTable
@@ -96,7 +97,8 @@ def costs_in(result: EvaluationResult, stage: str, parent: str) -> dict[str, Qua
         if name == stage and kind and comparison.a == parent and comparison.source:
             on = f"{number_format.count(comparison.n)} documents of {comparison.source}"
             # The mean difference in log-loss as a ratio of perplexities, each document counting once.
-            costs.setdefault(kind, QuantizationCost(math.expm1(comparison.difference), True, on))
+            change = math.expm1(min(comparison.difference, MAX_EXPONENT))
+            costs.setdefault(kind, QuantizationCost(change, True, on))
     for pair in result.fidelity:
         name, _, kind = pair.model.partition(":")
         if name == stage and kind:

@@ -29,6 +29,7 @@ _LONGEST_HEADER = 1 << 20  # bytes of an extended header, which is held in memor
 # Types of tar members, as in the POSIX and GNU formats.
 _REGULAR = frozenset({b"0", b"\0", b"7"})
 _WITHOUT_DATA = {b"1": "link", b"2": "link", b"3": "device", b"4": "device", b"5": "folder", b"6": "pipe"}
+_WITHOUT_DATA |= {b"V": "label"}  # GNU's `tar --label`
 _EXTENSIONS = frozenset({b"L", b"K", b"x", b"g"})  # headers about the next member, or about all
 _PAX_RECORD = re.compile(r"^[0-9]+ (path(?==)|size(?==[0-9]{1,19}$))=(.*)$", re.MULTILINE)
 
@@ -88,7 +89,18 @@ def archive_kind(start: bytes) -> ArchiveKind | None:
     """
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return None if unsupported_format(start) else "zip"
-    return "tar" if start[257:262] == b"ustar" else None
+    # The oldest format (v7) has no signature, but the checksum of all.
+    return "tar" if start[257:262] == b"ustar" or _is_header(start[:_BLOCK]) else None
+
+
+def _is_header(block: bytes) -> bool:
+    """Return true for a tar header with a size, whose checksum is right."""
+    try:
+        _number(block[124:136])
+        checksum = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+        return len(block) == _BLOCK and checksum == _number(block[148:156])
+    except ValueError:
+        return False
 
 
 def read_members(file: Readable, kind: ArchiveKind, skipped: Counter[str]) -> Iterator[ArchiveMember]:
@@ -190,14 +202,9 @@ class _Tar:
 
     def _header(self, block: bytes) -> tuple[str, int, bytes]:
         """Return name, size and type in a header of 512 bytes; InputError for a wrong checksum."""
-        try:
-            size = _number(block[124:136])
-            checksum = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-            intact = checksum == _number(block[148:156])
-        except ValueError:
-            intact = False
-        if not intact:
+        if not _is_header(block):
             raise self.error(f"a damaged header of a member at byte {self._offset - _BLOCK:,}")
+        size = _number(block[124:136])
         parts = [block[345:500]] if block[257:263] == b"ustar\0" else []
         parts = [part.partition(b"\0")[0] for part in (*parts, block[:100])]
         return b"/".join(filter(None, parts)).decode("utf-8", "backslashreplace"), size, block[156:157]

@@ -85,7 +85,8 @@ def reason_to_skip(path: str) -> str | None:
     *folders, name = path.split("/")
     if name.startswith("."):
         return "hidden file"
-    if any(folder.startswith(".") or folder == "__MACOSX" for folder in folders):
+    # `a/./b` is a plain path, which some archivers write.
+    if any((folder.startswith(".") and folder != ".") or folder == "__MACOSX" for folder in folders):
         return "hidden folder"
     if name.lower() in _SYSTEM:
         return "file of the operating system"

@@ -85,11 +85,16 @@ def _read_archive(
     members: Iterator[ArchiveMember], format: str | None, log: ReadLog, name: str, skip: SkipRule
 ) -> Iterator[Document]:
     examples: dict[str, tuple[Readable, str]] = {}
+    names: set[str] = set()
     for member in members:
         start = b"" if (reason := skip(member.path)) else head(member)
         if not start:
             log.skipped[reason or "empty file"] += 1
             continue
+        if member.path in names:
+            # `tar --update` appends a newer file under the same name: unpacked, it replaces the older one.
+            raise InputError(member, "the name occurs twice in the archive", hint="unpack the archive")
+        names.add(member.path)
         source = _find(member, start, format)
         member_name = f"{name}!{member.path}"
         if format is None:

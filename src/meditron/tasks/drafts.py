@@ -185,7 +185,8 @@ def to_question(draft: Draft, gold: Callable[[Draft], int | None]) -> Question:
     if (right := gold(draft)) is None:
         raise MalformedRow(NO_ANSWER)
     fields = draft.row.fields
-    identity = fields.get("id", fields.get("pubid", draft.row.id))
+    # Null is absent here as well: a table in JSON lines has every column in every row.
+    identity = next((fields[key] for key in ("id", "pubid") if fields.get(key) is not None), draft.row.id)
     if type(identity) not in (str, int) or identity == "":
         raise MalformedRow("the id is neither text nor number", identity)
     return Question(

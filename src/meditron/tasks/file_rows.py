@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from meditron.core.errors import InputError
+from meditron.sources.containers import archive_kind
+from meditron.sources.file_types import unsupported_format
 from meditron.sources.streams import chunks
 from meditron.store.files import reject_duplicate_keys
 
@@ -51,6 +53,7 @@ def read_source_rows(path: Path) -> Iterator[SourceRow]:
         return _lines(path, text)
     if start and start in "[{":
         return _json(path, text)
+    _refuse_other_format(path, text[:4096].encode())
     raise InputError(path, "neither JSON nor JSON lines, nor named .csv" if start else "the file is empty")
 
 
@@ -63,8 +66,19 @@ def _text(path: Path) -> str:
     try:
         return unpacked.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        _refuse_other_format(path, bytes(unpacked))
         line = unpacked.count(b"\n", 0, error.start) + 1
         raise InputError(path, "not UTF-8", place=f"line {line}, byte {error.start:,}") from error
+
+
+def _refuse_other_format(path: Path, content: bytes) -> None:
+    """Raise InputError if the file is of a known format that holds no questions."""
+    start = content[:4096]
+    if archive_kind(start):
+        raise InputError(path, "an archive, which is not read as questions", hint="unpack it")
+    if known := unsupported_format(start):
+        hint = "questions are JSON lines, JSON or CSV"
+        raise InputError(path, f"{known[0]}, which is not read as questions", hint=hint)
 
 
 def _is_lines(text: str) -> bool:

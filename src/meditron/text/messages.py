@@ -52,6 +52,9 @@ class _FlatFormat:
 
 
 _MESSAGES = "messages"
+# Keys of other datasets without which a question and its answer mean something else: earlier turns (LLaMA
+# Factory), the text that a question is about (SQuAD), the options of a multiple-choice question.
+_LOST_KEYS = ("history", "context", "contexts", "passage", "options", "choices")
 _FLAT_FORMATS = (
     _FlatFormat("instruction", "output", context="input"),  # Alpaca
     _FlatFormat("prompt", "completion"),  # TRL, OpenAI
@@ -77,7 +80,7 @@ def row_format(row: Mapping[str, Any]) -> str:
     """Return the name of a row's format: `messages`, or the two keys of a flat one (`question/answer`).
 
     Raises:
-        ValueError: The row has no known format, or the keys of several.
+        ValueError: The row has no known format, the keys of several, or text that would be ignored.
     """
     flat = [form for form in _FLAT_FORMATS if _has(row, form.user) and _has(row, form.assistant)]
     names = [_MESSAGES] * _has(row, _MESSAGES) + [form.name for form in flat]
@@ -92,6 +95,11 @@ def row_format(row: Mapping[str, Any]) -> str:
         others = {key for form in _FLAT_FORMATS for key in form.keys} - {*flat[0].keys}
         if stray := sorted(key for key in others if _has(row, key)):
             raise ValueError(f"has the format {names[0]} and the key '{stray[0]}' of another format")
+        if lost := [key for key in _LOST_KEYS if row.get(key)]:
+            raise ValueError(
+                f"has the format {names[0]} and the key '{lost[0]}', which would be ignored; write its text "
+                f"into '{flat[0].user}', or the row as {_MESSAGES}"
+            )
     return names[0]
 
 

@@ -96,7 +96,9 @@ def read_conversations(path: Path) -> Iterator[ConversationRow]:
         # A row of the other formats is hashed as the messages it stands for.
         messages = row.get("messages") or [[turn.role, turn.content] for turn in turns]
         # Without an id, from the content: it stays the same if rows are added or reordered.
-        name = row.get("id", _hash(json.dumps(messages, sort_keys=True))[:16])
+        name = row.get("id")
+        if name is None:
+            name = _hash(json.dumps(messages, sort_keys=True))[:16]
         if not isinstance(name, str | int):
             raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
         yield ConversationRow(str(name), turns, path, place, _content_hash(turns))
