@@ -33,6 +33,12 @@ def test_the_json_schema_is_that_of_the_configs() -> None:
     )
 
 
+def test_a_recipe_without_a_name_has_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "...toml").write_text(RECIPE, encoding="utf-8")
+    with pytest.raises(UsageError, match="a recipe needs a name before"):
+        load_recipe(tmp_path / "...toml")
+
+
 def test_seeds_are_resolved_and_absent_tables_are_absent_stages(toy: ToyRun) -> None:
     toy.write('seed = 7\n[words]\ntext = "{text}"\nseed = 3\n[total]\n')
     recipe = toy.load()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from meditron.core.config import Config, StageConfig
-from meditron.core.errors import RecipeError
+from meditron.core.errors import RecipeError, UsageError
 from meditron.recipe.registry import STAGES, Stage
 from meditron.recipe.toml import Place, RecipeText, nearest, read_toml
 
@@ -88,11 +88,13 @@ def load_recipe(
         stages: The kinds of stages that the recipe may have.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or its name is dots only.
         RecipeError: a key, type or value is wrong; names the file, the line and the nearest known key. Its
             `others` are the recipe's further errors.
     """
     path = Path(path)
+    if path.stem in (".", ".."):  # the run's folder has the recipe's name
+        raise UsageError(f"{path}: a recipe needs a name before .toml")
     raw, text = read_toml(path, overrides)
     known = {stage.kind: stage for stage in stages}
     errors = [

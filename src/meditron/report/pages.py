@@ -29,7 +29,7 @@ class Link:
     href: str
 
     def __post_init__(self) -> None:
-        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|[/\\]", self.href):
+        if re.match(r"[\x00-\x20]*([a-zA-Z][a-zA-Z0-9+.-]*:|[/\\])", self.href):
             raise ValueError(f"{self.href} is not relative")
 
 
@@ -118,8 +118,9 @@ class Page:
 
     def write(self, path: Path) -> None:
         """Write the page atomically; StorageError if it cannot be written."""
-        with atomic_write(path, "w") as file:
-            file.write(self.render())
+        with atomic_write(path) as file:
+            # A run is named after its recipe's file, whose name need not be UTF-8.
+            file.write(self.render().encode(errors="replace"))
 
 
 def _cell(value: object) -> dict[str, Any]:
