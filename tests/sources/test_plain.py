@@ -258,6 +258,18 @@ def test_invalid_rows_are_reported_with_their_place(
         list(open_source(path))
 
 
+def test_a_row_without_text_lists_its_keys(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a"}\n{"pmid": 1, "abstract": "b"}\n')
+    with pytest.raises(InputError, match=r"\(line 2\)") as raised:
+        list(open_source(path))
+    assert raised.value.hint == 'rename the key of the text to "text"; the keys: pmid, abstract'
+    path.write_text('{"text": "a"}\n{"\\ud800": 1}\n')
+    with pytest.raises(InputError, match=r"\(line 2\)") as raised:
+        list(open_source(path))
+    str(raised.value.hint).encode()
+
+
 def test_lines_and_documents_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meditron.store.jsonl.LONGEST_LINE", 400_000)
     monkeypatch.setattr("meditron.sources.plain.LONGEST_DOCUMENT", 1_000)

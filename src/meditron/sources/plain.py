@@ -223,7 +223,10 @@ def _skip_blanks(text: str, start: int) -> int:
 
 def _row_to_document(file: Readable, row: Any, place: str, source: str, identity: str) -> Document:  # noqa: ANN401
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise InputError(file, 'no object with a "text"', place=place)
+        keys = ", ".join(row)[:200] if isinstance(row, dict) else ""
+        keys = keys.encode("utf-8", "backslashreplace").decode()
+        hint = f'rename the key of the text to "text"; the keys: {keys}' if keys else None
+        raise InputError(file, 'no object with a "text"', place=place, hint=hint)
     for key, kind in _FIELD_TYPES.items():
         if not isinstance(row.get(key), kind | None) or isinstance(row.get(key), bool):
             raise InputError(file, f'"{key}" is a {type(row[key]).__name__}', place=place)

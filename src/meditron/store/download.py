@@ -125,7 +125,9 @@ def _download_with_retries(url: str, part: Path, sha256: str | None) -> bool:
             if not pauses:
                 raise FetchError(
                     f"{public_address(url)}: {failure}",
-                    hint="the partial download is kept; run the same command again to resume it",
+                    hint="the partial download is kept; run the same command again to resume it"
+                    if _size(part)
+                    else "check the address and the network connection",
                 ) from failure
             pause = pauses.pop(0) if failure.pause is None else min(failure.pause, _MAX_PAUSE)
             info(f"{public_address(url)}: {failure}; retrying in {pause:g} s")

@@ -216,6 +216,8 @@ def missing_path(path: Path) -> SourceError:
     absent = next((part for part in (path, *path.parents) if part.parent == folder), path)
     with translate_read_errors(folder):
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    if not absent.name.startswith("."):  # gpt2 is not .git
+        names = [name for name in names if not name.startswith(".")]
     near = get_close_matches(absent.name, names, n=3, cutoff=0.5)
     hint = f"nearest: {', '.join(str(folder / name) for name in near)}" if near else None
     return SourceError(f"{path}: no such file or folder", hint=hint)

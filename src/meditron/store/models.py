@@ -111,7 +111,10 @@ def _missing_model(path: Path) -> SourceError:
     """Return the error for a path that does not exist; its hint lists similar models nearby."""
     if similar := _similar_models(path):
         return SourceError(f"{path}: no such file or folder", hint=f"nearest: {', '.join(similar)}")
-    return missing_path(path)
+    error = missing_path(path)
+    if error.hint is None:  # often a name on the Hugging Face hub, such as gpt2
+        error.hint = f"a MODEL is {_FORMS}; download one from the hub: hf download REPO --local-dir FOLDER"
+    return error
 
 
 def _similar_models(path: Path) -> list[str]:
@@ -146,9 +149,9 @@ def _select_file(folder: Path, selector: str) -> Path:
         if len(matches) == 1:
             return matches[0]
     names = [file.stem for file in files]
-    near = get_close_matches(selector, names, n=3, cutoff=0.3) or names
-    listed = ", ".join(f"{folder}:{name}" for name in near)
-    hint = f"available: {listed}" if near else f"{folder} contains no .gguf file"
+    near = get_close_matches(selector, names, n=len(names) or 1, cutoff=0.3)
+    listed = ", ".join(f"{folder}:{name}" for name in [*near, *(name for name in names if name not in near)])
+    hint = f"available: {listed}" if names else f"{folder} contains no .gguf file"
     raise SourceError(f"{folder}:{selector}: no such file", hint=hint)
 
 
