@@ -56,7 +56,7 @@ def _measure(packed: Path) -> tuple[int, int]:
 
 def _ours(file: Path, out: Path) -> None:
     with out.open("wb", buffering=BUFFER) as lines:
-        lines.writelines(document.to_line() for document in read(file))
+        lines.writelines(document.to_json_line() for document in read(file))
 
 
 def _peer(file: Path, out: Path) -> None:

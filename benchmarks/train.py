@@ -35,7 +35,7 @@ from meditron.core.errors import MissingExtra
 from meditron.core.machine import DType, describe, resolve_matrix_dtype
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
-from meditron.train.compilation import compiled
+from meditron.train.compilation import compiled_blocks
 from meditron.train.config import PretrainConfig
 from meditron.train.loop import TrainState, train
 from meditron.train.mixture import Mixture
@@ -100,7 +100,7 @@ def ours(dtype: torch.dtype, after_step: Callable[[float], None]) -> None:
         model, dtype=dtype, betas=CONFIG.betas, eps=CONFIG.eps, weight_decay=CONFIG.weight_decay
     )
     state = TrainState(model, optimizer, data(), CONFIG)
-    with deterministic(0, None), compiled(model):
+    with deterministic(0, None), compiled_blocks(model):
         train(state, log=lambda step: after_step(step.seconds), checkpoint=lambda steps_done: None)
 
 

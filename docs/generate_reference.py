@@ -45,7 +45,7 @@ def recipe_page() -> str:
     ]
     for stage in STAGES:
         parts += [f"## {_header(stage)}\n", _doc(stage.config), ""]
-        if stage.many:
+        if stage.repeatable:
             parts += [
                 f"A recipe may have several `[[{stage.kind}]]` tables. Each needs a `name`; its stage is "
                 f"called `{stage.kind}.NAME`. A single one may omit the name.\n"
@@ -69,7 +69,7 @@ def commands_page() -> str:
 
 
 def _header(stage: Stage) -> str:
-    return f"`[[{stage.kind}]]`" if stage.many else f"`[{stage.kind}]`"
+    return f"`[[{stage.kind}]]`" if stage.repeatable else f"`[{stage.kind}]`"
 
 
 def _doc(model: type[BaseModel]) -> str:

@@ -21,5 +21,5 @@ def digest(path: Path) -> str:
     with GGUF(path) as gguf:
         for name, info in sorted(gguf.tensors.items()):
             sha256.update(f"{name} {info.type} {info.shape}\n".encode())
-            sha256.update(gguf.raw(name).tobytes())
+            sha256.update(gguf.raw_tensor(name).tobytes())
     return sha256.hexdigest()

@@ -153,7 +153,7 @@ def no_files(config: TotalConfig, inputs: Mapping[str, Artifact], out: Path) -> 
 STAGES = (
     Stage("words", 1, WordsConfig, "toy_stages:words"),
     Stage("total", 1, TotalConfig, "toy_stages:total"),
-    Stage("rank", 1, RankConfig, "toy_stages:rank", many=True),
+    Stage("rank", 1, RankConfig, "toy_stages:rank", repeatable=True),
 )
 TOY = Stage("toy", 1, ToyConfig, "toy_stages:toy")
 

@@ -27,7 +27,7 @@ def load(
         backend: `torch` or `llama.cpp`; by default llama.cpp for a quantized GGUF file.
         context: Tokens of prompt and answer together.
 
-    Errors are those of `meditron.engine.load`.
+    Raises the errors of `meditron.engine.load`.
     """
     from meditron.engine import load as open_engine
 

@@ -1,4 +1,4 @@
-"""The package's version, for every room to name without importing the door."""
+"""The package's version, in a module that imports nothing, so that every module can import it."""
 
 __all__ = ["__version__"]
 

@@ -94,6 +94,17 @@ def test_another_file_is_not_rewritten_as_answers(meditron: Command, model: Path
     assert other.read_bytes() == prompts.read_bytes()
 
 
+def test_a_text_without_a_newline_is_not_taken_for_an_answer_cut_off_by_a_kill(
+    meditron: Command, model: Path, prompts: Path
+) -> None:
+    notes = prompts.with_name("notes.txt")
+    notes.write_text("not JSON")
+    said = meditron("generate", model, "--jsonl", prompts, "--out", notes)
+    assert said.code == 1
+    assert "notes.txt (line 1): not an answer of meditron generate" in said.err
+    assert notes.read_text() == "not JSON"
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -144,7 +144,7 @@ def test_a_model_without_a_template_gets_a_plain_prompt(chat: Chat, plain: Path)
     first, second = answers(said)
     with load(str(plain)) as engine:
         text = f"Question: What is sepsis?\nAnswer: {first}\n\nQuestion: And aspirin?\nAnswer:"
-        reply = engine.generate(text, raw=True, max_tokens=6).until("\nQuestion:")
+        reply = engine.generate(text, raw=True, max_tokens=6).end_before("\nQuestion:")
         assert reply.finish().text.strip() == second
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from meditron.cli.errors import explain, run_guarded
+from meditron.cli.errors import explain_error, run_guarded
 from meditron.core.errors import InputError, MissingExtra, RecipeError
 from toy_stages import ToyRun
 
@@ -38,7 +38,7 @@ def test_escape_sequences_are_removed(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_each_error_of_a_recipe_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     errors = [RecipeError("x:1: one", hint="a"), RecipeError("x:2: two"), RecipeError("x:3: three")]
-    assert run_guarded(lambda: raising(RecipeError.of_all(errors))) == 2
+    assert run_guarded(lambda: raising(RecipeError.combine(errors))) == 2
     assert capsys.readouterr().err == (
         "meditron: error: x:1: one\nhint: a\nmeditron: error: x:2: two\nmeditron: error: x:3: three\n"
     )
@@ -46,10 +46,10 @@ def test_each_error_of_a_recipe_has_its_line(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("datatrove.pipeline", "corpus")])
 def test_a_missing_library_of_an_extra_names_the_command_that_installs_it(module: str, extra: str) -> None:
-    message, hint, code = explain(ModuleNotFoundError(f"No module named '{module}'", name=module))
+    message, hint, code = explain_error(ModuleNotFoundError(f"No module named '{module}'", name=module))
     assert "is not installed" in message
     assert hint == f"pip install 'meditron[{extra}]'"
-    assert code == explain(MissingExtra(module, extra))[2] == 2
+    assert code == explain_error(MissingExtra(module, extra))[2] == 2
 
 
 def test_a_missing_library_is_reported_by_the_command(process: Command) -> None:
@@ -80,7 +80,7 @@ def test_a_full_stdout_is_one_line() -> None:
 
 def test_other_refusals_of_the_system_name_the_file() -> None:
     error = PermissionError(errno.EACCES, "Permission denied", "/etc/shadow")
-    assert explain(error) == ("/etc/shadow: permission denied", None, 1)
+    assert explain_error(error) == ("/etc/shadow: permission denied", None, 1)
 
 
 def test_a_defect_is_called_one_and_shows_its_place_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,11 +151,11 @@ def test_a_closed_standard_stream_is_one_line_and_never_written_into_a_file(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")], ids=repr
 )
 def test_out_of_memory_is_an_expected_error(error: Exception) -> None:
-    message, hint, code = explain(error)
+    message, hint, code = explain_error(error)
     assert message.startswith("out of memory: ")
     assert "defect" not in str(hint)
     assert code == 1
 
 
 def test_an_unexpected_error_shows_no_secret() -> None:
-    assert explain(KeyError("https://me:SECRET@h/x?sig=SECRET"))[0] == "KeyError: 'https://h/x'"
+    assert explain_error(KeyError("https://me:SECRET@h/x?sig=SECRET"))[0] == "KeyError: 'https://h/x'"

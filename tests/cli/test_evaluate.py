@@ -65,13 +65,39 @@ def test_the_table_shows_settings_and_intervals(meditron: Command, model: Path, 
 def test_help_names_the_published_files(meditron: Command) -> None:
     shown = " ".join(meditron("evaluate", "--help").out.replace("│", " ").split())
     for published in FORMATS:
-        assert all(f"{published.dataset}'s {published.files[0]}" in shown for _ in published.files)
+        assert all(
+            f"{published.dataset}'s {published.published_files[0]}" in shown
+            for _ in published.published_files
+        )
 
 
 def test_an_unknown_method_is_named(meditron: Command, model: Path, questions: Path) -> None:
     completed = meditron("evaluate", model, "--task", questions, "--method", "options")
     assert completed.code == 2
     assert "--method: no method 'options'; methods: loglikelihood, next-token" in completed.err
+
+
+@pytest.mark.parametrize("words", [("--shots", "3.5"), ("--shots", "nan"), ("--batch-tokens", "0.9")])
+def test_a_fraction_is_no_whole_number(
+    meditron: Command, model: Path, questions: Path, words: tuple[str, ...]
+) -> None:
+    completed = meditron("evaluate", model, "--task", questions, *words)
+    assert completed.code == 2
+    assert f'unable to convert "{words[1]}" into int' in completed.err
+
+
+def test_a_file_of_questions_may_have_a_long_name(meditron: Command, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"{'q' * 240}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS), encoding="utf-8")
+    completed = meditron("evaluate", model, "--task", path, "--out", tmp_path / "out", "--json")
+    assert completed.code == 0, completed.err
+    assert Path(json.loads(completed.out)["rows"]).is_file()
+
+
+def test_an_empty_file_of_examples_is_no_file(meditron: Command, model: Path, questions: Path) -> None:
+    completed = meditron("evaluate", model, "--task", questions, "--shots", "1", "--shots-from", "")
+    assert completed.code == 2
+    assert "--shots-from: must name a file, got an empty text" in completed.err
 
 
 def test_examples_come_from_another_file(

@@ -68,7 +68,7 @@ def test_tokens_are_decoded_with_their_boundaries(meditron: Command, model: Path
     tokenizer = load_tokenizer(model)
     with IndexedWriter(model / "test", np.uint16) as writer:
         for text in TEXTS:
-            writer.add([*tokenizer.encode(text), tokenizer.end_of_text_id])
+            writer.add_document([*tokenizer.encode(text), tokenizer.end_of_text_id])
     for spec in (model / "test", model / "test.idx", model / "test.bin"):
         view = json.loads(meditron("inspect", spec, "--json", "--rows", "1").out)
         assert view["kind"] == "tokens"
@@ -186,7 +186,7 @@ def test_the_ancestry_of_a_gguf_is_a_sentence(meditron: Command, tmp_path: Path)
     trained = Training(
         stage="pretrain", kind="pretrain", data="corpus", data_digest="0" * 64, documents=hashes
     )
-    record = untrained_ancestry("init:tiny", "0" * 64, seeded=True).extended(trained)
+    record = untrained_ancestry("init:tiny", "0" * 64, seeded=True).with_training(trained)
     metadata = {"general.architecture": "llama", GGUF_KEY: record.model_dump_json()}
     write_gguf(tmp_path / "x.gguf", metadata, [("b", np.ones(3, np.float32))])
     result = meditron("inspect", tmp_path / "x.gguf").out

@@ -61,7 +61,7 @@ def run(tmp_path: Path) -> RunResult:
 def test_one_table_has_every_model_beside_what_needs_none(
     run: RunResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show.outcome(run, answer=True, full=True)
+    show.print_outcome(run, answer=True, full=True)
     out, err = capsys.readouterr()
     lines = {line.strip().partition("  ")[0]: line for line in out.splitlines()}
     assert {*MODELS, "base (calibrated)", "majority", "naive Bayes"} <= lines.keys()
@@ -78,7 +78,7 @@ def test_one_table_has_every_model_beside_what_needs_none(
 def test_without_full_there_are_two_tables_and_the_next_command(
     run: RunResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show.outcome(run, answer=True)
+    show.print_outcome(run, answer=True)
     out, err = capsys.readouterr()
     assert sum(set(line.strip()) == {"─"} for line in out.splitlines()) == 2
     assert len(out.splitlines()) < 40
@@ -90,6 +90,6 @@ def test_without_a_quantized_file_it_offers_the_last_model(
     run: RunResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages = {name: stage for name, stage in run.stages.items() if name != "quantize"}
-    show.outcome(RunResult("small", run.folder, stages), answer=True)
+    show.print_outcome(RunResult("small", run.folder, stages), answer=True)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("next:")]
     assert line.startswith(f"next:   meditron generate {run.folder / 'finetune'} ")

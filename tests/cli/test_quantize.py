@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from command import Command
+from meditron.release.config import QuantizeConfig
 from meditron.store.gguf import GGUF
 from tiny import tiny_hf
 
@@ -84,3 +85,11 @@ def test_a_type_that_convert_leaves_to_quantize_is_told_so(
     assert said.code == 2
     assert "type must be one of F16, F32, got Q4_K_M" in said.err
     assert "meditron quantize MODEL --type Q4_K_M" in said.err
+
+
+def test_without_types_the_default_of_the_stage_is_written(
+    meditron: Command, model: Path, tmp_path: Path
+) -> None:
+    assert meditron("quantize", model, "--out", tmp_path).code == 0
+    (default,) = QuantizeConfig().types
+    assert [file.name for file in tmp_path.iterdir()] == [f"tiny-{default}.gguf"]

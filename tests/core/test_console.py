@@ -1,7 +1,5 @@
 """The console as people meet it: in a log, and on a real (pseudo-)terminal."""
 
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -11,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from meditron.core import console
+from terminal_output import terminal_output
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -31,27 +30,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def on_terminal(code: str, *, data: bytes = b"", **environment: str) -> str:
     """What a program writes to a terminal of 100 columns on its stderr; its stdout must get `data` alone."""
-    ours, theirs = pty.openpty()
-    settings = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
-    with subprocess.Popen(
-        [sys.executable, "-c", f"from meditron.core.console import *\n{code}"],
-        stderr=theirs,
-        stdout=subprocess.PIPE,
-        env=settings | environment,
-    ) as process:
-        os.close(theirs)
-        written = b""
-        try:
-            while piece := os.read(ours, 65536):
-                written += piece
-        except OSError:  # how Linux tells that the other end is closed
-            pass
-        finally:
-            os.close(ours)
-        assert process.stdout
-        assert process.stdout.read() == data
-    assert process.returncode == 0, written.decode()
-    return written.decode().replace("\r\n", "\n")
+    settings = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
+    return terminal_output(f"from meditron.core.console import *\n{code}", settings | environment, data=data)
 
 
 def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end(
@@ -61,7 +41,7 @@ def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end(
         for _ in range(20):
             clock.now += 2
             bar.advance(1000)
-        bar.fields(loss="2.91", tok_s="512")
+        bar.set_fields(loss="2.91", tok_s="512")
         bar.advance(788)
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -80,7 +60,7 @@ def test_the_rate_follows_the_last_half_minute(clock: SimpleNamespace) -> None:
         for speed in [100] * 10 + [10] * 40:
             clock.now += 1
             bar.advance(speed)
-        assert "10/s" in bar.status()
+        assert "10/s" in bar.status_text()
 
 
 def test_what_an_earlier_run_had_done_is_no_speed(
@@ -89,7 +69,7 @@ def test_what_an_earlier_run_had_done_is_no_speed(
     with console.progress("download", total=10_000_000, unit="B", start=9_000_000) as bar:
         clock.now += 2
         bar.advance(500_000)
-        assert bar.status() == "9.50 MB of 10.0 MB (95 %), 250 kB/s, 2.0 s left"
+        assert bar.status_text() == "9.50 MB of 10.0 MB (95 %), 250 kB/s, 2.0 s left"
         bar.advance(500_000)
     assert capsys.readouterr().err.splitlines() == [
         "download: 9.00 MB done before, of 10.0 MB",
@@ -101,7 +81,7 @@ def test_an_unknown_total_is_counted(clock: SimpleNamespace, capsys: pytest.Capt
     with console.progress("read", unit="pages") as bar:
         clock.now += 1
         bar.advance(206)
-        assert bar.status() == "206 pages, 206/s"
+        assert bar.status_text() == "206 pages, 206/s"
     assert capsys.readouterr().err.splitlines() == ["read", "read: 206 pages in 1.0 s (206/s)"]
 
 

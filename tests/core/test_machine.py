@@ -82,7 +82,9 @@ def test_bfloat16_is_chosen_where_the_processor_says_that_it_multiplies_it() -> 
 def test_the_choice_follows_the_flags(
     monkeypatch: pytest.MonkeyPatch, name: str, flags: str, expected: str
 ) -> None:
-    monkeypatch.setattr("meditron.core.machine._cpu", lambda: (name, frozenset(flags.split())))
+    monkeypatch.setattr(
+        "meditron.core.machine._cpu_model_and_flags", lambda: (name, frozenset(flags.split()))
+    )
     describe.cache_clear()
     try:
         assert resolve_matrix_dtype() == expected

@@ -179,7 +179,7 @@ def test_include_globs_select_files(tmp_path: Path) -> None:
         run(CorpusConfig.model_validate({"sources": sources}), inputs, tmp_path / "none")
     assert "2 not included" in str(raised.value.hint)
     file = artifacts(a=folder / "2020/a.jsonl")
-    with pytest.raises(SourceError, match="include and exclude are for folders"):
+    with pytest.raises(SourceError, match="`include` and `exclude` apply to folders"):
         run(CorpusConfig.model_validate({"sources": sources}), file, tmp_path / "file")
 
 
@@ -234,7 +234,9 @@ def test_a_source_of_which_nothing_is_kept_gives_a_warning(
     run(config(inputs), inputs, tmp_path / "out")
     assert "source 'b' keeps no document: 1 too short" in " ".join(capsys.readouterr().err.split())
     inputs = artifacts(b=short)
-    with pytest.raises(InputError, match=r"source 'b' keeps no document \(1 too short\), nor does any other"):
+    with pytest.raises(
+        InputError, match=r"source 'b' keeps no document \(1 too short\), and no other source keeps any"
+    ):
         run(config(inputs), inputs, tmp_path / "none")
 
 
@@ -291,7 +293,7 @@ def test_a_limit_counts_over_all_files_of_a_source(tmp_path: Path) -> None:
     assert metrics["sources"]["both"]["read"] == 20
 
 
-def test_meta_fields_named_version_and_retracted_have_no_effect(tmp_path: Path) -> None:
+def test_a_version_in_meta_and_a_retraction_other_than_true_have_no_effect(tmp_path: Path) -> None:
     metas: list[dict[str, Any]] = [{"version": v, "retracted": "no"} for v in ("v2", 1.5, -1, 1 << 40, True)]
     lines = [
         json.dumps({"id": "one", "text": f"Text {n} of the same id, {n * n}. " * 9, "meta": meta})
@@ -319,10 +321,10 @@ def test_the_corpus_records_labelled_sections(tmp_path: Path) -> None:
     inputs = artifacts(pubmed=path, plain=many(tmp_path / "a.jsonl", 1))
     run(config(inputs, heldout=0.0), inputs, tmp_path / "out")
     plain, text = read_corpus(tmp_path / "out", "train")
-    assert [(text.text[part.start : part.end], part.label, part.category) for part in text.parts] == [
+    assert [(text.text[part.start : part.end], part.label, part.category) for part in text.sections] == [
         ((sections[label] * 4).strip(), label.title(), label) for label in sections
     ]
-    assert plain.parts == ()
+    assert plain.sections == ()
     assert all("parts" not in row for row in read_jsonl(plain.file))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.corpus.clean import clean, render_document
+from meditron.corpus.clean import clean_text, render_document
 from meditron.sources.document import Document, Section
 
 TEXT = st.text(
@@ -29,7 +29,7 @@ TEXT = st.text(
     ],
 )
 def test_text_that_stays_unchanged(text: str) -> None:
-    assert clean(text) == text
+    assert clean_text(text) == text
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_text_that_stays_unchanged(text: str) -> None:
     ],
 )
 def test_text_that_is_normalised(text: str, cleaned: str) -> None:
-    assert clean(text) == cleaned
+    assert clean_text(text) == cleaned
 
 
 @given(TEXT)
 def test_cleaning_twice_changes_nothing(text: str) -> None:
-    assert clean(clean(text)) == clean(text)
+    assert clean_text(clean_text(text)) == clean_text(text)
 
 
 @given(TEXT)
@@ -60,7 +60,7 @@ def test_no_letter_digit_or_sign_is_lost(text: str) -> None:
         plain = unicodedata.normalize("NFD", text)
         return sorted(c for c in plain if unicodedata.category(c)[0] in "LNPSM")
 
-    assert [c for c in seen(clean(text)) if c != "\ufffd"] == [c for c in seen(text) if c != "\ufffd"]
+    assert [c for c in seen(clean_text(text)) if c != "\ufffd"] == [c for c in seen(text) if c != "\ufffd"]
 
 
 def test_documents_are_rendered_with_labels() -> None:
@@ -84,7 +84,9 @@ def test_documents_are_rendered_with_labels() -> None:
 @given(TEXT, st.lists(st.builds(Section, TEXT, st.none() | TEXT, st.none() | st.just("METHODS"))))
 def test_spans_are_the_texts_of_the_sections(title: str, sections: list[Section]) -> None:
     text, parts = render_document(Document("x:1", "x", title, tuple(sections)))
-    labelled = [s for s in sections if clean(s.text) and (clean(s.label or "") or s.category)]
-    assert [text[part.start : part.end] for part in parts] == [clean(section.text) for section in labelled]
-    assert [part.label or "" for part in parts] == [clean(section.label or "") for section in labelled]
+    labelled = [s for s in sections if clean_text(s.text) and (clean_text(s.label or "") or s.category)]
+    assert [text[part.start : part.end] for part in parts] == [
+        clean_text(section.text) for section in labelled
+    ]
+    assert [part.label or "" for part in parts] == [clean_text(section.label or "") for section in labelled]
     assert text == text.strip("\n")

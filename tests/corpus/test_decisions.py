@@ -13,10 +13,10 @@ from meditron.corpus.dedup import (
     DELETED,
     INDEX,
     SUPERSEDED,
-    decide,
-    id_key,
+    id_hash,
     index_row,
-    occurrences,
+    occurrence_numbers,
+    rows_to_drop,
     unique_id,
 )
 from meditron.corpus.languages import language_allowed
@@ -38,10 +38,10 @@ def indexed(*rows: Row) -> np.ndarray:
 
 
 def decided(*rows: Row, deleted: tuple[str, ...] = ()) -> list[int | DropReason]:
-    """Return each row's reason of `decide`, or else its own."""
-    keys = np.array([id_key(identity) for identity in deleted], dtype="<u8").reshape(-1, 2)
+    """Return each row's reason of `rows_to_drop`, or else its own."""
+    keys = np.array([id_hash(identity) for identity in deleted], dtype="<u8").reshape(-1, 2)
     reasons: list[int | DropReason] = [row[3] for row in rows]
-    for reason, numbers in decide(indexed(*rows), keys).items():
+    for reason, numbers in rows_to_drop(indexed(*rows), keys).items():
         for number in numbers:
             reasons[number] = reason
     return reasons
@@ -50,7 +50,7 @@ def decided(*rows: Row, deleted: tuple[str, ...] = ()) -> list[int | DropReason]
 def numbered(rows: list[Row]) -> list[int]:
     """Return the number of each row's occurrence."""
     counted = [reason not in (SUPERSEDED, DELETED) for reason in decided(*rows)]
-    return list(occurrences(indexed(*rows), np.array(counted, dtype=bool)))
+    return list(occurrence_numbers(indexed(*rows), np.array(counted, dtype=bool)))
 
 
 def test_the_split_is_the_hash_of_the_content() -> None:

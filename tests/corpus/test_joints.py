@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from meditron.corpus.build import run
-from meditron.corpus.candidate import Candidate, CorpusPass, DocumentTable, DropReason
+from meditron.corpus.candidate import Candidate, CorpusPass, DocumentTable, DropReason, SignaturePass
 from meditron.corpus.config import CorpusConfig
 from meditron.corpus.passes import PASSES
 from meditron.sources.document import Document, Readable, ReadLog, Section
@@ -82,7 +82,7 @@ def test_shards_of_small_files_are_the_same_from_any_number_of_workers(tmp_path:
 class Crash(CorpusPass):
     """A pass that fails at one document."""
 
-    def examine(self, candidate: Candidate) -> Candidate:
+    def process_document(self, candidate: Candidate) -> Candidate:
         if candidate.document.id.endswith("00950.txt"):
             raise KeyboardInterrupt
         return candidate
@@ -101,7 +101,7 @@ def test_a_resumed_run_keeps_finished_pieces_of_small_files(tmp_path: Path) -> N
     class Observe(CorpusPass):
         """A pass that looks at the work folder before it is removed."""
 
-        def compare(self, documents: DocumentTable) -> Mapping[DropReason, np.ndarray]:
+        def compare_documents(self, documents: DocumentTable) -> Mapping[DropReason, np.ndarray]:
             written.update({path: path.stat().st_mtime_ns for path in finished})
             return {}
 
@@ -114,27 +114,27 @@ SAME_START = DropReason("same beginning as another document")
 MASKED = "[number]"
 
 
-class SameStart(CorpusPass):
+class SameStart(SignaturePass):
     """A toy near-duplicate pass: compares the first three words."""
 
-    reasons = (SAME_START,)
-    signature = np.dtype("<u8,<u8")
+    drop_reasons = (SAME_START,)
+    signature_dtype = np.dtype("<u8,<u8")
 
-    def sign(self, candidate: Candidate) -> tuple[int, int]:
+    def signature_row(self, candidate: Candidate) -> tuple[int, int]:
         key = hashlib.sha256(" ".join(candidate.text.split()[:3]).encode()).digest()
         return int.from_bytes(key[:8]), int.from_bytes(key[8:16])
 
-    def compare(self, documents: DocumentTable) -> Mapping[DropReason, np.ndarray]:
-        assert documents.signature is not None
+    def compare_documents(self, documents: DocumentTable) -> Mapping[DropReason, np.ndarray]:
+        assert documents.signatures is not None
         kept = np.flatnonzero(documents.index["reason"] == 0)
-        _, first = np.unique(documents.signature[kept], return_index=True)
+        _, first = np.unique(documents.signatures[kept], return_index=True)
         return {SAME_START: np.delete(kept, first)}
 
 
 class MaskNumbers(CorpusPass):
     """A toy pass that changes texts."""
 
-    def examine(self, candidate: Candidate) -> Candidate:
+    def process_document(self, candidate: Candidate) -> Candidate:
         text = "".join(MASKED if letter.isdigit() else letter for letter in candidate.text)
         return replace(candidate, text=text)
 
@@ -166,11 +166,11 @@ def test_a_pass_that_drops_for_an_undeclared_reason_is_named(tmp_path: Path) -> 
     class Silent(CorpusPass):
         """A pass whose reasons are missing."""
 
-        def examine(self, candidate: Candidate) -> Candidate | DropReason:
+        def process_document(self, candidate: Candidate) -> Candidate | DropReason:
             return DropReason("no reason")
 
     inputs = artifacts(a=rows(tmp_path / "a.jsonl", "A text of some length, and more of it. " * 9))
-    with pytest.raises(ValueError, match="the pass silent drops for 'no reason'"):
+    with pytest.raises(ValueError, match="the pass silent drops a document for 'no reason'"):
         run(config(inputs), inputs, tmp_path / "out", (*PASSES, Silent))
 
 

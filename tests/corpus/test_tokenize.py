@@ -63,18 +63,18 @@ def test_a_long_text_in_pieces_has_the_ids_of_the_whole(
 
 def test_a_text_without_blanks_is_cut_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenize, "PIECE", 10)
-    assert list(tokenize._pieces("x" * 25)) == ["x" * 10, "x" * 10, "x" * 5]
-    assert list(tokenize._pieces("x" * 10)) == ["x" * 10]
-    assert list(tokenize._pieces("one two three\n\nfour")) == ["one two ", "three\n\n", "four"]
+    assert list(tokenize._cut_text("x" * 25)) == ["x" * 10, "x" * 10, "x" * 5]
+    assert list(tokenize._cut_text("x" * 10)) == ["x" * 10]
+    assert list(tokenize._cut_text("one two three\n\nfour")) == ["one two ", "three\n\n", "four"]
 
 
 PEAK = """
 import sys
 from pathlib import Path
-from meditron.corpus.tokenize import _Tokenize
+from meditron.corpus.tokenize import _TokenizeShardTask
 from meditron.text.tokenizer import load_tokenizer
 file, base, out = map(Path, sys.argv[1:])
-_Tokenize(load_tokenizer(base), (file,), out)(0)
+_TokenizeShardTask(load_tokenizer(base), (file,), out)(0)
 print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10)
 """
 

@@ -53,25 +53,25 @@ def test_an_engine_without_a_tokenizer_generates_and_does_nothing_else():
 def test_a_server_gets_the_whole_conversation_and_applies_its_own_template():
     server = ToyServer()
     chat = Chat(server, "Be brief.")
-    assert chat.templated
+    assert chat.has_chat_template
     for n in range(3):
         answer = chat.ask("word " * 100, SamplingConfig(seed=n)).finish().text
         assert answer == f"{2 * n + 2} messages, seed {n}"
-        chat.keep("word " * 100, answer)
-    assert chat.forgotten == 0
+        chat.add_turn("word " * 100, answer)
+    assert chat.dropped_turns == 0
     roles = [message["role"] for message in server.prompts[-1]]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
 
 
 def test_the_oldest_turns_leave_first_when_the_context_of_a_local_engine_is_full(engine: LocalEngine):
     chat = Chat(engine)
-    assert not chat.templated
+    assert not chat.has_chat_template
     sampling = SamplingConfig(max_tokens=4)
     for n in range(8):
         question = f"What lowers mortality in trial {n}?"
         assert chat.ask(question, sampling).finish().tokens <= 4
-        chat.keep(question, "Aspirin, in most of the trials that enrolled patients.")
-    assert 0 < chat.forgotten < 8
+        chat.add_turn(question, "Aspirin, in most of the trials that enrolled patients.")
+    assert 0 < chat.dropped_turns < 8
     assert len(chat.messages()) == 16
     chat.clear()
-    assert (chat.turns, chat.forgotten) == ([], 0)
+    assert (chat.turns, chat.dropped_turns) == ([], 0)

@@ -24,7 +24,7 @@ from meditron.engine import (
     llamacpp_process,
     load,
 )
-from meditron.engine.llamacpp import LlamaCppEngine, _context
+from meditron.engine.llamacpp import LlamaCppEngine, _choose_context
 from meditron.engine.torch_engine import TorchEngine
 from meditron.model.llama import Llama
 from meditron.model.weights import save_gguf
@@ -302,7 +302,7 @@ def test_closing_the_engine_ends_a_running_reply_with_an_error(smollm2_gguf: Pat
 
 def test_a_request_that_the_server_refuses_is_an_error(llama: LlamaCppEngine):
     with pytest.raises(EngineError, match="refused the request: Prompt contains invalid tokens"):
-        list(llama.process.complete(prompt=[10**6], n_predict=1))
+        list(llama.process.stream_completion(prompt=[10**6], n_predict=1))
 
 
 def test_the_context_is_the_models_up_to_a_memory_limit(
@@ -315,11 +315,11 @@ def test_the_context_is_the_models_up_to_a_memory_limit(
     monkeypatch.setattr("meditron.engine.llamacpp._STEP", 64)
     with GGUF(small) as gguf:
         metadata = dict(gguf.metadata) | {"llama.context_length": 32768}
-    assert _context(metadata, small, None) == 256
+    assert _choose_context(metadata, small, None) == 256
     assert "256 of the model's 32,768 tokens" in " ".join(capsys.readouterr().err.split())
-    assert _context(metadata, small, 1000) == 1000
+    assert _choose_context(metadata, small, 1000) == 1000
     with pytest.raises(UsageError, match="between 1 and the model's 32,768 tokens"):
-        _context(metadata, small, 32769)
+        _choose_context(metadata, small, 32769)
     with load(small, backend="llama.cpp", context=32) as engine:
         assert engine.context == 32
 

@@ -58,7 +58,7 @@ def test_until_ends_a_text_before_a_mark(pieces: list[str], text: str):
         yield from ((piece, 1) for piece in pieces)
         yield "length"
 
-    done = Reply(generated()).until("\nQuestion:").finish()
+    done = Reply(generated()).end_before("\nQuestion:").finish()
     assert done.text == text
     assert done.stop == ("length" if "ions" in text else "end")
     assert done.tokens == len(pieces)

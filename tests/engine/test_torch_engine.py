@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from meditron.core.errors import EngineError, SourceError, UsageError
 from meditron.engine import Engine, Generates, GivesLogits, ScoresTokens, load
 from meditron.engine.base import prompt_ids
-from meditron.engine.prefix_packing import Branch, PackedRow, batches, pack, plan_branches
+from meditron.engine.prefix_packing import Branch, PackedRow, pack_requests, plan_branches, row_batches
 from meditron.engine.torch_engine import TorchEngine
 from meditron.model.head import Head
 from meditron.model.presets import model_tokenizer
@@ -129,6 +129,10 @@ def test_batches_of_texts_are_bounded_in_memory(engine: TorchEngine, monkeypatch
     # Two layers of two heads, 8 wide, fp32: 256 bytes a token; 30 tokens a row.
     monkeypatch.setattr("meditron.engine.torch_engine._CACHE_BYTES", 256 * 30 * 50)
     assert sizes() == [50, 50]
+    # Beside a prompt of 200 tokens, which has 56 of the context left, a short one may write 100.
+    monkeypatch.setattr("meditron.engine.torch_engine._CACHE_BYTES", 256 * 256 * 2)
+    assert [len(batch) for batch in engine._generation_batches([10, 200], 100)] == [1, 1]
+    monkeypatch.setattr("meditron.engine.torch_engine._CACHE_BYTES", 256 * 30 * 50)
     monkeypatch.setattr("meditron.engine.torch_engine._MASK_ELEMENTS", 10 * 10 * 40)
     assert sizes() == [40, 40, 20]
 
@@ -216,7 +220,7 @@ def test_scores_do_not_depend_on_the_number_of_continuations(engine: Engine):
     generator = np.random.default_rng(3)
     given = generator.integers(1, 300, 120).tolist()
     pairs = [(given, generator.integers(1, 300, length).tolist()) for length in [1, 2, 60, 99] * 15]
-    assert len(pack(pairs, 2048)) > 1
+    assert len(pack_requests(pairs, 2048)) > 1
     whole = engine.score([*pairs, pairs[0]])
     assert whole[-1].tolist() == pytest.approx(whole[0].tolist(), abs=1e-5)
     for pair, ours in zip(pairs[::-1], engine.score(pairs[::-1]), strict=True):
@@ -230,7 +234,7 @@ def test_a_common_beginning_is_read_once_and_scores_do_not_change(engine: Engine
     before = "Which drug? Answer with one word, and take your time to think about what is asked. "
     prefixes = [encode(before + prompt) for prompt in (*PROMPTS, PROMPTS[0] + " pain", "")]
     pairs = [(prefix, encode(option)) for prefix in prefixes for option in options]
-    assert len(plan_branches(pack(pairs, 2048))[0].ids) > 10
+    assert len(plan_branches(pack_requests(pairs, 2048))[0].ids) > 10
     for (prefix, continuation), ours in zip(pairs, engine.score(pairs), strict=True):
         alone = engine.score([(prefix, continuation)])[0]  # there is nothing to lift out of a single row
         assert ours.tolist() == pytest.approx(alone.tolist(), abs=1e-5)
@@ -243,16 +247,16 @@ def rebuilt(branches: list[Branch]) -> list[PackedRow]:
     cache: list[int] = []
     rows = []
     for branch in branches:
-        assert branch.start <= len(cache)
-        cache = [*cache[: branch.start], *branch.ids]
+        assert branch.cached_length <= len(cache)
+        cache = [*cache[: branch.cached_length], *branch.ids]
         assert len(cache) == branch.length
         for row in branch.rows:
             whole = PackedRow(
                 [*cache, *row.ids],
                 [*range(len(cache)), *row.positions],
-                [*(0 for _ in cache), *row.segments],
+                [*(0 for _ in cache), *row.segment_ids],
                 [
-                    replace(target, places=[place + len(cache) for place in target.places])
+                    replace(target, row_indices=[place + len(cache) for place in target.row_indices])
                     for target in row.targets
                 ],
             )
@@ -270,7 +274,7 @@ def test_one_common_beginning_is_read_once_less_the_last_token(
 ):
     """All rows share one prefix: one branch, if it saves the tokens of a pass; rows keep their order."""
     prefixes = [[*before, *ids] for ids in behind]
-    rows = pack([(prefix, ids) for prefix in prefixes for ids in continuations], 40)
+    rows = pack_requests([(prefix, ids) for prefix in prefixes for ids in continuations], 40)
     most = min(map(len, prefixes)) - 1
     longest = max(n for n in range(most + 1) if len({tuple(prefix[:n]) for prefix in prefixes}) == 1)
     [branch] = plan_branches(rows)
@@ -291,15 +295,15 @@ TREES = st.recursive(
 @given(TREES, st.randoms(use_true_random=False))
 def test_a_plan_reads_every_row_and_never_more_than_without_sharing(prefixes: list, random: Random):
     random.shuffle(prefixes)
-    rows = pack([(prefix, [1, 2]) for prefix in prefixes], 2048)
+    rows = pack_requests([(prefix, [1, 2]) for prefix in prefixes], 2048)
     branches = plan_branches(rows)
     assert sorted(rebuilt(branches), key=str) == sorted(rows, key=str)
     # No token of a branch is read for one row alone, so sharing never costs a token.
     read = sum(len(branch.ids) + sum(len(row.ids) for row in branch.rows) for branch in branches)
     assert read <= sum(len(row.ids) for row in rows)
     for branch in branches:
-        assert all(row.segments.count(0) >= 1 for row in branch.rows)
-        assert not branch.start or len(branch.ids) >= 64
+        assert all(row.segment_ids.count(0) >= 1 for row in branch.rows)
+        assert not branch.cached_length or len(branch.ids) >= 64
 
 
 @given(TREES.filter(lambda prefixes: all(len(ids) < 250 for ids in prefixes)))
@@ -317,17 +321,17 @@ def test_one_prompt_that_differs_early_costs_its_own_tokens_only():
     examples = [[n] * 100 for n in range(1, 7)]
     shots = [[other for other in range(6) if other != n][:5] for n in range(25)]
     prefixes = [[*chain(*(examples[shot] for shot in five)), 50 + n, n] for n, five in enumerate(shots)]
-    branches = plan_branches(pack([(prefix, [1]) for prefix in prefixes], 2048))
+    branches = plan_branches(pack_requests([(prefix, [1]) for prefix in prefixes], 2048))
     read = sum(len(branch.ids) + sum(len(row.ids) for row in branch.rows) for branch in branches)
     assert read == 500 + (5 + 4 + 3 + 2 + 1) * 100 + 25 * 2
     assert max(branch.length for branch in branches) == 500
 
 
 def test_a_long_beginning_makes_batches_of_fewer_rows():
-    rows = pack([([i, i], [7]) for i in range(100)], 2048)
-    assert [len(batch) for batch in batches(rows, 2048)] == [100]
-    assert [len(batch) for batch in batches(rows, 2048, cached=400)] == [40, 40, 20]
-    assert [len(batch) for batch in batches(rows[:2], 2048, cached=100_000)] == [1, 1]
+    rows = pack_requests([([i, i], [7]) for i in range(100)], 2048)
+    assert [len(batch) for batch in row_batches(rows, 2048)] == [100]
+    assert [len(batch) for batch in row_batches(rows, 2048, cached=400)] == [40, 40, 20]
+    assert [len(batch) for batch in row_batches(rows[:2], 2048, cached=100_000)] == [1, 1]
 
 
 def test_no_requests_no_scores(engine: Engine):
@@ -335,9 +339,9 @@ def test_no_requests_no_scores(engine: Engine):
 
 
 def test_options_of_one_token_add_no_tokens_to_a_row():
-    (row,) = pack([([5, 6], [7]), ([5, 6], [8]), ([5, 6], [9, 3])], 100)
-    assert (row.ids, row.positions, row.segments) == ([5, 6, 9], [0, 1, 2], [0, 0, 3])
-    targets = [(target.request, target.places, target.ids) for target in row.targets]
+    (row,) = pack_requests([([5, 6], [7]), ([5, 6], [8]), ([5, 6], [9, 3])], 100)
+    assert (row.ids, row.positions, row.segment_ids) == ([5, 6, 9], [0, 1, 2], [0, 0, 3])
+    targets = [(target.request_index, target.row_indices, target.ids) for target in row.targets]
     assert targets == [(0, [1], [7]), (1, [1], [8]), (2, [1, 2], [9, 3])]
 
 

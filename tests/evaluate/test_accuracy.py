@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from meditron.evaluate import accuracy
-from meditron.evaluate.config import Against, EvalOptions
+from meditron.evaluate.config import EvalOptions, ModelPair
 from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.rows import QuestionRow
 from meditron.tasks.question import Question
@@ -18,7 +18,7 @@ DRAWN = np.random.default_rng(5)
 
 def an_eval_set(task_file: Path, **options: Any) -> EvalSet:
     settings = EvalOptions.model_validate({"questions": 30} | options)
-    [eval_set] = EvalSet.of(open_task(str(task_file)), settings, seed=1)
+    [eval_set] = EvalSet.from_task(open_task(str(task_file)), settings, seed=1)
     return eval_set
 
 
@@ -43,7 +43,7 @@ def row(eval_set: EvalSet, model: str, question: Question, skill: float) -> Ques
         task=eval_set.task.name,
         version=1,
         data_sha256="s",
-        template=eval_set.template,
+        template=eval_set.template_id,
         prompt_form="raw",
         method=method.name,
         shots=0,
@@ -90,7 +90,7 @@ def test_baselines_need_no_model(task_file: Path) -> None:
     eval_set = an_eval_set(task_file)
     gold = [question.gold for question in eval_set.questions]
     commonest = max(gold.count(option) for option in range(3)) / 30
-    result = accuracy.baselines(eval_set, None)
+    result = accuracy.compute_baselines(eval_set, None)
     assert {name: b.accuracy for name, b in result.items()} == {"majority": commonest, "position": commonest}
 
 
@@ -103,7 +103,7 @@ def test_naive_bayes_is_not_trained_on_evaluated_questions(task_file: Path) -> N
     reference = accuracy.answer_by_bayes(eval_set, [*training, *eval_set.questions])
     assert reference is not None
     assert reference.trained_on == 3
-    assert accuracy.baselines(eval_set, reference)["naive Bayes"].trained_on == 3
+    assert accuracy.compute_baselines(eval_set, reference)["naive Bayes"].trained_on == 3
 
 
 def test_every_later_model_is_paired_with_the_first_its_calibrated_rule_and_naive_bayes(
@@ -113,8 +113,8 @@ def test_every_later_model_is_paired_with_the_first_its_calibrated_rule_and_naiv
     answers = {"base": rows(eval_set, "base", 0), "tuned": rows(eval_set, "tuned", 6)}
     training = [Question(id=f"t{g}", text=f"word{g}", options=eval_set.classes, gold=g) for g in range(3)]
     reference = accuracy.answer_by_bayes(eval_set, training)
-    pairs = [Against(model="tuned", against="base")]
-    result = accuracy.differences(eval_set, pairs, answers, reference)
+    pairs = [ModelPair(model="tuned", against="base")]
+    result = accuracy.compute_differences(eval_set, pairs, answers, reference)
     assert [(d.a, d.b) for d in result] == [
         ("base", "tuned"),
         ("base (calibrated)", "tuned"),
@@ -128,7 +128,7 @@ def test_every_later_model_is_paired_with_the_first_its_calibrated_rule_and_naiv
     assert result[0].mcnemar == pytest.approx(stats.binomtest(only_b, only_a + only_b).pvalue)
     low, high = result[0].interval
     assert 0 < low < result[0].difference < high
-    calibrated = np.mean([r.choice("calibrated") == r.gold for r in answers["base"]])
+    calibrated = np.mean([r.best_option("calibrated") == r.gold for r in answers["base"]])
     assert result[1].difference == pytest.approx(np.mean(b) - calibrated)
-    alone = accuracy.differences(eval_set, [], {"base": answers["base"]}, reference)
+    alone = accuracy.compute_differences(eval_set, [], {"base": answers["base"]}, reference)
     assert [(d.a, d.b) for d in alone] == [("naive Bayes", "base")]

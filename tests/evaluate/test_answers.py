@@ -13,11 +13,11 @@ from meditron.evaluate.answers import answer_questions
 from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.model import LocalModel
-from meditron.evaluate.prompts import encode
+from meditron.evaluate.prompts import encode_plain_prompt
 from meditron.evaluate.rows import QuestionRow
 from meditron.evaluate.rows_file import RowsFile
 from meditron.store.manifest import Artifact
-from meditron.tasks.prompt_template import Rendered
+from meditron.tasks.prompt_template import RenderedPrompt
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
 from meditron.text.tokenizer import load_tokenizer
@@ -57,11 +57,11 @@ def reference(tiny: Path) -> Reference:
 
 
 def eval_set_of(task: Task, **options: Any) -> EvalSet:
-    [eval_set] = EvalSet.of(task, EvalOptions.model_validate({"questions": 30} | options), seed=1)
+    [eval_set] = EvalSet.from_task(task, EvalOptions.model_validate({"questions": 30} | options), seed=1)
     return eval_set
 
 
-def prompts(eval_set: EvalSet, folder: Path) -> list[Rendered]:
+def prompts(eval_set: EvalSet, folder: Path) -> list[RenderedPrompt]:
     model = LocalModel("base", Artifact("base", folder, "digest"), "float32")
     return [prompt.rendered for prompt in eval_set.prompts(model)]
 
@@ -83,7 +83,7 @@ def test_scores_are_those_of_one_pair_a_row_in_transformers(
         ::4
     ]:
         given = [reference.score(prompt.prompt, c) for c in prompt.continuations]
-        alone = [reference.score(prompt.unconditional, c) for c in prompt.continuations]
+        alone = [reference.score(prompt.unconditional_prompt, c) for c in prompt.continuations]
         sums = [sum(logp) for logp in given]
         assert row.scores["sum"] == pytest.approx(sums, abs=1e-4)
         lengths = [len(c.strip().encode()) for c in prompt.continuations]
@@ -117,7 +117,7 @@ def test_scores_behind_solved_examples_are_those_of_one_pair_a_row_in_transforme
     for row, prompt in zip(answered(tiny, eval_set, tmp_path), prompts(eval_set, tiny), strict=True):
         assert not row.truncated
         given = [sum(reference.score(prompt.prompt, c)) for c in prompt.continuations]
-        alone = [sum(reference.score(prompt.unconditional, c)) for c in prompt.continuations]
+        alone = [sum(reference.score(prompt.unconditional_prompt, c)) for c in prompt.continuations]
         assert row.scores["sum"] == pytest.approx(given, abs=1e-4)
         less = [s - a for s, a in zip(given, alone, strict=True)]
         assert row.scores["calibrated"] == pytest.approx(less, abs=1e-4)
@@ -131,7 +131,7 @@ def test_another_rule_changes_predictions_and_no_scores(
     monkeypatch.delattr(TorchEngine, "load")
     calibrated = answered(tiny, eval_set_of(task, rule="calibrated"), tmp_path)  # not computed again
     assert [row.scores for row in by_sum] == [row.scores for row in calibrated]
-    assert [row.prediction for row in calibrated] == [row.choice("calibrated") for row in by_sum]
+    assert [row.prediction for row in calibrated] == [row.best_option("calibrated") for row in by_sum]
 
 
 def test_a_next_token_that_names_no_option_is_wrong(
@@ -163,7 +163,7 @@ def test_prompt_and_continuation_are_split_as_in_lm_eval(
     tiny: Path, reference: Reference, prompt: str, continuation: str
 ) -> None:
     tokenizer = load_tokenizer(tiny)
-    result = encode(tokenizer, prompt, [continuation], 256)
+    result = encode_plain_prompt(tokenizer, prompt, [continuation], 256)
     given, behind = reference.ids(prompt, continuation)
     # lm-eval's HFLM puts its prefix token before a text that nothing precedes: BOS, else EOS.
     assert result.prefix == (given or [reference.tokenizer.bos_token_id])
@@ -173,26 +173,26 @@ def test_prompt_and_continuation_are_split_as_in_lm_eval(
 def test_a_prompt_that_does_not_fit_loses_its_beginning(tiny: Path) -> None:
     tokenizer = load_tokenizer(tiny)
     prompt = "trial " * 300 + "Answer:"
-    result = encode(tokenizer, prompt, [" aspirin", " an antibiotic"], 256)
+    result = encode_plain_prompt(tokenizer, prompt, [" aspirin", " an antibiotic"], 256)
     longest = max(map(len, result.continuations))
     assert result.truncated
     assert result.prefix == tokenizer.encode(prompt)[-(256 - longest) :]
-    assert not encode(tokenizer, "Answer:", [" A"], 256).truncated
+    assert not encode_plain_prompt(tokenizer, "Answer:", [" A"], 256).truncated
 
 
 def test_a_continuation_without_tokens_is_refused(tiny: Path) -> None:
     with pytest.raises(MeditronError, match="0 tokens"):
-        encode(load_tokenizer(tiny), "Answer:", [""], 256)
+        encode_plain_prompt(load_tokenizer(tiny), "Answer:", [""], 256)
 
 
 def test_shots_are_drawn_by_the_seed_and_never_the_question_itself(tiny: Path, task_file: Path) -> None:
     task = open_task(str(task_file), template="letters")
     eval_set = eval_set_of(task, shots=3)
-    assert eval_set.examples.drawn == eval_set_of(task, shots=3).examples.drawn
-    assert len(eval_set.examples.drawn) == 4
+    assert eval_set.examples.drawn_questions == eval_set_of(task, shots=3).examples.drawn_questions
+    assert len(eval_set.examples.drawn_questions) == 4
     texts = {question.id: question.text for question in task.rows("train")}
     for question, prompt in zip(eval_set.questions, prompts(eval_set, tiny), strict=True):
-        shown = [shot.id for shot in eval_set.examples.drawn if shot.id != question.id][:3]
+        shown = [shot.id for shot in eval_set.examples.drawn_questions if shot.id != question.id][:3]
         assert all(texts[id_] in prompt.prompt for id_ in shown)
         assert prompt.prompt.count("Answer:") == 4
         assert prompt.prompt.count(question.text) == 1 + sum(question.text in texts[i] for i in shown)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from meditron.core.errors import InputError, SourceError, UsageError
-from meditron.evaluate.compare import compare
+from meditron.evaluate.compare import compare_results
 from meditron.evaluate.methods.base import question_row_adapter
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile
@@ -39,13 +39,13 @@ def rows(model: str, losses: np.ndarray, *, source: str = "pubmed", **changed: o
 
 def write(folder: Path, *groups: list[DocumentRow]) -> str:
     with RowsFile(folder / PERPLEXITY, DocumentRow) as file:
-        file.finish([row for group in groups for row in group])
+        file.rewrite_sorted([row for group in groups for row in group])
     return str(folder)
 
 
 def test_the_difference_is_the_mean_of_losses_per_token_and_its_interval_scipys(tmp_path: Path) -> None:
     write(tmp_path, rows("base", A), rows("pretrain", B))
-    (result,) = compare(f"{tmp_path}:base", f"{tmp_path}:pretrain", resamples=20_000)
+    (result,) = compare_results(f"{tmp_path}:base", f"{tmp_path}:pretrain", resamples=20_000)
     assert (result.n, result.source, result.what) == (N, "pubmed", "nll per token, pubmed")
     assert result.difference == pytest.approx(np.mean(B - A))
     reference = stats.bootstrap(
@@ -59,28 +59,28 @@ def test_the_difference_is_the_mean_of_losses_per_token_and_its_interval_scipys(
 
 def test_equal_results_differ_by_nothing(tmp_path: Path) -> None:
     write(tmp_path, rows("base", A))
-    (result,) = compare(str(tmp_path), str(tmp_path))
+    (result,) = compare_results(str(tmp_path), str(tmp_path))
     assert (result.difference, result.interval, result.p, result.detectable) == (0, None, 1, None)
 
 
 def test_the_same_seed_gives_the_same_numbers(tmp_path: Path) -> None:
     write(tmp_path, rows("base", A), rows("pretrain", B))
     specs = f"{tmp_path}:base", f"{tmp_path}:pretrain"
-    assert compare(*specs, seed=3) == compare(*specs, seed=3)
-    assert compare(*specs, seed=3) != compare(*specs, seed=4)
+    assert compare_results(*specs, seed=3) == compare_results(*specs, seed=3)
+    assert compare_results(*specs, seed=3) != compare_results(*specs, seed=4)
 
 
 def test_each_source_has_its_own_difference(tmp_path: Path) -> None:
     write(tmp_path / "a", rows("base", A), rows("base", A[:20], source="wiki"))
     write(tmp_path / "b", rows("pretrain", B), rows("pretrain", B[:20], source="wiki"))
-    result = compare(str(tmp_path / "a"), str(tmp_path / "b" / PERPLEXITY))
+    result = compare_results(str(tmp_path / "a"), str(tmp_path / "b" / PERPLEXITY))
     assert [(record.source, record.n) for record in result] == [("pubmed", N), ("wiki", 20)]
 
 
 def test_documents_are_joined_by_source_and_id(tmp_path: Path) -> None:
     a = write(tmp_path / "a", rows("base", A)[:40])
     b = write(tmp_path / "b", rows("pretrain", B)[30:])
-    (result,) = compare(a, b)
+    (result,) = compare_results(a, b)
     assert result.n == 10
     assert result.difference == pytest.approx(np.mean((B - A)[30:40]))
 
@@ -88,7 +88,7 @@ def test_documents_are_joined_by_source_and_id(tmp_path: Path) -> None:
 def test_other_tokenizers_are_compared_by_bytes_of_whole_documents(tmp_path: Path) -> None:
     expected = rows("other", B, ids_sha256="another")
     cut = [expected[0].model_copy(update={"truncated": True}), *expected[1:]]
-    (result,) = compare(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", cut))
+    (result,) = compare_results(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", cut))
     assert (result.what, result.n) == ("nll per byte, pubmed [1 truncated documents left out]", N - 1)
     assert result.unlike == ("1 truncated documents left out",)
     assert result.difference == pytest.approx(np.mean((B - A)[1:]) / 4)
@@ -97,14 +97,14 @@ def test_other_tokenizers_are_compared_by_bytes_of_whole_documents(tmp_path: Pat
 def test_too_few_common_documents_are_an_error(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", rows("base", A)[:31]), write(tmp_path / "b", rows("base", B)[30:])
     with pytest.raises(UsageError, match=r"too few documents or questions in both \(1 of 31 and 30\)"):
-        compare(a, b)
+        compare_results(a, b)
 
 
 def test_another_text_under_the_same_id_is_refused(tmp_path: Path) -> None:
     other = rows("base", B)
     other[3] = other[3].model_copy(update={"text_sha256": "f" * 64})
     with pytest.raises(InputError, match=f"1 of {N} documents have another text"):
-        compare(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", other))
+        compare_results(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", other))
 
 
 def answers(model: str, seed: int, *, n: int = 20, **changed: object) -> list[QuestionRow]:
@@ -128,7 +128,7 @@ def answers(model: str, seed: int, *, n: int = 20, **changed: object) -> list[Qu
 
 def write_answers(folder: Path, *groups: list[QuestionRow]) -> str:
     with RowsFile(folder / "q.jsonl", QuestionRow) as file:
-        file.finish([row for group in groups for row in group])
+        file.rewrite_sorted([row for group in groups for row in group])
     return str(folder)
 
 
@@ -146,7 +146,7 @@ def write_answers(folder: Path, *groups: list[QuestionRow]) -> str:
 def test_different_settings_do_not_compare(tmp_path: Path, changed: dict[str, object], message: str) -> None:
     a = write_answers(tmp_path / "a", answers("base", 1))
     with pytest.raises(UsageError, match=message):
-        compare(a, write_answers(tmp_path / "b", answers("tuned", 2, **changed)))
+        compare_results(a, write_answers(tmp_path / "b", answers("tuned", 2, **changed)))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_model_measured_in_another_way_is_labelled(
     tmp_path: Path, changed: dict[str, object], label: str
 ) -> None:
     a = write_answers(tmp_path / "a", answers("base", 1))
-    (result,) = compare(a, write_answers(tmp_path / "b", answers("tuned", 2, **changed)))
+    (result,) = compare_results(a, write_answers(tmp_path / "b", answers("tuned", 2, **changed)))
     assert (result.unlike, result.what, result.n) == ((label,), f"accuracy, q [{label}]", 20)
 
 
@@ -176,11 +176,11 @@ def test_equal_settings_are_paired(tmp_path: Path) -> None:
         tmp_path / "a", answers("base", 1), answers("base", 1, n=5), answers("base", 1, rule="bytes")
     )
     b = write_answers(tmp_path / "b", answers("tuned", 2), answers("tuned", 3, **chat))
-    (result,) = compare(a, b)
+    (result,) = compare_results(a, b)
     paired = "accuracy, q (letters/1, raw, sum, 0 shots, float32)"
     assert (result.what, result.unlike, result.n) == (paired, (), 20)
     both = write_answers(tmp_path / "c", answers("tuned", 2), answers("tuned", 3, rule="bytes"))
-    assert {result.what for result in compare(a, both)} == {
+    assert {result.what for result in compare_results(a, both)} == {
         "accuracy, q (letters/1, raw, sum, 0 shots, float32)",
         "accuracy, q (letters/1, raw, bytes, 0 shots, float32)",
     }
@@ -195,34 +195,34 @@ def test_rows_of_earlier_data_are_ignored(tmp_path: Path) -> None:
 
     a = write_answers(tmp_path / "a", answers("base", 1, **before), mended(answers("base", 1, **after)))
     b = write_answers(tmp_path / "b", mended(answers("tuned", 2, **after)))
-    (result,) = compare(a, b)
+    (result,) = compare_results(a, b)
     assert (result.what, result.n) == ("accuracy, q", 20)
     both = write_answers(tmp_path / "c", answers("tuned", 3, **before), mended(answers("tuned", 2, **after)))
-    assert sorted(item.what[-9:] for item in compare(a, both)) == ["aaaaaaaa)", "bbbbbbbb)"]
+    assert sorted(item.what[-9:] for item in compare_results(a, both)) == ["aaaaaaaa)", "bbbbbbbb)"]
     with pytest.raises(InputError, match="1 of 20 questions have other words"):
-        compare(write_answers(tmp_path / "d", answers("base", 1, **before)), b)
+        compare_results(write_answers(tmp_path / "d", answers("base", 1, **before)), b)
 
 
 def test_two_weights_under_one_name_need_a_digest(tmp_path: Path) -> None:
     old, new = answers("m", 1, model_digest="a" * 64), answers("m", 2, model_digest="b" * 64)
     folder = write_answers(tmp_path, old, new)
     with pytest.raises(UsageError, match="2 different weights under the name m"):
-        compare(folder, folder)
-    (result,) = compare(f"{folder}:m@aaaaaaaa", f"{folder}:m@bbbbbbbb")
+        compare_results(folder, folder)
+    (result,) = compare_results(f"{folder}:m@aaaaaaaa", f"{folder}:m@bbbbbbbb")
     assert result.n == 20
 
 
 def test_the_model_must_be_named_and_exist(tmp_path: Path) -> None:
     folder = write(tmp_path, rows("base", A), rows("quantize:F16", B))
     with pytest.raises(UsageError, match=r"several models' rows \(it has: base, quantize:F16\)"):
-        compare(folder, folder)
+        compare_results(folder, folder)
     with pytest.raises(UsageError, match="no rows of 'pretain'"):
-        compare(f"{folder}:base", f"{folder}:pretain")
-    assert compare(f"{folder}:base", f"{folder}:quantize:F16")[0].n == N
+        compare_results(f"{folder}:base", f"{folder}:pretain")
+    assert compare_results(f"{folder}:base", f"{folder}:quantize:F16")[0].n == N
 
 
 def test_missing_results_are_errors(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file or folder"):
-        compare(f"{tmp_path}/none:base", str(tmp_path))
+        compare_results(f"{tmp_path}/none:base", str(tmp_path))
     with pytest.raises(SourceError, match=r"no rows of an evaluation in it"):
-        compare(str(tmp_path), str(tmp_path))
+        compare_results(str(tmp_path), str(tmp_path))

@@ -2,20 +2,20 @@ import pytest
 from pydantic import ValidationError
 
 from meditron.core.config import semantic_fields
-from meditron.evaluate.config import Against, EvaluateConfig
+from meditron.evaluate.config import EvaluateConfig, ModelPair
 
 
 def test_every_later_model_is_compared_with_the_first_and_with_the_one_before_it() -> None:
     config = EvaluateConfig(models=("base", "pretrain", "quantize:F16"))
     assert config.pairs() == (
-        Against(model="pretrain", against="base"),
-        Against(model="quantize:F16", against="base"),
-        Against(model="quantize:F16", against="pretrain"),
+        ModelPair(model="pretrain", against="base"),
+        ModelPair(model="quantize:F16", against="base"),
+        ModelPair(model="quantize:F16", against="pretrain"),
     )
 
 
 def test_pairs_may_be_named() -> None:
-    pair = Against(model="quantize:F16", against="pretrain")
+    pair = ModelPair(model="quantize:F16", against="pretrain")
     config = EvaluateConfig(models=("base", "pretrain", "quantize:F16"), differences=(pair,))
     assert config.pairs() == (pair,)
 
@@ -44,6 +44,7 @@ def test_batch_size_is_not_semantic() -> None:
         ({"models": ("base",), "tasks": ("pubmed-section",)}, "no task 'pubmed-section'"),
         ({"models": ("base",), "methods": ("options",)}, "no method 'options'; methods: loglikelihood"),
         ({"models": ("base",), "methods": ("next-token", "next-token")}, "listed twice"),
+        ({"models": ("base",), "shots_from": "examples.jsonl"}, "shots_from needs shots"),
         ({"models": ("base",), "seed": -1}, "greater than or equal to 0"),
     ],
 )

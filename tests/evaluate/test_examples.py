@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from meditron.core.errors import InputError, UsageError
 from meditron.evaluate.config import EvalOptions, EvaluateConfig
@@ -42,7 +43,7 @@ def other(tmp_path: Path) -> Path:
 
 def eval_set(questions: Path, shots: int, shots_from: Path | None = None) -> EvalSet:
     options = EvalOptions(shots=shots)
-    return EvalSet.of(open_task(str(questions)), options, seed=1, shots_from=shots_from)[0]
+    return EvalSet.from_task(open_task(str(questions)), options, seed=1, shots_from=shots_from)[0]
 
 
 def model(folder: Path) -> LocalModel:
@@ -53,7 +54,7 @@ def test_examples_come_from_another_file_and_never_repeat_the_question(
     tiny: Path, questions: Path, other: Path
 ) -> None:
     drawn = eval_set(questions, 5, other)
-    assert {example.id for example in drawn.examples.drawn} == {f"other-{n}" for n in range(6)}
+    assert {example.id for example in drawn.examples.drawn_questions} == {f"other-{n}" for n in range(6)}
     for prompt in drawn.prompts(model(tiny)):
         assert len(prompt.shot_ids) == 5
         assert prompt.rendered.prompt.lower().count(prompt.question.text.lower()) == 1
@@ -73,6 +74,21 @@ def test_the_file_of_examples_is_recorded_in_rows_and_results(
         assert set(row.shot_ids) <= set(score.shot_ids)
 
 
+def test_rows_follow_a_change_of_the_file_that_no_prompt_shows(
+    tiny: Path, questions: Path, other: Path, tmp_path: Path
+) -> None:
+    options = EvalOptions(shots=1, shots_from=str(other))
+    first, _ = evaluate_on_task(str(tiny), str(questions), options, out=tmp_path / "out")
+    other.write_text(other.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    second, path = evaluate_on_task(str(tiny), str(questions), options, out=tmp_path / "out")
+    [before], [after] = (result.tasks[str(tiny)].values() for result in (first, second))
+    assert before.prompt_sha256 == after.prompt_sha256
+    sha256 = hashlib.sha256(other.read_bytes()).hexdigest()
+    assert sorted({str(row.shots_sha256) for row in read_rows(path, QuestionRow)}) == sorted(
+        [str(before.shots_sha256), sha256]
+    )
+
+
 def test_a_recipe_names_the_file_as_an_input(
     tiny: Path, corpus: Path, questions: Path, other: Path, tmp_path: Path
 ) -> None:
@@ -89,8 +105,8 @@ def test_a_recipe_names_the_file_as_an_input(
 def test_a_question_among_the_examples_does_not_change_the_other_prompts(tiny: Path, questions: Path) -> None:
     """Only it gets the replacement, in last place: prompts share all examples before the one left out."""
     drawn = eval_set(questions, 5)
-    common = [example.id for example in drawn.examples.drawn[:5]]
-    replacement = drawn.examples.drawn[5].id
+    common = [example.id for example in drawn.examples.drawn_questions[:5]]
+    replacement = drawn.examples.drawn_questions[5].id
     prompts = {prompt.question.id: prompt for prompt in drawn.prompts(model(tiny))}
     for id_, prompt in prompts.items():
         if id_ not in common:
@@ -106,6 +122,22 @@ def test_too_few_examples_name_the_file(questions: Path, other: Path) -> None:
     other.write_text("{}\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"other\.jsonl"):
         eval_set(questions, 1, other)
+
+
+def test_exactly_as_many_examples_as_shots_are_enough_if_none_repeats_a_question(
+    tiny: Path, questions: Path, other: Path, tmp_path: Path
+) -> None:
+    """MMLU's `dev` files have five questions each, and its usual evaluation shows all five."""
+    five = write_questions(tmp_path / "dev.jsonl", [f"Other question {n}?" for n in range(5)])
+    for prompt in eval_set(questions, 5, five).prompts(model(tiny)):
+        assert sorted(prompt.shot_ids) == [f"dev-{n}" for n in range(5)]
+    # A larger file is drawn from as before: its scores must not change.
+    assert len(eval_set(questions, 4, five).examples.drawn) == 5
+
+
+def test_a_file_of_examples_without_shots_is_refused(other: Path) -> None:
+    with pytest.raises(ValidationError, match="shots must be at least 1 with shots_from, got 0"):
+        EvalOptions(shots_from=str(other))
 
 
 def test_the_file_of_examples_is_never_overwritten(tiny: Path, questions: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from meditron.core.errors import UsageError
 from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate import fidelity
-from meditron.evaluate.heldout import choose
+from meditron.evaluate.heldout import choose_heldout
 from meditron.evaluate.model import LocalModel
 from meditron.evaluate.rows import FidelityRow
 from meditron.evaluate.rows_file import RowsFile
@@ -35,7 +35,7 @@ def measure(model: Path, against: Path, documents: dict[str, list[CorpusDocument
 def test_every_figure_is_that_of_whole_distributions_in_transformers(
     tiny: Path, other_tiny: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    documents = choose(corpus, 200)
+    documents = choose_heldout(corpus, 200)
     rows, [pubmed, _] = measure(tiny, other_tiny, documents, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     p_model, q_model = (
@@ -63,7 +63,7 @@ def test_every_figure_is_that_of_whole_distributions_in_transformers(
 
 
 def test_a_model_against_itself_is_the_same(tiny: Path, corpus: Path, tmp_path: Path) -> None:
-    _, [result, *_] = measure(tiny, tiny, choose(corpus, 200), tmp_path)
+    _, [result, *_] = measure(tiny, tiny, choose_heldout(corpus, 200), tmp_path)
     assert (result.kl_mean, result.kl_99, result.top_agreement, result.perplexity_ratio) == (0, 0, 1, 1)
     assert result.intervals["perplexity_ratio"] is None  # nothing varies
 
@@ -71,7 +71,7 @@ def test_a_model_against_itself_is_the_same(tiny: Path, corpus: Path, tmp_path: 
 def test_existing_rows_are_reused(
     tiny: Path, other_tiny: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    documents = choose(corpus, 200)
+    documents = choose_heldout(corpus, 200)
     first = measure(tiny, other_tiny, documents, tmp_path)
     monkeypatch.delattr(TorchEngine, "load")
     assert measure(tiny, other_tiny, documents, tmp_path) == first
@@ -79,15 +79,17 @@ def test_existing_rows_are_reused(
 
 def test_models_with_different_tokenizers_do_not_compare(tiny: Path, corpus: Path, tmp_path: Path) -> None:
     other = tiny_hf(tmp_path / "wide", vocabulary=300)
-    with pytest.raises(UsageError, match=r"300 tokens and against 320|320 tokens and against 300"):
-        measure(other, tiny, choose(corpus, 200), tmp_path)
+    with pytest.raises(
+        UsageError, match=r"300 tokens and against one of 320|320 tokens and against one of 300"
+    ):
+        measure(other, tiny, choose_heldout(corpus, 200), tmp_path)
     moved = tmp_path / "moved"
     shutil.copytree(tiny, moved)
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.backend_tokenizer.normalizer = Lowercase()
     tokenizer.save_pretrained(moved)
-    with pytest.raises(UsageError, match="as different tokens"):
-        measure(moved, tiny, choose(corpus, 200), tmp_path)
+    with pytest.raises(UsageError, match="into different tokens"):
+        measure(moved, tiny, choose_heldout(corpus, 200), tmp_path)
 
 
 def test_quantized_weights_are_labelled_as_dequantized(smollm2_gguf: Path, tiny: Path) -> None:

@@ -13,7 +13,7 @@ from meditron.evaluate.answers import answer_questions
 from meditron.evaluate.config import EvalOptions, EvaluateConfig
 from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.model import LocalModel
-from meditron.evaluate.prompts import encode, encode_messages
+from meditron.evaluate.prompts import encode_chat_prompt, encode_plain_prompt
 from meditron.evaluate.rows import QuestionRow
 from meditron.evaluate.rows_file import RowsFile, read_rows
 from meditron.evaluate.stage import run
@@ -39,7 +39,7 @@ def finetuned(folder: Path, template: str) -> None:
     trained = Training(
         stage="finetune.x", kind="finetune", data="d", data_digest="d" * 64, chat_template=template, task="d"
     )
-    write_ancestry(folder, untrained_ancestry("base", "b" * 64).extended(trained))
+    write_ancestry(folder, untrained_ancestry("base", "b" * 64).with_training(trained))
 
 
 def local_model(folder: Path) -> LocalModel:
@@ -47,7 +47,7 @@ def local_model(folder: Path) -> LocalModel:
 
 
 def eval_set(task: Task, form: PromptForm = "trained", shots: int = 0) -> EvalSet:
-    return EvalSet.of(task, EvalOptions(questions=30, shots=shots, prompt_form=form), seed=1)[0]
+    return EvalSet.from_task(task, EvalOptions(questions=30, shots=shots, prompt_form=form), seed=1)[0]
 
 
 @pytest.mark.parametrize("template", ["letters", "texts"])
@@ -58,7 +58,9 @@ def test_the_tokens_are_those_that_a_finetune_trains_on(
     model = local_model(chat_model)
     for prompt in eval_set(task).prompts(model):
         plain = task.template.render(prompt.question)
-        result = encode_messages(model.chat_tokenizer, prompt.messages, prompt.rendered.continuations, 10_000)
+        result = encode_chat_prompt(
+            model.chat_tokenizer, prompt.messages, prompt.rendered.continuations, 10_000
+        )
         for option, ids in zip(plain.continuations, result.continuations, strict=True):
             row = tokenize_conversation(
                 model.tokenizer, question_turns(plain.prompt, option, "chatml"), "chatml"
@@ -75,7 +77,9 @@ def test_raw_prompts_have_the_tokens_of_training_in_plain_text(
     task = open_task(str(task_file), template=template)
     model = local_model(chat_model)
     for prompt in eval_set(task, "raw").prompts(model):
-        result = encode(model.tokenizer, prompt.rendered.prompt, prompt.rendered.continuations, 10_000)
+        result = encode_plain_prompt(
+            model.tokenizer, prompt.rendered.prompt, prompt.rendered.continuations, 10_000
+        )
         for option, ids in zip(prompt.rendered.continuations, result.continuations, strict=True):
             row = tokenize_conversation(
                 model.tokenizer, question_turns(prompt.rendered.prompt, option, "none"), "none"
@@ -116,7 +120,9 @@ def test_a_control_tokens_name_in_a_question_opens_no_turn(chat_model: Path, tmp
     model = local_model(chat_model)
     [end] = model.tokenizer.encode("<|im_end|>", special=True, bos=False)
     for prompt in eval_set(open_task(str(path))).prompts(model):
-        result = encode_messages(model.chat_tokenizer, prompt.messages, prompt.rendered.continuations, 10_000)
+        result = encode_chat_prompt(
+            model.chat_tokenizer, prompt.messages, prompt.rendered.continuations, 10_000
+        )
         assert result.prefix.count(end) == 1
 
 
@@ -179,6 +185,6 @@ def test_the_chat_template_travels_with_the_weights_only(chat_model: Path, tmp_p
     copy = tmp_path / "copy"
     shutil.copytree(chat_model, copy)
     (copy / "ancestry.json").unlink()
-    assert local_model(copy).trained_form == "raw"
+    assert local_model(copy).trained_prompt_form == "raw"
     finetuned(copy, "none")
-    assert local_model(copy).trained_form == "raw"
+    assert local_model(copy).trained_prompt_form == "raw"

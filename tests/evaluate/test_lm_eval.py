@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from meditron.engine.torch_engine import TorchEngine
-from meditron.evaluate.prompts import encode
+from meditron.evaluate.prompts import encode_plain_prompt
 from meditron.model.presets import model_tokenizer
 from meditron.model.weights import load_model, save_hf
 from meditron.store.models import resolve_model
@@ -67,8 +67,8 @@ def pubmedqa(shared: Path) -> tuple[Task, dict[str, dict[str, Any]]]:
 def ours(folder: Path, task: Task) -> Iterator[list[float]]:
     with TorchEngine.load(str(folder), dtype="float32") as engine:
         prompts = [task.template.render(question) for question in task.rows("test", ROWS)]
-        encoded = [encode(engine.tokenizer, p.prompt, p.continuations, 2048) for p in prompts]
-        scored = iter(engine.score([pair for e in encoded for pair in e.requests()]))
+        encoded = [encode_plain_prompt(engine.tokenizer, p.prompt, p.continuations, 2048) for p in prompts]
+        scored = iter(engine.score([pair for e in encoded for pair in e.scoring_requests()]))
         for e in encoded:
             yield [float(next(scored).sum()) for _ in e.continuations]
 

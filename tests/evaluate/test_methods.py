@@ -14,7 +14,7 @@ import pytest
 from evaluate.toy_vote import SAMPLES, ToyVote, ToyVoteRow
 from meditron.core.errors import InputError, UsageError
 from meditron.engine.base import Generates, Generation, GivesLogits, Prompt, Reply, ScoresTokens
-from meditron.evaluate.compare import compare
+from meditron.evaluate.compare import compare_results
 from meditron.evaluate.config import EvalOptions, EvaluateConfig
 from meditron.evaluate.methods.loglikelihood import LoglikelihoodRow
 from meditron.evaluate.methods.next_token import NextTokenRow
@@ -148,7 +148,7 @@ def test_a_remote_evaluation_continues_on_another_day_and_compares(
     third, _ = evaluate_on_task(later, str(task_file), options, out=tmp_path / "out")
     assert len(server.prompts) == 2 * requests  # type: ignore[attr-defined]
     assert first.tasks == second.tasks == third.tasks
-    [comparison] = compare(str(path), str(path))
+    [comparison] = compare_results(str(path), str(path))
     assert (comparison.n, comparison.difference) == (30, 0)
 
 

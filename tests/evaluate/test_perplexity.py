@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from meditron.core.errors import MeditronError
 from meditron.engine.torch_engine import TorchEngine
-from meditron.evaluate.compare import compare
+from meditron.evaluate.compare import compare_results
 from meditron.evaluate.config import EvaluateConfig
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow
 from meditron.evaluate.rows_file import read_rows
@@ -114,7 +114,7 @@ def test_differences_are_those_that_compare_finds(
 ) -> None:
     metrics = evaluate(tmp_path / "out", corpus, {"base": tiny, "pretrain": other_tiny})
     actual = read_results(tmp_path / "out").differences
-    again = compare(f"{tmp_path}/out:base", f"{tmp_path}/out:pretrain", seed=1, resamples=1000)
+    again = compare_results(f"{tmp_path}/out:base", f"{tmp_path}/out:pretrain", seed=1, resamples=1000)
     assert [d.model_dump(exclude={"a", "b"}) for d in actual] == [
         d.model_dump(exclude={"a", "b"}) for d in again
     ]
@@ -172,6 +172,26 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path, corpus: Path, tin
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MeditronError, match=r"model\.norm\.weight contains NaN or infinity"):
         evaluate(tmp_path / "out", corpus, {"broken": broken})
+
+
+def test_losses_above_the_range_of_exp_are_measured(tmp_path: Path, corpus: Path, tiny: Path) -> None:
+    """The other models' results must not be lost because one model is damaged."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny, damaged)
+    weights = load_file(damaged / "model.safetensors")
+    weights["model.norm.weight"] *= 1e6
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    pair = {"model": "damaged", "against": "base"}
+    evaluate(tmp_path / "out", corpus, {"base": tiny, "damaged": damaged}, fidelity=[pair])
+    result = read_results(tmp_path / "out")
+    score = result.perplexity["damaged"]["pubmed"]
+    assert score.nll > 1000
+    assert score.perplexity == math.exp(700)
+    assert math.isfinite(result.fidelity[0].perplexity_ratio)
+    evaluate(tmp_path / "back", corpus, {"base": tiny, "damaged": damaged}, fidelity=[
+        {"model": "base", "against": "damaged"}
+    ])  # fmt: skip
+    assert read_results(tmp_path / "back").fidelity[0].perplexity_ratio > 0
 
 
 def test_scoring_again_is_a_no_op(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, StorageError
 from meditron.evaluate.rows import PERPLEXITY, DocumentRow
-from meditron.evaluate.rows_file import RowsFile, exclusive, read_rows
+from meditron.evaluate.rows_file import RowsFile, lock_rows_file, read_rows
 
 
 def row(
@@ -32,13 +32,13 @@ def row(
 
 def append(folder: Path, rows: list[DocumentRow]) -> None:
     with RowsFile(folder / PERPLEXITY, DocumentRow) as file:
-        file.append(rows)
+        file.append_rows(rows)
 
 
 def test_rows_of_an_earlier_run_are_found_by_their_cache_key(tmp_path: Path) -> None:
     append(tmp_path, [row(1), row(2, cache_key="another")])
     with RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
-        assert file.known("p") == {("pubmed", "pubmed:1", f"{1:064x}"): row(1)}
+        assert file.rows_with_cache_key("p") == {("pubmed", "pubmed:1", f"{1:064x}"): row(1)}
 
 
 @given(st.integers(min_value=1, max_value=10_000))
@@ -60,10 +60,12 @@ def test_the_finished_file_is_the_same_for_every_order_of_work(tmp_path: Path) -
     rows = [row(n, model=model) for model in ("base", "pretrain") for n in range(5)]
     for name, order in (("a", rows), ("b", rows[::-1])):
         with RowsFile(tmp_path / name / PERPLEXITY, DocumentRow) as file:
-            file.append(order[:3])
-            file.finish(order)
+            file.append_rows(order[:3])
+            file.rewrite_sorted(order)
     assert (tmp_path / "a" / PERPLEXITY).read_bytes() == (tmp_path / "b" / PERPLEXITY).read_bytes()
-    assert {r.key() for r in read_rows(tmp_path / "a" / PERPLEXITY, DocumentRow)} == {r.key() for r in rows}
+    assert {r.row_key() for r in read_rows(tmp_path / "a" / PERPLEXITY, DocumentRow)} == {
+        r.row_key() for r in rows
+    }
 
 
 def test_a_figure_survives_the_file_to_the_last_bit(tmp_path: Path) -> None:
@@ -119,9 +121,9 @@ def test_a_link_is_never_written_through(tmp_path: Path) -> None:
 def test_documents_of_one_id_keep_their_own_rows(tmp_path: Path) -> None:
     same = [row(1).model_copy(update={"text_sha256": f"{n:064x}", "nll": float(n)}) for n in range(4)]
     with RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
-        file.finish(same)
+        file.rewrite_sorted(same)
     with RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
-        assert sorted(each.nll for each in file.known("p").values()) == [0, 1, 2, 3]
+        assert sorted(each.nll for each in file.rows_with_cache_key("p").values()) == [0, 1, 2, 3]
 
 
 def test_one_process_at_a_time_writes_a_rows_file(tmp_path: Path) -> None:
@@ -130,11 +132,11 @@ def test_one_process_at_a_time_writes_a_rows_file(tmp_path: Path) -> None:
 
     def second() -> None:
         entered.set()
-        with exclusive(tmp_path / PERPLEXITY), RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
+        with lock_rows_file(tmp_path / PERPLEXITY), RowsFile(tmp_path / PERPLEXITY, DocumentRow) as file:
             seen.extend(file.rows)
 
     waiting = threading.Thread(target=second)
-    with exclusive(tmp_path / PERPLEXITY):
+    with lock_rows_file(tmp_path / PERPLEXITY):
         waiting.start()
         entered.wait()
         time.sleep(0.1)
@@ -146,6 +148,6 @@ def test_one_process_at_a_time_writes_a_rows_file(tmp_path: Path) -> None:
 def test_a_linked_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("precious")
     (tmp_path / f".{PERPLEXITY}.lock").symlink_to(tmp_path / "victim")
-    with pytest.raises(StorageError), exclusive(tmp_path / PERPLEXITY):
+    with pytest.raises(StorageError), lock_rows_file(tmp_path / PERPLEXITY):
         pass
     assert (tmp_path / "victim").read_text() == "precious"

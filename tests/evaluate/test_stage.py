@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from meditron.core.errors import InputError, UsageError
-from meditron.evaluate.compare import compare
-from meditron.evaluate.config import Against, EvaluateConfig
+from meditron.evaluate.compare import compare_results
+from meditron.evaluate.config import EvaluateConfig, ModelPair
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import read_rows
 from meditron.evaluate.stage import bayes_training_rows, run
@@ -27,7 +27,7 @@ from meditron.store.manifest import Artifact, Manifest
 from meditron.store.results import EvaluationResult, read_results
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
-from meditron.tasks.task import Questions
+from meditron.tasks.task import SplitQuestions
 
 Evaluate = Callable[..., EvaluationResult]
 
@@ -40,7 +40,7 @@ def evaluate(corpus: Path, tiny: Path, other_tiny: Path, task_file: Path) -> Eva
         models = models or {"base": tiny, "finetune": other_tiny}
         words = {"models": tuple(models), "tasks": (str(task_file),), "seed": 1, "resamples": 500}
         config = EvaluateConfig.model_validate(
-            {"fidelity": (Against(model=list(models)[-1], against="base"),), **words, **settings}
+            {"fidelity": (ModelPair(model=list(models)[-1], against="base"),), **words, **settings}
         )
         paths = models | {"corpus": corpus, str(task_file): task_file}
         run(config, {name: Artifact(name, path, f"{name}'s digest") for name, path in paths.items()}, out)
@@ -64,7 +64,7 @@ def test_the_stage_writes_every_measure_of_every_model(evaluate: Evaluate, tmp_p
     assert result.engines == {"base": "torch", "finetune": "torch"}
     of_tasks = [d for d in result.differences if d.task]
     assert [(d.a, d.b) for d in of_tasks] == [("base", "finetune"), ("base (calibrated)", "finetune")]
-    again = compare(f"{tmp_path}/out:base", f"{tmp_path}/out:finetune", seed=1, resamples=500)
+    again = compare_results(f"{tmp_path}/out:base", f"{tmp_path}/out:finetune", seed=1, resamples=500)
     assert [d.model_dump(exclude={"a", "b", "p_adjusted", "family"}) for d in again if d.task] == [
         of_tasks[0].model_dump(exclude={"a", "b", "p_adjusted", "family"})
     ]
@@ -138,7 +138,7 @@ def a_manifest(config: dict[str, Any]) -> Manifest:
 def test_naive_bayes_learns_from_what_the_finetune_learned_from(tmp_path: Path, task_file: Path) -> None:
     questions = tuple(Question(id=f"t{n}", text="word", options=("a", "b"), gold=n % 2) for n in range(9))
     task = open_task(str(task_file))
-    task = replace(task, read=lambda _: Questions(rows=questions))
+    task = replace(task, read_split=lambda _: SplitQuestions(rows=questions))
     with JsonlWriter(tmp_path / "rows.jsonl.zst") as writer:
         for n, question in enumerate(questions):
             writer.write({"id": question.id, "split": "train" if n in (3, 4) else "heldout"})
@@ -197,8 +197,8 @@ def test_only_equal_questions_and_settings_compare(evaluate: Evaluate, tmp_path:
     evaluate(tmp_path / "a", fidelity=())
     evaluate(tmp_path / "b", fidelity=(), shots=2)
     specs = (f"{tmp_path}/a/drugs.jsonl:base", f"{tmp_path}/b/drugs.jsonl:finetune")
-    with pytest.raises(UsageError, match=r"do not compare, they differ in shots: 0 / 2"):
-        compare(*specs)
+    with pytest.raises(UsageError, match=r"are not comparable: they differ in shots: 0 / 2"):
+        compare_results(*specs)
     for field, other, error, message in (
         ("version", 2, UsageError, "task version: 1 / 2"),
         ("prompt_sha256", "f" * 64, UsageError, r"prompt \(template or shots\)"),
@@ -210,7 +210,7 @@ def test_only_equal_questions_and_settings_compare(evaluate: Evaluate, tmp_path:
         ]
         (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
         with pytest.raises(error, match=message):
-            compare(specs[0], f"{tmp_path}/c.jsonl:finetune")
-    [result] = compare(specs[0], f"{tmp_path}/a/drugs.jsonl:finetune")
+            compare_results(specs[0], f"{tmp_path}/c.jsonl:finetune")
+    [result] = compare_results(specs[0], f"{tmp_path}/a/drugs.jsonl:finetune")
     assert (result.task, result.n) == ("drugs", 30)
     assert result.mcnemar is not None

@@ -10,11 +10,11 @@ import pytest
 
 from meditron.core.errors import MeditronError
 from meditron.evaluate.config import EvalOptions, EvaluateConfig
-from meditron.evaluate.heldout import choose
+from meditron.evaluate.heldout import choose_heldout
 from meditron.evaluate.model import LocalModel
 from meditron.evaluate.stage import run
 from meditron.evaluate.standalone import evaluate_on_task
-from meditron.evaluate.trained import refuse_trained_documents, training_data
+from meditron.evaluate.trained import refuse_trained_documents, training_data_record
 from meditron.model.weights import load_model, save_gguf
 from meditron.release.convert import convert
 from meditron.store.ancestry import GGUF_KEY, Training, read_ancestry, untrained_ancestry, write_ancestry
@@ -144,7 +144,7 @@ def test_messages_that_held_the_questions_count(tmp_path: Path, tiny: Path, task
 def test_held_out_documents_that_were_trained_on_are_refused(
     tmp_path: Path, tiny: Path, corpus: Path
 ) -> None:
-    documents = choose(corpus, 200)
+    documents = choose_heldout(corpus, 200)
     read = tuple(sorted(short_hash(content_sha256(text.text)) for text in documents["pubmed"][:2]))
     trained = model(tmp_path / "m", tiny, training(kind="pretrain", data="corpus", documents=read))
     with pytest.raises(MeditronError, match=r"trained on 2 of the 40 held-out documents, in finetune\.x"):
@@ -178,7 +178,9 @@ def test_unknown_training_data_is_recorded(tmp_path: Path, corpus: Path, tiny: P
     )
     page = (tmp_path / "out" / "report.html").read_text()
     assert data["base"].statement in page
-    seeded = training_data(LocalModel("init:tiny", Artifact("init:tiny", Path("init:tiny"), ""), "float32"))
+    seeded = training_data_record(
+        LocalModel("init:tiny", Artifact("init:tiny", Path("init:tiny"), ""), "float32")
+    )
     assert seeded.known
     assert seeded.statement == "Not trained: the weights are seeded random numbers."
 
@@ -189,7 +191,7 @@ def test_files_of_seeded_weights_are_recorded_as_not_trained(tmp_path: Path) -> 
         record = read_ancestry(resolve_model(str(out)))
         assert record
         assert (record.base, record.trained_from_scratch, record.trainings) == ("init:tiny", True, ())
-        data = training_data(LocalModel("m", Artifact(str(out), out, ""), "float32"))
+        data = training_data_record(LocalModel("m", Artifact(str(out), out, ""), "float32"))
         assert (data.known, data.statement) == (
             True,
             "Not trained: the weights are seeded random numbers.",

@@ -27,7 +27,7 @@ class ToyVote(EvalMethod[ToyVoteRow]):
     def cache_key(self) -> Mapping[str, object]:
         return {"samples": SAMPLES}
 
-    def answer(
+    def answer_prompts(
         self, model: EvalModel, prompts: Sequence[EvalPrompt], fields: Sequence[Mapping[str, Any]]
     ) -> list[ToyVoteRow]:
         rows = []

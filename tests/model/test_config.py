@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from hf_parity import SCALINGS, SHAPE
 from meditron.core.errors import InputError
-from meditron.model.config import LlamaConfig, llama3_factors
+from meditron.model.config import LlamaConfig, llama3_rope_divisors
 from meditron.model.llama import Llama
 from meditron.model.presets import PRESETS
 
@@ -143,7 +143,7 @@ def test_any_table_gives_a_config_or_an_input_error(changes):
         config = LlamaConfig.from_hf(LLAMA | changes)
     except InputError:
         return
-    assert config.parameters > 0
+    assert config.parameter_count > 0
 
 
 @given(
@@ -157,7 +157,7 @@ def test_any_metadata_gives_a_config_or_an_input_error(changes):
         config = LlamaConfig.from_gguf(GGUF | changes, tied=True)
     except InputError:
         return
-    assert config.parameters > 0
+    assert config.parameter_count > 0
 
 
 def test_gguf_metadata_gives_the_same_config():
@@ -177,7 +177,7 @@ def test_gguf_scalings():
     oldest = GGUF | {"llama.rope.scale_linear": 4.0}
     assert LlamaConfig.from_gguf(oldest, tied=True) == LlamaConfig.from_gguf(linear, tied=True)
     llama3 = LlamaConfig.from_hf(LLAMA | {"rope_scaling": SCALINGS[2]})
-    factors = tuple(llama3_factors(llama3.rope_theta, llama3.head_dim, llama3.rope_scaling))
+    factors = tuple(llama3_rope_divisors(llama3.rope_theta, llama3.head_dim, llama3.rope_scaling))
     assert LlamaConfig.from_gguf(GGUF, tied=True, rope_factors=factors).rope_scaling == llama3.rope_scaling
     with pytest.raises(InputError, match="rotary scaling"):
         LlamaConfig.from_gguf(GGUF, tied=True, rope_factors=(8.0,) * 8)
@@ -199,14 +199,14 @@ def test_parameter_counts_of_published_models():
             "num_attention_heads": 64, "num_key_value_heads": 8,
         }
     )  # fmt: skip
-    assert (seven.parameters, seventy.parameters) == (6_738_415_616, 68_976_648_192)
+    assert (seven.parameter_count, seventy.parameter_count) == (6_738_415_616, 68_976_648_192)
     assert seven.flops_per_token(4096) == pytest.approx(46.9e9, rel=1e-3)
 
 
 def test_parameters_are_those_of_the_model():
     for tied in (True, False):
         config = LlamaConfig.from_hf(LLAMA | {"tie_word_embeddings": tied, "head_dim": 20})
-        assert config.parameters == sum(weight.numel() for weight in Llama(config).parameters())
+        assert config.parameter_count == sum(weight.numel() for weight in Llama(config).parameters())
 
 
 def test_presets_start_with_the_quickstart_tokenizer():

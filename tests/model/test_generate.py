@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from hf_parity import logits, make_hf, our_llama
 from meditron.core.errors import EngineError, UsageError
-from meditron.model.generate import generate, generate_batch, pick
-from meditron.model.nll import nll_rows
+from meditron.model.generate import generate, generate_batch, pick_token
+from meditron.model.nll import document_nll
 from meditron.model.sampling import SamplingConfig, SamplingOptions
 
 HF = make_hf()
@@ -73,7 +73,7 @@ def test_settings_out_of_range_are_refused_at_once(settings, problem):
 def test_the_options_of_generate_are_the_sampling_settings():
     assert SamplingOptions.__annotations__ == SamplingConfig.__annotations__
     sampling = SamplingConfig(max_tokens=3, temperature=0.5, top_p=0.9, top_k=7, seed=2)
-    assert SamplingConfig(**sampling.options) == sampling
+    assert SamplingConfig(**sampling.generate_arguments) == sampling
 
 
 @given(
@@ -97,12 +97,12 @@ def test_a_batch_gives_each_prompt_the_ids_that_it_has_alone(prompts, greedy):
 
 def draws(logits_V, count=4000, **settings):
     generator, sampling = torch.Generator().manual_seed(0), SamplingConfig(**settings)
-    chosen = [pick(logits_V, sampling, generator) for _ in range(count)]
+    chosen = [pick_token(logits_V, sampling, generator) for _ in range(count)]
     return torch.bincount(torch.tensor(chosen), minlength=len(logits_V)) / count
 
 
 def test_ties_go_to_the_lowest_id():
-    assert pick(torch.tensor([0.0, 2.0, 2.0]), SamplingConfig(), torch.Generator()) == 1
+    assert pick_token(torch.tensor([0.0, 2.0, 2.0]), SamplingConfig(), torch.Generator()) == 1
 
 
 def test_draws_have_the_right_probabilities():
@@ -127,7 +127,7 @@ def test_generation_with_a_cache_equals_generation_without():
 
 def test_a_temperature_near_zero_is_greedy():
     logits = torch.tensor([1.0, 30.0, 2.0])
-    assert pick(logits, SamplingConfig(temperature=1e-38), torch.Generator().manual_seed(0)) == 1
+    assert pick_token(logits, SamplingConfig(temperature=1e-38), torch.Generator().manual_seed(0)) == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -139,7 +139,7 @@ def test_weights_that_are_not_finite_are_named(value, sampling):
     with pytest.raises(EngineError, match=r"not finite: model\.layers\.1\.mlp\.up_proj\.weight contains"):
         ids(broken, max_tokens=3, **sampling)
     with pytest.raises(EngineError, match="not finite"):
-        nll_rows(broken, [PROMPT])
+        document_nll(broken, [PROMPT])
 
 
 def test_activations_that_overflow_are_named():

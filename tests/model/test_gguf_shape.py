@@ -11,7 +11,7 @@ from hf_parity import logits
 from llamacpp import llama_server
 from meditron.core.errors import InputError, UsageError
 from meditron.model.config import LlamaConfig
-from meditron.model.gguf_shape import NEUTRAL
+from meditron.model.gguf_shape import NEUTRAL_VALUES
 from meditron.model.weights import load_model, save_gguf
 from meditron.store.gguf import GGUF, LazyTensor, write_gguf
 from meditron.text.tokenizer import Tokenizer
@@ -68,9 +68,9 @@ def test_a_key_that_may_change_the_model_is_refused_by_name(key: str, value: obj
         read({key: value})
 
 
-@pytest.mark.parametrize("key", sorted(NEUTRAL))
+@pytest.mark.parametrize("key", sorted(NEUTRAL_VALUES))
 def test_a_key_without_effect_is_ignored(key: str) -> None:
-    allowed = NEUTRAL[key]
+    allowed = NEUTRAL_VALUES[key]
     assert read({key: "anything" if allowed is None else allowed[0]}) == read({})
 
 

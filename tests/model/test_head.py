@@ -23,7 +23,7 @@ def test_log_probabilities_have_fp32_precision_in_every_dtype(dtype: torch.dtype
 def test_hidden_states_finer_than_the_head_are_not_rounded_to_it() -> None:
     generator = torch.Generator().manual_seed(1)
     hidden_ND, weight_VD = torch.randn(8, 64, generator=generator), torch.randn(50, 64, generator=generator)
-    [(places, logits_CV)] = Head(weight_VD.bfloat16()).chunks(hidden_ND)
+    [(places, logits_CV)] = Head(weight_VD.bfloat16()).logit_chunks(hidden_ND)
     exact_CV = hidden_ND.double() @ weight_VD.bfloat16().double().T
     assert places == slice(0, 8)
     torch.testing.assert_close(logits_CV.double(), exact_CV, rtol=1e-6, atol=1e-5)

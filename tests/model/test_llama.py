@@ -6,7 +6,7 @@ import torch
 from hf_parity import logits, make_hf, our_llama
 from meditron.model.generate import generate, generate_batch
 from meditron.model.llama import KVCache, Llama, document_mask
-from meditron.model.nll import nll_rows
+from meditron.model.nll import document_nll
 from meditron.model.presets import PRESETS
 from meditron.model.sampling import SamplingConfig
 
@@ -91,7 +91,7 @@ def test_masks_positions_and_caches_are_on_the_models_device():
         assert [list(generate(model, ids, SamplingConfig(max_tokens=5))) for ids in alone] == wanted
         steps = list(generate_batch(model, alone, [SamplingConfig(max_tokens=5)] * 2))
         assert [[step[row] for step in steps] for row in range(2)] == wanted
-        nll_rows(model, alone)
+        document_nll(model, alone)
         model.init_weights(1)
     assert all(weight.device.type == "cpu" for weight in model.parameters())
     cache = KVCache(model.config.num_hidden_layers, 50)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_parity import logits, make_hf, our_llama
-from meditron.model.nll import nll_rows, nll_sum
+from meditron.model.nll import document_nll, nll_sum
 
 MODEL = our_llama(make_hf())
 
@@ -94,7 +94,7 @@ def alone(row):
 )
 @settings(max_examples=25, deadline=None)
 def test_documents_in_batches_score_as_alone(rows, batch_tokens):
-    nll, tokens = nll_rows(MODEL, rows, batch_tokens=batch_tokens)
+    nll, tokens = document_nll(MODEL, rows, batch_tokens=batch_tokens)
     assert tokens.tolist() == [max(min(len(row), 64) - 1, 0) for row in rows]
     for found, row in zip(nll, rows, strict=True):
         assert found == pytest.approx(alone(row) if len(row) > 1 else 0.0, rel=1e-5, abs=1e-4)
@@ -102,14 +102,14 @@ def test_documents_in_batches_score_as_alone(rows, batch_tokens):
 
 def test_held_out_loss_repeats_to_the_bit_and_leaves_no_trace():
     rows = [list(range(start, start + 5 * start)) for start in (3, 9, 1, 12, 7)]
-    first, again = nll_rows(MODEL, rows)[0], nll_rows(MODEL, rows)[0]
+    first, again = document_nll(MODEL, rows)[0], document_nll(MODEL, rows)[0]
     assert np.array_equal(first, again)
     assert all(weight.grad is None for weight in MODEL.parameters())
 
 
 def test_max_length_truncates():
     row = list(range(40))
-    (nll,), (tokens,) = nll_rows(MODEL, [row], max_length=10)
+    (nll,), (tokens,) = document_nll(MODEL, [row], max_length=10)
     assert tokens == 9
     assert nll == pytest.approx(alone(row[:10]), rel=1e-5)
 
@@ -126,5 +126,5 @@ def test_compiled_blocks_score_eagerly():
     counter = torch._dynamo.testing.CompileCounter()
     for block in model.blocks():
         block.compile(backend=counter)
-    assert np.allclose(nll_rows(model, rows)[0], nll_rows(MODEL, rows)[0])
+    assert np.allclose(document_nll(model, rows)[0], document_nll(MODEL, rows)[0])
     assert counter.frame_count == 0

@@ -7,7 +7,7 @@ import torch
 
 from hf_parity import logits
 from llamacpp import llama_server
-from meditron.model.nll import nll_rows
+from meditron.model.nll import document_nll
 from meditron.model.weights import save_gguf
 from meditron.text.tokenizer import load_tokenizer
 
@@ -86,5 +86,5 @@ def test_llama_cpp_generates_the_same_text(model, tokenizer, tmp_path):
 def test_medical_text_is_likelier_than_its_words_shuffled(model, tokenizer):
     text = "Aspirin inhibits cyclooxygenase and lowers the risk of a second myocardial infarction."
     words = " ".join(sorted(text.split()))
-    (plain, mixed), _ = nll_rows(model, [tokenizer.encode(text), tokenizer.encode(words)])
+    (plain, mixed), _ = document_nll(model, [tokenizer.encode(text), tokenizer.encode(words)])
     assert plain < 0.7 * mixed

@@ -215,7 +215,7 @@ def test_gguf_and_back_is_the_same_model(tokenizer, tmp_path, tied):
     assert found.model_copy(update={"initializer_range": model.config.initializer_range}) == model.config
     with GGUF(tmp_path / "f16.gguf") as file:
         assert ("output.weight" in file.tensors) != tied
-        assert file.metadata["tokenizer.ggml.tokens"][5] == tokenizer.token(5)
+        assert file.metadata["tokenizer.ggml.tokens"][5] == tokenizer.id_to_token(5)
 
 
 @pytest.mark.parametrize("scaling", [*SCALINGS, YARN], ids=lambda s: s["rope_type"])

@@ -40,14 +40,14 @@ def run(recipe: Path, *overrides: str, **options: Any) -> RunResult:
 
 def test_a_registered_stage_runs_after_a_real_one(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run(recipe)
-    assert result.built == ["corpus", "toy"]
+    assert result.built_stages == ["corpus", "toy"]
     assert "stage 2 of 2: toy\n" in capsys.readouterr().err
     manifest = read_manifest(result.folder / "toy")
     assert manifest is not None
     assert (manifest.kind, manifest.seed, manifest.config["letter"]) == ("toy", 3, "e")
     assert manifest.metrics["documents"] == result.stages["corpus"].metrics["sources"]["notes"]["train"]
     assert json.loads((result.folder / "toy/count.json").read_text()) == {"e": manifest.metrics["letters"]}
-    assert run(recipe).built == []
+    assert run(recipe).built_stages == []
 
 
 def test_a_registered_stage_has_status_drift_and_rebuild(recipe: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_registered_stage_has_status_drift_and_rebuild(recipe: Path) -> None:
     assert stages["corpus"]["state"] == "fresh"
     assert stages["toy"]["state"] == "stale"
     assert stages["toy"]["drift"] == [{"field": "letter", "was": "e", "now": "a"}]
-    assert run(recipe, "toy.letter=a", rebuild=["toy"]).built == ["toy"]
+    assert run(recipe, "toy.letter=a", rebuild=["toy"]).built_stages == ["toy"]
 
 
 def test_a_registered_stage_is_in_the_report(recipe: Path) -> None:

@@ -133,6 +133,17 @@ def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.Mon
     assert (costs["evaluate"].tokens or 0) < len(text)
 
 
+def test_an_override_shows_no_secret(folder: Path) -> None:
+    """A place in a recipe may be a `--set`, and its address may have a login."""
+    path = folder / "bad.toml"
+    override = "corpus.sources.gone.from=https://user:secret@host.example:0/gone.jsonl?token=secret"
+    problems = [
+        problem.to_json() for problem in run_recipe(load_recipe(path, [override]), dry_run=True).problems
+    ]
+    assert "--set corpus.sources.gone.from=https://host.example" in json.dumps(problems)
+    assert "secret" not in json.dumps(problems)
+
+
 def test_a_run_stops_before_its_first_stage_with_the_number_of_problems(folder: Path) -> None:
     with pytest.raises(SourceError, match=r"gone\.jsonl: no such file") as missing:
         run_recipe(load_recipe("bad.toml"))

@@ -49,7 +49,7 @@ def test_stages_are_built_in_order_and_a_second_run_is_a_no_op(toy: ToyRun) -> N
     before = modification_times(toy)
     again = toy.run()
     assert states(again) == dict.fromkeys(ALL, "fresh")
-    assert again.built == []
+    assert again.built_stages == []
     assert modification_times(toy) == before
 
 
@@ -73,7 +73,7 @@ def test_a_manifest_records_config_and_inputs_and_digests_chain(toy: ToyRun) -> 
 
 def test_a_nonsemantic_field_is_no_drift(toy: ToyRun) -> None:
     toy.run()
-    assert toy.run("words.threads=9").built == []
+    assert toy.run("words.threads=9").built_stages == []
 
 
 def test_drift_stops_the_run_with_the_changed_fields_and_changes_nothing(toy: ToyRun) -> None:
@@ -97,8 +97,8 @@ def test_status_lists_changed_fields_also_of_dependents(toy: ToyRun) -> None:
     stages = current.to_json()["stages"]
     assert stages["words"]["drift"] == [{"field": "upper", "was": False, "now": True}]
     assert stages["total"]["drift"][0]["field"] == "inputs.words"
-    assert not current.sound
-    assert status(toy.load(), out=toy.out).sound
+    assert not current.none_stale_or_failed
+    assert status(toy.load(), out=toy.out).none_stale_or_failed
 
 
 def test_a_changed_input_is_drift(toy: ToyRun) -> None:
@@ -119,17 +119,17 @@ def test_rebuild_builds_the_stage_and_its_dependents_only(toy: ToyRun) -> None:
     toy.run()
     before = modification_times(toy)
     result = toy.run("rank.long.keep=1", rebuild=["rank.long"])
-    assert result.built == ["rank.long"]
+    assert result.built_stages == ["rank.long"]
     assert {f for f, t in modification_times(toy).items() if before.get(f) != t} == {
         str(toy.run_folder / "rank.long" / name) for name in ("rank.json", "manifest.json")
     }
-    assert toy.run("rank.long.keep=1", rebuild=["total"]).built == ["total", "rank.short", "rank.long"]
+    assert toy.run("rank.long.keep=1", rebuild=["total"]).built_stages == ["total", "rank.short", "rank.long"]
 
 
 def test_accept_drift_keeps_a_stage_and_its_manifest_as_they_are(toy: ToyRun) -> None:
     toy.run(until="total")
     result = toy.run("words.upper=true", accept_drift=True)
-    assert result.built == ["rank.short", "rank.long"]
+    assert result.built_stages == ["rank.short", "rank.long"]
     words = read_manifest(toy.run_folder / "words")
     assert words is not None
     assert words.payload["config"]["upper"] is False
@@ -152,12 +152,12 @@ def test_accept_drift_continues_after_an_interruption(toy: ToyRun, monkeypatch: 
     planned = toy.run("words.upper=true", accept_drift=True, dry_run=True)
     assert [planned.decisions[name].action for name in ("words", "total")] == ["keep", "continue"]
     result = toy.run("words.upper=true", accept_drift=True)
-    assert "total" in result.built
+    assert "total" in result.built_stages
 
 
 def test_only_and_until_select_stages(toy: ToyRun) -> None:
-    assert toy.run(until="total").built == ["words", "total"]
-    assert toy.run(only="rank.long").built == ["rank.long"]
+    assert toy.run(until="total").built_stages == ["words", "total"]
+    assert toy.run(only="rank.long").built_stages == ["rank.long"]
     with pytest.raises(UsageError, match="exclude each other"):
         toy.run(only="total", until="total")
     with pytest.raises(UsageError, match="did you mean 'total'"):
@@ -196,7 +196,7 @@ def test_a_dry_run_gives_actions_inputs_and_reasons_and_writes_nothing(toy: ToyR
         "rank.long": "build",
     }
     drifted = toy.run("words.upper=true", dry_run=True)
-    assert drifted.refused == ["words", "total"]
+    assert drifted.refused_stages == ["words", "total"]
 
 
 def test_a_dry_run_downloads_nothing(toy: ToyRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_a_second_run_in_the_same_folder_is_refused(toy: ToyRun) -> None:
             time.sleep(0.02)
         with pytest.raises(MeditronError, match=f"another run is writing here, process {child.pid}"):
             toy.run()
-        assert toy.run(dry_run=True).refused == []
+        assert toy.run(dry_run=True).refused_stages == []
     finally:
         child.kill()
         child.communicate()
@@ -266,7 +266,7 @@ def test_a_failure_is_recorded_and_the_stage_continues_after_a_fix(toy: ToyRun) 
     current = status(toy.load(), out=toy.out)
     assert states(current)["words"] == "failed"
     assert "a poisoned line" in current.to_json()["stages"]["words"]["message"]
-    assert not current.sound
+    assert not current.none_stale_or_failed
     with pytest.raises(InputError, match="a poisoned line"):
         toy.run()
     toy.text.write_text("the heart\nbug\n", encoding="utf-8")
@@ -304,7 +304,7 @@ def test_damaged_artifacts_can_only_be_rebuilt(toy: ToyRun) -> None:
     with pytest.raises(DriftError, match=r"words is damaged: files\.001\.json: whole → is missing") as caught:
         toy.run(accept_drift=True)
     assert "--accept-drift" not in str(caught.value.hint)
-    assert toy.run(rebuild=["words"]).built == ALL
+    assert toy.run(rebuild=["words"]).built_stages == ALL
 
 
 @pytest.mark.parametrize("bytes_", [b"", b"{", b'{"kind": 3}', b"\xff"])
@@ -316,7 +316,7 @@ def test_a_damaged_manifest_is_reported_and_rebuilt(toy: ToyRun, bytes_: bytes) 
     assert current.stages["total"].drift[0].field == "files.manifest.json"
     with pytest.raises(DriftError, match="total is damaged"):
         toy.run()
-    assert "total" in toy.run(rebuild=["total"]).built
+    assert "total" in toy.run(rebuild=["total"]).built_stages
 
 
 def test_files_without_a_manifest_are_not_an_unfinished_stage(toy: ToyRun) -> None:
@@ -333,7 +333,7 @@ def test_verify_finds_changed_bytes_of_the_same_size(toy: ToyRun) -> None:
     file.write_bytes(file.read_bytes().replace(b"heart", b"haert"))
     assert states(status(toy.load(), out=toy.out))["total"] == "stale"  # newer than its manifest
     os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
-    assert status(toy.load(), out=toy.out).sound
+    assert status(toy.load(), out=toy.out).none_stale_or_failed
     current = status(toy.load(), out=toy.out, verify=True)
     assert states(current)["total"] == "stale"
     assert current.stages["total"].drift[0].field == "files.total.json"
@@ -346,7 +346,7 @@ def test_dependents_are_kept_if_a_rebuilt_stage_is_unchanged(
     for file in (toy.run_folder / "total").iterdir():
         file.unlink()
     assert toy.run(dry_run=True).decisions["rank.long"].why == "up to date if total is unchanged"
-    assert toy.run().built == ["total"]
+    assert toy.run().built_stages == ["total"]
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_a_path_with_a_selector_may_begin_with_a_tilde(toy: ToyRun, monkeypatch:
     monkeypatch.setenv("HOME", str(toy.folder))
     toy.write('[total]\non = "~/runs/counts/words:best"\n')
     result = toy.run()
-    assert result.built == ["total"]
+    assert result.built_stages == ["total"]
     assert str(result.stages["total"].digests["words"]).endswith(":best")
 
 

@@ -33,6 +33,12 @@ def test_the_json_schema_is_that_of_the_configs() -> None:
     )
 
 
+def test_a_recipe_without_a_name_has_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "...toml").write_text(RECIPE, encoding="utf-8")
+    with pytest.raises(UsageError, match="a recipe needs a name before"):
+        load_recipe(tmp_path / "...toml")
+
+
 def test_seeds_are_resolved_and_absent_tables_are_absent_stages(toy: ToyRun) -> None:
     toy.write('seed = 7\n[words]\ntext = "{text}"\nseed = 3\n[total]\n')
     recipe = toy.load()
@@ -92,9 +98,9 @@ def test_all_errors_of_a_recipe_are_listed_at_once(toy: ToyRun) -> None:
     with pytest.raises(RecipeError) as caught:
         toy.load()
     error = caught.value
-    lines = [each.message.partition(": ")[0].rpartition(":")[2] for each in (error, *error.others)]
+    lines = [each.message.partition(": ")[0].rpartition(":")[2] for each in (error, *error.further_errors)]
     assert lines == ["1", "3", "4", "6", "9", "12"]
-    messages = " ".join(each.message for each in error.others)
+    messages = " ".join(each.message for each in error.further_errors)
     assert "did you mean 'text'" in messages
     assert "required" not in messages  # words.text is there, misspelt
 

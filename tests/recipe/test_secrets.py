@@ -72,7 +72,7 @@ def test_nothing_of_a_run_holds_a_sources_secret_or_an_absolute_path(
 def test_a_renewed_signature_is_no_drift_and_another_file_is(toy: ToyRun, site: Site) -> None:
     source = publish(site, "text.txt", b"the heart\nthe lung\n")
     toy.run(f'words.text="{source}"')
-    assert toy.run(f'words.text="{signed(site, "text.txt", "RENEWED")}"').built == []
+    assert toy.run(f'words.text="{signed(site, "text.txt", "RENEWED")}"').built_stages == []
     with pytest.raises(DriftError, match=r"inputs\.text"):
         toy.run(f'words.text="{source}&file=b"')
 
@@ -157,7 +157,7 @@ def test_a_linked_lock_file_is_refused_and_its_target_kept(toy: ToyRun) -> None:
         toy.run()
     assert victim.read_text() == "precious"
     (toy.run_folder / ".lock").unlink()
-    assert toy.run().built
+    assert toy.run().built_stages
 
 
 @pytest.mark.parametrize("target", ["full", "empty", "missing", "file"])
@@ -173,9 +173,9 @@ def test_a_linked_stage_is_refused_and_a_rebuild_replaces_the_link(toy: ToyRun, 
     (toy.run_folder / "words").symlink_to(target_path)
     with pytest.raises(DriftError, match="words is damaged: folder: a folder → a link"):
         toy.run()
-    assert "words" in toy.run(rebuild=["words"]).built
+    assert "words" in toy.run(rebuild=["words"]).built_stages
     assert not (toy.run_folder / "words").is_symlink()
-    assert toy.run().built == []
+    assert toy.run().built_stages == []
     left = {"full": "keep", "file": "keep"}.get(target)
     kept = target_path / "keep.txt" if target == "full" else target_path
     assert left is None or kept.read_text() == left
@@ -188,7 +188,7 @@ def test_an_interrupted_rebuild_of_a_link_continues(toy: ToyRun) -> None:
     (target_path / "keep.txt").write_text("keep")
     toy.run_folder.mkdir(parents=True)
     (toy.run_folder / ".words.12345678.tmp").symlink_to(target_path)
-    assert "words" in toy.run().built
+    assert "words" in toy.run().built_stages
     assert [path.name for path in target_path.iterdir()] == ["keep.txt"]
     assert not list(toy.run_folder.glob(".*.tmp"))
 
@@ -198,7 +198,7 @@ def test_a_finished_stage_behind_a_link_is_used(toy: ToyRun) -> None:
     moved = toy.folder / "disk"
     (toy.run_folder / "words").rename(moved)
     (toy.run_folder / "words").symlink_to(moved)
-    assert toy.run().built == []
+    assert toy.run().built_stages == []
 
 
 def test_a_stage_without_files_begins_again_with_any_config(
@@ -215,15 +215,15 @@ def test_a_stage_without_files_begins_again_with_any_config(
     result = toy.run("words.upper=true")
     assert "stage 1 of 4: words\n" in capfd.readouterr().err
     assert result.stages["words"].metrics["attempts"] == 1
-    assert toy.run("words.upper=true").built == []
+    assert toy.run("words.upper=true").built_stages == []
 
 
 def test_damaged_records_of_a_stage_without_files_are_ignored(toy: ToyRun) -> None:
     for name in ("in_progress.json", "failed.json"):
         (toy.run_folder / "words").mkdir(parents=True, exist_ok=True)
         (toy.run_folder / "words" / name).write_bytes(b"[" * 9_000)
-    assert not status(toy.load(), out=toy.out).sound
-    assert "words" in toy.run().built
+    assert not status(toy.load(), out=toy.out).none_stale_or_failed
+    assert "words" in toy.run().built_stages
 
 
 def test_a_failed_stage_with_files_needs_a_rebuild_for_another_config(toy: ToyRun) -> None:
@@ -246,8 +246,8 @@ def test_status_verify_reads_the_bytes_of_inputs(toy: ToyRun, monkeypatch: pytes
     for record in (toy.folder / "cache/digests").iterdir():
         known = json.loads(record.read_text())
         record.write_text(json.dumps(known | {"sha256": "f" * 64}))
-    assert not status(toy.load(), out=toy.out).sound
-    assert status(toy.load(), out=toy.out, verify=True).sound
+    assert not status(toy.load(), out=toy.out).none_stale_or_failed
+    assert status(toy.load(), out=toy.out, verify=True).none_stale_or_failed
 
 
 def test_the_lock_of_a_killed_run_is_free(toy: ToyRun) -> None:
@@ -259,7 +259,7 @@ def test_the_lock_of_a_killed_run_is_free(toy: ToyRun) -> None:
         done = subprocess.run([sys.executable, "-c", code, str(toy.run_folder)], check=False, env=os.environ)
         assert done.returncode == -9
     assert (toy.run_folder / ".lock").is_file()
-    assert toy.run().built
+    assert toy.run().built_stages
 
 
 def test_drift_from_a_record_of_an_earlier_version_shows_no_secret(toy: ToyRun, site: Site) -> None:

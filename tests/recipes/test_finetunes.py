@@ -91,13 +91,13 @@ def test_a_changed_finetune_makes_only_itself_and_its_dependents_stale(finetunes
 
 def test_a_rebuild_builds_one_finetune_and_its_dependents_only(finetunes: FinetuneRecipe) -> None:
     before = finetunes.digests()
-    built = finetunes.run("finetune.two.learning_rate=2e-3", rebuild=["finetune.two"]).built
+    built = finetunes.run("finetune.two.learning_rate=2e-3", rebuild=["finetune.two"]).built_stages
     assert built == ["finetune.two"]
     after = finetunes.digests()
     assert {name for name in ALL if before[name] != after[name]} == {"finetune.two"}
     assert finetunes.run(
         "finetune.two.learning_rate=2e-3", "finetune.one.epochs=2", rebuild=["finetune.one"]
-    ).built == [
+    ).built_stages == [
         "finetune.one",
         "finetune.further",
     ]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from meditron.model.generate import generate
 from meditron.model.sampling import SamplingConfig
 from meditron.model.weights import load_model
-from meditron.store.identity import normalize
+from meditron.store.identity import normalize_text
 from meditron.store.indexed import IndexedDataset
 from meditron.store.jsonl import read_jsonl
 from meditron.store.manifest import read_manifest
@@ -117,8 +117,10 @@ def test_no_held_out_document_is_in_a_training_file(smoke: Any) -> None:
     assert len(held) > 40
     assert len(train) > 400
     for key in ("id", "text"):  # neither is case or white space a difference
-        hashes = {hashlib.sha256(normalize(document[key]).encode()).digest() for document in held}
-        assert not [d["id"] for d in train if hashlib.sha256(normalize(d[key]).encode()).digest() in hashes]
+        hashes = {hashlib.sha256(normalize_text(document[key]).encode()).digest() for document in held}
+        assert not [
+            d["id"] for d in train if hashlib.sha256(normalize_text(d[key]).encode()).digest() in hashes
+        ]
 
 
 def test_every_document_that_was_read_is_in_a_split_or_among_the_drops(smoke: Any) -> None:

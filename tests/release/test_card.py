@@ -20,10 +20,10 @@ from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.errors import DriftError, UsageError
 from meditron.core.units import format_bytes, format_duration
 from meditron.release.card.config import CardConfig
-from meditron.release.card.markdown import MarkdownWriter, RedactedWriter, public
+from meditron.release.card.markdown import MarkdownWriter, RedactingWriter, without_secrets_and_paths
 from meditron.release.card.stage import run
 from meditron.report.evaluation_page import write_evaluation_page
-from meditron.report.number_format import FORMS
+from meditron.report.number_format import FORMATS
 from meditron.report.run_report import write_run_report
 from meditron.store.ancestry import Training, untrained_ancestry, write_ancestry
 from meditron.store.models import resolve_model
@@ -79,7 +79,7 @@ class Told:
         self.texts = [value for value in values if isinstance(value, str)]
         self.texts += [life.manifest(path.parent.name).digest for path in paths]
         numbers = {value for value in values if isinstance(value, int | float) and abs(value) < 1e15}
-        forms = (*FORMS, format_duration, format_bytes, repr)
+        forms = (*FORMATS, format_duration, format_bytes, repr)
         self.words = {word for value in numbers for form in forms for word in words(form(value))}
         self.words |= {word for text in self.texts for word in words(text)} | STATED
         # The citation's year is that of the last stage's end.
@@ -334,7 +334,7 @@ def test_what_is_unknown_of_the_training_data_is_said(tmp_path: Path) -> None:
     life = FakeRun(tmp_path / "small")
     assert "Training data unknown: the model has no ancestry record." in written(life)
     trained = Training(stage="finetune", kind="finetune", data="q", data_digest="d" * 64)
-    write_ancestry(life.folder / "finetune", untrained_ancestry("a-base", "b" * 64).extended(trained))
+    write_ancestry(life.folder / "finetune", untrained_ancestry("a-base", "b" * 64).with_training(trained))
     assert "Trained on q (finetune); the training data of the base model a-base is unknown." in written(life)
 
 
@@ -353,7 +353,7 @@ def test_what_is_unknown_of_the_training_data_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_neither_secrets_nor_the_writers_folders_are_published(text: str, told: str) -> None:
-    assert public(text) == told
+    assert without_secrets_and_paths(text) == told
     sheet = MarkdownWriter("title")
-    RedactedWriter(sheet).table(("source",), [(text,)])
+    RedactingWriter(sheet).table(("source",), [(text,)])
     assert all(word not in sheet.render() for word in ("jane", "secret", "Signature", "/srv"))

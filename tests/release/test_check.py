@@ -14,12 +14,12 @@ from tests.text.test_hf_folder import sentencepiece_like
 
 from meditron.core.errors import InputError
 from meditron.model import gguf_shape, gguf_weights, hf_weights
-from meditron.model.config import LlamaConfig, llama3_factors
+from meditron.model.config import LlamaConfig, llama3_rope_divisors
 from meditron.model.weights import load_config, load_model
 from meditron.release import check as release_check
 from meditron.release import quantize as release_quantize
 from meditron.release.check import CHECK_KEY, TOLERANCES, ExportError
-from meditron.release.check_files import token_differences
+from meditron.release.check_files import special_token_differences
 from meditron.release.convert import convert
 from meditron.release.quantize import quantize
 from meditron.store.ancestry import Training, read_ancestry, untrained_ancestry, write_ancestry
@@ -95,7 +95,7 @@ class TestMutations:
         self, copy: Path, tmp_path: Path, monkeypatch: Patch
     ) -> None:
         edit(copy / "config.json", tie_word_embeddings=True)
-        monkeypatch.setattr(hf_weights, "own_head", lambda folder: False)
+        monkeypatch.setattr(hf_weights, "has_untied_head", lambda folder: False)
         refused(copy, tmp_path / "x.gguf", r"lm_head\.weight of the source.*is missing")
         refused(copy, tmp_path / "x", r"lm_head\.weight of the source.*is missing")
 
@@ -112,7 +112,7 @@ class TestMutations:
         poorer = load_tokenizer(chat)
         decoder = {"400": {"content": "<|tool|>", **flags}}
         edit(chat / "tokenizer_config.json", added_tokens_decoder=decoder)
-        found = list(token_differences(ModelFiles(str(chat), "hf", chat), poorer))
+        found = list(special_token_differences(ModelFiles(str(chat), "hf", chat), poorer))
         assert found == ["added token '<|tool|>' (400) is None"]
 
     def test_stop_ids_are_dropped(self, chat: Path, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -158,7 +158,7 @@ class TestMutations:
         source = rewritten(
             tmp_path / "plain.gguf", tmp_path / "source.gguf", {"llama.attention.causal": False}
         )
-        monkeypatch.setattr(gguf_shape, "_refuse_unknown", lambda *_: None)
+        monkeypatch.setattr(gguf_shape, "_refuse_unsupported_keys", lambda *_: None)
         (tmp_path / "out").mkdir()
         refused(source, tmp_path / "out" / "x.gguf", r"llama\.attention\.causal = False")
         refused(source, tmp_path / "out" / "x", r"llama\.attention\.causal = False")
@@ -175,7 +175,7 @@ class TestMutations:
             patch.setattr(LlamaConfig, "to_gguf", without)
             refused(copy, tmp_path / "x.gguf", "attention_factor of the rotary scaling")
             # Without the comparison of keys the logits show it.
-            patch.setattr(release_check, "raw_differences", lambda *_: iter(()))
+            patch.setattr(release_check, "source_file_differences", lambda *_: iter(()))
             refused(copy, tmp_path / "x.gguf", "logits differ by up to")
         convert(str(copy), tmp_path / "x.gguf")
 
@@ -201,7 +201,7 @@ class TestMutations:
         refused(tiny, tmp_path / "x.gguf", "layer_norm_rms_epsilon is missing")
 
     def test_rows_are_in_another_order(self, tiny: Path, tmp_path: Path, monkeypatch: Patch) -> None:
-        monkeypatch.setattr(gguf_weights, "_to_gguf_rows", lambda weight, heads: weight)
+        monkeypatch.setattr(gguf_weights, "_to_gguf_row_order", lambda weight, heads: weight)
         refused(tiny, tmp_path / "x.gguf", r"self_attn\.q_proj\.weight")
 
     def test_a_weight_is_another(self, tiny: Path, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -338,7 +338,7 @@ Text.
         training = Training(
             stage="finetune", kind="finetune", data="medqa", data_digest="1" * 64, questions=("0" * 16,)
         )
-        record = untrained_ancestry("base", "0" * 64).extended(training)
+        record = untrained_ancestry("base", "0" * 64).with_training(training)
         write_ancestry(copy, record)
         made = quantize(str(copy), ["Q8_0"], tmp_path)["files"][0]["path"]
         convert(made, tmp_path / "b.gguf")
@@ -382,7 +382,7 @@ class TestNothingHalfWritten:
     ) -> None:
         convert(str(tiny), tmp_path / "x.gguf")
         before = (tmp_path / "x.gguf").read_bytes()
-        monkeypatch.setattr(gguf_weights, "_to_gguf_rows", lambda weight, heads: weight)
+        monkeypatch.setattr(gguf_weights, "_to_gguf_row_order", lambda weight, heads: weight)
         with pytest.raises(ExportError):
             convert(str(tiny), tmp_path / "x.gguf", force=True)
         assert (tmp_path / "x.gguf").read_bytes() == before
@@ -400,5 +400,5 @@ def test_llama3_scaling_of_any_context_goes_to_gguf_and_back(copy: Path, tmp_pat
         edit(copy / "config.json", rope_parameters={"rope_theta": 5e5, **scaling}, head_dim=8)
         convert(str(copy), tmp_path / "x.gguf", force=True)
         configs = (load_config(tmp_path / "x.gguf"), load_config(copy))
-        found, wanted = (llama3_factors(c.rope_theta, c.head_dim, c.rope_scaling) for c in configs)
+        found, wanted = (llama3_rope_divisors(c.rope_theta, c.head_dim, c.rope_scaling) for c in configs)
         assert found == pytest.approx(wanted, rel=1e-5)

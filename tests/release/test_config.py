@@ -4,9 +4,9 @@ from pydantic import ValidationError
 from meditron.release.config import QuantizeConfig
 
 
-def test_the_pretrained_model_is_written_as_f16_when_nothing_is_said() -> None:
+def test_by_default_the_pretrained_model_is_written_as_q4_k_m() -> None:
     config = QuantizeConfig()
-    assert (config.types, config.inputs()) == (("F16",), {"model": "pretrain"})
+    assert (config.types, config.inputs()) == (("Q4_K_M",), {"model": "pretrain"})
 
 
 @pytest.mark.parametrize(

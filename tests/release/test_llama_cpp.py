@@ -27,7 +27,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
         types = {name: info.type for name, info in reference.tensors.items()}
         assert {name: info.type for name, info in mine.tensors.items()} == types
         for name in mine.tensors:
-            assert np.array_equal(mine.raw(name), reference.raw(name)), name
+            assert np.array_equal(mine.raw_tensor(name), reference.raw_tensor(name)), name
 
 
 def compare(model: str, folder: Path, types: list[GGUFType]) -> dict[str, str]:

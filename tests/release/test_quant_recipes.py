@@ -50,7 +50,7 @@ def test_the_recipes_of_a_7b(kind: GGUFType, v: str, out: str, down: str) -> Non
     shape = config()
     parts = [types(kind, part, shape) for part in ("attn_v", "attn_output", "ffn_down")]
     assert parts == [v, out, down]
-    base = QUANT_RECIPES[kind].base[1] * 32
+    base = QUANT_RECIPES[kind].base_type[1] * 32
     assert {types(kind, part, shape) for part in ("attn_q", "attn_k", "ffn_up", "ffn_gate")} == {base}
 
 
@@ -65,7 +65,7 @@ def test_the_head_has_six_bits_and_a_tied_embedding_is_the_head() -> None:
     for kind, head in (("Q4_K_M", "Q6_K"), ("Q4_0", "Q6_K"), ("Q8_0", "Q8_0"), ("F16", "F16")):
         assert target_type(kind, "output.weight", config()) == head
         assert target_type(kind, "token_embd.weight", config(tied=True)) == head
-        assert target_type(kind, "token_embd.weight", config()) == QUANT_RECIPES[kind].base
+        assert target_type(kind, "token_embd.weight", config()) == QUANT_RECIPES[kind].base_type
 
 
 @pytest.mark.parametrize(

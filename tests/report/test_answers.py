@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from meditron.report.answers import Answer, RunFacts, answer_questions, overview_figure
-from meditron.report.figures import write_figures
+from meditron.report.figures import ReportFigure, write_figures
 from meditron.store.results import Comparison, EvaluationResult, Fidelity
 
 FACTS = RunFacts(
-    kinds={"corpus": "corpus", "pretrain": "pretrain", "finetune": "finetune", "quantize": "quantize"},
-    origins={"pretrain": "base", "finetune": "pretrain", "quantize:Q4_K_M": "finetune"},
+    stage_kinds={"corpus": "corpus", "pretrain": "pretrain", "finetune": "finetune", "quantize": "quantize"},
+    parent_models={"pretrain": "base", "finetune": "pretrain", "quantize:Q4_K_M": "finetune"},
     domains={"pubmed": "medical", "wiki": "general"},
-    sizes={"quantize:Q4_K_M": 105_000_000},
+    file_sizes={"quantize:Q4_K_M": 105_000_000},
 )
 BETTER, WORSE, UNDECIDED = (-0.1, (-0.2, -0.05)), (0.1, (0.05, 0.2)), (0.01, (-0.1, 0.1))
 
@@ -116,14 +116,14 @@ def test_the_last_trained_model_answers_and_the_chart_has_all() -> None:
     assert learned.verdict == "Yes."
     falls = "log-loss on pubmed (medical) falls, −0.1000 [−0.2000, −0.0500] nats (n = 40)"
     assert learned.sentence == f"finetune against base: {falls}."
-    assert [row[0] for row in learned.table] == ["pretrain", "finetune"]
+    assert [row[0] for row in learned.csv_rows] == ["pretrain", "finetune"]
 
 
 def test_accuracy_is_in_percentage_points_and_up_is_better() -> None:
     learned = answers(comparison("base", "pretrain", "task", (0.1, (0.05, 0.2))))["learned"]
     assert learned.verdict == "Yes."
     assert "accuracy on task rises, +10.0 [+5.0, +20.0] points (n = 40)" in learned.sentence
-    assert learned.table[0][4:8] == ("points", 10.0, 5.0, 20.0)
+    assert learned.csv_rows[0][4:8] == ("points", 10.0, 5.0, 20.0)
 
 
 def test_the_cost_of_quantization_has_a_size_and_an_amount() -> None:
@@ -148,6 +148,12 @@ def test_a_file_without_a_comparison_has_its_fidelity(documents: int, ends: Any,
     assert answers(fidelity=(fidelity(documents, 1.02, ends),))["quantized"].verdict == expected
 
 
+def test_a_file_that_is_beyond_repair_has_an_answer() -> None:
+    """exp of thousands of nats is no number of a float."""
+    quantized = answers(comparison("finetune", "quantize:Q4_K_M", "pubmed", (5e3, (4e3, 6e3))))["quantized"]
+    assert quantized.verdict == "A measurable loss: up to 1e+306 % in perplexity."
+
+
 def test_nothing_measured_is_said() -> None:
     found = answers()
     assert {answer.verdict for answer in found.values()} == {"Not measured."}
@@ -156,9 +162,18 @@ def test_nothing_measured_is_said() -> None:
 
 
 def test_a_run_without_training_has_no_question_about_learning() -> None:
-    facts = RunFacts(kinds={"quantize": "quantize"}, origins={"quantize:Q4_K_M": "base"}, domains={})
+    facts = RunFacts(
+        stage_kinds={"quantize": "quantize"}, parent_models={"quantize:Q4_K_M": "base"}, domains={}
+    )
     found = answer_questions(result(comparison("base", "quantize:Q4_K_M", "pubmed", WORSE)), facts)
     assert [answer.name for answer in found] == ["quantized"]
+
+
+def test_a_name_in_a_csv_file_is_no_formula(tmp_path: Path) -> None:
+    rows = [("=HYPERLINK(1)", -0.5), ("-2+3", 1), ("pubmed", "")]
+    write_figures(tmp_path, [ReportFigure("f", '<svg viewBox="0 0 1 1"></svg>', "", ("name", "low"), rows)])
+    content = (tmp_path / "figures" / "f.csv").read_text(encoding="utf-8")
+    assert content == "name,low\n'=HYPERLINK(1),-0.5\n'-2+3,1\npubmed,\n"
 
 
 def test_figures_are_written_as_svg_and_csv(tmp_path: Path) -> None:

@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meditron.report.charts import bars, intervals, lines
+from meditron.report.charts import bar_chart, interval_chart, line_chart
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 CURVES = {"pubmed": [(0.0, 3.0), (1000.0, 2.5), (2000.0, 2.4)], "wiki": [(0.0, 2.8), (2000.0, 2.7)]}
 ALL = {
-    "lines": lambda: lines(CURVES, "tokens", "loss"),
-    "log": lambda: lines(CURVES, "tokens", "loss", log_x=True),
-    "one point": lambda: lines({"pubmed": [(5.0, 2.0)]}, "tokens", "loss"),
-    "none": lambda: lines({}, "tokens", "loss"),
-    "many": lambda: lines({f"s{k}": [(0, k), (1, k + 1)] for k in range(9)}, "x", "y"),
-    "intervals": lambda: intervals(
+    "lines": lambda: line_chart(CURVES, "tokens", "loss"),
+    "log": lambda: line_chart(CURVES, "tokens", "loss", log_x=True),
+    "one point": lambda: line_chart({"pubmed": [(5.0, 2.0)]}, "tokens", "loss"),
+    "none": lambda: line_chart({}, "tokens", "loss"),
+    "many": lambda: line_chart({f"s{k}": [(0, k), (1, k + 1)] for k in range(9)}, "x", "y"),
+    "intervals": lambda: interval_chart(
         [("pretrain − base", -0.19, (-0.202, -0.178)), ("few", -0.1, None)], "nats"
     ),
-    "bars": lambda: bars([("pubmed", 1_234_567.0), ("wiki", 3.5), ("none", 0.0)], "tokens"),
+    "bars": lambda: bar_chart([("pubmed", 1_234_567.0), ("wiki", 3.5), ("none", 0.0)], "tokens"),
 }
 
 
@@ -71,7 +71,7 @@ def test_series_are_named_at_their_ends_or_in_a_legend() -> None:
 
 
 def test_names_of_curves_that_end_together_do_not_overlap() -> None:
-    svg = lines({name: [(0.0, 1.0), (1.0, 2.0)] for name in ("one", "two", "three")}, "x", "y")
+    svg = line_chart({name: [(0.0, 1.0), (1.0, 2.0)] for name in ("one", "two", "three")}, "x", "y")
     heights = {node.text: float(node.attrib["y"]) for node in parse(svg).iter(f"{NAMESPACE}text")}
     ends = sorted(heights[name] for name in ("one", "two", "three"))
     assert all(below - above > 8 for above, below in pairwise(ends))
@@ -83,34 +83,36 @@ def test_a_single_point_is_seen() -> None:
 
 def test_points_that_are_no_numbers_are_left_out() -> None:
     broken = [(0.0, math.nan), (1.0, 2.0), (2.0, math.inf), (3.0, 1.0)]
-    assert lines({"a": broken}, "x", "y") == lines({"a": [(1.0, 2.0), (3.0, 1.0)]}, "x", "y")
-    assert lines({"a": [(0.0, 1.0), (10.0, 2.0)]}, "x", "y", log_x=True) == lines(
+    assert line_chart({"a": broken}, "x", "y") == line_chart({"a": [(1.0, 2.0), (3.0, 1.0)]}, "x", "y")
+    assert line_chart({"a": [(0.0, 1.0), (10.0, 2.0)]}, "x", "y", log_x=True) == line_chart(
         {"a": [(10.0, 2.0)]}, "x", "y", log_x=True
     )
 
 
 def test_differences_have_a_line_at_zero_and_values_have_none() -> None:
-    assert "stroke-dasharray" in intervals([("a", -0.1, (-0.2, -0.05))], "nats")
-    assert "stroke-dasharray" not in intervals([("a", 19.0, (18.0, 20.0))], "perplexity")
-    assert "stroke-dasharray" in intervals([("a", 0.1, (0.05, 0.2))], "nats", reference=0.0)
+    assert "stroke-dasharray" in interval_chart([("a", -0.1, (-0.2, -0.05))], "nats")
+    assert "stroke-dasharray" not in interval_chart([("a", 19.0, (18.0, 20.0))], "perplexity")
+    assert "stroke-dasharray" in interval_chart([("a", 0.1, (0.05, 0.2))], "nats", reference=0.0)
 
 
 def test_a_value_without_an_interval_is_drawn_open_and_labelled() -> None:
-    svg = intervals([("pubmed", 19.0, (18.0, 20.0)), ("wiki", 21.0, None)], "perplexity")
+    svg = interval_chart([("pubmed", 19.0, (18.0, 20.0)), ("wiki", 21.0, None)], "perplexity")
     assert {"pubmed", "wiki (no interval)"} <= set(texts(svg))
     assert svg.count('stroke-width: 2"') == 1
-    assert "stroke-dasharray" in intervals([("a", -0.1, None)], "nats")
+    assert "stroke-dasharray" in interval_chart([("a", -0.1, None)], "nats")
 
 
 @settings(max_examples=6, deadline=None)
 @given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), min_size=1, max_size=20))
 def test_labels_are_text_and_never_markup_or_formulas(label: str) -> None:
-    assert f"{label}$x$<b>" in texts(bars([(f"{label}$x$<b>", 1.0)], "n"))
+    assert f"{label}$x$<b>" in texts(bar_chart([(f"{label}$x$<b>", 1.0)], "n"))
 
 
 def test_ticks_share_their_precision() -> None:
     ticks = [
-        text for text in texts(lines({"a": [(0, 2.86), (1, 2.95)]}, "x", "loss")) if text.startswith("2.")
+        text
+        for text in texts(line_chart({"a": [(0, 2.86), (1, 2.95)]}, "x", "loss"))
+        if text.startswith("2.")
     ]
     assert len(ticks) > 2
     assert len({len(tick) for tick in ticks}) == 1
@@ -119,7 +121,7 @@ def test_ticks_share_their_precision() -> None:
 def test_pyplot_is_not_imported_and_settings_are_left_alone() -> None:
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
-        "from meditron.report.charts import bars; bars([('a', 1.0)], 'x')\n"
+        "from meditron.report.charts import bar_chart; bar_chart([('a', 1.0)], 'x')\n"
         "print('matplotlib.pyplot' in sys.modules, matplotlib.rcParams.copy() == before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -37,7 +37,7 @@ def comparison(difference: float, low: float, high: float, **of: str) -> Compari
 
 
 def test_the_overview_has_a_row_for_each_model_rule_and_baseline(result: EvaluationResult) -> None:
-    table = tables.overview(result, SOURCES)
+    table = tables.overview_table(result, SOURCES)
     asked = ["base", "base (calibrated)", *MODELS[1:], "majority", "position", "naive Bayes"]
     assert [row[0] for row in table.rows] == asked
     cells = {row[0]: dict(zip(table.headers, row, strict=True)) for row in table.rows}
@@ -52,9 +52,9 @@ def test_the_overview_has_a_row_for_each_model_rule_and_baseline(result: Evaluat
 
 
 def test_a_step_is_told_by_every_measure_whether_it_was_compared_or_not(result: EvaluationResult) -> None:
-    parents = tables.origins(result, INPUTS)
+    parents = tables.parent_models(result, INPUTS)
     assert parents == {"pretrain": "base", "finetune": "pretrain", "quantize:Q4_K_M": "finetune"}
-    rows = tables.steps(result, parents).rows
+    rows = tables.step_table(result, parents).rows
     assert len(rows) == 3 * (len(SOURCES) + 1)
     told = {(row[0], row[1]): row for row in rows}
     assert told["pretrain → finetune", "pubmed: perplexity"][4] == "not compared"
@@ -91,8 +91,8 @@ def test_better_and_worse_are_what_the_measure_means(
     result: EvaluationResult, found: Comparison, verdict: str, words: str
 ) -> None:
     assert verdicts.verdict(found) == verdict
-    assert words in verdicts.sentence(found, result, SOURCES)
-    assert tables.differences([found]).rows[0][-1] == verdict
+    assert words in verdicts.describe_comparison(found, result, SOURCES)
+    assert tables.difference_table([found]).rows[0][-1] == verdict
 
 
 def test_no_test_beside_the_interval_is_gainsaid() -> None:
@@ -105,8 +105,8 @@ def test_no_test_beside_the_interval_is_gainsaid() -> None:
 def test_models_that_answer_alike_say_nothing_of_what_would_be_seen(result: EvaluationResult) -> None:
     nothing = {"difference": 0.0, "interval": None, "detectable": None, "p": 1.0}
     alike = comparison(0, 0, 0, source="wiki").model_copy(update=nothing)
-    assert tables.differences([alike]).rows[0][-2:] == ("", "identical")
-    told = verdicts.sentence(alike, result, {})
+    assert tables.difference_table([alike]).rows[0][-2:] == ("", "identical")
+    told = verdicts.describe_comparison(alike, result, {})
     assert told == "On 600 held-out documents of wiki, finetune and base are identical: no document differs."
 
 
@@ -114,9 +114,9 @@ def test_the_words_of_a_difference_say_what_was_measured_differently(result: Eva
     found = comparison(0.1, -0.1, 0.2, task="q").model_copy(
         update={"what": "accuracy, q [prompt form: raw / chatml]", "p": 0.5}
     )
-    told = verdicts.sentence(found, result, {})
+    told = verdicts.describe_comparison(found, result, {})
     assert "of q, measured differently (prompt form: raw / chatml; base / finetune), no difference" in told
-    assert "differently" not in verdicts.sentence(
+    assert "differently" not in verdicts.describe_comparison(
         found.model_copy(update={"what": "accuracy, q"}), result, {}
     )
 
@@ -125,10 +125,10 @@ def test_the_words_of_a_difference_say_what_was_measured_differently(result: Eva
 def test_fewer_than_six_documents_have_no_interval_and_no_verdict(result: EvaluationResult, n: int) -> None:
     few = {"n": n, "interval": None, "detectable": None, "p": 2 / 2**n}
     found = comparison(-0.2, 0, 0, source="wiki").model_copy(update=few)
-    (row,) = tables.differences([found]).rows
+    (row,) = tables.difference_table([found]).rows
     assert row[3] == "−0.2000 (no interval)"
     assert row[-3:] == ("", "", "too few to compare")
-    told = verdicts.sentence(found, result, {})
+    told = verdicts.describe_comparison(found, result, {})
     assert "95 %" not in told
     assert told.endswith("too few for a verdict.")
 
@@ -143,8 +143,8 @@ def test_verdicts_are_adjusted_for_all_comparisons_of_a_report(result: Evaluatio
     assert [each.p_adjusted for each in found] == [pytest.approx(0.06), None, *[pytest.approx(0.06)] * 5]
     assert {each.family for each in found} == {6}
     assert {verdicts.verdict(each) for each in found} == {"undecided", "too few to compare"}
-    assert "p = 0.060 (adjusted for 6 comparisons)" in verdicts.sentence(found[0], result, {})
-    assert "adjusted for 6 comparisons (Holm)" in tables.differences(found).caption
+    assert "p = 0.060 (adjusted for 6 comparisons)" in verdicts.describe_comparison(found[0], result, {})
+    assert "adjusted for 6 comparisons (Holm)" in tables.difference_table(found).caption
     assert (
         verdicts.verdict(EvaluationResult.model_validate(several | {"differences": [one]}).differences[0])
         == "better"
@@ -153,27 +153,27 @@ def test_verdicts_are_adjusted_for_all_comparisons_of_a_report(result: Evaluatio
 
 def test_an_answer_by_next_token_has_a_row_of_its_own(result: EvaluationResult) -> None:
     score = result.tasks["base"][TASK].model_copy(update={"method": "next-token", "rule": None, "rules": {}})
-    table = tables.rules(result.model_copy(update={"tasks": {"base": {TASK: score}}}))
+    table = tables.rule_table(result.model_copy(update={"tasks": {"base": {TASK: score}}}))
     assert [row[2] for row in table.rows if row[1] == "base"] == ["next-token"]
 
 
 def test_nothing_found_is_an_empty_table(result: EvaluationResult) -> None:
     none = EvaluationResult(rows="r", dtype="float32", seed=1, resamples=100)
-    assert not tables.overview(none, {}).rows
-    assert not tables.steps(none, {}).rows
-    assert not tables.fidelity(none).rows
+    assert not tables.overview_table(none, {}).rows
+    assert not tables.step_table(none, {}).rows
+    assert not tables.fidelity_table(none).rows
 
 
 def test_fidelity_is_told_with_its_intervals(result: EvaluationResult) -> None:
     (found,) = result.fidelity
-    (row,) = tables.fidelity(result).rows
+    (row,) = tables.fidelity_table(result).rows
     assert f"{found.kl_mean:.4g} [" in " ".join(row)
     assert re.search(rf"{100 * found.top_agreement:.1f} % \[", " ".join(row))
     assert f"{found.model} against {found.against}" in row
 
 
 def test_truncated_prompts_and_documents_are_said(result: EvaluationResult) -> None:
-    assert methods.truncation(result) == ""
+    assert methods.truncation_sentence(result) == ""
     score = result.tasks["base"][TASK].model_copy(update={"truncated": 3, "n": 40})
     text = result.perplexity["base"]["wiki"].model_copy(update={"truncated": 2, "documents": 9})
     told = result.model_copy(
@@ -182,9 +182,9 @@ def test_truncated_prompts_and_documents_are_said(result: EvaluationResult) -> N
             "perplexity": {"base": {"wiki": text}, "pretrain": {"wiki": text}},
         }
     )
-    assert methods.truncation(told) == (
+    assert methods.truncation_sentence(told) == (
         f"Truncated: 3 of 40 prompts of {TASK} lost their beginning (base); "
         "2 of 9 documents of wiki were scored at their beginning only (base, pretrain)."
     )
-    assert {row[3] for row in tables.measures(told, {}).rows} == {"9 (2 truncated)"}
-    assert "40 (3 truncated)" in {row[3] for row in tables.rules(told).rows}
+    assert {row[3] for row in tables.held_out_table(told, {}).rows} == {"9 (2 truncated)"}
+    assert "40 (3 truncated)" in {row[3] for row in tables.rule_table(told).rows}

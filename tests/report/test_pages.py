@@ -1,6 +1,7 @@
 """Pages: everything escaped, nothing outside, whole or not there."""
 
 import errno
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,7 @@ from meditron.report import charts
 from meditron.report.pages import Link, Page
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
-CHART = charts.bars([("pubmed", 3.0)], "tokens")
+CHART = charts.bar_chart([("pubmed", 3.0)], "tokens")
 plain = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=40)
 
 
@@ -120,7 +121,9 @@ def test_a_passage_is_its_pieces_in_the_colours_of_who_speaks() -> None:
     ]
 
 
-@pytest.mark.parametrize("href", ["https://a.org", "//a.org", "javascript:alert(1)", "/etc/passwd", "\\\\a"])
+@pytest.mark.parametrize(
+    "href", ["https://a.org", "//a.org", "javascript:alert(1)", "/etc/passwd", "\\\\a", " data:x"]
+)
 def test_a_link_leads_nowhere_else(href: str) -> None:
     with pytest.raises(ValueError, match="not relative"):
         Link("x", href)
@@ -137,6 +140,12 @@ def test_writing_replaces_a_page_whole(tmp_path: Path) -> None:
     Page("second").write(path)
     assert "second" in path.read_text(encoding="utf-8")
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_title_that_is_not_utf8_is_written(tmp_path: Path) -> None:
+    """A run is named after its recipe, and a file's name is any bytes."""
+    Page(os.fsdecode(b"\xff.toml")).write(tmp_path / "report.html")
+    assert "<title>?.toml" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_full_disk_is_a_storage_error_and_the_old_page_stays(

@@ -8,7 +8,7 @@ import pytest
 from fake_run import FakeRun
 from meditron.report.quantization import (
     QuantizationCost,
-    costs_in,
+    costs_from_evaluation,
     files_table,
     measured_costs,
     published_cost,
@@ -33,19 +33,19 @@ FILES = [
 def test_published_costs_are_labelled_and_floats_have_none() -> None:
     assert published_cost("F16") is None
     assert str(published_cost("Q4_K_M")) == "+2.8 % published for Llama-3-8B"
-    assert not published_cost("Q4_K_M").measured
+    assert not published_cost("Q4_K_M").is_measured
 
 
 def test_the_smallest_file_within_the_limit_is_recommended() -> None:
     assert recommended_type(FILES, {}) == "Q4_K_M"
-    costs = {"Q4_K_M": QuantizationCost(0.08, measured=True, on="20 documents of pubmed")}
+    costs = {"Q4_K_M": QuantizationCost(0.08, is_measured=True, reference="20 documents of pubmed")}
     assert recommended_type(FILES, costs) == "Q8_0"
     assert recommended_type(FILES[-1:], {}) == "Q2_K"
     assert recommended_type(FILES[:1], {}) is None
 
 
 def test_the_advice_says_whether_the_cost_was_measured() -> None:
-    costs = {"Q4_K_M": QuantizationCost(0.03, measured=True, on="20 documents of pubmed")}
+    costs = {"Q4_K_M": QuantizationCost(0.03, is_measured=True, reference="20 documents of pubmed")}
     assert "+3.0 % measured on 20 documents of pubmed" in recommendation(FILES, costs)
     assert "published for Llama-3-8B" in recommendation(FILES, {})
     assert "meditron evaluate" in recommendation(FILES, {})
@@ -54,7 +54,7 @@ def test_the_advice_says_whether_the_cost_was_measured() -> None:
 
 
 def test_the_table_marks_the_recommended_file_and_labels_each_cost() -> None:
-    costs = {"Q8_0": QuantizationCost(-0.001, measured=True, on="6 documents of wiki")}
+    costs = {"Q8_0": QuantizationCost(-0.001, is_measured=True, reference="6 documents of wiki")}
     rows = {row[0]: row for row in files_table(FILES, costs, "Files").rows}
     assert rows["Q4_K_M.gguf"][1] == "Q4_K_M (recommended)"
     assert rows["Q8_0.gguf"][-1] == "−0.1 % measured on 6 documents of wiki"
@@ -92,8 +92,17 @@ def test_a_damaged_evaluation_is_a_warning(life: FakeRun, capsys: pytest.Capture
     assert "was not used for the cost of quantization" in capsys.readouterr().err
 
 
+def test_the_cost_of_a_file_that_is_beyond_repair_is_a_number(life: FakeRun) -> None:
+    cost = Comparison(
+        a="finetune", b="quantize:Q2_K", what="", source="wiki", n=9, difference=5e3, interval=None, p=0.1,
+        detectable=None,
+    )  # fmt: skip
+    result = life.result.model_copy(update={"differences": [cost]})
+    assert "e+306 % measured on 9" in str(costs_from_evaluation(result, "quantize", "finetune")["Q2_K"])
+
+
 def test_fidelity_counts_if_no_comparison_has_the_type(life: FakeRun) -> None:
     (pair,) = life.result.fidelity
-    cost = costs_in(life.result, "quantize", "finetune")["Q4_K_M"]
-    assert cost.change == pair.perplexity_ratio - 1
-    assert costs_in(life.result, "another", "finetune") == {}
+    cost = costs_from_evaluation(life.result, "quantize", "finetune")["Q4_K_M"]
+    assert cost.perplexity_change == pair.perplexity_ratio - 1
+    assert costs_from_evaluation(life.result, "another", "finetune") == {}

@@ -1,7 +1,6 @@
 """Tables on narrow terminals: no number and no name is broken."""
 
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 
 from meditron.core import console
 from meditron.report.terminal import print_table
+from terminal_output import terminal_output
 
 PREFIX = "runs/quickstart/finetune"
 MODELS = [f"{PREFIX}.sections", f"{PREFIX}.questions", "base", "quantize:Q4_K_M"]
@@ -22,23 +22,9 @@ SCORES = {
 
 def on_terminal(code: str, width: int, **environment: str) -> str:
     """What a program shows on a terminal of this width, stdout and stderr alike."""
-    ours, theirs = pty.openpty()
-    settings = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": str(width), "NO_COLOR": "1"}
+    settings = {"TERM": "xterm", "COLUMNS": str(width), "NO_COLOR": "1"}
     program = f"from meditron.core.console import *\nfrom meditron.report.terminal import print_table\n{code}"
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=settings | environment
-    ) as process:
-        os.close(theirs)
-        written = b""
-        try:
-            while piece := os.read(ours, 65536):
-                written += piece
-        except OSError:  # how Linux tells that the other end is closed
-            pass
-        finally:
-            os.close(ours)
-    assert process.returncode == 0, written
-    return re.sub(r"\x1b\[[0-9;]*m", "", written.decode()).replace("\r\n", "\n")
+    return re.sub(r"\x1b\[[0-9;]*m", "", terminal_output(program, settings | environment))
 
 
 def shown(headers: list[str], rows: list[list[str]], width: int, *, answer: bool = True) -> str:

@@ -11,7 +11,7 @@ import pytest
 from lxml import etree
 
 from meditron.sources.mathml import math_text
-from meditron.sources.scripts import END, SUB, SUP, resolve_scripts
+from meditron.sources.scripts import END, SUB, SUP, render_sup_and_sub_marks
 
 Medline = Callable[..., Path]
 
@@ -77,7 +77,7 @@ def flat(element: Any) -> str:
 
 def fields(article: Any) -> dict[str, Any]:
     def text(element: Any) -> str:
-        return " ".join(resolve_scripts(flat(element)).split())
+        return " ".join(render_sup_and_sub_marks(flat(element)).split())
 
     def texts(path: str) -> list[str]:
         return [text(element) for element in xpath(path)(article)]

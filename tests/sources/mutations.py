@@ -10,7 +10,7 @@ from lxml import etree
 
 from meditron.core.errors import InputError
 from meditron.sources.medline import read
-from meditron.sources.scripts import resolve_scripts
+from meditron.sources.scripts import render_sup_and_sub_marks
 
 from .conftest import HEAD, fields, flat
 
@@ -430,5 +430,5 @@ def _is_citation(element: Any) -> bool:
     pmid = citation.find("PMID")
     if pmid is None:
         return False
-    numbers = [" ".join(resolve_scripts(flat(pmid)).split()), pmid.get("Version", "1")]
+    numbers = [" ".join(render_sup_and_sub_marks(flat(pmid)).split()), pmid.get("Version", "1")]
     return all(re.fullmatch("[0-9]{1,12}", number) for number in numbers)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import subprocess
 import tarfile
 import tracemalloc
 import zipfile
@@ -14,7 +15,7 @@ import zstandard
 from meditron.core.errors import InputError
 from meditron.sources.containers import read_members
 from meditron.sources.document import ReadLog
-from meditron.sources.registry import find_source, format_name, open_source
+from meditron.sources.registry import find_source_format, format_name, open_source
 from small_archives import write_archive
 
 from .conftest import Medline, citation
@@ -28,7 +29,7 @@ def test_the_files_of_an_archive_are_documents(tmp_path: Path, suffix: str) -> N
     documents = list(open_source(path))
     assert [document.id for document in documents] == [f"text:set.{suffix}!{name}" for name in TEXTS]
     assert [document.sections[0].text for document in documents] == list(TEXTS.values())
-    assert format_name(find_source(path)) == "text"
+    assert format_name(find_source_format(path)) == "text"
     assert next(document.id for document in open_source(path, name="a/b")) == "text:a/b!notes/0.txt"
 
 
@@ -105,6 +106,31 @@ def test_names_that_lead_out_of_an_archive_are_refused(tmp_path: Path, name: str
             list(open_source(path))
 
 
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    """Unpacked, the second file replaces the first; read in place, both would be documents."""
+    path = write_archive(tmp_path / "set.tar", {"1.txt": "Some text."})
+    with tarfile.open(path, "a") as archive:
+        entry = tarfile.TarInfo("1.txt")
+        entry.size = 9
+        archive.addfile(entry, io.BytesIO(b"some text"))
+    with pytest.raises(InputError, match=r"set\.tar!1\.txt: the name occurs twice in the archive"):
+        list(open_source(path))
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_a_folder_called_dot_is_not_hidden(tmp_path: Path, suffix: str) -> None:
+    path = write_archive(tmp_path / f"set.{suffix}", {"./1.txt": "Some text.", "a/./2.txt": "Other text."})
+    assert [document.sections[0].text for document in open_source(path)] == ["Some text.", "Other text."]
+
+
+@pytest.mark.parametrize("options", [["--format=v7"], ["--format=gnu", "--label=set"]])
+def test_archives_of_old_and_labelled_formats(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "1.txt").write_text("Some text.")
+    path = tmp_path / "set.tar"
+    subprocess.run(["tar", *options, "-C", tmp_path, "-cf", path, "1.txt"], check=True)
+    assert [document.sections[0].text for document in open_source(path)] == ["Some text."]
+
+
 def test_damage_is_reported_with_archive_and_member(tmp_path: Path) -> None:
     texts = {name: f"{text} " * 4_000 for name, text in TEXTS.items()}
     whole = write_archive(tmp_path / "set.tar", texts).read_bytes()
@@ -161,7 +187,7 @@ def test_archives_without_a_file_to_read_and_within_archives(tmp_path: Path) -> 
     empty = write_archive(tmp_path / "empty.zip", {})
     assert list(open_source(empty)) == []
     with pytest.raises(InputError, match=r"empty\.zip: the archive contains no file to read"):
-        find_source(empty)
+        find_source_format(empty)
     office = write_archive(tmp_path / "set.tar.gz", {"a.docx": write_docx(tmp_path / "a.zip")})
     with pytest.raises(InputError, match=r"set\.tar\.gz!a\.docx: a Word document") as raised:
         list(open_source(office))

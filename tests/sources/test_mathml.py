@@ -4,7 +4,7 @@ import pytest
 from lxml import etree
 
 from meditron.sources.mathml import math_text
-from meditron.sources.scripts import resolve_scripts
+from meditron.sources.scripts import render_sup_and_sub_marks
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ from meditron.sources.scripts import resolve_scripts
 )
 def test_mathml(inner: str, expected: str) -> None:
     element = etree.fromstring(f'<math xmlns="http://www.w3.org/1998/Math/MathML">{inner}</math>')
-    assert resolve_scripts(math_text(element)) == expected
+    assert render_sup_and_sub_marks(math_text(element)) == expected

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from meditron.core.errors import InputError
 from meditron.sources.document import Document, ReadLog
 from meditron.sources.mediawiki import read, recognises
-from meditron.sources.wikitext import Site, sections
+from meditron.sources.wikitext import WikiSite, parse_sections
 
 
 def plain(wikitext: str) -> str:
-    return "\n".join(section.text for section in sections(wikitext))
+    return "\n".join(section.text for section in parse_sections(wikitext))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,14 @@ def test_wikitext(wikitext: str, text: str) -> None:
 
 
 def test_quotes_that_do_not_pair_swallow_no_heading() -> None:
-    parsed = list(sections("'''lead\n== History ==\n[[File:a.jpg|thumb|''b]] old''\n== See ==\nmore"))
+    parsed = list(parse_sections("'''lead\n== History ==\n[[File:a.jpg|thumb|''b]] old''\n== See ==\nmore"))
     assert [section.label for section in parsed] == [None, "History", "See"]
 
 
 def test_headings_are_labels() -> None:
-    parsed = list(sections("lead\n== History ==\nold\n=== ''Early'' ===\n<ref>x</ref>\n== See ==\nmore"))
+    parsed = list(
+        parse_sections("lead\n== History ==\nold\n=== ''Early'' ===\n<ref>x</ref>\n== See ==\nmore")
+    )
     assert [(section.label, section.text) for section in parsed] == [
         (None, "lead"),
         ("History", "old"),
@@ -68,7 +70,7 @@ def test_nested_headings_are_the_path_of_a_section() -> None:
         "lead\n== Signs ==\n=== ''Skin'' ===\nrash\n==== Face ====\nred\n=== Eye ===\npink\n"
         "== Care ==\nrest\n==== Drugs ====\nnone\n== ==\n=== Odd ===\nrare"
     )
-    assert [(section.path, section.label) for section in sections(wikitext)] == [
+    assert [(section.heading_path, section.label) for section in parse_sections(wikitext)] == [
         ((), None),
         (("Signs",), "Skin"),
         (("Signs", "Skin"), "Face"),
@@ -77,7 +79,7 @@ def test_nested_headings_are_the_path_of_a_section() -> None:
         (("Care",), "Drugs"),
         ((), "Odd"),
     ]
-    document = Document("wiki:1", "mediawiki", "T", tuple(sections(wikitext)))
+    document = Document("wiki:1", "mediawiki", "T", tuple(parse_sections(wikitext)))
     first, second = document.to_json()["sections"][:2]
     assert first == {"text": "lead", "label": None, "category": None}
     assert second == {"text": "rash", "label": "Skin", "category": None, "path": ["Signs"]}
@@ -150,7 +152,7 @@ def test_recognition() -> None:
     assert not recognises(b"<PubmedArticleSet>")
 
 
-GERMAN = Site({6: "Datei", 14: "Kategorie", 10: "Vorlage"}, "de")
+GERMAN = WikiSite({6: "Datei", 14: "Kategorie", 10: "Vorlage"}, "de")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_names_of_namespaces_come_from_the_wiki() -> None:
         "__INHALTSVERZEICHNIS__\n[[Bild:x.jpg]][[File:y.jpg|z]][[kategorie: M|x]][[:Datei:z.jpg]][[de:Herz]]"
     )
     assert (
-        "".join(section.text for section in sections(wikitext, GERMAN))
+        "".join(section.text for section in parse_sections(wikitext, GERMAN))
         == "Text weiter.\n\nDatei:z.jpgde:Herz"
     )
 
@@ -226,7 +228,7 @@ def test_templates_and_names_of_other_wikis(wikitext: str, text: str) -> None:
 
 def test_the_first_of_several_scripts_is_read() -> None:
     wikitext = "-{H|zh-cn:x;zh-tw:y}-甲-{zh-hans:乙;zh-hant:丙}--{T|丁}--{戊}-"
-    assert [section.text for section in sections(wikitext, Site({}, "zh"))] == ["甲乙戊"]
+    assert [section.text for section in parse_sections(wikitext, WikiSite({}, "zh"))] == ["甲乙戊"]
     assert plain("Fe-{x}-y") == "Fe-{x}-y"
 
 

@@ -93,7 +93,7 @@ def test_half_of_a_surrogate_pair_is_replaced_in_every_field(tmp_path: Path) -> 
     (document,) = open_source(path)
     assert (document.id, document.title, document.meta) == ("a\ufffd", "\ufffdb", {"\ufffd": 1})
     assert document.sections[0].text == "\U0001f600 \\ud800"
-    assert document.to_line()
+    assert document.to_json_line()
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
@@ -221,6 +221,19 @@ def test_rows_in_every_form(tmp_path: Path, written: str, source: str) -> None:
     } or ("json:rows.dat:2" in written)
 
 
+def test_a_retraction_is_true_beside_or_within_meta(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {"retracted": True},
+        {"meta": {"retracted": True}},
+        {"meta": {"retracted": "yes"}},
+        {"retracted": 1},
+        {},
+    ]
+    path.write_text("".join(json.dumps({"text": "one"} | row) + "\n" for row in rows))
+    assert [document.retracted for document in open_source(path)] == [True, True, False, False, False]
+
+
 def test_a_csv_with_quotes_line_breaks_and_other_columns(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('text,journal\n"a ""b"",\nc",J\n,K\nd,\n')
@@ -245,7 +258,7 @@ def test_a_csv_with_quotes_line_breaks_and_other_columns(tmp_path: Path) -> None
         ("x.json", '{"a": {"text": "b"},\n"a": {"text": "c"}}', 'duplicate key "a"'),
         ("x.json", "[" * 100_000, "x.json"),
         ("x.jsonl", '{"text": "a", "text": "b"}', r'\(line 1\): not JSON: duplicate key "text"'),
-        ("x.jsonl", '{"text": "a"} {"text": "b"}', r"\(line 1\): more after its end"),
+        ("x.jsonl", '{"text": "a"} {"text": "b"}', r"\(line 1\): text after the JSON value"),
         ("x.jsonl", '{"id": true, "text": "b"}', '"id" is a bool'),
     ],
 )
@@ -256,6 +269,18 @@ def test_invalid_rows_are_reported_with_their_place(
     path.write_text(written)
     with pytest.raises(InputError, match=message):
         list(open_source(path))
+
+
+def test_a_row_without_text_lists_its_keys(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a"}\n{"pmid": 1, "abstract": "b"}\n')
+    with pytest.raises(InputError, match=r"\(line 2\)") as raised:
+        list(open_source(path))
+    assert raised.value.hint == 'rename the key of the text to "text"; the keys: pmid, abstract'
+    path.write_text('{"text": "a"}\n{"\\ud800": 1}\n')
+    with pytest.raises(InputError, match=r"\(line 2\)") as raised:
+        list(open_source(path))
+    str(raised.value.hint).encode()
 
 
 def test_lines_and_documents_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def test_parts_come_back(tmp_path: Path) -> None:
     parts = (SectionSpan(12, 19, "AIM", "OBJECTIVE"), SectionSpan(20, 27, "END", None))
     assert first == CorpusDocument("a:1", "a", ROW["text"], file, parts)
     assert [first.text[part.start : part.end] for part in parts] == ["To see.", "We saw."]
-    assert second.parts == ()
+    assert second.sections == ()
 
 
 @pytest.mark.parametrize(

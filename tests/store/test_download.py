@@ -127,8 +127,11 @@ def test_a_refusal_is_a_fetch_error_that_tells_no_secret(site: Site, part: Path)
 
 
 def test_an_unreachable_server_is_a_fetch_error_of_one_line(site: Site, part: Path):
-    with pytest.raises(FetchError, match=r"^http://127\.0\.0\.1:9/x: cannot reach the server \(.*refused\)$"):
+    with pytest.raises(
+        FetchError, match=r"^http://127\.0\.0\.1:9/x: cannot reach the server \(.*refused\)$"
+    ) as raised:
         download("http://127.0.0.1:9/x", part)
+    assert raised.value.hint == "check the address and the network connection"
 
 
 def test_a_certificate_is_trusted_when_the_environment_says_so(

@@ -66,7 +66,7 @@ def test_every_type_is_dequantized_as_gguf_py_does(tmp_path: Path, version: int)
             tensor = theirs[name]
             assert (info.type, info.shape) == (tensor.tensor_type.name, MATRIX.shape)
             assert (info.offset, info.nbytes) == (tensor.data_offset, tensor.n_bytes)
-            np.testing.assert_array_equal(ours.raw(name).ravel(), tensor.data.view(np.uint8).ravel())
+            np.testing.assert_array_equal(ours.raw_tensor(name).ravel(), tensor.data.view(np.uint8).ravel())
             values = ours.dequantize(name)
             np.testing.assert_array_equal(values, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
             assert (values.dtype, values.shape) == (np.float32, MATRIX.shape)
@@ -77,18 +77,18 @@ def test_shapes_are_numpys_and_rows_can_be_taken(tmp_path: Path):
     path = reference(tmp_path / "x.gguf", {"Q4_K": blocks("Q4_K", (2, 3, 512))})
     with GGUF(path) as file:
         assert file.tensors["Q4_K"].shape == (2, 3, 512)
-        assert file.raw("Q4_K").shape == (2, 3, 288)
+        assert file.raw_tensor("Q4_K").shape == (2, 3, 288)
 
 
 def test_arrays_outlive_the_file(tmp_path: Path):
     path = reference(tmp_path / "x.gguf", {"F32": MATRIX})
     with GGUF(path) as file:
-        raw = file.raw("F32")
+        raw = file.raw_tensor("F32")
         with pytest.raises(InputError, match=r"x\.gguf \(F33\): no such tensor"):
-            file.raw("F33")
+            file.raw_tensor("F33")
     np.testing.assert_array_equal(raw.view(np.float32), MATRIX)
     with pytest.raises(ValueError, match="closed"):
-        file.raw("F32")
+        file.raw_tensor("F32")
 
 
 def test_a_type_without_a_reference_is_an_input_error(tmp_path: Path):
@@ -178,6 +178,10 @@ HOSTILE = {
     "no name": (aligned(header(1) + info(b""), 128), "is empty or has no name"),
     "long name": (aligned(header(1) + info(b"n" * 65), 128), "name has 65 bytes"),
     "unknown tensor type": (aligned(header(1) + info(code=4), 128), "'a' has the unknown type 4"),
+    "row without dimensions": (
+        aligned(header(1) + info(dims=(), code=12), 128),
+        "not a multiple of Q4_K's 256",
+    ),
     "broken row": (aligned(header(1) + info(dims=(100,), code=12), 128), "not a multiple of Q4_K's 256"),
     "product overflows": (aligned(header(1) + info(dims=(2**32, 2**32)), 128), "'a' ends at byte 73,786,9"),
     "past the end": (

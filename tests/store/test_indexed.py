@@ -14,7 +14,7 @@ from meditron.store.indexed import IndexedDataset, IndexedWriter, token_dtype
 def write(prefix: Path, documents: list[list[int]], dtype: str = "uint16") -> Path:
     with IndexedWriter(prefix, dtype) as writer:
         for ids in documents:
-            writer.add(ids)
+            writer.add_document(ids)
     return prefix
 
 

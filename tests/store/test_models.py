@@ -49,7 +49,9 @@ def test_a_selector_names_one_of_several(tmp_path: Path):
     assert f"{folder}:Q4_K_M" in str(raised.value.hint)
     with pytest.raises(SourceError, match=r":Q4_K_S: no such file") as raised:
         resolve_model(f"{folder}:Q4_K_S")
-    assert str(raised.value.hint).startswith(f"available: {folder}:Q4_K_M")
+    listed = str(raised.value.hint).removeprefix("available: ").split(", ")
+    assert listed[0] == f"{folder}:Q4_K_M"
+    assert sorted(listed) == [f"{folder}:{name}" for name in ("F16", "Q4_K_M", "medical-7b.Q8_0")]
     with pytest.raises(SourceError, match="no such file") as raised:
         resolve_model(f"{hf(tmp_path / 'pretrain')}:F16")
     assert "contains no .gguf" in str(raised.value.hint)
@@ -106,6 +108,15 @@ def test_a_file_of_a_model_folder_names_the_folder(tmp_path: Path):
     assert str(folder) in str(raised.value.hint)
     with pytest.raises(InputError, match="not a GGUF file"):
         resolve_model(str(folder / "config.json"))
+
+
+def test_a_name_on_the_hub_says_how_to_download_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for spec in ("gpt2", "HuggingFaceTB/SmolLM2-135M"):
+        with pytest.raises(SourceError, match=f"^{spec}: no such file or folder") as raised:
+            resolve_model(spec)
+        assert "hf download" in str(raised.value.hint)
 
 
 def test_a_typo_names_the_nearest(tmp_path: Path):

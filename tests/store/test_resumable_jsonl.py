@@ -21,7 +21,7 @@ def test_a_second_run_finds_the_lines_of_the_first(path: Path):
         assert path.read_bytes() == b"1\n2\n"
         file.append([b"3\n"], durable=False)
     with ResumableJsonl(path) as file:
-        assert (file.lines, file.torn) == ([b"1", b"2", b"3"], b"")
+        assert (file.lines, file.incomplete_line) == ([b"1", b"2", b"3"], b"")
         file.append([b"4\n"])
     assert path.read_bytes() == b"1\n2\n3\n4\n"
 
@@ -29,7 +29,7 @@ def test_a_second_run_finds_the_lines_of_the_first(path: Path):
 def test_a_torn_last_line_is_removed_by_the_first_append_and_not_before(path: Path):
     path.write_bytes(b'{"a": 1}\n{"a": ')
     with ResumableJsonl(path) as file:
-        assert (file.lines, file.torn) == ([b'{"a": 1}'], b'{"a": ')
+        assert (file.lines, file.incomplete_line) == ([b'{"a": 1}'], b'{"a": ')
         assert path.read_bytes() == b'{"a": 1}\n{"a": '
         file.append([b'{"a": 2}\n'])
     assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
@@ -46,9 +46,9 @@ def test_blank_lines_and_other_line_ends_are_kept(path: Path):
 def test_the_content_can_be_replaced_between_appends(path: Path):
     path.write_bytes(b"1\n2\ntorn")
     with ResumableJsonl(path) as file:
-        file.replace([b"2\n"])
+        file.replace_content([b"2\n"])
         file.append([b"3\n"])
-        file.replace([b"3\n", b"2\n"])
+        file.replace_content([b"3\n", b"2\n"])
         file.append([b"4\n"])
     assert path.read_bytes() == b"3\n2\n4\n"
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_flow
 
-from meditron.tasks.balance import balanced
+from meditron.tasks.balance import balance_classes
 
 Items = list[tuple[str, frozenset[int]]]
 KINDS = st.lists(st.frozensets(st.integers(0, 4), max_size=5), max_size=40)
@@ -36,7 +36,7 @@ def most(items: Items) -> int:
 @settings(max_examples=50)
 @given(ITEMS)
 def test_every_class_equally_often_and_as_often_as_can_be(items: Items) -> None:
-    chosen = balanced(items)
+    chosen = balance_classes(items)
     kinds = dict(items)
     classes = frozenset().union(*kinds.values())
     assert len({item for item, _ in chosen}) == len(chosen)
@@ -47,7 +47,7 @@ def test_every_class_equally_often_and_as_often_as_can_be(items: Items) -> None:
 @settings(max_examples=50)
 @given(ITEMS)
 def test_every_beginning_is_balanced(items: Items) -> None:
-    chosen = balanced(items)
+    chosen = balance_classes(items)
     for end in range(len(chosen)):
         counts = Counter({model: 0 for _, model in chosen} | Counter(model for _, model in chosen[:end]))
         assert max(counts.values()) - min(counts.values()) <= 1
@@ -55,12 +55,12 @@ def test_every_beginning_is_balanced(items: Items) -> None:
 
 def test_a_common_class_leaves_items_for_a_rare_class() -> None:
     items = [("a", frozenset({0, 1})), ("b", frozenset({0}))]
-    assert sorted(balanced(items)) == [("a", 1), ("b", 0)]
-    assert sorted(balanced(items[::-1])) == [("a", 1), ("b", 0)]
+    assert sorted(balance_classes(items)) == [("a", 1), ("b", 0)]
+    assert sorted(balance_classes(items[::-1])) == [("a", 1), ("b", 0)]
 
 
 def test_without_need_the_first_come_first() -> None:
     every = frozenset(range(5))
-    chosen = balanced((str(n), every) for n in range(20))
+    chosen = balance_classes((str(n), every) for n in range(20))
     assert [item for item, _ in chosen] == [str(n) for n in range(20)]
-    assert balanced([]) == balanced([("a", frozenset())]) == []
+    assert balance_classes([]) == balance_classes([("a", frozenset())]) == []

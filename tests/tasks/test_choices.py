@@ -13,6 +13,7 @@ from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
 
+NO_OPTION = "the gold answer is not one of the options"
 Q = "Which organ makes insulin?"
 ORGANS = ("Liver", "Pancreas", "Spleen", "Kidney", "Heart")
 BY_LETTER = dict(zip("ABCDE", ORGANS, strict=True))
@@ -172,7 +173,7 @@ def test_other_rows_decide_an_ambiguous_answer(tmp_path: Path) -> None:
     assert golds(tmp_path, vitamins, "A", "K") == [1, 3]
     assert golds(tmp_path, vitamins, "A", "C") == [0, 2]
     with pytest.raises(
-        InputError, match=r"line 1\): the gold answer is ambiguous, the text of option 2 and the"
+        InputError, match=r"line 1\): the gold answer is ambiguous: it is the text of option 2 and the"
     ):
         golds(tmp_path, vitamins, "A", "B")
     assert golds(tmp_path, vitamins, "A", "B", key="gold") == [0, 1], "a letter, as documented"
@@ -186,13 +187,14 @@ def test_the_file_decides_where_indexes_begin(tmp_path: Path, capsys: pytest.Cap
     assert golds(tmp_path, organs, 0, 2) == [0, 2]
     assert "count from" not in capsys.readouterr().err
     assert golds(tmp_path, organs, 1, 2) == [1, 2]
-    assert "the answers (answer) do not show what they count from; read as counted from 0" in (
-        capsys.readouterr().err
+    assert (
+        "the answers (answer) do not show whether they count from 0 or 1; they are read as counted from 0"
+        in (capsys.readouterr().err)
     )
     assert golds(tmp_path, organs, 1, 2, key="gold") == [1, 2]
     assert not capsys.readouterr().err
     assert golds(tmp_path, organs, *[1, 2, 3, 4] * 3, key="gold")[:4] == [1, 2, 3, 4]
-    assert "(gold) do not show what they count from" in capsys.readouterr().err
+    assert "(gold) do not show whether they count from 0 or 1" in capsys.readouterr().err
     with pytest.raises(
         InputError, match=r"line 3\).*'5' \(an index counts from 0, to 4; no answer .* is 0\)"
     ):
@@ -215,9 +217,9 @@ def test_withheld_answers_are_counted_or_an_error(tmp_path: Path, withheld: Any)
         (ASKED | {"opa": "a", "opb": "b", "opd": "d", "cop": 1}, "the options are not lettered A, B, C …"),
         (ASKED | {"options": {"A": "a", "C": "c"}} | LETTER, "the options are not lettered A, B, C …"),
         (ASKED | {"choices": {"text": ["a", "b"], "label": ["A", "A"]}} | LETTER, "the options are not"),
-        (ASKED | {"options": ["A. Liver", "B. Heart"], "answer": "A. Heart"}, "the gold answer is no option"),
-        (ASKED | {"options": list(ORGANS), "answer": "A,C"}, "the gold answer is no option: 'A,C'"),
-        (ASKED | {"options": list(ORGANS), "answer": ["A", "B"]}, "the gold answer is no option"),
+        (ASKED | {"options": ["A. Liver", "B. Heart"], "answer": "A. Heart"}, NO_OPTION),
+        (ASKED | {"options": list(ORGANS), "answer": "A,C"}, f"{NO_OPTION}: 'A,C'"),
+        (ASKED | {"options": list(ORGANS), "answer": ["A", "B"]}, NO_OPTION),
         (ASKED | {"options": list(ORGANS), "answer_index": 0, "answer": "B"}, "answer_index (0) and"),
         (ASKED | {"Question": "x?", "options": list(ORGANS)} | LETTER, "two fields have the same name"),
     ],

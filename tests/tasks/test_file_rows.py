@@ -86,7 +86,7 @@ DEEP = "[" * 100_000
     ("name", "text", "message"),
     [
         ("a.jsonl", "", "the file is empty"),
-        ("a.jsonl", "<html>", "neither JSON nor JSON lines, nor named .csv"),
+        ("a.jsonl", "<html>", "an HTML page, which is not read as questions"),
         ("a.jsonl", '{"a": 1}\n{"a": 2', "(line 2, column"),
         ("a.jsonl", '{"a": 1}\n\n[1]', "(line 3): expected an object, got a list"),
         ("a.jsonl", '{"a": 1}\n{"a": 1} {"a": 2}', "(line 2, column 9): more than one value"),
@@ -121,3 +121,19 @@ def test_bytes_that_are_not_utf8_are_an_error(tmp_path: Path) -> None:
         list(read_source_rows(tmp_path / "a.jsonl"))
     with pytest.raises(SourceError, match="no such file"):
         list(read_source_rows(tmp_path / "none.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"%PDF-1.7 \xe2\xe3\xcf\xd3", "a PDF file, which is not read as questions"),
+        (b"PAR1\x15\x04\x15\xff", "a Parquet file, which is not read"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "an HTML page, which is not read"),
+        (b"PK\x03\x04\x14\xff", "an archive, which is not read as questions"),
+    ],
+)
+def test_files_of_other_formats_are_named(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=problem):
+        list(read_source_rows(path))

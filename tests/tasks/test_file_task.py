@@ -20,6 +20,7 @@ from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
 
 # What the READMEs beside the files count, and the rows among them with the same option twice.
+NO_OPTION = "the gold answer is not one of the options"
 SETS = {
     "medqa-usmle/test_4options.first1000.jsonl.gz": (1_000, 4, "letters", 0),
     "medqa-usmle/test_5options.first1000.jsonl.gz": (1_000, 5, "letters", 0),
@@ -161,7 +162,7 @@ def test_plain_rows(tmp_path: Path) -> None:
         tmp_path / "own.jsonl",
         PLAIN | {"id": "first", "context": "Read.", "group": "hard", "explanation": "So."},
         PLAIN | {"id": 7, "gold": "C", "more": [1]},
-        PLAIN | {"gold": "A", "context": None},
+        PLAIN | {"gold": "A", "context": None, "id": None},
     )
     task = open_task(file)
     result = {question.id: question for question in task.rows("test")}
@@ -183,16 +184,16 @@ def test_plain_rows(tmp_path: Path) -> None:
         (PLAIN, {"options": ["a", 5]}, "the option is not a text: '5'"),
         (PLAIN, {"options": ["a"]}, "1 options; a question needs 2 to 26"),
         (PLAIN, {"options": [str(n) for n in range(27)]}, "27 options"),
-        (PLAIN, {"options": "ab"}, "the options are neither list nor object"),
-        (PLAIN, {"gold": 3}, "the gold answer is no option: '3' (an index counts from 0, to 2"),
+        (PLAIN, {"options": "ab"}, "the options are neither a list nor an object"),
+        (PLAIN, {"gold": 3}, f"{NO_OPTION}: '3' (an index counts from 0, to 2"),
         (PLAIN, {"gold": -1}, "no answer is given"),
         (PLAIN, {"gold": ""}, "no answer is given"),
         (PLAIN, {"gold": ...}, "no answer is given"),
-        (PLAIN, {"gold": -2}, "the gold answer is no option"),
-        (PLAIN, {"gold": "D"}, "the gold answer is no option: 'D'"),
-        (PLAIN, {"gold": "bb"}, "the gold answer is no option"),
-        (PLAIN, {"gold": True}, "the gold answer is no option"),
-        (PLAIN, {"gold": 1.0}, "the gold answer is no option"),
+        (PLAIN, {"gold": -2}, NO_OPTION),
+        (PLAIN, {"gold": "D"}, f"{NO_OPTION}: 'D'"),
+        (PLAIN, {"gold": "bb"}, NO_OPTION),
+        (PLAIN, {"gold": True}, NO_OPTION),
+        (PLAIN, {"gold": 1.0}, NO_OPTION),
         (PLAIN, {"gold": None}, "no answer is given"),
         (PLAIN, {"id": True}, "the id is neither text nor number"),
         (PLAIN, {"id": "1"}, "a second question with the id '1'"),
@@ -201,23 +202,23 @@ def test_plain_rows(tmp_path: Path) -> None:
         (MEDQA, {"options": {"A": "a", "C": "b"}}, "the options are not lettered A, B, C"),
         (MEDQA, {"options": {"A": "a", "B": "a"}, "answer": "a"}, "two options are the same"),
         (MEDQA, {"answer_idx": "A"}, "answer_idx (A) and answer (b) name different options"),
-        (MEDQA, {"answer_idx": "C"}, "the gold answer is no option: 'C'"),
-        (MEDQA, {"answer": "The second, as it is older."}, "the gold answer is no option: 'The second"),
-        (MEDQA, {"options": 5}, "the options are neither list nor object"),
-        (LISTED, {"answer": "A. b"}, "the gold answer is no option: 'A. b'"),
-        (LISTED, {"answer": ["a", "b"]}, "the gold answer is no option"),
-        (MEDMCQA, {"id": "y", "cop": 5}, "the gold answer is no option: '5'"),
-        (MEDMCQA, {"id": "y", "cop": "1,3"}, "the gold answer is no option"),
+        (MEDQA, {"answer_idx": "C"}, f"{NO_OPTION}: 'C'"),
+        (MEDQA, {"answer": "The second, as it is older."}, f"{NO_OPTION}: 'The second"),
+        (MEDQA, {"options": 5}, "the options are neither a list nor an object"),
+        (LISTED, {"answer": "A. b"}, f"{NO_OPTION}: 'A. b'"),
+        (LISTED, {"answer": ["a", "b"]}, NO_OPTION),
+        (MEDMCQA, {"id": "y", "cop": 5}, f"{NO_OPTION}: '5'"),
+        (MEDMCQA, {"id": "y", "cop": "1,3"}, NO_OPTION),
         (MEDMCQA, {"id": "y", "opb": ""}, "an option is empty"),
         (MEDMCQA, {"id": True}, "the id is neither text nor number"),
         (MEDMCQA, {}, "a second question with the id 'x'"),
-        (PUBMEDQA, {"final_decision": "perhaps"}, "the gold answer is no option: 'perhaps'"),
+        (PUBMEDQA, {"final_decision": "perhaps"}, f"{NO_OPTION}: 'perhaps'"),
         (PUBMEDQA, {"CONTEXTS": "One."}, "the contexts are not a list of texts"),
         (PUBMEDQA, {"CONTEXTS": [5]}, "the context is not a text"),
-        (TRUTHFUL, {"mc1_targets": {"a": 1, "b": 1}}, "not one right answer among its targets"),
-        (TRUTHFUL, {"mc1_targets": {"a": 0, "b": 0}}, "not one right answer among its targets"),
-        (TRUTHFUL, {"mc1_targets": {"a": 1, "b": "x"}}, "not one right answer among its targets"),
-        (TRUTHFUL, {"mc1_targets": ["a"]}, "not one right answer among its targets"),
+        (TRUTHFUL, {"mc1_targets": {"a": 1, "b": 1}}, "`mc1_targets` needs exactly one right answer"),
+        (TRUTHFUL, {"mc1_targets": {"a": 0, "b": 0}}, "`mc1_targets` needs exactly one right answer"),
+        (TRUTHFUL, {"mc1_targets": {"a": 1, "b": "x"}}, "`mc1_targets` needs exactly one right answer"),
+        (TRUTHFUL, {"mc1_targets": ["a"]}, "`mc1_targets` needs exactly one right answer"),
         (TRUTHFUL, {"mc1_targets": {"a": 1}}, "1 options"),
     ],
 )  # fmt: skip
@@ -256,7 +257,8 @@ def test_medmcqa_counts_from_one_or_from_nought(tmp_path: Path, capsys: pytest.C
     assert golds(1, 3) == [0, 2]
     assert "read as counted from 1" in capsys.readouterr().err
     with pytest.raises(
-        InputError, match=r"line 2\): the gold answer is no option: '4' \(an index counts from 0, to 3\)"
+        InputError,
+        match=r"line 2\): the gold answer is not one of the options: '4' \(an index counts from 0, to 3\)",
     ):
         golds(0, 4)
 
@@ -308,7 +310,9 @@ def test_csv_with_and_without_a_header(tmp_path: Path) -> None:
         assert (result["1"].gold, result["2"].gold) == (2, 0)
         assert result["1"].group == name.removesuffix(".csv").removesuffix("_test")
     (tmp_path / "b.csv").write_text("Why?,a,b,c,d,A\nWhy?,a,b,c,d,E\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"b\.csv \(line 2\): the gold answer is no option: 'E'"):
+    with pytest.raises(
+        InputError, match=r"b\.csv \(line 2\): the gold answer is not one of the options: 'E'"
+    ):
         open_task(str(tmp_path / "b.csv"))
 
 
@@ -336,4 +340,4 @@ def test_a_file_name_that_is_not_utf8_gives_a_printable_task_name(tmp_path: Path
     path = tmp_path / os.fsdecode(b"a\xff\n\x1b[31m.jsonl")
     path.write_text(json.dumps(row))
     task = open_task(str(path))
-    assert (task.name, task.data.encode()) == ("a\\xff??[31m", b"a\\xff\n\x1b[31m.jsonl")
+    assert (task.name, task.data_file.encode()) == ("a\\xff??[31m", b"a\\xff\n\x1b[31m.jsonl")

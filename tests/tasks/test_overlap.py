@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from meditron.store.identity import content_sha256, short_hash
-from meditron.tasks.overlap import is_in_messages, lookup_hashes, passages, training_hashes
+from meditron.tasks.overlap import is_in_messages, lookup_hashes, message_passages, training_hashes
 from meditron.tasks.question import Question
 
 VIGNETTE = "A 54-year-old man comes to the emergency department with chest pain. Which drug is given first?"
@@ -70,7 +70,7 @@ def test_short_texts_need_their_options() -> None:
     ],
 )
 def test_messages_that_contain_the_question(message: str) -> None:
-    texts = {short_hash(content_sha256(text)) for text in passages(message)}
+    texts = {short_hash(content_sha256(text)) for text in message_passages(message)}
     assert is_in_messages(texts, VIGNETTE)
     assert is_in_messages(texts, f"7. {VIGNETTE}")
     assert not is_in_messages(texts, VIGNETTE.replace("54", "55"))

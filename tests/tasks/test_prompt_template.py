@@ -91,7 +91,7 @@ def test_pubmedqa_is_lm_evals(shared: Path, lm_eval: Callable[[str, str], Any]) 
 )
 def test_rendered_prompts(name: str, prompt: str, continuations: tuple[str, ...]) -> None:
     laid_out = PROMPT_TEMPLATES[name].render(QUESTION)
-    assert (laid_out.prompt, laid_out.continuations, laid_out.unconditional) == (
+    assert (laid_out.prompt, laid_out.continuations, laid_out.unconditional_prompt) == (
         prompt,
         continuations,
         "Answer:",
@@ -101,7 +101,7 @@ def test_rendered_prompts(name: str, prompt: str, continuations: tuple[str, ...]
 
 
 def fitting(name: str) -> Question:
-    return replace(QUESTION, options=PROMPT_TEMPLATES[name].options or QUESTION.options)
+    return replace(QUESTION, options=PROMPT_TEMPLATES[name].fixed_options or QUESTION.options)
 
 
 @pytest.mark.parametrize("name", PROMPT_TEMPLATES)
@@ -111,20 +111,23 @@ def test_examples_come_before_the_question(name: str) -> None:
     alone, after = template.render(question), template.render(question, shots)
     solved = [template.render(shot) for shot in shots]
     expected = [
-        item.prompt.removeprefix(template.head) + item.continuations[n] for n, item in enumerate(solved)
+        item.prompt.removeprefix(template.introduction) + item.continuations[n]
+        for n, item in enumerate(solved)
     ]
-    before = template.head + "\n\n".join([*expected, ""])
-    assert after.prompt == before + alone.prompt.removeprefix(template.head)
-    assert after.unconditional == before + alone.unconditional.removeprefix(template.head)
+    before = template.introduction + "\n\n".join([*expected, ""])
+    assert after.prompt == before + alone.prompt.removeprefix(template.introduction)
+    assert after.unconditional_prompt == before + alone.unconditional_prompt.removeprefix(
+        template.introduction
+    )
     assert after.continuations == alone.continuations
     assert question.text in alone.prompt
-    assert question.text not in alone.unconditional
+    assert question.text not in alone.unconditional_prompt
 
 
 @pytest.mark.parametrize("name", PROMPT_TEMPLATES)
 def test_a_prompt_ends_without_a_blank_and_a_continuation_begins_with_one(name: str) -> None:
     laid_out = PROMPT_TEMPLATES[name].render(fitting(name))
-    for text in (laid_out.prompt, laid_out.unconditional):
+    for text in (laid_out.prompt, laid_out.unconditional_prompt):
         assert text == text.rstrip()
     assert all(text.startswith(" ") and text[1] != " " for text in laid_out.continuations)
 

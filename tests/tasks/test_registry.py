@@ -30,11 +30,11 @@ def test_unknown_tasks_are_errors(tmp_path: Path) -> None:
         open_task("xyz")
     assert "pubmed-sections" in (caught.value.hint or "")
     for published in FORMATS:
-        assert all(f"{published.dataset} (" in (caught.value.hint or "") for _ in published.files)
+        assert all(f"{published.dataset} (" in (caught.value.hint or "") for _ in published.published_files)
     for missing in ("medqa.jsonl", "data/medqa"):
         with pytest.raises(SourceError, match=f"{missing}: no such file, and no task of that name"):
             open_task(missing)
-    with pytest.raises(UsageError, match="pubmed-sections is made from a corpus, and none is given"):
+    with pytest.raises(UsageError, match="pubmed-sections is made from a corpus, but no corpus is given"):
         open_task("pubmed-sections")
     with pytest.raises(SourceError, match="no such file"):
         open_task(str(tmp_path))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.tasks.sentences import sentences
+from meditron.tasks.sentences import split_sentences
 
 WORDS = [
     "We saw",
@@ -26,7 +26,7 @@ PIECES = st.sampled_from(WORDS + SIGNS)
 
 @given(st.lists(PIECES).map("".join) | st.text(max_size=60))
 def test_joined_sentences_are_the_text_apart_from_white_space(text: str) -> None:
-    result = sentences(text)
+    result = split_sentences(text)
     assert " ".join(" ".join(result).split()) == " ".join(text.split())
     assert all(sentence == sentence.strip() != "" for sentence in result)
 
@@ -47,7 +47,7 @@ def test_joined_sentences_are_the_text_apart_from_white_space(text: str) -> None
     ],
 )
 def test_places_that_do_not_end_a_sentence(sentence: str) -> None:
-    assert sentences(sentence) == [sentence]
+    assert split_sentences(sentence) == [sentence]
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_places_that_do_not_end_a_sentence(sentence: str) -> None:
     ],
 )
 def test_places_that_end_a_sentence(parts: list[str]) -> None:
-    assert sentences(" ".join(parts)) == parts
-    assert sentences("\n ".join(parts)) == parts
+    assert split_sentences(" ".join(parts)) == parts
+    assert split_sentences("\n ".join(parts)) == parts
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_places_that_end_a_sentence(parts: list[str]) -> None:
 )
 def test_hostile_texts_take_linear_time(text: str) -> None:
     # In quadratic time each of these would take an hour, and the suite's time limit ends it.
-    assert "".join("".join(sentences(text)).split()) == "".join(text.split())
+    assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())

@@ -281,7 +281,7 @@ def test_messages_without_an_answer_to_learn_are_refused(messages, problem) -> N
 
 def test_the_option_of_a_question_has_no_end_to_learn(smollm2: Tokenizer) -> None:
     tokenized = tokenize_conversation(
-        smollm2, [Turn("user", "Section:"), Turn("assistant", " methods", ends=False)], "none"
+        smollm2, [Turn("user", "Section:"), Turn("assistant", " methods", learns_end=False)], "none"
     )
     assert tokenized.ids == tuple(smollm2.encode("Section: methods"))
     assert [(span.role, span.in_loss) for span in tokenized.spans] == [("user", False), ("assistant", True)]

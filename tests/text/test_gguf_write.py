@@ -218,7 +218,7 @@ def test_a_difference_is_named(tmp_path: Path):
     )
     assert tokenizer_differences(ours, ours) == []
     changes = {
-        "stop ids": {"stop": frozenset({5})},
+        "stop ids": {"further_stop_ids": frozenset({5})},
         "BOS": {"bos": 258, "add_bos": True},
         "EOS": {"eos": 258},
         "the padding token": {"padding": 4},

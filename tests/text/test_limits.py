@@ -225,7 +225,7 @@ def vocabulary(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
 
 def test_a_text_in_pieces_has_the_ids_of_the_whole(vocabulary: Tokenizer, monkeypatch: pytest.MonkeyPatch):
     drawn = random.Random(0)
-    texts = check_texts([str(vocabulary.token(i)) for i in sorted(vocabulary.added_ids)])
+    texts = check_texts([str(vocabulary.id_to_token(i)) for i in sorted(vocabulary.added_ids)])
     assert long_text.piece_prefix(vocabulary.spec) is not None
     for _ in range(150):
         text = " ".join(drawn.choice(texts) for _ in range(4)) + drawn.choice(["", " a", "<s> b"])

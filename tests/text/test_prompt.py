@@ -33,7 +33,9 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
     "content", [*(f"hi {name} there  12 é" for name in NAMES), "<s>a</s>b", "x<|im_end|>"]
 )
 def test_a_control_tokens_name_in_a_message_leaves_its_neighbours(tokenizer: Tokenizer, content: str):
-    start, end = ("<s>", "</s>") if "▁" in str(tokenizer.token(tokenizer.encode("a b")[-1])) else NAMES[1::-1]
+    start, end = (
+        ("<s>", "</s>") if "▁" in str(tokenizer.id_to_token(tokenizer.encode("a b")[-1])) else NAMES[1::-1]
+    )
     template = "{{ '" + start + "' }}{{ messages[0].content }}{{ '" + end + "' }}"
     ids = conversation_ids(tokenizer, [{"role": "user", "content": content}], template=template)
     opening, closing = (tokenizer.encode(name, special=True, bos=False)[-1] for name in (start, end))

@@ -117,15 +117,15 @@ def test_a_stream_never_breaks_a_character(name: str, request: pytest.FixtureReq
     stream = tokenizer.stream()
     pieces = [stream.step(token_id) for token_id in whole[len(prompt) :]]
     assert "�" not in "".join(pieces) or "�" in text
-    assert "".join(pieces) + stream.end() == " " + text
+    assert "".join(pieces) + stream.flush() == " " + text
     assert tokenizer.decode(whole) == "So: " + text
 
 
 def test_a_stream_that_ends_within_a_character_yields_a_replacement(small: Tokenizer):
-    snow = [i for i in small.encode("☃", bos=False) if "▁" not in (small.token(i) or "")]
+    snow = [i for i in small.encode("☃", bos=False) if "▁" not in (small.id_to_token(i) or "")]
     stream = small.stream()
     assert [stream.step(i) for i in snow[:2]] == ["", ""]
-    assert stream.end() == "�"
+    assert stream.flush() == "�"
 
 
 def test_control_tokens_and_ids_of_no_token_have_no_text(small: Tokenizer):
@@ -194,7 +194,7 @@ def test_rules_that_gguf_cannot_express_are_refused(small: Tokenizer, rule: dict
 
 
 def test_a_pickled_tokenizer_keeps_control_tokens_out(small: Tokenizer):
-    text = "".join(small.token(i) or "" for i in sorted(small.special_ids))
+    text = "".join(small.id_to_token(i) or "" for i in sorted(small.special_ids))
     assert pickle.loads(pickle.dumps(small)).encode(text) == small.encode(text)  # noqa: S301
 
 

@@ -49,7 +49,7 @@ def train_until(checkpoints, until, every=2):
     with suppress(Stopped):
         state = TrainState(model, optimizer, data, CONFIG, start_step=done)
         train(state, log=lambda step: None, checkpoint=checkpoint)
-    return done, dict(model.named_parameters()), optimizer.tensors()
+    return done, dict(model.named_parameters()), optimizer.state_tensors()
 
 
 @pytest.fixture

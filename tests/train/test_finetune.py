@@ -24,9 +24,9 @@ from meditron.tasks.overlap import training_hashes
 from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
-from meditron.tasks.task import Questions, Task
+from meditron.tasks.task import SplitQuestions, Task
 from meditron.text.tokenizer import load_tokenizer
-from meditron.train.data_identity import text_hashes
+from meditron.train.data_identity import passage_hashes
 from meditron.train.examples import task_conversations
 from meditron.train.finetune import run
 from train.child import start
@@ -188,8 +188,8 @@ def test_the_ancestry_names_the_questions_that_were_trained_on(answers, tmp_path
     held = next(row for row in rows_of(again) if row["split"] == "heldout")["messages"][0]["content"]
     assert short_hash(content_sha256(held)) not in second.texts
     monkeypatch.setattr("meditron.train.data_identity.MAX_PASSAGES", 3)
-    assert text_hashes(["One is a message.", "Two is a message."]) is not None
-    assert text_hashes([f"{number} is a message." for number in range(4)]) is None
+    assert passage_hashes(["One is a message.", "Two is a message."]) is not None
+    assert passage_hashes([f"{number} is a message." for number in range(4)]) is None
 
 
 def test_a_training_question_that_is_a_test_question_is_refused(answers, tmp_path):
@@ -216,7 +216,7 @@ def test_a_test_question_under_another_id_is_refused(tmp_path):
         gold=0,
         explanation="known",
     )
-    split = {"train": Questions(rows=(renamed,)), "test": Questions(rows=(asked,))}
+    split = {"train": SplitQuestions(rows=(renamed,)), "test": SplitQuestions(rows=(asked,))}
     task = Task(
         name="quiz",
         version=1,
@@ -224,7 +224,7 @@ def test_a_test_question_under_another_id_is_refused(tmp_path):
         licence="l",
         origin="o",
         template=PROMPT_TEMPLATES["letters"],
-        read=split.__getitem__,
+        read_split=split.__getitem__,
     )
     with pytest.raises(InputError, match=r"x7\): a training question that is also a test question \(t1\)"):
         list(task_conversations(task, "none", tmp_path))
@@ -331,7 +331,7 @@ FORMATS = {
         "instruction": q.partition("\n\n")[0], "input": q.partition("\n\n")[2], "output": a
     },
     "prompt/completion": lambda q, a: {"prompt": q, "completion": a, "messages": None},
-    "question/answer": lambda q, a: {"question": q, "answer": a, "source": "a hospital"},
+    "question/answer": lambda q, a: {"question": q, "answer": a, "source": "a hospital", "history": []},
 }  # fmt: skip
 
 
@@ -370,6 +370,9 @@ GOOD = '{"instruction": "Say hello.", "input": "", "output": "Hello."}'
         ('{"instruction": "q", "input": 3, "output": "a"}', "'input' must be text, got int"),
         ('{"instruction": "q", "output": "  "}', "an answer is empty"),
         ('{"instruction": "q", "output": "a", "system": "s"}', "the key 'system'"),
+        ('{"instruction": "q", "output": "a", "history": [["q", "a"]]}', "key 'history', which would be ig"),
+        ('{"instruction": "q", "output": "a", "context": "c"}', "write its text into 'instruction'"),
+        ('{"instruction": "q", "output": "a", "options": {"A": "x"}}', "the key 'options', which"),
     ],
 )
 def test_a_row_in_a_mixed_or_unknown_format_is_named(answers, tmp_path, line, problem):

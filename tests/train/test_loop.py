@@ -89,7 +89,7 @@ def test_losses_and_weights_equal_transformers_and_torch():
     config = make_config(document_mask=False, warmup=0.25)
     wanted, hf = reference(config)
     found, model = train(config)
-    assert [step.number for step in found] == list(range(1, 13))
+    assert [step.step_number for step in found] == list(range(1, 13))
     np.testing.assert_allclose([s.loss for s in found], [w[0] for w in wanted], rtol=0, atol=1e-5)
     np.testing.assert_allclose([s.gradient_norm for s in found], [w[1] for w in wanted], rtol=1e-4)
     np.testing.assert_allclose([s.learning_rate for s in found], [w[2] for w in wanted], rtol=1e-9)
@@ -139,7 +139,7 @@ class Meeting:
         self.barrier = threading.Barrier(world_size, timeout=60)
         self.values = [None] * world_size
 
-    def sum(self, rank, value):
+    def sum_over_ranks(self, rank, value):
         self.values[rank] = value
         self.barrier.wait()
         total = sum(self.values[1:], self.values[0])
@@ -155,15 +155,15 @@ class ThreadLayout:
     def __init__(self, rank, meeting, world_size):
         self.rank, self.meeting, self.world_size = rank, meeting, world_size
 
-    def wrap(self, model):
+    def wrap_model(self, model):
         return Wrapper(model)
 
-    def sum(self, value):
-        return self.meeting.sum(self.rank, value)
+    def sum_over_ranks(self, value):
+        return self.meeting.sum_over_ranks(self.rank, value)
 
     def sum_gradients(self, gradients):
         for gradient in gradients:
-            gradient.copy_(self.meeting.sum(self.rank, gradient.clone()))
+            gradient.copy_(self.meeting.sum_over_ranks(self.rank, gradient.clone()))
 
 
 class Wrapper(torch.nn.Module):
@@ -191,7 +191,7 @@ def test_two_ranks_train_as_one_process_does(dtype):
     def rank_training(rank):
         layout, model = ThreadLayout(rank, meeting, world_size=2), models[rank]
         optimizer = make_optimizer(model, config)
-        return run(layout.wrap(model), optimizer, make_data(config), config, layout=layout), model
+        return run(layout.wrap_model(model), optimizer, make_data(config), config, layout=layout), model
 
     with ThreadPoolExecutor(2) as threads:
         (first, model), (second, other) = threads.map(rank_training, range(2))
@@ -215,7 +215,7 @@ def test_a_batch_is_created_on_the_models_device():
 def test_one_process_may_be_on_any_device():
     layout = SingleProcess(torch.device("meta"))
     assert (layout.rank, layout.world_size) == (0, 1)
-    assert layout.sum(torch.ones(2)).tolist() == [1, 1]
+    assert layout.sum_over_ranks(torch.ones(2)).tolist() == [1, 1]
 
 
 def test_bfloat16_follows_float32_and_keeps_small_steps():

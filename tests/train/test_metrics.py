@@ -41,4 +41,4 @@ def test_heldout_losses_are_returned_by_step(tmp_path):
     with MetricsFile(tmp_path / "metrics.jsonl", 0) as metrics:
         metrics.append({"step": 0, "heldout": {"pubmed": 3.0}})
         metrics.append({"step": 1, "loss": 3.0})
-        assert metrics.heldout() == {0: {"pubmed": 3.0}}
+        assert metrics.heldout_losses() == {0: {"pubmed": 3.0}}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import RecipeError
-from meditron.train.mixture import Mixture, SourceStream, schedule
+from meditron.train.mixture import Mixture, SourceStream, schedule_sources
 from meditron.train.samples import IGNORE
 from train.world import Lists
 
@@ -65,7 +65,7 @@ def test_the_documents_read_are_those_of_all_samples(sources, length, samples, m
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=6))
 def test_shares_are_exact_to_less_than_one_sample(weights):
-    chosen = schedule(weights, 400)
+    chosen = schedule_sources(weights, 400)
     counts = np.cumsum(chosen[:, None] == np.arange(len(weights)), axis=0)
     for s, weight in enumerate(weights):
         share = Fraction(weight, sum(weights))
@@ -74,7 +74,7 @@ def test_shares_are_exact_to_less_than_one_sample(weights):
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=6), st.integers(0, 60), st.integers(0, 60))
 def test_a_longer_schedule_begins_with_the_shorter(weights, a, b):
-    assert schedule(weights, a + b)[:a].tolist() == schedule(weights, a).tolist()
+    assert schedule_sources(weights, a + b)[:a].tolist() == schedule_sources(weights, a).tolist()
 
 
 def mixture(shares, *, seed=1, samples=60, **changes):
@@ -102,23 +102,32 @@ def test_a_sample_does_not_depend_on_earlier_reads(order):
 def test_seeds_and_epochs_shuffle_differently():
     stream, other = (SourceStream("s", numbered([1] * 50), seed=seed) for seed in (1, 2))
     orders = [
-        stream.order(0),
-        stream.order(1),
-        other.order(0),
-        SourceStream("t", stream.documents, seed=1).order(0),
+        stream.document_order(0),
+        stream.document_order(1),
+        other.document_order(0),
+        SourceStream("t", stream.documents, seed=1).document_order(0),
     ]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
 
 
 def test_the_order_is_stable_across_releases():
-    assert SourceStream("pubmed", numbered([1] * 8), seed=1).order(0).tolist() == [4, 7, 2, 5, 3, 6, 0, 1]
+    assert SourceStream("pubmed", numbered([1] * 8), seed=1).document_order(0).tolist() == [
+        4,
+        7,
+        2,
+        5,
+        3,
+        6,
+        0,
+        1,
+    ]
 
 
 def test_shares_follow_the_tokens_when_none_are_given():
     chosen = mixture(None, samples=340)
     assert [row.source for row in (chosen[k] for k in range(340))].count("a") == 230  # 23 tokens to 11
-    assert chosen.epochs(340) == {"a": 230 * 4 / 23, "b": 110 * 4 / 11}
+    assert chosen.epochs_by_source(340) == {"a": 230 * 4 / 23, "b": 110 * 4 / 11}
     assert len(chosen) == 340
 
 

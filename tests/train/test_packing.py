@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hf_parity import make_hf, our_llama
 from meditron.model.llama import document_mask
 from meditron.text.finetune_templates import Span, TokenizedConversation
-from meditron.train.loop import collate, summed_nll
+from meditron.train.loop import batch_nll, collate
 from meditron.train.packing import PackedExamples, pack_best_fit
 from meditron.train.samples import IGNORE
 
@@ -112,12 +112,12 @@ def test_batches_are_whole_and_tokens_are_counted_once():
     tokens = sum(len(tokenized.ids) for _, tokenized in rows)
     samples = packed(rows, epochs=3, batch_size=7)
     assert len(samples) % 7 == 0
-    assert samples.tokens(len(samples)) == 3 * tokens
-    assert samples.epochs(len(samples)) == {"t": 3.0}
-    assert 0 < samples.tokens(3) < samples.tokens(4) < tokens
+    assert samples.count_tokens(len(samples)) == 3 * tokens
+    assert samples.epochs_by_source(len(samples)) == {"t": 3.0}
+    assert 0 < samples.count_tokens(3) < samples.count_tokens(4) < tokens
     assert {len(samples[k].ids_S) for k in range(len(samples))} == {48}
-    assert 0.7 < samples.fill <= 1
-    assert packed(rows, pack=False).fill == 1.0
+    assert 0.7 < samples.fill_fraction <= 1
+    assert packed(rows, pack=False).fill_fraction == 1.0
 
 
 CPU = torch.device("cpu")
@@ -156,7 +156,7 @@ def gradients(samples, size):
     total = 0.0
     for start in range(0, len(samples), size):
         rows = [samples[k] for k in range(start, min(start + size, len(samples)))]
-        nll = summed_nll(MODEL, collate(rows, by_document=True, device=CPU))
+        nll = batch_nll(MODEL, collate(rows, by_document=True, device=CPU))
         nll.backward()
         total += nll.item()
     return total, {name: weight.grad.clone() for name, weight in MODEL.named_parameters()}
@@ -184,5 +184,5 @@ def test_only_positions_with_a_target_reach_the_head(monkeypatch):
     rows = [samples[k] for k in range(4)]
     monkeypatch.setattr(torch, "mm", counted)
     with torch.no_grad():
-        summed_nll(MODEL, collate(rows, by_document=True, device=CPU))
+        batch_nll(MODEL, collate(rows, by_document=True, device=CPU))
     assert sum(seen) == sum(int((row.targets_S != IGNORE).sum()) for row in rows) < 4 * 48 / 2

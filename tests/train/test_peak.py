@@ -36,24 +36,24 @@ def test_the_measurement_has_bounded_memory_and_cost(monkeypatch, trained):
     )
     with torch.device("meta"):
         model = Llama(config)
-    made, elements = peak._products, []
+    made, elements = peak._weight_products, []
 
     def products(tokens, out, width, like):
         elements.append((tokens * (2 * out + 2 * width) + 2 * out * width, 6 * tokens * out * width))
         return made(tokens, out, width, like)
 
-    monkeypatch.setattr(peak, "_products", products)
+    monkeypatch.setattr(peak, "_weight_products", products)
     monkeypatch.setattr(peak, "best_seconds", lambda work, rounds: 1.0)
     peak.matmul_peak(model, 10**6, trained)
     assert max(4 * held for held, _ in elements) <= 48 << 20
     operations = 4 * sum(each for _, each in elements)
     if trained is not None:
-        assert operations <= 0.01 * 6 * trained * config.parameters
+        assert operations <= 0.01 * 6 * trained * config.parameter_count
 
 
 def test_the_peak_is_measured_in_the_models_dtype():
     model = our_llama(make_hf(0)).bfloat16()
-    products = peak._products(5, 7, 3, model.head_weight.detach())
+    products = peak._weight_products(5, 7, 3, model.head_weight.detach())
     assert [tuple(product().shape) for product in products] == [(5, 7), (5, 3), (7, 3)]
     assert all(product().dtype == torch.bfloat16 for product in products)
     assert peak.matmul_peak(model, tokens=16) > 0

@@ -124,10 +124,10 @@ class CountingLayout:
     def __init__(self):
         self.forwards = self.sums = self.gradients = 0
 
-    def wrap(self, model):
+    def wrap_model(self, model):
         return CountingWrapper(model, self)
 
-    def sum(self, value):
+    def sum_over_ranks(self, value):
         self.sums += 1
         return value
 

@@ -40,7 +40,7 @@ def make_world(folder: Path) -> dict[str, Artifact]:
         write_hashes(folder / "tokenize" / source, [short_hash(content_sha256(text)) for text in written])
         with IndexedWriter(folder / "tokenize" / source, "u2") as writer:
             for text in written:
-                writer.add([*tokenizer.encode(text), tokenizer.end_of_text_id])
+                writer.add_document([*tokenizer.encode(text), tokenizer.end_of_text_id])
         shard = folder / "corpus" / "heldout" / source / "0.jsonl.zst"
         shard.parent.mkdir(parents=True)
         with JsonlWriter(shard) as file:

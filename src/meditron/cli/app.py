@@ -1,4 +1,4 @@
-"""The `meditron` command: its subcommands, and the options that every one of them accepts."""
+"""The `meditron` command: its subcommands, and the options that all of them accept."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from meditron.cli.errors import open_closed_streams, run_guarded
 from meditron.cli.evaluate import evaluate
 from meditron.cli.generate import generate
 from meditron.cli.inspect import inspect
-from meditron.cli.options import GENERAL, OPTIONS, STDIN, default_text
+from meditron.cli.options import GENERAL, OPTIONS, STDIN, default_text, refuse_fractions
 from meditron.cli.parse import parse
 from meditron.cli.quantize import quantize
 from meditron.cli.run import run
@@ -42,7 +42,7 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
 
 
 def help_text(command: Callable[..., object]) -> str:
-    """Return a command's docstring as help: paragraphs on one line each, examples as they are."""
+    """Return a command's docstring as help text: each paragraph on one line, examples unchanged."""
     paragraphs = str(getdoc(command)).replace("`", "").split("\n\n")
     return "\n\n".join(text if text.startswith(" ") else re.sub(r"\s*\n", " ", text) for text in paragraphs)
 
@@ -55,6 +55,7 @@ app = App(
     help_format="plaintext",  # other formats import a Markdown parser, a quarter of the time of --help
     version=__version__,
     group_parameters=OPTIONS,
+    config=refuse_fractions,
     default_parameter=Parameter(negative=(), show_default=default_text),
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run_guarded` reports it, and `run` says how to continue
@@ -66,7 +67,7 @@ for place, function in enumerate(COMMANDS):
 
 
 @app.meta.default
-def _top(
+def _run_command_line(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     quiet: Annotated[bool, Parameter(group=GENERAL, help="Print no progress, only warnings.")] = False,
     debug: Annotated[
@@ -80,7 +81,7 @@ def _top(
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Run the command with `tokens`, by default those of the process, and exit."""
+    """Run the command with the arguments `tokens`, by default those of the process, and exit the process."""
     open_closed_streams()
     substitute_unencodable()
     sys.exit(run_guarded(lambda: app.meta(tokens, exit_on_error=False, print_error=False)))

@@ -1,34 +1,43 @@
-"""Many prompts from one file: a JSON line for each answer, written as soon as the answer is complete."""
+"""Generation for many prompts in one file; each answer is written as a JSON line when it is complete."""
 
 import json
 import sys
 from collections.abc import Callable, Iterator, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from meditron.cli.options import STDIN, emit_line
+from meditron.cli.options import STDIN, print_json_line
 from meditron.core.console import info, progress
 from meditron.core.errors import InputError, MeditronError
 from meditron.engine.base import Generation, Prompt
-from meditron.store.files import atomic_write, refuse_overwrite, translate_read_errors, translate_write_errors
+from meditron.store.files import refuse_overwrite, translate_read_errors, translate_write_errors
+from meditron.store.resumable_jsonl import ResumableJsonl
 
-__all__ = ["answer_all"]
+__all__ = ["answer_all_prompts"]
 
-# Fields of the two kinds of output lines; a file with others is not ours to rewrite.
+# Keys of the two kinds of output lines. A file with other lines was not written by this command and is
+# refused.
 _ANSWER_FIELDS, _ERROR_FIELDS = {"id", "text", "tokens", "seconds", "stop"}, {"id", "error"}
+_LINE_START = b'{"id": '
 
 
-def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generation]) -> int:
-    """Answer every line of `source` and return the number of failed lines.
+def answer_all_prompts(source: str, out: Path | None, answer: Callable[[Prompt], Generation]) -> int:
+    """Answer the prompt in every line of `source`, write a JSON line for each, and count the failures.
 
-    A line is `{"prompt": TEXT}` or `{"messages": […]}`. Its `id` is copied to the answer; without one the id
-    is the line number. A line that fails, or repeats an id, gives a line with its error.
+    A line of `source` is `{"prompt": TEXT}` or `{"messages": […]}`. The line's `id` is copied to the answer;
+    without an `id` the line number is used. If a line fails or repeats an id, the written line has an `error`
+    instead.
 
     Args:
         source: The file of prompts, or STDIN.
-        out: The file that answers are appended to, None for stdout. Ids with an answer in it are skipped.
-        answer: Generates the answer to a prompt.
+        out: The file that answers are appended to, None for stdout. Prompts whose id has an answer in it are
+            skipped.
+        answer: Function that generates the answer to a prompt.
+
+    Returns:
+        The number of lines that failed.
 
     Raises:
         InputError: `out` is not a file of answers.
@@ -36,26 +45,17 @@ def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generat
     """
     if out is not None and source != STDIN:
         refuse_overwrite([out], [Path(source)])
-    done = _answered_ids(out) if out is not None else frozenset[str]()
-    seen: set[str] = set()
+    seen_ids: set[str] = set()
     failed = 0
     with ExitStack() as closing:
-        if out is not None:
-            closing.enter_context(translate_write_errors(out))
-            file = closing.enter_context(out.open("a", encoding="utf-8"))
-        bar = closing.enter_context(progress("generate", _line_count(source), "prompts", start=len(done)))
-        for number, line in _lines(source):
-            row = _answer(source, number, line, answer, done, seen)
+        write_line, answered_ids = _open_output(out, closing)
+        prompts, answered = _line_count(source), len(answered_ids)
+        bar = closing.enter_context(progress("generate", prompts, "prompts", start=answered))
+        for number, line in _numbered_lines(source):
+            row = _answer_line(source, number, line, answer, answered_ids, seen_ids)
             if row is None:
                 continue
-            text = json.dumps(row, ensure_ascii=False) + "\n"
-            if out is None:
-                emit_line(text)
-                sys.stdout.flush()
-            else:
-                # Flushed line by line: a kill loses the answer in progress and no other.
-                file.write(text.encode(errors="replace").decode())
-                file.flush()
+            write_line(json.dumps(row, ensure_ascii=False) + "\n")
             failed += "error" in row
             bar.advance()
     if failed:
@@ -63,30 +63,65 @@ def answer_all(source: str, out: Path | None, answer: Callable[[Prompt], Generat
     return failed
 
 
-def _answer(
+def _open_output(out: Path | None, closing: ExitStack) -> tuple[Callable[[str], None], Set[str]]:
+    """Open the output; return the function that writes a line to it, and the ids that have an answer in it.
+
+    Only a regular file is read and rewritten; stdout and pipes are only written to.
+    """
+    if out is None:
+        return _print_line, frozenset()
+    closing.enter_context(translate_write_errors(out))
+    if out.exists() and not out.is_file():
+        stream = closing.enter_context(out.open("ab"))
+        return partial(_write_line, stream), frozenset()
+    # A link stays a link: its target is opened, because ResumableJsonl never writes through links.
+    file = closing.enter_context(ResumableJsonl(out.resolve()))
+    answers = _read_answers(out, file)
+    if list(answers.values()) != file.lines or file.incomplete_line:
+        file.replace_content(line + b"\n" for line in answers.values())
+    file.append((), durable=False)  # a file that cannot be written is reported before the first answer
+    return lambda line: file.append([_encode_line(line)], durable=False), answers.keys()
+
+
+def _print_line(line: str) -> None:
+    print_json_line(line)
+    sys.stdout.flush()
+
+
+def _write_line(stream: IO[bytes], line: str) -> None:
+    stream.write(_encode_line(line))
+    stream.flush()
+
+
+def _encode_line(line: str) -> bytes:
+    # A prompt's text may contain lone surrogates, which UTF-8 cannot encode.
+    return line.encode(errors="replace")
+
+
+def _answer_line(
     source: str,
     number: int,
     line: bytes,
     answer: Callable[[Prompt], Generation],
-    done: Set[str],
-    seen: set[str],
+    answered_ids: Set[str],
+    seen_ids: set[str],
 ) -> dict[str, Any] | None:
-    """Return the output for one line, None if `done` has its id. Its id is added to `seen`."""
-    name: Any = number
+    """Return one line's output row and add its id to `seen_ids`; None if the line was answered before."""
+    row_id: Any = number
     try:
         row = _parse_row(source, number, line)
-        name = row.get("id", number)
-        key = _key(name)
-        if key in seen:
+        row_id = row.get("id", number)
+        key = _id_key(row_id)
+        if key in seen_ids:
             raise _line_error(source, number, f"the id {key} is on an earlier line too")
-        seen.add(key)
-        if key in done:
+        seen_ids.add(key)
+        if key in answered_ids:
             return None
-        generation = answer(_prompt(source, number, row))
+        generation = answer(_parse_prompt(source, number, row))
     except MeditronError as error:
-        return {"id": name, "error": error.message}
+        return {"id": row_id, "error": error.message}
     return {
-        "id": name,
+        "id": row_id,
         "text": generation.text,
         "tokens": generation.tokens,
         "seconds": round(generation.seconds, 3),
@@ -102,14 +137,14 @@ def _parse_row(source: str, number: int, line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise _line_error(source, number, f"expected an object, got a {type(row).__name__}")
     try:
-        # Python reads NaN and lone surrogates and cannot write them as JSON in UTF-8.
+        # Python's parser accepts NaN and lone surrogates, which valid JSON in UTF-8 cannot contain.
         json.dumps(row.get("id"), ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
         raise _line_error(source, number, "the id cannot be written as JSON") from error
     return row
 
 
-def _prompt(source: str, number: int, row: dict[str, Any]) -> Prompt:
+def _parse_prompt(source: str, number: int, row: dict[str, Any]) -> Prompt:
     prompt, messages = row.get("prompt"), row.get("messages")
     if isinstance(prompt, str) and messages is None:
         return prompt
@@ -126,7 +161,7 @@ def _line_error(source: str, number: int, problem: str) -> InputError:
     return InputError("stdin" if source == STDIN else source, problem, place=f"line {number}")
 
 
-def _lines(source: str) -> Iterator[tuple[int, bytes]]:
+def _numbered_lines(source: str) -> Iterator[tuple[int, bytes]]:
     with ExitStack() as closing:
         file = sys.stdin.buffer
         if source != STDIN:
@@ -139,45 +174,46 @@ def _lines(source: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _line_count(source: str) -> int | None:
-    """Return the number of lines, None if they can be read only once."""
+    """Return the number of prompts; None if `source` is stdin or a pipe, which can be read only once."""
     if source == STDIN or not Path(source).is_file():
         return None
-    return sum(1 for _ in _lines(source))
+    return sum(1 for _ in _numbered_lines(source))
 
 
-def _key(name: object) -> str:
-    # Ids are compared as JSON: 1 and "1" differ, and an id may be a list.
-    return json.dumps(name, sort_keys=True)
+def _id_key(row_id: object) -> str:
+    # Ids are compared as JSON text, because 1 and "1" are different ids and an id may be a list.
+    return json.dumps(row_id, sort_keys=True)
 
 
-def _answered_ids(out: Path) -> frozenset[str]:
-    """Return the ids that have an answer in `out`, and remove errors and an incomplete last line from it.
+def _read_answers(out: Path, file: ResumableJsonl) -> dict[str, bytes]:
+    """Return id → line of the answers in an output file of earlier runs, without lines of errors.
 
-    Only a regular file is read and rewritten; a pipe or /dev/stdout is only appended to.
+    Raises:
+        InputError: a line was not written by this command.
     """
-    if not out.is_file():
-        return frozenset()
-    kept: dict[str, bytes] = {}
-    with translate_read_errors(out):
-        lines = out.read_bytes().splitlines(keepends=True)
+    lines = list(file.lines)
+    if file.incomplete_line:
+        # A kill can leave the beginning of a line. A complete line without its newline, as an editor may
+        # leave it, is kept.
+        if not file.incomplete_line.startswith(_LINE_START[: len(file.incomplete_line)]):
+            raise _not_answers_error(out, len(lines) + 1)
+        with suppress(ValueError, RecursionError):
+            json.loads(file.incomplete_line)
+            lines.append(file.incomplete_line)
+    answers: dict[str, bytes] = {}
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            if number == len(lines) and not line.endswith(b"\n"):
-                break  # cut off by a kill
-            raise _not_answers(out, number) from error
+            raise _not_answers_error(out, number) from error
         if not isinstance(row, dict) or set(row) not in (_ANSWER_FIELDS, _ERROR_FIELDS):
-            raise _not_answers(out, number)
+            raise _not_answers_error(out, number)
         if "text" in row:
-            kept[_key(row["id"])] = line.rstrip(b"\r\n") + b"\n"
-    if lines != list(kept.values()):
-        with atomic_write(out.resolve()) as file:  # resolved: a link stays a link
-            file.writelines(kept.values())
-    return frozenset(kept)
+            answers[_id_key(row["id"])] = line.rstrip(b"\r")
+    return answers
 
 
-def _not_answers(out: Path, number: int) -> InputError:
+def _not_answers_error(out: Path, number: int) -> InputError:
     return InputError(
         out,
         "not an answer of meditron generate --jsonl",

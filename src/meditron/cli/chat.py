@@ -16,7 +16,7 @@ __all__ = ["chat"]
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSampling(SamplingConfig):
-    """Sampling settings with the defaults of a conversation."""
+    """Sampling settings with defaults for a conversation: longer and less deterministic answers."""
 
     max_tokens: int = 256
     """Maximum number of tokens of an answer."""
@@ -47,22 +47,22 @@ def chat(
 
         meditron chat runs/quickstart/quantize:Q4_K_M --temperature 0.7
     """
-    from meditron.cli.lines import at_terminal, lines
+    from meditron.cli.lines import is_interactive, read_input_lines
     from meditron.cli.session import Session
     from meditron.engine import load
     from meditron.engine.conversation import Chat
 
     info(DISCLAIMER)
-    interactive = at_terminal()
+    interactive = is_interactive()
     with load(model, backend=engine, context=context) as loaded:
         conversation = Chat(loaded, system)
         session = Session(conversation, sampling, interactive=interactive, as_json=as_json)
-        if not conversation.templated:
+        if not conversation.has_chat_template:
             info('The model has no chat template; its prompt is "Question: …", "Answer:".')
         if interactive:
             info("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation.")
-        for line in lines():
-            session.take(line)
+        for line in read_input_lines():
+            session.handle_line(line)
             if session.ended:
                 break
     return int(session.failed and not interactive)

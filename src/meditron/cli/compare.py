@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, emit
+from meditron.cli.options import Json, print_json
 
 __all__ = ["compare"]
 
@@ -16,19 +16,20 @@ _Result = Annotated[
 def compare(a: _Result, b: _Result, /, *, as_json: Json = False) -> None:
     """Show the paired difference b - a of two results, with its 95 % interval, by source and by task.
 
-    Only results on the same documents and questions, with the same prompts, compare. With --json the object
-    has every difference in "differences"; the fields beside it are those of the first.
+    Two results can be compared only if they have the same documents or questions and the same prompts. With
+    --json the object lists all differences in "differences"; its other fields are those of the first
+    difference.
 
     For example:
 
         meditron compare runs/quickstart/evaluate:base runs/quickstart/evaluate:pretrain
     """
     from meditron.cli import show
-    from meditron.evaluate.compare import compare as compare_results
+    from meditron.evaluate.compare import compare_results
 
     comparisons = compare_results(a, b)
     if as_json:
         records = [comparison.model_dump(mode="json") for comparison in comparisons]
-        emit(records[0] | {"differences": records})
+        print_json(records[0] | {"differences": records})
     else:
-        show.differences(comparisons, answer=True)
+        show.print_differences(comparisons, answer=True)

@@ -5,10 +5,10 @@ from typing import Annotated, Literal, cast
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, emit
+from meditron.cli.options import Json, print_json
 from meditron.core.console import info
 from meditron.core.units import format_bytes
-from meditron.release.types import gguf_type
+from meditron.release.types import parse_gguf_type
 
 __all__ = ["convert"]
 
@@ -38,9 +38,9 @@ def convert(
     """
     from meditron.release.convert import convert as write
 
-    kind = None if type is None else cast("Literal['F16', 'F32']", gguf_type(type, ("F16", "F32")))
+    kind = None if type is None else cast("Literal['F16', 'F32']", parse_gguf_type(type, ("F16", "F32")))
     written = write(model, out, type=kind, dtype=dtype, force=force, check=check)
     if as_json:
-        emit(written)
+        print_json(written)
     else:
         info(f"{written['path']}: {format_bytes(written['bytes'])}")

@@ -46,15 +46,16 @@ EXTRAS = {
     "markdown_it": "serve",
     "nh3": "serve",
 }
-"""Library, by its import name → the extra that installs it."""
+"""Import name of a library → the extra that installs it."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def open_closed_streams() -> None:
-    """Open the null device in place of closed standard streams; exit if stdout is closed.
+    """Open the null device for each closed standard stream; exit if stdout is closed.
 
-    Otherwise the next opened file gets the stream's descriptor, and messages are written into that file.
+    If a standard stream stayed closed, the next opened file would get its descriptor, and messages would be
+    written into that file.
     """
     if sys.stdin is None:  # reads as empty, like </dev/null
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
@@ -64,55 +65,58 @@ def open_closed_streams() -> None:
     if sys.stderr is None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if stdout is None:
-        _report("error: stdout is closed", "redirect it to a file, or to /dev/null")
+        _print_error("error: stdout is closed", "redirect it to a file, or to /dev/null")
         sys.exit(1)
 
 
 def run_guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
-    """Do the work and return its exit code; an error is reported on stderr, with a traceback on `debug`."""
+    """Call `work` and return its exit code; an error is reported on stderr, with a traceback if `debug`."""
     try:
         code = work()
         sys.stdout.flush()
     except BrokenPipeError:
-        return _close_quietly()
+        return _close_broken_streams()
     except KeyboardInterrupt:
-        _report("interrupted")
+        _print_error("interrupted")
         return INTERRUPTED
-    # The outermost frame: any error becomes a readable line and an exit code.
+    # This is the outermost function, so every exception is caught and becomes a readable line and an exit
+    # code.
     except Exception as error:
         if debug:
             traceback.print_exc()
-        message, hint, code = explain(error)
-        _report(f"error: {message}", hint)
-        for other in error.others if isinstance(error, RecipeError) else ():
-            _report(f"error: {_one_line(other.message)}", other.hint)
+        message, hint, code = explain_error(error)
+        _print_error(f"error: {message}", hint)
+        for other in error.further_errors if isinstance(error, RecipeError) else ():
+            _print_error(f"error: {_one_line(other.message)}", other.hint)
     return code or 0
 
 
-def explain(error: Exception) -> tuple[str, str | None, int]:
-    """Return the line, the hint and the exit code for an error."""
+def explain_error(error: Exception) -> tuple[str, str | None, int]:
+    """Return the message, the hint and the exit code for an error."""
     code = status_of(error).exit_code
     match error:
         case MeditronError():
             return _one_line(error.message), error.hint, code
         case CycloptsError():
             verb = " ".join(["meditron", *(error.command_chain or ())])
-            return explain(UsageError(_one_line(str(error)), hint=f"{verb} --help"))
+            return explain_error(UsageError(_one_line(str(error)), hint=f"{verb} --help"))
         case ModuleNotFoundError(name=str(name)) if (library := name.partition(".")[0]) in EXTRAS:
-            return explain(MissingExtra(library, EXTRAS[library]))
+            return explain_error(MissingExtra(library, EXTRAS[library]))
         case _ if is_out_of_memory(error):
-            said = _one_line(str(error)) or "an allocation failed"
-            return f"out of memory: {said}", "take fewer or shorter texts at once, or a smaller model", code
+            message = _one_line(str(error)) or "an allocation failed"
+            return f"out of memory: {message}", "use fewer or shorter texts at once, or a smaller model", code
         case OSError(errno=int(number)) if number in _FULL:
-            return explain(StorageError(_system(error), hint="make room, or write elsewhere with --out"))
+            return explain_error(
+                StorageError(_system_error_text(error), hint="make room, or write elsewhere with --out")
+            )
         case OSError(errno=int()):
-            return _system(error), None, code
+            return _system_error_text(error), None, code
         case _:
-            hint = "this is a defect of meditron: --debug shows where; please report it"
+            hint = "this is a bug in meditron; please report it with the traceback that --debug shows"
             return f"{type(error).__name__}: {_one_line(redact(str(error))) or 'no message'}", hint, code
 
 
-def _system(error: OSError) -> str:
+def _system_error_text(error: OSError) -> str:
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return f"{where}{os.strerror(error.errno or 0).lower()}"
 
@@ -121,16 +125,17 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _report(line: str, hint: str | None = None) -> None:
+def _print_error(line: str, hint: str | None = None) -> None:
     print(f"meditron: {sanitize_terminal(line)}", file=sys.stderr)  # noqa: T201
     if hint:
         print(f"hint: {sanitize_terminal(hint)}", file=sys.stderr)  # noqa: T201
 
 
-def _close_quietly() -> int:
-    """Return the exit code of a process ended by SIGPIPE, after the reader of stdout (`head`) has closed it.
+def _close_broken_streams() -> int:
+    """Redirect closed output streams to the null device; return the exit code of a process ended by SIGPIPE.
 
-    Python flushes the streams again at exit and would print a traceback: both go to the null device.
+    The function is called if the reader of stdout (such as `head`) has closed the pipe. Without the
+    redirection Python would flush the streams again at exit and print a traceback.
     """
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):

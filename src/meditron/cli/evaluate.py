@@ -1,16 +1,13 @@
 """`meditron evaluate`: one model on one task, or against another model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, Seed, emit, flags_from
+from meditron.cli.options import Json, Seed, flags_from, print_json, validate_settings
 from meditron.core.console import info
 from meditron.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from meditron.evaluate.config import EvalOptions
 
 __all__ = ["evaluate"]
 
@@ -19,6 +16,7 @@ _GROUPS = {
     "Comparison with another model": ("fidelity_documents", "max_tokens"),
     "Computation": ("dtype", "resamples", "batch_tokens"),
 }
+_FLAGS = {"methods": "--method"}
 Task = Annotated[
     str | None,
     Parameter(
@@ -33,7 +31,7 @@ Against = Annotated[
 ]
 
 
-@flags_from("evaluate", _GROUPS, names={"methods": "--method"})
+@flags_from("evaluate", _GROUPS, names=_FLAGS)
 def evaluate(
     model: Annotated[
         str, Parameter(help="MODEL: a stage of a run, an HF folder, a .gguf file or pypi:package==version.")
@@ -64,8 +62,9 @@ def evaluate(
     """
     from meditron.cli import show
     from meditron.evaluate import standalone
+    from meditron.evaluate.config import EvalOptions
 
-    options = _options(settings)
+    options = validate_settings(EvalOptions, settings, names=_FLAGS)
     if task is not None and against is None:
         result, rows = standalone.evaluate_on_task(
             model, task, options, template=template, corpus=corpus, out=out, seed=seed
@@ -77,37 +76,23 @@ def evaluate(
     else:
         raise UsageError("evaluate needs a task or a model to compare with", hint="--task T or --against M")
     if as_json:
-        emit(_json_fields(result.model_dump(mode="json"), str(rows)))
+        print_json(_json_fields(result.model_dump(mode="json"), str(rows)))
     else:
-        show.evaluation(result, answer=True)
+        show.print_evaluation(result, answer=True)
         for name, data in result.ancestry.items():
             info(f"{name}: {data.statement}")
         info(f"rows: {rows}")
 
 
-def _options(settings: dict[str, Any]) -> "EvalOptions":
-    """Validate the flags; their names are those of the recipe's keys but for `--method`."""
-    from pydantic import ValidationError
-
-    from meditron.evaluate.config import EvalOptions
-
-    try:
-        return EvalOptions(**settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = str(first["loc"][0]).replace("methods", "method").replace("_", "-")
-        raise UsageError(f"--{flag}: {first['msg'].removeprefix('Value error, ')}") from error
-
-
 def _json_fields(result: dict[str, Any], rows: str) -> dict[str, Any]:
-    """Return the stable fields of the first score, then the rest."""
+    """Return the object that --json prints: the fields of the first score, then those of the whole result."""
     rest = {key: result[key] for key in ("differences", "engines", "identities", "ancestry")} | {"rows": rows}
     if result["fidelity"]:
         return {**result["fidelity"][0], "fidelity": result["fidelity"], **rest}
     [scores] = result["tasks"].values()
     scores = {label: _with_baselines(score, result["baselines"][label]) for label, score in scores.items()}
     first, *others = scores.values()
-    # Prompted in both forms, the plain-text score is beside the trained form's under its own name.
+    # If the model was prompted in both forms, the score in plain text has the key `raw`.
     raw = next((score for score in others if score["method"] == first["method"]), None)
     several = {"scores": list(scores.values())} if others else {}
     return {**first, **({"raw": raw} if raw else {}), **several, "seed": result["seed"], **rest}

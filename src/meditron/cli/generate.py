@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from meditron.cli.options import STDIN, Context, EngineName, Json, emit
+from meditron.cli.options import STDIN, Context, EngineName, Json, print_json
 from meditron.core.console import info, sanitize_terminal
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.errors import UsageError
@@ -23,7 +23,7 @@ Model = Annotated[
 ]
 Sampling = Annotated[SamplingConfig, Parameter(name="*", group="Sampling", show_default=True)]
 """One flag for each field of `SamplingConfig`."""
-Dtype = Literal["float32", "bfloat16", "float16"] | None
+Dtype = Literal["float32", "float16", "bfloat16"] | None
 
 
 def generate(
@@ -56,14 +56,14 @@ def generate(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Generate text from a prompt and print it as it comes.
+    """Generate text from a prompt and print it while it is generated.
 
     For example:
 
         meditron generate runs/quickstart/pretrain "Hypertension is treated with" --max-tokens 40
         meditron generate runs/quickstart/quantize:Q4_K_M --jsonl prompts.jsonl --out answers.jsonl
     """
-    from meditron.cli.batch import answer_all
+    from meditron.cli.batch import answer_all_prompts
     from meditron.engine import load
 
     _check_usage(prompt, jsonl, out)
@@ -71,17 +71,19 @@ def generate(
     info(DISCLAIMER)
     with load(model, dtype=dtype, backend=engine, context=context) as loaded:
         if jsonl is not None:
-            failed = answer_all(
-                jsonl, out, lambda line: loaded.generate(line, raw=raw, **sampling.options).finish()
+            failed = answer_all_prompts(
+                jsonl,
+                out,
+                lambda line: loaded.generate(line, raw=raw, **sampling.generate_arguments).finish(),
             )
             return int(failed > 0)
         assert text is not None  # noqa: S101  # `_check_usage`: there is a prompt or a file
-        _print_reply(loaded.generate(text, raw=raw, **sampling.options), as_json=as_json)
+        _print_reply(loaded.generate(text, raw=raw, **sampling.generate_arguments), as_json=as_json)
     return 0
 
 
 def _check_usage(prompt: str | None, jsonl: str | None, out: Path | None) -> None:
-    """Raise UsageError for arguments that do not go together, or a file that cannot be read."""
+    """Raise UsageError for arguments that exclude each other, or an error for a file that cannot be read."""
     from meditron.store.files import translate_read_errors
 
     if (prompt is None) == (jsonl is None):
@@ -90,20 +92,22 @@ def _check_usage(prompt: str | None, jsonl: str | None, out: Path | None) -> Non
         )
     if out is not None and jsonl is None:
         raise UsageError("--out is for the answers to --jsonl", hint="redirect a single answer with >")
-    # Before the model is loaded, which may take minutes.
+    # The file is checked before the model is loaded, which may take minutes.
     if jsonl is not None and jsonl != STDIN:
         with translate_read_errors(Path(jsonl)):
             Path(jsonl).stat()
 
 
 def _print_reply(reply: "Reply", *, as_json: bool) -> None:
-    """Print an answer piece by piece, or as one JSON object."""
+    """Print an answer as it is generated, or as one JSON object when it is complete."""
     for piece in () if as_json else reply:
         sys.stdout.write(sanitize_terminal(piece))
         sys.stdout.flush()
     done = reply.finish()
     if as_json:
-        emit({"text": done.text, "tokens": done.tokens, "seconds": round(done.seconds, 3), "stop": done.stop})
+        print_json(
+            {"text": done.text, "tokens": done.tokens, "seconds": round(done.seconds, 3), "stop": done.stop}
+        )
     else:
         sys.stdout.write("\n")
         info(f"{done.tokens:,} tokens in {format_duration(done.seconds)}")

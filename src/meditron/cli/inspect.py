@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, emit
+from meditron.cli.options import Json, print_json
 
 __all__ = ["inspect"]
 
@@ -40,6 +40,6 @@ def inspect(
 
     view = inspect_artifact(artifact, rows, grep)
     if as_json:
-        emit(view.to_json())
+        print_json(view.to_json())
     else:
         print_view(view)

@@ -1,4 +1,4 @@
-"""Views of artifacts: facts about the whole and some of the rows, by the kind of file."""
+"""Views of files and folders for `meditron inspect`: facts about the whole, and some of the rows."""
 
 import json
 import math
@@ -37,22 +37,22 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The view of one file or folder."""
+    """What `meditron inspect` shows of one file or folder."""
 
     kind: str
     """`run`, `stage`, `documents`, `rows`, `tokens`, `gguf`, `model`, `json` or `folder`."""
     path: str
     facts: dict[str, Any]
-    """About the whole."""
+    """Name → value of facts about the whole file or folder, such as its size."""
     rows: list[Row] = field(default_factory=list)
-    """Some of its rows."""
+    """The selected rows: documents, tensors, files or stages, by the kind."""
     inside: "list[View]" = field(default_factory=list)
-    """Views of a folder's files."""
+    """Views of the files in a folder."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form of --json; NaN and infinities, which JSON lacks, become strings."""
-        plain: dict[str, Any] = _json_safe(asdict(self))
-        return plain
+        """Return the view as --json prints it; NaN and infinities, which JSON lacks, become strings."""
+        json_view: dict[str, Any] = _json_safe(asdict(self))
+        return json_view
 
 
 def _json_safe(value: Any) -> Any:  # noqa: ANN401  # any value of a file
@@ -65,17 +65,19 @@ def _json_safe(value: Any) -> Any:  # noqa: ANN401  # any value of a file
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """The selection of rows by number and text."""
+    """The selection of rows by the options --rows and --grep."""
 
     rows: int | None
+    """Maximum number of rows; None for the default of the kind of file."""
     grep: str | None
+    """Text that a row must contain; None to select all rows."""
 
-    def select(self, rows: Iterable[Row], default: int | None = None) -> list[Row]:
-        """Return the first rows that contain the text, `default` of them if no number was given."""
-        return list(islice(filter(self.matches, rows), default if self.rows is None else self.rows))
+    def select_rows(self, rows: Iterable[Row], default: int | None = None) -> list[Row]:
+        """Return the first rows that contain the text; at most `default` rows if --rows was not given."""
+        return list(islice(filter(self.matches_text, rows), default if self.rows is None else self.rows))
 
-    def matches(self, row: Row) -> bool:
-        """Return whether one of the row's values contains the text."""
+    def matches_text(self, row: Row) -> bool:
+        """Return whether one of the row's values contains the text, ignoring case."""
         if self.grep is None:
             return True
         texts = (
@@ -89,7 +91,7 @@ def inspect_artifact(artifact: str, rows: int | None = None, grep: str | None = 
     """Return the view of a file, a folder or a MODEL.
 
     Raises:
-        SourceError: no such file, or none of a known kind.
+        SourceError: the file does not exist, or there is no file of a known kind.
         InputError: the file is damaged.
     """
     if rows is not None and rows < 0:
@@ -102,10 +104,10 @@ def inspect_artifact(artifact: str, rows: int | None = None, grep: str | None = 
         path = path.parent
     if path.is_dir():
         if manifest := read_manifest(path):
-            return _stage(path, manifest, row_filter)
+            return _view_stage(path, manifest, row_filter)
         if stages := sorted(path.glob(f"*/{FILE_NAME}")):
-            return _run(path, [stage.parent for stage in stages], row_filter)
-    views = list(_contents(path, row_filter))
+            return _view_run(path, [stage.parent for stage in stages], row_filter)
+    views = list(_views_of_files(path, row_filter))
     if not views:
         raise SourceError(
             f"{path}: no file of a known kind",
@@ -114,29 +116,29 @@ def inspect_artifact(artifact: str, rows: int | None = None, grep: str | None = 
     return views[0] if len(views) == 1 else View("folder", str(path), {}, inside=views)
 
 
-def _contents(path: Path, row_filter: RowFilter) -> Iterator[View]:
+def _views_of_files(path: Path, row_filter: RowFilter) -> Iterator[View]:
     """Yield a view of each file of a known kind."""
     if not path.is_dir():
-        yield from (view(path, row_filter) for view in [_reader(path)] if view)
+        yield from (view(path, row_filter) for view in [_view_function(path)] if view)
         return
     if (path / "config.json").is_file():
-        yield _model(path, row_filter)
-    for pattern, view in (("*.idx", _tokens), ("*.gguf", _gguf), ("**/*.jsonl*", _documents)):
+        yield _view_model_folder(path, row_filter)
+    for pattern, view in (("*.idx", _view_tokens), ("*.gguf", _view_gguf), ("**/*.jsonl*", _view_documents)):
         for file in sorted(path.glob(pattern)):
-            if view is not _documents or file.name.endswith(_DOCUMENTS):
+            if view is not _view_documents or file.name.endswith(_DOCUMENTS):
                 yield view(file, row_filter)
 
 
-def _reader(path: Path) -> Callable[[Path, RowFilter], View] | None:
+def _view_function(path: Path) -> Callable[[Path, RowFilter], View] | None:
     if path.suffix in (".idx", ".bin") or not path.exists():
-        return _tokens
+        return _view_tokens
     if path.name.endswith(_DOCUMENTS):
-        return _documents
-    return {".gguf": _gguf, ".safetensors": _safetensors, ".json": _json}.get(path.suffix)
+        return _view_documents
+    return {".gguf": _view_gguf, ".safetensors": _view_safetensors, ".json": _view_json}.get(path.suffix)
 
 
-def _run(path: Path, stages: list[Path], row_filter: RowFilter) -> View:
-    """View a run's folder: one row per finished stage, in the order in which they ended."""
+def _view_run(path: Path, stages: list[Path], row_filter: RowFilter) -> View:
+    """View a run's folder: one row per finished stage, in the order in which the stages ended."""
     manifests = [(folder, manifest) for folder in stages if (manifest := read_manifest(folder))]
     manifests.sort(key=lambda pair: pair[1].ended)
     rows = [
@@ -153,20 +155,20 @@ def _run(path: Path, stages: list[Path], row_filter: RowFilter) -> View:
     records = path.glob(f"*/{IN_PROGRESS}")
     unfinished = sorted(file.parent.name for file in records if file.parent not in stages)
     facts = {"stages": len(rows), "unfinished": unfinished, "hint": f"meditron inspect {stages[0]}"}
-    return View("run", str(path), facts, row_filter.select(rows))
+    return View("run", str(path), facts, row_filter.select_rows(rows))
 
 
-def _json(path: Path, row_filter: RowFilter) -> View:
+def _view_json(path: Path, row_filter: RowFilter) -> View:
     """View a JSON file: the keys of an object as facts, the items of a list as rows."""
     value = read_json(path)
     if isinstance(value, dict):
         return View("json", str(path), value)
     items = value if isinstance(value, list) else [value]
     rows = (item if isinstance(item, dict) else {"value": item} for item in items)
-    return View("json", str(path), {"items": len(items)}, row_filter.select(rows, _SAMPLE))
+    return View("json", str(path), {"items": len(items)}, row_filter.select_rows(rows, _SAMPLE))
 
 
-def _stage(path: Path, manifest: Manifest, row_filter: RowFilter) -> View:
+def _view_stage(path: Path, manifest: Manifest, row_filter: RowFilter) -> View:
     elapsed = (manifest.ended - manifest.started).total_seconds()
     facts = {
         "stage": manifest.name,
@@ -182,13 +184,13 @@ def _stage(path: Path, manifest: Manifest, row_filter: RowFilter) -> View:
         "machine": manifest.machine,
     }
     files = [{"file": file.path, "bytes": file.bytes, "sha256": file.sha256} for file in manifest.files]
-    return View("stage", str(path), facts, files, list(_contents(path, row_filter)))
+    return View("stage", str(path), facts, files, list(_views_of_files(path, row_filter)))
 
 
-def _documents(path: Path, row_filter: RowFilter) -> View:
-    """View lines of JSON; a finetune's rows with their text by role, if its tokenizer is beside them."""
+def _view_documents(path: Path, row_filter: RowFilter) -> View:
+    """View a JSON Lines file; show finetuning rows with the text of each role if their tokenizer is there."""
     facts = {"bytes": path.stat().st_size}
-    rows = row_filter.select(read_jsonl(path), _SAMPLE)
+    rows = row_filter.select_rows(read_jsonl(path), _SAMPLE)
     if not any("roles" in row for row in rows) or not (path.parent / "tokenizer.json").is_file():
         return View("documents", str(path), facts, rows)
     from meditron.text.tokenizer import load_tokenizer
@@ -197,8 +199,8 @@ def _documents(path: Path, row_filter: RowFilter) -> View:
     return View("rows", str(path), facts, [row_with_spans(path, row, tokenizer) for row in rows])
 
 
-def _tokens(path: Path, row_filter: RowFilter) -> View:
-    """View documents of token ids, decoded token by token if a tokenizer is beside them."""
+def _view_tokens(path: Path, row_filter: RowFilter) -> View:
+    """View tokenized documents; their tokens are decoded one by one if the tokenizer is beside the file."""
     from meditron.text.tokenizer import load_tokenizer
 
     prefix = path.with_suffix("") if path.suffix in (".idx", ".bin") else path
@@ -215,37 +217,37 @@ def _tokens(path: Path, row_filter: RowFilter) -> View:
                 row |= {"text": tokenizer.decode(ids, skip_special=False), "tokens": pieces}
             yield row
 
-    return View("tokens", str(prefix), facts, row_filter.select(rows(), _SAMPLE))
+    return View("tokens", str(prefix), facts, row_filter.select_rows(rows(), _SAMPLE))
 
 
-def _gguf(path: Path, row_filter: RowFilter) -> View:
+def _view_gguf(path: Path, row_filter: RowFilter) -> View:
     with GGUF(path) as gguf:
         tensors = [
             {"tensor": info.name, "type": info.type, "shape": list(info.shape), "bytes": info.nbytes}
             for info in gguf.tensors.values()
         ]
-        metadata = {key: _brief(value) for key, value in gguf.metadata.items()}
+        metadata = {key: _abbreviate_list(value) for key, value in gguf.metadata.items()}
     if GGUF_KEY in metadata:  # hashes of all training documents and questions: megabytes on one line
         metadata[GGUF_KEY] = training_data_sentence(read_ancestry(ModelFiles(str(path), "gguf", path)))
     facts = {"bytes": path.stat().st_size, "tensors": len(tensors), "metadata": metadata}
-    return View("gguf", str(path), facts, row_filter.select(tensors))
+    return View("gguf", str(path), facts, row_filter.select_rows(tensors))
 
 
-def _model(folder: Path, row_filter: RowFilter) -> View:
+def _view_model_folder(folder: Path, row_filter: RowFilter) -> View:
     """View an HF folder: its config, and the tensors of all its files."""
     files = sorted(folder.glob("*.safetensors"))
-    tensors = [row for file in files for row in _header(file)]
+    tensors = [row for file in files for row in _read_safetensors_header(file)]
     facts = {"config": read_json(folder / "config.json"), "files": len(files), "tensors": len(tensors)}
-    return View("model", str(folder), facts, row_filter.select(tensors))
+    return View("model", str(folder), facts, row_filter.select_rows(tensors))
 
 
-def _safetensors(path: Path, row_filter: RowFilter) -> View:
-    tensors = list(_header(path))
-    return View("model", str(path), {"tensors": len(tensors)}, row_filter.select(tensors))
+def _view_safetensors(path: Path, row_filter: RowFilter) -> View:
+    tensors = list(_read_safetensors_header(path))
+    return View("model", str(path), {"tensors": len(tensors)}, row_filter.select_rows(tensors))
 
 
-def _header(path: Path) -> Iterator[Row]:
-    """Read names, types and shapes from a safetensors file's header: u64 length, then JSON.
+def _read_safetensors_header(path: Path) -> Iterator[Row]:
+    """Yield a row per tensor from a safetensors file's header, which is a u64 length and JSON.
 
     https://github.com/huggingface/safetensors#format
     """
@@ -267,16 +269,16 @@ def _header(path: Path) -> Iterator[Row]:
     yield from rows
 
 
-def _brief(value: object) -> object:
-    """Abbreviate a long list to its length and first values."""
+def _abbreviate_list(value: object) -> object:
+    """Return a value; a long list is replaced by a text with its length and first values."""
     return f"{len(value)} values: {value[:5]}…" if isinstance(value, list) and len(value) > 16 else value
 
 
 def print_view(view: View, indent: str = "") -> None:
     """Print a view on stdout as text."""
-    lines = [f"{view.kind} {view.path}", *_facts(view.facts, "  ")]
+    lines = [f"{view.kind} {view.path}", *_format_facts(view.facts, "  ")]
     if view.kind != "rows":
-        lines += [f"  {line}" for row in view.rows for line in _row(view.kind, row)]
+        lines += [f"  {line}" for row in view.rows for line in _format_row(view.kind, row)]
     sys.stdout.writelines(f"{indent}{sanitize_terminal(line)}\n" for line in lines)
     if view.kind == "rows":
         for row in view.rows:
@@ -285,24 +287,24 @@ def print_view(view: View, indent: str = "") -> None:
         print_view(inside, indent + "  ")
 
 
-def _facts(facts: dict[str, Any], indent: str) -> Iterator[str]:
+def _format_facts(facts: dict[str, Any], indent: str) -> Iterator[str]:
     for key, value in facts.items():
         if isinstance(value, dict) and value:
             yield f"{indent}{key}"
-            yield from _facts(value, indent + "  ")
+            yield from _format_facts(value, indent + "  ")
         elif value not in ({}, [], None):
-            yield f"{indent}{key}: {_fact(key, value)}"
+            yield f"{indent}{key}: {_format_fact(key, value)}"
 
 
-def _fact(key: str, value: object) -> str:
+def _format_fact(key: str, value: object) -> str:
     if key == "bytes" and isinstance(value, int):
         return format_bytes(value)
     plain = isinstance(value, str) and "\n" not in value
     return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
-def _row(kind: str, row: Row) -> Iterator[str]:
-    """Yield a document as its text, tokens with their boundaries, any other row on one line."""
+def _format_row(kind: str, row: Row) -> Iterator[str]:
+    """Yield a row's lines: a document's text, tokens with their boundaries, any other row on one line."""
     if kind == "tokens":
         yield f"document {row['document']}, {len(row['ids'])} tokens"
         if "tokens" in row:
@@ -311,10 +313,10 @@ def _row(kind: str, row: Row) -> Iterator[str]:
         yield " ".join(str(row[key]) for key in ("id", "source") if key in row)
         yield f"  {row['text'][:_PRINTED]}".replace("\n", "\n    ")
     else:
-        yield "  ".join(_cell(key, value) for key, value in row.items())[:_PRINTED]
+        yield "  ".join(_format_cell(key, value) for key, value in row.items())[:_PRINTED]
 
 
-def _cell(key: str, value: object) -> str:
+def _format_cell(key: str, value: object) -> str:
     if key in _WITHOUT_KEY and isinstance(value, str):
         return value
     if key == "bytes" and isinstance(value, int):

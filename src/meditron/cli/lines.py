@@ -1,4 +1,4 @@
-"""Input lines of a conversation; at a terminal with editing and a history."""
+"""Reading of a conversation's input lines, with line editing and a history at a terminal."""
 
 import os
 import sys
@@ -9,29 +9,29 @@ from pathlib import Path
 from meditron.core.console import info, warn
 from meditron.core.errors import UsageError
 
-__all__ = ["at_terminal", "lines"]
+__all__ = ["is_interactive", "read_input_lines"]
 
 _PROMPT = "> "
 _HISTORY_LINES = 1000
 
 
-def at_terminal() -> bool:
+def is_interactive() -> bool:
     """Return True if stdin and stdout are a terminal."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def lines() -> Iterator[str]:
+def read_input_lines() -> Iterator[str]:
     """Yield the lines of stdin until its end.
 
-    At a terminal readline edits them, and Ctrl-C discards the line being typed.
+    At a terminal, lines are edited with readline, and Ctrl-C discards the line that is being typed.
 
     Raises:
         UsageError: a line is not UTF-8.
     """
-    if not at_terminal():
+    if not is_interactive():
         yield from _piped_lines()
         return
-    with _history():
+    with _line_history():
         while True:
             try:
                 yield input(_PROMPT)
@@ -56,10 +56,10 @@ def _piped_lines() -> Iterator[str]:
 
 
 @contextmanager
-def _history() -> Iterator[None]:
-    """Load and save the history of typed lines.
+def _line_history() -> Iterator[None]:
+    """Load the history of typed lines, and save it when the block ends.
 
-    Only the user can read the file: questions may be about patients.
+    Only the user may read the history's file, because questions may be about patients.
     """
     import readline
 

@@ -9,10 +9,15 @@ from importlib.resources import files
 from inspect import Parameter as SignatureParameter
 from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from cyclopts import Group, Parameter
+from cyclopts import ArgumentCollection, CoercionError, Group, Parameter, Token, convert
 from cyclopts.validators import Number
+
+from meditron.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from meditron.core.config import Config
 
 __all__ = [
     "GENERAL",
@@ -26,24 +31,30 @@ __all__ = [
     "Seed",
     "Set",
     "default_text",
-    "emit",
-    "emit_line",
     "flags_from",
+    "print_json",
+    "print_json_line",
+    "refuse_fractions",
+    "validate_settings",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+TableConfig = TypeVar("TableConfig", bound="Config")
 
-# Escaped in JSON for a stdout that is not UTF-8: every reader of JSON takes the escapes.
+# Characters that are written as JSON escapes if stdout is not UTF-8. Every JSON parser accepts escapes.
 _NOT_ASCII = re.compile("[^\n -~]")
-# Surrogates, which UTF-8 cannot encode, and control characters, which JSON allows but a terminal would obey.
+# Characters that are always written as JSON escapes: surrogates, which UTF-8 cannot encode, and control
+# characters, which JSON allows but a terminal would execute.
 _UNPRINTED = re.compile("[\x7f-\x9f\ud800-\udfff]")
 STDIN = "\0-"
-"""Replacement of a lone `-` before parsing, which would read it as a flag; nobody can type a NUL."""
+"""Text that replaces the argument `-` before parsing, because the parser would read `-` as a flag. It
+contains a NUL, which no argument can contain."""
 
 OPTIONS = Group("Options", sort_key=0)
-"""Options of one command that belong to no other group; groups of `flags_from` come after them."""
+"""Help group of a command's options that belong to no other group; the groups of `flags_from` come after
+it."""
 GENERAL = Group("General options", sort_key=100)
-"""Options of every command, shown last in its help."""
+"""Help group of the options that every command has, shown last."""
 
 Json = Annotated[bool, Parameter(name="--json", group=GENERAL, help="Print one JSON object on stdout.")]
 EngineName = Annotated[
@@ -51,7 +62,7 @@ EngineName = Annotated[
     Parameter(help="Inference engine; by default llama.cpp for a quantized GGUF file, else torch."),
 ]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=1 << 63))]
-"""A seed in the range that torch, numpy and llama.cpp all accept."""
+"""A random seed in the range that torch, numpy and llama.cpp all accept."""
 Context = Annotated[
     int | None,
     Parameter(
@@ -76,26 +87,29 @@ def flags_from(
 ) -> Callable[[Function], Function]:
     """Add keys of a recipe's table to a command as flags.
 
-    Type, choices, bounds, default and help of each flag are those of the table's config class. They come from
-    the package's JSON Schema of recipes, because importing the config classes would slow down `--help`.
+    Type, choices, bounds, default and help of each flag are those of the table's config class. These are read
+    from the package's JSON Schema of recipes, because importing the config classes would slow down `--help`.
 
-    The command takes the flags that were given, by key, as `**settings`; the config class fills in the rest.
+    The command receives the flags that were given as `**settings` (key → value), and passes them to the
+    config class, which fills in the defaults of the others (`validate_settings`).
 
     Args:
         table: A recipe's table, such as `evaluate`.
         groups: Heading in the help → keys of the table.
-        names: Key → flag, where the flag is not the key with dashes (`{"methods": "--method"}`).
+        names: Key → flag, for flags that are not the key with dashes (`{"methods": "--method"}`).
     """
 
-    def add(command: Function) -> Function:
+    def add_flags(command: Function) -> Function:
         parameters = signature(command).parameters.values()
         properties = _table_properties(table)
         flags = [
             SignatureParameter(
                 key,
                 SignatureParameter.KEYWORD_ONLY,
-                default=_default(properties[key]),
-                annotation=_flag(properties[key], Group(title, sort_key=place), (names or {}).get(key)),
+                default=_flag_default(properties[key]),
+                annotation=_flag_annotation(
+                    properties[key], Group(title, sort_key=place), (names or {}).get(key)
+                ),
             )
             for place, (title, keys) in enumerate(groups.items(), start=1)
             for key in keys
@@ -105,28 +119,28 @@ def flags_from(
         command.__annotations__ |= {flag.name: flag.annotation for flag in flags}
         return command
 
-    return add
+    return add_flags
 
 
 @cache
-def _schema() -> dict[str, Any]:
+def _recipe_schema() -> dict[str, Any]:
     """Read the JSON Schema of recipes, without importing `meditron.recipe`."""
-    schema = files("meditron").joinpath("recipe", "recipe.schema.json").read_text(encoding="utf-8")
-    parsed: dict[str, Any] = json.loads(schema)
-    return parsed
+    text = files("meditron").joinpath("recipe", "recipe.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
 
 
 def _table_properties(table: str) -> dict[str, Any]:
-    reference = str(_schema()["properties"][table]["$ref"])
-    properties: dict[str, Any] = _schema()["$defs"][reference.rpartition("/")[2]]["properties"]
+    reference = str(_recipe_schema()["properties"][table]["$ref"])
+    properties: dict[str, Any] = _recipe_schema()["$defs"][reference.rpartition("/")[2]]["properties"]
     return properties
 
 
 _BOUNDS = {"gte": "minimum", "gt": "exclusiveMinimum", "lte": "maximum", "lt": "exclusiveMaximum"}
-"""Bounds of `cyclopts.validators.Number` → the same in JSON Schema."""
+"""Argument of `cyclopts.validators.Number` → JSON Schema keyword for the same bound."""
 
 
-def _flag(key: Mapping[str, Any], group: Group, name: str | None) -> Any:  # noqa: ANN401  # a type form
+def _flag_annotation(key: Mapping[str, Any], group: Group, name: str | None) -> Any:  # noqa: ANN401  # a type form
     """Translate a key's JSON Schema to an annotation for cyclopts."""
     (value,) = (option for option in key.get("anyOf", [key]) if option["type"] != "null")
     bounds = {keyword: value[bound] for keyword, bound in _BOUNDS.items() if bound in value}
@@ -135,41 +149,84 @@ def _flag(key: Mapping[str, Any], group: Group, name: str | None) -> Any:  # noq
         group=group,
         help=" ".join(str(key["description"]).replace("`", "").split()),
         validator=Number(**bounds) if bounds else None,
+        converter=_convert_choices if "enum" in value.get("items", value) else None,
     )
     nullable = "anyOf" in key
-    kind = _type(value)
+    kind = _flag_type(value)
     return Annotated[kind | None if nullable else kind, parameter]
 
 
-def _type(value: Mapping[str, Any]) -> Any:  # noqa: ANN401  # a type form
+def _flag_type(value: Mapping[str, Any]) -> Any:  # noqa: ANN401  # a type form
     if "enum" in value:
         return Literal[tuple(value["enum"])]
     if value["type"] == "array":
-        return tuple[_type(value["items"]), ...]  # type: ignore[misc]
+        return tuple[_flag_type(value["items"]), ...]  # type: ignore[misc]
     if value.get("format") == "path":
         return Path
     return {"integer": int, "number": float, "boolean": bool, "string": str}[value["type"]]
 
 
-def _default(key: Mapping[str, Any]) -> Any:  # noqa: ANN401  # whatever the key holds
+def _convert_choices(kind: Any, tokens: Sequence[Token]) -> Any:  # noqa: ANN401  # a type form
+    """Convert the text of a flag to its choices, in any case: `q4_k_m` to `Q4_K_M`."""
+    literal = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    choices = {choice.casefold(): choice for choice in get_args(literal)}
+    spelled = [token.evolve(value=choices.get(token.value.casefold(), token.value)) for token in tokens]
+    return convert(kind, spelled)
+
+
+def validate_settings(
+    config: type[TableConfig], settings: Mapping[str, Any], *, names: Mapping[str, str]
+) -> TableConfig:
+    """Build a table's config from the flags that were given; the config fills in the defaults of the others.
+
+    Args:
+        config: The table's config class.
+        settings: Key → value, as a command with `flags_from` receives them.
+        names: Key → flag, for flags that are not the key with dashes; the same as was given to `flags_from`.
+
+    Raises:
+        UsageError: the config class refuses a value; the error names the flag.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return config(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else None
+        flag = names.get(key, f"--{key.replace('_', '-')}") + ": " if key else ""
+        raise UsageError(f"{flag}{first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _flag_default(key: Mapping[str, Any]) -> Any:  # noqa: ANN401  # whatever the key holds
     default = key.get("default", SignatureParameter.empty)
     return tuple(default) if isinstance(default, list) else default
 
 
+def refuse_fractions(app: object, commands: Sequence[str], arguments: ArgumentCollection) -> None:
+    """Raise CoercionError for a fraction as a whole number, which cyclopts would round."""
+    for argument in arguments:
+        if int not in (argument.hint, *get_args(argument.hint)):
+            continue
+        for token in argument.tokens:
+            if "." in token.value and not re.fullmatch(r"[-+]?\d+\.0*", token.value):
+                raise CoercionError(token=token, argument=argument, target_type=int)
+
+
 def default_text(value: object) -> str | None:
-    """Return a default as help shows it; None for defaults that mean "not set"."""
+    """Return the text of a default in the help; None for a default that means that the option is not set."""
     if value is None or value is False or value == ():
         return None
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def emit(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    emit_line(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    print_json_line(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def emit_line(text: str) -> None:
-    """Print serialized JSON on stdout, escaping characters that a terminal would obey."""
+def print_json_line(text: str) -> None:
+    """Print serialized JSON on stdout; characters that a terminal would execute are escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     escaped = _UNPRINTED if encoding.lower().replace("-", "").startswith("utf") else _NOT_ASCII
     sys.stdout.write(escaped.sub(lambda match: json.dumps(match[0])[1:-1], text))

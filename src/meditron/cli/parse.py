@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, emit_line
+from meditron.cli.options import Json, print_json_line
 
 __all__ = ["parse"]
 
@@ -41,7 +41,7 @@ def parse(
         log = ReadLog()
         with progress(f"parse {path.name}", unit="documents") as bar:
             for document in open_source(path, format, log):
-                emit_line(document.to_line().decode())
+                print_json_line(document.to_json_line().decode())
                 bar.advance()
         for reason, count in log.skipped.items():
             info(f"{path.name}: {count:,} skipped: {reason}")

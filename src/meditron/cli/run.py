@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from meditron.cli.options import Json, Out, RecipeFile, Set, emit
+from meditron.cli.options import Json, Out, RecipeFile, Set, print_json
 from meditron.core.console import info
 from meditron.core.errors import DriftError
 
@@ -68,18 +68,18 @@ def run(
         )
     except DriftError:
         current = status(loaded, out=out)
-        show.drift(current, answer=not as_json)
+        show.print_drift(current, answer=not as_json)
         if as_json:
-            emit(current.to_json())
+            print_json(current.to_json())
         raise
     except KeyboardInterrupt:
         same = "the same command without --rebuild" if rebuild else "the same command"
         info(f"finished work is kept: {same} continues")
         raise
     if dry_run:
-        show.decisions(result, answer=not as_json)
+        show.print_plan(result, answer=not as_json)
     else:
-        show.outcome(result, answer=not as_json, full=full)
+        show.print_outcome(result, answer=not as_json, full=full)
     if as_json:
-        emit(result.to_json())
-    return 1 if dry_run and (result.refused or result.problems) else 0
+        print_json(result.to_json())
+    return 1 if dry_run and (result.refused_stages or result.problems) else 0

@@ -1,4 +1,4 @@
-"""A conversation at a terminal or from a pipe: lines in, answers out, and commands."""
+"""A chat session at a terminal or in a pipe: each input line is answered, or run as a command like /help."""
 
 import json
 import sys
@@ -7,8 +7,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from meditron.cli.errors import explain
-from meditron.cli.options import emit_line
+from meditron.cli.errors import explain_error
+from meditron.cli.options import print_json_line
 from meditron.core.console import info, sanitize_terminal, warn
 from meditron.core.errors import MeditronError, UsageError
 from meditron.engine import Generation, Reply
@@ -26,7 +26,7 @@ _STOP_NOTES = {
 
 
 class Session:
-    """A loop over input lines. Answers go to stdout, all else to stderr."""
+    """A chat session, which handles one input line at a time. Answers go to stdout, all else to stderr."""
 
     def __init__(
         self,
@@ -36,63 +36,67 @@ class Session:
         interactive: bool,
         as_json: bool = False,
     ) -> None:
-        """Start a session; in an interactive one Ctrl-C stops an answer and not the program."""
+        """Start a session; if it is interactive, Ctrl-C stops the answer and not the program."""
         self.failed = False
-        """True after a line that failed."""
+        """True if a line has failed."""
         self.ended = False
-        """True after /quit."""
+        """True if the user has typed /quit."""
         self._conversation, self._sampling = conversation, sampling
         self._interactive, self._json = interactive, as_json
         self._answers = 0
         self._commands: dict[str, tuple[Callable[[str], None], str, str]] = {
-            "help": (self._help, "", "list the commands"),
-            "clear": (self._clear, "", "start a new conversation"),
-            "system": (self._system, "TEXT", "set the system prompt; without TEXT remove it"),
-            "regen": (self._regenerate, "", "generate another answer to the last question"),
-            "temp": (self._temperature, "X", "set the temperature; 0 = greedy decoding"),
-            "save": (self._save, "FILE", 'append the conversation to FILE as a line {"messages": …}'),
-            "quit": (self._quit, "", "end the conversation, like Ctrl-D"),
+            "help": (self._list_commands, "", "list the commands"),
+            "clear": (self._clear_conversation, "", "start a new conversation"),
+            "system": (self._set_system_prompt, "TEXT", "set the system prompt; without TEXT remove it"),
+            "regen": (self._regenerate_answer, "", "generate another answer to the last question"),
+            "temp": (self._set_temperature, "X", "set the temperature; 0 = greedy decoding"),
+            "save": (
+                self._save_conversation,
+                "FILE",
+                'append the conversation to FILE as a line {"messages": …}',
+            ),
+            "quit": (self._end_session, "", "end the conversation, like Ctrl-D"),
         }
 
-    def take(self, line: str) -> None:
+    def handle_line(self, line: str) -> None:
         """Answer a line or run its command. A failure is reported, and the session continues."""
         line = line.strip()
         try:
             if line.startswith("/"):
                 self._run_command(line[1:])
             elif line:
-                self._answer(line)
+                self._answer_question(line)
         except MeditronError as error:
             self.failed = True
-            message, hint, _ = explain(error)
+            message, hint, _ = explain_error(error)
             warn(f"{message} ({hint})" if hint else message)
 
-    def _answer(self, question: str) -> None:
-        before = self._conversation.forgotten
+    def _answer_question(self, question: str) -> None:
+        before = self._conversation.dropped_turns
         # Each answer has its own seed: with one seed /regen would repeat the answer.
         sampling = replace(self._sampling, seed=self._sampling.seed + self._answers)
         reply = self._conversation.ask(question, sampling)
         self._answers += 1
-        if self._conversation.forgotten > before:
-            info(f"(the context is full: the {self._conversation.forgotten} oldest turns are left out)")
-        done = self._finish(reply)
+        if self._conversation.dropped_turns > before:
+            info(f"(the context is full: the {self._conversation.dropped_turns} oldest turns are left out)")
+        done = self._print_reply(reply)
         if done.text.strip():
-            self._conversation.keep(question, done.text)
+            self._conversation.add_turn(question, done.text)
         if self._json:
             row = {"text": done.text.strip(), "tokens": done.tokens, "seconds": round(done.seconds, 3)}
-            emit_line(json.dumps({**row, "stop": done.stop}, ensure_ascii=False) + "\n")
+            print_json_line(json.dumps({**row, "stop": done.stop}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         elif done.stop in _STOP_NOTES:
             info(_STOP_NOTES[done.stop].format(tokens=done.tokens))
         elif not done.text.strip():
             info("(the answer is empty)")
 
-    def _finish(self, reply: Reply) -> Generation:
-        """Print an answer as it comes, until it ends or is stopped."""
+    def _print_reply(self, reply: Reply) -> Generation:
+        """Print an answer while it is generated, until it ends or Ctrl-C stops it."""
         try:
             started = self._json
             for piece in reply:
-                # Blanks between "Answer:" and the first word are part of neither.
+                # The blanks between "Answer:" in the prompt and the answer's first word are not printed.
                 shown = piece if started else piece.lstrip()
                 if shown and not self._json:
                     started = True
@@ -116,34 +120,34 @@ class Session:
             raise UsageError(f"there is no command /{name}", hint=f"{hint}/help lists the commands")
         self._commands[name][0](argument.strip())
 
-    def _help(self, _: str) -> None:
+    def _list_commands(self, _: str) -> None:
         for name, (_run, argument, help_text) in self._commands.items():
             info(f"  {f'/{name} {argument}':14} {help_text}")
 
-    def _quit(self, _: str) -> None:
+    def _end_session(self, _: str) -> None:
         self.ended = True
 
-    def _clear(self, _: str) -> None:
+    def _clear_conversation(self, _: str) -> None:
         self._conversation.clear()
         info("(a new conversation)")
 
-    def _system(self, text: str) -> None:
-        self._conversation.system = text or None
+    def _set_system_prompt(self, text: str) -> None:
+        self._conversation.system_prompt = text or None
         info("(the system prompt is set)" if text else "(the system prompt is removed)")
 
-    def _regenerate(self, _: str) -> None:
+    def _regenerate_answer(self, _: str) -> None:
         if not self._conversation.turns:
             raise UsageError("/regen: there is no question yet", hint="ask one first")
         turn = self._conversation.turns.pop()
         before = len(self._conversation.turns)
         try:
-            self._answer(turn[0])
+            self._answer_question(turn[0])
         finally:
-            # Without a new answer (an error, Ctrl-C) the old one stays.
+            # If there is no new answer, because of an error or Ctrl-C, the old one is kept.
             if len(self._conversation.turns) == before:
                 self._conversation.turns.append(turn)
 
-    def _temperature(self, text: str) -> None:
+    def _set_temperature(self, text: str) -> None:
         try:
             self._sampling = replace(self._sampling, temperature=float(text))
         except (ValueError, UsageError) as error:
@@ -152,7 +156,7 @@ class Session:
             ) from error
         info(f"(temperature {self._sampling.temperature:g})")
 
-    def _save(self, name: str) -> None:
+    def _save_conversation(self, name: str) -> None:
         if not name:
             raise UsageError("/save needs a file", hint="example: /save talk.jsonl")
         try:

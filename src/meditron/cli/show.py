@@ -1,6 +1,6 @@
-"""Tables of a run and of evaluations for the terminal.
+"""Printing of the tables of runs and evaluations on the terminal.
 
-They are a command's answer, on stdout. With `--json` they go to stderr, beside the progress.
+The tables are a command's answer and go to stdout. With `--json` they go to stderr, like the progress.
 """
 
 import json
@@ -20,7 +20,14 @@ from meditron.report.run_report import HTML
 from meditron.report.terminal import print_table
 from meditron.store.results import Comparison, EvaluationResult
 
-__all__ = ["decisions", "differences", "drift", "evaluation", "outcome", "stages"]
+__all__ = [
+    "print_differences",
+    "print_drift",
+    "print_evaluation",
+    "print_outcome",
+    "print_plan",
+    "print_stages",
+]
 
 
 _IN_OTHER_TABLES = (
@@ -33,24 +40,24 @@ _IN_OTHER_TABLES = (
     "differences",
     "ancestry",
 )
-"""Metrics that have a column or a table of their own."""
+"""Metrics that other columns or tables show, so that the column of metrics leaves them out."""
 _IN_REPORT = ("peak_rss", "seed", "resamples", "overlap", "training_documents_compared")
-"""Metrics of how a stage worked; they are left to the report, to keep a stage on one line."""
+"""Metrics that only the report shows, so that each stage fits on one line."""
 
 
-def stages(result: RunResult, *, answer: bool) -> None:
-    """Print name, state, time and the first metrics of each stage."""
+def print_stages(result: RunResult, *, answer: bool) -> None:
+    """Print a table with the name, state, time and first metrics of each stage."""
     rows = [
-        (name, stage.state, _seconds(stage.metrics), stage.failure or _figures(stage.metrics))
+        (name, stage.state, _format_seconds(stage.metrics), stage.failure or _format_metrics(stage.metrics))
         for name, stage in result.stages.items()
     ]
     print_table(("stage", "state", "time", "metrics"), rows, title=str(result.folder), answer=answer)
 
 
-def drift(result: RunResult, *, answer: bool) -> None:
+def print_drift(result: RunResult, *, answer: bool) -> None:
     """Print the fields of config and inputs that changed since a stage was built."""
     rows = [
-        (name, difference.field, abbreviate(difference.was), abbreviate(difference.now))
+        (name, difference.field, abbreviate(difference.old_value), abbreviate(difference.new_value))
         for name, stage in result.stages.items()
         for difference in stage.drift
     ]
@@ -59,20 +66,20 @@ def drift(result: RunResult, *, answer: bool) -> None:
         print_table(("stage", "field", "was", "now"), rows, title=title, answer=answer)
 
 
-def decisions(result: RunResult, *, answer: bool) -> None:
-    """Print the plan of a run: each stage's action, inputs and reason, estimates, and unusable inputs."""
+def print_plan(result: RunResult, *, answer: bool) -> None:
+    """Print a dry run's plan: each stage's action, inputs and reason, estimates, and inputs with problems."""
     rows = [
         (
             name,
             decision.action,
-            ", ".join(_source(reference.text) for reference in decision.status.inputs.values()),
+            ", ".join(_shorten_source(reference.text) for reference in decision.status.inputs.values()),
             decision.why,
         )
         for name, decision in result.decisions.items()
     ]
     if rows:
         print_table(("stage", "action", "inputs", "why"), rows, title=str(result.folder), answer=answer)
-    _estimates(result, answer=answer)
+    _print_estimates(result, answer=answer)
     for problem in result.problems:
         hint = f" ({problem.error.hint})" if problem.error.hint else ""
         warn(f"{problem.stage}.{problem.input}: {problem.error.message}{hint}")
@@ -80,8 +87,8 @@ def decisions(result: RunResult, *, answer: bool) -> None:
         info(f"Nothing was built: {len(result.problems)} of the inputs cannot be used.")
 
 
-def _estimates(result: RunResult, *, answer: bool) -> None:
-    """Print rough tokens, time, disk and memory of the stages to build, and warn if the machine has less."""
+def _print_estimates(result: RunResult, *, answer: bool) -> None:
+    """Print the estimated cost of the stages to build; warn if the machine has too little disk or memory."""
     if not result.estimates:
         return
     rows = [
@@ -115,64 +122,65 @@ def _estimates(result: RunResult, *, answer: bool) -> None:
         )
 
 
-def outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
+def print_outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
     """Print a run's stages, its scores, and the next command; with `full` every table of the results."""
-    stages(result, answer=answer)
-    if not result.built:
+    print_stages(result, answer=answer)
+    if not result.built_stages:
         info("Nothing to do: all stages are up to date.")
     for scores in result.evaluations.values():
-        _print(evaluation_tables.overview(scores, result.domains), answer=answer)
+        _print_result_table(evaluation_tables.overview_table(scores, result.source_domains), answer=answer)
         if full:
-            _details(scores, result, answer=answer)
-        if truncated := methods.truncation(scores):
+            _print_details(scores, result, answer=answer)
+        if truncated := methods.truncation_sentence(scores):
             info(truncated)
     report = result.folder / HTML
     if report.is_file():
         more = "" if full or not result.evaluations else " (more tables: --full)"
         info(f"report: {report}{more}")
-    if result.quantized is not None:
-        info(f"next:   {shlex.join(['meditron', 'chat', result.quantized])}")
-    elif result.model is not None:
-        command = ["meditron", "generate", str(result.model), "Hypertension is treated with"]
+    if result.last_quantized_model is not None:
+        info(f"next:   {shlex.join(['meditron', 'chat', result.last_quantized_model])}")
+    elif result.last_model is not None:
+        command = ["meditron", "generate", str(result.last_model), "Hypertension is treated with"]
         info(f"next:   {shlex.join(command)}")
 
 
-def _details(scores: EvaluationResult, result: RunResult, *, answer: bool) -> None:
-    """Print the change by each step, the paired differences, and fidelity."""
-    steps = evaluation_tables.steps(scores, evaluation_tables.origins(scores, result.origins))
+def _print_details(scores: EvaluationResult, result: RunResult, *, answer: bool) -> None:
+    """Print the change that each training step made, the paired differences, and the fidelity."""
+    parents = evaluation_tables.parent_models(scores, result.input_references)
+    steps = evaluation_tables.step_table(scores, parents)
     if steps.rows:
-        _print(steps, answer=answer)
-    differences(scores.differences, answer=answer)
+        _print_result_table(steps, answer=answer)
+    print_differences(scores.differences, answer=answer)
     if scores.fidelity:
-        _print(evaluation_tables.fidelity(scores), answer=answer)
+        _print_result_table(evaluation_tables.fidelity_table(scores), answer=answer)
 
 
-def evaluation(result: EvaluationResult, *, answer: bool) -> None:
+def print_evaluation(result: EvaluationResult, *, answer: bool) -> None:
     """Print the scores of `meditron evaluate`: tasks, or fidelity."""
     if result.tasks:
-        _print(evaluation_tables.answers(result), answer=answer)
-        _print(evaluation_tables.rules(result), answer=answer)
+        _print_result_table(evaluation_tables.score_table(result), answer=answer)
+        _print_result_table(evaluation_tables.rule_table(result), answer=answer)
     if result.fidelity:
-        _print(evaluation_tables.fidelity(result), answer=answer)
-    differences(result.differences, answer=answer)
+        _print_result_table(evaluation_tables.fidelity_table(result), answer=answer)
+    print_differences(result.differences, answer=answer)
 
 
-def differences(comparisons: Sequence[Comparison], *, answer: bool) -> None:
+def print_differences(comparisons: Sequence[Comparison], *, answer: bool) -> None:
     """Print paired differences with their intervals."""
     if comparisons:
-        _print(evaluation_tables.differences(comparisons), answer=answer)
+        _print_result_table(evaluation_tables.difference_table(comparisons), answer=answer)
 
 
-def _print(table: ResultTable, *, answer: bool) -> None:
+def _print_result_table(table: ResultTable, *, answer: bool) -> None:
     print_table(table.headers, table.rows, title=table.caption, answer=answer)
 
 
-def _seconds(metrics: Mapping[str, Any]) -> str:
+def _format_seconds(metrics: Mapping[str, Any]) -> str:
     return format_duration(metrics["seconds"]) if "seconds" in metrics else ""
 
 
-def _figures(metrics: Mapping[str, Any]) -> str:
-    """Return the first numbers of a stage's metrics, nested ones under dotted names."""
+def _format_metrics(metrics: Mapping[str, Any]) -> str:
+    """Format the first numbers among a stage's metrics; nested metrics have dotted names."""
     skipped = (*_IN_OTHER_TABLES, *_IN_REPORT)
     plain = [
         (name, value)
@@ -180,15 +188,15 @@ def _figures(metrics: Mapping[str, Any]) -> str:
         if name.partition(".")[0] not in skipped and isinstance(value, int | float)
     ]
     files = [f"{file['type']} {format_bytes(file['bytes'])}" for file in metrics.get("files", ())]
-    return ", ".join([*files, *(f"{name} {_figure(value)}" for name, value in plain[:4])])
+    return ", ".join([*files, *(f"{name} {_format_metric(value)}" for name, value in plain[:4])])
 
 
-def _figure(value: float) -> str:
+def _format_metric(value: float) -> str:
     if isinstance(value, bool):
         return json.dumps(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _source(text: str) -> str:
-    """Shorten a source, without its expected hash."""
+def _shorten_source(text: str) -> str:
+    """Shorten a source for a table, and leave out its expected SHA-256."""
     return abbreviate(without_digest(text))

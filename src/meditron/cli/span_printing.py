@@ -1,4 +1,4 @@
-"""Printing of finetuning rows: the role of each span, and the spans that the loss is computed on."""
+"""Printing of finetuning rows, with the role of each span and a mark on the spans that are in the loss."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,9 @@ _PRINTED = 600  # characters of one span: its beginning and its end
 
 
 def row_with_spans(path: Path, row: dict[str, Any], tokenizer: "Tokenizer") -> dict[str, Any]:
-    """Add `spans` to a line of `rows.jsonl.zst`: role, number of tokens, `learned` (in the loss) and text.
+    """Add `spans` to a finetuning row: each with its role, number of tokens, text and `learned`.
+
+    `learned` is true for a span that is in the loss.
 
     Raises:
         InputError: the roles do not match the tokens.
@@ -42,15 +44,15 @@ def row_with_spans(path: Path, row: dict[str, Any], tokenizer: "Tokenizer") -> d
 
 
 def print_spans(row: dict[str, Any], indent: str) -> None:
-    """Print a row on stdout: in colors, or with brackets around the spans in the loss."""
+    """Print a finetuning row on stdout, in colors or with brackets around the spans that are in the loss."""
     spans = row["spans"]
     in_loss = sum(span["tokens"] for span in spans if span["learned"])
     head = f"{indent}{row.get('id')}: {row.get('split')}, {len(row['ids'])} tokens, {in_loss} in the loss"
     sys.stdout.write(f"{sanitize_terminal(head)}\n{indent}  ")
     sys.stdout.flush()
-    texts = [_shortened(span["text"]).replace("\n", f"⏎\n{indent}  ") for span in spans]
+    texts = [_shorten_text(span["text"]).replace("\n", f"⏎\n{indent}  ") for span in spans]
     texts[-1:] = [text.rstrip() for text in texts[-1:]]
-    styles = [_style(span) for span in spans]
+    styles = [_span_style(span) for span in spans]
     if not print_styled(list(zip(texts, styles, strict=True))):
         marked = [
             f"⟦{span['role']} {text}⟧" if span["learned"] else f"‹{span['role']}›{text}"
@@ -59,10 +61,10 @@ def print_spans(row: dict[str, Any], indent: str) -> None:
         sys.stdout.write(f"{sanitize_terminal(''.join(marked))}\n")
 
 
-def _style(span: dict[str, Any]) -> str:
+def _span_style(span: dict[str, Any]) -> str:
     return f"{'bold underline ' if span['learned'] else ''}{_STYLES.get(span['role'], 'default')}"
 
 
-def _shortened(text: str) -> str:
+def _shorten_text(text: str) -> str:
     half = _PRINTED // 2
     return text if len(text) <= _PRINTED else f"{text[:half]} […] {text[-half:]}"

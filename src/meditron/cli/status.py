@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from meditron.cli.options import Json, Out, RecipeFile, Set, emit
+from meditron.cli.options import Json, Out, RecipeFile, Set, print_json
 
 __all__ = ["status"]
 
@@ -25,8 +25,8 @@ def status(
 
         meditron status recipes/quickstart.toml --verify
 
-    Lists the changed fields of stages that are out of date. Exit code 1 if a stage is out of date, failed or
-    damaged.
+    For stages that are out of date, the changed fields are listed. The exit code is 1 if a stage is out of
+    date, failed or damaged.
     """
     from meditron.cli import show
     from meditron.recipe import load_recipe
@@ -34,8 +34,8 @@ def status(
 
     result = recipe_status(load_recipe(recipe, set_), out=out, verify=verify)
     if as_json:
-        emit(result.to_json())
+        print_json(result.to_json())
     else:
-        show.stages(result, answer=True)
-    show.drift(result, answer=not as_json)
-    return 0 if result.sound else 1
+        show.print_stages(result, answer=True)
+    show.print_drift(result, answer=not as_json)
+    return 0 if result.none_stale_or_failed else 1

@@ -47,18 +47,21 @@ def semantic_fields(config: BaseModel) -> dict[str, Any]:
 
 
 def first_problem(error: ValidationError, root: str = "top level") -> tuple[str, str]:
-    """Return the position (`files.0.path`, or `root`) and the message of the first validation error."""
+    """Return the position and the message of the first validation error.
+
+    The position is a dotted path such as `files.0.path`; `root` for an error of the whole value.
+    """
     problem = error.errors()[0]
     return ".".join(map(str, problem["loc"])) or root, problem["msg"]
 
 
 @dataclass(frozen=True, slots=True)
 class InputKind:
-    """The required kind of an input file from outside; it is checked before the run starts."""
+    """The kind of file that an input from outside the recipe must be; checked before the run starts."""
 
     name: Literal["model", "documents", "questions", "conversations"]
     table: Config | None = None
-    """The input's own table in the recipe, if it has one: a source's format and globs."""
+    """The input's own table in the recipe, if it has one: for a source of documents, its format and globs."""
 
 
 class StageConfig(Config, ABC):
@@ -72,15 +75,19 @@ class StageConfig(Config, ABC):
         """Return input name → reference: `base`, a stage of the recipe (`quantize:F16`) or a source."""
 
     def input_kinds(self) -> dict[str, InputKind]:
-        """Return input name → required kind; inputs that are left out are not checked before the run."""
+        """Return input name → required kind of file; inputs without an entry are not checked before a run."""
         return {}
 
     def cross_stage_errors(self, stages: "Mapping[str, StageConfig]") -> dict[str, str]:
-        """Return key → error, for values that contradict other stages of the recipe (stage name → config)."""
+        """Return key → error message, for values that contradict other stages of the recipe.
+
+        Args:
+            stages: Stage name → config, for all stages of the recipe.
+        """
         return {}
 
     def selectors(self) -> tuple[str, ...]:
-        """Return the names by which references select one of the stage's files: `F16` in `quantize:F16`."""
+        """Return the names that select one of the stage's files in a reference: `F16` in `quantize:F16`."""
         return ()
 
     def licences(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ MeditronError                exit 1, HTTP 500
 ├── DriftError               HTTP 409: an artifact is out of date
 └── TrainingError            the loss is not finite, or it spiked
 
-Raise the narrowest class. The message is one line; the hint says what to do.
+Raise the most specific class that applies. The message is one line; the hint says what the user can do.
 """
 
 import errno
@@ -51,7 +51,8 @@ _OUT_OF_MEMORY = re.compile(
 class MeditronError(Exception):
     """An expected failure: a one-line `message`, and a `hint` that says what to do about it.
 
-    Addresses in both lose credentials and query: an error may be recorded, printed and sent to others.
+    Credentials and query strings are removed from URLs in both texts, because errors are printed and
+    recorded, and users send them to others.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -62,14 +63,17 @@ class MeditronError(Exception):
         self.hint = hint and redact(hint)
 
     def __reduce__(self) -> "tuple[Callable[..., Any], tuple[Any, ...]]":
-        """Pickle the attributes, since worker processes send their errors to the parent.
+        """Pickle the attributes, because worker processes send their errors to the parent process.
 
-        The default would call the subclass's `__init__` with the finished message as its only argument.
+        Exception's default would call the subclass's `__init__` with the message as the only argument, and a
+        subclass may require others.
         """
-        return _unpickle, (type(self), self.args, self.__dict__)
+        return _unpickle_error, (type(self), self.args, self.__dict__)
 
 
-def _unpickle(kind: type[MeditronError], args: tuple[Any, ...], attributes: dict[str, Any]) -> MeditronError:
+def _unpickle_error(
+    kind: type[MeditronError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> MeditronError:
     error = kind.__new__(kind, *args)
     error.__dict__.update(attributes)
     return error
@@ -82,14 +86,14 @@ class UsageError(MeditronError):
 class RecipeError(UsageError):
     """An unknown key, or a wrong type or value, in a recipe."""
 
-    others: "tuple[RecipeError, ...]" = ()
+    further_errors: "tuple[RecipeError, ...]" = ()
     """Further errors of the same recipe; printing all of them lets the user fix them in one pass."""
 
     @classmethod
-    def of_all(cls, errors: "Sequence[RecipeError]") -> "RecipeError":
-        """Return the first of several errors, with all further ones as its `others`."""
-        flat = [nested for error in errors for nested in (error, *error.others)]
-        flat[0].others = tuple(flat[1:])
+    def combine(cls, errors: "Sequence[RecipeError]") -> "RecipeError":
+        """Return the first of several errors, with the remaining ones in its `further_errors`."""
+        flat = [nested for error in errors for nested in (error, *error.further_errors)]
+        flat[0].further_errors = tuple(flat[1:])
         return flat[0]
 
 
@@ -149,7 +153,7 @@ class TrainingError(MeditronError):
 
 @dataclass(frozen=True, slots=True)
 class ErrorStatus:
-    """The exit code of a command that fails with an error, and the HTTP status of a request that does."""
+    """The exit code of a command and the HTTP status of a request that fails with a certain error."""
 
     exit_code: int
     http_status: int
@@ -172,7 +176,7 @@ _STATUS: dict[type[BaseException], ErrorStatus] = {
 
 
 def status_of(error: BaseException) -> ErrorStatus:
-    """Return the exit code and HTTP status of an error; 1 and 500 for one that is not in the hierarchy."""
+    """Return the exit code and HTTP status of an error; 1 and 500 for an exception of another library."""
     if is_out_of_memory(error):
         return ErrorStatus(1, 503)
     return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), _FAILURE)

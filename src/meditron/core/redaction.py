@@ -5,7 +5,8 @@ import re
 __all__ = ["public_address", "redact", "without_digest"]
 
 _ADDRESS = re.compile(r"https?:/*[^\s'\"<>|]+", re.IGNORECASE)
-# The query of an address that contains a blank, which ends the match of _ADDRESS.
+# A query string on its own: _ADDRESS stops at a blank inside an address, so the query after it is removed
+# here.
 _QUERY = re.compile(r"\?[\w.~%-]+=[^\s'\"<>]*")
 _PARTS = re.compile(r"(https?:/*)([^/?#]*)([^?#]*)(?:\?[^#]*)?(#.*)?", re.IGNORECASE | re.DOTALL)
 _DIGEST = re.compile(r"@sha256:[0-9a-fA-F]*$")
@@ -15,18 +16,18 @@ _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
 def redact(text: str) -> str:
     """Return a text with `public_address` applied to every address in it."""
 
-    def public(match: re.Match[str]) -> str:
+    def redacted_match(match: re.Match[str]) -> str:
         address = match[0].rstrip(".,:;)]}")
         return public_address(address) + match[0][len(address) :] if ":" in address else match[0]
 
-    return _QUERY.sub("", _ADDRESS.sub(public, text))
+    return _QUERY.sub("", _ADDRESS.sub(redacted_match, text))
 
 
 def public_address(address: str) -> str:
     """Return an http address without credentials and query; an expected digest, `@sha256:…`, is kept.
 
-    The fragment names a file in an archive and is kept too, unless it contains `=` or `?`, as tokens do. An
-    address whose host could be part of a password is hidden completely.
+    The fragment (`#file`), which names a file in an archive, is kept unless it contains `=` or `?`, which may
+    belong to an access token. If the host could be part of a password, the whole address is hidden.
     """
     digest = match[0] if (match := _DIGEST.search(address)) else ""
     parts = _PARTS.fullmatch(address.removesuffix(digest))

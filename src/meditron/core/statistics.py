@@ -6,12 +6,12 @@ sources, and coverage by simulation are in `docs/explanation/statistics.md`:
 - Means and weighted ratios: bootstrap-t (studentised bootstrap; Efron & Tibshirani, An Introduction to the
   Bootstrap, 1993, §12.5) with a jackknife standard error, never narrower than Student's t.
 - Paired differences: documents are compared one by one (Miller, Adding Error Bars to Evals, 2024,
-  arXiv:2411.00640, §4). Up to `EXACT` documents, p is from the exact sign-flip test; above, from the same
-  bootstrap as the interval.
+  arXiv:2411.00640, §4). For up to `MAX_EXACT_SIZE` documents p comes from the exact sign-flip test, for more
+  from the same bootstrap as the interval.
 - Proportions: Wilson's interval; differences of paired proportions: Bonett and Price's, McNemar's exact test.
 - Several comparisons in one report: Holm's adjustment.
 
-No interval is computed for fewer than `FEWEST` documents or questions. All resampling is seeded.
+No interval is computed for fewer than `MIN_SAMPLE_SIZE` documents or questions. All resampling is seeded.
 """
 
 import math
@@ -28,10 +28,12 @@ from meditron.core.errors import MeditronError, UsageError
 
 __all__ = [
     "MAX_EXACT_SIZE",
+    "MAX_EXPONENT",
     "MIN_SAMPLE_SIZE",
     "Interval",
     "PairedDifference",
     "bootstrap_ratio",
+    "finite_exp",
     "holm",
     "macro_f1",
     "mcnemar",
@@ -45,17 +47,21 @@ Values = Sequence[float] | NDArray[np.floating] | NDArray[np.integer]
 _Column = NDArray[np.float64]
 
 MIN_SAMPLE_SIZE = 6
-"""Smallest sample with a 95 % interval or a verdict. With five documents, five differences of one sign have
-p = 2 / 2^5 = 0.0625, so no two-sided test at 5 % can reject."""
+"""Smallest sample for which a 95 % interval or a verdict is given. Five differences of the same sign, the
+clearest result that five documents can give, have p = 2 / 2^5 = 0.0625, so no two-sided test at 5 % can
+reject."""
 MAX_EXACT_SIZE = 20
-"""Largest sample whose 2^n sign patterns are all enumerated (2^20 sums: 8 MB, milliseconds)."""
+"""Largest sample for which the sign-flip test enumerates all 2^n sign patterns (2^20 sums take 8 MB and a few
+milliseconds)."""
+MAX_EXPONENT = 700.0
+"""Losses in nats are clipped to this before exp, which overflows above 709."""
 _CONFIDENCE = 0.95
 _POWER = 0.80
 _MAX_WIDTH = 4.0
-"""Limit of an interval's half-width, as a multiple of Student's. If most values are equal, many resamples
-have almost no spread, and the bootstrap-t alone would have no finite end."""
+"""Limit of an interval's half-width, as a multiple of the Student's t interval's. If most values are equal,
+many resamples have almost no spread, and the bootstrap-t interval alone would be infinite."""
 _ROUNDING = 1e-12
-"""Differences below this fraction of the values are floating-point noise and count as zero."""
+"""Differences smaller than this fraction of the values are rounding noise and are treated as zero."""
 _CHUNK = 1 << 18  # documents drawn at a time: some 10 MB, whatever n and the number of resamples are
 
 
@@ -70,18 +76,24 @@ class Interval(NamedTuple):
 class PairedDifference:
     """A paired difference a − b over `n` documents or questions.
 
-    `interval` is None below `FEWEST` and if all differences are equal. `p` is two-sided and not adjusted.
-    `detectable` is the minimum detectable effect: the smallest true difference that a two-sided test at 5 %
-    detects with 80 % power, (t₀.₉₇₅ + t₀.₈₀) · SE; None if `interval` is None. `method` names the methods of
-    the interval and the test.
+    `interval` is None for fewer than `MIN_SAMPLE_SIZE` pairs, and if all differences are equal.
     """
 
     n: int
     difference: float
     interval: Interval | None
     p: float
+    """Two-sided p-value, not adjusted for multiple comparisons."""
     detectable: float | None
+    """Minimum detectable effect: the smallest true difference that a two-sided test at 5 % detects with 80 %
+    power, (t₀.₉₇₅ + t₀.₈₀) · SE; None if `interval` is None."""
     method: str
+    """Names of the methods that gave the interval and the p-value."""
+
+
+def finite_exp(nats: float) -> float:
+    """Return exp(nats), finite and above zero: a damaged model can lose thousands of nats per token."""
+    return math.exp(min(max(nats, -MAX_EXPONENT), MAX_EXPONENT))
 
 
 def bootstrap_ratio(
@@ -94,9 +106,9 @@ def bootstrap_ratio(
 ) -> tuple[float, Interval | None]:
     """Estimate Σ numerators / Σ denominators over documents, with its 95 % bootstrap-t interval.
 
-    With summed losses as numerators and token counts as denominators it is the loss per token; with all
-    denominators 1 it is the mean. The interval is None below `FEWEST` documents and if every document has the
-    same ratio, because such a sample contains no information about the spread.
+    With summed losses as numerators and token counts as denominators, the result is the loss per token; with
+    all denominators 1 it is the mean. The interval is None for fewer than `MIN_SAMPLE_SIZE` documents, and if
+    every document has the same ratio, because such a sample contains no information about the spread.
 
     Args:
         numerators: One value per document.
@@ -109,7 +121,7 @@ def bootstrap_ratio(
         UsageError: no documents, unequal lengths, or no resamples.
         MeditronError: a value is not finite, or a denominator is not above zero.
     """
-    above, below = _column("numerators", numerators), _positive("denominators", denominators)
+    above, below = _finite_column("numerators", numerators), _positive_column("denominators", denominators)
     _require_same_length(above, below)
     bootstrap = _bootstrap_t(above, below, float(np.abs(above).max()), seed, resamples)
     value = float(above.sum() / below.sum())
@@ -120,14 +132,14 @@ def bootstrap_ratio(
 
 
 def paired_bootstrap(a: Values, b: Values, *, seed: int, resamples: int = 10_000) -> PairedDifference:
-    """Estimate the mean of a_i − b_i over the same documents, in the same order; each counts once.
+    """Estimate the mean of a_i − b_i over documents; `a` and `b` list the same documents in the same order.
 
-    p is exact up to `EXACT` documents (see `sign_flip`). Above, it is the larger of two values: that of
-    Student's t, and 2 (r + 1) / (resamples + 1), where r resampled t-values lie beyond the observed one and
-    the 1 keeps p above zero (Davison & Hinkley, Bootstrap Methods, 1997, §4.2). It is below 5 % if the
-    interval excludes zero. Raises like `bootstrap_ratio`.
+    For up to `MAX_EXACT_SIZE` documents p is exact (see `sign_flip`). For more, p is the larger of two
+    values: that of Student's t-test, and 2 (r + 1) / (resamples + 1), where r is the number of resampled
+    t-values beyond the observed one; the added 1 keeps p above zero (Davison & Hinkley, Bootstrap Methods,
+    1997, §4.2). p is below 5 % if the interval excludes zero. Raises the errors of `bootstrap_ratio`.
     """
-    first, second = _column("a", a), _column("b", b)
+    first, second = _finite_column("a", a), _finite_column("b", b)
     _require_same_length(first, second)
     differences, n = first - second, len(first)
     scale = float(max(np.abs(first).max(), np.abs(second).max()))
@@ -154,9 +166,9 @@ def paired_proportions(only_a: int, only_b: int, n: int) -> PairedDifference:
 
     `only_a` questions were answered correctly by a alone, `only_b` by b alone. The interval is Bonett and
     Price's adjusted Wald interval (J. Educ. Behav. Stat. 37, 2012; recommended for few discordant pairs by
-    Fagerland, Lydersen & Laake, Statistics in Medicine 33, 2014). It adds one question to each discordant
-    count, so it has a width even without discordant questions. p is McNemar's exact p, which equals that of
-    the sign-flip test.
+    Fagerland, Lydersen & Laake, Statistics in Medicine 33, 2014). The interval adds one question to each
+    discordant count, so that it has a width even without discordant questions. p is McNemar's exact p, which
+    equals that of the sign-flip test.
 
     Raises:
         UsageError: the counts are negative, or more than n.
@@ -184,9 +196,9 @@ def sign_flip(differences: Values) -> float:
     patterns of the nonzero differences whose sum is at least as far from zero as the observed sum.
 
     Raises:
-        UsageError: more than `EXACT` differences are not zero.
+        UsageError: more than `MAX_EXACT_SIZE` differences are not zero.
     """
-    values = _column("differences", differences)
+    values = _finite_column("differences", differences)
     nonzero = values[values != 0]
     if len(nonzero) > MAX_EXACT_SIZE:
         raise UsageError(f"sign_flip takes at most {MAX_EXACT_SIZE} differences, got {len(nonzero)}")
@@ -220,7 +232,7 @@ def wilson_interval(successes: int, n: int) -> Interval | None:
     """Compute the 95 % score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22: 209-212).
 
     (p̂ + z²/2n ± z √(p̂(1 − p̂)/n + z²/4n²)) / (1 + z²/n). Unlike p̂ ± 1.96 SE it stays within [0, 1] and has
-    the right coverage for rare successes. None below `FEWEST`.
+    the right coverage for rare successes. Returns None for n below `MIN_SAMPLE_SIZE`.
 
     Raises:
         UsageError: n is below 1, or successes is not between 0 and n.
@@ -234,7 +246,8 @@ def wilson_interval(successes: int, n: int) -> Interval | None:
     center = share + z * z / (2 * n)
     spread = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # For 0 and n successes the end is exactly 0 or 1, which rounding would miss.
+    # For 0 successes the lower end is exactly 0, and for n successes the upper end is exactly 1; rounding
+    # errors would move them.
     low = 0.0 if successes == 0 else float((center - spread) / scale)
     high = 1.0 if successes == n else float((center + spread) / scale)
     return Interval(low, high)
@@ -259,7 +272,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 def macro_f1(gold: Sequence[int], predicted: Sequence[int | None]) -> float:
     """Compute the macro-averaged F1: the mean of 2 · TP / (gold + predicted) over all classes that occur.
 
-    None is a missing prediction and not a class: it lowers the recall of the gold class only.
+    A prediction of None means that no class was predicted; it lowers the recall of the gold class only.
 
     Raises:
         UsageError: the lengths differ, or there are no questions.
@@ -274,7 +287,7 @@ def macro_f1(gold: Sequence[int], predicted: Sequence[int | None]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _BootstrapT:
-    """The bootstrap-t interval of a ratio, two-sided p of a zero ratio, and minimum detectable effect."""
+    """Interval of a ratio, two-sided p of the hypothesis that it is zero, and minimum detectable effect."""
 
     interval: Interval
     p: float
@@ -287,8 +300,8 @@ def _bootstrap_t(
     """Resample t = (R* − R) / SE* of the ratio R = Σ above / Σ below; None if there is no interval.
 
     The standard error is the jackknife's, √((n − 1) / n Σ (R₋ᵢ − R)²), with R − R₋ᵢ = eᵢ / (Σ below − belowᵢ)
-    and eᵢ = aboveᵢ − R belowᵢ; with equal denominators it is s / √n. Rounding errors are judged relative to
-    `scale`, the magnitude of the values from which `above` was computed.
+    and eᵢ = aboveᵢ − R belowᵢ; with equal denominators it is s / √n. Residuals below `_ROUNDING` times
+    `scale`, the magnitude of the values from which `above` was computed, count as zero.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -314,8 +327,8 @@ def _bootstrap_t(
     # Two-sided: twice the smaller tail, because the resampled distribution need not be symmetric.
     beyond = min(int((resampled >= t).sum()), int((resampled <= t).sum()))
     p = max(2 * (beyond + 1) / (resamples + 1), 2 * float(stdtr(freedom, -abs(t))))
-    # The t distribution's upper quantile bounds the ratio from below, and the other way round (the "t" in
-    # bootstrap-t). Neither side is narrower than Student's.
+    # In a bootstrap-t interval the upper quantile of t gives the lower end, and the lower quantile the upper
+    # end. The interval is widened where it is narrower than Student's t interval.
     margin_low, margin_high = max(float(high), student) * error, max(-float(low), student) * error
     return _BootstrapT(
         interval=Interval(ratio - margin_low, ratio + margin_high),
@@ -325,7 +338,7 @@ def _bootstrap_t(
 
 
 def _resample_t(residuals: _Column, weight: _Column, error: float, seed: int, resamples: int) -> _Column:
-    """Return the t-values of resamples of n documents; infinite for a resample without spread."""
+    """Return the t-value of each resample of the n documents; infinite for a resample without spread."""
     # PCG64 is named explicitly: numpy may change its default generator, and with it every interval.
     generator = np.random.Generator(np.random.PCG64(seed))
     n = len(residuals)
@@ -344,7 +357,7 @@ def _resample_t(residuals: _Column, weight: _Column, error: float, seed: int, re
 
 
 def _mean_shifts(residuals: _Column, weight: _Column, drawn: NDArray[np.int32]) -> tuple[_Column, _Column]:
-    """Return (R* − R, SE*) of each resample, if all documents have the same weight, which is then one."""
+    """Return (R* − R, SE*) of each resample, for documents of equal weight: all weights are 1."""
     n = len(residuals)
     values = residuals[drawn]
     shift = values.mean(axis=1)
@@ -364,7 +377,7 @@ def _ratio_shifts(residuals: _Column, weight: _Column, drawn: NDArray[np.int32])
     return shift, np.sqrt((n - 1) / n * np.einsum("ij,ij->i", values, values))
 
 
-def _column(name: str, values: Values) -> _Column:
+def _finite_column(name: str, values: Values) -> _Column:
     column = np.array(values, dtype=np.float64)
     if column.ndim != 1:
         raise UsageError(f"{name} must have one value per document, got an array of shape {column.shape}")
@@ -376,8 +389,8 @@ def _column(name: str, values: Values) -> _Column:
     return column
 
 
-def _positive(name: str, values: Values) -> _Column:
-    column = _column(name, values)
+def _positive_column(name: str, values: Values) -> _Column:
+    column = _finite_column(name, values)
     if not (column > 0).all():
         index = int(np.flatnonzero(column <= 0)[0])
         raise MeditronError(f"{name}[{index}] must be above zero, got {column[index]:g}")

@@ -34,22 +34,22 @@ def format_bytes(count: float) -> str:
     # Not 1000, because 999.5 kB would be rounded to 1000 kB, which has four figures.
     while count >= 999.5 and power < len(_SIZES) - 1:
         count, power = count / 1000, power + 1
-    return f"{_figures(count) if power else round(count)} {_SIZES[power]}"
+    return f"{_three_figures(count) if power else round(count)} {_SIZES[power]}"
 
 
 def format_count(count: float, unit: str = "") -> str:
-    """Format a count with its unit; bytes (`B`) as in `size`, fractions below 100 with three figures."""
+    """Format a count with its unit; bytes (`B`) as `format_bytes` does, fractions with three figures."""
     if unit == "B":
         return format_bytes(count)
-    text = f"{count:,.0f}" if count >= 100 or count == int(count) else _figures(count)
+    text = f"{count:,.0f}" if count >= 100 or count == int(count) else _three_figures(count)
     return f"{text} {unit}".rstrip()
 
 
 def is_numeric_cell(text: str) -> bool:
-    """Return whether a cell is a number, interval, size, time or empty, and so is aligned right."""
+    """Return whether a table cell is a number, interval, size, duration or empty; such cells align right."""
     return _FIGURE.fullmatch(text) is not None
 
 
-def _figures(value: float) -> str:
+def _three_figures(value: float) -> str:
     """Format with three significant figures, without an exponent."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

@@ -1,1 +1,1 @@
-"""From sources to clean, split, counted text, and from text to tokens."""
+"""The corpus stage (source files to cleaned, deduplicated, split documents) and the tokenize stage."""

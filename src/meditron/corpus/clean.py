@@ -1,6 +1,6 @@
-r"""The pass that renders a document as cleaned text. No letter, digit or sign is lost or replaced.
+r"""The pass that renders a document as cleaned text. It removes and replaces no letter, digit or sign.
 
-Only these change: Unicode becomes its canonical composition (NFC: `e` and a combining accent become `é`;
+The changes are: Unicode becomes its canonical composition (NFC: `e` and a combining accent become `é`;
 never NFKC, which turns `10²` into `102`), characters without a glyph (control characters, soft hyphens, byte
 order marks, zero-width spaces, direction marks) are removed, and white space is normalised. `<5 … >10`,
 `[95% CI 1.1-2.3]`, `\noral` and lines without letters stay unchanged.
@@ -14,38 +14,40 @@ from meditron.corpus.candidate import Candidate, CorpusPass, DropReason
 from meditron.sources.document import Document
 from meditron.store.corpus import SectionSpan
 
-__all__ = ["Clean", "clean", "render_document"]
+__all__ = ["Clean", "clean_text", "render_document"]
 
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
-# Without the zero-width joiner and non-joiner (U+200D, U+200C): Persian and Indic spelling needs them.
+# The zero-width joiner and non-joiner (U+200D, U+200C) are not removed: Persian and Indic spelling needs
+# them.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
     "\ufff9-\ufffb]"
 )
-# Half of a surrogate pair, which a JSON escape can contain.
+# Half of a surrogate pair: JSON can contain one as an escape, but UTF-8 cannot encode it.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _BLANKS = re.compile("[\t \xa0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
 _BLANK_LINES = re.compile("\n{3,}")
 
 
 class Clean(CorpusPass):
-    """Renders each document as one cleaned text."""
+    """A pass that renders each document as one cleaned text."""
 
-    def examine(self, candidate: Candidate) -> Candidate | DropReason:
-        """Return the document with its text and the spans of its labelled sections."""
+    def process_document(self, candidate: Candidate) -> Candidate | DropReason:
+        """Return the document with its cleaned text and the positions of its labelled sections."""
         text, spans = render_document(candidate.document)
-        return replace(candidate, text=text, spans=spans)
+        return replace(candidate, text=text, section_spans=spans)
 
 
-def clean(text: str) -> str:
-    """Normalise a text's Unicode, line ends and white space. Cleaning twice changes nothing more.
+def clean_text(text: str) -> str:
+    """Normalise a text's Unicode, line ends and white space. Cleaning a cleaned text changes nothing.
 
-    A run of blanks, no-break and thin ones included, becomes one blank. Line breaks stay, with at most one
+    A run of blanks, including no-break and thin spaces, becomes one blank. Line breaks stay, with at most one
     empty line between lines. Lone surrogates, which UTF-8 cannot encode, become U+FFFD.
     """
     text = _LINE_ENDS.sub("\n", text)
     text = _LONE_SURROGATE.sub("\ufffd", _INVISIBLE.sub("", text))
-    # After the removal: a soft hyphen between a letter and its accent would prevent their composition.
+    # NFC comes after the removal: a soft hyphen between a letter and its accent would prevent their
+    # composition.
     text = unicodedata.normalize("NFC", text)
     lines = (line.strip(" ") for line in _BLANKS.sub(" ", text).split("\n"))
     return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
@@ -54,19 +56,19 @@ def clean(text: str) -> str:
 def render_document(document: Document) -> tuple[str, tuple[SectionSpan, ...]]:
     """Render a document as one cleaned text: the title, then the sections.
 
-    A label precedes a section of one line (`OBJECTIVE: To …`) and is a line of its own above a longer one.
+    A section's label precedes its text on the same line (`OBJECTIVE: To …`) if the text is one line, and is a
+    line of its own above a longer text.
     Sections without text are left out, with their labels.
 
     Returns:
-        The text, and the spans of the sections with a label or a category.
+        The text, and the positions in it of the sections that have a label or a category.
     """
-    whole = clean(document.title)
+    whole = clean_text(document.title)
     spans = []
     for section in document.sections:
-        text, label = clean(section.text), clean(section.label or "")
+        text, label = clean_text(section.text), clean_text(section.label or "")
         if not text:
             continue
-        # Above several lines a label is a heading; before one line it reads as part of the sentence.
         head = "" if not label else f"\n{label}\n" if "\n" in text else f"{label}: "
         whole += f"\n{head}" if whole else head.lstrip("\n")
         if label or section.category:

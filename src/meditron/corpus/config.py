@@ -10,10 +10,10 @@ from meditron.sources.registry import SOURCES
 __all__ = ["CorpusConfig", "SourceConfig", "SourceName", "TokenizeConfig"]
 
 SourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-"""Name of a source, and of its folder and its token files."""
+"""Name of a source, which is also the name of its folder and of its token files."""
 
 
-def _known_format(name: str) -> str:
+def _require_known_format(name: str) -> str:
     if name not in SOURCES:
         raise ValueError(f"no source format '{name}'; formats: {', '.join(SOURCES)}")
     return name
@@ -26,7 +26,7 @@ class SourceConfig(Config):
     """Location of the file, folder or archive: a path, `pypi:package==version#member` or `https://…`; with
     `@sha256:…` its digest is checked."""
 
-    format: Annotated[str, AfterValidator(_known_format)] | None = None
+    format: Annotated[str, AfterValidator(_require_known_format)] | None = None
     """Format: `medline`, `mediawiki`, `jsonl`, `json`, `csv`, `text`; by default recognised by content."""
 
     include: tuple[str, ...] = ()
@@ -47,13 +47,13 @@ class CorpusConfig(StageConfig):
     """Config of the corpus stage: cleaned, deduplicated documents, split into training and held-out text."""
 
     sources: dict[SourceName, SourceConfig] = Field(min_length=1)
-    """The sources by name. Of equal texts the one in the first source stays."""
+    """The sources by name. Of documents with equal text, the one of the first source is kept."""
 
     heldout: float = Field(default=0.12, ge=0, lt=1)
     """Share of the documents that are held out, chosen by the hash of each document's content."""
 
     limit: int | None = Field(default=None, ge=1)
-    """Documents read from each source, at most; by default all."""
+    """Maximum number of documents that are read from each source; by default all."""
 
     languages: tuple[str, ...] = ("en",)
     """Languages of the documents to keep; documents of unknown language are kept. Empty: all languages."""
@@ -62,10 +62,10 @@ class CorpusConfig(StageConfig):
     """Documents with a shorter cleaned text are dropped."""
 
     shard_documents: int = Field(default=2_000, ge=1)
-    """Documents in a shard (a file of `train` or `heldout`), at most, whatever files they come from. A killed
-    run loses at most that many documents per worker."""
+    """Maximum number of documents in a shard (a file of `train` or `heldout`), also of documents from several
+    files. A killed run loses at most that many documents per worker."""
 
-    # Not semantic: the bytes are the same for any number of workers.
+    # NonSemantic: the output is the same for any number of workers, so a change leaves the stage up to date.
     workers: Annotated[int, NonSemantic] = Field(default=1, ge=1)
     """Number of parallel processes."""
 
@@ -78,7 +78,7 @@ class CorpusConfig(StageConfig):
         return {name: InputKind("documents", source) for name, source in self.sources.items()}
 
     def licences(self) -> dict[str, str]:
-        """Return the terms of each source that states them."""
+        """Return the licence of each source that states one."""
         return {name: source.licence for name, source in self.sources.items() if source.licence}
 
 
@@ -93,5 +93,5 @@ class TokenizeConfig(StageConfig):
         return {"base": "base", "corpus": "corpus"}
 
     def input_kinds(self) -> dict[str, InputKind]:
-        """Return the kind of the model; the corpus is the output of a stage."""
+        """Return the kind of the input `base`; the input `corpus` is a stage of the recipe and needs none."""
         return {"base": InputKind("model")}

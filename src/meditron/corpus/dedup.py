@@ -1,7 +1,8 @@
-"""The pass that keeps one document of each id and content, over all sources at once, from a small index.
+"""The pass that keeps one document of each id and of each content, across all sources.
 
-The index has one row per document, in the order of the sources, their files and their documents: 38 bytes, so
-that all of PubMed fits in memory. Ids and contents are compared by 128 bits of their SHA-256.
+It reads an index with one row per document, sorted by source, file and position in the file. A row takes 38
+bytes, so the index of all of PubMed fits in memory. Ids and contents are compared by 128 bits of their
+SHA-256.
 """
 
 import hashlib
@@ -19,17 +20,17 @@ __all__ = [
     "INDEX",
     "SUPERSEDED",
     "Deduplication",
-    "decide",
-    "id_key",
+    "id_hash",
     "index_row",
-    "occurrences",
+    "occurrence_numbers",
+    "rows_to_drop",
     "unique_id",
 ]
 
 # 128 bits of a hash: among a billion documents the probability of any false match is below 1e-20.
 INDEX = np.dtype(
     [("id", "<u8", 2), ("text", "<u8", 2), ("version", "<u4"), ("reason", "u1"), ("heldout", "?")],
-    align=False,  # 38 bytes instead of 40
+    align=False,  # 38 bytes per row; alignment would make it 40
 )
 Index = npt.NDArray[Any]
 Rows = npt.NDArray[np.integer[Any]]
@@ -41,64 +42,72 @@ DELETED = DropReason("deleted by its source")
 
 
 class Deduplication(CorpusPass):
-    """Drops deleted documents, older versions of an id, and copies of a content."""
+    """A pass that drops deleted documents, older versions of a document, and copies of another document."""
 
-    reasons = (DELETED, SUPERSEDED, COPY)
+    drop_reasons = (DELETED, SUPERSEDED, COPY)
 
-    def compare(self, documents: DocumentTable) -> dict[DropReason, Rows]:
-        """Return the rows to drop, see `decide`."""
-        return decide(documents.index, documents.deleted)
+    def compare_documents(self, documents: DocumentTable) -> dict[DropReason, Rows]:
+        """Return the row numbers of the documents to drop, by reason (see `rows_to_drop`)."""
+        return rows_to_drop(documents.index, documents.deleted_ids)
 
 
-def id_key(identity: str) -> tuple[int, int]:
-    """Return the 128 bits that stand for an id."""
-    return _key(hashlib.sha256(identity.encode()).hexdigest())
+def id_hash(identity: str) -> tuple[int, int]:
+    """Return the first 128 bits of an id's SHA-256, as two 64-bit words."""
+    return _hash_words(hashlib.sha256(identity.encode()).hexdigest())
 
 
 def index_row(
     identity: str, content_sha256: str, version: int, reason: int, *, heldout: bool
 ) -> tuple[object, ...]:
-    """Return a document's row. Version 0: the source has no versions; equal ids are different documents."""
-    return id_key(identity), _key(content_sha256), version, reason, heldout
+    """Return a document's row of the index.
+
+    Version 0 means that the source has no versions: documents with equal ids are then different documents.
+    """
+    return id_hash(identity), _hash_words(content_sha256), version, reason, heldout
 
 
-def decide(index: Index, deleted: npt.NDArray[np.uint64]) -> dict[DropReason, Rows]:
-    """Return the rows to drop by reason.
+def rows_to_drop(index: Index, deleted: npt.NDArray[np.uint64]) -> dict[DropReason, Rows]:
+    """Return, for each reason, the row numbers of the documents to drop.
 
-    A deleted id is dropped, whichever file declares it. Of the versions of one id the newest stays; of equal
-    versions the last, or of several with its content the first. These two hold also for documents that have
-    another reason already. Of equal contents among the remaining documents the first stays. Equal contents
-    are in the same split (`split.is_heldout`), so no training text is a copy of a held-out one.
+    1. A document whose id is declared deleted by any file is dropped.
+    2. Of several versions of one id only the newest stays. If the newest version number occurs several times,
+       the last document with it stays; if that document occurs several times unchanged, its first occurrence.
+    3. Of the remaining documents with equal content the first stays.
+
+    Rules 1 and 2 also replace the reason of documents that an earlier pass dropped. Equal contents are in the
+    same split (`split.is_heldout`), so no training text is a copy of a held-out text.
 
     Args:
-        index: Rows of INDEX; `reason` is 0 for documents kept so far.
-        deleted: Ids, shape (n, 2), from `id_key`.
+        index: Rows of type INDEX; `reason` is 0 for documents that no earlier pass drops.
+        deleted: Hashes of the deleted ids (`id_hash`), shape (n, 2).
     """
     ids, texts = index["id"], index["text"]
-    superseded, copies = _older_versions(index)
+    superseded, copies = _find_older_versions(index)
     deleted_rows = np.flatnonzero(np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1]))
 
-    # Only a document that stays can be the original of a copy; another would take its copies with it.
+    # Copies are searched among the documents that stay: a dropped document must not cause its copies to be
+    # dropped.
     alive = index["reason"] == 0
     for rows in (superseded, copies, deleted_rows):
         alive[rows] = False
     candidates = np.flatnonzero(alive)
-    candidates = candidates[_repeated(texts[candidates])]
+    candidates = candidates[_rows_of_repeated_keys(texts[candidates])]
     order = candidates[np.lexsort((texts[candidates, 1], texts[candidates, 0]))]
-    copies = np.concatenate([copies, order[1:][_same(texts[order])]])
-    # The last reason of a row counts: a deleted id is deleted, whatever else it is.
+    copies = np.concatenate([copies, order[1:][_equals_next_key(texts[order])]])
+    # If a row has several reasons, the last in this order is recorded.
     return {SUPERSEDED: superseded, COPY: copies, DELETED: deleted_rows}
 
 
-def _older_versions(index: Index) -> tuple[Rows, Rows]:
-    """Return the rows of older versions of an id, and those of repeats of the same version."""
-    # np.lexsort sorts by its last key first; in all calls here that is the first word of a hash.
-    rows = _repeated(index["id"])
+def _find_older_versions(index: Index) -> tuple[Rows, Rows]:
+    """Return the row numbers of older versions of an id, and those of repeats of the same version."""
+    # The last key of np.lexsort is the primary one; in this module it is always the first word of a hash.
+    rows = _rows_of_repeated_keys(index["id"])
     index = index[rows]
     ids, texts, versions, reason = index["id"], index["text"], index["version"], index["reason"]
-    # The same row in several files: the first one stays, but it is as new as the last one.
+    # If one version occurs unchanged in several files, the first occurrence stays; its age is that of the
+    # last.
     order = np.lexsort((reason, texts[:, 1], texts[:, 0], versions, ids[:, 1], ids[:, 0]))
-    same = _same(ids[order]) & _same(texts[order]) & (versions[order[:-1]] > 0)
+    same = _equals_next_key(ids[order]) & _equals_next_key(texts[order]) & (versions[order[:-1]] > 0)
     same &= (np.diff(versions[order].astype(np.int64)) == 0) & (np.diff(reason[order].astype(int)) == 0)
     starts = np.concatenate([[True], ~same])[: len(order)]
     first = order[starts]
@@ -107,29 +116,29 @@ def _older_versions(index: Index) -> tuple[Rows, Rows]:
         latest[first] = np.maximum.reduceat(order, np.flatnonzero(starts))
     repeats, original = order[~starts], first[np.cumsum(starts) - 1][~starts]
     order = first[np.lexsort((latest[first], versions[first], ids[first, 1], ids[first, 0]))]
-    older = _same(ids[order]) & (versions[order[:-1]] > 0)
+    older = _equals_next_key(ids[order]) & (versions[order[:-1]] > 0)
     superseded = np.zeros(len(index), dtype=bool)
     superseded[order[:-1][older]] = True
-    # A repeat of an older version is superseded too; it would otherwise count as a copy.
+    # A repeat of an older version is superseded as well, and not a copy.
     superseded[repeats[superseded[original]]] = True
     is_copy = np.zeros(len(index), dtype=bool)
     is_copy[repeats] = ~superseded[repeats] & (reason[repeats] == 0)
     return rows[superseded], rows[is_copy]
 
 
-def occurrences(index: Index, counted_mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
-    """Return for each document the number of its id's occurrence in all sources, from 1.
+def occurrence_numbers(index: Index, counted_mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+    """Return for each document its number, from 1, among the documents with the same id in all sources.
 
     Args:
-        index: Rows of INDEX.
-        counted_mask: True for the documents that count: all but older versions of an id and deleted ids.
+        index: Rows of type INDEX.
+        counted_mask: True for the documents to number. Older versions and deleted documents are left out.
     """
     counted = np.flatnonzero(counted_mask)
     ids = index["id"]
-    counted = counted[_repeated(ids[counted])]
+    counted = counted[_rows_of_repeated_keys(ids[counted])]
     order = counted[np.lexsort((ids[counted, 1], ids[counted, 0]))]
-    starts = np.concatenate([[True], ~_same(ids[order])])[: len(order)]
-    # Equal ids are neighbours now: a row's number is its distance from the first of its run.
+    starts = np.concatenate([[True], ~_equals_next_key(ids[order])])[: len(order)]
+    # Equal ids are adjacent after sorting: a document's number is its distance from the first one of its id.
     position = np.arange(len(order))
     numbers = np.ones(len(index), dtype=np.uint32)
     numbers[order] = position - np.maximum.accumulate(np.where(starts, position, 0)) + 1
@@ -137,26 +146,27 @@ def occurrences(index: Index, counted_mask: npt.NDArray[np.bool_]) -> npt.NDArra
 
 
 def unique_id(identity: str, occurrence: int) -> str:
-    """Return the id of this occurrence in the corpus: `7`, then `7#2`, `7#3`.
+    """Return an id that is unique in the corpus: for three documents with the id `7`, `7`, `7#2` and `7#3`.
 
-    An id that itself ends in `#` and a number is numbered from `#1`: two different ids never become equal.
+    If the id itself ends in `#` and a number, the first document gets `#1`, so that different ids stay
+    different.
     """
     return identity if occurrence == 1 and not _NUMBERED.search(identity) else f"{identity}#{occurrence}"
 
 
-def _repeated(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Return the rows of keys whose first word occurs more than once; among millions these are few."""
-    # Sorting by one 64-bit word finds nearly only repeated keys; both words are then compared for these few.
+def _rows_of_repeated_keys(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Return the row numbers of the keys whose first 64-bit word occurs more than once."""
+    # Sorting by one word is fast and leaves few rows, nearly all of them repeats; callers compare both words.
     words = keys[:, 0]
     order = np.argsort(words, kind="stable")
     same = words[order[:-1]] == words[order[1:]]
     return np.unique(np.concatenate([order[:-1][same], order[1:][same]]))
 
 
-def _same(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Compare each key but the last with the next."""
+def _equals_next_key(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return, for each key except the last, True if it equals the next key."""
     return np.asarray((keys[:-1] == keys[1:]).all(axis=1))
 
 
-def _key(sha256: str) -> tuple[int, int]:
+def _hash_words(sha256: str) -> tuple[int, int]:
     return int(sha256[:16], 16), int(sha256[16:32], 16)

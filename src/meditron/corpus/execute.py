@@ -1,6 +1,7 @@
-"""Numbered tasks on datatrove's executors, and their progress; no other module imports datatrove.
+"""Parallel execution of numbered tasks with datatrove's executor, and their progress bar.
 
-A task can be called again after a kill: every file it writes appears whole, and finished ones are kept.
+No other module imports datatrove. A task that was killed is called again: tasks write each file atomically
+and skip the files that exist already.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,16 +20,16 @@ try:
 except ImportError as missing:
     raise MissingExtra("datatrove", "corpus") from missing
 
-__all__ = ["execute", "progress_by_files"]
+__all__ = ["execute_tasks", "progress_by_files"]
 
 _POLL = 0.5  # seconds
 
-# Its log goes to stderr and to a file per task; progress and errors are printed by `core.console` only.
+# datatrove logs to stderr and to a file per task; in this package `core.console` alone prints.
 logger.disable("datatrove")
 
 
-class _Step(PipelineStep):  # type: ignore[misc]  # datatrove has no types
-    """A datatrove step that calls `work` once per task."""
+class _TaskStep(PipelineStep):  # type: ignore[misc]  # datatrove has no types
+    """A datatrove pipeline step that calls `work` with the task's number."""
 
     type = "meditron"
 
@@ -38,41 +39,41 @@ class _Step(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         self.work = work
 
     def run(self, data: object, rank: int = 0, world_size: int = 1) -> None:
-        """Run the task of this rank."""
+        """Call `work` with the number of the task, which datatrove names rank."""
         with self.track_time("task"):
             self.work(rank)
 
 
-def execute(name: str, work: Callable[[int], None], tasks: int, workers: int, folder: Path) -> None:
-    """Call `work(0)` … `work(tasks - 1)` in `workers` processes, except tasks that a former run finished.
+def execute_tasks(name: str, work: Callable[[int], None], tasks: int, workers: int, folder: Path) -> None:
+    """Call `work(0)` … `work(tasks - 1)` in parallel, without the tasks that an earlier run finished.
 
     Args:
-        name: Name of the tasks' folder in `folder`: `read`.
-        work: A picklable callable; its errors reach the caller.
+        name: Name of the subfolder of `folder` for these tasks, such as `read`.
+        work: A picklable callable; exceptions that it raises reach the caller.
         tasks: Number of tasks.
-        workers: Number of parallel processes; 1 means this process.
+        workers: Number of processes; with 1 the tasks run in the calling process.
         folder: Folder in which the executor records the finished tasks.
     """
     if not tasks:
         return
     executor = LocalPipelineExecutor(
-        [_Step(name, work)], tasks=tasks, workers=min(workers, tasks), logging_dir=str(folder / name)
+        [_TaskStep(name, work)], tasks=tasks, workers=min(workers, tasks), logging_dir=str(folder / name)
     )
     if executor.workers > 1:
         executor.run()
         return
-    # The executor would start a manager process even for one worker, and a kill would leave it running.
+    # With one worker the executor would still start a manager process, which survives if this one is killed.
     for rank in range(tasks):
         executor._run_for_rank(rank)
 
 
 @contextmanager
 def progress_by_files(label: str, folder: Path, pattern: str, total: int | None = None) -> Iterator[None]:
-    """Show a bar that counts the files in `folder` that match `pattern`, until the block ends."""
+    """Show a progress bar of the files in `folder` that match `pattern`, until the `with` block ends."""
     before = sum(1 for _ in folder.glob(pattern))
     done = Event()
     with progress(label, total, "shards", start=before) as bar, ThreadPoolExecutor(1) as thread:
-        polling = thread.submit(_poll, bar, folder, pattern, before, done)
+        polling = thread.submit(_poll_file_count, bar, folder, pattern, before, done)
         try:
             yield
         finally:
@@ -80,7 +81,7 @@ def progress_by_files(label: str, folder: Path, pattern: str, total: int | None 
             polling.result()
 
 
-def _poll(bar: Bar, folder: Path, pattern: str, seen: int, done: Event) -> None:
+def _poll_file_count(bar: Bar, folder: Path, pattern: str, seen: int, done: Event) -> None:
     ended = False
     while not ended:
         ended = done.wait(_POLL)

@@ -1,4 +1,4 @@
-"""The files of each source. Files of a folder that hold no documents are skipped and counted by reason."""
+"""Selection of each source's files. Files of a folder without documents are skipped and counted by reason."""
 
 import re
 from collections import Counter
@@ -11,15 +11,21 @@ from meditron.core.errors import InputError, SourceError
 from meditron.corpus.config import CorpusConfig, SourceConfig
 from meditron.sources.document import Readable
 from meditron.sources.file_types import reason_to_skip
-from meditron.sources.registry import SkipRule, exclude_hint, find_source, format_name, refuse_mixed_text
-from meditron.sources.streams import as_text
+from meditron.sources.registry import (
+    SkipRule,
+    exclude_hint,
+    find_source_format,
+    format_name,
+    refuse_mixed_text,
+)
+from meditron.sources.streams import path_as_text
 from meditron.store.files import walk_folder
 from meditron.store.manifest import Artifact
 
-__all__ = ["FileGroup", "SourceFile", "files_of", "skip_rule", "source_groups"]
+__all__ = ["FileGroup", "SourceFile", "list_source_files", "member_skip_rule", "source_groups"]
 
-# A group is one task: large enough that ten thousand small files are few tasks and few working files, small
-# enough that they are still read in parallel.
+# One task reads one group of files. Groups are large enough that ten thousand small files need few tasks, and
+# small enough that they are still read in parallel.
 _GROUP_BYTES = 16 << 20
 _GROUP_FILES = 500
 _ARCHIVE_NAME = re.compile(r".*\.(?:zip|tgz|tbz2?|txz|tar(?:\.[a-z0-9]+)?)", re.IGNORECASE)
@@ -31,27 +37,29 @@ class SourceFile:
 
     path: Path
     name: str
-    """Its path below the source's `from`, as text; it names documents that have no id of their own."""
+    """Path below the source's `from`, as text. It is part of the ids of documents without an id of their
+    own."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileGroup:
-    """Consecutive files of a source that one task reads: one large file, or many small ones."""
+    """Consecutive files of a source that one task reads: one large file or many small ones."""
 
     source: str
-    number: int
+    group_number: int
     files: tuple[SourceFile, ...]
 
 
 def source_groups(
     config: CorpusConfig, inputs: Mapping[str, Artifact]
 ) -> tuple[tuple[FileGroup, ...], dict[str, Counter[str]]]:
-    """Find the files of all sources, in order, in groups.
+    """List the files of all sources in groups.
 
-    Linked files and folders are read like the files and folders they point to.
+    Symbolic links are followed.
 
     Returns:
-        The groups, and for each source the skipped files, counted by reason.
+        The groups in the order of the sources and files, and for each source the number of skipped files by
+        reason.
 
     Raises:
         SourceError: A source has no file, or a file's format is unknown.
@@ -61,12 +69,12 @@ def source_groups(
     skipped: dict[str, Counter[str]] = {}
     for name, source in config.sources.items():
         skipped[name] = Counter()
-        files = files_of(name, source, inputs[name].path, skipped[name])
-        groups += _grouped(name, files)
+        files = list_source_files(name, source, inputs[name].path, skipped[name])
+        groups += _group_files(name, files)
     return tuple(groups), skipped
 
 
-def _grouped(source: str, files: list[SourceFile]) -> Iterator[FileGroup]:
+def _group_files(source: str, files: list[SourceFile]) -> Iterator[FileGroup]:
     number = size = 0
     group: list[SourceFile] = []
     for file in files:
@@ -79,12 +87,12 @@ def _grouped(source: str, files: list[SourceFile]) -> Iterator[FileGroup]:
         yield FileGroup(source, number, tuple(group))
 
 
-def files_of(name: str, source: SourceConfig, path: Path, skipped: Counter[str]) -> list[SourceFile]:
+def list_source_files(name: str, source: SourceConfig, path: Path, skipped: Counter[str]) -> list[SourceFile]:
     """List the files of one source, and count those skipped in `skipped`.
 
-    Raises as `source_groups`.
+    Raises the errors of `source_groups`.
     """
-    files = [SourceFile(path, as_text(Path(path.name)))]
+    files = [SourceFile(path, path_as_text(Path(path.name)))]
     if path.is_dir():
         files = list(_files_in_folder(path, source, skipped))
         if not files:
@@ -93,7 +101,7 @@ def files_of(name: str, source: SourceConfig, path: Path, skipped: Counter[str])
             raise SourceError(f"{path}: source '{name}' has no file in it", hint=hint)
     elif (source.include or source.exclude) and not _ARCHIVE_NAME.fullmatch(path.name):
         raise SourceError(
-            f"{path}: source '{name}' is one file; include and exclude are for folders and archives"
+            f"{path}: source '{name}' is one file; `include` and `exclude` apply to folders and archives only"
         )
     if source.format is None:
         _refuse_mixed_formats(path, source, files)
@@ -102,9 +110,9 @@ def files_of(name: str, source: SourceConfig, path: Path, skipped: Counter[str])
 
 def _files_in_folder(folder: Path, source: SourceConfig, skipped: Counter[str]) -> Iterator[SourceFile]:
     """Yield the files to read, sorted by path."""
-    # Sorted: the order of a directory listing depends on the file system.
+    # Sorted, because the order of a directory listing depends on the file system.
     for path in sorted(walk_folder(folder)):
-        name = as_text(path.relative_to(folder))
+        name = path_as_text(path.relative_to(folder))
         if reason := _reason_to_skip_path(path, name, source):
             skipped[reason] += 1
         else:
@@ -114,11 +122,11 @@ def _files_in_folder(folder: Path, source: SourceConfig, skipped: Counter[str]) 
 def _reason_to_skip_path(path: Path, name: str, source: SourceConfig) -> str | None:
     if path.name.startswith("."):
         return "hidden folder" if path.is_dir() else "hidden file"
-    if _matches(name, source.exclude):
+    if _matches_globs(name, source.exclude):
         return "excluded"
     if source.include:
-        # The globs may select files in an archive: `skip_rule` applies them to each of its members.
-        chosen = _matches(name, source.include) or _ARCHIVE_NAME.fullmatch(name)
+        # An archive is always opened: the globs may select its members (`member_skip_rule`).
+        chosen = _matches_globs(name, source.include) or _ARCHIVE_NAME.fullmatch(name)
         return None if chosen else "not included"
     if reason := reason_to_skip(name):
         return reason
@@ -129,41 +137,46 @@ def _reason_to_skip_path(path: Path, name: str, source: SourceConfig) -> str | N
     return None if path.stat().st_size else "empty file"
 
 
-def skip_rule(source: SourceConfig, name: str) -> SkipRule:
-    """Return the rule that selects members of an archive: the rule for files of a folder.
+def member_skip_rule(source: SourceConfig, name: str) -> SkipRule:
+    """Return the rule that selects the members of an archive, like that for the files of a folder.
 
     Args:
-        source: The source, whose globs are matched with `ARCHIVE!PATH/IN/THE/ARCHIVE` or the last part.
+        source: The source. Its globs are matched with `ARCHIVE!PATH/IN/THE/ARCHIVE`, or with the last part of
+            it.
         name: The archive's path below the source.
     """
-    included = not source.include or _matches(name, source.include)
+    included = not source.include or _matches_globs(name, source.include)
 
-    def reason(member: str) -> str | None:
+    def reason_to_skip_member(member: str) -> str | None:
         path = f"{name}!{member}"
-        if _matches(path, source.exclude):
+        if _matches_globs(path, source.exclude):
             return "excluded"
         if not included:
-            return None if _matches(path, source.include) else "not included"
+            return None if _matches_globs(path, source.include) else "not included"
         return reason_to_skip(member)
 
-    return reason
+    return reason_to_skip_member
 
 
-def _matches(name: str, globs: tuple[str, ...]) -> bool:
-    """Match a path below the source with globs; a glob without `/` or `!` matches the last part alone."""
+def _matches_globs(name: str, globs: tuple[str, ...]) -> bool:
+    """Return True if a path below the source matches any glob.
+
+    A glob without `/` and `!` is compared with the last part of the path.
+    """
     last = re.split("[/!]", name)[-1]
     return any(fnmatchcase(name if "/" in glob or "!" in glob else last, glob) for glob in globs)
 
 
 def _refuse_mixed_formats(folder: Path, source: SourceConfig, files: list[SourceFile]) -> None:
-    examples: dict[str, tuple[Readable, str]] = {}
+    example_files: dict[str, tuple[Readable, str]] = {}
     for file in files:
         try:
-            kind = find_source(file.path, skip=skip_rule(source, file.name))
+            kind = find_source_format(file.path, skip=member_skip_rule(source, file.name))
         except (InputError, SourceError) as error:
-            # A file in a folder can also be left out; a source that is one file cannot.
+            # A file of a folder can be excluded, so the hint adds how; a source of one file cannot exclude
+            # it.
             hints = [error.hint, exclude_hint(file.name)] if file.path != folder else [error.hint]
             error.hint = "; ".join(filter(None, hints)) or None
             raise
-        examples.setdefault(format_name(kind), (file.path, file.name))
-    refuse_mixed_text(examples)
+        example_files.setdefault(format_name(kind), (file.path, file.name))
+    refuse_mixed_text(example_files)

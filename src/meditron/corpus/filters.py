@@ -1,4 +1,4 @@
-"""Passes that drop a document by its own properties: retracted, no text, too short."""
+"""Passes that drop a document by its own properties: retracted, only a title, or too short."""
 
 from meditron.corpus.candidate import Candidate, CorpusPass, DropReason
 
@@ -10,31 +10,31 @@ _SHORT = DropReason("too short")
 
 
 class Retraction(CorpusPass):
-    """Drops documents that their source marks as retracted."""
+    """A pass that drops documents that their source marks as retracted."""
 
-    reasons = (_RETRACTED,)
+    drop_reasons = (_RETRACTED,)
 
-    def examine(self, candidate: Candidate) -> Candidate | DropReason:
-        """Return the document unless it is retracted."""
+    def process_document(self, candidate: Candidate) -> Candidate | DropReason:
+        """Return the document, or the reason to drop it if it is retracted."""
         return _RETRACTED if candidate.document.retracted else candidate
 
 
 class TitleOnly(CorpusPass):
-    """Drops documents whose sections have no text."""
+    """A pass that drops documents whose sections have no text."""
 
-    reasons = (_TITLE_ONLY,)
+    drop_reasons = (_TITLE_ONLY,)
 
-    def examine(self, candidate: Candidate) -> Candidate | DropReason:
-        """Return the document if any section has text."""
+    def process_document(self, candidate: Candidate) -> Candidate | DropReason:
+        """Return the document, or the reason to drop it if no section has text."""
         has_text = any(section.text.strip() for section in candidate.document.sections)
         return candidate if has_text else _TITLE_ONLY
 
 
 class Length(CorpusPass):
-    """Drops documents whose cleaned text is shorter than the config's `min_characters`."""
+    """A pass that drops documents whose cleaned text is shorter than `min_characters` of the config."""
 
-    reasons = (_SHORT,)
+    drop_reasons = (_SHORT,)
 
-    def examine(self, candidate: Candidate) -> Candidate | DropReason:
-        """Return the document if its text is long enough."""
+    def process_document(self, candidate: Candidate) -> Candidate | DropReason:
+        """Return the document, or the reason to drop it if its text is too short."""
         return _SHORT if len(candidate.text) < self.config.min_characters else candidate

@@ -1,4 +1,4 @@
-"""The pass that drops documents in other languages; `eng`, `en` and `en-GB` are one language."""
+"""The pass that keeps documents in the configured languages. `eng`, `en` and `en-GB` are one language."""
 
 from meditron.corpus.candidate import Candidate, CorpusPass, DropReason
 
@@ -6,7 +6,7 @@ __all__ = ["Language", "language_allowed"]
 
 _OTHER_LANGUAGE = DropReason("another language")
 
-# ISO 639-1 to the codes of ISO 639-2 (B), which MEDLINE uses, and (T) where they differ.
+# Codes of ISO 639-1 → ISO 639-2/B, which MEDLINE uses, and ISO 639-2/T if it differs.
 # fmt: off
 _THREE_LETTERS = {
     "af": "afr", "ar": "ara", "az": "aze", "be": "bel", "bg": "bul", "bs": "bos", "ca": "cat",
@@ -22,28 +22,28 @@ _THREE_LETTERS = {
 }
 # fmt: on
 _TWO_LETTERS = {three: two for two, threes in _THREE_LETTERS.items() for three in threes.split()}
-# ISO 639-2's codes for undetermined, no, several and uncoded languages.
+# The codes of ISO 639-2 for undetermined, no, multiple and uncoded languages; "" is a missing language.
 _UNKNOWN = frozenset({"", "und", "zxx", "mul", "mis"})
 
 
 class Language(CorpusPass):
-    """Drops documents in languages other than the config's `languages`."""
+    """A pass that drops documents in languages other than `languages` of the config."""
 
-    reasons = (_OTHER_LANGUAGE,)
+    drop_reasons = (_OTHER_LANGUAGE,)
 
-    def examine(self, candidate: Candidate) -> Candidate | DropReason:
-        """Return the document if its language is allowed or unknown."""
+    def process_document(self, candidate: Candidate) -> Candidate | DropReason:
+        """Return the document, or the reason to drop it if its language is known and not allowed."""
         allowed = language_allowed(candidate.document.language, self.config.languages)
         return candidate if allowed else _OTHER_LANGUAGE
 
 
 def language_allowed(language: str | None, allowed: tuple[str, ...]) -> bool:
-    """Return true if a document's language is among those allowed, or unknown. () allows all languages."""
-    # Region and script do not matter: en_US is en.
+    """Return True if a language is allowed or unknown. An empty `allowed` allows all languages."""
+    # Region and script are ignored: `en_US` is `en`.
     code = (language or "").lower().replace("_", "-").partition("-")[0]
-    return not allowed or code in _UNKNOWN or _two_letters(code) in set(map(_two_letters, allowed))
+    return not allowed or code in _UNKNOWN or _two_letter_code(code) in set(map(_two_letter_code, allowed))
 
 
-def _two_letters(code: str) -> str:
+def _two_letter_code(code: str) -> str:
     code = code.lower().partition("-")[0]
     return _TWO_LETTERS.get(code, code)

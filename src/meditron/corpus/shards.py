@@ -1,6 +1,7 @@
-"""The second half of the corpus stage: pieces to the shards of the splits.
+"""The second half of the corpus stage: write the pieces' documents to the shards of the splits.
 
-A shard is a run of pieces with at most `shard_documents` documents together, whatever files they come from.
+A shard consists of consecutive pieces of one source with at most `shard_documents` documents in total; the
+pieces may come from different files.
 """
 
 from collections import Counter
@@ -19,31 +20,32 @@ from meditron.corpus.pieces import MAX_CHARACTERS, SAMPLE_CHARACTERS, Piece, loa
 from meditron.store.files import write_json
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 
-__all__ = ["DECISION", "Shard", "WriteShards", "plan_shards"]
+__all__ = ["DECISION", "Shard", "WriteShardTask", "plan_shards"]
 
 DECISION = np.dtype([("reason", "u1"), ("occurrence", "<u4"), ("heldout", "?")])
-"""A document's drop reason (`PassPipeline.text`), the number of its id's occurrence, and its split."""
+"""NumPy type of the decision about a document: the code of its drop reason (`PassPipeline.reason_text`), its
+number among the documents with the same id (`dedup.unique_id`), and its split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Consecutive documents of a source that are written to one file per split."""
+    """Consecutive documents of a source; those of each split are written to one file."""
 
     source: str
-    number: int
+    shard_number: int
     pieces: tuple[Piece, ...]
-    documents: int
-    """Number of documents. Fewer than in the pieces if the source's limit cuts the last one."""
-    work: Path
+    document_count: int
+    """Number of documents; fewer than the pieces contain if the limit ends within the last piece."""
+    work_folder: Path
 
     @property
     def name(self) -> str:
-        """The name of its files, without suffix; names sort in the documents' order."""
-        return f"{self.number:06d}"
+        """File name without suffix. Sorting the names sorts the shards."""
+        return f"{self.shard_number:06d}"
 
-    def file(self, suffix: str) -> Path:
-        """Return the working file `decisions.npy`, `drops.jsonl.zst` or `counts.json`."""
-        return self.work / self.source / f"{self.name}.{suffix}"
+    def working_file(self, suffix: str) -> Path:
+        """Return the path of a working file: `decisions.npy`, `drops.jsonl.zst` or `counts.json`."""
+        return self.work_folder / self.source / f"{self.name}.{suffix}"
 
 
 def plan_shards(
@@ -51,64 +53,76 @@ def plan_shards(
 ) -> Iterator[Shard]:
     """Group a source's pieces into shards.
 
-    Two neighbouring shards have more than `max_documents` documents together (or MAX_CHARACTERS characters),
-    so the number of shards follows from the number of documents and not from that of files.
+    A piece is added to the current shard as long as the shard stays within `max_documents` documents and
+    MAX_CHARACTERS characters. The number of shards therefore depends on the number of documents, not of
+    files.
 
     Args:
         source: The source's name.
-        pieces: Each piece with its number of documents and characters.
-        max_documents: Documents of a shard, at most.
-        work: The work folder.
+        pieces: Each piece with its number of documents and its number of characters.
+        max_documents: Maximum number of documents of a shard.
+        work: Folder of the working files.
     """
     number = documents = characters = 0
-    members: list[Piece] = []
+    shard_pieces: list[Piece] = []
     for piece, piece_documents, piece_characters in pieces:
         fits = documents + piece_documents <= max_documents
-        # A piece is never split: a shard ends before the piece that would exceed a limit.
-        if members and not (fits and characters + piece_characters <= MAX_CHARACTERS):
-            yield Shard(source, number, tuple(members), documents, work)
-            number, documents, characters, members = number + 1, 0, 0, []
-        members.append(piece)
+        if shard_pieces and not (fits and characters + piece_characters <= MAX_CHARACTERS):
+            yield Shard(source, number, tuple(shard_pieces), documents, work)
+            number, documents, characters, shard_pieces = number + 1, 0, 0, []
+        shard_pieces.append(piece)
         documents += piece_documents
         characters += piece_characters
-    if members:
-        yield Shard(source, number, tuple(members), documents, work)
+    if shard_pieces:
+        yield Shard(source, number, tuple(shard_pieces), documents, work)
 
 
 @dataclass(frozen=True, slots=True)
-class WriteShards:
-    """Task i writes the kept documents of shard i to the splits, and the dropped ones with their reasons."""
+class WriteShardTask:
+    """Task for `execute_tasks`: number i writes the kept and the dropped documents of shard i."""
 
     pipeline: PassPipeline
     shards: tuple[Shard, ...]
     out: Path
 
     def __call__(self, task: int) -> None:
-        """Write one shard's files, its counts last."""
+        """Write the files of one shard; `counts.json`, which marks the shard as complete, is the last."""
         shard = self.shards[task]
-        decisions = load_array(shard.file("decisions.npy"))
-        pieces = (read_jsonl(piece.file("candidates.jsonl.zst")) for piece in shard.pieces)
-        # One piece is open at a time. The limit can only cut the last piece of a source.
+        decisions = load_array(shard.working_file("decisions.npy"))
+        pieces = (read_jsonl(piece.working_file("candidates.jsonl.zst")) for piece in shard.pieces)
+        # Only the last piece of a source can have more documents than decisions, because of the limit.
         rows = islice(chain.from_iterable(pieces), len(decisions))
-        counts: Counter[str] = Counter({"read": len(decisions)})
+        document_counts: Counter[str] = Counter({"read": len(decisions)})
         dropped: Counter[str] = Counter()
-        # JsonlWriter renames its file at its end: none of them appears before every document is written.
+        # JsonlWriter renames its file when it is closed: no file is visible before all documents are written.
         with ExitStack() as files:
-            writers: dict[Path, JsonlWriter] = {}
+            writers_by_path: dict[Path, JsonlWriter] = {}
 
-            def write(path: Path, row: Mapping[str, Any]) -> None:
-                if path not in writers:  # a split without documents gets no file
-                    writers[path] = files.enter_context(JsonlWriter(path))
-                writers[path].write(row)
+            def write_row(path: Path, row: Mapping[str, Any]) -> None:
+                if (
+                    path not in writers_by_path
+                ):  # opened on first use, so a split without documents has no file
+                    writers_by_path[path] = files.enter_context(JsonlWriter(path))
+                writers_by_path[path].write(row)
 
             for row, (code, occurrence, heldout) in zip(rows, decisions, strict=True):
                 row |= {"id": unique_id(row["id"], occurrence), "source": shard.source}
                 if code == KEPT:
                     split = "heldout" if heldout else "train"
-                    write(self.out / split / shard.source / f"{shard.name}.jsonl.zst", row)
-                    counts.update({"kept": 1, split: 1, f"{split}_characters": len(row["text"])})
+                    write_row(self.out / split / shard.source / f"{shard.name}.jsonl.zst", row)
+                    document_counts.update({"kept": 1, split: 1, f"{split}_characters": len(row["text"])})
                 else:
-                    drop = {"id": row["id"], "source": shard.source, "reason": self.pipeline.text(code)}
-                    write(shard.file("drops.jsonl.zst"), drop | {"sample": row["text"][:SAMPLE_CHARACTERS]})
+                    drop = {
+                        "id": row["id"],
+                        "source": shard.source,
+                        "reason": self.pipeline.reason_text(code),
+                    }
+                    write_row(
+                        shard.working_file("drops.jsonl.zst"),
+                        drop | {"sample": row["text"][:SAMPLE_CHARACTERS]},
+                    )
                     dropped[drop["reason"]] += 1
-        write_json(shard.file("counts.json"), dict(counts) | {"dropped": dict(sorted(dropped.items()))})
+        write_json(
+            shard.working_file("counts.json"),
+            dict(document_counts) | {"dropped": dict(sorted(dropped.items()))},
+        )

@@ -1,4 +1,4 @@
-"""The pass that splits documents into training and held-out text, by each document's content alone."""
+"""The pass that assigns each document to the training or held-out split, by the hash of its content."""
 
 from dataclasses import replace
 
@@ -8,19 +8,19 @@ __all__ = ["Split", "is_heldout"]
 
 
 class Split(CorpusPass):
-    """Assigns documents to the held-out split."""
+    """A pass that assigns a share of the documents to the held-out split."""
 
-    def examine(self, candidate: Candidate) -> Candidate | DropReason:
-        """Return the document with its split."""
+    def process_document(self, candidate: Candidate) -> Candidate | DropReason:
+        """Return the document with `heldout` set."""
         return replace(candidate, heldout=is_heldout(candidate.content_sha256, self.config.heldout))
 
 
 def is_heldout(content_sha256: str, share: float) -> bool:
-    """Return true if the document with this content hash is held out.
+    """Return True if the document with this content hash is held out.
 
-    The first 64 bits of `store.identity.content_sha256` are read as a fraction of their range and compared
-    with `share`. Equal texts are therefore in the same split, whatever their ids, files and sources, and a
-    larger share only adds documents. Only the newest version of a citation is split (`dedup.decide`).
+    The first 64 bits of the hash (`store.identity.content_sha256`) are read as a number between 0 and 1. The
+    document is held out if the number is below `share`. Texts with equal content are therefore in the same
+    split, and a larger share holds out the same documents and more.
     """
-    # SHA-256 is uniform, so this is a random choice that depends on nothing but the content.
+    # SHA-256 is uniformly distributed, so this is a random choice that depends on the content alone.
     return int(content_sha256[:16], 16) / 2**64 < share

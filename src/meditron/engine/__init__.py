@@ -46,9 +46,9 @@ def load(
         dtype: torch only: float32, bfloat16 or float16. Default: float32 on a CPU, bfloat16 on a GPU.
         backend: Default: llama.cpp for a quantized GGUF file, if xllamacpp is installed and `dtype` is None;
             otherwise torch.
-        context: Maximum number of tokens of a prompt and its answer together, at most the model's. Default:
-            the model's; in llama.cpp, which allocates all of it at the start, as much of it as a memory limit
-            allows (`meditron.engine.llamacpp.CACHE_BYTES`).
+        context: Maximum number of tokens of a prompt and its answer together, at most the model's own context
+            length. Default: that length. llama.cpp allocates the whole KV cache at the start, so its default
+            is the longest context whose cache fits in `meditron.engine.llamacpp.CACHE_BYTES`.
 
     Raises:
         SourceError: there is no such model.
@@ -59,7 +59,9 @@ def load(
     """
     spec = str(spec)
     if backend is None:
-        backend = "llama.cpp" if dtype is None and find_spec("xllamacpp") and _quantized(spec) else "torch"
+        backend = (
+            "llama.cpp" if dtype is None and find_spec("xllamacpp") and _is_quantized_gguf(spec) else "torch"
+        )
     if backend not in ("torch", "llama.cpp"):
         raise UsageError(f"the engine must be torch or llama.cpp, got {backend!r}")
     if backend == "llama.cpp" and dtype is not None:
@@ -81,7 +83,7 @@ def load(
         raise MissingExtra(error.name, _EXTRAS[error.name]) from error
 
 
-def _quantized(spec: str) -> bool:
+def _is_quantized_gguf(spec: str) -> bool:
     """Return True for a GGUF file with a tensor that is not F32, F16 or BF16."""
     from meditron.store.gguf import GGUF
     from meditron.store.models import resolve_model

@@ -8,8 +8,8 @@ for the capability they need and use nothing else of an engine:
     ├── ScoresTokens          log-probabilities of given tokens
     └── GivesLogits           whole next-token distributions
 
-An engine inherits from the protocols of its capabilities, or has their methods; `isinstance` checks both. An
-engine that only generates needs no tokenizer here.
+An engine class inherits from the protocols of its capabilities or implements their methods; `isinstance`
+accepts both. An engine that only generates text (a server) needs no local tokenizer.
 """
 
 import re
@@ -45,8 +45,8 @@ __all__ = [
     "ScoringRequest",
     "StopReason",
     "check_scoring_request",
-    "chosen_context",
     "prompt_ids",
+    "validated_context",
 ]
 
 # Legend: V vocabulary, C positions of a chunk.
@@ -67,7 +67,7 @@ CHUNK_POSITIONS = 256
 
 
 class Engine(Protocol):
-    """A loaded model. A context manager; closing it frees the memory."""
+    """A loaded model, as a context manager; closing it frees the memory."""
 
     @property
     def context(self) -> int:
@@ -78,8 +78,8 @@ class Engine(Protocol):
     def identity(self) -> Mapping[str, str]:
         """Provenance to record beside results.
 
-        A local engine: `engine` ("torch" or "llama.cpp") and `dtype`. A remote one: `engine` ("api"), `url`,
-        `model` and `date`.
+        A local engine has the keys `engine` ("torch" or "llama.cpp") and `dtype`; a remote engine has
+        `engine` ("api"), `url`, `model` and `date`.
         """
         ...
 
@@ -118,8 +118,8 @@ class Generates(Engine, Protocol):
 
         Raises:
             UsageError: before anything is generated: the prompt fills the context, a setting is out of range,
-                or a conversation meets a model without a template.
-            InputError: the chat template is broken.
+                or the prompt is a conversation and the model has no chat template.
+            InputError: the chat template cannot be rendered.
         """
         ...
 
@@ -158,7 +158,8 @@ class ScoresTokens(Engine, Protocol):
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """Return each document's summed negative log-likelihood (nats) and its number of scored tokens.
 
-        The first token is context and is not scored; tokens beyond the context are not scored either.
+        A document's first token has no context and is not scored; tokens beyond the model's context length
+        are not scored either.
 
         Args:
             documents: Token ids.
@@ -182,9 +183,9 @@ class GivesLogits(Engine, Protocol):
         ...
 
     def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[Array]:
-        """Return the log-probability, in nats, of each token of the vocabulary, (V,), after each prefix.
+        """Return for each prefix the log-probabilities of all next tokens, in nats: arrays (V,).
 
-        Temperature and other sampling settings have no effect on it.
+        Temperature and other sampling settings have no effect on the distribution.
 
         Raises:
             UsageError: a prefix is empty, or does not fit in the context.
@@ -194,8 +195,9 @@ class GivesLogits(Engine, Protocol):
     def log_probs(self, ids: Sequence[int]) -> Iterator["Array | Tensor"]:
         """Yield the log-probabilities of the token after each position of `ids`, in chunks (C, V).
 
-        A chunk has `CHUNK_POSITIONS` positions, the last one the rest, in every engine: two engines can be
-        read side by side. It may share its memory with the next chunk: read it before asking for the next.
+        In every engine a chunk has `CHUNK_POSITIONS` positions and the last chunk the remaining ones, so that
+        the distributions of two engines can be read side by side. A chunk may share its memory with the next
+        one: read each chunk before requesting the next.
 
         Raises:
             UsageError: `ids` is empty, or does not fit in the context.
@@ -219,6 +221,7 @@ class Generation:
     tokens: int
     seconds: float
     stop: StopReason
+    """Why the generation ended."""
 
 
 class Reply(Iterator[str]):
@@ -247,7 +250,7 @@ class Reply(Iterator[str]):
         raise StopIteration
 
     def finish(self) -> Generation:
-        """Generate the rest and return the whole text."""
+        """Generate the rest of the text, and return the whole text."""
         for _ in self:  # __next__ collects the pieces
             pass
         if self._stop is None:
@@ -259,13 +262,13 @@ class Reply(Iterator[str]):
         self._pieces.close()
         return Generation("".join(self._text), self._tokens, self._seconds, self._stop or "stopped")
 
-    def until(self, mark: str) -> "Reply":
-        """Return this reply, ended before the first occurrence of `mark`."""
-        return Reply(_until(self._pieces, mark))
+    def end_before(self, mark: str) -> "Reply":
+        """Return this reply, truncated before the first occurrence of `mark`."""
+        return Reply(_pieces_until(self._pieces, mark))
 
 
-def _until(pieces: Pieces, mark: str) -> Pieces:
-    # A piece can end in the middle of the mark: text that may be its beginning is held back.
+def _pieces_until(pieces: Pieces, mark: str) -> Pieces:
+    # A piece can end in the middle of the mark, so text that may be the beginning of the mark is held back.
     pending = ""
     for piece in pieces:
         if isinstance(piece, str):
@@ -283,8 +286,8 @@ def _until(pieces: Pieces, mark: str) -> Pieces:
         pending = pending[safe:]
 
 
-def chosen_context(trained: int, context: int | None) -> int:
-    """Return the context to run with: `context`, or the model's own if it is None.
+def validated_context(trained: int, context: int | None) -> int:
+    """Return the context length to use: `context`, or the model's own if it is None.
 
     Raises:
         UsageError: `context` is longer than the model's own.
@@ -309,8 +312,8 @@ def check_scoring_request(request: ScoringRequest, context: int) -> None:
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:
     """Encode a prompt, in the chat template if there is one and `raw` is false.
 
-    The name of a control token inside a message is plain text: only the template opens and closes turns.
-    Errors are those of `Generates.generate`.
+    A control token's name inside a message is encoded as plain text: only the chat template opens and closes
+    turns. Errors are those of `Generates.generate`.
     """
     if isinstance(prompt, str) and _SURROGATE.search(prompt):
         raise UsageError("the prompt is not UTF-8")
@@ -318,10 +321,9 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:
     if isinstance(prompt, str) and (raw or template is None):
         return tokenizer.encode(prompt)
     if raw or template is None:
+        reason = "which raw leaves out" if raw else "and the model has none"
         raise UsageError(
-            "a conversation needs the chat template"
-            + (", which raw leaves out" if raw else ", and the model has none"),
-            hint="give the prompt as one text",
+            f"a conversation needs the chat template, {reason}", hint="give the prompt as one text"
         )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return conversation_ids(tokenizer, messages)

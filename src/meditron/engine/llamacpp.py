@@ -27,8 +27,8 @@ from meditron.engine.base import (
     ScoringRequest,
     StopReason,
     check_scoring_request,
-    chosen_context,
     prompt_ids,
+    validated_context,
 )
 from meditron.engine.llamacpp_process import LlamaServerProcess
 from meditron.model.presets import model_tokenizer
@@ -50,25 +50,29 @@ _SEEDS = (1 << 32) - 1  # llama.cpp takes 32 bits, and replaces the largest valu
 _SLOTS = 4  # requests that llama.cpp decodes together; they share one context
 
 
-def _context(metadata: Mapping[str, Any], path: Path, context: int | None) -> int:
-    """Return the context to run with: the one given, else as much of the model's as the memory limit allows.
+def _choose_context(metadata: Mapping[str, Any], path: Path, context: int | None) -> int:
+    """Return the context length to use: `context`, or as much of the model's own as the memory limit allows.
 
     The model may be of any architecture that llama.cpp runs. UsageError for a context out of range.
     """
 
-    def number(key: str, default: int = 0) -> int:
+    def architecture_number(key: str, default: int = 0) -> int:
         value = metadata.get(f"{metadata.get('general.architecture')}.{key}")
         # Some architectures have one number per block; the largest is an upper bound.
         value = max(value, default=0) if isinstance(value, list) and all(map(_is_int, value)) else value
         return value if isinstance(value, int) and value > 0 else default
 
-    trained = number("context_length", _UNKNOWN_CONTEXT)
+    trained = architecture_number("context_length", _UNKNOWN_CONTEXT)
     if context is not None:
-        return chosen_context(trained, context)
-    heads = number("attention.head_count")
-    width = number("attention.key_length", number("embedding_length") // max(heads, 1))
-    per_block = number("attention.head_count_kv", heads) * (width + number("attention.value_length", width))
-    token_bytes = 2 * number("block_count") * per_block  # F16
+        return validated_context(trained, context)
+    heads = architecture_number("attention.head_count")
+    width = architecture_number(
+        "attention.key_length", architecture_number("embedding_length") // max(heads, 1)
+    )
+    per_block = architecture_number("attention.head_count_kv", heads) * (
+        width + architecture_number("attention.value_length", width)
+    )
+    token_bytes = 2 * architecture_number("block_count") * per_block  # F16
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     tokens = min(CACHE_BYTES, memory // 4) // max(token_bytes, 1) // _STEP * _STEP
     if tokens >= trained:
@@ -85,15 +89,15 @@ def _is_int(value: object) -> bool:
     return type(value) is int
 
 
-class _Completion(NamedTuple):
-    """A request to llama.cpp's server, and the stop reason if it writes all tokens it may."""
+class _CompletionRequest(NamedTuple):
+    """A request to llama.cpp's server, and the stop reason if all `n_predict` tokens are generated."""
 
     body: dict[str, Any]
-    full: StopReason
+    stop_if_full: StopReason
 
     @property
     def tokens(self) -> int:
-        """Maximum tokens in the context."""
+        """Maximum number of tokens that the request takes in the context."""
         return len(self.body["prompt"]) + int(self.body["n_predict"])
 
 
@@ -101,10 +105,11 @@ class LlamaCppEngine(Generates, GivesLogits):
     """llama.cpp's own server as an engine: it generates and gives logits, and scores single tokens.
 
     Prompts are encoded by this project's tokenizer and chat template, so they are the same as in every other
-    engine. Matrix products are llama.cpp's: it rounds activations to 8 bits if the weights are quantized, so
-    its figures are close to torch's on the dequantized weights, but not equal. It is not a `ScoresTokens`:
-    the server returns the distribution after a prompt's last token only, so longer texts would take one
-    request, and megabytes of JSON, per token. If the process dies, the next call starts another.
+    engine. llama.cpp computes the matrix products and rounds activations to 8 bits if the weights are
+    quantized, so its scores are close to torch's on the dequantized weights, but not equal. The engine is not
+    a `ScoresTokens`: the server returns the distribution after a prompt's last token only, so longer texts
+    would take one request, and megabytes of JSON, per token. If the process dies, the next call starts
+    another.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer, context: int, dtype: str) -> None:
@@ -131,12 +136,12 @@ class LlamaCppEngine(Generates, GivesLogits):
         if find_spec("xllamacpp") is None:
             raise MissingExtra("xllamacpp", "serve")
         with GGUF(files.path) as gguf:
-            context = _context(gguf.metadata, files.path, context)
-            # A file mixes types: the one with the most bytes names it.
-            by_type: Counter[str] = Counter()
+            context = _choose_context(gguf.metadata, files.path, context)
+            # A GGUF file mixes tensor types; the engine's dtype is the type with the most bytes.
+            bytes_by_type: Counter[str] = Counter()
             for tensor in gguf.tensors.values():
-                by_type[tensor.type] += tensor.nbytes
-        return cls(files.path, model_tokenizer(files), context, by_type.most_common(1)[0][0])
+                bytes_by_type[tensor.type] += tensor.nbytes
+        return cls(files.path, model_tokenizer(files), context, bytes_by_type.most_common(1)[0][0])
 
     def _start(self) -> LlamaServerProcess:
         return LlamaServerProcess(self._path, context=self._context, slots=_SLOTS)
@@ -163,7 +168,7 @@ class LlamaCppEngine(Generates, GivesLogits):
 
     @property
     def process(self) -> LlamaServerProcess:
-        """The running process; a new one if the last has died."""
+        """The running llama.cpp process; a new one is started if the last has died."""
         if self._process is None:
             raise ValueError("the engine is closed")
         if not self._process.alive:
@@ -172,37 +177,39 @@ class LlamaCppEngine(Generates, GivesLogits):
         return self._process
 
     def generate(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[SamplingOptions]) -> Reply:
-        """See `Generates.generate`. EngineError, while the reply is read, if the process dies."""
-        completion = self._completion(prompt, SamplingConfig(**options), raw=raw)
+        """See `Generates.generate`. Reading the reply raises EngineError if the process dies."""
+        completion = self._completion_request(prompt, SamplingConfig(**options), raw=raw)
         # A conversation continues in the KV cache of its last turn. Other answers must not depend on which
         # prompt came before: a reused prefix was computed in a batch of another size, and rounds differently.
         completion.body["cache_prompt"] = not isinstance(prompt, str) and len(prompt) > 1
-        return Reply(self._pieces(self.process, completion))
+        return Reply(self._stream_pieces(self.process, completion))
 
     def generate_batch(
         self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
     ) -> list[Generation]:
         """See `Generates.generate_batch`. llama.cpp decodes up to four requests together.
 
-        Logits round differently in a batch than alone, so near-ties and random draws can fall differently
+        Logits round differently in a batch than alone, so near-ties and random draws can give other tokens
         than in `generate`.
         """
         sampling = SamplingConfig(**options)
         completions = [
-            self._completion(prompt, replace(sampling, seed=sampling.seed + index), raw=raw)
+            self._completion_request(prompt, replace(sampling, seed=sampling.seed + index), raw=raw)
             for index, prompt in enumerate(prompts)
         ]
         process = self.process
         generations: list[Generation] = []
         with ThreadPoolExecutor(_SLOTS) as threads:
-            for group in self._concurrent(completions):
-                replies = (Reply(self._pieces(process, completion)) for completion in group)
+            for group in self._concurrent_groups(completions):
+                replies = (Reply(self._stream_pieces(process, completion)) for completion in group)
                 generations += threads.map(Reply.finish, replies)
         return generations
 
-    def _concurrent(self, completions: Sequence[_Completion]) -> Iterator[list[_Completion]]:
-        """Yield completions in groups that fit in the slots and, together, in the context they share."""
-        group: list[_Completion] = []
+    def _concurrent_groups(
+        self, completions: Sequence[_CompletionRequest]
+    ) -> Iterator[list[_CompletionRequest]]:
+        """Yield groups of requests that fit in the slots and, together, in the context of all slots."""
+        group: list[_CompletionRequest] = []
         for completion in completions:
             used = sum(other.tokens for other in group)
             if group and (len(group) == _SLOTS or used + completion.tokens > self._context):
@@ -212,7 +219,9 @@ class LlamaCppEngine(Generates, GivesLogits):
         if group:
             yield group
 
-    def _completion(self, prompt: Prompt, sampling: SamplingConfig, *, raw: bool) -> _Completion:
+    def _completion_request(
+        self, prompt: Prompt, sampling: SamplingConfig, *, raw: bool
+    ) -> _CompletionRequest:
         ids = prompt_ids(self._tokenizer, prompt, raw=raw)
         limit = max_new_tokens(len(ids), self._context, sampling.max_tokens)
         body = {
@@ -221,17 +230,18 @@ class LlamaCppEngine(Generates, GivesLogits):
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
-            # llama.cpp's default chain has more samplers; these, in this order, are the torch engine's.
+            # llama.cpp's default sampler chain is longer; these samplers, in this order, are those of the
+            # torch engine.
             "samplers": ["temperature", "top_k", "top_p"],
             "seed": sampling.seed % _SEEDS,
             "return_tokens": True,
             "cache_prompt": False,
         }
-        return _Completion(body, "length" if limit == sampling.max_tokens else "context")
+        return _CompletionRequest(body, "length" if limit == sampling.max_tokens else "context")
 
-    def _pieces(self, process: LlamaServerProcess, completion: _Completion) -> Pieces:
+    def _stream_pieces(self, process: LlamaServerProcess, completion: _CompletionRequest) -> Pieces:
         stop_ids, count = self._tokenizer.stop_ids, 0
-        with closing(process.complete(**completion.body)) as events:
+        with closing(process.stream_completion(**completion.body)) as events:
             for event in events:
                 ended = event.get("stop_type") == "eos" or not stop_ids.isdisjoint(event["tokens"])
                 # The token that ends the text is counted by the server and is not part of the text.
@@ -241,7 +251,7 @@ class LlamaCppEngine(Generates, GivesLogits):
                     yield "end"
                     return
                 count += new
-        yield completion.full
+        yield completion.stop_if_full
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[Array]:
         """See `ScoresTokens.score`; UsageError for a continuation of more than one token."""
@@ -252,7 +262,7 @@ class LlamaCppEngine(Generates, GivesLogits):
                     f"llama.cpp scores continuations of one token, got {len(continuation)} tokens",
                     hint="the torch engine scores continuations of any length",
                 )
-        # One distribution scores all options of a prefix.
+        # One next-token distribution scores all one-token options that follow the same prefix.
         prefixes = list(dict.fromkeys(tuple(prefix) for prefix, continuation in requests if continuation))
         distributions = dict(zip(prefixes, self.next_token(prefixes), strict=True))
         return [
@@ -264,36 +274,42 @@ class LlamaCppEngine(Generates, GivesLogits):
         """See `GivesLogits.next_token`. A distribution over 49,152 tokens is some 5 MB of JSON."""
         for prefix in prefixes:
             check_scoring_request((prefix, ()), self._context)
-        return [self._distribution(prefix) for prefix in prefixes]
+        return [self._next_token_distribution(prefix) for prefix in prefixes]
 
     def log_probs(self, ids: Sequence[int]) -> Iterator[Array]:
-        """See `GivesLogits.log_probs`. Slow: one request to llama.cpp per position."""
+        """See `GivesLogits.log_probs`.
+
+        In this engine `log_probs` is slow, because each position of the text takes one request to llama.cpp.
+        """
         check_scoring_request((ids, ()), self._context)
         ends = range(1, len(ids) + 1)
         return (
-            np.stack([self._distribution(ids[:end]) for end in ends[start : start + CHUNK_POSITIONS]])
+            np.stack(
+                [self._next_token_distribution(ids[:end]) for end in ends[start : start + CHUNK_POSITIONS]]
+            )
             for start in range(0, len(ends), CHUNK_POSITIONS)
         )
 
-    def _distribution(self, prefix: Sequence[int]) -> Array:
-        format_bytes = self._tokenizer.vocab_size
-        # The reported probabilities are those before the bias. It makes the server draw a token that ends the
-        # text: for a token that is part of a UTF-8 character it would report no probabilities.
+    def _next_token_distribution(self, prefix: Sequence[int]) -> Array:
+        vocab_size = self._tokenizer.vocab_size
+        # The bias makes the server draw the end-of-text token: for a token that is only part of a UTF-8
+        # character the server would report no probabilities. The server reports the probabilities before the
+        # bias is applied.
         bias = [[self._tokenizer.end_of_text_id, 1e3]]
         body = {
             "prompt": list(prefix),
             "n_predict": 1,
-            "n_probs": format_bytes,
+            "n_probs": vocab_size,
             "logit_bias": bias,
             "cache_prompt": False,
         }
-        with closing(self.process.complete(**body)) as events:
+        with closing(self.process.stream_completion(**body)) as events:
             top = next(events)["completion_probabilities"][0]["top_logprobs"]
         if any(token["logprob"] is None for token in top):  # JSON has no NaN
             raise EngineError(f"{self._path}: logits are not finite")
-        logp_V = np.full(format_bytes, -np.inf)
+        logp_V = np.full(vocab_size, -np.inf)
         logp_V[[token["id"] for token in top]] = [token["logprob"] for token in top]
-        # llama.cpp sums the softmax in fp32, which is off by 1e-4 for so many tokens.
+        # llama.cpp sums the softmax in fp32, which is off by 1e-4 for a whole vocabulary.
         logp_V -= np.logaddexp.reduce(logp_V)
         return logp_V.astype(np.float32)
 

@@ -2,8 +2,8 @@
 
 Life cycle. llama.cpp runs in a process of its own: an abort in C++ (a damaged file, a failed assertion, an
 allocation that fails) ends the child, and the parent reports it. The child listens on a loopback port that
-the system chooses and answers requests with a random key. It ends with `close`, with the last reference to
-the object, or with the parent, whose end closes the child's stdin.
+the system chooses and answers requests with a random key. The child ends with `close`, with the last
+reference to the object, or with the parent, because the parent's end closes the child's stdin.
 """
 
 import json
@@ -31,7 +31,7 @@ _START_SECONDS = 600  # a large file on a slow disk takes minutes
 _SILENT_SECONDS = 24 * llamacpp_server.PING_SECONDS
 _EXIT_SECONDS = 5  # time between the loss of a connection and the process's exit status
 _LOG_BYTES = 1 << 16
-# OpenMP threads sleep while they wait: spinning ones take the cores of everything else on the machine.
+# Waiting OpenMP threads sleep: spinning threads would take the cores from every other program on the machine.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "GGML_NO_BACKTRACE": "1"}
 
 
@@ -51,9 +51,10 @@ class LlamaServerProcess:
             EngineError: the process died, or did not answer in time.
         """
         self.path = path
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `_end`
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `_kill_process`
         self._process = subprocess.Popen(
-            # -P: the script's folder, which is this package's, must not come before the libraries.
+            # -P keeps the script's folder (this package) out of sys.path, where its modules would shadow
+            # libraries.
             [sys.executable, "-P", llamacpp_server.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -62,13 +63,13 @@ class LlamaServerProcess:
             start_new_session=True,  # Ctrl-C stops the parent's work, not the child
         )
         # A finalizer, not __del__: it also runs at the interpreter's exit, and at most once.
-        self.close = weakref.finalize(self, _end, self._process, self._log)
+        self.close = weakref.finalize(self, _kill_process, self._process, self._log)
         key = secrets.token_urlsafe(32)
         settings = {
             "path": str(path.absolute()),
             "context": context,
             "slots": slots,
-            "threads": _threads(),
+            "threads": _thread_count(),
             "key": key,
         }
         with progress(f"llama.cpp: load {path.name}"):
@@ -96,14 +97,14 @@ class LlamaServerProcess:
             stdin.write(json.dumps(settings).encode() + b"\n")
             stdin.flush()
         except BrokenPipeError:
-            raise self._death() from None
+            raise self._process_end_error() from None
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             if not selector.select(_START_SECONDS):
                 raise EngineError(f"{self.path}: llama.cpp did not load the file within {_START_SECONDS} s")
         line = stdout.readline()
         if not line:
-            raise self._death(starting=True)
+            raise self._process_end_error(starting=True)
         return line.decode().strip()
 
     @property
@@ -111,38 +112,39 @@ class LlamaServerProcess:
         """True while the process runs."""
         return self._process.poll() is None
 
-    def complete(self, **body: Any) -> Generator[dict[str, Any]]:  # noqa: ANN401  # JSON
+    def stream_completion(self, **body: Any) -> Generator[dict[str, Any]]:  # noqa: ANN401  # JSON
         """Yield the events of llama.cpp's `POST /completion`.
 
-        Closing the generator ends the work in the child.
+        Closing the generator cancels the request in the child process.
 
         Raises:
-            EngineError: the server refuses the request, the process dies, or it is silent for too long.
+            EngineError: the server refuses the request, the process dies, or the server sends nothing for too
+                long.
         """
         event: dict[str, Any] = {}
         try:
             with self._client.stream("POST", "/completion", json={**body, "stream": True}) as response:
                 if response.status_code != httpx.codes.OK:
-                    raise self._refusal(json.loads(response.read())["error"])
+                    raise self._refusal_error(json.loads(response.read())["error"])
                 for line in response.iter_lines():
                     kind, _, content = line.partition(": ")
                     if kind in ("data", "error"):  # a line with a colon only is a ping
                         event = json.loads(content)
                         if kind == "error" or "error" in event:
-                            raise self._refusal(event.get("error", event))
+                            raise self._refusal_error(event.get("error", event))
                         yield event
         except httpx.ReadTimeout as error:
             self.close()
             raise EngineError(f"{self.path}: llama.cpp sent nothing for {_SILENT_SECONDS} s") from error
         except httpx.HTTPError as error:
-            raise self._death() from error
+            raise self._process_end_error() from error
         if not event.get("stop"):  # the stream ended without its last event
-            raise self._death()
+            raise self._process_end_error()
 
-    def _refusal(self, error: dict[str, Any]) -> EngineError:
+    def _refusal_error(self, error: dict[str, Any]) -> EngineError:
         return EngineError(f"{self.path}: llama.cpp refused the request: {error['message']}")
 
-    def _death(self, *, starting: bool = False) -> MeditronError:
+    def _process_end_error(self, *, starting: bool = False) -> MeditronError:
         """Return the error for a process that ended, with the first error of its log."""
         if not self.close.alive:
             return EngineError(f"{self.path}: the engine was closed while it generated")
@@ -162,14 +164,14 @@ class LlamaServerProcess:
         )
 
 
-def _end(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
-    # Not a method: a finalizer that held the object would keep it alive.
+def _kill_process(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
+    # A function and not a method, because a finalizer with a reference to the object would keep it alive.
     process.kill()
     process.communicate()
     log.close()
 
 
-def _threads() -> int:
+def _thread_count() -> int:
     """Return OMP_NUM_THREADS if it is set, else the number of cores that this process may use."""
     setting = os.environ.get("OMP_NUM_THREADS", "")
     return int(setting) if setting.isdecimal() and int(setting) else len(os.sched_getaffinity(0))

@@ -1,9 +1,9 @@
 """The script of llama.cpp's child process: xllamacpp's native server, until its stdin ends.
 
-It is started as a file, not as part of the package, and imports nothing but xllamacpp, so it starts in a
-second. One line of JSON on stdin holds the settings (`path`, `context`, `slots`, `threads`, `key`), because
-anyone can read a command line. One line on stdout, the server's address, says that the model is loaded.
-Errors go to stderr.
+The script is started as a file, not as part of the package, and imports nothing but xllamacpp, so it starts
+in a second. The settings (`path`, `context`, `slots`, `threads`, `key`) are one line of JSON on stdin,
+because every user of the machine can read a command line. One line on stdout, the server's address, says that
+the model is loaded. Errors go to stderr.
 """
 
 import json
@@ -22,7 +22,8 @@ def main() -> None:
     params = xllamacpp.CommonParams()
     params.model.path = settings["path"]
     params.n_ctx = settings["context"]
-    # Slots share one context: with a context each, a single long conversation would have a quarter of it.
+    # The slots share one context: if each slot had its own, a single long conversation could use only a
+    # quarter of the memory.
     params.n_parallel = settings["slots"]
     params.kv_unified = True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
@@ -34,12 +35,13 @@ def main() -> None:
     params.warmup = False
     params.verbosity = 1  # errors only
     params.check_tensors = True  # NaN weights would generate garbage without an error
-    # Reachable from this machine only, with the key only, for completions only.
+    # The server is reachable from this machine only, requires the key, and serves completions only.
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.api_keys = [settings["key"]]
     params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
-    # Prompts arrive as ids. A template from an untrusted file is not run in C++.
+    # Prompts arrive as token ids, so the file's own chat template is not needed; a template from an untrusted
+    # file must not run in C++.
     params.use_jinja = False
     params.chat_template = "chatml"
     try:

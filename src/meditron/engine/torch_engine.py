@@ -24,14 +24,14 @@ from meditron.engine.base import (
     ScoringRequest,
     StopReason,
     check_scoring_request,
-    chosen_context,
     prompt_ids,
+    validated_context,
 )
-from meditron.engine.prefix_packing import PackedRow, batches, pack, plan_branches, tensors
+from meditron.engine.prefix_packing import PackedRow, batch_tensors, pack_requests, plan_branches, row_batches
 from meditron.model.generate import generate, generate_batch
 from meditron.model.head import Head
 from meditron.model.llama import KVCache, Llama, SharedPrefixCache
-from meditron.model.nll import nll_rows
+from meditron.model.nll import document_nll
 from meditron.model.presets import model_tokenizer
 from meditron.model.sampling import SamplingConfig, SamplingOptions, max_new_tokens
 from meditron.model.tensors import require_finite
@@ -45,10 +45,11 @@ __all__ = ["TorchEngine"]
 # V vocabulary.
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Tokens of a scoring batch. More would not be faster on a CPU, whose caches hold the activations of about as
-# many.
+# Tokens of a scoring batch. Larger batches would not be faster on a CPU, whose caches hold the activations of
+# about this many tokens.
 _BATCH_TOKENS = 2048
-# Bounds of one batch of generated texts: keys and values, elements of the prompts' attention mask, rows.
+# Upper bounds of one generation batch: bytes of the KV cache, elements of the prompts' attention mask, number
+# of rows.
 _CACHE_BYTES = 1 << 30
 _MASK_ELEMENTS = 1 << 26
 _BATCH_ROWS = 64
@@ -73,7 +74,7 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
         files = resolve_model(spec)
         tokenizer = model_tokenizer(files)
         if context is not None:  # checked before the weights are read, which may take minutes
-            chosen_context(load_config(files).max_position_embeddings, context)
+            validated_context(load_config(files).max_position_embeddings, context)
         return cls(load_model(files, dtype=_DTYPES[name]).to(device), tokenizer, context=context)
 
     @property
@@ -84,7 +85,7 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     @property
     def context(self) -> int:
         """Maximum number of tokens of a prompt and its answer together."""
-        return chosen_context(self.model.config.max_position_embeddings, self._context)
+        return validated_context(self.model.config.max_position_embeddings, self._context)
 
     @property
     def vocab_size(self) -> int:
@@ -104,7 +105,7 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
         return self._model
 
     @property
-    def _head(self) -> Head:
+    def _fp32_head(self) -> Head:
         # Created at the first use: a fp32 copy of a bfloat16 head is V · D · 4 bytes that generation never
         # needs.
         if self._head_fp32 is None:
@@ -114,38 +115,38 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     def generate(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[SamplingOptions]) -> Reply:
         """See `Generates.generate`."""
         sampling = SamplingConfig(**options)
-        ids, limit = self._prompt(prompt, sampling, raw=raw)
+        ids, limit = self._encode_prompt(prompt, sampling, raw=raw)
         tokens = generate(
             self.model, ids, replace(sampling, max_tokens=limit), stop_ids=self._tokenizer.stop_ids
         )
-        return Reply(self._pieces(tokens, limit, sampling))
+        return Reply(self._decode_pieces(tokens, limit, sampling))
 
-    def _prompt(self, prompt: Prompt, sampling: SamplingConfig, *, raw: bool) -> tuple[list[int], int]:
+    def _encode_prompt(self, prompt: Prompt, sampling: SamplingConfig, *, raw: bool) -> tuple[list[int], int]:
         """Return a prompt's ids and the number of tokens that can follow them."""
         ids = prompt_ids(self._tokenizer, prompt, raw=raw)
         self._check_ids(ids)
         return ids, max_new_tokens(len(ids), self.context, sampling.max_tokens)
 
-    def _pieces(self, tokens: Iterator[int], limit: int, sampling: SamplingConfig) -> Pieces:
+    def _decode_pieces(self, tokens: Iterator[int], limit: int, sampling: SamplingConfig) -> Pieces:
         stream, count = self._tokenizer.stream(), 0
         for token in tokens:
             count += 1
             yield stream.step(token), 1
-        yield stream.end(), 0
-        full: StopReason = "length" if limit == sampling.max_tokens else "context"
-        yield full if count == limit else "end"
+        yield stream.flush(), 0
+        reason_if_full: StopReason = "length" if limit == sampling.max_tokens else "context"
+        yield reason_if_full if count == limit else "end"
 
     def generate_batch(
         self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
     ) -> list[Generation]:
         """See `Generates.generate_batch`. Prompts of similar length share a batch and its KV cache.
 
-        Greedy texts are those of `generate`, except that near-ties between two tokens can fall differently:
-        a matrix product rounds differently for another number of rows.
+        Greedy decoding gives the texts of `generate`, except that a near-tie between two tokens can be
+        decided differently: a matrix product rounds differently for another number of rows.
         """
         sampling = SamplingConfig(**options)
         samplings = [replace(sampling, seed=sampling.seed + i) for i in range(len(prompts))]
-        checked = [self._prompt(prompt, sampling, raw=raw) for prompt in prompts]
+        checked = [self._encode_prompt(prompt, sampling, raw=raw) for prompt in prompts]
         generations: dict[int, Generation] = {}
         for indices in self._generation_batches([len(ids) for ids, _ in checked], sampling.max_tokens):
             start = time.monotonic()
@@ -163,17 +164,18 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
                         tokens[index].append(token)
                         seconds[index] = time.monotonic() - start
             for index in indices:
-                pieces = self._pieces(iter(tokens[index]), checked[index][1], sampling)
+                pieces = self._decode_pieces(iter(tokens[index]), checked[index][1], sampling)
                 generations[index] = replace(Reply(pieces).finish(), seconds=seconds[index])
         return [generations[index] for index in range(len(prompts))]
 
     def _generation_batches(self, lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-        """Yield the indices of prompts to generate from together, longest first, within the memory bounds."""
-        token_bytes = self.model.config.cache_bytes // 2 * self.model.head_weight.itemsize
+        """Yield batches of prompt indices, the longest prompts first, within the memory bounds."""
+        token_bytes = self.model.config.kv_cache_bytes_per_token // 2 * self.model.head_weight.itemsize
         remaining = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         while remaining:
             width = lengths[remaining[0]]
-            capacity = min(width + max_tokens, self.context)
+            # Padding to the longest prompt: the shortest one may write more tokens than the context has left.
+            capacity = width + min(max_tokens, self.context - lengths[remaining[-1]])
             fits = min(_CACHE_BYTES // (capacity * token_bytes), _MASK_ELEMENTS // width**2, _BATCH_ROWS)
             yield remaining[: max(1, fits)]
             remaining = remaining[max(1, fits) :]
@@ -181,7 +183,7 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     def _check_ids(self, ids: Sequence[int]) -> None:
         # A tokenizer can have more tokens than the model has embeddings; torch would fail in the lookup.
         if ids and max(ids) >= self.vocab_size:
-            token = self._tokenizer.token(max(ids))
+            token = self._tokenizer.id_to_token(max(ids))
             raise InputError(
                 self._tokenizer.path,
                 f"token {token!r} has id {max(ids)}, but the model has {self.vocab_size} tokens",
@@ -195,30 +197,30 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     def score(self, requests: Sequence[ScoringRequest]) -> list[Array]:
         """See `ScoresTokens.score`. Head and softmax are fp32; EngineError if the logits are not finite.
 
-        Requests of one prefix share a row, and the common beginnings of prefixes are read once (see
-        `meditron.engine.prefix_packing`).
+        Requests with the same prefix share a row, and a common beginning of several prefixes is computed once
+        (see `meditron.engine.prefix_packing`).
         """
         self._check_requests(requests)
         scores: dict[int, Array] = {}
-        for rows, cache in self._batches(requests):
+        for rows, cache in self._scoring_batches(requests):
             scores.update(self._score_batch(rows, cache))
         return [scores[index] for index in range(len(requests))]
 
     @torch.inference_mode()
-    def _batches(
+    def _scoring_batches(
         self, requests: Sequence[ScoringRequest]
     ) -> Iterator[tuple[list[PackedRow], SharedPrefixCache | None]]:
-        """Yield batches of rows, each with the cache of the tokens before its rows, if there are any."""
-        branches = plan_branches(pack(requests, _BATCH_TOKENS))
-        # One cache serves the whole tree: a branch truncates it to the tokens of its parent. Its memory is
-        # that of the longest path, at most one context of one row.
+        """Yield batches of packed rows, each with the cache of the prefix tokens before its rows, or None."""
+        branches = plan_branches(pack_requests(requests, _BATCH_TOKENS))
+        # One cache serves the whole tree: a branch truncates it to the tokens of its parent. The cache takes
+        # the memory of the tree's longest path, at most one context of one row.
         cache = KVCache(len(self.model.model.layers), max((branch.length for branch in branches), default=0))
         for branch in branches:
-            cache.truncate(branch.start)
+            cache.truncate(branch.cached_length)
             if branch.ids:
                 self.model(torch.tensor([branch.ids], device=self._device), cache=cache)
             shared = SharedPrefixCache(cache) if cache.length else None
-            for rows in batches(branch.rows, _BATCH_TOKENS, cache.length):
+            for rows in row_batches(branch.rows, _BATCH_TOKENS, cache.length):
                 yield rows, shared
 
     @property
@@ -230,29 +232,30 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     ) -> Iterator[tuple[int, Array]]:
         """Yield each request's index with its log-probabilities."""
         width = len(rows[0].ids)
-        # Places in the flattened batch (B · S).
+        # Targets with their indices into the flattened batch (B · S).
         flat_targets = [
-            (target, [b * width + place for place in target.places])
+            (target, [b * width + place for place in target.row_indices])
             for b, row in enumerate(rows)
             for target in row.targets
         ]
-        # Options of one token all ask about the last token of their prefix: the head computes it once.
+        # All options of one token need the prediction at the last token of their prefix, so the head computes
+        # each position once.
         places = sorted({place for _, flat in flat_targets for place in flat})
         index_of = {place: n for n, place in enumerate(places)}
         owners = [index_of[place] for _, flat in flat_targets for place in flat]
         ids = [token for target, _ in flat_targets for token in target.ids]
-        scores = self._log_probs_at(self._hidden(rows, cache, places), owners, ids)
+        scores = self._log_probs_at(self._hidden_states(rows, cache, places), owners, ids)
         start = 0
         for target, flat in flat_targets:
-            yield target.request, scores[start : start + len(flat)]
+            yield target.request_index, scores[start : start + len(flat)]
             start += len(flat)
 
     @torch.inference_mode()
-    def _hidden(
+    def _hidden_states(
         self, rows: Sequence[PackedRow], cache: SharedPrefixCache | None, places: Sequence[int]
     ) -> Tensor:
-        """Compute hidden states (N, D) at these places of the flattened batch."""
-        ids_BS, positions_BS, mask = tensors(rows, self._device, cache.length if cache else 0)
+        """Compute the hidden states (N, D) at the given indices of the flattened batch."""
+        ids_BS, positions_BS, mask = batch_tensors(rows, self._device, cache.length if cache else 0)
         hidden_BSD = self.model(ids_BS, positions_BS=positions_BS, mask=mask, cache=cache)
         places_N = torch.tensor(places, dtype=torch.long, device=self._device)
         hidden_ND: Tensor = hidden_BSD.flatten(0, 1)[places_N]
@@ -260,13 +263,13 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
 
     @torch.inference_mode()
     def _log_probs_at(self, hidden_ND: Tensor, owners: Sequence[int], ids: Sequence[int]) -> Array:
-        """Return the log-probability of each id at its owner, an index into `hidden_ND`."""
+        """Return the log-probability of each token id at its row of `hidden_ND`, given by `owners`."""
         scores = np.empty(len(ids), dtype=np.float32)
         owner, token = np.asarray(owners, dtype=np.int64), np.asarray(ids, dtype=np.int64)
-        for places, logits_CV in self._head.chunks(hidden_ND):
+        for places, logits_CV in self._fp32_head.logit_chunks(hidden_ND):
             here = np.flatnonzero((owner >= places.start) & (owner < places.stop))
             at = (owner[here] - places.start, token[here])
-            # In place: a chunk of logits is the largest tensor of a scoring pass.
+            # Computed in place, because a chunk of logits is the largest tensor of a scoring pass.
             logp_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
             picked = logp_CV[*(torch.from_numpy(i).to(logp_CV.device) for i in at)]
             require_finite(self.model, picked)
@@ -276,35 +279,36 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
     def score_documents(
         self, documents: Sequence[Sequence[int]], *, batch_tokens: int = _BATCH_TOKENS
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """See `ScoresTokens.score_documents`; `meditron.model.nll.nll_rows` computes it."""
-        return nll_rows(self.model, documents, max_length=self.context, batch_tokens=batch_tokens)
+        """See `ScoresTokens.score_documents`; `meditron.model.nll.document_nll` computes it."""
+        return document_nll(self.model, documents, max_length=self.context, batch_tokens=batch_tokens)
 
     @torch.inference_mode()
     def next_token(self, prefixes: Sequence[Sequence[int]]) -> list[Array]:
         """See `GivesLogits.next_token`."""
         self._check_requests([(prefix, ()) for prefix in prefixes])
-        # The id is not used: a request of one token asks for the prediction at the prefix's last token.
+        # The token id 0 is a placeholder: a request of one token yields the prediction at the prefix's last
+        # token.
         requests = [(prefix, (0,)) for prefix in prefixes]
         distributions: dict[int, Array] = {}
-        for rows, cache in self._batches(requests):
+        for rows, cache in self._scoring_batches(requests):
             width = len(rows[0].ids)
-            places = [b * width + row.targets[0].places[0] for b, row in enumerate(rows)]
-            for chunk, logits_CV in self._head.chunks(self._hidden(rows, cache, places)):
+            places = [b * width + row.targets[0].row_indices[0] for b, row in enumerate(rows)]
+            for chunk, logits_CV in self._fp32_head.logit_chunks(self._hidden_states(rows, cache, places)):
                 logp_CV = logits_CV.log_softmax(-1)
                 require_finite(self.model, logp_CV)
                 for row, logp_V in zip(rows[chunk], logp_CV.cpu().numpy(), strict=True):
-                    distributions.update((target.request, logp_V) for target in row.targets)
+                    distributions.update((target.request_index, logp_V) for target in row.targets)
         return [distributions[index] for index in range(len(prefixes))]
 
     def log_probs(self, ids: Sequence[int]) -> Iterator[Tensor]:
         """See `GivesLogits.log_probs`. Chunks are fp32 and share one buffer."""
         self._check_requests([(ids, ())])
-        return self._log_probs(ids)
+        return self._log_prob_chunks(ids)
 
     @torch.inference_mode()
-    def _log_probs(self, ids: Sequence[int]) -> Iterator[Tensor]:
+    def _log_prob_chunks(self, ids: Sequence[int]) -> Iterator[Tensor]:
         hidden_SD = self.model(torch.tensor([list(ids)], device=self._device))[0]
-        for _, logits_CV in self._head.chunks(hidden_SD):
+        for _, logits_CV in self._fp32_head.logit_chunks(hidden_SD):
             yield torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
 
     def close(self) -> None:

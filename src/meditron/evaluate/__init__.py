@@ -1,1 +1,1 @@
-"""Evaluation of models on held-out text and tasks, with intervals."""
+"""Evaluation of models on held-out text and on tasks, with confidence intervals."""

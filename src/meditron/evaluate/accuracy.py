@@ -1,4 +1,4 @@
-"""Scores of a task with intervals, the baselines beside them, and the paired differences, from rows."""
+"""Computation of a task's scores, baselines and paired differences from the rows of its answers."""
 
 import hashlib
 from collections import Counter
@@ -8,8 +8,8 @@ from typing import Literal
 
 from meditron.core.statistics import wilson_interval
 from meditron.evaluate.bayes import NaiveBayes
-from meditron.evaluate.compare import Correctness, accuracy_difference, unlike
-from meditron.evaluate.config import Against
+from meditron.evaluate.compare import Correctness, accuracy_difference, setting_differences
+from meditron.evaluate.config import ModelPair
 from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.methods.base import count_accuracy
 from meditron.evaluate.rows import QuestionRow
@@ -21,9 +21,9 @@ __all__ = [
     "EvalSetFigures",
     "NaiveBayesAnswers",
     "answer_by_bayes",
-    "baselines",
-    "differences",
-    "figures",
+    "compute_baselines",
+    "compute_differences",
+    "compute_figures",
     "score_task",
 ]
 
@@ -32,38 +32,47 @@ BAYES: Literal["naive Bayes"] = "naive Bayes"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSetFigures:
-    """All figures of one evaluation set."""
+    """The scores, baselines and differences of one evaluation set."""
 
     scores: Mapping[str, TaskScore]
     """Model → score."""
     baselines: dict[str, Baseline]
+    """Name of the baseline → its accuracy."""
     differences: list[Comparison]
 
 
-def figures(
+def compute_figures(
     eval_set: EvalSet,
     rows: Mapping[str, Sequence[QuestionRow]],
-    pairs: Sequence[Against],
+    pairs: Sequence[ModelPair],
     training: Sequence[Question],
 ) -> EvalSetFigures:
-    """Compute all figures of an evaluation set.
+    """Compute the scores, baselines and differences of an evaluation set.
 
     Args:
         eval_set: The questions and the method.
         rows: Model → its rows, in the questions' order.
         pairs: Pairs of models to compare.
-        training: Training rows of naive Bayes.
+        training: Questions to train naive Bayes on.
     """
     bayes = answer_by_bayes(eval_set, training)
     return EvalSetFigures(
-        scores={name: score_task(eval_set, model_rows, eval_set.file) for name, model_rows in rows.items()},
-        baselines=baselines(eval_set, bayes),
-        differences=differences(eval_set, pairs, rows, bayes),
+        scores={
+            name: score_task(eval_set, model_rows, eval_set.rows_file) for name, model_rows in rows.items()
+        },
+        baselines=compute_baselines(eval_set, bayes),
+        differences=compute_differences(eval_set, pairs, rows, bayes),
     )
 
 
 def score_task(eval_set: EvalSet, rows: Sequence[QuestionRow], file_name: str) -> TaskScore:
-    """Compute one model's score from its rows, which are in the questions' order."""
+    """Compute one model's score.
+
+    Args:
+        eval_set: The questions and the method.
+        rows: The model's rows, in the questions' order.
+        file_name: Name of the rows file, recorded in the score.
+    """
     gold, predictions = [row.gold for row in rows], [row.prediction for row in rows]
     accuracy = count_accuracy(gold, predictions)
     return TaskScore(
@@ -73,61 +82,63 @@ def score_task(eval_set: EvalSet, rows: Sequence[QuestionRow], file_name: str) -
         model=rows[0].model,
         task=eval_set.label,
         version=eval_set.task.version,
-        data=eval_set.task.data or eval_set.task.name,
-        split=eval_set.task.split,
-        template=eval_set.template,
+        data=eval_set.task.data_file or eval_set.task.name,
+        split=eval_set.task.test_split_name,
+        template=eval_set.template_id,
         prompt_form=rows[0].prompt_form,
         method=eval_set.method.name,
         method_description=eval_set.method.description,
         dtype=rows[0].dtype,
         engine=rows[0].engine,
         shots=eval_set.examples.shots,
-        shot_ids=tuple(example.id for example in eval_set.examples.drawn),
-        shots_from=eval_set.examples.file,
-        shots_sha256=eval_set.examples.sha256,
+        shot_ids=tuple(example.id for example in eval_set.examples.drawn_questions),
+        shots_from=eval_set.examples.file_name,
+        shots_sha256=eval_set.examples.file_sha256,
         n=len(rows),
-        repeated=eval_set.repeated,
+        repeated=eval_set.repeated_questions,
         parse_rate=sum(prediction is not None for prediction in predictions) / len(rows),
         truncated=sum(row.truncated for row in rows),
         classes=eval_set.classes,
-        confusion=_confusion(gold, predictions, len(eval_set.classes)),
-        prompt_sha256=_sha256(row.prompt_sha256 for row in rows),
+        confusion=_confusion_matrix(gold, predictions, len(eval_set.classes)),
+        prompt_sha256=_sha256_of_hashes(row.prompt_sha256 for row in rows),
         data_sha256=eval_set.data_sha256,
         rows=file_name,
-        # Fields that only some methods have: rules, ties, probability mass.
-        **eval_set.method.summarize(rows),
+        # Fields of this method only, such as ties and probability mass.
+        **eval_set.method.score_fields(rows),
     )
 
 
-def _sha256(hashes: Iterable[str]) -> str:
+def _sha256_of_hashes(hashes: Iterable[str]) -> str:
     return hashlib.sha256("".join(f"{digest}\n" for digest in hashes).encode()).hexdigest()
 
 
-def _confusion(
+def _confusion_matrix(
     gold: Sequence[int], predictions: Sequence[int | None], classes: int
 ) -> tuple[tuple[int, ...], ...]:
     counts = Counter(zip(gold, predictions, strict=True))
-    # The last column counts answers that name no option.
+    # The last column, None, counts answers that name no option.
     columns = (*range(classes), None)
     return tuple(tuple(counts[row, column] for column in columns) for row in range(classes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NaiveBayesAnswers:
-    """Answers of naive Bayes to an evaluation set, in the questions' order."""
+    """Answers of naive Bayes to an evaluation set."""
 
     predictions: tuple[int, ...]
+    """Index of the chosen option for each question, in the questions' order."""
     trained_on: int
+    """Number of questions that it was trained on."""
 
 
 def answer_by_bayes(eval_set: EvalSet, training: Sequence[Question]) -> NaiveBayesAnswers | None:
-    """Train naive Bayes on the rows that are not evaluated themselves, and answer the questions.
+    """Train naive Bayes on the questions that are not evaluated, and let it answer the evaluated ones.
 
     Returns:
-        Its answers; None if the options are not classes, or no training rows are left.
+        Its answers. None if the questions have different options, or no training questions are left.
     """
     evaluated = {question.content_sha256 for question in eval_set.questions}
-    # By content: a file of questions is its own training split, and would be memorized.
+    # Compared by content: most question files have one split, so naive Bayes would memorize the answers.
     usable = [q for q in training if q.content_sha256 not in evaluated and q.options == eval_set.classes]
     if not eval_set.classes or not usable:
         return None
@@ -136,13 +147,13 @@ def answer_by_bayes(eval_set: EvalSet, training: Sequence[Question]) -> NaiveBay
     return NaiveBayesAnswers(predictions=predictions, trained_on=len(usable))
 
 
-def baselines(eval_set: EvalSet, bayes: NaiveBayesAnswers | None) -> dict[str, Baseline]:
-    """Return the baselines without a language model: most common class, best position, naive Bayes."""
+def compute_baselines(eval_set: EvalSet, bayes: NaiveBayesAnswers | None) -> dict[str, Baseline]:
+    """Compute the baselines without a language model: majority class, best position, naive Bayes."""
     gold = [question.gold for question in eval_set.questions]
     most_common = Counter(gold).most_common(1)[0][1]
-    # "position" knows the test's own answers: an upper bound for always choosing the same letter.
+    # "position" uses the test's gold answers: it is the best accuracy of always choosing the same letter.
     rows = [_baseline(eval_set, "position", most_common)]
-    # A majority class exists only if every question has the same options.
+    # Only questions with the same options have a majority class.
     if eval_set.classes:
         rows.insert(0, _baseline(eval_set, "majority", most_common))
     if bayes is not None:
@@ -168,47 +179,60 @@ def _baseline(
     )
 
 
-def differences(
+def compute_differences(
     eval_set: EvalSet,
-    pairs: Sequence[Against],
+    pairs: Sequence[ModelPair],
     rows: Mapping[str, Sequence[QuestionRow]],
     bayes: NaiveBayesAnswers | None,
 ) -> list[Comparison]:
-    """Compare the models of each pair, and each model with the first's alternatives and naive Bayes.
+    """Compute the paired accuracy differences.
+
+    The models of each pair are compared with each other. Every model in a pair is also compared with naive
+    Bayes, and with the alternative predictions of the first model, such as those by the calibrated rule.
 
     Args:
-        eval_set: The questions and the method, which names alternatives such as the calibrated rule.
-        pairs: Pairs of models; without any, the models are compared with naive Bayes only.
+        eval_set: The questions and the method, which decides the alternative predictions.
+        pairs: Pairs of models. If there are none, every model is compared with naive Bayes only.
         rows: Model → its rows, in the questions' order.
-        bayes: The answers of naive Bayes, if there are any.
+        bayes: The answers of naive Bayes; None if there are none.
     """
-    sides: list[tuple[str, Correctness, str, tuple[str, ...]]] = [
-        (pair.against, _correct(rows[pair.against]), pair.model, unlike(rows[pair.against], rows[pair.model]))
+    compared_sides: list[tuple[str, Correctness, str, tuple[str, ...]]] = [
+        (
+            pair.against,
+            _correctness(rows[pair.against]),
+            pair.model,
+            setting_differences(rows[pair.against], rows[pair.model]),
+        )
         for pair in pairs
     ]
-    # Without pairs every model is compared with naive Bayes; with pairs only those that are asked about.
     first, compared = next(iter(rows)), dict.fromkeys(pair.model for pair in pairs)
-    # A finetune must beat the base at its best, not only by a rule that suits the finetune.
-    for name, predictions in eval_set.method.alternatives(rows[first]).items():
-        sides += [
-            (f"{first} ({name})", _graded(rows[first], predictions), model, unlike(rows[first], rows[model]))
+    # A finetuned model should also beat the base model when the base is scored by the rule that suits it
+    # best.
+    for name, predictions in eval_set.method.alternative_predictions(rows[first]).items():
+        compared_sides += [
+            (
+                f"{first} ({name})",
+                _grade_predictions(rows[first], predictions),
+                model,
+                setting_differences(rows[first], rows[model]),
+            )
             for model in compared
             if model != first
         ]
     if bayes is not None:
-        guesses = _graded(rows[first], bayes.predictions)
-        sides += [(BAYES, guesses, model, ()) for model in compared or rows]
+        guesses = _grade_predictions(rows[first], bayes.predictions)
+        compared_sides += [(BAYES, guesses, model, ()) for model in compared or rows]
     return [
-        accuracy_difference(eval_set.label, a, correct_a, b, _correct(rows[b]), unlike=setting_changes)
-        for a, correct_a, b, setting_changes in sides
+        accuracy_difference(eval_set.label, a, correct_a, b, _correctness(rows[b]), unlike=setting_changes)
+        for a, correct_a, b, setting_changes in compared_sides
         if len(correct_a) >= 2
     ]
 
 
-def _correct(rows: Sequence[QuestionRow]) -> Correctness:
-    return {row.item(): row.correct for row in rows}
+def _correctness(rows: Sequence[QuestionRow]) -> Correctness:
+    return {row.item_key(): row.correct for row in rows}
 
 
-def _graded(rows: Sequence[QuestionRow], predictions: Sequence[int | None]) -> Correctness:
+def _grade_predictions(rows: Sequence[QuestionRow], predictions: Sequence[int | None]) -> Correctness:
     pairs = zip(rows, predictions, strict=True)
-    return {row.item(): prediction == row.gold for row, prediction in pairs}
+    return {row.item_key(): prediction == row.gold for row, prediction in pairs}

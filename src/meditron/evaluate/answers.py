@@ -1,4 +1,4 @@
-"""One model over the questions of an evaluation set: prompts in, one row per question out."""
+"""Answering of an evaluation set's questions by one model, with one row per question."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,80 +15,83 @@ __all__ = ["answer_questions"]
 
 
 def answer_questions(model: EvalModel, eval_set: EvalSet, file: RowsFile[QuestionRow]) -> list[QuestionRow]:
-    """Answer every question with one model.
+    """Let one model answer every question of an evaluation set.
 
     Args:
         model: The model.
         eval_set: The questions and the method.
-        file: The task's rows file. Its rows of the same settings are reused, new ones are appended.
+        file: The task's rows file. Rows with the same cache key are reused; new rows are appended.
 
     Returns:
         The rows in the questions' order.
 
     Raises:
         UsageError: the model's engine lacks the method's capability.
-        MeditronError: a figure is not a finite number.
+        MeditronError: a score is infinite or NaN.
     """
     method = eval_set.method
-    # All prompts before any answer: their hash is part of the cache key.
+    # All prompts are rendered first, because their hash is part of the cache key.
     prompts = eval_set.prompts(model)
     cache_key = _cache_key(model, eval_set, prompts)
-    # Prompts of similar length form a batch, the longest first: running out of memory shows at once.
+    # Sorted by length, so that batches need little padding; the longest first, so that running out of memory
+    # shows at once.
     ordered = sorted(prompts, key=lambda prompt: (-len(prompt.rendered.prompt), prompt.question.id))
     size = method.group_size
     groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
-    def work(group: Sequence[EvalPrompt]) -> list[QuestionRow]:
+    def answer_group(group: Sequence[EvalPrompt]) -> list[QuestionRow]:
         fields = [_common_fields(model, eval_set, prompt, cache_key) for prompt in group]
-        return list(method.answer(model, group, fields))
+        return list(method.answer_prompts(model, group, fields))
 
     rows = run_resumable(
         file,
         model.name,
         cache_key,
         groups,
-        EvalPrompt.item,
-        work,
+        EvalPrompt.item_key,
+        answer_group,
         unit="questions",
         about=f" on {eval_set.label}",
     )
-    # Rows of an earlier run may have been chosen by another rule; no model is needed to choose again.
-    return [method.choose(rows[prompt.item()]) for prompt in prompts]
+    # A reused row may hold the choice by another rule; choosing again needs the stored scores only.
+    return [method.choose_answer(rows[prompt.item_key()]) for prompt in prompts]
 
 
 def _cache_key(model: EvalModel, eval_set: EvalSet, prompts: Sequence[EvalPrompt]) -> str:
-    """Hash everything that decides what the model is asked and computes."""
+    """Hash everything that the model's answers depend on."""
     method = eval_set.method
     return fingerprint(
         {
             **model.cache_identity,
-            "task": [eval_set.task.name, eval_set.task.version, eval_set.template],
+            "task": [eval_set.task.name, eval_set.task.version, eval_set.template_id],
             "data": eval_set.data_sha256,
-            # Rows record the whole split: comparison must know if two evaluations had the same file.
+            # Rows record the hash of the whole split, so it must not differ between reused rows.
             "split": eval_set.split_sha256,
             "prompts": prompts_sha256(prompt.rendered for prompt in prompts),
+            # Rows record the hash of the file of examples, which changes with questions that were not drawn.
+            **({"shots": eval_set.examples.file_sha256} if eval_set.examples.file_sha256 else {}),
             "form": eval_set.prompt_form(model),
             "method": method.name,
-            # Last and flat, so that a method can only add to what identifies its rows.
+            # The method's own settings, as further keys beside those above.
             **method.cache_key(),
         }
     )
 
 
 def _common_fields(model: EvalModel, eval_set: EvalSet, prompt: EvalPrompt, cache_key: str) -> dict[str, Any]:
-    """Return the fields of a row that are the same for every method."""
+    """Return the fields of a question's row that every method has."""
     question = prompt.question
     return {
         **model.row_fields(cache_key),
         "task": eval_set.task.name,
         "version": eval_set.task.version,
         "data_sha256": eval_set.split_sha256,
-        "template": eval_set.template,
+        "template": eval_set.template_id,
         "prompt_form": eval_set.prompt_form(model),
         "method": eval_set.method.name,
         "shots": len(prompt.shot_ids),
         "shot_ids": prompt.shot_ids,
-        "shots_sha256": eval_set.examples.sha256,
+        "shots_sha256": eval_set.examples.file_sha256,
         "id": question.id,
         "question_sha256": questions_sha256([question]),
         "prompt_sha256": prompts_sha256([prompt.rendered]),

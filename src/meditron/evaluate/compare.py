@@ -1,15 +1,16 @@
-"""Paired differences of two results: the same documents or questions, two models.
+"""Paired differences between two results a and b on the same documents or questions.
 
-For documents the figure is the mean of (b's log-loss per token − a's log-loss per token), in nats: every
-document counts once, however long it is, and below zero means that b is better. Pairing removes what is hard
-for both models. If the models read a text as different tokens, losses per token do not compare: the
-difference is then per byte of text, over the documents that both scored whole, and its name says so.
+For documents the difference is the mean of (b's log-loss per token − a's log-loss per token), in nats. Every
+document has the same weight, and a negative difference means that b is better. Pairing removes the variance
+between easy and hard documents. If the models split the text into different tokens, losses per token are not
+comparable: the difference is then per byte of text, over the documents that neither model truncated, and the
+name of the measure says so.
 
-For questions it is b's accuracy − a's: above zero b is better.
+For questions the difference is b's accuracy − a's accuracy: a positive difference means that b is better.
 
-Rows that differ in rule, method, template, number of shots or prompt are refused. Another prompt form, number
-format or engine cannot always be avoided: such rows are paired, and the difference is named in
-`Comparison.unlike` and in the measure's name.
+Rows that differ in rule, method, template, number of shots or prompt are not compared; this is an error. A
+difference in prompt form, number format or engine cannot always be avoided: such rows are compared, and the
+difference is named in `Comparison.unlike` and in the name of the measure.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,80 +23,87 @@ from meditron.evaluate.result_rows import ItemKey, ResultRows, open_result
 from meditron.evaluate.rows import DocumentRow, EvalRow, QuestionRow
 from meditron.store.results import Comparison, adjust_p_values
 
-__all__ = ["Correctness", "accuracy_difference", "compare", "differences", "unlike"]
+__all__ = [
+    "Correctness",
+    "accuracy_difference",
+    "compare_results",
+    "result_differences",
+    "setting_differences",
+]
 
 Correctness = Mapping[ItemKey, bool]
-"""Question → True if the answer is right."""
+"""Question (`EvalRow.item_key`) → True if the answer is right."""
 R = TypeVar("R", bound=EvalRow)
 
 _MUST_MATCH = ("version", "template", "method", "rule", "shots")
-"""Settings of a question's row that must be equal."""
+"""Fields of a question's row that must be equal in a comparison."""
 _NAMED_IF_DIFFERENT = ("prompt_form", "dtype", "engine")
-"""Settings of any row that may differ, and are then named."""
+"""Fields of any row that may differ in a comparison, which then names the difference."""
 _SHOWN_AS = {"version": "task version", "prompt_form": "prompt form"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pairing(Generic[R]):
-    """The rows that two sides have in common, in one setting of each."""
+class _PairedRows(Generic[R]):
+    """The rows of two results on the same items, for one combination of their settings."""
 
     rows: Sequence[tuple[R, R]]
+    """For each item that both results have, the row of a and the row of b."""
     conflicts: tuple[str, ...]
-    """Differences that forbid the comparison."""
-    unlike: tuple[str, ...]
-    """Differences that are named."""
+    """Differences in the settings that forbid the comparison."""
+    named_differences: tuple[str, ...]
+    """Differences in the settings that are allowed and named."""
     changed_ids: Sequence[str]
-    """Ids that both sides have, with different content."""
+    """Ids that both results have, but with different content."""
 
     @property
     def settings(self) -> tuple[object, ...]:
-        """Settings that are equal for two pairings of the same measurement on more or fewer items."""
+        """Settings of both results. Pairings with equal settings differ only in their number of items."""
         fields = (*_MUST_MATCH, *_NAMED_IF_DIFFERENT, "prompt_sha256", "data_sha256")
         return tuple(getattr(row, field, None) for row in self.rows[0] for field in fields)
 
 
-def compare(a: str, b: str, *, seed: int = 1, resamples: int = 10_000) -> list[Comparison]:
-    """Compute the differences b − a of two results, one for each source or task of both.
+def compare_results(a: str, b: str, *, seed: int = 1, resamples: int = 10_000) -> list[Comparison]:
+    """Compute the differences b − a of two results, one for each source or task that both have.
 
     Args:
-        a: A rows file or the folder of an evaluation, with `:model` after it if it has the rows of several
-            models: `runs/quickstart/evaluate:pretrain`.
-        b: The other result.
+        a: A rows file or the folder of an evaluation. If it has rows of several models, `:model` after it
+            selects one: `runs/quickstart/evaluate:pretrain`.
+        b: The other result, in the same form.
         seed: Seed of the bootstrap.
-        resamples: Bootstrap resamples.
+        resamples: Number of bootstrap resamples.
 
     Raises:
         SourceError: no such file.
-        UsageError: no model is selected, fewer than two documents or questions are in both, or all that are
-            in both were measured in ways that do not compare.
-        InputError: a document's text, a question, or a prompt is not the same in both.
+        UsageError: no model is selected, the results have fewer than two documents or questions in common, or
+            the common ones were measured with different settings.
+        InputError: a document's text, a question, or a prompt differs between the results.
     """
-    return adjust_p_values(differences(open_result(a), open_result(b), seed=seed, resamples=resamples))
+    return adjust_p_values(result_differences(open_result(a), open_result(b), seed=seed, resamples=resamples))
 
 
-def differences(a: ResultRows, b: ResultRows, *, seed: int, resamples: int) -> list[Comparison]:
-    """Compute the differences b − a of opened results; see `compare` for the errors."""
+def result_differences(a: ResultRows, b: ResultRows, *, seed: int, resamples: int) -> list[Comparison]:
+    """Compute the differences b − a of opened results; see `compare_results` for the errors."""
     comparisons = [*_document_differences(a, b, seed, resamples), *_question_differences(a, b)]
     if not comparisons:
-        common = sum(len(pairing.rows) for pairing in _all_pairings(a, b))
+        common = sum(len(pairing.rows) for pairing in _pair_all_settings(a, b))
         raise UsageError(
-            f"{a.name} and {b.name}: too few documents or questions in both ({common} of {a.size} and "
-            f"{b.size}) for a paired difference",
+            f"{a.name} and {b.name}: too few documents or questions in both ({common} of {a.row_count} and "
+            f"{b.row_count}) for a paired difference",
             hint="evaluate both on the same corpus and tasks",
         )
     return comparisons
 
 
-def _all_pairings(a: ResultRows, b: ResultRows) -> Iterator[_Pairing[Any]]:
-    yield from _pairings(a.documents, b.documents)
+def _pair_all_settings(a: ResultRows, b: ResultRows) -> Iterator[_PairedRows[Any]]:
+    yield from _pair_settings(a.documents, b.documents)
     for task in a.tasks:
-        yield from _pairings(a.tasks[task], b.tasks.get(task, ()))
+        yield from _pair_settings(a.tasks[task], b.tasks.get(task, ()))
 
 
-def _pairings(
+def _pair_settings(
     a_settings: Sequence[Mapping[ItemKey, R]], b_settings: Sequence[Mapping[ItemKey, R]]
-) -> Iterator[_Pairing[R]]:
-    """Pair every setting of one side with every setting of the other."""
+) -> Iterator[_PairedRows[R]]:
+    """Pair the rows of every setting of one result with those of every setting of the other."""
     for a_rows in a_settings:
         for b_rows in b_settings:
             rows = [(row, b_rows[key]) for key, row in sorted(a_rows.items()) if key in b_rows]
@@ -103,42 +111,47 @@ def _pairings(
             changed = [
                 row.id for key, row in sorted(a_rows.items()) if key not in b_rows and key[:-1] in b_ids
             ]
-            # All rows of a setting share the settings' fields, so the first stands for all.
+            # All rows of a setting have equal values in these fields, so the first row is enough.
             a_first, b_first = (next(iter(side.values())) for side in (a_rows, b_rows))
-            conflicts = _differing(a_first, b_first, _MUST_MATCH)
-            # Another prompt form means other prompts by design; only equal forms must have equal prompts.
+            conflicts = _differing_fields(a_first, b_first, _MUST_MATCH)
+            # Different prompt forms give different prompts by design; equal forms must give equal prompts.
             same_form = getattr(a_first, "prompt_form", None) == getattr(b_first, "prompt_form", None)
-            if not conflicts and same_form and any(_prompt(x) != _prompt(y) for x, y in rows):
+            if not conflicts and same_form and any(_prompt_hash(x) != _prompt_hash(y) for x, y in rows):
                 conflicts = ("prompt (template or shots)",)
-            yield _Pairing(
+            yield _PairedRows(
                 rows=rows,
                 conflicts=conflicts,
-                unlike=unlike([x for x, _ in rows], [y for _, y in rows]),
+                named_differences=setting_differences([x for x, _ in rows], [y for _, y in rows]),
                 changed_ids=changed,
             )
 
 
-def _prompt(row: EvalRow) -> str:
+def _prompt_hash(row: EvalRow) -> str:
     return row.prompt_sha256 if isinstance(row, QuestionRow) else ""
 
 
 def _usable_pairings(
-    a: ResultRows, b: ResultRows, changed_content: str, pairings: Sequence[_Pairing[R]]
-) -> list[_Pairing[R]]:
-    """Return the pairings of equal settings, else those whose differences may be named, else refuse.
+    a: ResultRows, b: ResultRows, changed_content: str, pairings: Sequence[_PairedRows[R]]
+) -> list[_PairedRows[R]]:
+    """Return the pairings to compare: those of equal settings, or else those whose differences may be named.
 
-    Of one measurement on several numbers of items the largest stands for all.
+    Of several pairings with the same settings, the one with the most items is returned.
+
+    Raises:
+        InputError: the items of all pairings differ in content.
+        UsageError: all pairings differ in a setting that must be equal.
     """
     same_data = [pairing for pairing in pairings if pairing.rows and not pairing.changed_ids]
     changed = next((pairing for pairing in pairings if pairing.changed_ids), None)
-    # Rows of earlier data may be in the same file as rows that compare: refuse only if there are no others.
+    # A file may also contain rows of earlier data, so differing content is an error only if nothing else is
+    # left.
     if changed and not same_data:
         count = len(changed.changed_ids)
         raise InputError(
             b.name,
             f"{count} of {count + len(changed.rows)} {changed_content} than in {a.name}",
             place=changed.changed_ids[0],
-            hint="only results on the same data compare",
+            hint="only results on the same data are comparable",
         )
     common = sorted(same_data, key=lambda pairing: -len(pairing.rows))
     allowed = [pairing for pairing in common if not pairing.conflicts]
@@ -146,33 +159,32 @@ def _usable_pairings(
         conflicts = common[0].conflicts
         only_rule = all(text.startswith("rule:") for text in conflicts)
         raise UsageError(
-            f"{a.name} and {b.name} do not compare, they differ in {', '.join(conflicts)}",
+            f"{a.name} and {b.name} are not comparable: they differ in {', '.join(conflicts)}",
             hint="evaluate both with the same settings"
-            + (" (--rule); the scores are there, so no model is run again" if only_rule else ""),
+            + (" (--rule); all scores are stored, so no model is run again" if only_rule else ""),
         )
-    # If the files allow a comparison of equals, pairs with named differences are dropped.
-    equal = [pairing for pairing in allowed if not pairing.unlike] or allowed
+    # Pairings of equal settings take precedence over those with named differences.
+    equal = [pairing for pairing in allowed if not pairing.named_differences] or allowed
     return list({pairing.settings: pairing for pairing in reversed(equal)}.values())[::-1]
 
 
 def _document_differences(a: ResultRows, b: ResultRows, seed: int, resamples: int) -> Iterator[Comparison]:
-    pairings = list(_pairings(a.documents, b.documents))
+    pairings = list(_pair_settings(a.documents, b.documents))
     for pairing in _usable_pairings(a, b, "documents have another text", pairings):
         by_source: dict[str, list[tuple[DocumentRow, DocumentRow]]] = {}
         for pair in pairing.rows:
             by_source.setdefault(pair[0].source, []).append(pair)
         for source, pairs in by_source.items():
             unit, losses, left_out = _comparable_losses(pairs)
-            named = pairing.unlike
+            named = pairing.named_differences
             if left_out:
                 named += (f"{left_out} truncated documents left out",)
             if len(losses) >= 2:
-                # A paired difference needs at least two documents.
                 a_losses, b_losses = zip(*losses, strict=True)
                 yield Comparison(
                     a=a.name,
                     b=b.name,
-                    what=_measure(f"nll per {unit}, {source}", named),
+                    what=_measure_name(f"nll per {unit}, {source}", named),
                     source=source,
                     unlike=named,
                     **asdict(paired_bootstrap(b_losses, a_losses, seed=seed, resamples=resamples)),
@@ -182,11 +194,16 @@ def _document_differences(a: ResultRows, b: ResultRows, seed: int, resamples: in
 def _comparable_losses(
     pairs: Sequence[tuple[DocumentRow, DocumentRow]],
 ) -> tuple[str, list[tuple[float, float]], int]:
-    """Return the unit in which the losses compare, the losses, and the number of documents left out."""
-    # Equal token ids: the loss per token is the finer measure, and truncation is the same on both sides.
+    """Return the losses of both results per token or per byte of text.
+
+    Returns:
+        The unit (`token` or `byte`), the pairs of losses, and the number of truncated documents left out.
+    """
+    # With equal token ids the loss per token is comparable, and both results truncate at the same token.
     if all(a.ids_sha256 == b.ids_sha256 for a, b in pairs):
         return "token", [(a.nll / a.tokens, b.nll / b.tokens) for a, b in pairs if a.tokens and b.tokens], 0
-    # Two tokenizers cut a truncated document at different characters, so only whole documents compare.
+    # Two tokenizers truncate a document at different characters, so only untruncated documents are
+    # comparable.
     whole = [(a, b) for a, b in pairs if not (a.truncated or b.truncated)]
     losses = [(a.nll / a.bytes, b.nll / b.bytes) for a, b in whole if a.bytes and b.bytes]
     return "byte", losses, len(pairs) - len(whole)
@@ -194,39 +211,39 @@ def _comparable_losses(
 
 def _question_differences(a: ResultRows, b: ResultRows) -> Iterator[Comparison]:
     for task in a.tasks:
-        pairings = list(_pairings(a.tasks[task], b.tasks.get(task, ())))
+        pairings = list(_pair_settings(a.tasks[task], b.tasks.get(task, ())))
         usable = _usable_pairings(a, b, "questions have other words, options or gold", pairings)
-        settings = {tuple(_setting(pairing.rows[0][0])) for pairing in pairings if pairing.rows}
+        settings = {tuple(_setting_fields(pairing.rows[0][0])) for pairing in pairings if pairing.rows}
         for pairing in usable:
             if len(pairing.rows) >= 2:
                 a_correct, b_correct = (
-                    {pair[side].item(): pair[side].correct for pair in pairing.rows} for side in (0, 1)
+                    {pair[side].item_key(): pair[side].correct for pair in pairing.rows} for side in (0, 1)
                 )
-                # The setting is named only if there was a choice: most files have one.
+                # Most files have one setting; the label names it only if there are several.
                 ambiguous = len(settings) > 1 or len(usable) > 1
                 label = f"{task}{_setting_label(pairing.rows[0][0], usable) if ambiguous else ''}"
                 yield accuracy_difference(
-                    label, a.name, a_correct, b.name, b_correct, unlike=pairing.unlike, task=task
+                    label, a.name, a_correct, b.name, b_correct, unlike=pairing.named_differences, task=task
                 )
 
 
-def _setting_label(row: QuestionRow, usable: Sequence[_Pairing[QuestionRow]]) -> str:
-    """Name one of several settings in which both sides were measured."""
-    shown = _setting(row)
+def _setting_label(row: QuestionRow, usable: Sequence[_PairedRows[QuestionRow]]) -> str:
+    """Return the settings of a row in brackets, to tell several comparisons on one task apart."""
+    shown = _setting_fields(row)
     if len({pairing.rows[0][0].data_sha256 for pairing in usable}) > 1:
         shown.append(f"data {row.data_sha256[:8]}")
     return f" ({', '.join(shown)})"
 
 
-def _setting(row: QuestionRow) -> list[str]:
-    return [row.template, row.prompt_form, row.scoring, f"{row.shots} shots", row.dtype]
+def _setting_fields(row: QuestionRow) -> list[str]:
+    return [row.template, row.prompt_form, row.scoring_name, f"{row.shots} shots", row.dtype]
 
 
-def unlike(a: Sequence[EvalRow], b: Sequence[EvalRow]) -> tuple[str, ...]:
-    """Return how two models' rows of the same items were measured differently, as `dtype: a's / b's`."""
+def setting_differences(a: Sequence[EvalRow], b: Sequence[EvalRow]) -> tuple[str, ...]:
+    """Return the differences in the settings of two models' rows, such as `dtype: float32 / bfloat16`."""
     if not a or not b:
         return ()
-    named = _differing(a[0], b[0], _NAMED_IF_DIFFERENT)
+    named = _differing_fields(a[0], b[0], _NAMED_IF_DIFFERENT)
     if isinstance(a[0], QuestionRow):
         counts = [sum(row.truncated for row in rows if isinstance(row, QuestionRow)) for rows in (a, b)]
         if counts[0] != counts[1]:
@@ -234,8 +251,8 @@ def unlike(a: Sequence[EvalRow], b: Sequence[EvalRow]) -> tuple[str, ...]:
     return named
 
 
-def _differing(a: EvalRow, b: EvalRow, fields: Sequence[str]) -> tuple[str, ...]:
-    # Rows of documents and of some methods lack fields such as the rule: absent on both sides is equal.
+def _differing_fields(a: EvalRow, b: EvalRow, fields: Sequence[str]) -> tuple[str, ...]:
+    # Some rows lack fields such as the rule; a field that both rows lack counts as equal.
     values = ((field, getattr(a, field, None), getattr(b, field, None)) for field in fields)
     return tuple(f"{_SHOWN_AS.get(name, name)}: {x} / {y}" for name, x, y in values if x != y)
 
@@ -253,21 +270,21 @@ def accuracy_difference(
     """Subtract the accuracy of a from that of b on the same questions.
 
     Args:
-        label: Name of the task in the measure's name, with the setting if there are several.
-        a: Name of the first side.
-        a_correct: Its answers.
-        b: Name of the second side.
-        b_correct: Its answers.
-        unlike: Differences between the two measurements.
-        task: The task's own name, if `label` says more.
+        label: Name of the task in the name of the measure, with the setting if there are several.
+        a: Name of the first model.
+        a_correct: Which of its answers are right.
+        b: Name of the second model.
+        b_correct: Which of its answers are right.
+        unlike: Differences between the settings of the two measurements.
+        task: Name of the task without setting; default: `label`.
     """
-    # Only discordant pairs carry information (McNemar).
+    # McNemar's test: only the questions that exactly one model answers right carry information.
     pairs = [(a_correct[item], b_correct[item]) for item in sorted(a_correct)]
     difference = paired_proportions(pairs.count((False, True)), pairs.count((True, False)), len(pairs))
     return Comparison(
         a=a,
         b=b,
-        what=_measure(f"accuracy, {label}", unlike),
+        what=_measure_name(f"accuracy, {label}", unlike),
         task=task or label,
         mcnemar=difference.p,
         unlike=unlike,
@@ -275,8 +292,8 @@ def accuracy_difference(
     )
 
 
-def _measure(name: str, unlike: Sequence[str]) -> str:
-    """Name a measure with its differences in brackets."""
-    # Dequantized weights are the models' own difference, not one of the measurement.
+def _measure_name(name: str, unlike: Sequence[str]) -> str:
+    """Return the name of a measure, with the differences in settings in brackets."""
+    # "torch" and "torch on dequantized weights" are left out: the models differ there, not the measurements.
     shown = [text for text in unlike if text.count("torch") < 2]
     return f"{name} [{'; '.join(shown)}]" if shown else name

@@ -1,20 +1,21 @@
-"""Fidelity: how close a model's predictions are to another's, token by token, on held-out text.
+"""Fidelity: the distance between two models' next-token predictions on held-out text.
 
-KL(against ‖ model) is the cost, in nats per token, of using the model when the other's distribution is true.
-Its 99th percentile shows the few tokens on which a quantized model fails, which a mean hides. Both models
-read the same ids, in float32 whatever the evaluation's number format is: the rounding of a narrower format
-would count as the model's difference.
+KL(against ‖ model) is the cost, in nats per token, of predicting with `model` if the distribution of
+`against` is the true one. Its 99th percentile shows the few tokens on which a quantized model fails, which a
+mean hides. Both models read the same token ids, always in float32: the rounding of a narrower number format
+would be measured as a difference between the models.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from meditron.core.errors import UsageError
-from meditron.core.statistics import Interval, bootstrap_ratio
+from meditron.core.statistics import MAX_EXPONENT, Interval, bootstrap_ratio, finite_exp
 from meditron.engine.base import GivesLogits
 from meditron.evaluate.heldout import data_digest
 from meditron.evaluate.model import EvalModel
@@ -26,10 +27,10 @@ from meditron.store.results import Fidelity
 
 __all__ = ["DTYPE", "compare_distributions", "summarize"]
 
-# Legend: S predicted tokens of a document, C of them at a time, V vocabulary.
+# Shapes: S predicted tokens of a document, C tokens of a chunk, V vocabulary size.
 
-DTYPE = "float32"
-_GROUP_SIZE = 8  # documents between two writes
+DTYPE: Final = "float32"
+_GROUP_SIZE = 8  # documents that are compared between two writes of the rows file
 _ONE_TOKENIZER = "fidelity needs two models with the same tokenizer"
 
 
@@ -43,21 +44,21 @@ def compare_distributions(
     """Compare the next-token distributions of two models on every document.
 
     Args:
-        model: The model, such as a quantized one.
-        against: The model whose distribution is taken as true.
+        model: The model, such as a quantized model.
+        against: The reference model, such as the unquantized one. Its distribution is taken as true.
         documents: Source → documents.
         max_tokens: Maximum number of tokens per document.
-        file: The rows file. Its rows of the same settings are reused, new ones are appended.
+        file: The rows file. Rows with the same cache key are reused; new rows are appended.
 
     Returns:
         The rows in the documents' order.
 
     Raises:
-        UsageError: the models have different tokens, or an engine gives no distributions.
-        MeditronError: a figure is not finite.
+        UsageError: the models have different tokenizers, or an engine does not return distributions.
+        MeditronError: a prediction is infinite or NaN.
     """
     ordered = [document for source in sorted(documents) for document in documents[source]]
-    # Documents go through one at a time, so the batch size does not belong to the key.
+    # Documents are processed one at a time, so the batch size does not change the result.
     cache_key = fingerprint(
         {
             "model": model.cache_identity,
@@ -68,9 +69,9 @@ def compare_distributions(
     )
     groups = [ordered[start : start + _GROUP_SIZE] for start in range(0, len(ordered), _GROUP_SIZE)]
 
-    def work(group: Sequence[CorpusDocument]) -> list[FidelityRow]:
+    def compare_group(group: Sequence[CorpusDocument]) -> list[FidelityRow]:
         _refuse_different_vocabularies(model, against)
-        return [_row(model, against, document, max_tokens, cache_key) for document in group]
+        return [_measure_document(model, against, document, max_tokens, cache_key) for document in group]
 
     rows = run_resumable(
         file,
@@ -78,11 +79,11 @@ def compare_distributions(
         cache_key,
         groups,
         lambda text: (text.source, text.id, text.sha256),
-        work,
+        compare_group,
         unit="documents",
         about=f" against {against.name}",
     )
-    # A row of an earlier run may name the other model differently; the cache key says that it is the same.
+    # A reused row may name the same reference model differently; the current name is set.
     return [
         rows[document.source, document.id, document.sha256].model_copy(update={"against": against.name})
         for document in ordered
@@ -90,24 +91,25 @@ def compare_distributions(
 
 
 def _refuse_different_vocabularies(model: EvalModel, against: EvalModel) -> None:
-    sizes = [side.logits.vocab_size for side in (model, against)]
+    sizes = [side.logits_engine.vocab_size for side in (model, against)]
     if sizes[0] != sizes[1]:
         raise UsageError(
-            f"{model.name} has {sizes[0]} tokens and {against.name} {sizes[1]}: they do not compare",
+            f"{model.name} has a vocabulary of {sizes[0]} tokens and {against.name} one of {sizes[1]}: "
+            "they are not comparable",
             hint=_ONE_TOKENIZER,
         )
 
 
-def _row(
+def _measure_document(
     model: EvalModel, against: EvalModel, document: CorpusDocument, max_tokens: int, cache_key: str
 ) -> FidelityRow:
-    engines = (model.logits, against.logits)
+    engines = (model.logits_engine, against.logits_engine)
     limit = min(max_tokens, *(engine.context for engine in engines))
-    # Equal vocabulary sizes do not imply equal tokenizers (normalizers, added tokens).
+    # Tokenizers with vocabularies of the same size can still differ (normalizers, added tokens).
     ids, other_ids = (engine.tokenizer.encode(document.text) for engine in engines)
     if ids != other_ids:
         raise UsageError(
-            f"{model.name} and {against.name} read {document.id} as different tokens", hint=_ONE_TOKENIZER
+            f"{model.name} and {against.name} split {document.id} into different tokens", hint=_ONE_TOKENIZER
         )
     nlls, kl_S, agree = _compare_document(*engines, ids[:limit])
     model.require_finite(f"a prediction of {document.id}", *nlls, float(kl_S.sum()))
@@ -118,7 +120,7 @@ def _row(
         id=document.id,
         nll=nlls[0],
         nll_against=nlls[1],
-        # Six digits: a quantile needs no more, and whole documents of 17 digits would fill the disk.
+        # Six digits are enough for a quantile; 17 digits for every token would take much disk space.
         kl=tuple(float(f"{value:.6g}") for value in kl_S),
         agree=agree,
         truncated=len(ids) > limit,
@@ -130,15 +132,16 @@ def _row(
 def _compare_document(
     model: GivesLogits, against: GivesLogits, ids: Sequence[int]
 ) -> tuple[tuple[float, float], np.ndarray, int]:
-    """Compare two models on one document.
+    """Compare the predictions of two models on one document.
 
     Returns:
-        The summed nll of each, the KL of each token, and the number of tokens with the same top prediction.
+        The summed negative log-likelihood of each model, the KL divergence of each token, and the number of
+        tokens for which both models have the same most likely prediction.
     """
-    # float64 sums of float32 terms: thousands of tokens would lose digits otherwise.
+    # Summed in float64, because a float32 sum of thousands of terms loses digits.
     nlls = torch.zeros(2, dtype=torch.float64)
     kl_S, agree, start = [np.zeros(0)], 0, 0
-    # The last token is only predicted. Engines yield chunks because (S, V) logits do not fit in memory.
+    # The last token is a target only. Engines yield chunks because S × V logits do not fit in memory.
     chunks = zip(model.log_probs(ids[:-1]), against.log_probs(ids[:-1]), strict=True) if ids[1:] else ()
     for pair in chunks:
         p_CV, q_CV = map(torch.as_tensor, pair)
@@ -146,7 +149,7 @@ def _compare_document(
         for index, logp_CV in enumerate((p_CV, q_CV)):
             nlls[index] -= logp_CV.gather(1, targets_C1).double().sum().cpu()
         agree += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())
-        # KL(q ‖ p). It is never negative: rounding below zero is cut off.
+        # KL(q ‖ p) is never negative; values below zero are rounding errors and set to 0.
         kl_C = F.kl_div(p_CV, q_CV, reduction="none", log_target=True).sum(-1, dtype=torch.float64)
         kl_S.append(kl_C.clamp(min=0).cpu().numpy())
         start += len(p_CV)
@@ -160,10 +163,10 @@ def summarize(
     seed: int,
     resamples: int,
 ) -> list[Fidelity]:
-    """Return one pair's figures by source, with bootstrap intervals over documents."""
+    """Return the fidelity of one pair of models for each source, with bootstrap intervals over documents."""
     by_source: dict[str, list[FidelityRow]] = {}
     for row in rows:
-        # A document of one token has no prediction to compare.
+        # A document of one token has no predicted token.
         if row.kl:
             by_source.setdefault(row.source, []).append(row)
     return [
@@ -177,22 +180,25 @@ def _summarize_source(rows: Sequence[FidelityRow], digest: str, *, seed: int, re
     tokens = [len(row.kl) for row in rows]
     total = sum(tokens)
 
-    def ratio(values: Sequence[float], low: float, high: float) -> tuple[float, Interval | None]:
+    def ratio_with_interval(
+        values: Sequence[float], low: float, high: float
+    ) -> tuple[float, Interval | None]:
         return bootstrap_ratio(values, tokens, seed=seed, resamples=resamples, bounds=(low, high))
 
-    # exp overflows above 709 nats; KL is never negative, and agreement is a share.
-    excess, excess_interval = ratio([row.nll - row.nll_against for row in rows], -700, 700)
-    kl_mean, kl_interval = ratio([math.fsum(row.kl) for row in rows], 0, math.inf)
-    agreement, agreement_interval = ratio([row.agree for row in rows], 0, 1)
+    # Bounds of the intervals: those of exp; KL is never negative, and agreement is a proportion.
+    differences = [row.nll - row.nll_against for row in rows]
+    excess, excess_interval = ratio_with_interval(differences, -MAX_EXPONENT, MAX_EXPONENT)
+    kl_mean, kl_interval = ratio_with_interval([math.fsum(row.kl) for row in rows], 0, math.inf)
+    agreement, agreement_interval = ratio_with_interval([row.agree for row in rows], 0, 1)
     return Fidelity(
         model=rows[0].model,
         against=rows[0].against,
         source=rows[0].source,
         documents=len(rows),
         n_tokens=total,
-        perplexity=math.exp(sum(row.nll for row in rows) / total),
-        perplexity_against=math.exp(sum(row.nll_against for row in rows) / total),
-        perplexity_ratio=math.exp(excess),
+        perplexity=finite_exp(sum(row.nll for row in rows) / total),
+        perplexity_against=finite_exp(sum(row.nll_against for row in rows) / total),
+        perplexity_ratio=finite_exp(excess),
         kl_mean=kl_mean,
         kl_99=float(np.quantile([value for row in rows for value in row.kl], 0.99)),
         top_agreement=agreement,

@@ -1,4 +1,4 @@
-"""Models under evaluation: local files, or any engine."""
+"""Models under evaluation: a model in local files, or behind any engine."""
 
 import hashlib
 import math
@@ -23,8 +23,9 @@ from meditron.text.tokenizer import Tokenizer
 __all__ = ["RAW", "EvalModel", "LocalModel"]
 
 RAW = "raw"
-"""The prompt form without a chat template."""
-# Files of an HF folder that decide the model's output. Reports, metrics and manifests carry times.
+"""Name of the prompt form without a chat template."""
+# Globs of the files in an HF folder that decide the model's output. Others, such as reports and manifests,
+# contain times and would change the digest.
 _MODEL_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json"),
     *("*token*", "vocab*", "merges.txt", "*.jinja"),
@@ -32,10 +33,11 @@ _MODEL_FILES = (
 
 
 class EvalModel:
-    """A model under evaluation: an engine, opened on first use, and its identity in rows and results.
+    """A model under evaluation: an engine, opened on first use, and the model's identity in rows and results.
 
-    By itself it is a model without local files, such as one behind an API, identified by the engine's
-    `identity` (URL, model, date). `LocalModel` adds files. A context manager; closing it frees the memory.
+    This class is for models without local files, such as a model behind an API, which are identified by the
+    engine's `identity` (URL, model, date). `LocalModel` is for models in files. Used as a context manager,
+    the model closes its engine at the end, which frees the memory.
     """
 
     def __init__(self, name: str, open_engine: Callable[[], Engine]) -> None:
@@ -44,32 +46,32 @@ class EvalModel:
 
     @cached_property
     def engine(self) -> Engine:
-        """The open engine."""
+        """The engine; opened on first use."""
         return self._open_engine()
 
     @property
     def scorer(self) -> ScoresTokens:
-        """The engine, if it scores given tokens; UsageError if it does not."""
-        # Protocols are checked at run time: an engine may come from outside of this package.
+        """The engine, for scoring given tokens; UsageError if it cannot."""
+        # Checked at run time, because an engine may be implemented outside of this package.
         if isinstance(self.engine, ScoresTokens):
             return self.engine
-        raise self._lacks("ScoresTokens", "log-probabilities of given tokens")
+        raise self._missing_capability("ScoresTokens", "log-probabilities of given tokens")
 
     @property
-    def logits(self) -> GivesLogits:
-        """The engine, if it gives whole distributions; UsageError if it does not."""
+    def logits_engine(self) -> GivesLogits:
+        """The engine, for next-token distributions; UsageError if it does not return them."""
         if isinstance(self.engine, GivesLogits):
             return self.engine
-        raise self._lacks("GivesLogits", "next-token distributions")
+        raise self._missing_capability("GivesLogits", "next-token distributions")
 
     @property
     def generator(self) -> Generates:
-        """The engine, if it generates text; UsageError if it does not."""
+        """The engine, for generating text; UsageError if it cannot."""
         if isinstance(self.engine, Generates):
             return self.engine
-        raise self._lacks("Generates", "generated text")
+        raise self._missing_capability("Generates", "generated text")
 
-    def _lacks(self, capability: str, meaning: str) -> UsageError:
+    def _missing_capability(self, capability: str, meaning: str) -> UsageError:
         return UsageError(
             f"{self.name}: the engine '{self.engine_label}' lacks the capability {capability} ({meaning})",
             hint="choose a --method that this engine supports",
@@ -77,13 +79,13 @@ class EvalModel:
 
     @cached_property
     def provenance(self) -> dict[str, str]:
-        """The engine's identity, for results: engine, URL, model and date."""
+        """The engine's identity in results: engine, URL, model and date."""
         return dict(self.engine.identity)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the model's identity in rows."""
-        # Without the date: an evaluation that continues the next day is still of the same model.
+        """SHA-256 of the engine's identity; identifies the model in rows."""
+        # Without the date, so that an evaluation that continues the next day reuses its rows.
         stable = {key: value for key, value in self.provenance.items() if key != "date"}
         return hashlib.sha256(canonical_json(stable)).hexdigest()
 
@@ -98,26 +100,26 @@ class EvalModel:
         return self.provenance.get("engine", type(self.engine).__name__)
 
     @property
-    def content(self) -> list[Path]:
-        """Local files that decide the model's output."""
+    def content_files(self) -> list[Path]:
+        """Local files that decide the model's output; empty for a model without files."""
         return []
 
     @property
     def ancestry(self) -> Ancestry | None:
-        """The record of the model's training data, if it has one."""
+        """The record of the model's training data; None if there is none."""
         return None
 
     @property
-    def trained_form(self) -> str:
-        """Prompt form of the last finetune in the ancestry: a chat template's name, or `raw`."""
-        # The last finetune decides: later pretraining does not teach another form.
+    def trained_prompt_form(self) -> str:
+        """Prompt form of the model's last finetuning: the name of a chat template, or `raw`."""
+        # Only finetunings count: pretraining after one does not change the prompt form.
         trainings = self.ancestry.trainings if self.ancestry else ()
         template = next((t.chat_template for t in reversed(trainings) if t.kind == "finetune"), None)
         return RAW if template in (None, "none") else str(template)
 
     @property
     def chat_tokenizer(self) -> Tokenizer:
-        """The tokenizer with the chat template of the trained form."""
+        """The tokenizer, with the chat template that the model was finetuned with."""
         raise UsageError(
             f"{self.name}: the engine '{self.engine_label}' has no tokenizer",
             hint="evaluate in plain text: --prompt-form raw",
@@ -125,21 +127,21 @@ class EvalModel:
 
     @property
     def cache_identity(self) -> dict[str, str]:
-        """The model's part of a cache key."""
+        """The part of a cache key that identifies the model and its number format."""
         return {"model": self.digest, "dtype": self.dtype}
 
     def row_fields(self, cache_key: str) -> dict[str, str]:
-        """Return the fields of every row of this model."""
+        """Return the fields that all rows of this model have."""
         return {
             "model": self.name,
-            "model_digest": self.digest,  # two models may have one name in two evaluations
+            "model_digest": self.digest,  # two evaluations may use one name for different models
             "engine": self.engine_label,
             "dtype": self.dtype,
             "cache_key": cache_key,
         }
 
     def require_finite(self, measure: str, *values: float) -> None:
-        """Raise MeditronError if a value is infinite or not a number."""
+        """Raise MeditronError if a value is infinite or NaN."""
         for value in values:
             if not math.isfinite(value):
                 raise MeditronError(
@@ -153,23 +155,23 @@ class EvalModel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A model whose rows were all there already was never loaded: closing must not load it.
+        # If all rows were reused, the engine was never opened, and closing must not open it.
         if "engine" in self.__dict__:
             self.engine.close()
             del self.__dict__["engine"]
 
 
 class LocalModel(EvalModel):
-    """A model in files, by its name in the recipe. Everything but the engine is known without the weights."""
+    """A model in local files. Everything except the engine is available without loading the weights."""
 
     def __init__(self, name: str, artifact: Artifact, dtype: str) -> None:
-        super().__init__(name, self._load)
+        super().__init__(name, self._load_engine)
         self.artifact = artifact
         self._dtype = dtype
 
-    def _load(self) -> Engine:
-        """Load the weights, on the GPU if there is one; errors as of `meditron.engine.load`."""
-        # Imported here: comparing rows and reading digests need no torch.
+    def _load_engine(self) -> Engine:
+        """Load the weights, on the GPU if there is one. Raises the errors of `TorchEngine.load`."""
+        # Imported here, because comparing rows and computing digests do not need torch.
         from meditron.engine.torch_engine import TorchEngine
 
         return TorchEngine.load(self.artifact.spec, dtype=self._dtype)
@@ -180,49 +182,49 @@ class LocalModel(EvalModel):
         return self._dtype
 
     @cached_property
-    def files(self) -> ModelFiles:
-        """The model's files; errors as of `resolve`."""
+    def model_files(self) -> ModelFiles:
+        """The model's files. Raises the errors of `resolve_model`."""
         return resolve_model(self.artifact.spec)
 
     @cached_property
-    def content(self) -> list[Path]:
-        """Local files that decide the model's output; empty for seeded weights."""
-        path = Path(self.files.path)
-        if self.files.kind == "hf":
+    def content_files(self) -> list[Path]:
+        """Local files that decide the model's output; empty for weights that are initialized from a seed."""
+        path = Path(self.model_files.path)
+        if self.model_files.kind == "hf":
             return sorted({file for pattern in _MODEL_FILES for file in path.glob(pattern) if file.is_file()})
-        return [path] if self.files.kind == "gguf" else []
+        return [path] if self.model_files.kind == "gguf" else []
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the model's files as they are now; a manifest may describe an earlier state."""
-        # Seeded weights have no files: their name, which includes the seed, is their identity.
-        if self.files.kind == "init":
-            return hashlib.sha256(self.files.spec.encode()).hexdigest()
-        if self.files.kind == "gguf":
-            return content_digest(self.files.path)
+        """SHA-256 of the model's files, and not of their manifest, which may be out of date."""
+        # Weights that are initialized from a seed have no files; their name includes the seed.
+        if self.model_files.kind == "init":
+            return hashlib.sha256(self.model_files.spec.encode()).hexdigest()
+        if self.model_files.kind == "gguf":
+            return content_digest(self.model_files.path)
         return hashlib.sha256(
-            canonical_json([[file.name, content_digest(file)] for file in self.content])
+            canonical_json([[file.name, content_digest(file)] for file in self.content_files])
         ).hexdigest()
 
     @cached_property
     def provenance(self) -> dict[str, str]:
-        """Nothing: the digest identifies local files."""
+        """An empty mapping, because the digest identifies a model in files."""
         return {}
 
     @cached_property
     def ancestry(self) -> Ancestry | None:
-        """The record of the model's training data, if it has one."""
-        return read_ancestry(self.files)
+        """The record of the model's training data; None if there is none."""
+        return read_ancestry(self.model_files)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer, available without the weights."""
-        return model_tokenizer(self.files)
+        """The model's tokenizer."""
+        return model_tokenizer(self.model_files)
 
     @cached_property
     def chat_tokenizer(self) -> Tokenizer:
-        """The tokenizer with the chat template of the trained form; UsageError if there is none."""
-        tokenizer = with_chat_template(self.tokenizer, self.trained_form)
+        """The tokenizer, with the chat template that the model was finetuned with; UsageError without one."""
+        tokenizer = with_chat_template(self.tokenizer, self.trained_prompt_form)
         if tokenizer.chat_template is None:
             raise UsageError(
                 f"{self.name} was finetuned in its tokenizer's chat turns, but has no chat template now",
@@ -233,10 +235,11 @@ class LocalModel(EvalModel):
 
     @cached_property
     def engine_label(self) -> str:
-        """Name of the engine. Quantized weights are dequantized when they are loaded."""
-        if self.files.kind != "gguf":
+        """Name of the engine in rows and tables. It says if quantized weights are dequantized on loading."""
+        if self.model_files.kind != "gguf":
             return "torch"
-        # Labelled, because llama.cpp computes with the quantized values and gives slightly other figures.
-        with GGUF(self.files.path) as gguf:
+        # Labelled differently, because llama.cpp computes with quantized values and gives slightly other
+        # scores.
+        with GGUF(self.model_files.path) as gguf:
             types = {tensor.type for tensor in gguf.tensors.values()}
         return "torch" if types <= FLOAT_TYPES else "torch on dequantized weights"

@@ -1,8 +1,8 @@
-"""Perplexity of held-out text: scoring of documents, summaries with intervals, paired differences.
+"""Perplexity of held-out text: scores of documents, perplexities with intervals, paired differences.
 
-A document's tokens are those of its text, with the BOS token in front if the tokenizer adds one, and without
-an end-of-text token: how a model ends a document is not measured. Each token but the first is scored, given
-all tokens before it.
+A document is encoded with the BOS token in front if the tokenizer adds one, and without an end-of-text token,
+so the model's prediction of the end of a document is not measured. Each token except the first is scored,
+given all tokens before it.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meditron.core.statistics import bootstrap_ratio
-from meditron.evaluate.compare import differences
-from meditron.evaluate.config import Against, EvalOptions
+from meditron.core.statistics import MAX_EXPONENT, bootstrap_ratio, finite_exp
+from meditron.evaluate.compare import result_differences
+from meditron.evaluate.config import EvalOptions, ModelPair
 from meditron.evaluate.heldout import data_digest
 from meditron.evaluate.model import EvalModel
 from meditron.evaluate.result_rows import ResultRows
@@ -34,18 +34,18 @@ __all__ = [
     "summarize",
 ]
 
-_GROUP_SIZE = 32  # documents scored between two writes
-_LOSS_BOUNDS = (0.0, 700.0)
-"""Bounds of an interval, in nats per token: a log-loss is not negative, and exp overflows above 709."""
+_GROUP_SIZE = 32  # documents that are scored between two writes of the rows file
+_LOSS_BOUNDS = (0.0, MAX_EXPONENT)
+"""Bounds of intervals in nats per token: the log-loss is never negative, and exp overflows above 709."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedDocument:
-    """A document as token ids."""
+    """A document as token ids, cut to the maximum length."""
 
     ids: Sequence[int]
-    bytes: int
-    """UTF-8 bytes of the scored tokens' text: all ids but the first."""
+    scored_bytes: int
+    """Number of UTF-8 bytes of the text of the scored tokens, which are all except the first."""
     truncated: bool
 
 
@@ -54,14 +54,14 @@ def encode_document(text: str, tokenizer: Tokenizer, max_tokens: int) -> Encoded
     ids = tokenizer.encode(text)
     kept, truncated = ids[:max_tokens], len(ids) > max_tokens
     text_bytes = len((tokenizer.decode(kept) if truncated else text).encode())
-    # Without BOS the first token is text that is context only: its bytes are not scored.
+    # Without BOS the first token is text. It is not scored, so its bytes are not counted.
     unscored = 0 if tokenizer.adds_bos else len(tokenizer.decode(kept[:1]).encode())
-    return EncodedDocument(ids=kept, bytes=text_bytes - unscored, truncated=truncated)
+    return EncodedDocument(ids=kept, scored_bytes=text_bytes - unscored, truncated=truncated)
 
 
 def ids_digest(ids: Sequence[int]) -> str:
     """Return the SHA-256 of token ids."""
-    # Little-endian 32-bit, so that hashes agree between machines.
+    # Hashed as little-endian 32-bit integers on every machine.
     return hashlib.sha256(np.asarray(ids, dtype="<u4").tobytes()).hexdigest()
 
 
@@ -71,17 +71,20 @@ def score_documents(
     options: EvalOptions,
     file: RowsFile[DocumentRow],
 ) -> list[DocumentRow]:
-    """Score every document with one model.
+    """Compute one model's loss on every document.
 
     Args:
         model: The model.
         documents: Source → documents.
-        options: Length limit and batch size.
-        file: The rows file. Its rows of the same settings are reused, new ones are appended.
+        options: Maximum length of a document, and batch size.
+        file: The rows file. Rows with the same cache key are reused; new rows are appended.
+
+    Returns:
+        The rows in the documents' order.
 
     Raises:
-        UsageError: the model's engine does not score given tokens.
-        MeditronError: the loss on a document is not finite.
+        UsageError: the model's engine cannot score given tokens.
+        MeditronError: the loss on a document is infinite or NaN.
     """
     ordered = [document for source in sorted(documents) for document in documents[source]]
     cache_key = fingerprint(
@@ -89,29 +92,29 @@ def score_documents(
             **model.cache_identity,
             "data": data_digest(ordered),
             "max_tokens": options.max_tokens,
-            # The composition of a batch moves the last bits of its sums.
+            # Other batches change the last bits of the losses.
             "batches": [_GROUP_SIZE, options.batch_tokens],
         }
     )
     groups = [ordered[start : start + _GROUP_SIZE] for start in range(0, len(ordered), _GROUP_SIZE)]
 
-    def work(group: Sequence[CorpusDocument]) -> list[DocumentRow]:
-        return _score_group(model, group, options, cache_key)
+    def score_group(group: Sequence[CorpusDocument]) -> list[DocumentRow]:
+        return _score_documents(model, group, options, cache_key)
 
-    rows = run_resumable(file, model.name, cache_key, groups, _item, work, unit="documents")
-    # In the documents' order: the bootstrap draws by position, and the file may have another order.
-    return [rows[_item(document)] for document in ordered]
+    rows = run_resumable(file, model.name, cache_key, groups, _document_key, score_group, unit="documents")
+    # In the documents' order, because the bootstrap draws rows by position; the file's order may differ.
+    return [rows[_document_key(document)] for document in ordered]
 
 
-def _item(document: CorpusDocument) -> tuple[str, ...]:
+def _document_key(document: CorpusDocument) -> tuple[str, ...]:
     return document.source, document.id, document.sha256
 
 
-def _score_group(
+def _score_documents(
     model: EvalModel, documents: Sequence[CorpusDocument], options: EvalOptions, cache_key: str
 ) -> list[DocumentRow]:
     engine = model.scorer
-    # A document longer than the context is truncated; a sliding window would score tokens twice.
+    # Documents longer than the model's context are truncated; no sliding window is used.
     limit = min(options.max_tokens, engine.context)
     encoded = [encode_document(document.text, engine.tokenizer, limit) for document in documents]
     nlls, tokens = engine.score_documents([e.ids for e in encoded], batch_tokens=options.batch_tokens)
@@ -125,7 +128,7 @@ def _score_group(
                 id=document.id,
                 tokens=count,
                 nll=nll,
-                bytes=e.bytes,
+                bytes=e.scored_bytes,
                 ids_sha256=ids_digest(e.ids),
                 truncated=e.truncated,
                 text_sha256=document.sha256,
@@ -141,11 +144,15 @@ def summarize(
     seed: int,
     resamples: int,
 ) -> dict[str, dict[str, Perplexity]]:
-    """Return model → source → perplexity with its interval, from each model's rows."""
+    """Compute the perplexity of each model on each source, with its interval.
+
+    Returns:
+        Model → source → perplexity.
+    """
     digests = {source: data_digest(chosen) for source, chosen in documents.items()}
     return {
         name: {
-            source: _perplexity(
+            source: _source_perplexity(
                 [row for row in model_rows if row.source == source], digest, seed=seed, resamples=resamples
             )
             for source, digest in digests.items()
@@ -155,25 +162,25 @@ def summarize(
 
 
 def compare_pairs(
-    rows: Mapping[str, Sequence[DocumentRow]], pairs: Sequence[Against], *, seed: int, resamples: int
+    rows: Mapping[str, Sequence[DocumentRow]], pairs: Sequence[ModelPair], *, seed: int, resamples: int
 ) -> list[Comparison]:
-    """Return the paired differences of pairs of models, source by source."""
+    """Compute the paired difference in log-loss for each pair of models and each source."""
     results = {
-        name: ResultRows(name=name, documents=[{row.item(): row for row in model_rows}], tasks={})
+        name: ResultRows(name=name, documents=[{row.item_key(): row for row in model_rows}], tasks={})
         for name, model_rows in rows.items()
     }
     return [
         comparison
         for pair in pairs
-        for comparison in differences(
+        for comparison in result_differences(
             results[pair.against], results[pair.model], seed=seed, resamples=resamples
         )
     ]
 
 
-def _perplexity(rows: Sequence[DocumentRow], digest: str, *, seed: int, resamples: int) -> Perplexity:
-    """Compute exp(Σ nll / Σ tokens) of one model and source; the interval resamples documents."""
-    # A document of one token has no prediction to score.
+def _source_perplexity(rows: Sequence[DocumentRow], digest: str, *, seed: int, resamples: int) -> Perplexity:
+    """Compute one model's perplexity exp(Σ nll / Σ tokens) on one source, with a bootstrap over documents."""
+    # A document of one token has no scored token.
     scored = [row for row in rows if row.tokens]
     nlls, tokens = [row.nll for row in scored], [row.tokens for row in scored]
     nll, interval = bootstrap_ratio(nlls, tokens, seed=seed, resamples=resamples, bounds=_LOSS_BOUNDS)
@@ -183,7 +190,7 @@ def _perplexity(rows: Sequence[DocumentRow], digest: str, *, seed: int, resample
         documents=len(scored),
         tokens=sum(tokens),
         nll=nll,
-        perplexity=math.exp(nll),
+        perplexity=finite_exp(nll),
         interval=interval and (math.exp(interval.low), math.exp(interval.high)),
         bits_per_byte=sum(nlls) / math.log(2) / max(1, sum(row.bytes for row in scored)),
         truncated=sum(row.truncated for row in scored),

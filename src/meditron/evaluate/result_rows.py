@@ -1,4 +1,4 @@
-"""Row files of one model, read for comparison."""
+"""Reading of one model's rows, from one or several files, for comparison."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +13,23 @@ from meditron.store.jsonl import read_jsonl
 __all__ = ["ItemKey", "ResultRows", "open_result"]
 
 ItemKey = tuple[str, ...]
-"""A document's or question's `EvalRow.item`: id and content."""
+"""Key of a document or question (`EvalRow.item_key`): its id and the hash of its content."""
 R = TypeVar("R", bound=EvalRow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultRows:
-    """One model's rows of documents, and of questions by task; one mapping for each setting."""
+    """All rows of one model."""
 
     name: str
+    """Name of the result in reports."""
     documents: Sequence[Mapping[ItemKey, DocumentRow]]
+    """For each setting of the evaluation, the rows of documents by item."""
     tasks: Mapping[str, Sequence[Mapping[ItemKey, QuestionRow]]]
+    """Task → for each setting of the evaluation, the rows of questions by item."""
 
     @property
-    def size(self) -> int:
+    def row_count(self) -> int:
         """Number of rows."""
         return sum(
             map(len, (*self.documents, *(rows for settings in self.tasks.values() for rows in settings)))
@@ -37,15 +40,16 @@ def open_result(spec: str) -> ResultRows:
     """Read the rows of a result.
 
     Args:
-        spec: A rows file, or the folder of an evaluation; `:model` after it selects one of several models.
+        spec: A rows file or the folder of an evaluation. `:model` after it selects one of several models.
 
     Raises:
         SourceError: there is no such file.
-        UsageError: no model is selected although there are several, or it has no rows.
+        UsageError: there are several models and none is selected, or the selected one has no rows.
         InputError: a file is damaged.
     """
-    path, model = _split(spec)
-    # A folder may hold other JSONL files, such as fidelity, which is a comparison already.
+    path, model = _split_spec(spec)
+    # The folder may contain other JSONL files, such as the rows of fidelity, which compare two models
+    # already.
     inside = [
         file for file in sorted(path.glob("*.jsonl")) if file.name == PERPLEXITY or _has_questions(file)
     ]
@@ -64,18 +68,18 @@ def open_result(spec: str) -> ResultRows:
     selected = _select_model(path, model, [*documents, *questions])
     tasks: dict[str, list[QuestionRow]] = {}
     for row in questions:
-        if selected in _names(row):
+        if selected in _model_names(row):
             tasks.setdefault(row.task, []).append(row)
     return ResultRows(
         name=spec,
-        documents=_by_setting(row for row in documents if selected in _names(row)),
-        tasks={task: _by_setting(rows) for task, rows in tasks.items()},
+        documents=_group_by_setting(row for row in documents if selected in _model_names(row)),
+        tasks={task: _group_by_setting(rows) for task, rows in tasks.items()},
     )
 
 
-def _split(spec: str) -> tuple[Path, str | None]:
-    """Split `folder:model` at the first colon that follows the name of an existing file or folder."""
-    # Names of models and folders may contain colons (`quantize:F16`).
+def _split_spec(spec: str) -> tuple[Path, str | None]:
+    """Split `folder:model` at the first colon that follows the path of an existing file or folder."""
+    # Names of models and folders may contain colons, such as `quantize:F16`.
     if Path(spec).exists():
         return Path(spec), None
     for index, character in enumerate(spec):
@@ -85,21 +89,21 @@ def _split(spec: str) -> tuple[Path, str | None]:
 
 
 def _has_questions(file: Path) -> bool:
-    # By content, not by name: `--out` and tasks name the files freely.
+    # Decided by content, because names of rows files depend on the tasks.
     return "task" in next(read_jsonl(file), {})
 
 
-def _by_setting(rows: Iterable[R]) -> list[Mapping[ItemKey, R]]:
-    """Group rows by cache key and scoring: one file may hold several evaluations of one model."""
+def _group_by_setting(rows: Iterable[R]) -> list[Mapping[ItemKey, R]]:
+    """Group rows by cache key and scoring, because a file may contain several evaluations of a model."""
     settings: dict[tuple[str, str], dict[ItemKey, R]] = {}
     for row in rows:
-        scoring = row.scoring if isinstance(row, QuestionRow) else ""
-        settings.setdefault((row.cache_key, scoring), {})[row.item()] = row
+        scoring = row.scoring_name if isinstance(row, QuestionRow) else ""
+        settings.setdefault((row.cache_key, scoring), {})[row.item_key()] = row
     return list(settings.values())
 
 
-def _names(row: EvalRow) -> set[str]:
-    """Return the names of a row's model: its own, and with the beginning of its weights' digest."""
+def _model_names(row: EvalRow) -> set[str]:
+    """Return the two names that select a row's model: `NAME` and `NAME@DIGEST`, with the digest shortened."""
     return {row.model, f"{row.model}@{row.model_digest[:8]}"}
 
 
@@ -107,14 +111,14 @@ def _select_model(path: Path, model: str | None, rows: Sequence[EvalRow]) -> str
     names = sorted({row.model for row in rows})
     if model is None and len(names) == 1:
         model = names[0]
-    known = set[str]().union(*map(_names, rows))
+    known = set[str]().union(*map(_model_names, rows))
     if model is None or model not in known:
         problem = "several models' rows" if model is None else f"no rows of '{model}'"
         raise UsageError(
             f"{path} holds {problem} (it has: {', '.join(names) or 'none'})", hint=f"write {path}:MODEL"
         )
-    # The same name can have been evaluated with different weights: mixing them would compare nothing.
-    digests = sorted({row.model_digest for row in rows if model in _names(row)})
+    # Rows of different weights under one name must not be mixed.
+    digests = sorted({row.model_digest for row in rows if model in _model_names(row)})
     if len(digests) > 1:
         choice = " or ".join(f"{path}:{model}@{digest[:8]}" for digest in digests)
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Row types of the files behind every score: one line per model and document, question or pair of models."""
+"""Types of the rows from which all scores are computed: one row per model and document or question."""
 
 from abc import abstractmethod
 from typing import Annotated, ClassVar
@@ -9,25 +9,25 @@ from meditron.core.config import Config
 
 __all__ = ["FIDELITY", "PERPLEXITY", "DocumentRow", "EvalRow", "FidelityRow", "LogProbability", "QuestionRow"]
 
-# Names of the rows files; those of tasks are named after the task.
+# Names of the rows files of documents and of fidelity; the rows file of a task is named after the task.
 PERPLEXITY, FIDELITY = "perplexity.jsonl", "fidelity.jsonl"
-# NaN and infinity are not JSON, and a damaged model must not become a row.
+# Without NaN and infinity, which JSON cannot represent and which only damaged models produce.
 Nats = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LogProbability = Annotated[float, Field(le=0, allow_inf_nan=False)]
 
 
 class EvalRow(Config):
-    """The fields that all rows share: the model, the measured item, and the settings' cache key."""
+    """Base class of rows, with the fields that all rows have."""
 
-    contents: ClassVar[str]
-    """Plural name of such rows, for errors."""
+    rows_name: ClassVar[str]
+    """Plural name of the rows of this type, for errors."""
 
-    # The first field of every row: a rows file is recognized by it after a kill (`rows_file`).
+    # The first field of every row: `rows_file` recognizes an incomplete last row by it.
     model: str
-    """Reference of the model in the recipe."""
+    """Name of the model in the recipe."""
 
     model_digest: str
-    """SHA-256 of the model's files; of a remote model, of its URL and name."""
+    """SHA-256 of the model's files; for a model behind an API, of its URL and name."""
 
     engine: str
     """Engine of the model: `torch`, or `torch on dequantized weights`."""
@@ -39,36 +39,36 @@ class EvalRow(Config):
     """Id of the document or question."""
 
     cache_key: str
-    """SHA-256 of everything that decides this row: model, data, number format, batches."""
+    """SHA-256 of everything that the row depends on: model, data, number format, batches."""
 
     @abstractmethod
-    def item(self) -> tuple[str, ...]:
-        """Return the document's or question's id and content hash, unique among the rows of a cache key."""
+    def item_key(self) -> tuple[str, ...]:
+        """Return the key of the document or question, unique among the rows with one cache key."""
 
-    def key(self) -> tuple[str, ...]:
-        """Return the row's identity in a file that holds several models and settings."""
-        return self.model, self.cache_key, *self.item()
+    def row_key(self) -> tuple[str, ...]:
+        """Return the key of the row, unique in a file with several models and settings."""
+        return self.model, self.cache_key, *self.item_key()
 
 
 class DocumentRow(EvalRow):
     """The loss of one model on one document."""
 
-    contents = "perplexities"
+    rows_name = "perplexities"
 
     source: str
     """Source of the document."""
 
     tokens: int = Field(ge=0)
-    """Scored tokens: all but the first, which has no context; 0 for a document of one token."""
+    """Number of scored tokens: all except the first, which has no context; 0 for a document of one token."""
 
     nll: Nats
-    """Sum of their negative log-likelihoods, in nats."""
+    """Sum of the negative log-likelihoods of the scored tokens, in nats."""
 
     bytes: int = Field(ge=0)
-    """UTF-8 bytes of the scored tokens' text."""
+    """Number of UTF-8 bytes of the text of the scored tokens."""
 
     ids_sha256: str
-    """SHA-256 of the token ids. Losses per token compare only between models that read the same ids."""
+    """SHA-256 of the token ids. Losses per token are comparable only if these hashes are equal."""
 
     truncated: bool = False
     """True if only the document's first `max_tokens` tokens were scored."""
@@ -76,35 +76,36 @@ class DocumentRow(EvalRow):
     text_sha256: str
     """SHA-256 of the document's whole text."""
 
-    def item(self) -> tuple[str, ...]:
-        """Return the source, the id and the text's hash."""
-        # The text's hash as well: the same id may stand for a revised text in a rebuilt corpus.
+    def item_key(self) -> tuple[str, ...]:
+        """Return the document's source, id and text hash."""
+        # The hash is included, because the text under an id may change when the corpus is rebuilt.
         return self.source, self.id, self.text_sha256
 
 
 class QuestionRow(EvalRow):
-    """The answer of one model to one question. Each evaluation method has a subclass.
+    """The answer of one model to one question. Each evaluation method has a subclass for its rows.
 
-    The subclasses form a discriminated union: a subclass narrows `method` to a literal, its method's name.
+    The subclasses form a discriminated union: in each, the type of `method` is a Literal of the method's
+    name.
     """
 
-    contents = "answers"
+    rows_name = "answers"
 
     task: str
     version: int
     data_sha256: str
-    """SHA-256 over all questions of the split, of which `--questions` may take fewer."""
+    """SHA-256 of all questions of the split, including those that were not evaluated."""
     template: str
     prompt_form: str
-    """`raw`, or the name of the chat template of the prompt."""
+    """Form of the prompt: `raw`, or the name of a chat template."""
     method: str
-    """Name of the evaluation method; decides the row's type."""
+    """Name of the evaluation method, which decides the type of the row."""
     shots: int = Field(ge=0)
-    """Solved examples in the prompt."""
+    """Number of solved examples in the prompt."""
     shot_ids: tuple[str, ...] = ()
-    """Their ids, in the prompt's order."""
+    """Ids of the solved examples, in the order of the prompt."""
     shots_sha256: str | None = None
-    """SHA-256 of the file of examples; None if they are from the task's training split."""
+    """SHA-256 of the file of solved examples; None if they are from the task's training split."""
 
     question_sha256: str
     """SHA-256 of the question with its context, options and gold answer."""
@@ -121,36 +122,36 @@ class QuestionRow(EvalRow):
     correct: bool
 
     truncated: bool = False
-    """True if the beginning of the prompt was left out because it does not fit in the context."""
+    """True if the beginning of the prompt was cut off because the prompt did not fit in the context."""
 
     @property
-    def scoring(self) -> str:
-        """The method's name, or the name of its rule; answers of different scorings do not compare."""
+    def scoring_name(self) -> str:
+        """Name of the method, or of the method's rule; answers by different ones are not comparable."""
         return self.method
 
-    def item(self) -> tuple[str, ...]:
-        """Return the id and the content's hash."""
+    def item_key(self) -> tuple[str, ...]:
+        """Return the question's id and the hash of its content."""
         return self.id, self.question_sha256
 
 
 class FidelityRow(EvalRow):
-    """The distance of one model's predictions of one document from another model's."""
+    """The distance between two models' predictions on one document."""
 
-    contents = "fidelity"
+    rows_name = "fidelity"
 
     against: str
-    """Reference of the other model."""
+    """Name of the reference model, whose predictions are taken as true."""
 
     source: str
     nll: Nats
     nll_against: Nats
 
-    # Every token's value: quantiles over a source cannot be computed from means of documents.
+    # A value for each token, because quantiles of a source cannot be computed from means of documents.
     kl: tuple[float, ...]
-    """KL(against ‖ model) of each predicted token's distribution, in nats."""
+    """KL(against ‖ model) of the distribution of each predicted token, in nats."""
 
     agree: int = Field(ge=0)
-    """Tokens for which both models have the same most likely prediction."""
+    """Number of tokens for which both models have the same most likely prediction."""
 
     truncated: bool = False
     """True if only the document's first `max_tokens` tokens were predicted."""
@@ -158,10 +159,10 @@ class FidelityRow(EvalRow):
     text_sha256: str
     """SHA-256 of the document's whole text."""
 
-    def item(self) -> tuple[str, ...]:
-        """Return the source, the id and the text's hash."""
+    def item_key(self) -> tuple[str, ...]:
+        """Return the document's source, id and text hash."""
         return self.source, self.id, self.text_sha256
 
-    def key(self) -> tuple[str, ...]:
-        """Return the row's identity, with both models."""
-        return self.model, self.against, self.cache_key, *self.item()
+    def row_key(self) -> tuple[str, ...]:
+        """Return the key of the row, which includes both models."""
+        return self.model, self.against, self.cache_key, *self.item_key()

@@ -1,7 +1,7 @@
-"""Row files that grow while models are scored, so that a killed evaluation continues.
+"""Rows files, to which rows are appended while a model is scored, so that a killed evaluation can continue.
 
-Rows are appended batch by batch: a kill costs at most one batch. At the end the file is rewritten in one
-canonical order, so interrupted and uninterrupted runs leave the same bytes.
+Rows are appended group by group, so a killed run loses at most one group. At the end the file is rewritten in
+sorted order, so that runs with and without interruption write the same bytes.
 """
 
 import json
@@ -22,9 +22,9 @@ from meditron.store.files import make_folder
 from meditron.store.jsonl import read_jsonl
 from meditron.store.resumable_jsonl import ResumableJsonl
 
-__all__ = ["RowsFile", "exclusive", "read_rows", "run_resumable"]
+__all__ = ["RowsFile", "lock_rows_file", "read_rows", "run_resumable"]
 
-# The first field of every row. A torn last line that begins otherwise is not ours to overwrite.
+# Beginning of every row. A file whose incomplete last line begins differently is not a rows file.
 _ROW_START = b'{"model":"'
 R = TypeVar("R", bound=EvalRow)
 T = TypeVar("T")
@@ -38,24 +38,24 @@ def read_rows(path: Path, row_type: type[R]) -> list[R]:
         row_type: Type of its rows. `QuestionRow` reads the rows of every evaluation method.
 
     Raises:
-        InputError: a line is not such a row, or two rows are of the same model and item.
+        InputError: a line is not a row of this type, or two rows have the same model, settings and item.
     """
-    adapter = _adapter(row_type)
+    adapter = _row_adapter(row_type)
     rows = [
-        _validated(path, number, line, row_type, adapter)
+        _validate_row(path, number, line, row_type, adapter)
         for number, line in enumerate(read_jsonl(path), start=1)
     ]
-    if len({row.key() for row in rows}) != len(rows):
+    if len({row.row_key() for row in rows}) != len(rows):
         item = "question" if issubclass(row_type, QuestionRow) else "document"
         raise InputError(path, f"two rows of the same model, settings and {item}")
     return rows
 
 
-def _adapter(row_type: type[EvalRow]) -> TypeAdapter[Any]:
+def _row_adapter(row_type: type[EvalRow]) -> TypeAdapter[Any]:
     return question_row_adapter() if row_type is QuestionRow else TypeAdapter(row_type)
 
 
-def _validated(
+def _validate_row(
     path: Path, number: int, line: dict[str, Any] | bytes, row_type: type[R], adapter: TypeAdapter[R]
 ) -> R:
     try:
@@ -65,29 +65,29 @@ def _validated(
         field = ".".join(map(str, first["loc"])) or "line"
         raise InputError(
             path,
-            f"not a row of {row_type.contents}: {field}: {first['msg']}",
+            f"not a row of {row_type.rows_name}: {field}: {first['msg']}",
             place=f"row {number}",
             hint="rows of another version cannot be read; choose another folder with --out",
         ) from error
 
 
-def exclusive(path: Path) -> AbstractContextManager[None]:
-    """Hold a rows file for this process; wait while another evaluation writes it.
+def lock_rows_file(path: Path) -> AbstractContextManager[None]:
+    """Return a context manager that locks a rows file; wait while another evaluation writes the file.
 
-    The lock is on a file beside the rows because the rows file itself may be replaced.
+    A separate file beside the rows file is locked, because the rows file itself is replaced at the end.
     """
     waiting = f"waiting: another evaluation is writing {path}"
     return exclusive_lock(path.with_name(f".{path.name}.lock"), waiting)
 
 
 class RowsFile(Generic[R]):
-    """A rows file open for reading earlier rows and appending new ones.
+    """A rows file, open for reading the rows of earlier runs and for appending new ones.
 
-    Opening it changes nothing on the disk. A file that is not a rows file is refused untouched, and a link is
-    never written through.
+    Opening a rows file does not change it. A file of another kind is never overwritten, and a symbolic link
+    is never followed.
 
     Raises:
-        InputError: the file holds something else than such rows.
+        InputError: the file contains something other than rows of this type.
         StorageError: the path is a symbolic link.
     """
 
@@ -95,16 +95,16 @@ class RowsFile(Generic[R]):
         make_folder(path.parent)
         self.path = path
         self._file = ResumableJsonl(path)
-        adapter = _adapter(row_type)
+        adapter = _row_adapter(row_type)
         self.rows: list[R] = [
-            _validated(path, number, line, row_type, adapter)
+            _validate_row(path, number, line, row_type, adapter)
             for number, line in enumerate(self._file.lines, start=1)
         ]
-        # A torn last line must be the beginning of a row: anything else is a file of the user's.
-        torn = self._file.torn
+        # An incomplete last line must be the beginning of a row; else this is some other file of the user.
+        torn = self._file.incomplete_line
         if not torn.startswith(_ROW_START[: len(torn)]):
             hint = "choose another folder with --out"
-            raise InputError(path, f"not a file of {row_type.contents}", hint=hint)
+            raise InputError(path, f"not a file of {row_type.rows_name}", hint=hint)
 
     def __enter__(self) -> Self:
         return self
@@ -114,21 +114,21 @@ class RowsFile(Generic[R]):
     ) -> None:
         self._file.close()
 
-    def known(self, cache_key: str) -> dict[tuple[str, ...], R]:
-        """Return item → the row of an earlier run with this cache key."""
-        return {row.item(): row for row in self.rows if row.cache_key == cache_key}
+    def rows_with_cache_key(self, cache_key: str) -> dict[tuple[str, ...], R]:
+        """Return item → row, for the rows of earlier runs with this cache key."""
+        return {row.item_key(): row for row in self.rows if row.cache_key == cache_key}
 
-    def append(self, rows: Sequence[R]) -> None:
-        """Append rows; they are on the disk when this returns."""
-        self._file.append(map(_line, rows))
+    def append_rows(self, rows: Sequence[R]) -> None:
+        """Append rows and flush them to the disk."""
+        self._file.append(map(_encode_row, rows))
 
-    def finish(self, rows: Iterable[R]) -> None:
-        """Replace the file by these rows, in the order of their keys, one row per key."""
-        by_key = {row.key(): row for row in rows}
-        self._file.replace(_line(by_key[key]) for key in sorted(by_key))
+    def rewrite_sorted(self, rows: Iterable[R]) -> None:
+        """Rewrite the file with these rows, sorted by key; of several rows with one key the last is kept."""
+        by_key = {row.row_key(): row for row in rows}
+        self._file.replace_content(_encode_row(by_key[key]) for key in sorted(by_key))
 
 
-def _line(row: EvalRow) -> bytes:
+def _encode_row(row: EvalRow) -> bytes:
     text = json.dumps(row.model_dump(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode() + b"\n"
 
@@ -144,23 +144,26 @@ def run_resumable(
     unit: str,
     about: str = "",
 ) -> dict[tuple[str, ...], R]:
-    """Compute the rows that the file does not have yet, group by group.
+    """Compute the rows that the file does not contain yet, group by group.
 
     Args:
         file: The rows file; new rows are appended to it.
-        name: The model's name, set in every returned row.
-        cache_key: Rows of the file with this key are not computed again.
-        groups: Items that are computed together and written at once.
-        item: An item's key among the rows (`EvalRow.item`).
-        work: Computes the rows of a group.
+        name: Name of the model, set in every returned row.
+        cache_key: Rows of the file with this cache key are reused.
+        groups: Items in groups that are computed together and written together.
+        item: Function that returns the key of an item (`EvalRow.item_key`).
+        work: Function that computes the rows of a group.
         unit: Plural name of an item in the progress bar.
-        about: Text after the model's name in the progress bar.
+        about: Text after the name of the model in the progress bar.
 
     Returns:
-        Key of the item → row.
+        Key of an item → its row.
     """
-    rows = {key: row.model_copy(update={"model": name}) for key, row in file.known(cache_key).items()}
-    # A group is computed whole or not at all: the composition of a batch changes the last bits of a sum.
+    rows = {
+        key: row.model_copy(update={"model": name})
+        for key, row in file.rows_with_cache_key(cache_key).items()
+    }
+    # If one row of a group is missing, the whole group is computed: other batches change the last bits.
     missing = [group for group in groups if any(item(member) not in rows for member in group)]
     if missing:
         total = sum(map(len, groups))
@@ -168,7 +171,7 @@ def run_resumable(
         with progress(f"evaluate {name}{about}", total, unit, start=start) as bar:
             for group in missing:
                 computed = work(group)
-                file.append(computed)
-                rows |= {row.item(): row for row in computed}
+                file.append_rows(computed)
+                rows |= {row.item_key(): row for row in computed}
                 bar.advance(len(group))
     return rows

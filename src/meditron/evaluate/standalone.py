@@ -1,4 +1,4 @@
-"""Evaluation without a recipe: one model on one task, or against another model."""
+"""Evaluation without a recipe: one model on one task, or the fidelity of one model to another."""
 
 import re
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from meditron.core.errors import InputError
-from meditron.core.machine import resolve_matrix_dtype
+from meditron.core.machine import DType, resolve_matrix_dtype
 from meditron.evaluate import accuracy, fidelity
 from meditron.evaluate.answers import answer_questions
 from meditron.evaluate.config import EvalOptions
-from meditron.evaluate.eval_set import EvalSet, rows_file
-from meditron.evaluate.heldout import distinct
+from meditron.evaluate.eval_set import EvalSet, rows_file_name
+from meditron.evaluate.heldout import distinct_heldout
 from meditron.evaluate.model import EvalModel, LocalModel
 from meditron.evaluate.rows import FIDELITY, EvalRow, FidelityRow, QuestionRow
-from meditron.evaluate.rows_file import RowsFile, exclusive
+from meditron.evaluate.rows_file import RowsFile, lock_rows_file
 from meditron.evaluate.stage import BAYES_ROWS
-from meditron.evaluate.trained import refuse_trained_questions, training_data
+from meditron.evaluate.trained import refuse_trained_questions, training_data_record
 from meditron.store.files import refuse_overwrite
 from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
@@ -41,50 +41,49 @@ def evaluate_on_task(
     out: Path | None = None,
     seed: int = 1,
 ) -> tuple[EvaluationResult, Path]:
-    """Score a model on a task, beside the baselines.
+    """Score a model on a task, and compute the baselines.
 
-    Rows of other models and settings in the same file are kept; rows that are there are not computed again.
+    Rows of other models and settings in the same file are kept, and existing rows of this model are reused.
 
     Args:
-        model: A MODEL, or a model that is already described, such as one behind an API.
+        model: A MODEL, or an `EvalModel`, such as a model behind an API.
         task: A task's name, or a file of questions.
-        options: Settings.
-        template: Name of the prompt template; default: the task's own.
+        options: The evaluation options.
+        template: Name of the prompt template; default: that of the task.
         corpus: Folder of a corpus, for tasks that are made from one.
-        out: Folder of the rows; default: `evaluations/MODEL`.
+        out: Folder of the rows file; default: `evaluations/MODEL`.
         seed: Seed of the examples' draw.
 
     Returns:
-        The results, and the rows' file.
+        The results, and the path of the rows file.
 
     Raises:
-        UsageError: no such task or template; the task needs a corpus, or has too few rows for the shots; the
-            rows would overwrite an input; the model's engine lacks the method's capability.
-        SourceError: no such model or file.
+        UsageError: there is no such task or template; the task needs a corpus or has too few questions; the
+            rows file would overwrite an input; or the engine lacks a capability that the method needs.
+        SourceError: there is no such model or file.
         InputError: a file is damaged.
-        MeditronError: the model, or one that it was trained from, was trained on the questions; a figure is
-            not finite.
+        MeditronError: the model or its base was trained on the questions, or a score is infinite or NaN.
     """
     opened = open_task(task, corpus=corpus, template=template)
     shots_from = Path(options.shots_from) if options.shots_from else None
-    eval_sets = EvalSet.of(opened, options, seed=seed, shots_from=shots_from)
-    eval_model = _local(model, resolve_matrix_dtype(options.dtype)) if isinstance(model, str) else model
+    eval_sets = EvalSet.from_task(opened, options, seed=seed, shots_from=shots_from)
+    eval_model = _open_local_model(model, options.dtype) if isinstance(model, str) else model
     name = eval_model.name
-    path = (out or _folder(name)) / rows_file(opened)
-    # `with` closes the engine, so everything that needs it is read before.
+    path = (out or _default_folder(name)) / rows_file_name(opened)
+    # The end of the `with` block closes the engine, so its name and identity are read inside.
     with eval_model:
         refuse_trained_questions(eval_model, eval_sets)
-        # The rows' file is named after the task, so `--out` may point at the question file itself.
-        refuse_overwrite([path], [Path(task), *filter(None, [shots_from]), *eval_model.content])
-        with exclusive(path), RowsFile(path, QuestionRow) as file:
+        # The rows file is named after the task and could be the question file itself, with `--out`.
+        refuse_overwrite([path], [Path(task), *filter(None, [shots_from]), *eval_model.content_files])
+        with lock_rows_file(path), RowsFile(path, QuestionRow) as file:
             answers = [answer_questions(eval_model, eval_set, file) for eval_set in eval_sets]
-            _finish(file, [row for rows in answers for row in rows])
+            _write_rows(file, [row for rows in answers for row in rows])
         engine, dtype, provenance = eval_model.engine_label, eval_model.dtype, eval_model.provenance
     result = EvaluationResult(
         **_task_figures(name, eval_sets, answers, opened.rows("train", BAYES_ROWS)),
         engines={name: engine},
         identities={name: provenance} if provenance else {},
-        ancestry={name: training_data(eval_model)},
+        ancestry={name: training_data_record(eval_model)},
         rows=path.name,
         dtype=dtype,
         seed=seed,
@@ -99,10 +98,10 @@ def _task_figures(
     answers: Sequence[Sequence[QuestionRow]],
     training: Sequence[Question],
 ) -> dict[str, Any]:
-    """Return the scores, baselines and differences of one model, as fields of an EvaluationResult."""
-    # No pairs: one model is compared with naive Bayes only.
+    """Return one model's scores, baselines and differences, as fields of an EvaluationResult."""
+    # Without pairs, the model is compared with naive Bayes only.
     figures = {
-        eval_set.label: accuracy.figures(eval_set, {name: rows}, (), training)
+        eval_set.label: accuracy.compute_figures(eval_set, {name: rows}, (), training)
         for eval_set, rows in zip(eval_sets, answers, strict=True)
     }
     return {
@@ -121,40 +120,41 @@ def evaluate_against(
     out: Path | None = None,
     seed: int = 1,
 ) -> tuple[EvaluationResult, Path]:
-    """Compare a model's predictions of a corpus' held-out text with another model's.
+    """Compare two models' predictions on the held-out text of a corpus (see `fidelity`).
 
     Args:
         model: A MODEL, such as a quantized file.
-        against: The MODEL whose distributions are taken as true.
+        against: The reference MODEL, whose distributions are taken as true.
         corpus: Folder of a corpus.
-        options: Settings.
-        out: Folder of the rows; default: `evaluations/MODEL`.
+        options: The evaluation options.
+        out: Folder of the rows file; default: `evaluations/MODEL`.
         seed: Seed of the bootstrap.
 
     Returns:
-        The results, and the rows' file.
+        The results, and the path of the rows file.
 
     Raises:
-        UsageError: the models do not read the same tokens.
-        SourceError: no such model or corpus.
-        InputError: the corpus has nothing held out, or a file is damaged.
-        MeditronError: a figure is not finite.
+        UsageError: the models have different tokenizers.
+        SourceError: there is no such model or corpus.
+        InputError: the corpus has too few held-out documents, or a file is damaged.
+        MeditronError: a prediction is infinite or NaN.
     """
-    texts = distinct(corpus, options.fidelity_documents)
-    # Before the models are loaded: an interval over documents needs two of a source.
+    texts = distinct_heldout(corpus, options.fidelity_documents)
+    # Checked before the models are loaded: an interval needs at least two documents of a source.
     if not any(len(chosen) >= 2 for chosen in texts.values()):
         raise InputError(corpus, "fewer than two held-out documents of any source", hint="is it a corpus?")
-    path = (out or _folder(model)) / FIDELITY
+    path = (out or _default_folder(model)) / FIDELITY
     with ExitStack() as stack:
-        sides = [stack.enter_context(_local(spec, fidelity.DTYPE)) for spec in (model, against)]
-        refuse_overwrite([path], [corpus, *(file for side in sides for file in side.content)])
-        # The default folder is shared by all evaluations of a model, so two may run at once.
-        stack.enter_context(exclusive(path))
+        sides = [stack.enter_context(_open_local_model(spec, fidelity.DTYPE)) for spec in (model, against)]
+        refuse_overwrite([path], [corpus, *(file for side in sides for file in side.content_files)])
+        # Locked, because all evaluations of a model have the same default folder and may run at the same
+        # time.
+        stack.enter_context(lock_rows_file(path))
         file = stack.enter_context(RowsFile(path, FidelityRow))
         rows = fidelity.compare_distributions(sides[0], sides[1], texts, options.max_tokens, file)
-        _finish(file, rows)
+        _write_rows(file, rows)
         engines = {side.name: side.engine_label for side in sides}
-        ancestry = {side.name: training_data(side) for side in sides}
+        ancestry = {side.name: training_data_record(side) for side in sides}
     result = EvaluationResult(
         fidelity=fidelity.summarize(rows, texts, seed=seed, resamples=options.resamples),
         engines=engines,
@@ -167,15 +167,15 @@ def evaluate_against(
     return result, path
 
 
-def _finish(file: RowsFile[R], rows: Sequence[R]) -> None:
-    """Write these rows with those of other models and settings."""
-    file.finish([*file.rows, *rows])
+def _write_rows(file: RowsFile[R], rows: Sequence[R]) -> None:
+    """Rewrite the file with these rows and those of other models and settings."""
+    file.rewrite_sorted([*file.rows, *rows])
 
 
-def _folder(model: str) -> Path:
-    # A MODEL may be a path or a URL: only characters that are safe in a file name stay.
+def _default_folder(model: str) -> Path:
+    # A MODEL may be a path or a URL: characters that are not safe in a file name are replaced.
     return Path("evaluations") / (re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model")
 
 
-def _local(spec: str, dtype: str) -> LocalModel:
-    return LocalModel(spec, Artifact(spec, resolve_model(spec).path, ""), dtype)
+def _open_local_model(spec: str, dtype: DType) -> LocalModel:
+    return LocalModel(spec, Artifact(spec, resolve_model(spec).path, ""), resolve_matrix_dtype(dtype))

@@ -1,4 +1,4 @@
-"""Refusal to score a model on data that it, or a model it was trained from, was trained on."""
+"""Refusal to score a model on its own training data or on that of a model that it was trained from."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,22 +13,25 @@ from meditron.store.results import TrainingData, TrainingRecord
 from meditron.tasks.overlap import is_in_messages, lookup_hashes
 from meditron.tasks.question import Question
 
-__all__ = ["refuse_trained_documents", "refuse_trained_questions", "training_data"]
+__all__ = ["refuse_trained_documents", "refuse_trained_questions", "training_data_record"]
 
 
 def refuse_trained_questions(model: EvalModel, eval_sets: Iterable[EvalSet]) -> None:
-    """Raise MeditronError if a training in the model's ancestry read one of the questions, by content.
+    """Raise MeditronError if the model, or a model that it was trained from, was trained on a question.
 
-    Ids, files, contexts, the order of options and the model's file format make no difference.
+    Questions are compared by content, independent of ids, files, contexts and the order of options.
     """
-    if unlisted := [training.stage for training in _trainings(model) if training.texts is None]:
+    if unlisted := [training.stage for training in _recorded_trainings(model) if training.texts is None]:
         warn(
             f"{model.name} was trained on more messages than its record lists ({', '.join(unlisted)}): "
             "they may include the questions"
         )
     for eval_set in eval_sets:
-        seen = [(training, _questions_in(training, eval_set.questions)) for training in _trainings(model)]
-        # A set: two trainings may have read the same question.
+        seen = [
+            (training, _trained_questions(training, eval_set.questions))
+            for training in _recorded_trainings(model)
+        ]
+        # A set, because two trainings may have used the same question.
         if trained := {question for _, questions in seen for question in questions}:
             stages = ", ".join(f"{t.stage} (data: {t.data})" for t, questions in seen if questions)
             raise MeditronError(
@@ -38,29 +41,28 @@ def refuse_trained_questions(model: EvalModel, eval_sets: Iterable[EvalSet]) -> 
             )
 
 
-def _trainings(model: EvalModel) -> tuple[Training, ...]:
+def _recorded_trainings(model: EvalModel) -> tuple[Training, ...]:
     return model.ancestry.trainings if model.ancestry else ()
 
 
-def _questions_in(training: Training, questions: Iterable[Question]) -> list[Question]:
-    """Return the questions that a training read: as a task, in users' messages, or in their documents."""
-    # A question can have been read in three ways: in a task, in a conversation, in its abstract.
+def _trained_questions(training: Training, questions: Iterable[Question]) -> list[Question]:
+    """Return the questions that a training used: in a task, in a conversation, or in their abstract."""
     known, texts = {*training.questions, *training.variants}, frozenset(training.texts or ())
     documents = frozenset(training.documents or ())
     return [
         q
         for q in questions
         if known & lookup_hashes(q)
-        or (q.document and short_hash(q.document) in documents)
+        or (q.document_sha256 and short_hash(q.document_sha256) in documents)
         or (texts and is_in_messages(texts, q.text))
     ]
 
 
 def refuse_trained_documents(model: EvalModel, documents: Mapping[str, Sequence[CorpusDocument]]) -> None:
-    """Raise MeditronError if a training in the model's ancestry read a held-out document, by content."""
+    """Raise MeditronError if the model, or one it was trained from, was trained on a held-out document."""
     heldout = {short_hash(text.content_sha256) for texts in documents.values() for text in texts}
-    for training in _trainings(model):
-        # Large corpora are recorded by their digest alone; overlap cannot be excluded then.
+    for training in _recorded_trainings(model):
+        # For a large corpus only a digest is recorded, so overlap cannot be excluded.
         if training.documents is None:
             warn(
                 f"{model.name} was trained on more documents than its record lists ({training.stage}): "
@@ -74,15 +76,15 @@ def refuse_trained_documents(model: EvalModel, documents: Mapping[str, Sequence[
             )
 
 
-def training_data(model: EvalModel) -> TrainingData:
-    """Return the record of a model's training data for results and card."""
+def training_data_record(model: EvalModel) -> TrainingData:
+    """Return the record of a model's training data, for results and the model card."""
     ancestry = model.ancestry
-    # No record means unknown, never clean: most downloaded models have none.
+    # Most downloaded models have no record: their training data is unknown and may include the questions.
     if ancestry is None:
         return TrainingData(statement=training_data_sentence(None), known=False)
     return TrainingData(
         statement=training_data_sentence(ancestry),
-        known=ancestry.trained_from_scratch and ancestry.complete,
+        known=ancestry.trained_from_scratch and ancestry.lists_all_data,
         base=ancestry.base,
         trainings=tuple(
             TrainingRecord(

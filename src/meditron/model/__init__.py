@@ -1,1 +1,1 @@
-"""The plain model, its weights in and out, its losses and its words."""
+"""The Llama model in plain PyTorch: config, weights from and to HF and GGUF, losses, text generation."""

@@ -8,11 +8,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from meditron.core.config import Config
 from meditron.core.errors import InputError
-from meditron.model.gguf_shape import GGUF_KEYS, gguf_fields, rope_divisors, scaling_metadata
+from meditron.model.gguf_shape import GGUF_KEYS, config_fields_from_gguf, rope_divisors, rope_scaling_metadata
 
-__all__ = ["LlamaConfig", "RopeScaling", "llama3_factors"]
+__all__ = ["LlamaConfig", "RopeScaling", "llama3_rope_divisors"]
 
-# Bounds far beyond any published Llama: a malicious file must not cause an allocation of any size.
+# The bounds are far above any published Llama; they keep a malicious file from causing a huge allocation.
 Count = Annotated[int, Field(gt=0, le=1 << 20, strict=True)]
 Length = Annotated[int, Field(gt=0, le=1 << 30, strict=True)]
 Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
@@ -20,7 +20,7 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 24, strict=True)]
 
 
 class RopeScaling(Config):
-    """Scaling of the rotary frequencies for contexts longer than those of pretraining; HF's names."""
+    """Scaling of the rotary frequencies for contexts longer than in pretraining, under HF's field names."""
 
     rope_type: Literal["linear", "dynamic", "llama3", "yarn"]
     """The scaling rule; see `meditron.model.rope`."""
@@ -46,7 +46,7 @@ class RopeScaling(Config):
     """yarn: round the bounds of the interpolation to whole dimensions."""
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _require_fields_of_rule(self) -> Self:
         required = {
             "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
             "yarn": ("original_max_position_embeddings",),
@@ -96,7 +96,7 @@ class LlamaConfig(Config):
     """Padding token."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_shape(self) -> Self:
         # Each group of query heads shares one key/value head, so the groups must be equal.
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -111,12 +111,12 @@ class LlamaConfig(Config):
         if rule == "dynamic" and self.head_dim == 2:
             raise ValueError("head_dim must be greater than 2 with dynamic scaling, got 2")
         # Each field is bounded, but their product is not: 2^43 parameters are 16 TiB in bfloat16.
-        if self.parameters > 1 << 43:
-            raise ValueError(f"the model would have {self.parameters:,} parameters")
+        if self.parameter_count > 1 << 43:
+            raise ValueError(f"the model would have {self.parameter_count:,} parameters")
         return self
 
     @property
-    def parameters(self) -> int:
+    def parameter_count(self) -> int:
         """Number of parameters; a tied head is counted once."""
         width, heads = self.hidden_size, self.num_attention_heads * self.head_dim
         # Query and output projections; key and value projections.
@@ -127,7 +127,7 @@ class LlamaConfig(Config):
         return embeddings + self.num_hidden_layers * block + width
 
     @property
-    def cache_bytes(self) -> int:
+    def kv_cache_bytes_per_token(self) -> int:
         """Bytes of one token's keys and values in F16."""
         return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
@@ -135,11 +135,11 @@ class LlamaConfig(Config):
         """Return the floating-point operations of one training token (forward and backward).
 
         The convention of PaLM (Chowdhery et al. 2022, appendix B): 6 per parameter, the embedding included,
-        and 12 · layers · heads · head_dim · sequence_length for attention, neither halved for causality nor
-        with recomputation.
+        and 12 · layers · heads · head_dim · sequence_length for attention, not halved for causal masking and
+        without recomputation.
         """
         heads = self.num_attention_heads * self.head_dim
-        return 6 * self.parameters + 12 * self.num_hidden_layers * heads * sequence_length
+        return 6 * self.parameter_count + 12 * self.num_hidden_layers * heads * sequence_length
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], path: Path | str = "config.json") -> Self:
@@ -152,10 +152,10 @@ class LlamaConfig(Config):
         fields = {name: config[name] for name in cls.model_fields if config.get(name) is not None}
         if fields.get("pad_token_id") == -1:  # some configs write "none" so
             del fields["pad_token_id"]
-        fields |= _rope_of_hf(config, path)
+        fields |= _rope_fields_from_hf(config, path)
         fields.setdefault("max_position_embeddings", 2048)  # transformers' default
-        _derive_heads(fields)
-        return cls._checked(fields, path)
+        _add_default_head_fields(fields)
+        return cls._from_fields(fields, path)
 
     @classmethod
     def from_gguf(
@@ -177,13 +177,13 @@ class LlamaConfig(Config):
         Raises:
             InputError: as for `from_hf`, or an unsupported key that would change the model.
         """
-        fields = gguf_fields(metadata, path, rope_factors)
+        fields = config_fields_from_gguf(metadata, path, rope_factors)
         fields["tie_word_embeddings"] = tied
-        _derive_heads(fields)
-        return cls._checked(fields, path)
+        _add_default_head_fields(fields)
+        return cls._from_fields(fields, path)
 
     @classmethod
-    def _checked(cls, fields: dict[str, Any], path: Path | str) -> Self:
+    def _from_fields(cls, fields: dict[str, Any], path: Path | str) -> Self:
         try:
             return cls(**fields)
         except ValidationError as error:
@@ -195,7 +195,7 @@ class LlamaConfig(Config):
             raise InputError(path, problem, place=place) from error
 
     def to_hf(self) -> dict[str, Any]:
-        """Return `config.json` as transformers 4 and 5, vLLM and llama.cpp's converter read it."""
+        """Return the content of `config.json`, for transformers 4 and 5, vLLM and llama.cpp's converter."""
         fields = self.model_dump(mode="json", exclude_none=True)
         if self.rope_scaling is not None:
             fields["rope_scaling"] = self.rope_scaling.model_dump(exclude_none=True, exclude_defaults=True)
@@ -211,7 +211,7 @@ class LlamaConfig(Config):
         }
 
     def to_gguf(self) -> dict[str, Any]:
-        """Return the `llama.*` metadata; the tokenizer writes the special tokens.
+        """Return the `llama.*` metadata; the special tokens are part of the tokenizer's metadata.
 
         Raises:
             UsageError: GGUF has no keys for the rotary scaling.
@@ -223,13 +223,13 @@ class LlamaConfig(Config):
             **metadata,
             "llama.attention.value_length": self.head_dim,
             "llama.rope.dimension_count": self.head_dim,
-            **scaling_metadata(scaling),
+            **rope_scaling_metadata(scaling),
         }
 
 
 def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> None:
     names = config.get("architectures") or []
-    # The first conversions of Llama spelled it in the second way.
+    # The first published conversions of Llama to HF use the second spelling.
     known = names in (["LlamaForCausalLM"], ["LLaMAForCausalLM"])
     if not known and (names or config.get("model_type") != "llama"):
         actual = ", ".join(map(str, names)) if isinstance(names, list) else repr(names)
@@ -254,8 +254,8 @@ def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> 
         raise InputError(path, f"{activation!r} is not supported; only 'silu' is", place="hidden_act")
 
 
-def _derive_heads(fields: dict[str, Any]) -> None:
-    """Add the defaults that both formats leave out: as many K/V heads as heads, and width / heads."""
+def _add_default_head_fields(fields: dict[str, Any]) -> None:
+    """Add the fields that a file may omit: as many K/V heads as heads, and `head_dim` = width / heads."""
     heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
     fields.setdefault("num_key_value_heads", heads)
     if isinstance(heads, int) and isinstance(width, int) and heads > 0 and width % heads == 0:
@@ -271,7 +271,7 @@ _RULE_FIELDS = {
 """Fields that each rule reads. Others are ignored, as in transformers."""
 
 
-def _rope_of_hf(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
+def _rope_fields_from_hf(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
     """Read `rope_theta` and `rope_scaling` from transformers 5's `rope_parameters` or the older keys."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
@@ -290,15 +290,15 @@ def _rope_of_hf(config: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
         known = ", ".join(_RULE_FIELDS)
         raise InputError(path, f"{kind!r:.60} is not supported; {known} are", place="rope_scaling.rope_type")
     scaling = {key: rope[key] for key in _RULE_FIELDS[kind] if rope.get(key) is not None}
-    # transformers also accepts the original context beside the rotary keys, or takes the model's context for
-    # it.
+    # transformers also accepts `original_max_position_embeddings` at the top level of the config, and takes
+    # the model's context length if it is absent.
     if "original_max_position_embeddings" in _RULE_FIELDS[kind]:
         context = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
         scaling.setdefault("original_max_position_embeddings", context)
     return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **scaling}}
 
 
-def llama3_factors(theta: float, head_dim: int, scaling: RopeScaling) -> list[float]:
+def llama3_rope_divisors(theta: float, head_dim: int, scaling: RopeScaling) -> list[float]:
     """Return the divisors of the head_dim / 2 rotary frequencies under Llama 3's scaling."""
     low, high, context = (
         scaling.low_freq_factor,

@@ -9,7 +9,7 @@ from meditron.model.llama import KVCache, Llama
 from meditron.model.sampling import SamplingConfig, max_new_tokens
 from meditron.model.tensors import require_finite
 
-__all__ = ["generate", "generate_batch", "pick"]
+__all__ = ["generate", "generate_batch", "pick_token"]
 
 # Below this temperature the best token's probability rounds to 1 in fp32, and the division could overflow.
 _GREEDY = 1e-6
@@ -22,8 +22,8 @@ def generate(
 ) -> Iterator[int]:
     """Return an iterator over the ids that follow the prompt.
 
-    It ends after `max_tokens`, at the model's context, or before a stop id. Among equal logits the lowest id
-    wins.
+    The iterator ends after `max_tokens`, at the end of the model's context, or before a stop id. Among equal
+    logits the lowest id is chosen.
 
     Raises:
         UsageError: the prompt is empty or fills the context.
@@ -50,11 +50,11 @@ def generate_batch(
         max_new_tokens(len(ids), context, sampling.max_tokens)
         for ids, sampling in zip(prompts, samplings, strict=True)
     ]
-    return _steps(model, prompts, samplings, limits, frozenset(stop_ids))
+    return _generate_steps(model, prompts, samplings, limits, frozenset(stop_ids))
 
 
 @torch.inference_mode()
-def _steps(
+def _generate_steps(
     model: Llama,
     prompts: Sequence[Sequence[int]],
     samplings: Sequence[SamplingConfig],
@@ -72,26 +72,28 @@ def _steps(
     cache = KVCache(len(model.model.layers), width + max(limits))
     rows = list(range(len(prompts)))
     for step in range(1, max(limits) + 1):
-        positions_BS, mask = _padded([padding[row] for row in rows], cache.length, ids_BS)
+        positions_BS, mask = _positions_and_mask([padding[row] for row in rows], cache.length, ids_BS)
         hidden_BD = model(ids_BS, positions_BS=positions_BS, mask=mask, cache=cache)[:, -1]
-        logits_BV = _logits(model.head_weight, hidden_BD)
+        logits_BV = _last_logits(model.head_weight, hidden_BD)
         require_finite(model, logits_BV)
         tokens: list[int | None] = [None] * len(prompts)
         for row, logits_V in zip(rows, logits_BV.float(), strict=True):
-            token = pick(logits_V, samplings[row], generators[row])
+            token = pick_token(logits_V, samplings[row], generators[row])
             tokens[row] = None if token in stop_ids else token
         yield tokens
         active = [b for b, row in enumerate(rows) if tokens[row] is not None and step < limits[row]]
         if not active:
             return
         if len(active) < len(rows):
-            # A finished row leaves the batch: the others would pay for it until the longest text ends.
-            cache.select(active, device)
+            # A finished row is removed from the batch, else it would be computed until the longest text ends.
+            cache.select_rows(active, device)
             rows = [rows[b] for b in active]
         ids_BS = torch.tensor([[tokens[row]] for row in rows], device=device)
 
 
-def _padded(padding: Sequence[int], past: int, ids_BS: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _positions_and_mask(
+    padding: Sequence[int], past: int, ids_BS: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
     """Return positions and mask (B, 1, S, T) of rows padded on the left; (None, None) without padding."""
     if not any(padding):
         return None, None
@@ -100,18 +102,19 @@ def _padded(padding: Sequence[int], past: int, ids_BS: Tensor) -> tuple[Tensor |
     keys_T = torch.arange(past + ids_BS.shape[1], device=device)
     queries_S = keys_T[past:]
     real_B1T = (keys_T >= padding_B1)[:, None]
-    # A padding query sees itself: a softmax over no keys is NaN, and NaN values spoil a row even at weight 0.
+    # A padding query attends to itself: a softmax over no keys is NaN, and a NaN value spoils a row even with
+    # attention weight 0.
     itself_ST = keys_T == queries_S[:, None]
     mask_BST = real_B1T & (keys_T <= queries_S[:, None]) | itself_ST
     return (queries_S - padding_B1).clamp(min=0), mask_BST[:, None]
 
 
-def _logits(weight_VD: Tensor, hidden_BD: Tensor) -> Tensor:
-    # One row is a matrix-vector product, which reads the weight once and needs no packing for a GEMM.
+def _last_logits(weight_VD: Tensor, hidden_BD: Tensor) -> Tensor:
+    # For one row a matrix-vector product is faster: it reads the weight once and needs no packing for a GEMM.
     return (weight_VD @ hidden_BD[0])[None] if len(hidden_BD) == 1 else hidden_BD @ weight_VD.T
 
 
-def pick(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
+def pick_token(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
     """Choose the next id from fp32 logits: the most likely one at temperature 0, else a random draw.
 
     The order is temperature, `top_k`, `top_p` (nucleus sampling, Holtzman et al. 2020): the draw is from the
@@ -123,7 +126,8 @@ def pick(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Generator)
     best_V, ids_V = torch.topk(logits_V, count)
     # The maximum is subtracted before the division: with a small temperature the quotient would overflow.
     probabilities_V = ((best_V - best_V[0]) / sampling.temperature).softmax(dim=-1)
-    # Exclusive sums: the most likely id always stays, and the one that crosses `top_p` too.
+    # The sums exclude the id itself, so that the most likely id and the id that crosses `top_p` are always
+    # kept.
     before_V = probabilities_V.cumsum(dim=-1) - probabilities_V
     kept_V = torch.where(before_V < sampling.top_p, probabilities_V, 0.0)
     return int(ids_V[torch.multinomial(kept_V, 1, generator=generator)])

@@ -1,8 +1,9 @@
 """Conversion between the `llama.*` metadata of a GGUF file and the fields of a LlamaConfig.
 
-A key under `llama.` sets a field, has no effect on the model at its value, or is refused by name: a key that
-is silently ignored could change the model. Keys mean what they mean in llama.cpp (`src/llama-model.cpp`,
-`llama_model_base::load_hparams`, and `src/llama-context.cpp` for the attention factor).
+Each key under `llama.` sets a config field, has a value without effect on the model, or is refused by name: a
+key that is silently ignored could change the model. Keys have the meaning that llama.cpp gives them
+(`src/llama-model.cpp`, `llama_model_base::load_hparams`, and `src/llama-context.cpp` for the attention
+factor).
 """
 
 import math
@@ -14,7 +15,15 @@ import numpy as np
 
 from meditron.core.errors import InputError, UsageError
 
-__all__ = ["GGUF_KEYS", "NEUTRAL", "REQUIRED", "decimal", "gguf_fields", "rope_divisors", "scaling_metadata"]
+__all__ = [
+    "GGUF_KEYS",
+    "NEUTRAL_VALUES",
+    "REQUIRED_KEYS",
+    "config_fields_from_gguf",
+    "rope_divisors",
+    "rope_scaling_metadata",
+    "shortest_decimal",
+]
 
 GGUF_KEYS = {
     "vocab_size": "llama.vocab_size",
@@ -32,7 +41,7 @@ GGUF_KEYS = {
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
 
-REQUIRED = (
+REQUIRED_KEYS = (
     "llama.embedding_length",
     "llama.feed_forward_length",
     "llama.block_count",
@@ -53,7 +62,7 @@ _READ = {
     *(_SCALING + key for key in ("type", "factor", "original_context_length", "attn_factor")),
 }
 
-NEUTRAL: dict[str, tuple[Any, ...] | None] = {
+NEUTRAL_VALUES: dict[str, tuple[Any, ...] | None] = {
     "llama.tensor_data_layout": None,
     "llama.rope.scaling.finetuned": None,
     "llama.attention.causal": (True,),
@@ -80,7 +89,7 @@ NEUTRAL: dict[str, tuple[Any, ...] | None] = {
 """Values at which a key has no effect; None = any value."""
 
 
-def decimal(value: Any) -> Any:  # noqa: ANN401
+def shortest_decimal(value: Any) -> Any:  # noqa: ANN401
     """Return the shortest decimal of a float32 that was read as a double: 9.999999747e-06 is 1e-5."""
     if not isinstance(value, float):
         return value
@@ -88,10 +97,10 @@ def decimal(value: Any) -> Any:  # noqa: ANN401
         return float(str(np.float32(value)))
 
 
-def gguf_fields(
+def config_fields_from_gguf(
     metadata: Mapping[str, Any], path: Path | str, rope_factors: Sequence[float] | None
 ) -> dict[str, Any]:
-    """Return the fields that a file's metadata sets.
+    """Return the LlamaConfig fields that a GGUF file's metadata sets.
 
     Args:
         metadata: The file's key-value pairs.
@@ -103,22 +112,23 @@ def gguf_fields(
     """
     _require_llama(metadata, path)
     metadata = {
-        key: _one_value(value) if key.startswith("llama.") else value
-        for key, value in ((key, decimal(value)) for key, value in metadata.items())
+        key: _collapse_equal_numbers(value) if key.startswith("llama.") else value
+        for key, value in ((key, shortest_decimal(value)) for key, value in metadata.items())
     }
-    _refuse_unknown(metadata, path)
+    _refuse_unsupported_keys(metadata, path)
     fields = {name: metadata[key] for name, key in GGUF_KEYS.items() if metadata.get(key) is not None}
     if isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), list):
         fields["vocab_size"] = len(tokens)
     heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
     derived = width // heads if isinstance(heads, int) and isinstance(width, int) and heads > 0 else None
     fields.setdefault("head_dim", derived)
-    # llama.cpp derives an absent value_length, but takes an absent dimension_count from key_length.
+    # If value_length is absent, llama.cpp derives it from width and heads; if dimension_count is absent, it
+    # uses key_length.
     for key, default in zip(_HEAD_WIDTHS, (derived, fields["head_dim"]), strict=True):
         if (value := metadata.get(key, default)) != fields["head_dim"]:
             problem = f"must be the width of a head, {fields['head_dim']!r:.60}, got {value!r:.60}"
             raise InputError(path, problem, place=key)
-    fields["rope_scaling"] = _scaling(metadata, fields, path, rope_factors)
+    fields["rope_scaling"] = _rope_scaling_fields(metadata, fields, path, rope_factors)
     return fields
 
 
@@ -132,30 +142,30 @@ def _require_llama(metadata: Mapping[str, Any], path: Path | str) -> None:
         raise InputError(
             path, f"{architecture!r} is not supported; only 'llama' is", place="general.architecture"
         )
-    for key in REQUIRED:
+    for key in REQUIRED_KEYS:
         if metadata.get(key) is None:
             raise InputError(path, "the key is missing; llama.cpp requires it too", place=key)
 
 
-def _one_value(value: Any) -> Any:  # noqa: ANN401
-    """Replace a list with one number per block by the number if all are equal."""
+def _collapse_equal_numbers(value: Any) -> Any:  # noqa: ANN401
+    """Return the common number of a list with one equal number per block, and any other value unchanged."""
     numbers = isinstance(value, list) and value and all(type(item) is int for item in value)
     return value[0] if numbers and len(set(value)) == 1 and len(value) <= 1 << 12 else value
 
 
-def _refuse_unknown(metadata: Mapping[str, Any], path: Path | str) -> None:
+def _refuse_unsupported_keys(metadata: Mapping[str, Any], path: Path | str) -> None:
     for key, value in metadata.items():
         if not key.startswith("llama.") or key in _READ:
             continue
-        if key not in NEUTRAL:
+        if key not in NEUTRAL_VALUES:
             raise InputError(path, "the key is not supported and may change the model", place=key)
-        allowed = NEUTRAL[key]
+        allowed = NEUTRAL_VALUES[key]
         if allowed is not None and not any(value == item for item in allowed):
             problem = f"{value!r:.60} is not supported; only {' or '.join(map(str, allowed))} is"
             raise InputError(path, problem, place=key)
 
 
-def _scaling(
+def _rope_scaling_fields(
     metadata: Mapping[str, Any],
     fields: Mapping[str, Any],
     path: Path | str,
@@ -178,7 +188,7 @@ def _scaling(
         if scaled:
             problem = "a rotary scaling together with rope_freqs.weight is not supported"
             raise InputError(path, problem, place=_SCALING + "type")
-        return _llama3(fields, path, rope_factors, context)
+        return _recover_llama3_scaling(fields, path, rope_factors, context)
     if not scaled:
         return None
     scaling = {"rope_type": kind, "factor": factor}
@@ -189,8 +199,9 @@ def _scaling(
                 raise InputError(
                     path, f"must be a positive number, got {attention!r:.60}", place=_SCALING + "attn_factor"
                 )
-            # llama.cpp multiplies its own magnitude by the key; HF's field is the product.
-            scaling["attention_factor"] = decimal(attention * _yarn_magnitude(factor))
+            # llama.cpp multiplies its own YaRN magnitude by the value of the key; HF's `attention_factor` is
+            # the product.
+            scaling["attention_factor"] = shortest_decimal(attention * _yarn_magnitude(factor))
     return scaling
 
 
@@ -199,11 +210,11 @@ def _yarn_magnitude(factor: float) -> float:
     return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def scaling_metadata(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the metadata of a rotary scaling, given as its fields without defaults.
+def rope_scaling_metadata(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the GGUF metadata of a rotary scaling, which is given by its non-default fields.
 
-    GGUF stores Llama 3's factors as a tensor. The original context is written too, because the factors do not
-    determine it.
+    GGUF stores Llama 3's factors as a tensor. The original context length is written too, because the factors
+    do not determine it.
 
     Raises:
         UsageError: GGUF has no keys for the scaling.
@@ -237,18 +248,18 @@ def rope_divisors(
     original context.
     """
     factors = []
-    for turns in _turns(theta, head_dim):
+    for turns in _turns_per_token(theta, head_dim):
         smooth = min(max((turns * context - low) / (high - low), 0.0), 1.0)
         factors.append(1 / ((1 - smooth) / factor + smooth))
     return factors
 
 
-def _turns(theta: float, head_dim: int) -> list[float]:
-    """Return the turns of each frequency per token."""
+def _turns_per_token(theta: float, head_dim: int) -> list[float]:
+    """Return the number of full turns per token of each rotary frequency."""
     return [1 / (2 * math.pi * theta ** (dimension / head_dim)) for dimension in range(0, head_dim, 2)]
 
 
-def _llama3(
+def _recover_llama3_scaling(
     fields: Mapping[str, Any],
     path: Path | str,
     factors: Sequence[float],
@@ -256,8 +267,8 @@ def _llama3(
 ) -> dict[str, Any]:
     """Recover Llama 3's scaling from its divisors.
 
-    Between the bounds a divisor determines (turns · context − low) / (high − low), so two of them give
-    low / context and high / context. Without the original context in the metadata, Llama 3's is assumed.
+    Between the bounds a divisor determines (turns · context − low) / (high − low), so two divisors give low /
+    context and high / context. Without the original context in the metadata, Llama 3's is assumed.
     """
     theta, width = fields.get("rope_theta", 10_000.0), fields.get("head_dim")
     invalid = InputError(path, "is not Llama 3's rotary scaling", place="rope_freqs.weight")
@@ -272,7 +283,7 @@ def _llama3(
     factor, low, high = max(factors), 1.0, 4.0
     between = [
         ((1 / f - 1 / factor) / (1 - 1 / factor), turns)
-        for f, turns in zip(factors, _turns(theta, width), strict=True)
+        for f, turns in zip(factors, _turns_per_token(theta, width), strict=True)
         if 1 + 1e-4 < f < factor * (1 - 1e-4)
     ]
     if len(between) == 1 and not known:
@@ -284,11 +295,11 @@ def _llama3(
         bounds = (slow - last * span, slow + (1 - last) * span)
         if not known:  # low is 1 in every published Llama 3
             length = float(round(1 / bounds[0])) if 0 < bounds[0] <= 1 else 8192.0
-        low, high = (decimal(round(bound * length, 3)) for bound in bounds)
-    scaling = {"factor": decimal(factor), "low": low, "high": high, "context": length}
+        low, high = (shortest_decimal(round(bound * length, 3)) for bound in bounds)
+    scaling = {"factor": shortest_decimal(factor), "low": low, "high": high, "context": length}
     if not 0 < low < high:
         raise invalid
-    # The recovered scaling must give the file's divisors again; else they follow another rule.
+    # The recovered scaling must give the file's divisors again; otherwise the divisors follow another rule.
     expected = rope_divisors(theta, width, **scaling)
     if any(abs(a - b) > 1e-4 * a for a, b in zip(expected, factors, strict=True)):
         raise invalid

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from meditron.model.config import LlamaConfig, llama3_factors
+from meditron.model.config import LlamaConfig, llama3_rope_divisors
 from meditron.model.llama import Llama
-from meditron.model.tensors import DTYPES, check_tensors, out_of_range_error, parameter_shapes, state_of
+from meditron.model.tensors import DTYPES, check_tensors, parameter_shapes, state_dict_of, weight_range_error
 from meditron.store.gguf import GGUF, Array, LazyTensor, reject_split_model, write_gguf
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.tokenizer import Tokenizer
@@ -23,11 +23,11 @@ from meditron.text.tokenizer import Tokenizer
 __all__ = [
     "Encode",
     "GGUFWeights",
-    "as_floats",
-    "gguf_config",
+    "encode_floats",
     "gguf_header",
-    "gguf_name",
-    "model_tensors",
+    "gguf_tensor_name",
+    "lazy_gguf_tensors",
+    "read_gguf_config",
     "save_gguf",
 ]
 
@@ -50,7 +50,7 @@ Encode = Callable[[str, Tensor, str], Array]
 """Encoder of a tensor: (HF's name, weight in llama.cpp's row order, ggml type) → the bytes to write."""
 
 
-def gguf_name(name: str) -> str:
+def gguf_tensor_name(name: str) -> str:
     """Return a parameter's GGUF name: `blk.3.ffn_up.weight` for `model.layers.3.mlp.up_proj.weight`."""
     stem, _, kind = name.rpartition(".")
     if stem in _TOP:  # outside the blocks
@@ -59,7 +59,7 @@ def gguf_name(name: str) -> str:
     return f"blk.{index}.{_BLOCK[part]}.{kind}"
 
 
-def _rotating_heads(name: str, config: LlamaConfig) -> int | None:
+def _heads_to_reorder(name: str, config: LlamaConfig) -> int | None:
     """Return the number of heads of a projection whose rows GGUF orders differently, None for other weights.
 
     HF rotates the pairs (i, i + E/2) of a head, llama.cpp the neighbours (2i, 2i + 1).
@@ -69,19 +69,19 @@ def _rotating_heads(name: str, config: LlamaConfig) -> int | None:
     return config.num_key_value_heads if name.endswith("k_proj.weight") else None
 
 
-def _to_gguf_rows(weight: Tensor, heads: int | None) -> Tensor:
+def _to_gguf_row_order(weight: Tensor, heads: int | None) -> Tensor:
     if heads is None:
         return weight
     return weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def _from_gguf_rows(weight: Tensor, heads: int | None) -> Tensor:
+def _from_gguf_row_order(weight: Tensor, heads: int | None) -> Tensor:
     if heads is None:
         return weight
     return weight.reshape(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def gguf_config(gguf: GGUF) -> LlamaConfig:
+def read_gguf_config(gguf: GGUF) -> LlamaConfig:
     """Read the config.
 
     Raises:
@@ -112,14 +112,16 @@ class GGUFWeights(Mapping[str, Tensor]):
         self._shapes = parameter_shapes(config)
         stored = {name: info.shape for name, info in gguf.tensors.items() if name != _ROPE_FACTORS}
         # Llama 3's divisors are part of the config, not a weight.
-        check_tensors(gguf.path, {gguf_name(name): shape for name, shape in self._shapes.items()}, stored)
+        check_tensors(
+            gguf.path, {gguf_tensor_name(name): shape for name, shape in self._shapes.items()}, stored
+        )
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a weight; it stays valid after the file is closed."""
         if name not in self._shapes:
             raise KeyError(name)
-        weight = torch.from_numpy(self._dequantize(gguf_name(name)))
-        return _from_gguf_rows(weight, _rotating_heads(name, self._config))
+        weight = torch.from_numpy(self._dequantize(gguf_tensor_name(name)))
+        return _from_gguf_row_order(weight, _heads_to_reorder(name, self._config))
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names in the model's order."""
@@ -142,7 +144,7 @@ def save_gguf(
 ) -> None:
     """Write a GGUF file that llama.cpp runs, with vocabulary and chat template.
 
-    One tensor is converted at a time; a lazy mapping keeps memory to that.
+    One tensor is converted at a time: with a lazy mapping of weights, memory holds a single tensor.
 
     Args:
         model: The model, or its weights by HF's names.
@@ -158,7 +160,9 @@ def save_gguf(
     """
     header = gguf_header(config, tokenizer, name or path.stem, carried)
     metadata = header | {"general.file_type": {"F32": 0, "F16": 1}[type]}
-    write_gguf(path, metadata, model_tensors(state_of(model), config, lambda *_: type, as_floats))
+    write_gguf(
+        path, metadata, lazy_gguf_tensors(state_dict_of(model), config, lambda *_: type, encode_floats)
+    )
 
 
 def gguf_header(
@@ -186,10 +190,10 @@ def gguf_header(
     }
 
 
-def model_tensors(
+def lazy_gguf_tensors(
     weights: Mapping[str, Tensor], config: LlamaConfig, type_of: Callable[[str, int], str], encode: Encode
 ) -> list[tuple[str, LazyTensor]]:
-    """Return a file's tensors, each read and encoded when it is written.
+    """Return the tensors of a GGUF file as lazy tensors: each is read and encoded when it is written.
 
     Args:
         weights: Weights by HF's names.
@@ -198,35 +202,38 @@ def model_tensors(
             F32, the only type that llama.cpp accepts for them.
         encode: Encodes a tensor.
     """
-    tensors = _rope_factors(config, encode)
+    tensors = _rope_factor_tensor(config, encode)
     for hf_name, shape in parameter_shapes(config).items():
-        name = gguf_name(hf_name)
+        name = gguf_tensor_name(hf_name)
         kind = "F32" if len(shape) == 1 else type_of(name, shape[-1])
-        load = partial(_encoded, hf_name, weights, _rotating_heads(hf_name, config), kind, encode)
+        load = partial(_encode_weight, hf_name, weights, _heads_to_reorder(hf_name, config), kind, encode)
         tensors.append((name, LazyTensor(shape, kind, load)))
     return tensors
 
 
-def _encoded(name: str, weights: Mapping[str, Tensor], heads: int | None, kind: str, encode: Encode) -> Array:
-    # Contiguous: quantizers read raw memory, row after row.
-    return encode(name, _to_gguf_rows(weights[name].detach().cpu(), heads).contiguous(), kind)
+def _encode_weight(
+    name: str, weights: Mapping[str, Tensor], heads: int | None, kind: str, encode: Encode
+) -> Array:
+    # The tensor is made contiguous, because quantizers read raw memory row after row.
+    return encode(name, _to_gguf_row_order(weights[name].detach().cpu(), heads).contiguous(), kind)
 
 
-def as_floats(name: str, weight: Tensor, kind: str) -> Array:
+def encode_floats(name: str, weight: Tensor, kind: str) -> Array:
     """Convert a weight to F32, F16 or BF16 with one rounding; UsageError if a value overflows."""
     values, extremes = weight.to(DTYPES[kind]), torch.stack(weight.aminmax())
-    # Rounding is monotonic: if minimum and maximum stay finite, all values do. A NaN becomes both of them.
+    # Rounding is monotonic: if minimum and maximum stay finite, all values do. A NaN makes both minimum and
+    # maximum NaN.
     if not bool(extremes.to(values.dtype).isfinite().all()):
-        raise out_of_range_error(name, kind, finite=bool(extremes.isfinite().all()))
-    # numpy has no bfloat16: the bytes are passed on.
+        raise weight_range_error(name, kind, finite=bool(extremes.isfinite().all()))
+    # numpy has no bfloat16, so the raw bytes are returned.
     return values.view(torch.uint8).numpy() if kind == "BF16" else values.numpy()
 
 
-def _rope_factors(config: LlamaConfig, encode: Encode) -> list[tuple[str, LazyTensor]]:
-    """Return Llama 3's rotary scaling as GGUF's tensor; nothing for other scalings."""
+def _rope_factor_tensor(config: LlamaConfig, encode: Encode) -> list[tuple[str, LazyTensor]]:
+    """Return the GGUF tensor of Llama 3's rotary scaling; an empty list for other scalings."""
     scaling = config.rope_scaling
     if scaling is None or scaling.rope_type != "llama3":
         return []
-    factors = torch.tensor(llama3_factors(config.rope_theta, config.head_dim, scaling))
+    factors = torch.tensor(llama3_rope_divisors(config.rope_theta, config.head_dim, scaling))
     load = partial(encode, _ROPE_FACTORS, factors, "F32")
     return [(_ROPE_FACTORS, LazyTensor(tuple(factors.shape), "F32", load))]

@@ -16,18 +16,18 @@ from meditron.core.console import warn
 from meditron.core.errors import InputError
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
-from meditron.model.tensors import DTYPES, check_tensors, out_of_range_error, parameter_shapes, state_of
+from meditron.model.tensors import DTYPES, check_tensors, parameter_shapes, state_dict_of, weight_range_error
 from meditron.store.files import atomic_write, read_json, write_json
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["HFWeights", "hf_config", "own_head", "save_hf", "stored_tensors"]
+__all__ = ["HFWeights", "has_untied_head", "read_hf_config", "save_hf", "tensor_files"]
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Tensors of older and of tied checkpoints that are not parameters of the model.
 _IGNORED = ("rotary_emb.inv_freq", _HEAD)
 
 
-def hf_config(folder: Path) -> LlamaConfig:
+def read_hf_config(folder: Path) -> LlamaConfig:
     """Read the config from `config.json`.
 
     A stored head that differs from the embedding is used even if `tie_word_embeddings` is true, as in
@@ -41,32 +41,35 @@ def hf_config(folder: Path) -> LlamaConfig:
     if not isinstance(content, dict):
         raise InputError(path, f"expected an object, got a {type(content).__name__}")
     config = LlamaConfig.from_hf(content, path)
-    if config.tie_word_embeddings and own_head(folder):
-        _warn_of_head(path)
+    if config.tie_word_embeddings and has_untied_head(folder):
+        _warn_of_untied_head(path)
         return config.model_copy(update={"tie_word_embeddings": False})
     return config
 
 
 @cache
-def _warn_of_head(path: Path) -> None:
+def _warn_of_untied_head(path: Path) -> None:
     """Warn once for each config: a model is opened several times in a run."""
     warn(f"{path}: tie_word_embeddings is true, but {_HEAD} differs from {_EMBEDDING}; {_HEAD} is used")
 
 
-def own_head(folder: Path) -> bool:
+def has_untied_head(folder: Path) -> bool:
     """Return True if the folder stores a head that differs from the embedding."""
     if not any(folder.glob("*.safetensors")):
         return False  # a config.json alone, of a model without weights
-    stored = stored_tensors(folder)
+    stored = tensor_files(folder)
     if _HEAD not in stored or _EMBEDDING not in stored:
         return False
-    with _opened(stored[_HEAD]) as head_file, _opened(stored[_EMBEDDING]) as embedding_file:
+    with (
+        _open_safetensors(stored[_HEAD]) as head_file,
+        _open_safetensors(stored[_EMBEDDING]) as embedding_file,
+    ):
         head, embedding = head_file.get_tensor(_HEAD), embedding_file.get_tensor(_EMBEDDING)
         return head.dtype != embedding.dtype or not torch.equal(head, embedding)
 
 
 class HFWeights(Mapping[str, Tensor]):
-    """Weights of a folder by name, as they are stored, read at each access.
+    """Weights of an HF folder by tensor name, in their stored dtype; each access reads one tensor.
 
     A file stays memory-mapped only as long as one of its tensors is referenced.
 
@@ -79,19 +82,19 @@ class HFWeights(Mapping[str, Tensor]):
         expected = parameter_shapes(config)
         self._file = {
             name: file
-            for name, file in stored_tensors(folder).items()
+            for name, file in tensor_files(folder).items()
             if name in expected or not name.endswith(_IGNORED)
         }
-        actual: dict[str, tuple[int, ...]] = {}
+        actual_shapes: dict[str, tuple[int, ...]] = {}
         for file in sorted(set(self._file.values())):
-            with _opened(file) as tensors:
+            with _open_safetensors(file) as tensors:
                 names = [name for name, place in self._file.items() if place == file]
-                actual |= {name: _shape(file, tensors, name) for name in names}
-        check_tensors(folder, expected, actual)
+                actual_shapes |= {name: _tensor_shape(file, tensors, name) for name in names}
+        check_tensors(folder, expected, actual_shapes)
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a weight, a view of its memory-mapped file."""
-        with _opened(self._file[name]) as tensors:
+        with _open_safetensors(self._file[name]) as tensors:
             weight: Tensor = tensors.get_tensor(name)
         return weight
 
@@ -104,7 +107,7 @@ class HFWeights(Mapping[str, Tensor]):
         return len(self._file)
 
 
-def _shape(file: Path, tensors: Any, name: str) -> tuple[int, ...]:  # noqa: ANN401
+def _tensor_shape(file: Path, tensors: Any, name: str) -> tuple[int, ...]:  # noqa: ANN401
     part = tensors.get_slice(name)
     if part.get_dtype() not in DTYPES:
         raise InputError(file, f"{part.get_dtype()} is not supported; {', '.join(DTYPES)} are", place=name)
@@ -112,7 +115,7 @@ def _shape(file: Path, tensors: Any, name: str) -> tuple[int, ...]:  # noqa: ANN
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _open_safetensors(file: Path) -> Iterator[Any]:
     try:
         tensors = safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -122,14 +125,14 @@ def _opened(file: Path) -> Iterator[Any]:
         yield tensors
 
 
-def stored_tensors(folder: Path) -> dict[str, Path]:
+def tensor_files(folder: Path) -> dict[str, Path]:
     """Return the file of each tensor: `model.safetensors`, or the files of the index.
 
     Files that the index does not name, for example from an earlier save, are ignored.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
-        with _opened(single) as tensors:
+        with _open_safetensors(single) as tensors:
             return dict.fromkeys(tensors.keys(), single)
     if not index.is_file():
         hint = "only safetensors are read; pickled weights could run code"
@@ -140,10 +143,11 @@ def stored_tensors(folder: Path) -> dict[str, Path]:
         raise InputError(index, "expected an object of tensors and files", place="weight_map")
     for name in names.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            # Also a path such as ../other/model.safetensors: a downloaded index must not read other folders.
+            # A path such as ../other/model.safetensors is refused too: a downloaded index must not make us
+            # read other folders.
             raise InputError(index, f"{name!r} is not a safetensors file of this folder", place="weight_map")
     for file in sorted(set(names.values())):
-        with _opened(folder / file) as tensors:
+        with _open_safetensors(folder / file) as tensors:
             present = set(tensors.keys())
         for tensor, place in names.items():
             if place == file and tensor not in present:
@@ -160,8 +164,9 @@ def save_hf(
 ) -> None:
     """Write a folder that transformers, vLLM and llama.cpp's converter open.
 
-    One tensor is converted at a time; a lazy mapping keeps memory to that. Equal weights give equal bytes.
-    Each file is written atomically; config.json is the last, so a folder with a config has its weights.
+    One tensor is converted at a time: with a lazy mapping of weights, memory holds a single tensor. Equal
+    weights give equal bytes. Each file is written atomically; config.json is the last, so a folder with a
+    config has its weights.
 
     Args:
         model: The model, or its weights by HF's names.
@@ -174,7 +179,7 @@ def save_hf(
         UsageError: a weight overflows in `dtype`.
     """
     name = str(dtype).removeprefix("torch.")
-    _write_safetensors(folder / "model.safetensors", state_of(model), config, dtype)
+    _write_safetensors(folder / "model.safetensors", state_dict_of(model), config, dtype)
     tokenizer.save(folder)
     special = config.model_dump(mode="json", include={"bos_token_id", "pad_token_id"}, exclude_none=True)
     # All tokens that end a text or a turn: transformers then stops at the same tokens as our engines.
@@ -187,7 +192,7 @@ def save_hf(
 def _write_safetensors(
     path: Path, state: Mapping[str, Tensor], config: LlamaConfig, dtype: torch.dtype
 ) -> None:
-    """Write the weights one by one: safetensors' own writer needs all of them converted in memory."""
+    """Write the weights one by one: safetensors' own writer would need all of them converted in memory."""
     code = next(code for code, known in DTYPES.items() if known == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -205,5 +210,5 @@ def _write_safetensors(
             if not bool(weight.isfinite().all()):
                 # A cast to a narrower type turns large values into infinity without an error.
                 kind = str(dtype).removeprefix("torch.")
-                raise out_of_range_error(name, kind, finite=bool(source.isfinite().all()))
+                raise weight_range_error(name, kind, finite=bool(source.isfinite().all()))
             file.write(weight.view(torch.uint8).numpy().data)

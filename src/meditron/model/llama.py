@@ -1,7 +1,7 @@
 """Llama (Touvron et al. 2023) in plain torch, under HF's parameter names.
 
 The model contains no code for parallelism, dtype, device or compilation: those are applied from outside,
-block by block. Masks, positions and caches take the device of the tensors they are used with.
+block by block. Masks, positions and caches are created on the device of the tensors that they are used with.
 
 Shapes: B batch, S sequence of queries, T sequence of keys, D width, H heads, K key/value heads, E head width,
 V vocabulary, F width of the MLP.
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meditron.model.config import LlamaConfig
-from meditron.model.rope import rotation
+from meditron.model.rope import rotary_cos_sin
 
 __all__ = ["Block", "KVCache", "Llama", "SharedPrefixCache", "document_mask", "sdpa"]
 
@@ -33,7 +33,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Normalize the last dimension; the result has the dtype of `x_BSD`."""
-        # In bfloat16 the mean of squares would keep 8 bits. The weight multiplies after the cast, as in HF.
+        # In bfloat16 the mean of squares would have only 8 significant bits. The weight is multiplied after
+        # the cast, as in HF.
         wide_BSD = x_BSD.float()
         scale_BS1 = torch.rsqrt(wide_BSD.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * (wide_BSD * scale_BS1).to(x_BSD.dtype)
@@ -61,16 +62,16 @@ class LayerCache:
         for cached_BKTE, new_BKSE in zip(self._kv, (k_BKSE, v_BKSE), strict=True):
             cached_BKTE[:, :, self.length : end] = new_BKSE
         self.length = end
-        return self.view()
+        return self.keys_and_values()
 
-    def view(self) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self) -> tuple[Tensor, Tensor]:
         """Return the cached keys and values."""
         assert self._kv is not None  # noqa: S101  # `append` comes first
         k_BKTE, v_BKTE = self._kv
         return k_BKTE[:, :, : self.length], v_BKTE[:, :, : self.length]
 
-    def select(self, rows_B: Tensor) -> None:
-        """Keep only these rows of the batch."""
+    def select_rows(self, rows_B: Tensor) -> None:
+        """Keep only the given rows of the batch."""
         if self._kv is not None:
             k_BKTE, v_BKTE = self._kv
             self._kv = k_BKTE[rows_B], v_BKTE[rows_B]
@@ -95,22 +96,22 @@ class KVCache:
         for layer in self.layers:
             layer.length = min(layer.length, length)
 
-    def select(self, rows: Sequence[int], device: torch.device) -> None:
-        """Keep only these rows of the batch."""
+    def select_rows(self, rows: Sequence[int], device: torch.device) -> None:
+        """Keep only the given rows of the batch."""
         rows_B = torch.tensor(rows, device=device)
         for layer in self.layers:
-            layer.select(rows_B)
+            layer.select_rows(rows_B)
 
 
-class SharedLayer:
+class SharedPrefixLayer:
     """Keys and values, in one block, of a prefix that all rows of a batch share."""
 
     def __init__(self, layer: LayerCache) -> None:
-        self._k_1KTE, self._v_1KTE = layer.view()
+        self._k_1KTE, self._v_1KTE = layer.keys_and_values()
 
     def append(self, k_BKSE: Tensor, v_BKSE: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the prefix's keys and values followed by each row's own, which are not kept."""
-        # The copies live for one block only: a batch holds them once, not once per layer.
+        """Return the prefix's keys and values followed by each row's own; the cache does not change."""
+        # The copies exist during one block only, so they take the memory of one layer and not of all layers.
         batch = len(k_BKSE)
         k_BKTE = torch.cat((self._k_1KTE.expand(batch, -1, -1, -1), k_BKSE), dim=2)
         v_BKTE = torch.cat((self._v_1KTE.expand(batch, -1, -1, -1), v_BKSE), dim=2)
@@ -120,12 +121,12 @@ class SharedLayer:
 class SharedPrefixCache:
     """Read-only KV cache of a prefix shared by all rows: the tokens that a one-row `KVCache` has now.
 
-    A view: it is valid until tokens before `length` are overwritten in the `KVCache`.
+    The cache is a view: it is valid until tokens before `length` are overwritten in the `KVCache`.
     """
 
     def __init__(self, cache: KVCache) -> None:
         self.length = cache.length
-        self.layers = [SharedLayer(layer) for layer in cache.layers]
+        self.layers = [SharedPrefixLayer(layer) for layer in cache.layers]
 
 
 class Attention(nn.Module):
@@ -148,12 +149,12 @@ class Attention(nn.Module):
         cos_B1SE: Tensor,
         sin_B1SE: Tensor,
         mask_B1ST: Tensor | None,
-        cache: LayerCache | SharedLayer | None,
+        cache: LayerCache | SharedPrefixLayer | None,
     ) -> Tensor:
-        """Attend causally, or to the keys that a mask allows if there is one."""
-        q_BHSE = rotate(self._heads(self.q_proj(x_BSD)), cos_B1SE, sin_B1SE)
-        k_BKTE = rotate(self._heads(self.k_proj(x_BSD)), cos_B1SE, sin_B1SE)
-        v_BKTE = self._heads(self.v_proj(x_BSD))
+        """Compute attention: causal, or over the keys that the mask allows if there is one."""
+        q_BHSE = rotate(self._split_heads(self.q_proj(x_BSD)), cos_B1SE, sin_B1SE)
+        k_BKTE = rotate(self._split_heads(self.k_proj(x_BSD)), cos_B1SE, sin_B1SE)
+        v_BKTE = self._split_heads(self.v_proj(x_BSD))
         causal = mask_B1ST is None
         if cache is not None:
             k_BKTE, v_BKTE = cache.append(k_BKTE, v_BKTE)
@@ -163,7 +164,7 @@ class Attention(nn.Module):
         out: Tensor = self.o_proj(out_BHSE.transpose(1, 2).flatten(2))
         return out
 
-    def _heads(self, x_BSD: Tensor) -> Tensor:
+    def _split_heads(self, x_BSD: Tensor) -> Tensor:
         return x_BSD.view(*x_BSD.shape[:2], -1, self.head_dim).transpose(1, 2)
 
 
@@ -219,7 +220,7 @@ class Block(nn.Module):
         cos_B1SE: Tensor,
         sin_B1SE: Tensor,
         mask_B1ST: Tensor | None = None,
-        cache: LayerCache | SharedLayer | None = None,
+        cache: LayerCache | SharedPrefixLayer | None = None,
     ) -> Tensor:
         """Return the residual stream after this block."""
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), cos_B1SE, sin_B1SE, mask_B1ST, cache)
@@ -268,7 +269,7 @@ class Llama(nn.Module):
 
     def init_weights(self, seed: int) -> None:
         """Initialize the weights as HF does: normal matrices of `initializer_range`, norms of one."""
-        # Drawn on the CPU: a seed gives the same weights on every device.
+        # Weights are drawn on the CPU, so that a seed gives the same weights on every device.
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for weight in self.parameters():
@@ -293,8 +294,8 @@ class Llama(nn.Module):
             positions_BS: Positions, which restart with each document of a packed row; when absent 0, 1, 2 …
                 after the tokens in the cache.
             mask: Broadcastable to (B, 1, S, T), bool (true = visible) or additive; causal when absent.
-            cache: Keys and values of the tokens before `ids_BS`, the first of T. A `KVCache` takes the new
-                tokens in; a `SharedPrefixCache` does not change.
+            cache: Keys and values of the tokens before `ids_BS`, the first of T. The new tokens are appended
+                to a `KVCache`; a `SharedPrefixCache` does not change.
         """
         past = cache.length if cache is not None else 0
         length = ids_BS.shape[1]
@@ -304,10 +305,11 @@ class Llama(nn.Module):
             mask = torch.ones(length, past + length, dtype=torch.bool, device=ids_BS.device).tril(past)
         x_BSD = self.model.embed_tokens(ids_BS)
         if mask is not None and mask.dtype == torch.bool:
-            # SDPA on a CPU converts a bool mask to this, in every block again.
+            # SDPA on a CPU would convert a bool mask to this additive mask in every block.
             mask = torch.zeros_like(mask, dtype=x_BSD.dtype).masked_fill_(~mask, -torch.inf)
-        # Angles in fp32, cast at the end: in bfloat16 positions above 256 would not be distinct.
-        cos_BSE, sin_BSE = rotation(self.config, positions_BS)
+        # Angles are computed in fp32 and cast at the end: in bfloat16, positions above 256 would not be
+        # distinct.
+        cos_BSE, sin_BSE = rotary_cos_sin(self.config, positions_BS)
         cos_B1SE, sin_B1SE = cos_BSE[:, None].to(x_BSD.dtype), sin_BSE[:, None].to(x_BSD.dtype)
         for index, block in enumerate(self.model.layers):
             layer = cache.layers[index] if cache is not None else None
@@ -324,7 +326,7 @@ def document_mask(document_ids_BS: Tensor) -> Tensor | None:
 
     Returns:
         The mask, or None if each row is a single document: plain causal attention is faster and gives the
-        same.
+        same result.
     """
     if bool((document_ids_BS == document_ids_BS[:, :1]).all()):
         return None

@@ -14,13 +14,13 @@ from meditron.model.head import Head
 from meditron.model.llama import Llama
 from meditron.model.tensors import require_finite
 
-__all__ = ["nll_rows", "nll_sum"]
+__all__ = ["document_nll", "nll_sum"]
 
 # Shapes: B batch, S sequence, D width, V vocabulary, N rows that have a target, C rows of a chunk, R rows of
 # a softmax.
 
-# The fp32 copy of so many rows of logits (12 MB for 49,152 tokens) stays in a CPU's cache; that of a whole
-# chunk would go through memory several times.
+# The softmax is computed for this many rows at a time: the fp32 copy of their logits (12 MB for 49,152
+# tokens) stays in a CPU's cache, while that of a whole chunk would pass through memory several times.
 _SOFTMAX_ROWS = 64
 
 
@@ -43,7 +43,7 @@ def nll_sum(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Σ −log softmax(hidden · Wᵀ)[target]; gradients in the forward are Liger's idea (Hsu et al. 2024)."""
+    """Σ −log softmax(hidden · Wᵀ)[target]; gradients in the forward pass as in Liger (Hsu et al. 2024)."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:  # noqa: ANN401
@@ -59,12 +59,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets_N), chunk):
             hidden_CD, targets_C = hidden_ND[start : start + chunk], targets_N[start : start + chunk]
             d_logits_CV = torch.mm(hidden_CD, weight_VD.T, out=logits_CV[: len(targets_C)])
-            total += _to_gradient(d_logits_CV, targets_C, scratch_RV)
+            total += _logits_to_gradient(d_logits_CV, targets_C, scratch_RV)
             if d_hidden_ND is not None:
                 torch.mm(d_logits_CV, weight_VD, out=d_hidden_ND[start : start + chunk])
             if wants_weight:
                 part_VD = d_logits_CV.T @ hidden_CD
-                # Several chunks are summed in fp32; a single one is rounded only once and needs no copy.
+                # The weight gradients of several chunks are summed in fp32; that of a single chunk is rounded
+                # only once and needs no copy.
                 d_weight_VD = part_VD if d_weight_VD is None else d_weight_VD.to(wide).add_(part_VD)
         if wants_weight:
             d_weight_VD = torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD
@@ -81,10 +82,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden, d_weight, None, None
 
 
-def _to_gradient(logits_CV: Tensor, targets_C: Tensor, scratch_RV: Tensor) -> Tensor:
+def _logits_to_gradient(logits_CV: Tensor, targets_C: Tensor, scratch_RV: Tensor) -> Tensor:
     """Turn logits, in place, into the loss's gradient (softmax minus one-hot); return the loss.
 
-    The softmax is computed in the dtype of the scratch buffer, as many rows at a time as it has.
+    The softmax is computed in the dtype of the scratch buffer, for as many rows at a time as the buffer has.
     """
     total = scratch_RV.new_zeros(())
     for start in range(0, len(targets_C), len(scratch_RV)):
@@ -99,7 +100,7 @@ def _to_gradient(logits_CV: Tensor, targets_C: Tensor, scratch_RV: Tensor) -> Te
     return total
 
 
-def nll_rows(
+def document_nll(
     model: Llama,
     rows: Sequence[Sequence[int]],
     *,
@@ -134,15 +135,15 @@ def nll_rows(
         stack.enter_context(torch.no_grad())
         bar = stack.enter_context(progress(label, int(tokens.sum()), "tokens")) if label else None
         head = Head(model.head_weight)
-        for batch in _batches(lengths, batch_tokens):
+        for batch in _length_batches(lengths, batch_tokens):
             nll[batch] = _batch_nll(model, head, [rows[index][:limit] for index in batch])
             if bar is not None:
                 bar.advance(int(tokens[batch].sum()))
     return nll, tokens
 
 
-def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Group documents of similar length, longest first: a batch that does not fit in memory fails at once."""
+def _length_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Group documents of similar length, the longest first: a lack of memory then shows at the start."""
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 1]
     start = 0

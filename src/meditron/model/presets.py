@@ -1,4 +1,7 @@
-"""Presets: small models that start from seeded weights, and the tokenizer of any model. No torch here."""
+"""Presets: small models that start from seeded weights, and the tokenizer of any model.
+
+This module does not import torch.
+"""
 
 from typing import NamedTuple
 
@@ -8,7 +11,7 @@ from meditron.store.fetch import fetch
 from meditron.store.models import ModelFiles
 from meditron.text.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["PRESETS", "Preset", "model_tokenizer", "preset"]
+__all__ = ["PRESETS", "Preset", "find_preset", "model_tokenizer"]
 
 
 class Preset(NamedTuple):
@@ -19,7 +22,8 @@ class Preset(NamedTuple):
     """Source of the tokenizer."""
 
 
-# The quickstart's tokenizer, so that a preset can continue its corpus; the digest pins the vocabulary.
+# The preset has the quickstart's tokenizer, so that it can be trained on the quickstart's corpus; the digest
+# pins the vocabulary.
 PRESETS = {
     "tiny": Preset(
         LlamaConfig(
@@ -43,7 +47,7 @@ PRESETS = {
 }
 
 
-def preset(spec: str) -> tuple[Preset, int | None]:
+def find_preset(spec: str) -> tuple[Preset, int | None]:
     """Return the preset of `init:NAME[:SEED]` and the seed.
 
     Raises:
@@ -68,4 +72,4 @@ def model_tokenizer(files: ModelFiles) -> Tokenizer:
     """
     if files.kind != "init":
         return load_tokenizer(files.path)
-    return load_tokenizer(fetch(preset(files.spec)[0].tokenizer))
+    return load_tokenizer(fetch(find_preset(files.spec)[0].tokenizer))

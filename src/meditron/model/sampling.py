@@ -1,4 +1,4 @@
-"""Sampling settings, shared by the model, the engines and the commands. No torch here."""
+"""Sampling settings, shared by the model, the engines and the commands. This module does not import torch."""
 
 import math
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class SamplingConfig:
                 raise UsageError(f"{name} must be {limit}, got {getattr(self, name)}")
 
     @property
-    def options(self) -> "SamplingOptions":
+    def generate_arguments(self) -> "SamplingOptions":
         """The settings as keyword arguments of `generate`."""
         return SamplingOptions(
             max_tokens=self.max_tokens,

@@ -1,4 +1,4 @@
-"""Checks that checkpoints of all formats share: names, shapes, types and finite values."""
+"""Checks of weights in every file format: names, shapes, types and finite values of tensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,14 @@ from meditron.core.errors import EngineError, InputError, UsageError
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 
-__all__ = ["DTYPES", "check_tensors", "out_of_range_error", "parameter_shapes", "require_finite", "state_of"]
+__all__ = [
+    "DTYPES",
+    "check_tensors",
+    "parameter_shapes",
+    "require_finite",
+    "state_dict_of",
+    "weight_range_error",
+]
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of stored weights, under the names that safetensors and GGUF share."""
@@ -19,13 +26,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by HF's name; a tied head is the embedding and has no name."""
-    # The meta device gives shapes without memory: a 70B config costs nothing.
+    """Return the shape of every parameter by HF's name; a tied head has no entry, as it is the embedding."""
+    # The meta device gives shapes without allocating memory, even for a 70B config.
     with torch.device("meta"):
         return {name: tuple(weight.shape) for name, weight in Llama(config).named_parameters()}
 
 
-def state_of(model: Llama | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def state_dict_of(model: Llama | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return a model's weights by HF's names; a mapping is returned as it is."""
     return model.state_dict() if isinstance(model, Llama) else model
 
@@ -47,8 +54,8 @@ def check_tensors(path: Path, expected: Shapes, actual: Shapes) -> None:
             raise InputError(path, f"has shape {actual[name]}, but the config gives {shape}", place=name)
 
 
-def out_of_range_error(name: str, kind: str, *, finite: bool) -> UsageError:
-    """Return the error for a weight that overflows in a type, or is not finite in any."""
+def weight_range_error(name: str, kind: str, *, finite: bool) -> UsageError:
+    """Return the error for a weight that overflows in the type to write, or that is not finite itself."""
     if not finite:
         return UsageError(f"{name} contains NaN or infinity: the model is damaged")
     wider = "F32" if kind.isupper() else "float32"

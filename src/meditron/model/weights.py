@@ -1,4 +1,4 @@
-"""Loading of models from HF folders, GGUF files and seeded presets; the savers of the first two."""
+"""Loading a model from an HF folder, a GGUF file or a seeded preset; saving it as the first two."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from meditron.model.config import LlamaConfig
-from meditron.model.gguf_weights import GGUFWeights, gguf_config, save_gguf
-from meditron.model.hf_weights import HFWeights, hf_config, save_hf
+from meditron.model.gguf_weights import GGUFWeights, read_gguf_config, save_gguf
+from meditron.model.hf_weights import HFWeights, read_hf_config, save_hf
 from meditron.model.llama import Llama
-from meditron.model.presets import preset
+from meditron.model.presets import find_preset
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles, resolve_model
 
@@ -26,17 +26,18 @@ def load_model(model: ModelFiles | Path | str, *, dtype: torch.dtype = torch.flo
     Args:
         model: The MODEL or its files.
         dtype: The dtype of all weights.
-        seed: The seed of a preset that has none in its name (`init:tiny:1`).
+        seed: The seed of a preset whose name has no seed (`init:tiny`, unlike `init:tiny:1`).
 
     Raises:
         InputError: a file is damaged, is of another architecture, or its tensors do not match its config.
         SourceError: there is no such model.
     """
     with open_weights(model, seed=seed) as (config, weights):
-        # Without memory for default weights: `assign` makes the loaded tensors its parameters.
+        # The meta device allocates no memory for default weights; `assign` makes the loaded tensors the
+        # parameters.
         with torch.device("meta"):
             filled = Llama(config)
-        # A copy: a tensor may be a view of a memory-mapped file that is replaced later.
+        # Each tensor is copied, because it may be a view of a memory-mapped file that is replaced later.
         state = {name: weight.to(dtype, copy=True).contiguous() for name, weight in weights.items()}
         filled.load_state_dict(state, assign=True)  # a tied head is one tensor and stays one
         return filled
@@ -46,38 +47,38 @@ def load_model(model: ModelFiles | Path | str, *, dtype: torch.dtype = torch.flo
 def open_weights(
     model: ModelFiles | Path | str, *, seed: int = 0
 ) -> Iterator[tuple[LlamaConfig, Mapping[str, Tensor]]]:
-    """Open a model's config and weights, by HF's names, each read at its access.
+    """Open a model's config and its weights by HF's names; each weight is read when it is accessed.
 
     Weights are as stored (an HF folder), dequantized to fp32 (a GGUF file) or random (a preset, the only form
     that is in memory as a whole). Errors are those of `load_model`.
     """
-    files = _files(model)
+    files = _resolve_files(model)
     if files.kind == "init":
-        (config, _), preset_seed = preset(files.spec)
+        (config, _), preset_seed = find_preset(files.spec)
         initialized = Llama(config)
         initialized.init_weights(seed if preset_seed is None else preset_seed)
         yield config, initialized.state_dict()
     elif files.kind == "gguf":
         with GGUF(Path(files.path)) as gguf:
-            config = gguf_config(gguf)
+            config = read_gguf_config(gguf)
             yield config, GGUFWeights(gguf, config)
     else:
         folder = Path(files.path)
-        config = hf_config(folder)
+        config = read_hf_config(folder)
         yield config, HFWeights(folder, config)
 
 
 def load_config(model: ModelFiles | Path | str) -> LlamaConfig:
     """Read a model's config without its weights; errors are those of `load_model`."""
-    files = _files(model)
+    files = _resolve_files(model)
     if files.kind == "init":
-        return preset(files.spec)[0].config
+        return find_preset(files.spec)[0].config
     path = Path(files.path)
     if files.kind == "gguf":
         with GGUF(path) as gguf:
-            return gguf_config(gguf)
-    return hf_config(path)
+            return read_gguf_config(gguf)
+    return read_hf_config(path)
 
 
-def _files(model: ModelFiles | Path | str) -> ModelFiles:
+def _resolve_files(model: ModelFiles | Path | str) -> ModelFiles:
     return model if isinstance(model, ModelFiles) else resolve_model(str(model))

@@ -1,4 +1,4 @@
-"""The frame around one stage's work: fetched inputs before it, the manifest or the failure after it."""
+"""One attempt at building a stage: fetch its inputs, do its work, then write its manifest or the failure."""
 
 import time
 from collections.abc import Mapping
@@ -32,14 +32,15 @@ _MEMORY_KEYS = (
     *("micro_batch_size", "batch_size", "sequence_length", "batch_tokens", "max_tokens"),
     *("shard_documents", "workers", "threads"),
 )
-"""Config keys that decide a stage's memory use, the strongest first."""
+"""Config keys that determine how much memory a stage uses, those with the largest effect first."""
 
 
 class StageBuild:
-    """One attempt at building a stage, as a context manager around its work.
+    """One attempt at building a stage, as a context manager around the stage's work.
 
-    Entering records the attempt and fetches the inputs; `finish` writes the manifest. An error is recorded
-    as the stage's failure. A kill or an interruption is not: the stage stays partial and can be continued.
+    Entering records the attempt and fetches the inputs; `finish` writes the manifest. If the work raises an
+    error, the error is recorded as the stage's failure. If the work is killed or interrupted, no failure is
+    recorded: the stage stays partial and the next run continues it.
     """
 
     def __init__(self, status: StageStatus, statuses: Mapping[str, StageStatus]) -> None:
@@ -51,16 +52,17 @@ class StageBuild:
         folder = self._status.folder
         self._record = begin_attempt(folder, self._payload)
         try:
+            # Temporary files of an earlier attempt that was killed during a write.
             remove_temporaries(folder)
-            self.inputs = {key: self._artifact(key) for key in self._status.inputs}
+            self.inputs = {key: self._input_artifact(key) for key in self._status.inputs}
         except Exception as error:
             record_failure(folder, error)
             raise
         self._began = time.monotonic()
         return self
 
-    def _artifact(self, key: str) -> Artifact:
-        """Fetch an external input, or take a dependency's folder."""
+    def _input_artifact(self, key: str) -> Artifact:
+        """Return one input of the stage: a fetched external input, or a dependency's folder."""
         reference, digest = self._status.inputs[key], str(self._status.digests[key])
         if reference.source is not None:
             path, selector = fetch_input(reference.source)
@@ -76,13 +78,13 @@ class StageBuild:
         if not any(record.content for record in files):
             raise MeditronError(f"{self._status.name} ended without leaving a file in {folder}")
         metrics = {**metrics, "seconds": seconds, "attempts": self._record.attempts}
-        # Last, because its existence means that the stage is complete.
-        write_manifest(folder, self._manifest(metrics, files))
+        # The manifest is written last, because its existence means that the stage is complete.
+        write_manifest(folder, self._build_manifest(metrics, files))
         for name in RECORDS:
             (folder / name).unlink(missing_ok=True)
         return seconds
 
-    def _manifest(self, metrics: dict[str, Any], files: list[FileRecord]) -> Manifest:
+    def _build_manifest(self, metrics: dict[str, Any], files: list[FileRecord]) -> Manifest:
         spec = self._status.spec
         config = spec.config.model_dump(mode="json", by_alias=True)
         decisive = semantic_fields(spec.config)
@@ -109,23 +111,25 @@ class StageBuild:
             machine=here,
             started=datetime.fromisoformat(self._record.started),
             ended=datetime.now(UTC),
-            licences=self._licences(),
+            licences=self._collect_licences(),
         )
 
-    def _licences(self) -> dict[str, str]:
-        """Collect the licences of the stage's own sources and of everything it depends on."""
+    def _collect_licences(self) -> dict[str, str]:
+        """Collect the licences of the stage's own sources and those of all stages that it depends on."""
         licences: dict[str, str] = {}
         for reference in self._status.inputs.values():
             manifest = self._statuses[reference.stage].manifest if reference.stage else None
             licences |= manifest.licences if manifest else {}
         spec = self._status.spec
-        # Several stages of one kind may have inputs of the same name under different licences.
-        prefix = f"{spec.name}: " if spec.stage.many else ""
+        # Several stages of one kind may have inputs of the same name under different licences, so the stage's
+        # name is added.
+        prefix = f"{spec.name}: " if spec.stage.repeatable else ""
         return licences | {f"{prefix}{key}": licence for key, licence in spec.config.licences().items()}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # KeyboardInterrupt is no Exception: an interrupted stage has not failed.
         if not isinstance(error, Exception):
             return
         out_of_memory = is_out_of_memory(error)
@@ -136,7 +140,7 @@ class StageBuild:
 
 
 def _out_of_memory_error(spec: StageSpec, error: Exception) -> MeditronError:
-    """Return an error that names the config keys to lower."""
+    """Return the error for exhausted memory; its hint names the stage's config keys to lower."""
     keys = [f"{spec.name}.{key}" for key in _MEMORY_KEYS if getattr(spec.config, key, None) is not None]
     return MeditronError(
         f"{spec.name}: out of memory: {str(error) or 'an allocation failed'}",

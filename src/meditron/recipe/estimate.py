@@ -1,7 +1,8 @@
-"""Rough estimates of a stage's tokens, time, disk and memory, before anything is built.
+"""Rough estimates of a stage's tokens, time, disk and memory, computed before anything is built.
 
-They are meant to tell minutes from days, and whether a run fits: expect times within a factor of three.
-Nothing is downloaded or trained; the only measurement is one small matrix product.
+The estimates tell whether a run takes minutes or days, and whether it fits on the machine. Real times differ
+from the estimates by up to a factor of three. Nothing is downloaded or trained; the only measurement is one
+small matrix product.
 """
 
 import time
@@ -17,7 +18,7 @@ from meditron.core.machine import describe, resolve_matrix_dtype
 from meditron.corpus.config import CorpusConfig
 from meditron.evaluate.config import EvaluateConfig
 from meditron.model.config import LlamaConfig
-from meditron.model.presets import preset
+from meditron.model.presets import find_preset
 from meditron.recipe.external_inputs import local_input
 from meditron.recipe.graph import input_references
 from meditron.recipe.schema import Recipe, StageSpec
@@ -28,7 +29,7 @@ from meditron.store.models import resolve_model
 from meditron.tasks.registry import TASKS
 from meditron.train.config import FinetuneConfig, PretrainConfig, TrainingConfig
 
-__all__ = ["Estimate", "estimates", "model_config"]
+__all__ = ["Estimate", "estimate_stages", "model_config"]
 
 # Measured on one PubMed update file and one Wikipedia dump with SmolLM2's tokenizer, on an AVX2 EPYC.
 _CHARACTERS_PER_TOKEN = 4.5
@@ -36,7 +37,7 @@ _CHARACTERS_PER_BYTE = {".gz": 0.75, ".bz2": 1.7, ".zst": 3.0}  # of a compresse
 _BUILD_CHARACTERS, _TOKENIZE_CHARACTERS = 2e6, 4e6  # per second and process
 _CORPUS_BYTES_PER_CHARACTER = 0.4  # zstd
 _EFFICIENCY = 0.5  # rate of a training step or forward pass over that of a plain matrix product
-# Rate of bfloat16 products over float32's, by processor class.
+# CPU class → speed of bfloat16 matrix products, as a multiple of the speed of float32 ones.
 _BFLOAT16_SPEEDUP = {"amx-bf16": 6.0, "avx512-bf16": 1.8, "arm-bf16": 1.8}
 _ROW_TOKENS, _QUESTION_TOKENS, _DOCUMENT_TOKENS = 100, 100, 400  # if their length is unknown
 _QUANTIZE_WEIGHTS = 15e6  # per second, core and type
@@ -55,26 +56,26 @@ _BITS = {
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Estimated cost of one stage; None if its inputs must be downloaded first."""
+    """Estimated cost of one stage; a value is None if it depends on inputs that are not downloaded yet."""
 
     tokens: int | None = None
-    """Tokens that pass through a model or a tokenizer."""
+    """Number of tokens that pass through a model or a tokenizer."""
     seconds: float | None = None
     disk: int | None = None
-    """Bytes written that stay, and checkpoints while it runs."""
+    """Bytes of the files that the stage leaves, plus those of its checkpoints."""
     memory: int | None = None
-    """Bytes of memory at the peak, without the interpreter and its libraries."""
+    """Peak memory in bytes, without the Python interpreter and libraries."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form of --json."""
+        """Return the estimate as --json prints it."""
         return asdict(self)
 
 
-def estimates(recipe: Recipe, names: set[str]) -> dict[str, Estimate]:
-    """Estimate the stages `names` of a recipe, by name, in its order."""
+def estimate_stages(recipe: Recipe, names: set[str]) -> dict[str, Estimate]:
+    """Return stage → estimate, for those stages in `names` whose kind can be estimated."""
     result: dict[str, Estimate] = {}
     for name, spec in recipe.stages.items():
-        estimate = _BY_KIND.get(spec.stage.kind)
+        estimate = _ESTIMATORS_BY_KIND.get(spec.stage.kind)
         if estimate is not None and name in names:
             result[name] = estimate(recipe, spec)
     return result
@@ -88,14 +89,14 @@ def model_config(recipe: Recipe, spec: StageSpec) -> LlamaConfig | None:
             if key not in ("corpus", "tokens") and (config := model_config(recipe, dependency)):
                 return config
         elif (kind := spec.config.input_kinds().get(key)) is not None and kind.name == "model":
-            return _config_of(str(reference.source))
+            return _source_model_config(str(reference.source))
     return None
 
 
-def _config_of(source: str) -> LlamaConfig | None:
+def _source_model_config(source: str) -> LlamaConfig | None:
     try:
         if source.startswith("init:"):
-            return preset(source)[0].config
+            return find_preset(source)[0].config
         path = local_input(source)
         files = resolve_model(str(path)) if path else None
         if files is None:
@@ -108,10 +109,10 @@ def _config_of(source: str) -> LlamaConfig | None:
         return None  # `preflight` reports the error
 
 
-def _corpus(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_corpus(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, CorpusConfig)  # noqa: S101
-    characters = [_characters(source.from_) for source in config.sources.values()]
+    characters = [_source_characters(source.from_) for source in config.sources.values()]
     if None in characters:
         return Estimate()
     total = sum(count or 0.0 for count in characters)
@@ -124,7 +125,7 @@ def _corpus(recipe: Recipe, spec: StageSpec) -> Estimate:
     )
 
 
-def _characters(source: str) -> float | None:
+def _source_characters(source: str) -> float | None:
     try:
         path = local_input(source)
         if path is None:
@@ -135,32 +136,32 @@ def _characters(source: str) -> float | None:
     return sum(file.stat().st_size * _CHARACTERS_PER_BYTE.get(file.suffix, 0.9) for file in files)
 
 
-def _tokenize(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_tokenize(recipe: Recipe, spec: StageSpec) -> Estimate:
     if "corpus" not in recipe.stages:
         return Estimate()
-    corpus = _corpus(recipe, recipe.stages["corpus"])
+    corpus = _estimate_corpus(recipe, recipe.stages["corpus"])
     if corpus.tokens is None:
         return Estimate()
     characters = corpus.tokens * _CHARACTERS_PER_TOKEN
     return replace(corpus, seconds=characters / _TOKENIZE_CHARACTERS, disk=corpus.tokens * 2)
 
 
-def _pretrain(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_pretrain(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, PretrainConfig)  # noqa: S101
-    return _training(recipe, spec, config, config.steps * config.batch_size * config.sequence_length)
+    return _estimate_training(recipe, spec, config, config.steps * config.batch_size * config.sequence_length)
 
 
-def _finetune(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_finetune(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, FinetuneConfig)  # noqa: S101
     rows = config.limit
     limited = None if rows is None else rows * _ROW_TOKENS
-    tokens = _at_most(limited, _file_tokens(config.rows or config.task or ""))
-    return _training(recipe, spec, config, None if tokens is None else tokens * config.epochs)
+    tokens = _smallest_limit(limited, _local_file_tokens(config.rows or config.task or ""))
+    return _estimate_training(recipe, spec, config, None if tokens is None else tokens * config.epochs)
 
 
-def _file_tokens(source: str) -> int | None:
+def _local_file_tokens(source: str) -> int | None:
     """Estimate the tokens of a local file of rows or questions; None if it is not a local file."""
     try:
         path = None if source in TASKS else local_input(source)
@@ -169,32 +170,35 @@ def _file_tokens(source: str) -> int | None:
     return None if path is None or not path.is_file() else round(path.stat().st_size / _CHARACTERS_PER_TOKEN)
 
 
-def _at_most(*limits: int | None) -> int | None:
+def _smallest_limit(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _training(recipe: Recipe, spec: StageSpec, config: TrainingConfig, tokens: int | None) -> Estimate:
+def _estimate_training(
+    recipe: Recipe, spec: StageSpec, config: TrainingConfig, tokens: int | None
+) -> Estimate:
     model = model_config(recipe, spec)
     if model is None:
         return Estimate(tokens=tokens)
     rows = config.micro_batch_size or config.batch_size
     width = 2 if resolve_matrix_dtype(config.dtype) == "bfloat16" else 4
-    # Weights and gradients in the dtype; AdamW's two moments, and bfloat16's master weights, in float32.
-    state = model.parameters * (2 * width + 8 + (4 if width == 2 else 0))
-    # Activations kept for the backward pass: about 34 bytes × hidden size per token and layer in 16 bits
-    # (Korthikanti et al. 2022, arXiv:2205.05198, eq. 1).
+    # Weights and gradients have the dtype. AdamW's two moments are float32, and so are the master weights
+    # that bfloat16 training adds.
+    state = model.parameter_count * (2 * width + 8 + (4 if width == 2 else 0))
+    # Activations that are kept for the backward pass: in 16 bits about 34 bytes × hidden size per token and
+    # layer (Korthikanti et al. 2022, arXiv:2205.05198, eq. 1).
     tokens_at_once = rows * config.sequence_length
     activations = tokens_at_once * model.num_hidden_layers * model.hidden_size * 34 // 2 * width
     seconds = None
     if tokens is not None:
         operations = tokens * model.flops_per_token(config.sequence_length)
-        seconds = operations / (_products_per_second(config.dtype) * _EFFICIENCY)
-    # A checkpoint has the weights and AdamW's two moments, each in float32.
-    checkpoints = config.keep_checkpoints * model.parameters * 12
-    return Estimate(tokens, seconds, model.parameters * 4 + checkpoints, state + activations)
+        seconds = operations / (_operations_per_second(config.dtype) * _EFFICIENCY)
+    # A checkpoint contains the weights and AdamW's two moments, each in float32.
+    checkpoints = config.keep_checkpoints * model.parameter_count * 12
+    return Estimate(tokens, seconds, model.parameter_count * 4 + checkpoints, state + activations)
 
 
-def _quantize(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_quantize(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, QuantizeConfig)  # noqa: S101
     model = model_config(recipe, spec)
@@ -203,19 +207,19 @@ def _quantize(recipe: Recipe, spec: StageSpec) -> Estimate:
     bits = sum(next(b for name, b in _BITS.items() if kind.startswith(name)) for kind in config.types)
     cores = config.threads or int(describe()["cores"])
     return Estimate(
-        seconds=len(config.types) * model.parameters / (_QUANTIZE_WEIGHTS * cores),
-        disk=round(model.parameters * bits / 8),
+        seconds=len(config.types) * model.parameter_count / (_QUANTIZE_WEIGHTS * cores),
+        disk=round(model.parameter_count * bits / 8),
         memory=model.vocab_size * model.hidden_size * 8,
     )
 
 
-def _evaluate(recipe: Recipe, spec: StageSpec) -> Estimate:
+def _estimate_evaluate(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, EvaluateConfig)  # noqa: S101
     sources = len(recipe.stages["corpus"].config.inputs()) if "corpus" in recipe.stages else 1
     per_model = sources * config.documents * min(config.max_tokens, 2 * _DOCUMENT_TOKENS)
     for task in config.tasks:
-        questions = _at_most(config.questions * _QUESTION_TOKENS, _file_tokens(task))
+        questions = _smallest_limit(config.questions * _QUESTION_TOKENS, _local_file_tokens(task))
         per_model += (questions or 0) * (1 + config.shots)
     tokens = per_model * len(config.models)
     tokens += 2 * len(config.fidelity) * sources * config.fidelity_documents * _DOCUMENT_TOKENS
@@ -223,15 +227,19 @@ def _evaluate(recipe: Recipe, spec: StageSpec) -> Estimate:
     if model is None:
         return Estimate(tokens=tokens)
     forward = model.flops_per_token(_DOCUMENT_TOKENS) / 3  # a backward pass takes twice a forward pass
-    seconds = tokens * forward / (_products_per_second(config.dtype) * _EFFICIENCY)
+    seconds = tokens * forward / (_operations_per_second(config.dtype) * _EFFICIENCY)
     return Estimate(
-        tokens, seconds, None, model.parameters * 4 + config.batch_tokens * model.hidden_size * 64
+        tokens, seconds, None, model.parameter_count * 4 + config.batch_tokens * model.hidden_size * 64
     )
 
 
 @cache
-def _products_per_second(dtype: str) -> float:
-    """Measure float32 products of 1024 x 1024 matrices (0.1 s); scale for bfloat16 by processor class."""
+def _operations_per_second(dtype: str) -> float:
+    """Return the floating-point operations per second of matrix products, for an estimate of training time.
+
+    Products of float32 matrices are measured, which takes 0.1 s. For bfloat16 the result is scaled by the
+    speedup of the CPU's class.
+    """
     a, b = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
     times = []
     for _ in range(4):
@@ -242,11 +250,11 @@ def _products_per_second(dtype: str) -> float:
     return 2 * 1024**3 / min(times) * (speedup if resolve_matrix_dtype(dtype) == "bfloat16" else 1.0)  # type: ignore[arg-type]
 
 
-_BY_KIND: Mapping[str, Callable[[Recipe, StageSpec], Estimate]] = {
-    "corpus": _corpus,
-    "tokenize": _tokenize,
-    "pretrain": _pretrain,
-    "finetune": _finetune,
-    "quantize": _quantize,
-    "evaluate": _evaluate,
+_ESTIMATORS_BY_KIND: Mapping[str, Callable[[Recipe, StageSpec], Estimate]] = {
+    "corpus": _estimate_corpus,
+    "tokenize": _estimate_tokenize,
+    "pretrain": _estimate_pretrain,
+    "finetune": _estimate_finetune,
+    "quantize": _estimate_quantize,
+    "evaluate": _estimate_evaluate,
 }

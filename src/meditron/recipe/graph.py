@@ -6,7 +6,7 @@ from pathlib import Path
 
 from meditron.core.errors import RecipeError
 from meditron.recipe.schema import Recipe, StageSpec
-from meditron.recipe.toml import nearest
+from meditron.recipe.toml import nearest_word_hint
 
 __all__ = [
     "InputReference",
@@ -20,20 +20,20 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class InputReference:
-    """One input of a stage, resolved to a stage of the recipe or to an external source."""
+    """A stage's reference to one of its inputs, resolved to a stage of the recipe or an external source."""
 
     text: str
-    """As written in the recipe: `base`, `quantize:F16`, `pypi:…`."""
+    """The reference as written in the recipe: `base`, `quantize:F16`, `pypi:…`."""
     stage: str | None = None
-    """The stage's name; None for an external input."""
+    """Name of the stage that is referred to; None for an external input."""
     selector: str | None = None
-    """One of the stage's files: `F16`."""
+    """Name that selects one of that stage's files, such as `F16`."""
     source: str | None = None
-    """What to fetch for an external input."""
+    """The source to fetch for an external input; None for a stage."""
 
 
 def input_references(recipe: Recipe, spec: StageSpec) -> dict[str, InputReference]:
-    """Resolve each input of a stage; RecipeError for one that exists nowhere."""
+    """Resolve all inputs of a stage (input name → reference); RecipeError for one that does not exist."""
     return {name: resolve_reference(recipe, spec, text) for name, text in spec.config.inputs().items()}
 
 
@@ -41,24 +41,27 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
     """Resolve one input's text to a stage of the recipe or to an external source.
 
     Raises:
-        RecipeError: the text names neither; names the file and the line.
+        RecipeError: the text names neither of them; the error names the recipe's file and line.
     """
+    # The recipe's own stages come before files: a file named like a stage is written as ./NAME.
     head, _, selector = text.partition(":")
     if head in recipe.stages:
         names = recipe.stages[head].config.selectors()
         if selector and names and selector not in names:
             raise RecipeError(
-                f"{_refers(recipe, spec, text)}: {head} has no file '{selector}'{nearest(selector, names)}",
+                f"{_reference_with_place(recipe, spec, text)}: {head} has no file '{selector}'"
+                f"{nearest_word_hint(selector, names)}",
                 hint=f"files of {head}: {', '.join(names)}",
             )
         return InputReference(text, stage=head, selector=selector or None)
     if text == "base":
         if recipe.base is None:
             raise RecipeError(
-                f"{_refers(recipe, spec, text)}, which is not set", hint='write base = "…" at the top'
+                f"{_reference_with_place(recipe, spec, text)}, which is not set",
+                hint='write base = "…" at the top',
             )
-        return InputReference(text, source=_with_seed(recipe.base, recipe.seed))
-    # The name of a kind of stage never means a file, even if a file has that name.
+        return InputReference(text, source=_with_recipe_seed(recipe.base, recipe.seed))
+    # A name that begins with a kind of stage always means a stage, even if a file has that name.
     is_kind = head.partition(".")[0] in recipe.kinds
     if not is_kind and (":" in text or "/" in text or Path(text).exists()):
         return InputReference(text, source=text)
@@ -68,57 +71,62 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
         no_task = " or task of that name" if "questions" in kinds else ""
         files = [path.name for path in Path().iterdir() if not path.name.startswith(".")]
         raise RecipeError(
-            f"{_refers(recipe, spec, text)}: no such file{no_task}{nearest(text, files)}",
+            f"{_reference_with_place(recipe, spec, text)}: no such file{no_task}"
+            f"{nearest_word_hint(text, files)}",
             hint="paths are relative to the folder in which meditron runs",
         )
     names = ("base", *recipe.stages)
     raise RecipeError(
-        f"{_refers(recipe, spec, text)}, which is neither a stage of this recipe nor a file"
-        f"{nearest(head, names)}",
+        f"{_reference_with_place(recipe, spec, text)}, which is neither a stage of this recipe nor a file"
+        f"{nearest_word_hint(head, names)}",
         hint=f"this recipe has {', '.join(names)}",
     )
 
 
-def _refers(recipe: Recipe, spec: StageSpec, text: str) -> str:
-    return f"{recipe.text.where_value(spec.place, text)}: {spec.name} refers to '{text}'"
+def _reference_with_place(recipe: Recipe, spec: StageSpec, text: str) -> str:
+    return f"{recipe.text.location_of_value(spec.place, text)}: {spec.name} refers to '{text}'"
 
 
-def _with_seed(base: str, seed: int) -> str:
-    """Add the recipe's seed to `init:NAME`: every stage gets the same base, whatever its own seed is."""
+def _with_recipe_seed(base: str, seed: int) -> str:
+    """Add the recipe's seed to `init:NAME`, so that stages with different seeds get the same base."""
     return f"{base}:{seed}" if base.startswith("init:") and base.count(":") == 1 else base
 
 
 def topological_order(recipe: Recipe) -> list[StageSpec]:
-    """Order the stages by their dependencies, else as in the registry; RecipeError for a cycle."""
-    done: dict[str, StageSpec] = {}
+    """Return the stages such that each comes after its dependencies, else in the registry's order.
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
+    Raises:
+        RecipeError: the stages' inputs form a cycle.
+    """
+    ordered_specs: dict[str, StageSpec] = {}
+
+    def visit_stage(name: str, path: tuple[str, ...]) -> None:
         if name in path:
             cycle = " → ".join([*path[path.index(name) :], name])
             raise RecipeError(f"{recipe.path}: the stages' inputs form a cycle: {cycle}")
-        if name not in done:
+        if name not in ordered_specs:
             spec = recipe.stages[name]
             for reference in input_references(recipe, spec).values():
                 if reference.stage:
-                    visit(reference.stage, (*path, name))
-            done[name] = spec
+                    visit_stage(reference.stage, (*path, name))
+            ordered_specs[name] = spec
 
     for name in recipe.stages:
-        visit(name, ())
-    return list(done.values())
+        visit_stage(name, ())
+    return list(ordered_specs.values())
 
 
 def dependencies(recipe: Recipe, names: Iterable[str]) -> set[str]:
     """Return the named stages and all stages that they depend on."""
-    reached: set[str] = set()
+    reached_stages: set[str] = set()
     waiting = list(names)
     while waiting:
         name = waiting.pop()
-        if name not in reached:
-            reached.add(name)
+        if name not in reached_stages:
+            reached_stages.add(name)
             references = input_references(recipe, recipe.stages[name]).values()
             waiting += [reference.stage for reference in references if reference.stage]
-    return reached
+    return reached_stages
 
 
 def dependents(recipe: Recipe, names: Iterable[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Records in the folder of an unfinished stage: its payload, and the error that ended its last attempt."""
+"""The two records in an unfinished stage's folder: of its payload, and of the error that ended it."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,23 +23,23 @@ __all__ = [
 
 IN_PROGRESS, _FAILED = "in_progress.json", "failed.json"
 RECORDS = (IN_PROGRESS, _FAILED)
-"""Files of an unfinished stage, removed once its manifest is written."""
+"""Files that record the state of an unfinished stage; they are removed when its manifest is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class InProgress:
-    """Record of an unfinished stage."""
+    """Record of the attempts at an unfinished stage."""
 
     payload: dict[str, Any]
-    """Kind, version, config and inputs that the work began with."""
+    """Kind, version, config and inputs with which the first attempt began."""
     started: str
-    """Start of the first attempt, ISO 8601."""
+    """Time at which the first attempt began, in ISO 8601."""
     attempts: int
-    """Number of runs that have worked on it."""
+    """Number of runs that have worked on the stage."""
 
 
 def read_in_progress(folder: Path) -> InProgress | None:
-    """Read a stage's record; None if there is none; InputError if it is damaged."""
+    """Read the record of a stage's attempts; None if there is none; InputError if the record is damaged."""
     path = folder / IN_PROGRESS
     if not path.is_file():
         return None
@@ -55,11 +55,12 @@ def read_in_progress(folder: Path) -> InProgress | None:
 
 
 def begin_attempt(folder: Path, payload: Mapping[str, Any]) -> InProgress:
-    """Record an attempt at a stage before its work begins; continues the record of the same payload."""
+    """Record a new attempt at a stage; an existing record with the same payload is continued."""
     make_folder(folder)
     earlier = None
     with suppress(InputError):  # a damaged record is replaced
         earlier = read_in_progress(folder)
+    # Work that began with another payload is not continued, so its attempts do not count.
     if earlier is None or earlier.payload != payload:
         earlier = InProgress(dict(payload), datetime.now(UTC).isoformat(), 0)
     record = InProgress(earlier.payload, earlier.started, earlier.attempts + 1)
@@ -86,6 +87,6 @@ def record_failure(folder: Path, error: Exception) -> None:
         message = error.message
     else:
         message = redact(f"{type(error).__name__}: {error}")
-    # On a full disk this cannot be written either; the original error is the one to report.
+    # If the disk is full, this record cannot be written either; the original error is reported then.
     with suppress(StorageError):
         write_json(folder / _FAILED, {"message": message, "at": datetime.now(UTC).isoformat()})

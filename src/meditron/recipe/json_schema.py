@@ -1,7 +1,8 @@
-"""JSON Schema of a recipe, kept as a file of the package.
+"""JSON Schema of recipes, stored in the package as `recipe.schema.json`.
 
-Commands take their flags from it (`meditron.cli.options.flags_from`): reading JSON keeps `--help` fast, while
-importing the configs takes half a second. After a change of a config, write it again:
+Commands take their flags from this file (`meditron.cli.options.flags_from`), because reading it is fast while
+importing the config classes takes half a second, also for `--help`. After a change of a config class,
+generate the file again:
 
     python -m meditron.recipe.json_schema
 """
@@ -31,21 +32,22 @@ def recipe_schema() -> dict[str, Any]:
     for stage in STAGES:
         reference = references[stage.config, "validation"]
         tables[stage.kind] = reference
-        if stage.many:
+        if stage.repeatable:
+            # `name` is no field of the config class: it becomes part of the stage's name.
             name = {"type": "string", "description": f"Name of this table: the stage {stage.kind}.NAME."}
-            defs[_name(reference)]["properties"]["name"] = name
+            defs[_definition_name(reference)]["properties"]["name"] = name
             tables[stage.kind] = {"anyOf": [reference, {"type": "array", "items": reference}]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "meditron recipe",
         "type": "object",
-        "properties": defs.pop(_name(header))["properties"] | tables,
+        "properties": defs.pop(_definition_name(header))["properties"] | tables,
         "additionalProperties": False,
         "$defs": defs,
     }
 
 
-def _name(reference: dict[str, Any]) -> str:
+def _definition_name(reference: dict[str, Any]) -> str:
     return str(reference["$ref"]).rpartition("/")[2]
 
 

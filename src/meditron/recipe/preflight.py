@@ -1,6 +1,6 @@
-"""Checks of a recipe's inputs before any work: every local file is opened, all problems are listed at once.
+"""Checks of a recipe's inputs before any stage is built: local files are opened, and all problems are listed.
 
-Nothing is downloaded: an input from the network is opened only if it is in the cache.
+Nothing is downloaded: an input from the network is checked only if it is in the cache.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from typing import Any
 from meditron.core.config import Config, InputKind
 from meditron.core.errors import InputError, MeditronError
 from meditron.corpus.config import SourceConfig
-from meditron.model.presets import model_tokenizer, preset
+from meditron.model.presets import find_preset, model_tokenizer
 from meditron.recipe.external_inputs import input_identity, local_input
 from meditron.recipe.graph import resolve_reference
 from meditron.recipe.schema import Recipe, StageSpec
@@ -23,28 +23,29 @@ from meditron.store.models import resolve_model
 __all__ = ["Problem", "check_inputs", "check_references"]
 
 _MAX_FILES = 1_000
-"""Files of a source whose first document is read; of further files only the format is checked."""
+"""Maximum number of a source's files whose first document is read; of further files only the format is
+checked."""
 _MAX_ROWS = 10_000
-"""Rows of a file of conversations that are read; the rest is read when the stage uses it."""
+"""Maximum number of rows of a file of conversations that are checked; the stage checks the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One input of a stage that a run would fail on."""
+    """An input of a stage that cannot be used, so that a run would fail."""
 
     stage: str
     input: str
-    where: str
-    """File and line of the recipe that name the input."""
+    recipe_location: str
+    """File and line of the recipe, or the `--set` option, in which the input is named."""
     error: MeditronError
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form of --json."""
+        """Return the problem as --json prints it."""
         message, hint = self.error.message, self.error.hint
         return {
             "stage": self.stage,
             "input": self.input,
-            "where": self.where,
+            "where": self.recipe_location,
             "message": message,
             "hint": hint,
         }
@@ -60,8 +61,8 @@ def check_references(recipe: Recipe) -> list[Problem]:
                 if reference.source is not None:
                     input_identity(reference.source)
             except MeditronError as error:
-                problems.append(_problem(recipe, spec, key, error))
-    return _distinct(problems)
+                problems.append(_input_problem(recipe, spec, key, error))
+    return _distinct_problems(problems)
 
 
 def check_inputs(recipe: Recipe, specs: Iterable[StageSpec]) -> list[Problem]:
@@ -71,34 +72,34 @@ def check_inputs(recipe: Recipe, specs: Iterable[StageSpec]) -> list[Problem]:
     questions of a file of questions, and the first 10,000 rows of a file of conversations.
     """
     problems = []
-    checked: list[tuple[str, InputKind]] = []  # several stages use the same base
+    checked_inputs: list[tuple[str, InputKind]] = []  # several stages use the same base
     for spec in specs:
         kinds = spec.config.input_kinds()
         for key, text in spec.config.inputs().items():
             reference = resolve_reference(recipe, spec, text)
             kind = kinds.get(key)
-            if reference.source is None or kind is None or (reference.source, kind) in checked:
+            if reference.source is None or kind is None or (reference.source, kind) in checked_inputs:
                 continue
-            checked.append((reference.source, kind))
+            checked_inputs.append((reference.source, kind))
             try:
-                _check(reference.source, kind)
+                _check_input(reference.source, kind)
             except MeditronError as error:
-                problems.append(_problem(recipe, spec, key, error))
-    return _distinct(problems)
+                problems.append(_input_problem(recipe, spec, key, error))
+    return _distinct_problems(problems)
 
 
-def _problem(recipe: Recipe, spec: StageSpec, key: str, error: MeditronError) -> Problem:
+def _input_problem(recipe: Recipe, spec: StageSpec, key: str, error: MeditronError) -> Problem:
     text = spec.config.inputs()[key]
-    return Problem(spec.name, key, recipe.text.where_value(spec.place, text), error)
+    return Problem(spec.name, key, recipe.text.location_of_value(spec.place, text), error)
 
 
-def _check(source: str, kind: InputKind) -> None:
+def _check_input(source: str, kind: InputKind) -> None:
     if source.startswith("init:"):
-        preset(source)
+        find_preset(source)
         return
     path = local_input(source)
     if path is not None:
-        _CHECKS[kind.name](path, kind.table)
+        _CHECKS_BY_KIND[kind.name](path, kind.table)
 
 
 def _check_model(path: Path, table: Config | None) -> None:
@@ -106,15 +107,19 @@ def _check_model(path: Path, table: Config | None) -> None:
 
 
 def _check_documents(path: Path, table: Config | None) -> None:
-    # Imported here, as in the checks below, because a no-op run needs none of these modules.
-    from meditron.corpus.files import files_of, skip_rule
+    # The modules are imported here, as in the next two functions, because a no-op run needs none of them.
+    from meditron.corpus.files import list_source_files, member_skip_rule
 
     assert isinstance(table, SourceConfig)  # noqa: S101
-    files = files_of(path.name, table, path, Counter())
-    # Each file is opened, also if an earlier one has documents; a MEDLINE file of deletions alone has none.
+    files = list_source_files(path.name, table, path, Counter())
+    # Every file is opened, even if an earlier one contains documents. A file without documents is no problem
+    # while others have some: a MEDLINE file may list deletions only.
     opened = files[:_MAX_FILES]
     documents = [
-        next(iter(open_source(file.path, table.format, None, file.name, skip_rule(table, file.name))), None)
+        next(
+            iter(open_source(file.path, table.format, None, file.name, member_skip_rule(table, file.name))),
+            None,
+        )
         for file in opened
     ]
     if not any(documents) and opened == files:
@@ -134,7 +139,7 @@ def _check_conversations(path: Path, table: Config | None) -> None:
         pass
 
 
-_CHECKS: dict[str, Callable[[Path, Config | None], None]] = {
+_CHECKS_BY_KIND: dict[str, Callable[[Path, Config | None], None]] = {
     "model": _check_model,
     "documents": _check_documents,
     "questions": _check_questions,
@@ -142,6 +147,6 @@ _CHECKS: dict[str, Callable[[Path, Config | None], None]] = {
 }
 
 
-def _distinct(problems: list[Problem]) -> list[Problem]:
-    """Drop repeats: a base that several stages use is reported for the first of them."""
+def _distinct_problems(problems: list[Problem]) -> list[Problem]:
+    """Drop problems with equal messages except the first: several stages may use the same base."""
     return list({problem.error.message: problem for problem in reversed(problems)}.values())[::-1]

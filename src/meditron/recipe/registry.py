@@ -1,4 +1,4 @@
-"""The kinds of stages, in the order of a recipe. Adding a stage is one line here."""
+"""The kinds of stages, in the order of a recipe. A new kind of stage is added with one line in `STAGES`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,38 +14,41 @@ from meditron.release.config import QuantizeConfig
 from meditron.store.manifest import Artifact
 from meditron.train.config import FinetuneConfig, PretrainConfig
 
-__all__ = ["STAGES", "Stage", "Work"]
+__all__ = ["STAGES", "Stage", "StageWork"]
 
-Work = Callable[[StageConfig, Mapping[str, Artifact], Path], dict[str, Any]]
-"""`run(config, inputs, out) -> metrics`: writes its files under `out`, continues an interrupted call."""
+StageWork = Callable[[StageConfig, Mapping[str, Artifact], Path], dict[str, Any]]
+"""Signature of the function that does a stage's work, `run(config, inputs, out) -> metrics`. It writes the
+artifact's files into the folder `out`, and continues the work of an earlier call that was interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A kind of stage: its config class and its work."""
+    """A kind of stage: its name, version, config class and the function that does its work."""
 
     kind: str
-    """Name of the recipe's table."""
+    """Name of the kind, which is also the name of its table in a recipe: `pretrain`."""
     version: int
-    """Part of the fingerprint: raise it when the same config and inputs give a different artifact."""
+    """Version of the stage's code, part of the fingerprint. Raise it when a code change makes the same config
+    and inputs give a different artifact."""
     config: type[StageConfig]
     work: str
-    """`package.module:function` of a `Work`. A string, because reading a recipe must not import torch."""
-    many: bool = False
-    """A recipe may have several: an array of tables, `[[finetune]]`, each with a name."""
+    """`package.module:function` of the stage's `StageWork`. It is a string, so that reading a recipe does not
+    import torch."""
+    repeatable: bool = False
+    """True if a recipe may have several stages of this kind: named tables of an array, `[[finetune]]`."""
 
-    def load(self) -> Work:
+    def load_work(self) -> StageWork:
         """Import the function that does the work."""
         module, _, function = self.work.partition(":")
-        work: Work = getattr(import_module(module), function)
-        return work
+        stage_work: StageWork = getattr(import_module(module), function)
+        return stage_work
 
 
 STAGES: tuple[Stage, ...] = (
     Stage("corpus", 4, CorpusConfig, "meditron.corpus.build:run"),
     Stage("tokenize", 2, TokenizeConfig, "meditron.corpus.tokenize:run"),
     Stage("pretrain", 4, PretrainConfig, "meditron.train.pretrain:run"),
-    Stage("finetune", 4, FinetuneConfig, "meditron.train.finetune:run", many=True),
+    Stage("finetune", 4, FinetuneConfig, "meditron.train.finetune:run", repeatable=True),
     Stage("quantize", 3, QuantizeConfig, "meditron.release.quantize:run"),
     Stage("evaluate", 6, EvaluateConfig, "meditron.evaluate.stage:run"),
     Stage("card", 3, CardConfig, "meditron.release.card.stage:run"),

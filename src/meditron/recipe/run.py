@@ -1,4 +1,4 @@
-"""Run a recipe: build each missing or unfinished stage, in order. A kill at any moment loses little."""
+"""Running a recipe: each missing or unfinished stage is built, in order. A killed run can be continued."""
 
 import fcntl
 import os
@@ -11,8 +11,8 @@ from meditron.core.console import info
 from meditron.core.errors import MeditronError
 from meditron.core.units import format_duration
 from meditron.recipe.build import StageBuild
-from meditron.recipe.decide import BUILDING, RunOptions, decide, decide_stage, raise_on_drift
-from meditron.recipe.estimate import estimates
+from meditron.recipe.decide import BUILDING, RunOptions, decide_actions, decide_stage, raise_on_drift
+from meditron.recipe.estimate import estimate_stages
 from meditron.recipe.preflight import Problem, check_inputs, check_references
 from meditron.recipe.result import RUNS, RunResult
 from meditron.recipe.schema import Recipe, StageSpec
@@ -37,24 +37,28 @@ def run_recipe(
 ) -> RunResult:
     """Build the stages of a recipe that are not up to date, under `out/<recipe>`.
 
-    A finished stage that is up to date is kept, an unfinished one is continued. `dry_run` decides, opens the
-    inputs and estimates the cost, but builds nothing. The other options are those of `RunOptions`.
+    A finished stage that is up to date is kept; an unfinished stage is continued. With `dry_run` the actions
+    are decided, the inputs are checked and the cost is estimated, but nothing is built. The other options are
+    those of `RunOptions`.
 
     Raises:
-        DriftError: a stage is out of date, and neither `rebuild` nor `accept_drift` applies; it is unchanged.
+        DriftError: a stage is out of date, and neither `rebuild` nor `accept_drift` applies to it. The stage
+            is left as it is.
         SourceError: an input is missing; nothing was built.
         InputError: an input cannot be read; nothing was built.
     """
     options = RunOptions(only, until, tuple(rebuild), accept_drift)
     if dry_run:
         return _dry_run(recipe, out, options)
-    _raise_first(recipe, check_references(recipe))
+    # A wrong reference is reported before the run's folder is created.
+    _raise_first_problem(recipe, check_references(recipe))
     folder = out / recipe.name
     with exclusive_run(folder):
         plan = _plan(recipe, out, options)
         raise_on_drift(recipe, list(plan.decisions.values()))
-        _raise_first(recipe, check_inputs(recipe, _specs_to_build(recipe, plan)))
-        # Before any work: an interrupted rebuild then continues without --rebuild.
+        _raise_first_problem(recipe, check_inputs(recipe, _specs_to_build(recipe, plan)))
+        # The stages to rebuild are removed before any work. If the run is interrupted, the same command
+        # without --rebuild then continues it.
         remove_temporaries(folder, recursive=False)
         remove_folders(d.status.folder for d in plan.decisions.values() if d.action == "rebuild")
         statuses = dict(plan.stages)
@@ -62,7 +66,8 @@ def run_recipe(
             if planned.action == "leave":
                 continue
             spec, stage_folder = recipe.stages[name], planned.status.folder
-            # Decided again, because by now the digests of the inputs built in this run are known.
+            # The action is decided again, because now the digests of the inputs that this run built are
+            # known.
             status = statuses[name] = stage_status(recipe, spec, stage_folder, statuses)
             decision = decide_stage(status, options)
             raise_on_drift(recipe, [decision])
@@ -71,7 +76,7 @@ def run_recipe(
             title = f"stage {number} of {len(recipe.stages)}: {name}"
             info(f"{title} (continued)" if status.in_progress else title)
             with StageBuild(status, statuses) as build:
-                work = spec.stage.load()
+                work = spec.stage.load_work()
                 seconds = build.finish(work(status.spec.config, build.inputs, stage_folder))
             info(f"{title} finished in {format_duration(seconds)}")
             statuses[name] = replace(stage_status(recipe, spec, stage_folder, statuses), state="built")
@@ -80,34 +85,34 @@ def run_recipe(
 
 
 def _dry_run(recipe: Recipe, out: Path, options: RunOptions) -> RunResult:
-    """Decide, and list the problems of the inputs of the stages that would be built."""
+    """Decide each stage's action; list the problems and the cost of the stages that would be built."""
     if problems := check_references(recipe):  # without its inputs no stage has a status
-        return RunResult(recipe.name, out / recipe.name, {}, dry=True, problems=problems)
+        return RunResult(recipe.name, out / recipe.name, {}, dry_run=True, problems=problems)
     plan = _plan(recipe, out, options)
     specs = _specs_to_build(recipe, plan)
-    costs = estimates(recipe, {spec.name for spec in specs})
-    return replace(plan, dry=True, problems=check_inputs(recipe, specs), estimates=costs)
+    costs = estimate_stages(recipe, {spec.name for spec in specs})
+    return replace(plan, dry_run=True, problems=check_inputs(recipe, specs), estimates=costs)
 
 
 def _plan(recipe: Recipe, out: Path, options: RunOptions) -> RunResult:
     statuses = recipe_status(recipe, out)
-    return RunResult(recipe.name, out / recipe.name, statuses, decide(recipe, statuses, options))
+    return RunResult(recipe.name, out / recipe.name, statuses, decide_actions(recipe, statuses, options))
 
 
 def _specs_to_build(recipe: Recipe, plan: RunResult) -> list[StageSpec]:
-    """Return the stages to be built with the recipe's sources; `StageStatus.spec` has their public forms."""
+    """Return the stages to be built, with sources as written in the recipe, including their secrets."""
     return [recipe.stages[name] for name, each in plan.decisions.items() if each.action in BUILDING]
 
 
-def _raise_first(recipe: Recipe, problems: Sequence[Problem]) -> None:
-    """Raise the first problem; its hint has its place in the recipe and the number of further problems."""
+def _raise_first_problem(recipe: Recipe, problems: Sequence[Problem]) -> None:
+    """Raise the first problem's error; its hint names the place in the recipe and counts further problems."""
     if not problems:
         return
     problem, others = problems[0], len(problems) - 1
     error = problem.error
     hints = [error.hint] if error.hint else []
-    if not error.message.startswith(problem.where):
-        hints.append(f"{problem.stage} refers to it at {problem.where}")
+    if not error.message.startswith(problem.recipe_location):
+        hints.append(f"{problem.stage} refers to it at {problem.recipe_location}")
     if others:
         hints.append(f"`meditron run {recipe.path} --dry-run` lists {others} more")
     error.hint = "; ".join(hints) or None
@@ -115,7 +120,8 @@ def _raise_first(recipe: Recipe, problems: Sequence[Problem]) -> None:
 
 
 def _write_report(recipe: Recipe, folder: Path, statuses: Mapping[str, StageStatus]) -> None:
-    """Write the run's report if a stage is newer, also one of an earlier run that was killed."""
+    """Write the run's report if it is missing or older than a stage's manifest."""
+    # A run that was killed after its last stage left an old report, so times are compared.
     manifests = [stage.folder / MANIFEST for stage in statuses.values() if stage.manifest]
     written = (folder / HTML).stat().st_mtime_ns if (folder / HTML).is_file() else 0
     if any(manifest.stat().st_mtime_ns > written for manifest in manifests):
@@ -125,7 +131,7 @@ def _write_report(recipe: Recipe, folder: Path, statuses: Mapping[str, StageStat
 
 @contextmanager
 def exclusive_run(folder: Path) -> Iterator[None]:
-    """Lock a run's folder for this process; MeditronError if another process holds it."""
+    """Lock a run's folder for this process; MeditronError if another process has locked it."""
     with open_lock_file(folder / ".lock") as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,7 +141,8 @@ def exclusive_run(folder: Path) -> Iterator[None]:
                 f"{folder}: another run is writing here" + (f", process {holder}" if holder else ""),
                 hint="wait until it ends, or write elsewhere with --out",
             ) from None
-        # The process id is for the message above; the kernel's lock alone decides.
+        # The process id in the file is only for the error message of other processes; the kernel's lock is
+        # what keeps them out.
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield

@@ -1,6 +1,6 @@
-"""The state of every stage of a recipe: fresh, stale, partial, missing, failed.
+"""The status of a recipe's stages: fresh, stale, partial, missing or failed.
 
-Only reads: nothing is written or downloaded.
+The functions of this module only read; they write and download nothing.
 """
 
 import json
@@ -22,29 +22,36 @@ from meditron.store.fetch import public_source
 from meditron.store.files import list_files
 from meditron.store.manifest import FILE_NAME, Manifest, read_manifest, verify_artifact
 
-__all__ = ["StageStatus", "State", "recipe_status", "stage_payload", "stage_status"]
+__all__ = ["StageState", "StageStatus", "recipe_status", "stage_payload", "stage_status"]
 
-State = Literal["built", "fresh", "stale", "partial", "missing", "failed"]
+StageState = Literal["built", "fresh", "stale", "partial", "missing", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """State of one stage, with its manifest or the record of its unfinished work."""
+    """Status of one stage, with its manifest or the record of its unfinished work."""
 
     spec: StageSpec
-    """As recorded: sources without secrets and absolute paths (`store.fetch.public`)."""
+    """The stage as the manifest records it: its config names sources without secrets and absolute paths
+    (`store.fetch.public_source`)."""
     folder: Path
-    state: State
-    """`built` by this run; `fresh`: complete and up to date; `stale`: config or inputs changed, or damaged;
-    `partial`: unfinished; `failed`: unfinished, ended by an error; `missing`: nothing there."""
+    state: StageState
+    """`built`: built by this run; `fresh`: complete and up to date; `stale`: complete or unfinished, and out
+    of date or damaged; `partial`: unfinished; `failed`: unfinished, ended by an error; `missing`: not built
+    yet."""
     inputs: Mapping[str, InputReference]
-    """By the names in the recorded spec; only a reference's `source` is as in the recipe."""
+    """Input name → reference. The names and texts are those of the recorded spec; only a reference's `source`
+    is as written in the recipe."""
     digests: Mapping[str, str | None]
-    """Input → identity of its content; None for a stage that is not built yet."""
+    """Input name → identity of its content; None for the output of a stage that is not built yet."""
     drift: tuple[FieldChange, ...] = ()
+    """The changes because of which the stage is out of date or damaged."""
     manifest: Manifest | None = None
+    """The manifest of a complete stage."""
     in_progress: InProgress | None = None
+    """The record of an unfinished stage."""
     failure: str | None = None
+    """The error that ended the last attempt at an unfinished stage."""
 
     @property
     def name(self) -> str:
@@ -53,16 +60,16 @@ class StageStatus:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Metrics of the finished stage."""
+        """Metrics of a complete stage, from its manifest; empty for an unfinished one."""
         return self.manifest.metrics if self.manifest else {}
 
     @property
-    def damaged(self) -> bool:
-        """Bytes were lost or altered."""
+    def is_damaged(self) -> bool:
+        """True if files of the stage were lost or altered."""
         return any(change.damage for change in self.drift)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form of --json, in `run` and `status`."""
+        """Return the status as the --json of `run` and `status` prints it."""
         form = {
             "state": self.state,
             "seconds": self.metrics.get("seconds"),
@@ -73,7 +80,7 @@ class StageStatus:
 
 
 def stage_payload(spec: StageSpec, digests: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return what decides an artifact's content: kind, version, the semantic part of the config, inputs."""
+    """Return all that determines an artifact's content: kind, version, semantic config and input digests."""
     return {
         "kind": spec.stage.kind,
         "version": spec.stage.version,
@@ -83,15 +90,15 @@ def stage_payload(spec: StageSpec, digests: Mapping[str, str | None]) -> dict[st
 
 
 def recipe_status(recipe: Recipe, out: Path, *, hashes: bool = False) -> dict[str, StageStatus]:
-    """Return the status of each stage under `out/<recipe>`, in the order of the work.
+    """Return the status of each stage under `out/<recipe>`, in the order in which stages are built.
 
     Args:
         recipe: The recipe.
-        out: The folder that holds runs.
-        hashes: Read every byte again and compare its hash.
+        out: The folder that contains all runs.
+        hashes: True to read all files again and compare their hashes.
 
     Raises:
-        RecipeError: a reference names nothing, or the references form a cycle.
+        RecipeError: a reference names nothing that exists, or the references form a cycle.
         SourceError: a local input is missing.
     """
     statuses: dict[str, StageStatus] = {}
@@ -110,45 +117,52 @@ def stage_status(
     hashes: bool = False,
 ) -> StageStatus:
     """Return the status of one stage, given those of its dependencies in `earlier`."""
-    spec, inputs = _recorded(spec, input_references(recipe, spec))
-    digests = {name: _digest(reference, earlier, cached=not hashes) for name, reference in inputs.items()}
+    spec, inputs = _with_public_sources(spec, input_references(recipe, spec))
+    digests = {
+        name: _reference_identity(reference, earlier, cached=not hashes) for name, reference in inputs.items()
+    }
     missing = StageStatus(spec, folder, "missing", inputs, digests)
     payload = stage_payload(spec, digests)
     try:
         manifest = read_manifest(folder)
         if manifest is None and folder.is_symlink():  # nothing is ever written through a link
-            return _damaged(missing, "folder", "a link", was="a folder")
-        has_work = _has_work(folder)
-        record = _in_progress(folder, payload, has_work=has_work) if manifest is None else None
+            return _damaged_status(missing, "folder", "a link", was="a folder")
+        has_work = _has_unfinished_files(folder)
+        record = _read_unfinished_record(folder, payload, has_work=has_work) if manifest is None else None
         problems = verify_artifact(folder, hashes=hashes) if manifest else []
     except InputError as error:
-        return _damaged(missing, f"files.{Path(error.path).name}", error.message)
+        return _damaged_status(missing, f"files.{Path(error.path).name}", error.message)
     if manifest:
-        # The manifest's payload, not its fingerprint, is compared: it gives the names of the changed fields.
-        damage = tuple(_damage(problem) for problem in problems)
+        # The payloads are compared instead of the fingerprints, because they give the names of changed
+        # fields.
+        damage = tuple(_damaged_file(problem) for problem in problems)
         drift = field_changes(manifest.payload, payload) + damage
         return replace(missing, state="stale" if drift else "fresh", drift=drift, manifest=manifest)
     failure = read_failure(folder)
     if record:
         drift = field_changes(record.payload, payload)
-        state: State = "stale" if drift else "failed" if failure else "partial"
+        state: StageState = "stale" if drift else "failed" if failure else "partial"
         return replace(missing, state=state, drift=drift, in_progress=record, failure=failure)
     if not has_work:  # nothing to lose: the stage can begin again with any payload
         return replace(missing, state="failed" if failure else "missing", failure=failure)
-    return _damaged(missing, f"files.{FILE_NAME}", "missing, with files beside it")
+    return _damaged_status(missing, f"files.{FILE_NAME}", "missing, with files beside it")
 
 
-def _damaged(status: StageStatus, field: str, now: str, was: str = "whole") -> StageStatus:
+def _damaged_status(status: StageStatus, field: str, now: str, was: str = "whole") -> StageStatus:
     return replace(status, state="stale", drift=(FieldChange(field, was, now, damage=True),))
 
 
-def _damage(problem: str) -> FieldChange:
+def _damaged_file(problem: str) -> FieldChange:
     file, _, what = problem.partition(" ")
     return FieldChange(f"files.{file}", "whole", what, damage=True)
 
 
-def _in_progress(folder: Path, payload: dict[str, Any], *, has_work: bool) -> InProgress | None:
-    """Read the record of an unfinished stage; None if it left no files and had another payload."""
+def _read_unfinished_record(folder: Path, payload: dict[str, Any], *, has_work: bool) -> InProgress | None:
+    """Read the record of an unfinished stage.
+
+    If the stage has written no files, a record of another payload or a damaged one is ignored: None is
+    returned.
+    """
     if has_work:
         return read_in_progress(folder)
     with suppress(InputError):
@@ -157,20 +171,20 @@ def _in_progress(folder: Path, payload: dict[str, Any], *, has_work: bool) -> In
     return None
 
 
-def _has_work(folder: Path) -> bool:
-    """Return whether a stage's folder holds more than the records of its attempts."""
+def _has_unfinished_files(folder: Path) -> bool:
+    """Return whether a stage's folder contains other files than the records of its attempts."""
     return folder.is_dir() and any(
         path.relative_to(folder).as_posix() not in RECORDS for path in list_files(folder)
     )
 
 
-def _recorded(
+def _with_public_sources(
     spec: StageSpec, inputs: Mapping[str, InputReference]
 ) -> tuple[StageSpec, dict[str, InputReference]]:
-    """Replace the sources in a stage's config, and the inputs' names, by their public forms.
+    """Replace the sources in a stage's config and in its inputs' names by their public forms.
 
-    The stage gets this config, so nothing it writes can hold a secret or an absolute path. Two sources with
-    the same public form are numbered.
+    The stage's work gets this config, so that nothing it writes can contain a secret or an absolute path. If
+    two sources have the same public form, a number is added.
     """
     public_forms: dict[str, str] = {}
     for reference in inputs.values():
@@ -191,16 +205,19 @@ def _recorded(
     return spec, named
 
 
-def _digest(reference: InputReference, earlier: Mapping[str, StageStatus], *, cached: bool) -> str | None:
+def _reference_identity(
+    reference: InputReference, earlier: Mapping[str, StageStatus], *, cached: bool
+) -> str | None:
     if reference.source is not None:
         return input_identity(reference.source, cached=cached)
-    # The digest covers the dependency's files: if a rebuild gives the same bytes, dependents stay fresh.
+    # The digest covers the dependency's files, so its dependents stay fresh if a rebuild gives the same
+    # bytes.
     manifest = earlier[str(reference.stage)].manifest
     return manifest.digest if manifest else None
 
 
 def _inherit_drift(status: StageStatus, earlier: Mapping[str, StageStatus]) -> StageStatus:
-    """Mark a stage stale if a dependency is: rebuilding the dependency would change its input."""
+    """Mark a stage as stale if a dependency is stale, because rebuilding the dependency changes the input."""
     if status.state == "missing":
         return status
     drift = tuple(

@@ -1,7 +1,7 @@
 """Comparison of a source's files with a written model: tensors, keys, added tokens and stop tokens.
 
 The package's model readers are not used, only JSON, safetensors headers and GGUF keys: a bug in a reader
-would be the same on both sides.
+would affect both sides equally and stay unnoticed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,23 +12,23 @@ import torch
 from safetensors import safe_open
 
 from meditron.model.config import LlamaConfig
-from meditron.model.gguf_shape import NEUTRAL, REQUIRED
-from meditron.model.gguf_weights import gguf_name
-from meditron.model.hf_weights import stored_tensors
+from meditron.model.gguf_shape import NEUTRAL_VALUES, REQUIRED_KEYS
+from meditron.model.gguf_weights import gguf_tensor_name
+from meditron.model.hf_weights import tensor_files
 from meditron.model.tensors import parameter_shapes
 from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["EMBEDDING", "HEAD", "missing_keys", "raw_differences", "token_differences"]
+__all__ = ["EMBEDDING", "HEAD", "missing_gguf_keys", "source_file_differences", "special_token_differences"]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COPIES = "rotary_emb.inv_freq"  # stored by old transformers, but computed from the config
 _SCALING = "llama.rope.scaling."
 
 
-def raw_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
+def source_file_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
     """Yield the keys and tensors of the source that the written model lacks or changes.
 
     `written` is the config that was read from the written model.
@@ -43,30 +43,30 @@ def raw_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
         yield from _hf_key_differences(read_json(Path(source.path) / "config.json"), written)
 
 
-def token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
+def special_token_differences(source: ModelFiles, written: Tokenizer) -> Iterator[str]:
     """Yield added tokens and stop ids of the source's files that the written tokenizer lacks."""
     path = Path(source.path)
-    named: dict[str, Any] = {}
+    stop_ids_by_place: dict[str, Any] = {}
     if source.kind == "gguf":
         with GGUF(path) as gguf:
-            named = {
+            stop_ids_by_place = {
                 key: gguf.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")
             }
     elif source.kind == "hf":
         for content, i in _added_tokens(path).items():
-            if written.token(i) != content or i not in written.added_ids:
-                yield f"added token {content!r} ({i}) is {written.token(i)!r}"
+            if written.id_to_token(i) != content or i not in written.added_ids:
+                yield f"added token {content!r} ({i}) is {written.id_to_token(i)!r}"
         files = ("config.json", "generation_config.json")
-        named = {file: _json_object(path / file).get("eos_token_id") for file in files}
-    for place, value in named.items():
+        stop_ids_by_place = {file: _json_object(path / file).get("eos_token_id") for file in files}
+    for place, value in stop_ids_by_place.items():
         for i in value if isinstance(value, list) else [value]:
-            if isinstance(i, int) and written.token(i) is not None and i not in written.stop_ids:
-                yield f"stop id {i} ({written.token(i)!r}) of {place} is missing"
+            if isinstance(i, int) and written.id_to_token(i) is not None and i not in written.stop_ids:
+                yield f"stop id {i} ({written.id_to_token(i)!r}) of {place} is missing"
 
 
-def missing_keys(metadata: Mapping[str, Any]) -> Iterator[str]:
+def missing_gguf_keys(metadata: Mapping[str, Any]) -> Iterator[str]:
     """Yield missing keys without which llama.cpp rejects a file or reads other head widths."""
-    for key in REQUIRED:
+    for key in REQUIRED_KEYS:
         if key not in metadata:
             yield f"{key} is missing; llama.cpp does not open the file without it"
             return
@@ -83,9 +83,9 @@ def _tensor_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[st
     """Yield stored tensors that the written model lacks, except a head that equals the embedding."""
     whole = written.model_copy(update={"tie_word_embeddings": False})
     if source.kind == "hf":
-        stored = {name for name in stored_tensors(Path(source.path)) if not name.endswith(_COPIES)}
+        stored = {name for name in tensor_files(Path(source.path)) if not name.endswith(_COPIES)}
     else:
-        ours = {gguf_name(name): name for name in parameter_shapes(whole)}
+        ours = {gguf_tensor_name(name): name for name in parameter_shapes(whole)}
         with GGUF(Path(source.path)) as gguf:
             stored = {ours.get(name, name) for name in gguf.tensors if name != "rope_freqs.weight"}
     for name in sorted(stored - parameter_shapes(written).keys()):
@@ -98,10 +98,10 @@ def _tensor_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[st
 def _head_differs(source: ModelFiles) -> bool:
     if source.kind == "gguf":
         with GGUF(Path(source.path)) as gguf:
-            head, embedding = gguf.tensors[gguf_name(HEAD)], gguf.tensors[gguf_name(EMBEDDING)]
+            head, embedding = gguf.tensors[gguf_tensor_name(HEAD)], gguf.tensors[gguf_tensor_name(EMBEDDING)]
             same_type = head.type == embedding.type
-            return not (same_type and (gguf.raw(head.name) == gguf.raw(embedding.name)).all())
-    files = stored_tensors(Path(source.path))
+            return not (same_type and (gguf.raw_tensor(head.name) == gguf.raw_tensor(embedding.name)).all())
+    files = tensor_files(Path(source.path))
     with (
         safe_open(files[HEAD], framework="pt") as head_file,
         safe_open(files[EMBEDDING], framework="pt") as embedding_file,
@@ -113,16 +113,18 @@ def _head_differs(source: ModelFiles) -> bool:
 def _gguf_key_differences(metadata: Mapping[str, Any], written: LlamaConfig) -> Iterator[str]:
     """Yield keys under `llama.` whose value changed, or that have an effect and were not carried over."""
     expected = written.to_gguf()
-    ours, theirs = _scaling(metadata), _scaling(expected)
-    if not all(_near(a, b) for a, b in zip(ours, theirs, strict=True)):
+    ours, theirs = _effective_rope_scaling(metadata), _effective_rope_scaling(expected)
+    if not all(_nearly_equal(a, b) for a, b in zip(ours, theirs, strict=True)):
         yield f"{_SCALING}* (type, factor, attn_factor, original context) is {theirs} instead of {ours}"
     for key, value in metadata.items():
         if not key.startswith("llama.") or key in _COMPARED_ELSEWHERE:
             continue
         if key in expected:
-            if not _near(value, expected[key]) and value != [expected[key]] * len(_list(value)):
+            if not _nearly_equal(value, expected[key]) and value != [expected[key]] * len(_as_list(value)):
                 yield f"{key} is {expected[key]} instead of {value!r:.60}"
-        elif key not in NEUTRAL or ((allowed := NEUTRAL[key]) is not None and value not in allowed):
+        elif key not in NEUTRAL_VALUES or (
+            (allowed := NEUTRAL_VALUES[key]) is not None and value not in allowed
+        ):
             yield f"{key} = {value!r:.60} of the source is not carried over"
 
 
@@ -133,8 +135,8 @@ _COMPARED_ELSEWHERE = {
 }
 
 
-def _scaling(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return type, factor, attention factor and original context as llama.cpp reads them."""
+def _effective_rope_scaling(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the rotary scaling as llama.cpp reads it: type, factor, attention factor, original context."""
     kind = metadata.get(_SCALING + "type", "linear")
     factor = metadata.get(_SCALING + "factor", metadata.get("llama.rope.scale_linear", 1.0)) or 1.0
     attention = metadata.get(_SCALING + "attn_factor", 1.0)
@@ -148,7 +150,7 @@ def _hf_key_differences(config: Mapping[str, Any], written: LlamaConfig) -> Iter
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     values = dict(config) | {key: value for key, value in rope.items() if key == "rope_theta"}
     for key in _SHAPE:
-        if (value := values.get(key)) is not None and not _near(value, getattr(written, key)):
+        if (value := values.get(key)) is not None and not _nearly_equal(value, getattr(written, key)):
             yield f"{key} is {getattr(written, key)} instead of {value!r:.60}"
     kind = rope.get("rope_type") or rope.get("type") or "default"
     scaling = written.rope_scaling
@@ -157,7 +159,7 @@ def _hf_key_differences(config: Mapping[str, Any], written: LlamaConfig) -> Iter
     # Llama 3's parameters are compared by the logits, because different ones can give the same factors.
     compared = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor", "attention_factor")}
     for key in compared.get(kind, ()):
-        if scaling and rope.get(key) is not None and not _near(rope[key], getattr(scaling, key)):
+        if scaling and rope.get(key) is not None and not _nearly_equal(rope[key], getattr(scaling, key)):
             yield f"{key} of the rotary scaling is {getattr(scaling, key)} instead of {rope[key]!r:.60}"
 
 
@@ -189,11 +191,11 @@ def _json_object(path: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _list(value: object) -> list[Any]:
+def _as_list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _near(ours: Any, theirs: Any) -> bool:  # noqa: ANN401
+def _nearly_equal(ours: Any, theirs: Any) -> bool:  # noqa: ANN401
     """Return True for equal values, or floats that differ by rounding to fp32 or to decimals."""
     if isinstance(ours, int | float) and isinstance(theirs, int | float):
         return (

@@ -16,15 +16,15 @@ class QuantizeConfig(StageConfig):
     on: str = "pretrain"
     """Reference of the model to quantize."""
 
-    types: tuple[GGUFType, ...] = Field(default=("F16",), min_length=1)
-    """Types, one GGUF file each, named after the type."""
+    types: tuple[GGUFType, ...] = Field(default=("Q4_K_M",), min_length=1)
+    """Types of the GGUF files, one file for each type."""
 
     threads: Annotated[int | None, NonSemantic] = Field(default=None, ge=1)
     """Threads; all cores by default. The files do not depend on it."""
 
     @field_validator("types", mode="before")
     @classmethod
-    def _any_case(cls, types: object) -> object:
+    def _uppercase_types(cls, types: object) -> object:
         """Read `q4_k_m` as `Q4_K_M`; unknown names are rejected by the field's type."""
         if not isinstance(types, list | tuple):
             return types
@@ -32,13 +32,13 @@ class QuantizeConfig(StageConfig):
 
     @field_validator("types")
     @classmethod
-    def _each_once(cls, types: tuple[GGUFType, ...]) -> tuple[GGUFType, ...]:
+    def _refuse_duplicate_types(cls, types: tuple[GGUFType, ...]) -> tuple[GGUFType, ...]:
         if len(set(types)) != len(types):
             raise ValueError("types: a type is listed twice")
         return types
 
     def inputs(self) -> dict[str, str]:
-        """Return the model."""
+        """Return the stage's input: the model to quantize."""
         return {"model": self.on}
 
     def selectors(self) -> tuple[str, ...]:
@@ -46,5 +46,5 @@ class QuantizeConfig(StageConfig):
         return self.types
 
     def input_kinds(self) -> dict[str, InputKind]:
-        """Return the kind of the model."""
+        """Return the kind of the stage's input, a model."""
         return {"model": InputKind("model")}

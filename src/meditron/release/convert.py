@@ -10,8 +10,8 @@ from meditron.model.presets import model_tokenizer
 from meditron.model.weights import open_weights, save_gguf, save_hf
 from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.naming import model_name
-from meditron.release.quantize import carried_metadata, describe
-from meditron.release.staged import staged
+from meditron.release.quantize import carried_metadata, describe_gguf
+from meditron.release.staged import replace_when_complete
 from meditron.store.ancestry import read_ancestry, write_ancestry
 from meditron.store.authorship import CARD_FILE, read_authorship, write_card
 from meditron.store.files import list_files, read_json, write_json
@@ -49,41 +49,41 @@ def convert(
         check: False to skip the comparison; the output records it.
 
     Returns:
-        For a GGUF file the fields of `describe`; for a folder `path`, `dtype`, `bytes`, `check`.
+        For a GGUF file the fields of `describe_gguf`; for a folder `path`, `dtype`, `bytes`, `check`.
 
     Raises:
         SourceError: `spec` is not a model.
-        UsageError: `out` exists, its parent does not, it is of the other kind than `type` or `dtype`, or the
-            values do not fit in `type`.
+        UsageError: `out` exists, its parent folder does not exist, `type` or `dtype` does not apply to this
+            kind of output, or a value overflows in `type`.
         InputError: The model's files are damaged.
         ExportError: The written model differs from its source.
     """
     to_gguf = out.suffix == ".gguf"
-    _require_kind(out, type if not to_gguf else None, dtype if to_gguf else None)
+    _refuse_option_of_other_kind(out, type if not to_gguf else None, dtype if to_gguf else None)
     files = resolve_model(spec)
-    _require_free(out, Path(files.path), force=force)
+    _require_replaceable_output(out, Path(files.path), force=force)
     tokenizer, name = model_tokenizer(files), model_name(files)
     kind = (type or "F16") if to_gguf else (dtype or "float32")
     # The check runs on the temporary output: a model that fails it never replaces an older one.
-    with staged(out) as temporary:
+    with replace_when_complete(out) as temporary:
         with open_weights(files) as (config, weights):
             if to_gguf:
                 carried = carried_metadata(files, check=check)
                 save_gguf(weights, config, tokenizer, temporary, type or "F16", name=name, carried=carried)
             else:
                 save_hf(weights, config, tokenizer, temporary, getattr(torch, kind))
-                _carry(files, temporary, name, check=check)
+                _write_carried_files(files, temporary, name, check=check)
         if check:
             written = ModelFiles(str(out), "gguf" if to_gguf else "hf", temporary)
-            ExportCheck(files, tokenizer).require_same(written, kind, out)
+            ExportCheck(files, tokenizer).require_same_model(written, kind, out)
     if to_gguf:
-        return describe(out, type or "F16") | {"path": str(out)}
+        return describe_gguf(out, type or "F16") | {"path": str(out)}
     size = sum(file.stat().st_size for file in list_files(out))
     return {"path": str(out), "dtype": kind, "bytes": size, "check": "passed" if check else "skipped"}
 
 
-def _carry(source: ModelFiles, folder: Path, name: str, *, check: bool) -> None:
-    """Write authorship, ancestry and card of the source into a model's folder, and a skipped check."""
+def _write_carried_files(source: ModelFiles, folder: Path, name: str, *, check: bool) -> None:
+    """Write the source's authorship, ancestry and card into a model's folder, and record a skipped check."""
     if (ancestry := read_ancestry(source)) is not None:
         write_ancestry(folder, ancestry)
     authorship = read_authorship(source)
@@ -94,8 +94,8 @@ def _carry(source: ModelFiles, folder: Path, name: str, *, check: bool) -> None:
         write_json(folder / "config.json", read_json(folder / "config.json") | {CHECK_KEY: "skipped"})
 
 
-def _require_kind(out: Path, type_for_folder: str | None, dtype_for_file: str | None) -> None:
-    """Raise UsageError for a type with a folder, or a dtype with a file."""
+def _refuse_option_of_other_kind(out: Path, type_for_folder: str | None, dtype_for_file: str | None) -> None:
+    """Raise UsageError for a GGUF type with an HF folder, or for a dtype with a GGUF file."""
     if type_for_folder:
         raise UsageError(
             f"{out}: --type {type_for_folder} is for GGUF files, and this is an HF folder",
@@ -108,8 +108,8 @@ def _require_kind(out: Path, type_for_folder: str | None, dtype_for_file: str | 
         )
 
 
-def _require_free(out: Path, source: Path, *, force: bool) -> None:
-    """Raise UsageError if `out` exists without `force`, or if it is the source or not a model."""
+def _require_replaceable_output(out: Path, source: Path, *, force: bool) -> None:
+    """Raise UsageError if `out` exists and `force` is false, is the source itself, or is not a model."""
     if not out.parent.is_dir():
         raise UsageError(f"{out}: folder {out.parent} does not exist", hint=f"mkdir -p {out.parent}")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):

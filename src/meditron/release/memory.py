@@ -1,4 +1,4 @@
-"""Peak memory of a block of code, without that of the process before it."""
+"""Measurement of the peak memory of a block of code, excluding earlier peaks of the process."""
 
 import resource
 import sys
@@ -6,34 +6,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Peak", "peak_memory"]
+__all__ = ["PeakMemory", "measure_peak_memory"]
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _RESET_PEAK = "5"  # the value that resets VmHWM, by proc(5)
 
 
-class Peak:
-    """Peak memory, known when the block ends."""
+class PeakMemory:
+    """The peak memory of a block of code; the values are set when the block ends."""
 
     bytes = 0
     """The largest resident set during the block, including mapped files."""
     since_start = False
-    """True if the kernel did not reset the peak: then it is that of the whole process."""
+    """True if the kernel did not reset the peak: then `bytes` is the peak of the whole process."""
 
 
 @contextmanager
-def peak_memory() -> Iterator[Peak]:
+def measure_peak_memory() -> Iterator[PeakMemory]:
     """Measure the largest resident set while the block runs (Linux: proc(5), `clear_refs`)."""
-    peak = Peak()
+    peak = PeakMemory()
     try:
         _CLEAR.write_text(_RESET_PEAK)
     except OSError:
         peak.since_start = True
     yield peak
-    peak.bytes = _high_water()
+    peak.bytes = _peak_resident_bytes()
 
 
-def _high_water() -> int:
+def _peak_resident_bytes() -> int:
     if _STATUS.is_file():
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):

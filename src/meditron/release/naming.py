@@ -10,15 +10,16 @@ from meditron.store.models import ModelFiles
 
 __all__ = ["file_stem", "model_name"]
 
-# The type at the end of a file's name: SmolLM2-135M-Instruct.Q4_1, llama-2-7b-f16, Q8_0.
+# Pattern of the type at the end of a GGUF file's name: SmolLM2-135M-Instruct.Q4_1, llama-2-7b-f16, Q8_0.
 _TYPE = re.compile(r"(^|[-._])(q\d_\w+|b?f16|f32)$", re.IGNORECASE)
 
 
 def model_name(files: ModelFiles) -> str:
     """Return the model's name for people (GGUF's `general.name`).
 
-    It is the name in the GGUF file or in the folder's README.md (`model_name`). A stage of a run is named
-    after both (`quickstart pretrain`), any other folder by its own name, and a preset by its name (`tiny`).
+    The name is read from the GGUF file or from the folder's README.md (`model_name`). If there is none, a
+    stage of a run is named after run and stage (`quickstart pretrain`), any other folder after itself, and a
+    preset by its name (`tiny`).
     """
     if files.kind == "init":
         return files.spec.split(":")[1]

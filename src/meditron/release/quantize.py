@@ -15,16 +15,16 @@ from meditron.core.console import info, progress, warn
 from meditron.core.errors import UsageError
 from meditron.core.machine import usable_cores
 from meditron.model.config import LlamaConfig
-from meditron.model.gguf_weights import as_floats, gguf_config, gguf_header, model_tensors
+from meditron.model.gguf_weights import encode_floats, gguf_header, lazy_gguf_tensors, read_gguf_config
 from meditron.model.presets import model_tokenizer
 from meditron.model.weights import open_weights
 from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.config import QuantizeConfig
-from meditron.release.encode import as_blocks, quantizers
-from meditron.release.memory import peak_memory
+from meditron.release.encode import load_libgguf, quantize_matrix
+from meditron.release.memory import measure_peak_memory
 from meditron.release.naming import file_stem, model_name
 from meditron.release.quant_recipes import QUANT_RECIPES, fallback_type, target_type
-from meditron.release.staged import staged
+from meditron.release.staged import replace_when_complete
 from meditron.release.types import GGUFType
 from meditron.report.quantization import (
     QuantizationCost,
@@ -43,7 +43,7 @@ from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.manifest import Artifact
 from meditron.store.models import ModelFiles, resolve_model
 
-__all__ = ["carried_metadata", "describe", "print_summary", "quantize", "run"]
+__all__ = ["carried_metadata", "describe_gguf", "print_summary", "quantize", "run"]
 
 _CONTEXT = 4096
 """Tokens of the KV cache in the memory estimate, at most."""
@@ -54,18 +54,18 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     """Write `TYPE.gguf` for every type; files that an earlier attempt finished are kept.
 
     Returns:
-        `files` (see `describe`), `seconds` (of which the export check took `check_seconds`), `peak_rss`
+        `files` (see `describe_gguf`), `seconds` (of which the export check took `check_seconds`), `peak_rss`
         (bytes), `notes`.
 
     Raises:
         InputError: The model's files are damaged.
-        UsageError: Its values do not fit in the type, or GGUF cannot express what the model needs.
+        UsageError: A value of the model overflows in the type, or GGUF has no keys for its rotary scaling.
         ExportError: A written file differs from the model.
-        MissingExtra: A quantized type without libgguf.
+        MissingExtra: A type is quantized and libgguf is not installed.
     """
     paths = {kind: out / f"{kind}.gguf" for kind in config.types}
     missing = [kind for kind, path in paths.items() if not path.is_file()]
-    result = _write_missing(inputs["model"].spec, paths, missing, config.threads)
+    result = _write_missing_files(inputs["model"].spec, paths, missing, config.threads)
     # The evaluation of these files comes later in a run, so only published costs are known here.
     print_summary(result["files"])
     return result
@@ -88,12 +88,12 @@ def quantize(
         out: The folder of the files.
         threads: Threads that quantize; None for all cores.
         force: Replace existing files.
-        check: Compare each file with the model before it is kept. Without it the files record that they were
+        check: Compare each file with the model before it is kept. If false, the files record that they were
             not checked.
 
     Returns:
-        The same as `run`. Each file has a `cost` (perplexity change, `measured` or published, and on what),
-        and `recommended` is the type to take.
+        The same as `run`. Each file has a `cost` (the change in perplexity, whether it was measured, and on
+        which text), and `recommended` is the recommended type.
 
     Raises:
         UsageError: A file exists and `force` is not set, or as in `run`.
@@ -112,7 +112,7 @@ def quantize(
         if not force:
             raise UsageError(f"{path} already exists", hint="use --force to replace it, or another --out")
     make_folder(out)
-    result = _write_missing(spec, paths, list(paths), threads, check=check)
+    result = _write_missing_files(spec, paths, list(paths), threads, check=check)
     costs = measured_costs(Path(files.path)) if files.kind == "hf" else {}
     described = []
     for file in result["files"]:
@@ -122,10 +122,10 @@ def quantize(
 
 
 def print_summary(files: Sequence[Mapping[str, Any]], *, answer: bool = False) -> None:
-    """Print the files with size, memory and cost in quality, their fallback types, and the type to take.
+    """Print the files with size, memory and cost in quality, their fallback types, and the recommended type.
 
     Args:
-        files: As `run` or `quantize` returns them; a file without a `cost` has the published one.
+        files: As `run` or `quantize` returns them; a file without a `cost` gets the published one.
         answer: True to print the table on stdout.
     """
     costs = {file["type"]: QuantizationCost.from_json(file["cost"]) for file in files if file.get("cost")}
@@ -140,7 +140,7 @@ def print_summary(files: Sequence[Mapping[str, Any]], *, answer: bool = False) -
         info(advice)
 
 
-def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
+def describe_gguf(path: Path, kind: GGUFType) -> dict[str, Any]:
     """Describe a GGUF file by reading it back.
 
     Returns:
@@ -150,7 +150,7 @@ def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
         `check` (`skipped` if the file was not compared with its source).
     """
     with GGUF(path) as gguf:
-        config = gguf_config(gguf)
+        config = read_gguf_config(gguf)
         tensors = list(gguf.tensors.values())
         checked = gguf.metadata.get(CHECK_KEY, "passed")
     matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
@@ -161,14 +161,14 @@ def describe(path: Path, kind: GGUFType) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "bpw": 8 * sum(t.nbytes for t in tensors) / sum(prod(t.shape) for t in tensors),
         "fallbacks": {t.name: t.type for t in matrices if t.type != target_type(kind, t.name, config)},
-        "ram": path.stat().st_size + context * config.cache_bytes,
+        "ram": path.stat().st_size + context * config.kv_cache_bytes_per_token,
         "context": context,
         "check": checked,
         "sha256": sha256_file(path),
     }
 
 
-def _write_missing(
+def _write_missing_files(
     spec: str,
     paths: Mapping[GGUFType, Path],
     missing: Sequence[GGUFType],
@@ -178,15 +178,15 @@ def _write_missing(
 ) -> dict[str, Any]:
     """Write the missing files, then describe all of them."""
     started, check_seconds = time.monotonic(), 0.0
-    with peak_memory() as peak:
+    with measure_peak_memory() as peak:
         if missing:
-            check_seconds = _write(
+            check_seconds = _write_files(
                 resolve_model(spec),
                 {kind: paths[kind] for kind in missing},
                 threads or usable_cores(),
                 check=check,
             )
-        files = [describe(path, kind) for kind, path in paths.items()]
+        files = [describe_gguf(path, kind) for kind, path in paths.items()]
     notes = [_NOTE, *(["peak_rss is of the process since its start"] if peak.since_start else [])]
     seconds = round(time.monotonic() - started, 3)
     return {
@@ -208,27 +208,27 @@ def carried_metadata(files: ModelFiles, *, check: bool) -> dict[str, Any]:
     }
 
 
-def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, check: bool) -> float:
+def _write_files(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, check: bool) -> float:
     """Write each file in one pass over the model's tensors, with one tensor in memory at a time.
 
     Returns the seconds of the export check.
     """
     if not set(paths) <= FLOAT_TYPES:
-        quantizers()  # a missing extra must fail before anything is read
-        _warn_of_quantized(files)
+        load_libgguf()  # a missing extra must fail before anything is read
+        _warn_if_already_quantized(files)
     tokenizer, name = model_tokenizer(files), model_name(files)
     comparison = ExportCheck(files, tokenizer)
     with open_weights(files) as (config, weights), ThreadPoolExecutor(threads) as workers:
 
         def encode(name: str, weight: Tensor, kind: str) -> Array:
-            values = (as_floats if kind in FLOAT_TYPES else partial(as_blocks, workers=workers))(
+            values = (encode_floats if kind in FLOAT_TYPES else partial(quantize_matrix, workers=workers))(
                 name, weight, kind
             )
             bar.advance(values.nbytes)
             return values
 
         bodies = {
-            kind: model_tensors(weights, config, partial(_stored_type, kind, config), encode)
+            kind: lazy_gguf_tensors(weights, config, partial(_stored_type, kind, config), encode)
             for kind in paths
         }
         # Sizes are known before any tensor is encoded, because a type has a fixed number of bytes per block.
@@ -236,11 +236,11 @@ def _write(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, c
         header = gguf_header(config, tokenizer, name, carried_metadata(files, check=check))
         with progress("quantize", total, unit="B") as bar:
             for kind, body in bodies.items():
-                with staged(paths[kind]) as temporary:
+                with replace_when_complete(paths[kind]) as temporary:
                     write_gguf(temporary, header | {"general.file_type": QUANT_RECIPES[kind].file_type}, body)
                     if check:
                         written = ModelFiles(str(paths[kind]), "gguf", temporary)
-                        comparison.require_same(written, kind, paths[kind])
+                        comparison.require_same_model(written, kind, paths[kind])
     return comparison.seconds
 
 
@@ -248,7 +248,7 @@ def _stored_type(kind: GGUFType, config: LlamaConfig, name: str, width: int) -> 
     return fallback_type(target_type(kind, name, config), width)
 
 
-def _warn_of_quantized(files: ModelFiles) -> None:
+def _warn_if_already_quantized(files: ModelFiles) -> None:
     """Warn if the model is already quantized, because the errors add up."""
     if files.kind != "gguf":
         return

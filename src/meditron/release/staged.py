@@ -6,9 +6,9 @@ from pathlib import Path
 
 from meditron.store.files import fsync_path, remove_path, temporary_path, translate_write_errors
 
-__all__ = ["staged"]
+__all__ = ["replace_when_complete"]
 
-# Files of the old model that would be read together with those of the new one.
+# Files of an old model that would otherwise be read together with the files of the new model.
 _STALE = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -25,7 +25,7 @@ _CONFIG = "config.json"
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Path]:
+def replace_when_complete(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and replace `path` by it if the block raises nothing.
 
     The files of a folder replace those of a model in `path`, config.json last, because a folder without it is
@@ -36,7 +36,7 @@ def staged(path: Path) -> Iterator[Path]:
         yield temporary
         with translate_write_errors(path):
             if temporary.is_dir():
-                _replace_model(path, temporary)
+                _replace_model_folder(path, temporary)
             else:
                 temporary.replace(path)
             fsync_path(path.parent)
@@ -44,7 +44,7 @@ def staged(path: Path) -> Iterator[Path]:
         remove_path(temporary)
 
 
-def _replace_model(folder: Path, new: Path) -> None:
+def _replace_model_folder(folder: Path, new: Path) -> None:
     if not folder.exists():
         new.rename(folder)
         return

@@ -1,11 +1,11 @@
-"""Names of GGUF types; without heavy imports, because the command line reads them."""
+"""Names of GGUF types. This module has no heavy imports, because the command line reads it."""
 
 from difflib import get_close_matches
 from typing import Literal, cast, get_args
 
 from meditron.core.errors import UsageError
 
-__all__ = ["GGUFType", "gguf_type"]
+__all__ = ["GGUFType", "parse_gguf_type"]
 
 GGUFType = Literal[
     "F32",
@@ -27,8 +27,8 @@ GGUFType = Literal[
 """Types of a GGUF file."""
 
 
-def gguf_type(text: str, among: tuple[str, ...] = get_args(GGUFType)) -> GGUFType:
-    """Return the type of a name in any case; UsageError with the nearest types for an unknown name."""
+def parse_gguf_type(text: str, among: tuple[str, ...] = get_args(GGUFType)) -> GGUFType:
+    """Return the type with this name in any case; UsageError with the nearest type for an unknown name."""
     name = text.strip().upper().replace("-", "_")
     if name in get_args(GGUFType) and name not in among:
         raise UsageError(

@@ -1,8 +1,8 @@
 """Charts as inline SVG.
 
 Colours and fonts are CSS variables of the page (`pages.css`), with fallbacks, so one chart serves light and
-dark pages. Text stays text. The same values give the same bytes: ids are salted and no date is written.
-pyplot and its global state are not used.
+dark pages. Text stays text. The same values give the same bytes: ids are salted and no date is written. The
+pyplot module with its global state is not used.
 """
 
 import math
@@ -10,14 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from meditron.report.svg import INK, MUTED, PAPER, RULE, SERIES, matplotlib_style, standalone, to_svg
+from meditron.report.svg import INK, MUTED, PAPER, RULE, SERIES, matplotlib_style, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["IntervalPanel", "IntervalRow", "bars", "interval_panels", "intervals", "lines", "standalone"]
+__all__ = [
+    "IntervalPanel",
+    "IntervalRow",
+    "bar_chart",
+    "interval_chart",
+    "interval_panel_chart",
+    "line_chart",
+]
 
 _DASHES = ("solid", "dashed", "dashdot", "dotted")
 _WIDTH, _HEIGHT = 5.0, 2.7  # inches, of 72 units each in the SVG
@@ -37,33 +44,35 @@ class IntervalRow:
 
     label: str
     value: float
-    ends: tuple[float, float] | None
-    text: str
+    interval: tuple[float, float] | None
+    value_text: str
     """The value, the interval and the verdict in words, in the colour of `tone`."""
     tone: Tone
 
 
 @dataclass(frozen=True, slots=True)
 class IntervalPanel:
-    """Rows of one unit under a common title."""
+    """A panel of rows in one unit under a common title."""
 
     title: str
     rows: Sequence[IntervalRow]
-    x: str
+    x_label: str
     """The unit, and the side that is better."""
     heading: str = ""
     """A question and its answer above the title, a line each."""
 
 
 @matplotlib_style()
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, log_x: bool = False) -> str:
+def line_chart(
+    series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, log_x: bool = False
+) -> str:
     """Draw a curve for each series of (x, y) points, named at its end; a series of one point is a dot.
 
     Points that are not finite (or, with `log_x`, not above zero) are left out. From the seventh series on,
     colours repeat with other dashes, and the names are in a legend.
     """
-    figure, axes = _canvas(_HEIGHT)
-    kept = {name: _drawable(points, log_x=log_x) for name, points in series.items()}
+    figure, axes = _new_figure(_HEIGHT)
+    kept = {name: _drawable_points(points, log_x=log_x) for name, points in series.items()}
     kept = {name: points for name, points in kept.items() if points}
     for index, (name, points) in enumerate(kept.items()):
         axes.plot(
@@ -81,24 +90,25 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
     axes.set_title(y, loc="left", color=MUTED, fontsize=8.5)
     axes.set_xlabel(x, color=MUTED)
     axes.margins(x=0.02, y=0.08)
-    _tidy(axes, grid="y")
+    _style_axes(axes, grid="y")
+    # A name at the end of its curve is easier to read than a legend, but many names would overlap.
     if 0 < len(kept) <= len(SERIES):
-        _name_ends(axes, {name: points[-1][1] for name, points in kept.items()})
+        _label_curve_ends(axes, {name: points[-1][1] for name, points in kept.items()})
     elif kept:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, labelcolor=INK)
     return to_svg(figure)
 
 
 @matplotlib_style()
-def intervals(
+def interval_chart(
     rows: Sequence[tuple[str, float, tuple[float, float] | None]], x: str, *, reference: float | None = None
 ) -> str:
-    """Draw a dot and its interval for each (label, value, ends), top down, and a line at `reference`.
+    """Draw a dot and its interval for each (label, value, ends), downward, and a line at `reference`.
 
     A value without an interval is an open circle, and its label says so. Without a reference, a line is drawn
-    at zero if a row reaches below it: then the rows are differences.
+    at zero if a value or an interval reaches below zero, because the rows are then differences.
     """
-    figure, axes = _canvas(0.75 + 0.34 * len(rows))
+    figure, axes = _new_figure(0.75 + 0.34 * len(rows))
     for index, (_, value, ends) in enumerate(rows):
         if ends:
             axes.plot(ends, [index, index], color=SERIES[0], linewidth=2, solid_capstyle="butt")
@@ -111,16 +121,16 @@ def intervals(
     axes.margins(x=0.08)
     _label_rows(axes, [label if ends else f"{label} (no interval)" for label, _, ends in rows])
     axes.set_xlabel(x, color=MUTED)
-    _tidy(axes, grid="x")
+    _style_axes(axes, grid="x")
     return to_svg(figure)
 
 
 @matplotlib_style()
-def interval_panels(*columns: Sequence[IntervalPanel]) -> str:
+def interval_panel_chart(*columns: Sequence[IntervalPanel]) -> str:
     """Draw columns of panels of differences with their intervals.
 
     Each row has its label and its value in words above the interval, so that a single column stays readable
-    at the width of a phone. The colour repeats what the words say; a neutral row has an open marker.
+    at the width of a phone. The colour repeats the verdict in words; a neutral row has an open marker.
     """
     from matplotlib.figure import Figure
 
@@ -134,7 +144,12 @@ def interval_panels(*columns: Sequence[IntervalPanel]) -> str:
             rows = _rows_height(panel)
             bottom = top - _panel_height(panel) + _BELOW
             left = _PANEL_WIDTH * number + _MARGIN
-            place = (left / width, bottom / height, (_PANEL_WIDTH - 2 * _MARGIN) / width, rows / height)
+            place = (
+                left / width,
+                bottom / height,
+                (_PANEL_WIDTH - 2 * _MARGIN) / width,
+                rows / height,
+            )
             _draw_panel(figure.add_axes(place), panel)
             top = bottom - _BELOW
     return to_svg(figure)
@@ -153,15 +168,15 @@ def _draw_panel(axes: "Axes", panel: IntervalPanel) -> None:
     for index, row in enumerate(panel.rows):
         colour = _TONES[row.tone]
         fill = "none" if row.tone == "neutral" else colour
-        if row.ends:
-            axes.plot(row.ends, [index, index], color=colour, linewidth=2.2, solid_capstyle="butt")
+        if row.interval:
+            axes.plot(row.interval, [index, index], color=colour, linewidth=2.2, solid_capstyle="butt")
             if fill == "none":  # the line would show through the open marker
                 fill = PAPER
         axes.plot([row.value], [index], color=colour, marker="o", markersize=5.5, markerfacecolor=fill)
         top = index - (0.62 if two_lines else 0.42)
-        _write(axes, 0.0, top, row.label, INK, "left")
+        _draw_text(axes, 0.0, top, row.label, INK, "left")
         value_x, value_y, side = (0.0, index - 0.32, "left") if two_lines else (1.0, top, "right")
-        _write(axes, value_x, value_y, row.text, colour, side)
+        _draw_text(axes, value_x, value_y, row.value_text, colour, side)
     axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
     axes.margins(x=0.06)
     axes.set_yticks([])
@@ -171,18 +186,20 @@ def _draw_panel(axes: "Axes", panel: IntervalPanel) -> None:
         question, _, answer = panel.heading.partition("\n")
         lines_above += [(answer, INK, "normal"), (question, INK, "bold")]
     for number, (text, colour, weight) in enumerate(lines_above):
-        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-        axes.annotate(text, (0, 1), xytext=(0, 5 + 13 * number), color=colour, fontweight=weight, **place)
-    axes.set_xlabel(panel.x, color=MUTED)
-    _tidy(axes, grid="x")
+        annotation_options: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        axes.annotate(
+            text, (0, 1), xytext=(0, 5 + 13 * number), color=colour, fontweight=weight, **annotation_options
+        )
+    axes.set_xlabel(panel.x_label, color=MUTED)
+    _style_axes(axes, grid="x")
 
 
 def _needs_two_lines(panel: IntervalPanel) -> bool:
-    return any(len(row.label) + len(row.text) > _LINE_CHARACTERS for row in panel.rows)
+    return any(len(row.label) + len(row.value_text) > _LINE_CHARACTERS for row in panel.rows)
 
 
-def _write(axes: "Axes", x: float, y: float, text: str, colour: str, side: str) -> None:
-    """Write text at a row's height `y` and a share `x` of the panel's width."""
+def _draw_text(axes: "Axes", x: float, y: float, text: str, colour: str, side: str) -> None:
+    """Write text at the row position `y` and at the fraction `x` of the panel's width."""
     axes.text(
         x,
         y,
@@ -192,32 +209,32 @@ def _write(axes: "Axes", x: float, y: float, text: str, colour: str, side: str) 
         va="center",
         color=colour,
         fontsize=8,
-        # The grid would cross the letters.
+        # The box behind the text keeps grid lines from crossing the letters.
         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
     )
 
 
 @matplotlib_style()
-def bars(rows: Sequence[tuple[str, float]], x: str) -> str:
+def bar_chart(rows: Sequence[tuple[str, float]], x: str) -> str:
     """Draw a bar from zero for each (label, value), top down, with its value at the end."""
-    figure, axes = _canvas(0.75 + 0.3 * len(rows))
+    figure, axes = _new_figure(0.75 + 0.3 * len(rows))
     drawn = axes.barh(range(len(rows)), [value for _, value in rows], height=0.62, color=SERIES[0])
-    axes.bar_label(drawn, [_figure(value) for _, value in rows], padding=3, color=INK)
+    axes.bar_label(drawn, [_format_bar_value(value) for _, value in rows], padding=3, color=INK)
     axes.margins(x=0.12)
     _label_rows(axes, [label for label, _ in rows])
     axes.set_xlabel(x, color=MUTED)
-    _tidy(axes, grid="x")
+    _style_axes(axes, grid="x")
     return to_svg(figure)
 
 
-def _canvas(height: float) -> "tuple[Figure, Axes]":
+def _new_figure(height: float) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _drawable(points: Sequence[tuple[float, float]], *, log_x: bool) -> list[tuple[float, float]]:
+def _drawable_points(points: Sequence[tuple[float, float]], *, log_x: bool) -> list[tuple[float, float]]:
     return [
         (at, value)
         for at, value in points
@@ -225,8 +242,8 @@ def _drawable(points: Sequence[tuple[float, float]], *, log_x: bool) -> list[tup
     ]
 
 
-def _tidy(axes: "Axes", grid: Literal["x", "y"]) -> None:
-    """Remove frame and tick marks, and the grid of one direction."""
+def _style_axes(axes: "Axes", grid: Literal["x", "y"]) -> None:
+    """Remove the frame and the tick marks, and draw grid lines across one axis only."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     axes.patch.set_visible(False)
@@ -240,7 +257,7 @@ def _tidy(axes: "Axes", grid: Literal["x", "y"]) -> None:
     for axis in (axes.xaxis, axes.yaxis) if grid == "y" else (axes.xaxis,):
         if axis.get_scale() == "linear":
             axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _, axis=axis: _tick(value, axis)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _, axis=axis: _format_tick(value, axis)))
         axis.set_minor_formatter(NullFormatter())
     if grid == "x":
         axes.tick_params(axis="y", labelcolor=INK)
@@ -251,16 +268,16 @@ def _label_rows(axes: "Axes", labels: Sequence[str]) -> None:
     axes.set_ylim(len(labels) - 0.45, -0.55)
 
 
-def _name_ends(axes: "Axes", ends: Mapping[str, float]) -> None:
+def _label_curve_ends(axes: "Axes", ends: Mapping[str, float]) -> None:
     """Write each series' name at the right, at the height of its end, moved apart if names overlap."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.075
-    heights: list[float] = []
+    label_heights: list[float] = []
     for value in sorted(ends.values()):
-        heights.append(max(value, heights[-1] + gap) if heights else value)
-    over = max(0.0, heights[-1] - high)
+        label_heights.append(max(value, label_heights[-1] + gap) if label_heights else value)
+    over = max(0.0, label_heights[-1] - high)
     order = sorted(range(len(ends)), key=list(ends.values()).__getitem__)
-    for height, index in zip(heights, order, strict=True):
+    for height, index in zip(label_heights, order, strict=True):
         axes.annotate(
             list(ends)[index],
             (1.0, height - over),
@@ -273,7 +290,7 @@ def _name_ends(axes: "Axes", ends: Mapping[str, float]) -> None:
         )
 
 
-def _tick(value: float, axis: "Axis") -> str:
+def _format_tick(value: float, axis: "Axis") -> str:
     """Return a tick's label, with as many decimals as its neighbours need (2.9 beside 2.95: 2.90)."""
     if value == 0:
         return "0"
@@ -289,16 +306,18 @@ def _tick(value: float, axis: "Axis") -> str:
         ),
         6,
     )
-    return _written(value / scale, decimals) + letter
+    return _format_number(value / scale, decimals) + letter
 
 
-def _figure(value: float) -> str:
+def _format_bar_value(value: float) -> str:
     """Format a value beside its bar: four digits, separated thousands, then millions (M) and billions (B)."""
     scale, letter = next((pair for pair in _SCALES if abs(value) >= pair[0]), (1.0, ""))
     value /= scale
     decimals = 0 if value == int(value) else max(0, 4 - len(str(int(abs(value)))))
-    return _written(value, decimals) + letter
+    return _format_number(value, decimals) + letter
 
 
-def _written(value: float, decimals: int) -> str:
+def _format_number(value: float, decimals: int) -> str:
+    if abs(value) >= 1e6:  # millions of billions: the perplexity of a damaged model
+        return f"{value:.2g}"
     return f"{value + 0.0:,.{decimals}f}".replace("-", "−")

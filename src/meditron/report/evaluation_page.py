@@ -1,10 +1,10 @@
-"""The page of an evaluate stage."""
+"""The report page of an evaluate stage."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from meditron.report import evaluation_tables, methods
-from meditron.report.charts import intervals
+from meditron.report.charts import interval_chart
 from meditron.report.evaluation_tables import ResultTable
 from meditron.report.number_format import percent
 from meditron.report.pages import Page
@@ -26,15 +26,15 @@ def write_evaluation_page(path: Path, result: EvaluationResult) -> None:
 
 def _add_perplexity(page: Page, result: EvaluationResult) -> None:
     page.section("Perplexity")
-    table = evaluation_tables.measures(result, {})
-    # The stage's records hold no domains: the column would be empty.
+    table = evaluation_tables.held_out_table(result, {})
+    # The stage's results have no domains, so the column would be empty.
     places = [place for place, header in enumerate(table.headers) if header != "domain"]
     page.table(
         [table.headers[place] for place in places], [[row[place] for place in places] for row in table.rows]
     )
-    for source, scores in _by_source(result).items():
+    for source, scores in _perplexity_by_source(result).items():
         rows = [(score.model, score.perplexity, score.interval) for score in scores]
-        page.figure(intervals(rows, "perplexity"), f"{source}: perplexity with its 95 % interval")
+        page.figure(interval_chart(rows, "perplexity"), f"{source}: perplexity with its 95 % interval")
 
 
 def _add_tasks(page: Page, result: EvaluationResult) -> None:
@@ -43,27 +43,30 @@ def _add_tasks(page: Page, result: EvaluationResult) -> None:
     for task in result.baselines:
         scores = [by_task[task] for by_task in result.tasks.values() if task in by_task]
         page.section(f"Task {task}")
-        table = evaluation_tables.scores(scores, result)
+        table = evaluation_tables.task_score_table(scores, result)
         page.table(table.headers, table.rows)
         _add_accuracy_chart(page, scores, result)
         for score in scores:
+            # The counts show whether a model prefers one option whatever the question is.
             if score.classes:
                 headers = (f"{score.model}: gold", *score.classes, "none")
                 counts = [(name, *row) for name, row in zip(score.classes, score.confusion, strict=True)]
                 page.table(headers, counts, "Questions by gold class (row) and answer (column)")
-        page.text(methods.answer_choice(scores[0]))
+        page.text(methods.answer_choice_sentence(scores[0]))
         page.key_values(_task_settings(scores[0]))
     page.section("Every rule")
-    _add_table(page, evaluation_tables.rules(result))
+    _add_table(page, evaluation_tables.rule_table(result))
 
 
 def _add_accuracy_chart(page: Page, scores: Sequence[TaskScore], result: EvaluationResult) -> None:
     baselines = result.baselines[scores[0].task]
     rows = [(score.model, score.accuracy, score.interval) for score in scores]
+    # Only trained baselines are drawn: the others give a constant answer, which the line represents.
     rows += [(b.name, b.accuracy, b.interval) for b in baselines.values() if b.trained_on]
+    # The best fixed position is the accuracy that needs no knowledge at all.
     best_position = baselines["position"].accuracy
     caption = f"Accuracy with its 95 % interval; the line is the best position, {percent(best_position)}"
-    page.figure(intervals(rows, "accuracy", reference=best_position), caption)
+    page.figure(interval_chart(rows, "accuracy", reference=best_position), caption)
 
 
 def _task_settings(score: TaskScore) -> dict[str, object]:
@@ -87,20 +90,21 @@ def _add_fidelity(page: Page, result: EvaluationResult) -> None:
     if not result.fidelity:
         return
     page.section("Fidelity")
-    _add_table(page, evaluation_tables.fidelity(result))
+    _add_table(page, evaluation_tables.fidelity_table(result))
     rows = [
         (f"{f.model} against {f.against}, {f.source}", f.perplexity_ratio, f.intervals["perplexity_ratio"])
         for f in result.fidelity
     ]
     caption = "Perplexity ratio; at 1 both models predict the text equally well"
-    page.figure(intervals(rows, "perplexity ratio", reference=1), caption)
+    page.figure(interval_chart(rows, "perplexity ratio", reference=1), caption)
 
 
 def _add_differences(page: Page, result: EvaluationResult) -> None:
     if not result.differences:
         return
     page.section("Paired differences")
-    _add_table(page, evaluation_tables.differences(result.differences))
+    _add_table(page, evaluation_tables.difference_table(result.differences))
+    # Log-loss and accuracy have separate charts, because better is on opposite sides of zero.
     _add_difference_chart(page, [d for d in result.differences if not d.task], "nats", "below")
     _add_difference_chart(page, [d for d in result.differences if d.task], "accuracy", "above")
 
@@ -108,7 +112,7 @@ def _add_differences(page: Page, result: EvaluationResult) -> None:
 def _add_difference_chart(page: Page, comparisons: Sequence[Comparison], unit: str, better: str) -> None:
     if comparisons:
         rows = [(f"{d.b} − {d.a}, {d.source or d.task}", d.difference, d.interval) for d in comparisons]
-        chart = intervals(rows, f"difference in {unit}", reference=0)
+        chart = interval_chart(rows, f"difference in {unit}", reference=0)
         page.figure(chart, f"Paired differences b − a; {better} zero b is better")
 
 
@@ -122,14 +126,19 @@ def _add_methods(page: Page, result: EvaluationResult) -> None:
     if result.differences:
         page.text(f"{methods.DIFFERENCE} {methods.DETECTABLE}")
     page.text(f"{methods.VERDICT} {methods.INTERVALS}")
-    page.text(f"{methods.evaluation_settings(result)} Scores of every document are in {result.rows}.")
-    if truncated := methods.truncation(result):
+    page.text(
+        f"{methods.evaluation_settings_sentence(result)} Scores of every document are in {result.rows}."
+    )
+    if truncated := methods.truncation_sentence(result):
         page.text(truncated)
     page.table(("model", "engine"), list(result.engines.items()))
     page.table(("model", "training data"), [(name, data.statement) for name, data in result.ancestry.items()])
     page.table(
         ("source", "SHA-256 of the documents' ids and texts", "documents truncated"),
-        [(s, scores[0].data_sha256, scores[0].truncated) for s, scores in _by_source(result).items()],
+        [
+            (s, scores[0].data_sha256, scores[0].truncated)
+            for s, scores in _perplexity_by_source(result).items()
+        ],
     )
 
 
@@ -137,6 +146,6 @@ def _add_table(page: Page, table: ResultTable) -> None:
     page.table(table.headers, table.rows, table.caption)
 
 
-def _by_source(result: EvaluationResult) -> dict[str, list[Perplexity]]:
+def _perplexity_by_source(result: EvaluationResult) -> dict[str, list[Perplexity]]:
     sources = sorted({source for scores in result.perplexity.values() for source in scores})
     return {s: [scores[s] for scores in result.perplexity.values() if s in scores] for s in sources}

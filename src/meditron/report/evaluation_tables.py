@@ -18,35 +18,36 @@ from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationRes
 
 __all__ = [
     "ResultTable",
-    "answers",
-    "differences",
-    "fidelity",
-    "measures",
-    "origins",
-    "overview",
-    "rules",
-    "scores",
-    "steps",
+    "difference_table",
+    "fidelity_table",
+    "held_out_table",
+    "overview_table",
+    "parent_models",
+    "rule_table",
+    "score_table",
+    "step_table",
+    "task_score_table",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class ResultTable:
-    """A table before it is put on a page, into a card or on a terminal."""
+    """A table of texts, to be put on a page, into a model card or on a terminal."""
 
     caption: str
     headers: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
 
 
-def overview(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTable:
+def overview_table(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTable:
     """Return a row per model and baseline and a column per source and task.
 
     `domains` maps a source to its domain.
     """
-    sources, tasks = _sources(result), _tasks(result)
+    # One column per measure, so that models are compared downward.
+    sources, tasks = _source_names(result), _task_names(result)
     headers = [f"{source_label(domains, source)}: perplexity" for source in sources]
-    headers += [f"{task}: accuracy, n = {count(_questions(result, task))}" for task in tasks]
+    headers += [f"{task}: accuracy, n = {count(_question_count(result, task))}" for task in tasks]
     rows = []
     for name in _row_names(result):
         texts = [result.perplexity.get(name, {}).get(source) for source in sources]
@@ -58,20 +59,20 @@ def overview(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTabl
     )
 
 
-def measures(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTable:
+def held_out_table(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTable:
     """Return every measure of held-out text: a row per source and model."""
     rows = [
         (
             source,
             domains.get(source, ""),
             model,
-            _count_truncated(text.documents, text.truncated),
+            _count_with_truncated(text.documents, text.truncated),
             count(text.tokens),
             perplexity(text.perplexity),
             interval(text.interval, perplexity),
             decimal(text.bits_per_byte),
         )
-        for source in _sources(result)
+        for source in _source_names(result)
         for model, texts in result.perplexity.items()
         if (text := texts.get(source))
     ]
@@ -79,20 +80,22 @@ def measures(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTabl
     return ResultTable("Held-out text", (*headers, "bits per byte"), rows)
 
 
-def rules(result: EvaluationResult) -> ResultTable:
+def rule_table(result: EvaluationResult) -> ResultTable:
     """Return a row per task, model and rule of choosing an option, then the baselines."""
     rows = [
         (
             task,
             model,
             f"{rule}{' (configured)' if rule == score.rule else ''}",
-            _count_truncated(score.n, score.truncated),
+            _count_with_truncated(score.n, score.truncated),
             percent(accuracy.accuracy),
             interval(accuracy.interval, percent),
             percent(accuracy.macro_f1),
             percent(score.option_probability_mass),
         )
-        for task in _tasks(result)
+        # Every rule is listed and not only the configured one: to pick the best rule afterwards would be
+        # biased.
+        for task in _task_names(result)
         for model, scores in result.tasks.items()
         if (score := scores.get(task))
         for rule, accuracy in _accuracy_by_rule(score).items()
@@ -115,7 +118,7 @@ def rules(result: EvaluationResult) -> ResultTable:
     return ResultTable("Tasks, by every rule of choosing an option", headers, rows)
 
 
-def scores(task_scores: Sequence[TaskScore], result: EvaluationResult) -> ResultTable:
+def task_score_table(task_scores: Sequence[TaskScore], result: EvaluationResult) -> ResultTable:
     """Return the scores of models and baselines on one task."""
     rows = [
         (
@@ -138,6 +141,7 @@ def scores(task_scores: Sequence[TaskScore], result: EvaluationResult) -> Result
             count(baseline.n),
             percent(baseline.accuracy),
             interval(baseline.interval, percent),
+            # A baseline has no macro-F1, parse rate or answer mass.
             *("", "", ""),
         )
         for baseline in result.baselines[task].values()
@@ -146,7 +150,7 @@ def scores(task_scores: Sequence[TaskScore], result: EvaluationResult) -> Result
     return ResultTable("Accuracy", headers, rows)
 
 
-def answers(result: EvaluationResult) -> ResultTable:
+def score_table(result: EvaluationResult) -> ResultTable:
     """Return the scores of every task with the settings that they were measured with."""
     rows = [
         (
@@ -171,7 +175,7 @@ def answers(result: EvaluationResult) -> ResultTable:
     return ResultTable("Scores", headers, rows)
 
 
-def differences(comparisons: Sequence[Comparison]) -> ResultTable:
+def difference_table(comparisons: Sequence[Comparison]) -> ResultTable:
     """Return a row per paired difference, with the verdict on b."""
     rows = [
         (
@@ -193,30 +197,31 @@ def differences(comparisons: Sequence[Comparison]) -> ResultTable:
     return ResultTable(caption, (*headers, "smallest detectable", "verdict on b"), rows)
 
 
-def origins(result: EvaluationResult, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+def parent_models(result: EvaluationResult, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Map each evaluated model to the evaluated model that its stage started from.
 
     Args:
         result: The evaluation.
-        inputs: Stage → input → reference.
+        inputs: Stage name → input name → the reference that the recipe gives for the input.
     """
     models = dict.fromkeys([*result.perplexity, *result.tasks])
     parents = {}
     for model in models:
         stage_inputs = inputs.get(model.partition(":")[0], {})
         references = [stage_inputs[key] for key in ("model", "base") if key in stage_inputs]
-        # A reference to no stage is the recipe's base, which evaluations call `base`.
+        # A reference that names no stage is the recipe's base model, which evaluations call `base`.
         parent = next((text if text.partition(":")[0] in inputs else "base" for text in references), None)
         if parent in models:
             parents[model] = str(parent)
     return parents
 
 
-def steps(result: EvaluationResult, parents: Mapping[str, str]) -> ResultTable:
-    """Return the change of every measure by every stage; `parents` is the result of `origins`."""
+def step_table(result: EvaluationResult, parents: Mapping[str, str]) -> ResultTable:
+    """Return the change of every measure by every stage; `parents` is the result of `parent_models`."""
     compared = {(d.a, d.b, d.task or d.source): d for d in result.differences}
     rows = []
     for model, parent in parents.items():
+        # The values are shown even if the pair was not compared; only the difference needs a paired test.
         for measure, name, before, after in before_and_after(result, parent, model):
             comparison = compared.get((parent, model, name))
             difference, judged = "not compared", ""
@@ -231,13 +236,13 @@ def steps(result: EvaluationResult, parents: Mapping[str, str]) -> ResultTable:
     return ResultTable("Change by each step", headers, rows)
 
 
-def fidelity(result: EvaluationResult) -> ResultTable:
+def fidelity_table(result: EvaluationResult) -> ResultTable:
     """Return the distance of models' predictions from those of their references."""
     rows = [
         (
             f"{pair.model} against {pair.against}",
             pair.source,
-            _count_truncated(pair.documents, pair.truncated),
+            _count_with_truncated(pair.documents, pair.truncated),
             count(pair.n_tokens),
             estimate(pair.perplexity_ratio, pair.intervals.get("perplexity_ratio"), number_format.ratio),
             estimate(pair.kl_mean, pair.intervals.get("kl_mean"), decimal),
@@ -246,6 +251,7 @@ def fidelity(result: EvaluationResult) -> ResultTable:
         )
         for pair in result.fidelity
     ]
+    # The caption names the engines, because fidelity depends on the arithmetic that ran the files.
     engines = dict.fromkeys(
         result.engines[pair.model] for pair in result.fidelity if pair.model in result.engines
     )
@@ -255,7 +261,7 @@ def fidelity(result: EvaluationResult) -> ResultTable:
 
 
 def _row_names(result: EvaluationResult) -> list[str]:
-    """Return the models, each with its rules that were compared by name, then the baselines."""
+    """Return the names of the rows: models, each with its other scoring rules if compared, then baselines."""
     # `base (calibrated)` is base, scored by another rule than the configured one.
     compared = {name for comparison in result.differences for name in (comparison.a, comparison.b)}
     names = []
@@ -270,23 +276,24 @@ def _accuracy_cell(score: Accuracy | Baseline | None) -> str:
 
 
 def _accuracy_by_rule(score: TaskScore) -> dict[str, Accuracy]:
-    """Return each rule's accuracy; a method that compares no options has a single one."""
+    """Return the accuracy by rule; a method that compares no options has one entry under its own name."""
     return {str(rule): accuracy for rule, accuracy in score.rules.items()} or {score.method: score}
 
 
-def _count_truncated(n: int, truncated: int) -> str:
+def _count_with_truncated(n: int, truncated: int) -> str:
     return f"{count(n)} ({count(truncated)} truncated)" if truncated else count(n)
 
 
-def _sources(result: EvaluationResult) -> list[str]:
+def _source_names(result: EvaluationResult) -> list[str]:
     return list(dict.fromkeys(source for texts in result.perplexity.values() for source in texts))
 
 
-def _tasks(result: EvaluationResult) -> list[str]:
+def _task_names(result: EvaluationResult) -> list[str]:
+    # A task can have baselines although no model was scored on it.
     scored = (task for by_task in result.tasks.values() for task in by_task)
     return list(dict.fromkeys([*scored, *result.baselines]))
 
 
-def _questions(result: EvaluationResult, task: str) -> int:
+def _question_count(result: EvaluationResult, task: str) -> int:
     counts = [by_task[task].n for by_task in result.tasks.values() if task in by_task]
     return max([*counts, *(baseline.n for baseline in result.baselines.get(task, {}).values())])

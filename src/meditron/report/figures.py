@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meditron.report.charts import standalone
 from meditron.report.pages import Link, Page
+from meditron.report.svg import standalone_svg
 from meditron.store.files import atomic_write, make_folder
 
 __all__ = ["FIGURES", "ReportFigure", "add_figure", "figure_name", "write_figures"]
@@ -52,12 +52,19 @@ def write_figures(folder: Path, figures: Iterable[ReportFigure]) -> None:
     for figure in figures:
         names.add(figure.name)
         table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows([figure.headers, *figure.rows])
-        for suffix, content in (("csv", table.getvalue()), ("svg", standalone(figure.svg))):
+        rows = (map(_csv_cell, row) for row in (figure.headers, *figure.rows))
+        # The line end is fixed, so that equal values give equal bytes on every system.
+        csv.writer(table, lineterminator="\n").writerows(rows)
+        for suffix, content in (("csv", table.getvalue()), ("svg", standalone_svg(figure.svg))):
             with atomic_write(place / f"{figure.name}.{suffix}", "w") as file:
                 file.write(content)
     for svg in place.glob("*.svg"):
-        # Only pairs are removed: a file that somebody added stays.
+        # Only an SVG with a CSV of the same name is removed, so that a file that a user added stays.
         if svg.stem not in names and svg.with_suffix(".csv").is_file():
             svg.unlink()
             svg.with_suffix(".csv").unlink()
+
+
+def _csv_cell(value: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula: tasks are named after users' files."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value

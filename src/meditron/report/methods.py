@@ -17,10 +17,10 @@ __all__ = [
     "PERPLEXITY",
     "PROMPTS",
     "VERDICT",
-    "answer_choice",
-    "evaluation_settings",
-    "task_setup",
-    "truncation",
+    "answer_choice_sentence",
+    "evaluation_settings_sentence",
+    "task_setup_sentences",
+    "truncation_sentence",
 ]
 
 LEVEL = 0.05
@@ -76,12 +76,13 @@ LOSS_OF_TRAINING = {
     "finetune": "Loss on the answers of rows held out from training, during training.",
 }
 
+# The methods of this package; a method that is registered elsewhere describes itself.
 _METHODS = {
     "loglikelihood": "the answer is the option with the best log-likelihood after the prompt",
     "next-token": "the answer is the likeliest token of the whole vocabulary; a token that begins no option "
     "is wrong",
 }
-# lm-eval's names are in brackets, for readers who compare.
+# The names in brackets are lm-eval's, for readers who compare scores with it.
 _RULES = {
     "sum": "the highest log-likelihood (acc)",
     "bytes": "the highest log-likelihood per byte (acc_bytes)",
@@ -89,7 +90,7 @@ _RULES = {
 }
 
 
-def answer_choice(score: TaskScore) -> str:
+def answer_choice_sentence(score: TaskScore) -> str:
     """Return a sentence on how an answer was chosen."""
     if score.rule is None:
         method = _METHODS.get(score.method) or score.method_description
@@ -97,7 +98,7 @@ def answer_choice(score: TaskScore) -> str:
     return f"The answer is the option with {_RULES.get(score.rule, f'the best score ({score.rule})')}."
 
 
-def evaluation_settings(result: EvaluationResult) -> str:
+def evaluation_settings_sentence(result: EvaluationResult) -> str:
     """Return a sentence on number formats, resamples and engines."""
     engines = " and ".join(dict.fromkeys(result.engines.values())) or "torch"
     return (
@@ -106,9 +107,10 @@ def evaluation_settings(result: EvaluationResult) -> str:
     )
 
 
-def task_setup(result: EvaluationResult) -> str:
+def task_setup_sentences(result: EvaluationResult) -> str:
     """Return a sentence per task on its template, prompt form, examples, method and data."""
-    setups: dict[tuple[str, str], list[str]] = {}
+    # Models with the same setup share a sentence.
+    models_by_setup: dict[tuple[str, str], list[str]] = {}
     for model, scores in result.tasks.items():
         for score in scores.values():
             data = score.data if score.split is None else f"{score.data}, split {score.split}"
@@ -119,36 +121,39 @@ def task_setup(result: EvaluationResult) -> str:
                 f"template {score.template}, {form}, {examples}, method {score.method} in {score.dtype}"
                 f"{f' ({method})' if method else ''}. Data: {data}."
             )
-            setups.setdefault((score.task, setup), []).append(model)
-    return " ".join(f"{task}, {', '.join(models)}: {setup}" for (task, setup), models in setups.items())
+            models_by_setup.setdefault((score.task, setup), []).append(model)
+    return " ".join(
+        f"{task}, {', '.join(models)}: {setup}" for (task, setup), models in models_by_setup.items()
+    )
 
 
-def truncation(result: EvaluationResult) -> str:
+def truncation_sentence(result: EvaluationResult) -> str:
     """Return a sentence on the prompts and documents that were truncated; empty if there are none."""
-    models_of: dict[str, list[str]] = {}
+    # Truncation changes what is measured, so it is reported with the models that it affects.
+    models_by_text: dict[str, list[str]] = {}
 
-    def add(model: str, text: str, truncated: int, n: int) -> None:
+    def add_truncated(model: str, text: str, truncated: int, n: int) -> None:
         if truncated:
             counted = f"{number_format.count(truncated)} of {number_format.count(n)} {text}"
-            models_of.setdefault(counted, []).append(model)
+            models_by_text.setdefault(counted, []).append(model)
 
     for model, scores in result.tasks.items():
         for score in scores.values():
-            add(model, f"prompts of {score.task} lost their beginning", score.truncated, score.n)
+            add_truncated(model, f"prompts of {score.task} lost their beginning", score.truncated, score.n)
     for model, texts in result.perplexity.items():
         for source, text in texts.items():
-            add(
+            add_truncated(
                 model,
                 f"documents of {source} were scored at their beginning only",
                 text.truncated,
                 text.documents,
             )
     for pair in result.fidelity:
-        add(
+        add_truncated(
             f"{pair.model} against {pair.against}",
             f"documents of {pair.source} were compared at their beginning only",
             pair.truncated,
             pair.documents,
         )
-    listed = "; ".join(f"{text} ({', '.join(models)})" for text, models in models_of.items())
+    listed = "; ".join(f"{text} ({', '.join(models)})" for text, models in models_by_text.items())
     return f"Truncated: {listed}." if listed else ""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 __all__ = [
-    "FORMS",
+    "FORMATS",
     "count",
     "decimal",
     "estimate",
@@ -39,6 +39,8 @@ def percent(share: float | None) -> str:
     """Format a share: `66.7 %`; nothing for None."""
     if share is None:
         return ""
+    if abs(share) >= 1e9:  # a damaged model: no reader counts hundreds of digits
+        return f"{100 * share:.2g} %"
     return f"{_minus(f'{100 * share:.1f}')} %"
 
 
@@ -54,7 +56,7 @@ def nats(value: float) -> str:
 
 def ratio(value: float) -> str:
     """Format a ratio: `1.0312`."""
-    return f"{value:.4f}"
+    return f"{value:.4f}" if value < 1e9 else f"{value:.2g}"
 
 
 def probability(value: float) -> str:
@@ -80,7 +82,7 @@ def _minus(text: str) -> str:
     return text.replace("-", "−") if "e" not in text else text
 
 
-FORMS: tuple[Callable[[float], str], ...] = (
+FORMATS: tuple[Callable[[float], str], ...] = (
     count,
     decimal,
     perplexity,

@@ -29,7 +29,8 @@ class Link:
     href: str
 
     def __post_init__(self) -> None:
-        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|[/\\]", self.href):
+        # Any other link would leave the run's folder, or break when the folder is moved.
+        if re.match(r"[\x00-\x20]*([a-zA-Z][a-zA-Z0-9+.-]*:|[/\\])", self.href):
             raise ValueError(f"{self.href} is not relative")
 
 
@@ -46,6 +47,7 @@ class Page:
 
     def section(self, heading: str) -> None:
         """Begin a section."""
+        # Numbered ids are unique even if two sections have the same heading.
         number = 1 + sum(block["kind"] == "section" for block in self._blocks)
         self._blocks.append({"kind": "section", "text": heading, "id": f"s{number}"})
 
@@ -67,7 +69,8 @@ class Page:
         self, headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None = None
     ) -> None:
         """Add a table of texts, numbers and `Link`s; columns of numbers are aligned right."""
-        cells = [[_cell(value) for value in row] for row in rows]
+        cells = [[_table_cell(value) for value in row] for row in rows]
+        # A missing cell would shift values into a wrong column without notice.
         if any(len(row) != len(headers) for row in cells):
             raise ValueError(f"every row needs {len(headers)} cells")
         figures = [
@@ -101,28 +104,29 @@ class Page:
         Each speaker has the same colour on the whole page. Stressed pieces are bold and underlined.
         """
         spans = [
-            {"text": text, "who": who, "stressed": stressed, "colour": self._colour(who)}
+            {"text": text, "who": who, "stressed": stressed, "colour": self._speaker_colour(who)}
             for text, who, stressed in pieces
         ]
         self._blocks.append({"kind": "passage", "spans": spans})
 
-    def _colour(self, who: str) -> int:
+    def _speaker_colour(self, who: str) -> int:
         return 1 + self._speakers.setdefault(who, len(self._speakers)) % _COLOURS
 
     def render(self) -> str:
         """Return the page as HTML."""
         style = Path(__file__).with_name("pages.css").read_text(encoding="utf-8")
-        return _template().render(
+        return _page_template().render(
             page=self, blocks=self._blocks, style=style, advisory=DISCLAIMER, version=__version__
         )
 
     def write(self, path: Path) -> None:
         """Write the page atomically; StorageError if it cannot be written."""
-        with atomic_write(path, "w") as file:
-            file.write(self.render())
+        with atomic_write(path) as file:
+            # A run is named after its recipe's file, whose name need not be UTF-8.
+            file.write(self.render().encode(errors="replace"))
 
 
-def _cell(value: object) -> dict[str, Any]:
+def _table_cell(value: object) -> dict[str, Any]:
     """Return a cell's text and link, whether it is a number, and the interval that follows the number."""
     text, href = (value.text, value.href) if isinstance(value, Link) else (str(value), "")
     figure, bracket, ends = text.partition(" [") if is_numeric_cell(text) else (text, "", "")
@@ -130,7 +134,8 @@ def _cell(value: object) -> dict[str, Any]:
 
 
 @cache
-def _template() -> "Template":
+def _page_template() -> "Template":
+    # jinja2 is imported at the first page, because commands that only print tables do not need it.
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(

@@ -1,4 +1,4 @@
-"""The quality that each quantization type costs: measured if an evaluation exists, else published values."""
+"""The cost of each quantization type in quality: measured if an evaluation exists, else as published."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from meditron.core.console import warn
 from meditron.core.errors import MeditronError
+from meditron.core.statistics import MAX_EXPONENT
 from meditron.core.units import format_bytes
 from meditron.report import number_format
 from meditron.report.evaluation_tables import ResultTable
@@ -17,7 +18,7 @@ from meditron.store.results import EvaluationResult
 
 __all__ = [
     "QuantizationCost",
-    "costs_in",
+    "costs_from_evaluation",
     "files_table",
     "measured_costs",
     "published_cost",
@@ -48,42 +49,50 @@ _ACCEPTABLE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class QuantizationCost:
-    """The rise of the perplexity by quantization, as a share of it."""
+    """The rise in perplexity by quantization, as a fraction of the original perplexity."""
 
-    change: float
-    measured: bool
+    perplexity_change: float
+    is_measured: bool
     """True if this model was measured; False for the published value of another model."""
-    on: str
+    reference: str
     """The text that it was measured on, or the model and the source of the published value."""
 
     def __str__(self) -> str:
-        # A change that rounds to zero has no sign.
-        percent = number_format.percent(self.change) if abs(self.change) >= 0.0005 else "0.0 %"
-        sign = "+" if self.change >= 0.0005 else ""
-        return f"{sign}{percent} {'measured on' if self.measured else 'published for'} {self.on}"
+        # A change that rounds to zero is printed without a sign.
+        percent = (
+            number_format.percent(self.perplexity_change)
+            if abs(self.perplexity_change) >= 0.0005
+            else "0.0 %"
+        )
+        sign = "+" if self.perplexity_change >= 0.0005 else ""
+        return f"{sign}{percent} {'measured on' if self.is_measured else 'published for'} {self.reference}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields for `--json`."""
-        return {"perplexity_change": self.change, "measured": self.measured, "on": self.on}
+        return {
+            "perplexity_change": self.perplexity_change,
+            "measured": self.is_measured,
+            "on": self.reference,
+        }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Read the fields that `to_json` wrote."""
-        return cls(fields["perplexity_change"], measured=fields["measured"], on=fields["on"])
+        return cls(fields["perplexity_change"], is_measured=fields["measured"], reference=fields["on"])
 
 
 def published_cost(kind: str) -> QuantizationCost | None:
-    """Return llama.cpp's value for a type; None for float types, which lose nothing that shows."""
+    """Return the cost that llama.cpp published for a type; None for float types, whose cost is negligible."""
     if kind not in _PUBLISHED:
         return None
-    return QuantizationCost(_PUBLISHED[kind] / _PUBLISHED_BF16, measured=False, on="Llama-3-8B")
+    return QuantizationCost(_PUBLISHED[kind] / _PUBLISHED_BF16, is_measured=False, reference="Llama-3-8B")
 
 
-def costs_in(result: EvaluationResult, stage: str, parent: str) -> dict[str, QuantizationCost]:
+def costs_from_evaluation(result: EvaluationResult, stage: str, parent: str) -> dict[str, QuantizationCost]:
     """Return the measured cost of each type of a quantize stage.
 
-    A comparison with the model that the files were made from goes before a fidelity record, which usually has
-    fewer documents; of several sources the first counts.
+    A paired comparison with the model that the files were made from takes precedence over a fidelity record,
+    which usually has fewer documents. If there are several sources, the first one is used.
 
     Args:
         result: An evaluation.
@@ -95,8 +104,10 @@ def costs_in(result: EvaluationResult, stage: str, parent: str) -> dict[str, Qua
         name, _, kind = comparison.b.partition(":")
         if name == stage and kind and comparison.a == parent and comparison.source:
             on = f"{number_format.count(comparison.n)} documents of {comparison.source}"
-            # The mean difference in log-loss as a ratio of perplexities, each document counting once.
-            costs.setdefault(kind, QuantizationCost(math.expm1(comparison.difference), True, on))
+            # exp of the mean difference in log-loss is the ratio of perplexities, with each document counted
+            # once.
+            change = math.expm1(min(comparison.difference, MAX_EXPONENT))
+            costs.setdefault(kind, QuantizationCost(change, True, on))
     for pair in result.fidelity:
         name, _, kind = pair.model.partition(":")
         if name == stage and kind:
@@ -108,15 +119,16 @@ def costs_in(result: EvaluationResult, stage: str, parent: str) -> dict[str, Qua
 def measured_costs(model: Path) -> dict[str, QuantizationCost]:
     """Return the measured cost of each type for the model of a run's stage; empty if nothing was measured.
 
-    An evaluation counts if its quantized files were made from exactly this model, by the digests of the run's
-    manifests.
+    An evaluation is used only if its quantized files were made from exactly this model, according to the
+    digests in the run's manifests.
     """
     if not model.is_dir():
         return {}
     try:
         return _costs_in_run(model)
     except MeditronError as error:
-        # The costs only inform: files that are written already must not fail on an old or damaged evaluation.
+        # Costs are only information: quantization that has already written its files must not fail because of
+        # an old or damaged evaluation.
         warn(f"the run's evaluation was not used for the cost of quantization: {error.message}")
         return {}
 
@@ -127,44 +139,44 @@ def _costs_in_run(model: Path) -> dict[str, QuantizationCost]:
         return {}
     siblings = {place: read_manifest(place) for place in sorted(model.parent.iterdir()) if place.is_dir()}
     manifests = {place: manifest for place, manifest in siblings.items() if manifest is not None}
-    quantized = [m for m in manifests.values() if m.kind == "quantize" and _is_made_from(m, stage)]
+    quantized = [m for m in manifests.values() if m.kind == "quantize" and _has_input(m, stage)]
     costs: dict[str, QuantizationCost] = {}
     for place, evaluation in manifests.items():
         if evaluation.kind == "evaluate" and (place / results.FILE_NAME).is_file():
             for manifest in quantized:
                 if manifest.digest in {record.digest for record in evaluation.inputs.values()}:
-                    measured = costs_in(results.read_results(place), manifest.name, stage.name)
+                    measured = costs_from_evaluation(results.read_results(place), manifest.name, stage.name)
                     costs = measured | costs
     return costs
 
 
 def recommended_type(files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost]) -> str | None:
-    """Return the type to take: the smallest file whose perplexity rises by 5 % at most, else the best one.
+    """Return the type of the smallest file whose perplexity rises by at most 5 %, else of the best file.
 
-    None without a quantized file whose cost is known.
+    The result is None if no file has a known cost.
     """
     known = [
         (file, cost) for file in files if (cost := costs.get(file["type"]) or published_cost(file["type"]))
     ]
-    acceptable = [file for file, cost in known if cost.change <= _ACCEPTABLE]
+    acceptable = [file for file, cost in known if cost.perplexity_change <= _ACCEPTABLE]
     if acceptable:
         return str(min(acceptable, key=lambda file: file["bytes"])["type"])
-    return str(min(known, key=lambda pair: pair[1].change)[0]["type"]) if known else None
+    return str(min(known, key=lambda pair: pair[1].perplexity_change)[0]["type"]) if known else None
 
 
 def recommendation(files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost]) -> str:
-    """Return a sentence on which type to take, and why; empty without a quantized file."""
+    """Return a sentence that recommends a type, with the reason; empty without a quantized file."""
     kind = recommended_type(files, costs)
     cost = costs.get(kind or "") or published_cost(kind or "")
     if kind is None or cost is None:
         return ""
     limit = number_format.percent(_ACCEPTABLE)
-    if cost.change <= _ACCEPTABLE:
+    if cost.perplexity_change <= _ACCEPTABLE:
         reason = f"the smallest file with a rise in perplexity of at most {limit}"
     else:
         reason = f"the most accurate file; the perplexity of all rises by more than {limit}"
     advice = f"recommended: {kind}, {reason} ({cost})"
-    if cost.measured:
+    if cost.is_measured:
         return advice
     return f"{advice}. Small models lose more: measure with `meditron evaluate FILE --against MODEL`"
 
@@ -172,7 +184,7 @@ def recommendation(files: Sequence[Mapping[str, Any]], costs: Mapping[str, Quant
 def files_table(
     files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost], title: str
 ) -> ResultTable:
-    """Return a row per file: type, size, memory, and the perplexity that the type costs."""
+    """Return a row per file: type, size, memory, and the rise in perplexity."""
     best = recommended_type(files, costs)
     rows = [
         (
@@ -190,5 +202,5 @@ def files_table(
     return ResultTable(title, headers, rows)
 
 
-def _is_made_from(manifest: Manifest, parent: Manifest) -> bool:
+def _has_input(manifest: Manifest, parent: Manifest) -> bool:
     return any(record.digest == parent.digest for record in manifest.inputs.values())

@@ -1,4 +1,4 @@
-"""The page of a run: the answers first, then the scores, then how they were measured and made."""
+"""The report page of a run: the answers first, then the scores, then methods, files and stages."""
 
 import json
 from collections import Counter
@@ -12,10 +12,10 @@ from meditron.report import evaluation_tables as tables
 from meditron.report.answers import Answer, RunFacts, answer_questions, overview_figure
 from meditron.report.figures import ReportFigure, add_figure, figure_name
 from meditron.report.pages import Link, Page
-from meditron.report.quantization import costs_in, files_table
+from meditron.report.quantization import costs_from_evaluation, files_table
 from meditron.store.results import Comparison, EvaluationResult
 
-__all__ = ["Curves", "answers_of", "run_page"]
+__all__ = ["Curves", "answer_run_questions", "run_page"]
 
 Curves = Sequence[Mapping[str, Any]]
 """The lines of a training's `metrics.jsonl`."""
@@ -46,25 +46,26 @@ def run_page(
     if not evaluations:
         page.section("Result")
         page.text("Nothing has been evaluated yet.")
+    # Figures of a second evaluation get a suffix, so that they do not overwrite those of the first.
     for number, result in enumerate(evaluations, start=1):
         figures += _add_evaluation(page, record, result, suffix=str(number) if number > 1 else "")
     _add_files(page, record, evaluations, links)
     for name, rows in curves.items():
         figures += _add_training(page, name, rows, record["stages"][name])
     _add_sources(page, record)
-    _add_chain(page, record, links)
+    _add_stage_chain(page, record, links)
     _add_environments(page, record)
     return page, figures
 
 
-def answers_of(result: EvaluationResult, record: Mapping[str, Any]) -> list[Answer]:
+def answer_run_questions(result: EvaluationResult, record: Mapping[str, Any]) -> list[Answer]:
     """Answer the reader's questions from an evaluation and the stages of `report.json`."""
     stages = record["stages"]
     facts = RunFacts(
-        kinds={name: stage["kind"] for name, stage in stages.items()},
-        origins=tables.origins(result, _references(record)),
+        stage_kinds={name: stage["kind"] for name, stage in stages.items()},
+        parent_models=tables.parent_models(result, _input_references(record)),
         domains=record["domains"],
-        sizes={
+        file_sizes={
             f"{name}:{file['type']}": file["bytes"]
             for name, stage in stages.items()
             for file in _quantized_files(stage)
@@ -76,7 +77,7 @@ def answers_of(result: EvaluationResult, record: Mapping[str, Any]) -> list[Answ
 def _add_evaluation(
     page: Page, record: Mapping[str, Any], result: EvaluationResult, *, suffix: str
 ) -> list[ReportFigure]:
-    answers = answers_of(result, record)
+    answers = answer_run_questions(result, record)
     figures = []
     for answer in answers:
         page.section(answer.question)
@@ -84,43 +85,45 @@ def _add_evaluation(
         if figure := answer.figure(suffix):
             add_figure(page, figure)
             figures.append(figure)
-    # The overview is a file only: on the page it would repeat the charts above.
+    # The overview chart is only written as a file: on the page it would repeat the charts above.
     if overview := overview_figure(answers, suffix):
         figures.append(overview)
     page.section("Scores")
-    _add_table(page, tables.overview(result, record["domains"]))
-    figures += _add_details(page, record, result, suffix=suffix)
+    _add_table(page, tables.overview_table(result, record["domains"]))
+    figures += _add_evaluation_details(page, record, result, suffix=suffix)
     return figures
 
 
-def _add_details(
+def _add_evaluation_details(
     page: Page, record: Mapping[str, Any], result: EvaluationResult, *, suffix: str
 ) -> list[ReportFigure]:
     figures = []
     if result.differences:
         with page.folded(f"All paired differences ({len(result.differences)}) and the change by each step"):
-            _add_table(page, tables.steps(result, tables.origins(result, _references(record))))
-            _add_table(page, tables.differences(result.differences))
+            _add_table(
+                page, tables.step_table(result, tables.parent_models(result, _input_references(record)))
+            )
+            _add_table(page, tables.difference_table(result.differences))
             for figure in _difference_figures(result.differences, suffix):
                 add_figure(page, figure)
                 figures.append(figure)
             for comparison in result.differences:
-                page.text(verdicts.sentence(comparison, result, record["domains"]))
+                page.text(verdicts.describe_comparison(comparison, result, record["domains"]))
     if result.fidelity:
         with page.folded("Fidelity of the quantized files"):
             page.text(methods.FIDELITY)
-            _add_table(page, tables.fidelity(result))
-    # Folded: a reader of the answers needs the methods once, not before every figure.
+            _add_table(page, tables.fidelity_table(result))
+    # The methods are folded away: a reader needs them once, not before every figure.
     with page.folded("Methods and all measures"):
         page.text(f"{methods.PERPLEXITY}\n\n{methods.DIFFERENCE} {methods.DETECTABLE}")
-        page.text(f"{methods.VERDICT} {methods.INTERVALS}\n\n{methods.evaluation_settings(result)}")
-        if truncated := methods.truncation(result):
+        page.text(f"{methods.VERDICT} {methods.INTERVALS}\n\n{methods.evaluation_settings_sentence(result)}")
+        if truncated := methods.truncation_sentence(result):
             page.text(truncated)
-        _add_table(page, tables.measures(result, record["domains"]))
+        _add_table(page, tables.held_out_table(result, record["domains"]))
         if result.tasks or result.baselines:
             page.text(f"{methods.ACCURACY} {methods.ANSWER_MASS} {methods.BASELINES}")
-            page.text(methods.task_setup(result))
-            _add_table(page, tables.rules(result))
+            page.text(methods.task_setup_sentences(result))
+            _add_table(page, tables.rule_table(result))
     return figures
 
 
@@ -131,6 +134,7 @@ def _add_table(page: Page, table: tables.ResultTable) -> None:
 
 def _difference_figures(differences: Sequence[Comparison], suffix: str) -> Iterator[ReportFigure]:
     """Yield a chart of all differences in log-loss, and one of all differences in accuracy."""
+    # Log-loss and accuracy have separate charts, because better is on opposite sides of zero.
     for name, unit, side in (
         ("differences-text", "nats of log-loss", "left"),
         ("differences-tasks", "percentage points", "right"),
@@ -148,7 +152,7 @@ def _difference_figures(differences: Sequence[Comparison], suffix: str) -> Itera
         if rows:
             yield ReportFigure(
                 figure_name(name, *([suffix] if suffix else [])),
-                charts.intervals(rows, unit, reference=0.0),
+                charts.interval_chart(rows, unit, reference=0.0),
                 f"Paired differences b − a, 95 % intervals; {side} of zero b is better.",
                 ("difference", unit, "low", "high"),
                 [(label, value, *(ends or ("", ""))) for label, value, ends in rows],
@@ -170,6 +174,7 @@ def _add_files(
 ) -> None:
     """Add the files to publish, and links to the model card."""
     quantized = {name: stage for name, stage in record["stages"].items() if _quantized_files(stage)}
+    # Only a finished stage has a digest; a link to an unfinished stage would be broken.
     cards = [
         (Link(name, str(links[name])), Link("README.md", f"{name}/README.md"))
         for name, stage in record["stages"].items()
@@ -179,8 +184,11 @@ def _add_files(
         page.section("Files and model card")
     for name, stage in quantized.items():
         parent = stage["inputs"].get("model", {}).get("reference", "")
+        # The costs of a later evaluation replace those of an earlier one.
         costs = {
-            kind: cost for result in evaluations for kind, cost in costs_in(result, name, parent).items()
+            kind: cost
+            for result in evaluations
+            for kind, cost in costs_from_evaluation(result, name, parent).items()
         }
         files = _quantized_files(stage)
         _add_table(page, files_table(files, costs, f"Files of {name}"))
@@ -208,7 +216,7 @@ def _add_training(page: Page, name: str, rows: Curves, stage: Mapping[str, Any])
     figures = [
         ReportFigure(
             figure_name(name, key),
-            charts.lines(series, "tokens", title),
+            charts.line_chart(series, "tokens", title),
             methods.LOSS_OF_TRAINING[caption],
             ("series", "tokens", "nats per token"),
             [(label, *point) for label, points in series.items() for point in points],
@@ -221,7 +229,7 @@ def _add_training(page: Page, name: str, rows: Curves, stage: Mapping[str, Any])
     ]
     for figure in figures:
         add_figure(page, figure)
-    page.key_values(_plain(stage["metrics"]))
+    page.key_values(_format_metrics(stage["metrics"]))
     return figures
 
 
@@ -238,7 +246,7 @@ def _add_sources(page: Page, record: Mapping[str, Any]) -> None:
     page.section("Sources")
     for name, sources in counted.items():
         _add_source_counts(page, name, sources)
-        _add_reasons(page, name, sources)
+        _add_reason_counts(page, name, sources)
     if external:
         page.table(("input", "from", "digest"), external, "External inputs")
     if record["licences"]:
@@ -250,7 +258,7 @@ def _external_inputs(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     # Several stages may use the same input: dict keys keep the first of each, in order.
     return list(
         dict.fromkeys(
-            (key, _without_sha256(entry["reference"]), _short(entry["digest"]))
+            (key, without_digest(entry["reference"]), _shorten_digest(entry["digest"]))
             for stage in record["stages"].values()
             for key, entry in stage.get("inputs", {}).items()
             if not _is_stage(entry["reference"], record)
@@ -263,14 +271,14 @@ def _is_stage(reference: str, record: Mapping[str, Any]) -> bool:
 
 
 def _add_source_counts(page: Page, name: str, sources: Mapping[str, Mapping[str, Any]]) -> None:
-    counts = {source: _plain(counted) for source, counted in sources.items()}
+    counts = {source: _format_metrics(counted) for source, counted in sources.items()}
     columns = list(dict.fromkeys(key for counted in counts.values() for key in counted))
     rows = [(source, *(counted.get(key, "") for key in columns)) for source, counted in counts.items()]
     if columns:
         page.table(("source", *columns), rows, f"{name}, by source")
 
 
-def _add_reasons(page: Page, name: str, sources: Mapping[str, Mapping[str, Any]]) -> None:
+def _add_reason_counts(page: Page, name: str, sources: Mapping[str, Mapping[str, Any]]) -> None:
     """Add nested counts (documents dropped, by reason): a row per reason and a column per source."""
     kinds = dict.fromkeys(
         key for counted in sources.values() for key, value in counted.items() if isinstance(value, dict)
@@ -279,13 +287,14 @@ def _add_reasons(page: Page, name: str, sources: Mapping[str, Mapping[str, Any]]
         counts = {source: counted.get(kind, {}) for source, counted in sources.items()}
         reasons = dict.fromkeys(reason for counted in counts.values() for reason in counted)
         rows = [
-            (reason, *(_format(counted.get(reason, 0)) for counted in counts.values())) for reason in reasons
+            (reason, *(_format_value(counted.get(reason, 0)) for counted in counts.values()))
+            for reason in reasons
         ]
         if rows:
-            page.table((_words(kind), *counts), rows, f"{name}: {_words(kind)}")
+            page.table((_key_to_words(kind), *counts), rows, f"{name}: {_key_to_words(kind)}")
 
 
-def _add_chain(page: Page, record: Mapping[str, Any], links: Mapping[str, str | None]) -> None:
+def _add_stage_chain(page: Page, record: Mapping[str, Any], links: Mapping[str, str | None]) -> None:
     page.section("Chain of stages")
     page.text(
         "A digest covers a stage's config, its inputs and every content file. Equal digests mean equal work, "
@@ -297,7 +306,7 @@ def _add_chain(page: Page, record: Mapping[str, Any], links: Mapping[str, str | 
             stage["state"],
             format_duration(stage["seconds"]) if "seconds" in stage else "",
             format_bytes(stage["bytes"]) if "bytes" in stage else "",
-            _short(stage.get("digest", "")),
+            _shorten_digest(stage.get("digest", "")),
             ", ".join(_input_names(stage.get("inputs", {}), record)),
         )
         for name, stage in record["stages"].items()
@@ -331,7 +340,7 @@ def _add_environments(page: Page, record: Mapping[str, Any]) -> None:
         )
 
 
-def _references(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def _input_references(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Return stage → input → reference."""
     return {
         name: {key: entry["reference"] for key, entry in stage.get("inputs", {}).items()}
@@ -339,21 +348,21 @@ def _references(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     }
 
 
-def _plain(counted: Mapping[str, Any]) -> dict[str, str]:
+def _format_metrics(counted: Mapping[str, Any]) -> dict[str, str]:
     """Return the numbers and texts among metrics, formatted; nested values are left out."""
-    # A bool is an int to Python, and would be shown as 1.
+    # A bool is an int in Python and would be shown as 1 or 0.
     return {
-        _words(key): _format(value)
+        _key_to_words(key): _format_value(value)
         for key, value in counted.items()
         if isinstance(value, int | float | str) and not isinstance(value, bool)
     }
 
 
-def _format(value: object) -> str:
+def _format_value(value: object) -> str:
     return number_format.decimal(value) if isinstance(value, int | float) else str(value)
 
 
-def _words(key: str) -> str:
+def _key_to_words(key: str) -> str:
     return key.replace("_", " ")
 
 
@@ -364,11 +373,6 @@ def _input_names(inputs: Mapping[str, Any], record: Mapping[str, Any]) -> dict[s
     )
 
 
-def _without_sha256(reference: str) -> str:
-    """Remove the expected hash of a source; the digest is in the next column."""
-    return without_digest(reference)
-
-
-def _short(digest: str) -> str:
+def _shorten_digest(digest: str) -> str:
     """Shorten a digest; `report.json` has it in full."""
     return digest.removeprefix("sha256:")[:16]

@@ -1,6 +1,6 @@
 """`report.json`, `report.html` and `figures/` of a run: results, their uncertainty, and the stages.
 
-All are made from the files of the stages alone (manifests, `results.json`, `metrics.jsonl`). A run that was
+The report is built from the stages' files alone (manifests, `results.json`, `metrics.jsonl`). A run that was
 built in pieces, or on several machines, has the same report as one that was built in one go.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.report.figures import write_figures
-from meditron.report.run_page import Curves, answers_of, run_page
+from meditron.report.run_page import Curves, answer_run_questions, run_page
 from meditron.store import results
 from meditron.store.files import write_json
 from meditron.store.jsonl import read_jsonl
@@ -35,10 +35,10 @@ def write_run_report(run_name: str, folder: Path, stages: Sequence[StagePlace]) 
         InputError: A manifest, a result or a metrics file is damaged.
         StorageError: The report cannot be written.
     """
-    evaluations = _evaluations(stages)
-    record = _record(run_name, stages, evaluations)
-    links = {name: _page_of(folder, place) for name, _, place in stages}
-    page, figures = run_page(record, evaluations, _curves(record, stages), links)
+    evaluations = _read_evaluations(stages)
+    record = _report_record(run_name, stages, evaluations)
+    links = {name: _stage_page_path(folder, place) for name, _, place in stages}
+    page, figures = run_page(record, evaluations, _read_training_curves(record, stages), links)
     write_figures(folder, figures)
     # The page is written last: if it is newer than every stage, the other files are complete too.
     write_json(folder / JSON, record)
@@ -46,25 +46,25 @@ def write_run_report(run_name: str, folder: Path, stages: Sequence[StagePlace]) 
     return record
 
 
-def _record(
+def _report_record(
     run_name: str, stages: Sequence[StagePlace], evaluations: Sequence[EvaluationResult]
 ) -> dict[str, Any]:
     """Return the content of `report.json`.
 
-    `answers` are the questions of `report.answers`. `perplexity` (model → source → values), `tasks` (model →
-    task → values), `baselines` (task → name → values), `fidelity` and `differences` (b minus a) are the
-    records of the evaluate stages, as in `store.results`. `stages` maps a name to kind, state, seconds,
-    digest, inputs and metrics; state is `complete`, `altered` (a file is missing or has another size),
-    `partial` or `missing`. `domains` and `licences` are those of the sources. `made` lists the machines,
-    libraries and commits, each with its stages.
+    `answers` has the questions of `report.answers` with verdict and sentence. `perplexity` (model → source →
+    values), `tasks` (model → task → values), `baselines` (task → name → values), `fidelity` and `differences`
+    (b minus a) are the records of the evaluate stages, as in `store.results`. `stages` maps a name to kind,
+    state, seconds, digest, inputs and metrics; state is `complete`, `altered` (a file is missing or has
+    another size), `partial` or `missing`. `domains` and `licences` are those of the sources. `made` lists the
+    machines, libraries and commits, each with its stages.
     """
     manifests = {name: read_manifest(place) for name, _, place in stages}
     complete = [manifest for manifest in manifests.values() if manifest is not None]
     record: dict[str, Any] = {
         "run": run_name,
-        **_merged(evaluations),
-        "stages": {name: _stage(kind, place, manifests[name]) for name, kind, place in stages},
-        "domains": {source: domain for manifest in complete for source, domain in _domains(manifest)},
+        **_merge_evaluations(evaluations),
+        "stages": {name: _stage_record(kind, place, manifests[name]) for name, kind, place in stages},
+        "domains": {source: domain for manifest in complete for source, domain in _source_domains(manifest)},
         "licences": {source: terms for manifest in complete for source, terms in manifest.licences.items()},
         "made": _environments(complete),
         "advisory": DISCLAIMER,
@@ -72,12 +72,12 @@ def _record(
     record["answers"] = [
         {"question": answer.question, "verdict": answer.verdict, "sentence": answer.sentence}
         for result in evaluations
-        for answer in answers_of(result, record)
+        for answer in answer_run_questions(result, record)
     ]
     return record
 
 
-def _evaluations(stages: Sequence[StagePlace]) -> list[EvaluationResult]:
+def _read_evaluations(stages: Sequence[StagePlace]) -> list[EvaluationResult]:
     """Read the results of finished evaluate stages."""
     return [
         results.read_results(place)
@@ -86,7 +86,7 @@ def _evaluations(stages: Sequence[StagePlace]) -> list[EvaluationResult]:
     ]
 
 
-def _merged(evaluations: Sequence[EvaluationResult]) -> dict[str, Any]:
+def _merge_evaluations(evaluations: Sequence[EvaluationResult]) -> dict[str, Any]:
     """Merge the records of several evaluations."""
     merged: dict[str, Any] = {
         "perplexity": {},
@@ -98,6 +98,7 @@ def _merged(evaluations: Sequence[EvaluationResult]) -> dict[str, Any]:
     for result in evaluations:
         dumped = result.model_dump(mode="json")
         for key, content in merged.items():
+            # Mappings are merged by model, because two evaluations may score different tasks of one model.
             if isinstance(content, list):
                 content += dumped[key]
             else:
@@ -106,11 +107,12 @@ def _merged(evaluations: Sequence[EvaluationResult]) -> dict[str, Any]:
     return merged
 
 
-def _stage(kind: str, place: Path, manifest: Manifest | None) -> dict[str, Any]:
+def _stage_record(kind: str, place: Path, manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {"kind": kind, "state": "partial" if place.is_dir() else "missing"}
+    # Only sizes are compared: to hash every file of a large run would take minutes.
     problems = verify_artifact(place, hashes=False)
-    # An evaluation's results are at the top of the report, once.
+    # An evaluation's results are at the top level of `report.json`, so the stage's metrics leave them out.
     elsewhere = {"seconds", *(EvaluationResult.model_fields if kind == "evaluate" else ())}
     elapsed = (manifest.ended - manifest.started).total_seconds()
     return {
@@ -127,7 +129,7 @@ def _stage(kind: str, place: Path, manifest: Manifest | None) -> dict[str, Any]:
     }
 
 
-def _domains(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _source_domains(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield each source with its domain, from the recipe's source tables."""
     sources = manifest.config.get("sources")
     for name, source in sources.items() if isinstance(sources, dict) else ():
@@ -155,7 +157,7 @@ def _environments(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
     return environments
 
 
-def _curves(record: dict[str, Any], stages: Sequence[StagePlace]) -> dict[str, Curves]:
+def _read_training_curves(record: dict[str, Any], stages: Sequence[StagePlace]) -> dict[str, Curves]:
     """Return the lines of `metrics.jsonl` of each finished stage that has the file."""
     return {
         name: list(read_jsonl(place / _METRICS))
@@ -164,7 +166,7 @@ def _curves(record: dict[str, Any], stages: Sequence[StagePlace]) -> dict[str, C
     }
 
 
-def _page_of(folder: Path, place: Path) -> str | None:
+def _stage_page_path(folder: Path, place: Path) -> str | None:
     """Return the path of a stage's own page, relative to the run's folder; None without one."""
     page = place / HTML
     return page.relative_to(folder).as_posix() if page.is_file() else None

@@ -1,4 +1,4 @@
-"""SVG from matplotlib, in the colours and fonts of the page that it is put on."""
+"""SVG charts from matplotlib, in the colours and fonts of the page that shows them."""
 
 import io
 import re
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["INK", "MUTED", "PAPER", "RULE", "SERIES", "matplotlib_style", "standalone", "to_svg"]
+__all__ = ["INK", "MUTED", "PAPER", "RULE", "SERIES", "matplotlib_style", "standalone_svg", "to_svg"]
 
-# matplotlib takes colours only, no CSS variables: it draws with placeholders that nobody would choose, which
-# are then replaced by the variables of `pages.css`. The series are Okabe and Ito's palette, which readers
-# with any colour vision can tell apart.
+# matplotlib accepts colours but no CSS variables: it draws with placeholder colours that no chart uses
+# otherwise, which are then replaced by the variables of `pages.css`. The series are Okabe and Ito's palette,
+# which readers with any colour vision can tell apart.
 INK, MUTED, RULE, PAPER = "#010203", "#010204", "#010205", "#010206"
 SERIES = tuple(f"#0a0b{index:02x}" for index in range(1, 7))
 _VARIABLES = {
@@ -56,20 +56,23 @@ def to_svg(figure: "Figure") -> str:
     """Return the figure's `<svg>` element, with the page's colours and font for the placeholders."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
-        # The text is the browser's to draw, which has fonts for every script.
+        # The browser draws the text and has fonts for every script, so a glyph that matplotlib lacks is no
+        # problem.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    # Groups' ids are used by nothing and would repeat on a page; those of clips and markers are hashes.
+    # The ids of groups are not referenced, and would be duplicates on a page with several charts; the ids of
+    # clips and markers are hashes.
     text = re.sub(r'<g id="[^"]*"', "<g", text)
-    # The width is the page's to choose, up to the size at which the chart's text is that of the page.
+    # The page sets the chart's width, up to the width at which the chart's text is as large as the page's.
     widest = _REM_PER_INCH * figure.get_figwidth()
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans, sans-serif)", text)
-    # A style element would reach beyond its own chart; what it says is inherited just as well.
+    # A style element would apply to the whole page; its properties are set on the svg element instead and are
+    # inherited.
     text = re.sub(r"<defs>\s*<style[^>]*>\*{(.*?)}</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
     style = f"max-width: {widest:.3g}rem; stroke-linejoin: round; stroke-linecap: butt"
     text = text.replace("<svg", f'<svg style="{style}"', 1)
@@ -78,7 +81,7 @@ def to_svg(figure: "Figure") -> str:
     return text
 
 
-def standalone(svg: str) -> str:
+def standalone_svg(svg: str) -> str:
     """Return a chart as a file of its own, which follows the reader's light or dark setting."""
     light, dark = (
         " ".join(f"{variable}: {values[theme]};" for variable, *values in _VARIABLES.values())
@@ -89,10 +92,10 @@ def standalone(svg: str) -> str:
         f"<style>:root {{ --sans: {sans}; {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} "
         f"}} }} svg {{ font-family: var(--sans) }}</style>"
     )
-    # A background, because the colours must not depend on the page that shows the file.
+    # A background rectangle is added, because the colours must not depend on the page that shows the file.
     background = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
     tag, _, rest = svg.partition(">")
-    # Without a size, an image of it would fill any page.
+    # Without a size, the file would fill the whole page if it is shown as an image.
     width, height = (float(end) for end in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', tag)[0])
     tag += f' width="{_ENLARGED * width:.0f}" height="{_ENLARGED * height:.0f}"'
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{tag}>\n{style}\n{background}{rest}\n'

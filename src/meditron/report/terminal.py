@@ -15,7 +15,7 @@ from meditron.core.units import is_numeric_cell
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-__all__ = ["layout", "print_table"]
+__all__ = ["layout_table", "print_table"]
 
 _UNLIMITED = 10_000  # columns of a stream that is not a terminal
 _NARROWEST_LABEL = 12  # columns of a header beside its value
@@ -46,16 +46,16 @@ def print_table(
     width = Console(file=stream).width if stream is not None and stream.isatty() else _UNLIMITED
     if answer and width < _UNLIMITED:
         terminal = Console(highlight=False, markup=False, emoji=False)
-        terminal.print(layout(headers, cells, width, caption))
+        terminal.print(layout_table(headers, cells, width, caption))
         return
-    text = _as_text(headers, cells, width, caption)
+    text = _render_text(headers, cells, width, caption)
     if answer:
         print(f"{text}\n", flush=True)  # noqa: T201
     else:
         info(text)
 
 
-def layout(
+def layout_table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], width: int, title: str | None = None
 ) -> "RenderableType":
     """Lay out a table for lines of `width` columns; `rows` hold no control characters."""
@@ -65,14 +65,14 @@ def layout(
     columns = [_Column(header, [row[place] for row in rows]) for place, header in enumerate(headers)]
     caption = [Text(title, style="italic")] if title else []
     if sum(column.least for column in columns) + _frame_width(len(columns)) <= width:
-        return Group(*caption, _table(columns, width))
-    return Group(*caption, *_stacked(headers, rows, width))
+        return Group(*caption, _rich_table(columns, width))
+    return Group(*caption, *_stacked_rows(headers, rows, width))
 
 
-def _as_text(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int, title: str | None) -> str:
+def _render_text(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int, title: str | None) -> str:
     plain = _plain_console(width)
     with plain.capture() as captured:
-        plain.print(layout(headers, rows, width, title))
+        plain.print(layout_table(headers, rows, width, title))
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
 
 
@@ -99,24 +99,25 @@ class _Column:
 
 
 def _frame_width(columns: int) -> int:
-    """Return the characters of rich's SIMPLE_HEAD that are not cells: paddings, dividers, edges."""
+    """Return the width of the paddings, dividers and edges of rich's SIMPLE_HEAD box, in characters."""
     return 3 * columns + 1
 
 
-def _table(columns: Sequence[_Column], width: int) -> "RenderableType":
+def _rich_table(columns: Sequence[_Column], width: int) -> "RenderableType":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     widths = [column.natural for column in columns]
     while sum(widths) + _frame_width(len(widths)) > width:
-        # Headers of numbers wrap first, then the widest text: a sentence before a name.
+        # Headers of number columns wrap first, then the widest text column, so that a sentence wraps before a
+        # name.
         places = [place for place, column in enumerate(columns) if widths[place] > column.least]
         widths[max(places, key=lambda place: (columns[place].numeric, widths[place]))] -= 1
     wrapped = any(
         len(cell) > size for column, size in zip(columns, widths, strict=True) for cell in column.cells
     )
-    # An empty line between rows, if a row takes several lines.
+    # Rows are separated by an empty line if a row takes several lines.
     table = Table(box=box.SIMPLE_HEAD, leading=int(wrapped))
     for column, size in zip(columns, widths, strict=True):
         table.add_column(
@@ -127,7 +128,9 @@ def _table(columns: Sequence[_Column], width: int) -> "RenderableType":
     return table
 
 
-def _stacked(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> "Iterator[RenderableType]":
+def _stacked_rows(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], width: int
+) -> "Iterator[RenderableType]":
     """Yield each row as a block: its first cell, then a line for each further cell that is not empty."""
     from rich.cells import cell_len
     from rich.padding import Padding
@@ -142,7 +145,8 @@ def _stacked(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) 
         yield Text(row[0], style="bold", overflow="fold")
         lines = [(header, cell) for header, cell in zip(headers[1:], row[1:], strict=True) if cell]
         if label < min(longest, _NARROWEST_LABEL):
-            # A number beside its header would be broken: it goes below.
+            # A number beside its header would be broken over two lines, so the number is printed below the
+            # header.
             for header, cell in lines:
                 yield Padding(Text(header, style="dim", overflow="fold"), (0, 0, 0, indent))
                 yield Padding(Text(cell, overflow="fold"), (0, 0, 0, 2 * indent))

@@ -1,4 +1,4 @@
-"""The page of a training stage."""
+"""The report page of a training stage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from meditron.core.units import format_duration
 from meditron.report import number_format
-from meditron.report.charts import lines
+from meditron.report.charts import line_chart
 from meditron.report.pages import Page
 
 __all__ = ["write_training_page"]
@@ -19,7 +19,7 @@ def write_training_page(
     result: Mapping[str, Any],
     show: Callable[[Page], None],
 ) -> None:
-    """Write the page of a training.
+    """Write the report page of a training stage.
 
     Args:
         path: The page.
@@ -31,28 +31,35 @@ def write_training_page(
     page = Page(title, f"{result['tokens']:,} tokens in {result['steps']:,} steps")
     page.section("Loss")
     page.figure(
-        lines(_losses(rows), "tokens", "nats per token"), "Training batches, and held-out text by source."
+        line_chart(_loss_curves(rows), "tokens", "nats per token"),
+        "Training batches, and held-out text by source.",
     )
     if result["heldout"]:
         page.table(
             ["held-out source", "before", "after", "change"],
-            [_change(source, before, after) for source, (before, after) in result["heldout"].items()],
+            [
+                _loss_change_row(source, before, after)
+                for source, (before, after) in result["heldout"].items()
+            ],
             "Loss on held-out text, nats per predicted token",
         )
     page.section("Optimization")
     page.figure(
-        lines({"gradient norm": _curve(rows, "gradient_norm")}, "tokens", "2-norm"),
+        # The norm before clipping is drawn, because the clipped norm would be flat at max_grad_norm.
+        line_chart({"gradient norm": _curve(rows, "gradient_norm")}, "tokens", "2-norm"),
         "Gradient norm before clipping.",
     )
-    page.figure(lines({"learning rate": _curve(rows, "learning_rate")}, "tokens", ""), "Learning rate.")
+    page.figure(line_chart({"learning rate": _curve(rows, "learning_rate")}, "tokens", ""), "Learning rate.")
+    # The stage's own sections come before the settings, which fewer readers need.
     show(page)
     page.section("Throughput and settings")
-    page.key_values(_settings(result))
+    page.key_values(_format_settings(result))
     page.write(path)
 
 
-def _losses(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+def _loss_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     curves = {"training": _curve(rows, "loss")}
+    # Held-out losses are drawn on the same axes: a growing gap to the training loss shows overfitting.
     for row in rows:
         for source, loss in row.get("heldout", {}).items():
             curves.setdefault(f"held out: {source}", []).append((row["tokens"], loss))
@@ -63,21 +70,22 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, flo
     return [(row["tokens"], row[key]) for row in rows if key in row]
 
 
-def _change(source: str, before: float, after: float) -> list[str]:
+def _loss_change_row(source: str, before: float, after: float) -> list[str]:
     return [source, f"{before:.4f}", f"{after:.4f}", number_format.nats(after - before)]
 
 
-def _settings(result: Mapping[str, Any]) -> dict[str, str]:
-    return {label: form(result[key]) for key, (label, form) in _SETTINGS.items() if key in result}
+def _format_settings(result: Mapping[str, Any]) -> dict[str, str]:
+    # Not every training stage records every metric.
+    return {label: form(result[key]) for key, (label, form) in _SETTING_FORMATS.items() if key in result}
 
 
-def _epochs(epochs: Mapping[str, float]) -> str:
+def _format_epochs(epochs: Mapping[str, float]) -> str:
     return ", ".join(f"{source} {count:.3g}" for source, count in epochs.items())
 
 
-_SETTINGS: dict[str, tuple[str, Callable[[Any], str]]] = {
+_SETTING_FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "loss": ("training loss of the last step, nats per token", "{:.4f}".format),
-    "epochs": ("epochs by source", _epochs),
+    "epochs": ("epochs by source", _format_epochs),
     "step_seconds": ("time in steps", format_duration),
     "tokens_per_second": ("tokens per second, median step", "{:,.0f}".format),
     "matmul_utilization": ("matrix-multiplication utilization, of the measured peak", "{:.1%}".format),

@@ -10,11 +10,11 @@ from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationRes
 __all__ = [
     "TOO_FEW",
     "before_and_after",
+    "describe_comparison",
     "difference_format",
     "difference_size",
-    "evidence",
     "find_accuracy",
-    "sentence",
+    "interval_and_p",
     "source_label",
     "verdict",
 ]
@@ -28,7 +28,7 @@ _TEXT_VERBS = {"better": "predicts better than", "worse": "predicts worse than"}
 
 
 def verdict(comparison: Comparison) -> str:
-    """Judge the second model of a comparison.
+    """Return the verdict on the second model of a comparison.
 
     Returns:
         `better` or `worse` if the adjusted p is below 5 % and the interval, if there is one, excludes zero;
@@ -39,14 +39,15 @@ def verdict(comparison: Comparison) -> str:
     if comparison.interval is None and comparison.difference == 0:
         return "identical"
     low, high = comparison.interval or (comparison.difference, comparison.difference)
-    # Both are required: the interval and the test are different methods and may disagree near the edge.
+    # Both conditions are required, because the interval and the test are different methods and may disagree
+    # near the threshold.
     if low <= 0 <= high or _adjusted_p(comparison) >= LEVEL:
         return "undecided"
     return "better" if (comparison.difference > 0) == (comparison.task is not None) else "worse"
 
 
-def sentence(comparison: Comparison, result: EvaluationResult, domains: Mapping[str, str]) -> str:
-    """Describe one difference without claiming more than its verdict."""
+def describe_comparison(comparison: Comparison, result: EvaluationResult, domains: Mapping[str, str]) -> str:
+    """Describe a paired difference in a sentence that claims no more than its verdict."""
     a, b, judged = comparison.a, comparison.b, verdict(comparison)
     if comparison.task:
         scope = f"On {number_format.count(comparison.n)} questions of {comparison.task}"
@@ -55,7 +56,7 @@ def sentence(comparison: Comparison, result: EvaluationResult, domains: Mapping[
         label = source_label(domains, comparison.source) if comparison.source else comparison.what
         scope = f"On {number_format.count(comparison.n)} held-out documents of {label}"
         measure, unit, verbs = "log-loss", "nats", _TEXT_VERBS
-    # The measure's name lists settings that differ between the two sides, a's value first.
+    # The name of the measure lists in brackets the settings that differ between the models, first a's value.
     if unlike := comparison.what.partition(" [")[2].removesuffix("]"):
         scope += f", measured differently ({unlike}; {a} / {b})"
     value = f"{difference_format(comparison)(comparison.difference)} {unit}"
@@ -63,7 +64,7 @@ def sentence(comparison: Comparison, result: EvaluationResult, domains: Mapping[
         return f"{scope}, the {measure} of {b} differs from {a} by {value}: too few for a verdict."
     if judged == "identical":
         return f"{scope}, {b} and {a} are identical: no document differs."
-    value += evidence(comparison)
+    value += interval_and_p(comparison)
     if judged == "undecided":
         detectable = (
             f"; a difference of {difference_size(comparison, comparison.detectable)} would be detected with "
@@ -72,10 +73,11 @@ def sentence(comparison: Comparison, result: EvaluationResult, domains: Mapping[
             else ""
         )
         return f"{scope}, no difference between {b} and {a} is shown: {value}{detectable}."
-    return f"{scope}, {b} {verbs[judged]} {a}: {measure} differs by {value}.{_change(comparison, result)}"
+    values = _before_and_after_sentence(comparison, result)
+    return f"{scope}, {b} {verbs[judged]} {a}: {measure} differs by {value}.{values}"
 
 
-def evidence(comparison: Comparison) -> str:
+def interval_and_p(comparison: Comparison) -> str:
     """Return the interval and p: `, 95 % interval −0.3 to −0.1, p = 0.012 (adjusted for 8 comparisons)`."""
     ends = [difference_format(comparison)(end) for end in comparison.interval or ()]
     interval = f", 95 % interval {' to '.join(ends)}" if ends else ""
@@ -85,7 +87,7 @@ def evidence(comparison: Comparison) -> str:
 
 
 def before_and_after(result: EvaluationResult, a: str, b: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (measure, source or task, value of `a`, value of `b`) for all that both were measured at."""
+    """Yield (measure, source or task, value of `a`, value of `b`) for each measure that both have."""
     for source in dict.fromkeys(source for scores in result.perplexity.values() for source in scores):
         texts = [result.perplexity.get(model, {}).get(source) for model in (a, b)]
         if all(texts):
@@ -103,6 +105,7 @@ def find_accuracy(result: EvaluationResult, name: str, task: str) -> Accuracy | 
     """Return the score of a model, of a model by a rule (`base (calibrated)`), or of a baseline."""
     if name in result.baselines.get(task, {}):
         return result.baselines[task][name]
+    # A name that is neither a model nor a baseline is `MODEL (RULE)`.
     model, _, rule = name.removesuffix(")").partition(" (")
     score = result.tasks.get(name, result.tasks.get(model, {})).get(task)
     if score is None or not rule:
@@ -131,7 +134,7 @@ def _adjusted_p(comparison: Comparison) -> float:
     return comparison.p if comparison.p_adjusted is None else comparison.p_adjusted
 
 
-def _change(comparison: Comparison, result: EvaluationResult) -> str:
+def _before_and_after_sentence(comparison: Comparison, result: EvaluationResult) -> str:
     kind = ("Accuracy", comparison.task) if comparison.task else ("Perplexity", comparison.source)
     return next(
         (

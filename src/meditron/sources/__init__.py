@@ -1,1 +1,1 @@
-"""Readers: one source file to documents."""
+"""Readers of source files (MEDLINE, MediaWiki, JSON lines, …): each yields the documents of one file."""

@@ -1,4 +1,4 @@
-"""The datum of every source: a document with its sections, and the protocol of a reader."""
+"""The document type that all readers yield, and the protocol of a reader."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,61 +13,60 @@ __all__ = ["Document", "ReadLog", "Readable", "Reader", "Section"]
 _ENCODER = msgspec.json.Encoder()
 
 
-def _none() -> None:
-    """Return None: msgspec leaves out plain defaults but not those of a factory, so labels stay in a line."""
+def _default_none() -> None:
+    """Return None. It is a default factory because msgspec omits plain default values from JSON."""
 
 
 class Section(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """A part of a document's text."""
+    """A section of a document."""
 
     text: str
-    label: str | None = msgspec.field(default_factory=_none)
-    """Heading as printed."""
-    category: str | None = msgspec.field(default_factory=_none)
+    label: str | None = msgspec.field(default_factory=_default_none)
+    """Heading of the section, as printed."""
+    category: str | None = msgspec.field(default_factory=_default_none)
     """NLM's category of the section (`METHODS`), if the source gives one."""
-    path: tuple[str, ...] = ()
-    """Headings above this section, outermost first, without its own label. Left out of JSON if empty."""
+    heading_path: tuple[str, ...] = msgspec.field(default=(), name="path")
+    """Headings of the sections that enclose this one, outermost first. In JSON `path`, omitted if empty."""
 
 
-class Document(msgspec.Struct, frozen=True, gc=False):  # JSON values hold no cycles
-    """One document of a source.
-
-    `id` is stable and the source's own (`pubmed:12345`, without a version; `wiki:290`). The corpus numbers
-    repeated ids (`corpus.dedup.unique_id`).
-    """
+class Document(msgspec.Struct, frozen=True, gc=False):  # gc=False: JSON values contain no reference cycles
+    """One document of a source."""
 
     id: str
+    """Stable id from the source, without version: `pubmed:12345`, `wiki:290`. Several documents may have the
+    same id; the corpus then numbers them (`corpus.dedup.unique_id`)."""
     source: str
+    """Name of the source format, such as `pubmed`."""
     title: str
     sections: tuple[Section, ...]
     language: str | None = None
     year: int | None = None
     version: int | None = None
-    """Version of the document under its id; the corpus keeps the newest. None: the source has no versions."""
+    """Version number; the corpus keeps the newest version of an id. None: the source has no versions."""
     retracted: bool = False
     """True if the source marks the document as retracted."""
     meta: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    """The source's own fields as JSON values; the source's module lists them."""
+    """Further fields as JSON values, which the module of the source format lists."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        row: dict[str, Any] = msgspec.json.decode(self.to_line())
-        return row
+        json_values: dict[str, Any] = msgspec.json.decode(self.to_json_line())
+        return json_values
 
-    def to_line(self) -> bytes:
-        """Return one line of JSON in UTF-8, with its line end: the stable form `meditron parse` prints."""
+    def to_json_line(self) -> bytes:
+        """Return one line of JSON in UTF-8, with its line end, as `meditron parse` prints it."""
         return _ENCODER.encode(self) + b"\n"
 
 
 class Readable(Protocol):
     """A file to read: a `Path`, or a member of an archive (`containers.ArchiveMember`).
 
-    `str(file)` names it in errors.
+    `str(file)` is the name of the file in errors.
     """
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """The last part of the path."""
         ...
 
     def open(self, mode: Literal["rb"]) -> AbstractContextManager[IO[bytes]]:
@@ -77,27 +76,26 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReadLog:
-    """A file's entries that are not documents, collected while the file is read."""
+    """The entries of a file that are not documents, collected while the file is read."""
 
     skipped: Counter[str] = field(default_factory=Counter)
-    """Number of skipped entries (redirects, blank lines) by reason."""
+    """Reason → number of skipped entries, such as redirects and blank lines."""
     deleted: list[str] = field(default_factory=list)
-    """Ids of documents that the file declares deleted."""
+    """Ids of the documents that the file declares deleted."""
 
 
 class Reader(Protocol):
-    """A source format: reads the documents of one file, in the file's order."""
+    """A function that reads the documents of a file in one source format."""
 
     def __call__(
         self, file: Readable, log: ReadLog | None = None, name: str | None = None
     ) -> Iterator[Document]:
-        """Read `file` once, in bounded memory.
+        """Yield the documents of a file in order. The file is read once, in bounded memory.
 
         Args:
             file: The file, plain or compressed.
-            log: Receives the entries that are not documents.
-            name: Stands for the file in the ids of documents without an id of their own; by default the
-                file's name.
+            log: Log to which the entries that are not documents are added.
+            name: Name of the file in the ids of documents without an id of their own; default: `file.name`.
 
         Raises:
             InputError: The file is damaged; the error names the place.

@@ -1,4 +1,4 @@
-"""Recognition of files without documents: by name (checksums, READMEs) and by content (PDF, Word, …)."""
+"""Recognition of files that cannot be read as documents, by name (checksums, READMEs) or content (PDF, …)."""
 
 import re
 
@@ -62,7 +62,7 @@ _PATTERNS = (
         None,
     ),
 )
-# Names of members by which a zip archive is a document of its own.
+# Names of members that occur only in zip archives that are a single document.
 _ZIPPED = (
     (b"word/document.xml", "a Word document (docx)", _WORD),
     (b"xl/workbook.xml", "an Excel workbook (xlsx)", "save it as CSV with a column `text`"),
@@ -77,15 +77,16 @@ _ROOT = re.compile(
 
 
 def reason_to_skip(path: str) -> str | None:
-    """Return the reason to skip a file of a folder or an archive; None for a file to read.
+    """Return the reason to skip a file of a folder or archive; None if the file is to be read.
 
     Args:
-        path: The path below the folder, or in the archive, with slashes.
+        path: The path below the folder or in the archive, separated by slashes.
     """
     *folders, name = path.split("/")
     if name.startswith("."):
         return "hidden file"
-    if any(folder.startswith(".") or folder == "__MACOSX" for folder in folders):
+    # `a/./b` is a plain path, which some archivers write.
+    if any((folder.startswith(".") and folder != ".") or folder == "__MACOSX" for folder in folders):
         return "hidden folder"
     if name.lower() in _SYSTEM:
         return "file of the operating system"
@@ -95,19 +96,19 @@ def reason_to_skip(path: str) -> str | None:
 
 
 def unsupported_format(start: bytes) -> tuple[str, str | None] | None:
-    """Recognise a format that is not read.
+    """Recognise a file format that this package cannot read.
 
     Args:
         start: The first bytes of the file, decompressed.
 
     Returns:
-        The name of the format and, if there is one, the tool that converts it; None for other content.
+        The name of the format and a hint about conversion, which may be None; None for any other content.
     """
     start = start.removeprefix(b"\xef\xbb\xbf")
     if start.startswith(b"PK\x03\x04"):
         return next(((name, hint) for mark, name, hint in _ZIPPED if mark in start), None)
     for signature, name, hint in _SIGNATURES:
-        # GGUF, ORC and PAR1 also begin sentences.
+        # Signatures of letters, such as GGUF and ORC, are words if a blank follows: the file is then text.
         is_word = signature.isalnum() and start[len(signature) :][:1] == b" "
         if start.startswith(signature) and not is_word:
             return name, hint

@@ -1,20 +1,24 @@
-"""MEDLINE: the XML of PubMed's baseline, daily update files and web exports.
+"""Reader of MEDLINE XML: PubMed's baseline, daily update files and web exports.
 
-A document's id is `pubmed:` and the PMID without its version; its sections are the AbstractText elements of
-the article's own Abstract, with Label and NlmCategory as printed. `language` is that of this text: NLM puts
-only English abstracts into Abstract and translates titles, in brackets, so it is `eng` unless a citation
-has an untranslated title and no abstract. `year` is the first year of PubDate, `version` the Version of the
-PMID. `retracted` is true for the publication type "Retracted Publication" and for a CommentsCorrections of
-RefType "RetractionIn". `meta`: `pmid`, `journal`, `languages` (the article's, MEDLINE's three letters),
-`publication_types`, `mesh` (descriptor names), `doi` (the article id, else the electronic location),
-`other_abstracts` (OtherAbstract, each with `language`, `type` and `sections`).
+Fields of a document:
 
-A text is all character data within its element, without comments and processing instructions, white space
-collapsed to single blanks. Sub- and superscripts and MathML are written on the line: `CO₂`, `10⁹`, `1/2`.
+- The id is `pubmed:` and the PMID without its version; `version` is the Version of the PMID.
+- The sections are the AbstractText elements of the article's Abstract, with their Label and NlmCategory.
+- `language` is the language of the text. NLM puts only English abstracts into Abstract and translates titles,
+  in brackets, so the language is `eng` unless a citation has an untranslated title and no abstract.
+- `year` is the first year of PubDate.
+- `retracted` is true for the publication type "Retracted Publication" and for a CommentsCorrections of the
+  RefType "RetractionIn".
+- `meta` has `pmid`, `journal`, `languages` (of the article, as MEDLINE's three-letter codes),
+  `publication_types`, `mesh` (descriptor names), `doi` (the article id, or else the electronic location) and
+  `other_abstracts` (OtherAbstract, each with `language`, `type` and `sections`).
+
+The text of an element is all its character data without comments and processing instructions, with white
+space collapsed to single blanks. Sub- and superscripts and MathML become plain text: `CO₂`, `10⁹`, `1/2`.
 Vernacular titles and CopyrightInformation are not read. A PubmedBookArticle is a document as well.
 
-The root is a set of citations, or one citation. A file may contain several XML documents one after another,
-as `cat` joins them. A file may have any size: memory is bounded by the largest citation.
+The root element is a set of citations or one citation. A file may contain several XML documents one after
+another, as `cat` joins them. A file may have any size: memory is bounded by the largest citation.
 """
 
 import re
@@ -33,11 +37,13 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_CITATION", "read", "recognises"]
 
 LARGEST_CITATION = 16 << 20
-"""Bytes of one citation, or of a comment between two. Real citations, with thousands of authors, stay below
-6 MB; libxml2 reads at most 10 MB of one text or attribute."""
-_MAX_MATCH = 8 << 20  # libxml2 refuses texts of 10 MB
+"""Maximum bytes of one citation, or of a comment between two. The largest real citations, with thousands of
+authors, have less than 6 MB; libxml2 reads at most 10 MB of one text or attribute."""
+_MAX_MATCH = (
+    8 << 20
+)  # maximum bytes of a citation that is read without lxml, because libxml2 refuses texts of 10 MB
 _LARGEST_PROLOGUE = 64 << 10
-_MIN_UNREAD = 64 << 10  # unread bytes in which the next citations are searched
+_MIN_UNREAD = 64 << 10  # more is read if fewer unread bytes are in the buffer
 _READ_SIZE = 512 << 10  # bytes read at a time
 _SETS = frozenset({b"PubmedArticleSet", b"PubmedBookArticleSet", b"MedlineCitationSet"})
 _ARTICLES = frozenset({b"PubmedArticle", b"PubmedBookArticle", b"MedlineCitation"})
@@ -47,7 +53,7 @@ _ENCODINGS = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii"})
 _NO_MEDLINE = "not MEDLINE XML: no element PubmedArticleSet at its start"
 _NOT_ASCII = "a byte that is not ASCII, although its first line declares ASCII"
 
-# White space and skipped markup, inside a set and outside of one.
+# Patterns of white space and of skipped markup: between the citations of a set, and outside of a set.
 _INSIDE = (
     re.compile(rb"(?:[ \t\r\n]|&#(?:0*+(?:9|10|13|32)|x0*+(?:9|[aAdD]|20));)++"),
     re.compile(rb"<!--|<!\[CDATA\[(?=[ \t\r\n]*+\]\]>)|<\?(?!xml[ \t\r\n])"),
@@ -79,69 +85,69 @@ _TAGS = {
     for name in _ARTICLES | _DELETIONS
 }
 _IN_A_TAG = re.compile(_IN_TAG)
-_OPEN_VALUE = re.compile(rb"\"[^\"<]*+|'[^'<]*+")  # of an attribute
-_LOOKAHEAD = 64  # bytes; more than any token's
+_OPEN_VALUE = re.compile(rb"\"[^\"<]*+|'[^'<]*+")  # the value of an attribute without its end
+_LOOKAHEAD = 64  # bytes; longer than any token that is searched
 
 
-class _Entry(NamedTuple):
-    """An element of a set: its name, its bytes, and its offset in the decompressed file."""
+class _RawElement(NamedTuple):
+    """The unparsed bytes of an element in a set, with its offset in the decompressed file."""
 
     name: bytes
-    data: bytes
+    xml: bytes
     offset: int
 
 
 def recognises(start: bytes) -> bool:
-    """Return true for the first bytes of MEDLINE XML."""
+    """Return True if a file that starts with these bytes is MEDLINE XML."""
     match = _PROLOGUE.match(start) or _NAMED.match(start)
     return match is not None and match["name"] in _SETS | _ARTICLES
 
 
 def read(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
-    """Read the citations of a MEDLINE file, plain or compressed, in its order. Nothing is skipped.
+    """Yield the citations of a plain or compressed MEDLINE file in order. No citation is skipped.
 
     Args:
         file: The file.
-        log: Receives the ids that the file declares deleted, in its last element.
-        name: Unused: every citation has a PMID.
+        log: Log to which the ids are added that the file's last element declares deleted.
+        name: Unused, because every citation has a PMID.
 
     Raises:
-        InputError: The file is cut off (the error gives the number of whole citations), ill-formed (it gives
-            the byte and the PMID), its DOCTYPE declares entities, or a citation is larger than
+        InputError: The file is truncated (the error has the number of complete citations) or ill-formed (the
+            error has the byte and the PMID), its DOCTYPE declares entities, or a citation is larger than
             LARGEST_CITATION.
     """
-    reader = _File(file)
-    for item in reader.walk():
+    reader = _MedlineReader(file)
+    for item in reader.iterate_elements():
         if isinstance(item, list):
             yield from item
         elif item.name in _ARTICLES:
-            yield reader.parsed(item)
+            yield reader.parse_citation(item)
         elif log is not None:
-            log.deleted.extend(f"pubmed:{pmid}" for pmid in reader.deleted(item))
+            log.deleted.extend(f"pubmed:{pmid}" for pmid in reader.parse_deleted_pmids(item))
 
 
-class _File:
-    """A file's elements one at a time, in bounded memory."""
+class _MedlineReader:
+    """Reads the elements of a file one at a time, in bounded memory."""
 
     def __init__(self, file: Readable) -> None:
         self._file = file
         self._chunks = chunks(file)
         self._buffer = b""
-        self._at = 0  # position in the buffer
-        self._buffer_offset = 0  # bytes of the file before the buffer
-        self._citations = 0  # citations so far
+        self._at = 0  # position of the next unread byte in the buffer
+        self._buffer_offset = 0  # offset of the buffer's first byte in the decompressed file
+        self._citations = 0  # number of citations read
         self._ascii = False
-        self._name = b""  # of the root
-        self._empty = False  # true for a root of one empty tag, <PubmedArticleSet/>
-        self._root = b""  # the root's tags, put around an element so that lxml can read it alone
+        self._name = b""  # of the root element
+        self._empty = False  # True for a root of one empty tag, <PubmedArticleSet/>
+        self._root = b""  # start and end tag of the root, put around an element that lxml parses alone
         self._end_tag = b""
-        self._damage = ""  # of the file beyond the buffer
-        self._checked_to = 0  # offset in the file up to which `_legal` is valid
-        self._legal = False  # true if all characters up to there are legal in XML
+        self._damage = ""  # error in the file after the end of the buffer
+        self._checked_to = 0  # offset in the file up to which `_legal` applies
+        self._legal = False  # True if all characters in the buffer up to `_checked_to` are legal in XML
 
-    def walk(self) -> Iterator[list[Document] | _Entry]:
-        """Yield the proven citations as lists of documents, and all other elements as entries for lxml."""
-        while self._open_root():
+    def iterate_elements(self) -> Iterator[list[Document] | _RawElement]:
+        """Yield citations that match the grammar as lists of documents, and all other elements unparsed."""
+        while self._read_root_start():
             if self._name in _ARTICLES:
                 yield self._read_element(self._name)
                 continue
@@ -149,32 +155,32 @@ class _File:
                 if len(self._buffer) - self._at < _MIN_UNREAD:
                     self._read_more(_READ_SIZE)
                 position = self._buffer_offset + self._at
-                if documents := self._read_matching():
+                if documents := self._read_matching_citations():
                     yield documents
                 if self._buffer_offset + self._at == position:
-                    entry = self._next_element()
+                    entry = self._read_next_element()
                     if entry is None:
                         break
                     yield entry
 
-    def _read_matching(self) -> list[Document]:
-        """Read the next citations in the buffer, as far as they follow each other and match the grammar."""
-        from meditron.sources.medline_citation import scan
+    def _read_matching_citations(self) -> list[Document]:
+        """Read the consecutive citations at the current position that match the grammar."""
+        from meditron.sources.medline_citation import document_from_match
         from meditron.sources.medline_grammar import ARTICLE_END, CITATION
-        from meditron.sources.medline_text import NeedsLxml, is_legal
+        from meditron.sources.medline_text import NeedsLxml, is_legal_xml
 
         data, at = self._buffer, self._at
         end = data.rfind(ARTICLE_END, at) + len(ARTICLE_END)
         if self._name != b"PubmedArticleSet" or end < at + len(ARTICLE_END):
             return []
         if self._buffer_offset + end > self._checked_to:
-            self._checked_to, self._legal = self._buffer_offset + end, is_legal(data, at, end)
+            self._checked_to, self._legal = self._buffer_offset + end, is_legal_xml(data, at, end)
         documents = []
         while at < end and (match := CITATION.match(data, at)):
-            if match.end() - at > _MAX_MATCH or not (self._legal or is_legal(data, at, match.end())):
+            if match.end() - at > _MAX_MATCH or not (self._legal or is_legal_xml(data, at, match.end())):
                 break
             try:
-                documents.append(scan(match))
+                documents.append(document_from_match(match))
             except NeedsLxml:
                 break
             at = match.end()
@@ -182,13 +188,13 @@ class _File:
         self._at = at
         return documents
 
-    def _open_root(self) -> bool:
-        """Read up to the first element of the next XML document; False at the end of the file."""
+    def _read_root_start(self) -> bool:
+        """Read the prologue and root tag of the next XML document; return False at the end of the file."""
         if self._name:
             self._skip_comments(_OUTSIDE)
             if self._at == len(self._buffer):
                 if self._damage:
-                    raise self._error("")
+                    raise self._input_error("")
                 return False
         problem = "content after the set that is not another set" if self._name else _NO_MEDLINE
         while (match := _PROLOGUE.match(self._buffer, self._at)) is None:
@@ -196,7 +202,7 @@ class _File:
                 hint = "MEDLINE files declare none; XML bombs are made of such declarations"
                 raise InputError(self._file, "its DOCTYPE declares entities", place="prologue", hint=hint)
             if len(self._buffer) - self._at > _LARGEST_PROLOGUE or not self._read_more():
-                raise self._error(problem)
+                raise self._input_error(problem)
         encoding = _ENCODING.search(match[0])
         named = encoding[1].lower() if encoding else b"utf-8"
         if named not in _ENCODINGS:
@@ -206,10 +212,10 @@ class _File:
         self._name = match["name"]
         if self._name not in _SETS | _ARTICLES:
             root = self._name.decode()
-            raise self._error(f"not MEDLINE XML: its root is {root}, not PubmedArticleSet")
+            raise self._input_error(f"not MEDLINE XML: its root is {root}, not PubmedArticleSet")
         self._ascii = b"ascii" in named
         if self._ascii and not self._buffer.isascii():
-            raise self._error(_NOT_ASCII)
+            raise self._input_error(_NOT_ASCII)
         self._empty = match["root"].endswith(b"/>")
         closing = b"</" + self._name + b">"
         self._parse_xml(
@@ -223,25 +229,27 @@ class _File:
             self._at = match.end()
         return True
 
-    def _next_element(self) -> _Entry | None:
-        """Return the next element of the set; None at its end."""
+    def _read_next_element(self) -> _RawElement | None:
+        """Return the next element of the set; None at the end of the set."""
         self._skip_comments(_INSIDE)
         match = _CONTENT.match(self._buffer, self._at)
         if match is None:
             ended = self._at == len(self._buffer)
-            raise self._error(f"ends before {self._end_tag.decode()}" if ended else "text between citations")
+            raise self._input_error(
+                f"ends before {self._end_tag.decode()}" if ended else "text between citations"
+            )
         if match["end"]:
             end = re.compile(self._end_tag[:-1] + rb"[ \t\r\n]*+>").match(self._buffer, self._at)
             if end is None:
-                raise self._error(f"an end tag that is not {self._end_tag.decode()}")
+                raise self._input_error(f"an end tag that is not {self._end_tag.decode()}")
             self._at = end.end()
             return None
         if match["name"] not in _ARTICLES | _DELETIONS:
-            raise self._error(f"unexpected element {match['name'].decode()}")
+            raise self._input_error(f"unexpected element {match['name'].decode()}")
         return self._read_element(match["name"])
 
     def _skip_comments(self, patterns: tuple[re.Pattern[bytes], re.Pattern[bytes]]) -> None:
-        """Skip white space, comments and processing instructions, and load the next bytes into the buffer."""
+        """Skip white space, comments and processing instructions; fill the buffer for the next token."""
         while True:
             if blank := patterns[0].match(self._buffer, self._at):
                 self._at = blank.end()
@@ -258,19 +266,22 @@ class _File:
             self._parse_xml(b"<x>" + self._buffer[self._at : end] + b"</x>", "between citations", offset, 3)
             self._at = end
 
-    def _read_element(self, name: bytes) -> _Entry:
-        """Return the element that begins here; of an ill-formed one, enough for lxml to refuse it."""
+    def _read_element(self, name: bytes) -> _RawElement:
+        """Return the unparsed element at the current position.
+
+        Of an ill-formed element, return so much that lxml raises the error.
+        """
         offset = self._buffer_offset + self._at
-        size = self._simple_size(name) or self._element_size(name)
+        size = self._size_to_first_end_tag(name) or self._size_with_nested_elements(name)
         if size > LARGEST_CITATION:
-            raise self._error(f"a citation of more than {LARGEST_CITATION:,} bytes")
+            raise self._input_error(f"a citation of more than {LARGEST_CITATION:,} bytes")
         data = self._buffer[self._at : self._at + size]
         self._at += size
         self._citations += name in _ARTICLES
-        return _Entry(name, data, offset)
+        return _RawElement(name, data, offset)
 
-    def _simple_size(self, name: bytes) -> int:
-        """Return the number of bytes up to the first end tag; 0 if the element may end at a later one."""
+    def _size_to_first_end_tag(self, name: bytes) -> int:
+        """Return the number of bytes up to the first end tag; 0 if the element may end at a later end tag."""
         closing = b"</" + name + b">"
         end = find(self._buffer, closing, self._at) + len(closing)
         if end < self._at + len(closing):
@@ -278,8 +289,8 @@ class _File:
         inside = (find(self._buffer, other, self._at + 1, end) for other in (b"<!", b"<?", b"<" + name))
         return 0 if any(at >= 0 for at in inside) else end - self._at
 
-    def _element_size(self, name: bytes) -> int:
-        """Return the number of bytes of the element, which may contain comments and elements of its name."""
+    def _size_with_nested_elements(self, name: bytes) -> int:
+        """Return the number of bytes of an element, which may contain comments and elements of its name."""
         done, depth = 0, 0
         while True:
             token = _TAGS[name].search(self._buffer, self._at + done)
@@ -302,47 +313,47 @@ class _File:
                 continue
             done = end + 1 - self._at
             if self._buffer[end : end + 1] != b">":
-                return done  # ill-formed: lxml raises the error
+                return done  # the tag is ill-formed, for which lxml raises the error
             if not self._buffer.endswith(b"/", token.end(), end):
                 depth += -1 if token[1] else 1
             if depth <= 0:
                 return done
 
-    def parsed(self, entry: _Entry) -> Document:
-        """Parse an entry that is a citation with lxml."""
-        from meditron.sources.medline_citation import NotACitation, parse
+    def parse_citation(self, entry: _RawElement) -> Document:
+        """Parse an unparsed citation with lxml."""
+        from meditron.sources.medline_citation import NotACitation, document_from_element
 
         try:
-            return parse(self._parse_element(entry))
+            return document_from_element(self._parse_element(entry))
         except NotACitation as error:
-            raise InputError(self._file, str(error), place=_place(entry)) from error
+            raise InputError(self._file, str(error), place=_citation_place(entry)) from error
 
-    def deleted(self, entry: _Entry) -> Iterator[str]:
-        """Yield the PMIDs of an entry that lists deletions."""
+    def parse_deleted_pmids(self, entry: _RawElement) -> Iterator[str]:
+        """Yield the PMIDs in an unparsed element that lists deletions."""
         for pmid in self._parse_element(entry).iter("PMID"):
             text = (pmid.text or "").strip()
             if not (text.isascii() and text.isdigit()):
                 raise InputError(self._file, f"a deleted PMID is not a number: {text[:40]!r}", place="end")
             yield text
 
-    def _parse_element(self, entry: _Entry) -> "etree._Element":
-        """Parse an entry inside the root's start tag, which may declare prefixes, and return lxml's tree."""
-        pmid = _PMID.search(entry.data)
+    def _parse_element(self, entry: _RawElement) -> "etree._Element":
+        """Return lxml's tree of an element, parsed inside the root's tags, which may declare prefixes."""
+        pmid = _PMID.search(entry.xml)
         place = f"PMID {pmid[1].decode()}" if pmid else "a citation without a PMID"
-        data = self._root + entry.data + self._end_tag
+        data = self._root + entry.xml + self._end_tag
         return self._parse_xml(data, place, entry.offset, len(self._root))[0]
 
     def _parse_xml(self, data: bytes, place: str, offset: int, before: int = 0) -> "etree._Element":
         """Parse an XML document with lxml and return its root.
 
         Args:
-            data: The document; its first `before` bytes are not from the file.
+            data: The document. Its first `before` bytes are not from the file.
             place: Name of the document in the error message.
-            offset: Offset of the document in the decompressed file.
-            before: Bytes added in front of the file's own.
+            offset: Offset in the decompressed file of the first byte that is from the file.
+            before: Number of bytes before the first byte that is from the file.
 
         Raises:
-            InputError: The document is ill-formed; the place is the byte in the file.
+            InputError: The document is ill-formed; the error has the byte in the file.
         """
         from lxml import etree
 
@@ -351,21 +362,21 @@ class _File:
         try:
             return etree.fromstring(data, xml_parser())
         except etree.XMLSyntaxError as error:
-            at = offset + max(0, _position(data, error.lineno, error.offset) - before)
+            at = offset + max(0, _byte_offset(data, error.lineno, error.offset) - before)
             raise InputError(
                 self._file, f"ill-formed XML: {error.msg}", place=f"{place}, byte {at:,}"
             ) from error
 
     def _double_buffer(self, reading: str) -> None:
-        """Double the buffer: repeated searches then take linear time in total."""
+        """Double the unread bytes in the buffer, so that repeated searches take linear time in total."""
         missing = len(self._buffer) - self._at
         if missing > LARGEST_CITATION:
-            raise self._error(f"{reading} of more than {LARGEST_CITATION:,} bytes")
+            raise self._input_error(f"{reading} of more than {LARGEST_CITATION:,} bytes")
         if not self._read_more(max(missing, 1)):
-            raise self._error(f"ends in the middle of {reading}")
+            raise self._input_error(f"ends in the middle of {reading}")
 
     def _read_more(self, size: int = 1) -> bool:
-        """Read at least `size` more bytes and drop the ones before the position; False at the file's end."""
+        """Read at least `size` more bytes and drop the bytes already read; False at the end of the file."""
         pieces = [self._buffer[self._at :]]
         added = 0
         while added < size and not self._damage:
@@ -387,19 +398,19 @@ class _File:
             self._buffer = b"".join(pieces)
         return bool(added)
 
-    def _error(self, problem: str) -> InputError:
+    def _input_error(self, problem: str) -> InputError:
         place = f"after {self._citations:,} whole citations, byte {self._buffer_offset + self._at:,}"
         return InputError(self._file, self._damage or problem, place=place)
 
 
-def _place(entry: _Entry) -> str:
-    pmid = _PMID.search(entry.data)
+def _citation_place(entry: _RawElement) -> str:
+    pmid = _PMID.search(entry.xml)
     name = f"PMID {pmid[1].decode()}" if pmid else "a citation without a PMID"
     return f"{name}, byte {entry.offset:,}"
 
 
-def _position(data: bytes, line: int | None, column: int | None) -> int:
-    """Convert a parser's line and column, both from 1, to a byte offset."""
+def _byte_offset(data: bytes, line: int | None, column: int | None) -> int:
+    """Convert a parser's line and column, which both count from 1, to a byte offset."""
     start = 0
     for _ in range((line or 1) - 1):
         start = data.find(b"\n", start) + 1

@@ -1,7 +1,8 @@
-"""Conversion of one MEDLINE citation to a document: from a match of the grammar, or from lxml's tree.
+"""Conversion of one MEDLINE citation to a document, from a match of the grammar or from lxml's tree.
 
-`scan` reads citations that match `medline_grammar.CITATION` and raises NeedsLxml for those that need lxml.
-`parse` reads lxml's tree of any well-formed citation; its result is the reference.
+`document_from_match` reads citations that match `medline_grammar.CITATION`, which is fast. It raises
+NeedsLxml for those that only lxml can read. `document_from_element` reads lxml's tree of any well-formed
+citation. Both give the same document.
 """
 
 import re
@@ -13,20 +14,20 @@ from stringzilla import find
 from meditron.sources.document import Document, Section
 from meditron.sources.medline_text import (
     NeedsLxml,
-    cache_short,
+    cache_short_inputs,
     cached_text_of,
-    flat_text,
+    element_text,
     text_of,
     texts_of,
-    unescape,
+    unescape_references,
 )
 
 if TYPE_CHECKING:
     from lxml import etree
 
-__all__ = ["NotACitation", "parse", "scan"]
+__all__ = ["NotACitation", "document_from_element", "document_from_match"]
 
-_Heading = tuple[str | None, str | None]  # a label and a category
+_LabelAndCategory = tuple[str | None, str | None]  # label and category of a section
 
 _NAME = re.compile(rb">([^<]*+)</")
 _DESCRIPTOR = re.compile(rb"<DescriptorName [^>]*+>([^<]*+)<")
@@ -39,100 +40,106 @@ _NUMBER = re.compile("[0-9]{1,12}")
 
 
 class NotACitation(Exception):
-    """Well-formed XML that is not a citation; the message gives the reason."""
+    """Well-formed XML that is not a citation; the message has the reason."""
 
 
-def scan(match: re.Match[bytes]) -> Document:
-    """Read a match of `medline_grammar.CITATION`; NeedsLxml if only lxml can read the citation."""
+def document_from_match(match: re.Match[bytes]) -> Document:
+    """Return the document of a match of `medline_grammar.CITATION`; NeedsLxml if only lxml can read it."""
     version, pmid, date, journal, title, locations, abstract, languages, types, *more = match.groups()
     corrections, mesh, others, identifiers = more
     if corrections and find(corrections, b"RetractionIn") >= 0:
         raise NeedsLxml
     doi = (identifiers and _DOI.search(identifiers)) or (locations and _LOCATION.search(locations))
-    raws = [doi[1] if doi else b"", title or b""]
-    labels, categories = _abstract(abstract, raws) if abstract else ((), ())
-    texts = texts_of(raws)
+    raw_texts = [doi[1] if doi else b"", title or b""]
+    labels, categories = _parse_abstract_texts(abstract, raw_texts) if abstract else ((), ())
+    texts = texts_of(raw_texts)
     if doi and not texts[0]:
-        raise NeedsLxml  # an empty DOI; a second one may follow, which only `parse` looks for
-    return _document(
+        raise NeedsLxml  # the first DOI is empty; `document_from_element` also looks for a second one
+    return _build_document(
         pmid.decode(),
         int(version),
         texts[1],
         tuple(map(Section, texts[2:], labels, categories)),
-        list(_names(languages)),
-        _year(date) if date else None,
+        list(_element_texts(languages)),
+        _year_from_xml(date) if date else None,
         cached_text_of(journal) if journal else None,
-        list(_names(types)) if types else [],
+        list(_element_texts(types)) if types else [],
         list(map(cached_text_of, _DESCRIPTOR.findall(mesh))) if mesh else [],
         texts[0],
         False,
-        [_scan_other(part) for part in others.split(b"</OtherAbstract>")[:-1]] if others else [],
+        [_parse_other_abstract(part) for part in others.split(b"</OtherAbstract>")[:-1]] if others else [],
     )
 
 
-def _abstract(data: bytes, raws: list[bytes]) -> tuple[list[str | None], list[str | None]]:
-    """Return the labels and categories of AbstractText elements; the bytes contain no other elements.
+def _parse_abstract_texts(data: bytes, raw_texts: list[bytes]) -> tuple[list[str | None], list[str | None]]:
+    """Return the labels and the categories of consecutive AbstractText elements.
 
-    The bytes of each text are appended to `raws`.
+    Args:
+        data: The bytes of the elements, without other elements between them.
+        raw_texts: List to which the bytes of each text are appended.
     """
     labels, categories = [], []
     *parts, rest = data.split(b"</AbstractText>")
     for part in parts:
         tag, _, raw = part.partition(b">")
-        label, category, empty = _heading(tag)
+        label, category, empty = _parse_abstract_tag(tag)
         while empty:
             labels.append(label)
             categories.append(category)
-            raws.append(b"")
+            raw_texts.append(b"")
             tag, _, raw = raw.partition(b">")
-            label, category, empty = _heading(tag)
+            label, category, empty = _parse_abstract_tag(tag)
         labels.append(label)
         categories.append(category)
-        raws.append(raw)
+        raw_texts.append(raw)
     for tag in rest.split(b">")[:-1]:
-        label, category, _ = _heading(tag)
+        label, category, _ = _parse_abstract_tag(tag)
         labels.append(label)
         categories.append(category)
-        raws.append(b"")
+        raw_texts.append(b"")
     return labels, categories
 
 
-@cache_short
-def _names(data: bytes) -> tuple[str, ...]:
-    """Return the texts of consecutive elements."""
+@cache_short_inputs
+def _element_texts(data: bytes) -> tuple[str, ...]:
+    """Return the texts of consecutive elements, such as those of a list of Language elements."""
     return tuple(map(text_of, _NAME.findall(data)))
 
 
-@cache_short
-def _heading(tag: bytes) -> tuple[str | None, str | None, bool]:
-    """Return label, category and emptiness (`<AbstractText/>`) of a start tag, given without its `>`."""
-    printed = {name: unescape(value).decode() for name, value in _ATTRIBUTE.findall(tag)}
+@cache_short_inputs
+def _parse_abstract_tag(tag: bytes) -> tuple[str | None, str | None, bool]:
+    """Parse an AbstractText start tag, given without its `>`.
+
+    Returns:
+        The label, the category, and True if the element is empty (`<AbstractText/>`).
+    """
+    printed = {name: unescape_references(value).decode() for name, value in _ATTRIBUTE.findall(tag)}
     return printed.get(b"Label"), printed.get(b"NlmCategory"), tag.endswith(b"/")
 
 
-def _scan_other(data: bytes) -> dict[str, Any]:
-    """Read the bytes of an OtherAbstract up to its end tag."""
+def _parse_other_abstract(data: bytes) -> dict[str, Any]:
+    """Return the fields of an OtherAbstract, given its bytes up to the end tag."""
     tag, _, inner = data.partition(b">")
-    inner = b"<" + inner.partition(b"<")[2]  # text before the first element is not read
+    inner = b"<" + inner.partition(b"<")[2]  # skip text before the first element
     printed = {name: value.decode() for name, value in _ATTRIBUTE.findall(tag)}
-    raws: list[bytes] = []
-    labels, categories = _abstract(inner.partition(b"<CopyrightInformation>")[0], raws)
-    sections = list(map(Section, texts_of(raws), labels, categories))
-    return _other_abstract(printed.get(b"Language"), printed.get(b"Type"), sections)
+    raw_texts: list[bytes] = []
+    labels, categories = _parse_abstract_texts(inner.partition(b"<CopyrightInformation>")[0], raw_texts)
+    sections = list(map(Section, texts_of(raw_texts), labels, categories))
+    return _other_abstract_fields(printed.get(b"Language"), printed.get(b"Type"), sections)
 
 
-@cache_short
-def _year(raw: bytes) -> int | None:
+@cache_short_inputs
+def _year_from_xml(raw: bytes) -> int | None:
     return _first_year(text_of(raw[raw.index(b">") + 1 : raw.rindex(b"<")]))
 
 
 def _first_year(date: str) -> int | None:
-    """Return the first year in a date: 1998 of `1998 Dec-1999 Jan`."""
+    """Return the first year in a date: 1998 for `1998 Dec-1999 Jan`."""
     match = _YEAR.search(date)
     return int(match[0]) if match else None
 
 
-def _document(
+def _build_document(
     pmid: str,
     version: int,
     title: str,
@@ -155,13 +162,13 @@ def _document(
         "doi": doi or None,
         "other_abstracts": others,
     }
-    language = "eng" if languages == _ENGLISH else _language(title, sections, languages)
+    language = "eng" if languages == _ENGLISH else _text_language(title, sections, languages)
     retracted = retracted or "Retracted Publication" in types
     return Document("pubmed:" + pmid, "pubmed", title, sections, language, year, version, retracted, meta)
 
 
-def _language(title: str, sections: tuple[Section, ...], languages: list[str]) -> str | None:
-    """Return the language of the text, which may differ from the article's.
+def _text_language(title: str, sections: tuple[Section, ...], languages: list[str]) -> str | None:
+    """Return the language of the title and abstract, which may differ from the language of the article.
 
     NLM puts only English abstracts into Abstract, and translates titles into English, in brackets.
     """
@@ -170,10 +177,11 @@ def _language(title: str, sections: tuple[Section, ...], languages: list[str]) -
     return next(filter(None, languages), None)
 
 
-def parse(element: "etree._Element") -> Document:
-    """Read lxml's tree of one PubmedArticle, MedlineCitation or PubmedBookArticle.
+def document_from_element(element: "etree._Element") -> Document:
+    """Return the document of one PubmedArticle, MedlineCitation or PubmedBookArticle, given lxml's tree.
 
-    The title of a book's chapter is the chapter's own, else the book's; its journal is the book.
+    For a chapter of a book, `title` is the title of the chapter, or else of the book, and `journal` is the
+    title of the book.
 
     Raises:
         NotACitation: The PMID or the article is missing, or a number is not numeric.
@@ -188,36 +196,44 @@ def parse(element: "etree._Element") -> Document:
     date = "Book/PubDate" if book else "Journal/JournalIssue/PubDate"
     types = "PublicationType" if book else "PublicationTypeList/PublicationType"
     identifiers = element.iterfind(f"{'PubmedBookData' if book else 'PubmedData'}/ArticleIdList/ArticleId")
-    dois = [flat_text(other) for other in identifiers if other.get("IdType") == "doi"]
-    dois += [flat_text(place) for place in article.iterfind("ELocationID[@EIdType='doi']")]
+    dois = [element_text(other) for other in identifiers if other.get("IdType") == "doi"]
+    dois += [element_text(place) for place in article.iterfind("ELocationID[@EIdType='doi']")]
     corrections = citation.iterfind("CommentsCorrectionsList/CommentsCorrections")
-    return _document(
-        _number(flat_text(pmid), "PMID"),
-        int(_number(pmid.get("Version", "1"), "version")),
-        _first(article, "ArticleTitle") or (book and _first(article, "Book/BookTitle")) or "",
-        tuple(_sections(article, "Abstract/AbstractText")),
-        [flat_text(language) for language in article.iterfind("Language")],
-        _first_year(_first(article, f"{date}/Year") or _first(article, f"{date}/MedlineDate") or ""),
-        _first(article, "Book/BookTitle" if book else "Journal/Title"),
-        [flat_text(kind) for kind in article.iterfind(types)],
-        [flat_text(name) for name in citation.iterfind("MeshHeadingList/MeshHeading/DescriptorName")],
+    return _build_document(
+        _require_number(element_text(pmid), "PMID"),
+        int(_require_number(pmid.get("Version", "1"), "version")),
+        _first_child_text(article, "ArticleTitle")
+        or (book and _first_child_text(article, "Book/BookTitle"))
+        or "",
+        tuple(_sections_from_element(article, "Abstract/AbstractText")),
+        [element_text(language) for language in article.iterfind("Language")],
+        _first_year(
+            _first_child_text(article, f"{date}/Year")
+            or _first_child_text(article, f"{date}/MedlineDate")
+            or ""
+        ),
+        _first_child_text(article, "Book/BookTitle" if book else "Journal/Title"),
+        [element_text(kind) for kind in article.iterfind(types)],
+        [element_text(name) for name in citation.iterfind("MeshHeadingList/MeshHeading/DescriptorName")],
         next(filter(None, dois), None),
         any(entry.get("RefType") == "RetractionIn" for entry in corrections),
         [
-            _other_abstract(other.get("Language"), other.get("Type"), _sections(other, "AbstractText"))
+            _other_abstract_fields(
+                other.get("Language"), other.get("Type"), _sections_from_element(other, "AbstractText")
+            )
             for other in citation.iterfind("OtherAbstract")
         ],
     )
 
 
-def _sections(element: "etree._Element", path: str) -> list[Section]:
+def _sections_from_element(element: "etree._Element", path: str) -> list[Section]:
     return [
-        Section(flat_text(part), part.get("Label"), part.get("NlmCategory"))
+        Section(element_text(part), part.get("Label"), part.get("NlmCategory"))
         for part in element.iterfind(path)
     ]
 
 
-def _other_abstract(language: str | None, kind: str | None, sections: list[Section]) -> dict[str, Any]:
+def _other_abstract_fields(language: str | None, kind: str | None, sections: list[Section]) -> dict[str, Any]:
     return {
         "language": "eng" if language is None else language,  # the DTD's default
         "type": kind,
@@ -225,12 +241,12 @@ def _other_abstract(language: str | None, kind: str | None, sections: list[Secti
     }
 
 
-def _number(text: str, name: str) -> str:
+def _require_number(text: str, name: str) -> str:
     if not _NUMBER.fullmatch(text):
         raise NotACitation(f"its {name} is not a number: {text[:40]!r}")
     return text
 
 
-def _first(element: "etree._Element", path: str) -> str | None:
+def _first_child_text(element: "etree._Element", path: str) -> str | None:
     child = element.find(path)
-    return None if child is None else flat_text(child)
+    return None if child is None else element_text(child)

@@ -1,7 +1,7 @@
-"""Text of a MEDLINE element, from bytes that match the grammar or from lxml's tree.
+"""Plain text of a MEDLINE element, from bytes that match the grammar or from lxml's tree.
 
-White space collapses to single blanks. Sub- and superscripts, also in MathML, are written on the line (see
-`scripts` and `mathml`); all other markup is removed.
+White space is collapsed to single blanks. Sub- and superscripts and MathML become plain text (see `scripts`
+and `mathml`); all other markup is removed.
 """
 
 import re
@@ -14,7 +14,7 @@ from stringzilla import find, find_first_of
 
 from meditron.core.errors import MissingExtra
 from meditron.sources.mathml import math_text
-from meditron.sources.scripts import END, SUB, SUP, resolve_scripts
+from meditron.sources.scripts import END, SUB, SUP, render_sup_and_sub_marks
 
 try:
     from lxml import etree
@@ -23,13 +23,13 @@ except ImportError as missing:
 
 __all__ = [
     "NeedsLxml",
-    "cache_short",
+    "cache_short_inputs",
     "cached_text_of",
-    "flat_text",
-    "is_legal",
+    "element_text",
+    "is_legal_xml",
     "text_of",
     "texts_of",
-    "unescape",
+    "unescape_references",
     "xml_parser",
 ]
 
@@ -39,15 +39,15 @@ _ENTITIES = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'
 _SPECIAL = b"\t\n\r&<"
 _BLANKS = bytes.maketrans(b"\t\n\r", b"   ")
 _CONTROL = bytes(range(0x20)).translate(None, b"\t\n\r")
-_SUSPICIOUS = _CONTROL + b"\xef"  # the first byte of U+FFFE and U+FFFF
+_SUSPICIOUS = _CONTROL + b"\xef"  # 0xEF is the first byte of U+FFFE and U+FFFF
 _WIDE_SPACE = re.compile(rb"\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)")  # U+2000 to U+205F
-_RARE_SPACE_STARTS = b"\xe1\xe3"  # the first bytes of U+1680 and U+3000, and of many letters
+_RARE_SPACE_STARTS = b"\xe1\xe3"  # first bytes of U+1680 and U+3000, but also of many letters
 _TAG = re.compile(rb"(</?(?:[biu]|su[bp])>)")
 _END_TAGS = {b"<%s>" % name: b"</%s>" % name for name in (b"i", b"b", b"u", b"sup", b"sub")}
 _SCRIPT_MARKS = {b"<sup>": SUP, b"<sub>": SUB}
-_MAX_PIECES = 400  # libxml2 refuses elements nested 256 deep
-_MAX_CACHED = 1000  # bytes of an entry of a cache
-_SEPARATOR = b"\x04"  # separator of elements: illegal in XML, and not white space
+_MAX_PIECES = 400  # more text and tags than this are left to lxml, which limits nesting to 256 levels
+_MAX_CACHED = 1000  # maximum bytes of a cached input
+_SEPARATOR = b"\x04"  # separates joined texts; it is illegal in XML, so no text contains it
 _NOT_ASCII = bytes(range(0x80, 0x100))
 _PIECE = 8 << 10
 
@@ -60,7 +60,7 @@ class NeedsLxml(Exception):
 
 
 def xml_parser() -> etree.XMLParser:
-    """Return a parser that expands no entity, opens no file or connection and refuses huge nodes."""
+    """Return an lxml parser that expands no entities, opens no files or URLs, and refuses huge nodes."""
     return etree.XMLParser(
         resolve_entities=False,
         load_dtd=False,
@@ -71,8 +71,8 @@ def xml_parser() -> etree.XMLParser:
     )
 
 
-def is_legal(data: bytes, start: int, end: int) -> bool:
-    """Return true if data[start:end] has only characters and references is_legal in XML, and no `]]>`."""
+def is_legal_xml(data: bytes, start: int, end: int) -> bool:
+    """Return True if data[start:end] has only characters and references that XML allows, and no `]]>`."""
     if find_first_of(data, _SUSPICIOUS, start, end) >= 0 and (
         find_first_of(data, _CONTROL, start, end) >= 0
         or find(data, b"\xef\xbf\xbe", start, end) >= 0  # U+FFFE
@@ -84,7 +84,7 @@ def is_legal(data: bytes, start: int, end: int) -> bool:
     view = memoryview(data)
     at = start
     try:
-        while (at := find_first_of(data, _NOT_ASCII, at, end)) >= 0:  # in pieces that a cache can hold
+        while (at := find_first_of(data, _NOT_ASCII, at, end)) >= 0:  # in pieces that fit in the CPU cache
             at += utf_8_decode(view[at : min(at + _PIECE, end)], "strict", at + _PIECE >= end)[1]
     except UnicodeDecodeError:
         return False
@@ -92,28 +92,32 @@ def is_legal(data: bytes, start: int, end: int) -> bool:
     while at >= 0:
         if not data.startswith(_NAMED, at + 1):
             reference = _REFERENCE.match(data, at, end)
-            if reference is None or _character(reference) is None:
+            if reference is None or _referenced_character(reference) is None:
                 return False
         at = find(data, b"&", at + 1, end)
     return True
 
 
 def text_of(raw: bytes) -> str:
-    """Return the text of an element that matched `medline_grammar`; NeedsLxml if its markup does not nest."""
+    """Return the plain text of an element, given its bytes, which match `medline_grammar`.
+
+    Raises:
+        NeedsLxml: The markup does not nest.
+    """
     return texts_of([raw])[0]
 
 
 def texts_of(raws: list[bytes]) -> list[str]:
-    """Return `text_of` of several elements, faster than one call per element."""
+    """Return the plain text of several elements, faster than with one call of `text_of` per element."""
     raw = _SEPARATOR.join(raws)
     if find_first_of(raw, _SPECIAL) >= 0:
         if find(raw, b"<") >= 0:
             pieces = _TAG.split(raw)  # text, tag, text, tag, …, text
-            if find(raw, b"&#") >= 0 or not _resolve_pairs(pieces):
-                return list(map(_nested_text, raws))
+            if find(raw, b"&#") >= 0 or not _resolve_tag_pairs(pieces):
+                return list(map(_text_with_nested_tags, raws))
             raw = b"".join(pieces)
         if find(raw, b"&") >= 0:
-            raw = unescape(raw)
+            raw = unescape_references(raw)
         if find_first_of(raw, b"\t\n\r") >= 0:
             raw = raw.translate(_BLANKS)
     if not raw.isascii():
@@ -124,17 +128,24 @@ def texts_of(raws: list[bytes]) -> list[str]:
     return [text.strip(" ") for text in texts]
 
 
-def cache_short(function: Callable[[bytes], _Result]) -> Callable[[bytes], _Result]:
-    """Cache the results for short bytes, which repeat; caching long ones would fill the memory."""
+def cache_short_inputs(function: Callable[[bytes], _Result]) -> Callable[[bytes], _Result]:
+    """Cache a function's results for short inputs, which repeat often; long ones would fill the memory."""
     known = lru_cache(maxsize=1 << 13)(function)
     return lambda raw: known(raw) if len(raw) <= _MAX_CACHED else function(raw)
 
 
-cached_text_of = cache_short(text_of)
+cached_text_of = cache_short_inputs(text_of)
 
 
-def _resolve_pairs(pieces: list[bytes]) -> bool:
-    """Write scripts on the line and drop other tags, in place; False if the tags are not in pairs."""
+def _resolve_tag_pairs(pieces: list[bytes]) -> bool:
+    """Convert superscripts and subscripts to plain text and remove other tags, in place.
+
+    Args:
+        pieces: Text, tag, text, tag, …, text.
+
+    Returns:
+        False if a start tag is not directly followed by its end tag; some pieces may be converted then.
+    """
     for at in range(1, len(pieces), 4):
         start = pieces[at]
         if at + 2 >= len(pieces) or _END_TAGS.get(start) != pieces[at + 2]:
@@ -144,13 +155,13 @@ def _resolve_pairs(pieces: list[bytes]) -> bool:
             return False
         pieces[at] = pieces[at + 2] = b""
         if start in _SCRIPT_MARKS:
-            script = _script if len(inner) <= _MAX_CACHED else _script.__wrapped__
-            pieces[at + 1] = script(_SCRIPT_MARKS[start], inner, _touches_word(pieces, at + 3))
+            script = _render_sup_or_sub if len(inner) <= _MAX_CACHED else _render_sup_or_sub.__wrapped__
+            pieces[at + 1] = script(_SCRIPT_MARKS[start], inner, _is_followed_by_word(pieces, at + 3))
     return True
 
 
-def _touches_word(pieces: list[bytes], at: int) -> bool:
-    """Return true if a letter, a digit or another script follows, from the text at `at` on."""
+def _is_followed_by_word(pieces: list[bytes], at: int) -> bool:
+    """Return True if the pieces from `at` on begin with a letter, a digit, a superscript or subscript."""
     while not (text := pieces[at]):
         if at + 1 == len(pieces):
             return False
@@ -160,51 +171,53 @@ def _touches_word(pieces: list[bytes], at: int) -> bool:
     return text[:4].decode(errors="ignore")[:1].isalnum()
 
 
-def _nested_text(raw: bytes) -> str:
-    """Return `text_of` an element with any markup that nests."""
-    opened: list[bytes] = []
+def _text_with_nested_tags(raw: bytes) -> str:
+    """Return the plain text of an element with nested markup."""
+    open_tags: list[bytes] = []
     pieces = _TAG.split(raw)
     for at in range(1, len(pieces), 2):
         tag = pieces[at]
         if tag in _END_TAGS:
-            opened.append(tag)
+            open_tags.append(tag)
             pieces[at] = _SCRIPT_MARKS.get(tag, "").encode()
-        elif opened and _END_TAGS[start := opened.pop()] == tag:
+        elif open_tags and _END_TAGS[start := open_tags.pop()] == tag:
             pieces[at] = END.encode() if start in _SCRIPT_MARKS else b""
         else:
             raise NeedsLxml
-    if opened or len(pieces) > _MAX_PIECES:
+    if open_tags or len(pieces) > _MAX_PIECES:
         raise NeedsLxml
-    return " ".join(resolve_scripts(unescape(b"".join(pieces)).decode()).split())
+    return " ".join(render_sup_and_sub_marks(unescape_references(b"".join(pieces)).decode()).split())
 
 
 @lru_cache(maxsize=1 << 12)
-def _script(mark: str, raw: bytes, touching: bool) -> bytes:
+def _render_sup_or_sub(mark: str, raw: bytes, touching: bool) -> bytes:
     following = "x" if touching else ""
-    text = resolve_scripts(f"{mark}{unescape(raw).decode()}{END}{following}").removesuffix(following)
-    return text.replace("&", "&amp;").encode()  # the surrounding text is unescape later
+    text = render_sup_and_sub_marks(
+        f"{mark}{unescape_references(raw).decode()}{END}{following}"
+    ).removesuffix(following)
+    return text.replace("&", "&amp;").encode()  # escaped, because the surrounding text is unescaped later
 
 
-def unescape(raw: bytes) -> bytes:
-    """Resolve the references in a text or an attribute value."""
+def unescape_references(raw: bytes) -> bytes:
+    """Replace the character and entity references in a text or attribute value by their characters."""
     first, *others = raw.split(b"&")
     pieces = [first]
     for other in others:
         name, _, after = other.partition(b";")
         if name not in _ENTITIES:
-            return _REFERENCE.sub(_reference, raw)
+            return _REFERENCE.sub(_replace_reference, raw)
         pieces += [_ENTITIES[name], after]
     return b"".join(pieces)
 
 
-def _reference(match: re.Match[bytes]) -> bytes:
-    character = _character(match)
+def _replace_reference(match: re.Match[bytes]) -> bytes:
+    character = _referenced_character(match)
     if character is None:
         raise NeedsLxml
     return character
 
 
-def _character(match: re.Match[bytes]) -> bytes | None:
+def _referenced_character(match: re.Match[bytes]) -> bytes | None:
     decimal, hexadecimal, name = match.groups()
     if name:
         return _ENTITIES[name]
@@ -216,7 +229,7 @@ def _character(match: re.Match[bytes]) -> bytes | None:
 
 
 def _replace_wide_spaces(raw: bytes) -> bytes:
-    """Replace each white space character beyond ASCII by a blank."""
+    """Replace each white space character that is not ASCII by a blank."""
     if find_first_of(raw, _RARE_SPACE_STARTS) >= 0 or find(raw, b"\xc2\x85") >= 0:
         return " ".join(raw.decode().split()).encode()
     if find(raw, b"\xe2") >= 0:
@@ -224,8 +237,8 @@ def _replace_wide_spaces(raw: bytes) -> bytes:
     return raw.replace(b"\xc2\xa0", b" ") if find(raw, b"\xc2\xa0") >= 0 else raw
 
 
-def flat_text(element: etree._Element) -> str:
-    """Return all text inside an element of lxml's tree."""
+def element_text(element: etree._Element) -> str:
+    """Return the plain text of an element of lxml's tree, with all elements inside it."""
     if not len(element):
         return " ".join((element.text or "").split())
     pieces = [element.text or ""]
@@ -246,4 +259,4 @@ def flat_text(element: etree._Element) -> str:
             pieces += [SUP if name == "sup" else SUB if name == "sub" else "", node.text or ""]
         else:
             pieces += [END if name in {"sup", "sub"} else "", node.tail or ""]
-    return " ".join(resolve_scripts("".join(pieces)).split())
+    return " ".join(render_sup_and_sub_marks("".join(pieces)).split())

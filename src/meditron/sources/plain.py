@@ -1,10 +1,11 @@
-"""Plain text (one document per file), JSON lines, JSON and CSV (one document per row); also compressed.
+"""Readers of plain text (one document per file) and of JSON lines, JSON and CSV (one document per row).
 
-A text file's id is `text:` and its name; its title is empty. A row has `text`, and optionally `id`, `title`,
-`language`, `year`, `retracted` (only JSON's `true` counts) and `meta`; other columns of a CSV go to `meta`. A
-row without an id gets `jsonl:NAME:LINE`, `json:NAME:NUMBER` or `csv:NAME:LINE`. JSON is an array of such
-objects, or one object that maps ids to them. The first line of a CSV names its columns, separated by comma,
-semicolon, tab or bar.
+The files may be compressed. The id of a text file is `text:` and its name; its title is empty. A row has
+`text`, and optionally `id`, `title`, `language`, `year`, `retracted` (only JSON's `true` counts, also within
+`meta`) and `meta`; other columns of a CSV file are added to `meta`. A row without an id gets the id
+`jsonl:NAME:LINE`, `json:NAME:NUMBER` or `csv:NAME:LINE`. A JSON file is an array of such objects, or one
+object that maps ids to them. The first line of a CSV file has the column names, separated by comma,
+semicolon, tab or vertical bar.
 """
 
 import csv
@@ -17,8 +18,8 @@ from typing import Any
 
 from meditron.core.errors import InputError
 from meditron.sources.document import Document, Readable, ReadLog, Section
-from meditron.sources.streams import LONGEST_DOCUMENT, as_text, lines, read_whole
-from meditron.store.files import parse_finite, reject_duplicate_keys
+from meditron.sources.streams import LONGEST_DOCUMENT, lines, path_as_text, read_whole
+from meditron.store.files import parse_finite_number, reject_duplicate_keys
 from meditron.store.jsonl import LONGEST_LINE, check_value_count
 
 __all__ = [
@@ -43,7 +44,7 @@ _DELIMITERS = ",;\t|"
 
 
 def recognises_jsonl(start: bytes) -> bool:
-    """Return true for JSON lines: the first line is a read_whole JSON object."""
+    """Return True for the start of a JSON lines file: its first line is a complete JSON object."""
     if not _OBJECT.match(start):
         return False
     first, end, rest = start.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")
@@ -56,12 +57,12 @@ def recognises_jsonl(start: bytes) -> bool:
 
 
 def recognises_json(start: bytes) -> bool:
-    """Return true for a JSON array or object that is not JSON lines."""
+    """Return True for the start of a JSON array or object that is not JSON lines."""
     return _JSON.match(start) is not None and not recognises_jsonl(start)
 
 
 def recognises_csv(start: bytes) -> bool:
-    """Return true if the first line names columns, `text` among them, and the second has as many."""
+    """Return True if the first line has column names, one of them `text`, and the second as many columns."""
     rows = start.decode("utf-8-sig", "ignore").splitlines()
     names, delimiter = _parse_header(rows[0]) if rows else ([], ",")
     if len(names) < 2 or "text" not in names or not all(map(_NAME.fullmatch, names)):
@@ -70,19 +71,19 @@ def recognises_csv(start: bytes) -> bool:
 
 
 def recognises_text(start: bytes) -> bool:
-    """Return true for UTF-8 text that is neither markup nor JSON."""
+    """Return True for the start of UTF-8 text that is neither markup nor JSON."""
     text = start.decode("utf-8", errors="ignore")
-    complete = len(start) - len(text.encode()) < 4  # the last character may be cut
+    complete = len(start) - len(text.encode()) < 4  # up to 3 bytes of a cut character at the end are accepted
     plain = bool(text.strip("\ufeff \t\r\n")) and "\0" not in text
     return complete and plain and not _MARKUP.match(text) and not _JSON.match(start)
 
 
-def _file_name(file: Readable) -> str:
-    return as_text(Path(file.name))
+def _printable_file_name(file: Readable) -> str:
+    return path_as_text(Path(file.name))
 
 
 def read_text(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
-    """Yield the file's text as one document of one section.
+    """Yield the text of a file as one document with one section.
 
     Raises:
         InputError: The file is not UTF-8, has a NUL byte, or is longer than LONGEST_DOCUMENT.
@@ -90,54 +91,60 @@ def read_text(file: Readable, log: ReadLog | None = None, name: str | None = Non
     data = read_whole(file, LONGEST_DOCUMENT)
     if (at := data.find(b"\0")) >= 0:
         hint = "UTF-16 and UTF-32 are read if they begin with a byte order mark"
-        raise InputError(file, "a NUL byte, which text does not have", place=f"byte {at:,}", hint=hint)
-    yield Document(f"text:{name or _file_name(file)}", "text", "", (Section(_decode(file, data)),))
+        raise InputError(
+            file, "a NUL byte, which text files must not contain", place=f"byte {at:,}", hint=hint
+        )
+    yield Document(
+        f"text:{name or _printable_file_name(file)}", "text", "", (Section(_decode_utf8(file, data)),)
+    )
 
 
 def read_jsonl(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
-    """Yield the documents of a JSONL file in its order. Blank lines are counted as skipped.
+    """Yield the documents of a JSON lines file in order. Blank lines are counted as skipped.
 
     Raises:
-        InputError: A line is not a JSON object with a text; the place is the line.
+        InputError: A line is not a JSON object with a text; the error names the line.
     """
     for number, line in enumerate(lines(file), start=1):
         place = f"line {number:,}"
         if line.strip():
-            ((row, _),) = _parse_values(file, line, place, concatenated=False)
-            yield _row_to_document(file, row, place, "jsonl", f"jsonl:{name or _file_name(file)}:{number}")
+            ((row, _),) = _parse_json_values(file, line, place, concatenated=False)
+            yield _row_to_document(
+                file, row, place, "jsonl", f"jsonl:{name or _printable_file_name(file)}:{number}"
+            )
         elif log is not None:
             log.skipped["blank line"] += 1
 
 
 def read_json(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
-    """Yield the documents of a JSON file of at most LONGEST_LINE bytes, in its order.
+    """Yield the documents of a JSON file in order. The file may have at most LONGEST_LINE bytes.
 
     Raises:
-        InputError: The file is not JSON, or a value is not an object with a text; the place is the number
-            of the document.
+        InputError: The file is not JSON, or a value is not an object with a text; the error has the number of
+            the document.
     """
     number = 0
-    for value, place in _parse_values(file, read_whole(file, LONGEST_LINE), "", concatenated=True):
+    for value, place in _parse_json_values(file, read_whole(file, LONGEST_LINE), "", concatenated=True):
         single = isinstance(value, dict) and ("text" in value or not value)
         if not single and not isinstance(value, dict | list):
             raise InputError(file, 'no object with a "text"', place=place)
         rows = [value] if single else value
         for entry in rows:
             number += 1
-            row, identity = entry, f"json:{name or _file_name(file)}:{number}"
+            row, identity = entry, f"json:{name or _printable_file_name(file)}:{number}"
             if isinstance(rows, dict):
                 row, identity = rows[entry], entry
             yield _row_to_document(file, row, f"document {number:,}", "json", identity)
 
 
 def read_csv(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
-    """Yield the documents of a CSV file in its order. Rows without text are counted as skipped.
+    """Yield the documents of a CSV file in order. Rows without text are counted as skipped.
 
     Raises:
-        InputError: A row has another length than the first, a quote does not close, or there is no column
-            `text`; the place is the line.
+        InputError: A row has more or fewer columns than the first, a quote is not closed, or there is no
+            column `text`; the error names the line.
     """
-    decoded = (_decode(file, line, f"line {n:,}") + "\n" for n, line in enumerate(lines(file), start=1))
+    decoded = (_decode_utf8(file, line, f"line {n:,}") + "\n" for n, line in enumerate(lines(file), start=1))
     first = next(decoded, "")
     names, delimiter = _parse_header(first)
     if "text" not in names:
@@ -146,7 +153,7 @@ def read_csv(file: Readable, log: ReadLog | None = None, name: str | None = None
     if repeated := [key for key, count in Counter(filter(None, names)).items() if count > 1]:
         raise InputError(file, f"two columns are called '{repeated[0]}'", place="line 1")
     csv.field_size_limit(LONGEST_DOCUMENT)
-    name = name or _file_name(file)
+    name = name or _printable_file_name(file)
     rows = csv.reader(decoded, delimiter=delimiter, strict=True)
     begins = 2
     try:
@@ -173,7 +180,7 @@ def read_csv(file: Readable, log: ReadLog | None = None, name: str | None = None
 
 
 def _parse_header(line: str) -> tuple[list[str], str]:
-    """Return the column names of a CSV's first line in lower case, and the delimiter."""
+    """Return the column names in the first line of a CSV file, in lower case, and the delimiter."""
     line = line.removeprefix("\ufeff").rstrip("\r\n")
     try:
         splits = {mark: next(csv.reader([line], delimiter=mark), []) for mark in _DELIMITERS}
@@ -183,7 +190,7 @@ def _parse_header(line: str) -> tuple[list[str], str]:
     return [name.strip().lower() for name in splits[delimiter]], delimiter
 
 
-def _decode(file: Readable, data: bytes, place: str = "") -> str:
+def _decode_utf8(file: Readable, data: bytes, place: str = "") -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -192,11 +199,18 @@ def _decode(file: Readable, data: bytes, place: str = "") -> str:
         raise InputError(file, f"not UTF-8: 0x{data[error.start]:02x}", place=where, hint=hint) from error
 
 
-def _parse_values(
+def _parse_json_values(
     file: Readable, data: bytes, place: str, *, concatenated: bool
 ) -> Iterator[tuple[Any, str]]:
-    """Yield the JSON values in `data`, one after another, with their places."""
-    text = _decode(file, data, place)
+    """Yield each JSON value in `data` with its place.
+
+    Args:
+        file: The file, for errors.
+        data: The bytes to parse.
+        place: Place of the data in the file; if empty, the place of a value is its line.
+        concatenated: Whether several values may follow each other.
+    """
+    text = _decode_utf8(file, data, place)
     end = begin = 0
     line = 1
     try:
@@ -205,8 +219,8 @@ def _parse_values(
             line, begin = line + text.count("\n", begin, at), at
             value, end = _DECODER.raw_decode(text, begin)
             if not concatenated and _skip_blanks(text, end) < len(text):
-                raise InputError(file, f"more after its end, column {end + 1:,}", place=place)
-            if b"\\u" in data:  # an escape may be half of a surrogate pair, which UTF-8 cannot encode
+                raise InputError(file, f"text after the JSON value, column {end + 1:,}", place=place)
+            if b"\\u" in data:  # escapes can give half of a surrogate pair, which UTF-8 cannot encode
                 value = json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
             yield value, place or f"line {line:,}"
     except json.JSONDecodeError as error:
@@ -223,13 +237,16 @@ def _skip_blanks(text: str, start: int) -> int:
 
 def _row_to_document(file: Readable, row: Any, place: str, source: str, identity: str) -> Document:  # noqa: ANN401
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise InputError(file, 'no object with a "text"', place=place)
+        keys = ", ".join(row)[:200] if isinstance(row, dict) else ""
+        keys = keys.encode("utf-8", "backslashreplace").decode()
+        hint = f'rename the key of the text to "text"; the keys: {keys}' if keys else None
+        raise InputError(file, 'no object with a "text"', place=place, hint=hint)
     for key, kind in _FIELD_TYPES.items():
         if not isinstance(row.get(key), kind | None) or isinstance(row.get(key), bool):
             raise InputError(file, f'"{key}" is a {type(row[key]).__name__}', place=place)
     if len(row["text"].encode()) > LONGEST_DOCUMENT:
         raise InputError(file, f"a text of more than {LONGEST_DOCUMENT >> 20} MiB", place=place)
-    row_id = row.get("id")
+    row_id, meta = row.get("id"), row.get("meta") or {}
     return Document(
         identity if row_id is None or row_id == "" else str(row_id),
         source,
@@ -237,11 +254,13 @@ def _row_to_document(file: Readable, row: Any, place: str, source: str, identity
         (Section(row["text"]),),
         row.get("language"),
         row.get("year"),
-        retracted=row.get("retracted") is True,
-        meta=row.get("meta") or {},
+        retracted=row.get("retracted") is True or meta.get("retracted") is True,
+        meta=meta,
     )
 
 
 _DECODER = json.JSONDecoder(
-    parse_float=parse_finite, parse_constant=parse_finite, object_pairs_hook=reject_duplicate_keys
+    parse_float=parse_finite_number,
+    parse_constant=parse_finite_number,
+    object_pairs_hook=reject_duplicate_keys,
 )

@@ -1,6 +1,6 @@
-"""Files as streams of decompressed bytes; UTF-16 and UTF-32 are converted to UTF-8.
+"""Reading of files as streams of decompressed bytes. UTF-16 and UTF-32 are converted to UTF-8.
 
-The compression is recognised by the first bytes, never by the file name.
+The compression is recognised by the first bytes, not by the file name.
 """
 
 import bz2
@@ -17,19 +17,20 @@ import zstandard
 
 from meditron.core.errors import InputError, MissingExtra, SourceError
 from meditron.sources.document import Readable
-from meditron.store.jsonl import split_lines
+from meditron.store.jsonl import split_lines, unpack_zstd
 
-__all__ = ["LONGEST_DOCUMENT", "as_text", "chunks", "head", "lines", "read_whole"]
+__all__ = ["LONGEST_DOCUMENT", "chunks", "head", "lines", "path_as_text", "read_whole"]
 
 LONGEST_DOCUMENT = 24 << 20
-"""Bytes of one document's text in UTF-8. Escaped in JSON it stays below LONGEST_LINE."""
+"""Maximum bytes of a document's text in UTF-8. With escapes in JSON it is still shorter than LONGEST_LINE."""
 
-# Decompressed bytes at a time: bounds the memory a decompression bomb can take, and fits a CPU cache.
+# Bytes that are decompressed at once. Bounds the memory for a decompression bomb, and fits in the CPU cache.
 _PIECE = 256 << 10
 _COMPRESSED_PIECE = 64 << 10
-_COMPRESSED_PIECE_ZSTD = 4 << 10  # its decoder has no limit on its output, so its input is limited
-_MAX_XZ_MEMORY = 256 << 20  # an xz file declares how much memory it needs; `xz -9` needs 64 MiB
-# Longer marks first: the mark of UTF-32 begins with that of UTF-16.
+_MAX_XZ_MEMORY = (
+    256 << 20
+)  # limit for an xz file, which declares how much memory it needs; `xz -9` needs 64 MiB
+# UTF-32 before UTF-16, because the byte order mark of UTF-32 begins with that of UTF-16.
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -39,7 +40,7 @@ _BYTE_ORDER_MARKS = {
 
 
 class _Decompressor(Protocol):
-    """The interface of the decompressors in the standard library."""
+    """The interface of the incremental decompressors in the standard library."""
 
     @property
     def eof(self) -> bool: ...
@@ -53,17 +54,17 @@ class _Decompressor(Protocol):
 def chunks(file: Readable) -> Iterator[bytes]:
     """Yield the decompressed bytes of a plain, gzip, bzip2, xz or zstd file, in pieces of about 256 KB.
 
-    Text that begins with the byte order mark of UTF-16 or UTF-32 is yielded as UTF-8. All bytes before any
-    damage are yielded first.
+    Text that begins with the byte order mark of UTF-16 or UTF-32 is converted to UTF-8. If the file is
+    damaged, the bytes before the damage are yielded before the error is raised.
 
     Raises:
-        InputError: The compressed data are damaged; the place is the number of sound bytes.
-        SourceError: The file does not exist, or is a folder.
+        InputError: The compressed data are damaged; the error has the number of bytes before the damage.
+        SourceError: There is no such file, or the path is a folder.
     """
     done = 0
     try:
         with file.open("rb") as stream:
-            for chunk in _as_utf8(file, _decompress(stream)):
+            for chunk in _convert_to_utf8(file, _decompress(stream)):
                 yield chunk
                 done += len(chunk)
     except FileNotFoundError as error:
@@ -76,8 +77,8 @@ def chunks(file: Readable) -> Iterator[bytes]:
         raise InputError(file, f"cannot be decompressed: {error}", place=f"after {done:,} bytes") from error
 
 
-def as_text(path: Path) -> str:
-    """Return a path as text that UTF-8 can encode: bytes of a name that are not UTF-8 become escapes."""
+def path_as_text(path: Path) -> str:
+    """Return a path as text. Bytes of the path that are not UTF-8 become hexadecimal escapes."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
@@ -105,7 +106,7 @@ def read_whole(file: Readable, limit: int) -> bytes:
 
 
 def lines(file: Readable) -> Iterator[bytes]:
-    """Yield the file's lines without their ends; InputError for a line longer than LONGEST_LINE."""
+    """Yield the lines of a file without line ends; InputError for a line longer than LONGEST_LINE."""
     number = 0
     try:
         for line in split_lines(chunks(file)):
@@ -115,7 +116,7 @@ def lines(file: Readable) -> Iterator[bytes]:
         raise InputError(file, str(error), place=f"line {number + 1:,}") from error
 
 
-def _as_utf8(file: Readable, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _convert_to_utf8(file: Readable, pieces: Iterator[bytes]) -> Iterator[bytes]:
     first = next(pieces, b"")
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if first.startswith(mark)), None)
     if encoding is None:
@@ -140,31 +141,31 @@ def _decompress(file: IO[bytes]) -> Iterator[bytes]:
         return _gunzip(file)
     if magic.startswith(b"BZh"):
         return _decompress_members(file, bz2.BZ2Decompressor)
-    skippable = magic[1:4] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50  # pzstd's files begin with one
+    skippable = (
+        magic[1:4] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50
+    )  # a skippable frame, with which files of pzstd begin
     if magic.startswith(b"\x28\xb5\x2f\xfd") or skippable:
-        return _decompress_members(file, _Zstd, _COMPRESSED_PIECE_ZSTD)
+        return unpack_zstd(file)
     if magic == b"\xfd7zXZ\0":
         return _decompress_members(file, partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, _MAX_XZ_MEMORY))
     return iter(lambda: file.read(_PIECE), b"")
 
 
-def _decompress_members(
-    file: IO[bytes], new: Callable[[], _Decompressor], raw: int = _COMPRESSED_PIECE
-) -> Iterator[bytes]:
-    """Decompress one compressed member after another: all of these formats allow several in a file."""
-    data = file.read(raw)
+def _decompress_members(file: IO[bytes], new_decompressor: Callable[[], _Decompressor]) -> Iterator[bytes]:
+    """Decompress a file of one or several compressed members, which gzip, bzip2 and xz allow."""
+    data = file.read(_COMPRESSED_PIECE)
     while data:
-        unpacker = new()
+        unpacker = new_decompressor()
         while not unpacker.eof:
-            if unpacker.needs_input and not (data := data or file.read(raw)):
+            if unpacker.needs_input and not (data := data or file.read(_COMPRESSED_PIECE)):
                 raise EOFError
             if piece := unpacker.decompress(data, _PIECE):
                 yield piece
             data = b""
-        data = unpacker.unused_data or file.read(raw)
-        # Tapes pad to read_whole blocks with zeros; members may follow the padding.
+        data = unpacker.unused_data or file.read(_COMPRESSED_PIECE)
+        # Files from tapes are padded with zeros to whole blocks; members may follow the padding.
         while data and not (data := data.lstrip(b"\0")):
-            data = file.read(raw)
+            data = file.read(_COMPRESSED_PIECE)
 
 
 def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
@@ -176,23 +177,3 @@ def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
         yield from _decompress_members(file, partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP))
     except isal_zlib.IsalError as error:  # type: ignore[misc]  # its stub names no base
         raise ValueError(error) from error
-
-
-class _Zstd:
-    """A zstd frame with the interface of the other decompressors."""
-
-    needs_input = True
-
-    def __init__(self) -> None:
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-
-    @property
-    def eof(self) -> bool:
-        return bool(self._frame.eof)
-
-    @property
-    def unused_data(self) -> bytes:
-        return bytes(self._frame.unused_data)
-
-    def decompress(self, data: bytes, max_length: int) -> bytes:
-        return bytes(self._frame.decompress(data))

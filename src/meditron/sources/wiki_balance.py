@@ -1,20 +1,22 @@
-"""Balancing of wikitext: openings without an end become text, so that parsing takes linear time.
+"""Balancing of wikitext: markup that is opened but never closed becomes text, so that parsing is fast.
 
-mwparserfromhell reads well-formed wikitext in linear time, but searches the rest of the page for the end of
-each unclosed opening: 20,000 times `[http://a ` take a minute. One pass over the page turns such openings
-into text. Attributes, comments and tables, which are not kept anyway, are removed in the same pass.
+mwparserfromhell parses well-formed wikitext in linear time, but for every unclosed opening it searches the
+rest of the page: a page of 20,000 times `[http://a ` takes a minute. One pass over the page replaces such
+openings by text. The same pass removes attributes, comments and tables, which are not converted to plain text
+anyway.
 """
 
 import re
 from collections import Counter
 
-__all__ = ["LONGEST_PAGE", "MOST_MARKUP", "VERBATIM", "TooMuchMarkup", "balance"]
+__all__ = ["LONGEST_PAGE", "MOST_MARKUP", "VERBATIM", "TooMuchMarkup", "balance_markup"]
 
 LONGEST_PAGE = 4 << 20
-"""Characters of a page; MediaWiki accepts 2 MiB."""
+"""Maximum number of characters of a page; MediaWiki itself accepts 2 MiB."""
 MOST_MARKUP = 40_000
-"""Links, templates, tags, headings and list items of a page; parsing them takes about ten seconds."""
-_DEEPEST = 30  # the parser gives up at 40
+"""Maximum number of links, templates, tags, headings and list items of a page; parsing so many takes about
+ten seconds."""
+_DEEPEST = 30  # maximum nesting; mwparserfromhell parses no more than 40 levels
 
 VERBATIM = frozenset(
     {"math", "chem", "ce", "source", "syntaxhighlight", "nowiki", "pre", "score", "timeline", "gallery"}
@@ -34,47 +36,47 @@ _TOKEN = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 _AS_TEXT = {"{{": "&#123;&#123;", "[[": "&#91;&#91;", "[": "&#91;", "{|": "&#123;|"}
-# Without a mark, an unclosed 10<sup>9 would read 109.
+# An unclosed `10<sup>9` becomes `10^9`; without the mark it would be read as 109.
 _TEXT_IF_UNCLOSED = {**_AS_TEXT, "sup": "^", "sub": "_"}
 _OPENING_OF = {"}}": "{{", "]]": "[[", "]": "["}
 
 
 class TooMuchMarkup(Exception):
-    """A page with more markup than the limits allow."""
+    """A page that is longer or has more markup than the limits allow."""
 
 
-def balance(wikitext: str) -> str:
-    """Return the page with unclosed openings turned into text; TooMuchMarkup beyond the limits above."""
+def balance_markup(wikitext: str) -> str:
+    """Return a page with unclosed openings replaced by text; TooMuchMarkup if the page exceeds a limit."""
     if len(wikitext) > LONGEST_PAGE:
         raise TooMuchMarkup(f"{len(wikitext):,} characters")
-    return _Balancer(wikitext).run()
+    return _MarkupBalancer(wikitext).balance_page()
 
 
-class _Balancer:
-    """One pass over a page, with a stack of open markup."""
+class _MarkupBalancer:
+    """One pass over a page, with a stack of the open markup."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.pieces: list[str] = []
-        self.open: list[tuple[str, int]] = []  # kind of markup, and the piece that opens it
+        self.open: list[tuple[str, int]] = []  # for each open markup, its kind and the index of its piece
         self.opened: Counter[str] = Counter()
-        self.missing_ends: set[str] = set()  # end marks that do not occur in the rest of the page
+        self.missing_ends: set[str] = set()  # end marks that are known not to occur in the rest of the page
         self.markup = 0
 
-    def run(self) -> str:
+    def balance_page(self) -> str:
         at = 0
         while match := _TOKEN.search(self.text, at):
             self.pieces.append(self.text[at : match.start()])
             at = self._handle_token(match)
         self.pieces.append(self.text[at:])
-        self._unwind_to(0)
+        self._turn_openings_into_text(0)
         return "".join(self.pieces)
 
     def _handle_token(self, match: re.Match[str]) -> int:
         """Handle one token and return the position after it."""
         mark = match[0]
         if match["comment"]:
-            end = self._find("-->", match.end())
+            end = self._find_end_mark("-->", match.end())
             self.pieces.append("&lt;!--" if end < 0 else "")
             return match.end() if end < 0 else end + 3
         if match["name"]:
@@ -82,18 +84,18 @@ class _Balancer:
         if match["line"]:
             self._end_external_links()
         if match["table_end"]:
-            if (start := self._close("{|")) is not None:
+            if (start := self._close_markup("{|")) is not None:
                 del self.pieces[start:]
                 return match.end()
         elif match["end"]:
             if mark == "]]" and self.open and self.open[-1][0] == "[":
                 mark = "]"
-            self._close(_OPENING_OF[mark])
+            self._close_markup(_OPENING_OF[mark])
         elif match["table"] or match["open"]:
-            self._open("{|" if match["table"] else mark, mark)
+            self._open_markup("{|" if match["table"] else mark, mark)
             return match.end()
         elif match["other"]:
-            self._count()
+            self._count_markup()
         self.pieces.append("&lt;" if match["stray"] else mark)
         return match.start() + len(mark)
 
@@ -101,23 +103,23 @@ class _Balancer:
         name = match["name"].lower()
         whole = match[0].endswith("/>")
         if match["close"]:
-            if name in _VOID_TAGS or self._close(name) is not None:
+            if name in _VOID_TAGS or self._close_markup(name) is not None:
                 self.pieces.append(f"</{name}>")
         elif whole or name in _VOID_TAGS:
             self.pieces.append(f"<{name}/>" if whole else f"<{name}>")
         elif name in VERBATIM:
-            end = self._find(f"</{name}", match.end())
+            end = self._find_end_mark(f"</{name}", match.end())
             if end >= 0:
-                self._count()
+                self._count_markup()
                 stop = self.text.find(">", end)
                 self.pieces.append(f"<{name}>{self.text[match.end() : end]}</{name}>")
                 return len(self.text) if stop < 0 else stop + 1
         else:
-            self._open(name, f"<{name}>")
+            self._open_markup(name, f"<{name}>")
         return match.end()
 
     def _end_external_links(self) -> None:
-        """Turn external links without an end on their line into text."""
+        """Replace external links that are still open at the end of their line by text."""
         if self.opened["["]:
             for kind, piece in self.open:
                 if kind == "[":
@@ -125,8 +127,8 @@ class _Balancer:
             self.open = [entry for entry in self.open if entry[0] != "["]
             del self.opened["["]
 
-    def _find(self, end: str, start: int) -> int:
-        """Find an end mark, in any case; -1 if there is none, which is remembered."""
+    def _find_end_mark(self, end: str, start: int) -> int:
+        """Return the position of an end mark, ignoring case; -1 if the rest of the page has none."""
         if end in self.missing_ends:
             return -1
         match = re.compile(re.escape(end), re.IGNORECASE).search(self.text, start)
@@ -135,13 +137,13 @@ class _Balancer:
             return -1
         return match.start()
 
-    def _count(self) -> None:
+    def _count_markup(self) -> None:
         self.markup += 1
         if self.markup > MOST_MARKUP:
             raise TooMuchMarkup(f"more than {MOST_MARKUP:,} links, templates, tags and list items")
 
-    def _open(self, kind: str, mark: str) -> None:
-        self._count()
+    def _open_markup(self, kind: str, mark: str) -> None:
+        self._count_markup()
         if len(self.open) >= _DEEPEST:
             self.pieces.append(_AS_TEXT.get(kind, ""))
             return
@@ -149,10 +151,13 @@ class _Balancer:
         self.opened[kind] += 1
         self.pieces.append(mark)
 
-    def _close(self, kind: str) -> int | None:
-        """Close the innermost markup of a kind, drop all opened after it, and return the opening piece.
+    def _close_markup(self, kind: str) -> int | None:
+        """Close the innermost open markup of a kind, and replace the openings after it by text.
 
-        A tag is not closed across a link or a template.
+        An end tag does not close a tag that was opened before an open link or template.
+
+        Returns:
+            The index of the piece that opens the markup; None if nothing is closed.
         """
         if not self.opened[kind]:
             return None
@@ -161,12 +166,12 @@ class _Balancer:
             if self.open[at][0] in _AS_TEXT and kind not in _AS_TEXT:
                 return None
             at -= 1
-        self._unwind_to(at + 1)
+        self._turn_openings_into_text(at + 1)
         self.opened[kind] -= 1
         return self.open.pop()[1]
 
-    def _unwind_to(self, depth: int) -> None:
-        """Turn the openings above `depth` into text; tags are removed."""
+    def _turn_openings_into_text(self, depth: int) -> None:
+        """Replace the openings above `depth` in the stack by text, and remove tags."""
         while len(self.open) > depth:
             kind, piece = self.open.pop()
             self.opened[kind] -= 1

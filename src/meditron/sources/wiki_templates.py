@@ -1,4 +1,4 @@
-"""Templates of MediaWiki whose arguments are visible text."""
+"""Rendering of the MediaWiki templates that show text, such as measures and formulas, as plain text."""
 
 import re
 from collections.abc import Callable
@@ -6,29 +6,30 @@ from typing import Any
 
 from meditron.sources.scripts import END, SUB, SUP
 
-__all__ = ["FRACTION", "Arguments", "render"]
+__all__ = ["FRACTION", "TemplateArguments", "render_template"]
 
 FRACTION = "\x04"
-"""Mark before a fraction: becomes a blank after a digit, so 3{{frac|1|2}} does not read 31/2."""
+"""Mark before a fraction. It later becomes a blank after a digit, so that `3{{frac|1|2}}` does not become
+31/2."""
 
 
-class Arguments:
-    """A template's arguments as text, converted on first use."""
+class TemplateArguments:
+    """The arguments of a template, which are converted to text when they are read."""
 
     def __init__(self, node: Any, text: Callable[[Any], str]) -> None:  # noqa: ANN401  # no types
         self._values = {str(param.name).strip(): param.value for param in node.params}
         self._text = text
 
     def __getitem__(self, name: str) -> str:
-        """Return the argument, or an empty text."""
+        """Return an argument as text; an empty text if the template does not have it."""
         return self._text(self._values[name]).strip() if name in self._values else ""
 
-    def first(self, *names: str) -> str:
-        """Return the first of these arguments that is not empty."""
+    def first_nonempty(self, *names: str) -> str:
+        """Return the first of the named arguments that is not empty."""
         return next(filter(None, map(self.__getitem__, names)), "")
 
-    def positional(self) -> list[str]:
-        """Return the arguments 1, 2, … up to the first that is missing."""
+    def positional_values(self) -> list[str]:
+        """Return the arguments 1, 2, … up to the first missing one."""
         values: list[str] = []
         while str(len(values) + 1) in self._values:
             values.append(self[str(len(values) + 1)])
@@ -52,7 +53,7 @@ _CHARACTERS = {
     **{"pi": "π", "tau": "τ", "infin": "∞", "deg": "°", "prime": "′", "ell": "ℓ", "hbar": "ħ"},
     **{"angstrom": "Å", "micro": "µ", "beta": "β", "alpha": "α", "gamma": "γ", "delta": "δ", "mu": "µ"},
 }
-# Templates that show one argument: the first of these that is present.
+# Templates that show one argument → names of this argument; the first that is not empty is shown.
 _SHOWN = {
     """
     nowrap|nobr|nobreak|nwr|avoid wrap|small|smaller|big|larger|large|smallcaps|sc|smcaps|abbr|em|strong|bold
@@ -81,7 +82,7 @@ _RANGES = {
     **{"*": " × ", "xx": " × ", "+/-": " ± ", "±": " ± ", "+": " + ", ",": ", ", "to about": " to about "},
     **{"to(-)": " to ", "and(-)": " and ", "or(-)": " or ", "-to-": " to ", "by(x)": " by ", "x(by)": " × "},
 }
-# Units that may follow a larger one: 5 ft 6 in.
+# Units that may follow a value in a larger unit, as in 5 ft 6 in.
 _SMALLER = frozenset(
     {"in", "oz", "lb", "ft", "yd", "st", "ch", "furlong", "fur", "drachm", "pt", "fl oz", "min", "s"}
 )
@@ -96,7 +97,7 @@ _UNITS |= {
     **{"sqin": "sq in", "sqyd": "sq yd", "cuin": "cu in", "cuyd": "cu yd", "cumm": "mm3"},
     "mmHg": "mmHg",
 }
-_MOST_VALUES = 20  # positional arguments of a measure
+_MOST_VALUES = 20  # maximum number of positional arguments of a measure that are read
 _LONGEST_NUMBER = 40
 _LONGEST_FORMULA = 500
 _NUMBER = re.compile(r"[-+−±]?[\d.,]*\d(?:[eE][-+−]?\d+)?(?:\+?\d*(?:/+|⁄)\d+)?|[-+−]?\d+/+\d+")
@@ -116,8 +117,8 @@ _MONTHS: tuple[str, ...] = (
 _MONTHS += ("November", "December")
 
 
-def render(name: str, arguments: Arguments) -> str | None:
-    """Return the text of a template; None for an unknown one and for one without text."""
+def render_template(name: str, arguments: TemplateArguments) -> str | None:
+    """Return the text that a template shows; None if the template is unknown or shows no text."""
     name = " ".join(name.replace("_", " ").split()).lower().removeprefix("template:")
     if name in _CHARACTERS:
         return _CHARACTERS[name]
@@ -125,25 +126,25 @@ def render(name: str, arguments: Arguments) -> str | None:
     if colon and function in {"formatnum", "lc", "uc", "lcfirst", "ucfirst"}:
         return value
     if name in _LISTS:
-        return ", ".join(filter(None, arguments.positional()))
+        return ", ".join(filter(None, arguments.positional_values()))
     if name in _MONEY:
         return _MONEY[name] + arguments["1"]
     if name in _FIRST:
-        return arguments.first(*_FIRST[name]) or None
-    return _HANDLERS[name](arguments) or None if name in _HANDLERS else None
+        return arguments.first_nonempty(*_FIRST[name]) or None
+    return _RENDERERS[name](arguments) or None if name in _RENDERERS else None
 
 
-def _convert(arguments: Arguments) -> str:
-    """Render a measure: `10|to|20|mg|gr` is 10 to 20 mg. The converted value is left out."""
-    values = [*arguments.positional()[:_MOST_VALUES], "", ""]
+def _render_measure(arguments: TemplateArguments) -> str:
+    """Render a measure without its conversion: `{{convert|10|to|20|mg|gr}}` becomes 10 to 20 mg."""
+    values = [*arguments.positional_values()[:_MOST_VALUES], "", ""]
     text, at = "", 0
     while _is_number(values[at]):
-        text += _value(values[at])
+        text += _render_number(values[at])
         at += 1
         while values[at] in _RANGES and _is_number(values[at + 1]):
-            text += _RANGES[values[at]] + _value(values[at + 1])
+            text += _RANGES[values[at]] + _render_number(values[at + 1])
             at += 2
-        text += f" {_unit(values[at])}"
+        text += f" {_render_unit(values[at])}"
         if at + 2 >= len(values) or values[at + 2] not in _SMALLER:
             break
         text += " "
@@ -155,8 +156,8 @@ def _is_number(text: str) -> bool:
     return len(text) <= _LONGEST_NUMBER and _NUMBER.fullmatch(text) is not None
 
 
-def _value(number: str) -> str:
-    """Write `1+1/2` as a number and a fraction, `2e6` as a power of ten."""
+def _render_number(number: str) -> str:
+    """Render a number: `1+1/2` becomes 1 1/2, and `2e6` becomes 2×10⁶."""
     number = number.replace("//", "/").replace("⁄", "/")
     if "/" in number:
         return number.replace("+", " ")
@@ -164,13 +165,13 @@ def _value(number: str) -> str:
     return f"{mantissa}×10{SUP}{power.lstrip('+')}{END}" if e else number
 
 
-def _unit(unit: str) -> str:
+def _render_unit(unit: str) -> str:
     return _UNIT_POWER.sub(rf"{SUP}\1{END}", _UNITS.get(unit, unit))
 
 
-def _val(arguments: Arguments) -> str:
-    """Render a number with its error, power of ten and unit."""
-    value, *errors = arguments.positional()[:_MOST_VALUES] or [""]
+def _render_quantity(arguments: TemplateArguments) -> str:
+    """Render the template `val`: a number with its uncertainty, power of ten and unit."""
+    value, *errors = arguments.positional_values()[:_MOST_VALUES] or [""]
     while len(errors) > 1 and errors[0] in _RANGES:
         value, errors = f"{value}{_RANGES[errors[0]]}{errors[1]}", errors[2:]
     if len(errors) > 1:
@@ -180,10 +181,15 @@ def _val(arguments: Arguments) -> str:
     if power := arguments["e"]:
         value = f"({value})" if errors and value else value
         value += f"{'×' if value else ''}10{SUP}{power}{END}"
-    unit, per = arguments.first("u", "ul"), arguments.first("up", "upl")
-    unit = _unit(unit) + (f"/{_unit(per)}" if per else "")
+    unit, per = arguments.first_nonempty("u", "ul"), arguments.first_nonempty("up", "upl")
+    unit = _render_unit(unit) + (f"/{_render_unit(per)}" if per else "")
     joint = "" if unit in {"%", "°", "'", '"'} else " "
-    return arguments.first("p", "pre") + value + arguments.first("s", "suf") + (joint + unit if unit else "")
+    return (
+        arguments.first_nonempty("p", "pre")
+        + value
+        + arguments.first_nonempty("s", "suf")
+        + (joint + unit if unit else "")
+    )
 
 
 _FRENCH_NUMBER = re.compile(r"[-+−±]?[\d., \xa0\u202f]*\d")
@@ -199,13 +205,13 @@ _FRENCH_RANGES = {
 }
 
 
-def _unite(arguments: Arguments) -> str:
-    """Render a French measure: `{{unité|5|à|10|mg|L|-1}}` is 5 à 10 mg·L⁻¹."""
-    values = arguments.positional()[:_MOST_VALUES]
+def _render_french_measure(arguments: TemplateArguments) -> str:
+    """Render a French measure: `{{unité|5|à|10|mg|L|-1}}` becomes 5 à 10 mg·L⁻¹."""
+    values = arguments.positional_values()[:_MOST_VALUES]
     text = values.pop(0) if values else ""
     while len(values) > 1 and values[0] in _FRENCH_RANGES and _FRENCH_NUMBER.fullmatch(values[1]):
         text += _FRENCH_RANGES[values.pop(0)] + values.pop(0)
-    if values and _FRENCH_NUMBER.fullmatch(values[0]):  # two numbers in a row are a range
+    if values and _FRENCH_NUMBER.fullmatch(values[0]):  # two consecutive numbers are a range
         text += f"–{values.pop(0)}"
     if error := arguments["±"]:
         text += f"±{error}"
@@ -220,8 +226,8 @@ def _unite(arguments: Arguments) -> str:
     return f"{text} {units}".strip()
 
 
-def _fraction(arguments: Arguments) -> str:
-    match arguments.positional():
+def _render_fraction(arguments: TemplateArguments) -> str:
+    match arguments.positional_values():
         case [below]:
             return f"{FRACTION}1/{below}"
         case [above, below]:
@@ -232,10 +238,10 @@ def _fraction(arguments: Arguments) -> str:
             return ""
 
 
-def _chem(arguments: Arguments) -> str:
-    """Render a formula like `SO|4|2-`: numbers become subscripts, charges and a mass superscripts."""
+def _render_chem(arguments: TemplateArguments) -> str:
+    """Render the formula `{{chem|SO|4|2-}}`: counts become subscripts, charges and mass superscripts."""
     text = ""
-    for part in arguments.positional():
+    for part in arguments.positional_values():
         if re.fullmatch(r"\d*[+\-−]", part):
             text += f"{SUP}{part}{END}"
         elif re.fullmatch(r"[\d.,]+", part):
@@ -245,8 +251,8 @@ def _chem(arguments: Arguments) -> str:
     return text
 
 
-def _chem2(arguments: Arguments) -> str:
-    """Render a formula in mhchem's notation: `SO4(2-)`."""
+def _render_chem2(arguments: TemplateArguments) -> str:
+    """Render the formula `{{chem2|SO4(2-)}}`, in the notation of mhchem."""
     if len(arguments["1"]) > _LONGEST_FORMULA:
         return arguments["1"]
     text = arguments["1"].replace("<->", " ⇌ ").replace("->", " → ").replace("<=>", " ⇌ ")
@@ -257,13 +263,13 @@ def _chem2(arguments: Arguments) -> str:
     return re.sub(rf"(?<=[A-Za-z)\]{END}])([+−]|-(?=\s|$|\)))(?![A-Za-z])", rf"{SUP}\1{END}", text)
 
 
-def _height(arguments: Arguments) -> str:
+def _render_height(arguments: TemplateArguments) -> str:
     shown = ((arguments[unit], unit) for unit in ("m", "cm", "ft", "in"))
     return " ".join(f"{value} {unit}" for value, unit in shown if value)
 
 
-def _as_of(arguments: Arguments) -> str:
-    year, month, day = (*arguments.positional(), "", "", "")[:3]
+def _render_as_of_date(arguments: TemplateArguments) -> str:
+    year, month, day = (*arguments.positional_values(), "", "", "")[:3]
     if month.isdigit() and 1 <= int(month) <= 12:
         month = _MONTHS[int(month) - 1]
     date = " ".join(filter(None, (day, month, year)))
@@ -272,46 +278,46 @@ def _as_of(arguments: Arguments) -> str:
     return f"{'as' if arguments['lc'] else 'As'} of{' ' if date else ''}{date}"
 
 
-def _joined(mark: str, *names: str) -> Callable[[Arguments], str]:
+def _joining_renderer(mark: str, *names: str) -> Callable[[TemplateArguments], str]:
     return lambda arguments: mark.join(filter(None, (arguments[name] for name in names)))
 
 
-def _script(mark: str) -> Callable[[Arguments], str]:
+def _sup_or_sub_renderer(mark: str) -> Callable[[TemplateArguments], str]:
     return lambda arguments: f"{mark}{arguments['1']}{END}" if arguments["1"] else ""
 
 
-def _power(arguments: Arguments) -> str:
+def _render_power_of_ten(arguments: TemplateArguments) -> str:
     power = arguments["1"]
     return f"×10{SUP}{power}{END}" if power else "e"
 
 
-_HANDLERS: dict[str, Callable[[Arguments], str]] = {
-    "convert": _convert,
-    "cvt": _convert,
-    "conv": _convert,
-    "val": _val,
-    "frac": _fraction,
-    "sfrac": _fraction,
-    "fraction": _fraction,
-    "sfraction": _fraction,
-    "frac2": _fraction,
-    "chem": _chem,
-    "chem2": _chem2,
-    "height": _height,
-    "as of": _as_of,
-    "asof": _as_of,
+_RENDERERS: dict[str, Callable[[TemplateArguments], str]] = {
+    "convert": _render_measure,
+    "cvt": _render_measure,
+    "conv": _render_measure,
+    "val": _render_quantity,
+    "frac": _render_fraction,
+    "sfrac": _render_fraction,
+    "fraction": _render_fraction,
+    "sfraction": _render_fraction,
+    "frac2": _render_fraction,
+    "chem": _render_chem,
+    "chem2": _render_chem2,
+    "height": _render_height,
+    "as of": _render_as_of_date,
+    "asof": _render_as_of_date,
     **dict.fromkeys(("plusmn", "±", "pm", "+-"), lambda a: f"±{a['1']}"),
-    "sup": _script(SUP),
-    "superscript": _script(SUP),
-    "sub": _script(SUB),
-    "subscript": _script(SUB),
-    "su": lambda a: f"{SUB}{a.first('b', '2')}{END}{SUP}{a.first('p', '1')}{END}",
+    "sup": _sup_or_sub_renderer(SUP),
+    "superscript": _sup_or_sub_renderer(SUP),
+    "sub": _sup_or_sub_renderer(SUB),
+    "subscript": _sup_or_sub_renderer(SUB),
+    "su": lambda a: f"{SUB}{a.first_nonempty('b', '2')}{END}{SUP}{a.first_nonempty('p', '1')}{END}",
     "sub sup": lambda a: f"{a['1']}{SUB}{a['2']}{END}{SUP}{a['3']}{END}",
     "subsup": lambda a: f"{a['1']}{SUB}{a['2']}{END}{SUP}{a['3']}{END}",
-    "e": _power,
+    "e": _render_power_of_ten,
     "10^": lambda a: f"10{SUP}{a['1']}{END}",
     "10e": lambda a: f"10{SUP}{a['1']}{END}",
-    "x10^": _power,
+    "x10^": _render_power_of_ten,
     "sqrt": lambda a: f"√({a['1']})" if len(a["1"]) > 1 else f"√{a['1']}",
     "radic": lambda a: f"√({a['1']})" if len(a["1"]) > 1 else f"√{a['1']}",
     "abs": lambda a: f"|{a['1']}|",
@@ -320,18 +326,20 @@ _HANDLERS: dict[str, Callable[[Arguments], str]] = {
     "circa": lambda a: f"c. {a['1']}" if a["1"] else "c.",
     "c.": lambda a: f"c. {a['1']}" if a["1"] else "c.",
     "ca.": lambda a: f"c. {a['1']}" if a["1"] else "c.",
-    **dict.fromkeys(("unité", "unite", "unit", "nombre", "nb", "unidad", "fmtn"), _unite),
-    **dict.fromkeys(("bruch", "fracción", "fração", "frazione", "дробь", "breuk", "ułamek"), _fraction),
-    **dict.fromkeys(("fchim", "formule chimique"), _chem),
-    **dict.fromkeys(("ce", "chemform"), _chem2),
-    **dict.fromkeys(("exp", "exposant", "e-", "степень"), _script(SUP)),
-    **dict.fromkeys(("ind", "indice"), _script(SUB)),
+    **dict.fromkeys(("unité", "unite", "unit", "nombre", "nb", "unidad", "fmtn"), _render_french_measure),
+    **dict.fromkeys(
+        ("bruch", "fracción", "fração", "frazione", "дробь", "breuk", "ułamek"), _render_fraction
+    ),
+    **dict.fromkeys(("fchim", "formule chimique"), _render_chem),
+    **dict.fromkeys(("ce", "chemform"), _render_chem2),
+    **dict.fromkeys(("exp", "exposant", "e-", "степень"), _sup_or_sub_renderer(SUP)),
+    **dict.fromkeys(("ind", "indice"), _sup_or_sub_renderer(SUB)),
     "sup sub": lambda a: f"{SUP}{a['1']}{END}{SUB}{a['2']}{END}",
     **dict.fromkeys(
         ("date", "date-", "date de naissance", "date de naissance-", "date de décès", "date de décès-"),
-        _joined(" ", "1", "2", "3"),
+        _joining_renderer(" ", "1", "2", "3"),
     ),
-    "gaps": lambda a: "".join(a.positional()),
+    "gaps": lambda a: "".join(a.positional_values()),
     **dict.fromkeys(
         ("nuclide", "simple nuclide", "nuclide2"), lambda a: f"{SUP}{a['2']}{END}{a['1'].capitalize()}"
     ),

@@ -1,8 +1,9 @@
 """Conversion of wikitext to sections of plain text.
 
-Kept: prose, link texts, lists, the source of formulas and code, and the templates in `wiki_templates`.
-Powers and indices are written as in `scripts`. Left out: all other templates, tables, references, galleries,
-files with their captions, categories, links to the page in other languages, switches, comments.
+The text contains prose, link texts, lists, the source of formulas and code, and the text of the templates in
+`wiki_templates`. Super- and subscripts are converted as in `scripts`. These are removed: all other templates,
+tables, references, galleries, files with their captions, categories, links to the page in other languages,
+behaviour switches such as `__NOTOC__`, and comments.
 """
 
 import html
@@ -13,19 +14,19 @@ from typing import Any
 
 from meditron.core.errors import MissingExtra
 from meditron.sources.document import Section
-from meditron.sources.scripts import END, SUB, SUP, resolve_scripts
-from meditron.sources.wiki_balance import VERBATIM, TooMuchMarkup, balance
-from meditron.sources.wiki_templates import FRACTION, Arguments, render
+from meditron.sources.scripts import END, SUB, SUP, render_sup_and_sub_marks
+from meditron.sources.wiki_balance import VERBATIM, TooMuchMarkup, balance_markup
+from meditron.sources.wiki_templates import FRACTION, TemplateArguments, render_template
 
-__all__ = ["NAMESPACES", "Site", "TooMuchMarkup", "sections"]
+__all__ = ["NAMESPACES", "TooMuchMarkup", "WikiSite", "parse_sections"]
 
 NAMESPACES = {
     **{-2: "Media", -1: "Special", 1: "Talk", 2: "User", 3: "User talk", 4: "Project", 5: "Project talk"},
     **{6: "File", 7: "File talk", 8: "MediaWiki", 9: "MediaWiki talk", 10: "Template", 11: "Template talk"},
     **{12: "Help", 13: "Help talk", 14: "Category", 15: "Category talk", 100: "Portal", 828: "Module"},
 }
-"""Names that are valid on every wiki in addition to its own."""
-# Older names of files and categories, which siteinfo does not list and pages still use.
+"""Number → English name of a namespace. These names are valid on every wiki, in addition to its own."""
+# Names of the file and category namespaces that `<siteinfo>` does not list but pages still use.
 _FILE_NAMES = """
 image bild imagen immagine imagem afbeelding grafika изображение 画像 图像 圖像 檔案 文件 datei fichier
 archivo ficheiro bestand plik файл ファイル 파일 fil 그림 картинка зображення слика slika صورة تصویر پرونده
@@ -38,11 +39,11 @@ kategorie catégorie categoría categoria categorie kategoria категория
 분류 تصنيف رده קטגוריה kategória kategori luokka kategorija категорија κατηγορία thể_loại श्रेणी
 """
 _CATEGORY_NAMESPACES = frozenset(name.replace("_", " ") for name in _CATEGORY_NAMES.split())
-# A file whose namespace is in no list: no other link ends in a media suffix.
+# Links to files whose namespace is in no list are recognised by the suffix of a media file.
 _MEDIA = re.compile(
     r"[^:\[\]]+:.+\.(?:jpe?g|png|svg|gif|tiff?|webp|og[gv]|webm|djvu|xcf|mid|wav|flac|stl)", re.I
 )
-_HIDDEN = (-2, 6, 14)  # a link into these shows no text: media, files, categories
+_HIDDEN = (-2, 6, 14)  # namespaces of media, files and categories; a link into them shows no text
 
 _LANGUAGE_CODES = """
 aa ab ace ady af ak als alt am ami an ang ann anp ar arc ary arz as ast atj av avk awa ay az azb ba ban
@@ -60,7 +61,7 @@ tr trv ts tt tum tw ty tyv udm ug uk ur uz ve vec vep vi vls vo wa war wo wuu xa
 zgh zh zh-classical zh-min-nan zh-yue zu
 """
 _LANGUAGES = frozenset(_LANGUAGE_CODES.split())
-# Prefixes of sister projects: `[[wikt:word]]` is shown as "word".
+# Prefixes of links to other projects: `[[wikt:word]]` is shown as "word".
 _PROJECT_PREFIXES = """
 w wikt wiktionary wikipedia s wikisource b wikibooks n wikinews q wikiquote v wikiversity voy wikivoyage
 species wikispecies c commons d wikidata m meta mw f wmf foundation doi pmid rfc oeis
@@ -80,8 +81,8 @@ NO_EDITAR_SECCION NOEDITARSECCION NO_GALERIA NOGALERIA NOINDICE INDICE FORZAINDI
 SEMTDC SEMSUMARIO SUMARIO SEMGALERIA GEEN_INHOUD GEENINHOUD INHOUD INHOUD_DWINGEN NIETBEWERKBARESECTIE
 BEZSPISU SPIS WYMUŚSPIS BEZEDYCJI BEZGALERII INGENINNEHÅLLSFÖRTECKNING INNEHÅLLSFÖRTECKNING
 """
-# In other languages: two underscores around capitals, of which one is no letter of English (`__БЕЗ_ОГЛ__`),
-# or on a line of their own.
+# Switches in other languages are recognised by their form: capitals between double underscores, with at least
+# one letter that English does not have (`__БЕЗ_ОГЛ__`), or alone on a line.
 _OTHER_SWITCH = re.compile(
     rf"__(?:{'|'.join(_NAMED_SWITCHES.split())}|(?!_)(?=[A-Z\d_]*[^\W\x00-\x7f])[^\Wa-z\d]+(?<!_))__"
 )
@@ -92,13 +93,13 @@ _VARIANT_NAME = re.compile(r"\s*[a-z]{2,3}(?:-[a-z]+)?\s*:\s*")
 _CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f]")
 _SPACE = re.compile(r"[ \t]+")
 _BLANK_LINES = re.compile(r" ?\n ?(?:\n ?)+")
-# Italic, bold or both; an apostrophe more than that is one.
+# Marks of italic and bold; a further apostrophe before them is a real apostrophe.
 _QUOTES = re.compile("('*?)(?:'{5}|'{3}|'{2})(?!')")
-# Placeholder of a template without text; an empty parenthesis around it is removed.
+# Placeholder of a template without text; parentheses that contain nothing else are removed with it.
 _REMOVED = "\0"
 _NOTHING = re.compile(rf" ?\((?:[ ,;]*+{_REMOVED})++[ ,;]*+\)")
 _OPENING = re.compile(rf"\((?:[ ,;]*+{_REMOVED})++[ ,;]*+")
-# Tried only at a run's first character: many templates in a row would take quadratic time otherwise.
+# Matched only at the first placeholder of a run, because runs of many templates would take quadratic time.
 _CLOSING = re.compile(rf"(?<![ ,;{_REMOVED}])(?:[ ,;]*+{_REMOVED})++[ ,;]*+\)")
 _LEFT_OUT = frozenset(
     {"ref", "references", "gallery", "table", "timeline", "imagemap", "graph", "score", "templatedata"}
@@ -110,25 +111,36 @@ _BLOCKS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """A wiki's names of namespaces, and its language."""
+class WikiSite:
+    """The namespaces and the language of a wiki."""
 
     namespaces: Mapping[int, str]
+    """Number → local name of a namespace."""
     language: str | None = None
+    """Language code of the wiki, such as `de`."""
 
     @property
-    def has_variants(self) -> bool:
-        """True if the wiki's pages exist in several scripts, marked by `-{zh-hans:…; zh-hant:…}-`."""
+    def has_writing_system_variants(self) -> bool:
+        """True if the language has several writing systems, marked by `-{zh-hans:…; zh-hant:…}-`."""
         return (self.language or "").partition("-")[0] in _CONVERTED
 
-    def namespace(self, title: str) -> int:
-        """Return the namespace of a page's title, by its prefix; 0 for an article."""
+    def namespace_of(self, title: str) -> int:
+        """Return the number of the namespace that a title's prefix names; 0, for articles, without one."""
         prefix, colon, _ = title.partition(":")
-        prefix = _fold_name(prefix)
+        prefix = _normalize_namespace_name(prefix)
         if not colon:
             return 0
-        local = next((key for key, name in self.namespaces.items() if key and _fold_name(name) == prefix), 0)
-        common = next((key for key, name in NAMESPACES.items() if _fold_name(name) == prefix), 0)
+        local = next(
+            (
+                key
+                for key, name in self.namespaces.items()
+                if key and _normalize_namespace_name(name) == prefix
+            ),
+            0,
+        )
+        common = next(
+            (key for key, name in NAMESPACES.items() if _normalize_namespace_name(name) == prefix), 0
+        )
         older = (
             6
             if prefix in _FILE_NAMESPACES or _MEDIA.fullmatch(title.strip())
@@ -137,27 +149,28 @@ class Site:
         return local or common or older
 
     def link_text(self, title: str) -> str | None:
-        """Return the text of a link without one of its own; None for a link that shows nothing."""
+        """Return the text that a link `[[title]]` shows; None if it shows no text."""
         title = title.strip()
         if title.startswith(":"):
             return title.lstrip(": ")
-        if self.namespace(title) in _HIDDEN:
+        if self.namespace_of(title) in _HIDDEN:
             return None
         prefix, colon, rest = title.partition(":")
-        prefix = _fold_name(prefix)
+        prefix = _normalize_namespace_name(prefix)
         if colon and prefix in _LANGUAGES and prefix != self.language:
             return None
         return rest.strip() if colon and prefix in _PROJECTS else title
 
 
-def _fold_name(name: str) -> str:
+def _normalize_namespace_name(name: str) -> str:
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
-def sections(wikitext: str, site: Site | None = None) -> Iterator[Section]:
-    """Yield the sections of a page as plain text; sections without text are left out.
+def parse_sections(wikitext: str, site: WikiSite | None = None) -> Iterator[Section]:
+    """Yield the sections of a page as plain text. Sections without text are left out.
 
-    A section's path is the headings of the sections around it: `== A ==` encloses `=== B ===`.
+    The label of a section is its heading. Its path has the headings of the enclosing sections: a section with
+    the heading `== A ==` encloses the following sections with headings of a lower level, such as `=== B ===`.
 
     Raises:
         TooMuchMarkup: The page has more markup than can be parsed in bounded time.
@@ -166,69 +179,71 @@ def sections(wikitext: str, site: Site | None = None) -> Iterator[Section]:
         import mwparserfromhell as parser
     except ImportError as error:
         raise MissingExtra("mwparserfromhell", "corpus") from error
-    plain = _PlainText(site or Site({}))
-    headings: list[tuple[int, str]] = []  # level and text of the open section's heading and those above it
+    plain = _PlainTextRenderer(site or WikiSite({}))
+    open_headings: list[
+        tuple[int, str]
+    ] = []  # level and text of the current section's heading and its enclosing headings
     pieces: list[str] = []
     wikitext = _CONTROL.sub("", wikitext)
-    if plain.site.has_variants:
-        wikitext = _VARIANT.sub(_first_variant, wikitext)
-    # Style tags are skipped: quotes that do not pair would turn the markup between them into plain text.
-    nodes = parser.parse(balance(wikitext), skip_style_tags=True).nodes
+    if plain.site.has_writing_system_variants:
+        wikitext = _VARIANT.sub(_first_writing_system_variant, wikitext)
+    # Style tags are not parsed: unpaired quotes would make the parser treat the markup between them as text.
+    nodes = parser.parse(balance_markup(wikitext), skip_style_tags=True).nodes
     for node in [*nodes, None]:
         if node is not None and not isinstance(node, parser.nodes.Heading):
-            pieces.append(plain.node(node))
+            pieces.append(plain.render_node(node))
             continue
-        if text := _tidy("".join(pieces)):
-            *above, label = [heading for _, heading in headings] or [""]
-            yield Section(text, label or None, path=tuple(filter(None, above)))
+        if text := _tidy_text("".join(pieces)):
+            *above, label = [heading for _, heading in open_headings] or [""]
+            yield Section(text, label or None, heading_path=tuple(filter(None, above)))
         if node is not None:
             pieces = []
-            headings = [(level, heading) for level, heading in headings if level < node.level]
-            headings.append((node.level, _tidy(plain.text(node.title))))
+            open_headings = [(level, heading) for level, heading in open_headings if level < node.level]
+            open_headings.append((node.level, _tidy_text(plain.render_nodes(node.title))))
 
 
-def _first_variant(match: re.Match[str]) -> str:
-    """Return the text of `-{…}-` in the first variant that it has; nothing for a rule that shows none."""
+def _first_writing_system_variant(match: re.Match[str]) -> str:
+    """Return the text of `-{…}-` in the first writing system; an empty text for a rule without text."""
     if {"H", "T", "-"} & {flag.strip() for flag in (match[1] or "").split(";")}:
         return ""
     name = _VARIANT_NAME.match(match[2])
     return match[2] if name is None else match[2][name.end() :].partition(";")[0].strip()
 
 
-class _PlainText:
-    """Conversion of a page's nodes to text in which scripts and removed templates are still marked."""
+class _PlainTextRenderer:
+    """Renders a page's nodes as text, with marks for superscripts, subscripts and removed templates."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: WikiSite) -> None:
         self.site = site
 
-    def text(self, code: Any) -> str:  # noqa: ANN401  # mwparserfromhell has no types
-        return "" if code is None else "".join(self.node(node) for node in code.nodes)
+    def render_nodes(self, code: Any) -> str:  # noqa: ANN401  # mwparserfromhell has no types
+        return "" if code is None else "".join(self.render_node(node) for node in code.nodes)
 
-    def node(self, node: Any) -> str:  # noqa: ANN401
+    def render_node(self, node: Any) -> str:  # noqa: ANN401
         match type(node).__name__:
             case "Text":
                 return _QUOTES.sub(r"\1", _SWITCH.sub("", str(node.value)))
-            case "HTMLEntity":  # browsers read half a surrogate pair as U+FFFD too
+            case "HTMLEntity":  # like browsers, html.unescape reads half of a surrogate pair as U+FFFD
                 return _CONTROL.sub("", html.unescape(str(node)))
             case "Wikilink":
                 shown = self.site.link_text(str(node.title))
                 if shown is None:
                     return ""
-                shown = self.text(node.text) if str(node.text or "").strip() else shown
-                return shown if "<" not in shown and "{{" not in shown else self.text(node.title)
+                shown = self.render_nodes(node.text) if str(node.text or "").strip() else shown
+                return shown if "<" not in shown and "{{" not in shown else self.render_nodes(node.title)
             case "ExternalLink":
-                return self.text(node.title) if node.brackets else str(node.url)
+                return self.render_nodes(node.title) if node.brackets else str(node.url)
             case "Template":
-                shown = render(str(node.name), Arguments(node, self.text))
+                shown = render_template(str(node.name), TemplateArguments(node, self.render_nodes))
                 return _REMOVED if shown is None else shown
             case "Heading":
-                return f"\n{self.text(node.title)}\n"
+                return f"\n{self.render_nodes(node.title)}\n"
             case "Tag":
-                return self.tag(node)
-            case _:  # comments, and the arguments of templates
+                return self.render_tag(node)
+            case _:  # comments and arguments of templates
                 return ""
 
-    def tag(self, node: Any) -> str:  # noqa: ANN401
+    def render_tag(self, node: Any) -> str:  # noqa: ANN401
         name = str(node.tag).strip().lower()
         if name in _LEFT_OUT:
             return ""
@@ -237,16 +252,16 @@ class _PlainText:
         if name == "li" and node.wiki_markup:
             return "- "
         if name in {"sup", "sub"}:
-            inner = self.text(node.contents)
+            inner = self.render_nodes(node.contents)
             return f"{SUP if name == 'sup' else SUB}{inner}{END}" if inner.strip(f" \n{_REMOVED}") else ""
-        inner = str(node.contents or "") if name in VERBATIM else self.text(node.contents)
+        inner = str(node.contents or "") if name in VERBATIM else self.render_nodes(node.contents)
         if name in {"nowiki", "pre"}:
             inner = _CONTROL.sub("", html.unescape(inner))
         return f"\n{inner}\n" if name in _BLOCKS and not node.wiki_markup else inner
 
 
-def _tidy(text: str) -> str:
-    text = resolve_scripts(re.sub(rf"(?<=\d){FRACTION}", " ", text).replace(FRACTION, ""))
+def _tidy_text(text: str) -> str:
+    text = render_sup_and_sub_marks(re.sub(rf"(?<=\d){FRACTION}", " ", text).replace(FRACTION, ""))
     if _REMOVED in text:
         text = _CLOSING.sub(")", _OPENING.sub("(", _NOTHING.sub("", text))).replace(_REMOVED, "")
     text = _LINE_OF_SWITCHES.sub("", _OTHER_SWITCH.sub("", text))

@@ -14,21 +14,22 @@ _MAX_CHARACTERS = 8_192
 _SAFE = "!$&'()*+,;=:@/~-._[]"  # allowed in a path or query (RFC 3986), without `%`, `?` and `#`
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
-# Query parameters that authenticate the client; they change from day to day while the file stays the same.
+# Query parameters that authenticate the client. Their values change between requests for the same file.
 _SIGNING = re.compile(
     r"x-(amz|goog|ms|oss|cos|obs)-.+|awsaccesskeyid|googleaccessid|key-pair-id|(response-)?expires|policy|sig"
     r"|signature|(access|auth|id|refresh|session|private|download|security|sas)?[-_]?token|api[-_]?key|auth"
     r"|authorization|password|passwd|pwd|secret|client[-_]?secret|credentials?|jwt|hdnea|hdnts",
     re.IGNORECASE,
 )
-# Parameters of an Azure signature. The names are so short that they count only if `sig` is there too.
+# Query parameters of an Azure signature. Other servers may use such short names for something else, so they
+# count as a signature only if the query contains `sig` too.
 _AZURE = frozenset(
     ["se", "sp", "sv", "sr", "st", "ss", "srt", "spr", "sip", "skoid", "sktid", "skt", "ske", "sks", "skv"]
 )
 
 
 def normalize_address(address: str) -> str:
-    """Return an http address in the form that is requested: host in IDNA, path and query quoted, no fragment.
+    """Return an http address as it is sent to the server: host in IDNA, path and query quoted, no fragment.
 
     Raises:
         SourceError: the address is too long, has no host, an invalid host or port, or control characters.
@@ -57,23 +58,25 @@ def normalize_address(address: str) -> str:
     if not _HOST.fullmatch(host) or (":" in host) != ("[" in parts.netloc):
         raise SourceError(f"{shown}: the host is not valid")
     host = f"[{host}]" if ":" in host else host
-    user = f"{_quoted(parts.netloc.rpartition('@')[0])}@" if "@" in parts.netloc else ""
+    user = f"{_percent_encode(parts.netloc.rpartition('@')[0])}@" if "@" in parts.netloc else ""
     netloc = f"{user}{host}" + (f":{port}" if port else "")
-    return urllib.parse.urlunsplit((parts.scheme, netloc, _quoted(parts.path), _quoted(parts.query, "?"), ""))
+    return urllib.parse.urlunsplit(
+        (parts.scheme, netloc, _percent_encode(parts.path), _percent_encode(parts.query, "?"), "")
+    )
 
 
-def _quoted(text: str, also: str = "") -> str:
-    """Quote characters that are not allowed in an address; existing escapes are kept."""
+def _percent_encode(text: str, also: str = "") -> str:
+    """Percent-encode the characters that an address may not contain, except `also`; keep existing escapes."""
     return urllib.parse.quote(
         _BROKEN_PERCENT.sub("%25", text), safe=f"{_SAFE}%{also}", errors="surrogateescape"
     )
 
 
 def stable_identity(address: str, member: str | None) -> str:
-    """Return an identity of the file at an address that stays the same if its signature is renewed.
+    """Return a text that identifies the file at an address and does not change when the signature is renewed.
 
-    Credentials and signing parameters do not select the file and are left out. The other parameters may
-    (`?file=a`), so their SHA-256 is part of the identity; they themselves are not, as they may be secret.
+    Credentials and signing parameters do not select the file and are left out. The other query parameters may
+    select it (`?file=a`) and may be secret, so the identity contains only their SHA-256.
 
     Args:
         address: As `normalize_address` returned it.

@@ -1,8 +1,8 @@
 """The ancestry record: the training data of a model and of all models it was trained from.
 
-A model folder contains it as `ancestry.json`, a GGUF file as the same JSON under the metadata key
-`meditron.ancestry`. Training appends an entry to the record of the base model; conversion and quantization
-copy it. The training data of a model without a record is reported as unknown.
+A model folder contains the record as `ancestry.json`; a GGUF file contains the same JSON under the metadata
+key `meditron.ancestry`. Training appends an entry to the record of the base model; conversion and
+quantization copy the record. The training data of a model without a record is reported as unknown.
 """
 
 import hashlib
@@ -31,11 +31,13 @@ __all__ = [
 ANCESTRY_FILE = "ancestry.json"
 GGUF_KEY = "meditron.ancestry"
 MAX_DOCUMENTS = 100_000
-"""Most documents of one training whose hashes are listed; of a larger corpus only the digest is recorded."""
+"""Maximum number of documents whose hashes a training lists; for a larger corpus only the digest is
+recorded."""
 MAX_PASSAGES = 500_000
-"""Most passages of one training's messages whose hashes are listed: 10 MB, as GGUF metadata is limited."""
+"""Maximum number of passages of messages whose hashes a training lists: 10 MB, because GGUF readers limit the
+size of metadata."""
 
-Short = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+ShortHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
 class Training(Record):
@@ -54,19 +56,21 @@ class Training(Record):
     """Prompt template of the task's questions; None for conversations and pretraining."""
     task: str | None = None
     """Name of the task whose questions were the training data; None for conversations and pretraining."""
-    questions: tuple[Short, ...] = ()
-    """Sorted `short(question_sha256(…))` of the questions trained on."""
-    variants: tuple[Short, ...] = ()
-    """Sorted short hashes of the same questions in other forms: without context, with other wrong options."""
-    texts: tuple[Short, ...] | None = ()
-    """Sorted `short(content_sha256(…))` of the users' messages in conversations and of their sentences; None
-    if there are too many to list."""
-    documents: tuple[Short, ...] | None = ()
-    """Sorted `short(content_sha256(…))` of the documents trained on; None if there are too many to list."""
+    questions: tuple[ShortHash, ...] = ()
+    """Sorted `short_hash(question_sha256(…))` of the questions trained on."""
+    variants: tuple[ShortHash, ...] = ()
+    """Sorted short hashes of the same questions in other forms: without context, or with other wrong
+    options."""
+    texts: tuple[ShortHash, ...] | None = ()
+    """Sorted `short_hash(content_sha256(…))` of the users' messages in conversations and of the sentences in
+    these messages; None if there are too many to list."""
+    documents: tuple[ShortHash, ...] | None = ()
+    """Sorted `short_hash(content_sha256(…))` of the documents trained on; None if there are too many to
+    list."""
 
 
 class Ancestry(Record):
-    """All recorded trainings of a model, oldest first, starting from a base model."""
+    """A model's base model and the trainings recorded since, oldest first."""
 
     base: str
     """The model before the first training, without paths or credentials."""
@@ -77,13 +81,13 @@ class Ancestry(Record):
     trainings: tuple[Training, ...] = ()
 
     @property
-    def complete(self) -> bool:
-        """True if the hashes of all recorded training data are listed."""
+    def lists_all_data(self) -> bool:
+        """True if the record lists the hashes of all training data, none of which was too large to list."""
         return all(
             training.documents is not None and training.texts is not None for training in self.trainings
         )
 
-    def extended(self, training: Training) -> "Ancestry":
+    def with_training(self, training: Training) -> "Ancestry":
         """Return the record with one more training appended."""
         return self.model_copy(update={"trainings": (*self.trainings, training)})
 
@@ -94,7 +98,7 @@ def untrained_ancestry(name: str, digest: str, *, seeded: bool = False) -> Ances
 
 
 def read_ancestry(files: ModelFiles) -> Ancestry | None:
-    """Read a model's record; None if it has none. For seeded weights it is generated.
+    """Read a model's ancestry record; None if it has none. For seeded weights the record is generated.
 
     Raises:
         InputError: the record is damaged.

@@ -17,14 +17,15 @@ from meditron.store.files import atomic_write
 __all__ = ["MODEL_GLOB", "extract_member", "member_chunks", "member_names", "open_zip", "select_member"]
 
 MODEL_GLOB = "*.gguf"
-"""Files that a source without a member stands for, if it contains exactly one."""
+"""If a source names no member of an archive, the archive's only file that matches this pattern is used."""
 
 _CHUNK = 1 << 20
-# Deflate compresses at most 1,032 to 1; a larger declared ratio is a decompression bomb or a lie.
+# Deflate compresses at most 1,032 to 1. A member that declares a larger ratio is a decompression bomb or has
+# a false size.
 _MAX_RATIO = 1_100
 _MAX_LISTED = 5
-# The errors that zipfile raises for damage: OSError for a wild offset, NotImplementedError for an unknown
-# compression method, and so on.
+# The errors that zipfile raises for a damaged archive: OSError for an impossible offset, NotImplementedError
+# for an unknown compression method, and so on.
 _DAMAGE = (
     *(zipfile.BadZipFile, NotImplementedError, ValueError, OSError, RuntimeError),
     *(struct.error, zlib.error, lzma.LZMAError, EOFError, MemoryError, LookupError),
@@ -36,13 +37,13 @@ def member_names(archive: Path) -> list[str]:
 
     Raises:
         InputError: it is not a zip archive, or a name is hostile: it contains `..`, is absolute, has a drive
-            letter, occurs twice or is a symbolic link; names the archive and the member.
+            letter, occurs twice or is a symbolic link; the error names the archive and the member.
     """
     with open_zip(archive) as opened:
         entries = opened.infolist()
     names: set[str] = set()
     for entry in entries:
-        problem = "the name occurs twice" if entry.filename in names else _name_problem(entry)
+        problem = "the name occurs twice" if entry.filename in names else _member_name_problem(entry)
         if problem:
             raise InputError(archive, f"the archive is not trusted: {problem}", place=entry.filename)
         names.add(entry.filename)
@@ -57,7 +58,7 @@ def open_zip(archive: Path) -> zipfile.ZipFile:
         raise InputError(archive, f"not a readable zip archive: {error}") from error
 
 
-def _name_problem(entry: zipfile.ZipInfo) -> str | None:
+def _member_name_problem(entry: zipfile.ZipInfo) -> str | None:
     name = entry.filename
     if not name:
         return "a member without a name"
@@ -65,7 +66,7 @@ def _name_problem(entry: zipfile.ZipInfo) -> str | None:
         return "the name leads out of the archive"
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return "the name is absolute"
-    # The upper 16 bits are the Unix mode, if the archive was written on Unix.
+    # If the archive was written on Unix, the upper 16 bits of this field are the file's Unix mode.
     if stat.S_ISLNK(entry.external_attr >> 16):
         return "a symbolic link"
     return None
@@ -83,7 +84,7 @@ def select_member(archive: Path, names: Sequence[str], pattern: str) -> str:
     matches = [name for name in names if fnmatchcase(name, glob)]
     if len(matches) == 1:
         return matches[0]
-    candidates = sorted(matches or names, key=lambda name: _similarity(name, pattern), reverse=True)
+    candidates = sorted(matches or names, key=lambda name: _name_similarity(name, pattern), reverse=True)
     problem = f"{len(matches)} members match {pattern}" if matches else f"no member {pattern}"
     listed = ", ".join(candidates[:_MAX_LISTED]) or "the archive is empty"
     raise SourceError(
@@ -91,13 +92,13 @@ def select_member(archive: Path, names: Sequence[str], pattern: str) -> str:
     )
 
 
-def _similarity(name: str, pattern: str) -> float:
+def _name_similarity(name: str, pattern: str) -> float:
     last = SequenceMatcher(None, name.rsplit("/", 1)[-1], pattern.rsplit("/", 1)[-1]).ratio()
     return last + SequenceMatcher(None, name, pattern).ratio() / 10
 
 
 def extract_member(archive: Path, member: str, target: Path) -> None:
-    """Extract one member to `target`, atomically. Raises like `unpack`."""
+    """Extract one member to `target`, atomically. Raises the errors of `member_chunks`."""
     with open_zip(archive) as opened, atomic_write(target) as file:
         for chunk in member_chunks(archive, opened, opened.getinfo(member)):
             file.write(chunk)
@@ -108,7 +109,7 @@ def member_chunks(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo
 
     Raises:
         InputError: the member is encrypted or damaged, its size is not the declared one, or the declared size
-            is more than compression can achieve; names the archive and the member.
+            is more than compression can achieve; the error names the archive and the member.
     """
     if entry.flag_bits & 1:
         raise InputError(archive, "the member is encrypted", place=entry.filename)

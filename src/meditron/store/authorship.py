@@ -1,7 +1,8 @@
 """Conversion of a model's name, licence, authors, base models and tags between HF folders and GGUF files.
 
-A GGUF file stores them under `general.*` (ggml's gguf.md), an HF folder in the front matter of its README.md
-under the hub's keys. GGUF keys without an equivalent on the hub are written to the front matter unchanged.
+A GGUF file stores this metadata under `general.*` (ggml's gguf.md); an HF folder stores it in the YAML front
+matter of its README.md, under the Hugging Face hub's keys. GGUF keys without an equivalent on the hub are
+written to the front matter unchanged.
 """
 
 import json
@@ -21,10 +22,10 @@ __all__ = ["CARD_FILE", "read_authorship", "write_card"]
 
 CARD_FILE = "README.md"
 MAX_FRONT_MATTER = 1 << 20
-"""Bytes at the beginning of a README.md in which the front matter must end."""
+"""The front matter must end within this number of bytes of a README.md."""
 
 _PREFIX = "general."
-# Keys that depend on the file and not on the model; whoever writes a file sets them.
+# Keys that describe the file and not the model: they are not copied, and the writer of each file sets them.
 _FILE_KEYS = {
     f"{_PREFIX}{key}" for key in ("architecture", "alignment", "file_type", "quantization_version", "type")
 }
@@ -42,7 +43,8 @@ _TEXTS = {
     "finetune": "finetune",
     "size_label": "size_label",
 }
-"""Front matter key → GGUF key, for single texts; of two entries for one GGUF key the first is written."""
+"""Front matter key → GGUF key, for values that are one text. If two front matter keys have the same GGUF key,
+both are read, and the first is written."""
 _LISTS = {"tags": "tags", "language": "languages", "datasets": "datasets"}
 
 
@@ -55,35 +57,35 @@ def read_authorship(files: ModelFiles) -> dict[str, Any]:
     if files.kind == "init":
         return {}
     if files.kind == "hf":
-        return dict(_from_front_matter(_front_matter(Path(files.path) / CARD_FILE)))
+        return dict(_gguf_pairs_from_card(_read_front_matter(Path(files.path) / CARD_FILE)))
     with GGUF(files.path) as gguf:
-        return {key: value for key, value in gguf.metadata.items() if _describes_model(key)}
+        return {key: value for key, value in gguf.metadata.items() if _is_model_key(key)}
 
 
 def write_card(folder: Path, authorship: Mapping[str, Any], *, card: Path | None = None) -> None:
-    """Write README.md: a copy of `card`, or front matter that `read_authorship` reads back."""
+    """Write README.md: a copy of `card` if it exists, else front matter that `read_authorship` can read."""
     if card is not None and card.is_file():
         with translate_read_errors(card), atomic_write(folder / CARD_FILE) as copy:
             copy.write(card.read_bytes())
         return
-    lines = [f"{key}: {_yaml(value)}" for key, value in _to_front_matter(authorship)]
+    lines = [f"{key}: {_format_as_yaml(value)}" for key, value in _card_pairs_from_gguf(authorship)]
     if lines:
         title = authorship.get(f"{_PREFIX}name", "Model")
         with atomic_write(folder / CARD_FILE, "w") as file:
             file.write("\n".join(["---", *lines, "---", f"# {title}", ""]))
 
 
-def _yaml(value: object) -> str:
-    """Format a value as YAML: JSON, with escapes for the characters that only YAML excludes."""
+def _format_as_yaml(value: object) -> str:
+    """Format a value as JSON, which is valid YAML once the characters that only YAML forbids are escaped."""
     text = json.dumps(value, ensure_ascii=False)
     return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _describes_model(key: object) -> bool:
+def _is_model_key(key: object) -> bool:
     return isinstance(key, str) and key.startswith(_PREFIX) and key not in _FILE_KEYS
 
 
-def _front_matter(card: Path) -> Mapping[str, Any]:
+def _read_front_matter(card: Path) -> Mapping[str, Any]:
     if not card.is_file():
         return {}
     with translate_read_errors(card), card.open("rb") as file:
@@ -99,21 +101,21 @@ def _front_matter(card: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _from_front_matter(card: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    if licence := ",".join(_texts(card.get("license"))):
+def _gguf_pairs_from_card(card: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    if licence := ",".join(_nonempty_texts(card.get("license"))):
         yield f"{_PREFIX}license", licence
-    seen: set[str] = set()
+    seen_gguf_keys: set[str] = set()
     for key, gguf_key in _TEXTS.items():
         value = card.get(key)
         # YAML reads a version like 1.0 as a number.
         is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
-        if is_text and value != "" and gguf_key not in seen:
-            seen.add(gguf_key)
+        if is_text and value != "" and gguf_key not in seen_gguf_keys:
+            seen_gguf_keys.add(gguf_key)
             yield _PREFIX + gguf_key, str(value)
     for key, gguf_key in _LISTS.items():
-        if values := _texts(card.get(key)):
+        if values := _nonempty_texts(card.get(key)):
             yield _PREFIX + gguf_key, values
-    if bases := _texts(card.get("base_model")):
+    if bases := _nonempty_texts(card.get("base_model")):
         yield f"{_PREFIX}base_model.count", len(bases)
         for index, base in enumerate(bases):
             organization, _, name = base.removeprefix(_HUB).rpartition("/")
@@ -123,35 +125,35 @@ def _from_front_matter(card: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield f"{_PREFIX}base_model.{index}.repo_url", f"{_HUB}{organization}/{name}"
     for key, value in card.items():
         scalar = isinstance(value, str | int | float)
-        if _describes_model(key) and (scalar or (isinstance(value, list) and _texts(value) == value)):
+        if _is_model_key(key) and (scalar or (isinstance(value, list) and _nonempty_texts(value) == value)):
             yield key, value
 
 
-def _to_front_matter(authorship: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield front matter: the hub's keys, then the GGUF keys that those do not reproduce exactly."""
+def _card_pairs_from_gguf(authorship: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the front matter's entries: the hub's keys, then the GGUF keys that they do not reproduce."""
     card: dict[str, Any] = {}
     if licence := authorship.get(f"{_PREFIX}license"):
         card["license"] = licence.split(",") if "," in licence else licence
-    written: set[str] = set()
+    written_gguf_keys: set[str] = set()
     for key, gguf_key in _TEXTS.items():
-        if (value := authorship.get(_PREFIX + gguf_key)) is not None and gguf_key not in written:
-            written.add(gguf_key)
+        if (value := authorship.get(_PREFIX + gguf_key)) is not None and gguf_key not in written_gguf_keys:
+            written_gguf_keys.add(gguf_key)
             card[key] = value
     for key, gguf_key in _LISTS.items():
         if value := authorship.get(_PREFIX + gguf_key):
             card[key] = value
     count = authorship.get(f"{_PREFIX}base_model.count", 0)
     indices = range(min(count, 100) if isinstance(count, int) else 0)  # the count may be a lie
-    if bases := [base for base in (_base_model(authorship, index) for index in indices) if base]:
+    if bases := [base for base in (_base_model_name(authorship, index) for index in indices) if base]:
         card["base_model"] = bases[0] if len(bases) == 1 else bases
-    restored = dict(_from_front_matter(card))
+    restored = dict(_gguf_pairs_from_card(card))
     yield from card.items()
     for key, value in authorship.items():
         if restored.get(key) != value:
             yield key, value
 
 
-def _base_model(authorship: Mapping[str, Any], index: int) -> str | None:
+def _base_model_name(authorship: Mapping[str, Any], index: int) -> str | None:
     prefix = f"{_PREFIX}base_model.{index}."
     url = authorship.get(prefix + "repo_url")
     if isinstance(url, str) and url.startswith(_HUB):
@@ -159,7 +161,7 @@ def _base_model(authorship: Mapping[str, Any], index: int) -> str | None:
     return authorship.get(prefix + "name")
 
 
-def _texts(value: object) -> list[str]:
+def _nonempty_texts(value: object) -> list[str]:
     """Return the nonempty texts of a value that may be a text or a list."""
     values = value if isinstance(value, list) else [value]
     return [item for item in values if isinstance(item, str) and item]

@@ -41,7 +41,7 @@ class CorpusDocument:
     text: str
     file: Path
     """The shard that contains the document."""
-    parts: tuple[SectionSpan, ...] = ()
+    sections: tuple[SectionSpan, ...] = ()
     """Labelled sections, in order."""
 
     @property
@@ -79,23 +79,28 @@ def read_corpus(corpus: Path, split: Literal["train", "heldout"]) -> Iterator[Co
 def select_heldout(corpus: Path, documents: int) -> dict[str, list[CorpusDocument]]:
     """Select the held-out documents for training and evaluation, at most `documents` of each source.
 
-    They are the first in the order of content hashes. The order depends on nothing else, so the selection is
-    unbiased, and a larger `documents` only adds to it. Raises like `read_corpus`.
+    Documents are ordered by their content hashes, and the first ones are selected. The order depends on
+    nothing else, so the selection is unbiased, and a larger `documents` only adds documents to it. Raises the
+    errors of `read_corpus`.
 
     Returns:
-        Source → its documents, in that order.
+        Source → its selected documents, in the order of their content hashes.
     """
-    by_source: dict[str, list[CorpusDocument]] = {}
+    documents_by_source: dict[str, list[CorpusDocument]] = {}
     for document in read_corpus(corpus, "heldout"):
-        selected = by_source.setdefault(document.source, [])
+        selected = documents_by_source.setdefault(document.source, [])
         selected.append(document)
-        # Pruned at twice the number, to bound memory while sorting seldom.
+        # The list is shortened whenever it has twice the needed length: that bounds memory, and sorting is
+        # rare.
         if len(selected) >= 2 * documents:
-            by_source[document.source] = _smallest_hashes(selected, documents)
-    return {source: _smallest_hashes(selected, documents) for source, selected in by_source.items()}
+            documents_by_source[document.source] = _documents_with_smallest_hashes(selected, documents)
+    return {
+        source: _documents_with_smallest_hashes(selected, documents)
+        for source, selected in documents_by_source.items()
+    }
 
 
-def _smallest_hashes(documents: list[CorpusDocument], count: int) -> list[CorpusDocument]:
+def _documents_with_smallest_hashes(documents: list[CorpusDocument], count: int) -> list[CorpusDocument]:
     return heapq.nsmallest(count, documents, key=lambda document: (document.content_sha256, document.id))
 
 

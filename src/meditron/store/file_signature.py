@@ -1,4 +1,4 @@
-"""Detection of downloads that are not the kind of file their name says, such as a login page."""
+"""Detection of downloads whose content is not of the kind that the file name says, such as a login page."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ def content_problem(path: Path, name: str) -> str | None:
     if not head:
         return "the server sent an empty file"
     text = head[next((len(mark) for mark in _BYTE_ORDER_MARKS if head.startswith(mark)), 0) :]
-    # Without its zero bytes, UTF-16 of ASCII is ASCII.
+    # UTF-16 text of ASCII characters becomes ASCII when its zero bytes are removed.
     if _PAGE.match(text.replace(b"\x00", b"")) and suffix not in _PAGE_SUFFIXES:
         return "the server sent an HTML page (a login page?) instead of a file"
     if suffix in _MAGIC:

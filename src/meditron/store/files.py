@@ -1,7 +1,8 @@
 """Atomic writes, safe removal, JSON files and digests.
 
-If the process is killed during a write, either the old or the new file exists under the name, possibly with a
-temporary file beside it, which `remove_temporaries` removes. No function writes or removes through a link.
+If the process is killed during a write, the path still has either the complete old file or the complete new
+one, possibly with a temporary file beside it, which `remove_temporaries` removes. No function in this module
+writes to or removes the target of a link.
 """
 
 import errno
@@ -31,7 +32,7 @@ __all__ = [
     "fsync_path",
     "list_files",
     "make_folder",
-    "parse_finite",
+    "parse_finite_number",
     "path_exists",
     "read_json",
     "refuse_overwrite",
@@ -50,16 +51,18 @@ __all__ = [
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
-# The message of numpy's `tofile`, which drops the errno: a full disk, or a limit on the file's size.
+# The message of the OSError without an errno that numpy's `tofile` raises if the disk is full or the file
+# would exceed a size limit.
 _NUMPY_SHORT = re.compile(r"\d+ requested and \d+ written")
 _TEMPORARY = ".tmp"
-# Hashing a smaller file is about as fast as reading its cached digest.
+# Digests are cached for files from this size on. A smaller file is hashed as fast as its record is read.
 _CACHED_FROM_BYTES = 1 << 20
 MAX_JSON_BYTES = 256 << 20
-"""Largest accepted JSON file: 256 MiB. Parsing takes about ten times its size in memory."""
+"""Largest accepted JSON file: 256 MiB. Parsing a file takes memory of about ten times its size."""
 MAX_JSON_DEPTH = 100
-"""Deepest accepted nesting of a JSON file; Python's recursion limit is some hundreds."""
-# A file that was modified this recently may be modified again within the clock's resolution, unnoticed.
+"""Deepest accepted nesting of a JSON file; Python's parser fails at a few hundred levels."""
+# A digest is cached only if the file's last change is older than this. A later change within the resolution
+# of the file system's clock would leave the times as they are and go unnoticed.
 _SETTLED_NS = 2_000_000_000
 
 
@@ -81,7 +84,7 @@ def translate_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not _concerns(error, path):
+        if not _error_concerns_path(error, path):
             raise
         free, hint = "", "choose another folder with --out or $MEDITRON_CACHE"
         if error.errno in _FULL or error.errno is None:
@@ -107,7 +110,7 @@ def translate_read_errors(path: Path) -> Iterator[None]:
 
 
 def path_exists(path: Path) -> bool:
-    """Return whether `path` exists; False also for a text too long for a path, and without permission."""
+    """Return whether `path` exists; False also if it is too long for a path or may not be accessed."""
     try:
         return path.exists()
     except OSError:
@@ -115,11 +118,11 @@ def path_exists(path: Path) -> bool:
 
 
 def refuse_overwrite(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raise UsageError if writing an output would replace an input, or a part of one.
+    """Raise UsageError if writing an output would replace an input, or a file in an input folder.
 
     Args:
         outputs: Files that will be replaced or appended to, or folders that will be replaced as a whole.
-        inputs: Files and folders that the user named as input; a folder stands for everything below it.
+        inputs: Files and folders that the user named as input; a folder includes everything below it.
 
     Paths are compared by device and inode, which also detects links and other spellings of a path. A new file
     in an input folder replaces nothing and is allowed.
@@ -140,7 +143,7 @@ def _existing_parent(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.is_dir())
 
 
-def _concerns(error: OSError, path: Path) -> bool:
+def _error_concerns_path(error: OSError, path: Path) -> bool:
     if error.filename is None:  # from an open file; sockets raise such errors too, so the errno must fit
         return error.errno in _FULL | _FAILED or _NUMPY_SHORT.fullmatch(str(error)) is not None
     path, named = path.absolute(), Path(os.fsdecode(error.filename)).absolute()
@@ -162,14 +165,14 @@ def atomic_write(path: Path, mode: Literal["w"]) -> AbstractContextManager[TextI
 def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
     """Write `path` atomically: a temporary file beside it, fsync, rename, fsync of the folder.
 
-    Text is UTF-8 with plain newlines. A failed write leaves no file. StorageError for a full disk, or if the
-    file system refuses the write.
+    Text is encoded as UTF-8 with Unix line ends. If the block raises, the temporary file is removed and
+    `path` is unchanged. StorageError if the disk is full or the file system refuses the write.
     """
     make_folder(path.parent)
     temporary = temporary_path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     with translate_write_errors(path):
-        # Mode `x` fails if the name exists, so neither a foreign file nor a link can be opened.
+        # Mode `x` fails if the name exists, so neither another process's file nor a link can be opened.
         file = temporary.open(mode.replace("w", "x"), **cast("dict[str, Any]", text))
         try:
             yield file
@@ -178,7 +181,7 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any
             file.close()
             temporary.replace(path)
         except BaseException:
-            # close() flushes again and would hide the first error behind a second one.
+            # close() flushes once more; an error of that flush must not replace the first error.
             with suppress(OSError):
                 file.close()
             temporary.unlink(missing_ok=True)
@@ -187,12 +190,12 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a new name beside `path` for a file or folder under construction; see `remove_temporaries`."""
+    """Return an unused hidden path beside `path` for a file or folder that is not complete yet."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file's bytes, or a folder's renames, to the disk: then they survive a power cut."""
+    """Flush a file's bytes, or a folder's renames, to the disk, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -207,7 +210,7 @@ def _is_temporary(path: PurePath) -> bool:
 def remove_temporaries(folder: Path, *, recursive: bool = True) -> None:
     """Remove the temporary files and folders that killed processes left in `folder`.
 
-    No other process may be writing to it. Subfolders are searched too if `recursive`.
+    No other process may be writing to the folder. Subfolders of the folder are searched too if `recursive`.
     """
     pattern = f".*{_TEMPORARY}"
     for path in sorted(folder.rglob(pattern) if recursive else folder.glob(pattern)):
@@ -215,7 +218,7 @@ def remove_temporaries(folder: Path, *, recursive: bool = True) -> None:
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file, a folder with its content, or a link (never its target); no-op if it is absent."""
+    """Remove a file, a folder with its content, or a link (not its target); no-op if the path is absent."""
     with translate_write_errors(path), suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -224,10 +227,10 @@ def remove_path(path: Path) -> None:
 
 
 def remove_folders(folders: Iterable[Path]) -> None:
-    """Remove folders; after a kill none of them is half removed under its own name.
+    """Remove folders such that after a kill none of them is left half removed under its own name.
 
-    All are renamed first, which takes microseconds, and then removed. `remove_temporaries` finishes a removal
-    that was interrupted.
+    All folders are first renamed to temporary names, which takes microseconds, and then removed. If the
+    removal is interrupted, `remove_temporaries` removes the rest.
     """
     renamed = [folder.rename(temporary_path(folder)) for folder in folders]
     for folder in renamed:
@@ -235,64 +238,64 @@ def remove_folders(folders: Iterable[Path]) -> None:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return every file under `folder`, sorted by relative path, without temporaries and hidden folders.
+    """Return every file under `folder`, sorted by relative path.
 
-    Folders are entered as in `walk_folder`. Broken links are left out. InputError for an unreadable folder.
+    Temporary files, broken links and the files in hidden folders are left out. Links to folders are followed
+    as in `walk_folder`. InputError for an unreadable folder.
     """
     files = (path for path in walk_folder(folder) if path.is_file() and not _is_temporary(path))
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def walk_folder(folder: Path) -> Iterator[Path]:
-    """Yield everything under `folder` except the folders it enters: files, hidden folders, broken links.
+    """Yield every file, broken link and hidden folder under `folder`; hidden folders are not searched.
 
-    Links are followed, and each folder is entered once, so a cycle of links ends. A folder is listed under
-    its own path if it has one below `folder`, else under the first link to it. InputError for an unreadable
-    folder.
+    Links to folders are followed. Each folder is visited once, so that a cycle of links ends: under its own
+    path if that is below `folder`, else under the first link to it. InputError for an unreadable folder.
     """
-    links: list[Path] = []
-    entered: set[tuple[int, int]] = set()
+    unvisited_links: list[Path] = []
+    visited_folders: set[tuple[int, int]] = set()
     pending = [folder]
-    while pending or links:
-        # Real folders are entered before links, so a folder keeps its own path.
-        current = pending.pop() if pending else links.pop(0)
+    while pending or unvisited_links:
+        # Real folders are visited before links, so that a folder's files are listed under its own path.
+        current = pending.pop() if pending else unvisited_links.pop(0)
         with translate_read_errors(current):
             status = current.stat()
-            if (key := (status.st_dev, status.st_ino)) in entered:
+            if (key := (status.st_dev, status.st_ino)) in visited_folders:
                 continue
-            entered.add(key)
+            visited_folders.add(key)
             entries = sorted(os.scandir(current), key=lambda entry: entry.name)
         for entry in entries:
             path = Path(entry.path)
             if entry.name.startswith(".") or not path.is_dir():
                 yield path
             else:
-                (links if entry.is_symlink() else pending).append(path)
-        links.sort()
+                (unvisited_links if entry.is_symlink() else pending).append(path)
+        unvisited_links.sort()
 
 
 def canonical_json(value: object) -> bytes:
     """Encode a plain value as canonical JSON: sorted keys, no spaces, UTF-8.
 
     Raises:
-        TypeError: a value is not plain JSON (a tuple, set, path, callable, NaN, a key that is not a string)
-            and would differ after reading it back; names the position.
+        TypeError: a value is not plain JSON (a tuple, set, path, callable, NaN, a key that is not a string),
+            so that decoding would not return an equal value; the error names its position.
     """
-    _require_plain(value, "$")
+    _require_plain_json(value, "$")
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     # A file name need not be UTF-8; Python keeps such bytes as lone surrogates.
     return text.encode("utf-8", "surrogatepass")
 
 
-def _require_plain(value: object, place: str) -> None:
+def _require_plain_json(value: object, place: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if type(key) is not str:
                 raise TypeError(f"{place} has the key {key!r}, which is not a string")
-            _require_plain(item, f"{place}.{key}")
+            _require_plain_json(item, f"{place}.{key}")
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _require_plain(item, f"{place}[{index}]")
+            _require_plain_json(item, f"{place}[{index}]")
     elif value is not None and type(value) not in (str, int, float, bool):
         raise TypeError(f"{place} is a {type(value).__name__}, which is not plain JSON")
     elif isinstance(value, float) and value - value != 0:
@@ -318,24 +321,25 @@ def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # an
         strict: Reject duplicate keys, NaN and infinity, which meditron's own records never contain.
 
     Raises:
-        InputError: it is damaged, too large or too deep; names line and column if they are known.
+        InputError: the file is damaged, too large or nested too deeply; the error names line and column if
+            they are known.
         SourceError: there is no such file.
     """
     with translate_read_errors(path), path.open("rb") as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
         raise InputError(path, f"larger than {MAX_JSON_BYTES:,} bytes, the limit for a JSON file")
-    rules: dict[str, Any] = (
+    decoder_options: dict[str, Any] = (
         {
             "object_pairs_hook": reject_duplicate_keys,
-            "parse_constant": parse_finite,
-            "parse_float": parse_finite,
+            "parse_constant": parse_finite_number,
+            "parse_float": parse_finite_number,
         }
         if strict
         else {}
     )
     try:
-        value = json.loads(content, **rules)
+        value = json.loads(content, **decoder_options)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise InputError(path, f"not JSON: {error.msg}", place=place) from error
@@ -343,13 +347,13 @@ def read_json(path: Path, *, strict: bool = False) -> Any:  # noqa: ANN401  # an
         raise InputError(path, "not UTF-8", place=f"byte {error.start}") from error
     except (RecursionError, ValueError) as error:
         raise InputError(path, f"not JSON that can be read: {error}") from error
-    if _deeper(value, MAX_JSON_DEPTH):
+    if _nested_deeper_than(value, MAX_JSON_DEPTH):
         raise InputError(path, f"nested more than {MAX_JSON_DEPTH} levels deep")
     return value
 
 
 def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; ValueError for a duplicate key, whose first value would be lost silently."""
+    """Build a JSON object from its pairs; ValueError for a duplicate key, whose first value would be lost."""
     values = dict(pairs)
     if len(values) < len(pairs):
         duplicate = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -357,15 +361,15 @@ def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def parse_finite(number: str) -> float:
-    """Return a JSON number; ValueError for NaN and infinity, which are not JSON."""
+def parse_finite_number(number: str) -> float:
+    """Parse a JSON number; ValueError for NaN and infinity, which the JSON standard excludes."""
     value = float(number)
     if not math.isfinite(value):
         raise ValueError(f"{number} is not a finite number")
     return value
 
 
-def _deeper(value: object, levels: int) -> bool:
+def _nested_deeper_than(value: object, levels: int) -> bool:
     """Return whether containers are nested more than `levels` deep."""
     layer = [value] if isinstance(value, dict | list) else []
     for _ in range(levels):
@@ -391,11 +395,11 @@ def require_digest(name: Path | str, digest: str, expected: str) -> None:
 
 
 def content_digest(path: Path, *, cached: bool = True) -> str:
-    """Compute the hexadecimal SHA-256 of a file, or of a folder's list of files (see `list_files`).
+    """Compute the hexadecimal SHA-256 of a file, or of the list of a folder's files with their SHA-256.
 
-    Digests are cached in the user's cache by path, inode, size, mtime and ctime. A rewritten file is hashed
-    again even if its size and mtime were restored (`touch -r`), because ctime cannot be set. If not `cached`,
-    every byte is read. SourceError if the path does not exist.
+    Digests of files are cached in the user's cache by path, inode, size, mtime and ctime. A rewritten file is
+    hashed again even if its size and mtime were restored (`touch -r`), because programs cannot set the ctime.
+    With `cached=False` every byte is read. SourceError if the path does not exist.
     """
     if path.is_dir():
         files = [
@@ -422,7 +426,7 @@ def _file_digest(path: Path, *, cached: bool) -> str:
                 return digest
     digest = sha256_file(path)
     if time.time_ns() - max(times) > _SETTLED_NS:
-        # A read-only cache costs time, but is no reason to fail.
+        # If the cache is read-only, the digest is computed every time, which is slow but not an error.
         with suppress(StorageError):
             write_json(record, {"seen": identity, "sha256": digest})
     return digest

@@ -1,12 +1,13 @@
 """A GGUF reader for untrusted files.
 
-The format (ggml's `docs/gguf.md`), little-endian: magic `GGUF`, u32 version, u64 tensors, u64 key-value
-pairs; the pairs (key, u32 value type, value); for each tensor its name, u32 dimensions, u64 sizes
-[dimensions] fastest first, u32 type, u64 offset; padding to `general.alignment`; the tensors' bytes. Strings
-are a u64 length and UTF-8; arrays a u32 element type, a u64 length and the elements.
+The format is ggml's (`docs/gguf.md`), little-endian. A file contains, in this order: the magic `GGUF`, a u32
+version, the u64 number of tensors and the u64 number of key-value pairs; each pair as key, u32 value type and
+value; each tensor's name, u32 number of dimensions, u64 sizes (fastest dimension first), u32 type and u64
+offset; padding to `general.alignment`; the tensors' bytes. A string is a u64 length and its UTF-8 bytes. An
+array is a u32 element type, a u64 length and its elements.
 
-gguf-py's reader is not used because it trusts the file. Here every count, length and offset is checked
-against the file's size before anything is allocated or read.
+gguf-py's reader is not used, because it does not validate the file. This reader checks every count, length
+and offset against the file's size before it allocates or reads anything.
 """
 
 import mmap
@@ -30,28 +31,29 @@ from meditron.store.gguf_writer import (
     BOOL,
     DEFAULT_ALIGNMENT,
     MAGIC,
-    SCALARS,
+    SCALAR_DTYPES,
     STRING,
     Array,
     LazyTensor,
     write_gguf,
 )
 
-__all__ = ["GGUF", "Array", "LazyTensor", "TensorInfo", "Value", "reject_split_model", "write_gguf"]
+__all__ = ["GGUF", "Array", "LazyTensor", "MetadataValue", "TensorInfo", "reject_split_model", "write_gguf"]
 
-Value = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
+MetadataValue = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
 """A metadata value."""
 
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
-# Limits of the format; ggml rejects longer names.
+# Maximum bytes of a metadata key (the format's limit) and of a tensor's name (ggml rejects longer ones).
 _MAX_KEY, _MAX_NAME = 65_535, 64
 MAX_ENTRIES = 1 << 16
-"""Most key-value pairs of a file, and most tensors; published models have a few thousand."""
+"""Maximum number of key-value pairs of a file, and of tensors; published models have a few thousand."""
 MAX_ELEMENTS = 1 << 22
-"""Most elements of all arrays in a file; a vocabulary of 262,144 tokens has 1.4 million with its merges."""
+"""Maximum number of elements of all arrays in a file together; a vocabulary of 262,144 tokens has 1.4 million
+elements with its merges."""
 MAX_METADATA_BYTES = 1 << 27
-"""Most bytes of a file's key-value pairs; 20 MB are usual."""
+"""Maximum size of a file's key-value pairs, in bytes; published models have up to about 20 MB."""
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -77,37 +79,37 @@ class _Cursor:
         self.elements = 0
         """Number of array elements read."""
 
-    def error(self, problem: str, at: int | None = None) -> InputError:
+    def error_at(self, problem: str, at: int | None = None) -> InputError:
         return InputError(self.path, problem, place=f"byte {self.at if at is None else at}")
 
-    def skip(self, count: int, label: str) -> int:
+    def skip_bytes(self, count: int, label: str) -> int:
         """Advance by `count` bytes and return the offset before."""
         start = self.at
         if count > self.size - start:
-            raise self.error(f"{label} needs {count:,} bytes, but only {self.size - start:,} are left")
+            raise self.error_at(f"{label} needs {count:,} bytes, but only {self.size - start:,} are left")
         self.at += count
         return start
 
-    def u32(self, label: str) -> int:
-        return int(_U32.unpack_from(self.data, self.skip(4, label))[0])
+    def read_u32(self, label: str) -> int:
+        return int(_U32.unpack_from(self.data, self.skip_bytes(4, label))[0])
 
-    def u64(self, label: str) -> int:
-        return int(_U64.unpack_from(self.data, self.skip(8, label))[0])
+    def read_u64(self, label: str) -> int:
+        return int(_U64.unpack_from(self.data, self.skip_bytes(8, label))[0])
 
-    def string(self, label: str, longest: int | None = None) -> str:
+    def read_string(self, label: str, longest: int | None = None) -> str:
         start = self.at
-        length = self.u64(label)
+        length = self.read_u64(label)
         if longest is not None and length > longest:
-            raise self.error(f"{label} has {length:,} bytes, the limit is {longest:,}", start)
-        begin = self.skip(length, label)
+            raise self.error_at(f"{label} has {length:,} bytes, the limit is {longest:,}", start)
+        begin = self.skip_bytes(length, label)
         try:
             return str(self.data[begin : self.at], "utf-8")
         except UnicodeDecodeError as error:
-            raise self.error(f"{label} is not UTF-8", begin + error.start) from error
+            raise self.error_at(f"{label} is not UTF-8", begin + error.start) from error
 
-    def strings(self, count: int, label: str) -> list[str]:
+    def read_strings(self, count: int, label: str) -> list[str]:
         """Read `count` strings."""
-        # A vocabulary has a million strings, so this loop has no call of a method per string.
+        # The metadata of a vocabulary has about a million strings, and a method call for each would be slow.
         data, end, at = self.data, self.size, self.at
         length, texts = _U64.unpack_from, []
         for _ in range(count):
@@ -120,33 +122,33 @@ class _Cursor:
             except UnicodeDecodeError:
                 break
             self.at = at
-        # If the loop stopped early, the offending string is read again for its error.
-        return texts + [self.string(label, MAX_METADATA_BYTES) for _ in range(count - len(texts))]
+        # If the loop stopped at an invalid string, `read_string` reads it again and raises the error for it.
+        return texts + [self.read_string(label, MAX_METADATA_BYTES) for _ in range(count - len(texts))]
 
-    def count(self, smallest: int, label: str) -> int:
-        """Read a number of items of at least `smallest` bytes each; it must fit into the rest of the file."""
+    def read_count(self, smallest: int, label: str) -> int:
+        """Read a u64 count of items; items of `smallest` bytes each must fit into the rest of the file."""
         start = self.at
-        number = self.u64(f"the number of {label}")
+        number = self.read_u64(f"the number of {label}")
         if number > (self.size - self.at) // smallest:
-            raise self.error(f"{number:,} {label} do not fit into {self.size - self.at:,} bytes", start)
+            raise self.error_at(f"{number:,} {label} do not fit into {self.size - self.at:,} bytes", start)
         return number
 
-    def array(self, smallest: int, key: str) -> int:
-        """Read the length of an array; all arrays of the file share one limit."""
+    def read_array_length(self, smallest: int, key: str) -> int:
+        """Read the length of an array; the lengths of all arrays of the file together are limited."""
         start = self.at
-        number = self.count(smallest, f"elements of {key}")
+        number = self.read_count(smallest, f"elements of {key}")
         self.elements += number
         if self.elements > MAX_ELEMENTS:
             problem = f"{key} has {number:,} elements, all arrays {self.elements:,}"
-            raise self.error(f"{problem}; the limit is {MAX_ELEMENTS:,}", start)
+            raise self.error_at(f"{problem}; the limit is {MAX_ELEMENTS:,}", start)
         return number
 
 
 class GGUF:
-    """A memory-mapped, validated GGUF file. A context manager; its arrays stay valid after it is closed.
+    """A memory-mapped, validated GGUF file and a context manager. Returned arrays stay valid after closing.
 
     Raises:
-        InputError: the file violates the format; names the byte or the tensor.
+        InputError: the file violates the format; the error names the byte or the tensor.
         SourceError: there is no such file.
     """
 
@@ -158,21 +160,21 @@ class GGUF:
             self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         cursor = _Cursor(path, self._map)
         self.version, tensors, pairs = _read_header(cursor)
-        self.metadata: dict[str, Value] = {}
+        self.metadata: dict[str, MetadataValue] = {}
         """Key → value, as plain Python values."""
         for _ in range(pairs):
-            _read_pair(cursor, self.metadata)
+            _read_metadata_pair(cursor, self.metadata)
             if cursor.at > MAX_METADATA_BYTES:
-                raise cursor.error(f"the key-value pairs have more than {MAX_METADATA_BYTES:,} bytes")
+                raise cursor.error_at(f"the key-value pairs have more than {MAX_METADATA_BYTES:,} bytes")
         infos = [_read_tensor_info(cursor) for _ in range(tensors)]
         self.tensors: dict[str, TensorInfo] = _absolute_offsets(
-            cursor, infos, _alignment(path, self.metadata)
+            cursor, infos, _read_alignment(path, self.metadata)
         )
         """Name → tensor, in the file's order."""
 
-    def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return a tensor's stored bytes, read-only, without a copy; shape (*shape[:-1], bytes per row)."""
-        info = self._info(name)
+    def raw_tensor(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return a tensor's stored bytes as a read-only view of shape (*shape[:-1], bytes per row)."""
+        info = self._tensor_info(name)
         if self._map is None:
             raise ValueError(f"{self.path} is closed")
         data = np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
@@ -183,33 +185,34 @@ class GGUF:
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        info = self._info(name)
+        info = self._tensor_info(name)
         kind = GGMLQuantizationType[info.type]
         try:
-            # In a damaged file the scale of a block can be infinite; the values are returned as they are.
+            # In a damaged file the scale of a block can be infinite. numpy's warnings about the resulting
+            # infinite values are suppressed, and the values are returned.
             with np.errstate(all="ignore"):
-                values = dequantize(self.raw(name), kind)
+                values = dequantize(self.raw_tensor(name), kind)
         except NotImplementedError as error:
             raise InputError(self.path, f"cannot read tensors of type {info.type}", place=name) from error
-        # For F32 the result is a view of the map, which must not be handed out as writable.
+        # For F32 the result of gguf-py is a read-only view of the mapped file; callers get a writable copy.
         is_copy = values.flags.owndata and values.flags.writeable
         values = values if is_copy else values.copy()
         self._release_pages(info)
         return cast("npt.NDArray[np.float32]", values).reshape(info.shape)
 
     def _release_pages(self, info: TensorInfo) -> None:
-        """Release the memory of a tensor that was read; the kernel reloads it from the file if needed."""
+        """Let the kernel drop a tensor's pages from memory; it reads them from the file again if needed."""
         if self._map is not None and hasattr(self._map, "madvise"):
             start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
 
-    def _info(self, name: str) -> TensorInfo:
+    def _tensor_info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
             raise InputError(self.path, "no such tensor", place=name)
         return self.tensors[name]
 
     def close(self) -> None:
-        """Close the file; it is unmapped once no array refers to it any more."""
+        """Close the file. Python unmaps it when no array refers to it any more."""
         self._map = None
 
     def __enter__(self) -> Self:
@@ -240,80 +243,84 @@ def reject_split_model(gguf: GGUF) -> None:
 
 
 def _read_header(cursor: _Cursor) -> tuple[int, int, int]:
-    if (magic := cursor.data[cursor.skip(4, "the magic") : 4]) != MAGIC:
-        raise cursor.error(f"not a GGUF file: it begins with {magic!r}", 0)
-    version = cursor.u32("the version")
+    if (magic := cursor.data[cursor.skip_bytes(4, "the magic") : 4]) != MAGIC:
+        raise cursor.error_at(f"not a GGUF file: it begins with {magic!r}", 0)
+    version = cursor.read_u32("the version")
     if version & 0xFFFF == 0:
-        raise cursor.error("big-endian GGUF files are not supported", 4)
+        raise cursor.error_at("big-endian GGUF files are not supported", 4)
     if version not in _VERSIONS:
-        raise cursor.error(f"GGUF version {version} is not supported (only 2 and 3)", 4)
-    # The smallest entries are a scalar tensor without a name (24 bytes) and an empty key with a byte (13).
-    tensors, pairs = cursor.count(24, "tensors"), cursor.count(13, "key-value pairs")
+        raise cursor.error_at(f"GGUF version {version} is not supported (only 2 and 3)", 4)
+    # The smallest tensor entry, a scalar without a name, has 24 bytes; the smallest pair, an empty key with a
+    # value of one byte, has 13 bytes.
+    tensors, pairs = cursor.read_count(24, "tensors"), cursor.read_count(13, "key-value pairs")
     if max(tensors, pairs) > MAX_ENTRIES:
         problem = f"{tensors:,} tensors and {pairs:,} key-value pairs; the limit is {MAX_ENTRIES:,} of each"
-        raise cursor.error(problem, 8)
+        raise cursor.error_at(problem, 8)
     return version, tensors, pairs
 
 
-def _read_pair(cursor: _Cursor, into: dict[str, Value]) -> None:
+def _read_metadata_pair(cursor: _Cursor, into: dict[str, MetadataValue]) -> None:
     start = cursor.at
-    key = cursor.string("a key", _MAX_KEY)
+    key = cursor.read_string("a key", _MAX_KEY)
     if not key or key in into:
-        raise cursor.error(f"the key {key!r} occurs twice" if key else "a key is empty", start)
-    code = cursor.u32(f"the type of {key}")
+        raise cursor.error_at(f"the key {key!r} occurs twice" if key else "a key is empty", start)
+    code = cursor.read_u32(f"the type of {key}")
     into[key] = _read_array(cursor, key) if code == ARRAY else _read_scalar(cursor, code, key)
 
 
-def _read_scalar(cursor: _Cursor, code: int, key: str) -> Value:
+def _read_scalar(cursor: _Cursor, code: int, key: str) -> MetadataValue:
     if code == STRING:
-        return cursor.string(key, MAX_METADATA_BYTES)
-    return cast("Value", _read_numbers(cursor, code, 1, key)[0])
+        return cursor.read_string(key, MAX_METADATA_BYTES)
+    return cast("MetadataValue", _read_numbers(cursor, code, 1, key)[0])
 
 
-def _read_array(cursor: _Cursor, key: str) -> Value:
-    code = cursor.u32(f"the element type of {key}")
-    smallest = 8 if code == STRING else SCALARS[code].itemsize if code in SCALARS else 1
-    count = cursor.array(smallest, key)
+def _read_array(cursor: _Cursor, key: str) -> MetadataValue:
+    code = cursor.read_u32(f"the element type of {key}")
+    smallest = 8 if code == STRING else SCALAR_DTYPES[code].itemsize if code in SCALAR_DTYPES else 1
+    count = cursor.read_array_length(smallest, key)
     if code == STRING:
-        return cursor.strings(count, f"an element of {key}")
+        return cursor.read_strings(count, f"an element of {key}")
     return _read_numbers(cursor, code, count, key)
 
 
 def _read_numbers(cursor: _Cursor, code: int, count: int, key: str) -> list[Any]:
-    if code not in SCALARS:
-        raise cursor.error(f"{key} has the unknown type {code}", cursor.at - 4)
-    dtype = SCALARS[code]
-    start = cursor.skip(count * dtype.itemsize, key)
+    if code not in SCALAR_DTYPES:
+        raise cursor.error_at(f"{key} has the unknown type {code}", cursor.at - 4)
+    dtype = SCALAR_DTYPES[code]
+    start = cursor.skip_bytes(count * dtype.itemsize, key)
     values = np.frombuffer(cursor.data, dtype, count, start)
     if code == BOOL:
         if (bad := np.flatnonzero(values > 1)).size:
-            raise cursor.error(f"{key} is a boolean, but neither 0 nor 1", start + int(bad[0]))
+            raise cursor.error_at(f"{key} is a boolean, but neither 0 nor 1", start + int(bad[0]))
         values = values.astype(bool)
     return cast("list[Any]", values.tolist())
 
 
 def _read_tensor_info(cursor: _Cursor) -> tuple[int, TensorInfo]:
-    """Read one entry and its position; its offset is still relative to the start of the data."""
+    """Read one tensor's entry; return the entry's position and the entry.
+
+    The entry's offset is still relative to the start of the tensor data.
+    """
     start = cursor.at
-    name = cursor.string("a tensor's name", _MAX_NAME)
-    if (dimensions := cursor.u32(f"the dimensions of {name}")) > _MAX_DIMENSIONS:
-        raise cursor.error(
+    name = cursor.read_string("a tensor's name", _MAX_NAME)
+    if (dimensions := cursor.read_u32(f"the dimensions of {name}")) > _MAX_DIMENSIONS:
+        raise cursor.error_at(
             f"tensor {name!r} has {dimensions} dimensions, the limit is {_MAX_DIMENSIONS}", start
         )
-    shape = tuple(cursor.u64(f"the shape of {name}") for _ in range(dimensions))[::-1]
-    code, offset = cursor.u32(f"the type of {name}"), cursor.u64(f"the offset of {name}")
+    shape = tuple(cursor.read_u64(f"the shape of {name}") for _ in range(dimensions))[::-1]
+    code, offset = cursor.read_u32(f"the type of {name}"), cursor.read_u64(f"the offset of {name}")
     if not name or 0 in shape:
-        raise cursor.error(f"tensor {name!r} of shape {shape} is empty or has no name", start)
+        raise cursor.error_at(f"tensor {name!r} of shape {shape} is empty or has no name", start)
     if (kind := tensor_type_of_code(code)) is None:
-        raise cursor.error(f"tensor {name!r} has the unknown type {code}", start)
+        raise cursor.error_at(f"tensor {name!r} has the unknown type {code}", start)
     # A block never spans two rows, so a row must consist of complete blocks.
-    if (shape[-1] if shape else 1) % kind.block:
-        problem = f"tensor {name!r} has rows of {shape[-1]}, not a multiple of {kind.name}'s {kind.block}"
-        raise cursor.error(problem, start)
+    if (width := shape[-1] if shape else 1) % kind.block_size:
+        problem = f"tensor {name!r} has rows of {width}, not a multiple of {kind.name}'s {kind.block_size}"
+        raise cursor.error_at(problem, start)
     return start, TensorInfo(name, shape, kind.name, offset, kind.nbytes(shape))
 
 
-def _alignment(path: Path, metadata: dict[str, Value]) -> int:
+def _read_alignment(path: Path, metadata: dict[str, MetadataValue]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(value) is not int or value < 8 or value & (value - 1):
         raise InputError(
@@ -325,22 +332,22 @@ def _alignment(path: Path, metadata: dict[str, Value]) -> int:
 def _absolute_offsets(
     cursor: _Cursor, infos: list[tuple[int, TensorInfo]], alignment: int
 ) -> dict[str, TensorInfo]:
-    """Convert relative offsets to offsets in the file; check alignment, the file's end and overlaps."""
+    """Convert offsets in the tensor data to offsets in the file; check alignment, overlap and file size."""
     begin = -(-cursor.at // alignment) * alignment
-    placed: dict[str, TensorInfo] = {}
+    tensors_by_name: dict[str, TensorInfo] = {}
     for start, info in infos:
-        if info.name in placed:
-            raise cursor.error(f"tensor {info.name!r} occurs twice", start)
+        if info.name in tensors_by_name:
+            raise cursor.error_at(f"tensor {info.name!r} occurs twice", start)
         if info.offset % alignment:
-            raise cursor.error(f"tensor {info.name!r} is not aligned to {alignment} bytes", start)
+            raise cursor.error_at(f"tensor {info.name!r} is not aligned to {alignment} bytes", start)
         offset = begin + info.offset
         if offset + info.nbytes > cursor.size:
             end = f"ends at byte {offset + info.nbytes:,}, the file at {cursor.size:,}"
-            raise cursor.error(f"tensor {info.name!r} {end}", start)
-        placed[info.name] = TensorInfo(info.name, info.shape, info.type, offset, info.nbytes)
-    # Two tensors that share bytes would let a small file claim any amount of weights.
-    ordered = sorted(placed.values(), key=lambda info: info.offset)
+            raise cursor.error_at(f"tensor {info.name!r} {end}", start)
+        tensors_by_name[info.name] = TensorInfo(info.name, info.shape, info.type, offset, info.nbytes)
+    # If tensors could share bytes, a small file could declare any number of weights.
+    ordered = sorted(tensors_by_name.values(), key=lambda info: info.offset)
     for before, after in pairwise(ordered):
         if before.offset + before.nbytes > after.offset:
-            raise cursor.error(f"tensors {before.name!r} and {after.name!r} overlap", after.offset)
-    return placed
+            raise cursor.error_at(f"tensors {before.name!r} and {after.name!r} overlap", after.offset)
+    return tensors_by_name

@@ -1,7 +1,8 @@
 """An atomic GGUF writer with one tensor in memory at a time.
 
-The output equals that of gguf-py's GGUFWriter byte for byte. That writer is not used because it opens the
-path itself, so a write cannot be atomic, and uses numpy's `tofile`, which hides that the disk is full.
+The output equals that of gguf-py's GGUFWriter byte for byte. GGUFWriter itself is not used, because it opens
+the path on its own, so that writes are not atomic, and because it uses numpy's `tofile`, whose errors do not
+say that the disk is full.
 """
 
 import struct
@@ -21,7 +22,7 @@ __all__ = [
     "BOOL",
     "DEFAULT_ALIGNMENT",
     "MAGIC",
-    "SCALARS",
+    "SCALAR_DTYPES",
     "STRING",
     "Array",
     "LazyTensor",
@@ -31,16 +32,16 @@ __all__ = [
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 BOOL, STRING, ARRAY = 7, 8, 9
-SCALARS: dict[int, np.dtype[Any]] = {
+SCALAR_DTYPES: dict[int, np.dtype[Any]] = {
     code: np.dtype(name)
     for code, name in {
         0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", BOOL: "u1", 10: "<u8", 11: "<i8",
         12: "<f8",
     }.items()
 }  # fmt: skip
-"""Code of a value type → numpy dtype; a BOOL is a byte, 0 or 1."""
+"""Code of a metadata value's type → numpy dtype; a BOOL is a byte with the value 0 or 1."""
 _VERSION = 3
-_ARRAY_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_FLOAT_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 Array = npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np.uint8]
 
@@ -54,7 +55,8 @@ class LazyTensor:
     type: str
     """ggml's name: `F16`, `Q4_K`."""
     load: Callable[[], Array]
-    """Computes the tensor: float32 for F32, float16 for F16, the blocks' bytes as uint8 for other types."""
+    """Function that computes the tensor: float32 for F32, float16 for F16, the blocks' bytes as uint8 for any
+    other type."""
 
     @property
     def nbytes(self) -> int:
@@ -67,15 +69,17 @@ def write_gguf(
 ) -> None:
     """Write a GGUF file (version 3), tensor by tensor and atomically.
 
-    The type of a metadata value depends on the value: bool, str, float (FLOAT32), int (UINT32 if it fits,
-    else INT32, INT64), and lists of them (ints INT32, else INT64). A numpy scalar or array has the type of
-    its dtype. Empty lists have no type and are left out.
+    The GGUF type of a metadata value depends on its Python type: a bool is BOOL, a str STRING, a float
+    FLOAT32, an int the first of UINT32, INT32 and INT64 that can represent it. The elements of a list have
+    the same types, except that ints are INT32 or else INT64. A numpy scalar or array has the type of its
+    dtype. Empty lists have no element type and are left out.
 
     Raises:
         TypeError: the format has no such metadata value or dtype.
-        ValueError: a tensor's name occurs twice, or a LazyTensor has another dtype or shape than declared.
+        ValueError: a tensor's name occurs twice, or a LazyTensor computes another dtype or shape than
+            declared.
     """
-    listed = [(name, _as_lazy(name, tensor)) for name, tensor in tensors]
+    listed = [(name, _as_lazy_tensor(name, tensor)) for name, tensor in tensors]
     if len({name for name, _ in listed}) != len(listed):
         raise ValueError(f"{path}: a tensor's name occurs twice")
     pairs = {key: value for key, value in metadata.items() if not (isinstance(value, list) and not value)}
@@ -84,25 +88,25 @@ def write_gguf(
         file.write(MAGIC + struct.pack("<IQQ", _VERSION, len(listed), len(pairs)))
         for key, value in pairs.items():
             file.write(_encode_string(key) + _encode_value(key, value))
-        file.write(_encode_infos(listed, alignment))
-        _pad(file, alignment)
+        file.write(_encode_tensor_infos(listed, alignment))
+        _write_padding(file, alignment)
         for name, tensor in listed:
             file.write(_tensor_bytes(name, tensor))
-            _pad(file, alignment)
+            _write_padding(file, alignment)
 
 
-def _as_lazy(name: str, tensor: Array | LazyTensor) -> LazyTensor:
-    """Wrap an array in a LazyTensor of the type of its dtype."""
+def _as_lazy_tensor(name: str, tensor: Array | LazyTensor) -> LazyTensor:
+    """Wrap an array in a LazyTensor whose type, F32 or F16, follows from the array's dtype."""
     if isinstance(tensor, LazyTensor):
         return tensor
     dtype = tensor.dtype.newbyteorder("<")
-    for kind, known in _ARRAY_TYPES.items():
+    for kind, known in _FLOAT_DTYPES.items():
         if known == dtype:
             return LazyTensor(tensor.shape, kind, lambda: tensor)
     raise TypeError(f"tensor {name} must be float32 or float16, got {dtype}")
 
 
-def _encode_infos(tensors: list[tuple[str, LazyTensor]], alignment: int) -> bytes:
+def _encode_tensor_infos(tensors: list[tuple[str, LazyTensor]], alignment: int) -> bytes:
     infos, offset = bytearray(), 0
     for name, tensor in tensors:
         shape = tensor.shape[::-1]
@@ -114,8 +118,10 @@ def _encode_infos(tensors: list[tuple[str, LazyTensor]], alignment: int) -> byte
 
 def _tensor_bytes(name: str, tensor: LazyTensor) -> memoryview:
     values = tensor.load()
-    is_array = tensor.type in _ARRAY_TYPES  # any other type is given as the bytes of its blocks, in any shape
-    dtype: np.dtype[Any] = _ARRAY_TYPES.get(tensor.type, np.dtype(np.uint8))
+    is_array = (
+        tensor.type in _FLOAT_DTYPES
+    )  # any other type is given as the bytes of its blocks, in any shape
+    dtype: np.dtype[Any] = _FLOAT_DTYPES.get(tensor.type, np.dtype(np.uint8))
     fits = values.shape == tensor.shape if is_array else values.nbytes == tensor.nbytes
     if values.dtype.newbyteorder("<") != dtype or not fits:
         declared = f"{tensor.type} {tensor.shape}, {tensor.nbytes:,} bytes"
@@ -123,7 +129,7 @@ def _tensor_bytes(name: str, tensor: LazyTensor) -> memoryview:
     return np.ascontiguousarray(values, dtype=dtype).reshape(-1).view(np.uint8).data
 
 
-def _pad(file: BinaryIO, alignment: int) -> None:
+def _write_padding(file: BinaryIO, alignment: int) -> None:
     file.write(bytes(-file.tell() % alignment))
 
 
@@ -142,7 +148,7 @@ def _encode_value(key: str, value: Any) -> bytes:  # noqa: ANN401
     if array.ndim > 1:
         raise TypeError(f"{key}: nested arrays are not supported")
     code = BOOL if array.dtype == bool else _type_code(key, array.dtype)
-    data = array.astype(SCALARS[code]).tobytes()
+    data = array.astype(SCALAR_DTYPES[code]).tobytes()
     return (
         struct.pack("<I", code) + data
         if array.ndim == 0
@@ -151,7 +157,7 @@ def _encode_value(key: str, value: Any) -> bytes:  # noqa: ANN401
 
 
 def _type_code(key: str, dtype: np.dtype[Any]) -> int:
-    for code, known in SCALARS.items():
+    for code, known in SCALAR_DTYPES.items():
         if known == dtype.newbyteorder("<"):
             return code
     raise TypeError(f"{key}: GGUF metadata cannot have the type {dtype}")

@@ -1,12 +1,13 @@
 """Token files in Megatron's format: `PREFIX.bin` and `PREFIX.idx`.
 
-`.bin` contains the tokens of all sequences, concatenated. `.idx`, little-endian: the magic `MMIDIDX` and
-two zero bytes, u64 version (1), u8 dtype code, u64 sequences, u64 boundaries; then i32 lengths [sequences],
-i64 byte offsets [sequences] and i64 document boundaries [boundaries], which count sequences from 0.
-`.bin` is written first, so an existing `.idx` means that the pair is complete.
+`PREFIX.bin` contains the tokens of all sequences, concatenated. `PREFIX.idx` is little-endian and contains,
+in this order: the magic `MMIDIDX` with two zero bytes, the u64 version (1), the u8 code of the dtype, the u64
+number of sequences and the u64 number of boundaries; then i32 lengths [sequences], i64 byte offsets
+[sequences] and i64 document boundaries [boundaries], which count sequences from 0. `PREFIX.bin` is written
+first, so that an existing `PREFIX.idx` means that the pair is complete.
 
-`PREFIX.hashes` identifies the documents, in order: 8 bytes each, the first 8 bytes of the `content_sha256` of
-the document's text. It is written before the `.idx`.
+`PREFIX.hashes` identifies the documents, in the same order: for each document, the first 8 bytes of the
+`content_sha256` of its text. The file is written before `PREFIX.idx`.
 """
 
 import struct
@@ -26,8 +27,9 @@ __all__ = ["IndexedDataset", "IndexedWriter", "TokenIds", "read_hashes", "token_
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
-_CODES: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-# Megatron's limit; below 65,536, so that tokens can be added later.
+_DTYPE_BY_CODE: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+# Megatron stores the ids of vocabularies below this size as uint16. The limit is less than 65,536, so that
+# tokens can be added later.
 _UINT16_BELOW = 65_500
 
 TokenIds = npt.NDArray[np.integer[Any]]
@@ -38,24 +40,24 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab_size < _UINT16_BELOW else "<i4")
 
 
-def _beside(prefix: Path, suffix: str) -> Path:
+def _with_suffix(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
 
 
 def write_hashes(prefix: Path, hashes: Sequence[str]) -> None:
-    """Write `PREFIX.hashes`: `short(content_sha256(text))` of each document, in order."""
-    with atomic_write(_beside(prefix, ".hashes")) as file:
+    """Write `PREFIX.hashes`: `short_hash(content_sha256(text))` of each document, in order."""
+    with atomic_write(_with_suffix(prefix, ".hashes")) as file:
         file.write(bytes.fromhex("".join(hashes)))
 
 
 def read_hashes(prefix: Path) -> list[str]:
-    """Return `short(content_sha256(text))` of each document in `PREFIX.bin`, in order.
+    """Return `short_hash(content_sha256(text))` of each document in `PREFIX.bin`, in order.
 
     Raises:
         SourceError: the file is missing.
         InputError: the number of hashes is not the number of documents.
     """
-    path = _beside(prefix, ".hashes")
+    path = _with_suffix(prefix, ".hashes")
     with translate_read_errors(path):
         data = path.read_bytes()
     documents = len(IndexedDataset(prefix))
@@ -67,22 +69,22 @@ def read_hashes(prefix: Path) -> list[str]:
 class IndexedWriter:
     """Writer of token ids to `PREFIX.bin` and `PREFIX.idx`; both files appear complete on `close`.
 
-    As a context manager it closes at the end of the block, and leaves no file after an error.
+    As a context manager the writer closes at the end of the block, and leaves no file if the block raises.
     """
 
     def __init__(self, prefix: Path, dtype: npt.DTypeLike) -> None:
         self.prefix = prefix
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        codes = [code for code, name in _CODES.items() if np.dtype(name) == self._dtype]
+        codes = [code for code, name in _DTYPE_BY_CODE.items() if np.dtype(name) == self._dtype]
         if not codes:
             raise TypeError(f"the format has no token ids of type {self._dtype}")
         self._code = codes[0]
         self._range = np.iinfo(self._dtype)
         self._sizes: list[int] = []
         self._closing = ExitStack()
-        self._bin = self._closing.enter_context(atomic_write(_beside(prefix, ".bin")))
+        self._bin = self._closing.enter_context(atomic_write(_with_suffix(prefix, ".bin")))
 
-    def add(self, ids: Sequence[int] | TokenIds) -> None:
+    def add_document(self, ids: Sequence[int] | TokenIds) -> None:
         """Append one document; OverflowError for an id that the dtype cannot hold."""
         array = np.asarray(ids)
         if array.size and not (self._range.min <= array.min() and array.max() <= self._range.max):
@@ -100,7 +102,7 @@ class IndexedWriter:
         starts = np.concatenate([np.zeros(1, "<i8"), ends])[: len(sizes)]
         # A sequence is a document here; Megatron allows several sequences per document.
         boundaries = np.arange(len(sizes) + 1, dtype="<i8")
-        with atomic_write(_beside(self.prefix, ".idx")) as file:
+        with atomic_write(_with_suffix(self.prefix, ".idx")) as file:
             file.write(_HEADER.pack(_MAGIC, 1, self._code, len(sizes), len(boundaries)))
             for array in (sizes, starts, boundaries):
                 file.write(array.tobytes())
@@ -123,13 +125,13 @@ class IndexedDataset:
     """Memory-mapped documents of a `.bin`/`.idx` pair: `dataset[i]` is the read-only ids of document i.
 
     Raises:
-        InputError: a count, length or offset contradicts the files' sizes; names the byte.
+        InputError: a count, length or offset contradicts the files' sizes; the error names the byte.
         SourceError: a file of the pair is missing.
     """
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
-        bin_path, self._idx = _beside(prefix, ".bin"), _beside(prefix, ".idx")
+        bin_path, self._idx = _with_suffix(prefix, ".bin"), _with_suffix(prefix, ".idx")
         for path in (bin_path, self._idx):
             with translate_read_errors(path), path.open("rb"):
                 pass
@@ -159,20 +161,20 @@ class IndexedDataset:
             np.memmap(self._idx, dtype=np.uint8, mode="r") if self._idx.stat().st_size else np.empty(0, "u1")
         )
         if len(data) < _HEADER.size:
-            raise self._error(f"{len(data)} bytes, but the header has {_HEADER.size}", 0)
+            raise self._index_error(f"{len(data)} bytes, but the header has {_HEADER.size}", 0)
         magic, version, code, sequences, documents = _HEADER.unpack(data[: _HEADER.size].tobytes())
         if magic != _MAGIC:
-            raise self._error(f"begins with {magic!r} instead of {_MAGIC!r}", 0)
+            raise self._index_error(f"begins with {magic!r} instead of {_MAGIC!r}", 0)
         if version != 1:
-            raise self._error(f"version {version} is not supported (only 1)", 9)
-        if code not in _CODES:
-            raise self._error(f"dtype code {code} is not an integer type", 17)
+            raise self._index_error(f"version {version} is not supported (only 1)", 9)
+        if code not in _DTYPE_BY_CODE:
+            raise self._index_error(f"dtype code {code} is not an integer type", 17)
         if (expected := _HEADER.size + 12 * sequences + 8 * documents) != len(data):
             problem = (
                 f"{sequences} sequences and {documents} boundaries need {expected} bytes, not {len(data)}"
             )
-            raise self._error(problem, 18)
-        dtype = np.dtype(_CODES[code])
+            raise self._index_error(problem, 18)
+        dtype = np.dtype(_DTYPE_BY_CODE[code])
         at = _HEADER.size
         lengths = np.frombuffer(data, "<i4", sequences, at)
         offsets = np.frombuffer(data, "<i8", sequences, at + 4 * sequences)
@@ -184,23 +186,27 @@ class IndexedDataset:
     def _check_lengths(self, lengths: TokenIds, offsets: TokenIds, width: int, bin_bytes: int) -> None:
         if (bad := np.flatnonzero(lengths < 0)).size:
             at = _HEADER.size + 4 * int(bad[0])
-            raise self._error(f"sequence {bad[0]} has length {lengths[bad[0]]}", at)
-        # In 64 bits: the sum of the lengths, and so the byte offsets, exceed 32 bits in large files.
+            raise self._index_error(f"sequence {bad[0]} has length {lengths[bad[0]]}", at)
+        # Computed in 64 bits, because the byte offsets in large files exceed 32 bits.
         ends = np.cumsum(lengths, dtype=np.int64) * width
         starts = ends - lengths.astype(np.int64) * width
         if (bad := np.flatnonzero(offsets != starts)).size:
             at = _HEADER.size + 4 * len(lengths) + 8 * int(bad[0])
-            raise self._error(f"sequence {bad[0]} is at byte {offsets[bad[0]]}, not {starts[bad[0]]}", at)
+            raise self._index_error(
+                f"sequence {bad[0]} is at byte {offsets[bad[0]]}, not {starts[bad[0]]}", at
+            )
         total = int(ends[-1]) if len(ends) else 0
         if total != bin_bytes:
-            raise self._error(f"declares {total} bytes of tokens, but the .bin has {bin_bytes}", _HEADER.size)
+            raise self._index_error(
+                f"declares {total} bytes of tokens, but the .bin has {bin_bytes}", _HEADER.size
+            )
 
     def _check_boundaries(self, boundaries: TokenIds, sequences: int) -> None:
         at = _HEADER.size + 12 * sequences
         if not len(boundaries) or boundaries[0] != 0 or boundaries[-1] != sequences:
-            raise self._error(f"document boundaries do not run from 0 to {sequences}", at)
+            raise self._index_error(f"document boundaries do not run from 0 to {sequences}", at)
         if (bad := np.flatnonzero(np.diff(boundaries) < 0)).size:
-            raise self._error(f"document {bad[0]} ends before it begins", at + 8 * int(bad[0]))
+            raise self._index_error(f"document {bad[0]} ends before it begins", at + 8 * int(bad[0]))
 
-    def _error(self, problem: str, offset: int) -> InputError:
+    def _index_error(self, problem: str, offset: int) -> InputError:
         return InputError(self._idx, problem, place=f"byte {offset}")

@@ -33,7 +33,8 @@ __all__ = [
 LONGEST_LINE = 64 << 20
 """Longest accepted line, in bytes; guards against decompression bombs."""
 MOST_VALUES = 4_000_000
-"""Most commas, colons and brackets outside of strings in one line; each can become an object of 70 bytes."""
+"""Maximum number of commas, colons and brackets outside of strings in one line; for each of them, parsing can
+create an object of about 70 bytes."""
 
 _CHUNK = 1 << 20
 _ZSTD_PIECE = 4 << 10
@@ -46,7 +47,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         InputError: the stream is truncated or damaged, or a line is not a JSON object, is longer than
-            LONGEST_LINE, or holds more than MOST_VALUES; names the line.
+            LONGEST_LINE, or has more values than MOST_VALUES; the error names the line.
         SourceError: there is no such file.
     """
     number = 0
@@ -54,7 +55,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         opened = path.open("rb")
     try:
         with opened as file:
-            for number, line in enumerate(split_lines(_chunks(path, file)), start=1):
+            for number, line in enumerate(split_lines(_decompressed_chunks(path, file)), start=1):
                 if line.strip():
                     yield _parse_row(path, number, line)
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
@@ -65,8 +66,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def check_value_count(line: bytes) -> None:
-    """Raise ValueError for JSON that could hold more than MOST_VALUES, before it is parsed into memory."""
-    # The sum over all marks is a cheap upper bound; only a line above it is searched for strings.
+    """Raise ValueError if a line of JSON may have more than MOST_VALUES values; called before parsing."""
+    # The number of these characters in the whole line is a cheap upper bound. Only if it is above the limit
+    # are the characters inside strings left out of the count.
     if len(line) <= MOST_VALUES or sum(map(line.count, _MARKS)) <= MOST_VALUES:
         return
     outside = (token for token in _TOKEN.finditer(line) if line[token.start()] != ord('"'))
@@ -90,7 +92,7 @@ def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _chunks(path: Path, file: IO[bytes]) -> Iterator[bytes]:
+def _decompressed_chunks(path: Path, file: IO[bytes]) -> Iterator[bytes]:
     """Yield the file's decompressed bytes; EOFError if a compressed stream is truncated."""
     if path.suffix == ".zst":
         yield from unpack_zstd(file)
@@ -106,7 +108,7 @@ def unpack_zstd(file: IO[bytes]) -> Iterator[bytes]:
     Raises:
         EOFError: the last frame is truncated, or the file is empty.
     """
-    # zstandard's stream_reader takes a truncated frame for the end of the file without an error.
+    # zstandard's stream_reader ends at a truncated frame without an error, so frames are decompressed here.
     frame = zstandard.ZstdDecompressor().decompressobj()
     complete = False
     # Read in small pieces, because four bytes of Zstandard can expand to 128 KiB.
@@ -123,32 +125,33 @@ def unpack_zstd(file: IO[bytes]) -> Iterator[bytes]:
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Split chunks at line ends; OverflowError for a line longer than LONGEST_LINE."""
-    pending: list[bytes] = []
+    line_parts: list[bytes] = []
     length = 0
     for chunk in chunks:
         first, *rest = chunk.split(b"\n")
-        pending.append(first)
+        line_parts.append(first)
         length += len(first)
         if length > LONGEST_LINE:
             raise OverflowError(f"a line of more than {LONGEST_LINE >> 20} MiB")
         if rest:
-            yield b"".join(pending)
+            yield b"".join(line_parts)
             yield from rest[:-1]
-            pending, length = [rest[-1]], len(rest[-1])
+            line_parts, length = [rest[-1]], len(rest[-1])
     if length:
-        yield b"".join(pending)
+        yield b"".join(line_parts)
 
 
 def encode_row(row: Mapping[str, Any]) -> bytes:
-    """Encode a row as one compact line with its end; ValueError for NaN and infinity."""
+    """Encode a row as one compact line of JSON with a newline; ValueError for NaN and infinity."""
     text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode() + b"\n"
 
 
 class JsonlWriter:
-    """Context manager that writes rows to `path`, compressed by its suffix, atomically.
+    """Context manager that writes rows to `path` atomically, compressed as the suffix says.
 
-    The file appears complete when the block ends, and not at all if it raises. StorageError for a full disk.
+    The complete file appears when the block ends; if the block raises, no file appears. StorageError for a
+    full disk.
     """
 
     def __init__(self, path: Path) -> None:

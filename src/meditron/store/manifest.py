@@ -1,8 +1,9 @@
 """Manifests: an artifact's config, inputs, files and provenance.
 
-A stage's manifest is the last file written; if it exists, the stage is complete. Its digest covers the
-fingerprint and the content files and nothing else: the same work on another machine, at another time, has
-the same digest, and digests chain through the inputs.
+The manifest is the last file that a stage writes; if it exists, the stage is complete. A manifest's digest
+covers the fingerprint and the content files and nothing else, so the same work has the same digest on another
+machine and at another time. The fingerprint contains the inputs' digests, so a change anywhere in a chain of
+stages changes the digests of all later stages.
 """
 
 import hashlib
@@ -39,11 +40,12 @@ __all__ = [
 ]
 
 FILE_NAME = "manifest.json"
-# Reports and metrics hold times and host names, which differ between identical runs.
+# Files that are not part of the digest: reports and metrics contain times and host names, which differ
+# between runs with identical results.
 _NOT_CONTENT = ("*.html", "metrics.json*", "report.json")
 
 
-def _require_inside(path: str) -> str:
+def _require_relative_path(path: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
         raise ValueError("must be a relative path inside the artifact")
@@ -56,21 +58,23 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 class FileRecord(Record):
     """One file of an artifact."""
 
-    path: Annotated[str, AfterValidator(_require_inside)]
+    path: Annotated[str, AfterValidator(_require_relative_path)]
     """Relative to the artifact's folder, with `/`."""
     bytes: NonNegativeInt
     sha256: Sha256
     content: bool = True
-    """True if the file is part of the artifact's digest; false for reports and metrics, which hold times."""
+    """True if the file is part of the artifact's digest; false for reports and metrics, which contain
+    times."""
 
 
 class InputRecord(Record):
     """One input of an artifact."""
 
     reference: str
-    """The stage's name in the recipe (`quantize:F16`), or the source of an outside input (`pypi:…`)."""
+    """The reference in the recipe: a stage, with the file's name if it has several (`quantize:F16`), or an
+    external source (`pypi:…`)."""
     digest: str
-    """The input's manifest digest, or the outside input's SHA-256."""
+    """For a stage the digest of its manifest; for an external source the identity of its content."""
 
 
 class Git(Record):
@@ -89,9 +93,9 @@ class Manifest(Record):
     name: str
     """The stage's name in the recipe: `finetune.medqa`."""
     fingerprint: Sha256
-    """SHA-256 of the payload; another config, input or stage version changes it."""
+    """SHA-256 of the payload; it changes if the semantic config, an input or the stage's version changes."""
     payload: dict[str, Any]
-    """Semantic configuration, input digests and the stage's version."""
+    """Everything that determines the content: kind, version, semantic config fields and input digests."""
     config: dict[str, Any]
     """The configuration, with all defaults filled in."""
     beside: dict[str, Any] = Field(default_factory=dict)
@@ -123,17 +127,17 @@ class Artifact:
     name: str
     """The reference in the recipe: `base`, `pretrain`, `quantize`, a source's name."""
     path: Path
-    """The stage's folder; for an outside input the fetched file or folder."""
+    """The stage's folder; for an external input the fetched file or folder."""
     digest: str
-    """Hexadecimal SHA-256 of the content: the manifest's digest, or the outside input's."""
+    """For a stage the digest of its manifest; for an external input the identity of its content."""
     manifest: Manifest | None = None
-    """The stage's manifest; None for an outside input."""
+    """The stage's manifest; None for an external input."""
     selector: str | None = None
     """Name of one of several files: `F16` in `quantize:F16`."""
 
     @property
     def spec(self) -> str:
-        """The artifact as a MODEL for `store.models.resolve`: its path, with `:selector` if it has one."""
+        """The artifact as a MODEL argument: its path, with `:selector` if it has one."""
         return f"{self.path}:{self.selector}" if self.selector else str(self.path)
 
 
@@ -160,7 +164,7 @@ def record_files(folder: Path) -> list[FileRecord]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`. It must be the last write of a stage: it marks the stage as complete."""
+    """Write `manifest.json`, which marks a stage as complete and so must be the stage's last write."""
     write_json(folder / FILE_NAME, manifest.model_dump(mode="json"))
 
 
@@ -168,7 +172,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """Read the manifest of an artifact; None if there is none.
 
     Raises:
-        InputError: the manifest is damaged, was edited, or was written by a newer version.
+        InputError: the manifest is damaged, was edited, or was written by another version of meditron.
     """
     path = folder / FILE_NAME
     if not path.is_file():
@@ -190,9 +194,9 @@ def read_manifest(folder: Path) -> Manifest | None:
 def verify_artifact(folder: Path, *, hashes: bool = False) -> list[str]:
     """List the missing and altered files of an artifact, one sentence each; empty if it is intact.
 
-    Sizes are always compared. The SHA-256 is compared if `hashes` is set, and for a file that was modified
-    after the manifest: the manifest is a stage's last write, so such a file was replaced, possibly by one of
-    equal size.
+    Sizes are always compared. The SHA-256 is compared for every file if `hashes` is set, else only for files
+    that were modified after the manifest. The manifest is a stage's last write, so such a file was changed
+    later, possibly without changing its size.
 
     Raises:
         InputError: the manifest is damaged.
@@ -200,7 +204,8 @@ def verify_artifact(folder: Path, *, hashes: bool = False) -> list[str]:
     manifest = read_manifest(folder)
     if manifest is None:
         return [f"{FILE_NAME} is missing"]
-    # Hashing all weights takes minutes, so by default only files changed after the stage's end are hashed.
+    # Hashing all weights takes minutes, so by default only files that changed after the stage ended are
+    # hashed.
     completed = (folder / FILE_NAME).stat().st_mtime_ns
     problems = (_file_problem(folder, record, completed, hashes=hashes) for record in manifest.files)
     return [problem for problem in problems if problem]

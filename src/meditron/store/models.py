@@ -1,4 +1,4 @@
-"""Resolution of a MODEL argument to files."""
+"""Resolution of a MODEL argument, by which commands and recipes name a model, to the model's files."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import Literal
 
 from meditron.core.errors import InputError, SourceError
 from meditron.store.archives import MODEL_GLOB, member_names, select_member
-from meditron.store.fetch import expand_user, fetch, missing_path, parse_source, public_source
+from meditron.store.fetch import expand_user, fetch, missing_path_error, parse_source, public_source
 from meditron.store.files import path_exists, translate_read_errors
 
 __all__ = ["ModelFiles", "resolve_model", "split_selector"]
@@ -25,14 +25,18 @@ class ModelFiles:
     """The files of a model and their format."""
 
     spec: str
-    """The MODEL argument; for an address in the form of `store.fetch.public`."""
+    """The MODEL argument; an address is in the form that `store.fetch.public_source` returns, without
+    secrets."""
     kind: Literal["hf", "gguf", "init"]
     path: Path
-    """The HF folder or the GGUF file; for `init` the spec itself, because there is no file."""
+    """The HF folder or the GGUF file; for `init`, which has no files, the spec itself."""
 
 
 def split_selector(text: str) -> tuple[str, str | None]:
-    """Split `FOLDER:NAME` into both parts if the folder exists; any other text has no selector."""
+    """Split `FOLDER:NAME` into the folder and the selector NAME if the folder exists.
+
+    Any other text is returned unchanged, with the selector None.
+    """
     folder, _, selector = text.rpartition(":")
     if folder and not path_exists(expand_user(text)) and path_exists(expand_user(folder)):
         return (folder, selector) if expand_user(folder).is_dir() else (text, None)
@@ -60,9 +64,9 @@ def resolve_model(model: str | os.PathLike[str]) -> ModelFiles:
     if not path_exists(path):
         source = parse_source(spec)
         if source.scheme == "file" and source.name == spec:
-            raise _missing_model(path)
+            raise _missing_model_error(path)
         path = fetch(spec)
-        spec = public_source(spec) if source.remote else spec
+        spec = public_source(spec) if source.is_web_address else spec
         if path.suffix == ".whl":  # a wheel without or with several models: raise the error that lists them
             select_member(path, member_names(path), MODEL_GLOB)
     return _resolve_folder(spec, path) if path.is_dir() else _resolve_file(spec, path)
@@ -71,7 +75,8 @@ def resolve_model(model: str | os.PathLike[str]) -> ModelFiles:
 def _resolve_file(spec: str, path: Path) -> ModelFiles:
     with translate_read_errors(path), path.open("rb") as file:
         magic = file.read(4)
-    # By content: in the cache, and in some published repositories, the name need not end in .gguf.
+    # The file is recognised by its content, because in the cache and in some published repositories the name
+    # of a GGUF file does not end in .gguf.
     if magic == b"GGUF":
         return ModelFiles(spec, "gguf", path)
     if path.suffix == ".safetensors":
@@ -79,7 +84,7 @@ def _resolve_file(spec: str, path: Path) -> ModelFiles:
             f"{path}: weights without their config.json", hint=f"name the folder: {path.parent}"
         )
     if any(path.match(pattern) for pattern in _PICKLES):
-        raise _pickled(path)
+        raise _pickled_weights_error(path)
     raise InputError(path, "not a GGUF file", place="byte 0", hint=f"a MODEL is {_FORMS}")
 
 
@@ -89,16 +94,16 @@ def _resolve_folder(spec: str, folder: Path) -> ModelFiles:
             return ModelFiles(spec, "hf", folder)
         for pattern in _PICKLES:
             for pickled in sorted(folder.glob(pattern)):
-                raise _pickled(pickled)
+                raise _pickled_weights_error(pickled)
         raise SourceError(f"{folder}: has a config.json, but no *.safetensors")
-    # The first part of a split model represents all parts.
+    # Of a model that is split into several files, only the first is listed; the reader reports the split.
     files = [file for file in sorted(folder.glob(MODEL_GLOB)) if not _LATER_PART.search(file.stem)]
     if len(files) == 1:
         return ModelFiles(spec, "gguf", files[0])
     if files:
         names = ", ".join(f"{spec}:{file.stem}" for file in files)
         raise SourceError(f"{folder}: contains {len(files)} models", hint=f"name one: {names}")
-    if below := _models_in(folder):
+    if below := _models_below(folder):
         raise SourceError(
             f"{folder}: contains no model", hint=f"models in its subfolders: {', '.join(below[:_MAX_LISTED])}"
         )
@@ -107,21 +112,24 @@ def _resolve_folder(spec: str, folder: Path) -> ModelFiles:
     raise SourceError(f"{folder}: contains no model", hint=hint)
 
 
-def _missing_model(path: Path) -> SourceError:
+def _missing_model_error(path: Path) -> SourceError:
     """Return the error for a path that does not exist; its hint lists similar models nearby."""
     if similar := _similar_models(path):
         return SourceError(f"{path}: no such file or folder", hint=f"nearest: {', '.join(similar)}")
-    return missing_path(path)
+    error = missing_path_error(path)
+    if error.hint is None:  # often a name on the Hugging Face hub, such as gpt2
+        error.hint = f"a MODEL is {_FORMS}; download one from the hub: hf download REPO --local-dir FOLDER"
+    return error
 
 
 def _similar_models(path: Path) -> list[str]:
-    """Return specs of models in the deepest existing parent, the most similar first."""
+    """Return MODEL arguments for models in the deepest existing parent of `path`, the most similar first."""
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
-    return get_close_matches(str(path), _models_in(folder), n=3, cutoff=0.5)
+    return get_close_matches(str(path), _models_below(folder), n=3, cutoff=0.5)
 
 
-def _models_in(folder: Path) -> list[str]:
-    """Return specs of the models one and two levels below a folder, such as a run's stages."""
+def _models_below(folder: Path) -> list[str]:
+    """Return MODEL arguments for the models one and two levels below a folder, such as a run's stages."""
     specs: list[str] = []
     for depth in ("*", "*/*"):
         specs += [
@@ -146,13 +154,13 @@ def _select_file(folder: Path, selector: str) -> Path:
         if len(matches) == 1:
             return matches[0]
     names = [file.stem for file in files]
-    near = get_close_matches(selector, names, n=3, cutoff=0.3) or names
-    listed = ", ".join(f"{folder}:{name}" for name in near)
-    hint = f"available: {listed}" if near else f"{folder} contains no .gguf file"
+    near = get_close_matches(selector, names, n=len(names) or 1, cutoff=0.3)
+    listed = ", ".join(f"{folder}:{name}" for name in [*near, *(name for name in names if name not in near)])
+    hint = f"available: {listed}" if names else f"{folder} contains no .gguf file"
     raise SourceError(f"{folder}:{selector}: no such file", hint=hint)
 
 
-def _pickled(path: Path) -> SourceError:
+def _pickled_weights_error(path: Path) -> SourceError:
     return SourceError(
         f"{path}: pickled weights are not supported, because reading them can execute code",
         hint="convert them to safetensors first (transformers: save_pretrained)",

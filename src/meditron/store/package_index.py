@@ -27,9 +27,10 @@ class Wheel:
     sha256: str | None
 
 
-def _has_pip() -> bool:
+def _pip_is_installed() -> bool:
     """Return whether this environment has pip."""
-    # By its metadata: searching for the module itself would disable the distutils that setuptools brings.
+    # pip's metadata is looked up instead of its module, because the search for the module would disable the
+    # distutils that setuptools provides.
     try:
         importlib.metadata.distribution("pip")
     except importlib.metadata.PackageNotFoundError:
@@ -43,15 +44,15 @@ def find_wheel(package: str, version: str) -> Wheel:
     Raises:
         SourceError: there is no such wheel; the hint lists similar versions.
         FetchError: the index cannot be reached, or pip is not installed.
-        DigestError: pip reports a wrong hash.
+        DigestError: pip reports that the wheel's hash is not the index's.
     """
-    if not _has_pip():
+    if not _pip_is_installed():
         raise FetchError(
             f"pypi:{package}=={version} needs pip, which is not in this environment",
             hint="python -m ensurepip (or: uv pip install pip)",
         )
     requirement = f"{package}=={version}"
-    # -P: otherwise a folder named pip in the working directory would be imported.
+    # Without -P, Python would import a folder named pip in the working directory.
     command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed"]
     options = ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet", "--report", "-"]
     process = subprocess.run(

@@ -33,11 +33,12 @@ __all__ = [
 FILE_NAME = "results.json"
 
 Interval = Annotated[
-    tuple[float, float] | None, "low and high end, 95 %; None of fewer than 6 documents or questions"
+    tuple[float, float] | None, "lower and upper end, 95 %; None for fewer than 6 documents or questions"
 ]
 Rule = Literal["sum", "bytes", "calibrated"]
-"""How an option is chosen: by the summed log-probability of its tokens (lm-eval's acc), by that sum per byte
-(acc_bytes), or by that sum minus its unconditional value (acc_mutual_info)."""
+"""Rule by which the loglikelihood method chooses an option: `sum`, the highest log-probability of the
+option's tokens (lm-eval's acc); `bytes`, the same divided by the option's bytes (acc_bytes); `calibrated`,
+the same minus the option's log-probability without the question (acc_mutual_info)."""
 RULES: tuple[Rule, ...] = ("sum", "bytes", "calibrated")
 PromptForm = Literal["trained", "raw", "both"]
 """`trained`: each model in the chat template of its last finetune, plain text if there was none; `raw`: every
@@ -54,19 +55,20 @@ class Perplexity(_Record):
     model: str
     source: str
     documents: int = Field(ge=0)
-    """Held-out documents scored."""
+    """Number of held-out documents that were scored."""
     tokens: int = Field(ge=0)
-    """Tokens predicted."""
+    """Number of tokens whose prediction was scored."""
     nll: float
     """Mean negative log-likelihood per token, in nats."""
     perplexity: float
     """exp(nll)."""
     interval: Interval
-    """95 % bootstrap interval of the perplexity; documents are the unit."""
+    """95 % bootstrap interval of the perplexity; documents are resampled."""
     bits_per_byte: float
-    """The loss per byte of text, in bits; comparable between tokenizers, unlike perplexity."""
+    """Loss per byte of text, in bits; unlike perplexity it is comparable between models with different
+    tokenizers."""
     truncated: int = Field(ge=0)
-    """Documents that were longer than the limit, so that only their first tokens were scored."""
+    """Number of documents that were longer than the limit, so that only their first tokens were scored."""
     data_sha256: str
     """SHA-256 over the ids and text hashes of the scored documents."""
 
@@ -87,52 +89,56 @@ class TaskScore(Accuracy):
     model: str
     task: str
     version: int
-    """Version of the task: equal task, version and template give equal prompts."""
+    """Version of the task's code; two results with equal task, version and template have equal prompts."""
     data: str
-    """Name of the file of questions, or of the task if it is made from a corpus."""
+    """Name of the file of questions, or of the task if the questions are made from a corpus."""
     split: str | None = None
-    """Name of the split that was asked, as the data names it; None if the data has no split."""
+    """Name of the evaluated split, as the data names it; None if the data has no splits."""
     template: str
-    """How a question was laid out as a prompt."""
+    """Name of the prompt template, by which a question is written as a prompt."""
     prompt_form: str
-    """`raw` (plain text), or the name of the chat template in whose turns the prompt stands."""
+    """`raw` for a prompt in plain text, else the name of the chat template that the prompt is rendered in."""
     method: str
     """Name of the evaluation method: `loglikelihood`, `next-token`."""
     method_description: str = ""
-    """One clause on how the method takes an answer."""
+    """One clause that says how the method gets an answer from the model."""
     dtype: str
     """Number format of weights and activations."""
     engine: str
     """Engine of the model: `torch`, or `torch on dequantized weights`."""
     shots: int = Field(ge=0)
-    """Solved questions before each prompt."""
+    """Number of solved examples before each question."""
     shot_ids: tuple[str, ...] = ()
-    """Ids of the drawn examples; the last one replaces an example that repeats the question."""
+    """Ids of the drawn examples. The last one is a spare, used when one of the others repeats the
+    question."""
     shots_from: str | None = None
     """Name of the file of examples; None if they are from the task's training split."""
     shots_sha256: str | None = None
     """SHA-256 of that file."""
     n: int = Field(ge=1)
-    """Questions."""
+    """Number of questions."""
     repeated: int = Field(default=0, ge=0)
-    """Questions of `n` whose text and options repeat those of another one."""
+    """Number of questions whose text and options repeat those of another question."""
     ties: int = Field(default=0, ge=0)
-    """Questions whose best score several options share; the first of them counts as the answer."""
+    """Number of questions for which several options share the best score; the first of these options is taken
+    as the answer."""
     rule: Rule | None = None
     """Rule that chose the answers; None for methods without rules."""
     rules: dict[Rule, Accuracy] = {}
     """Accuracy by every rule; empty for methods without rules."""
     parse_rate: float = Field(ge=0, le=1)
-    """Share of the answers that name an option; 1 if options are compared."""
+    """Fraction of the answers that name an option; 1 for methods that compare the options."""
     option_probability_mass: float | None = Field(default=None, ge=0, le=1)
-    """Mean probability that the next token begins one of the options; None if the method has no
-    probabilities."""
+    """Mean over questions of the probability that the next token begins one of the options; None for methods
+    without probabilities."""
     truncated: int = Field(default=0, ge=0)
-    """Questions whose prompt lost its beginning, as it is longer than the model's context."""
+    """Number of questions whose prompt was longer than the model's context, so that its beginning was cut
+    off."""
     classes: tuple[str, ...] = ()
-    """The options, where they are the same for every question."""
+    """The options, if they are the same for every question; else empty."""
     confusion: tuple[tuple[int, ...], ...] = ()
-    """Of classes: questions by gold class (row) and answer (column); the last column named no option."""
+    """Confusion matrix over `classes`: number of questions by gold class (row) and answer (column); the last
+    column counts answers that named no option."""
     prompt_sha256: str
     """SHA-256 over the hashes of every prompt with its options, in the questions' order."""
     data_sha256: str
@@ -142,7 +148,7 @@ class TaskScore(Accuracy):
 
 
 class Baseline(_Record):
-    """Accuracy without a language model: by the commonest answer, best position, or word counts."""
+    """Accuracy of a baseline without a language model: commonest answer, best position, or naive Bayes."""
 
     task: str
     name: Literal["majority", "position", "naive Bayes"]
@@ -167,15 +173,15 @@ class Fidelity(_Record):
     kl_mean: float
     """Mean over tokens of KL(against ‖ model), in nats."""
     kl_99: float
-    """99th percentile over tokens of the same."""
+    """99th percentile over tokens of KL(against ‖ model), in nats."""
     top_agreement: float
-    """Share of tokens for which both models predict the same token."""
+    """Fraction of positions at which both models give the highest probability to the same token."""
     intervals: dict[str, Interval]
     """95 % bootstrap intervals of `perplexity_ratio` (model / against), `kl_mean` and `top_agreement`;
-    documents are the unit."""
+    documents are resampled."""
     perplexity_ratio: float
     truncated: int = Field(default=0, ge=0)
-    """Documents that were longer than the limit, so that only their first tokens were predicted."""
+    """Number of documents that were longer than the limit, so that only their first tokens were predicted."""
     data_sha256: str
 
 
@@ -208,7 +214,7 @@ class Comparison(_Record):
     mcnemar: float | None = None
     """McNemar's exact two-sided p-value, for accuracies."""
     unlike: tuple[str, ...] = ()
-    """Settings in which the two evaluations differ, as `dtype: float32 / bfloat16` (a / b)."""
+    """Settings in which the evaluations of a and b differ, such as `dtype: float32 / bfloat16` (a / b)."""
 
 
 class TrainingRecord(_Record):
@@ -219,16 +225,16 @@ class TrainingRecord(_Record):
     data: str
     chat_template: str | None = None
     questions: int = Field(ge=0)
-    """Questions trained on."""
+    """Number of questions trained on."""
     documents: int | None = None
-    """Documents trained on; None if the record does not list them."""
+    """Number of documents trained on; None if the record does not list them."""
 
 
 class TrainingData(_Record):
     """Summary of a model's ancestry record."""
 
     statement: str
-    """One sentence to print."""
+    """One sentence on the training data, for terminal and reports."""
     known: bool
     """True if all training data is recorded, starting from random weights."""
     base: str | None = None
@@ -238,7 +244,10 @@ class TrainingData(_Record):
 
 
 def adjust_p_values(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Adjust the p-values of comparisons in one report (Holm), without those of fewer than `FEWEST` pairs."""
+    """Adjust the p-values of one report's comparisons by Holm's method.
+
+    Comparisons of fewer than `MIN_SAMPLE_SIZE` pairs are left out of the adjustment and get none.
+    """
     tested = [comparison for comparison in comparisons if comparison.n >= MIN_SAMPLE_SIZE]
     p = iter(holm([comparison.p for comparison in tested]))
     return [
@@ -262,7 +271,7 @@ class EvaluationResult(_Record):
     engines: dict[str, str] = {}
     """Model → its engine: `torch`, or `torch on dequantized weights`."""
     identities: dict[str, dict[str, str]] = {}
-    """Model → provenance of a remote model: engine, URL, model and date. Local models have digests."""
+    """Remote model → its engine, URL, name and date, because a remote model has no digest."""
     ancestry: dict[str, TrainingData] = {}
     """Model → its training data."""
     differences: list[Comparison] = []
@@ -277,7 +286,7 @@ class EvaluationResult(_Record):
 
     @field_validator("differences")
     @classmethod
-    def _adjust(cls, differences: list[Comparison]) -> list[Comparison]:
+    def _adjust_differences(cls, differences: list[Comparison]) -> list[Comparison]:
         return adjust_p_values(differences)
 
 
@@ -291,7 +300,7 @@ def read_results(folder: Path) -> EvaluationResult:
 
     Raises:
         SourceError: there is no such file.
-        InputError: it is damaged, or was written by another version.
+        InputError: the file is damaged, or was written by another version of meditron.
     """
     path = folder / FILE_NAME
     if not path.is_file():

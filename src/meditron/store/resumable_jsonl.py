@@ -1,4 +1,4 @@
-"""JSON Lines files that several runs append to, each continuing where the last one was killed."""
+"""JSON Lines files to which a killed run and the runs that resume it append."""
 
 import os
 from collections.abc import Iterable
@@ -12,11 +12,12 @@ __all__ = ["ResumableJsonl"]
 
 
 class ResumableJsonl:
-    """A JSON Lines file that is read once and then appended to. A context manager, which closes it.
+    """A JSON Lines file that is read when opened and then appended to; a context manager that closes it.
 
-    A kill can leave a last line without its end: it is not among `lines`, and the first write removes it.
-    Opening changes nothing on the disk, so a caller can refuse a file of other content untouched. The file is
-    never written through a link: a hard link is replaced by a copy of its own.
+    A kill can leave a last line without its newline. That line is not among `lines`, and the first write
+    removes it from the file. Opening writes nothing, so a caller can reject a file with other content and
+    leave it unchanged. The file is never written through a link: a file with several hard links is replaced
+    by a copy.
 
     Raises:
         StorageError: the path is a symbolic link.
@@ -33,16 +34,16 @@ class ResumableJsonl:
         end = content.rfind(b"\n") + 1
         self.path = path
         self.lines = content[:end].split(b"\n")[:-1]
-        """The complete lines of earlier runs, without their ends."""
-        self.torn = content[end:]
-        """The bytes of a last line that a kill cut off; empty if there is none."""
-        self._rewrite = bool(self.torn) or (path.exists() and path.stat().st_nlink > 1)
+        """The complete lines of earlier runs, without their newlines."""
+        self.incomplete_line = content[end:]
+        """The bytes after the last newline, left by a kill during a write; empty if there are none."""
+        self._rewrite = bool(self.incomplete_line) or (path.exists() and path.stat().st_nlink > 1)
         self._file: IO[bytes] | None = None
 
     def append(self, lines: Iterable[bytes], *, durable: bool = True) -> None:
-        """Append lines, each with its end; if `durable`, they are on the disk when this returns."""
+        """Append lines, each of which ends with a newline; if `durable`, flush them to the disk."""
         if self._rewrite:
-            self.replace(line + b"\n" for line in self.lines)
+            self.replace_content(line + b"\n" for line in self.lines)
         with translate_write_errors(self.path):
             if self._file is None:
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -53,13 +54,13 @@ class ResumableJsonl:
             self.sync()
 
     def sync(self) -> None:
-        """Flush what was appended to the disk, which survives a power cut then."""
+        """Flush the appended lines to the disk, so that they survive a power failure."""
         if self._file is not None:
             with translate_write_errors(self.path):
                 os.fsync(self._file.fileno())
 
-    def replace(self, lines: Iterable[bytes]) -> None:
-        """Replace the whole content by these lines, each with its end, atomically."""
+    def replace_content(self, lines: Iterable[bytes]) -> None:
+        """Replace the file's content by these lines, each of which ends with a newline, atomically."""
         self.close()  # an open handle would go on writing to the file that is replaced
         with atomic_write(self.path) as file:
             file.writelines(lines)

@@ -1,1 +1,1 @@
-"""Benchmarks: questions, prompt templates and dataset formats. No torch."""
+"""Benchmarks: questions, prompt templates and dataset formats. This package does not import torch."""

@@ -1,7 +1,7 @@
-"""Rows of published sets of questions as drafts, and drafts as questions.
+"""Conversion of a row of a question file to a draft, and of a draft to a question.
 
-Field names are compared in lower case. Texts are unchanged, white space at their ends included, because
-prompts are compared to the character.
+Field names are compared in lower case. Texts are left unchanged, including white space at their ends, so that
+prompts equal those of other evaluation tools to the character.
 """
 
 import re
@@ -18,14 +18,14 @@ from meditron.tasks.question import Question
 __all__ = [
     "QUESTION_KEYS",
     "REPEATED",
-    "Draft",
+    "QuestionDraft",
     "normalize_keys",
-    "plain_draft",
-    "pubmedqa_draft",
-    "standard_draft",
+    "read_plain_draft",
+    "read_pubmedqa_draft",
+    "read_standard_draft",
+    "read_truthfulqa_best_draft",
+    "read_truthfulqa_mc1_draft",
     "to_question",
-    "truthfulqa_best_draft",
-    "truthfulqa_mc1_draft",
 ]
 
 REPEATED = "two options are the same"
@@ -38,60 +38,61 @@ _EXPLANATION_KEYS = ("explanation", "exp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
-    """A row whose gold answer is not decided yet: that takes all rows of the file."""
+class QuestionDraft:
+    """A question whose gold answer is not read yet, because that needs all rows of the file."""
 
     row: SourceRow
     text: object
     options: AnswerOptions
     answers: Mapping[str, object]
-    """Key → the gold answer as it is in the row; several keys have to agree."""
+    """Key → the gold answer as it is in the row. If there are several, they must name the same option."""
     context: object = ""
     group: object = None
     explanation: object = None
 
 
 def normalize_keys(row: SourceRow) -> SourceRow:
-    """Return the row with field names in lower case with underscores: `Best Answer` is `best_answer`.
+    """Return the row with normalized field names: `Best Answer` becomes `best_answer`.
 
-    Fields that ARC and the hub's MedQA nest in `question` or `data` become fields of the row.
+    Fields that ARC and the hub's MedQA nest in `question` or `data` become fields of the row itself.
     """
     fields = row.fields
     if isinstance(fields.get("data"), dict) and "question" not in fields:
         fields = fields | fields["data"]
     if isinstance(inner := fields.get("question"), dict) and "stem" in inner:
         fields = fields | inner | {"question": inner["stem"]}
-    normalized: dict[str, Any] = {}
+    normalized_fields: dict[str, Any] = {}
     for key, value in fields.items():
         name = re.sub(r"[ -]+", "_", key.strip().lower())
-        if name in normalized:
+        # Either of the two fields could be the intended one.
+        if name in normalized_fields:
             raise MalformedRow("two fields have the same name, apart from capitals and blanks", key)
-        normalized[name] = value
-    return replace(row, fields=normalized)
+        normalized_fields[name] = value
+    return replace(row, fields=normalized_fields)
 
 
-def standard_draft(row: SourceRow) -> Draft:
-    """Read a row whose question, options and answer are under any of the usual keys."""
+def read_standard_draft(row: SourceRow) -> QuestionDraft:
+    """Read a row whose question, options and answer are under any of the common keys."""
     fields = row.fields
-    return Draft(
+    return QuestionDraft(
         row=row,
-        text=_first(fields, QUESTION_KEYS, "question"),
+        text=_first_value(fields, QUESTION_KEYS, "question"),
         options=read_options(fields),
         answers={key: fields[key] for key in answer_keys(fields)},
-        context=_first(fields, _CONTEXT_KEYS),
-        group=_first(fields, _GROUP_KEYS),
-        explanation=_first(fields, _EXPLANATION_KEYS),
+        context=_first_value(fields, _CONTEXT_KEYS),
+        group=_first_value(fields, _GROUP_KEYS),
+        explanation=_first_value(fields, _EXPLANATION_KEYS),
     )
 
 
-def plain_draft(row: SourceRow) -> Draft:
-    """Read a row in our own format: only `gold` is the answer, an index from 0, a letter or a text."""
+def read_plain_draft(row: SourceRow) -> QuestionDraft:
+    """Read a row in the plain format: the answer is `gold`, an index from 0, a letter or an option's text."""
     return replace(
-        standard_draft(row), answers={"gold": row.fields.get("gold")}, context=row.fields.get("context")
+        read_standard_draft(row), answers={"gold": row.fields.get("gold")}, context=row.fields.get("context")
     )
 
 
-def _first(fields: Mapping[str, Any], names: tuple[str, ...], required: str | None = None) -> object:
+def _first_value(fields: Mapping[str, Any], names: tuple[str, ...], required: str | None = None) -> object:
     for name in names:
         if fields.get(name) is not None:
             return fields[name]
@@ -100,26 +101,29 @@ def _first(fields: Mapping[str, Any], names: tuple[str, ...], required: str | No
     return None
 
 
-def pubmedqa_draft(row: SourceRow) -> Draft:
-    """Read a row of PubMedQA as its authors publish it, or as on the hub, with contexts inside `context`."""
+def read_pubmedqa_draft(row: SourceRow) -> QuestionDraft:
+    """Read a row of PubMedQA: in its authors' form, or in the hub's, with the contexts inside `context`."""
     fields = row.fields
     contexts = fields.get("contexts")
     if isinstance(inner := fields.get("context"), dict):
         contexts = inner.get("contexts")
     if not isinstance(contexts, list) or not contexts:
         raise MalformedRow("the contexts are not a list of texts", contexts)
-    return Draft(
+    return QuestionDraft(
         row=row,
-        text=_first(fields, ("question",), "question"),
+        text=_first_value(fields, ("question",), "question"),
         options=AnswerOptions(texts=("yes", "no", "maybe"), labels=("yes", "no", "maybe")),
         answers={"final_decision": fields.get("final_decision")},
-        context="\n".join(_string(context, "context") for context in contexts),
+        context="\n".join(_require_text(context, "context") for context in contexts),
         explanation=fields.get("long_answer"),
     )
 
 
-def truthfulqa_mc1_draft(row: SourceRow) -> Draft:
-    """Read answers with 1 for the right one: an object, or on the hub two lists."""
+def read_truthfulqa_mc1_draft(row: SourceRow) -> QuestionDraft:
+    """Read a row of TruthfulQA MC1, in which each answer is marked with 1 (right) or 0.
+
+    `mc1_targets` is an object answer → mark, or, on the hub, an object of two lists.
+    """
     targets = row.fields.get("mc1_targets")
     if isinstance(targets, dict) and targets.keys() == {"choices", "labels"}:
         choices, labels = targets["choices"], targets["labels"]
@@ -133,75 +137,84 @@ def truthfulqa_mc1_draft(row: SourceRow) -> Draft:
         or len(choices) != len(labels)
         or sorted(labels, key=str) != [0] * (len(labels) - 1) + [1]
     ):
-        raise MalformedRow("not one right answer among its targets", targets)
-    return _one_right_draft(row, choices[labels.index(1)], choices)
+        raise MalformedRow("`mc1_targets` needs exactly one right answer", targets)
+    return _draft_with_one_right_option(row, choices[labels.index(1)], choices)
 
 
-def truthfulqa_best_draft(row: SourceRow) -> Draft:
-    """Read the best answer and the incorrect ones: a list on the hub, text with semicolons in CSV."""
-    best, wrong = _string(row.fields.get("best_answer"), "best answer"), row.fields.get("incorrect_answers")
+def read_truthfulqa_best_draft(row: SourceRow) -> QuestionDraft:
+    """Read a row of TruthfulQA with a best answer and incorrect answers: a list, or text with semicolons."""
+    best, wrong = (
+        _require_text(row.fields.get("best_answer"), "best answer"),
+        row.fields.get("incorrect_answers"),
+    )
     if not isinstance(wrong, list):
-        wrong = _string(wrong, "answers").split(";")
-    wrong = [_string(answer, "answer").strip() for answer in wrong]
+        wrong = _require_text(wrong, "answers").split(";")
+    wrong = [_require_text(answer, "answer").strip() for answer in wrong]
     if best in wrong:
         raise MalformedRow("the best answer is among the incorrect ones", best)
-    # Some incorrect answers are listed twice.
-    return _one_right_draft(row, best, [best, *filter(None, dict.fromkeys(wrong))])
+    # dict.fromkeys: the dataset lists some incorrect answers twice.
+    return _draft_with_one_right_option(row, best, [best, *filter(None, dict.fromkeys(wrong))])
 
 
-def _one_right_draft(row: SourceRow, right: object, options: list[Any]) -> Draft:
-    # In hash order: the published order has the right answer first, which would give it away.
+def _draft_with_one_right_option(row: SourceRow, right: object, options: list[Any]) -> QuestionDraft:
+    # Sorted by hash: in the published order the right answer is first, which would give it away.
     texts = sorted(options, key=lambda option: hash_order_key(str(option)))
-    return Draft(
+    return QuestionDraft(
         row=row,
-        text=_first(row.fields, ("question",), "question"),
+        text=_first_value(row.fields, ("question",), "question"),
         options=AnswerOptions(texts=tuple(texts), labels=tuple(ascii_uppercase[: len(texts)])),
         answers={"gold": texts.index(right)},
         group=row.fields.get("category"),
     )
 
 
-def to_question(draft: Draft, gold: Callable[[Draft], int | None]) -> Question:
-    """Validate a draft and make it a question; its id is the row's number if the row has none.
+def to_question(draft: QuestionDraft, gold: Callable[[QuestionDraft], int | None]) -> Question:
+    """Validate a draft and convert it to a question. A row without an id gets its number as id.
 
     Args:
         draft: The draft.
-        gold: Returns the gold option of a draft with valid options, or None if it is withheld.
+        gold: Function that returns the index of a draft's gold option, or None if the answer is withheld.
 
     Raises:
         MalformedRow: the row is not a question.
     """
-    text = _string(draft.text, "question")
+    text = _require_text(draft.text, "question")
     if not text.strip():
         raise MalformedRow("the question is empty")
-    options = tuple(_string(option, "option") for option in draft.options.texts)
+    options = tuple(_require_text(option, "option") for option in draft.options.texts)
     if not 2 <= len(options) <= len(ascii_uppercase):
         raise MalformedRow(f"{len(options)} options; a question needs 2 to {len(ascii_uppercase)}")
     if not all(option.strip() for option in options):
         raise MalformedRow("an option is empty")
+    # Equal options have equal scores, so an answer could not be attributed to one of them.
     for index, option in enumerate(options):
         if option in options[:index]:
             raise MalformedRow(REPEATED, option)
     if (right := gold(draft)) is None:
         raise MalformedRow(NO_ANSWER)
     fields = draft.row.fields
-    identity = fields.get("id", fields.get("pubid", draft.row.id))
+    # Null is absent here as well: a table in JSON lines has every column in every row.
+    identity = next((fields[key] for key in ("id", "pubid") if fields.get(key) is not None), draft.row.id)
+    # `type` and not isinstance: True is an int in Python, but not an id.
     if type(identity) not in (str, int) or identity == "":
         raise MalformedRow("the id is neither text nor number", identity)
     return Question(
-        id=_string(str(identity), "id"),
+        id=_require_text(str(identity), "id"),
         text=text,
         options=options,
         gold=right,
-        context=_string(draft.context or "", "context"),
-        group=_string(draft.group, "group") if draft.group and isinstance(draft.group, str) else None,
-        explanation=_string(draft.explanation, "explanation") if isinstance(draft.explanation, str) else "",
+        context=_require_text(draft.context or "", "context"),
+        group=_require_text(draft.group, "group") if draft.group and isinstance(draft.group, str) else None,
+        explanation=_require_text(draft.explanation, "explanation")
+        if isinstance(draft.explanation, str)
+        else "",
     )
 
 
-def _string(value: object, name: str) -> str:
+def _require_text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise MalformedRow(f"the {name} is not a text", value)
+    # isascii first, because it is fast and true for most texts.
     if not value.isascii() and _LONE_SURROGATE.search(value):
         raise MalformedRow(f"the {name} contains a lone surrogate, which UTF-8 cannot encode")
     return value

@@ -1,4 +1,4 @@
-"""A file of multiple-choice questions as a task."""
+"""Tasks from files of multiple-choice questions."""
 
 import re
 from collections import Counter
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from meditron.core.console import warn
 from meditron.core.errors import InputError
-from meditron.sources.streams import as_text
+from meditron.sources.streams import path_as_text
 from meditron.store.files import read_json
 from meditron.store.identity import hash_order_key
 from meditron.tasks.choices import AnswerConvention, MalformedRow
-from meditron.tasks.drafts import QUESTION_KEYS, Draft, normalize_keys, to_question
+from meditron.tasks.drafts import QUESTION_KEYS, QuestionDraft, normalize_keys, to_question
 from meditron.tasks.file_rows import SourceRow, read_source_rows
 from meditron.tasks.formats import FORMATS, DatasetFormat
 from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 from meditron.tasks.question import Question
-from meditron.tasks.task import Questions, Split, Task
+from meditron.tasks.task import Split, SplitQuestions, Task
 
-__all__ = ["file_task"]
+__all__ = ["open_file_task"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SUFFIXES = {".jsonl", ".json", ".csv", ".gz", ".bz2", ".zst"}
@@ -29,48 +29,51 @@ _OWN_FORMAT = (
 )
 
 
-def file_task(path: Path) -> Task:
-    """Return the questions of a file as a task. Its format is recognized by the first row.
+def open_file_task(path: Path) -> Task:
+    """Open a file of questions as a task. The first row decides which format the file has.
 
-    All questions are train and test alike, unless the format has a file of test ids beside the questions.
+    All questions are in both splits, unless there is a file of test ids, which some formats have, beside it.
 
     Raises:
         InputError: the file is damaged, of unknown format, or one of its rows is not a question; names the
             line.
         SourceError: there is no such file.
     """
+    # All rows are read at once: the meaning of an answer can depend on the other rows (`AnswerConvention`).
     rows = list(_with_normalized_keys(path, read_source_rows(path)))
-    known = _recognize(path, rows)
-    questions = _questions(path, known, rows)
+    known = _recognize_format(path, rows)
+    questions = _ordered_questions(path, known, rows)
     for reason, count in questions.skipped.items():
         warn(f"{path}: {count} of {len(rows)} rows left out: {reason}")
-    splits: dict[Split, Questions] = {"train": questions, "test": questions}
+    splits: dict[Split, SplitQuestions] = {"train": questions, "test": questions}
     split = None
     if known.test_ids and (files := sorted(path.parent.glob(known.test_ids))):
         splits, split = _split_by_ids(questions, files[0]), "test"
     return Task(
-        name=_stem(path),
+        name=_task_name(path),
         version=known.version,
         title=known.title,
         licence=known.licence,
         origin=known.origin,
         template=PROMPT_TEMPLATES[known.template],
-        read=splits.__getitem__,
-        data=as_text(Path(path.name)),
-        split=split,
+        read_split=splits.__getitem__,
+        data_file=path_as_text(Path(path.name)),
+        test_split_name=split,
     )
 
 
-def _stem(path: Path) -> str:
+def _task_name(path: Path) -> str:
+    # Several suffixes: `test.jsonl.gz` is the task `test`.
     while path.suffix in _SUFFIXES:
         path = path.with_suffix("")
-    return _CONTROL.sub("?", as_text(Path(path.name)))
+    return _CONTROL.sub("?", path_as_text(Path(path.name)))
 
 
-def _recognize(path: Path, rows: list[SourceRow]) -> DatasetFormat:
+def _recognize_format(path: Path, rows: list[SourceRow]) -> DatasetFormat:
     if not rows:
         raise InputError(path, "the file holds no questions")
     fields = rows[0].fields
+    # The first row decides: published datasets have the same fields in every row.
     for known in FORMATS:
         if known.matches(fields):
             return known
@@ -89,54 +92,58 @@ def _with_normalized_keys(path: Path, rows: Iterable[SourceRow]) -> Iterator[Sou
             raise InputError(path, str(error), place=row.place) from error
 
 
-def _questions(path: Path, known: DatasetFormat, rows: list[SourceRow]) -> Questions:
-    """Return the rows' questions in the order of their ids' SHA-256."""
-    by_id: dict[str, Question] = {}
+def _ordered_questions(path: Path, known: DatasetFormat, rows: list[SourceRow]) -> SplitQuestions:
+    """Return the questions of the rows, sorted by the SHA-256 of their ids."""
+    questions_by_id: dict[str, Question] = {}
     skipped: Counter[str] = Counter()
-    for row, question in _read(path, known, rows):
+    for row, question in _iterate_questions(path, known, rows):
         if isinstance(question, str):
             skipped[question] += 1
             continue
-        if question.id in by_id:
+        # Rows are matched by id in comparisons, so ids must be unique.
+        if question.id in questions_by_id:
             raise InputError(path, f"a second question with the id {question.id!r}", place=row.place)
-        by_id[question.id] = question
-    if not by_id:
+        questions_by_id[question.id] = question
+    if not questions_by_id:
         reasons = "; ".join(f"{reason} ({count} rows)" for reason, count in skipped.items())
         raise InputError(path, f"no row of the file is a question: {reasons}")
-    if repeats := len(by_id) - len({question.content_sha256 for question in by_id.values()}):
-        warn(f"{path}: {repeats} of {len(by_id)} questions repeat another's text and options")
-    ordered = sorted(by_id.values(), key=lambda question: hash_order_key(question.id))
-    return Questions(rows=tuple(ordered), skipped=dict(sorted(skipped.items())))
+    if repeats := len(questions_by_id) - len(
+        {question.content_sha256 for question in questions_by_id.values()}
+    ):
+        warn(f"{path}: {repeats} of {len(questions_by_id)} questions repeat another's text and options")
+    ordered = sorted(questions_by_id.values(), key=lambda question: hash_order_key(question.id))
+    return SplitQuestions(rows=tuple(ordered), skipped=dict(sorted(skipped.items())))
 
 
-def _read(
+def _iterate_questions(
     path: Path, known: DatasetFormat, rows: list[SourceRow]
 ) -> Iterator[tuple[SourceRow, Question | str]]:
-    """Yield each row with its question, or with the reason for skipping it."""
-    drafts: list[Draft | MalformedRow] = []
+    """Yield each row with its question, or with the reason to skip the row."""
+    # First pass: everything except the answers, whose meaning all drafts together decide.
+    drafts: list[QuestionDraft | MalformedRow] = []
     for row in rows:
         try:
-            drafts.append(known.draft(row))
+            drafts.append(known.read_draft(row))
         except MalformedRow as error:
             drafts.append(error)
-    conventions = _conventions(path, [draft for draft in drafts if isinstance(draft, Draft)])
+    conventions = _answer_conventions(path, [draft for draft in drafts if isinstance(draft, QuestionDraft)])
     for row, draft in zip(rows, drafts, strict=True):
         try:
             if isinstance(draft, MalformedRow):
                 raise draft
-            question = to_question(draft, lambda draft: _gold(draft, conventions))
+            question = to_question(draft, lambda draft: _gold_option(draft, conventions))
         except MalformedRow as error:
-            if error.reason not in known.skipped:
+            if error.reason not in known.skipped_reasons:
                 raise InputError(path, str(error), place=row.place) from error
             yield row, error.reason
             continue
         if known.group_from_file and question.group is None:
-            question = replace(question, group=known.group_from_file(_stem(path)))
+            question = replace(question, group=known.group_from_file(_task_name(path)))
         yield row, question
 
 
-def _conventions(path: Path, drafts: list[Draft]) -> dict[str, AnswerConvention]:
-    """Decide the meaning of the answers under each key; warn if indexes may count from 0 or from 1."""
+def _answer_conventions(path: Path, drafts: list[QuestionDraft]) -> dict[str, AnswerConvention]:
+    """Decide for each key how to read its answers; warn if indexes may count from 0 or from 1."""
     keys = dict.fromkeys(key for draft in drafts for key in draft.answers)
     conventions = {
         key: AnswerConvention(key, ((d.answers[key], d.options) for d in drafts if key in d.answers))
@@ -145,14 +152,15 @@ def _conventions(path: Path, drafts: list[Draft]) -> dict[str, AnswerConvention]
     for key, convention in conventions.items():
         if not convention.certain:
             warn(
-                f"{path}: the answers ({key}) do not show what they count from; read as counted from "
-                f"{convention.first}"
+                f"{path}: the answers ({key}) do not show whether they count from 0 or 1; they are read as "
+                f"counted from {convention.first_index}"
             )
     return conventions
 
 
-def _gold(draft: Draft, conventions: Mapping[str, AnswerConvention]) -> int | None:
-    """Return the gold option by every key that has an answer; MalformedRow if they name different options."""
+def _gold_option(draft: QuestionDraft, conventions: Mapping[str, AnswerConvention]) -> int | None:
+    """Return the index of the gold option; MalformedRow if two keys of the row name different options."""
+    # Some datasets give the answer twice, as a letter and as a text; a contradiction is a damaged row.
     by_key = {key: conventions[key].gold_index(value, draft.options) for key, value in draft.answers.items()}
     present = {key: gold for key, gold in by_key.items() if gold is not None}
     if len(set(present.values())) > 1:
@@ -161,16 +169,21 @@ def _gold(draft: Draft, conventions: Mapping[str, AnswerConvention]) -> int | No
     return next(iter(present.values()), None)
 
 
-def _split_by_ids(questions: Questions, ids_file: Path) -> dict[Split, Questions]:
-    """Split the questions by the ids in a file; InputError if the two files do not belong together."""
+def _split_by_ids(questions: SplitQuestions, ids_file: Path) -> dict[Split, SplitQuestions]:
+    """Split the questions by the test ids in a file.
+
+    Raises:
+        InputError: a gold answer in the file differs from that of the question.
+    """
     labels = read_json(ids_file)
     if not isinstance(labels, dict):
         raise InputError(ids_file, "not an object of gold answers by id")
     gold = {question.id: question.options[question.gold] for question in questions.rows}
+    # Compared with the questions: ids of another version of the dataset would give a wrong split unnoticed.
     for identity, label in labels.items():
         if gold.get(identity) != label:
             problem = f"the gold answer is {label!r} here, but {gold.get(identity)!r} in the questions"
             raise InputError(ids_file, problem, place=identity)
     test = tuple(question for question in questions.rows if question.id in labels)
     train = tuple(question for question in questions.rows if question.id not in labels)
-    return {"train": Questions(rows=train), "test": Questions(rows=test)}
+    return {"train": SplitQuestions(rows=train), "test": SplitQuestions(rows=test)}

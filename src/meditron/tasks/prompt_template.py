@@ -1,8 +1,8 @@
-"""Prompt templates: a question as a prompt, and its options as the continuations to score.
+"""Prompt templates: rendering of a question as a prompt, and of its options as the continuations to score.
 
 A prompt ends without a blank and each continuation begins with one, because most tokenizers join a blank to
-the word after it: prompt and continuation are then whole tokens. Solved examples before the question have the
-same form, with an empty line between them.
+the following word: no token then spans the boundary. Solved examples before the question are rendered in the
+same form and separated by empty lines.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,74 +12,75 @@ from string import ascii_uppercase
 from meditron.core.errors import UsageError
 from meditron.tasks.question import Question
 
-__all__ = ["PROMPT_TEMPLATES", "SECTIONS", "PromptTemplate", "Rendered", "find_prompt_template"]
+__all__ = ["PROMPT_TEMPLATES", "SECTIONS", "PromptTemplate", "RenderedPrompt", "find_prompt_template"]
 
-# With its blank each is one token of SmolLM2's and of Llama-2's vocabulary, in which " Objective" is two.
+# Lower case, because each word with its blank is then one token for SmolLM2 and Llama-2; " Objective" is two.
 SECTIONS = ("background", "objective", "methods", "results", "conclusion")
 """Names of an abstract's sections, in their order in the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
-    """A question as a model sees it."""
+class RenderedPrompt:
+    """A question rendered as text for a model."""
 
     prompt: str
     continuations: tuple[str, ...]
-    """One for each option, in the options' order."""
-    unconditional: str
-    """The prompt without the question. An option's probability after it calibrates its score (Holtzman et al.
-    2021, arXiv 2104.08315)."""
+    """Text of each option as a continuation of the prompt, in the options' order."""
+    unconditional_prompt: str
+    """The prompt without the question. The log-probability of an option after it is subtracted from the
+    option's score for calibration (Holtzman et al. 2021, arXiv 2104.08315)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptTemplate:
-    """A form of prompts."""
+    """A template for prompts."""
 
     name: str
     version: int
-    """Raised whenever a question gives another prompt or other continuations."""
-    body: Callable[[Question], str]
-    """The question's text, up to the line of the cue."""
+    """Version, increased whenever a question gives another prompt or other continuations."""
+    question_text: Callable[[Question], str]
+    """Returns the question's part of the prompt: the text before the cue."""
     cue: str
-    """Text that asks for the answer: `Answer:`."""
-    answers: Callable[[Question], tuple[str, ...]]
-    """The options as an answer names them."""
-    options: tuple[str, ...] | None = None
-    """The only options that questions of this template can have; None if any are possible."""
-    head: str = ""
-    """Text before all questions."""
+    """Last line of the prompt, which asks for the answer: `Answer:`."""
+    option_answers: Callable[[Question], tuple[str, ...]]
+    """Returns the text of each option in an answer, such as its letter."""
+    fixed_options: tuple[str, ...] | None = None
+    """The options that all questions of this template must have; None if any options are allowed."""
+    introduction: str = ""
+    """Text at the beginning of the prompt, before all examples."""
 
-    def render(self, question: Question, shots: Sequence[Question] = ()) -> Rendered:
-        """Render a question.
+    def render(self, question: Question, shots: Sequence[Question] = ()) -> RenderedPrompt:
+        """Render a question, after its solved examples.
 
         Args:
             question: The question.
-            shots: Solved examples to put before it.
+            shots: Solved examples.
 
         Raises:
-            UsageError: the template has fixed options, and a question has others.
+            UsageError: the template has fixed options, and a question has other options.
         """
-        before = self.head + "".join(f"{self._solved(shot)}\n\n" for shot in shots)
-        return Rendered(
-            prompt=before + self._unsolved(question),
+        before = self.introduction + "".join(f"{self._solved_example(shot)}\n\n" for shot in shots)
+        return RenderedPrompt(
+            prompt=before + self._unsolved_prompt(question),
             continuations=self._continuations(question),
-            unconditional=before + self.cue,
+            unconditional_prompt=before + self.cue,
         )
 
-    def _unsolved(self, question: Question) -> str:
-        if self.options is not None and question.options != self.options:
+    def _unsolved_prompt(self, question: Question) -> str:
+        # A template such as yes-no-maybe names the options in its text, so other options would be wrong.
+        if self.fixed_options is not None and question.options != self.fixed_options:
             raise UsageError(
                 f"question {question.id} has other options than the template '{self.name}', which asks for "
-                f"{', '.join(self.options)}",
+                f"{', '.join(self.fixed_options)}",
                 hint=f"templates: {', '.join(PROMPT_TEMPLATES)}",
             )
-        return f"{self.body(question)}\n{self.cue}"
+        return f"{self.question_text(question)}\n{self.cue}"
 
-    def _solved(self, question: Question) -> str:
-        return self._unsolved(question) + self._continuations(question)[question.gold]
+    def _solved_example(self, question: Question) -> str:
+        return self._unsolved_prompt(question) + self._continuations(question)[question.gold]
 
     def _continuations(self, question: Question) -> tuple[str, ...]:
-        return tuple(f" {answer}" for answer in self.answers(question))
+        return tuple(f" {answer}" for answer in self.option_answers(question))
 
 
 def find_prompt_template(name: str) -> PromptTemplate:
@@ -89,20 +90,20 @@ def find_prompt_template(name: str) -> PromptTemplate:
     return PROMPT_TEMPLATES[name]
 
 
-def _letters(question: Question) -> tuple[str, ...]:
+def _option_letters(question: Question) -> tuple[str, ...]:
     return tuple(ascii_uppercase[: len(question.options)])
 
 
-def _texts(question: Question) -> tuple[str, ...]:
+def _option_texts(question: Question) -> tuple[str, ...]:
     return question.options
 
 
-def _lettered(question: Question) -> str:
-    pairs = zip(_letters(question), question.options, strict=True)
+def _lettered_options(question: Question) -> str:
+    pairs = zip(_option_letters(question), question.options, strict=True)
     return "\n".join(f"{letter}. {option}" for letter, option in pairs)
 
 
-def _with_context(question: Question) -> str:
+def _text_with_context(question: Question) -> str:
     return f"{question.context}\n\n{question.text}" if question.context else question.text
 
 
@@ -111,45 +112,47 @@ _ALL = (
     PromptTemplate(
         name="sections",
         version=1,
-        body=lambda q: f"Sentence: {q.text}",
+        question_text=lambda q: f"Sentence: {q.text}",
         cue="Section:",
-        answers=_texts,
-        options=SECTIONS,
-        # Of eight templates tried, SmolLM2-135M-Instruct is right most often with this one, before training.
-        head="Background, objective, methods, results or conclusion?\n",
+        option_answers=_option_texts,
+        fixed_options=SECTIONS,
+        # Of eight texts tried, this one gives SmolLM2-135M-Instruct the best accuracy before training.
+        introduction="Background, objective, methods, results or conclusion?\n",
     ),
     PromptTemplate(
         name="letters",
         version=1,
-        body=lambda q: f"{_with_context(q)}\n{_lettered(q)}",
+        question_text=lambda q: f"{_text_with_context(q)}\n{_lettered_options(q)}",
         cue="Answer:",
-        answers=_letters,
+        option_answers=_option_letters,
     ),
-    PromptTemplate(name="texts", version=1, body=_with_context, cue="Answer:", answers=_texts),
+    PromptTemplate(
+        name="texts", version=1, question_text=_text_with_context, cue="Answer:", option_answers=_option_texts
+    ),
     PromptTemplate(
         name="yes-no-maybe",
         version=1,
-        body=_with_context,
+        question_text=_text_with_context,
         cue="Answer (yes, no or maybe):",
-        answers=_texts,
-        options=_YES_NO_MAYBE,
+        option_answers=_option_texts,
+        fixed_options=_YES_NO_MAYBE,
     ),
-    # The prompts of lm-eval 0.4.13's tasks `medqa_4options` and `pubmedqa`, to the character.
+    # The same prompts, character by character, as lm-eval 0.4.13's tasks `medqa_4options` and `pubmedqa`.
     PromptTemplate(
         name="lm-eval-medqa",
         version=1,
-        body=lambda q: f"Question: {q.text}\n{_lettered(q)}",
+        question_text=lambda q: f"Question: {q.text}\n{_lettered_options(q)}",
         cue="Answer:",
-        answers=_letters,
+        option_answers=_option_letters,
     ),
     PromptTemplate(
         name="lm-eval-pubmedqa",
         version=1,
-        body=lambda q: f"Abstract: {q.context}\nQuestion: {q.text}",
+        question_text=lambda q: f"Abstract: {q.context}\nQuestion: {q.text}",
         cue="Answer:",
-        answers=_texts,
-        options=_YES_NO_MAYBE,
+        option_answers=_option_texts,
+        fixed_options=_YES_NO_MAYBE,
     ),
 )
 PROMPT_TEMPLATES: dict[str, PromptTemplate] = {template.name: template for template in _ALL}
-"""Name → template."""
+"""Name of a template → the template."""

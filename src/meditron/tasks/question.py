@@ -1,4 +1,4 @@
-"""One question with its options."""
+"""The type of a multiple-choice question."""
 
 from dataclasses import dataclass
 
@@ -9,30 +9,30 @@ __all__ = ["Question"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One multiple-choice question; its texts are unchanged from the source."""
+    """One multiple-choice question. Its texts are the source's, unchanged."""
 
     id: str
-    """Unique within its split."""
+    """Id of the question, unique within its split."""
     text: str
     options: tuple[str, ...]
-    """At least two, all different."""
+    """The options: at least two, all different."""
     gold: int
     """Index of the right option."""
     context: str = ""
     """Text to read before the question, such as an abstract."""
     group: str | None = None
-    """The source's own division: a subject, a category."""
+    """Group of the question in the source, such as a subject or a category."""
     explanation: str = ""
     """The source's explanation of the gold option."""
-    document: str = ""
-    """`content_sha256` of the document that the question is made from; empty if it is from none."""
+    document_sha256: str = ""
+    """`content_sha256` of the document that the question was made from; empty if there is no such
+    document."""
 
     @property
     def content_sha256(self) -> str:
-        """Hexadecimal SHA-256 of the question's content, whatever its id, its file and its options' order.
+        """Hexadecimal SHA-256 of the question's content: context, text and options in any order.
 
-        The content is the text with its context before it, and the options. The context is included because
-        some sets ask one text about many contexts ("Does the abstract support the claim?"). Gold answer,
-        group and explanation are excluded.
+        The context is included because some datasets ask the same question about many contexts ("Does the
+        abstract support the claim?"). Id, gold answer, group and explanation do not change the hash.
         """
         return question_sha256(f"{self.context} {self.text}", self.options)

@@ -1,6 +1,6 @@
-"""Opening of tasks: a registered name, or a file of multiple-choice questions.
+"""Opening of tasks by registered name or from a file of multiple-choice questions.
 
-A new task made from a corpus is its module and a line in TASKS.
+To add a task that is made from a corpus, write a module and add one line to TASKS.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from meditron.core.errors import SourceError, UsageError
-from meditron.tasks.file_task import file_task
+from meditron.tasks.file_task import open_file_task
 from meditron.tasks.formats import FORMATS
 from meditron.tasks.prompt_template import find_prompt_template
 from meditron.tasks.sections import NAME, pubmed_sections
@@ -18,15 +18,15 @@ from meditron.tasks.task import Task
 __all__ = ["TASKS", "open_task"]
 
 TASKS: dict[str, Callable[[Path], Task]] = {NAME: pubmed_sections}
-"""Name → function that makes a task from the folder of a corpus artifact."""
+"""Name of a task → function that makes the task from the folder of a corpus."""
 
 
 def open_task(spec: str, *, corpus: Path | None = None, template: str | None = None) -> Task:
-    """Open a task by its name or file.
+    """Open a task by registered name or file.
 
     Args:
         spec: A name in TASKS, or a JSONL, JSON or CSV file of questions, plain or compressed.
-        corpus: Folder of a corpus artifact, for tasks that are made from one.
+        corpus: Folder of a corpus, for tasks that are made from one.
         template: A name in PROMPT_TEMPLATES; default: the task's own.
 
     Raises:
@@ -36,26 +36,31 @@ def open_task(spec: str, *, corpus: Path | None = None, template: str | None = N
             line.
     """
     prompt_template = find_prompt_template(template) if template is not None else None
-    task = _open(spec, corpus)
+    task = _open_named_task(spec, corpus)
     return replace(task, template=prompt_template) if prompt_template else task
 
 
-def _open(spec: str, corpus: Path | None) -> Task:
+def _open_named_task(spec: str, corpus: Path | None) -> Task:
     if spec in TASKS:
         if corpus is None:
-            raise UsageError(f"{spec} is made from a corpus, and none is given", hint="name a corpus' folder")
+            raise UsageError(
+                f"{spec} is made from a corpus, but no corpus is given", hint="name the folder of a corpus"
+            )
         return TASKS[spec](corpus)
     path = Path(spec)
     if path.is_file():
-        return file_task(path)
+        return open_file_task(path)
+    # A suffix or folder shows that a file was meant, so the error is about a file and not about a name.
     if path.suffix or len(path.parts) > 1:
-        raise SourceError(f"{spec}: no such file, and no task of that name", hint=_known_tasks())
+        raise SourceError(f"{spec}: no such file, and no task of that name", hint=_known_tasks_hint())
     near = get_close_matches(spec, TASKS, n=1)
-    raise UsageError(f"no task '{spec}'", hint=f"did you mean {near[0]}?" if near else _known_tasks())
+    raise UsageError(f"no task '{spec}'", hint=f"did you mean {near[0]}?" if near else _known_tasks_hint())
 
 
-def _known_tasks() -> str:
-    published = (f"{known.dataset} ({', '.join(known.files)})" for known in FORMATS if known.files)
+def _known_tasks_hint() -> str:
+    published = (
+        f"{known.dataset} ({', '.join(known.published_files)})" for known in FORMATS if known.published_files
+    )
     return (
         f"tasks: {', '.join(TASKS)}; or a file of questions: yours, or as published by {', '.join(published)}"
     )

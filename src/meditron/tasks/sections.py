@@ -1,10 +1,10 @@
-"""`pubmed-sections`: the section of its abstract that a sentence is from.
+"""The task `pubmed-sections`: given a sentence of an abstract, name the section that it is from.
 
-The sentence classification of Dernoncourt & Lee 2017 (PubMed 200k RCT, arXiv 1710.06071), made from the
-structured abstracts of a corpus: the classes are NLM's categories of sections, the split is the corpus' own,
-and documents that the corpus left out (copies, retracted and superseded records) are not used. There is one
-sentence per abstract, which makes questions independent, and every class is equally frequent: chance is one
-in five.
+This is the sentence classification of Dernoncourt & Lee 2017 (PubMed 200k RCT, arXiv 1710.06071), made from
+the structured abstracts of a corpus. The classes are NLM's five section categories. The splits are those of
+the corpus, without the documents that it drops (copies, retracted and superseded records). Each abstract
+gives one sentence, so questions are independent, and all classes are equally frequent: random guessing scores
+20 %.
 """
 
 import re
@@ -17,34 +17,34 @@ from typing import Literal
 
 from meditron.core.errors import UsageError
 from meditron.store.corpus import CorpusDocument, SectionSpan, read_corpus
-from meditron.store.identity import hash_order_key, normalize
-from meditron.tasks.balance import balanced
+from meditron.store.identity import hash_order_key, normalize_text
+from meditron.tasks.balance import balance_classes
 from meditron.tasks.prompt_template import PROMPT_TEMPLATES, SECTIONS
 from meditron.tasks.question import Question
-from meditron.tasks.sentences import sentences
-from meditron.tasks.task import Questions, Split, Task
+from meditron.tasks.sentences import split_sentences
+from meditron.tasks.task import Split, SplitQuestions, Task
 
 __all__ = ["NAME", "pubmed_sections"]
 
 NAME = "pubmed-sections"
 _CATEGORIES = ("BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS")
-# Characters of a sentence. Shorter ones are fragments (a design, a trial's number), longer ones lists or
-# unsplit sentences; in a daily update file of PubMed they are 1.8 and 0.7 % of the sentences.
+# Length of a sentence in characters. Shorter ones are fragments (a study design, a trial number), longer ones
+# are lists or unsplit sentences: 1.8 % and 0.7 % of the sentences in a daily update file of PubMed.
 _MIN_LENGTH, _MAX_LENGTH = 40, 400
-# A heading inside the sentence would give the answer away.
+# Sentences that contain a section heading are not used: the heading would give the answer away.
 _HEADING = re.compile(
     r"\b(?:(?:background|introduction|objectives?|aims?|purpose|methods?|design|results?|findings?|"
     r"conclusions?|interpretation)\s*:|(?-i:BACKGROUND|OBJECTIVES?|AIMS?|METHODS?|RESULTS?|CONCLUSIONS?)\b)",
     re.IGNORECASE,
 )
-# Abstracts used, the first in the order of their ids' SHA-256: enough for any evaluation; all of PubMed has a
-# hundred times as many.
+# Maximum number of abstracts, the first in the order of their ids' SHA-256. That is enough for any
+# evaluation; all of PubMed has a hundred times as many.
 _MAX_ABSTRACTS = 50_000
 _SPLITS: dict[Split, Literal["train", "heldout"]] = {"train": "train", "test": "heldout"}
 
 
 def pubmed_sections(corpus: Path) -> Task:
-    """Return the task on the structured abstracts of a corpus artifact."""
+    """Return the task made from the structured abstracts of a corpus."""
     return Task(
         name=NAME,
         version=1,
@@ -52,38 +52,42 @@ def pubmed_sections(corpus: Path) -> Task:
         licence="the corpus' own: sentences of its abstracts",
         origin="Dernoncourt & Lee 2017, arXiv 1710.06071; abstracts and section categories: PubMed, NLM",
         template=PROMPT_TEMPLATES["sections"],
-        read=partial(_questions, corpus),
-        split=_SPLITS["test"],
+        read_split=partial(_read_split, corpus),
+        test_split_name=_SPLITS["test"],
     )
 
 
-def _questions(corpus: Path, split: Split) -> Questions:
-    """Return a split's questions, without training sentences that are also in the test."""
-    excluded = {normalize(question.text) for question in _rows(corpus, "test")} if split == "train" else set()
-    rows = _rows(corpus, split, excluded)
+def _read_split(corpus: Path, split: Split) -> SplitQuestions:
+    """Return the questions of a split, without training sentences that also occur in the test split."""
+    excluded = (
+        {normalize_text(question.text) for question in _make_questions(corpus, "test")}
+        if split == "train"
+        else set()
+    )
+    rows = _make_questions(corpus, split, excluded)
     if not rows:
         raise UsageError(
             f"{corpus}: no structured abstracts in its {_SPLITS[split]} documents",
             hint=f"{NAME} is made from PubMed citations whose sections have NLM's categories",
         )
-    return Questions(rows=rows)
+    return SplitQuestions(rows=rows)
 
 
-def _rows(corpus: Path, split: Split, excluded: Set[str] = frozenset()) -> tuple[Question, ...]:
+def _make_questions(corpus: Path, split: Split, excluded: Set[str] = frozenset()) -> tuple[Question, ...]:
     structured = (
         text
         for text in read_corpus(corpus, _SPLITS[split])
-        if any(_has_category(section) for section in text.parts)
+        if any(_has_category(section) for section in text.sections)
     )
     first = nsmallest(_MAX_ABSTRACTS, structured, key=lambda text: hash_order_key(text.id))
     usable = {text.id: (text, by_class) for text in first if (by_class := _sentence_by_class(text, excluded))}
-    assigned = balanced((id_, frozenset(by_class)) for id_, (_, by_class) in usable.items())
-    return tuple(_question(*usable[id_], gold) for id_, gold in assigned)
+    assigned = balance_classes((id_, frozenset(by_class)) for id_, (_, by_class) in usable.items())
+    return tuple(_make_question(*usable[id_], gold) for id_, gold in assigned)
 
 
-def _question(text: CorpusDocument, by_class: Mapping[int, str], gold: int) -> Question:
+def _make_question(text: CorpusDocument, by_class: Mapping[int, str], gold: int) -> Question:
     return Question(
-        id=text.id, text=by_class[gold], options=SECTIONS, gold=gold, document=text.content_sha256
+        id=text.id, text=by_class[gold], options=SECTIONS, gold=gold, document_sha256=text.content_sha256
     )
 
 
@@ -92,13 +96,17 @@ def _has_category(section: SectionSpan) -> bool:
 
 
 def _sentence_by_class(text: CorpusDocument, excluded: Set[str]) -> dict[int, str]:
-    """Choose a sentence of each section; of several, one by the hash of the abstract's id."""
+    """Choose one sentence of each section category, by a hash of the abstract's id.
+
+    Returns:
+        Index of the category → sentence.
+    """
     by_class: dict[int, list[str]] = {}
-    for section in filter(_has_category, text.parts):
+    for section in filter(_has_category, text.sections):
         one_line = " ".join(text.text[section.start : section.end].split())
-        usable = [s for s in sentences(one_line) if _is_usable(s) and normalize(s) not in excluded]
+        usable = [s for s in split_sentences(one_line) if _is_usable(s) and normalize_text(s) not in excluded]
         by_class.setdefault(_CATEGORIES.index(section.category or ""), []).extend(usable)
-    # One number for all sections: the choice must not depend on the class that is asked in the end.
+    # The same number for all sections, so that the chosen sentences do not depend on the class that is used.
     number = int.from_bytes(sha256(f"sentence of {text.id}".encode()).digest()[:8], "big")
     return {label: usable[number % len(usable)] for label, usable in by_class.items() if usable}
 

@@ -1,4 +1,4 @@
-"""Benchmarks: questions with options, the template that prompts them, and their origin."""
+"""The type of a task (benchmark): its questions, its prompt template and its origin."""
 
 import hashlib
 import json
@@ -6,49 +6,52 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from meditron.tasks.prompt_template import PromptTemplate, Rendered
+from meditron.tasks.prompt_template import PromptTemplate, RenderedPrompt
 from meditron.tasks.question import Question
 
-__all__ = ["Question", "Questions", "Split", "Task", "prompts_sha256", "questions_sha256"]
+__all__ = ["Question", "Split", "SplitQuestions", "Task", "prompts_sha256", "questions_sha256"]
 
 Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Questions:
-    """The questions of one split, and the number of skipped rows by reason."""
+class SplitQuestions:
+    """The questions of one split."""
 
     rows: tuple[Question, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
+    """Reason → number of rows of the file that were skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A benchmark: its questions, read on first use, and its short definition."""
+    """A benchmark. Its questions are read on first use."""
 
     name: str
     version: int
-    """Raised whenever the same data give other questions."""
+    """Version, increased whenever the same data give other questions."""
     title: str
     licence: str
     origin: str
     """Source of the questions: a citation or an address."""
     template: PromptTemplate
     """Default prompt template."""
-    read: Callable[[Split], Questions]
-    """Reads a split; called once for each."""
-    data: str = ""
-    """Name of the file of questions, without its folder; empty for a task that is made from a corpus."""
-    split: str | None = None
-    """Name of the split that `rows("test")` reads, as the data names it; None if the data has no split."""
-    _read: dict[Split, Questions] = field(default_factory=dict, init=False, repr=False, compare=False)
+    read_split: Callable[[Split], SplitQuestions]
+    """Reads the questions of a split; called once for each split."""
+    data_file: str = ""
+    """Name of the question file, without its folder; empty for a task that is made from a corpus."""
+    test_split_name: str | None = None
+    """Name that the data gives to the split of `rows("test")`, such as `heldout`; None if the data has no
+    splits."""
+    _loaded_splits: dict[Split, SplitQuestions] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def rows(self, split: Split, limit: int | None = None) -> tuple[Question, ...]:
         """Return the questions of a split, at most `limit` of them.
 
-        The order is that of the ids' SHA-256, independent of the questions' text; if the options are classes,
-        one question of each class in turn. Any prefix of it is an unbiased sample, and it is the same for
-        every model and run.
+        They are sorted by the SHA-256 of their ids. If the options are classes, one question of each class
+        follows in turn. The order is the same for every model and run, and any prefix is an unbiased sample.
 
         Raises:
             InputError: a file is damaged or has a row that is not a question; names file and place.
@@ -57,35 +60,37 @@ class Task:
         return self._questions(split).rows[:limit]
 
     def skipped(self, split: Split) -> Mapping[str, int]:
-        """Return the number of rows of the split's files that are not questions, by reason."""
+        """Return reason → number of rows of the split's file that were skipped."""
         return self._questions(split).skipped
 
     def data_sha256(self, split: Split) -> str:
-        """Return the SHA-256 over all questions of a split with their options and gold answers."""
+        """Return one SHA-256 of all questions of a split with their options and gold answers."""
         return questions_sha256(self.rows(split))
 
     def prompt_sha256(self, split: Split) -> str:
-        """Return the SHA-256 over all zero-shot prompts of a split with their options."""
+        """Return one SHA-256 of all zero-shot prompts of a split with their continuations."""
         return prompts_sha256(map(self.template.render, self.rows(split)))
 
-    def _questions(self, split: Split) -> Questions:
-        if split not in self._read:
-            self._read[split] = self.read(split)
-        return self._read[split]
+    def _questions(self, split: Split) -> SplitQuestions:
+        # Read on first use, because a corpus takes minutes to read and most callers need one split.
+        if split not in self._loaded_splits:
+            self._loaded_splits[split] = self.read_split(split)
+        return self._loaded_splits[split]
 
 
 def questions_sha256(questions: Iterable[Question]) -> str:
-    """Return the SHA-256 over questions in their order: ids, texts, contexts, options and gold answers."""
-    return _sha256([q.id, q.text, q.context, q.options, q.gold] for q in questions)
+    """Return one SHA-256 of questions, in order: ids, texts, contexts, options and gold answers."""
+    return _sha256_of_json_values([q.id, q.text, q.context, q.options, q.gold] for q in questions)
 
 
-def prompts_sha256(prompts: Iterable[Rendered]) -> str:
-    """Return the SHA-256 over prompts in their order, each with its continuations."""
-    return _sha256([p.prompt, p.continuations] for p in prompts)
+def prompts_sha256(prompts: Iterable[RenderedPrompt]) -> str:
+    """Return one SHA-256 of prompts, in order, with their continuations."""
+    return _sha256_of_json_values([p.prompt, p.continuations] for p in prompts)
 
 
-def _sha256(values: Iterable[object]) -> str:
+def _sha256_of_json_values(values: Iterable[object]) -> str:
     digest = hashlib.sha256()
     for value in values:
+        # One JSON value per line: concatenated texts alone would not show where one ends.
         digest.update(json.dumps(value, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()

@@ -1,8 +1,9 @@
-"""HF tokenizers behind checks that bound the time and memory of an untrusted tokenizer.json.
+"""Construction of HF tokenizers from untrusted tokenizer.json files, with bounds on their time and memory.
 
-The library matches patterns with Oniguruma, which backtracks, and a match that has begun cannot be stopped.
-A pattern whose time may grow faster than the square of a text's length is therefore refused by its form.
-Cases that the form does not show end at Oniguruma's limit of retries, on which the library panics.
+The tokenizers library matches regular expressions with Oniguruma, which backtracks, and a running match
+cannot be stopped. A pattern whose matching time may grow faster than the square of the text's length is
+therefore refused before it is used. Slow patterns that this check does not recognise end at Oniguruma's limit
+of retries, at which the library panics.
 """
 
 import json
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 
 from meditron.core.errors import InputError
 
-__all__ = ["build", "call_backend", "slow_pattern_reason"]
+__all__ = ["build_tokenizer", "call_backend", "slow_pattern_reason"]
 
 _T = TypeVar("_T")
 _MAX_PATTERN = 1 << 14  # characters; GPT-4o's has 300
@@ -25,7 +26,8 @@ _BOUND = 64  # a repeat of more counts as unbounded
 _MAX_CHOICES = 8  # bounded repeats of variable length in a row: each multiplies the ways to match
 _MAX_NESTED = 4  # repeats of a group of variable length
 _MAX_GROWTH = 64  # factor by which a normalizer may lengthen a text
-# A character, a class, a group's beginning or end, an alternative, or a repeat.
+# One part of a regular expression: a character, a character class, a group's beginning or end, `|`, or a
+# repeat.
 _PART = re.compile(
     r"\\[pPx]\{[^}]*\}|\\u[0-9a-fA-F]{4}|\\.|\[(?:\\.|\[:\^?\w+:\]|[^\]\\])+\]"
     r"|\((?:\?(?:[imsx-]*:|[=!>]|<[=!]|<\w+>|#))?|[)|]|[*+?][?+]?|\{\d*,?\d*\}[?+]?|.",
@@ -33,18 +35,18 @@ _PART = re.compile(
 )
 
 
-def build(spec: Mapping[str, Any], path: Path) -> Backend:
-    """Build the library's tokenizer.
+def build_tokenizer(spec: Mapping[str, Any], path: Path) -> Backend:
+    """Build the library's tokenizer from the content of a tokenizer.json.
 
     Raises:
-        InputError: The file does not describe a tokenizer, or one whose time or memory is not bounded.
+        InputError: The file does not describe a tokenizer, or its rules may take unbounded time or memory.
     """
-    # The vocabulary and the added tokens are literals; only the rules can hold patterns.
+    # The vocabulary and the added tokens are literal texts; only the other rules can contain patterns.
     rules = {key: value for key, value in spec.items() if key not in ("model", "added_tokens")}
-    for pattern in _patterns(rules):
+    for pattern in _regex_patterns(rules):
         if problem := slow_pattern_reason(pattern):
             raise InputError(path, f"the pattern {pattern[:80]!r} {problem}", place="Regex")
-    if _growth(rules.get("normalizer")) > _MAX_GROWTH:
+    if _max_growth_factor(rules.get("normalizer")) > _MAX_GROWTH:
         raise InputError(path, f"may lengthen a text more than {_MAX_GROWTH} times", place="normalizer")
     if isinstance(model := spec.get("model"), dict) and model.get("dropout"):
         raise InputError(
@@ -57,7 +59,7 @@ def build(spec: Mapping[str, Any], path: Path) -> Backend:
 
 
 def call_backend(path: Path, work: Callable[[], _T]) -> _T:
-    """Call `work`; raise InputError if the library panics, which Python sees as a BaseException."""
+    """Call `work`; raise InputError if the tokenizers library panics (a BaseException in Python)."""
     try:
         return work()
     except BaseException as error:
@@ -66,26 +68,26 @@ def call_backend(path: Path, work: Callable[[], _T]) -> _T:
         raise InputError(path, f"tokenization of this text fails: {error}", place="pre_tokenizer") from error
 
 
-def _patterns(rules: object) -> Iterator[str]:
+def _regex_patterns(rules: object) -> Iterator[str]:
     if isinstance(rules, dict):
         for key, value in rules.items():
             if key == "Regex" and isinstance(value, str):
                 yield value
             else:
-                yield from _patterns(value)
+                yield from _regex_patterns(value)
     elif isinstance(rules, list):
         for item in rules:
-            yield from _patterns(item)
+            yield from _regex_patterns(item)
 
 
-def _growth(normalizer: object) -> float:
-    """Return the factor by which a normalizer may lengthen a text."""
+def _max_growth_factor(normalizer: object) -> float:
+    """Return the largest factor by which a normalizer may lengthen a text."""
     if not isinstance(normalizer, dict):
         return 1
     steps = normalizer.get("normalizers")
     growth = 1.0
     for step in steps if isinstance(steps, list) else []:
-        growth = min(growth * _growth(step), _MAX_GROWTH + 1)
+        growth = min(growth * _max_growth_factor(step), _MAX_GROWTH + 1)
     content, pattern = normalizer.get("content"), normalizer.get("pattern")
     if isinstance(content, str):
         literal = pattern.get("String") if isinstance(pattern, dict) else None
@@ -96,50 +98,58 @@ def _growth(normalizer: object) -> float:
 
 
 @dataclass(slots=True)
-class _Group:
-    """Repeats within a group: of the current alternative, and the maximum of all alternatives."""
+class _RegexGroup:
+    """Counts of repeats in a group of a regular expression."""
 
     repeats: int = 0
+    """Unbounded repeats in the current alternative."""
     choices: int = 0
-    most: int = 0
-    variable: bool = False
-    """True if it has a repeat of variable length or alternatives: repeated, it may match in many ways."""
+    """Repeats of variable length in the current alternative."""
+    max_repeats: int = 0
+    """Most unbounded repeats in one of the alternatives so far."""
+    is_variable: bool = False
+    """True if the group has alternatives or a repeat of variable length. If such a group is itself repeated,
+    it may match a text in many ways."""
 
 
 def slow_pattern_reason(pattern: str) -> str | None:
-    """Return why a pattern may take more than quadratic time; None if its form excludes that."""
+    """Return the reason why a pattern may take more than quadratic time; None if it cannot."""
     if len(pattern) > _MAX_PATTERN:
         return f"has more than {_MAX_PATTERN:,} characters"
-    stack, last = [_Group()], _Group()
+    stack, last = [_RegexGroup()], _RegexGroup()
     for part in _PART.findall(pattern):
         group = stack[-1]
         if part[0] == "(":
-            stack.append(_Group())
+            stack.append(_RegexGroup())
         elif part == ")" and len(stack) > 1:
             last = stack.pop()
-            last.most = max(last.most, last.repeats)
-            stack[-1].repeats += last.most
-            stack[-1].variable |= last.variable
+            last.max_repeats = max(last.max_repeats, last.repeats)
+            stack[-1].repeats += last.max_repeats
+            stack[-1].is_variable |= last.is_variable
         elif part == "|":
-            group.most, group.repeats, group.variable = max(group.most, group.repeats), 0, True
+            group.max_repeats, group.repeats, group.is_variable = (
+                max(group.max_repeats, group.repeats),
+                0,
+                True,
+            )
             group.choices = 0
-        elif (bounds := _bounds(part)) is not None:
+        elif (bounds := _repeat_bounds(part)) is not None:
             least, most = bounds
-            if last.variable and most > _MAX_NESTED:
+            if last.is_variable and most > _MAX_NESTED:
                 return "repeats a group of variable length"
             group.repeats += most > _BOUND
             group.choices += least != most
-            group.variable |= least != most
+            group.is_variable |= least != most
         else:
             if re.fullmatch(r"\\[1-9k]", part):
                 return "has a back reference"
-            last = _Group()
+            last = _RegexGroup()
         if stack[-1].repeats > _MAX_REPEATS or stack[-1].choices > _MAX_CHOICES:
             return "has too many repeats in a row"
     return None
 
 
-def _bounds(part: str) -> tuple[int, int] | None:
+def _repeat_bounds(part: str) -> tuple[int, int] | None:
     """Return the minimum and maximum of a repeat; None if `part` is not a repeat."""
     if part[0] in "*+?" and len(part) <= 2:
         return {"*": (0, _BOUND + 1), "+": (1, _BOUND + 1), "?": (0, 1)}[part[0]]

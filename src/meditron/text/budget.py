@@ -1,10 +1,11 @@
-"""Limits of one rendering of a chat template, and upper bounds of values before they are computed.
+"""Limits on the time and memory that the rendering of one chat template may use.
 
-Every operation of a template is charged steps by the size of its operands and of its result, which bounds
-time. A value is measured as if it were printed, with shared parts counted each time, and never exceeds
-`MAX_TEXT` characters or `MAX_ITEMS` parts; if a result could be much larger than its operands, it is bounded
-before the operation runs. All values of one rendering together have at most `MAX_MADE` characters, which
-bounds memory even if a template keeps every value.
+Each operation of a template costs steps in proportion to the size of its operands and its result; the limit
+on steps bounds the time. The size of a value is about the number of characters that printing it would give; a
+part that occurs several times counts each time. No value may have more than `MAX_TEXT` characters or
+`MAX_ITEMS` parts. If an operation could give a result much larger than its operands, the result's size is
+bounded before the operation runs. All values of one rendering together may have at most `MAX_MADE`
+characters, which bounds memory even if a template keeps every value.
 """
 
 import re
@@ -28,7 +29,7 @@ __all__ = [
     "check_call",
     "check_join",
     "check_operands",
-    "is_plain",
+    "prints_within_measure",
     "refuse_longer",
 ]
 
@@ -42,7 +43,7 @@ _MAX_BITS = 1 << 12  # of an integer: multiplying and printing take time in the 
 _MAX_DECIMALS = 400  # a float has no more; `round` of an integer would compute a power of ten
 _MAX_TIME_FORMAT = 256  # characters
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-# Filters that iterate over a text: each of its characters becomes a value.
+# Filters that iterate over their operand. If it is a text, each of its characters becomes a value of its own.
 _ITERATING = frozenset(
     {
         "batch",
@@ -70,7 +71,7 @@ _NUMBER_WIDTH = 330  # characters of a printed float
 
 
 class Budget:
-    """Steps and characters left to one rendering; it is passed along among the rendering's variables."""
+    """Steps and characters used by one rendering; a hidden variable of the template contains it."""
 
     KEY = "budget of steps"  # with spaces: a template cannot write this name
 
@@ -79,48 +80,48 @@ class Budget:
         self.made = 0
         self.written = 0
 
-    def pay(self, steps: int) -> None:
-        """Charge `steps`; raise SecurityError if none are left."""
+    def charge_steps(self, steps: int) -> None:
+        """Subtract `steps` from the remaining steps; raise SecurityError if too few are left."""
         self.steps -= steps
         if self.steps < 0:
             raise SecurityError(f"takes more than {MAX_STEPS:,} steps")
 
-    def measure(self, value: object) -> int:
-        """Charge a step and the size of a value; raise SecurityError if it is too large. Return the size."""
-        size = len(value) if type(value) is str else _extent(value)
+    def measure_and_charge(self, value: object) -> int:
+        """Return a value's size and charge steps in proportion; SecurityError if the value is too large."""
+        size = len(value) if type(value) is str else _estimated_length(value)
         if size > MAX_TEXT:
             refuse_longer(size)
         self.steps -= 1 + size // _TEXT_PER_STEP
         if self.steps < 0:
-            self.pay(0)
+            self.charge_steps(0)
         return size
 
-    def pay_for(self, value: _T) -> _T:
-        """Charge a new value and return it."""
-        self.made += self.measure(value)
+    def charge_value(self, value: _T) -> _T:
+        """Charge a newly computed value to the limits on steps and characters, and return the value."""
+        self.made += self.measure_and_charge(value)
         if self.made > MAX_MADE:
             raise SecurityError(f"makes values of more than {MAX_MADE:,} characters")
         return value
 
-    def pay_for_reading(self, value: object) -> None:
-        """Charge an operation that reads every part of `value`."""
+    def charge_reading(self, value: object) -> None:
+        """Charge the steps of an operation that reads every part of `value`."""
         if isinstance(value, str):
-            self.pay(len(value) // _TEXT_PER_STEP)
+            self.charge_steps(len(value) // _TEXT_PER_STEP)
         elif isinstance(value, list | tuple | KeysView | ValuesView | ItemsView):
-            self.pay(_extent(value) // _TEXT_PER_STEP)
+            self.charge_steps(_estimated_length(value) // _TEXT_PER_STEP)
 
-    def pay_for_output(self, piece: str) -> None:
-        """Charge a piece of the rendered text, whose total length is bounded."""
-        self.pay(1)
+    def charge_output(self, piece: str) -> None:
+        """Charge a piece of the rendered text; raise SecurityError if the whole text becomes too long."""
+        self.charge_steps(1)
         self.written += len(piece)
         refuse_longer(self.written)
 
 
 class MeasuredItems(Iterator[Any]):
-    """Items of a generator, computed at once so that they can be measured; like a generator, read once."""
+    """Items of a generator, all computed at once so that they can be measured; iterated only once."""
 
     def __init__(self, items: Iterable[Any]) -> None:
-        self._items = _bounded(items)
+        self._items = _collect_within_limits(items)
         self._at = 0
 
     def __length_hint__(self) -> int:
@@ -135,12 +136,12 @@ class MeasuredItems(Iterator[Any]):
         return self._items[self._at - 1]
 
 
-def _bounded(items: Iterable[Any]) -> list[Any]:
-    """Return the items as a list; raise SecurityError as soon as they are too many or too large."""
+def _collect_within_limits(items: Iterable[Any]) -> list[Any]:
+    """Return the items as a list; raise SecurityError as soon as there are too many or they are too large."""
     values: list[Any] = []
     size = 0
     for item in islice(items, MAX_ITEMS + 1):
-        refuse_longer(size := size + (len(item) if isinstance(item, str) else _extent(item)))
+        refuse_longer(size := size + (len(item) if isinstance(item, str) else _estimated_length(item)))
         values.append(item)
     if len(values) > MAX_ITEMS:
         raise SecurityError(f"makes a value of more than {MAX_ITEMS:,} parts")
@@ -153,17 +154,17 @@ def refuse_longer(count: int) -> None:
         raise SecurityError(f"makes more than {MAX_TEXT:,} characters")
 
 
-def is_plain(value: object) -> bool:
-    """Return whether a value's printed text is never longer than its measured size."""
+def prints_within_measure(value: object) -> bool:
+    """Return whether printing a value gives no more characters than its measured size."""
     return isinstance(value, str | int | float | Undefined) or value is None
 
 
-def _extent(value: object) -> int:
-    """Estimate the characters of a value's printed form; raise SecurityError for too many."""
+def _estimated_length(value: object) -> int:
+    """Estimate the number of characters of a value's printed form; SecurityError if there are too many."""
     if isinstance(value, str):
         refuse_longer(len(value))
         return len(value)
-    # Not recursive: a template can nest lists deeper than Python's stack.
+    # A loop is used instead of recursion, because a template can nest lists deeper than Python's stack.
     total, items, left = 0, 0, [value]
     while left:
         item = left.pop()
@@ -173,7 +174,7 @@ def _extent(value: object) -> int:
             if item.bit_length() > _MAX_BITS:
                 raise SecurityError(f"makes a number of more than {_MAX_BITS:,} bits")
         else:
-            left += _parts(item)
+            left += _parts_of_value(item)
         items += 1
         if items > MAX_ITEMS or len(left) > 2 * MAX_ITEMS:
             raise SecurityError(f"makes a value of more than {MAX_ITEMS:,} parts")
@@ -181,8 +182,8 @@ def _extent(value: object) -> int:
     return total + items * _TEXT_PER_ITEM
 
 
-def _parts(value: object) -> Iterable[object]:
-    """Return the parts of a value that a template can access or print."""
+def _parts_of_value(value: object) -> Iterable[object]:
+    """Return the parts of a container that a template can access or print."""
     if isinstance(value, Namespace):
         value = value._Namespace__attrs
     if isinstance(value, Mapping):
@@ -216,22 +217,22 @@ def check_operands(operator: str, left: Any, right: Any) -> None:  # noqa: ANN40
 def check_call(name: str, owner: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:  # noqa: ANN401
     """Raise SecurityError if the result of `owner.name(*args)` or `owner|name(*args)` could be huge.
 
-    The filter `format` is named `%` here, because the method of the same name has another syntax. Functions
-    that are not listed here return at most a small multiple of their operands.
+    The filter `format` is named `%` in this function, to tell it from the method `format`, whose syntax
+    differs. Functions that this function does not check return at most a small multiple of their operands.
     """
     values = (*args, *kwargs.values())
     if name in _ITERATING and isinstance(owner, str) and len(owner) > MAX_ITEMS:
         raise SecurityError(f"makes a value of more than {MAX_ITEMS:,} parts")
-    if name in _WIDENING:
+    if name in _WIDENED_PARTS:
         widths = (len(v) if isinstance(v, str) else abs(v) for v in values if isinstance(v, int | str))
-        refuse_longer(max(widths, default=0) * _WIDENING[name](owner))
+        refuse_longer(max(widths, default=0) * _WIDENED_PARTS[name](owner))
     elif name == "replace":
-        text, old, new = (str(v) for v in (owner, *_replaced(args, kwargs)))
+        text, old, new = (str(v) for v in (owner, *_replace_arguments(args, kwargs)))
         refuse_longer(len(text) + text.count(old) * len(new))
     elif name == "%":
         _check_conversions(str(owner), values)
     elif name in ("format", "format_map"):
-        _check_fields(str(owner), values)
+        _check_format_fields(str(owner), values)
     elif name == "round" and any(isinstance(v, int) and abs(v) > _MAX_DECIMALS for v in values):
         raise SecurityError(f"rounds to more than {_MAX_DECIMALS} places")
     elif name == "sum" and not all(isinstance(v, int | float | str | None) for v in values):
@@ -241,67 +242,67 @@ def check_call(name: str, owner: Any, args: Sequence[Any], kwargs: Mapping[str, 
 
 
 def check_join(separator: str, items: Iterable[object]) -> None:
-    """Raise SecurityError if the separators alone make a joined text too long; items are measured already."""
+    """Raise SecurityError if the separators make a joined text too long; the items were measured before."""
     refuse_longer(len(separator) * length_hint(items))
 
 
-def _lines(value: object) -> int:
+def _count_lines(value: object) -> int:
     return 1 + sum(map(value.count, _LINE_ENDS)) if isinstance(value, str) else 1
 
 
-def _tabs(value: object) -> int:
+def _count_tabs(value: object) -> int:
     return 1 + value.count("\t") if isinstance(value, str) else 1
 
 
-def _nodes(value: object) -> int:
-    return 1 + _extent(value) // _TEXT_PER_ITEM
+def _count_parts(value: object) -> int:
+    return 1 + _estimated_length(value) // _TEXT_PER_ITEM
 
 
-def _once(_: object) -> int:
+def _count_one(_: object) -> int:
     return 1
 
 
-# Methods and filters whose result has parts as wide as a number (or as long as a text) among the arguments,
-# and a function that counts these parts for a value.
-_WIDENING: Mapping[str, Callable[[object], int]] = {
-    "batch": _nodes,
-    "center": _once,
-    "expandtabs": _tabs,
-    "indent": _lines,
-    "ljust": _once,
-    "rjust": _once,
-    "slice": _nodes,
-    "tojson": _nodes,
-    "truncate": _once,
-    "zfill": _once,
+# Methods and filters that pad parts of a value to a width, or insert a text between them, given as an
+# argument. Each has a function that returns the number of these parts in the value.
+_WIDENED_PARTS: Mapping[str, Callable[[object], int]] = {
+    "batch": _count_parts,
+    "center": _count_one,
+    "expandtabs": _count_tabs,
+    "indent": _count_lines,
+    "ljust": _count_one,
+    "rjust": _count_one,
+    "slice": _count_parts,
+    "tojson": _count_parts,
+    "truncate": _count_one,
+    "zfill": _count_one,
 }
 
 
-def _replaced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+def _replace_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     old = args[0] if args else kwargs.get("old", "")
     return old, args[1] if len(args) > 1 else kwargs.get("new", "")
 
 
 def _check_conversions(template: str, values: object) -> None:
-    """Check a template of `%` or of the filter `format`."""
+    """Check the length of a text formatted by `%` or by the filter `format`."""
     conversions = _CONVERSION.findall(template)
-    _check_widths(
+    _check_formatted_length(
         template, [width for pair in conversions for width in pair if width], len(conversions), values
     )
 
 
-def _check_fields(template: str, values: object) -> None:
-    """Check a template of the method `format`."""
+def _check_format_fields(template: str, values: object) -> None:
+    """Check the length of a text formatted by the method `format`."""
     parsed = islice(string.Formatter().parse(template), MAX_ITEMS + 1)
     fields = [spec or "" for _, name, spec, _ in parsed if name is not None]
     if any("{" in spec for spec in fields):
         raise SecurityError("formats with a width of its own")
-    _check_widths(template, re.findall(r"\d+", " ".join(fields)), len(fields), values)
+    _check_formatted_length(template, re.findall(r"\d+", " ".join(fields)), len(fields), values)
 
 
-def _check_widths(template: str, widths: Sequence[str], count: int, values: object) -> None:
-    """Raise SecurityError for a text that is too long if each of `count` fields holds all the values."""
+def _check_formatted_length(template: str, widths: Sequence[str], count: int, values: object) -> None:
+    """Raise SecurityError if the text would be too long with all values printed by each of `count` fields."""
     if any(width == "*" or len(width) > len(str(MAX_TEXT)) for width in widths):
         raise SecurityError("formats with a width of its own")
-    longest = _extent(values) + _NUMBER_WIDTH if count else 0
+    longest = _estimated_length(values) + _NUMBER_WIDTH if count else 0
     refuse_longer(len(template) + count * longest + sum(map(int, widths)))

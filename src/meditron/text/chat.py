@@ -1,7 +1,8 @@
-"""Chat templates: messages rendered as the text that a model was trained on.
+"""Chat templates: rendering of messages as the text format that a model was trained on.
 
-Templates are Jinja and come with a model's files, so they are untrusted code. They run in the sandbox, with
-the variables and helpers of transformers' `apply_chat_template`, and give the same text.
+Chat templates are written in Jinja and come with a model's files, so they are untrusted code. They run in the
+sandbox of `text.sandbox`, with the variables and helpers of transformers' `apply_chat_template`, and give the
+same text as there.
 """
 
 import json
@@ -21,10 +22,10 @@ from meditron.text.sandbox import Environment
 __all__ = ["FIXED_DATE", "Message", "render"]
 
 FIXED_DATE = datetime(2024, 7, 26)
-"""The date in training rows and evaluation prompts, for templates that write the current date.
+"""The date in training rows and evaluation prompts, for chat templates that write the current date.
 
-With the current date, rows would differ from day to day, and evaluation prompts from training rows. The value
-is the default of Llama 3.2's template.
+With the current date, training rows would change from day to day, and evaluation prompts would differ from
+training rows. This date is the default of Llama 3.2's template.
 """
 
 Message = Mapping[str, Any]
@@ -33,7 +34,8 @@ Message = Mapping[str, Any]
 _MAX_TEMPLATE = 1 << 16  # characters; real ones have up to 20,000, and more take seconds to compile
 _MAX_MESSAGE = 500  # characters of an error message, which the template may write
 _PLACE = "chat template"
-# Exceptions that a template can raise, jinja2's own and Python's; each is an error of the template.
+# Exceptions of jinja2 and of Python that a template can cause and that are reported as errors of the
+# template.
 _FAULTS = (
     TemplateError,
     ArithmeticError,
@@ -65,8 +67,8 @@ def render(
         add_generation_prompt: End the text with the opening of the assistant's turn.
         bos: The BOS token as text; undefined in the template if None.
         eos: The EOS token as text; undefined in the template if None.
-        special_tokens: Further special tokens by the name of their variable (`pad_token`).
-        now: Time for `strftime_now`, by default the current one.
+        special_tokens: Further special tokens: variable name in the template (`pad_token`) → token.
+        now: Time that the template's `strftime_now` formats; the current time if None.
 
     Raises:
         InputError: The template is damaged, refuses the messages, tries to leave its sandbox, or exceeds its
@@ -78,23 +80,23 @@ def render(
         "add_generation_prompt": add_generation_prompt,
         "tools": None,
         "documents": None,
-        "strftime_now": _clock(now),
+        "strftime_now": _make_strftime_now(now),
         **{name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token is not None},
         **special_tokens,
         Budget.KEY: budget,
     }
     pieces: list[str] = []
     try:
-        for piece in _compiled(template).generate(variables):
+        for piece in _compile_template(template).generate(variables):
             pieces.append(piece)
-            budget.pay_for_output(piece)
+            budget.charge_output(piece)
     except _FAULTS as error:
-        raise InputError(_PLACE, _error_text(error), place=_line(error)) from error
+        raise InputError(_PLACE, _error_text(error), place=_error_line(error)) from error
     return "".join(pieces)
 
 
 @lru_cache(maxsize=16)
-def _compiled(template: str) -> Template:
+def _compile_template(template: str) -> Template:
     if len(template) > _MAX_TEMPLATE:
         raise InputError(
             _PLACE, f"the template has {len(template):,} characters, more than {_MAX_TEMPLATE:,}"
@@ -107,15 +109,15 @@ def _error_text(error: BaseException) -> str:
     return message or type(error).__name__
 
 
-def _line(error: BaseException) -> str | None:
+def _error_line(error: BaseException) -> str | None:
     if isinstance(error, TemplateSyntaxError):
         return f"line {error.lineno}"
-    # jinja2 rewrites the traceback so that it has the lines of the template.
+    # jinja2 rewrites the traceback so that its frames have the line numbers of the template.
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>"]
     return f"line {frames[-1].lineno}" if frames else None
 
 
-def _raise(message: str) -> NoReturn:
+def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
@@ -126,23 +128,23 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Write plain JSON, as transformers does; jinja2's own filter escapes for HTML."""
+    """Format a value as JSON, as transformers does; jinja2's own filter `tojson` escapes it for HTML."""
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
     pieces, length = [], 0
-    # Checked piece by piece: indentation can make the text far longer than the value.
+    # The length is checked piece by piece, because indentation can make the text far longer than the value.
     for piece in encoder.iterencode(value):
         pieces.append(piece)
         refuse_longer(length := length + len(piece))
     return "".join(pieces)
 
 
-def _clock(now: datetime | None) -> Callable[[str], str]:
+def _make_strftime_now(now: datetime | None) -> Callable[[str], str]:
     def strftime_now(form: str) -> str:  # `budget.check_call` knows this name
         return (now or datetime.now()).strftime(form)
 
     return strftime_now
 
 
-_HELPERS = {"raise_exception": _raise}
+_HELPERS = {"raise_exception": _raise_exception}

@@ -1,14 +1,14 @@
-"""Templates of finetuning: conversations as token ids, with the role of each token and its place in the loss.
+"""Finetuning templates: conversations as token ids, with the role of each token and the loss mask.
 
-A row is a conversation: messages of the roles system, user and assistant. A template makes one text of it.
-The targets are what the assistant says, with the token that ends its turn. The text that opens the turn is
-not a target: it is part of the prompt when the model is used. (The runs published with Meditron also trained
-on that text and on the line break after the turn.)
+A row is a conversation: messages of the roles system, user and assistant. A template renders a conversation
+as one text. The targets are the assistant's messages and the token that ends each of them. The text that
+opens an assistant's turn is not a target, because it is part of the prompt when the model is used. (The runs
+published with Meditron also trained on that text and on the line break after the turn.)
 
-The text is tokenized as a whole, because a tokenizer splits a text differently from its pieces. A turn's
-tokens begin at the first token in which the whole text differs from the text before the turn, tokenized
-alone. A token that joins the two sides of the border belongs to the later turn, so that no character of an
-answer is left out of the loss.
+The whole text is tokenized at once, because tokenizing its parts separately can give other tokens. To find
+where a turn begins, the text before the turn is tokenized alone: the turn's tokens begin at the first token
+in which the two tokenizations differ. A token that spans the border belongs to the later turn, so that every
+character of an answer is in the loss.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
     "'<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-_JINJA: Mapping[str, str] = {
+_JINJA_TEMPLATES: Mapping[str, str] = {
     "chatml": _CHATML,
     # ChatML with the role names of the published Meditron runs.
     "meditron": _CHATML.replace(
@@ -52,14 +52,15 @@ _JINJA: Mapping[str, str] = {
     ).replace("|>assistant", "|>answer"),
 }
 NO_TEMPLATE = "none"
-TEMPLATES = (NO_TEMPLATE, *_JINJA, "tokenizer")
-"""`none`: contents concatenated, each answer followed by the end-of-text token; `chatml`, `meditron`: turns
-between `<|im_start|>` and `<|im_end|>`; `tokenizer`: the tokenizer's own chat template."""
+TEMPLATES = (NO_TEMPLATE, *_JINJA_TEMPLATES, "tokenizer")
+"""Names of the templates. `none` concatenates the messages and adds the end-of-text token after each answer;
+`chatml` and `meditron` write turns between `<|im_start|>` and `<|im_end|>`; `tokenizer` is the tokenizer's
+own chat template."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Consecutive tokens of one role, all in the loss or none."""
+    """Consecutive tokens of one role that are either all in the loss or all masked."""
 
     role: str
     tokens: int
@@ -68,7 +69,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedConversation:
-    """The tokens of a conversation, and the spans that cover all of them."""
+    """The token ids of a conversation, and consecutive spans that cover all of them."""
 
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
@@ -81,22 +82,22 @@ class TokenizedConversation:
 
 @dataclass(frozen=True, slots=True)
 class QuestionIds:
-    """Token ids of a multiple-choice question in the chat turns that a model was finetuned on."""
+    """Token ids of a multiple-choice question in the chat template that a model was finetuned in."""
 
     prompt: tuple[int, ...]
-    """All tokens before the answer, up to the opened turn of the assistant."""
+    """All tokens before the answer, including those that open the assistant's turn."""
     answers: tuple[tuple[int, ...], ...]
     """The tokens that each option adds to the prompt, without the token that ends the turn."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """A part of the rendered text."""
+class _TextPiece:
+    """A part of a conversation's rendered text, from one role."""
 
     role: str
     text: str
     in_loss: bool = False
-    ends: bool = True
+    learns_end: bool = True
 
 
 def tokenize_conversation(
@@ -106,39 +107,41 @@ def tokenize_conversation(
 
     Raises:
         ValueError: A message contains the name of a control token, or the prompt is empty.
-        UsageError: The tokenizer lacks the template's tokens, or has no template of its own.
-        InputError: The tokenizer's template fails, or does not extend its text when a message is added.
+        UsageError: The tokenizer lacks the template's tokens, or the template is `tokenizer` and it has none.
+        InputError: The tokenizer's template fails, or adding a message changes the text before the message.
     """
     for turn in conversation:
         _refuse_control_tokens(tokenizer, turn.content)
     if template == NO_TEMPLATE:
-        pieces, bos = _concatenated(tokenizer, conversation), None
+        pieces, bos = _pieces_without_template(tokenizer, conversation), None
     else:
-        pieces = _rendered(tokenizer, conversation, template)
+        pieces = _pieces_of_template(tokenizer, conversation, template)
         bos = False  # the template writes its own
-    tokenized = _tokenized(tokenizer, pieces, bos=bos)
+    tokenized = _tokenize_pieces(tokenizer, pieces, bos=bos)
     if tokenized.spans[0].in_loss:
         raise ValueError("the prompt is empty; an answer needs at least one token before it")
     return tokenized
 
 
 def question_turns(prompt: str, option: str, template: str) -> tuple[Turn, Turn]:
-    """Return the turns of a question answered by an option, for training and evaluation alike.
+    """Return a question with one of its options as the answer, as a user's and an assistant's turn.
 
-    An option begins with the space that separates it from the prompt. Without a template it keeps that space
-    and has no end to learn; in the turns of a chat template it loses the space and the template ends it.
+    Training and evaluation both call this function. `option` begins with the space that separates it from the
+    prompt. Without a template, the answer keeps that space and no end-of-text token follows. In a chat
+    template the space is removed, and the template ends the turn.
     """
     if template == NO_TEMPLATE:
-        return Turn("user", prompt), Turn(ASSISTANT, option, ends=False)
+        return Turn("user", prompt), Turn(ASSISTANT, option, learns_end=False)
     return Turn("user", prompt), Turn(ASSISTANT, option.strip())
 
 
 def question_ids(tokenizer: "Tokenizer", messages: Sequence[Message], options: Sequence[str]) -> QuestionIds:
-    """Tokenize a question as a finetune in the tokenizer's chat template trained on it.
+    """Tokenize a question and its options in the tokenizer's chat template, as finetuning does.
 
-    Each option is rendered as the assistant's next message, as in a training row, because a template may
-    write text before an answer. A token that joins prompt and option is counted to the option, for every
-    option. Unlike in training, the name of a control token in a message is text.
+    Each option is rendered as the assistant's next message, because a template may write text before an
+    answer. A token that spans the border between prompt and option counts as part of the option; the prompt
+    then ends earlier for all options. Unlike in finetuning, the name of a control token in a message is read
+    as text.
 
     Raises:
         UsageError: As in `conversation_ids`.
@@ -151,16 +154,17 @@ def question_ids(tokenizer: "Tokenizer", messages: Sequence[Message], options: S
         ids = conversation_ids(tokenizer, conversation, add_generation_prompt=False, now=FIXED_DATE)
         start = _common_prefix_length(prompt, ids)
         rows.append((start, ids[: _target_end(tokenizer, ids, start, len(ids)) - 1]))
-    # One border for all options, the earliest: their log-likelihoods then have the same condition.
+    # The prompt ends at the earliest border of all options, so that all log-likelihoods are conditioned on
+    # the same prompt.
     shared = min(start for start, _ in rows)
     return QuestionIds(tuple(prompt[:shared]), tuple(tuple(ids[shared:]) for _, ids in rows))
 
 
 def with_chat_template(tokenizer: "Tokenizer", template: str) -> "Tokenizer":
-    """Return the tokenizer with the chat template of a model finetuned on `template`."""
-    if template not in _JINJA:
+    """Return the tokenizer with the chat template of a model that was finetuned in `template`."""
+    if template not in _JINJA_TEMPLATES:
         return tokenizer
-    return replace(tokenizer, special=replace(tokenizer.special, chat_template=_JINJA[template]))
+    return replace(tokenizer, special=replace(tokenizer.special, chat_template=_JINJA_TEMPLATES[template]))
 
 
 def decode_spans(
@@ -170,7 +174,8 @@ def decode_spans(
     end, before = 0, ""
     for span in spans:
         end += span.tokens
-        # Decoded from the beginning each time: the first token of a text decodes without its space.
+        # All tokens up to the span's end are decoded, because the first token of a decoded text loses its
+        # space.
         text = tokenizer.decode(ids[:end], skip_special=False)
         yield span, text[len(before) :]
         before = text
@@ -181,59 +186,68 @@ def _refuse_control_tokens(tokenizer: "Tokenizer", content: str) -> None:
         raise ValueError("a message contains the name of a control token, which would be read as that token")
 
 
-def _concatenated(tokenizer: "Tokenizer", conversation: Sequence[Turn]) -> list[_Piece]:
-    end = tokenizer.token(tokenizer.end_of_text_id) or ""
+def _pieces_without_template(tokenizer: "Tokenizer", conversation: Sequence[Turn]) -> list[_TextPiece]:
+    end = tokenizer.id_to_token(tokenizer.end_of_text_id) or ""
     return [
-        _Piece(turn.role, turn.content + (end if turn.ends else ""), in_loss=turn.in_loss, ends=turn.ends)
+        _TextPiece(
+            turn.role,
+            turn.content + (end if turn.learns_end else ""),
+            in_loss=turn.in_loss,
+            learns_end=turn.learns_end,
+        )
         if turn.role == ASSISTANT
-        else _Piece(turn.role, turn.content)
+        else _TextPiece(turn.role, turn.content)
         for turn in conversation
     ]
 
 
-def _rendered(tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str) -> list[_Piece]:
-    """Return the text that each turn adds; an assistant's turn adds its opening as a piece of its own."""
+def _pieces_of_template(
+    tokenizer: "Tokenizer", conversation: Sequence[Turn], template: str
+) -> list[_TextPiece]:
+    """Return the text that each turn adds; the text that opens an assistant's turn is a separate piece."""
     source = _template_source(tokenizer, template)
-    pieces: list[_Piece] = []
+    pieces: list[_TextPiece] = []
     text_before = ""
 
-    def add(role: str, count: int, *, opened: bool = False, in_loss: bool = False) -> None:
+    def add_piece(role: str, count: int, *, opened: bool = False, in_loss: bool = False) -> None:
         nonlocal text_before
-        text = _text(tokenizer, source, conversation[:count], add_generation_prompt=opened)
-        # A template may rewrite earlier turns (drop their reasoning, say): then no border can be found.
+        text = _render_turns(tokenizer, source, conversation[:count], add_generation_prompt=opened)
+        # A template may change earlier turns (for example remove their reasoning), so that the
+        # beginning of a turn cannot be found in the whole text.
         if not text.startswith(text_before):
             raise InputError(
                 "chat template",
                 f"the text of {count} messages does not begin with that of the messages before",
                 hint='the loss mask cannot be computed: set template = "chatml"',
             )
-        pieces.append(_Piece(role, text[len(text_before) :], in_loss))
+        pieces.append(_TextPiece(role, text[len(text_before) :], in_loss))
         text_before = text
 
     for count, turn in enumerate(conversation, start=1):
         if turn.role == ASSISTANT:
-            add(turn.role, count - 1, opened=True)
-            add(turn.role, count, in_loss=turn.in_loss)
-        # A tokenizer's template may refuse a system message alone: it is rendered with the turn after it.
-        elif turn.role != "system" or template in _JINJA:
-            add(turn.role, count)
+            add_piece(turn.role, count - 1, opened=True)
+            add_piece(turn.role, count, in_loss=turn.in_loss)
+        # A tokenizer's template may refuse a system message alone, so that message is rendered together with
+        # the turn after it.
+        elif turn.role != "system" or template in _JINJA_TEMPLATES:
+            add_piece(turn.role, count)
     return pieces
 
 
 def _template_source(tokenizer: "Tokenizer", template: str) -> str:
-    if template in _JINJA:
+    if template in _JINJA_TEMPLATES:
         if tokenizer.encode(_TURN_END, special=True, bos=False)[-1] not in tokenizer.stop_ids:
             raise UsageError(
                 f"the template '{template}' needs the token {_TURN_END}, which the model's tokenizer lacks",
                 hint=f'set template = "{NO_TEMPLATE}"',
             )
-        return _JINJA[template]
+        return _JINJA_TEMPLATES[template]
     if tokenizer.chat_template is None:
         raise UsageError("the model has no chat template", hint=f'set template = "{NO_TEMPLATE}"')
     return tokenizer.chat_template
 
 
-def _text(
+def _render_turns(
     tokenizer: "Tokenizer", source: str, conversation: Sequence[Turn], *, add_generation_prompt: bool
 ) -> str:
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation]
@@ -246,8 +260,8 @@ def _text(
     )
 
 
-def _tokenized(
-    tokenizer: "Tokenizer", pieces: Sequence[_Piece], *, bos: bool | None
+def _tokenize_pieces(
+    tokenizer: "Tokenizer", pieces: Sequence[_TextPiece], *, bos: bool | None
 ) -> TokenizedConversation:
     texts = [piece.text for piece in pieces]
     ids = tokenizer.encode("".join(texts), special=True, bos=bos)
@@ -260,7 +274,7 @@ def _tokenized(
             end = max(start, _common_prefix_length(prefix, ids))
         target_end = start
         if piece.in_loss:
-            target_end = _target_end(tokenizer, ids, start, end) if piece.ends else end
+            target_end = _target_end(tokenizer, ids, start, end) if piece.learns_end else end
         spans += [Span(piece.role, target_end - start, True), Span(piece.role, end - target_end, False)]
         start = end
     return TokenizedConversation(tuple(ids), tuple(span for span in spans if span.tokens))
@@ -271,7 +285,7 @@ def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _target_end(tokenizer: "Tokenizer", ids: Sequence[int], start: int, end: int) -> int:
-    """Return the end of an answer's targets, after its last stop token; a line break behind is no target."""
+    """Return the index after the answer's last stop token; a line break after that token is not a target."""
     for stop in range(end, start, -1):
         if ids[stop - 1] in tokenizer.stop_ids:
             return stop

@@ -1,12 +1,13 @@
-"""Convert a GGUF's `tokenizer.ggml.*` metadata to a tokenizer.json; `gguf_write` is the inverse.
+"""Convert a GGUF file's `tokenizer.ggml.*` metadata to a tokenizer.json; `gguf_write` is the inverse.
 
 Keys and their meaning: ggml's gguf.md and llama.cpp's `src/llama-vocab.cpp`.
 
-SentencePiece's BPE joins the pair whose piece has the highest score, on ties the leftmost; HF's joins the
-pair with the lowest rank in a list of merges. Every split of a piece into two pieces therefore becomes a
-merge, ordered by the piece's score. The two can differ in ties only. Runs of spaces share one score in
-Llama-2's vocabulary; they grow from the left in sentencepiece, and here because longer runs rank first.
-Other ties are refused, because no list of merges can express them.
+SentencePiece's BPE joins the pair of pieces that form the piece with the highest score, on ties the leftmost
+pair. HF's BPE joins the pair with the lowest rank in a list of merges. Every split of a piece into two pieces
+therefore becomes a merge, and the merges are ordered by the piece's score. The results can differ only if two
+pieces have the same score. In Llama-2's vocabulary all runs of spaces share one score; here longer runs get
+lower ranks, which gives the same result as joining from the left. Other equal scores are refused, because no
+list of merges can express them.
 """
 
 from collections import Counter
@@ -20,10 +21,10 @@ from meditron.text.pretokenizers import PRETOKENIZERS
 from meditron.text.special_tokens import STOP_TOKENS_OF_LLAMACPP, SpecialTokens
 from meditron.text.token_bytes import PREFIX, SPACES
 
-__all__ = ["read", "splits_of"]
+__all__ = ["piece_splits", "tokenizer_from_metadata"]
 
 Json = dict[str, Any]
-_BARE: Json = {
+_EMPTY_TOKENIZER_JSON: Json = {
     "version": "1.0",
     "truncation": None,
     "padding": None,
@@ -32,7 +33,7 @@ _BARE: Json = {
     "pre_tokenizer": None,
     "post_processor": None,
 }
-_BARE_BPE: Json = {
+_EMPTY_BPE_MODEL: Json = {
     "type": "BPE",
     "dropout": None,
     "unk_token": None,
@@ -45,25 +46,24 @@ _BARE_BPE: Json = {
 _MAX_PIECE = 1024  # characters; all splits of a piece take time in the square of its length
 
 
-def read(metadata: Mapping[str, Any], path: Path) -> tuple[Json, SpecialTokens]:
+def tokenizer_from_metadata(metadata: Mapping[str, Any], path: Path) -> tuple[Json, SpecialTokens]:
     """Return the content of a tokenizer.json, and the special tokens.
 
     Raises:
-        InputError: The metadata describes no vocabulary that can be reproduced exactly; the error names the
-            key.
+        InputError: The vocabulary in the metadata cannot be reproduced exactly; the error names the key.
     """
     keys = VocabularyKeys(metadata, path)
-    model = keys.required("model", str)
+    model = keys.required_value("model", str)
     if model == "gpt2":
-        return _byte_level(keys)
+        return _byte_level_tokenizer(keys)
     if model == "llama":
-        return _sentencepiece(keys)
-    raise keys.error(
+        return _sentencepiece_tokenizer(keys)
+    raise keys.key_error(
         "model", f"is {model!r}; supported are gpt2 (byte-level BPE) and llama (SentencePiece BPE)"
     )
 
 
-def _spec(
+def _tokenizer_json(
     keys: VocabularyKeys,
     model: Json,
     merges: list[tuple[str, str]],
@@ -71,96 +71,99 @@ def _spec(
     control: set[TokenType],
     **rules: Json,
 ) -> Json:
-    """Build the content of a tokenizer.json: a bare BPE, changed by `model` and `rules`."""
+    """Build the content of a tokenizer.json; `model` and `rules` replace keys of an empty one."""
     bpe = {
-        **_BARE_BPE,
+        **_EMPTY_BPE_MODEL,
         **model,
         "vocab": {token: i for i, token in enumerate(keys.tokens)},
         "merges": [list(pair) for pair in merges],
     }
     added = [
-        _added(i, token, special=kind in control or token in STOP_TOKENS_OF_LLAMACPP)
+        _added_token(i, token, special=kind in control or token in STOP_TOKENS_OF_LLAMACPP)
         for i, (token, kind) in enumerate(zip(keys.tokens, keys.types, strict=True))
         if kind in control or kind == TokenType.USER_DEFINED or token in STOP_TOKENS_OF_LLAMACPP
     ]
-    return {**_BARE, "added_tokens": added, **rules, "model": bpe}
+    return {**_EMPTY_TOKENIZER_JSON, "added_tokens": added, **rules, "model": bpe}
 
 
-def _added(i: int, token: str, *, special: bool) -> Json:
+def _added_token(i: int, token: str, *, special: bool) -> Json:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": i, "content": token, **flags, "special": special}
 
 
-def _byte_level(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]:
-    pre = keys.optional("pre", str) or "default"
+def _byte_level_tokenizer(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]:
+    pre = keys.optional_value("pre", str) or "default"
     if pre not in PRETOKENIZERS:
         known = ", ".join(PRETOKENIZERS)
-        raise keys.error("pre", f"unknown pre-tokenizer {pre!r}; known are {known}")
+        raise keys.key_error("pre", f"unknown pre-tokenizer {pre!r}; known are {known}")
     cut = PRETOKENIZERS[pre]
-    spec = _spec(
+    spec = _tokenizer_json(
         keys,
         {"ignore_merges": cut.ignore_merges},
-        _listed_merges(keys),
+        _merges_listed_in_gguf(keys),
         control={TokenType.CONTROL},
         pre_tokenizer=cut.spec,
         decoder={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
     )
-    return spec, keys.special(add_bos=cut.add_bos)
+    return spec, keys.special_tokens(add_bos=cut.add_bos)
 
 
-def _listed_merges(keys: VocabularyKeys) -> list[tuple[str, str]]:
+def _merges_listed_in_gguf(keys: VocabularyKeys) -> list[tuple[str, str]]:
     known = set(keys.tokens)
-    # GGUF joins the two sides with a space; byte-level tokens contain none (they write it as Ġ).
+    # GGUF writes a merge as two tokens with a space between them; byte-level tokens contain no space, as they
+    # write it as Ġ.
     merges = []
-    for place, line in enumerate(keys.array("merges", str)):
+    for place, line in enumerate(keys.required_array("merges", str)):
         left, space, right = line.partition(" ")
         if not space or {left, right, left + right} - known:
-            raise keys.error("merges", f"entry {place} ({line[:40]!r}) does not join two tokens into a token")
+            raise keys.key_error(
+                "merges", f"entry {place} ({line[:40]!r}) does not join two tokens into a token"
+            )
         merges.append((left, right))
     return merges
 
 
-def _sentencepiece(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]:
+def _sentencepiece_tokenizer(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]:
     unknown = [i for i, kind in enumerate(keys.types) if kind == TokenType.UNKNOWN]
     has_bytes = Counter(keys.types)[TokenType.BYTE] == 256
     if len(unknown) != 1 and not has_bytes:
-        raise keys.error("token_type", "has neither one unknown token nor 256 byte tokens")
-    prefix = keys.optional("add_space_prefix", bool) is not False
-    steps: list[Json] = [PREFIX] if prefix else []
+        raise keys.key_error("token_type", "has neither one unknown token nor 256 byte tokens")
+    prefix = keys.optional_value("add_space_prefix", bool) is not False
+    prefix_steps: list[Json] = [PREFIX] if prefix else []
     back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
-    spec = _spec(
+    spec = _tokenizer_json(
         keys,
         {
             "unk_token": keys.tokens[unknown[0]] if unknown else None,
             "fuse_unk": True,
             "byte_fallback": has_bytes,
         },
-        _scored_merges(keys),
+        _merges_from_scores(keys),
         control={TokenType.UNKNOWN, TokenType.CONTROL},
-        normalizer={"type": "Sequence", "normalizers": [*steps, SPACES]},
+        normalizer={"type": "Sequence", "normalizers": [*prefix_steps, SPACES]},
         decoder={"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
     )
-    return spec, keys.special(add_bos=True, bos=1, eos=2)
+    return spec, keys.special_tokens(add_bos=True, bos=1, eos=2)
 
 
-def _scored_merges(keys: VocabularyKeys) -> list[tuple[str, str]]:
-    """Return all splits of all pieces as merges: by score, then longest piece, then longest left part."""
-    scores = keys.array("scores", float)
+def _merges_from_scores(keys: VocabularyKeys) -> list[tuple[str, str]]:
+    """Return all splits of all pieces as merges, by score, then length of piece, then of left part."""
+    scores = keys.required_array("scores", float)
     if len(scores) != len(keys.tokens):
-        raise keys.error("scores", f"has {len(scores):,} entries for {len(keys.tokens):,} tokens")
+        raise keys.key_error("scores", f"has {len(scores):,} entries for {len(keys.tokens):,} tokens")
     if not all(map(isfinite, scores)):
-        raise keys.error("scores", "has a value that is not finite")
+        raise keys.key_error("scores", "has a value that is not finite")
     pieces = {
         token: score
         for token, kind, score in zip(keys.tokens, keys.types, scores, strict=True)
         if kind == TokenType.NORMAL
     }
     if max(map(len, pieces), default=0) > _MAX_PIECE:
-        raise keys.error("tokens", f"has a piece of more than {_MAX_PIECE:,} characters")
-    # Only normal pieces merge: control tokens and bytes are never built from parts.
-    splits = {piece: list(splits_of(piece, pieces)) for piece in pieces}
-    _refuse_ties(keys, {piece: pieces[piece] for piece, pairs in splits.items() if pairs})
+        raise keys.key_error("tokens", f"has a piece of more than {_MAX_PIECE:,} characters")
+    # Only normal pieces have merges; control tokens and byte tokens are never formed from other pieces.
+    splits = {piece: list(piece_splits(piece, pieces)) for piece in pieces}
+    _refuse_score_ties(keys, {piece: pieces[piece] for piece, pairs in splits.items() if pairs})
     ranked = [
         (-pieces[piece], -len(piece), -len(left), left, right)
         for piece in splits
@@ -169,7 +172,7 @@ def _scored_merges(keys: VocabularyKeys) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in sorted(ranked)]
 
 
-def splits_of(piece: str, pieces: Container[str]) -> Iterator[tuple[str, str]]:
+def piece_splits(piece: str, pieces: Container[str]) -> Iterator[tuple[str, str]]:
     """Yield every pair of pieces that join to `piece`."""
     for at in range(1, len(piece)):
         left, right = piece[:at], piece[at:]
@@ -177,13 +180,14 @@ def splits_of(piece: str, pieces: Container[str]) -> Iterator[tuple[str, str]]:
             yield left, right
 
 
-def _refuse_ties(keys: VocabularyKeys, scores: Mapping[str, float]) -> None:
-    by_score: dict[float, str] = {}
+def _refuse_score_ties(keys: VocabularyKeys, scores: Mapping[str, float]) -> None:
+    piece_by_score: dict[float, str] = {}
     for piece, score in scores.items():
-        other = by_score.setdefault(score, piece)
-        # Pieces of one repeated character (runs of spaces) are ordered by length, see above.
+        other = piece_by_score.setdefault(score, piece)
+        # Pieces of one repeated character (runs of spaces) may have equal scores: their merges are ordered by
+        # length, as the module's docstring says.
         if len(set(piece + other)) > 1 and piece != other:
-            raise keys.error(
+            raise keys.key_error(
                 "scores",
                 f"are equal for {other!r} and {piece!r}: the order of their merges is unknown",
                 hint="open the model's tokenizer.json instead",

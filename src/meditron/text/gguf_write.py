@@ -1,7 +1,7 @@
-"""Write a tokenizer as a GGUF's `tokenizer.*` metadata such that llama.cpp gives the same ids, or refuse.
+"""Write a tokenizer as a GGUF file's `tokenizer.*` metadata with which llama.cpp gives the same ids.
 
-GGUF names a few pre-tokenizers and has no keys for most flags of added tokens. Each rule of a tokenizer.json
-is therefore either applied by llama.cpp too, or has no effect on ids, or is refused.
+GGUF has names for a few pre-tokenizers only, and no keys for most flags of added tokens. A tokenizer is
+refused with an error if it has a rule that affects ids and that llama.cpp would not apply.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from meditron.core.errors import InputError
 from meditron.text.gguf_keys import NAMED_KEYS, TokenType
-from meditron.text.gguf_vocab import splits_of
+from meditron.text.gguf_vocab import piece_splits
 from meditron.text.pretokenizers import PRETOKENIZERS, pretokenizer_name
 from meditron.text.special_tokens import STOP_TOKENS_OF_LLAMACPP
-from meditron.text.token_bytes import PREFIX, SPACES, byte_alphabet, is_byte_piece, strips_space
+from meditron.text.token_bytes import PREFIX, SPACES, byte_alphabet, is_byte_piece, strips_first_space
 
 if TYPE_CHECKING:
     from meditron.text.tokenizer import Tokenizer
@@ -27,11 +27,11 @@ _FROM_MODEL = (
 
 
 def gguf_metadata(tokenizer: "Tokenizer", size: int | None = None) -> Json:
-    """Return the `tokenizer.*` metadata; `gguf_vocab.read` returns an equal tokenizer from it.
+    """Return the `tokenizer.*` metadata, from which `gguf_vocab` restores an equal tokenizer.
 
     Args:
         tokenizer: The tokenizer.
-        size: Rows of the embedding, if there are more than tokens in the vocabulary.
+        size: Number of rows of the embedding, if it has more rows than the vocabulary has tokens.
 
     Raises:
         InputError: The tokenizer has rules or stop ids that GGUF cannot express.
@@ -39,10 +39,10 @@ def gguf_metadata(tokenizer: "Tokenizer", size: int | None = None) -> Json:
     if (size or tokenizer.vocab_size) < tokenizer.vocab_size:
         raise InputError(tokenizer.path, f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}")
     byte_level = tokenizer.spec["decoder"].get("type") == "ByteLevel"
-    _refuse_flags(tokenizer)
+    _refuse_added_token_flags(tokenizer)
     model_keys = _byte_level_metadata(tokenizer) if byte_level else _sentencepiece_metadata(tokenizer)
-    types = [_type_of(tokenizer, i, byte_level) for i in range(size or tokenizer.vocab_size)]
-    tokens = [tokenizer.token(i) or f"[PAD{i}]" for i in range(len(types))]
+    types = [_token_type(tokenizer, i, byte_level) for i in range(size or tokenizer.vocab_size)]
+    tokens = [tokenizer.id_to_token(i) or f"[PAD{i}]" for i in range(len(types))]
     special = tokenizer.special
     common_keys = {
         "tokenizer.ggml.tokens": tokens,
@@ -50,24 +50,26 @@ def gguf_metadata(tokenizer: "Tokenizer", size: int | None = None) -> Json:
         "tokenizer.ggml.bos_token_id": special.bos,
         "tokenizer.ggml.unknown_token_id": special.unknown,
         "tokenizer.ggml.padding_token_id": special.padding,
-        **{f"tokenizer.ggml.{key}": special.named.get(name) for name, key in NAMED_KEYS.items()},
+        **{f"tokenizer.ggml.{key}": special.template_tokens.get(name) for name, key in NAMED_KEYS.items()},
         "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
         "tokenizer.ggml.add_eos_token": False,
         "tokenizer.chat_template": special.chat_template,
-        **_stops(tokenizer),
+        **_stop_id_keys(tokenizer),
     }
     if scores := model_keys.get("tokenizer.ggml.scores"):
         model_keys["tokenizer.ggml.scores"] = [scores.get(token, 0.0) for token in tokens]
     return model_keys | {key: value for key, value in common_keys.items() if value is not None}
 
 
-def _stops(tokenizer: "Tokenizer") -> dict[str, int]:
-    """Return the keys of stop ids; llama.cpp adds the tokens of `STOP_TOKENS_OF_LLAMACPP` by itself.
+def _stop_id_keys(tokenizer: "Tokenizer") -> dict[str, int]:
+    """Return the GGUF keys of stop ids; llama.cpp adds the tokens of `STOP_TOKENS_OF_LLAMACPP` on its own.
 
-    Without `eos_token_id` it would assume token 11 or 2, so the key is always written.
+    `eos_token_id` is always written, because without it llama.cpp assumes token 11 or 2.
     """
     eos = tokenizer.end_of_text_id if tokenizer.eos_id is None else tokenizer.eos_id
-    more = sorted(i for i in tokenizer.stop_ids - {eos} if tokenizer.token(i) not in STOP_TOKENS_OF_LLAMACPP)
+    more = sorted(
+        i for i in tokenizer.stop_ids - {eos} if tokenizer.id_to_token(i) not in STOP_TOKENS_OF_LLAMACPP
+    )
     keys = ("eot_token_id", "eom_token_id")
     if len(more) > len(keys):
         raise InputError(
@@ -78,8 +80,8 @@ def _stops(tokenizer: "Tokenizer") -> dict[str, int]:
     return {f"tokenizer.ggml.{key}": i for key, i in zip(("eos_token_id", *keys), (eos, *more), strict=False)}
 
 
-def _type_of(tokenizer: "Tokenizer", i: int, byte_level: bool) -> TokenType:
-    token = tokenizer.token(i)
+def _token_type(tokenizer: "Tokenizer", i: int, byte_level: bool) -> TokenType:
+    token = tokenizer.id_to_token(i)
     if token is None:
         return TokenType.UNUSED
     if not byte_level and (
@@ -93,8 +95,8 @@ def _type_of(tokenizer: "Tokenizer", i: int, byte_level: bool) -> TokenType:
     return TokenType.BYTE if not byte_level and is_byte_piece(token) else TokenType.NORMAL
 
 
-def _refuse_flags(tokenizer: "Tokenizer") -> None:
-    """Refuse added tokens that llama.cpp matches differently: it matches literally, the longest first."""
+def _refuse_added_token_flags(tokenizer: "Tokenizer") -> None:
+    """Refuse added tokens that llama.cpp would match differently; it matches exact texts, longest first."""
     added = tokenizer.spec["added_tokens"]
     for token in added:
         flags = [flag for flag in _FLAGS if token.get(flag)]
@@ -118,10 +120,10 @@ def _refuse_flags(tokenizer: "Tokenizer") -> None:
                     place="added_tokens",
                 )
     if len({bool(token.get("normalized")) for token in added}) > 1:  # HF matches one kind after the other
-        _refuse_nested(tokenizer, contents)
+        _refuse_nested_added_tokens(tokenizer, contents)
 
 
-def _refuse_nested(tokenizer: "Tokenizer", contents: Sequence[str]) -> None:
+def _refuse_nested_added_tokens(tokenizer: "Tokenizer", contents: Sequence[str]) -> None:
     known = set(contents)
     for text in contents:
         parts = (text[i:j] for i in range(len(text)) for j in range(i + 1, len(text) + 1))
@@ -133,7 +135,7 @@ def _refuse_nested(tokenizer: "Tokenizer", contents: Sequence[str]) -> None:
             )
 
 
-def _refuse_model(tokenizer: "Tokenizer", flags: Iterable[str]) -> None:
+def _refuse_model_settings(tokenizer: "Tokenizer", flags: Iterable[str]) -> None:
     for flag in flags:
         if value := tokenizer.spec["model"].get(flag):
             raise InputError(
@@ -141,8 +143,8 @@ def _refuse_model(tokenizer: "Tokenizer", flags: Iterable[str]) -> None:
             )
 
 
-def _pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the merges as pairs; older files write a pair as one text."""
+def _merge_pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the merges as pairs of tokens; older files write each pair as one text with a space."""
     merges = (m.split(" ", 1) if isinstance(m, str) else m for m in spec["model"]["merges"])
     return [(left, right) for left, right in merges]
 
@@ -157,26 +159,29 @@ def _byte_level_metadata(tokenizer: "Tokenizer") -> Json:
             f"GGUF has no name for this pre-tokenizer; it has {', '.join(PRETOKENIZERS)}",
             place="pre_tokenizer",
         )
-    _refuse_model(tokenizer, ("continuing_subword_prefix", "end_of_word_suffix"))
+    _refuse_model_settings(tokenizer, ("continuing_subword_prefix", "end_of_word_suffix"))
     if not set(byte_alphabet()) <= model["vocab"].keys():  # with all bytes, nothing is ever unknown
-        _refuse_model(tokenizer, ("unk_token", "byte_fallback"))
+        _refuse_model_settings(tokenizer, ("unk_token", "byte_fallback"))
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in _pairs(spec)],
+        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in _merge_pairs(spec)],
         "tokenizer.ggml.add_space_prefix": False,
     }
 
 
 def _sentencepiece_metadata(tokenizer: "Tokenizer") -> Json:
-    """Return the metadata with new scores: tokenizer.json has none, and any in the order of merges do."""
-    _refuse_model(tokenizer, ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix"))
-    prefix = _adds_prefix(tokenizer)
-    merges = _pairs(tokenizer.spec)
+    """Return the metadata of a SentencePiece vocabulary.
+
+    tokenizer.json has no scores, so new ones are computed; any scores in the order of the merges are right.
+    """
+    _refuse_model_settings(tokenizer, ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix"))
+    prefix = _adds_space_prefix(tokenizer)
+    merges = _merge_pairs(tokenizer.spec)
     order = dict.fromkeys(left + right for left, right in merges)
     scores = {piece: -1.0 - place for place, piece in enumerate(order)}
     normal = {t for t in tokenizer.spec["model"]["vocab"] if not is_byte_piece(t)}
-    _refuse_other_merges(tokenizer, merges, normal)
+    _refuse_inexpressible_merges(tokenizer, merges, normal)
     scores |= dict.fromkeys(normal - set(scores), -1.0 - len(scores))
     return {
         "tokenizer.ggml.model": "llama",
@@ -186,32 +191,35 @@ def _sentencepiece_metadata(tokenizer: "Tokenizer") -> Json:
     }
 
 
-def _refuse_other_merges(
+def _refuse_inexpressible_merges(
     tokenizer: "Tokenizer", merges: Sequence[tuple[str, str]], vocabulary: set[str]
 ) -> None:
-    """Refuse merges that scores cannot express: llama.cpp joins any pair that forms a piece, by its score."""
+    """Refuse merges that scores cannot express.
+
+    llama.cpp joins any two pieces that together form a piece, in the order of that piece's score.
+    """
     added = {token["content"] for token in tokenizer.spec["added_tokens"]}
     pieces = vocabulary - added
-    complete = {pair for piece in pieces for pair in splits_of(piece, pieces)}
+    complete = {pair for piece in pieces for pair in piece_splits(piece, pieces)}
     known = {pair for pair in merges if not {*pair, "".join(pair)} & added}
     if missing := complete ^ known:
         left, right = min(missing)
         problem = f"does not join {left!r} and {right!r}, though {left + right!r} is a token"
         raise InputError(tokenizer.path, problem, place="model.merges")
-    seen: set[str] = set()
+    seen_pieces: set[str] = set()
     last = None
     for pair in merges:
-        if (piece := "".join(pair)) != last and piece in seen:
+        if (piece := "".join(pair)) != last and piece in seen_pieces:
             raise InputError(
                 tokenizer.path,
                 f"merges into {piece!r} have different ranks, which GGUF cannot express",
                 place="model.merges",
             )
-        seen.add(last := piece)
+        seen_pieces.add(last := piece)
 
 
-def _adds_prefix(tokenizer: "Tokenizer") -> bool:
-    """Return whether a space is prepended to every text and after every control token, as in llama.cpp."""
+def _adds_space_prefix(tokenizer: "Tokenizer") -> bool:
+    """Return whether encoding prepends a space to a text and to the text after each control token."""
     spec = tokenizer.spec
     normalizer, cut = spec.get("normalizer") or {}, spec.get("pre_tokenizer")
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
@@ -237,6 +245,6 @@ def _adds_prefix(tokenizer: "Tokenizer") -> bool:
         raise InputError(
             tokenizer.path, "changes or splits text in a way that GGUF cannot express", place=place
         )
-    if prefix is not strips_space(spec["decoder"]):
+    if prefix is not strips_first_space(spec["decoder"]):
         raise InputError(tokenizer.path, "does not remove the space that encoding prepends", place="decoder")
     return prefix

@@ -1,4 +1,4 @@
-"""HF's tokenizer files: tokenizer.json has the rules, the files beside it name the special tokens."""
+"""HF's tokenizer files: tokenizer.json contains the rules; the files beside it name the special tokens."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -11,77 +11,85 @@ from tokenizers import Tokenizer as Backend
 from meditron.core.errors import InputError, SourceError
 from meditron.store.files import read_json
 from meditron.text import gguf_vocab
-from meditron.text.hf_tokens import NAMED, Names, merged_config, names_of, tokens_to_add, with_tokens
+from meditron.text.hf_tokens import (
+    NAMED,
+    Names,
+    merge_config,
+    special_token_names,
+    tokens_to_add,
+    with_added_tokens,
+)
 from meditron.text.sentencepiece_model import read_metadata
 from meditron.text.special_tokens import SpecialTokens
-from meditron.text.token_bytes import METASPACE, byte_map, sentencepiece_bytes
+from meditron.text.token_bytes import METASPACE, byte_map_of_decoder, sentencepiece_bytes
 
-__all__ = ["files", "read"]
+__all__ = ["read_tokenizer", "tokenizer_files"]
 
 _Json = dict[str, Any]
 _LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 _LLAMA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
-def _load(path: Path) -> _Json:
+def _load_json_object(path: Path) -> _Json:
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(path, f"must be a JSON object, got {type(content).__name__}")
     return content
 
 
-def _load_if_there(path: Path) -> _Json:
-    return _load(path) if path.is_file() else {}
+def _load_if_present(path: Path) -> _Json:
+    return _load_json_object(path) if path.is_file() else {}
 
 
-def read(folder: Path) -> tuple[_Json, SpecialTokens]:
-    """Read a folder's tokenizer as transformers 5.17 does: the content of tokenizer.json and special tokens.
+def read_tokenizer(folder: Path) -> tuple[_Json, SpecialTokens]:
+    """Read a folder's tokenizer as transformers 5.17 does: tokenizer.json's content, and special tokens.
 
-    Without a tokenizer.json, a SentencePiece `tokenizer.model` is read as sentencepiece reads it.
+    If there is no tokenizer.json, the SentencePiece file `tokenizer.model` is converted.
 
     Raises:
         InputError: A file is damaged.
         SourceError: The folder has neither file.
     """
     path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    raw, special_map = (_load_if_there(p) for p in (config_path, folder / "special_tokens_map.json"))
-    config = merged_config(raw, special_map)
-    model_config = _load_if_there(folder / "config.json")
+    raw, special_map = (_load_if_present(p) for p in (config_path, folder / "special_tokens_map.json"))
+    config = merge_config(raw, special_map)
+    model_config = _load_if_present(folder / "config.json")
     defaults: dict[str, str] = {}
     if path.is_file():
-        spec = _checked(path, _load(path))
+        spec = _checked_tokenizer_json(path, _load_json_object(path))
         class_name = config.get("tokenizer_class") or model_config.get("tokenizer_class")
         if class_name in _LLAMA_CLASSES and model_config.get("model_type", "llama") == "llama":
-            spec, defaults = _of_llama_class(path, spec, config), _LLAMA_NAMES
-        first = _first_of_template(path, spec)
+            spec, defaults = _with_llama_class_rules(path, spec, config), _LLAMA_NAMES
+        first = _prepended_token(path, spec)
     elif (path := folder / "tokenizer.model").is_file():
         metadata = read_metadata(path)
-        spec, special = gguf_vocab.read(metadata, path)
-        defaults = _names(spec, special)
+        spec, special = gguf_vocab.tokenizer_from_metadata(metadata, path)
+        defaults = _special_token_texts(spec, special)
         first = None
     else:
         raise SourceError(f"{folder}: has neither tokenizer.json nor tokenizer.model")
-    names = names_of(config_path, config, defaults)
-    added = _load_if_there(folder / "added_tokens.json")
-    spec = with_tokens(path, spec, tokens_to_add(config_path, spec, config, added, names))
+    names = special_token_names(config_path, config, defaults)
+    added = _load_if_present(folder / "added_tokens.json")
+    spec = with_added_tokens(path, spec, tokens_to_add(config_path, spec, config, added, names))
     if path.name == "tokenizer.model":  # added tokens are matched before `▁` is prepended
         spec["added_tokens"] = [{**token, "normalized": False} for token in spec["added_tokens"]]
-    return spec, _special(folder, spec, config, model_config, names, first)
+    return spec, _special_tokens(folder, spec, config, model_config, names, first)
 
 
-def _of_llama_class(path: Path, spec: _Json, config: _Json) -> _Json:
-    """Replace a file's rules by those of transformers' `LlamaTokenizer`, which keeps the vocabulary only.
+def _with_llama_class_rules(path: Path, spec: _Json, config: _Json) -> _Json:
+    """Replace the rules of a tokenizer.json by those of transformers' class `LlamaTokenizer`.
 
-    Some byte-level vocabularies are published under that class's name; they are returned unchanged.
+    That class reads only the vocabulary from the file. Some byte-level vocabularies are published under the
+    class's name; they are returned unchanged.
     """
-    if byte_map(spec.get("decoder")) is not sentencepiece_bytes:
+    if byte_map_of_decoder(spec.get("decoder")) is not sentencepiece_bytes:
         return spec
     prefix = config.get("add_prefix_space")
     prefix = prefix is None or bool(prefix)
     scheme = "never" if not prefix else "always" if config.get("legacy") else "first"
     model = {**spec["model"], "unk_token": None, "fuse_unk": True, "byte_fallback": True}
     model |= {"ignore_merges": False, "continuing_subword_prefix": None, "end_of_word_suffix": None}
-    steps: list[_Json] = [
+    decoder_steps: list[_Json] = [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
@@ -92,20 +100,20 @@ def _of_llama_class(path: Path, spec: _Json, config: _Json) -> _Json:
         "added_tokens": [] if "added_tokens_decoder" in config else spec.get("added_tokens", []),
         "normalizer": None,
         "pre_tokenizer": {**METASPACE, "prepend_scheme": scheme},
-        "decoder": {"type": "Sequence", "decoders": [*steps, *strip]},
+        "decoder": {"type": "Sequence", "decoders": [*decoder_steps, *strip]},
         "model": model,
     }
 
 
-def _names(spec: _Json, special: SpecialTokens) -> dict[str, str]:
-    """Return special tokens by name; a SentencePiece model knows them by id."""
+def _special_token_texts(spec: _Json, special: SpecialTokens) -> dict[str, str]:
+    """Return the special tokens' texts by name (`bos_token`); a SentencePiece model has only their ids."""
     tokens = {i: token for token, i in spec["model"]["vocab"].items()}
     ids = {"bos_token": special.bos, "eos_token": special.eos, "unk_token": special.unknown}
     ids["pad_token"] = special.padding
     return {name: tokens[i] for name, i in ids.items() if i is not None}
 
 
-def _checked(path: Path, spec: _Json) -> _Json:
+def _checked_tokenizer_json(path: Path, spec: _Json) -> _Json:
     model, added = spec.get("model"), spec.get("added_tokens", [])
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
@@ -120,15 +128,15 @@ def _checked(path: Path, spec: _Json) -> _Json:
     if not all(type(token.get("id")) is int and token["content"] for token in added):
         raise InputError(path, "must be a list of tokens with a content and an id", place="added_tokens")
     spec = {**spec, "added_tokens": added}
-    seen: set[int] = set()
+    seen_ids: set[int] = set()
     for token, i in vocab.items():
-        if not isinstance(i, int) or isinstance(i, bool) or i < 0 or i in seen:
+        if not isinstance(i, int) or isinstance(i, bool) or i < 0 or i in seen_ids:
             raise InputError(path, f"token {token!r} has the id {i!r}", place="model.vocab")
-        seen.add(i)
+        seen_ids.add(i)
     return spec
 
 
-def _special(
+def _special_tokens(
     folder: Path, spec: _Json, config: _Json, model_config: _Json, names: Names, first: str | None
 ) -> SpecialTokens:
     ids = {**spec["model"]["vocab"], **{t["content"]: t["id"] for t in spec["added_tokens"]}}
@@ -147,33 +155,33 @@ def _special(
         eos=named.pop("eos_token", None),
         unknown=named.pop("unk_token", None),
         padding=named.pop("pad_token", None),
-        named=named,
+        template_tokens=named,
         add_bos=adds or first is not None,
-        stop=_stops(folder, model_config, ids, spec),
+        further_stop_ids=_stop_ids(folder, model_config, ids, spec),
         chat_template=_chat_template(folder, config),
         # transformers writes 1e30 if the length is unknown.
         max_length=length if isinstance(length, int) and 0 < length < 1 << 31 else None,
     )
 
 
-def _first_of_template(path: Path, spec: _Json) -> str | None:
-    """Return the token that tokenizer.json's post-processor prepends to a text."""
+def _prepended_token(path: Path, spec: _Json) -> str | None:
+    """Return the token that tokenizer.json's post-processor prepends to each text; None if there is none."""
     processor = spec.get("post_processor")
     steps = processor.get("processors") if isinstance(processor, dict) else None
     for step in steps if isinstance(steps, list) else [processor]:
         if not isinstance(step, dict):
             continue
         if isinstance(token := step.get("cls"), list) and token:  # BERT's and RoBERTa's
-            return _known(path, spec, token[0])
-        before = list(takewhile(lambda part: "Sequence" not in part, _parts(step)))
+            return _require_known_token(path, spec, token[0])
+        before = list(takewhile(lambda part: "Sequence" not in part, _template_parts(step)))
         if len(before) > 1:
             raise InputError(path, f"prepends {len(before)} tokens to a text", place="post_processor")
         if before and isinstance(token := before[0].get("SpecialToken"), dict):
-            return _known(path, spec, token.get("id"))
+            return _require_known_token(path, spec, token.get("id"))
     return None
 
 
-def _known(path: Path, spec: _Json, token: object) -> str:
+def _require_known_token(path: Path, spec: _Json, token: object) -> str:
     if isinstance(token, str) and (
         token in spec["model"]["vocab"] or any(token == added["content"] for added in spec["added_tokens"])
     ):
@@ -181,22 +189,22 @@ def _known(path: Path, spec: _Json, token: object) -> str:
     raise InputError(path, f"prepends {token!r} to a text, which is not a token", place="post_processor")
 
 
-def _parts(step: _Json) -> list[_Json]:
+def _template_parts(step: _Json) -> list[_Json]:
     single = step.get("single")
     return [part for part in single if isinstance(part, dict)] if isinstance(single, list) else []
 
 
-def _stops(folder: Path, model_config: _Json, ids: Mapping[str, int], spec: _Json) -> frozenset[int]:
+def _stop_ids(folder: Path, model_config: _Json, ids: Mapping[str, int], spec: _Json) -> frozenset[int]:
     """Return the stop ids of config.json and generation_config.json.
 
-    If generation_config.json names none, transformers uses those of config.json. If both do, the ids of
-    config.json, often a library's default, count only if they are added tokens, so that no ordinary token
-    ends a text by mistake.
+    If generation_config.json names no stop ids, transformers uses those of config.json. If both files name
+    some, an id of config.json, which is often a library's default, counts only if it is an added token, so
+    that no ordinary token ends a text by mistake.
     """
     generation, model = (
         {i for i in (named if isinstance(named, list) else [named]) if type(i) is int}
         for named in (
-            _load_if_there(folder / "generation_config.json").get("eos_token_id"),
+            _load_if_present(folder / "generation_config.json").get("eos_token_id"),
             model_config.get("eos_token_id"),
         )
     )
@@ -206,7 +214,10 @@ def _stops(folder: Path, model_config: _Json, ids: Mapping[str, int], spec: _Jso
 
 
 def _chat_template(folder: Path, config: _Json) -> str | None:
-    """Return the chat template: the file's, else the config's (of several, the one named default)."""
+    """Return the chat template from chat_template.jinja, else from the config.
+
+    If the config has several templates, the one named `default` is returned.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
@@ -222,13 +233,14 @@ def _chat_template(folder: Path, config: _Json) -> str | None:
     return value
 
 
-def files(
+def tokenizer_files(
     spec: Mapping[str, Any], special: SpecialTokens, backend: Backend, stop_ids: Collection[int]
 ) -> dict[str, bytes]:
-    """Return the files for transformers by name; its AutoTokenizer gives the same ids.
+    """Return file name → content of the files with which transformers' AutoTokenizer gives the same ids.
 
-    A generation_config.json is written only for `stop_ids`. The class is `PreTrainedTokenizerFast`, which
-    applies tokenizer.json unchanged; model-specific classes apply rules of their own to the vocabulary.
+    A generation_config.json is written only if there are `stop_ids`. The tokenizer class is
+    `PreTrainedTokenizerFast`, which applies tokenizer.json unchanged; model-specific classes would replace
+    its rules by their own.
     """
 
     def name(i: int | None) -> str | None:
@@ -244,8 +256,10 @@ def files(
         "eos_token": name(special.eos),
         "unk_token": name(special.unknown),
         "pad_token": name(special.padding),
-        **{key: name(i) for key, i in special.named.items() if key in NAMED},
-        "extra_special_tokens": {key: name(i) for key, i in special.named.items() if key not in NAMED}
+        **{key: name(i) for key, i in special.template_tokens.items() if key in NAMED},
+        "extra_special_tokens": {
+            key: name(i) for key, i in special.template_tokens.items() if key not in NAMED
+        }
         or None,
         "clean_up_tokenization_spaces": False,
         "model_max_length": special.max_length,

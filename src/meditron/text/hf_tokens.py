@@ -1,10 +1,10 @@
 """Added and special tokens of an HF folder, merged from all its files as transformers 5.17 merges them.
 
-Sources, in the order in which transformers adds their tokens (`tokenization_utils_base._from_pretrained` and
+transformers adds the tokens in this order (`tokenization_utils_base._from_pretrained` and
 `TokenizersBackend.__init__`): tokenizer.json's `added_tokens`; tokenizer_config.json's `added_tokens_decoder`
 or, without it, special_tokens_map.json, added_tokens.json and tokenizer.json again; the named special tokens;
-`extra_special_tokens` (formerly `additional_special_tokens`). A token of the vocabulary keeps its id; a new
-one gets the next free id, even if a file names another.
+`extra_special_tokens` (formerly `additional_special_tokens`). A token that the vocabulary contains keeps its
+id; a new token gets the next free id, even if a file gives it another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ from typing import Any
 from tokenizers import AddedToken
 
 from meditron.core.errors import InputError
-from meditron.text.backend import build, call_backend
+from meditron.text.backend import build_tokenizer, call_backend
 
-__all__ = ["NAMED", "Names", "merged_config", "names_of", "tokens_to_add", "with_tokens"]
+__all__ = ["NAMED", "Names", "merge_config", "special_token_names", "tokens_to_add", "with_added_tokens"]
 
 Json = dict[str, Any]
 Names = Mapping[str, str]
-"""Special tokens by the name of their template variable: `bos_token`, `image_token`."""
+"""Special token's variable name in chat templates (`bos_token`, `image_token`) → the token."""
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def merged_config(config: Json, special_map: Json) -> Json:
+def merge_config(config: Json, special_map: Json) -> Json:
     """Merge special_tokens_map.json into tokenizer_config.json, unless the latter lists the added tokens."""
     merged = dict(config) if "added_tokens_decoder" in config else {**config, **special_map}
     if (older := merged.pop("additional_special_tokens", None)) is not None:
@@ -34,8 +34,8 @@ def merged_config(config: Json, special_map: Json) -> Json:
     return merged
 
 
-def names_of(path: Path, config: Json, defaults: Names) -> dict[str, str]:
-    """Return the named special tokens of a merged config; `defaults` apply to absent keys."""
+def special_token_names(path: Path, config: Json, defaults: Names) -> dict[str, str]:
+    """Return variable name → special token of a merged config; `defaults` are the values of absent keys."""
     named = {key: config.get(key) if key in config else defaults.get(key) for key in NAMED}
     more = {
         key: value
@@ -44,10 +44,10 @@ def names_of(path: Path, config: Json, defaults: Names) -> dict[str, str]:
     }
     extra = config.get("extra_special_tokens")
     named |= more | (extra if isinstance(extra, dict) else {})
-    return {key: _content(path, key, value) for key, value in named.items() if value is not None}
+    return {key: _token_content(path, key, value) for key, value in named.items() if value is not None}
 
 
-def _content(path: Path, key: str, value: object) -> str:
+def _token_content(path: Path, key: str, value: object) -> str:
     content = value.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str) or not content:
         raise InputError(path, f"must be a token, got {value!r}", place=key)
@@ -55,26 +55,28 @@ def _content(path: Path, key: str, value: object) -> str:
 
 
 def tokens_to_add(path: Path, spec: Json, config: Json, added: Json, names: Names) -> list[AddedToken]:
-    """List the tokens that transformers adds to those of `spec`, in its order.
+    """List the tokens that transformers adds to those of tokenizer.json, in the order in which it adds them.
 
     Args:
-        path: tokenizer_config.json, for errors.
-        spec: tokenizer.json.
-        config: The merged config.
-        added: added_tokens.json.
-        names: The named special tokens.
+        path: Path of tokenizer_config.json, for error messages.
+        spec: Content of tokenizer.json.
+        config: Result of `merge_config`.
+        added: Content of added_tokens.json.
+        names: Result of `special_token_names`.
     """
-    known = [_token(path, "added_tokens", token) for token in spec.get("added_tokens", [])]
-    extra = _extra(path, config)
+    known = [_parse_token(path, "added_tokens", token) for token in spec.get("added_tokens", [])]
+    extra = _extra_special_tokens(path, config)
     named = {*names.values(), *map(str, (token.content for token in extra))}
-    listed = _listed(path, config, added, special=named)
+    listed = _listed_tokens_by_id(path, config, added, special=named)
     if "added_tokens_decoder" not in config:
-        listed |= {token["id"]: _token(path, "added_tokens", token) for token in spec.get("added_tokens", [])}
-    # Compared with their flags: transformers adds a known token again if its flags differ.
-    present = {_key(token) for token in known}
-    new = [token for _, token in sorted(listed.items()) if _key(token) not in present]
+        listed |= {
+            token["id"]: _parse_token(path, "added_tokens", token) for token in spec.get("added_tokens", [])
+        }
+    # Tokens are compared with their flags, because transformers adds a known token again if its flags differ.
+    present = {_token_with_flags(token) for token in known}
+    new = [token for _, token in sorted(listed.items()) if _token_with_flags(token) not in present]
     contents = {token.content for token in (*known, *new)}
-    flagged = [_token(path, key, config[key]) for key in names if isinstance(config.get(key), dict)]
+    flagged = [_parse_token(path, key, config[key]) for key in names if isinstance(config.get(key), dict)]
     by_content = {token.content: token for token in (*flagged, *listed.values())}
     for name in names.values():
         if name not in contents:
@@ -90,18 +92,21 @@ def tokens_to_add(path: Path, spec: Json, config: Json, added: Json, names: Name
     return new
 
 
-def _key(token: AddedToken) -> tuple[str, ...]:
+def _token_with_flags(token: AddedToken) -> tuple[str, ...]:
     return (token.content, *(str(getattr(token, flag)) for flag in _FLAGS))
 
 
-def _listed(path: Path, config: Json, added: Json, *, special: set[str]) -> dict[int, AddedToken]:
-    """Return tokens by the id that a file gives them."""
+def _listed_tokens_by_id(
+    path: Path, config: Json, added: Json, *, special: set[str]
+) -> dict[int, AddedToken]:
+    """Return id → token, for the tokens that `added_tokens_decoder` or added_tokens.json lists."""
     decoder = config.get("added_tokens_decoder")
     if decoder is not None:
         if not isinstance(decoder, dict) or not all(str(key).isdecimal() for key in decoder):
             raise InputError(path, "must be an object of ids", place="added_tokens_decoder")
         return {
-            int(key): _token(path, f"added_tokens_decoder.{key}", token) for key, token in decoder.items()
+            int(key): _parse_token(path, f"added_tokens_decoder.{key}", token)
+            for key, token in decoder.items()
         }
     if not all(isinstance(i, int) for i in added.values()):
         raise InputError(path.with_name("added_tokens.json"), "must be an object of tokens and their ids")
@@ -111,8 +116,8 @@ def _listed(path: Path, config: Json, added: Json, *, special: set[str]) -> dict
     }
 
 
-def _token(path: Path, place: str, value: object) -> AddedToken:
-    """Build a token from its JSON form; a bare text is a special token."""
+def _parse_token(path: Path, place: str, value: object) -> AddedToken:
+    """Build a token from its JSON value, an object with flags or a text; a text becomes a special token."""
     if isinstance(value, str):
         return AddedToken(value, special=True)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
@@ -123,25 +128,25 @@ def _token(path: Path, place: str, value: object) -> AddedToken:
     return AddedToken(value["content"], **flags)
 
 
-def _extra(path: Path, config: Json) -> list[AddedToken]:
-    """Return the list of extra special tokens; a dictionary of them is read by `names_of`."""
+def _extra_special_tokens(path: Path, config: Json) -> list[AddedToken]:
+    """Return `extra_special_tokens` if it is a list; if it is an object, `special_token_names` reads it."""
     extra = config.get("extra_special_tokens")
     if extra is None or isinstance(extra, dict):
         return []
     if not isinstance(extra, list):
         raise InputError(path, "must be a list of tokens", place="extra_special_tokens")
-    tokens = [_token(path, "extra_special_tokens", token) for token in extra]
+    tokens = [_parse_token(path, "extra_special_tokens", token) for token in extra]
     for token in tokens:
         token.special = True
     return tokens
 
 
-def with_tokens(path: Path, spec: Json, tokens: Sequence[AddedToken]) -> Json:
-    """Return `spec` with tokens added by the tokenizers library, which assigns the ids."""
+def with_added_tokens(path: Path, spec: Json, tokens: Sequence[AddedToken]) -> Json:
+    """Return the content of a tokenizer.json with further tokens added."""
     if not tokens:
         return spec
-    # The library itself assigns the ids, so that they cannot differ from transformers'.
-    backend = build(spec, path)
+    # The tokenizers library assigns the ids, so that they are the same as in transformers.
+    backend = build_tokenizer(spec, path)
     call_backend(path, lambda: backend.add_tokens(list(tokens)))
     described = [
         {"id": i, "content": token.content, **{flag: getattr(token, flag) for flag in _FLAGS}}

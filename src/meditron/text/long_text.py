@@ -1,14 +1,16 @@
-"""Tokenize long texts in pieces, for tokenizers whose pieces provably have the ids of the whole text.
+"""Tokenize long texts in pieces, for tokenizers where this provably gives the ids of the whole text.
 
-The library needs about 140 bytes per character of a text. A text is split between an ASCII letter and a space
-that is followed by another ASCII letter, for two kinds of tokenizers:
+The tokenizers library needs about 140 bytes of memory per character of a text. A text is split between an
+ASCII letter and a space that is followed by another ASCII letter, for two kinds of tokenizers:
 
-- Byte-level ones with a known pre-tokenizer and no normalizer: none of the patterns joins a letter with the
-  space after it, and none looks behind, so both sides are matched as in the whole text.
-- SentencePiece ones without a vocabulary piece in which `▁` follows another character: no merge crosses the
-  border. If a tokenizer prepends `▁` to a text, it prepends it to each piece, in place of the space.
+- Byte-level tokenizers with a known pre-tokenizer and no normalizer. None of these pre-tokenizers' patterns
+  matches a letter together with the space after it, and none looks behind, so both pieces are matched as they
+  are in the whole text.
+- SentencePiece tokenizers whose vocabulary has no piece in which `▁` follows another character, so that no
+  merge crosses the border. If such a tokenizer prepends `▁` to a text, it also prepends it to each piece, in
+  place of the removed space.
 
-No added token may contain a space or depend on its neighbours.
+In both cases no added token may contain a space or depend on the characters beside it.
 """
 
 import re
@@ -19,7 +21,7 @@ from meditron.core.errors import UsageError
 from meditron.text.pretokenizers import is_known_pretokenizer
 from meditron.text.token_bytes import METASPACE, PREFIX, SPACES
 
-__all__ = ["MAX_UNCUT", "PIECE", "piece_prefix", "refuse_long", "split_text"]
+__all__ = ["MAX_UNCUT", "PIECE", "piece_prefix", "refuse_long_text", "split_text"]
 
 PIECE = 1 << 18  # characters, for which the library takes about 40 MB
 MAX_UNCUT = 1 << 22  # characters tokenized at once if a text cannot be split: 600 MB
@@ -27,7 +29,10 @@ _CUT = re.compile(r"[A-Za-z](?= [A-Za-z])")
 
 
 def piece_prefix(spec: Mapping[str, Any]) -> str | None:
-    """Return the space before later pieces, "" if encoding prepends it; None if no text can be split."""
+    """Return the prefix of each piece after the first; None if the tokenizer's texts must not be split.
+
+    The prefix is the space at which the text was split, or empty if encoding prepends a space itself.
+    """
     normalizer, split = spec.get("normalizer"), spec.get("pre_tokenizer")
     flags = ("single_word", "lstrip", "rstrip", "normalized" if normalizer else "lstrip")
     for token in spec["added_tokens"]:
@@ -48,7 +53,7 @@ def piece_prefix(spec: Mapping[str, Any]) -> str | None:
 
 
 def split_text(text: str, prefix: str) -> Iterator[str]:
-    """Split a text into pieces of about `PIECE` characters; raise UsageError if a stretch cannot be split."""
+    """Split a text into pieces of about `PIECE` characters; UsageError if a piece would be too long."""
     start, before = 0, ""
     while len(text) - start > PIECE:
         match = _CUT.search(text, start + PIECE // 2, start + MAX_UNCUT)
@@ -56,11 +61,11 @@ def split_text(text: str, prefix: str) -> Iterator[str]:
             break
         yield before + text[start : match.end()]
         start, before = match.end() + 1, prefix
-    refuse_long(len(text) - start)
+    refuse_long_text(len(text) - start)
     yield before + text[start:]
 
 
-def refuse_long(count: int) -> None:
+def refuse_long_text(count: int) -> None:
     """Raise UsageError if there are more characters than may be tokenized at once."""
     if count > MAX_UNCUT:
         raise UsageError(

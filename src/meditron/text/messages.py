@@ -1,4 +1,4 @@
-"""Conversations as rows of a file have them: the accepted formats, and their messages as turns."""
+"""Parsing of conversations: the row formats that files may have, and their messages as turns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ ROLES: Mapping[str, str] = {
     "assistant": ASSISTANT,
     "answer": ASSISTANT,
 }
-"""Role as a row may spell it → role."""
+"""Role name in a row → one of the three roles."""
 
 _LOSS_KEYS: Mapping[str, tuple[object, object]] = {"weight": (0, 1), "train": (False, True)}
-# Keys of a message that do not affect the model's input. Any other key is refused unless its value is empty:
-# tool calls, reasoning or a name would change the text.
+# Keys that a message may have. Any other key is refused unless its value is empty, because keys such as tool
+# calls, reasoning or a name would change the model's input.
 _MESSAGE_KEYS = (
     "role",
     "content",
@@ -37,23 +37,26 @@ _NOT_A_MESSAGE = "a message must be an object with a role and a content that is 
 class _FlatFormat:
     """A row format of one question and one answer under two keys."""
 
-    user: str
-    assistant: str
-    context: str | None = None
+    user_key: str
+    assistant_key: str
+    context_key: str | None = None
     """Optional key whose text is appended to the question."""
 
     @property
     def name(self) -> str:
-        return f"{self.user}/{self.assistant}"
+        return f"{self.user_key}/{self.assistant_key}"
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return (self.user, self.assistant, *([self.context] if self.context else []))
+        return (self.user_key, self.assistant_key, *([self.context_key] if self.context_key else []))
 
 
 _MESSAGES = "messages"
+# Keys of other datasets without which a question and its answer mean something else: earlier turns (LLaMA
+# Factory), the text that a question is about (SQuAD), the options of a multiple-choice question.
+_LOST_KEYS = ("history", "context", "contexts", "passage", "options", "choices")
 _FLAT_FORMATS = (
-    _FlatFormat("instruction", "output", context="input"),  # Alpaca
+    _FlatFormat("instruction", "output", context_key="input"),  # Alpaca
     _FlatFormat("prompt", "completion"),  # TRL, OpenAI
     _FlatFormat("question", "answer"),
 )
@@ -66,9 +69,9 @@ class Turn:
     role: str
     """`system`, `user` or `assistant`."""
     content: str
-    ends: bool = True
-    """False for an answer without an end to learn: the option of a question. A model that learned to stop
-    after one word would do so in every conversation."""
+    learns_end: bool = True
+    """False for an answer after which no stop token is learned, such as the option of a question: a model
+    that learned to stop after one word would do so in every conversation."""
     in_loss: bool = True
     """False for an answer that adds no loss: a row excludes one by `"weight": 0` or `"train": false`."""
 
@@ -77,10 +80,14 @@ def row_format(row: Mapping[str, Any]) -> str:
     """Return the name of a row's format: `messages`, or the two keys of a flat one (`question/answer`).
 
     Raises:
-        ValueError: The row has no known format, or the keys of several.
+        ValueError: The row has no known format, the keys of several formats, or text that would be ignored.
     """
-    flat = [form for form in _FLAT_FORMATS if _has(row, form.user) and _has(row, form.assistant)]
-    names = [_MESSAGES] * _has(row, _MESSAGES) + [form.name for form in flat]
+    flat = [
+        form
+        for form in _FLAT_FORMATS
+        if _has_value(row, form.user_key) and _has_value(row, form.assistant_key)
+    ]
+    names = [_MESSAGES] * _has_value(row, _MESSAGES) + [form.name for form in flat]
     if len(names) > 1:
         raise ValueError(f"has the keys of several formats: {' and '.join(names)}")
     if not names:
@@ -88,10 +95,17 @@ def row_format(row: Mapping[str, Any]) -> str:
         keys = ", ".join(map(str, row)) or "none"
         raise ValueError(f"has no known conversation format (keys: {keys}); formats are {known}")
     if flat:
-        # Published sets of messages carry a stray `prompt` column; a flat row's stray key may be half of it.
+        # In published datasets, rows with `messages` may have an additional column `prompt`, which is
+        # ignored. A row of two keys is refused if it has a key of another format, which may be part of the
+        # conversation.
         others = {key for form in _FLAT_FORMATS for key in form.keys} - {*flat[0].keys}
-        if stray := sorted(key for key in others if _has(row, key)):
+        if stray := sorted(key for key in others if _has_value(row, key)):
             raise ValueError(f"has the format {names[0]} and the key '{stray[0]}' of another format")
+        if lost := [key for key in _LOST_KEYS if row.get(key)]:
+            raise ValueError(
+                f"has the format {names[0]} and the key '{lost[0]}', which would be ignored; write its text "
+                f"into '{flat[0].user_key}', or the row as {_MESSAGES}"
+            )
     return names[0]
 
 
@@ -106,18 +120,18 @@ def parse_row(row: Mapping[str, Any]) -> tuple[Turn, ...]:
         return parse_messages(row[_MESSAGES])
     form = next(form for form in _FLAT_FORMATS if form.name == name)
     for key in form.keys:
-        if _has(row, key) and not isinstance(row[key], str):
+        if _has_value(row, key) and not isinstance(row[key], str):
             raise ValueError(f"'{key}' must be text, got {type(row[key]).__name__}")
-    question = row[form.user]
-    if form.context and row.get(form.context):
-        question = f"{question}\n\n{row[form.context]}"
+    question = row[form.user_key]
+    if form.context_key and row.get(form.context_key):
+        question = f"{question}\n\n{row[form.context_key]}"
     return parse_messages(
-        [{"role": "user", "content": question}, {"role": ASSISTANT, "content": row[form.assistant]}]
+        [{"role": "user", "content": question}, {"role": ASSISTANT, "content": row[form.assistant_key]}]
     )
 
 
-def _has(row: Mapping[str, Any], key: str) -> bool:
-    # A table exported to JSON lines has every column in every row, null if unused.
+def _has_value(row: Mapping[str, Any], key: str) -> bool:
+    # Exported tables have every column in every row, so a key with the value null counts as absent.
     return row.get(key) is not None
 
 
@@ -125,11 +139,11 @@ def parse_messages(messages: object) -> tuple[Turn, ...]:
     """Return the turns of a list of messages.
 
     Raises:
-        ValueError: It is not a conversation with an answer that is in the loss.
+        ValueError: The messages are malformed, or none of the assistant's messages is in the loss.
     """
     if not isinstance(messages, list) or not messages:
         raise ValueError("'messages' must be a list of messages, not empty")
-    turns = tuple(map(_turn, messages))
+    turns = tuple(map(_parse_message, messages))
     if not any(turn.role == ASSISTANT for turn in turns):
         raise ValueError("no message of the assistant: there is nothing to learn")
     if not any(turn.role == ASSISTANT and turn.in_loss for turn in turns):
@@ -139,7 +153,7 @@ def parse_messages(messages: object) -> tuple[Turn, ...]:
     return turns
 
 
-def _turn(message: object) -> Turn:
+def _parse_message(message: object) -> Turn:
     if not isinstance(message, dict):
         raise ValueError(_NOT_A_MESSAGE)  # noqa: TRY004
     for key, value in message.items():
@@ -159,14 +173,14 @@ def _turn(message: object) -> Turn:
         raise ValueError("a message contains half of a surrogate pair, which is not valid UTF-8") from error
     if role == ASSISTANT and not message["content"].strip():
         raise ValueError("an answer is empty")
-    in_loss = _in_loss(message)
+    in_loss = _read_loss_mark(message)
     if in_loss and role != ASSISTANT:
         raise ValueError(f"a message of the {role} is marked for the loss; only the assistant's can be")
     return Turn(role, message["content"], in_loss=in_loss is not False)
 
 
-def _in_loss(message: Mapping[str, object]) -> bool | None:
-    """Read a message's mark for the loss: OpenAI's `weight` or axolotl's `train`; None without one."""
+def _read_loss_mark(message: Mapping[str, object]) -> bool | None:
+    """Return a message's mark for the loss: OpenAI's `weight` or axolotl's `train`; None without a mark."""
     marks = []
     for key, allowed in _LOSS_KEYS.items():
         if (value := message.get(key)) is None:

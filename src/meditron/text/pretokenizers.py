@@ -1,7 +1,8 @@
-"""Pre-tokenizers of byte-level vocabularies: llama.cpp's names and their rules for HF tokenizers.
+"""Pre-tokenizers of byte-level vocabularies: llama.cpp's names, and the same rules for HF tokenizers.
 
-A GGUF file only names its pre-tokenizer, in `tokenizer.ggml.pre`; HF's tokenizer.json contains the rule. The
-rules below are llama.cpp's (`src/llama-vocab.cpp`), written so that HF tokenizers split at the same places.
+A GGUF file contains only the name of its pre-tokenizer, in `tokenizer.ggml.pre`; HF's tokenizer.json contains
+the rules. The rules in this module are llama.cpp's (`src/llama-vocab.cpp`), written for HF tokenizers such
+that texts are split at the same places.
 """
 
 import json
@@ -13,8 +14,8 @@ __all__ = ["PRETOKENIZERS", "PreTokenizer", "is_known_pretokenizer", "pretokeniz
 
 Spec = dict[str, Any]
 
-# GPT-2's regular expression (Radford et al. 2019), without its tail `|\s+`: unmatched text becomes a piece of
-# its own either way.
+# GPT-2's regular expression (Radford et al. 2019) without its last alternative `|\s+`, which has no effect:
+# unmatched text becomes a piece of its own too.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -26,46 +27,48 @@ _LLAMA3 = (
 class PreTokenizer:
     """A pre-tokenizer.
 
-    `spec` is its form in tokenizer.json; with `ignore_merges` a piece that is itself a token is not built by
-    merges; `add_bos` is the default of `tokenizer.ggml.add_bos_token`.
+    The pre-tokenizer's name in GGUF files is its key in `PRETOKENIZERS`.
     """
 
     spec: Spec
+    """The value of `pre_tokenizer` in tokenizer.json."""
     ignore_merges: bool = False
+    """True if a piece that is itself a token becomes that token without applying merges."""
     add_bos: bool = False
+    """Value of `tokenizer.ggml.add_bos_token` if that key is absent."""
 
 
-def _split(pattern: str) -> Spec:
+def _split_step(pattern: str) -> Spec:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def _byte_level(*, use_regex: bool) -> Spec:
+def _byte_level_step(*, use_regex: bool) -> Spec:
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
 
 
-def _sequence(*steps: Spec) -> Spec:
+def _sequence_step(*steps: Spec) -> Spec:
     return {"type": "Sequence", "pretokenizers": list(steps)}
 
 
 _DEFAULT = PreTokenizer(
-    _sequence(
-        _split(r"[\p{P}\$\+<=>\^~\|]+"),
-        _split(_GPT2),
-        _split(r"\p{N}+"),
-        _split(r"[0-9][0-9][0-9]"),
-        _byte_level(use_regex=False),
+    _sequence_step(
+        _split_step(r"[\p{P}\$\+<=>\^~\|]+"),
+        _split_step(_GPT2),
+        _split_step(r"\p{N}+"),
+        _split_step(r"[0-9][0-9][0-9]"),
+        _byte_level_step(use_regex=False),
     )
 )
 _SMOLLM = PreTokenizer(
-    _sequence({"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)),
+    _sequence_step({"type": "Digits", "individual_digits": True}, _byte_level_step(use_regex=True)),
 )
 _LLAMA_BPE = PreTokenizer(
-    _sequence(_split(_LLAMA3), _byte_level(use_regex=False)), ignore_merges=True, add_bos=True
+    _sequence_step(_split_step(_LLAMA3), _byte_level_step(use_regex=False)), ignore_merges=True, add_bos=True
 )
 
 PRETOKENIZERS: Mapping[str, PreTokenizer] = {
     "default": _DEFAULT,
-    "gpt-2": PreTokenizer(_byte_level(use_regex=True)),
+    "gpt-2": PreTokenizer(_byte_level_step(use_regex=True)),
     "smollm": _SMOLLM,
     "llama-bpe": _LLAMA_BPE,
     "llama3": _LLAMA_BPE,
@@ -74,25 +77,25 @@ PRETOKENIZERS: Mapping[str, PreTokenizer] = {
 }
 
 
-def _key(spec: object) -> str:
-    """Return a canonical form of `spec`, without `trim_offsets`, which does not affect ids."""
+def _canonical_json(spec: object) -> str:
+    """Return a `pre_tokenizer` value as canonical JSON without `trim_offsets`, which does not affect ids."""
 
-    def strip(value: object) -> object:
+    def without_offsets(value: object) -> object:
         if isinstance(value, dict):
-            return {name: strip(item) for name, item in value.items() if name != "trim_offsets"}
-        return [strip(item) for item in value] if isinstance(value, list) else value
+            return {name: without_offsets(item) for name, item in value.items() if name != "trim_offsets"}
+        return [without_offsets(item) for item in value] if isinstance(value, list) else value
 
-    return json.dumps(strip(spec), sort_keys=True)
+    return json.dumps(without_offsets(spec), sort_keys=True)
 
 
 def pretokenizer_name(spec: object, *, ignore_merges: bool) -> str | None:
-    """Return llama.cpp's name of a `pre_tokenizer` with `ignore_merges`; None if it has none."""
+    """Return llama.cpp's name for a `pre_tokenizer` value and `ignore_merges`; None if there is no name."""
     for name, known in PRETOKENIZERS.items():
-        if known.ignore_merges == ignore_merges and _key(known.spec) == _key(spec):
+        if known.ignore_merges == ignore_merges and _canonical_json(known.spec) == _canonical_json(spec):
             return name
     return None
 
 
 def is_known_pretokenizer(spec: object) -> bool:
-    """Return whether a tokenizer.json's `pre_tokenizer` is a known one."""
-    return any(_key(known.spec) == _key(spec) for known in PRETOKENIZERS.values())
+    """Return whether a `pre_tokenizer` value of tokenizer.json is among `PRETOKENIZERS`."""
+    return any(_canonical_json(known.spec) == _canonical_json(spec) for known in PRETOKENIZERS.values())

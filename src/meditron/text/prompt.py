@@ -1,9 +1,9 @@
-"""Prompts of conversations: token ids in which only the chat template's control tokens are control tokens.
+"""Token ids of conversations, in which control tokens come only from the chat template.
 
-The name of a control token inside a message is text; otherwise a message could end its own turn. Names are
-marked in the messages before the template runs, so names without a mark in the rendered text are the
-template's own. The text is tokenized as a whole, with the template's control tokens given by id, so a
-message has the same tokens as its text has anywhere else.
+The name of a control token inside a message is read as text; otherwise a message could end its own turn.
+These names are marked in the messages before the template runs, so every name without a mark in the rendered
+text was written by the template. The whole text is tokenized at once, with the template's control tokens
+given by id, so that messages get the same tokens as the same text in a document.
 """
 
 import re
@@ -31,7 +31,7 @@ def render_conversation(
     add_generation_prompt: bool = True,
     now: datetime | None = None,
 ) -> str:
-    """Render messages with `template`, or with the tokenizer's own; errors as of `conversation_ids`."""
+    """Render messages with `template`, by default the tokenizer's own. Raises as `conversation_ids` does."""
     source = tokenizer.chat_template if template is None else template
     if source is None:
         raise UsageError("the model has no chat template", hint="pass the prompt as plain text")
@@ -54,18 +54,18 @@ def conversation_ids(
     add_generation_prompt: bool = True,
     now: datetime | None = None,
 ) -> list[int]:
-    """Render messages and tokenize the text.
+    """Render messages with `template`, by default the tokenizer's own, and tokenize the text.
 
     Raises:
         UsageError: There is no template, or a message is not UTF-8 or nested too deeply.
         InputError: The template fails.
     """
-    control = {str(tokenizer.token(i)): i for i in tokenizer.special_ids}
-    # Longest first: one name may be the beginning of another.
+    control = {str(tokenizer.id_to_token(i)): i for i in tokenizer.special_ids}
+    # Longer names come first in the pattern, because one name may be the beginning of another.
     names = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
     plain = [dict(message) for message in messages]
     try:
-        marked = [_mark(message, names) for message in plain]
+        marked = [_mark_control_tokens(message, names) for message in plain]
     except RecursionError as error:
         raise UsageError("a message is nested too deeply") from error
     text = render_conversation(
@@ -79,12 +79,12 @@ def conversation_ids(
     return tokenizer.encode_parts(parts)
 
 
-def _mark(value: Any, names: re.Pattern[str]) -> Any:  # noqa: ANN401  # a message may hold any JSON
-    """Copy a value with a mark after the first character of every control token's name."""
+def _mark_control_tokens(value: Any, names: re.Pattern[str]) -> Any:  # noqa: ANN401  # a message may hold any JSON
+    """Copy a message's value with a mark after the first character of each control token's name."""
     if isinstance(value, str):
         return names.sub(lambda name: f"{name[0][0]}{_MARK}{name[0][1:]}", value)
     if isinstance(value, Mapping):
-        return {key: _mark(item, names) for key, item in value.items()}
+        return {key: _mark_control_tokens(item, names) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_mark(item, names) for item in value]
+        return [_mark_control_tokens(item, names) for item in value]
     return value

@@ -1,9 +1,9 @@
 """A Jinja environment for untrusted templates: no access to Python, and bounded time and memory.
 
-jinja2's ImmutableSandboxedEnvironment denies a template access to Python's internals, but not all time or
-memory: nested loops, `'x' * 10**10`, a text that doubles in a loop. Here every loop, call, filter, test,
-operator, comparison, slice and literal is charged to a `Budget`, and an operation that could make a large
-value from small ones is bounded before it runs (`budget`).
+jinja2's ImmutableSandboxedEnvironment denies a template access to Python's internals, but does not limit time
+and memory: a template may nest loops, compute `'x' * 10**10`, or double a text in a loop. In this environment
+every loop, call, filter, test, operator, comparison, slice and literal is charged to a `Budget`, and an
+operation that could compute a large value from small ones is checked before it runs (`text.budget`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,24 +19,33 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import _PassArg
 from jinja2.visitor import NodeTransformer
 
-from meditron.text.budget import Budget, MeasuredItems, check_call, check_join, check_operands, is_plain
+from meditron.text.budget import (
+    Budget,
+    MeasuredItems,
+    check_call,
+    check_join,
+    check_operands,
+    prints_within_measure,
+)
 
 __all__ = ["Environment"]
 
 _T = TypeVar("_T")
-# Methods that return bytes (which are not measured), replace each character by a text, or take time in the
-# square of a text's length.
+# Methods that a template may not call: they return bytes (whose size is not measured), replace each character
+# by a text, or take time that grows with the square of a text's length.
 _REFUSED = frozenset({"encode", "striptags", "to_bytes", "translate"})
-# Filters of the same kinds, or that insert an argument after each word. No known template uses one.
+# Filters that are removed, for the same reasons or because they insert an argument after each word. No known
+# template uses them.
 _DROPPED = ("pprint", "striptags", "urlize", "wordwrap")
-# Filters that return a part of their operand and read nothing else: charged one step.
+# Filters that only pick a part of their operand or count its items, and so cost one step whatever its size.
 _PICKING = frozenset({"attr", "count", "d", "default", "first", "last", "length"})
-# Names of filters inserted into the parsed template; a template cannot write these names.
+# Names of the filters that `_ChargeInserter` inserts into a parsed template. Such names are not valid in
+# Jinja, so a template cannot call these filters itself.
 _LOOP, _CONCATENATION, _VALUE, _OUTPUT, _OPERAND = "{% for %}", "~", "{% set %}", "{{ }}", "=="
 
 
-class _Generation(Extension):
-    """HF's `{% generation %}` block, which marks the assistant's text; it renders as its content."""
+class _GenerationBlock(Extension):
+    """HF's block `{% generation %}`, which marks the assistant's text; it is rendered as its content."""
 
     tags = {"generation"}  # noqa: RUF012  # jinja2's own form
 
@@ -46,55 +55,58 @@ class _Generation(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
-class _Rewriting(NodeTransformer):
-    """Wraps operations that jinja2 offers no hook for in filters, which charge the budget."""
+class _ChargeInserter(NodeTransformer):
+    """Transformer that applies filters, which charge the budget, to operations without a hook in jinja2."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802  # jinja2's own form
         if node.recursive:
             raise SecurityError("has a recursive loop")
         self.generic_visit(node)
-        node.iter = _wrapped(_LOOP, node.iter)
+        node.iter = _apply_filter(_LOOP, node.iter)
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
-        """Charge each piece when it is written: blocks and macros join theirs without a hook."""
+        """Charge each piece of output; jinja2 has no hook where blocks and macros join their pieces."""
         self.generic_visit(node)
-        node.nodes = [_wrapped(_OUTPUT, piece) for piece in node.nodes]
+        node.nodes = [_apply_filter(_OUTPUT, piece) for piece in node.nodes]
         return node
 
     def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.filter = _wrapped(_VALUE, node.filter)
+        node.filter = _apply_filter(_VALUE, node.filter)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         parts = [self.visit(part) for part in node.nodes]
-        return _wrapped(_CONCATENATION, nodes.List(parts, lineno=node.lineno))
+        return _apply_filter(_CONCATENATION, nodes.List(parts, lineno=node.lineno))
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        """Charge the right operand of comparisons (a comparison reads no more), except short literals."""
+        """Charge the right operand of each comparison, unless it is a literal.
+
+        A comparison reads at most as much of the left operand as of the right one.
+        """
         self.generic_visit(node)
         for operand in node.ops:
             if not isinstance(operand.expr, nodes.Const):
-                operand.expr = _wrapped(_OPERAND, operand.expr)
+                operand.expr = _apply_filter(_OPERAND, operand.expr)
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _wrapped(_VALUE, node) if isinstance(node.arg, nodes.Slice) else node
+        return _apply_filter(_VALUE, node) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
-        return _wrapped(_VALUE, self.generic_visit(node))
+        return _apply_filter(_VALUE, self.generic_visit(node))
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
-        return _wrapped(_VALUE, self.generic_visit(node))
+        return _apply_filter(_VALUE, self.generic_visit(node))
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _wrapped(_VALUE, node) if node.ctx == "load" else node
+        return _apply_filter(_VALUE, node) if node.ctx == "load" else node
 
 
-def _wrapped(name: str, node: Any) -> nodes.Filter:  # noqa: ANN401  # an expression, or None for a block
+def _apply_filter(name: str, node: Any) -> nodes.Filter:  # noqa: ANN401  # an expression, or None for a block
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno if node else 1)
 
 
@@ -104,7 +116,7 @@ class Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
 
     def __init__(self, helpers: Mapping[str, Any], filters: Mapping[str, Callable[..., Any]]) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
         del self.globals["lipsum"]
         for name in _DROPPED:
             del self.filters[name]
@@ -113,48 +125,48 @@ class Environment(ImmutableSandboxedEnvironment):
         self.filters.update({name: _charged_filter(name, function) for name, function in all_filters.items()})
         self.filters.update({_LOOP: _charge_loop, _CONCATENATION: _concatenate, _VALUE: _charge_value})
         self.filters.update({_OUTPUT: _charge_output, _OPERAND: _charge_operand})
-        tests: Mapping[str, Any] = self.tests
-        self.tests.update({name: _charged_test(function) for name, function in tests.items()})
+        jinja_tests: Mapping[str, Any] = self.tests
+        self.tests.update({name: _charged_test(function) for name, function in jinja_tests.items()})
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        _Rewriting().visit(tree)
+        _ChargeInserter().visit(tree)
         return tree
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, N805
-        """Call a function, method or macro; its result is bounded before the call and charged after it."""
+        """Call a function, method or macro; bound its result's size before and charge it after."""
         budget: Budget = __context.parent[Budget.KEY]
         owner = getattr(__obj, "__self__", None)
         if owner is None:  # jinja2 wraps str.format in a function of its own
             owner = getattr(getattr(__obj, "__wrapped__", None), "__self__", None)
         name = getattr(__obj, "__name__", "")
         if isinstance(owner, str):
-            budget.pay_for_reading(owner)
+            budget.charge_reading(owner)
             if name == "join" and args:
                 args = (MeasuredItems(args[0]), *args[1:])
                 check_join(owner, args[0])
         elif isinstance(owner, list | tuple):
-            budget.pay_for_reading(owner)
+            budget.charge_reading(owner)
         check_call(name, owner, args, kwargs)
-        return budget.pay_for(_measured(super().call(__context, __obj, *args, **kwargs)))
+        return budget.charge_value(_with_measured_items(super().call(__context, __obj, *args, **kwargs)))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
-        """Compute `left operator right` if the result cannot be huge."""
+        """Compute `left operator right`; raise SecurityError if the result could be huge."""
         check_operands(operator, left, right)
         budget: Budget = context.parent[Budget.KEY]
-        return budget.pay_for(super().call_binop(context, operator, left, right))
+        return budget.charge_value(super().call_binop(context, operator, left, right))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:  # noqa: ANN401
         """Return whether a template may access `obj.attr`."""
         return attr not in _REFUSED and super().is_safe_attribute(obj, attr, value)
 
     def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
-        """Raise SecurityError; jinja2 itself would render such an attribute as nothing."""
+        """Raise SecurityError for a forbidden attribute, which jinja2 itself would render as nothing."""
         raise SecurityError(f"accesses {attribute!r} of {type(obj).__name__}")
 
 
-def _measured(value: Any) -> Any:  # noqa: ANN401
-    """Compute a generator's items at once, because a lazy value cannot be measured."""
+def _with_measured_items(value: Any) -> Any:  # noqa: ANN401
+    """Return a generator as `MeasuredItems`, because a lazy value cannot be measured; else the value."""
     lazy = isinstance(value, Iterator) and not isinstance(value, MeasuredItems | LoopContext)
     return MeasuredItems(value) if lazy else value
 
@@ -162,45 +174,45 @@ def _measured(value: Any) -> Any:  # noqa: ANN401
 @pass_context
 def _charge_value(context: Context, value: _T) -> _T:
     budget: Budget = context.parent[Budget.KEY]
-    return budget.pay_for(value)
+    return budget.charge_value(value)
 
 
 @pass_context
 def _charge_output(context: Context, value: Any) -> Any:  # noqa: ANN401
-    """Charge a printed value; containers are converted to text here, so that the text is charged too."""
+    """Charge a printed value; a container is converted to text first, so that its text is charged too."""
     budget: Budget = context.parent[Budget.KEY]
     if type(value) is str:
-        return budget.pay_for(value)
-    return budget.pay_for(value if is_plain(value) else str(budget.pay_for(value)))
+        return budget.charge_value(value)
+    return budget.charge_value(value if prints_within_measure(value) else str(budget.charge_value(value)))
 
 
 @pass_context
 def _charge_operand(context: Context, value: _T) -> _T:
     """Charge the right operand of a comparison or of `in`."""
     budget: Budget = context.parent[Budget.KEY]
-    budget.pay_for_reading(value)
+    budget.charge_reading(value)
     return value
 
 
 @pass_context
 def _concatenate(context: Context, parts: Iterable[object]) -> str:
     budget: Budget = context.parent[Budget.KEY]
-    budget.measure(parts)
-    return budget.pay_for("".join(map(str, parts)))
+    budget.measure_and_charge(parts)
+    return budget.charge_value("".join(map(str, parts)))
 
 
 @pass_context
 def _charge_loop(context: Context, items: Any) -> Any:  # noqa: ANN401
-    """Charge all iterations of a loop in advance; jinja2 itself refuses values that are not iterable."""
+    """Charge all iterations of a loop before it runs; jinja2 itself refuses values that are not iterable."""
     budget: Budget = context.parent[Budget.KEY]
-    items = _measured(items)
+    items = _with_measured_items(items)
     if not isinstance(items, Undefined) and isinstance(items, Iterable):
-        budget.pay(length_hint(items))
+        budget.charge_steps(length_hint(items))
     return items
 
 
-def _leading_arguments(function: Callable[..., Any]) -> Callable[[Context], tuple[Any, ...]]:
-    """Return a function that computes the arguments that jinja2 passes before a filter's value."""
+def _context_arguments(function: Callable[..., Any]) -> Callable[[Context], tuple[Any, ...]]:
+    """Return a function that gives the arguments that jinja2 passes to a filter before the filtered value."""
     kind = _PassArg.from_obj(function)
     if kind is _PassArg.context:
         return lambda context: (context,)
@@ -212,35 +224,35 @@ def _leading_arguments(function: Callable[..., Any]) -> Callable[[Context], tupl
 
 
 def _charged_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that measures its operands before the call and charges its result."""
-    leading = _leading_arguments(function)
+    """Return a filter that charges its operands before it calls `function`, and the result afterwards."""
+    leading = _context_arguments(function)
 
     @pass_context
-    def charged(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def charged_function(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         budget: Budget = context.parent[Budget.KEY]
         if name in _PICKING:
-            budget.pay(1)
+            budget.charge_steps(1)
             return function(*leading(context), value, *args, **kwargs)
-        value = _measured(value)
-        budget.measure((value, args, tuple(kwargs.values())))
+        value = _with_measured_items(value)
+        budget.measure_and_charge((value, args, tuple(kwargs.values())))
         if name == "join":
             check_join(str(kwargs.get("d", args[0] if args else "")), value)
         check_call("%" if name == "format" else name, value, args, kwargs)
-        return budget.pay_for(_measured(function(*leading(context), value, *args, **kwargs)))
+        return budget.charge_value(_with_measured_items(function(*leading(context), value, *args, **kwargs)))
 
-    return charged
+    return charged_function
 
 
 def _charged_test(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a test that charges the operands that it may compare."""
-    leading = _leading_arguments(function)
+    """Return a Jinja test that charges its arguments, which it may compare, before it calls `function`."""
+    leading = _context_arguments(function)
 
     @pass_context
-    def charged(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def charged_function(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         budget: Budget = context.parent[Budget.KEY]
-        budget.pay(1)
+        budget.charge_steps(1)
         for arg in args:
-            budget.pay_for_reading(arg)
+            budget.charge_reading(arg)
         return function(*leading(context), value, *args, **kwargs)
 
-    return charged
+    return charged_function

@@ -1,8 +1,9 @@
-"""Read SentencePiece's `tokenizer.model` as GGUF metadata, for `gguf_vocab`.
+"""Read SentencePiece's `tokenizer.model` as GGUF metadata, which `gguf_vocab` converts to a tokenizer.json.
 
-The file is one protobuf message (`sentencepiece_model.proto`). The fields are parsed here, because the
-library is large and every length in an untrusted file may be wrong. Rules that GGUF cannot express (a unigram
-model, a normalization of characters, removed spaces) are refused by name.
+The file is one protobuf message (`sentencepiece_model.proto`). This module parses the fields itself, because
+the protobuf library is large and every length in an untrusted file may be wrong. Rules that GGUF cannot
+express (a unigram model, normalization of characters, removal of spaces) are refused with an error that names
+the rule.
 """
 
 import struct
@@ -25,43 +26,43 @@ _Field = tuple[int, int | bytes]
 
 
 class _Message:
-    """The fields of one protobuf message, as (number, value) in file order."""
+    """The fields of one protobuf message, as pairs (field number, value) in the order of the file."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         self._path = path
-        self.fields = list(self._read(data))
+        self.fields = list(self._read_fields(data))
 
-    def last(self, number: int, default: Any) -> Any:  # noqa: ANN401
-        """Return the last value of a field, or `default`; raise InputError if their types differ."""
+    def last_value(self, number: int, default: Any) -> Any:  # noqa: ANN401
+        """Return the last value of a field, or `default`; raise InputError if the value has another type."""
         value = next((value for key, value in reversed(self.fields) if key == number), default)
         if isinstance(value, bytes) is not isinstance(default, bytes):
-            raise self.damaged()
+            raise self.damaged_error()
         return value
 
-    def damaged(self) -> InputError:
+    def damaged_error(self) -> InputError:
         return InputError(self._path, "not a SentencePiece model: a field is damaged")
 
-    def _read(self, data: bytes) -> Iterator[_Field]:
+    def _read_fields(self, data: bytes) -> Iterator[_Field]:
         at = 0
         while at < len(data):
-            key, at = self._varint(data, at)
+            key, at = self._read_varint(data, at)
             kind = key & 7
             if kind == _VARINT:
-                value, at = self._varint(data, at)
+                value, at = self._read_varint(data, at)
                 yield key >> 3, value
                 continue
             if kind == _BYTES:
-                length, at = self._varint(data, at)
+                length, at = self._read_varint(data, at)
             elif kind in (_FIXED64, _FIXED32):
                 length = 8 if kind == _FIXED64 else 4
             else:
-                raise self.damaged()
+                raise self.damaged_error()
             if length > len(data) - at:
-                raise self.damaged()
+                raise self.damaged_error()
             yield key >> 3, data[at : at + length]
             at += length
 
-    def _varint(self, data: bytes, at: int) -> tuple[int, int]:
+    def _read_varint(self, data: bytes, at: int) -> tuple[int, int]:
         value = 0
         for shift in range(0, 70, 7):  # a 64-bit number has at most ten bytes of seven bits
             if at >= len(data):
@@ -70,7 +71,7 @@ class _Message:
             value |= (byte & 127) << shift
             if byte < 128:
                 return value, at
-        raise self.damaged()
+        raise self.damaged_error()
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -84,53 +85,53 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if size > _MAX_BYTES:
             raise InputError(path, f"the file has {size:,} bytes, more than {_MAX_BYTES:,}")
         model = _Message(path, path.read_bytes())
-    trainer, normalizer = (_Message(path, model.last(number, b"")) for number in (2, 3))
-    tokens, scores, types = _pieces(path, model)
-    _refuse_other_rules(path, trainer, normalizer, types)
+    trainer, normalizer = (_Message(path, model.last_value(number, b"")) for number in (2, 3))
+    tokens, scores, types = _read_pieces(path, model)
+    _refuse_unsupported_rules(path, trainer, normalizer, types)
     metadata: dict[str, Any] = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.add_space_prefix": bool(normalizer.last(3, 1)),
+        "tokenizer.ggml.add_space_prefix": bool(normalizer.last_value(3, 1)),
         "tokenizer.ggml.add_bos_token": False,  # sentencepiece adds none by default
     }
     for key, number, default in (("unknown", 40, 0), ("bos", 41, 1), ("eos", 42, 2), ("padding", 43, -1)):
-        if 0 <= (i := trainer.last(number, default)) < len(tokens):  # -1, or its 64 bits, is "none"
+        if 0 <= (i := trainer.last_value(number, default)) < len(tokens):  # -1, or its 64 bits, is "none"
             metadata[f"tokenizer.ggml.{key}_token_id"] = i
     return metadata
 
 
-def _pieces(path: Path, model: _Message) -> tuple[list[str], list[float], list[int]]:
+def _read_pieces(path: Path, model: _Message) -> tuple[list[str], list[float], list[int]]:
     tokens, scores, types = [], [], []
     for number, data in model.fields:
         if number != 1:
             continue
         if not isinstance(data, bytes):
-            raise model.damaged()
+            raise model.damaged_error()
         piece = _Message(path, data)
-        score = piece.last(2, b"\0\0\0\0")
+        score = piece.last_value(2, b"\0\0\0\0")
         if len(score) != 4:
-            raise model.damaged()
+            raise model.damaged_error()
         try:
-            tokens.append(piece.last(1, b"").decode())
+            tokens.append(piece.last_value(1, b"").decode())
         except UnicodeDecodeError as error:
             raise InputError(path, "not UTF-8", place=f"piece {len(tokens)}") from error
         scores.append(struct.unpack("<f", score)[0])
-        types.append(piece.last(3, 1))
+        types.append(piece.last_value(3, 1))
     if not tokens:
         raise InputError(path, "not a SentencePiece model: it has no pieces")
     return tokens, scores, types
 
 
-def _refuse_other_rules(path: Path, trainer: _Message, normalizer: _Message, types: list[int]) -> None:
-    kind = trainer.last(3, 1)
+def _refuse_unsupported_rules(path: Path, trainer: _Message, normalizer: _Message, types: list[int]) -> None:
+    kind = trainer.last_value(3, 1)
     rules = {
         f"is a {_KINDS.get(kind, kind)} model; Llama models are BPE": kind != _BPE,
-        "normalizes characters (precompiled_charsmap)": bool(normalizer.last(2, b"")),
-        "removes extra whitespace (remove_extra_whitespaces)": bool(normalizer.last(4, 1)),
-        "keeps spaces as they are (escape_whitespaces is false)": not normalizer.last(5, 1),
-        "appends a space to words (treat_whitespace_as_suffix)": bool(trainer.last(24, 0)),
+        "normalizes characters (precompiled_charsmap)": bool(normalizer.last_value(2, b"")),
+        "removes extra whitespace (remove_extra_whitespaces)": bool(normalizer.last_value(4, 1)),
+        "keeps spaces as they are (escape_whitespaces is false)": not normalizer.last_value(5, 1),
+        "appends a space to words (treat_whitespace_as_suffix)": bool(trainer.last_value(24, 0)),
         "has user-defined symbols": _USER_DEFINED in types,
     }
     for problem, applies in rules.items():

@@ -1,13 +1,13 @@
-"""Special tokens: which tokens begin a text, end a text and end a turn."""
+"""Special tokens of a vocabulary: the tokens that begin a text, end a text, and end a turn of a chat."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 __all__ = ["STOP_TOKENS_OF_LLAMACPP", "SpecialTokens", "end_of_text_token", "stop_tokens"]
 
-# A chat model's `eos` often is its end of turn, so the end of a text is looked up by name first.
+# Names of end-of-text tokens, tried before EOS, because the EOS token of a chat model often ends a turn.
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
-# `special_eog_ids` in llama.cpp's src/llama-vocab.cpp: it stops at these tokens, whatever their type.
+# Tokens at which llama.cpp stops generating, whatever their type (`special_eog_ids` in src/llama-vocab.cpp).
 STOP_TOKENS_OF_LLAMACPP = frozenset(
     {
         "<|endoftext|>",
@@ -39,30 +39,33 @@ _FURTHER_STOP_TOKENS = ("<｜end▁of▁sentence｜>", "<|eot|>")
 class SpecialTokens:
     """Special token ids and settings of a vocabulary.
 
-    `named`: further special tokens by the name of their template variable (`mask_token`); `stop`: further
-    stop ids of the source (a generation_config's `eos_token_id`, a GGUF's `eot_token_id`); `max_length`: the
-    model's context in tokens, if the source has it.
+    Each is read from tokenizer_config.json and the files beside it, or from a GGUF file's metadata.
     """
 
     bos: int | None = None
     eos: int | None = None
     unknown: int | None = None
     padding: int | None = None
-    named: Mapping[str, int] = field(default_factory=dict)
+    template_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Further special tokens: variable name in chat templates (`mask_token`) → id."""
     add_bos: bool = False
-    stop: frozenset[int] = frozenset()
+    """True if BOS is prepended to every text."""
+    further_stop_ids: frozenset[int] = frozenset()
+    """Stop ids besides EOS: generation_config.json's `eos_token_id`, a GGUF file's `eot_token_id`."""
     chat_template: str | None = None
+    """The chat template's Jinja source."""
     max_length: int | None = None
+    """The model's context length in tokens; None if the files do not name it."""
 
 
 def end_of_text_token(control: Mapping[str, int], special: SpecialTokens) -> int | None:
-    """Return the token that ends a document; None if there is none. `control`: control tokens by name."""
+    """Return the id of the token that ends a document, or None; `control` maps control tokens to ids."""
     named = next((control[name] for name in _END_OF_TEXT if name in control), special.eos)
-    return min(special.stop, default=None) if named is None else named
+    return min(special.further_stop_ids, default=None) if named is None else named
 
 
 def stop_tokens(control: Mapping[str, int], special: SpecialTokens) -> frozenset[int]:
-    """Return all tokens that end a text or a turn."""
+    """Return the ids of all tokens that end a text or a turn; `control` maps control tokens to their ids."""
     named = {control[name] for name in (*STOP_TOKENS_OF_LLAMACPP, *_FURTHER_STOP_TOKENS) if name in control}
     eos = set() if special.eos is None else {special.eos}
-    return frozenset(named | eos | special.stop)
+    return frozenset(named | eos | special.further_stop_ids)

@@ -1,7 +1,8 @@
-"""The bytes of tokens, and decoding: every token has fixed bytes, so ids can be decoded one at a time.
+"""The bytes of each token, and decoding. A token's bytes never change, so ids can be decoded one by one.
 
-Llama models have two kinds of vocabulary. Byte-level ones (GPT-2) write each byte as one printable character;
-SentencePiece ones write a space as `▁` and a byte without a piece of its own as `<0xNN>`.
+Llama models have two kinds of vocabularies. Byte-level vocabularies (GPT-2's kind) write each byte as one
+printable character. SentencePiece vocabularies write a space as `▁`, and a byte that is not part of a piece
+as `<0xNN>`.
 """
 
 import codecs
@@ -18,14 +19,14 @@ __all__ = [
     "TextStream",
     "byte_alphabet",
     "byte_level_bytes",
-    "byte_map",
+    "byte_map_of_decoder",
     "is_byte_piece",
     "sentencepiece_bytes",
-    "strips_space",
+    "strips_first_space",
 ]
 
 ByteMap = Callable[[str], bytes]
-# The tokenizer.json steps of SentencePiece vocabularies that write spaces.
+# Steps in the tokenizer.json of SentencePiece vocabularies that replace or prepend spaces.
 PREFIX = {"type": "Prepend", "prepend": "▁"}
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
@@ -34,7 +35,7 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 @cache
 def byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's table of printable characters for the 256 bytes, as character → byte."""
+    """Return GPT-2's table of the 256 printable characters that stand for bytes, as character → byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -61,7 +62,7 @@ def is_byte_piece(token: str) -> bool:
     return _BYTE_PIECE.fullmatch(token) is not None
 
 
-def _steps(decoder: object) -> list[dict[str, Any]]:
+def _decoder_steps(decoder: object) -> list[dict[str, Any]]:
     if not isinstance(decoder, dict):
         return []
     if decoder.get("type") == "Sequence":
@@ -69,9 +70,9 @@ def _steps(decoder: object) -> list[dict[str, Any]]:
     return [decoder]
 
 
-def byte_map(decoder: object) -> ByteMap | None:
-    """Return the function from token to bytes for a `decoder`; None for other kinds of decoders."""
-    steps = [step.get("type") for step in _steps(decoder)]
+def byte_map_of_decoder(decoder: object) -> ByteMap | None:
+    """Return the function token → bytes for a tokenizer.json's `decoder`; None for an unknown decoder."""
+    steps = [step.get("type") for step in _decoder_steps(decoder)]
     if steps == ["ByteLevel"]:
         return byte_level_bytes
     if steps and set(steps) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
@@ -79,19 +80,19 @@ def byte_map(decoder: object) -> ByteMap | None:
     return None
 
 
-def strips_space(decoder: object) -> bool:
-    """Return whether decoding removes the first space, which encoding had prepended."""
+def strips_first_space(decoder: object) -> bool:
+    """Return whether a `decoder` removes a text's first space, which encoding prepends."""
     return any(
         (step.get("type") == "Strip" and step.get("start", 0) > 0)
         or (step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-        for step in _steps(decoder)
+        for step in _decoder_steps(decoder)
     )
 
 
 class TextStream:
-    """Incremental decoding of ids that arrive one at a time; never returns part of a character.
+    """Incremental decoder of ids that arrive one at a time; it never returns a part of a character.
 
-    The ids continue a prompt, so the first space is kept. Special tokens have no text.
+    The ids continue a prompt, so the first space is kept. Special tokens give no text.
     """
 
     def __init__(self, bytes_of: Callable[[int], bytes], skip: Collection[int]) -> None:
@@ -100,9 +101,9 @@ class TextStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def step(self, token_id: int) -> str:
-        """Return the text that `token_id` completes; empty while a character is incomplete."""
+        """Add one id; return the text that it completes, which is empty while a character is incomplete."""
         return "" if token_id in self._skip else self._utf8.decode(self._bytes_of(token_id))
 
-    def end(self) -> str:
-        """Return U+FFFD for an incomplete character at the end, or nothing."""
+    def flush(self) -> str:
+        """Return U+FFFD if the last character is incomplete, else an empty text."""
         return self._utf8.decode(b"", final=True)

@@ -1,7 +1,7 @@
-"""Comparison of two tokenizers on 200 fixed texts, used after every export.
+"""Comparison of two tokenizers on 200 fixed texts; every exported model is checked by it.
 
-The texts are deterministic: prose, code, numbers, units, medical notation, other scripts, whitespace, emoji
-and the names of control tokens.
+The texts are the same in every run: prose, code, numbers, units, medical notation, other scripts, whitespace,
+emoji and the names of control tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -101,14 +101,15 @@ CHECK_CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
         {"role": "assistant", "content": "end"},
     ),
 )
-"""Conversations rendered with each tokenizer's chat template, with and without a generation prompt."""
+"""Conversations that are rendered with both tokenizers' chat templates, with and without a generation
+prompt."""
 
 
 def check_texts(control: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the 200 texts of a comparison.
+    """Return the 200 texts on which tokenizers are compared.
 
     Args:
-        control: The names of the tokenizer's added tokens; they are placed inside texts in several ways.
+        control: The names of a tokenizer's added tokens, which are inserted into texts in several ways.
     """
     fixed = (
         *_CLINICAL,
@@ -124,28 +125,28 @@ def check_texts(control: Sequence[str] = ()) -> tuple[str, ...]:
     named = list(islice(cycle(control), max(24, min(len(control), 60)))) if control else []
     forms = cycle(("{0}", "a{0}b", " {0} ", "x {0}\n{0}y", "{0}{0}", "é{0} 12", "A{0}, {0}.", "\n{0}  z"))
     control_texts = [form.format(name) for form, name in zip(forms, named, strict=False)]
-    # Texts are also joined in pairs: tokenization at a join depends on both sides.
-    joins = (f"{left}{gap}{right}" for gap in ("", " ", "\n", "  ") for left, right in _neighbours(fixed))
+    # Texts are also joined in pairs, because tokenization at a border depends on the text on both sides.
+    joins = (f"{left}{gap}{right}" for gap in ("", " ", "\n", "  ") for left, right in _text_pairs(fixed))
     return tuple(islice(dict.fromkeys((*fixed, *control_texts, *joins)), _TEXTS))
 
 
-def _neighbours(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _text_pairs(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
     step = 7  # no common factor with the number of texts, so that kinds meet
     for place, text in enumerate(texts):
         yield text, texts[(place * step + 1) % len(texts)]
 
 
 def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
-    """Compare two tokenizers by behaviour; return one line per difference, none for equal tokenizers.
+    """Compare the behaviour of two tokenizers; return one line per difference, none for equal tokenizers.
 
-    Compared are the tokens of `a` by id, BOS, EOS, padding and unknown tokens, stop ids, the ids of the check
-    texts (as a document and with control tokens read), their decoded text, and the check conversations as
-    rendered text and ids.
+    The comparison covers the tokens of `a` by id; BOS, EOS, padding and unknown tokens; stop ids; the ids of
+    the check texts, with control tokens' names read as text and as control tokens; the text decoded from
+    these ids; and the check conversations as rendered text and as ids.
     """
-    texts = check_texts([str(a.token(i)) for i in sorted(a.added_ids)])
-    checks: list[tuple[str, Callable[[Tokenizer], object]]] = [
+    texts = check_texts([str(a.id_to_token(i)) for i in sorted(a.added_ids)])
+    property_readers: list[tuple[str, Callable[[Tokenizer], object]]] = [
         ("BOS", lambda t: (t.bos_id, t.adds_bos)),
-        # A GGUF file always names an EOS, because llama.cpp would otherwise assume one by its id.
+        # A GGUF file always names an EOS token, because llama.cpp would otherwise assume one.
         ("EOS", lambda t: t.end_of_text_id if t.eos_id is None else t.eos_id),
         ("the unknown token", lambda t: t.special.unknown),
         ("the padding token", lambda t: t.special.padding),
@@ -154,79 +155,83 @@ def tokenizer_differences(a: Tokenizer, b: Tokenizer) -> list[str]:
     ]
     differences = [
         f"{name}: {first} and {second}"
-        for name, read in checks
-        if (first := _outcome(read, a)) != (second := _outcome(read, b))
+        for name, read in property_readers
+        if (first := _value_or_error(read, a)) != (second := _value_or_error(read, b))
     ]
-    differences += _first("token", [(i, a.token(i), b.token(i)) for i in range(a.vocab_size) if a.token(i)])
-    readings: dict[str, Callable[[Tokenizer, str], object]] = {
+    differences += _first_difference(
+        "token", [(i, a.id_to_token(i), b.id_to_token(i)) for i in range(a.vocab_size) if a.id_to_token(i)]
+    )
+    text_readers: dict[str, Callable[[Tokenizer, str], object]] = {
         "token ids of": lambda t, text: t.encode(text),
         "token ids with control tokens of": lambda t, text: t.encode(text, special=True),
-        "decoded text of": _decoded,
+        "decoded text of": _decoded_texts,
     }
-    for name, of_text in readings.items():
-        differences += _first(name, [(_short(text), of_text(a, text), of_text(b, text)) for text in texts])
+    for name, of_text in text_readers.items():
+        differences += _first_difference(
+            name, [(_shorten(text), of_text(a, text), of_text(b, text)) for text in texts]
+        )
     if (a.chat_template is None) != (b.chat_template is None):
         return [*differences, "only one of the two has a chat template"]
     if a.chat_template is not None:
-        differences += _first("chat text of", _on_conversations(a, b, _text_of))
-        differences += _first("chat ids of", _on_conversations(a, b, _ids_of))
+        differences += _first_difference("chat text of", _outcomes_on_conversations(a, b, _conversation_text))
+        differences += _first_difference("chat ids of", _outcomes_on_conversations(a, b, _conversation_ids))
     return differences
 
 
-def _outcome(read: Callable[[Tokenizer], object], tokenizer: Tokenizer) -> object:
-    """Return the value, or the error's text: if one template refuses a conversation, both must."""
+def _value_or_error(read: Callable[[Tokenizer], object], tokenizer: Tokenizer) -> object:
+    """Return the result of `read`, or its error's text: if one tokenizer raises, the other must too."""
     try:
         return read(tokenizer)
     except MeditronError as error:
         return getattr(error, "problem", error.message)
 
 
-def _on_conversations(
+def _outcomes_on_conversations(
     a: Tokenizer, b: Tokenizer, read: Callable[..., object]
 ) -> list[tuple[object, object, object]]:
     return [
-        (f"conversation {number}", _outcome(ask, a), _outcome(ask, b))
+        (f"conversation {number}", _value_or_error(ask, a), _value_or_error(ask, b))
         for number, messages in enumerate(CHECK_CONVERSATIONS, start=1)
         for prompt in (True, False)
         for ask in (partial(read, messages=messages, prompt=prompt),)
     ]
 
 
-def _text_of(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool) -> object:
+def _conversation_text(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool) -> object:
     return render_conversation(tokenizer, messages, add_generation_prompt=prompt)
 
 
-def _ids_of(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool) -> object:
+def _conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool) -> object:
     return conversation_ids(tokenizer, messages, add_generation_prompt=prompt)
 
 
-def _decoded(tokenizer: Tokenizer, text: str) -> tuple[str, str]:
+def _decoded_texts(tokenizer: Tokenizer, text: str) -> tuple[str, str]:
     ids = tokenizer.encode(text, special=True)
     return tokenizer.decode(ids), tokenizer.decode(ids, skip_special=False)
 
 
-def _first(name: str, results: Sequence[tuple[object, object, object]]) -> list[str]:
-    """Return one line for the results that differ: the first of them, and their number."""
+def _first_difference(name: str, results: Sequence[tuple[object, object, object]]) -> list[str]:
+    """Return one line that describes the first pair of results that differ, with the number of such pairs."""
     unequal = [result for result in results if result[1] != result[2]]
     if not unequal:
         return []
     place, first, second = unequal[0]
     return [
-        f"{name} {place}: {_divergence(first, second)}"
+        f"{name} {place}: {_describe_difference(first, second)}"
         + (f" ({len(unequal)} of {len(results)} differ)" if len(results) > 1 else "")
     ]
 
 
-def _divergence(first: object, second: object) -> str:
-    """Describe the first place in which two sequences differ; other values are shown whole."""
+def _describe_difference(first: object, second: object) -> str:
+    """Describe the first place at which two texts or lists differ; for other values, print both values."""
     if isinstance(first, list) and isinstance(second, list):
         place = next(i for i, (x, y) in enumerate(zip_longest(first, second)) if x != y)
         return f"at {place}, {first[place : place + 5]} and {second[place : place + 5]}"
     if isinstance(first, str) and isinstance(second, str):
         place = next(i for i, (x, y) in enumerate(zip_longest(first, second)) if x != y)
-        return f"at character {place}, {_short(first[place:])} and {_short(second[place:])}"
-    return f"{_short(str(first))} and {_short(str(second))}"
+        return f"at character {place}, {_shorten(first[place:])} and {_shorten(second[place:])}"
+    return f"{_shorten(str(first))} and {_shorten(str(second))}"
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

@@ -1,1 +1,1 @@
-"""Training: one loop."""
+"""Pretraining and finetuning, with one shared training loop."""

@@ -15,15 +15,15 @@ from meditron.model.llama import sdpa
 
 __all__ = ["attend"]
 
-# Parts of the queries. A part is multiplied with the keys up to its own end only, so more parts waste less on
-# scores that the causal mask hides, but take longer to compile.
+# Number of parts that the queries are split into. A part is multiplied with the keys up to its own end only,
+# so more parts waste less on scores that the causal mask hides, but take longer to compile.
 _PARTS = 4
 
 
 def attend(q_BHSE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask_B1SS: Tensor | None, causal: bool) -> Tensor:
-    """Compute `sdpa`, with a gradient that is faster if compiled (docs/profile.md).
+    """Compute `sdpa`, with a gradient that is faster if compiled (docs/explanation/profile.md).
 
-    A mask must be causal too, as a language model's is: the backward skips keys after a part's end.
+    A mask must be causal, because the backward pass skips the keys after the end of each part of the queries.
     """
     if not torch.is_grad_enabled():
         return sdpa(q_BHSE, k_BKSE, v_BKSE, mask_B1SS, causal)
@@ -61,7 +61,7 @@ class _Attention(torch.autograd.Function):
         batch, heads, length, width = q_BHSE.shape
         shared = k_BKSE.shape[1]
         dtype, wide = q_BHSE.dtype, lse_BHS.dtype
-        # Heads that share keys are stacked: fewer and larger products.
+        # Heads that share keys are stacked, which gives fewer and larger products.
         grouped = (batch, shared, heads // shared, length)
         q, d_out, lse = (x.reshape(*grouped, -1) for x in (q_BHSE, d_out_BHSE, lse_BHS))
         # Row sums of dO ∘ O equal those of dP ∘ P (FlashAttention-2), and need no second pass over the keys.
@@ -74,18 +74,21 @@ class _Attention(torch.autograd.Function):
             square = (*grouped[:3], end - start, end)
             rows = (batch * shared, heads // shared * (end - start))
             q_NPE, d_out_NPE = (x[..., start:end, :].reshape(*rows, width) for x in (q, d_out))
-            # In float32, as in the forward: its log-sum-exp is of such scores, and exp amplifies differences.
+            # The scores are computed in float32, as in the forward pass: they must match its log-sum-exp,
+            # because exp amplifies differences.
             scores = (q_NPE.to(wide) @ k_wide_NSE[:, :end].mT).view(square) * width**-0.5
             if mask_B1SS is None:
                 scores = scores.masked_fill(torch.arange(start, end)[:, None] < torch.arange(end), -torch.inf)
             else:
                 scores = scores + mask_B1SS[:, :, None, start:end, :end]
-            # The softmax, recomputed from the log-sum-exp: storing it would take memory in the square of S.
+            # The softmax is recomputed from the log-sum-exp, because storing it would take memory quadratic
+            # in S.
             p = torch.exp(scores - lse[..., start:end, :])
             d_p = (d_out_NPE @ v_NSE[:, :end].mT).view(square)
             d_scores = p * (d_p - dot[..., start:end, :]) * width**-0.5
             p_NPT, d_scores_NPT = (x.to(dtype).view(*rows, end) for x in (p, d_scores))
-            # Keys after the part's end get a zero gradient from it; parts are summed in float32 below.
+            # Keys after the end of a part get a zero gradient from that part; the parts are summed in float32
+            # below.
             unseen = (0, 0, 0, length - end)
             d_q.append((d_scores_NPT @ k_NSE[:, :end]).view(*square[:4], width))
             d_k_NSE.append(F.pad(d_scores_NPT.mT @ q_NPE, unseen).to(wide))

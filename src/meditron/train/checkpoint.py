@@ -58,7 +58,7 @@ class Checkpoints:
             StorageError: The disk is full or cannot be written; earlier checkpoints are kept.
         """
         final = self.folder / f"step-{step:08d}"
-        # In the same folder, because a rename is atomic within one file system only.
+        # The temporary folder is in the same folder, because a rename is atomic within one file system only.
         temporary = make_folder(temporary_path(final))
         try:
             self._write(temporary, step, optimizer)
@@ -71,14 +71,15 @@ class Checkpoints:
         except BaseException:
             remove_path(temporary)
             raise
-        # Only now that the new one is on the disk: a kill here leaves one too many, never one too few.
+        # Old checkpoints are removed only after the new one is on the disk: a kill here leaves one too many,
+        # never one too few.
         remove_folders(old for _, old in self._newest_first()[self.keep :])
         return final
 
     def restore(self, optimizer: MasterAdamW) -> int:
         """Resume from the newest complete checkpoint, written on this device or another.
 
-        Incomplete checkpoints of a killed run are removed. A damaged one is skipped with a warning.
+        Incomplete checkpoints of a killed run are removed. A damaged checkpoint is skipped with a warning.
 
         Returns:
             The optimizer steps done, 0 if there is no checkpoint.
@@ -89,7 +90,7 @@ class Checkpoints:
         remove_temporaries(self.folder)
         for step, folder in self._newest_first():
             try:
-                state = _verified_state(folder, step)
+                state = _read_verified_state(folder, step)
             except (InputError, SourceError) as error:
                 warn(f"{error.message}; using the checkpoint before it")
                 continue
@@ -112,7 +113,10 @@ class Checkpoints:
 
     def _write(self, folder: Path, step: int, optimizer: MasterAdamW) -> None:
         digests = {}
-        for part, tensors in {**optimizer.tensors(), "random": _random_states(optimizer.device)}.items():
+        for part, tensors in {
+            **optimizer.state_tensors(),
+            "random": _random_states(optimizer.device),
+        }.items():
             path = folder / f"{part}.safetensors"
             _write_tensors(path, tensors)
             digests[part] = sha256_file(path)
@@ -120,7 +124,8 @@ class Checkpoints:
         write_json(folder / "state.json", state)
 
     def _load(self, folder: Path, step: int, optimizer: MasterAdamW) -> None:
-        # To the CPU first: the optimizer copies into its own tensors, wherever they are.
+        # Tensors are loaded to the CPU; the optimizer copies them into its own tensors, on whichever device
+        # those are.
         parts = {part: load_file(folder / f"{part}.safetensors") for part in _PARTS}
         try:
             optimizer.restore(parts, step)
@@ -146,12 +151,12 @@ def _random_states(device: torch.device) -> dict[str, Tensor]:
 
 def _restore_random(states: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
-    # Absent if the checkpoint was written on another kind of device.
+    # The device's state is absent if the checkpoint was written on another kind of device.
     if device.type in states:
         torch.get_device_module(device).set_rng_state(states[device.type], device)
 
 
-def _verified_state(folder: Path, step: int) -> dict[str, Any]:
+def _read_verified_state(folder: Path, step: int) -> dict[str, Any]:
     """Read a checkpoint's `state.json`; InputError unless all its files have the recorded hashes."""
     path = folder / "state.json"
     state = read_json(path)
@@ -161,7 +166,8 @@ def _verified_state(folder: Path, step: int) -> dict[str, Any]:
         file = folder / f"{part}.safetensors"
         if not file.is_file():
             raise InputError(file, "missing")
-        # A flipped bit in a moment would train on silently, so the bytes are read twice on every resume.
+        # Training would silently continue from a flipped bit in an optimizer moment, so every resume hashes
+        # all bytes before it loads them.
         if sha256_file(file) != state.get("sha256", {}).get(part):
             raise InputError(file, "damaged: its SHA-256 is not the recorded one")
     return state

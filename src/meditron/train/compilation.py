@@ -9,11 +9,11 @@ from meditron.model.llama import Llama
 from meditron.store.files import cache_folder
 from meditron.train.attention import attend
 
-__all__ = ["compiled"]
+__all__ = ["compiled_blocks"]
 
 
 @contextmanager
-def compiled(model: Llama) -> Iterator[None]:
+def compiled_blocks(model: Llama) -> Iterator[None]:
     """Compile each block at its first use; all blocks are alike, so one compilation serves them all.
 
     On a CPU the blocks also get an attention whose gradient is computed by matrix products, which is faster
@@ -24,12 +24,12 @@ def compiled(model: Llama) -> Iterator[None]:
         MeditronError: There is no C++ compiler, or it fails.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    # Imported here: torch reads the variable above on import of its compiler.
+    # torch is imported here, because its compiler reads the environment variable above at import.
     import torch
     from torch._dynamo.exc import BackendCompilerFailed
 
-    # After the shapes of an earlier stage, this one's would be compiled as dynamic: slower, and with other
-    # rounding than in a process that runs this stage alone.
+    # Without a reset, shapes that differ from those of an earlier stage would be compiled as dynamic: slower,
+    # and with other rounding than in a process that runs this stage alone.
     torch.compiler.reset()
     for block in model.blocks():
         if model.head_weight.device.type == "cpu":

@@ -14,7 +14,7 @@ _Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 _FractionBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 _Betas = tuple[_FractionBelowOne, _FractionBelowOne]
 _PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
-# The order of all samples is planned in memory: ten bytes per sample.
+# The limit bounds memory: the order of all samples is planned in memory, with ten bytes per sample.
 _MAX_TOKENS = 10**13
 _MAX_EPOCHS = 10_000
 
@@ -65,7 +65,7 @@ class TrainingConfig(StageConfig):
     """Steps between two evaluations of the held-out loss; by default only before the first step and after the
     last."""
 
-    # The three below do not change what is trained, so they are not part of the stage's fingerprint.
+    # The three fields below do not change the trained model, so they are not part of the stage's fingerprint.
     checkpoint_every: Annotated[_PositiveInt, NonSemantic] = 10
     """Optimizer steps between two checkpoints: a killed run repeats at most this many."""
 
@@ -112,7 +112,7 @@ class PretrainConfig(TrainingConfig):
     @model_validator(mode="after")
     def _check_mixture(self) -> Self:
         """Refuse shares that do not sum to one."""
-        # A tolerance, because 0.1 + 0.2 + 0.7 is not 1 in binary.
+        # The comparison has a tolerance, because 0.1 + 0.2 + 0.7 is not exactly 1 in binary.
         if self.mixture is not None and abs(sum(self.mixture.values()) - 1.0) > 1e-6:
             raise ValueError(f"the shares of mixture sum to {sum(self.mixture.values()):g}, not to 1")
         return self
@@ -123,12 +123,12 @@ class PretrainConfig(TrainingConfig):
         return -(-self.tokens // (self.batch_size * self.sequence_length))
 
     def inputs(self) -> dict[str, str]:
-        """Return the base model, the token files, and the corpus with its held-out split."""
+        """Return the stage's inputs: the base model, the token files, the corpus (for held-out text)."""
         return {"base": self.on, "tokens": "tokenize", "corpus": "corpus"}
 
     def cross_stage_errors(self, stages: Mapping[str, StageConfig]) -> dict[str, str]:
         """Return an error if the mixture names a source that the corpus does not have."""
-        # Found when the recipe is loaded, not after hours of building the corpus.
+        # The error is found when the recipe is loaded, not after hours of building the corpus.
         if self.mixture and "corpus" in stages:
             sources = stages["corpus"].inputs()
             for name in self.mixture:
@@ -190,8 +190,8 @@ class FinetuneConfig(TrainingConfig):
         return self
 
     def inputs(self) -> dict[str, str]:
-        """Return the base model, and the rows, the task's file or the corpus that a task is built from."""
-        # Not at the top of the module: reading a recipe need not load every task.
+        """Return the stage's inputs: the base model, and the rows, the task's file or the task's corpus."""
+        # Imported here and not at the top of the module, so that reading a recipe does not load every task.
         from meditron.tasks.registry import TASKS
 
         if self.task is None:

@@ -1,9 +1,9 @@
 """Finetuning data: conversations of a file, or the questions of a task, tokenized with their roles.
 
-`rows.jsonl.zst` keeps all of them in the artifact: {"id", "split", "content", "messages", "ids", "roles"}.
-`content` is the SHA-256 of the normalized text of the question or the messages, `roles` a list of [role,
-tokens, in the loss], and `split` is `train`, `heldout`, or `too-long` for a row longer than a sample. Such a
-row is left out: truncating it would remove the question or the answer.
+`rows.jsonl.zst` in the artifact has all rows, as JSON objects {"id", "split", "content", "messages", "ids",
+"roles"}. `content` is the SHA-256 of the normalized text of the question or the messages, `roles` a list of
+[role, tokens, in the loss], and `split` is `train`, `heldout`, or `too-long` for a row longer than a sample.
+A row that is too long is left out of training, because truncating it would remove the question or the answer.
 """
 
 import hashlib
@@ -60,9 +60,9 @@ class ConversationRow:
     turns: tuple[Turn, ...]
     path: Path
     """File of the row."""
-    place: str
-    """Place in the file, for errors."""
-    content: str
+    place_in_file: str
+    """Place of the row in the file, for errors."""
+    content_sha256: str
     """Hexadecimal SHA-256 of the row's content: of the question, or of the messages."""
 
 
@@ -72,45 +72,48 @@ class Example:
 
     id: str
     split: _Split
-    content: str
+    content_sha256: str
     """As in `ConversationRow`."""
     turns: tuple[Turn, ...]
-    tokenized: TokenizedConversation
+    tokenized_turns: TokenizedConversation
 
 
 def read_conversations(path: Path) -> Iterator[ConversationRow]:
     """Read the conversations of a JSONL file, in its order. A row without an id gets a hash of its messages.
 
     Raises:
-        InputError: A line is damaged, has no answer, or is in no known format or another one than the first.
+        InputError: A line is damaged, has no answer, is in no known format, or is in another format than the
+            first line.
     """
     first_format: str | None = None
     for number, row in enumerate(read_jsonl(path), start=1):
         place = f"row {number}"
         try:
-            _refuse_unsupported(row)
-            first_format = _same_format(row, first_format)
+            _refuse_unsupported_keys(row)
+            first_format = _require_same_format(row, first_format)
             turns = parse_row(row)
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
-        # A row of the other formats is hashed as the messages it stands for.
+        # A row in another format is hashed as its equivalent messages.
         messages = row.get("messages") or [[turn.role, turn.content] for turn in turns]
-        # Without an id, from the content: it stays the same if rows are added or reordered.
-        name = row.get("id", _hash(json.dumps(messages, sort_keys=True))[:16])
+        # A missing id is derived from the content, so that it stays the same if rows are added or reordered.
+        name = row.get("id")
+        if name is None:
+            name = _sha256_hex(json.dumps(messages, sort_keys=True))[:16]
         if not isinstance(name, str | int):
             raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
         yield ConversationRow(str(name), turns, path, place, _content_hash(turns))
 
 
-def _same_format(row: Mapping[str, Any], first_format: str | None) -> str:
-    """Return the row's format; ValueError if the rows before it have another."""
+def _require_same_format(row: Mapping[str, Any], first_format: str | None) -> str:
+    """Return the row's format; raise ValueError if the earlier rows have another format."""
     name = row_format(row)
     if name != (first_format or name):
         raise ValueError(f"has the format {name}, the rows before it {first_format}")
     return name
 
 
-def _refuse_unsupported(row: Mapping[str, Any]) -> None:
+def _refuse_unsupported_keys(row: Mapping[str, Any]) -> None:
     """Refuse a row with a key that would change its meaning; unknown keys are metadata."""
     for key in _UNSUPPORTED_KEYS:
         if row.get(key) not in (None, [], {}, ""):
@@ -129,21 +132,23 @@ def task_conversations(task: Task, template: str, path: Path) -> Iterator[Conver
         InputError: A training question is also a test question.
     """
     test = task.rows("test")
-    # A file without splits gives the same questions for both; there is nothing to keep apart.
+    # A file without splits gives the same questions as training and as test split, so there is no overlap to
+    # check.
     has_splits = test != task.rows("train")
     test_ids = {question.content_sha256: question.id for question in test} if has_splits else {}
     ids = set(test_ids.values())
     for question in task.rows("train"):
-        # By id and by content: a question may return under another id, or an id with other text.
+        # Compared by id and by content: a question may occur again under another id, or its id with another
+        # text.
         duplicate = question.id if question.id in ids else test_ids.get(question.content_sha256)
         if duplicate is not None:
             problem = f"a training question that is also a test question ({duplicate})"
             raise InputError(path, problem, place=question.id)
-        turns = _turns(task, question, template)
+        turns = _question_turns(task, question, template)
         yield ConversationRow(question.id, turns, path, question.id, question.content_sha256)
 
 
-def _turns(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
+def _question_turns(task: Task, question: Question, template: str) -> tuple[Turn, ...]:
     rendered = task.template.render(question)
     return question_turns(rendered.prompt, rendered.continuations[question.gold], template)
 
@@ -169,24 +174,29 @@ def select_examples(
     examples: list[Example] = []
     trained = 0
     for conversation in conversations:
-        # Counted in training rows: held-out and too long ones are not part of the limit.
+        # The limit counts training rows only, not held-out rows and rows that are too long.
         if trained == limit:
             break
         try:
             tokenized = tokenize_conversation(tokenizer, conversation.turns, template)
         except ValueError as error:
-            raise InputError(conversation.path, str(error), place=conversation.place) from error
+            raise InputError(conversation.path, str(error), place=conversation.place_in_file) from error
         except InputError as error:  # from the chat template, which may accept other rows
             hint = error.hint or "change the row to messages that the model's chat template accepts"
-            raise InputError(conversation.path, error.message, place=conversation.place, hint=hint) from error
+            raise InputError(
+                conversation.path, error.message, place=conversation.place_in_file, hint=hint
+            ) from error
         split: _Split = "train"
         if len(tokenized.ids) > length:
             split = "too-long"
-        # The first 64 bits of the hash as a uniform number; the prefix makes it independent of other hashes.
-        elif int(_hash(f"heldout/{conversation.content}")[:16], 16) < heldout * 2**64:
+        # The first 64 bits of the hash are used as a uniform random number; the prefix `heldout/` makes it
+        # independent of other hashes of the row.
+        elif int(_sha256_hex(f"heldout/{conversation.content_sha256}")[:16], 16) < heldout * 2**64:
             split = "heldout"
         trained += split == "train"
-        examples.append(Example(conversation.id, split, conversation.content, conversation.turns, tokenized))
+        examples.append(
+            Example(conversation.id, split, conversation.content_sha256, conversation.turns, tokenized)
+        )
     return examples
 
 
@@ -198,13 +208,15 @@ def write_rows(path: Path, examples: Iterable[Example]) -> None:
                 {
                     "id": example.id,
                     "split": example.split,
-                    "content": example.content,
+                    "content": example.content_sha256,
                     "messages": [
                         {"role": turn.role, "content": turn.content} | ({} if turn.in_loss else {"weight": 0})
                         for turn in example.turns
                     ],
-                    "ids": example.tokenized.ids,
-                    "roles": [[span.role, span.tokens, span.in_loss] for span in example.tokenized.spans],
+                    "ids": example.tokenized_turns.ids,
+                    "roles": [
+                        [span.role, span.tokens, span.in_loss] for span in example.tokenized_turns.spans
+                    ],
                 }
             )
 
@@ -214,5 +226,5 @@ def _content_hash(turns: Iterable[Turn]) -> str:
     return content_sha256("\x1f".join(f"{turn.role}: {turn.content}" for turn in turns))
 
 
-def _hash(text: str) -> str:
+def _sha256_hex(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

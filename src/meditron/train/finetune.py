@@ -20,7 +20,7 @@ from meditron.tasks.task import Task
 from meditron.text.finetune_templates import decode_spans, with_chat_template
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.config import FinetuneConfig
-from meditron.train.data_identity import hex_digest, text_hashes
+from meditron.train.data_identity import hex_digest, passage_hashes
 from meditron.train.examples import (
     FILE_NAME,
     SPLITS,
@@ -36,7 +36,7 @@ from meditron.train.layout import SINGLE_PROCESS, ParallelLayout
 from meditron.train.loop import train
 from meditron.train.packing import PackedExamples
 from meditron.train.runtime import deterministic
-from meditron.train.trainer import Trainer, TrainingInputs, finish, is_exported
+from meditron.train.trainer import Trainer, TrainingInputs, finish_training, is_exported
 
 __all__ = ["run"]
 
@@ -52,8 +52,8 @@ def run(
 ) -> dict[str, Any]:
     """Train the model `inputs["base"]` on conversations or on the questions of a task.
 
-    Only answers are targets. Leaves the files of `pretrain.run`, and the rows with their tokens and roles in
-    `rows.jsonl.zst`.
+    Only answers are targets. Writes the same files as `pretrain.run`, and the rows with their tokens and
+    roles to `rows.jsonl.zst`.
 
     Args:
         config: The stage's table of the recipe.
@@ -76,16 +76,16 @@ def run(
     """
     with deterministic(config.seed or 0, config.threads):
         if not is_exported(out):
-            trainer = Trainer(config, inputs["base"], _inputs(config, inputs, out), out, layout)
+            trainer = Trainer(config, inputs["base"], _training_inputs(config, inputs, out), out, layout)
             with trainer.session():
-                train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint)
+                train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint_if_due)
             trainer.export()
-    return finish(out)
+    return finish_training(out)
 
 
-def _inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> TrainingInputs:
+def _training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> TrainingInputs:
     tokenizer = model_tokenizer(resolve_model(inputs["base"].spec))
-    name, conversations, task = _source(config, inputs)
+    name, conversations, task = _open_conversations(config, inputs)
     examples = select_examples(
         conversations,
         tokenizer,
@@ -94,46 +94,52 @@ def _inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -
         heldout=config.heldout,
         limit=config.limit,
     )
-    _check_lengths(name, examples)
-    # Before training: a killed run leaves its rows, and a resumed one writes the same bytes again.
+    _check_row_lengths(name, examples)
+    # The rows are written before training starts; a resumed run writes the same bytes again.
     write_rows(out / FILE_NAME, examples)
     trained = [example for example in examples if example.split == "train"]
     heldout = [example for example in examples if example.split == "heldout"]
-    packed = _pack(config, name, trained, epochs=config.epochs)
-    answer_tokens = sum(sum(example.tokenized.in_loss) for example in trained)
-    counts: dict[str, int] = {split: sum(example.split == split for example in examples) for split in SPLITS}
+    packed = _pack_examples(config, name, trained, epochs=config.epochs)
+    answer_tokens = sum(sum(example.tokenized_turns.in_loss) for example in trained)
+    rows_per_split: dict[str, int] = {
+        split: sum(example.split == split for example in examples) for split in SPLITS
+    }
     metrics = {
-        "rows": counts,
+        "rows": rows_per_split,
         "answer_tokens": answer_tokens,
-        "longest": max(len(example.tokenized.ids) for example in examples),
-        "fill": packed.fill,
+        "longest": max(len(example.tokenized_turns.ids) for example in examples),
+        "fill": packed.fill_fraction,
     }
     return TrainingInputs(
-        title="Finetuning",
-        label="finetune",
-        # The exported tokenizer has the template of the training, so chat works without a flag.
+        report_title="Finetuning",
+        progress_label="finetune",
+        # The exported tokenizer has the chat template of the training, so `meditron chat` needs no option for
+        # it.
         tokenizer=with_chat_template(tokenizer, config.template),
         dataset=packed,
-        training=_training(config, inputs, out.name, name, task, trained),
-        heldout=partial(
+        ancestry_entry=_ancestry_entry(config, inputs, out.name, name, task, trained),
+        heldout_loss=partial(
             _heldout_loss,
             name=name,
-            packed=_pack(config, name, heldout, epochs=1) if heldout else None,
-            # As many as a training step holds in memory.
+            packed=_pack_examples(config, name, heldout, epochs=1) if heldout else None,
+            # The evaluation batch has the size of a training forward pass, so it fits in memory.
             batch_size=config.micro_batch_size or config.batch_size,
         ),
-        target_fraction=answer_tokens / sum(len(example.tokenized.ids) for example in trained),
-        metrics=metrics | ({"task": _task_metrics(task)} if task else {}),
+        target_fraction=answer_tokens / sum(len(example.tokenized_turns.ids) for example in trained),
+        stage_metrics=metrics | ({"task": _task_metrics(task)} if task else {}),
         add_to_report=partial(
-            _add_rows, tokenizer=tokenizer, examples=trained[:_REPORTED_EXAMPLES], counts=counts
+            _add_rows_to_report,
+            tokenizer=tokenizer,
+            examples=trained[:_REPORTED_EXAMPLES],
+            rows_per_split=rows_per_split,
         ),
     )
 
 
-def _source(
+def _open_conversations(
     config: FinetuneConfig, inputs: Mapping[str, Artifact]
 ) -> tuple[str, Iterable[ConversationRow], Task | None]:
-    """Return the name of the data, the conversations, and the task if they are its questions."""
+    """Open the training data: return its name, its conversations, and its task if it has one."""
     if "rows" in inputs:
         path = inputs["rows"].path
         return path.name.partition(".")[0], read_conversations(path), None
@@ -148,7 +154,7 @@ def _task_metrics(task: Task) -> dict[str, Any]:
     return {"name": task.name, "version": task.version, "template": template, "licence": task.licence}
 
 
-def _training(
+def _ancestry_entry(
     config: FinetuneConfig,
     inputs: Mapping[str, Artifact],
     stage: str,
@@ -158,11 +164,13 @@ def _training(
 ) -> Training:
     """Return the ancestry entry: content hashes of every row trained on. Held-out rows are not listed."""
     source = next(inputs[key] for key in ("rows", "task", "corpus") if key in inputs)
-    # Not the file's hash: evaluation must recognize a question that was trained from another file.
-    question_hashes = {short_hash(example.content) for example in trained} if task else set[str]()
+    # Questions are recorded by their content, not by the file's hash: evaluation must recognize a question
+    # that was trained on from another file.
+    question_hashes = {short_hash(example.content_sha256) for example in trained} if task else set[str]()
     ids = {example.id for example in trained}
     questions = [question for question in task.rows("train") if question.id in ids] if task else []
-    # Of conversations no question is known as such: any user message may be one, and every sentence of it.
+    # In conversations the questions are not marked: any user message, and any sentence of one, may be a
+    # question of a task.
     messages = () if task else (turn.content for e in trained for turn in e.turns if turn.role == "user")
     return Training(
         stage=stage,
@@ -174,13 +182,15 @@ def _training(
         task=task.name if task else None,
         questions=tuple(sorted(question_hashes)),
         variants=tuple(sorted(set[str]().union(*map(training_hashes, questions)) - question_hashes)),
-        texts=text_hashes(messages),
+        texts=passage_hashes(messages),
     )
 
 
-def _pack(config: FinetuneConfig, name: str, examples: Sequence[Example], *, epochs: int) -> PackedExamples:
+def _pack_examples(
+    config: FinetuneConfig, name: str, examples: Sequence[Example], *, epochs: int
+) -> PackedExamples:
     return PackedExamples(
-        [(example.id, example.tokenized) for example in examples],
+        [(example.id, example.tokenized_turns) for example in examples],
         name=name,
         length=config.sequence_length,
         epochs=epochs,
@@ -197,13 +207,14 @@ def _heldout_loss(
     return {name: conversation_loss(model, packed, batch_size=batch_size)} if packed else {}
 
 
-def _check_lengths(name: str, examples: Sequence[Example]) -> None:
-    """Warn of rows that are too long; raise RecipeError if none is left to train on."""
-    sizes = [len(example.tokenized.ids) for example in examples if example.split == "too-long"]
+def _check_row_lengths(name: str, examples: Sequence[Example]) -> None:
+    """Warn of rows that are too long; raise RecipeError if no row is left to train on."""
+    sizes = [len(example.tokenized_turns.ids) for example in examples if example.split == "too-long"]
     if not any(example.split == "train" for example in examples):
         problem = f"; {len(sizes)} are too long, up to {max(sizes)} tokens" if sizes else ""
         raise RecipeError(f"{name} has no row to train on{problem}")
-    # Not an error: in most files a few rows are very long, and the rest is a good training set.
+    # Long rows cause a warning and not an error: in most files a few rows are very long, and the rest is a
+    # good training set.
     if sizes:
         warn(
             f"{len(sizes)} of {len(examples)} rows are longer than sequence_length and left out; "
@@ -211,19 +222,19 @@ def _check_lengths(name: str, examples: Sequence[Example]) -> None:
         )
 
 
-def _add_rows(
-    page: Page, *, tokenizer: Tokenizer, examples: Sequence[Example], counts: Mapping[str, int]
+def _add_rows_to_report(
+    page: Page, *, tokenizer: Tokenizer, examples: Sequence[Example], rows_per_split: Mapping[str, int]
 ) -> None:
     """Add the number of rows to the report, and some rows with their roles."""
     page.section("Rows")
     page.key_values(
         {
-            "trained on": f"{counts['train']:,}",
-            "held out": f"{counts['heldout']:,}",
-            "left out (too long)": f"{counts['too-long']:,}",
+            "trained on": f"{rows_per_split['train']:,}",
+            "held out": f"{rows_per_split['heldout']:,}",
+            "left out (too long)": f"{rows_per_split['too-long']:,}",
         }
     )
     page.text("Some training rows as the model reads them. Underlined text adds to the loss.")
     for example in examples:
-        spans = decode_spans(tokenizer, example.tokenized.ids, example.tokenized.spans)
+        spans = decode_spans(tokenizer, example.tokenized_turns.ids, example.tokenized_turns.spans)
         page.passage([(text, span.role, span.in_loss) for span, text in spans])

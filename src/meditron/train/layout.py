@@ -12,9 +12,10 @@ from meditron.model.llama import Llama
 __all__ = ["SINGLE_PROCESS", "ParallelLayout", "SingleProcess", "TrainableModel"]
 
 
-# A protocol, not `Llama`: a layout may return a wrapper that is no subclass of it.
+# The type is a protocol and not `Llama`, because a layout may return a wrapper that is not a subclass of
+# `Llama`.
 class TrainableModel(Protocol):
-    """The part of a model that the training loop uses; `Llama` has it, and so must a wrapper around one."""
+    """The interface of a model that the training loop uses; `Llama` and any wrapper around it have it."""
 
     @property
     def head_weight(self) -> Tensor:
@@ -29,7 +30,10 @@ class TrainableModel(Protocol):
 
 
 class ParallelLayout(Protocol):
-    """Distribution of one training over ranks. The loop and the model know nothing else of parallelism."""
+    """Distribution of one training over ranks.
+
+    The training loop and the model contain no other code for parallelism.
+    """
 
     @property
     def rank(self) -> int:
@@ -46,11 +50,11 @@ class ParallelLayout(Protocol):
         """Device of this rank's weights and batches."""
         ...
 
-    def wrap(self, model: Llama) -> TrainableModel:
+    def wrap_model(self, model: Llama) -> TrainableModel:
         """Return the model to train; called once, before the optimizer takes the model's parameters."""
         ...
 
-    def sum(self, value: Tensor) -> Tensor:
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
         """Return the sum of a value over the ranks."""
         ...
 
@@ -71,11 +75,11 @@ class SingleProcess:
     rank: int = 0
     world_size: int = 1
 
-    def wrap(self, model: Llama) -> TrainableModel:
+    def wrap_model(self, model: Llama) -> TrainableModel:
         """Return the model itself."""
         return model
 
-    def sum(self, value: Tensor) -> Tensor:
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
         """Return the value itself."""
         return value
 
@@ -83,5 +87,5 @@ class SingleProcess:
         """Do nothing: there is one rank."""
 
 
-# The default of every training function; one process on a CPU.
+# Default layout of every training function: one process on a CPU.
 SINGLE_PROCESS = SingleProcess(torch.device("cpu"))

@@ -21,11 +21,11 @@ __all__ = [
     "Batch",
     "StepResult",
     "TrainState",
+    "batch_nll",
     "collate",
     "count_targets",
     "learning_rate",
     "micro_batches",
-    "summed_nll",
     "train",
 ]
 
@@ -45,10 +45,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The figures of one optimizer step."""
+    """The measurements of one optimizer step."""
 
-    number: int
-    """Steps done, this one included."""
+    step_number: int
+    """Number of steps done, including this one."""
     loss: float
     """Nats per target token of the batch, before the step."""
     gradient_norm: float
@@ -64,7 +64,7 @@ def train(state: TrainState, *, log: Callable[[StepResult], None], checkpoint: C
 
     Args:
         state: The model, its optimizer, the data and the settings.
-        log: Called after each optimizer step with its figures.
+        log: Called after each optimizer step with its measurements.
         checkpoint: Called after `log` with the number of steps done; decides itself if a checkpoint is due.
 
     Raises:
@@ -76,27 +76,30 @@ def train(state: TrainState, *, log: Callable[[StepResult], None], checkpoint: C
     for step in range(state.start_step, total_steps):
         started = time.perf_counter()
         first, end = step * config.batch_size, (step + 1) * config.batch_size
-        # A pure function of the step, so resuming needs no state of the data: only the step number.
+        # The samples are a pure function of the step, so resuming needs only the step number and no state of
+        # the dataset.
         samples = [dataset[k] for k in range(first + layout.rank, end, layout.world_size)]
         # The loss is the mean over the targets of the whole batch. Micro-batches and ranks have unequal
         # numbers of targets, so a mean of their means would be another loss.
-        targets = layout.sum(torch.tensor(count_targets(samples), device=layout.device))
+        targets = layout.sum_over_ranks(torch.tensor(count_targets(samples), device=layout.device))
         loss = torch.zeros((), device=layout.device)
         for micro_batch in micro_batches(samples, config.micro_batch_size):
             batch = collate(micro_batch, by_document=dataset.document_mask, device=layout.device)
-            micro_loss = summed_nll(model, batch) / targets
+            micro_loss = batch_nll(model, batch) / targets
             micro_loss.backward()  # type: ignore[no-untyped-call]
-            # Detached: the graph of this micro-batch is freed before the next forward pass.
+            # The loss is detached, so that the graph of this micro-batch is freed before the next forward
+            # pass.
             loss += micro_loss.detach()
-        # Once per step, after all micro-batches: their gradients have accumulated locally.
+        # Gradients are summed over the ranks once per step, after all micro-batches have accumulated theirs
+        # locally.
         layout.sum_gradients(optimizer.gradients())
-        loss = layout.sum(loss)
+        loss = layout.sum_over_ranks(loss)
         gradient_norm = optimizer.gradient_norm()
-        # Before the step: the weights and the last checkpoint stay good.
-        _require_finite(step + 1, float(loss), float(gradient_norm), samples)
+        # Checked before the optimizer step, so that the weights and the last checkpoint stay valid.
+        _require_finite_loss(step + 1, float(loss), float(gradient_norm), samples)
         rate = learning_rate(step, total_steps, config)
         optimizer.step(rate, gradient_norm, config.max_grad_norm)
-        # Without logging, held-out evaluation and checkpoints: the speed of training alone.
+        # The time excludes logging, held-out evaluation and checkpoints: it measures training alone.
         seconds = time.perf_counter() - started
         log(StepResult(step + 1, float(loss), float(gradient_norm), rate, seconds))
         checkpoint(step + 1)
@@ -120,7 +123,7 @@ def collate(samples: Sequence[Sample], *, by_document: bool, device: torch.devic
     With `by_document` a token attends to its own document only, and positions restart with each document.
     """
     length = max(len(sample.ids_S) for sample in samples)
-    samples = [sample.padded(length) for sample in samples]
+    samples = [sample.pad_to(length) for sample in samples]
 
     def stack(arrays: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(arrays)).to(device)
@@ -135,7 +138,7 @@ def collate(samples: Sequence[Sample], *, by_document: bool, device: torch.devic
     return Batch(ids_BS, targets_BS, positions_BS, document_mask(documents_BS))
 
 
-def summed_nll(model: TrainableModel, batch: Batch) -> Tensor:
+def batch_nll(model: TrainableModel, batch: Batch) -> Tensor:
     """Run the forward pass and sum the negative log-likelihood of the targets, in nats.
 
     The output projection is computed for positions with a target only: in finetuning these are few, and
@@ -151,13 +154,13 @@ def count_targets(samples: Sequence[Sample]) -> int:
 
 
 def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
-    """Return the learning rate of the optimizer step after `step` of `total` steps.
+    """Return the learning rate of the next optimizer step, when `step` of `total` steps are done.
 
     A linear warm-up to the peak is followed by half a cosine down to `min_learning_rate_ratio` of it.
     """
     warmup_steps = round(config.warmup * total)
     if step < warmup_steps:
-        # step + 1: the first step has a rate above zero, else it would be lost.
+        # With step + 1 the first step has a rate above zero; at a rate of zero it would change no weight.
         return config.learning_rate * (step + 1) / warmup_steps
     cosine = (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total - warmup_steps))) / 2
     low = config.min_learning_rate_ratio
@@ -171,8 +174,9 @@ def micro_batches(samples: Sequence[Sample], size: int | None) -> Iterator[Seque
         yield samples[start : start + size]
 
 
-def _require_finite(step: int, loss: float, gradient_norm: float, samples: Sequence[Sample]) -> None:
-    # The norm too: a finite loss can have a gradient that overflows, and the step would spread it.
+def _require_finite_loss(step: int, loss: float, gradient_norm: float, samples: Sequence[Sample]) -> None:
+    # The gradient norm is checked too: a finite loss can have a gradient that overflows, and the optimizer
+    # step would spread it to all weights.
     if math.isfinite(loss) and math.isfinite(gradient_norm):
         return
     documents = "; ".join(f"{sample.source} {', '.join(map(str, sample.documents))}" for sample in samples)

@@ -23,29 +23,34 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         self._file = ResumableJsonl(path)
-        self.rows: list[dict[str, Any]] = [row for row in _parse(self._file.lines) if row["step"] <= step]
+        self.rows: list[dict[str, Any]] = [
+            row for row in _parse_rows(self._file.lines) if row["step"] <= step
+        ]
         # Rewritten as a whole and renamed: truncating in place could lose lines that are still valid.
-        self._file.replace(map(_line, self.rows))
+        self._file.replace_content(map(_to_json_line, self.rows))
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one line, flushed so that a program following the file sees it at once."""
         self.rows.append(row)
-        self._file.append([_line(row)], durable=False)
+        self._file.append([_to_json_line(row)], durable=False)
 
     def sync(self) -> None:
-        """Flush all lines to the disk. Call it before a checkpoint, which implies that they exist."""
+        """Flush all lines to the disk.
+
+        Call this before saving a checkpoint, because a checkpoint implies that the lines of its steps exist.
+        """
         self._file.sync()
 
     def is_spike(self, loss: float) -> bool:
         """Return whether a loss is more than six standard deviations above the mean of the last fifty."""
         last = [row["loss"] for row in self.rows[-_SPIKE_WINDOW:] if "loss" in row]
-        # Of few losses, in the steep first steps, the standard deviation says nothing.
+        # With fewer losses, in the steep first steps, the standard deviation is not meaningful.
         if len(last) < _SPIKE_WINDOW // 2:
             return False
-        limit: float = statistics.fmean(last) + _SPIKE_SIGMAS * statistics.stdev(last)
-        return loss > limit
+        threshold: float = statistics.fmean(last) + _SPIKE_SIGMAS * statistics.stdev(last)
+        return loss > threshold
 
-    def heldout(self) -> dict[int, dict[str, float]]:
+    def heldout_losses(self) -> dict[int, dict[str, float]]:
         """Return step → held-out loss by source, for the steps after which it was evaluated."""
         return {row["step"]: row["heldout"] for row in self.rows if "heldout" in row}
 
@@ -58,8 +63,8 @@ class MetricsFile:
         self._file.close()
 
 
-def _parse(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the rows up to the first line that is not one of ours, as after a damaged file system."""
+def _parse_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the rows before the first damaged line, which a crash of the file system can leave."""
     for line in lines:
         try:
             row = json.loads(line)
@@ -70,5 +75,5 @@ def _parse(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _line(row: dict[str, Any]) -> bytes:
+def _to_json_line(row: dict[str, Any]) -> bytes:
     return f"{json.dumps(row, ensure_ascii=False, allow_nan=False)}\n".encode()

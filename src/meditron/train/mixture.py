@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditron.core.errors import RecipeError
-from meditron.train.samples import IGNORE, Sample, shuffled
+from meditron.train.samples import IGNORE, Sample, seeded_permutation
 
-__all__ = ["Mixture", "SourceStream", "TokenizedDocuments", "schedule"]
+__all__ = ["Mixture", "SourceStream", "TokenizedDocuments", "schedule_sources"]
 
 
 class TokenizedDocuments(Protocol):
@@ -43,17 +43,17 @@ class SourceStream:
         if not self.tokens:
             raise RecipeError(f"the source '{name}' has no tokens to train on")
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
+    def document_order(self, epoch: int) -> NDArray[np.int64]:
         """Return the document indices of an epoch in reading order."""
-        return shuffled(len(self.documents.sizes), f"{self.seed}/{self.name}/{epoch}")
+        return seeded_permutation(len(self.documents.sizes), f"{self.seed}/{self.name}/{epoch}")
 
     def sample(self, index: int, length: int, *, document_mask: bool) -> Sample:
         """Return the window of `length` tokens that begins at token `index * length` of the stream.
 
         With `document_mask` the last token of a document has no target: the next document is independent.
         """
-        # One token more than the window: the target of its last token.
-        pieces = self._pieces(index * length, length + 1)
+        # One token more than the window is read, as the target of the window's last token.
+        pieces = self._document_slices(index * length, length + 1)
         tokens = np.concatenate([self.documents[document][a:b] for document, a, b in pieces]).astype(np.int64)
         sizes = [b - a for _, a, b in pieces]
         targets_S = tokens[1:].copy()
@@ -68,19 +68,19 @@ class SourceStream:
             documents=tuple(document for document, _, _ in pieces),
         )
 
-    def documents_of(self, tokens: int) -> NDArray[np.int64]:
+    def documents_in_first_tokens(self, tokens: int) -> NDArray[np.int64]:
         """Return the sorted indices of the documents in the first `tokens` tokens of the stream."""
         if tokens >= self.tokens:
             return np.arange(len(self.documents.sizes))
-        order, ends = self._epoch(0)
+        order, ends = self._epoch_order_and_ends(0)
         return np.sort(order[: int(np.searchsorted(ends, tokens, side="left")) + 1])
 
-    def _pieces(self, start: int, length: int) -> list[tuple[int, int, int]]:
-        """Return (document, first token, end token) for the `length` tokens from `start` of the stream."""
+    def _document_slices(self, start: int, length: int) -> list[tuple[int, int, int]]:
+        """Return (document, first token, end token) for the stream's `length` tokens from `start`."""
         pieces = []
         while length:
             epoch, offset = divmod(start, self.tokens)
-            order, ends = self._epoch(epoch)
+            order, ends = self._epoch_order_and_ends(epoch)
             # side="right" steps over empty documents, whose end equals the end of the one before.
             place = int(np.searchsorted(ends, offset, side="right"))
             document = int(order[place])
@@ -91,28 +91,30 @@ class SourceStream:
             start, length = start + taken, length - taken
         return pieces
 
-    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the document order of an epoch and the end of each document in it."""
+    def _epoch_order_and_ends(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return an epoch's document order, and the token offset at which each document ends."""
         if epoch not in self._epochs:
             # Two epochs are kept, because a window may span the border of two.
             self._epochs = {key: value for key, value in self._epochs.items() if key == epoch - 1}
-            order = self.order(epoch)
+            order = self.document_order(epoch)
             self._epochs[epoch] = (order, np.cumsum(self.documents.sizes[order], dtype=np.int64))
         return self._epochs[epoch]
 
 
-def schedule(weights: Sequence[int], samples: int) -> NDArray[np.uint16]:
+def schedule_sources(weights: Sequence[int], samples: int) -> NDArray[np.uint16]:
     """Assign each of the first `samples` samples to a source, in proportion to whole-number weights.
 
     After every sample, each source's count differs by less than one from its exact share of the samples so
-    far: R. Tijdeman, The chairman assignment problem, Discrete Mathematics 32 (1980) 323-330. Of the sources
-    that lag by at least 1 / (2m - 2), the next is the one whose lag would first exceed the bound.
+    far: R. Tijdeman, The chairman assignment problem, Discrete Mathematics 32 (1980) 323-330. Among the
+    sources (m in all) whose count lags behind their share by at least 1 / (2m - 2), the next is the one whose
+    lag would first exceed the bound.
     """
     m, total = len(weights), sum(weights)
     sources = np.zeros(samples, dtype=np.uint16)
     if m == 1:
         return sources
-    # Whole numbers throughout: rounding in floats would move the border cases from machine to machine.
+    # All arithmetic is in whole numbers, because float rounding could decide ties differently on another
+    # machine.
     unit = 2 * m - 2
     lags = [0] * m  # each source's exact share so far minus its count, in units of 1 / (total * unit)
     for k in range(samples):
@@ -143,7 +145,7 @@ class Mixture:
         seed: int,
         document_mask: bool = True,
     ) -> None:
-        # Sorted, so that the order of a recipe's keys does not affect the samples.
+        # The names are sorted, so that the order of a recipe's keys does not affect the samples.
         names = sorted(sources if shares is None else shares)
         for name in names:
             if name not in sources:
@@ -156,10 +158,11 @@ class Mixture:
         weights = (
             [stream.tokens for stream in self.streams]
             if shares is None
-            else _whole_numbers([shares[name] for name in names])
+            else _integer_weights([shares[name] for name in names])
         )
-        self._source_of = schedule(weights, samples)
-        # Index of each sample among those of its own source: window number of that source's stream.
+        self._source_of = schedule_sources(weights, samples)
+        # Index of each sample among the samples of its source, which is its window number in that source's
+        # stream.
         self._index_in_source = np.zeros(samples, dtype=np.int64)
         for s in range(len(names)):
             of_source = self._source_of == s
@@ -176,18 +179,20 @@ class Mixture:
         return stream.sample(index, self.sequence_length, document_mask=self.document_mask)
 
     def documents_read(self) -> dict[str, NDArray[np.int64]]:
-        """Return, by source, the indices of the documents in all samples, targets included."""
+        """Return, by source, the indices of all documents with a token in the samples or their targets."""
         counts = np.bincount(self._source_of, minlength=len(self.streams))
         return {
-            stream.name: stream.documents_of(int(count) * self.sequence_length + 1) if count else np.arange(0)
+            stream.name: stream.documents_in_first_tokens(int(count) * self.sequence_length + 1)
+            if count
+            else np.arange(0)
             for stream, count in zip(self.streams, counts, strict=True)
         }
 
-    def tokens(self, consumed: int) -> int:
+    def count_tokens(self, consumed: int) -> int:
         """Count the tokens of the first `consumed` samples."""
         return consumed * self.sequence_length
 
-    def epochs(self, consumed: int) -> dict[str, float]:
+    def epochs_by_source(self, consumed: int) -> dict[str, float]:
         """Return, by source, the epochs read after `consumed` samples."""
         counts = np.bincount(self._source_of[:consumed], minlength=len(self.streams))
         return {
@@ -196,9 +201,10 @@ class Mixture:
         }
 
 
-def _whole_numbers(shares: Sequence[float]) -> list[int]:
+def _integer_weights(shares: Sequence[float]) -> list[int]:
     """Return whole numbers in the same proportions as these decimals."""
-    # Through their decimal form: 0.1 is meant, not the binary fraction nearest to it.
+    # The shares are converted through their decimal text: 0.1 means one tenth, not the nearest binary
+    # fraction.
     exact = [Fraction(str(share)) for share in shares]
     common = int(np.lcm.reduce([share.denominator for share in exact]))
     return [int(share * common) for share in exact]

@@ -14,9 +14,9 @@ class MasterAdamW:
     """AdamW that keeps a float32 master of every weight and casts the model to `dtype`.
 
     bfloat16 has 8 significant bits: an update of 1e-4 of a weight would be rounded away. Updates are
-    therefore applied to the masters and the result is copied back. Gradients are accumulated in float32 too:
-    each one is moved to its master as soon as a backward pass has computed it. In float32 the masters are
-    the model's own weights. Matrices have weight decay, vectors (norms) have none.
+    therefore applied to the float32 masters, and the result is copied back into the model. Gradients are
+    accumulated in float32 too: each one is moved to its master as soon as a backward pass has computed it. In
+    float32 the masters are the model's own weights. Matrices have weight decay, vectors (norms) have none.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class MasterAdamW:
         # A model without vectors would give an empty group, which torch refuses.
         groups = [group for group in groups if group["params"]]
         self._adamw = torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
-        # torch creates the state in the first step; a checkpoint needs tensors to restore into before it.
+        # torch creates the optimizer state in the first step; restoring a checkpoint needs these tensors
+        # before that.
         for master in masters:
             moments = {moment: torch.zeros_like(master, requires_grad=False) for moment in _MOMENTS}
             self._adamw.state[master] = {"step": torch.zeros((), device=master.device), **moments}
@@ -69,21 +70,21 @@ class MasterAdamW:
         """Clip the gradient to `max_grad_norm`, update the weights and clear the gradient."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
-        # The fused kernel divides the gradient by this while reading it, which saves a pass over memory.
-        # The 1e-6 is that of torch's clip_grad_norm_.
+        # The fused kernel divides the gradient by grad_scale while reading it, which saves a pass over
+        # memory. The 1e-6 is that of torch's clip_grad_norm_.
         self._adamw.grad_scale = ((gradient_norm + 1e-6) / max_grad_norm).clamp(min=1.0)  # type: ignore[attr-defined]
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
-        self._copy_back()
+        self._copy_masters_to_model()
 
     @torch.no_grad()
-    def _copy_back(self) -> None:
+    def _copy_masters_to_model(self) -> None:
         masters = list(self.masters.values())
         # In float32 master and weight are one tensor; there is nothing to copy.
         if masters[0] is not self._weights[0]:
             torch._foreach_copy_(self._weights, masters)
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
+    def state_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the state to resume from, by name: `weights` (the masters), `exp_avg`, `exp_avg_sq`."""
         moments = {
             moment: {name: self._adamw.state[master][moment] for name, master in self.masters.items()}
@@ -98,7 +99,7 @@ class MasterAdamW:
         Raises:
             ValueError: Names or shapes do not match this model; nothing has changed.
         """
-        current = self.tensors()
+        current = self.state_tensors()
         # All shapes are checked before the first copy, so a mismatch leaves no half-restored model behind.
         for kind, parts in current.items():
             shapes = {name: tensor.shape for name, tensor in parts.items()}
@@ -110,14 +111,15 @@ class MasterAdamW:
         # The step count corrects the bias of the moments; without it the first steps would be too large.
         for master in self.masters.values():
             self._adamw.state[master]["step"].fill_(steps)
-        self._copy_back()
+        self._copy_masters_to_model()
 
 
 class AccumulateIntoMaster:
     """Autograd hook that adds a weight's gradient to its master's, in float32, and frees it.
 
-    The gradient is then still in the processor's cache. The buffer is kept from step to step: fresh memory
-    costs a page fault for every 4 KiB, and a buffer that is first zeroed and then added to is written twice.
+    At that moment the gradient is still in the processor's cache. The buffer is kept from step to step: fresh
+    memory costs a page fault for every 4 KiB, and a buffer that is first zeroed and then added to is written
+    twice.
     """
 
     def __init__(self, master: Tensor) -> None:
@@ -125,7 +127,7 @@ class AccumulateIntoMaster:
         self.buffer = torch.empty_like(master)
 
     def __call__(self, weight: Tensor) -> None:
-        """Accumulate; autograd calls this when `weight.grad` is complete."""
+        """Add the gradient to the master's; autograd calls this when `weight.grad` is complete."""
         assert weight.grad is not None  # noqa: S101 (for the type checker: autograd has just set it)
         if self.master.grad is None:
             self.master.grad = self.buffer.copy_(weight.grad)

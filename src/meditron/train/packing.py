@@ -7,7 +7,7 @@ from itertools import accumulate
 import numpy as np
 
 from meditron.text.finetune_templates import TokenizedConversation
-from meditron.train.samples import IGNORE, Sample, shuffled
+from meditron.train.samples import IGNORE, Sample, seeded_permutation
 
 __all__ = ["PackedExamples", "pack_best_fit"]
 
@@ -19,14 +19,16 @@ def pack_best_fit(sizes: Iterable[tuple[int, int]], length: int) -> list[list[in
     indices of a bin keep the order of the input. No size may exceed `length`.
     """
     bins: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (tokens left, bin), sorted: a bin is found and updated in log time
+    free_space: list[
+        tuple[int, int]
+    ] = []  # (tokens left, bin), sorted: a bin is found and updated in log time
     for index, size in sizes:
-        at = bisect_left(free, (size, 0))
-        left, number = free.pop(at) if at < len(free) else (length, len(bins))
+        at = bisect_left(free_space, (size, 0))
+        left, number = free_space.pop(at) if at < len(free_space) else (length, len(bins))
         if number == len(bins):
             bins.append([])
         bins[number].append(index)
-        insort(free, (left - size, number))
+        insort(free_space, (left - size, number))
     return bins
 
 
@@ -53,21 +55,22 @@ class PackedExamples:
         """`examples` are (id, conversation) pairs: at least one, none longer than `length`."""
         self._examples = examples
         self._name, self._length, self._seed, self._pack = name, length, seed, pack
-        self._bins = [indices for epoch in range(epochs) for indices in self._epoch(epoch)]
+        self._bins = [indices for epoch in range(epochs) for indices in self._pack_epoch(epoch)]
         sizes = (sum(len(examples[index][1].ids) for index in indices) for indices in self._bins)
-        # Tokens before each sample: progress and speed count no padding.
+        # Number of tokens before each sample without padding, because progress and speed count no padding.
         self._ends = [0, *accumulate(sizes)]
         self._samples = -(-len(self._bins) // batch_size) * batch_size
 
-    def _epoch(self, epoch: int) -> list[list[int]]:
+    def _pack_epoch(self, epoch: int) -> list[list[int]]:
         """Return the example indices of each sample of an epoch."""
         key = f"{self._seed}/{self._name}/{epoch}"
-        order = shuffled(len(self._examples), key).tolist()
+        order = seeded_permutation(len(self._examples), key).tolist()
         if not self._pack:
             return [[index] for index in order]
         bins = pack_best_fit(((index, len(self._examples[index][1].ids)) for index in order), self._length)
-        # Best fit leaves the emptiest bins at the end: unshuffled, the last steps would see few targets.
-        return [bins[index] for index in shuffled(len(bins), f"{key}/rows")]
+        # Best fit leaves the emptiest bins at the end: without shuffling, the last steps would see few
+        # targets.
+        return [bins[index] for index in seeded_permutation(len(bins), f"{key}/rows")]
 
     def __len__(self) -> int:
         """Return the number of samples, a multiple of the batch size."""
@@ -75,39 +78,40 @@ class PackedExamples:
 
     def __getitem__(self, k: int) -> Sample:
         """Return sample k."""
-        # Fills the last batch. A copy with masked targets keeps the shape, and adds no loss or gradient.
+        # The last batch is filled with copies of the first sample whose targets are all masked: they have the
+        # same shape and add no loss or gradient.
         if k >= len(self._bins):
-            return self[0].masked()
+            return self[0].mask_all_targets()
         examples = [self._examples[index] for index in self._bins[k]]
         sizes = [len(tokenized.ids) for _, tokenized in examples]
         sample = Sample(
             ids_S=np.concatenate([tokenized.ids for _, tokenized in examples]).astype(np.int64),
-            targets_S=np.concatenate([_targets(tokenized) for _, tokenized in examples]),
+            targets_S=np.concatenate([_next_token_targets(tokenized) for _, tokenized in examples]),
             # Each example is a document of its own: no token attends to another example.
             document_ids_S=np.repeat(np.arange(len(sizes)), sizes),
             positions_S=np.concatenate([np.arange(size) for size in sizes]),
             source=self._name,
             documents=tuple(name for name, _ in examples),
         )
-        return sample.padded(self._length) if self._pack else sample
+        return sample.pad_to(self._length) if self._pack else sample
 
-    def tokens(self, consumed: int) -> int:
+    def count_tokens(self, consumed: int) -> int:
         """Count the tokens of the first `consumed` samples, padding excluded."""
         return self._ends[min(consumed, len(self._bins))]
 
-    def epochs(self, consumed: int) -> dict[str, float]:
+    def epochs_by_source(self, consumed: int) -> dict[str, float]:
         """Return the epochs read after `consumed` samples."""
         tokens_per_epoch = sum(len(tokenized.ids) for _, tokenized in self._examples)
-        return {self._name: self.tokens(consumed) / tokens_per_epoch}
+        return {self._name: self.count_tokens(consumed) / tokens_per_epoch}
 
     @property
-    def fill(self) -> float:
+    def fill_fraction(self) -> float:
         """Fraction of the packed samples that is not padding; 1 without packing."""
         return self._ends[-1] / (len(self._bins) * self._length) if self._pack else 1.0
 
 
-def _targets(tokenized: TokenizedConversation) -> np.ndarray:
+def _next_token_targets(tokenized: TokenizedConversation) -> np.ndarray:
     """Return the target of each token: the next token if that is in the loss, else `IGNORE`."""
     next_S = np.array([*tokenized.ids[1:], IGNORE])
-    # Shifted by one: a token is in the loss where it is predicted, at the position before it.
+    # `in_loss` is shifted by one, because a token is predicted at the position before it.
     return np.where([*tokenized.in_loss[1:], False], next_S, IGNORE)

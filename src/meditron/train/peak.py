@@ -44,7 +44,7 @@ def matmul_peak(model: Llama, tokens: int, trained: int | None = None) -> float:
         weights = [weight for weight in weights if weight is not model.model.embed_tokens.weight]
     shapes = Counter((w.shape[0], w.shape[1]) for w in weights)
     cut = {shape: (min(shape[0], MAX_SIDE), min(shape[1], MAX_SIDE)) for shape in shapes}
-    # More rows than this do not make a product faster, only the measurement longer.
+    # More tokens than this make no product faster and the measurement longer.
     n = min(tokens, MAX_TOKENS)
     if trained is not None:
         run = _MAX_COST * 6.0 * trained * sum(out * width * count for (out, width), count in shapes.items())
@@ -55,7 +55,7 @@ def matmul_peak(model: Llama, tokens: int, trained: int | None = None) -> float:
     for (out, width), count in shapes.items():
         rows, columns = cut[out, width]
         whole = count * (out * width) / (rows * columns)
-        for product in _products(n, rows, columns, weights[0].detach()):
+        for product in _weight_products(n, rows, columns, weights[0].detach()):
             seconds += whole * best_seconds(product, rounds=_ROUNDS)
             operations += whole * 2.0 * n * rows * columns
     return operations / seconds
@@ -72,7 +72,7 @@ def best_seconds(work: Callable[[], object], *, rounds: int) -> float:
     return min(times)
 
 
-def _products(tokens: int, out: int, width: int, like: Tensor) -> list[Callable[[], Tensor]]:
+def _weight_products(tokens: int, out: int, width: int, like: Tensor) -> list[Callable[[], Tensor]]:
     """Return the three products of a weight (out, width), each into preallocated memory."""
     x_ND, dx_ND = like.new_ones(tokens, width), like.new_ones(tokens, width)
     y_NF, dy_NF = like.new_ones(tokens, out), like.new_ones(tokens, out)

@@ -17,7 +17,7 @@ from meditron.train.layout import SINGLE_PROCESS, ParallelLayout
 from meditron.train.loop import train
 from meditron.train.mixture import Mixture
 from meditron.train.runtime import deterministic
-from meditron.train.trainer import Trainer, TrainingInputs, finish, is_exported
+from meditron.train.trainer import Trainer, TrainingInputs, finish_training, is_exported
 
 __all__ = ["run"]
 
@@ -31,8 +31,8 @@ def run(
 ) -> dict[str, Any]:
     """Train the model `inputs["base"]` on the token files `inputs["tokens"]`.
 
-    The held-out loss is measured on `inputs["corpus"]`. Leaves an HF folder with `ancestry.json`,
-    `metrics.jsonl` and `report.html` in `out`. A run that was killed resumes from its newest checkpoint, bit
+    The held-out loss is measured on `inputs["corpus"]`. Writes an HF folder with `ancestry.json`,
+    `metrics.jsonl` and `report.html` to `out`. A run that was killed resumes from its newest checkpoint, bit
     for bit as if it had never stopped.
 
     Args:
@@ -55,39 +55,39 @@ def run(
     """
     with deterministic(config.seed or 0, config.threads):
         if not is_exported(out):
-            # Inside `deterministic`: initial weights are drawn from its seed.
-            trainer = Trainer(config, inputs["base"], _inputs(config, inputs, out.name), out, layout)
+            # The trainer is created inside `deterministic`, because initial weights are drawn from its seed.
+            trainer = Trainer(config, inputs["base"], _training_inputs(config, inputs, out.name), out, layout)
             with trainer.session():
-                train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint)
+                train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint_if_due)
             trainer.export()
-    return finish(out)
+    return finish_training(out)
 
 
-def _inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], stage: str) -> TrainingInputs:
+def _training_inputs(config: PretrainConfig, inputs: Mapping[str, Artifact], stage: str) -> TrainingInputs:
     folder = inputs["tokens"].path
     tokenizer = load_tokenizer(folder)
-    mixture = _mixture(config, folder)
-    # Tokenized once: the held-out loss is taken before, during and after the training.
+    mixture = _open_mixture(config, folder)
+    # The held-out documents are tokenized once, because the held-out loss is evaluated several times.
     heldout = heldout_documents(inputs["corpus"].path, tokenizer, config.heldout_documents)
     return TrainingInputs(
-        title="Continued pretraining",
-        label="pretrain",
+        report_title="Continued pretraining",
+        progress_label="pretrain",
         tokenizer=tokenizer,
         dataset=mixture,
-        training=Training(
+        ancestry_entry=Training(
             stage=stage,
             kind="pretrain",
             data="corpus",
             data_digest=hex_digest(inputs["corpus"]),
-            documents=_hashes_of_documents(mixture, folder),
+            documents=_hash_trained_documents(mixture, folder),
         ),
-        heldout=partial(document_loss, documents=heldout, max_length=config.sequence_length),
+        heldout_loss=partial(document_loss, documents=heldout, max_length=config.sequence_length),
     )
 
 
-def _hashes_of_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] | None:
+def _hash_trained_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] | None:
     """Return the sorted content hashes of the documents trained on; None if more than `MAX_DOCUMENTS`."""
-    # Only documents that were read: evaluation may then use the rest of the training split.
+    # Only documents that were read are recorded, so that evaluation may use the rest of the training split.
     indices = mixture.documents_read()
     if sum(map(len, indices.values())) > MAX_DOCUMENTS:
         return None
@@ -95,8 +95,8 @@ def _hashes_of_documents(mixture: Mixture, folder: Path) -> tuple[str, ...] | No
     return tuple(sorted({hashes[source][i] for source, numbers in indices.items() for i in numbers.tolist()}))
 
 
-def _mixture(config: PretrainConfig, folder: Path) -> Mixture:
-    # Memory-mapped: a corpus may be larger than memory.
+def _open_mixture(config: PretrainConfig, folder: Path) -> Mixture:
+    # The token files are memory-mapped, because a corpus may be larger than memory.
     sources = {path.stem: IndexedDataset(path.with_suffix("")) for path in sorted(folder.glob("*.idx"))}
     if not sources:
         raise InputError(folder, "no token files (*.idx)")

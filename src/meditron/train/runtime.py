@@ -1,4 +1,4 @@
-"""Process settings while training: deterministic arithmetic, and signals that wait for the end of a step."""
+"""Process settings while training: deterministic arithmetic, and signals that stop at the end of a step."""
 
 import signal
 import threading
@@ -18,27 +18,31 @@ __all__ = ["Interruption", "deterministic", "interruptible"]
 def deterministic(seed: int, threads: int | None) -> Iterator[None]:
     """Seed torch, set the number of threads and select deterministic algorithms; restore all on exit.
 
-    The number of threads is part of it: sums are split over threads, and the split decides their rounding.
+    The number of threads affects results: sums are split over the threads, and the split decides their
+    rounding.
     """
     threads_before = torch.get_num_threads()
     algorithms_before = torch.are_deterministic_algorithms_enabled()
-    settings: Any = torch.utils.deterministic  # typed Any: its one attribute is defined at run time
-    fill_before = settings.fill_uninitialized_memory
+    deterministic_settings: Any = (
+        torch.utils.deterministic
+    )  # typed Any: its one attribute is defined at run time
+    fill_before = deterministic_settings.fill_uninitialized_memory
     try:
         torch.set_num_threads(threads or threads_before)
         torch.use_deterministic_algorithms(True)
-        # torch would fill every new tensor first, a pass over memory; all of ours are overwritten anyway.
-        settings.fill_uninitialized_memory = False
+        # torch would otherwise fill every new tensor, a pass over memory; all new tensors here are
+        # overwritten anyway.
+        deterministic_settings.fill_uninitialized_memory = False
         torch.manual_seed(seed)
         yield
     finally:
         torch.set_num_threads(threads_before)
         torch.use_deterministic_algorithms(algorithms_before)
-        settings.fill_uninitialized_memory = fill_before
+        deterministic_settings.fill_uninitialized_memory = fill_before
 
 
 class Interruption:
-    """Flag that a signal sets."""
+    """A flag that is set when a signal requests a stop."""
 
     requested = False
 
@@ -60,7 +64,7 @@ def interruptible() -> Iterator[Interruption]:
             signal.signal(number, handler)
 
     def request_stop(number: int, frame: FrameType | None) -> None:
-        # Only a flag: a signal may arrive in the middle of an allocation or a write.
+        # The handler only sets a flag, because a signal may arrive in the middle of an allocation or a write.
         interruption.requested = True
         info("stopping after this step; press Ctrl-C again to stop at once")
         restore_handlers()

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IGNORE", "Sample", "TrainingDataset", "shuffled"]
+__all__ = ["IGNORE", "Sample", "TrainingDataset", "seeded_permutation"]
 
 IGNORE = -100
 """Target of a masked position: it adds no loss (PyTorch's `ignore_index`)."""
@@ -28,23 +28,23 @@ class Sample:
     documents: tuple[int | str, ...]
     """The source's documents in this sequence, in order."""
 
-    def padded(self, length: int) -> "Sample":
+    def pad_to(self, length: int) -> "Sample":
         """Pad to `length` tokens with masked targets."""
         short = length - len(self.ids_S)
         if short <= 0:
             return self
         return replace(
             self,
-            # No later token attends to the padding, so any valid id serves; the last one is at hand.
+            # No real token attends to the padding after it, so any valid id works; the last id is repeated.
             ids_S=np.pad(self.ids_S, (0, short), mode="edge"),
             targets_S=np.pad(self.targets_S, (0, short), constant_values=IGNORE),
-            # The padding belongs to the last document: a sequence of one document then stays one, and plain
-            # causal attention (without a mask tensor) still applies.
+            # The padding belongs to the last document, so that a sequence of one document remains one
+            # document and plain causal attention (without a mask tensor) still applies.
             document_ids_S=np.pad(self.document_ids_S, (0, short), mode="edge"),
             positions_S=np.pad(self.positions_S, (0, short), mode="edge"),
         )
 
-    def masked(self) -> "Sample":
+    def mask_all_targets(self) -> "Sample":
         """Mask all targets, so that the sample adds no loss."""
         return replace(self, targets_S=np.full_like(self.targets_S, IGNORE))
 
@@ -68,16 +68,16 @@ class TrainingDataset(Protocol):
         """Return sample k."""
         ...
 
-    def tokens(self, consumed: int) -> int:
+    def count_tokens(self, consumed: int) -> int:
         """Count the tokens of the first `consumed` samples, padding excluded."""
         ...
 
-    def epochs(self, consumed: int) -> dict[str, float]:
+    def epochs_by_source(self, consumed: int) -> dict[str, float]:
         """Return, by source, the epochs read after `consumed` samples."""
         ...
 
 
-def shuffled(count: int, key: str) -> NDArray[np.int64]:
+def seeded_permutation(count: int, key: str) -> NDArray[np.int64]:
     """Return a permutation of the numbers below `count` that depends on `key` only."""
     digest = hashlib.sha256(key.encode()).digest()[:16]
     # Philox's raw bits are the same in every numpy release; numpy does not promise that of its shuffles.

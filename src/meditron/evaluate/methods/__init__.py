@@ -1,1 +1,1 @@
-"""Evaluation methods: ways to take a model's answer to a question. Each module is one method."""
+"""Evaluation methods: ways to get a model's answer to a question. Each method is one module."""

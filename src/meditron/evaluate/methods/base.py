@@ -1,4 +1,4 @@
-"""The interface of an evaluation method, and the union of all methods' row types."""
+"""Base class of evaluation methods, and the union of all methods' row types."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,89 +24,93 @@ Q = TypeVar("Q", bound=QuestionRow)
 
 
 class EvalMethod(ABC, Generic[Q]):
-    """A way to take a model's answer to a question: its row type, its cache key and its scoring."""
+    """Base class of evaluation methods. A method defines its row type, its cache key and its scoring."""
 
     name: ClassVar[str]
-    """Name in recipes, flags and results."""
+    """Name of the method in recipes, flags and results."""
     description: ClassVar[str]
-    """One clause for reports: how an answer is taken."""
+    """Explanation of the method in one clause, for reports."""
     row_type: type[Q]
-    """A subclass of QuestionRow whose field `method` is the literal name."""
-    # A kill costs one group at most; the engine forms smaller batches by length within it.
+    """Type of the method's rows: a subclass of QuestionRow whose field `method` is a Literal of the name."""
+    # A killed run loses at most one group. The engine splits a group into smaller batches by length.
     group_size: ClassVar[int] = 64
-    """Questions answered between two writes of the rows file."""
+    """Number of questions that are answered between two writes of the rows file."""
 
     @classmethod
     def from_options(cls, options: EvalOptions) -> Self:
-        """Create the method with its settings; `options` is unused by methods without settings."""
+        """Create the method from the options. Methods with settings override this."""
         del options
         return cls()
 
     @abstractmethod
     def cache_key(self) -> Mapping[str, object]:
-        """Return the settings of the method that decide what `answer` returns, as plain JSON values."""
+        """Return the method's settings that decide the result of `answer_prompts`, as plain JSON values."""
 
     @abstractmethod
-    def answer(
+    def answer_prompts(
         self, model: EvalModel, prompts: Sequence[EvalPrompt], fields: Sequence[Mapping[str, Any]]
     ) -> list[Q]:
-        """Answer questions.
+        """Let a model answer questions.
 
         Args:
-            model: The model. The method takes the capability that it needs from it, such as `model.scorer`.
+            model: The model. The method uses the capability that it needs, such as `model.scorer`.
             prompts: The questions as prompts; at most `group_size`.
-            fields: For each prompt the fields of its row that do not depend on the answer.
+            fields: For each prompt, the fields of its row that do not depend on the answer.
 
         Returns:
-            One row for each prompt, in their order.
+            One row for each prompt, in the order of the prompts.
 
         Raises:
             UsageError: the model's engine lacks the capability.
-            MeditronError: a prompt cannot be scored, or a figure is not finite.
+            MeditronError: a prompt cannot be scored, or a score is infinite or NaN.
         """
 
-    def choose(self, row: Q) -> Q:
-        """Apply settings that only select among a row's stored figures, such as a rule."""
+    def choose_answer(self, row: Q) -> Q:
+        """Choose the answer again from a row's stored scores, by settings such as the rule."""
         return row
 
-    def summarize(self, rows: Sequence[Q]) -> dict[str, Any]:
-        """Return the fields of `TaskScore` that are specific to the method."""
+    def score_fields(self, rows: Sequence[Q]) -> dict[str, Any]:
+        """Return the fields of `TaskScore` that only this method has."""
         del rows
         return {}
 
-    def alternatives(self, rows: Sequence[Q]) -> Mapping[str, Sequence[int | None]]:
-        """Return other predictions from the same rows to compare models with, by name."""
+    def alternative_predictions(self, rows: Sequence[Q]) -> Mapping[str, Sequence[int | None]]:
+        """Return other ways to choose answers from the same rows, as further sides of comparisons.
+
+        Returns:
+            Name → the chosen option of each row.
+        """
         del rows
         return {}
 
 
 def find_method(name: str) -> type[EvalMethod[Any]]:
-    """Return the class of a registered method.
+    """Return the class of the registered method with this name.
 
     Raises:
         UsageError: there is no such method.
     """
     if name not in METHODS:
         raise UsageError(f"no method '{name}'", hint=f"methods: {', '.join(METHODS)}")
-    # Imported on use: a method may need libraries that the others do not.
+    # Imported here, because a method may need libraries that other methods do not need.
     method: type[EvalMethod[Any]] = resolve_name(METHODS[name])
     return method
 
 
 def question_row_adapter() -> TypeAdapter[QuestionRow]:
-    """Return the validator of the union of all methods' rows; the field `method` selects the row type."""
+    """Return the validator for rows of all methods. The field `method` decides the type of a row."""
     return _union_adapter(tuple(find_method(name).row_type for name in METHODS))
 
 
-@cache  # Building a validator takes milliseconds; the key is the set of methods registered now.
+@cache  # Building a validator takes milliseconds. Methods that are registered later give another key.
 def _union_adapter(row_types: tuple[type[QuestionRow], ...]) -> TypeAdapter[QuestionRow]:
-    union: Any = reduce(or_, row_types)
-    return TypeAdapter(Annotated[union, Field(discriminator="method")])
+    row_union: Any = reduce(or_, row_types)
+    return TypeAdapter(Annotated[row_union, Field(discriminator="method")])
 
 
 def count_accuracy(gold: Sequence[int], predictions: Sequence[int | None]) -> Accuracy:
-    """Compute accuracy with its Wilson interval, and macro-F1."""
-    # None (an answer that names no option) is never equal to a gold index: it counts as wrong.
+    """Compute the accuracy, its Wilson interval, and macro-F1."""
+    # A prediction of None (the answer names no option) counts as wrong, because it equals no gold index.
     right = sum(g == p for g, p in zip(gold, predictions, strict=True))
     return Accuracy(
         accuracy=right / len(gold),

@@ -1,4 +1,4 @@
-"""Log-likelihood: the option with the highest log-probability after the prompt is the answer."""
+"""The method `loglikelihood`: the option with the highest log-probability after the prompt is the answer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from meditron.store.results import RULES, Rule
 
 __all__ = ["Loglikelihood", "LoglikelihoodRow"]
 
-# Raised whenever the engine packs the tokens differently: the order of a sum moves a score's last bits.
+# Version of the engine's batching, part of the cache key: other batches change the last bits of a score.
 _PACKING = 3
 OptionScores = Sequence[npt.NDArray[np.float32]]
 """For each option, the log-probabilities of its tokens."""
 
 
 class LoglikelihoodRow(QuestionRow):
-    """The options' scores of one question."""
+    """The scores of one question's options."""
 
     method: Literal["loglikelihood"]
 
@@ -33,19 +33,19 @@ class LoglikelihoodRow(QuestionRow):
     """Rule that chose the prediction."""
 
     scores: dict[Rule, tuple[float, ...]]
-    """Each option's score by each rule, in nats (by bytes: nats per byte)."""
+    """Rule → score of each option, in nats; for the rule `bytes` in nats per byte."""
 
     option_probability_mass: float = Field(ge=0, le=1.0001)
     """Probability that the next token begins one of the options."""
 
-    # Two rules on the same scores are two measurements: rows of both may be in one file.
+    # One file may contain rows of the same answers by two rules, which are two measurements.
     @property
-    def scoring(self) -> str:
-        """The rule's name."""
+    def scoring_name(self) -> str:
+        """Name of the rule."""
         return self.rule
 
-    def choice(self, rule: Rule) -> int:
-        """Return the option with the best score by this rule, the first of equals."""
+    def best_option(self, rule: Rule) -> int:
+        """Return the index of the option with the best score by a rule; of several the first."""
         scores = self.scores[rule]
         return scores.index(max(scores))
 
@@ -54,13 +54,13 @@ class LoglikelihoodRow(QuestionRow):
         scores = self.scores[self.rule]
         return scores.count(max(scores)) > 1
 
-    def key(self) -> tuple[str, ...]:
-        """Return the row's identity, with the rule: one cache key's scores serve every rule."""
-        return self.model, self.cache_key, self.rule, *self.item()
+    def row_key(self) -> tuple[str, ...]:
+        """Return the key of the row in its file. It includes the rule, because the cache key does not."""
+        return self.model, self.cache_key, self.rule, *self.item_key()
 
 
 class Loglikelihood(EvalMethod[LoglikelihoodRow]):
-    """Comparison of the options' log-probabilities, as in lm-eval."""
+    """The method that compares the options' log-probabilities, like lm-eval."""
 
     name: ClassVar[str] = "loglikelihood"
     description: ClassVar[str] = "the option with the best log-probability after the prompt is the answer"
@@ -71,32 +71,35 @@ class Loglikelihood(EvalMethod[LoglikelihoodRow]):
 
     @classmethod
     def from_options(cls, options: EvalOptions) -> Self:
-        """Create the method with the rule of the options."""
+        """Create the method with the rule that the options name."""
         return cls(options.rule)
 
     def cache_key(self) -> Mapping[str, object]:
-        """Return the batches. The rule is not part of it: every row has the scores of all rules."""
+        """Return the batch settings. The rule is left out, because every row has the scores of all rules."""
         return {"batches": [self.group_size, _PACKING]}
 
-    def answer(
+    def answer_prompts(
         self, model: EvalModel, prompts: Sequence[EvalPrompt], fields: Sequence[Mapping[str, Any]]
     ) -> list[LoglikelihoodRow]:
-        """Score every option after its prompt, and after the prompt without the question."""
+        """Score every option after the prompt, and after the prompt without the question."""
         engine = model.scorer
         with_question = [encode_prompt(model, engine, prompt) for prompt in prompts]
         without = [encode_prompt(model, engine, prompt, unconditional=True) for prompt in prompts]
         if any(prompt.shot_ids for prompt in prompts):
-            # Both kinds of prompts begin with the same examples: in one call the engine reads them once.
-            scores = _score(engine, [*with_question, *without])
+            # Both kinds of prompts begin with the same examples, which the engine reads once within one call.
+            scores = _score_options(engine, [*with_question, *without])
             conditional, unconditional = scores[: len(prompts)], scores[len(prompts) :]
         else:
-            conditional, unconditional = _score(engine, with_question), _score(engine, without)
+            conditional, unconditional = (
+                _score_options(engine, with_question),
+                _score_options(engine, without),
+            )
         return [
-            self._row(model, *one_question)
+            self._make_row(model, *one_question)
             for one_question in zip(prompts, with_question, conditional, unconditional, fields, strict=True)
         ]
 
-    def _row(
+    def _make_row(
         self,
         model: EvalModel,
         prompt: EvalPrompt,
@@ -105,12 +108,13 @@ class Loglikelihood(EvalMethod[LoglikelihoodRow]):
         unconditional: OptionScores,
         fields: Mapping[str, Any],
     ) -> LoglikelihoodRow:
-        # float64 sums: options of many tokens would otherwise lose digits that decide near ties.
+        # Summed in float64: for options of many tokens a float32 sum loses digits that decide near ties.
         sums = [float(logp.sum(dtype=np.float64)) for logp in conditional]
         priors = [float(logp.sum(dtype=np.float64)) for logp in unconditional]
-        # lm-eval's acc_norm divides by characters, its acc_bytes by bytes; at least 1 for an empty option.
+        # Divided by bytes, like lm-eval's acc_bytes (acc_norm divides by characters); by 1 for an empty
+        # option.
         lengths = [max(1, len(text.strip().encode())) for text in prompt.rendered.continuations]
-        # Options that begin with the same token share its probability: count it once.
+        # A dict, so that the probability of a token that begins several options is counted once.
         first = {ids[0]: float(logp[0]) for ids, logp in zip(encoded.continuations, conditional, strict=True)}
         scores: dict[Rule, tuple[float, ...]] = {
             "sum": tuple(sums),
@@ -128,34 +132,34 @@ class Loglikelihood(EvalMethod[LoglikelihoodRow]):
             option_probability_mass=mass,
             truncated=encoded.truncated,
         )
-        # A killed run leaves rows as they are here: they must already hold answers.
-        return self.choose(row)
+        # The rows are written to the file as they are here, so they must already have an answer.
+        return self.choose_answer(row)
 
-    def choose(self, row: LoglikelihoodRow) -> LoglikelihoodRow:
-        """Choose the option by the rule."""
-        prediction = row.choice(self.rule)
+    def choose_answer(self, row: LoglikelihoodRow) -> LoglikelihoodRow:
+        """Return the row with the answer that the rule chooses."""
+        prediction = row.best_option(self.rule)
         changes = {"rule": self.rule, "prediction": prediction, "correct": prediction == row.gold}
         return row.model_copy(update=changes)
 
-    def summarize(self, rows: Sequence[LoglikelihoodRow]) -> dict[str, Any]:
-        """Return the accuracy by every rule, the ties and the mean probability of the options."""
+    def score_fields(self, rows: Sequence[LoglikelihoodRow]) -> dict[str, Any]:
+        """Return the accuracy by every rule, the number of ties, and the mean probability of the options."""
         gold = [row.gold for row in rows]
         return {
             "rule": self.rule,
-            "rules": {rule: count_accuracy(gold, [row.choice(rule) for row in rows]) for rule in RULES},
+            "rules": {rule: count_accuracy(gold, [row.best_option(rule) for row in rows]) for rule in RULES},
             "ties": sum(row.is_tied() for row in rows),
-            # Rounding can lift the sum of probabilities slightly above 1.
+            # Rounding can make the mean slightly larger than 1.
             "option_probability_mass": min(1.0, sum(row.option_probability_mass for row in rows) / len(rows)),
         }
 
-    def alternatives(self, rows: Sequence[LoglikelihoodRow]) -> Mapping[str, Sequence[int | None]]:
-        """Return the calibrated predictions, unless they are the chosen ones."""
+    def alternative_predictions(self, rows: Sequence[LoglikelihoodRow]) -> Mapping[str, Sequence[int | None]]:
+        """Return the predictions by the rule `calibrated`, unless it is the rule of this method."""
         if self.rule == "calibrated":
             return {}
-        return {"calibrated": [row.choice("calibrated") for row in rows]}
+        return {"calibrated": [row.best_option("calibrated") for row in rows]}
 
 
-def _score(engine: ScoresTokens, encoded: Sequence[EncodedPrompt]) -> list[OptionScores]:
-    """Score each prompt's continuations in one call, so that the engine reads shared prefixes once."""
-    scores = iter(engine.score([request for prompt in encoded for request in prompt.requests()]))
+def _score_options(engine: ScoresTokens, encoded: Sequence[EncodedPrompt]) -> list[OptionScores]:
+    """Score the continuations of all prompts in one call, so that the engine reads shared prefixes once."""
+    scores = iter(engine.score([request for prompt in encoded for request in prompt.scoring_requests()]))
     return [[next(scores) for _ in prompt.continuations] for prompt in encoded]

@@ -1,4 +1,4 @@
-"""Next token: the most likely token of the whole vocabulary is the answer."""
+"""The method `next-token`: the most likely token of the whole vocabulary is the answer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["NextToken", "NextTokenRow"]
 
-# Raised whenever the engine packs the tokens differently: the order of a sum moves a score's last bits.
+# Version of the engine's batching, part of the cache key: other batches change the last bits of a score.
 _PACKING = 3
 
 
@@ -31,7 +31,7 @@ class NextTokenRow(QuestionRow):
 
 
 class NextToken(EvalMethod[NextTokenRow]):
-    """The most likely token of the vocabulary; a token that names no option counts as wrong."""
+    """The method that takes the most likely next token. A token that names no option counts as wrong."""
 
     name: ClassVar[str] = "next-token"
     description: ClassVar[str] = (
@@ -40,25 +40,25 @@ class NextToken(EvalMethod[NextTokenRow]):
     row_type = NextTokenRow
 
     def cache_key(self) -> Mapping[str, object]:
-        """Return the batches."""
+        """Return the batch settings."""
         return {"batches": [self.group_size, _PACKING]}
 
-    def answer(
+    def answer_prompts(
         self, model: EvalModel, prompts: Sequence[EvalPrompt], fields: Sequence[Mapping[str, Any]]
     ) -> list[NextTokenRow]:
-        """Take the most likely token after each prompt."""
-        engine = model.logits
+        """Take the most likely token after each prompt as the answer."""
+        engine = model.logits_engine
         encoded = [encode_prompt(model, engine, prompt) for prompt in prompts]
         rows = []
         predictions = engine.next_token([prompt.prefix for prompt in encoded])
         for prompt, prompt_ids, logp_V, known in zip(prompts, encoded, predictions, fields, strict=True):
-            # Options are told apart by their first tokens: the method suits letters, not long texts.
+            # Only the options' first tokens are compared, so the method suits letters and not long options.
             first = [continuation[0] for continuation in prompt_ids.continuations]
             mass = math.fsum(math.exp(logp_V[token]) for token in set(first))
             model.require_finite(f"a score on {prompt.question.id}", mass)
-            # argmax takes the first of equals, as greedy decoding does.
+            # Of equally likely tokens argmax takes the first, like greedy decoding.
             token = int(logp_V.argmax())
-            prediction = _option_of(engine.tokenizer, token, first)
+            prediction = _option_of_token(engine.tokenizer, token, first)
             rows.append(
                 NextTokenRow(
                     **known,
@@ -71,17 +71,17 @@ class NextToken(EvalMethod[NextTokenRow]):
             )
         return rows
 
-    def summarize(self, rows: Sequence[NextTokenRow]) -> dict[str, Any]:
+    def score_fields(self, rows: Sequence[NextTokenRow]) -> dict[str, Any]:
         """Return the mean probability of the options."""
-        # Rounding can lift the sum of probabilities slightly above 1.
+        # Rounding can make the mean slightly larger than 1.
         mass = sum(row.option_probability_mass for row in rows) / len(rows)
         return {"option_probability_mass": min(1.0, mass)}
 
 
-def _option_of(tokenizer: Tokenizer, token: int, first: Sequence[int]) -> int | None:
-    """Return the only option that begins with this token, ignoring white space; None if there is none.
+def _option_of_token(tokenizer: Tokenizer, token: int, first: Sequence[int]) -> int | None:
+    """Return the option that begins with a token, ignoring white space; None if there is none or several.
 
-    ` A` and `A` both name option A; `a` does not. Two options with the same first token cannot be told apart.
+    ` A` and `A` both name option A; `a` does not.
     """
     word = tokenizer.decode([token]).strip()
     options = [

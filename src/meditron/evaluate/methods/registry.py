@@ -1,4 +1,4 @@
-"""The list of evaluation methods. A new method is one module and one line here."""
+"""The list of evaluation methods. To add a method, write a module and add one line to METHODS."""
 
 __all__ = ["METHODS"]
 
@@ -6,5 +6,5 @@ METHODS: dict[str, str] = {
     "loglikelihood": "meditron.evaluate.methods.loglikelihood:Loglikelihood",
     "next-token": "meditron.evaluate.methods.next_token:NextToken",
 }
-"""Name in recipes, flags and results → `module:class` of an `EvalMethod`. Text, not classes, because recipes
-and `--help` must not import an engine."""
+"""Name of a method → `module:class` of its `EvalMethod`. The values are text and not classes, because reading
+a recipe and `--help` must not import an engine."""

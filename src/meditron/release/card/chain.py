@@ -8,38 +8,39 @@ from pathlib import Path
 from meditron.core.errors import DriftError
 from meditron.store.manifest import Artifact, InputRecord, Manifest, read_manifest
 
-__all__ = ["Chain", "read_chain"]
+__all__ = ["StageChain", "read_chain"]
 
 _STAGE = re.compile(r"[A-Za-z0-9_.-]+")
 _PARENT_KEYS = ("model", "base")
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
-    """Stages by name, each after its inputs."""
+class StageChain:
+    """The manifests of a run's stages by stage name, each stage after its inputs."""
 
     stages: Mapping[str, Manifest]
 
-    def parent(self, manifest: Manifest) -> InputRecord | None:
+    def parent_model(self, manifest: Manifest) -> InputRecord | None:
         """Return the model that a stage started from; None for seeded weights."""
         return next((manifest.inputs[key] for key in _PARENT_KEYS if key in manifest.inputs), None)
 
-    def line(self, name: str) -> list[Manifest]:
-        """Return the stages of a model, from the base to `name`."""
-        line: list[Manifest] = []
+    def lineage(self, name: str) -> list[Manifest]:
+        """Return the stages that produced a model, in order; the last one is `name`."""
+        model_stages: list[Manifest] = []
         while name in self.stages:
-            line.insert(0, self.stages[name])
-            parent = self.parent(self.stages[name])
-            name = _stage(parent.reference) if parent else ""
-        return line
+            model_stages.insert(0, self.stages[name])
+            parent = self.parent_model(self.stages[name])
+            name = _stage_name(parent.reference) if parent else ""
+        return model_stages
 
     def with_dependencies(self, names: Iterable[str]) -> list[Manifest]:
         """Return the stages of these names and all their dependencies, in order."""
         chosen = set(names)
-        # Later stages first, so that one pass reaches the dependencies of dependencies.
+        # Stages are visited from the last to the first, so that one pass reaches the dependencies of
+        # dependencies.
         for name in reversed(list(self.stages)):
             if name in chosen:
-                chosen |= {_stage(record.reference) for record in self.stages[name].inputs.values()}
+                chosen |= {_stage_name(record.reference) for record in self.stages[name].inputs.values()}
         return [manifest for name, manifest in self.stages.items() if name in chosen]
 
     def external_inputs(self) -> dict[str, InputRecord]:
@@ -48,11 +49,11 @@ class Chain:
             key: record
             for manifest in self.stages.values()
             for key, record in manifest.inputs.items()
-            if _stage(record.reference) not in self.stages
+            if _stage_name(record.reference) not in self.stages
         }
 
 
-def read_chain(artifacts: Iterable[Artifact]) -> Chain:
+def read_chain(artifacts: Iterable[Artifact]) -> StageChain:
     """Read the manifests of `artifacts` and of all their dependencies.
 
     A manifest has the names and digests of its inputs. The stages of a run are in one folder, so an input is
@@ -65,16 +66,16 @@ def read_chain(artifacts: Iterable[Artifact]) -> Chain:
     stages: dict[str, Manifest] = {}
     for artifact in artifacts:
         if artifact.manifest is not None:
-            _visit(artifact.path.parent, artifact.manifest, stages)
-    return Chain(stages)
+            _add_with_dependencies(artifact.path.parent, artifact.manifest, stages)
+    return StageChain(stages)
 
 
-def _visit(run: Path, manifest: Manifest, stages: dict[str, Manifest]) -> None:
+def _add_with_dependencies(run: Path, manifest: Manifest, stages: dict[str, Manifest]) -> None:
     if manifest.name in stages:
         return
-    # Dependencies first: the order of the dict is the order of the chain.
+    # Dependencies are added first, because the order of the dict is the order of the chain.
     for record in manifest.inputs.values():
-        name = _stage(record.reference)
+        name = _stage_name(record.reference)
         below = read_manifest(run / name) if name else None
         if below is None:
             continue
@@ -84,11 +85,11 @@ def _visit(run: Path, manifest: Manifest, stages: dict[str, Manifest]) -> None:
                 "two runs",
                 hint=f"rebuild it from this one: meditron run … --rebuild {manifest.name}",
             )
-        _visit(run, below, stages)
+        _add_with_dependencies(run, below, stages)
     stages[manifest.name] = manifest
 
 
-def _stage(reference: str) -> str:
-    """Return the stage of a reference (`quantize` of `quantize:F16`); empty if it is not a stage's."""
+def _stage_name(reference: str) -> str:
+    """Return the stage name in a reference (`quantize` in `quantize:F16`); empty if it names no stage."""
     name = reference.partition(":")[0]
     return name if _STAGE.fullmatch(name) and name not in (".", "..") else ""

@@ -10,7 +10,7 @@ __all__ = ["Assumption", "CardConfig", "EnergyConfig"]
 
 
 class Assumption(Config):
-    """A number that was not measured, with its source."""
+    """An assumed number that was not measured, with its source."""
 
     value: float = Field(ge=0)
     """The number."""
@@ -103,6 +103,6 @@ class CardConfig(StageConfig):
         return self
 
     def inputs(self) -> dict[str, str]:
-        """Return the released model if it is named, its quantized files, and its evaluation."""
+        """Return the stage's inputs: the model if `of` names it, its quantized files, and its evaluation."""
         named = {"model": self.of, "quantize": self.quantize, "evaluate": self.evaluate}
         return {name: reference for name, reference in named.items() if reference}

@@ -6,12 +6,12 @@ from typing import Any
 from meditron.release.card.config import EnergyConfig
 from meditron.store.manifest import Manifest
 
-__all__ = ["estimate"]
+__all__ = ["estimate_energy"]
 
 _KWH = 3.6e6  # joules
 
 
-def estimate(stages: Sequence[Manifest], config: EnergyConfig) -> dict[str, Any]:
+def estimate_energy(stages: Sequence[Manifest], config: EnergyConfig) -> dict[str, Any]:
     """Estimate the energy of each stage, as if every core and GPU of its machine were busy all the time.
 
     The method of Lannelongue, Grealey and Inouye, "Green Algorithms: Quantifying the Carbon Footprint of
@@ -20,12 +20,12 @@ def estimate(stages: Sequence[Manifest], config: EnergyConfig) -> dict[str, Any]
     Returns:
         `kwh`, `kgco2e` (kg CO2e) and `seconds` in total; `stages`: name → the same and `watts`.
     """
-    estimates = {stage.name: _stage(stage, config) for stage in stages}
+    estimates = {stage.name: _stage_energy(stage, config) for stage in stages}
     sums = {key: sum(stage[key] for stage in estimates.values()) for key in ("kwh", "kgco2e", "seconds")}
     return {**sums, "stages": estimates}
 
 
-def _stage(stage: Manifest, config: EnergyConfig) -> dict[str, float]:
+def _stage_energy(stage: Manifest, config: EnergyConfig) -> dict[str, float]:
     machine = stage.machine
     watts = (
         machine.get("cores", 0) * config.watts_per_core.value

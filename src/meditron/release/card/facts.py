@@ -1,4 +1,4 @@
-"""The content of a card, from the manifests and the evaluation's records."""
+"""The facts of a model card, read from the manifests and the evaluation's results."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,45 +7,44 @@ from pathlib import Path
 from typing import Any
 
 from meditron.core.errors import UsageError
-from meditron.core.redaction import without_digest
-from meditron.release.card.chain import Chain, read_chain
+from meditron.release.card.chain import StageChain, read_chain
 from meditron.release.card.config import CardConfig
-from meditron.release.card.energy import estimate
+from meditron.release.card.energy import estimate_energy
 from meditron.store.ancestry import read_ancestry, training_data_sentence
 from meditron.store.manifest import Artifact, InputRecord, Manifest
 from meditron.store.models import ModelFiles
 from meditron.store.results import EvaluationResult, read_results
 
-__all__ = ["CardFacts", "gather", "origin"]
+__all__ = ["CardFacts", "gather_facts"]
 
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """The content of a card, before it is put into words."""
+    """The facts that a model card states, before they are put into sentences."""
 
     config: CardConfig
     name: str
     """Name of the model."""
-    run: str
+    run_name: str
     """Name of the run's folder."""
-    model: str
+    model_stage: str
     """Stage of the released model."""
-    chain: Chain
-    result: EvaluationResult | None
-    quantize: Manifest | None
-    energy: Mapping[str, Any]
+    chain: StageChain
+    evaluation: EvaluationResult | None
+    quantize_manifest: Manifest | None
+    energy_estimate: Mapping[str, Any]
     training_data: str
     """A sentence on the model's known training data."""
 
     @property
-    def line(self) -> list[Manifest]:
-        """The stages of the model, from its base on."""
-        return self.chain.line(self.model)
+    def lineage(self) -> list[Manifest]:
+        """Stages that produced the model, in order; the first one started from the base model."""
+        return self.chain.lineage(self.model_stage)
 
     @property
     def base(self) -> InputRecord | None:
         """The model that the first stage started from."""
-        return self.chain.parent(self.line[0])
+        return self.chain.parent_model(self.lineage[0])
 
     @property
     def corpora(self) -> list[Manifest]:
@@ -53,14 +52,16 @@ class CardFacts:
         return self.dependencies("corpus")
 
     @property
-    def files(self) -> list[dict[str, Any]]:
+    def quantized_files(self) -> list[dict[str, Any]]:
         """The quantized files, as the quantize stage recorded them."""
-        return list(self.quantize.metrics.get("files", ())) if self.quantize else []
+        return list(self.quantize_manifest.metrics.get("files", ())) if self.quantize_manifest else []
 
     @property
-    def fallbacks(self) -> dict[str, dict[str, int]]:
-        """File → fallback type → number of matrices."""
-        return {file["path"]: dict(Counter(file.get("fallbacks", {}).values())) for file in self.files}
+    def fallback_counts(self) -> dict[str, dict[str, int]]:
+        """Quantized file → fallback type → number of matrices in that type."""
+        return {
+            file["path"]: dict(Counter(file.get("fallbacks", {}).values())) for file in self.quantized_files
+        }
 
     @property
     def domains(self) -> dict[str, str]:
@@ -69,7 +70,7 @@ class CardFacts:
 
     @property
     def sources(self) -> dict[str, Mapping[str, Any]]:
-        """Source → its table in the recipe."""
+        """Source name → the source's table in the recipe."""
         return {k: v for corpus in self.corpora for k, v in corpus.config.get("sources", {}).items()}
 
     @property
@@ -81,47 +82,50 @@ class CardFacts:
     @property
     def tags(self) -> tuple[str, ...]:
         """Tags for the hub."""
-        kinds = [stage.kind for stage in self.line]
-        gguf = ["gguf"] if self.files else []
+        kinds = [stage.kind for stage in self.lineage]
+        gguf = ["gguf"] if self.quantized_files else []
         return tuple(dict.fromkeys(["medical", "research", "llama", *kinds, *gguf, *self.config.tags]))
 
     def dependencies(self, kind: str) -> list[Manifest]:
-        """Return the model's dependencies of one kind."""
-        return [stage for stage in self.chain.with_dependencies([self.model]) if stage.kind == kind]
+        """Return the stages of one kind among the model's dependencies."""
+        return [stage for stage in self.chain.with_dependencies([self.model_stage]) if stage.kind == kind]
 
 
-def gather(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> CardFacts:
-    """Read the chain of stages and its evaluation.
+def gather_facts(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> CardFacts:
+    """Gather the facts of a card from the manifests of the stages and from the evaluation.
 
     Raises:
-        UsageError: The quantized files were made from another model than the card's, or the model is not a
-            stage's.
-        DriftError: The stages were not built from each other (see `read_chain`).
+        UsageError: The quantized files were made from another model than the card's, or no stage trained the
+            model.
+        DriftError: A stage was built from another version of an input than the one in the run (see
+            `read_chain`).
         InputError: A record is damaged.
     """
     chain = read_chain(inputs.values())
     quantize = inputs["quantize"].manifest if "quantize" in inputs else None
     evaluate = inputs.get("evaluate")
     run = out.resolve().parent.name
-    model = _released(inputs, chain, quantize)
+    model = _released_model_stage(inputs, chain, quantize)
     folder = next(iter(inputs.values())).path.parent / model
     return CardFacts(
         config=config,
         name=config.name or run,
-        run=run,
-        model=model,
+        run_name=run,
+        model_stage=model,
         chain=chain,
-        result=read_results(evaluate.path) if evaluate else None,
-        quantize=quantize,
-        energy=estimate(list(chain.stages.values()), config.energy),
+        evaluation=read_results(evaluate.path) if evaluate else None,
+        quantize_manifest=quantize,
+        energy_estimate=estimate_energy(list(chain.stages.values()), config.energy),
         training_data=training_data_sentence(read_ancestry(ModelFiles(model, "hf", folder))),
     )
 
 
-def _released(inputs: Mapping[str, Artifact], chain: Chain, quantize: Manifest | None) -> str:
+def _released_model_stage(
+    inputs: Mapping[str, Artifact], chain: StageChain, quantize: Manifest | None
+) -> str:
     """Return the stage of the released model; the quantized files must have been made from it."""
-    # Files of another model under this card would be published with wrong scores.
-    parent = chain.parent(quantize) if quantize else None
+    # Without this check, files of another model could be published under this card with wrong scores.
+    parent = chain.parent_model(quantize) if quantize else None
     named = inputs["model"].name if "model" in inputs else None
     of = named or (parent.reference if parent else "")
     if of not in chain.stages:
@@ -132,11 +136,6 @@ def _released(inputs: Mapping[str, Artifact], chain: Chain, quantize: Manifest |
     if parent and parent.reference != of:
         raise UsageError(
             f"card.of is {of}, but its quantized files were made from {parent.reference}",
-            hint=f'set [quantize] on = "{of}", or [card] quantize = ""',
+            hint=f'set [card] quantize = "", or [quantize] on = "{of}"',
         )
     return of
-
-
-def origin(reference: str) -> str:
-    """Remove the expected hash of a source; the digests are in the provenance."""
-    return without_digest(reference)

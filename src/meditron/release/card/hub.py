@@ -25,7 +25,7 @@ def front_matter(
     result: EvaluationResult | None,
     domains: Mapping[str, str],
 ) -> str:
-    """Return the front matter as YAML, without its fences; the hub is not contacted.
+    """Return the front matter as YAML, without the `---` lines around it; the hub is not contacted.
 
     Args:
         config: The `[card]` table.
@@ -48,12 +48,12 @@ def front_matter(
         datasets=list(config.datasets) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        **_results(list(_eval_results(result, model, domains)) if result else [], name),
+        **_result_fields(list(_eval_results(result, model, domains)) if result else [], name),
     )
     return data.to_yaml()
 
 
-def _results(results: list[EvalResult], name: str) -> dict[str, Any]:
+def _result_fields(results: list[EvalResult], name: str) -> dict[str, Any]:
     metrics = sorted({result.metric_type for result in results})
     return {"eval_results": results, "metrics": metrics, "model_name": name} if results else {}
 
@@ -69,7 +69,7 @@ def _eval_results(result: EvaluationResult, model: str, domains: Mapping[str, st
             metric_type="perplexity",
             metric_value=text.perplexity,
             metric_name=f"perplexity, {number_format.count(text.documents)} documents, "
-            + _ends(text.interval, number_format.perplexity),
+            + _interval_text(text.interval, number_format.perplexity),
         )
     for task, score in result.tasks.get(model, {}).items():
         yield EvalResult(
@@ -81,13 +81,13 @@ def _eval_results(result: EvaluationResult, model: str, domains: Mapping[str, st
             dataset_split=score.split,
             metric_type="accuracy",
             metric_value=score.accuracy,
-            metric_name=f"accuracy ({_settings(score)}), {number_format.count(score.n)} questions, "
-            + _ends(score.interval, number_format.percent),
+            metric_name=f"accuracy ({_score_settings(score)}), {number_format.count(score.n)} questions, "
+            + _interval_text(score.interval, number_format.percent),
         )
 
 
-def _settings(score: TaskScore) -> str:
-    """Name the settings that another evaluation must share to be comparable."""
+def _score_settings(score: TaskScore) -> str:
+    """Return, as text, the settings that must be equal in another evaluation for scores to be comparable."""
     parts = [
         score.rule or score.method,
         score.template,
@@ -97,8 +97,8 @@ def _settings(score: TaskScore) -> str:
     return ", ".join([*parts, *([f"{score.truncated} prompts truncated"] if score.truncated else [])])
 
 
-def _ends(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:
-    """`95 % interval [15.02, 16.71]`, `95 % interval [61.2, 70.1] %`, `no interval`."""
+def _interval_text(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:
+    """Format an interval: `95 % interval [15.02, 16.71]`, `95 % interval [61.2, 70.1] %`, `no interval`."""
     unit = " %" if form is number_format.percent else ""
     return (
         f"95 % interval {number_format.interval(ends, form)}{unit}"

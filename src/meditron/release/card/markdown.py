@@ -1,4 +1,7 @@
-"""Model cards as Markdown, with the same blocks as `report.pages.Page`: one text for both."""
+"""Writers of model cards.
+
+All writers have the methods of `report.pages.Page`, so that the same code writes Markdown and HTML.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,10 +10,11 @@ from typing import Protocol
 from meditron.core.console import sanitize_terminal
 from meditron.core.redaction import redact
 
-__all__ = ["CardWriter", "MarkdownWriter", "RedactedWriter", "public"]
+__all__ = ["CardWriter", "MarkdownWriter", "RedactingWriter", "without_secrets_and_paths"]
 
 # Only active characters of Markdown (with GitHub's tables, strikes and formulas) are escaped, because people
-# read the source too. Brackets alone are text: no text of a card can define a link reference.
+# read the source too. Brackets alone are not escaped: they are plain text, because no text of a card can
+# define a link reference.
 _ACTIVE = re.compile(
     r"[\\`*|$]"
     r"|<(?=[A-Za-z/!?])"  # a tag
@@ -23,13 +27,13 @@ _ACTIVE = re.compile(
 _NUMBERED = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))")
 
 
-# An absolute path, or one in a home folder: the whole text, or a part of it.
+# Patterns of a path that is absolute or in a home folder: as the whole text, and inside a text.
 _WHOLE_PATH = re.compile(r"\s*(?:file:(?://)?)?(?:/|~\w*/)(?P<path>.+)", re.DOTALL)
 _INNER_PATH = re.compile(r"(?<![\w/.:~-])(?:file:(?://)?)?(?:/|~\w*/)(?:[\w.@+=-]+/)+(?P<name>[\w.@+:=-]+)")
 
 
-def public(text: str) -> str:
-    """Return a text without addresses' credentials and queries, and with names instead of absolute paths."""
+def without_secrets_and_paths(text: str) -> str:
+    """Return a text without the credentials and queries of URLs, and with file names for absolute paths."""
     if (whole := _WHOLE_PATH.fullmatch(text)) and not re.search(r"[\s,;]/", text.strip()):
         text = whole["path"].rstrip("/").rpartition("/")[2]
     return _INNER_PATH.sub(lambda path: path["name"], redact(text))
@@ -60,27 +64,29 @@ class MarkdownWriter:
     """A writer of Markdown; all text is escaped, whatever its origin."""
 
     def __init__(self, title: str) -> None:
-        self._blocks = [f"# {_plain(title)}"]
+        self._blocks = [f"# {_escape(title)}"]
 
     def section(self, heading: str) -> None:
         """Begin a section."""
-        self._blocks.append(f"## {_plain(heading)}")
+        self._blocks.append(f"## {_escape(heading)}")
 
     def text(self, text: str) -> None:
         """Add paragraphs; an empty line separates them."""
-        self._blocks += [_plain(paragraph) for paragraph in text.split("\n\n") if paragraph.strip()]
+        self._blocks += [_escape(paragraph) for paragraph in text.split("\n\n") if paragraph.strip()]
 
     def key_values(self, values: Mapping[str, object]) -> None:
         """Add names with their values, as a list."""
-        self._blocks.append("\n".join(f"- {_plain(name)}: {_plain(value)}" for name, value in values.items()))
+        self._blocks.append(
+            "\n".join(f"- {_escape(name)}: {_escape(value)}" for name, value in values.items())
+        )
 
     def table(
         self, headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None = None
     ) -> None:
         """Add a table with its caption above it."""
         if caption:
-            self._blocks.append(f"**{_plain(caption)}**")
-        lines = [_row(headers), _row(["---"] * len(headers), raw=True), *map(_row, rows)]
+            self._blocks.append(f"**{_escape(caption)}**")
+        lines = [_table_row(headers), _table_row(["---"] * len(headers), raw=True), *map(_table_row, rows)]
         self._blocks.append("\n".join(lines))
 
     def code(self, text: str, language: str = "") -> None:
@@ -94,17 +100,17 @@ class MarkdownWriter:
         return "\n\n".join(self._blocks) + "\n"
 
 
-def _row(cells: Sequence[object], *, raw: bool = False) -> str:
-    return f"| {' | '.join(str(cell) if raw else _plain(cell) for cell in cells)} |"
+def _table_row(cells: Sequence[object], *, raw: bool = False) -> str:
+    return f"| {' | '.join(str(cell) if raw else _escape(cell) for cell in cells)} |"
 
 
-def _plain(value: object) -> str:
+def _escape(value: object) -> str:
     """Return a text on one line, escaped."""
     line = " ".join(sanitize_terminal(str(value)).split())
     return _NUMBERED.sub(r"\1\\", _ACTIVE.sub(r"\\\g<0>", line))
 
 
-class RedactedWriter:
+class RedactingWriter:
     """A writer that removes credentials and absolute paths before it passes text on."""
 
     def __init__(self, writer: CardWriter) -> None:
@@ -112,23 +118,35 @@ class RedactedWriter:
 
     def section(self, heading: str) -> None:
         """Write as `CardWriter` does."""
-        self._writer.section(public(heading))
+        self._writer.section(without_secrets_and_paths(heading))
 
     def text(self, text: str) -> None:
         """Write as `CardWriter` does."""
-        self._writer.text("\n\n".join(map(public, text.split("\n\n"))))
+        self._writer.text("\n\n".join(map(without_secrets_and_paths, text.split("\n\n"))))
 
     def key_values(self, values: Mapping[str, object]) -> None:
         """Write as `CardWriter` does."""
-        self._writer.key_values({public(name): public(str(value)) for name, value in values.items()})
+        self._writer.key_values(
+            {
+                without_secrets_and_paths(name): without_secrets_and_paths(str(value))
+                for name, value in values.items()
+            }
+        )
 
     def table(
         self, headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None = None
     ) -> None:
         """Write as `CardWriter` does."""
-        cells = [[public(str(cell)) for cell in row] for row in rows]
-        self._writer.table([public(header) for header in headers], cells, caption and public(caption))
+        cells = [[without_secrets_and_paths(str(cell)) for cell in row] for row in rows]
+        self._writer.table(
+            [without_secrets_and_paths(header) for header in headers],
+            cells,
+            caption and without_secrets_and_paths(caption),
+        )
 
     def code(self, text: str, language: str = "") -> None:
-        """Write as `CardWriter` does; commands only have paths inside the run's folder."""
+        """Write as `CardWriter` does.
+
+        Paths are kept, because commands only have paths inside the run's folder.
+        """
         self._writer.code(redact(text), language)

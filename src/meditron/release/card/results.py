@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from meditron.core.redaction import without_digest
 from meditron.core.units import format_bytes
-from meditron.release.card.facts import CardFacts, origin
+from meditron.release.card.facts import CardFacts
 from meditron.release.card.markdown import CardWriter
 from meditron.report import evaluation_tables as tables
 from meditron.report import methods, number_format
-from meditron.report.verdicts import sentence
+from meditron.report.verdicts import describe_comparison
 
-__all__ = ["energy", "evaluation", "files", "provenance"]
+__all__ = ["add_energy", "add_evaluation", "add_files", "add_provenance"]
 
 _ASSUMED = {
     "watts_per_core": "W per processor core",
@@ -22,10 +23,10 @@ _ASSUMED = {
 _DIGITS = 16  # of a digest: unique enough, and short enough for a table
 
 
-def evaluation(card: CardWriter, facts: CardFacts) -> None:
+def add_evaluation(card: CardWriter, facts: CardFacts) -> None:
     """Add the scores of all evaluated models, with intervals, baselines and differences."""
     card.section("Evaluation")
-    result = facts.result
+    result = facts.evaluation
     if result is None:
         card.text("The model was not evaluated.")
         return
@@ -33,23 +34,23 @@ def evaluation(card: CardWriter, facts: CardFacts) -> None:
         name: {key: record.reference for key, record in stage.inputs.items()}
         for name, stage in facts.chain.stages.items()
     }
-    _put(card, tables.overview(result, facts.domains))
-    _put(card, tables.steps(result, tables.origins(result, references)))
-    _put(card, tables.differences(result.differences))
-    of_model = [comparison for comparison in result.differences if comparison.b == facts.model]
-    card.text("\n\n".join(sentence(comparison, result, facts.domains) for comparison in of_model))
-    _put(card, tables.measures(result, facts.domains))
-    _put(card, tables.rules(result))
+    _add_table(card, tables.overview_table(result, facts.domains))
+    _add_table(card, tables.step_table(result, tables.parent_models(result, references)))
+    _add_table(card, tables.difference_table(result.differences))
+    of_model = [comparison for comparison in result.differences if comparison.b == facts.model_stage]
+    card.text("\n\n".join(describe_comparison(comparison, result, facts.domains) for comparison in of_model))
+    _add_table(card, tables.held_out_table(result, facts.domains))
+    _add_table(card, tables.rule_table(result))
     if result.tasks:
-        card.text(methods.task_setup(result))
-    card.text(methods.truncation(result) or "No prompt and no document was truncated.")
+        card.text(methods.task_setup_sentences(result))
+    card.text(methods.truncation_sentence(result) or "No prompt and no document was truncated.")
     card.text(f"{methods.PERPLEXITY} {methods.ACCURACY} {methods.BASELINES}")
-    card.text(f"{methods.DIFFERENCE} {methods.VERDICT} {methods.evaluation_settings(result)}")
+    card.text(f"{methods.DIFFERENCE} {methods.VERDICT} {methods.evaluation_settings_sentence(result)}")
 
 
-def files(card: CardWriter, facts: CardFacts) -> None:
+def add_files(card: CardWriter, facts: CardFacts) -> None:
     """Add the quantized files, and their fidelity to the model."""
-    if not facts.files:
+    if not facts.quantized_files:
         return
     card.section("Quantized files")
     rows = [
@@ -58,22 +59,22 @@ def files(card: CardWriter, facts: CardFacts) -> None:
             file["type"],
             format_bytes(file["bytes"]),
             number_format.decimal(file["bpw"]),
-            _fallbacks(facts, file),
+            _fallback_text(facts, file),
         )
-        for file in facts.files
+        for file in facts.quantized_files
     ]
     headers = ("file", "type", "size", "bits per weight", "matrices of another type")
     card.table(headers, rows, "GGUF files")
-    if facts.result is not None:
-        _put(card, tables.fidelity(facts.result))
+    if facts.evaluation is not None:
+        _add_table(card, tables.fidelity_table(facts.evaluation))
 
 
-def _fallbacks(facts: CardFacts, file: Mapping[str, Any]) -> str:
-    counts = facts.fallbacks.get(file["path"], {})
+def _fallback_text(facts: CardFacts, file: Mapping[str, Any]) -> str:
+    counts = facts.fallback_counts.get(file["path"], {})
     return ", ".join(f"{number_format.count(number)} × {kind}" for kind, number in counts.items()) or "none"
 
 
-def energy(card: CardWriter, facts: CardFacts) -> None:
+def add_energy(card: CardWriter, facts: CardFacts) -> None:
     """Add the energy estimate by stage, with all assumptions."""
     card.section("Estimated energy")
     card.text(
@@ -81,7 +82,7 @@ def energy(card: CardWriter, facts: CardFacts) -> None:
         "intensity, as if every core and GPU of the machine were busy all the time. Interrupted attempts and "
         "the training of the base are not included."
     )
-    spent = facts.energy
+    spent = facts.energy_estimate
     rows = [
         (name, *(number_format.decimal(stage[key]) for key in ("seconds", "watts", "kwh", "kgco2e")))
         for name, stage in spent["stages"].items()
@@ -97,8 +98,8 @@ def energy(card: CardWriter, facts: CardFacts) -> None:
     card.table(("assumption", "value", "source"), assumptions, "Assumptions")
 
 
-def provenance(card: CardWriter, facts: CardFacts) -> None:
-    """Add the chain of digests, the code, the versions, and the external inputs."""
+def add_provenance(card: CardWriter, facts: CardFacts) -> None:
+    """Add the digests of all stages, their commits, the library versions, and the external inputs."""
     card.section("Provenance")
     card.text(
         "A digest covers a stage's config, its inputs and every content file; the stages' manifests have the "
@@ -116,7 +117,7 @@ def provenance(card: CardWriter, facts: CardFacts) -> None:
     ]
     card.table(("stage", "digest", "fingerprint", "built", "commit"), rows, "Stages")
     external = [
-        (key, origin(record.reference), record.digest[:_DIGITS])
+        (key, without_digest(record.reference), record.digest[:_DIGITS])
         for key, record in facts.chain.external_inputs().items()
     ]
     if external:
@@ -125,6 +126,6 @@ def provenance(card: CardWriter, facts: CardFacts) -> None:
     card.key_values({"Libraries": ", ".join(f"{name} {version}" for name, version in versions.items())})
 
 
-def _put(card: CardWriter, table: tables.ResultTable) -> None:
+def _add_table(card: CardWriter, table: tables.ResultTable) -> None:
     if table.rows:
         card.table(table.headers, table.rows, table.caption)

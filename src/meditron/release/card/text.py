@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from meditron.core.disclaimer import DISCLAIMER
+from meditron.core.redaction import without_digest
 from meditron.core.units import format_bytes, format_duration
-from meditron.release.card.facts import CardFacts, origin
+from meditron.release.card.facts import CardFacts
 from meditron.release.card.markdown import CardWriter
-from meditron.release.card.results import energy, evaluation, files, provenance
-from meditron.release.card.usage import citation, prompt, run_it
+from meditron.release.card.results import add_energy, add_evaluation, add_files, add_provenance
+from meditron.release.card.usage import add_citation, add_prompts, add_run_commands
 from meditron.report import methods, number_format
 from meditron.store.manifest import Manifest
 
@@ -40,37 +41,39 @@ _LIMITATIONS = (
 def add_card(card: CardWriter, facts: CardFacts) -> None:
     """Write all sections of the card."""
     card.text(DISCLAIMER)
-    _identity(card, facts)
-    _uses(card, facts)
-    _data(card, facts)
-    _training(card, facts)
-    evaluation(card, facts)
-    files(card, facts)
-    run_it(card, facts)
-    prompt(card, facts)
-    energy(card, facts)
-    citation(card, facts)
-    provenance(card, facts)
+    _add_model_details(card, facts)
+    _add_uses(card, facts)
+    _add_training_data(card, facts)
+    _add_training(card, facts)
+    add_evaluation(card, facts)
+    add_files(card, facts)
+    add_run_commands(card, facts)
+    add_prompts(card, facts)
+    add_energy(card, facts)
+    add_citation(card, facts)
+    add_provenance(card, facts)
 
 
-def _identity(card: CardWriter, facts: CardFacts) -> None:
+def _add_model_details(card: CardWriter, facts: CardFacts) -> None:
     config, base = facts.config, facts.base
-    steps = ", then ".join(_WORDS.get(stage.kind, stage.kind) for stage in facts.line)
+    steps = ", then ".join(_WORDS.get(stage.kind, stage.kind) for stage in facts.lineage)
     card.section("Model details")
     card.key_values(
         {
             "Model": f"a causal language model, by {steps}",
             "Base": config.base_model or "no name on the hub is stated",
-            "Origin of the base": origin(base.reference) if base else "none (randomly initialized weights)",
+            "Origin of the base": without_digest(base.reference)
+            if base
+            else "none (randomly initialized weights)",
             "Licence of the base": config.base_license or "not stated",
             "Licence of these weights": config.license_name or config.license or "not stated",
             "Languages": ", ".join(facts.languages) or "not restricted",
-            "Quantized files": ", ".join(file["type"] for file in facts.files) or "none",
+            "Quantized files": ", ".join(file["type"] for file in facts.quantized_files) or "none",
         }
     )
 
 
-def _uses(card: CardWriter, facts: CardFacts) -> None:
+def _add_uses(card: CardWriter, facts: CardFacts) -> None:
     for heading, general, configured in (
         ("Intended use", _INTENDED, facts.config.intended),
         ("Out-of-scope use", _OUT_OF_SCOPE, facts.config.out_of_scope),
@@ -80,10 +83,10 @@ def _uses(card: CardWriter, facts: CardFacts) -> None:
         card.text("\n\n".join([*general, *configured]))
 
 
-def _data(card: CardWriter, facts: CardFacts) -> None:
+def _add_training_data(card: CardWriter, facts: CardFacts) -> None:
     card.section("Training data")
     card.text(facts.training_data)
-    _rows(card, facts)
+    _add_finetuning_rows(card, facts)
     sources = [
         (name, counts)
         for corpus in facts.corpora
@@ -92,21 +95,21 @@ def _data(card: CardWriter, facts: CardFacts) -> None:
     if not sources:
         card.text("The model was not trained on a corpus of this run.")
         return
-    # A corpus counts documents; the tokens of a source are in the tokenize stage.
+    # A corpus manifest counts documents only; the tokens of a source are in the tokenize stage's manifest.
     tokens = {k: v for t in facts.dependencies("tokenize") for k, v in t.metrics.get("sources", {}).items()}
     rows = [
         (
             name,
             facts.domains.get(name, ""),
-            *(_number(counts.get(key)) for key in ("read", "kept", "train", "heldout")),
-            _number(tokens.get(name, {}).get("tokens")),
+            *(_format_count(counts.get(key)) for key in ("read", "kept", "train", "heldout")),
+            _format_count(tokens.get(name, {}).get("tokens")),
         )
         for name, counts in sources
     ]
     headers = ("source", "domain", "read", "kept", "train", "held out", "training tokens")
     card.table(headers, rows, "Documents and training tokens by source")
-    _terms(card, facts)
-    _dropped(card, dict(sources))
+    _add_licences(card, facts)
+    _add_dropped_documents(card, dict(sources))
     card.text(
         "Documents are held out by a hash of their content, before any other step, so no stage of this run "
         "was trained on held-out text. The training data of the base model is not recorded. The corpus lists "
@@ -114,16 +117,16 @@ def _data(card: CardWriter, facts: CardFacts) -> None:
     )
 
 
-def _rows(card: CardWriter, facts: CardFacts) -> None:
+def _add_finetuning_rows(card: CardWriter, facts: CardFacts) -> None:
     """Add the rows of finetuning."""
     rows = [
         (
             stage.name,
             stage.config.get("task") or stage.config.get("rows") or "",
             (stage.metrics.get("task") or {}).get("licence") or stage.config.get("licence") or "not stated",
-            *(_number(stage.metrics["rows"].get(split)) for split in ("train", "heldout", "too-long")),
+            *(_format_count(stage.metrics["rows"].get(split)) for split in ("train", "heldout", "too-long")),
         )
-        for stage in facts.line
+        for stage in facts.lineage
         if isinstance(stage.metrics.get("rows"), dict)
     ]
     if rows:
@@ -131,39 +134,39 @@ def _rows(card: CardWriter, facts: CardFacts) -> None:
         card.table(headers, rows, "Rows of finetuning")
 
 
-def _terms(card: CardWriter, facts: CardFacts) -> None:
+def _add_licences(card: CardWriter, facts: CardFacts) -> None:
     licences = {k: v for corpus in facts.corpora for k, v in corpus.licences.items()}
     rows = [
-        (name, origin(str(source.get("from", ""))), licences.get(name, "not stated"))
+        (name, without_digest(str(source.get("from", ""))), licences.get(name, "not stated"))
         for name, source in facts.sources.items()
     ]
     card.table(("source", "from", "licence or terms"), rows, "Origin and licence by source")
 
 
-def _dropped(card: CardWriter, sources: Mapping[str, Mapping[str, Any]]) -> None:
+def _add_dropped_documents(card: CardWriter, sources: Mapping[str, Mapping[str, Any]]) -> None:
     """Add the reasons for dropped documents: a row per reason and a column per source."""
     for key, caption in (("dropped", "Dropped, by reason"), ("skipped", "Skipped while reading, by reason")):
         reasons = dict.fromkeys(reason for counts in sources.values() for reason in counts.get(key, {}))
         rows = [
-            (reason, *(_number(counts.get(key, {}).get(reason)) for counts in sources.values()))
+            (reason, *(_format_count(counts.get(key, {}).get(reason)) for counts in sources.values()))
             for reason in reasons
         ]
         if rows:
             card.table(("reason", *sources), rows, caption)
 
 
-def _training(card: CardWriter, facts: CardFacts) -> None:
+def _add_training(card: CardWriter, facts: CardFacts) -> None:
     card.section("Training")
-    for stage in facts.line:
-        parent = facts.chain.parent(stage)
-        start = origin(parent.reference) if parent else "randomly initialized weights"
+    for stage in facts.lineage:
+        parent = facts.chain.parent_model(stage)
+        start = without_digest(parent.reference) if parent else "randomly initialized weights"
         card.text(f"{stage.name}: {_WORDS.get(stage.kind, stage.kind)}, from {start}.")
-        card.key_values(dict(_outcome(stage)))
-        rows = [(key, value) for key, value in _leaves(stage.payload.get("config", {})) if value]
+        card.key_values(dict(_training_outcome(stage)))
+        rows = [(key, value) for key, value in _flatten_config(stage.payload.get("config", {})) if value]
         card.table(("key", "value"), rows, f"{stage.name}: config")
 
 
-def _outcome(stage: Manifest) -> Iterator[tuple[str, str]]:
+def _training_outcome(stage: Manifest) -> Iterator[tuple[str, str]]:
     """Yield the results of a training, with their labels."""
     metrics, machine = stage.metrics, stage.machine
     for key, word in _COUNTS.items():
@@ -183,22 +186,22 @@ def _outcome(stage: Manifest) -> Iterator[tuple[str, str]]:
     yield "Machine", f"{machine.get('cpu', 'unknown')} ({machine.get('cpu_class', '?')}){cores}{memory}{gpus}"
 
 
-def _leaves(value: object, place: str = "") -> Iterator[tuple[str, str]]:
+def _flatten_config(value: object, place: str = "") -> Iterator[tuple[str, str]]:
     """Yield dotted keys of a config with their values as text."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{place}.{key}" if place else str(key))
+            yield from _flatten_config(inner, f"{place}.{key}" if place else str(key))
     else:
-        yield place, _as_text(value)
+        yield place, _format_value(value)
 
 
-def _as_text(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "", True: "yes", False: "no"}[value]
     if isinstance(value, list):
-        return ", ".join(map(_as_text, value))
+        return ", ".join(map(_format_value, value))
     return number_format.decimal(value) if isinstance(value, int | float) else str(value)
 
 
-def _number(value: object) -> str:
+def _format_count(value: object) -> str:
     return number_format.count(value) if isinstance(value, int | float) else ""

@@ -10,7 +10,7 @@ from meditron.store.manifest import Manifest
 from meditron.tasks.prompt_template import find_prompt_template
 from meditron.tasks.question import Question
 
-__all__ = ["citation", "prompt", "run_it"]
+__all__ = ["add_citation", "add_prompts", "add_run_commands"]
 
 _PROMPT = "Hypertension is treated with"
 _TEMPLATES = {
@@ -21,53 +21,53 @@ _TEMPLATES = {
 }
 
 
-def run_it(card: CardWriter, facts: CardFacts) -> None:
-    """Add commands and code for these files, relative to the run's folder."""
+def add_run_commands(card: CardWriter, facts: CardFacts) -> None:
+    """Add commands and code that run the model and its files, with paths relative to the run's folder."""
     card.section("How to run it")
-    card.text(f"From the run's folder, {facts.run}:")
-    quantized = [file for file in facts.files if file["type"] not in FLOAT_TYPES]
-    chat = [f"meditron chat {_quantize_stage(facts)}:{file['type']}" for file in quantized]
-    card.code("\n".join([*chat, f'meditron generate {facts.model} "{_PROMPT}"']), "sh")
+    card.text(f"From the run's folder, {facts.run_name}:")
+    quantized = [file for file in facts.quantized_files if file["type"] not in FLOAT_TYPES]
+    chat = [f"meditron chat {_quantize_stage_name(facts)}:{file['type']}" for file in quantized]
+    card.code("\n".join([*chat, f'meditron generate {facts.model_stage} "{_PROMPT}"']), "sh")
     card.text("With transformers:")
     card.code(
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{facts.model}")\n'
-        f'model = AutoModelForCausalLM.from_pretrained("{facts.model}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{facts.model_stage}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{facts.model_stage}")\n'
         f'inputs = tokenizer("{_PROMPT}", return_tensors="pt")\n'
         "print(*tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=64)))",
         "python",
     )
-    if facts.files:
-        file = (quantized or facts.files)[-1]
-        path = PurePosixPath(_quantize_stage(facts)) / file["path"]
+    if facts.quantized_files:
+        file = (quantized or facts.quantized_files)[-1]
+        path = PurePosixPath(_quantize_stage_name(facts)) / file["path"]
         card.text("With llama.cpp:")
         card.code(f'llama-cli -m {path} -p "{_PROMPT}"', "sh")
 
 
-def prompt(card: CardWriter, facts: CardFacts) -> None:
+def add_prompts(card: CardWriter, facts: CardFacts) -> None:
     """Add the prompt templates of finetuning and evaluation."""
     card.section("Prompts")
-    finetuned = [stage for stage in facts.line if "template" in stage.config]
+    finetuned = [stage for stage in facts.lineage if "template" in stage.config]
     for stage in finetuned:
-        card.text(f"{stage.name} was trained {_template(stage)}{_answer_end(stage)}.")
+        card.text(f"{stage.name} was trained {_template_phrase(stage)}{_answer_end_phrase(stage)}.")
     if not finetuned:
         card.text("The model was not finetuned: prompt it with the beginning of a text to continue.")
     tasks = [stage.metrics["task"] for stage in finetuned if stage.metrics.get("task")]
     templates = {task["name"]: f"{task['template']['name']}/{task['template']['version']}" for task in tasks}
-    for scores in facts.result.tasks.values() if facts.result else ():
+    for scores in facts.evaluation.tasks.values() if facts.evaluation else ():
         templates |= {name: score.template for name, score in scores.items()}
     for task, name in templates.items():
         card.text(f"Prompt of a {task} question (template {name}); the answer follows after a space:")
         card.code(_example_prompt(name))
 
 
-def _template(stage: Manifest) -> str:
+def _template_phrase(stage: Manifest) -> str:
     name = stage.config["template"]
     return _TEMPLATES.get(name, f"with the template {name}")
 
 
-def _answer_end(stage: Manifest) -> str:
-    """Return how a training answer ended, if no chat template defines it."""
+def _answer_end_phrase(stage: Manifest) -> str:
+    """Describe how answers ended in training, if no chat template defines it."""
     if stage.config["template"] != "none":
         return ""
     if stage.metrics.get("task"):
@@ -78,12 +78,12 @@ def _answer_end(stage: Manifest) -> str:
 def _example_prompt(name: str) -> str:
     """Return the prompt of a template (`sections/1`), with placeholders for the question's texts."""
     template = find_prompt_template(name.partition("/")[0])
-    options = template.options or ("{option}", "{another option}")
+    options = template.fixed_options or ("{option}", "{another option}")
     question = Question(id=name, text="{question}", options=options, gold=0, context="{context}")
     return template.render(question).prompt
 
 
-def citation(card: CardWriter, facts: CardFacts) -> None:
+def add_citation(card: CardWriter, facts: CardFacts) -> None:
     """Add an entry for BibTeX."""
     card.section("Citation")
     last = max(facts.chain.stages.values(), key=lambda stage: stage.ended)
@@ -94,15 +94,15 @@ def citation(card: CardWriter, facts: CardFacts) -> None:
         "year": str(last.ended.year),
         "note": f"Made with meditron {version}".rstrip(),
     }
-    lines = [f"  {key} = {{{_bibtex(value)}}}," for key, value in fields.items() if value]
+    lines = [f"  {key} = {{{_bibtex_value(value)}}}," for key, value in fields.items() if value]
     key = re.sub(r"[^A-Za-z0-9_-]+", "-", facts.name)
     card.code("\n".join([f"@misc{{{key},", *lines, "}"]), "bibtex")
 
 
-def _quantize_stage(facts: CardFacts) -> str:
-    return facts.quantize.name if facts.quantize else ""
+def _quantize_stage_name(facts: CardFacts) -> str:
+    return facts.quantize_manifest.name if facts.quantize_manifest else ""
 
 
-def _bibtex(value: str) -> str:
-    """Remove characters that would end a field."""
+def _bibtex_value(value: str) -> str:
+    """Remove characters that would end a BibTeX field."""
     return re.sub(r"[{}\\]", "", value)
