@@ -47,8 +47,8 @@ def test_every_line_gets_an_answer_or_an_error(meditron: Command, model: Path, p
     for name, expected in {
         3: "line 3): not JSON",
         4: "expected an object, got a list",
-        7: "template",
-        "long": "context is",
+        7: "prompts.jsonl (line 6): a conversation needs the chat template",
+        "long": "prompts.jsonl (line 7): the prompt",
     }.items():
         assert expected in answers[name]["error"]
     alone = json.loads(meditron("generate", model, "Metformin is", "--max-tokens", "4", "--json").out)

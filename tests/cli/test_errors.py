@@ -1,6 +1,7 @@
 """Error reporting of the command."""
 
 import errno
+import json
 import re
 import shlex
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from meditron.cli.errors import explain_error, run_guarded
+from meditron.cli.errors import PEER_FLAGS, explain_error, run_guarded
+from meditron.cli.options import print_json
 from meditron.core.errors import InputError, MissingExtra, RecipeError
 from toy_stages import ToyRun
 
@@ -24,6 +26,64 @@ def test_an_error_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> 
         run_guarded(lambda: raising(InputError("x.gz", "cut off", place="byte 3", hint="get it again"))) == 1
     )
     assert capsys.readouterr().err == "meditron: error: x.gz (byte 3): cut off\nhint: get it again\n"
+
+
+def test_with_json_an_error_is_one_object_too(capsys: pytest.CaptureFixture[str]) -> None:
+    error = RecipeError.combine([RecipeError("x:1: one", hint="a"), RecipeError("x:2: two")])
+    assert run_guarded(lambda: raising(error), as_json=True) == 2
+    output = capsys.readouterr()
+    assert json.loads(output.out)["error"] == {
+        "message": "x:1: one",
+        "hint": "a",
+        "stage": None,
+        "exit_code": 2,
+        "further_errors": [{"message": "x:2: two", "hint": None}],
+    }
+    assert output.err == "meditron: error: x:1: one\nhint: a\nmeditron: error: x:2: two\n"
+    assert run_guarded(lambda: raising(KeyboardInterrupt()), as_json=True) == 130
+    assert json.loads(capsys.readouterr().out)["error"]["message"] == "interrupted"
+
+    def fail_after_output() -> int:
+        print_json({"state": "stale"})
+        raise InputError("x", "damaged")
+
+    assert run_guarded(fail_after_output, as_json=True) == 1
+    assert json.loads(capsys.readouterr().out) == {"state": "stale"}
+
+
+@pytest.mark.parametrize(("text", "stage"), [("poison\n", "words"), ("bug\n", "words"), (None, "words")])
+def test_with_json_a_failed_run_prints_the_stage(
+    meditron: Command, toy: ToyRun, text: str | None, stage: str
+) -> None:
+    if text is None:
+        toy.text.unlink()
+    else:
+        toy.text.write_text(text)
+    result = meditron("run", toy.path, "--out", toy.out, "--json")
+    error = json.loads(result.out)["error"]
+    assert error["exit_code"] == result.code
+    assert error["stage"] == stage
+    assert f"error: {error['message']}\n" in result.err
+    assert f"hint: {error['hint']}\n" in result.err or error["hint"] is None
+
+
+def test_with_json_a_full_stdout_is_one_line(tmp_path: Path) -> None:
+    script = 'exec "$0" -m meditron status nothing.toml --json > /dev/full'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, sys.executable], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "nothing.toml" in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", PEER_FLAGS)
+def test_flags_of_lm_eval_are_translated(meditron: Command, flag: str) -> None:
+    result = meditron("evaluate", "x.gguf", flag, "5")
+    assert result.code == 2
+    assert f"hint: lm-eval's {flag} is {PEER_FLAGS[flag]} here; meditron evaluate --help" in result.err
+    if PEER_FLAGS[flag].startswith("--"):
+        assert f"{PEER_FLAGS[flag]} " in meditron("evaluate", "--help").out
 
 
 def test_a_message_of_several_lines_becomes_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def test_the_table_shows_settings_and_intervals(meditron: Command, model: Path, 
     arguments = ("evaluate", model, "--task", questions, "--method", "next-token", "--questions", "10")
     completed = meditron(*arguments)
     assert completed.code == 0, completed.err
-    for word in ("next-token", "95 % interval", "parse rate", "answer mass", "majority", "torch"):
+    for word in ("next-token", "95 % interval", "parse rate", "option probability mass", "majority", "torch"):
         assert word in completed.out
     assert "rows: evaluations" in completed.err
     again = meditron(*arguments)

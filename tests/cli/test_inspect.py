@@ -51,8 +51,24 @@ def test_a_stage_shows_its_manifest(meditron: Command, toy: ToyRun) -> None:
     assert view["facts"]["metrics"]["words"] == 7
     assert [row["file"] for row in view["rows"]] == ["total.json"]
     result = meditron("inspect", toy.run_folder / "total/manifest.json").out
-    assert "total.json" in result
-    assert manifest["fingerprint"] in result
+    assert {"  kind: total", "  state: finished", "    words: 7", "    on: words"} <= set(result.splitlines())
+    assert "  files: 1, " in result
+    assert manifest["fingerprint"] not in result, "a summary; --json has the whole record"
+
+
+def test_a_stage_prints_rows_of_all_its_files_together(
+    meditron: Command, tmp_path: Path, toy: ToyRun
+) -> None:
+    meditron("run", toy.path, "--out", toy.out, "--until", "words")
+    for name, count in (("drops", 1), ("train", 3), ("heldout", 2)):
+        lines = [json.dumps({"id": f"{name}:{n}", "text": "word " * 9 * count}) for n in range(count)]
+        (toy.run_folder / f"words/{name}.jsonl").write_text("\n".join(lines))
+    result = meditron("inspect", toy.run_folder / "words", "--rows", "4").out
+    printed = [word for word in result.split() if word.partition(":")[0] in ("drops", "train", "heldout")]
+    assert printed == ["train:0", "train:1", "train:2", "heldout:0"], "the largest file first"
+    assert not meditron("inspect", toy.run_folder / "words", "--rows", "0").out.count("documents")
+    view = json.loads(meditron("inspect", toy.run_folder / "words", "--rows", "4", "--json").out)
+    assert sum(len(inside["rows"]) for inside in view["inside"]) == 6
 
 
 def test_documents_are_shown_and_searched(meditron: Command, documents: Path) -> None:

@@ -32,6 +32,15 @@ def test_parse_prints_the_path_of_nested_sections(meditron: Command, tmp_path: P
     ]
 
 
+def test_parse_of_a_folder_names_its_files_in_the_hint(meditron: Command, tmp_path: Path) -> None:
+    result = meditron("parse", tmp_path)
+    assert result.code == 2
+    assert (
+        f"error: {tmp_path}: expected a file, got a folder\nhint: name its files: {tmp_path}/*\n"
+        in result.err
+    )
+
+
 def test_parse_names_the_tool_that_converts_a_file(meditron: Command, tmp_path: Path) -> None:
     for content, tool in ((b"%PDF-1.7\n", "pdftotext"), (b"<!DOCTYPE html><html>", "pandoc")):
         path = tmp_path / "paper"

@@ -48,6 +48,18 @@ def test_a_dry_run_prints_actions_as_a_table_and_as_json(meditron: Command, toy:
     assert not toy.out.exists()
 
 
+def test_problems_of_a_dry_run_are_errors_with_their_hints(meditron: Command, tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers/a.jsonl").write_text('{"text": "Aspirin thins the blood."}\n')
+    (tmp_path / "papers/about.txt").write_text("These are papers.\n")
+    (tmp_path / "x.toml").write_text(f"[corpus.sources.a]\nfrom = '{tmp_path}/papers'\n")
+    result = meditron("run", tmp_path / "x.toml", "--dry-run", "--out", tmp_path / "runs")
+    assert result.code == 1
+    problem = "plain text in a folder of jsonl files (such as a.jsonl)\n"
+    assert f"error: corpus.a: {tmp_path}/papers/about.txt: {problem}hint: leave it out with" in result.err
+    assert "warning:" not in result.err
+
+
 def test_drift_is_shown_field_by_field_and_ends_with_1(meditron: Command, toy: ToyRun) -> None:
     meditron("run", toy.path, "--out", toy.out)
     typed = ("run", toy.path, "--out", toy.out, "--set", "words.upper=true")

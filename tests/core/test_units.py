@@ -40,6 +40,7 @@ def test_sizes(count: float, text: str) -> None:
         (512.4, "", "512"),
         (5e6, "B", "5.00 MB"),
         (3, "", "3"),
+        (1, "documents", "1 document"),
     ],
 )
 def test_amounts(count: float, unit: str, text: str) -> None:

@@ -89,8 +89,8 @@ def test_other_tokenizers_are_compared_by_bytes_of_whole_documents(tmp_path: Pat
     expected = rows("other", B, ids_sha256="another")
     cut = [expected[0].model_copy(update={"truncated": True}), *expected[1:]]
     (result,) = compare_results(write(tmp_path / "a", rows("base", A)), write(tmp_path / "b", cut))
-    assert (result.what, result.n) == ("nll per byte, pubmed [1 truncated documents left out]", N - 1)
-    assert result.unlike == ("1 truncated documents left out",)
+    assert (result.what, result.n) == ("nll per byte, pubmed [1 truncated document left out]", N - 1)
+    assert result.unlike == ("1 truncated document left out",)
     assert result.difference == pytest.approx(np.mean((B - A)[1:]) / 4)
 
 

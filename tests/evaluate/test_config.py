@@ -44,7 +44,7 @@ def test_batch_size_is_not_semantic() -> None:
         ({"models": ("base",), "tasks": ("pubmed-section",)}, "no task 'pubmed-section'"),
         ({"models": ("base",), "methods": ("options",)}, "no method 'options'; methods: loglikelihood"),
         ({"models": ("base",), "methods": ("next-token", "next-token")}, "listed twice"),
-        ({"models": ("base",), "shots_from": "examples.jsonl"}, "shots_from needs shots"),
+        ({"models": ("base",), "shots_from": "examples.jsonl"}, "shots must be at least 1"),
         ({"models": ("base",), "seed": -1}, "greater than or equal to 0"),
     ],
 )

@@ -132,7 +132,7 @@ def test_exactly_as_many_examples_as_shots_are_enough_if_none_repeats_a_question
     for prompt in eval_set(questions, 5, five).prompts(model(tiny)):
         assert sorted(prompt.shot_ids) == [f"dev-{n}" for n in range(5)]
     # A larger file is drawn from as before: its scores must not change.
-    assert len(eval_set(questions, 4, five).examples.drawn) == 5
+    assert len(eval_set(questions, 4, five).examples.drawn_questions) == 5
 
 
 def test_a_file_of_examples_without_shots_is_refused(other: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from meditron.core.errors import InputError, UsageError
 from meditron.evaluate.compare import compare_results
@@ -80,7 +81,7 @@ def every_figure_is_on_the_page(result: EvaluationResult, page: str) -> None:
             assert all(f">{count}<" in page for count in line)
     for item in result.fidelity:
         assert f"{100 * item.top_agreement:.1f} %" in page
-    assert "answer mass" in page
+    assert "option probability mass" in page
     assert "naive Bayes" not in page.replace("Naive Bayes", "")
     assert page.count("<svg") == 2 + 1 + 1 + 2  # perplexities, the task, fidelity, differences of both kinds
 
@@ -110,8 +111,11 @@ def test_two_tasks_of_one_name_are_refused(
     (tmp_path / "other").mkdir()
     twin = tmp_path / "other" / task_file.name
     twin.write_bytes(task_file.read_bytes())
-    config = EvaluateConfig(models=("base",), tasks=(str(task_file), str(twin)))
-    paths = {"base": tiny, "corpus": corpus, str(task_file): task_file, str(twin): twin}
+    with pytest.raises(ValidationError, match="would both be named 'drugs'; rename one file"):
+        EvaluateConfig(models=("base",), tasks=(str(task_file), str(twin)))
+    other = "https://h/download?id=3"  # an address need not contain the file's name
+    config = EvaluateConfig(models=("base",), tasks=(str(task_file), other))
+    paths = {"base": tiny, "corpus": corpus, str(task_file): task_file, other: twin}
     inputs = {name: Artifact(name, path, "d") for name, path in paths.items()}
     with pytest.raises(UsageError, match=r"both write drugs\.jsonl"):
         run(config, inputs, tmp_path / "out")

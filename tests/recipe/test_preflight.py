@@ -164,6 +164,47 @@ def test_a_model_can_be_selected_from_a_folder(folder: Path) -> None:
         local_input("gone:F16")
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("a.jsonl", ['{"text": "Aspirin thins the blood."}', '{"txet": "Aspirin"}']),
+        ("a.csv", ["id,text", "1,Aspirin thins the blood.", "2,Aspirin,3"]),
+    ],
+)
+def test_the_first_rows_of_a_file_are_checked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, lines: list[str]
+) -> None:
+    (folder / "rows.toml").write_text(f"[corpus.sources.a]\nfrom = './{name}'\n")
+    (folder / name).write_text("\n".join(lines) + "\n")
+    [problem] = run_recipe(load_recipe("rows.toml"), dry_run=True).problems
+    assert f"{name} (line {len(lines)})" in problem.error.message
+    monkeypatch.setattr("meditron.recipe.preflight._MAX_DOCUMENTS", 1)
+    assert not run_recipe(load_recipe("rows.toml"), dry_run=True).problems
+
+
+def test_a_corpus_with_too_few_held_out_documents_stops_the_run_before_training(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"text": f"Document {n} is about drug {n * n}. " * 5}) + "\n" for n in range(5)]
+    (folder / "a.jsonl").write_text("".join(lines))
+    (folder / "small.toml").write_text(
+        'base = "init:tiny"\n[corpus]\nheldout = 0.01\n[corpus.sources.a]\nfrom = "./a.jsonl"\n[tokenize]\n'
+        '[evaluate]\nmodels = ["base"]\n'
+    )
+    recipe = load_recipe("small.toml")
+    for _ in range(2):  # the second run keeps the corpus
+        with pytest.raises(MeditronError, match=r"too few held-out documents to evaluate \(a 0\)") as raised:
+            run_recipe(recipe)
+        assert raised.value.stage == "evaluate"
+        assert "raise corpus.heldout" in str(raised.value.hint)
+    assert "warning: no document is held out (corpus.heldout: 0.01 of 5 documents)" in capsys.readouterr().err
+    assert (folder / "runs/small/corpus/manifest.json").is_file()
+    assert not (folder / "runs/small/tokenize").exists()
+    [problem] = run_recipe(recipe, dry_run=True).problems
+    assert (problem.stage, problem.input) == ("evaluate", "corpus")
+    assert run_recipe(recipe, until="tokenize").built_stages == ["tokenize"]
+
+
 def test_the_first_of_very_many_files_are_read_and_shared_inputs_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,8 @@ def test_status_lists_changed_fields_also_of_dependents(toy: ToyRun) -> None:
     stages = current.to_json()["stages"]
     assert stages["words"]["drift"] == [{"field": "upper", "was": False, "now": True}]
     assert stages["total"]["drift"][0]["field"] == "inputs.words"
+    assert stages["total"]["drift"][0]["now"] == "words is out of date"
+    assert {stage.state_text for stage in current.stages.values()} == {"out of date"}
     assert not current.none_stale_or_failed
     assert status(toy.load(), out=toy.out).none_stale_or_failed
 

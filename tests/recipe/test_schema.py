@@ -77,7 +77,8 @@ def test_arrays_of_tables_have_names_and_a_single_one_may_have_none(toy: ToyRun)
         ('[[rank]]\nname = "../a"\n', ["counts.toml:1", "needs a name"]),
         ('[words]\ntxet = "x"\n', ["counts.toml:2", "'txet'", "did you mean 'text'"]),
         ("seed = 1\n", ["counts.toml", "no stage"]),
-        ("[words\n", ["counts.toml", "line 1"]),
+        ("[words\n", ["counts.toml:1: ", "at column 7"]),
+        ("seed = \n", ["counts.toml:1: ", "at column 8"]),
     ],
 )
 def test_an_error_is_one_line_with_file_and_line(toy: ToyRun, recipe: str, words: list[str]) -> None:

@@ -107,22 +107,32 @@ def test_inputs_named_by_their_sources_have_the_recorded_names(tmp_path: Path) -
     for folder in ("a", "b", "c"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "q.jsonl").write_text(folder)
-    tasks = [f"{tmp_path}/a/q.jsonl", f"{tmp_path}/b/q.jsonl", "https://h/q.jsonl?token=1"]
-    tasks.append(f"{tmp_path}/c/q.jsonl")
-    models = ["init:tiny", f"https://me:{SECRET}@h/m.gguf?sig={SECRET}", "https://h/m.gguf?file=2"]
-    pair = f"{{model = '{models[1]}', against = '{models[0]}'}}"
+    tasks = [f"{tmp_path}/a/q.jsonl", "https://h/q.jsonl?token=1"]
+    models = [
+        "init:tiny",
+        f"{tmp_path}/c/q.jsonl",
+        f"https://me:{SECRET}@h/m.gguf?sig={SECRET}",
+        "https://h/m.gguf?file=2",
+    ]
+    pair = f"{{model = '{models[2]}', against = '{models[0]}'}}"
     (tmp_path / "x.toml").write_text(
         f"[corpus.sources.own]\nfrom = '{tmp_path}/a/q.jsonl'\n"
-        f"[evaluate]\nmodels = {models}\ntasks = {tasks}\nfidelity = [{pair}]\n"
+        f"[evaluate]\nmodels = {models}\ntasks = {tasks}\n"
+        f"shots = 1\nshots_from = '{tmp_path}/b/q.jsonl'\nfidelity = [{pair}]\n"
     )
     stage = recipe_status(load_recipe(tmp_path / "x.toml"), tmp_path)["evaluate"]
     config = stage.spec.config
     assert isinstance(config, EvaluateConfig)
-    assert config.tasks == ("file:q.jsonl", "file:q.jsonl (2)", "https://h/q.jsonl", "file:q.jsonl (3)")
-    assert config.models == ("init:tiny", "https://h/m.gguf", "https://h/m.gguf (2)")
+    assert config.tasks == ("file:q.jsonl (2)", "https://h/q.jsonl")
+    assert config.shots_from == "file:q.jsonl (3)"
+    assert config.models == ("init:tiny", "file:q.jsonl", "https://h/m.gguf", "https://h/m.gguf (2)")
     assert config.fidelity[0].model == "https://h/m.gguf"
-    assert set(stage.inputs) == {*config.tasks, *config.models, "corpus"} == set(config.inputs())
-    assert stage.inputs["https://h/m.gguf"].source == models[1]
+    assert (
+        set(stage.inputs)
+        == {*config.tasks, config.shots_from, *config.models, "corpus"}
+        == set(config.inputs())
+    )
+    assert stage.inputs["https://h/m.gguf"].source == models[2]
 
 
 def explode(config: Any, inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:

@@ -327,7 +327,7 @@ def test_the_split_is_the_datas_own(tmp_path: Path) -> None:
     assert (plain.dataset_name, plain.dataset_split) == ("exam.jsonl", None)
     assert "3 prompts truncated" in plain.metric_name
     assert "split: test" not in written(life)
-    assert f"prompts of {TASK} lost their beginning" in written(life)
+    assert f"Prompts truncated at their start: {TASK} 3 of" in written(life)
 
 
 def test_what_is_unknown_of_the_training_data_is_said(tmp_path: Path) -> None:

@@ -134,6 +134,9 @@ def test_the_cost_of_quantization_has_a_size_and_an_amount() -> None:
     assert quantized.verdict == "A measurable loss: up to 10.5 % in perplexity."
     assert quantized.sentence.startswith("quantize:Q4_K_M (105 MB) against finetune: log-loss on pubmed")
     assert "accuracy on task is undecided, +1.0 [−10.0, +10.0] points" in quantized.sentence
+    assert quantized.headline.startswith("quantize:Q4_K_M (105 MB) on pubmed (medical): +0.1000 [")
+    two = [comparison("finetune", "quantize:Q4_K_M", source, UNDECIDED) for source in ("pubmed", "wiki")]
+    assert answers(*two)["quantized"].headline == "None of 2 comparisons shows a loss."
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ def test_it_is_one_svg_element_and_speaks_of_no_time_or_maker(svg: str) -> None:
     assert "width" not in parse(svg).attrib  # the page decides
 
 
+def test_bars_of_a_chart_have_the_same_number_of_decimals() -> None:
+    shown = texts(bar_chart([("pubmed", 91.1634), ("wiki", 8.8366)], "%"))
+    assert {"91.16", "8.84"} <= set(shown)
+
+
 def test_every_colour_is_the_pages(svg: str) -> None:
     outside = re.sub(r"var\(--[\w-]+, #[0-9a-f]+\)", "", svg)
     assert not re.search(r"(?:fill|stroke): ?#[0-9a-f]{3,6}", outside)

@@ -1,10 +1,12 @@
 """What an evaluation found, as tables and sentences, against its records."""
 
 import re
+from dataclasses import asdict
 
 import pytest
 
 from fake_run import MODELS, SOURCES, TASK, FakeRun
+from meditron.core.statistics import PairedDifference, paired_proportions
 from meditron.report import evaluation_tables as tables
 from meditron.report import methods, verdicts
 from meditron.store.results import Comparison, EvaluationResult
@@ -54,7 +56,7 @@ def test_the_overview_has_a_row_for_each_model_rule_and_baseline(result: Evaluat
 def test_a_step_is_told_by_every_measure_whether_it_was_compared_or_not(result: EvaluationResult) -> None:
     parents = tables.parent_models(result, INPUTS)
     assert parents == {"pretrain": "base", "finetune": "pretrain", "quantize:Q4_K_M": "finetune"}
-    rows = tables.step_table(result, parents).rows
+    rows = tables.stage_change_table(result, parents).rows
     assert len(rows) == 3 * (len(SOURCES) + 1)
     told = {(row[0], row[1]): row for row in rows}
     assert told["pretrain → finetune", "pubmed: perplexity"][4] == "not compared"
@@ -126,11 +128,26 @@ def test_fewer_than_six_documents_have_no_interval_and_no_verdict(result: Evalua
     few = {"n": n, "interval": None, "detectable": None, "p": 2 / 2**n}
     found = comparison(-0.2, 0, 0, source="wiki").model_copy(update=few)
     (row,) = tables.difference_table([found]).rows
-    assert row[3] == "−0.2000 (no interval)"
+    assert row[2] == "−0.2000 (no interval)"
     assert row[-3:] == ("", "", "too few to compare")
     told = verdicts.describe_comparison(found, result, {})
     assert "95 %" not in told
     assert told.endswith("too few for a verdict.")
+
+
+def test_rows_of_one_pair_are_short_and_equal_answers_are_identical() -> None:
+    same, mixed = (paired_proportions(discordant, discordant, 40) for discordant in (0, 3))
+    rows = [accuracy_row("runs/a", "runs/b", measured) for measured in (same, mixed)]
+    table = tables.difference_table(rows)
+    assert "b − a" not in table.headers
+    assert "(a: runs/a, b: runs/b)" in table.caption
+    assert [row[-1] for row in table.rows] == ["identical", "undecided"]
+    several = tables.difference_table([*rows, accuracy_row("runs/a", "runs/c", same)])
+    assert several.rows[-1][1] == "runs/c − runs/a"
+
+
+def accuracy_row(a: str, b: str, measured: PairedDifference) -> Comparison:
+    return Comparison(a=a, b=b, what="accuracy, x", task="x", **asdict(measured))
 
 
 def test_verdicts_are_adjusted_for_all_comparisons_of_a_report(result: EvaluationResult) -> None:
@@ -160,7 +177,7 @@ def test_an_answer_by_next_token_has_a_row_of_its_own(result: EvaluationResult) 
 def test_nothing_found_is_an_empty_table(result: EvaluationResult) -> None:
     none = EvaluationResult(rows="r", dtype="float32", seed=1, resamples=100)
     assert not tables.overview_table(none, {}).rows
-    assert not tables.step_table(none, {}).rows
+    assert not tables.stage_change_table(none, {}).rows
     assert not tables.fidelity_table(none).rows
 
 
@@ -183,8 +200,7 @@ def test_truncated_prompts_and_documents_are_said(result: EvaluationResult) -> N
         }
     )
     assert methods.truncation_sentence(told) == (
-        f"Truncated: 3 of 40 prompts of {TASK} lost their beginning (base); "
-        "2 of 9 documents of wiki were scored at their beginning only (base, pretrain)."
+        f"Prompts truncated at their start: {TASK} 3 of 40. Documents truncated at their end: wiki 2 of 9."
     )
     assert {row[3] for row in tables.held_out_table(told, {}).rows} == {"9 (2 truncated)"}
     assert "40 (3 truncated)" in {row[3] for row in tables.rule_table(told).rows}

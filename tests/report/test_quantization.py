@@ -57,8 +57,10 @@ def test_the_table_marks_the_recommended_file_and_labels_each_cost() -> None:
     costs = {"Q8_0": QuantizationCost(-0.001, is_measured=True, reference="6 documents of wiki")}
     rows = {row[0]: row for row in files_table(FILES, costs, "Files").rows}
     assert rows["Q4_K_M.gguf"][1] == "Q4_K_M (recommended)"
-    assert rows["Q8_0.gguf"][-1] == "−0.1 % measured on 6 documents of wiki"
-    assert rows["F16.gguf"][-1] == "none"
+    assert rows["Q8_0.gguf"][-2:] == ("−0.1 % on 6 documents of wiki", "< 0.1 %")
+    assert rows["Q4_K_M.gguf"][-2:] == ("not measured", "+2.8 %")
+    assert rows["F16.gguf"][-2:] == ("not measured", "–")
+    assert files_table(FILES, {}, "Files").headers[-1] == "published rise, Llama-3-8B"
 
 
 @pytest.fixture

@@ -73,6 +73,9 @@ def test_the_metrics_count_what_was_done(tuned):
     assert lines[-1]["tokens"] == metrics["tokens"]
     assert 0.7 < metrics["fill"] <= 1
     assert 0 < metrics["matmul_utilization"] < 1
+    page = (out / "report.html").read_text()
+    assert "share of the measured matmul speed" in page
+    assert "GFLOP/s" in page
 
 
 def test_the_rows_are_kept_with_their_tokens_and_roles(tuned, answers):

@@ -77,7 +77,10 @@ def _run_command_line(
     configure(quiet=quiet)
     debug = debug or os.environ.get("MEDITRON_DEBUG", "") not in ("", "0")
     words = [STDIN if word == "-" else word for word in tokens]
-    return run_guarded(lambda: app(words, exit_on_error=False, print_error=False), debug=debug)
+    as_json = "--json" in tokens
+    return run_guarded(
+        lambda: app(words, exit_on_error=False, print_error=False), debug=debug, as_json=as_json
+    )
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import IO, Any
 from meditron.cli.options import STDIN, print_json_line
 from meditron.core.console import info, progress
 from meditron.core.errors import InputError, MeditronError
+from meditron.core.units import format_count
 from meditron.engine.base import Generation, Prompt
 from meditron.store.files import refuse_overwrite, translate_read_errors, translate_write_errors
 from meditron.store.resumable_jsonl import ResumableJsonl
@@ -59,7 +60,7 @@ def answer_all_prompts(source: str, out: Path | None, answer: Callable[[Prompt],
             failed += "error" in row
             bar.advance()
     if failed:
-        info(f"{failed:,} prompts failed; their lines contain the errors")
+        info(f"{format_count(failed, 'prompts')} failed; see `error` in the written lines")
     return failed
 
 
@@ -117,9 +118,13 @@ def _answer_line(
         seen_ids.add(key)
         if key in answered_ids:
             return None
-        generation = answer(_parse_prompt(source, number, row))
+        prompt = _parse_prompt(source, number, row)
     except MeditronError as error:
         return {"id": row_id, "error": error.message}
+    try:
+        generation = answer(prompt)
+    except MeditronError as error:
+        return {"id": row_id, "error": _line_error(source, number, error.message).message}
     return {
         "id": row_id,
         "text": generation.text,

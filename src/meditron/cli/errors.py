@@ -1,5 +1,7 @@
 """Error reporting: one line and a hint on stderr, and a traceback only with `--debug`.
 
+With `--json` a failed command also prints one JSON object with the error on stdout.
+
 Exit codes: 0 done, 1 failed, 2 invalid usage, 130 interrupted, 141 stdout closed by its reader.
 """
 
@@ -9,9 +11,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnknownOptionError
 
+from meditron.cli.options import json_was_printed, note_printed_json, print_json
 from meditron.core.console import sanitize_terminal
 from meditron.core.errors import (
     MeditronError,
@@ -48,6 +52,23 @@ EXTRAS = {
 }
 """Import name of a library → the extra that installs it."""
 
+PEER_FLAGS = {
+    "--limit": "--questions",
+    "--num_fewshot": "--shots",
+    "--num-fewshot": "--shots",
+    "--tasks": "--task",
+    "--batch_size": "--batch-tokens",
+    "--batch-size": "--batch-tokens",
+    "--output_path": "--out",
+    "--output-path": "--out",
+    "--bootstrap_iters": "--resamples",
+    "--bootstrap-iters": "--resamples",
+    "--model": "the first argument",
+    "--model_args": "the first argument",
+    "--model-args": "the first argument",
+}
+"""Flag of lm-eval → flag of `meditron evaluate` with the same meaning."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -69,16 +90,21 @@ def open_closed_streams() -> None:
         sys.exit(1)
 
 
-def run_guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
-    """Call `work` and return its exit code; an error is reported on stderr, with a traceback if `debug`."""
+def run_guarded(work: Callable[[], int | None], *, debug: bool = False, as_json: bool = False) -> int:
+    """Call `work` and return its exit code; an error is reported on stderr, with a traceback if `debug`.
+
+    With `as_json` the error is also printed on stdout as one JSON object, unless JSON was printed before it.
+    """
+    note_printed_json(printed=False)
+    further: tuple[RecipeError, ...] = ()
     try:
         code = work()
         sys.stdout.flush()
     except BrokenPipeError:
         return _close_broken_streams()
     except KeyboardInterrupt:
-        _print_error("interrupted")
-        return INTERRUPTED
+        message, hint, code, stage = "interrupted", None, INTERRUPTED, None
+        _print_error(message)
     # This is the outermost function, so every exception is caught and becomes a readable line and an exit
     # code.
     except Exception as error:
@@ -86,9 +112,17 @@ def run_guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
             traceback.print_exc()
         message, hint, code = explain_error(error)
         _print_error(f"error: {message}", hint)
-        for other in error.further_errors if isinstance(error, RecipeError) else ():
+        further = error.further_errors if isinstance(error, RecipeError) else ()
+        for other in further:
             _print_error(f"error: {_one_line(other.message)}", other.hint)
-    return code or 0
+        stage = getattr(error, "stage", None)
+    else:
+        return code or 0
+    if as_json and not json_was_printed():
+        record = {"message": message, "hint": hint, "stage": stage, "exit_code": code}
+        others = [{"message": _one_line(other.message), "hint": other.hint} for other in further]
+        _print_json_error({"error": record | {"further_errors": others}})
+    return code
 
 
 def explain_error(error: Exception) -> tuple[str, str | None, int]:
@@ -99,7 +133,7 @@ def explain_error(error: Exception) -> tuple[str, str | None, int]:
             return _one_line(error.message), error.hint, code
         case CycloptsError():
             verb = " ".join(["meditron", *(error.command_chain or ())])
-            return explain_error(UsageError(_one_line(str(error)), hint=f"{verb} --help"))
+            return explain_error(UsageError(_one_line(str(error)), hint=_peer_hint(error) + f"{verb} --help"))
         case ModuleNotFoundError(name=str(name)) if (library := name.partition(".")[0]) in EXTRAS:
             return explain_error(MissingExtra(library, EXTRAS[library]))
         case _ if is_out_of_memory(error):
@@ -114,6 +148,14 @@ def explain_error(error: Exception) -> tuple[str, str | None, int]:
         case _:
             hint = "this is a bug in meditron; please report it with the traceback that --debug shows"
             return f"{type(error).__name__}: {_one_line(redact(str(error))) or 'no message'}", hint, code
+
+
+def _peer_hint(error: CycloptsError) -> str:
+    """Return a hint for a flag of lm-eval, whose names `evaluate` does not share; empty for other errors."""
+    if not isinstance(error, UnknownOptionError) or "evaluate" not in (error.command_chain or ()):
+        return ""
+    flag = (error.token.keyword or error.token.value).partition("=")[0]
+    return f"lm-eval's {flag} is {PEER_FLAGS[flag]} here; " if flag in PEER_FLAGS else ""
 
 
 def _system_error_text(error: OSError) -> str:
@@ -131,6 +173,14 @@ def _print_error(line: str, hint: str | None = None) -> None:
         print(f"hint: {sanitize_terminal(hint)}", file=sys.stderr)  # noqa: T201
 
 
+def _print_json_error(value: dict[str, Any]) -> None:
+    try:
+        print_json(value)
+        sys.stdout.flush()
+    except OSError:  # stdout's disk is full or its reader is gone; stderr has the error
+        _close_broken_streams()
+
+
 def _close_broken_streams() -> int:
     """Redirect closed output streams to the null device; return the exit code of a process ended by SIGPIPE.
 
@@ -141,6 +191,6 @@ def _close_broken_streams() -> int:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(null, stream.fileno())
     return BROKEN_PIPE

@@ -90,7 +90,9 @@ def _json_fields(result: dict[str, Any], rows: str) -> dict[str, Any]:
     if result["fidelity"]:
         return {**result["fidelity"][0], "fidelity": result["fidelity"], **rest}
     [scores] = result["tasks"].values()
-    scores = {label: _with_baselines(score, result["baselines"][label]) for label, score in scores.items()}
+    scores = {
+        label: _add_baseline_accuracies(score, result["baselines"][label]) for label, score in scores.items()
+    }
     first, *others = scores.values()
     # If the model was prompted in both forms, the score in plain text has the key `raw`.
     raw = next((score for score in others if score["method"] == first["method"]), None)
@@ -98,7 +100,8 @@ def _json_fields(result: dict[str, Any], rows: str) -> dict[str, Any]:
     return {**first, **({"raw": raw} if raw else {}), **several, "seed": result["seed"], **rest}
 
 
-def _with_baselines(score: dict[str, Any], baselines: dict[str, Any]) -> dict[str, Any]:
+def _add_baseline_accuracies(score: dict[str, Any], baselines: dict[str, Any]) -> dict[str, Any]:
+    """Return a score with the baselines of its task, and the accuracies of majority and position."""
     accuracies = {name: baseline["accuracy"] for name, baseline in baselines.items()}
     return {
         **score,

@@ -20,14 +20,20 @@ def inspect(
     /,
     *,
     rows: Annotated[
-        int | None, Parameter(help="Rows to print; by default 5 documents, or all tensors.")
+        int | None,
+        Parameter(
+            help="Rows to print; by default 5 documents, or all tensors. Of a stage: rows of all its "
+            "files together, by default 5."
+        ),
     ] = None,
     grep: Annotated[
         str | None, Parameter(help="Print only rows that contain this text, ignoring case.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the contents of an artifact: its manifest, documents, tokens or tensors.
+    """Print the contents of an artifact: a summary of its manifest, documents, tokens or tensors.
+
+    With --json the whole manifest is printed, with rows of each of its files.
 
     For example:
 
@@ -42,4 +48,4 @@ def inspect(
     if as_json:
         print_json(view.to_json())
     else:
-        print_view(view)
+        print_view(view, rows)

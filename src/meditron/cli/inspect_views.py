@@ -5,7 +5,7 @@ import math
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from meditron.cli.span_printing import print_spans, row_with_spans
 from meditron.core.console import sanitize_terminal
 from meditron.core.errors import InputError, SourceError, UsageError
+from meditron.core.redaction import without_digest
 from meditron.core.units import format_bytes, format_duration
 from meditron.recipe.in_progress import IN_PROGRESS
 from meditron.store.ancestry import GGUF_KEY, read_ancestry, training_data_sentence
@@ -28,6 +29,7 @@ __all__ = ["View", "inspect_artifact", "print_view"]
 _DOCUMENTS = (".jsonl", ".jsonl.zst", ".jsonl.gz")
 _SUFFIXES = (*_DOCUMENTS, ".json", ".idx", ".bin", ".gguf", ".safetensors")
 _SAMPLE = 5
+_SHORT = 160  # characters of a fact in a stage's summary
 _PRINTED = 1_000  # characters of a document or row
 _WITHOUT_KEY = ("file", "sha256", "tensor", "type", "stage", "state")  # cells printed without their key
 _MAX_HEADER = 100 << 20  # bytes of a safetensors file's header; the library's limit
@@ -169,13 +171,16 @@ def _view_json(path: Path, row_filter: RowFilter) -> View:
 
 
 def _view_stage(path: Path, manifest: Manifest, row_filter: RowFilter) -> View:
+    # The same number as in `status`: started to ended also includes downloads, hashing and interruptions.
     elapsed = (manifest.ended - manifest.started).total_seconds()
     facts = {
         "stage": manifest.name,
+        "kind": manifest.kind,
+        "state": "finished",
         "digest": manifest.digest,
         "fingerprint": manifest.fingerprint,
         "started": manifest.started.isoformat(timespec="seconds"),
-        "took": format_duration(elapsed),
+        "took": format_duration(manifest.metrics.get("seconds", elapsed)),
         "commit": f"{manifest.git.commit}{' with changes' if manifest.git.dirty else ''}",
         "inputs": {name: f"{record.reference} {record.digest}" for name, record in manifest.inputs.items()},
         "config": manifest.config,
@@ -274,8 +279,10 @@ def _abbreviate_list(value: object) -> object:
     return f"{len(value)} values: {value[:5]}…" if isinstance(value, list) and len(value) > 16 else value
 
 
-def print_view(view: View, indent: str = "") -> None:
-    """Print a view on stdout as text."""
+def print_view(view: View, rows: int | None = None, indent: str = "") -> None:
+    """Print a view on stdout as text; of a stage a summary, and at most `rows` rows of all its files."""
+    if view.kind == "stage":
+        view = _summarize_stage(view, _SAMPLE if rows is None else rows)
     lines = [f"{view.kind} {view.path}", *_format_facts(view.facts, "  ")]
     if view.kind != "rows":
         lines += [f"  {line}" for row in view.rows for line in _format_row(view.kind, row)]
@@ -284,7 +291,45 @@ def print_view(view: View, indent: str = "") -> None:
         for row in view.rows:
             print_spans(row, f"{indent}  ")
     for inside in view.inside:
-        print_view(inside, indent + "  ")
+        print_view(inside, rows, indent + "  ")
+
+
+def _summarize_stage(view: View, rows: int) -> View:
+    """Return a stage's view with short facts and the first `rows` rows of its files.
+
+    Documents and rows come before tokens and tensors, the largest file first: a corpus shows training
+    documents, and not the dropped ones.
+    """
+    facts = view.facts
+    summary = {key: facts[key] for key in ("stage", "kind", "state", "started", "took")}
+    summary["inputs"] = {
+        name: without_digest(text.rpartition(" ")[0]) for name, text in facts["inputs"].items()
+    }
+    for key in ("config", "metrics"):
+        summary[key] = {name: _shorten_fact(value) for name, value in facts[key].items()}
+    total = format_bytes(sum(row["bytes"] for row in view.rows))
+    summary["files"] = f"{len(view.rows):,}, {total} (--json lists them with the full record)"
+    inside = []
+    order = {"documents": 0, "rows": 0, "tokens": 1}
+    for each in sorted(view.inside, key=lambda each: (order.get(each.kind, 2), -each.facts.get("bytes", 0))):
+        if chosen := each.rows[:rows]:
+            facts_shown = {key: value for key, value in each.facts.items() if not isinstance(value, dict)}
+            inside.append(replace(each, facts=facts_shown, rows=chosen))
+            rows -= len(chosen)
+    return replace(view, facts=summary, rows=[], inside=inside)
+
+
+def _shorten_fact(value: object, depth: int = 1) -> object:
+    """Return a value whose parts fit on a line each: a table keeps its keys, a table in it is one line."""
+    if isinstance(value, dict) and depth:
+        return {key: _shorten_fact(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, dict):
+        cells = [f"{key} {item}" for key, item in value.items() if not isinstance(item, dict | list)]
+        value = ", ".join(cells) or f"{len(value)} entries"
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return f"{len(value)} entries"
+    text = str(value)
+    return value if len(text) <= _SHORT else f"{text[:_SHORT]}…"
 
 
 def _format_facts(facts: dict[str, Any], indent: str) -> Iterator[str]:

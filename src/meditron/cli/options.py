@@ -32,6 +32,8 @@ __all__ = [
     "Set",
     "default_text",
     "flags_from",
+    "json_was_printed",
+    "note_printed_json",
     "print_json",
     "print_json_line",
     "refuse_fractions",
@@ -56,7 +58,14 @@ it."""
 GENERAL = Group("General options", sort_key=100)
 """Help group of the options that every command has, shown last."""
 
-Json = Annotated[bool, Parameter(name="--json", group=GENERAL, help="Print one JSON object on stdout.")]
+Json = Annotated[
+    bool,
+    Parameter(
+        name="--json",
+        group=GENERAL,
+        help="Print one JSON object on stdout; if the command fails, one with the key error.",
+    ),
+]
 EngineName = Annotated[
     Literal["torch", "llama.cpp"] | None,
     Parameter(help="Inference engine; by default llama.cpp for a quantized GGUF file, else torch."),
@@ -220,6 +229,22 @@ def default_text(value: object) -> str | None:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+class _Output:
+    """Output of the current command."""
+
+    json = False
+
+
+def json_was_printed() -> bool:
+    """Return whether the command has printed JSON on stdout."""
+    return _Output.json
+
+
+def note_printed_json(*, printed: bool) -> None:
+    """Record whether the command has printed JSON on stdout."""
+    _Output.json = printed
+
+
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
     print_json_line(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
@@ -229,4 +254,5 @@ def print_json_line(text: str) -> None:
     """Print serialized JSON on stdout; characters that a terminal would execute are escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     escaped = _UNPRINTED if encoding.lower().replace("-", "").startswith("utf") else _NOT_ASCII
+    note_printed_json(printed=True)
     sys.stdout.write(escaped.sub(lambda match: json.dumps(match[0])[1:-1], text))

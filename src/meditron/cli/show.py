@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from meditron.core.console import info, warn
+from meditron.core.console import error, info, warn
 from meditron.core.machine import describe, free_disk_bytes
 from meditron.core.redaction import without_digest
 from meditron.core.units import format_bytes, format_count, format_duration
@@ -48,7 +48,12 @@ _IN_REPORT = ("peak_rss", "seed", "resamples", "overlap", "training_documents_co
 def print_stages(result: RunResult, *, answer: bool) -> None:
     """Print a table with the name, state, time and first metrics of each stage."""
     rows = [
-        (name, stage.state, _format_seconds(stage.metrics), stage.failure or _format_metrics(stage.metrics))
+        (
+            name,
+            stage.state_text,
+            _format_seconds(stage.metrics),
+            stage.failure or _format_metrics(stage.metrics),
+        )
         for name, stage in result.stages.items()
     ]
     print_table(("stage", "state", "time", "metrics"), rows, title=str(result.folder), answer=answer)
@@ -81,8 +86,7 @@ def print_plan(result: RunResult, *, answer: bool) -> None:
         print_table(("stage", "action", "inputs", "why"), rows, title=str(result.folder), answer=answer)
     _print_estimates(result, answer=answer)
     for problem in result.problems:
-        hint = f" ({problem.error.hint})" if problem.error.hint else ""
-        warn(f"{problem.stage}.{problem.input}: {problem.error.message}{hint}")
+        error(f"{problem.stage}.{problem.input}: {problem.error.message}", problem.error.hint)
     if result.problems:
         info(f"Nothing was built: {len(result.problems)} of the inputs cannot be used.")
 
@@ -145,9 +149,9 @@ def print_outcome(result: RunResult, *, answer: bool, full: bool = False) -> Non
 
 
 def _print_details(scores: EvaluationResult, result: RunResult, *, answer: bool) -> None:
-    """Print the change that each training step made, the paired differences, and the fidelity."""
+    """Print the change that each stage made, the paired differences, and the fidelity."""
     parents = evaluation_tables.parent_models(scores, result.input_references)
-    steps = evaluation_tables.step_table(scores, parents)
+    steps = evaluation_tables.stage_change_table(scores, parents)
     if steps.rows:
         _print_result_table(steps, answer=answer)
     print_differences(scores.differences, answer=answer)

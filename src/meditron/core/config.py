@@ -86,6 +86,16 @@ class StageConfig(Config, ABC):
         """
         return {}
 
+    def check_dependency(self, key: str, metrics: Mapping[str, Any]) -> None:
+        """Raise MeditronError if the metrics of a finished dependency show that this stage would fail.
+
+        A run calls this before it builds any other stage, so that hours of training are not lost.
+
+        Args:
+            key: Name of the input that is the dependency.
+            metrics: The dependency's metrics.
+        """
+
     def selectors(self) -> tuple[str, ...]:
         """Return the names that select one of the stage's files in a reference: `F16` in `quantize:F16`."""
         return ()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bar",
     "configure",
+    "error",
     "info",
     "print_styled",
     "progress",
@@ -97,6 +98,13 @@ def info(text: str) -> None:
 def warn(text: str) -> None:
     """Print a warning, even if quiet."""
     _print_to_stderr(text, prefix="warning: ", style="yellow")
+
+
+def error(text: str, hint: str | None = None) -> None:
+    """Print an error and on a second line its hint, even if quiet."""
+    _print_to_stderr(text, prefix="error: ", style="red")
+    if hint:
+        _print_to_stderr(hint, prefix="hint: ")
 
 
 def print_styled(pieces: Sequence[tuple[str, str]]) -> bool:

@@ -55,6 +55,9 @@ class MeditronError(Exception):
     recorded, and users send them to others.
     """
 
+    stage: str | None = None
+    """Name of the recipe's stage that failed."""
+
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         # A file name need not be UTF-8; Python keeps such bytes as lone surrogates, which cannot be printed.
         message = redact(message.encode("utf-8", "backslashreplace").decode())

@@ -38,11 +38,14 @@ def format_bytes(count: float) -> str:
 
 
 def format_count(count: float, unit: str = "") -> str:
-    """Format a count with its unit; bytes (`B`) as `format_bytes` does, fractions with three figures."""
+    """Format a count with its unit; bytes (`B`) as `format_bytes` does, fractions with three figures.
+
+    `unit` is a regular plural: 1 with `documents` gives `1 document`.
+    """
     if unit == "B":
         return format_bytes(count)
     text = f"{count:,.0f}" if count >= 100 or count == int(count) else _three_figures(count)
-    return f"{text} {unit}".rstrip()
+    return f"{text} {unit.removesuffix('s') if text == '1' else unit}".rstrip()
 
 
 def is_numeric_cell(text: str) -> bool:

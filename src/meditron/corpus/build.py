@@ -82,6 +82,9 @@ def run(
             "write", WriteShardTask(pipeline, shards, out), len(shards), config.workers, work / "tasks"
         )
     metrics = _corpus_metrics(config, left_out, results, shards)
+    if config.heldout and not metrics["documents"]["heldout"]:
+        share = f"{config.heldout:g} of {metrics['documents']['train']:,} documents"
+        warn(f"no document is held out (corpus.heldout: {share}); evaluate needs held-out documents")
     _gather_dropped_documents(shards, out / "drops.jsonl.zst")
     # The working files are removed last: a run that is killed before this line can still continue.
     write_corpus_page(config.model_dump(by_alias=True)["sources"], metrics, out)

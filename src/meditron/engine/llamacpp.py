@@ -53,7 +53,10 @@ _SLOTS = 4  # requests that llama.cpp decodes together; they share one context
 def _choose_context(metadata: Mapping[str, Any], path: Path, context: int | None) -> int:
     """Return the context length to use: `context`, or as much of the model's own as the memory limit allows.
 
-    The model may be of any architecture that llama.cpp runs. UsageError for a context out of range.
+    The model may be of any architecture that llama.cpp runs.
+
+    Raises:
+        UsageError: `context` is below 1 or above the model's context length.
     """
 
     def architecture_number(key: str, default: int = 0) -> int:

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from meditron.core.errors import InputError, UsageError
 from meditron.core.statistics import paired_bootstrap, paired_proportions
+from meditron.core.units import format_count
 from meditron.evaluate.result_rows import ItemKey, ResultRows, open_result
 from meditron.evaluate.rows import DocumentRow, EvalRow, QuestionRow
 from meditron.store.results import Comparison, adjust_p_values
@@ -178,7 +179,7 @@ def _document_differences(a: ResultRows, b: ResultRows, seed: int, resamples: in
             unit, losses, left_out = _comparable_losses(pairs)
             named = pairing.named_differences
             if left_out:
-                named += (f"{left_out} truncated documents left out",)
+                named += (f"{format_count(left_out, 'truncated documents')} left out",)
             if len(losses) >= 2:
                 a_losses, b_losses = zip(*losses, strict=True)
                 yield Comparison(

@@ -1,20 +1,25 @@
 """Config of the evaluate stage: the table `[evaluate]` of a recipe."""
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Self
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from meditron.core.config import Config, InputKind, NonSemantic, StageConfig
+from meditron.core.errors import MeditronError
 from meditron.core.machine import DType
 from meditron.evaluate.methods.registry import METHODS
 from meditron.store.results import PromptForm, Rule
+from meditron.tasks.file_task import task_name
 from meditron.tasks.registry import TASKS
 
 __all__ = ["EvalOptions", "EvaluateConfig", "ModelPair", "is_question_file"]
 
 # Name of the corpus among the stage's inputs; models and tasks must have other names.
 CORPUS = "corpus"
+_FEWEST_DOCUMENTS = 2  # held-out documents of a source; one gives no interval
 
 
 def is_question_file(task: str) -> bool:
@@ -139,6 +144,13 @@ class EvaluateConfig(EvalOptions, StageConfig):
             if task not in TASKS and not is_question_file(task):
                 known = ", ".join(TASKS)
                 raise ValueError(f"tasks: no task '{task}'; tasks: {known}, or a file of questions")
+        by_name: dict[str, str] = {}
+        for task in self.tasks:
+            name = _task_name_of(task)
+            if (other := by_name.setdefault(name, task)) != task:
+                raise ValueError(
+                    f"tasks: '{other}' and '{task}' would both be named '{name}'; rename one file"
+                )
         return self
 
     def pairs(self) -> tuple[ModelPair, ...]:
@@ -164,11 +176,28 @@ class EvaluateConfig(EvalOptions, StageConfig):
             CORPUS: CORPUS
         }
 
+    def check_dependency(self, key: str, metrics: Mapping[str, Any]) -> None:
+        """Raise MeditronError if no source of the corpus has two held-out documents."""
+        counts = {name: source.get("heldout", 0) for name, source in metrics.get("sources", {}).items()}
+        if key == CORPUS and counts and max(counts.values()) < _FEWEST_DOCUMENTS:
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise MeditronError(
+                f"too few held-out documents to evaluate ({listed}): one source needs {_FEWEST_DOCUMENTS}",
+                hint="raise corpus.heldout, or add documents to the corpus",
+            )
+
     def input_kinds(self) -> dict[str, InputKind]:
         """Return the kind of each input: model or questions."""
         # Inputs with a kind are opened and checked before a run, so that a wrong file fails within seconds.
         questions = dict.fromkeys(self.question_and_example_files(), InputKind("questions"))
         return {name: InputKind("model") for name in self.inputs() if name != CORPUS} | questions
+
+
+def _task_name_of(task: str) -> str:
+    """Return the name that the results of a task have: a registered name, or that of its file."""
+    return (
+        task_name(Path(task.partition("@sha256:")[0].rpartition("#")[2])) if is_question_file(task) else task
+    )
 
 
 def _first_repeated(names: tuple[str, ...]) -> str | None:

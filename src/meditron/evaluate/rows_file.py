@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def read_rows(path: Path, row_type: type[R]) -> list[R]:
-    """Read the rows of a finished file.
+    """Read all rows of a complete rows file.
 
     Args:
         path: The rows file.

@@ -55,7 +55,7 @@ def find_preset(spec: str) -> tuple[Preset, int | None]:
     """
     name, colon, seed = spec.removeprefix("init:").partition(":")
     if name not in PRESETS:
-        raise SourceError(f"init:{name} names no preset", hint=f"the presets are {', '.join(PRESETS)}")
+        raise SourceError(f"init:{name} names no preset", hint=f"available presets: {', '.join(PRESETS)}")
     if colon and not seed.isdecimal():
         raise SourceError(
             f"{spec}: the seed must be a number, got '{seed}'", hint=f"write init:{name} or init:{name}:1"

@@ -56,6 +56,7 @@ class StageBuild:
             remove_temporaries(folder)
             self.inputs = {key: self._input_artifact(key) for key in self._status.inputs}
         except Exception as error:
+            vars(error)["stage"] = self._status.name
             record_failure(folder, error)
             raise
         self._began = time.monotonic()
@@ -134,6 +135,7 @@ class StageBuild:
             return
         out_of_memory = is_out_of_memory(error)
         reported = _out_of_memory_error(self._status.spec, error) if out_of_memory else error
+        vars(reported)["stage"] = self._status.name  # exceptions of other libraries have no such attribute
         record_failure(self._status.folder, reported)
         if out_of_memory:
             raise reported from error

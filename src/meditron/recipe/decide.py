@@ -133,7 +133,7 @@ def _check_dependencies(
         status = statuses[name]
         if status.manifest is None or (status.drift and not options.accept_drift) or status.is_damaged:
             raise UsageError(
-                f"{options.only or options.until} depends on {name}, which is {status.state}",
+                f"{options.only or options.until} depends on {name}, which is {status.state_text}",
                 hint=f"build it first: meditron run {recipe.path} --until {name}",
             )
 

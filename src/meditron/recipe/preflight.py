@@ -4,7 +4,7 @@ Nothing is downloaded: an input from the network is checked only if it is in the
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,14 +17,21 @@ from meditron.model.presets import find_preset, model_tokenizer
 from meditron.recipe.external_inputs import input_identity, local_input
 from meditron.recipe.graph import resolve_reference
 from meditron.recipe.schema import Recipe, StageSpec
+from meditron.sources.document import Document
 from meditron.sources.registry import open_source
 from meditron.store.models import resolve_model
 
-__all__ = ["Problem", "check_inputs", "check_references"]
+__all__ = ["Problem", "check_dependents", "check_inputs", "check_references"]
 
 _MAX_FILES = 1_000
-"""Maximum number of a source's files whose first document is read; of further files only the format is
+"""Maximum number of a source's files whose first documents are read; of further files only the format is
 checked."""
+_ROW_FORMATS = ("jsonl", "json", "csv")
+"""Formats with a document per row: in these, rows after the first may lack a key or be cut off."""
+_MAX_DOCUMENTS = 100
+"""Maximum number of documents that are read from the beginning of a file with a document per row."""
+_MAX_SOURCE_DOCUMENTS = 10_000
+"""Approximate maximum for all files of a source, so that a dry run of many files takes seconds."""
 _MAX_ROWS = 10_000
 """Maximum number of rows of a file of conversations that are checked; the stage checks the rest."""
 
@@ -68,8 +75,9 @@ def check_references(recipe: Recipe) -> list[Problem]:
 def check_inputs(recipe: Recipe, specs: Iterable[StageSpec]) -> list[Problem]:
     """Open the external inputs of these stages, and list their problems.
 
-    Reads a model's config and tokenizer, the first document of each of a source's first 1,000 files, all
-    questions of a file of questions, and the first 10,000 rows of a file of conversations.
+    Reads a model's config and tokenizer, the first document of each of a source's first 1,000 files (the
+    first 100 of JSON lines, JSON and CSV), all questions of a file of questions, and the first 10,000 rows of
+    a file of conversations.
     """
     problems = []
     checked_inputs: list[tuple[str, InputKind]] = []  # several stages use the same base
@@ -83,6 +91,22 @@ def check_inputs(recipe: Recipe, specs: Iterable[StageSpec]) -> list[Problem]:
             checked_inputs.append((reference.source, kind))
             try:
                 _check_input(reference.source, kind)
+            except MeditronError as error:
+                problems.append(_input_problem(recipe, spec, key, error))
+    return _distinct_problems(problems)
+
+
+def check_dependents(
+    recipe: Recipe, specs: Iterable[StageSpec], name: str, metrics: Mapping[str, Any]
+) -> list[Problem]:
+    """List the problems that these stages would have with a finished stage, by its metrics."""
+    problems = []
+    for spec in specs:
+        for key, text in spec.config.inputs().items():
+            if resolve_reference(recipe, spec, text).stage != name:
+                continue
+            try:
+                spec.config.check_dependency(key, metrics)
             except MeditronError as error:
                 problems.append(_input_problem(recipe, spec, key, error))
     return _distinct_problems(problems)
@@ -115,15 +139,24 @@ def _check_documents(path: Path, table: Config | None) -> None:
     # Every file is opened, even if an earlier one contains documents. A file without documents is no problem
     # while others have some: a MEDLINE file may list deletions only.
     opened = files[:_MAX_FILES]
-    documents = [
-        next(
-            iter(open_source(file.path, table.format, None, file.name, member_skip_rule(table, file.name))),
-            None,
+    count = min(_MAX_DOCUMENTS, max(1, _MAX_SOURCE_DOCUMENTS // len(opened)))
+    counts = [
+        _read_beginning(
+            open_source(file.path, table.format, None, file.name, member_skip_rule(table, file.name)), count
         )
         for file in opened
     ]
-    if not any(documents) and opened == files:
+    if not any(counts) and opened == files:
         raise InputError(path, "contains no documents")
+
+
+def _read_beginning(documents: Iterator[Document], count: int) -> int:
+    """Read the first document, or the first `count` if each row is one; return the number of documents."""
+    read = 0
+    for read, document in enumerate(documents, start=1):
+        if read == count or document.source not in _ROW_FORMATS:
+            break
+    return read
 
 
 def _check_questions(path: Path, table: Config | None) -> None:

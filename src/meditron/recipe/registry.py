@@ -45,11 +45,11 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("corpus", 4, CorpusConfig, "meditron.corpus.build:run"),
+    Stage("corpus", 5, CorpusConfig, "meditron.corpus.build:run"),
     Stage("tokenize", 2, TokenizeConfig, "meditron.corpus.tokenize:run"),
     Stage("pretrain", 4, PretrainConfig, "meditron.train.pretrain:run"),
     Stage("finetune", 4, FinetuneConfig, "meditron.train.finetune:run", repeatable=True),
     Stage("quantize", 3, QuantizeConfig, "meditron.release.quantize:run"),
     Stage("evaluate", 6, EvaluateConfig, "meditron.evaluate.stage:run"),
-    Stage("card", 3, CardConfig, "meditron.release.card.stage:run"),
+    Stage("card", 4, CardConfig, "meditron.release.card.stage:run"),
 )

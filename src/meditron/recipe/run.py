@@ -13,7 +13,7 @@ from meditron.core.units import format_duration
 from meditron.recipe.build import StageBuild
 from meditron.recipe.decide import BUILDING, RunOptions, decide_actions, decide_stage, raise_on_drift
 from meditron.recipe.estimate import estimate_stages
-from meditron.recipe.preflight import Problem, check_inputs, check_references
+from meditron.recipe.preflight import Problem, check_dependents, check_inputs, check_references
 from meditron.recipe.result import RUNS, RunResult
 from meditron.recipe.schema import Recipe, StageSpec
 from meditron.recipe.stage_status import StageStatus, recipe_status, stage_status
@@ -56,7 +56,8 @@ def run_recipe(
     with exclusive_run(folder):
         plan = _plan(recipe, out, options)
         raise_on_drift(recipe, list(plan.decisions.values()))
-        _raise_first_problem(recipe, check_inputs(recipe, _specs_to_build(recipe, plan)))
+        specs = _specs_to_build(recipe, plan)
+        _raise_first_problem(recipe, check_inputs(recipe, specs))
         # The stages to rebuild are removed before any work. If the run is interrupted, the same command
         # without --rebuild then continues it.
         remove_temporaries(folder, recursive=False)
@@ -72,6 +73,7 @@ def run_recipe(
             decision = decide_stage(status, options)
             raise_on_drift(recipe, [decision])
             if decision.action == "keep":
+                _raise_first_problem(recipe, check_dependents(recipe, specs, name, status.metrics))
                 continue
             title = f"stage {number} of {len(recipe.stages)}: {name}"
             info(f"{title} (continued)" if status.in_progress else title)
@@ -80,6 +82,7 @@ def run_recipe(
                 seconds = build.finish(work(status.spec.config, build.inputs, stage_folder))
             info(f"{title} finished in {format_duration(seconds)}")
             statuses[name] = replace(stage_status(recipe, spec, stage_folder, statuses), state="built")
+            _raise_first_problem(recipe, check_dependents(recipe, specs, name, statuses[name].metrics))
         _write_report(recipe, folder, statuses)
     return replace(plan, stages=statuses)
 
@@ -91,7 +94,11 @@ def _dry_run(recipe: Recipe, out: Path, options: RunOptions) -> RunResult:
     plan = _plan(recipe, out, options)
     specs = _specs_to_build(recipe, plan)
     costs = estimate_stages(recipe, {spec.name for spec in specs})
-    return replace(plan, dry_run=True, problems=check_inputs(recipe, specs), estimates=costs)
+    problems = check_inputs(recipe, specs)
+    for name, decision in plan.decisions.items():
+        if decision.action == "keep":
+            problems += check_dependents(recipe, specs, name, decision.status.metrics)
+    return replace(plan, dry_run=True, problems=problems, estimates=costs)
 
 
 def _plan(recipe: Recipe, out: Path, options: RunOptions) -> RunResult:
@@ -110,6 +117,7 @@ def _raise_first_problem(recipe: Recipe, problems: Sequence[Problem]) -> None:
         return
     problem, others = problems[0], len(problems) - 1
     error = problem.error
+    error.stage = problem.stage
     hints = [error.hint] if error.hint else []
     if not error.message.startswith(problem.recipe_location):
         hints.append(f"{problem.stage} refers to it at {problem.recipe_location}")

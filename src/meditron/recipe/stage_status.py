@@ -59,6 +59,11 @@ class StageStatus:
         return self.spec.name
 
     @property
+    def state_text(self) -> str:
+        """The state as it is printed; `--json` has `state`."""
+        return {"fresh": "up to date", "stale": "out of date"}.get(self.state, self.state)
+
+    @property
     def metrics(self) -> dict[str, Any]:
         """Metrics of a complete stage, from its manifest; empty for an unfinished one."""
         return self.manifest.metrics if self.manifest else {}
@@ -221,7 +226,9 @@ def _inherit_drift(status: StageStatus, earlier: Mapping[str, StageStatus]) -> S
     if status.state == "missing":
         return status
     drift = tuple(
-        FieldChange(f"inputs.{name}", status.digests[name], f"{reference.stage} is stale", inherited=True)
+        FieldChange(
+            f"inputs.{name}", status.digests[name], f"{reference.stage} is out of date", inherited=True
+        )
         for name, reference in status.inputs.items()
         if reference.stage and earlier[reference.stage].state == "stale"
     )

@@ -23,6 +23,7 @@ _MAX_DEPTH = 16
 _INT64 = 1 << 63  # TOML's integers are 64-bit and signed; Python's reader accepts any
 
 _HEADER = re.compile(r"\s*(\[\[?)([^\[\]]+)\]\]?\s*(#.*)?$")
+_POSITION = re.compile(r" \(at line (\d+), column (\d+)\)$")  # end of tomllib's messages
 _KEY = re.compile(r"\s*([A-Za-z0-9_.\-\"' ]+?)\s*=")
 
 
@@ -90,12 +91,19 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any]
     except OSError as error:
         raise UsageError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
     except ValueError as error:
-        message = str(error)
-        raise RecipeError(f"{path}: {message[:1].lower()}{message[1:]}", hint="recipes are TOML") from None
+        raise RecipeError(f"{path}{_syntax_problem(str(error))}", hint="recipes are TOML") from None
     places = {apply_override(raw, override): override for override in overrides}
     recipe_text = RecipeText(path, text, raw, places)
     _check_bounds(raw, recipe_text)
     return raw, recipe_text
+
+
+def _syntax_problem(message: str) -> str:
+    """Return the end of an error, `:1: invalid value at column 8`, from the message of the TOML reader."""
+    message = f"{message[:1].lower()}{message[1:]}"
+    if position := _POSITION.search(message):
+        return f":{position[1]}: {message[: position.start()]} at column {position[2]}"
+    return f": {message}"
 
 
 def _parse_toml(text: str) -> dict[str, Any]:

@@ -67,6 +67,9 @@ class Answer:
     question: str
     verdict: str
     sentence: str
+    """The evidence in full: every model and measure."""
+    headline: str = ""
+    """A short sentence instead of a long `sentence`, which a page then folds away; empty if it is short."""
     panels: Sequence[IntervalPanel] = ()
     csv_rows: Sequence[tuple[object, ...]] = ()
     """Rows of its CSV file."""
@@ -221,7 +224,22 @@ def _answer_quantized(result: EvaluationResult, facts: RunFacts) -> Answer:
     else:
         decided = verdicts & {"better", "identical"}
         answer = "No measurable loss." if decided else _undecided_text(verdicts)
-    return _build_answer("quantized", question, answer, changes, changes, facts)
+    full = _build_answer("quantized", question, answer, changes, changes, facts)
+    return replace(full, headline=_quantization_headline(changes, facts)) if len(changes) > 1 else full
+
+
+def _quantization_headline(changes: Sequence[_Change], facts: RunFacts) -> str:
+    """Return a sentence on the largest loss, or on the number of comparisons without one."""
+    worse = [change for change in changes if change.verdict == "worse"]
+    if not worse:
+        too_few = all(change.verdict == TOO_FEW for change in changes)
+        return "" if too_few else f"None of {len(changes)} comparisons shows a loss."
+    # Points are listed only if no perplexity rose: the verdict states the loss in the same unit.
+    largest = max(worse, key=lambda change: (change.unit == "nats", abs(change.value)))
+    size = f" ({format_bytes(facts.file_sizes[largest.model])})" if largest.model in facts.file_sizes else ""
+    values = largest.before_and_after or largest.difference
+    source = source_label(facts.domains, largest.measure)
+    return f"{largest.model}{size} on {source}: {values} ({largest.sample_size_text})."
 
 
 def _largest_loss(worse: Sequence[_Change]) -> str:
@@ -249,8 +267,8 @@ def _build_answer(
         question,
         answer,
         f"{'; '.join(_sentence_clauses(evidence, facts))}.",
-        list(_change_panels(changes)),
-        [
+        panels=list(_change_panels(changes)),
+        csv_rows=[
             (
                 change.model,
                 change.reference_model,

@@ -219,7 +219,7 @@ def bar_chart(rows: Sequence[tuple[str, float]], x: str) -> str:
     """Draw a bar from zero for each (label, value), top down, with its value at the end."""
     figure, axes = _new_figure(0.75 + 0.3 * len(rows))
     drawn = axes.barh(range(len(rows)), [value for _, value in rows], height=0.62, color=SERIES[0])
-    axes.bar_label(drawn, [_format_bar_value(value) for _, value in rows], padding=3, color=INK)
+    axes.bar_label(drawn, _format_bar_values([value for _, value in rows]), padding=3, color=INK)
     axes.margins(x=0.12)
     _label_rows(axes, [label for label, _ in rows])
     axes.set_xlabel(x, color=MUTED)
@@ -309,12 +309,21 @@ def _format_tick(value: float, axis: "Axis") -> str:
     return _format_number(value / scale, decimals) + letter
 
 
-def _format_bar_value(value: float) -> str:
-    """Format a value beside its bar: four digits, separated thousands, then millions (M) and billions (B)."""
-    scale, letter = next((pair for pair in _SCALES if abs(value) >= pair[0]), (1.0, ""))
-    value /= scale
-    decimals = 0 if value == int(value) else max(0, 4 - len(str(int(abs(value)))))
-    return _format_number(value, decimals) + letter
+def _format_bar_values(values: Sequence[float]) -> list[str]:
+    """Format the values beside a chart's bars: separated thousands, then millions (M) and billions (B).
+
+    Values with the same letter have the same number of decimals, so that the largest one has four digits.
+    """
+    scaled = []
+    for value in values:
+        scale, letter = next((pair for pair in _SCALES if abs(value) >= pair[0]), (1.0, ""))
+        scaled.append((value / scale, letter))
+    decimals: dict[str, int] = {}
+    for value, letter in scaled:
+        if value != int(value):
+            digits = max(0, 4 - len(str(int(abs(value)))))
+            decimals[letter] = min(digits, decimals.get(letter, digits))
+    return [_format_number(value, decimals.get(letter, 0)) + letter for value, letter in scaled]
 
 
 def _format_number(value: float, decimals: int) -> str:

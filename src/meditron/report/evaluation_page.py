@@ -66,7 +66,8 @@ def _add_accuracy_chart(page: Page, scores: Sequence[TaskScore], result: Evaluat
     # The best fixed position is the accuracy that needs no knowledge at all.
     best_position = baselines["position"].accuracy
     caption = f"Accuracy with its 95 % interval; the line is the best position, {percent(best_position)}"
-    page.figure(interval_chart(rows, "accuracy", reference=best_position), caption)
+    rows = [(name, 100 * value, ends and (100 * ends[0], 100 * ends[1])) for name, value, ends in rows]
+    page.figure(interval_chart(rows, "accuracy, %", reference=100 * best_position), caption)
 
 
 def _task_settings(score: TaskScore) -> dict[str, object]:
@@ -105,14 +106,22 @@ def _add_differences(page: Page, result: EvaluationResult) -> None:
     page.section("Paired differences")
     _add_table(page, evaluation_tables.difference_table(result.differences))
     # Log-loss and accuracy have separate charts, because better is on opposite sides of zero.
-    _add_difference_chart(page, [d for d in result.differences if not d.task], "nats", "below")
-    _add_difference_chart(page, [d for d in result.differences if d.task], "accuracy", "above")
+    _add_difference_chart(page, [d for d in result.differences if not d.task], "nats of log-loss", "below")
+    _add_difference_chart(page, [d for d in result.differences if d.task], "percentage points", "above")
 
 
 def _add_difference_chart(page: Page, comparisons: Sequence[Comparison], unit: str, better: str) -> None:
     if comparisons:
-        rows = [(f"{d.b} − {d.a}, {d.source or d.task}", d.difference, d.interval) for d in comparisons]
-        chart = interval_chart(rows, f"difference in {unit}", reference=0)
+        factor = 100 if comparisons[0].task else 1  # accuracies are printed in percentage points
+        rows = [
+            (
+                f"{d.b} − {d.a}, {d.source or d.task}",
+                factor * d.difference,
+                d.interval and (factor * d.interval[0], factor * d.interval[1]),
+            )
+            for d in comparisons
+        ]
+        chart = interval_chart(rows, f"difference, {unit}", reference=0)
         page.figure(chart, f"Paired differences b − a; {better} zero b is better")
 
 
@@ -120,7 +129,9 @@ def _add_methods(page: Page, result: EvaluationResult) -> None:
     page.section("Methods")
     page.text(methods.PERPLEXITY)
     if result.tasks:
-        page.text(f"{methods.ACCURACY} {methods.PROMPTS} {methods.ANSWER_MASS} {methods.BASELINES}")
+        page.text(
+            f"{methods.ACCURACY} {methods.PROMPTS} {methods.OPTION_PROBABILITY_MASS} {methods.BASELINES}"
+        )
     if result.fidelity:
         page.text(methods.FIDELITY)
     if result.differences:

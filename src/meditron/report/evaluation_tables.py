@@ -1,9 +1,10 @@
 """Evaluation results as tables of text, for the run's report, the model card and the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from meditron.core.statistics import MIN_SAMPLE_SIZE
+from meditron.core.statistics import MIN_SAMPLE_SIZE, paired_proportions
 from meditron.report import number_format
 from meditron.report.number_format import count, decimal, estimate, interval, percent, perplexity
 from meditron.report.verdicts import (
@@ -25,7 +26,7 @@ __all__ = [
     "parent_models",
     "rule_table",
     "score_table",
-    "step_table",
+    "stage_change_table",
     "task_score_table",
 ]
 
@@ -114,7 +115,16 @@ def rule_table(result: EvaluationResult) -> ResultTable:
         for task, baselines in result.baselines.items()
         for name, baseline in baselines.items()
     ]
-    headers = ("task", "model", "rule", "n", "accuracy", "95 % interval", "macro-F1", "answer mass")
+    headers = (
+        "task",
+        "model",
+        "rule",
+        "n",
+        "accuracy",
+        "95 % interval",
+        "macro-F1",
+        "option probability mass",
+    )
     return ResultTable("Tasks, by every rule of choosing an option", headers, rows)
 
 
@@ -141,12 +151,21 @@ def task_score_table(task_scores: Sequence[TaskScore], result: EvaluationResult)
             count(baseline.n),
             percent(baseline.accuracy),
             interval(baseline.interval, percent),
-            # A baseline has no macro-F1, parse rate or answer mass.
+            # A baseline has no macro-F1, parse rate or option probability mass.
             *("", "", ""),
         )
         for baseline in result.baselines[task].values()
     ]
-    headers = ("model", "engine", "n", "accuracy", "95 % interval", "macro-F1", "parse rate", "answer mass")
+    headers = (
+        "model",
+        "engine",
+        "n",
+        "accuracy",
+        "95 % interval",
+        "macro-F1",
+        "parse rate",
+        "option probability mass",
+    )
     return ResultTable("Accuracy", headers, rows)
 
 
@@ -171,27 +190,36 @@ def score_table(result: EvaluationResult) -> ResultTable:
         for score in by_task.values()
     ]
     settings = ("task", "model", "engine", "method", "template", "prompt form", "shots", "truncated")
-    headers = (*settings, "accuracy", "95 % interval", "parse rate", "answer mass")
+    headers = (*settings, "accuracy", "95 % interval", "parse rate", "option probability mass")
     return ResultTable("Scores", headers, rows)
 
 
 def difference_table(comparisons: Sequence[Comparison]) -> ResultTable:
-    """Return a row per paired difference, with the verdict on b."""
+    """Return a row per paired difference, with the verdict on b.
+
+    If all rows compare the same two models, the caption names them instead of a column.
+    """
+    pairs = dict.fromkeys((comparison.a, comparison.b) for comparison in comparisons)
     rows = [
         (
             comparison.what,
-            f"{comparison.b} − {comparison.a}",
+            *((f"{comparison.b} − {comparison.a}",) if len(pairs) > 1 else ()),
             count(comparison.n),
             estimate(comparison.difference, comparison.interval, difference_format(comparison)),
             number_format.probability(comparison.p),
             "" if comparison.p_adjusted is None else number_format.probability(comparison.p_adjusted),
             difference_size(comparison, comparison.detectable) if comparison.detectable else "",
-            verdict(comparison),
+            "identical" if _all_answers_equal(comparison) else verdict(comparison),
         )
         for comparison in comparisons
     ]
-    headers = ("measure", "b − a", "n", "difference, 95 % interval", "p", "adjusted p")
-    caption = "Paired differences: log-loss in nats by document, accuracy in percentage points by question"
+    columns = ("b − a",) if len(pairs) > 1 else ()
+    headers = ("measure", *columns, "n", "difference, 95 % interval", "p", "adjusted p")
+    names = "".join(f" (a: {a}, b: {b})" for a, b in pairs) if len(pairs) == 1 else ""
+    caption = (
+        f"Paired differences b − a{names}: log-loss in nats by document, accuracy in percentage points by "
+        "question"
+    )
     if (family := max((comparison.family for comparison in comparisons), default=0)) > 1:
         caption += f"; verdicts by p adjusted for {family} comparisons (Holm)"
     return ResultTable(caption, (*headers, "smallest detectable", "verdict on b"), rows)
@@ -216,8 +244,11 @@ def parent_models(result: EvaluationResult, inputs: Mapping[str, Mapping[str, st
     return parents
 
 
-def step_table(result: EvaluationResult, parents: Mapping[str, str]) -> ResultTable:
-    """Return the change of every measure by every stage; `parents` is the result of `parent_models`."""
+def stage_change_table(result: EvaluationResult, parents: Mapping[str, str]) -> ResultTable:
+    """Return each measure before and after each stage, with the difference.
+
+    `parents` is the result of `parent_models`.
+    """
     compared = {(d.a, d.b, d.task or d.source): d for d in result.differences}
     rows = []
     for model, parent in parents.items():
@@ -232,8 +263,8 @@ def step_table(result: EvaluationResult, parents: Mapping[str, str]) -> ResultTa
             rows.append(
                 (f"{parent} → {model}", f"{name}: {measure.lower()}", before, after, difference, judged)
             )
-    headers = ("step", "measure", "before", "after", "difference, 95 % interval", "verdict")
-    return ResultTable("Change by each step", headers, rows)
+    headers = ("stage", "measure", "before", "after", "difference, 95 % interval", "verdict")
+    return ResultTable("Change made by each stage", headers, rows)
 
 
 def fidelity_table(result: EvaluationResult) -> ResultTable:
@@ -269,6 +300,17 @@ def _row_names(result: EvaluationResult) -> list[str]:
         rule_names = {rule for score in result.tasks.get(model, {}).values() for rule in score.rules}
         names += [model, *(n for rule in sorted(rule_names) if (n := f"{model} ({rule})") in compared)]
     return [*names, *dict.fromkeys(name for baselines in result.baselines.values() for name in baselines)]
+
+
+def _all_answers_equal(comparison: Comparison) -> bool:
+    """Return True if no question was answered correctly by one model only.
+
+    The discordant questions are not recorded, but only without any is the interval the narrowest one for n.
+    """
+    if not comparison.task or comparison.difference or comparison.interval is None:
+        return False
+    narrowest = paired_proportions(0, 0, comparison.n).interval
+    return narrowest is not None and math.isclose(comparison.interval[1], narrowest[1], rel_tol=1e-9)
 
 
 def _accuracy_cell(score: Accuracy | Baseline | None) -> str:

@@ -1,12 +1,13 @@
 """The wording of the measures and methods: pages, model card and terminal take each sentence from here."""
 
+from collections.abc import Iterable
+
 from meditron.core.statistics import MIN_SAMPLE_SIZE
 from meditron.report import number_format
 from meditron.store.results import EvaluationResult, TaskScore
 
 __all__ = [
     "ACCURACY",
-    "ANSWER_MASS",
     "BASELINES",
     "DETECTABLE",
     "DIFFERENCE",
@@ -14,6 +15,7 @@ __all__ = [
     "INTERVALS",
     "LEVEL",
     "LOSS_OF_TRAINING",
+    "OPTION_PROBABILITY_MASS",
     "PERPLEXITY",
     "PROMPTS",
     "VERDICT",
@@ -54,9 +56,9 @@ INTERVALS = (
     "Intervals cover the choice of documents and questions. They do not cover the seed of the training."
 )
 PROMPTS = "Prompt and option are joined and tokenized as in lm-eval; the softmax is float32."
-ANSWER_MASS = (
-    "Answer mass is the mean probability that the next token begins one of the options. If it is small, the "
-    "options are a small part of the model's prediction."
+OPTION_PROBABILITY_MASS = (
+    "Option probability mass is the mean probability that the next token begins one of the options. If it is "
+    "small, the options are a small part of the model's prediction."
 )
 BASELINES = (
     "Majority always gives the most frequent answer and position always the best place in the list; both "
@@ -128,32 +130,45 @@ def task_setup_sentences(result: EvaluationResult) -> str:
 
 
 def truncation_sentence(result: EvaluationResult) -> str:
-    """Return a sentence on the prompts and documents that were truncated; empty if there are none."""
-    # Truncation changes what is measured, so it is reported with the models that it affects.
-    models_by_text: dict[str, list[str]] = {}
+    """Return a sentence on truncated prompts and one on truncated documents; empty if there are none.
 
-    def add_truncated(model: str, text: str, truncated: int, n: int) -> None:
+    Models are named only if others were not truncated.
+    """
+    prompts = _truncation_counts(
+        (task, model, score.truncated, score.n)
+        for model, scores in result.tasks.items()
+        for task, score in scores.items()
+    )
+    scored = _truncation_counts(
+        (source, model, text.truncated, text.documents)
+        for model, texts in result.perplexity.items()
+        for source, text in texts.items()
+    )
+    compared = _truncation_counts(
+        (pair.source, pair.model, pair.truncated, pair.documents) for pair in result.fidelity
+    )
+    documents = [", ".join(scored)] if scored else []
+    documents += [f"for fidelity {', '.join(compared)}"] if compared else []
+    sentences = [f"Prompts truncated at their start: {', '.join(prompts)}."] if prompts else []
+    if documents:
+        sentences.append(f"Documents truncated at their end: {'; '.join(documents)}.")
+    return " ".join(sentences)
+
+
+def _truncation_counts(records: Iterable[tuple[str, str, int, int]]) -> list[str]:
+    """Return texts such as `pubmed 2 of 24` from records of (source or task, model, truncated, n)."""
+    models: dict[tuple[str, int, int], list[str]] = {}
+    scored: dict[str, int] = {}
+    for name, model, truncated, n in records:
+        scored[name] = scored.get(name, 0) + 1
         if truncated:
-            counted = f"{number_format.count(truncated)} of {number_format.count(n)} {text}"
-            models_by_text.setdefault(counted, []).append(model)
-
-    for model, scores in result.tasks.items():
-        for score in scores.values():
-            add_truncated(model, f"prompts of {score.task} lost their beginning", score.truncated, score.n)
-    for model, texts in result.perplexity.items():
-        for source, text in texts.items():
-            add_truncated(
-                model,
-                f"documents of {source} were scored at their beginning only",
-                text.truncated,
-                text.documents,
-            )
-    for pair in result.fidelity:
-        add_truncated(
-            f"{pair.model} against {pair.against}",
-            f"documents of {pair.source} were compared at their beginning only",
-            pair.truncated,
-            pair.documents,
-        )
-    listed = "; ".join(f"{text} ({', '.join(models)})" for text, models in models_by_text.items())
-    return f"Truncated: {listed}." if listed else ""
+            models.setdefault((name, truncated, n), []).append(model)
+    texts = []
+    for (name, truncated, n), truncated_models in models.items():
+        text = f"{name} {number_format.count(truncated)} of {number_format.count(n)}"
+        more = f" and {len(truncated_models) - 2} more" if len(truncated_models) > 3 else ""
+        shown = truncated_models[:2] if more else truncated_models
+        # A count that holds for all models needs no names.
+        everywhere = len(truncated_models) == scored[name]
+        texts.append(text if everywhere else f"{text} ({', '.join(shown)}{more})")
+    return texts

@@ -25,7 +25,7 @@ def count(value: float) -> str:
 def decimal(value: float) -> str:
     """Format with four significant digits, or as a whole number from ten thousand on: `12.34`, `61,440`."""
     whole = isinstance(value, int) or 1e4 <= abs(value) < 1e9
-    return _minus(f"{value:,.0f}" if whole else f"{value:.4g}")
+    return _with_minus_sign(f"{value:,.0f}" if whole else f"{value:.4g}")
 
 
 def perplexity(value: float) -> str:
@@ -41,17 +41,17 @@ def percent(share: float | None) -> str:
         return ""
     if abs(share) >= 1e9:  # a damaged model: no reader counts hundreds of digits
         return f"{100 * share:.2g} %"
-    return f"{_minus(f'{100 * share:.1f}')} %"
+    return f"{_with_minus_sign(f'{100 * share:.1f}')} %"
 
 
 def points(share: float) -> str:
     """Format a difference of shares in percentage points: `+39.4`."""
-    return _minus(f"{100 * share:+.1f}")
+    return _with_minus_sign(f"{100 * share:+.1f}")
 
 
 def nats(value: float) -> str:
     """Format a difference in log-loss: `−0.1900`."""
-    return _minus(f"{value:+.4f}")
+    return _with_minus_sign(f"{value:+.4f}")
 
 
 def ratio(value: float) -> str:
@@ -77,7 +77,8 @@ def interval(ends: Sequence[float] | None, form: Callable[[float], str]) -> str:
     return f"[{low}, {high}]"
 
 
-def _minus(text: str) -> str:
+def _with_minus_sign(text: str) -> str:
+    """Replace ASCII hyphens by the minus sign U+2212."""
     # An exponent keeps its hyphen, so that 1e-08 can be copied as a number.
     return text.replace("-", "−") if "e" not in text else text
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from meditron.core.console import warn
 from meditron.core.errors import MeditronError
 from meditron.core.statistics import MAX_EXPONENT
-from meditron.core.units import format_bytes
+from meditron.core.units import format_bytes, format_count
 from meditron.report import number_format
 from meditron.report.evaluation_tables import ResultTable
 from meditron.store import results
@@ -58,14 +58,16 @@ class QuantizationCost:
     """The text that it was measured on, or the model and the source of the published value."""
 
     def __str__(self) -> str:
-        # A change that rounds to zero is printed without a sign.
-        percent = (
-            number_format.percent(self.perplexity_change)
-            if abs(self.perplexity_change) >= 0.0005
-            else "0.0 %"
-        )
-        sign = "+" if self.perplexity_change >= 0.0005 else ""
-        return f"{sign}{percent} {'measured on' if self.is_measured else 'published for'} {self.reference}"
+        source = "measured on" if self.is_measured else "published for"
+        return f"{self.percent_text} {source} {self.reference}"
+
+    @property
+    def percent_text(self) -> str:
+        """The rise in percent: `+2.8 %`. A change that rounds to zero is printed without a sign."""
+        if abs(self.perplexity_change) < 0.0005:
+            return "0.0 %" if self.is_measured else "< 0.1 %"
+        sign = "+" if self.perplexity_change > 0 else ""
+        return f"{sign}{number_format.percent(self.perplexity_change)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields for `--json`."""
@@ -103,7 +105,7 @@ def costs_from_evaluation(result: EvaluationResult, stage: str, parent: str) -> 
     for comparison in result.differences:
         name, _, kind = comparison.b.partition(":")
         if name == stage and kind and comparison.a == parent and comparison.source:
-            on = f"{number_format.count(comparison.n)} documents of {comparison.source}"
+            on = f"{format_count(comparison.n, 'documents')} of {comparison.source}"
             # exp of the mean difference in log-loss is the ratio of perplexities, with each document counted
             # once.
             change = math.expm1(min(comparison.difference, MAX_EXPONENT))
@@ -111,7 +113,7 @@ def costs_from_evaluation(result: EvaluationResult, stage: str, parent: str) -> 
     for pair in result.fidelity:
         name, _, kind = pair.model.partition(":")
         if name == stage and kind:
-            on = f"{number_format.count(pair.documents)} documents of {pair.source}"
+            on = f"{format_count(pair.documents, 'documents')} of {pair.source}"
             costs.setdefault(kind, QuantizationCost(pair.perplexity_ratio - 1, True, on))
     return costs
 
@@ -184,8 +186,12 @@ def recommendation(files: Sequence[Mapping[str, Any]], costs: Mapping[str, Quant
 def files_table(
     files: Sequence[Mapping[str, Any]], costs: Mapping[str, QuantizationCost], title: str
 ) -> ResultTable:
-    """Return a row per file: type, size, memory, and the rise in perplexity."""
+    """Return a row per file: type, size, memory, and the rise in perplexity.
+
+    Measured and published rises have a column each; without a measurement there is only the published one.
+    """
     best = recommended_type(files, costs)
+    measured = {kind: f"{c.percent_text} on {c.reference}" for kind, c in costs.items() if c.is_measured}
     rows = [
         (
             file["path"],
@@ -193,13 +199,15 @@ def files_table(
             format_bytes(file["bytes"]),
             number_format.decimal(float(file["bpw"])),
             *((format_bytes(file["ram"]),) if "ram" in file else ()),
-            str(costs.get(file["type"]) or published_cost(file["type"]) or "none"),
+            *((measured.get(file["type"], "not measured"),) if measured else ()),
+            cost.percent_text if (cost := published_cost(file["type"])) else "–",
         )
         for file in files
     ]
     memory = (f"RAM, {number_format.count(files[0]['context'])} tokens",) if "ram" in files[0] else ()
-    headers = ("file", "type", "size", "bits per weight", *memory, "perplexity against the model")
-    return ResultTable(title, headers, rows)
+    headers = ("file", "type", "size", "bits per weight", *memory)
+    rises = (*(("measured rise in perplexity",) if measured else ()), "published rise, Llama-3-8B")
+    return ResultTable(title, (*headers, *rises), rows)
 
 
 def _has_input(manifest: Manifest, parent: Manifest) -> bool:

@@ -13,6 +13,7 @@ from meditron.report.answers import Answer, RunFacts, answer_questions, overview
 from meditron.report.figures import ReportFigure, add_figure, figure_name
 from meditron.report.pages import Link, Page
 from meditron.report.quantization import costs_from_evaluation, files_table
+from meditron.report.training_page import format_training_metrics
 from meditron.store.results import Comparison, EvaluationResult
 
 __all__ = ["Curves", "answer_run_questions", "run_page"]
@@ -81,10 +82,13 @@ def _add_evaluation(
     figures = []
     for answer in answers:
         page.section(answer.question)
-        page.lead(answer.verdict, answer.sentence)
+        page.lead(answer.verdict, answer.headline or answer.sentence)
         if figure := answer.figure(suffix):
             add_figure(page, figure)
             figures.append(figure)
+        if answer.headline:
+            with page.folded("Every file and measure"):
+                page.text(answer.sentence.replace("; ", ";\n\n"))
     # The overview chart is only written as a file: on the page it would repeat the charts above.
     if overview := overview_figure(answers, suffix):
         figures.append(overview)
@@ -99,9 +103,12 @@ def _add_evaluation_details(
 ) -> list[ReportFigure]:
     figures = []
     if result.differences:
-        with page.folded(f"All paired differences ({len(result.differences)}) and the change by each step"):
+        with page.folded(
+            f"All paired differences ({len(result.differences)}) and the change made by each stage"
+        ):
             _add_table(
-                page, tables.step_table(result, tables.parent_models(result, _input_references(record)))
+                page,
+                tables.stage_change_table(result, tables.parent_models(result, _input_references(record))),
             )
             _add_table(page, tables.difference_table(result.differences))
             for figure in _difference_figures(result.differences, suffix):
@@ -121,7 +128,7 @@ def _add_evaluation_details(
             page.text(truncated)
         _add_table(page, tables.held_out_table(result, record["domains"]))
         if result.tasks or result.baselines:
-            page.text(f"{methods.ACCURACY} {methods.ANSWER_MASS} {methods.BASELINES}")
+            page.text(f"{methods.ACCURACY} {methods.OPTION_PROBABILITY_MASS} {methods.BASELINES}")
             page.text(methods.task_setup_sentences(result))
             _add_table(page, tables.rule_table(result))
     return figures
@@ -229,7 +236,7 @@ def _add_training(page: Page, name: str, rows: Curves, stage: Mapping[str, Any])
     ]
     for figure in figures:
         add_figure(page, figure)
-    page.key_values(_format_metrics(stage["metrics"]))
+    page.key_values(format_training_metrics(stage["metrics"]))
     return figures
 
 

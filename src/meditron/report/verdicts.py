@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from meditron.core.statistics import MIN_SAMPLE_SIZE
+from meditron.core.units import format_count
 from meditron.report import number_format
 from meditron.report.methods import LEVEL
 from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationResult
@@ -50,11 +51,11 @@ def describe_comparison(comparison: Comparison, result: EvaluationResult, domain
     """Describe a paired difference in a sentence that claims no more than its verdict."""
     a, b, judged = comparison.a, comparison.b, verdict(comparison)
     if comparison.task:
-        scope = f"On {number_format.count(comparison.n)} questions of {comparison.task}"
+        scope = f"On {format_count(comparison.n, 'questions')} of {comparison.task}"
         measure, unit, verbs = "accuracy", "percentage points", _TASK_VERBS
     else:
         label = source_label(domains, comparison.source) if comparison.source else comparison.what
-        scope = f"On {number_format.count(comparison.n)} held-out documents of {label}"
+        scope = f"On {format_count(comparison.n, 'held-out documents')} of {label}"
         measure, unit, verbs = "log-loss", "nats", _TEXT_VERBS
     # The name of the measure lists in brackets the settings that differ between the models, first a's value.
     if unlike := comparison.what.partition(" [")[2].removesuffix("]"):

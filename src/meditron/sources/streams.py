@@ -70,7 +70,9 @@ def chunks(file: Readable) -> Iterator[bytes]:
     except FileNotFoundError as error:
         raise SourceError(f"{file}: no such file") from error
     except IsADirectoryError as error:
-        raise SourceError(f"{file}: expected a file, got a folder") from error
+        raise SourceError(
+            f"{file}: expected a file, got a folder", hint=f"name its files: {file}/*"
+        ) from error
     except EOFError as error:
         raise InputError(file, "the compressed data are cut off", place=f"after {done:,} bytes") from error
     except (OSError, ValueError, lzma.LZMAError, zstandard.ZstdError) as error:

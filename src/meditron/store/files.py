@@ -278,8 +278,8 @@ def canonical_json(value: object) -> bytes:
     """Encode a plain value as canonical JSON: sorted keys, no spaces, UTF-8.
 
     Raises:
-        TypeError: a value is not plain JSON (a tuple, set, path, callable, NaN, a key that is not a string),
-            so that decoding would not return an equal value; the error names its position.
+        TypeError: a value has no exact JSON form (a tuple, set, path, callable, NaN, a key that is not a
+            string), so that decoding would not return an equal value; the error names its position.
     """
     _require_plain_json(value, "$")
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -297,7 +297,7 @@ def _require_plain_json(value: object, place: str) -> None:
         for index, item in enumerate(value):
             _require_plain_json(item, f"{place}[{index}]")
     elif value is not None and type(value) not in (str, int, float, bool):
-        raise TypeError(f"{place} is a {type(value).__name__}, which is not plain JSON")
+        raise TypeError(f"{place} has the type {type(value).__name__}; JSON has no such type")
     elif isinstance(value, float) and value - value != 0:
         raise TypeError(f"{place} is {value}, which JSON cannot represent")
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meditron.core.errors import InputError
+from meditron.core.units import format_count
 from meditron.store.files import atomic_write, translate_read_errors
 
 __all__ = ["IndexedDataset", "IndexedWriter", "TokenIds", "read_hashes", "token_dtype", "write_hashes"]
@@ -62,7 +63,9 @@ def read_hashes(prefix: Path) -> list[str]:
         data = path.read_bytes()
     documents = len(IndexedDataset(prefix))
     if len(data) != 8 * documents:
-        raise InputError(path, f"{len(data)} bytes, but {documents} documents need {8 * documents}")
+        raise InputError(
+            path, f"{len(data)} bytes, but {format_count(documents, 'documents')} need {8 * documents}"
+        )
     return [data[at : at + 8].hex() for at in range(0, len(data), 8)]
 
 

@@ -19,7 +19,7 @@ from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 from meditron.tasks.question import Question
 from meditron.tasks.task import Split, SplitQuestions, Task
 
-__all__ = ["open_file_task"]
+__all__ = ["open_file_task", "task_name"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SUFFIXES = {".jsonl", ".json", ".csv", ".gz", ".bz2", ".zst"}
@@ -50,7 +50,7 @@ def open_file_task(path: Path) -> Task:
     if known.test_ids and (files := sorted(path.parent.glob(known.test_ids))):
         splits, split = _split_by_ids(questions, files[0]), "test"
     return Task(
-        name=_task_name(path),
+        name=task_name(path),
         version=known.version,
         title=known.title,
         licence=known.licence,
@@ -62,8 +62,8 @@ def open_file_task(path: Path) -> Task:
     )
 
 
-def _task_name(path: Path) -> str:
-    # Several suffixes: `test.jsonl.gz` is the task `test`.
+def task_name(path: Path) -> str:
+    """Return the name of the task of a file: `test` for `test.jsonl.gz`."""
     while path.suffix in _SUFFIXES:
         path = path.with_suffix("")
     return _CONTROL.sub("?", path_as_text(Path(path.name)))
@@ -138,7 +138,7 @@ def _iterate_questions(
             yield row, error.reason
             continue
         if known.group_from_file and question.group is None:
-            question = replace(question, group=known.group_from_file(_task_name(path)))
+            question = replace(question, group=known.group_from_file(task_name(path)))
         yield row, question
 
 

@@ -80,12 +80,12 @@ PRETOKENIZERS: Mapping[str, PreTokenizer] = {
 def _canonical_json(spec: object) -> str:
     """Return a `pre_tokenizer` value as canonical JSON without `trim_offsets`, which does not affect ids."""
 
-    def without_offsets(value: object) -> object:
+    def drop_trim_offsets(value: object) -> object:
         if isinstance(value, dict):
-            return {name: without_offsets(item) for name, item in value.items() if name != "trim_offsets"}
-        return [without_offsets(item) for item in value] if isinstance(value, list) else value
+            return {name: drop_trim_offsets(item) for name, item in value.items() if name != "trim_offsets"}
+        return [drop_trim_offsets(item) for item in value] if isinstance(value, list) else value
 
-    return json.dumps(without_offsets(spec), sort_keys=True)
+    return json.dumps(drop_trim_offsets(spec), sort_keys=True)
 
 
 def pretokenizer_name(spec: object, *, ignore_merges: bool) -> str | None:

@@ -34,7 +34,8 @@ _T = TypeVar("_T")
 # Methods that a template may not call: they return bytes (whose size is not measured), replace each character
 # by a text, or take time that grows with the square of a text's length.
 _REFUSED = frozenset({"encode", "striptags", "to_bytes", "translate"})
-# Filters that are removed, for the same reasons or because they insert an argument after each word. No known
+# Filters that a template may not use: `pprint` and `striptags` for the reasons above; `urlize` and `wordwrap`
+# insert a given text at each link or line end, so the output can be far longer than the input. No known
 # template uses them.
 _DROPPED = ("pprint", "striptags", "urlize", "wordwrap")
 # Filters that only pick a part of their operand or count its items, and so cost one step whatever its size.

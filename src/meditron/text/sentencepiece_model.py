@@ -25,7 +25,7 @@ _KINDS = {1: "unigram", 3: "word", 4: "char"}
 _Field = tuple[int, int | bytes]
 
 
-class _Message:
+class _ProtobufMessage:
     """The fields of one protobuf message, as pairs (field number, value) in the order of the file."""
 
     def __init__(self, path: Path, data: bytes) -> None:
@@ -84,8 +84,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > _MAX_BYTES:
             raise InputError(path, f"the file has {size:,} bytes, more than {_MAX_BYTES:,}")
-        model = _Message(path, path.read_bytes())
-    trainer, normalizer = (_Message(path, model.last_value(number, b"")) for number in (2, 3))
+        model = _ProtobufMessage(path, path.read_bytes())
+    trainer, normalizer = (_ProtobufMessage(path, model.last_value(number, b"")) for number in (2, 3))
     tokens, scores, types = _read_pieces(path, model)
     _refuse_unsupported_rules(path, trainer, normalizer, types)
     metadata: dict[str, Any] = {
@@ -102,14 +102,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _read_pieces(path: Path, model: _Message) -> tuple[list[str], list[float], list[int]]:
+def _read_pieces(path: Path, model: _ProtobufMessage) -> tuple[list[str], list[float], list[int]]:
     tokens, scores, types = [], [], []
     for number, data in model.fields:
         if number != 1:
             continue
         if not isinstance(data, bytes):
             raise model.damaged_error()
-        piece = _Message(path, data)
+        piece = _ProtobufMessage(path, data)
         score = piece.last_value(2, b"\0\0\0\0")
         if len(score) != 4:
             raise model.damaged_error()
@@ -124,7 +124,9 @@ def _read_pieces(path: Path, model: _Message) -> tuple[list[str], list[float], l
     return tokens, scores, types
 
 
-def _refuse_unsupported_rules(path: Path, trainer: _Message, normalizer: _Message, types: list[int]) -> None:
+def _refuse_unsupported_rules(
+    path: Path, trainer: _ProtobufMessage, normalizer: _ProtobufMessage, types: list[int]
+) -> None:
     kind = trainer.last_value(3, 1)
     rules = {
         f"is a {_KINDS.get(kind, kind)} model; Llama models are BPE": kind != _BPE,

@@ -15,8 +15,9 @@ from meditron.model.llama import sdpa
 
 __all__ = ["attend"]
 
-# Number of parts that the queries are split into. A part is multiplied with the keys up to its own end only,
-# so more parts waste less on scores that the causal mask hides, but take longer to compile.
+# Number of blocks that the queries are split into. Each block is multiplied only with the keys up to its last
+# position; the causal mask hides all later keys. More blocks compute fewer masked scores, but take longer to
+# compile.
 _PARTS = 4
 
 

@@ -40,8 +40,8 @@ RESULT = "metrics.json"
 _CHECKPOINTS = "checkpoints"
 
 
-def _add_no_sections(page: Page) -> None:
-    """Add no sections to the report."""
+def _no_extra_sections(page: Page) -> None:
+    """Leave the report as it is: default of `TrainingInputs.add_to_report`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TrainingInputs:
     """Fraction of the tokens that are targets and so reach the output projection."""
     stage_metrics: Mapping[str, Any] = field(default_factory=dict)
     """Further metrics of the stage."""
-    add_to_report: Callable[[Page], None] = _add_no_sections
+    add_to_report: Callable[[Page], None] = _no_extra_sections
     """Adds the stage's own sections to the report."""
 
 
@@ -192,7 +192,9 @@ class Trainer:
         if step.step_number == self.total_steps or (every and step.step_number % every == 0):
             row["heldout"] = self.inputs.heldout_loss(self.model)
         self.metrics.append(row)
-        self.bar.set_fields(loss=f"{step.loss:.3f}", matmul=f"{100 * utilization:.0f} %")
+        self.bar.set_fields(
+            loss=f"{step.loss:.3f}", **{"share of matmul speed": f"{100 * utilization:.0f} %"}
+        )
         self.bar.advance(tokens)
 
     def checkpoint_if_due(self, steps_done: int) -> None:

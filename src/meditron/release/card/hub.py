@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from meditron.core.units import format_count
 from meditron.release.card.config import CardConfig
 from meditron.report import number_format
 from meditron.store.results import EvaluationResult, TaskScore
@@ -68,7 +69,7 @@ def _eval_results(result: EvaluationResult, model: str, domains: Mapping[str, st
             dataset_revision=text.data_sha256,
             metric_type="perplexity",
             metric_value=text.perplexity,
-            metric_name=f"perplexity, {number_format.count(text.documents)} documents, "
+            metric_name=f"perplexity, {format_count(text.documents, 'documents')}, "
             + _interval_text(text.interval, number_format.perplexity),
         )
     for task, score in result.tasks.get(model, {}).items():
@@ -81,7 +82,7 @@ def _eval_results(result: EvaluationResult, model: str, domains: Mapping[str, st
             dataset_split=score.split,
             metric_type="accuracy",
             metric_value=score.accuracy,
-            metric_name=f"accuracy ({_score_settings(score)}), {number_format.count(score.n)} questions, "
+            metric_name=f"accuracy ({_score_settings(score)}), {format_count(score.n, 'questions')}, "
             + _interval_text(score.interval, number_format.percent),
         )
 
@@ -94,7 +95,9 @@ def _score_settings(score: TaskScore) -> str:
         f"prompt form {score.prompt_form}",
         f"{score.shots} shots",
     ]
-    return ", ".join([*parts, *([f"{score.truncated} prompts truncated"] if score.truncated else [])])
+    return ", ".join(
+        [*parts, *([f"{format_count(score.truncated, 'prompts')} truncated"] if score.truncated else [])]
+    )
 
 
 def _interval_text(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:

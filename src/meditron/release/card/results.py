@@ -35,7 +35,7 @@ def add_evaluation(card: CardWriter, facts: CardFacts) -> None:
         for name, stage in facts.chain.stages.items()
     }
     _add_table(card, tables.overview_table(result, facts.domains))
-    _add_table(card, tables.step_table(result, tables.parent_models(result, references)))
+    _add_table(card, tables.stage_change_table(result, tables.parent_models(result, references)))
     _add_table(card, tables.difference_table(result.differences))
     of_model = [comparison for comparison in result.differences if comparison.b == facts.model_stage]
     card.text("\n\n".join(describe_comparison(comparison, result, facts.domains) for comparison in of_model))
