@@ -39,9 +39,8 @@ __all__ = ["LARGEST_CITATION", "read", "recognises"]
 LARGEST_CITATION = 16 << 20
 """Maximum bytes of one citation, or of a comment between two. The largest real citations, with thousands of
 authors, have less than 6 MB; libxml2 reads at most 10 MB of one text or attribute."""
-_MAX_MATCH = (
-    8 << 20
-)  # maximum bytes of a citation that is read without lxml, because libxml2 refuses texts of 10 MB
+# Maximum bytes of a citation that is read without lxml, because libxml2 refuses texts of 10 MB.
+_MAX_MATCH = 8 << 20
 _LARGEST_PROLOGUE = 64 << 10
 _MIN_UNREAD = 64 << 10  # more is read if fewer unread bytes are in the buffer
 _READ_SIZE = 512 << 10  # bytes read at a time

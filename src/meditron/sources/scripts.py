@@ -25,9 +25,8 @@ _ON_THE_LINE = {
     **{"o": "°", "º": "°", "ª": "ª", "TM": "™", "tm": "™", "SM": "℠"},
 }
 _ALL_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁱᵐⁿ]+")
-_RAISED_LIST = re.compile(
-    "[¹²³⁴⁵⁶⁷⁸⁹][⁰¹²³⁴⁵⁶⁷⁸⁹⁻]*(?:, ?[¹²³⁴⁵⁶⁷⁸⁹][⁰¹²³⁴⁵⁶⁷⁸⁹⁻]*)+"
-)  # marks of references: `¹,³⁻⁵`
+# Marks of references: `¹,³⁻⁵`.
+_RAISED_LIST = re.compile("[¹²³⁴⁵⁶⁷⁸⁹][⁰¹²³⁴⁵⁶⁷⁸⁹⁻]*(?:, ?[¹²³⁴⁵⁶⁷⁸⁹][⁰¹²³⁴⁵⁶⁷⁸⁹⁻]*)+")
 _ALL_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ᵢₙₓ]+(?:[.,/][₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ᵢₙₓ]+)*")  # `PM₂.₅`, `t₁/₂`
 _NUMBER_AND_WORD = re.compile("([0-9]+)([A-Za-z]+)")  # `VO₂max`, `HbA₁c`, `5-HT₂A`
 _SIGN_BLANK = re.compile(f"(?<=[{_DASHES}+]) | (?=[{_DASHES}+])")

@@ -27,9 +27,8 @@ LONGEST_DOCUMENT = 24 << 20
 # Bytes that are decompressed at once. Bounds the memory for a decompression bomb, and fits in the CPU cache.
 _PIECE = 256 << 10
 _COMPRESSED_PIECE = 64 << 10
-_MAX_XZ_MEMORY = (
-    256 << 20
-)  # limit for an xz file, which declares how much memory it needs; `xz -9` needs 64 MiB
+# An xz file declares how much memory its decompression needs; `xz -9` needs 64 MiB.
+_MAX_XZ_MEMORY = 256 << 20
 # UTF-32 before UTF-16, because the byte order mark of UTF-32 begins with that of UTF-16.
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -143,9 +142,8 @@ def _decompress(file: IO[bytes]) -> Iterator[bytes]:
         return _gunzip(file)
     if magic.startswith(b"BZh"):
         return _decompress_members(file, bz2.BZ2Decompressor)
-    skippable = (
-        magic[1:4] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50
-    )  # a skippable frame, with which files of pzstd begin
+    # Files of pzstd begin with a skippable frame.
+    skippable = magic[1:4] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50
     if magic.startswith(b"\x28\xb5\x2f\xfd") or skippable:
         return unpack_zstd(file)
     if magic == b"\xfd7zXZ\0":

@@ -118,9 +118,8 @@ def _encode_tensor_infos(tensors: list[tuple[str, LazyTensor]], alignment: int) 
 
 def _tensor_bytes(name: str, tensor: LazyTensor) -> memoryview:
     values = tensor.load()
-    is_array = (
-        tensor.type in _FLOAT_DTYPES
-    )  # any other type is given as the bytes of its blocks, in any shape
+    # A tensor of any other type is given as the bytes of its blocks, in any shape.
+    is_array = tensor.type in _FLOAT_DTYPES
     dtype: np.dtype[Any] = _FLOAT_DTYPES.get(tensor.type, np.dtype(np.uint8))
     fits = values.shape == tensor.shape if is_array else values.nbytes == tensor.nbytes
     if values.dtype.newbyteorder("<") != dtype or not fits:

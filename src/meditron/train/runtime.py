@@ -23,9 +23,8 @@ def deterministic(seed: int, threads: int | None) -> Iterator[None]:
     """
     threads_before = torch.get_num_threads()
     algorithms_before = torch.are_deterministic_algorithms_enabled()
-    deterministic_settings: Any = (
-        torch.utils.deterministic
-    )  # typed Any: its one attribute is defined at run time
+    # Typed Any, because its one attribute is defined at run time.
+    deterministic_settings: Any = torch.utils.deterministic
     fill_before = deterministic_settings.fill_uninitialized_memory
     try:
         torch.set_num_threads(threads or threads_before)
