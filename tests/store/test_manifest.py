@@ -110,7 +110,7 @@ def test_a_manifest_that_is_none_is_an_input_error(tmp_path: Path, content: str)
 
 
 def test_a_fingerprint_refuses_what_is_not_plain():
-    with pytest.raises(TypeError, match=r"\$\.config\.path is a PosixPath"):
+    with pytest.raises(TypeError, match=r"\$\.config\.path has the type PosixPath"):
         fingerprint({"config": {"path": Path("x")}})
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
 
