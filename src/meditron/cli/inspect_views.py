@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What `meditron inspect` shows of one file or folder."""
+    """View of one file or folder, as `meditron inspect` shows it."""
 
     kind: str
     """`run`, `stage`, `documents`, `rows`, `tokens`, `gguf`, `model`, `json` or `folder`."""

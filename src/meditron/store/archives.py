@@ -27,8 +27,17 @@ _MAX_LISTED = 5
 # The errors that zipfile raises for a damaged archive: OSError for an impossible offset, NotImplementedError
 # for an unknown compression method, and so on.
 _DAMAGE = (
-    *(zipfile.BadZipFile, NotImplementedError, ValueError, OSError, RuntimeError),
-    *(struct.error, zlib.error, lzma.LZMAError, EOFError, MemoryError, LookupError),
+    zipfile.BadZipFile,
+    NotImplementedError,
+    ValueError,
+    OSError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    MemoryError,
+    LookupError,
 )
 
 
