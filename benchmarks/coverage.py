@@ -2,20 +2,31 @@
 
 Writes the table of docs/explanation/statistics.md.
 
-Run with `python -m benchmarks.coverage` (about four minutes on one core). Seeded: the table is repeatable.
+python -m benchmarks.coverage            all tables (some ten minutes on one core)
+python -m benchmarks.coverage intervals  only the table of every interval type
+
+Seeded: the tables are repeatable.
 """
 
 import json
-import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from meditron.core.statistics import Interval, bootstrap_ratio, paired_bootstrap, paired_proportions
+from meditron.core.calibration import calibration_errors
+from meditron.core.statistics import (
+    Interval,
+    bootstrap_ratio,
+    clustered_mean,
+    paired_bootstrap,
+    paired_proportions,
+    wilson_interval,
+)
 
-__all__ = ["DISTRIBUTIONS", "SIZES", "accuracies", "means", "ratios"]
+__all__ = ["DISTRIBUTIONS", "INTERVALS", "SIZES", "accuracies", "means", "ratios"]
 
 SIZES = (6, 12, 24, 60, 600)
 RESAMPLES = 1000
@@ -70,6 +81,105 @@ def accuracies(only_a: float, only_b: float, n: int, runs: int, seed: int = 1) -
     return {"coverage": _share(covered), "p": _share([one.p < 0.05 for one in found])}
 
 
+def wilson(p: float, n: int, runs: int, seed: int = 1) -> float:
+    """Simulate accuracies on n independent questions; return the coverage."""
+    counts = np.random.default_rng(seed).binomial(n, p, runs)
+    known = {int(k): _holds(wilson_interval(int(k), n), p) for k in np.unique(counts)}
+    return _share([known[int(k)] for k in counts])
+
+
+def clustered(p: float, clusters: int, runs: int, seed: int = 1) -> float:
+    """Simulate accuracies on clusters of 4 to 12 questions of equal difficulty; return the coverage.
+
+    A cluster's difficulty is beta-distributed around p, with an intraclass correlation of 0.2.
+    """
+    random = np.random.default_rng(seed)
+    covered = []
+    for run in range(runs):
+        sizes = random.integers(4, 13, clusters)
+        chance = random.beta(4 * p, 4 * (1 - p), clusters)
+        right = random.binomial(sizes, chance)
+        interval = bootstrap_ratio(right, sizes, seed=run, resamples=_CLUSTER_RESAMPLES, bounds=(0, 1))[1]
+        covered.append(_holds(interval, p))
+    return _share(covered)
+
+
+def clustered_differences(p: float, clusters: int, runs: int, seed: int = 1) -> float:
+    """Simulate paired differences of two models, b better by 5 points, on clustered questions."""
+    random = np.random.default_rng(seed)
+    covered = []
+    for run in range(runs):
+        sizes = random.integers(4, 13, clusters)
+        places = np.repeat(np.arange(clusters), sizes)
+        a_chance, b_chance = (random.beta(4 * q, 4 * (1 - q), clusters)[places] for q in (p, p + 0.05))
+        values = (random.random(len(places)) < b_chance) - (random.random(len(places)) < a_chance).astype(
+            float
+        )
+        interval = clustered_mean(values, list(map(str, places)), seed=run, resamples=_CLUSTER_RESAMPLES)
+        covered.append(_holds(interval, 0.05))
+    return _share(covered)
+
+
+def calibration(gap: float, n: int, runs: int, seed: int = 1) -> float:
+    """Simulate the calibration error of answers that are right with probability confidence − gap."""
+    random = np.random.default_rng(seed)
+    covered = []
+    for _ in range(0, runs, 1000):
+        confidence = 0.25 + 0.75 * random.beta(2, 2, (1000, n))
+        correct = (random.random((1000, n)) < confidence - gap).astype(float)
+        _, low, high = calibration_errors(confidence, correct)
+        covered += list((low <= gap + 1e-9) & (gap - 1e-9 <= high))
+    return _share(covered)
+
+
+def overconfidence(gap: float, n: int, runs: int, seed: int = 1) -> float:
+    """Simulate mean confidence minus accuracy, a mean over questions; return the coverage."""
+    random = np.random.default_rng(seed)
+    covered = []
+    for run in range(runs):
+        confidence = 0.25 + 0.75 * random.beta(2, 2, n)
+        values = confidence - (random.random(n) < confidence - gap)
+        interval = bootstrap_ratio(values, np.ones(n), seed=run, resamples=_CLUSTER_RESAMPLES)[1]
+        covered.append(_holds(interval, gap))
+    return _share(covered)
+
+
+def proportions(p: float, n: int, runs: int, seed: int = 1) -> float:
+    """Simulate the paired difference of two independent models with accuracies p and p + 0.05."""
+    q = p + 0.05
+    return accuracies(p * (1 - q), q * (1 - p), n, runs, seed)["coverage"]
+
+
+_CLUSTER_RESAMPLES = 400
+INTERVALS: dict[str, tuple[Callable[[float, int, int], float], str, tuple[float, ...], tuple[int, ...]]] = {
+    "accuracy, Wilson": (wilson, "p", (0.2, 0.5, 0.8), (10, 25, 50, 100, 400, 1000)),
+    "accuracy, clustered bootstrap": (clustered, "p", (0.2, 0.5, 0.8), (6, 12, 25, 50)),
+    "paired difference, Bonett-Price": (proportions, "p", (0.2, 0.5, 0.75), (10, 25, 50, 100, 400, 1000)),
+    "paired difference, clustered bootstrap": (clustered_differences, "p", (0.2, 0.5, 0.75), (6, 25, 50)),
+    "calibration error": (calibration, "gap", (0.0, 0.05, 0.1, 0.2), (50, 100, 400, 1000)),
+    "overconfidence, bootstrap-t": (overconfidence, "gap", (0.1,), (25, 100, 400)),
+}
+"""Interval type → simulation, name of its parameter, values of the parameter, and sizes: questions, or
+clusters of 8 questions on average."""
+_EVALUATIONS, _FEW_EVALUATIONS = 20_000, 4_000
+
+
+def _interval_table() -> str:
+    lines = ["| interval | parameter | n | evaluations | coverage |", "|---|---|--:|--:|--:|"]
+    for name, (simulate, parameter, values, sizes) in INTERVALS.items():
+        is_clustered = "clustered" in name
+        for size in sizes:
+            large = size >= (50 if is_clustered else 400)
+            runs = _EVALUATIONS if large else _FEW_EVALUATIONS
+            shares = [simulate(value, size, runs) for value in values]
+            print(name, size, shares, flush=True)
+            shown = ", ".join(f"{100 * share:.1f} %" for share in shares)
+            given = f"{parameter} {', '.join(f'{value:g}' for value in values)}"
+            n = f"{size} clusters" if is_clustered else f"{size:,}"
+            lines.append(f"| {name} | {given} | {n} | {runs:,} | {shown} |")
+    return "\n".join(lines)
+
+
 def _holds(interval: Interval | None, value: float) -> bool:
     return interval is None or interval.low <= value <= interval.high
 
@@ -114,13 +224,14 @@ def _table() -> str:
 
 
 def main() -> None:
-    """Write the table between the marks of the document."""
-    table = f"<!-- coverage -->\n{_table()}\n<!-- end -->"
-    print(table)
-    text = _DOCS.read_text(encoding="utf-8")
-    _DOCS.write_text(
-        re.sub(r"<!-- coverage -->.*<!-- end -->", lambda _: table, text, flags=re.DOTALL), encoding="utf-8"
-    )
+    """Write the tables between the marks of the document."""
+    names = sys.argv[1:] or ["coverage", "intervals"]
+    for name in names:
+        table = {"coverage": _table, "intervals": _interval_table}[name]()
+        text = _DOCS.read_text(encoding="utf-8")
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        text = f"{before}{mark}{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+        _DOCS.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

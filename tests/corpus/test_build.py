@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from meditron.core.errors import InputError, SourceError
+from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.corpus.build import run
 from meditron.corpus.config import CorpusConfig
+from meditron.corpus.task import run_described_task
 from meditron.store.corpus import read_corpus
 from meditron.store.files import content_digest
 from meditron.store.jsonl import read_jsonl
@@ -45,6 +46,24 @@ def rows(path: Path, *texts: str) -> Path:
 
 def many(path: Path, count: int) -> Path:
     return rows(path, *(f"Document {n} speaks of {n * n} and of nothing else. " * 4 for n in range(count)))
+
+
+def test_tasks_run_in_any_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no sbatch: the tasks are run by hand, as on another machine
+    monkeypatch.chdir(tmp_path)
+    many(Path("a.jsonl"), 3)
+    Path("questions.jsonl").write_text(
+        '{"question": "Which drug lowers the risk of a second infarction in men?", "options": ["a", "b"], '
+        '"answer": "A"}\n'
+    )
+    inputs = artifacts(**{"a": Path("a.jsonl"), "questions.jsonl": Path("questions.jsonl")})
+    settings = config(artifacts(a=Path("a.jsonl")), executor="slurm", decontaminate=["questions.jsonl"])
+    with pytest.raises(UsageError, match="no sbatch"):
+        run(settings, inputs, Path("out"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run_described_task(tmp_path / "out/work/tasks/read.json", 0)
+    assert len(list((tmp_path / "out/work/a").glob("*.group.json"))) == 1
 
 
 def test_copies_across_sources(tmp_path: Path) -> None:
@@ -97,7 +116,7 @@ def test_ids_repeated_in_two_files_are_numbered(tmp_path: Path, heldout: float) 
 def test_ids_repeated_in_two_sources_are_numbered(tmp_path: Path) -> None:
     paths = {name: tmp_path / f"{name}.jsonl" for name in ("a", "b")}
     for name, path in paths.items():
-        path.write_text("\n".join(json.dumps({"id": n, "text": f"{name} {n}. " * 30}) for n in range(40)))
+        path.write_text("\n".join(json.dumps({"id": n, "text": f"{name} of {n}. " * 30}) for n in range(40)))
     inputs = artifacts(**paths)
     run(config(inputs, heldout=0.5), inputs, tmp_path / "out")
     ids = [text.id for split in ("train", "heldout") for text in read_corpus(tmp_path / "out", split)]
@@ -154,11 +173,11 @@ def test_text_among_structured_files_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"terms\.txt: plain text in a folder of jsonl files") as raised:
         run(config(inputs), inputs, tmp_path / "out")
     assert 'exclude = ["terms.txt"]' in str(raised.value.hint)
-    (folder / "paper.pdf").write_bytes(b"%PDF-1.7\n\0")
-    with pytest.raises(InputError, match=r"paper\.pdf: a PDF file") as raised:
+    (folder / "paper.rtf").write_bytes(b"{\\rtf1 text}")
+    with pytest.raises(InputError, match=r"paper\.rtf: an RTF file") as raised:
         run(config(inputs), inputs, tmp_path / "out")
-    assert 'exclude = ["paper.pdf"]' in str(raised.value.hint)
-    for chosen in ({"include": ["*.jsonl"]}, {"exclude": ["terms.*", "*.pdf"]}):
+    assert 'exclude = ["paper.rtf"]' in str(raised.value.hint)
+    for chosen in ({"include": ["*.jsonl"]}, {"exclude": ["terms.*", "*.rtf"]}):
         sources = {"a": {"from": str(folder), **chosen}}
         metrics = run(CorpusConfig.model_validate({"sources": sources}), inputs, tmp_path / f"{len(chosen)}")
         assert metrics["sources"]["a"]["read"] == 3
@@ -204,11 +223,11 @@ def test_links_and_names_beyond_utf8_are_read(tmp_path: Path) -> None:
     ]
     (elsewhere / "far.txt").write_text("Changed.")
     assert content_digest(folder) != before
-    Path(os.fsdecode(os.fsencode(folder) + b"/b\xe9.pdf")).write_bytes(b"%PDF-1.7\n")
-    with pytest.raises(InputError, match=r"in/b\\udce9\.pdf: a PDF file") as raised:
+    Path(os.fsdecode(os.fsencode(folder) + b"/b\xe9.rtf")).write_bytes(b"{\\rtf1 text}")
+    with pytest.raises(InputError, match=r"in/b\\udce9\.rtf: an RTF file") as raised:
         run(config(inputs), inputs, tmp_path / "again")
     assert str(raised.value).encode()
-    Path(os.fsdecode(os.fsencode(folder) + b"/b\xe9.pdf")).unlink()
+    Path(os.fsdecode(os.fsencode(folder) + b"/b\xe9.rtf")).unlink()
     (elsewhere / "far.txt").unlink()
     with pytest.raises(InputError, match=r"near\.txt: a link to a file that does not exist"):
         run(config(inputs), inputs, tmp_path / "again")
@@ -293,6 +312,39 @@ def test_a_limit_counts_over_all_files_of_a_source(tmp_path: Path) -> None:
     assert metrics["sources"]["both"]["read"] == 20
 
 
+def test_a_limit_reads_only_the_files_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meditron.corpus.files._GROUP_FILES", 5)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(60):
+        rows(
+            folder / f"{number:02d}.jsonl",
+            f"Document {number} speaks of {number**2} and of little else. " * 4,
+        )
+    for number in range(20, 60):
+        (folder / f"{number:02d}.jsonl").write_bytes(b"damaged \0\xff\n")
+    inputs = artifacts(notes=folder)
+    for name, workers in (("one", 1), ("three", 3)):
+        metrics = run(config(inputs, limit=16, workers=workers), inputs, tmp_path / name)
+        assert metrics["sources"]["notes"]["read"] == 16
+    assert digest(tmp_path / "one") == digest(tmp_path / "three")
+    for number in range(16, 60):
+        (folder / f"{number:02d}.jsonl").unlink()
+    run(config(inputs), inputs, tmp_path / "all")
+    assert digest(tmp_path / "all/train") == digest(tmp_path / "one/train")
+    assert digest(tmp_path / "all/heldout") == digest(tmp_path / "one/heldout")
+
+
+def test_a_damaged_file_behind_the_limit_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    many(tmp_path / "folder/a.jsonl", 15)
+    (tmp_path / "folder/b.jsonl").write_bytes(b"damaged \0\xff\n")
+    inputs = artifacts(notes=tmp_path / "folder")
+    assert run(config(inputs, limit=1), inputs, tmp_path / "out")["sources"]["notes"]["read"] == 1
+    with pytest.raises(InputError, match=r"b\.jsonl"):
+        run(config(inputs, limit=16), inputs, tmp_path / "more")
+
+
 def test_a_version_in_meta_and_a_retraction_other_than_true_have_no_effect(tmp_path: Path) -> None:
     metas: list[dict[str, Any]] = [{"version": v, "retracted": "no"} for v in ("v2", 1.5, -1, 1 << 40, True)]
     lines = [
@@ -342,9 +394,11 @@ import sys
 from pathlib import Path
 from meditron.corpus.build import run
 from meditron.corpus.config import CorpusConfig
+from meditron.corpus.task import run_described_task
 from meditron.store.manifest import Artifact
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
-config = CorpusConfig.model_validate({"sources": {"a": {"from": str(source)}}, "shard_documents": 50})
+settings = {"shard_documents": 50, "near_dedup": {"threshold": 0.8}}
+config = CorpusConfig.model_validate({"sources": {"a": {"from": str(source)}}, **settings})
 run(config, {"a": Artifact("a", source, "0" * 64)}, out)
 """
 
@@ -368,3 +422,19 @@ def test_a_resumed_run_rewrites_unfinished_pieces_only(tmp_path: Path) -> None:
     assert len(stamps) == 40
     subprocess.run([*command, str(out)], check=True, capture_output=True)
     assert digest(out) == digest(tmp_path / "whole")
+
+
+def test_options_of_a_source_reach_the_reader(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    prose = "Give antibiotics within one hour of the recognition of sepsis in adults and children. " * 3
+    page = f"<!doctype html><title>Sepsis</title><p id=a>{prose}<p class=x>Related pages."
+    (folder / "sepsis.html").write_text(page)
+    (folder / "missing.html").write_text("<!doctype html><title>404 Not Found</title><p>No such page.")
+    inputs = artifacts(a=folder)
+    sources = {"a": {"from": str(folder), "rules": {"drop": [".x"]}}}
+    metrics = run(CorpusConfig.model_validate({"sources": sources, "heldout": 0}), inputs, tmp_path / "out")
+    (document,) = read_corpus(tmp_path / "out", "train")
+    assert document.id == "html:sepsis.html"
+    assert "Related" not in document.text
+    assert metrics["sources"]["a"]["skipped"] == {"error or login page": 1}

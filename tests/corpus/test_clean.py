@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from meditron.corpus.clean import clean_text, render_document
@@ -60,6 +60,7 @@ def test_no_letter_digit_or_sign_is_lost(text: str) -> None:
         plain = unicodedata.normalize("NFD", text)
         return sorted(c for c in plain if unicodedata.category(c)[0] in "LNPSM")
 
+    assume(not set("âÃÎÏÂ") & set(text + clean_text(text)))  # the leads of mistaken encodings
     assert [c for c in seen(clean_text(text)) if c != "\ufffd"] == [c for c in seen(text) if c != "\ufffd"]
 
 
@@ -79,6 +80,19 @@ def test_documents_are_rendered_with_labels() -> None:
         ("In us.", None, "METHODS"),
     ]
     assert render_document(Document("x:2", "x", "", (Section("only"),))) == ("only", ())
+
+
+def test_headings_of_enclosing_sections_are_lines_above_the_first_of_them() -> None:
+    sections = (
+        Section("We did.", "Design", None, ("Methods",)),
+        Section("A\nB", "Dose", None, ("Methods", "Drugs")),
+        Section("C", None, None, ("Methods",)),
+        Section("D", "Results"),
+        Section("E", "Main", None, ("Results",)),
+    )
+    text, parts = render_document(Document("x:1", "x", "Title.", sections))
+    assert text == ("Title.\n\nMethods\nDesign: We did.\n\nDrugs\n\nDose\nA\nB\nC\nResults: D\nMain: E")
+    assert [part.label for part in parts] == ["Design", "Dose", "Results", "Main"]
 
 
 @given(TEXT, st.lists(st.builds(Section, TEXT, st.none() | TEXT, st.none() | st.just("METHODS"))))

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from meditron.corpus.config import SourceConfig
+from meditron.corpus.config import CorpusConfig, SourceConfig
 from meditron.sources.registry import SOURCES
 
 
@@ -15,3 +15,9 @@ def test_an_unknown_format_is_refused_in_the_config() -> None:
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_format_is_accepted(name: str) -> None:
     assert SourceConfig.model_validate({"from": "a", "format": name}).format == name
+
+
+def test_sizes_are_expected_of_sources_only() -> None:
+    table = {"sources": {"papers": {"from": "x"}}, "expected_documents": {"paper": 7}}
+    with pytest.raises(ValidationError, match="expected_documents: no source 'paper'; the corpus has papers"):
+        CorpusConfig.model_validate(table)

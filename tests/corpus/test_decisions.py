@@ -1,27 +1,39 @@
 """The split, the languages allowed, and the selection among versions, deletions and copies."""
 
 import hashlib
+import json
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.corpus.candidate import DropReason
+from meditron.corpus import decisions
+from meditron.corpus.build import run
+from meditron.corpus.candidate import DocumentTable, DropReason
+from meditron.corpus.config import CorpusConfig
 from meditron.corpus.dedup import (
     COPY,
     DELETED,
     INDEX,
     SUPERSEDED,
+    Deduplication,
     id_hash,
     index_row,
     occurrence_numbers,
     rows_to_drop,
     unique_id,
 )
+from meditron.corpus.document_files import DocumentFiles
 from meditron.corpus.languages import language_allowed
 from meditron.corpus.split import is_heldout
 from meditron.store.identity import content_sha256
+from meditron.store.jsonl import read_jsonl
+
+from .test_build import artifacts
+from .test_build import config as corpus_config
 
 # Codes of drop reasons of earlier passes.
 KEPT, RETRACTED, LANGUAGE = 0, 1, 2
@@ -62,6 +74,11 @@ def test_the_split_is_the_hash_of_the_content() -> None:
     texts = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(20_000)]
     assert not any(is_heldout(text, 0) for text in texts)
     assert abs(sum(is_heldout(text, 0.12) for text in texts) / 20_000 - 0.12) < 0.01
+    splits = [[is_heldout(text, 0.12, seed) for text in texts] for seed in (0, 1, 2)]
+    assert splits[0] == [is_heldout(text, 0.12) for text in texts]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        both = sum(a and b for a, b in zip(splits[one], splits[other], strict=True))
+        assert abs(both / 20_000 - 0.12**2) < 0.004  # independent
 
 
 @pytest.mark.parametrize("language", ["eng", "en", "EN-gb", None, "und", ""])
@@ -159,3 +176,42 @@ def test_no_two_documents_share_an_id(drawn: list[tuple[str, int]]) -> None:
 def test_repeated_ids_are_numbered() -> None:
     numbers = numbered([("0", str(n), 0, KEPT) for n in range(4)])
     assert [unique_id("0", number) for number in numbers] == ["0", "0#2", "0#3", "0#4"]
+
+
+def test_memory_and_originals_of_many_copies() -> None:
+    count, bits = 400_000, np.random.default_rng(0)
+    index = np.zeros(count, INDEX)
+    index["id"], index["text"] = bits.integers(0, 1 << 63, (2, count, 2))
+    index["text"][bits.integers(0, count, count // 10)] = index["text"][bits.integers(0, count, count // 10)]
+    originals = np.arange(count, dtype=np.uint32)
+    config = CorpusConfig.model_validate({"sources": {"a": {"from": "a.jsonl"}}})
+    tracemalloc.start()
+    table = DocumentTable(index, np.empty((0, 2), np.uint64), originals=originals)
+    copies = Deduplication(config).compare_documents(table)[COPY]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The partition that is compared takes a constant amount, which counts here because the rows are few.
+    assert peak < 35 * count
+    assert len(copies) > count // 20
+    assert (index["text"][originals[copies]] == index["text"][copies]).all()
+    assert (originals[copies] < copies).all()
+    assert not np.isin(originals[copies], copies).any()
+
+
+def test_ids_of_originals_are_read_for_many_shards_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": f"{n}", "text": f"Text {n % 7} is the same as that of others."} for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    inputs = artifacts(rows=tmp_path / "rows.jsonl")
+    calls: list[int] = []
+    ids = DocumentFiles.ids
+    monkeypatch.setattr(DocumentFiles, "ids", lambda files, rows: calls.append(len(rows)) or ids(files, rows))
+    for block, lengths in ((1 << 20, [23]), (4, [5, 4, 4, 4, 4, 2])):
+        monkeypatch.setattr(decisions, "_BLOCK", block)
+        calls.clear()
+        settings = corpus_config(inputs, heldout=0, min_characters=0, shard_documents=2)
+        run(settings, inputs, tmp_path / str(block))
+        assert calls == lengths
+        drops = read_jsonl(tmp_path / str(block) / "drops.jsonl.zst")
+        assert {drop["id"]: drop["of"] for drop in drops} == {f"{n}": f"{n % 7}" for n in range(7, 30)}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from lxml import etree
 
+from meditron.sources.dates import parse_journal_date
 from meditron.sources.mathml import math_text
 from meditron.sources.scripts import END, SUB, SUP, render_sup_and_sub_marks
 
@@ -94,6 +95,8 @@ def fields(article: Any) -> dict[str, Any]:
     date = f"{root}/Journal/JournalIssue/PubDate"
     dates = [*texts(f"{date}/Year")[:1], *texts(f"{date}/MedlineDate")[:1]]
     years = re.findall("[12][0-9]{3}", next(filter(None, dates), ""))
+    parts = [*texts(f"{date}/Season")[:1], *texts(f"{date}/Month")[:1], *texts(f"{date}/Day")[:1]]
+    whole = [*dates[:1], *parts] if texts(f"{date}/Year")[:1] != [] and dates[0] else dates[-1:]
     types = texts(f"{root}/PublicationTypeList/PublicationType")
     dois = texts("PubmedData/ArticleIdList/ArticleId[@IdType='doi']")
     dois += texts(f"{root}/ELocationID[@EIdType='doi']")
@@ -120,6 +123,7 @@ def fields(article: Any) -> dict[str, Any]:
             "publication_types": types,
             "mesh": texts("MedlineCitation[1]/MeshHeadingList/MeshHeading/DescriptorName"),
             "doi": next(filter(None, dois), None),
+            "date": parse_journal_date(" ".join(filter(None, whole))),
             "other_abstracts": [
                 {
                     "language": other.get("Language", "eng"),

@@ -454,3 +454,22 @@ def test_a_gzip_file_of_several_members(medline: Medline) -> None:
     data = path.read_bytes()
     path.write_bytes(gzip.compress(data[:300]) + gzip.compress(data[300:]))
     assert [document.id for document in read(path)] == ["pubmed:1", "pubmed:2"]
+
+
+def test_a_retraction_notice_names_the_retracted_article(tmp_path: Path):
+    def citation(pmid: int, corrections: str = "") -> str:
+        return (
+            f'<PubmedArticle><MedlineCitation><PMID Version="1">{pmid}</PMID><Article><ArticleTitle>T'
+            f"</ArticleTitle></Article>{corrections}</MedlineCitation></PubmedArticle>"
+        )
+
+    notice = (
+        '<CommentsCorrectionsList><CommentsCorrections RefType="RetractionOf"><RefSource>J</RefSource>'
+        '<PMID Version="1">7</PMID></CommentsCorrections><CommentsCorrections RefType="Cites">'
+        '<PMID Version="1">9</PMID></CommentsCorrections></CommentsCorrectionsList>'
+    )
+    path = tmp_path / "a.xml"
+    path.write_text(f"<PubmedArticleSet>{citation(7)}{citation(8, notice)}</PubmedArticleSet>")
+    log = ReadLog()
+    assert [document.id for document in read(path, log)] == ["pubmed:7", "pubmed:8"]
+    assert (log.deleted, log.retracted) == ([], ["pubmed:7"])

@@ -72,7 +72,7 @@ def test_cut_off_files_are_refused(tmp_path: Path, pack: Callable[[bytes], bytes
         ("{", "not JSON"),
         ("[1]", '"text"'),
         ('{"text": 1}', '"text"'),
-        ('{"text": "a", "year": "x"}', '"year" is a str'),
+        ('{"text": "a", "year": "x"}', 'the year "x" is not a number'),
         ('{"text": "a", "meta": {"score": NaN}}', "NaN is not a finite number"),
         ('{"text": "a", "meta": {"score": 1e999}}', "1e999 is not a finite number"),
     ],
@@ -132,20 +132,19 @@ def zipped(name: str, content: str = "<x/>") -> bytes:
 
 
 KINDS = {
-    "a PDF file": b"%PDF-1.7\n%\xe2\xe3",
     "an RTF file": b"{\\rtf1\\ansi Some text.}",
     "a Word document": zipped("word/document.xml"),
     "an Excel workbook": zipped("xl/workbook.xml"),
     "a RAR archive": b"Rar!\x1a\x07\x01\0",
     "an e-book": zipped("mimetype", "application/epub+zip"),
     "packed twice with gzip": gzip.compress(gzip.compress(b"text")),
-    "a Parquet file": b"PAR1\x15\x04",
+    "an ORC file": b"ORC\x08\x03",
     "an SQLite database": b"SQLite format 3\0\x10",
-    "an HTML page": b"<!DOCTYPE html><html><body>Please log in.",
-    "XML with the root element <article>": b'<?xml version="1.0"?>\n<!-- JATS -->\n<article><front>',
+    "XML with the root element <book>": b'<?xml version="1.0"?>\n<!-- BITS -->\n<book><front>',
     "XML with the root element <TEI>": b"<TEI><teiHeader>",
     "a list of checksums": b"d41d8cd98f00b204e9800998ecf8427e  pubmed24n0001.xml.gz\n",
     "PubMed's text format": b"PMID- 12345\nOWN - NLM\n",
+    "a web archive": b"WARC/1.0\r\nWARC-Type: warcinfo\r\n",
     "a BibTeX file": b"@article{x, title = {Y}}",
 }
 
@@ -221,6 +220,24 @@ def test_rows_in_every_form(tmp_path: Path, written: str, source: str) -> None:
     } or ("json:rows.dat:2" in written)
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("x.jsonl", '{"text": null, "id": 1}\n{"text": "a", "year": 2020.0, "id": 2.0}'),
+        ("x.json", '[{"text": null}, {"text": "a", "year": "2020", "id": 2}]'),
+        ("x.json", '{"1": {"text": null},\n"2": {"text": "a", "year": "2020.0"}}'),
+        ("x.csv", "text,id,year\n,1,\na,2,2020.0\n"),
+    ],
+)
+def test_rows_of_a_data_frame_with_missing_values(tmp_path: Path, name: str, written: str) -> None:
+    path = tmp_path / name
+    path.write_text(written)
+    log = ReadLog()
+    (document,) = open_source(path, log=log)
+    assert (document.id, document.year, document.sections[0].text) == ("2", 2020, "a")
+    assert log.skipped == {"row without text": 1}
+
+
 def test_a_retraction_is_true_beside_or_within_meta(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [
@@ -260,6 +277,8 @@ def test_a_csv_with_quotes_line_breaks_and_other_columns(tmp_path: Path) -> None
         ("x.jsonl", '{"text": "a", "text": "b"}', r'\(line 1\): not JSON: duplicate key "text"'),
         ("x.jsonl", '{"text": "a"} {"text": "b"}', r"\(line 1\): text after the JSON value"),
         ("x.jsonl", '{"id": true, "text": "b"}', '"id" is a bool'),
+        ("x.jsonl", '{"year": 2020.5, "text": "b"}', '"year" is a float'),
+        ("x.jsonl", '{"year": "n.d.", "text": "b"}', 'the year "n.d." is not a number'),
     ],
 )
 def test_invalid_rows_are_reported_with_their_place(
@@ -329,3 +348,25 @@ def test_a_column_that_would_hide_another_is_refused(tmp_path: Path) -> None:
 def test_prose_may_begin_as_a_binary_format_does(tmp_path: Path, text: str) -> None:
     (tmp_path / "note.txt").write_text(text)
     assert [document.sections[0].text for document in open_source(tmp_path / "note.txt")] == [text]
+
+
+def test_statements_of_a_row_are_metadata(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a", "license": "CC BY 4.0", "date": "2021-03", "url": "https://example.org", "other": 1},
+        {"text": "b", "metadata": {"license": "CC0", "date": "1999", "n": 5}, "year": 2000},
+        {"text": "c", "meta": {"licence": "own", "license": "CC0"}, "license": "row", "date": 5},
+        {"text": "d", "meta": {"licence": None}, "license": "CC0"},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second, third, fourth = open_source(path)
+    assert fourth.meta == {"licence": "CC0"}
+    assert first.meta == {"licence": "CC BY 4.0", "date": "2021-03", "url": "https://example.org"}
+    assert (first.year, second.year, third.year) == (2021, 2000, None)
+    # A licence has one name, whatever its spelling in the file.
+    assert second.meta == {"licence": "CC0", "date": "1999", "n": 5}
+    assert third.meta == {"licence": "own"}
+    table = tmp_path / "a.csv"
+    table.write_text("text,license,date\nAspirin,CC BY 4.0,2020-01-02\n")
+    (document,) = open_source(table)
+    assert (document.meta["licence"], document.year) == ("CC BY 4.0", 2020)

@@ -99,7 +99,7 @@ def test_a_source_is_taken_apart(text: str, expected: tuple[str, ...]):
         ("file:", "no name after the scheme"),
         ("http:///x", "has no host"),
         ("a@sha256:abc", "64 hexadecimal digits, got 3"),
-        ("hf:org/name", "unknown scheme hf:"),
+        ("hub:org/name", "unknown scheme hub:"),
     ],
 )
 def test_what_has_no_meaning_is_a_source_error(text: str, message: str):
@@ -417,6 +417,29 @@ def test_a_page_is_kept_if_a_page_was_requested_or_its_hash_is_expected(site: Si
     site.files["x.html"] = site.files["x.gz"] = PAGE
     assert fetch(f"{site.url}/x.html").read_bytes() == PAGE
     assert fetch(f"{site.url}/x.gz@sha256:{sha256(PAGE)}").read_bytes() == PAGE
+
+
+@pytest.mark.parametrize("name", ["fever", "topics/", "page.php?id=7", "v1.2"])
+def test_the_server_says_that_an_address_without_a_suffix_is_a_page(site: Site, name: str):
+    page = b"<!DOCTYPE html><html><head><title>Fever</title></head><body><p>Advice.</p></body></html>"
+    site.files[name] = page
+    site.headers["Content-Type"] = "text/html; charset=utf-8"
+    assert fetch(f"{site.url}/{name}").read_bytes() == fetch(f"{site.url}/{name}").read_bytes() == page
+    assert len(site.requests) == 1
+    site.files["fever.jsonl"] = page
+    with pytest.raises(InputError, match="an HTML page"):
+        fetch(f"{site.url}/fever.jsonl")
+    site.files["login"] = page.replace(b"Fever", b"Sign in")
+    with pytest.raises(InputError, match="an error or login page: 'Sign in'"):
+        fetch(f"{site.url}/login")
+
+
+def test_an_address_without_a_suffix_is_a_pdf_if_the_server_says_so(site: Site):
+    site.files |= {"download/7": b"%PDF-1.7 ...", "download/8": b"Sorry."}
+    site.headers["Content-Type"] = "application/pdf"
+    assert fetch(f"{site.url}/download/7").read_bytes() == site.files["download/7"]
+    with pytest.raises(InputError, match="not a PDF"):
+        fetch(f"{site.url}/download/8")
 
 
 def test_a_page_that_is_in_the_cache_already_is_fetched_again(site: Site):

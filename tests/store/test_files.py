@@ -24,6 +24,7 @@ from meditron.store.files import (
     remove_temporaries,
     sha256_file,
     translate_write_errors,
+    walk_folder,
     write_json,
 )
 
@@ -169,6 +170,15 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path):
         with pytest.raises(StorageError, match=message), atomic_write(path):
             pass
     assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(StorageError, match="not a regular file"), atomic_write(pipe):
+        pass
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_an_error_about_another_file_passes_through(tmp_path: Path):
@@ -400,6 +410,29 @@ def test_linked_folders_are_read_once_and_circles_end(tmp_path: Path):
     listed = [path.relative_to(folder).as_posix() for path in list_files(folder)]
     assert listed == ["a/one.json", "b/two.json", "three.json"]
     assert content_digest(folder) == content_digest(folder)
+
+
+def test_a_walk_is_sorted_by_path_and_a_deep_folder_is_no_recursion(tmp_path: Path):
+    folder = tmp_path / "in"
+    for name in ("b/c.json", "b-c/x.json", "b.json", "a/é/y.json", "a/.hidden/z.json", "A.json"):
+        write_json(folder / name, 1)
+    write_json(tmp_path / "beside.json", 1)
+    (folder / "0").symlink_to(tmp_path)  # leads above the folder, and so back to it
+    walked = list(walk_folder(folder))
+    assert walked == sorted(walked)
+    assert walked[0] == folder / "0/beside.json"
+    assert len(walked) == 7
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    for _ in range(1_200):
+        deep = deep / "d"
+        deep.mkdir()
+    (deep / "x").touch()
+    assert list(walk_folder(tmp_path / "deep")) == [deep / "x"]
+    (deep / "x").unlink()
+    while deep != tmp_path:  # shutil.rmtree, which would remove the folder, is recursive
+        deep.rmdir()
+        deep = deep.parent if deep.name == "d" else tmp_path
 
 
 def test_a_link_that_leads_nowhere_is_no_file(tmp_path: Path):

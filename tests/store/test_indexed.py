@@ -8,7 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, SourceError
-from meditron.store.indexed import IndexedDataset, IndexedWriter, token_dtype
+from meditron.store.indexed import (
+    IndexedDataset,
+    IndexedWriter,
+    concatenate_side_files,
+    read_side_file,
+    token_dtype,
+    write_side_file,
+)
 
 
 def write(prefix: Path, documents: list[list[int]], dtype: str = "uint16") -> Path:
@@ -154,3 +161,44 @@ def test_ids_are_mapped_not_copied(tmp_path: Path):
     assert np.shares_memory(indexed[1], indexed.tokens)
     with pytest.raises(ValueError, match="read-only"):
         indexed[0][0] = 1
+
+
+@settings(max_examples=60)
+@given(documents=st.lists(documents_of_ids, max_size=4), dtype=st.sampled_from(["uint16", "int32"]))
+def test_many_documents_at_once_and_merged_files_are_the_same_bytes(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[list[list[int]]], dtype: str
+) -> None:
+    folder = tmp_path_factory.mktemp("x")
+    expected = write(folder / "one", [ids for part in documents for ids in part], dtype)
+    prefixes = [write(folder / f"part{number}", part, dtype) for number, part in enumerate(documents)]
+    with IndexedWriter(folder / "merged", dtype) as merged, IndexedWriter(folder / "many", dtype) as many:
+        for prefix, part in zip(prefixes, documents, strict=True):
+            merged.add_dataset(IndexedDataset(prefix))
+            ids = np.array([i for ids in part for i in ids], np.uint32)
+            many.add_documents(ids, np.array([len(ids) for ids in part], np.int64))
+    for suffix in (".bin", ".idx"):
+        for name in ("merged", "many"):
+            assert (folder / f"{name}{suffix}").read_bytes() == expected.with_suffix(suffix).read_bytes()
+
+
+def test_the_document_of_an_id_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "x", "uint16") as writer:
+        writer.add_documents(np.array([1, 2]), np.array([1, 1]))
+        with pytest.raises(OverflowError, match="document 4"):
+            writer.add_documents(np.array([1, 2, 70_000, 1]), np.array([2, 0, 2]))
+        with pytest.raises(ValueError, match="4 ids, but the sizes sum to 3"):
+            writer.add_documents(np.arange(4), np.array([3]))
+        with pytest.raises(TypeError, match=r"y: ids of type int32, not uint16"):
+            writer.add_dataset(IndexedDataset(write(tmp_path / "y", [[1]], "int32")))
+
+
+def test_side_files_have_a_record_for_each_document(tmp_path: Path) -> None:
+    prefixes = [write(tmp_path / name, [[1], [2, 3]]) for name in "ab"]
+    for number, prefix in enumerate(prefixes):
+        write_side_file(prefix, ".x", bytes([number] * 4))
+    concatenate_side_files(prefixes, ".x", write(tmp_path / "whole", [[]] * 4))
+    assert read_side_file(tmp_path / "whole", ".x", 2) == b"\0\0\0\0\1\1\1\1"
+    with pytest.raises(InputError, match=r"whole\.x: 8 bytes, but 4 documents need 12"):
+        read_side_file(tmp_path / "whole", ".x", 3)
+    with pytest.raises(SourceError, match=r"whole\.y"):
+        read_side_file(tmp_path / "whole", ".y", 3)

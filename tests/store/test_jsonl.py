@@ -2,13 +2,14 @@ import gzip
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, SourceError
-from meditron.store.jsonl import JsonlWriter, read_jsonl
+from meditron.store.jsonl import JsonlWriter, read_jsonl, read_jsonl_as
 
 SUFFIXES = [".jsonl", ".jsonl.gz", ".jsonl.zst"]
 ROWS = [{"id": f"pubmed:{number}", "text": "µ-opioid\n\u2028" * (number % 40)} for number in range(3_000)]
@@ -140,3 +141,62 @@ def test_what_is_written_can_be_read_again(tmp_path: Path, monkeypatch: pytest.M
     assert len(list(read_jsonl(path))) == 1
     with pytest.raises(InputError, match=r"\(row 1\): a row of 21 bytes"), JsonlWriter(path) as writer:
         writer.write({"text": "a" * 10})
+
+
+class Row(msgspec.Struct):
+    text: str
+    year: int | None = None
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_typed_rows_are_those_of_the_file(tmp_path: Path, suffix: str) -> None:
+    rows = [{"other": [number], **row, "year": number} for number, row in enumerate(ROWS)]
+    path = write(tmp_path / f"x{suffix}", rows)
+    assert path.stat().st_size < (1 << 18) or suffix == ".jsonl"
+    assert [(row.text, row.year) for row in read_jsonl_as(path, Row)] == [
+        (row["text"], row["year"]) for row in rows
+    ]
+
+
+def test_blank_lines_between_typed_rows_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'\n{"text": "a"}\r\n \n\n{"text": "b"}\n\n')
+    assert [row.text for row in read_jsonl_as(tmp_path / "x.jsonl", Row)] == ["a", "b"]
+    (tmp_path / "x.jsonl").write_bytes(b"")
+    assert not list(read_jsonl_as(tmp_path / "x.jsonl", Row))
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        (b'{"text": tru}', "line 9003.*not JSON"),
+        (b'{"text": "a"} {"text": "b"}', "line 9003.*not JSON"),
+        (b'{"text": "\xff"}', "line 9003"),
+        (b"[1]", "line 9003.*Expected `object`, got `array`"),
+        (b'{"text": 1}', r"line 9003.*Expected `str`, got `int` - at `\$\.text`"),
+        (b'{"a": 1}', "line 9003.*missing required field `text`"),
+        (b'{"text": "", "a": ' + b"[" * 100_000 + b"}", "line 9003"),
+    ],
+)
+def test_a_bad_line_of_typed_rows_is_named(tmp_path: Path, line: bytes, place: str) -> None:
+    path = tmp_path / "x.jsonl"
+    good = b'{"text": "%s"}\n' % (b"a" * 60)
+    path.write_bytes(good * 9_000 + b"\n\n" + line + b"\n" + good)
+    with pytest.raises(InputError, match=place):
+        list(read_jsonl_as(path, Row))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES[1:])
+def test_a_truncated_stream_of_typed_rows_is_an_error(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"x{suffix}", ROWS)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"x\.jsonl\S* \(after line \d+\)"):
+        list(read_jsonl_as(path, Row))
+
+
+def test_a_typed_row_that_unpacks_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meditron.store.jsonl.LONGEST_LINE", 1 << 20)
+    (tmp_path / "bomb.jsonl.zst").write_bytes(zstandard.compress(bytes(1 << 28)))
+    with pytest.raises(InputError, match=r"line 1\).*more than 1 MiB"):
+        list(read_jsonl_as(tmp_path / "bomb.jsonl.zst", Row))

@@ -1,8 +1,12 @@
 """Chat templates: the same text as transformers from real templates, and refusal of hostile ones."""
 
+import ast
+
 import pytest
+from jinja2 import TemplateError
 
 from meditron.core.errors import InputError
+from meditron.store.fetch import fetch
 from meditron.text.chat import render
 from meditron.text.tokenizer import Tokenizer
 
@@ -181,3 +185,59 @@ def test_templates_do_not_change_messages():
     with pytest.raises(InputError):
         render("{{ messages[0].content.pop() }}", talk, add_generation_prompt=False, bos=None, eos=None)
     assert talk == [{"role": "user", "content": ["a", "b"]}]
+
+
+FAMILIES = ("llama3_template", "llama31_template", "qwen25_template", "qwen3_template", "mistral_template")
+TOOL_CALL = {
+    "type": "function",
+    "function": {"name": "dose", "arguments": {"drug": "aspirin", "mg": [75, "é"]}},
+}
+CONVERSATIONS = [
+    TALK,
+    TALK[1:2],
+    [
+        TALK[1],
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes.", "reasoning_content": "r"},
+        TALK[3],
+    ],
+    [
+        TALK[1],
+        {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL]},
+        {"role": "tool", "content": "75 mg"},
+        {"role": "assistant", "content": "75 mg daily."},
+    ],
+]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", FAMILIES)
+def test_templates_of_the_families_equal_transformers(name: str):
+    """Published templates, read out of a package's source without importing it."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    source = fetch("pypi:unsloth==2026.10.9#unsloth/chat_templates.py").read_text(encoding="utf-8")
+    template = next(
+        node.value.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id == name
+        and isinstance(node.value, ast.Constant)
+    )
+    for messages in CONVERSATIONS:
+        for prompt in (True, False):
+            try:
+                (theirs,), _ = render_jinja_template(
+                    [messages],
+                    chat_template=template,
+                    add_generation_prompt=prompt,
+                    bos_token="<s>",
+                    eos_token="</s>",
+                )
+            except TemplateError:  # Mistral's refuses roles that do not alternate
+                with pytest.raises(InputError):
+                    render(template, messages, add_generation_prompt=prompt, bos="<s>", eos="</s>")
+            else:
+                assert (
+                    render(template, messages, add_generation_prompt=prompt, bos="<s>", eos="</s>") == theirs
+                )

@@ -168,7 +168,7 @@ def test_a_stop_id_of_config_json_is_written_to_the_gguf(tmp_path: Path):
     assert tokenizer_differences(ours, opened(HEAD | metadata, tmp_path / "gguf")) == []
 
 
-@pytest.mark.parametrize("name", ["<|end|>", "<|eot_id|>", "<end_of_turn>", "[EOT]", "<|call|>", "</s>"])
+@pytest.mark.parametrize("name", ["<|end|>", "<|eot_id|>", "<end_of_turn>", "[EOT]", "<|call|>"])
 def test_llama_cpp_stops_at_the_same_names(name: str, tmp_path: Path):
     """llama.cpp takes such a token for an end even if the file calls it an ordinary one."""
     metadata = bytes_vocabulary()
@@ -176,6 +176,15 @@ def test_llama_cpp_stops_at_the_same_names(name: str, tmp_path: Path):
     ours = opened(metadata, tmp_path)
     assert 260 in ours.stop_ids
     assert ours.encode(name) != [260]
+
+
+def test_the_end_of_an_html_strike_is_no_stop_of_a_byte_level_vocabulary(tmp_path: Path):
+    """Qwen's vocabulary has `</s>` as an ordinary token."""
+    metadata = bytes_vocabulary()
+    metadata["tokenizer.ggml.tokens"][260] = "</s>"
+    metadata["tokenizer.ggml.token_type"][260] = 1
+    ours = opened(metadata, tmp_path)
+    assert 260 not in ours.stop_ids
 
 
 def test_special_tokens_of_a_template_survive_a_round_trip(tmp_path: Path):

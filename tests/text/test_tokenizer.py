@@ -215,7 +215,7 @@ def test_a_batch_equals_single_texts(small: Tokenizer):
         ({"tokenizer.ggml.merges": ["t zebra"]}, "does not join two tokens"),
         ({"tokenizer.ggml.merges": ["th"]}, "does not join two tokens"),
         ({"tokenizer.ggml.merges": [1]}, "array of str"),
-        ({"tokenizer.ggml.pre": "tekken"}, "known are default, gpt-2, smollm"),
+        ({"tokenizer.ggml.pre": "command-r"}, "known are default, gpt-2, smollm"),
         ({"tokenizer.ggml.eos_token_id": 2**31}, "largest id is 260"),
         ({"tokenizer.ggml.eos_token_id": "2"}, "must be int"),
         ({"tokenizer.chat_template": 7}, "must be text"),

@@ -7,6 +7,7 @@ SHA-256.
 
 import hashlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,11 @@ INDEX = np.dtype(
 Index = npt.NDArray[Any]
 Rows = npt.NDArray[np.integer[Any]]
 _NUMBERED = re.compile(r"#[0-9]+$")
+_PARTITION_BITS = 6
+# Below this number of rows one partition is faster. Above it a row takes 250 bytes while its partition is
+# compared, which is four bytes for each row of the index.
+_UNPARTITIONED = 1 << 17
+_BLOCK = 1 << 20  # rows of which a temporary array is made at once
 
 SUPERSEDED = DropReason("superseded by a newer version")
 COPY = DropReason("copy of another document")
@@ -48,7 +54,10 @@ class Deduplication(CorpusPass):
 
     def compare_documents(self, documents: DocumentTable) -> dict[DropReason, Rows]:
         """Return the row numbers of the documents to drop, by reason (see `rows_to_drop`)."""
-        return rows_to_drop(documents.index, documents.deleted_ids)
+        dropped = rows_to_drop(documents.index, documents.deleted_ids)
+        if documents.originals is not None:
+            _record_originals(documents.index, dropped, documents.originals)
+        return dropped
 
 
 def id_hash(identity: str) -> tuple[int, int]:
@@ -81,21 +90,66 @@ def rows_to_drop(index: Index, deleted: npt.NDArray[np.uint64]) -> dict[DropReas
         index: Rows of type INDEX; `reason` is 0 for documents that no earlier pass drops.
         deleted: Hashes of the deleted ids (`id_hash`), shape (n, 2).
     """
-    ids, texts = index["id"], index["text"]
-    superseded, copies = _find_older_versions(index)
-    deleted_rows = np.flatnonzero(np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1]))
-
+    dropped: dict[DropReason, list[Rows]] = {SUPERSEDED: [], COPY: [], DELETED: []}
     # Copies are searched among the documents that stay: a dropped document must not cause its copies to be
     # dropped.
     alive = index["reason"] == 0
-    for rows in (superseded, copies, deleted_rows):
-        alive[rows] = False
-    candidates = np.flatnonzero(alive)
-    candidates = candidates[_rows_of_repeated_keys(texts[candidates])]
-    order = candidates[np.lexsort((texts[candidates, 1], texts[candidates, 0]))]
-    copies = np.concatenate([copies, order[1:][_equals_next_key(texts[order])]])
+    for rows in _partitions(index["id"]):
+        part = index[rows]
+        superseded, copies = _find_older_versions(part)
+        ids = part["id"]
+        deleted_rows = np.isin(ids[:, 0], deleted[:, 0]) & np.isin(ids[:, 1], deleted[:, 1])
+        for reason, of_part in ((SUPERSEDED, superseded), (COPY, copies), (DELETED, deleted_rows)):
+            dropped[reason].append(rows[of_part])
+            alive[rows[of_part]] = False
+    texts = index["text"]
+    for rows in _partitions(texts):
+        candidates = rows[alive[rows]]
+        candidates = candidates[_rows_of_repeated_keys(texts[candidates])]
+        order = candidates[np.lexsort((texts[candidates, 1], texts[candidates, 0]))]
+        dropped[COPY].append(order[1:][_equals_next_key(texts[order])])
     # If a row has several reasons, the last in this order is recorded.
-    return {SUPERSEDED: superseded, COPY: copies, DELETED: deleted_rows}
+    return {reason: np.concatenate(parts) for reason, parts in dropped.items()}
+
+
+def _partitions(keys: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield row numbers such that each row is in one partition, in order, and equal keys are in the same.
+
+    Args:
+        keys: Hashes, shape (n, 2).
+    """
+    if len(keys) <= _UNPARTITIONED:
+        yield np.arange(len(keys))
+        return
+    partition = np.empty(len(keys), dtype=np.uint8)
+    for start in range(0, len(keys), _BLOCK):
+        words = keys[start : start + _BLOCK, 0]
+        partition[start : start + _BLOCK] = words >> np.uint64(64 - _PARTITION_BITS)
+    for number in range(1 << _PARTITION_BITS):
+        yield np.flatnonzero(partition == number)
+
+
+def _record_originals(
+    index: Index, dropped: dict[DropReason, Rows], originals: npt.NDArray[np.uint32]
+) -> None:
+    """Set the originals of the copies to the kept documents with the same content."""
+    alive = index["reason"] == 0
+    for rows in dropped.values():
+        alive[rows] = False
+    is_copy = np.zeros(len(index), dtype=bool)
+    is_copy[dropped[COPY]] = True
+    for reason in (SUPERSEDED, DELETED):
+        is_copy[dropped[reason]] = False
+    texts = index["text"]
+    for rows in _partitions(texts):
+        copies = rows[is_copy[rows]]
+        kept = rows[alive[rows]]
+        kept = kept[np.isin(texts[kept, 0], texts[copies, 0])]
+        kept = kept[np.argsort(texts[kept, 0], kind="stable")]
+        # Every copy has an original: of equal contents, the first of those that stay is kept.
+        places = np.searchsorted(texts[kept, 0], texts[copies, 0])
+        equal = (texts[kept[places]] == texts[copies]).all(axis=1)
+        originals[copies[equal]] = kept[places[equal]]
 
 
 def _find_older_versions(index: Index) -> tuple[Rows, Rows]:
@@ -133,15 +187,16 @@ def occurrence_numbers(index: Index, counted_mask: npt.NDArray[np.bool_]) -> npt
         index: Rows of type INDEX.
         counted_mask: True for the documents to number. Older versions and deleted documents are left out.
     """
-    counted = np.flatnonzero(counted_mask)
     ids = index["id"]
-    counted = counted[_rows_of_repeated_keys(ids[counted])]
-    order = counted[np.lexsort((ids[counted, 1], ids[counted, 0]))]
-    starts = np.concatenate([[True], ~_equals_next_key(ids[order])])[: len(order)]
-    # Equal ids are adjacent after sorting: a document's number is its distance from the first one of its id.
-    position = np.arange(len(order))
     numbers = np.ones(len(index), dtype=np.uint32)
-    numbers[order] = position - np.maximum.accumulate(np.where(starts, position, 0)) + 1
+    for rows in _partitions(ids):
+        counted = rows[counted_mask[rows]]
+        counted = counted[_rows_of_repeated_keys(ids[counted])]
+        order = counted[np.lexsort((ids[counted, 1], ids[counted, 0]))]
+        starts = np.concatenate([[True], ~_equals_next_key(ids[order])])[: len(order)]
+        # Equal ids are adjacent after sorting: a document's number is its distance from the first one.
+        position = np.arange(len(order))
+        numbers[order] = position - np.maximum.accumulate(np.where(starts, position, 0)) + 1
     return numbers
 
 

@@ -1,90 +1,78 @@
-"""Parallel execution of numbered tasks with datatrove's executor, and their progress bar.
+"""Parallel execution of numbered tasks: on this machine, on a Ray cluster, or as a Slurm job array."""
 
-No other module imports datatrove. A task that was killed is called again: tasks write each file atomically
-and skip the files that exist already.
-"""
-
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from threading import Event
+from typing import Protocol
 
-from meditron.core.console import Bar, progress
-from meditron.core.errors import MissingExtra
+from meditron.corpus.config import Executor, SlurmConfig
+from meditron.corpus.task import Task, write_description
 
-try:
-    from datatrove.executor.local import LocalPipelineExecutor
-    from datatrove.pipeline.base import PipelineStep
-    from loguru import logger
-except ImportError as missing:
-    raise MissingExtra("datatrove", "corpus") from missing
-
-__all__ = ["execute_tasks", "progress_by_files"]
-
-_POLL = 0.5  # seconds
-
-# datatrove logs to stderr and to a file per task; in this package `core.console` alone prints.
-logger.disable("datatrove")
+__all__ = ["ExecutorSettings", "execute_tasks", "release_executor"]
 
 
-class _TaskStep(PipelineStep):  # type: ignore[misc]  # datatrove has no types
-    """A datatrove pipeline step that calls `work` with the task's number."""
+class ExecutorSettings(Protocol):
+    """The keys of a stage's table that say how its tasks are executed; they never change the result."""
 
-    type = "meditron"
+    @property
+    def executor(self) -> Executor:
+        """Executor of the tasks: `local`, `ray` or `slurm`."""
 
-    def __init__(self, name: str, work: Callable[[int], None]) -> None:
-        self.name = name
-        super().__init__()
-        self.work = work
+    @property
+    def workers(self) -> int:
+        """Maximum number of tasks at the same time."""
 
-    def run(self, data: object, rank: int = 0, world_size: int = 1) -> None:
-        """Call `work` with the number of the task, which datatrove names rank."""
-        with self.track_time("task"):
-            self.work(rank)
+    @property
+    def slurm(self) -> SlurmConfig:
+        """Resources of an element of a Slurm array."""
 
 
-def execute_tasks(name: str, work: Callable[[int], None], tasks: int, workers: int, folder: Path) -> None:
-    """Call `work(0)` … `work(tasks - 1)` in parallel, without the tasks that an earlier run finished.
+def execute_tasks(
+    name: str, task: Task, numbers: Iterable[int], settings: ExecutorSettings, folder: Path
+) -> None:
+    """Call `task(number)` for each number, in parallel, except the tasks whose result file exists.
 
     Args:
-        name: Name of the subfolder of `folder` for these tasks, such as `read`.
-        work: A picklable callable; exceptions that it raises reach the caller.
-        tasks: Number of tasks.
-        workers: Number of processes; with 1 the tasks run in the calling process.
-        folder: Folder in which the executor records the finished tasks.
+        name: Name of the pass, such as `read`; its files in `folder` begin with it.
+        task: The task. Exceptions that it raises reach the caller, except from Slurm: its error names the
+            logs.
+        numbers: Numbers of the tasks.
+        settings: The executor, and the number of workers. With the executor `local` and one worker the tasks
+            run in the calling process.
+        folder: Folder of the task's description (`corpus.task`), and of the script and the logs of Slurm.
+
+    Raises:
+        UsageError: A class of the task cannot be imported by another process; there is no `sbatch`.
+        MissingExtra: Ray is not installed.
+        EngineError: A worker process was killed; Slurm's or Ray's tasks did not finish.
+        StorageError: The nodes of a cluster do not share the folder.
     """
-    if not tasks:
+    numbers = [number for number in numbers if not task.result_file(number).exists()]
+    if not numbers:
         return
-    executor = LocalPipelineExecutor(
-        [_TaskStep(name, work)], tasks=tasks, workers=min(workers, tasks), logging_dir=str(folder / name)
-    )
-    if executor.workers > 1:
-        executor.run()
+    if settings.executor == "local" and (settings.workers == 1 or len(numbers) == 1):
+        for number in numbers:
+            task(number)
         return
-    # With one worker the executor would still start a manager process, which survives if this one is killed.
-    for rank in range(tasks):
-        executor._run_for_rank(rank)
+    description = folder / f"{name}.json"
+    write_description(description, task, numbers)
+    # Each executor is imported where it is used: Ray is an extra.
+    if settings.executor == "ray":
+        from meditron.corpus.ray_workers import run_on_ray
+
+        run_on_ray(description.absolute(), task, numbers, settings.workers)
+    elif settings.executor == "slurm":
+        from meditron.corpus.slurm_array import run_as_array
+
+        run_as_array(description, task, numbers, settings.workers, settings.slurm)
+    else:
+        from meditron.corpus.local_workers import run_in_processes
+
+        run_in_processes(description, numbers, settings.workers)
 
 
-@contextmanager
-def progress_by_files(label: str, folder: Path, pattern: str, total: int | None = None) -> Iterator[None]:
-    """Show a progress bar of the files in `folder` that match `pattern`, until the `with` block ends."""
-    before = sum(1 for _ in folder.glob(pattern))
-    done = Event()
-    with progress(label, total, "shards", start=before) as bar, ThreadPoolExecutor(1) as thread:
-        polling = thread.submit(_poll_file_count, bar, folder, pattern, before, done)
-        try:
-            yield
-        finally:
-            done.set()
-            polling.result()
+def release_executor(settings: ExecutorSettings) -> None:
+    """Free what an executor keeps for the next pass of a stage: Ray's processes."""
+    if settings.executor == "ray":
+        from meditron.corpus.ray_workers import disconnect
 
-
-def _poll_file_count(bar: Bar, folder: Path, pattern: str, seen: int, done: Event) -> None:
-    ended = False
-    while not ended:
-        ended = done.wait(_POLL)
-        now = sum(1 for _ in folder.glob(pattern))
-        bar.advance(now - seen)
-        seen = now
+        disconnect()

@@ -1,11 +1,16 @@
 """Selection of each source's files. Files of a folder without documents are skipped and counted by reason."""
 
+import json
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain, islice
 from pathlib import Path
+
+import numpy as np
 
 from meditron.core.errors import InputError, SourceError
 from meditron.corpus.config import CorpusConfig, SourceConfig
@@ -19,10 +24,11 @@ from meditron.sources.registry import (
     refuse_mixed_text,
 )
 from meditron.sources.streams import path_as_text
-from meditron.store.files import walk_folder
+from meditron.store.collections.records import objects_left_out
+from meditron.store.files import atomic_write, walk_folder
 from meditron.store.manifest import Artifact
 
-__all__ = ["FileGroup", "SourceFile", "list_source_files", "member_skip_rule", "source_groups"]
+__all__ = ["FileGroup", "GroupList", "SourceFile", "list_source_files", "member_skip_rule", "source_groups"]
 
 # One task reads one group of files. Groups are large enough that ten thousand small files need few tasks, and
 # small enough that they are still read in parallel.
@@ -50,31 +56,85 @@ class FileGroup:
     files: tuple[SourceFile, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class GroupList:
+    """All groups of a corpus, on disk: a source may have one file per document, and then millions of them."""
+
+    path: Path
+    """One line of JSON per group. The file with the suffix `.offsets` has each line's position as i64."""
+    count: int
+
+    @classmethod
+    def write(cls, groups: Iterable[FileGroup], path: Path) -> "GroupList":
+        """Write the groups to `path`, and return the list of them."""
+        offsets = array("q")
+        with atomic_write(path) as file:
+            for group in groups:
+                offsets.append(file.tell())
+                # Absolute: a node of a cluster has another working folder.
+                files = [[str(each.path.absolute()), each.name] for each in group.files]
+                # As ASCII: a path need not be UTF-8, and JSON escapes such bytes.
+                file.write(json.dumps([group.source, group.group_number, files]).encode() + b"\n")
+        with atomic_write(path.with_suffix(".offsets")) as file:
+            file.write(np.array(offsets, "<i8").tobytes())
+        return cls(path, len(offsets))
+
+    def __len__(self) -> int:
+        """Return the number of groups."""
+        return self.count
+
+    def __getitem__(self, number: int) -> FileGroup:
+        """Read one group."""
+        if not 0 <= number < self.count:
+            raise IndexError(f"group {number} of {self.count}")
+        offset = np.fromfile(self.path.with_suffix(".offsets"), "<i8", count=1, offset=8 * number)[0]
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return _parse_group(file.readline())
+
+    def __iter__(self) -> Iterator[FileGroup]:
+        """Read all groups, one at a time."""
+        with self.path.open("rb") as file:
+            yield from map(_parse_group, file)
+
+
+def _parse_group(line: bytes) -> FileGroup:
+    source, number, files = json.loads(line)
+    return FileGroup(source, number, tuple(SourceFile(Path(path), name) for path, name in files))
+
+
 def source_groups(
-    config: CorpusConfig, inputs: Mapping[str, Artifact]
-) -> tuple[tuple[FileGroup, ...], dict[str, Counter[str]]]:
+    config: CorpusConfig, inputs: Mapping[str, Artifact], path: Path
+) -> tuple[GroupList, dict[str, Counter[str]]]:
     """List the files of all sources in groups.
 
     Symbolic links are followed.
 
+    Args:
+        config: The config with the sources.
+        inputs: The sources by name.
+        path: File for the list of groups.
+
     Returns:
         The groups in the order of the sources and files, and for each source the number of skipped files by
-        reason.
+        reason. Pages and articles of a collection that were not fetched count as skipped.
 
     Raises:
         SourceError: A source has no file, or a file's format is unknown.
         InputError: A file cannot be read, or is plain text among files of another format.
     """
-    groups: list[FileGroup] = []
-    skipped: dict[str, Counter[str]] = {}
-    for name, source in config.sources.items():
-        skipped[name] = Counter()
-        files = list_source_files(name, source, inputs[name].path, skipped[name])
-        groups += _group_files(name, files)
-    return tuple(groups), skipped
+    skipped = {name: objects_left_out(inputs[name].path) for name in config.sources}
+    groups = (
+        group
+        for name, source in config.sources.items()
+        for group in _group_files(
+            name, _source_files(name, source, inputs[name].path, skipped[name], config.limit)
+        )
+    )
+    return GroupList.write(groups, path), skipped
 
 
-def _group_files(source: str, files: list[SourceFile]) -> Iterator[FileGroup]:
+def _group_files(source: str, files: Iterable[SourceFile]) -> Iterator[FileGroup]:
     number = size = 0
     group: list[SourceFile] = []
     for file in files:
@@ -92,26 +152,38 @@ def list_source_files(name: str, source: SourceConfig, path: Path, skipped: Coun
 
     Raises the errors of `source_groups`.
     """
-    files = [SourceFile(path, path_as_text(Path(path.name)))]
+    return list(_source_files(name, source, path, skipped))
+
+
+def _source_files(
+    name: str, source: SourceConfig, path: Path, skipped: Counter[str], limit: int | None = None
+) -> Iterator[SourceFile]:
+    """Yield the files of one source: one with a file per document has too many for a list.
+
+    With a limit, the formats of the first `limit` files only are compared: few later ones are read.
+    """
+    files: Iterator[SourceFile] = iter([SourceFile(path, path_as_text(Path(path.name)))])
     if path.is_dir():
-        files = list(_files_in_folder(path, source, skipped))
-        if not files:
-            listed = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
-            hint = f"skipped: {listed}; set `include` to the files to read" if listed else None
-            raise SourceError(f"{path}: source '{name}' has no file in it", hint=hint)
+        files = _files_in_folder(path, source, skipped)
     elif (source.include or source.exclude) and not _ARCHIVE_NAME.fullmatch(path.name):
         raise SourceError(
             f"{path}: source '{name}' is one file; `include` and `exclude` apply to folders and archives only"
         )
     if source.format is None:
-        _refuse_mixed_formats(path, source, files)
-    return files
+        files = chain(_refuse_mixed_formats(path, source, islice(files, limit)), files)
+    empty = True
+    for file in files:
+        empty = False
+        yield file
+    if empty:
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+        hint = f"skipped: {listed}; set `include` to the files to read" if listed else None
+        raise SourceError(f"{path}: source '{name}' has no file in it", hint=hint)
 
 
 def _files_in_folder(folder: Path, source: SourceConfig, skipped: Counter[str]) -> Iterator[SourceFile]:
     """Yield the files to read, sorted by path."""
-    # Sorted, because the order of a directory listing depends on the file system.
-    for path in sorted(walk_folder(folder)):
+    for path in walk_folder(folder):
         name = path_as_text(path.relative_to(folder))
         if reason := _reason_to_skip_path(path, name, source):
             skipped[reason] += 1
@@ -167,7 +239,10 @@ def _matches_globs(name: str, globs: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name if "/" in glob or "!" in glob else last, glob) for glob in globs)
 
 
-def _refuse_mixed_formats(folder: Path, source: SourceConfig, files: list[SourceFile]) -> None:
+def _refuse_mixed_formats(
+    folder: Path, source: SourceConfig, files: Iterator[SourceFile]
+) -> Iterator[SourceFile]:
+    """Yield the files; InputError for plain text among files of another format."""
     example_files: dict[str, tuple[Readable, str]] = {}
     for file in files:
         try:
@@ -179,4 +254,5 @@ def _refuse_mixed_formats(folder: Path, source: SourceConfig, files: list[Source
             error.hint = "; ".join(filter(None, hints)) or None
             raise
         example_files.setdefault(format_name(kind), (file.path, file.name))
-    refuse_mixed_text(example_files)
+        refuse_mixed_text(example_files)
+        yield file

@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from meditron.corpus.candidate import Candidate, SignaturePass
+from meditron.corpus.candidate import Candidate, SignaturePass, StoredSignaturePass
 from meditron.corpus.config import CorpusConfig
-from meditron.corpus.dedup import INDEX, index_row
-from meditron.corpus.files import FileGroup, member_skip_rule
+from meditron.corpus.dedup import INDEX, id_hash, index_row
+from meditron.corpus.files import FileGroup, GroupList, member_skip_rule
 from meditron.corpus.passes import KEPT, PassPipeline
+from meditron.corpus.personal_information import shown_beginning
 from meditron.sources.document import Document, ReadLog
 from meditron.sources.registry import find_source_format, open_source
 from meditron.store.files import atomic_write, make_folder, read_json, write_json
+from meditron.store.identity import short_hash
 from meditron.store.jsonl import JsonlWriter
 
 __all__ = ["MAX_CHARACTERS", "GroupResult", "Piece", "ReadGroupTask", "load_array", "save_array"]
@@ -31,6 +33,7 @@ MAX_CHARACTERS = 64 << 20
 documents of one piece are in memory at the same time."""
 SAMPLE_CHARACTERS = 300
 """Number of characters of a dropped document's text that are stored for reports."""
+_TITLE_CHARACTERS = 120  # of the titles that reports show
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,11 @@ class Piece:
     work_folder: Path
 
     def working_file(self, suffix: str) -> Path:
-        """Return the path of a working file: `candidates.jsonl.zst`, `index.npy`, or a pass's `PASS.npy`."""
+        """Return the path of a working file.
+
+        The files are `candidates.jsonl.zst`, `index.npy`, `names.json`, and `PASS.npy` or `PASS.ARRAY.npy` of
+        a pass.
+        """
         return self.work_folder / self.source / f"{self.name}.{suffix}"
 
 
@@ -56,8 +63,8 @@ class GroupResult:
     """Number of characters of each piece, in the order of `pieces`."""
     skipped: dict[str, int]
     """Reason → number of skipped entries."""
-    deleted_ids: tuple[str, ...]
-    """Ids that the files declare deleted."""
+    deleted_ids: npt.NDArray[np.uint64]
+    """Hashes (`dedup.id_hash`) of the ids that the files declare deleted or retracted, shape (n, 2)."""
 
     @classmethod
     def load(cls, group: FileGroup, work: Path) -> "GroupResult":
@@ -69,8 +76,12 @@ class GroupResult:
             tuple(Piece(group.source, name, work) for name in names),
             tuple(result["characters"]),
             result["skipped"],
-            tuple(result["deleted"]),
+            np.array(list(map(id_hash, result["deleted"])), "<u8").reshape(-1, 2),
         )
+
+    def count_documents(self) -> int:
+        """Return the number of documents in the pieces."""
+        return sum(len(np.load(piece.working_file("index.npy"), mmap_mode="r")) for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +90,12 @@ class ReadGroupTask:
 
     config: CorpusConfig
     pipeline: PassPipeline
-    groups: tuple[FileGroup, ...]
+    groups: GroupList
     work_folder: Path
+
+    def result_file(self, task: int) -> Path:
+        """Return the file that marks a group as finished."""
+        return _group_result_path(self.groups[task], self.work_folder)
 
     def __call__(self, task: int) -> None:
         """Read one group of files; InputError if one is damaged."""
@@ -96,7 +111,7 @@ class ReadGroupTask:
                 self._write_piece(piece, documents)
             characters.append(length)
         skipped = dict(sorted(log.skipped.items()))
-        result = {"characters": characters, "skipped": skipped, "deleted": log.deleted}
+        result = {"characters": characters, "skipped": skipped, "deleted": log.deleted + log.retracted}
         write_json(_group_result_path(group, self.work_folder), result)
 
     def _read_documents(self, group: FileGroup, log: ReadLog) -> Iterator[Document]:
@@ -105,11 +120,13 @@ class ReadGroupTask:
         remaining = self.config.limit
         for file in group.files:
             skip = member_skip_rule(source, file.name)
-            documents = open_source(file.path, source.format, log, file.name, skip)
+            documents = open_source(file.path, source.format, log, file.name, skip, source.reader_options())
             for document in islice(documents, remaining):
                 yield document
                 remaining = remaining and remaining - 1
-            if remaining == 0 and find_source_format(file.path, source.format, skip).declares_deletions:
+            if remaining == 0:
+                if not find_source_format(file.path, source.format, skip).declares_deletions:
+                    return
                 for _ in documents:  # read on: deletions are at the end of a file and apply to all files
                     pass
 
@@ -117,18 +134,34 @@ class ReadGroupTask:
         signing = [step for step in self.pipeline.passes if isinstance(step, SignaturePass)]
         # Dropped documents keep a row of zeros, so that row i of every array belongs to document i.
         signatures = {step.name: np.zeros(len(documents), step.signature_dtype) for step in signing}
+        storing = [step for step in self.pipeline.passes if isinstance(step, StoredSignaturePass)]
+        stored: dict[str, list[Any]] = {step.name: [None] * len(documents) for step in storing}
         rows = []
+        names: dict[str, list[str]] = {"ids": [], "titles": []}
         with JsonlWriter(piece.working_file("candidates.jsonl.zst")) as writer:
             for number, document in enumerate(documents):
-                candidate, code = self.pipeline.process_document(document)
+                candidate, code = self.pipeline.process_document(document, piece.source)
                 rows.append(_index_row(candidate, code))
-                writer.write(_candidate_row(candidate, kept=code == KEPT))
+                writer.write(_candidate_row(candidate, self.config, kept=code == KEPT))
+                names["ids"].append(candidate.document.id)
+                names["titles"].append(self._short_title(candidate))
                 for step in signing if code == KEPT else ():
                     signatures[step.name][number] = step.signature_row(candidate)
+                for storing_step in storing if code == KEPT else ():
+                    stored[storing_step.name][number] = storing_step.document_signature(candidate)
         for name, array in signatures.items():
             save_array(piece.working_file(f"{name}.npy"), array)
+        for storing_step in storing:
+            for name, array in storing_step.piece_arrays(stored[storing_step.name]).items():
+                save_array(piece.working_file(f"{storing_step.name}.{name}.npy"), array)
+        write_json(piece.working_file("names.json"), names)
         # Written last, because the existence of the index marks the piece as complete.
         save_array(piece.working_file("index.npy"), np.array(rows, dtype=INDEX))
+
+    def _short_title(self, candidate: Candidate) -> str:
+        """Return the beginning of a document's title, or of the text of an untitled one, for reports."""
+        title = " ".join((candidate.document.title or candidate.text[:SAMPLE_CHARACTERS]).split())
+        return shown_beginning(title, _TITLE_CHARACTERS, self.config.personal_information)
 
 
 def _group_result_path(group: FileGroup, work: Path) -> Path:
@@ -163,13 +196,23 @@ def _index_row(candidate: Candidate, code: int) -> tuple[object, ...]:
     return index_row(document.id, candidate.content_sha256, version, code, heldout=candidate.heldout)
 
 
-def _candidate_row(candidate: Candidate, *, kept: bool) -> dict[str, Any]:
+def _candidate_row(candidate: Candidate, config: CorpusConfig, *, kept: bool) -> dict[str, Any]:
     document = candidate.document
     row: dict[str, Any] = {"id": document.id, "source": document.source}
     # Of a dropped document only the report shows the text, and only its beginning.
-    row["text"] = candidate.text if kept else candidate.text[:SAMPLE_CHARACTERS]
+    row["text"] = (
+        candidate.text
+        if kept
+        else shown_beginning(candidate.text, SAMPLE_CHARACTERS, config.personal_information)
+    )
+    if kept:
+        row["content_hash"] = short_hash(candidate.content_sha256)
     if kept and candidate.section_spans:
         row["parts"] = [astuple(span) for span in candidate.section_spans]
+    if kept:
+        row |= candidate.row_fields
+    if kept and candidate.benchmark_hits:
+        row["benchmark_hits"] = [hit.to_json() for hit in candidate.benchmark_hits]
     meta: dict[str, Any] = {"title": document.title, "language": document.language, "year": document.year}
     if document.version is not None:
         meta["version"] = document.version

@@ -82,6 +82,8 @@ class ReadLog:
     """Reason → number of skipped entries, such as redirects and blank lines."""
     deleted: list[str] = field(default_factory=list)
     """Ids of the documents that the file declares deleted."""
+    retracted: list[str] = field(default_factory=list)
+    """Ids of other documents that the file's retraction notices name."""
 
 
 class Reader(Protocol):

@@ -2,9 +2,14 @@
 
 import re
 
+from meditron.store.collections.records import MANIFEST, PROVENANCE
+
 __all__ = ["reason_to_skip", "unsupported_format"]
 
+FETCH_RECORDS = frozenset({MANIFEST, PROVENANCE})
+"""Names of files that describe the files of a folder (`store.collections.fetching`)."""
 _SYSTEM = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+_DATASET = frozenset({"dataset_info.json", "dataset_infos.json"})  # beside the data in folders of the hub
 _CHECKSUM = re.compile(
     r".*\.(?:md5|sha[0-9]*|sfv|crc32?|b2|b3|blake[0-9a-z]*|asc|sig|(?:md5|sha[0-9]*)sums?)"
     r"|(?:.*[-_.])?(?:md5|sha[0-9]*|b2|b3|crc32)[-_]?(?:check)?sums?(?:\.[a-z0-9]+)?"
@@ -52,6 +57,7 @@ _SIGNATURES = (
     (b"\x7fELF", "a program", None),
 )
 _PATTERNS = (
+    (rb"WARC/[0-9]\.[0-9]\r?\n", "a web archive (WARC)", "extract its pages to HTML files, one per page"),
     (rb"\s*PMID- *[0-9]", "PubMed's text format", "export the citations as XML"),
     (rb"\s*TY  - [A-Z]", "a RIS file", "convert it to JSON lines"),
     (rb"\s*@[A-Za-z]+\{", "a BibTeX file", "convert it to JSON lines"),
@@ -90,6 +96,10 @@ def reason_to_skip(path: str) -> str | None:
         return "hidden folder"
     if name.lower() in _SYSTEM:
         return "file of the operating system"
+    if name in FETCH_RECORDS:
+        return "record of the fetch"
+    if name.lower() in _DATASET:
+        return "description of the data set"
     if _CHECKSUM.fullmatch(name.lower()):
         return "checksum file"
     return "README or licence" if _ABOUT.fullmatch(name.lower()) else None
@@ -117,6 +127,6 @@ def unsupported_format(start: bytes) -> tuple[str, str | None] | None:
             return name, hint
     if match := _ROOT.match(start):
         return f"XML with the root element <{match[1].decode()}>", (
-            "XML is read with the root PubmedArticleSet (MEDLINE) or mediawiki"
+            "XML is read with the root PubmedArticleSet (MEDLINE), article (JATS) or mediawiki"
         )
     return None

@@ -10,8 +10,12 @@ Fields of a document:
 - `retracted` is true for the publication type "Retracted Publication" and for a CommentsCorrections of the
   RefType "RetractionIn".
 - `meta` has `pmid`, `journal`, `languages` (of the article, as MEDLINE's three-letter codes),
-  `publication_types`, `mesh` (descriptor names), `doi` (the article id, or else the electronic location) and
+  `publication_types`, `mesh` (descriptor names), `doi` (the article id, or else the electronic location),
+  `date` (PubDate in ISO 8601, as precise as known; of a period the end) and
   `other_abstracts` (OtherAbstract, each with `language`, `type` and `sections`).
+
+The articles that a retraction notice names (RefType "RetractionOf") are logged as retracted, because the
+record of an article, in an older file, may not state its retraction yet.
 
 The text of an element is all its character data without comments and processing instructions, with white
 space collapsed to single blanks. Sub- and superscripts and MathML become plain text: `CO₂`, `10⁹`, `1/2`.
@@ -107,7 +111,8 @@ def read(file: Readable, log: ReadLog | None = None, name: str | None = None) ->
 
     Args:
         file: The file.
-        log: Log to which the ids are added that the file's last element declares deleted.
+        log: Log to which the ids are added that the file's last element declares deleted, or a notice
+            declares retracted.
         name: Unused, because every citation has a PMID.
 
     Raises:
@@ -120,7 +125,10 @@ def read(file: Readable, log: ReadLog | None = None, name: str | None = None) ->
         if isinstance(item, list):
             yield from item
         elif item.name in _ARTICLES:
-            yield reader.parse_citation(item)
+            document, retracted = reader.parse_citation(item)
+            if log is not None:
+                log.retracted.extend(f"pubmed:{pmid}" for pmid in retracted)
+            yield document
         elif log is not None:
             log.deleted.extend(f"pubmed:{pmid}" for pmid in reader.parse_deleted_pmids(item))
 
@@ -318,12 +326,13 @@ class _MedlineReader:
             if depth <= 0:
                 return done
 
-    def parse_citation(self, entry: _RawElement) -> Document:
-        """Parse an unparsed citation with lxml."""
-        from meditron.sources.medline_citation import NotACitation, document_from_element
+    def parse_citation(self, entry: _RawElement) -> tuple[Document, list[str]]:
+        """Parse an unparsed citation with lxml; return it with the PMIDs that it retracts."""
+        from meditron.sources.medline_citation import NotACitation, document_from_element, retracted_pmids
 
+        element = self._parse_element(entry)
         try:
-            return document_from_element(self._parse_element(entry))
+            return document_from_element(element), retracted_pmids(element)
         except NotACitation as error:
             raise InputError(self._file, str(error), place=_citation_place(entry)) from error
 

@@ -6,11 +6,13 @@ citation. Both give the same document.
 """
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from stringzilla import find
 
+from meditron.sources.dates import parse_journal_date
 from meditron.sources.document import Document, Section
 from meditron.sources.medline_text import (
     NeedsLxml,
@@ -25,7 +27,7 @@ from meditron.sources.medline_text import (
 if TYPE_CHECKING:
     from lxml import etree
 
-__all__ = ["NotACitation", "document_from_element", "document_from_match"]
+__all__ = ["NotACitation", "document_from_element", "document_from_match", "retracted_pmids"]
 
 _LabelAndCategory = tuple[str | None, str | None]  # label and category of a section
 
@@ -35,6 +37,7 @@ _DOI = re.compile(rb'<ArticleId IdType="doi">([^<]++)<')
 _LOCATION = re.compile(rb'<ELocationID (?:ValidYN="[^"]*+" )?+EIdType="doi"[^>]*+>([^<]++)<')
 _ATTRIBUTE = re.compile(rb' ([A-Za-z]++)="([^"]*+)"')
 _ENGLISH = ["eng"]
+_DATE_PART = re.compile(rb"<([A-Za-z]++)>([^<]*+)</")
 _YEAR = re.compile(r"[12][0-9]{3}")
 _NUMBER = re.compile("[0-9]{1,12}")
 
@@ -47,7 +50,7 @@ def document_from_match(match: re.Match[bytes]) -> Document:
     """Return the document of a match of `medline_grammar.CITATION`; NeedsLxml if only lxml can read it."""
     version, pmid, date, journal, title, locations, abstract, languages, types, *more = match.groups()
     corrections, mesh, others, identifiers = more
-    if corrections and find(corrections, b"RetractionIn") >= 0:
+    if corrections and find(corrections, b'"Retraction') >= 0:  # RetractionIn, RetractionOf
         raise NeedsLxml
     doi = (identifiers and _DOI.search(identifiers)) or (locations and _LOCATION.search(locations))
     raw_texts = [doi[1] if doi else b"", title or b""]
@@ -61,7 +64,7 @@ def document_from_match(match: re.Match[bytes]) -> Document:
         texts[1],
         tuple(map(Section, texts[2:], labels, categories)),
         list(_element_texts(languages)),
-        _year_from_xml(date) if date else None,
+        *(_dates_from_xml(date) if date else (None, None)),
         cached_text_of(journal) if journal else None,
         list(_element_texts(types)) if types else [],
         list(map(cached_text_of, _DESCRIPTOR.findall(mesh))) if mesh else [],
@@ -129,14 +132,22 @@ def _parse_other_abstract(data: bytes) -> dict[str, Any]:
 
 
 @cache_short_inputs
-def _year_from_xml(raw: bytes) -> int | None:
-    return _first_year(text_of(raw[raw.index(b">") + 1 : raw.rindex(b"<")]))
+def _dates_from_xml(raw: bytes) -> tuple[int | None, str | None]:
+    """Return the year and the date of the children of PubDate, given their bytes."""
+    return _dates({name.decode(): text_of(text) for name, text in _DATE_PART.findall(raw)})
 
 
-def _first_year(date: str) -> int | None:
-    """Return the first year in a date: 1998 for `1998 Dec-1999 Jan`."""
-    match = _YEAR.search(date)
-    return int(match[0]) if match else None
+def _dates(parts: Mapping[str, str]) -> tuple[int | None, str | None]:
+    """Return the first year of a PubDate (1998 of `1998 Dec-1999 Jan`), and its date in ISO 8601.
+
+    Args:
+        parts: Name of a child of PubDate → its text.
+    """
+    date = parts.get("Year") or parts.get("MedlineDate") or ""
+    first = _YEAR.search(date)
+    if parts.get("Year"):
+        date = " ".join(filter(None, (date, *map(parts.get, ("Season", "Month", "Day")))))
+    return int(first[0]) if first else None, parse_journal_date(date)
 
 
 def _build_document(
@@ -146,6 +157,7 @@ def _build_document(
     sections: tuple[Section, ...],
     languages: list[str],
     year: int | None,
+    date: str | None,
     journal: str | None,
     types: list[str],
     mesh: list[str],
@@ -160,6 +172,7 @@ def _build_document(
         "publication_types": types,
         "mesh": mesh,
         "doi": doi or None,
+        "date": date,
         "other_abstracts": others,
     }
     language = "eng" if languages == _ENGLISH else _text_language(title, sections, languages)
@@ -207,10 +220,12 @@ def document_from_element(element: "etree._Element") -> Document:
         or "",
         tuple(_sections_from_element(article, "Abstract/AbstractText")),
         [element_text(language) for language in article.iterfind("Language")],
-        _first_year(
-            _first_child_text(article, f"{date}/Year")
-            or _first_child_text(article, f"{date}/MedlineDate")
-            or ""
+        *_dates(
+            {
+                name: text
+                for name in ("Year", "MedlineDate", "Season", "Month", "Day")
+                if (text := _first_child_text(article, f"{date}/{name}"))
+            }
         ),
         _first_child_text(article, "Book/BookTitle" if book else "Journal/Title"),
         [element_text(kind) for kind in article.iterfind(types)],
@@ -224,6 +239,13 @@ def document_from_element(element: "etree._Element") -> Document:
             for other in citation.iterfind("OtherAbstract")
         ],
     )
+
+
+def retracted_pmids(element: "etree._Element") -> list[str]:
+    """Return the PMIDs of the articles that a citation, which is a retraction notice, retracts."""
+    notices = element.iterfind(".//CommentsCorrectionsList/CommentsCorrections[@RefType='RetractionOf']")
+    pmids = [_first_child_text(notice, "PMID") or "" for notice in notices]
+    return [pmid for pmid in pmids if _NUMBER.fullmatch(pmid)]
 
 
 def _sections_from_element(element: "etree._Element", path: str) -> list[Section]:

@@ -106,15 +106,15 @@ _AUTHOR = rb"(?:%s%s%s%s</Author>|%s)" % (
     _AFFILIATIONS,
     _element_with_children(b"Author", _PERSON, attributes=(b"ValidYN", b"EqualContrib")),
 )
-_PUBLISHED = _named_group("date", rb"<Year>%s</Year>|<MedlineDate>%s</MedlineDate>" % (_TEXT, _TEXT))
+_PUBLISHED = _named_group(
+    "date",
+    _at_most_once(rb"(?:<Year>%s</Year>|<MedlineDate>%s</MedlineDate>)" % (_TEXT, _TEXT))
+    + _optional_leaf_elements(b"Season", b"Month", b"Day"),
+)
 _ISSUE = _element_with_children(
     b"JournalIssue",
     _optional_leaf_elements(b"Volume", b"Issue"),
-    _exactly_once(
-        _element_with_children(
-            b"PubDate", _at_most_once(_PUBLISHED), _optional_leaf_elements(b"Season", b"Month", b"Day")
-        )
-    ),
+    _exactly_once(_element_with_children(b"PubDate", _PUBLISHED)),
     attributes=(b"CitedMedium",),
 )
 _JOURNAL = _element_with_children(

@@ -2,14 +2,17 @@
 
 The files may be compressed. The id of a text file is `text:` and its name; its title is empty. A row has
 `text`, and optionally `id`, `title`, `language`, `year`, `retracted` (only JSON's `true` counts, also within
-`meta`) and `meta`; other columns of a CSV file are added to `meta`. A row without an id gets the id
+`meta`) and `meta`; other columns of a CSV file are added to `meta`, and of any row `licence` (or `license`),
+`date` and `url`. `metadata` is read as `meta`, as in corpora of the hub. A row without an id gets the id
 `jsonl:NAME:LINE`, `json:NAME:NUMBER` or `csv:NAME:LINE`. A JSON file is an array of such objects, or one
-object that maps ids to them. The first line of a CSV file has the column names, separated by comma,
-semicolon, tab or vertical bar.
+object that maps ids to them. Rows whose `text` is null are skipped, and a `year` or `id` may be written as
+`2020.0` or, the year, as `"2020"`: data frames with missing values write them so. The first line of a CSV
+file has the column names, separated by comma, semicolon, tab or vertical bar.
 """
 
 import csv
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from meditron.core.errors import InputError
+from meditron.sources.dates import leading_year
 from meditron.sources.document import Document, Readable, ReadLog, Section
 from meditron.sources.streams import LONGEST_DOCUMENT, lines, path_as_text, read_whole
 from meditron.store.files import parse_finite_number, reject_duplicate_keys
 from meditron.store.jsonl import LONGEST_LINE, check_value_count
 
 __all__ = [
+    "iterate_json_values",
+    "iterate_jsonl_rows",
     "read_csv",
     "read_json",
     "read_jsonl",
@@ -31,6 +37,7 @@ __all__ = [
     "recognises_json",
     "recognises_jsonl",
     "recognises_text",
+    "row_to_document",
 ]
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -40,6 +47,8 @@ _OBJECT = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*["}]')
 _MARKUP = re.compile(r"\ufeff?\s*<[A-Za-z!?/]")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _NAME = re.compile(r"[\w.-]+")
+_STATEMENTS = {"licence": "licence", "license": "licence", "date": "date", "url": "url"}
+_STATED_YEAR = re.compile(r"([0-9]{1,4})(?:\.0)?|\s*")
 _DELIMITERS = ",;\t|"
 
 
@@ -100,18 +109,38 @@ def read_text(file: Readable, log: ReadLog | None = None, name: str | None = Non
 
 
 def read_jsonl(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
-    """Yield the documents of a JSON lines file in order. Blank lines are counted as skipped.
+    """Yield the documents of a JSON lines file in order. Blank lines and rows without text are skipped.
 
     Raises:
         InputError: A line is not a JSON object with a text; the error names the line.
     """
+    for row, place in iterate_jsonl_rows(file, log):
+        if _is_without_text(row, log):
+            continue
+        number = place.removeprefix("line ").replace(",", "")
+        yield row_to_document(
+            file, row, place, "jsonl", f"jsonl:{name or _printable_file_name(file)}:{number}"
+        )
+
+
+def iterate_json_values(file: Readable) -> Iterator[tuple[Any, str]]:
+    """Yield each value of a JSON file with its place. The file may have at most LONGEST_LINE bytes.
+
+    Raises:
+        InputError: The file is not JSON; the error names the line.
+    """
+    return _parse_json_values(file, read_whole(file, LONGEST_LINE), "", concatenated=True)
+
+
+def iterate_jsonl_rows(file: Readable, log: ReadLog | None = None) -> Iterator[tuple[Any, str]]:
+    """Yield the value of each line of a JSON lines file with its place. Blank lines are counted as skipped.
+
+    Raises:
+        InputError: A line is not JSON; the error names the line.
+    """
     for number, line in enumerate(lines(file), start=1):
-        place = f"line {number:,}"
         if line.strip():
-            ((row, _),) = _parse_json_values(file, line, place, concatenated=False)
-            yield _row_to_document(
-                file, row, place, "jsonl", f"jsonl:{name or _printable_file_name(file)}:{number}"
-            )
+            yield from _parse_json_values(file, line, f"line {number:,}", concatenated=False)
         elif log is not None:
             log.skipped["blank line"] += 1
 
@@ -124,17 +153,19 @@ def read_json(file: Readable, log: ReadLog | None = None, name: str | None = Non
             the document.
     """
     number = 0
-    for value, place in _parse_json_values(file, read_whole(file, LONGEST_LINE), "", concatenated=True):
+    for value, place in iterate_json_values(file):
         single = isinstance(value, dict) and ("text" in value or not value)
         if not single and not isinstance(value, dict | list):
             raise InputError(file, 'no object with a "text"', place=place)
         rows = [value] if single else value
         for entry in rows:
             number += 1
+            if _is_without_text(rows[entry] if isinstance(rows, dict) else entry, log):
+                continue
             row, identity = entry, f"json:{name or _printable_file_name(file)}:{number}"
             if isinstance(rows, dict):
                 row, identity = rows[entry], entry
-            yield _row_to_document(file, row, f"document {number:,}", "json", identity)
+            yield row_to_document(file, row, f"document {number:,}", "json", identity)
 
 
 def read_csv(file: Readable, log: ReadLog | None = None, name: str | None = None) -> Iterator[Document]:
@@ -169,12 +200,8 @@ def read_csv(file: Readable, log: ReadLog | None = None, name: str | None = None
                     log.skipped["row without text"] += 1
                 continue
             known = {key: row.pop(key) for key in ("text", *_FIELD_TYPES) if key in row and key != "meta"}
-            if (year := known.pop("year", None)) is not None:
-                if not re.fullmatch(r"[0-9]{1,4}(?:\.0)?", year):
-                    raise InputError(file, f'the year "{year}" is not a number', place=place)
-                known["year"] = int(year.partition(".")[0])
             identity = f"csv:{name}:{place.removeprefix('line ')}"
-            yield _row_to_document(file, known | {"meta": row}, place, "csv", identity)
+            yield row_to_document(file, known | {"meta": row}, place, "csv", identity)
     except csv.Error as error:
         raise InputError(file, f"not CSV: {error}", place=f"line {begins:,}") from error
 
@@ -235,28 +262,76 @@ def _skip_blanks(text: str, start: int) -> int:
     return start if match is None else match.end()
 
 
-def _row_to_document(file: Readable, row: Any, place: str, source: str, identity: str) -> Document:  # noqa: ANN401
+def _is_without_text(row: object, log: ReadLog | None) -> bool:
+    """Return True for an object whose `text` is null, and count it as skipped."""
+    without = isinstance(row, dict) and "text" in row and row["text"] is None
+    if without and log is not None:
+        log.skipped["row without text"] += 1
+    return without
+
+
+def row_to_document(file: Readable, row: Any, place: str, source: str, identity: str) -> Document:  # noqa: ANN401
+    """Convert a row with a `text`, from JSON, CSV or Parquet, to a document.
+
+    Args:
+        file: The file, for errors.
+        row: The row.
+        place: Place of the row in the file, for errors.
+        source: Name of the format.
+        identity: Id of a row without `id`.
+
+    Raises:
+        InputError: The row is no object with a text, or a field has the wrong type.
+    """
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         keys = ", ".join(row)[:200] if isinstance(row, dict) else ""
         keys = keys.encode("utf-8", "backslashreplace").decode()
         hint = f'rename the key of the text to "text"; the keys: {keys}' if keys else None
         raise InputError(file, 'no object with a "text"', place=place, hint=hint)
+    row = row | {key: _whole_number(row[key]) for key in ("id", "year") if isinstance(row.get(key), float)}
+    if isinstance(year := row.get("year"), str):
+        if not (match := _STATED_YEAR.fullmatch(year)):
+            raise InputError(file, f'the year "{year[:40]}" is not a number', place=place)
+        row["year"] = int(match[1]) if match[1] else None
     for key, kind in _FIELD_TYPES.items():
         if not isinstance(row.get(key), kind | None) or isinstance(row.get(key), bool):
             raise InputError(file, f'"{key}" is a {type(row[key]).__name__}', place=place)
     if len(row["text"].encode()) > LONGEST_DOCUMENT:
         raise InputError(file, f"a text of more than {LONGEST_DOCUMENT >> 20} MiB", place=place)
-    row_id, meta = row.get("id"), row.get("meta") or {}
+    row_id, meta = row.get("id"), _row_metadata(row)
+    year = row.get("year")
+    if year is None and isinstance(meta.get("date"), str):
+        year = leading_year(meta["date"])
     return Document(
         identity if row_id is None or row_id == "" else str(row_id),
         source,
         row.get("title") or "",
         (Section(row["text"]),),
         row.get("language"),
-        row.get("year"),
+        year,
         retracted=row.get("retracted") is True or meta.get("retracted") is True,
         meta=meta,
     )
+
+
+def _whole_number(value: float) -> int | float | None:
+    """Return an integer that a data frame stores as a float, because others are missing; None for NaN."""
+    return None if math.isnan(value) else int(value) if value.is_integer() else value
+
+
+def _row_metadata(row: dict[str, Any]) -> dict[str, Any]:
+    """Return `meta` of a row, with the statements beside it. `license` becomes `licence`."""
+    meta = row.get("meta")
+    if meta is None and isinstance(row.get("metadata"), dict):
+        meta = row["metadata"]
+    meta = dict(meta or {})
+    for values in (meta, row):
+        for key, name in _STATEMENTS.items():
+            if isinstance(values.get(key), str) and not isinstance(meta.get(name), str):
+                meta[name] = values[key]
+    if isinstance(meta.get("license"), str):
+        del meta["license"]
+    return meta
 
 
 _DECODER = json.JSONDecoder(

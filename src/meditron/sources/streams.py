@@ -7,7 +7,7 @@ import bz2
 import codecs
 import lzma
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import IO, Protocol
 import zstandard
 
 from meditron.core.errors import InputError, MissingExtra, SourceError
-from meditron.sources.document import Readable
+from meditron.sources.document import Readable, Section
 from meditron.store.jsonl import split_lines, unpack_zstd
 
-__all__ = ["LONGEST_DOCUMENT", "chunks", "head", "lines", "path_as_text", "read_whole"]
+__all__ = ["LONGEST_DOCUMENT", "check_length", "chunks", "head", "lines", "path_as_text", "read_whole"]
 
 LONGEST_DOCUMENT = 24 << 20
 """Maximum bytes of a document's text in UTF-8. With escapes in JSON it is still shorter than LONGEST_LINE."""
@@ -76,6 +76,12 @@ def chunks(file: Readable) -> Iterator[bytes]:
         raise InputError(file, "the compressed data are cut off", place=f"after {done:,} bytes") from error
     except (OSError, ValueError, lzma.LZMAError, zstandard.ZstdError) as error:
         raise InputError(file, f"cannot be decompressed: {error}", place=f"after {done:,} bytes") from error
+
+
+def check_length(file: Readable, sections: Sequence[Section], place: str | None = None) -> None:
+    """Raise InputError if the sections of a document are longer than LONGEST_DOCUMENT."""
+    if sum(len(section.text.encode("utf-8", "replace")) for section in sections) > LONGEST_DOCUMENT:
+        raise InputError(file, f"a text of more than {LONGEST_DOCUMENT >> 20} MiB", place=place)
 
 
 def path_as_text(path: Path) -> str:

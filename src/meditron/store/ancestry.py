@@ -7,12 +7,13 @@ quantization copy the record. The training data of a model without a record is r
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import StringConstraints, ValidationError
+from pydantic import ValidationError
 
 from meditron.core.config import Record, first_problem
 from meditron.core.errors import InputError
+from meditron.store.contamination import CorpusContamination, ShortHash
 from meditron.store.files import read_json, write_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles
@@ -36,8 +37,6 @@ recorded."""
 MAX_PASSAGES = 500_000
 """Maximum number of passages of messages whose hashes a training lists: 10 MB, because GGUF readers limit the
 size of metadata."""
-
-ShortHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
 
 class Training(Record):
@@ -67,6 +66,8 @@ class Training(Record):
     documents: tuple[ShortHash, ...] | None = ()
     """Sorted `short_hash(content_sha256(…))` of the documents trained on; None if there are too many to
     list."""
+    contamination: CorpusContamination | None = None
+    """Benchmark questions found in the corpus trained on; None if it was not searched for any."""
 
 
 class Ancestry(Record):
@@ -108,7 +109,7 @@ def read_ancestry(files: ModelFiles) -> Ancestry | None:
     if files.kind == "init":
         return untrained_ancestry(files.spec, hashlib.sha256(files.spec.encode()).hexdigest(), seeded=True)
     try:
-        if files.kind == "hf":
+        if files.kind in ("hf", "megatron"):
             record = path / ANCESTRY_FILE
             return Ancestry.model_validate(read_json(record)) if record.is_file() else None
         with GGUF(path) as gguf:

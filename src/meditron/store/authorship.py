@@ -56,7 +56,7 @@ def read_authorship(files: ModelFiles) -> dict[str, Any]:
     """
     if files.kind == "init":
         return {}
-    if files.kind == "hf":
+    if files.kind in ("hf", "megatron"):
         return dict(_gguf_pairs_from_card(_read_front_matter(Path(files.path) / CARD_FILE)))
     with GGUF(files.path) as gguf:
         return {key: value for key, value in gguf.metadata.items() if _is_model_key(key)}

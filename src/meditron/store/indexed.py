@@ -7,11 +7,13 @@ number of sequences and the u64 number of boundaries; then i32 lengths [sequence
 first, so that an existing `PREFIX.idx` means that the pair is complete.
 
 `PREFIX.hashes` identifies the documents, in the same order: for each document, the first 8 bytes of the
-`content_sha256` of its text. The file is written before `PREFIX.idx`.
+`content_sha256` of its text. It is written before `PREFIX.idx`, and so are other files with a record of fixed
+size for each document (`store.document_facts`).
 """
 
+import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +26,17 @@ from meditron.core.errors import InputError
 from meditron.core.units import format_count
 from meditron.store.files import atomic_write, translate_read_errors
 
-__all__ = ["IndexedDataset", "IndexedWriter", "TokenIds", "read_hashes", "token_dtype", "write_hashes"]
+__all__ = [
+    "IndexedDataset",
+    "IndexedWriter",
+    "TokenIds",
+    "concatenate_side_files",
+    "read_hashes",
+    "read_side_file",
+    "token_dtype",
+    "write_hashes",
+    "write_side_file",
+]
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -32,6 +44,9 @@ _DTYPE_BY_CODE: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4"
 # Megatron stores the ids of vocabularies below this size as uint16. The limit is less than 65,536, so that
 # tokens can be added later.
 _UINT16_BELOW = 65_500
+_BLOCK = 1 << 20  # documents of which an index is written at once
+
+_COPY_SIZE = 8 << 20
 
 TokenIds = npt.NDArray[np.integer[Any]]
 
@@ -45,10 +60,9 @@ def _with_suffix(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
 
 
-def write_hashes(prefix: Path, hashes: Sequence[str]) -> None:
+def write_hashes(prefix: Path, hashes: Iterable[str]) -> None:
     """Write `PREFIX.hashes`: `short_hash(content_sha256(text))` of each document, in order."""
-    with atomic_write(_with_suffix(prefix, ".hashes")) as file:
-        file.write(bytes.fromhex("".join(hashes)))
+    write_side_file(prefix, ".hashes", bytes.fromhex("".join(hashes)))
 
 
 def read_hashes(prefix: Path) -> list[str]:
@@ -58,15 +72,49 @@ def read_hashes(prefix: Path) -> list[str]:
         SourceError: the file is missing.
         InputError: the number of hashes is not the number of documents.
     """
-    path = _with_suffix(prefix, ".hashes")
+    data = read_side_file(prefix, ".hashes", 8)
+    return [data[at : at + 8].hex() for at in range(0, len(data), 8)]
+
+
+def write_side_file(prefix: Path, suffix: str, data: bytes) -> None:
+    """Write a file beside `PREFIX.bin`, with one record of fixed size for each document."""
+    with atomic_write(_with_suffix(prefix, suffix)) as file:
+        file.write(data)
+
+
+def read_side_file(prefix: Path, suffix: str, record_size: int) -> bytes:
+    """Read a file beside `PREFIX.bin` with one record of `record_size` bytes for each document.
+
+    Raises:
+        SourceError: the file is missing.
+        InputError: the number of records is not the number of documents.
+    """
+    path = _with_suffix(prefix, suffix)
     with translate_read_errors(path):
         data = path.read_bytes()
     documents = len(IndexedDataset(prefix))
-    if len(data) != 8 * documents:
+    if len(data) != record_size * documents:
         raise InputError(
-            path, f"{len(data)} bytes, but {format_count(documents, 'documents')} need {8 * documents}"
+            path,
+            f"{len(data)} bytes, but {format_count(documents, 'documents')} need {record_size * documents}",
         )
-    return [data[at : at + 8].hex() for at in range(0, len(data), 8)]
+    return data
+
+
+def concatenate_side_files(prefixes: Sequence[Path], suffix: str, out: Path) -> None:
+    """Write a side file of the prefix `out` that has the records of several prefixes, in order."""
+    with atomic_write(_with_suffix(out, suffix)) as file:
+        # One by one, so that memory does not depend on the number of documents.
+        for prefix in prefixes:
+            path = _with_suffix(prefix, suffix)
+            with translate_read_errors(path):
+                file.write(path.read_bytes())
+
+
+def _blocks(length: int) -> Iterator[slice]:
+    """Yield slices of at most `_BLOCK` elements that cover `length` elements."""
+    for start in range(0, length, _BLOCK):
+        yield slice(start, min(start + _BLOCK, length))
 
 
 class IndexedWriter:
@@ -83,32 +131,68 @@ class IndexedWriter:
             raise TypeError(f"the format has no token ids of type {self._dtype}")
         self._code = codes[0]
         self._range = np.iinfo(self._dtype)
-        self._sizes: list[int] = []
+        # Arrays of C integers: a list of Python's would take ten times the memory.
+        self._sizes: list[npt.NDArray[np.int32]] = []
+        self._documents = 0
         self._closing = ExitStack()
         self._bin = self._closing.enter_context(atomic_write(_with_suffix(prefix, ".bin")))
 
     def add_document(self, ids: Sequence[int] | TokenIds) -> None:
-        """Append one document; OverflowError for an id that the dtype cannot hold."""
-        array = np.asarray(ids)
-        if array.size and not (self._range.min <= array.min() and array.max() <= self._range.max):
-            raise OverflowError(
-                f"{self.prefix}: an id of document {len(self._sizes)} does not fit into {self._dtype}"
-            )
-        self._bin.write(array.astype(self._dtype, copy=False).tobytes())
-        self._sizes.append(array.size)
+        """Append one document; OverflowError if the dtype cannot hold an id, or the format the length."""
+        tokens = np.asarray(ids)
+        self.add_documents(tokens, np.array([tokens.size]))
+
+    def add_documents(self, ids: TokenIds, sizes: npt.NDArray[np.integer[Any]]) -> None:
+        """Append several documents.
+
+        Args:
+            ids: The ids of all documents, concatenated.
+            sizes: Number of tokens of each document.
+
+        Raises:
+            OverflowError: The dtype cannot hold an id, or the format the length of a document.
+            ValueError: The sizes do not sum to the number of ids.
+        """
+        if ids.size != sizes.sum():
+            raise ValueError(f"{ids.size} ids, but the sizes sum to {sizes.sum()}")
+        if ids.size and not (self._range.min <= ids.min() and ids.max() <= self._range.max):
+            first_bad = np.flatnonzero((ids < self._range.min) | (ids > self._range.max))[0]
+            number = self._documents + int(np.searchsorted(np.cumsum(sizes), first_bad, side="right"))
+            raise OverflowError(f"{self.prefix}: an id of document {number} does not fit into {self._dtype}")
+        self._append_sizes(sizes)
+        self._bin.write(np.ascontiguousarray(ids, dtype=self._dtype).data)
+
+    def add_dataset(self, dataset: "IndexedDataset") -> None:
+        """Append all documents of another pair of files; TypeError if its ids have another dtype."""
+        if dataset.tokens.dtype != self._dtype:
+            raise TypeError(f"{dataset.prefix}: ids of type {dataset.tokens.dtype}, not {self._dtype}")
+        self._append_sizes(dataset.sizes)
+        with _with_suffix(dataset.prefix, ".bin").open("rb") as file:
+            shutil.copyfileobj(file, self._bin, _COPY_SIZE)
+
+    def _append_sizes(self, sizes: npt.NDArray[np.integer[Any]]) -> None:
+        if sizes.size and sizes.max() > np.iinfo(np.int32).max:
+            raise OverflowError(f"{self.prefix}: a document has {sizes.max():,} tokens, 2^31 or more")
+        self._sizes.append(sizes.astype(np.int32))
+        self._documents += len(sizes)
 
     def close(self) -> None:
         """Rename `.bin`, then write `.idx`."""
         self._closing.close()
-        sizes = np.array(self._sizes, dtype="<i4")
-        ends = np.cumsum(sizes, dtype="<i8") * self._dtype.itemsize
-        starts = np.concatenate([np.zeros(1, "<i8"), ends])[: len(sizes)]
-        # A sequence is a document here; Megatron allows several sequences per document.
-        boundaries = np.arange(len(sizes) + 1, dtype="<i8")
+        sizes = np.concatenate([np.empty(0, np.int32), *self._sizes])
         with atomic_write(_with_suffix(self.prefix, ".idx")) as file:
-            file.write(_HEADER.pack(_MAGIC, 1, self._code, len(sizes), len(boundaries)))
-            for array in (sizes, starts, boundaries):
-                file.write(array.tobytes())
+            # A sequence is a document here; Megatron allows several sequences per document.
+            file.write(_HEADER.pack(_MAGIC, 1, self._code, len(sizes), len(sizes) + 1))
+            # In blocks: the columns of a large corpus would take several times the memory of the sizes.
+            for block in _blocks(len(sizes)):
+                file.write(sizes[block].astype("<i4").tobytes())
+            start = 0
+            for block in _blocks(len(sizes)):
+                ends = start + np.cumsum(sizes[block], dtype="<i8") * self._dtype.itemsize
+                file.write(np.concatenate([np.array([start], "<i8"), ends[:-1]]).tobytes())
+                start = int(ends[-1])
+            for block in _blocks(len(sizes) + 1):
+                file.write(np.arange(block.start, block.stop, dtype="<i8").tobytes())
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -8,12 +8,13 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Self, TypeVar, cast
 
+import msgspec
 import zstandard
 
 from meditron.core.errors import InputError
@@ -26,9 +27,12 @@ __all__ = [
     "check_value_count",
     "encode_row",
     "read_jsonl",
+    "read_jsonl_as",
     "split_lines",
     "unpack_zstd",
 ]
+
+_Row = TypeVar("_Row", bound=msgspec.Struct)
 
 LONGEST_LINE = 64 << 20
 """Longest accepted line, in bytes; guards against decompression bombs."""
@@ -37,6 +41,7 @@ MOST_VALUES = 4_000_000
 create an object of about 70 bytes."""
 
 _CHUNK = 1 << 20
+_BLOCK = 1 << 18
 _ZSTD_PIECE = 4 << 10
 _MARKS = (b",", b":", b"[", b"{")
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+|[,:\[{]', re.DOTALL)  # a string, or a mark outside of strings
@@ -50,19 +55,87 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             LONGEST_LINE, or has more values than MOST_VALUES; the error names the line.
         SourceError: there is no such file.
     """
-    number = 0
+    count = _LineCount()
+    with _opened(path, count) as chunks:
+        for count.lines, line in enumerate(split_lines(chunks), start=1):
+            if line.strip():
+                yield _parse_row(path, count.lines, line)
+
+
+def read_jsonl_as(path: Path, row_type: type[_Row]) -> Iterator[_Row]:
+    """Yield the rows of a JSONL file as objects of a msgspec Struct; other fields of a row are not decoded.
+
+    Raises:
+        InputError: as of `read_jsonl`, or a row does not have the fields of `row_type`.
+        SourceError: there is no such file.
+    """
+    decoder = msgspec.json.Decoder(row_type)
+    for first, block in _line_blocks(path):
+        try:
+            check_value_count(block)
+            rows: list[_Row | None] = [*decoder.decode_lines(block)]
+        except (ValueError, RecursionError):
+            rows = []
+        # After an error, the lines are decoded one by one for the number of the line; and so they are if some
+        # are blank, or have two objects.
+        if len(rows) != block.count(b"\n"):
+            lines = enumerate(block.split(b"\n"), start=first)
+            rows = [_decode_row(path, number, line, decoder) for number, line in lines]
+        yield from filter(None, rows)
+
+
+def _decode_row(path: Path, number: int, line: bytes, decoder: msgspec.json.Decoder[_Row]) -> _Row | None:
+    """Decode one line; None for a blank line."""
+    if not line.strip():
+        return None
+    try:
+        check_value_count(line)
+        return decoder.decode(line)
+    except msgspec.ValidationError as error:
+        raise InputError(path, str(error), place=f"line {number}") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or too many values
+        raise InputError(path, f"not JSON that can be read: {error}", place=f"line {number}") from error
+
+
+class _LineCount:
+    """Number of the lines of a file that have been read, for the place in an error."""
+
+    lines = 0
+
+
+@contextmanager
+def _opened(path: Path, count: _LineCount) -> Iterator[Iterator[bytes]]:
+    """Open a file for its decompressed chunks; InputError with the line if the stream is damaged."""
     with translate_read_errors(path):
         opened = path.open("rb")
     try:
         with opened as file:
-            for number, line in enumerate(split_lines(_decompressed_chunks(path, file)), start=1):
-                if line.strip():
-                    yield _parse_row(path, number, line)
+            yield _decompressed_chunks(path, file)
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         problem = "the compressed stream ends too early" if isinstance(error, EOFError) else str(error)
-        raise InputError(path, problem, place=f"after line {number}") from error
+        raise InputError(path, problem, place=f"after line {count.lines}") from error
     except OverflowError as error:
-        raise InputError(path, str(error), place=f"line {number + 1}") from error
+        raise InputError(path, str(error), place=f"line {count.lines + 1}") from error
+
+
+def _line_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield blocks of complete lines, each with the number of its first line."""
+    count = _LineCount()
+    with _opened(path, count) as chunks:
+        parts: list[bytes] = []
+        size = 0
+        for chunk in chunks:
+            size += len(chunk)
+            cut = chunk.rfind(b"\n") + 1 if size >= _BLOCK else 0
+            if cut:
+                block = b"".join([*parts, chunk[:cut]])
+                yield count.lines + 1, block
+                count.lines += block.count(b"\n")
+                parts, size = [], len(chunk) - cut
+            elif size > LONGEST_LINE + _BLOCK:
+                raise OverflowError(f"a line of more than {LONGEST_LINE >> 20} MiB")
+            parts.append(chunk[cut:])
+        yield count.lines + 1, b"".join(parts)
 
 
 def check_value_count(line: bytes) -> None:

@@ -42,7 +42,7 @@ __all__ = [
 FILE_NAME = "manifest.json"
 # Files that are not part of the digest: reports and metrics contain times and host names, which differ
 # between runs with identical results.
-_NOT_CONTENT = ("*.html", "metrics.json*", "report.json")
+_NOT_CONTENT = ("*.html", "metrics.json*", "report.json", "tracking/*")
 
 
 def _require_relative_path(path: str) -> str:

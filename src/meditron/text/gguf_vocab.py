@@ -69,7 +69,7 @@ def _tokenizer_json(
     merges: list[tuple[str, str]],
     *,
     control: set[TokenType],
-    **rules: Json,
+    **rules: Json | None,
 ) -> Json:
     """Build the content of a tokenizer.json; `model` and `rules` replace keys of an empty one."""
     bpe = {
@@ -78,10 +78,13 @@ def _tokenizer_json(
         "vocab": {token: i for i, token in enumerate(keys.tokens)},
         "merges": [list(pair) for pair in merges],
     }
+    # Old files have stop tokens that are marked as normal, so llama.cpp ignores the type of these names. For
+    # `</s>` this is wrong in Qwen's vocabulary, which has it as an ordinary token (HTML's end of a strike).
+    stops = STOP_TOKENS_OF_LLAMACPP - ({"</s>"} if TokenType.UNKNOWN not in control else set())
     added = [
-        _added_token(i, token, special=kind in control or token in STOP_TOKENS_OF_LLAMACPP)
+        _added_token(i, token, special=kind in control or token in stops)
         for i, (token, kind) in enumerate(zip(keys.tokens, keys.types, strict=True))
-        if kind in control or kind == TokenType.USER_DEFINED or token in STOP_TOKENS_OF_LLAMACPP
+        if kind in control or kind == TokenType.USER_DEFINED or token in stops
     ]
     return {**_EMPTY_TOKENIZER_JSON, "added_tokens": added, **rules, "model": bpe}
 
@@ -102,6 +105,7 @@ def _byte_level_tokenizer(keys: VocabularyKeys) -> tuple[Json, SpecialTokens]:
         {"ignore_merges": cut.ignore_merges},
         _merges_listed_in_gguf(keys),
         control={TokenType.CONTROL},
+        normalizer=cut.normalizer,
         pre_tokenizer=cut.spec,
         decoder={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
     )

@@ -152,8 +152,12 @@ def _merge_pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _byte_level_metadata(tokenizer: "Tokenizer") -> Json:
     spec = tokenizer.spec
     model = spec["model"]
-    pre = pretokenizer_name(spec.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
-    if pre is None or spec.get("normalizer") is not None:
+    pre = pretokenizer_name(
+        spec.get("pre_tokenizer"),
+        ignore_merges=bool(model.get("ignore_merges")),
+        normalizer=spec.get("normalizer"),
+    )
+    if pre is None:
         raise InputError(
             tokenizer.path,
             f"GGUF has no name for this pre-tokenizer; it has {', '.join(PRETOKENIZERS)}",

@@ -19,15 +19,18 @@ from meditron.text.hf_tokens import (
     tokens_to_add,
     with_added_tokens,
 )
+from meditron.text.pretokenizers import PRETOKENIZERS
 from meditron.text.sentencepiece_model import read_metadata
 from meditron.text.special_tokens import SpecialTokens
-from meditron.text.token_bytes import METASPACE, byte_map_of_decoder, sentencepiece_bytes
+from meditron.text.token_bytes import METASPACE, byte_level_bytes, byte_map_of_decoder, sentencepiece_bytes
 
 __all__ = ["read_tokenizer", "tokenizer_files"]
 
 _Json = dict[str, Any]
-_LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+_CLASS_OF_MODEL_TYPE = {"qwen2": "Qwen2Tokenizer", "mistral": "TokenizersBackend"}
+"""Model types for which transformers 5.17 ignores the tokenizer class that a folder names."""
 _LLAMA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_QWEN2_NAMES = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
 
 
 def _load_json_object(path: Path) -> _Json:
@@ -58,8 +61,11 @@ def read_tokenizer(folder: Path) -> tuple[_Json, SpecialTokens]:
     if path.is_file():
         spec = _checked_tokenizer_json(path, _load_json_object(path))
         class_name = config.get("tokenizer_class") or model_config.get("tokenizer_class")
-        if class_name in _LLAMA_CLASSES and model_config.get("model_type", "llama") == "llama":
+        class_name = _CLASS_OF_MODEL_TYPE.get(str(model_config.get("model_type")), class_name)
+        if str(class_name).removesuffix("Fast") == "LlamaTokenizer":
             spec, defaults = _with_llama_class_rules(path, spec, config), _LLAMA_NAMES
+        elif str(class_name).removesuffix("Fast") == "Qwen2Tokenizer":
+            spec, defaults = _with_qwen2_class_rules(spec), _QWEN2_NAMES
         first = _prepended_token(path, spec)
     elif (path := folder / "tokenizer.model").is_file():
         metadata = read_metadata(path)
@@ -105,6 +111,16 @@ def _with_llama_class_rules(path: Path, spec: _Json, config: _Json) -> _Json:
     }
 
 
+def _with_qwen2_class_rules(spec: _Json) -> _Json:
+    """Replace the rules of a tokenizer.json by those of transformers' class `Qwen2Tokenizer`."""
+    if byte_map_of_decoder(spec.get("decoder")) is not byte_level_bytes:
+        return spec
+    model = {**spec["model"], "unk_token": None, "fuse_unk": False, "byte_fallback": False}
+    model |= {"ignore_merges": False, "continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    rules = PRETOKENIZERS["qwen2"]
+    return {**spec, "normalizer": rules.normalizer, "pre_tokenizer": rules.spec, "model": model}
+
+
 def _special_token_texts(spec: _Json, special: SpecialTokens) -> dict[str, str]:
     """Return the special tokens' texts by name (`bos_token`); a SentencePiece model has only their ids."""
     tokens = {i: token for token, i in spec["model"]["vocab"].items()}
@@ -117,7 +133,7 @@ def _checked_tokenizer_json(path: Path, spec: _Json) -> _Json:
     model, added = spec.get("model"), spec.get("added_tokens", [])
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
-        raise InputError(path, f"is a {kind} model; Llama models are BPE", place="model.type")
+        raise InputError(path, f"is a {kind} model; only BPE is supported", place="model.type")
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not vocab:
         raise InputError(path, "has no vocabulary", place="model.vocab")

@@ -3,9 +3,9 @@
 The tokenizers library needs about 140 bytes of memory per character of a text. A text is split between an
 ASCII letter and a space that is followed by another ASCII letter, for two kinds of tokenizers:
 
-- Byte-level tokenizers with a known pre-tokenizer and no normalizer. None of these pre-tokenizers' patterns
-  matches a letter together with the space after it, and none looks behind, so both pieces are matched as they
-  are in the whole text.
+- Byte-level tokenizers with a known pre-tokenizer, without a normalizer or with NFC, which composes no
+  character with a space. None of these pre-tokenizers' patterns matches a letter together with the space
+  after it, and none looks behind, so both pieces are matched as they are in the whole text.
 - SentencePiece tokenizers whose vocabulary has no piece in which `▁` follows another character, so that no
   merge crosses the border. If such a tokenizer prepends `▁` to a text, it also prepends it to each piece, in
   place of the removed space.
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from meditron.core.errors import UsageError
-from meditron.text.pretokenizers import is_known_pretokenizer
+from meditron.text.pretokenizers import NFC, is_known_pretokenizer
 from meditron.text.token_bytes import METASPACE, PREFIX, SPACES
 
 __all__ = ["MAX_UNCUT", "PIECE", "piece_prefix", "refuse_long_text", "split_text"]
@@ -38,7 +38,7 @@ def piece_prefix(spec: Mapping[str, Any]) -> str | None:
     for token in spec["added_tokens"]:
         if any(token.get(flag) for flag in flags) or re.search(r"[\s▁]|^[A-Za-z]", token["content"]):
             return None
-    if normalizer is None and is_known_pretokenizer(split):
+    if normalizer in (None, NFC) and is_known_pretokenizer(split):
         return " "
     steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
     if split is None and [step for step in steps if step != PREFIX] == [SPACES]:
@@ -52,11 +52,12 @@ def piece_prefix(spec: Mapping[str, Any]) -> str | None:
     return space if whole else None
 
 
-def split_text(text: str, prefix: str) -> Iterator[str]:
-    """Split a text into pieces of about `PIECE` characters; UsageError if a piece would be too long."""
+def split_text(text: str, prefix: str, size: int | None = None) -> Iterator[str]:
+    """Split a text into pieces of about `size` (PIECE) characters; UsageError if one would be too long."""
+    size = PIECE if size is None else size
     start, before = 0, ""
-    while len(text) - start > PIECE:
-        match = _CUT.search(text, start + PIECE // 2, start + MAX_UNCUT)
+    while len(text) - start > size:
+        match = _CUT.search(text, start + size // 2, start + MAX_UNCUT)
         if match is None:
             break
         yield before + text[start : match.end()]

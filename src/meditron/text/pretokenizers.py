@@ -3,6 +3,11 @@
 A GGUF file contains only the name of its pre-tokenizer, in `tokenizer.ggml.pre`; HF's tokenizer.json contains
 the rules. The rules in this module are llama.cpp's (`src/llama-vocab.cpp`), written for HF tokenizers such
 that texts are split at the same places.
+
+Two names are exceptions: their rules are those that the models were trained with, and llama.cpp has others.
+`qwen2` normalizes texts to NFC, which llama.cpp omits, and `tekken` distinguishes upper and lower case in all
+scripts, llama.cpp in ASCII only. This package passes token ids to llama.cpp, so the difference affects only
+programs that pass text to it.
 """
 
 import json
@@ -10,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PRETOKENIZERS", "PreTokenizer", "is_known_pretokenizer", "pretokenizer_name"]
+__all__ = ["NFC", "PRETOKENIZERS", "PreTokenizer", "is_known_pretokenizer", "pretokenizer_name"]
 
 Spec = dict[str, Any]
 
@@ -21,6 +26,14 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+NFC: Spec = {"type": "NFC"}
+"""The value of `normalizer` in tokenizer.json that composes characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +49,8 @@ class PreTokenizer:
     """True if a piece that is itself a token becomes that token without applying merges."""
     add_bos: bool = False
     """Value of `tokenizer.ggml.add_bos_token` if that key is absent."""
+    normalizer: Spec | None = None
+    """The value of `normalizer` in tokenizer.json."""
 
 
 def _split_step(pattern: str) -> Spec:
@@ -65,6 +80,8 @@ _SMOLLM = PreTokenizer(
 _LLAMA_BPE = PreTokenizer(
     _sequence_step(_split_step(_LLAMA3), _byte_level_step(use_regex=False)), ignore_merges=True, add_bos=True
 )
+_QWEN2_STEPS = _sequence_step(_split_step(_QWEN2), _byte_level_step(use_regex=False))
+_TEKKEN_STEPS = _sequence_step(_split_step(_TEKKEN), _byte_level_step(use_regex=False))
 
 PRETOKENIZERS: Mapping[str, PreTokenizer] = {
     "default": _DEFAULT,
@@ -74,6 +91,9 @@ PRETOKENIZERS: Mapping[str, PreTokenizer] = {
     "llama3": _LLAMA_BPE,
     "llama-v3": _LLAMA_BPE,
     "dbrx": PreTokenizer(_LLAMA_BPE.spec),
+    "qwen2": PreTokenizer(_QWEN2_STEPS, normalizer=NFC),
+    "deepseek-r1-qwen": PreTokenizer(_QWEN2_STEPS),
+    "tekken": PreTokenizer(_TEKKEN_STEPS, ignore_merges=True, add_bos=True),
 }
 
 
@@ -88,10 +108,12 @@ def _canonical_json(spec: object) -> str:
     return json.dumps(drop_trim_offsets(spec), sort_keys=True)
 
 
-def pretokenizer_name(spec: object, *, ignore_merges: bool) -> str | None:
-    """Return llama.cpp's name for a `pre_tokenizer` value and `ignore_merges`; None if there is no name."""
+def pretokenizer_name(spec: object, *, ignore_merges: bool, normalizer: object = None) -> str | None:
+    """Return llama.cpp's name for the `pre_tokenizer` and `normalizer` of a tokenizer.json; None: no name."""
     for name, known in PRETOKENIZERS.items():
-        if known.ignore_merges == ignore_merges and _canonical_json(known.spec) == _canonical_json(spec):
+        if (known.ignore_merges, known.normalizer) == (ignore_merges, normalizer) and (
+            _canonical_json(known.spec) == _canonical_json(spec)
+        ):
             return name
     return None
 

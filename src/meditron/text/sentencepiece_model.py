@@ -129,7 +129,7 @@ def _refuse_unsupported_rules(
 ) -> None:
     kind = trainer.last_value(3, 1)
     rules = {
-        f"is a {_KINDS.get(kind, kind)} model; Llama models are BPE": kind != _BPE,
+        f"is a {_KINDS.get(kind, kind)} model; only BPE is supported": kind != _BPE,
         "normalizes characters (precompiled_charsmap)": bool(normalizer.last_value(2, b"")),
         "removes extra whitespace (remove_extra_whitespaces)": bool(normalizer.last_value(4, 1)),
         "keeps spaces as they are (escape_whitespaces is false)": not normalizer.last_value(5, 1),

@@ -1,6 +1,6 @@
 """The bytes of each token, and decoding. A token's bytes never change, so ids can be decoded one by one.
 
-Llama models have two kinds of vocabularies. Byte-level vocabularies (GPT-2's kind) write each byte as one
+Models have one of two kinds of vocabularies. Byte-level vocabularies (GPT-2's kind) write each byte as one
 printable character. SentencePiece vocabularies write a space as `▁`, and a byte that is not part of a piece
 as `<0xNN>`.
 """

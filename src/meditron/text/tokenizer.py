@@ -122,17 +122,18 @@ class Tokenizer:
 
     def _encode_long(self, text: str, *, special: bool) -> list[int]:
         backend = self._special_backend if special else self._backend
-        if self._piece_prefix is None:
+        if self.piece_prefix is None:
             long_text.refuse_long_text(len(text))
             return self._backend_ids(backend, text)
         return [
             i
-            for piece in long_text.split_text(text, self._piece_prefix)
+            for piece in long_text.split_text(text, self.piece_prefix)
             for i in self._backend_ids(backend, piece)
         ]
 
     @cached_property
-    def _piece_prefix(self) -> str | None:
+    def piece_prefix(self) -> str | None:
+        """The prefix of the pieces of a long text (`long_text.piece_prefix`); None: texts must stay whole."""
         return long_text.piece_prefix(self.spec)
 
     def encode_batch(self, texts: Sequence[str], *, bos: bool | None = None) -> list[list[int]]:

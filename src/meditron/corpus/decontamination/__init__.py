@@ -1,0 +1,1 @@
+"""Search of the corpus for the questions of the benchmarks that the recipe evaluates on."""

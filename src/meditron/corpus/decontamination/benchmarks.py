@@ -1,0 +1,40 @@
+"""Reading of the benchmarks that the corpus is searched for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from meditron.core.console import warn
+from meditron.corpus.decontamination.outputs import INDEX_FILE, SEARCHED_FILE
+from meditron.corpus.decontamination.question_index import IndexedQuestion, QuestionIndex
+from meditron.store.contamination import SearchedBenchmark
+from meditron.store.files import write_json
+from meditron.tasks.file_task import open_file_task
+
+__all__ = ["index_benchmarks"]
+
+
+def index_benchmarks(files: Sequence[Path], work: Path) -> None:
+    """Write the index of the questions of benchmarks, and the list of the benchmarks, to a folder.
+
+    The questions are those of the test split, on which models are evaluated.
+
+    Args:
+        files: Files of questions, in any format of `tasks.file_task`.
+        work: The folder.
+
+    Raises:
+        InputError: a file is damaged, of unknown format, or has a row that is not a question; names the line.
+    """
+    benchmarks: list[SearchedBenchmark] = []
+    questions: list[IndexedQuestion] = []
+    for file in files:
+        task = open_file_task(file)
+        read = [IndexedQuestion.from_question(task.name, question) for question in task.rows("test")]
+        if wordless := sum(not (question.text or question.context) for question in read):
+            warn(f"{file}: {wordless} of {len(read)} questions have no words and cannot be found")
+        questions += read
+        digest = task.data_sha256("test")
+        benchmarks.append(SearchedBenchmark(name=task.name, data_sha256=digest, questions=len(read)))
+    write_json(work / SEARCHED_FILE, [benchmark.model_dump(mode="json") for benchmark in benchmarks])
+    # Written last: its existence means that both files are complete.
+    QuestionIndex.build(questions).save(work / INDEX_FILE)
