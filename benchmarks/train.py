@@ -14,34 +14,24 @@ milliseconds, then sleep: enough within a step, and the cores are free for the c
 import argparse
 import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
 os.environ.update(OMP_WAIT_POLICY="active", GOMP_SPINCOUNT="1000000")
 
-import numpy as np
 import torch
 import torch._inductor.config as inductor
 
+from benchmarks._contestants import Contestant, take_part
 from benchmarks._profile import table
+from benchmarks._training import Setup, train_ours, train_plain
 from benchmarks.common import record
 from meditron.core.errors import MissingExtra
 from meditron.core.machine import DType, describe, resolve_matrix_dtype
 from meditron.model.config import LlamaConfig
-from meditron.model.llama import Llama
-from meditron.train.compilation import compiled_blocks
 from meditron.train.config import PretrainConfig
-from meditron.train.loop import TrainState, train
-from meditron.train.mixture import Mixture
-from meditron.train.optimizer import MasterAdamW
 from meditron.train.peak import matmul_peak
-from meditron.train.runtime import deterministic
 
 SHAPE = LlamaConfig(
     vocab_size=49_152,
@@ -68,137 +58,18 @@ CONFIG = PretrainConfig(
 WARM_UP, ROUNDS = 3, 5
 
 
-class Text:
-    """One long random document."""
-
-    def __init__(self, tokens: int) -> None:
-        self.ids = np.random.default_rng(0).integers(0, SHAPE.vocab_size, tokens)
-        self.sizes = np.array([tokens])
-
-    def __getitem__(self, index: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the document."""
-        return self.ids
-
-
-def data() -> Mixture:
-    """Return the samples of the run."""
-    return Mixture(
-        {"text": Text(1 << 20)},
-        None,
-        sequence_length=CONFIG.sequence_length,
-        samples=CONFIG.steps * CONFIG.batch_size,
-        seed=0,
-        document_mask=CONFIG.document_mask,
-    )
-
-
-def ours(dtype: torch.dtype, after_step: Callable[[float], None]) -> None:
-    """Run our loop as the stage does."""
-    model = Llama(SHAPE)
-    model.init_weights(0)
-    optimizer = MasterAdamW(
-        model, dtype=dtype, betas=CONFIG.betas, eps=CONFIG.eps, weight_decay=CONFIG.weight_decay
-    )
-    state = TrainState(model, optimizer, data(), CONFIG)
-    with deterministic(0, None), compiled_blocks(model):
-        train(state, log=lambda step: after_step(step.seconds), checkpoint=lambda steps_done: None)
-
-
-def plain(dtype: torch.dtype, after_step: Callable[[float], None], *, compile_blocks: bool) -> None:
-    """Run the loop that one writes around transformers."""
-    import transformers
-
-    torch.manual_seed(0)
-    shape = transformers.LlamaConfig(**SHAPE.to_hf())
-    model = transformers.LlamaForCausalLM._from_config(shape, attn_implementation="sdpa").to(dtype)
-    model.train()
-    if compile_blocks:
-        for block in model.model.layers:
-            block.compile()
-    weights = list(model.parameters())
-    masters = [weight.detach().float() for weight in weights]
-    optimizer = torch.optim.AdamW(
-        masters,
-        lr=CONFIG.learning_rate,
-        betas=CONFIG.betas,
-        eps=CONFIG.eps,
-        weight_decay=CONFIG.weight_decay,
-        fused=True,
-    )
-    samples = data()
-    for step in range(CONFIG.steps):
-        started = time.perf_counter()
-        first = step * CONFIG.batch_size
-        ids = torch.from_numpy(np.stack([samples[first + k].ids_S for k in range(CONFIG.batch_size)]))
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, CONFIG.max_grad_norm)
-        for master, weight in zip(masters, weights, strict=True):
-            assert weight.grad is not None
-            master.grad = weight.grad.float()
-        optimizer.step()
-        if dtype != torch.float32:  # in float32 the masters share the weights' memory
-            with torch.no_grad():
-                torch._foreach_copy_(weights, masters)
-        model.zero_grad(set_to_none=True)
-        after_step(time.perf_counter() - started)
-
-
-CONTESTANTS: dict[str, Callable[[torch.dtype, Callable[[float], None]], None]] = {
-    "ours": ours,
-    "eager": partial(plain, compile_blocks=False),
-    "compiled": partial(plain, compile_blocks=True),
+CONTESTANTS: dict[str, Callable[[Setup, Callable[[float], None]], None]] = {
+    "ours": train_ours,
+    "eager": partial(train_plain, compile_blocks=False),
+    "compiled": partial(train_plain, compile_blocks=True),
 }
-
-
-class Contestant:
-    """A process that takes a step per line that it receives, and answers with its wall and CPU seconds."""
-
-    def __init__(self, name: str, dtype: DType) -> None:
-        self.name = name
-        command = [sys.executable, "-m", "benchmarks.train", "--contestant", name, "--dtype", dtype]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def step(self) -> tuple[float, float]:
-        """Take a step; return its wall and CPU seconds."""
-        assert self.process.stdin
-        assert self.process.stdout
-        with suppress(BrokenPipeError):
-            print("step", file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline().split()
-        if len(answer) != 2:
-            raise SystemExit(
-                f"{self.name} ended with code {self.process.wait()}: is there memory for three models?"
-            )
-        return float(answer[0]), float(answer[1])
-
-    def end(self) -> None:
-        """End the process."""
-        self.process.communicate()
-
-
-def take_part(name: str, dtype: torch.dtype) -> None:
-    """Run as a contestant: a step per line on stdin, until stdin ends."""
-
-    def await_turn() -> float:
-        if not sys.stdin.readline():
-            raise SystemExit
-        return time.process_time()
-
-    started = await_turn()
-
-    def after_step(seconds: float) -> None:
-        nonlocal started
-        print(seconds, time.process_time() - started, flush=True)
-        started = await_turn()
-
-    CONTESTANTS[name](dtype, after_step)
 
 
 def compete(dtype: DType) -> None:
     """Let the contestants take steps in turn, and record the results."""
     if find_spec("transformers") is None:
         raise SystemExit(str(MissingExtra("transformers", "dev")))
-    field = {name: Contestant(name, dtype) for name in CONTESTANTS}
+    field = {name: Contestant("benchmarks.train", name, dtype) for name in CONTESTANTS}
     for contestant in field.values():
         for _ in range(WARM_UP):
             contestant.step()
@@ -230,9 +101,11 @@ def compete(dtype: DType) -> None:
 def show_profile(dtype: torch.dtype) -> None:
     """Print the time of our steps by operation."""
     tokens = CONFIG.batch_size * CONFIG.sequence_length
-    peak = matmul_peak(Llama(SHAPE).to(dtype), tokens)
+    peak = matmul_peak(SHAPE, tokens, dtype=dtype, device=torch.device("cpu"))
     with inductor.patch({"cpp.enable_kernel_profile": True}):
-        print("\n".join(table(partial(ours, dtype), WARM_UP, SHAPE, tokens, peak)))
+        print(
+            "\n".join(table(partial(train_ours, Setup(SHAPE, CONFIG, dtype)), WARM_UP, SHAPE, tokens, peak))
+        )
 
 
 def main() -> None:
@@ -248,7 +121,7 @@ def main() -> None:
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
     if arguments.contestant:
-        take_part(arguments.contestant, dtype)
+        take_part(partial(CONTESTANTS[arguments.contestant], Setup(SHAPE, CONFIG, dtype)))
     elif arguments.profile:
         show_profile(dtype)
     else:

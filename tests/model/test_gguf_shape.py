@@ -40,7 +40,7 @@ def read(changes: dict[str, Any], **options: Any) -> LlamaConfig:
     [
         ("llama.attention.causal", False),
         ("llama.attention.scale", 0.01),
-        ("llama.attention.sliding_window", 16),
+        ("llama.attention.sliding_window", "16"),
         ("llama.attention.clamp_kqv", 0.1),
         ("llama.attention.max_alibi_bias", 8.0),
         ("llama.attention.value_length", 8),
@@ -71,13 +71,19 @@ def test_a_key_that_may_change_the_model_is_refused_by_name(key: str, value: obj
 @pytest.mark.parametrize("key", sorted(NEUTRAL_VALUES))
 def test_a_key_without_effect_is_ignored(key: str) -> None:
     allowed = NEUTRAL_VALUES[key]
-    assert read({key: "anything" if allowed is None else allowed[0]}) == read({})
+    assert read({f"llama.{key}": "anything" if allowed is None else allowed[0]}) == read({})
 
 
 @pytest.mark.parametrize("key", [key for key in PLAIN if key.startswith("llama.") and "kv" not in key])
 def test_a_key_that_llama_cpp_requires_is_required(key: str) -> None:
     with pytest.raises(InputError, match=key.replace(".", r"\.")):
         LlamaConfig.from_gguf({k: v for k, v in PLAIN.items() if k != key}, tied=True)
+
+
+def test_a_sliding_window_limits_the_context(capsys: pytest.CaptureFixture[str]) -> None:
+    for window, context in ((0, 64), (16, 16), (64, 64), (128, 64)):
+        assert read({"llama.attention.sliding_window": window}).max_position_embeddings == context
+    assert "window of 16 tokens" in capsys.readouterr().err
 
 
 def test_equal_numbers_per_block_are_one_number() -> None:

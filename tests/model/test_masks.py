@@ -27,7 +27,7 @@ def test_documents_do_not_see_each_other(lengths):
     ids_BS = torch.randint(0, 512, documents_BS.shape, generator=torch.Generator().manual_seed(sum(lengths)))
     hidden_BSD = MODEL(ids_BS, positions_BS=restarting(lengths), mask=document_mask(documents_BS))
     alone = torch.cat([MODEL(piece) for piece in ids_BS.split(lengths, dim=1)], dim=1)
-    torch.testing.assert_close(hidden_BSD, alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(hidden_BSD, alone, atol=2e-5, rtol=1e-5)
 
 
 @torch.no_grad()

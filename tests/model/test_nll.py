@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_parity import logits, make_hf, our_llama
-from meditron.model.nll import document_nll, nll_sum
+from meditron.model.nll import document_nll, nll_sum, token_nll
 
 MODEL = our_llama(make_hf())
 
@@ -128,3 +128,16 @@ def test_compiled_blocks_score_eagerly():
         block.compile(backend=counter)
     assert np.allclose(document_nll(model, rows)[0], document_nll(MODEL, rows)[0])
     assert counter.frame_count == 0
+
+
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_the_loss_of_each_token_and_its_weighted_gradient_are_torchs(chunk):
+    torch.manual_seed(0)
+    hidden, head = torch.randn(7, 16, requires_grad=True), torch.randn(31, 16, requires_grad=True)
+    targets, weights = torch.randint(0, 31, (7,)), torch.randn(7)
+    ours = token_nll(hidden, head, targets, chunk=chunk)
+    mine = torch.autograd.grad((ours * weights).sum(), (hidden, head))
+    theirs = torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none")
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(mine, torch.autograd.grad((theirs * weights).sum(), (hidden, head)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

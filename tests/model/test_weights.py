@@ -65,6 +65,13 @@ def test_a_folder_that_transformers_wrote(folder):
     check_parity(folder)
 
 
+def test_each_weight_is_read_onto_the_device(folder):
+    """The meta device has no data, so a weight left on the CPU would show."""
+    model = load_model(folder, device="meta")
+    assert {weight.device.type for weight in model.state_dict().values()} == {"meta"}
+    assert model.state_dict().keys() == load_model(folder).state_dict().keys()
+
+
 def test_a_sharded_folder(folder, tmp_path):
     hf = transformers.AutoModelForCausalLM.from_pretrained(folder)
     hf.save_pretrained(tmp_path, max_shard_size="60KB")

@@ -59,13 +59,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_missing_files_are_all_listed_before_anything_else(folder: Path) -> None:
+def test_missing_files_are_listed_first_once_each_and_leave_a_whole_plan(folder: Path) -> None:
     (folder / "rows.jsonl").unlink()
-    result = run_recipe(load_recipe("bad.toml"), dry_run=True)
+    recipe = load_recipe("bad.toml")
+    result = run_recipe(recipe, dry_run=True)
     assert [(each.stage, each.input) for each in result.problems] == [
         ("corpus", "gone"),
         ("finetune.talk", "rows"),
+        ("corpus", "page"),
+        ("corpus", "empty"),
+        ("quantize", "model"),
+        ("evaluate", "./questions.jsonl"),
     ]
+    assert list(result.decisions) == list(recipe.stages)
+    assert set(result.estimates) == set(recipe.stages) - {"card"}
     assert not (folder / "runs").exists()
 
 
@@ -126,7 +133,7 @@ def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "good.toml").write_text(
         'base = "init:tiny"\n[corpus.sources.a]\nfrom = "a.jsonl"\n[[finetune]]\nname = "q"\nepochs = 2\n'
         'task = "questions.jsonl"\nsequence_length = 64\nbatch_size = 4\nlearning_rate = 1e-3\non = "base"\n'
-        '[evaluate]\nmodels = ["base"]\ntasks = ["questions.jsonl"]\ndocuments = 2\nmax_tokens = 8\n'
+        '[evaluate]\nmodels = ["base"]\ntasks = ["questions.jsonl"]\ndocuments = 2\ndocument_tokens = 8\n'
     )
     costs = run_recipe(load_recipe("good.toml"), dry_run=True).estimates
     assert costs["finetune.q"].tokens == 2 * round(len(text) / 4.5)
@@ -291,3 +298,23 @@ def test_overrides_have_the_same_bounds(tmp_path: Path) -> None:
     path.write_bytes(b"# " + b"x" * (1 << 20))
     with pytest.raises(RecipeError, match="larger than"):
         load_recipe(path)
+
+
+def test_a_model_of_70_billion_parameters_is_estimated_without_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    path = Path(__file__).parents[2] / "recipes/meditron-70b.toml"
+    estimates = run_recipe(load_recipe(path), dry_run=True).estimates
+    pretrain, parameters = (
+        estimates["pretrain"],
+        68_976_648_192,
+    )  # of Llama-2-70B, as transformers counts them
+    assert pretrain.tokens == 23_000 * 512 * 4096
+    assert pretrain.disk == 4 * parameters + 2 * 12 * parameters
+    assert pretrain.memory is not None
+    assert pretrain.memory > 16 * parameters
+    assert pretrain.seconds is not None
+    # 6 operations per parameter and token; no CPU does more than 100 TFLOP/s or less than 1 GFLOP/s.
+    assert 6 * 48e9 * 7e10 / 1e14 < pretrain.seconds < 9 * 48e9 * 7e10 / 1e9
+    assert estimates["quantize"].seconds is not None

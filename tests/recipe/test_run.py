@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from meditron.core.errors import DriftError, InputError, MeditronError, RecipeError, SourceError, UsageError
+from meditron.parallel.launch import LocalRanks
+from meditron.parallel.task import ONE_PROCESS
 from meditron.recipe import load_recipe, run_recipe, status
 from meditron.recipe.run import exclusive_run
 from meditron.store.manifest import read_manifest
@@ -409,3 +411,31 @@ def test_another_runs_stage_is_an_input_by_its_digest(toy: ToyRun) -> None:
     result = other.run()
     assert result.stages["total"].digests["words"] == f"sha256:{words.digest}"
     assert json.loads((other.run_folder / "total/total.json").read_text())["the"] == 3
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_layout_that_cannot_divide_the_model_is_refused_before_anything_is_built(
+    tmp_path: Path, dry_run: bool
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        f"""base = "init:tiny"
+[[finetune]]
+on = "base"
+rows = "{rows}"
+sequence_length = 1_000_000
+batch_size = 2
+learning_rate = 1e-5
+parallel = {{ tp = 7 }}
+""",
+        encoding="utf-8",
+    )
+    ranks = ONE_PROCESS if dry_run else LocalRanks(7)
+    with pytest.raises(RecipeError) as caught:
+        run_recipe(load_recipe(recipe), out=tmp_path / "runs", dry_run=dry_run, ranks=ranks)
+    first, second = (caught.value, *caught.value.further_errors)
+    assert first.message.startswith("finetune: sequence_length 1000000 is longer than the model's context")
+    assert second.message.startswith("finetune: tp 7 does not divide the model's intermediate_size")
+    assert caught.value.stage == "finetune"

@@ -17,7 +17,19 @@ from toy_stages import RECIPE, ToyRun
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["quickstart", "smoke"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quickstart",
+        "smoke",
+        "meditron-7b",
+        "meditron-7b-as-published",
+        "meditron-70b",
+        "llama-3.1-8b",
+        "qwen3-8b",
+        "gap-replay",
+    ],
+)
 def test_resolved_recipes_are_those_in_git(name: str) -> None:
     resolved = load_recipe(ROOT / f"recipes/{name}.toml").resolved()
     golden = ROOT / f"tests/recipe/golden/{name}.json"
@@ -139,11 +151,21 @@ def test_the_real_recipes_key_is_named(toy: ToyRun) -> None:
         load_recipe(ROOT / "recipes/quickstart.toml", ["pretrain.lerning_rate=1"])
 
 
-def test_a_mixture_of_unknown_sources_is_refused() -> None:
-    override = "pretrain.mixture={pubmd=0.9, wiki=0.1}"
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pretrain.mixture", "{pubmd=0.9, wiki=0.1}"),
+        ("tokenize.publication_types", '{pubmd=["Review"]}'),
+        ("tokenize.expected_tokens", "{pubmd=1}"),
+    ],
+)
+def test_unknown_sources_are_refused(key: str, value: str) -> None:
+    override = f"{key}={value}"
+    # Files of questions are inputs of the corpus too, but not sources.
+    questions = 'corpus.decontaminate=["./questions.jsonl"]'
     with pytest.raises(RecipeError) as raised:
-        load_recipe(ROOT / "recipes/smoke.toml", [override])
-    where = f"--set {override}: pretrain.mixture"
+        load_recipe(ROOT / "recipes/smoke.toml", [override, questions])
+    where = f"--set {override}: {key}"
     assert raised.value.message == f"{where}: no source 'pubmd'; the corpus has pubmed, wiki"
 
 

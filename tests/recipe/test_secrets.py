@@ -88,7 +88,16 @@ def test_no_record_of_a_failure_holds_a_secret(
 
 
 def test_a_corpus_of_files_with_absolute_paths_records_their_names(tmp_path: Path, site: Site) -> None:
-    rows = "".join(json.dumps({"id": f"{i}", "text": f"number {i} " * 30}) + "\n" for i in range(20))
+    rows = "".join(
+        json.dumps(
+            {
+                "id": f"{i}",
+                "text": f"This is the number {i} of the list of all rows, and it is not long. " * 2,
+            }
+        )
+        + "\n"
+        for i in range(20)
+    )
     (tmp_path / "own.jsonl").write_text(rows)
     source = publish(site, "web.jsonl", rows.replace("number", "figure").encode())
     (tmp_path / "x.toml").write_text(

@@ -7,17 +7,84 @@ from typing import Any
 
 import pytest
 
+from meditron.recipe import load_recipe, run_recipe
+from meditron.recipe.graph import input_references
+from meditron.train.config import PretrainConfig
+
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+CORPUS = ROOT / "recipes/gap-replay.toml"  # has no training, and asks servers for the sizes of its sources
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.toml") if path != CORPUS)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+PRESETS = [path for path in RECIPES if path.stem not in ("quickstart", "smoke", "template")]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_dry_run_lists_the_stages_and_writes_nothing(recipe: Path, command: Any, tmp_path: Path) -> None:
     result = command("run", recipe, "--out", tmp_path / "runs", "--dry-run", "--json")
-    assert result.code == 0, result.err
+    assert result.code == (1 if recipe in PRESETS else 0), result.err
     assert set(result.json["stages"]) >= {"corpus", "tokenize", "pretrain", "evaluate"}
+    assert bool(result.json["problems"]) == (recipe in PRESETS)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_dry_run_lists_every_missing_input_of_a_preset(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    recipe = load_recipe(path)
+    result = run_recipe(recipe, dry_run=True)
+    assert list(result.decisions) == list(recipe.stages)
+    external = {
+        reference.source
+        for spec in recipe.stages.values()
+        for reference in input_references(recipe, spec).values()
+        if reference.source
+    }
+    # Each message begins with the missing path, or with the name of the model on the hub.
+    missing = {problem.error.message.partition(": ")[0] for problem in result.problems}
+    assert missing == external
+    [model] = [problem for problem in result.problems if problem.error.message.startswith("hf:")]
+    assert "hf download" in str(model.error.hint)
+    assert result.estimates["pretrain"].tokens == recipe.stages["pretrain"].config.tokens  # type: ignore[attr-defined]
+
+
+def test_a_dry_run_of_the_corpus_names_every_server_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = "http://127.0.0.1:9/"
+    for name in ("MEDITRON_PUBMED_URL", "MEDITRON_PMC_URL", "HF_ENDPOINT"):
+        monkeypatch.setenv(name, nobody)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("MEDITRON_CACHE", str(tmp_path / "cache"))
+    recipe = load_recipe(CORPUS)
+    assert list(recipe.stages) == ["corpus", "tokenize"]
+    result = run_recipe(recipe, out=tmp_path / "runs", dry_run=True)
+    assert len(result.problems) == 5  # four sources and the base
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_published_hyper_parameters_of_meditron() -> None:
+    """Chen et al. 2023, arXiv:2311.16079, sections 3 and 4, appendix D.1, and the released scripts."""
+    for name, batch, micro, length, rate, steps, ranks in (
+        ("meditron-7b", 1600, 10, 2048, 3e-4, 14_250, 64),
+        ("meditron-7b-as-published", 1600, 10, 2048, 3e-4, 14_250, 64),
+        ("meditron-70b", 512, 2, 4096, 1.5e-4, 23_000, 128),
+    ):
+        config = load_recipe(ROOT / f"recipes/{name}.toml").stages["pretrain"].config
+        assert isinstance(config, PretrainConfig)
+        assert (config.batch_size, config.micro_batch_size, config.sequence_length) == (batch, micro, length)
+        assert (config.betas, config.eps, config.weight_decay) == ((0.9, 0.95), 1e-5, 0.1)
+        assert (config.max_grad_norm, config.learning_rate, config.steps) == (1.0, rate, steps)
+        assert round(config.warmup * config.steps) == 2_000
+        assert config.min_learning_rate_ratio * rate == pytest.approx(1e-6, rel=1e-3)
+        assert config.schedule_tokens == 2 * config.tokens
+        layout = config.parallel
+        assert layout.dp_replicate * (layout.dp_shard or 0) * layout.tp * layout.pp == ranks
+        assert config.document_mask == (name != "meditron-7b-as-published")
 
 
 def fenced() -> list[str]:

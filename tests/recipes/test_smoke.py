@@ -183,7 +183,7 @@ def test_a_second_run_is_a_no_op_and_imports_no_heavy_library(smoke: Any, comman
     assert "Nothing to do" in again.err
     imported = {line.rpartition("|")[2].strip() for line in again.err.splitlines() if "import time:" in line}
     assert "meditron.recipe" in imported
-    assert not imported & {"torch", "datatrove", "numba", "transformers"}
+    assert not imported & {"torch", "ray", "numba", "transformers"}
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

@@ -13,8 +13,8 @@ def test_steps_are_rounded_up():
 
 def test_operational_settings_are_not_part_of_the_fingerprint():
     kept = semantic_fields(make_config())
-    assert not {"threads", "checkpoint_every", "keep_checkpoints"} & kept.keys()
-    assert {"micro_batch_size", "compile", "heldout_every", "seed"} <= kept.keys()
+    assert not {"threads", "checkpoint_every", "keep_checkpoints", "parallel", "track"} & kept.keys()
+    assert {"micro_batch_size", "compile", "heldout_every", "seed", "guard", "schedule_tokens"} <= kept.keys()
 
 
 def test_limits_are_inclusive():
@@ -28,6 +28,7 @@ def test_limits_are_inclusive():
     [
         ({"mixture": {"a": 0.9, "b": 0.2}}, "sum to 1.1, not to 1"),
         ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide"),
+        ({"float8": True, "parallel": {"tp": 2}}, "float8 is not supported with parallel.tp > 1"),
         ({"tokens": 0}, "tokens"),
         ({"tokens": 10**13 + 1}, "tokens"),
         ({"tokens": 1e23}, "tokens"),
@@ -38,6 +39,11 @@ def test_limits_are_inclusive():
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"dtype": "float16"}, "dtype"),
         ({"learning_rte": 1.0}, "learning_rte"),
+        ({"schedule_tokens": 0}, "schedule_tokens"),
+        ({"guard": {"on_nan": "log"}}, "on_nan"),
+        ({"guard": {"on_spike": "ignore"}}, "on_spike"),
+        ({"guard": {"spike_sigmas": 0.0}}, "spike_sigmas"),
+        ({"guard": {"max_events": 0}}, "max_events"),
     ],
 )
 def test_invalid_values_are_refused(change, message):

@@ -7,13 +7,16 @@ import shutil
 import time
 from collections import Counter
 
+import peft
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meditron.core.config import semantic_fields
 from meditron.core.errors import InputError, RecipeError, TrainingError
+from meditron.model.nf4 import dequantize, quantize
 from meditron.store.ancestry import read_ancestry
 from meditron.store.files import remove_temporaries, sha256_file
 from meditron.store.identity import content_sha256, short_hash
@@ -119,7 +122,7 @@ def test_the_exported_model_answers_in_its_chat_template(tuned):
 def test_the_report_shows_curves_and_rows_by_role(tuned):
     out, _ = tuned
     page = (out / "report.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 6
     assert len(re.findall(r'<strong class="speaker-2" title="assistant">It acts on', page)) == 4
     assert "Finetuning" in page
     assert re.search(r"<dt>trained on</dt><dd>5\d</dd>", page)
@@ -436,6 +439,80 @@ def test_rows_of_equal_content_are_on_one_side_of_the_split(answers, tmp_path):
     assert {both[text] for text in alone} == {"train", "heldout"}
     for text, split in alone.items():
         assert both[text] == both[f" {text.upper()}"] == split
+
+
+@pytest.fixture(scope="module")
+def lora(answers, tmp_path_factory):
+    """An uninterrupted run of LoRA: (its folder, its metrics)."""
+    out = tmp_path_factory.mktemp("lora")
+    return out, run(lora_config(), chat(answers), out)
+
+
+def lora_config(**changes):
+    fields = {"method": "lora", "template": "meditron", "epochs": 8, "learning_rate": 2e-2}
+    return finetune_config(**fields | {"lora": {"rank": 8, "dropout": 0.1}} | changes)
+
+
+def test_lora_exports_the_merged_model_and_an_adapter_that_peft_opens(lora, answers):
+    out, metrics = lora
+    before, after = metrics["heldout"]["chat"]
+    assert after < before / 2
+    sides = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
+    assert metrics["trained_parameters"] == 2 * 8 * sides
+    base = AutoModelForCausalLM.from_pretrained(answers["base"].path)
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        plain, expected = base(ids).logits, merged(ids).logits
+        adapted = peft.PeftModel.from_pretrained(base, out / "adapter").eval()(ids).logits
+    assert (expected - plain).abs().max() > 0.1
+    torch.testing.assert_close(adapted, expected, atol=1e-4, rtol=0)
+
+
+def test_lora_with_dropout_resumes_to_the_same_bytes(lora, answers, tmp_path):
+    out, _ = lora
+    child = start(chat(answers), tmp_path, lora_config(), "finetune")
+    while child.is_alive() and max(recorded(tmp_path), default=-1) < 12:
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert child.exitcode != 0
+    assert list((tmp_path / "checkpoints").iterdir())
+    remove_temporaries(tmp_path)
+    run(lora_config(), chat(answers), tmp_path)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert sha256_file(tmp_path / name) == sha256_file(out / name)
+
+
+def test_qlora_exports_the_dequantized_base_plus_the_update(answers, tmp_path):
+    metrics = run(lora_config(method="qlora"), chat(answers), tmp_path)
+    before, after = metrics["heldout"]["chat"]
+    assert after < before / 2
+    base, merged = (
+        load_file(answers["base"].path / "model.safetensors"),
+        load_file(tmp_path / "model.safetensors"),
+    )
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name, weight in merged.items():
+        expected, stem = base[name], f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{stem}.lora_A.weight" in adapter:
+            expected = dequantize(**quantize(expected), shape=expected.shape)
+            expected = expected + 4.0 * adapter[f"{stem}.lora_B.weight"] @ adapter[f"{stem}.lora_A.weight"]
+        torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-6)
+    # The held-out loss of the training is that of the merged model.
+    again = run(
+        finetune_config(template="meditron", epochs=1, learning_rate=1e-12),
+        chat(answers) | {"base": Artifact("x", tmp_path, "y")},
+        tmp_path / "again",
+    )
+    assert abs(again["heldout"]["chat"][0] - after) < 1e-4
+
+
+def test_settings_that_do_not_fit_the_method_are_refused():
+    with pytest.raises(ValidationError, match='lora applies to method = "lora"'):
+        finetune_config(lora={"rank": 4})
+    with pytest.raises(ValidationError, match='float8 is not supported with method = "lora"'):
+        finetune_config(method="lora", float8=True)
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(answers, tmp_path):

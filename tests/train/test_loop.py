@@ -1,8 +1,8 @@
 """The training loop against a plain one written with transformers and torch.optim."""
 
+import copy
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import re
 
 import numpy as np
 import pytest
@@ -12,13 +12,19 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from hf_parity import make_hf, our_llama
 from meditron.core.errors import TrainingError
 from meditron.model.nll import nll_sum
-from meditron.train.layout import SingleProcess
-from meditron.train.loop import TrainState, collate, learning_rate
+from meditron.parallel.config import ParallelConfig
+from meditron.parallel.layout import Layout
+from meditron.parallel.model import ModelStage
+from meditron.parallel.shapes import LayoutShape
+from meditron.train.batches import collate
+from meditron.train.checkpoint import Checkpoints
+from meditron.train.guard import Guard
+from meditron.train.loop import Callbacks, TrainState, _abbreviate, _documents_read, learning_rate
 from meditron.train.loop import train as run_loop
 from meditron.train.mixture import Mixture
 from meditron.train.optimizer import MasterAdamW
 from meditron.train.samples import IGNORE
-from train.world import documents, make_config
+from train.world import Lists, documents, make_config, one_process
 
 
 def make_data(config):
@@ -33,8 +39,8 @@ def make_data(config):
     )
 
 
-def make_optimizer(model, config):
-    dtype = getattr(torch, config.dtype)
+def make_optimizer(model, config, dtype=None):
+    dtype = dtype or getattr(torch, config.dtype)
     return MasterAdamW(
         model, dtype=dtype, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
     )
@@ -47,16 +53,34 @@ def train(config, *, seed=0, **changes):
     return run(model, make_optimizer(model, config), data, config, **changes), model
 
 
-def run(model, optimizer, data, config, *, checkpoint=lambda steps_done: None, **changes):
+def run(model, optimizer, data, config, *, guard=None, **callbacks):
     """Run the loop to its end: the figures of every step."""
     steps = []
-    run_loop(TrainState(model, optimizer, data, config, **changes), log=steps.append, checkpoint=checkpoint)
+    state = TrainState(
+        ModelStage(model), optimizer, data, config, one_process(), guard=guard or Guard(config.guard)
+    )
+    run_loop(state, Callbacks(log=lambda step, heldout: steps.append(step), **callbacks))
     return steps
 
 
-def reference(config):
-    """The same in transformers and torch: labels=, AdamW, clip_grad_norm_, torch's schedulers."""
-    model = make_hf(0, tie_word_embeddings=True).train()
+def use_wide_norms(model):
+    """Replace transformers' norms, which compute in float32 whatever the model's dtype."""
+    for module in list(model.modules()):
+        for name, norm in module.named_children():
+            if type(norm).__name__ == "LlamaRMSNorm":
+                wide = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon)
+                wide.weight = norm.weight
+                setattr(module, name, wide)
+
+
+def reference(config, data=None, *, left_out=None, restored=None, dtype=torch.float32):
+    """The same in transformers and torch: labels=, AdamW, clip_grad_norm_, torch's schedulers.
+
+    The step `left_out` changes no weights; with `restored`, weights and moments return to that step.
+    """
+    model = make_hf(0, tie_word_embeddings=True).train().to(dtype)
+    if dtype == torch.float64:
+        use_wide_norms(model)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [
@@ -69,8 +93,10 @@ def reference(config):
     up = LinearLR(optimizer, start_factor=1 / rise, total_iters=rise - 1)
     down = CosineAnnealingLR(optimizer, T_max=config.steps - rise, eta_min=low)
     schedule = SequentialLR(optimizer, [up, down], milestones=[rise])
-    data, course = make_data(config), []
+    data, course = data or make_data(config), []
     for step in range(config.steps):
+        if step == restored:
+            kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
         rows = [data[step * config.batch_size + k] for k in range(config.batch_size)]
         ids = torch.tensor(np.stack([row.ids_S for row in rows]))
         targets = torch.tensor(np.stack([row.targets_S for row in rows]))
@@ -79,7 +105,14 @@ def reference(config):
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         course.append((loss.item(), norm.item(), schedule.get_last_lr()[0]))
-        optimizer.step()
+        if step != left_out:
+            optimizer.step()
+        elif restored is not None:
+            model.load_state_dict(kept[0])
+            optimizer.load_state_dict(kept[1])
+            # The schedule goes on: torch's cosine computes each rate from the one before.
+            for group in optimizer.param_groups:
+                group["lr"] = course[-1][2]
         optimizer.zero_grad()
         schedule.step()
     return course, model
@@ -132,79 +165,6 @@ def test_micro_batches_give_the_loss_of_the_batch(size):
     assert len({(data[k].targets_S != IGNORE).sum() for k in range(4)}) > 1
 
 
-class Meeting:
-    """Sums over ranks that are threads of this process: each waits for the values of all."""
-
-    def __init__(self, world_size):
-        self.barrier = threading.Barrier(world_size, timeout=60)
-        self.values = [None] * world_size
-
-    def sum_over_ranks(self, rank, value):
-        self.values[rank] = value
-        self.barrier.wait()
-        total = sum(self.values[1:], self.values[0])
-        self.barrier.wait()  # nobody overwrites a value that another rank has not read
-        return total
-
-
-class ThreadLayout:
-    """A toy layout: each rank is a thread with a model of its own, and gradients meet after each step."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, rank, meeting, world_size):
-        self.rank, self.meeting, self.world_size = rank, meeting, world_size
-
-    def wrap_model(self, model):
-        return Wrapper(model)
-
-    def sum_over_ranks(self, value):
-        return self.meeting.sum_over_ranks(self.rank, value)
-
-    def sum_gradients(self, gradients):
-        for gradient in gradients:
-            gradient.copy_(self.meeting.sum_over_ranks(self.rank, gradient.clone()))
-
-
-class Wrapper(torch.nn.Module):
-    """A module around the model, as torch's own data parallelism has one."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.inner = model
-
-    @property
-    def head_weight(self):
-        return self.inner.head_weight
-
-    def forward(self, ids_BS, *, positions_BS=None, mask=None):
-        return self.inner(ids_BS, positions_BS=positions_BS, mask=mask)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_two_ranks_train_as_one_process_does(dtype):
-    config = make_config(dtype=dtype)
-    meeting = Meeting(2)
-    # Made here: the weights are drawn from a generator that the threads share.
-    models = [our_llama(make_hf(0, tie_word_embeddings=True)) for _ in range(2)]
-
-    def rank_training(rank):
-        layout, model = ThreadLayout(rank, meeting, world_size=2), models[rank]
-        optimizer = make_optimizer(model, config)
-        return run(layout.wrap_model(model), optimizer, make_data(config), config, layout=layout), model
-
-    with ThreadPoolExecutor(2) as threads:
-        (first, model), (second, other) = threads.map(rank_training, range(2))
-    whole, reference_model = train(config)
-    tolerance = 1e-5 if dtype == "float32" else 2e-2
-    np.testing.assert_allclose([s.loss for s in first], [s.loss for s in whole], rtol=0, atol=tolerance)
-    assert [s.loss for s in first] == [s.loss for s in second]
-    for name, weight in model.named_parameters():
-        assert torch.equal(weight, other.get_parameter(name)), "the ranks have drifted apart"
-        if dtype == "float32":
-            torch.testing.assert_close(weight, reference_model.get_parameter(name), rtol=0, atol=1e-4)
-
-
 def test_a_batch_is_created_on_the_models_device():
     """The meta device has no data, so a tensor left on the CPU would show."""
     data = make_data(make_config())
@@ -213,9 +173,13 @@ def test_a_batch_is_created_on_the_models_device():
 
 
 def test_one_process_may_be_on_any_device():
-    layout = SingleProcess(torch.device("meta"))
-    assert (layout.rank, layout.world_size) == (0, 1)
-    assert layout.sum_over_ranks(torch.ones(2)).tolist() == [1, 1]
+    layout = one_process("meta")
+    assert (layout.data_rank, layout.data_size, layout.shape.ranks) == (0, 1, 1)
+    assert layout.is_main
+    assert not layout.is_distributed
+    assert layout.sum_targets(7) == 7
+    assert layout.reduce_step(torch.tensor(2.5), True) == (2.5, True)
+    assert (layout.sum(1.5), layout.any(True), layout.any(False)) == (1.5, True, False)
 
 
 def test_bfloat16_follows_float32_and_keeps_small_steps():
@@ -260,7 +224,7 @@ def test_a_loss_that_is_not_finite_stops_before_weights_change():
     data = Poisoned(make_data(config), k=9)
     kept = {}
 
-    def keep(steps_done):
+    def keep(steps_done, stop):
         kept.update({name: weight.detach().clone() for name, weight in model.named_parameters()})
         kept["steps"] = steps_done
 
@@ -269,9 +233,185 @@ def test_a_loss_that_is_not_finite_stops_before_weights_change():
     assert kept.pop("steps") == 2
     row = data[9]
     assert error.value.message.startswith("step 3: the loss is nan")
-    assert f"{row.source} {', '.join(map(str, row.documents))}" in error.value.message
+    (named,) = re.findall(rf"{row.source} ([^;]+)", error.value.message)
+    assert set(map(str, row.documents)) <= set(named.split(", "))
     for name, weight in model.named_parameters():
         assert torch.equal(weight.nan_to_num(), kept[name].nan_to_num())
+
+
+def run_guarded(config, folder, data=None, *, broken=(), dtype=None):
+    """Run the loop with checkpoints; the gradients of the steps `broken` are NaN."""
+    model = our_llama(make_hf(0, tie_word_embeddings=True))
+    optimizer, guard, backward_passes = make_optimizer(model, config, dtype), Guard(config.guard), []
+
+    def break_gradient(gradient):
+        backward_passes.append(1)
+        return gradient * math.nan if len(backward_passes) - 1 in broken else gradient
+
+    model.model.norm.weight.register_hook(break_gradient)
+    checkpoints = Checkpoints(folder / "checkpoints", {})
+
+    def save(step, stop):
+        if step % config.checkpoint_every == 0:
+            checkpoints.save(step, optimizer, {"guard": guard.state()})
+
+    found = run(
+        model,
+        optimizer,
+        data or make_data(config),
+        config,
+        guard=guard,
+        checkpoint=save,
+        rollback=lambda: checkpoints.restore(optimizer).step,
+    )
+    return found, model
+
+
+def assert_equal_course(found, model, wanted, hf):
+    np.testing.assert_allclose([s.loss for s in found], [w[0] for w in wanted], rtol=0, atol=2e-5)
+    np.testing.assert_allclose([s.learning_rate for s in found], [w[2] for w in wanted], rtol=1e-9)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, hf.get_parameter(name), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("action", "restored"), [("skip", None), ("rollback", 4)])
+def test_after_a_broken_gradient_training_goes_on_as_in_plain_torch(tmp_path, action, restored):
+    config = make_config(document_mask=False, warmup=0.25, guard={"on_nan": action})
+    found, model = run_guarded(config, tmp_path, broken={6})
+    assert_equal_course(found, model, *reference(config, left_out=6, restored=restored))
+    assert [s.step_number for s in found if s.event] == [7]
+    event = found[6].event
+    assert (event["kind"], event["action"], event.get("restored_step")) == ("nan", action, restored)
+    assert math.isnan(found[6].gradient_norm)
+    untouched, _ = train(config)
+    assert abs(found[7].loss - untouched[7].loss) > 1e-3, "the reaction made no difference"
+
+
+def test_a_skipped_step_leaves_no_trace_in_the_gradient_buffers_of_bfloat16(tmp_path):
+    config = make_config(document_mask=False, warmup=0.25, dtype="bfloat16", guard={"on_nan": "skip"})
+    found, model = run_guarded(config, tmp_path, broken={0, 6})
+    assert [s.step_number for s in found if s.event] == [1, 7]
+    assert all(math.isfinite(s.gradient_norm) for s in found if not s.event)
+    assert all(weight.isfinite().all() for weight in model.parameters())
+    assert found[-1].loss < found[0].loss
+
+
+class OtherText:
+    """Data of one phrase, over and over, and a batch of random tokens at `step`."""
+
+    document_mask = False
+
+    def __init__(self, config, step):
+        phrase = Lists([np.append(np.arange(40) % 8 + 5, 0)] * 9)
+        self.samples = config.steps * config.batch_size
+        self.phrase = Mixture({"text": phrase}, None, sequence_length=32, samples=self.samples, seed=1)
+        self.other = make_data(config)
+        self.altered = range(step * config.batch_size, (step + 1) * config.batch_size)
+
+    def __len__(self):
+        return self.samples
+
+    def __getitem__(self, k):
+        return (self.other if k in self.altered else self.phrase)[k]
+
+
+def spiky(**guard):
+    config = make_config(
+        tokens=50 * 4 * 32, document_mask=False, checkpoint_every=20, guard={"spike_sigmas": 2.0, **guard}
+    )
+    return config, OtherText(config, step=44)
+
+
+@pytest.mark.parametrize(("action", "restored"), [("log", None), ("skip", None), ("rollback", 40)])
+def test_after_a_spike_training_goes_on_as_in_plain_torch(tmp_path, action, restored):
+    # In float64: fifty steps at a high rate, with a spike, enlarge float32's rounding beyond any bound.
+    config, data, dtype = *spiky(on_spike=action), torch.float64
+    found, model = run_guarded(config, tmp_path, data, dtype=dtype)
+    left_out = None if action == "log" else 44
+    wanted = reference(config, data, left_out=left_out, restored=restored, dtype=dtype)
+    assert_equal_course(found, model, *wanted)
+    (spike,) = [s for s in found if s.event]
+    assert (spike.step_number, spike.event["kind"], spike.event["action"]) == (45, "spike", action)
+    assert spike.event.get("restored_step") == restored
+
+
+def test_a_spike_can_stop_the_training_before_weights_change(tmp_path):
+    config, data = spiky(on_spike="stop")
+    with pytest.raises(TrainingError, match=r"^step 45: the loss is .*, a spike: above .*documents read: "):
+        run_guarded(config, tmp_path, data)
+
+
+def test_an_error_names_the_documents_of_the_whole_batch_on_every_rank():
+    config, data = spiky(on_spike="stop")
+    model = ModelStage(our_llama(make_hf()))
+    optimizer = MasterAdamW(model, dtype=torch.float32, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    layouts = [
+        Layout(ParallelConfig(), LayoutShape(dp_shard=2), torch.device("cpu"), rank) for rank in (0, 1)
+    ]
+    states = [TrainState(model, optimizer, data, config, layout) for layout in layouts]
+    documents = [[sample.documents for sample in next(iter(state.batches())).samples] for state in states]
+    assert documents[0] != documents[1]
+    (text,) = {_documents_read(state, 44) for state in states}
+    samples = [data[k] for k in range(44 * config.batch_size, 45 * config.batch_size)]
+    named = {
+        f"{source} {name}"
+        for source, names in re.findall(r"(\w+) ([^;]+)", text)
+        for name in names.split(", ")
+    }
+    assert named == {f"{sample.source} {name}" for sample in samples for name in sample.documents}
+    many = [f"q{number}" for number in range(1052)] * 2
+    assert _abbreviate(many).endswith(", q49 and 1,002 more")
+
+
+def test_too_many_skips_stop_the_training(tmp_path):
+    config = make_config(guard={"on_nan": "skip", "max_events": 3})
+    with pytest.raises(TrainingError, match=r"^step 8: .* max_events \(3\) is reached"):
+        run_guarded(config, tmp_path, broken={1, 4, 6, 7})
+
+
+def test_without_a_checkpoint_a_rollback_is_an_error_and_logged_as_a_stop(tmp_path):
+    config = make_config(guard={"on_nan": "rollback"})
+    model, steps = our_llama(make_hf(0, tie_word_embeddings=False)), []
+    with torch.no_grad():
+        model.model.embed_tokens.weight[511] = math.nan
+    data, optimizer = Poisoned(make_data(config), k=9), make_optimizer(model, config)
+    state = TrainState(ModelStage(model), optimizer, data, config, one_process(), guard=Guard(config.guard))
+    with pytest.raises(TrainingError, match=r"^step 3: the loss is nan .* no checkpoint to roll back to"):
+        run_loop(state, Callbacks(log=lambda step, heldout: steps.append(step)))
+    assert [step.event and step.event["action"] for step in steps] == [None, None, "stop"]
+
+
+def torch_rates(config, steps, length):
+    """The rates of torch's schedulers for a cosine that ends after `length` steps."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
+    rise = round(config.warmup * config.steps)
+    up = LinearLR(optimizer, start_factor=1 / rise, total_iters=rise - 1)
+    low = config.learning_rate * config.min_learning_rate_ratio
+    down = CosineAnnealingLR(optimizer, T_max=length - rise, eta_min=low)
+    schedule = SequentialLR(optimizer, [up, down], milestones=[rise])
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize("length", [24, 13, 12])
+def test_a_schedule_of_more_tokens_is_cut_off(length):
+    config = make_config(warmup=0.25, schedule_tokens=length * 4 * 32)
+    rates = [learning_rate(step, config.steps, config) for step in range(config.steps)]
+    np.testing.assert_allclose(rates, torch_rates(config, 12, length), rtol=1e-9)
+    found, _ = train(config)
+    assert [step.learning_rate for step in found] == rates
+
+
+def test_a_schedule_of_fewer_tokens_ends_at_the_lowest_rate():
+    config = make_config(warmup=0.25, schedule_tokens=8 * 4 * 32 - 5)
+    rates = [learning_rate(step, config.steps, config) for step in range(config.steps)]
+    np.testing.assert_allclose(rates[:9], torch_rates(config, 9, 8), rtol=1e-9)
+    low = config.learning_rate * config.min_learning_rate_ratio
+    np.testing.assert_allclose(rates[8:], [low] * 4, rtol=1e-9)
 
 
 def test_the_same_run_twice_is_the_same_to_the_bit():

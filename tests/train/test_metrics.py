@@ -28,15 +28,6 @@ def test_a_line_cut_short_is_dropped(tmp_path):
     assert read(path) == [1, 2]
 
 
-def test_a_spike_is_far_above_the_last_fifty_losses(tmp_path):
-    with MetricsFile(tmp_path / "metrics.jsonl", 0) as metrics:
-        for step in range(60):
-            assert not metrics.is_spike(9.0 if step < 20 else 3.3)
-            metrics.append({"step": step, "loss": 3.0 + 0.1 * (step % 3)})
-        assert metrics.is_spike(4.0)
-        assert not metrics.is_spike(3.4)
-
-
 def test_heldout_losses_are_returned_by_step(tmp_path):
     with MetricsFile(tmp_path / "metrics.jsonl", 0) as metrics:
         metrics.append({"step": 0, "heldout": {"pubmed": 3.0}})

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from hf_parity import make_hf, our_llama
 from meditron.model.llama import document_mask
+from meditron.parallel.model import ModelStage
 from meditron.text.finetune_templates import Span, TokenizedConversation
-from meditron.train.loop import batch_nll, collate
+from meditron.train.batches import collate
+from meditron.train.loop import batch_nll
 from meditron.train.packing import PackedExamples, pack_best_fit
 from meditron.train.samples import IGNORE
 
@@ -156,7 +158,7 @@ def gradients(samples, size):
     total = 0.0
     for start in range(0, len(samples), size):
         rows = [samples[k] for k in range(start, min(start + size, len(samples)))]
-        nll = batch_nll(MODEL, collate(rows, by_document=True, device=CPU))
+        nll = batch_nll(ModelStage(MODEL), collate(rows, by_document=True, device=CPU))
         nll.backward()
         total += nll.item()
     return total, {name: weight.grad.clone() for name, weight in MODEL.named_parameters()}
@@ -184,5 +186,5 @@ def test_only_positions_with_a_target_reach_the_head(monkeypatch):
     rows = [samples[k] for k in range(4)]
     monkeypatch.setattr(torch, "mm", counted)
     with torch.no_grad():
-        batch_nll(MODEL, collate(rows, by_document=True, device=CPU))
+        batch_nll(ModelStage(MODEL), collate(rows, by_document=True, device=CPU))
     assert sum(seen) == sum(int((row.targets_S != IGNORE).sum()) for row in rows) < 4 * 48 / 2

@@ -1,31 +1,49 @@
 """The pretrain stage: uninterrupted, killed, interrupted, with a full disk, and with a parallel layout."""
 
 import json
+import math
 import os
 import random
 import re
+import shutil
 import signal
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
-from meditron.core.errors import InputError, MeditronError, RecipeError, TrainingError
+from meditron.core.errors import (
+    InputError,
+    MeditronError,
+    RecipeError,
+    SourceError,
+    StorageError,
+    TrainingError,
+)
 from meditron.core.machine import resolve_matrix_dtype
+from meditron.parallel.model import ModelStage
+from meditron.sources.evidence import type_mask
 from meditron.store.ancestry import read_ancestry
 from meditron.store.corpus import select_heldout
+from meditron.store.document_facts import FACTS, write_facts
 from meditron.store.files import remove_temporaries, sha256_file
-from meditron.store.indexed import read_hashes
+from meditron.store.indexed import IndexedDataset, read_hashes
 from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
 from meditron.text.tokenizer import load_tokenizer
-from meditron.train import pretrain
+from meditron.train import loop, pretrain
+from meditron.train.batches import StepBatches
+from meditron.train.checkpoint import Checkpoints, Restored
 from meditron.train.data_identity import hex_digest
+from meditron.train.guard import Guard
 from meditron.train.heldout_loss import document_loss
 from meditron.train.pretrain import run
+from meditron.train.trainer import Trainer
 from tiny import tiny_hf
 from train.child import start
 from train.world import make_config, recorded
@@ -53,6 +71,40 @@ def test_the_metrics_match_the_training(trained):
     assert metrics["resumed_from"] is None
     assert 0 < metrics["matmul_utilization"] < 1
     assert metrics == json.loads(json.dumps(metrics))
+
+
+def test_the_metrics_of_the_mixture_add_up(trained):
+    counts = trained[1]["mixture"]
+    assert sum(of_source["sampled"] for of_source in counts.values()) == 12 * 4 * 32
+    for source, of_source in counts.items():
+        assert trained[1]["epochs"][source] == of_source["sampled"] / of_source["tokens"]
+        assert of_source["levels"] == {"not stated": {key: of_source[key] for key in ("tokens", "sampled")}}
+
+
+def test_upsampled_documents_are_read_more_often(world, tmp_path, capsys):
+    """Half of the documents of one source are reviews: weight 1.5."""
+    tokens = tmp_path / "tokens"
+    shutil.copytree(world["tokens"].path, tokens)
+    facts = np.zeros(20, FACTS)
+    facts["types"][::2] = type_mask(["Review"])
+    write_facts(tokens / "pubmed", facts)
+    inputs = {**world, "tokens": Artifact("tokenize", tokens, "tokens")}
+    config = make_config(mixture=None, upsample={}, tokens=90 * 128, heldout_documents=0, epochs={"wiki": 10})
+    counts = run(config, inputs, tmp_path / "out")["mixture"]
+    sizes = IndexedDataset(tokens / "pubmed").sizes
+    reviews, others = int(sizes[::2].sum()), int(sizes[1::2].sum())
+    levels = counts["pubmed"]["levels"]
+    assert [of_level["tokens"] for of_level in levels.values()] == [reviews, others]
+    sampled = counts["pubmed"]["sampled"]
+    assert levels["review"]["sampled"] == round(sampled * 1.5 * reviews / (1.5 * reviews + others))
+    wiki = counts["wiki"]["tokens"]
+    share = (1.5 * reviews + others) / (1.5 * reviews + others + 10 * wiki)
+    assert sampled == pytest.approx(90 * 128 * share, abs=32)
+    warning = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"the source 'wiki' is read \d+\.\d times; beyond 4 epochs", warning)
+    (tokens / "wiki.facts").unlink()
+    with pytest.raises(SourceError, match=r"wiki\.facts"):
+        run(config, inputs, tmp_path / "again")
 
 
 def test_transformers_measures_the_same_heldout_loss_on_the_export(world, trained):
@@ -107,7 +159,7 @@ def test_it_leaves_a_report_and_no_checkpoints(trained):
     assert not list(out.glob(".*"))
     page = (out / "report.html").read_text()
     assert "held-out source" in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 6
     assert re.search(r"<td[^>]*>pubmed", page)
 
 
@@ -116,49 +168,23 @@ def losses(out):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-class CountingLayout:
-    """A toy layout of one rank: it wraps the model and counts what passes through it."""
+def test_a_step_of_one_process_is_one_forward_pass(world, trained, tmp_path, monkeypatch):
+    shapes = []
+    forward = ModelStage.forward
 
-    device, rank, world_size = torch.device("cpu"), 0, 1
+    def counted_forward(stage, ids, **inputs):
+        shapes.append(tuple(ids.shape))
+        return forward(stage, ids, **inputs)
 
-    def __init__(self):
-        self.forwards = self.sums = self.gradients = 0
-
-    def wrap_model(self, model):
-        return CountingWrapper(model, self)
-
-    def sum_over_ranks(self, value):
-        self.sums += 1
-        return value
-
-    def sum_gradients(self, gradients):
-        self.gradients += len(gradients)
-
-
-class CountingWrapper(torch.nn.Module):
-    def __init__(self, model, layout):
-        super().__init__()
-        self.model, self.layout = model, layout
-
-    @property
-    def head_weight(self):
-        return self.model.head_weight
-
-    def forward(self, ids_BS, **settings):
-        self.layout.forwards += 1
-        return self.model(ids_BS, **settings)
-
-
-def test_the_stage_trains_a_wrapped_model_to_the_same_bytes(world, trained, tmp_path):
-    layout = CountingLayout()
-    metrics = run(make_config(), world, tmp_path, layout=layout)
+    monkeypatch.setattr(ModelStage, "forward", counted_forward)
+    metrics = run(make_config(), world, tmp_path)
+    assert shapes == [(4, 32)] * 12
     assert metrics["loss"] == trained[1]["loss"]
     assert metrics["heldout"] == trained[1]["heldout"]
     assert losses(tmp_path) == losses(trained[0])
     assert sha256_file(tmp_path / "model.safetensors") == sha256_file(trained[0] / "model.safetensors")
-    assert layout.forwards == 12
-    assert layout.sums == 2 * 12, "targets and loss of each step"
-    assert layout.gradients >= 12
+    assert metrics["layout"] == {"dp_replicate": 1, "dp_shard": 1, "tp": 1, "pp": 1}
+    assert metrics["ranks"] == 1
 
 
 def test_backward_is_two_calls_below_the_stage(world, tmp_path, monkeypatch):
@@ -201,7 +227,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(world, tmp_path):
         child.join()
         kills += child.exitcode == -signal.SIGKILL
         assert newest(killed) >= before
-        assert max(recorded(killed), default=0) - newest(killed) <= config.checkpoint_every
+        # A checkpoint is written while training goes on, and is complete before the next one is begun.
+        assert max(recorded(killed), default=0) - newest(killed) <= 2 * config.checkpoint_every
     assert kills >= 3
     child = start(world, killed, config)
     child.join()
@@ -225,7 +252,7 @@ def newest(out):
     return max((int(path.name[5:]) for path in out.glob("checkpoints/step-*")), default=0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_a_checkpoint_after_the_current_step(world, tmp_path, trained, number):
     config = make_config(tokens=2000 * 4 * 32, checkpoint_every=1000)
     child = start(world, tmp_path, config)
@@ -285,6 +312,131 @@ def test_a_loss_that_is_not_finite_names_the_step_and_exports_nothing(world, tmp
         run(make_config(heldout_documents=0), poisoned(world, tmp_path), out)
     assert "there is no checkpoint yet" in error.value.hint
     assert [path.name for path in out.iterdir()] == ["metrics.jsonl"]
+    assert [row.get("event", {}).get("action") for row in rows(out)] == [None, "stop"]
+
+
+def test_a_lost_rank_is_not_blamed_on_the_learning_rate(world, tmp_path, monkeypatch):
+    """Nor is it hidden by a checkpoint that could not be written either."""
+
+    def lost(*_):
+        raise TrainingError("another rank does not answer", hint="the same command resumes")
+
+    def unwritten(_):
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(Checkpoints, "save", lost)
+    monkeypatch.setattr(Checkpoints, "wait", unwritten)
+    monkeypatch.setattr(Checkpoints, "restore", lambda *_: Restored())
+    with pytest.raises(TrainingError, match="another rank does not answer") as error:
+        run(make_config(heldout_documents=0, checkpoint_every=1), world, tmp_path)
+    assert error.value.hint == "there is no checkpoint yet; the same command resumes"
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def break_losses(monkeypatch, broken, *, interrupted=None):
+    """Make the loss of the steps `broken` NaN; SIGUSR1 arrives in the step `interrupted`."""
+    current = []
+    prepare, nll = StepBatches.prepare, loop.batch_nll
+
+    def recorded_prepare(batches, step):
+        current[:] = [step + 1]
+        return prepare(batches, step)
+
+    def broken_nll(model, batch):
+        if current == [interrupted]:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return nll(model, batch) * (math.nan if current[0] in broken else 1.0)
+
+    monkeypatch.setattr(StepBatches, "prepare", recorded_prepare)
+
+    def with_broken_loss(state, **changes):
+        return replace(state, **changes | {"loss": broken_nll})
+
+    monkeypatch.setattr("meditron.train.trainer.replace", with_broken_loss)
+
+
+@pytest.mark.parametrize(("action", "restored"), [("skip", None), ("rollback", 4)])
+def test_a_reaction_is_recorded_and_a_resumed_run_ends_in_the_same_bytes(
+    world, tmp_path, monkeypatch, capsys, action, restored
+):
+    """The signal arrives after the event and before the next checkpoint."""
+    config = make_config(guard={"on_nan": action}, heldout_documents=0)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    break_losses(monkeypatch, {6})
+    metrics = run(config, world, whole)
+    assert f"step 6: the loss is nan and the gradient norm nan ({action})" in capsys.readouterr().err
+    assert (metrics["events"], metrics["spikes"]) == (1, 0)
+    assert [row["step"] for row in rows(whole) if "event" in row] == [6]
+    row = rows(whole)[6]
+    assert "loss" not in row
+    assert "gradient_norm" not in row
+    assert row["event"].get("restored_step") == restored
+    page = (whole / "report.html").read_text()
+    assert ("restored step 4" if restored else "action skip") in page
+    monkeypatch.undo()
+    break_losses(monkeypatch, {6}, interrupted=7)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, world, resumed)
+    assert newest(resumed) == 7
+    assert run(config, world, resumed)["resumed_from"] == 7
+    assert sha256_file(resumed / "model.safetensors") == sha256_file(whole / "model.safetensors")
+    assert losses(resumed) == losses(whole)
+    assert [row.get("event") for row in rows(resumed)] == [row.get("event") for row in rows(whole)]
+
+
+def test_a_training_without_events_has_no_section_for_them(trained):
+    out, metrics = trained
+    assert metrics["events"] == 0
+    assert ">Events<" not in (out / "report.html").read_text()
+
+
+def test_a_resumed_run_counts_the_reactions_before_it(world, tmp_path, monkeypatch):
+    config = make_config(guard={"on_nan": "skip", "max_events": 1}, heldout_documents=0)
+    break_losses(monkeypatch, {3, 9}, interrupted=5)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, world, tmp_path)
+    with pytest.raises(TrainingError, match=r"^step 9: .*max_events \(1\) is reached") as error:
+        run(config, world, tmp_path)
+    assert "the last good checkpoint is" in error.value.hint
+    assert "step-00000008" in error.value.hint
+    assert [row["event"]["action"] for row in rows(tmp_path) if "event" in row] == ["skip", "stop"]
+
+
+def test_a_rollback_passes_over_a_damaged_checkpoint(world, tmp_path, monkeypatch, capsys):
+    config = make_config(guard={"on_nan": "rollback"}, checkpoint_every=2, heldout_documents=0)
+    break_losses(monkeypatch, {7})
+    check = Guard.check
+
+    def damage_first(guard, step, loss, norm):
+        if step == 7:
+            Checkpoints.wait(trainers[0].checkpoints)
+            (tmp_path / "checkpoints" / "step-00000006" / "rank-00000.safetensors").unlink()
+        return check(guard, step, loss, norm)
+
+    trainers = []
+    create = Trainer.__init__
+
+    def recorded(trainer, *arguments):
+        trainers.append(trainer)
+        create(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "__init__", recorded)
+    monkeypatch.setattr(Guard, "check", damage_first)
+    run(config, world, tmp_path)
+    assert rows(tmp_path)[7]["event"]["restored_step"] == 4
+    assert "using the checkpoint before it" in capsys.readouterr().err
+
+
+def test_a_training_whose_steps_were_all_skipped_is_an_error(world, tmp_path):
+    config = make_config(guard={"on_nan": "skip", "max_events": 20}, heldout_documents=0)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(TrainingError, match="all 12 steps were skipped"):
+        run(config, poisoned(world, tmp_path), out)
+    assert not (out / "model.safetensors").exists()
 
 
 def test_inputs_that_do_not_match_are_refused(world, tmp_path):

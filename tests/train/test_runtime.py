@@ -7,7 +7,14 @@ import threading
 import pytest
 import torch
 
-from meditron.train.runtime import deterministic, interruptible
+from meditron.core.machine import resolve_matrix_dtype
+from meditron.train.runtime import (
+    deterministic,
+    interruptible,
+    peak_memory_bytes,
+    synchronize,
+    training_dtype,
+)
 
 
 def state():
@@ -27,6 +34,69 @@ def test_settings_apply_inside_and_are_restored():
     with deterministic(7, threads=None):
         assert state()[0] == before[0]
         assert torch.equal(torch.rand(3), first)
+
+
+def gpu_state():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return (
+        matmul.fp32_precision,
+        matmul.allow_bf16_reduced_precision_reduction,
+        cudnn.benchmark,
+        cudnn.deterministic,
+    )
+
+
+def test_on_a_gpu_arithmetic_is_exact_and_deterministic(monkeypatch):
+    """The settings exist without a GPU too."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = gpu_state()
+    with deterministic(7, 1, torch.device("cuda")):
+        assert gpu_state() == ("ieee", False, False, True)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert gpu_state() == before
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with deterministic(7, 1, torch.device("cuda")):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "the user's own setting"
+
+
+def test_on_a_cpu_the_gpu_settings_are_unchanged(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = gpu_state()
+    with deterministic(7, 1):
+        assert gpu_state() == before
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16")])
+def test_the_automatic_dtype_is_that_of_the_device(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert training_dtype("auto", gpu) == expected
+    assert training_dtype("auto", cpu) == resolve_matrix_dtype("auto")
+    for device in (gpu, cpu):
+        assert training_dtype("float32", device) == "float32"
+        assert training_dtype("bfloat16", device) == "bfloat16"
+
+
+def test_the_peak_memory_of_a_cpu_is_that_of_the_process():
+    synchronize(torch.device("cpu"))
+    before = peak_memory_bytes(torch.device("cpu"))
+    block = torch.ones(1 << 26)  # 256 MiB
+    assert peak_memory_bytes(torch.device("cpu")) >= block.nbytes
+    assert peak_memory_bytes(torch.device("cpu")) >= before
+
+
+def test_the_warning_of_a_batch_system_requests_a_stop_and_is_not_the_first_signal(capsys):
+    before = signal.getsignal(signal.SIGUSR1)
+    with interruptible() as interruption:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert interruption.requested
+        os.kill(os.getpid(), signal.SIGTERM)  # the time is up: the checkpoint is still written
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert capsys.readouterr().err.count("stopping after this step") == 1
 
 
 def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(capsys):

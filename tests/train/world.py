@@ -4,7 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from meditron.parallel.config import ParallelConfig
+from meditron.parallel.layout import Layout, build_layout
+from meditron.parallel.world import World
+from meditron.store.document_facts import FACTS, write_facts
 from meditron.store.identity import content_sha256, short_hash
 from meditron.store.indexed import IndexedWriter, write_hashes
 from meditron.store.jsonl import JsonlWriter
@@ -12,6 +17,11 @@ from meditron.store.manifest import Artifact
 from meditron.text.tokenizer import load_tokenizer
 from meditron.train.config import FinetuneConfig, PretrainConfig
 from tiny import CHAT, TEXTS, tiny_hf
+
+
+def one_process(device="cpu") -> Layout:
+    """The layout of a process without ranks."""
+    return build_layout(ParallelConfig(), World(), torch.device(device))
 
 
 class Lists(list):
@@ -38,6 +48,7 @@ def make_world(folder: Path) -> dict[str, Artifact]:
     for source, texts in {"pubmed": TEXTS[:4], "wiki": TEXTS[4:]}.items():
         written = [f"{number}. {texts[number % len(texts)]}" for number in range(20)]
         write_hashes(folder / "tokenize" / source, [short_hash(content_sha256(text)) for text in written])
+        write_facts(folder / "tokenize" / source, np.zeros(len(written), FACTS))
         with IndexedWriter(folder / "tokenize" / source, "u2") as writer:
             for text in written:
                 writer.add_document([*tokenizer.encode(text), tokenizer.end_of_text_id])

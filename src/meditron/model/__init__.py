@@ -1,1 +1,1 @@
-"""The Llama model in plain PyTorch: config, weights from and to HF and GGUF, losses, text generation."""
+"""The model in plain PyTorch: config, weights from and to HF and GGUF, losses, text generation."""

@@ -1,14 +1,22 @@
-"""The config of a Llama, from HF's `config.json` or GGUF metadata, checked before memory is allocated."""
+"""The config of a model, from HF's `config.json` or GGUF metadata, checked before memory is allocated."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from meditron.core.config import Config
+from meditron.core.console import warn
 from meditron.core.errors import InputError
-from meditron.model.gguf_shape import GGUF_KEYS, config_fields_from_gguf, rope_divisors, rope_scaling_metadata
+from meditron.model.families import FAMILIES, Family, FamilyName, supported_architectures
+from meditron.model.gguf_shape import (
+    SHAPE_KEYS,
+    config_fields_from_gguf,
+    rope_divisors,
+    rope_scaling_metadata,
+)
 
 __all__ = ["LlamaConfig", "RopeScaling", "llama3_rope_divisors"]
 
@@ -60,8 +68,10 @@ class RopeScaling(Config):
 
 
 class LlamaConfig(Config):
-    """Shape and special tokens of a Llama, under HF's key names."""
+    """Family, shape and special tokens of a model, under HF's key names."""
 
+    model_type: FamilyName = "llama"
+    """Family of the model; `meditron.model.families` has their differences."""
     vocab_size: Annotated[int, Field(gt=0, le=1 << 24, strict=True)]
     """Rows of the embedding."""
     hidden_size: Count
@@ -116,11 +126,18 @@ class LlamaConfig(Config):
         return self
 
     @property
+    def family(self) -> Family:
+        """Differences of the model's family from the others."""
+        return FAMILIES[self.model_type]
+
+    @property
     def parameter_count(self) -> int:
         """Number of parameters; a tied head is counted once."""
         width, heads = self.hidden_size, self.num_attention_heads * self.head_dim
+        shared = self.num_key_value_heads * self.head_dim
         # Query and output projections; key and value projections.
-        attention = 2 * width * heads + 2 * width * self.num_key_value_heads * self.head_dim
+        attention = 2 * width * heads + 2 * width * shared
+        attention += (heads + 2 * shared) * self.family.qkv_bias + 2 * self.head_dim * self.family.qk_norm
         # SwiGLU has three matrices; a block has two norms.
         block = attention + 3 * width * self.intermediate_size + 2 * width
         embeddings = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
@@ -145,16 +162,24 @@ class LlamaConfig(Config):
     def from_hf(cls, config: Mapping[str, Any], path: Path | str = "config.json") -> Self:
         """Read HF's `config.json`, with the rotary keys of transformers 4 or 5.
 
+        Sliding-window attention is not implemented. Within the window it equals causal attention, so a
+        window (Mistral-7B-v0.1's has 4,096 tokens) becomes the context length.
+
         Raises:
-            InputError: another architecture, biases, or impossible values; the error names `path`.
+            InputError: an unsupported architecture or variant of one, or impossible values; the error names
+                `path`.
         """
-        _refuse_other_architectures(config, path)
+        name = _family_name(config, path)
+        family = FAMILIES[name]
+        _refuse_unsupported_variants(config, family, path)
+        config = {"max_position_embeddings": 2048, **dict(family.hf_defaults), **config}
         fields = {name: config[name] for name in cls.model_fields if config.get(name) is not None}
         if fields.get("pad_token_id") == -1:  # some configs write "none" so
             del fields["pad_token_id"]
-        fields |= _rope_fields_from_hf(config, path)
-        fields.setdefault("max_position_embeddings", 2048)  # transformers' default
+        fields |= {"model_type": name, **_rope_fields_from_hf(config, path)}
         _add_default_head_fields(fields)
+        if family.sliding_window:
+            _limit_context_to_window(fields, config.get("sliding_window"), path, "sliding_window")
         return cls._from_fields(fields, path)
 
     @classmethod
@@ -166,7 +191,10 @@ class LlamaConfig(Config):
         tied: bool,
         rope_factors: tuple[float, ...] | None = None,
     ) -> Self:
-        """Read the `llama.*` keys of a GGUF file.
+        """Read the keys of a GGUF file's architecture (`llama.*`, `qwen2.*`, `qwen3.*`).
+
+        A Mistral is stored as a Llama and is read as one; a sliding window limits the context, as for
+        `from_hf`.
 
         Args:
             metadata: The file's key-value pairs.
@@ -180,6 +208,8 @@ class LlamaConfig(Config):
         fields = config_fields_from_gguf(metadata, path, rope_factors)
         fields["tie_word_embeddings"] = tied
         _add_default_head_fields(fields)
+        key = f"{metadata['general.architecture']}.attention.sliding_window"
+        _limit_context_to_window(fields, metadata.get(key), path, key)
         return cls._from_fields(fields, path)
 
     @classmethod
@@ -200,45 +230,49 @@ class LlamaConfig(Config):
         if self.rope_scaling is not None:
             fields["rope_scaling"] = self.rope_scaling.model_dump(exclude_none=True, exclude_defaults=True)
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [self.family.architectures[0]],
+            "model_type": self.model_type,
             "hidden_act": "silu",
-            "attention_bias": False,
             "attention_dropout": 0.0,
-            "mlp_bias": False,
             "use_cache": True,
+            **dict(self.family.hf_constants),
+            # Written even though it is null: transformers assumes a window if the key is absent.
+            **({"sliding_window": None} if self.family.sliding_window else {}),
             **fields,
         }
 
     def to_gguf(self) -> dict[str, Any]:
-        """Return the `llama.*` metadata; the special tokens are part of the tokenizer's metadata.
+        """Return the metadata of the shape; the special tokens are part of the tokenizer's metadata.
 
         Raises:
             UsageError: GGUF has no keys for the rotary scaling.
         """
-        values = {key: getattr(self, name) for name, key in GGUF_KEYS.items()}
-        metadata = {key: value for key, value in values.items() if key.startswith("llama.")}
         scaling = self.rope_scaling.model_dump(exclude_defaults=True) if self.rope_scaling else None
-        return {
-            **metadata,
-            "llama.attention.value_length": self.head_dim,
-            "llama.rope.dimension_count": self.head_dim,
+        metadata = {
+            **{key: getattr(self, name) for name, key in SHAPE_KEYS.items()},
+            "attention.value_length": self.head_dim,
+            "rope.dimension_count": self.head_dim,
             **rope_scaling_metadata(scaling),
         }
+        return {f"{self.family.gguf}.{key}": value for key, value in metadata.items()}
 
 
-def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> None:
-    names = config.get("architectures") or []
-    # The first published conversions of Llama to HF use the second spelling.
-    known = names in (["LlamaForCausalLM"], ["LLaMAForCausalLM"])
-    if not known and (names or config.get("model_type") != "llama"):
-        actual = ", ".join(map(str, names)) if isinstance(names, list) else repr(names)
-        actual = actual or repr(config.get("model_type"))
-        raise InputError(path, f"{actual} is not supported; only LlamaForCausalLM is", place="architectures")
-    if config.get("model_type", "llama") != "llama":
-        raise InputError(
-            path, f"{config['model_type']!r} is not supported; only 'llama' is", place="model_type"
-        )
+def _family_name(config: Mapping[str, Any], path: Path | str) -> FamilyName:
+    """Return the family that `architectures` names, or `model_type` if there are no architectures."""
+    names, kind = config.get("architectures") or [], config.get("model_type")
+    named = names if isinstance(names, list) else [names]
+    for name, family in FAMILIES.items():
+        if (len(named) == 1 and named[0] in family.architectures) or (not named and kind == name):
+            if kind not in (None, name):
+                problem = f"{kind!r:.60} does not match {named[0]}, whose model_type is {name!r}"
+                raise InputError(path, problem, place="model_type")
+            return name
+    problem = f"{', '.join(map(str, named)) or repr(kind):.60} is not supported"
+    place = "architectures" if named else "model_type"
+    raise InputError(path, problem, place=place, hint=supported_architectures())
+
+
+def _refuse_unsupported_variants(config: Mapping[str, Any], family: Family, path: Path | str) -> None:
     if isinstance(quantization := config.get("quantization_config"), Mapping):
         method = quantization.get("quant_method", "an unnamed method")
         raise InputError(
@@ -247,9 +281,14 @@ def _refuse_other_architectures(config: Mapping[str, Any], path: Path | str) -> 
             place="quantization_config",
             hint="use the unquantized model, or a GGUF file of it",
         )
-    for key in ("attention_bias", "mlp_bias"):
-        if config.get(key):
-            raise InputError(path, f"{config[key]!r} is not supported; only False is", place=key)
+    for key, constant in family.hf_constants:
+        if (config.get(key) or False) != constant:
+            raise InputError(path, f"{config[key]!r:.60} is not supported; only {constant} is", place=key)
+    # transformers 5 lists the kind of attention of each block.
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        problem = f"{kinds!r:.60} is not supported; only full_attention in every block is"
+        raise InputError(path, problem, place="layer_types")
     if (activation := config.get("hidden_act") or "silu") not in ("silu", "swish"):  # synonyms
         raise InputError(path, f"{activation!r} is not supported; only 'silu' is", place="hidden_act")
 
@@ -260,6 +299,37 @@ def _add_default_head_fields(fields: dict[str, Any]) -> None:
     fields.setdefault("num_key_value_heads", heads)
     if isinstance(heads, int) and isinstance(width, int) and heads > 0 and width % heads == 0:
         fields.setdefault("head_dim", width // heads)
+
+
+def _limit_context_to_window(
+    fields: dict[str, Any],
+    window: Any,  # noqa: ANN401  # any JSON value
+    path: Path | str,
+    place: str,
+) -> None:
+    """Lower `max_position_embeddings` to a sliding window; None and 0 stand for no window."""
+    if window is None or window == 0:
+        return
+    if type(window) is not int or window < 0:
+        raise InputError(path, f"must be a number of tokens, got {window!r:.60}", place=place)
+    context = fields.get("max_position_embeddings")
+    if isinstance(context, int) and window < context:
+        scaling = fields.get("rope_scaling") or {}
+        if scaling.get("rope_type") == "dynamic":  # its frequencies depend on the original context
+            raise InputError(
+                path, "a window together with dynamic rotary scaling is not supported", place=place
+            )
+        _warn_of_window(path, window)
+        fields["max_position_embeddings"] = window
+
+
+@cache
+def _warn_of_window(path: Path | str, window: int) -> None:
+    """Warn once for each config: a model is opened several times in a run."""
+    warn(
+        f"{path}: sliding-window attention is not implemented; the context is limited to the window of "
+        f"{window:,} tokens, within which the model is the same"
+    )
 
 
 _RULE_FIELDS = {

@@ -18,7 +18,12 @@ _GREEDY = 1e-6
 
 
 def generate(
-    model: Llama, prompt_ids: Sequence[int], sampling: SamplingConfig, *, stop_ids: Collection[int] = ()
+    model: Llama,
+    prompt_ids: Sequence[int],
+    sampling: SamplingConfig,
+    *,
+    stop_ids: Collection[int] = (),
+    blank_ids: Collection[int] = (),
 ) -> Iterator[int]:
     """Return an iterator over the ids that follow the prompt.
 
@@ -29,7 +34,7 @@ def generate(
         UsageError: the prompt is empty or fills the context.
         EngineError: during iteration: the logits are not finite.
     """
-    steps = generate_batch(model, [prompt_ids], [sampling], stop_ids=stop_ids)
+    steps = generate_batch(model, [prompt_ids], [sampling], stop_ids=stop_ids, blank_ids=blank_ids)
     return (token for [token] in steps if token is not None)
 
 
@@ -39,18 +44,21 @@ def generate_batch(
     samplings: Sequence[SamplingConfig],
     *,
     stop_ids: Collection[int] = (),
+    blank_ids: Collection[int] = (),
 ) -> Iterator[list[int | None]]:
     """Return an iterator over steps: the next id of each prompt, None once its text has ended.
 
     Every prompt has its own sampling settings and random generator, so a text does not depend on the others
-    of its batch (up to the rounding of matrix products of another size). Errors are those of `generate`.
+    of its batch (up to the rounding of matrix products of another size). Equal prompts are processed once,
+    and each gets a copy of the KV cache. A text of `blank_ids` (tokens without a visible character) does not
+    end if its sampling is `nonempty`. Errors are those of `generate`.
     """
     context = model.config.max_position_embeddings
     limits = [
         max_new_tokens(len(ids), context, sampling.max_tokens)
         for ids, sampling in zip(prompts, samplings, strict=True)
     ]
-    return _generate_steps(model, prompts, samplings, limits, frozenset(stop_ids))
+    return _generate_steps(model, prompts, samplings, limits, frozenset(stop_ids), frozenset(blank_ids))
 
 
 @torch.inference_mode()
@@ -60,25 +68,26 @@ def _generate_steps(
     samplings: Sequence[SamplingConfig],
     limits: Sequence[int],
     stop_ids: frozenset[int],
+    blank_ids: frozenset[int],
 ) -> Iterator[list[int | None]]:
     device = model.head_weight.device
     generators = [torch.Generator(device).manual_seed(s.seed % (1 << 64)) for s in samplings]
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
+    blank = [sampling.nonempty for sampling in samplings]
     width = max(map(len, prompts))
+    cache = KVCache(len(model.model.layers), width + max(limits))
     # Shorter prompts are padded on the left, so that the newest token of every row is in the last column.
     padding = [width - len(ids) for ids in prompts]
-    ids_BS = torch.tensor(
-        [[*[0] * pad, *ids] for pad, ids in zip(padding, prompts, strict=True)], device=device
-    )
-    cache = KVCache(len(model.model.layers), width + max(limits))
     rows = list(range(len(prompts)))
+    hidden_BD = _prefill(model, prompts, cache)
     for step in range(1, max(limits) + 1):
-        positions_BS, mask = _positions_and_mask([padding[row] for row in rows], cache.length, ids_BS)
-        hidden_BD = model(ids_BS, positions_BS=positions_BS, mask=mask, cache=cache)[:, -1]
         logits_BV = _last_logits(model.head_weight, hidden_BD)
         require_finite(model, logits_BV)
         tokens: list[int | None] = [None] * len(prompts)
         for row, logits_V in zip(rows, logits_BV.float(), strict=True):
-            token = pick_token(logits_V, samplings[row], generators[row])
+            allowed_V = logits_V.index_fill(0, stops, -torch.inf) if blank[row] else logits_V
+            token = pick_token(allowed_V, samplings[row], generators[row])
+            blank[row] = blank[row] and token in blank_ids
             tokens[row] = None if token in stop_ids else token
         yield tokens
         active = [b for b, row in enumerate(rows) if tokens[row] is not None and step < limits[row]]
@@ -88,7 +97,29 @@ def _generate_steps(
             # A finished row is removed from the batch, else it would be computed until the longest text ends.
             cache.select_rows(active, device)
             rows = [rows[b] for b in active]
-        ids_BS = torch.tensor([[tokens[row]] for row in rows], device=device)
+        ids_B1 = torch.tensor([[tokens[row]] for row in rows], device=device)
+        positions_B1, mask = _positions_and_mask([padding[row] for row in rows], cache.length, ids_B1)
+        hidden_BD = model(ids_B1, positions_BS=positions_B1, mask=mask, cache=cache)[:, -1]
+
+
+def _prefill(model: Llama, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
+    """Fill the cache with the prompts, and return the hidden state of each prompt's last token (B, D)."""
+    device = model.head_weight.device
+    unique = list(dict.fromkeys(map(tuple, prompts)))
+    width = max(map(len, unique))
+    padding = [width - len(ids) for ids in unique]
+    ids_BS = torch.tensor(
+        [[*[0] * pad, *ids] for pad, ids in zip(padding, unique, strict=True)], device=device
+    )
+    positions_BS, mask = _positions_and_mask(padding, 0, ids_BS)
+    hidden_BD: Tensor = model(ids_BS, positions_BS=positions_BS, mask=mask, cache=cache)[:, -1]
+    if len(unique) == len(prompts):
+        return hidden_BD
+    # Several samples of one prompt: the rows of the cache are copied instead of computed again.
+    index = {ids: row for row, ids in enumerate(unique)}
+    rows = [index[tuple(ids)] for ids in prompts]
+    cache.select_rows(rows, device)
+    return hidden_BD[torch.tensor(rows, device=device)]
 
 
 def _positions_and_mask(

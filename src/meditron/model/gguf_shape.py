@@ -1,9 +1,10 @@
-"""Conversion between the `llama.*` metadata of a GGUF file and the fields of a LlamaConfig.
+"""Conversion between the metadata of a GGUF file's architecture and the fields of a LlamaConfig.
 
-Each key under `llama.` sets a config field, has a value without effect on the model, or is refused by name: a
-key that is silently ignored could change the model. Keys have the meaning that llama.cpp gives them
-(`src/llama-model.cpp`, `llama_model_base::load_hparams`, and `src/llama-context.cpp` for the attention
-factor).
+Keys begin with the file's `general.architecture` (`llama.block_count`, `qwen3.block_count`); the tables of
+this module have them without it. Each key sets a config field, has a value without effect on the model, or is
+refused by name: a key that is silently ignored could change the model. Keys have the meaning that llama.cpp
+gives them (`src/llama-model.cpp`, `llama_model_base::load_hparams`, and `src/llama-context.cpp` for the
+attention factor).
 """
 
 import math
@@ -14,77 +15,82 @@ from typing import Any
 import numpy as np
 
 from meditron.core.errors import InputError, UsageError
+from meditron.model.families import FamilyName, family_of_gguf, supported_architectures
 
 __all__ = [
-    "GGUF_KEYS",
     "NEUTRAL_VALUES",
     "REQUIRED_KEYS",
+    "SHAPE_KEYS",
     "config_fields_from_gguf",
     "rope_divisors",
     "rope_scaling_metadata",
     "shortest_decimal",
 ]
 
-GGUF_KEYS = {
-    "vocab_size": "llama.vocab_size",
-    "hidden_size": "llama.embedding_length",
-    "intermediate_size": "llama.feed_forward_length",
-    "num_hidden_layers": "llama.block_count",
-    "num_attention_heads": "llama.attention.head_count",
-    "num_key_value_heads": "llama.attention.head_count_kv",
-    "head_dim": "llama.attention.key_length",
-    "max_position_embeddings": "llama.context_length",
-    "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
-    "rope_theta": "llama.rope.freq_base",
+SHAPE_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+}
+"""Config field → key."""
+
+_TOKEN_KEYS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
 
 REQUIRED_KEYS = (
-    "llama.embedding_length",
-    "llama.feed_forward_length",
-    "llama.block_count",
-    "llama.attention.head_count",
-    "llama.context_length",
-    "llama.attention.layer_norm_rms_epsilon",
+    "embedding_length",
+    "feed_forward_length",
+    "block_count",
+    "attention.head_count",
+    "context_length",
+    "attention.layer_norm_rms_epsilon",
 )
 """Keys that llama.cpp requires."""
 
-_HEAD_WIDTHS = ("llama.attention.value_length", "llama.rope.dimension_count")
+_HEAD_WIDTHS = ("attention.value_length", "rope.dimension_count")
 """Widths that must equal the head's."""
 
-_SCALING = "llama.rope.scaling."
+_SCALING = "rope.scaling."
 _READ = {
-    *GGUF_KEYS.values(),
+    *SHAPE_KEYS.values(),
     *_HEAD_WIDTHS,
-    "llama.rope.scale_linear",
+    "attention.sliding_window",
+    "rope.scale_linear",
     *(_SCALING + key for key in ("type", "factor", "original_context_length", "attn_factor")),
 }
 
 NEUTRAL_VALUES: dict[str, tuple[Any, ...] | None] = {
-    "llama.tensor_data_layout": None,
-    "llama.rope.scaling.finetuned": None,
-    "llama.attention.causal": (True,),
-    "llama.attention.clamp_kqv": (0,),
-    "llama.attention.max_alibi_bias": (0,),
-    "llama.attention.scale": (0,),
-    "llama.attention.sliding_window": (0,),
-    "llama.attn_logit_softcapping": (0,),
-    "llama.embedding_scale": (0, 1),
-    "llama.expert_count": (0,),
-    "llama.expert_used_count": (0,),
-    "llama.final_logit_softcapping": (0,),
-    "llama.logit_scale": (0, 1),
-    "llama.pooling_type": (0,),
-    "llama.residual_scale": (0, 1),
-    "llama.rope.scaling.alpha": (0,),
-    "llama.rope.scaling.yarn_attn_factor": (1,),
-    "llama.rope.scaling.yarn_beta_fast": (32,),
-    "llama.rope.scaling.yarn_beta_slow": (1,),
-    "llama.rope.scaling.yarn_ext_factor": (-1, 1),
-    "llama.rope.scaling.yarn_log_multiplier": (0,),
-    "llama.use_parallel_residual": (False,),
+    "tensor_data_layout": None,
+    "rope.scaling.finetuned": None,
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "pooling_type": (0,),
+    "residual_scale": (0, 1),
+    "rope.scaling.alpha": (0,),
+    "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_beta_fast": (32,),
+    "rope.scaling.yarn_beta_slow": (1,),
+    "rope.scaling.yarn_ext_factor": (-1, 1),
+    "rope.scaling.yarn_log_multiplier": (0,),
+    "use_parallel_residual": (False,),
 }
 """Values at which a key has no effect; None = any value."""
 
@@ -108,15 +114,20 @@ def config_fields_from_gguf(
         rope_factors: The file's `rope_freqs.weight`, the divisors of the rotary frequencies.
 
     Raises:
-        InputError: another architecture, a missing key, or an unsupported key that would change the model.
+        InputError: an unsupported architecture, a missing key, or an unsupported key that would change the
+            model.
     """
-    _require_llama(metadata, path)
-    metadata = {
-        key: _collapse_equal_numbers(value) if key.startswith("llama.") else value
-        for key, value in ((key, shortest_decimal(value)) for key, value in metadata.items())
+    family = _require_supported_family(metadata, path)
+    prefix = f"{metadata['general.architecture']}."
+    shape = {
+        key.removeprefix(prefix): _collapse_equal_numbers(shortest_decimal(value))
+        for key, value in metadata.items()
+        if key.startswith(prefix)
     }
-    _refuse_unsupported_keys(metadata, path)
-    fields = {name: metadata[key] for name, key in GGUF_KEYS.items() if metadata.get(key) is not None}
+    _refuse_unsupported_keys(shape, path, prefix)
+    fields = {name: shape[key] for name, key in SHAPE_KEYS.items() if shape.get(key) is not None}
+    fields |= {name: metadata[key] for name, key in _TOKEN_KEYS.items() if metadata.get(key) is not None}
+    fields["model_type"] = family
     if isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), list):
         fields["vocab_size"] = len(tokens)
     heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
@@ -125,26 +136,28 @@ def config_fields_from_gguf(
     # If value_length is absent, llama.cpp derives it from width and heads; if dimension_count is absent, it
     # uses key_length.
     for key, default in zip(_HEAD_WIDTHS, (derived, fields["head_dim"]), strict=True):
-        if (value := metadata.get(key, default)) != fields["head_dim"]:
+        if (value := shape.get(key, default)) != fields["head_dim"]:
             problem = f"must be the width of a head, {fields['head_dim']!r:.60}, got {value!r:.60}"
-            raise InputError(path, problem, place=key)
-    fields["rope_scaling"] = _rope_scaling_fields(metadata, fields, path, rope_factors)
+            raise InputError(path, problem, place=prefix + key)
+    fields["rope_scaling"] = _rope_scaling_fields(shape, fields, (path, prefix), rope_factors)
     return fields
 
 
-def _require_llama(metadata: Mapping[str, Any], path: Path | str) -> None:
+def _require_supported_family(metadata: Mapping[str, Any], path: Path | str) -> FamilyName:
     if metadata.get("general.type", "model") != "model":
         raise InputError(
             path, f"{metadata['general.type']!r} is not supported; only 'model' is", place="general.type"
         )
     architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise InputError(
-            path, f"{architecture!r} is not supported; only 'llama' is", place="general.architecture"
-        )
+    family = family_of_gguf(architecture)
+    if family is None:
+        problem = f"{architecture!r:.60} is not supported"
+        raise InputError(path, problem, place="general.architecture", hint=supported_architectures())
     for key in REQUIRED_KEYS:
-        if metadata.get(key) is None:
-            raise InputError(path, "the key is missing; llama.cpp requires it too", place=key)
+        if metadata.get(f"{architecture}.{key}") is None:
+            problem = "the key is missing; llama.cpp requires it too"
+            raise InputError(path, problem, place=f"{architecture}.{key}")
+    return family
 
 
 def _collapse_equal_numbers(value: Any) -> Any:  # noqa: ANN401
@@ -153,51 +166,54 @@ def _collapse_equal_numbers(value: Any) -> Any:  # noqa: ANN401
     return value[0] if numbers and len(set(value)) == 1 and len(value) <= 1 << 12 else value
 
 
-def _refuse_unsupported_keys(metadata: Mapping[str, Any], path: Path | str) -> None:
-    for key, value in metadata.items():
-        if not key.startswith("llama.") or key in _READ:
+def _refuse_unsupported_keys(shape: Mapping[str, Any], path: Path | str, prefix: str) -> None:
+    for key, value in shape.items():
+        if key in _READ:
             continue
         if key not in NEUTRAL_VALUES:
-            raise InputError(path, "the key is not supported and may change the model", place=key)
+            raise InputError(path, "the key is not supported and may change the model", place=prefix + key)
         allowed = NEUTRAL_VALUES[key]
         if allowed is not None and not any(value == item for item in allowed):
             problem = f"{value!r:.60} is not supported; only {' or '.join(map(str, allowed))} is"
-            raise InputError(path, problem, place=key)
+            raise InputError(path, problem, place=prefix + key)
 
 
 def _rope_scaling_fields(
     metadata: Mapping[str, Any],
     fields: Mapping[str, Any],
-    path: Path | str,
+    place: tuple[Path | str, str],
     rope_factors: Sequence[float] | None,
 ) -> dict[str, Any] | None:
+    path, prefix = place
     kind = metadata.get(_SCALING + "type", "linear")  # llama.cpp's default
     if kind not in ("none", "linear", "yarn"):
         raise InputError(
-            path, f"{kind!r} is not supported; none, linear and yarn are", place=_SCALING + "type"
+            path, f"{kind!r} is not supported; none, linear and yarn are", place=prefix + _SCALING + "type"
         )
-    factor = metadata.get(_SCALING + "factor", metadata.get("llama.rope.scale_linear", 1.0))
+    factor = metadata.get(_SCALING + "factor", metadata.get("rope.scale_linear", 1.0))
     factor = 1.0 if kind == "none" or factor == 0 else factor  # 0 is "not set" in llama.cpp
     attention = metadata.get(_SCALING + "attn_factor", 1.0)
     scaled = kind == "yarn" or factor != 1
     if attention != 1 and kind != "yarn":
         problem = f"{attention!r:.60} is supported with yarn scaling only"
-        raise InputError(path, problem, place=_SCALING + "attn_factor")
+        raise InputError(path, problem, place=prefix + _SCALING + "attn_factor")
     context = metadata.get(_SCALING + "original_context_length")
     if rope_factors is not None:
         if scaled:
             problem = "a rotary scaling together with rope_freqs.weight is not supported"
-            raise InputError(path, problem, place=_SCALING + "type")
+            raise InputError(path, problem, place=prefix + _SCALING + "type")
         return _recover_llama3_scaling(fields, path, rope_factors, context)
     if not scaled:
         return None
     scaling = {"rope_type": kind, "factor": factor}
     if kind == "yarn":
-        scaling["original_max_position_embeddings"] = context or metadata.get("llama.context_length")
+        scaling["original_max_position_embeddings"] = context or metadata.get("context_length")
         if attention != 1:
             if not all(isinstance(number, int | float) and number > 0 for number in (factor, attention)):
                 raise InputError(
-                    path, f"must be a positive number, got {attention!r:.60}", place=_SCALING + "attn_factor"
+                    path,
+                    f"must be a positive number, got {attention!r:.60}",
+                    place=prefix + _SCALING + "attn_factor",
                 )
             # llama.cpp multiplies its own YaRN magnitude by the value of the key; HF's `attention_factor` is
             # the product.
@@ -211,7 +227,7 @@ def _yarn_magnitude(factor: float) -> float:
 
 
 def rope_scaling_metadata(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the GGUF metadata of a rotary scaling, which is given by its non-default fields.
+    """Return the GGUF keys (without the architecture) of a rotary scaling, given by its non-default fields.
 
     GGUF stores Llama 3's factors as a tensor. The original context length is written too, because the factors
     do not determine it.

@@ -1,7 +1,7 @@
-"""Reading and writing a Llama as a GGUF file.
+"""Reading and writing a model as a GGUF file.
 
-GGUF differs from HF in the tensors' names, the order of the query and key rows, and the place of Llama 3's
-rotary scaling (a tensor).
+GGUF differs from HF in the tensors' names, in some families in the order of the query and key rows, and in
+the place of Llama 3's rotary scaling (a tensor).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,11 +24,13 @@ __all__ = [
     "Encode",
     "GGUFWeights",
     "encode_floats",
+    "from_neighbour_order",
     "gguf_header",
     "gguf_tensor_name",
     "lazy_gguf_tensors",
     "read_gguf_config",
     "save_gguf",
+    "to_gguf_row_order",
 ]
 
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -38,6 +40,8 @@ _BLOCK = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -62,20 +66,34 @@ def gguf_tensor_name(name: str) -> str:
 def _heads_to_reorder(name: str, config: LlamaConfig) -> int | None:
     """Return the number of heads of a projection whose rows GGUF orders differently, None for other weights.
 
-    HF rotates the pairs (i, i + E/2) of a head, llama.cpp the neighbours (2i, 2i + 1).
+    HF rotates the pairs (i, i + E/2) of a head, llama.cpp in some families the neighbours (2i, 2i + 1).
     """
+    if not config.family.gguf_neighbour_rotation:
+        return None
     if name.endswith("q_proj.weight"):
         return config.num_attention_heads
     return config.num_key_value_heads if name.endswith("k_proj.weight") else None
 
 
-def _to_gguf_row_order(weight: Tensor, heads: int | None) -> Tensor:
+def to_gguf_row_order(name: str, weight: Tensor, config: LlamaConfig) -> Tensor:
+    """Reorder rows from HF's pairs (i, i + E/2) to GGUF's rotated neighbours (2i, 2i + 1).
+
+    Args:
+        name: HF's name of the weight; the rows of most weights have the same order in both.
+        weight: The weight, or another matrix with its rows.
+        config: The model's config.
+    """
+    heads = _heads_to_reorder(name, config)
     if heads is None:
         return weight
     return weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def _from_gguf_row_order(weight: Tensor, heads: int | None) -> Tensor:
+def from_neighbour_order(weight: Tensor, heads: int | None) -> Tensor:
+    """Reorder the rows of a projection from rotated neighbours (2i, 2i + 1) to HF's pairs (i, i + E/2).
+
+    `heads`: the number of heads; None for a weight that is not rotated, which is returned unchanged.
+    """
     if heads is None:
         return weight
     return weight.reshape(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
@@ -85,7 +103,7 @@ def read_gguf_config(gguf: GGUF) -> LlamaConfig:
     """Read the config.
 
     Raises:
-        InputError: another architecture, impossible values, or one part of a split file.
+        InputError: an unsupported architecture, impossible values, or one part of a split file.
     """
     reject_split_model(gguf)
     factors = None
@@ -121,7 +139,7 @@ class GGUFWeights(Mapping[str, Tensor]):
         if name not in self._shapes:
             raise KeyError(name)
         weight = torch.from_numpy(self._dequantize(gguf_tensor_name(name)))
-        return _from_gguf_row_order(weight, _heads_to_reorder(name, self._config))
+        return from_neighbour_order(weight, _heads_to_reorder(name, self._config))
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names in the model's order."""
@@ -181,7 +199,7 @@ def gguf_header(
     """
     return {
         **carried,
-        "general.architecture": "llama",
+        "general.architecture": config.family.gguf,
         "general.type": "model",
         "general.name": name,
         "general.quantization_version": _QUANTIZATION_VERSION,
@@ -206,16 +224,16 @@ def lazy_gguf_tensors(
     for hf_name, shape in parameter_shapes(config).items():
         name = gguf_tensor_name(hf_name)
         kind = "F32" if len(shape) == 1 else type_of(name, shape[-1])
-        load = partial(_encode_weight, hf_name, weights, _heads_to_reorder(hf_name, config), kind, encode)
+        load = partial(_encode_weight, hf_name, weights, config, kind, encode)
         tensors.append((name, LazyTensor(shape, kind, load)))
     return tensors
 
 
 def _encode_weight(
-    name: str, weights: Mapping[str, Tensor], heads: int | None, kind: str, encode: Encode
+    name: str, weights: Mapping[str, Tensor], config: LlamaConfig, kind: str, encode: Encode
 ) -> Array:
     # The tensor is made contiguous, because quantizers read raw memory row after row.
-    return encode(name, _to_gguf_row_order(weights[name].detach().cpu(), heads).contiguous(), kind)
+    return encode(name, to_gguf_row_order(name, weights[name].detach().cpu(), config).contiguous(), kind)
 
 
 def encode_floats(name: str, weight: Tensor, kind: str) -> Array:

@@ -1,4 +1,4 @@
-"""Reading and writing a Llama as an HF folder: config, tokenizer, safetensors."""
+"""Reading and writing a model as an HF folder: config, tokenizer, safetensors."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ def read_hf_config(folder: Path) -> LlamaConfig:
     transformers 5.
 
     Raises:
-        InputError: another architecture, or impossible values.
+        InputError: an unsupported architecture, or impossible values.
     """
     path = folder / "config.json"
     content = read_json(path)

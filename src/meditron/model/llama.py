@@ -1,4 +1,6 @@
-"""Llama (Touvron et al. 2023) in plain torch, under HF's parameter names.
+"""Llama (Touvron et al. 2023), Mistral, Qwen2 and Qwen3 in plain torch, under HF's parameter names.
+
+The families differ in biases and in a norm of queries and keys only; see `meditron.model.families`.
 
 The model contains no code for parallelism, dtype, device or compilation: those are applied from outside,
 block by block. Masks, positions and caches are created on the device of the tensors that they are used with.
@@ -24,7 +26,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang and Sennrich 2019), computed in fp32 for every input dtype."""
+    """Root-mean-square norm (Zhang and Sennrich 2019), computed in fp32, or in fp64 for an fp64 input."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -35,7 +37,7 @@ class RMSNorm(nn.Module):
         """Normalize the last dimension; the result has the dtype of `x_BSD`."""
         # In bfloat16 the mean of squares would have only 8 significant bits. The weight is multiplied after
         # the cast, as in HF.
-        wide_BSD = x_BSD.float()
+        wide_BSD = x_BSD.to(torch.promote_types(x_BSD.dtype, torch.float32))
         scale_BS1 = torch.rsqrt(wide_BSD.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * (wide_BSD * scale_BS1).to(x_BSD.dtype)
 
@@ -97,7 +99,7 @@ class KVCache:
             layer.length = min(layer.length, length)
 
     def select_rows(self, rows: Sequence[int], device: torch.device) -> None:
-        """Keep only the given rows of the batch."""
+        """Keep only the given rows of the batch; a row that is given several times is copied."""
         rows_B = torch.tensor(rows, device=device)
         for layer in self.layers:
             layer.select_rows(rows_B)
@@ -138,10 +140,13 @@ class Attention(nn.Module):
         self.attend: Attend = sdpa
         width, heads = config.hidden_size, config.num_attention_heads * config.head_dim
         shared = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(width, heads, bias=False)
-        self.k_proj = nn.Linear(width, shared, bias=False)
-        self.v_proj = nn.Linear(width, shared, bias=False)
+        bias, qk_norm = config.family.qkv_bias, config.family.qk_norm
+        self.q_proj = nn.Linear(width, heads, bias=bias)
+        self.k_proj = nn.Linear(width, shared, bias=bias)
+        self.v_proj = nn.Linear(width, shared, bias=bias)
         self.o_proj = nn.Linear(heads, width, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if qk_norm else nn.Identity()
 
     def forward(
         self,
@@ -152,8 +157,8 @@ class Attention(nn.Module):
         cache: LayerCache | SharedPrefixLayer | None,
     ) -> Tensor:
         """Compute attention: causal, or over the keys that the mask allows if there is one."""
-        q_BHSE = rotate(self._split_heads(self.q_proj(x_BSD)), cos_B1SE, sin_B1SE)
-        k_BKTE = rotate(self._split_heads(self.k_proj(x_BSD)), cos_B1SE, sin_B1SE)
+        q_BHSE = rotate(self.q_norm(self._split_heads(self.q_proj(x_BSD))), cos_B1SE, sin_B1SE)
+        k_BKTE = rotate(self.k_norm(self._split_heads(self.k_proj(x_BSD))), cos_B1SE, sin_B1SE)
         v_BKTE = self._split_heads(self.v_proj(x_BSD))
         causal = mask_B1ST is None
         if cache is not None:
@@ -263,18 +268,19 @@ class Llama(nn.Module):
 
     def blocks(self) -> Iterator[Block]:
         """Iterate over the blocks: the units of compilation, sharding and activation checkpointing."""
-        for block in self.model.layers:
+        # `children`, because a pipeline stage has some of the blocks only, in a dict by their numbers.
+        for block in self.model.layers.children():
             assert isinstance(block, Block)  # noqa: S101 (ModuleList forgets its type)
             yield block
 
     def init_weights(self, seed: int) -> None:
-        """Initialize the weights as HF does: normal matrices of `initializer_range`, norms of one."""
+        """Initialize as HF does: normal matrices of `initializer_range`, norms of one, biases of zero."""
         # Weights are drawn on the CPU, so that a seed gives the same weights on every device.
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for weight in self.parameters():
+            for name, weight in self.named_parameters():
                 if weight.dim() == 1:
-                    weight.fill_(1.0)
+                    weight.fill_(0.0 if name.endswith(".bias") else 1.0)
                 else:
                     drawn = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
                     weight.copy_(drawn.normal_(0.0, self.config.initializer_range, generator=generator))
@@ -303,19 +309,30 @@ class Llama(nn.Module):
             positions_BS = torch.arange(past, past + length, device=ids_BS.device)[None]
         if mask is None and past and length > 1:
             mask = torch.ones(length, past + length, dtype=torch.bool, device=ids_BS.device).tril(past)
-        x_BSD = self.model.embed_tokens(ids_BS)
-        if mask is not None and mask.dtype == torch.bool:
+        out: Tensor = self.model.norm(
+            self.run_blocks(self.model.embed_tokens(ids_BS), positions_BS, mask, cache)
+        )
+        return out
+
+    def run_blocks(
+        self,
+        x_BSD: Tensor,
+        positions_BS: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | SharedPrefixCache | None = None,
+    ) -> Tensor:
+        """Return the residual stream after the blocks; the arguments are those of `forward`."""
+        if isinstance(mask, Tensor) and mask.dtype == torch.bool:
             # SDPA on a CPU would convert a bool mask to this additive mask in every block.
             mask = torch.zeros_like(mask, dtype=x_BSD.dtype).masked_fill_(~mask, -torch.inf)
         # Angles are computed in fp32 and cast at the end: in bfloat16, positions above 256 would not be
         # distinct.
         cos_BSE, sin_BSE = rotary_cos_sin(self.config, positions_BS)
         cos_B1SE, sin_B1SE = cos_BSE[:, None].to(x_BSD.dtype), sin_BSE[:, None].to(x_BSD.dtype)
-        for index, block in enumerate(self.model.layers):
+        for index, block in enumerate(self.model.layers.children()):
             layer = cache.layers[index] if cache is not None else None
             x_BSD = block(x_BSD, cos_B1SE, sin_B1SE, mask, layer)
-        out: Tensor = self.model.norm(x_BSD)
-        return out
+        return x_BSD
 
 
 def document_mask(document_ids_BS: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from meditron.model.head import Head
 from meditron.model.llama import Llama
 from meditron.model.tensors import require_finite
 
-__all__ = ["document_nll", "nll_sum"]
+__all__ = ["document_nll", "nll_sum", "token_nll"]
 
 # Shapes: B batch, S sequence, D width, V vocabulary, N rows that have a target, C rows of a chunk, R rows of
 # a softmax.
@@ -42,6 +42,52 @@ def nll_sum(
     return total, len(kept)
 
 
+def token_nll(hidden_ND: Tensor, head_weight_VD: Tensor, targets_N: Tensor, *, chunk: int = 1024) -> Tensor:
+    """Return the negative log-likelihood of each target (N,), in nats, in fp32 or wider.
+
+    Differentiable in the hidden states and the head, for losses that weight the targets differently. The
+    logits of only `chunk` rows exist at a time: the backward pass computes them again.
+    """
+    nll_N: Tensor = _TokenCrossEntropy.apply(hidden_ND, head_weight_VD, targets_N, chunk)  # type: ignore[no-untyped-call]
+    return nll_N
+
+
+class _TokenCrossEntropy(torch.autograd.Function):
+    """−log softmax(hidden · Wᵀ)[target] of each row."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
+        ctx.chunk = chunk
+        wide = torch.promote_types(weight_VD.dtype, torch.float32)
+        nll_N = hidden_ND.new_empty(len(targets_N), dtype=wide)
+        for start in range(0, len(targets_N), chunk):
+            part = slice(start, start + chunk)
+            logits_CV = (hidden_ND[part] @ weight_VD.T).to(wide)
+            nll_N[part] = -torch.log_softmax(logits_CV, dim=-1).gather(1, targets_N[part, None])[:, 0]
+        return nll_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # noqa: ANN401
+        hidden_ND, weight_VD, targets_N = ctx.saved_tensors
+        (d_nll_N,) = gradients
+        wide = d_nll_N.dtype
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        d_hidden_ND = torch.zeros_like(hidden_ND) if wants_hidden else None
+        d_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
+        for start in range(0, len(targets_N), ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            softmax_CV = torch.softmax((hidden_ND[part] @ weight_VD.T).to(wide), dim=-1)
+            targets_C1 = targets_N[part, None]
+            softmax_CV.scatter_add_(1, targets_C1, -torch.ones_like(targets_C1, dtype=wide))
+            d_logits_CV = (softmax_CV * d_nll_N[part, None]).to(weight_VD.dtype)
+            if d_hidden_ND is not None:
+                torch.mm(d_logits_CV, weight_VD, out=d_hidden_ND[part])
+            if d_weight_VD is not None:
+                d_weight_VD += d_logits_CV.T @ hidden_ND[part]
+        return d_hidden_ND, None if d_weight_VD is None else d_weight_VD.to(weight_VD.dtype), None, None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Σ −log softmax(hidden · Wᵀ)[target]; gradients in the forward pass as in Liger (Hsu et al. 2024)."""
 
@@ -55,7 +101,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Both buffers are reused by every chunk: page faults of new ones cost more than the softmax itself.
         rows = min(chunk, len(targets_N))
         logits_CV = hidden_ND.new_empty(rows, len(weight_VD))
-        scratch_RV = hidden_ND.new_empty(min(_SOFTMAX_ROWS, rows), len(weight_VD), dtype=wide)
+        # A GPU has no such cache, and many small parts would take longer to launch than to compute.
+        softmax_rows = rows if hidden_ND.is_cuda else min(_SOFTMAX_ROWS, rows)
+        scratch_RV = hidden_ND.new_empty(softmax_rows, len(weight_VD), dtype=wide)
         for start in range(0, len(targets_N), chunk):
             hidden_CD, targets_C = hidden_ND[start : start + chunk], targets_N[start : start + chunk]
             d_logits_CV = torch.mm(hidden_CD, weight_VD.T, out=logits_CV[: len(targets_C)])
@@ -93,10 +141,14 @@ def _logits_to_gradient(logits_CV: Tensor, targets_C: Tensor, scratch_RV: Tensor
         targets_R1 = targets_C[start : start + len(scratch_RV), None]
         logp_RV = scratch_RV[: len(rows_RV)].copy_(rows_RV)
         torch.log_softmax(logp_RV, dim=-1, out=logp_RV)
-        total -= logp_RV.gather(1, targets_R1).sum()
-        gradient_RV = logp_RV.exp_()
-        gradient_RV.scatter_add_(1, targets_R1, gradient_RV.new_full(targets_R1.shape, -1.0))
-        rows_RV.copy_(gradient_RV)
+        target_R1 = logp_RV.gather(1, targets_R1)
+        softmax_RV = logp_RV.exp_()
+        # On a CPU, log_softmax sums a large vocabulary from left to right: in float32 small probabilities are
+        # lost, and the loss is some 1e-6 too low. `sum` adds in pairs; its result corrects both.
+        sum_R1 = softmax_RV.sum(dim=1, keepdim=True)
+        total += (sum_R1.log() - target_R1).sum()
+        softmax_RV.scatter_add_(1, targets_R1, -sum_R1)
+        torch.div(softmax_RV, sum_R1, out=rows_RV)
     return total
 
 

@@ -27,6 +27,8 @@ class SamplingConfig:
     """Sample from the k most likely tokens; 0 = all."""
     seed: int = 0
     """Random seed, used if the temperature is above 0."""
+    nonempty: bool = False
+    """Do not end the text before it has a visible character."""
 
     def __post_init__(self) -> None:
         # Checked here, so that every engine and command refuses the same values before a model is loaded.
@@ -49,6 +51,7 @@ class SamplingConfig:
             top_p=self.top_p,
             top_k=self.top_k,
             seed=self.seed,
+            nonempty=self.nonempty,
         )
 
 
@@ -60,6 +63,7 @@ class SamplingOptions(TypedDict, total=False):
     top_p: float
     top_k: int
     seed: int
+    nonempty: bool
 
 
 def max_new_tokens(prompt_tokens: int, context: int, max_tokens: int) -> int:

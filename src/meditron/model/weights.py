@@ -1,4 +1,4 @@
-"""Loading a model from an HF folder, a GGUF file or a seeded preset; saving it as the first two."""
+"""Loading a model from an HF folder, a GGUF file, a Megatron-LLM checkpoint or a preset; saving it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from meditron.model.config import LlamaConfig
 from meditron.model.gguf_weights import GGUFWeights, read_gguf_config, save_gguf
 from meditron.model.hf_weights import HFWeights, read_hf_config, save_hf
 from meditron.model.llama import Llama
+from meditron.model.megatron_weights import MegatronCheckpoint, MegatronWeights
 from meditron.model.presets import find_preset
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles, resolve_model
@@ -18,18 +19,27 @@ from meditron.store.models import ModelFiles, resolve_model
 __all__ = ["load_config", "load_model", "open_weights", "save_gguf", "save_hf"]
 
 
-def load_model(model: ModelFiles | Path | str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Llama:
-    """Load a model from an HF folder, a GGUF file (dequantized) or a preset (`init:tiny`).
+def load_model(
+    model: ModelFiles | Path | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Llama:
+    """Load a model from an HF folder, a GGUF file (dequantized), a checkpoint or a preset (`init:tiny`).
 
-    Weights are read one tensor at a time: memory holds the model and one more tensor.
+    Weights are read one tensor at a time: memory holds the model and one more tensor. With `device` a GPU,
+    host memory holds one tensor only (of a preset, the whole model).
 
     Args:
         model: The MODEL or its files.
         dtype: The dtype of all weights.
         seed: The seed of a preset whose name has no seed (`init:tiny`, unlike `init:tiny:1`).
+        device: The device of all weights.
 
     Raises:
-        InputError: a file is damaged, is of another architecture, or its tensors do not match its config.
+        InputError: a file is damaged, its architecture is not supported, or its tensors do not match its
+            config.
         SourceError: there is no such model.
     """
     with open_weights(model, seed=seed) as (config, weights):
@@ -38,7 +48,7 @@ def load_model(model: ModelFiles | Path | str, *, dtype: torch.dtype = torch.flo
         with torch.device("meta"):
             filled = Llama(config)
         # Each tensor is copied, because it may be a view of a memory-mapped file that is replaced later.
-        state = {name: weight.to(dtype, copy=True).contiguous() for name, weight in weights.items()}
+        state = {name: weight.to(device, dtype, copy=True).contiguous() for name, weight in weights.items()}
         filled.load_state_dict(state, assign=True)  # a tied head is one tensor and stays one
         return filled
 
@@ -49,8 +59,8 @@ def open_weights(
 ) -> Iterator[tuple[LlamaConfig, Mapping[str, Tensor]]]:
     """Open a model's config and its weights by HF's names; each weight is read when it is accessed.
 
-    Weights are as stored (an HF folder), dequantized to fp32 (a GGUF file) or random (a preset, the only form
-    that is in memory as a whole). Errors are those of `load_model`.
+    Weights are as stored (an HF folder, a Megatron-LLM checkpoint), dequantized to fp32 (a GGUF file) or
+    random (a preset, the only form that is in memory as a whole). Errors are those of `load_model`.
     """
     files = _resolve_files(model)
     if files.kind == "init":
@@ -62,6 +72,10 @@ def open_weights(
         with GGUF(Path(files.path)) as gguf:
             config = read_gguf_config(gguf)
             yield config, GGUFWeights(gguf, config)
+    elif files.kind == "megatron":
+        checkpoint = MegatronCheckpoint(Path(files.path))
+        config = checkpoint.config()
+        yield config, MegatronWeights(checkpoint, config)
     else:
         folder = Path(files.path)
         config = read_hf_config(folder)
@@ -77,6 +91,8 @@ def load_config(model: ModelFiles | Path | str) -> LlamaConfig:
     if files.kind == "gguf":
         with GGUF(path) as gguf:
             return read_gguf_config(gguf)
+    if files.kind == "megatron":
+        return MegatronCheckpoint(path).config()
     return read_hf_config(path)
 
 

@@ -29,7 +29,7 @@ from meditron.store.manifest import (
 __all__ = ["StageBuild"]
 
 _MEMORY_KEYS = (
-    *("micro_batch_size", "batch_size", "sequence_length", "batch_tokens", "max_tokens"),
+    *("micro_batch_size", "batch_size", "sequence_length", "batch_tokens", "document_tokens"),
     *("shard_documents", "workers", "threads"),
 )
 """Config keys that determine how much memory a stage uses, those with the largest effect first."""

@@ -19,6 +19,7 @@ from meditron.corpus.config import CorpusConfig
 from meditron.evaluate.config import EvaluateConfig
 from meditron.model.config import LlamaConfig
 from meditron.model.presets import find_preset
+from meditron.plan.architectures import known_config
 from meditron.recipe.external_inputs import local_input
 from meditron.recipe.graph import input_references
 from meditron.recipe.schema import Recipe, StageSpec
@@ -29,7 +30,7 @@ from meditron.store.models import resolve_model
 from meditron.tasks.registry import TASKS
 from meditron.train.config import FinetuneConfig, PretrainConfig, TrainingConfig
 
-__all__ = ["Estimate", "estimate_stages", "model_config"]
+__all__ = ["Estimate", "estimate_stages", "model_config", "source_model_config"]
 
 # Measured on one PubMed update file and one Wikipedia dump with SmolLM2's tokenizer, on an AVX2 EPYC.
 _CHARACTERS_PER_TOKEN = 4.5
@@ -89,24 +90,26 @@ def model_config(recipe: Recipe, spec: StageSpec) -> LlamaConfig | None:
             if key not in ("corpus", "tokens") and (config := model_config(recipe, dependency)):
                 return config
         elif (kind := spec.config.input_kinds().get(key)) is not None and kind.name == "model":
-            return _source_model_config(str(reference.source))
+            return source_model_config(str(reference.source))
     return None
 
 
-def _source_model_config(source: str) -> LlamaConfig | None:
+def source_model_config(source: str) -> LlamaConfig | None:
+    """Return the config of a model outside the recipe; None if it is neither well-known nor local."""
     try:
         if source.startswith("init:"):
             return find_preset(source)[0].config
         path = local_input(source)
         files = resolve_model(str(path)) if path else None
         if files is None:
-            return None
+            return known_config(source)
         if files.kind == "gguf":
             with GGUF(files.path) as gguf:
                 return LlamaConfig.from_gguf(gguf.metadata, tied="output.weight" not in gguf.tensors)
         return LlamaConfig.from_hf(read_json(files.path / "config.json"), files.path / "config.json")
     except MeditronError:
-        return None  # `preflight` reports the error
+        # `preflight` reports the error; a well-known model can be estimated before it is downloaded.
+        return known_config(source)
 
 
 def _estimate_corpus(recipe: Recipe, spec: StageSpec) -> Estimate:
@@ -216,8 +219,8 @@ def _estimate_quantize(recipe: Recipe, spec: StageSpec) -> Estimate:
 def _estimate_evaluate(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, EvaluateConfig)  # noqa: S101
-    sources = len(recipe.stages["corpus"].config.inputs()) if "corpus" in recipe.stages else 1
-    per_model = sources * config.documents * min(config.max_tokens, 2 * _DOCUMENT_TOKENS)
+    sources = len(recipe.stages["corpus"].config.document_inputs()) if "corpus" in recipe.stages else 1
+    per_model = sources * config.documents * min(config.document_tokens, 2 * _DOCUMENT_TOKENS)
     for task in config.tasks:
         questions = _smallest_limit(config.questions * _QUESTION_TOKENS, _local_file_tokens(task))
         per_model += (questions or 0) * (1 + config.shots)

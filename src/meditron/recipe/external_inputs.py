@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from meditron.model.presets import find_preset
-from meditron.store.fetch import fetch, fetch_without_download
+from meditron.store.collections.records import FetchPreview
+from meditron.store.fetch import fetch, fetch_without_download, preview_fetch
 from meditron.store.fetch import source_identity as source_identity
 from meditron.store.models import split_selector
 
-__all__ = ["fetch_input", "input_identity", "local_input"]
+__all__ = ["fetch_input", "input_identity", "local_input", "preview_input"]
 
 _SEEDED = "init:"  # weights drawn from a seed: nothing to fetch
 
@@ -47,3 +48,16 @@ def local_input(text: str) -> Path | None:
     source, selector = split_selector(text)
     path = None if source.startswith(_SEEDED) else fetch_without_download(source)
     return path.with_name(f"{path.name}:{selector}") if path and selector else path
+
+
+def preview_input(text: str) -> FetchPreview | None:
+    """Return what a collection would download; None for other inputs, and for one that is in the cache.
+
+    Asks the collection's server for its list of files.
+
+    Raises:
+        SourceError: there is no such collection.
+        FetchError: the server cannot be reached.
+    """
+    source, _ = split_selector(text)
+    return None if source.startswith(_SEEDED) else preview_fetch(source)

@@ -13,6 +13,7 @@ __all__ = [
     "dependencies",
     "dependents",
     "input_references",
+    "naming_stage",
     "resolve_reference",
     "topological_order",
 ]
@@ -83,7 +84,20 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
     )
 
 
+def naming_stage(recipe: Recipe, spec: StageSpec, text: str) -> StageSpec:
+    """Return the stage whose table names one of the inputs of `spec`.
+
+    That is another stage for a file of questions that the corpus takes from the evaluation.
+    """
+    if not recipe.text.contains_value(spec.place, text):
+        for other in recipe.stages.values():
+            if text in other.config.benchmark_files():
+                return other
+    return spec
+
+
 def _reference_with_place(recipe: Recipe, spec: StageSpec, text: str) -> str:
+    spec = naming_stage(recipe, spec, text)
     return f"{recipe.text.location_of_value(spec.place, text)}: {spec.name} refers to '{text}'"
 
 

@@ -87,6 +87,8 @@ def record_failure(folder: Path, error: Exception) -> None:
         message = error.message
     else:
         message = redact(f"{type(error).__name__}: {error}")
+    if (rank := getattr(error, "rank", None)) is not None:
+        message = f"rank {rank}: {message}"
     # If the disk is full, this record cannot be written either; the original error is reported then.
     with suppress(StorageError):
         write_json(folder / _FAILED, {"message": message, "at": datetime.now(UTC).isoformat()})

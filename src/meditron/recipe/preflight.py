@@ -14,19 +14,20 @@ from meditron.core.config import Config, InputKind
 from meditron.core.errors import InputError, MeditronError
 from meditron.corpus.config import SourceConfig
 from meditron.model.presets import find_preset, model_tokenizer
-from meditron.recipe.external_inputs import input_identity, local_input
-from meditron.recipe.graph import resolve_reference
+from meditron.recipe.external_inputs import input_identity, local_input, preview_input
+from meditron.recipe.graph import naming_stage, resolve_reference
 from meditron.recipe.schema import Recipe, StageSpec
 from meditron.sources.document import Document
 from meditron.sources.registry import open_source
+from meditron.store.collections.records import FetchPreview
 from meditron.store.models import resolve_model
 
-__all__ = ["Problem", "check_dependents", "check_inputs", "check_references"]
+__all__ = ["Problem", "check_dependents", "check_inputs", "check_references", "preview_fetches"]
 
 _MAX_FILES = 1_000
 """Maximum number of a source's files whose first documents are read; of further files only the format is
 checked."""
-_ROW_FORMATS = ("jsonl", "json", "csv")
+_ROW_FORMATS = ("jsonl", "json", "csv", "parquet", "s2orc", "guidelines")
 """Formats with a document per row: in these, rows after the first may lack a key or be cut off."""
 _MAX_DOCUMENTS = 100
 """Maximum number of documents that are read from the beginning of a file with a document per row."""
@@ -69,7 +70,7 @@ def check_references(recipe: Recipe) -> list[Problem]:
                     input_identity(reference.source)
             except MeditronError as error:
                 problems.append(_input_problem(recipe, spec, key, error))
-    return _distinct_problems(problems)
+    return _distinct_problems(recipe, problems)
 
 
 def check_inputs(recipe: Recipe, specs: Iterable[StageSpec]) -> list[Problem]:
@@ -93,7 +94,30 @@ def check_inputs(recipe: Recipe, specs: Iterable[StageSpec]) -> list[Problem]:
                 _check_input(reference.source, kind)
             except MeditronError as error:
                 problems.append(_input_problem(recipe, spec, key, error))
-    return _distinct_problems(problems)
+    return _distinct_problems(recipe, problems)
+
+
+def preview_fetches(
+    recipe: Recipe, specs: Iterable[StageSpec]
+) -> tuple[dict[str, FetchPreview], list[Problem]]:
+    """Ask the servers of these stages' collections what would be fetched.
+
+    Returns:
+        `STAGE.INPUT` → what would be fetched, for the collections that are not in the cache; and the problems
+        of servers that do not answer.
+    """
+    previews, problems = {}, []
+    for spec in specs:
+        for key, text in spec.config.inputs().items():
+            reference = resolve_reference(recipe, spec, text)
+            if reference.source is None:
+                continue
+            try:
+                if (found := preview_input(reference.source)) is not None:
+                    previews[f"{spec.name}.{key}"] = found
+            except MeditronError as error:
+                problems.append(_input_problem(recipe, spec, key, error))
+    return previews, _distinct_problems(recipe, problems)
 
 
 def check_dependents(
@@ -109,11 +133,12 @@ def check_dependents(
                 spec.config.check_dependency(key, metrics)
             except MeditronError as error:
                 problems.append(_input_problem(recipe, spec, key, error))
-    return _distinct_problems(problems)
+    return _distinct_problems(recipe, problems)
 
 
 def _input_problem(recipe: Recipe, spec: StageSpec, key: str, error: MeditronError) -> Problem:
     text = spec.config.inputs()[key]
+    spec = naming_stage(recipe, spec, text)
     return Problem(spec.name, key, recipe.text.location_of_value(spec.place, text), error)
 
 
@@ -142,7 +167,15 @@ def _check_documents(path: Path, table: Config | None) -> None:
     count = min(_MAX_DOCUMENTS, max(1, _MAX_SOURCE_DOCUMENTS // len(opened)))
     counts = [
         _read_beginning(
-            open_source(file.path, table.format, None, file.name, member_skip_rule(table, file.name)), count
+            open_source(
+                file.path,
+                table.format,
+                None,
+                file.name,
+                member_skip_rule(table, file.name),
+                table.reader_options(),
+            ),
+            count,
         )
         for file in opened
     ]
@@ -172,14 +205,25 @@ def _check_conversations(path: Path, table: Config | None) -> None:
         pass
 
 
+def _check_preferences(path: Path, table: Config | None) -> None:
+    from meditron.train.preference import read_preferences
+
+    for _ in islice(read_preferences(path), _MAX_ROWS):
+        pass
+
+
 _CHECKS_BY_KIND: dict[str, Callable[[Path, Config | None], None]] = {
     "model": _check_model,
     "documents": _check_documents,
     "questions": _check_questions,
     "conversations": _check_conversations,
+    "preferences": _check_preferences,
 }
 
 
-def _distinct_problems(problems: list[Problem]) -> list[Problem]:
-    """Drop problems with equal messages except the first: several stages may use the same base."""
-    return list({problem.error.message: problem for problem in reversed(problems)}.values())[::-1]
+def _distinct_problems(recipe: Recipe, problems: list[Problem]) -> list[Problem]:
+    """Drop problems with equal messages except the first, and sort the others by stage."""
+    # Several stages may use the same base. A problem is that of the stage that names the input, which may be
+    # another stage than the one whose inputs were checked.
+    distinct = list({problem.error.message: problem for problem in reversed(problems)}.values())[::-1]
+    return sorted(distinct, key=lambda problem: [*recipe.stages].index(problem.stage))

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from meditron.core.config import StageConfig
 from meditron.corpus.config import CorpusConfig, TokenizeConfig
 from meditron.evaluate.config import EvaluateConfig
+from meditron.parallel.task import load_object
 from meditron.release.card.config import CardConfig
 from meditron.release.config import QuantizeConfig
 from meditron.store.manifest import Artifact
@@ -36,20 +36,22 @@ class Stage:
     import torch."""
     repeatable: bool = False
     """True if a recipe may have several stages of this kind: named tables of an array, `[[finetune]]`."""
+    distributed: bool = False
+    """True if all ranks of `--nproc` or torchrun do the work together. Each calls the function with the same
+    arguments; the metrics of rank 0 are recorded. Other stages are built by one process."""
 
     def load_work(self) -> StageWork:
         """Import the function that does the work."""
-        module, _, function = self.work.partition(":")
-        stage_work: StageWork = getattr(import_module(module), function)
+        stage_work: StageWork = load_object(self.work)
         return stage_work
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("corpus", 5, CorpusConfig, "meditron.corpus.build:run"),
-    Stage("tokenize", 2, TokenizeConfig, "meditron.corpus.tokenize:run"),
-    Stage("pretrain", 4, PretrainConfig, "meditron.train.pretrain:run"),
-    Stage("finetune", 4, FinetuneConfig, "meditron.train.finetune:run", repeatable=True),
+    Stage("corpus", 7, CorpusConfig, "meditron.corpus.build:run"),
+    Stage("tokenize", 3, TokenizeConfig, "meditron.corpus.tokenize:run"),
+    Stage("pretrain", 6, PretrainConfig, "meditron.train.pretrain:run", distributed=True),
+    Stage("finetune", 6, FinetuneConfig, "meditron.train.finetune:run", repeatable=True, distributed=True),
     Stage("quantize", 3, QuantizeConfig, "meditron.release.quantize:run"),
-    Stage("evaluate", 6, EvaluateConfig, "meditron.evaluate.stage:run"),
-    Stage("card", 4, CardConfig, "meditron.release.card.stage:run"),
+    Stage("evaluate", 8, EvaluateConfig, "meditron.evaluate.stage:run"),
+    Stage("card", 5, CardConfig, "meditron.release.card.stage:run"),
 )

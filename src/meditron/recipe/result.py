@@ -10,6 +10,7 @@ from meditron.recipe.estimate import Estimate
 from meditron.recipe.preflight import Problem
 from meditron.recipe.schema import Recipe
 from meditron.recipe.stage_status import StageStatus, recipe_status
+from meditron.store.collections.records import FetchPreview
 from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.results import FILE_NAME as RESULTS
 from meditron.store.results import EvaluationResult, read_results
@@ -38,6 +39,8 @@ class RunResult:
     """Inputs that cannot be used; only for a dry run."""
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     """Stage to be built → estimated cost; only for a dry run."""
+    fetches: Mapping[str, FetchPreview] = field(default_factory=dict)
+    """`STAGE.INPUT` → what would be fetched, for collections of files; only for a dry run."""
 
     @property
     def built_stages(self) -> list[str]:
@@ -106,7 +109,8 @@ class RunResult:
         for name, estimate in self.estimates.items():
             stages[name]["estimate"] = estimate.to_json()
         problems = [problem.to_json() for problem in self.problems]
-        return {"run": self.run, "stages": stages, "problems": problems}
+        fetches = {name: preview.to_json() for name, preview in self.fetches.items()}
+        return {"run": self.run, "stages": stages, "problems": problems, "fetches": fetches}
 
 
 def status(recipe: Recipe, *, out: Path = RUNS, verify: bool = False) -> RunResult:

@@ -8,12 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from meditron.core.console import info
-from meditron.core.errors import MeditronError
+from meditron.core.errors import MeditronError, RecipeError, SourceError
 from meditron.core.units import format_duration
+from meditron.parallel.config import ParallelConfig
+from meditron.parallel.constraints import require_possible_layout
+from meditron.parallel.shapes import LayoutShape
+from meditron.parallel.task import ONE_PROCESS, Ranks, StageTask
 from meditron.recipe.build import StageBuild
 from meditron.recipe.decide import BUILDING, RunOptions, decide_actions, decide_stage, raise_on_drift
-from meditron.recipe.estimate import estimate_stages
-from meditron.recipe.preflight import Problem, check_dependents, check_inputs, check_references
+from meditron.recipe.estimate import estimate_stages, model_config
+from meditron.recipe.preflight import (
+    Problem,
+    check_dependents,
+    check_inputs,
+    check_references,
+    preview_fetches,
+)
 from meditron.recipe.result import RUNS, RunResult
 from meditron.recipe.schema import Recipe, StageSpec
 from meditron.recipe.stage_status import StageStatus, recipe_status, stage_status
@@ -21,6 +31,7 @@ from meditron.report.run_report import HTML, write_run_report
 from meditron.store.file_lock import open_lock_file
 from meditron.store.files import remove_folders, remove_temporaries
 from meditron.store.manifest import FILE_NAME as MANIFEST
+from meditron.train.config import TrainingConfig
 
 __all__ = ["exclusive_run", "run_recipe"]
 
@@ -34,22 +45,25 @@ def run_recipe(
     rebuild: Sequence[str] = (),
     accept_drift: bool = False,
     dry_run: bool = False,
+    ranks: Ranks = ONE_PROCESS,
 ) -> RunResult:
     """Build the stages of a recipe that are not up to date, under `out/<recipe>`.
 
     A finished stage that is up to date is kept; an unfinished stage is continued. With `dry_run` the actions
-    are decided, the inputs are checked and the cost is estimated, but nothing is built. The other options are
-    those of `RunOptions`.
+    are decided, the inputs are checked and the cost is estimated, but nothing is built. Stages that train
+    work on all `ranks`; nothing is started for a run that has nothing to train. The other options are those
+    of `RunOptions`.
 
     Raises:
         DriftError: a stage is out of date, and neither `rebuild` nor `accept_drift` applies to it. The stage
             is left as it is.
+        RecipeError: the layout of a training does not fit the number of ranks; nothing was built.
         SourceError: an input is missing; nothing was built.
         InputError: an input cannot be read; nothing was built.
     """
     options = RunOptions(only, until, tuple(rebuild), accept_drift)
     if dry_run:
-        return _dry_run(recipe, out, options)
+        return _dry_run(recipe, out, options, ranks)
     # A wrong reference is reported before the run's folder is created.
     _raise_first_problem(recipe, check_references(recipe))
     folder = out / recipe.name
@@ -57,6 +71,7 @@ def run_recipe(
         plan = _plan(recipe, out, options)
         raise_on_drift(recipe, list(plan.decisions.values()))
         specs = _specs_to_build(recipe, plan)
+        _check_layouts(recipe, specs, ranks.size)
         _raise_first_problem(recipe, check_inputs(recipe, specs))
         # The stages to rebuild are removed before any work. If the run is interrupted, the same command
         # without --rebuild then continues it.
@@ -75,40 +90,86 @@ def run_recipe(
             if decision.action == "keep":
                 _raise_first_problem(recipe, check_dependents(recipe, specs, name, status.metrics))
                 continue
-            title = f"stage {number} of {len(recipe.stages)}: {name}"
-            info(f"{title} (continued)" if status.in_progress else title)
-            with StageBuild(status, statuses) as build:
-                work = spec.stage.load_work()
-                seconds = build.finish(work(status.spec.config, build.inputs, stage_folder))
-            info(f"{title} finished in {format_duration(seconds)}")
+            _build_stage(status, statuses, f"stage {number} of {len(recipe.stages)}: {name}", ranks)
             statuses[name] = replace(stage_status(recipe, spec, stage_folder, statuses), state="built")
             _raise_first_problem(recipe, check_dependents(recipe, specs, name, statuses[name].metrics))
         _write_report(recipe, folder, statuses)
     return replace(plan, stages=statuses)
 
 
-def _dry_run(recipe: Recipe, out: Path, options: RunOptions) -> RunResult:
+def _build_stage(status: StageStatus, statuses: Mapping[str, StageStatus], title: str, ranks: Ranks) -> None:
+    """Build one stage, or continue it."""
+    info(f"{title} (continued)" if status.in_progress else title)
+    stage = status.spec.stage
+    with StageBuild(status, statuses) as build:
+        task = StageTask(stage.work, status.spec.config, build.inputs, status.folder)
+        seconds = build.finish(ranks.run(task) if stage.distributed else task.run())
+    info(f"{title} finished in {format_duration(seconds)}")
+
+
+def _dry_run(recipe: Recipe, out: Path, options: RunOptions, ranks: Ranks) -> RunResult:
     """Decide each stage's action; list the problems and the cost of the stages that would be built."""
-    if problems := check_references(recipe):  # without its inputs no stage has a status
+    problems = check_references(recipe)
+    # Missing files leave a plan to print; a reference that names nothing leaves no graph of stages.
+    if not all(isinstance(problem.error, SourceError) for problem in problems):
         return RunResult(recipe.name, out / recipe.name, {}, dry_run=True, problems=problems)
-    plan = _plan(recipe, out, options)
+    plan = _plan(recipe, out, options, allow_missing_inputs=True)
     specs = _specs_to_build(recipe, plan)
+    # One process may plan for a cluster, so only a given number of ranks is compared with the layout.
+    _check_layouts(recipe, specs, ranks.size if ranks.size > 1 else None)
     costs = estimate_stages(recipe, {spec.name for spec in specs})
-    problems = check_inputs(recipe, specs)
+    reported = {problem.error.message for problem in problems}
+    problems += [each for each in check_inputs(recipe, specs) if each.error.message not in reported]
+    fetches, unreachable = preview_fetches(recipe, specs)
+    problems += [each for each in unreachable if each.error.message not in reported]
     for name, decision in plan.decisions.items():
         if decision.action == "keep":
             problems += check_dependents(recipe, specs, name, decision.status.metrics)
-    return replace(plan, dry_run=True, problems=problems, estimates=costs)
+    return replace(plan, dry_run=True, problems=problems, estimates=costs, fetches=fetches)
 
 
-def _plan(recipe: Recipe, out: Path, options: RunOptions) -> RunResult:
-    statuses = recipe_status(recipe, out)
+def _plan(recipe: Recipe, out: Path, options: RunOptions, *, allow_missing_inputs: bool = False) -> RunResult:
+    statuses = recipe_status(recipe, out, allow_missing_inputs=allow_missing_inputs)
     return RunResult(recipe.name, out / recipe.name, statuses, decide_actions(recipe, statuses, options))
 
 
 def _specs_to_build(recipe: Recipe, plan: RunResult) -> list[StageSpec]:
     """Return the stages to be built, with sources as written in the recipe, including their secrets."""
     return [recipe.stages[name] for name, each in plan.decisions.items() if each.action in BUILDING]
+
+
+def _check_layouts(recipe: Recipe, specs: Sequence[StageSpec], ranks: int | None) -> None:
+    """Raise RecipeError if the layout of a distributed stage fits neither the ranks nor the model.
+
+    With `ranks` None a layout may have any number of ranks. A model that is not on this machine yet is
+    checked by the training itself.
+    """
+    for spec in specs:
+        parallel = getattr(spec.config, "parallel", None)
+        if not spec.stage.distributed or not isinstance(parallel, ParallelConfig):
+            continue
+        try:
+            layout = parallel.shape_on(1) if ranks is None else parallel.resolve(ranks)
+            _check_model_layout(recipe, spec, layout)
+        except RecipeError as error:
+            for each in (error, *error.further_errors):
+                each.message = f"{spec.name}: {each.message}"
+            error.stage = spec.name
+            raise
+
+
+def _check_model_layout(recipe: Recipe, spec: StageSpec, layout: LayoutShape) -> None:
+    config = spec.config
+    if isinstance(config, TrainingConfig) and (model := model_config(recipe, spec)) is not None:
+        require_possible_layout(
+            model,
+            layout,
+            sequence_length=config.sequence_length,
+            batch_size=config.batch_size,
+            micro_batch_size=config.micro_batch_size,
+            adapter=config.adapter,
+            quantized=config.quantized,
+        )
 
 
 def _raise_first_problem(recipe: Recipe, problems: Sequence[Problem]) -> None:

@@ -122,6 +122,10 @@ def load_recipe(
         raise RecipeError.combine(errors)
     if not specs:
         raise RecipeError(f"{path}: no stage", hint=f"its tables may be {', '.join(known)}")
+    configs = {name: spec.config for name, spec in specs.items()}
+    specs = {
+        name: replace(spec, config=spec.config.with_recipe_defaults(configs)) for name, spec in specs.items()
+    }
     specs = {name: _with_canonical_selectors(spec, specs, text) for name, spec in specs.items()}
     _raise_cross_stage_errors(specs, text)
     return Recipe(path.stem, path, header.base, header.seed, specs, frozenset(known), text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from meditron.core.config import semantic_fields
-from meditron.core.errors import InputError
+from meditron.core.errors import InputError, SourceError
 from meditron.recipe.drift import FieldChange, field_changes
 from meditron.recipe.external_inputs import input_identity
 from meditron.recipe.graph import InputReference, input_references, topological_order
@@ -94,13 +94,17 @@ def stage_payload(spec: StageSpec, digests: Mapping[str, str | None]) -> dict[st
     }
 
 
-def recipe_status(recipe: Recipe, out: Path, *, hashes: bool = False) -> dict[str, StageStatus]:
+def recipe_status(
+    recipe: Recipe, out: Path, *, hashes: bool = False, allow_missing_inputs: bool = False
+) -> dict[str, StageStatus]:
     """Return the status of each stage under `out/<recipe>`, in the order in which stages are built.
 
     Args:
         recipe: The recipe.
         out: The folder that contains all runs.
         hashes: True to read all files again and compare their hashes.
+        allow_missing_inputs: True to give a missing local input the identity `missing` instead of raising
+            SourceError, so that a plan can be printed without it.
 
     Raises:
         RecipeError: a reference names nothing that exists, or the references form a cycle.
@@ -108,7 +112,14 @@ def recipe_status(recipe: Recipe, out: Path, *, hashes: bool = False) -> dict[st
     """
     statuses: dict[str, StageStatus] = {}
     for spec in topological_order(recipe):
-        status = stage_status(recipe, spec, out / recipe.name / spec.name, statuses, hashes=hashes)
+        status = stage_status(
+            recipe,
+            spec,
+            out / recipe.name / spec.name,
+            statuses,
+            hashes=hashes,
+            allow_missing_inputs=allow_missing_inputs,
+        )
         statuses[spec.name] = _inherit_drift(status, statuses)
     return statuses
 
@@ -120,12 +131,18 @@ def stage_status(
     earlier: Mapping[str, StageStatus],
     *,
     hashes: bool = False,
+    allow_missing_inputs: bool = False,
 ) -> StageStatus:
     """Return the status of one stage, given those of its dependencies in `earlier`."""
     spec, inputs = _with_public_sources(spec, input_references(recipe, spec))
-    digests = {
-        name: _reference_identity(reference, earlier, cached=not hashes) for name, reference in inputs.items()
-    }
+    digests = {}
+    for name, reference in inputs.items():
+        try:
+            digests[name] = _reference_identity(reference, earlier, cached=not hashes)
+        except SourceError:
+            if not allow_missing_inputs:
+                raise
+            digests[name] = "missing"
     missing = StageStatus(spec, folder, "missing", inputs, digests)
     payload = stage_payload(spec, digests)
     try:

@@ -57,6 +57,13 @@ class RecipeText:
                 return f"--set {public if len(public) <= 80 else public[:80] + '…'}"
         return f"{self.path}:{line}" if line else f"{self.path}"
 
+    def contains_value(self, table: Place, value: str) -> bool:
+        """Return True if the recipe or an override writes a value in a table."""
+        table_value: Any = self.parsed
+        for part in table:
+            table_value = table_value[part]
+        return any(leaf == value for _, leaf in _leaf_values(table_value))
+
     def location_of_value(self, table: Place, value: str) -> str:
         """Return the origin of a value in a table; that of the table if the value is a default."""
         table_value: Any = self.parsed

@@ -1,14 +1,17 @@
 """Configs of the training stages: a recipe's `[pretrain]` and `[[finetune]]`. Does not import torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from meditron.core.config import InputKind, NonSemantic, StageConfig
+from meditron.core.config import Config, InputKind, NonSemantic, StageConfig
 from meditron.core.machine import DType
+from meditron.model.lora_config import LoraConfig
+from meditron.parallel.config import ParallelConfig
+from meditron.sources.evidence import evidence_table
 
-__all__ = ["FinetuneConfig", "PretrainConfig", "TrainingConfig"]
+__all__ = ["FinetuneConfig", "GuardConfig", "PretrainConfig", "TrainingConfig", "UpsampleConfig"]
 
 _Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 _FractionBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -17,6 +20,30 @@ _PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 # The limit bounds memory: the order of all samples is planned in memory, with ten bytes per sample.
 _MAX_TOKENS = 10**13
 _MAX_EPOCHS = 10_000
+GAP_REPLAY_TOKENS = {"guidelines": 107, "abstracts": 5_480, "papers": 40_700, "replay": 420}
+"""Millions of training tokens of each source of GAP-Replay, the corpus of Meditron-7B and -70B (Chen et al.,
+MEDITRON-70B, 2023, Table 1). The original reads it in these natural proportions."""
+
+
+class GuardConfig(Config):
+    """Reaction to a step whose loss or gradient is not finite, or whose loss is a spike.
+
+    `stop` ends the training with an error. `skip` leaves out the optimizer step. `rollback` restores the
+    newest checkpoint and goes on with the next batch, so the batches since that checkpoint are not learned
+    again (PaLM, Chowdhery et al. 2022, section 5.1). Each event is written to `metrics.jsonl`.
+    """
+
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    """Reaction to a loss or a gradient norm that is not finite."""
+
+    on_spike: Literal["log", "stop", "skip", "rollback"] = "log"
+    """Reaction to a spike; `log` only records it."""
+
+    spike_sigmas: Annotated[float, Field(gt=0.0)] = 6.0
+    """A loss is a spike if it is this many standard deviations above the mean of the last 50 steps."""
+
+    max_events: _PositiveInt = 10
+    """Skips and rollbacks after which the training stops with an error."""
 
 
 class TrainingConfig(StageConfig):
@@ -30,7 +57,8 @@ class TrainingConfig(StageConfig):
 
     micro_batch_size: _PositiveInt | None = None
     """Samples per forward and backward pass, if a whole batch does not fit in memory; must divide
-    `batch_size`. Affects the result: sums over micro-batches round differently."""
+    `batch_size`. By default all samples of a data-parallel rank, with `parallel.pp` above 1 a single one.
+    Affects the result: sums over micro-batches round differently."""
 
     learning_rate: Annotated[float, Field(gt=0.0)]
     """Peak learning rate, reached at the end of the warm-up."""
@@ -40,6 +68,10 @@ class TrainingConfig(StageConfig):
 
     warmup: _FractionBelowOne = 0.1
     """Fraction of the steps over which the learning rate rises linearly."""
+
+    schedule_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
+    """Tokens over which the cosine schedule would reach its end, if the training stops earlier; by default
+    the tokens of the training."""
 
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """Decoupled weight decay of AdamW, applied to matrices only."""
@@ -57,28 +89,64 @@ class TrainingConfig(StageConfig):
     """Dtype of weights and activations. With bfloat16 the optimizer keeps float32 master weights. `auto`:
     bfloat16 if the CPU has instructions for it, else float32; the dtype used is recorded."""
 
+    optimizer_state_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of AdamW's two moments: bfloat16 halves their memory; the weights that are updated stay
+    float32."""
+
+    float8: bool = False
+    """Compute the blocks' matrix products in float8 through torchao, on GPUs that have it (Hopper or later);
+    needs the extra `gpu`. Not with `parallel.tp` above 1."""
+
     compile: bool = False
     """Run torch.compile on each block: faster steps after some minutes of compilation; needs a C++ compiler.
     Affects the result: compiled code rounds differently."""
+
+    guard: GuardConfig = GuardConfig()
+    """Reaction to losses that are not finite, and to spikes."""
 
     heldout_every: _PositiveInt | None = None
     """Steps between two evaluations of the held-out loss; by default only before the first step and after the
     last."""
 
-    # The three fields below do not change the trained model, so they are not part of the stage's fingerprint.
+    # The fields below do not change the trained model, so they are not part of the stage's fingerprint.
     checkpoint_every: Annotated[_PositiveInt, NonSemantic] = 10
-    """Optimizer steps between two checkpoints: a killed run repeats at most this many."""
+    """Optimizer steps between two checkpoints. One is written while training goes on, so a killed run repeats
+    at most twice this many."""
 
     keep_checkpoints: Annotated[_PositiveInt, NonSemantic] = 2
     """Number of checkpoints to keep; if the newest is damaged, the one before it is used."""
 
+    parallel: Annotated[ParallelConfig, NonSemantic] = ParallelConfig()
+    """Distribution over ranks (`--nproc`, or torchrun)."""
+
+    track: Annotated[tuple[Literal["tensorboard", "trackio"], ...], NonSemantic] = ()
+    """Experiment trackers that the metrics are written to as well; each needs its package."""
+
     threads: Annotated[_PositiveInt | None, NonSemantic] = None
-    """CPU threads; by default one per core. Recorded, because another number may round differently."""
+    """CPU threads of each rank; by default the cores are divided over the ranks. Recorded, because another
+    number may round differently."""
+
+    @property
+    def adapter(self) -> LoraConfig | None:
+        """Config of the adapters that are trained on frozen weights; None if the weights are trained."""
+        return None
+
+    @property
+    def quantized(self) -> bool:
+        """True if the matrices of the blocks are frozen in 4 bits."""
+        return False
 
     def input_kinds(self) -> dict[str, InputKind]:
         """Return the kinds of the base model and of a finetune's file of rows or questions."""
         model, rows = InputKind("model"), InputKind("conversations")
         return {"base": model, "rows": rows, "task": InputKind("questions")}
+
+    @model_validator(mode="after")
+    def _check_float8(self) -> Self:
+        """Refuse float8 with tensor parallelism, whose hooks are on the modules that float8 replaces."""
+        if self.float8 and self.parallel.tp > 1:
+            raise ValueError("float8 is not supported with parallel.tp > 1: use dp_shard or pp")
+        return self
 
     @model_validator(mode="after")
     def _check_micro_batch_size(self) -> Self:
@@ -90,6 +158,75 @@ class TrainingConfig(StageConfig):
         return self
 
 
+def _require_known_types(names: Iterable[str]) -> None:
+    known = [entry.name for entry in evidence_table().types]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no publication type '{name}'; types with a level: {', '.join(known)}")
+
+
+class UpsampleConfig(Config):
+    """Weights of documents by evidence level and quality: how often each is read per epoch.
+
+    The weight is (1 + strength · score) · quality. The score is the sum of the scores of the document's
+    publication types, plus a score of its age. The defaults are the values of the original's PMC-Upsampled
+    mixture, without its scores of journals and citations. Held-out documents are never upsampled.
+    """
+
+    evidence: bool = True
+    """Use the scores; `false` for weights by quality alone."""
+
+    strength: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    """Factor of the scores."""
+
+    scores: dict[str, Annotated[float, Field(ge=0.0, le=100.0)]] = Field(default_factory=dict)
+    """Publication type → score, in place of the published one: `{ "Case Reports" = 0.3 }`. All types and
+    scores are listed in the guide "Train on your own corpus"."""
+
+    exclude: tuple[str, ...] | None = None
+    """Publication types that are left out: weight 0. By default the published ones: preprints, retractions,
+    and animal studies."""
+
+    recency: (
+        tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0.0, le=100.0)]], ...] | None
+    ) = None
+    """Pairs of an age in years and a score: the score of the first age that a document does not exceed is
+    added, if the document has a score already. By default `[[5, 1.0], [10, 0.2]]`; `[]` for none."""
+
+    reference_year: Annotated[int, Field(ge=1, le=9999)] | None = None
+    """Year from which ages are counted; by default 2023, as published."""
+
+    quality: bool = False
+    """Multiply the weight by the document's quality score, from 0 to 1, if it has one."""
+
+    @model_validator(mode="after")
+    def _check_types(self) -> Self:
+        """Refuse unknown publication types, and ages out of order."""
+        _require_known_types((*self.scores, *(self.exclude or ())))
+        ages = [age for age, _ in self.recency or ()]
+        if ages != sorted(set(ages)):
+            raise ValueError(f"the ages of recency must increase, got {ages}")
+        return self
+
+    def type_scores(self) -> dict[str, float]:
+        """Return publication type → score, for all types with a score."""
+        published = {entry.name: entry.score for entry in evidence_table().types if entry.score}
+        return published | self.scores
+
+    def excluded_types(self) -> tuple[str, ...]:
+        """Return the publication types that are left out."""
+        published = tuple(entry.name for entry in evidence_table().types if entry.excluded)
+        return published if self.exclude is None else self.exclude
+
+    def recency_or_published(self) -> tuple[tuple[int, float], ...]:
+        """Return the pairs of an age and its score."""
+        return evidence_table().recency if self.recency is None else self.recency
+
+    def reference_year_or_published(self) -> int:
+        """Return the year from which ages are counted."""
+        return evidence_table().reference_year if self.reference_year is None else self.reference_year
+
+
 class PretrainConfig(TrainingConfig):
     """Settings of continued pretraining: next-token prediction on tokenized text."""
 
@@ -99,9 +236,18 @@ class PretrainConfig(TrainingConfig):
     tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)]
     """Tokens to train on, rounded up to whole optimizer steps; at most 10^13."""
 
-    mixture: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | None = None
+    mixture: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | Literal["as-published"] | None = None
     """Source → its share of the samples; the shares sum to 1. By default in proportion to the sources'
-    tokens."""
+    tokens. `as-published`: GAP-Replay's proportions, for sources named `guidelines` (0.23 %), `abstracts`
+    (11.7 %), `papers` (87.1 %) and `replay` (0.90 %)."""
+
+    epochs: dict[str, Annotated[float, Field(gt=0.0, le=1000.0)]] | None = None
+    """Source → its number of epochs relative to the other sources, which have 1: with `{ guidelines = 3 }`
+    the guidelines are read three times while the other sources are read once. Not with `mixture`. The number
+    of tokens in all is `tokens`."""
+
+    upsample: UpsampleConfig | None = None
+    """Weights of documents by evidence level and quality; by default all documents have the weight 1."""
 
     document_mask: bool = True
     """Let a token attend to its own document only, with positions restarting in each document."""
@@ -113,9 +259,16 @@ class PretrainConfig(TrainingConfig):
     def _check_mixture(self) -> Self:
         """Refuse shares that do not sum to one."""
         # The comparison has a tolerance, because 0.1 + 0.2 + 0.7 is not exactly 1 in binary.
-        if self.mixture is not None and abs(sum(self.mixture.values()) - 1.0) > 1e-6:
+        if isinstance(self.mixture, dict) and abs(sum(self.mixture.values()) - 1.0) > 1e-6:
             raise ValueError(f"the shares of mixture sum to {sum(self.mixture.values()):g}, not to 1")
+        if self.mixture is not None and self.epochs is not None:
+            raise ValueError("set mixture or epochs, not both: each decides the sources' proportions")
         return self
+
+    @property
+    def shares(self) -> Mapping[str, float] | None:
+        """Source → its part of the samples, in any unit; None: in proportion to the sources' tokens."""
+        return GAP_REPLAY_TOKENS if self.mixture == "as-published" else self.mixture
 
     @property
     def steps(self) -> int:
@@ -129,11 +282,12 @@ class PretrainConfig(TrainingConfig):
     def cross_stage_errors(self, stages: Mapping[str, StageConfig]) -> dict[str, str]:
         """Return an error if the mixture names a source that the corpus does not have."""
         # The error is found when the recipe is loaded, not after hours of building the corpus.
-        if self.mixture and "corpus" in stages:
-            sources = stages["corpus"].inputs()
-            for name in self.mixture:
-                if name not in sources:
-                    return {"mixture": f"no source '{name}'; the corpus has {', '.join(sources)}"}
+        if "corpus" in stages:
+            sources = stages["corpus"].document_inputs()
+            for key, names in (("mixture", self.shares), ("epochs", self.epochs)):
+                for name in names or ():
+                    if name not in sources:
+                        return {key: f"no source '{name}'; the corpus has {', '.join(sources)}"}
         return {}
 
 
@@ -142,6 +296,19 @@ class FinetuneConfig(TrainingConfig):
 
     on: str = "pretrain"
     """Model to train: `base`, or a stage that exports a model."""
+
+    method: Literal["full", "lora", "qlora", "dpo"] = "full"
+    """Parameters that are trained. `full`: all weights; `lora`: adapters on frozen weights, which the stage
+    writes merged into the model, and in peft's format to `adapter/`; `qlora`: as `lora`, with the matrices of
+    the blocks in 4 bits (NF4); `dpo`: direct preference optimization on pairs of answers, of all weights, or
+    of adapters if `lora` is set."""
+
+    beta: Annotated[float, Field(gt=0.0)] = 0.1
+    """Of `dpo`: factor of the margin in the loss; the larger, the closer the model stays to its base."""
+
+    lora: LoraConfig | None = None
+    """Rank, scale, dropout and modules of the adapters; by default `{ rank = 16, alpha = 32, dropout = 0.0 }`
+    on all matrices of the blocks."""
 
     task: str | None = None
     """Train on the training split of a task: a registered name, or a file of multiple-choice questions."""
@@ -154,6 +321,9 @@ class FinetuneConfig(TrainingConfig):
     - {"instruction": "…", "input": "…", "output": "…"}; `input` may be absent or empty
     - {"prompt": "…", "completion": "…"}
     - {"question": "…", "answer": "…"}
+
+    With `method = "dpo"` a row is a pair: {"prompt": "…", "chosen": "…", "rejected": "…"}. `messages` in
+    place of `prompt` has several turns, and an answer may be a message.
 
     Each row may have an "id". Roles are system, user (or question) and assistant (or answer). A message with
     "weight": 0 or "train": false is read but adds no loss. Rows with tools or tool calls are refused."""
@@ -188,6 +358,32 @@ class FinetuneConfig(TrainingConfig):
         if self.licence is not None and self.rows is None:
             raise ValueError("licence applies to a file of rows; a task has its own")
         return self
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        """Refuse settings that the method does not have."""
+        if self.method == "full" and self.lora is not None:
+            raise ValueError('lora applies to method = "lora", "qlora" and "dpo", and method is "full"')
+        if self.method == "dpo" and self.rows is None:
+            raise ValueError('method = "dpo" needs rows, a file of pairs')
+        if self.adapter is not None and self.float8:
+            raise ValueError(f'float8 is not supported with method = "{self.method}"')
+        return self
+
+    @property
+    def adapter(self) -> LoraConfig | None:
+        """Config of the adapters that are trained on frozen weights; None if the weights are trained."""
+        return self.lora if self.method in ("full", "dpo") else self.lora or LoraConfig()
+
+    @property
+    def quantized(self) -> bool:
+        """True if the matrices of the blocks are frozen in 4 bits."""
+        return self.method == "qlora"
+
+    def input_kinds(self) -> dict[str, InputKind]:
+        """Return the kinds of the base model and of the file of rows, pairs or questions."""
+        kinds = super().input_kinds()
+        return kinds | {"rows": InputKind("preferences")} if self.method == "dpo" else kinds
 
     def inputs(self) -> dict[str, str]:
         """Return the stage's inputs: the base model, and the rows, the task's file or the task's corpus."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from meditron.core.errors import InputError
 from meditron.store.identity import content_sha256
 from meditron.store.jsonl import JsonlWriter, read_jsonl
@@ -20,12 +22,17 @@ from meditron.tasks.task import Question, Task
 from meditron.text.finetune_templates import TokenizedConversation, question_turns, tokenize_conversation
 from meditron.text.messages import Turn, parse_row, row_format
 from meditron.text.tokenizer import Tokenizer
+from meditron.train.samples import IGNORE
 
 __all__ = [
     "FILE_NAME",
     "SPLITS",
     "ConversationRow",
     "Example",
+    "Split",
+    "content_hash",
+    "held_out",
+    "next_token_targets",
     "read_conversations",
     "select_examples",
     "task_conversations",
@@ -48,8 +55,8 @@ _UNSUPPORTED_KEYS = (
     "chat_template",
     "chat_template_kwargs",
 )
-_Split = Literal["train", "heldout", "too-long"]
-SPLITS: tuple[_Split, ...] = get_args(_Split)
+Split = Literal["train", "heldout", "too-long"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ class Example:
     """A row after tokenization."""
 
     id: str
-    split: _Split
+    split: Split
     content_sha256: str
     """As in `ConversationRow`."""
     turns: tuple[Turn, ...]
@@ -102,7 +109,7 @@ def read_conversations(path: Path) -> Iterator[ConversationRow]:
             name = _sha256_hex(json.dumps(messages, sort_keys=True))[:16]
         if not isinstance(name, str | int):
             raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
-        yield ConversationRow(str(name), turns, path, place, _content_hash(turns))
+        yield ConversationRow(str(name), turns, path, place, content_hash(turns))
 
 
 def _require_same_format(row: Mapping[str, Any], first_format: str | None) -> str:
@@ -186,18 +193,23 @@ def select_examples(
             raise InputError(
                 conversation.path, error.message, place=conversation.place_in_file, hint=hint
             ) from error
-        split: _Split = "train"
+        split: Split = "train"
         if len(tokenized.ids) > length:
             split = "too-long"
-        # The first 64 bits of the hash are used as a uniform random number; the prefix `heldout/` makes it
-        # independent of other hashes of the row.
-        elif int(_sha256_hex(f"heldout/{conversation.content_sha256}")[:16], 16) < heldout * 2**64:
+        elif held_out(conversation.content_sha256, heldout):
             split = "heldout"
         trained += split == "train"
         examples.append(
             Example(conversation.id, split, conversation.content_sha256, conversation.turns, tokenized)
         )
     return examples
+
+
+def held_out(content_sha256: str, fraction: float) -> bool:
+    """Return whether a row is held out, by a hash of its content."""
+    # The first 64 bits of the hash are used as a uniform random number; the prefix `heldout/` makes it
+    # independent of other hashes of the row.
+    return int(_sha256_hex(f"heldout/{content_sha256}")[:16], 16) < fraction * 2**64
 
 
 def write_rows(path: Path, examples: Iterable[Example]) -> None:
@@ -221,7 +233,14 @@ def write_rows(path: Path, examples: Iterable[Example]) -> None:
             )
 
 
-def _content_hash(turns: Iterable[Turn]) -> str:
+def next_token_targets(tokenized: TokenizedConversation) -> np.ndarray:
+    """Return the target of each token: the next token if that is in the loss, else `IGNORE`."""
+    next_S = np.array([*tokenized.ids[1:], IGNORE])
+    # `in_loss` is shifted by one, because a token is predicted at the position before it.
+    return np.where([*tokenized.in_loss[1:], False], next_S, IGNORE)
+
+
+def content_hash(turns: Iterable[Turn]) -> str:
     """Hash the roles and texts of a conversation; the id is left out."""
     return content_sha256("\x1f".join(f"{turn.role}: {turn.content}" for turn in turns))
 

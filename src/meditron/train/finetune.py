@@ -9,6 +9,8 @@ from meditron.core.console import warn
 from meditron.core.errors import RecipeError
 from meditron.model.llama import Llama
 from meditron.model.presets import model_tokenizer
+from meditron.parallel.layout import Layout
+from meditron.parallel.world import current_world
 from meditron.report.pages import Page
 from meditron.store.ancestry import Training
 from meditron.store.identity import short_hash
@@ -19,6 +21,7 @@ from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
 from meditron.text.finetune_templates import decode_spans, with_chat_template
 from meditron.text.tokenizer import Tokenizer
+from meditron.train import preference
 from meditron.train.config import FinetuneConfig
 from meditron.train.data_identity import hex_digest, passage_hashes
 from meditron.train.examples import (
@@ -32,10 +35,10 @@ from meditron.train.examples import (
     write_rows,
 )
 from meditron.train.heldout_loss import conversation_loss
-from meditron.train.layout import SINGLE_PROCESS, ParallelLayout
 from meditron.train.loop import train
 from meditron.train.packing import PackedExamples
-from meditron.train.runtime import deterministic
+from meditron.train.samples import Sample
+from meditron.train.setup import training_layout
 from meditron.train.trainer import Trainer, TrainingInputs, finish_training, is_exported
 
 __all__ = ["run"]
@@ -43,14 +46,8 @@ __all__ = ["run"]
 _REPORTED_EXAMPLES = 4
 
 
-def run(
-    config: FinetuneConfig,
-    inputs: Mapping[str, Artifact],
-    out: Path,
-    *,
-    layout: ParallelLayout = SINGLE_PROCESS,
-) -> dict[str, Any]:
-    """Train the model `inputs["base"]` on conversations or on the questions of a task.
+def run(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    """Train the model `inputs["base"]` on conversations, on the questions of a task or on pairs of answers.
 
     Only answers are targets. Writes the same files as `pretrain.run`, and the rows with their tokens and
     roles to `rows.jsonl.zst`.
@@ -59,12 +56,13 @@ def run(
         config: The stage's table of the recipe.
         inputs: The artifacts `base`, and one of `rows`, `task` and `corpus`.
         out: The stage's folder.
-        layout: Distribution over devices and processes.
 
     Returns:
         The metrics of `pretrain.run`, and `rows` (number of rows trained on, held out, too long),
         `answer_tokens` (targets of an epoch), `longest` (tokens of the longest row), `fill` (fraction of the
-        packed sequences that is not padding), `task` (name, version, template, licence).
+        packed sequences that is not padding), `task` (name, version, template, licence). With DPO `pairs`
+        (number by split), `margin` (of held-out pairs, [before, after]) and `preferred` (fraction of them
+        with a margin above zero).
 
     Raises:
         InputError: A row is not a conversation with an answer, a training question is also a test question,
@@ -72,15 +70,27 @@ def run(
         RecipeError: No row is short enough to train on, or the sequence length does not fit the model.
         UsageError: There is no such task, or the model's tokenizer does not fit the template.
         TrainingError: The loss or the gradient norm is not finite.
-        KeyboardInterrupt: SIGINT or SIGTERM was received; a checkpoint was saved.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR1 was received; a checkpoint was saved.
     """
-    with deterministic(config.seed or 0, config.threads):
-        if not is_exported(out):
-            trainer = Trainer(config, inputs["base"], _training_inputs(config, inputs, out), out, layout)
+    with training_layout(config) as layout:
+        # Only rank 0 looks, because another machine may see its files late; all ranks get its result.
+        if not layout.any(layout.is_main and is_exported(out)):
+            if config.method == "dpo":
+                _check_layout_of_dpo(layout)
+                training_inputs = preference.training_inputs(config, inputs, out)
+            else:
+                training_inputs = _training_inputs(config, inputs, out)
+            trainer = Trainer(config, inputs["base"], training_inputs, out, layout)
             with trainer.session():
-                train(trainer.state, log=trainer.log, checkpoint=trainer.checkpoint_if_due)
+                train(trainer.state, trainer.callbacks)
             trainer.export()
+        layout.barrier()
     return finish_training(out)
+
+
+def _check_layout_of_dpo(layout: Layout) -> None:
+    if layout.shape.tp > 1 or layout.shape.pp > 1:
+        raise RecipeError('method = "dpo" is not supported with tp > 1 or pp > 1', hint="divide by dp_shard")
 
 
 def _training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> TrainingInputs:
@@ -96,10 +106,12 @@ def _training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out
     )
     _check_row_lengths(name, examples)
     # The rows are written before training starts; a resumed run writes the same bytes again.
-    write_rows(out / FILE_NAME, examples)
+    if current_world().is_main:
+        write_rows(out / FILE_NAME, examples)
     trained = [example for example in examples if example.split == "train"]
     heldout = [example for example in examples if example.split == "heldout"]
     packed = _pack_examples(config, name, trained, epochs=config.epochs)
+    packed_heldout = _pack_examples(config, name, heldout, epochs=1) if heldout else None
     answer_tokens = sum(sum(example.tokenized_turns.in_loss) for example in trained)
     rows_per_split: dict[str, int] = {
         split: sum(example.split == split for example in examples) for split in SPLITS
@@ -121,10 +133,11 @@ def _training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out
         heldout_loss=partial(
             _heldout_loss,
             name=name,
-            packed=_pack_examples(config, name, heldout, epochs=1) if heldout else None,
+            packed=packed_heldout,
             # The evaluation batch has the size of a training forward pass, so it fits in memory.
             batch_size=config.micro_batch_size or config.batch_size,
         ),
+        heldout_samples=partial(_heldout_samples, name, packed_heldout),
         target_fraction=answer_tokens / sum(len(example.tokenized_turns.ids) for example in trained),
         stage_metrics=metrics | ({"task": _task_metrics(task)} if task else {}),
         add_to_report=partial(
@@ -207,6 +220,10 @@ def _heldout_loss(
     return {name: conversation_loss(model, packed, batch_size=batch_size)} if packed else {}
 
 
+def _heldout_samples(name: str, packed: PackedExamples | None) -> dict[str, list[Sample]]:
+    return {name: [packed[k] for k in range(len(packed))]} if packed else {}
+
+
 def _check_row_lengths(name: str, examples: Sequence[Example]) -> None:
     """Warn of rows that are too long; raise RecipeError if no row is left to train on."""
     sizes = [len(example.tokenized_turns.ids) for example in examples if example.split == "too-long"]
@@ -215,7 +232,7 @@ def _check_row_lengths(name: str, examples: Sequence[Example]) -> None:
         raise RecipeError(f"{name} has no row to train on{problem}")
     # Long rows cause a warning and not an error: in most files a few rows are very long, and the rest is a
     # good training set.
-    if sizes:
+    if sizes and current_world().is_main:
         warn(
             f"{len(sizes)} of {len(examples)} rows are longer than sequence_length and left out; "
             f"sequence_length = {max(sizes)} would include all"

@@ -1,20 +1,34 @@
 """Held-out loss: documents are scored as in the evaluate stage, conversations as in training."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
+from meditron.core.errors import TrainingError
 from meditron.model.llama import Llama
 from meditron.model.nll import document_nll
+from meditron.parallel.model import ModelStage
 from meditron.store.corpus import select_heldout
 from meditron.text.tokenizer import Tokenizer
-from meditron.train.loop import batch_nll, collate, count_targets, micro_batches
-from meditron.train.samples import TrainingDataset
+from meditron.train.batches import collate, count_targets, join_batches, micro_batches
+from meditron.train.loop import TrainState, batch_nll
+from meditron.train.samples import Sample, TrainingDataset
 
-__all__ = ["conversation_loss", "document_loss", "heldout_documents"]
+__all__ = [
+    "check_finite",
+    "conversation_loss",
+    "document_loss",
+    "document_samples",
+    "heldout_documents",
+    "sharded_heldout_loss",
+    "uncompiled",
+]
 
 
 def heldout_documents(corpus: Path, tokenizer: Tokenizer, count: int) -> dict[str, list[list[int]]]:
@@ -42,16 +56,88 @@ def document_loss(
     return losses
 
 
+def document_samples(
+    documents: Mapping[str, Sequence[Sequence[int]]], *, max_length: int
+) -> dict[str, list[Sample]]:
+    """Return the documents as samples with the targets that `document_loss` scores."""
+    samples: dict[str, list[Sample]] = {}
+    for source, rows in documents.items():
+        for number, row in enumerate(rows):
+            ids = np.asarray(row[:max_length], dtype=np.int64)
+            if len(ids) > 1:
+                one = np.zeros(len(ids) - 1, dtype=np.int64)
+                places = np.arange(len(ids) - 1)
+                sample = Sample(ids[:-1], ids[1:], one, places, source, (number,))
+                samples.setdefault(source, []).append(sample)
+    return samples
+
+
+def check_finite(losses: dict[str, float]) -> dict[str, float]:
+    """Return the losses; raise TrainingError if one is not finite."""
+    for source, loss in losses.items():
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the held-out loss of {source} is {loss:g}: weights or activations of the model overflow or "
+                "are NaN"
+            )
+    return losses
+
+
+def sharded_heldout_loss(state: TrainState, samples: Mapping[str, Sequence[Sample]]) -> dict[str, float]:
+    """Return, by source, the loss per target (or pair) of its samples, under a layout of any number of ranks.
+
+    The forward pass is that of the training, in its dtype and with its shapes; data-parallel ranks share the
+    samples. Every rank must call this.
+    """
+    layout, config = state.layout, state.config
+    micro = layout.shape.divide_batch(config.batch_size, config.micro_batch_size).micro_batch_size
+    # A pipeline runs all its micro-batches at a time, as in training.
+    per_rank = state.batches().samples_per_rank if state.pipeline is not None else micro
+    losses = {}
+    for source, rows in samples.items():
+        total, filler = 0.0, rows[0].mask_all_targets()
+        at_a_time = per_rank * layout.data_size
+        for start in range(0, len(rows), at_a_time):
+            mine = list(rows[start : start + at_a_time][layout.data_rank :: layout.data_size])
+            mine += [filler] * (per_rank - len(mine))
+            total += _sharded_nll(state, [mine[i : i + micro] for i in range(0, per_rank, micro)])
+        losses[source] = layout.sum(total) / count_targets(rows)
+    return losses
+
+
+def _sharded_nll(state: TrainState, parts: Sequence[Sequence[Sample]]) -> float:
+    """Return this rank's part of the summed negative log-likelihood."""
+    layout, length = state.layout, state.sequence_length or state.config.sequence_length
+    batches = [
+        collate(part, by_document=state.dataset.document_mask, device=layout.device, length=length)
+        for part in parts
+    ]
+    if state.pipeline is not None:
+        nll = state.pipeline.nll(join_batches(batches))
+    else:
+        with torch.no_grad():
+            nll = torch.stack([state.loss(state.model, batch) for batch in batches]).sum()
+    # Tensor-parallel ranks have equal sums: one of them counts.
+    return float(nll) if layout.tensor_rank == 0 else 0.0
+
+
+def uncompiled(device: torch.device) -> AbstractContextManager[Any]:
+    """Run compiled blocks uncompiled, on a CPU.
+
+    The few batches of an evaluation have shapes that training does not have, so compiling would cost more
+    time than it saves. On a GPU attention would then compute all scores of all documents.
+    """
+    applies = "torch._dynamo" in sys.modules and device.type == "cpu"
+    return torch.compiler.set_stance("force_eager") if applies else nullcontext()
+
+
 def conversation_loss(model: Llama, dataset: TrainingDataset, *, batch_size: int) -> float:
     """Return nats per target token of all samples, evaluated `batch_size` at a time."""
     total = targets = 0.0
-    # The evaluation runs uncompiled: its few batches have shapes that training does not have, so compiling
-    # would cost more time than it saves.
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    device = model.head_weight.device
-    with torch.no_grad(), eager:
+    device, stage = model.head_weight.device, ModelStage(model)
+    with torch.no_grad(), uncompiled(device):
         for samples in micro_batches([dataset[k] for k in range(len(dataset))], batch_size):
             batch = collate(samples, by_document=dataset.document_mask, device=device)
-            total += float(batch_nll(model, batch))
+            total += float(batch_nll(stage, batch))
             targets += count_targets(samples)
     return total / targets

@@ -1,7 +1,6 @@
 """`metrics.jsonl`: one line per optimizer step, without duplicates however often the run was killed."""
 
 import json
-import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -10,12 +9,9 @@ from meditron.store.resumable_jsonl import ResumableJsonl
 
 __all__ = ["MetricsFile"]
 
-_SPIKE_WINDOW = 50  # steps
-_SPIKE_SIGMAS = 6.0
-
 
 class MetricsFile:
-    """Appends lines to `metrics.jsonl`; `rows` holds all lines, read or written.
+    """The file `metrics.jsonl`, to which lines are appended; `rows` has all lines, read or written.
 
     Opening removes the lines after `step`: a killed run may have logged steps after its last checkpoint, and
     these are trained again. A last line cut short by a kill is removed too.
@@ -40,15 +36,6 @@ class MetricsFile:
         Call this before saving a checkpoint, because a checkpoint implies that the lines of its steps exist.
         """
         self._file.sync()
-
-    def is_spike(self, loss: float) -> bool:
-        """Return whether a loss is more than six standard deviations above the mean of the last fifty."""
-        last = [row["loss"] for row in self.rows[-_SPIKE_WINDOW:] if "loss" in row]
-        # With fewer losses, in the steep first steps, the standard deviation is not meaningful.
-        if len(last) < _SPIKE_WINDOW // 2:
-            return False
-        threshold: float = statistics.fmean(last) + _SPIKE_SIGMAS * statistics.stdev(last)
-        return loss > threshold
 
     def heldout_losses(self) -> dict[int, dict[str, float]]:
         """Return step → held-out loss by source, for the steps after which it was evaluated."""

@@ -7,7 +7,8 @@ from itertools import accumulate
 import numpy as np
 
 from meditron.text.finetune_templates import TokenizedConversation
-from meditron.train.samples import IGNORE, Sample, seeded_permutation
+from meditron.train.examples import next_token_targets
+from meditron.train.samples import Sample, seeded_permutation
 
 __all__ = ["PackedExamples", "pack_best_fit"]
 
@@ -86,7 +87,7 @@ class PackedExamples:
         sizes = [len(tokenized.ids) for _, tokenized in examples]
         sample = Sample(
             ids_S=np.concatenate([tokenized.ids for _, tokenized in examples]).astype(np.int64),
-            targets_S=np.concatenate([_next_token_targets(tokenized) for _, tokenized in examples]),
+            targets_S=np.concatenate([next_token_targets(tokenized) for _, tokenized in examples]),
             # Each example is a document of its own: no token attends to another example.
             document_ids_S=np.repeat(np.arange(len(sizes)), sizes),
             positions_S=np.concatenate([np.arange(size) for size in sizes]),
@@ -108,10 +109,3 @@ class PackedExamples:
     def fill_fraction(self) -> float:
         """Fraction of the packed samples that is not padding; 1 without packing."""
         return self._ends[-1] / (len(self._bins) * self._length) if self._pack else 1.0
-
-
-def _next_token_targets(tokenized: TokenizedConversation) -> np.ndarray:
-    """Return the target of each token: the next token if that is in the loss, else `IGNORE`."""
-    next_S = np.array([*tokenized.ids[1:], IGNORE])
-    # `in_loss` is shifted by one, because a token is predicted at the position before it.
-    return np.where([*tokenized.in_loss[1:], False], next_S, IGNORE)

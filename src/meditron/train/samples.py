@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IGNORE", "Sample", "TrainingDataset", "seeded_permutation"]
+__all__ = ["IGNORE", "Sample", "TrainingDataset", "seeded_bits", "seeded_permutation"]
 
 IGNORE = -100
 """Target of a masked position: it adds no loss (PyTorch's `ignore_index`)."""
@@ -27,6 +27,14 @@ class Sample:
     source: str
     documents: tuple[int | str, ...]
     """The source's documents in this sequence, in order."""
+    reference_2: NDArray[np.float64] | None = None
+    """Of a pair of answers: their log-probabilities before the first step."""
+
+    @property
+    def loss_terms(self) -> int:
+        """Number of terms that the loss is the mean of: the targets, or one for a pair with targets."""
+        targets = int((self.targets_S != IGNORE).sum())
+        return targets if self.reference_2 is None else min(targets, 1)
 
     def pad_to(self, length: int) -> "Sample":
         """Pad to `length` tokens with masked targets."""
@@ -79,7 +87,11 @@ class TrainingDataset(Protocol):
 
 def seeded_permutation(count: int, key: str) -> NDArray[np.int64]:
     """Return a permutation of the numbers below `count` that depends on `key` only."""
+    return np.argsort(seeded_bits(count, key), kind="stable")
+
+
+def seeded_bits(count: int, key: str) -> NDArray[np.uint64]:
+    """Return `count` random words of 64 bits that depend on `key` only."""
     digest = hashlib.sha256(key.encode()).digest()[:16]
     # Philox's raw bits are the same in every numpy release; numpy does not promise that of its shuffles.
-    bits = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(count)
-    return np.argsort(bits, kind="stable")
+    return np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(count)

@@ -1,19 +1,30 @@
 """One training from the loaded to the exported model: the code that all training stages share."""
 
+import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from meditron.core.console import Bar, info, progress
-from meditron.core.errors import InputError, RecipeError, TrainingError
-from meditron.core.machine import describe, resolve_matrix_dtype
+from meditron.core.console import Bar, info, progress, warn
+from meditron.core.errors import InputError, MeditronError, TrainingError
+from meditron.core.machine import describe
+from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
-from meditron.model.weights import load_model, save_hf
+from meditron.model.lora import MergedWeights, adapter_shapes
+from meditron.model.lora_files import save_adapter
+from meditron.model.nf4 import WholeWeights
+from meditron.model.tensors import parameter_shapes
+from meditron.model.weights import load_config, save_hf
+from meditron.parallel.layout import Layout
+from meditron.parallel.model import GatheredWeights, ModelStage
+from meditron.parallel.watchdog import Watchdog, watchdog
+from meditron.parallel.world import current_world
 from meditron.report.pages import Page
 from meditron.report.training_page import write_training_page
 from meditron.store.ancestry import Training, write_ancestry
@@ -21,17 +32,24 @@ from meditron.store.files import read_json, write_json
 from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
 from meditron.text.tokenizer import Tokenizer
+from meditron.train.batches import Batch
 from meditron.train.checkpoint import Checkpoints
-from meditron.train.compilation import compiled_blocks
+from meditron.train.compilation import compiler_errors
 from meditron.train.config import TrainingConfig
 from meditron.train.data_identity import base_ancestry
-from meditron.train.layout import SINGLE_PROCESS, ParallelLayout
-from meditron.train.loop import StepResult, TrainState
+from meditron.train.heldout_loss import check_finite, sharded_heldout_loss
+from meditron.train.loop import Callbacks, StepResult, TrainState, batch_nll
 from meditron.train.metrics import MetricsFile
-from meditron.train.optimizer import MasterAdamW
 from meditron.train.peak import matmul_peak
-from meditron.train.runtime import Interruption, interruptible
-from meditron.train.samples import TrainingDataset
+from meditron.train.runtime import (
+    Interruption,
+    interruptible,
+    peak_memory_bytes,
+    training_dtype,
+)
+from meditron.train.samples import Sample, TrainingDataset
+from meditron.train.setup import build_state
+from meditron.train.trackers import Trackers
 
 __all__ = ["Trainer", "TrainingInputs", "finish_training", "is_exported"]
 
@@ -57,8 +75,16 @@ class TrainingInputs:
     dataset: TrainingDataset
     ancestry_entry: Training
     """Entry of this training in the model's ancestry."""
-    heldout_loss: Callable[[Llama], dict[str, float]]
-    """Returns, by source, nats per target of the held-out data."""
+    heldout_loss: Callable[[Llama], dict[str, float]] | None = None
+    """Returns, by source, nats per target of the held-out data; by default `loss` of `heldout_samples`."""
+    heldout_samples: Callable[[], Mapping[str, Sequence[Sample]]] = dict
+    """Returns the same data as samples, for a model that is divided over ranks."""
+    loss: Callable[[ModelStage, Batch], Tensor] = batch_nll
+    """Returns the summed loss of a micro-batch."""
+    prepare: Callable[[TrainState], None] = lambda state: None
+    """Called on every rank with the model as it is before the first step, also if resumed."""
+    final_metrics: Callable[[TrainState], Mapping[str, Any]] = lambda state: {}
+    """Returns, on every rank, further metrics of the trained model."""
     target_fraction: float = 1.0
     """Fraction of the tokens that are targets and so reach the output projection."""
     stage_metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -73,7 +99,10 @@ def is_exported(out: Path) -> bool:
 
 
 def finish_training(out: Path) -> dict[str, Any]:
-    """Remove the checkpoints of an exported training and return its metrics."""
+    """Remove the checkpoints of an exported training and return its metrics; other ranks than 0 have none."""
+    # Another machine may see the file that rank 0 has just written late.
+    if not current_world().is_main:
+        return {}
     Checkpoints(out / _CHECKPOINTS, machine={}).remove_all()
     metrics: dict[str, Any] = read_json(out / RESULT)
     return metrics
@@ -82,97 +111,190 @@ def finish_training(out: Path) -> dict[str, Any]:
 class Trainer:
     """A model under training, with the checkpoints, metrics and progress bar of the run.
 
-    A stage creates a trainer inside `runtime.deterministic`, runs `loop.train` inside `session()`, then calls
-    `export()`. The newest checkpoint under `out` is restored.
+    A stage creates a trainer inside `setup.training_layout`, runs `loop.train` inside `session()`, then calls
+    `export()`. The newest checkpoint under `out` is restored. All ranks do the same; only rank 0 prints and
+    writes files other than checkpoints.
 
     Raises:
         InputError: The tokenizer does not fit the model's vocabulary, or a file is damaged.
-        RecipeError: The sequence length exceeds the model's context.
+        RecipeError: The sequence length exceeds the model's context, or the layout does not fit.
     """
 
     def __init__(
-        self,
-        config: TrainingConfig,
-        base: Artifact,
-        inputs: TrainingInputs,
-        out: Path,
-        layout: ParallelLayout = SINGLE_PROCESS,
+        self, config: TrainingConfig, base: Artifact, inputs: TrainingInputs, out: Path, layout: Layout
     ) -> None:
-        self.config, self.inputs, self.out = config, inputs, out
-        self.dtype = resolve_matrix_dtype(config.dtype)
-        self.total_steps = len(inputs.dataset) // config.batch_size
+        self.config, self.inputs, self.out, self.layout = config, inputs, out, layout
+        self.dtype = training_dtype(config.dtype, layout.device)
         self.ancestry = base_ancestry(base)
-        # The model is loaded in float32 for every training dtype, so that the master weights keep the
-        # precision of the file.
-        self.model = load_model(resolve_model(base.spec), dtype=torch.float32, seed=config.seed or 0)
-        _check_tokenizer_and_context(config, self.model, inputs.tokenizer)
-        # The model is moved to the device before wrapping, because a layout shards the parameters on their
-        # device.
-        self.model.to(layout.device)
-        wrapped = layout.wrap_model(self.model)
-        # The optimizer is created after wrapping, because a layout may replace the parameters by shards.
-        optimizer = MasterAdamW(
-            self.model,
-            dtype=getattr(torch, self.dtype),
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
+        files = resolve_model(base.spec)
+        self.model_config = load_config(files)
+        _check_tokenizer(self.model_config, inputs.tokenizer)
+        state = build_state(config, files, inputs.dataset, layout, getattr(torch, self.dtype))
+        self.state = state = replace(state, loss=inputs.loss)
+        with self._without_dropout():
+            inputs.prepare(state)
+        self.total_steps = state.total_steps
         machine = {
             "threads": torch.get_num_threads(),
             "dtype": self.dtype,
             "cpu": describe()["cpu_class"],
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
         }
-        self.checkpoints = Checkpoints(out / _CHECKPOINTS, machine, keep=config.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            out / _CHECKPOINTS, machine, keep=config.keep_checkpoints, layout=layout.describe()
+        )
         # The checkpoint restores weights, optimizer moments and the random generator; the dataset needs only
         # the step number.
-        start_step = self.checkpoints.restore(optimizer)
-        self.state = TrainState(wrapped, optimizer, inputs.dataset, config, start_step, layout)
-        # The peak is measured in every run, also in a resumed run, which may continue on another machine.
-        sequences = config.micro_batch_size or config.batch_size
-        remaining = self._tokens_in_steps(self.total_steps) - self._tokens_in_steps(start_step)
-        self.peak_flops = matmul_peak(self.model, sequences * config.sequence_length, remaining)
-        # Opened by `session`.
+        restored = self.checkpoints.restore(state.optimizer)
+        state.guard.restore(restored.extra.get("guard", {}))
+        self.state = replace(state, start_step=restored.step)
+        self.peak_flops = self._measure_peak(restored.step)
+        # Raises an error for a missing package now, before any step.
+        self.trackers = Trackers(config.track if layout.is_main else (), out / "tracking", out.name)
+        # Opened by `session`, the first two on rank 0 only.
         self.metrics: MetricsFile
-        self.interruption: Interruption
         self.bar: Bar
+        self.interruption: Interruption
+        self.watchdog: Watchdog | None = None
+
+    @property
+    def callbacks(self) -> Callbacks:
+        """The functions that `loop.train` calls."""
+        return Callbacks(
+            progress=self._progress,
+            validate=self._validate,
+            log=self._log,
+            checkpoint=self._checkpoint,
+            rollback=self._rollback,
+            stop_requested=lambda: self.interruption.requested,
+        )
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Open the metrics file and the progress bar, compile the model and catch signals.
+        """Open the metrics file, the trackers and the progress bar, and catch signals.
 
         Raises:
             TrainingError: As `loop.train` does, with a hint that names the last good checkpoint.
-            KeyboardInterrupt: SIGINT or SIGTERM was received; a checkpoint was saved.
+            KeyboardInterrupt: SIGINT, SIGTERM or SIGUSR1 was received; a checkpoint was saved.
         """
-        tokens_done = self._tokens_in_steps(self.state.start_step)
-        with MetricsFile(self.out / "metrics.jsonl", self.state.start_step) as self.metrics:
+        start = self.state.start_step
+        with ExitStack() as stack:
+            if self.layout.is_main:
+                self.metrics = stack.enter_context(MetricsFile(self.out / "metrics.jsonl", start))
             # After a kill before the first checkpoint, the line of step 0 exists already.
-            if not self.state.start_step and not self.metrics.rows:
-                self.metrics.append({"step": 0, "tokens": 0, "heldout": self.inputs.heldout_loss(self.model)})
-            # The model is compiled after the evaluation above, whose batches have other shapes and would be
-            # compiled for nothing.
-            with (
-                compiled_blocks(self.model) if self.config.compile else nullcontext(),
-                interruptible() as self.interruption,
-                progress(
-                    self.inputs.progress_label,
-                    self._tokens_in_steps(self.total_steps),
-                    "tokens",
-                    start=tokens_done,
-                ) as self.bar,
-            ):
-                try:
-                    yield
-                except TrainingError as error:
-                    newest = self.checkpoints.newest()
-                    good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-                    hint = f"{good}; a lower learning_rate or max_grad_norm, or another seed, may help"
-                    raise TrainingError(error.message, hint=hint) from error
+            if not start and self.layout.any(self.layout.is_main and not self.metrics.rows):
+                heldout = self._heldout_loss()
+                if self.layout.is_main:
+                    self.metrics.append({"step": 0, "tokens": 0, "heldout": heldout})
+            if self.config.compile:
+                stack.enter_context(compiler_errors())
+            self.interruption = stack.enter_context(interruptible())
+            if self.layout.is_main:
+                total = self._tokens_in_steps(self.total_steps)
+                done = self._tokens_in_steps(start)
+                label = self.inputs.progress_label
+                self.bar = stack.enter_context(progress(label, total, "tokens", start=done))
+                stack.enter_context(self.trackers)
+            # One process has no rank to wait for: a long step is only a long step.
+            if self.layout.is_distributed:
+                timeout = self.config.parallel.timeout
+                self.watchdog = stack.enter_context(watchdog(timeout, self.out))
+            try:
+                yield
+            except TrainingError as error:
+                # A checkpoint that could not be written as well must not hide the cause.
+                with suppress(MeditronError):
+                    self.checkpoints.wait()
+                newest = self.checkpoints.newest()
+                good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+                advice = error.hint or "a lower learning_rate or max_grad_norm, or another seed, may help"
+                raise TrainingError(error.message, hint=f"{good}; {advice}") from error
 
-    def log(self, step: StepResult) -> None:
-        """Write the measurements of a step to `metrics.jsonl`, with the held-out loss if it is due."""
+    def export(self) -> None:
+        """Write an HF folder with `ancestry.json`, the report, and last of all the stage's metrics.
+
+        Raises:
+            TrainingError: Every step was skipped.
+        """
+        self.checkpoints.wait()
+        if not self.state.optimizer.steps:
+            raise TrainingError(f"all {self.total_steps} steps were skipped: the model has not changed")
+        with self._without_dropout():
+            final_metrics = self.inputs.final_metrics(self.state)
+        # The order matters after a kill: the metrics file, which marks the export as complete, comes last.
+        self._save_model()
+        if not self.layout.is_main:
+            return
+        write_ancestry(self.out, self.ancestry.with_training(self.inputs.ancestry_entry))
+        result = self._final_metrics() | dict(final_metrics)
+        write_training_page(
+            self.out / "report.html",
+            self.inputs.report_title,
+            self.metrics.rows,
+            result,
+            self.inputs.add_to_report,
+        )
+        write_json(self.out / RESULT, result)
+
+    def _save_model(self) -> None:
+        """Write the model from rank 0, gathering one tensor at a time from the ranks that have its shards.
+
+        Adapters are written too, and merged into the model.
+        """
+        config, adapter, sharded = self.model_config, self.config.adapter, self.state.sharded
+        weights: Mapping[str, Tensor]
+        if sharded is None:
+            # The masters have more digits than the copies that the model computes with.
+            weights = WholeWeights(self.state.model.llama, self.state.optimizer.masters)
+        else:
+            weights = GatheredWeights(sharded)
+        merged = weights if adapter is None else MergedWeights(weights, config, adapter)
+        adapters = [] if adapter is None else sorted(adapter_shapes(config, adapter))
+        if not self.layout.is_main:
+            assert sharded is not None  # noqa: S101
+            for name in [*adapters, *sorted(parameter_shapes(config))]:
+                for part in merged.parts(name) if isinstance(merged, MergedWeights) else (name,):
+                    sharded.gather(part)
+            return
+        if adapter is not None:
+            tensors = {name: weights[name] for name in adapters}
+            save_adapter(self.out / "adapter", tensors, adapter)
+        # The model's config is written last: a folder with one is complete.
+        save_hf(merged, config, self.inputs.tokenizer, self.out, getattr(torch, self.dtype))
+
+    def _progress(self, note: str) -> None:
+        if self.watchdog is not None:
+            self.watchdog.progress(note)
+
+    def _validate(self, step: int) -> dict[str, float] | None:
+        """Return the held-out loss by source if it is due."""
+        every = self.config.heldout_every
+        due = step == self.total_steps or (every and step % every == 0)
+        if not due:
+            return None
+        self._progress(f"step {step}: held-out loss")
+        return self._heldout_loss()
+
+    def _heldout_loss(self) -> dict[str, float]:
+        with self._without_dropout():
+            if self.state.sharded is None and self.inputs.heldout_loss is not None:
+                return check_finite(self.inputs.heldout_loss(self.state.model.llama))
+            return check_finite(sharded_heldout_loss(self.state, self.inputs.heldout_samples()))
+
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        sharded = self.state.sharded
+        stages = [self.state.model] if sharded is None else list(sharded.stages.values())
+        for stage in stages:
+            stage.eval()
+        yield
+        for stage in stages:
+            stage.train()
+
+    def _log(self, step: StepResult, heldout: dict[str, float] | None) -> None:
+        """Write the measurements of a step to `metrics.jsonl`."""
+        if not self.layout.is_main:
+            return
         tokens = self._tokens_in_steps(step.step_number) - self._tokens_in_steps(step.step_number - 1)
         tokens_per_second = tokens / step.seconds
         utilization = self._matmul_utilization(tokens_per_second)
@@ -185,57 +307,87 @@ class Trainer:
             "tokens_per_second": tokens_per_second,
             "matmul_utilization": utilization,
             "seconds": step.seconds,
+            "memory_bytes": peak_memory_bytes(self.layout.device),
         }
-        if self.metrics.is_spike(step.loss):
-            row["spike"] = True
-        every = self.config.heldout_every
-        if step.step_number == self.total_steps or (every and step.step_number % every == 0):
-            row["heldout"] = self.inputs.heldout_loss(self.model)
+        if step.event is not None:
+            row["event"] = dict(step.event)
+            if step.event["kind"] == "spike":
+                row["spike"] = True
+            # JSON has no infinity and no NaN.
+            for key in ("loss", "gradient_norm"):
+                if not math.isfinite(row[key]):
+                    del row[key]
+            # A stop is raised as an error, with the same message.
+            if step.event["action"] != "stop":
+                warn(f"{step.event['message']} ({step.event['action']})")
+        if heldout is not None:
+            row["heldout"] = heldout
         self.metrics.append(row)
+        self.trackers.log(row)
         self.bar.set_fields(
             loss=f"{step.loss:.3f}", **{"share of matmul speed": f"{100 * utilization:.0f} %"}
         )
         self.bar.advance(tokens)
 
-    def checkpoint_if_due(self, steps_done: int) -> None:
+    def _checkpoint(self, steps_done: int, stop: bool) -> None:
         """Save a checkpoint if one is due; after a signal, save one and raise KeyboardInterrupt."""
         # No checkpoint is due after the last step, because the export that follows has the same weights.
         due = steps_done % self.config.checkpoint_every == 0 and steps_done < self.total_steps
-        if self.interruption.requested or due:
+        if stop or due:
             # The metrics lines are flushed first: a checkpoint without them would lose the lines of its
             # steps.
-            self.metrics.sync()
-            self.checkpoints.save(steps_done, self.state.optimizer)
-        if self.interruption.requested:
-            info(f"stopped after step {steps_done} of {self.total_steps}; the same command resumes")
+            if self.layout.is_main:
+                self.metrics.sync()
+            self._progress(f"step {steps_done}: checkpoint")
+            self.checkpoints.save(steps_done, self.state.optimizer, {"guard": self.state.guard.state()})
+        if stop:
+            self.checkpoints.wait()
+            if self.layout.is_main:
+                info(f"stopped after step {steps_done} of {self.total_steps}; the same command resumes")
             # The exception ends the command with exit code 130, like any interrupted program.
             raise KeyboardInterrupt
 
-    def export(self) -> None:
-        """Write an HF folder with `ancestry.json`, the report, and last of all the stage's metrics."""
-        # The order matters after a kill: the metrics file, which marks the export as complete, comes last.
-        save_hf(self.model, self.model.config, self.inputs.tokenizer, self.out, getattr(torch, self.dtype))
-        write_ancestry(self.out, self.ancestry.with_training(self.inputs.ancestry_entry))
-        result = self._final_metrics()
-        write_training_page(
-            self.out / "report.html",
-            self.inputs.report_title,
-            self.metrics.rows,
-            result,
-            self.inputs.add_to_report,
+    def _rollback(self) -> int:
+        """Restore the newest checkpoint and return its step; the batches since then stay consumed."""
+        # The guard keeps its state: a training that rolls back again and again has to end.
+        return self.checkpoints.restore(self.state.optimizer).step
+
+    def _measure_peak(self, start_step: int) -> float:
+        """Measure the peak of matrix products, on rank 0; also if resumed, maybe on another machine."""
+        if not self.layout.is_main:
+            return math.nan
+        sequences = self.config.micro_batch_size or self.config.batch_size
+        peak = matmul_peak(
+            self.model_config,
+            sequences * self.config.sequence_length,
+            self._tokens_in_steps(self.total_steps) - self._tokens_in_steps(start_step),
+            dtype=getattr(torch, self.dtype),
+            device=self.layout.device,
         )
-        write_json(self.out / RESULT, result)
+        return peak * self.layout.shape.ranks
 
     def _tokens_in_steps(self, steps: int) -> int:
         return self.inputs.dataset.count_tokens(steps * self.config.batch_size)
 
     def _matmul_utilization(self, tokens_per_second: float) -> float:
         """Return the fraction of the measured peak that the step's matrix operations reach."""
-        shape = self.model.config
-        # Masked positions skip the output projection: 2 operations per weight forward, 4 backward.
-        skipped = (1 - self.inputs.target_fraction) * 6 * shape.vocab_size * shape.hidden_size
-        operations = shape.flops_per_token(self.config.sequence_length) - skipped
+        shape = self.model_config
+        # Operations per weight: 2 forward, 2 backward, and 2 for its gradient unless it is frozen.
+        each = 6 if self.config.adapter is None else 4
+        operations: float = (
+            shape.flops_per_token(self.config.sequence_length) - (6 - each) * shape.parameter_count
+        )
+        if self.config.adapter is not None:
+            operations += 6 * self._trained_parameters()
+        # Masked positions skip the output projection.
+        operations -= (1 - self.inputs.target_fraction) * each * shape.vocab_size * shape.hidden_size
         return tokens_per_second * operations / self.peak_flops
+
+    def _trained_parameters(self) -> int:
+        adapter = self.config.adapter
+        if adapter is None:
+            return self.model_config.parameter_count
+        return sum(math.prod(shape) for shape in adapter_shapes(self.model_config, adapter).values())
 
     def _final_metrics(self) -> dict[str, Any]:
         steps = [row for row in self.metrics.rows if "loss" in row]
@@ -250,30 +402,28 @@ class Trainer:
             "tokens": self._tokens_in_steps(self.total_steps),
             "steps": self.total_steps,
             "epochs": self.inputs.dataset.epochs_by_source(len(self.inputs.dataset)),
+            "trained_parameters": self._trained_parameters(),
             **self.inputs.stage_metrics,
             "tokens_per_second": speed,
             "peak_flops": self.peak_flops,
             "matmul_utilization": self._matmul_utilization(speed),
             "step_seconds": sum(row["seconds"] for row in steps),
             "spikes": sum("spike" in row for row in steps),
+            "events": sum("event" in row for row in self.metrics.rows),
             "threads": torch.get_num_threads(),
             "dtype": self.dtype,
+            "layout": self.layout.describe(),
+            "ranks": self.layout.shape.ranks,
             # Recorded, because the loss curve of a run that was resumed on another machine may have a small
             # step there.
             "resumed_from": self.state.start_step or None,
         }
 
 
-def _check_tokenizer_and_context(config: TrainingConfig, model: Llama, tokenizer: Tokenizer) -> None:
-    shape = model.config
+def _check_tokenizer(shape: LlamaConfig, tokenizer: Tokenizer) -> None:
     if tokenizer.vocab_size > shape.vocab_size:
         raise InputError(
             tokenizer.path,
             f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's vocabulary {shape.vocab_size:,}",
             hint="tokenize with the tokenizer of the model that is trained",
-        )
-    if config.sequence_length > shape.max_position_embeddings:
-        raise RecipeError(
-            f"sequence_length {config.sequence_length} is longer than the model's context of "
-            f"{shape.max_position_embeddings} tokens"
         )

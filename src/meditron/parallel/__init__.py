@@ -1,0 +1,1 @@
+"""Data, tensor and pipeline parallelism, applied from outside to a plain model."""

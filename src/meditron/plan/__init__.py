@@ -1,0 +1,1 @@
+"""Prediction of a training's memory, speed, cost and carbon on a cluster. Does not import torch."""

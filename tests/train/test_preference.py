@@ -1,0 +1,266 @@
+"""DPO: the loss and its gradients are TRL's; rows, cached references, held-out margins, resuming."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from hf_parity import make_hf, our_llama
+from meditron.core.errors import InputError, RecipeError
+from meditron.parallel.model import ModelStage
+from meditron.store.files import read_json, sha256_file
+from meditron.store.jsonl import JsonlWriter, read_jsonl
+from meditron.store.manifest import Artifact
+from meditron.text.finetune_templates import Span, TokenizedConversation
+from meditron.train.batches import collate
+from meditron.train.finetune import run
+from meditron.train.preference import PairDataset, dpo_loss, pair_logps, read_preferences
+from meditron.train.samples import IGNORE
+from ranks import run_ranks
+from train.world import finetune_config
+
+CPU = torch.device("cpu")
+BETA = 0.3
+
+
+def conversation(prompt, answer):
+    ids = [*prompt, *answer]
+    spans = [Span("user", len(prompt), False), Span("assistant", len(answer), True)]
+    return TokenizedConversation(ids, spans)
+
+
+@pytest.fixture
+def dataset():
+    random = np.random.default_rng(3)
+    pairs = []
+    for number in range(3):
+        prompt, *answers = (random.integers(5, 500, size).tolist() for size in (6 + number, 4, 7 - number))
+        pairs.append((str(number), *(conversation(prompt, answer) for answer in answers)))
+    data = PairDataset(pairs, name="pairs", epochs=1, batch_size=4, seed=0, length=None)
+    data.references_N2[:] = random.normal(-30, 3, (3, 2))
+    return data
+
+
+def their_inputs(dataset):
+    """The pairs as TRL's collator returns them: all chosen, then all rejected, with masks."""
+    indices = [next(i for i in range(3) if dataset[k].documents == (dataset.pairs[i][0],)) for k in range(3)]
+    both = [dataset.pairs[index][side] for side in (1, 2) for index in indices]
+    longest = max(len(c.ids) for c in both)
+
+    def pad(lists):
+        return torch.tensor([[*map(int, values), *[0] * (longest - len(values))] for values in lists])
+
+    references = torch.tensor(dataset.references_N2[indices])
+    return {
+        "input_ids": pad([c.ids for c in both]),
+        "attention_mask": pad([[1] * len(c.ids) for c in both]),
+        "completion_mask": pad([c.in_loss for c in both]),
+        "ref_chosen_logps": references[:, 0],
+        "ref_rejected_logps": references[:, 1],
+    }
+
+
+def ours(dataset, model):
+    batch = collate([dataset[k] for k in range(4)], by_document=True, device=CPU)
+    loss = dpo_loss(ModelStage(model), batch, beta=BETA) / 3
+    loss.backward()
+    return loss.detach()
+
+
+def test_loss_and_gradients_are_those_of_the_formula_with_transformers(dataset):
+    assert (dataset[3].targets_S == IGNORE).all()
+    hf, model = make_hf(0, initializer_range=0.1).double(), our_llama(make_hf(0, initializer_range=0.1))
+    model.double()
+    inputs = their_inputs(dataset)
+    logits = hf(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
+    logp = logits.log_softmax(-1).gather(2, inputs["input_ids"][:, 1:, None])[..., 0]
+    chosen, rejected = (logp * inputs["completion_mask"][:, 1:]).sum(1).chunk(2)
+    growth = (chosen - inputs["ref_chosen_logps"]) - (rejected - inputs["ref_rejected_logps"])
+    expected = -F.logsigmoid(BETA * growth).mean()
+    expected.backward()
+    assert abs(float(ours(dataset, model) - expected.detach())) < 1e-5
+    theirs = dict(hf.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_loss_is_trls_on_the_same_batch(dataset, tmp_path):
+    trl = pytest.importorskip("trl")
+    import datasets
+    from transformers import AutoTokenizer
+
+    from tiny import tiny_hf
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_hf(tmp_path / "tokenizer"))
+    tokenizer.pad_token = tokenizer.eos_token
+    row = {"prompt": ["Aspirin"], "chosen": [" lowers"], "rejected": [" the town"]}
+    settings = {"report_to": [], "bf16": False, "fp16": False, "use_cpu": True, "disable_dropout": False}
+    trainer = trl.DPOTrainer(
+        model=make_hf(0, initializer_range=0.1),
+        ref_model=make_hf(0, initializer_range=0.1),
+        args=trl.DPOConfig(output_dir=str(tmp_path / "out"), beta=BETA, **settings),
+        train_dataset=datasets.Dataset.from_dict(row),
+        processing_class=tokenizer,
+    )
+    trainer.precompute_ref_logps = True
+    inputs = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in their_inputs(dataset).items()
+    }
+    expected = float(trainer.compute_loss(trainer.model, inputs))
+    assert abs(float(ours(dataset, our_llama(make_hf(0, initializer_range=0.1)))) - expected) < 1e-5 * max(
+        1, expected
+    )
+
+
+@pytest.fixture
+def pairs(answers, tmp_path):
+    """A file of pairs with right and wrong answers, as an artifact, and its base."""
+    path = tmp_path / "pairs.jsonl"
+    with JsonlWriter(path) as file:
+        for number in range(60):
+            drug, right, wrong = (
+                ("Aspirin", "the heart", "the liver")
+                if number % 2
+                else ("Metformin", "the liver", "the heart")
+            )
+            file.write(
+                {
+                    "id": f"p{number}",
+                    "prompt": f"{number}. What does {drug} act on?",
+                    "chosen": f"It acts on {right}.",
+                    "rejected": f"It acts on {wrong}.",
+                }
+            )
+    return {"base": answers["base"], "rows": Artifact("rows", path, "x")}
+
+
+def dpo_config(**changes):
+    fields = {
+        "method": "dpo",
+        "template": "meditron",
+        "epochs": 2,
+        "learning_rate": 2e-3,
+        "rows": "pairs.jsonl",
+    }
+    return finetune_config(**fields | {"heldout": 0.2} | changes)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 8, "dropout": 0.1}])
+def test_the_margin_rises_on_heldout_pairs_and_references_are_computed_once(
+    pairs, tmp_path, monkeypatch, lora
+):
+    monkeypatch.setenv("MEDITRON_CACHE", str(tmp_path / "cache"))
+    config = dpo_config(lora=lora, learning_rate=2e-3 if lora is None else 1e-2)
+    metrics = run(config, pairs, tmp_path / "out")
+    before, after = metrics["heldout"]["pairs"]
+    assert before == pytest.approx(np.log(2), abs=1e-5)
+    assert after < before
+    assert metrics["margin"]["pairs"][0] == 0.0
+    assert metrics["margin"]["pairs"][1] > 0.05
+    assert metrics["preferred"]["pairs"] > 0.6
+    assert metrics["pairs"]["train"] + metrics["pairs"]["heldout"] == 60
+    (file,) = (tmp_path / "cache" / "reference-logprobs").iterdir()
+    assert len(read_json(file)) == 60
+    rows = {row["id"]: row for row in read_jsonl(tmp_path / "out" / "rows.jsonl.zst")}
+    assert rows["p1/chosen"]["split"] == rows["p1/rejected"]["split"]
+    # Again, with the cached references: nothing is computed, and the bytes are the same.
+    forward = "meditron.train.preference.pair_logps"
+    calls = []
+
+    monkeypatch.setattr(
+        forward, lambda state, samples: calls.append(len(samples)) or pair_logps(state, samples)
+    )
+    run(config, pairs, tmp_path / "again")
+    assert calls == [metrics["pairs"]["heldout"]], "the margins only"
+    assert sha256_file(tmp_path / "again" / "model.safetensors") == sha256_file(
+        tmp_path / "out" / "model.safetensors"
+    )
+
+
+RANK_VARIABLES = {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+def run_dpo(pairs, out, cache):
+    os.environ.update(RANK_VARIABLES, MEDITRON_CACHE=cache)
+    run(dpo_config(epochs=1), pairs, out)
+
+
+def test_two_ranks_train_as_one_process(pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDITRON_CACHE", str(tmp_path / "cache"))
+    alone = run(dpo_config(epochs=1), pairs, tmp_path / "one")
+    run_ranks(2, run_dpo, pairs, tmp_path / "two", str(tmp_path / "cache"))
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) > 5
+    for a, b in zip(one[1:], two[1:], strict=True):
+        assert abs(a["loss"] - b["loss"]) < 1e-5
+    together = read_json(tmp_path / "two" / "metrics.json")
+    assert together["ranks"] == 2
+    assert abs(together["margin"]["pairs"][1] - alone["margin"]["pairs"][1]) < 1e-3
+
+
+def refuse_tp(pairs, out):
+    os.environ.update(RANK_VARIABLES)
+    with pytest.raises(RecipeError, match="not supported with tp > 1 or pp > 1"):
+        run(dpo_config(parallel={"tp": 2}), pairs, out)
+
+
+def test_tensor_parallelism_is_refused(pairs, tmp_path):
+    run_ranks(2, refuse_tp, pairs, tmp_path / "out")
+
+
+GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
+ANSWER = {"role": "assistant", "content": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": "q", "chosen": "a"}, "rejected must be one answer"),
+        (GOOD | {"rejected": "a"}, "chosen and rejected are equal"),
+        ({"chosen": "a", "rejected": "b"}, "exactly one of prompt and messages"),
+        (
+            {"prompt": [{"role": "assistant", "content": "a"}], "chosen": "a", "rejected": "b"},
+            "ends with an answer",
+        ),
+        (
+            {"prompt": "q", "chosen": {"role": "user", "content": "a"}, "rejected": "b"},
+            "no message of the assistant",
+        ),
+    ],
+)
+def test_a_row_that_is_no_pair_is_named(tmp_path, row, problem):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n" + json.dumps(row) + "\n"
+    )
+    with pytest.raises(InputError, match=rf"row 2.*{problem}"):
+        list(read_preferences(path))
+
+
+def test_messages_and_answers_may_be_those_of_trl(tmp_path):
+    turns = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        json.dumps({"messages": turns, "chosen": [ANSWER], "rejected": ANSWER | {"content": "no"}})
+    )
+    (row,) = read_preferences(path)
+    assert [turn.role for turn in row.prompt] == ["system", "user", "assistant", "user"]
+    assert not any(turn.in_loss for turn in row.prompt)
+    assert (row.chosen.content, row.rejected.content) == ("yes", "no")
+
+
+def test_pairs_that_are_too_long_and_settings_that_do_not_fit_are_refused(pairs, tmp_path):
+    with pytest.raises(RecipeError, match=r"pairs has no pair to train on; 60 are too long, up to"):
+        run(dpo_config(sequence_length=16), pairs, tmp_path / "out")
+    with pytest.raises(ValidationError, match='method = "dpo" needs rows'):
+        dpo_config(rows=None, task="pubmed-sections")
+    assert dpo_config().input_kinds()["rows"].name == "preferences"
