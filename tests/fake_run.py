@@ -141,7 +141,7 @@ class FakeRun:
         self.finish("tokenize", inputs={"base": BASE, "corpus": "corpus"}, metrics=metrics)
 
     def _training(self, name: str, config: dict[str, Any], *, base: str, **extra_metrics: Any) -> None:
-        self.stage_folder(name).joinpath("config.json").write_text("{}")
+        self.stage_folder(name).joinpath("config.json").write_text('{"model_type": "mistral"}')
         self.stage_folder(name).joinpath("model.safetensors").write_bytes(self.random.randbytes(20))
         metrics = {
             "tokens": self.count(),

@@ -1,4 +1,4 @@
-"""transformers' Llama and ours with the same weights, for parity tests."""
+"""transformers' models and ours with the same weights, for parity tests."""
 
 import torch
 import transformers
@@ -35,16 +35,28 @@ SCALINGS = [
 YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
 
 
-def make_hf(seed=0, **changes):
-    """Build transformers' Llama with random weights."""
+def make_hf(seed=0, family="llama", **changes):
+    """Build transformers' model of a family with random weights; biases and norms are random too."""
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(**(SHAPE | changes))
-    return transformers.LlamaForCausalLM(config).eval()
+    window = {"sliding_window": None} if family == "mistral" else {}
+    config = transformers.AutoConfig.for_model(family, **(SHAPE | window | changes))
+    hf = transformers.AutoModelForCausalLM.from_config(config).eval()
+    if family != "llama":
+        randomize_vectors(hf)
+    return hf
+
+
+def randomize_vectors(hf):
+    """Give biases and norms, which start as zeros and ones, values that a missing one would change."""
+    with torch.no_grad():
+        for weight in hf.parameters():
+            if weight.dim() == 1:
+                weight.add_(torch.randn_like(weight) * 0.3)
 
 
 def our_llama(hf):
-    """Build our Llama with the config and weights of transformers' one."""
-    config = LlamaConfig.from_hf(hf.config.to_dict() | {"architectures": ["LlamaForCausalLM"]})
+    """Build our model with the config and weights of transformers' one."""
+    config = LlamaConfig.from_hf(hf.config.to_dict() | {"architectures": [type(hf).__name__]})
     model = Llama(config)
     tied = config.tie_word_embeddings
     state = {

@@ -11,7 +11,7 @@ from meditron.store.files import write_json
 from meditron.text.tokenizer import load_tokenizer
 
 
-def seeded_hf(folder: Path, tokenizer: Path, *, seed: int, **shape: int | bool) -> Path:
+def seeded_hf(folder: Path, tokenizer: Path, *, seed: int, **shape: int | bool | str) -> Path:
     """Write an HF folder in fp32 with another model's tokenizer; weights are roughly normal."""
     words = load_tokenizer(tokenizer)
     config = LlamaConfig(vocab_size=words.vocab_size, max_position_embeddings=256, **shape)

@@ -7,6 +7,7 @@ the counts of `words`; `rank` (a recipe may have several) keeps the most frequen
 the real stages and depends on one of them.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -15,12 +16,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from meditron.core.config import Config, NonSemantic, StageConfig
-from meditron.core.errors import InputError
+from meditron.core.console import info, warn
+from meditron.core.errors import InputError, TrainingError
+from meditron.parallel.config import ParallelConfig
+from meditron.parallel.watchdog import watchdog
+from meditron.parallel.world import connect, current_world
 from meditron.recipe import Recipe, RunResult, Stage, load_recipe, run_recipe
 from meditron.store.corpus import read_corpus
 from meditron.store.files import atomic_write, read_json, write_json
@@ -75,6 +80,30 @@ class RankConfig(StageConfig):
 
     def inputs(self) -> dict[str, str]:
         return {"total": self.on}
+
+
+class MeetConfig(StageConfig):
+    """The `[meet]` table."""
+
+    on: str = "words"
+    """Reference of the counts."""
+    steps: int = 3
+    """Number of collectives."""
+    trouble: Literal[
+        "none", "raise", "raise-all", "raise-late", "kill", "exit", "hang", "block", "wait", "print"
+    ] = "none"
+    """Event in the last step, of rank `at` alone except for `raise-all`, `raise-late` and `wait`."""
+    at: int = 1
+    """Rank of the event."""
+    timeout: float = 60.0
+    """Seconds of the watchdog."""
+    parallel: Annotated[ParallelConfig, NonSemantic] = ParallelConfig()
+    """Layout."""
+    threads: Annotated[int | None, NonSemantic] = None
+    """CPU threads of each rank."""
+
+    def inputs(self) -> dict[str, str]:
+        return {"words": self.on}
 
 
 class ToyConfig(StageConfig):
@@ -137,6 +166,65 @@ def rank(config: RankConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[
     return {"kept": len(best)}
 
 
+def meet(config: MeetConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    """Sum the ranks' numbers in each step; a signal ends all ranks together after a step."""
+    import torch
+
+    world, stop = current_world(), []
+    device = connect(config.timeout)
+    handlers = {n: signal.signal(n, lambda *_: stop.append(1)) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    (out / f"rank-{world.rank}.pid").write_text(str(os.getpid()))
+    info("a message of every rank")
+    with watchdog(config.timeout, out) as dog:
+        for step in range(config.steps):
+            dog.progress(f"step {step}")
+            if step == config.steps - 1:
+                cause_trouble(config, world.rank, out, stop)
+            values = torch.tensor([world.rank + 1, len(stop)], device=device)
+            if world.size > 1:
+                torch.distributed.all_reduce(values)
+            if values[1]:
+                (out / f"saved-{world.rank}.txt").write_text(f"step {step}")
+                raise KeyboardInterrupt
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for file in out.glob("*.pid"):
+        file.unlink(missing_ok=True)
+    if world.is_main:
+        write_json(out / "sum.json", {"sum": int(values[0])})
+    return {"sum": int(values[0]), "threads": torch.get_num_threads(), "ranks": world.size,
+            "layout": config.parallel.resolve(world.size).tp}  # fmt: skip
+
+
+def cause_trouble(config: MeetConfig, rank: int, out: Path, stop: list[int]) -> None:
+    """Do what `trouble` says."""
+    if config.trouble == "wait":
+        (out / f"waiting-{rank}.txt").write_text("here")
+        until = time.monotonic() + 60
+        while not stop and time.monotonic() < until:
+            time.sleep(0.02)
+    if config.trouble == "raise-late" and rank != config.at:
+        time.sleep(30)  # longer than the launcher waits after the first error
+    if config.trouble in ("raise-all", "raise-late"):
+        raise TrainingError("step 3: the loss is nan")
+    if rank != config.at:
+        return
+    match config.trouble:
+        case "raise":
+            raise InputError("shard.safetensors", "a damaged shard", hint="fetch it again")
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            os._exit(3)
+        case "hang":
+            time.sleep(600)
+        case "block":
+            ctypes.PyDLL(None).sleep(600)  # without releasing the interpreter's lock
+        case "print":
+            print("on stdout")  # noqa: T201
+            warn("a warning of one rank")
+
+
 def toy(config: ToyConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
     """Count a letter in the training documents of the real corpus stage."""
     texts = [document.text for document in read_corpus(inputs["corpus"].path, "train")]
@@ -155,6 +243,7 @@ STAGES = (
     Stage("total", 1, TotalConfig, "toy_stages:total"),
     Stage("rank", 1, RankConfig, "toy_stages:rank", repeatable=True),
 )
+MEET = Stage("meet", 1, MeetConfig, "toy_stages:meet", distributed=True)
 TOY = Stage("toy", 1, ToyConfig, "toy_stages:toy")
 
 RECIPE = """\
@@ -172,6 +261,16 @@ keep = 1
 [[rank]]
 name = "long"
 keep = 2
+"""
+
+
+MEET_RECIPE = """\
+[words]
+text = "{text}"
+
+[total]
+
+[meet]
 """
 
 

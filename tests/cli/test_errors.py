@@ -104,7 +104,7 @@ def test_each_error_of_a_recipe_has_its_line(capsys: pytest.CaptureFixture[str])
     )
 
 
-@pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("datatrove.pipeline", "corpus")])
+@pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("lxml.etree", "corpus")])
 def test_a_missing_library_of_an_extra_names_the_command_that_installs_it(module: str, extra: str) -> None:
     message, hint, code = explain_error(ModuleNotFoundError(f"No module named '{module}'", name=module))
     assert "is not installed" in message

@@ -250,3 +250,41 @@ def test_repeated_questions_are_counted_with_a_warning(
     result = json.loads(completed.out)
     assert (result["n"], result["repeated"]) == (12, 11)
     assert "11 of 12 questions repeat" in completed.err
+
+
+def test_two_scores_of_one_model_are_explained(
+    meditron: Command, model: Path, questions: Path, tmp_path: Path
+) -> None:
+    common = ("evaluate", model, "--task", questions, "--template")
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert meditron(*common, "letters", "--out", a).code == 0
+    assert meditron(*common, "texts", "--method", "next-token", "--out", b).code == 0
+    together = meditron("explain", a, b)
+    assert together.code == 0, together.err
+    assert "template + method" in together.out
+    assert "to separate factors, evaluate with template texts/1, with method as in a" in together.err
+    run = ("--run", "--task", questions, "--out", tmp_path / "between")
+    apart = meditron("explain", a, b, *run, "--json")
+    assert apart.code == 0, apart.err
+    record = json.loads(apart.out)
+    assert [effect["factors"] for effect in record["effects"]] == [["template"], ["method"]]
+    total = sum(effect["difference"] for effect in record["effects"])
+    assert total == pytest.approx(record["difference"])
+    assert record["difference"] == pytest.approx(record["accuracy_b"] - record["accuracy_a"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--run",), "--run needs the task"),
+        (("--a", "shots"), "--a shots: not NAME=VALUE"),
+        (("--b", "shots=9"), "has no evaluation of questions with these settings"),
+    ],
+)
+def test_wrong_requests_for_an_explanation(
+    meditron: Command, model: Path, questions: Path, words: tuple[str, ...], message: str
+) -> None:
+    assert meditron("evaluate", model, "--task", questions, "--out", "a").code == 0
+    failed = meditron("explain", "a", "a", *words)
+    assert failed.code == 2
+    assert message in failed.err

@@ -42,7 +42,7 @@ def test_parse_of_a_folder_names_its_files_in_the_hint(meditron: Command, tmp_pa
 
 
 def test_parse_names_the_tool_that_converts_a_file(meditron: Command, tmp_path: Path) -> None:
-    for content, tool in ((b"%PDF-1.7\n", "pdftotext"), (b"<!DOCTYPE html><html>", "pandoc")):
+    for content, tool in ((b"%!PS-Adobe-3.0\n", "ps2ascii"), (b"{\\rtf1 text}", "pandoc")):
         path = tmp_path / "paper"
         path.write_bytes(content)
         result = meditron("parse", path)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from meditron.core.errors import MeditronError, UsageError
 from meditron.core.statistics import (
     bootstrap_ratio,
+    clustered_mean,
     holm,
     macro_f1,
     mcnemar,
@@ -371,3 +372,24 @@ def test_macro_f1_is_the_mean_of_each_classs_harmonic_mean(answers: list[tuple[i
     assert macro_f1(gold, predicted) == pytest.approx(sum(map(f1, classes)) / len(classes))
     with pytest.raises(UsageError, match="against"):
         macro_f1(gold, predicted[1:])
+
+
+def test_clusters_of_equal_answers_count_as_one_question() -> None:
+    random = np.random.default_rng(4)
+    one_per_cluster = (random.random(80) < 0.6).astype(float)
+    names = [f"c{i}" for i in range(80)]
+    single = clustered_mean(one_per_cluster, names, seed=1, bounds=(0, 1))
+    repeated = clustered_mean(np.repeat(one_per_cluster, 5), list(np.repeat(names, 5)), seed=1, bounds=(0, 1))
+    assert single is not None
+    assert repeated == pytest.approx(single)
+    naive = wilson_interval(int(5 * one_per_cluster.sum()), 400)
+    assert naive is not None
+    assert repeated is not None
+    assert repeated.high - repeated.low > 2 * (naive.high - naive.low)
+    assert single.high - single.low == pytest.approx(2 * 1.96 * one_per_cluster.std() / np.sqrt(79), rel=0.1)
+
+
+def test_clustered_means_need_six_clusters_and_equal_lengths() -> None:
+    assert clustered_mean([1, 0, 1, 0, 1, 0], list("aabbcc"), seed=1) is None
+    with pytest.raises(UsageError, match="2 values against 1 clusters"):
+        clustered_mean([1, 0], ["a"], seed=1)

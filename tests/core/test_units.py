@@ -18,6 +18,8 @@ from meditron.core.units import format_bytes, format_count, format_duration, is_
         (3599.6, "1 h 00 min"),
         (7500, "2 h 05 min"),
         (273_600, "3 d 04 h"),
+        (86_400 * 999.9, "999 d 21 h"),
+        (86_400 * 5_433_230, "5,433,230 d"),
     ],
 )
 def test_durations(seconds: float, text: str) -> None:

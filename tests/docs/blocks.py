@@ -78,7 +78,9 @@ def _execute(block: Block, folder: Path, commands: Sequence[str]) -> None:
             _write(block, folder)
         case "toml" if block.title is None:
             check_recipe(block.text, folder)
-        case "toml":  # a recipe of the page's commands: they check it, with what the page adds to the package
+        case (
+            "toml" | "yaml"
+        ):  # a recipe of the page's commands: they check it, with what the page adds to the package
             assert any(block.title in text for text in commands), f"{block}: no command uses {block.title}"
             _write(block, folder)
         case "json" | "jsonl":

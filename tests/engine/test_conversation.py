@@ -9,7 +9,7 @@ from meditron.engine.conversation import Chat
 from meditron.model.sampling import SamplingConfig
 
 
-class ToyServer:
+class ToyServer(Generates):
     """An engine without a tokenizer, as a remote API is: it answers with the length of its prompt."""
 
     context = 64

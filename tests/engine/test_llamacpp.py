@@ -336,3 +336,35 @@ def test_weights_that_are_not_finite_are_named(small: Path, tmp_path: Path) -> N
     (tmp_path / "nan.gguf").write_bytes(data)
     with pytest.raises(InputError, match=r"blk\.0\.ffn_up\.weight"):
         load(tmp_path / "nan.gguf", backend="llama.cpp")
+
+
+def test_a_text_with_line_separators_of_unicode_does_not_break_the_stream():
+    """httpx's iter_lines splits at them, in the middle of a JSON string."""
+    event = '{"content":"a\u2028b\x85c"}'
+    stream = f"data: {event}\n\ndata: {event}\n".encode()
+    parts = [stream[start : start + 3] for start in range(0, len(stream), 3)]
+    lines = [line for line in llamacpp_process._lines(parts) if line]
+    assert [line.removeprefix(b"data: ").decode() for line in lines] == [event, event]
+
+
+def test_samples_repeat_exactly_in_any_order_of_prompts(smollm2_gguf: Path):
+    """In one slot: neither the prompts before nor the number of samples after change a text."""
+    prompts, seeds = PROMPTS[:2], [[1, 2], [3, 4]]
+    settings = {"raw": True, "max_tokens": 12, "temperature": 0.8, "nonempty": True}
+    with LlamaCppEngine.load(str(smollm2_gguf), context=512, slots=1) as engine:
+        first = engine.generate_samples(prompts, seeds, **settings)
+        backwards = engine.generate_samples(prompts[::-1], seeds[::-1], **settings)[::-1]
+        fewer = engine.generate_samples(prompts, [group[:1] for group in seeds], **settings)
+    texts = [[sample.text for sample in group] for group in first]
+    assert [[sample.text for sample in group] for group in backwards] == texts
+    assert [[sample.text for sample in group] for group in fewer] == [group[:1] for group in texts]
+    assert len({text for group in texts for text in group}) == 4
+
+
+def test_a_nonempty_text_does_not_end_at_once(smollm2_gguf: Path, smollm2: LocalEngine):
+    prompt = "Question: What is sepsis?\nA. An infection\nB. A bone\nAnswer:"
+    for engine in (smollm2, load(str(smollm2_gguf), backend="torch")):
+        texts = engine.generate_samples(
+            [prompt] * 2, [[1, 2], [3, 4]], raw=True, max_tokens=4, temperature=2, nonempty=True
+        )
+        assert all(sample.text.strip() for group in texts for sample in group)

@@ -1,4 +1,5 @@
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -6,10 +7,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from meditron.core.statistics import clustered_mean
 from meditron.evaluate import accuracy
+from meditron.evaluate.compare import compare_results
 from meditron.evaluate.config import EvalOptions, ModelPair
+from meditron.evaluate.contamination import score_groups
 from meditron.evaluate.eval_set import EvalSet
+from meditron.evaluate.methods.base import find_method
+from meditron.evaluate.methods.registry import METHODS
 from meditron.evaluate.rows import QuestionRow
+from meditron.evaluate.rows_file import RowsFile, read_rows
+from meditron.evaluate.standalone import evaluate_on_task
+from meditron.tasks.errata import Erratum
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 
@@ -31,7 +40,8 @@ def row(eval_set: EvalSet, model: str, question: Question, skill: float) -> Ques
     noise = DRAWN.normal(-5, 1, (3, 3)) + skill * (np.arange(3) == question.gold) * [[1], [1], [2]]
     scores = dict(zip(("sum", "bytes", "calibrated"), map(tuple, noise.tolist()), strict=True))
     method = eval_set.method
-    by_method = {"scores": scores, "rule": method.rule} if method.name == "loglikelihood" else {"token": "x"}
+    next_token = {"token": "x", "constrained": False, "free_prediction": None, "scores": {"first-token": ()}}
+    by_method = {"scores": scores, "rule": method.rule} if method.name == "loglikelihood" else next_token
     prediction = int(np.argmax(scores[method.rule])) if method.name == "loglikelihood" else None
     return method.row_type(
         model=model,
@@ -132,3 +142,89 @@ def test_every_later_model_is_paired_with_the_first_its_calibrated_rule_and_naiv
     assert result[1].difference == pytest.approx(np.mean(b) - calibrated)
     alone = accuracy.compute_differences(eval_set, [], {"base": answers["base"]}, reference)
     assert [(d.a, d.b) for d in alone] == [("naive Bayes", "base")]
+
+
+def test_a_score_without_known_errors(task_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    eval_set = an_eval_set(task_file)
+    model_rows = rows(eval_set, "base", 1)
+    wrong = eval_set.questions[:4]
+    known = {question.id: Erratum("wrong answer key", "a study") for question in wrong}
+    monkeypatch.setattr(accuracy, "find_errata", lambda questions: known)
+    errata = accuracy.score_task(eval_set, model_rows, "drugs.jsonl").errata
+    assert errata is not None
+    assert errata.without is not None
+    assert (errata.sources, errata.questions, errata.without.n) == (("a study",), {"wrong answer key": 4}, 26)
+    assert errata.without.accuracy == sum(r.correct for r in model_rows if r.id not in known) / 26
+    monkeypatch.setattr(accuracy, "find_errata", lambda questions: {})
+    assert accuracy.score_task(eval_set, model_rows, "drugs.jsonl").errata is None
+
+
+def clustered_file(tmp_path: Path, field: str) -> Path:
+    """Thirty questions, three on each of ten passages or of ten subjects."""
+    lines = [
+        {"id": f"q{n}", "question": f"Which? {n}", "options": ["yes", "no"], "gold": n % 2}
+        | {field: f"Passage {n // 3}."}
+        for n in range(30)
+    ]
+    path = tmp_path / f"{field}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("field", ["context", "group"])
+def test_questions_on_one_passage_or_of_one_subject_are_a_cluster(
+    tmp_path: Path, tiny: Path, field: str
+) -> None:
+    result, path = evaluate_on_task(str(tiny), str(clustered_file(tmp_path, field)), out=tmp_path / "out")
+    [score] = result.tasks[str(tiny)].values()
+    answers = read_rows(path, QuestionRow)
+    assert (score.clusters, len({row.cluster for row in answers})) == (10, 10)
+    expected = clustered_mean(
+        [float(row.correct) for row in answers], [row.cluster for row in answers], seed=1, bounds=(0, 1)
+    )
+    assert score.clustered_interval == pytest.approx(expected, abs=0.02)
+    # In a comparison of two results, too.
+    other = [row.model_copy(update={"model": "other", "correct": not row.correct}) for row in answers]
+    with RowsFile(tmp_path / "other" / path.name, QuestionRow) as file:
+        file.rewrite_sorted(other)
+    [comparison] = compare_results(str(path), str(tmp_path / "other"))
+    assert comparison.clusters == 10
+    assert comparison.clustered_interval is not None
+    assert comparison.clustered_interval[0] <= comparison.difference <= comparison.clustered_interval[1]
+
+
+def test_questions_of_their_own_have_no_clusters(task_file: Path) -> None:
+    eval_set = an_eval_set(task_file)
+    score = accuracy.score_task(eval_set, rows(eval_set, "base", 1), "drugs.jsonl")
+    assert (eval_set.clusters, score.clusters, score.clustered_interval) == ({}, 0, None)
+
+
+def test_the_calibration_is_that_of_the_softmax_of_the_options(task_file: Path) -> None:
+    eval_set = an_eval_set(task_file)
+    model_rows = rows(eval_set, "base", 1)
+    result = accuracy.score_task(eval_set, model_rows, "drugs.jsonl").calibration
+    chosen = [np.exp(r.scores["sum"])[r.prediction] / np.exp(r.scores["sum"]).sum() for r in model_rows]
+    right = [r.correct for r in model_rows]
+    assert result is not None
+    assert result.overconfidence == pytest.approx(np.mean(chosen) - np.mean(right))
+    assert sum(each.n * each.confidence for each in result.bins) == pytest.approx(sum(chosen))
+    assert sum(each.n * each.accuracy for each in result.bins) == pytest.approx(sum(right))
+    no_probability = an_eval_set(task_file, methods=("next-token",))
+    unknown = accuracy.score_task(no_probability, rows(no_probability, "base", 0), "drugs.jsonl")
+    assert unknown.calibration is None
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_scores_are_split_by_contamination_whatever_the_method(task_file: Path, method: str) -> None:
+    eval_set = an_eval_set(task_file)
+    groups = {q.id: "trained" if place < 10 else "not found" for place, q in enumerate(eval_set.questions)}
+    # The row type of every method, with only the fields that the split reads.
+    row_type = find_method(method).row_type
+    answers = [
+        row_type.model_construct(id=q.id, gold=q.gold, prediction=0, correct=q.gold == 0)
+        for q in eval_set.questions
+    ]
+    parts = score_groups(answers, groups)
+    assert {name: part.n for name, part in parts.items()} == {"trained": 10, "not found": 20}
+    right = sum(row.correct for row in answers)
+    assert sum(part.n * part.accuracy for part in parts.values()) == pytest.approx(right)

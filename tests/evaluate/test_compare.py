@@ -112,7 +112,8 @@ def answers(model: str, seed: int, *, n: int = 20, **changed: object) -> list[Qu
     drawn = np.random.default_rng(seed)
     fields = {"task": "q", "version": 1, "data_sha256": "d", "template": "letters/1", "prompt_form": "raw"}
     fields |= {"method": "loglikelihood", "shots": 0, "engine": "torch", "dtype": "float32"}
-    by_method = {"token": "x"} if "method" in changed else {"rule": "sum", "scores": {}}
+    next_token = {"token": "x", "constrained": False, "free_prediction": None, "scores": {"first-token": ()}}
+    by_method = next_token if "method" in changed else {"rule": "sum", "scores": {}}
     fields |= {"model": model, "model_digest": model, "cache_key": f"{model} {sorted(changed.items())} {n}"}
     return [
         question_row_adapter().validate_python(

@@ -28,7 +28,7 @@ def test_the_inputs_are_the_models_and_the_corpus() -> None:
 def test_batch_size_is_not_semantic() -> None:
     decided = semantic_fields(EvaluateConfig(models=("base",)))
     assert "batch_tokens" not in decided
-    assert {"documents", "max_tokens", "dtype", "resamples"} <= decided.keys()
+    assert {"documents", "document_tokens", "dtype", "resamples"} <= decided.keys()
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
         server.shutdown()
 
 
-class RemoteEngine:
+class RemoteEngine(Generates):
     """An engine behind HTTP: it generates, and has neither tokenizer nor weights."""
 
     def __init__(self, url: str, date: str) -> None:

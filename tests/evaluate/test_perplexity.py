@@ -134,7 +134,7 @@ def test_a_gguf_of_a_model_scores_as_the_model_does(tmp_path: Path, corpus: Path
 
 
 def test_long_documents_are_cut_and_counted(tmp_path: Path, corpus: Path, tiny: Path) -> None:
-    evaluate(tmp_path / "out", corpus, {"base": tiny}, max_tokens=30)
+    evaluate(tmp_path / "out", corpus, {"base": tiny}, document_tokens=30)
     rows = read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow)
     tokenizer = load_tokenizer(tiny)
     for text in select_heldout(corpus, 200)["pubmed"]:
@@ -148,7 +148,7 @@ def test_long_documents_are_cut_and_counted(tmp_path: Path, corpus: Path, tiny: 
 
 def test_the_limit_is_the_models_own_context(tmp_path: Path, make_corpus: Any, tiny: Path) -> None:
     corpus = make_corpus({}, {"long": [("long:1", "word " * 900), ("long:2", "other " * 900)]})
-    evaluate(tmp_path / "out", corpus, {"base": tiny}, max_tokens=2048)
+    evaluate(tmp_path / "out", corpus, {"base": tiny}, document_tokens=2048)
     assert [(row.tokens, row.truncated) for row in read_rows(tmp_path / "out" / PERPLEXITY, DocumentRow)] == [
         (255, True)
     ] * 2

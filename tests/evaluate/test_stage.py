@@ -83,7 +83,8 @@ def every_figure_is_on_the_page(result: EvaluationResult, page: str) -> None:
         assert f"{100 * item.top_agreement:.1f} %" in page
     assert "option probability mass" in page
     assert "naive Bayes" not in page.replace("Naive Bayes", "")
-    assert page.count("<svg") == 2 + 1 + 1 + 2  # perplexities, the task, fidelity, differences of both kinds
+    # perplexities, the task, its calibration, fidelity, differences of both kinds
+    assert page.count("<svg") == 2 + 1 + 1 + 1 + 2
 
 
 def test_next_token_has_no_rule(evaluate: Evaluate, tmp_path: Path) -> None:

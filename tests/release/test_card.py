@@ -192,7 +192,7 @@ def test_the_front_matter_reads_back_as_the_hub_reads_it(life: FakeRun) -> None:
     assert (data.license, data.license_name, data.base_model) == ("apache-2.0", None, "org/name")
     assert (data.language, data.datasets, data.library_name) == (["en"], ["org/texts"], "transformers")
     assert (data.pipeline_tag, data.metrics) == ("text-generation", ["accuracy", "perplexity"])
-    assert {"medical", "pretrain", "finetune", "gguf", "mine"} <= set(data.tags)
+    assert {"medical", "mistral", "pretrain", "finetune", "gguf", "mine"} <= set(data.tags)
     values = {(one.dataset_type, one.metric_type): one.metric_value for one in data.eval_results}
     assert values == {
         ("pubmed", "perplexity"): life.result.perplexity["finetune"]["pubmed"].perplexity,

@@ -201,7 +201,7 @@ class TestMutations:
         refused(tiny, tmp_path / "x.gguf", "layer_norm_rms_epsilon is missing")
 
     def test_rows_are_in_another_order(self, tiny: Path, tmp_path: Path, monkeypatch: Patch) -> None:
-        monkeypatch.setattr(gguf_weights, "_to_gguf_row_order", lambda weight, heads: weight)
+        monkeypatch.setattr(gguf_weights, "to_gguf_row_order", lambda name, weight, config: weight)
         refused(tiny, tmp_path / "x.gguf", r"self_attn\.q_proj\.weight")
 
     def test_a_weight_is_another(self, tiny: Path, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -382,7 +382,7 @@ class TestNothingHalfWritten:
     ) -> None:
         convert(str(tiny), tmp_path / "x.gguf")
         before = (tmp_path / "x.gguf").read_bytes()
-        monkeypatch.setattr(gguf_weights, "_to_gguf_row_order", lambda weight, heads: weight)
+        monkeypatch.setattr(gguf_weights, "to_gguf_row_order", lambda name, weight, config: weight)
         with pytest.raises(ExportError):
             convert(str(tiny), tmp_path / "x.gguf", force=True)
         assert (tmp_path / "x.gguf").read_bytes() == before

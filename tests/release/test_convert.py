@@ -6,9 +6,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meditron.core.errors import SourceError, UsageError
+from meditron.model import gguf_weights
+from meditron.model.weights import load_config
+from meditron.release.check import ExportError
 from meditron.release.convert import convert
 from meditron.store.gguf import GGUF
 from meditron.text.tokenizer import load_tokenizer
+from tiny import tiny_hf
 
 TEXT = "Metformin lowers hepatic glucose; 37 °C, naïve α-blocker."
 
@@ -37,6 +41,36 @@ def test_what_comes_back_opens_in_transformers(tiny: Path, tmp_path: Path) -> No
         ours = AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float32)(ids).logits
         theirs = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)(ids).logits
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("mistral", {"sliding_window": 64}), ("qwen2", {}), ("qwen3", {"head_dim": 24})]
+)
+def test_every_family_is_the_same_to_the_last_bit_and_is_checked(
+    family: str, changes: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tiny_hf(tmp_path / "source", family=family, **changes)
+    convert(str(source), tmp_path / "model.gguf", type="F32")
+    convert(str(source), tmp_path / "again")
+    convert(str(tmp_path / "model.gguf"), tmp_path / "back")
+    weights = load_file(source / "model.safetensors")
+    for folder in (tmp_path / "again", tmp_path / "back"):
+        assert same(weights, load_file(folder / "model.safetensors"))
+        assert load_config(folder).max_position_embeddings == (64 if family == "mistral" else 256)
+    assert load_config(tmp_path / "again").model_type == family
+
+
+@pytest.mark.parametrize("name", ["self_attn.k_proj.bias", "self_attn.q_norm.weight"])
+def test_a_lost_bias_or_norm_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_hf(tmp_path / "source", family="qwen2" if name.endswith("bias") else "qwen3")
+    encode = gguf_weights.encode_floats
+
+    def lose(tensor: str, weight: torch.Tensor, kind: str):
+        return encode(tensor, torch.zeros_like(weight) if tensor.endswith(name) else weight, kind)
+
+    monkeypatch.setattr(gguf_weights, "encode_floats", lose)
+    with pytest.raises(ExportError, match=name):
+        convert(str(source), tmp_path / "model.gguf", type="F32")
 
 
 def test_f16_rounds_each_weight_once(tiny: Path, tmp_path: Path) -> None:

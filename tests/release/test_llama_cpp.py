@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import llama_quantize
+from meditron.model.families import FAMILIES, FamilyName
 from meditron.release.quant_recipes import FLOAT_TYPES, QUANT_RECIPES, GGUFType
 from meditron.release.quantize import quantize
 from meditron.store.gguf import GGUF
@@ -51,10 +52,14 @@ def test_the_golden_digests_are_llama_cpps(name: str, tmp_path: Path, request: p
     assert compare(str(request.getfixturevalue(name)), tmp_path, TYPES) == golden()[name]
 
 
+@pytest.mark.parametrize("family", list(FAMILIES))
 @pytest.mark.parametrize(("blocks", "heads", "shared"), [(17, 8, 2), (17, 8, 4), (80, 8, 8), (80, 8, 1)])
-def test_the_rules_of_the_mixes(tiny: Path, tmp_path: Path, blocks: int, heads: int, shared: int) -> None:
+def test_the_rules_of_the_mixes(
+    tiny: Path, tmp_path: Path, family: FamilyName, blocks: int, heads: int, shared: int
+) -> None:
     model = seeded_hf(
-        tmp_path / "model", tiny, seed=80, hidden_size=256, intermediate_size=256, num_hidden_layers=blocks,
+        tmp_path / "model", tiny, seed=80, model_type=family, hidden_size=256, intermediate_size=256,
+        num_hidden_layers=blocks,
         num_attention_heads=heads, num_key_value_heads=shared, head_dim=32, tie_word_embeddings=blocks == 17,
     )  # fmt: skip
     quantized = [kind for kind in TYPES if kind not in FLOAT_TYPES]

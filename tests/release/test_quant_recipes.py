@@ -5,12 +5,16 @@ from typing import get_args
 import pytest
 
 from meditron.model.config import LlamaConfig
+from meditron.model.families import FamilyName
 from meditron.release.quant_recipes import QUANT_RECIPES, fallback_type, target_type
 from meditron.release.types import GGUFType
 
 
-def config(blocks: int = 32, *, heads: int = 32, shared: int = 32, tied: bool = False) -> LlamaConfig:
+def config(
+    blocks: int = 32, *, heads: int = 32, shared: int = 32, tied: bool = False, family: FamilyName = "llama"
+) -> LlamaConfig:
     return LlamaConfig(
+        model_type=family,
         vocab_size=320, hidden_size=4096, intermediate_size=11008, num_hidden_layers=blocks,
         num_attention_heads=heads, num_key_value_heads=shared, head_dim=128, max_position_embeddings=4096,
         tie_word_embeddings=tied,
@@ -59,6 +63,16 @@ def test_values_that_many_heads_share_have_more_bits() -> None:
     seventy = config(80, heads=64, shared=8)
     assert types("Q4_K_S", "attn_v", seventy) == types("Q3_K_M", "attn_v", seventy) == "5" * 80
     assert set(types("Q4_K_S", "attn_v", config(80, heads=64, shared=64))) == {"4", "5"}
+
+
+@pytest.mark.parametrize(
+    ("family", "grouped", "alone"),
+    [("llama", True, False), ("mistral", True, False), ("qwen2", True, True), ("qwen3", False, False)],
+)
+def test_which_families_have_a_70b(family: FamilyName, grouped: bool, alone: bool) -> None:
+    for shared, raised in ((8, grouped), (64, alone)):
+        shape = config(80, heads=64, shared=shared, family=family)
+        assert (set(types("Q3_K_M", "attn_v", shape)) == {"5"}) is raised
 
 
 def test_the_head_has_six_bits_and_a_tied_embedding_is_the_head() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,15 @@ from fake_run import MODELS, SOURCES, TASK, FakeRun
 from meditron.core.statistics import PairedDifference, paired_proportions
 from meditron.report import evaluation_tables as tables
 from meditron.report import methods, verdicts
-from meditron.store.results import Comparison, EvaluationResult
+from meditron.report.evaluation_page import write_evaluation_page
+from meditron.store.results import (
+    Calibration,
+    Comparison,
+    EvaluationResult,
+    ReliabilityBin,
+    TrainingData,
+    TrainingRecord,
+)
 
 INPUTS = {
     "corpus": {"pubmed": "file:papers"},
@@ -51,6 +60,72 @@ def test_the_overview_has_a_row_for_each_model_rule_and_baseline(result: Evaluat
     calibrated = result.tasks["base"][TASK].rules["calibrated"].accuracy
     assert cells["base (calibrated)"][header].startswith(f"{100 * calibrated:.1f} % [")
     assert cells["naive Bayes"]["wiki (general): perplexity"] == ""
+
+
+def test_tables_say_which_models_are_finetuned(result: EvaluationResult) -> None:
+    trainings = {
+        "base": (),
+        "pretrain": ("pretrain",),
+        "finetune": ("pretrain", "finetune"),
+    }
+    records = {
+        model: TrainingData(
+            statement="s",
+            known=True,
+            trainings=tuple(TrainingRecord(stage=k, kind=k, data="exam", questions=9) for k in kinds),
+        )
+        for model, kinds in trainings.items()
+    }
+    engines = dict.fromkeys(result.tasks, "torch")
+    mixed = result.model_copy(update={"ancestry": records, "engines": engines})
+    note = methods.tuning_sentence(mixed, ["base", "pretrain", "finetune", "other"])
+    assert note == (
+        "Differently tuned models: not finetuned by a recorded training: base, pretrain; finetuned on exam: "
+        "finetune; finetuning unknown: other."
+    )
+    assert methods.tuning_sentence(mixed, ["base", "pretrain"]) == ""
+    scores = [by_task[TASK] for by_task in mixed.tasks.values()]
+    for table in (
+        tables.overview_table(mixed, SOURCES),
+        tables.rule_table(mixed),
+        tables.score_table(mixed),
+        tables.task_score_table(scores, mixed),
+    ):
+        assert "finetuned on exam: finetune" in table.caption
+
+
+def test_clusters_and_calibration_have_columns_where_they_are_known(
+    result: EvaluationResult, tmp_path: Path
+) -> None:
+    (first, *_) = result.tasks.values()
+    bins = [ReliabilityBin(n=30, confidence=0.4, accuracy=0.3, interval=(0.2, 0.5))]
+    calibration = Calibration(
+        error=0.1,
+        error_interval=(0.05, 0.2),
+        overconfidence=0.1,
+        overconfidence_interval=(0.0, 0.2),
+        bins=tuple(bins),
+    )
+    changes = {"clusters": 12, "clustered_interval": (0.25, 0.75), "calibration": calibration}
+    score = first[TASK].model_copy(update=changes)
+    table = tables.task_score_table([score], result)
+    assert dict(zip(table.headers, table.rows[0], strict=True))["95 % interval, clustered"] == (
+        "[25.0, 75.0] (12 clusters)"
+    )
+    known = result.model_copy(update={"tasks": {score.model: {TASK: score}}})
+    [row] = tables.calibration_table(known).rows
+    assert row[:5] == (TASK, score.model, f"{score.n:,}", "10.0 % [5.0, 20.0]", "+10.0 [+0.0, +20.0]")
+    write_evaluation_page(tmp_path / "report.html", known)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "accuracy of answers by their probability" in page
+    assert methods.CLUSTERS in page
+
+
+def test_a_verdict_needs_the_clustered_interval_to_exclude_zero() -> None:
+    plain = comparison(0.1, 0.05, 0.15, task="q")
+    assert verdicts.verdict(plain) == "better"
+    assert verdicts.verdict(plain.model_copy(update={"clustered_interval": (-0.01, 0.2)})) == "undecided"
+    assert verdicts.verdict(plain.model_copy(update={"clustered_interval": (0.01, 0.2)})) == "better"
 
 
 def test_a_step_is_told_by_every_measure_whether_it_was_compared_or_not(result: EvaluationResult) -> None:

@@ -1,15 +1,18 @@
-"""Layouts: lm-eval's own prompts to the character, solved questions before, what calibrates."""
+"""Prompt templates: lm-eval's own prompts to the character, solved questions before, what calibrates."""
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
+import yaml
 from sentencepiece import SentencePieceProcessor
 
-from meditron.core.errors import UsageError
+from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.store.fetch import fetch
 from meditron.tasks.file_rows import read_source_rows
 from meditron.tasks.prompt_template import PROMPT_TEMPLATES, SECTIONS, find_prompt_template
@@ -18,12 +21,27 @@ from meditron.tasks.registry import open_task
 from meditron.text.tokenizer import load_tokenizer
 
 QUESTION = Question(
-    id="1", text="Which one?", options=("This.", "That", "none of them"), gold=1, context="Read  this."
+    id="1",
+    text="Which one?",
+    options=("This.", "That", "none of them"),
+    gold=1,
+    context="Read  this.",
+    group="anatomy",
 )
 LM_EVAL = {
-    "medqa": "06adc6ef5bda3259fe547355e6b064ca57c674b502fac749d0a0ccc8fee91787",
-    "pubmedqa": "43528eee61666d94ae9ac3d58bcd3a0c38182a8898f996f536be9de1d3655740",
+    "medqa/preprocess_medqa.py": "06adc6ef5bda3259fe547355e6b064ca57c674b502fac749d0a0ccc8fee91787",
+    "pubmedqa/preprocess_pubmedqa.py": "43528eee61666d94ae9ac3d58bcd3a0c38182a8898f996f536be9de1d3655740",
+    "medmcqa/utils_medmcqa.py": "b9cbe33d51b95624b9317cab8ffb917b32c178aaa100fd9ce4aac0a9c467479b",
+    "mmlu/default/_default_template_yaml": "a0997593bf94f52cc87eb1f9b621f52613a6c60f1fb48775b0926104fd385122",
+    "mmlu/default/mmlu_college_biology.yaml": (
+        "a102e5ddd619591a8a7edf1830bd78c9ae56f083908a31f5b62ba0d7ab593695"
+    ),
 }
+
+
+def lm_eval_file(member: str) -> Path:
+    """A file of lm-eval's tasks, from its wheel."""
+    return fetch(f"pypi:lm-eval==0.4.13#lm_eval/tasks/{member}@sha256:{LM_EVAL[member]}")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +49,7 @@ def lm_eval() -> Callable[[str, str], Any]:
     """A function of one of lm-eval's tasks, from its wheel: these files import nothing."""
 
     def function(task: str, name: str) -> Any:
-        member = f"lm_eval/tasks/{task}/preprocess_{task}.py"
-        path = fetch(f"pypi:lm-eval==0.4.13#{member}@sha256:{LM_EVAL[task]}")
+        path = lm_eval_file(next(member for member in LM_EVAL if member.startswith(f"{task}/")))
         spec = importlib.util.spec_from_file_location(f"lm_eval_{task}", path)
         assert spec is not None
         assert spec.loader is not None
@@ -78,6 +95,33 @@ def test_pubmedqa_is_lm_evals(shared: Path, lm_eval: Callable[[str, str], Any]) 
         assert (laid_out.prompt, gold.removeprefix(" ")) == reference[question.id]
 
 
+@pytest.mark.shared
+@pytest.mark.network
+def test_medmcqa_is_lm_evals(shared: Path, lm_eval: Callable[[str, str], Any]) -> None:
+    file = shared / "data/medmcqa/dev.first3683.json.gz"
+    task = open_task(str(file), template="lm-eval-medmcqa")
+    doc_to_text = lm_eval("medmcqa", "doc_to_text")
+    reference = {row.fields["id"]: doc_to_text(row.fields) for row in read_source_rows(file)}
+    questions = task.rows("test")
+    assert len(questions) > 3600
+    for question in questions:
+        assert task.template.render(question).prompt == reference[question.id]
+
+
+@pytest.mark.shared
+@pytest.mark.network
+def test_mmlu_is_lm_evals(shared: Path) -> None:
+    """lm-eval renders its YAML with jinja2; the description comes before the examples, without a blank."""
+    task = open_task(str(shared / "data/mmlu/test/college_biology_test.csv"), template="lm-eval-mmlu")
+    text = yaml.safe_load(lm_eval_file("mmlu/default/_default_template_yaml").read_text())["doc_to_text"]
+    subject = yaml.safe_load(lm_eval_file("mmlu/default/mmlu_college_biology.yaml").read_text())
+    for question in task.rows("test"):
+        doc = {"question": question.text, "choices": question.options}
+        question = replace(question, group=subject["dataset_name"])
+        prompt = subject["description"] + jinja2.Template(text).render(doc)
+        assert task.template.render(question).prompt == prompt
+
+
 @pytest.mark.parametrize(
     ("name", "prompt", "continuations"),
     [
@@ -109,16 +153,14 @@ def test_examples_come_before_the_question(name: str) -> None:
     template, question = PROMPT_TEMPLATES[name], fitting(name)
     shots = [replace(question, id=f"{n}", text=f"Shot {n}?", gold=n) for n in range(2)]
     alone, after = template.render(question), template.render(question, shots)
+    introduction = template.introduction.format(subject="anatomy")
     solved = [template.render(shot) for shot in shots]
     expected = [
-        item.prompt.removeprefix(template.introduction) + item.continuations[n]
-        for n, item in enumerate(solved)
+        item.prompt.removeprefix(introduction) + item.continuations[n] for n, item in enumerate(solved)
     ]
-    before = template.introduction + "\n\n".join([*expected, ""])
-    assert after.prompt == before + alone.prompt.removeprefix(template.introduction)
-    assert after.unconditional_prompt == before + alone.unconditional_prompt.removeprefix(
-        template.introduction
-    )
+    before = introduction + "\n\n".join([*expected, ""])
+    assert after.prompt == before + alone.prompt.removeprefix(introduction)
+    assert after.unconditional_prompt == before + alone.unconditional_prompt.removeprefix(introduction)
     assert after.continuations == alone.continuations
     assert question.text in alone.prompt
     assert question.text not in alone.unconditional_prompt
@@ -142,8 +184,54 @@ def test_questions_with_other_options_than_the_templates_are_refused(name: str) 
 
 def test_an_unknown_template_is_an_error() -> None:
     assert find_prompt_template("texts") is PROMPT_TEMPLATES["texts"]
-    with pytest.raises(UsageError, match="no template 'lm-eval-mmlu'"):
-        find_prompt_template("lm-eval-mmlu")
+    with pytest.raises(UsageError, match="no template 'lm-eval-arc'"):
+        find_prompt_template("lm-eval-arc")
+    with pytest.raises(SourceError, match=r"mine\.toml: no such prompt file"):
+        find_prompt_template("mine.toml")
+
+
+def test_a_prompt_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('version = 2\nquestion = "{closed_question} ({subject})"\ncue = "A:"\nanswer = "text"\n')
+    template = find_prompt_template(str(file))
+    assert (template.id, template.sha256) == ("mine/2", hashlib.sha256(file.read_bytes()).hexdigest())
+    question = replace(QUESTION, text="Braces {x}", options=("{a}", "b"))
+    assert template.render(question).prompt == "Braces {x}? (anatomy)\nA:"
+    assert template.render(question).continuations == (" {a}", " b")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("version = ", "not a prompt file: Invalid value"),
+        ('version = 1\nquestion = "{text"\ncue = ""\nanswer = "text"', "(question).*expected '}'"),
+        ('version = 1\nquestion = "{stem}"\ncue = ""\nanswer = "text"', "no placeholder {stem}"),
+        ('version = 1\nquestion = "{question.id}"\ncue = ""\nanswer = "text"', "no placeholder"),
+        ('version = 1\nquestion = "q"\ncue = ""\nanswer = "number"', "(answer).*'letter' or 'text'"),
+        ('version = 1\nqestion = "q"\ncue = ""\nanswer = "text"', "(question).*required"),
+    ],
+)
+def test_a_damaged_prompt_file_is_an_error(content: str, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(content)
+    with pytest.raises(InputError, match=problem):
+        find_prompt_template(str(file))
+
+
+def test_a_template_that_names_the_subject_needs_one() -> None:
+    with pytest.raises(UsageError, match="question 1 has no subject, which the template"):
+        PROMPT_TEMPLATES["lm-eval-mmlu"].render(replace(QUESTION, group=None))
+
+
+def test_published_prompts() -> None:
+    """The few-shot form of the original's code (`format_mcq`, `add_few_shot`)."""
+    template = PROMPT_TEMPLATES["as-published-medmcqa"]
+    shot = replace(QUESTION, text="Aspirin inhibits", options=("COX", "ACE"), gold=0)
+    assert template.render(QUESTION, [shot]).prompt == (
+        template.introduction
+        + "Question: Aspirin inhibits?\n\nOptions:\nA. COX\nB. ACE\nThe answer is: A\n\n"
+        "Question: Which one?\n\nOptions:\nA. This.\nB. That\nC. none of them\nThe answer is:"
+    )
 
 
 @pytest.mark.shared

@@ -12,12 +12,15 @@ from cyclopts import App, Parameter
 from meditron.cli.chat import chat
 from meditron.cli.compare import compare
 from meditron.cli.convert import convert
+from meditron.cli.doctor import doctor
 from meditron.cli.errors import open_closed_streams, run_guarded
 from meditron.cli.evaluate import evaluate
+from meditron.cli.explain import explain
 from meditron.cli.generate import generate
 from meditron.cli.inspect import inspect
 from meditron.cli.options import GENERAL, OPTIONS, STDIN, default_text, refuse_fractions
 from meditron.cli.parse import parse
+from meditron.cli.plan import plan
 from meditron.cli.quantize import quantize
 from meditron.cli.run import run
 from meditron.cli.status import status
@@ -30,6 +33,7 @@ __all__ = ["COMMANDS", "app", "help_text", "main"]
 COMMANDS: tuple[Callable[..., int | None], ...] = (
     run,
     status,
+    plan,
     parse,
     inspect,
     generate,
@@ -38,6 +42,8 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     quantize,
     evaluate,
     compare,
+    explain,
+    doctor,
 )
 
 

@@ -14,7 +14,10 @@ __all__ = ["convert"]
 
 
 def convert(
-    model: Annotated[str, Parameter(help="A MODEL: a run's stage, an HF folder, a .gguf file, pypi:….")],
+    model: Annotated[
+        str,
+        Parameter(help="A MODEL: a run's stage, an HF folder, a .gguf file; or a finetune's adapter folder."),
+    ],
     out: Annotated[Path, Parameter(help="A GGUF file if it ends in .gguf, else an HF folder.")],
     /,
     *,

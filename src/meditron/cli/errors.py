@@ -35,18 +35,23 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 EXTRAS = {
     "torch": "train",
-    "datatrove": "corpus",
+    "httpx": "corpus",
     "isal": "corpus",
     "lxml": "corpus",
     "mwparserfromhell": "corpus",
-    "regex": "corpus",
-    "xxhash": "corpus",
+    "ray": "ray",
+    "gigatoken": "corpus",
+    "numba": "corpus",
+    "protego": "corpus",
+    "pyarrow": "corpus",
+    "pycld2": "corpus",
+    "pypdfium2": "corpus",
+    "resiliparse": "corpus",
     "libgguf": "release",
     "huggingface_hub": "release",
     "xllamacpp": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
-    "httpx": "serve",
     "markdown_it": "serve",
     "nh3": "serve",
 }
@@ -126,21 +131,27 @@ def run_guarded(work: Callable[[], int | None], *, debug: bool = False, as_json:
 
 
 def explain_error(error: Exception) -> tuple[str, str | None, int]:
-    """Return the message, the hint and the exit code for an error."""
+    """Return the message, the hint and the exit code for an error; an error of one rank names the rank."""
+    message, hint, code = _explain(error)
+    rank = getattr(error, "rank", None)
+    return (message if rank is None else f"rank {rank}: {message}"), hint, code
+
+
+def _explain(error: Exception) -> tuple[str, str | None, int]:
     code = status_of(error).exit_code
     match error:
         case MeditronError():
             return _one_line(error.message), error.hint, code
         case CycloptsError():
             verb = " ".join(["meditron", *(error.command_chain or ())])
-            return explain_error(UsageError(_one_line(str(error)), hint=_peer_hint(error) + f"{verb} --help"))
+            return _explain(UsageError(_one_line(str(error)), hint=_peer_hint(error) + f"{verb} --help"))
         case ModuleNotFoundError(name=str(name)) if (library := name.partition(".")[0]) in EXTRAS:
-            return explain_error(MissingExtra(library, EXTRAS[library]))
+            return _explain(MissingExtra(library, EXTRAS[library]))
         case _ if is_out_of_memory(error):
             message = _one_line(str(error)) or "an allocation failed"
             return f"out of memory: {message}", "use fewer or shorter texts at once, or a smaller model", code
         case OSError(errno=int(number)) if number in _FULL:
-            return explain_error(
+            return _explain(
                 StorageError(_system_error_text(error), hint="make room, or write elsewhere with --out")
             )
         case OSError(errno=int()):

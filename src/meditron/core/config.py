@@ -7,7 +7,7 @@ the reference in the docs are generated from its fields.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -59,7 +59,7 @@ def first_problem(error: ValidationError, root: str = "top level") -> tuple[str,
 class InputKind:
     """The kind of file that an input from outside the recipe must be; checked before the run starts."""
 
-    name: Literal["model", "documents", "questions", "conversations"]
+    name: Literal["model", "documents", "questions", "conversations", "preferences"]
     table: Config | None = None
     """The input's own table in the recipe, if it has one: for a source of documents, its format and globs."""
 
@@ -78,6 +78,10 @@ class StageConfig(Config, ABC):
         """Return input name → required kind of file; inputs without an entry are not checked before a run."""
         return {}
 
+    def document_inputs(self) -> list[str]:
+        """Return the names of the inputs that are sources of documents, not models or questions."""
+        return [name for name, kind in self.input_kinds().items() if kind.name == "documents"]
+
     def cross_stage_errors(self, stages: "Mapping[str, StageConfig]") -> dict[str, str]:
         """Return key → error message, for values that contradict other stages of the recipe.
 
@@ -85,6 +89,18 @@ class StageConfig(Config, ABC):
             stages: Stage name → config, for all stages of the recipe.
         """
         return {}
+
+    def benchmark_files(self) -> tuple[str, ...]:
+        """Return the files of questions on which the stage evaluates models."""
+        return ()
+
+    def with_recipe_defaults(self, stages: "Mapping[str, StageConfig]") -> Self:
+        """Return the config with those defaults filled in that depend on other stages of the recipe.
+
+        Args:
+            stages: Stage name → config, for all stages of the recipe.
+        """
+        return self
 
     def check_dependency(self, key: str, metrics: Mapping[str, Any]) -> None:
         """Raise MeditronError if the metrics of a finished dependency show that this stage would fail.

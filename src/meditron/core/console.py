@@ -26,6 +26,7 @@ __all__ = [
     "configure",
     "error",
     "info",
+    "is_quiet",
     "print_styled",
     "progress",
     "sanitize_terminal",
@@ -87,6 +88,11 @@ def substitute_unencodable() -> None:
 def configure(*, quiet: bool) -> None:
     """Set the console's options; `quiet` suppresses everything except warnings."""
     _state.quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Return whether everything except warnings is suppressed."""
+    return _state.quiet
 
 
 def info(text: str) -> None:

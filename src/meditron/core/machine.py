@@ -25,11 +25,11 @@ _LIBRARIES = (
     "tokenizers",
     "safetensors",
     "gguf",
-    "datatrove",
     "lxml",
     "libgguf",
     "xllamacpp",
     "transformers",
+    "ray",
 )
 # CPU classes by the speed of matrix products, fastest first: (name, flags that /proc/cpuinfo must list).
 _CLASSES = (

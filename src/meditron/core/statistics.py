@@ -8,6 +8,7 @@ sources, and coverage by simulation are in `docs/explanation/statistics.md`:
 - Paired differences: documents are compared one by one (Miller, Adding Error Bars to Evals, 2024,
   arXiv:2411.00640, §4). For up to `MAX_EXACT_SIZE` documents p comes from the exact sign-flip test, for more
   from the same bootstrap as the interval.
+- Questions in clusters, such as several on one passage: the same bootstrap over clusters.
 - Proportions: Wilson's interval; differences of paired proportions: Bonett and Price's, McNemar's exact test.
 - Several comparisons in one report: Holm's adjustment.
 
@@ -33,6 +34,7 @@ __all__ = [
     "Interval",
     "PairedDifference",
     "bootstrap_ratio",
+    "clustered_mean",
     "finite_exp",
     "holm",
     "macro_f1",
@@ -129,6 +131,41 @@ def bootstrap_ratio(
         return value, None
     low, high = (float(min(max(end, bounds[0]), bounds[1])) for end in bootstrap.interval)
     return value, Interval(low, high)
+
+
+def clustered_mean(
+    values: Values,
+    clusters: Sequence[str],
+    *,
+    seed: int,
+    resamples: int = 10_000,
+    bounds: tuple[float, float] = (-1.0, 1.0),
+) -> Interval | None:
+    """Compute the 95 % interval of a mean over questions that come in clusters.
+
+    Questions on one passage are not independent (Miller 2024, §2.2), so whole clusters are resampled: the
+    mean is the ratio of the clusters' sums to their sizes (`bootstrap_ratio`). With 1 and 0 as values it is
+    an accuracy, with the differences of two models' answers a paired difference.
+
+    Args:
+        values: One value per question.
+        clusters: Name of each question's cluster.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
+        bounds: Range of the mean; the interval is clipped to it.
+
+    Returns:
+        The interval; None for fewer than `MIN_SAMPLE_SIZE` clusters, and if all clusters have the same mean.
+
+    Raises:
+        UsageError: no values, or unequal lengths.
+    """
+    if len(values) != len(clusters):
+        raise UsageError(f"{len(values)} values against {len(clusters)} clusters")
+    _, places = np.unique(np.asarray(clusters), return_inverse=True)
+    sizes = np.bincount(places).astype(float)
+    sums = np.bincount(places, weights=_finite_column("values", values))
+    return bootstrap_ratio(sums, sizes, seed=seed, resamples=resamples, bounds=bounds)[1]
 
 
 def paired_bootstrap(a: Values, b: Values, *, seed: int, resamples: int = 10_000) -> PairedDifference:

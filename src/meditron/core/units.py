@@ -5,7 +5,7 @@ import re
 __all__ = ["format_bytes", "format_count", "format_duration", "is_numeric_cell"]
 
 _NUMBER = r"[-+−]?\d[\d,.]*(e[-+]?\d+)?"
-_DURATION = r"\d+(\.\d)? (s|min|h|d)( \d\d (s|min|h))?"
+_DURATION = r"\d[\d,]*(\.\d)? (s|min|h|d)( \d\d (s|min|h))?"
 _FIGURE = re.compile(
     rf"(< ?)?{_NUMBER}( ?%| [kMGTP]?B)?|{_NUMBER} … {_NUMBER}|({_NUMBER}( %)? )?\[{_NUMBER}, {_NUMBER}\]"
     rf"|{_NUMBER}( %)? \(no interval\)|no interval"
@@ -15,7 +15,7 @@ _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 04 h`."""
+    """Format a duration: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 04 h`, `1,200 d`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -25,7 +25,8 @@ def format_duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     if whole < 86_400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86_400} d {whole % 86_400 // 3600:02d} h"
+    days = whole // 86_400
+    return f"{days} d {whole % 86_400 // 3600:02d} h" if days < 1000 else f"{days:,} d"
 
 
 def format_bytes(count: float) -> str:

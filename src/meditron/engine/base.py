@@ -133,6 +133,26 @@ class Generates(Engine, Protocol):
         """
         ...
 
+    def generate_samples(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[Sequence[int]],
+        *,
+        raw: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> list[list["Generation"]]:
+        """Generate several answers to each prompt: one for each of its seeds.
+
+        Equal calls give equal texts, so an evaluation can be repeated. Other arguments and errors are those
+        of `generate`. An engine overrides this method if it can generate several texts together, or process a
+        prompt once for all of its seeds.
+        """
+        samples = []
+        for prompt, prompt_seeds in zip(prompts, seeds, strict=True):
+            settings = [SamplingOptions(**{**options, "seed": seed}) for seed in prompt_seeds]
+            samples.append([self.generate(prompt, raw=raw, **each).finish() for each in settings])
+        return samples
+
 
 @runtime_checkable
 class ScoresTokens(Engine, Protocol):

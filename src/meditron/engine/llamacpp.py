@@ -47,6 +47,9 @@ llama.cpp allocates the whole cache when it starts."""
 _UNKNOWN_CONTEXT = 8192  # for a file without its model's context length
 _STEP = 256  # llama.cpp rounds a context up to a multiple of this
 _SEEDS = (1 << 32) - 1  # llama.cpp takes 32 bits, and replaces the largest value by a random seed
+_NONEMPTY = (
+    r"root ::= [ \t\r\n]* [^ \t\r\n] [^\x00]*"  # GBNF: a text may end after its first visible character
+)
 _SLOTS = 4  # requests that llama.cpp decodes together; they share one context
 
 
@@ -115,14 +118,22 @@ class LlamaCppEngine(Generates, GivesLogits):
     another.
     """
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, context: int, dtype: str) -> None:
+    def __init__(
+        self, path: Path, tokenizer: Tokenizer, context: int, dtype: str, *, slots: int = _SLOTS
+    ) -> None:
         """Start llama.cpp with `path`; errors are those of `load`."""
         self._path, self._tokenizer, self._context, self._dtype = path, tokenizer, context, dtype
+        self._slots = slots
         self._process: LlamaServerProcess | None = self._start()
 
     @classmethod
-    def load(cls, spec: str, *, context: int | None = None) -> Self:
+    def load(cls, spec: str, *, context: int | None = None, slots: int = _SLOTS) -> Self:
         """Open a MODEL that is a GGUF file.
+
+        Args:
+            spec: The MODEL.
+            context: Maximum number of tokens of a prompt and its answer together; see `meditron.engine.load`.
+            slots: Number of requests that are decoded together. With one slot, equal calls give equal texts.
 
         Raises:
             UsageError: the model is not a GGUF file, or the context is out of range.
@@ -144,10 +155,12 @@ class LlamaCppEngine(Generates, GivesLogits):
             bytes_by_type: Counter[str] = Counter()
             for tensor in gguf.tensors.values():
                 bytes_by_type[tensor.type] += tensor.nbytes
-        return cls(files.path, model_tokenizer(files), context, bytes_by_type.most_common(1)[0][0])
+        return cls(
+            files.path, model_tokenizer(files), context, bytes_by_type.most_common(1)[0][0], slots=slots
+        )
 
     def _start(self) -> LlamaServerProcess:
-        return LlamaServerProcess(self._path, context=self._context, slots=_SLOTS)
+        return LlamaServerProcess(self._path, context=self._context, slots=self._slots)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -190,7 +203,7 @@ class LlamaCppEngine(Generates, GivesLogits):
     def generate_batch(
         self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
     ) -> list[Generation]:
-        """See `Generates.generate_batch`. llama.cpp decodes up to four requests together.
+        """See `Generates.generate_batch`. llama.cpp decodes as many requests together as it has slots.
 
         Logits round differently in a batch than alone, so near-ties and random draws can give other tokens
         than in `generate`.
@@ -202,11 +215,34 @@ class LlamaCppEngine(Generates, GivesLogits):
         ]
         process = self.process
         generations: list[Generation] = []
-        with ThreadPoolExecutor(_SLOTS) as threads:
+        with ThreadPoolExecutor(self._slots) as threads:
             for group in self._concurrent_groups(completions):
                 replies = (Reply(self._stream_pieces(process, completion)) for completion in group)
                 generations += threads.map(Reply.finish, replies)
         return generations
+
+    def generate_samples(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[Sequence[int]],
+        *,
+        raw: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> list[list[Generation]]:
+        """See `Generates.generate_samples`. One request at a time, in one slot.
+
+        The first sample of a prompt processes the whole prompt, and each later one reads it from the slot's
+        KV cache. So a text depends only on its prompt, its settings and whether it is the prompt's first.
+        """
+        sampling = SamplingConfig(**options)
+        completions = [self._completion_request(prompt, sampling, raw=raw) for prompt in prompts]
+        samples: list[list[Generation]] = []
+        for completion, prompt_seeds in zip(completions, seeds, strict=True):
+            samples.append([])
+            for number, seed in enumerate(prompt_seeds):
+                completion.body.update(seed=seed % _SEEDS, id_slot=0, cache_prompt=number > 0)
+                samples[-1].append(Reply(self._stream_pieces(self.process, completion)).finish())
+        return samples
 
     def _concurrent_groups(
         self, completions: Sequence[_CompletionRequest]
@@ -215,7 +251,7 @@ class LlamaCppEngine(Generates, GivesLogits):
         group: list[_CompletionRequest] = []
         for completion in completions:
             used = sum(other.tokens for other in group)
-            if group and (len(group) == _SLOTS or used + completion.tokens > self._context):
+            if group and (len(group) == self._slots or used + completion.tokens > self._context):
                 yield group
                 group = []
             group.append(completion)
@@ -240,6 +276,8 @@ class LlamaCppEngine(Generates, GivesLogits):
             "return_tokens": True,
             "cache_prompt": False,
         }
+        if sampling.nonempty:
+            body["grammar"] = _NONEMPTY
         return _CompletionRequest(body, "length" if limit == sampling.max_tokens else "context")
 
     def _stream_pieces(self, process: LlamaServerProcess, completion: _CompletionRequest) -> Pieces:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,11 +126,11 @@ class LlamaServerProcess:
             with self._client.stream("POST", "/completion", json={**body, "stream": True}) as response:
                 if response.status_code != httpx.codes.OK:
                     raise self._refusal_error(json.loads(response.read())["error"])
-                for line in response.iter_lines():
-                    kind, _, content = line.partition(": ")
-                    if kind in ("data", "error"):  # a line with a colon only is a ping
+                for line in _lines(response.iter_bytes()):
+                    kind, _, content = line.partition(b": ")
+                    if kind in (b"data", b"error"):  # a line with a colon only is a ping
                         event = json.loads(content)
-                        if kind == "error" or "error" in event:
+                        if kind == b"error" or "error" in event:
                             raise self._refusal_error(event.get("error", event))
                         yield event
         except httpx.ReadTimeout as error:
@@ -162,6 +162,19 @@ class LlamaServerProcess:
             f"{self.path}: the process of llama.cpp {how}" + (f": {reason}" if reason else ""),
             hint=memory if -code == signal.SIGKILL else None,
         )
+
+
+def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a stream of server-sent events, without their newlines.
+
+    Not httpx's `iter_lines`, which also ends a line at characters such as U+2028 or U+0085 inside of a text.
+    """
+    pending = b""
+    for part in parts:
+        *lines, pending = (pending + part).split(b"\n")
+        yield from lines
+    if pending:
+        yield pending
 
 
 def _kill_process(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:

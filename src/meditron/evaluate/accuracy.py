@@ -4,16 +4,27 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from meditron.core.statistics import wilson_interval
+from meditron.core.calibration import calibrate
+from meditron.core.statistics import clustered_mean, wilson_interval
 from meditron.evaluate.bayes import NaiveBayes
 from meditron.evaluate.compare import Correctness, accuracy_difference, setting_differences
 from meditron.evaluate.config import ModelPair
+from meditron.evaluate.contamination import QuestionGroups, score_groups
 from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.methods.base import count_accuracy
 from meditron.evaluate.rows import QuestionRow
-from meditron.store.results import Baseline, Comparison, TaskScore
+from meditron.store.results import (
+    Baseline,
+    Calibration,
+    Comparison,
+    ErrataScore,
+    ReliabilityBin,
+    SubsetScore,
+    TaskScore,
+)
+from meditron.tasks.errata import Erratum, find_errata
 from meditron.tasks.question import Question
 
 __all__ = [
@@ -46,6 +57,10 @@ def compute_figures(
     rows: Mapping[str, Sequence[QuestionRow]],
     pairs: Sequence[ModelPair],
     training: Sequence[Question],
+    groups: QuestionGroups | None = None,
+    *,
+    seed: int = 1,
+    resamples: int = 10_000,
 ) -> EvalSetFigures:
     """Compute the scores, baselines and differences of an evaluation set.
 
@@ -54,24 +69,39 @@ def compute_figures(
         rows: Model → its rows, in the questions' order.
         pairs: Pairs of models to compare.
         training: Questions to train naive Bayes on.
+        groups: Groups of the questions by whether the training corpus contained them; default: none.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
     """
     bayes = answer_by_bayes(eval_set, training)
     return EvalSetFigures(
         scores={
-            name: score_task(eval_set, model_rows, eval_set.rows_file) for name, model_rows in rows.items()
+            name: score_task(eval_set, model_rows, eval_set.rows_file, groups, seed=seed, resamples=resamples)
+            for name, model_rows in rows.items()
         },
         baselines=compute_baselines(eval_set, bayes),
         differences=compute_differences(eval_set, pairs, rows, bayes),
     )
 
 
-def score_task(eval_set: EvalSet, rows: Sequence[QuestionRow], file_name: str) -> TaskScore:
+def score_task(
+    eval_set: EvalSet,
+    rows: Sequence[QuestionRow],
+    file_name: str,
+    groups: QuestionGroups | None = None,
+    *,
+    seed: int = 1,
+    resamples: int = 10_000,
+) -> TaskScore:
     """Compute one model's score.
 
     Args:
         eval_set: The questions and the method.
         rows: The model's rows, in the questions' order.
         file_name: Name of the rows file, recorded in the score.
+        groups: Groups of the questions by whether the training corpus contained them; default: none.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
     """
     gold, predictions = [row.gold for row in rows], [row.prediction for row in rows]
     accuracy = count_accuracy(gold, predictions)
@@ -85,6 +115,7 @@ def score_task(eval_set: EvalSet, rows: Sequence[QuestionRow], file_name: str) -
         data=eval_set.task.data_file or eval_set.task.name,
         split=eval_set.task.test_split_name,
         template=eval_set.template_id,
+        template_sha256=eval_set.task.template.sha256,
         prompt_form=rows[0].prompt_form,
         method=eval_set.method.name,
         method_description=eval_set.method.description,
@@ -103,8 +134,54 @@ def score_task(eval_set: EvalSet, rows: Sequence[QuestionRow], file_name: str) -
         prompt_sha256=_sha256_of_hashes(row.prompt_sha256 for row in rows),
         data_sha256=eval_set.data_sha256,
         rows=file_name,
+        contamination=score_groups(rows, groups or {}),
+        errata=_score_without_errata(rows, find_errata(eval_set.questions)),
+        **_cluster_fields(rows, seed, resamples),
+        calibration=_calibration(rows, seed, resamples),
         # Fields of this method only, such as ties and probability mass.
         **eval_set.method.score_fields(rows),
+    )
+
+
+def _score_without_errata(rows: Sequence[QuestionRow], errata: Mapping[str, Erratum]) -> ErrataScore | None:
+    if not errata:
+        return None
+    kept = [row.correct for row in rows if row.id not in errata]
+    right = sum(kept)
+    without = (
+        SubsetScore(n=len(kept), accuracy=right / len(kept), interval=wilson_interval(right, len(kept)))
+        if kept
+        else None
+    )
+    return ErrataScore(
+        sources=tuple(sorted({erratum.source for erratum in errata.values()})),
+        questions=dict(sorted(Counter(erratum.kind for erratum in errata.values()).items())),
+        without=without,
+    )
+
+
+def _cluster_fields(rows: Sequence[QuestionRow], seed: int, resamples: int) -> dict[str, Any]:
+    clusters = [row.cluster for row in rows]
+    if not all(clusters):
+        return {}
+    right = [float(row.correct) for row in rows]
+    interval = clustered_mean(right, clusters, seed=seed, resamples=resamples, bounds=(0, 1))
+    return {"clusters": len({*clusters}), "clustered_interval": interval}
+
+
+def _calibration(rows: Sequence[QuestionRow], seed: int, resamples: int) -> Calibration | None:
+    confidences = [row.confidence for row in rows]
+    known = [confidence for confidence in confidences if confidence is not None]
+    if len(known) < len(rows):
+        return None
+    result = calibrate(known, [row.correct for row in rows], seed=seed, resamples=resamples)
+    bins = [ReliabilityBin(**each._asdict()) for each in result.bins]
+    return Calibration(
+        error=result.error,
+        error_interval=result.error_interval,
+        overconfidence=result.overconfidence,
+        overconfidence_interval=result.overconfidence_interval,
+        bins=tuple(bins),
     )
 
 
@@ -223,7 +300,15 @@ def compute_differences(
         guesses = _grade_predictions(rows[first], bayes.predictions)
         compared_sides += [(BAYES, guesses, model, ()) for model in compared or rows]
     return [
-        accuracy_difference(eval_set.label, a, correct_a, b, _correctness(rows[b]), unlike=setting_changes)
+        accuracy_difference(
+            eval_set.label,
+            a,
+            correct_a,
+            b,
+            _correctness(rows[b]),
+            unlike=setting_changes,
+            clusters={row.item_key(): row.cluster for row in rows[b]},
+        )
         for a, correct_a, b, setting_changes in compared_sides
         if len(correct_a) >= 2
     ]

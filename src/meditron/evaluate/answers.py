@@ -30,6 +30,7 @@ def answer_questions(model: EvalModel, eval_set: EvalSet, file: RowsFile[Questio
         MeditronError: a score is infinite or NaN.
     """
     method = eval_set.method
+    model = model.answering(generates=method.generates)
     # All prompts are rendered first, because their hash is part of the cache key.
     prompts = eval_set.prompts(model)
     cache_key = _cache_key(model, eval_set, prompts)
@@ -53,8 +54,14 @@ def answer_questions(model: EvalModel, eval_set: EvalSet, file: RowsFile[Questio
         unit="questions",
         about=f" on {eval_set.label}",
     )
-    # A reused row may hold the choice by another rule; choosing again needs the stored scores only.
-    return [method.choose_answer(rows[prompt.item_key()]) for prompt in prompts]
+    # A reused row may hold the choice by another rule, which needs the stored scores only, and clusters of
+    # other questions.
+    return [
+        method.choose_answer(rows[prompt.item_key()]).model_copy(
+            update={"cluster": eval_set.clusters.get(prompt.question.id, "")}
+        )
+        for prompt in prompts
+    ]
 
 
 def _cache_key(model: EvalModel, eval_set: EvalSet, prompts: Sequence[EvalPrompt]) -> str:
@@ -95,5 +102,7 @@ def _common_fields(model: EvalModel, eval_set: EvalSet, prompt: EvalPrompt, cach
         "id": question.id,
         "question_sha256": questions_sha256([question]),
         "prompt_sha256": prompts_sha256([prompt.rendered]),
+        "option_order": question.option_order,
+        "cluster": eval_set.clusters.get(question.id, ""),
         "gold": question.gold,
     }

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from meditron.core.errors import InputError, UsageError
-from meditron.core.statistics import paired_bootstrap, paired_proportions
+from meditron.core.statistics import clustered_mean, paired_bootstrap, paired_proportions
 from meditron.core.units import format_count
 from meditron.evaluate.result_rows import ItemKey, ResultRows, open_result
 from meditron.evaluate.rows import DocumentRow, EvalRow, QuestionRow
@@ -36,11 +36,15 @@ Correctness = Mapping[ItemKey, bool]
 """Question (`EvalRow.item_key`) → True if the answer is right."""
 R = TypeVar("R", bound=EvalRow)
 
-_MUST_MATCH = ("version", "template", "method", "rule", "shots")
+_MUST_MATCH = ("version", "template", "method", "rule", "constrained", "shots")
 """Fields of a question's row that must be equal in a comparison."""
-_NAMED_IF_DIFFERENT = ("prompt_form", "dtype", "engine")
+_NAMED_IF_DIFFERENT = (
+    *("prompt_form", "dtype", "engine"),
+    *("samples", "temperature", "max_tokens", "extraction", "parser"),
+)
 """Fields of any row that may differ in a comparison, which then names the difference."""
-_SHOWN_AS = {"version": "task version", "prompt_form": "prompt form"}
+_CLUSTER_SEED = 1
+_SHOWN_AS = {"version": "task version", "prompt_form": "prompt form", "max_tokens": "tokens per answer"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +228,14 @@ def _question_differences(a: ResultRows, b: ResultRows) -> Iterator[Comparison]:
                 ambiguous = len(settings) > 1 or len(usable) > 1
                 label = f"{task}{_setting_label(pairing.rows[0][0], usable) if ambiguous else ''}"
                 yield accuracy_difference(
-                    label, a.name, a_correct, b.name, b_correct, unlike=pairing.named_differences, task=task
+                    label,
+                    a.name,
+                    a_correct,
+                    b.name,
+                    b_correct,
+                    unlike=pairing.named_differences,
+                    task=task,
+                    clusters={row.item_key(): row.cluster for row, _ in pairing.rows},
                 )
 
 
@@ -253,9 +264,11 @@ def setting_differences(a: Sequence[EvalRow], b: Sequence[EvalRow]) -> tuple[str
 
 
 def _differing_fields(a: EvalRow, b: EvalRow, fields: Sequence[str]) -> tuple[str, ...]:
-    # Some rows lack fields such as the rule; a field that both rows lack counts as equal.
+    # Some rows lack fields such as the rule, which counts as a setting that is off.
     values = ((field, getattr(a, field, None), getattr(b, field, None)) for field in fields)
-    return tuple(f"{_SHOWN_AS.get(name, name)}: {x} / {y}" for name, x, y in values if x != y)
+    return tuple(
+        f"{_SHOWN_AS.get(name, name)}: {x} / {y}" for name, x, y in values if (x or None) != (y or None)
+    )
 
 
 def accuracy_difference(
@@ -267,6 +280,7 @@ def accuracy_difference(
     *,
     unlike: tuple[str, ...] = (),
     task: str | None = None,
+    clusters: Mapping[ItemKey, str] | None = None,
 ) -> Comparison:
     """Subtract the accuracy of a from that of b on the same questions.
 
@@ -278,9 +292,11 @@ def accuracy_difference(
         b_correct: Which of its answers are right.
         unlike: Differences between the settings of the two measurements.
         task: Name of the task without setting; default: `label`.
+        clusters: Cluster of each question, empty for questions without one; default: none.
     """
     # McNemar's test: only the questions that exactly one model answers right carry information.
-    pairs = [(a_correct[item], b_correct[item]) for item in sorted(a_correct)]
+    items = sorted(a_correct)
+    pairs = [(a_correct[item], b_correct[item]) for item in items]
     difference = paired_proportions(pairs.count((False, True)), pairs.count((True, False)), len(pairs))
     return Comparison(
         a=a,
@@ -290,7 +306,15 @@ def accuracy_difference(
         mcnemar=difference.p,
         unlike=unlike,
         **asdict(difference),
+        **_clustered_fields(pairs, [(clusters or {}).get(item, "") for item in items]),
     )
+
+
+def _clustered_fields(pairs: Sequence[tuple[bool, bool]], clusters: Sequence[str]) -> dict[str, Any]:
+    if not all(clusters):
+        return {}
+    interval = clustered_mean([float(b) - float(a) for a, b in pairs], clusters, seed=_CLUSTER_SEED)
+    return {"clusters": len({*clusters}), "clustered_interval": interval}
 
 
 def _measure_name(name: str, unlike: Sequence[str]) -> str:

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -11,21 +10,17 @@ from meditron.core.config import Config, InputKind, NonSemantic, StageConfig
 from meditron.core.errors import MeditronError
 from meditron.core.machine import DType
 from meditron.evaluate.methods.registry import METHODS
-from meditron.store.results import PromptForm, Rule
-from meditron.tasks.file_task import task_name
+from meditron.store.results import Extraction, PromptForm, Rule
+from meditron.tasks.file_task import is_question_file, name_in_reference
 from meditron.tasks.registry import TASKS
 
-__all__ = ["EvalOptions", "EvaluateConfig", "ModelPair", "is_question_file"]
+__all__ = ["EvalEngine", "EvalOptions", "EvaluateConfig", "Extraction", "ModelPair"]
+
+EvalEngine = Literal["torch", "llama.cpp", "api"]
 
 # Name of the corpus among the stage's inputs; models and tasks must have other names.
 CORPUS = "corpus"
 _FEWEST_DOCUMENTS = 2  # held-out documents of a source; one gives no interval
-
-
-def is_question_file(task: str) -> bool:
-    """Return True if a task is given as a file or URL of questions, False for a registered name."""
-    # Registered names contain no `.`, `/` or `:`; a URL and a path with a suffix or folder do.
-    return any(mark in task for mark in "./:")
 
 
 class ModelPair(Config):
@@ -46,11 +41,32 @@ class EvalOptions(Config):
 
     methods: tuple[str, ...] = Field(default=("loglikelihood",), min_length=1)
     """Evaluation methods: `loglikelihood` compares the options' log-probabilities, `next-token` takes the
-    most likely token of the vocabulary as the answer. Each method gives a score of its own."""
+    most likely token as the answer, `cot` generates a chain of thought and takes the option that it names,
+    `self-consistency` lets several of them vote. Each method gives a score of its own."""
 
     rule: Rule = "sum"
     """Score of an option for `loglikelihood`: its log-probability (`sum`), its log-probability per byte
     (`bytes`), or its log-probability minus its unconditional log-probability (`calibrated`)."""
+
+    constrained: bool = False
+    """Let `next-token` choose among the options' first tokens instead of the whole vocabulary."""
+
+    samples: int = Field(default=5, ge=1)
+    """Number of answers that vote in `self-consistency`."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    """Sampling temperature of generated answers; default: 0 (greedy) for `cot`, 0.7 for
+    `self-consistency`."""
+
+    max_tokens: int = Field(default=256, ge=1)
+    """Maximum number of tokens of a generated answer."""
+
+    extraction: Extraction = "explicit"
+    """How the answer is found in a generated text: the last option that it explicitly names (`explicit`), or
+    the option with the highest log-probability after the text and `The answer is` (`forced`)."""
+
+    early_stop: bool = True
+    """Stop sampling a question in `self-consistency` when no further vote could change the winner."""
 
     prompt_form: PromptForm = "trained"
     """Prompt each model in the chat template of its last finetune (`trained`), in plain text (`raw`), or
@@ -62,16 +78,30 @@ class EvalOptions(Config):
     shots_from: str | None = None
     """File of questions from which the examples are drawn; default: the task's training split."""
 
-    max_tokens: int = Field(default=2048, ge=2)
+    document_tokens: int = Field(default=2048, ge=2)
     """Maximum number of scored tokens per document; results count the truncated documents."""
 
     fidelity_documents: int = Field(default=32, ge=2)
     """Maximum number of held-out documents per source for fidelity, which compares two models'
     predictions."""
 
+    permutations: int = Field(default=1, ge=1, le=24)
+    """Number of orders of each question's options, the published order included. More than one gives the mean
+    accuracy over the orders and the share of questions answered right in every order."""
+
     dtype: DType = "float32"
     """Number format of weights and activations; the loss is always float32, and so is all of fidelity.
     `auto`: bfloat16 if the CPU has instructions for it, else float32."""
+
+    engine: EvalEngine | None = None
+    """Inference engine of questions; default: `api` for a MODEL behind a server (`api:http://host:port/v1#model`),
+    llama.cpp for generated answers of a quantized GGUF file, else torch."""
+
+    concurrency: Annotated[int, NonSemantic] = Field(default=8, ge=1, le=256)
+    """Requests in flight to a server."""
+
+    timeout: Annotated[float, NonSemantic] = Field(default=300.0, gt=0)
+    """Seconds within which a server must answer a request; it is sent again up to seven times."""
 
     resamples: int = Field(default=10_000, ge=100)
     """Bootstrap resamples of each interval and p-value."""
@@ -89,6 +119,22 @@ class EvalOptions(Config):
             if methods.count(method) > 1:
                 raise ValueError(f"'{method}' is listed twice")
         return methods
+
+    @model_validator(mode="after")
+    def _votes_are_drawn(self) -> Self:
+        # Greedy samples are all equal: the vote would be one answer's.
+        if "self-consistency" in self.methods and self.temperature == 0:
+            raise ValueError("temperature must be above 0 for self-consistency, got 0")
+        return self
+
+    @model_validator(mode="after")
+    def _the_engine_can_score(self) -> Self:
+        if "loglikelihood" in self.methods and self.engine in ("llama.cpp", "api"):
+            raise ValueError(
+                f"the engine {self.engine} gives no log-probabilities of whole options, which loglikelihood "
+                "needs; choose another method"
+            )
+        return self
 
     @field_validator("shots_from")
     @classmethod
@@ -128,6 +174,8 @@ class EvaluateConfig(EvalOptions, StageConfig):
     def _models_are_distinct_and_compared_models_are_evaluated(self) -> Self:
         if repeated := _first_repeated(self.models):
             raise ValueError(f"models: '{repeated}' is listed twice")
+        if self.engine == "api":
+            raise ValueError("engine: a recipe's models are files, which 'api' cannot open")
         if CORPUS in self.models:
             raise ValueError("models: 'corpus' is not a model")
         for pair in self.differences or ():
@@ -153,6 +201,11 @@ class EvaluateConfig(EvalOptions, StageConfig):
                 )
         return self
 
+    @property
+    def backend(self) -> Literal["torch", "llama.cpp"] | None:
+        """The engine of all models, which are local."""
+        return None if self.engine == "api" else self.engine
+
     def pairs(self) -> tuple[ModelPair, ...]:
         """Return the pairs of models to compare, in the order of the report."""
         if self.differences is not None:
@@ -164,10 +217,14 @@ class EvaluateConfig(EvalOptions, StageConfig):
         # dict.fromkeys: for the second model both pairs are the same, so one is dropped.
         return tuple(ModelPair(model=model, against=against) for model, against in dict.fromkeys(pairs))
 
+    def benchmark_files(self) -> tuple[str, ...]:
+        """Return the tasks that are files."""
+        return tuple(filter(is_question_file, self.tasks))
+
     def question_and_example_files(self) -> tuple[str, ...]:
         """Return the tasks that are files, and the file of examples."""
         examples = () if self.shots_from is None else (self.shots_from,)
-        return (*filter(is_question_file, self.tasks), *examples)
+        return (*self.benchmark_files(), *examples)
 
     def inputs(self) -> dict[str, str]:
         """Return all inputs: every model and question file with its reference as name, and the corpus."""
@@ -195,9 +252,7 @@ class EvaluateConfig(EvalOptions, StageConfig):
 
 def _task_name_of(task: str) -> str:
     """Return the name that the results of a task have: a registered name, or that of its file."""
-    return (
-        task_name(Path(task.partition("@sha256:")[0].rpartition("#")[2])) if is_question_file(task) else task
-    )
+    return name_in_reference(task) if is_question_file(task) else task
 
 
 def _first_repeated(names: tuple[str, ...]) -> str | None:

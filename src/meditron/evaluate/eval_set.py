@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,12 @@ from meditron.evaluate.model import RAW, EvalModel
 from meditron.evaluate.prompts import EvalPrompt
 from meditron.store.files import content_digest
 from meditron.store.identity import content_sha256, normalize_text, short_hash
-from meditron.tasks.prompt_template import RenderedPrompt
+from meditron.tasks.prompt_template import PromptTemplate, RenderedPrompt
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task, questions_sha256
-from meditron.text.chat import FIXED_DATE, Message
+from meditron.text.chat import Message
 from meditron.text.finetune_templates import question_turns
-from meditron.text.prompt import render_conversation
 
 __all__ = ["EvalSet", "FewShotExamples", "draw_examples", "rows_file_name"]
 
@@ -88,7 +87,7 @@ class EvalSet:
         Args:
             task: The task.
             options: Number of questions, number of shots, methods and prompt form.
-            seed: Seed of the examples' draw.
+            seed: Seed of the examples' draw and of sampled answers.
             shots_from: File of questions to draw examples from; default: the task's training split.
 
         Returns:
@@ -103,7 +102,7 @@ class EvalSet:
             raise UsageError(f"{task.name} has no questions in its test split")
         first = cls(
             task=task,
-            method=find_method(options.methods[0]).from_options(options),
+            method=find_method(options.methods[0]).from_options(options, seed),
             questions=questions,
             examples=draw_examples(task, questions, options.shots, seed, shots_from),
             form="raw" if options.prompt_form == "raw" else "trained",
@@ -114,7 +113,7 @@ class EvalSet:
         sets = list(forms)
         # The sets of the first method have labels without it: reports and scripts look them up by task name.
         for name in options.methods[1:]:
-            method = find_method(name).from_options(options)
+            method = find_method(name).from_options(options, seed)
             sets += [replace(base, method=method, label=f"{base.label} ({name})") for base in forms]
         if first.repeated_questions:
             warn(
@@ -144,10 +143,28 @@ class EvalSet:
         options = {question.options for question in self.questions}
         return next(iter(options)) if len(options) == 1 else ()
 
+    @cached_property
+    def template(self) -> PromptTemplate:
+        """The task's prompt template, as the method uses it."""
+        return self.method.adapt_template(self.task.template)
+
+    @cached_property
+    def clusters(self) -> Mapping[str, str]:
+        """Id of a question → its cluster: questions on one document or passage, or of one group.
+
+        Empty if no two questions share one.
+        """
+        for name_of in (_document_of, _passage_of, _group_of):
+            names = {question.id: name_of(question) for question in self.questions}
+            # A cluster that only some questions have, or that all or no questions share, says nothing.
+            if all(names.values()):
+                return names if 1 < len({*names.values()}) < len(names) else {}
+        return {}
+
     @property
     def template_id(self) -> str:
         """Name and version of the prompt template: `letters/1`."""
-        return f"{self.task.template.name}/{self.task.template.version}"
+        return self.template.id
 
     @property
     def repeated_questions(self) -> int:
@@ -174,19 +191,19 @@ class EvalSet:
         shots = self.examples.examples_for(question)
         return EvalPrompt(
             question=question,
-            rendered=self.task.template.render(question, shots),
+            rendered=self.template.render(question, shots),
             shot_ids=tuple(shot.id for shot in shots),
         )
 
     def _chat_prompt(self, question: Question, model: EvalModel) -> EvalPrompt:
         """Render the examples as user messages and their answers as assistant messages, like finetuning."""
-        template, form = self.task.template, model.trained_prompt_form
+        template, form = self.template, model.trained_prompt_form
         shots = self.examples.examples_for(question)
         example_messages: list[Message] = []
         for shot in shots:
             solved = template.render(shot)
             # Rendered by the function that finetuning uses: some chat templates put a blank before an answer.
-            turns = question_turns(solved.prompt, solved.continuations[shot.gold], form)
+            turns = question_turns(solved.prompt, template.solved_answer(shot), form)
             example_messages += [{"role": turn.role, "content": turn.content} for turn in turns]
         last = template.render(question)
         messages = (*example_messages, {"role": "user", "content": last.prompt})
@@ -195,10 +212,7 @@ class EvalSet:
         options = tuple(
             question_turns("", continuation, form)[1].content for continuation in last.continuations
         )
-        text, unconditional_text = (
-            render_conversation(model.chat_tokenizer, turns, now=FIXED_DATE)
-            for turns in (messages, unconditional)
-        )
+        text, unconditional_text = map(model.render_messages, (messages, unconditional))
         return EvalPrompt(
             question=question,
             rendered=RenderedPrompt(
@@ -249,6 +263,18 @@ def draw_examples(
         file_name=None if shots_from is None else shots_from.name,
         file_sha256=None if shots_from is None else content_digest(shots_from),
     )
+
+
+def _document_of(question: Question) -> str:
+    return short_hash(question.document_sha256) if question.document_sha256 else ""
+
+
+def _passage_of(question: Question) -> str:
+    return short_hash(content_sha256(question.context)) if question.context else ""
+
+
+def _group_of(question: Question) -> str:
+    return question.group or ""
 
 
 def _normalized_content(question: Question) -> str:

@@ -38,7 +38,7 @@ def compare_distributions(
     model: EvalModel,
     against: EvalModel,
     documents: Mapping[str, Sequence[CorpusDocument]],
-    max_tokens: int,
+    document_tokens: int,
     file: RowsFile[FidelityRow],
 ) -> list[FidelityRow]:
     """Compare the next-token distributions of two models on every document.
@@ -47,7 +47,7 @@ def compare_distributions(
         model: The model, such as a quantized model.
         against: The reference model, such as the unquantized one. Its distribution is taken as true.
         documents: Source → documents.
-        max_tokens: Maximum number of tokens per document.
+        document_tokens: Maximum number of tokens per document.
         file: The rows file. Rows with the same cache key are reused; new rows are appended.
 
     Returns:
@@ -64,14 +64,14 @@ def compare_distributions(
             "model": model.cache_identity,
             "against": against.cache_identity,
             "data": data_digest(ordered),
-            "max_tokens": max_tokens,
+            "document_tokens": document_tokens,
         }
     )
     groups = [ordered[start : start + _GROUP_SIZE] for start in range(0, len(ordered), _GROUP_SIZE)]
 
     def compare_group(group: Sequence[CorpusDocument]) -> list[FidelityRow]:
         _refuse_different_vocabularies(model, against)
-        return [_measure_document(model, against, document, max_tokens, cache_key) for document in group]
+        return [_measure_document(model, against, document, document_tokens, cache_key) for document in group]
 
     rows = run_resumable(
         file,
@@ -101,10 +101,10 @@ def _refuse_different_vocabularies(model: EvalModel, against: EvalModel) -> None
 
 
 def _measure_document(
-    model: EvalModel, against: EvalModel, document: CorpusDocument, max_tokens: int, cache_key: str
+    model: EvalModel, against: EvalModel, document: CorpusDocument, document_tokens: int, cache_key: str
 ) -> FidelityRow:
     engines = (model.logits_engine, against.logits_engine)
-    limit = min(max_tokens, *(engine.context for engine in engines))
+    limit = min(document_tokens, *(engine.context for engine in engines))
     # Tokenizers with vocabularies of the same size can still differ (normalizers, added tokens).
     ids, other_ids = (engine.tokenizer.encode(document.text) for engine in engines)
     if ids != other_ids:

@@ -1,14 +1,17 @@
-"""Models under evaluation: a model in local files, or behind any engine."""
+"""Models under evaluation: in local files, behind a server, or behind any other engine."""
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from meditron.core.errors import MeditronError, UsageError
+from meditron.core.redaction import public_address
 from meditron.engine.base import Engine, Generates, GivesLogits, ScoresTokens
 from meditron.model.presets import model_tokenizer
 from meditron.store.ancestry import Ancestry, read_ancestry
@@ -17,13 +20,20 @@ from meditron.store.gguf import GGUF
 from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.manifest import Artifact
 from meditron.store.models import ModelFiles, resolve_model
+from meditron.text.chat import FIXED_DATE, Message
 from meditron.text.finetune_templates import with_chat_template
+from meditron.text.prompt import render_conversation
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["RAW", "EvalModel", "LocalModel"]
+if TYPE_CHECKING:
+    from meditron.engine.api import ApiSettings
+
+__all__ = ["RAW", "ApiModel", "EvalModel", "LlamaCppModel", "LocalModel"]
 
 RAW = "raw"
 """Name of the prompt form without a chat template."""
+_SERVER = "server"
+"""Name of the prompt form in which a server applies its own chat template."""
 # Globs of the files in an HF folder that decide the model's output. Others, such as reports and manifests,
 # contain times and would change the digest.
 _MODEL_FILES = (
@@ -125,6 +135,24 @@ class EvalModel:
             hint="evaluate in plain text: --prompt-form raw",
         )
 
+    def render_messages(self, messages: Sequence[Message]) -> str:
+        """Render a prompt of chat messages as the text that the model reads, to record and to hash.
+
+        Raises:
+            UsageError: the model was trained with a chat template, but has none now.
+            InputError: the chat template fails.
+        """
+        return render_conversation(self.chat_tokenizer, messages, now=FIXED_DATE)
+
+    def answering(self, *, generates: bool) -> "EvalModel":
+        """Return the model in the engine that answers questions.
+
+        Args:
+            generates: True for answers in generated text, for which another engine can be faster.
+        """
+        del generates
+        return self
+
     @property
     def cache_identity(self) -> dict[str, str]:
         """The part of a cache key that identifies the model and its number format."""
@@ -161,13 +189,80 @@ class EvalModel:
             del self.__dict__["engine"]
 
 
-class LocalModel(EvalModel):
-    """A model in local files. Everything except the engine is available without loading the weights."""
+class ApiModel(EvalModel):
+    """A model behind an OpenAI-compatible server, which applies its own chat template."""
 
-    def __init__(self, name: str, artifact: Artifact, dtype: str) -> None:
+    def __init__(self, spec: str, settings: "ApiSettings") -> None:
+        """Name a model `api:http://host:port/v1#model`; the first use connects to the server."""
+        self._spec, self._settings = spec, settings
+        super().__init__(public_address(spec.removeprefix("api:")), self._connect)
+
+    def _connect(self) -> Engine:
+        from meditron.engine.api import ApiEngine
+
+        return ApiEngine.load(self._spec, self._settings)
+
+    @property
+    def trained_prompt_form(self) -> str:
+        """`server`: prompts are sent as chat messages."""
+        return _SERVER
+
+    def render_messages(self, messages: Sequence[Message]) -> str:
+        """Return the roles and contents of the messages, because the server's template is not known."""
+        return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+class LocalModel(EvalModel):
+    """A model in local files. Everything except the engine is available without loading the weights.
+
+    Args:
+        name: Name in rows and results.
+        artifact: The model.
+        dtype: Number format in torch.
+        backend: Engine for all methods; None: torch, and llama.cpp for generated answers of a quantized GGUF
+            file.
+    """
+
+    def __init__(
+        self, name: str, artifact: Artifact, dtype: str, backend: Literal["torch", "llama.cpp"] | None = None
+    ) -> None:
         super().__init__(name, self._load_engine)
         self.artifact = artifact
-        self._dtype = dtype
+        self._dtype, self._backend = dtype, backend
+
+    def answering(self, *, generates: bool) -> EvalModel:
+        """Return this model, or the same files in llama.cpp; leaving this model's context closes both."""
+        if self._backend == "llama.cpp" or (
+            self._backend is None and generates and self._is_quantized and find_spec("xllamacpp") is not None
+        ):
+            return self._in_llamacpp
+        return self
+
+    @cached_property
+    def _in_llamacpp(self) -> "LlamaCppModel":
+        return LlamaCppModel(self.name, self.artifact)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if "_in_llamacpp" in self.__dict__:
+            self._in_llamacpp.__exit__(kind, error, trace)
+
+    @cached_property
+    def tensor_types(self) -> Mapping[str, int]:
+        """Type of the tensors of a GGUF file → their bytes; empty for other files."""
+        if self.model_files.kind != "gguf":
+            return {}
+        counts: Counter[str] = Counter()
+        with GGUF(self.model_files.path) as gguf:
+            for tensor in gguf.tensors.values():
+                counts[tensor.type] += tensor.nbytes
+        return counts
+
+    @property
+    def _is_quantized(self) -> bool:
+        return not set(self.tensor_types) <= FLOAT_TYPES
 
     def _load_engine(self) -> Engine:
         """Load the weights, on the GPU if there is one. Raises the errors of `TorchEngine.load`."""
@@ -192,6 +287,8 @@ class LocalModel(EvalModel):
         path = Path(self.model_files.path)
         if self.model_files.kind == "hf":
             return sorted({file for pattern in _MODEL_FILES for file in path.glob(pattern) if file.is_file()})
+        if self.model_files.kind == "megatron":
+            return sorted(file for file in path.rglob("*") if file.is_file())
         return [path] if self.model_files.kind == "gguf" else []
 
     @cached_property
@@ -236,10 +333,33 @@ class LocalModel(EvalModel):
     @cached_property
     def engine_label(self) -> str:
         """Name of the engine in rows and tables. It says if quantized weights are dequantized on loading."""
-        if self.model_files.kind != "gguf":
-            return "torch"
         # Labelled differently, because llama.cpp computes with quantized values and gives slightly other
         # scores.
-        with GGUF(self.model_files.path) as gguf:
-            types = {tensor.type for tensor in gguf.tensors.values()}
-        return "torch" if types <= FLOAT_TYPES else "torch on dequantized weights"
+        return "torch on dequantized weights" if self._is_quantized else "torch"
+
+
+class LlamaCppModel(LocalModel):
+    """A model in a GGUF file that llama.cpp runs, in one slot, so that equal runs give equal answers."""
+
+    def __init__(self, name: str, artifact: Artifact) -> None:
+        super().__init__(name, artifact, "", "llama.cpp")
+
+    def _load_engine(self) -> Engine:
+        from meditron.engine.llamacpp import LlamaCppEngine
+
+        return LlamaCppEngine.load(self.artifact.spec, slots=1)
+
+    def answering(self, *, generates: bool) -> EvalModel:
+        """Return this model."""
+        del generates
+        return self
+
+    @property
+    def dtype(self) -> str:
+        """The type with the most bytes in the file."""
+        return max(self.tensor_types, key=self.tensor_types.__getitem__, default="unknown")
+
+    @cached_property
+    def engine_label(self) -> str:
+        """Name of the engine in rows and tables."""
+        return "llama.cpp"

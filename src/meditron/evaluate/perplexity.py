@@ -49,10 +49,10 @@ class EncodedDocument:
     truncated: bool
 
 
-def encode_document(text: str, tokenizer: Tokenizer, max_tokens: int) -> EncodedDocument:
-    """Tokenize a document and cut it to `max_tokens` tokens, BOS included."""
+def encode_document(text: str, tokenizer: Tokenizer, document_tokens: int) -> EncodedDocument:
+    """Tokenize a document and cut it to `document_tokens` tokens, BOS included."""
     ids = tokenizer.encode(text)
-    kept, truncated = ids[:max_tokens], len(ids) > max_tokens
+    kept, truncated = ids[:document_tokens], len(ids) > document_tokens
     text_bytes = len((tokenizer.decode(kept) if truncated else text).encode())
     # Without BOS the first token is text. It is not scored, so its bytes are not counted.
     unscored = 0 if tokenizer.adds_bos else len(tokenizer.decode(kept[:1]).encode())
@@ -91,7 +91,7 @@ def score_documents(
         {
             **model.cache_identity,
             "data": data_digest(ordered),
-            "max_tokens": options.max_tokens,
+            "document_tokens": options.document_tokens,
             # Other batches change the last bits of the losses.
             "batches": [_GROUP_SIZE, options.batch_tokens],
         }
@@ -115,7 +115,7 @@ def _score_documents(
 ) -> list[DocumentRow]:
     engine = model.scorer
     # Documents longer than the model's context are truncated; no sliding window is used.
-    limit = min(options.max_tokens, engine.context)
+    limit = min(options.document_tokens, engine.context)
     encoded = [encode_document(document.text, engine.tokenizer, limit) for document in documents]
     nlls, tokens = engine.score_documents([e.ids for e in encoded], batch_tokens=options.batch_tokens)
     rows = []

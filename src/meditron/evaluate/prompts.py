@@ -35,6 +35,11 @@ class EvalPrompt:
     unconditional_messages: tuple[Message, ...] = ()
     """The prompt without the question, as chat messages; empty for a prompt in plain text."""
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The text of each option in an answer, such as its letter."""
+        return tuple(continuation.strip() for continuation in self.rendered.continuations)
+
     def item_key(self) -> tuple[str, str]:
         """Return the question's id and the hash of its content, like `QuestionRow.item_key`."""
         # The hash is included, because in files without ids the id is the line number, which can change.

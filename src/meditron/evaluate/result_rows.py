@@ -62,7 +62,8 @@ def open_result(spec: str) -> ResultRows:
     questions: list[QuestionRow] = []
     for file in files:
         if _has_questions(file):
-            questions += read_rows(file, QuestionRow)
+            # Rows in another order of the options are no second sample of the questions.
+            questions += [row for row in read_rows(file, QuestionRow) if not row.option_order]
         else:
             documents += read_rows(file, DocumentRow)
     selected = _select_model(path, model, [*documents, *questions])

@@ -71,7 +71,7 @@ class DocumentRow(EvalRow):
     """SHA-256 of the token ids. Losses per token are comparable only if these hashes are equal."""
 
     truncated: bool = False
-    """True if only the document's first `max_tokens` tokens were scored."""
+    """True if only the document's first `document_tokens` tokens were scored."""
 
     text_sha256: str
     """SHA-256 of the document's whole text."""
@@ -113,8 +113,20 @@ class QuestionRow(EvalRow):
     prompt_sha256: str
     """SHA-256 of the prompt with its examples and continuations."""
 
+    option_order: tuple[int, ...] = ()
+    """For permuted options: the index in the source of each option, in the order of the prompt; else empty.
+    `gold` and `prediction` are indices in the prompt."""
+    cluster: str = ""
+    """Short hash of the document or passage that the question is about, or name of its group, such as a
+    subject; empty if every question has its own."""
+
     gold: int = Field(ge=0)
     """Index of the right option."""
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability that the model gives to its answer; None for methods without probabilities."""
+        return None
 
     prediction: int | None
     """Index of the chosen option; None if the answer names no option."""
@@ -123,6 +135,13 @@ class QuestionRow(EvalRow):
 
     truncated: bool = False
     """True if the beginning of the prompt was cut off because the prompt did not fit in the context."""
+
+    @property
+    def chosen_option(self) -> int | None:
+        """Index of the chosen option in the source; None if the answer names no option."""
+        if self.prediction is None or not self.option_order:
+            return self.prediction
+        return self.option_order[self.prediction]
 
     @property
     def scoring_name(self) -> str:
@@ -154,7 +173,7 @@ class FidelityRow(EvalRow):
     """Number of tokens for which both models have the same most likely prediction."""
 
     truncated: bool = False
-    """True if only the document's first `max_tokens` tokens were predicted."""
+    """True if only the document's first `document_tokens` tokens were predicted."""
 
     text_sha256: str
     """SHA-256 of the document's whole text."""

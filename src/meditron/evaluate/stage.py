@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,10 +11,12 @@ from meditron.core.errors import UsageError
 from meditron.core.machine import resolve_matrix_dtype
 from meditron.evaluate import accuracy, fidelity, perplexity
 from meditron.evaluate.answers import answer_questions
-from meditron.evaluate.config import CORPUS, EvaluateConfig, is_question_file
+from meditron.evaluate.config import CORPUS, EvaluateConfig
+from meditron.evaluate.contamination import corpus_records, group_questions
 from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.heldout import choose_heldout, distinct_heldout, refuse_training_overlap
 from meditron.evaluate.model import EvalModel, LocalModel
+from meditron.evaluate.permutations import answer_in_orders, permuted_sets, with_orders
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile
 from meditron.evaluate.trained import refuse_trained_documents, refuse_trained_questions, training_data_record
@@ -26,9 +29,9 @@ from meditron.store.results import (
     EvaluationResult,
     Fidelity,
     TaskScore,
-    TrainingData,
     write_results,
 )
+from meditron.tasks.file_task import is_question_file
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
@@ -63,7 +66,8 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     eval_sets = _open_eval_sets(config, inputs)
     documents = choose_heldout(corpus, config.documents)
     models = {
-        name: LocalModel(name, inputs[name], resolve_matrix_dtype(config.dtype)) for name in config.models
+        name: LocalModel(name, inputs[name], resolve_matrix_dtype(config.dtype), config.backend)
+        for name in config.models
     }
     # Checked before the scoring, which can take hours: scores on training data would be worthless.
     for model in models.values():
@@ -71,8 +75,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         refuse_trained_documents(model, documents)
     compared = refuse_training_overlap(corpus, documents)
     rows = _measure_models(config, inputs, documents, eval_sets, models, out)
-    ancestry = {name: training_data_record(model) for name, model in models.items()}
-    result = _compute_result(config, inputs, documents, eval_sets, rows, ancestry)
+    result = _compute_result(config, inputs, documents, eval_sets, rows, models)
     write_results(out, result)
     write_evaluation_page(out / "report.html", result)
     overlap = {"overlap": 0, "training_documents_compared": compared}
@@ -108,6 +111,8 @@ class MeasuredRows:
     """Model → rows of documents."""
     answers: Mapping[str, Mapping[str, list[QuestionRow]]]
     """Label of the evaluation set → model → rows of questions."""
+    orders: Mapping[str, Mapping[str, list[list[QuestionRow]]]]
+    """Label of the evaluation set → model → rows of questions in each further order of the options."""
     fidelity_rows: list[FidelityRow]
     fidelity: list[Fidelity]
 
@@ -128,6 +133,10 @@ def _measure_models(
     """Evaluate the models one after another, so that only one is in memory at a time."""
     document_rows: dict[str, list[DocumentRow]] = {}
     answers: dict[str, dict[str, list[QuestionRow]]] = {e.label: {} for e in _all_eval_sets(eval_sets)}
+    orders: dict[str, dict[str, list[list[QuestionRow]]]] = {label: {} for label in answers}
+    permuted = {
+        e.label: permuted_sets(e, config.permutations, config.seed or 0) for e in _all_eval_sets(eval_sets)
+    }
     with ExitStack() as stack:
         text_file = stack.enter_context(RowsFile(out / PERPLEXITY, DocumentRow))
         task_files = {
@@ -141,14 +150,20 @@ def _measure_models(
                 for eval_set in _all_eval_sets(eval_sets):
                     file = task_files[eval_set.rows_file]
                     answers[eval_set.label][name] = answer_questions(model, eval_set, file)
+                    orders[eval_set.label][name] = answer_in_orders(model, permuted[eval_set.label], file)
         text_file.rewrite_sorted(_chain_rows(document_rows.values()))
         # All evaluation sets of a task write to one file.
         for task_sets in eval_sets.values():
-            rows = _chain_rows(rows for e in task_sets for rows in answers[e.label].values())
-            task_files[task_sets[0].rows_file].rewrite_sorted(rows)
+            published = _chain_rows(rows for e in task_sets for rows in answers[e.label].values())
+            further = (rows for e in task_sets for sets in orders[e.label].values() for rows in sets)
+            task_files[task_sets[0].rows_file].rewrite_sorted(chain(published, _chain_rows(further)))
     fidelity_rows, figures = _measure_fidelity(config, inputs, out)
     return MeasuredRows(
-        documents=document_rows, answers=answers, fidelity_rows=fidelity_rows, fidelity=figures
+        documents=document_rows,
+        answers=answers,
+        orders=orders,
+        fidelity_rows=fidelity_rows,
+        fidelity=figures,
     )
 
 
@@ -173,7 +188,9 @@ def _measure_fidelity(
                     stack.enter_context(LocalModel(name, inputs[name], fidelity.DTYPE))
                     for name in (pair.model, pair.against)
                 )
-                pair_rows = fidelity.compare_distributions(model, against, documents, config.max_tokens, file)
+                pair_rows = fidelity.compare_distributions(
+                    model, against, documents, config.document_tokens, file
+                )
             rows += pair_rows
             figures += fidelity.summarize(
                 pair_rows, documents, seed=config.seed or 0, resamples=config.resamples
@@ -189,28 +206,41 @@ def _compute_result(
     documents: Mapping[str, Sequence[CorpusDocument]],
     eval_sets: EvalSets,
     rows: MeasuredRows,
-    ancestry: Mapping[str, TrainingData],
+    models: Mapping[str, EvalModel],
 ) -> EvaluationResult:
     """Compute all results of the evaluation from its rows."""
     seed, resamples = config.seed or 0, config.resamples
     pairs = config.pairs()
     differences = perplexity.compare_pairs(rows.documents, pairs, seed=seed, resamples=resamples)
+    corpora = corpus_records(models.values())
     tasks: dict[str, dict[str, TaskScore]] = {}
     baselines: dict[str, dict[str, Baseline]] = {}
     for spec, eval_set in ((spec, e) for spec, task_sets in eval_sets.items() for e in task_sets):
         training = bayes_training_rows(config, inputs, spec, eval_set.task)
-        figures = accuracy.compute_figures(eval_set, rows.answers[eval_set.label], pairs, training)
+        groups = group_questions(eval_set, corpora)
+        figures = accuracy.compute_figures(
+            eval_set,
+            rows.answers[eval_set.label],
+            pairs,
+            training,
+            groups,
+            seed=seed,
+            resamples=resamples,
+        )
         baselines[eval_set.label] = figures.baselines
         differences += figures.differences
         for name, score in figures.scores.items():
-            tasks.setdefault(name, {})[eval_set.label] = score
+            answers, further = rows.answers[eval_set.label][name], rows.orders[eval_set.label][name]
+            tasks.setdefault(name, {})[eval_set.label] = with_orders(
+                score, answers, further, seed=seed, resamples=resamples
+            )
     return EvaluationResult(
         perplexity=perplexity.summarize(rows.documents, documents, seed=seed, resamples=resamples),
         tasks=tasks,
         baselines=baselines,
         fidelity=rows.fidelity,
         engines=rows.engines_by_model(),
-        ancestry=dict(ancestry),
+        ancestry={name: training_data_record(model) for name, model in models.items()},
         differences=differences,
         rows=PERPLEXITY,
         dtype=resolve_matrix_dtype(config.dtype),

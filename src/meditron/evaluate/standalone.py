@@ -3,17 +3,20 @@
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from meditron.core.errors import InputError
+from meditron.core.errors import InputError, UsageError
 from meditron.core.machine import DType, resolve_matrix_dtype
 from meditron.evaluate import accuracy, fidelity
 from meditron.evaluate.answers import answer_questions
 from meditron.evaluate.config import EvalOptions
+from meditron.evaluate.contamination import corpus_records, group_questions
 from meditron.evaluate.eval_set import EvalSet, rows_file_name
 from meditron.evaluate.heldout import distinct_heldout
-from meditron.evaluate.model import EvalModel, LocalModel
+from meditron.evaluate.model import ApiModel, EvalModel, LocalModel
+from meditron.evaluate.permutations import answer_in_orders, permuted_sets, with_orders
 from meditron.evaluate.rows import FIDELITY, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile, lock_rows_file
 from meditron.evaluate.stage import BAYES_ROWS
@@ -67,7 +70,8 @@ def evaluate_on_task(
     opened = open_task(task, corpus=corpus, template=template)
     shots_from = Path(options.shots_from) if options.shots_from else None
     eval_sets = EvalSet.from_task(opened, options, seed=seed, shots_from=shots_from)
-    eval_model = _open_local_model(model, options.dtype) if isinstance(model, str) else model
+    permuted = [permuted_sets(eval_set, options.permutations, seed) for eval_set in eval_sets]
+    eval_model = _open_model(model, options) if isinstance(model, str) else model
     name = eval_model.name
     path = (out or _default_folder(name)) / rows_file_name(opened)
     # The end of the `with` block closes the engine, so its name and identity are read inside.
@@ -77,10 +81,25 @@ def evaluate_on_task(
         refuse_overwrite([path], [Path(task), *filter(None, [shots_from]), *eval_model.content_files])
         with lock_rows_file(path), RowsFile(path, QuestionRow) as file:
             answers = [answer_questions(eval_model, eval_set, file) for eval_set in eval_sets]
-            _write_rows(file, [row for rows in answers for row in rows])
-        engine, dtype, provenance = eval_model.engine_label, eval_model.dtype, eval_model.provenance
+            orders = [answer_in_orders(eval_model, sets, file) for sets in permuted]
+            _write_rows(file, [row for rows in chain(answers, *orders) for row in rows])
+        answering = eval_model.answering(generates=eval_sets[0].method.generates)
+        engine, dtype, provenance = answering.engine_label, answering.dtype, answering.provenance
+    figures = _task_figures(
+        eval_model,
+        eval_sets,
+        answers,
+        opened.rows("train", BAYES_ROWS),
+        seed=seed,
+        resamples=options.resamples,
+    )
+    for eval_set, rows, further in zip(eval_sets, answers, orders, strict=True):
+        scores = figures["tasks"][name]
+        scores[eval_set.label] = with_orders(
+            scores[eval_set.label], rows, further, seed=seed, resamples=options.resamples
+        )
     result = EvaluationResult(
-        **_task_figures(name, eval_sets, answers, opened.rows("train", BAYES_ROWS)),
+        **figures,
         engines={name: engine},
         identities={name: provenance} if provenance else {},
         ancestry={name: training_data_record(eval_model)},
@@ -93,15 +112,27 @@ def evaluate_on_task(
 
 
 def _task_figures(
-    name: str,
+    model: EvalModel,
     eval_sets: Sequence[EvalSet],
     answers: Sequence[Sequence[QuestionRow]],
     training: Sequence[Question],
+    *,
+    seed: int,
+    resamples: int,
 ) -> dict[str, Any]:
     """Return one model's scores, baselines and differences, as fields of an EvaluationResult."""
+    name, corpora = model.name, corpus_records([model])
     # Without pairs, the model is compared with naive Bayes only.
     figures = {
-        eval_set.label: accuracy.compute_figures(eval_set, {name: rows}, (), training)
+        eval_set.label: accuracy.compute_figures(
+            eval_set,
+            {name: rows},
+            (),
+            training,
+            group_questions(eval_set, corpora),
+            seed=seed,
+            resamples=resamples,
+        )
         for eval_set, rows in zip(eval_sets, answers, strict=True)
     }
     return {
@@ -151,7 +182,7 @@ def evaluate_against(
         # time.
         stack.enter_context(lock_rows_file(path))
         file = stack.enter_context(RowsFile(path, FidelityRow))
-        rows = fidelity.compare_distributions(sides[0], sides[1], texts, options.max_tokens, file)
+        rows = fidelity.compare_distributions(sides[0], sides[1], texts, options.document_tokens, file)
         _write_rows(file, rows)
         engines = {side.name: side.engine_label for side in sides}
         ancestry = {side.name: training_data_record(side) for side in sides}
@@ -175,6 +206,27 @@ def _write_rows(file: RowsFile[R], rows: Sequence[R]) -> None:
 def _default_folder(model: str) -> Path:
     # A MODEL may be a path or a URL: characters that are not safe in a file name are replaced.
     return Path("evaluations") / (re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model")
+
+
+def _open_model(spec: str, options: EvalOptions) -> EvalModel:
+    """Open a MODEL, in files or behind a server.
+
+    Raises:
+        UsageError: the engine does not run this kind of MODEL.
+        SourceError: there is no such model.
+    """
+    if spec.startswith("api:"):
+        if options.engine not in (None, "api"):
+            raise UsageError(f"{spec} is behind a server, which the engine {options.engine} cannot open")
+        from meditron.engine.api import ApiSettings
+
+        return ApiModel(spec, ApiSettings(concurrency=options.concurrency, timeout=options.timeout))
+    if options.engine == "api":
+        raise UsageError(
+            f"{spec} is not behind a server", hint="name the server: api:http://host:port/v1#model"
+        )
+    artifact = Artifact(spec, resolve_model(spec).path, "")
+    return LocalModel(spec, artifact, resolve_matrix_dtype(options.dtype), options.engine)
 
 
 def _open_local_model(spec: str, dtype: DType) -> LocalModel:

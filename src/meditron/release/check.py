@@ -139,6 +139,9 @@ class ExportCheck:
             packed = self._source.kind == "gguf"
             source = stack.enter_context(GGUF(Path(self._source.path))) if packed else None
             from_config, from_weights, _ = _open_model(self._source, source, stack, workers)
+            if gguf is not None and from_config.family.gguf == to_config.family.gguf:
+                # GGUF has one architecture for Llama and Mistral.
+                from_config = from_config.model_copy(update={"model_type": to_config.model_type})
             yield from _shape_differences(from_config, to_config)
             yield from _metadata_differences(self._source, written, gguf)
             passes = self._forward_passes(from_config, to_config)

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from meditron.model.config import LlamaConfig
+from meditron.model.families import FAMILIES
 from meditron.model.gguf_shape import NEUTRAL_VALUES, REQUIRED_KEYS
 from meditron.model.gguf_weights import gguf_tensor_name
 from meditron.model.hf_weights import tensor_files
@@ -25,7 +26,7 @@ __all__ = ["EMBEDDING", "HEAD", "missing_gguf_keys", "source_file_differences", 
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COPIES = "rotary_emb.inv_freq"  # stored by old transformers, but computed from the config
-_SCALING = "llama.rope.scaling."
+_SCALING = "rope.scaling."
 
 
 def source_file_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
@@ -33,7 +34,7 @@ def source_file_differences(source: ModelFiles, written: LlamaConfig) -> Iterato
 
     `written` is the config that was read from the written model.
     """
-    if source.kind == "init":
+    if source.kind in ("init", "megatron"):  # a checkpoint's tensors have other names and shapes
         return
     yield from _tensor_differences(source, written)
     if source.kind == "gguf":
@@ -66,17 +67,25 @@ def special_token_differences(source: ModelFiles, written: Tokenizer) -> Iterato
 
 def missing_gguf_keys(metadata: Mapping[str, Any]) -> Iterator[str]:
     """Yield missing keys without which llama.cpp rejects a file or reads other head widths."""
+    architecture = metadata.get("general.architecture")
+    shape = _keys_of_architecture(metadata)
     for key in REQUIRED_KEYS:
-        if key not in metadata:
-            yield f"{key} is missing; llama.cpp does not open the file without it"
+        if key not in shape:
+            yield f"{architecture}.{key} is missing; llama.cpp does not open the file without it"
             return
-    width, heads = metadata["llama.embedding_length"], metadata["llama.attention.head_count"]
-    lengths = [metadata.get(f"llama.attention.{key}_length", width // heads) for key in ("key", "value")]
+    width, heads = shape["embedding_length"], shape["attention.head_count"]
+    lengths = [shape.get(f"attention.{key}_length", width // heads) for key in ("key", "value")]
     if lengths[0] != lengths[1]:
         yield (
-            f"llama.attention.value_length is {metadata.get('llama.attention.value_length', 'missing')}, "
+            f"{architecture}.attention.value_length is {shape.get('attention.value_length', 'missing')}, "
             f"which llama.cpp reads as {lengths[1]}; the width of a head is {lengths[0]}"
         )
+
+
+def _keys_of_architecture(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that begin with the file's architecture, without it."""
+    prefix = f"{metadata.get('general.architecture')}."
+    return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
 
 
 def _tensor_differences(source: ModelFiles, written: LlamaConfig) -> Iterator[str]:
@@ -111,26 +120,31 @@ def _head_differs(source: ModelFiles) -> bool:
 
 
 def _gguf_key_differences(metadata: Mapping[str, Any], written: LlamaConfig) -> Iterator[str]:
-    """Yield keys under `llama.` whose value changed, or that have an effect and were not carried over."""
-    expected = written.to_gguf()
-    ours, theirs = _effective_rope_scaling(metadata), _effective_rope_scaling(expected)
+    """Yield keys of the shape whose value changed, or that have an effect and were not carried over."""
+    shape = _keys_of_architecture(metadata)
+    architecture = written.family.gguf
+    expected = _keys_of_architecture({"general.architecture": architecture, **written.to_gguf()})
+    ours, theirs = _effective_rope_scaling(shape), _effective_rope_scaling(expected)
     if not all(_nearly_equal(a, b) for a, b in zip(ours, theirs, strict=True)):
-        yield f"{_SCALING}* (type, factor, attn_factor, original context) is {theirs} instead of {ours}"
-    for key, value in metadata.items():
-        if not key.startswith("llama.") or key in _COMPARED_ELSEWHERE:
+        keys = f"{architecture}.{_SCALING}*"
+        yield f"{keys} (type, factor, attn_factor, original context) is {theirs} instead of {ours}"
+    if window := shape.pop("attention.sliding_window", None):
+        shape["context_length"] = min(shape["context_length"], window)
+    for key, value in shape.items():
+        if key in _COMPARED_ELSEWHERE:
             continue
         if key in expected:
             if not _nearly_equal(value, expected[key]) and value != [expected[key]] * len(_as_list(value)):
-                yield f"{key} is {expected[key]} instead of {value!r:.60}"
+                yield f"{architecture}.{key} is {expected[key]} instead of {value!r:.60}"
         elif key not in NEUTRAL_VALUES or (
             (allowed := NEUTRAL_VALUES[key]) is not None and value not in allowed
         ):
-            yield f"{key} = {value!r:.60} of the source is not carried over"
+            yield f"{architecture}.{key} = {value!r:.60} of the source is not carried over"
 
 
 _COMPARED_ELSEWHERE = {
-    "llama.vocab_size",  # the tokenizer is compared instead
-    "llama.rope.scale_linear",
+    "vocab_size",  # the tokenizer is compared instead
+    "rope.scale_linear",
     *(_SCALING + key for key in ("type", "factor", "attn_factor", "original_context_length")),
 }
 
@@ -138,17 +152,21 @@ _COMPARED_ELSEWHERE = {
 def _effective_rope_scaling(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the rotary scaling as llama.cpp reads it: type, factor, attention factor, original context."""
     kind = metadata.get(_SCALING + "type", "linear")
-    factor = metadata.get(_SCALING + "factor", metadata.get("llama.rope.scale_linear", 1.0)) or 1.0
+    factor = metadata.get(_SCALING + "factor", metadata.get("rope.scale_linear", 1.0)) or 1.0
     attention = metadata.get(_SCALING + "attn_factor", 1.0)
     if kind != "yarn":
         return "linear", 1.0 if kind == "none" else factor, attention, None
-    context = metadata.get(_SCALING + "original_context_length", metadata.get("llama.context_length"))
+    context = metadata.get(_SCALING + "original_context_length", metadata.get("context_length"))
     return kind, factor, attention, context
 
 
 def _hf_key_differences(config: Mapping[str, Any], written: LlamaConfig) -> Iterator[str]:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    values = dict(config) | {key: value for key, value in rope.items() if key == "rope_theta"}
+    family = FAMILIES.get(config.get("model_type", "llama"), FAMILIES["llama"])
+    values = {**dict(family.hf_defaults), **config}
+    values |= {key: value for key, value in rope.items() if key == "rope_theta"}
+    if family.sliding_window and (window := values.get("sliding_window")):
+        values["max_position_embeddings"] = min(values["max_position_embeddings"], window)
     for key in _SHAPE:
         if (value := values.get(key)) is not None and not _nearly_equal(value, getattr(written, key)):
             yield f"{key} is {getattr(written, key)} instead of {value!r:.60}"

@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 import torch
 
-from meditron.core.errors import UsageError
+from meditron.core.errors import InputError, UsageError
+from meditron.model.lora_files import ADAPTER_CONFIG, read_adapter, save_adapter_gguf
 from meditron.model.presets import model_tokenizer
-from meditron.model.weights import open_weights, save_gguf, save_hf
+from meditron.model.weights import load_config, open_weights, save_gguf, save_hf
 from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.naming import model_name
 from meditron.release.quantize import carried_metadata, describe_gguf
@@ -38,10 +39,10 @@ def convert(
     """Write any MODEL to `out`: a GGUF file if it ends in `.gguf`, else an HF folder.
 
     One tensor is in memory at a time. The written model is compared with its source before it replaces `out`
-    (`meditron.release.check`).
+    (`meditron.release.check`). The `adapter` folder of a finetune becomes a file for llama.cpp's `--lora`.
 
     Args:
-        spec: The MODEL.
+        spec: The MODEL, or the `adapter` folder of a finetune.
         out: The file or folder.
         type: Type of a GGUF file; F16 by default.
         dtype: Number format of an HF folder; float32 by default, which is lossless for every source.
@@ -60,6 +61,8 @@ def convert(
     """
     to_gguf = out.suffix == ".gguf"
     _refuse_option_of_other_kind(out, type if not to_gguf else None, dtype if to_gguf else None)
+    if (Path(spec) / ADAPTER_CONFIG).is_file():
+        return _convert_adapter(Path(spec), out, type, force=force)
     files = resolve_model(spec)
     _require_replaceable_output(out, Path(files.path), force=force)
     tokenizer, name = model_tokenizer(files), model_name(files)
@@ -80,6 +83,23 @@ def convert(
         return describe_gguf(out, type or "F16") | {"path": str(out)}
     size = sum(file.stat().st_size for file in list_files(out))
     return {"path": str(out), "dtype": kind, "bytes": size, "check": "passed" if check else "skipped"}
+
+
+def _convert_adapter(folder: Path, out: Path, type: FloatType | None, *, force: bool) -> dict[str, Any]:
+    """Write the adapter of a finetune as a GGUF file; the finetune's model is in the folder above."""
+    if out.suffix != ".gguf" or type == "F16":
+        raise UsageError(
+            f"{folder} is an adapter, which is converted to a GGUF file of type F32 only",
+            hint="the folder above it has the merged model, in every other form",
+        )
+    model = folder.resolve().parent
+    if not (model / "config.json").is_file():
+        # The order of llama.cpp's rows depends on the heads of the model.
+        raise InputError(folder, "the adapter's model is not in the folder above", hint="move it back")
+    _require_replaceable_output(out, folder, force=force)
+    shape = load_config(resolve_model(str(model)))
+    save_adapter_gguf(read_adapter(folder, shape), shape, out, name=f"{model.name} adapter")
+    return {"path": str(out), "type": "F32", "bytes": out.stat().st_size}
 
 
 def _write_carried_files(source: ModelFiles, folder: Path, name: str, *, check: bool) -> None:

@@ -1,8 +1,9 @@
 """The type of each matrix in a GGUF file, by llama.cpp's current quantization recipes.
 
 Most matrices of a quantized file have its base type; those whose error matters most have more bits
-(`llama_tensor_get_type_impl` in llama.cpp's `src/llama-quant.cpp`: the rules for Llama without experts and
-without an importance matrix). Files made before 2024 followed other rules under the same names.
+(`llama_tensor_get_type_impl` in llama.cpp's `src/llama-quant.cpp`: the rules for models without experts and
+without an importance matrix). The supported families differ only in which models count as a 70B. Files made
+before 2024 followed other rules under the same names.
 """
 
 from collections.abc import Callable, Mapping
@@ -130,10 +131,10 @@ def target_type(kind: GGUFType, name: str, config: LlamaConfig) -> str:
     place = MatrixPlace(int(block), blocks, group)
     rules = recipe.rules.get(part, {})
     raised = next((type for type, holds in rules.items() if holds(place)), recipe.base_type)
-    # Llama-2-70B's shape: eight query heads share each value head, so more bits for its matrix cost little.
-    if part == "attn_v" and blocks == 80 and group > 1 and raised in ("Q3_K", "Q4_K"):
-        return "Q5_K"
-    return raised
+    # In a 70B eight query heads share each value head, so more bits for its matrix cost little.
+    least = config.family.gguf_70b_group
+    is_70b = blocks == 80 and least is not None and group >= least
+    return "Q5_K" if part == "attn_v" and is_70b and raised in ("Q3_K", "Q4_K") else raised
 
 
 def fallback_type(kind: str, width: int) -> str:

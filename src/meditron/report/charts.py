@@ -24,6 +24,7 @@ __all__ = [
     "interval_chart",
     "interval_panel_chart",
     "line_chart",
+    "reliability_chart",
 ]
 
 _DASHES = ("solid", "dashed", "dashdot", "dotted")
@@ -64,9 +65,16 @@ class IntervalPanel:
 
 @matplotlib_style()
 def line_chart(
-    series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, log_x: bool = False
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x: str,
+    y: str,
+    *,
+    log_x: bool = False,
+    marks: Sequence[float] = (),
 ) -> str:
     """Draw a curve for each series of (x, y) points, named at its end; a series of one point is a dot.
+
+    At each x of `marks` a thin vertical line is drawn.
 
     Points that are not finite (or, with `log_x`, not above zero) are left out. From the seventh series on,
     colours repeat with other dashes, and the names are in a legend.
@@ -85,6 +93,8 @@ def line_chart(
             markersize=3.2,
             label=name,
         )
+    for mark in marks:
+        axes.axvline(mark, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
     if log_x:
         axes.set_xscale("log")
     axes.set_title(y, loc="left", color=MUTED, fontsize=8.5)
@@ -224,6 +234,41 @@ def bar_chart(rows: Sequence[tuple[str, float]], x: str) -> str:
     _label_rows(axes, [label for label, _ in rows])
     axes.set_xlabel(x, color=MUTED)
     _style_axes(axes, grid="x")
+    return to_svg(figure)
+
+
+@matplotlib_style()
+def reliability_chart(
+    series: Mapping[str, Sequence[tuple[float, float, tuple[float, float] | None]]],
+) -> str:
+    """Draw the accuracy of answers over their probability, in percent, with the diagonal of calibration.
+
+    Args:
+        series: Name → (mean probability, accuracy, interval of the accuracy) of each bin, as shares.
+    """
+    figure, axes = _new_figure(_WIDTH * 0.7)
+    axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
+    for index, (name, bins) in enumerate(series.items()):
+        colour = SERIES[index % len(SERIES)]
+        for confidence, _, ends in bins:
+            if ends:
+                axes.plot([100 * confidence] * 2, [100 * end for end in ends], color=colour, linewidth=1.0)
+        axes.plot(
+            [100 * confidence for confidence, _, _ in bins],
+            [100 * accuracy for _, accuracy, _ in bins],
+            color=colour,
+            linestyle=_DASHES[index // len(SERIES) % len(_DASHES)],
+            linewidth=1.4,
+            marker="o",
+            markersize=3.6,
+            label=name,
+        )
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    axes.set_title("accuracy, %", loc="left", color=MUTED, fontsize=8.5)
+    axes.set_xlabel("probability of the answer among the options, %", color=MUTED)
+    _style_axes(axes, grid="y")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, labelcolor=INK)
     return to_svg(figure)
 
 

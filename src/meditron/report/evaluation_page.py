@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from meditron.report import evaluation_tables, methods
-from meditron.report.charts import interval_chart
+from meditron.report.charts import interval_chart, reliability_chart
+from meditron.report.contamination import CONTAMINATION, contamination_table
 from meditron.report.evaluation_tables import ResultTable
 from meditron.report.number_format import percent
 from meditron.report.pages import Page
+from meditron.report.robustness import all_scores, robustness_tables
 from meditron.store.results import Comparison, EvaluationResult, Perplexity, TaskScore
 
 __all__ = ["write_evaluation_page"]
@@ -54,8 +56,38 @@ def _add_tasks(page: Page, result: EvaluationResult) -> None:
                 page.table(headers, counts, "Questions by gold class (row) and answer (column)")
         page.text(methods.answer_choice_sentence(scores[0]))
         page.key_values(_task_settings(scores[0]))
+    _add_calibration(page, result)
+    contamination = contamination_table(result)
+    if contamination.rows:
+        page.section("Questions in the training corpus")
+        _add_table(page, contamination)
+        page.text(CONTAMINATION)
+    if tables := robustness_tables(result):
+        page.section("Option order and known errors")
+        for table in tables:
+            _add_table(page, table)
+        sources = {source for score in all_scores(result) if score.errata for source in score.errata.sources}
+        page.text(" ".join(f"Known errors: {source}." for source in sorted(sources)))
     page.section("Every rule")
     _add_table(page, evaluation_tables.rule_table(result))
+
+
+def _add_calibration(page: Page, result: EvaluationResult) -> None:
+    table = evaluation_tables.calibration_table(result)
+    if not table.rows:
+        return
+    page.section("Calibration")
+    _add_table(page, table)
+    for task in dict.fromkeys(task for by_task in result.tasks.values() for task in by_task):
+        series = {
+            model: [(each.confidence, each.accuracy, each.interval) for each in calibration.bins]
+            for model, by_task in result.tasks.items()
+            if task in by_task and (calibration := by_task[task].calibration)
+        }
+        if series:
+            caption = f"{task}: accuracy of answers by their probability, with 95 % intervals"
+            page.figure(reliability_chart(series), caption)
+    page.text(methods.CALIBRATION)
 
 
 def _add_accuracy_chart(page: Page, scores: Sequence[TaskScore], result: EvaluationResult) -> None:
@@ -105,6 +137,8 @@ def _add_differences(page: Page, result: EvaluationResult) -> None:
         return
     page.section("Paired differences")
     _add_table(page, evaluation_tables.difference_table(result.differences))
+    if note := methods.tuning_sentence(result, dict.fromkeys([*result.perplexity, *result.tasks])):
+        page.text(note)
     # Log-loss and accuracy have separate charts, because better is on opposite sides of zero.
     _add_difference_chart(page, [d for d in result.differences if not d.task], "nats of log-loss", "below")
     _add_difference_chart(page, [d for d in result.differences if d.task], "percentage points", "above")
@@ -132,6 +166,8 @@ def _add_methods(page: Page, result: EvaluationResult) -> None:
         page.text(
             f"{methods.ACCURACY} {methods.PROMPTS} {methods.OPTION_PROBABILITY_MASS} {methods.BASELINES}"
         )
+    if any(score.clusters for by_task in result.tasks.values() for score in by_task.values()):
+        page.text(methods.CLUSTERS)
     if result.fidelity:
         page.text(methods.FIDELITY)
     if result.differences:

@@ -1,12 +1,21 @@
 """Evaluation results as tables of text, for the run's report, the model card and the terminal."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from meditron.core.statistics import MIN_SAMPLE_SIZE, paired_proportions
 from meditron.report import number_format
-from meditron.report.number_format import count, decimal, estimate, interval, percent, perplexity
+from meditron.report.methods import tuning_sentence
+from meditron.report.number_format import (
+    count,
+    decimal,
+    estimate,
+    interval,
+    percent,
+    perplexity,
+    points,
+)
 from meditron.report.verdicts import (
     before_and_after,
     difference_format,
@@ -19,6 +28,7 @@ from meditron.store.results import Accuracy, Baseline, Comparison, EvaluationRes
 
 __all__ = [
     "ResultTable",
+    "calibration_table",
     "difference_table",
     "fidelity_table",
     "held_out_table",
@@ -55,9 +65,8 @@ def overview_table(result: EvaluationResult, domains: Mapping[str, str]) -> Resu
         cells = [estimate(text.perplexity, text.interval, perplexity) if text else "" for text in texts]
         cells += [_accuracy_cell(find_accuracy(result, name, task)) for task in tasks]
         rows.append((name, *cells))
-    return ResultTable(
-        f"Scores with 95 % intervals (none below n = {MIN_SAMPLE_SIZE})", ("model", *headers), rows
-    )
+    caption = f"Scores with 95 % intervals (none below n = {MIN_SAMPLE_SIZE})"
+    return ResultTable(_with_tuning(caption, result, result.tasks), ("model", *headers), rows)
 
 
 def held_out_table(result: EvaluationResult, domains: Mapping[str, str]) -> ResultTable:
@@ -125,11 +134,13 @@ def rule_table(result: EvaluationResult) -> ResultTable:
         "macro-F1",
         "option probability mass",
     )
-    return ResultTable("Tasks, by every rule of choosing an option", headers, rows)
+    caption = _with_tuning("Tasks, by every rule of choosing an option", result, result.tasks)
+    return ResultTable(caption, headers, rows)
 
 
 def task_score_table(task_scores: Sequence[TaskScore], result: EvaluationResult) -> ResultTable:
     """Return the scores of models and baselines on one task."""
+    clustered = any(score.clusters for score in task_scores)
     rows = [
         (
             score.model,
@@ -137,6 +148,7 @@ def task_score_table(task_scores: Sequence[TaskScore], result: EvaluationResult)
             count(score.n),
             percent(score.accuracy),
             interval(score.interval, percent),
+            *_cluster_cell(score, clustered),
             percent(score.macro_f1),
             percent(score.parse_rate),
             percent(score.option_probability_mass),
@@ -151,8 +163,8 @@ def task_score_table(task_scores: Sequence[TaskScore], result: EvaluationResult)
             count(baseline.n),
             percent(baseline.accuracy),
             interval(baseline.interval, percent),
-            # A baseline has no macro-F1, parse rate or option probability mass.
-            *("", "", ""),
+            # A baseline has no clustered interval, macro-F1, parse rate or option probability mass.
+            *("",) * (3 + clustered),
         )
         for baseline in result.baselines[task].values()
     ]
@@ -162,11 +174,44 @@ def task_score_table(task_scores: Sequence[TaskScore], result: EvaluationResult)
         "n",
         "accuracy",
         "95 % interval",
+        *(["95 % interval, clustered"] if clustered else []),
         "macro-F1",
         "parse rate",
         "option probability mass",
     )
-    return ResultTable("Accuracy", headers, rows)
+    return ResultTable(_with_tuning("Accuracy", result, [s.model for s in task_scores]), headers, rows)
+
+
+def calibration_table(result: EvaluationResult) -> ResultTable:
+    """Return the calibration of every model on every task; without rows for methods without probabilities."""
+    rows = [
+        (
+            score.task,
+            score.model,
+            count(score.n),
+            estimate(score.calibration.error, score.calibration.error_interval, percent),
+            estimate(score.calibration.overconfidence, score.calibration.overconfidence_interval, points),
+            percent(score.option_probability_mass),
+        )
+        for by_task in result.tasks.values()
+        for score in by_task.values()
+        if score.calibration
+    ]
+    headers = ("task", "model", "n", "calibration error", "overconfidence, points", "option probability mass")
+    caption = _with_tuning("Calibration, with 95 % intervals", result, result.tasks)
+    return ResultTable(caption, headers, rows)
+
+
+def _cluster_cell(score: TaskScore, shown: bool) -> tuple[str, ...]:
+    if not shown:
+        return ()
+    return (f"{interval(score.clustered_interval, percent)} ({count(score.clusters)} clusters)",)
+
+
+def _with_tuning(caption: str, result: EvaluationResult, models: Iterable[str]) -> str:
+    """Return a caption that says if the table has finetuned models beside others."""
+    note = tuning_sentence(result, models)
+    return f"{caption}. {note.removesuffix('.')}" if note else caption
 
 
 def score_table(result: EvaluationResult) -> ResultTable:
@@ -191,7 +236,7 @@ def score_table(result: EvaluationResult) -> ResultTable:
     ]
     settings = ("task", "model", "engine", "method", "template", "prompt form", "shots", "truncated")
     headers = (*settings, "accuracy", "95 % interval", "parse rate", "option probability mass")
-    return ResultTable("Scores", headers, rows)
+    return ResultTable(_with_tuning("Scores", result, result.tasks), headers, rows)
 
 
 def difference_table(comparisons: Sequence[Comparison]) -> ResultTable:

@@ -9,6 +9,8 @@ from meditron.store.results import EvaluationResult, TaskScore
 __all__ = [
     "ACCURACY",
     "BASELINES",
+    "CALIBRATION",
+    "CLUSTERS",
     "DETECTABLE",
     "DIFFERENCE",
     "FIDELITY",
@@ -23,6 +25,7 @@ __all__ = [
     "evaluation_settings_sentence",
     "task_setup_sentences",
     "truncation_sentence",
+    "tuning_sentence",
 ]
 
 LEVEL = 0.05
@@ -64,6 +67,17 @@ BASELINES = (
     "Majority always gives the most frequent answer and position always the best place in the list; both "
     "know the test's answers. Naive Bayes counts words of the training questions."
 )
+CLUSTERS = (
+    "Questions on one document or passage, or of one subject, are a cluster: their answers are not "
+    "independent. The clustered interval is a bootstrap over clusters and covers the choice of them; below "
+    f"{MIN_SAMPLE_SIZE} clusters there is none."
+)
+CALIBRATION = (
+    "An answer's probability is the softmax of the options' log-likelihoods. The expected calibration error "
+    "is "
+    "the mean distance of probability and accuracy over ten bins of equal width; overconfidence is the mean "
+    "probability minus the accuracy. On the dashed line, probability and accuracy are equal."
+)
 FIDELITY = (
     "Fidelity compares two models' predictions of every token of the same held-out documents, in float32. "
     "The perplexity ratio is the model's perplexity divided by the other's. KL is KL(other ‖ model) of the "
@@ -83,6 +97,7 @@ _METHODS = {
     "loglikelihood": "the answer is the option with the best log-likelihood after the prompt",
     "next-token": "the answer is the likeliest token of the whole vocabulary; a token that begins no option "
     "is wrong",
+    "next-token (constrained)": "the answer is the option whose first token is the likeliest",
 }
 # The names in brackets are lm-eval's, for readers who compare scores with it.
 _RULES = {
@@ -95,9 +110,14 @@ _RULES = {
 def answer_choice_sentence(score: TaskScore) -> str:
     """Return a sentence on how an answer was chosen."""
     if score.rule is None:
-        method = _METHODS.get(score.method) or score.method_description
+        method = _method_clause(score)
         return f"{method[0].upper()}{method[1:]}."
     return f"The answer is the option with {_RULES.get(score.rule, f'the best score ({score.rule})')}."
+
+
+def _method_clause(score: TaskScore) -> str:
+    name = f"{score.method} (constrained)" if score.constrained else score.method
+    return _METHODS.get(name) or score.method_description
 
 
 def evaluation_settings_sentence(result: EvaluationResult) -> str:
@@ -118,7 +138,7 @@ def task_setup_sentences(result: EvaluationResult) -> str:
             data = score.data if score.split is None else f"{score.data}, split {score.split}"
             form = "plain text" if score.prompt_form == "raw" else f"its chat template ({score.prompt_form})"
             examples = f"{number_format.count(score.shots) if score.shots else 'no'} examples"
-            method = _METHODS.get(score.method) or score.method_description
+            method = _method_clause(score)
             setup = (
                 f"template {score.template}, {form}, {examples}, method {score.method} in {score.dtype}"
                 f"{f' ({method})' if method else ''}. Data: {data}."
@@ -127,6 +147,26 @@ def task_setup_sentences(result: EvaluationResult) -> str:
     return " ".join(
         f"{task}, {', '.join(models)}: {setup}" for (task, setup), models in models_by_setup.items()
     )
+
+
+def tuning_sentence(result: EvaluationResult, models: Iterable[str]) -> str:
+    """Return a sentence if finetuned models stand beside models that were not or of which it is unknown.
+
+    Empty if all models are of one kind.
+    """
+    kinds: dict[str, list[str]] = {}
+    for model in models:
+        data = result.ancestry.get(model)
+        if data is None or (not data.known and not data.trainings):
+            kinds.setdefault("finetuning unknown", []).append(model)
+            continue
+        tuned = dict.fromkeys(training.data for training in data.trainings if training.kind == "finetune")
+        kind = f"finetuned on {', '.join(tuned)}" if tuned else "not finetuned by a recorded training"
+        kinds.setdefault(kind, []).append(model)
+    if len(kinds) < 2:
+        return ""
+    listed = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items()]
+    return f"Differently tuned models: {'; '.join(listed)}."
 
 
 def truncation_sentence(result: EvaluationResult) -> str:

@@ -10,6 +10,7 @@ from meditron.core.units import format_bytes, format_duration
 from meditron.report import charts, methods, number_format, verdicts
 from meditron.report import evaluation_tables as tables
 from meditron.report.answers import Answer, RunFacts, answer_questions, overview_figure
+from meditron.report.contamination import CONTAMINATION, contamination_table
 from meditron.report.figures import ReportFigure, add_figure, figure_name
 from meditron.report.pages import Link, Page
 from meditron.report.quantization import costs_from_evaluation, files_table
@@ -94,6 +95,7 @@ def _add_evaluation(
         figures.append(overview)
     page.section("Scores")
     _add_table(page, tables.overview_table(result, record["domains"]))
+    _add_table(page, contamination_table(result))
     figures += _add_evaluation_details(page, record, result, suffix=suffix)
     return figures
 
@@ -130,6 +132,8 @@ def _add_evaluation_details(
         if result.tasks or result.baselines:
             page.text(f"{methods.ACCURACY} {methods.OPTION_PROBABILITY_MASS} {methods.BASELINES}")
             page.text(methods.task_setup_sentences(result))
+            if contamination_table(result).rows:
+                page.text(CONTAMINATION)
             _add_table(page, tables.rule_table(result))
     return figures
 

@@ -1,8 +1,9 @@
 """The report page of a training stage."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from meditron.core.units import format_duration
 from meditron.report import number_format
@@ -29,11 +30,17 @@ def write_training_page(
         show: Adds the stage's own sections, before the last one.
     """
     page = Page(title, f"{result['tokens']:,} tokens in {result['steps']:,} steps")
+    events = _events(rows)
+    marks = _event_marks(events)
     page.section("Loss")
     page.figure(
-        line_chart(_loss_curves(rows), "tokens", "nats per token"),
-        "Training batches, and held-out text by source.",
+        line_chart(_loss_curves(rows), "tokens", "nats per token", marks=marks),
+        "Training batches, and held-out text by source." + (_MARKS if marks else ""),
     )
+    if by_source := _curves_by_source(rows):
+        page.figure(
+            line_chart(by_source, "tokens", "nats per token", marks=marks), "Training batches by source."
+        )
     if result["heldout"]:
         page.table(
             ["held-out source", "before", "after", "change"],
@@ -46,13 +53,18 @@ def write_training_page(
     page.section("Optimization")
     page.figure(
         # The norm before clipping is drawn, because the clipped norm would be flat at max_grad_norm.
-        line_chart({"gradient norm": _curve(rows, "gradient_norm")}, "tokens", "2-norm"),
+        line_chart({"gradient norm": _curve(rows, "gradient_norm")}, "tokens", "2-norm", marks=marks),
         "Gradient norm before clipping.",
     )
     page.figure(line_chart({"learning rate": _curve(rows, "learning_rate")}, "tokens", ""), "Learning rate.")
+    if events:
+        _show_events(page, events)
     # The stage's own sections come before the settings, which fewer readers need.
     show(page)
     page.section("Throughput and settings")
+    for key, (label, unit, scale) in _SPEEDS.items():
+        if curve := [(tokens, value * scale) for tokens, value in _curve(rows, key)]:
+            page.figure(line_chart({label: curve}, "tokens", unit), f"{label[0].upper()}{label[1:]}.")
     page.key_values(format_training_metrics(result, _SETTINGS))
     page.text(_MATMUL_SPEED)
     page.write(path)
@@ -67,8 +79,77 @@ def _loss_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[floa
     return curves
 
 
+def _curves_by_source(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for source, loss in (row.get("loss_by_source") or {}).items():
+            if loss is not None:  # a batch need not have a sample of every source
+                curves.setdefault(source, []).append((row["tokens"], loss))
+    # With one source the curve would be that of all batches.
+    return curves if len(curves) > 1 else {}
+
+
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(row["tokens"], row[key]) for row in rows if key in row]
+    # A row may lack a measurement, or have null for one that is not finite.
+    points = ((row.get("tokens"), row.get(key)) for row in rows)
+    return [(tokens, value) for tokens, value in points if tokens is not None and value is not None]
+
+
+class _Event(NamedTuple):
+    """An event of the training: a step that was skipped, a resumed run, a signal, …"""
+
+    step: int
+    tokens: int | None
+    kind: str
+    details: str
+
+
+def _events(rows: Sequence[Mapping[str, Any]]) -> list[_Event]:
+    """Return the events in the order of the lines; a line without one may still be marked as a spike."""
+    found = []
+    for row in rows:
+        event = row.get("event") or ({"kind": "spike", "loss": row.get("loss")} if row.get("spike") else None)
+        if event is not None:
+            details = ", ".join(
+                f"{key.replace('_', ' ')} {_format_detail(value)}"
+                for key, value in event.items()
+                if key != "kind" and value is not None
+            )
+            kind = str(event.get("kind", "event"))
+            found.append(_Event(row["step"], row.get("tokens"), kind, details))
+    return found
+
+
+def _format_detail(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _event_marks(events: Sequence[_Event]) -> list[float]:
+    """Return the places of the first events; the lines of very many would hide the curve."""
+    places = sorted({event.tokens for event in events if event.tokens is not None})
+    return [float(tokens) for tokens in places[:_MAX_MARKS]]
+
+
+def _show_events(page: Page, events: Sequence[_Event]) -> None:
+    page.section("Events")
+    counts = Counter(event.kind for event in events)
+    page.text(", ".join(f"{kind}: {number_format.count(count)}" for kind, count in counts.items()) + ".")
+    caption = "Spikes, skipped steps, rollbacks, resumed runs and signals"
+    if len(events) > _MAX_EVENTS:
+        caption += f"; the first {_MAX_EVENTS} of {len(events):,}, the others are in metrics.jsonl"
+    page.table(
+        ["step", "tokens", "event", "details"],
+        [
+            [
+                f"{event.step:,}",
+                "" if event.tokens is None else f"{event.tokens:,}",
+                event.kind,
+                event.details,
+            ]
+            for event in events[:_MAX_EVENTS]
+        ],
+        caption,
+    )
 
 
 def _loss_change_row(source: str, before: float, after: float) -> list[str]:
@@ -100,6 +181,15 @@ def _format_flops(flops: float) -> str:
     return f"{number_format.decimal(flops / 1e9)} GFLOP/s"
 
 
+_MAX_MARKS, _MAX_EVENTS = 60, 200
+_MARKS = " Dotted lines: events, listed below."
+_SPEEDS: dict[str, tuple[str, str, float]] = {
+    "tokens_per_second": ("tokens per second", "", 1.0),
+    "mfu": ("model FLOPs utilization", "%", 100.0),
+    "matmul_utilization": ("share of the measured matmul speed", "%", 100.0),
+    "memory_bytes": ("memory", "GB", 1e-9),
+}
+"""Key of a line of `metrics.jsonl` → label, unit and factor of its chart."""
 _SETTINGS = frozenset(
     {
         "loss",

@@ -32,7 +32,7 @@ def verdict(comparison: Comparison) -> str:
     """Return the verdict on the second model of a comparison.
 
     Returns:
-        `better` or `worse` if the adjusted p is below 5 % and the interval, if there is one, excludes zero;
+        `better` or `worse` if the adjusted p is below 5 % and the intervals that there are exclude zero;
         `identical` if no document differs; `too few to compare` below 6; else `undecided`.
     """
     if comparison.n < MIN_SAMPLE_SIZE:
@@ -43,6 +43,12 @@ def verdict(comparison: Comparison) -> str:
     # Both conditions are required, because the interval and the test are different methods and may disagree
     # near the threshold.
     if low <= 0 <= high or _adjusted_p(comparison) >= LEVEL:
+        return "undecided"
+    # Questions on one passage are not independent, so the interval over passages must agree.
+    if (
+        comparison.clustered_interval
+        and comparison.clustered_interval[0] <= 0 <= comparison.clustered_interval[1]
+    ):
         return "undecided"
     return "better" if (comparison.difference > 0) == (comparison.task is not None) else "worse"
 

@@ -1,4 +1,4 @@
-"""Reading of question files (JSON lines, JSON or CSV, plain or compressed) as rows with their places.
+"""Reading of question files (JSON lines, JSON, CSV or Parquet) as rows with their places.
 
 A JSON file is an array of objects, or one object that maps ids to objects. A CSV file has a header. Files
 without one are read if they have MMLU's columns: the question, up to ten options, the letter of the answer.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meditron.core.errors import InputError
+from meditron.core.errors import InputError, MissingExtra
 from meditron.sources.containers import archive_kind
 from meditron.sources.file_types import unsupported_format
 from meditron.sources.streams import chunks
@@ -45,6 +45,8 @@ def read_source_rows(path: Path) -> Iterator[SourceRow]:
         InputError: the file is damaged, larger than 256 MiB, or in none of the formats; names the line.
         SourceError: there is no such file.
     """
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
     text = _read_text(path)
     start = text.lstrip()[:1]
     if ".csv" in path.suffixes:
@@ -124,6 +126,25 @@ def _read_json(path: Path, text: str) -> Iterator[SourceRow]:
         at = _skip_blanks(text, at)
     if (rest := _skip_blanks(text, at + 1)) != len(text):
         raise InputError(path, "more than one value", place=_line_place(text, rest))
+
+
+def _read_parquet(path: Path) -> Iterator[SourceRow]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "corpus") from error
+    try:
+        # The size in memory is in the file's footer, so that a bomb is refused before it is decompressed.
+        with parquet.ParquetFile(path) as file:
+            groups = range(file.metadata.num_row_groups)
+            if sum(file.metadata.row_group(group).total_byte_size for group in groups) > _MAX_BYTES:
+                raise InputError(path, f"more than {_MAX_BYTES >> 20} MiB of questions", hint="split it")
+            rows = file.read().to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(path, f"not Parquet: {error}") from error
+    for number, fields in enumerate(rows, start=1):
+        yield SourceRow(fields=fields, id=str(number), place=f"row {number}")
 
 
 def _read_csv(path: Path, text: str) -> Iterator[SourceRow]:

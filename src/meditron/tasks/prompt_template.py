@@ -1,20 +1,30 @@
 """Prompt templates: rendering of a question as a prompt, and of its options as the continuations to score.
 
-A prompt ends without a blank and each continuation begins with one, because most tokenizers join a blank to
-the following word: no token then spans the boundary. Solved examples before the question are rendered in the
-same form and separated by empty lines.
+Each template is a TOML file in `prompts/`, named after it; a user's own file has the same keys. A prompt ends
+without a blank and each continuation begins with one, because most tokenizers join a blank to the following
+word: no token then spans the boundary. Solved examples before the question are rendered in the same form and
+separated by empty lines.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from string import ascii_uppercase
+from functools import cache
+from pathlib import Path
+from string import Formatter, ascii_uppercase
+from typing import Literal
 
-from meditron.core.errors import UsageError
+from pydantic import Field, ValidationError, field_validator
+
+from meditron.core.config import Config, first_problem
+from meditron.core.errors import InputError, SourceError, UsageError
+from meditron.store.files import translate_read_errors
 from meditron.tasks.question import Question
 
 __all__ = ["PROMPT_TEMPLATES", "SECTIONS", "PromptTemplate", "RenderedPrompt", "find_prompt_template"]
 
-# Lower case, because each word with its blank is then one token for SmolLM2 and Llama-2; " Objective" is two.
+_FOLDER = Path(__file__).parent / "prompts"
 SECTIONS = ("background", "objective", "methods", "results", "conclusion")
 """Names of an abstract's sections, in their order in the text."""
 
@@ -31,23 +41,62 @@ class RenderedPrompt:
     option's score for calibration (Holtzman et al. 2021, arXiv 2104.08315)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptTemplate:
-    """A template for prompts."""
+class PromptTemplate(Config):
+    """A template for prompts: the keys of a prompt file, and the file's name and hash."""
 
     name: str
-    version: int
+    """Name of the file, without `.toml`."""
+
+    sha256: str
+    """SHA-256 of the file."""
+
+    version: int = Field(ge=1)
     """Version, increased whenever a question gives another prompt or other continuations."""
-    question_text: Callable[[Question], str]
-    """Returns the question's part of the prompt: the text before the cue."""
+
+    source: str = ""
+    """Publication or software whose prompts these are."""
+
+    introduction: str = ""
+    """Text at the beginning of the prompt, before all examples; may contain `{subject}`."""
+
+    context: str = "{context}"
+    """Form of a question's context; a question without context has none of it."""
+
+    question: str
+    """The question's part of the prompt, with `{context}`, `{question}`, `{options}` or `{subject}`.
+    `{stripped_question}` is the question without white space at its ends; `{closed_question}` has a question
+    mark added if it ends with neither `?` nor `.`."""
+
+    option: str = "{letter}. {text}"
+    """Line of one option in `{options}`."""
+
     cue: str
     """Last line of the prompt, which asks for the answer: `Answer:`."""
-    option_answers: Callable[[Question], tuple[str, ...]]
-    """Returns the text of each option in an answer, such as its letter."""
+
+    answer: Literal["letter", "text"]
+    """Whether an answer is an option's letter or its text."""
+
     fixed_options: tuple[str, ...] | None = None
     """The options that all questions of this template must have; None if any options are allowed."""
-    introduction: str = ""
-    """Text at the beginning of the prompt, before all examples."""
+
+    solution: str = " {answer}"
+    """Text after the cue in a solved example, with `{answer}` and `{explanation}`. The latter begins with a
+    blank, and is empty if the question has no explanation."""
+
+    @field_validator("introduction", "context", "question", "option", "cue", "solution")
+    @classmethod
+    def _placeholders_are_known(cls, text: str) -> str:
+        values = _placeholder_values(Question(id="", text="", options=(), gold=0))
+        known = {*values, "options", "letter", "text", "answers", "answer", "explanation"}
+        for _, name, form, conversion in Formatter().parse(text):
+            if name is not None and (name not in known or form or conversion):
+                raise ValueError(f"no placeholder {{{name}}}; placeholders: {', '.join(sorted(known))}")
+        return text
+
+    @property
+    def id(self) -> str:
+        """Name and version in rows: `letters/1`."""
+        return f"{self.name}/{self.version}"
 
     def render(self, question: Question, shots: Sequence[Question] = ()) -> RenderedPrompt:
         """Render a question, after its solved examples.
@@ -57,14 +106,39 @@ class PromptTemplate:
             shots: Solved examples.
 
         Raises:
-            UsageError: the template has fixed options, and a question has other options.
+            UsageError: the template has fixed options, and a question has other options; or it names the
+                subject, and a question has none.
         """
-        before = self.introduction + "".join(f"{self._solved_example(shot)}\n\n" for shot in shots)
+        before = self._introduction(question) + "".join(f"{self._solved_example(shot)}\n\n" for shot in shots)
         return RenderedPrompt(
             prompt=before + self._unsolved_prompt(question),
             continuations=self._continuations(question),
             unconditional_prompt=before + self.cue,
         )
+
+    def question_text(self, question: Question) -> str:
+        """Return the question's part of the prompt: the text before the cue."""
+        values = _placeholder_values(question)
+        context = self.context.format(**values) if question.context else ""
+        options = "\n".join(
+            self.option.format(letter=letter, text=text)
+            for letter, text in zip(ascii_uppercase, question.options, strict=False)
+        )
+        answers = ", ".join(self.option_answers(question)) if "{answers}" in self.question else ""
+        return self.question.format(**values | {"context": context, "options": options, "answers": answers})
+
+    def option_answers(self, question: Question) -> tuple[str, ...]:
+        """Return the text of each option in an answer: its letter or its text."""
+        letters = tuple(ascii_uppercase[: len(question.options)])
+        return letters if self.answer == "letter" else question.options
+
+    def _introduction(self, question: Question) -> str:
+        if "{subject}" in self.introduction and not question.group:
+            raise UsageError(
+                f"question {question.id} has no subject, which the template '{self.name}' names",
+                hint="a row's subject is its field `subject` or `group`, or part of an MMLU file's name",
+            )
+        return self.introduction.format(**_placeholder_values(question))
 
     def _unsolved_prompt(self, question: Question) -> str:
         # A template such as yes-no-maybe names the options in its text, so other options would be wrong.
@@ -77,82 +151,92 @@ class PromptTemplate:
         return f"{self.question_text(question)}\n{self.cue}"
 
     def _solved_example(self, question: Question) -> str:
-        return self._unsolved_prompt(question) + self._continuations(question)[question.gold]
+        return self._unsolved_prompt(question) + self.solved_answer(question)
+
+    def solved_answer(self, question: Question) -> str:
+        """Return the text after the cue in a solved example; it begins with a blank."""
+        explanation = " ".join(question.explanation.split())
+        return self.solution.format(
+            answer=self.option_answers(question)[question.gold],
+            explanation=f" {explanation}" if explanation else "",
+        )
 
     def _continuations(self, question: Question) -> tuple[str, ...]:
         return tuple(f" {answer}" for answer in self.option_answers(question))
 
 
+def _placeholder_values(question: Question) -> dict[str, str]:
+    closed = question.text if question.text.endswith(("?", ".")) else f"{question.text}?"
+    return {
+        "context": question.context,
+        "question": question.text,
+        "stripped_question": question.text.strip(),
+        "closed_question": closed,
+        # MMLU's subjects are in its file names, with underscores.
+        "subject": (question.group or "").replace("_", " "),
+    }
+
+
 def find_prompt_template(name: str) -> PromptTemplate:
-    """Return the template of this name; UsageError if there is none."""
-    if name not in PROMPT_TEMPLATES:
-        raise UsageError(f"no template '{name}'", hint=f"templates: {', '.join(PROMPT_TEMPLATES)}")
-    return PROMPT_TEMPLATES[name]
+    """Return the template of this name, or that of a prompt file (`my-prompt.toml`).
+
+    Raises:
+        UsageError: there is no template of this name.
+        SourceError: there is no such file.
+        InputError: the file is not a prompt file.
+    """
+    if name in PROMPT_TEMPLATES:
+        return PROMPT_TEMPLATES[name]
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise SourceError(f"{name}: no such prompt file", hint=_known_templates_hint())
+        return _read_prompt_file(path)
+    raise UsageError(f"no template '{name}'", hint=_known_templates_hint())
 
 
-def _option_letters(question: Question) -> tuple[str, ...]:
-    return tuple(ascii_uppercase[: len(question.options)])
+def _known_templates_hint() -> str:
+    return f"templates: {', '.join(PROMPT_TEMPLATES)}; or a prompt file (.toml)"
 
 
-def _option_texts(question: Question) -> tuple[str, ...]:
-    return question.options
+def _read_prompt_file(path: Path) -> PromptTemplate:
+    with translate_read_errors(path):
+        content = path.read_bytes()
+    try:
+        fields = tomllib.loads(content.decode())
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise InputError(path, f"not a prompt file: {error}") from error
+    try:
+        return PromptTemplate(**fields | {"name": path.stem, "sha256": hashlib.sha256(content).hexdigest()})
+    except ValidationError as error:
+        place, problem = first_problem(error)
+        raise InputError(path, f"not a prompt file: {problem}", place=place) from error
 
 
-def _lettered_options(question: Question) -> str:
-    pairs = zip(_option_letters(question), question.options, strict=True)
-    return "\n".join(f"{letter}. {option}" for letter, option in pairs)
+class _PackagedTemplates(Mapping[str, PromptTemplate]):
+    """The templates of the package, read on first use: `--help` must not read a dozen files."""
+
+    def __getitem__(self, name: str) -> PromptTemplate:
+        if name not in _template_names():
+            raise KeyError(name)
+        return _packaged_template(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_template_names())
+
+    def __len__(self) -> int:
+        return len(_template_names())
 
 
-def _text_with_context(question: Question) -> str:
-    return f"{question.context}\n\n{question.text}" if question.context else question.text
+@cache
+def _template_names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
-_YES_NO_MAYBE = ("yes", "no", "maybe")
-_ALL = (
-    PromptTemplate(
-        name="sections",
-        version=1,
-        question_text=lambda q: f"Sentence: {q.text}",
-        cue="Section:",
-        option_answers=_option_texts,
-        fixed_options=SECTIONS,
-        # Of eight texts tried, this one gives SmolLM2-135M-Instruct the best accuracy before training.
-        introduction="Background, objective, methods, results or conclusion?\n",
-    ),
-    PromptTemplate(
-        name="letters",
-        version=1,
-        question_text=lambda q: f"{_text_with_context(q)}\n{_lettered_options(q)}",
-        cue="Answer:",
-        option_answers=_option_letters,
-    ),
-    PromptTemplate(
-        name="texts", version=1, question_text=_text_with_context, cue="Answer:", option_answers=_option_texts
-    ),
-    PromptTemplate(
-        name="yes-no-maybe",
-        version=1,
-        question_text=_text_with_context,
-        cue="Answer (yes, no or maybe):",
-        option_answers=_option_texts,
-        fixed_options=_YES_NO_MAYBE,
-    ),
-    # The same prompts, character by character, as lm-eval 0.4.13's tasks `medqa_4options` and `pubmedqa`.
-    PromptTemplate(
-        name="lm-eval-medqa",
-        version=1,
-        question_text=lambda q: f"Question: {q.text}\n{_lettered_options(q)}",
-        cue="Answer:",
-        option_answers=_option_letters,
-    ),
-    PromptTemplate(
-        name="lm-eval-pubmedqa",
-        version=1,
-        question_text=lambda q: f"Abstract: {q.context}\nQuestion: {q.text}",
-        cue="Answer:",
-        option_answers=_option_texts,
-        fixed_options=_YES_NO_MAYBE,
-    ),
-)
-PROMPT_TEMPLATES: dict[str, PromptTemplate] = {template.name: template for template in _ALL}
+@cache
+def _packaged_template(name: str) -> PromptTemplate:
+    return _read_prompt_file(_FOLDER / f"{name}.toml")
+
+
+PROMPT_TEMPLATES: Mapping[str, PromptTemplate] = _PackagedTemplates()
 """Name of a template → the template."""

@@ -24,6 +24,8 @@ class Question:
     """Group of the question in the source, such as a subject or a category."""
     explanation: str = ""
     """The source's explanation of the gold option."""
+    option_order: tuple[int, ...] = ()
+    """For a question with permuted options: the index in the source of each option; else empty."""
     document_sha256: str = ""
     """`content_sha256` of the document that the question was made from; empty if there is no such
     document."""

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from meditron.core.errors import SourceError, UsageError
+from meditron.tasks.benchmarks import BENCHMARKS, open_benchmark
 from meditron.tasks.file_task import open_file_task
 from meditron.tasks.formats import FORMATS
 from meditron.tasks.prompt_template import find_prompt_template
@@ -25,9 +26,11 @@ def open_task(spec: str, *, corpus: Path | None = None, template: str | None = N
     """Open a task by registered name or file.
 
     Args:
-        spec: A name in TASKS, or a JSONL, JSON or CSV file of questions, plain or compressed.
+        spec: A name in TASKS; a name in BENCHMARKS, if not read from the hub with `:` and its folder or file
+            (`mmlu-medical:data/mmlu`); a definition of lm-eval (.yaml); or a JSONL, JSON or CSV file of
+            questions, plain or compressed.
         corpus: Folder of a corpus, for tasks that are made from one.
-        template: A name in PROMPT_TEMPLATES; default: the task's own.
+        template: A name in PROMPT_TEMPLATES or a prompt file; default: the task's own.
 
     Raises:
         UsageError: no such task or template; the task needs a corpus and none is given.
@@ -47,13 +50,21 @@ def _open_named_task(spec: str, corpus: Path | None) -> Task:
                 f"{spec} is made from a corpus, but no corpus is given", hint="name the folder of a corpus"
             )
         return TASKS[spec](corpus)
+    name, colon, reference = spec.partition(":")
+    if name in BENCHMARKS:
+        return open_benchmark(BENCHMARKS[name], reference if colon else None)
     path = Path(spec)
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        # Imported here: other tasks need neither YAML nor jinja2.
+        from meditron.tasks.lm_eval_yaml import open_lm_eval_task
+
+        return open_lm_eval_task(path)
     if path.is_file():
         return open_file_task(path)
     # A suffix or folder shows that a file was meant, so the error is about a file and not about a name.
     if path.suffix or len(path.parts) > 1:
         raise SourceError(f"{spec}: no such file, and no task of that name", hint=_known_tasks_hint())
-    near = get_close_matches(spec, TASKS, n=1)
+    near = get_close_matches(spec, [*TASKS, *BENCHMARKS], n=1)
     raise UsageError(f"no task '{spec}'", hint=f"did you mean {near[0]}?" if near else _known_tasks_hint())
 
 
@@ -61,6 +72,5 @@ def _known_tasks_hint() -> str:
     published = (
         f"{known.dataset} ({', '.join(known.published_files)})" for known in FORMATS if known.published_files
     )
-    return (
-        f"tasks: {', '.join(TASKS)}; or a file of questions: yours, or as published by {', '.join(published)}"
-    )
+    names = ", ".join((*TASKS, *BENCHMARKS))
+    return f"tasks: {names}; or a file of questions: yours, or as published by {', '.join(published)}"

@@ -17,6 +17,7 @@ from meditron.evaluate.model import EvalModel
 from meditron.evaluate.prompts import EvalPrompt
 from meditron.evaluate.rows import QuestionRow
 from meditron.store.results import Accuracy
+from meditron.tasks.prompt_template import PromptTemplate
 
 __all__ = ["EvalMethod", "count_accuracy", "find_method", "question_row_adapter"]
 
@@ -36,11 +37,18 @@ class EvalMethod(ABC, Generic[Q]):
     group_size: ClassVar[int] = 64
     """Number of questions that are answered between two writes of the rows file."""
 
+    generates: ClassVar[bool] = False
+    """True for a method that generates text. A quantized GGUF file then runs in llama.cpp by default."""
+
     @classmethod
-    def from_options(cls, options: EvalOptions) -> Self:
-        """Create the method from the options. Methods with settings override this."""
-        del options
+    def from_options(cls, options: EvalOptions, seed: int) -> Self:
+        """Create the method from the options and the run's seed. Methods with settings override this."""
+        del options, seed
         return cls()
+
+    def adapt_template(self, template: PromptTemplate) -> PromptTemplate:
+        """Return the prompt template that the method uses instead of the task's own; default: that one."""
+        return template
 
     @abstractmethod
     def cache_key(self) -> Mapping[str, object]:

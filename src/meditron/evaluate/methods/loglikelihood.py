@@ -19,7 +19,7 @@ from meditron.store.results import RULES, Rule
 __all__ = ["Loglikelihood", "LoglikelihoodRow"]
 
 # Version of the engine's batching, part of the cache key: other batches change the last bits of a score.
-_PACKING = 3
+_PACKING = 4
 OptionScores = Sequence[npt.NDArray[np.float32]]
 """For each option, the log-probabilities of its tokens."""
 
@@ -43,6 +43,16 @@ class LoglikelihoodRow(QuestionRow):
     def scoring_name(self) -> str:
         """Name of the rule."""
         return self.rule
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability of the answer among the options: the softmax of their log-probabilities."""
+        sums = self.scores.get("sum")
+        if self.prediction is None or not sums:
+            return None
+        largest = max(sums)
+        weights = [math.exp(score - largest) for score in sums]
+        return weights[self.prediction] / math.fsum(weights)
 
     def best_option(self, rule: Rule) -> int:
         """Return the index of the option with the best score by a rule; of several the first."""
@@ -70,8 +80,9 @@ class Loglikelihood(EvalMethod[LoglikelihoodRow]):
         self.rule = rule
 
     @classmethod
-    def from_options(cls, options: EvalOptions) -> Self:
+    def from_options(cls, options: EvalOptions, seed: int) -> Self:
         """Create the method with the rule that the options name."""
+        del seed
         return cls(options.rule)
 
     def cache_key(self) -> Mapping[str, object]:

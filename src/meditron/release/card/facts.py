@@ -11,6 +11,7 @@ from meditron.release.card.chain import StageChain, read_chain
 from meditron.release.card.config import CardConfig
 from meditron.release.card.energy import estimate_energy
 from meditron.store.ancestry import read_ancestry, training_data_sentence
+from meditron.store.files import read_json
 from meditron.store.manifest import Artifact, InputRecord, Manifest
 from meditron.store.models import ModelFiles
 from meditron.store.results import EvaluationResult, read_results
@@ -29,6 +30,8 @@ class CardFacts:
     """Name of the run's folder."""
     model_stage: str
     """Stage of the released model."""
+    model_type: str | None
+    """The released model's family, as HF names it; None if its config.json does not name it."""
     chain: StageChain
     evaluation: EvaluationResult | None
     quantize_manifest: Manifest | None
@@ -84,7 +87,8 @@ class CardFacts:
         """Tags for the hub."""
         kinds = [stage.kind for stage in self.lineage]
         gguf = ["gguf"] if self.quantized_files else []
-        return tuple(dict.fromkeys(["medical", "research", "llama", *kinds, *gguf, *self.config.tags]))
+        family = [self.model_type] if self.model_type else []
+        return tuple(dict.fromkeys(["medical", "research", *family, *kinds, *gguf, *self.config.tags]))
 
     def dependencies(self, kind: str) -> list[Manifest]:
         """Return the stages of one kind among the model's dependencies."""
@@ -112,6 +116,7 @@ def gather_facts(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) 
         name=config.name or run,
         run_name=run,
         model_stage=model,
+        model_type=read_json(folder / "config.json").get("model_type"),
         chain=chain,
         evaluation=read_results(evaluate.path) if evaluate else None,
         quantize_manifest=quantize,

@@ -9,6 +9,7 @@ from meditron.release.card.facts import CardFacts
 from meditron.release.card.markdown import CardWriter
 from meditron.report import evaluation_tables as tables
 from meditron.report import methods, number_format
+from meditron.report.contamination import contamination_table
 from meditron.report.verdicts import describe_comparison
 
 __all__ = ["add_energy", "add_evaluation", "add_files", "add_provenance"]
@@ -35,6 +36,7 @@ def add_evaluation(card: CardWriter, facts: CardFacts) -> None:
         for name, stage in facts.chain.stages.items()
     }
     _add_table(card, tables.overview_table(result, facts.domains))
+    _add_table(card, contamination_table(result))
     _add_table(card, tables.stage_change_table(result, tables.parent_models(result, references)))
     _add_table(card, tables.difference_table(result.differences))
     of_model = [comparison for comparison in result.differences if comparison.b == facts.model_stage]

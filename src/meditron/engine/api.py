@@ -1,0 +1,333 @@
+"""The API engine: a model behind an OpenAI-compatible server, such as vLLM, llama.cpp's server or Ollama.
+
+Servers fail in many ways, and an evaluation of thousands of requests meets all of them. A request is sent
+again after a failure that can pass: no connection, a timeout, HTTP 408, 425, 429 or 5xx, and an answer that
+is cut off or is not JSON. Between two attempts the engine waits twice as long as before, or as long as the
+server asks for (`Retry-After`). Every answer has its place in the list of results before it is sent, so a
+repeated request cannot be counted twice.
+"""
+
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, NoReturn, Self, TypeVar, Unpack
+
+import httpx
+
+from meditron.core.console import warn
+from meditron.core.errors import EngineError, UsageError
+from meditron.core.redaction import public_address
+from meditron.engine.base import Generates, Generation, Pieces, Prompt, Reply
+from meditron.model.sampling import SamplingConfig, SamplingOptions
+from meditron.text.chat import Message
+
+__all__ = ["API_KEY_VARIABLE", "API_SCHEME", "ApiEngine", "ApiSettings"]
+
+API_SCHEME = "api:"
+"""Beginning of a MODEL that is behind a server: `api:http://host:port/v1#model`."""
+API_KEY_VARIABLE = "MEDITRON_API_KEY"
+"""Environment variable of the key, which is sent as a bearer token and never printed or recorded."""
+_TEMPORARY = frozenset({408, 425, 429})
+_LONGEST_ANSWER = 32 << 20  # bytes; a server that sends more is broken
+_LONGEST_WAIT = 120.0  # seconds between two attempts, whatever the server asks for
+_UNKNOWN_CONTEXT = 1 << 30  # servers do not report their context; they refuse a prompt that is too long
+T = TypeVar("T")
+_SEEDS = 1 << 31  # servers read seeds as signed 32-bit or 64-bit integers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """How requests are sent. No setting changes the answers."""
+
+    concurrency: int = 8
+    """Maximum number of requests in flight."""
+    attempts: int = 8
+    """Number of times that a request is sent before its failure ends the run."""
+    timeout: float = 300.0
+    """Seconds within which an answer must be complete."""
+    backoff: float = 1.0
+    """Seconds before the second attempt; the wait doubles with each further one."""
+
+
+class _TemporaryFailure(Exception):
+    """A failure after which the same request is sent again."""
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request: the end of its address, and its JSON body."""
+
+    path: Literal["/chat/completions", "/completions"]
+    body: dict[str, Any]
+
+
+class ApiEngine(Generates):
+    """A model behind an OpenAI-compatible server. It generates text; the server has tokenizer and weights.
+
+    A conversation is answered by `/chat/completions`, in the server's chat template; a text is continued by
+    `/completions`. Seeds are sent, but whether equal seeds give equal texts depends on the server.
+    """
+
+    def __init__(self, url: str, model: str | None = None, settings: ApiSettings | None = None) -> None:
+        """Connect to a server and look up its models.
+
+        Args:
+            url: Address of the API, up to and including `/v1`.
+            model: Name of the model; default: the only model of the server.
+            settings: Concurrency, attempts and timeouts.
+
+        Raises:
+            UsageError: the address is not an http address, or the server has several models, or not this one.
+            EngineError: the server does not answer.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"{url}: not an http address", hint="api:http://host:port/v1#model")
+        self._settings = settings or ApiSettings()
+        self._address = public_address(url.rstrip("/"))
+        self._key = os.environ.get(API_KEY_VARIABLE, "")
+        self._stopped = threading.Event()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        limits = httpx.Limits(max_connections=self._settings.concurrency)
+        timeout = httpx.Timeout(self._settings.timeout, connect=min(30.0, self._settings.timeout))
+        self._client = httpx.Client(headers=headers, timeout=timeout, limits=limits)
+        self._url = url.rstrip("/")
+        try:
+            self._model = model or self._only_model()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def load(cls, spec: str, settings: ApiSettings | None = None) -> Self:
+        """Open a MODEL of the form `api:http://host:port/v1#model`; errors are those of the constructor."""
+        url, _, model = spec.removeprefix(API_SCHEME).partition("#")
+        return cls(url, model or None, settings)
+
+    @property
+    def context(self) -> int:
+        """A number larger than any context: the server refuses a prompt that is too long."""
+        return _UNKNOWN_CONTEXT
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Address, model and date, because a model behind a server has no digest."""
+        date = datetime.now(UTC).date().isoformat()
+        return {"engine": "api", "url": self._address, "model": self._model, "date": date}
+
+    def generate(self, prompt: Prompt, *, raw: bool = False, **options: Unpack[SamplingOptions]) -> Reply:
+        """See `Generates.generate`. The text arrives in one piece."""
+        return Reply(self._one_piece(self._request(prompt, SamplingConfig(**options), raw=raw)))
+
+    def _one_piece(self, request: _Request) -> Pieces:
+        generation = self._answer(request)
+        yield generation.text, generation.tokens
+        yield generation.stop
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
+    ) -> list[Generation]:
+        """See `Generates.generate_batch`. Up to `ApiSettings.concurrency` requests are in flight."""
+        sampling = SamplingConfig(**options)
+        return self._answer_all(
+            [
+                self._request(prompt, replace(sampling, seed=sampling.seed + index), raw=raw)
+                for index, prompt in enumerate(prompts)
+            ]
+        )
+
+    def generate_samples(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[Sequence[int]],
+        *,
+        raw: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> list[list[Generation]]:
+        """See `Generates.generate_samples`. Up to `ApiSettings.concurrency` requests are in flight."""
+        sampling = SamplingConfig(**options)
+        generations = iter(
+            self._answer_all(
+                [
+                    self._request(prompt, replace(sampling, seed=seed), raw=raw)
+                    for prompt, prompt_seeds in zip(prompts, seeds, strict=True)
+                    for seed in prompt_seeds
+                ]
+            )
+        )
+        return [[next(generations) for _ in prompt_seeds] for prompt_seeds in seeds]
+
+    def _request(self, prompt: Prompt, sampling: SamplingConfig, *, raw: bool) -> _Request:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed % _SEEDS,
+        }
+        if sampling.top_k:  # not part of OpenAI's API, which refuses unknown keys
+            body["top_k"] = sampling.top_k
+        if raw and not isinstance(prompt, str):
+            raise UsageError("a conversation needs the chat template, which raw leaves out")
+        if raw:
+            return _Request("/completions", {**body, "prompt": prompt})
+        messages: Sequence[Message] = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        )
+        return _Request("/chat/completions", {**body, "messages": list(messages)})
+
+    def _answer_all(self, requests: Sequence[_Request]) -> list[Generation]:
+        """Send requests together; after a lasting failure, those that are not in flight are dropped."""
+        with ThreadPoolExecutor(self._settings.concurrency) as threads:
+            futures: list[Future[Generation]] = [threads.submit(self._answer, each) for each in requests]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()  # raises the error of the request that failed
+            except BaseException:
+                self._stopped.set()
+                threads.shutdown(wait=True, cancel_futures=True)
+                self._stopped.clear()
+                raise
+            return [future.result() for future in futures]
+
+    def _answer(self, request: _Request) -> Generation:
+        start = time.monotonic()
+        text, tokens, finish = self._retry(
+            lambda: _parse_answer(self._send("POST", request.path, request.body))
+        )
+        return Generation(text, tokens, time.monotonic() - start, "length" if finish == "length" else "end")
+
+    def _only_model(self) -> str:
+        names = self._retry(lambda: _parse_models(self._send("GET", "/models")))
+        if len(names) == 1:
+            return names[0]
+        listed = ", ".join(f"{API_SCHEME}{self._address}#{name}" for name in names[:8])
+        raise UsageError(f"{self._address} serves {len(names)} models", hint=f"name one: {listed}")
+
+    def _retry(self, send: Callable[[], T]) -> T:
+        """Call a function until it succeeds, at most `attempts` times.
+
+        Raises:
+            EngineError: the last attempt failed too, or the server refused the request.
+        """
+        for attempt in range(1, self._settings.attempts + 1):
+            try:
+                return send()
+            except _TemporaryFailure as failure:
+                if attempt == self._settings.attempts:
+                    raise EngineError(
+                        f"{self._address}: {failure}, after {attempt} attempts",
+                        hint="rows that are complete are kept: run the same command again to continue",
+                    ) from failure
+                backoff = self._settings.backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311
+                seconds = min(failure.retry_after or backoff, _LONGEST_WAIT)
+                warn(f"{self._address}: {failure}; attempt {attempt + 1} in {seconds:.1f} s")
+            if self._stopped.wait(seconds):
+                break
+        raise EngineError(f"{self._address}: stopped, because another request failed")
+
+    def _send(self, method: Literal["GET", "POST"], path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401  # JSON
+        """Send a request once and return the JSON of its answer.
+
+        Raises:
+            _TemporaryFailure: the request can be sent again.
+            EngineError: the server refuses the request.
+        """
+        deadline = time.monotonic() + self._settings.timeout
+        content = bytearray()
+        try:
+            with self._client.stream(method, self._url + path, json=body) as response:
+                for part in response.iter_bytes():
+                    content += part
+                    # httpx limits the time between two parts, so a server that sends single bytes never ends.
+                    if time.monotonic() > deadline:
+                        raise _TemporaryFailure(f"no complete answer within {self._settings.timeout:g} s")
+                    if len(content) > _LONGEST_ANSWER:
+                        raise EngineError(f"{self._address}: the answer exceeds {_LONGEST_ANSWER} bytes")
+        except httpx.TimeoutException as error:
+            raise _TemporaryFailure(f"no answer within {self._settings.timeout:g} s") from error
+        except httpx.TransportError as error:
+            raise _TemporaryFailure(f"the connection failed ({type(error).__name__})") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise EngineError(f"{self._address}: {type(error).__name__}") from error
+        if response.status_code != httpx.codes.OK:
+            self._refuse(response, bytes(content))
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise _TemporaryFailure("the answer is not complete JSON") from error
+
+    def _refuse(self, response: httpx.Response, content: bytes) -> NoReturn:
+        status = response.status_code
+        if status in _TEMPORARY or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            raise _TemporaryFailure(f"HTTP {status}", _retry_after(response.headers.get("Retry-After")))
+        reason = _error_message(content)
+        if self._key:
+            reason = reason.replace(self._key, "…")  # some servers repeat a wrong key
+        hint = f"set {API_KEY_VARIABLE}" if status in (401, 403) else None
+        raise EngineError(f"{self._address}: HTTP {status}{f': {reason}' if reason else ''}", hint=hint)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._stopped.set()
+        self._client.close()
+
+
+def _parse_answer(answer: Any) -> tuple[str, int, str]:  # noqa: ANN401  # JSON
+    """Return an answer's text, number of tokens and finish reason.
+
+    Raises:
+        _TemporaryFailure: a field is missing or has the wrong type.
+    """
+    try:
+        [choice] = answer["choices"]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        usage = answer.get("usage") or {}
+        # A model whose whole output is in a field for reasoning has no content.
+        text = "" if text is None else text
+        tokens = usage.get("completion_tokens", len(text.split()))  # words, if the server counts no tokens
+        return "".join([text]), int(tokens), str(choice["finish_reason"])  # TypeError if it is no text
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _TemporaryFailure("the answer is not that of an OpenAI-compatible server") from error
+
+
+def _parse_models(answer: Any) -> list[str]:  # noqa: ANN401  # JSON
+    try:
+        return [str(model["id"]) for model in answer["data"]]
+    except (KeyError, TypeError) as error:
+        raise _TemporaryFailure("the list of models is not that of an OpenAI-compatible server") from error
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Return the seconds that a `Retry-After` header asks for, a number or a date; None if there is none."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def _error_message(content: bytes) -> str:
+    """Return the message of an error in OpenAI's form, or the beginning of any other text; one line."""
+    try:
+        error = json.loads(content)["error"]
+        text = error["message"] if isinstance(error, dict) else str(error)
+    except (ValueError, KeyError, TypeError):
+        text = content.decode(errors="replace")
+    return " ".join(str(text).split())[:300]

@@ -1,0 +1,149 @@
+"""Extraction of the answer from a generated text: the option that the text explicitly gives last.
+
+Three kinds of statements are searched for, and the first kind that occurs decides, by its last statement:
+
+1. A statement about the answer: `The answer is (C)`, `**Answer:** C`, `B. Metformin is the correct option`.
+2. A conclusion with an option: `The most likely diagnosis is melanoma`.
+3. An option on a line of its own, or at the beginning of the text: `C. Melanoma`, `Yes, …`. A list of several
+   options is no answer.
+
+A text without such a statement has no answer. The first letter of a word (`Because` → B) or the only option
+that a text mentions is never taken: a wrong guess is worse than none.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from string import ascii_uppercase
+
+__all__ = ["PARSER_VERSION", "extract_answer"]
+
+PARSER_VERSION = 1
+"""Version of the rules, increased whenever a text can get another answer."""
+
+# A model that is not finetuned for chat continues with further questions of its own, after an empty line. A
+# text that repeats its question has no such line before it.
+_NEXT_QUESTION = re.compile(r"\n[ \t]*\n\s*(?:Question|Q)\s*\d*\s*:", re.IGNORECASE)
+_OPENING = r"[\s*_\"'“”‘’`(\[<{$:>]*"
+# Words between a copula and an option: `is indeed a **circular rash**`.
+_FILLERS = r"(?:(?:indeed|therefore|most\slikely|probably|likely|clearly|the|an?)\s+|option\s+|choice\s+)*"
+_NEXT_LINE = re.compile(r"[^\n]*\n\s*(?P<letter>[A-Z])(?:[.):]|\s*\Z)")
+_ANSWER = (
+    r"(?:(?<!which\s)(?<!what\s)\b(?:answer|option|choice)\b"
+    r"(?:[^.\n?]{0,60}?\b(?:is|was|be)\b|(?:\s*\([^)\n]{0,30}\))?[\s*_\"]{0,4}[:>=])"
+    r"|\b(?:choose|select|pick|go\swith)\b)"
+)
+_CONCLUSION = (
+    r"\b(?:most\s(?:likely|appropriate|common|probable)|best|correct|diagnosis)\b[^.\n?]{0,200}?"
+    r"\b(?:is|are|was|be)\b"
+)
+# In `the answer is no longer known`, the word is not an answer.
+_NOT_DETERMINER = r"(?!(?<=\b[Nn]o)\s+(?:clear|evidence|longer|simple|single|such)\b)"
+_PRAISE = (
+    r"\b(?:is|are)\s+(?:indeed\s+)?(?:the\s+)?(?:correct|right|best|most\s(?:likely|appropriate|common))\b"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Patterns:
+    """Regular expressions for one question. In each, the group `option` is the option."""
+
+    answers: tuple[re.Pattern[str], ...]
+    conclusions: tuple[re.Pattern[str], ...]
+    beginning: re.Pattern[str]
+    """The beginning of a text that gives an answer first."""
+    line: re.Pattern[str]
+    """A line that is an option, or begins with its letter."""
+    further: re.Pattern[str]
+    """The text after an option, if it goes on with another one: `, B or C`."""
+
+
+def extract_answer(text: str, *, options: Sequence[str], answers: Sequence[str]) -> int | None:
+    """Return the index of the option that a text gives as its answer; None if it gives none.
+
+    Args:
+        text: The generated text.
+        options: The question's options.
+        answers: The text of each option in an answer: its letter, or the option itself.
+    """
+    if match := _NEXT_QUESTION.search(text):
+        text = text[: match.start()]
+    lettered = tuple(answers) == tuple(ascii_uppercase[: len(answers)])
+    patterns = _compile(tuple(map(_normalize, options)), len(answers) if lettered else 0)
+    index_of = {_normalize(option): index for index, option in enumerate(options)}
+    if lettered:  # a letter takes precedence over an option that is a single letter
+        index_of |= {_normalize(letter): index for index, letter in enumerate(answers)}
+    for kind in (patterns.answers, patterns.conclusions):
+        statements = [
+            match
+            for pattern in kind
+            for match in pattern.finditer(text)
+            if not _goes_on(text, match, patterns)
+        ]
+        if statements:
+            last = max(statements, key=lambda match: match.end("option"))
+            return index_of[_normalize(last["option"])]
+    return _standing_option(text, patterns, index_of)
+
+
+def _standing_option(text: str, patterns: _Patterns, index_of: Mapping[str, int]) -> int | None:
+    """Return the only option that has a line of its own; None if there are several lines, or none."""
+    lines = {_normalize(match["option"]) for match in patterns.line.finditer(text)}
+    if len(lines) > 1:
+        return None
+    if lines:
+        return index_of.get(lines.pop())  # None for a letter beyond the options
+    match = patterns.beginning.match(text)
+    if match is None or _goes_on(text, match, patterns):
+        return None
+    return index_of[_normalize(match["option"])]
+
+
+def _goes_on(text: str, match: re.Match[str], patterns: _Patterns) -> bool:
+    """Return True if an option is one of several: `A or B`, or a list with a line for each."""
+    if patterns.further.match(text, match.end("option")):
+        return True
+    line_start = text.rfind("\n", 0, match.start("option")) + 1
+    following = _NEXT_LINE.match(text, match.end("option"))
+    # An explanation of the other options may follow an answer; a list goes on with the next letter.
+    return (
+        not re.search(r"\w", text[line_start : match.start("option")])
+        and following is not None
+        and ord(following["letter"]) - ord(match["option"][0]) == 1
+    )
+
+
+def _normalize(option: str) -> str:
+    return " ".join(option.casefold().split()).rstrip(".")
+
+
+@lru_cache(maxsize=64)  # the samples of a question share the patterns
+def _compile(options: tuple[str, ...], letters: int) -> _Patterns:
+    # Longer texts first, because one option may be the beginning of another.
+    names = sorted(filter(None, options), key=len, reverse=True)
+    words = [r"\s+".join(map(re.escape, name.split())) for name in names]
+    text = rf"(?i:{'|'.join(words)})(?!\w){_NOT_DETERMINER}" if words else "(?!)"
+    if letters:
+        known = ascii_uppercase[:letters]
+        # A letter is upper case, or in brackets. `A` before a word in lower case is an article.
+        letter = rf"[{known}](?!\w|['’]\w)(?!(?<=[AI])\s+[a-z])|(?<=\()[{known.lower()}](?=\))"
+        option, line = rf"(?P<option>{letter}|{text})", rf"(?P<option>[A-Z](?=[.):]|\W*$)|{text}(?=\W*$))"
+        following = rf"\W*(?i:,|/|&|or|and)\s*\(?(?:{letter})"
+    else:
+        option = line = rf"(?P<option>{text})"
+        line += r"(?=\W*$)"
+        following = rf"\W*(?i:,|/|&|or|and)\s*(?:{text})"
+    after_cue = rf"{_OPENING}(?i:{_FILLERS}){_OPENING}{option}"
+    return _Patterns(
+        answers=(
+            re.compile(rf"(?i:{_ANSWER}){after_cue}"),
+            re.compile(rf"\\boxed\{{(?:\\text\{{)?\(?{option}"),
+            re.compile(rf"^\W*(?i:option\s+)?{option}(?:\W|$)[^.\n?]{{0,150}}?(?i:{_PRAISE})", re.MULTILINE),
+        ),
+        conclusions=(re.compile(rf"(?i:{_CONCLUSION}){after_cue}"),),
+        # `No evidence was found` answers nothing, and neither does `Aspirin lowers fever`.
+        beginning=re.compile(rf"[\W\d_]*{option}(?!\s+[^\W\d_])"),
+        line=re.compile(rf"^[\W\d_]*(?i:option\s+)?{line}", re.MULTILINE),
+        further=re.compile(following),
+    )

@@ -1,0 +1,99 @@
+"""The parser of generated answers, against labelled outputs (generated_answers.md) and single traps."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meditron.tasks.answer_extraction import extract_answer
+
+ROWS = [
+    json.loads(line)
+    for line in Path(__file__).with_name("generated_answers.jsonl").read_text(encoding="utf-8").splitlines()
+]
+LETTERS = ("A", "B", "C", "D")
+DRUGS = ("Aspirin", "Metformin", "Aspirin and clopidogrel", "None of the above")
+WORDS = ("yes", "no", "maybe")
+
+
+def test_the_labelled_set_is_large_enough():
+    assert len(ROWS) >= 200
+    assert sum(row["answer"] is None for row in ROWS) >= 40
+
+
+def test_right_options_on_real_outputs_and_none_invented():
+    parsed = [extract_answer(row["output"], options=row["options"], answers=row["answers"]) for row in ROWS]
+    with_answer = [
+        (row["answer"], option) for row, option in zip(ROWS, parsed, strict=True) if row["answer"] is not None
+    ]
+    right = sum(label == option for label, option in with_answer)
+    assert right / len(with_answer) >= 0.95
+    assert (
+        sum(row["answer"] is None and option is not None for row, option in zip(ROWS, parsed, strict=True))
+        <= 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("Based on the findings, we cannot say.", None),
+        ("The answer is (b).", 1),
+        ("**Answer:** C", 2),
+        ("### Final answer: **(D) None of the above**", 3),
+        (r"So we get $\boxed{B}$.", 1),
+        ("<answer>D</answer>", 3),
+        ("First I thought that the answer is A. But no: the answer is B.", 1),
+        ("The answer is metformin.", 1),
+        ("The answer is aspirin and clopidogrel.", 2),
+        ("The answer is A blood thinner.", None),
+        ("The answer is A or B.", None),
+        ("The answer is not A.", None),
+        ("The answer is E.", None),
+        ("I would choose option C.", 2),
+        ("Option B is the best choice.", 1),
+        ("Metformin", 1),
+        ("C", 2),
+        ("A. Aspirin\nB. Metformin", None),
+        ("The answer is one of: A, B, C, D.", None),
+        ("The answer is B.\n\nA. Aspirin lowers fever.\nC. Clopidogrel inhibits platelets.", 1),
+        ("The answer is:\nB. Metformin\nA. Aspirin is wrong.", 1),
+        ("The answer is\nA. Aspirin\nB. Metformin\nC. Both", None),
+        ("Which option is A?", None),
+        ("The answer is B.\n\nQuestion: What is a fever?\nThe answer is C.", 1),
+        ("Therefore, the most appropriate drug is metformin.", 1),
+        ("Aspirin lowers fever, and metformin lowers glucose.", None),
+        ("", None),
+    ],
+)
+def test_letters(text, option):
+    assert extract_answer(text, options=DRUGS, answers=LETTERS) == option
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("Yes, it does.", 0),
+        ("1. No.", 1),
+        ("No evidence was found.", None),
+        ("The answer is maybe.", 2),
+        ("The answer is yes, no or maybe.", None),
+        ("The answer is no longer known.", None),
+        ("It is possible that there is an effect.", None),
+        ("<<maybe>>", 2),
+        ("Answer: **Yes**", 0),
+        ("Yes. On reflection the answer is no.", 1),
+    ],
+)
+def test_words(text, option):
+    assert extract_answer(text, options=WORDS, answers=WORDS) == option
+
+
+@given(st.text(max_size=300), st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=6, unique=True))
+def test_any_text_gives_an_option_or_none(text, options):
+    letters = tuple("ABCDEF"[: len(options)])
+    for answers in (letters, tuple(options)):
+        option = extract_answer(text, options=options, answers=answers)
+        assert option is None or 0 <= option < len(options)
