@@ -1,17 +1,21 @@
 """Trainings that are compared: each is a process of its own, and they take steps in turn."""
 
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from meditron.core.machine import DType
 
-__all__ = ["Contestant", "take_part"]
+__all__ = ["Rounds", "take_part", "take_turns"]
+
+_ROUNDS = 5
 
 
-class Contestant:
+class _Contestant:
     """A process that takes a step per line that it receives, and answers with its wall and CPU seconds."""
 
     def __init__(self, module: str, name: str, dtype: DType) -> None:
@@ -57,3 +61,35 @@ def take_part(train: Callable[[Callable[[float], None]], None]) -> None:
         started = await_turn()
 
     train(after_step)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The wall and CPU seconds of a step of each contestant, round by round."""
+
+    seconds: list[dict[str, tuple[float, float]]]
+
+    def wall(self, name: str) -> float:
+        """Return the median wall seconds of a contestant's step."""
+        return statistics.median(times[name][0] for times in self.seconds)
+
+    def details(self, ours: str, peer: str) -> dict[str, list[object]]:
+        """Return the columns of a recorded row: medians of the CPU seconds, and the wall seconds by round."""
+        return {
+            "cpu_seconds": [
+                round(statistics.median(times[name][1] for times in self.seconds), 3) for name in (ours, peer)
+            ],
+            "rounds": [[round(times[name][0], 3) for name in (ours, peer)] for times in self.seconds],
+        }
+
+
+def take_turns(module: str, names: Iterable[str], dtype: DType, *, warm_up: int) -> Rounds:
+    """Let contestants of a module take steps in turn, each after steps that are not counted."""
+    field = {name: _Contestant(module, name, dtype) for name in names}
+    for contestant in field.values():
+        for _ in range(warm_up):
+            contestant.step()
+    seconds = [{name: contestant.step() for name, contestant in field.items()} for _ in range(_ROUNDS)]
+    for contestant in field.values():
+        contestant.end()
+    return Rounds(seconds)

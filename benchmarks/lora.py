@@ -10,7 +10,6 @@ every block; every token is a target. peft keeps its adapters in float32, its de
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,10 +19,10 @@ os.environ.update(OMP_WAIT_POLICY="active", GOMP_SPINCOUNT="1000000")
 
 import torch
 
-from benchmarks._contestants import Contestant, take_part
+from benchmarks._contestants import take_part, take_turns
 from benchmarks._training import Setup, train_ours
 from benchmarks.common import record
-from benchmarks.train import CONFIG, ROUNDS, SHAPE, WARM_UP
+from benchmarks.train import CONFIG, SHAPE, WARM_UP
 from meditron.core.errors import MissingExtra
 from meditron.core.machine import DType, resolve_matrix_dtype
 from meditron.model.lora_config import LoraConfig
@@ -82,31 +81,20 @@ def compete(dtype: DType) -> None:
     """Let the contestants take steps in turn, and record the result."""
     if find_spec("peft") is None:
         raise SystemExit(str(MissingExtra("peft", "dev")))
-    field = {name: Contestant("benchmarks.lora", name, dtype) for name in CONTESTANTS}
-    for contestant in field.values():
-        for _ in range(WARM_UP):
-            contestant.step()
-    rounds = [{name: contestant.step() for name, contestant in field.items()} for _ in range(ROUNDS)]
-    for contestant in field.values():
-        contestant.end()
+    rounds = take_turns("benchmarks.lora", CONTESTANTS, dtype, warm_up=WARM_UP)
     tokens = CONFIG.batch_size * CONFIG.sequence_length
-    wall, cpu = (
-        {name: statistics.median(times[name][kind] for times in rounds) for name in CONTESTANTS}
-        for kind in range(2)
-    )
     record(
         "lora",
         "lora-vs-peft",
-        ours=tokens / wall["ours"],
-        peer=tokens / wall["peft"],
+        ours=tokens / rounds.wall("ours"),
+        peer=tokens / rounds.wall("peft"),
         unit="tokens/s",
         bar=BAR,
         peer_name="transformers LlamaForCausalLM, sdpa, with peft's LoRA",
         dtype=dtype,
         rank=LORA.rank,
         threads=torch.get_num_threads(),
-        cpu_seconds=[round(cpu["ours"], 3), round(cpu["peft"], 3)],
-        rounds=[[round(times["ours"][0], 3), round(times["peft"][0], 3)] for times in rounds],
+        **rounds.details("ours", "peft"),
     )
 
 

@@ -13,7 +13,6 @@ milliseconds, then sleep: enough within a step, and the cores are free for the c
 
 import argparse
 import os
-import statistics
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -23,7 +22,7 @@ os.environ.update(OMP_WAIT_POLICY="active", GOMP_SPINCOUNT="1000000")
 import torch
 import torch._inductor.config as inductor
 
-from benchmarks._contestants import Contestant, take_part
+from benchmarks._contestants import take_part, take_turns
 from benchmarks._profile import table
 from benchmarks._training import Setup, train_ours, train_plain
 from benchmarks.common import record
@@ -55,7 +54,7 @@ CONFIG = PretrainConfig(
     document_mask=False,
     compile=True,
 )
-WARM_UP, ROUNDS = 3, 5
+WARM_UP = 3
 
 
 CONTESTANTS: dict[str, Callable[[Setup, Callable[[float], None]], None]] = {
@@ -69,32 +68,21 @@ def compete(dtype: DType) -> None:
     """Let the contestants take steps in turn, and record the results."""
     if find_spec("transformers") is None:
         raise SystemExit(str(MissingExtra("transformers", "dev")))
-    field = {name: Contestant("benchmarks.train", name, dtype) for name in CONTESTANTS}
-    for contestant in field.values():
-        for _ in range(WARM_UP):
-            contestant.step()
-    rounds = [{name: contestant.step() for name, contestant in field.items()} for _ in range(ROUNDS)]
-    for contestant in field.values():
-        contestant.end()
+    rounds = take_turns("benchmarks.train", CONTESTANTS, dtype, warm_up=WARM_UP)
     tokens = CONFIG.batch_size * CONFIG.sequence_length
-    wall, cpu = (
-        {name: statistics.median(times[name][kind] for times in rounds) for name in CONTESTANTS}
-        for kind in range(2)
-    )
     amx = describe()["cpu_class"] == "amx-bf16" and dtype == "bfloat16"
     for peer, bar in (("eager", 1.15 if amx else 1.25), ("compiled", None)):
         record(
             "train",
             f"train-vs-{peer}",
-            ours=tokens / wall["ours"],
-            peer=tokens / wall[peer],
+            ours=tokens / rounds.wall("ours"),
+            peer=tokens / rounds.wall(peer),
             unit="tokens/s",
             bar=bar,
             peer_name=f"transformers LlamaForCausalLM, sdpa, {peer}",
             dtype=dtype,
             threads=torch.get_num_threads(),
-            cpu_seconds=[round(cpu["ours"], 3), round(cpu[peer], 3)],
-            rounds=[[round(times["ours"][0], 3), round(times[peer][0], 3)] for times in rounds],
+            **rounds.details("ours", peer),
         )
 
 
