@@ -136,6 +136,7 @@ def _run_rank(
     connection: Connection, place: tuple[int, int, str, float], name: str, file: str, work: bytes
 ) -> None:
     rank, n, store, timeout = place
+    faulthandler.enable()
     # Ends this process, with its stacks on stderr, even if the test's own process was killed.
     faulthandler.dump_traceback_later(timeout, exit=True)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), GLOO_SOCKET_IFNAME="lo")
