@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 __all__ = ["RankError", "Ranks", "run_ranks", "start_ranks"]
@@ -164,6 +165,8 @@ def _import_file(name: str, file: str) -> None:
     """Import a test file under the name that pytest gave it, which is not always one of the search path."""
     if name in sys.modules:
         return
+    # Unpickling imports the first package of the name too.
+    sys.path.append(str(Path(file).parents[name.count(".")]))
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None

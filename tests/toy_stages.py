@@ -90,9 +90,20 @@ class MeetConfig(StageConfig):
     steps: int = 3
     """Number of collectives."""
     trouble: Literal[
-        "none", "raise", "raise-all", "raise-late", "kill", "exit", "hang", "block", "wait", "print"
+        "none",
+        "raise",
+        "raise-all",
+        "raise-late",
+        "raise-gather",
+        "kill",
+        "exit",
+        "hang",
+        "block",
+        "wait",
+        "print",
     ] = "none"
-    """Event in the last step, of rank `at` alone except for `raise-all`, `raise-late` and `wait`."""
+    """Event in the last step, of rank `at` alone except for `raise-all`, `raise-late` and `wait`. With
+    `raise-gather` the other ranks wait in `RankGroup.gather`."""
     at: int = 1
     """Rank of the event."""
     timeout: float = 60.0
@@ -207,10 +218,16 @@ def cause_trouble(config: MeetConfig, rank: int, out: Path, stop: list[int]) -> 
         time.sleep(30)  # longer than the launcher waits after the first error
     if config.trouble in ("raise-all", "raise-late"):
         raise TrainingError("step 3: the loss is nan")
+    if config.trouble == "raise-gather":
+        from meditron.parallel.rank_group import RankGroup
+
+        group = RankGroup.of_job()
+        if rank != config.at:
+            group.gather(rank)  # the others wait for a value of each rank
     if rank != config.at:
         return
     match config.trouble:
-        case "raise":
+        case "raise" | "raise-gather":
             raise InputError("shard.safetensors", "a damaged shard", hint="fetch it again")
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,5 +1,6 @@
 """The checks of `meditron doctor` on this machine, and on ones that lack something."""
 
+import json
 import shutil
 import sys
 import time
@@ -63,6 +64,19 @@ def test_gpus_are_those_of_the_driver(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found["GPU"].found == "NVIDIA H200 (140 GiB), NVIDIA H200 (140 GiB); driver 570.1"
     # The driver has GPUs, and torch here is a build for CPUs or does not see them.
     assert found["torch on GPU"].state == "broken"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtypes"),
+    [([(9, 0)], "bfloat16 and float8"), ([(9, 0), (8, 9)], "bfloat16"), ([(7, 0)], "float32")],
+)
+def test_dtypes_of_a_gpu_are_those_that_training_accepts(
+    capabilities: list[tuple[int, int]], dtypes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = [["NVIDIA", 80 << 30, *capability] for capability in capabilities]
+    probe = {"version": "2", "cuda": "12", "gpus": gpus, "gloo": True, "nccl": True}
+    monkeypatch.setattr(doctor, "_TORCH_PROBE", f"print({json.dumps(json.dumps(probe))})")
+    assert checks(tmp_path, "torch")["torch on GPU"].effect == f"training in {dtypes}"
 
 
 @pytest.mark.parametrize("package", ["msgspec", "numpy"])

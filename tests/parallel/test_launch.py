@@ -163,6 +163,7 @@ def test_a_dry_run_starts_no_ranks(launched: Launched) -> None:
     ("kind", "message", "hint"),
     [
         ("raise", "rank 1: shard.safetensors: a damaged shard", "fetch it again"),
+        ("raise-gather", "rank 1: shard.safetensors: a damaged shard", "fetch it again"),
         ("raise-all", "step 3: the loss is nan", None),
         ("raise-late", "step 3: the loss is nan", None),
         ("kill", "rank 1: killed by signal 9 (SIGKILL)", "the same command resumes; if"),
@@ -263,6 +264,13 @@ def test_torchrun_starts_the_same_command(launched: Launched) -> None:
     assert result.err.count("stage 1 of 3: words\n") == 1, "only rank 0 plans"
     again = launched.run("--json", launcher=TORCHRUN)
     assert {stage["state"] for stage in json.loads(again.out)["stages"].values()} == {"fresh"}
+
+
+def test_under_torchrun_only_the_rank_that_failed_reports_an_error(launched: Launched) -> None:
+    result = launched.run(*trouble("raise-gather"), launcher=TORCHRUN)
+    assert result.code != 0
+    errors = [line for line in result.err.splitlines() if line.startswith("meditron: error:")]
+    assert errors == ["meditron: error: rank 1: shard.safetensors: a damaged shard"]
 
 
 def test_under_torchrun_an_error_of_rank_0_ends_the_others_quietly(launched: Launched) -> None:

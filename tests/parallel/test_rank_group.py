@@ -5,7 +5,7 @@ import os
 import pytest
 import torch.distributed as dist
 
-from meditron.core.errors import StorageError, TrainingError
+from meditron.core.errors import LostRankError, StorageError, TrainingError
 from meditron.parallel.rank_group import RankGroup
 from ranks import RankError, run_ranks
 
@@ -32,7 +32,7 @@ def lose_a_rank():
     group = RankGroup.of_job()
     if group.rank == 1:
         os._exit(3)
-    with pytest.raises(TrainingError, match="another rank does not answer") as error:
+    with pytest.raises(LostRankError, match="another rank does not answer") as error:
         group.gather(1)
     assert error.value.hint == "the cause is the error of that rank; the same command resumes"
 

@@ -224,6 +224,19 @@ def test_a_job_has_as_many_ranks_as_the_layout(ranks: int, size: tuple[int, int]
     assert (job.nodes, job.gpus_per_node) == size
 
 
+@pytest.mark.parametrize(
+    ("ranks", "tp", "size"), [(12, 4, (3, 4)), (12, 2, (2, 6)), (16, 8, (2, 8)), (6, 4, (1, 6))]
+)
+def test_tensor_parallel_ranks_share_a_node_if_possible(ranks: int, tp: int, size: tuple[int, int]) -> None:
+    job = SlurmJob.of_ranks(ranks, 16, 8, tp=tp)
+    assert (job.nodes, job.gpus_per_node) == size
+
+
+def test_the_command_for_the_stages_before_has_the_same_options() -> None:
+    script = slurm_script("r.toml", "pretrain", JOB, out="big disk", overrides=["a.b=1"])
+    assert "finished: meditron run r.toml --out 'big disk' --set a.b=1 --until STAGE" in script
+
+
 def test_ranks_that_nodes_cannot_share_evenly_are_refused() -> None:
     with pytest.raises(UsageError, match="13 ranks cannot be divided evenly over 2 nodes of 8 GPUs"):
         SlurmJob.of_ranks(13, 2, 8)

@@ -49,6 +49,21 @@ def test_recomputation_adds_a_forward_pass() -> None:
     )
 
 
+def test_copies_of_the_model_reduce_their_gradients_once_in_a_step() -> None:
+    def copying(micro_batch_size: int) -> float:
+        work = dataclasses.replace(WORK, micro_batch_size=micro_batch_size, batch_size=128)
+        constants = dataclasses.replace(load_constants("a100"), overlap=0.0)
+        one, two = (
+            step_time(dataclasses.replace(work, dp_replicate=copies), A100, constants).data_parallel
+            for copies in (1, 2)
+        )
+        # With twice the ranks each has half of the micro-batches.
+        passes = 128 // 8 // micro_batch_size
+        return two - one / passes * (passes // 2)
+
+    assert 0 < copying(1) == pytest.approx(copying(4))
+
+
 @pytest.mark.parametrize(("chunks", "share"), [(1, 1.0), (2, 1.0), (2, 1 / 3)])
 def test_the_bubble_is_that_of_the_schedule(chunks: int, share: float) -> None:
     # Blocks alone, so that all ranks take equally long: (pp - 1) / chunks of m passes (Narayanan 2021).

@@ -1,4 +1,4 @@
-"""The report page of a training, from lines of metrics.jsonl with and without events and sources."""
+"""The report page of a training, from lines of metrics.jsonl with and without events."""
 
 from pathlib import Path
 from typing import Any
@@ -28,52 +28,54 @@ def rows(**more: Any) -> list[dict[str, Any]]:
     return [first, *steps]
 
 
-def page(tmp_path: Path, lines: list[dict[str, Any]]) -> str:
+def page(tmp_path: Path, lines: list[dict[str, Any]], **metrics: Any) -> str:
     path = tmp_path / "report.html"
-    write_training_page(path, "Continued pretraining", lines, RESULT, lambda page: None)
+    write_training_page(path, "Continued pretraining", lines, RESULT | metrics, lambda page: None)
     return path.read_text(encoding="utf-8")
 
 
 def test_lines_without_events_give_a_page_without_them(tmp_path: Path) -> None:
     text = page(tmp_path, rows())
     assert "Events" not in text
-    assert "Training batches by source" not in text
     assert "Tokens per second" in text
     assert "Memory." not in text
 
 
-def test_sources_memory_and_utilization_are_drawn(tmp_path: Path) -> None:
-    lines = rows(loss_by_source={"pubmed": 3.1, "wiki": None}, memory_bytes=2e9, mfu=0.42)
-    lines[5]["loss_by_source"] = {"pubmed": 3.2, "wiki": 3.4}
-    text = page(tmp_path, lines)
-    assert "Training batches by source" in text
-    assert "wiki" in text
+def test_memory_and_the_matmul_speed_are_drawn(tmp_path: Path) -> None:
+    text = page(tmp_path, rows(memory_bytes=2e9))
     assert "Memory." in text
-    assert "Model FLOPs utilization." in text
+    assert "Share of the measured matmul speed." in text
+
+
+def test_the_loss_of_preference_tuning_is_per_pair(tmp_path: Path) -> None:
+    text = page(tmp_path, rows(), pairs={"train": 50})
+    assert "training loss of the last step, nats per pair" in text
+    assert "Loss on held-out data, nats per pair" in text
+    assert "nats per token" not in text
+    assert "nats per pair" not in page(tmp_path, rows())
 
 
 def test_events_are_marks_and_a_table(tmp_path: Path) -> None:
     lines = rows()
-    lines[3]["event"] = {"kind": "skip", "loss": 9.25, "reason": "<b>"}
-    lines[4]["event"] = {"kind": "rollback", "to_step": 1}
-    lines[7]["spike"] = True
-    lines[9] |= {"event": {"kind": "signal", "name": "SIGTERM"}}
+    lines[3]["event"] = {"kind": "nan", "action": "skip", "message": "<b>"}
+    lines[4]["event"] = {"kind": "spike", "action": "rollback", "message": "high", "restored_step": 1}
+    lines[7]["event"] = {"kind": "spike", "action": "log", "message": "high"}
     text = page(tmp_path, lines)
-    assert "skip: 1, rollback: 1, spike: 1, signal: 1." in text
-    assert "loss 9.25, reason &lt;b&gt;" in text
-    assert "to step 1" in text
+    assert "nan: 1, spike: 2." in text
+    assert "action skip, message &lt;b&gt;" in text
+    assert "restored step 1" in text
     assert "Dotted lines: events, listed below." in text
     without = page(tmp_path, rows())
-    # Two charts have a line for each of the four events.
-    assert text.count("<path") - without.count("<path") == 2 * 4
+    # Two charts have a line for each of the three events.
+    assert text.count("<path") - without.count("<path") == 2 * 3
 
 
 def test_null_and_absent_measurements_are_left_out(tmp_path: Path) -> None:
-    lines = rows(gradient_norm=None, loss_by_source=None, event=None)
-    lines.append({"step": 101, "tokens": 6464, "event": {"kind": "resume"}})
+    lines = rows(gradient_norm=None, event=None)
+    lines.append({"step": 101, "tokens": 6464, "event": {"kind": "spike"}})
     lines.append({"step": 101, "event": {"kind": "nan"}})
     text = page(tmp_path, lines)
-    assert "resume: 1, nan: 1." in text
+    assert "spike: 1, nan: 1." in text
 
 
 @pytest.mark.parametrize("count", [1000])

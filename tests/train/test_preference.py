@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +19,13 @@ from meditron.store.files import read_json, sha256_file
 from meditron.store.jsonl import JsonlWriter, read_jsonl
 from meditron.store.manifest import Artifact
 from meditron.text.finetune_templates import Span, TokenizedConversation
+from meditron.train import preference
 from meditron.train.batches import collate
 from meditron.train.finetune import run
 from meditron.train.preference import PairDataset, dpo_loss, pair_logps, read_preferences
 from meditron.train.samples import IGNORE
 from ranks import run_ranks
-from train.world import finetune_config
+from train.world import finetune_config, one_process
 
 CPU = torch.device("cpu")
 BETA = 0.3
@@ -157,7 +161,11 @@ def test_the_margin_rises_on_heldout_pairs_and_references_are_computed_once(
 ):
     monkeypatch.setenv("MEDITRON_CACHE", str(tmp_path / "cache"))
     config = dpo_config(lora=lora, learning_rate=2e-3 if lora is None else 1e-2)
+    pairs["base"] = replace(pairs["base"], hub_name="org/base")
     metrics = run(config, pairs, tmp_path / "out")
+    if lora is not None:
+        adapter = read_json(tmp_path / "out" / "adapter" / "adapter_config.json")
+        assert adapter["base_model_name_or_path"] == "org/base"
     before, after = metrics["heldout"]["pairs"]
     assert before == pytest.approx(np.log(2), abs=1e-5)
     assert after < before
@@ -264,3 +272,32 @@ def test_pairs_that_are_too_long_and_settings_that_do_not_fit_are_refused(pairs,
     with pytest.raises(ValidationError, match='method = "dpo" needs rows'):
         dpo_config(rows=None, task="pubmed-sections")
     assert dpo_config().input_kinds()["rows"].name == "preferences"
+
+
+def test_a_pair_without_an_id_gets_a_hash_whether_it_is_absent_or_null(tmp_path):
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(pair) + "\n" + json.dumps(pair | {"id": None}) + "\n")
+    absent, null = read_preferences(path)
+    assert absent.id == null.id
+
+
+def test_a_pair_that_the_chat_template_refuses_is_named(pairs, tmp_path):
+    base = shutil.copytree(pairs["base"].path, tmp_path / "base")
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ raise_exception('no such role') }}"
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    inputs = pairs | {"base": Artifact("base", base, "base")}
+    with pytest.raises(InputError, match=r"pairs.jsonl \(row 1\): chat template .*no such role") as error:
+        run(dpo_config(template="tokenizer"), inputs, tmp_path / "out")
+    assert "chat template accepts" in error.value.hint
+
+
+@pytest.mark.parametrize("change", [{"float8": True}, {"compile": True}, {"dtype": "bfloat16"}])
+def test_cached_references_are_of_the_same_arithmetic(dataset, change):
+    def key(**changes):
+        state = SimpleNamespace(config=dpo_config(**changes), layout=one_process())
+        return preference._cache_key(state, [dataset.pair(0)], "base")
+
+    assert key() == key()
+    assert key() != key(**change)

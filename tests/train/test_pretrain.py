@@ -19,6 +19,7 @@ import transformers
 
 from meditron.core.errors import (
     InputError,
+    LostRankError,
     MeditronError,
     RecipeError,
     SourceError,
@@ -319,7 +320,7 @@ def test_a_lost_rank_is_not_blamed_on_the_learning_rate(world, tmp_path, monkeyp
     """Nor is it hidden by a checkpoint that could not be written either."""
 
     def lost(*_):
-        raise TrainingError("another rank does not answer", hint="the same command resumes")
+        raise LostRankError("another rank does not answer", hint="the same command resumes")
 
     def unwritten(_):
         raise StorageError("the disk is full")
@@ -327,9 +328,9 @@ def test_a_lost_rank_is_not_blamed_on_the_learning_rate(world, tmp_path, monkeyp
     monkeypatch.setattr(Checkpoints, "save", lost)
     monkeypatch.setattr(Checkpoints, "wait", unwritten)
     monkeypatch.setattr(Checkpoints, "restore", lambda *_: Restored())
-    with pytest.raises(TrainingError, match="another rank does not answer") as error:
+    with pytest.raises(LostRankError, match="another rank does not answer") as error:
         run(make_config(heldout_documents=0, checkpoint_every=1), world, tmp_path)
-    assert error.value.hint == "there is no checkpoint yet; the same command resumes"
+    assert error.value.hint == "the same command resumes"
 
 
 def rows(out):

@@ -79,14 +79,15 @@ def plan(
     result = make_plan(
         job, machines, config.parallel, config.micro_batch_size, measured_rate=tokens_per_second
     )
-    if slurm is not None and result.prediction is None:
-        warn(f"{slurm} is not written: the layout is impossible")
-    elif slurm is not None:
+    if slurm is not None and (prediction := result.prediction):
         # A layout may use fewer GPUs than the cluster has; ranks without a part in it could not start.
-        size = SlurmJob.of_ranks(result.gpus, machines.nodes, machines.gpus_per_node)
+        layout = prediction.layout
+        size = SlurmJob.of_ranks(layout.ranks, machines.nodes, machines.gpus_per_node, tp=layout.tp)
         with atomic_write(slurm, "w") as file:
             file.write(slurm_script(recipe, spec.name, size, overrides=set_))
         info(f"wrote {slurm}; submit it with: sbatch {slurm}")
+    elif slurm is not None:
+        warn(f"{slurm} is not written: the layout is impossible")
     if as_json:
         print_json({"stage": spec.name, **result.to_json()})
     else:

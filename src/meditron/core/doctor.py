@@ -45,6 +45,8 @@ _EXTRAS = {
     "ray": "the corpus on a Ray cluster",
     "track": "metrics in TensorBoard and trackio",
 }
+_DTYPES = (((9, 0), "bfloat16 and float8"), ((8, 0), "bfloat16"), ((0, 0), "float32"))
+"""Compute capability → the dtypes that training uses from it on (`train.runtime`, `train.compilation`)."""
 _IMPORT_NAMES = {"pyyaml": "yaml"}
 """Package → the module to import, if its name is another."""
 
@@ -276,9 +278,10 @@ def _check_torch() -> list[Check]:
     ]
     if probe["gpus"]:
         names = ", ".join(f"{name} ({format_bytes(size)})" for name, size, *_ in probe["gpus"])
-        hopper = any((major, minor) >= (8, 9) for *_, major, minor in probe["gpus"])
-        possible = "training in bfloat16" + (" and float8" if hopper else "")
-        return [*checks, Check("torch on GPU", "ok", names, possible)]
+        # A job has ranks on all GPUs, so the oldest one decides.
+        oldest = min((major, minor) for *_, major, minor in probe["gpus"])
+        dtypes = next(dtypes for capability, dtypes in _DTYPES if oldest >= capability)
+        return [*checks, Check("torch on GPU", "ok", names, f"training in {dtypes}")]
     if machine.describe()["gpus"] or shutil.which("nvidia-smi"):
         lost = "the machine has a GPU that torch does not see"
         remedy = "pip install torch from https://pytorch.org/get-started, for the driver's CUDA version"

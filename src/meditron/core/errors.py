@@ -10,6 +10,7 @@ MeditronError                exit 1, HTTP 500
 ├── FetchError               HTTP 502: a download failed
 ├── StorageError             HTTP 507: the disk is full, or writing failed
 ├── EngineError              HTTP 503: the model's process died or does not answer
+│   └── LostRankError        another process of the job has ended, whose error is the cause
 ├── DriftError               HTTP 409: an artifact is out of date
 └── TrainingError            the loss is not finite, or it spiked
 
@@ -32,6 +33,7 @@ __all__ = [
     "ErrorStatus",
     "FetchError",
     "InputError",
+    "LostRankError",
     "MeditronError",
     "MissingExtra",
     "RecipeError",
@@ -144,6 +146,10 @@ class StorageError(MeditronError):
 
 class EngineError(MeditronError):
     """The process that runs a model died, stopped answering, or rejected a request."""
+
+
+class LostRankError(EngineError):
+    """Another rank of a distributed job has ended: a consequence of that rank's error, never the cause."""
 
 
 class DriftError(MeditronError):

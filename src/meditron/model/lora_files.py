@@ -60,7 +60,7 @@ def save_adapter(
         folder: The folder to write to.
         tensors: A and B by the names of `adapter_names`.
         config: The adapters' config.
-        base: Name of the base model on the Hugging Face hub, if it is there.
+        base: `org/name` of the base model on the Hugging Face hub; None if it is not there.
     """
     stored = {
         f"{_PREFIX}{name}.weight": tensors[name].detach().to("cpu", torch.float32).contiguous()

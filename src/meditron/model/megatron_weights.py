@@ -94,11 +94,11 @@ class MegatronCheckpoint:
     @cached_property
     def blocks(self) -> list[tuple[Stage, str]]:
         """The stage of each block, and the prefix of its tensors there."""
-        found = []
+        blocks = []
         for stage in self.stages:
             count = len({match[1] for name in stage if (match := _BLOCK.match(name))})
-            found += [(stage, f"layers.{index}.") for index in range(count)]
-        return found
+            blocks += [(stage, f"layers.{index}.") for index in range(count)]
+        return blocks
 
     def config(self) -> LlamaConfig:
         """Return the model's config: that of a `config.json` in the folder, else by the trainer's arguments.
@@ -310,10 +310,12 @@ def _named_tensors(file: Path, language: Mapping[str, Any]) -> dict[str, Tensor]
         words = nested.get("weight")
     if "position_embeddings" in embedding:
         raise InputError(file, "absolute positions are not supported", place="embedding.position_embeddings")
-    found = {name.replace("self_attention.", "attention."): weight for name, weight in (blocks or {}).items()}
-    found |= {"embedding": words, "lm_head": language.get("lm_head")}
-    found = {name: weight for name, weight in found.items() if weight is not None}
-    for name, weight in found.items():
+    tensors = {
+        name.replace("self_attention.", "attention."): weight for name, weight in (blocks or {}).items()
+    }
+    tensors |= {"embedding": words, "lm_head": language.get("lm_head")}
+    tensors = {name: weight for name, weight in tensors.items() if weight is not None}
+    for name, weight in tensors.items():
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             raise InputError(file, "is not a tensor of floating-point numbers", place=name)
-    return found
+    return tensors

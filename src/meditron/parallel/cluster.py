@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from meditron.core.console import configure
-from meditron.core.errors import MeditronError, UsageError
+from meditron.core.errors import UsageError
 from meditron.parallel.launch import LocalRanks
 from meditron.parallel.rank import is_lost_connection, lost_connection_error
 from meditron.parallel.task import ONE_PROCESS, Ranks, StageTask
@@ -32,7 +32,7 @@ __all__ = ["open_ranks"]
 _JOIN_TIMEOUT = 1800.0  # seconds until all ranks have started; machines of a cluster boot at different speeds
 _SLOWEST_POLL = 1.0
 _FAREWELL = 10.0  # seconds that rank 0 waits for the others to read that the run has ended
-_CAUSE = 15.0  # seconds in which torchrun, after the end of the rank that failed, ends this one
+_CAUSE = 30.0  # seconds in which torchrun, after the end of the rank that failed, ends this one
 _END = "end"
 
 
@@ -147,7 +147,7 @@ def _is_error_of_all(store: "Store", number: int, error: Exception) -> bool:
 
 def _own_error(error: Exception) -> Exception:
     """Return the error that this rank reports; after a lost connection, wait to be ended by the launcher."""
-    if isinstance(error, MeditronError) or not is_lost_connection(error):
+    if not is_lost_connection(error):
         return error
     time.sleep(_CAUSE)
     return lost_connection_error(error)

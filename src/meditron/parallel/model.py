@@ -98,6 +98,10 @@ class ModelStage(nn.Module):
 
     def _nll_sum(self, hidden_BSD: Tensor, targets_BS: Tensor) -> Tensor:
         weight = self.llama.head_weight
+        if not self.training:
+            # As `model.head.Head`: a held-out loss does not depend on whether the model is divided.
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            hidden_BSD, weight = hidden_BSD.to(wide), weight.to(wide)
         if self.tp_layout is None:
             # The output projection is computed for positions with a target only: in finetuning these are
             # few, and logits of a large vocabulary are the largest tensors of a step.

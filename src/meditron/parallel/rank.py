@@ -13,10 +13,10 @@ import sys
 import time
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from meditron.core.console import configure
-from meditron.core.errors import EngineError, MeditronError
+from meditron.core.errors import LostRankError, MeditronError
 from meditron.parallel.task import StageTask
 from meditron.parallel.world import current_world, disconnect
 
@@ -113,17 +113,21 @@ def _die_with_launcher(launcher: int) -> None:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Return whether an error says that another rank has gone: a consequence, never the cause."""
+    """Return whether an error says that another rank has ended: a consequence, never the cause."""
+    if isinstance(error, LostRankError):
+        return True
     if type(error).__module__.startswith("torch") and type(error).__name__.startswith("Dist"):
         return True
     # gloo raises plain RuntimeErrors.
     return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
 
 
-def lost_connection_error(error: BaseException) -> MeditronError:
-    """Return the one-line error of a rank that has lost the others."""
+def lost_connection_error(error: BaseException) -> LostRankError:
+    """Return the one-line error of a rank that has lost the others; `error` itself if it is one."""
+    if isinstance(error, LostRankError):
+        return error
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return EngineError(
+    return LostRankError(
         f"the connection to another rank was lost: {reason}",
         hint="the cause is the error of that rank; the same command resumes",
     )
@@ -142,7 +146,7 @@ def end_process(error: MeditronError) -> NoReturn:
     _leave(1)
 
 
-def main() -> Any:  # noqa: ANN401  # never returns
+def main() -> NoReturn:
     """Run as a script."""
     sys.exit(run_rank())
 

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 
 import torch.distributed as dist
 
-from meditron.core.errors import MeditronError, TrainingError
+from meditron.core.errors import LostRankError, MeditronError, TrainingError
 
 __all__ = ["RankGroup"]
 
@@ -42,7 +42,7 @@ class RankGroup:
         """Return the values of all ranks, in rank order; each value must be picklable.
 
         Raises:
-            TrainingError: Another rank ended.
+            LostRankError: Another rank ended.
         """
         if self.size == 1:
             return [value]
@@ -50,7 +50,7 @@ class RankGroup:
         try:
             dist.all_gather_object(values, value, group=self.group)
         except RuntimeError as error:
-            raise TrainingError(
+            raise LostRankError(
                 f"another rank does not answer: {_first_line(error)}",
                 hint="the cause is the error of that rank; the same command resumes",
             ) from error

@@ -48,6 +48,7 @@ class StageTask:
                 "digest": artifact.digest,
                 "manifest": artifact.manifest and artifact.manifest.model_dump(mode="json"),
                 "selector": artifact.selector,
+                "hub_name": artifact.hub_name,
             }
             for name, artifact in self.inputs.items()
         }
@@ -72,6 +73,7 @@ class StageTask:
                 fields["digest"],
                 fields["manifest"] and Manifest.model_validate(fields["manifest"]),
                 fields["selector"],
+                fields["hub_name"],
             )
             for name, fields in value["inputs"].items()
         }

@@ -33,6 +33,7 @@ def _llama(
 
 
 def _mistral(vocabulary: int, context: int) -> LlamaConfig:
+    """Return a config of Mistral 7B; `context` is at most its sliding window, which is not implemented."""
     more = {"model_type": "mistral", "max_position_embeddings": context}
     return _llama(4096, 32, 32, 8, 14336, vocabulary, **more)
 
@@ -54,10 +55,8 @@ def _qwen3(width: int, blocks: int, heads: int, mlp: int, tied: bool) -> LlamaCo
     return _llama(width, blocks, heads, 8, mlp, 151936, **more)
 
 
-_LLAMA3, _LLAMA32 = (
-    {"max_position_embeddings": 131072},
-    {"max_position_embeddings": 131072, "tie_word_embeddings": True},
-)
+_LLAMA3 = {"max_position_embeddings": 131072}
+_LLAMA32 = _LLAMA3 | {"tie_word_embeddings": True}
 _SMOL = {"max_position_embeddings": 8192, "tie_word_embeddings": True}
 
 # Sources: each model's config.json on the Hugging Face Hub.

@@ -37,15 +37,25 @@ class SlurmJob:
     account: str | None = None
 
     @classmethod
-    def of_ranks(cls, ranks: int, nodes: int, gpus_per_node: int) -> Self:
+    def of_ranks(cls, ranks: int, nodes: int, gpus_per_node: int, *, tp: int = 1) -> Self:
         """Return a job with exactly `ranks` GPUs, on the fewest nodes that have equally many of them.
+
+        Args:
+            ranks: GPUs of the layout.
+            nodes: Nodes of the cluster.
+            gpus_per_node: GPUs of a node.
+            tp: Tensor-parallel ranks, which stay within a node if possible: they communicate in every block.
 
         Raises:
             UsageError: The ranks cannot be divided evenly over so many nodes.
         """
-        for used in range(1, nodes + 1):
-            if ranks % used == 0 and ranks // used <= gpus_per_node:
-                return cls(nodes=used, gpus_per_node=ranks // used)
+        sizes = [
+            cls(nodes=used, gpus_per_node=ranks // used)
+            for used in range(1, nodes + 1)
+            if ranks % used == 0 and ranks // used <= gpus_per_node
+        ]
+        if sizes:
+            return next((size for size in sizes if size.gpus_per_node % tp == 0), sizes[0])
         raise UsageError(
             f"--slurm: {ranks} ranks cannot be divided evenly over {nodes} nodes of {gpus_per_node} GPUs",
             hint="choose a layout with equally many ranks on each node",
@@ -92,10 +102,10 @@ def slurm_script(
         UsageError: A value cannot be an option of sbatch, or has a control character.
     """
     job.check()
-    command = [python, "-m", "meditron", "run", str(recipe), "--only", stage]
-    command += ["--out", str(out)] if out is not None else []
+    options = ["--out", str(out)] if out is not None else []
     for override in overrides:
-        command += ["--set", override]
+        options += ["--set", override]
+    command = [python, "-m", "meditron", "run", str(recipe), "--only", stage, *options]
     for value in (*command, str(job.logs)):
         # A line break would end a comment or an option in the middle of the value.
         if not value.isprintable():
@@ -106,7 +116,7 @@ def slurm_script(
     return _SCRIPT.format(
         directives=directives,
         log_folder=log_folder,
-        only=shlex.join([*command[3:5], "--until"]),
+        earlier=shlex.join(["meditron", "run", str(recipe), *options, "--until"]),
         threads=job.cpus_per_gpu,
         command="\n".join(f"  {shlex.quote(word)}" for word in command),
     )
@@ -141,7 +151,7 @@ _SCRIPT = """\
 # Written by `meditron plan --slurm`. Submit it from the folder that the paths below are relative to:
 #   mkdir -p {log_folder}    (once: Slurm does not create the folder of --output)
 #   sbatch FILE
-# The stages before this one must be finished: meditron {only} STAGE
+# The stages before this one must be finished: {earlier} STAGE
 # Single quotes are intended: values are taken as they are.
 # shellcheck disable=SC2016
 set -euo pipefail

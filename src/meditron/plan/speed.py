@@ -271,8 +271,8 @@ def _data_parallel(work: Workload, hardware: Hardware, constants: Constants, com
     """Return the seconds of data-parallel communication that computation does not hide.
 
     FSDP gathers bfloat16 weights before the forward and the backward pass of each micro-batch and reduces
-    float32 gradients after it. Copies of a sharded model reduce their shards in addition. ZeRO-1 reduces and
-    gathers once in a step, after the last backward pass.
+    float32 gradients after it. Copies of a sharded model reduce their shards in addition, once in a step.
+    ZeRO-1 reduces and gathers once in a step, after the last backward pass.
     """
     shards, copies = work.dp_shard, work.dp_replicate
     if shards * copies == 1 or work.data_parallel == "none":
@@ -289,7 +289,7 @@ def _data_parallel(work: Workload, hardware: Hardware, constants: Constants, com
     sharding = gathered * held * (shards - 1) / shards / shard_bandwidth
     copy_bandwidth = _group_bandwidth(hardware, constants, copies, work.tp * shards)
     copying = 0.0 if work.frozen else 2 * 4 * held / shards * (copies - 1) / copies / copy_bandwidth
-    whole = passes * (sharding + copying)
+    whole = passes * sharding + copying
     # What exceeds the computation beside it cannot be hidden; in a pipeline that is the last micro-batch's.
     hidden = min(constants.overlap * whole, compute * (1 if work.pp == 1 else 1 / work.micro_batches))
     return whole - hidden

@@ -83,7 +83,7 @@ class TrainingPlan:
 
         On a single GPU the micro-batch is one sample, with full recomputation.
         """
-        found: dict[str, tuple[Memory, Memory]] = {}
+        memory: dict[str, tuple[Memory, Memory]] = {}
         for name in FINETUNE_METHODS:
             method = replace(self.job.method, name=name)
             job = replace(self.job, method=method)
@@ -96,8 +96,8 @@ class TrainingPlan:
                 if own
                 else alone
             )
-            found[name] = (here, alone)
-        return found
+            memory[name] = (here, alone)
+        return memory
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values; `memory` has bytes per GPU by part, without a total."""

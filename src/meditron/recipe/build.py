@@ -9,7 +9,7 @@ from typing import Any, Self
 from meditron.core import machine
 from meditron.core.config import semantic_fields
 from meditron.core.errors import MeditronError, is_out_of_memory
-from meditron.recipe.external_inputs import fetch_input
+from meditron.recipe.external_inputs import fetch_input, hub_name
 from meditron.recipe.in_progress import RECORDS, begin_attempt, record_failure
 from meditron.recipe.schema import StageSpec
 from meditron.recipe.stage_status import StageStatus, stage_payload
@@ -67,7 +67,8 @@ class StageBuild:
         reference, digest = self._status.inputs[key], str(self._status.digests[key])
         if reference.source is not None:
             path, selector = fetch_input(reference.source)
-            return Artifact("base" if reference.text == "base" else key, path, digest, selector=selector)
+            name = "base" if reference.text == "base" else key
+            return Artifact(name, path, digest, selector=selector, hub_name=hub_name(reference.source))
         dependency = self._statuses[str(reference.stage)]
         return Artifact(dependency.name, dependency.folder, digest, dependency.manifest, reference.selector)
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from meditron.model.presets import find_preset
 from meditron.store.collections.records import FetchPreview
-from meditron.store.fetch import fetch, fetch_without_download, preview_fetch
+from meditron.store.fetch import fetch, fetch_without_download, parse_source, preview_fetch
 from meditron.store.fetch import source_identity as source_identity
 from meditron.store.models import split_selector
 
-__all__ = ["fetch_input", "input_identity", "local_input", "preview_input"]
+__all__ = ["fetch_input", "hub_name", "input_identity", "local_input", "preview_input"]
 
 _SEEDED = "init:"  # weights drawn from a seed: nothing to fetch
 
@@ -34,6 +34,12 @@ def fetch_input(text: str) -> tuple[Path, str | None]:
     """
     source, selector = split_selector(text)
     return (Path(source) if source.startswith(_SEEDED) else fetch(source)), selector
+
+
+def hub_name(text: str) -> str | None:
+    """Return `org/name` of an external input that is a model of the Hugging Face hub; None for others."""
+    source = parse_source(split_selector(text)[0])
+    return source.name if source.scheme == "hf" and source.collection is None else None
 
 
 def local_input(text: str) -> Path | None:

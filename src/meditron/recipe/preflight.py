@@ -113,8 +113,8 @@ def preview_fetches(
             if reference.source is None:
                 continue
             try:
-                if (found := preview_input(reference.source)) is not None:
-                    previews[f"{spec.name}.{key}"] = found
+                if (preview := preview_input(reference.source)) is not None:
+                    previews[f"{spec.name}.{key}"] = preview
             except MeditronError as error:
                 problems.append(_input_problem(recipe, spec, key, error))
     return previews, _distinct_problems(recipe, problems)

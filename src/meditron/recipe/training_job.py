@@ -2,7 +2,7 @@
 
 from meditron.core.errors import RecipeError
 from meditron.model.config import LlamaConfig
-from meditron.plan.architectures import known_config, unknown_model
+from meditron.plan.architectures import unknown_model
 from meditron.plan.memory import FinetuneMethod, MethodName
 from meditron.plan.prediction import Job
 from meditron.recipe.estimate import source_model_config
@@ -77,6 +77,6 @@ def _base_config(recipe: Recipe, name: str) -> LlamaConfig:
             f"{recipe.path}: {name} starts from base, but the recipe has none",
             hint='write base = "hf:…" as the first line',
         )
-    if (found := known_config(address) or source_model_config(address)) is not None:
-        return found
-    raise unknown_model(address)
+    if (config := source_model_config(address)) is None:
+        raise unknown_model(address)
+    return config

@@ -14,7 +14,7 @@ from meditron.report.contamination import CONTAMINATION, contamination_table
 from meditron.report.figures import ReportFigure, add_figure, figure_name
 from meditron.report.pages import Link, Page
 from meditron.report.quantization import costs_from_evaluation, files_table
-from meditron.report.training_page import format_training_metrics
+from meditron.report.training_page import format_training_metrics, loss_unit
 from meditron.store.results import Comparison, EvaluationResult
 
 __all__ = ["Curves", "answer_run_questions", "run_page"]
@@ -223,18 +223,19 @@ def _add_training(page: Page, name: str, rows: Curves, stage: Mapping[str, Any])
     for row in rows:
         for source, loss in row.get("heldout", {}).items():
             heldout.setdefault(source, []).append((row["tokens"], loss))
+    unit = loss_unit(stage["metrics"])
     kind = "finetune" if stage["kind"] == "finetune" else "pretrain"
     figures = [
         ReportFigure(
             figure_name(name, key),
             charts.line_chart(series, "tokens", title),
             methods.LOSS_OF_TRAINING[caption],
-            ("series", "tokens", "nats per token"),
+            ("series", "tokens", unit),
             [(label, *point) for label, points in series.items() for point in points],
         )
         for key, series, title, caption in (
-            ("loss", losses, "loss (nats per token)", "batch"),
-            ("heldout-loss", heldout, "held-out loss (nats per token)", kind),
+            ("loss", losses, f"loss ({unit})", "batch"),
+            ("heldout-loss", heldout, f"held-out loss ({unit})", kind),
         )
         if any(series.values())
     ]

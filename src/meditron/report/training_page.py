@@ -10,7 +10,7 @@ from meditron.report import number_format
 from meditron.report.charts import line_chart
 from meditron.report.pages import Page
 
-__all__ = ["format_training_metrics", "write_training_page"]
+__all__ = ["format_training_metrics", "loss_unit", "write_training_page"]
 
 
 def write_training_page(
@@ -30,17 +30,14 @@ def write_training_page(
         show: Adds the stage's own sections, before the last one.
     """
     page = Page(title, f"{result['tokens']:,} tokens in {result['steps']:,} steps")
+    unit = loss_unit(result)
     events = _events(rows)
     marks = _event_marks(events)
     page.section("Loss")
     page.figure(
-        line_chart(_loss_curves(rows), "tokens", "nats per token", marks=marks),
-        "Training batches, and held-out text by source." + (_MARKS if marks else ""),
+        line_chart(_loss_curves(rows), "tokens", unit, marks=marks),
+        "Training batches, and held-out data by source." + (_MARKS if marks else ""),
     )
-    if by_source := _curves_by_source(rows):
-        page.figure(
-            line_chart(by_source, "tokens", "nats per token", marks=marks), "Training batches by source."
-        )
     if result["heldout"]:
         page.table(
             ["held-out source", "before", "after", "change"],
@@ -48,7 +45,7 @@ def write_training_page(
                 _loss_change_row(source, before, after)
                 for source, (before, after) in result["heldout"].items()
             ],
-            "Loss on held-out text, nats per predicted token",
+            f"Loss on held-out data, {unit}",
         )
     page.section("Optimization")
     page.figure(
@@ -70,6 +67,11 @@ def write_training_page(
     page.write(path)
 
 
+def loss_unit(metrics: Mapping[str, Any]) -> str:
+    """Return the unit of a training's losses, given the stage's metrics: preference tuning has pairs."""
+    return "nats per pair" if "pairs" in metrics else "nats per token"
+
+
 def _loss_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     curves = {"training": _curve(rows, "loss")}
     # Held-out losses are drawn on the same axes: a growing gap to the training loss shows overfitting.
@@ -79,16 +81,6 @@ def _loss_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[floa
     return curves
 
 
-def _curves_by_source(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        for source, loss in (row.get("loss_by_source") or {}).items():
-            if loss is not None:  # a batch need not have a sample of every source
-                curves.setdefault(source, []).append((row["tokens"], loss))
-    # With one source the curve would be that of all batches.
-    return curves if len(curves) > 1 else {}
-
-
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     # A row may lack a measurement, or have null for one that is not finite.
     points = ((row.get("tokens"), row.get(key)) for row in rows)
@@ -96,7 +88,7 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, flo
 
 
 class _Event(NamedTuple):
-    """An event of the training: a step that was skipped, a resumed run, a signal, …"""
+    """An event of the training: a loss that is not finite, or a spike."""
 
     step: int
     tokens: int | None
@@ -105,19 +97,18 @@ class _Event(NamedTuple):
 
 
 def _events(rows: Sequence[Mapping[str, Any]]) -> list[_Event]:
-    """Return the events in the order of the lines; a line without one may still be marked as a spike."""
-    found = []
+    """Return the events in the order of the lines."""
+    events = []
     for row in rows:
-        event = row.get("event") or ({"kind": "spike", "loss": row.get("loss")} if row.get("spike") else None)
-        if event is not None:
+        if (event := row.get("event")) is not None:
             details = ", ".join(
                 f"{key.replace('_', ' ')} {_format_detail(value)}"
                 for key, value in event.items()
                 if key != "kind" and value is not None
             )
             kind = str(event.get("kind", "event"))
-            found.append(_Event(row["step"], row.get("tokens"), kind, details))
-    return found
+            events.append(_Event(row["step"], row.get("tokens"), kind, details))
+    return events
 
 
 def _format_detail(value: object) -> str:
@@ -134,7 +125,7 @@ def _show_events(page: Page, events: Sequence[_Event]) -> None:
     page.section("Events")
     counts = Counter(event.kind for event in events)
     page.text(", ".join(f"{kind}: {number_format.count(count)}" for kind, count in counts.items()) + ".")
-    caption = "Spikes, skipped steps, rollbacks, resumed runs and signals"
+    caption = "Losses that are not finite, spikes, and the reactions to them"
     if len(events) > _MAX_EVENTS:
         caption += f"; the first {_MAX_EVENTS} of {len(events):,}, the others are in metrics.jsonl"
     page.table(
@@ -166,7 +157,7 @@ def format_training_metrics(
         keys: The metrics to return; default: all.
     """
     return {
-        label: form(metrics[key])
+        label.format(loss_unit=loss_unit(metrics)): form(metrics[key])
         for key, (label, form) in _FORMATS.items()
         # Not every training stage records every metric, and some are null.
         if metrics.get(key) is not None and (keys is None or key in keys)
@@ -185,7 +176,6 @@ _MAX_MARKS, _MAX_EVENTS = 60, 200
 _MARKS = " Dotted lines: events, listed below."
 _SPEEDS: dict[str, tuple[str, str, float]] = {
     "tokens_per_second": ("tokens per second", "", 1.0),
-    "mfu": ("model FLOPs utilization", "%", 100.0),
     "matmul_utilization": ("share of the measured matmul speed", "%", 100.0),
     "memory_bytes": ("memory", "GB", 1e-9),
 }
@@ -211,7 +201,7 @@ _MATMUL_SPEED = (
 _FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "tokens": ("tokens trained on", number_format.count),
     "steps": ("steps", number_format.count),
-    "loss": ("training loss of the last step, nats per token", "{:.4f}".format),
+    "loss": ("training loss of the last step, {loss_unit}", "{:.4f}".format),
     "epochs": ("epochs by source", _format_epochs),
     "answer_tokens": ("target tokens per epoch", number_format.count),
     "longest": ("longest training row, tokens", number_format.count),
@@ -226,4 +216,4 @@ _FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "resumed_from": ("resumed from step", str),
     "seconds": ("time of the stage", format_duration),
 }
-"""Metric → its label and its format."""
+"""Metric → its label, in which `{loss_unit}` is replaced, and its format."""

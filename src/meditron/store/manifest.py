@@ -134,6 +134,8 @@ class Artifact:
     """The stage's manifest; None for an external input."""
     selector: str | None = None
     """Name of one of several files: `F16` in `quantize:F16`."""
+    hub_name: str | None = None
+    """`org/name` of a model of the Hugging Face hub."""
 
     @property
     def spec(self) -> str:

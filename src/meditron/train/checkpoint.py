@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from meditron.core.console import warn
-from meditron.core.errors import InputError, MeditronError, SourceError, TrainingError
+from meditron.core.errors import InputError, LostRankError, MeditronError, SourceError
 from meditron.parallel.rank_group import RankGroup
 from meditron.parallel.sharded_state import StagedFile, load_shards, plan_shards, read_private
 from meditron.store.files import (
@@ -146,7 +146,7 @@ class Checkpoints:
 
         Raises:
             StorageError: The disk is full or cannot be written; earlier checkpoints are kept.
-            TrainingError: Another rank ended before its part was written; earlier checkpoints are kept.
+            LostRankError: Another rank ended before its part was written; earlier checkpoints are kept.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -215,7 +215,7 @@ class Checkpoints:
         except MeditronError as error:
             # After an error of a rank all ranks have ended their writing; after the end of a rank the others
             # may still write to the folder, which the next restore removes.
-            if group.rank == 0 and not isinstance(error, TrainingError):
+            if group.rank == 0 and not isinstance(error, LostRankError):
                 remove_path(temporary)
             raise
 

@@ -1,4 +1,4 @@
-"""Held-out loss: documents are scored as in the evaluate stage, conversations as in training."""
+"""Held-out loss: documents in batches of the evaluate stage, conversations in those of training."""
 
 import math
 import sys
@@ -65,9 +65,15 @@ def document_samples(
         for number, row in enumerate(rows):
             ids = np.asarray(row[:max_length], dtype=np.int64)
             if len(ids) > 1:
-                one = np.zeros(len(ids) - 1, dtype=np.int64)
-                places = np.arange(len(ids) - 1)
-                sample = Sample(ids[:-1], ids[1:], one, places, source, (number,))
+                positions = np.arange(len(ids) - 1)
+                sample = Sample(
+                    ids_S=ids[:-1],
+                    targets_S=ids[1:],
+                    document_ids_S=np.zeros_like(positions),
+                    positions_S=positions,
+                    source=source,
+                    documents=(number,),
+                )
                 samples.setdefault(source, []).append(sample)
     return samples
 
@@ -86,8 +92,8 @@ def check_finite(losses: dict[str, float]) -> dict[str, float]:
 def sharded_heldout_loss(state: TrainState, samples: Mapping[str, Sequence[Sample]]) -> dict[str, float]:
     """Return, by source, the loss per target (or pair) of its samples, under a layout of any number of ranks.
 
-    The forward pass is that of the training, in its dtype and with its shapes; data-parallel ranks share the
-    samples. Every rank must call this.
+    The forward pass is that of the training, in its dtype (the head in float32) and with its shapes;
+    data-parallel ranks share the samples. Every rank must call this, with the model in evaluation mode.
     """
     layout, config = state.layout, state.config
     micro = layout.shape.divide_batch(config.batch_size, config.micro_batch_size).micro_batch_size
@@ -134,7 +140,8 @@ def uncompiled(device: torch.device) -> AbstractContextManager[Any]:
 def conversation_loss(model: Llama, dataset: TrainingDataset, *, batch_size: int) -> float:
     """Return nats per target token of all samples, evaluated `batch_size` at a time."""
     total = targets = 0.0
-    device, stage = model.head_weight.device, ModelStage(model)
+    # In evaluation mode the head computes in float32, as on several ranks.
+    device, stage = model.head_weight.device, ModelStage(model).eval()
     with torch.no_grad(), uncompiled(device):
         for samples in micro_batches([dataset[k] for k in range(len(dataset))], batch_size):
             batch = collate(samples, by_document=dataset.document_mask, device=device)

@@ -85,7 +85,9 @@ def read_preferences(path: Path) -> Iterator[PreferenceRow]:
             prompt, chosen, rejected = _parse_pair(row)
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
-        name = row.get("id", content_hash((*prompt, chosen, rejected))[:16])
+        name = row.get("id")
+        if name is None:
+            name = content_hash((*prompt, chosen, rejected))[:16]
         if not isinstance(name, str | int):
             raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
         yield PreferenceRow(str(name), prompt, chosen, rejected, place)
@@ -274,6 +276,9 @@ def _tokenize_pairs(
             both = [tokenize_conversation(tokenizer, turns, config.template) for turns in row.conversations]
         except ValueError as error:
             raise InputError(path, str(error), place=row.place_in_file) from error
+        except InputError as error:  # from the chat template, which may accept other rows
+            hint = error.hint or "change the row to messages that the model's chat template accepts"
+            raise InputError(path, error.message, place=row.place_in_file, hint=hint) from error
         content = content_hash(row.prompt)
         split: Split = "train"
         if sum(len(tokenized.ids) for tokenized in both) > config.sequence_length:
@@ -353,10 +358,13 @@ def _cache_key(state: TrainState, samples: Sequence[Sample], base: str) -> str:
         "base": base,
         "seed": state.config.seed,
         "dtype": state.config.dtype,
+        "float8": state.config.float8,
+        "compile": state.config.compile,
         "micro_batch_size": state.config.micro_batch_size,
         "threads": torch.get_num_threads(),
         "layout": state.layout.describe(),
         "device": state.layout.device.type,
+        "gpus": describe()["gpus"],
         "cpu": describe()["cpu_class"],
         "torch": str(torch.__version__),
     }

@@ -126,6 +126,7 @@ class Trainer:
         self.config, self.inputs, self.out, self.layout = config, inputs, out, layout
         self.dtype = training_dtype(config.dtype, layout.device)
         self.ancestry = base_ancestry(base)
+        self.base_hub_name = base.hub_name
         files = resolve_model(base.spec)
         self.model_config = load_config(files)
         _check_tokenizer(self.model_config, inputs.tokenizer)
@@ -258,7 +259,7 @@ class Trainer:
             return
         if adapter is not None:
             tensors = {name: weights[name] for name in adapters}
-            save_adapter(self.out / "adapter", tensors, adapter)
+            save_adapter(self.out / "adapter", tensors, adapter, base=self.base_hub_name)
         # The model's config is written last: a folder with one is complete.
         save_hf(merged, config, self.inputs.tokenizer, self.out, getattr(torch, self.dtype))
 
@@ -373,14 +374,14 @@ class Trainer:
         """Return the fraction of the measured peak that the step's matrix operations reach."""
         shape = self.model_config
         # Operations per weight: 2 forward, 2 backward, and 2 for its gradient unless it is frozen.
-        each = 6 if self.config.adapter is None else 4
+        per_weight = 6 if self.config.adapter is None else 4
         operations: float = (
-            shape.flops_per_token(self.config.sequence_length) - (6 - each) * shape.parameter_count
+            shape.flops_per_token(self.config.sequence_length) - (6 - per_weight) * shape.parameter_count
         )
         if self.config.adapter is not None:
             operations += 6 * self._trained_parameters()
         # Masked positions skip the output projection.
-        operations -= (1 - self.inputs.target_fraction) * each * shape.vocab_size * shape.hidden_size
+        operations -= (1 - self.inputs.target_fraction) * per_weight * shape.vocab_size * shape.hidden_size
         return tokens_per_second * operations / self.peak_flops
 
     def _trained_parameters(self) -> int:

@@ -11,6 +11,7 @@ from meditron.release.card.markdown import CardWriter
 from meditron.release.card.results import add_energy, add_evaluation, add_files, add_provenance
 from meditron.release.card.usage import add_citation, add_prompts, add_run_commands
 from meditron.report import methods, number_format
+from meditron.report.training_page import loss_unit
 from meditron.store.manifest import Manifest
 
 __all__ = ["add_card"]
@@ -173,7 +174,7 @@ def _training_outcome(stage: Manifest) -> Iterator[tuple[str, str]]:
         if isinstance(metrics.get(key), int):
             yield word, number_format.count(metrics[key])
     if isinstance(metrics.get("loss"), float):
-        yield "Loss of the last step, nats per token", number_format.decimal(metrics["loss"])
+        yield f"Loss of the last step, {loss_unit(metrics)}", number_format.decimal(metrics["loss"])
     if "dtype" in metrics:
         yield "Weights and activations", str(metrics["dtype"])
     if "seconds" in metrics:
