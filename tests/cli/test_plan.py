@@ -131,6 +131,18 @@ def test_a_script_replaces_no_folder_link_or_device(meditron: Command, recipe: P
     assert (tmp_path / "pipe").is_fifo()
 
 
+def test_a_script_replaces_neither_recipe_nor_cluster_file(
+    meditron: Command, recipe: Path, tmp_path: Path
+) -> None:
+    cluster = tmp_path / "cluster.toml"
+    cluster.write_bytes(A100.read_bytes())
+    for path in (recipe, cluster):
+        before = path.read_bytes()
+        said = meditron("plan", recipe, "--cluster", cluster, "--slurm", path)
+        assert (said.code, "would overwrite the input" in said.err) == (2, True)
+        assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("rate", ["0", "nan", "inf", "1e-320"])
 def test_a_rate_without_a_meaning_is_refused(meditron: Command, recipe: Path, rate: str) -> None:
     said = meditron("plan", recipe, "--cluster", A100, "--tokens-per-second", rate)

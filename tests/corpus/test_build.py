@@ -233,6 +233,21 @@ def test_links_and_names_beyond_utf8_are_read(tmp_path: Path) -> None:
         run(config(inputs), inputs, tmp_path / "again")
 
 
+@pytest.mark.parametrize("source_format", [None, "text"])
+def test_included_links_to_nothing_and_pipes_are_named(tmp_path: Path, source_format: str | None) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    inputs = artifacts(a=folder)
+    sources = {"a": {"from": str(folder), "include": ["*.txt"], "format": source_format}}
+    (folder / "near.txt").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"near\.txt: a link to a file that does not exist"):
+        run(config(inputs, sources=sources), inputs, tmp_path / "out")
+    (folder / "near.txt").unlink()
+    os.mkfifo(folder / "pipe.txt")
+    with pytest.raises(InputError, match=r"pipe\.txt: not a regular file"):  # to open it would wait for ever
+        run(config(inputs, sources=sources), inputs, tmp_path / "out")
+
+
 def test_a_source_without_documents_is_refused(tmp_path: Path) -> None:
     pages = "<page><title>T</title><ns>1</ns><id>1</id><revision><text>T</text></revision></page>"
     (tmp_path / "a.xml").write_text(f"<mediawiki>{pages}</mediawiki>")

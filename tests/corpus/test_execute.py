@@ -16,7 +16,7 @@ from meditron.core.errors import EngineError, InputError, StorageError, UsageErr
 from meditron.corpus.config import CorpusConfig, SlurmConfig
 from meditron.corpus.execute import execute_tasks
 from meditron.corpus.slurm_array import array_script
-from meditron.corpus.task import load_numbers, load_task, run_described_task, write_description
+from meditron.corpus.task import load_numbers, load_task, main, run_described_task, write_description
 from numbered_tasks import Square, install_fake_slurm
 
 SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -149,6 +149,13 @@ def test_an_array_runs_the_unfinished_tasks(tmp_path: Path, slurm: Path) -> None
     assert results(folder) == SQUARES | {2: "before\n"}
     assert not list(folder.glob("tasks/*.job"))
     assert len(list(folder.glob("tasks/squares-*.log"))) == 6
+
+
+def test_a_requeued_element_skips_the_tasks_that_it_finished(tmp_path: Path) -> None:
+    write_description(tmp_path / "squares.json", Square(tmp_path), [0, 1, 2, 3])
+    (tmp_path / "0.txt").write_text("before\n")
+    assert main([str(tmp_path / "squares.json"), "0", "2"]) == 0
+    assert results(tmp_path) == {0: "before\n", 2: SQUARES[2]}
 
 
 def test_unfinished_tasks_of_an_array_name_their_log(tmp_path: Path, slurm: Path) -> None:

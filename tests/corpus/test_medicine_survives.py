@@ -195,6 +195,11 @@ def test_text_that_may_be_right_is_not_repaired(text: str) -> None:
     assert repair_mojibake(text) == text
 
 
+def test_a_mistake_made_many_times_is_repaired_in_linear_time() -> None:
+    # `Ãƒ` is again `Ã`. Repaired pair by pair, in a pass over the text for each, this takes hours.
+    assert repair_mojibake("Ã" + "ƒ" * 200_000 + "© Ãƒ© Ãƒ") == "é é Ã"
+
+
 def test_nfkc_would_damage_what_nfc_keeps() -> None:
     assert_unchanged("10⁹ cells, x², CO₂, ½ tablet, 5 µg, Ⅳ, ™, ﬁbrosis, H₂O, ①")
     # Canonical equivalents are one character: the ohm and angstrom signs are the letters Ω and Å.

@@ -237,11 +237,16 @@ def test_spans_of_any_text_are_in_order_and_masking_ends(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "start", ["+", "a@", "(", "1 ", "A1", "tel ", "Aa ", "1.", "0-", "name: A", "NL91 ", "x.", "a.a"]
+    "start", ["+", "a@", "(", "1 ", "A1", "tel ", "Aa ", "1.", "0-", "name: A", "NL91 ", "x.", "a.a", "MRN-"]
 )
 def test_hostile_text_takes_linear_time(start: str) -> None:
     # The limit of a test is minutes: a pattern that backtracks over this text takes hours.
     find_personal_information(start * (200_000 // len(start)))
+
+
+def test_the_signs_after_a_label_are_searched_in_linear_time() -> None:
+    (span,) = find_personal_information("MRN " + "#" * 100_000 + " 1234567; MRN " + "#" * 100_000)
+    assert span.kind == "record_number"
 
 
 @pytest.mark.shared

@@ -28,6 +28,34 @@ ROW = {
 }
 
 
+@pytest.mark.parametrize(
+    ("line", "label"),
+    [
+        ("# Dose", "Dose"),
+        ("   ## Dose in children ## \r", "Dose in children"),
+        ("# C#", "C"),
+        ("## ### ###", "###"),
+        ("## ###", "#"),
+        ("# #1 dose\t", "#1 dose"),
+    ],
+)
+def test_marks_of_a_heading_are_removed(line: str, label: str) -> None:
+    (section,) = markdown_sections(f"{line}\nGive artesunate.")
+    assert section.label == label
+
+
+@pytest.mark.parametrize("line", ["#Dose", "    # Dose", "####### Dose", "# ", "#"])
+def test_other_lines_are_no_headings(line: str) -> None:
+    (section,) = markdown_sections(f"{line}\nGive artesunate.")
+    assert (section.label, section.text) == (None, f"{line.rstrip()}\nGive artesunate.")
+
+
+def test_a_heading_of_blanks_is_read_in_linear_time() -> None:
+    # A pattern that tries every division of the blanks takes hours.
+    (section,) = markdown_sections("# a" + " " * 50_000 + "#" * 50_000 + " b\nGive artesunate.")
+    assert section.text == "Give artesunate."
+
+
 def test_headings_of_the_hubs_guidelines_are_sections(tmp_path: Path) -> None:
     path = tmp_path / "open_guidelines.jsonl"
     empty = ROW | {"id": "c", "clean_text": ""}

@@ -228,6 +228,15 @@ def test_compression_bombs_end_the_worker_only(tmp_path: Path) -> None:
     assert "read again" in only(tmp_path / "a.pdf").sections[0].text
 
 
+def test_an_answer_that_is_cut_off_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.pdf").write_bytes(text_page(["A page with text that can be read again."]))
+    with monkeypatch.context() as context:
+        context.setattr(pdf_process, "_LONGEST_ANSWER", 40)
+        with pytest.raises(InputError, match=r"a\.pdf: PDFium failed"):
+            only(tmp_path / "a.pdf")
+    assert "read again" in only(tmp_path / "a.pdf").sections[0].text
+
+
 def test_a_worker_that_ends_is_started_again(tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(text_page(["A page with text that can be read again."]))

@@ -170,6 +170,7 @@ def test_a_redirect_from_https_to_http_is_not_followed(
     [
         ("/x.bin?again=secret", "endless redirects"),
         ("http://h:99999/?sig=secret", "redirects to .*the port must be"),
+        ("http://[h/?sig=secret", "redirects to an address that is not valid"),
     ],
 )
 def test_a_redirect_that_leads_nowhere_is_one_line(site: Site, part: Path, target: str, message: str):

@@ -66,10 +66,12 @@ def plan(
     from meditron.plan.training_plan import make_plan
     from meditron.recipe import load_recipe
     from meditron.recipe.training_job import training_job, training_stage
-    from meditron.store.files import atomic_write
+    from meditron.store.files import atomic_write, refuse_overwrite
 
-    if slurm is not None and os.path.lexists(slurm) and (slurm.is_symlink() or not slurm.is_file()):
-        raise UsageError(f"--slurm {slurm}: not a regular file", hint="give the path of a new file")
+    if slurm is not None:
+        if os.path.lexists(slurm) and (slurm.is_symlink() or not slurm.is_file()):
+            raise UsageError(f"--slurm {slurm}: not a regular file", hint="give the path of a new file")
+        refuse_overwrite([slurm], [recipe, cluster])
     machines = load_cluster(cluster)
     if nodes is not None:
         machines = with_nodes(machines, nodes)

@@ -198,15 +198,16 @@ def _reason_to_skip_path(path: Path, name: str, source: SourceConfig) -> str | N
         return "excluded"
     if source.include:
         # An archive is always opened: the globs may select its members (`member_skip_rule`).
-        chosen = _matches_globs(name, source.include) or _ARCHIVE_NAME.fullmatch(name)
-        return None if chosen else "not included"
-    if reason := reason_to_skip(name):
+        if not (_matches_globs(name, source.include) or _ARCHIVE_NAME.fullmatch(name)):
+            return "not included"
+    elif reason := reason_to_skip(name):
         return reason
     if not path.exists():
         raise InputError(path, "a link to a file that does not exist", hint=exclude_hint(name))
     if not path.is_file():
         raise InputError(path, "not a regular file", hint=exclude_hint(name))
-    return None if path.stat().st_size else "empty file"
+    # An empty file that the recipe asks for is an error of its reader.
+    return None if source.include or path.stat().st_size else "empty file"
 
 
 def member_skip_rule(source: SourceConfig, name: str) -> SkipRule:

@@ -28,7 +28,9 @@ def _character_class(characters: str) -> str:
 
 
 _SEQUENCE = re.compile(
-    f"â{_character_class(_CONTINUATION)}{{2}}"
+    # `Ãƒ` is `Ã`, the first half of the next pair: read at once, because each pass takes linear time.
+    "(?P<chain>Ã[ƒ\x83]+)"
+    f"|â{_character_class(_CONTINUATION)}{{2}}"
     f"|[ÃÎÏ]{_character_class(_CERTAIN)}"
     f"|Â{_character_class(''.join(c for c in _CERTAIN if c not in '²³¹'))}"
     "|(?<=[a-zµ])Â[²³¹]"
@@ -49,6 +51,8 @@ def repair_mojibake(text: str) -> str:
 
 
 def _decode(match: re.Match[str]) -> str:
+    if match["chain"]:
+        return "Ã"
     encoded = bytes(_LEAD_BYTES.get(character) or _BYTES[character] for character in match[0])
     try:
         decoded = encoded.decode()

@@ -250,9 +250,10 @@ _RULES: tuple[_Rule, ...] = (
         ),
         _pattern(
             r"(?<![a-z])(?:mrn|(?:medical|health) record|hospital|patient|chart|case file)"
+            # Bounded repetitions: others take quadratic time for `###…` and `MRN-MRN-…`.
             r"(?:\s*(?:number|num|no|nr|id|identifier|identification number|#)"
-            r"(?![a-z])\.?)*\s?(?:\(mrn\))?[\s:.#=]*(?:(?:is|was)\s+)?"
-            r"(?P<v>(?=[A-Z0-9-]*\d{4})(?:[A-Z]{1,3}-?)?\d[\d-]{4,14}(?:[A-Z]\b)?)(?![\d\w%]|[.,]\d|\s*"
+            r"(?![a-z])\.?){0,8}\s?(?:\(mrn\))?[\s:.#=]*(?:(?:is|was)\s+)?"
+            r"(?P<v>(?=[A-Z0-9-]{0,100}\d{4})(?:[A-Z]{1,3}-?)?\d[\d-]{4,14}(?:[A-Z]\b)?)(?![\d\w%]|[.,]\d|\s*"
             r"(?:patients|subjects|cases|records)\b)"
         ),
         is_record_number,

@@ -76,13 +76,17 @@ def run_described_task(path: Path, number: int) -> None:
     Raises:
         StorageError: This machine does not see the description's folder.
     """
+    _require_visible(path)
+    # A worker process runs many tasks of one pass, and a later pass may have a description of the same name.
+    _load_cached_task(path, path.stat().st_mtime_ns)(number)
+
+
+def _require_visible(path: Path) -> None:
     if not path_exists(path):
         raise StorageError(
             f"{path}: not found on {socket.gethostname()}",
             hint="all machines must share the folder of the runs; choose a shared one with --out",
         )
-    # A worker process runs many tasks of one pass, and a later pass may have a description of the same name.
-    _load_cached_task(path, path.stat().st_mtime_ns)(number)
 
 
 @lru_cache(maxsize=1)
@@ -124,11 +128,15 @@ def _decode(kind: Any, value: Any) -> object:  # noqa: ANN401  # any class, any 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one share of the described tasks, and return the exit code."""
+    """Run one share of the described tasks, except those that are finished, and return the exit code."""
     path, part, parts = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     try:
+        _require_visible(path)
+        task = load_task(path)
         for number in load_numbers(path)[part::parts]:
-            run_described_task(path, number)
+            # Slurm starts a preempted element again, which may have finished some of its tasks.
+            if not task.result_file(number).exists():
+                task(number)
     except MeditronError as error:
         print_error(error.message, error.hint)
         return 1

@@ -296,17 +296,17 @@ def _year_metrics(sizes: npt.NDArray[np.int32], years: npt.NDArray[np.integer[An
 def _token_metrics(
     lengths: Mapping[str, npt.NDArray[np.int32]], tokenizer: Tokenizer, out: Path
 ) -> dict[str, Any]:
-    sources = {
-        source: {
+    sources: dict[str, dict[str, Any]] = {}
+    for source, sizes in lengths.items():
+        facts = read_facts(out / source)
+        sources[source] = {
             "documents": len(sizes),
             "tokens": int(sizes.sum(dtype=np.int64)),
             "median": int(np.median(sizes)),
             "longest": int(sizes.max()),
-            "levels": _level_metrics(sizes, read_facts(out / source)["types"]),
-            "years": _year_metrics(sizes, read_facts(out / source)["year"]),
+            "levels": _level_metrics(sizes, facts["types"]),
+            "years": _year_metrics(sizes, facts["year"]),
         }
-        for source, sizes in lengths.items()
-    }
     return {
         "tokens": sum(counts["tokens"] for counts in sources.values()),
         "documents": sum(counts["documents"] for counts in sources.values()),

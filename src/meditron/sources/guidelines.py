@@ -18,7 +18,7 @@ from meditron.sources.streams import check_length
 __all__ = ["is_guideline", "markdown_sections", "read", "recognises", "row_to_document"]
 
 _START = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{(?=.*"clean_text"\s*:\s*(?:"|null))', re.DOTALL)
-_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(\S.*?)[ \t]*#*[ \t]*")
+_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(\S)(.*)")
 _META = {"source": "publisher", "url": "url", "overview": "overview"}
 
 
@@ -83,6 +83,8 @@ def markdown_sections(text: str) -> tuple[Section, ...]:
             continue
         outline.add_text("\n".join(lines).strip("\n"))
         lines = []
-        outline.add_heading(len(match[1]), match[2])
+        # Not by the pattern, which would try every division of a long run of blanks.
+        rest = match[3].rstrip(" \t").rstrip("#").rstrip(" \t")
+        outline.add_heading(len(match[1]), match[2] + rest)
     outline.add_text("\n".join(lines).strip("\n"))
     return outline.sections()

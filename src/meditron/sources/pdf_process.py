@@ -59,6 +59,9 @@ class _Worker:
         except BrokenPipeError as error:
             raise EOFError(self._ending()) from error
         while answer := self._process.stdout.readline(_LONGEST_ANSWER):
+            if not answer.endswith(b"\n"):  # it is too long, or the process was ended while it wrote
+                self._process.kill()
+                break
             fields = json.loads(answer)
             self._busy = "end" not in fields and "error" not in fields
             yield fields

@@ -26,7 +26,7 @@ from functools import cache
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from meditron.core.console import Bar, info, progress
 from meditron.core.errors import FetchError, InputError, SourceError
@@ -307,6 +307,24 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
 
     def __init__(self, before_request: Callable[[str], None] | None) -> None:
         self._before_request = before_request
+
+    def http_error_302(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+    ) -> Any:  # noqa: ANN401  # the type of the overridden method
+        """Follow a redirect; FetchError if its address cannot be parsed."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError as error:  # such as "Invalid IPv6 URL"
+            fp.close()
+            problem = "redirects to an address that is not valid"
+            raise FetchError(f"{public_address(req.full_url)}: {problem}") from error
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
     def redirect_request(
         self,

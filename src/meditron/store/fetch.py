@@ -173,6 +173,8 @@ def public_source(text: str) -> str:
     digest = match[0] if (match := _DIGEST.search(text)) else ""
     path, rest = text.removesuffix(digest), ""
     if path[:4].lower() == "web:":  # the list's folder may be private
+        with suppress(SourceError):
+            return parse_collection("web", path[4:]).public_name + digest
         return f"web:{path[4:].rpartition('/')[2]}{digest}"
     if path[:5].lower() == "file:":  # in a bare path, `#` is part of the name
         path, mark, member = path[5:].partition("#")

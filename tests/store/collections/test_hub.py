@@ -106,6 +106,21 @@ def test_a_split_without_a_card_is_found_by_its_name(server: Server):
     assert len(files_of(fetch(f"{NAME}#train"))) == 2
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"configs: 5",
+        b"configs: [{data_files: [{split: train, path: 5}]}]",
+        b"configs: [{data_files: [{split: train, path: [7, data/train-*]}]}]",
+        b"date: 2001-13-45",
+        b"a: " + b"[" * 1_000,
+    ],
+)
+def test_a_card_that_cannot_be_read_is_no_card(server: Server, header: bytes):
+    publish(server, FILES | {"README.md": b"---\n" + header + b"\n---\n"})
+    assert set(files_of(fetch(f"{NAME}#default/train"))) == {name for name in FILES if "train" in name}
+
+
 def test_faults_are_survived_and_wrong_bytes_refused(server: Server):
     publish(server)
     name = "data/train-00000-of-00002.parquet"

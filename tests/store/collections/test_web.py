@@ -38,6 +38,7 @@ def site(server: Server) -> Server:
         "/image": Page(b"\x89PNG\r\n" + bytes(900), "image/png"),
         "/loop": Page(location="/loop"),
         "/to-private": Page(location="/private/secret.html"),
+        "/to-nowhere": Page(location="http://[nowhere/"),
         "/index.html": Page(
             html(
                 text='<a href="/fever.html">1</a><a href="cut.pdf#page=2">2</a><a href="http://other/x.pdf">'
@@ -91,6 +92,7 @@ def test_pages_and_pdfs_become_files_with_licences(site: Server, tmp_path: Path)
         "/text": "neither HTML nor PDF: no element in it",
         "/image": "neither HTML nor PDF but image/png",
         "/loop": "more than 5 redirects",
+        "/to-nowhere": "redirects to an address that is not valid",
         "/missing.html": "the server answered 404",
     }
     assert site.paths["/robots.txt"] == 1
@@ -196,6 +198,15 @@ def test_a_wrong_list_is_one_line(tmp_path: Path, text: str, message: str):
         fetch(f"web:{tmp_path / 'list.toml'}")
 
 
+def test_a_list_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # The first two sources are a list by themselves.
+    source = '[[source]]\nname = "a{}"\nlicence = "L"\npages = ["https://a.example/x"]\n'
+    monkeypatch.setattr("meditron.store.collections.web_list._LARGEST_LIST", 2 * len(source.format(0)))
+    (tmp_path / "a.toml").write_text("".join(map(source.format, range(3))))
+    with pytest.raises(InputError, match="longer than"):
+        read_web_list(tmp_path / "a.toml")
+
+
 def test_a_missing_list_is_a_source_error(tmp_path: Path):
     with pytest.raises(SourceError, match="no such file"):
         source_identity(f"web:{tmp_path / 'list.toml'}")
@@ -208,6 +219,8 @@ def test_the_identity_is_the_content_of_the_list(site: Server, tmp_path: Path):
     before = source_identity(f"web:{path}")
     assert before.startswith("web:sha256:")
     assert public_source(f"web:{path}") == "web:guidelines.toml"
+    digest = f"@sha256:{'0' * 64}"
+    assert public_source(f"web:{path}@2026/12#who/*{digest}") == f"web:guidelines.toml@2026/12#who/*{digest}"
     write_list(tmp_path, site, ["/new.html"])
     assert source_identity(f"web:{path}") != before
 
@@ -254,6 +267,27 @@ def test_a_host_gets_requests_at_the_limited_rate(monkeypatch: pytest.MonkeyPatc
     throttle.wait("https://a.example/x")
     throttle.wait("https://a.example/x")
     assert slept[2:] == [0.75, 3.75]
+
+
+def test_a_redirect_to_another_host_needs_only_one_connection(
+    site: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # The robots.txt of the new host is requested before the redirect is followed.
+    monkeypatch.setenv("MEDITRON_FETCH_CONNECTIONS", "1")
+    monkeypatch.setattr("meditron.store.collections.web_client._TIMEOUT", 0.5)
+    site.pages["/moved"] = Page(location=f"{site.url.replace('127.0.0.1', 'localhost')}/new.html")
+    folder = fetch(f"web:{write_list(tmp_path, site, ['/moved'])}")
+    assert manifest_of(folder)["refused"] == []
+    assert site.paths["/robots.txt"] == 2
+
+
+@pytest.mark.parametrize("charset", ["hex", "idna", "undefined", "rot13", "no-such"])
+def test_a_charset_that_is_no_text_encoding_is_ignored(site: Server, tmp_path: Path, charset: str):
+    site.pages["/odd"] = Page(html("Fièvre"), f"text/html; charset={charset}")
+    site.pages["/meta"] = Page(html("Fièvre", head=f'<meta charset="{charset}">'), "text/html")
+    folder = fetch(f"web:{write_list(tmp_path, site, ['/odd', '/meta'])}")
+    for row in rows_of(folder):
+        assert "Fièvre" in (folder / "who" / row["name"]).read_text(encoding="utf-8")
 
 
 def test_the_body_is_limited(server: Server):

@@ -158,13 +158,14 @@ class HubFetcher:
 
 
 def _card_globs(card: str, config: str, split: str) -> Iterator[str]:
-    """Yield the globs of a split, from the YAML header of a dataset's card."""
+    """Yield the globs of a split, from the YAML header of a dataset's card; none if it cannot be read."""
     match = _FRONT_MATTER.match(card)
     try:
         header = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2001-13-45
         return
-    for entry in (header or {}).get("configs") or [] if isinstance(header, dict) else []:
+    configs = header.get("configs") if isinstance(header, dict) else None
+    for entry in configs if isinstance(configs, list) else ():
         if not isinstance(entry, dict) or entry.get("config_name", "default") != config:
             continue
         files = entry.get("data_files")
@@ -173,7 +174,8 @@ def _card_globs(card: str, config: str, split: str) -> Iterator[str]:
                 yield from [rule] if split in ("train", "*") else []
             elif isinstance(rule, dict) and rule.get("split", "train") == split:
                 paths = rule.get("path")
-                yield from [path for path in (paths if isinstance(paths, list) else [paths]) if path]
+                paths = paths if isinstance(paths, list) else [paths]
+                yield from (path for path in paths if isinstance(path, str) and path)
 
 
 def _require_listed(part: Path, shown: str, item: Item) -> None:

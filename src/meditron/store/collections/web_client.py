@@ -200,10 +200,9 @@ class WebClient:
                 body.clear()
             try:
                 with self._client.stream("GET", target, headers=headers) as response:
-                    if response.status_code in _REDIRECTS:
-                        target = _redirect_target(address, target, response, check_redirect)
-                        continue
-                    return _read_response(response, target, body, validator, limit, accept)
+                    if response.status_code not in _REDIRECTS:
+                        return _read_response(response, target, body, validator, limit, accept)
+                    location = response.headers.get("Location", "")
             except httpx.InvalidURL as error:
                 raise RefusedError(f"{public_address(target)}: not a valid address") from error
             except httpx.HTTPError as error:
@@ -212,21 +211,29 @@ class WebClient:
                     problem = "the server's certificate is not trusted"
                     raise FetchError(f"{public_address(target)}: {problem}", hint=hint) from error
                 raise RetryableError(f"connection lost ({str(error) or type(error).__name__})") from error
+            # The connection is free again: `check_redirect` may need one, and all could be in use.
+            target = _redirect_target(address, target, location, check_redirect)
         raise RefusedError(f"{public_address(address)}: more than {_MAX_REDIRECTS} redirects")
 
 
 def _redirect_target(
-    address: str,
-    current: str,
-    response: "httpx.Response",
-    check_redirect: Callable[[str, str], None] | None,
+    address: str, current: str, location: str, check_redirect: Callable[[str, str], None] | None
 ) -> str:
-    location = urllib.parse.urljoin(current, response.headers.get("Location", ""))
+    """Return the absolute address of a redirect; RefusedError if it must not be followed.
+
+    Args:
+        address: The address that was asked for at first.
+        current: The address that redirects.
+        location: The value of the header `Location`.
+        check_redirect: As of `WebClient.get`.
+    """
     shown = public_address(address)
     try:
-        target = normalize_address(urllib.parse.urldefrag(location).url)
+        target = normalize_address(urllib.parse.urldefrag(urllib.parse.urljoin(current, location)).url)
     except SourceError as error:
         raise RefusedError(f"{shown}: redirects to {error.message}") from error
+    except ValueError as error:  # of urllib, such as "Invalid IPv6 URL"
+        raise RefusedError(f"{shown}: redirects to an address that is not valid") from error
     if not target.startswith(("http:", "https:")):
         raise RefusedError(f"{shown}: redirects to {public_address(target)}, which is not followed")
     if current.startswith("https:") and not target.startswith("https:"):

@@ -115,7 +115,10 @@ def read_web_list(path: Path) -> list[WebSource]:
 
 def _read_toml(path: Path) -> list[WebSource]:
     with translate_read_errors(path), path.open("rb") as file:
-        content = file.read(_LARGEST_LIST)
+        content = file.read(_LARGEST_LIST + 1)
+    if len(content) > _LARGEST_LIST:
+        problem = f"longer than {_LARGEST_LIST >> 20} MiB"
+        raise InputError(path, problem, hint="write it as JSON lines (.jsonl), which may be of any length")
     try:
         return _WebList.model_validate(tomllib.loads(content.decode())).source
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -112,10 +112,13 @@ def _decode(response: WebResponse) -> tuple[str, bool]:
 
 
 def _codec_name(encoding: str | None) -> str | None:
+    """Return Python's name of an encoding; None if it is unknown, or no encoding of text (`hex`, `idna`)."""
     try:
-        return codecs.lookup(encoding or "").name
-    except LookupError:
+        name = codecs.lookup(encoding or "").name
+        b"text".decode(name, "replace")
+    except (LookupError, ValueError):
         return None
+    return name
 
 
 def _self_contained(text: str) -> bytes:
