@@ -21,7 +21,7 @@ from word_corpus import write_recipe
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 KILLS = int(os.environ.get("MEDITRON_KILLS", "1"))
-STEPS = 60
+STEPS = 28
 LAYOUTS = {"dp2": "dp_shard=2", "pp2": "pp=2"}
 
 
