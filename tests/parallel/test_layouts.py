@@ -84,6 +84,9 @@ EIGHT = [
     Case("tied", {"pp": 2, "tp": 2, "dp_shard": 2, "schedule": "zero-bubble"}),
     Case("deep", {"pp": 8}),
 ]
+# The others differ from these in the schedule of the pipeline, which float64 shows better.
+ALSO_IN_FLOAT32 = EIGHT[:7]
+RUNS = [(case, "float64") for case in EIGHT] + [(case, "float32") for case in ALSO_IN_FLOAT32]
 # Largest difference of a loss, and in float64 of a weight, after all steps.
 BOUNDS = {"float64": 1e-9, "float32": 5e-6}
 # Layouts that a checkpoint of dp2 × tp2 × pp2 opens in.
@@ -159,13 +162,13 @@ def figures(state, **callbacks):
 
 
 def run_cases(models, cases):
-    """On every rank: all cases in turn, in both dtypes; weights and held-out loss in float64 only."""
+    """On every rank: all cases in turn, in their dtypes; weights and held-out loss in float64 only."""
     results = {}
     for case in cases:
         layout = build_layout(
             ParallelConfig(**case.parallel), World(dist.get_rank(), dist.get_world_size()), CPU
         )
-        for dtype in BOUNDS:
+        for dtype in (dtype for same, dtype in RUNS if same == case):
             state = make_state(models, case, dtype, layout)
             measured = figures(state)
             after = (heldout_loss(state), whole_parameters(state)) if dtype == "float64" else None
@@ -194,8 +197,7 @@ def references(models):
 
 
 @pytest.mark.timeout(800)
-@pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize("case", EIGHT, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
 def test_every_layout_trains_as_one_process(results_by_rank, references, case, dtype):
     bound = BOUNDS[dtype]
     expected, (heldout, parameters) = references[case.model, dtype]
