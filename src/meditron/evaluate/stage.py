@@ -119,7 +119,7 @@ class MeasuredRows:
     def engines_by_model(self) -> dict[str, str]:
         """Return model → name of its engine."""
         texts = (row for rows in self.documents.values() for row in rows)
-        return {row.model: row.engine for row in (*texts, *self.fidelity_rows)}
+        return {row.model: row.engine for row in (*texts, *self.fidelity_rows) if row.engine}
 
 
 def _measure_models(

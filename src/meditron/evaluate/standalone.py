@@ -73,7 +73,7 @@ def evaluate_on_task(
     permuted = [permuted_sets(eval_set, options.permutations, seed) for eval_set in eval_sets]
     eval_model = _open_model(model, options) if isinstance(model, str) else model
     name = eval_model.name
-    path = (out or _default_folder(name)) / rows_file_name(opened)
+    path = (out or _default_folder(name)) / rows_file_name(opened.name)
     # The end of the `with` block closes the engine, so its name and identity are read inside.
     with eval_model:
         refuse_trained_questions(eval_model, eval_sets)

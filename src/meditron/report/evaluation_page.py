@@ -7,7 +7,7 @@ from meditron.report import evaluation_tables, methods
 from meditron.report.charts import interval_chart, reliability_chart
 from meditron.report.contamination import CONTAMINATION, contamination_table
 from meditron.report.evaluation_tables import ResultTable
-from meditron.report.number_format import percent
+from meditron.report.number_format import known, percent
 from meditron.report.pages import Page
 from meditron.report.robustness import all_scores, robustness_tables
 from meditron.store.results import Comparison, EvaluationResult, Perplexity, TaskScore
@@ -104,16 +104,16 @@ def _add_accuracy_chart(page: Page, scores: Sequence[TaskScore], result: Evaluat
 
 def _task_settings(score: TaskScore) -> dict[str, object]:
     return {
-        "task version": score.version,
-        "template": score.template,
+        "task version": known(score.version),
+        "template": known(score.template),
         "method": score.method,
-        "prompt form": score.prompt_form,
-        "shots": f"{score.shots} {' '.join(score.shot_ids)}",
-        "prompts truncated": f"{score.truncated} of {score.n}",
+        "prompt form": known(score.prompt_form),
+        "shots": f"{known(score.shots)} {' '.join(score.shot_ids)}",
+        "prompts truncated": f"{known(score.truncated)} of {score.n}",
         "repeated questions": score.repeated,
         "ties": score.ties,
         "data": score.data if score.split is None else f"{score.data}, split {score.split}",
-        "SHA-256 of the prompts": score.prompt_sha256,
+        "SHA-256 of the prompts": known(score.prompt_sha256),
         "SHA-256 of the questions": score.data_sha256,
         "rows": score.rows,
     }
