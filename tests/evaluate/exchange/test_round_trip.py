@@ -181,3 +181,5 @@ def test_lm_evals_own_log_is_read(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "not known" in page
     assert "lm-eval 0.4.13" in page
+    assert 'href="questions-drugs.html"' in page
+    assert (tmp_path / "questions-drugs.html").read_text(encoding="utf-8").count("<article") == 12

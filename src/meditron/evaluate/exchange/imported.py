@@ -11,6 +11,7 @@ from meditron.core.errors import InputError, UsageError
 from meditron.evaluate.accuracy import constant_baselines, row_figures
 from meditron.evaluate.eval_set import rows_file_name
 from meditron.evaluate.methods.loglikelihood import Loglikelihood, LoglikelihoodRow
+from meditron.evaluate.question_page import question_page_name, write_question_page
 from meditron.evaluate.rows import QuestionRow
 from meditron.evaluate.rows_file import RowsFile, lock_rows_file
 from meditron.report.evaluation_page import write_evaluation_page
@@ -148,7 +149,8 @@ def write_imported(
         InputError: a file in the folder is not a rows file.
     """
     paths = [out / rows_file_name(task.name) for task in tasks]
-    written = [*paths, out / "results.json", out / "report.html"]
+    pages = [out / question_page_name(path.name) for path in paths]
+    written = [*paths, *pages, out / "results.json", out / "report.html"]
     refuse_overwrite(written, sources)
     if len({*paths}) != len(paths):
         raise UsageError("two tasks would have the same rows file", hint="import them one by one")
@@ -174,8 +176,19 @@ def write_imported(
         resamples=_RESAMPLES,
     )
     write_results(out, result)
-    write_evaluation_page(out / "report.html", result)
+    links = {
+        path.name: write_question_page(out, path.name, task.name, task.questions, _answers(task))
+        for task, path in zip(tasks, paths, strict=True)
+    }
+    write_evaluation_page(out / "report.html", result, links)
     return result, paths
+
+
+def _answers(task: ImportedTask) -> dict[str, Sequence[QuestionRow]]:
+    """Return name in the page of questions → rows: the model's, with the scoring if there are several."""
+    groups = _by_scoring(task)
+    model = task.rows[0].model
+    return {f"{model}{label.removeprefix(task.name)}": rows for label, rows in groups.items()}
 
 
 def _by_scoring(task: ImportedTask) -> dict[str, list[QuestionRow]]:
