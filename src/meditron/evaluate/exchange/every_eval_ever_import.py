@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meditron.core.errors import SourceError
 from meditron.evaluate.eval_set import question_clusters
 from meditron.evaluate.exchange.imported import (
     ImportedTask,
     Sample,
     file_record,
+    list_logs,
     option_index,
     read_log,
     read_settings,
@@ -33,12 +33,7 @@ _VERSIONS = ("0.2.", "0.3.", "instance_level_eval_0.2.")
 
 def find_logs(source: Path) -> list[Path]:
     """Return the logs in a folder, or the one log that is named; SourceError if there are none."""
-    if not source.is_dir():
-        return [source]
-    logs = sorted(source.rglob("*_samples.jsonl"))
-    if not logs:
-        raise SourceError(f"{source}: no *_samples.jsonl in it")
-    return logs
+    return list_logs(source, "*_samples.jsonl", "the answers lie beside the file of scores, UUID.json")
 
 
 def import_every_eval_ever(

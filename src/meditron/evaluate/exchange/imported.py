@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from meditron.core.errors import InputError, UsageError
+from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.evaluate.accuracy import constant_baselines, row_figures
 from meditron.evaluate.eval_set import rows_file_name
 from meditron.evaluate.methods.loglikelihood import Loglikelihood, LoglikelihoodRow
@@ -32,6 +32,7 @@ __all__ = [
     "ImportedTask",
     "Sample",
     "file_record",
+    "list_logs",
     "option_index",
     "read_log",
     "read_settings",
@@ -89,6 +90,22 @@ class ImportedTask:
     """The question of each row."""
     data: str
     """Name of the data, as the source names it."""
+
+
+def list_logs(source: Path, glob: str, hint: str) -> list[Path]:
+    """Return the logs in a folder, or the one log that is named.
+
+    Raises:
+        SourceError: there is no such file or folder, or the folder has no logs; with the hint.
+    """
+    if not source.is_dir():
+        if not source.is_file():
+            raise SourceError(f"{source}: no such file or folder")
+        return [source]
+    logs = sorted(source.rglob(glob))
+    if not logs:
+        raise SourceError(f"{source}: no {glob} in it", hint=hint)
+    return logs
 
 
 def read_log(path: Path) -> Iterator[Sample]:

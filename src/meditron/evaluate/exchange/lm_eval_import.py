@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from meditron.core.errors import SourceError, UsageError
+from meditron.core.errors import UsageError
 from meditron.evaluate.eval_set import question_clusters
 from meditron.evaluate.exchange.imported import (
     ImportedTask,
     Sample,
     file_record,
+    list_logs,
     option_index,
     read_log,
     read_settings,
@@ -57,12 +58,7 @@ def find_logs(source: Path) -> list[Path]:
         SourceError: there is no such file or folder, or it has no logs.
         UsageError: the folder has logs of several runs of one task.
     """
-    if not source.is_dir():
-        return [source]
-    logs = sorted(source.rglob("samples_*.jsonl"))
-    if not logs:
-        hint = "lm-eval writes them with --log_samples --output_path DIR"
-        raise SourceError(f"{source}: no samples_*.jsonl in it", hint=hint)
+    logs = list_logs(source, "samples_*.jsonl", "lm-eval writes them with --log_samples --output_path DIR")
     tasks = [_task_and_time(log)[0] for log in logs]
     repeated = next((task for task in tasks if tasks.count(task) > 1), None)
     if repeated:
