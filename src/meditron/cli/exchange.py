@@ -85,7 +85,7 @@ def export_result(
     else:
         from meditron.evaluate.exchange.hub_export import export_hub
 
-        files = export_hub(tasks, out, now, name=model_id, benchmarks=parse_pairs("--benchmark", benchmark))
+        files = export_hub(tasks, out, name=model_id, benchmarks=parse_pairs("--benchmark", benchmark))
     if as_json:
         print_json({"files": [str(file) for file in files]})
     else:

@@ -30,13 +30,14 @@ def write_question_page(
         rows_file: Name of the rows file.
         task: Name of the task.
         questions: The questions, in the order of the page; of several with one id the first is shown.
-        answers: Name of a model → its rows, one for each question.
+        answers: Name of a model → its rows; all models have answered the same questions.
 
     Returns:
         The name of the page.
     """
     by_id = {name: {row.id: row for row in rows} for name, rows in answers.items()}
-    distinct = {question.id: question for question in reversed(questions)}
+    answered = next(iter(by_id.values()))
+    distinct = {question.id: question for question in reversed(questions) if question.id in answered}
     browsed = [
         BrowsedQuestion(
             id=question.id,

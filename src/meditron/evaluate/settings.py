@@ -81,7 +81,9 @@ class Setting:
         if isinstance(value, tuple) and factor == SHOTS:
             examples = f" ({', '.join(value[2])})" if value[2] else ""
             return f"{NOT_KNOWN if value[0] is None else value[0]}{examples}"
-        return "none" if value is None else str(value)
+        # The program that wrote an imported result did not record it; other settings are off.
+        absent = NOT_KNOWN if factor in _FACTORS.values() else "none"
+        return absent if value is None else str(value)
 
     def matches(self, wanted: Mapping[str, str]) -> bool:
         """Return True if every named factor has this value: `{"template": "letters/1", "shots": "3"}`.

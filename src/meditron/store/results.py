@@ -10,6 +10,7 @@ from meditron.core.config import first_problem
 from meditron.core.errors import InputError, SourceError
 from meditron.core.statistics import MIN_SAMPLE_SIZE, holm
 from meditron.store.files import read_json, write_json
+from meditron.store.import_record import ImportRecord
 
 __all__ = [
     "FILE_NAME",
@@ -27,8 +28,6 @@ __all__ = [
     "Fidelity",
     "Flip",
     "GenerationRecord",
-    "ImportRecord",
-    "ImportedFile",
     "PermutationScore",
     "Perplexity",
     "PromptForm",
@@ -449,27 +448,6 @@ def adjust_p_values(comparisons: Sequence[Comparison]) -> list[Comparison]:
         )
         for comparison in comparisons
     ]
-
-
-class ImportedFile(_Record):
-    """A file that a result was imported from."""
-
-    name: str
-    """Name of the file, without its folder."""
-    sha256: str
-    rows: int | None = None
-    """Number of samples in it; None for a file of settings."""
-
-
-class ImportRecord(_Record):
-    """Origin of a result that another program measured."""
-
-    format: Literal["lm-eval", "every-eval-ever"]
-    files: tuple[ImportedFile, ...]
-    program: str | None
-    """Program that measured the result, with its version, as the files name it; None if they do not."""
-    time: str | None
-    """Time of the evaluation, as the files state it; None if they do not."""
 
 
 class EvaluationResult(_Record):

@@ -9,6 +9,7 @@ import pytest
 
 from meditron.core.errors import InputError, SourceError, UsageError
 from meditron.evaluate.exchange.every_eval_ever_import import import_every_eval_ever
+from meditron.evaluate.exchange.imported import write_imported
 from meditron.evaluate.exchange.lm_eval_import import find_logs, import_lm_eval
 
 LOG = Path(__file__).with_name("lm_eval_log")
@@ -147,3 +148,22 @@ def test_an_answer_that_names_no_option_is_unparsed(tmp_path: Path) -> None:
     path.write_text(json.dumps(sample) + "\n")
     [task], _, _ = import_every_eval_ever([path])
     assert (task.rows[0].prediction, task.rows[0].correct) == (None, False)
+
+
+def test_logs_of_several_models_and_scorings(tmp_path: Path) -> None:
+    path = tmp_path / "x_samples.jsonl"
+    other = SAMPLE | {"model_id": "lab/other", "sample_id": "q1"}
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in (SAMPLE, other)))
+    with pytest.raises(UsageError, match="several models: lab/tiny, lab/other"):
+        import_every_eval_ever([path])
+    # Two results of a sample are two scorings of the task, which may not have the same samples.
+    results = [SAMPLE | {"evaluation_result_id": name} for name in ("acc", "acc_norm")]
+    results.append(SAMPLE | {"evaluation_result_id": "acc", "sample_id": "q1"})
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in results))
+    tasks, record, read = import_every_eval_ever([path])
+    result, _ = write_imported(tasks, record, read, tmp_path / "out")
+    scores = result.tasks["lab/tiny"]
+    assert {label: score.n for label, score in scores.items()} == {
+        "drugs (imported (acc))": 2,
+        "drugs (imported (acc_norm))": 1,
+    }

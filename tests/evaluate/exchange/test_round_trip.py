@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from meditron.core.errors import UsageError
+from meditron.core.errors import InputError, UsageError
 from meditron.evaluate.compare import compare_results
 from meditron.evaluate.exchange import every_eval_ever_import, lm_eval_import
 from meditron.evaluate.exchange.every_eval_ever_export import export_every_eval_ever
@@ -24,6 +24,7 @@ from meditron.evaluate.explain_results import explain_results
 from meditron.evaluate.result_rows import open_result
 from meditron.evaluate.rows import QuestionRow
 from meditron.store.results import EvaluationResult, read_results
+from meditron.tasks.registry import open_task
 
 NOW = datetime(2026, 11, 29, 12, 0, tzinfo=UTC)
 SCHEMAS = Path(__file__).with_name("every_eval_ever_schemas")
@@ -150,20 +151,21 @@ def test_every_eval_evers_schema_accepts_the_export_and_it_comes_back(
 
 def test_the_hub_reads_the_exported_metadata(evaluated: Path, questions: Path, tmp_path: Path) -> None:
     tasks = select_tasks(str(evaluated), tasks=[str(questions)])
-    files = export_hub(tasks, tmp_path, NOW, name="tiny", benchmarks={"drugs": "lab/drugs#default"})
+    files = export_hub(tasks, tmp_path, name="tiny", benchmarks={"drugs": "lab/drugs#default"})
     index, entries = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
     name, [result] = model_index_to_eval_results(index["model-index"])
     accuracy = sum(row.correct for row in rows_of(evaluated).values()) / 12
     assert (name, result.metric_value, result.dataset_name) == ("tiny", accuracy, tasks[0].task.title)
+    assert "date" not in entries[0]  # rows do not record when the model answered
     [entry] = parse_eval_result_entries(entries)
     assert (entry.dataset_id, entry.task_id) == ("lab/drugs", "default")
     assert entry.value == round(100 * accuracy, 2)
     assert "12 questions" in str(entry.notes)
     assert files[1].parent.name == ".eval_results"
     with pytest.raises(UsageError, match="not exported"):
-        export_hub(tasks, tmp_path, NOW, benchmarks={"other": "lab/drugs#default"})
+        export_hub(tasks, tmp_path, benchmarks={"other": "lab/drugs#default"})
     with pytest.raises(UsageError, match="not a dataset"):
-        export_hub(tasks, tmp_path, NOW, benchmarks={"drugs": "lab/drugs"})
+        export_hub(tasks, tmp_path, benchmarks={"drugs": "lab/drugs"})
 
 
 def test_lm_evals_own_log_is_read(tmp_path: Path) -> None:
@@ -183,3 +185,40 @@ def test_lm_evals_own_log_is_read(tmp_path: Path) -> None:
     assert "lm-eval 0.4.13" in page
     assert 'href="questions-drugs.html"' in page
     assert (tmp_path / "questions-drugs.html").read_text(encoding="utf-8").count("<article") == 12
+
+
+def test_an_imported_result_is_exported_without_claiming_to_have_measured_it(tmp_path: Path) -> None:
+    tasks, record, read = lm_eval_import.import_lm_eval(lm_eval_import.find_logs(LOG))
+    questions = tmp_path / "drugs.jsonl"
+    rows = [
+        {"id": q.id, "question": q.text, "options": q.options, "gold": q.gold} for q in tasks[0].questions
+    ]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_imported(tasks, record, read, tmp_path / "imported")
+    selected = select_tasks(str(tmp_path / "imported"), tasks=[str(questions)])
+    aggregate, _ = export_every_eval_ever(selected, tmp_path, NOW, model_id="lab/tiny", organization="lab")
+    library = json.loads(aggregate.read_text(encoding="utf-8"))["eval_library"]
+    assert (library["name"], library["version"]) == ("unknown", "unknown")
+
+
+def test_samples_get_the_ids_of_a_task(tmp_path: Path) -> None:
+    [log] = lm_eval_import.find_logs(LOG)
+    questions = tmp_path / "mine.jsonl"
+    docs = [line["doc"] for line in lines(log)]
+    rows = [
+        {
+            "id": f"mine-{n}",
+            "question": doc["sent1"],
+            "options": [doc[f"ending{k}"] for k in range(4)],
+            "gold": doc["label"],
+        }
+        for n, doc in enumerate(docs)
+    ]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)), encoding="utf-8")
+    [task], _, _ = lm_eval_import.import_lm_eval([log], task=open_task(str(questions)))
+    assert task.name == "mine"
+    assert [row.id for row in task.rows] == [f"mine-{n}" for n in range(12)]
+    rows[3]["gold"] = 0
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(InputError, match=r"\(line 4\): the question is not in the task"):
+        lm_eval_import.import_lm_eval([log], task=open_task(str(questions)))

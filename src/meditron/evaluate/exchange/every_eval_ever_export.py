@@ -53,8 +53,7 @@ def export_every_eval_ever(
     for task in tasks:
         # The same evaluation gets the same id, so that a second export replaces the files of the first.
         seed = f"{model_id}\0{task.name}\0{task.setting.first.cache_key}\0{task.setting.first.scoring_name}"
-        digest = bytearray(hashlib.sha256(seed.encode()).digest()[:16])
-        identity = str(uuid.UUID(bytes=bytes(digest), version=4))
+        identity = str(uuid.UUID(bytes=hashlib.sha256(seed.encode()).digest()[:16], version=4))
         collection = task.name.replace("/", "-")
         folder = PurePosixPath("data", collection, developer, model)
         evaluation = f"{collection}/{model_id}/{int(now.timestamp())}"
@@ -93,7 +92,7 @@ def _aggregate(
             "source_organization_name": organization,
             "evaluator_relationship": "other",
         },
-        "eval_library": {"name": "meditron", "version": __version__},
+        "eval_library": _library(row),
         "model_info": {
             "name": row.model,
             "id": model_id,
@@ -130,6 +129,13 @@ def _aggregate(
             }
         ],
     }
+
+
+def _library(row: QuestionRow) -> dict[str, Any]:
+    # Only rows of this program have a version of the task; those of others do not name theirs.
+    name, version = ("unknown", "unknown") if row.version is None else ("meditron", __version__)
+    exporter = {"additional_details": {"exported_by": f"meditron {__version__}"}}
+    return {"name": name, "version": version, **(exporter if row.version is None else {})}
 
 
 def _deployment(row: QuestionRow) -> str:

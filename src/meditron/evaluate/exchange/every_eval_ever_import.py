@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from meditron.core.errors import UsageError
 from meditron.evaluate.eval_set import question_clusters
 from meditron.evaluate.exchange.imported import (
     ImportedTask,
@@ -21,8 +22,8 @@ from meditron.evaluate.exchange.imported import (
     unique_ids,
 )
 from meditron.evaluate.rows import ImportedRow
+from meditron.store.import_record import ImportRecord
 from meditron.store.manifest import fingerprint
-from meditron.store.results import ImportRecord
 from meditron.tasks.question import Question
 from meditron.tasks.task import questions_sha256
 
@@ -51,6 +52,7 @@ def import_every_eval_ever(
     Raises:
         InputError: a file is damaged, or a sample is not a multiple-choice question; names file and line.
         SourceError: there is no such file.
+        UsageError: the samples are of several models, and `model` does not name one.
     """
     answers: dict[str, list[tuple[Sample, Question, ImportedRow]]] = {}
     counts: dict[Path, int] = {}
@@ -65,6 +67,11 @@ def import_every_eval_ever(
             keys.append((sample, (row.model, row.task, row.metric or "", row.id)))
             counts[log] = counts.get(log, 0) + 1
     unique_ids(keys)
+    models = dict.fromkeys(row.model for each in answers.values() for _, _, row in each)
+    if len(models) > 1:
+        raise UsageError(
+            f"the logs are of several models: {', '.join(models)}", hint="import them one by one"
+        )
     tasks = [_task(name, each) for name, each in answers.items()]
     first = settings[logs[0]]
     library = first.get("eval_library")

@@ -6,7 +6,6 @@ a model card and may name any data.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,6 @@ _SETTINGS = ("template", "shots", "prompt form", "method", "rule", "engine", "dt
 def export_hub(
     tasks: Sequence[ExportedTask],
     out: Path,
-    now: datetime,
     *,
     name: str | None = None,
     benchmarks: Mapping[str, str] | None = None,
@@ -39,7 +37,6 @@ def export_hub(
     Args:
         tasks: The evaluations.
         out: The folder; its files belong into the root of the model's repository.
-        now: Time of the export.
         name: Name of the model; default: that of the rows.
         benchmarks: Task → the benchmark's dataset on the hub and its task's id, `org/dataset#task`.
 
@@ -76,7 +73,6 @@ def export_hub(
             task_id=task_id,
             # The hub's leaderboards show percentages.
             value=round(100 * task.accuracy, 2),
-            date=now.isoformat(timespec="seconds"),
             notes=_notes(task),
         )
         paths.append(out / ".eval_results" / f"{task.name.replace('/', '-')}.yaml")

@@ -16,12 +16,11 @@ from meditron.evaluate.rows import QuestionRow
 from meditron.evaluate.rows_file import RowsFile, lock_rows_file
 from meditron.report.evaluation_page import write_evaluation_page
 from meditron.store.files import read_json, refuse_overwrite, sha256_file
+from meditron.store.import_record import ImportedFile, ImportRecord
 from meditron.store.jsonl import read_numbered_jsonl
 from meditron.store.results import (
     Baseline,
     EvaluationResult,
-    ImportedFile,
-    ImportRecord,
     TaskScore,
     write_results,
 )
@@ -202,10 +201,18 @@ def write_imported(
 
 
 def _answers(task: ImportedTask) -> dict[str, Sequence[QuestionRow]]:
-    """Return name in the page of questions → rows: the model's, with the scoring if there are several."""
+    """Return name in the page of questions → rows: the model's, with the scoring if there are several.
+
+    Scorings of other samples than the first are left out.
+    """
     groups = _by_scoring(task)
     model = task.rows[0].model
-    return {f"{model}{label.removeprefix(task.name)}": rows for label, rows in groups.items()}
+    ids = {row.id for row in next(iter(groups.values()))}
+    return {
+        f"{model}{label.removeprefix(task.name)}": rows
+        for label, rows in groups.items()
+        if {row.id for row in rows} == ids
+    }
 
 
 def _by_scoring(task: ImportedTask) -> dict[str, list[QuestionRow]]:

@@ -53,7 +53,7 @@ def export_lm_eval(tasks: Sequence[ExportedTask], out: Path, now: datetime) -> l
         hashes[task.name] = _sha256("".join(parts))
         results[task.name] = _scores(task, samples)
     path = out / f"results_{time}.json"
-    write_json(path, _settings(tasks, results, hashes, now))
+    write_json(path, _settings(tasks, results, hashes))
     return [*paths, path]
 
 
@@ -148,7 +148,7 @@ def _scores(task: ExportedTask, samples: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def _settings(
-    tasks: Sequence[ExportedTask], results: Mapping[str, Any], hashes: Mapping[str, str], now: datetime
+    tasks: Sequence[ExportedTask], results: Mapping[str, Any], hashes: Mapping[str, str]
 ) -> dict[str, Any]:
     rows = {task.name: task.setting.first for task in tasks}
     first = next(iter(rows.values()))
@@ -158,6 +158,9 @@ def _settings(
         for task, scores in results.items()
     }
     counts = {task.name: len(task.items) for task in tasks}
+    # Null is lm-eval's mark of plain prompts, so an unknown form has no key.
+    form = first.prompt_form
+    template = {"chat_template": None if form == "raw" else form} if form else {}
     return {
         "results": dict(results),
         "group_subtasks": {},
@@ -184,13 +187,13 @@ def _settings(
             "model_sha": first.model_digest,
         },
         "git_hash": None,
-        "date": now.timestamp(),
+        "date": None,  # the time of the evaluation, which rows do not record
         "lm_eval_version": None,
         "meditron_version": __version__,
         "task_hashes": dict(hashes),
         "model_source": first.engine,
         "model_name": first.model,
-        "chat_template": None if first.prompt_form == "raw" else first.prompt_form,
+        **template,
     }
 
 

@@ -27,8 +27,9 @@ from meditron.evaluate.exchange.imported import (
 )
 from meditron.evaluate.methods.loglikelihood import LoglikelihoodRow
 from meditron.evaluate.model import RAW
+from meditron.store.import_record import ImportRecord
 from meditron.store.manifest import fingerprint
-from meditron.store.results import ImportRecord, Rule
+from meditron.store.results import Rule
 from meditron.tasks.file_task import read_dataset_row
 from meditron.tasks.prompt_template import RenderedPrompt
 from meditron.tasks.question import Question
