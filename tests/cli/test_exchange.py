@@ -42,6 +42,7 @@ def test_wrong_use_is_one_line_with_a_hint(meditron: Command, tmp_path: Path) ->
         (["export", str(rows), "--format", "every-eval-ever"], "--model-id DEVELOPER/MODEL"),
         (["export", str(rows), "--format", "hub", "--setting", "rule=bytes"], "no evaluation of drugs"),
         (["export", str(rows), "--format", "hub", "--benchmark", "drugs"], "not NAME=VALUE"),
+        (["export", str(rows), "--format", "lm-eval", "--model-id", "a/b"], "--model-id is for --format"),
         (["import", str(LOG), "--format", "every-eval-ever", "--out", str(rows)], "no *_samples.jsonl"),
         (
             ["import", str(tmp_path / "none"), "--format", "lm-eval", "--out", str(rows)],

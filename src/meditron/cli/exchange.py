@@ -39,7 +39,7 @@ def export_result(
     ] = (),
     model_id: Annotated[
         str | None,
-        Parameter(group=_EVERY_EVAL_EVER, help="The model's name on the hub: developer/model."),
+        Parameter(help="The model's name on the hub: developer/model; for every-eval-ever and hub."),
     ] = None,
     organization: Annotated[
         str | None,
@@ -67,6 +67,16 @@ def export_result(
 
     from meditron.evaluate.exchange.exported import select_tasks
 
+    formats = {
+        "model_id": ("every-eval-ever", "hub"),
+        "organization": ("every-eval-ever",),
+        "benchmark": ("hub",),
+    }
+    given = {"model_id": model_id, "organization": organization, "benchmark": benchmark}
+    for name, value in given.items():
+        if value and format_ not in formats[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} is for --format {' or '.join(formats[name])}")
     tasks = select_tasks(result, tasks=task, corpus=corpus, settings=parse_pairs("--setting", setting))
     now = datetime.now(UTC)
     if format_ == "lm-eval":

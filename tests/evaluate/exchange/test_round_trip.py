@@ -14,6 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from meditron.core.errors import InputError, UsageError
 from meditron.evaluate.compare import compare_results
+from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.exchange import every_eval_ever_import, lm_eval_import
 from meditron.evaluate.exchange.every_eval_ever_export import export_every_eval_ever
 from meditron.evaluate.exchange.exported import select_tasks
@@ -23,6 +24,7 @@ from meditron.evaluate.exchange.lm_eval_export import export_lm_eval
 from meditron.evaluate.explain_results import explain_results
 from meditron.evaluate.result_rows import open_result
 from meditron.evaluate.rows import QuestionRow
+from meditron.evaluate.standalone import evaluate_on_task
 from meditron.store.results import EvaluationResult, read_results
 from meditron.tasks.registry import open_task
 
@@ -222,3 +224,31 @@ def test_samples_get_the_ids_of_a_task(tmp_path: Path) -> None:
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with pytest.raises(InputError, match=r"\(line 4\): the question is not in the task"):
         lm_eval_import.import_lm_eval([log], task=open_task(str(questions)))
+
+
+def test_lm_eval_and_our_evaluation_agree_on_every_question(tiny: Path, tmp_path: Path) -> None:
+    """The log is of the model `tiny`: the same prompts, and log-probabilities up to the last digits."""
+    [log] = lm_eval_import.find_logs(LOG)
+    questions = tmp_path / "drugs.jsonl"
+    rows = [
+        {
+            "id": f"mine-{line['doc_id']}",
+            "question": line["doc"]["sent1"],
+            "options": [line["doc"][f"ending{k}"] for k in range(4)],
+            "gold": line["doc"]["label"],
+        }
+        for line in lines(log)
+    ]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = EvalOptions(dtype="float32", resamples=100)
+    evaluate_on_task(str(tiny), str(questions), options, template="lm-eval-medqa", out=tmp_path / "ours")
+    imported = lm_eval_import.import_lm_eval([log], task=open_task(str(questions)))
+    write_imported(*imported, tmp_path / "theirs")
+    ours, theirs = rows_of(tmp_path / "ours"), rows_of(tmp_path / "theirs")
+    for id_, row in ours.items():
+        assert row.prompt_sha256 == theirs[id_].prompt_sha256
+        assert row.prediction == theirs[id_].prediction
+        mine, reference = (each.model_dump()["scores"]["sum"] for each in (row, theirs[id_]))
+        assert mine == pytest.approx(reference, abs=1e-3)
+    [difference] = compare_results(str(tmp_path / "ours"), str(tmp_path / "theirs"))
+    assert (difference.n, difference.difference) == (12, 0)
