@@ -56,6 +56,7 @@ def set_logp(samples: list[dict[str, Any]], value: object) -> None:
         (lambda s: set_logp(s, float("-inf")), r"\(line 5\): a log-probability must be a finite"),
         (lambda s: set_logp(s, None), r"\(line 5\): a log-probability must be a finite"),
         (lambda s: s[7].update(doc_id=2), r'\(line 8\): a second sample "2"; the first is in line 3'),
+        (lambda s: s[2]["doc"].update(sent1="\ud800"), r"\(line 3\): a text contains a lone surrogate"),
         (lambda s: s[2].pop("target"), r"\(line 3\): target is missing"),
         (lambda s: s[2].update(target="9"), r"\(line 3\): the target '9' is none of the 4 options"),
         (lambda s: s[0].update(acc=1.0), r"\(line 1\): acc is 1.0, but the option"),
@@ -85,6 +86,20 @@ def test_a_truncated_log_and_a_web_page(tmp_path: Path) -> None:
             read([path], model="tiny")
         with pytest.raises(SourceError, match="no such file"):
             read([tmp_path / "none.jsonl"], model="tiny")
+
+
+@pytest.mark.parametrize("date", [None, "soon", 1e300, float("nan")])
+def test_settings_with_a_time_that_is_none(date: object, tmp_path: Path) -> None:
+    path = log_with(lambda samples: None, tmp_path)
+    settings = path.with_name(path.name.replace("samples_drugs", "results").removesuffix("l"))
+    settings.write_text(json.dumps({"model_name": "tiny", "date": date}))
+    _, record, read = import_lm_eval([path])
+    assert record.time is None
+    assert record.program is None
+    assert settings in read
+    settings.write_text("<html>")
+    with pytest.raises(InputError, match=r"results_.*\.json.*line 1"):
+        import_lm_eval([path])
 
 
 def test_line_numbers_count_blank_lines(tmp_path: Path) -> None:

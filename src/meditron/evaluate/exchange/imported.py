@@ -122,6 +122,10 @@ def read_log(path: Path) -> Iterator[Sample]:
     sample = None
     for line, fields in read_numbered_jsonl(path):
         sample = Sample(path=path, line=line, fields=fields)
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            sample.fail("a text contains a lone surrogate, which UTF-8 cannot encode")
         yield sample
     if sample is None:
         raise InputError(path, "the file has no samples")

@@ -95,7 +95,7 @@ def import_lm_eval(
     name = model or names.pop()
     tasks = [_read_task(log, settings[log], name, task) for log in logs]
     first = settings[logs[0]]
-    version, date = first.get("lm_eval_version"), first.get("date")
+    version = first.get("lm_eval_version")
     read_files = dict.fromkeys(file for file in settings_files.values() if file)
     record = ImportRecord(
         format="lm-eval",
@@ -104,7 +104,7 @@ def import_lm_eval(
             *map(file_record, read_files),
         ),
         program=f"lm-eval {version}" if version else None,
-        time=datetime.fromtimestamp(date, UTC).isoformat() if isinstance(date, int | float) else None,
+        time=_iso_time(first.get("date")),
     )
     return tasks, record, [*logs, *read_files]
 
@@ -281,6 +281,14 @@ def _row(answered: _Answered, fields: Mapping[str, Any], cluster: str) -> Loglik
         scores=dict(answered.scores),
         option_probability_mass=None,
     )
+
+
+def _iso_time(seconds: object) -> str | None:
+    """Return the time of a Unix timestamp; None if it is none."""
+    try:
+        return datetime.fromtimestamp(float(str(seconds)), UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _table(settings: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
