@@ -17,7 +17,7 @@ from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.heldout import choose_heldout, distinct_heldout, refuse_training_overlap
 from meditron.evaluate.model import EvalModel, LocalModel
 from meditron.evaluate.permutations import answer_in_orders, permuted_sets, with_orders
-from meditron.evaluate.question_page import write_question_page
+from meditron.evaluate.question_page import write_task_page
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile
 from meditron.evaluate.trained import refuse_trained_documents, refuse_trained_questions, training_data_record
@@ -80,26 +80,12 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     result = _compute_result(config, inputs, documents, eval_sets, rows, models)
     write_results(out, result)
     pages = {
-        task_sets[0].rows_file: _write_question_page(out, task_sets, rows.answers)
+        task_sets[0].rows_file: write_task_page(out, task_sets, rows.answers)
         for task_sets in eval_sets.values()
     }
     write_evaluation_page(out / "report.html", result, pages)
     overlap = {"overlap": 0, "training_documents_compared": compared}
     return result.model_dump(mode="json") | overlap
-
-
-def _write_question_page(
-    out: Path, eval_sets: Sequence[EvalSet], answers: Mapping[str, Mapping[str, list[QuestionRow]]]
-) -> str:
-    """Write the page of a task's questions and return its name."""
-    first = eval_sets[0]
-    names = {
-        # `TASK (raw)` or `TASK (METHOD)`: the models of all evaluation sets are on one page.
-        f"{model}{eval_set.label.removeprefix(first.label)}": rows
-        for eval_set in eval_sets
-        for model, rows in answers[eval_set.label].items()
-    }
-    return write_question_page(out, first.rows_file, first.label, first.questions, names)
 
 
 def _all_eval_sets(eval_sets: EvalSets) -> list[EvalSet]:
