@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from meditron.cli.app import COMMANDS, app
+from meditron.cli.app import COMMANDS, app, command_name
 from meditron.cli.errors import EXTRAS
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.recipe import load_recipe
 from meditron.sources.registry import SOURCES
 
 ROOT = Path(__file__).parents[2]
-NAMES = [command.__name__ for command in COMMANDS]
+NAMES = [command_name(command) for command in COMMANDS]
 HEAVY = {"torch", "transformers", "ray", "numba", "matplotlib", "scipy", "lxml", "xllamacpp"}
 HEAVY |= {"numpy", "pydantic"}  # half a second together
 HELP = """
@@ -61,7 +61,7 @@ def test_every_command_has_help_with_a_valid_example(meditron: Command, name: st
     assert examples
     for example in examples:
         command, bound, _ = app.parse_args(shlex.split(example)[1:], exit_on_error=False, print_error=False)
-        assert command.__name__ == name
+        assert command_name(command) == name
         assert bound.arguments
 
 

@@ -69,7 +69,12 @@ def test_the_stage_writes_every_measure_of_every_model(evaluate: Evaluate, tmp_p
     assert [d.model_dump(exclude={"a", "b", "p_adjusted", "family"}) for d in again if d.task] == [
         of_tasks[0].model_dump(exclude={"a", "b", "p_adjusted", "family"})
     ]
-    every_figure_is_on_the_page(result, (tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    every_figure_is_on_the_page(result, page)
+    assert 'href="questions-drugs.html"' in page
+    questions = (tmp_path / "out" / "questions-drugs.html").read_text(encoding="utf-8")
+    assert questions.count("<article") == 30
+    assert all(f"<legend>{model}</legend>" in questions for model in ("base", "finetune"))
 
 
 def every_figure_is_on_the_page(result: EvaluationResult, page: str) -> None:

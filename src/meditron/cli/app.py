@@ -15,6 +15,7 @@ from meditron.cli.convert import convert
 from meditron.cli.doctor import doctor
 from meditron.cli.errors import open_closed_streams, run_guarded
 from meditron.cli.evaluate import evaluate
+from meditron.cli.exchange import export_result, import_result
 from meditron.cli.explain import explain
 from meditron.cli.generate import generate
 from meditron.cli.inspect import inspect
@@ -28,7 +29,7 @@ from meditron.core.console import configure, substitute_unencodable
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.version import __version__
 
-__all__ = ["COMMANDS", "app", "help_text", "main"]
+__all__ = ["COMMANDS", "app", "command_name", "help_text", "main"]
 
 COMMANDS: tuple[Callable[..., int | None], ...] = (
     run,
@@ -43,6 +44,8 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     evaluate,
     compare,
     explain,
+    export_result,
+    import_result,
     doctor,
 )
 
@@ -51,6 +54,11 @@ def help_text(command: Callable[..., object]) -> str:
     """Return a command's docstring as help text: each paragraph on one line, examples unchanged."""
     paragraphs = str(getdoc(command)).replace("`", "").split("\n\n")
     return "\n\n".join(text if text.startswith(" ") else re.sub(r"\s*\n", " ", text) for text in paragraphs)
+
+
+def command_name(command: Callable[..., object]) -> str:
+    """Return the name of a command: its function's, without `_result`, because `import` is a keyword."""
+    return command.__name__.removesuffix("_result")
 
 
 app = App(
@@ -69,7 +77,7 @@ app = App(
 for flag in ("--help", "--version"):
     app[flag].group = GENERAL
 for place, function in enumerate(COMMANDS):
-    app.command(function, sort_key=place, help=help_text(function))
+    app.command(function, name=command_name(function), sort_key=place, help=help_text(function))
 
 
 @app.meta.default

@@ -84,6 +84,7 @@ def evaluate(
     from meditron.cli import show
     from meditron.evaluate import standalone
     from meditron.evaluate.config import EvalOptions
+    from meditron.evaluate.question_page import question_page_name
 
     options = validate_settings(EvalOptions, settings, names=_FLAGS)
     if task is not None and against is None:
@@ -103,6 +104,8 @@ def evaluate(
         for name, data in result.ancestry.items():
             info(f"{name}: {data.statement}")
         info(f"rows: {rows}")
+        if task is not None:
+            info(f"questions with answers: {rows.with_name(question_page_name(rows.name))}")
 
 
 def _json_fields(result: dict[str, Any], rows: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from meditron.cli.options import Json, Seed, print_json
+from meditron.cli.options import Json, Seed, parse_pairs, print_json
 from meditron.core.console import info
 from meditron.core.errors import UsageError
 
@@ -81,8 +81,8 @@ def explain(
     explanations = explain_results(
         a,
         b,
-        a_setting=_parse_settings("--a", a_setting),
-        b_setting=_parse_settings("--b", b_setting),
+        a_setting=parse_pairs("--a", a_setting),
+        b_setting=parse_pairs("--b", b_setting),
         also=also,
         run=options,
     )
@@ -94,13 +94,3 @@ def explain(
             show.print_explanation(explanation)
             for evaluation in explanation.missing:
                 info(f"to separate factors, evaluate with {evaluation} (or use --run)")
-
-
-def _parse_settings(flag: str, texts: tuple[str, ...]) -> dict[str, str]:
-    settings = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise UsageError(f"{flag} {text}: not NAME=VALUE", hint=f"{flag} template=letters")
-        settings[name] = value
-    return settings

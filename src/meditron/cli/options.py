@@ -34,6 +34,7 @@ __all__ = [
     "flags_from",
     "json_was_printed",
     "note_printed_json",
+    "parse_pairs",
     "print_json",
     "print_json_line",
     "refuse_fractions",
@@ -256,3 +257,14 @@ def print_json_line(text: str) -> None:
     escaped = _UNPRINTED if encoding.lower().replace("-", "").startswith("utf") else _NOT_ASCII
     note_printed_json(printed=True)
     sys.stdout.write(escaped.sub(lambda match: json.dumps(match[0])[1:-1], text))
+
+
+def parse_pairs(flag: str, texts: tuple[str, ...]) -> dict[str, str]:
+    """Return the values of a repeatable flag NAME=VALUE by name; UsageError for a text without either."""
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise UsageError(f"{flag} {text}: not NAME=VALUE", hint=f"{flag} template=letters")
+        pairs[name] = value
+    return pairs

@@ -9,7 +9,12 @@ from typing import Any, Literal
 from meditron.core.calibration import calibrate
 from meditron.core.statistics import clustered_mean, wilson_interval
 from meditron.evaluate.bayes import NaiveBayes
-from meditron.evaluate.compare import Correctness, accuracy_difference, setting_differences
+from meditron.evaluate.compare import (
+    Correctness,
+    accuracy_difference,
+    count_truncated,
+    setting_differences,
+)
 from meditron.evaluate.config import ModelPair
 from meditron.evaluate.contamination import QuestionGroups, score_groups
 from meditron.evaluate.eval_set import EvalSet
@@ -35,6 +40,8 @@ __all__ = [
     "compute_baselines",
     "compute_differences",
     "compute_figures",
+    "constant_baselines",
+    "row_figures",
     "score_task",
 ]
 
@@ -103,44 +110,60 @@ def score_task(
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap resamples.
     """
-    gold, predictions = [row.gold for row in rows], [row.prediction for row in rows]
-    accuracy = count_accuracy(gold, predictions)
     return TaskScore(
-        accuracy=accuracy.accuracy,
-        interval=accuracy.interval,
-        macro_f1=accuracy.macro_f1,
-        model=rows[0].model,
+        **row_figures(rows, eval_set.classes, seed=seed, resamples=resamples),
         task=eval_set.label,
         version=eval_set.task.version,
         data=eval_set.task.data_file or eval_set.task.name,
         split=eval_set.task.test_split_name,
         template=eval_set.template_id,
         template_sha256=eval_set.task.template.sha256,
-        prompt_form=rows[0].prompt_form,
-        method=eval_set.method.name,
         method_description=eval_set.method.description,
-        dtype=rows[0].dtype,
-        engine=rows[0].engine,
         shots=eval_set.examples.shots,
         shot_ids=tuple(example.id for example in eval_set.examples.drawn_questions),
         shots_from=eval_set.examples.file_name,
         shots_sha256=eval_set.examples.file_sha256,
-        n=len(rows),
         repeated=eval_set.repeated_questions,
-        parse_rate=sum(prediction is not None for prediction in predictions) / len(rows),
-        truncated=sum(row.truncated for row in rows),
-        classes=eval_set.classes,
-        confusion=_confusion_matrix(gold, predictions, len(eval_set.classes)),
-        prompt_sha256=_sha256_of_hashes(row.prompt_sha256 for row in rows),
         data_sha256=eval_set.data_sha256,
         rows=file_name,
         contamination=score_groups(rows, groups or {}),
         errata=_score_without_errata(rows, find_errata(eval_set.questions)),
-        **_cluster_fields(rows, seed, resamples),
-        calibration=_calibration(rows, seed, resamples),
         # Fields of this method only, such as ties and probability mass.
         **eval_set.method.score_fields(rows),
     )
+
+
+def row_figures(
+    rows: Sequence[QuestionRow], classes: tuple[str, ...], *, seed: int, resamples: int
+) -> dict[str, Any]:
+    """Return the fields of `TaskScore` that follow from the rows alone, without those of one method.
+
+    Args:
+        rows: One model's rows of one evaluation.
+        classes: The options, if they are the same for every question; else empty.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
+    """
+    first = rows[0]
+    gold, predictions = [row.gold for row in rows], [row.prediction for row in rows]
+    accuracy = count_accuracy(gold, predictions)
+    prompts = [row.prompt_sha256 for row in rows if row.prompt_sha256]
+    return {
+        **accuracy.model_dump(),
+        "model": first.model,
+        "prompt_form": first.prompt_form,
+        "method": first.method,
+        "dtype": first.dtype,
+        "engine": first.engine,
+        "n": len(rows),
+        "parse_rate": sum(prediction is not None for prediction in predictions) / len(rows),
+        "truncated": count_truncated(rows),
+        "classes": classes,
+        "confusion": _confusion_matrix(gold, predictions, len(classes)),
+        "prompt_sha256": _sha256_of_hashes(prompts) if len(prompts) == len(rows) else None,
+        **_cluster_fields(rows, seed, resamples),
+        "calibration": _calibration(rows, seed, resamples),
+    }
 
 
 def _score_without_errata(rows: Sequence[QuestionRow], errata: Mapping[str, Erratum]) -> ErrataScore | None:
@@ -227,27 +250,38 @@ def answer_by_bayes(eval_set: EvalSet, training: Sequence[Question]) -> NaiveBay
 def compute_baselines(eval_set: EvalSet, bayes: NaiveBayesAnswers | None) -> dict[str, Baseline]:
     """Compute the baselines without a language model: majority class, best position, naive Bayes."""
     gold = [question.gold for question in eval_set.questions]
-    most_common = Counter(gold).most_common(1)[0][1]
-    # "position" uses the test's gold answers: it is the best accuracy of always choosing the same letter.
-    rows = [_baseline(eval_set, "position", most_common)]
-    # Only questions with the same options have a majority class.
-    if eval_set.classes:
-        rows.insert(0, _baseline(eval_set, "majority", most_common))
+    baselines = constant_baselines(eval_set.label, gold, eval_set.classes)
     if bayes is not None:
         right = sum(g == p for g, p in zip(gold, bayes.predictions, strict=True))
-        rows.append(_baseline(eval_set, BAYES, right, bayes.trained_on))
-    return {baseline.name: baseline for baseline in rows}
+        baselines[BAYES] = _baseline(eval_set.label, BAYES, right, len(gold), bayes.trained_on)
+    return baselines
+
+
+def constant_baselines(task: str, gold: Sequence[int], classes: tuple[str, ...]) -> dict[str, Baseline]:
+    """Compute the baselines that always give the same answer.
+
+    Args:
+        task: Label of the task.
+        gold: The gold options.
+        classes: The options, if they are the same for every question; else empty.
+    """
+    most_common = Counter(gold).most_common(1)[0][1]
+    # "position" uses the test's gold answers: it is the best accuracy of always choosing the same letter.
+    # Only questions with the same options have a majority class.
+    position = _baseline(task, "position", most_common, len(gold))
+    majority = {"majority": _baseline(task, "majority", most_common, len(gold))} if classes else {}
+    return {**majority, "position": position}
 
 
 def _baseline(
-    eval_set: EvalSet,
+    task: str,
     name: Literal["majority", "position", "naive Bayes"],
     right: int,
+    n: int,
     trained_on: int | None = None,
 ) -> Baseline:
-    n = len(eval_set.questions)
     return Baseline(
-        task=eval_set.label,
+        task=task,
         name=name,
         n=n,
         accuracy=right / n,

@@ -10,7 +10,9 @@ For questions the difference is b's accuracy − a's accuracy: a positive differ
 
 Rows that differ in rule, method, template, number of shots or prompt are not compared; this is an error. A
 difference in prompt form, number format or engine cannot always be avoided: such rows are compared, and the
-difference is named in `Comparison.unlike` and in the name of the measure.
+difference is named in `Comparison.unlike` and in the name of the measure. So is a setting that one of them
+does not know because another program answered the questions, unless equal hashes show that the prompts are
+equal.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +23,14 @@ from meditron.core.errors import InputError, UsageError
 from meditron.core.statistics import clustered_mean, paired_bootstrap, paired_proportions
 from meditron.core.units import format_count
 from meditron.evaluate.result_rows import ItemKey, ResultRows, open_result
-from meditron.evaluate.rows import DocumentRow, EvalRow, QuestionRow
+from meditron.evaluate.rows import NOT_KNOWN, DocumentRow, EvalRow, ImportedRow, QuestionRow
 from meditron.store.results import Comparison, adjust_p_values
 
 __all__ = [
     "Correctness",
     "accuracy_difference",
     "compare_results",
+    "count_truncated",
     "result_differences",
     "setting_differences",
 ]
@@ -36,7 +39,7 @@ Correctness = Mapping[ItemKey, bool]
 """Question (`EvalRow.item_key`) → True if the answer is right."""
 R = TypeVar("R", bound=EvalRow)
 
-_MUST_MATCH = ("version", "template", "method", "rule", "constrained", "shots")
+_MUST_MATCH = ("version", "template", "method", "rule", "constrained", "metric", "shots")
 """Fields of a question's row that must be equal in a comparison."""
 _NAMED_IF_DIFFERENT = (
     *("prompt_form", "dtype", "engine"),
@@ -121,7 +124,7 @@ def _pair_settings(
             conflicts = _differing_fields(a_first, b_first, _MUST_MATCH)
             # Different prompt forms give different prompts by design; equal forms must give equal prompts.
             same_form = getattr(a_first, "prompt_form", None) == getattr(b_first, "prompt_form", None)
-            if not conflicts and same_form and any(_prompt_hash(x) != _prompt_hash(y) for x, y in rows):
+            if not conflicts and same_form and any(_prompts_differ(x, y) for x, y in rows):
                 conflicts = ("prompt (template or shots)",)
             yield _PairedRows(
                 rows=rows,
@@ -131,8 +134,9 @@ def _pair_settings(
             )
 
 
-def _prompt_hash(row: EvalRow) -> str:
-    return row.prompt_sha256 if isinstance(row, QuestionRow) else ""
+def _prompts_differ(a: EvalRow, b: EvalRow) -> bool:
+    hashes = {getattr(row, "prompt_sha256", None) for row in (a, b)}
+    return len(hashes) == 2 and None not in hashes
 
 
 def _usable_pairings(
@@ -243,12 +247,14 @@ def _setting_label(row: QuestionRow, usable: Sequence[_PairedRows[QuestionRow]])
     """Return the settings of a row in brackets, to tell several comparisons on one task apart."""
     shown = _setting_fields(row)
     if len({pairing.rows[0][0].data_sha256 for pairing in usable}) > 1:
-        shown.append(f"data {row.data_sha256[:8]}")
+        shown.append(f"data {(row.data_sha256 or NOT_KNOWN)[:8]}")
     return f" ({', '.join(shown)})"
 
 
 def _setting_fields(row: QuestionRow) -> list[str]:
-    return [row.template, row.prompt_form, row.scoring_name, f"{row.shots} shots", row.dtype]
+    shots = None if row.shots is None else f"{row.shots} shots"
+    known = (row.template, row.prompt_form, row.scoring_name, shots, row.dtype)
+    return [value for value in known if value is not None]
 
 
 def setting_differences(a: Sequence[EvalRow], b: Sequence[EvalRow]) -> tuple[str, ...]:
@@ -257,18 +263,38 @@ def setting_differences(a: Sequence[EvalRow], b: Sequence[EvalRow]) -> tuple[str
         return ()
     named = _differing_fields(a[0], b[0], _NAMED_IF_DIFFERENT)
     if isinstance(a[0], QuestionRow):
-        counts = [sum(row.truncated for row in rows if isinstance(row, QuestionRow)) for rows in (a, b)]
+        if not all(getattr(row, "prompt_sha256", None) for row in (*a, *b)):
+            named += ("prompts: not known",)
+        counts = [count_truncated([row for row in rows if isinstance(row, QuestionRow)]) for rows in (a, b)]
         if counts[0] != counts[1]:
-            named += (f"truncated prompts: {counts[0]} / {counts[1]}",)
+            shown = [NOT_KNOWN if count is None else count for count in counts]
+            named += (f"truncated prompts: {shown[0]} / {shown[1]}",)
     return named
+
+
+def count_truncated(rows: Sequence[QuestionRow]) -> int | None:
+    """Return the number of truncated prompts; None if another program did not record them."""
+    known = [row.truncated for row in rows if row.truncated is not None]
+    return sum(known) if len(known) == len(rows) else None
 
 
 def _differing_fields(a: EvalRow, b: EvalRow, fields: Sequence[str]) -> tuple[str, ...]:
     # Some rows lack fields such as the rule, which counts as a setting that is off.
-    values = ((field, getattr(a, field, None), getattr(b, field, None)) for field in fields)
+    values = ((field, _setting_value(a, field), _setting_value(b, field)) for field in fields)
     return tuple(
-        f"{_SHOWN_AS.get(name, name)}: {x} / {y}" for name, x, y in values if (x or None) != (y or None)
+        f"{_SHOWN_AS.get(name, name)}: {x} / {y}"
+        for name, x, y in values
+        if (x or None) != (y or None) and (NOT_KNOWN not in (x, y) or fields is _NAMED_IF_DIFFERENT)
     )
+
+
+def _setting_value(row: EvalRow, field: str) -> object:
+    """Return a setting of a row; NOT_KNOWN if the program that answered the question did not record it."""
+    value = getattr(row, field, None)
+    # The settings that only one of the two kinds of rows has cannot be compared.
+    if field in (("method", "rule", "constrained") if isinstance(row, ImportedRow) else ("metric",)):
+        return NOT_KNOWN
+    return NOT_KNOWN if value is None and field in type(row).model_fields else value
 
 
 def accuracy_difference(

@@ -23,17 +23,17 @@ from meditron.tasks.task import Task, questions_sha256
 from meditron.text.chat import Message
 from meditron.text.finetune_templates import question_turns
 
-__all__ = ["EvalSet", "FewShotExamples", "draw_examples", "rows_file_name"]
+__all__ = ["EvalSet", "FewShotExamples", "draw_examples", "question_clusters", "rows_file_name"]
 
 
 # Temporary and lock files have longer names, and a file system takes 255 bytes.
 _LONGEST_NAME = 200
 
 
-def rows_file_name(task: Task) -> str:
-    """Return the name of the rows file of a task."""
+def rows_file_name(task: str) -> str:
+    """Return the name of the rows file of the task with this name."""
     # A task may be named after a user's file: characters that could lead out of the folder are replaced.
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", task.name).strip("-.") or "task"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", task).strip("-.") or "task"
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{short_hash(content_sha256(name))}"
     return f"task-{name}.jsonl" if name in ("perplexity", "fidelity") else f"{name}.jsonl"
@@ -125,7 +125,7 @@ class EvalSet:
     @cached_property
     def rows_file(self) -> str:
         """Name of the rows file."""
-        return rows_file_name(self.task)
+        return rows_file_name(self.task.name)
 
     @cached_property
     def data_sha256(self) -> str:
@@ -154,12 +154,7 @@ class EvalSet:
 
         Empty if no two questions share one.
         """
-        for name_of in (_document_of, _passage_of, _group_of):
-            names = {question.id: name_of(question) for question in self.questions}
-            # A cluster that only some questions have, or that all or no questions share, says nothing.
-            if all(names.values()):
-                return names if 1 < len({*names.values()}) < len(names) else {}
-        return {}
+        return question_clusters(self.questions)
 
     @property
     def template_id(self) -> str:
@@ -222,6 +217,16 @@ class EvalSet:
             messages=messages,
             unconditional_messages=unconditional,
         )
+
+
+def question_clusters(questions: Sequence[Question]) -> Mapping[str, str]:
+    """Return id of a question → its cluster: its document, passage or group; empty if no two share one."""
+    for name_of in (_document_of, _passage_of, _group_of):
+        names = {question.id: name_of(question) for question in questions}
+        # A cluster that only some questions have, or that all or no questions share, says nothing.
+        if all(names.values()):
+            return names if 1 < len({*names.values()}) < len(names) else {}
+    return {}
 
 
 def draw_examples(

@@ -22,7 +22,7 @@ from meditron.core.errors import UsageError
 from meditron.core.statistics import MIN_SAMPLE_SIZE, holm, paired_proportions
 from meditron.evaluate.methods.loglikelihood import LoglikelihoodRow
 from meditron.evaluate.result_rows import ItemKey, ResultRows
-from meditron.evaluate.rows import QuestionRow
+from meditron.evaluate.rows import NOT_KNOWN, QuestionRow
 from meditron.evaluate.settings import METHOD, PROMPT_FACTORS, Setting
 from meditron.store.results import Explanation, FactorEffect, Flip
 
@@ -38,7 +38,9 @@ def settings_of(result: ResultRows, task: str) -> list[Setting]:
     return [Setting(rows, result.name) for rows in result.tasks.get(task, ()) if rows]
 
 
-def select_setting(result: ResultRows, task: str, wanted: Mapping[str, str]) -> Setting:
+def select_setting(
+    result: ResultRows, task: str, wanted: Mapping[str, str], flag: str = "--a or --b"
+) -> Setting:
     """Return the only evaluation of a task in a result whose settings are the wanted ones.
 
     Raises:
@@ -50,7 +52,7 @@ def select_setting(result: ResultRows, task: str, wanted: Mapping[str, str]) -> 
         return fitting[0]
     names = dict.fromkeys(name for setting in known for name in setting.factors)
     values = {name: dict.fromkeys(setting.shown(name) for setting in known) for name in names}
-    values["data"] = dict.fromkeys(setting.first.data_sha256[:8] for setting in known)
+    values["data"] = dict.fromkeys((setting.first.data_sha256 or NOT_KNOWN)[:8] for setting in known)
     choices = [
         f"{name.replace(' ', '-')} {' or '.join(sorted(shown))}"
         for name, shown in values.items()
@@ -59,7 +61,7 @@ def select_setting(result: ResultRows, task: str, wanted: Mapping[str, str]) -> 
     count = "no evaluation" if not fitting else f"{len(fitting)} evaluations"
     raise UsageError(
         f"{result.name} has {count} of {task} with these settings",
-        hint=f"choose with --a or --b NAME=VALUE: {'; '.join(choices)}" if choices else None,
+        hint=f"choose with {flag} NAME=VALUE: {'; '.join(choices)}" if choices else None,
     )
 
 
@@ -160,8 +162,14 @@ def _nodes(pair: SettingPair, others: Iterable[Setting]) -> dict[Changed, Settin
     settings = [pair.a, pair.b, *others]
     # The same answers by the other side's rule.
     rules = [s.first.rule for s in (pair.a, pair.b) if isinstance(s.first, LoglikelihoodRow)]
-    scored = [s for s in settings if isinstance(s.first, LoglikelihoodRow) and s.first.scores]
-    settings += [setting.by_rule(rule) for setting in scored for rule in dict.fromkeys(rules)]
+    settings += [
+        setting.by_rule(rule)
+        for setting in settings
+        if isinstance(setting.first, LoglikelihoodRow)
+        for rule in dict.fromkeys(rules)
+        # An imported result may have the scores of one rule only.
+        if rule in setting.first.scores
+    ]
     nodes: dict[Changed, Setting] = {frozenset(): pair.a, frozenset(pair.factors): pair.b}
     for setting in settings:
         place = pair.place(setting)

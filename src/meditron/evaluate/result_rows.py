@@ -105,7 +105,7 @@ def _group_by_setting(rows: Iterable[R]) -> list[Mapping[ItemKey, R]]:
 
 def _model_names(row: EvalRow) -> set[str]:
     """Return the two names that select a row's model: `NAME` and `NAME@DIGEST`, with the digest shortened."""
-    return {row.model, f"{row.model}@{row.model_digest[:8]}"}
+    return {row.model} if row.model_digest is None else {row.model, f"{row.model}@{row.model_digest[:8]}"}
 
 
 def _select_model(path: Path, model: str | None, rows: Sequence[EvalRow]) -> str:
@@ -119,7 +119,7 @@ def _select_model(path: Path, model: str | None, rows: Sequence[EvalRow]) -> str
             f"{path} holds {problem} (it has: {', '.join(names) or 'none'})", hint=f"write {path}:MODEL"
         )
     # Rows of different weights under one name must not be mixed.
-    digests = sorted({row.model_digest for row in rows if model in _model_names(row)})
+    digests = sorted({row.model_digest or "not known" for row in rows if model in _model_names(row)})
     if len(digests) > 1:
         choice = " or ".join(f"{path}:{model}@{digest[:8]}" for digest in digests)
         raise UsageError(

@@ -1,23 +1,38 @@
 """Types of the rows from which all scores are computed: one row per model and document or question."""
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from meditron.core.config import Config
 
-__all__ = ["FIDELITY", "PERPLEXITY", "DocumentRow", "EvalRow", "FidelityRow", "LogProbability", "QuestionRow"]
+__all__ = [
+    "FIDELITY",
+    "NOT_KNOWN",
+    "PERPLEXITY",
+    "DocumentRow",
+    "EvalRow",
+    "FidelityRow",
+    "ImportedRow",
+    "LogProbability",
+    "QuestionRow",
+]
 
 # Names of the rows files of documents and of fidelity; the rows file of a task is named after the task.
 PERPLEXITY, FIDELITY = "perplexity.jsonl", "fidelity.jsonl"
+NOT_KNOWN = "not known"
+"""Text for a setting that the program which wrote an imported result did not record."""
 # Without NaN and infinity, which JSON cannot represent and which only damaged models produce.
 Nats = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LogProbability = Annotated[float, Field(le=0, allow_inf_nan=False)]
 
 
 class EvalRow(Config):
-    """Base class of rows, with the fields that all rows have."""
+    """Base class of rows, with the fields that all rows have.
+
+    In rows imported from another program, fields that it did not record are None.
+    """
 
     rows_name: ClassVar[str]
     """Plural name of the rows of this type, for errors."""
@@ -26,13 +41,13 @@ class EvalRow(Config):
     model: str
     """Name of the model in the recipe."""
 
-    model_digest: str
+    model_digest: str | None
     """SHA-256 of the model's files; for a model behind an API, of its URL and name."""
 
-    engine: str
+    engine: str | None
     """Engine of the model: `torch`, or `torch on dequantized weights`."""
 
-    dtype: str
+    dtype: str | None
     """Number format of weights and activations."""
 
     id: str
@@ -92,15 +107,15 @@ class QuestionRow(EvalRow):
     rows_name = "answers"
 
     task: str
-    version: int
-    data_sha256: str
+    version: int | None
+    data_sha256: str | None
     """SHA-256 of all questions of the split, including those that were not evaluated."""
-    template: str
-    prompt_form: str
+    template: str | None
+    prompt_form: str | None
     """Form of the prompt: `raw`, or the name of a chat template."""
     method: str
     """Name of the evaluation method, which decides the type of the row."""
-    shots: int = Field(ge=0)
+    shots: int | None = Field(ge=0)
     """Number of solved examples in the prompt."""
     shot_ids: tuple[str, ...] = ()
     """Ids of the solved examples, in the order of the prompt."""
@@ -110,7 +125,7 @@ class QuestionRow(EvalRow):
     question_sha256: str
     """SHA-256 of the question with its context, options and gold answer."""
 
-    prompt_sha256: str
+    prompt_sha256: str | None
     """SHA-256 of the prompt with its examples and continuations."""
 
     option_order: tuple[int, ...] = ()
@@ -133,8 +148,9 @@ class QuestionRow(EvalRow):
 
     correct: bool
 
-    truncated: bool = False
-    """True if the beginning of the prompt was cut off because the prompt did not fit in the context."""
+    truncated: bool | None = False
+    """True if the beginning of the prompt was cut off because the prompt did not fit in the context; None if
+    another program answered and did not record it."""
 
     @property
     def chosen_option(self) -> int | None:
@@ -151,6 +167,30 @@ class QuestionRow(EvalRow):
     def item_key(self) -> tuple[str, ...]:
         """Return the question's id and the hash of its content."""
         return self.id, self.question_sha256
+
+
+class ImportedRow(QuestionRow):
+    """The answer to one question as another program recorded it, by a method that it did not record."""
+
+    method: Literal["imported"]
+
+    metric: str | None
+    """Id of the result that the answer belongs to in its source; None if it has none."""
+
+    outputs: tuple[str, ...]
+    """The texts of the model, as the source records them."""
+
+    extraction_method: str | None
+    """How the answer was found in the texts, as the source names it."""
+
+    @property
+    def scoring_name(self) -> str:
+        """Name of the method with the id of the result in the source."""
+        return f"{self.method} ({self.metric})" if self.metric else self.method
+
+    def row_key(self) -> tuple[str, ...]:
+        """Return the key of the row, which includes the result in the source."""
+        return self.model, self.cache_key, self.metric or "", *self.item_key()
 
 
 class FidelityRow(EvalRow):

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from meditron.evaluate.methods.loglikelihood import Loglikelihood, LoglikelihoodRow
 from meditron.evaluate.result_rows import ItemKey
-from meditron.evaluate.rows import QuestionRow
+from meditron.evaluate.rows import NOT_KNOWN, QuestionRow
 from meditron.store.results import Rule
 
 __all__ = ["METHOD", "PROMPT_FACTORS", "SHOTS", "Setting"]
@@ -31,6 +31,7 @@ _NOT_SETTINGS = frozenset(
         *("model", "id", "cache_key", "task", "data_sha256", "question_sha256", "prompt_sha256", "cluster"),
         *("shots", "shot_ids", "shots_sha256"),  # one factor together
         *("gold", "prediction", "correct", "truncated"),
+        "extraction_method",
         *("scores", "token", "option_probability_mass", "outputs", "votes", "unfinished"),
     }
 )
@@ -61,7 +62,8 @@ class Setting:
         values: dict[str, object] = {name: getattr(self.first, key) for key, name in _FACTORS.items()}
         # A question that is among the examples has another one in its place, so the commonest ids are taken.
         [(examples, _)] = Counter(row.shot_ids for row in self.rows.values()).most_common(1)
-        values[SHOTS] = (max(row.shots for row in self.rows.values()), self.first.shots_sha256, examples)
+        shots = [row.shots for row in self.rows.values() if row.shots is not None]
+        values[SHOTS] = (max(shots, default=None), self.first.shots_sha256, examples)
         for key in type(self.first).model_fields:
             value = getattr(self.first, key)
             constant = all(getattr(row, key) == value for row in self.rows.values())
@@ -74,11 +76,14 @@ class Setting:
         """Return the value of a factor as text."""
         value = self.factors.get(factor)
         if factor == "model":
-            return f"{self.first.model}@{self.first.model_digest[:8]}"
+            digest = self.first.model_digest
+            return f"{self.first.model}@{digest[:8]}" if digest else self.first.model
         if isinstance(value, tuple) and factor == SHOTS:
             examples = f" ({', '.join(value[2])})" if value[2] else ""
-            return f"{value[0]}{examples}"
-        return "none" if value is None else str(value)
+            return f"{NOT_KNOWN if value[0] is None else value[0]}{examples}"
+        # The program that wrote an imported result did not record it; other settings are off.
+        absent = NOT_KNOWN if factor in _FACTORS.values() else "none"
+        return absent if value is None else str(value)
 
     def matches(self, wanted: Mapping[str, str]) -> bool:
         """Return True if every named factor has this value: `{"template": "letters/1", "shots": "3"}`.
@@ -86,7 +91,8 @@ class Setting:
         Spaces in names may be written as underscores or dashes; a template's version and the ids of examples
         may be left out.
         """
-        shown = {name: self.shown(name) for name in self.factors} | {"data": self.first.data_sha256[:8]}
+        shown = {name: self.shown(name) for name in self.factors}
+        shown["data"] = (self.first.data_sha256 or NOT_KNOWN)[:8]
         for name, text in wanted.items():
             value = shown.get(name.replace("_", " ").replace("-", " "), "")
             short = {"template": value.partition("/")[0], SHOTS: value.partition(" ")[0]}.get(name)
@@ -94,8 +100,8 @@ class Setting:
                 return False
         return True
 
-    def prompts(self, keys: Iterable[ItemKey]) -> tuple[str, ...]:
-        """Return the hashes of these questions' prompts."""
+    def prompts(self, keys: Iterable[ItemKey]) -> tuple[str | None, ...]:
+        """Return the hashes of these questions' prompts; None for a prompt that is not known."""
         return tuple(self.rows[key].prompt_sha256 for key in keys)
 
     def accuracy(self, keys: Iterable[ItemKey]) -> float:

@@ -17,6 +17,7 @@ from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.heldout import choose_heldout, distinct_heldout, refuse_training_overlap
 from meditron.evaluate.model import EvalModel, LocalModel
 from meditron.evaluate.permutations import answer_in_orders, permuted_sets, with_orders
+from meditron.evaluate.question_page import write_task_page
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile
 from meditron.evaluate.trained import refuse_trained_documents, refuse_trained_questions, training_data_record
@@ -50,7 +51,8 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     """Evaluate every model; continue if an earlier run was killed.
 
     Writes `perplexity.jsonl` (a row per model and document), `<task>.jsonl` (a row per model and question),
-    `fidelity.jsonl` (a row per pair of models and document), `results.json` and `report.html`.
+    `fidelity.jsonl` (a row per pair of models and document), `results.json`, `report.html` and, for each
+    task, a page of its questions.
 
     Returns:
         The results as metrics, with the number of training documents that were searched for held-out ones.
@@ -77,7 +79,11 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     rows = _measure_models(config, inputs, documents, eval_sets, models, out)
     result = _compute_result(config, inputs, documents, eval_sets, rows, models)
     write_results(out, result)
-    write_evaluation_page(out / "report.html", result)
+    pages = {
+        task_sets[0].rows_file: write_task_page(out, task_sets, rows.answers)
+        for task_sets in eval_sets.values()
+    }
+    write_evaluation_page(out / "report.html", result, pages)
     overlap = {"overlap": 0, "training_documents_compared": compared}
     return result.model_dump(mode="json") | overlap
 
@@ -119,7 +125,7 @@ class MeasuredRows:
     def engines_by_model(self) -> dict[str, str]:
         """Return model → name of its engine."""
         texts = (row for rows in self.documents.values() for row in rows)
-        return {row.model: row.engine for row in (*texts, *self.fidelity_rows)}
+        return {row.model: row.engine for row in (*texts, *self.fidelity_rows) if row.engine}
 
 
 def _measure_models(

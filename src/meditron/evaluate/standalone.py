@@ -17,6 +17,7 @@ from meditron.evaluate.eval_set import EvalSet, rows_file_name
 from meditron.evaluate.heldout import distinct_heldout
 from meditron.evaluate.model import ApiModel, EvalModel, LocalModel
 from meditron.evaluate.permutations import answer_in_orders, permuted_sets, with_orders
+from meditron.evaluate.question_page import question_page_name, write_task_page
 from meditron.evaluate.rows import FIDELITY, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile, lock_rows_file
 from meditron.evaluate.stage import BAYES_ROWS
@@ -46,7 +47,8 @@ def evaluate_on_task(
 ) -> tuple[EvaluationResult, Path]:
     """Score a model on a task, and compute the baselines.
 
-    Rows of other models and settings in the same file are kept, and existing rows of this model are reused.
+    Rows of other models and settings in the same file are kept, and existing rows of this model are reused. A
+    page beside the file shows the questions with this model's answers.
 
     Args:
         model: A MODEL, or an `EvalModel`, such as a model behind an API.
@@ -73,16 +75,19 @@ def evaluate_on_task(
     permuted = [permuted_sets(eval_set, options.permutations, seed) for eval_set in eval_sets]
     eval_model = _open_model(model, options) if isinstance(model, str) else model
     name = eval_model.name
-    path = (out or _default_folder(name)) / rows_file_name(opened)
+    path = (out or _default_folder(name)) / rows_file_name(opened.name)
     # The end of the `with` block closes the engine, so its name and identity are read inside.
     with eval_model:
         refuse_trained_questions(eval_model, eval_sets)
         # The rows file is named after the task and could be the question file itself, with `--out`.
-        refuse_overwrite([path], [Path(task), *filter(None, [shots_from]), *eval_model.content_files])
+        page = path.with_name(question_page_name(path.name))
+        refuse_overwrite([path, page], [Path(task), *filter(None, [shots_from]), *eval_model.content_files])
         with lock_rows_file(path), RowsFile(path, QuestionRow) as file:
             answers = [answer_questions(eval_model, eval_set, file) for eval_set in eval_sets]
             orders = [answer_in_orders(eval_model, sets, file) for sets in permuted]
             _write_rows(file, [row for rows in chain(answers, *orders) for row in rows])
+            by_label = {e.label: {name: rows} for e, rows in zip(eval_sets, answers, strict=True)}
+            write_task_page(path.parent, eval_sets, by_label)
         answering = eval_model.answering(generates=eval_sets[0].method.generates)
         engine, dtype, provenance = answering.engine_label, answering.dtype, answering.provenance
     figures = _task_figures(

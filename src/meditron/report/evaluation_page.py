@@ -1,25 +1,33 @@
 """The report page of an evaluate stage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from meditron.report import evaluation_tables, methods
 from meditron.report.charts import interval_chart, reliability_chart
 from meditron.report.contamination import CONTAMINATION, contamination_table
 from meditron.report.evaluation_tables import ResultTable
-from meditron.report.number_format import percent
-from meditron.report.pages import Page
+from meditron.report.number_format import known, percent
+from meditron.report.pages import Link, Page
 from meditron.report.robustness import all_scores, robustness_tables
 from meditron.store.results import Comparison, EvaluationResult, Perplexity, TaskScore
 
 __all__ = ["write_evaluation_page"]
 
 
-def write_evaluation_page(path: Path, result: EvaluationResult) -> None:
-    """Write the page: scores, charts of their intervals, paired differences, methods and data."""
+def write_evaluation_page(
+    path: Path, result: EvaluationResult, question_pages: Mapping[str, str] | None = None
+) -> None:
+    """Write the page: scores, charts of their intervals, paired differences, methods and data.
+
+    Args:
+        path: The page.
+        result: The results.
+        question_pages: Rows file of a task → the page of its questions, in the same folder.
+    """
     page = Page("Evaluation", "Held-out text, tasks and fidelity, with 95 % intervals")
     _add_perplexity(page, result)
-    _add_tasks(page, result)
+    _add_tasks(page, result, question_pages or {})
     _add_fidelity(page, result)
     _add_differences(page, result)
     _add_methods(page, result)
@@ -39,7 +47,7 @@ def _add_perplexity(page: Page, result: EvaluationResult) -> None:
         page.figure(interval_chart(rows, "perplexity"), f"{source}: perplexity with its 95 % interval")
 
 
-def _add_tasks(page: Page, result: EvaluationResult) -> None:
+def _add_tasks(page: Page, result: EvaluationResult, question_pages: Mapping[str, str]) -> None:
     if not result.tasks:
         return
     for task in result.baselines:
@@ -47,6 +55,8 @@ def _add_tasks(page: Page, result: EvaluationResult) -> None:
         page.section(f"Task {task}")
         table = evaluation_tables.task_score_table(scores, result)
         page.table(table.headers, table.rows)
+        if questions := question_pages.get(scores[0].rows):
+            page.links([Link("Every question with its answers", questions)])
         _add_accuracy_chart(page, scores, result)
         for score in scores:
             # The counts show whether a model prefers one option whatever the question is.
@@ -104,16 +114,16 @@ def _add_accuracy_chart(page: Page, scores: Sequence[TaskScore], result: Evaluat
 
 def _task_settings(score: TaskScore) -> dict[str, object]:
     return {
-        "task version": score.version,
-        "template": score.template,
+        "task version": known(score.version),
+        "template": known(score.template),
         "method": score.method,
-        "prompt form": score.prompt_form,
-        "shots": f"{score.shots} {' '.join(score.shot_ids)}",
-        "prompts truncated": f"{score.truncated} of {score.n}",
+        "prompt form": known(score.prompt_form),
+        "shots": f"{known(score.shots)} {' '.join(score.shot_ids)}",
+        "prompts truncated": f"{known(score.truncated)} of {score.n}",
         "repeated questions": score.repeated,
         "ties": score.ties,
         "data": score.data if score.split is None else f"{score.data}, split {score.split}",
-        "SHA-256 of the prompts": score.prompt_sha256,
+        "SHA-256 of the prompts": known(score.prompt_sha256),
         "SHA-256 of the questions": score.data_sha256,
         "rows": score.rows,
     }

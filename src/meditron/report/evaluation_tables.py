@@ -12,6 +12,7 @@ from meditron.report.number_format import (
     decimal,
     estimate,
     interval,
+    known,
     percent,
     perplexity,
     points,
@@ -220,12 +221,12 @@ def score_table(result: EvaluationResult) -> ResultTable:
         (
             score.task,
             score.model,
-            result.engines[score.model],
+            known(result.engines.get(score.model)),
             score.method,
-            score.template,
-            score.prompt_form,
-            str(score.shots),
-            f"{score.truncated} of {score.n}",
+            known(score.template),
+            known(score.prompt_form),
+            known(score.shots),
+            known(None) if score.truncated is None else f"{score.truncated} of {score.n}",
             percent(score.accuracy),
             interval(score.interval, percent),
             percent(score.parse_rate),
@@ -367,7 +368,7 @@ def _accuracy_by_rule(score: TaskScore) -> dict[str, Accuracy]:
     return {str(rule): accuracy for rule, accuracy in score.rules.items()} or {score.method: score}
 
 
-def _count_with_truncated(n: int, truncated: int) -> str:
+def _count_with_truncated(n: int, truncated: int | None) -> str:
     return f"{count(n)} ({count(truncated)} truncated)" if truncated else count(n)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from meditron.core.statistics import MIN_SAMPLE_SIZE
 from meditron.report import number_format
+from meditron.report.number_format import known
 from meditron.store.results import EvaluationResult, TaskScore
 
 __all__ = [
@@ -123,10 +124,12 @@ def _method_clause(score: TaskScore) -> str:
 def evaluation_settings_sentence(result: EvaluationResult) -> str:
     """Return a sentence on number formats, resamples and engines."""
     engines = " and ".join(dict.fromkeys(result.engines.values())) or "torch"
-    return (
-        f"Models were scored in {result.dtype} by {engines}, with the head and the loss in float32; "
-        f"{number_format.count(result.resamples)} bootstrap resamples, seed {result.seed}."
+    scored = (
+        f"Models were scored in {known(result.dtype)} by {engines}, with the head and the loss in float32"
     )
+    if result.imported:
+        scored = f"The answers are those that {known(result.imported.program)} recorded"
+    return f"{scored}; {number_format.count(result.resamples)} bootstrap resamples, seed {result.seed}."
 
 
 def task_setup_sentences(result: EvaluationResult) -> str:
@@ -136,17 +139,24 @@ def task_setup_sentences(result: EvaluationResult) -> str:
     for model, scores in result.tasks.items():
         for score in scores.values():
             data = score.data if score.split is None else f"{score.data}, split {score.split}"
-            form = "plain text" if score.prompt_form == "raw" else f"its chat template ({score.prompt_form})"
+            form = _prompt_form_phrase(score.prompt_form)
             examples = f"{number_format.count(score.shots) if score.shots else 'no'} examples"
             method = _method_clause(score)
             setup = (
-                f"template {score.template}, {form}, {examples}, method {score.method} in {score.dtype}"
+                f"template {known(score.template)}, {form}, {examples}, method {score.method} in "
+                f"{known(score.dtype)}"
                 f"{f' ({method})' if method else ''}. Data: {data}."
             )
             models_by_setup.setdefault((score.task, setup), []).append(model)
     return " ".join(
         f"{task}, {', '.join(models)}: {setup}" for (task, setup), models in models_by_setup.items()
     )
+
+
+def _prompt_form_phrase(form: str | None) -> str:
+    if form is None:
+        return "prompt form not known"
+    return "plain text" if form == "raw" else f"its chat template ({form})"
 
 
 def tuning_sentence(result: EvaluationResult, models: Iterable[str]) -> str:
@@ -175,7 +185,7 @@ def truncation_sentence(result: EvaluationResult) -> str:
     Models are named only if others were not truncated.
     """
     prompts = _truncation_counts(
-        (task, model, score.truncated, score.n)
+        (task, model, score.truncated or 0, score.n)
         for model, scores in result.tasks.items()
         for task, score in scores.items()
     )

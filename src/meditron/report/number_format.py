@@ -8,6 +8,7 @@ __all__ = [
     "decimal",
     "estimate",
     "interval",
+    "known",
     "nats",
     "percent",
     "perplexity",
@@ -67,6 +68,11 @@ def probability(value: float) -> str:
 def estimate(value: float, ends: Sequence[float] | None, form: Callable[[float], str]) -> str:
     """Format a value with its interval: `15.85 [15.02, 16.71]`, `15.85 (no interval)`."""
     return f"{form(value)} {interval(ends, form) if ends else f'({interval(ends, form)})'}"
+
+
+def known(value: object) -> str:
+    """Format a setting: its text; `not known` for None, of a result that another program wrote."""
+    return "not known" if value is None else str(value)
 
 
 def interval(ends: Sequence[float] | None, form: Callable[[float], str]) -> str:

@@ -16,7 +16,7 @@ from meditron.version import __version__
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["Link", "Page"]
+__all__ = ["Filter", "Link", "Page", "QuestionItem", "QuestionOption"]
 
 _COLOURS = 6  # variables `--series-…` in pages.css
 
@@ -32,6 +32,42 @@ class Link:
         # Any other link would leave the run's folder, or break when the folder is moved.
         if re.match(r"[\x00-\x20]*([a-zA-Z][a-zA-Z0-9+.-]*:|[/\\])", self.href):
             raise ValueError(f"{self.href} is not relative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """A group of radio buttons, one of which is chosen: everything, or the items of one class."""
+
+    name: str
+    options: Mapping[str, str]
+    """Text of a button → class of the items that it shows. Classes are names of the program's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionOption:
+    """One option of a question."""
+
+    letter: str
+    text: str
+    gold: bool
+    chosen_by: str
+    """Names of the models that chose it; empty if none did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionItem:
+    """One question in a list that can be filtered."""
+
+    heading: str
+    context: str
+    text: str
+    options: Sequence[QuestionOption]
+    unparsed: str
+    """Names of the models whose answer names no option; empty if there are none."""
+    outputs: Mapping[str, str]
+    """Name → generated text."""
+    classes: Sequence[str]
+    """Classes by which filters find the item."""
 
 
 class Page:
@@ -90,6 +126,18 @@ class Page:
     def details(self, summary: str, text: str) -> None:
         """Add a folded text; lines and spaces are kept."""
         self._blocks.append({"kind": "details", "summary": summary, "text": text})
+
+    def links(self, links: Sequence[Link]) -> None:
+        """Add links to other files of the run."""
+        self._blocks.append({"kind": "links", "links": links})
+
+    def questions(self, filters: Sequence[Filter], items: Sequence[QuestionItem]) -> None:
+        """Add a list of questions with filters; ValueError for a class that is no simple name."""
+        names = {name for each in filters for name in each.options.values()}
+        # They become style rules, where nothing is escaped.
+        if bad := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9-]*", name)]:
+            raise ValueError(f"{bad[0]!r} is not the name of a class")
+        self._blocks.append({"kind": "questions", "filters": filters, "items": items})
 
     @contextmanager
     def folded(self, summary: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from meditron.core.config import first_problem
 from meditron.core.errors import InputError, SourceError
 from meditron.core.statistics import MIN_SAMPLE_SIZE, holm
 from meditron.store.files import read_json, write_json
+from meditron.store.import_record import ImportRecord
 
 __all__ = [
     "FILE_NAME",
@@ -190,27 +191,28 @@ class TaskScore(Accuracy):
 
     model: str
     task: str
-    version: int
-    """Version of the task's code; two results with equal task, version and template have equal prompts."""
+    version: int | None
+    """Version of the task's code; two results with equal task, version and template have equal prompts.
+    None if the result was imported from a program that did not record it, as all optional settings below."""
     data: str
     """Name of the file of questions, or of the task if the questions are made from a corpus."""
     split: str | None = None
     """Name of the evaluated split, as the data names it; None if the data has no splits."""
-    template: str
+    template: str | None
     """Name of the prompt template, by which a question is written as a prompt."""
     template_sha256: str = ""
     """SHA-256 of the template's file."""
-    prompt_form: str
+    prompt_form: str | None
     """`raw` for a prompt in plain text, else the name of the chat template that the prompt is rendered in."""
     method: str
     """Name of the evaluation method: `loglikelihood`, `next-token`, `cot`, `self-consistency`."""
     method_description: str = ""
     """One clause that says how the method gets an answer from the model."""
-    dtype: str
+    dtype: str | None
     """Number format of weights and activations."""
-    engine: str
+    engine: str | None
     """Engine of the model: `torch`, or `torch on dequantized weights`."""
-    shots: int = Field(ge=0)
+    shots: int | None = Field(ge=0)
     """Number of solved examples before each question."""
     shot_ids: tuple[str, ...] = ()
     """Ids of the drawn examples. The last one is a spare, used when one of the others repeats the
@@ -252,15 +254,15 @@ class TaskScore(Accuracy):
     option_probability_mass: float | None = Field(default=None, ge=0, le=1)
     """Mean over questions of the probability that the next token begins one of the options; None for methods
     without probabilities."""
-    truncated: int = Field(default=0, ge=0)
+    truncated: int | None = Field(default=0, ge=0)
     """Number of questions whose prompt was longer than the model's context, so that its beginning was cut
-    off."""
+    off; None if another program answered and did not record it."""
     classes: tuple[str, ...] = ()
     """The options, if they are the same for every question; else empty."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Confusion matrix over `classes`: number of questions by gold class (row) and answer (column); the last
     column counts answers that named no option."""
-    prompt_sha256: str
+    prompt_sha256: str | None
     """SHA-256 over the hashes of every prompt with its options, in the questions' order."""
     data_sha256: str
     """SHA-256 over the questions, their options and gold answers."""
@@ -464,11 +466,13 @@ class EvaluationResult(_Record):
     """Remote model → its engine, URL, name and date, because a remote model has no digest."""
     ancestry: dict[str, TrainingData] = {}
     """Model → its training data."""
+    imported: ImportRecord | None = None
+    """Origin of an imported result; None for a result of this program."""
     differences: list[Comparison] = []
     rows: str
     """The file of per-document rows of perplexity, relative to the folder."""
-    dtype: str
-    """Number format of weights and activations; the loss itself is float32."""
+    dtype: str | None
+    """Number format of weights and activations; None if it is not known. The loss itself is float32."""
     seed: int
     """Seed of the bootstrap."""
     resamples: int

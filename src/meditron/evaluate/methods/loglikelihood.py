@@ -35,8 +35,9 @@ class LoglikelihoodRow(QuestionRow):
     scores: dict[Rule, tuple[float, ...]]
     """Rule → score of each option, in nats; for the rule `bytes` in nats per byte."""
 
-    option_probability_mass: float = Field(ge=0, le=1.0001)
-    """Probability that the next token begins one of the options."""
+    option_probability_mass: float | None = Field(ge=0, le=1.0001)
+    """Probability that the next token begins one of the options; None in imported rows, which may also lack
+    rules."""
 
     # One file may contain rows of the same answers by two rules, which are two measurements.
     @property
@@ -155,12 +156,16 @@ class Loglikelihood(EvalMethod[LoglikelihoodRow]):
     def score_fields(self, rows: Sequence[LoglikelihoodRow]) -> dict[str, Any]:
         """Return the accuracy by every rule, the number of ties, and the mean probability of the options."""
         gold = [row.gold for row in rows]
+        rules = [rule for rule in RULES if all(rule in row.scores for row in rows)]
+        masses = [row.option_probability_mass for row in rows if row.option_probability_mass is not None]
         return {
             "rule": self.rule,
-            "rules": {rule: count_accuracy(gold, [row.best_option(rule) for row in rows]) for rule in RULES},
+            "rules": {rule: count_accuracy(gold, [row.best_option(rule) for row in rows]) for rule in rules},
             "ties": sum(row.is_tied() for row in rows),
             # Rounding can make the mean slightly larger than 1.
-            "option_probability_mass": min(1.0, sum(row.option_probability_mass for row in rows) / len(rows)),
+            "option_probability_mass": min(1.0, sum(masses) / len(rows))
+            if len(masses) == len(rows)
+            else None,
         }
 
     def alternative_predictions(self, rows: Sequence[LoglikelihoodRow]) -> Mapping[str, Sequence[int | None]]:

@@ -91,9 +91,9 @@ def _score_settings(score: TaskScore) -> str:
     """Return, as text, the settings that must be equal in another evaluation for scores to be comparable."""
     parts = [
         score.rule or score.method,
-        score.template,
-        f"prompt form {score.prompt_form}",
-        f"{score.shots} shots",
+        number_format.known(score.template),
+        f"prompt form {number_format.known(score.prompt_form)}",
+        f"{number_format.known(score.shots)} shots",
     ]
     return ", ".join(
         [*parts, *([f"{format_count(score.truncated, 'prompts')} truncated"] if score.truncated else [])]

@@ -9,6 +9,7 @@ from meditron.release.card.facts import CardFacts, gather_facts
 from meditron.release.card.hub import NOT_STATED, front_matter
 from meditron.release.card.markdown import MarkdownWriter, RedactingWriter
 from meditron.release.card.text import add_card
+from meditron.release.card.tripod import add_checklist
 from meditron.report.pages import Page
 from meditron.store.files import atomic_write
 from meditron.store.manifest import Artifact
@@ -17,7 +18,7 @@ __all__ = ["run"]
 
 
 def run(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Write `README.md` for a model hub, and `report.html` with the same text.
+    """Write `README.md` for a model hub, `report.html` with the same text, and the TRIPOD-LLM checklist.
 
     Returns:
         Metrics: `name` and `model` (the released model's stage), `license` and `base_model` for the hub,
@@ -32,6 +33,10 @@ def run(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[s
     facts = gather_facts(config, inputs, out)
     with atomic_write(out / "README.md", "w") as file:
         file.write(_render_markdown(facts))
+    checklist = MarkdownWriter(f"{facts.name}: TRIPOD-LLM checklist")
+    add_checklist(RedactingWriter(checklist), facts)
+    with atomic_write(out / "TRIPOD-LLM.md", "w") as file:
+        file.write(checklist.render())
     page = Page(facts.name, "Model card")
     add_card(RedactingWriter(page), facts)
     page.write(out / "report.html")

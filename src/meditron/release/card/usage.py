@@ -55,7 +55,8 @@ def add_prompts(card: CardWriter, facts: CardFacts) -> None:
     tasks = [stage.metrics["task"] for stage in finetuned if stage.metrics.get("task")]
     templates = {task["name"]: f"{task['template']['name']}/{task['template']['version']}" for task in tasks}
     for scores in facts.evaluation.tasks.values() if facts.evaluation else ():
-        templates |= {name: score.template for name, score in scores.items()}
+        # A template is not known only of results from other programs, and a recipe's evaluation has none.
+        templates |= {name: score.template for name, score in scores.items() if score.template}
     for task, name in templates.items():
         card.text(f"Prompt of a {task} question (template {name}); the answer follows after a space:")
         card.code(_example_prompt(name))
