@@ -72,8 +72,7 @@ def evaluate_on_task(
     eval_sets = EvalSet.from_task(opened, options, seed=seed, shots_from=shots_from)
     permuted = [permuted_sets(eval_set, options.permutations, seed) for eval_set in eval_sets]
     eval_model = _open_model(model, options) if isinstance(model, str) else model
-    name = eval_model.name
-    path = (out or _default_folder(name)) / rows_file_name(opened)
+    path = (out or _default_folder(eval_model.name)) / rows_file_name(opened)
     # The end of the `with` block closes the engine, so its name and identity are read inside.
     with eval_model:
         refuse_trained_questions(eval_model, eval_sets)
@@ -83,44 +82,46 @@ def evaluate_on_task(
             answers = [answer_questions(eval_model, eval_set, file) for eval_set in eval_sets]
             orders = [answer_in_orders(eval_model, sets, file) for sets in permuted]
             _write_rows(file, [row for rows in chain(answers, *orders) for row in rows])
-        answering = eval_model.answering(generates=eval_sets[0].method.generates)
-        engine, dtype, provenance = answering.engine_label, answering.dtype, answering.provenance
+        identity = _identity_fields(eval_model, generates=eval_sets[0].method.generates)
     figures = _task_figures(
         eval_model,
-        eval_sets,
-        answers,
+        list(zip(eval_sets, answers, orders, strict=True)),
         opened.rows("train", BAYES_ROWS),
         seed=seed,
         resamples=options.resamples,
     )
-    for eval_set, rows, further in zip(eval_sets, answers, orders, strict=True):
-        scores = figures["tasks"][name]
-        scores[eval_set.label] = with_orders(
-            scores[eval_set.label], rows, further, seed=seed, resamples=options.resamples
-        )
-    result = EvaluationResult(
-        **figures,
-        engines={name: engine},
-        identities={name: provenance} if provenance else {},
-        ancestry={name: training_data_record(eval_model)},
-        rows=path.name,
-        dtype=dtype,
-        seed=seed,
-        resamples=options.resamples,
-    )
+    result = EvaluationResult(**figures, **identity, rows=path.name, seed=seed, resamples=options.resamples)
     return result, path
+
+
+def _identity_fields(model: EvalModel, *, generates: bool) -> dict[str, Any]:
+    """Return the fields of an EvaluationResult that identify the model and the engine that answers."""
+    answering = model.answering(generates=generates)
+    return {
+        "engines": {model.name: answering.engine_label},
+        "identities": {model.name: answering.provenance} if answering.provenance else {},
+        "ancestry": {model.name: training_data_record(model)},
+        "dtype": answering.dtype,
+    }
 
 
 def _task_figures(
     model: EvalModel,
-    eval_sets: Sequence[EvalSet],
-    answers: Sequence[Sequence[QuestionRow]],
+    answers: Sequence[tuple[EvalSet, Sequence[QuestionRow], Sequence[Sequence[QuestionRow]]]],
     training: Sequence[Question],
     *,
     seed: int,
     resamples: int,
 ) -> dict[str, Any]:
-    """Return one model's scores, baselines and differences, as fields of an EvaluationResult."""
+    """Return one model's scores, baselines and differences, as fields of an EvaluationResult.
+
+    Args:
+        model: The model.
+        answers: Each evaluation set with its rows, and with those of each further order of the options.
+        training: Questions to train naive Bayes on.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
+    """
     name, corpora = model.name, corpus_records([model])
     # Without pairs, the model is compared with naive Bayes only.
     figures = {
@@ -133,10 +134,16 @@ def _task_figures(
             seed=seed,
             resamples=resamples,
         )
-        for eval_set, rows in zip(eval_sets, answers, strict=True)
+        for eval_set, rows, _ in answers
+    }
+    scores = {
+        eval_set.label: with_orders(
+            figures[eval_set.label].scores[name], rows, orders, seed=seed, resamples=resamples
+        )
+        for eval_set, rows, orders in answers
     }
     return {
-        "tasks": {name: {label: each.scores[name] for label, each in figures.items()}},
+        "tasks": {name: scores},
         "baselines": {label: each.baselines for label, each in figures.items()},
         "differences": [difference for each in figures.values() for difference in each.differences],
     }

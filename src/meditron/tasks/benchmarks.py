@@ -69,23 +69,40 @@ def _mmlu(name: str, subjects: tuple[str, ...], questions: int) -> Benchmark:
     )
 
 
+def _medqa(options: int, files: tuple[str, ...], examples: tuple[str, ...], hub: str | None) -> Benchmark:
+    return Benchmark(
+        name=f"medqa-{options}",
+        hub=hub,
+        files=files,
+        split="test",
+        questions=1273,
+        options=(options,),
+        examples=examples,
+    )
+
+
+def _medbullets(options: int) -> Benchmark:
+    return Benchmark(
+        name=f"medbullets-{options}",
+        files=(f"**/medbullets_op{options}*",),
+        split="test",
+        questions=308,
+        options=(options,),
+    )
+
+
 _ALL = (
-    Benchmark(
-        name="medqa-4",
-        hub="hf:datasets/GBaker/MedQA-USMLE-4-options",
-        files=("**/*test_4options*.jsonl*", "**/4_options/*test.jsonl", "**/*test*.jsonl*"),
-        split="test",
-        questions=1273,
-        options=(4,),
-        examples=("**/*train*.json*",),
+    _medqa(
+        4,
+        ("**/*test_4options*.jsonl*", "**/4_options/*test.jsonl", "**/*test*.jsonl*"),
+        ("**/*train*.json*",),
+        "hf:datasets/GBaker/MedQA-USMLE-4-options",
     ),
-    Benchmark(
-        name="medqa-5",
-        files=("**/*test_5options*.jsonl*", "**/US/test.jsonl"),
-        split="test",
-        questions=1273,
-        options=(5,),
-        examples=("**/US/train.jsonl", "**/*train_5options*.json*"),
+    _medqa(
+        5,
+        ("**/*test_5options*.jsonl*", "**/US/test.jsonl"),
+        ("**/US/train.jsonl", "**/*train_5options*.json*"),
+        None,
     ),
     Benchmark(
         name="medmcqa",
@@ -121,20 +138,8 @@ _ALL = (
         split="test",
         questions=2450,
     ),
-    Benchmark(
-        name="medbullets-4",
-        files=("**/medbullets_op4*",),
-        split="test",
-        questions=308,
-        options=(4,),
-    ),
-    Benchmark(
-        name="medbullets-5",
-        files=("**/medbullets_op5*",),
-        split="test",
-        questions=308,
-        options=(5,),
-    ),
+    _medbullets(4),
+    _medbullets(5),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
 """Name of a benchmark → its definition."""
