@@ -31,7 +31,6 @@ from meditron.store.results import (
     TaskScore,
     write_results,
 )
-from meditron.tasks.file_task import is_question_file
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
@@ -92,8 +91,8 @@ def _open_eval_sets(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> E
     # The artifacts have the local paths of downloaded inputs; the config has their references only.
     shots_from = None if config.shots_from is None else inputs[config.shots_from].path
     for spec in config.tasks:
-        name_or_file = str(inputs[spec].path) if is_question_file(spec) else spec
-        task = open_task(name_or_file, corpus=inputs[CORPUS].path)
+        fetched = inputs[spec].path if spec in inputs else None
+        task = open_task(spec, corpus=inputs[CORPUS].path, files=fetched)
         eval_sets[spec] = EvalSet.from_task(task, config, seed=config.seed or 0, shots_from=shots_from)
         file = eval_sets[spec][0].rows_file
         # Two question files in different folders may have the same name.

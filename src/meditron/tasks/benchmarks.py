@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meditron.core.console import warn
-from meditron.core.errors import InputError, SourceError, UsageError
-from meditron.store.fetch import fetch
+from meditron.core.errors import InputError, SourceError
 from meditron.store.identity import hash_order_key
 from meditron.tasks.file_task import open_file_task
 from meditron.tasks.question import Question
@@ -145,24 +144,17 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _
 """Name of a benchmark → its definition."""
 
 
-def open_benchmark(benchmark: Benchmark, reference: str | None = None) -> Task:
+def open_benchmark(benchmark: Benchmark, place: Path) -> Task:
     """Open a benchmark as a task.
 
     Args:
         benchmark: The benchmark.
-        reference: A folder, a file or a source (`hf:datasets/…`); default: the benchmark's own on the hub.
+        place: The folder or file with its questions.
 
     Raises:
-        UsageError: no reference, and the hub has no readable copy.
-        SourceError: there is no such folder, file or source, or it has none of the benchmark's files.
+        SourceError: the folder has none of the benchmark's files.
         InputError: a file is damaged, or its questions are not those of the benchmark.
     """
-    if not (reference or benchmark.hub):
-        raise UsageError(
-            f"{benchmark.name}: the hub has no copy that can be read",
-            hint=f"name a folder or file: {benchmark.name}:FOLDER",
-        )
-    place = fetch(reference or str(benchmark.hub))
     files = [place] if place.is_file() else _find_files(place, benchmark.files)
     if not files:
         raise SourceError(
