@@ -38,6 +38,7 @@ from meditron.model.presets import model_tokenizer
 from meditron.model.sampling import SamplingConfig, SamplingOptions, max_new_tokens
 from meditron.model.tensors import require_finite
 from meditron.model.weights import load_config, load_model
+from meditron.parallel.world import current_world, pick_device
 from meditron.store.models import resolve_model
 from meditron.text.tokenizer import Tokenizer
 
@@ -68,8 +69,8 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
 
     @classmethod
     def load(cls, spec: str, *, dtype: str | None = None, context: int | None = None) -> Self:
-        """Open a MODEL; see `meditron.engine.load`."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """Open a MODEL on this rank's device; see `meditron.engine.load`."""
+        device = pick_device(current_world())
         name = dtype or ("float32" if device.type == "cpu" else "bfloat16")
         if name not in _DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, got {name!r}")

@@ -17,6 +17,7 @@ from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.heldout import choose_heldout, distinct_heldout, refuse_training_overlap
 from meditron.evaluate.model import EvalModel, LocalModel
 from meditron.evaluate.permutations import answer_in_orders, permuted_sets, with_orders
+from meditron.evaluate.ranks import EvalRanks
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile
 from meditron.evaluate.trained import refuse_trained_documents, refuse_trained_questions, training_data_record
@@ -46,13 +47,14 @@ EvalSets = Mapping[str, Sequence[EvalSet]]
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Evaluate every model; continue if an earlier run was killed.
+    """Evaluate every model, on all ranks of the job; continue if an earlier run was killed.
 
     Writes `perplexity.jsonl` (a row per model and document), `<task>.jsonl` (a row per model and question),
     `fidelity.jsonl` (a row per pair of models and document), `results.json` and `report.html`.
 
     Returns:
-        The results as metrics, with the number of training documents that were searched for held-out ones.
+        The results as metrics, with the number of training documents that were searched for held-out ones;
+        empty on ranks other than 0.
 
     Raises:
         MeditronError: a held-out document is in the training split; a model, or a model that it was trained
@@ -61,6 +63,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
             damaged.
         UsageError: a task is unknown, or two tasks would write the same rows file.
     """
+    ranks = EvalRanks.of_job()
     corpus = inputs[CORPUS].path
     eval_sets = _open_eval_sets(config, inputs)
     documents = choose_heldout(corpus, config.documents)
@@ -73,7 +76,9 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         refuse_trained_questions(model, _all_eval_sets(eval_sets))
         refuse_trained_documents(model, documents)
     compared = refuse_training_overlap(corpus, documents)
-    rows = _measure_models(config, inputs, documents, eval_sets, models, out)
+    rows = _measure_models(config, inputs, documents, eval_sets, models, out, ranks)
+    if not ranks.is_main:
+        return {}
     result = _compute_result(config, inputs, documents, eval_sets, rows, models)
     write_results(out, result)
     write_evaluation_page(out / "report.html", result)
@@ -128,6 +133,7 @@ def _measure_models(
     eval_sets: EvalSets,
     models: Mapping[str, EvalModel],
     out: Path,
+    ranks: EvalRanks,
 ) -> MeasuredRows:
     """Evaluate the models one after another, so that only one is in memory at a time."""
     document_rows: dict[str, list[DocumentRow]] = {}
@@ -137,9 +143,9 @@ def _measure_models(
         e.label: permuted_sets(e, config.permutations, config.seed or 0) for e in _all_eval_sets(eval_sets)
     }
     with ExitStack() as stack:
-        text_file = stack.enter_context(RowsFile(out / PERPLEXITY, DocumentRow))
+        text_file = stack.enter_context(RowsFile(out / PERPLEXITY, DocumentRow, ranks))
         task_files = {
-            first.rows_file: stack.enter_context(RowsFile(out / first.rows_file, QuestionRow))
+            first.rows_file: stack.enter_context(RowsFile(out / first.rows_file, QuestionRow, ranks))
             for first, *_ in eval_sets.values()
         }
         for name, model in models.items():
@@ -156,7 +162,7 @@ def _measure_models(
             published = _chain_rows(rows for e in task_sets for rows in answers[e.label].values())
             further = (rows for e in task_sets for sets in orders[e.label].values() for rows in sets)
             task_files[task_sets[0].rows_file].rewrite_sorted(chain(published, _chain_rows(further)))
-    fidelity_rows, figures = _measure_fidelity(config, inputs, out)
+    fidelity_rows, figures = _measure_fidelity(config, inputs, out, ranks)
     return MeasuredRows(
         documents=document_rows,
         answers=answers,
@@ -171,7 +177,7 @@ def _chain_rows(groups: Iterable[Iterable[R]]) -> Iterator[R]:
 
 
 def _measure_fidelity(
-    config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path
+    config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path, ranks: EvalRanks
 ) -> tuple[list[FidelityRow], list[Fidelity]]:
     """Compare the distributions of every pair of models in `config.fidelity`."""
     if not config.fidelity:
@@ -180,7 +186,7 @@ def _measure_fidelity(
     documents = distinct_heldout(inputs[CORPUS].path, config.fidelity_documents)
     rows: list[FidelityRow] = []
     figures: list[Fidelity] = []
-    with RowsFile(out / FIDELITY, FidelityRow) as file:
+    with RowsFile(out / FIDELITY, FidelityRow, ranks) as file:
         for pair in config.fidelity:
             with ExitStack() as stack:
                 model, against = (

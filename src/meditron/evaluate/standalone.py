@@ -1,12 +1,13 @@
 """Evaluation without a recipe: one model on one task, or the fidelity of one model to another."""
 
 import re
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+from meditron.core.config import StageConfig
 from meditron.core.errors import InputError, UsageError
 from meditron.core.machine import DType, resolve_matrix_dtype
 from meditron.evaluate import accuracy, fidelity
@@ -17,10 +18,12 @@ from meditron.evaluate.eval_set import EvalSet, rows_file_name
 from meditron.evaluate.heldout import distinct_heldout
 from meditron.evaluate.model import ApiModel, EvalModel, LocalModel
 from meditron.evaluate.permutations import answer_in_orders, permuted_sets, with_orders
+from meditron.evaluate.ranks import EvalRanks
 from meditron.evaluate.rows import FIDELITY, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile, lock_rows_file
 from meditron.evaluate.stage import BAYES_ROWS
 from meditron.evaluate.trained import refuse_trained_questions, training_data_record
+from meditron.parallel.task import Ranks, StageTask
 from meditron.store.files import refuse_overwrite
 from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
@@ -28,10 +31,63 @@ from meditron.store.results import EvaluationResult
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 
-__all__ = ["evaluate_against", "evaluate_on_task"]
+__all__ = ["Evaluation", "evaluate_against", "evaluate_on_task", "run", "run_on"]
 
 DEFAULTS = EvalOptions()
 R = TypeVar("R", bound=EvalRow)
+
+
+class Evaluation(EvalOptions, StageConfig):
+    """An evaluation without a recipe: a model on a task, or against another model."""
+
+    model: str
+    task: str | None = None
+    against: str | None = None
+    """Model to compare with; needs a corpus."""
+    template: str | None = None
+    corpus: Path | None = None
+    out: Path | None = None
+
+    def inputs(self) -> dict[str, str]:
+        """Return no inputs: models and tasks are opened by their names."""
+        return {}
+
+
+def run_on(ranks: Ranks, evaluation: Evaluation) -> tuple[EvaluationResult, Path]:
+    """Evaluate on all ranks of a job; the results are those of `evaluate_on_task` or `evaluate_against`.
+
+    Raises:
+        UsageError: the model is behind a server, so more processes would only send the same requests.
+    """
+    if ranks.size > 1 and evaluation.model.startswith("api:"):
+        raise UsageError(
+            f"{evaluation.model} is behind a server, which {ranks.size} processes do not make faster",
+            hint="leave out --nproc; --concurrency sets the number of requests in flight",
+        )
+    done = ranks.run(StageTask(f"{__name__}:run", evaluation, {}, evaluation.out or Path()))
+    return EvaluationResult.model_validate_json(done["result"]), Path(done["rows"])
+
+
+def run(evaluation: Evaluation, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    """Do this rank's part of an evaluation; return the results as JSON, and the path of the rows file."""
+    del inputs, out  # the config has their names
+    options = EvalOptions(**{key: getattr(evaluation, key) for key in EvalOptions.model_fields})
+    seed = 1 if evaluation.seed is None else evaluation.seed
+    if evaluation.against is not None and evaluation.corpus is not None:
+        result, rows = evaluate_against(
+            evaluation.model, evaluation.against, evaluation.corpus, options, out=evaluation.out, seed=seed
+        )
+    else:
+        result, rows = evaluate_on_task(
+            evaluation.model,
+            str(evaluation.task),
+            options,
+            template=evaluation.template,
+            corpus=evaluation.corpus,
+            out=evaluation.out,
+            seed=seed,
+        )
+    return {"result": result.model_dump_json(), "rows": str(rows)}
 
 
 def evaluate_on_task(
@@ -67,6 +123,7 @@ def evaluate_on_task(
         InputError: a file is damaged.
         MeditronError: the model or its base was trained on the questions, or a score is infinite or NaN.
     """
+    ranks = EvalRanks.of_job()
     opened = open_task(task, corpus=corpus, template=template)
     shots_from = Path(options.shots_from) if options.shots_from else None
     eval_sets = EvalSet.from_task(opened, options, seed=seed, shots_from=shots_from)
@@ -78,7 +135,7 @@ def evaluate_on_task(
         refuse_trained_questions(eval_model, eval_sets)
         # The rows file is named after the task and could be the question file itself, with `--out`.
         refuse_overwrite([path], [Path(task), *filter(None, [shots_from]), *eval_model.content_files])
-        with lock_rows_file(path), RowsFile(path, QuestionRow) as file:
+        with _locked_rows_file(path, QuestionRow, ranks) as file:
             answers = [answer_questions(eval_model, eval_set, file) for eval_set in eval_sets]
             orders = [answer_in_orders(eval_model, sets, file) for sets in permuted]
             _write_rows(file, [row for rows in chain(answers, *orders) for row in rows])
@@ -185,10 +242,7 @@ def evaluate_against(
     with ExitStack() as stack:
         sides = [stack.enter_context(_open_local_model(spec, fidelity.DTYPE)) for spec in (model, against)]
         refuse_overwrite([path], [corpus, *(file for side in sides for file in side.content_files)])
-        # Locked, because all evaluations of a model have the same default folder and may run at the same
-        # time.
-        stack.enter_context(lock_rows_file(path))
-        file = stack.enter_context(RowsFile(path, FidelityRow))
+        file = stack.enter_context(_locked_rows_file(path, FidelityRow, EvalRanks.of_job()))
         rows = fidelity.compare_distributions(sides[0], sides[1], texts, options.document_tokens, file)
         _write_rows(file, rows)
         engines = {side.name: side.engine_label for side in sides}
@@ -203,6 +257,17 @@ def evaluate_against(
         resamples=options.resamples,
     )
     return result, path
+
+
+@contextmanager
+def _locked_rows_file(path: Path, row_type: type[R], ranks: EvalRanks) -> Iterator[RowsFile[R]]:
+    """Open a rows file that no other evaluation writes until the end of the block."""
+    # All evaluations of a model have the same default folder and may run at the same time.
+    with (
+        lock_rows_file(path) if ranks.is_main else nullcontext(),
+        RowsFile(path, row_type, ranks) as file,
+    ):
+        yield file
 
 
 def _write_rows(file: RowsFile[R], rows: Sequence[R]) -> None:

@@ -258,7 +258,8 @@ def _death(rank: _Rank) -> EngineError:
 def _print_prefixed(number: int, stream: IO[bytes]) -> None:
     """Print the lines of a rank on stderr, each with the rank's number."""
     prefix = f"[rank {number}] "
-    for line in stream:
-        text = sanitize_terminal(line.decode(errors="replace").rstrip("\n"))
-        sys.stderr.write(f"{text if text.startswith(prefix) else prefix + text}\n")
-        sys.stderr.flush()
+    with stream:
+        for line in stream:
+            text = sanitize_terminal(line.decode(errors="replace").rstrip("\n"))
+            sys.stderr.write(f"{text if text.startswith(prefix) else prefix + text}\n")
+            sys.stderr.flush()
