@@ -22,6 +22,7 @@ _GROUPS = {
         "shots",
         "shots_from",
         "permutations",
+        "seeds",
     ),
     "Generated answers": ("samples", "temperature", "max_tokens", "extraction", "early_stop"),
     "Comparison with another model": ("fidelity_documents", "document_tokens"),

@@ -88,6 +88,10 @@ class EvalOptions(Config):
     """Number of orders of each question's options, the published order included. More than one gives the mean
     accuracy over the orders and the share of questions answered right in every order."""
 
+    seeds: int = Field(default=1, ge=1, le=100)
+    """Number of seeds with which examples are drawn and answers sampled: `seed` and those after it. More than
+    one gives the mean accuracy over the seeds, and its spread."""
+
     dtype: DType = "float32"
     """Number format of weights and activations; the loss is always float32, and so is all of fidelity.
     `auto`: bfloat16 if the CPU has instructions for it, else float32."""
@@ -124,6 +128,16 @@ class EvalOptions(Config):
         # Greedy samples are all equal: the vote would be one answer's.
         if "self-consistency" in self.methods and self.temperature == 0:
             raise ValueError("temperature must be above 0 for self-consistency, got 0")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_have_an_effect(self) -> Self:
+        sampled = "self-consistency" in self.methods or ("cot" in self.methods and self.temperature)
+        if self.seeds > 1 and not (self.shots or sampled):
+            raise ValueError(
+                f"seeds must be 1 without shots and without sampled answers, got {self.seeds}: nothing is "
+                "drawn"
+            )
         return self
 
     @model_validator(mode="after")

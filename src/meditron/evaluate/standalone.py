@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,18 +10,17 @@ from meditron.core.config import StageConfig
 from meditron.core.errors import InputError, UsageError
 from meditron.core.machine import DType, resolve_matrix_dtype
 from meditron.evaluate import accuracy, fidelity
-from meditron.evaluate.answers import answer_questions
 from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.contamination import corpus_records, group_questions
 from meditron.evaluate.eval_set import EvalSet, rows_file_name
 from meditron.evaluate.heldout import distinct_heldout
 from meditron.evaluate.model import ApiModel, EvalModel, LocalModel
-from meditron.evaluate.permutations import answer_in_orders, permuted_sets, with_orders
 from meditron.evaluate.ranks import EvalRanks
 from meditron.evaluate.rows import FIDELITY, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile, lock_rows_file
 from meditron.evaluate.stage import BAYES_ROWS
 from meditron.evaluate.trained import refuse_trained_questions, training_data_record
+from meditron.evaluate.variants import EvalVariants, VariantRows
 from meditron.parallel.task import Ranks, StageTask
 from meditron.store.files import refuse_overwrite
 from meditron.store.manifest import Artifact
@@ -127,7 +125,7 @@ def evaluate_on_task(
     opened = open_task(task, corpus=corpus, template=template)
     shots_from = Path(options.shots_from) if options.shots_from else None
     eval_sets = EvalSet.from_task(opened, options, seed=seed, shots_from=shots_from)
-    permuted = [permuted_sets(eval_set, options.permutations, seed) for eval_set in eval_sets]
+    variants = [EvalVariants.of(eval_set, options, seed, shots_from) for eval_set in eval_sets]
     eval_model = _open_model(model, options) if isinstance(model, str) else model
     path = (out or _default_folder(eval_model.name)) / rows_file_name(opened)
     # The end of the `with` block closes the engine, so its name and identity are read inside.
@@ -136,13 +134,12 @@ def evaluate_on_task(
         # The rows file is named after the task and could be the question file itself, with `--out`.
         refuse_overwrite([path], [Path(task), *filter(None, [shots_from]), *eval_model.content_files])
         with _locked_rows_file(path, QuestionRow, ranks) as file:
-            answers = [answer_questions(eval_model, eval_set, file) for eval_set in eval_sets]
-            orders = [answer_in_orders(eval_model, sets, file) for sets in permuted]
-            _write_rows(file, [row for rows in chain(answers, *orders) for row in rows])
+            answers = [each.answer(eval_model, file) for each in variants]
+            _write_rows(file, [row for rows in answers for row in rows.all_rows()])
         identity = _identity_fields(eval_model, generates=eval_sets[0].method.generates)
     figures = _task_figures(
         eval_model,
-        list(zip(eval_sets, answers, orders, strict=True)),
+        list(zip(eval_sets, answers, strict=True)),
         opened.rows("train", BAYES_ROWS),
         seed=seed,
         resamples=options.resamples,
@@ -164,7 +161,7 @@ def _identity_fields(model: EvalModel, *, generates: bool) -> dict[str, Any]:
 
 def _task_figures(
     model: EvalModel,
-    answers: Sequence[tuple[EvalSet, Sequence[QuestionRow], Sequence[Sequence[QuestionRow]]]],
+    answers: Sequence[tuple[EvalSet, VariantRows]],
     training: Sequence[Question],
     *,
     seed: int,
@@ -174,7 +171,7 @@ def _task_figures(
 
     Args:
         model: The model.
-        answers: Each evaluation set with its rows, and with those of each further order of the options.
+        answers: Each evaluation set with its rows.
         training: Questions to train naive Bayes on.
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap resamples.
@@ -184,20 +181,18 @@ def _task_figures(
     figures = {
         eval_set.label: accuracy.compute_figures(
             eval_set,
-            {name: rows},
+            {name: rows.published},
             (),
             training,
             group_questions(eval_set, corpora),
             seed=seed,
             resamples=resamples,
         )
-        for eval_set, rows, _ in answers
+        for eval_set, rows in answers
     }
     scores = {
-        eval_set.label: with_orders(
-            figures[eval_set.label].scores[name], rows, orders, seed=seed, resamples=resamples
-        )
-        for eval_set, rows, orders in answers
+        eval_set.label: rows.add_scores(figures[eval_set.label].scores[name], seed=seed, resamples=resamples)
+        for eval_set, rows in answers
     }
     return {
         "tasks": {name: scores},

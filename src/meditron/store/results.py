@@ -30,6 +30,7 @@ __all__ = [
     "PromptForm",
     "ReliabilityBin",
     "Rule",
+    "SeedScore",
     "SubsetScore",
     "TaskScore",
     "TrainingData",
@@ -128,6 +129,24 @@ class PermutationScore(_Record):
     """95 % Wilson interval."""
     same_option: float = Field(ge=0, le=1)
     """Fraction of the questions for which the same option is chosen in every order, right or wrong."""
+
+
+class SeedScore(_Record):
+    """Scores of one model over several seeds of the drawn examples and of the sampled answers."""
+
+    seeds: tuple[int, ...]
+    accuracy: float = Field(ge=0, le=1)
+    """Mean accuracy over the seeds."""
+    accuracies: tuple[float, ...]
+    """Accuracy with each seed, in their order."""
+    deviation: float = Field(ge=0)
+    """Standard deviation of the accuracy between seeds (n − 1 in the denominator)."""
+    interval: Interval
+    """95 % bootstrap interval of the mean between seeds, for these questions; None for fewer than 6 seeds."""
+    question_interval: Interval
+    """95 % bootstrap interval of the mean for these seeds; questions are resampled, each with all seeds."""
+    same_option: float = Field(ge=0, le=1)
+    """Fraction of the questions for which the same option is chosen with every seed, right or wrong."""
 
 
 class ErrataScore(_Record):
@@ -229,6 +248,8 @@ class TaskScore(Accuracy):
     groups are the same for all models of an evaluation. Empty if no corpus was searched."""
     permutations: PermutationScore | None = None
     """Scores over several orders of the options; None if only the published order was evaluated."""
+    seeds: SeedScore | None = None
+    """Scores over several seeds; None if there was one seed, or nothing is drawn."""
     errata: ErrataScore | None = None
     """Score without known errors of the benchmark; None if none of the questions is known to have one."""
     clusters: int = Field(default=0, ge=0)

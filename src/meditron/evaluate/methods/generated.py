@@ -131,6 +131,11 @@ class GeneratedMethod(EvalMethod[G]):
             seed=seed,
         )
 
+    @property
+    def is_sampled(self) -> bool:
+        """True unless decoding is greedy."""
+        return self.temperature > 0
+
     def adapt_template(self, template: PromptTemplate) -> PromptTemplate:
         """Return the template with the instruction to reason first."""
         return reasoning_template(template)
@@ -140,7 +145,7 @@ class GeneratedMethod(EvalMethod[G]):
 
         The seed is left out if nothing is drawn, and the group size is part of the batches' rounding.
         """
-        drawn = {"seed": self.seed} if self.temperature > 0 else {}
+        drawn = {"seed": self.seed} if self.is_sampled else {}
         return {
             **drawn,
             "samples": self.samples,
