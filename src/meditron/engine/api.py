@@ -24,14 +24,12 @@ import httpx
 from meditron.core.console import warn
 from meditron.core.errors import EngineError, UsageError
 from meditron.core.redaction import public_address
-from meditron.engine.base import Generates, Generation, Pieces, Prompt, Reply, SeededPrompt
+from meditron.engine.base import API_SCHEME, Generates, Generation, Pieces, Prompt, Reply, SeededPrompt
 from meditron.model.sampling import SamplingConfig, SamplingOptions
 from meditron.text.chat import Message
 
-__all__ = ["API_KEY_VARIABLE", "API_SCHEME", "ApiEngine", "ApiSettings"]
+__all__ = ["API_KEY_VARIABLE", "ApiEngine", "ApiSettings"]
 
-API_SCHEME = "api:"
-"""Beginning of a MODEL that is behind a server: `api:http://host:port/v1#model`."""
 API_KEY_VARIABLE = "MEDITRON_API_KEY"
 """Environment variable of the key, which is sent as a bearer token and never printed or recorded."""
 _TEMPORARY = frozenset({408, 425, 429})

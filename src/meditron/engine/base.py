@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "API_SCHEME",
     "CHUNK_POSITIONS",
     "Engine",
     "Generates",
@@ -54,6 +55,8 @@ __all__ = [
 
 # Python represents bytes that are not UTF-8 as lone surrogates (PEP 383).
 _SURROGATE = re.compile("[\ud800-\udfff]")
+API_SCHEME = "api:"
+"""Beginning of a MODEL that is behind a server: `api:http://host:port/v1#model`."""
 Prompt = str | Sequence[Message]
 """A text or a conversation."""
 SeededPrompt = tuple[Prompt, Sequence[int]]

@@ -116,6 +116,7 @@ def score_task(
         split=eval_set.task.test_split_name,
         template=eval_set.template_id,
         template_sha256=eval_set.task.template.sha256,
+        example_prompt=eval_set.template.example(),
         prompt_form=rows[0].prompt_form,
         method=eval_set.method.name,
         method_description=eval_set.method.description,

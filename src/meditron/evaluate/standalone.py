@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from meditron.core.config import StageConfig
 from meditron.core.errors import InputError, UsageError
 from meditron.core.machine import DType, resolve_matrix_dtype
+from meditron.engine.base import API_SCHEME
 from meditron.evaluate import accuracy, fidelity
 from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.contamination import corpus_records, group_questions
@@ -57,7 +58,7 @@ def run_on(ranks: Ranks, evaluation: Evaluation) -> tuple[EvaluationResult, Path
     Raises:
         UsageError: the model is behind a server, so more processes would only send the same requests.
     """
-    if ranks.size > 1 and evaluation.model.startswith("api:"):
+    if ranks.size > 1 and evaluation.model.startswith(API_SCHEME):
         raise UsageError(
             f"{evaluation.model} is behind a server, which {ranks.size} processes do not make faster",
             hint="leave out --nproc; --concurrency sets the number of requests in flight",
@@ -282,7 +283,7 @@ def _open_model(spec: str, options: EvalOptions) -> EvalModel:
         UsageError: the engine does not run this kind of MODEL.
         SourceError: there is no such model.
     """
-    if spec.startswith("api:"):
+    if spec.startswith(API_SCHEME):
         if options.engine not in (None, "api"):
             raise UsageError(f"{spec} is behind a server, which the engine {options.engine} cannot open")
         from meditron.engine.api import ApiSettings

@@ -217,6 +217,8 @@ class TaskScore(Accuracy):
     """Name of the prompt template, by which a question is written as a prompt."""
     template_sha256: str = ""
     """SHA-256 of the template's file."""
+    example_prompt: str = ""
+    """The template's prompt, with placeholders for the question's texts."""
     prompt_form: str
     """`raw` for a prompt in plain text, else the name of the chat template that the prompt is rendered in."""
     method: str
