@@ -28,7 +28,7 @@ from meditron.release.config import QuantizeConfig
 from meditron.store.files import list_files, read_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import resolve_model
-from meditron.tasks.registry import TASKS, parse_task
+from meditron.tasks.registry import TASKS, is_lm_eval_definition, parse_task
 from meditron.train.config import FinetuneConfig, PretrainConfig, TrainingConfig
 
 __all__ = ["Estimate", "estimate_stages", "model_config", "source_model_config"]
@@ -248,8 +248,10 @@ def _task_tokens(config: EvaluateConfig, task: str) -> tuple[int, int]:
     counted at their maximum length.
     """
     reference = parse_task(task)
-    known = None if reference.benchmark is None else reference.benchmark.questions * _QUESTION_TOKENS
-    if reference.benchmark is None and reference.source is not None:
+    known = None
+    if reference.benchmark is not None:
+        known = reference.benchmark.questions * _QUESTION_TOKENS
+    elif reference.source is not None and not is_lm_eval_definition(task):
         known = _local_file_tokens(reference.source)
     once = _smallest_limit(config.questions * _QUESTION_TOKENS, known) or 0
     forms = 2 if config.prompt_form == "both" else 1
