@@ -251,7 +251,7 @@ def _death(rank: _Rank) -> EngineError:
     if code >= 0:
         return EngineError(f"the process ended with exit code {code} and without an error", hint=resumes)
     if -code == signal.SIGKILL:
-        resumes += "; if the system killed it because memory was full, use a smaller micro_batch_size"
+        resumes += "; if memory was full, use a smaller micro_batch_size, or fewer processes to evaluate"
     return EngineError(f"killed by signal {-code} ({signal.Signals(-code).name})", hint=resumes)
 
 
