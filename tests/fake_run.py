@@ -30,6 +30,7 @@ from meditron.store.results import (
     TaskScore,
     write_results,
 )
+from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 
 BASE = "pypi:a-model==0.1.2#model.gguf@sha256:" + "c" * 64
 MODELS = ("base", "pretrain", "finetune", "quantize:Q4_K_M")
@@ -207,6 +208,7 @@ class FakeRun:
             task=TASK,
             version=1,
             template="sections/1",
+            example_prompt=PROMPT_TEMPLATES["sections"].example(),
             data=TASK,
             split="heldout",
             prompt_form="raw",

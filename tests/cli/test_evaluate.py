@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from command import Command
 from meditron.store.jsonl import JsonlWriter
@@ -288,3 +289,29 @@ def test_wrong_requests_for_an_explanation(
     failed = meditron("explain", "a", "a", *words)
     assert failed.code == 2
     assert message in failed.err
+
+
+def test_the_command_on_two_processes_writes_the_bytes_of_one(
+    meditron: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a CPU a matrix product rounds differently with another number of threads.
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    questions = tmp_path / "questions.jsonl"
+    rows = [
+        {"question": f"Is {n * n} odd?{' ?' * (n % 7)}", "options": ["no", "yes"], "gold": n % 2}
+        for n in range(150)
+    ]
+    questions.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    arguments = ("evaluate", model, "--task", questions, "--resamples", "100", "--json")
+    methods = ("--method", "loglikelihood", "--method", "self-consistency", "--max-tokens", "2")
+    outputs = []
+    for name, nproc in (("one", "1"), ("two", "2")):
+        completed = meditron(*arguments, *methods, "--nproc", nproc, "--out", tmp_path / name)
+        assert completed.code == 0, completed.err
+        outputs.append(json.loads(completed.out) | {"rows": ""})
+    assert outputs[0] == outputs[1]
+    one, two = ((tmp_path / name / "questions.jsonl").read_bytes() for name in ("one", "two"))
+    assert one == two
+    refused = meditron("evaluate", "api:http://localhost:1/v1", "--task", questions, "--nproc", "2")
+    assert refused.code == 2
+    assert "behind a server, which 2 processes do not make faster" in refused.err

@@ -64,7 +64,7 @@ def test_all_failures_at_once(server: Server, engine: ApiEngine):
     plan = {f"p{number}": failure for number, failure in enumerate(FAILURES)}
     server.failures = lambda prompt, attempt: plan.get(prompt, "") if attempt < 3 else ""
     prompts = [f"p{number}" for number in range(40)]
-    samples = engine.generate_samples(prompts, [[1, 2]] * 40)
+    samples = engine.generate_samples([(prompt, [1, 2]) for prompt in prompts])
     assert [[each.text for each in pair] for pair in samples] == [[prompt.upper()] * 2 for prompt in prompts]
     assert (
         1 < server.most_active <= FAST.concurrency + len(FAILURES)
@@ -72,7 +72,7 @@ def test_all_failures_at_once(server: Server, engine: ApiEngine):
 
 
 def test_each_sample_has_its_seed(server: Server, engine: ApiEngine):
-    engine.generate_samples(["a", "b"], [[5, 6], [7]], temperature=1.0)
+    engine.generate_samples([("a", [5, 6]), ("b", [7])], temperature=1.0)
     seeds = {(body["messages"][0]["content"], body["seed"]) for body in server.bodies}
     assert seeds == {("a", 5), ("a", 6), ("b", 7)}
 

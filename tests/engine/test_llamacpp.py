@@ -349,12 +349,12 @@ def test_a_text_with_line_separators_of_unicode_does_not_break_the_stream():
 
 def test_samples_repeat_exactly_in_any_order_of_prompts(smollm2_gguf: Path):
     """In one slot: neither the prompts before nor the number of samples after change a text."""
-    prompts, seeds = PROMPTS[:2], [[1, 2], [3, 4]]
+    prompts = [(PROMPTS[0], [1, 2]), (PROMPTS[1], [3, 4])]
     settings = {"raw": True, "max_tokens": 12, "temperature": 0.8, "nonempty": True}
     with LlamaCppEngine.load(str(smollm2_gguf), context=512, slots=1) as engine:
-        first = engine.generate_samples(prompts, seeds, **settings)
-        backwards = engine.generate_samples(prompts[::-1], seeds[::-1], **settings)[::-1]
-        fewer = engine.generate_samples(prompts, [group[:1] for group in seeds], **settings)
+        first = engine.generate_samples(prompts, **settings)
+        backwards = engine.generate_samples(prompts[::-1], **settings)[::-1]
+        fewer = engine.generate_samples([(prompt, seeds[:1]) for prompt, seeds in prompts], **settings)
     texts = [[sample.text for sample in group] for group in first]
     assert [[sample.text for sample in group] for group in backwards] == texts
     assert [[sample.text for sample in group] for group in fewer] == [group[:1] for group in texts]
@@ -365,6 +365,6 @@ def test_a_nonempty_text_does_not_end_at_once(smollm2_gguf: Path, smollm2: Local
     prompt = "Question: What is sepsis?\nA. An infection\nB. A bone\nAnswer:"
     for engine in (smollm2, load(str(smollm2_gguf), backend="torch")):
         texts = engine.generate_samples(
-            [prompt] * 2, [[1, 2], [3, 4]], raw=True, max_tokens=4, temperature=2, nonempty=True
+            [(prompt, [1, 2]), (prompt, [3, 4])], raw=True, max_tokens=4, temperature=2, nonempty=True
         )
         assert all(sample.text.strip() for group in texts for sample in group)

@@ -21,7 +21,7 @@ from meditron.evaluate.rescore import RunOptions
 from meditron.evaluate.rows import QuestionRow
 from meditron.evaluate.rows_file import RowsFile, read_rows
 from meditron.evaluate.standalone import evaluate_on_task
-from meditron.store.results import Explanation
+from meditron.store.explanations import Explanation
 from tiny import CHAT, tiny_hf
 
 N = 40

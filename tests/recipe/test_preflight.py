@@ -1,6 +1,7 @@
 """Dry runs open every local input, list all problems at once, and estimate what the stages will take."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,22 @@ def test_estimates_count_local_questions(tmp_path: Path, monkeypatch: pytest.Mon
     costs = run_recipe(load_recipe("good.toml"), dry_run=True).estimates
     assert costs["finetune.q"].tokens == 2 * round(len(text) / 4.5)
     assert (costs["evaluate"].tokens or 0) < len(text)
+
+    def tokens(*overrides: str) -> int:
+        stages = run_recipe(
+            load_recipe("good.toml", [f"evaluate.{each}" for each in overrides]), dry_run=True
+        )
+        return stages.estimates["evaluate"].tokens or 0
+
+    prompts = round(len(text) / 4.5)
+    questions = math.ceil(prompts / 100)  # estimated from the size of the file
+    both = 'methods=["cot", "self-consistency"]'
+    generated = (1 + 5) * questions * 256
+    assert tokens(both) - tokens() == prompts + generated
+    assert tokens(both, "samples=9", "max_tokens=100") - tokens() == prompts + 10 * questions * 100
+    # The second seed repeats the vote only: greedy chains of thought are equal.
+    assert tokens(both, "seeds=2") - tokens(both) == prompts + 5 * questions * 256
+    assert tokens('tasks=["mmlu-medical", "questions.jsonl"]') - tokens() == 1000 * 100
 
 
 def test_an_override_shows_no_secret(folder: Path) -> None:

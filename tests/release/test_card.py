@@ -330,6 +330,20 @@ def test_the_split_is_the_datas_own(tmp_path: Path) -> None:
     assert f"Prompts truncated at their start: {TASK} 3 of" in written(life)
 
 
+def test_a_prompt_file_of_the_users_own_is_named_and_shown(tmp_path: Path) -> None:
+    life = FakeRun(tmp_path / "small")
+    digest = "ab" * 32
+    own = {"template": "ward/2", "template_sha256": digest, "example_prompt": "Ward round.\n{question}\nA:"}
+    scores = {
+        model: {name: score.model_copy(update=own) for name, score in by_task.items()}
+        for model, by_task in life.result.tasks.items()
+    }
+    write_results(life.folder / "evaluate", life.result.model_copy(update={"tasks": scores}))
+    card = written(life)
+    assert f"(template ward/2, SHA-256 {digest})" in card
+    assert "Ward round.\n{question}\nA:" in card
+
+
 def test_what_is_unknown_of_the_training_data_is_said(tmp_path: Path) -> None:
     life = FakeRun(tmp_path / "small")
     assert "Training data unknown: the model has no ancestry record." in written(life)

@@ -14,15 +14,16 @@ from meditron.tasks.registry import open_task
 
 KINDS = {
     *("wrong answer key", "unclear question", "unclear options"),
-    *("no correct answer", "several correct answers"),
+    *("no correct answer", "several correct answers", "missing information"),
 }
 
 
 def test_the_data_are_well_formed() -> None:
     errata = known_errata()
-    assert len(errata) == 73
+    papers = ("arXiv 2406.04127", "arXiv 2404.18416")
+    sources = [paper for erratum in errata.values() for paper in papers if paper in erratum.source]
+    assert Counter(sources) == {papers[0]: 73, papers[1]: 34}
     assert {erratum.kind for erratum in errata.values()} == KINDS
-    assert all("arXiv 2406.04127" in erratum.source for erratum in errata.values())
     assert all(len(digest) == 16 and int(digest, 16) >= 0 for digest in errata)
 
 
@@ -39,6 +40,16 @@ def test_errata_of_mmlu_are_found_in_its_files_whatever_the_ids(shared: Path, tm
         csv.writer(file).writerows(reversed(lines))
     again = open_task(str(copy)).rows("test")
     assert len(find_errata(again)) == len(found)
+
+
+@pytest.mark.shared
+def test_errata_of_medqa_are_found_in_its_published_file(shared: Path) -> None:
+    questions = open_task(str(shared / "data/medqa-usmle/test_4options.first1000.jsonl.gz")).rows("test")
+    found = find_errata(questions)
+    by_kind = Counter(erratum.kind for erratum in found.values())
+    assert by_kind == {"missing information": 23, "wrong answer key": 5}
+    # Most of them refer to a picture that the file does not have.
+    assert sum("shown" in question.text for question in questions if question.id in found) == 20
 
 
 def test_a_question_with_other_words_has_no_erratum(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from meditron.core.errors import InputError
+from meditron.tasks.lm_eval_yaml import files_of_definition
 from meditron.tasks.registry import open_task
 
 ROWS = [
@@ -84,3 +85,43 @@ def test_code_is_refused(tmp_path: Path) -> None:
     file.write_text("task: t\ndoc_to_text: !function utils.doc_to_text\n", encoding="utf-8")
     with pytest.raises(InputError, match="runs Python code"):
         open_task(str(file))
+
+
+def test_a_definition_includes_others_as_in_lm_eval(tmp_path: Path) -> None:
+    """Own keys replace included ones, and the first file's those of the second; paths are of each file."""
+    whole = open_task(write(tmp_path))
+    shared_folder = tmp_path / "shared"
+    shared_folder.mkdir()
+    (tmp_path / "rows.jsonl").rename(shared_folder / "rows.jsonl")
+    middle = {"description": "Middle.\n\n", "task": "middle"}
+    parts = {
+        "shared/base.yaml": DEFINITION | {"description": "Base.\n\n"},
+        "shared/middle.yaml": {**middle, "include": "base.yaml"},
+        "other.yaml": {"description": "Other.\n\n", "doc_to_target": "E"},
+        "top.yaml": {
+            "task": "numbers",
+            "include": ["shared/middle.yaml", "other.yaml"],
+            "doc_to_choice": ["1", "2", "3", "4"],
+        },
+    }
+    for name, part in parts.items():
+        (tmp_path / name).write_text(json.dumps(part), encoding="utf-8")
+    task = open_task(str(tmp_path / "top.yaml"))
+    assert (task.name, task.data_sha256("test") == whole.data_sha256("test")) == ("numbers", False)
+    [first, *_] = task.rows("test")
+    rendered = task.template.render(first)
+    assert rendered.prompt.startswith("Middle.\n\nNumber {")
+    assert rendered.continuations == (" 1", " 2", " 3", " 4")
+    assert [file.name for file in files_of_definition(tmp_path / "top.yaml")] == [
+        *("top.yaml", "middle.yaml", "base.yaml", "other.yaml", "rows.jsonl")
+    ]
+    before = task.template.sha256
+    (tmp_path / "other.yaml").write_text(json.dumps({"tag": "x"}), encoding="utf-8")
+    assert open_task(str(tmp_path / "top.yaml")).template.sha256 != before
+    for name, content, problem in (
+        ("shared/base.yaml", "include: [middle.yaml]", r"middle.yaml \(include\): includes itself"),
+        ("top.yaml", "include: 3", r"\(include\): must be a file or a list of files, got 3"),
+    ):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        with pytest.raises(InputError, match=problem):
+            open_task(str(tmp_path / "top.yaml"))

@@ -9,7 +9,7 @@ import pytest
 
 from meditron.core.errors import SourceError, UsageError
 from meditron.tasks.formats import FORMATS
-from meditron.tasks.registry import TASKS, open_task
+from meditron.tasks.registry import TASKS, open_task, parse_task, parse_tasks
 from meditron.tasks.task import Question, prompts_sha256, questions_sha256
 
 ROWS = [{"question": f"Number {n}?", "options": ["yes", "no"], "gold": n % 2} for n in range(9)]
@@ -98,3 +98,25 @@ def test_every_registered_task_has_title_licence_and_origin(tmp_path: Path) -> N
 def test_tasks_are_light() -> None:
     code = "import sys, meditron.tasks.registry; print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_texts_of_tasks_are_read_without_their_files() -> None:
+    assert parse_task("pubmed-sections").source is None
+    medical = parse_task("mmlu-medical")
+    assert (medical.name, str(medical.source)[:24]) == ("mmlu-medical-test", "hf:datasets/cais/mmlu#al")
+    assert parse_task("pubmedqa:data/pubmedqa").source == "data/pubmedqa"
+    assert parse_task("https://example.org/exam.jsonl.gz").name == "exam"
+    assert parse_task("folder/mmlu.yaml").name is None
+    both = parse_tasks(["medqa-4:a", "medqa-5:a", "mmlu-medical", "a/x.yaml", "b/x.yaml"])
+    assert [task.name for task in both.values()] == [
+        *("medqa-4-test", "medqa-5-test", "mmlu-medical-test", None, None)
+    ]
+    for specs, problem in {
+        ("medqa-4:a", "medqa-4:b"): "'medqa-4:a' and 'medqa-4:b' would both be named 'medqa-4-test'",
+        ("a/exam.jsonl", "b/exam.csv"): "would both be named 'exam'",
+        ("mmlu-medical", "mmlu-medical"): "'mmlu-medical' is listed twice",
+        ("mmlu-medica",): "no task 'mmlu-medica'",
+        ("pubmedqa",): "pubmedqa: the hub has no copy that can be read",
+    }.items():
+        with pytest.raises(UsageError, match=problem):
+            parse_tasks(specs)

@@ -49,12 +49,12 @@ def chat(
     """
     from meditron.cli.lines import is_interactive, read_input_lines
     from meditron.cli.session import Session
-    from meditron.engine import load
+    from meditron.engine import load_generator
     from meditron.engine.conversation import Chat
 
     info(DISCLAIMER)
     interactive = is_interactive()
-    with load(model, backend=engine, context=context) as loaded:
+    with load_generator(model, backend=engine, context=context) as loaded:
         conversation = Chat(loaded, system)
         session = Session(conversation, sampling, interactive=interactive, as_json=as_json)
         if not conversation.has_chat_template:

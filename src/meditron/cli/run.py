@@ -35,8 +35,9 @@ ProcessCount = Annotated[
     Parameter(
         group=_RANKS,
         validator=Number(gte=1, lte=4096),
-        help="Processes on this machine that train together, one per GPU; by default 1. The recipe's "
-        "[pretrain.parallel] divides the work. On several machines, start the command with torchrun.",
+        help="Processes on this machine that train and evaluate together, one per GPU; by default 1. The "
+        "recipe's [pretrain.parallel] divides a training; the questions of an evaluation are divided. On "
+        "several machines, start the command with torchrun.",
     ),
 ]
 
@@ -68,7 +69,7 @@ def run(
     interruption, the same command continues. If the config or inputs of a finished stage changed, the command
     changes nothing and lists the changed fields.
 
-    With --nproc 4 the stages that train run in 4 processes; all others are built by one.
+    With --nproc 4 the stages that train or evaluate run in 4 processes; all others are built by one.
     """
     from meditron.cli import show
     from meditron.parallel.cluster import open_ranks

@@ -21,7 +21,8 @@ from meditron.report.explanation import effect_table, explanation_sentence, flip
 from meditron.report.robustness import robustness_tables
 from meditron.report.run_report import HTML
 from meditron.report.terminal import print_table
-from meditron.store.results import Comparison, EvaluationResult, Explanation
+from meditron.store.explanations import Explanation
+from meditron.store.results import Comparison, EvaluationResult
 
 __all__ = [
     "print_differences",

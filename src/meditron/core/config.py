@@ -5,13 +5,25 @@ the reference in the docs are generated from its fields.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["Config", "InputKind", "NonSemantic", "Record", "StageConfig", "first_problem", "semantic_fields"]
+from meditron.core.errors import UsageError
+
+__all__ = [
+    "Config",
+    "InputKind",
+    "NonSemantic",
+    "Record",
+    "StageConfig",
+    "first_problem",
+    "semantic_fields",
+    "translate_usage_errors",
+]
 
 
 class Config(BaseModel):
@@ -46,6 +58,15 @@ def semantic_fields(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=excluded, by_alias=True)
 
 
+@contextmanager
+def translate_usage_errors() -> Iterator[None]:
+    """Raise a UsageError as the ValueError that a validator of a config raises, with its hint."""
+    try:
+        yield
+    except UsageError as error:
+        raise ValueError(f"{error.message}; {error.hint}" if error.hint else error.message) from error
+
+
 def first_problem(error: ValidationError, root: str = "top level") -> tuple[str, str]:
     """Return the position and the message of the first validation error.
 
@@ -62,6 +83,8 @@ class InputKind:
     name: Literal["model", "documents", "questions", "conversations", "preferences"]
     table: Config | None = None
     """The input's own table in the recipe, if it has one: for a source of documents, its format and globs."""
+    task: str | None = None
+    """For questions: the task that they belong to, as the recipe names it."""
 
 
 class StageConfig(Config, ABC):
@@ -90,8 +113,8 @@ class StageConfig(Config, ABC):
         """
         return {}
 
-    def benchmark_files(self) -> tuple[str, ...]:
-        """Return the files of questions on which the stage evaluates models."""
+    def benchmarks(self) -> tuple[str, ...]:
+        """Return the tasks on which the stage evaluates models, without those made from the corpus."""
         return ()
 
     def with_recipe_defaults(self, stages: "Mapping[str, StageConfig]") -> Self:

@@ -13,13 +13,13 @@ from pydantic import (
     model_validator,
 )
 
-from meditron.core.config import Config, InputKind, NonSemantic, StageConfig
+from meditron.core.config import Config, InputKind, NonSemantic, StageConfig, translate_usage_errors
 from meditron.core.slurm import NAME_PATTERN, TIME_PATTERN
 from meditron.sources.dates import latest_day
 from meditron.sources.evidence import evidence_table
 from meditron.sources.licences import licence_id
 from meditron.sources.registry import SOURCES
-from meditron.tasks.file_task import check_question_files
+from meditron.tasks.registry import parse_task, parse_tasks
 
 __all__ = [
     "CorpusConfig",
@@ -277,8 +277,8 @@ class CorpusConfig(StageConfig):
     files. A killed run loses at most that many documents per worker."""
 
     decontaminate: tuple[str, ...] | None = None
-    """Files of questions: documents that contain one of their questions are removed. Default: the question
-    files in `evaluate.tasks`. List them here to add a benchmark later without a new corpus; `[]`: none."""
+    """Benchmarks and files of questions: documents that contain one of their questions are removed. Default:
+    those in `evaluate.tasks`. List them here to add a benchmark later without a new corpus; `[]`: none."""
 
     contaminated: Literal["drop", "keep"] = "drop"
     """Documents that contain a benchmark question: `drop` moves them to `quarantine.jsonl.zst`, `keep` trains
@@ -299,7 +299,11 @@ class CorpusConfig(StageConfig):
     @field_validator("decontaminate")
     @classmethod
     def _files_are_distinct(cls, files: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        check_question_files(files or ())
+        with translate_usage_errors():
+            tasks = parse_tasks(files or ())
+        for spec, task in tasks.items():
+            if task.source is None:
+                raise ValueError(f"'{spec}' is made from the corpus itself")
         return files
 
     @model_validator(mode="after")
@@ -327,19 +331,23 @@ class CorpusConfig(StageConfig):
         """Return the config with the evaluation's question files as `decontaminate`, if it has no value."""
         if self.decontaminate is not None:
             return self
-        files = dict.fromkeys(file for stage in stages.values() for file in stage.benchmark_files())
-        return self.model_copy(update={"decontaminate": tuple(files)})
+        tasks = dict.fromkeys(task for stage in stages.values() for task in stage.benchmarks())
+        return self.model_copy(update={"decontaminate": tuple(tasks)})
+
+    def cross_stage_errors(self, stages: Mapping[str, StageConfig]) -> dict[str, str]:
+        """Return the error of a source that is named like a benchmark, because both are inputs."""
+        shared = [name for name in self.sources if name in (self.decontaminate or ())]
+        return {"sources": f"'{shared[0]}' is the name of a benchmark; rename the source"} if shared else {}
 
     def inputs(self) -> dict[str, str]:
         """Return the location of each source by its name, and every file of questions by its reference."""
         sources = {name: source.from_ for name, source in self.sources.items()}
-        # A reference contains `.`, `/` or `:`, which no name of a source does.
-        return sources | {file: file for file in self.decontaminate or ()}
+        return sources | {spec: str(parse_task(spec).source) for spec in self.decontaminate or ()}
 
     def input_kinds(self) -> dict[str, InputKind]:
         """Return the kind of each input: documents or questions."""
         sources = {name: InputKind("documents", source) for name, source in self.sources.items()}
-        return sources | dict.fromkeys(self.decontaminate or (), InputKind("questions"))
+        return sources | {spec: InputKind("questions", task=spec) for spec in self.decontaminate or ()}
 
     def licences(self) -> dict[str, str]:
         """Return the licence of each source that states one."""

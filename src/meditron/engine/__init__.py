@@ -1,11 +1,14 @@
 """Engines: models that generate and score. This package imports no torch until `load` is called."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from meditron.core.errors import MissingExtra, UsageError
 from meditron.engine.base import (
+    API_SCHEME,
     Engine,
     Generates,
     Generation,
@@ -17,6 +20,7 @@ from meditron.engine.base import (
 from meditron.store.gguf_types import FLOAT_TYPES
 
 __all__ = [
+    "API_SCHEME",
     "Backend",
     "Engine",
     "Generates",
@@ -26,9 +30,11 @@ __all__ = [
     "Reply",
     "ScoresTokens",
     "load",
+    "load_generator",
 ]
 
 Backend = Literal["torch", "llama.cpp"]
+_ATTEMPTS = 4  # at a terminal a failure of the server is reported within seconds
 _EXTRAS = {"torch": "train", "httpx": "serve"}
 
 
@@ -69,7 +75,7 @@ def load(
             f"llama.cpp computes in the file's own types; dtype {dtype} cannot be set",
             hint="use --engine torch, or leave the dtype out",
         )
-    try:
+    with _name_missing_extras():
         if backend == "llama.cpp":
             from meditron.engine.llamacpp import LlamaCppEngine
 
@@ -77,6 +83,46 @@ def load(
         from meditron.engine.torch_engine import TorchEngine
 
         return TorchEngine.load(spec, dtype=dtype, context=context)
+
+
+def load_generator(
+    spec: str,
+    *,
+    dtype: str | None = None,
+    backend: Backend | None = None,
+    context: int | None = None,
+) -> Generates:
+    """Open a MODEL that generates text: one that `load` opens, or one behind a server (`api:http://…#model`).
+
+    Args:
+        spec: The MODEL.
+        dtype: See `load`.
+        backend: See `load`.
+        context: See `load`.
+
+    Raises:
+        UsageError: a setting of local models is given for one behind a server; or as for `load`.
+        EngineError: the server does not answer; or as for `load`.
+        SourceError, InputError, MissingExtra: as for `load`.
+    """
+    if not spec.startswith(API_SCHEME):
+        return load(spec, dtype=dtype, backend=backend, context=context)
+    for name, value in (("dtype", dtype), ("engine", backend), ("context", context)):
+        if value is not None:
+            raise UsageError(
+                f"{name} {value}: the model is behind a server, which decides it", hint=f"leave out --{name}"
+            )
+    with _name_missing_extras():
+        from meditron.engine.api import ApiEngine, ApiSettings
+
+        return ApiEngine.load(spec, ApiSettings(attempts=_ATTEMPTS))
+
+
+@contextmanager
+def _name_missing_extras() -> Iterator[None]:
+    """Raise MissingExtra for a library that an extra of the package installs."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise

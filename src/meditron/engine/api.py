@@ -24,14 +24,12 @@ import httpx
 from meditron.core.console import warn
 from meditron.core.errors import EngineError, UsageError
 from meditron.core.redaction import public_address
-from meditron.engine.base import Generates, Generation, Pieces, Prompt, Reply
+from meditron.engine.base import API_SCHEME, Generates, Generation, Pieces, Prompt, Reply, SeededPrompt
 from meditron.model.sampling import SamplingConfig, SamplingOptions
 from meditron.text.chat import Message
 
-__all__ = ["API_KEY_VARIABLE", "API_SCHEME", "ApiEngine", "ApiSettings"]
+__all__ = ["API_KEY_VARIABLE", "ApiEngine", "ApiSettings"]
 
-API_SCHEME = "api:"
-"""Beginning of a MODEL that is behind a server: `api:http://host:port/v1#model`."""
 API_KEY_VARIABLE = "MEDITRON_API_KEY"
 """Environment variable of the key, which is sent as a bearer token and never printed or recorded."""
 _TEMPORARY = frozenset({408, 425, 429})
@@ -44,7 +42,7 @@ _SEEDS = 1 << 31  # servers read seeds as signed 32-bit or 64-bit integers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiSettings:
-    """How requests are sent. No setting changes the answers."""
+    """Settings of the requests to a server. No setting changes the answers."""
 
     concurrency: int = 8
     """Maximum number of requests in flight."""
@@ -147,12 +145,7 @@ class ApiEngine(Generates):
         )
 
     def generate_samples(
-        self,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[Sequence[int]],
-        *,
-        raw: bool = False,
-        **options: Unpack[SamplingOptions],
+        self, prompts: Sequence[SeededPrompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
     ) -> list[list[Generation]]:
         """See `Generates.generate_samples`. Up to `ApiSettings.concurrency` requests are in flight."""
         sampling = SamplingConfig(**options)
@@ -160,12 +153,12 @@ class ApiEngine(Generates):
             self._answer_all(
                 [
                     self._request(prompt, replace(sampling, seed=seed), raw=raw)
-                    for prompt, prompt_seeds in zip(prompts, seeds, strict=True)
-                    for seed in prompt_seeds
+                    for prompt, seeds in prompts
+                    for seed in seeds
                 ]
             )
         )
-        return [[next(generations) for _ in prompt_seeds] for prompt_seeds in seeds]
+        return [[next(generations) for _ in seeds] for _, seeds in prompts]
 
     def _request(self, prompt: Prompt, sampling: SamplingConfig, *, raw: bool) -> _Request:
         body: dict[str, Any] = {

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "API_SCHEME",
     "CHUNK_POSITIONS",
     "Engine",
     "Generates",
@@ -43,6 +44,7 @@ __all__ = [
     "Reply",
     "ScoresTokens",
     "ScoringRequest",
+    "SeededPrompt",
     "StopReason",
     "check_scoring_request",
     "prompt_ids",
@@ -53,8 +55,12 @@ __all__ = [
 
 # Python represents bytes that are not UTF-8 as lone surrogates (PEP 383).
 _SURROGATE = re.compile("[\ud800-\udfff]")
+API_SCHEME = "api:"
+"""Beginning of a MODEL that is behind a server: `api:http://host:port/v1#model`."""
 Prompt = str | Sequence[Message]
 """A text or a conversation."""
+SeededPrompt = tuple[Prompt, Sequence[int]]
+"""A prompt, and the seed of each answer to generate to it."""
 ScoringRequest = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prefix and of a continuation whose log-probabilities are wanted."""
 StopReason = Literal["end", "length", "context", "stopped"]
@@ -134,12 +140,7 @@ class Generates(Engine, Protocol):
         ...
 
     def generate_samples(
-        self,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[Sequence[int]],
-        *,
-        raw: bool = False,
-        **options: Unpack[SamplingOptions],
+        self, prompts: Sequence[SeededPrompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
     ) -> list[list["Generation"]]:
         """Generate several answers to each prompt: one for each of its seeds.
 
@@ -148,8 +149,8 @@ class Generates(Engine, Protocol):
         prompt once for all of its seeds.
         """
         samples = []
-        for prompt, prompt_seeds in zip(prompts, seeds, strict=True):
-            settings = [SamplingOptions(**{**options, "seed": seed}) for seed in prompt_seeds]
+        for prompt, seeds in prompts:
+            settings = [SamplingOptions(**{**options, "seed": seed}) for seed in seeds]
             samples.append([self.generate(prompt, raw=raw, **each).finish() for each in settings])
         return samples
 

@@ -25,6 +25,7 @@ from meditron.engine.base import (
     Prompt,
     Reply,
     ScoringRequest,
+    SeededPrompt,
     StopReason,
     check_scoring_request,
     prompt_ids,
@@ -222,12 +223,7 @@ class LlamaCppEngine(Generates, GivesLogits):
         return generations
 
     def generate_samples(
-        self,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[Sequence[int]],
-        *,
-        raw: bool = False,
-        **options: Unpack[SamplingOptions],
+        self, prompts: Sequence[SeededPrompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
     ) -> list[list[Generation]]:
         """See `Generates.generate_samples`. One request at a time, in one slot.
 
@@ -235,11 +231,12 @@ class LlamaCppEngine(Generates, GivesLogits):
         KV cache. So a text depends only on its prompt, its settings and whether it is the prompt's first.
         """
         sampling = SamplingConfig(**options)
-        completions = [self._completion_request(prompt, sampling, raw=raw) for prompt in prompts]
+        # All prompts are checked before anything is generated.
+        requests = [(self._completion_request(prompt, sampling, raw=raw), seeds) for prompt, seeds in prompts]
         samples: list[list[Generation]] = []
-        for completion, prompt_seeds in zip(completions, seeds, strict=True):
+        for completion, seeds in requests:
             samples.append([])
-            for number, seed in enumerate(prompt_seeds):
+            for number, seed in enumerate(seeds):
                 completion.body.update(seed=seed % _SEEDS, id_slot=0, cache_prompt=number > 0)
                 samples[-1].append(Reply(self._stream_pieces(self.process, completion)).finish())
         return samples

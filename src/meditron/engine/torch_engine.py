@@ -23,6 +23,7 @@ from meditron.engine.base import (
     Reply,
     ScoresTokens,
     ScoringRequest,
+    SeededPrompt,
     StopReason,
     check_scoring_request,
     prompt_ids,
@@ -37,6 +38,7 @@ from meditron.model.presets import model_tokenizer
 from meditron.model.sampling import SamplingConfig, SamplingOptions, max_new_tokens
 from meditron.model.tensors import require_finite
 from meditron.model.weights import load_config, load_model
+from meditron.parallel.world import current_world, pick_device
 from meditron.store.models import resolve_model
 from meditron.text.tokenizer import Tokenizer
 
@@ -67,8 +69,8 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
 
     @classmethod
     def load(cls, spec: str, *, dtype: str | None = None, context: int | None = None) -> Self:
-        """Open a MODEL; see `meditron.engine.load`."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """Open a MODEL on this rank's device; see `meditron.engine.load`."""
+        device = pick_device(current_world())
         name = dtype or ("float32" if device.type == "cpu" else "bfloat16")
         if name not in _DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, got {name!r}")
@@ -162,24 +164,18 @@ class TorchEngine(Generates, ScoresTokens, GivesLogits):
         )
 
     def generate_samples(
-        self,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[Sequence[int]],
-        *,
-        raw: bool = False,
-        **options: Unpack[SamplingOptions],
+        self, prompts: Sequence[SeededPrompt], *, raw: bool = False, **options: Unpack[SamplingOptions]
     ) -> list[list[Generation]]:
         """See `Generates.generate_samples`. Samples in one batch share their prompt's computation."""
         sampling = SamplingConfig(**options)
-        encoded = [self._encode_prompt(prompt, sampling, raw=raw) for prompt in prompts]
-        counts = [len(prompt_seeds) for prompt_seeds in seeds]
+        encoded = [(self._encode_prompt(prompt, sampling, raw=raw), seeds) for prompt, seeds in prompts]
         generations = iter(
             self._generate_together(
-                [each for each, count in zip(encoded, counts, strict=True) for _ in range(count)],
-                [replace(sampling, seed=seed) for prompt_seeds in seeds for seed in prompt_seeds],
+                [ids_and_limit for ids_and_limit, seeds in encoded for _ in seeds],
+                [replace(sampling, seed=seed) for _, seeds in encoded for seed in seeds],
             )
         )
-        return [[next(generations) for _ in range(count)] for count in counts]
+        return [[next(generations) for _ in seeds] for _, seeds in encoded]
 
     def _generate_together(
         self, encoded: Sequence[tuple[list[int], int]], samplings: Sequence[SamplingConfig]

@@ -118,6 +118,7 @@ def score_task(
         split=eval_set.task.test_split_name,
         template=eval_set.template_id,
         template_sha256=eval_set.task.template.sha256,
+        example_prompt=eval_set.template.example(),
         method_description=eval_set.method.description,
         shots=eval_set.examples.shots,
         shot_ids=tuple(example.id for example in eval_set.examples.drawn_questions),

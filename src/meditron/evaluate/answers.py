@@ -54,13 +54,16 @@ def answer_questions(model: EvalModel, eval_set: EvalSet, file: RowsFile[Questio
         unit="questions",
         about=f" on {eval_set.label}",
     )
-    # A reused row may hold the choice by another rule, which needs the stored scores only, and clusters of
-    # other questions.
+    # A reused row may hold the choice by another rule, which needs the stored scores only, clusters of other
+    # questions, and the offset from another first seed. Offset 0 stays: the row is of a result by itself.
     return [
-        method.choose_answer(rows[prompt.item_key()]).model_copy(
-            update={"cluster": eval_set.clusters.get(prompt.question.id, "")}
+        method.choose_answer(row).model_copy(
+            update={
+                "cluster": eval_set.clusters.get(row.id, ""),
+                "seed_offset": min(row.seed_offset, eval_set.seed_offset),
+            }
         )
-        for prompt in prompts
+        for row in (rows[prompt.item_key()] for prompt in prompts)
     ]
 
 
@@ -103,6 +106,7 @@ def _common_fields(model: EvalModel, eval_set: EvalSet, prompt: EvalPrompt, cach
         "question_sha256": questions_sha256([question]),
         "prompt_sha256": prompts_sha256([prompt.rendered]),
         "option_order": question.option_order,
+        "seed_offset": eval_set.seed_offset,
         "cluster": eval_set.clusters.get(question.id, ""),
         "gold": question.gold,
     }

@@ -6,13 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from meditron.core.config import Config, InputKind, NonSemantic, StageConfig
+from meditron.core.config import Config, InputKind, NonSemantic, StageConfig, translate_usage_errors
 from meditron.core.errors import MeditronError
 from meditron.core.machine import DType
 from meditron.evaluate.methods.registry import METHODS
 from meditron.store.results import Extraction, PromptForm, Rule
-from meditron.tasks.file_task import is_question_file, name_in_reference
-from meditron.tasks.registry import TASKS
+from meditron.tasks.registry import parse_task, parse_tasks
 
 __all__ = ["EvalEngine", "EvalOptions", "EvaluateConfig", "Extraction", "ModelPair"]
 
@@ -89,6 +88,10 @@ class EvalOptions(Config):
     """Number of orders of each question's options, the published order included. More than one gives the mean
     accuracy over the orders and the share of questions answered right in every order."""
 
+    seeds: int = Field(default=1, ge=1, le=100)
+    """Number of seeds with which examples are drawn and answers sampled: `seed` and those after it. More than
+    one gives the mean accuracy over the seeds, and its spread."""
+
     dtype: DType = "float32"
     """Number format of weights and activations; the loss is always float32, and so is all of fidelity.
     `auto`: bfloat16 if the CPU has instructions for it, else float32."""
@@ -128,6 +131,16 @@ class EvalOptions(Config):
         return self
 
     @model_validator(mode="after")
+    def _seeds_have_an_effect(self) -> Self:
+        sampled = "self-consistency" in self.methods or ("cot" in self.methods and self.temperature)
+        if self.seeds > 1 and not (self.shots or sampled):
+            raise ValueError(
+                f"seeds must be 1 without shots and without sampled answers, got {self.seeds}: nothing is "
+                "drawn"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_engine_can_score(self) -> Self:
         if "loglikelihood" in self.methods and self.engine in ("llama.cpp", "api"):
             raise ValueError(
@@ -161,7 +174,9 @@ class EvaluateConfig(EvalOptions, StageConfig):
     """Pairs to compare; default: every later model against the first and against the one before it."""
 
     tasks: tuple[str, ...] = ()
-    """Tasks: registered names, or files of multiple-choice questions."""
+    """Tasks, named as in `meditron evaluate`: `pubmed-sections`, a benchmark (`mmlu-medical`, or
+    `mmlu-medical:FOLDER`), a multiple-choice task of lm-eval (`.yaml`), or a file of multiple-choice
+    questions."""
 
     train_baseline: int | None = Field(default=None, ge=1)
     """Number of questions that naive Bayes is trained on; default: those of the task's finetune, else
@@ -186,20 +201,14 @@ class EvaluateConfig(EvalOptions, StageConfig):
             for pair in pairs:
                 if pair.model == pair.against:
                     raise ValueError(f"{table}: '{pair.model}' against itself")
-        if repeated := _first_repeated(self.tasks):
-            raise ValueError(f"tasks: '{repeated}' is listed twice")
-        for task in self.tasks:
-            if task not in TASKS and not is_question_file(task):
-                known = ", ".join(TASKS)
-                raise ValueError(f"tasks: no task '{task}'; tasks: {known}, or a file of questions")
-        by_name: dict[str, str] = {}
-        for task in self.tasks:
-            name = _task_name_of(task)
-            if (other := by_name.setdefault(name, task)) != task:
-                raise ValueError(
-                    f"tasks: '{other}' and '{task}' would both be named '{name}'; rename one file"
-                )
         return self
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_are_known_and_distinct(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        with translate_usage_errors():
+            parse_tasks(tasks)
+        return tasks
 
     @property
     def backend(self) -> Literal["torch", "llama.cpp"] | None:
@@ -217,21 +226,17 @@ class EvaluateConfig(EvalOptions, StageConfig):
         # dict.fromkeys: for the second model both pairs are the same, so one is dropped.
         return tuple(ModelPair(model=model, against=against) for model, against in dict.fromkeys(pairs))
 
-    def benchmark_files(self) -> tuple[str, ...]:
-        """Return the tasks that are files."""
-        return tuple(filter(is_question_file, self.tasks))
-
-    def question_and_example_files(self) -> tuple[str, ...]:
-        """Return the tasks that are files, and the file of examples."""
-        examples = () if self.shots_from is None else (self.shots_from,)
-        return (*self.benchmark_files(), *examples)
+    def benchmarks(self) -> tuple[str, ...]:
+        """Return the tasks that are not made from the corpus."""
+        return tuple(task for task in self.tasks if parse_task(task).source is not None)
 
     def inputs(self) -> dict[str, str]:
-        """Return all inputs: every model and question file with its reference as name, and the corpus."""
+        """Return all inputs: models, tasks by the text that names them, the examples, and the corpus."""
         compared = (name for pair in self.fidelity for name in (pair.model, pair.against))
-        return {name: name for name in (*self.models, *compared, *self.question_and_example_files())} | {
-            CORPUS: CORPUS
-        }
+        models = {name: name for name in (*self.models, *compared)}
+        tasks = {task: str(parse_task(task).source) for task in self.benchmarks()}
+        examples = {} if self.shots_from is None else {self.shots_from: self.shots_from}
+        return {**models, **tasks, **examples, CORPUS: CORPUS}
 
     def check_dependency(self, key: str, metrics: Mapping[str, Any]) -> None:
         """Raise MeditronError if no source of the corpus has two held-out documents."""
@@ -246,13 +251,9 @@ class EvaluateConfig(EvalOptions, StageConfig):
     def input_kinds(self) -> dict[str, InputKind]:
         """Return the kind of each input: model or questions."""
         # Inputs with a kind are opened and checked before a run, so that a wrong file fails within seconds.
-        questions = dict.fromkeys(self.question_and_example_files(), InputKind("questions"))
+        specs = (*self.benchmarks(), *([] if self.shots_from is None else [self.shots_from]))
+        questions = {spec: InputKind("questions", task=spec) for spec in specs}
         return {name: InputKind("model") for name in self.inputs() if name != CORPUS} | questions
-
-
-def _task_name_of(task: str) -> str:
-    """Return the name that the results of a task have: a registered name, or that of its file."""
-    return name_in_reference(task) if is_question_file(task) else task
 
 
 def _first_repeated(names: tuple[str, ...]) -> str | None:

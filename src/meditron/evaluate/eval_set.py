@@ -77,6 +77,8 @@ class EvalSet:
     """`trained`: in the chat template of the model's last finetune; `raw`: in plain text for every model."""
     label: str
     """Name in results: the task's name, with the prompt form and the method if there are several."""
+    seed_offset: int = 0
+    """Number that the run's seed was raised by for this set."""
 
     @classmethod
     def from_task(

@@ -24,7 +24,7 @@ from meditron.evaluate.methods.loglikelihood import LoglikelihoodRow
 from meditron.evaluate.result_rows import ItemKey, ResultRows
 from meditron.evaluate.rows import NOT_KNOWN, QuestionRow
 from meditron.evaluate.settings import METHOD, PROMPT_FACTORS, Setting
-from meditron.store.results import Explanation, FactorEffect, Flip
+from meditron.store.explanations import Explanation, FactorEffect, Flip
 
 __all__ = ["COMPUTATION", "DATA", "PROMPT", "SettingPair", "explain", "select_setting", "settings_of"]
 

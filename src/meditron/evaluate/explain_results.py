@@ -6,7 +6,7 @@ from meditron.core.errors import UsageError
 from meditron.evaluate.explain import SettingPair, explain, select_setting, settings_of
 from meditron.evaluate.rescore import RunOptions, run_between
 from meditron.evaluate.result_rows import open_result
-from meditron.store.results import Explanation
+from meditron.store.explanations import Explanation
 
 __all__ = ["explain_results"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from meditron.core.errors import MeditronError, UsageError
 from meditron.core.redaction import public_address
-from meditron.engine.base import Engine, Generates, GivesLogits, ScoresTokens
+from meditron.engine.base import API_SCHEME, Engine, Generates, GivesLogits, ScoresTokens
 from meditron.model.presets import model_tokenizer
 from meditron.store.ancestry import Ancestry, read_ancestry
 from meditron.store.files import canonical_json, content_digest
@@ -195,7 +195,7 @@ class ApiModel(EvalModel):
     def __init__(self, spec: str, settings: "ApiSettings") -> None:
         """Name a model `api:http://host:port/v1#model`; the first use connects to the server."""
         self._spec, self._settings = spec, settings
-        super().__init__(public_address(spec.removeprefix("api:")), self._connect)
+        super().__init__(public_address(spec.removeprefix(API_SCHEME)), self._connect)
 
     def _connect(self) -> Engine:
         from meditron.engine.api import ApiEngine

@@ -12,15 +12,12 @@ from math import factorial
 
 from meditron.core.errors import UsageError
 from meditron.core.statistics import bootstrap_ratio, wilson_interval
-from meditron.evaluate.answers import answer_questions
 from meditron.evaluate.eval_set import EvalSet
-from meditron.evaluate.model import EvalModel
 from meditron.evaluate.rows import QuestionRow
-from meditron.evaluate.rows_file import RowsFile
-from meditron.store.results import PermutationScore, TaskScore
+from meditron.store.results import PermutationScore
 from meditron.tasks.question import Question
 
-__all__ = ["answer_in_orders", "permute_options", "permuted_sets", "score_orders", "with_orders"]
+__all__ = ["permute_options", "permuted_sets", "score_orders"]
 
 
 def permuted_sets(eval_set: EvalSet, permutations: int, seed: int) -> tuple[EvalSet, ...]:
@@ -73,36 +70,6 @@ def permute_options(question: Question, count: int, seed: int) -> list[Question]
         )
         for order in list(orders)[1:]
     ]
-
-
-def answer_in_orders(
-    model: EvalModel, sets: Sequence[EvalSet], file: RowsFile[QuestionRow]
-) -> list[list[QuestionRow]]:
-    """Let a model answer the questions in each order; errors are those of `answer_questions`."""
-    return [answer_questions(model, eval_set, file) for eval_set in sets]
-
-
-def with_orders(
-    score: TaskScore,
-    rows: Sequence[QuestionRow],
-    further: Sequence[Sequence[QuestionRow]],
-    *,
-    seed: int,
-    resamples: int,
-) -> TaskScore:
-    """Return a score with the scores over all orders, if there are further ones.
-
-    Args:
-        score: The score of the published order.
-        rows: The rows of the published order.
-        further: The rows of each further order.
-        seed: Seed of the bootstrap.
-        resamples: Number of bootstrap resamples.
-    """
-    if not further:
-        return score
-    orders = score_orders([rows, *further], seed=seed, resamples=resamples)
-    return score.model_copy(update={"permutations": orders})
 
 
 def score_orders(orders: Sequence[Sequence[QuestionRow]], *, seed: int, resamples: int) -> PermutationScore:

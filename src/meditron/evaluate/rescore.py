@@ -21,7 +21,7 @@ _NOT_SET = frozenset({"task version", "engine", "parser", PROMPT, COMPUTATION})
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What the rows do not record of an evaluation, and where to write the new rows."""
+    """Options of an evaluation that its rows do not record, and the folder of the new rows."""
 
     task: str
     """The task: a name, or a file of questions."""

@@ -62,8 +62,9 @@ def open_result(spec: str) -> ResultRows:
     questions: list[QuestionRow] = []
     for file in files:
         if _has_questions(file):
-            # Rows in another order of the options are no second sample of the questions.
-            questions += [row for row in read_rows(file, QuestionRow) if not row.option_order]
+            # Rows in another order of the options or by another seed are no second sample of the questions.
+            rows = read_rows(file, QuestionRow)
+            questions += [row for row in rows if not (row.option_order or row.seed_offset)]
         else:
             documents += read_rows(file, DocumentRow)
     selected = _select_model(path, model, [*documents, *questions])

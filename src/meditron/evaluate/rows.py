@@ -131,6 +131,8 @@ class QuestionRow(EvalRow):
     option_order: tuple[int, ...] = ()
     """For permuted options: the index in the source of each option, in the order of the prompt; else empty.
     `gold` and `prediction` are indices in the prompt."""
+    seed_offset: int = Field(default=0, ge=0)
+    """0 for the run's seed, 1 for the seed after it, and so on."""
     cluster: str = ""
     """Short hash of the document or passage that the question is about, or name of its group, such as a
     subject; empty if every question has its own."""

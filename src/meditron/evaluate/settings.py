@@ -29,6 +29,7 @@ _LAST = ("engine", "dtype")
 _NOT_SETTINGS = frozenset(
     {
         *("model", "id", "cache_key", "task", "data_sha256", "question_sha256", "prompt_sha256", "cluster"),
+        "seed_offset",
         *("shots", "shot_ids", "shots_sha256"),  # one factor together
         *("gold", "prediction", "correct", "truncated"),
         "extraction_method",

@@ -3,24 +3,23 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from meditron.core.errors import UsageError
 from meditron.core.machine import resolve_matrix_dtype
 from meditron.evaluate import accuracy, fidelity, perplexity
-from meditron.evaluate.answers import answer_questions
 from meditron.evaluate.config import CORPUS, EvaluateConfig
 from meditron.evaluate.contamination import corpus_records, group_questions
 from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.heldout import choose_heldout, distinct_heldout, refuse_training_overlap
 from meditron.evaluate.model import EvalModel, LocalModel
-from meditron.evaluate.permutations import answer_in_orders, permuted_sets, with_orders
 from meditron.evaluate.question_page import write_task_page
+from meditron.evaluate.ranks import EvalRanks
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile
 from meditron.evaluate.trained import refuse_trained_documents, refuse_trained_questions, training_data_record
+from meditron.evaluate.variants import EvalVariants, VariantRows
 from meditron.report.evaluation_page import write_evaluation_page
 from meditron.store.corpus import CorpusDocument
 from meditron.store.jsonl import read_jsonl
@@ -32,7 +31,6 @@ from meditron.store.results import (
     TaskScore,
     write_results,
 )
-from meditron.tasks.file_task import is_question_file
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task
@@ -48,14 +46,15 @@ EvalSets = Mapping[str, Sequence[EvalSet]]
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Evaluate every model; continue if an earlier run was killed.
+    """Evaluate every model, on all ranks of the job; continue if an earlier run was killed.
 
     Writes `perplexity.jsonl` (a row per model and document), `<task>.jsonl` (a row per model and question),
     `fidelity.jsonl` (a row per pair of models and document), `results.json`, `report.html` and, for each
     task, a page of its questions.
 
     Returns:
-        The results as metrics, with the number of training documents that were searched for held-out ones.
+        The results as metrics, with the number of training documents that were searched for held-out ones;
+        empty on ranks other than 0.
 
     Raises:
         MeditronError: a held-out document is in the training split; a model, or a model that it was trained
@@ -64,6 +63,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
             damaged.
         UsageError: a task is unknown, or two tasks would write the same rows file.
     """
+    ranks = EvalRanks.of_job()
     corpus = inputs[CORPUS].path
     eval_sets = _open_eval_sets(config, inputs)
     documents = choose_heldout(corpus, config.documents)
@@ -76,11 +76,13 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         refuse_trained_questions(model, _all_eval_sets(eval_sets))
         refuse_trained_documents(model, documents)
     compared = refuse_training_overlap(corpus, documents)
-    rows = _measure_models(config, inputs, documents, eval_sets, models, out)
+    rows = _measure_models(config, inputs, documents, eval_sets, models, out, ranks)
+    if not ranks.is_main:
+        return {}
     result = _compute_result(config, inputs, documents, eval_sets, rows, models)
     write_results(out, result)
     pages = {
-        task_sets[0].rows_file: write_task_page(out, task_sets, rows.answers)
+        task_sets[0].rows_file: write_task_page(out, task_sets, rows.published())
         for task_sets in eval_sets.values()
     }
     write_evaluation_page(out / "report.html", result, pages)
@@ -95,11 +97,10 @@ def _all_eval_sets(eval_sets: EvalSets) -> list[EvalSet]:
 def _open_eval_sets(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> EvalSets:
     eval_sets: dict[str, tuple[EvalSet, ...]] = {}
     files: dict[str, Task] = {}
-    # The artifacts have the local paths of downloaded inputs; the config has their references only.
-    shots_from = None if config.shots_from is None else inputs[config.shots_from].path
+    shots_from = _examples_file(config, inputs)
     for spec in config.tasks:
-        name_or_file = str(inputs[spec].path) if is_question_file(spec) else spec
-        task = open_task(name_or_file, corpus=inputs[CORPUS].path)
+        fetched = inputs[spec].path if spec in inputs else None
+        task = open_task(spec, corpus=inputs[CORPUS].path, files=fetched)
         eval_sets[spec] = EvalSet.from_task(task, config, seed=config.seed or 0, shots_from=shots_from)
         file = eval_sets[spec][0].rows_file
         # Two question files in different folders may have the same name.
@@ -109,18 +110,28 @@ def _open_eval_sets(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> E
     return eval_sets
 
 
+def _examples_file(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> Path | None:
+    # The artifacts have the local paths of downloaded inputs; the config has their references only.
+    return None if config.shots_from is None else inputs[config.shots_from].path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRows:
     """All rows of an evaluation, and the results of fidelity."""
 
     documents: Mapping[str, list[DocumentRow]]
     """Model → rows of documents."""
-    answers: Mapping[str, Mapping[str, list[QuestionRow]]]
+    answers: Mapping[str, Mapping[str, VariantRows]]
     """Label of the evaluation set → model → rows of questions."""
-    orders: Mapping[str, Mapping[str, list[list[QuestionRow]]]]
-    """Label of the evaluation set → model → rows of questions in each further order of the options."""
     fidelity_rows: list[FidelityRow]
     fidelity: list[Fidelity]
+
+    def published(self) -> dict[str, dict[str, Sequence[QuestionRow]]]:
+        """Return label → model → rows of the questions as published, without their variants."""
+        return {
+            label: {model: rows.published for model, rows in by_model.items()}
+            for label, by_model in self.answers.items()
+        }
 
     def engines_by_model(self) -> dict[str, str]:
         """Return model → name of its engine."""
@@ -135,39 +146,35 @@ def _measure_models(
     eval_sets: EvalSets,
     models: Mapping[str, EvalModel],
     out: Path,
+    ranks: EvalRanks,
 ) -> MeasuredRows:
     """Evaluate the models one after another, so that only one is in memory at a time."""
     document_rows: dict[str, list[DocumentRow]] = {}
-    answers: dict[str, dict[str, list[QuestionRow]]] = {e.label: {} for e in _all_eval_sets(eval_sets)}
-    orders: dict[str, dict[str, list[list[QuestionRow]]]] = {label: {} for label in answers}
-    permuted = {
-        e.label: permuted_sets(e, config.permutations, config.seed or 0) for e in _all_eval_sets(eval_sets)
-    }
+    answers: dict[str, dict[str, VariantRows]] = {e.label: {} for e in _all_eval_sets(eval_sets)}
+    shots_from = _examples_file(config, inputs)
+    variants = [EvalVariants.of(e, config, config.seed or 0, shots_from) for e in _all_eval_sets(eval_sets)]
     with ExitStack() as stack:
-        text_file = stack.enter_context(RowsFile(out / PERPLEXITY, DocumentRow))
+        text_file = stack.enter_context(RowsFile(out / PERPLEXITY, DocumentRow, ranks))
         task_files = {
-            first.rows_file: stack.enter_context(RowsFile(out / first.rows_file, QuestionRow))
+            first.rows_file: stack.enter_context(RowsFile(out / first.rows_file, QuestionRow, ranks))
             for first, *_ in eval_sets.values()
         }
         for name, model in models.items():
             # Leaving the `with` block frees the weights before the next model is loaded.
             with model:
                 document_rows[name] = perplexity.score_documents(model, documents, config, text_file)
-                for eval_set in _all_eval_sets(eval_sets):
-                    file = task_files[eval_set.rows_file]
-                    answers[eval_set.label][name] = answer_questions(model, eval_set, file)
-                    orders[eval_set.label][name] = answer_in_orders(model, permuted[eval_set.label], file)
+                for each in variants:
+                    file = task_files[each.published.rows_file]
+                    answers[each.published.label][name] = each.answer(model, file)
         text_file.rewrite_sorted(_chain_rows(document_rows.values()))
         # All evaluation sets of a task write to one file.
         for task_sets in eval_sets.values():
-            published = _chain_rows(rows for e in task_sets for rows in answers[e.label].values())
-            further = (rows for e in task_sets for sets in orders[e.label].values() for rows in sets)
-            task_files[task_sets[0].rows_file].rewrite_sorted(chain(published, _chain_rows(further)))
-    fidelity_rows, figures = _measure_fidelity(config, inputs, out)
+            rows_of_task = (rows.all_rows() for e in task_sets for rows in answers[e.label].values())
+            task_files[task_sets[0].rows_file].rewrite_sorted(_chain_rows(rows_of_task))
+    fidelity_rows, figures = _measure_fidelity(config, inputs, out, ranks)
     return MeasuredRows(
         documents=document_rows,
         answers=answers,
-        orders=orders,
         fidelity_rows=fidelity_rows,
         fidelity=figures,
     )
@@ -178,7 +185,7 @@ def _chain_rows(groups: Iterable[Iterable[R]]) -> Iterator[R]:
 
 
 def _measure_fidelity(
-    config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path
+    config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path, ranks: EvalRanks
 ) -> tuple[list[FidelityRow], list[Fidelity]]:
     """Compare the distributions of every pair of models in `config.fidelity`."""
     if not config.fidelity:
@@ -187,7 +194,7 @@ def _measure_fidelity(
     documents = distinct_heldout(inputs[CORPUS].path, config.fidelity_documents)
     rows: list[FidelityRow] = []
     figures: list[Fidelity] = []
-    with RowsFile(out / FIDELITY, FidelityRow) as file:
+    with RowsFile(out / FIDELITY, FidelityRow, ranks) as file:
         for pair in config.fidelity:
             with ExitStack() as stack:
                 model, against = (
@@ -226,7 +233,7 @@ def _compute_result(
         groups = group_questions(eval_set, corpora)
         figures = accuracy.compute_figures(
             eval_set,
-            rows.answers[eval_set.label],
+            {name: answers.published for name, answers in rows.answers[eval_set.label].items()},
             pairs,
             training,
             groups,
@@ -236,9 +243,8 @@ def _compute_result(
         baselines[eval_set.label] = figures.baselines
         differences += figures.differences
         for name, score in figures.scores.items():
-            answers, further = rows.answers[eval_set.label][name], rows.orders[eval_set.label][name]
-            tasks.setdefault(name, {})[eval_set.label] = with_orders(
-                score, answers, further, seed=seed, resamples=resamples
+            tasks.setdefault(name, {})[eval_set.label] = rows.answers[eval_set.label][name].add_scores(
+                score, seed=seed, resamples=resamples
             )
     return EvaluationResult(
         perplexity=perplexity.summarize(rows.documents, documents, seed=seed, resamples=resamples),

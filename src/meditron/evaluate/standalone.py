@@ -1,27 +1,29 @@
 """Evaluation without a recipe: one model on one task, or the fidelity of one model to another."""
 
 import re
-from collections.abc import Sequence
-from contextlib import ExitStack
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
+from meditron.core.config import StageConfig
 from meditron.core.errors import InputError, UsageError
 from meditron.core.machine import DType, resolve_matrix_dtype
+from meditron.engine.base import API_SCHEME
 from meditron.evaluate import accuracy, fidelity
-from meditron.evaluate.answers import answer_questions
 from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.contamination import corpus_records, group_questions
 from meditron.evaluate.eval_set import EvalSet, rows_file_name
 from meditron.evaluate.heldout import distinct_heldout
 from meditron.evaluate.model import ApiModel, EvalModel, LocalModel
-from meditron.evaluate.permutations import answer_in_orders, permuted_sets, with_orders
 from meditron.evaluate.question_page import question_page_name, write_task_page
+from meditron.evaluate.ranks import EvalRanks
 from meditron.evaluate.rows import FIDELITY, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile, lock_rows_file
 from meditron.evaluate.stage import BAYES_ROWS
 from meditron.evaluate.trained import refuse_trained_questions, training_data_record
+from meditron.evaluate.variants import EvalVariants, VariantRows
+from meditron.parallel.task import Ranks, StageTask
 from meditron.store.files import refuse_overwrite
 from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
@@ -29,10 +31,63 @@ from meditron.store.results import EvaluationResult
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 
-__all__ = ["evaluate_against", "evaluate_on_task"]
+__all__ = ["Evaluation", "evaluate_against", "evaluate_on_task", "run", "run_on"]
 
 DEFAULTS = EvalOptions()
 R = TypeVar("R", bound=EvalRow)
+
+
+class Evaluation(EvalOptions, StageConfig):
+    """An evaluation without a recipe: a model on a task, or against another model."""
+
+    model: str
+    task: str | None = None
+    against: str | None = None
+    """Model to compare with; needs a corpus."""
+    template: str | None = None
+    corpus: Path | None = None
+    out: Path | None = None
+
+    def inputs(self) -> dict[str, str]:
+        """Return no inputs: models and tasks are opened by their names."""
+        return {}
+
+
+def run_on(ranks: Ranks, evaluation: Evaluation) -> tuple[EvaluationResult, Path]:
+    """Evaluate on all ranks of a job; the results are those of `evaluate_on_task` or `evaluate_against`.
+
+    Raises:
+        UsageError: the model is behind a server, so more processes would only send the same requests.
+    """
+    if ranks.size > 1 and evaluation.model.startswith(API_SCHEME):
+        raise UsageError(
+            f"{evaluation.model} is behind a server, which {ranks.size} processes do not make faster",
+            hint="leave out --nproc; --concurrency sets the number of requests in flight",
+        )
+    done = ranks.run(StageTask(f"{__name__}:run", evaluation, {}, evaluation.out or Path()))
+    return EvaluationResult.model_validate_json(done["result"]), Path(done["rows"])
+
+
+def run(evaluation: Evaluation, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    """Do this rank's part of an evaluation; return the results as JSON, and the path of the rows file."""
+    del inputs, out  # the config has their names
+    options = EvalOptions(**{key: getattr(evaluation, key) for key in EvalOptions.model_fields})
+    seed = 1 if evaluation.seed is None else evaluation.seed
+    if evaluation.against is not None and evaluation.corpus is not None:
+        result, rows = evaluate_against(
+            evaluation.model, evaluation.against, evaluation.corpus, options, out=evaluation.out, seed=seed
+        )
+    else:
+        result, rows = evaluate_on_task(
+            evaluation.model,
+            str(evaluation.task),
+            options,
+            template=evaluation.template,
+            corpus=evaluation.corpus,
+            out=evaluation.out,
+            seed=seed,
+        )
+    return {"result": result.model_dump_json(), "rows": str(rows)}
 
 
 def evaluate_on_task(
@@ -69,79 +124,88 @@ def evaluate_on_task(
         InputError: a file is damaged.
         MeditronError: the model or its base was trained on the questions, or a score is infinite or NaN.
     """
+    ranks = EvalRanks.of_job()
     opened = open_task(task, corpus=corpus, template=template)
     shots_from = Path(options.shots_from) if options.shots_from else None
     eval_sets = EvalSet.from_task(opened, options, seed=seed, shots_from=shots_from)
-    permuted = [permuted_sets(eval_set, options.permutations, seed) for eval_set in eval_sets]
+    variants = [EvalVariants.of(eval_set, options, seed, shots_from) for eval_set in eval_sets]
     eval_model = _open_model(model, options) if isinstance(model, str) else model
-    name = eval_model.name
-    path = (out or _default_folder(name)) / rows_file_name(opened.name)
+    path = (out or _default_folder(eval_model.name)) / rows_file_name(opened.name)
     # The end of the `with` block closes the engine, so its name and identity are read inside.
     with eval_model:
         refuse_trained_questions(eval_model, eval_sets)
         # The rows file is named after the task and could be the question file itself, with `--out`.
         page = path.with_name(question_page_name(path.name))
         refuse_overwrite([path, page], [Path(task), *filter(None, [shots_from]), *eval_model.content_files])
-        with lock_rows_file(path), RowsFile(path, QuestionRow) as file:
-            answers = [answer_questions(eval_model, eval_set, file) for eval_set in eval_sets]
-            orders = [answer_in_orders(eval_model, sets, file) for sets in permuted]
-            _write_rows(file, [row for rows in chain(answers, *orders) for row in rows])
-            by_label = {e.label: {name: rows} for e, rows in zip(eval_sets, answers, strict=True)}
-            write_task_page(path.parent, eval_sets, by_label)
-        answering = eval_model.answering(generates=eval_sets[0].method.generates)
-        engine, dtype, provenance = answering.engine_label, answering.dtype, answering.provenance
+        with _locked_rows_file(path, QuestionRow, ranks) as file:
+            answers = [each.answer(eval_model, file) for each in variants]
+            _write_rows(file, [row for rows in answers for row in rows.all_rows()])
+            if ranks.is_main:
+                by_label = {
+                    eval_set.label: {eval_model.name: rows.published}
+                    for eval_set, rows in zip(eval_sets, answers, strict=True)
+                }
+                write_task_page(path.parent, eval_sets, by_label)
+        identity = _identity_fields(eval_model, generates=eval_sets[0].method.generates)
     figures = _task_figures(
         eval_model,
-        eval_sets,
-        answers,
+        list(zip(eval_sets, answers, strict=True)),
         opened.rows("train", BAYES_ROWS),
         seed=seed,
         resamples=options.resamples,
     )
-    for eval_set, rows, further in zip(eval_sets, answers, orders, strict=True):
-        scores = figures["tasks"][name]
-        scores[eval_set.label] = with_orders(
-            scores[eval_set.label], rows, further, seed=seed, resamples=options.resamples
-        )
-    result = EvaluationResult(
-        **figures,
-        engines={name: engine},
-        identities={name: provenance} if provenance else {},
-        ancestry={name: training_data_record(eval_model)},
-        rows=path.name,
-        dtype=dtype,
-        seed=seed,
-        resamples=options.resamples,
-    )
+    result = EvaluationResult(**figures, **identity, rows=path.name, seed=seed, resamples=options.resamples)
     return result, path
+
+
+def _identity_fields(model: EvalModel, *, generates: bool) -> dict[str, Any]:
+    """Return the fields of an EvaluationResult that identify the model and the engine that answers."""
+    answering = model.answering(generates=generates)
+    return {
+        "engines": {model.name: answering.engine_label},
+        "identities": {model.name: answering.provenance} if answering.provenance else {},
+        "ancestry": {model.name: training_data_record(model)},
+        "dtype": answering.dtype,
+    }
 
 
 def _task_figures(
     model: EvalModel,
-    eval_sets: Sequence[EvalSet],
-    answers: Sequence[Sequence[QuestionRow]],
+    answers: Sequence[tuple[EvalSet, VariantRows]],
     training: Sequence[Question],
     *,
     seed: int,
     resamples: int,
 ) -> dict[str, Any]:
-    """Return one model's scores, baselines and differences, as fields of an EvaluationResult."""
+    """Return one model's scores, baselines and differences, as fields of an EvaluationResult.
+
+    Args:
+        model: The model.
+        answers: Each evaluation set with its rows.
+        training: Questions to train naive Bayes on.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
+    """
     name, corpora = model.name, corpus_records([model])
     # Without pairs, the model is compared with naive Bayes only.
     figures = {
         eval_set.label: accuracy.compute_figures(
             eval_set,
-            {name: rows},
+            {name: rows.published},
             (),
             training,
             group_questions(eval_set, corpora),
             seed=seed,
             resamples=resamples,
         )
-        for eval_set, rows in zip(eval_sets, answers, strict=True)
+        for eval_set, rows in answers
+    }
+    scores = {
+        eval_set.label: rows.add_scores(figures[eval_set.label].scores[name], seed=seed, resamples=resamples)
+        for eval_set, rows in answers
     }
     return {
-        "tasks": {name: {label: each.scores[name] for label, each in figures.items()}},
+        "tasks": {name: scores},
         "baselines": {label: each.baselines for label, each in figures.items()},
         "differences": [difference for each in figures.values() for difference in each.differences],
     }
@@ -183,10 +247,7 @@ def evaluate_against(
     with ExitStack() as stack:
         sides = [stack.enter_context(_open_local_model(spec, fidelity.DTYPE)) for spec in (model, against)]
         refuse_overwrite([path], [corpus, *(file for side in sides for file in side.content_files)])
-        # Locked, because all evaluations of a model have the same default folder and may run at the same
-        # time.
-        stack.enter_context(lock_rows_file(path))
-        file = stack.enter_context(RowsFile(path, FidelityRow))
+        file = stack.enter_context(_locked_rows_file(path, FidelityRow, EvalRanks.of_job()))
         rows = fidelity.compare_distributions(sides[0], sides[1], texts, options.document_tokens, file)
         _write_rows(file, rows)
         engines = {side.name: side.engine_label for side in sides}
@@ -201,6 +262,17 @@ def evaluate_against(
         resamples=options.resamples,
     )
     return result, path
+
+
+@contextmanager
+def _locked_rows_file(path: Path, row_type: type[R], ranks: EvalRanks) -> Iterator[RowsFile[R]]:
+    """Open a rows file that no other evaluation writes until the end of the block."""
+    # All evaluations of a model have the same default folder and may run at the same time.
+    with (
+        lock_rows_file(path) if ranks.is_main else nullcontext(),
+        RowsFile(path, row_type, ranks) as file,
+    ):
+        yield file
 
 
 def _write_rows(file: RowsFile[R], rows: Sequence[R]) -> None:
@@ -220,7 +292,7 @@ def _open_model(spec: str, options: EvalOptions) -> EvalModel:
         UsageError: the engine does not run this kind of MODEL.
         SourceError: there is no such model.
     """
-    if spec.startswith("api:"):
+    if spec.startswith(API_SCHEME):
         if options.engine not in (None, "api"):
             raise UsageError(f"{spec} is behind a server, which the engine {options.engine} cannot open")
         from meditron.engine.api import ApiSettings

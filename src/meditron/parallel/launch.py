@@ -251,14 +251,15 @@ def _death(rank: _Rank) -> EngineError:
     if code >= 0:
         return EngineError(f"the process ended with exit code {code} and without an error", hint=resumes)
     if -code == signal.SIGKILL:
-        resumes += "; if the system killed it because memory was full, use a smaller micro_batch_size"
+        resumes += "; if memory was full, use a smaller micro_batch_size, or fewer processes to evaluate"
     return EngineError(f"killed by signal {-code} ({signal.Signals(-code).name})", hint=resumes)
 
 
 def _print_prefixed(number: int, stream: IO[bytes]) -> None:
     """Print the lines of a rank on stderr, each with the rank's number."""
     prefix = f"[rank {number}] "
-    for line in stream:
-        text = sanitize_terminal(line.decode(errors="replace").rstrip("\n"))
-        sys.stderr.write(f"{text if text.startswith(prefix) else prefix + text}\n")
-        sys.stderr.flush()
+    with stream:
+        for line in stream:
+            text = sanitize_terminal(line.decode(errors="replace").rstrip("\n"))
+            sys.stderr.write(f"{text if text.startswith(prefix) else prefix + text}\n")
+            sys.stderr.flush()

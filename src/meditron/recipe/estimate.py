@@ -5,6 +5,7 @@ from the estimates by up to a factor of three. Nothing is downloaded or trained;
 small matrix product.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ from meditron.release.config import QuantizeConfig
 from meditron.store.files import list_files, read_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import resolve_model
-from meditron.tasks.registry import TASKS
+from meditron.tasks.registry import TASKS, is_lm_eval_definition, parse_task
 from meditron.train.config import FinetuneConfig, PretrainConfig, TrainingConfig
 
 __all__ = ["Estimate", "estimate_stages", "model_config", "source_model_config"]
@@ -40,6 +41,7 @@ _CORPUS_BYTES_PER_CHARACTER = 0.4  # zstd
 _EFFICIENCY = 0.5  # rate of a training step or forward pass over that of a plain matrix product
 # CPU class → speed of bfloat16 matrix products, as a multiple of the speed of float32 ones.
 _BFLOAT16_SPEEDUP = {"amx-bf16": 6.0, "avx512-bf16": 1.8, "arm-bf16": 1.8}
+_DECODING_COST = 3  # time of a generated token over that of a prompt's, 16 answers at a time, on one core
 _ROW_TOKENS, _QUESTION_TOKENS, _DOCUMENT_TOKENS = 100, 100, 400  # if their length is unknown
 _QUANTIZE_WEIGHTS = 15e6  # per second, core and type
 _BITS = {
@@ -221,19 +223,46 @@ def _estimate_evaluate(recipe: Recipe, spec: StageSpec) -> Estimate:
     assert isinstance(config, EvaluateConfig)  # noqa: S101
     sources = len(recipe.stages["corpus"].config.document_inputs()) if "corpus" in recipe.stages else 1
     per_model = sources * config.documents * min(config.document_tokens, 2 * _DOCUMENT_TOKENS)
+    generated = 0
     for task in config.tasks:
-        questions = _smallest_limit(config.questions * _QUESTION_TOKENS, _local_file_tokens(task))
-        per_model += (questions or 0) * (1 + config.shots)
-    tokens = per_model * len(config.models)
+        prompts, samples = _task_tokens(config, task)
+        per_model += prompts
+        generated += samples * len(config.models)
+    tokens = per_model * len(config.models) + generated
     tokens += 2 * len(config.fidelity) * sources * config.fidelity_documents * _DOCUMENT_TOKENS
     model = model_config(recipe, spec)
     if model is None:
         return Estimate(tokens=tokens)
     forward = model.flops_per_token(_DOCUMENT_TOKENS) / 3  # a backward pass takes twice a forward pass
-    seconds = tokens * forward / (_operations_per_second(config.dtype) * _EFFICIENCY)
+    work = tokens + generated * (_DECODING_COST - 1)
+    seconds = work * forward / (_operations_per_second(config.dtype) * _EFFICIENCY)
     return Estimate(
         tokens, seconds, None, model.parameter_count * 4 + config.batch_tokens * model.hidden_size * 64
     )
+
+
+def _task_tokens(config: EvaluateConfig, task: str) -> tuple[int, int]:
+    """Return the tokens of a task's prompts and those of its generated answers, for one model.
+
+    Every method reads the prompts again, in every form, order of the options, and seed. Generated answers are
+    counted at their maximum length.
+    """
+    reference = parse_task(task)
+    known = None
+    if reference.benchmark is not None:
+        known = reference.benchmark.questions * _QUESTION_TOKENS
+    elif reference.source is not None and not is_lm_eval_definition(task):
+        known = _local_file_tokens(reference.source)
+    once = _smallest_limit(config.questions * _QUESTION_TOKENS, known) or 0
+    forms = 2 if config.prompt_form == "both" else 1
+    prompts = generated = 0
+    for name in config.methods:
+        answers = {"cot": 1, "self-consistency": config.samples}.get(name, 0)
+        drawn = config.shots or name == "self-consistency" or (answers and config.temperature)
+        passes = forms * (config.permutations + (config.seeds - 1 if drawn else 0))
+        prompts += passes * once * (1 + config.shots)
+        generated += passes * math.ceil(once / _QUESTION_TOKENS) * answers * config.max_tokens
+    return prompts, generated
 
 
 @cache

@@ -6,7 +6,9 @@ from meditron.model.presets import find_preset
 from meditron.store.collections.records import FetchPreview
 from meditron.store.fetch import fetch, fetch_without_download, parse_source, preview_fetch
 from meditron.store.fetch import source_identity as source_identity
+from meditron.store.files import content_digest
 from meditron.store.models import split_selector
+from meditron.tasks.registry import is_lm_eval_definition
 
 __all__ = ["fetch_input", "hub_name", "input_identity", "local_input", "preview_input"]
 
@@ -16,7 +18,8 @@ _SEEDED = "init:"  # weights drawn from a seed: nothing to fetch
 def input_identity(text: str, *, cached: bool = True) -> str:
     """Return the text that identifies an external input's content in a fingerprint. Downloads nothing.
 
-    With `cached=False` every byte of a local input is read and hashed again.
+    With `cached=False` every byte of a local input is read and hashed again. A definition of lm-eval is
+    identified by its own content and by that of the definitions and data files that it names.
 
     Raises:
         SourceError: a local input, or the preset of seeded weights, is missing.
@@ -24,7 +27,14 @@ def input_identity(text: str, *, cached: bool = True) -> str:
     source, selector = split_selector(text)
     if source.startswith(_SEEDED):
         find_preset(source)
-    return source_identity(source, cached=cached) + (f":{selector}" if selector else "")
+    identity = source_identity(source, cached=cached) + (f":{selector}" if selector else "")
+    if is_lm_eval_definition(source) and (path := fetch_without_download(source)) is not None:
+        # Imported here: other inputs need neither YAML nor jinja2.
+        from meditron.tasks.lm_eval_yaml import files_of_definition
+
+        further = [content_digest(file, cached=cached) for file in files_of_definition(path)[1:]]
+        identity += "".join(f"+{digest}" for digest in further)
+    return identity
 
 
 def fetch_input(text: str) -> tuple[Path, str | None]:

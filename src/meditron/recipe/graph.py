@@ -13,7 +13,7 @@ __all__ = [
     "dependencies",
     "dependents",
     "input_references",
-    "naming_stage",
+    "place_of_reference",
     "resolve_reference",
     "topological_order",
 ]
@@ -84,21 +84,25 @@ def resolve_reference(recipe: Recipe, spec: StageSpec, text: str) -> InputRefere
     )
 
 
-def naming_stage(recipe: Recipe, spec: StageSpec, text: str) -> StageSpec:
-    """Return the stage whose table names one of the inputs of `spec`.
+def place_of_reference(recipe: Recipe, spec: StageSpec, text: str) -> tuple[StageSpec, str]:
+    """Return the stage whose table names an input of `spec`, and the file and line where.
 
-    That is another stage for a file of questions that the corpus takes from the evaluation.
+    That is another stage for a benchmark that the corpus takes from the evaluation.
     """
-    if not recipe.text.contains_value(spec.place, text):
+    # A benchmark is written as its name, which is the input's key, and not as its source.
+    keys = [key for key, reference in spec.config.inputs().items() if reference == text]
+    for written in (text, *keys):
+        if recipe.text.contains_value(spec.place, written):
+            return spec, recipe.text.location_of_value(spec.place, written)
         for other in recipe.stages.values():
-            if text in other.config.benchmark_files():
-                return other
-    return spec
+            if written in other.config.benchmarks():
+                return other, recipe.text.location_of_value(other.place, written)
+    return spec, recipe.text.location_of_value(spec.place, text)
 
 
 def _reference_with_place(recipe: Recipe, spec: StageSpec, text: str) -> str:
-    spec = naming_stage(recipe, spec, text)
-    return f"{recipe.text.location_of_value(spec.place, text)}: {spec.name} refers to '{text}'"
+    naming, place = place_of_reference(recipe, spec, text)
+    return f"{place}: {naming.name} refers to '{text}'"
 
 
 def _with_recipe_seed(base: str, seed: int) -> str:

@@ -51,8 +51,8 @@ def run_recipe(
 
     A finished stage that is up to date is kept; an unfinished stage is continued. With `dry_run` the actions
     are decided, the inputs are checked and the cost is estimated, but nothing is built. Stages that train
-    work on all `ranks`; nothing is started for a run that has nothing to train. The other options are those
-    of `RunOptions`.
+    or evaluate work on all `ranks`; nothing is started for a run that has none of them to build. The other
+    options are those of `RunOptions`.
 
     Raises:
         DriftError: a stage is out of date, and neither `rebuild` nor `accept_drift` applies to it. The stage

@@ -214,6 +214,10 @@ def _with_public_sources(
             form = public_source(reference.text)
             names = chain([form], (f"{form} ({number})" for number in count(2)))
             public_forms[reference.text] = next(name for name in names if name not in public_forms.values())
+    # A benchmark is named with its folder: `mmlu-medical:/data/mmlu`.
+    for name, reference in inputs.items():
+        if reference.source is not None and name.endswith(f":{reference.text}"):
+            public_forms[name] = name.removesuffix(reference.text) + public_forms[reference.text]
     config = spec.config.model_dump(mode="json", by_alias=True)
     if (replaced := replace_strings(config, public_forms)) != config:
         parsed = type(spec.config).model_validate_json(json.dumps(replaced), strict=True)

@@ -3,7 +3,7 @@
 from meditron.report import number_format
 from meditron.report.evaluation_tables import ResultTable
 from meditron.report.number_format import count, percent, points
-from meditron.store.results import Explanation, FactorEffect
+from meditron.store.explanations import Explanation, FactorEffect
 
 __all__ = ["effect_table", "explanation_sentence", "flip_table"]
 

@@ -1,17 +1,19 @@
-"""Tables of scores over several option orders, and of scores without known errors of a benchmark."""
+"""Tables of scores over several option orders or seeds, and of scores without a benchmark's known errors."""
 
 from collections.abc import Iterator
 
+from meditron.core.statistics import MIN_SAMPLE_SIZE
 from meditron.report.evaluation_tables import ResultTable
-from meditron.report.number_format import count, interval, percent
+from meditron.report.number_format import count, interval, percent, points
 from meditron.store.results import EvaluationResult, TaskScore
 
-__all__ = ["all_scores", "errata_table", "order_table", "robustness_tables"]
+__all__ = ["all_scores", "errata_table", "order_table", "robustness_tables", "seed_table"]
 
 
 def robustness_tables(result: EvaluationResult) -> list[ResultTable]:
     """Return the tables of this module that have rows."""
-    return [table for table in (order_table(result), errata_table(result)) if table.rows]
+    tables = (order_table(result), seed_table(result), errata_table(result))
+    return [table for table in tables if table.rows]
 
 
 def order_table(result: EvaluationResult) -> ResultTable:
@@ -35,6 +37,34 @@ def order_table(result: EvaluationResult) -> ResultTable:
     headers = (
         *("task", "model", "orders", "mean accuracy", "95 % interval", "by order"),
         *("right in every order", "95 % interval", "same option in every order"),
+    )
+    return ResultTable(caption, headers, rows)
+
+
+def seed_table(result: EvaluationResult) -> ResultTable:
+    """Return the scores over several seeds; without rows if there was one seed only."""
+    rows = [
+        (
+            score.task,
+            score.model,
+            str(len(seeds.seeds)),
+            percent(seeds.accuracy),
+            points(seeds.deviation),
+            interval(seeds.interval, percent),
+            interval(seeds.question_interval, percent),
+            f"{percent(min(seeds.accuracies))} to {percent(max(seeds.accuracies))}",
+            percent(seeds.same_option),
+        )
+        for score in all_scores(result)
+        if (seeds := score.seeds)
+    ]
+    caption = (
+        "Accuracy over several seeds of the examples and of sampled answers. The spread between seeds is for "
+        f"these questions (interval from {MIN_SAMPLE_SIZE} seeds); the interval within resamples questions"
+    )
+    headers = (
+        *("task", "model", "seeds", "mean accuracy", "standard deviation, points"),
+        *("95 % interval between seeds", "95 % interval within", "by seed", "same option with every seed"),
     )
     return ResultTable(caption, headers, rows)
 

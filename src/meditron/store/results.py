@@ -22,17 +22,16 @@ __all__ = [
     "ContaminationGroup",
     "ErrataScore",
     "EvaluationResult",
-    "Explanation",
     "Extraction",
-    "FactorEffect",
     "Fidelity",
-    "Flip",
     "GenerationRecord",
+    "Interval",
     "PermutationScore",
     "Perplexity",
     "PromptForm",
     "ReliabilityBin",
     "Rule",
+    "SeedScore",
     "SubsetScore",
     "TaskScore",
     "TrainingData",
@@ -133,6 +132,24 @@ class PermutationScore(_Record):
     """Fraction of the questions for which the same option is chosen in every order, right or wrong."""
 
 
+class SeedScore(_Record):
+    """Scores of one model over several seeds of the drawn examples and of the sampled answers."""
+
+    seeds: tuple[int, ...]
+    accuracy: float = Field(ge=0, le=1)
+    """Mean accuracy over the seeds."""
+    accuracies: tuple[float, ...]
+    """Accuracy with each seed, in their order."""
+    deviation: float = Field(ge=0)
+    """Standard deviation of the accuracy between seeds (n − 1 in the denominator)."""
+    interval: Interval
+    """95 % bootstrap interval of the mean between seeds, for these questions; None for fewer than 6 seeds."""
+    question_interval: Interval
+    """95 % bootstrap interval of the mean for these seeds; questions are resampled, each with all seeds."""
+    same_option: float = Field(ge=0, le=1)
+    """Fraction of the questions for which the same option is chosen with every seed, right or wrong."""
+
+
 class ErrataScore(_Record):
     """Accuracy of one model without the questions of a benchmark that are known to be wrong or unclear."""
 
@@ -202,6 +219,8 @@ class TaskScore(Accuracy):
     """Name of the prompt template, by which a question is written as a prompt."""
     template_sha256: str = ""
     """SHA-256 of the template's file."""
+    example_prompt: str = ""
+    """The template's prompt, with placeholders for the question's texts."""
     prompt_form: str | None
     """`raw` for a prompt in plain text, else the name of the chat template that the prompt is rendered in."""
     method: str
@@ -233,6 +252,8 @@ class TaskScore(Accuracy):
     groups are the same for all models of an evaluation. Empty if no corpus was searched."""
     permutations: PermutationScore | None = None
     """Scores over several orders of the options; None if only the published order was evaluated."""
+    seeds: SeedScore | None = None
+    """Scores over several seeds; None if there was one seed, or nothing is drawn."""
     errata: ErrataScore | None = None
     """Score without known errors of the benchmark; None if none of the questions is known to have one."""
     clusters: int = Field(default=0, ge=0)
@@ -342,71 +363,6 @@ class Comparison(_Record):
     """95 % bootstrap interval of the difference over clusters; a verdict needs it to exclude zero, too."""
     unlike: tuple[str, ...] = ()
     """Settings in which the evaluations of a and b differ, such as `dtype: float32 / bfloat16` (a / b)."""
-
-
-class Flip(_Record):
-    """A question that two settings answer differently."""
-
-    id: str
-    gold: int
-    before: int | None
-    """Index of the option chosen before the change; None for an answer that names no option."""
-    after: int | None
-    """Index of the option chosen after it."""
-    effect: Literal["gained", "lost", "both wrong"]
-    """`gained`: wrong before and right after; `lost`: right before and wrong after."""
-
-
-class FactorEffect(_Record):
-    """Change of a task's accuracy by a change of one factor, all other settings being equal."""
-
-    factors: tuple[str, ...]
-    """Names of the factors; several if no result with only some of them changed is known."""
-    changes: tuple[str, ...]
-    """The values before and after: `template: letters/1 / texts/1`."""
-    n: int = Field(ge=0)
-    """Number of questions."""
-    before: float
-    """Accuracy before the change."""
-    after: float
-    difference: float
-    """Accuracy after the change minus that before it."""
-    interval: Interval
-    p: float | None
-    """McNemar's exact two-sided p-value; None for other questions, which cannot be paired."""
-    p_adjusted: float | None
-    """p adjusted by Holm's method for the factors of the explanation; None for fewer than 6 questions."""
-    gained: int = Field(ge=0)
-    """Number of questions that were wrong before and are right after the change."""
-    lost: int = Field(ge=0)
-    """Number of questions that were right before and are wrong after the change."""
-    flips: tuple[Flip, ...] = ()
-    """Every question whose answer changed."""
-
-
-class Explanation(_Record):
-    """The difference of two accuracies of one model on one task, attributed to the settings that differ.
-
-    The differences of the effects add up to `difference`.
-    """
-
-    a: str
-    b: str
-    task: str
-    n_a: int = Field(ge=1)
-    n_b: int = Field(ge=1)
-    n: int = Field(ge=1)
-    """Number of questions that both results have with the same content."""
-    accuracy_a: float
-    accuracy_b: float
-    difference: float
-    """Accuracy of b minus that of a, each on all of its questions."""
-    factors: tuple[str, ...]
-    """Names of the factors in which the results differ; `data` if their questions differ."""
-    effects: tuple[FactorEffect, ...]
-    """Effect of each factor, changed one after the other from a's value to b's."""
-    missing: tuple[str, ...] = ()
-    """Evaluations that would separate factors which were changed together."""
 
 
 class TrainingRecord(_Record):

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meditron.core.console import warn
-from meditron.core.errors import InputError, SourceError, UsageError
-from meditron.store.fetch import fetch
+from meditron.core.errors import InputError, SourceError
 from meditron.store.identity import hash_order_key
 from meditron.tasks.file_task import open_file_task
 from meditron.tasks.question import Question
@@ -69,23 +68,40 @@ def _mmlu(name: str, subjects: tuple[str, ...], questions: int) -> Benchmark:
     )
 
 
+def _medqa(options: int, files: tuple[str, ...], examples: tuple[str, ...], hub: str | None) -> Benchmark:
+    return Benchmark(
+        name=f"medqa-{options}",
+        hub=hub,
+        files=files,
+        split="test",
+        questions=1273,
+        options=(options,),
+        examples=examples,
+    )
+
+
+def _medbullets(options: int) -> Benchmark:
+    return Benchmark(
+        name=f"medbullets-{options}",
+        files=(f"**/medbullets_op{options}*",),
+        split="test",
+        questions=308,
+        options=(options,),
+    )
+
+
 _ALL = (
-    Benchmark(
-        name="medqa-4",
-        hub="hf:datasets/GBaker/MedQA-USMLE-4-options",
-        files=("**/*test_4options*.jsonl*", "**/4_options/*test.jsonl", "**/*test*.jsonl*"),
-        split="test",
-        questions=1273,
-        options=(4,),
-        examples=("**/*train*.json*",),
+    _medqa(
+        4,
+        ("**/*test_4options*.jsonl*", "**/4_options/*test.jsonl", "**/*test*.jsonl*"),
+        ("**/*train*.json*",),
+        "hf:datasets/GBaker/MedQA-USMLE-4-options",
     ),
-    Benchmark(
-        name="medqa-5",
-        files=("**/*test_5options*.jsonl*", "**/US/test.jsonl"),
-        split="test",
-        questions=1273,
-        options=(5,),
-        examples=("**/US/train.jsonl", "**/*train_5options*.json*"),
+    _medqa(
+        5,
+        ("**/*test_5options*.jsonl*", "**/US/test.jsonl"),
+        ("**/US/train.jsonl", "**/*train_5options*.json*"),
+        None,
     ),
     Benchmark(
         name="medmcqa",
@@ -121,43 +137,24 @@ _ALL = (
         split="test",
         questions=2450,
     ),
-    Benchmark(
-        name="medbullets-4",
-        files=("**/medbullets_op4*",),
-        split="test",
-        questions=308,
-        options=(4,),
-    ),
-    Benchmark(
-        name="medbullets-5",
-        files=("**/medbullets_op5*",),
-        split="test",
-        questions=308,
-        options=(5,),
-    ),
+    _medbullets(4),
+    _medbullets(5),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
 """Name of a benchmark → its definition."""
 
 
-def open_benchmark(benchmark: Benchmark, reference: str | None = None) -> Task:
+def open_benchmark(benchmark: Benchmark, place: Path) -> Task:
     """Open a benchmark as a task.
 
     Args:
         benchmark: The benchmark.
-        reference: A folder, a file or a source (`hf:datasets/…`); default: the benchmark's own on the hub.
+        place: The folder or file with its questions.
 
     Raises:
-        UsageError: no reference, and the hub has no readable copy.
-        SourceError: there is no such folder, file or source, or it has none of the benchmark's files.
+        SourceError: the folder has none of the benchmark's files.
         InputError: a file is damaged, or its questions are not those of the benchmark.
     """
-    if not (reference or benchmark.hub):
-        raise UsageError(
-            f"{benchmark.name}: the hub has no copy that can be read",
-            hint=f"name a folder or file: {benchmark.name}:FOLDER",
-        )
-    place = fetch(reference or str(benchmark.hub))
     files = [place] if place.is_file() else _find_files(place, benchmark.files)
     if not files:
         raise SourceError(

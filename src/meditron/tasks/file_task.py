@@ -20,14 +20,7 @@ from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 from meditron.tasks.question import Question
 from meditron.tasks.task import Split, SplitQuestions, Task
 
-__all__ = [
-    "check_question_files",
-    "is_question_file",
-    "name_in_reference",
-    "open_file_task",
-    "read_dataset_row",
-    "task_name",
-]
+__all__ = ["name_in_reference", "open_file_task", "read_dataset_row", "task_name"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".gz", ".bz2", ".zst"}
@@ -77,12 +70,6 @@ def task_name(path: Path) -> str:
     return _CONTROL.sub("?", path_as_text(Path(path.name)))
 
 
-def is_question_file(task: str) -> bool:
-    """Return True if a task is given as a file or URL of questions, False for a registered name."""
-    # Registered names contain no `.`, `/` or `:`; a URL and a path with a suffix or folder do.
-    return any(mark in task for mark in "./:")
-
-
 def name_in_reference(reference: str) -> str:
     """Return the name of the task of a file in a recipe: a path, `pypi:…#PATH` or a URL, with any digest."""
     return task_name(Path(reference.partition("@sha256:")[0].rpartition("#")[2]))
@@ -105,18 +92,6 @@ def read_dataset_row(fields: Mapping[str, Any], id_: str, gold: int) -> Question
         return to_question(known.read_draft(row), lambda _: gold) if known else None
     except MalformedRow:
         return None
-
-
-def check_question_files(references: Iterable[str]) -> None:
-    """Raise ValueError if a reference in a recipe is not that of a file, or if two have the same name."""
-    by_name: dict[str, str] = {}
-    for reference in references:
-        if not is_question_file(reference):
-            raise ValueError(f"'{reference}' is not a file of questions: write ./{reference} for a file")
-        name = name_in_reference(reference)
-        if name in by_name:
-            raise ValueError(f"'{by_name[name]}' and '{reference}' would both be named '{name}'")
-        by_name[name] = reference
 
 
 def _recognize_format(path: Path, rows: list[SourceRow]) -> DatasetFormat:

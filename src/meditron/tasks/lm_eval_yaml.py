@@ -1,13 +1,15 @@
 """Task definitions of lm-eval (YAML) over local data, for the keys that multiple-choice tasks use.
 
 The prompts are lm-eval's to the character: `doc_to_text` in jinja2 or as a field's name, `doc_to_choice`,
-`doc_to_target`, `description`. A definition that needs more (Python code, filters, other delimiters, a
-dataset of the hub) is refused, because another prompt would give another score under the same name.
+`doc_to_target`, `description`, and `include`. A definition that needs more (Python code, filters, other
+delimiters, a dataset of the hub) is refused, because another prompt would give another score under the same
+name. Data files and included definitions are relative to the file that names them.
 """
 
 import ast
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from meditron.tasks.prompt_template import PromptTemplate
 from meditron.tasks.question import Question
 from meditron.tasks.task import Split, SplitQuestions, Task
 
-__all__ = ["open_lm_eval_task"]
+__all__ = ["files_of_definition", "open_lm_eval_task"]
 
 _USED = {
     *("task", "dataset_path", "dataset_kwargs", "output_type", "description", "metadata"),
@@ -55,9 +57,8 @@ def open_lm_eval_task(path: Path) -> Task:
             data cannot be rendered.
         SourceError: a data file is missing.
     """
-    with translate_read_errors(path):
-        content = path.read_bytes()
-    fields = _read_definition(path, content)
+    definition = _read_definition(path)
+    fields = definition.fields
     test = fields.get("test_split") or fields.get("validation_split")
     if not test:
         raise InputError(path, "neither test_split nor validation_split is given")
@@ -70,7 +71,7 @@ def open_lm_eval_task(path: Path) -> Task:
         )
     template = PromptTemplate(
         name=path.stem,
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=definition.sha256,
         version=1,
         source=f"{path.name}, a definition of lm-eval",
         introduction=_escape(str(fields.get("description") or "")),
@@ -95,15 +96,96 @@ def open_lm_eval_task(path: Path) -> Task:
     )
 
 
-def _read_definition(path: Path, content: bytes) -> dict[str, Any]:
+def files_of_definition(path: Path) -> list[Path]:
+    """Return the files that a task is made from: the definition, those that it includes, and its data.
+
+    Raises:
+        InputError: a definition is damaged.
+        SourceError: a definition is missing.
+    """
+    definition = _load_definition(path)
+    named = _data_files(definition.fields).values()
+    data = [file for files in named for file in ([files] if isinstance(files, str) else files)]
+    return [*definition.files, *map(Path, dict.fromkeys(data))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Definition:
+    """The keys of a definition, with those of the definitions that it includes."""
+
+    fields: Mapping[str, Any]
+    """Paths of data files are resolved."""
+    files: tuple[Path, ...]
+    """The definition's file, then those that it includes."""
+    sha256: str
+    """Digest of the content of all these files."""
+
+
+def _load_definition(path: Path, including: tuple[Path, ...] = ()) -> _Definition:
+    """Read a definition and those that it includes.
+
+    As in lm-eval, a definition's own keys replace those of definitions that it includes, and keys of the
+    first of these replace those of the others.
+    """
+    if path.resolve() in including:
+        raise InputError(path, "includes itself", place="include")
+    with translate_read_errors(path):
+        content = path.read_bytes()
     try:
-        fields = yaml.safe_load(content)
+        own = yaml.safe_load(content)
     except yaml.constructor.ConstructorError as error:
         problem = "runs Python code (!function), which is not supported"
         raise InputError(path, problem, hint="write doc_to_text in jinja2") from error
     except yaml.YAMLError as error:
         raise InputError(path, f"not YAML: {error}") from error
-    if not isinstance(fields, dict) or "task" not in fields:
+    if not isinstance(own, dict):
+        raise InputError(path, "not a definition of a task of lm-eval: no keys")
+    names = own.pop("include", ())
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InputError(path, f"must be a file or a list of files, got {names!r}", place="include")
+    included = [_load_definition(path.parent / name, (*including, path.resolve())) for name in names]
+    fields: dict[str, Any] = {}
+    for each in reversed(included):
+        fields |= each.fields
+    fields |= _with_resolved_files(path, own)
+    digests = [hashlib.sha256(content).hexdigest(), *(each.sha256 for each in included)]
+    return _Definition(
+        fields,
+        (path, *(file for each in included for file in each.files)),
+        digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest(),
+    )
+
+
+def _with_resolved_files(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a definition with data files relative to its own folder."""
+    files = {
+        split: str(path.parent / names) if isinstance(names, str) else [str(path.parent / n) for n in names]
+        for split, names in _data_files(fields).items()
+    }
+    return (
+        {**fields, "dataset_kwargs": {**fields["dataset_kwargs"], "data_files": files}}
+        if files
+        else {**fields}
+    )
+
+
+def _data_files(fields: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """Return split → data files; empty if the definition names none in this form."""
+    keywords = fields.get("dataset_kwargs")
+    files = keywords.get("data_files") if isinstance(keywords, dict) else None
+    return files if isinstance(files, dict) else {}
+
+
+def _read_definition(path: Path) -> _Definition:
+    """Read a definition and check its keys.
+
+    Raises:
+        InputError: a key is missing, or it or its value is not supported.
+    """
+    definition = _load_definition(path)
+    fields = definition.fields
+    if "task" not in fields:
         raise InputError(path, "not a definition of a task of lm-eval: no key 'task'")
     for key, value in fields.items():
         if key in _FIXED and value != _FIXED[key]:
@@ -119,19 +201,16 @@ def _read_definition(path: Path, content: bytes) -> dict[str, Any]:
     for key in ("doc_to_text", "doc_to_choice", "doc_to_target"):
         if fields.get(key) is None:
             raise InputError(path, "this key is required", place=key)
-    return fields
+    return definition
 
 
 def _render_rows(path: Path, fields: Mapping[str, Any], split: str) -> Iterator[tuple[str, Question]]:
     """Yield the rendered text of each row of a split, with its question."""
-    files = (fields.get("dataset_kwargs") or {}).get("data_files") or {}
-    named = files.get(split) if isinstance(files, dict) else None
+    named = _data_files(fields).get(split)
     if not named:
         raise InputError(path, f"no file of the split '{split}'", place="dataset_kwargs.data_files")
     rows = [
-        row
-        for name in ([named] if isinstance(named, str) else named)
-        for row in read_source_rows(path.parent / name)
+        row for name in ([named] if isinstance(named, str) else named) for row in read_source_rows(Path(name))
     ]
     text, choices, target = (
         _renderer(path, fields[key], key, rows[0])

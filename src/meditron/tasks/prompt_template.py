@@ -98,6 +98,14 @@ class PromptTemplate(Config):
         """Name and version in rows: `letters/1`."""
         return f"{self.name}/{self.version}"
 
+    def example(self) -> str:
+        """Return the prompt with placeholders for the question's texts, as documentation."""
+        options = self.fixed_options or ("{option}", "{another option}")
+        question = Question(
+            id="", text="{question}", options=options, gold=0, context="{context}", group="{subject}"
+        )
+        return self.render(question).prompt
+
     def render(self, question: Question, shots: Sequence[Question] = ()) -> RenderedPrompt:
         """Render a question, after its solved examples.
 

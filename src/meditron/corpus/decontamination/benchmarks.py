@@ -1,6 +1,6 @@
 """Reading of the benchmarks that the corpus is searched for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from meditron.core.console import warn
@@ -8,18 +8,18 @@ from meditron.corpus.decontamination.outputs import INDEX_FILE, SEARCHED_FILE
 from meditron.corpus.decontamination.question_index import IndexedQuestion, QuestionIndex
 from meditron.store.contamination import SearchedBenchmark
 from meditron.store.files import write_json
-from meditron.tasks.file_task import open_file_task
+from meditron.tasks.registry import open_task
 
 __all__ = ["index_benchmarks"]
 
 
-def index_benchmarks(files: Sequence[Path], work: Path) -> None:
+def index_benchmarks(tasks: Mapping[str, Path], work: Path) -> None:
     """Write the index of the questions of benchmarks, and the list of the benchmarks, to a folder.
 
     The questions are those of the test split, on which models are evaluated.
 
     Args:
-        files: Files of questions, in any format of `tasks.file_task`.
+        tasks: Task as the recipe names it → its fetched file or folder.
         work: The folder.
 
     Raises:
@@ -27,11 +27,11 @@ def index_benchmarks(files: Sequence[Path], work: Path) -> None:
     """
     benchmarks: list[SearchedBenchmark] = []
     questions: list[IndexedQuestion] = []
-    for file in files:
-        task = open_file_task(file)
+    for spec, files in tasks.items():
+        task = open_task(spec, files=files)
         read = [IndexedQuestion.from_question(task.name, question) for question in task.rows("test")]
         if wordless := sum(not (question.text or question.context) for question in read):
-            warn(f"{file}: {wordless} of {len(read)} questions have no words and cannot be found")
+            warn(f"{spec}: {wordless} of {len(read)} questions have no words and cannot be found")
         questions += read
         digest = task.data_sha256("test")
         benchmarks.append(SearchedBenchmark(name=task.name, data_sha256=digest, questions=len(read)))

@@ -41,7 +41,7 @@ class Decontamination(SignaturePass):
         if self.config.decontaminate and not (work / INDEX_FILE).exists():
             from meditron.corpus.decontamination.benchmarks import index_benchmarks
 
-            index_benchmarks([inputs[file].path for file in self.config.decontaminate], work)
+            index_benchmarks({spec: inputs[spec].path for spec in self.config.decontaminate}, work)
 
     def process_document(self, candidate: Candidate) -> Candidate | DropReason:
         """Return the document with the benchmark questions that its text contains."""

@@ -46,6 +46,11 @@ class EvalMethod(ABC, Generic[Q]):
         del options, seed
         return cls()
 
+    @property
+    def is_sampled(self) -> bool:
+        """True if the answers depend on the seed."""
+        return False
+
     def adapt_template(self, template: PromptTemplate) -> PromptTemplate:
         """Return the prompt template that the method uses instead of the task's own; default: that one."""
         return template

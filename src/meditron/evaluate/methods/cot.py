@@ -1,8 +1,7 @@
 """The method `cot`, chain of thought: the model reasons, and the option that its text names is the answer."""
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.methods.generated import GeneratedMethod, GeneratedRow
 
 __all__ = ["ChainOfThought", "ChainOfThoughtRow"]
@@ -23,14 +22,3 @@ class ChainOfThought(GeneratedMethod[ChainOfThoughtRow]):
         "wrong"
     )
     row_type = ChainOfThoughtRow
-
-    @classmethod
-    def from_options(cls, options: EvalOptions, seed: int) -> Self:
-        """Create the method: one sample, greedy unless the options give a temperature."""
-        return cls(
-            samples=1,
-            temperature=options.temperature or 0.0,
-            max_tokens=options.max_tokens,
-            extraction=options.extraction,
-            seed=seed,
-        )

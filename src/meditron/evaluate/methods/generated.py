@@ -10,7 +10,6 @@ rounds as soon as no further vote could change its winner, so the winner is the 
 """
 
 import hashlib
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeVar
@@ -101,6 +100,10 @@ class GeneratedMethod(EvalMethod[G]):
     generates: ClassVar[bool] = True
     # A killed run loses at most one group; a group of generated answers takes minutes.
     group_size: ClassVar[int] = 16
+    votes: ClassVar[bool] = False
+    """True if several samples of a question vote; else there is one."""
+    default_temperature: ClassVar[float] = 0.0
+    """Sampling temperature unless the options give one; 0 = greedy decoding."""
 
     def __init__(
         self,
@@ -117,9 +120,21 @@ class GeneratedMethod(EvalMethod[G]):
         self.early_stop, self.seed = early_stop, seed
 
     @classmethod
-    @abstractmethod
     def from_options(cls, options: EvalOptions, seed: int) -> Self:
         """Create the method with the number of samples and the temperature of its kind."""
+        return cls(
+            samples=options.samples if cls.votes else 1,
+            temperature=cls.default_temperature if options.temperature is None else options.temperature,
+            max_tokens=options.max_tokens,
+            extraction=options.extraction,
+            early_stop=options.early_stop,
+            seed=seed,
+        )
+
+    @property
+    def is_sampled(self) -> bool:
+        """True unless decoding is greedy."""
+        return self.temperature > 0
 
     def adapt_template(self, template: PromptTemplate) -> PromptTemplate:
         """Return the template with the instruction to reason first."""
@@ -130,7 +145,7 @@ class GeneratedMethod(EvalMethod[G]):
 
         The seed is left out if nothing is drawn, and the group size is part of the batches' rounding.
         """
-        drawn = {"seed": self.seed} if self.temperature > 0 else {}
+        drawn = {"seed": self.seed} if self.is_sampled else {}
         return {
             **drawn,
             "samples": self.samples,
@@ -167,9 +182,11 @@ class GeneratedMethod(EvalMethod[G]):
         self, model: EvalModel, prompts: Sequence[EvalPrompt], samples: range
     ) -> list[list[Generation]]:
         return model.generator.generate_samples(
-            [prompt.messages or prompt.rendered.prompt for prompt in prompts],
             [
-                [sample_seed(self.seed, prompt.question.id, number) for number in samples]
+                (
+                    prompt.messages or prompt.rendered.prompt,
+                    [sample_seed(self.seed, prompt.question.id, number) for number in samples],
+                )
                 for prompt in prompts
             ],
             raw=not prompts[0].messages,

@@ -1,13 +1,10 @@
 """The method `self-consistency`: several chains of thought vote (Wang et al. 2022, arXiv 2203.11171)."""
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.methods.generated import GeneratedMethod, GeneratedRow
 
 __all__ = ["SelfConsistency", "SelfConsistencyRow"]
-
-_TEMPERATURE = 0.7  # as in the paper
 
 
 class SelfConsistencyRow(GeneratedRow):
@@ -25,15 +22,5 @@ class SelfConsistency(GeneratedMethod[SelfConsistencyRow]):
         "none do not vote"
     )
     row_type = SelfConsistencyRow
-
-    @classmethod
-    def from_options(cls, options: EvalOptions, seed: int) -> Self:
-        """Create the method with the options' samples, at temperature 0.7 unless the options give another."""
-        return cls(
-            samples=options.samples,
-            temperature=_TEMPERATURE if options.temperature is None else options.temperature,
-            max_tokens=options.max_tokens,
-            extraction=options.extraction,
-            early_stop=options.early_stop,
-            seed=seed,
-        )
+    votes: ClassVar[bool] = True
+    default_temperature: ClassVar[float] = 0.7  # as in the paper

@@ -7,8 +7,7 @@ from meditron.release.card.facts import CardFacts
 from meditron.release.card.markdown import CardWriter
 from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.manifest import Manifest
-from meditron.tasks.prompt_template import find_prompt_template
-from meditron.tasks.question import Question
+from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 
 __all__ = ["add_citation", "add_prompts", "add_run_commands"]
 
@@ -53,13 +52,25 @@ def add_prompts(card: CardWriter, facts: CardFacts) -> None:
     if not finetuned:
         card.text("The model was not finetuned: prompt it with the beginning of a text to continue.")
     tasks = [stage.metrics["task"] for stage in finetuned if stage.metrics.get("task")]
-    templates = {task["name"]: f"{task['template']['name']}/{task['template']['version']}" for task in tasks}
+    prompts: dict[str, tuple[str, str]] = {}  # task → template, and its prompt with placeholders
+    for task in tasks:
+        name = task["template"]["name"]
+        # A template that is not part of the package is named only.
+        example = PROMPT_TEMPLATES[name].example() if name in PROMPT_TEMPLATES else ""
+        prompts[task["name"]] = f"{name}/{task['template']['version']}", example
     for scores in facts.evaluation.tasks.values() if facts.evaluation else ():
-        # A template is not known only of results from other programs, and a recipe's evaluation has none.
-        templates |= {name: score.template for name, score in scores.items() if score.template}
-    for task, name in templates.items():
-        card.text(f"Prompt of a {task} question (template {name}); the answer follows after a space:")
-        card.code(_example_prompt(name))
+        for name, score in scores.items():
+            if not score.template:  # of results of another program
+                continue
+            # The hash and not the name: a user's file may be named like a template of the package.
+            own = score.template_sha256 not in {"", *(each.sha256 for each in PROMPT_TEMPLATES.values())}
+            file = f", SHA-256 {score.template_sha256}" if own else ""
+            prompts[name] = f"{score.template}{file}", score.example_prompt
+    for task_name, (template, example) in prompts.items():
+        end = "; the answer follows after a space:" if example else "."
+        card.text(f"Prompt of a {task_name} question (template {template}){end}")
+        if example:
+            card.code(example)
 
 
 def _template_phrase(stage: Manifest) -> str:
@@ -74,14 +85,6 @@ def _answer_end_phrase(stage: Manifest) -> str:
     if stage.metrics.get("task"):
         return "; an answer is one of the options, without an end token"
     return "; each answer ends with the end-of-text token"
-
-
-def _example_prompt(name: str) -> str:
-    """Return the prompt of a template (`sections/1`), with placeholders for the question's texts."""
-    template = find_prompt_template(name.partition("/")[0])
-    options = template.fixed_options or ("{option}", "{another option}")
-    question = Question(id=name, text="{question}", options=options, gold=0, context="{context}")
-    return template.render(question).prompt
 
 
 def add_citation(card: CardWriter, facts: CardFacts) -> None:
