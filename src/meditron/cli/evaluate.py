@@ -1,13 +1,16 @@
 """`meditron evaluate`: one model on one task, or against another model."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from meditron.cli.options import Json, Seed, flags_from, print_json, validate_settings
 from meditron.core.console import info
 from meditron.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from meditron.store.results import EvaluationResult
 
 __all__ = ["evaluate"]
 
@@ -23,10 +26,19 @@ _GROUPS = {
         "permutations",
     ),
     "Generated answers": ("samples", "temperature", "max_tokens", "extraction", "early_stop"),
+    "Open answers with rubrics": (
+        "judges",
+        "judge_prompt",
+        "judge_max_tokens",
+        "judge_temperature",
+        "judge_attempts",
+        "judge_aggregate",
+        "labels",
+    ),
     "Comparison with another model": ("fidelity_documents", "document_tokens"),
     "Computation": ("engine", "dtype", "resamples", "batch_tokens", "concurrency", "timeout"),
 }
-_FLAGS = {"methods": "--method"}
+_FLAGS = {"methods": "--method", "judges": "--judge"}
 Task = Annotated[
     str | None,
     Parameter(
@@ -34,7 +46,8 @@ Task = Annotated[
         "(mmlu-medical:FOLDER); a multiple-choice task of lm-eval (.yaml); or a file of multiple-choice "
         "questions (JSONL, JSON or CSV): yours, or as published, such as MedQA's US/test.jsonl, MedMCQA's "
         "dev.json, PubMedQA's ori_pqal.json, MMLU's "
-        "anatomy_test.csv, TruthfulQA's mc_task.json."
+        "anatomy_test.csv, TruthfulQA's mc_task.json. Or a file of conversations with rubrics, such as "
+        "HealthBench's, with --judge."
     ),
 ]
 Against = Annotated[
@@ -79,13 +92,24 @@ def evaluate(
 
         meditron evaluate runs/quickstart/quantize:Q4_K_M --task questions.jsonl --method cot --max-tokens 200
 
+        meditron evaluate MODEL --task healthbench.jsonl --judge api:http://localhost:8000/v1#judge
+        --max-tokens 1024
+
         meditron evaluate runs/quickstart/quantize:Q4_K_M --against base.gguf --corpus runs/quickstart/corpus
     """
     from meditron.cli import show
     from meditron.evaluate import standalone
     from meditron.evaluate.config import EvalOptions
+    from meditron.tasks.rubrics import is_rubric_file
 
     options = validate_settings(EvalOptions, settings, names=_FLAGS)
+    if task is not None and against is None and is_rubric_file(task):
+        result, page = standalone.evaluate_on_rubrics(model, Path(task), options, out=out, seed=seed)
+        _print_rubrics(result, page, as_json=as_json)
+        return
+    for flag, value in (("--judge", options.judges), ("--labels", options.labels)):
+        if value:
+            raise UsageError(f"{flag} needs a --task that is a file of conversations with rubrics")
     if task is not None and against is None:
         result, rows = standalone.evaluate_on_task(
             model, task, options, template=template, corpus=corpus, out=out, seed=seed
@@ -103,6 +127,22 @@ def evaluate(
         for name, data in result.ancestry.items():
             info(f"{name}: {data.statement}")
         info(f"rows: {rows}")
+
+
+def _print_rubrics(result: "EvaluationResult", page: Path, *, as_json: bool) -> None:
+    """Print the score of one set of rubrics, or all its fields as JSON."""
+    from meditron.cli import show
+
+    fields = result.model_dump(mode="json")
+    [[score]] = [scores.values() for scores in fields["rubrics"].values()]
+    if as_json:
+        rest = {key: fields[key] for key in ("engines", "identities", "ancestry", "resamples")}
+        print_json({**score, **rest, "folder": str(page.parent)})
+        return
+    show.print_evaluation(result, answer=True)
+    for name, data in result.ancestry.items():
+        info(f"{name}: {data.statement}")
+    info(f"answers and verdicts: {page}")
 
 
 def _json_fields(result: dict[str, Any], rows: str) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from meditron.core.config import Config, InputKind, NonSemantic, StageConfig
 from meditron.core.errors import MeditronError
 from meditron.core.machine import DType
+from meditron.core.redaction import public_address
 from meditron.evaluate.methods.registry import METHODS
 from meditron.store.results import Extraction, PromptForm, Rule
-from meditron.tasks.file_task import is_question_file, name_in_reference
+from meditron.store.rubric_results import Aggregate
+from meditron.tasks.file_task import check_question_files, is_question_file, name_in_reference
 from meditron.tasks.registry import TASKS
 
 __all__ = ["EvalEngine", "EvalOptions", "EvaluateConfig", "Extraction", "ModelPair"]
@@ -21,6 +23,7 @@ EvalEngine = Literal["torch", "llama.cpp", "api"]
 # Name of the corpus among the stage's inputs; models and tasks must have other names.
 CORPUS = "corpus"
 _FEWEST_DOCUMENTS = 2  # held-out documents of a source; one gives no interval
+_SERVER = "api:"  # beginning of a model behind a server; the engine's module needs httpx
 
 
 class ModelPair(Config):
@@ -109,6 +112,30 @@ class EvalOptions(Config):
     batch_tokens: Annotated[int, NonSemantic] = Field(default=4096, ge=1)
     """Tokens per batch, padding included. Changes memory and speed, not results."""
 
+    judges: tuple[str, ...] = ()
+    """Models that judge open answers by rubrics: in files, or behind a server
+    (`api:http://host:port/v1#model`)."""
+
+    judge_prompt: str | None = None
+    """File of the judges' prompt (.toml); default: the package's own."""
+
+    judge_max_tokens: int = Field(default=512, ge=1)
+    """Maximum number of tokens of a judge's text."""
+
+    judge_temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature of judges; 0 = greedy decoding."""
+
+    judge_attempts: int = Field(default=3, ge=1, le=20)
+    """Maximum number of times that a judge is asked for a verdict. A greedy judge would repeat itself, so
+    further texts have a temperature of at least 0.7."""
+
+    judge_aggregate: Aggregate = "majority"
+    """How several judges' verdicts on a criterion become one: that of most judges (`majority`), or the share
+    of judges that find it met (`mean`)."""
+
+    labels: str | None = None
+    """File of human labels of criteria, which the judges are compared with."""
+
     @field_validator("methods")
     @classmethod
     def _methods_are_known_and_distinct(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
@@ -136,6 +163,22 @@ class EvalOptions(Config):
             )
         return self
 
+    @field_validator("judges")
+    @classmethod
+    def _judges_are_distinct(cls, judges: tuple[str, ...]) -> tuple[str, ...]:
+        if repeated := _first_repeated(judges):
+            raise ValueError(f"'{repeated}' is listed twice")
+        for judge in judges:
+            address = judge.removeprefix(_SERVER)
+            if judge.startswith(_SERVER) and public_address(address) != address:
+                raise ValueError(f"'{_SERVER}{public_address(address)}' must have no credentials or query")
+        return judges
+
+    @property
+    def local_judges(self) -> tuple[str, ...]:
+        """The judges in files."""
+        return tuple(judge for judge in self.judges if not judge.startswith(_SERVER))
+
     @field_validator("shots_from")
     @classmethod
     def _a_file_of_examples_is_used(cls, shots_from: str | None, info: ValidationInfo) -> str | None:
@@ -162,6 +205,10 @@ class EvaluateConfig(EvalOptions, StageConfig):
 
     tasks: tuple[str, ...] = ()
     """Tasks: registered names, or files of multiple-choice questions."""
+
+    rubrics: tuple[str, ...] = ()
+    """Files of conversations with rubrics, in HealthBench's format; the models' answers are scored by
+    `judges`."""
 
     train_baseline: int | None = Field(default=None, ge=1)
     """Number of questions that naive Bayes is trained on; default: those of the task's finetune, else
@@ -201,6 +248,19 @@ class EvaluateConfig(EvalOptions, StageConfig):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _rubrics_have_judges(self) -> Self:
+        if self.rubrics and not self.judges:
+            raise ValueError("judges: rubrics need at least one")
+        given = {"judges": self.judges, "judge_prompt": self.judge_prompt, "labels": self.labels}
+        for key, value in given.items():
+            if value and not self.rubrics:
+                raise ValueError(f"{key}: there are no rubrics to judge by")
+        if self.rubrics and self.prompt_form == "both":
+            raise ValueError("prompt_form: rubrics are answered in one form, got 'both'")
+        check_question_files(self.rubrics)
+        return self
+
     @property
     def backend(self) -> Literal["torch", "llama.cpp"] | None:
         """The engine of all models, which are local."""
@@ -226,12 +286,18 @@ class EvaluateConfig(EvalOptions, StageConfig):
         examples = () if self.shots_from is None else (self.shots_from,)
         return (*self.benchmark_files(), *examples)
 
+    def _data_files(self) -> dict[str, InputKind]:
+        """Return the files of rubrics, of labels and of the judges' prompt, with their kinds."""
+        labels = {} if self.labels is None else {self.labels: InputKind("labels")}
+        prompt = {} if self.judge_prompt is None else {self.judge_prompt: InputKind("judge prompt")}
+        return dict.fromkeys(self.rubrics, InputKind("rubrics")) | labels | prompt
+
     def inputs(self) -> dict[str, str]:
-        """Return all inputs: every model and question file with its reference as name, and the corpus."""
+        """Return all inputs: every model and file with its reference as name, and the corpus."""
         compared = (name for pair in self.fidelity for name in (pair.model, pair.against))
-        return {name: name for name in (*self.models, *compared, *self.question_and_example_files())} | {
-            CORPUS: CORPUS
-        }
+        models = (*self.models, *compared, *self.local_judges)
+        files = (*self.question_and_example_files(), *self._data_files())
+        return {name: name for name in (*models, *files)} | {CORPUS: CORPUS}
 
     def check_dependency(self, key: str, metrics: Mapping[str, Any]) -> None:
         """Raise MeditronError if no source of the corpus has two held-out documents."""
@@ -247,7 +313,8 @@ class EvaluateConfig(EvalOptions, StageConfig):
         """Return the kind of each input: model or questions."""
         # Inputs with a kind are opened and checked before a run, so that a wrong file fails within seconds.
         questions = dict.fromkeys(self.question_and_example_files(), InputKind("questions"))
-        return {name: InputKind("model") for name in self.inputs() if name != CORPUS} | questions
+        models = {name: InputKind("model") for name in self.inputs() if name != CORPUS}
+        return models | questions | self._data_files()
 
 
 def _task_name_of(task: str) -> str:

@@ -15,11 +15,17 @@ from meditron.evaluate.config import CORPUS, EvaluateConfig
 from meditron.evaluate.contamination import corpus_records, group_questions
 from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.heldout import choose_heldout, distinct_heldout, refuse_training_overlap
-from meditron.evaluate.model import EvalModel, LocalModel
+from meditron.evaluate.model import EvalModel, LocalModel, open_judge
 from meditron.evaluate.permutations import answer_in_orders, permuted_sets, with_orders
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile
-from meditron.evaluate.trained import refuse_trained_documents, refuse_trained_questions, training_data_record
+from meditron.evaluate.rubric.run import RubricEvaluation, RubricFigures
+from meditron.evaluate.trained import (
+    refuse_trained_conversations,
+    refuse_trained_documents,
+    refuse_trained_questions,
+    training_data_record,
+)
 from meditron.report.evaluation_page import write_evaluation_page
 from meditron.store.corpus import CorpusDocument
 from meditron.store.jsonl import read_jsonl
@@ -34,6 +40,7 @@ from meditron.store.results import (
 from meditron.tasks.file_task import is_question_file
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
+from meditron.tasks.rubrics import RubricSet, open_rubrics
 from meditron.tasks.task import Task
 
 __all__ = ["BAYES_ROWS", "bayes_training_rows", "run"]
@@ -50,7 +57,8 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     """Evaluate every model; continue if an earlier run was killed.
 
     Writes `perplexity.jsonl` (a row per model and document), `<task>.jsonl` (a row per model and question),
-    `fidelity.jsonl` (a row per pair of models and document), `results.json` and `report.html`.
+    `fidelity.jsonl` (a row per pair of models and document), `results.json` and `report.html`; and of each
+    set of rubrics `rubrics-NAME.answers.jsonl`, `rubrics-NAME.judgements.jsonl` and `rubrics-NAME.html`.
 
     Returns:
         The results as metrics, with the number of training documents that were searched for held-out ones.
@@ -69,17 +77,37 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         name: LocalModel(name, inputs[name], resolve_matrix_dtype(config.dtype), config.backend)
         for name in config.models
     }
+    rubric_sets = [open_rubrics(inputs[name].path) for name in config.rubrics]
     # Checked before the scoring, which can take hours: scores on training data would be worthless.
     for model in models.values():
         refuse_trained_questions(model, _all_eval_sets(eval_sets))
         refuse_trained_documents(model, documents)
+        refuse_trained_conversations(model, rubric_sets)
     compared = refuse_training_overlap(corpus, documents)
-    rows = _measure_models(config, inputs, documents, eval_sets, models, out)
-    result = _compute_result(config, inputs, documents, eval_sets, rows, models)
+    with _rubric_evaluation(config, inputs, rubric_sets, out) as rubrics:
+        rows = _measure_models(config, inputs, documents, eval_sets, models, rubrics, out)
+        rubrics.judge()
+        figures = rubrics.finish(config.pairs())
+    result = _compute_result(config, inputs, documents, eval_sets, rows, figures, models)
     write_results(out, result)
     write_evaluation_page(out / "report.html", result)
     overlap = {"overlap": 0, "training_documents_compared": compared}
     return result.model_dump(mode="json") | overlap
+
+
+def _rubric_evaluation(
+    config: EvaluateConfig, inputs: Mapping[str, Artifact], sets: Sequence[RubricSet], out: Path
+) -> RubricEvaluation:
+    dtype = resolve_matrix_dtype(config.dtype)
+    return RubricEvaluation(
+        sets,
+        [open_judge(judge, config, inputs.get(judge), dtype) for judge in config.judges],
+        config,
+        out,
+        seed=config.seed or 0,
+        prompt=inputs[config.judge_prompt].path if config.judge_prompt else None,
+        labels=inputs[config.labels].path if config.labels else None,
+    )
 
 
 def _all_eval_sets(eval_sets: EvalSets) -> list[EvalSet]:
@@ -128,6 +156,7 @@ def _measure_models(
     documents: Mapping[str, Sequence[CorpusDocument]],
     eval_sets: EvalSets,
     models: Mapping[str, EvalModel],
+    rubrics: RubricEvaluation,
     out: Path,
 ) -> MeasuredRows:
     """Evaluate the models one after another, so that only one is in memory at a time."""
@@ -151,6 +180,7 @@ def _measure_models(
                     file = task_files[eval_set.rows_file]
                     answers[eval_set.label][name] = answer_questions(model, eval_set, file)
                     orders[eval_set.label][name] = answer_in_orders(model, permuted[eval_set.label], file)
+                rubrics.answer(model)
         text_file.rewrite_sorted(_chain_rows(document_rows.values()))
         # All evaluation sets of a task write to one file.
         for task_sets in eval_sets.values():
@@ -206,6 +236,7 @@ def _compute_result(
     documents: Mapping[str, Sequence[CorpusDocument]],
     eval_sets: EvalSets,
     rows: MeasuredRows,
+    rubrics: RubricFigures,
     models: Mapping[str, EvalModel],
 ) -> EvaluationResult:
     """Compute all results of the evaluation from its rows."""
@@ -242,6 +273,8 @@ def _compute_result(
         engines=rows.engines_by_model(),
         ancestry={name: training_data_record(model) for name, model in models.items()},
         differences=differences,
+        rubrics=rubrics.scores,
+        rubric_differences=rubrics.differences,
         rows=PERPLEXITY,
         dtype=resolve_matrix_dtype(config.dtype),
         seed=seed,

@@ -52,6 +52,6 @@ STAGES: tuple[Stage, ...] = (
     Stage("pretrain", 6, PretrainConfig, "meditron.train.pretrain:run", distributed=True),
     Stage("finetune", 6, FinetuneConfig, "meditron.train.finetune:run", repeatable=True, distributed=True),
     Stage("quantize", 3, QuantizeConfig, "meditron.release.quantize:run"),
-    Stage("evaluate", 8, EvaluateConfig, "meditron.evaluate.stage:run"),
+    Stage("evaluate", 9, EvaluateConfig, "meditron.evaluate.stage:run"),
     Stage("card", 5, CardConfig, "meditron.release.card.stage:run"),
 )
