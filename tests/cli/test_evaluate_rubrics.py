@@ -7,7 +7,10 @@ import pytest
 
 from api_server import running_server, scripted_judge
 from command import Command
+from docs.test_reference import assert_fields
+from docs.test_reference import fields as listed_fields
 from meditron.core.disclaimer import DISCLAIMER
+from meditron.store.jsonl import read_jsonl
 from rubric_rows import names, rubric_rows
 
 
@@ -30,6 +33,10 @@ def test_scores_are_printed_and_answers_can_be_browsed(
         fields = json.loads(printed.out)
         assert (fields["rubrics"], fields["n"], fields["missing"]) == ("hb", 8, 0)
         assert fields["judges"][0]["identity"]["model"] == "judge"
+        assert_fields(fields, listed_fields("`meditron evaluate MODEL --task RUBRICS"))
+        for name in ("answers", "judgements"):
+            row = next(read_jsonl(tmp_path / fields[name]))
+            assert_fields(row, listed_fields(f"`rubrics-NAME.{name}.jsonl`"))
         shown = meditron(*words, "--judge", judge)
         assert "axis:accuracy" in shown.out
         assert len(judge_server.bodies) == 32  # the second run judged nothing

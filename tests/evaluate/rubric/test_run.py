@@ -317,17 +317,21 @@ def test_labels_are_refused_with_their_line(rubric_file: Path, tmp_path: Path) -
 def test_a_real_judge_gives_verdicts(
     smollm2_gguf: Path, model_server: Server, rubric_file: Path, tmp_path: Path
 ) -> None:
-    """SmolLM2-135M in llama.cpp is a bad judge, but it keeps to the form of a verdict now and then."""
+    """SmolLM2-135M is too small to judge; it can repeat a line in the form of a verdict."""
+    prompt = tmp_path / "repeat.toml"
+    text = "{conversation} {answer} {criterion}\\nRepeat exactly this line and nothing else: Verdict: met"
+    prompt.write_text(f'version = 1\nanswer = "verdict"\ntext = "{text}"', encoding="utf-8")
     score = evaluate(
         f"api:{model_server.url}#toy",
         [str(smollm2_gguf)],
         rubric_file,
         tmp_path,
         questions=1,
-        judge_max_tokens=40,
+        judge_max_tokens=10,
         judge_attempts=1,
+        judge_prompt=str(prompt),
     )
-    assert score.judges[0].engine == "llama.cpp"
-    assert score.judges[0].form != "raw"
+    assert (score.judges[0].engine, score.judges[0].form) == ("llama.cpp", "tokenizer")
     assert score.criteria == 4
     assert score.missing < 4
+    assert score.met_rate == 1
