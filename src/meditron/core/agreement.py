@@ -14,6 +14,7 @@ from meditron.core.statistics import MIN_SAMPLE_SIZE, Interval
 
 __all__ = [
     "cluster_interval",
+    "cluster_intervals",
     "cluster_sums",
     "cohen_kappa",
     "krippendorff_alpha",
@@ -75,8 +76,11 @@ def krippendorff_alpha(sums: Sums) -> Sums:
     """Compute Krippendorff's alpha of yes/no verdicts of any number of judges, with gaps.
 
     α = 1 − D_o / D_e (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011, nominal data). With N₁
-    yes and N₀ no verdicts, and n₁ and n₀ of them of one item, this is 1 − (N₁ + N₀ − 1) Σ (n₁ n₀ / (n₁ + n₀ −
-    1)) / (N₁ N₀); items with fewer than two verdicts are left out.
+    yes and N₀ no verdicts, and n₁ and n₀ of them of one item, this is
+
+        1 − (N₁ + N₀ − 1) Σ (n₁ n₀ / (n₁ + n₀ − 1)) / (N₁ N₀)
+
+    Items with fewer than two verdicts are left out.
 
     Args:
         sums: Sums (…, 3) of `krippendorff_sums` over items.
@@ -131,39 +135,52 @@ def cluster_sums(items: ArrayLike, clusters: Sequence[str]) -> Sums:
     """Sum the rows of `items` (items, K) by cluster; returns (clusters, K)."""
     table = np.asarray(items, dtype=float)
     names, places = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.zeros((len(names), table.shape[1]))
+    sums: Sums = np.zeros((len(names), table.shape[1]))
     np.add.at(sums, places, table)
     return sums
 
 
 def cluster_interval(sums: Sums, statistic: Statistic, *, seed: int, resamples: int) -> Interval | None:
-    """Compute the 95 % percentile bootstrap interval of a statistic over clusters.
+    """Compute the 95 % percentile bootstrap interval of one statistic; see `cluster_intervals`."""
+    [interval] = cluster_intervals(sums, [statistic], seed=seed, resamples=resamples)
+    return interval
+
+
+def cluster_intervals(
+    sums: Sums, statistics: Sequence[Statistic], *, seed: int, resamples: int
+) -> list[Interval | None]:
+    """Compute the 95 % percentile bootstrap intervals of statistics over clusters, from the same resamples.
 
     Clusters are drawn with replacement; the ends are the 2.5th and 97.5th percentiles of the statistic over
     the resamples that have one (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, §13.3).
 
     Args:
         sums: Sums of each cluster (clusters, K).
-        statistic: Function of summed sums (…, K).
+        statistics: Functions of summed sums (…, K).
         seed: Seed of the resampling.
         resamples: Number of resamples.
 
     Returns:
-        The interval. None for fewer than `MIN_SAMPLE_SIZE` clusters, if more than 5 % of the resamples have
-        no value, or if all have the same one: such a sample contains no information about the spread.
+        The interval of each statistic. None for fewer than `MIN_SAMPLE_SIZE` clusters, if more than 5 % of
+        the resamples have no value, or if all have the same one: such a sample contains no information about
+        the spread.
     """
     n = len(sums)
     if n < MIN_SAMPLE_SIZE:
-        return None
+        return [None] * len(statistics)
     generator = np.random.default_rng(seed)
-    values = []
+    drawn = []
     size = max(1, _LARGEST_CHUNK // n)
     for start in range(0, resamples, size):
         draws = generator.multinomial(n, np.full(n, 1 / n), size=min(size, resamples - start))
-        values.append(statistic(draws @ sums))
-    drawn = np.concatenate(values)
-    defined = drawn[np.isfinite(drawn)]
-    if len(defined) < (1 - _MOST_UNDEFINED) * len(drawn):
+        drawn.append(draws @ sums)
+    resampled = np.concatenate(drawn)
+    return [_percentile_interval(statistic(resampled)) for statistic in statistics]
+
+
+def _percentile_interval(values: Sums) -> Interval | None:
+    defined = values[np.isfinite(values)]
+    if len(defined) < (1 - _MOST_UNDEFINED) * len(values):
         return None
     low, high = np.quantile(defined, _LEVELS)
     return Interval(float(low), float(high)) if low < high else None

@@ -1,14 +1,15 @@
 """Agreement of judges with each other and with human labels, and corrections of the judged rates."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meditron.core.agreement import (
-    cluster_interval,
+    cluster_intervals,
     cluster_sums,
     cohen_kappa,
     krippendorff_alpha,
@@ -26,6 +27,8 @@ __all__ = ["compare_with_humans", "judge_agreement"]
 
 Verdicts = Sequence[bool | None]
 _Array = NDArray[np.float64]
+Statistic = Callable[[_Array], _Array]
+Estimate = tuple[float | None, Interval | None]
 
 
 class _Estimator:
@@ -34,15 +37,20 @@ class _Estimator:
     def __init__(self, clusters: Sequence[str], seed: int, resamples: int) -> None:
         self._clusters, self._seed, self._resamples = clusters, seed, resamples
 
-    def __call__(
-        self, items: _Array, statistic: Callable[[_Array], _Array]
-    ) -> tuple[float | None, Interval | None]:
+    def __call__(self, items: _Array, statistic: Statistic) -> Estimate:
         """Return the statistic of the items' sums (items, K), and its interval; None if it has no value."""
-        value = float(statistic(items.sum(0)))
-        if not math.isfinite(value):
-            return None, None
+        return self.several(items, {"": statistic})[""]
+
+    def several(self, items: _Array, statistics: Mapping[str, Statistic]) -> dict[str, Estimate]:
+        """Return several statistics of the same sums, by name."""
         sums = cluster_sums(items, self._clusters)
-        return value, cluster_interval(sums, statistic, seed=self._seed, resamples=self._resamples)
+        settings = {"seed": self._seed, "resamples": self._resamples}
+        intervals = cluster_intervals(sums, [*statistics.values()], **settings)
+        estimates: dict[str, Estimate] = {}
+        for (name, statistic), interval in zip(statistics.items(), intervals, strict=True):
+            value = float(statistic(items.sum(0)))
+            estimates[name] = (value, interval) if math.isfinite(value) else (None, None)
+        return estimates
 
 
 def judge_agreement(answers: Sequence[JudgedAnswer], *, seed: int, resamples: int) -> JudgeAgreement | None:
@@ -53,25 +61,35 @@ def judge_agreement(answers: Sequence[JudgedAnswer], *, seed: int, resamples: in
     verdicts = [
         [row.met for answer in answers for row in answer.judgements[place]] for place in range(len(judges))
     ]
-    estimate = _Estimator(_clusters(answers), seed, resamples)
     table = np.array([[np.nan if v is None else float(v) for v in judge] for judge in verdicts]).T
-    alpha, interval = estimate(krippendorff_sums(table), krippendorff_alpha)
-    pairs = []
-    for a, b in combinations(range(len(judges)), 2):
-        counts = _pair_counts(verdicts[a], verdicts[b])
-        kappa, kappa_interval = estimate(counts, cohen_kappa)
-        pairs.append(
-            JudgePair(
-                a=judges[a],
-                b=judges[b],
-                n=int(counts.sum()),
-                agreement=_agreement(counts),
-                kappa=kappa,
-                interval=kappa_interval,
-            )
+    columns = [krippendorff_sums(table)]
+    statistics: dict[str, Statistic] = {"alpha": lambda sums: krippendorff_alpha(sums[..., :3])}
+    places = list(combinations(range(len(judges)), 2))
+    for number, (a, b) in enumerate(places):
+        columns.append(_pair_counts(verdicts[a], verdicts[b]))
+        statistics[f"{a} {b}"] = partial(_kappa_from, 3 + 4 * number)
+    # One call, because drawing the resamples takes most of the time.
+    estimate = _Estimator(_clusters(answers), seed, resamples)
+    estimates = estimate.several(np.concatenate(columns, axis=1), statistics)
+    pairs = [
+        JudgePair(
+            a=judges[a],
+            b=judges[b],
+            n=int(counts.sum()),
+            agreement=_agreement(counts),
+            kappa=estimates[f"{a} {b}"][0],
+            interval=estimates[f"{a} {b}"][1],
         )
+        for (a, b), counts in zip(places, columns[1:], strict=True)
+    ]
+    alpha, interval = estimates["alpha"]
     several = int((np.isfinite(table).sum(1) > 1).sum())
     return JudgeAgreement(alpha=alpha, interval=interval, n=several, pairs=tuple(pairs))
+
+
+def _kappa_from(column: int, sums: _Array) -> _Array:
+    """Return kappa of the four counts that begin at a column."""
+    return cohen_kappa(sums[..., column : column + 4])
 
 
 def compare_with_humans(
@@ -81,7 +99,8 @@ def compare_with_humans(
     keys = [_label_keys(answer) for answer in answers]
     flat = [key for group in keys for key in group]
     human = [labels.verdict(key) for key in flat]
-    labelled = [key for key in {*flat} if key in labels.by_rater]
+    known = dict.fromkeys(flat)  # ordered, unlike a set, so that sums have the same last bits in every run
+    labelled = [key for key in known if key in labels.by_rater]
     estimate = _Estimator(_clusters(answers), seed, resamples)
     # A judge that finds a criterion met by half is a tie here, as labels are met or not met.
     combined = [
@@ -101,7 +120,7 @@ def compare_with_humans(
         labels_sha256=labels.file_sha256,
         criteria=sum(verdict is not None for verdict in human),
         tied=sum(labels.verdict(key) is None for key in labelled),
-        unused=sum(len(raters) for key, raters in labels.by_rater.items() if key not in {*flat}),
+        unused=sum(len(raters) for key, raters in labels.by_rater.items() if key not in known),
         raters_alpha=_raters_alpha(labels, labelled),
         comparisons=tuple(comparisons),
         labelled_conversations=full,
@@ -110,39 +129,30 @@ def compare_with_humans(
     )
 
 
+_HUMAN_STATISTICS: dict[str, Statistic] = {
+    "kappa": lambda sums: cohen_kappa(sums[..., 2:]),
+    "sensitivity": lambda sums: share(np.stack([sums[..., 5], sums[..., 3] + sums[..., 5]], axis=-1)),
+    "specificity": lambda sums: share(np.stack([sums[..., 2], sums[..., 2] + sums[..., 4]], axis=-1)),
+    "met_rate": lambda sums: share(sums[..., [1, 0]]),
+    "rogan_gladen": rogan_gladen,
+    "prediction_powered": lambda sums: prediction_powered_rate(
+        np.stack([sums[..., 1], sums[..., 0], sums[..., 3] - sums[..., 4], sums[..., 2:].sum(-1)], axis=-1)
+    ),
+}
+"""Field of `HumanComparison` → function of the sums of its columns."""
+
+
 def _compare(estimate: _Estimator, judge: str, verdicts: Verdicts, human: Verdicts) -> HumanComparison:
     """Compare one judge's verdicts with the human ones, criterion by criterion."""
     counts = _pair_counts(human, verdicts)
     judged = np.array([[float(v is not None), float(v is True)] for v in verdicts])
-    # Columns of counts: both no; only the judge yes; only the human yes; both yes.
-    errors = np.stack([judged[:, 1], judged[:, 0], counts[:, 2] - counts[:, 1], counts.sum(1)], axis=1)
-    by_human = np.concatenate([judged, counts[:, [0, 2, 1, 3]]], axis=1)
-    kappa, kappa_interval = estimate(counts, cohen_kappa)
-    sensitivity, sensitivity_interval = estimate(
-        np.stack([counts[:, 3], counts[:, 2] + counts[:, 3]], axis=1), share
-    )
-    specificity, specificity_interval = estimate(
-        np.stack([counts[:, 0], counts[:, 0] + counts[:, 1]], axis=1), share
-    )
-    met_rate, met_rate_interval = estimate(judged[:, ::-1], share)
-    gladen, gladen_interval = estimate(by_human, rogan_gladen)
-    powered, powered_interval = estimate(errors, prediction_powered_rate)
+    # Columns: judged; judged met; and of the labelled: both no, only the human yes, only the judge yes, both.
+    items = np.concatenate([judged, counts[:, [0, 2, 1, 3]]], axis=1)
+    values = estimate.several(items, _HUMAN_STATISTICS)
+    estimates = {name: value for name, (value, _) in values.items()}
+    intervals = {f"{name}_interval": interval for name, (_, interval) in values.items()}
     return HumanComparison(
-        judge=judge,
-        n=int(counts.sum()),
-        agreement=_agreement(counts),
-        kappa=kappa,
-        kappa_interval=kappa_interval,
-        sensitivity=sensitivity,
-        sensitivity_interval=sensitivity_interval,
-        specificity=specificity,
-        specificity_interval=specificity_interval,
-        met_rate=met_rate,
-        met_rate_interval=met_rate_interval,
-        rogan_gladen=gladen,
-        rogan_gladen_interval=gladen_interval,
-        prediction_powered=powered,
-        prediction_powered_interval=powered_interval,
+        judge=judge, n=int(counts.sum()), agreement=_agreement(counts), **estimates, **intervals
     )
 
 

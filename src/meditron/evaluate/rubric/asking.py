@@ -7,7 +7,7 @@ arrives, and only missing ones are requested again.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from meditron.core.console import progress
 from meditron.core.errors import UsageError
@@ -23,11 +23,13 @@ from meditron.store.rubric_results import JudgeRecord
 from meditron.tasks.rubrics import Criterion, RubricRow, RubricSet
 from meditron.text.chat import Message
 
-__all__ = ["AnswerSettings", "Judge", "answer_conversations", "judge_answers"]
+__all__ = ["AnswerSettings", "Judge", "answer_conversations", "is_own_judge", "judge_answers"]
 
 _GROUP = 16
 """Prompts of a group of a local engine; a killed run loses at most one group."""
-RETRY_TEMPERATURE = 0.7
+_REMOTE_GROUP = 1024
+"""Prompts that are in memory at a time for a server: those of HealthBench together take 400 MB."""
+_RETRY_TEMPERATURE = 0.7
 """Lowest temperature of a repeated request: a greedy judge would give the same text again."""
 _TOKENIZER = "tokenizer"
 _NEXT_TURN = "\n\nUser:"
@@ -80,7 +82,7 @@ class Judge:
             prompt=self.prompt.id,
             prompt_sha256=self.prompt.sha256,
             temperature=self.temperature,
-            retry_temperature=max(self.temperature, RETRY_TEMPERATURE),
+            retry_temperature=max(self.temperature, _RETRY_TEMPERATURE),
             max_tokens=self.max_tokens,
             attempts=self.attempts,
             seed=self.seed,
@@ -107,7 +109,8 @@ def answer_conversations(
             **model.cache_identity,
             **drawn,
             "rubrics": [rubrics.name, rubrics.file_sha256],
-            "rows": rubrics.rows_sha256,  # the groups of a local engine depend on them
+            # The groups of a local engine depend on the other rows.
+            **({} if isinstance(model, ApiModel) else {"rows": rubrics.rows_sha256}),
             "form": form,
             "temperature": settings.temperature,
             "max_tokens": settings.max_tokens,
@@ -164,16 +167,24 @@ def answer_conversations(
 
 @dataclass(frozen=True)
 class _Case:
-    """One criterion of one answer, with the judge's prompt."""
+    """One criterion of one answer. Its prompt is rendered when it is needed, because all take much memory."""
 
     row: RubricRow
     answer: AnswerRow
     criterion: Criterion
-    text: str
+    key: tuple[str, str]
+    """The row's id and the hash of the judge's prompt."""
 
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.row.id, text_sha256(self.text)
+    @classmethod
+    def of(cls, row: RubricRow, answer: AnswerRow, criterion: Criterion, prompt: JudgePrompt) -> Self:
+        return cls(row, answer, criterion, (row.id, text_sha256(_judge_text(row, answer, criterion, prompt))))
+
+    def text(self, prompt: JudgePrompt) -> str:
+        return _judge_text(self.row, self.answer, self.criterion, prompt)
+
+
+def _judge_text(row: RubricRow, answer: AnswerRow, criterion: Criterion, prompt: JudgePrompt) -> str:
+    return prompt.render(row.messages, answer.answer, criterion)
 
 
 def judge_answers(
@@ -188,10 +199,7 @@ def judge_answers(
         For each answer, a row for each criterion, in the order of the rubrics.
     """
     cases = [
-        [
-            _Case(row, answer, criterion, judge.prompt.render(row.messages, answer.answer, criterion))
-            for criterion in row.criteria
-        ]
+        [_Case.of(row, answer, criterion, judge.prompt) for criterion in row.criteria]
         for row, answer in zip(rubrics.rows, answers, strict=True)
     ]
     # A criterion that a rubric lists twice is judged once.
@@ -225,7 +233,7 @@ def _judgement_cache_key(
             "prompt": judge.prompt.sha256,
             "temperature": judge.temperature,
             "max_tokens": judge.max_tokens,
-            "attempts": judge.attempts,
+            "attempts": [judge.attempts, _RETRY_TEMPERATURE],
             "seed": judge.seed,
             "group": _GROUP,
         }
@@ -237,7 +245,7 @@ def _judge_group(
 ) -> Iterator[JudgementRow]:
     """Yield the row of each case as soon as it has a verdict or no attempt is left."""
     model, form = judge.answering, judge.form
-    prompts = [_to_prompt([{"role": "user", "content": case.text}], form) for case in group]
+    prompts = [_to_prompt([{"role": "user", "content": case.text(judge.prompt)}], form) for case in group]
     outputs: list[list[str]] = [[] for _ in group]
     pending = []
     for index, prompt in enumerate(prompts):
@@ -251,7 +259,7 @@ def _judge_group(
             [sample_seed(judge.seed, ":".join(group[index].key), attempt) for index in pending],
             raw=form == RAW,
             max_tokens=judge.max_tokens,
-            temperature=max(judge.temperature, RETRY_TEMPERATURE) if attempt else judge.temperature,
+            temperature=max(judge.temperature, _RETRY_TEMPERATURE) if attempt else judge.temperature,
             nonempty=True,
         )
         unread = []
@@ -319,7 +327,7 @@ def _resume(
     remote = isinstance(model, ApiModel)
     if remote:
         missing = [item for item in items if key(item) not in rows]
-        groups = [missing] if missing else []
+        groups = [missing[start : start + _REMOTE_GROUP] for start in range(0, len(missing), _REMOTE_GROUP)]
     else:
         parts = [list(items[start : start + _GROUP]) for start in range(0, len(items), _GROUP)]
         groups = [part for part in parts if any(key(item) not in rows for item in part)]

@@ -26,12 +26,12 @@ from meditron.evaluate.rubric.rows import AnswerRow, JudgementRow, rubric_file_n
 from meditron.evaluate.rubric.scores import (
     JudgedAnswer,
     group_scores,
-    hash_of_hashes,
     judge_scores,
     mean_score,
     score_bounds,
 )
 from meditron.report.rubrics import MOST_ANSWERS, AnswerView, CriterionView, write_rubric_page
+from meditron.store.identity import sha256_of_hashes
 from meditron.store.results import Comparison
 from meditron.store.rubric_results import JudgeRecord, RubricScore
 from meditron.tasks.rubrics import RubricSet
@@ -213,7 +213,7 @@ class RubricEvaluation:
             data=rubrics.file_name,
             rubrics_sha256=rubrics.file_sha256,
             rows_sha256=rubrics.rows_sha256,
-            prompt_sha256=hash_of_hashes(answer.answer.prompt_sha256 for answer in answers),
+            prompt_sha256=sha256_of_hashes(answer.answer.prompt_sha256 for answer in answers),
             score=mean.score,
             interval=mean.interval,
             mean=mean.mean,

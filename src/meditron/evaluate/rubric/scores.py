@@ -9,7 +9,6 @@ in each conversation, and conversations without positive points among them are l
 A criterion without a verdict is in neither sum. `bounds` shows how far such gaps could move the score.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,17 @@ from meditron.evaluate.rubric.rows import AnswerRow, JudgementRow
 from meditron.store.rubric_results import Aggregate, JudgeScore, RubricGroup
 from meditron.tasks.rubrics import Criterion, RubricRow
 
-__all__ = ["Credits", "JudgedAnswer", "MeanScore", "answer_score", "combine", "mean_score", "score_bounds"]
+__all__ = [
+    "Credits",
+    "JudgedAnswer",
+    "MeanScore",
+    "answer_score",
+    "combine",
+    "group_scores",
+    "judge_scores",
+    "mean_score",
+    "score_bounds",
+]
 
 Credits = Sequence[float | None]
 """For each criterion, the share of its points that the answer gets: 0, 1, or between them for the mean of
@@ -198,8 +207,3 @@ def judge_scores(
             )
         )
     return results
-
-
-def hash_of_hashes(hashes: Iterable[str]) -> str:
-    """Return one SHA-256 over hashes, in order."""
-    return hashlib.sha256("".join(f"{digest}\n" for digest in hashes).encode()).hexdigest()
