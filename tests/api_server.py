@@ -1,6 +1,7 @@
 """A local OpenAI-compatible server that fails in every way that servers fail."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -101,6 +102,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def scripted_judge(decide: Callable[[str, str], bool | str]) -> Callable[[str, int], str]:
+    """Return a text function of a judge: `decide(answer, criterion)` gives its verdict, or its whole text."""
+
+    def text(prompt: str, seed: int) -> str:
+        parts = re.search(
+            r"=== ANSWER TO GRADE ===\n(.*)\n=== CRITERION ===\n(.*)\n=== END ===", prompt, re.DOTALL
+        )
+        assert parts is not None, prompt
+        verdict = decide(parts[1], parts[2])
+        if isinstance(verdict, str):
+            return verdict
+        return f"Because of the words.\n\nVerdict: {'met' if verdict else 'not met'}"
+
+    return text
 
 
 @contextmanager

@@ -86,3 +86,78 @@ def test_the_wrong_data_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ori_pqal.json").write_text(json.dumps(pubmedqa), encoding="utf-8")
     with pytest.raises(InputError, match="no list of the test split's ids beside it"):
         open_task(f"pubmedqa:{tmp_path}")
+
+
+ORGANS = ("Liver", "Pancreas", "Spleen", "Kidney", "Heart", "Lung", "Brain", "Skin", "Bone", "Thyroid gland")
+
+
+def medxpertqa_row(number: int) -> dict[str, object]:
+    """A row in MedXpertQA's published form: the question's text lists the options, too."""
+    stem = f"Patient {number}, aged {30 + number}, has polyuria. Which organ makes too little of its hormone?"
+    options = dict(zip("ABCDEFGHIJ", ORGANS, strict=True))
+    listed = " ".join(f"({letter}) {organ}" for letter, organ in options.items())
+    return {
+        "id": f"Text-{number}",
+        "question": f"{stem}\nAnswer Choices: {listed}",
+        "options": options,
+        "label": "BJ"[number % 2],
+        "medical_task": "Diagnosis",
+        "body_system": "Endocrine",
+        "question_type": "Reasoning",
+    }
+
+
+def test_medxpertqa_as_published(tmp_path: Path) -> None:
+    for subset, split, numbers in (
+        ("Text", "test", range(4)),
+        ("Text", "dev", range(5, 7)),
+        ("MM", "test", range(9)),
+    ):
+        (tmp_path / subset).mkdir(exist_ok=True)
+        lines = [json.dumps(medxpertqa_row(number)) for number in numbers]
+        (tmp_path / subset / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    task = open_task(f"medxpertqa:{tmp_path}")
+    questions = {question.id: question for question in task.rows("test")}
+    assert sorted(questions) == ["Text-0", "Text-1", "Text-2", "Text-3"]
+    assert {question.id for question in task.rows("train")} == {"Text-5", "Text-6"}
+    question = questions["Text-1"]
+    assert (question.options, question.gold, question.group) == (ORGANS, 9, "Endocrine")
+    assert question.text.endswith("of its hormone?")
+    assert task.template.render(question).prompt.count("Thyroid gland") == 1
+    assert task.licence == "MIT"
+    five = medxpertqa_row(0) | {"options": dict(zip("ABCDE", ORGANS[:5], strict=True)), "label": "A"}
+    (tmp_path / "MM" / "test.jsonl").write_text(json.dumps(five), encoding="utf-8")
+    with pytest.raises(InputError, match="medxpertqa has 10 options, got 5"):
+        open_task(f"medxpertqa:{tmp_path / 'MM' / 'test.jsonl'}")
+
+
+def test_medbullets_as_published(tmp_path: Path) -> None:
+    """The authors publish a CSV file, and the same table as an object of columns."""
+    header = ["link", "question", "opa", "opb", "opc", "opd", "ope", "answer_idx", "answer", "explanation"]
+    rows = [
+        [
+            f"https://bit.ly/{n}",
+            f'Case {n}: which organ, "if any"?\n\nNa+: 1{n}',
+            *ORGANS[:5],
+            "ABCDE"[n],
+            ORGANS[n],
+            f"It is so.\n\nIncorrect Answers:\nAnswer {n}: no.",
+        ]
+        for n in range(5)
+    ]
+    folder = tmp_path / "medbullets"
+    folder.mkdir()
+    with (folder / "medbullets_op5.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    columns = {name: {str(n): row[place] for n, row in enumerate(rows)} for place, name in enumerate(header)}
+    (folder / "medbullets_op5.json").write_text(json.dumps(columns), encoding="utf-8")
+    tasks = [
+        open_task(f"medbullets-5:{tmp_path}"),
+        open_task(f"medbullets-5:{folder / 'medbullets_op5.json'}"),
+    ]
+    read = [{q.text: (q.options, q.gold, q.explanation) for q in task.rows("test")} for task in tasks]
+    assert read[0] == read[1]
+    assert {row[1]: (ORGANS[:5], n, row[9]) for n, row in enumerate(rows)} == read[0]
+    assert [task.origin for task in tasks] == ["Chen et al. 2024, arXiv 2402.18060"] * 2
+    with pytest.raises(InputError, match="medbullets-4 has 4 options, got 5"):
+        open_task(f"medbullets-4:{folder / 'medbullets_op5.csv'}")

@@ -1,7 +1,7 @@
 """`meditron evaluate`: one model on one task, or against another model."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
@@ -9,6 +9,9 @@ from cyclopts.validators import Number
 from meditron.cli.options import Json, Seed, flags_from, print_json, validate_settings
 from meditron.core.console import info
 from meditron.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from meditron.store.results import EvaluationResult
 
 __all__ = ["evaluate"]
 
@@ -25,10 +28,19 @@ _GROUPS = {
         "seeds",
     ),
     "Generated answers": ("samples", "temperature", "max_tokens", "extraction", "early_stop"),
+    "Open answers with rubrics": (
+        "judges",
+        "judge_prompt",
+        "judge_max_tokens",
+        "judge_temperature",
+        "judge_attempts",
+        "judge_aggregate",
+        "labels",
+    ),
     "Comparison with another model": ("fidelity_documents", "document_tokens"),
     "Computation": ("engine", "dtype", "resamples", "batch_tokens", "concurrency", "timeout"),
 }
-_FLAGS = {"methods": "--method"}
+_FLAGS = {"methods": "--method", "judges": "--judge"}
 Task = Annotated[
     str | None,
     Parameter(
@@ -36,7 +48,8 @@ Task = Annotated[
         "(mmlu-medical:FOLDER); a multiple-choice task of lm-eval (.yaml); or a file of multiple-choice "
         "questions (JSONL, JSON or CSV): yours, or as published, such as MedQA's US/test.jsonl, MedMCQA's "
         "dev.json, PubMedQA's ori_pqal.json, MMLU's "
-        "anatomy_test.csv, TruthfulQA's mc_task.json."
+        "anatomy_test.csv, TruthfulQA's mc_task.json. Or a file of conversations with rubrics, such as "
+        "HealthBench's, with --judge."
     ),
 ]
 Against = Annotated[
@@ -46,7 +59,7 @@ Against = Annotated[
 ProcessCount = Annotated[
     int | None,
     Parameter(
-        group=Group("Computation", sort_key=4),
+        group=Group("Computation", sort_key=len(_GROUPS)),
         validator=Number(gte=1, lte=4096),
         help="Processes on this machine that divide the questions, one per GPU; by default 1. The rows are "
         "the same. On several machines, start the command with torchrun.",
@@ -91,13 +104,28 @@ def evaluate(
 
         meditron evaluate runs/quickstart/quantize:Q4_K_M --task questions.jsonl --method cot --max-tokens 200
 
+        meditron evaluate MODEL --task healthbench.jsonl --judge api:http://localhost:8000/v1#judge
+        --max-tokens 1024
+
         meditron evaluate runs/quickstart/quantize:Q4_K_M --against base.gguf --corpus runs/quickstart/corpus
     """
     from meditron.cli import show
+    from meditron.evaluate.config import EvalOptions
     from meditron.evaluate.question_page import question_page_name
-    from meditron.evaluate.standalone import Evaluation, run_on
+    from meditron.evaluate.standalone import Evaluation, evaluate_on_rubrics, run_on
     from meditron.parallel.cluster import open_ranks
+    from meditron.tasks.rubrics import is_rubric_file
 
+    if task is not None and against is None and is_rubric_file(task):
+        if nproc is not None:
+            raise UsageError("--nproc: open answers with rubrics are scored by one process")
+        options = validate_settings(EvalOptions, settings, names=_FLAGS)
+        result, page = evaluate_on_rubrics(model, Path(task), options, out=out, seed=seed)
+        _print_rubrics(result, page, as_json=as_json)
+        return
+    for flag, value in (("--judge", settings.get("judges")), ("--labels", settings.get("labels"))):
+        if value:
+            raise UsageError(f"{flag} needs a --task that is a file of conversations with rubrics")
     if (task is None) == (against is None):
         raise UsageError("evaluate needs a task or a model to compare with", hint="--task T or --against M")
     if against is not None and corpus is None:
@@ -117,6 +145,22 @@ def evaluate(
         info(f"rows: {rows}")
         if task is not None:
             info(f"questions with answers: {rows.with_name(question_page_name(rows.name))}")
+
+
+def _print_rubrics(result: "EvaluationResult", page: Path, *, as_json: bool) -> None:
+    """Print the score of one set of rubrics, or all its fields as JSON."""
+    from meditron.cli import show
+
+    fields = result.model_dump(mode="json")
+    [[score]] = [scores.values() for scores in fields["rubrics"].values()]
+    if as_json:
+        rest = {key: fields[key] for key in ("engines", "identities", "ancestry", "resamples")}
+        print_json({**score, **rest, "folder": str(page.parent)})
+        return
+    show.print_evaluation(result, answer=True)
+    for name, data in result.ancestry.items():
+        info(f"{name}: {data.statement}")
+    info(f"answers and verdicts: {page}")
 
 
 def _json_fields(result: dict[str, Any], rows: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from meditron.report.contamination import contamination_table
 from meditron.report.evaluation_tables import ResultTable
 from meditron.report.explanation import effect_table, explanation_sentence, flip_table
 from meditron.report.robustness import robustness_tables
+from meditron.report.rubrics import rubric_difference_table, rubric_tables_by_set
 from meditron.report.run_report import HTML
 from meditron.report.terminal import print_table
 from meditron.store.explanations import Explanation
@@ -43,6 +44,8 @@ _IN_OTHER_TABLES = (
     "baselines",
     "fidelity",
     "differences",
+    "rubrics",
+    "rubric_differences",
     "ancestry",
 )
 """Metrics that other columns or tables show, so that the column of metrics leaves them out."""
@@ -167,6 +170,8 @@ def print_outcome(result: RunResult, *, answer: bool, full: bool = False) -> Non
     for scores in result.evaluations.values():
         _print_result_table(evaluation_tables.overview_table(scores, result.source_domains), answer=answer)
         _print_contamination(scores, answer=answer)
+        for tables in rubric_tables_by_set(scores).values():
+            _print_result_table(tables[0], answer=answer)
         if full:
             _print_details(scores, result, answer=answer)
         if truncated := methods.truncation_sentence(scores):
@@ -191,6 +196,7 @@ def _print_details(scores: EvaluationResult, result: RunResult, *, answer: bool)
     print_differences(scores.differences, answer=answer)
     for table in robustness_tables(scores):
         _print_result_table(table, answer=answer)
+    _print_rubrics(scores, answer=answer)
     if scores.fidelity:
         _print_result_table(evaluation_tables.fidelity_table(scores), answer=answer)
 
@@ -203,9 +209,19 @@ def print_evaluation(result: EvaluationResult, *, answer: bool) -> None:
         for table in robustness_tables(result):
             _print_result_table(table, answer=answer)
         _print_contamination(result, answer=answer)
+    _print_rubrics(result, answer=answer)
     if result.fidelity:
         _print_result_table(evaluation_tables.fidelity_table(result), answer=answer)
     print_differences(result.differences, answer=answer)
+
+
+def _print_rubrics(result: EvaluationResult, *, answer: bool) -> None:
+    """Print the scores of each set of rubrics, and their paired differences."""
+    for tables in rubric_tables_by_set(result).values():
+        for table in tables:
+            _print_result_table(table, answer=answer)
+    if result.rubric_differences:
+        _print_result_table(rubric_difference_table(result.rubric_differences), answer=answer)
 
 
 def _print_contamination(result: EvaluationResult, *, answer: bool) -> None:

@@ -80,7 +80,16 @@ def first_problem(error: ValidationError, root: str = "top level") -> tuple[str,
 class InputKind:
     """The kind of file that an input from outside the recipe must be; checked before the run starts."""
 
-    name: Literal["model", "documents", "questions", "conversations", "preferences"]
+    name: Literal[
+        "model",
+        "documents",
+        "questions",
+        "conversations",
+        "preferences",
+        "rubrics",
+        "labels",
+        "judge prompt",
+    ]
     table: Config | None = None
     """The input's own table in the recipe, if it has one: for a source of documents, its format and globs."""
     task: str | None = None

@@ -12,8 +12,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -28,10 +28,12 @@ from meditron.engine.base import API_SCHEME, Generates, Generation, Pieces, Prom
 from meditron.model.sampling import SamplingConfig, SamplingOptions
 from meditron.text.chat import Message
 
-__all__ = ["API_KEY_VARIABLE", "ApiEngine", "ApiSettings"]
+__all__ = ["API_KEY_VARIABLE", "JUDGE_KEY_VARIABLE", "ApiEngine", "ApiSettings"]
 
 API_KEY_VARIABLE = "MEDITRON_API_KEY"
 """Environment variable of the key, which is sent as a bearer token and never printed or recorded."""
+JUDGE_KEY_VARIABLE = "MEDITRON_JUDGE_API_KEY"
+"""Environment variable of the key of a judge's server, so that no server gets the key of another one."""
 _TEMPORARY = frozenset({408, 425, 429})
 _LONGEST_ANSWER = 32 << 20  # bytes; a server that sends more is broken
 _LONGEST_WAIT = 120.0  # seconds between two attempts, whatever the server asks for
@@ -52,6 +54,8 @@ class ApiSettings:
     """Seconds within which an answer must be complete."""
     backoff: float = 1.0
     """Seconds before the second attempt; the wait doubles with each further one."""
+    key_variable: str = API_KEY_VARIABLE
+    """Environment variable of the server's key."""
 
 
 class _TemporaryFailure(Exception):
@@ -93,7 +97,7 @@ class ApiEngine(Generates):
             raise UsageError(f"{url}: not an http address", hint="api:http://host:port/v1#model")
         self._settings = settings or ApiSettings()
         self._address = public_address(url.rstrip("/"))
-        self._key = os.environ.get(API_KEY_VARIABLE, "")
+        self._key = os.environ.get(self._settings.key_variable, "")
         self._stopped = threading.Event()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=self._settings.concurrency)
@@ -159,6 +163,45 @@ class ApiEngine(Generates):
             )
         )
         return [[next(generations) for _ in seeds] for _, seeds in prompts]
+
+    def generate_each(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        *,
+        raw: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[tuple[int, Generation]]:
+        """See `Generates.generate_each`. Up to `ApiSettings.concurrency` requests are in flight.
+
+        After a lasting failure, requests that are not in flight are dropped, and those in flight are finished
+        and yielded before the error is raised.
+        """
+        sampling = SamplingConfig(**options)
+        requests = [
+            self._request(prompt, replace(sampling, seed=seed), raw=raw)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        with ThreadPoolExecutor(self._settings.concurrency) as threads:
+            futures = {threads.submit(self._answer, each): index for index, each in enumerate(requests)}
+            failure: BaseException | None = None
+            yielded = set()
+            try:
+                for future in as_completed(futures):
+                    if failure := future.exception():
+                        break
+                    yielded.add(future)
+                    yield futures[future], future.result()
+            finally:
+                self._stopped.set()
+                threads.shutdown(wait=True, cancel_futures=True)
+                self._stopped.clear()
+        if failure:
+            # Answers that arrived after the failure are paid for, so they are not thrown away.
+            for future, index in futures.items():
+                if future not in yielded and not future.cancelled() and future.exception() is None:
+                    yield index, future.result()
+            raise failure
 
     def _request(self, prompt: Prompt, sampling: SamplingConfig, *, raw: bool) -> _Request:
         body: dict[str, Any] = {
@@ -268,7 +311,7 @@ class ApiEngine(Generates):
         reason = _error_message(content)
         if self._key:
             reason = reason.replace(self._key, "…")  # some servers repeat a wrong key
-        hint = f"set {API_KEY_VARIABLE}" if status in (401, 403) else None
+        hint = f"set {self._settings.key_variable}" if status in (401, 403) else None
         raise EngineError(f"{self._address}: HTTP {status}{f': {reason}' if reason else ''}", hint=hint)
 
     def close(self) -> None:

@@ -154,6 +154,25 @@ class Generates(Engine, Protocol):
             samples.append([self.generate(prompt, raw=raw, **each).finish() for each in settings])
         return samples
 
+    def generate_each(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        *,
+        raw: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[tuple[int, "Generation"]]:
+        """Generate one answer to each prompt, and yield it with the prompt's index when it is finished.
+
+        Answers can arrive in any order, so that a caller can store each of them before the others are
+        finished. Other arguments and errors are those of `generate`. This method generates the answers
+        together; an engine that finishes them one by one overrides it.
+        """
+        seeded = [(prompt, [seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
+        samples = self.generate_samples(seeded, raw=raw, **options)
+        for index, [generation] in enumerate(samples):
+            yield index, generation
+
 
 @runtime_checkable
 class ScoresTokens(Engine, Protocol):

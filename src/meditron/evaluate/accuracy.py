@@ -1,8 +1,7 @@
 """Computation of a task's scores, baselines and paired differences from the rows of its answers."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from meditron.evaluate.contamination import QuestionGroups, score_groups
 from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.methods.base import count_accuracy
 from meditron.evaluate.rows import QuestionRow
+from meditron.store.identity import sha256_of_hashes
 from meditron.store.results import (
     Baseline,
     Calibration,
@@ -161,7 +161,7 @@ def row_figures(
         "truncated": count_truncated(rows),
         "classes": classes,
         "confusion": _confusion_matrix(gold, predictions, len(classes)),
-        "prompt_sha256": _sha256_of_hashes(prompts) if len(prompts) == len(rows) else None,
+        "prompt_sha256": sha256_of_hashes(prompts) if len(prompts) == len(rows) else None,
         **_cluster_fields(rows, seed, resamples),
         "calibration": _calibration(rows, seed, resamples),
     }
@@ -207,10 +207,6 @@ def _calibration(rows: Sequence[QuestionRow], seed: int, resamples: int) -> Cali
         overconfidence_interval=result.overconfidence_interval,
         bins=tuple(bins),
     )
-
-
-def _sha256_of_hashes(hashes: Iterable[str]) -> str:
-    return hashlib.sha256("".join(f"{digest}\n" for digest in hashes).encode()).hexdigest()
 
 
 def _confusion_matrix(

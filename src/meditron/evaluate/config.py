@@ -9,8 +9,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from meditron.core.config import Config, InputKind, NonSemantic, StageConfig, translate_usage_errors
 from meditron.core.errors import MeditronError
 from meditron.core.machine import DType
+from meditron.core.redaction import public_address
 from meditron.evaluate.methods.registry import METHODS
 from meditron.store.results import Extraction, PromptForm, Rule
+from meditron.store.rubric_results import Aggregate
+from meditron.tasks.file_task import name_in_reference
 from meditron.tasks.registry import parse_task, parse_tasks
 
 __all__ = ["EvalEngine", "EvalOptions", "EvaluateConfig", "Extraction", "ModelPair"]
@@ -20,6 +23,7 @@ EvalEngine = Literal["torch", "llama.cpp", "api"]
 # Name of the corpus among the stage's inputs; models and tasks must have other names.
 CORPUS = "corpus"
 _FEWEST_DOCUMENTS = 2  # held-out documents of a source; one gives no interval
+_SERVER = "api:"  # beginning of a model behind a server; the engine's module needs httpx
 
 
 class ModelPair(Config):
@@ -112,6 +116,30 @@ class EvalOptions(Config):
     batch_tokens: Annotated[int, NonSemantic] = Field(default=4096, ge=1)
     """Tokens per batch, padding included. Changes memory and speed, not results."""
 
+    judges: tuple[str, ...] = ()
+    """Models that judge open answers by rubrics: in files, or behind a server
+    (`api:http://host:port/v1#model`)."""
+
+    judge_prompt: str | None = None
+    """File of the judges' prompt (.toml); default: the package's own."""
+
+    judge_max_tokens: int = Field(default=512, ge=1)
+    """Maximum number of tokens of a judge's text."""
+
+    judge_temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature of judges; 0 = greedy decoding."""
+
+    judge_attempts: int = Field(default=3, ge=1, le=20)
+    """Maximum number of times that a judge is asked for a verdict. A greedy judge would repeat itself, so
+    further texts have a temperature of at least 0.7."""
+
+    judge_aggregate: Aggregate = "majority"
+    """How several judges' verdicts on a criterion become one: that of most judges (`majority`), or the share
+    of judges that find it met (`mean`)."""
+
+    labels: str | None = None
+    """File of human labels of criteria, which the judges are compared with."""
+
     @field_validator("methods")
     @classmethod
     def _methods_are_known_and_distinct(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
@@ -149,6 +177,22 @@ class EvalOptions(Config):
             )
         return self
 
+    @field_validator("judges")
+    @classmethod
+    def _judges_are_distinct(cls, judges: tuple[str, ...]) -> tuple[str, ...]:
+        if repeated := _first_repeated(judges):
+            raise ValueError(f"'{repeated}' is listed twice")
+        for judge in judges:
+            address = judge.removeprefix(_SERVER)
+            if judge.startswith(_SERVER) and public_address(address) != address:
+                raise ValueError(f"'{_SERVER}{public_address(address)}' must have no credentials or query")
+        return judges
+
+    @property
+    def local_judges(self) -> tuple[str, ...]:
+        """The judges in files."""
+        return tuple(judge for judge in self.judges if not judge.startswith(_SERVER))
+
     @field_validator("shots_from")
     @classmethod
     def _a_file_of_examples_is_used(cls, shots_from: str | None, info: ValidationInfo) -> str | None:
@@ -177,6 +221,10 @@ class EvaluateConfig(EvalOptions, StageConfig):
     """Tasks, named as in `meditron evaluate`: `pubmed-sections`, a benchmark (`mmlu-medical`, or
     `mmlu-medical:FOLDER`), a multiple-choice task of lm-eval (`.yaml`), or a file of multiple-choice
     questions."""
+
+    rubrics: tuple[str, ...] = ()
+    """Files of conversations with rubrics, in HealthBench's format; the models' answers are scored by
+    `judges`."""
 
     train_baseline: int | None = Field(default=None, ge=1)
     """Number of questions that naive Bayes is trained on; default: those of the task's finetune, else
@@ -210,6 +258,24 @@ class EvaluateConfig(EvalOptions, StageConfig):
             parse_tasks(tasks)
         return tasks
 
+    @model_validator(mode="after")
+    def _rubrics_have_judges(self) -> Self:
+        if self.rubrics and not self.judges:
+            raise ValueError("judges: rubrics need at least one")
+        given = {"judges": self.judges, "judge_prompt": self.judge_prompt, "labels": self.labels}
+        for key, value in given.items():
+            if value and not self.rubrics:
+                raise ValueError(f"{key}: there are no rubrics to judge by")
+        if self.rubrics and self.prompt_form == "both":
+            raise ValueError("prompt_form: rubrics are answered in one form, got 'both'")
+        by_name: dict[str, str] = {}
+        for file in self.rubrics:
+            if not any(mark in file for mark in "./:"):
+                raise ValueError(f"rubrics: '{file}' is not a file: write ./{file} for a file")
+            if (other := by_name.setdefault(name_in_reference(file), file)) != file:
+                raise ValueError(f"rubrics: '{other}' and '{file}' have the same name; rename one file")
+        return self
+
     @property
     def backend(self) -> Literal["torch", "llama.cpp"] | None:
         """The engine of all models, which are local."""
@@ -230,13 +296,20 @@ class EvaluateConfig(EvalOptions, StageConfig):
         """Return the tasks that are not made from the corpus."""
         return tuple(task for task in self.tasks if parse_task(task).source is not None)
 
+    def _data_files(self) -> dict[str, InputKind]:
+        """Return the files of rubrics, of labels and of the judges' prompt, with their kinds."""
+        labels = {} if self.labels is None else {self.labels: InputKind("labels")}
+        prompt = {} if self.judge_prompt is None else {self.judge_prompt: InputKind("judge prompt")}
+        return dict.fromkeys(self.rubrics, InputKind("rubrics")) | labels | prompt
+
     def inputs(self) -> dict[str, str]:
-        """Return all inputs: models, tasks by the text that names them, the examples, and the corpus."""
+        """Return all inputs: models, tasks by the text that names them, other files, and the corpus."""
         compared = (name for pair in self.fidelity for name in (pair.model, pair.against))
-        models = {name: name for name in (*self.models, *compared)}
+        models = {name: name for name in (*self.models, *compared, *self.local_judges)}
         tasks = {task: str(parse_task(task).source) for task in self.benchmarks()}
-        examples = {} if self.shots_from is None else {self.shots_from: self.shots_from}
-        return {**models, **tasks, **examples, CORPUS: CORPUS}
+        examples = () if self.shots_from is None else (self.shots_from,)
+        files = {name: name for name in (*examples, *self._data_files())}
+        return {**models, **tasks, **files, CORPUS: CORPUS}
 
     def check_dependency(self, key: str, metrics: Mapping[str, Any]) -> None:
         """Raise MeditronError if no source of the corpus has two held-out documents."""
@@ -253,7 +326,8 @@ class EvaluateConfig(EvalOptions, StageConfig):
         # Inputs with a kind are opened and checked before a run, so that a wrong file fails within seconds.
         specs = (*self.benchmarks(), *([] if self.shots_from is None else [self.shots_from]))
         questions = {spec: InputKind("questions", task=spec) for spec in specs}
-        return {name: InputKind("model") for name in self.inputs() if name != CORPUS} | questions
+        models = {name: InputKind("model") for name in self.inputs() if name != CORPUS}
+        return models | questions | self._data_files()
 
 
 def _first_repeated(names: tuple[str, ...]) -> str | None:

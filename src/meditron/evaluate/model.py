@@ -27,8 +27,9 @@ from meditron.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from meditron.engine.api import ApiSettings
+    from meditron.evaluate.config import EvalOptions
 
-__all__ = ["RAW", "ApiModel", "EvalModel", "LlamaCppModel", "LocalModel"]
+__all__ = ["RAW", "ApiModel", "EvalModel", "LlamaCppModel", "LocalModel", "open_judge"]
 
 RAW = "raw"
 """Name of the prompt form without a chat template."""
@@ -363,3 +364,22 @@ class LlamaCppModel(LocalModel):
     def engine_label(self) -> str:
         """Name of the engine in rows and tables."""
         return "llama.cpp"
+
+
+def open_judge(spec: str, options: "EvalOptions", artifact: Artifact | None, dtype: str) -> EvalModel:
+    """Open a judge, lazily.
+
+    Args:
+        spec: The judge as named in the options.
+        options: The evaluation options: requests in flight, timeout.
+        artifact: The judge's files; None for a judge behind a server.
+        dtype: Number format in torch. A quantized GGUF file runs in llama.cpp.
+    """
+    if artifact is not None:
+        return LocalModel(spec, artifact, dtype)
+    from meditron.engine.api import JUDGE_KEY_VARIABLE, ApiSettings
+
+    settings = ApiSettings(
+        concurrency=options.concurrency, timeout=options.timeout, key_variable=JUDGE_KEY_VARIABLE
+    )
+    return ApiModel(spec, settings)

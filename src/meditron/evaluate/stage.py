@@ -13,12 +13,18 @@ from meditron.evaluate.config import CORPUS, EvaluateConfig
 from meditron.evaluate.contamination import corpus_records, group_questions
 from meditron.evaluate.eval_set import EvalSet
 from meditron.evaluate.heldout import choose_heldout, distinct_heldout, refuse_training_overlap
-from meditron.evaluate.model import EvalModel, LocalModel
+from meditron.evaluate.model import EvalModel, LocalModel, open_judge
 from meditron.evaluate.question_page import write_task_page
 from meditron.evaluate.ranks import EvalRanks
 from meditron.evaluate.rows import FIDELITY, PERPLEXITY, DocumentRow, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile
-from meditron.evaluate.trained import refuse_trained_documents, refuse_trained_questions, training_data_record
+from meditron.evaluate.rubric.run import RubricEvaluation, RubricFigures
+from meditron.evaluate.trained import (
+    refuse_trained_conversations,
+    refuse_trained_documents,
+    refuse_trained_questions,
+    training_data_record,
+)
 from meditron.evaluate.variants import EvalVariants, VariantRows
 from meditron.report.evaluation_page import write_evaluation_page
 from meditron.store.corpus import CorpusDocument
@@ -33,6 +39,7 @@ from meditron.store.results import (
 )
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
+from meditron.tasks.rubrics import RubricSet, open_rubrics
 from meditron.tasks.task import Task
 
 __all__ = ["BAYES_ROWS", "bayes_training_rows", "run"]
@@ -50,7 +57,8 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
 
     Writes `perplexity.jsonl` (a row per model and document), `<task>.jsonl` (a row per model and question),
     `fidelity.jsonl` (a row per pair of models and document), `results.json`, `report.html` and, for each
-    task, a page of its questions.
+    task, a page of its questions; and of each set of rubrics `rubrics-NAME.answers.jsonl`,
+    `rubrics-NAME.judgements.jsonl` and `rubrics-NAME.html`.
 
     Returns:
         The results as metrics, with the number of training documents that were searched for held-out ones;
@@ -71,15 +79,21 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         name: LocalModel(name, inputs[name], resolve_matrix_dtype(config.dtype), config.backend)
         for name in config.models
     }
+    rubric_sets = [open_rubrics(inputs[name].path) for name in config.rubrics]
     # Checked before the scoring, which can take hours: scores on training data would be worthless.
     for model in models.values():
         refuse_trained_questions(model, _all_eval_sets(eval_sets))
         refuse_trained_documents(model, documents)
+        refuse_trained_conversations(model, rubric_sets)
     compared = refuse_training_overlap(corpus, documents)
-    rows = _measure_models(config, inputs, documents, eval_sets, models, out, ranks)
-    if not ranks.is_main:
-        return {}
-    result = _compute_result(config, inputs, documents, eval_sets, rows, models)
+    # Open answers are written and judged by rank 0: their engines and servers answer many at a time.
+    with _rubric_evaluation(config, inputs, rubric_sets if ranks.is_main else (), out) as rubrics:
+        rows = _measure_models(config, inputs, documents, eval_sets, models, rubrics, out, ranks)
+        if not ranks.is_main:
+            return {}
+        rubrics.judge()
+        figures = rubrics.finish(config.pairs())
+    result = _compute_result(config, inputs, documents, eval_sets, rows, figures, models)
     write_results(out, result)
     pages = {
         task_sets[0].rows_file: write_task_page(out, task_sets, rows.published())
@@ -88,6 +102,21 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     write_evaluation_page(out / "report.html", result, pages)
     overlap = {"overlap": 0, "training_documents_compared": compared}
     return result.model_dump(mode="json") | overlap
+
+
+def _rubric_evaluation(
+    config: EvaluateConfig, inputs: Mapping[str, Artifact], sets: Sequence[RubricSet], out: Path
+) -> RubricEvaluation:
+    dtype = resolve_matrix_dtype(config.dtype)
+    return RubricEvaluation(
+        sets,
+        [open_judge(judge, config, inputs.get(judge), dtype) for judge in config.judges],
+        config,
+        out,
+        seed=config.seed or 0,
+        prompt=inputs[config.judge_prompt].path if config.judge_prompt else None,
+        labels=inputs[config.labels].path if config.labels else None,
+    )
 
 
 def _all_eval_sets(eval_sets: EvalSets) -> list[EvalSet]:
@@ -145,6 +174,7 @@ def _measure_models(
     documents: Mapping[str, Sequence[CorpusDocument]],
     eval_sets: EvalSets,
     models: Mapping[str, EvalModel],
+    rubrics: RubricEvaluation,
     out: Path,
     ranks: EvalRanks,
 ) -> MeasuredRows:
@@ -166,6 +196,7 @@ def _measure_models(
                 for each in variants:
                     file = task_files[each.published.rows_file]
                     answers[each.published.label][name] = each.answer(model, file)
+                rubrics.answer(model)
         text_file.rewrite_sorted(_chain_rows(document_rows.values()))
         # All evaluation sets of a task write to one file.
         for task_sets in eval_sets.values():
@@ -219,6 +250,7 @@ def _compute_result(
     documents: Mapping[str, Sequence[CorpusDocument]],
     eval_sets: EvalSets,
     rows: MeasuredRows,
+    rubrics: RubricFigures,
     models: Mapping[str, EvalModel],
 ) -> EvaluationResult:
     """Compute all results of the evaluation from its rows."""
@@ -254,6 +286,8 @@ def _compute_result(
         engines=rows.engines_by_model(),
         ancestry={name: training_data_record(model) for name, model in models.items()},
         differences=differences,
+        rubrics=rubrics.scores,
+        rubric_differences=rubrics.differences,
         rows=PERPLEXITY,
         dtype=resolve_matrix_dtype(config.dtype),
         seed=seed,

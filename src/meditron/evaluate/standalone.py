@@ -15,13 +15,19 @@ from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.contamination import corpus_records, group_questions
 from meditron.evaluate.eval_set import EvalSet, rows_file_name
 from meditron.evaluate.heldout import distinct_heldout
-from meditron.evaluate.model import ApiModel, EvalModel, LocalModel
+from meditron.evaluate.model import ApiModel, EvalModel, LocalModel, open_judge
 from meditron.evaluate.question_page import question_page_name, write_task_page
 from meditron.evaluate.ranks import EvalRanks
 from meditron.evaluate.rows import FIDELITY, EvalRow, FidelityRow, QuestionRow
 from meditron.evaluate.rows_file import RowsFile, lock_rows_file
+from meditron.evaluate.rubric.rows import rubric_file_name
+from meditron.evaluate.rubric.run import ANSWERS, JUDGEMENTS, PAGE, RubricEvaluation
 from meditron.evaluate.stage import BAYES_ROWS
-from meditron.evaluate.trained import refuse_trained_questions, training_data_record
+from meditron.evaluate.trained import (
+    refuse_trained_conversations,
+    refuse_trained_questions,
+    training_data_record,
+)
 from meditron.evaluate.variants import EvalVariants, VariantRows
 from meditron.parallel.task import Ranks, StageTask
 from meditron.store.files import refuse_overwrite
@@ -30,8 +36,9 @@ from meditron.store.models import resolve_model
 from meditron.store.results import EvaluationResult
 from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
+from meditron.tasks.rubrics import open_rubrics
 
-__all__ = ["Evaluation", "evaluate_against", "evaluate_on_task", "run", "run_on"]
+__all__ = ["Evaluation", "evaluate_against", "evaluate_on_rubrics", "evaluate_on_task", "run", "run_on"]
 
 DEFAULTS = EvalOptions()
 R = TypeVar("R", bound=EvalRow)
@@ -262,6 +269,77 @@ def evaluate_against(
         resamples=options.resamples,
     )
     return result, path
+
+
+def evaluate_on_rubrics(
+    model: str | EvalModel,
+    rubrics: Path,
+    options: EvalOptions = DEFAULTS,
+    *,
+    out: Path | None = None,
+    seed: int = 1,
+) -> tuple[EvaluationResult, Path]:
+    """Score a model's open answers by their rubrics (see `rubric.scores`).
+
+    Rows of other models and settings in the same files are kept; answers and judgements that exist are
+    reused.
+
+    Args:
+        model: A MODEL, or an `EvalModel`.
+        rubrics: File of conversations with rubrics.
+        options: The evaluation options, with at least one judge.
+        out: Folder of the rows files and the page; default: `evaluations/MODEL`.
+        seed: Seed of sampled texts and of the bootstrap.
+
+    Returns:
+        The results, and the path of the page.
+
+    Raises:
+        UsageError: there is no judge, the prompts have two forms, or a conversation does not fit in the
+            model's context.
+        SourceError: there is no such model or file.
+        InputError: a file is damaged.
+        EngineError: a server fails for good; rows that are complete are kept.
+    """
+    if not options.judges:
+        raise UsageError(f"{rubrics}: open answers with rubrics need a judge", hint="--judge MODEL")
+    if options.prompt_form == "both":
+        raise UsageError("rubrics are answered in one prompt form, got 'both'")
+    rubric_set = open_rubrics(rubrics)
+    eval_model = _open_model(model, options) if isinstance(model, str) else model
+    dtype = resolve_matrix_dtype(options.dtype)
+    judges = []
+    for spec in options.judges:
+        artifact = None if spec.startswith("api:") else Artifact(spec, resolve_model(spec).path, "")
+        judges.append(open_judge(spec, options, artifact, dtype))
+    folder = out or _default_folder(eval_model.name)
+    paths = [folder / rubric_file_name(rubric_set.name, ending) for ending in (ANSWERS, JUDGEMENTS, PAGE)]
+    prompt, labels = (Path(name) if name else None for name in (options.judge_prompt, options.labels))
+    refuse_trained_conversations(eval_model, [rubric_set])
+    refuse_overwrite(paths, [rubrics, *filter(None, [prompt, labels]), *eval_model.content_files])
+    evaluation = RubricEvaluation(
+        [rubric_set], judges, options, folder, seed=seed, prompt=prompt, labels=labels, keep_other_rows=True
+    )
+    with lock_rows_file(paths[0]), evaluation:
+        with eval_model:
+            evaluation.answer(eval_model)
+            answering = eval_model.answering(generates=True)
+            engine, answering_dtype = answering.engine_label, answering.dtype
+            provenance = answering.provenance
+        evaluation.judge()
+        figures = evaluation.finish(())
+    name = eval_model.name
+    result = EvaluationResult(
+        rubrics=figures.scores,
+        engines={name: engine},
+        identities={name: provenance} if provenance else {},
+        ancestry={name: training_data_record(eval_model)},
+        rows=paths[0].name,
+        dtype=answering_dtype,
+        seed=seed,
+        resamples=options.resamples,
+    )
+    return result, paths[2]
 
 
 @contextmanager

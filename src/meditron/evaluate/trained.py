@@ -12,8 +12,14 @@ from meditron.store.identity import short_hash
 from meditron.store.results import TrainingData, TrainingRecord
 from meditron.tasks.overlap import is_in_messages, lookup_hashes
 from meditron.tasks.question import Question
+from meditron.tasks.rubrics import RubricSet
 
-__all__ = ["refuse_trained_documents", "refuse_trained_questions", "training_data_record"]
+__all__ = [
+    "refuse_trained_conversations",
+    "refuse_trained_documents",
+    "refuse_trained_questions",
+    "training_data_record",
+]
 
 
 def refuse_trained_questions(model: EvalModel, eval_sets: Iterable[EvalSet]) -> None:
@@ -56,6 +62,23 @@ def _trained_questions(training: Training, questions: Iterable[Question]) -> lis
         or (q.document_sha256 and short_hash(q.document_sha256) in documents)
         or (texts and is_in_messages(texts, q.text))
     ]
+
+
+def refuse_trained_conversations(model: EvalModel, sets: Iterable[RubricSet]) -> None:
+    """Raise MeditronError if the model, or one it was trained from, was trained on a conversation's question.
+
+    That is its last message. Conversations are compared by content, as questions are.
+    """
+    for rubrics in sets:
+        for training in _recorded_trainings(model):
+            texts = frozenset(training.texts or ())
+            trained = sum(is_in_messages(texts, row.messages[-1]["content"]) for row in rubrics.rows)
+            if trained:
+                raise MeditronError(
+                    f"{model.name} was trained on {trained} of the {len(rubrics.rows)} conversations of "
+                    f"{rubrics.name}, in {training.stage} (data: {training.data})",
+                    hint="a score on them would measure memory: evaluate on other conversations",
+                )
 
 
 def refuse_trained_documents(model: EvalModel, documents: Mapping[str, Sequence[CorpusDocument]]) -> None:

@@ -212,12 +212,33 @@ def _check_preferences(path: Path, kind: InputKind) -> None:
         pass
 
 
+def _check_rubrics(path: Path, kind: InputKind) -> None:
+    from meditron.tasks.rubrics import open_rubrics
+
+    open_rubrics(path)
+
+
+def _check_labels(path: Path, kind: InputKind) -> None:
+    from meditron.evaluate.rubric.labels import read_labels
+
+    read_labels(path)
+
+
+def _check_judge_prompt(path: Path, kind: InputKind) -> None:
+    from meditron.evaluate.rubric.judge_prompt import read_judge_prompt
+
+    read_judge_prompt(path)
+
+
 _CHECKS_BY_KIND: dict[str, Callable[[Path, InputKind], None]] = {
     "model": _check_model,
     "documents": _check_documents,
     "questions": _check_questions,
     "conversations": _check_conversations,
     "preferences": _check_preferences,
+    "rubrics": _check_rubrics,
+    "labels": _check_labels,
+    "judge prompt": _check_judge_prompt,
 }
 
 

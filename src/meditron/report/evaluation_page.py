@@ -10,6 +10,7 @@ from meditron.report.evaluation_tables import ResultTable
 from meditron.report.number_format import known, percent
 from meditron.report.pages import Link, Page
 from meditron.report.robustness import all_scores, robustness_tables
+from meditron.report.rubrics import add_rubrics
 from meditron.store.results import Comparison, EvaluationResult, Perplexity, TaskScore
 
 __all__ = ["write_evaluation_page"]
@@ -28,6 +29,7 @@ def write_evaluation_page(
     page = Page("Evaluation", "Held-out text, tasks and fidelity, with 95 % intervals")
     _add_perplexity(page, result)
     _add_tasks(page, result, question_pages or {})
+    add_rubrics(page, result)
     _add_fidelity(page, result)
     _add_differences(page, result)
     _add_methods(page, result)

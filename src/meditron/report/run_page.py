@@ -14,6 +14,7 @@ from meditron.report.contamination import CONTAMINATION, contamination_table
 from meditron.report.figures import ReportFigure, add_figure, figure_name
 from meditron.report.pages import Link, Page
 from meditron.report.quantization import costs_from_evaluation, files_table
+from meditron.report.rubrics import rubric_tables_by_set
 from meditron.report.training_page import format_training_metrics, loss_unit
 from meditron.store.results import Comparison, EvaluationResult
 
@@ -122,6 +123,10 @@ def _add_evaluation_details(
         with page.folded("Fidelity of the quantized files"):
             page.text(methods.FIDELITY)
             _add_table(page, tables.fidelity_table(result))
+    for name, rubrics in rubric_tables_by_set(result).items():
+        with page.folded(f"Open answers with rubrics: {name}"):
+            for table in rubrics:
+                _add_table(page, table)
     # The methods are folded away: a reader needs them once, not before every figure.
     with page.folded("Methods and all measures"):
         page.text(f"{methods.PERPLEXITY}\n\n{methods.DIFFERENCE} {methods.DETECTABLE}")

@@ -94,6 +94,8 @@ def _merge_evaluations(evaluations: Sequence[EvaluationResult]) -> dict[str, Any
         "baselines": {},
         "fidelity": [],
         "differences": [],
+        "rubrics": {},
+        "rubric_differences": [],
     }
     for result in evaluations:
         dumped = result.model_dump(mode="json")

@@ -9,7 +9,14 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["content_sha256", "hash_order_key", "normalize_text", "question_sha256", "short_hash"]
+__all__ = [
+    "content_sha256",
+    "hash_order_key",
+    "normalize_text",
+    "question_sha256",
+    "sha256_of_hashes",
+    "short_hash",
+]
 
 # All characters for which `str.isspace` is true in NFKC, which turns the others into blanks.
 _OTHER_SPACES = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\u1680\u2028\u2029"
@@ -40,6 +47,11 @@ def question_sha256(text: str, options: Iterable[str]) -> str:
     parts = [normalize_text(text), *sorted(map(normalize_text, options))]
     # The unit separator cannot occur in normalized text, so that ("ab", "c") and ("a", "bc") differ.
     return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_of_hashes(hashes: Iterable[str]) -> str:
+    """Return one hexadecimal SHA-256 over hashes, in order."""
+    return hashlib.sha256("".join(f"{digest}\n" for digest in hashes).encode()).hexdigest()
 
 
 def short_hash(sha256: str) -> str:

@@ -11,6 +11,7 @@ from meditron.core.errors import InputError, SourceError
 from meditron.core.statistics import MIN_SAMPLE_SIZE, holm
 from meditron.store.files import read_json, write_json
 from meditron.store.import_record import ImportRecord
+from meditron.store.rubric_results import RubricScore
 
 __all__ = [
     "FILE_NAME",
@@ -425,6 +426,10 @@ class EvaluationResult(_Record):
     imported: ImportRecord | None = None
     """Origin of an imported result; None for a result of this program."""
     differences: list[Comparison] = []
+    rubrics: dict[str, dict[str, RubricScore]] = {}
+    """Model → set of rubrics → score of its open answers."""
+    rubric_differences: list[Comparison] = []
+    """Paired differences of rubric scores; `task` is the set. p is adjusted for these comparisons only."""
     rows: str
     """The file of per-document rows of perplexity, relative to the folder."""
     dtype: str | None
@@ -434,7 +439,7 @@ class EvaluationResult(_Record):
     resamples: int
     """Bootstrap resamples."""
 
-    @field_validator("differences")
+    @field_validator("differences", "rubric_differences")
     @classmethod
     def _adjust_differences(cls, differences: list[Comparison]) -> list[Comparison]:
         return adjust_p_values(differences)

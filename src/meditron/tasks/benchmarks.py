@@ -83,7 +83,7 @@ def _medqa(options: int, files: tuple[str, ...], examples: tuple[str, ...], hub:
 def _medbullets(options: int) -> Benchmark:
     return Benchmark(
         name=f"medbullets-{options}",
-        files=(f"**/medbullets_op{options}*",),
+        files=(f"**/medbullets_op{options}*.csv*", f"**/medbullets_op{options}*"),
         split="test",
         questions=308,
         options=(options,),
@@ -132,10 +132,13 @@ _ALL = (
     ),
     Benchmark(
         name="medxpertqa",
-        hub="hf:datasets/TsinghuaC3I/MedXpertQA",
+        hub="hf:datasets/TsinghuaC3I/MedXpertQA#Text/*.jsonl",
         files=("Text/test*", "**/*test*.jsonl*"),
         split="test",
         questions=2450,
+        options=(10,),
+        examples=("Text/dev*", "**/*dev*.jsonl*"),
+        version=2,
     ),
     _medbullets(4),
     _medbullets(5),

@@ -20,6 +20,7 @@ __all__ = [
     "REPEATED",
     "QuestionDraft",
     "normalize_keys",
+    "read_medxpertqa_draft",
     "read_plain_draft",
     "read_pubmedqa_draft",
     "read_standard_draft",
@@ -35,6 +36,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTEXT_KEYS = ("context", "article", "passage")
 _GROUP_KEYS = ("group", "meta_info", "subject_name", "subject", "category", "body_system")
 _EXPLANATION_KEYS = ("explanation", "exp")
+_ANSWER_CHOICES = re.compile(r"\s*Answer Choices:\s*\(A\)(?:(?!Answer Choices:).)*\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,17 @@ def read_standard_draft(row: SourceRow) -> QuestionDraft:
         context=_first_value(fields, _CONTEXT_KEYS),
         group=_first_value(fields, _GROUP_KEYS),
         explanation=_first_value(fields, _EXPLANATION_KEYS),
+    )
+
+
+def read_medxpertqa_draft(row: SourceRow) -> QuestionDraft:
+    """Read a row of MedXpertQA, without the list of the options at the end of the question's text.
+
+    A prompt template lists the options itself; with both, a model would read them twice.
+    """
+    draft = read_standard_draft(row)
+    return replace(
+        draft, text=_ANSWER_CHOICES.sub("", draft.text) if isinstance(draft.text, str) else draft.text
     )
 
 

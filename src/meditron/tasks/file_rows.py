@@ -1,6 +1,7 @@
 """Reading of question files (JSON lines, JSON, CSV or Parquet) as rows with their places.
 
-A JSON file is an array of objects, or one object that maps ids to objects. A CSV file has a header. Files
+A JSON file is an array of objects, one object that maps ids to objects, or one that maps names of columns to
+them. A CSV file has a header. Files
 without one are read if they have MMLU's columns: the question, up to ten options, the letter of the answer.
 """
 
@@ -53,7 +54,9 @@ def read_source_rows(path: Path) -> Iterator[SourceRow]:
         return _read_csv(path, text)
     if start == "{" and _is_json_lines(text):
         return _read_json_lines(path, text)
-    if start and start in "[{":
+    if start == "{":
+        return _rows_of_columns(list(_read_json(path, text)))
+    if start == "[":
         return _read_json(path, text)
     _refuse_other_format(path, text[:4096].encode())
     raise InputError(path, "neither JSON nor JSON lines, nor named .csv" if start else "the file is empty")
@@ -126,6 +129,19 @@ def _read_json(path: Path, text: str) -> Iterator[SourceRow]:
         at = _skip_blanks(text, at)
     if (rest := _skip_blanks(text, at + 1)) != len(text):
         raise InputError(path, "more than one value", place=_line_place(text, rest))
+
+
+def _rows_of_columns(rows: list[SourceRow]) -> Iterator[SourceRow]:
+    """Yield the rows of an object of columns, as pandas writes a table; any other rows are unchanged.
+
+    Such an object maps `question` and other names to objects that all have the same keys: the rows' ids.
+    """
+    if "question" not in {row.id for row in rows} or len({tuple(row.fields) for row in rows}) > 1:
+        yield from rows
+        return
+    for row_key in rows[0].fields:
+        fields = {column.id: column.fields[row_key] for column in rows}
+        yield SourceRow(fields=fields, id=row_key, place=f"row {row_key}")
 
 
 def _read_parquet(path: Path) -> Iterator[SourceRow]:

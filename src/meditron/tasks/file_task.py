@@ -102,6 +102,9 @@ def _recognize_format(path: Path, rows: list[SourceRow]) -> DatasetFormat:
     for known in FORMATS:
         if known.matches(fields):
             return known
+    if "rubrics" in fields:
+        hint = "its open answers need a judge: --judge MODEL, or `rubrics` and `judges` in a recipe"
+        raise InputError(path, "conversations with rubrics, not multiple-choice questions", hint=hint)
     if any(key in fields for key in QUESTION_KEYS):
         problem = f"a question without options or without an answer, in the fields {', '.join(fields)[:120]}"
     else:

@@ -1,0 +1,1 @@
+"""Evaluation of open answers by rubrics: answers, judgements, scores."""
