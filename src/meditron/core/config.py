@@ -62,6 +62,8 @@ class InputKind:
     name: Literal["model", "documents", "questions", "conversations", "preferences"]
     table: Config | None = None
     """The input's own table in the recipe, if it has one: for a source of documents, its format and globs."""
+    training_set: str | None = None
+    """Name of the published training set that the file or folder has, of `questions` and `conversations`."""
 
 
 class StageConfig(Config, ABC):

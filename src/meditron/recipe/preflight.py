@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from meditron.core.config import Config, InputKind
+from meditron.core.config import InputKind
 from meditron.core.errors import InputError, MeditronError
 from meditron.corpus.config import SourceConfig
 from meditron.model.presets import find_preset, model_tokenizer
@@ -148,17 +148,18 @@ def _check_input(source: str, kind: InputKind) -> None:
         return
     path = local_input(source)
     if path is not None:
-        _CHECKS_BY_KIND[kind.name](path, kind.table)
+        _CHECKS_BY_KIND[kind.name](path, kind)
 
 
-def _check_model(path: Path, table: Config | None) -> None:
+def _check_model(path: Path, kind: InputKind) -> None:
     model_tokenizer(resolve_model(str(path)))
 
 
-def _check_documents(path: Path, table: Config | None) -> None:
+def _check_documents(path: Path, kind: InputKind) -> None:
     # The modules are imported here, as in the next two functions, because a no-op run needs none of them.
     from meditron.corpus.files import list_source_files, member_skip_rule
 
+    table = kind.table
     assert isinstance(table, SourceConfig)  # noqa: S101
     files = list_source_files(path.name, table, path, Counter())
     # Every file is opened, even if an earlier one contains documents. A file without documents is no problem
@@ -192,27 +193,31 @@ def _read_beginning(documents: Iterator[Document], count: int) -> int:
     return read
 
 
-def _check_questions(path: Path, table: Config | None) -> None:
+def _check_questions(path: Path, kind: InputKind) -> None:
     from meditron.tasks.registry import open_task
+    from meditron.tasks.training_sets import TRAINING_SETS, open_training_questions
 
-    open_task(str(path)).rows("test")
+    if kind.training_set:
+        open_training_questions(TRAINING_SETS[kind.training_set], path)
+    else:
+        open_task(str(path)).rows("test")
 
 
-def _check_conversations(path: Path, table: Config | None) -> None:
+def _check_conversations(path: Path, kind: InputKind) -> None:
     from meditron.train.examples import read_conversations
 
-    for _ in islice(read_conversations(path), _MAX_ROWS):
+    for _ in islice(read_conversations(path, kind.training_set), _MAX_ROWS):
         pass
 
 
-def _check_preferences(path: Path, table: Config | None) -> None:
+def _check_preferences(path: Path, kind: InputKind) -> None:
     from meditron.train.preference import read_preferences
 
     for _ in islice(read_preferences(path), _MAX_ROWS):
         pass
 
 
-_CHECKS_BY_KIND: dict[str, Callable[[Path, Config | None], None]] = {
+_CHECKS_BY_KIND: dict[str, Callable[[Path, InputKind], None]] = {
     "model": _check_model,
     "documents": _check_documents,
     "questions": _check_questions,

@@ -12,7 +12,8 @@ from meditron.parallel.task import load_object
 from meditron.release.card.config import CardConfig
 from meditron.release.config import QuantizeConfig
 from meditron.store.manifest import Artifact
-from meditron.train.config import FinetuneConfig, PretrainConfig
+from meditron.train.config import PretrainConfig
+from meditron.train.finetune_config import FinetuneConfig
 
 __all__ = ["STAGES", "Stage", "StageWork"]
 
@@ -50,7 +51,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("corpus", 7, CorpusConfig, "meditron.corpus.build:run"),
     Stage("tokenize", 3, TokenizeConfig, "meditron.corpus.tokenize:run"),
     Stage("pretrain", 6, PretrainConfig, "meditron.train.pretrain:run", distributed=True),
-    Stage("finetune", 6, FinetuneConfig, "meditron.train.finetune:run", repeatable=True, distributed=True),
+    Stage("finetune", 7, FinetuneConfig, "meditron.train.finetune:run", repeatable=True, distributed=True),
     Stage("quantize", 3, QuantizeConfig, "meditron.release.quantize:run"),
     Stage("evaluate", 8, EvaluateConfig, "meditron.evaluate.stage:run"),
     Stage("card", 5, CardConfig, "meditron.release.card.stage:run"),

@@ -28,6 +28,7 @@ __all__ = [
     "encode_row",
     "read_jsonl",
     "read_jsonl_as",
+    "read_numbered_jsonl",
     "split_lines",
     "unpack_zstd",
 ]
@@ -55,11 +56,16 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             LONGEST_LINE, or has more values than MOST_VALUES; the error names the line.
         SourceError: there is no such file.
     """
+    return (row for _, row in read_numbered_jsonl(path))
+
+
+def read_numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a JSONL file with the numbers of their lines, from 1. Errors as of `read_jsonl`."""
     count = _LineCount()
     with _opened(path, count) as chunks:
         for count.lines, line in enumerate(split_lines(chunks), start=1):
             if line.strip():
-                yield _parse_row(path, count.lines, line)
+                yield count.lines, _parse_row(path, count.lines, line)
 
 
 def read_jsonl_as(path: Path, row_type: type[_Row]) -> Iterator[_Row]:

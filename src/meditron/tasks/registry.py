@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from meditron.core.errors import SourceError, UsageError
+from meditron.tasks.artificial_questions import ARTIFICIAL, pubmedqa_artificial
 from meditron.tasks.benchmarks import BENCHMARKS, open_benchmark
 from meditron.tasks.file_task import open_file_task
 from meditron.tasks.formats import FORMATS
@@ -18,7 +19,7 @@ from meditron.tasks.task import Task
 
 __all__ = ["TASKS", "open_task"]
 
-TASKS: dict[str, Callable[[Path], Task]] = {NAME: pubmed_sections}
+TASKS: dict[str, Callable[[Path], Task]] = {NAME: pubmed_sections, ARTIFICIAL: pubmedqa_artificial}
 """Name of a task → function that makes the task from the folder of a corpus."""
 
 
