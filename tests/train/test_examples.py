@@ -85,7 +85,7 @@ def test_a_malformed_row_is_named_with_its_file_and_line(tmp_path, name, text, p
 def test_reasoning_is_the_explanation_in_the_prompt_of_the_evaluation(tmp_path, tokenizer, capsys):
     questions = [
         {"id": str(number), "question": f"Which is {number}?", "options": ["one", "two"], "gold": 1}
-        | ({"explanation": f"Because of {number}."} if number % 3 else {})
+        | ({("explanation", "reasoning")[number % 2]: f"Because of {number}."} if number % 3 else {})
         for number in range(9)
     ]
     path = tmp_path / "exam.jsonl"

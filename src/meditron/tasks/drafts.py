@@ -34,7 +34,7 @@ QUESTION_KEYS = ("question", "question_stem", "stem", "sent1", "qtext", "input",
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTEXT_KEYS = ("context", "article", "passage")
 _GROUP_KEYS = ("group", "meta_info", "subject_name", "subject", "category", "body_system")
-_EXPLANATION_KEYS = ("explanation", "exp")
+_EXPLANATION_KEYS = ("explanation", "exp", "reasoning", "rationale")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
