@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks.common import cpu_seconds, record
 from meditron.corpus.clean import render_document
-from meditron.corpus.decontamination.question_index import IndexedQuestion, QuestionIndex
-from meditron.corpus.decontamination.verify import find_questions
+from meditron.search.question_index import IndexedQuestion, QuestionIndex
+from meditron.search.verify import find_questions
 from meditron.sources.medline import read
 from meditron.store.fetch import fetch
 from meditron.tasks.file_task import open_file_task

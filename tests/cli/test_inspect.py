@@ -108,7 +108,9 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = load_tokenizer(folder)
     conversation = (Turn("user", "Which\x1b[31m drug?"), Turn("assistant", "Aspirin."))
     labelled = tokenize_conversation(tokenizer, conversation, "meditron")
-    write_rows(folder / "rows.jsonl.zst", [Example("q1", "train", "0" * 64, conversation, labelled)] * 3)
+    write_rows(
+        folder / "rows.jsonl.zst", [Example("q1", "chat", "train", "0" * 64, conversation, labelled)] * 3
+    )
     return folder
 
 

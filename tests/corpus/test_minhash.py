@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.corpus.decontamination.words import WITHOUT_BLANKS
 from meditron.corpus.minhash import SHINGLE_WORDS, SKETCH_SIZE, MinHash, shingle_hashes
+from meditron.search.words import WITHOUT_BLANKS
 
 BANDS_OF_SIMILARITY = tuple(pairwise((0.6, 0.7, 0.8, 0.9, 1.0)))
 
@@ -132,7 +132,7 @@ def test_candidates_are_as_frequent_as_theory_predicts() -> None:
 
 PROGRAM = """
 import json
-from meditron.corpus.decontamination.words import WITHOUT_BLANKS
+from meditron.search.words import WITHOUT_BLANKS
 from meditron.corpus.minhash import MinHash, _shingles
 keys = MinHash().sign("one two three four five six").keys
 print(json.dumps([keys.tolist(), sum(_shingles.stats.cache_hits.values())]))

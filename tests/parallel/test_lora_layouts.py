@@ -18,7 +18,7 @@ from meditron.parallel.model import GatheredWeights
 from meditron.parallel.world import World
 from meditron.store.models import resolve_model
 from meditron.train.checkpoint import Checkpoints
-from meditron.train.config import FinetuneConfig
+from meditron.train.finetune_config import FinetuneConfig
 from meditron.train.loop import Callbacks, train
 from meditron.train.setup import build_state
 from parallel.test_layouts import BATCH, LENGTH, MODELS, make_dataset, make_models

@@ -88,7 +88,7 @@ def test_every_local_input_is_opened_and_all_problems_are_listed(folder: Path) -
         ("quantize", "model"),
         ("evaluate", "./questions.jsonl"),
     }
-    assert "row 2" in messages["finetune.talk", "rows"]
+    assert "line 2" in messages["finetune.talk", "rows"]
     assert "line 1" in messages["evaluate", "./questions.jsonl"]
     assert json.loads(json.dumps(result.to_json()))["problems"][0]["stage"] == "corpus"
     assert not (folder / "runs").exists()

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
         "smoke",
         "meditron-7b",
         "meditron-7b-as-published",
+        "meditron-as-published",
+        "meditron-fo",
         "meditron-70b",
         "llama-3.1-8b",
         "qwen3-8b",

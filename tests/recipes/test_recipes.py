@@ -10,6 +10,7 @@ import pytest
 from meditron.recipe import load_recipe, run_recipe
 from meditron.recipe.graph import input_references
 from meditron.train.config import PretrainConfig
+from meditron.train.finetune_config import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "recipes/gap-replay.toml"  # has no training, and asks servers for the sizes of its sources
@@ -24,7 +25,8 @@ PRESETS = [path for path in RECIPES if path.stem not in ("quickstart", "smoke", 
 def test_a_dry_run_lists_the_stages_and_writes_nothing(recipe: Path, command: Any, tmp_path: Path) -> None:
     result = command("run", recipe, "--out", tmp_path / "runs", "--dry-run", "--json")
     assert result.code == (1 if recipe in PRESETS else 0), result.err
-    assert set(result.json["stages"]) >= {"corpus", "tokenize", "pretrain", "evaluate"}
+    trained = {"finetune.medical"} if recipe.stem == "meditron-fo" else {"tokenize", "pretrain"}
+    assert set(result.json["stages"]) >= {"corpus", "evaluate"} | trained
     assert bool(result.json["problems"]) == (recipe in PRESETS)
     assert not (tmp_path / "runs").exists()
 
@@ -49,7 +51,9 @@ def test_a_dry_run_lists_every_missing_input_of_a_preset(
     assert missing == external
     [model] = [problem for problem in result.problems if problem.error.message.startswith("hf:")]
     assert "hf download" in str(model.error.hint)
-    assert result.estimates["pretrain"].tokens == recipe.stages["pretrain"].config.tokens  # type: ignore[attr-defined]
+    for name, spec in recipe.stages.items():
+        if isinstance(spec.config, PretrainConfig):
+            assert result.estimates[name].tokens == spec.config.tokens
 
 
 def test_a_dry_run_of_the_corpus_names_every_server_that_does_not_answer(
@@ -73,6 +77,7 @@ def test_the_published_hyper_parameters_of_meditron() -> None:
         ("meditron-7b", 1600, 10, 2048, 3e-4, 14_250, 64),
         ("meditron-7b-as-published", 1600, 10, 2048, 3e-4, 14_250, 64),
         ("meditron-70b", 512, 2, 4096, 1.5e-4, 23_000, 128),
+        ("meditron-as-published", 512, 2, 4096, 1.5e-4, 23_000, 128),
     ):
         config = load_recipe(ROOT / f"recipes/{name}.toml").stages["pretrain"].config
         assert isinstance(config, PretrainConfig)
@@ -84,7 +89,22 @@ def test_the_published_hyper_parameters_of_meditron() -> None:
         assert config.schedule_tokens == 2 * config.tokens
         layout = config.parallel
         assert layout.dp_replicate * (layout.dp_shard or 0) * layout.tp * layout.pp == ranks
-        assert config.document_mask == (name != "meditron-7b-as-published")
+        assert config.document_mask == (not name.endswith("as-published"))
+
+
+def test_the_published_finetunes_of_meditron() -> None:
+    """Chen et al. 2023, arXiv:2311.16079, section 4.2, and the released sft.py."""
+    for name, length in (("meditron-7b-as-published", 2048), ("meditron-as-published", 4096)):
+        stages = load_recipe(ROOT / f"recipes/{name}.toml").stages
+        finetunes = {key: spec.config for key, spec in stages.items() if spec.stage.kind == "finetune"}
+        assert list(finetunes) == ["finetune.medqa", "finetune.medmcqa", "finetune.pubmedqa"]
+        for config in finetunes.values():
+            assert isinstance(config, FinetuneConfig)
+            assert (config.batch_size, config.epochs, config.sequence_length) == (64, 3, length)
+            assert (config.learning_rate, config.min_learning_rate_ratio, config.warmup) == (2e-5, 0.1, 0.1)
+            assert (config.betas, config.eps, config.weight_decay) == ((0.9, 0.95), 1e-5, 0.1)
+            assert (config.template, config.pack, config.heldout) == ("meditron", False, 0)
+            assert config.reasoning == (name == "meditron-as-published")
 
 
 def fenced() -> list[str]:

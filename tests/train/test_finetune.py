@@ -298,25 +298,25 @@ def test_without_heldout_rows_there_is_no_heldout_loss(answers, tmp_path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"messages": [{"role": "user", "content": "q"}]}', "row 2.*nothing to learn"),
-        ('{"text": "no conversation"}', "row 2.*no known conversation format .keys: text"),
+        ('{"messages": [{"role": "user", "content": "q"}]}', "line 2.*nothing to learn"),
+        ('{"text": "no conversation"}', "line 2.*no known conversation format .keys: text"),
         (
             '{"id": {}, "messages": [{"role":"user","content":"q"},{"role":"answer","content":"a"}]}',
-            "row 2.*an id",
+            "line 2.*an id",
         ),
-        ('{"messages": [{"role":"answer","content":"a"}]}', "row 2.*the prompt is empty"),
+        ('{"messages": [{"role":"answer","content":"a"}]}', "line 2.*the prompt is empty"),
         (
             '{"messages": [{"role":"user","content":"<|im_end|>"},{"role":"answer","content":"a"}]}',
-            "row 2.*control token",
+            "line 2.*control token",
         ),
         ('{"messages": [', "line 2.*not JSON"),
         (
             '{"tools": [{}], "messages": [{"role":"user","content":"q"},{"role":"answer","content":"a"}]}',
-            "row 2.*key 'tools'",
+            "line 2.*key 'tools'",
         ),
         (
             '{"messages": [{"role":"user","content":"q"},{"role":"answer","content":"a","tool_calls":[1]}]}',
-            "row 2.*key 'tool_calls'",
+            "line 2.*key 'tool_calls'",
         ),
     ],
 )
@@ -384,7 +384,7 @@ GOOD = '{"instruction": "Say hello.", "input": "", "output": "Hello."}'
 def test_a_row_in_a_mixed_or_unknown_format_is_named(answers, tmp_path, line, problem):
     path = tmp_path / "chat.jsonl"
     path.write_text(f"{GOOD}\n{line}\n", encoding="utf-8")
-    with pytest.raises(InputError, match=rf"chat\.jsonl \(row 2\): .*{problem}"):
+    with pytest.raises(InputError, match=rf"chat\.jsonl \(line 2\): .*{problem}"):
         run(finetune_config(), {"base": answers["base"], "rows": Artifact("rows", path, "x")}, tmp_path)
 
 
@@ -414,7 +414,7 @@ def test_a_chat_template_that_refuses_a_row_names_it(answers, tmp_path):
         file.write({"messages": [asked, answer]})
         file.write({"messages": [asked, asked, answer]})
     inputs = {"base": Artifact("base", base, "x"), "rows": Artifact("rows", path, "x")}
-    with pytest.raises(InputError, match=r"chat\.jsonl \(row 2\): chat template.*roles must alternate"):
+    with pytest.raises(InputError, match=r"chat\.jsonl \(line 2\): chat template.*roles must alternate"):
         run(finetune_config(template="tokenizer"), inputs, tmp_path)
 
 
@@ -556,9 +556,20 @@ def test_a_loss_that_is_not_finite_names_the_rows(answers, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": None}, "set exactly one of task and rows"),
-        ({"task": "pubmed-sections"}, "set exactly one of task and rows"),
-        ({"rows": None, "task": "pubmed-sections", "licence": "CC0"}, "licence applies to a file of rows"),
+        ({"rows": None}, "set task or rows"),
+        ({"rows": ()}, "set task or rows"),
+        ({"rows": None, "task": "pubmed-sections", "licence": "CC0"}, "licence applies to files of rows"),
+        ({"rows": ("a.jsonl", "a.jsonl")}, "'a.jsonl' is listed twice"),
+        (
+            {"rows": "medmcqa:train.json"},
+            'medmcqa\' is a set of questions: write task = "medmcqa:train.json"',
+        ),
+        ({"task": "medquad:qa"}, 'medquad\' is a set of conversations: write rows = "medquad:qa"'),
+        ({"task": "medqa-5"}, "the hub has no copy of medqa-5"),
+        ({"reasoning": True}, "reasoning applies to a task"),
+        ({"decontaminate": ("exam",)}, "write ./exam for a file"),
+        ({"overlap_rules": ()}, "overlap_rules"),
+        ({"method": "dpo", "rows": ("a.jsonl", "b.jsonl")}, "one file of pairs"),
         ({"template": "alpaca"}, "template"),
         ({"heldout": 1.0}, "heldout"),
         ({"epochs": 0}, "epochs"),

@@ -250,7 +250,7 @@ def test_a_row_that_is_no_pair_is_named(tmp_path, row, problem):
     path.write_text(
         json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n" + json.dumps(row) + "\n"
     )
-    with pytest.raises(InputError, match=rf"row 2.*{problem}"):
+    with pytest.raises(InputError, match=rf"line 2.*{problem}"):
         list(read_preferences(path))
 
 

@@ -15,7 +15,8 @@ from meditron.store.indexed import IndexedWriter, write_hashes
 from meditron.store.jsonl import JsonlWriter
 from meditron.store.manifest import Artifact
 from meditron.text.tokenizer import load_tokenizer
-from meditron.train.config import FinetuneConfig, PretrainConfig
+from meditron.train.config import PretrainConfig
+from meditron.train.finetune_config import FinetuneConfig
 from tiny import CHAT, TEXTS, tiny_hf
 
 

@@ -42,7 +42,7 @@ class View:
     """View of one file or folder, as `meditron inspect` shows it."""
 
     kind: str
-    """`run`, `stage`, `documents`, `rows`, `tokens`, `gguf`, `model`, `json` or `folder`."""
+    """`run`, `stage`, `documents`, `rows`, `tokens`, `gguf`, `model`, `json`, `folder` or `recipe`."""
     path: str
     facts: dict[str, Any]
     """Name → value of facts about the whole file or folder, such as its size."""
@@ -89,8 +89,16 @@ class RowFilter:
         return any(self.grep.casefold() in text.casefold() for text in texts)
 
 
-def inspect_artifact(artifact: str, rows: int | None = None, grep: str | None = None) -> View:
-    """Return the view of a file, a folder or a MODEL.
+def inspect_artifact(
+    artifact: str, rows: int | None = None, grep: str | None = None, *, runs: Path = Path("runs")
+) -> View:
+    """Return the view of a file, a folder, a MODEL, or the finetuning rows of a recipe.
+
+    Args:
+        artifact: The file, folder, MODEL or recipe.
+        rows: Maximum number of rows; None for the default of the kind of file.
+        grep: Text that a row must contain.
+        runs: Folder that holds runs, for a recipe whose rows are made from its corpus.
 
     Raises:
         SourceError: the file does not exist, or there is no file of a known kind.
@@ -100,6 +108,10 @@ def inspect_artifact(artifact: str, rows: int | None = None, grep: str | None = 
         raise UsageError(f"--rows must be at least 0, got {rows}")
     row_filter = RowFilter(rows, grep)
     path = Path(artifact)
+    if path.suffix == ".toml":
+        from meditron.cli.recipe_rows import view_recipe_rows
+
+        return view_recipe_rows(path, row_filter, runs)
     if not path.exists() and not path.with_name(f"{path.name}.idx").is_file():
         path = resolve_model(artifact).path
     if path.name == FILE_NAME:

@@ -47,7 +47,9 @@ def print_spans(row: dict[str, Any], indent: str) -> None:
     """Print a finetuning row on stdout, in colors or with brackets around the spans that are in the loss."""
     spans = row["spans"]
     in_loss = sum(span["tokens"] for span in spans if span["learned"])
-    head = f"{indent}{row.get('id')}: {row.get('split')}, {len(row['ids'])} tokens, {in_loss} in the loss"
+    source = f"{row['source']} " if "source" in row else ""
+    counts = f"{len(row['ids'])} tokens, {in_loss} in the loss"
+    head = f"{indent}{source}{row.get('id')}: {row.get('split')}, {counts}"
     sys.stdout.write(f"{sanitize_terminal(head)}\n{indent}  ")
     sys.stdout.flush()
     texts = [_shorten_text(span["text"]).replace("\n", f"⏎\n{indent}  ") for span in spans]

@@ -94,6 +94,8 @@ class InputKind:
     """The input's own table in the recipe, if it has one: for a source of documents, its format and globs."""
     task: str | None = None
     """For questions: the task that they belong to, as the recipe names it."""
+    training_set: str | None = None
+    """Name of the published training set that the file or folder has, of `questions` and `conversations`."""
 
 
 class StageConfig(Config, ABC):

@@ -19,7 +19,7 @@ from meditron.sources.dates import latest_day
 from meditron.sources.evidence import evidence_table
 from meditron.sources.licences import licence_id
 from meditron.sources.registry import SOURCES
-from meditron.tasks.registry import parse_task, parse_tasks
+from meditron.tasks.registry import parse_benchmarks, parse_task
 
 __all__ = [
     "CorpusConfig",
@@ -300,10 +300,7 @@ class CorpusConfig(StageConfig):
     @classmethod
     def _files_are_distinct(cls, files: tuple[str, ...] | None) -> tuple[str, ...] | None:
         with translate_usage_errors():
-            tasks = parse_tasks(files or ())
-        for spec, task in tasks.items():
-            if task.source is None:
-                raise ValueError(f"'{spec}' is made from the corpus itself")
+            parse_benchmarks(files or ())
         return files
 
     @model_validator(mode="after")

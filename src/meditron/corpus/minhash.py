@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from meditron.corpus.decontamination.words import WITHOUT_BLANKS
-from meditron.corpus.kernels import compiled
+from meditron.search.kernels import compiled
+from meditron.search.words import WITHOUT_BLANKS
 
 __all__ = ["SHINGLE_WORDS", "SKETCH_SIZE", "MinHash", "Signature", "shingle_hashes"]
 

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from meditron.corpus.document_files import DocumentFiles
-from meditron.corpus.kernels import compiled
 from meditron.corpus.minhash import SKETCH_SIZE
+from meditron.search.kernels import compiled
 
 __all__ = ["FACTS", "MAX_COMPARED", "join_similar", "read_sketches", "select_in_groups"]
 

@@ -272,8 +272,11 @@ class EvaluateConfig(EvalOptions, StageConfig):
         for file in self.rubrics:
             if not any(mark in file for mark in "./:"):
                 raise ValueError(f"rubrics: '{file}' is not a file: write ./{file} for a file")
-            if (other := by_name.setdefault(name_in_reference(file), file)) != file:
-                raise ValueError(f"rubrics: '{other}' and '{file}' have the same name; rename one file")
+            name = name_in_reference(file)
+            if (other := by_name.setdefault(name, file)) != file:
+                raise ValueError(
+                    f"rubrics: '{other}' and '{file}' would both be named '{name}'; rename one file"
+                )
         return self
 
     @property

@@ -29,7 +29,8 @@ from meditron.store.files import list_files, read_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import resolve_model
 from meditron.tasks.registry import TASKS, is_lm_eval_definition, parse_task
-from meditron.train.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from meditron.train.config import PretrainConfig, TrainingConfig
+from meditron.train.finetune_config import CORPUS, FinetuneConfig
 
 __all__ = ["Estimate", "estimate_stages", "model_config", "source_model_config"]
 
@@ -160,16 +161,16 @@ def _estimate_pretrain(recipe: Recipe, spec: StageSpec) -> Estimate:
 def _estimate_finetune(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, FinetuneConfig)  # noqa: S101
-    rows = config.limit
-    limited = None if rows is None else rows * _ROW_TOKENS
-    tokens = _smallest_limit(limited, _local_file_tokens(config.rows or config.task or ""))
+    limited = None if config.limit is None else config.limit * _ROW_TOKENS
+    by_entry = [_smallest_limit(limited, _local_file_tokens(entry.reference)) for entry in config.data()]
+    tokens = None if None in by_entry else sum(filter(None, by_entry))
     return _estimate_training(recipe, spec, config, None if tokens is None else tokens * config.epochs)
 
 
 def _local_file_tokens(source: str) -> int | None:
     """Estimate the tokens of a local file of rows or questions; None if it is not a local file."""
     try:
-        path = None if source in TASKS else local_input(source)
+        path = None if source in (*TASKS, CORPUS) else local_input(source)
     except MeditronError:
         return None  # `preflight` reports the error
     return None if path is None or not path.is_file() else round(path.stat().st_size / _CHARACTERS_PER_TOKEN)

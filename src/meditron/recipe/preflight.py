@@ -194,14 +194,18 @@ def _read_beginning(documents: Iterator[Document], count: int) -> int:
 
 def _check_questions(path: Path, kind: InputKind) -> None:
     from meditron.tasks.registry import open_task
+    from meditron.tasks.training_sets import TRAINING_SETS, open_training_questions
 
-    open_task(kind.task or str(path), files=path).rows("test")
+    if kind.training_set:
+        open_training_questions(TRAINING_SETS[kind.training_set], path)
+    else:
+        open_task(kind.task or str(path), files=path).rows("test")
 
 
 def _check_conversations(path: Path, kind: InputKind) -> None:
     from meditron.train.examples import read_conversations
 
-    for _ in islice(read_conversations(path), _MAX_ROWS):
+    for _ in islice(read_conversations(path, kind.training_set), _MAX_ROWS):
         pass
 
 

@@ -12,7 +12,8 @@ from meditron.parallel.task import load_object
 from meditron.release.card.config import CardConfig
 from meditron.release.config import QuantizeConfig
 from meditron.store.manifest import Artifact
-from meditron.train.config import FinetuneConfig, PretrainConfig
+from meditron.train.config import PretrainConfig
+from meditron.train.finetune_config import FinetuneConfig
 
 __all__ = ["STAGES", "Stage", "StageWork"]
 

@@ -56,12 +56,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             LONGEST_LINE, or has more values than MOST_VALUES; the error names the line.
         SourceError: there is no such file.
     """
-    for _, row in read_numbered_jsonl(path):
-        yield row
+    return (row for _, row in read_numbered_jsonl(path))
 
 
 def read_numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a JSONL file with the numbers of their lines; as `read_jsonl` otherwise."""
+    """Yield the rows of a JSONL file with the numbers of their lines, from 1. Errors as of `read_jsonl`."""
     count = _LineCount()
     with _opened(path, count) as chunks:
         for count.lines, line in enumerate(split_lines(chunks), start=1):

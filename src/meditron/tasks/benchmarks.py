@@ -17,7 +17,7 @@ from meditron.tasks.file_task import open_file_task
 from meditron.tasks.question import Question
 from meditron.tasks.task import Split, SplitQuestions, Task
 
-__all__ = ["BENCHMARKS", "Benchmark", "open_benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "find_files", "iterate_questions", "open_benchmark"]
 
 _SIX = (
     *("anatomy", "clinical_knowledge", "college_biology"),
@@ -158,7 +158,7 @@ def open_benchmark(benchmark: Benchmark, place: Path) -> Task:
         SourceError: the folder has none of the benchmark's files.
         InputError: a file is damaged, or its questions are not those of the benchmark.
     """
-    files = [place] if place.is_file() else _find_files(place, benchmark.files)
+    files = [place] if place.is_file() else find_files(place, benchmark.files)
     if not files:
         raise SourceError(
             f"{place}: none of the files of {benchmark.name}", hint=f"looked for {', '.join(benchmark.files)}"
@@ -167,7 +167,7 @@ def open_benchmark(benchmark: Benchmark, place: Path) -> Task:
     if benchmark.needs_test_ids and tasks[0].test_split_name is None:
         problem = "no list of the test split's ids beside it"
         raise InputError(files[0], problem, hint="put test_ground_truth.json into the same folder")
-    test = _select(benchmark, place, _rows(tasks, "test"))
+    test = _select(benchmark, place, iterate_questions(tasks, "test"))
     if len(test) != benchmark.questions:
         warn(f"{benchmark.task_name}: {len(test):,} of the {benchmark.questions:,} published questions")
     skipped: Counter[str] = Counter()
@@ -190,18 +190,19 @@ def open_benchmark(benchmark: Benchmark, place: Path) -> Task:
 def _examples(benchmark: Benchmark, place: Path, tasks: list[Task]) -> tuple[Question, ...]:
     """Return the questions to draw examples from; none if their files are missing."""
     if not benchmark.examples:
-        return _select(benchmark, place, _rows(tasks, "train"))
-    files = [] if place.is_file() else _find_files(place, benchmark.examples)
-    rows = _rows([open_file_task(file) for file in files], "train")
+        return _select(benchmark, place, iterate_questions(tasks, "train"))
+    files = [] if place.is_file() else find_files(place, benchmark.examples)
+    rows = iterate_questions([open_file_task(file) for file in files], "train")
     return _select(benchmark, place, rows) if files else ()
 
 
-def _find_files(folder: Path, globs: Iterable[str]) -> list[Path]:
+def find_files(folder: Path, globs: Iterable[str]) -> list[Path]:
     """Return the files that match the first glob that matches any."""
     return next((files for glob in globs if (files := sorted(folder.glob(glob)))), [])
 
 
-def _rows(tasks: list[Task], split: Split) -> Iterator[Question]:
+def iterate_questions(tasks: list[Task], split: Split) -> Iterator[Question]:
+    """Yield the questions of the tasks of several files, with ids that are unique among them."""
     for task in tasks:
         for question in task.rows(split):
             # In files without ids an id is a row's number, which is unique within one file only.

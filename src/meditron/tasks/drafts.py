@@ -35,7 +35,7 @@ QUESTION_KEYS = ("question", "question_stem", "stem", "sent1", "qtext", "input",
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTEXT_KEYS = ("context", "article", "passage")
 _GROUP_KEYS = ("group", "meta_info", "subject_name", "subject", "category", "body_system")
-_EXPLANATION_KEYS = ("explanation", "exp")
+_EXPLANATION_KEYS = ("explanation", "exp", "reasoning", "rationale")
 _ANSWER_CHOICES = re.compile(r"\s*Answer Choices:\s*\(A\)(?:(?!Answer Choices:).)*\Z", re.DOTALL)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from meditron.core.errors import SourceError, UsageError
 from meditron.store.fetch import fetch
 from meditron.store.files import path_exists
+from meditron.tasks.artificial_questions import ARTIFICIAL, pubmedqa_artificial
 from meditron.tasks.benchmarks import BENCHMARKS, Benchmark, open_benchmark
 from meditron.tasks.file_task import name_in_reference, open_file_task
 from meditron.tasks.formats import FORMATS
@@ -18,9 +19,17 @@ from meditron.tasks.prompt_template import find_prompt_template
 from meditron.tasks.sections import NAME, pubmed_sections
 from meditron.tasks.task import Task
 
-__all__ = ["TASKS", "TaskReference", "is_lm_eval_definition", "open_task", "parse_task", "parse_tasks"]
+__all__ = [
+    "TASKS",
+    "TaskReference",
+    "is_lm_eval_definition",
+    "open_task",
+    "parse_benchmarks",
+    "parse_task",
+    "parse_tasks",
+]
 
-TASKS: dict[str, Callable[[Path], Task]] = {NAME: pubmed_sections}
+TASKS: dict[str, Callable[[Path], Task]] = {NAME: pubmed_sections, ARTIFICIAL: pubmedqa_artificial}
 """Name of a task → function that makes the task from the folder of a corpus."""
 
 
@@ -82,6 +91,19 @@ def parse_tasks(specs: Iterable[str]) -> dict[str, TaskReference]:
                 f"'{other}' and '{spec}' would both be named '{task.name}'", hint="rename one file"
             )
         tasks[spec] = task
+    return tasks
+
+
+def parse_benchmarks(specs: Iterable[str]) -> dict[str, TaskReference]:
+    """Return text → task, for tasks whose questions training data is searched for.
+
+    Raises:
+        UsageError: as of `parse_tasks`, or a task is made from the training data itself.
+    """
+    tasks = parse_tasks(specs)
+    for spec, task in tasks.items():
+        if task.source is None:
+            raise UsageError(f"'{spec}' is made from the corpus itself")
     return tasks
 
 

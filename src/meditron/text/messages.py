@@ -1,7 +1,7 @@
 """Parsing of conversations: the row formats that files may have, and their messages as turns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["ASSISTANT", "ROLES", "Turn", "parse_messages", "parse_row", "row_format"]
@@ -52,6 +52,10 @@ class _FlatFormat:
 
 
 _MESSAGES = "messages"
+_SHAREGPT = "conversations"
+_SHAREGPT_ROLES: Mapping[str, str] = {"human": "user", "gpt": ASSISTANT}
+# Key of a row's chain of thought, which is written before its last answer.
+_REASONING = "reasoning"
 # Keys of other datasets without which a question and its answer mean something else: earlier turns (LLaMA
 # Factory), the text that a question is about (SQuAD), the options of a multiple-choice question.
 _LOST_KEYS = ("history", "context", "contexts", "passage", "options", "choices")
@@ -77,7 +81,7 @@ class Turn:
 
 
 def row_format(row: Mapping[str, Any]) -> str:
-    """Return the name of a row's format: `messages`, or the two keys of a flat one (`question/answer`).
+    """Return the name of a row's format: `messages`, `conversations`, or the two keys of a flat one.
 
     Raises:
         ValueError: The row has no known format, the keys of several formats, or text that would be ignored.
@@ -87,11 +91,11 @@ def row_format(row: Mapping[str, Any]) -> str:
         for form in _FLAT_FORMATS
         if _has_value(row, form.user_key) and _has_value(row, form.assistant_key)
     ]
-    names = [_MESSAGES] * _has_value(row, _MESSAGES) + [form.name for form in flat]
+    names = [key for key in (_MESSAGES, _SHAREGPT) if _has_value(row, key)] + [form.name for form in flat]
     if len(names) > 1:
         raise ValueError(f"has the keys of several formats: {' and '.join(names)}")
     if not names:
-        known = ", ".join([_MESSAGES, *(form.name for form in _FLAT_FORMATS)])
+        known = ", ".join([_MESSAGES, _SHAREGPT, *(form.name for form in _FLAT_FORMATS)])
         keys = ", ".join(map(str, row)) or "none"
         raise ValueError(f"has no known conversation format (keys: {keys}); formats are {known}")
     if flat:
@@ -112,12 +116,29 @@ def row_format(row: Mapping[str, Any]) -> str:
 def parse_row(row: Mapping[str, Any]) -> tuple[Turn, ...]:
     """Return the turns of a row in any of the formats of `row_format`.
 
+    The row's `reasoning`, a chain of thought, is written before its last answer, separated by an empty line.
+
     Raises:
         ValueError: The row is not a conversation with an answer.
     """
+    turns = _parse_turns(row)
+    reasoning = row.get(_REASONING)
+    if reasoning is None:
+        return turns
+    if not isinstance(reasoning, str) or not reasoning.strip():
+        raise ValueError(f"'{_REASONING}' must be text, not empty")
+    *before, last = turns
+    if last.role != ASSISTANT:
+        raise ValueError(f"'{_REASONING}' belongs to an answer, but the last message is the {last.role}'s")
+    return (*before, replace(last, content=f"{reasoning.strip()}\n\n{last.content}"))
+
+
+def _parse_turns(row: Mapping[str, Any]) -> tuple[Turn, ...]:
     name = row_format(row)
     if name == _MESSAGES:
         return parse_messages(row[_MESSAGES])
+    if name == _SHAREGPT:
+        return parse_messages(_messages_of_sharegpt(row[_SHAREGPT]), _SHAREGPT)
     form = next(form for form in _FLAT_FORMATS if form.name == name)
     for key in form.keys:
         if _has_value(row, key) and not isinstance(row[key], str):
@@ -130,19 +151,34 @@ def parse_row(row: Mapping[str, Any]) -> tuple[Turn, ...]:
     )
 
 
+def _messages_of_sharegpt(conversation: object) -> object:
+    """Return ShareGPT's messages with role and content; what is none of them is left to `parse_messages`."""
+    return list(map(_message_of_sharegpt, conversation)) if isinstance(conversation, list) else conversation
+
+
+def _message_of_sharegpt(message: object) -> object:
+    if not isinstance(message, dict) or not {"from", "value"} <= message.keys():
+        return message
+    others = {key: value for key, value in message.items() if key not in ("from", "value")}
+    if both := sorted({"role", "content"} & others.keys()):
+        raise ValueError(f"a message has 'from' and 'value', and '{both[0]}' of another format")
+    role = _SHAREGPT_ROLES.get(str(message["from"]), message["from"])
+    return {**others, "role": role, "content": message["value"]}
+
+
 def _has_value(row: Mapping[str, Any], key: str) -> bool:
     # Exported tables have every column in every row, so a key with the value null counts as absent.
     return row.get(key) is not None
 
 
-def parse_messages(messages: object) -> tuple[Turn, ...]:
-    """Return the turns of a list of messages.
+def parse_messages(messages: object, name: str = _MESSAGES) -> tuple[Turn, ...]:
+    """Return the turns of a list of messages; `name` is its key in the row, for errors.
 
     Raises:
         ValueError: The messages are malformed, or none of the assistant's messages is in the loss.
     """
     if not isinstance(messages, list) or not messages:
-        raise ValueError("'messages' must be a list of messages, not empty")
+        raise ValueError(f"'{name}' must be a list of messages, not empty")
     turns = tuple(map(_parse_message, messages))
     if not any(turn.role == ASSISTANT for turn in turns):
         raise ValueError("no message of the assistant: there is nothing to learn")

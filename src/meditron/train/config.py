@@ -1,4 +1,4 @@
-"""Configs of the training stages: a recipe's `[pretrain]` and `[[finetune]]`. Does not import torch."""
+"""Configs of all trainings and of a recipe's `[pretrain]`. Does not import torch."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
@@ -11,15 +11,21 @@ from meditron.model.lora_config import LoraConfig
 from meditron.parallel.config import ParallelConfig
 from meditron.sources.evidence import evidence_table
 
-__all__ = ["FinetuneConfig", "GuardConfig", "PretrainConfig", "TrainingConfig", "UpsampleConfig"]
+__all__ = [
+    "FractionBelowOne",
+    "GuardConfig",
+    "PositiveInt",
+    "PretrainConfig",
+    "TrainingConfig",
+    "UpsampleConfig",
+]
 
 _Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-_FractionBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
-_Betas = tuple[_FractionBelowOne, _FractionBelowOne]
-_PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+FractionBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+_Betas = tuple[FractionBelowOne, FractionBelowOne]
+PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 # The limit bounds memory: the order of all samples is planned in memory, with ten bytes per sample.
 _MAX_TOKENS = 10**13
-_MAX_EPOCHS = 10_000
 GAP_REPLAY_TOKENS = {"guidelines": 107, "abstracts": 5_480, "papers": 40_700, "replay": 420}
 """Millions of training tokens of each source of GAP-Replay, the corpus of Meditron-7B and -70B (Chen et al.,
 MEDITRON-70B, 2023, Table 1). The original reads it in these natural proportions."""
@@ -42,20 +48,20 @@ class GuardConfig(Config):
     spike_sigmas: Annotated[float, Field(gt=0.0)] = 6.0
     """A loss is a spike if it is this many standard deviations above the mean of the last 50 steps."""
 
-    max_events: _PositiveInt = 10
+    max_events: PositiveInt = 10
     """Skips and rollbacks after which the training stops with an error."""
 
 
 class TrainingConfig(StageConfig):
     """Settings that pretraining and finetuning share: samples, optimizer, checkpoints."""
 
-    sequence_length: _PositiveInt
+    sequence_length: PositiveInt
     """Tokens of a sample."""
 
-    batch_size: _PositiveInt
+    batch_size: PositiveInt
     """Samples per optimizer step."""
 
-    micro_batch_size: _PositiveInt | None = None
+    micro_batch_size: PositiveInt | None = None
     """Samples per forward and backward pass, if a whole batch does not fit in memory; must divide
     `batch_size`. By default all samples of a data-parallel rank, with `parallel.pp` above 1 a single one.
     Affects the result: sums over micro-batches round differently."""
@@ -66,7 +72,7 @@ class TrainingConfig(StageConfig):
     min_learning_rate_ratio: _Fraction = 0.1
     """Final learning rate of the cosine schedule, as a fraction of `learning_rate`."""
 
-    warmup: _FractionBelowOne = 0.1
+    warmup: FractionBelowOne = 0.1
     """Fraction of the steps over which the learning rate rises linearly."""
 
     schedule_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
@@ -104,16 +110,16 @@ class TrainingConfig(StageConfig):
     guard: GuardConfig = GuardConfig()
     """Reaction to losses that are not finite, and to spikes."""
 
-    heldout_every: _PositiveInt | None = None
+    heldout_every: PositiveInt | None = None
     """Steps between two evaluations of the held-out loss; by default only before the first step and after the
     last."""
 
     # The fields below do not change the trained model, so they are not part of the stage's fingerprint.
-    checkpoint_every: Annotated[_PositiveInt, NonSemantic] = 10
+    checkpoint_every: Annotated[PositiveInt, NonSemantic] = 10
     """Optimizer steps between two checkpoints. One is written while training goes on, so a killed run repeats
     at most twice this many."""
 
-    keep_checkpoints: Annotated[_PositiveInt, NonSemantic] = 2
+    keep_checkpoints: Annotated[PositiveInt, NonSemantic] = 2
     """Number of checkpoints to keep; if the newest is damaged, the one before it is used."""
 
     parallel: Annotated[ParallelConfig, NonSemantic] = ParallelConfig()
@@ -122,7 +128,7 @@ class TrainingConfig(StageConfig):
     track: Annotated[tuple[Literal["tensorboard", "trackio"], ...], NonSemantic] = ()
     """Experiment trackers that the metrics are written to as well; each needs its package."""
 
-    threads: Annotated[_PositiveInt | None, NonSemantic] = None
+    threads: Annotated[PositiveInt | None, NonSemantic] = None
     """CPU threads of each rank; by default the cores are divided over the ranks. Recorded, because another
     number may round differently."""
 
@@ -137,9 +143,8 @@ class TrainingConfig(StageConfig):
         return False
 
     def input_kinds(self) -> dict[str, InputKind]:
-        """Return the kinds of the base model and of a finetune's file of rows or questions."""
-        model, rows = InputKind("model"), InputKind("conversations")
-        return {"base": model, "rows": rows, "task": InputKind("questions")}
+        """Return the kind of the base model."""
+        return {"base": InputKind("model")}
 
     @model_validator(mode="after")
     def _check_float8(self) -> Self:
@@ -289,111 +294,3 @@ class PretrainConfig(TrainingConfig):
                     if name not in sources:
                         return {key: f"no source '{name}'; the corpus has {', '.join(sources)}"}
         return {}
-
-
-class FinetuneConfig(TrainingConfig):
-    """Settings of supervised finetuning: only the tokens of answers add to the loss."""
-
-    on: str = "pretrain"
-    """Model to train: `base`, or a stage that exports a model."""
-
-    method: Literal["full", "lora", "qlora", "dpo"] = "full"
-    """Parameters that are trained. `full`: all weights; `lora`: adapters on frozen weights, which the stage
-    writes merged into the model, and in peft's format to `adapter/`; `qlora`: as `lora`, with the matrices of
-    the blocks in 4 bits (NF4); `dpo`: direct preference optimization on pairs of answers, of all weights, or
-    of adapters if `lora` is set."""
-
-    beta: Annotated[float, Field(gt=0.0)] = 0.1
-    """Of `dpo`: factor of the margin in the loss; the larger, the closer the model stays to its base."""
-
-    lora: LoraConfig | None = None
-    """Rank, scale, dropout and modules of the adapters; by default `{ rank = 16, alpha = 32, dropout = 0.0 }`
-    on all matrices of the blocks."""
-
-    task: str | None = None
-    """Train on the training split of a task: a registered name, or a file of multiple-choice questions."""
-
-    rows: str | None = None
-    """Train on a file of conversations (.jsonl, also .gz or .zst), one JSON object per line, in one of these
-    formats, the same in the whole file:
-
-    - {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}
-    - {"instruction": "…", "input": "…", "output": "…"}; `input` may be absent or empty
-    - {"prompt": "…", "completion": "…"}
-    - {"question": "…", "answer": "…"}
-
-    With `method = "dpo"` a row is a pair: {"prompt": "…", "chosen": "…", "rejected": "…"}. `messages` in
-    place of `prompt` has several turns, and an answer may be a message.
-
-    Each row may have an "id". Roles are system, user (or question) and assistant (or answer). A message with
-    "weight": 0 or "train": false is read but adds no loss. Rows with tools or tool calls are refused."""
-
-    licence: str | None = None
-    """Licence of the file of rows; recorded in the manifest and shown in the model card."""
-
-    limit: _PositiveInt | None = None
-    """Number of training rows, at most; by default all."""
-
-    template: Literal["none", "meditron", "chatml", "tokenizer"] = "none"
-    """Chat template that turns a row into text. `none`: messages without markup, each answer followed by the
-    end-of-text token (an option of a task's question by nothing); `meditron`: ChatML with the roles question
-    and answer, as published with Meditron; `chatml`: ChatML with the roles user and assistant; `tokenizer`:
-    the chat template of the model's own tokenizer."""
-
-    epochs: Annotated[int, Field(ge=1, le=_MAX_EPOCHS)] = 1
-    """Passes over the rows. The last batch is filled with samples whose targets are all masked."""
-
-    pack: bool = True
-    """Pack several rows into one sample of `sequence_length` tokens; no token attends to another row."""
-
-    heldout: _FractionBelowOne = 0.05
-    """Fraction of the rows that is held out from training, for the held-out loss. Rows are selected by a hash
-    of their content, so equal rows are on the same side."""
-
-    @model_validator(mode="after")
-    def _check_source(self) -> Self:
-        """Require exactly one of `task` and `rows`."""
-        if (self.task is None) == (self.rows is None):
-            raise ValueError("set exactly one of task and rows")
-        if self.licence is not None and self.rows is None:
-            raise ValueError("licence applies to a file of rows; a task has its own")
-        return self
-
-    @model_validator(mode="after")
-    def _check_method(self) -> Self:
-        """Refuse settings that the method does not have."""
-        if self.method == "full" and self.lora is not None:
-            raise ValueError('lora applies to method = "lora", "qlora" and "dpo", and method is "full"')
-        if self.method == "dpo" and self.rows is None:
-            raise ValueError('method = "dpo" needs rows, a file of pairs')
-        if self.adapter is not None and self.float8:
-            raise ValueError(f'float8 is not supported with method = "{self.method}"')
-        return self
-
-    @property
-    def adapter(self) -> LoraConfig | None:
-        """Config of the adapters that are trained on frozen weights; None if the weights are trained."""
-        return self.lora if self.method in ("full", "dpo") else self.lora or LoraConfig()
-
-    @property
-    def quantized(self) -> bool:
-        """True if the matrices of the blocks are frozen in 4 bits."""
-        return self.method == "qlora"
-
-    def input_kinds(self) -> dict[str, InputKind]:
-        """Return the kinds of the base model and of the file of rows, pairs or questions."""
-        kinds = super().input_kinds()
-        return kinds | {"rows": InputKind("preferences")} if self.method == "dpo" else kinds
-
-    def inputs(self) -> dict[str, str]:
-        """Return the stage's inputs: the base model, and the rows, the task's file or the task's corpus."""
-        # Imported here and not at the top of the module, so that reading a recipe does not load every task.
-        from meditron.tasks.registry import TASKS
-
-        if self.task is None:
-            return {"base": self.on, "rows": str(self.rows)}
-        return {"base": self.on} | ({"corpus": "corpus"} if self.task in TASKS else {"task": self.task})
-
-    def licences(self) -> dict[str, str]:
-        """Return the licence of the file of rows, if it is set."""
-        return {"rows": self.licence} if self.licence else {}

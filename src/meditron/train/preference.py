@@ -14,30 +14,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meditron.core.console import warn
+from meditron.core.console import info, warn
 from meditron.core.errors import InputError, RecipeError
 from meditron.core.machine import describe
 from meditron.model.presets import model_tokenizer
 from meditron.parallel.model import ModelStage
 from meditron.parallel.rank_group import RankGroup
 from meditron.parallel.world import current_world
+from meditron.report.pages import Page
 from meditron.store.ancestry import Training
 from meditron.store.files import cache_folder, canonical_json, read_json, write_json
-from meditron.store.jsonl import read_jsonl
+from meditron.store.jsonl import read_numbered_jsonl
 from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
 from meditron.text.finetune_templates import TokenizedConversation, tokenize_conversation, with_chat_template
 from meditron.text.messages import ASSISTANT, Turn, parse_messages
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.batches import Batch, collate, micro_batches
-from meditron.train.config import FinetuneConfig
 from meditron.train.data_identity import hex_digest, passage_hashes
 from meditron.train.examples import (
     FILE_NAME,
@@ -47,12 +47,17 @@ from meditron.train.examples import (
     content_hash,
     held_out,
     next_token_targets,
+    user_text,
     write_rows,
 )
+from meditron.train.finetune_config import FinetuneConfig
 from meditron.train.heldout_loss import uncompiled
 from meditron.train.loop import TrainState
 from meditron.train.samples import IGNORE, Sample, seeded_permutation
 from meditron.train.trainer import TrainingInputs
+
+if TYPE_CHECKING:
+    from meditron.train.overlap import OverlapFilter
 
 __all__ = ["PairDataset", "PreferenceRow", "dpo_loss", "pair_logps", "read_preferences", "training_inputs"]
 
@@ -72,6 +77,16 @@ class PreferenceRow:
         """The prompt with the chosen answer, and with the rejected one."""
         return (*self.prompt, self.chosen), (*self.prompt, self.rejected)
 
+    @property
+    def texts(self) -> tuple[Turn, ...]:
+        """The prompt and both answers."""
+        return (*self.prompt, self.chosen, self.rejected)
+
+    @property
+    def question(self) -> str:
+        """The user's messages."""
+        return user_text(self.prompt)
+
 
 def read_preferences(path: Path) -> Iterator[PreferenceRow]:
     """Read the pairs of a JSONL file, in its order. A row without an id gets a hash of its texts.
@@ -79,8 +94,8 @@ def read_preferences(path: Path) -> Iterator[PreferenceRow]:
     Raises:
         InputError: A line is damaged, is no pair, or its two answers are equal.
     """
-    for number, row in enumerate(read_jsonl(path), start=1):
-        place = f"row {number}"
+    for number, row in read_numbered_jsonl(path):
+        place = f"line {number}"
         try:
             prompt, chosen, rejected = _parse_pair(row)
         except ValueError as error:
@@ -223,8 +238,12 @@ def pair_logps(state: TrainState, samples: Sequence[Sample]) -> np.ndarray:
     return np.array([by_rank[k % size][k // size] for k in range(len(samples))]).reshape(-1, 2)
 
 
-def training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> TrainingInputs:
+def training_inputs(
+    config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path, overlap: "OverlapFilter | None"
+) -> TrainingInputs:
     """Read and tokenize the pairs, write them to `rows.jsonl.zst`, and return the inputs of the training.
+
+    Pairs that `overlap` removes are left out.
 
     Raises:
         InputError: A row is no pair, or cannot be tokenized.
@@ -233,9 +252,15 @@ def training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out:
     path = inputs["rows"].path
     tokenizer = model_tokenizer(resolve_model(inputs["base"].spec))
     name = path.name.partition(".")[0]
-    examples = _tokenize_pairs(path, read_preferences(path), tokenizer, config)
+    pairs = read_preferences(path)
+    if overlap:
+        pairs = (pair for pair in pairs if not overlap.removes(name, pair.id, pair.question, pair.texts))
+    examples = _tokenize_pairs(path, name, pairs, tokenizer, config)
     if current_world().is_main:
         write_rows(out / FILE_NAME, (example for pair in examples for example in pair))
+        if overlap:
+            overlap.write(out)
+            info(overlap.summary())
     by_split = {split: [pair for pair in examples if pair[0].split == split] for split in SPLITS}
     _check_lengths(name, by_split["train"], by_split["too-long"], len(examples))
     dataset = _dataset(by_split["train"], config, name, config.epochs)
@@ -259,12 +284,19 @@ def training_inputs(config: FinetuneConfig, inputs: Mapping[str, Artifact], out:
         stage_metrics={
             "pairs": {split: len(by_split[split]) for split in SPLITS},
             "answer_tokens": answer_tokens,
+            **({"overlap": overlap.metrics()} if overlap else {}),
         },
+        add_to_report=partial(_add_overlap_to_report, overlap=overlap),
     )
 
 
+def _add_overlap_to_report(page: Page, *, overlap: "OverlapFilter | None") -> None:
+    if overlap:
+        overlap.add_to_report(page)
+
+
 def _tokenize_pairs(
-    path: Path, rows: Iterable[PreferenceRow], tokenizer: Tokenizer, config: FinetuneConfig
+    path: Path, source: str, rows: Iterable[PreferenceRow], tokenizer: Tokenizer, config: FinetuneConfig
 ) -> list[tuple[Example, Example]]:
     """Tokenize pairs until `limit` of them are trained on. The split depends on the prompt alone."""
     pairs: list[tuple[Example, Example]] = []
@@ -287,7 +319,7 @@ def _tokenize_pairs(
             split = "heldout"
         trained += split == "train"
         chosen, rejected = (
-            Example(f"{row.id}/{kind}", split, content, turns, tokenized)
+            Example(f"{row.id}/{kind}", source, split, content, turns, tokenized)
             for kind, turns, tokenized in zip(("chosen", "rejected"), row.conversations, both, strict=True)
         )
         pairs.append((chosen, rejected))

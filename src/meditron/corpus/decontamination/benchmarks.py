@@ -5,7 +5,7 @@ from pathlib import Path
 
 from meditron.core.console import warn
 from meditron.corpus.decontamination.outputs import INDEX_FILE, SEARCHED_FILE
-from meditron.corpus.decontamination.question_index import IndexedQuestion, QuestionIndex
+from meditron.search.question_index import IndexedQuestion, QuestionIndex
 from meditron.store.contamination import SearchedBenchmark
 from meditron.store.files import write_json
 from meditron.tasks.registry import open_task

@@ -15,7 +15,7 @@ from meditron.store.manifest import Artifact
 
 # The search imports numba, which takes half a second in every worker; most corpora need none of it.
 if TYPE_CHECKING:
-    from meditron.corpus.decontamination.question_index import QuestionIndex
+    from meditron.search.question_index import QuestionIndex
 
 __all__ = ["CONTAMINATED", "Decontamination"]
 
@@ -47,8 +47,8 @@ class Decontamination(SignaturePass):
         """Return the document with the benchmark questions that its text contains."""
         if not self.config.decontaminate:
             return candidate
-        from meditron.corpus.decontamination.question_index import QuestionIndex
-        from meditron.corpus.decontamination.verify import find_questions
+        from meditron.search.question_index import QuestionIndex
+        from meditron.search.verify import find_questions
 
         if self._index is None:
             assert self.work_folder is not None  # noqa: S101

@@ -123,7 +123,7 @@ def _add_finetuning_rows(card: CardWriter, facts: CardFacts) -> None:
     rows = [
         (
             stage.name,
-            stage.config.get("task") or stage.config.get("rows") or "",
+            ", ".join(stage.metrics.get("data") or [stage.config["rows"]]),
             (stage.metrics.get("task") or {}).get("licence") or stage.config.get("licence") or "not stated",
             *(_format_count(stage.metrics["rows"].get(split)) for split in ("train", "heldout", "too-long")),
         )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from meditron.corpus.clean import render_document
-from meditron.corpus.decontamination.question_index import IndexedQuestion, QuestionIndex
-from meditron.corpus.decontamination.verify import find_questions
+from meditron.search.question_index import IndexedQuestion, QuestionIndex
+from meditron.search.verify import find_questions
 from meditron.sources.registry import open_source
 from meditron.tasks.file_task import open_file_task
 from meditron.tasks.question import Question

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from meditron.corpus.decontamination.scan import GRAM, RUN, fill_table, gram_hashes, scan_words, word_hashes
-from meditron.corpus.decontamination.words import character_tables, split_words, weighted_count
+from meditron.search.scan import GRAM, RUN, fill_table, gram_hashes, scan_words, word_hashes
+from meditron.search.words import character_tables, split_words, weighted_count
 from meditron.store.files import atomic_write
 from meditron.tasks.question import Question
 

@@ -1,4 +1,4 @@
-"""Compilation of the corpus stage's numerical loops with numba."""
+"""Compilation of numerical loops with numba."""
 
 from collections.abc import Callable
 from pickle import UnpicklingError  # an error of numba's cache; nothing is pickled here

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.corpus.decontamination.question_index import IndexedQuestion, QuestionIndex
-from meditron.corpus.decontamination.verify import find_questions
+from meditron.search.question_index import IndexedQuestion, QuestionIndex
+from meditron.search.verify import find_questions
 from meditron.tasks.question import Question
 
 WORDS = [f"{letter}{number}" for letter in "abcdefghij" for number in range(60)]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from meditron.corpus.decontamination.words import HASH_BASE, IGNORED, LETTER, WORD
-from meditron.corpus.kernels import compiled
+from meditron.search.kernels import compiled
+from meditron.search.words import HASH_BASE, IGNORED, LETTER, WORD
 
 __all__ = ["GRAM", "RUN", "distances", "fill_table", "gram_hashes", "scan_words", "word_hashes"]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.corpus.decontamination.question_index import hash_words
-from meditron.corpus.decontamination.words import split_words
+from meditron.search.question_index import hash_words
+from meditron.search.words import split_words
 
 TEXTS = st.text(
     st.characters(codec="utf-8") | st.sampled_from(" .-'\u0301\u00adéßﬁ²½ΑάЙガ漢字ไทย한ـ٥کی"), max_size=60

@@ -8,14 +8,14 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from meditron.corpus.decontamination.question_index import (
+from meditron.search.question_index import (
     IndexedQuestion,
     QuestionIndex,
     needed_context_grams,
     word_runs,
 )
-from meditron.corpus.decontamination.scan import GRAM, RUN, distances
-from meditron.corpus.decontamination.words import split_words
+from meditron.search.scan import GRAM, RUN, distances
+from meditron.search.words import split_words
 from meditron.store.contamination import BenchmarkHit, HitKind
 
 __all__ = ["find_questions"]

@@ -1,0 +1,1 @@
+"""Search of texts for benchmark questions: normalized words, an index of questions, exact comparison."""
