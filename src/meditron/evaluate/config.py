@@ -274,9 +274,7 @@ class EvaluateConfig(EvalOptions, StageConfig):
                 raise ValueError(f"rubrics: '{file}' is not a file: write ./{file} for a file")
             name = name_in_reference(file)
             if (other := by_name.setdefault(name, file)) != file:
-                raise ValueError(
-                    f"rubrics: '{other}' and '{file}' would both be named '{name}'; rename one file"
-                )
+                raise ValueError(f"rubrics: '{other}' and '{file}' would both be named '{name}'")
         return self
 
     @property
