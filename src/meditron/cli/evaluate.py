@@ -48,8 +48,8 @@ Task = Annotated[
         "(mmlu-medical:FOLDER); a multiple-choice task of lm-eval (.yaml); or a file of multiple-choice "
         "questions (JSONL, JSON or CSV): yours, or as published, such as MedQA's US/test.jsonl, MedMCQA's "
         "dev.json, PubMedQA's ori_pqal.json, MMLU's anatomy_test.csv, TruthfulQA's mc_task.json, "
-        "MedXpertQA's Text/test.jsonl, Medbullets's medbullets_op5.csv. Or a file of conversations with rubrics, such as "
-        "HealthBench's, with --judge."
+        "MedXpertQA's Text/test.jsonl, Medbullets's medbullets_op5.csv. Or a file of "
+        "conversations with rubrics, such as HealthBench's, with --judge."
     ),
 ]
 Against = Annotated[
