@@ -567,7 +567,7 @@ def test_a_loss_that_is_not_finite_names_the_rows(answers, tmp_path):
         ({"task": "medquad:qa"}, 'medquad\' is a set of conversations: write rows = "medquad:qa"'),
         ({"task": "medqa-5"}, "the hub has no copy of medqa-5"),
         ({"reasoning": True}, "reasoning applies to a task"),
-        ({"decontaminate": ("exam",)}, "write ./exam for a file"),
+        ({"decontaminate": ("exam",)}, "no task 'exam'"),
         ({"overlap_rules": ()}, "overlap_rules"),
         ({"method": "dpo", "rows": ("a.jsonl", "b.jsonl")}, "one file of pairs"),
         ({"template": "alpaca"}, "template"),

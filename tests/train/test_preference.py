@@ -288,7 +288,7 @@ def test_a_pair_that_the_chat_template_refuses_is_named(pairs, tmp_path):
     config["chat_template"] = "{{ raise_exception('no such role') }}"
     (base / "tokenizer_config.json").write_text(json.dumps(config))
     inputs = pairs | {"base": Artifact("base", base, "base")}
-    with pytest.raises(InputError, match=r"pairs.jsonl \(row 1\): chat template .*no such role") as error:
+    with pytest.raises(InputError, match=r"pairs.jsonl \(line 1\): chat template .*no such role") as error:
         run(dpo_config(template="tokenizer"), inputs, tmp_path / "out")
     assert "chat template accepts" in error.value.hint
 
