@@ -33,7 +33,7 @@ def test_scores_are_printed_and_answers_can_be_browsed(
         fields = json.loads(printed.out)
         assert (fields["rubrics"], fields["n"], fields["missing"]) == ("hb", 8, 0)
         assert fields["judges"][0]["identity"]["model"] == "judge"
-        assert_fields(fields, listed_fields("`meditron evaluate MODEL --task RUBRICS"))
+        assert_fields(fields, listed_fields("evaluate with rubrics"))
         for name in ("answers", "judgements"):
             row = next(read_jsonl(tmp_path / fields[name]))
             assert_fields(row, listed_fields(f"`rubrics-NAME.{name}.jsonl`"))

@@ -29,7 +29,10 @@ __all__ = [
     "parse_tasks",
 ]
 
-TASKS: dict[str, Callable[[Path], Task]] = {NAME: pubmed_sections, ARTIFICIAL: pubmedqa_artificial}
+TASKS: dict[str, Callable[[Path], Task]] = {
+    NAME: pubmed_sections,
+    ARTIFICIAL: pubmedqa_artificial,
+}
 """Name of a task → function that makes the task from the folder of a corpus."""
 
 

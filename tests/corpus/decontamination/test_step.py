@@ -182,12 +182,12 @@ def test_a_bad_file_of_questions_names_file_and_place(
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        (["bench"], "write ./bench"),
+        (["bench"], "no task 'bench'"),
         (["a/test.jsonl", "b/test.json.gz"], "would both be named 'test'"),
-        (["./bench.jsonl", "./bench.jsonl"], "would both be named 'bench'"),
+        (["./bench.jsonl", "./bench.jsonl"], "is listed twice"),
     ],
 )
-def test_files_without_a_path_or_of_one_name_are_refused(files: list[str], problem: str) -> None:
+def test_unknown_benchmarks_and_files_of_one_name_are_refused(files: list[str], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         config(decontaminate=files)
 
