@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -57,6 +58,18 @@ def tables(page: str) -> Iterator[tuple[str, str, str]]:
             first, rest = line[2:].split(" | ", 1)
             for code in re.findall(r"`([^`]+)`", first):
                 yield heading, code, rest
+
+
+def test_the_architecture_names_every_package_in_the_order_of_imports() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = contracts["contracts"][0]["layers"]
+    # A layer in brackets is of a package that is not there yet.
+    packages = [name for layer in layers for name in layer.split(" | ") if not name.startswith("(")]
+    page = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == packages
+    picture = (ROOT / "docs/images/architecture.svg").read_text(encoding="utf-8")
+    names = re.findall(r'class="n" x="34" y="\d+">([^<]+)<', picture)
+    assert [name for layer in names for name in layer.split(" · ")] == packages
 
 
 @pytest.mark.parametrize(
