@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,8 +104,14 @@ class Runs(dict[str, Run]):
         self.recipe, self.folder = recipe, folder
 
     def __missing__(self, key: str) -> Run:
-        self[key] = Run(self.recipe, self.folder / key, key.partition("-")[2])
-        return self[key]
+        run = Run(self.recipe, self.folder / key, key.partition("-")[2])
+        # The corpus and its tokens are built once: only the training is killed.
+        for stage in ("corpus", "tokenize"):
+            built = next((each.stage.with_name(stage) for each in self.values()), None)
+            if built is not None and built.is_dir():
+                shutil.copytree(built, run.stage.with_name(stage))
+        self[key] = run
+        return run
 
     def reference(self, layout: str) -> Run:
         """Return the run that nothing disturbs."""
@@ -128,7 +135,8 @@ def runs(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_killed_ranks_end_with_the_weights_of_an_undisturbed_run(runs: Runs, layout: str) -> None:
-    reference, run = runs.reference(layout), runs[f"killed-{layout}"]
+    reference = runs.reference(layout)
+    run = runs[f"killed-{layout}"]
     generator = random.Random(11)
     # Each kill is between the steps of two checkpoints, or within a save; the last leaves some steps.
     moments = sorted(generator.uniform(1, STEPS - 2) for _ in range(KILLS))

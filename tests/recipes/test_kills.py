@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(900)]
 
 # The card is written in a fraction of a second, each of its files whole or not at all.
 STAGES = ("corpus", "tokenize", "pretrain", "finetune.sections", "quantize", "evaluate")
-KILLS = 3
+KILLS = 2
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "smoke.toml"
 
 

@@ -4,6 +4,7 @@ Under torchrun every rank is the same command. Rank 0 plans, locks the run's fol
 are not distributed and writes manifests. The other ranks wait for tasks in the store that all ranks share.
 """
 
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -149,5 +150,7 @@ def _own_error(error: Exception) -> Exception:
     """Return the error that this rank reports; after a lost connection, wait to be ended by the launcher."""
     if not is_lost_connection(error):
         return error
+    # The command's own handler would only note that it should end after the next step.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(_CAUSE)
     return lost_connection_error(error)
