@@ -178,10 +178,10 @@ class OverlapFilter:
         page.text(
             f"Rows that overlap with the questions of {questions} are left out; {LIST_FILE} lists them. Rule "
             "search: a row contains a question, also with edits or in part. Rule 8-grams: at least 80 % of "
-            "the 8-word sequences of a row's question are in the questions of one file."
+            "the 8-word sequences of a row's question are in the questions of one benchmark."
         )
         page.table(
-            ("source", "rows read", "left out", "by rule", "by file"),
+            ("source", "rows read", "left out", "by rule", "by benchmark"),
             [
                 (source, counts.read, counts.removed, _listed(counts.by_rule), _listed(counts.by_benchmark))
                 for source, counts in self._counts.items()
