@@ -159,6 +159,8 @@ def test_pairs_that_overlap_are_left_out(answers, exam, tmp_path):
     metrics = run(config, inputs, tmp_path / "out")
     assert metrics["pairs"]["train"] == 7
     assert metrics["overlap"]["sources"]["pairs"]["removed"] == 1
+    limited = run(config.model_copy(update={"limit": 4}), inputs, tmp_path / "limited")
+    assert limited["overlap"]["sources"]["pairs"]["read"] == limited["pairs"]["train"] == 4
     assert "Overlap with evaluation questions" in (tmp_path / "out/report.html").read_text()
 
 
