@@ -30,6 +30,7 @@ from meditron.store.results import (
     TaskScore,
     write_results,
 )
+from meditron.store.rubric_results import HumanAgreement, JudgeRecord, RubricScore
 from meditron.tasks.prompt_template import PROMPT_TEMPLATES
 
 BASE = "pypi:a-model==0.1.2#model.gguf@sha256:" + "c" * 64
@@ -57,6 +58,76 @@ class FakeRun:
         self._training("finetune", config, base="pretrain", rows=rows, task=task)
         self._quantized()
         self.result = self._result()
+        self._finish_evaluation()
+
+    def set_rubric_score(self, score: float) -> None:
+        """Give the finetuned model a score of a set of rubrics, and finish the evaluation again."""
+        interval = (score - 0.05, score + 0.05)
+        judge = JudgeRecord(
+            name="judge-8b",
+            digest="d" * 64,
+            engine="torch",
+            dtype="float32",
+            identity={},
+            form="raw",
+            prompt="judge-prompt/1",
+            prompt_sha256="e" * 64,
+            temperature=0,
+            retry_temperature=0.7,
+            max_tokens=512,
+            attempts=3,
+            seed=1,
+        )
+        human = HumanAgreement(
+            labels="people.csv",
+            labels_sha256="f" * 64,
+            criteria=0,
+            tied=0,
+            unused=0,
+            raters_alpha=None,
+            comparisons=(),
+            labelled_conversations=0,
+            corrected_score=None,
+            corrected_interval=None,
+        )
+        rubric_score = RubricScore(
+            model="finetune",
+            rubrics="hb",
+            data="hb.jsonl",
+            rubrics_sha256="a" * 64,
+            rows_sha256="b" * 64,
+            prompt_sha256="c" * 64,
+            score=score,
+            interval=interval,
+            mean=score,
+            bounds=interval,
+            n=40,
+            unscored=0,
+            clusters=40,
+            criteria=400,
+            missing=0,
+            tied=0,
+            met_rate=score,
+            groups=(),
+            judges=(judge,),
+            aggregate="majority",
+            judge_scores=(),
+            human_agreement=human,
+            engine="torch",
+            dtype="float32",
+            prompt_form="raw",
+            temperature=0,
+            max_tokens=256,
+            seed=1,
+            unfinished=0,
+            answers="rubrics-hb.answers.jsonl",
+            judgements="rubrics-hb.judgements.jsonl",
+            page="rubrics-hb.html",
+        )
+        self.result = self.result.model_copy(update={"rubrics": {"finetune": {"hb": rubric_score}}})
+        self._finish_evaluation()
+
+    def _finish_evaluation(self) -> None:
         write_results(self.stage_folder("evaluate"), self.result)
         models = {model: BASE if model == "base" else model for model in MODELS}
         self.finish(

@@ -53,6 +53,25 @@ def test_scores_are_printed_and_answers_can_be_browsed(
         assert text in page, text
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (("--shots", "3"), "--shots"),
+        (("--method", "cot"), "--method"),
+        (("--permutations", "2"), "--permutations"),
+        (("--template", "letters"), "--template"),
+        (("--corpus", "corpus"), "--corpus"),
+    ],
+)
+def test_a_flag_of_questions_is_refused_and_not_ignored(
+    flags: tuple[str, str], name: str, rubric_file: Path, meditron: Command
+) -> None:
+    server = "api:http://127.0.0.1:1/v1#toy"
+    refused = meditron("evaluate", server, "--task", rubric_file, "--judge", server, *flags)
+    assert refused.code == 2
+    assert f"{name} is for multiple-choice questions" in refused.err
+
+
 def test_rubrics_need_a_judge_and_questions_have_none(
     rubric_file: Path, tmp_path: Path, meditron: Command
 ) -> None:

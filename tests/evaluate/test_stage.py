@@ -146,16 +146,25 @@ def a_manifest(config: dict[str, Any]) -> Manifest:
 
 
 def test_naive_bayes_learns_from_what_the_finetune_learned_from(tmp_path: Path, task_file: Path) -> None:
-    questions = tuple(Question(id=f"t{n}", text="word", options=("a", "b"), gold=n % 2) for n in range(9))
+    questions = tuple(
+        Question(id=f"t{n}", text=f"word {n}", options=("a", "b"), gold=n % 2) for n in range(9)
+    )
     task = open_task(str(task_file))
     task = replace(task, read_split=lambda _: SplitQuestions(rows=questions))
     with JsonlWriter(tmp_path / "rows.jsonl.zst") as writer:
         for n, question in enumerate(questions):
-            writer.write({"id": question.id, "split": "train" if n in (3, 4) else "heldout"})
+            split = "train" if n in (3, 4) else "heldout"
+            writer.write({"id": question.id, "split": split, "content": question.content_sha256})
+        # A row of the finetune's other task: ids are those of each task.
+        writer.write({"id": "t7", "split": "train", "content": "0" * 64})
 
     config = EvaluateConfig(models=("finetune",))
     inputs = {"finetune": Artifact("finetune", tmp_path, "d", a_manifest({"task": "drugs"}))}
     assert bayes_training_rows(config, inputs, "drugs", task) == list(questions[3:5])
+    several = {
+        "finetune": Artifact("finetune", tmp_path, "d", a_manifest({"task": ["drugs", "other.jsonl"]}))
+    }
+    assert bayes_training_rows(config, several, "drugs", task) == list(questions[3:5])
     limited = config.model_copy(update={"train_baseline": 4})
     assert bayes_training_rows(limited, inputs, "drugs", task) == questions[:4]
     assert bayes_training_rows(config, {}, "drugs", task) == questions

@@ -209,6 +209,28 @@ def test_a_licence_that_nobody_stated_is_not_made_up(card: str) -> None:
     assert "- Licence of these weights: not stated" in card
 
 
+def test_a_finetune_of_several_sources_states_the_licence_of_each(tmp_path: Path) -> None:
+    life = FakeRun(tmp_path / "small")
+    path = life.folder / "finetune" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    counts = {"train": 1, "heldout": 0, "too-long": 0}
+    manifest["metrics"] |= {"data": {"medmcqa": counts, "chat": counts}, "task": None}
+    manifest["licences"] = {"finetune: task": "MIT", "finetune: rows": "CC0-1.0", "other: rows": "secret"}
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    card = written(life)
+    assert "medmcqa, chat" in card
+    assert "task: MIT, rows: CC0" in card.replace("\\", "")
+    assert "secret" not in card
+
+
+def test_rubric_scores_are_in_the_card(tmp_path: Path) -> None:
+    life = FakeRun(tmp_path / "small")
+    life.set_rubric_score(0.25)
+    card = written(life)
+    assert "Rubric scores: hb" in card
+    assert "25.0 %" in card
+
+
 def test_the_same_stages_give_the_same_bytes(life: FakeRun) -> None:
     first = written(life), (life.folder / "card" / "report.html").read_bytes()
     assert (written(life), (life.folder / "card" / "report.html").read_bytes()) == first

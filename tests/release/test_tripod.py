@@ -1,5 +1,6 @@
 """The TRIPOD-LLM checklist: every item once, answers from manifests only, the rest left to the authors."""
 
+import json
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -83,6 +84,29 @@ def test_a_date_of_the_corpus_is_told_if_it_is_known(rows: dict[str, list[str]],
     dated = text.replace('"metrics": {', '"metrics": {"newest_date": "2023-08-31",', 1)
     path.write_text(dated, encoding="utf-8")
     assert "2023-08-31" in checklist(life)["5c"][2]
+
+
+def test_open_answers_are_judged_by_models_and_not_compared_with_a_gold_option(tmp_path: Path) -> None:
+    life = FakeRun(tmp_path / "small")
+    life.set_rubric_score(0.25)
+    rows = checklist(life)
+    assert (
+        "judged by language models, criterion by criterion: judge-8b (prompt judge-prompt/1)."
+        in rows["7d"][2]
+    )
+    assert "in the file people.csv" in rows["7d"][2]
+    assert "hb: rubric score 25.0 % [20.0, 30.0], n = 40." in rows["17"][2]
+
+
+def test_all_data_of_a_finetune_is_named(tmp_path: Path) -> None:
+    life = FakeRun(tmp_path / "small")
+    path = life.folder / "finetune" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["config"] |= {"task": ["medmcqa", "medqa-4"], "rows": "chat.jsonl"}
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    rows = checklist(life)
+    assert "finetune: medmcqa, medqa-4, chat.jsonl" in rows["5a"][2]
+    assert "finetune: medmcqa, medqa-4, chat.jsonl, template none" in rows["11"][2]
 
 
 def test_without_an_evaluation_nothing_is_claimed_about_one(tmp_path: Path) -> None:

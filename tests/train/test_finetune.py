@@ -564,6 +564,7 @@ def test_a_loss_that_is_not_finite_names_the_rows(answers, tmp_path):
             {"rows": "medmcqa:train.json"},
             'medmcqa\' is a set of questions: write task = "medmcqa:train.json"',
         ),
+        ({"task": "mmlu-medical"}, "'mmlu-medical' is a benchmark, on which models are evaluated"),
         ({"task": "medquad:qa"}, 'medquad\' is a set of conversations: write rows = "medquad:qa"'),
         ({"task": "medqa-5"}, "the hub has no copy of medqa-5"),
         ({"reasoning": True}, "reasoning applies to a task"),

@@ -124,6 +124,24 @@ def test_the_stage_leaves_the_rows_out_and_reports_them(answers, exam, tmp_path,
     assert f"{metrics['answer_tokens']:,} of them in the loss" in said
 
 
+def test_two_benchmarks_of_one_name_are_both_searched(exam, tmp_path):
+    (tmp_path / "other").mkdir()
+    second = tmp_path / "other" / "exam.jsonl"
+    second.write_text(json.dumps(EXAM[1]) + "\n")
+    filtered = OverlapFilter({str(exam): exam, str(second): second}, ("8-grams",))
+    assert filtered.removes("rows", "r1", ASKED, [Turn("user", ASKED)])
+    assert filtered.metrics()["benchmarks"] == {"exam": 3}
+
+
+def test_no_row_after_the_last_one_is_read(answers, exam, tmp_path):
+    inputs = answers | {"./exam.jsonl": Artifact("e", exam, "y")}
+    config = finetune_config(epochs=1, decontaminate=("./exam.jsonl",), limit=10, heldout=0.3)
+    metrics = run(config, inputs, tmp_path / "out")
+    assert metrics["rows"]["train"] == 10
+    [source] = metrics["overlap"]["sources"].values()
+    assert source["read"] == sum(metrics["rows"].values())
+
+
 def test_pairs_that_overlap_are_left_out(answers, exam, tmp_path):
     path = tmp_path / "pairs.jsonl"
     with JsonlWriter(path) as file:
@@ -141,6 +159,8 @@ def test_pairs_that_overlap_are_left_out(answers, exam, tmp_path):
     metrics = run(config, inputs, tmp_path / "out")
     assert metrics["pairs"]["train"] == 7
     assert metrics["overlap"]["sources"]["pairs"]["removed"] == 1
+    limited = run(config.model_copy(update={"limit": 4}), inputs, tmp_path / "limited")
+    assert limited["overlap"]["sources"]["pairs"]["read"] == limited["pairs"]["train"] == 4
     assert "Overlap with evaluation questions" in (tmp_path / "out/report.html").read_text()
 
 

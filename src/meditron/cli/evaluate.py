@@ -1,5 +1,6 @@
 """`meditron evaluate`: one model on one task, or against another model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from meditron.core.console import info
 from meditron.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from meditron.evaluate.config import EvalOptions
     from meditron.store.results import EvaluationResult
 
 __all__ = ["evaluate"]
@@ -41,6 +43,11 @@ _GROUPS = {
     "Computation": ("engine", "dtype", "resamples", "batch_tokens", "concurrency", "timeout"),
 }
 _FLAGS = {"methods": "--method", "judges": "--judge"}
+_OF_QUESTIONS = (
+    *("methods", "rule", "constrained", "shots", "shots_from", "permutations", "seeds"),
+    *("samples", "extraction", "early_stop"),
+)
+"""Settings that open answers with rubrics do not have."""
 Task = Annotated[
     str | None,
     Parameter(
@@ -114,12 +121,14 @@ def evaluate(
     from meditron.evaluate.question_page import question_page_name
     from meditron.evaluate.standalone import Evaluation, evaluate_on_rubrics, run_on
     from meditron.parallel.cluster import open_ranks
+    from meditron.parallel.world import current_world
     from meditron.tasks.rubrics import is_rubric_file
 
     if task is not None and against is None and is_rubric_file(task):
-        if nproc is not None:
-            raise UsageError("--nproc: open answers with rubrics are scored by one process")
+        if nproc is not None or current_world().size > 1:
+            raise UsageError("open answers with rubrics are scored by one process", hint="leave out --nproc")
         options = validate_settings(EvalOptions, settings, names=_FLAGS)
+        _refuse_flags_of_questions(options, {"--template": template, "--corpus": corpus})
         result, page = evaluate_on_rubrics(model, Path(task), options, out=out, seed=seed)
         _print_rubrics(result, page, as_json=as_json)
         return
@@ -145,6 +154,20 @@ def evaluate(
         info(f"rows: {rows}")
         if task is not None:
             info(f"questions with answers: {rows.with_name(question_page_name(rows.name))}")
+
+
+def _refuse_flags_of_questions(options: "EvalOptions", others: Mapping[str, object]) -> None:
+    """Raise UsageError for a flag that would be ignored, because open answers have no such setting."""
+    given = {
+        _FLAGS.get(key, f"--{key.replace('_', '-')}"): getattr(options, key) != field.default
+        for key, field in type(options).model_fields.items()
+        if key in _OF_QUESTIONS
+    }
+    for flag, value in (given | dict(others)).items():
+        if value:
+            raise UsageError(
+                f"{flag} is for multiple-choice questions; the task has open answers with rubrics"
+            )
 
 
 def _print_rubrics(result: "EvaluationResult", page: Path, *, as_json: bool) -> None:

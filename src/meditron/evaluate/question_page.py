@@ -56,7 +56,7 @@ def write_question_page(
     Returns:
         The name of the page.
     """
-    by_id = {name: {row.id: row for row in rows} for name, rows in answers.items()}
+    by_id = {name: {row.id: row for row in reversed(rows)} for name, rows in answers.items()}
     answered = next(iter(by_id.values()))
     distinct = {question.id: question for question in reversed(questions) if question.id in answered}
     browsed = [

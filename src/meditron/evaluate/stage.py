@@ -86,11 +86,15 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         refuse_trained_documents(model, documents)
         refuse_trained_conversations(model, rubric_sets)
     compared = refuse_training_overlap(corpus, documents)
-    # Open answers are written and judged by rank 0: their engines and servers answer many at a time.
     with _rubric_evaluation(config, inputs, rubric_sets if ranks.is_main else (), out) as rubrics:
-        rows = _measure_models(config, inputs, documents, eval_sets, models, rubrics, out, ranks)
+        rows = _measure_models(config, inputs, documents, eval_sets, models, out, ranks)
         if not ranks.is_main:
             return {}
+        # Rank 0 writes and judges the open answers: their engines and servers answer many at a time. That can
+        # take many hours, for which the other ranks, which have no part in it, must not have to wait.
+        for model in models.values():
+            with model:
+                rubrics.answer(model)
         rubrics.judge()
         figures = rubrics.finish(config.pairs())
     result = _compute_result(config, inputs, documents, eval_sets, rows, figures, models)
@@ -174,7 +178,6 @@ def _measure_models(
     documents: Mapping[str, Sequence[CorpusDocument]],
     eval_sets: EvalSets,
     models: Mapping[str, EvalModel],
-    rubrics: RubricEvaluation,
     out: Path,
     ranks: EvalRanks,
 ) -> MeasuredRows:
@@ -196,7 +199,6 @@ def _measure_models(
                 for each in variants:
                     file = task_files[each.published.rows_file]
                     answers[each.published.label][name] = each.answer(model, file)
-                rubrics.answer(model)
         text_file.rewrite_sorted(_chain_rows(document_rows.values()))
         # All evaluation sets of a task write to one file.
         for task_sets in eval_sets.values():
@@ -315,14 +317,16 @@ def bayes_training_rows(
     if config.train_baseline is None:
         # With the training questions of the finetune, the comparison is not one of amounts of data.
         for artifact in inputs.values():
-            if ids := _finetune_question_ids(artifact, spec):
-                return [question for question in task.rows("train") if question.id in ids]
+            if contents := _finetune_questions(artifact, spec):
+                return [question for question in task.rows("train") if question.content_sha256 in contents]
     return task.rows("train", BAYES_ROWS if config.train_baseline is None else config.train_baseline)
 
 
-def _finetune_question_ids(artifact: Artifact, spec: str) -> set[str]:
-    """Return the ids of the questions of a task that a finetune stage used; empty for other artifacts."""
+def _finetune_questions(artifact: Artifact, spec: str) -> set[str]:
+    """Return the content hashes of the rows of a finetune on a task; empty for other artifacts."""
     file = artifact.path / _TRAINING_ROWS
-    if artifact.manifest is None or artifact.manifest.config.get("task") != spec or not file.is_file():
+    tasks = artifact.manifest.config.get("task") if artifact.manifest else None
+    # A finetune may have several tasks: ids are unique within one of them only, so contents are compared.
+    if spec not in ([tasks] if isinstance(tasks, str) else tasks or ()) or not file.is_file():
         return set()
-    return {str(row.get("id")) for row in read_jsonl(file) if row.get("split") == "train"}
+    return {str(row.get("content")) for row in read_jsonl(file) if row.get("split") == "train"}

@@ -14,6 +14,8 @@ from meditron.store.results import Comparison, EvaluationResult
 from meditron.store.rubric_results import HumanAgreement, RubricScore
 
 __all__ = [
+    "JUDGES",
+    "METHOD",
     "MOST_ANSWERS",
     "AnswerView",
     "CriterionView",

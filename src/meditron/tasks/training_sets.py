@@ -11,7 +11,7 @@ from typing import Literal
 
 from meditron.core.console import warn
 from meditron.core.errors import InputError, SourceError
-from meditron.tasks.benchmarks import find_files, iterate_questions
+from meditron.tasks.benchmarks import BENCHMARKS, find_files, iterate_questions
 from meditron.tasks.file_task import open_file_task
 from meditron.tasks.question import Question
 from meditron.tasks.task import Split, SplitQuestions, Task
@@ -130,11 +130,17 @@ def parse_training_set(text: str, key: Literal["task", "rows"]) -> tuple[Trainin
     An entry without the name of a set is a reference itself.
 
     Raises:
-        ValueError: The set belongs to the other key, or it needs a folder or file and none is given.
+        ValueError: The set belongs to the other key, it needs a folder or file and none is given, or the
+            entry names a benchmark without a training set.
     """
     name, colon, reference = text.partition(":")
     known = TRAINING_SETS.get(name)
     if known is None:
+        if name in BENCHMARKS:
+            raise ValueError(
+                f"'{name}' is a benchmark, on which models are evaluated; training sets: "
+                f"{', '.join(each.name for each in _ALL if (each.kind == 'questions') == (key == 'task'))}"
+            )
         return None, text
     right_key = "task" if known.kind == "questions" else "rows"
     if right_key != key:

@@ -284,9 +284,6 @@ def select_examples(
     examples: list[Example] = []
     trained = 0
     for conversation in conversations:
-        # The limit counts training rows only, not held-out rows and rows that are too long.
-        if trained == limit:
-            break
         try:
             tokenized = tokenize_conversation(tokenizer, conversation.turns, template)
         except ValueError as error:
@@ -311,6 +308,10 @@ def select_examples(
                 conversation.id, source, split, conversation.content_sha256, conversation.turns, tokenized
             )
         )
+        # The limit counts training rows only, not held-out rows and rows that are too long. No row after the
+        # last one is read: a filter would count it.
+        if trained == limit:
+            break
     return examples
 
 

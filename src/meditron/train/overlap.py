@@ -89,9 +89,9 @@ class OverlapFilter:
             self._questions[task.name] += len(rows)
             questions += [IndexedQuestion.from_question(task.name, question) for question in rows]
             texts = [text for question in rows for text in (question.text, question.context)]
-            self._grams[task.name] = np.unique(
-                np.concatenate([np.zeros(1, np.uint64), *(_grams(text) for text in texts)])
-            )
+            # Two definitions of lm-eval may have one name: their questions count together.
+            known = self._grams.get(task.name, np.zeros(1, np.uint64))
+            self._grams[task.name] = np.unique(np.concatenate([known, *map(_grams, texts)]))
         self._index = QuestionIndex.build(questions) if "search" in self._rules else None
         self._counts: dict[str, _Counts] = {}
         self._overlaps: list[_Overlap] = []
@@ -178,10 +178,10 @@ class OverlapFilter:
         page.text(
             f"Rows that overlap with the questions of {questions} are left out; {LIST_FILE} lists them. Rule "
             "search: a row contains a question, also with edits or in part. Rule 8-grams: at least 80 % of "
-            "the 8-word sequences of a row's question are in the questions of one file."
+            "the 8-word sequences of a row's question are in the questions of one benchmark."
         )
         page.table(
-            ("source", "rows read", "left out", "by rule", "by file"),
+            ("source", "rows read", "left out", "by rule", "by benchmark"),
             [
                 (source, counts.read, counts.removed, _listed(counts.by_rule), _listed(counts.by_benchmark))
                 for source, counts in self._counts.items()

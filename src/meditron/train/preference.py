@@ -302,8 +302,6 @@ def _tokenize_pairs(
     pairs: list[tuple[Example, Example]] = []
     trained = 0
     for row in rows:
-        if trained == config.limit:
-            break
         try:
             both = [tokenize_conversation(tokenizer, turns, config.template) for turns in row.conversations]
         except ValueError as error:
@@ -323,6 +321,9 @@ def _tokenize_pairs(
             for kind, turns, tokenized in zip(("chosen", "rejected"), row.conversations, both, strict=True)
         )
         pairs.append((chosen, rejected))
+        # No pair after the last one is read: a filter would count it.
+        if trained == config.limit:
+            break
     return pairs
 
 

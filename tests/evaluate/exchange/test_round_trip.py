@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from api_server import running_server
 from meditron.core.errors import InputError, UsageError
 from meditron.evaluate.compare import compare_results
 from meditron.evaluate.config import EvalOptions
@@ -151,12 +152,24 @@ def test_every_eval_evers_schema_accepts_the_export_and_it_comes_back(
     assert difference.difference == 0
 
 
+def test_a_model_behind_a_server_is_not_exported_as_ones_own(questions: Path, tmp_path: Path) -> None:
+    options = EvalOptions(methods=("cot",), questions=3, max_tokens=8)
+    with running_server() as server:
+        _, rows = evaluate_on_task(f"api:{server.url}#toy", str(questions), options, out=tmp_path / "rows")
+    tasks = select_tasks(str(rows), tasks=[str(questions)])
+    files = export_every_eval_ever(tasks, tmp_path, NOW, model_id="lab/toy", organization="lab")
+    details = json.loads(files[0].read_text(encoding="utf-8"))["model_info"]["additional_details"]
+    assert details["deployment_type"] == "externally_managed"
+
+
 def test_the_hub_reads_the_exported_metadata(evaluated: Path, questions: Path, tmp_path: Path) -> None:
     tasks = select_tasks(str(evaluated), tasks=[str(questions)])
     files = export_hub(tasks, tmp_path, name="tiny", benchmarks={"drugs": "lab/drugs#default"})
     index, entries = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
     name, [result] = model_index_to_eval_results(index["model-index"])
     accuracy = sum(row.correct for row in rows_of(evaluated).values()) / 12
+    assert str(result.metric_name).count("95 % interval") == 1
+    assert str(result.metric_name).endswith("] %")
     assert (name, result.metric_value, result.dataset_name) == ("tiny", accuracy, tasks[0].task.title)
     assert "date" not in entries[0]  # rows do not record when the model answered
     [entry] = parse_eval_result_entries(entries)

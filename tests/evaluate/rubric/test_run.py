@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from api_server import Server, scripted_judge
 from meditron.core.errors import EngineError, InputError, UsageError
 from meditron.engine.torch_engine import TorchEngine
 from meditron.evaluate.config import EvalOptions, EvaluateConfig
+from meditron.evaluate.ranks import EvalRanks
 from meditron.evaluate.rows_file import read_rows
 from meditron.evaluate.rubric.rows import AnswerRow, JudgementRow, text_sha256
+from meditron.evaluate.rubric.run import RubricEvaluation
 from meditron.evaluate.stage import run
 from meditron.evaluate.standalone import evaluate_on_rubrics
 from meditron.model.weights import save_gguf
@@ -23,7 +26,7 @@ from meditron.release.quantize import quantize
 from meditron.store.manifest import Artifact
 from meditron.store.results import read_results
 from meditron.store.rubric_results import RubricScore
-from rubric_rows import names
+from rubric_rows import names, rubric_rows
 from tiny import tiny_hf
 
 ANSWERS, JUDGEMENTS, PAGE = "rubrics-hb.answers.jsonl", "rubrics-hb.judgements.jsonl", "rubrics-hb.html"
@@ -229,15 +232,35 @@ def test_answers_cannot_hide_markup_in_the_page(
     assert "&lt;script&gt;" in page
 
 
+def recorded(function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        calls.append(function.__name__)
+        return function(*arguments)
+
+    return call
+
+
 def test_the_stage_scores_and_compares_models(
-    corpus: Path, tiny: Path, other_tiny: Path, judge_server: Server, rubric_file: Path, tmp_path: Path
+    corpus: Path,
+    tiny: Path,
+    other_tiny: Path,
+    judge_server: Server,
+    rubric_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The judge decides by the answer's length, so that two models of random weights differ."""
+    # Ranks wait for each other in `gather`: none may wait while rank 0 lets a model write its open answers.
+    calls: list[str] = []
+    for owner, name in ((EvalRanks, "gather"), (RubricEvaluation, "answer")):
+        monkeypatch.setattr(owner, name, recorded(getattr(owner, name), calls))
     judge_server.text = scripted_judge(lambda answer, criterion: len(answer) % 3 == 0)
+    second_file = tmp_path / "second.jsonl"
+    second_file.write_text("\n".join(map(json.dumps, rubric_rows(4))), encoding="utf-8")
     config = EvaluateConfig.model_validate(
         {
             "models": ("base", "finetune"),
-            "rubrics": (str(rubric_file),),
+            "rubrics": (str(rubric_file), str(second_file)),
             "judges": (f"api:{judge_server.url}#judge",),
             "max_tokens": 8,
             "documents": 4,
@@ -245,15 +268,21 @@ def test_the_stage_scores_and_compares_models(
             "seed": 1,
         }
     )
-    paths = {"base": tiny, "finetune": other_tiny, "corpus": corpus, str(rubric_file): rubric_file}
+    files = {str(file): file for file in (rubric_file, second_file)}
+    paths = {"base": tiny, "finetune": other_tiny, "corpus": corpus} | files
     assert config.inputs().keys() == paths.keys()
     inputs = {name: Artifact(name, path, f"{name}'s digest") for name, path in paths.items()}
     out = tmp_path / "out"
     metrics = run(config, inputs, out)
+    assert calls[-2:] == ["answer"] * 2
+    assert {*calls[:-2]} == {"gather"}
     result = read_results(out)
     assert metrics["rubrics"].keys() == result.rubrics.keys() == {"base", "finetune"}
     scores = {name: by_set["hb"] for name, by_set in result.rubrics.items()}
-    [difference] = result.rubric_differences
+    assert {name: by_set["second"].n for name, by_set in result.rubrics.items()} == {"base": 4, "finetune": 4}
+    assert {len(score.judge_scores) for by_set in result.rubrics.values() for score in by_set.values()} == {1}
+    difference, second = result.rubric_differences
+    assert (second.task, second.n) == ("second", 4)
     assert (difference.a, difference.b, difference.n) == ("base", "finetune", 12)
     assert difference.difference == pytest.approx(scores["finetune"].mean - scores["base"].mean)  # type: ignore[operator]
     page = (out / "report.html").read_text(encoding="utf-8")

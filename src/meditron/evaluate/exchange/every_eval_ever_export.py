@@ -141,7 +141,7 @@ def _library(row: QuestionRow) -> dict[str, Any]:
 def _deployment(row: QuestionRow) -> str:
     if row.engine is None:
         return "unknown"
-    return "externally_managed" if row.model.startswith("api:") else "self_deployed"
+    return "externally_managed" if row.engine == "api" else "self_deployed"
 
 
 def _result_id(task: ExportedTask) -> str:

@@ -83,10 +83,9 @@ def export_hub(
 def _model_index_result(task: ExportedTask) -> "EvalResult":
     from huggingface_hub import EvalResult
 
-    opened, ends = task.task, task.interval
-    interval = (
-        f"95 % interval {number_format.interval(ends, number_format.percent)} %" if ends else "no interval"
-    )
+    opened = task.task
+    ends = number_format.interval(task.interval, number_format.percent)
+    interval = f"95 % interval {ends} %" if task.interval else ends
     return EvalResult(
         task_type="multiple-choice",
         task_name=task.name,
@@ -96,7 +95,7 @@ def _model_index_result(task: ExportedTask) -> "EvalResult":
         dataset_revision=task.setting.first.data_sha256,
         metric_type="accuracy",
         metric_value=task.accuracy,
-        metric_name=f"accuracy ({_notes(task)}), " + (f"95 % interval {interval} %" if ends else interval),
+        metric_name=f"accuracy ({_notes(task)}), {interval}",
     )
 
 
@@ -108,6 +107,5 @@ def _notes(task: ExportedTask) -> str:
 
 
 def _write_yaml(path: Path, value: object) -> None:
-
     with atomic_write(path, "w") as file:
         file.write(yaml.safe_dump(value, allow_unicode=True, sort_keys=False))

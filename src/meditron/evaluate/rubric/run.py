@@ -105,7 +105,7 @@ class RubricEvaluation:
         self._answers: dict[str, dict[str, list[AnswerRow]]] = {rubrics.name: {} for rubrics in self._sets}
         self._judgements: dict[tuple[str, str], list[list[list[JudgementRow]]]] = {}
         self._records: list[JudgeRecord] = []
-        self._own: dict[str, list[bool]] = {}
+        self._own: dict[tuple[str, str], list[bool]] = {}
 
     def __enter__(self) -> Self:
         for rubrics in self._sets:
@@ -148,7 +148,7 @@ class RubricEvaluation:
                         )
                         self._judgements.setdefault((rubrics.name, model), []).append(judgements)
                         own = is_own_judge(judge, answers[0])
-                        self._own.setdefault(model, []).append(own)
+                        self._own.setdefault((rubrics.name, model), []).append(own)
                         self._warn(judge, rubrics, model, judgements, own)
 
     def _warn(
@@ -228,7 +228,7 @@ class RubricEvaluation:
             groups=tuple(group_scores(answers, **bootstrap)),
             judges=tuple(self._records),
             aggregate=self._options.judge_aggregate,
-            judge_scores=tuple(judge_scores(answers, own=self._own[model], **bootstrap)),
+            judge_scores=tuple(judge_scores(answers, own=self._own[rubrics.name, model], **bootstrap)),
             judge_agreement=judge_agreement(answers, **bootstrap),
             human_agreement=compare_with_humans(answers, self._labels, **bootstrap) if self._labels else None,
             engine=first.engine,

@@ -16,7 +16,7 @@ from meditron.store.manifest import Artifact, InputRecord, Manifest
 from meditron.store.models import ModelFiles
 from meditron.store.results import EvaluationResult, read_results
 
-__all__ = ["CardFacts", "gather_facts"]
+__all__ = ["CardFacts", "finetuning_data", "gather_facts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,12 @@ class CardFacts:
     def dependencies(self, kind: str) -> list[Manifest]:
         """Return the stages of one kind among the model's dependencies."""
         return [stage for stage in self.chain.with_dependencies([self.model_stage]) if stage.kind == kind]
+
+
+def finetuning_data(stage: Manifest) -> tuple[str, ...]:
+    """Return the entries of a finetune's `task` and `rows`, as its recipe names them."""
+    entries = (stage.config.get(key) or () for key in ("task", "rows"))
+    return tuple(text for each in entries for text in ([each] if isinstance(each, str) else each))
 
 
 def gather_facts(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) -> CardFacts:

@@ -8,7 +8,7 @@ from meditron.core.units import format_bytes
 from meditron.release.card.facts import CardFacts
 from meditron.release.card.markdown import CardWriter
 from meditron.report import evaluation_tables as tables
-from meditron.report import methods, number_format
+from meditron.report import methods, number_format, rubrics
 from meditron.report.contamination import contamination_table
 from meditron.report.verdicts import describe_comparison
 
@@ -37,6 +37,9 @@ def add_evaluation(card: CardWriter, facts: CardFacts) -> None:
     }
     _add_table(card, tables.overview_table(result, facts.domains))
     _add_table(card, contamination_table(result))
+    for rubric_tables in rubrics.rubric_tables_by_set(result).values():
+        _add_table(card, rubric_tables[0])
+    _add_table(card, rubrics.rubric_difference_table(result.rubric_differences))
     _add_table(card, tables.stage_change_table(result, tables.parent_models(result, references)))
     _add_table(card, tables.difference_table(result.differences))
     of_model = [comparison for comparison in result.differences if comparison.b == facts.model_stage]
@@ -45,6 +48,8 @@ def add_evaluation(card: CardWriter, facts: CardFacts) -> None:
     _add_table(card, tables.rule_table(result))
     if result.tasks:
         card.text(methods.task_setup_sentences(result))
+    if result.rubrics:
+        card.text(f"{rubrics.METHOD} {rubrics.JUDGES}")
     card.text(methods.truncation_sentence(result) or "No prompt and no document was truncated.")
     card.text(f"{methods.PERPLEXITY} {methods.ACCURACY} {methods.BASELINES}")
     card.text(f"{methods.DIFFERENCE} {methods.VERDICT} {methods.evaluation_settings_sentence(result)}")

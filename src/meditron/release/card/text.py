@@ -6,7 +6,7 @@ from typing import Any
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.redaction import without_digest
 from meditron.core.units import format_bytes, format_duration
-from meditron.release.card.facts import CardFacts
+from meditron.release.card.facts import CardFacts, finetuning_data
 from meditron.release.card.markdown import CardWriter
 from meditron.release.card.results import add_energy, add_evaluation, add_files, add_provenance
 from meditron.release.card.usage import add_citation, add_prompts, add_run_commands
@@ -123,8 +123,8 @@ def _add_finetuning_rows(card: CardWriter, facts: CardFacts) -> None:
     rows = [
         (
             stage.name,
-            ", ".join(stage.metrics.get("data") or [stage.config["rows"]]),
-            (stage.metrics.get("task") or {}).get("licence") or stage.config.get("licence") or "not stated",
+            ", ".join(stage.metrics.get("data") or finetuning_data(stage)),
+            _finetuning_licences(stage),
             *(_format_count(stage.metrics["rows"].get(split)) for split in ("train", "heldout", "too-long")),
         )
         for stage in facts.lineage
@@ -133,6 +133,19 @@ def _add_finetuning_rows(card: CardWriter, facts: CardFacts) -> None:
     if rows:
         headers = ("stage", "data", "licence or terms", "train", "held out", "too long")
         card.table(headers, rows, "Rows of finetuning")
+
+
+def _finetuning_licences(stage: Manifest) -> str:
+    """Return the licences of a finetune's data: its training sets', its files of rows', or its task's.
+
+    With several sources, each licence is stated with the input that it applies to.
+    """
+    prefix = f"{stage.name}: "
+    own = {key.removeprefix(prefix): text for key, text in stage.licences.items() if key.startswith(prefix)}
+    if len(stage.metrics.get("data") or ()) > 1:
+        return ", ".join(f"{key}: {text}" for key, text in own.items()) or "not stated"
+    task = (stage.metrics.get("task") or {}).get("licence")
+    return task or stage.config.get("licence") or "not stated"
 
 
 def _add_licences(card: CardWriter, facts: CardFacts) -> None:

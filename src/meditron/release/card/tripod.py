@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from meditron.core.redaction import without_digest
 from meditron.core.units import format_duration
-from meditron.release.card.facts import CardFacts
+from meditron.release.card.facts import CardFacts, finetuning_data
 from meditron.release.card.markdown import CardWriter
 from meditron.report import methods, number_format
 from meditron.report.verdicts import describe_comparison
@@ -81,7 +81,7 @@ def _data_sources(facts: CardFacts) -> Answer:
         f"{name} (from {without_digest(str(s.get('from', '')))})" for name, s in facts.sources.items()
     ]
     tuning = [
-        f"{stage.name}: {stage.config.get('task') or stage.config.get('rows')}"
+        f"{stage.name}: {', '.join(finetuning_data(stage))}"
         for stage in facts.lineage
         if stage.kind == "finetune"
     ]
@@ -219,8 +219,17 @@ def _calculation(facts: CardFacts) -> Answer | None:
 def _assessors(facts: CardFacts) -> Answer | None:
     if facts.evaluation is None:
         return None
-    text = "No person assessed an answer: the program compares it with the gold option of the data."
-    return Answer(text, "evaluate/manifest.json: kind", complete=True)
+    texts = ["No person assessed an answer: the program compares it with the gold option of the data."]
+    if not facts.evaluation.rubrics:
+        return Answer(texts[0], "evaluate/manifest.json: kind", complete=True)
+    scores = [score for by_set in facts.evaluation.rubrics.values() for score in by_set.values()]
+    if not facts.evaluation.tasks:
+        texts.clear()
+    judges = ", ".join(dict.fromkeys(f"{j.name} (prompt {j.prompt})" for s in scores for j in s.judges))
+    texts.append(f"Open answers were judged by language models, criterion by criterion: {judges}.")
+    labelled = dict.fromkeys(s.human_agreement.labels for s in scores if s.human_agreement)
+    texts += [f"The verdicts were compared with people's, in the file {file}." for file in labelled]
+    return Answer(" ".join(texts), "results.json: rubrics, judges, human_agreement")
 
 
 def _compared(facts: CardFacts) -> Answer | None:
@@ -252,7 +261,7 @@ def _summarization(facts: CardFacts) -> Answer | None:
 def _tuning(facts: CardFacts) -> Answer | None:
     tuned = [stage for stage in facts.lineage if stage.kind == "finetune"]
     texts = [
-        f"{stage.name}: {stage.config.get('task') or stage.config.get('rows')}, template "
+        f"{stage.name}: {', '.join(finetuning_data(stage))}, template "
         f"{stage.config.get('template')}{_method(stage)}."
         for stage in tuned
     ]
@@ -292,6 +301,13 @@ def _performance(facts: CardFacts) -> Answer | None:
         f"{number_format.estimate(score.accuracy, score.interval, number_format.percent)}, "
         f"n = {number_format.count(score.n)}."
         for score in _model_scores(facts)
+    ]
+    rubrics = facts.evaluation.rubrics.get(facts.model_stage, {}) if facts.evaluation else {}
+    texts += [
+        f"{name}: rubric score {number_format.estimate(score.score, score.interval, number_format.percent)}, "
+        f"n = {number_format.count(score.n)}."
+        for name, score in rubrics.items()
+        if score.score is not None
     ]
     perplexities = facts.evaluation.perplexity.get(facts.model_stage, {}) if facts.evaluation else {}
     texts += [
