@@ -78,6 +78,12 @@ def test_an_unknown_method_is_named(meditron: Command, model: Path, questions: P
     assert "--method: no method 'options'; methods: loglikelihood, next-token" in completed.err
 
 
+def test_a_missing_model_is_an_error_before_the_hub_is_asked_for_the_questions(meditron: Command) -> None:
+    refused = meditron("evaluate", "missing.gguf", "--task", "medqa-4")
+    assert refused.code == 2
+    assert refused.err.splitlines()[0].startswith("meditron: error: missing.gguf: ")
+
+
 @pytest.mark.parametrize("words", [("--shots", "3.5"), ("--shots", "nan"), ("--batch-tokens", "0.9")])
 def test_a_fraction_is_no_whole_number(
     meditron: Command, model: Path, questions: Path, words: tuple[str, ...]

@@ -35,7 +35,7 @@ from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
 from meditron.store.results import EvaluationResult
 from meditron.tasks.question import Question
-from meditron.tasks.registry import open_task
+from meditron.tasks.registry import open_task, parse_task
 from meditron.tasks.rubrics import open_rubrics
 
 __all__ = ["Evaluation", "evaluate_against", "evaluate_on_rubrics", "evaluate_on_task", "run", "run_on"]
@@ -132,11 +132,13 @@ def evaluate_on_task(
         MeditronError: the model or its base was trained on the questions, or a score is infinite or NaN.
     """
     ranks = EvalRanks.of_job()
+    # Both names are checked before either is downloaded.
+    parse_task(task)
+    eval_model = _open_model(model, options) if isinstance(model, str) else model
     opened = open_task(task, corpus=corpus, template=template)
     shots_from = Path(options.shots_from) if options.shots_from else None
     eval_sets = EvalSet.from_task(opened, options, seed=seed, shots_from=shots_from)
     variants = [EvalVariants.of(eval_set, options, seed, shots_from) for eval_set in eval_sets]
-    eval_model = _open_model(model, options) if isinstance(model, str) else model
     path = (out or _default_folder(eval_model.name)) / rows_file_name(opened.name)
     # The end of the `with` block closes the engine, so its name and identity are read inside.
     with eval_model:
