@@ -146,15 +146,7 @@ def evaluate_on_task(
         # The rows file is named after the task and could be the question file itself, with `--out`.
         page = path.with_name(question_page_name(path.name))
         refuse_overwrite([path, page], [Path(task), *filter(None, [shots_from]), *eval_model.content_files])
-        with _locked_rows_file(path, QuestionRow, ranks) as file:
-            answers = [each.answer(eval_model, file) for each in variants]
-            _write_rows(file, [row for rows in answers for row in rows.all_rows()])
-            if ranks.is_main:
-                by_label = {
-                    eval_set.label: {eval_model.name: rows.published}
-                    for eval_set, rows in zip(eval_sets, answers, strict=True)
-                }
-                write_task_page(path.parent, eval_sets, by_label)
+        answers = _write_answers(eval_model, variants, path, ranks)
         identity = _identity_fields(eval_model, generates=eval_sets[0].method.generates)
     figures = _task_figures(
         eval_model,
@@ -165,6 +157,23 @@ def evaluate_on_task(
     )
     result = EvaluationResult(**figures, **identity, rows=path.name, seed=seed, resamples=options.resamples)
     return result, path
+
+
+def _write_answers(
+    model: EvalModel, variants: Sequence[EvalVariants], path: Path, ranks: EvalRanks
+) -> list[VariantRows]:
+    """Let a model answer all variants of a task; write the rows, and the page of the questions."""
+    with _locked_rows_file(path, QuestionRow, ranks) as file:
+        answers = [each.answer(model, file) for each in variants]
+        _write_rows(file, [row for rows in answers for row in rows.all_rows()])
+        if ranks.is_main:
+            sets = [each.published for each in variants]
+            by_label = {
+                eval_set.label: {model.name: rows.published}
+                for eval_set, rows in zip(sets, answers, strict=True)
+            }
+            write_task_page(path.parent, sets, by_label)
+    return answers
 
 
 def _identity_fields(model: EvalModel, *, generates: bool) -> dict[str, Any]:
@@ -312,7 +321,7 @@ def evaluate_on_rubrics(
     dtype = resolve_matrix_dtype(options.dtype)
     judges = []
     for spec in options.judges:
-        artifact = None if spec.startswith("api:") else Artifact(spec, resolve_model(spec).path, "")
+        artifact = None if spec.startswith(API_SCHEME) else Artifact(spec, resolve_model(spec).path, "")
         judges.append(open_judge(spec, options, artifact, dtype))
     folder = out or _default_folder(eval_model.name)
     paths = [folder / rubric_file_name(rubric_set.name, ending) for ending in (ANSWERS, JUDGEMENTS, PAGE)]
@@ -325,21 +334,11 @@ def evaluate_on_rubrics(
     with lock_rows_file(paths[0]), evaluation:
         with eval_model:
             evaluation.answer(eval_model)
-            answering = eval_model.answering(generates=True)
-            engine, answering_dtype = answering.engine_label, answering.dtype
-            provenance = answering.provenance
+            identity = _identity_fields(eval_model, generates=True)
         evaluation.judge()
         figures = evaluation.finish(())
-    name = eval_model.name
     result = EvaluationResult(
-        rubrics=figures.scores,
-        engines={name: engine},
-        identities={name: provenance} if provenance else {},
-        ancestry={name: training_data_record(eval_model)},
-        rows=paths[0].name,
-        dtype=answering_dtype,
-        seed=seed,
-        resamples=options.resamples,
+        rubrics=figures.scores, **identity, rows=paths[0].name, seed=seed, resamples=options.resamples
     )
     return result, paths[2]
 

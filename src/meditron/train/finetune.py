@@ -128,10 +128,7 @@ def _training_inputs(
         "answer_tokens": answer_tokens,
         "longest": max(len(example.tokenized_turns.ids) for example in examples),
         "fill": packed.fill_fraction,
-        "data": {
-            source.name: _rows_per_split(example for example in examples if example.source == source.name)
-            for source in sources
-        },
+        "data": _rows_per_source(sources, examples),
     }
     [task] = [source.task for source in sources] if len(sources) == 1 else [None]
     return TrainingInputs(
@@ -162,6 +159,14 @@ def _training_inputs(
             overlap=overlap,
         ),
     )
+
+
+def _rows_per_source(sources: Sequence[DataSource], examples: Sequence[Example]) -> dict[str, dict[str, int]]:
+    # A source of which no row is left has zeros.
+    return {
+        source.name: _rows_per_split(example for example in examples if example.source == source.name)
+        for source in sources
+    }
 
 
 def _rows_per_split(examples: Iterable[Example]) -> dict[str, int]:

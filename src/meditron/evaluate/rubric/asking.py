@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings:
-    """How models answer conversations."""
+    """Settings of the answers to conversations, equal for all models."""
 
     max_tokens: int
     temperature: float
