@@ -103,20 +103,7 @@ def answer_conversations(
     model = model.answering(generates=True)
     form = _conversation_form(model, plain=settings.plain)
     prompts = {row.id: _to_prompt(row.messages, form) for row in rubrics.rows}
-    drawn = {"seed": settings.seed} if settings.temperature > 0 else {}
-    cache_key = fingerprint(
-        {
-            **model.cache_identity,
-            **drawn,
-            "rubrics": [rubrics.name, rubrics.file_sha256],
-            # The groups of a local engine depend on the other rows.
-            **({} if isinstance(model, ApiModel) else {"rows": rubrics.rows_sha256}),
-            "form": form,
-            "temperature": settings.temperature,
-            "max_tokens": settings.max_tokens,
-            "group": _GROUP,
-        }
-    )
+    cache_key = _answers_key(model, rubrics, settings, form)
 
     def answer(group: Sequence[RubricRow]) -> Iterator[AnswerRow]:
         for row in group:
@@ -163,6 +150,24 @@ def answer_conversations(
         unit="answers",
     )
     return [rows[row.id, row.messages_sha256] for row in rubrics.rows]
+
+
+def _answers_key(model: EvalModel, rubrics: RubricSet, settings: AnswerSettings, form: str) -> str:
+    """Return the cache key of the answers: all that an answer depends on besides its own conversation."""
+    drawn = {"seed": settings.seed} if settings.temperature > 0 else {}
+    return fingerprint(
+        {
+            **model.cache_identity,
+            **drawn,
+            "rubrics": [rubrics.name, rubrics.file_sha256],
+            # The groups of a local engine depend on the other rows.
+            **({} if isinstance(model, ApiModel) else {"rows": rubrics.rows_sha256}),
+            "form": form,
+            "temperature": settings.temperature,
+            "max_tokens": settings.max_tokens,
+            "group": _GROUP,
+        }
+    )
 
 
 @dataclass(frozen=True)
