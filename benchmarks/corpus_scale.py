@@ -57,7 +57,9 @@ from meditron.corpus.config import CorpusConfig
 from meditron.store.manifest import Artifact
 configure(quiet=True)
 source, out, shard = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-keys = {"sources": {"cases": {"from": str(source)}}, "shard_documents": shard}
+# Made-up text has no function words.
+filters = {"min_stop_words": 0}
+keys = {"sources": {"cases": {"from": str(source)}}, "shard_documents": shard, "filters": filters}
 started = time.monotonic()
 run(CorpusConfig.model_validate(keys), {"cases": Artifact("cases", source, "0" * 64)}, out)
 usage = resource.getrusage(resource.RUSAGE_SELF)

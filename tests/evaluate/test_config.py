@@ -45,6 +45,15 @@ def test_batch_size_is_not_semantic() -> None:
         ({"models": ("base",), "methods": ("options",)}, "no method 'options'; methods: loglikelihood"),
         ({"models": ("base",), "methods": ("next-token", "next-token")}, "listed twice"),
         ({"models": ("base",), "shots_from": "examples.jsonl"}, "shots must be at least 1"),
+        ({"models": ("base",), "task_models": {"a.jsonl": ("base",)}}, "'a.jsonl' is not among the tasks"),
+        *(
+            ({"models": ("base",), "tasks": ("a.jsonl",), "task_models": {"a.jsonl": names}}, message)
+            for names, message in (
+                ((), "needs at least one model"),
+                (("base", "base"), "lists 'base' twice"),
+                (("pretrain",), "lists 'pretrain', which is not among the models"),
+            )
+        ),
         ({"models": ("base",), "seed": -1}, "greater than or equal to 0"),
     ],
 )

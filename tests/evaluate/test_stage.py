@@ -77,6 +77,27 @@ def test_the_stage_writes_every_measure_of_every_model(evaluate: Evaluate, tmp_p
     assert all(f"<legend>{model}</legend>" in questions for model in ("base", "finetune"))
 
 
+def test_a_task_is_answered_by_the_models_it_lists_alone(
+    evaluate: Evaluate, tiny: Path, other_tiny: Path, task_file: Path, tmp_path: Path
+) -> None:
+    models = {"base": tiny, "finetune.a": other_tiny, "finetune.b": other_tiny}
+    listed = ("finetune.b", "base")
+    result = evaluate(tmp_path / "out", models, fidelity=(), task_models={str(task_file): listed})
+    # Held-out text is scored with all models, in the order of `models`; the task is not.
+    assert list(result.perplexity) == list(models)
+    assert list(result.tasks) == ["base", "finetune.b"]
+    rows = read_rows(tmp_path / "out" / "drugs.jsonl", QuestionRow)
+    assert {row.model for row in rows} == set(listed)
+    of_tasks = [(d.a, d.b) for d in result.differences if d.task]
+    assert of_tasks == [("base", "finetune.b"), ("base (calibrated)", "finetune.b")]
+    page = (tmp_path / "out" / "questions-drugs.html").read_text(encoding="utf-8")
+    assert "<legend>finetune.b</legend>" in page
+    assert "<legend>finetune.a</legend>" not in page
+    # Scored by itself, the model has the same rows.
+    alone = evaluate(tmp_path / "all", models, fidelity=())
+    assert alone.tasks["finetune.b"]["drugs"].accuracy == result.tasks["finetune.b"]["drugs"].accuracy
+
+
 def every_figure_is_on_the_page(result: EvaluationResult, page: str) -> None:
     for scores in result.tasks.values():
         score = scores["drugs"]

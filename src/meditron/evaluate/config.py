@@ -222,6 +222,10 @@ class EvaluateConfig(EvalOptions, StageConfig):
     `mmlu-medical:FOLDER`), a multiple-choice task of lm-eval (`.yaml`), or a file of multiple-choice
     questions."""
 
+    task_models: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Models that answer a task, by the task as written in `tasks`; default: all models. For runs with one
+    finetuned model per benchmark."""
+
     rubrics: tuple[str, ...] = ()
     """Files of conversations with rubrics, in HealthBench's format; the models' answers are scored by
     `judges`."""
@@ -259,6 +263,19 @@ class EvaluateConfig(EvalOptions, StageConfig):
         return tasks
 
     @model_validator(mode="after")
+    def _task_models_are_known(self) -> Self:
+        for task, models in self.task_models.items():
+            if task not in self.tasks:
+                raise ValueError(f"task_models: '{task}' is not among the tasks")
+            if not models:
+                raise ValueError(f"task_models: '{task}' needs at least one model")
+            if repeated := _first_repeated(models):
+                raise ValueError(f"task_models: '{task}' lists '{repeated}' twice")
+            if unknown := [name for name in models if name not in self.models]:
+                raise ValueError(f"task_models: '{task}' lists '{unknown[0]}', which is not among the models")
+        return self
+
+    @model_validator(mode="after")
     def _rubrics_have_judges(self) -> Self:
         if self.rubrics and not self.judges:
             raise ValueError("judges: rubrics need at least one")
@@ -282,14 +299,23 @@ class EvaluateConfig(EvalOptions, StageConfig):
         """The engine of all models, which are local."""
         return None if self.engine == "api" else self.engine
 
-    def pairs(self) -> tuple[ModelPair, ...]:
-        """Return the pairs of models to compare, in the order of the report."""
+    def models_of(self, task: str) -> tuple[str, ...]:
+        """Return the models that answer a task, in the order of `models`; `task` as written in `tasks`."""
+        answering = self.task_models.get(task, self.models)
+        return tuple(name for name in self.models if name in answering)
+
+    def pairs(self, task: str | None = None) -> tuple[ModelPair, ...]:
+        """Return the pairs of models to compare, in the order of the report.
+
+        With `task`, the pairs on that task: of models that both answer it.
+        """
+        models = self.models if task is None else self.models_of(task)
         if self.differences is not None:
-            return self.differences
+            return tuple(p for p in self.differences if p.model in models and p.against in models)
         # First the total gain of every model over the first one (the base), then the gain of each stage.
-        first, *later = self.models
+        first, *later = models
         pairs = [(model, first) for model in later]
-        pairs += [(model, before) for before, model in pairwise(self.models)]
+        pairs += [(model, before) for before, model in pairwise(models)]
         # dict.fromkeys: for the second model both pairs are the same, so one is dropped.
         return tuple(ModelPair(model=model, against=against) for model, against in dict.fromkeys(pairs))
 

@@ -81,8 +81,9 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     }
     rubric_sets = [open_rubrics(inputs[name].path) for name in config.rubrics]
     # Checked before the scoring, which can take hours: scores on training data would be worthless.
-    for model in models.values():
-        refuse_trained_questions(model, _all_eval_sets(eval_sets))
+    for name, model in models.items():
+        answered = {spec: sets for spec, sets in eval_sets.items() if name in config.models_of(spec)}
+        refuse_trained_questions(model, _all_eval_sets(answered))
         refuse_trained_documents(model, documents)
         refuse_trained_conversations(model, rubric_sets)
     compared = refuse_training_overlap(corpus, documents)
@@ -185,7 +186,11 @@ def _measure_models(
     document_rows: dict[str, list[DocumentRow]] = {}
     answers: dict[str, dict[str, VariantRows]] = {e.label: {} for e in _all_eval_sets(eval_sets)}
     shots_from = _examples_file(config, inputs)
-    variants = [EvalVariants.of(e, config, config.seed or 0, shots_from) for e in _all_eval_sets(eval_sets)]
+    variants = [
+        (spec, EvalVariants.of(eval_set, config, config.seed or 0, shots_from))
+        for spec, task_sets in eval_sets.items()
+        for eval_set in task_sets
+    ]
     with ExitStack() as stack:
         text_file = stack.enter_context(RowsFile(out / PERPLEXITY, DocumentRow, ranks))
         task_files = {
@@ -196,7 +201,9 @@ def _measure_models(
             # Leaving the `with` block frees the weights before the next model is loaded.
             with model:
                 document_rows[name] = perplexity.score_documents(model, documents, config, text_file)
-                for each in variants:
+                for spec, each in variants:
+                    if name not in config.models_of(spec):
+                        continue
                     file = task_files[each.published.rows_file]
                     answers[each.published.label][name] = each.answer(model, file)
         text_file.rewrite_sorted(_chain_rows(document_rows.values()))
@@ -257,8 +264,7 @@ def _compute_result(
 ) -> EvaluationResult:
     """Compute all results of the evaluation from its rows."""
     seed, resamples = config.seed or 0, config.resamples
-    pairs = config.pairs()
-    differences = perplexity.compare_pairs(rows.documents, pairs, seed=seed, resamples=resamples)
+    differences = perplexity.compare_pairs(rows.documents, config.pairs(), seed=seed, resamples=resamples)
     corpora = corpus_records(models.values())
     tasks: dict[str, dict[str, TaskScore]] = {}
     baselines: dict[str, dict[str, Baseline]] = {}
@@ -268,7 +274,7 @@ def _compute_result(
         figures = accuracy.compute_figures(
             eval_set,
             {name: answers.published for name, answers in rows.answers[eval_set.label].items()},
-            pairs,
+            config.pairs(spec),
             training,
             groups,
             seed=seed,

@@ -223,13 +223,13 @@ def _estimate_evaluate(recipe: Recipe, spec: StageSpec) -> Estimate:
     config = spec.config
     assert isinstance(config, EvaluateConfig)  # noqa: S101
     sources = len(recipe.stages["corpus"].config.document_inputs()) if "corpus" in recipe.stages else 1
-    per_model = sources * config.documents * min(config.document_tokens, 2 * _DOCUMENT_TOKENS)
-    generated = 0
+    documents = sources * config.documents * min(config.document_tokens, 2 * _DOCUMENT_TOKENS)
+    tokens, generated = documents * len(config.models), 0
     for task in config.tasks:
         prompts, samples = _task_tokens(config, task)
-        per_model += prompts
-        generated += samples * len(config.models)
-    tokens = per_model * len(config.models) + generated
+        models = len(config.models_of(task))
+        tokens += (prompts + samples) * models
+        generated += samples * models
     tokens += 2 * len(config.fidelity) * sources * config.fidelity_documents * _DOCUMENT_TOKENS
     model = model_config(recipe, spec)
     if model is None:
