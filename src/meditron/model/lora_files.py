@@ -70,6 +70,8 @@ def save_adapter(
         .contiguous()
         for name in sorted(tensors)
     }
+    if EMBEDDING in tensors and HEAD not in tensors:  # peft reads a tied head too
+        stored[_PREFIX + HEAD] = stored[_PREFIX + EMBEDDING].clone()
     with atomic_write(folder / _WEIGHTS) as file:
         file.write(safetensors.torch.save(stored, {"format": "pt"}))
     # The config comes last, so a folder with a config has its weights.
@@ -93,9 +95,12 @@ def save_adapter(
 
 def _whole_modules(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the settings with which peft replaces the embedding and the head by the stored ones."""
-    modules = [name.split(".")[-2] for name in (EMBEDDING, HEAD) if name in tensors]
-    # Without the second setting peft would leave the head of a tied model as it was.
-    return {"modules_to_save": modules, "ensure_weight_tying": HEAD not in tensors} if modules else {}
+    if EMBEDDING not in tensors:
+        return {}
+    if HEAD in tensors:
+        return {"modules_to_save": ["embed_tokens", "lm_head"]}
+    # Without the second setting peft would leave a tied head as it was.
+    return {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
 
 
 def read_adapter(folder: Path, shape: LlamaConfig) -> Adapter:
