@@ -90,7 +90,7 @@ def test_added_tokens_are_shown_and_kept_by_later_stages(meditron: Command, fold
     recipe.write_text(text.replace('"meditron"', f'"meditron"\nadded_tokens = {json.dumps(CHAT)}'))
     view = json.loads(meditron("inspect", recipe, "--out", folder / "runs", "--json").out)
     first, second = view["inside"]
-    assert first["added_tokens"] == {"<|im_start|>": 320, "<|im_end|>": 321}
+    assert first["facts"]["added_tokens"] == {"<|im_start|>": 320, "<|im_end|>": 321}
     assert second["rows"][0]["ids"] == first["rows"][1]["ids"]
     assert second["rows"][0]["ids"].count(320) == 2
     recipe.write_text(text)
