@@ -8,6 +8,7 @@ import pytest
 from command import Command
 from meditron.recipe import load_recipe, run_recipe
 from meditron.store.jsonl import JsonlWriter, read_jsonl
+from tiny import CHAT, tiny_hf
 from train.world import make_answers
 
 RECIPE = """
@@ -80,6 +81,22 @@ def test_the_rows_are_those_of_the_training(meditron: Command, folder: Path) -> 
     assert (training["task"], training["prompt_template"]) == ("exam", "letters")
     assert len(training["questions"]) == metrics["data"]["exam"]["train"]
     assert training["texts"]
+
+
+def test_added_tokens_are_shown_and_kept_by_later_stages(meditron: Command, folder: Path) -> None:
+    tiny_hf(folder / "plain", tied=True)
+    recipe = folder / "added.toml"
+    text = RECIPE.format(folder=folder).replace("/base", "/plain")
+    recipe.write_text(text.replace('"meditron"', f'"meditron"\nadded_tokens = {json.dumps(CHAT)}'))
+    view = json.loads(meditron("inspect", recipe, "--out", folder / "runs", "--json").out)
+    first, second = view["inside"]
+    assert first["facts"]["added_tokens"] == {"<|im_start|>": 320, "<|im_end|>": 321}
+    assert second["rows"][0]["ids"] == first["rows"][1]["ids"]
+    assert second["rows"][0]["ids"].count(320) == 2
+    recipe.write_text(text)
+    error = meditron("inspect", recipe, "--out", folder / "runs").err
+    assert "the template 'meditron' needs the token <|im_start|>" in error
+    assert 'added_tokens = ["<|im_start|>", "<|im_end|>"]' in error
 
 
 def test_what_cannot_be_shown_is_an_error(meditron: Command, folder: Path) -> None:

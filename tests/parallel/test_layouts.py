@@ -126,7 +126,7 @@ def models(tmp_path_factory):
     return make_models(tmp_path_factory.mktemp("models"))
 
 
-def make_dataset(steps=STEPS):
+def make_dataset(steps=STEPS, vocabulary=131):
     class Documents(list):
         @property
         def sizes(self):
@@ -134,7 +134,7 @@ def make_dataset(steps=STEPS):
 
     random = np.random.default_rng(1)
     documents = Documents(
-        np.append(random.integers(1, 131, size=random.integers(2, 40)), 0) for _ in range(60)
+        np.append(random.integers(1, vocabulary, size=random.integers(2, 40)), 0) for _ in range(60)
     )
     return Mixture({"text": documents}, None, sequence_length=LENGTH, samples=steps * BATCH, seed=5)
 

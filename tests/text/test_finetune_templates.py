@@ -200,7 +200,7 @@ def test_a_template_that_refuses_a_lone_system_message_works(small: Tokenizer) -
 def test_a_vocabulary_without_the_templates_tokens_is_refused(tmp_path) -> None:
     bare = Tokenizer.from_hf(tiny_hf(tmp_path / "tiny"))
     for template in ("meditron", "chatml"):
-        with pytest.raises(UsageError, match=f"'{template}' needs the token <.im_end.>"):
+        with pytest.raises(UsageError, match=f"'{template}' needs the token <.im_start.>"):
             tokenize_conversation(bare, CONVERSATION, template)
     with pytest.raises(UsageError, match="no chat template"):
         tokenize_conversation(bare, CONVERSATION, "tokenizer")

@@ -17,6 +17,7 @@ from meditron.store.models import resolve_model
 from meditron.text.finetune_templates import with_chat_template
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.examples import example_row
+from meditron.train.extended_vocabulary import added_token_ids, training_tokenizer
 from meditron.train.finetune_config import FinetuneConfig
 from meditron.train.finetune_data import open_data, tokenize_source
 
@@ -50,12 +51,15 @@ def view_recipe_rows(path: Path, row_filter: RowFilter, out: Path) -> View:
 def _view_stage_rows(
     recipe: Recipe, spec: StageSpec, config: FinetuneConfig, row_filter: RowFilter, out: Path
 ) -> View:
+    facts: dict[str, Any]
     facts = {"stage": spec.name, "template": config.template, "sequence_length": config.sequence_length}
     if config.method == "dpo":
         return View(
             "recipe", spec.name, facts | {"note": "pairs of method dpo are shown when they are built"}
         )
-    tokenizer = _stage_tokenizer(recipe, spec)
+    tokenizer = training_tokenizer(config, _base_tokenizer(recipe, spec))
+    if ids := added_token_ids(config, tokenizer):
+        facts["added_tokens"] = ids
     paths = {
         key: _local_path(recipe, spec, reference, out)
         for key, reference in spec.config.inputs().items()
@@ -72,19 +76,18 @@ def _view_stage_rows(
     return View("rows", spec.name, facts, rows)
 
 
-def _stage_tokenizer(recipe: Recipe, spec: StageSpec) -> Tokenizer:
-    """Return the tokenizer with which a stage trains: that of the base, through the stages before it."""
+def _base_tokenizer(recipe: Recipe, spec: StageSpec) -> Tokenizer:
+    """Return the tokenizer of the model that a stage starts from, through the stages before it."""
     reference = resolve_reference(recipe, spec, spec.config.inputs()["base"])
     if reference.stage is None:
         return model_tokenizer(resolve_model(str(reference.source)))
     before = recipe.stages[reference.stage]
-    tokenizer = _stage_tokenizer(recipe, before)
-    # A finetune exports its chat template, which `template = "tokenizer"` of the next one reads.
-    return (
-        with_chat_template(tokenizer, before.config.template)
-        if isinstance(before.config, FinetuneConfig)
-        else tokenizer
-    )
+    tokenizer = _base_tokenizer(recipe, before)
+    if not isinstance(before.config, FinetuneConfig):
+        return tokenizer
+    # A finetune exports its added tokens, and its chat template, which `template = "tokenizer"` of the next
+    # one reads.
+    return with_chat_template(training_tokenizer(before.config, tokenizer), before.config.template)
 
 
 def _local_path(recipe: Recipe, spec: StageSpec, text: str, out: Path) -> Path:

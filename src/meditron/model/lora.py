@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 from meditron.model.lora_config import LoraConfig
+from meditron.model.new_tokens import EMBEDDING, HEAD
 from meditron.model.tensors import parameter_shapes
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "freeze_weights",
     "initial_adapter",
     "initialize_adapters",
+    "trained_shapes",
+    "widen_embeddings",
 ]
 
 
@@ -58,8 +61,9 @@ class LoraLinear(nn.Linear):
 def add_adapters(llama: Llama, config: LoraConfig, dtype: torch.dtype) -> None:
     """Freeze a model, and give the configured matrices of its blocks adapters that are zero.
 
-    Adapters have the given dtype, and the device of their weights. Before a forward pass both must have one
-    dtype; an optimizer's masters are made from the adapters' first.
+    Adapters, and the embedding and the head if they are trained, get the given dtype; adapters have the
+    device of their weights. Before a forward pass all must have one dtype; an optimizer's masters are made
+    from the trained parameters first.
     """
     for block in llama.blocks():
         for part in (block.self_attn, block.mlp):
@@ -67,13 +71,23 @@ def add_adapters(llama: Llama, config: LoraConfig, dtype: torch.dtype) -> None:
                 if name in config.modules:
                     assert isinstance(module, nn.Linear)  # noqa: S101 (for the type checker)
                     setattr(part, name, LoraLinear(module, config, dtype))
-    freeze_weights(llama)
+    widen_embeddings(llama, config, dtype)
+    freeze_weights(llama, config)
 
 
-def freeze_weights(llama: Llama) -> None:
-    """Freeze all parameters except adapters."""
+def widen_embeddings(llama: Llama, config: LoraConfig, dtype: torch.dtype) -> None:
+    """Convert the embedding and the head to `dtype` if they are trained."""
+    if config.embeddings:
+        llama.model.embed_tokens.to(dtype)
+        if llama.lm_head is not None:
+            llama.lm_head.to(dtype)
+
+
+def freeze_weights(llama: Llama, config: LoraConfig) -> None:
+    """Freeze all parameters except adapters, and the embedding and the head if they are trained."""
+    trained = (EMBEDDING, HEAD) if config.embeddings else ()
     for name, parameter in llama.named_parameters():
-        parameter.requires_grad_(_is_adapter(name))
+        parameter.requires_grad_(_is_adapter(name) or name in trained)
 
 
 def initialize_adapters(llama: Llama, seed: int) -> None:
@@ -110,6 +124,12 @@ def adapter_shapes(shape: LlamaConfig, config: LoraConfig) -> dict[str, tuple[in
         a, b = adapter_names(name)
         shapes |= {a: (config.rank, inputs), b: (outputs, config.rank)}
     return shapes
+
+
+def trained_shapes(shape: LlamaConfig, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every trained parameter by name: A and B, and the embedding and head if trained."""
+    whole = {name: size for name, size in parameter_shapes(shape).items() if name in (EMBEDDING, HEAD)}
+    return adapter_shapes(shape, config) | (whole if config.embeddings else {})
 
 
 def _adapted_matrices(shape: LlamaConfig, config: LoraConfig) -> dict[str, tuple[int, int]]:

@@ -28,6 +28,9 @@ class LoraConfig(Config):
     modules: Annotated[tuple[LoraModule, ...], Field(min_length=1)] = LORA_MODULES
     """Matrices of every block that are adapted; by default all seven."""
 
+    embeddings: bool = False
+    """Train the embedding and the head too, whole and not by adapters. Always done if tokens are added."""
+
     @model_validator(mode="after")
     def _check_modules(self) -> Self:
         """Refuse a matrix that is named twice."""

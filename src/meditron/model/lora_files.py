@@ -17,6 +17,7 @@ from meditron.model.config import LlamaConfig
 from meditron.model.gguf_weights import encode_floats, gguf_tensor_name, to_gguf_row_order
 from meditron.model.lora import adapter_shapes
 from meditron.model.lora_config import LORA_MODULES, LoraConfig
+from meditron.model.new_tokens import EMBEDDING, HEAD
 from meditron.model.tensors import check_tensors
 from meditron.store.files import atomic_write, read_json, write_json
 from meditron.store.gguf import write_gguf
@@ -34,7 +35,6 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "fan_in_fan_out": (None, False),
     "bias": (None, "none"),
     "lora_bias": (None, False),
-    "modules_to_save": (None, []),
     "rank_pattern": (None, {}),
     "alpha_pattern": (None, {}),
     "layers_to_transform": (None, []),
@@ -58,14 +58,20 @@ def save_adapter(
 
     Args:
         folder: The folder to write to.
-        tensors: A and B by the names of `adapter_names`.
+        tensors: A and B by the names of `adapter_names`; if the embedding and the head are trained, these
+            by HF's names (a tied head has none).
         config: The adapters' config.
         base: `org/name` of the base model on the Hugging Face hub; None if it is not there.
     """
     stored = {
-        f"{_PREFIX}{name}.weight": tensors[name].detach().to("cpu", torch.float32).contiguous()
+        f"{_PREFIX}{name.removesuffix('.weight')}.weight": tensors[name]
+        .detach()
+        .to("cpu", torch.float32)
+        .contiguous()
         for name in sorted(tensors)
     }
+    if EMBEDDING in tensors and HEAD not in tensors:  # peft reads a tied head too
+        stored[_PREFIX + HEAD] = stored[_PREFIX + EMBEDDING].clone()
     with atomic_write(folder / _WEIGHTS) as file:
         file.write(safetensors.torch.save(stored, {"format": "pt"}))
     # The config comes last, so a folder with a config has its weights.
@@ -79,11 +85,22 @@ def save_adapter(
             "lora_alpha": config.alpha,
             "lora_dropout": config.dropout,
             "target_modules": sorted(config.modules),
+            **_whole_modules(tensors),
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
         },
     )
+
+
+def _whole_modules(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the settings with which peft replaces the embedding and the head by the stored ones."""
+    if EMBEDDING not in tensors:
+        return {}
+    if HEAD in tensors:
+        return {"modules_to_save": ["embed_tokens", "lm_head"]}
+    # Without the second setting peft would leave a tied head as it was.
+    return {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
 
 
 def read_adapter(folder: Path, shape: LlamaConfig) -> Adapter:
@@ -113,6 +130,13 @@ def _read_config(path: Path) -> LoraConfig:
     content = read_json(path)
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
         raise InputError(path, "not the config of a LoRA adapter of peft")
+    if content.get("modules_to_save"):
+        raise InputError(
+            path,
+            "has a trained embedding, which an adapter in a GGUF file cannot have",
+            place="modules_to_save",
+            hint="convert the merged model in the folder above",
+        )
     for key, neutral in _NEUTRAL.items():
         if content.get(key) not in neutral:
             raise InputError(path, f"{key} = {content[key]!r} is not supported", place=key)

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meditron.model.llama import Llama
-from meditron.model.lora import freeze_weights, initialize_adapters
+from meditron.model.lora import add_adapters, freeze_weights, initialize_adapters, widen_embeddings
 from meditron.model.lora_config import LORA_MODULES, LoraConfig
+from meditron.model.new_tokens import NewTokens
 from meditron.model.weights import open_weights
 from meditron.store.models import ModelFiles
 
@@ -31,7 +32,7 @@ __all__ = [
     "dequantize",
     "dequantize_with_bitsandbytes",
     "dynamic_code",
-    "load_quantized",
+    "load_with_adapters",
     "quantize",
     "quantize_blocks",
     "quantized_layers",
@@ -154,10 +155,11 @@ def quantize_blocks(llama: Llama, adapter: LoraConfig, dtype: torch.dtype) -> No
                         else NF4Linear(module)
                     )
                     setattr(part, name, adapted)
-    freeze_weights(llama)
+    widen_embeddings(llama, adapter, dtype)
+    freeze_weights(llama, adapter)
 
 
-def load_quantized(
+def load_with_adapters(
     model: ModelFiles,
     adapter: LoraConfig,
     *,
@@ -165,21 +167,25 @@ def load_quantized(
     adapter_dtype: torch.dtype,
     seed: int,
     device: torch.device,
+    quantized: bool,
+    new_tokens: NewTokens | None = None,
 ) -> Llama:
-    """Load a model with the matrices of its blocks in NF4; memory holds one more matrix in full.
+    """Load a model with adapters on frozen weights; memory holds one more matrix in full.
 
     Args:
         model: The files of the model.
         adapter: Config of the adapters that the model gets, with their values before the first step.
-        dtype: Dtype of the embedding, the norms and the head.
-        adapter_dtype: Dtype of the adapters.
+        dtype: Dtype of the frozen weights.
+        adapter_dtype: Dtype of the adapters, and of the embedding and the head if they are trained.
         seed: Seed of the adapters, and of the weights of a preset.
         device: Device of the model.
+        quantized: Keep the matrices of the blocks in NF4.
+        new_tokens: Tokens that are added to the vocabulary.
     """
-    with open_weights(model, seed=seed) as (shape, weights):
+    with open_weights(model, seed=seed, new_tokens=new_tokens) as (shape, weights):
         with torch.device("meta"):
             llama = Llama(shape).to(dtype)
-        quantize_blocks(llama, adapter, adapter_dtype)
+        (quantize_blocks if quantized else add_adapters)(llama, adapter, adapter_dtype)
         llama.to_empty(device=device)
         with torch.no_grad():
             for name, parameter in llama.named_parameters():

@@ -12,6 +12,7 @@ from meditron.model.gguf_weights import GGUFWeights, read_gguf_config, save_gguf
 from meditron.model.hf_weights import HFWeights, read_hf_config, save_hf
 from meditron.model.llama import Llama
 from meditron.model.megatron_weights import MegatronCheckpoint, MegatronWeights
+from meditron.model.new_tokens import ExtendedWeights, NewTokens, extended_config
 from meditron.model.presets import find_preset
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles, resolve_model
@@ -25,6 +26,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    new_tokens: NewTokens | None = None,
 ) -> Llama:
     """Load a model from an HF folder, a GGUF file (dequantized), a checkpoint or a preset (`init:tiny`).
 
@@ -36,13 +38,14 @@ def load_model(
         dtype: The dtype of all weights.
         seed: The seed of a preset whose name has no seed (`init:tiny`, unlike `init:tiny:1`).
         device: The device of all weights.
+        new_tokens: Tokens that are added to the vocabulary.
 
     Raises:
         InputError: a file is damaged, its architecture is not supported, or its tensors do not match its
             config.
         SourceError: there is no such model.
     """
-    with open_weights(model, seed=seed) as (config, weights):
+    with open_weights(model, seed=seed, new_tokens=new_tokens) as (config, weights):
         # The meta device allocates no memory for default weights; `assign` makes the loaded tensors the
         # parameters.
         with torch.device("meta"):
@@ -55,14 +58,23 @@ def load_model(
 
 @contextmanager
 def open_weights(
-    model: ModelFiles | Path | str, *, seed: int = 0
+    model: ModelFiles | Path | str, *, seed: int = 0, new_tokens: NewTokens | None = None
 ) -> Iterator[tuple[LlamaConfig, Mapping[str, Tensor]]]:
     """Open a model's config and its weights by HF's names; each weight is read when it is accessed.
 
     Weights are as stored (an HF folder, a Megatron-LLM checkpoint), dequantized to fp32 (a GGUF file) or
-    random (a preset, the only form that is in memory as a whole). Errors are those of `load_model`.
+    random (a preset, the only form that is in memory as a whole). With `new_tokens`, embedding and head have
+    rows for them. Errors are those of `load_model`.
     """
-    files = _resolve_files(model)
+    with _open_stored_weights(_resolve_files(model), seed) as (config, weights):
+        if new_tokens is None:
+            yield config, weights
+        else:
+            yield extended_config(config, new_tokens), ExtendedWeights(weights, new_tokens)
+
+
+@contextmanager
+def _open_stored_weights(files: ModelFiles, seed: int) -> Iterator[tuple[LlamaConfig, Mapping[str, Tensor]]]:
     if files.kind == "init":
         (config, _), preset_seed = find_preset(files.spec)
         initialized = Llama(config)

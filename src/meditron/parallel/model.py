@@ -169,7 +169,7 @@ class ShardedModel:
                 stage.tp_layout = layout
                 if adapter is not None:
                     # torch's styles make new parameters of the norms, which are not frozen.
-                    freeze_weights(stage.llama)
+                    freeze_weights(stage.llama, adapter)
             random = adapter is not None and adapter.dropout > 0
             apply_activation_checkpointing(stage.llama, layout.config.activation_checkpointing, random=random)
             prepare_blocks(stage.llama)

@@ -50,6 +50,8 @@ class FinetuneMethod:
     """Rank of the adapters."""
     modules: tuple[LoraModule, ...] = LORA_MODULES
     """Matrices with an adapter."""
+    embeddings: bool = False
+    """Adapters only: the embedding and the head are trained too."""
 
 
 class Memory(NamedTuple):
@@ -158,7 +160,11 @@ def _block_matrices(config: LlamaConfig, tp: int) -> float:
 def _adapter_parameters(
     config: LlamaConfig, layout: LayoutShape, pp_rank: int, method: FinetuneMethod
 ) -> int:
-    """Return a rank's parameters of adapters on the matrices of its blocks: rank · (rows + columns) each."""
+    """Return a rank's trained parameters beside frozen ones.
+
+    These are adapters on the matrices of its blocks, rank · (rows + columns) each, and the embedding and the
+    head if they are trained.
+    """
     if method.name == "full":
         return 0
     width, mlp = config.hidden_size, config.intermediate_size
@@ -171,6 +177,11 @@ def _adapter_parameters(
     }
     sides = sum(sides_by_module[module] for module in method.modules)
     whole = method.rank * sides * len(_blocks(config, layout, pp_rank))
+    if method.embeddings:
+        stages = rank_stages(layout.pp, pp_rank, layout.schedule)
+        ends = (0 in stages) + (layout.stages - 1 in stages)
+        tables = 1 if config.tie_word_embeddings and ends else ends
+        whole += tables * config.vocab_size * width
     return -(-whole // (layout.tp * layout.dp_shard))
 
 

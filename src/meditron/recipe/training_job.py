@@ -63,7 +63,10 @@ def _method(config: TrainingConfig) -> FinetuneMethod:
     if config.adapter is None:
         return FinetuneMethod()
     name: MethodName = "qlora" if config.quantized else "lora"
-    return FinetuneMethod(name=name, rank=config.adapter.rank, modules=config.adapter.modules)
+    adapter = config.adapter
+    return FinetuneMethod(
+        name=name, rank=adapter.rank, modules=adapter.modules, embeddings=adapter.embeddings
+    )
 
 
 def _base_config(recipe: Recipe, name: str) -> LlamaConfig:

@@ -11,6 +11,7 @@ in which the two tokenizations differ. A token that spans the border belongs to 
 character of an answer is in the loss.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -37,7 +38,8 @@ __all__ = [
     "with_chat_template",
 ]
 
-_TURN_END = "<|im_end|>"
+_TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
+"""The tokens of `chatml` and `meditron` that begin and end a turn."""
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
     "'<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -236,15 +238,20 @@ def _pieces_of_template(
 
 def _template_source(tokenizer: "Tokenizer", template: str) -> str:
     if template in _JINJA_TEMPLATES:
-        if tokenizer.encode(_TURN_END, special=True, bos=False)[-1] not in tokenizer.stop_ids:
+        if missing := [token for token in _TURN_TOKENS if not _is_special(tokenizer, token)]:
             raise UsageError(
-                f"the template '{template}' needs the token {_TURN_END}, which the model's tokenizer lacks",
-                hint=f'set template = "{NO_TEMPLATE}"',
+                f"the template '{template}' needs the token {missing[0]}, which the model's tokenizer lacks",
+                hint=f'set added_tokens = {json.dumps(_TURN_TOKENS)}, or template = "{NO_TEMPLATE}"',
             )
         return _JINJA_TEMPLATES[template]
     if tokenizer.chat_template is None:
         raise UsageError("the model has no chat template", hint=f'set template = "{NO_TEMPLATE}"')
     return tokenizer.chat_template
+
+
+def _is_special(tokenizer: "Tokenizer", token: str) -> bool:
+    ids = tokenizer.encode(token, special=True, bos=False)
+    return len(ids) == 1 and ids[0] in tokenizer.special_ids
 
 
 def _render_turns(

@@ -3,8 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["STOP_TOKENS_OF_LLAMACPP", "SpecialTokens", "end_of_text_token", "stop_tokens"]
+__all__ = [
+    "MAX_ADDED_TOKENS",
+    "STOP_TOKENS_OF_LLAMACPP",
+    "SpecialTokens",
+    "end_of_text_token",
+    "stop_tokens",
+    "token_text_problem",
+]
 
+MAX_ADDED_TOKENS = 1 << 16
+"""Maximum number of tokens that a finetune adds; published vocabularies have a few hundred special tokens."""
+_MAX_CHARACTERS = 256
 # Names of end-of-text tokens, tried before EOS, because the EOS token of a chat model often ends a turn.
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
 # Tokens at which llama.cpp stops generating, whatever their type (`special_eog_ids` in src/llama-vocab.cpp).
@@ -69,3 +79,18 @@ def stop_tokens(control: Mapping[str, int], special: SpecialTokens) -> frozenset
     named = {control[name] for name in (*STOP_TOKENS_OF_LLAMACPP, *_FURTHER_STOP_TOKENS) if name in control}
     eos = set() if special.eos is None else {special.eos}
     return frozenset(named | eos | special.further_stop_ids)
+
+
+def token_text_problem(token: str) -> str | None:
+    """Return the reason why a text cannot be a special token; None if it can."""
+    if not token:
+        return "is empty"
+    if not token.strip():
+        return "is whitespace only"
+    if token != token.strip():
+        return "begins or ends with whitespace, which chat templates remove"
+    if len(token) > _MAX_CHARACTERS:
+        return f"has more than {_MAX_CHARACTERS} characters"
+    if not token.isprintable():  # line breaks, control characters, and code points without a character
+        return "has a character that cannot be printed"
+    return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from meditron.core.console import info, warn
 from meditron.core.errors import RecipeError
 from meditron.model.llama import Llama
+from meditron.model.new_tokens import NewTokens
 from meditron.model.presets import model_tokenizer
 from meditron.parallel.layout import Layout
 from meditron.parallel.world import current_world
@@ -25,6 +26,12 @@ from meditron.text.tokenizer import Tokenizer
 from meditron.train import preference
 from meditron.train.data_identity import hex_digest, passage_hashes
 from meditron.train.examples import FILE_NAME, SPLITS, Example, write_rows
+from meditron.train.extended_vocabulary import (
+    added_token_ids,
+    count_added_tokens,
+    training_tokenizer,
+    warn_of_unused_tokens,
+)
 from meditron.train.finetune_config import FinetuneConfig
 from meditron.train.finetune_data import DataSource, open_data, tokenize_source
 from meditron.train.heldout_loss import conversation_loss
@@ -56,10 +63,11 @@ def run(config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path) -> di
 
     Returns:
         The metrics of `pretrain.run`, and `rows` (number of rows trained on, held out, too long), `data` (the
-        same by source), `overlap` (rows left out, if files of questions are given), `answer_tokens` (targets
-        of an epoch), `longest` (tokens of the longest row), `fill` (fraction of the packed sequences that is
-        not padding), `task` (name, version, template, licence). With DPO `pairs` (number by split), `margin`
-        (of held-out pairs, [before, after]) and `preferred` (fraction of them with a margin above zero).
+        same by source), `added_tokens` (their ids, and how often rows contain them), `overlap` (rows left
+        out, if files of questions are given), `answer_tokens` (targets of an epoch), `longest` (tokens of the
+        longest row), `fill` (fraction of the packed sequences that is not padding), `task` (name, version,
+        template, licence). With DPO `pairs` (number by split), `margin` (of held-out pairs, [before, after])
+        and `preferred` (fraction of them with a margin above zero).
 
     Raises:
         InputError: A row is not a conversation with an answer, a training question is also a test question,
@@ -103,7 +111,8 @@ def _overlap_filter(config: FinetuneConfig, inputs: Mapping[str, Artifact]) -> "
 def _training_inputs(
     config: FinetuneConfig, inputs: Mapping[str, Artifact], out: Path, overlap: "OverlapFilter | None"
 ) -> TrainingInputs:
-    tokenizer = model_tokenizer(resolve_model(inputs["base"].spec))
+    base_tokenizer = model_tokenizer(resolve_model(inputs["base"].spec))
+    tokenizer = training_tokenizer(config, base_tokenizer)
     sources = open_data(config, {entry.input: inputs[entry.input].path for entry in config.data()})
     name = "+".join(source.name for source in sources)
     examples = [
@@ -114,6 +123,7 @@ def _training_inputs(
     heldout = [example for example in examples if example.split == "heldout"]
     answer_tokens = sum(sum(example.tokenized_turns.in_loss) for example in trained)
     tokens = sum(len(example.tokenized_turns.ids) for example in trained)
+    added = count_added_tokens(added_token_ids(config, tokenizer), base_tokenizer.vocab_size, trained)
     if current_world().is_main:
         # The rows are written before training starts; a resumed run writes the same bytes again.
         write_rows(out / FILE_NAME, examples)
@@ -121,6 +131,7 @@ def _training_inputs(
             overlap.write(out)
             info(overlap.summary())
         info(f"{len(trained):,} rows of {tokens:,} tokens, {answer_tokens:,} of them in the loss")
+        warn_of_unused_tokens(added)
     packed = _pack_examples(config, name, trained, epochs=config.epochs)
     packed_heldout = _pack_examples(config, name, heldout, epochs=1) if heldout else None
     metrics = {
@@ -129,6 +140,7 @@ def _training_inputs(
         "longest": max(len(example.tokenized_turns.ids) for example in examples),
         "fill": packed.fill_fraction,
         "data": _rows_per_source(sources, examples),
+        **({"added_tokens": added} if added else {}),
     }
     [task] = [source.task for source in sources] if len(sources) == 1 else [None]
     return TrainingInputs(
@@ -137,6 +149,7 @@ def _training_inputs(
         # The exported tokenizer has the chat template of the training, so `meditron chat` needs no option for
         # it.
         tokenizer=with_chat_template(tokenizer, config.template),
+        new_tokens=_new_tokens(base_tokenizer, tokenizer),
         dataset=packed,
         ancestry_entry=_ancestry_entry(config, inputs, out.name, sources, trained),
         heldout_loss=partial(
@@ -159,6 +172,11 @@ def _training_inputs(
             overlap=overlap,
         ),
     )
+
+
+def _new_tokens(base: Tokenizer, extended: Tokenizer) -> NewTokens | None:
+    new = NewTokens(base.vocab_size, extended.vocab_size)
+    return new if new.end > new.first else None
 
 
 def _rows_per_source(sources: Sequence[DataSource], examples: Sequence[Example]) -> dict[str, dict[str, int]]:
@@ -285,6 +303,15 @@ def _add_rows_to_report(
             ("source", "trained on", "held out", "left out (too long)"),
             [(source, *(counts[split] for split in SPLITS)) for source, counts in metrics["data"].items()],
             "Rows by source",
+        )
+    if added := metrics.get("added_tokens"):
+        page.table(
+            ("token", "id", "new", "in the training rows"),
+            [
+                (entry["token"], entry["id"], "yes" if entry["new"] else "no", entry["count"])
+                for entry in added
+            ],
+            "Added tokens",
         )
     page.text("Some training rows as the model reads them. Underlined text adds to the loss.")
     for example in examples:

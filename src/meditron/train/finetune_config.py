@@ -10,6 +10,7 @@ from meditron.core.config import InputKind, StageConfig, translate_usage_errors
 from meditron.model.lora_config import LoraConfig
 from meditron.tasks.registry import TASKS, parse_benchmarks, parse_task
 from meditron.tasks.training_sets import TrainingSet, parse_training_set
+from meditron.text.special_tokens import MAX_ADDED_TOKENS, token_text_problem
 from meditron.train.config import FractionBelowOne, PositiveInt, TrainingConfig
 
 __all__ = ["CORPUS", "FinetuneConfig", "FinetuneData", "OverlapRule"]
@@ -111,6 +112,12 @@ class FinetuneConfig(TrainingConfig):
     and answer, as published with Meditron; `chatml`: ChatML with the roles user and assistant; `tokenizer`:
     the chat template of the model's own tokenizer."""
 
+    added_tokens: Annotated[tuple[str, ...], Field(max_length=MAX_ADDED_TOKENS)] = ()
+    """Special tokens that are added to the tokenizer, such as those of a template that the base model was not
+    trained with: `["<|im_start|>", "<|im_end|>"]`. A token that the tokenizer has keeps its id. The rows of
+    new ones in the embedding and the head begin as the mean of the other tokens' rows, and are trained; with
+    adapters as `lora.embeddings` does. Not with `dpo`."""
+
     epochs: Annotated[int, Field(ge=1, le=_MAX_EPOCHS)] = 1
     """Passes over the rows. The last batch is filled with samples whose targets are all masked."""
 
@@ -127,6 +134,16 @@ class FinetuneConfig(TrainingConfig):
         with translate_usage_errors():
             parse_benchmarks(files or ())
         return files
+
+    @field_validator("added_tokens")
+    @classmethod
+    def _tokens_are_valid(cls, tokens: tuple[str, ...]) -> tuple[str, ...]:
+        for token in tokens:
+            if problem := token_text_problem(token):
+                raise ValueError(f"{token!r:.80} {problem}")
+            if tokens.count(token) > 1:
+                raise ValueError(f"{token!r:.80} is listed twice")
+        return tokens
 
     @model_validator(mode="after")
     def _check_data(self) -> Self:
@@ -149,6 +166,12 @@ class FinetuneConfig(TrainingConfig):
             raise ValueError('lora applies to method = "lora", "qlora" and "dpo", and method is "full"')
         if self.method == "dpo" and (self.task is not None or not isinstance(self.rows, str)):
             raise ValueError('method = "dpo" needs rows, one file of pairs')
+        if self.method == "dpo" and self.added_tokens:
+            # The loss compares with the model before the first step, which has never seen the tokens.
+            raise ValueError(
+                'added_tokens is not supported with method = "dpo": add them in a finetune on conversations, '
+                "and start from that with `on`"
+            )
         if self.adapter is not None and self.float8:
             raise ValueError(f'float8 is not supported with method = "{self.method}"')
         return self
@@ -156,7 +179,10 @@ class FinetuneConfig(TrainingConfig):
     @property
     def adapter(self) -> LoraConfig | None:
         """Config of the adapters that are trained on frozen weights; None if the weights are trained."""
-        return self.lora if self.method in ("full", "dpo") else self.lora or LoraConfig()
+        if self.method in ("full", "dpo"):
+            return self.lora
+        adapter = self.lora or LoraConfig()
+        return adapter.model_copy(update={"embeddings": adapter.embeddings or bool(self.added_tokens)})
 
     @property
     def quantized(self) -> bool:

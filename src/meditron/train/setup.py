@@ -6,9 +6,11 @@ from contextlib import contextmanager
 import torch
 
 from meditron.core.console import warn
+from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
-from meditron.model.lora import WeightsWithAdapters, add_adapters, initialize_adapters
-from meditron.model.nf4 import load_quantized
+from meditron.model.lora import WeightsWithAdapters
+from meditron.model.new_tokens import NewTokens, extended_config
+from meditron.model.nf4 import load_with_adapters
 from meditron.model.weights import load_config, load_model, open_weights
 from meditron.parallel.constraints import require_possible_layout
 from meditron.parallel.layout import Layout, build_layout
@@ -49,6 +51,7 @@ def build_state(
     dtype: torch.dtype,
     *,
     master_dtype: torch.dtype = torch.float32,
+    new_tokens: NewTokens | None = None,
 ) -> TrainState:
     """Load the model in the given layout and create its optimizer.
 
@@ -59,6 +62,7 @@ def build_state(
         layout: The rank's layout; in one process its device has the whole model.
         dtype: The dtype of computation.
         master_dtype: The dtype of the updated weights; float64 only to compare layouts exactly.
+        new_tokens: Tokens that are added to the vocabulary of the model.
 
     Raises:
         RecipeError: The layout cannot divide the model or the batch, or the samples are longer than the
@@ -66,8 +70,11 @@ def build_state(
         InputError: A file of the model is damaged.
     """
     shape, sharded, pipeline, length = layout.shape, None, None, None
+    model_config = load_config(base)
+    if new_tokens is not None:
+        model_config = extended_config(model_config, new_tokens)
     require_possible_layout(
-        load_config(base),
+        model_config,
         shape,
         sequence_length=config.sequence_length,
         batch_size=config.batch_size,
@@ -78,7 +85,7 @@ def build_state(
     division = shape.divide_batch(config.batch_size, config.micro_batch_size)
     config = config.model_copy(update={"micro_batch_size": division.micro_batch_size})
     if layout.is_distributed:
-        sharded = _shard_model(config, base, layout, dtype, master_dtype)
+        sharded = _shard_model(config, base, layout, dtype, master_dtype, new_tokens)
         model = next(iter(sharded.stages.values()))
         if shape.pp > 1 or shape.tp > 1:
             # A pipeline has static shapes; tensor-parallel ranks have equal parts of each sequence.
@@ -86,7 +93,7 @@ def build_state(
         if shape.pp > 1:
             pipeline = _build_pipeline(sharded, division, length or config.sequence_length, dtype)
     else:
-        model = ModelStage(_load_whole_model(config, base, layout, dtype, master_dtype))
+        model = ModelStage(_load_whole_model(config, base, layout, dtype, master_dtype, new_tokens))
     return TrainState(
         model=model,
         optimizer=_build_optimizer(config, model, sharded, dtype),
@@ -101,22 +108,30 @@ def build_state(
 
 
 def _load_whole_model(
-    config: TrainingConfig, base: ModelFiles, layout: Layout, dtype: torch.dtype, master_dtype: torch.dtype
+    config: TrainingConfig,
+    base: ModelFiles,
+    layout: Layout,
+    dtype: torch.dtype,
+    master_dtype: torch.dtype,
+    new_tokens: NewTokens | None,
 ) -> Llama:
     """Load the model on this process's device, with its adapters."""
     # Trained weights are loaded in float32 for every dtype of computation, so that the masters keep the
     # file's precision. Frozen ones have no masters.
-    adapter, seed, device = config.adapter, config.seed or 0, layout.device
-    if adapter is not None and config.quantized:
-        llama = load_quantized(
-            base, adapter, dtype=dtype, adapter_dtype=master_dtype, seed=seed, device=device
+    seed, device = config.seed or 0, layout.device
+    if config.adapter is not None:
+        llama = load_with_adapters(
+            base,
+            config.adapter,
+            dtype=dtype,
+            adapter_dtype=master_dtype,
+            seed=seed,
+            device=device,
+            quantized=config.quantized,
+            new_tokens=new_tokens,
         )
-    elif adapter is not None:
-        llama = load_model(base, dtype=dtype, seed=seed, device=device)
-        add_adapters(llama, adapter, master_dtype)
-        initialize_adapters(llama, seed)
     else:
-        llama = load_model(base, dtype=master_dtype, seed=seed, device=device)
+        llama = load_model(base, dtype=master_dtype, seed=seed, device=device, new_tokens=new_tokens)
     apply_activation_checkpointing(llama, config.parallel.activation_checkpointing, random=_is_random(config))
     _prepare_blocks(config, llama, layout)
     return llama
@@ -143,9 +158,24 @@ def _build_optimizer(
 
 
 def _shard_model(
-    config: TrainingConfig, base: ModelFiles, layout: Layout, dtype: torch.dtype, master_dtype: torch.dtype
+    config: TrainingConfig,
+    base: ModelFiles,
+    layout: Layout,
+    dtype: torch.dtype,
+    master_dtype: torch.dtype,
+    new_tokens: NewTokens | None,
 ) -> ShardedModel:
-    model = load_config(base)
+    with open_weights(base, seed=config.seed or 0, new_tokens=new_tokens) as (model, weights):
+        sharded = _build_sharded_model(config, model, layout, dtype, master_dtype)
+        if config.adapter is not None:
+            weights = WeightsWithAdapters(weights, model, config.adapter, config.seed or 0)
+        sharded.load(weights)
+    return sharded
+
+
+def _build_sharded_model(
+    config: TrainingConfig, model: LlamaConfig, layout: Layout, dtype: torch.dtype, master_dtype: torch.dtype
+) -> ShardedModel:
     heads, kv_heads, tp = model.num_attention_heads, model.num_key_value_heads, layout.shape.tp
     if layout.is_main and attention_ranks(heads, kv_heads, tp) < tp:
         warn(
@@ -153,7 +183,7 @@ def _shard_model(
             "whole attention"
         )
     # The whole model is never in memory: shards are filled from the file, one tensor at a time.
-    sharded = ShardedModel(
+    return ShardedModel(
         model,
         layout,
         dtype=dtype,
@@ -162,12 +192,6 @@ def _shard_model(
         quantized=config.quantized,
         prepare_blocks=lambda llama: _prepare_blocks(config, llama, layout),
     )
-    seed = config.seed or 0
-    with open_weights(base, seed=seed) as (_, weights):
-        if config.adapter is not None:
-            weights = WeightsWithAdapters(weights, model, config.adapter, seed)
-        sharded.load(weights)
-    return sharded
 
 
 def _build_pipeline(

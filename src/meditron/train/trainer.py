@@ -16,8 +16,9 @@ from meditron.core.errors import InputError, MeditronError, TrainingError
 from meditron.core.machine import describe
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
-from meditron.model.lora import MergedWeights, adapter_shapes
+from meditron.model.lora import MergedWeights, trained_shapes
 from meditron.model.lora_files import save_adapter
+from meditron.model.new_tokens import EMBEDDING, HEAD, NewTokens, extended_config
 from meditron.model.nf4 import WholeWeights
 from meditron.model.tensors import parameter_shapes
 from meditron.model.weights import load_config, save_hf
@@ -75,6 +76,8 @@ class TrainingInputs:
     dataset: TrainingDataset
     ancestry_entry: Training
     """Entry of this training in the model's ancestry."""
+    new_tokens: NewTokens | None = None
+    """Tokens of `tokenizer` that are added to the vocabulary of the model."""
     heldout_loss: Callable[[Llama], dict[str, float]] | None = None
     """Returns, by source, nats per target of the held-out data; by default `loss` of `heldout_samples`."""
     heldout_samples: Callable[[], Mapping[str, Sequence[Sample]]] = dict
@@ -128,9 +131,9 @@ class Trainer:
         self.ancestry = base_ancestry(base)
         self.base_hub_name = base.hub_name
         files = resolve_model(base.spec)
-        self.model_config = load_config(files)
-        _check_tokenizer(self.model_config, inputs.tokenizer)
-        state = build_state(config, files, inputs.dataset, layout, getattr(torch, self.dtype))
+        self.model_config = _extended_model_config(load_config(files), inputs)
+        dtype = getattr(torch, self.dtype)
+        state = build_state(config, files, inputs.dataset, layout, dtype, new_tokens=inputs.new_tokens)
         self.state = state = replace(state, loss=inputs.loss)
         with self._without_dropout():
             inputs.prepare(state)
@@ -240,7 +243,7 @@ class Trainer:
     def _save_model(self) -> None:
         """Write the model from rank 0, gathering one tensor at a time from the ranks that have its shards.
 
-        Adapters are written too, and merged into the model.
+        Adapters are written too, and merged into the model. A trained embedding is part of both.
         """
         config, adapter, sharded = self.model_config, self.config.adapter, self.state.sharded
         weights: Mapping[str, Tensor]
@@ -250,7 +253,7 @@ class Trainer:
         else:
             weights = GatheredWeights(sharded)
         merged = weights if adapter is None else MergedWeights(weights, config, adapter)
-        adapters = [] if adapter is None else sorted(adapter_shapes(config, adapter))
+        adapters = [] if adapter is None else sorted(trained_shapes(config, adapter))
         if not self.layout.is_main:
             assert sharded is not None  # noqa: S101
             for name in [*adapters, *sorted(parameter_shapes(config))]:
@@ -260,6 +263,10 @@ class Trainer:
         if adapter is not None:
             tensors = {name: weights[name] for name in adapters}
             save_adapter(self.out / "adapter", tensors, adapter, base=self.base_hub_name)
+            # peft's auto classes give the base model as many rows as a tokenizer beside the adapter has
+            # tokens, so there is one if that is right.
+            if self.inputs.new_tokens is not None and self.inputs.tokenizer.vocab_size == config.vocab_size:
+                self.inputs.tokenizer.save(self.out / "adapter")
         # The model's config is written last: a folder with one is complete.
         save_hf(merged, config, self.inputs.tokenizer, self.out, getattr(torch, self.dtype))
 
@@ -378,8 +385,12 @@ class Trainer:
         operations: float = (
             shape.flops_per_token(self.config.sequence_length) - (6 - per_weight) * shape.parameter_count
         )
-        if self.config.adapter is not None:
-            operations += 6 * self._trained_parameters()
+        if (adapter := self.config.adapter) is not None:
+            shapes = trained_shapes(shape, adapter)
+            # Whole weights are among the frozen ones above, which have no gradient of their own.
+            operations += sum(
+                (2 if name in (EMBEDDING, HEAD) else 6) * math.prod(size) for name, size in shapes.items()
+            )
         # Masked positions skip the output projection.
         operations -= (1 - self.inputs.target_fraction) * per_weight * shape.vocab_size * shape.hidden_size
         return tokens_per_second * operations / self.peak_flops
@@ -388,7 +399,7 @@ class Trainer:
         adapter = self.config.adapter
         if adapter is None:
             return self.model_config.parameter_count
-        return sum(math.prod(shape) for shape in adapter_shapes(self.model_config, adapter).values())
+        return sum(math.prod(shape) for shape in trained_shapes(self.model_config, adapter).values())
 
     def _final_metrics(self) -> dict[str, Any]:
         steps = [row for row in self.metrics.rows if "loss" in row]
@@ -421,10 +432,14 @@ class Trainer:
         }
 
 
-def _check_tokenizer(shape: LlamaConfig, tokenizer: Tokenizer) -> None:
-    if tokenizer.vocab_size > shape.vocab_size:
+def _extended_model_config(config: LlamaConfig, inputs: TrainingInputs) -> LlamaConfig:
+    """Return the config of the trained model; raise InputError if the tokenizer does not fit the base."""
+    new = inputs.new_tokens
+    tokens = inputs.tokenizer.vocab_size if new is None else new.first
+    if tokens > config.vocab_size:
         raise InputError(
-            tokenizer.path,
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's vocabulary {shape.vocab_size:,}",
+            inputs.tokenizer.path,
+            f"the tokenizer has {tokens:,} tokens, the model's vocabulary {config.vocab_size:,}",
             hint="tokenize with the tokenizer of the model that is trained",
         )
+    return config if new is None else extended_config(config, new)
