@@ -174,7 +174,7 @@ def test_a_template_cannot_use_up_time_or_memory(key: str, template: str, tmp_pa
 def test_a_description_is_a_template_of_the_row_as_in_lm_eval(tmp_path: Path) -> None:
     source = "Questions about {{ 'numbers' if choices }} and {x}.\n\n"
     task = open_task(write(tmp_path, description=source))
-    expected = jinja2.Environment(keep_trailing_newline=True).from_string(source).render(ROWS[0])
+    expected = jinja2.Template(source, keep_trailing_newline=True).render(ROWS[0])
     assert task.template.render(task.rows("test")[0]).prompt.startswith(f"{expected}Number {{")
     with pytest.raises(InputError, match=r"description.*must be the same for every row"):
         open_task(write(tmp_path, description="Question {{question}}"))
