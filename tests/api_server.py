@@ -84,6 +84,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b" ")
                 self.wfile.flush()
                 time.sleep(0.1)
+        elif failure == "damaged gzip":
+            self.reply(200, b"no gzip", {"Content-Encoding": "gzip"})
+        elif failure[:1] in ("{", "["):
+            self.reply(200, failure.encode())
         elif failure == "other":
             self.reply(200, b'{"choices": []}')
         else:

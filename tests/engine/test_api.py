@@ -46,7 +46,19 @@ def test_texts_conversations_and_settings_are_sent_as_openai_defines_them(server
     assert (engine.identity["engine"], engine.identity["model"]) == ("api", "toy")
 
 
-FAILURES = ["429", "500", "503", "half", "cut", "closed", "never", "drip", "other"]
+FAILURES = [
+    "429",
+    "500",
+    "503",
+    "half",
+    "cut",
+    "closed",
+    "never",
+    "drip",
+    "other",
+    "damaged gzip",
+    "[" * 100_000,
+]
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -58,6 +70,33 @@ def test_a_failure_that_passes_loses_nothing_and_counts_nothing_twice(
     answers = engine.generate_batch(prompts)
     assert [answer.text for answer in answers] == [prompt.upper() for prompt in prompts]
     assert server.attempts == {prompt: 2 if prompt in ("p1", "p4") else 1 for prompt in prompts}
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        "null",
+        "[]",
+        '{"completion_tokens": null}',
+        '{"completion_tokens": 1e999}',
+        '{"completion_tokens": NaN}',
+        '{"completion_tokens": -3}',
+        '{"completion_tokens": "7"}',
+    ],
+)
+def test_an_answer_whose_tokens_the_server_does_not_count_has_its_words(
+    server: Server, engine: ApiEngine, usage: str
+):
+    choice = '{"message": {"content": "two words"}, "finish_reason": "stop"}'
+    server.failures = lambda prompt, attempt: f'{{"choices": [{choice}], "usage": {usage}}}'
+    assert [(each.text, each.tokens) for each in engine.generate_batch(["p"])] == [("two words", 2)]
+
+
+def test_half_of_a_surrogate_pair_in_an_answer_can_be_written(server: Server, engine: ApiEngine):
+    server.text = lambda prompt, seed: "a \ud83e b \U0001f9e0"
+    [answer] = engine.generate_batch(["p"])
+    assert answer.text == "a \ufffd b \U0001f9e0"
+    assert answer.text.encode()
 
 
 def test_all_failures_at_once(server: Server, engine: ApiEngine):

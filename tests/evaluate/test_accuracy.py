@@ -193,6 +193,23 @@ def test_questions_on_one_passage_or_of_one_subject_are_a_cluster(
     assert comparison.clustered_interval[0] <= comparison.difference <= comparison.clustered_interval[1]
 
 
+def test_a_difference_over_clusters_has_the_seed_and_the_resamples_that_are_asked_for() -> None:
+    keys = [(str(n),) for n in range(300)]
+    right = {key: bool(DRAWN.random() < 0.5) for key in keys}
+    better = {key: value or bool(DRAWN.random() < 0.3) for key, value in right.items()}
+    clusters = {key: str(n // 3) for n, key in enumerate(keys)}
+    values = [float(better[key]) - float(right[key]) for key in sorted(keys)]
+    names = [clusters[key] for key in sorted(keys)]
+    intervals = set()
+    for settings in ({"seed": 1}, {"seed": 2}, {"seed": 2, "resamples": 150}):
+        difference = accuracy.accuracy_difference(
+            "drugs", "a", right, "b", better, clusters=clusters, **settings
+        )
+        assert difference.clustered_interval == clustered_mean(values, names, **settings)
+        intervals.add(difference.clustered_interval)
+    assert len(intervals) == 3
+
+
 def test_questions_of_their_own_have_no_clusters(task_file: Path) -> None:
     eval_set = an_eval_set(task_file)
     score = accuracy.score_task(eval_set, rows(eval_set, "base", 1), "drugs.jsonl")

@@ -57,6 +57,12 @@ def test_the_difference_is_the_mean_of_losses_per_token_and_its_interval_scipys(
     assert result.p < 0.001
 
 
+def test_scores_by_rubrics_are_named_in_the_error(tmp_path: Path) -> None:
+    (tmp_path / "rubrics-health.answers.jsonl").write_text("{}\n")
+    with pytest.raises(UsageError, match="has scores by rubrics only"):
+        compare_results(str(tmp_path), str(tmp_path))
+
+
 def test_equal_results_differ_by_nothing(tmp_path: Path) -> None:
     write(tmp_path, rows("base", A))
     (result,) = compare_results(str(tmp_path), str(tmp_path))

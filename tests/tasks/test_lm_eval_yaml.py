@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jinja2
 import pytest
 
 from meditron.core.errors import InputError
@@ -125,3 +126,83 @@ def test_a_definition_includes_others_as_in_lm_eval(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content, encoding="utf-8")
         with pytest.raises(InputError, match=problem):
             open_task(str(tmp_path / "top.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"task": None}, "task.*must be text, got None"),
+        ({"test_split": ["test"]}, r"test_split.*must be text, got \['test'\]"),
+        ({"fewshot_split": {"dev": 1}}, "fewshot_split.*must be text"),
+        ({"description": ["a"]}, "description.*must be text"),
+        (
+            {"dataset_kwargs": {"data_files": {"test": 1}}},
+            r"data_files\.test.*a file or a list of files, got 1",
+        ),
+        ({"dataset_kwargs": {"data_files": {"test": [["rows.jsonl"]]}}}, r"data_files\.test.*list of files"),
+        ({"dataset_kwargs": {"data_files": 5}}, r"data_files\.train.*a file or a list of files, got 5"),
+        ({"dataset_kwargs": {"data_files": {"test": "a\0"}}}, "NUL"),
+        ({"dataset_kwargs": ["rows.jsonl"]}, "no file of the split 'test'"),
+        ({"include": "a\0"}, "NUL"),
+        ({"doc_to_choice": [True, False]}, "doc_to_choice.*must be a text or a list of texts, got .True"),
+        ({"doc_to_choice": "{{ '(' * 500 }}"}, "does not give a list of options"),
+        ({"doc_to_choice": "{{ '-' * 100000 }}1"}, "does not give a list of options"),
+        ({"doc_to_choice": "{{answer}}"}, "gives 0, which is not a list of options"),
+    ],
+)
+def test_values_of_other_types_are_errors(changes: dict[str, object], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=problem):
+        open_task(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(10**9) %}x{% endfor %}",
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+        "{{ 'x' * 10**10 }}",
+        "{{ [1] * 10**9 }}",
+        "{{ question.__class__.__mro__ }}",
+    ],
+)
+@pytest.mark.parametrize("key", ["doc_to_text", "doc_to_choice", "doc_to_target", "description"])
+def test_a_template_cannot_use_up_time_or_memory(key: str, template: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be rendered"):
+        open_task(write(tmp_path, **{key: template}))
+
+
+def test_a_description_is_a_template_of_the_row_as_in_lm_eval(tmp_path: Path) -> None:
+    source = "Questions about {{ 'numbers' if choices }} and {x}.\n\n"
+    task = open_task(write(tmp_path, description=source))
+    expected = jinja2.Template(source, keep_trailing_newline=True).render(ROWS[0])
+    assert task.template.render(task.rows("test")[0]).prompt.startswith(f"{expected}Number {{")
+    with pytest.raises(InputError, match=r"description.*must be the same for every row"):
+        open_task(write(tmp_path, description="Question {{question}}"))
+
+
+def test_files_without_a_split_are_the_training_split_as_in_datasets(tmp_path: Path) -> None:
+    for files in ("rows.jsonl", ["rows.jsonl"]):
+        spec = write(
+            tmp_path, dataset_kwargs={"data_files": files}, test_split="train", fewshot_split="train"
+        )
+        assert len(open_task(spec).rows("test")) == len(ROWS)
+        assert files_of_definition(Path(spec)) == [Path(spec), tmp_path / "rows.jsonl"]
+    with pytest.raises(InputError, match=r"no file of the split 'test' \(splits with files: train\)"):
+        open_task(write(tmp_path, dataset_kwargs={"data_files": "rows.jsonl"}))
+
+
+def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
+    spec = Path(write(tmp_path))
+    spec.write_text("task: a\ndataset_kwargs: {}\ndataset_kwargs: {}\n")
+    with pytest.raises(InputError, match="the key 'dataset_kwargs' is given twice"):
+        open_task(str(spec))
+
+
+def test_an_error_about_a_value_of_billions_of_parts_is_short(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    spec = tmp_path / "bomb.yaml"
+    spec.write_text("\n".join([*levels, "task: a", "description: *a9"]))
+    with pytest.raises(InputError, match=r"description.*must be text") as error:
+        open_task(str(spec))
+    assert len(str(error.value)) < 1000

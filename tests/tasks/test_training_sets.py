@@ -5,7 +5,9 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from meditron.core.errors import InputError, SourceError
 from meditron.tasks.training_sets import TRAINING_SETS, open_training_questions, parse_training_set
@@ -70,3 +72,56 @@ def test_pubmedqa_artificial_has_the_rows_of_the_published_form(tmp_path: Path) 
     [question] = open_training_questions(TRAINING_SETS["pubmedqa-a"], tmp_path).rows("train")
     assert (question.id, question.options[question.gold]) == ("7", "yes")
     assert question.explanation == "Aspirin reduces fever."
+
+
+def test_the_hubs_layouts_of_the_training_sets(tmp_path: Path) -> None:
+    # Names of files and fields as in the dataset cards of the hub.
+    contexts = {"contexts": ["Patients."], "labels": ["METHODS"], "meshes": ["Fever"]}
+    pubmedqa = {
+        "pubid": 25429730,
+        "question": "Does aspirin reduce fever?",
+        "context": contexts,
+        "long_answer": "It reduces fever.",
+        "final_decision": "yes",
+    }
+    options = {"opa": "Liver", "opb": "Pancreas", "opc": "Spleen", "opd": "Lung"}
+    medmcqa = [
+        {"id": f"m{cop}", "question": f"Organ {cop}?", **options, "cop": cop}
+        | {"choice_type": "single", "exp": None, "subject_name": "Anatomy", "topic_name": None}
+        for cop in (0, 1, 3)
+    ]
+    medqa = {
+        "question": "Organ?",
+        "answer": "Pancreas",
+        "options": dict(zip("ABCD", options.values(), strict=True)),
+        "meta_info": "step1",
+        "answer_idx": "B",
+        "metamap_phrases": ["organ"],
+    }
+    for name, rows in {"pubmedqa/pqa_artificial": [pubmedqa], "medmcqa/data": medmcqa}.items():
+        (tmp_path / name).mkdir(parents=True)
+        table = pyarrow.Table.from_pylist(rows)
+        parquet.write_table(table, tmp_path / name / "train-00000-of-00001.parquet")
+    (tmp_path / "medqa").mkdir()
+    (tmp_path / "medqa/phrases_no_exclude_train.jsonl").write_text(json.dumps(medqa) + "\n")
+    pubmedqa_a, medmcqa_train, medqa_4 = (
+        {q.id: q for q in open_training_questions(TRAINING_SETS[name], tmp_path / folder).rows("train")}
+        for name, folder in (("pubmedqa-a", "pubmedqa"), ("medmcqa", "medmcqa"), ("medqa-4", "medqa"))
+    )
+    assert (pubmedqa_a["25429730"].context, pubmedqa_a["25429730"].gold) == ("Patients.", 0)
+    assert {name: question.gold for name, question in medmcqa_train.items()} == {"m0": 0, "m1": 1, "m3": 3}
+    [question] = medqa_4.values()
+    assert question.options[question.gold] == "Pancreas"
+
+
+def test_a_file_of_the_size_of_pubmedqas_artificial_questions_is_read(tmp_path: Path) -> None:
+    # The file of the hub has 444 MB when it is decompressed. The bulk is in a field that no question has.
+    context = {"contexts": ["Patients."], "labels": ["x" * (1 << 23)]}
+    row = {"context": context, "final_decision": "yes"}
+    rows = [row | {"question": f"Is it {number}?"} for number in range(33)]
+    folder = tmp_path / "pqa_artificial"
+    folder.mkdir()
+    parquet.write_table(
+        pyarrow.Table.from_pylist(rows), folder / "train.parquet", compression="zstd", use_dictionary=False
+    )
+    assert len(open_training_questions(TRAINING_SETS["pubmedqa-a"], tmp_path).rows("train")) == 33

@@ -1,12 +1,15 @@
 """Finetuning rows: files and folders, training sets, reasoning, and rows that are never cut."""
 
+import datetime
 import gzip
 import json
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -152,3 +155,20 @@ def test_a_row_without_a_token_in_the_loss_is_an_error(tmp_path):
     rows = task_conversations(open_task(str(path)), "none", path)
     with pytest.raises(InputError, match=r"exam\.jsonl \(q1\): no token is in the loss"):
         selected(rows, load_tokenizer(tmp_path))
+
+
+def test_messages_of_parquet_may_have_dates_and_bytes(tmp_path):
+    date = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
+    messages = [
+        {"role": role, "content": role, "created_at": date, "metadata": b"\xff"}
+        for role in ("user", "assistant")
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": messages}]), tmp_path / "rows.parquet")
+    [row] = read_conversations(tmp_path / "rows.parquet")
+    assert [turn.content for turn in row.turns] == ["user", "assistant"]
+
+
+def test_an_id_that_is_not_unicode_is_an_error_of_its_row(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW | {"id": "\ud800"}) + "\n")
+    with pytest.raises(InputError, match=r"rows\.jsonl \(line 1\): the id contains half of a surrogate pair"):
+        list(read_conversations(tmp_path / "rows.jsonl"))

@@ -293,7 +293,7 @@ class ApiEngine(Generates):
                         raise EngineError(f"{self._address}: the answer exceeds {_LONGEST_ANSWER} bytes")
         except httpx.TimeoutException as error:
             raise _TemporaryFailure(f"no answer within {self._settings.timeout:g} s") from error
-        except httpx.TransportError as error:
+        except (httpx.TransportError, httpx.DecodingError) as error:  # a compressed answer may be cut off
             raise _TemporaryFailure(f"the connection failed ({type(error).__name__})") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EngineError(f"{self._address}: {type(error).__name__}") from error
@@ -301,7 +301,7 @@ class ApiEngine(Generates):
             self._refuse(response, bytes(content))
         try:
             return json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _TemporaryFailure("the answer is not complete JSON") from error
 
     def _refuse(self, response: httpx.Response, content: bytes) -> NoReturn:
@@ -329,13 +329,19 @@ def _parse_answer(answer: Any) -> tuple[str, int, str]:  # noqa: ANN401  # JSON
     try:
         [choice] = answer["choices"]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
-        usage = answer.get("usage") or {}
         # A model whose whole output is in a field for reasoning has no content.
-        text = "" if text is None else text
-        tokens = usage.get("completion_tokens", len(text.split()))  # words, if the server counts no tokens
-        return "".join([text]), int(tokens), str(choice["finish_reason"])  # TypeError if it is no text
+        text = "".join(["" if text is None else text])  # TypeError if it is no text
+        # JSON can escape half of a surrogate pair, of which no file of rows has a form.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text, _count_tokens(answer.get("usage"), text), str(choice["finish_reason"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _TemporaryFailure("the answer is not that of an OpenAI-compatible server") from error
+
+
+def _count_tokens(usage: object, text: str) -> int:
+    """Return the number of tokens that a server counts; the number of words if it counts none."""
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return tokens if type(tokens) is int and tokens >= 0 else len(text.split())
 
 
 def _parse_models(answer: Any) -> list[str]:  # noqa: ANN401  # JSON

@@ -87,7 +87,7 @@ def compute_figures(
             for name, model_rows in rows.items()
         },
         baselines=compute_baselines(eval_set, bayes),
-        differences=compute_differences(eval_set, pairs, rows, bayes),
+        differences=compute_differences(eval_set, pairs, rows, bayes, seed=seed, resamples=resamples),
     )
 
 
@@ -292,6 +292,9 @@ def compute_differences(
     pairs: Sequence[ModelPair],
     rows: Mapping[str, Sequence[QuestionRow]],
     bayes: NaiveBayesAnswers | None,
+    *,
+    seed: int = 1,
+    resamples: int = 10_000,
 ) -> list[Comparison]:
     """Compute the paired accuracy differences.
 
@@ -303,6 +306,8 @@ def compute_differences(
         pairs: Pairs of models. If there are none, every model is compared with naive Bayes only.
         rows: Model → its rows, in the questions' order.
         bayes: The answers of naive Bayes; None if there are none.
+        seed: Seed of the bootstrap over clusters.
+        resamples: Number of bootstrap resamples.
     """
     compared_sides: list[tuple[str, Correctness, str, tuple[str, ...]]] = [
         (
@@ -339,6 +344,8 @@ def compute_differences(
             _correctness(rows[b]),
             unlike=setting_changes,
             clusters={row.item_key(): row.cluster for row in rows[b]},
+            seed=seed,
+            resamples=resamples,
         )
         for a, correct_a, b, setting_changes in compared_sides
         if len(correct_a) >= 2

@@ -46,7 +46,6 @@ _NAMED_IF_DIFFERENT = (
     *("samples", "temperature", "max_tokens", "extraction", "parser"),
 )
 """Fields of any row that may differ in a comparison, which then names the difference."""
-_CLUSTER_SEED = 1
 _SHOWN_AS = {"version": "task version", "prompt_form": "prompt form", "max_tokens": "tokens per answer"}
 
 
@@ -91,7 +90,10 @@ def compare_results(a: str, b: str, *, seed: int = 1, resamples: int = 10_000) -
 
 def result_differences(a: ResultRows, b: ResultRows, *, seed: int, resamples: int) -> list[Comparison]:
     """Compute the differences b − a of opened results; see `compare_results` for the errors."""
-    comparisons = [*_document_differences(a, b, seed, resamples), *_question_differences(a, b)]
+    comparisons = [
+        *_document_differences(a, b, seed, resamples),
+        *_question_differences(a, b, seed, resamples),
+    ]
     if not comparisons:
         common = sum(len(pairing.rows) for pairing in _pair_all_settings(a, b))
         raise UsageError(
@@ -218,7 +220,7 @@ def _comparable_losses(
     return "byte", losses, len(pairs) - len(whole)
 
 
-def _question_differences(a: ResultRows, b: ResultRows) -> Iterator[Comparison]:
+def _question_differences(a: ResultRows, b: ResultRows, seed: int, resamples: int) -> Iterator[Comparison]:
     for task in a.tasks:
         pairings = list(_pair_settings(a.tasks[task], b.tasks.get(task, ())))
         usable = _usable_pairings(a, b, "questions have other words, options or gold", pairings)
@@ -240,6 +242,8 @@ def _question_differences(a: ResultRows, b: ResultRows) -> Iterator[Comparison]:
                     unlike=pairing.named_differences,
                     task=task,
                     clusters={row.item_key(): row.cluster for row, _ in pairing.rows},
+                    seed=seed,
+                    resamples=resamples,
                 )
 
 
@@ -307,6 +311,8 @@ def accuracy_difference(
     unlike: tuple[str, ...] = (),
     task: str | None = None,
     clusters: Mapping[ItemKey, str] | None = None,
+    seed: int = 1,
+    resamples: int = 10_000,
 ) -> Comparison:
     """Subtract the accuracy of a from that of b on the same questions.
 
@@ -319,6 +325,8 @@ def accuracy_difference(
         unlike: Differences between the settings of the two measurements.
         task: Name of the task without setting; default: `label`.
         clusters: Cluster of each question, empty for questions without one; default: none.
+        seed: Seed of the bootstrap over clusters.
+        resamples: Number of bootstrap resamples.
     """
     # McNemar's test: only the questions that exactly one model answers right carry information.
     items = sorted(a_correct)
@@ -332,14 +340,17 @@ def accuracy_difference(
         mcnemar=difference.p,
         unlike=unlike,
         **asdict(difference),
-        **_clustered_fields(pairs, [(clusters or {}).get(item, "") for item in items]),
+        **_clustered_fields(pairs, [(clusters or {}).get(item, "") for item in items], seed, resamples),
     )
 
 
-def _clustered_fields(pairs: Sequence[tuple[bool, bool]], clusters: Sequence[str]) -> dict[str, Any]:
+def _clustered_fields(
+    pairs: Sequence[tuple[bool, bool]], clusters: Sequence[str], seed: int, resamples: int
+) -> dict[str, Any]:
     if not all(clusters):
         return {}
-    interval = clustered_mean([float(b) - float(a) for a, b in pairs], clusters, seed=_CLUSTER_SEED)
+    differences = [float(b) - float(a) for a, b in pairs]
+    interval = clustered_mean(differences, clusters, seed=seed, resamples=resamples)
     return {"clusters": len({*clusters}), "clustered_interval": interval}
 
 

@@ -1,7 +1,8 @@
 """Reading of one model's rows, from one or several files, for comparison."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ class ResultRows:
     """For each setting of the evaluation, the rows of documents by item."""
     tasks: Mapping[str, Sequence[Mapping[ItemKey, QuestionRow]]]
     """Task → for each setting of the evaluation, the rows of questions by item."""
+    variant_counts: Mapping[str, int] = field(default_factory=dict)
+    """Task → number of rows in other orders of the options or by other seeds, which `tasks` does not have."""
 
     @property
     def row_count(self) -> int:
@@ -54,17 +57,23 @@ def open_result(spec: str) -> ResultRows:
         file for file in sorted(path.glob("*.jsonl")) if file.name == PERPLEXITY or _has_questions(file)
     ]
     files = inside if path.is_dir() else [path]
+    if not files and any(path.glob("rubrics-*.answers.jsonl")):
+        raise UsageError(
+            f"{path}: has scores by rubrics only, whose differences are computed by the evaluation itself",
+            hint="evaluate both models in one recipe: `models` and `rubrics` of its evaluate stage",
+        )
     if not files:
         raise SourceError(
             f"{path}: no rows of an evaluation in it", hint="name a rows file or an evaluation's folder"
         )
     documents: list[DocumentRow] = []
     questions: list[QuestionRow] = []
+    variants: list[QuestionRow] = []
     for file in files:
         if _has_questions(file):
             # Rows in another order of the options or by another seed are no second sample of the questions.
-            rows = read_rows(file, QuestionRow)
-            questions += [row for row in rows if not (row.option_order or row.seed_offset)]
+            for row in read_rows(file, QuestionRow):
+                (variants if row.option_order or row.seed_offset else questions).append(row)
         else:
             documents += read_rows(file, DocumentRow)
     selected = _select_model(path, model, [*documents, *questions])
@@ -76,6 +85,7 @@ def open_result(spec: str) -> ResultRows:
         name=spec,
         documents=_group_by_setting(row for row in documents if selected in _model_names(row)),
         tasks={task: _group_by_setting(rows) for task, rows in tasks.items()},
+        variant_counts=Counter(row.task for row in variants if selected in _model_names(row)),
     )
 
 

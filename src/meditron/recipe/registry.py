@@ -53,6 +53,6 @@ STAGES: tuple[Stage, ...] = (
     Stage("pretrain", 6, PretrainConfig, "meditron.train.pretrain:run", distributed=True),
     Stage("finetune", 7, FinetuneConfig, "meditron.train.finetune:run", repeatable=True, distributed=True),
     Stage("quantize", 3, QuantizeConfig, "meditron.release.quantize:run"),
-    Stage("evaluate", 9, EvaluateConfig, "meditron.evaluate.stage:run", distributed=True),
+    Stage("evaluate", 10, EvaluateConfig, "meditron.evaluate.stage:run", distributed=True),
     Stage("card", 6, CardConfig, "meditron.release.card.stage:run"),
 )

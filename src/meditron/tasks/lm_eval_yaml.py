@@ -4,18 +4,21 @@ The prompts are lm-eval's to the character: `doc_to_text` in jinja2 or as a fiel
 `doc_to_target`, `description`, and `include`. A definition that needs more (Python code, filters, other
 delimiters, a dataset of the hub) is refused, because another prompt would give another score under the same
 name. Data files and included definitions are relative to the file that names them.
+
+A definition is untrusted: its templates run in the sandbox of `text.sandbox`, with limits on time and memory.
 """
 
 import ast
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import jinja2
 import yaml  # type: ignore[import-untyped]  # gguf depends on it
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from meditron.core.errors import InputError
 from meditron.store.files import translate_read_errors
@@ -24,6 +27,7 @@ from meditron.tasks.file_rows import SourceRow, read_source_rows
 from meditron.tasks.prompt_template import PromptTemplate
 from meditron.tasks.question import Question
 from meditron.tasks.task import Split, SplitQuestions, Task
+from meditron.text.sandbox import TEMPLATE_FAULTS, Environment, render_within_budget
 
 __all__ = ["files_of_definition", "open_lm_eval_task"]
 
@@ -45,7 +49,11 @@ _FIXED = {
     "repeats": 1,
 }
 _FORMATS = ("json", "csv", "parquet")
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+_SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
+# lm-eval's own settings.
+_ENVIRONMENT = Environment(settings={"undefined": jinja2.StrictUndefined, "keep_trailing_newline": True})
+_REPR = Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict = 2, 6, 3
 _Render = Callable[[Mapping[str, Any]], Any]
 
 
@@ -74,7 +82,7 @@ def open_lm_eval_task(path: Path) -> Task:
         sha256=definition.sha256,
         version=1,
         source=f"{path.name}, a definition of lm-eval",
-        introduction=_escape(str(fields.get("description") or "")),
+        introduction=_escape(_description(path, fields, test)),
         question="{question}",
         cue=_escape(cues.pop()),
         answer="text",
@@ -104,8 +112,7 @@ def files_of_definition(path: Path) -> list[Path]:
         SourceError: a definition is missing.
     """
     definition = _load_definition(path)
-    named = _data_files(definition.fields).values()
-    data = [file for files in named for file in ([files] if isinstance(files, str) else files)]
+    data = [file for files in _data_files(definition.fields).values() for file in files]
     return [*definition.files, *map(Path, dict.fromkeys(data))]
 
 
@@ -132,18 +139,15 @@ def _load_definition(path: Path, including: tuple[Path, ...] = ()) -> _Definitio
     with translate_read_errors(path):
         content = path.read_bytes()
     try:
-        own = yaml.safe_load(content)
+        own = yaml.load(content, _Loader)  # noqa: S506  # a SafeLoader
     except yaml.constructor.ConstructorError as error:
         problem = "runs Python code (!function), which is not supported"
         raise InputError(path, problem, hint="write doc_to_text in jinja2") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(path, f"not YAML: {error}") from error
     if not isinstance(own, dict):
         raise InputError(path, "not a definition of a task of lm-eval: no keys")
-    names = own.pop("include", ())
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise InputError(path, f"must be a file or a list of files, got {names!r}", place="include")
+    names = _file_names(path, own.pop("include", []), "include")
     included = [_load_definition(path.parent / name, (*including, path.resolve())) for name in names]
     fields: dict[str, Any] = {}
     for each in reversed(included):
@@ -157,24 +161,52 @@ def _load_definition(path: Path, including: tuple[Path, ...] = ()) -> _Definitio
     )
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """Loader that refuses a key that is given twice, of which PyYAML takes the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: ANN401  # yaml's node
+        """Return the mapping of a node; see `yaml.SafeLoader`."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"the key '{repeated[0]}' is given twice, near{node.start_mark}")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _file_names(path: Path, names: object, place: str) -> list[str]:
+    """Return one file or several as a list; InputError if they are none."""
+    listed = [names] if isinstance(names, str) else names
+    if not isinstance(listed, list) or not all(isinstance(name, str) and name for name in listed):
+        raise InputError(path, f"must be a file or a list of files, got {_shown(names)}", place=place)
+    if any("\0" in name for name in listed):
+        raise InputError(path, "a name of a file contains a NUL character", place=place)
+    return listed
+
+
 def _with_resolved_files(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a definition with data files relative to its own folder."""
-    files = {
-        split: str(path.parent / names) if isinstance(names, str) else [str(path.parent / n) for n in names]
-        for split, names in _data_files(fields).items()
+    """Return the keys of a definition with data files as lists by split, relative to its own folder.
+
+    Raises:
+        InputError: the data files are neither a file, a list of files, nor these by split.
+    """
+    keywords = fields.get("dataset_kwargs")
+    if not isinstance(keywords, dict) or keywords.get("data_files") is None:
+        return {**fields}
+    files, place = keywords["data_files"], "dataset_kwargs.data_files"
+    # As in datasets, files without a split are the split `train`.
+    by_split = files if isinstance(files, dict) else {"train": files}
+    resolved = {
+        str(split): [str(path.parent / name) for name in _file_names(path, names, f"{place}.{split}"[:80])]
+        for split, names in by_split.items()
     }
-    return (
-        {**fields, "dataset_kwargs": {**fields["dataset_kwargs"], "data_files": files}}
-        if files
-        else {**fields}
-    )
+    return {**fields, "dataset_kwargs": {**keywords, "data_files": resolved}}
 
 
-def _data_files(fields: Mapping[str, Any]) -> dict[str, str | list[str]]:
-    """Return split → data files; empty if the definition names none in this form."""
+def _data_files(fields: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return split → data files; empty if the definition names none."""
     keywords = fields.get("dataset_kwargs")
     files = keywords.get("data_files") if isinstance(keywords, dict) else None
-    return files if isinstance(files, dict) else {}
+    return files or {}
 
 
 def _read_definition(path: Path) -> _Definition:
@@ -187,16 +219,18 @@ def _read_definition(path: Path) -> _Definition:
     fields = definition.fields
     if "task" not in fields:
         raise InputError(path, "not a definition of a task of lm-eval: no key 'task'")
+    _check_types(path, fields)
     for key, value in fields.items():
         if key in _FIXED and value != _FIXED[key]:
-            raise InputError(path, f"only {_FIXED[key]!r} is supported, got {value!r}", place=str(key))
+            raise InputError(path, f"only {_FIXED[key]!r} is supported, got {_shown(value)}", place=str(key))
         if key not in {*_USED, *_IGNORED, *_FIXED}:
             raise InputError(path, "this key is not supported", place=str(key))
     if fields.get("output_type") != "multiple_choice":
-        problem = f"only multiple_choice is supported, got {fields.get('output_type')!r}"
+        problem = f"only multiple_choice is supported, got {_shown(fields.get('output_type'))}"
         raise InputError(path, problem, place="output_type")
     if fields.get("dataset_path") not in _FORMATS:
-        problem = f"only local data ({', '.join(_FORMATS)}) are supported, got {fields.get('dataset_path')!r}"
+        given = _shown(fields.get("dataset_path"))
+        problem = f"only local data ({', '.join(_FORMATS)}) are supported, got {given}"
         raise InputError(path, problem, place="dataset_path", hint="name files in dataset_kwargs.data_files")
     for key in ("doc_to_text", "doc_to_choice", "doc_to_target"):
         if fields.get(key) is None:
@@ -204,27 +238,96 @@ def _read_definition(path: Path) -> _Definition:
     return definition
 
 
+def _check_types(path: Path, fields: Mapping[str, Any]) -> None:
+    """Check the keys whose values are texts; InputError names the key."""
+    if not isinstance(fields["task"], str) or not fields["task"].strip():
+        raise InputError(path, f"must be text, got {_shown(fields['task'])}", place="task")
+    for key in ("description", *_SPLITS):
+        if not isinstance(fields.get(key), str | None):
+            raise InputError(path, f"must be text, got {_shown(fields[key])}", place=key)
+    # YAML reads `yes`, `no`, `on` and `off` as true and false.
+    choices = fields.get("doc_to_choice")
+    if isinstance(choices, list) and not all(type(choice) in (str, int, float) for choice in choices):
+        problem = f"must be a text or a list of texts, got {_shown(choices)}"
+        raise InputError(path, problem, place="doc_to_choice", hint='write texts in quotes: ["yes", "no"]')
+
+
+def _shown(value: object) -> str:
+    """Return a value of a definition for an error message."""
+    # With aliases, a few lines of YAML can be a value of billions of characters.
+    return _REPR.repr(value)
+
+
+def _description(path: Path, fields: Mapping[str, Any], split: str) -> str:
+    """Return the text before the prompts. As in lm-eval, it is a template of the row.
+
+    Raises:
+        InputError: it cannot be rendered, or rows have different ones.
+    """
+    description = fields.get("description")
+    if not description:
+        return ""
+    rows = _source_rows(path, fields, split)
+    render = _template(path, description, "description")
+    rendered = {_rendered(path, render, row.fields, f"{split}, {row.place}") for row in rows}
+    if len(rendered) > 1:
+        problem = "must be the same for every row: a task has one description"
+        raise InputError(path, problem, place="description", hint="write one definition for each subject")
+    return str(rendered.pop())
+
+
+def _rendered(path: Path, render: _Render, fields: Mapping[str, Any], place: str) -> Any:  # noqa: ANN401
+    try:
+        return render(fields)
+    except TEMPLATE_FAULTS as error:
+        # Of a missing field, the text of Python's error is only the name.
+        problem = f"a row cannot be rendered: {type(error).__name__}: {str(error)[:200]}"
+        raise InputError(path, problem, place=place) from error
+
+
 def _render_rows(path: Path, fields: Mapping[str, Any], split: str) -> Iterator[tuple[str, Question]]:
     """Yield the rendered text of each row of a split, with its question."""
-    named = _data_files(fields).get(split)
-    if not named:
-        raise InputError(path, f"no file of the split '{split}'", place="dataset_kwargs.data_files")
-    rows = [
-        row for name in ([named] if isinstance(named, str) else named) for row in read_source_rows(Path(name))
-    ]
+    rows = _source_rows(path, fields, split)
     text, choices, target = (
         _renderer(path, fields[key], key, rows[0])
         for key in ("doc_to_text", "doc_to_choice", "doc_to_target")
     )
     for number, row in enumerate(rows, start=1):
         place = f"{split}, {row.place}"
-        try:
-            prompt, options, gold = str(text(row.fields)), choices(row.fields), target(row.fields)
-            # As in lm-eval, a rendered list is read back as a Python literal.
-            options = list(map(str, ast.literal_eval(options) if isinstance(options, str) else options))
-        except (jinja2.TemplateError, KeyError, TypeError, ValueError, SyntaxError) as error:
-            raise InputError(path, f"a row cannot be rendered: {error!r}", place=place) from error
-        yield prompt, _question(path, row, number, prompt, options, gold, place)
+        prompt, options, gold = (
+            _rendered(path, render, row.fields, place) for render in (text, choices, target)
+        )
+        listed = _options(path, options, place)
+        yield str(prompt), _question(path, row, number, str(prompt), listed, gold, place)
+
+
+def _source_rows(path: Path, fields: Mapping[str, Any], split: str) -> list[SourceRow]:
+    files = _data_files(fields).get(split)
+    if not files:
+        known = ", ".join(_data_files(fields)) or "none"
+        raise InputError(
+            path,
+            f"no file of the split '{split}' (splits with files: {known})",
+            place="dataset_kwargs.data_files",
+            hint="write data_files as SPLIT: FILE; files without a split are those of `train`",
+        )
+    rows = [row for name in files for row in read_source_rows(Path(name))]
+    if not rows:
+        raise InputError(path, f"the split '{split}' has no rows", place="dataset_kwargs.data_files")
+    return rows
+
+
+def _options(path: Path, rendered: object, place: str) -> list[str]:
+    """Return the options of a row. As in lm-eval, a rendered list is read back as a Python literal."""
+    try:
+        options = ast.literal_eval(rendered) if isinstance(rendered, str) else rendered
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise InputError(path, "doc_to_choice does not give a list of options", place=place) from error
+    if not isinstance(options, list | tuple) or not options:
+        raise InputError(
+            path, f"doc_to_choice gives {_shown(options)}, which is not a list of options", place=place
+        )
+    return list(map(str, options))
 
 
 def _renderer(path: Path, definition: object, key: str, first: SourceRow) -> _Render:
@@ -233,11 +336,15 @@ def _renderer(path: Path, definition: object, key: str, first: SourceRow) -> _Re
         return lambda fields: definition
     if definition in first.fields:
         return lambda fields: fields[definition]
+    return _template(path, definition, key)
+
+
+def _template(path: Path, source: str, key: str) -> _Render:
     try:
-        template = _ENVIRONMENT.from_string(definition)
-    except jinja2.TemplateError as error:
+        template = _ENVIRONMENT.from_string(source)
+    except TEMPLATE_FAULTS as error:
         raise InputError(path, f"not jinja2: {error}", place=key) from error
-    return template.render
+    return partial(render_within_budget, template)
 
 
 def _question(
@@ -249,7 +356,8 @@ def _question(
     if isinstance(gold, str) and gold in options:
         gold = options.index(gold)
     if type(gold) is not int or not 0 <= gold < len(options):
-        raise InputError(path, f"doc_to_target gives {gold!r}, which is none of {options}", place=place)
+        problem = f"doc_to_target gives {_shown(gold)}, which is none of {_shown(options)}"
+        raise InputError(path, problem, place=place)
     identity = row.fields.get("id")
     return Question(
         id=str(number if identity is None else identity),

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from meditron.core.errors import InputError
-from meditron.text.budget import Budget, refuse_longer
-from meditron.text.sandbox import Environment
+from meditron.text.budget import refuse_longer
+from meditron.text.sandbox import TEMPLATE_FAULTS, Environment, render_within_budget
 
 __all__ = ["FIXED_DATE", "Message", "render"]
 
@@ -34,19 +34,6 @@ Message = Mapping[str, Any]
 _MAX_TEMPLATE = 1 << 16  # characters; real ones have up to 20,000, and more take seconds to compile
 _MAX_MESSAGE = 500  # characters of an error message, which the template may write
 _PLACE = "chat template"
-# Exceptions of jinja2 and of Python that a template can cause and that are reported as errors of the
-# template.
-_FAULTS = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,  # jinja2 compiles to Python, which refuses more than twenty nested loops
-    TypeError,
-    ValueError,
-)
 
 
 def render(
@@ -74,7 +61,6 @@ def render(
         InputError: The template is damaged, refuses the messages, tries to leave its sandbox, or exceeds its
             budget; the message names the line.
     """
-    budget = Budget()
     variables = {
         "messages": messages,
         "add_generation_prompt": add_generation_prompt,
@@ -83,16 +69,11 @@ def render(
         "strftime_now": _make_strftime_now(now),
         **{name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token is not None},
         **special_tokens,
-        Budget.KEY: budget,
     }
-    pieces: list[str] = []
     try:
-        for piece in _compile_template(template).generate(variables):
-            pieces.append(piece)
-            budget.charge_output(piece)
-    except _FAULTS as error:
+        return render_within_budget(_compile_template(template), variables)
+    except TEMPLATE_FAULTS as error:
         raise InputError(_PLACE, _error_text(error), place=_error_line(error)) from error
-    return "".join(pieces)
 
 
 @lru_cache(maxsize=16)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["ASSISTANT", "ROLES", "Turn", "parse_messages", "parse_row", "row_format"]
+__all__ = ["ASSISTANT", "ROLES", "Turn", "parse_messages", "parse_row", "require_utf8", "row_format"]
 
 ASSISTANT = "assistant"
 ROLES: Mapping[str, str] = {
@@ -203,16 +203,21 @@ def _parse_message(message: object) -> Turn:
     role = ROLES.get(str(message.get("role")))
     if role is None:
         raise ValueError(f"unknown role {message.get('role')!r}; roles are {', '.join(ROLES)}")
-    try:
-        message["content"].encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("a message contains half of a surrogate pair, which is not valid UTF-8") from error
+    require_utf8(message["content"], "a message")
     if role == ASSISTANT and not message["content"].strip():
         raise ValueError("an answer is empty")
     in_loss = _read_loss_mark(message)
     if in_loss and role != ASSISTANT:
         raise ValueError(f"a message of the {role} is marked for the loss; only the assistant's can be")
     return Turn(role, message["content"], in_loss=in_loss is not False)
+
+
+def require_utf8(text: str, name: str) -> None:
+    """Raise ValueError if a text has no UTF-8 form, as JSON's escapes of half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} contains half of a surrogate pair, which is not valid UTF-8") from error
 
 
 def _read_loss_mark(message: Mapping[str, object]) -> bool | None:

@@ -8,10 +8,11 @@ operation that could compute a large value from small ones is checked before it 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import length_hint
+from types import MappingProxyType
 from typing import Any, TypeVar
 
-from jinja2 import nodes, pass_context
-from jinja2.exceptions import SecurityError
+from jinja2 import Template, nodes, pass_context
+from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Undefined
@@ -28,9 +29,21 @@ from meditron.text.budget import (
     prints_within_measure,
 )
 
-__all__ = ["Environment"]
+__all__ = ["TEMPLATE_FAULTS", "Environment", "render_within_budget"]
 
 _T = TypeVar("_T")
+TEMPLATE_FAULTS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,  # jinja2 compiles to Python, which refuses more than twenty nested loops
+    TypeError,
+    ValueError,
+)
+"""Exceptions of jinja2 and of Python that a template can cause when it is compiled or rendered."""
 # Methods that a template may not call: they return bytes (whose size is not measured), replace each character
 # by a text, or take time that grows with the square of a text's length.
 _REFUSED = frozenset({"encode", "striptags", "to_bytes", "translate"})
@@ -112,12 +125,23 @@ def _apply_filter(name: str, node: Any) -> nodes.Filter:  # noqa: ANN401  # an e
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """Sandbox with a budget and HF's settings; `helpers` and `filters` are added to jinja2's own."""
+    """Sandbox with a budget.
+
+    Args:
+        helpers: Variables that are added to jinja2's own.
+        filters: Filters that are added to jinja2's own.
+        settings: Settings of jinja2; default: those of HF's chat templates.
+    """
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
 
-    def __init__(self, helpers: Mapping[str, Any], filters: Mapping[str, Callable[..., Any]]) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
+    def __init__(
+        self,
+        helpers: Mapping[str, Any] = MappingProxyType({}),
+        filters: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+        settings: Mapping[str, Any] = MappingProxyType({"trim_blocks": True, "lstrip_blocks": True}),
+    ) -> None:
+        super().__init__(extensions=[_GenerationBlock, loopcontrols], **settings)
         del self.globals["lipsum"]
         for name in _DROPPED:
             del self.filters[name]
@@ -164,6 +188,20 @@ class Environment(ImmutableSandboxedEnvironment):
     def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
         """Raise SecurityError for a forbidden attribute, which jinja2 itself would render as nothing."""
         raise SecurityError(f"accesses {attribute!r} of {type(obj).__name__}")
+
+
+def render_within_budget(template: Template, variables: Mapping[str, Any]) -> str:
+    """Render a template of an `Environment` with a budget of its own.
+
+    Raises:
+        TEMPLATE_FAULTS: an expression of the template fails, or the budget is exceeded (`SecurityError`).
+    """
+    budget = Budget()
+    pieces: list[str] = []
+    for piece in template.generate({**variables, Budget.KEY: budget}):
+        pieces.append(piece)
+        budget.charge_output(piece)
+    return "".join(pieces)
 
 
 def _with_measured_items(value: Any) -> Any:  # noqa: ANN401

@@ -28,7 +28,7 @@ from meditron.tasks.reasoning import reasoning_template
 from meditron.tasks.task import Question, Task
 from meditron.tasks.training_sets import TRAINING_SETS, training_set_files
 from meditron.text.finetune_templates import TokenizedConversation, question_turns, tokenize_conversation
-from meditron.text.messages import Turn, parse_row, row_format
+from meditron.text.messages import Turn, parse_row, require_utf8, row_format
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.samples import IGNORE
 
@@ -147,17 +147,28 @@ def _file_conversations(path: Path) -> Iterator[ConversationRow]:
             _refuse_unsupported_keys(row)
             first_format = _require_same_format(row, first_format)
             turns = parse_row(row)
+            name = _row_id(row, turns)
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
-        # A row in another format is hashed as its equivalent messages.
+        yield _conversation_row(name, turns, path, place)
+
+
+def _row_id(row: Mapping[str, Any], turns: Iterable[Turn]) -> str:
+    """Return a row's id; a missing one is derived from the content, so that it is the same in another order.
+
+    Raises:
+        ValueError: The id is neither text nor a number, or is not valid Unicode.
+    """
+    name = row.get("id")
+    if name is None:
+        # A row in another format is hashed as its equivalent messages. Parquet has dates and bytes, which
+        # JSON lacks, in keys such as created_at.
         messages = row.get("messages") or [[turn.role, turn.content] for turn in turns]
-        # A missing id is derived from the content, so that it stays the same if rows are added or reordered.
-        name = row.get("id")
-        if name is None:
-            name = _sha256_hex(json.dumps(messages, sort_keys=True))[:16]
-        if not isinstance(name, str | int):
-            raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
-        yield _conversation_row(str(name), turns, path, place)
+        return _sha256_hex(json.dumps(messages, sort_keys=True, default=str))[:16]
+    if not isinstance(name, str | int):
+        raise ValueError(f"an id must be text or a number, got {name!r:.60}")  # noqa: TRY004
+    require_utf8(str(name), "the id")
+    return str(name)
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -177,10 +177,69 @@ def test_the_hub_reads_the_exported_metadata(evaluated: Path, questions: Path, t
     assert entry.value == round(100 * accuracy, 2)
     assert "12 questions" in str(entry.notes)
     assert files[1].parent.name == ".eval_results"
+    unwritten = tmp_path / "unwritten"
     with pytest.raises(UsageError, match="not exported"):
-        export_hub(tasks, tmp_path, benchmarks={"other": "lab/drugs#default"})
-    with pytest.raises(UsageError, match="not a dataset"):
-        export_hub(tasks, tmp_path, benchmarks={"drugs": "lab/drugs"})
+        export_hub(tasks, unwritten, benchmarks={"other": "lab/drugs#default"})
+    for name in ("lab/drugs", "lab/drugs#", "drugs#default", "/drugs#default", "a/b/c#default"):
+        with pytest.raises(UsageError, match="not a dataset"):
+            export_hub(tasks, unwritten, benchmarks={"drugs": name})
+    assert not unwritten.exists()
+
+
+def test_an_export_that_fails_leaves_no_file(evaluated: Path, questions: Path, tmp_path: Path) -> None:
+    # The first task has its questions, the second has hashes only.
+    tasks = [*select_tasks(str(evaluated), tasks=[str(questions)]), *select_tasks(str(evaluated))]
+    with pytest.raises(UsageError, match="have hashes of the questions"):
+        export_lm_eval(tasks, tmp_path, NOW)
+    with pytest.raises(UsageError, match="have hashes of the questions"):
+        export_every_eval_ever(tasks, tmp_path, NOW, model_id="lab/tiny", organization="lab")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_orders_are_not_exported_and_named(
+    tiny: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = EvalOptions(permutations=3, questions=4, resamples=100)
+    evaluate_on_task(str(tiny), str(questions), options, out=tmp_path / "rows")
+    [task] = select_tasks(str(tmp_path / "rows"), tasks=[str(questions)])
+    assert len(task.items) == 4
+    assert all(not item.row.option_order for item in task.items)
+    assert "drugs: 8 answers in other orders" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_question_with_more_options_than_letters_makes_the_round_trip(tiny: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": str(n),
+            "q": f"Which of these is {n}?",
+            "choices": [f"drug {m}" for m in range(30)],
+            "gold": 29 - n,
+        }
+        for n in range(3)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    definition = {
+        "task": "drugs",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{q}}\nAnswer:",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+    }
+    spec = tmp_path / "drugs.yaml"
+    spec.write_text(json.dumps(definition))
+    evaluate_on_task(str(tiny), str(spec), EvalOptions(resamples=100), out=tmp_path / "rows")
+    tasks = select_tasks(str(tmp_path / "rows"), tasks=[str(spec)])
+    _, log = export_every_eval_ever(tasks, tmp_path / "eee", NOW, model_id="lab/tiny", organization="lab")
+    assert {line["metadata"]["gold"] for line in lines(log)} == {"28", "29", "30"}
+    imported, _, _ = every_eval_ever_import.import_every_eval_ever([log])
+    before = {id_: (row.gold, row.prediction) for id_, row in rows_of(tmp_path / "rows").items()}
+    assert {row.id: (row.gold, row.prediction) for row in imported[0].rows} == before
+    result, _ = lm_eval_round_trip(tmp_path / "rows", spec, tmp_path)
+    [scores] = result.tasks.values()
+    assert [score.n for score in scores.values()] == [3]
 
 
 def test_lm_evals_own_log_is_read(tmp_path: Path) -> None:

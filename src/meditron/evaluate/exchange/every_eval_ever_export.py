@@ -14,7 +14,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from meditron.core.errors import UsageError
-from meditron.evaluate.exchange.exported import ExportedItem, ExportedTask
+from meditron.evaluate.exchange.exported import ExportedItem, ExportedTask, require_questions
 from meditron.evaluate.methods.generated import GeneratedRow
 from meditron.evaluate.rows import ImportedRow, QuestionRow
 from meditron.store.files import sha256_file, write_json
@@ -49,6 +49,8 @@ def export_every_eval_ever(
         raise UsageError(
             f"the model's id must be developer/model, got {model_id!r}", hint="--model-id ORG/NAME"
         )
+    for task in tasks:
+        require_questions(task)
     paths: list[Path] = []
     for task in tasks:
         # The same evaluation gets the same id, so that a second export replaces the files of the first.
@@ -178,12 +180,7 @@ def _generation_arguments(task: ExportedTask) -> dict[str, Any]:
 
 
 def _sample(task: ExportedTask, item: ExportedItem, evaluation: str, model_id: str) -> dict[str, Any]:
-    row, question = item.row, item.question
-    if question is None:
-        raise UsageError(
-            f"the rows of {task.name} have hashes of the questions, not their texts",
-            hint="name the task as it was given to evaluate: --task T",
-        )
+    row, question = item.row, item.known_question
     text = f"{question.context}\n{question.text}" if question.context else question.text
     reference = [question.options[question.gold]]
     outputs = row.outputs if isinstance(row, GeneratedRow | ImportedRow) else ()
@@ -227,11 +224,16 @@ def _metadata(item: ExportedItem) -> Mapping[str, str]:
     values = {
         "question_sha256": row.question_sha256,
         "prompt_sha256": row.prompt_sha256,
-        "gold": ascii_uppercase[row.gold],
-        "prediction": None if row.prediction is None else ascii_uppercase[row.prediction],
+        "gold": _letter(row.gold),
+        "prediction": None if row.prediction is None else _letter(row.prediction),
         "subject": question.group if question else None,
         "context": question.context if question else None,
         "question": question.text if question and question.context else None,
         "scores": json.dumps(scores) if scores else None,
     }
     return {name: value for name, value in values.items() if value}
+
+
+def _letter(index: int) -> str:
+    """Return the letter of an option; its number, from 1, for an option after the 26th."""
+    return ascii_uppercase[index] if index < len(ascii_uppercase) else str(index + 1)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from meditron.core.console import warn
 from meditron.core.errors import InputError, UsageError
 from meditron.core.statistics import wilson_interval
+from meditron.core.units import format_count
 from meditron.evaluate.config import EvalOptions
 from meditron.evaluate.explain import select_setting
 from meditron.evaluate.methods.base import find_method
@@ -19,7 +21,7 @@ from meditron.tasks.question import Question
 from meditron.tasks.registry import open_task
 from meditron.tasks.task import Task, prompts_sha256, questions_sha256
 
-__all__ = ["ExportedItem", "ExportedTask", "select_tasks"]
+__all__ = ["ExportedItem", "ExportedTask", "require_questions", "select_tasks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,14 @@ class ExportedItem:
     question: Question | None
     """The question; None if the task was not given."""
     prompt: RenderedPrompt | None
-    """The prompt, if it can be rendered again: in plain text, from a packaged template."""
+    """The prompt, if it can be rendered again: in plain text, from a packaged template or the task's own."""
+
+    @property
+    def known_question(self) -> Question:
+        """The question, of an item of a task that was given (`require_questions`)."""
+        if self.question is None:
+            raise AssertionError(f"no question of the row {self.row.id}")
+        return self.question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +79,15 @@ class ExportedTask:
         return {name: self.setting.shown(name) for name, value in factors.items() if value is not None}
 
 
+def require_questions(task: ExportedTask) -> None:
+    """Raise UsageError if the texts of a task's questions are not known."""
+    if any(item.question is None for item in task.items):
+        raise UsageError(
+            f"the rows of {task.name} have hashes of the questions, not their texts",
+            hint="name the task as it was given to evaluate: --task T",
+        )
+
+
 def select_tasks(
     result: str,
     *,
@@ -98,6 +116,13 @@ def select_tasks(
     if missing or not names:
         known = ", ".join(rows.tasks) or "none"
         raise UsageError(f"{result} has no rows of {', '.join(missing) or 'tasks'} (tasks in it: {known})")
+    for name in names:
+        # A question in another order or by another seed is no second sample of it.
+        if count := rows.variant_counts.get(name):
+            warn(
+                f"{name}: {format_count(count, 'answers')} in other orders of the options or by other seeds "
+                "are not exported, only those in the published order by the first seed"
+            )
     return [
         _export_task(result, select_setting(rows, name, settings or {}, "--setting"), opened.get(name))
         for name in names
@@ -124,18 +149,21 @@ def _export_task(result: str, setting: Setting, task: Task | None) -> ExportedTa
     examples = {question.id: question for question in task.rows("train")}
     items = [
         ExportedItem(
-            row=(row := by_id[question.id]), question=question, prompt=_prompt(row, question, examples)
+            row=(row := by_id[question.id]), question=question, prompt=_prompt(row, question, examples, task)
         )
         for question in questions
     ]
     return ExportedTask(name=task.name, setting=setting, items=items, task=task)
 
 
-def _prompt(row: QuestionRow, question: Question, examples: Mapping[str, Question]) -> RenderedPrompt | None:
+def _prompt(
+    row: QuestionRow, question: Question, examples: Mapping[str, Question], task: Task
+) -> RenderedPrompt | None:
     """Render the prompt of a row again; None if that does not give the text with the row's hash."""
     # The methods that generate text adapt the task's template and add this ending to its name.
     name = (row.template or "").partition("/")[0].removesuffix("-cot")
-    template = PROMPT_TEMPLATES.get(name)
+    # The template of a definition of lm-eval belongs to its task.
+    template = task.template if task.template.name == name else PROMPT_TEMPLATES.get(name)
     shots = [examples[id_] for id_ in row.shot_ids[: row.shots or 0] if id_ in examples]
     if template is None or len(shots) != (row.shots or 0):
         return None

@@ -57,17 +57,15 @@ def export_hub(
     chosen = dict(benchmarks or {})
     if unknown := [task for task in chosen if task not in names]:
         raise UsageError(f"--benchmark names {', '.join(unknown)}, which is not exported: {', '.join(names)}")
+    datasets = {task: _parse_benchmark(text) for task, text in chosen.items()}
     paths = [out / "model-index.yaml"]
     model = name or tasks[0].setting.first.model
     index = eval_results_to_model_index(model, [_model_index_result(task) for task in tasks])
     _write_yaml(paths[0], {"model-index": index})
     for task in tasks:
-        if task.name not in chosen:
+        if task.name not in datasets:
             continue
-        dataset, hash_, task_id = chosen[task.name].partition("#")
-        if not (hash_ and task_id and dataset.count("/") == 1):
-            hint = "--benchmark TASK=ORG/DATASET#TASK_ID"
-            raise UsageError(f"{chosen[task.name]!r} is not a dataset with the id of its task", hint=hint)
+        dataset, task_id = datasets[task.name]
         entry = EvalResultEntry(
             dataset_id=dataset,
             task_id=task_id,
@@ -78,6 +76,16 @@ def export_hub(
         paths.append(out / ".eval_results" / f"{task.name.replace('/', '-')}.yaml")
         _write_yaml(paths[-1], eval_result_entries_to_yaml([entry]))
     return paths
+
+
+def _parse_benchmark(text: str) -> tuple[str, str]:
+    """Return the dataset and the task's id of `ORG/DATASET#TASK_ID`; UsageError for another form."""
+    dataset, _, task_id = text.partition("#")
+    organization, _, name = dataset.partition("/")
+    if not (task_id and organization and name) or "/" in name:
+        hint = "--benchmark TASK=ORG/DATASET#TASK_ID"
+        raise UsageError(f"{text!r} is not a dataset with the id of its task", hint=hint)
+    return dataset, task_id
 
 
 def _model_index_result(task: ExportedTask) -> "EvalResult":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from meditron.core.errors import UsageError
-from meditron.evaluate.exchange.exported import ExportedItem, ExportedTask
+from meditron.evaluate.exchange.exported import ExportedItem, ExportedTask, require_questions
 from meditron.evaluate.methods.generated import GeneratedRow
 from meditron.evaluate.methods.loglikelihood import LoglikelihoodRow
 from meditron.store.files import write_json
@@ -43,8 +43,8 @@ def export_lm_eval(tasks: Sequence[ExportedTask], out: Path, now: datetime) -> l
     """
     time = now.replace(tzinfo=None).isoformat(timespec="microseconds").replace(":", "-")
     paths, hashes, results = [], {}, {}
-    for task in tasks:
-        samples = list(_samples(task))
+    # All logs are computed before the first is written: an error leaves no file.
+    for task, samples in [(task, list(_samples(task))) for task in tasks]:
         paths.append(out / f"samples_{task.name.replace('/', '__')}_{time}.jsonl")
         with JsonlWriter(paths[-1]) as file:
             for sample in samples:
@@ -58,13 +58,9 @@ def export_lm_eval(tasks: Sequence[ExportedTask], out: Path, now: datetime) -> l
 
 
 def _samples(task: ExportedTask) -> Iterator[dict[str, Any]]:
+    require_questions(task)
     for number, item in enumerate(task.items):
-        if item.question is None:
-            raise UsageError(
-                f"the rows of {task.name} have hashes of the questions, not their texts",
-                hint="name the task as it was given to evaluate: --task T",
-            )
-        doc = _doc(item.question)
+        doc = _doc(item.known_question)
         if isinstance(item.row, LoglikelihoodRow):
             answer = _option_requests(item, item.row)
         elif isinstance(item.row, GeneratedRow):
@@ -119,8 +115,7 @@ def _option_requests(item: ExportedItem, row: LoglikelihoodRow) -> dict[str, Any
 
 
 def _generation(item: ExportedItem, row: GeneratedRow) -> dict[str, Any]:
-    question = item.question
-    options = question.options if question else ()
+    options = item.known_question.options
     settings = {
         "temperature": row.temperature,
         "max_gen_toks": row.max_tokens,
