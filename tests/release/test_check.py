@@ -15,7 +15,8 @@ from tests.text.test_hf_folder import sentencepiece_like
 from meditron.core.errors import InputError
 from meditron.model import gguf_shape, gguf_weights, hf_weights
 from meditron.model.config import LlamaConfig, llama3_rope_divisors
-from meditron.model.weights import load_config, load_model
+from meditron.model.weight_rows import load_config
+from meditron.model.weights import load_model
 from meditron.release import check as release_check
 from meditron.release import quantize as release_quantize
 from meditron.release.check import CHECK_KEY, TOLERANCES, ExportError

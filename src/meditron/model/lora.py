@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 from meditron.model.lora_config import LoraConfig
-from meditron.model.tensors import parameter_shapes
+from meditron.model.shapes import parameter_shapes
 
 __all__ = [
     "LoraLinear",

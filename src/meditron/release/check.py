@@ -27,10 +27,12 @@ from torch import Tensor
 
 from meditron.core.errors import InputError, MeditronError
 from meditron.model.config import LlamaConfig
-from meditron.model.gguf_weights import GGUFWeights, gguf_tensor_name, read_gguf_config
+from meditron.model.gguf_layout import gguf_tensor_name, read_gguf_config
+from meditron.model.gguf_weights import GGUFWeights
 from meditron.model.llama import Block, RMSNorm
 from meditron.model.rope import rotary_cos_sin
-from meditron.model.tensors import DTYPES, parameter_shapes
+from meditron.model.shapes import parameter_shapes
+from meditron.model.tensors import DTYPES
 from meditron.model.weights import open_weights
 from meditron.release.check_files import (
     EMBEDDING,

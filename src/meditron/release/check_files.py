@@ -13,13 +13,13 @@ from safetensors import safe_open
 
 from meditron.model.config import LlamaConfig
 from meditron.model.families import FAMILIES
+from meditron.model.gguf_layout import gguf_tensor_name
 from meditron.model.gguf_shape import NEUTRAL_VALUES, REQUIRED_KEYS
-from meditron.model.gguf_weights import gguf_tensor_name
-from meditron.model.hf_weights import tensor_files
-from meditron.model.tensors import parameter_shapes
+from meditron.model.shapes import parameter_shapes
 from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles
+from meditron.store.safetensors import tensor_files
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = ["EMBEDDING", "HEAD", "missing_gguf_keys", "source_file_differences", "special_token_differences"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from meditron.core.errors import MissingExtra
-from meditron.model.tensors import weight_range_error
+from meditron.model.shapes import weight_range_error
 from meditron.store.gguf_types import tensor_type
 
 __all__ = ["load_libgguf", "quantize_matrix"]

@@ -15,7 +15,8 @@ from meditron.core.console import info, progress, warn
 from meditron.core.errors import UsageError
 from meditron.core.machine import usable_cores
 from meditron.model.config import LlamaConfig
-from meditron.model.gguf_weights import encode_floats, gguf_header, lazy_gguf_tensors, read_gguf_config
+from meditron.model.gguf_layout import gguf_header, read_gguf_config
+from meditron.model.gguf_weights import encode_floats, lazy_gguf_tensors
 from meditron.model.presets import model_tokenizer
 from meditron.model.weights import open_weights
 from meditron.release.check import CHECK_KEY, ExportCheck

@@ -9,7 +9,8 @@ from meditron.core.console import warn
 from meditron.model.llama import Llama
 from meditron.model.lora import WeightsWithAdapters, add_adapters, initialize_adapters
 from meditron.model.nf4 import load_quantized
-from meditron.model.weights import load_config, load_model, open_weights
+from meditron.model.weight_rows import load_config
+from meditron.model.weights import load_model, open_weights
 from meditron.parallel.constraints import require_possible_layout
 from meditron.parallel.layout import Layout, build_layout
 from meditron.parallel.model import ModelStage, ShardedModel, apply_activation_checkpointing
