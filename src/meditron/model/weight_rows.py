@@ -28,7 +28,14 @@ from meditron.store.safetensors import FLOAT_DTYPES, SafetensorsFile, tensor_fil
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DecodeRows", "WeightRows", "load_config", "open_weight_rows", "stored_as_float32"]
+__all__ = [
+    "DecodeRows",
+    "WeightRows",
+    "dequantize_with_gguf",
+    "load_config",
+    "open_weight_rows",
+    "stored_as_float32",
+]
 
 Rows = slice | npt.NDArray[np.intp]
 DecodeRows = Callable[[npt.NDArray[np.uint8], str, int], npt.NDArray[np.float32]]
@@ -115,7 +122,7 @@ def open_weight_rows(
     if files.kind == "gguf":
         with GGUF(Path(files.path)) as gguf:
             config = read_gguf_config(gguf)
-            yield config, _GGUFRows(gguf, config, decode or _dequantize_with_gguf)
+            yield config, _GGUFRows(gguf, config, decode or dequantize_with_gguf)
     elif files.kind == "hf":
         config = read_hf_config(Path(files.path))
         yield config, _HFRows(Path(files.path), config)
@@ -213,7 +220,8 @@ def _as_matrix(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array.reshape(1, -1) if array.ndim == 1 else array
 
 
-def _dequantize_with_gguf(rows: npt.NDArray[np.uint8], kind: str, _columns: int) -> npt.NDArray[np.float32]:
+def dequantize_with_gguf(rows: npt.NDArray[np.uint8], kind: str, _columns: int) -> npt.NDArray[np.float32]:
+    """Return the values of quantized rows with gguf-py's code."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from meditron.core.config import InputKind, NonSemantic, StageConfig
-from meditron.release.types import GGUFType
+from meditron.release.types import GGUFType, Mix
 
 __all__ = ["QuantizeConfig"]
 
@@ -18,6 +18,12 @@ class QuantizeConfig(StageConfig):
 
     types: tuple[GGUFType, ...] = Field(default=("Q4_K_M",), min_length=1)
     """Types of the GGUF files, one file for each type."""
+
+    mix: Mix = "current"
+    """Rules for the types of the matrices: llama.cpp's current ones, or those of late 2023."""
+
+    imatrix: str | None = None
+    """File of an importance matrix, which the quantizers weigh errors with (`meditron imatrix`)."""
 
     threads: Annotated[int | None, NonSemantic] = Field(default=None, ge=1)
     """Threads; all cores by default. The files do not depend on it."""
@@ -38,8 +44,8 @@ class QuantizeConfig(StageConfig):
         return types
 
     def inputs(self) -> dict[str, str]:
-        """Return the stage's input: the model to quantize."""
-        return {"model": self.on}
+        """Return the stage's inputs: the model to quantize, and the file of an importance matrix."""
+        return {"model": self.on} | ({} if self.imatrix is None else {"imatrix": self.imatrix})
 
     def selectors(self) -> tuple[str, ...]:
         """Return the types: each file is selected by its type."""
