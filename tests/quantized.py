@@ -24,9 +24,9 @@ NEED_IMATRIX: frozenset[GGUFType] = frozenset(
 """Types with a matrix that llama.cpp refuses to write without an importance matrix."""
 
 
-def types_without_imatrix(model: str) -> list[GGUFType]:
-    """Return the types that can be written without an importance matrix; rows of `odd` have fallbacks."""
-    return [kind for kind in get_args(GGUFType) if kind not in (*NEED_IMATRIX, "F32")]
+FAST_TYPES: tuple[GGUFType, ...] = tuple(kind for kind in get_args(GGUFType) if kind.startswith(("Q", "IQ4")))
+"""Quantized types that take less than a second for a small model; codebooks of the other IQ types are
+searched for each block."""
 
 
 def seeded_imatrix(model: Path, path: Path) -> Path:

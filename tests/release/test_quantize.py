@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import gguf
 import numpy as np
@@ -25,9 +25,9 @@ from meditron.release.quantize import quantize as quantize_model
 from meditron.release.types import GGUFType
 from meditron.store.gguf import GGUF
 from meditron.store.manifest import Artifact
-from quantized import digest, golden
+from quantized import FAST_TYPES, digest, golden, seeded_imatrix
 
-TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
+TYPES: tuple[GGUFType, ...] = ("F32", "F16", "BF16", *FAST_TYPES)
 
 
 def quantize(model: Path, out: Path, *types: str, threads: int = 2) -> dict[str, Any]:
@@ -50,6 +50,23 @@ def test_the_tensors_are_llama_cpps_to_the_byte(made: Any, model: str) -> None:
     """Held to what its own quantizer made of the same weights, which `test_llama_cpp` can make anew."""
     folder, _ = made[model]
     assert {kind: digest(folder / f"{kind}.gguf") for kind in TYPES if kind != "F32"} == golden()[model]
+
+
+@pytest.mark.parametrize("model", ["wide", "odd"])
+def test_with_an_importance_matrix_too(model: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    source = request.getfixturevalue(model)
+    options = QuantizeOptions(imatrix=seeded_imatrix(source, tmp_path / "seeded.imatrix"), check=False)
+    made = quantize_model(str(source), FAST_TYPES, tmp_path, options)["files"]
+    found = {file["type"]: digest(Path(file["path"])) for file in made}
+    assert found == golden()[f"{model}, imatrix"]
+    with GGUF(Path(made[0]["path"])) as gguf:
+        recorded = {key: gguf.metadata[key] for key in gguf.metadata if key.startswith("quantize.imatrix.")}
+    assert recorded == {
+        "quantize.imatrix.file": "seeded.imatrix",
+        "quantize.imatrix.dataset": "seeded",
+        "quantize.imatrix.entries_count": 21 if model == "wide" else 7,
+        "quantize.imatrix.chunks_count": 1,
+    }
 
 
 @pytest.mark.parametrize("model", ["wide", "odd"])

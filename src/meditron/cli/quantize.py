@@ -14,7 +14,9 @@ __all__ = ["quantize"]
 _FLAGS = {"types": "--type"}
 
 
-@flags_from("quantize", {"Files": ("types", "mix", "imatrix"), "Computation": ("threads",)}, names=_FLAGS)
+@flags_from(
+    "quantize", {"Files": ("types", "mix", "imatrix", "calibrate"), "Computation": ("threads",)}, names=_FLAGS
+)
 def quantize(
     model: Annotated[str, Parameter(help="A MODEL: a run's stage, an HF folder, a .gguf file, pypi:….")],
     /,
@@ -51,6 +53,7 @@ def quantize(
     options = QuantizeOptions(
         mix=config.mix,
         imatrix=None if config.imatrix is None else Path(config.imatrix),
+        calibrate=None if config.calibrate is None else Path(config.calibrate),
         threads=config.threads,
         check=check,
     )

@@ -1,8 +1,8 @@
 """The config of the quantize stage."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from meditron.core.config import InputKind, NonSemantic, StageConfig
 from meditron.release.types import GGUFType, Mix
@@ -25,6 +25,9 @@ class QuantizeConfig(StageConfig):
     imatrix: str | None = None
     """File of an importance matrix, which the quantizers weigh errors with (`meditron imatrix`)."""
 
+    calibrate: str | None = None
+    """Text from which an importance matrix is computed first, instead of `imatrix`."""
+
     threads: Annotated[int | None, NonSemantic] = Field(default=None, ge=1)
     """Threads; all cores by default. The files do not depend on it."""
 
@@ -43,9 +46,16 @@ class QuantizeConfig(StageConfig):
             raise ValueError("types: a type is listed twice")
         return types
 
+    @model_validator(mode="after")
+    def _require_one_importance_matrix(self) -> Self:
+        if self.imatrix is not None and self.calibrate is not None:
+            raise ValueError("imatrix and calibrate exclude each other: both give the importance matrix")
+        return self
+
     def inputs(self) -> dict[str, str]:
-        """Return the stage's inputs: the model to quantize, and the file of an importance matrix."""
-        return {"model": self.on} | ({} if self.imatrix is None else {"imatrix": self.imatrix})
+        """Return the stage's inputs: the model to quantize, and an importance matrix or its text."""
+        files = {"imatrix": self.imatrix, "calibrate": self.calibrate}
+        return {"model": self.on} | {name: file for name, file in files.items() if file is not None}
 
     def selectors(self) -> tuple[str, ...]:
         """Return the types: each file is selected by its type."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.config import QuantizeConfig
 from meditron.release.encode import load_libgguf
 from meditron.release.file_plan import FilePlan, plan_file, planned_metadata
+from meditron.release.imatrix_file import read_imatrix
 from meditron.release.importance import NO_IMPORTANCE, Importance, load_importance
 from meditron.release.memory import measure_peak_memory
 from meditron.release.naming import file_stem, model_name
@@ -29,7 +30,7 @@ from meditron.release.types import GGUFType, Mix
 from meditron.report.quantization import measured_costs, published_cost, recommended_type
 from meditron.store.ancestry import GGUF_KEY, read_ancestry
 from meditron.store.authorship import read_authorship
-from meditron.store.files import make_folder
+from meditron.store.files import make_folder, sha256_file
 from meditron.store.gguf import GGUF
 from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.gguf_writer import encode_head
@@ -49,6 +50,8 @@ class QuantizeOptions:
     """Rules by which the matrices of a file get their types."""
     imatrix: Path | None = None
     """File of an importance matrix."""
+    calibrate: Path | None = None
+    """Text from which an importance matrix is computed, instead of `imatrix`."""
     threads: int | None = None
     """Threads that quantize; None for all cores."""
     check: bool = True
@@ -71,7 +74,11 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     """
     paths = {kind: out / f"{kind}.gguf" for kind in config.types}
     missing = [kind for kind, path in paths.items() if not path.is_file()]
-    options = QuantizeOptions(mix=config.mix, threads=config.threads)
+    imatrix = inputs["imatrix"].path if "imatrix" in inputs else None
+    options = QuantizeOptions(mix=config.mix, imatrix=imatrix, threads=config.threads)
+    if "calibrate" in inputs:
+        options = replace(options, calibrate=inputs["calibrate"].path)
+        options = _calibrated(inputs["model"].spec, options, out / "calibration.imatrix")
     result = _write_missing_files(inputs["model"].spec, paths, missing, options)
     # The evaluation of these files comes later in a run, so only published costs are known here.
     print_summary(result["files"])
@@ -116,6 +123,7 @@ def quantize(
         if not force:
             raise UsageError(f"{path} already exists", hint="use --force to replace it, or another --out")
     make_folder(out)
+    options = _calibrated(spec, options, out / f"{stem}.imatrix")
     result = _write_missing_files(spec, paths, list(paths), options)
     described = [
         file | {"path": str(out / file["path"])} for file in _with_costs(Path(files.path), result["files"])
@@ -145,7 +153,7 @@ def preview(
     """
     files = resolve_model(spec, weights=False)
     config = load_config(files)
-    importance = NO_IMPORTANCE if options.imatrix is None else load_importance(options.imatrix, config)
+    importance = _importance(options, config)
     header, notes = _preview_header(files, config, check=options.check)
     described = []
     for plan in _plans(types, config, options.mix, importance):
@@ -159,6 +167,20 @@ def preview(
     return {"files": described, "recommended": recommended, "notes": notes}
 
 
+def _calibrated(spec: str, options: QuantizeOptions, path: Path) -> QuantizeOptions:
+    """Compute the importance matrix of a calibration text, if there is one, and use it.
+
+    An existing file of the same text is kept.
+    """
+    if options.calibrate is None:
+        return options
+    if not path.is_file() or read_imatrix(path).text_sha256 != sha256_file(options.calibrate):
+        from meditron.release.imatrix import compute_imatrix  # needs torch
+
+        compute_imatrix(spec, options.calibrate, path, force=True)
+    return replace(options, imatrix=path)
+
+
 def _preview_header(
     files: ModelFiles, config: LlamaConfig, *, check: bool
 ) -> tuple[dict[str, Any], list[str]]:
@@ -170,6 +192,10 @@ def _preview_header(
         note = f"the sizes do not include the vocabulary, because there is no tokenizer: {error.message}"
         return {**carried, **config.to_gguf()}, [note]
     return gguf_header(config, tokenizer, model_name(files), carried), []
+
+
+def _importance(options: QuantizeOptions, config: LlamaConfig) -> Importance:
+    return NO_IMPORTANCE if options.imatrix is None else load_importance(options.imatrix, config)
 
 
 def _plans(
@@ -225,7 +251,7 @@ def _write_files(files: ModelFiles, paths: Mapping[GGUFType, Path], options: Qua
     tokenizer = model_tokenizer(files)
     comparison = ExportCheck(files, tokenizer)
     with open_weight_rows(files) as (config, weights), ExitStack() as complete:
-        importance = NO_IMPORTANCE if options.imatrix is None else load_importance(options.imatrix, config)
+        importance = _importance(options, config)
         plans = _plans(list(paths), config, options.mix, importance)
         _require_imatrix(plans, importance)
         carried = carried_metadata(files, check=options.check)
