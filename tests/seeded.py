@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from meditron.model.config import LlamaConfig
-from meditron.model.tensors import parameter_shapes
+from meditron.model.shapes import parameter_shapes
 from meditron.store.files import write_json
 from meditron.text.tokenizer import load_tokenizer
 

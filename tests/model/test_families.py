@@ -19,8 +19,9 @@ from meditron.model.families import FAMILIES
 from meditron.model.generate import generate
 from meditron.model.llama import Llama, RMSNorm
 from meditron.model.sampling import SamplingConfig
-from meditron.model.tensors import parameter_shapes
-from meditron.model.weights import load_config, load_model, save_gguf, save_hf
+from meditron.model.shapes import parameter_shapes
+from meditron.model.weight_rows import load_config
+from meditron.model.weights import load_model, save_gguf, save_hf
 from meditron.store.gguf import GGUF
 from meditron.text.tokenizer import Tokenizer
 from tiny import tiny_hf

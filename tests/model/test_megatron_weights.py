@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from hf_parity import logits
 from meditron.core.errors import InputError
-from meditron.model.weights import load_config, load_model
+from meditron.model.weight_rows import load_config
+from meditron.model.weights import load_model
 from meditron.release.convert import convert
 from meditron.text.tokenizer import load_tokenizer
 from tiny import tiny_hf

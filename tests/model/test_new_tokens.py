@@ -5,7 +5,8 @@ import torch
 
 from hf_parity import make_hf
 from meditron.model.new_tokens import NewTokens
-from meditron.model.weights import load_config, load_model, open_weights
+from meditron.model.weight_rows import load_config
+from meditron.model.weights import load_model, open_weights
 
 KNOWN = 500  # tokens; the other 12 rows of the embedding are padding
 

@@ -11,7 +11,7 @@ from meditron.core.errors import RecipeError
 from meditron.model.lora import MergedWeights, adapter_shapes
 from meditron.model.lora_config import LoraConfig
 from meditron.model.nf4 import WholeWeights
-from meditron.model.tensors import parameter_shapes
+from meditron.model.shapes import parameter_shapes
 from meditron.parallel.config import ParallelConfig
 from meditron.parallel.layout import build_layout
 from meditron.parallel.model import GatheredWeights

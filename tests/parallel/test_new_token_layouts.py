@@ -8,7 +8,7 @@ import torch.distributed as dist
 from meditron.model.lora import MergedWeights, trained_shapes
 from meditron.model.new_tokens import NewTokens, extended_config
 from meditron.model.nf4 import WholeWeights
-from meditron.model.tensors import parameter_shapes
+from meditron.model.shapes import parameter_shapes
 from meditron.parallel.config import ParallelConfig
 from meditron.parallel.layout import build_layout
 from meditron.parallel.model import GatheredWeights

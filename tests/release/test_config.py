@@ -10,7 +10,7 @@ def test_by_default_the_pretrained_model_is_written_as_q4_k_m() -> None:
 
 
 @pytest.mark.parametrize(
-    ("types", "said"), [((), "at least 1"), (("F16", "F16"), "twice"), (("Q9_K",), "'Q6_K' or 'Q8_0'")]
+    ("types", "said"), [((), "at least 1"), (("F16", "F16"), "twice"), (("Q9_K",), "'IQ4_XS' or 'IQ4_NL'")]
 )
 def test_refused(types: tuple[str, ...], said: str) -> None:
     with pytest.raises(ValidationError, match=said):

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meditron.core.errors import SourceError, UsageError
 from meditron.model import gguf_weights
-from meditron.model.weights import load_config
+from meditron.model.weight_rows import load_config
 from meditron.release.check import ExportError
 from meditron.release.convert import convert
 from meditron.store.gguf import GGUF

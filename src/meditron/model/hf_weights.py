@@ -1,9 +1,8 @@
-"""Reading and writing a model as an HF folder: config, tokenizer, safetensors."""
+"""Reading a model's weights from an HF folder as torch tensors; writing a folder."""
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,60 +11,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from meditron.core.console import warn
 from meditron.core.errors import InputError
 from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
-from meditron.model.tensors import DTYPES, check_tensors, parameter_shapes, state_dict_of, weight_range_error
-from meditron.store.files import atomic_write, read_json, write_json
+from meditron.model.shapes import HEAD, check_tensors, parameter_shapes, weight_range_error
+from meditron.model.tensors import DTYPES, state_dict_of
+from meditron.store.files import atomic_write, write_json
+from meditron.store.safetensors import tensor_files
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["HFWeights", "has_untied_head", "read_hf_config", "save_hf", "tensor_files"]
+__all__ = ["HFWeights", "save_hf"]
 
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Tensors of older and of tied checkpoints that are not parameters of the model.
-_IGNORED = ("rotary_emb.inv_freq", _HEAD)
-
-
-def read_hf_config(folder: Path) -> LlamaConfig:
-    """Read the config from `config.json`.
-
-    A stored head that differs from the embedding is used even if `tie_word_embeddings` is true, as in
-    transformers 5.
-
-    Raises:
-        InputError: an unsupported architecture, or impossible values.
-    """
-    path = folder / "config.json"
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(path, f"expected an object, got a {type(content).__name__}")
-    config = LlamaConfig.from_hf(content, path)
-    if config.tie_word_embeddings and has_untied_head(folder):
-        _warn_of_untied_head(path)
-        return config.model_copy(update={"tie_word_embeddings": False})
-    return config
-
-
-@cache
-def _warn_of_untied_head(path: Path) -> None:
-    """Warn once for each config: a model is opened several times in a run."""
-    warn(f"{path}: tie_word_embeddings is true, but {_HEAD} differs from {_EMBEDDING}; {_HEAD} is used")
-
-
-def has_untied_head(folder: Path) -> bool:
-    """Return True if the folder stores a head that differs from the embedding."""
-    if not any(folder.glob("*.safetensors")):
-        return False  # a config.json alone, of a model without weights
-    stored = tensor_files(folder)
-    if _HEAD not in stored or _EMBEDDING not in stored:
-        return False
-    with (
-        _open_safetensors(stored[_HEAD]) as head_file,
-        _open_safetensors(stored[_EMBEDDING]) as embedding_file,
-    ):
-        head, embedding = head_file.get_tensor(_HEAD), embedding_file.get_tensor(_EMBEDDING)
-        return head.dtype != embedding.dtype or not torch.equal(head, embedding)
+_IGNORED = ("rotary_emb.inv_freq", HEAD)
 
 
 class HFWeights(Mapping[str, Tensor]):
@@ -123,36 +81,6 @@ def _open_safetensors(file: Path) -> Iterator[Any]:
         raise InputError(file, f"cannot be read as safetensors: {error}", hint=hint) from error
     with tensors:
         yield tensors
-
-
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Return the file of each tensor: `model.safetensors`, or the files of the index.
-
-    Files that the index does not name, for example from an earlier save, are ignored.
-    """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        with _open_safetensors(single) as tensors:
-            return dict.fromkeys(tensors.keys(), single)
-    if not index.is_file():
-        hint = "only safetensors are read; pickled weights could run code"
-        raise InputError(folder, "there is no model.safetensors", hint=hint)
-    content = read_json(index)
-    names = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(names, dict) or not names:
-        raise InputError(index, "expected an object of tensors and files", place="weight_map")
-    for name in names.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            # A path such as ../other/model.safetensors is refused too: a downloaded index must not make us
-            # read other folders.
-            raise InputError(index, f"{name!r} is not a safetensors file of this folder", place="weight_map")
-    for file in sorted(set(names.values())):
-        with _open_safetensors(folder / file) as tensors:
-            present = set(tensors.keys())
-        for tensor, place in names.items():
-            if place == file and tensor not in present:
-                raise InputError(folder / file, "the tensor of the index is not in this file", place=tensor)
-    return {tensor: folder / file for tensor, file in names.items()}
 
 
 def save_hf(

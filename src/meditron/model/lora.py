@@ -19,7 +19,7 @@ from meditron.model.config import LlamaConfig
 from meditron.model.llama import Llama
 from meditron.model.lora_config import LoraConfig
 from meditron.model.new_tokens import EMBEDDING, HEAD
-from meditron.model.tensors import parameter_shapes
+from meditron.model.shapes import parameter_shapes
 
 __all__ = [
     "LoraLinear",

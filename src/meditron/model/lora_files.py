@@ -14,11 +14,12 @@ from torch import Tensor
 from meditron.core.config import first_problem
 from meditron.core.errors import InputError
 from meditron.model.config import LlamaConfig
-from meditron.model.gguf_weights import encode_floats, gguf_tensor_name, to_gguf_row_order
+from meditron.model.gguf_layout import gguf_tensor_name
+from meditron.model.gguf_weights import encode_floats, to_gguf_row_order
 from meditron.model.lora import adapter_shapes
 from meditron.model.lora_config import LORA_MODULES, LoraConfig
 from meditron.model.new_tokens import EMBEDDING, HEAD
-from meditron.model.tensors import check_tensors
+from meditron.model.shapes import check_tensors
 from meditron.store.files import atomic_write, read_json, write_json
 from meditron.store.gguf import write_gguf
 

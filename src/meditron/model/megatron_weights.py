@@ -30,7 +30,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from meditron.core.errors import InputError
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_weights import from_neighbour_order
-from meditron.model.tensors import check_tensors, parameter_shapes
+from meditron.model.shapes import check_tensors, parameter_shapes
 from meditron.store.files import read_json
 from meditron.store.models import MEGATRON_TRACKER
 from meditron.text.tokenizer import load_tokenizer

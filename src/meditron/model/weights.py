@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from meditron.model.config import LlamaConfig
-from meditron.model.gguf_weights import GGUFWeights, read_gguf_config, save_gguf
-from meditron.model.hf_weights import HFWeights, read_hf_config, save_hf
+from meditron.model.gguf_layout import read_gguf_config
+from meditron.model.gguf_weights import GGUFWeights, save_gguf
+from meditron.model.hf_config import read_hf_config
+from meditron.model.hf_weights import HFWeights, save_hf
 from meditron.model.llama import Llama
 from meditron.model.megatron_weights import MegatronCheckpoint, MegatronWeights
 from meditron.model.new_tokens import ExtendedWeights, NewTokens, extended_config
@@ -17,7 +19,7 @@ from meditron.model.presets import find_preset
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles, resolve_model
 
-__all__ = ["load_config", "load_model", "open_weights", "save_gguf", "save_hf"]
+__all__ = ["load_model", "open_weights", "save_gguf", "save_hf"]
 
 
 def load_model(
@@ -92,20 +94,6 @@ def _open_stored_weights(files: ModelFiles, seed: int) -> Iterator[tuple[LlamaCo
         folder = Path(files.path)
         config = read_hf_config(folder)
         yield config, HFWeights(folder, config)
-
-
-def load_config(model: ModelFiles | Path | str) -> LlamaConfig:
-    """Read a model's config without its weights; errors are those of `load_model`."""
-    files = _resolve_files(model)
-    if files.kind == "init":
-        return find_preset(files.spec)[0].config
-    path = Path(files.path)
-    if files.kind == "gguf":
-        with GGUF(path) as gguf:
-            return read_gguf_config(gguf)
-    if files.kind == "megatron":
-        return MegatronCheckpoint(path).config()
-    return read_hf_config(path)
 
 
 def _resolve_files(model: ModelFiles | Path | str) -> ModelFiles:

@@ -26,7 +26,7 @@ from meditron.model.lora import add_adapters, freeze_weights
 from meditron.model.lora_config import LoraConfig
 from meditron.model.nf4 import quantize_blocks, quantized_layers
 from meditron.model.nll import nll_sum, token_nll
-from meditron.model.tensors import parameter_shapes
+from meditron.model.shapes import parameter_shapes
 from meditron.parallel.config import ActivationCheckpointing
 from meditron.parallel.layout import Layout
 from meditron.parallel.loss import vocabulary_parallel_nll_sum

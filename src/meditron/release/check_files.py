@@ -8,23 +8,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
+import numpy as np
 
 from meditron.model.config import LlamaConfig
 from meditron.model.families import FAMILIES
+from meditron.model.gguf_layout import gguf_tensor_name
 from meditron.model.gguf_shape import NEUTRAL_VALUES, REQUIRED_KEYS
-from meditron.model.gguf_weights import gguf_tensor_name
-from meditron.model.hf_weights import tensor_files
-from meditron.model.tensors import parameter_shapes
+from meditron.model.shapes import EMBEDDING, HEAD, parameter_shapes
+from meditron.model.weight_rows import stored_as_float32
 from meditron.store.files import read_json
 from meditron.store.gguf import GGUF
 from meditron.store.models import ModelFiles
+from meditron.store.safetensors import SafetensorsFile, tensor_files
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["EMBEDDING", "HEAD", "missing_gguf_keys", "source_file_differences", "special_token_differences"]
+__all__ = ["missing_gguf_keys", "source_file_differences", "special_token_differences"]
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COPIES = "rotary_emb.inv_freq"  # stored by old transformers, but computed from the config
 _SCALING = "rope.scaling."
 
@@ -111,12 +110,10 @@ def _head_differs(source: ModelFiles) -> bool:
             same_type = head.type == embedding.type
             return not (same_type and (gguf.raw_tensor(head.name) == gguf.raw_tensor(embedding.name)).all())
     files = tensor_files(Path(source.path))
-    with (
-        safe_open(files[HEAD], framework="pt") as head_file,
-        safe_open(files[EMBEDDING], framework="pt") as embedding_file,
-    ):
-        head_VD, embedding_VD = head_file.get_tensor(HEAD), embedding_file.get_tensor(EMBEDDING)
-        return not torch.equal(head_VD.float(), embedding_VD.float())
+    head_VD, embedding_VD = (
+        stored_as_float32(SafetensorsFile(files[name]).array(name)) for name in (HEAD, EMBEDDING)
+    )
+    return not np.array_equal(head_VD, embedding_VD)
 
 
 def _gguf_key_differences(metadata: Mapping[str, Any], written: LlamaConfig) -> Iterator[str]:

@@ -8,11 +8,13 @@ import torch
 from meditron.core.errors import InputError, UsageError
 from meditron.model.lora_files import ADAPTER_CONFIG, read_adapter, save_adapter_gguf
 from meditron.model.presets import model_tokenizer
-from meditron.model.weights import load_config, open_weights, save_gguf, save_hf
+from meditron.model.weight_rows import load_config
+from meditron.model.weights import open_weights, save_gguf, save_hf
 from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.naming import model_name
-from meditron.release.quantize import carried_metadata, describe_gguf
+from meditron.release.quantize import carried_metadata
 from meditron.release.staged import replace_when_complete
+from meditron.release.summary import describe_gguf
 from meditron.store.ancestry import read_ancestry, write_ancestry
 from meditron.store.authorship import CARD_FILE, read_authorship, write_card
 from meditron.store.files import list_files, read_json, write_json

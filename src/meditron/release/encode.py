@@ -1,20 +1,23 @@
-"""Quantization of matrices into ggml's blocks with ggml's own C code (libgguf), in chunks of rows."""
+"""Conversion of rows of weights to and from ggml's types, with ggml's own C code (libgguf) for blocks.
 
-from concurrent.futures import Executor
+Shapes: R rows, C columns.
+"""
+
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from meditron.core.errors import MissingExtra
-from meditron.model.tensors import weight_range_error
-from meditron.store.gguf_types import tensor_type
+from meditron.model.shapes import weight_range_error
+from meditron.model.weight_rows import WeightRows, dequantize_with_gguf
+from meditron.store.gguf_types import FLOAT_TYPES, tensor_type
 
-__all__ = ["load_libgguf", "quantize_matrix"]
+__all__ = ["decode_blocks", "encode_rows", "load_libgguf", "prepare_quantizers", "round_floats", "row_slices"]
 
-_CHUNK = 1 << 18  # values per task: a megabyte in fp32
+_CHUNK = 1 << 18  # values that are encoded at once: a megabyte in float32, which fits in a core's cache
 # The scales of blocks are F16: larger values could overflow them.
 _MOST = float(np.finfo(np.float16).max)
 
@@ -28,46 +31,96 @@ def load_libgguf() -> Any:  # noqa: ANN401  # a module without types
     return libgguf
 
 
-def quantize_matrix(name: str, weight_RC: Tensor, kind: str, workers: Executor) -> npt.NDArray[np.uint8]:
-    """Quantize a matrix of R rows and C columns to the type `kind`.
+def prepare_quantizers(kinds: Iterable[str]) -> None:
+    """Let libgguf build the tables of the types; threads that built them at the same time would crash it."""
+    for kind in sorted(set(kinds) - FLOAT_TYPES):
+        columns = tensor_type(kind).block_size
+        ones_C = np.ones(columns, dtype=np.float32)
+        _quantize(np.ones((1, columns), dtype=np.float32), kind, ones_C)
 
-    Each row is quantized on its own, so the bytes depend neither on the chunks nor on the workers. Only one
-    chunk per worker is in memory as fp32.
+
+def row_slices(weight: WeightRows) -> Iterator[slice]:
+    """Yield slices of a weight's rows with about a megabyte of float32 values each."""
+    step = max(1, _CHUNK // weight.shape[-1])
+    for start in range(0, weight.rows, step):
+        yield slice(start, min(start + step, weight.rows))
+
+
+def encode_rows(
+    name: str,
+    weight: WeightRows,
+    rows: slice | npt.NDArray[np.intp],
+    kinds: Iterable[str],
+    importance_C: npt.NDArray[np.float32] | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """Encode rows of a weight in several types from one reading.
+
+    Each row is encoded on its own, so the bytes do not depend on the division into slices.
+
+    Args:
+        name: HF's name of the weight, for errors.
+        weight: The weight.
+        rows: The rows.
+        kinds: ggml's names of the types.
+        importance_C: Importance of the columns, for quantized types.
 
     Returns:
-        Bytes of shape (R, bytes per row).
+        Type → rows: values, bits of bfloat16 in uint16, or bytes of blocks.
 
     Raises:
-        UsageError: A value is not finite, or above F16's largest.
+        UsageError: A value is not finite, or the type cannot represent it.
     """
-    library, width = load_libgguf(), weight_RC.shape[1]
-    form = tensor_type(kind)
-    stored_RC, rows = _as_numpy(weight_RC), weight_RC.shape[0]
-    blocks = np.empty((rows, form.nbytes((width,))), dtype=np.uint8)
-    step = max(1, _CHUNK // width)
-
-    def quantize_rows(start: int) -> None:
-        values = _as_float32(stored_RC[start : start + step])
-        most = np.abs(values).max()
-        if not most <= _MOST:
+    values_RC = weight.read(rows)
+    # A NaN makes both minimum and maximum NaN.
+    most = float(np.maximum(-values_RC.min(), values_RC.max()))
+    encoded: dict[str, npt.NDArray[Any]] = {}
+    for kind in kinds:
+        if not _represents(kind, most):
             raise weight_range_error(name, kind, finite=bool(np.isfinite(most)))
-        library.quantize_rows_into_raw(form.code, values, blocks[start : start + step], len(values), width)
+        if kind not in FLOAT_TYPES:
+            encoded[kind] = _quantize(values_RC, kind, importance_C)
+        elif kind == weight.type:
+            encoded[kind] = np.ascontiguousarray(weight.read_stored(rows))
+        else:
+            encoded[kind] = round_floats(values_RC, kind)
+    return encoded
 
-    for _ in workers.map(quantize_rows, range(0, rows, step)):
-        pass
+
+def round_floats(values: npt.NDArray[np.float32], kind: str) -> npt.NDArray[Any]:
+    """Return values as F32, F16 or BF16 (bits in uint16), rounded to nearest, ties to even."""
+    if kind == "F16":
+        with np.errstate(over="ignore"):  # callers check the range
+            return values.astype("<f2")
+    if kind == "BF16":
+        bits = values.view(np.uint32)
+        return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    return values
+
+
+def decode_blocks(rows: npt.NDArray[np.uint8], kind: str, columns: int) -> npt.NDArray[np.float32]:
+    """Return the values of quantized rows, by libgguf if it is installed, else by gguf-py."""
+    if find_spec("libgguf") is None:
+        return dequantize_with_gguf(rows, kind, columns)
+    values = np.empty((len(rows), columns), dtype=np.float32)
+    load_libgguf().dequantize_rows_into_raw(tensor_type(kind).code, rows, values, len(rows), columns)
+    return values
+
+
+def _quantize(
+    values_RC: npt.NDArray[np.float32], kind: str, importance_C: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.uint8]:
+    form, (rows, columns) = tensor_type(kind), values_RC.shape
+    blocks = np.empty((rows, form.nbytes((columns,))), dtype=np.uint8)
+    values_RC = np.ascontiguousarray(values_RC)
+    load_libgguf().quantize_rows_into_raw(form.code, values_RC, blocks, rows, columns, importance_C)
     return blocks
 
 
-def _as_numpy(weight: Tensor) -> npt.NDArray[Any]:
-    """Return the tensor as a numpy array; a bfloat16 tensor, which numpy lacks, as its bits in uint16."""
-    contiguous = weight.contiguous()
-    bare = contiguous.view(torch.uint16) if weight.dtype == torch.bfloat16 else contiguous
-    array: npt.NDArray[Any] = bare.numpy()
-    return array
-
-
-def _as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return the same values as fp32."""
-    if values.dtype == np.uint16:  # a bfloat16 is the upper half of an fp32
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)
+def _represents(kind: str, most: float) -> bool:
+    """Return True if a type can represent values of this magnitude; False for NaN."""
+    if kind not in FLOAT_TYPES:
+        return most <= _MOST
+    rounded = round_floats(np.array([most], dtype=np.float32), kind)
+    exponent = {"F32": None, "F16": None, "BF16": 0x7F80}[kind]
+    # A bfloat16 whose exponent bits are all set is infinite or NaN.
+    return bool(np.isfinite(rounded[0])) if exponent is None else int(rounded[0]) < exponent

@@ -1,53 +1,62 @@
-"""The quantize stage and command: a model as GGUF files, one per type."""
+"""The quantize stage and command: a model as GGUF files, one per type, from one reading of its weights."""
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from math import prod
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from meditron.core.console import info, progress, warn
-from meditron.core.errors import UsageError
+from meditron.core.console import progress, warn
+from meditron.core.errors import MeditronError, UsageError
 from meditron.core.machine import usable_cores
 from meditron.model.config import LlamaConfig
-from meditron.model.gguf_weights import encode_floats, gguf_header, lazy_gguf_tensors, read_gguf_config
+from meditron.model.gguf_layout import gguf_header
 from meditron.model.presets import model_tokenizer
-from meditron.model.weights import open_weights
+from meditron.model.weight_rows import load_config, open_weight_rows
 from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.config import QuantizeConfig
-from meditron.release.encode import load_libgguf, quantize_matrix
+from meditron.release.encode import load_libgguf
+from meditron.release.file_plan import FilePlan, plan_file, planned_metadata
+from meditron.release.imatrix_file import read_imatrix
+from meditron.release.importance import NO_IMPORTANCE, Importance, load_importance
 from meditron.release.memory import measure_peak_memory
 from meditron.release.naming import file_stem, model_name
-from meditron.release.quant_recipes import QUANT_RECIPES, fallback_type, target_type
+from meditron.release.one_pass import PlannedFile, write_files
+from meditron.release.quant_recipes import RecipeOptions
 from meditron.release.staged import replace_when_complete
-from meditron.release.types import GGUFType
-from meditron.report.quantization import (
-    QuantizationCost,
-    files_table,
-    measured_costs,
-    published_cost,
-    recommendation,
-    recommended_type,
-)
-from meditron.report.terminal import print_table
+from meditron.release.summary import describe_gguf, describe_plan, print_summary
+from meditron.release.types import GGUFType, Mix
+from meditron.report.quantization import measured_costs, published_cost, recommended_type
 from meditron.store.ancestry import GGUF_KEY, read_ancestry
 from meditron.store.authorship import read_authorship
 from meditron.store.files import make_folder, sha256_file
-from meditron.store.gguf import GGUF, Array, write_gguf
+from meditron.store.gguf import GGUF
 from meditron.store.gguf_types import FLOAT_TYPES
+from meditron.store.gguf_writer import encode_head
 from meditron.store.manifest import Artifact
 from meditron.store.models import ModelFiles, resolve_model
 
-__all__ = ["carried_metadata", "describe_gguf", "print_summary", "quantize", "run"]
+__all__ = ["QuantizeOptions", "carried_metadata", "preview", "quantize", "run"]
 
-_CONTEXT = 4096
-"""Tokens of the KV cache in the memory estimate, at most."""
 _NOTE = "one-dimensional tensors (norms) are F32 in every type, as llama.cpp reads them"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeOptions:
+    """Options that all files of one call share."""
+
+    mix: Mix = "current"
+    """Rules by which the matrices of a file get their types."""
+    imatrix: Path | None = None
+    """File of an importance matrix."""
+    calibrate: Path | None = None
+    """Text from which an importance matrix is computed, instead of `imatrix`."""
+    threads: int | None = None
+    """Threads that quantize; None for all cores."""
+    check: bool = True
+    """Compare each file with the model before it is kept. If false, the files record that they were not
+    checked."""
 
 
 def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -65,7 +74,12 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
     """
     paths = {kind: out / f"{kind}.gguf" for kind in config.types}
     missing = [kind for kind, path in paths.items() if not path.is_file()]
-    result = _write_missing_files(inputs["model"].spec, paths, missing, config.threads)
+    imatrix = inputs["imatrix"].path if "imatrix" in inputs else None
+    options = QuantizeOptions(mix=config.mix, imatrix=imatrix, threads=config.threads)
+    if "calibrate" in inputs:
+        options = replace(options, calibrate=inputs["calibrate"].path)
+        options = _calibrated(inputs["model"].spec, options, out / "calibration.imatrix")
+    result = _write_missing_files(inputs["model"].spec, paths, missing, options)
     # The evaluation of these files comes later in a run, so only published costs are known here.
     print_summary(result["files"])
     return result
@@ -75,10 +89,9 @@ def quantize(
     spec: str,
     types: Sequence[GGUFType],
     out: Path,
+    options: QuantizeOptions = QuantizeOptions(),  # frozen
     *,
-    threads: int | None = None,
     force: bool = False,
-    check: bool = True,
 ) -> dict[str, Any]:
     """Write `NAME-TYPE.gguf` of any MODEL for each type into the folder `out`.
 
@@ -86,10 +99,8 @@ def quantize(
         spec: The MODEL.
         types: Types of the files.
         out: The folder of the files.
-        threads: Threads that quantize; None for all cores.
+        options: Options that all files share.
         force: Replace existing files.
-        check: Compare each file with the model before it is kept. If false, the files record that they were
-            not checked.
 
     Returns:
         The same as `run`. Each file has a `cost` (the change in perplexity, whether it was measured, and on
@@ -98,8 +109,8 @@ def quantize(
     Raises:
         UsageError: A file exists and `force` is not set, or as in `run`.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, got {threads}", hint="without --threads: all cores")
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"threads must be at least 1, got {options.threads}", hint="default: all cores")
     if out.suffix.lower() == ".gguf" or out.is_file():
         raise UsageError(f"--out must be a folder, got {out}", hint="the files are named NAME-TYPE.gguf")
     files = resolve_model(spec)
@@ -112,80 +123,104 @@ def quantize(
         if not force:
             raise UsageError(f"{path} already exists", hint="use --force to replace it, or another --out")
     make_folder(out)
-    result = _write_missing_files(spec, paths, list(paths), threads, check=check)
-    costs = measured_costs(Path(files.path)) if files.kind == "hf" else {}
-    described = []
-    for file in result["files"]:
-        cost = costs.get(file["type"]) or published_cost(file["type"])
-        described.append(file | {"path": str(out / file["path"]), "cost": cost and cost.to_json()})
+    options = _calibrated(spec, options, out / f"{stem}.imatrix")
+    result = _write_missing_files(spec, paths, list(paths), options)
+    described = [
+        file | {"path": str(out / file["path"])} for file in _with_costs(Path(files.path), result["files"])
+    ]
+    costs = measured_costs(Path(files.path))
     return result | {"files": described, "recommended": recommended_type(described, costs)}
 
 
-def print_summary(files: Sequence[Mapping[str, Any]], *, answer: bool = False) -> None:
-    """Print the files with size, memory and cost in quality, their fallback types, and the recommended type.
+def preview(
+    spec: str,
+    types: Sequence[GGUFType],
+    options: QuantizeOptions = QuantizeOptions(),  # frozen
+) -> dict[str, Any]:
+    """Compute the files that `quantize` would write, from the model's config and tokenizer alone.
 
     Args:
-        files: As `run` or `quantize` returns them; a file without a `cost` gets the published one.
-        answer: True to print the table on stdout.
-    """
-    costs = {file["type"]: QuantizationCost.from_json(file["cost"]) for file in files if file.get("cost")}
-    table = files_table(files, costs, "Quantized files")
-    print_table(table.headers, table.rows, title=table.caption, answer=answer)
-    for file in files:
-        if file["fallbacks"]:
-            counts = Counter(file["fallbacks"].values()).most_common()
-            listed = ", ".join(f"{count} × {kind}" for kind, count in counts)
-            info(f"{file['type']}: fallback types {listed} (row length is not a multiple of the block size)")
-    if advice := recommendation(files, costs):
-        info(advice)
-
-
-def describe_gguf(path: Path, kind: GGUFType) -> dict[str, Any]:
-    """Describe a GGUF file by reading it back.
+        spec: The MODEL; a folder with a `config.json` is enough.
+        types: Types of the files.
+        options: Options that all files share.
 
     Returns:
-        `path` (its name), `type`, `bytes`, `sha256`; `bpw` (bits of all tensors per weight); `fallbacks`
-        (matrix → type, of those that have another type than the recipe's, because their row length is not a
-        multiple of its block size); `ram` (bytes of the file and of an F16 KV cache of `context` tokens);
-        `check` (`skipped` if the file was not compared with its source).
+        `files` (see `describe_plan`, with `cost`), `recommended`, `notes`. The sizes are exact, except that
+        without a tokenizer they lack the vocabulary.
+
+    Raises:
+        UsageError: GGUF has no keys for the model's rotary scaling, or the mix has no such type.
     """
-    with GGUF(path) as gguf:
-        config = read_gguf_config(gguf)
-        tensors = list(gguf.tensors.values())
-        checked = gguf.metadata.get(CHECK_KEY, "passed")
-    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
-    context = min(_CONTEXT, config.max_position_embeddings)
-    return {
-        "path": path.name,
-        "type": kind,
-        "bytes": path.stat().st_size,
-        "bpw": 8 * sum(t.nbytes for t in tensors) / sum(prod(t.shape) for t in tensors),
-        "fallbacks": {t.name: t.type for t in matrices if t.type != target_type(kind, t.name, config)},
-        "ram": path.stat().st_size + context * config.kv_cache_bytes_per_token,
-        "context": context,
-        "check": checked,
-        "sha256": sha256_file(path),
-    }
+    files = resolve_model(spec, weights=False)
+    config = load_config(files)
+    importance = _importance(options, config)
+    header, notes = _preview_header(files, config, check=options.check)
+    described = []
+    for plan in _plans(types, config, options.mix, importance):
+        if plan.without_imatrix and not importance:
+            notes.append(f"{plan.kind} needs an importance matrix")
+        tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in plan.tensors]
+        head = encode_head(Path(files.path), planned_metadata(plan, header, importance), tensors)
+        described.append(describe_plan(plan, config, head.file_size))
+    described = _with_costs(Path(files.path), described)
+    recommended = recommended_type(described, measured_costs(Path(files.path)))
+    return {"files": described, "recommended": recommended, "notes": notes}
+
+
+def _calibrated(spec: str, options: QuantizeOptions, path: Path) -> QuantizeOptions:
+    """Compute the importance matrix of a calibration text, if there is one, and use it.
+
+    An existing file of the same text is kept.
+    """
+    if options.calibrate is None:
+        return options
+    if not path.is_file() or read_imatrix(path).text_sha256 != sha256_file(options.calibrate):
+        from meditron.release.imatrix import compute_imatrix  # needs torch
+
+        compute_imatrix(spec, options.calibrate, path, force=True)
+    return replace(options, imatrix=path)
+
+
+def _preview_header(
+    files: ModelFiles, config: LlamaConfig, *, check: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the metadata of the files, and a note if the tokenizer is missing."""
+    carried = carried_metadata(files, check=check)
+    try:
+        tokenizer = model_tokenizer(files)
+    except MeditronError as error:
+        note = f"the sizes do not include the vocabulary, because there is no tokenizer: {error.message}"
+        return {**carried, **config.to_gguf()}, [note]
+    return gguf_header(config, tokenizer, model_name(files), carried), []
+
+
+def _importance(options: QuantizeOptions, config: LlamaConfig) -> Importance:
+    return NO_IMPORTANCE if options.imatrix is None else load_importance(options.imatrix, config)
+
+
+def _plans(
+    types: Sequence[GGUFType], config: LlamaConfig, mix: Mix, importance: Importance
+) -> list[FilePlan]:
+    options = RecipeOptions(mix, has_imatrix=bool(importance))
+    return [plan_file(kind, config, options) for kind in types]
+
+
+def _with_costs(model: Path, files: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add the cost in quality of each type: measured if the model has an evaluation, else published."""
+    costs = measured_costs(model)
+    found = [costs.get(file["type"]) or published_cost(file["type"]) for file in files]
+    return [{**file, "cost": cost and cost.to_json()} for file, cost in zip(files, found, strict=True)]
 
 
 def _write_missing_files(
-    spec: str,
-    paths: Mapping[GGUFType, Path],
-    missing: Sequence[GGUFType],
-    threads: int | None,
-    *,
-    check: bool = True,
+    spec: str, paths: Mapping[GGUFType, Path], missing: Sequence[GGUFType], options: QuantizeOptions
 ) -> dict[str, Any]:
     """Write the missing files, then describe all of them."""
     started, check_seconds = time.monotonic(), 0.0
     with measure_peak_memory() as peak:
         if missing:
-            check_seconds = _write_files(
-                resolve_model(spec),
-                {kind: paths[kind] for kind in missing},
-                threads or usable_cores(),
-                check=check,
-            )
+            missing_paths = {kind: paths[kind] for kind in missing}
+            check_seconds = _write_files(resolve_model(spec), missing_paths, options)
         files = [describe_gguf(path, kind) for kind, path in paths.items()]
     notes = [_NOTE, *(["peak_rss is of the process since its start"] if peak.since_start else [])]
     seconds = round(time.monotonic() - started, 3)
@@ -208,44 +243,50 @@ def carried_metadata(files: ModelFiles, *, check: bool) -> dict[str, Any]:
     }
 
 
-def _write_files(files: ModelFiles, paths: Mapping[GGUFType, Path], threads: int, *, check: bool) -> float:
-    """Write each file in one pass over the model's tensors, with one tensor in memory at a time.
-
-    Returns the seconds of the export check.
-    """
+def _write_files(files: ModelFiles, paths: Mapping[GGUFType, Path], options: QuantizeOptions) -> float:
+    """Write the files in one pass over the model's weights; return the seconds of the export check."""
     if not set(paths) <= FLOAT_TYPES:
         load_libgguf()  # a missing extra must fail before anything is read
         _warn_if_already_quantized(files)
-    tokenizer, name = model_tokenizer(files), model_name(files)
+    tokenizer = model_tokenizer(files)
     comparison = ExportCheck(files, tokenizer)
-    with open_weights(files) as (config, weights), ThreadPoolExecutor(threads) as workers:
-
-        def encode(name: str, weight: Tensor, kind: str) -> Array:
-            values = (encode_floats if kind in FLOAT_TYPES else partial(quantize_matrix, workers=workers))(
-                name, weight, kind
-            )
-            bar.advance(values.nbytes)
-            return values
-
-        bodies = {
-            kind: lazy_gguf_tensors(weights, config, partial(_stored_type, kind, config), encode)
-            for kind in paths
-        }
-        # Sizes are known before any tensor is encoded, because a type has a fixed number of bytes per block.
-        total = sum(tensor.nbytes for body in bodies.values() for _, tensor in body)
-        header = gguf_header(config, tokenizer, name, carried_metadata(files, check=check))
+    with open_weight_rows(files) as (config, weights), ExitStack() as complete:
+        importance = _importance(options, config)
+        plans = _plans(list(paths), config, options.mix, importance)
+        _require_imatrix(plans, importance)
+        carried = carried_metadata(files, check=options.check)
+        header = gguf_header(config, tokenizer, model_name(files), carried)
+        planned = {}
+        for plan, (kind, path) in zip(plans, paths.items(), strict=True):
+            temporary = complete.enter_context(replace_when_complete(path))
+            planned[kind] = PlannedFile(temporary, plan, planned_metadata(plan, header, importance))
+        total = sum(tensor.nbytes for plan in plans for tensor in plan.tensors)
         with progress("quantize", total, unit="B") as bar:
-            for kind, body in bodies.items():
-                with replace_when_complete(paths[kind]) as temporary:
-                    write_gguf(temporary, header | {"general.file_type": QUANT_RECIPES[kind].file_type}, body)
-                    if check:
-                        written = ModelFiles(str(paths[kind]), "gguf", temporary)
-                        comparison.require_same_model(written, kind, paths[kind])
+            write_files(
+                list(planned.values()),
+                config,
+                weights,
+                importance=importance,
+                threads=options.threads or usable_cores(),
+                advance=bar.advance,
+            )
+        if options.check:
+            for kind, file in planned.items():
+                comparison.require_same_model(
+                    ModelFiles(str(paths[kind]), "gguf", file.path), kind, paths[kind]
+                )
     return comparison.seconds
 
 
-def _stored_type(kind: GGUFType, config: LlamaConfig, name: str, width: int) -> str:
-    return fallback_type(target_type(kind, name, config), width)
+def _require_imatrix(plans: Sequence[FilePlan], importance: Importance) -> None:
+    """Raise UsageError if a matrix would be garbage without the importance of its columns."""
+    for plan in plans:
+        for tensor in plan.without_imatrix:
+            if tensor.name not in importance.columns:
+                raise UsageError(
+                    f"{plan.kind} needs an importance matrix with {tensor.name}, which is {tensor.type}",
+                    hint="use --imatrix FILE, or --calibrate TEXT to compute one",
+                )
 
 
 def _warn_if_already_quantized(files: ModelFiles) -> None:

@@ -194,7 +194,7 @@ def files_table(
     measured = {kind: f"{c.percent_text} on {c.reference}" for kind, c in costs.items() if c.is_measured}
     rows = [
         (
-            file["path"],
+            *((file["path"],) if "path" in file else ()),
             f"{file['type']}{' (recommended)' if file['type'] == best else ''}",
             format_bytes(file["bytes"]),
             number_format.decimal(float(file["bpw"])),
@@ -205,7 +205,8 @@ def files_table(
         for file in files
     ]
     memory = (f"RAM, {number_format.count(files[0]['context'])} tokens",) if "ram" in files[0] else ()
-    headers = ("file", "type", "size", "bits per weight", *memory)
+    names = ("file",) if "path" in files[0] else ()
+    headers = (*names, "type", "size", "bits per weight", *memory)
     rises = (*(("measured rise in perplexity",) if measured else ()), "published rise, Llama-3-8B")
     return ResultTable(title, (*headers, *rises), rows)
 

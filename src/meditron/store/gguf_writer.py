@@ -6,10 +6,10 @@ say that the disk is full.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,9 @@ __all__ = [
     "SCALAR_DTYPES",
     "STRING",
     "Array",
+    "Head",
     "LazyTensor",
+    "encode_head",
     "write_gguf",
 ]
 
@@ -80,19 +82,54 @@ def write_gguf(
             declared.
     """
     listed = [(name, _as_lazy_tensor(name, tensor)) for name, tensor in tensors]
-    if len({name for name, _ in listed}) != len(listed):
+    head = encode_head(path, metadata, [(name, tensor.shape, tensor.type) for name, tensor in listed])
+    with atomic_write(path) as file:
+        file.write(head.data)
+        for name, tensor in listed:
+            file.write(_tensor_bytes(name, tensor))
+            file.write(bytes(-file.tell() % head.alignment))
+
+
+class Head(NamedTuple):
+    """The part of a file before its tensors, and the positions of the tensors."""
+
+    data: bytes
+    """Header, metadata and tensor entries, padded to the alignment."""
+    offsets: list[int]
+    """Offset of each tensor in the file, in bytes."""
+    alignment: int
+    file_size: int
+    """Bytes of the whole file."""
+
+
+def encode_head(
+    path: Path, metadata: Mapping[str, Any], tensors: Sequence[tuple[str, tuple[int, ...], str]]
+) -> Head:
+    """Encode the part of a file before its tensors, from which the size of the file follows.
+
+    Args:
+        path: The file, for errors.
+        metadata: As for `write_gguf`.
+        tensors: Name, shape (slowest dimension first) and ggml type of each tensor.
+
+    Raises:
+        TypeError, ValueError: as for `write_gguf`.
+    """
+    if len({name for name, _, _ in tensors}) != len(tensors):
         raise ValueError(f"{path}: a tensor's name occurs twice")
     pairs = {key: value for key, value in metadata.items() if not (isinstance(value, list) and not value)}
     alignment = int(pairs.get("general.alignment", DEFAULT_ALIGNMENT))
-    with atomic_write(path) as file:
-        file.write(MAGIC + struct.pack("<IQQ", _VERSION, len(listed), len(pairs)))
-        for key, value in pairs.items():
-            file.write(_encode_string(key) + _encode_value(key, value))
-        file.write(_encode_tensor_infos(listed, alignment))
-        _write_padding(file, alignment)
-        for name, tensor in listed:
-            file.write(_tensor_bytes(name, tensor))
-            _write_padding(file, alignment)
+    data = bytearray(MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(pairs)))
+    for key, value in pairs.items():
+        data += _encode_string(key) + _encode_value(key, value)
+    offsets, offset = [], 0
+    for name, shape, kind in tensors:
+        offsets.append(offset)
+        data += _encode_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
+        data += struct.pack("<IQ", tensor_type(kind).code, offset)
+        offset += -(-tensor_type(kind).nbytes(shape) // alignment) * alignment
+    data += bytes(-len(data) % alignment)
+    return Head(bytes(data), [len(data) + start for start in offsets], alignment, len(data) + offset)
 
 
 def _as_lazy_tensor(name: str, tensor: Array | LazyTensor) -> LazyTensor:
@@ -106,16 +143,6 @@ def _as_lazy_tensor(name: str, tensor: Array | LazyTensor) -> LazyTensor:
     raise TypeError(f"tensor {name} must be float32 or float16, got {dtype}")
 
 
-def _encode_tensor_infos(tensors: list[tuple[str, LazyTensor]], alignment: int) -> bytes:
-    infos, offset = bytearray(), 0
-    for name, tensor in tensors:
-        shape = tensor.shape[::-1]
-        infos += _encode_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-        infos += struct.pack("<IQ", tensor_type(tensor.type).code, offset)
-        offset += -(-tensor.nbytes // alignment) * alignment
-    return bytes(infos)
-
-
 def _tensor_bytes(name: str, tensor: LazyTensor) -> memoryview:
     values = tensor.load()
     # A tensor of any other type is given as the bytes of its blocks, in any shape.
@@ -126,10 +153,6 @@ def _tensor_bytes(name: str, tensor: LazyTensor) -> memoryview:
         declared = f"{tensor.type} {tensor.shape}, {tensor.nbytes:,} bytes"
         raise ValueError(f"tensor {name} was declared as {declared}, got {values.dtype} {values.shape}")
     return np.ascontiguousarray(values, dtype=dtype).reshape(-1).view(np.uint8).data
-
-
-def _write_padding(file: BinaryIO, alignment: int) -> None:
-    file.write(bytes(-file.tell() % alignment))
 
 
 def _encode_string(text: str) -> bytes:

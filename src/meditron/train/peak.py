@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from meditron.model.config import LlamaConfig
-from meditron.model.tensors import parameter_shapes
+from meditron.model.shapes import parameter_shapes
 from meditron.train.runtime import synchronize
 
 __all__ = ["CPU_LIMITS", "GPU_LIMITS", "Limits", "best_seconds", "matmul_peak"]

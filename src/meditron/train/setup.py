@@ -11,7 +11,8 @@ from meditron.model.llama import Llama
 from meditron.model.lora import WeightsWithAdapters
 from meditron.model.new_tokens import NewTokens, extended_config
 from meditron.model.nf4 import load_with_adapters
-from meditron.model.weights import load_config, load_model, open_weights
+from meditron.model.weight_rows import load_config
+from meditron.model.weights import load_model, open_weights
 from meditron.parallel.constraints import require_possible_layout
 from meditron.parallel.layout import Layout, build_layout
 from meditron.parallel.model import ModelStage, ShardedModel, apply_activation_checkpointing

@@ -20,8 +20,9 @@ from meditron.model.lora import MergedWeights, trained_shapes
 from meditron.model.lora_files import save_adapter
 from meditron.model.new_tokens import EMBEDDING, HEAD, NewTokens, extended_config
 from meditron.model.nf4 import WholeWeights
-from meditron.model.tensors import parameter_shapes
-from meditron.model.weights import load_config, save_hf
+from meditron.model.shapes import parameter_shapes
+from meditron.model.weight_rows import load_config
+from meditron.model.weights import save_hf
 from meditron.parallel.layout import Layout
 from meditron.parallel.model import GatheredWeights, ModelStage
 from meditron.parallel.watchdog import Watchdog, watchdog
