@@ -25,6 +25,7 @@ VERDICTS = [
     ("Verdict:", None),
     ("", None),
     ("<think>Verdict: met</think>", None),
+    ("<think>\nIt names it.\nVerdict: met", None),
     ('{"criteria_met": true}', None),
 ]
 OBJECTS = [
@@ -33,6 +34,7 @@ OBJECTS = [
     ('<think>{"criteria_met": true}</think>{"criteria_met": false}', False),
     ('{"criteria_met": "true"}', None),
     ('{"criteria_met": 1}', None),
+    ('{"criteria_met": true, "criteria_met": false}', None),
     ('{"met": true}', None),
     ("[true]", None),
     ('Here it is: {"criteria_met": true}', None),
