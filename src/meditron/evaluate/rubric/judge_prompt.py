@@ -56,7 +56,11 @@ class JudgePrompt(Config):
     @field_validator("text")
     @classmethod
     def _placeholders_are_known(cls, text: str) -> str:
-        names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+        fields = [field for field in Formatter().parse(text) if field[1] is not None]
+        names = [name for _, name, _, _ in fields]
+        # A format such as `:>99999999` would make a text of any length.
+        if formatted := [name for _, name, form, conversion in fields if form or conversion]:
+            raise ValueError(f"the placeholder {{{formatted[0]}}} cannot have a format")
         if unknown := [name for name in names if name not in _PLACEHOLDERS]:
             raise ValueError(f"no placeholder {{{unknown[0]}}}; write literal braces as {{{{ and }}}}")
         if missing := [name for name in ("conversation", "answer", "criterion") if name not in names]:
@@ -101,7 +105,7 @@ def read_judge_prompt(path: Path = DEFAULT_PROMPT) -> JudgePrompt:
     except ValidationError as error:
         key, problem = first_problem(error)
         raise InputError(path, f"not a prompt for judges: {problem}", place=key) from error
-    except ValueError as error:  # not UTF-8, or not TOML
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
         raise InputError(path, f"not a prompt for judges: {error}") from error
 
 
