@@ -66,6 +66,20 @@ def test_right_options_on_real_outputs_and_none_invented():
         ("Therefore, the most appropriate drug is metformin.", 1),
         ("Aspirin lowers fever, and metformin lowers glucose.", None),
         ("", None),
+        ("ANSWER: b", 1),
+        ("The correct answer is d.", 3),
+        ("Answer: **c**\nbecause of the fever.", 2),
+        ("The answer is a.", 0),
+        ("The answer is a", None),  # cut off before `a drug`
+        ("Answer: a ", None),
+        ("The answer is b because a car moves.", None),
+        ("Antwort:\n\nAntwort: C", None),
+        ("The answer is B. Note that A is a common distractor.", 1),
+        (r"\boxed{\langle H\rangle \ll \Delta E}, so **Answer: D**", 3),
+        ("<think>The answer is A.</think>\nThe answer is B.", 1),
+        ("<think>The answer is A.</think>\nI cannot say.", None),
+        ("The answer is A. Wait.</think>\n\nB", 1),
+        ("<think>\nThe answer is A. Wait, ", None),
     ],
 )
 def test_letters(text, option):

@@ -137,3 +137,12 @@ def test_files_of_other_formats_are_named(tmp_path: Path, content: bytes, proble
     path.write_bytes(content)
     with pytest.raises(InputError, match=problem):
         list(read_source_rows(path))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_half_of_a_surrogate_pair_is_an_error_of_its_line(tmp_path: Path, name: str) -> None:
+    rows = [{"question": "\U0001f9e0 \ud83e\udde0"}, {"question": ["\ud83e"]}]
+    lines = [json.dumps(row) for row in rows]
+    text = "\n".join(lines) if name.endswith("l") else f"[{lines[0]},\n{lines[1]}]"
+    with pytest.raises(InputError, match=r"\(line 2\): contains half of a surrogate pair"):
+        list(read_source_rows(write(tmp_path, name, text)))

@@ -178,7 +178,7 @@ def test_plain_rows(tmp_path: Path) -> None:
     [
         (PLAIN, {"question": " \n"}, "the question is empty"),
         (PLAIN, {"question": None}, "the question is not a text: 'None'"),
-        (PLAIN, {"question": "\ud800"}, "the question contains a lone surrogate"),
+        (PLAIN, {"question": "\ud800"}, "contains half of a surrogate pair"),
         (PLAIN, {"options": ["a", "b", "a"]}, "two options are the same: 'a'"),
         (PLAIN, {"options": ["a", " ", "b"]}, "an option is empty"),
         (PLAIN, {"options": ["a", 5]}, "the option is not a text: '5'"),
@@ -199,6 +199,7 @@ def test_plain_rows(tmp_path: Path) -> None:
         (PLAIN, {"id": "1"}, "a second question with the id '1'"),
         (PLAIN, {"context": 5}, "the context is not a text"),
         (PLAIN, {"options": ...}, "no options"),
+        (PLAIN, {"options": {}}, "no options"),
         (MEDQA, {"options": {"A": "a", "C": "b"}}, "the options are not lettered A, B, C"),
         (MEDQA, {"options": {"A": "a", "B": "a"}, "answer": "a"}, "two options are the same"),
         (MEDQA, {"answer_idx": "A"}, "answer_idx (A) and answer (b) name different options"),

@@ -102,7 +102,7 @@ def load_cluster(path: Path) -> Cluster:
     try:
         with translate_read_errors(path), path.open("rb") as file:
             table = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(path, f"not valid TOML: {error}") from error
     try:
         # Strict, as recipes are: `true` is no number.

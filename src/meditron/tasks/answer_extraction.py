@@ -8,7 +8,8 @@ Three kinds of statements are searched for, and the first kind that occurs decid
    options is no answer.
 
 A text without such a statement has no answer. The first letter of a word (`Because` → B) or the only option
-that a text mentions is never taken: a wrong guess is worse than none.
+that a text mentions is never taken: a wrong guess is worse than none. Hidden reasoning, which ends with
+`</think>`, is no part of the answer.
 """
 
 import re
@@ -19,13 +20,15 @@ from string import ascii_uppercase
 
 __all__ = ["PARSER_VERSION", "extract_answer"]
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 """Version of the rules, increased whenever a text can get another answer."""
 
+_REASONING, _REASONING_END = "<think>", "</think>"
 # A model that is not finetuned for chat continues with further questions of its own, after an empty line. A
 # text that repeats its question has no such line before it.
 _NEXT_QUESTION = re.compile(r"\n[ \t]*\n\s*(?:Question|Q)\s*\d*\s*:", re.IGNORECASE)
 _OPENING = r"[\s*_\"'“”‘’`(\[<{$:>]*"
+_CLOSING = r"[*_)\]\"'”’` ]*"
 # Words between a copula and an option: `is indeed a **circular rash**`.
 _FILLERS = r"(?:(?:indeed|therefore|most\slikely|probably|likely|clearly|the|an?)\s+|option\s+|choice\s+)*"
 _NEXT_LINE = re.compile(r"[^\n]*\n\s*(?P<letter>[A-Z])(?:[.):]|\s*\Z)")
@@ -67,6 +70,9 @@ def extract_answer(text: str, *, options: Sequence[str], answers: Sequence[str])
         options: The question's options.
         answers: The text of each option in an answer: its letter, or the option itself.
     """
+    text = text.rpartition(_REASONING_END)[2]
+    if _REASONING in text:  # cut off within the reasoning
+        return None
     if match := _NEXT_QUESTION.search(text):
         text = text[: match.start()]
     lettered = tuple(answers) == tuple(ascii_uppercase[: len(answers)])
@@ -126,8 +132,14 @@ def _compile(options: tuple[str, ...], letters: int) -> _Patterns:
     text = rf"(?i:{'|'.join(words)})(?!\w){_NOT_DETERMINER}" if words else "(?!)"
     if letters:
         known = ascii_uppercase[:letters]
-        # A letter is upper case, or in brackets. `A` before a word in lower case is an article.
-        letter = rf"[{known}](?!\w|['’]\w)(?!(?<=[AI])\s+[a-z])|(?<=\()[{known.lower()}](?=\))"
+        # A letter is upper case, in brackets, or ends its line. `A` before a word in lower case is an
+        # article, and so may be an `a` at the end of a text that is cut off.
+        lower = known.lower()
+        letter = (
+            rf"[{known}](?!\w|['’]\w)(?!(?<=[AI])\s+[a-z])|(?<=\()[{lower}](?=\))"
+            rf"|(?<!\w)(?![ai])[{lower}](?=\.?{_CLOSING}(?:\n|\Z))"
+            rf"|(?<!\w)(?=[ai])[{lower}](?=\.{_CLOSING}(?:\n|\Z)|{_CLOSING}\n)"
+        )
         option, line = rf"(?P<option>{letter}|{text})", rf"(?P<option>[A-Z](?=[.):]|\W*$)|{text}(?=\W*$))"
         following = rf"\W*(?i:,|/|&|or|and)\s*\(?(?:{letter})"
     else:

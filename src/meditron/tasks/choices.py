@@ -156,6 +156,8 @@ def _options_by_label(texts: Mapping[str, object], count: int | None = None) -> 
         MalformedRow: the labels are neither A, B, C … nor consecutive numbers from 0 or 1.
     """
     labels = [label.strip().upper() for label in texts]
+    if not labels:
+        raise MalformedRow(NO_OPTIONS)
     numbers = [int(label) for label in labels if label.isdecimal()]
     lettered = labels == list(ascii_uppercase[: len(labels)])
     numbered = len(numbers) == len(labels) and numbers == list(range(numbers[0], numbers[0] + len(labels)))

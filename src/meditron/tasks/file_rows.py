@@ -27,6 +27,7 @@ __all__ = ["SourceRow", "read_source_rows"]
 _MAX_BYTES = 1 << 30
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _LETTERS = "ABCDEFGHIJ"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +213,7 @@ def _require_object(path: Path, value: object, place: str) -> dict[str, Any]:
 def _decode_json_value(path: Path, text: str, at: int, first: int = 1) -> tuple[Any, int]:
     """Return the JSON value that begins at a position, and the position after the value."""
     try:
-        return _DECODER.raw_decode(text, at)
+        value, end = _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
         place = _line_place(text, error.pos, first)
         raise InputError(path, f"not JSON: {error.msg}", place=f"{place}, column {error.colno}") from error
@@ -220,6 +221,14 @@ def _decode_json_value(path: Path, text: str, at: int, first: int = 1) -> tuple[
         raise InputError(
             path, f"not JSON that can be read: {error}", place=_line_place(text, at, first)
         ) from error
+    # JSON can escape half of a surrogate pair, which no text in UTF-8 has.
+    if _SURROGATE.search(text, at, end):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            problem = "contains half of a surrogate pair, which is not valid Unicode"
+            raise InputError(path, problem, place=_line_place(text, at, first)) from error
+    return value, end
 
 
 def _expect_sign(path: Path, text: str, at: int, sign: str) -> int:

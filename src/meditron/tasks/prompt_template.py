@@ -212,7 +212,7 @@ def _read_prompt_file(path: Path) -> PromptTemplate:
         content = path.read_bytes()
     try:
         fields = tomllib.loads(content.decode())
-    except ValueError as error:  # not UTF-8, or not TOML
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
         raise InputError(path, f"not a prompt file: {error}") from error
     try:
         return PromptTemplate(**fields | {"name": path.stem, "sha256": hashlib.sha256(content).hexdigest()})

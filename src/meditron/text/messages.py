@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["ASSISTANT", "ROLES", "Turn", "parse_messages", "parse_row", "require_utf8", "row_format"]
+__all__ = ["ASSISTANT", "ROLES", "Turn", "parse_id", "parse_messages", "parse_row", "row_format"]
 
 ASSISTANT = "assistant"
 ROLES: Mapping[str, str] = {
@@ -203,7 +203,7 @@ def _parse_message(message: object) -> Turn:
     role = ROLES.get(str(message.get("role")))
     if role is None:
         raise ValueError(f"unknown role {message.get('role')!r}; roles are {', '.join(ROLES)}")
-    require_utf8(message["content"], "a message")
+    _require_utf8(message["content"], "a message")
     if role == ASSISTANT and not message["content"].strip():
         raise ValueError("an answer is empty")
     in_loss = _read_loss_mark(message)
@@ -212,7 +212,19 @@ def _parse_message(message: object) -> Turn:
     return Turn(role, message["content"], in_loss=in_loss is not False)
 
 
-def require_utf8(text: str, name: str) -> None:
+def parse_id(value: object) -> str:
+    """Return a row's id as text.
+
+    Raises:
+        ValueError: The id is neither text nor a number, or is not valid Unicode.
+    """
+    if not isinstance(value, str | int):
+        raise ValueError(f"an id must be text or a number, got {value!r:.60}")  # noqa: TRY004
+    _require_utf8(str(value), "the id")
+    return str(value)
+
+
+def _require_utf8(text: str, name: str) -> None:
     """Raise ValueError if a text has no UTF-8 form, as JSON's escapes of half a surrogate pair."""
     try:
         text.encode()

@@ -28,7 +28,7 @@ from meditron.tasks.reasoning import reasoning_template
 from meditron.tasks.task import Question, Task
 from meditron.tasks.training_sets import TRAINING_SETS, training_set_files
 from meditron.text.finetune_templates import TokenizedConversation, question_turns, tokenize_conversation
-from meditron.text.messages import Turn, parse_row, require_utf8, row_format
+from meditron.text.messages import Turn, parse_id, parse_row, row_format
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.samples import IGNORE
 
@@ -165,10 +165,7 @@ def _row_id(row: Mapping[str, Any], turns: Iterable[Turn]) -> str:
         # JSON lacks, in keys such as created_at.
         messages = row.get("messages") or [[turn.role, turn.content] for turn in turns]
         return _sha256_hex(json.dumps(messages, sort_keys=True, default=str))[:16]
-    if not isinstance(name, str | int):
-        raise ValueError(f"an id must be text or a number, got {name!r:.60}")  # noqa: TRY004
-    require_utf8(str(name), "the id")
-    return str(name)
+    return parse_id(name)
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

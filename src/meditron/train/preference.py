@@ -35,7 +35,7 @@ from meditron.store.jsonl import read_numbered_jsonl
 from meditron.store.manifest import Artifact
 from meditron.store.models import resolve_model
 from meditron.text.finetune_templates import TokenizedConversation, tokenize_conversation, with_chat_template
-from meditron.text.messages import ASSISTANT, Turn, parse_messages
+from meditron.text.messages import ASSISTANT, Turn, parse_id, parse_messages
 from meditron.text.tokenizer import Tokenizer
 from meditron.train.batches import Batch, collate, micro_batches
 from meditron.train.data_identity import hex_digest, passage_hashes
@@ -98,14 +98,11 @@ def read_preferences(path: Path) -> Iterator[PreferenceRow]:
         place = f"line {number}"
         try:
             prompt, chosen, rejected = _parse_pair(row)
+            id_ = row.get("id")
+            name = content_hash((*prompt, chosen, rejected))[:16] if id_ is None else parse_id(id_)
         except ValueError as error:
             raise InputError(path, str(error), place=place) from error
-        name = row.get("id")
-        if name is None:
-            name = content_hash((*prompt, chosen, rejected))[:16]
-        if not isinstance(name, str | int):
-            raise InputError(path, f"an id must be text or a number, got {name!r}", place=place)
-        yield PreferenceRow(str(name), prompt, chosen, rejected, place)
+        yield PreferenceRow(name, prompt, chosen, rejected, place)
 
 
 def _parse_pair(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], Turn, Turn]:

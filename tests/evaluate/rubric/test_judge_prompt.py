@@ -1,6 +1,8 @@
 """The judges' prompt file, and the strict reading of verdicts."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, SourceError
 from meditron.evaluate.rubric.judge_prompt import parse_verdict, read_judge_prompt
+from meditron.plan.cluster import load_cluster
+from meditron.tasks.prompt_template import find_prompt_template
 from meditron.tasks.rubrics import Criterion
 
 VERDICTS = [
@@ -25,6 +29,7 @@ VERDICTS = [
     ("Verdict:", None),
     ("", None),
     ("<think>Verdict: met</think>", None),
+    ("<think>\nIt names it.\nVerdict: met", None),
     ('{"criteria_met": true}', None),
 ]
 OBJECTS = [
@@ -33,6 +38,7 @@ OBJECTS = [
     ('<think>{"criteria_met": true}</think>{"criteria_met": false}', False),
     ('{"criteria_met": "true"}', None),
     ('{"criteria_met": 1}', None),
+    ('{"criteria_met": true, "criteria_met": false}', None),
     ('{"met": true}', None),
     ("[true]", None),
     ('Here it is: {"criteria_met": true}', None),
@@ -66,6 +72,22 @@ def test_the_prompt_has_the_texts_as_they_are() -> None:
     assert "User: {answer}?" in text
     assert "\n{x}\n=== CRITERION ===\n{y}\n" in text
     assert prompt.id == "judge-prompt/1"
+
+
+@pytest.mark.parametrize("field", ["{points:d}", "{points:>99999999999}", "{points!r}"])
+def test_a_placeholder_with_a_format_is_refused(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(f'version = 1\nanswer = "json"\ntext = "{{conversation}}{{answer}}{{criterion}}{field}"')
+    with pytest.raises(InputError, match=r"the placeholder \{points\} cannot have a format"):
+        read_judge_prompt(path)
+
+
+@pytest.mark.parametrize("read", [read_judge_prompt, find_prompt_template, load_cluster])
+def test_toml_that_is_nested_too_deeply_is_an_error(tmp_path: Path, read: Callable[[Any], object]) -> None:
+    path = tmp_path / "deep.toml"
+    path.write_text("a = " + "[" * 100_000)
+    with pytest.raises(InputError, match=r"deep\.toml"):
+        read(path if read is not find_prompt_template else str(path))
 
 
 def test_a_wrong_prompt_file_is_named_with_its_problem(tmp_path: Path) -> None:

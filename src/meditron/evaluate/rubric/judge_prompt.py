@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from meditron.core.config import Config, first_problem
 from meditron.core.errors import InputError, SourceError
-from meditron.store.files import translate_read_errors
+from meditron.store.files import reject_duplicate_keys, translate_read_errors
 from meditron.tasks.rubrics import Criterion
 from meditron.text.chat import Message
 
@@ -27,7 +27,7 @@ DEFAULT_PROMPT = Path(__file__).with_name("judge-prompt.toml")
 AnswerForm = Literal["verdict", "json"]
 _PLACEHOLDERS = {"conversation", "answer", "criterion", "points"}
 _VERDICT = re.compile(r"[\s*_#>`]*verdict\s*:[\s*_`]*(met|not met)[\s*_`.]*", re.IGNORECASE)
-_REASONING_END = "</think>"  # reasoning models end their hidden reasoning with it
+_REASONING, _REASONING_END = "<think>", "</think>"  # around the hidden reasoning of reasoning models
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 
 
@@ -56,7 +56,11 @@ class JudgePrompt(Config):
     @field_validator("text")
     @classmethod
     def _placeholders_are_known(cls, text: str) -> str:
-        names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+        fields = [field for field in Formatter().parse(text) if field[1] is not None]
+        names = [name for _, name, _, _ in fields]
+        # A format such as `:>99999999` would make a text of any length.
+        if formatted := [name for _, name, form, conversion in fields if form or conversion]:
+            raise ValueError(f"the placeholder {{{formatted[0]}}} cannot have a format")
         if unknown := [name for name in names if name not in _PLACEHOLDERS]:
             raise ValueError(f"no placeholder {{{unknown[0]}}}; write literal braces as {{{{ and }}}}")
         if missing := [name for name in ("conversation", "answer", "criterion") if name not in names]:
@@ -101,13 +105,15 @@ def read_judge_prompt(path: Path = DEFAULT_PROMPT) -> JudgePrompt:
     except ValidationError as error:
         key, problem = first_problem(error)
         raise InputError(path, f"not a prompt for judges: {problem}", place=key) from error
-    except ValueError as error:  # not UTF-8, or not TOML
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
         raise InputError(path, f"not a prompt for judges: {error}") from error
 
 
 def parse_verdict(text: str, form: AnswerForm) -> bool | None:
     """Return the verdict of a judge's text: True for met, False for not met, None if it has none."""
     answer = text.rpartition(_REASONING_END)[2].strip()
+    if _REASONING in answer:  # cut off within the reasoning
+        return None
     return _parse_json(answer) if form == "json" else _parse_line(answer)
 
 
@@ -123,7 +129,8 @@ def _parse_line(answer: str) -> bool | None:
 def _parse_json(answer: str) -> bool | None:
     fenced = _FENCED.fullmatch(answer)
     try:
-        value: Any = json.loads(fenced[1] if fenced else answer)
+        # A key that is given twice may be contradictory verdicts.
+        value: Any = json.loads(fenced[1] if fenced else answer, object_pairs_hook=reject_duplicate_keys)
     except (ValueError, RecursionError):
         return None
     verdict = value.get("criteria_met") if isinstance(value, dict) else None
