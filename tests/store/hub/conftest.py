@@ -13,6 +13,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr("meditron.store.download._PAUSES", (0.01, 0.01, 0.01))
     monkeypatch.setattr("meditron.store.hub.client._PAUSES", (0.01, 0.01, 0.01))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # for child processes
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with serving_hub() as running:
         monkeypatch.setenv("HF_ENDPOINT", running.url)

@@ -283,8 +283,8 @@ def test_the_token_goes_to_the_hub_and_to_no_other_host(
 @pytest.mark.parametrize(
     "name",
     [
-        "../evil", "a/../../evil", "/etc/evil", "..\\evil", "C:\\evil", "C:evil", "\\\\host\\share\\x", "a//b",
-        "./a", "a\x00b", "a\nb", "nul.txt", "x. ", "n" * 300, f"{WORK}/parts/x",
+        "../evil", "a/../../evil", "/etc/evil", "..\\evil", "C:\\evil", "C:evil", "\\\\host\\share\\x",
+        "a//b", "./a", "a\x00b", "a\nb", "nul.txt", "x. ", "n" * 300, f"{WORK}/parts/x",
     ],
 )  # fmt: skip
 def test_names_from_the_hub_stay_in_the_folder(
