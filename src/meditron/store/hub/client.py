@@ -204,8 +204,10 @@ def hub_errors(shown: str, noun: str) -> Iterator[None]:
         raise _status_error(shown, noun, error) from error
     except (HTTPError, OSError) as error:
         # The library reports a hub without Xet storage, such as a mirror, as a lost connection.
-        hint = "for a hub without Xet storage set HF_HUB_DISABLE_XET=1" if "xet" in str(error) else None
-        raise FetchError(f"{shown}: cannot reach the hub ({_public_text(str(error))})", hint=hint) from error
+        xet_hint = "for a hub without Xet storage set HF_HUB_DISABLE_XET=1" if "xet" in str(error) else None
+        raise FetchError(
+            f"{shown}: cannot reach the hub ({_public_text(str(error))})", hint=xet_hint
+        ) from error
 
 
 def _status_error(shown: str, noun: str, error: "Exception") -> FetchError | SourceError:
