@@ -21,9 +21,9 @@ from meditron.store.hub.push import plan_push
 from meditron.store.manifest import Artifact
 
 NAMED = (
-    "llama.cpp", "llama-cpp-python", "ctransformers", "candle", "LM Studio", "GPT4All", "text-generation-webui",
-    "KoboldCpp", "LoLLMS", "Faraday", "LangChain with llama-cpp-python", "LangChain with ctransformers", "vLLM",
-    "Ollama",
+    "llama.cpp", "llama-cpp-python", "ctransformers", "candle", "LM Studio", "GPT4All", "KoboldCpp", "LoLLMS",
+    "text-generation-webui", "Faraday", "LangChain with llama-cpp-python", "LangChain with ctransformers",
+    "vLLM", "Ollama",
 )  # fmt: skip
 
 
