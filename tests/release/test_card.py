@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ class Told:
         forms = (*FORMATS, format_duration, format_bytes, repr)
         self.words = {word for value in numbers for form in forms for word in words(form(value))}
         self.words |= {word for text in self.texts for word in words(text)} | STATED
+        # The commands of programs, and the versions and dates of their runs.
+        self.words |= set(words(files("meditron").joinpath("release/card/programs.toml").read_text()))
         # The citation's year is that of the last stage's end.
         self.words |= {text[:4] for text in self.texts if re.match(r"\d{4}-\d\d-\d\dT", text)}
 
@@ -114,6 +117,7 @@ def test_no_figure_outlives_its_manifests(tmp_path: Path, card: str) -> None:
     shared = set.intersection(*({word for word in words(text) if NUMBER.fullmatch(word)} for text in cards))
     assumed = CardConfig().energy.model_dump().values()
     own = {word for one in assumed for word in words(f"{one['value']:g} {one['source']}")}
+    own |= set(words(files("meditron").joinpath("release/card/programs.toml").read_text()))
     # The library's version, the shots, the fallbacks of each type, a digest: the same in every life.
     assert shared <= STATED | own | {"0.1.0", "0", "1", "2" * 64}
 
@@ -252,7 +256,7 @@ def test_its_commands_name_what_is_there(life: FakeRun, card: str, monkeypatch: 
     for line in lines:
         assert Path(resolve_model(shlex.split(line)[2]).path).exists()
     (file,) = re.findall(r"llama-cli -m (\S+)", card)
-    assert Path(file).is_file()
+    assert (life.folder / "quantize" / file).is_file()
 
 
 def test_the_estimate_follows_its_assumptions(life: FakeRun) -> None:

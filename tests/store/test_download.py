@@ -260,11 +260,11 @@ def test_what_another_process_wrote_into_it_is_not_taken_for_the_file(
     site.files["x.bin"] = BODY
     read, others = downloads._read_chunk, [b"theirs"]
 
-    def intruded(response: HTTPResponse) -> bytes:
+    def intruded(response: HTTPResponse, size: int) -> bytes:
         if others:
             with part.open("ab") as file:
                 file.write(others.pop())
-        return read(response)
+        return read(response, size)
 
     monkeypatch.setattr(downloads, "_read_chunk", intruded)
     assert download(f"{site.url}/x.bin", part) == sha256(BODY)

@@ -116,7 +116,7 @@ def test_a_name_on_the_hub_says_how_to_download_it(tmp_path: Path, monkeypatch: 
     for spec in ("gpt2", "HuggingFaceTB/SmolLM2-135M"):
         with pytest.raises(SourceError, match=f"^{spec}: no such file or folder") as raised:
             resolve_model(spec)
-        assert "hf download" in str(raised.value.hint)
+        assert "meditron pull" in str(raised.value.hint)
 
 
 def test_a_typo_names_the_nearest(tmp_path: Path):

@@ -23,6 +23,8 @@ from meditron.cli.inspect import inspect
 from meditron.cli.options import GENERAL, OPTIONS, STDIN, default_text, refuse_fractions
 from meditron.cli.parse import parse
 from meditron.cli.plan import plan
+from meditron.cli.pull import pull
+from meditron.cli.push import push
 from meditron.cli.quantize import quantize
 from meditron.cli.run import run
 from meditron.cli.status import status
@@ -48,6 +50,8 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     explain,
     export_result,
     import_result,
+    pull,
+    push,
     doctor,
 )
 

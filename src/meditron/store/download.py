@@ -1,15 +1,15 @@
 """HTTP downloads with resumption, retries, verification and progress.
 
 The record `NAME.json` beside a partial file contains the hash of its address, the server's validator and the
-expected SHA-256; a download is resumed only if all three are unchanged. The record is kept after the download
-is complete, so that a second call downloads nothing, until `discard_download` removes both files. Of the
-address only the hash is recorded, because an address may contain secrets.
+expected SHA-256. A download is resumed only if the SHA-256 is the same, or without one the other two. The
+record is kept after the download is complete, so that a second call downloads nothing, until
+`discard_download` removes both files. Of the address only the hash is recorded, because an address may
+contain secrets.
 
 The server may send nothing for at most 60 seconds, and at most 512 GiB in all. At most ten redirects are
 followed, none of them from https to http.
 """
 
-import base64
 import email.message
 import hashlib
 import http.client
@@ -21,17 +21,15 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass, field, replace
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from meditron.core.console import Bar, info, progress
 from meditron.core.errors import FetchError, InputError, SourceError
 from meditron.core.redaction import public_address
-from meditron.store.address import normalize_address
 from meditron.store.file_signature import content_problem
 from meditron.store.files import (
     make_folder,
@@ -41,9 +39,17 @@ from meditron.store.files import (
     translate_write_errors,
     write_json,
 )
+from meditron.store.http_opener import create_opener, split_login
 from meditron.store.retries import RetryableError, next_pause, retry_after
 
-__all__ = ["MAX_BYTES", "DownloadOptions", "discard_download", "download", "user_agent"]
+__all__ = [
+    "MAX_BYTES",
+    "DownloadOptions",
+    "discard_download",
+    "download",
+    "download_beginning",
+    "user_agent",
+]
 
 _PROJECT = "https://github.com/epfLLM/meditron"
 
@@ -54,8 +60,6 @@ MAX_BYTES = 512 << 30
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts; new bytes reset the count of attempts
 _DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 _TEMPORARY_FAILURES = {408, 425, 429, 500, 502, 503, 504}
-# Environment variables in which OpenSSL, requests, curl and pip look for further trusted certificates.
-_CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,10 @@ class DownloadOptions:
     on_bytes: Callable[[int], None] | None = None
     """Called with the number of bytes received; it may raise to stop the download. Without it the download
     shows its own progress."""
+    access_hint: str = "the address needs a login, or its signature has expired"
+    """Hint of the error for status 401 and 403."""
+    stop_at: int | None = None
+    """Size of the partial file at which the download stops; None: the whole file."""
 
 
 _DEFAULT = DownloadOptions()
@@ -126,6 +134,21 @@ def download(url: str, part: Path, *, sha256: str | None = None, options: Downlo
     return digest
 
 
+def download_beginning(
+    url: str, part: Path, count: int, *, sha256: str | None = None, options: DownloadOptions = _DEFAULT
+) -> bytes:
+    """Download the first `count` bytes of `url` into `part`, and return them; fewer if the file is shorter.
+
+    `download`, with the same arguments, continues after them. A partial download that has them already is
+    not changed. Raises the errors of `download`.
+    """
+    make_folder(part.parent)
+    if not _can_resume(url, part, sha256) or _partial_size(part) < count:
+        _download_with_retries(url, part, sha256, replace(options, stop_at=count))
+    with part.open("rb") as file:
+        return file.read(count)
+
+
 def _download_with_retries(url: str, part: Path, sha256: str | None, options: DownloadOptions) -> bool:
     """Attempt the download until it is complete; return whether a partial file was resumed."""
     if not _can_resume(url, part, sha256):
@@ -163,9 +186,8 @@ def _can_resume(url: str, part: Path, sha256: str | None) -> bool:
     except (InputError, TypeError):
         return False
     same_digest = sha256 is not None and record.sha256 == sha256
-    return record.address == _url_sha256(url) and (
-        same_digest or (record.validator is not None and record.sha256 == sha256)
-    )
+    same_file = record.address == _url_sha256(url) and record.sha256 == sha256
+    return same_digest or (same_file and record.validator is not None)
 
 
 def _attempt_download(url: str, part: Path, sha256: str | None, options: DownloadOptions) -> None:
@@ -186,7 +208,7 @@ def _attempt_download(url: str, part: Path, sha256: str | None, options: Downloa
         write_json(_record_path(part), asdict(record))
         # The built-in open() is used because Path.open has no `opener` argument, which sets O_NOFOLLOW here.
         with translate_write_errors(part), open(part, "ab", opener=_open_without_following_links) as file:
-            done = _append_body(response, file, url, start, total, options.on_bytes)
+            done = _append_body(response, file, url, start, total, options)
             file.flush()
             os.fsync(file.fileno())
         if _partial_size(part) != done:  # some network file systems grant one lock to two processes
@@ -235,40 +257,31 @@ def _request_missing_bytes(
     url: str, part: Path, present: int, options: DownloadOptions
 ) -> http.client.HTTPResponse | None:
     """Request the bytes that are missing; None if the file is complete."""
-    address, login = _split_login(url)
+    address, login = split_login(url)
     request = urllib.request.Request(address, headers={"User-Agent": user_agent()})  # noqa: S310
     if login:  # only for this server: a redirect must not receive the password
         request.add_unredirected_header("Authorization", login)
     for name, value in options.headers.items():
         request.add_unredirected_header(name, value)
-    if present:
-        request.add_header("Range", f"bytes={present}-")
+    if present or options.stop_at:
+        last = options.stop_at - 1 if options.stop_at else ""
+        request.add_header("Range", f"bytes={present}-{last}")
         if validator := _recorded(part, "validator"):
             request.add_header("If-Range", validator)
     try:
         if options.before_request:
             options.before_request(address)
-        opener = _create_opener(options.before_request)
+        opener = create_opener(options.before_request)
         response: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
-            _raise_for_status(url, part, error)
+            _raise_for_status(url, part, error, options.access_hint)
         return None
     except urllib.error.URLError as error:
         raise _connection_error(url, error) from error
     except (http.client.HTTPException, OSError) as error:
         raise _connection_lost(error) from error
     return response
-
-
-def _split_login(url: str) -> tuple[str, str | None]:
-    """Return an address without its credentials, and the Authorization header that contains them."""
-    parts = urllib.parse.urlsplit(url)
-    login, at, host = parts.netloc.rpartition("@")
-    if not at:
-        return url, None
-    encoded = base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
-    return parts._replace(netloc=host).geturl(), f"Basic {encoded}"
 
 
 def _start_offset(response: http.client.HTTPResponse, part: Path, present: int) -> int:
@@ -290,99 +303,24 @@ def _recorded(part: Path, key: str) -> str | None:
     return str(value) if value else None
 
 
-@cache
-def _tls_context(bundles: tuple[str, ...]) -> ssl.SSLContext:
-    """Return a TLS context that trusts these certificates; cached, because loading certificates is slow."""
-    context = ssl.create_default_context()
-    for place in map(Path, bundles):
-        if place.is_file():
-            context.load_verify_locations(cafile=place)
-        elif place.is_dir():
-            context.load_verify_locations(capath=place)
-    return context
-
-
-class _RedirectHandler(urllib.request.HTTPRedirectHandler):
-    """Redirect handler for http and https; refuses https to http, where a response could be forged."""
-
-    def __init__(self, before_request: Callable[[str], None] | None) -> None:
-        self._before_request = before_request
-
-    def http_error_302(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-    ) -> Any:  # noqa: ANN401  # the type of the overridden method
-        """Follow a redirect; FetchError if its address cannot be parsed."""
-        try:
-            return super().http_error_302(req, fp, code, msg, headers)
-        except ValueError as error:  # such as "Invalid IPv6 URL"
-            fp.close()
-            problem = "redirects to an address that is not valid"
-            raise FetchError(f"{public_address(req.full_url)}: {problem}") from error
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        """Return the request for the new address; FetchError if the redirect is not allowed."""
-        prefix = f"{public_address(req.full_url)}: redirects"
-        try:
-            target = normalize_address(urllib.parse.urldefrag(newurl).url)
-        except SourceError as error:
-            fp.close()
-            raise FetchError(f"{prefix} to {error.message}") from error
-        if req.type == "https" and not target.startswith("https:"):
-            fp.close()
-            raise FetchError(f"{prefix} from https to {public_address(target)}, which is not followed")
-        if self._before_request:
-            self._before_request(target)
-        return super().redirect_request(req, fp, code, msg, headers, _split_login(target)[0])
-
-
-def _create_opener(before_request: Callable[[str], None] | None) -> urllib.request.OpenerDirector:
-    """Return an opener for HTTP and HTTPS only: a redirect must not lead to `file:` or `ftp:`."""
-    bundles = {os.environ[name] for name in _CERTIFICATE_VARIABLES if os.environ.get(name)}
-    context = _tls_context(tuple(sorted(bundles)))
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=context),
-        urllib.request.HTTPDefaultErrorHandler(),
-        _RedirectHandler(before_request),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
 def _append_body(
     response: http.client.HTTPResponse,
     file: BinaryIO,
     url: str,
     start: int,
     total: int | None,
-    on_bytes: Callable[[int], None] | None,
+    options: DownloadOptions,
 ) -> int:
-    """Append the body to the file and return the file's new size."""
-    done = start
+    """Append the body, or its part up to `options.stop_at`, to the file and return the file's new size."""
+    done, on_bytes = start, options.on_bytes
+    if options.stop_at is not None:
+        total = options.stop_at if total is None else min(total, options.stop_at)
     label = f"fetch {_file_name_of_url(url)}"
     bar = nullcontext() if on_bytes else progress(label, total=total, unit="B", start=start)
     with bar as own:
         report = on_bytes or cast("Bar", own).advance
-        while chunk := _read_chunk(response):
+        # A server may ignore the end of the requested range and send the whole file.
+        while chunk := _read_chunk(response, _CHUNK if options.stop_at is None else options.stop_at - done):
             file.write(chunk)
             report(len(chunk))
             done += len(chunk)
@@ -394,9 +332,9 @@ def _append_body(
     return done
 
 
-def _read_chunk(response: http.client.HTTPResponse) -> bytes:
+def _read_chunk(response: http.client.HTTPResponse, size: int) -> bytes:
     try:
-        return response.read(_CHUNK)
+        return response.read(size)
     except (http.client.HTTPException, OSError) as error:
         raise _connection_lost(error) from error
 
@@ -405,7 +343,7 @@ def _connection_lost(error: Exception) -> RetryableError:
     return RetryableError(f"connection lost ({str(error) or type(error).__name__})")
 
 
-def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> None:
+def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError, access_hint: str) -> None:
     """Raise the error for an HTTP error status; return if the status means that the file is complete."""
     if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         # The header is `bytes */SIZE`. If SIZE is the partial file's size, the file is complete; otherwise
@@ -422,7 +360,7 @@ def _raise_for_status(url: str, part: Path, error: urllib.error.HTTPError) -> No
         raise SourceError(f"{public_address(url)}: the server has no such file ({error.code})") from error
     if "infinite loop" in str(error.reason):
         raise FetchError(f"{public_address(url)}: endless redirects ({error.code})") from error
-    hint = "the address needs a login, or its signature has expired" if error.code in _DENIED else None
+    hint = access_hint if error.code in _DENIED else None
     raise FetchError(
         f"{public_address(url)}: the server answered {error.code} {error.reason}", hint=hint
     ) from error

@@ -46,5 +46,5 @@ def cached_snapshot(repository: str) -> Path:
             return folder / "snapshots" / commit
     raise SourceError(
         f"hf:{repository}: not in the Hugging Face cache ({hub_cache_folder()})",
-        hint=f"`hf download {repository}` puts it there; or name a local folder instead of hf:{repository}",
+        hint=f"`hf download {repository}` puts it there; or name a folder of `meditron pull`",
     )

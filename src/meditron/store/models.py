@@ -126,7 +126,7 @@ def _missing_model_error(path: Path) -> SourceError:
         return SourceError(f"{path}: no such file or folder", hint=f"nearest: {', '.join(similar)}")
     error = missing_path_error(path)
     if error.hint is None:  # often a name on the Hugging Face hub, such as gpt2
-        error.hint = f"a MODEL is {_FORMS}; download one from the hub: hf download REPO --local-dir FOLDER"
+        error.hint = f"a MODEL is {_FORMS}; download one from the hub: meditron pull hf:org/name"
     return error
 
 

@@ -1,12 +1,17 @@
 """The config of the card stage."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from meditron.core.config import Config, StageConfig
+from meditron.release.card.licence import inherited_licence_problem
 
 __all__ = ["Assumption", "CardConfig", "EnergyConfig"]
+
+
+_HUB_LICENCE = r"^[a-z0-9][a-z0-9.-]*$"
 
 
 class Assumption(Config):
@@ -61,7 +66,7 @@ class CardConfig(StageConfig):
     authors: str | None = Field(default=None, min_length=1)
     """Authors to cite."""
 
-    license: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    license: str | None = Field(default=None, pattern=_HUB_LICENCE)
     """Licence of the released weights, as the hub names it (`apache-2.0`, `llama2`); absent: not stated."""
 
     license_name: str | None = Field(default=None, min_length=1)
@@ -74,7 +79,15 @@ class CardConfig(StageConfig):
     """The base model's name on the hub, `org/name`; absent: the card has only the origin of its file."""
 
     base_license: str | None = Field(default=None, min_length=1)
-    """The base model's licence; absent: "not stated"."""
+    """The base model's licence, as the hub names it; absent: "not stated". It is also that of the released
+    weights if `license` is absent."""
+
+    license_file: str | None = Field(default=None, min_length=1)
+    """File with the text of the licence, copied beside the card as LICENSE; absent: that of the base's
+    folder, if it has one."""
+
+    eu_summary: bool = False
+    """Also write a draft of the public summary of training content that the EU AI Act requires."""
 
     datasets: tuple[Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?$")], ...] = ()
     """Names of the training data on the hub."""
@@ -100,9 +113,23 @@ class CardConfig(StageConfig):
             raise ValueError("of: without quantized files, name the model that the card describes")
         if self.license_name and self.license != "other":
             raise ValueError('license_name: requires license = "other"')
+        if problem := inherited_licence_problem(self.base_license, self.license):
+            raise ValueError(f"license: {problem}")
         return self
 
+    @property
+    def released_license(self) -> str | None:
+        """The licence of the released weights: `license`, else the base's if the hub has a name like it."""
+        if self.license or not self.base_license:
+            return self.license
+        return self.base_license if re.fullmatch(_HUB_LICENCE, self.base_license) else None
+
     def inputs(self) -> dict[str, str]:
-        """Return the stage's inputs: the model if `of` names it, its quantized files, and its evaluation."""
-        named = {"model": self.of, "quantize": self.quantize, "evaluate": self.evaluate}
+        """Return the inputs: the model if `of` names it, quantized files, evaluation, text of the licence."""
+        named = {
+            "model": self.of,
+            "quantize": self.quantize,
+            "evaluate": self.evaluate,
+            "license": self.license_file,
+        }
         return {name: reference for name, reference in named.items() if reference}

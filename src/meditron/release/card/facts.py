@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meditron.core.errors import UsageError
+from meditron.core.errors import MeditronError, UsageError
 from meditron.release.card.chain import StageChain, read_chain
 from meditron.release.card.config import CardConfig
 from meditron.release.card.energy import estimate_energy
+from meditron.release.card.licence import LICENCE_FILE, read_licence
 from meditron.store.ancestry import read_ancestry, training_data_sentence
+from meditron.store.fetch import fetch_without_download
 from meditron.store.files import read_json
 from meditron.store.manifest import Artifact, InputRecord, Manifest
 from meditron.store.models import ModelFiles
@@ -38,6 +40,8 @@ class CardFacts:
     energy_estimate: Mapping[str, Any]
     training_data: str
     """A sentence on the model's known training data."""
+    licence_text: str | None
+    """Text of the licence; None if no file with it is known."""
 
     @property
     def lineage(self) -> list[Manifest]:
@@ -128,7 +132,25 @@ def gather_facts(config: CardConfig, inputs: Mapping[str, Artifact], out: Path) 
         quantize_manifest=quantize,
         energy_estimate=estimate_energy(list(chain.stages.values()), config.energy),
         training_data=training_data_sentence(read_ancestry(ModelFiles(model, "hf", folder))),
+        licence_text=_licence_text(inputs, chain, model),
     )
+
+
+def _licence_text(inputs: Mapping[str, Artifact], chain: StageChain, model: str) -> str | None:
+    """Return the text of the given file, else of the file LICENSE in the base model's folder."""
+    if "license" in inputs:
+        return read_licence(inputs["license"].path)
+    lineage = chain.lineage(model)
+    base = chain.parent_model(lineage[0]) if lineage else None
+    if base is None:
+        return None
+    try:
+        folder = fetch_without_download(base.reference)
+    except MeditronError:  # the base was moved after the training
+        return None
+    names = (LICENCE_FILE, f"{LICENCE_FILE}.txt", f"{LICENCE_FILE}.md")
+    texts = [folder / name for name in names if (folder / name).is_file()] if folder else []
+    return read_licence(texts[0]) if texts else None
 
 
 def _released_model_stage(

@@ -39,8 +39,8 @@ def front_matter(
     """
     data = ModelCardData(
         # The hub requires a licence; "other" with a name of its own states that none was given.
-        license=config.license or "other",
-        license_name=config.license_name or (None if config.license else NOT_STATED),
+        license=config.released_license or "other",
+        license_name=config.license_name or (None if config.released_license else NOT_STATED),
         license_link=config.license_link,
         base_model=config.base_model,
         base_model_relation="finetune" if config.base_model else None,

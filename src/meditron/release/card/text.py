@@ -7,7 +7,9 @@ from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.redaction import without_digest
 from meditron.core.units import format_bytes, format_duration
 from meditron.release.card.facts import CardFacts, finetuning_data
+from meditron.release.card.licence import LICENCE_FILE, licence_notices
 from meditron.release.card.markdown import CardWriter
+from meditron.release.card.programs import add_programs
 from meditron.release.card.results import add_energy, add_evaluation, add_files, add_provenance
 from meditron.release.card.usage import add_citation, add_prompts, add_run_commands
 from meditron.report import methods, number_format
@@ -49,6 +51,7 @@ def add_card(card: CardWriter, facts: CardFacts) -> None:
     add_evaluation(card, facts)
     add_files(card, facts)
     add_run_commands(card, facts)
+    add_programs(card, facts)
     add_prompts(card, facts)
     add_energy(card, facts)
     add_citation(card, facts)
@@ -67,11 +70,15 @@ def _add_model_details(card: CardWriter, facts: CardFacts) -> None:
             if base
             else "none (randomly initialized weights)",
             "Licence of the base": config.base_license or "not stated",
-            "Licence of these weights": config.license_name or config.license or "not stated",
+            "Licence of these weights": config.license_name or config.released_license or "not stated",
             "Languages": ", ".join(facts.languages) or "not restricted",
             "Quantized files": ", ".join(file["type"] for file in facts.quantized_files) or "none",
         }
     )
+    if facts.licence_text:
+        card.text(f"The text of the licence is in the file {LICENCE_FILE} beside this card.")
+    if notice := licence_notices(config.base_license) or licence_notices(config.released_license):
+        card.text(notice)
 
 
 def _add_uses(card: CardWriter, facts: CardFacts) -> None:

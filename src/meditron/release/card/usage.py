@@ -1,7 +1,6 @@
 """Sections of a card to copy from: commands, code, prompts, citation."""
 
 import re
-from pathlib import PurePosixPath
 
 from meditron.release.card.facts import CardFacts
 from meditron.release.card.markdown import CardWriter
@@ -36,11 +35,6 @@ def add_run_commands(card: CardWriter, facts: CardFacts) -> None:
         "print(*tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=64)))",
         "python",
     )
-    if facts.quantized_files:
-        file = (quantized or facts.quantized_files)[-1]
-        path = PurePosixPath(_quantize_stage_name(facts)) / file["path"]
-        card.text("With llama.cpp:")
-        card.code(f'llama-cli -m {path} -p "{_PROMPT}"', "sh")
 
 
 def add_prompts(card: CardWriter, facts: CardFacts) -> None:

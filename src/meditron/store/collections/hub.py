@@ -8,8 +8,6 @@ are fetched. The hub states the SHA-256 of large files and the Git id of small o
 `$HF_ENDPOINT` is the address of the hub, as for its own library.
 """
 
-import hashlib
-import os
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -18,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]  # gguf depends on it
 
-from meditron.core.errors import DigestError, FetchError, InputError, MissingExtra, SourceError
+from meditron.core.errors import InputError, SourceError
 from meditron.store.collections.records import FetchedItem, Item
 from meditron.store.collections.request import CollectionRequest
 from meditron.store.collections.web_client import Throttle, WebClient, connection_count
 from meditron.store.collections.workplace import Workplace
 from meditron.store.download import discard_download, download
+from meditron.store.hub.client import HubClient, HubFile, hub_errors, retry_hub
 from meditron.store.jsonl import read_jsonl
 
 if TYPE_CHECKING:
@@ -42,15 +41,9 @@ class HubFetcher:
     """Fetches the data files of a dataset."""
 
     def __init__(self, request: CollectionRequest) -> None:
-        try:
-            from huggingface_hub import HfApi
-            from huggingface_hub.utils._headers import build_hf_headers
-        except ImportError as error:
-            raise MissingExtra("huggingface_hub", "release") from error
+        self._hub = HubClient()
         self._request = request
         self._repository = request.name.removeprefix("datasets/")
-        self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-        self._headers = {name: value for name, value in build_hf_headers().items() if name == "authorization"}
         self.workers = connection_count(_CONNECTIONS)
         self._throttle = Throttle(_RATE)
         self._client = WebClient(self._throttle, self.workers)
@@ -77,27 +70,14 @@ class HubFetcher:
         return self.plan(Path())[0], None
 
     def _dataset_info(self) -> "DatasetInfo":
-        from httpx import HTTPError
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-
         shown = self._request.public_name
-        try:
-            return self._api.dataset_info(
-                self._repository, revision=self._request.snapshot, files_metadata=True
+        with hub_errors(shown, "dataset"):
+            return retry_hub(
+                shown,
+                lambda: self._hub.api.dataset_info(
+                    self._repository, revision=self._request.snapshot, files_metadata=True
+                ),
             )
-        except RepositoryNotFoundError as error:
-            hint = "check the name; a private or gated dataset needs `hf auth login`"
-            raise SourceError(f"{shown}: no such dataset on the hub", hint=hint) from error
-        except OfflineModeIsEnabled as error:
-            hint = "unset HF_HUB_OFFLINE, or fetch the dataset on a machine with network access"
-            raise FetchError(f"{shown}: the hub's library is offline", hint=hint) from error
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status == 404:
-                raise SourceError(f"{shown}: no such revision") from error
-            raise FetchError(f"{shown}: the hub answered {status}") from error
-        except (HTTPError, OSError) as error:
-            raise FetchError(f"{shown}: cannot reach the hub ({str(error)[:200]})") from error
 
     def _select(self, names: list[str], commit: str) -> list[str]:
         """Return the selected data files; SourceError, with some of the names, if there is none."""
@@ -135,7 +115,7 @@ class HubFetcher:
         from huggingface_hub import hf_hub_url
 
         return hf_hub_url(
-            self._repository, name, repo_type="dataset", revision=commit, endpoint=self._api.endpoint
+            self._repository, name, repo_type="dataset", revision=commit, endpoint=self._hub.endpoint
         )
 
     def fetch(self, item: Item, place: Workplace) -> FetchedItem:
@@ -145,11 +125,14 @@ class HubFetcher:
         if checksum and (reused := place.reuse(item.name, checksum)) is not None:
             return FetchedItem(files=[reused])
         address, part = self._address(item.name, item.data["commit"]), place.part(item.name)
-        options = place.options(self._throttle.wait, self._headers)
+        options = place.options(self._throttle.wait, self._hub.headers)
         download(address, part, sha256=sha256, options=options)
         shown = f"{self._request.public_name} ({item.name})"
         try:
-            _require_listed(part, shown, item)
+            # `download` compared the SHA-256 of a large file.
+            HubFile(item.name, item.bytes or part.stat().st_size, git_id=item.data["git"]).require_content(
+                part, shown
+            )
             records = _count_rows(part, item.name)
         except InputError:
             discard_download(part)
@@ -176,24 +159,6 @@ def _card_globs(card: str, config: str, split: str) -> Iterator[str]:
                 paths = rule.get("path")
                 paths = paths if isinstance(paths, list) else [paths]
                 yield from (path for path in paths if isinstance(path, str) and path)
-
-
-def _require_listed(part: Path, shown: str, item: Item) -> None:
-    """Raise InputError if a file has not the size and the Git id that the hub lists."""
-    size, git = part.stat().st_size, item.data["git"]
-    if item.bytes is not None and size != item.bytes:
-        raise InputError(shown, f"has {size:,} bytes; the hub lists {item.bytes:,}")
-    if git and (digest := _git_id(part)) != git:
-        raise DigestError(shown, f"the Git id is {digest}, expected {git}")
-
-
-def _git_id(path: Path) -> str:
-    """Return the id that Git gives a file's content."""
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _count_rows(path: Path, name: str) -> int | None:

@@ -1,0 +1,1 @@
+"""Model repositories of the Hugging Face hub: listing, memory estimates and downloads."""
