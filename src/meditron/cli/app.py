@@ -24,6 +24,7 @@ from meditron.cli.parse import parse
 from meditron.cli.plan import plan
 from meditron.cli.quantize import quantize
 from meditron.cli.run import run
+from meditron.cli.split import join, split
 from meditron.cli.status import status
 from meditron.core.console import configure, substitute_unencodable
 from meditron.core.disclaimer import DISCLAIMER
@@ -41,6 +42,8 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     chat,
     convert,
     quantize,
+    split,
+    join,
     evaluate,
     compare,
     explain,

@@ -16,7 +16,7 @@ from torch import Tensor
 from meditron.model.config import LlamaConfig, llama3_rope_divisors
 from meditron.model.llama import Llama
 from meditron.model.tensors import DTYPES, check_tensors, parameter_shapes, state_dict_of, weight_range_error
-from meditron.store.gguf import GGUF, Array, LazyTensor, reject_split_model, write_gguf
+from meditron.store.gguf import GGUF, Array, LazyTensor, write_gguf
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.tokenizer import Tokenizer
 
@@ -103,9 +103,8 @@ def read_gguf_config(gguf: GGUF) -> LlamaConfig:
     """Read the config.
 
     Raises:
-        InputError: an unsupported architecture, impossible values, or one part of a split file.
+        InputError: an unsupported architecture or impossible values.
     """
-    reject_split_model(gguf)
     factors = None
     if _ROPE_FACTORS in gguf.tensors:
         factors = tuple(float(factor) for factor in gguf.dequantize(_ROPE_FACTORS).ravel())
