@@ -72,8 +72,10 @@ def _refuse_duplicates(paths: Sequence[Path]) -> None:
             status = path.stat()
         if not path.is_file():
             raise InputError(path, "not a regular file")
-        if (first := seen.setdefault((status.st_dev, status.st_ino), path)) is not path:
-            raise InputError(path, f"the same file as {first}: a part must be given once")
+        key = (status.st_dev, status.st_ino)
+        if key in seen:
+            raise InputError(path, f"the same file as {seen[key]}: a part must be given once")
+        seen[key] = path
 
 
 def _collect(paths: Sequence[Path]) -> _Parts:
