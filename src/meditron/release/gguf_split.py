@@ -193,8 +193,12 @@ def _divide(path: Path, header: GGUFHeader, max_bytes: int) -> list[GGUFLayout]:
 
 def _add_split_pairs(layout: GGUFLayout, number: int, count: int, tensors: int) -> None:
     sign = "<" if layout.byte_order == "little" else ">"
-    values = ((SPLIT_NUMBER, "H", _UINT16, number), (SPLIT_COUNT, "H", _UINT16, count))
-    for key, form, code, value in (*values, (SPLIT_TENSORS, "i", _INT32, tensors)):
+    # This is gguf-split's order: it sets the count last, when it knows it.
+    for key, form, code, value in (
+        (SPLIT_NUMBER, "H", _UINT16, number),
+        (SPLIT_TENSORS, "i", _INT32, tensors),
+        (SPLIT_COUNT, "H", _UINT16, count),
+    ):
         name = key.encode()
         layout.pairs += struct.pack(f"{sign}Q", len(name)) + name + struct.pack(f"{sign}I{form}", code, value)
         layout.pair_count += 1
