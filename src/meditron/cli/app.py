@@ -26,6 +26,7 @@ from meditron.cli.quantize import quantize
 from meditron.cli.run import run
 from meditron.cli.split import join, split
 from meditron.cli.status import status
+from meditron.cli.verify import sign, verify
 from meditron.core.console import configure, substitute_unencodable
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.version import __version__
@@ -44,6 +45,8 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     quantize,
     split,
     join,
+    verify,
+    sign,
     evaluate,
     compare,
     explain,

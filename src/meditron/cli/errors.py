@@ -49,6 +49,8 @@ EXTRAS = {
     "resiliparse": "corpus",
     "libgguf": "release",
     "huggingface_hub": "release",
+    "model_signing": "signing",
+    "cyclonedx": "bom",
     "xllamacpp": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
