@@ -48,7 +48,9 @@ def test_numbered_pieces_join_too(tmp_path: Path, whole: Path):
 
 def test_renamed_parts_join_by_their_content(tmp_path: Path, whole: Path):
     parts = in_folder(whole, tmp_path / "parts")
-    renamed = [part.rename(part.with_name(f"{name}.bin")) for part, name in zip(parts, "zyxwvu", strict=False)]
+    renamed = [
+        part.rename(part.with_name(f"{name}.bin")) for part, name in zip(parts, "zyxwvu", strict=False)
+    ]
     with pytest.raises(UsageError, match="--out"):
         join_parts(renamed)
     join_parts(renamed, tmp_path / "again.gguf")
@@ -90,7 +92,9 @@ def test_parts_of_other_models_are_an_error(tmp_path: Path, whole: Path):
     with pytest.raises(InputError, match="belongs to another model than m-00001"):
         join_parts([parts[0], other[1]])
     shutil.copy(other[1], parts[1])
-    with pytest.raises(InputError, match=r"expected part 2|has 12 tensors|has 10 tensors|is in .* too|one of"):
+    with pytest.raises(
+        InputError, match=r"expected part 2|has 12 tensors|has 10 tensors|is in .* too|one of"
+    ):
         join_parts([parts[0]])
     with pytest.raises(InputError, match="unlike m-00001"):
         join_parts([parts[0], pieces[1]])

@@ -197,7 +197,10 @@ HOSTILE = {
     "version 1": (header(version=1), r"byte 4\): GGUF version 1"),
     "version 1, big-endian": (header(version=1 << 24), r"byte 4\): GGUF version 1 is not supported"),
     "version 0": (header(version=0), r"byte 4\): GGUF version 0"),
-    "counts in the other order": (header(tensors=1, version=3 << 24), r"72,057,594,037,927,936 tensors do not"),
+    "counts in the other order": (
+        header(tensors=1, version=3 << 24),
+        r"72,057,594,037,927,936 tensors do not",
+    ),
     "2^60 tensors": (header(tensors=2**60) + bytes(16), r"byte 8\): 1,152,921,504,606,846,976 tensors"),
     "2^63 pairs": (header(pairs=2**63) + bytes(16), r"byte 16\).*pairs do not fit into 16 bytes"),
     "long string": (header(pairs=1) + pair(b"a", 8, struct.pack("<Q", 2**62)), "the limit is 134,217,728"),

@@ -74,7 +74,9 @@ def test_a_missing_renamed_or_foreign_part_is_named(tmp_path: Path, parts: list[
         (65_535, 0, 2, "is not called m-00001-of-65535.gguf"),
     ],
 )
-def test_impossible_keys_are_errors(tmp_path: Path, count: object, number: object, tensors: int, message: str):
+def test_impossible_keys_are_errors(
+    tmp_path: Path, count: object, number: object, tensors: int, message: str
+):
     one = np.ones(8, np.float32)
     for index in (0, 1):
         keys = {"split.count": 2, "split.no": index, "split.tensors.count": tensors}

@@ -1,4 +1,4 @@
-"""`meditron verify` and `meditron sign`: check a model's files before use, and sign them before publication."""
+"""`meditron verify` and `meditron sign`: check a model's files, and sign them."""
 
 from pathlib import Path
 from typing import Annotated

@@ -12,23 +12,16 @@ from meditron.core.errors import InputError, MissingExtra, SourceError, UsageErr
 from meditron.store.files import translate_read_errors
 from meditron.store.new_files import refuse_existing
 
-__all__ = [
-    "SIGNATURE_FILE",
-    "SIGNATURE_SUFFIX",
-    "SignatureState",
-    "sign",
-    "signature_path",
-    "signature_state",
-]
+__all__ = ["SignatureState", "sign", "signature_path", "signature_state"]
 
-SIGNATURE_FILE, SIGNATURE_SUFFIX = "model.sig", ".sig"
+_FOLDER_SIGNATURE, _SUFFIX = "model.sig", ".sig"
 SignatureState = Literal["verified", "not checked", "none", "failed"]
 _MAX_BYTES = 64 << 20
 
 
 def signature_path(path: Path) -> Path:
     """Return where the signature of a file or folder is."""
-    return path / SIGNATURE_FILE if path.is_dir() else path.with_name(path.name + SIGNATURE_SUFFIX)
+    return path / _FOLDER_SIGNATURE if path.is_dir() else path.with_name(path.name + _SUFFIX)
 
 
 def signature_state(path: Path, key: Path | None) -> tuple[SignatureState, list[str]]:
@@ -63,8 +56,8 @@ def signature_state(path: Path, key: Path | None) -> tuple[SignatureState, list[
         # How files are hashed, and which are not signed, is part of the signature. Files that it does not
         # name are an error.
         config.verify(path, signature)
-    # The library raises ValueError for a mismatch, and the exceptions of cryptography, JSON and protobuf for a
-    # damaged file.
+    # The library raises ValueError for a mismatch, and the exceptions of cryptography, JSON and protobuf for
+    # a damaged file.
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         return "failed", [f"{signature}: the signature does not match: {text}"]

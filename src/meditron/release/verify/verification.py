@@ -112,7 +112,7 @@ def _gguf_file_problems(file: Path, bar: Bar) -> Iterator[str]:
 
 
 def _checksum_problems(folder: Path, digests: dict[str, str], *, whole: bool) -> Iterator[str]:
-    """Yield differences from `SHA256SUMS`; of a whole folder also files that it lists and that are missing."""
+    """Yield differences from `SHA256SUMS`, and for a whole folder the missing files that it lists."""
     try:
         expected = read_checksums(folder)
     except InputError as error:
