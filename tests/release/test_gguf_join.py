@@ -81,7 +81,7 @@ def test_a_part_given_twice_is_an_error(tmp_path: Path, whole: Path, plain: bool
     link.unlink()
     copy.mkdir()
     shutil.copy(parts[0], copy)
-    with pytest.raises(InputError, match="is part 1, as|is piece 1, as"):
+    with pytest.raises(InputError, match=r"is part 1, as|is piece 1, as"):
         join_parts([*parts, copy / parts[0].name])
 
 

@@ -180,7 +180,7 @@ def test_a_name_taken_while_the_parts_are_written_is_not_replaced(tmp_path: Path
         link(self, target)
 
     monkeypatch.setattr(Path, "hardlink_to", taken)
-    with pytest.raises(UsageError, match="m-00002-of-0000.*exists"):
+    with pytest.raises(UsageError, match=r"m-00002-of-0000.*exists"):
         split_gguf(whole, 3000)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert len(left) == 2
@@ -197,11 +197,9 @@ def test_a_file_system_without_links_and_a_full_disk(tmp_path: Path, monkeypatch
     parts = paths_of(split_gguf(whole, 3000))
     join_parts(parts, tmp_path / "again.gguf")
     assert (tmp_path / "again.gguf").read_bytes() == whole.read_bytes()
-    usage = os.statvfs(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100})())
-    with pytest.raises(StorageError, match="needs .* but only 100 B are free"):
+    with pytest.raises(StorageError, match=r"needs .* but only 100 B are free"):
         split_bytes(whole, 3000)
-    assert usage
 
 
 def test_plain_pieces_are_the_files_bytes(tmp_path: Path):

@@ -1,5 +1,7 @@
 """Fields of blocks wider than a byte, against gguf-py's dequantization."""
 
+from itertools import pairwise
+
 import gguf
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ def test_fields_are_inside_the_block_and_do_not_overlap():
             (field.offset, field.offset + field.count * np.dtype(field.dtype).itemsize) for field in fields
         )
         assert all(end <= tensor_type(kind).block_bytes for _, end in spans)
-        assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
 def test_every_type_that_gguf_py_knows_has_a_layout_except_two_that_no_file_has():

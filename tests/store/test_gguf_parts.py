@@ -56,7 +56,7 @@ def test_a_missing_renamed_or_foreign_part_is_named(tmp_path: Path, parts: list[
     with pytest.raises(InputError, match=f"is not called STEM-00002-of-0000{len(parts)}"):
         GGUF(moved)
     shutil.copy(parts[2], parts[1])
-    with pytest.raises(InputError, match="is part 3 of .*, expected part 2"):
+    with pytest.raises(InputError, match=r"is part 3 of .*, expected part 2"):
         GGUF(parts[0])
     with pytest.raises(InputError, match="is not called"):
         GGUF(parts[1])
