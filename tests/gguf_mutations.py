@@ -1,7 +1,7 @@
 """A process that reads mutated GGUF headers under limits of memory and time; started by a test.
 
-Arguments: a folder, a seed and the number of mutations. Prints how many were read and refused, and the largest
-memory peak of a mutation as JSON.
+Arguments: a folder, a seed and the number of mutations. Prints as JSON how many were read and refused, and
+the largest memory peak of a mutation.
 """
 
 import json
@@ -27,7 +27,7 @@ SPECIAL += [2**63 - 1, 2**63, 2**64 - 1]
 
 
 def write_seed_file(path: Path, big: bool, tokens: int) -> bytes:
-    """Write a model with a vocabulary of up to 1,000 tokens and tensors of several types; return its bytes."""
+    """Write a model with a vocabulary and tensors of several types; return its bytes."""
     order = gguf.GGUFEndian.BIG if big else gguf.GGUFEndian.LITTLE
     writer = gguf.GGUFWriter(path, "llama", endianess=order)
     writer.add_name("mutated")

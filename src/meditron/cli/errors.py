@@ -50,6 +50,7 @@ EXTRAS = {
     "libgguf": "release",
     "huggingface_hub": "release",
     "model_signing": "signing",
+    "OpenSSL": "signing",
     "cyclonedx": "bom",
     "xllamacpp": "serve",
     "starlette": "serve",

@@ -22,6 +22,13 @@ def verify(
         Path | None,
         Parameter(help="Public key (PEM) of the signature, model.sig or FILE.sig; needs the extra signing."),
     ] = None,
+    bom: Annotated[
+        Path | None,
+        Parameter(
+            help="Write the bill of materials of a stage without problems, as CycloneDX JSON; needs the "
+            "extra bom."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Verify a model's files: format, values, vocabulary, checksums, signature, provenance.
@@ -36,6 +43,11 @@ def verify(
     from meditron.release.verify.verification import verify as check
 
     result = check(path, key)
+    if bom is not None and result["ok"]:
+        from meditron.release.verify.bom import write_bom
+
+        write_bom(path, bom)
+        result["bom"] = str(bom)
     for note in result["notes"]:
         warn(note)
     if as_json:
@@ -61,7 +73,8 @@ def sign(
 ) -> None:
     """Sign a model's files as OpenSSF's model signing specifies, with a key and offline.
 
-    Writes model.sig into the folder, or FILE.sig beside the file. Needs the extra signing.
+    Writes model.sig into the folder, or FILE.sig beside the file. A folder without SHA256SUMS gets one first.
+    Needs the extra signing.
 
     For example:
 

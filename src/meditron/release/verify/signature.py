@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from meditron.core.errors import InputError, MissingExtra, SourceError, UsageError
-from meditron.store.files import translate_read_errors
+from meditron.store.checksums import read_checksums, write_checksums
+from meditron.store.files import list_files, sha256_file, translate_read_errors
 from meditron.store.new_files import refuse_existing
 
 __all__ = ["SignatureState", "sign", "signature_path", "signature_state"]
@@ -67,6 +68,8 @@ def signature_state(path: Path, key: Path | None) -> tuple[SignatureState, list[
 def sign(path: Path, key: Path) -> Path:
     """Sign a file, or all files of a folder, with a private key; return the signature's path.
 
+    A folder without `SHA256SUMS` gets one first, so that its files can be checked without the key.
+
     Args:
         path: The file or folder.
         key: An elliptic-curve private key (PEM, without password): NIST P-256, P-384 or P-521.
@@ -92,18 +95,18 @@ def sign(path: Path, key: Path) -> Path:
             f"{key}: not an elliptic-curve private key in PEM: {error}",
             hint="make one: openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
         ) from error
-    hashes = hashing.Config().set_ignored_paths(paths=_ignored(path, signature), ignore_git_paths=False)
-    config.set_hashing_config(hashes)
+    if path.is_dir() and not read_checksums(path):
+        write_checksums(
+            path, {file.relative_to(path).as_posix(): sha256_file(file) for file in list_files(path)}
+        )
+    # The signature covers every file except itself.
+    ignored = [signature.relative_to(path)] if path.is_dir() else []
+    config.set_hashing_config(hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False))
     try:
         config.sign(path, signature)
     except ValueError as error:
         raise InputError(path, f"cannot be signed: {error}") from error
     return signature
-
-
-def _ignored(path: Path, signature: Path) -> list[Path]:
-    """Return the paths that a signature does not cover: the signature itself."""
-    return [signature.relative_to(path)] if path.is_dir() else []
 
 
 def _existing(key: Path) -> Path:
