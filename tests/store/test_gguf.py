@@ -1,5 +1,6 @@
 import struct
 import tracemalloc
+from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from gguf.scripts.gguf_convert_endian import convert_byteorder
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from meditron.core.errors import InputError, SourceError
-from meditron.store.gguf import GGUF, reject_split_model, write_gguf
+from meditron.store.gguf import GGUF, write_gguf
 
 RNG = np.random.default_rng(1)
 MATRIX = RNG.standard_normal((6, 512), dtype=np.float32)
@@ -20,6 +22,7 @@ MATRIX = RNG.standard_normal((6, 512), dtype=np.float32)
 K_BLOCKS = {"Q2_K": (84, [80, 82]), "Q3_K": (110, [108]), "Q4_K": (144, [0, 2]), "Q5_K": (176, [0, 2])} | {
     "Q6_K": (210, [208])
 }
+SWAPPED_BY_GGUF_PY = {"F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q6_K"}
 QUANTIZED = ["BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 
 
@@ -71,6 +74,52 @@ def test_every_type_is_dequantized_as_gguf_py_does(tmp_path: Path, version: int)
             np.testing.assert_array_equal(values, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
             assert (values.dtype, values.shape) == (np.float32, MATRIX.shape)
             assert values.flags.writeable
+
+
+def test_a_big_endian_file_reads_as_the_little_endian_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kinds = {kind: data for kind, data in all_kinds().items() if kind in SWAPPED_BY_GGUF_PY}
+    path = tmp_path / "little.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_array("a.names", ["x", "é"])
+    writer.add_array("a.numbers", [1, -70_000])
+    writer.add_float64("a.float", 0.1)
+    writer.add_uint64("a.large", 1 << 40)
+    for kind, data in kinds.items():
+        writer.add_tensor(kind, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    big = tmp_path / "big.gguf"
+    big.write_bytes(path.read_bytes())
+    monkeypatch.setattr("builtins.input", lambda _: "YES")
+    reader = gguf.GGUFReader(big, "r+")
+    convert_byteorder(reader, Namespace(order="big", dry_run=False, verbose=False))
+    reader.data.flush()
+    with GGUF(path) as ours, GGUF(big) as swapped:
+        assert (ours.byte_order, swapped.byte_order) == ("little", "big")
+        assert swapped.metadata == ours.metadata
+        assert swapped.tensors == ours.tensors
+        assert set(ours.tensors) == SWAPPED_BY_GGUF_PY
+        for name in ours.tensors:
+            np.testing.assert_array_equal(swapped.raw_tensor(name), ours.raw_tensor(name))
+            np.testing.assert_array_equal(swapped.dequantize(name), ours.dequantize(name))
+
+
+def test_a_file_of_gguf_pys_big_endian_writer_reads(tmp_path: Path):
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.add_context_length(2048)
+    writer.add_tensor("F32", MATRIX)
+    writer.add_tensor("F16", MATRIX.astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with GGUF(path) as file:
+        assert file.metadata == {"general.architecture": "llama", "llama.context_length": 2048}
+        np.testing.assert_array_equal(file.dequantize("F32"), MATRIX)
+        np.testing.assert_array_equal(file.dequantize("F16"), MATRIX.astype(np.float16).astype(np.float32))
 
 
 def test_shapes_are_numpys_and_rows_can_be_taken(tmp_path: Path):
@@ -146,7 +195,12 @@ HOSTILE = {
     "magic": (header(magic=b"GGML"), r"byte 0\): not a GGUF file: it begins with b'GGML'"),
     "header cut": (header()[:15], r"byte 8.*tensors needs 8 bytes, but only 7"),
     "version 1": (header(version=1), r"byte 4\): GGUF version 1"),
-    "big-endian": (header(version=3 << 24), "big-endian"),
+    "version 1, big-endian": (header(version=1 << 24), r"byte 4\): GGUF version 1 is not supported"),
+    "version 0": (header(version=0), r"byte 4\): GGUF version 0"),
+    "counts in the other order": (
+        header(tensors=1, version=3 << 24),
+        r"72,057,594,037,927,936 tensors do not",
+    ),
     "2^60 tensors": (header(tensors=2**60) + bytes(16), r"byte 8\): 1,152,921,504,606,846,976 tensors"),
     "2^63 pairs": (header(pairs=2**63) + bytes(16), r"byte 16\).*pairs do not fit into 16 bytes"),
     "long string": (header(pairs=1) + pair(b"a", 8, struct.pack("<Q", 2**62)), "the limit is 134,217,728"),
@@ -221,7 +275,7 @@ def test_the_hostile_files_differ_from_a_good_one_in_the_named_thing_only(tmp_pa
 
 
 def test_all_arrays_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("meditron.store.gguf.MAX_ELEMENTS", 5)
+    monkeypatch.setattr("meditron.store.gguf_header.MAX_ELEMENTS", 5)
     path = tmp_path / "x.gguf"
     numbers, texts = array(0, 3, bytes(3)), array(8, 2, text(b"x") * 2)
     path.write_bytes(aligned(header(pairs=2) + pair(b"a", 9, numbers) + pair(b"b", 9, texts), 0))
@@ -241,7 +295,7 @@ def test_all_pairs_together_are_bounded(tmp_path: Path, monkeypatch: pytest.Monk
     data = aligned(header(pairs=1) + pair(b"a", code, value), 0)
     (tmp_path / "x.gguf").write_bytes(data)
     for limit, good in ((200, True), (100, False)):
-        monkeypatch.setattr("meditron.store.gguf.MAX_METADATA_BYTES", limit)
+        monkeypatch.setattr("meditron.store.gguf_header.MAX_METADATA_BYTES", limit)
         if good:
             GGUF(tmp_path / "x.gguf").close()
         else:
@@ -250,7 +304,7 @@ def test_all_pairs_together_are_bounded(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_tensors_and_pairs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("meditron.store.gguf.MAX_ENTRIES", 2)
+    monkeypatch.setattr("meditron.store.gguf_header.MAX_ENTRIES", 2)
     pairs = [pair(name, 4, bytes(4)) for name in (b"a", b"b", b"c")]
     (tmp_path / "x.gguf").write_bytes(aligned(header(pairs=2) + b"".join(pairs[:2]), 0))
     GGUF(tmp_path / "x.gguf").close()
@@ -275,17 +329,6 @@ def test_a_large_file_of_arrays_takes_little_memory(tmp_path: Path):
         assert tracemalloc.get_traced_memory()[1] < 100 << 20
     finally:
         tracemalloc.stop()
-
-
-def test_a_part_of_a_split_model_is_named(tmp_path: Path):
-    path = tmp_path / "m-00002-of-00003.gguf"
-    write_gguf(path, {"split.count": np.uint16(3), "split.no": np.uint16(1)}, [])
-    with (
-        GGUF(path) as file,
-        pytest.raises(InputError, match="is part 2 of a model split into 3 files") as raised,
-    ):
-        reject_split_model(file)
-    assert "llama-gguf-split --merge m-00001-of-00003.gguf m.gguf" in str(raised.value.hint)
 
 
 def test_a_missing_file_is_a_source_error(tmp_path: Path):

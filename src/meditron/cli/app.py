@@ -27,7 +27,9 @@ from meditron.cli.pull import pull
 from meditron.cli.push import push
 from meditron.cli.quantize import quantize
 from meditron.cli.run import run
+from meditron.cli.split import join, split
 from meditron.cli.status import status
+from meditron.cli.verify import sign, verify
 from meditron.core.console import configure, substitute_unencodable
 from meditron.core.disclaimer import DISCLAIMER
 from meditron.version import __version__
@@ -45,6 +47,10 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
     convert,
     quantize,
     imatrix,
+    split,
+    join,
+    verify,
+    sign,
     evaluate,
     compare,
     explain,

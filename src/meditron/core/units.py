@@ -1,8 +1,11 @@
 """Formatting of durations, sizes and counts, shared by the console and the reports."""
 
 import re
+from decimal import Decimal
 
-__all__ = ["format_bytes", "format_count", "format_duration", "is_numeric_cell"]
+from meditron.core.errors import UsageError
+
+__all__ = ["format_bytes", "format_count", "format_duration", "is_numeric_cell", "parse_bytes"]
 
 _NUMBER = r"[-+−]?\d[\d,.]*(e[-+]?\d+)?"
 _DURATION = r"\d[\d,]*(\.\d)? (s|min|h|d)( \d\d (s|min|h))?"
@@ -10,6 +13,9 @@ _FIGURE = re.compile(
     rf"(< ?)?{_NUMBER}( ?%| [kMGTP]?B)?|{_NUMBER} … {_NUMBER}|({_NUMBER}( %)? )?\[{_NUMBER}, {_NUMBER}\]"
     rf"|{_NUMBER}( %)? \(no interval\)|no interval"
     rf"|{_DURATION}|[–—]?"
+)
+_SIZE = re.compile(
+    r"(?P<number>\d{1,20}(\.\d{1,20})?) ?((?P<power>[kmgt])(?P<binary>i(?=b))?)?b?", re.IGNORECASE
 )
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -57,3 +63,25 @@ def is_numeric_cell(text: str) -> bool:
 def _three_figures(value: float) -> str:
     """Format with three significant figures, without an exponent."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+
+
+def parse_bytes(text: str, name: str) -> int:
+    """Parse a size: `50M`, `1.5GB` and `4096` are 50,000,000, 1,500,000,000 and 4,096 bytes.
+
+    Args:
+        text: A positive number, with K, M, G or T (optionally followed by B) in powers of 1,000, or KiB, MiB,
+            GiB or TiB in powers of 1,024; case and blanks are ignored.
+        name: The option, for the error.
+
+    Raises:
+        UsageError: it is not a size of at least one byte.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    count = 0
+    if match is not None:
+        base = 1024 if match["binary"] else 1000
+        power = " kmgt".index((match["power"] or " ").lower())
+        count = int(Decimal(match["number"]) * base**power)
+    if count < 1:
+        raise UsageError(f"{name}: must be a size such as 50M or 1.5GB, got {text!r:.60}")
+    return count

@@ -17,6 +17,7 @@ from meditron.model.presets import model_tokenizer
 from meditron.store.ancestry import Ancestry, read_ancestry
 from meditron.store.files import canonical_json, content_digest
 from meditron.store.gguf import GGUF
+from meditron.store.gguf_parts import existing_parts, gguf_digest
 from meditron.store.gguf_types import FLOAT_TYPES
 from meditron.store.manifest import Artifact
 from meditron.store.models import ModelFiles, resolve_model
@@ -290,7 +291,7 @@ class LocalModel(EvalModel):
             return sorted({file for pattern in _MODEL_FILES for file in path.glob(pattern) if file.is_file()})
         if self.model_files.kind == "megatron":
             return sorted(file for file in path.rglob("*") if file.is_file())
-        return [path] if self.model_files.kind == "gguf" else []
+        return existing_parts(path) if self.model_files.kind == "gguf" else []
 
     @cached_property
     def digest(self) -> str:
@@ -299,7 +300,7 @@ class LocalModel(EvalModel):
         if self.model_files.kind == "init":
             return hashlib.sha256(self.model_files.spec.encode()).hexdigest()
         if self.model_files.kind == "gguf":
-            return content_digest(self.model_files.path)
+            return gguf_digest(self.model_files.path)
         return hashlib.sha256(
             canonical_json([[file.name, content_digest(file)] for file in self.content_files])
         ).hexdigest()

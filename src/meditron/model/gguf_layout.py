@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meditron.model.config import LlamaConfig, llama3_rope_divisors
-from meditron.store.gguf import GGUF, reject_split_model
+from meditron.store.gguf import GGUF
 from meditron.text.gguf_write import gguf_metadata
 from meditron.text.tokenizer import Tokenizer
 
@@ -85,9 +85,8 @@ def read_gguf_config(gguf: GGUF) -> LlamaConfig:
     """Read the config.
 
     Raises:
-        InputError: an unsupported architecture, impossible values, or one part of a split file.
+        InputError: an unsupported architecture or impossible values.
     """
-    reject_split_model(gguf)
     factors = None
     if ROPE_FACTORS in gguf.tensors:
         factors = tuple(float(factor) for factor in gguf.dequantize(ROPE_FACTORS).ravel())

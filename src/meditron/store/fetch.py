@@ -58,6 +58,7 @@ from meditron.store.files import (
     translate_write_errors,
     write_json,
 )
+from meditron.store.gguf_parts import gguf_digest
 from meditron.store.hub_cache import HUB_NAME, cached_snapshot
 from meditron.store.manifest import read_manifest
 from meditron.store.package_index import find_wheel
@@ -209,7 +210,7 @@ def source_identity(text: str, *, cached: bool = True) -> str:
         return text
     path = _existing_local_path(source)
     manifest = read_manifest(path) if path.is_dir() else None
-    digest = manifest.digest if manifest else content_digest(path, cached=cached)
+    digest = manifest.digest if manifest else gguf_digest(path, cached=cached)
     return f"sha256:{digest}" + (f"#{source.member}" if source.member else "")
 
 

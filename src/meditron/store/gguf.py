@@ -1,183 +1,92 @@
-"""A GGUF reader for untrusted files.
-
-The format is ggml's (`docs/gguf.md`), little-endian. A file contains, in this order: the magic `GGUF`, a u32
-version, the u64 number of tensors and the u64 number of key-value pairs; each pair as key, u32 value type and
-value; each tensor's name, u32 number of dimensions, u64 sizes (fastest dimension first), u32 type and u64
-offset; padding to `general.alignment`; the tensors' bytes. A string is a u64 length and its UTF-8 bytes. An
-array is a u32 element type, a u64 length and its elements.
-
-gguf-py's reader is not used, because it does not validate the file. This reader checks every count, length
-and offset against the file's size before it allocates or reads anything.
-"""
+"""A GGUF model in one file or several parts, for untrusted files."""
 
 import mmap
 import os
-import re
-import struct
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from meditron.core.errors import InputError
 from meditron.store.files import translate_read_errors
-from meditron.store.gguf_types import tensor_type_of_code
-from meditron.store.gguf_writer import (
-    ARRAY,
-    BOOL,
-    DEFAULT_ALIGNMENT,
-    MAGIC,
-    SCALAR_DTYPES,
-    STRING,
-    Array,
-    LazyTensor,
-    write_gguf,
-)
+from meditron.store.gguf_blocks import BLOCK_FIELDS, swap_blocks
+from meditron.store.gguf_header import GGUFHeader, MetadataValue, TensorInfo, read_gguf_header
+from meditron.store.gguf_parts import find_parts, require_complete_split
+from meditron.store.gguf_writer import Array, LazyTensor, write_gguf
 
-__all__ = ["GGUF", "Array", "LazyTensor", "MetadataValue", "TensorInfo", "reject_split_model", "write_gguf"]
-
-MetadataValue = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
-"""A metadata value."""
-
-_VERSIONS = (2, 3)
-_MAX_DIMENSIONS = 4
-# Maximum bytes of a metadata key (the format's limit) and of a tensor's name (ggml rejects longer ones).
-_MAX_KEY, _MAX_NAME = 65_535, 64
-MAX_ENTRIES = 1 << 16
-"""Maximum number of key-value pairs of a file, and of tensors; published models have a few thousand."""
-MAX_ELEMENTS = 1 << 22
-"""Maximum number of elements of all arrays in a file together; a vocabulary of 262,144 tokens has 1.4 million
-elements with its merges."""
-MAX_METADATA_BYTES = 1 << 27
-"""Maximum size of a file's key-value pairs, in bytes; published models have up to about 20 MB."""
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+__all__ = ["GGUF", "Array", "LazyTensor", "MetadataValue", "TensorInfo", "map_gguf", "write_gguf"]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """A tensor's position, shape and type."""
-
-    name: str
-    shape: tuple[int, ...]
-    """In numpy's order: slowest dimension first (the file stores the reverse)."""
-    type: str
-    """ggml's name of the type: `F16`, `Q4_K`."""
-    offset: int
-    """Offset of the first byte in the file."""
-    nbytes: int
-
-
-class _Cursor:
-    """A position in the mapped file; reading past the end raises InputError."""
-
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.size, self.at = path, data, len(data), 0
-        self.elements = 0
-        """Number of array elements read."""
-
-    def error_at(self, problem: str, at: int | None = None) -> InputError:
-        return InputError(self.path, problem, place=f"byte {self.at if at is None else at}")
-
-    def skip_bytes(self, count: int, label: str) -> int:
-        """Advance by `count` bytes and return the offset before."""
-        start = self.at
-        if count > self.size - start:
-            raise self.error_at(f"{label} needs {count:,} bytes, but only {self.size - start:,} are left")
-        self.at += count
-        return start
-
-    def read_u32(self, label: str) -> int:
-        return int(_U32.unpack_from(self.data, self.skip_bytes(4, label))[0])
-
-    def read_u64(self, label: str) -> int:
-        return int(_U64.unpack_from(self.data, self.skip_bytes(8, label))[0])
-
-    def read_string(self, label: str, longest: int | None = None) -> str:
-        start = self.at
-        length = self.read_u64(label)
-        if longest is not None and length > longest:
-            raise self.error_at(f"{label} has {length:,} bytes, the limit is {longest:,}", start)
-        begin = self.skip_bytes(length, label)
-        try:
-            return str(self.data[begin : self.at], "utf-8")
-        except UnicodeDecodeError as error:
-            raise self.error_at(f"{label} is not UTF-8", begin + error.start) from error
-
-    def read_strings(self, count: int, label: str) -> list[str]:
-        """Read `count` strings."""
-        # The metadata of a vocabulary has about a million strings, and a method call for each would be slow.
-        data, end, at = self.data, self.size, self.at
-        length, texts = _U64.unpack_from, []
-        for _ in range(count):
-            begin = at + 8
-            at = begin + length(data, at)[0] if begin <= end else end + 1
-            if at > end or at - begin > MAX_METADATA_BYTES:
-                break
-            try:
-                texts.append(data[begin:at].decode())
-            except UnicodeDecodeError:
-                break
-            self.at = at
-        # If the loop stopped at an invalid string, `read_string` reads it again and raises the error for it.
-        return texts + [self.read_string(label, MAX_METADATA_BYTES) for _ in range(count - len(texts))]
-
-    def read_count(self, smallest: int, label: str) -> int:
-        """Read a u64 count of items; items of `smallest` bytes each must fit into the rest of the file."""
-        start = self.at
-        number = self.read_u64(f"the number of {label}")
-        if number > (self.size - self.at) // smallest:
-            raise self.error_at(f"{number:,} {label} do not fit into {self.size - self.at:,} bytes", start)
-        return number
-
-    def read_array_length(self, smallest: int, key: str) -> int:
-        """Read the length of an array; the lengths of all arrays of the file together are limited."""
-        start = self.at
-        number = self.read_count(smallest, f"elements of {key}")
-        self.elements += number
-        if self.elements > MAX_ELEMENTS:
-            problem = f"{key} has {number:,} elements, all arrays {self.elements:,}"
-            raise self.error_at(f"{problem}; the limit is {MAX_ELEMENTS:,}", start)
-        return number
-
-
-class GGUF:
-    """A memory-mapped, validated GGUF file and a context manager. Returned arrays stay valid after closing.
+def map_gguf(path: Path) -> tuple[mmap.mmap, GGUFHeader]:
+    """Map one GGUF file into memory, and read its header.
 
     Raises:
         InputError: the file violates the format; the error names the byte or the tensor.
         SourceError: there is no such file.
     """
+    with translate_read_errors(path), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < 4:
+            raise InputError(path, "too short for a GGUF file", place="byte 0")
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return data, read_gguf_header(path, data)
+
+
+class GGUF:
+    """A memory-mapped, validated GGUF model and a context manager. Returned arrays stay valid after closing.
+
+    Any part of a split model opens the whole model; the other parts are found by their names.
+
+    Raises:
+        InputError: a file violates the format, or a part is missing; the error names the byte or the tensor.
+        SourceError: there is no such file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with translate_read_errors(path), path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size < 4:
-                raise InputError(path, "too short for a GGUF file", place="byte 0")
-            self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        cursor = _Cursor(path, self._map)
-        self.version, tensors, pairs = _read_header(cursor)
-        self.metadata: dict[str, MetadataValue] = {}
-        """Key → value, as plain Python values."""
-        for _ in range(pairs):
-            _read_metadata_pair(cursor, self.metadata)
-            if cursor.at > MAX_METADATA_BYTES:
-                raise cursor.error_at(f"the key-value pairs have more than {MAX_METADATA_BYTES:,} bytes")
-        infos = [_read_tensor_info(cursor) for _ in range(tensors)]
-        self.tensors: dict[str, TensorInfo] = _absolute_offsets(
-            cursor, infos, _read_alignment(path, self.metadata)
-        )
+        data, header = map_gguf(path)
+        self.files = tuple(find_parts(path, header))
+        """The file, or all parts of a split model in order."""
+        self._maps: list[mmap.mmap] | None = [data]
+        headers = [header]
+        if len(self.files) > 1:
+            # The given part is mapped again, so that all parts are in order.
+            mapped = [map_gguf(part) for part in self.files]
+            self._maps, headers = [data for data, _ in mapped], [header for _, header in mapped]
+            require_complete_split(self.files, headers)
+        self.version: int = headers[0].version
+        self.byte_order: Literal["little", "big"] = headers[0].byte_order
+        """Byte order of the file; everything that is returned has the machine's."""
+        self.metadata: dict[str, MetadataValue] = headers[0].metadata
+        """Key → value, as plain Python values; of a split model those of the first part."""
+        self.tensors: dict[str, TensorInfo] = {
+            name: replace(info, part=index) if index else info
+            for index, header in enumerate(headers)
+            for name, info in header.tensors.items()
+        }
         """Name → tensor, in the file's order."""
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the file, or of all parts together, in bytes."""
+        return sum(part.stat().st_size for part in self.files)
+
     def raw_tensor(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return a tensor's stored bytes as a read-only view of shape (*shape[:-1], bytes per row)."""
+        """Return a tensor's stored bytes in little-endian order, of shape (*shape[:-1], bytes per row).
+
+        The array is a read-only view of the file; of a big-endian file it is a copy.
+        """
         info = self._tensor_info(name)
-        if self._map is None:
+        if self._maps is None:
             raise ValueError(f"{self.path} is closed")
-        data = np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
+        data = np.frombuffer(self._maps[info.part], np.uint8, info.nbytes, info.offset)
+        if self.byte_order == "big":
+            if info.type not in BLOCK_FIELDS:
+                problem = f"cannot read big-endian tensors of type {info.type}"
+                raise InputError(self.files[info.part], problem, place=name)
+            data = swap_blocks(data, info.type)
         return data.reshape(*info.shape[:-1], -1) if info.shape else data
 
     def dequantize(self, name: str) -> npt.NDArray[np.float32]:
@@ -191,20 +100,21 @@ class GGUF:
             # In a damaged file the scale of a block can be infinite. numpy's warnings about the resulting
             # infinite values are suppressed, and the values are returned.
             with np.errstate(all="ignore"):
-                values = dequantize(self.raw_tensor(name), kind)
+                values: npt.NDArray[Any] = dequantize(self.raw_tensor(name), kind)
         except NotImplementedError as error:
             raise InputError(self.path, f"cannot read tensors of type {info.type}", place=name) from error
         # For F32 the result of gguf-py is a read-only view of the mapped file; callers get a writable copy.
         is_copy = values.flags.owndata and values.flags.writeable
         values = values if is_copy else values.copy()
-        self._release_pages(info)
+        self.release_pages(name)
         return cast("npt.NDArray[np.float32]", values).reshape(info.shape)
 
-    def _release_pages(self, info: TensorInfo) -> None:
+    def release_pages(self, name: str) -> None:
         """Let the kernel drop a tensor's pages from memory; it reads them from the file again if needed."""
-        if self._map is not None and hasattr(self._map, "madvise"):
+        info = self._tensor_info(name)
+        if self._maps is not None and hasattr(mmap.mmap, "madvise"):
             start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+            self._maps[info.part].madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
 
     def _tensor_info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
@@ -212,8 +122,8 @@ class GGUF:
         return self.tensors[name]
 
     def close(self) -> None:
-        """Close the file. Python unmaps it when no array refers to it any more."""
-        self._map = None
+        """Close the files. Python unmaps one when no array refers to it any more."""
+        self._maps = None
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -224,130 +134,3 @@ class GGUF:
     ) -> None:
         """Close."""
         self.close()
-
-
-def reject_split_model(gguf: GGUF) -> None:
-    """Raise InputError if the file is one part of a split model."""
-    count = gguf.metadata.get("split.count", 1)
-    if not isinstance(count, int) or count <= 1:
-        return
-    number = gguf.metadata.get("split.no", 0)
-    first = re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"-00001-of-\1.gguf", gguf.path.name)
-    whole = re.sub(r"-\d{5}-of-\d{5}\.gguf$", ".gguf", gguf.path.name)
-    raise InputError(
-        gguf.path,
-        f"is part {number + 1 if isinstance(number, int) else number} of a model split into {count} files",
-        place="split.count",
-        hint=f"join the parts with llama.cpp: llama-gguf-split --merge {first} {whole}",
-    )
-
-
-def _read_header(cursor: _Cursor) -> tuple[int, int, int]:
-    if (magic := cursor.data[cursor.skip_bytes(4, "the magic") : 4]) != MAGIC:
-        raise cursor.error_at(f"not a GGUF file: it begins with {magic!r}", 0)
-    version = cursor.read_u32("the version")
-    if version & 0xFFFF == 0:
-        raise cursor.error_at("big-endian GGUF files are not supported", 4)
-    if version not in _VERSIONS:
-        raise cursor.error_at(f"GGUF version {version} is not supported (only 2 and 3)", 4)
-    # The smallest tensor entry, a scalar without a name, has 24 bytes; the smallest pair, an empty key with a
-    # value of one byte, has 13 bytes.
-    tensors, pairs = cursor.read_count(24, "tensors"), cursor.read_count(13, "key-value pairs")
-    if max(tensors, pairs) > MAX_ENTRIES:
-        problem = f"{tensors:,} tensors and {pairs:,} key-value pairs; the limit is {MAX_ENTRIES:,} of each"
-        raise cursor.error_at(problem, 8)
-    return version, tensors, pairs
-
-
-def _read_metadata_pair(cursor: _Cursor, into: dict[str, MetadataValue]) -> None:
-    start = cursor.at
-    key = cursor.read_string("a key", _MAX_KEY)
-    if not key or key in into:
-        raise cursor.error_at(f"the key {key!r} occurs twice" if key else "a key is empty", start)
-    code = cursor.read_u32(f"the type of {key}")
-    into[key] = _read_array(cursor, key) if code == ARRAY else _read_scalar(cursor, code, key)
-
-
-def _read_scalar(cursor: _Cursor, code: int, key: str) -> MetadataValue:
-    if code == STRING:
-        return cursor.read_string(key, MAX_METADATA_BYTES)
-    return cast("MetadataValue", _read_numbers(cursor, code, 1, key)[0])
-
-
-def _read_array(cursor: _Cursor, key: str) -> MetadataValue:
-    code = cursor.read_u32(f"the element type of {key}")
-    smallest = 8 if code == STRING else SCALAR_DTYPES[code].itemsize if code in SCALAR_DTYPES else 1
-    count = cursor.read_array_length(smallest, key)
-    if code == STRING:
-        return cursor.read_strings(count, f"an element of {key}")
-    return _read_numbers(cursor, code, count, key)
-
-
-def _read_numbers(cursor: _Cursor, code: int, count: int, key: str) -> list[Any]:
-    if code not in SCALAR_DTYPES:
-        raise cursor.error_at(f"{key} has the unknown type {code}", cursor.at - 4)
-    dtype = SCALAR_DTYPES[code]
-    start = cursor.skip_bytes(count * dtype.itemsize, key)
-    values = np.frombuffer(cursor.data, dtype, count, start)
-    if code == BOOL:
-        if (bad := np.flatnonzero(values > 1)).size:
-            raise cursor.error_at(f"{key} is a boolean, but neither 0 nor 1", start + int(bad[0]))
-        values = values.astype(bool)
-    return cast("list[Any]", values.tolist())
-
-
-def _read_tensor_info(cursor: _Cursor) -> tuple[int, TensorInfo]:
-    """Read one tensor's entry; return the entry's position and the entry.
-
-    The entry's offset is still relative to the start of the tensor data.
-    """
-    start = cursor.at
-    name = cursor.read_string("a tensor's name", _MAX_NAME)
-    if (dimensions := cursor.read_u32(f"the dimensions of {name}")) > _MAX_DIMENSIONS:
-        raise cursor.error_at(
-            f"tensor {name!r} has {dimensions} dimensions, the limit is {_MAX_DIMENSIONS}", start
-        )
-    shape = tuple(cursor.read_u64(f"the shape of {name}") for _ in range(dimensions))[::-1]
-    code, offset = cursor.read_u32(f"the type of {name}"), cursor.read_u64(f"the offset of {name}")
-    if not name or 0 in shape:
-        raise cursor.error_at(f"tensor {name!r} of shape {shape} is empty or has no name", start)
-    if (kind := tensor_type_of_code(code)) is None:
-        raise cursor.error_at(f"tensor {name!r} has the unknown type {code}", start)
-    # A block never spans two rows, so a row must consist of complete blocks.
-    if (width := shape[-1] if shape else 1) % kind.block_size:
-        problem = f"tensor {name!r} has rows of {width}, not a multiple of {kind.name}'s {kind.block_size}"
-        raise cursor.error_at(problem, start)
-    return start, TensorInfo(name, shape, kind.name, offset, kind.nbytes(shape))
-
-
-def _read_alignment(path: Path, metadata: dict[str, MetadataValue]) -> int:
-    value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if type(value) is not int or value < 8 or value & (value - 1):
-        raise InputError(
-            path, f"must be a power of two of at least 8, got {value!r}", place="general.alignment"
-        )
-    return value
-
-
-def _absolute_offsets(
-    cursor: _Cursor, infos: list[tuple[int, TensorInfo]], alignment: int
-) -> dict[str, TensorInfo]:
-    """Convert offsets in the tensor data to offsets in the file; check alignment, overlap and file size."""
-    begin = -(-cursor.at // alignment) * alignment
-    tensors_by_name: dict[str, TensorInfo] = {}
-    for start, info in infos:
-        if info.name in tensors_by_name:
-            raise cursor.error_at(f"tensor {info.name!r} occurs twice", start)
-        if info.offset % alignment:
-            raise cursor.error_at(f"tensor {info.name!r} is not aligned to {alignment} bytes", start)
-        offset = begin + info.offset
-        if offset + info.nbytes > cursor.size:
-            end = f"ends at byte {offset + info.nbytes:,}, the file at {cursor.size:,}"
-            raise cursor.error_at(f"tensor {info.name!r} {end}", start)
-        tensors_by_name[info.name] = TensorInfo(info.name, info.shape, info.type, offset, info.nbytes)
-    # If tensors could share bytes, a small file could declare any number of weights.
-    ordered = sorted(tensors_by_name.values(), key=lambda info: info.offset)
-    for before, after in pairwise(ordered):
-        if before.offset + before.nbytes > after.offset:
-            raise cursor.error_at(f"tensors {before.name!r} and {after.name!r} overlap", after.offset)
-    return tensors_by_name

@@ -1,7 +1,6 @@
 """Resolution of a MODEL argument, by which commands and recipes name a model, to the model's files."""
 
 import os
-import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +10,7 @@ from meditron.core.errors import InputError, SourceError
 from meditron.store.archives import MODEL_GLOB, member_names, select_member
 from meditron.store.fetch import expand_user, fetch, missing_path_error, parse_source, public_source
 from meditron.store.files import path_exists, translate_read_errors
+from meditron.store.gguf_parts import first_part, split_stem
 
 __all__ = ["MEGATRON_TRACKER", "ModelFiles", "resolve_model", "split_selector"]
 
@@ -18,7 +18,6 @@ MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
 """File of a Megatron-LLM checkpoint that names its newest iteration."""
 _MAX_LISTED = 8
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "consolidated*.pth")
-_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}$")
 _FORMS = "an HF folder (config.json and *.safetensors), a .gguf file, FOLDER:NAME, hf:…, pypi:… or init:NAME"
 
 
@@ -81,6 +80,9 @@ def resolve_model(model: str | os.PathLike[str], *, weights: bool = True) -> Mod
 def _resolve_file(spec: str, path: Path) -> ModelFiles:
     with translate_read_errors(path), path.open("rb") as file:
         magic = file.read(4)
+    # Of a split model the first part has the metadata, and llama.cpp opens no other.
+    if magic == b"GGUF" and (first := first_part(path)).is_file():
+        path = first
     # The file is recognised by its content, because in the cache and in some published repositories the name
     # of a GGUF file does not end in .gguf.
     if magic == b"GGUF":
@@ -104,12 +106,11 @@ def _resolve_folder(spec: str, folder: Path, *, weights: bool) -> ModelFiles:
             for pickled in sorted(folder.glob(pattern)):
                 raise _pickled_weights_error(pickled)
         raise SourceError(f"{folder}: has a config.json, but no *.safetensors")
-    # Of a model that is split into several files, only the first is listed; the reader reports the split.
-    files = [file for file in sorted(folder.glob(MODEL_GLOB)) if not _LATER_PART.search(file.stem)]
+    files = _gguf_models(folder)
     if len(files) == 1:
         return ModelFiles(spec, "gguf", files[0])
     if files:
-        names = ", ".join(f"{spec}:{file.stem}" for file in files)
+        names = ", ".join(f"{spec}:{_model_stem(file)}" for file in files)
         raise SourceError(f"{folder}: contains {len(files)} models", hint=f"name one: {names}")
     if below := _models_below(folder):
         raise SourceError(
@@ -146,22 +147,35 @@ def _models_below(folder: Path) -> list[str]:
             if any(file.parent.glob("*.safetensors"))
         ]
         for parent in sorted({file.parent for file in folder.glob(f"{depth}/{MODEL_GLOB}")}):
-            files = sorted(parent.glob(MODEL_GLOB))
-            specs += [str(parent)] if len(files) == 1 else [f"{parent}:{file.stem}" for file in files]
+            files = _gguf_models(parent)
+            specs += [str(parent)] if len(files) == 1 else [f"{parent}:{_model_stem(file)}" for file in files]
     return sorted(specs)
+
+
+def _gguf_models(folder: Path) -> list[Path]:
+    """Return the GGUF files of a folder, sorted by name; of a split model only the first existing part."""
+    by_model: dict[str, Path] = {}
+    for file in sorted(folder.glob(MODEL_GLOB)):
+        by_model.setdefault(_model_stem(file), file)
+    return list(by_model.values())
+
+
+def _model_stem(file: Path) -> str:
+    """Return a file's stem; for a part of a split model the stem that all its parts have."""
+    return split_stem(file) or file.stem
 
 
 def _select_file(folder: Path, selector: str) -> Path:
     """Return the GGUF file for a selector: `F16` selects `F16.gguf`, else the only `*-F16.gguf`."""
-    files = sorted(folder.glob(MODEL_GLOB))
-    exact = [file for file in files if selector.lower() in (file.name.lower(), file.stem.lower())]
-    ending = [
-        file for file in files if file.stem.lower().endswith(("-" + selector.lower(), "." + selector.lower()))
+    files, wanted = _gguf_models(folder), selector.lower()
+    exact = [
+        file for file in files if wanted in (file.name.lower(), file.stem.lower(), _model_stem(file).lower())
     ]
+    ending = [file for file in files if _model_stem(file).lower().endswith(("-" + wanted, "." + wanted))]
     for matches in (exact, ending):
         if len(matches) == 1:
             return matches[0]
-    names = [file.stem for file in files]
+    names = [_model_stem(file) for file in files]
     near = get_close_matches(selector, names, n=len(names) or 1, cutoff=0.3)
     listed = ", ".join(f"{folder}:{name}" for name in [*near, *(name for name in names if name not in near)])
     hint = f"available: {listed}" if names else f"{folder} contains no .gguf file"

@@ -8,7 +8,7 @@ from pathlib import Path
 from meditron.core.errors import DriftError
 from meditron.store.manifest import Artifact, InputRecord, Manifest, read_manifest
 
-__all__ = ["StageChain", "read_chain"]
+__all__ = ["StageChain", "read_chain", "stage_name"]
 
 _STAGE = re.compile(r"[A-Za-z0-9_.-]+")
 _PARENT_KEYS = ("model", "base")
@@ -30,7 +30,7 @@ class StageChain:
         while name in self.stages:
             model_stages.insert(0, self.stages[name])
             parent = self.parent_model(self.stages[name])
-            name = _stage_name(parent.reference) if parent else ""
+            name = stage_name(parent.reference) if parent else ""
         return model_stages
 
     def with_dependencies(self, names: Iterable[str]) -> list[Manifest]:
@@ -40,7 +40,7 @@ class StageChain:
         # dependencies.
         for name in reversed(list(self.stages)):
             if name in chosen:
-                chosen |= {_stage_name(record.reference) for record in self.stages[name].inputs.values()}
+                chosen |= {stage_name(record.reference) for record in self.stages[name].inputs.values()}
         return [manifest for name, manifest in self.stages.items() if name in chosen]
 
     def external_inputs(self) -> dict[str, InputRecord]:
@@ -49,7 +49,7 @@ class StageChain:
             key: record
             for manifest in self.stages.values()
             for key, record in manifest.inputs.items()
-            if _stage_name(record.reference) not in self.stages
+            if stage_name(record.reference) not in self.stages
         }
 
 
@@ -75,7 +75,7 @@ def _add_with_dependencies(run: Path, manifest: Manifest, stages: dict[str, Mani
         return
     # Dependencies are added first, because the order of the dict is the order of the chain.
     for record in manifest.inputs.values():
-        name = _stage_name(record.reference)
+        name = stage_name(record.reference)
         below = read_manifest(run / name) if name else None
         if below is None:
             continue
@@ -89,7 +89,7 @@ def _add_with_dependencies(run: Path, manifest: Manifest, stages: dict[str, Mani
     stages[manifest.name] = manifest
 
 
-def _stage_name(reference: str) -> str:
+def stage_name(reference: str) -> str:
     """Return the stage name in a reference (`quantize` in `quantize:F16`); empty if it names no stage."""
     name = reference.partition(":")[0]
     return name if _STAGE.fullmatch(name) and name not in (".", "..") else ""

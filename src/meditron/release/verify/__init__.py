@@ -1,0 +1,1 @@
+"""Verification of released files: format, values, checksums, signature and provenance."""
