@@ -50,11 +50,8 @@ def test_base_and_finetune_are_compared_and_fidelity_refuses(tmp_path: Path) -> 
             file.write(question | {"options": ["even", "odd"]})
     with JsonlWriter(tmp_path / "notes.jsonl") as file:
         for number in range(40):
-            file.write(
-                {
-                    "text": f"Note {number} is about the {number % 7} drugs that lower the glucose of patient {number}."
-                }
-            )
+            about = f"the {number % 7} drugs that lower the glucose of patient {number}"
+            file.write({"text": f"Note {number} is about {about}."})
     recipe = tmp_path / "added.toml"
     recipe.write_text(RECIPE.format(folder=tmp_path))
     run_recipe(load_recipe(recipe), out=tmp_path / "runs")
