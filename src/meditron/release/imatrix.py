@@ -211,7 +211,8 @@ def _model_digest(files: ModelFiles) -> str:
 
 def _write_partial(path: Path, key: str, chunks: int, sums: Mapping[str, npt.NDArray[np.float64]]) -> None:
     with atomic_write(path) as file:
-        np.savez(file, key=np.array(key), chunks=np.array(chunks), **sums)
+        arrays: dict[str, Any] = {"key": np.array(key), "chunks": np.array(chunks), **sums}
+        np.savez(file, **arrays)
 
 
 def _read_partial(path: Path, key: str) -> tuple[int, dict[str, npt.NDArray[np.float64]]]:

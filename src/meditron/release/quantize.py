@@ -202,7 +202,7 @@ def _write_files(files: ModelFiles, paths: Mapping[str, Path], options: Quantize
         types = [cast("GGUFType", kind) for kind in paths if kind != options.target_size]
         plans = {plan.kind: plan for plan in plan_files(types, config, options.mix, importance)}
         _require_imatrix(list(plans.values()), importance)
-        if options.target_size in paths and options.calibrate is not None:
+        if options.target_size is not None and options.target_size in paths and options.calibrate is not None:
             from meditron.release.target_size import plan_for_size  # needs torch
 
             plans[options.target_size] = plan_for_size(
