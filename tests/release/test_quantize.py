@@ -202,7 +202,8 @@ def test_weights_are_read_once_and_a_shared_encoding_is_computed_once(
 
 def test_torch_is_not_imported(wide: Path, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom meditron.release.quantize import preview, quantize\n"
+        "import sys\nfrom pathlib import Path\nfrom meditron.release.preview import preview\n"
+        "from meditron.release.quantize import quantize\n"
         f"preview({str(wide)!r}, ['Q4_K_M'])\n"
         f"quantize({str(wide)!r}, ['Q4_K_M', 'BF16'], Path({str(tmp_path)!r}))\n"
         "sys.exit('torch' in sys.modules)"

@@ -15,7 +15,9 @@ _FLAGS = {"types": "--type"}
 
 
 @flags_from(
-    "quantize", {"Files": ("types", "mix", "imatrix", "calibrate"), "Computation": ("threads",)}, names=_FLAGS
+    "quantize",
+    {"Files": ("types", "target_size", "mix", "imatrix", "calibrate"), "Computation": ("threads",)},
+    names=_FLAGS,
 )
 def quantize(
     model: Annotated[str, Parameter(help="A MODEL: a run's stage, an HF folder, a .gguf file, pypi:….")],
@@ -41,7 +43,8 @@ def quantize(
         meditron quantize runs/quickstart/finetune.sections --type Q8_0 --type Q4_K_M --out gguf
     """
     from meditron.release.config import QuantizeConfig
-    from meditron.release.quantize import QuantizeOptions, preview
+    from meditron.release.preview import preview
+    from meditron.release.quantize import QuantizeOptions
     from meditron.release.quantize import quantize as write
     from meditron.release.summary import print_summary
 
@@ -54,6 +57,7 @@ def quantize(
         mix=config.mix,
         imatrix=None if config.imatrix is None else Path(config.imatrix),
         calibrate=None if config.calibrate is None else Path(config.calibrate),
+        target_size=config.target_size,
         threads=config.threads,
         check=check,
     )

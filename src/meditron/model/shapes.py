@@ -20,7 +20,7 @@ def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     A tied head has no entry, as it is the embedding.
     """
     vocabulary = (config.vocab_size, config.hidden_size)
-    shapes = {EMBEDDING: vocabulary}
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: vocabulary}
     for block in range(config.num_hidden_layers):
         shapes |= {f"model.layers.{block}.{name}": shape for name, shape in _block_shapes(config)}
     shapes["model.norm.weight"] = (config.hidden_size,)

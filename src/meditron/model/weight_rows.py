@@ -176,7 +176,8 @@ class _GGUFRows(Mapping[str, WeightRows]):
         stored: npt.NDArray[Any] = _as_matrix(self._gguf.raw_tensor(info.name))
         decode = stored_as_float32
         if info.type in FLOAT_TYPES:
-            stored = stored.view(FLOAT_DTYPES[info.type])
+            dtype: np.dtype[Any] = FLOAT_DTYPES[info.type]
+            stored = stored.view(dtype)
         else:
             decode = partial(self._decode_blocks, info.type, info.shape[-1])
         order = gguf_row_order(name, self._config, len(stored))

@@ -16,8 +16,12 @@ class QuantizeConfig(StageConfig):
     on: str = "pretrain"
     """Reference of the model to quantize."""
 
-    types: tuple[GGUFType, ...] = Field(default=("Q4_K_M",), min_length=1)
+    types: tuple[GGUFType, ...] = ("Q4_K_M",)
     """Types of the GGUF files, one file for each type."""
+
+    target_size: str | None = None
+    """Size of one more file, such as `4GB`, with the mix of types that loses least; needs `calibrate`.
+    `types` is empty by default then."""
 
     mix: Mix = "current"
     """Rules for the types of the matrices: llama.cpp's current ones, or those of late 2023."""
@@ -30,6 +34,13 @@ class QuantizeConfig(StageConfig):
 
     threads: Annotated[int | None, NonSemantic] = Field(default=None, ge=1)
     """Threads; all cores by default. The files do not depend on it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_no_other_file_by_default(cls, fields: object) -> object:
+        if isinstance(fields, dict) and fields.get("target_size") is not None and "types" not in fields:
+            return fields | {"types": ()}
+        return fields
 
     @field_validator("types", mode="before")
     @classmethod
@@ -47,7 +58,11 @@ class QuantizeConfig(StageConfig):
         return types
 
     @model_validator(mode="after")
-    def _require_one_importance_matrix(self) -> Self:
+    def _check_combinations(self) -> Self:
+        if not self.types and self.target_size is None:
+            raise ValueError("types: at least 1 type is needed")
+        if self.target_size is not None and self.calibrate is None:
+            raise ValueError("target_size needs calibrate, a text on which the loss of types is measured")
         if self.imatrix is not None and self.calibrate is not None:
             raise ValueError("imatrix and calibrate exclude each other: both give the importance matrix")
         return self
@@ -58,8 +73,8 @@ class QuantizeConfig(StageConfig):
         return {"model": self.on} | {name: file for name, file in files.items() if file is not None}
 
     def selectors(self) -> tuple[str, ...]:
-        """Return the types: each file is selected by its type."""
-        return self.types
+        """Return the types and the target size: each file is selected by its type."""
+        return self.types if self.target_size is None else (*self.types, self.target_size)
 
     def input_kinds(self) -> dict[str, InputKind]:
         """Return the kind of the stage's input, a model."""

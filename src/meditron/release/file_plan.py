@@ -1,6 +1,6 @@
 """The plan of a GGUF file: name, shape and type of each tensor, and the sizes that follow from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -18,10 +18,10 @@ from meditron.release.quant_recipes import (
     stored_type,
     target_type,
 )
-from meditron.release.types import GGUFType
+from meditron.release.types import GGUFType, Mix
 from meditron.store.gguf_types import FLOAT_TYPES, tensor_type
 
-__all__ = ["MIX_KEY", "FilePlan", "PlannedTensor", "plan_file", "planned_metadata"]
+__all__ = ["MIX_KEY", "FilePlan", "PlannedTensor", "plan_file", "plan_files", "planned_metadata"]
 
 MIX_KEY = "meditron.quantize.mix"
 """Key of the mix in a file's metadata, if it is not the current one."""
@@ -105,6 +105,14 @@ def plan_file(kind: GGUFType, config: LlamaConfig, options: RecipeOptions = DEFA
     return FilePlan(
         kind, tuple(tensors), {**mix, "general.file_type": recipe_for(kind, options.mix).file_type}
     )
+
+
+def plan_files(
+    types: Sequence[GGUFType], config: LlamaConfig, mix: Mix, importance: Importance
+) -> list[FilePlan]:
+    """Plan a file of each type; errors are those of `plan_file`."""
+    options = RecipeOptions(mix, has_imatrix=bool(importance))
+    return [plan_file(kind, config, options) for kind in types]
 
 
 def planned_metadata(plan: FilePlan, header: Mapping[str, Any], importance: Importance) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from meditron.store.files import atomic_write, sha256_file, translate_read_error
 from meditron.store.models import ModelFiles, resolve_model
 from meditron.text.tokenizer import Tokenizer
 
-__all__ = ["compute_imatrix"]
+__all__ = ["Calibration", "compute_imatrix", "read_calibration"]
 
 _SAVE_SECONDS = 30.0
 _MIN_CHUNK = 16
@@ -42,13 +42,16 @@ _MAX_TEXT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class _Calibration:
+class Calibration:
     """A calibration text, divided into chunks."""
 
     path: Path
     sha256: str
+    """SHA-256 of the file."""
     chunks: list[list[int]]
+    """Token ids of each chunk."""
     chunk_size: int
+    """Tokens of a chunk."""
 
 
 def compute_imatrix(
@@ -89,7 +92,7 @@ def compute_imatrix(
         raise UsageError(f"{out}: folder {out.parent} does not exist", hint=f"mkdir -p {out.parent}")
     started = time.monotonic()
     files = resolve_model(spec)
-    calibration = _read_calibration(text, model_tokenizer(files), chunk_size, max_chunks)
+    calibration = read_calibration(text, model_tokenizer(files), chunk_size, max_chunks)
     sums = _sum_over_chunks(files, calibration, out.with_name(out.name + ".partial"))
     tokens = len(calibration.chunks) * chunk_size
     matrix = ImportanceMatrix(
@@ -113,9 +116,20 @@ def compute_imatrix(
     }
 
 
-def _read_calibration(
+def read_calibration(
     path: Path, tokenizer: Tokenizer, chunk_size: int, max_chunks: int | None
-) -> _Calibration:
+) -> Calibration:
+    """Read a calibration text.
+
+    Args:
+        path: The file, UTF-8.
+        tokenizer: The model's tokenizer.
+        chunk_size: Tokens of a chunk.
+        max_chunks: Number of chunks; None for all.
+
+    Raises:
+        InputError: the text is not UTF-8, too large, or shorter than a chunk.
+    """
     with translate_read_errors(path):
         size = path.stat().st_size
         if size > _MAX_TEXT_BYTES:
@@ -134,11 +148,11 @@ def _read_calibration(
     chunks = [ids[place * chunk_size : (place + 1) * chunk_size] for place in range(count)]
     if start is not None:
         chunks = [[start, *chunk[1:]] for chunk in chunks]
-    return _Calibration(path, hashlib.sha256(data).hexdigest(), chunks, chunk_size)
+    return Calibration(path, hashlib.sha256(data).hexdigest(), chunks, chunk_size)
 
 
 def _sum_over_chunks(
-    files: ModelFiles, calibration: _Calibration, partial_path: Path
+    files: ModelFiles, calibration: Calibration, partial_path: Path
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Return the sums of squared inputs by GGUF name; partial sums of an earlier call are continued."""
     key = json.dumps([_model_digest(files), calibration.sha256, calibration.chunk_size])
@@ -197,7 +211,8 @@ def _model_digest(files: ModelFiles) -> str:
 
 def _write_partial(path: Path, key: str, chunks: int, sums: Mapping[str, npt.NDArray[np.float64]]) -> None:
     with atomic_write(path) as file:
-        np.savez(file, key=np.array(key), chunks=np.array(chunks), **sums)
+        arrays: dict[str, Any] = {"key": np.array(key), "chunks": np.array(chunks), **sums}
+        np.savez(file, **arrays)
 
 
 def _read_partial(path: Path, key: str) -> tuple[int, dict[str, npt.NDArray[np.float64]]]:

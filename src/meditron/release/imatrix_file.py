@@ -125,17 +125,12 @@ def _read_gguf(path: Path) -> ImportanceMatrix:
             missing = _COUNTS if name in sums else _SUMS
             raise InputError(path, f"{name}{missing} is missing", place=name)
         datasets = gguf.metadata.get(_DATASETS, [])
-        numbers = [gguf.metadata.get(key, 0) for key in (_CHUNKS, _CHUNK_SIZE)]
-        if not all(isinstance(number, int) for number in numbers) or not isinstance(datasets, list):
+        chunks, chunk_size = (gguf.metadata.get(key, 0) for key in (_CHUNKS, _CHUNK_SIZE))
+        if not (isinstance(chunks, int) and isinstance(chunk_size, int) and isinstance(datasets, list)):
             raise InputError(path, "the metadata of the importance matrix has other types", place="imatrix.*")
         digest = gguf.metadata.get(TEXT_SHA256_KEY)
-    return ImportanceMatrix(
-        sums,
-        counts,
-        tuple(map(str, datasets)),
-        *(int(str(number)) for number in numbers),
-        str(digest) if digest else None,
-    )
+    text_sha256 = str(digest) if digest else None
+    return ImportanceMatrix(sums, counts, tuple(map(str, datasets)), chunks, chunk_size, text_sha256)
 
 
 class _Reader:
@@ -167,7 +162,6 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise InputError(self.path, f"{label} is not UTF-8", place=f"byte {self.at}") from error
 
-    @property
     def ended(self) -> bool:
         return self.at == len(self.data)
 
@@ -186,10 +180,10 @@ def _read_binary(path: Path) -> ImportanceMatrix:
         values = np.frombuffer(reader.take(4 * length, f"the values of {name}"), "<f4").astype(np.float32)
         # Without calls the values are used as they are.
         sums[name], counts[name] = values, float(calls or 1)
-    if reader.ended:
+    if reader.ended():
         return ImportanceMatrix(sums, counts)
     chunks = reader.integer("the number of chunks", 0, (1 << 31) - 1)
-    datasets = () if reader.ended else (reader.text("the text's name"),)
-    if not reader.ended:
+    datasets = () if reader.ended() else (reader.text("the text's name"),)
+    if not reader.ended():
         raise InputError(path, "has bytes after its end", place=f"byte {reader.at}")
     return ImportanceMatrix(sums, counts, datasets, chunks)

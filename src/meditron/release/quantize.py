@@ -5,39 +5,37 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from meditron.core.console import progress, warn
-from meditron.core.errors import MeditronError, UsageError
+from meditron.core.errors import UsageError
 from meditron.core.machine import usable_cores
 from meditron.model.config import LlamaConfig
 from meditron.model.gguf_layout import gguf_header
 from meditron.model.presets import model_tokenizer
-from meditron.model.weight_rows import load_config, open_weight_rows
+from meditron.model.weight_rows import open_weight_rows
 from meditron.release.check import CHECK_KEY, ExportCheck
 from meditron.release.config import QuantizeConfig
 from meditron.release.encode import load_libgguf
-from meditron.release.file_plan import FilePlan, plan_file, planned_metadata
+from meditron.release.file_plan import FilePlan, plan_files, planned_metadata
 from meditron.release.imatrix_file import read_imatrix
 from meditron.release.importance import NO_IMPORTANCE, Importance, load_importance
 from meditron.release.memory import measure_peak_memory
 from meditron.release.naming import file_stem, model_name
 from meditron.release.one_pass import PlannedFile, write_files
-from meditron.release.quant_recipes import RecipeOptions
 from meditron.release.staged import replace_when_complete
-from meditron.release.summary import describe_gguf, describe_plan, print_summary
+from meditron.release.summary import describe_gguf, print_summary, with_costs
 from meditron.release.types import GGUFType, Mix
-from meditron.report.quantization import measured_costs, published_cost, recommended_type
+from meditron.report.quantization import measured_costs, recommended_type
 from meditron.store.ancestry import GGUF_KEY, read_ancestry
 from meditron.store.authorship import read_authorship
 from meditron.store.files import make_folder, sha256_file
 from meditron.store.gguf import GGUF
 from meditron.store.gguf_types import FLOAT_TYPES
-from meditron.store.gguf_writer import encode_head
 from meditron.store.manifest import Artifact
 from meditron.store.models import ModelFiles, resolve_model
 
-__all__ = ["QuantizeOptions", "carried_metadata", "preview", "quantize", "run"]
+__all__ = ["DEFAULT_OPTIONS", "QuantizeOptions", "carried_metadata", "quantize", "read_importance", "run"]
 
 _NOTE = "one-dimensional tensors (norms) are F32 in every type, as llama.cpp reads them"
 
@@ -52,11 +50,16 @@ class QuantizeOptions:
     """File of an importance matrix."""
     calibrate: Path | None = None
     """Text from which an importance matrix is computed, instead of `imatrix`."""
+    target_size: str | None = None
+    """Size of one more file, such as `4GB`, with the mix of types that loses least."""
     threads: int | None = None
     """Threads that quantize; None for all cores."""
     check: bool = True
     """Compare each file with the model before it is kept. If false, the files record that they were not
     checked."""
+
+
+DEFAULT_OPTIONS = QuantizeOptions()
 
 
 def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -72,10 +75,12 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         ExportError: A written file differs from the model.
         MissingExtra: A type is quantized and libgguf is not installed.
     """
-    paths = {kind: out / f"{kind}.gguf" for kind in config.types}
+    paths = {kind: out / f"{kind}.gguf" for kind in config.selectors()}
     missing = [kind for kind, path in paths.items() if not path.is_file()]
     imatrix = inputs["imatrix"].path if "imatrix" in inputs else None
-    options = QuantizeOptions(mix=config.mix, imatrix=imatrix, threads=config.threads)
+    options = QuantizeOptions(
+        mix=config.mix, imatrix=imatrix, target_size=config.target_size, threads=config.threads
+    )
     if "calibrate" in inputs:
         options = replace(options, calibrate=inputs["calibrate"].path)
         options = _calibrated(inputs["model"].spec, options, out / "calibration.imatrix")
@@ -89,7 +94,7 @@ def quantize(
     spec: str,
     types: Sequence[GGUFType],
     out: Path,
-    options: QuantizeOptions = QuantizeOptions(),  # frozen
+    options: QuantizeOptions = DEFAULT_OPTIONS,
     *,
     force: bool = False,
 ) -> dict[str, Any]:
@@ -115,7 +120,8 @@ def quantize(
         raise UsageError(f"--out must be a folder, got {out}", hint="the files are named NAME-TYPE.gguf")
     files = resolve_model(spec)
     stem = file_stem(files)
-    paths = {kind: out / f"{stem}-{kind}.gguf" for kind in types}
+    kinds = (*types, *([] if options.target_size is None else [options.target_size]))
+    paths = {kind: out / f"{stem}-{kind}.gguf" for kind in kinds}
     # All names are checked before the first file is written.
     for path in filter(Path.exists, paths.values()):
         if files.kind != "init" and path.samefile(files.path):
@@ -126,45 +132,10 @@ def quantize(
     options = _calibrated(spec, options, out / f"{stem}.imatrix")
     result = _write_missing_files(spec, paths, list(paths), options)
     described = [
-        file | {"path": str(out / file["path"])} for file in _with_costs(Path(files.path), result["files"])
+        file | {"path": str(out / file["path"])} for file in with_costs(Path(files.path), result["files"])
     ]
     costs = measured_costs(Path(files.path))
     return result | {"files": described, "recommended": recommended_type(described, costs)}
-
-
-def preview(
-    spec: str,
-    types: Sequence[GGUFType],
-    options: QuantizeOptions = QuantizeOptions(),  # frozen
-) -> dict[str, Any]:
-    """Compute the files that `quantize` would write, from the model's config and tokenizer alone.
-
-    Args:
-        spec: The MODEL; a folder with a `config.json` is enough.
-        types: Types of the files.
-        options: Options that all files share.
-
-    Returns:
-        `files` (see `describe_plan`, with `cost`), `recommended`, `notes`. The sizes are exact, except that
-        without a tokenizer they lack the vocabulary.
-
-    Raises:
-        UsageError: GGUF has no keys for the model's rotary scaling, or the mix has no such type.
-    """
-    files = resolve_model(spec, weights=False)
-    config = load_config(files)
-    importance = _importance(options, config)
-    header, notes = _preview_header(files, config, check=options.check)
-    described = []
-    for plan in _plans(types, config, options.mix, importance):
-        if plan.without_imatrix and not importance:
-            notes.append(f"{plan.kind} needs an importance matrix")
-        tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in plan.tensors]
-        head = encode_head(Path(files.path), planned_metadata(plan, header, importance), tensors)
-        described.append(describe_plan(plan, config, head.file_size))
-    described = _with_costs(Path(files.path), described)
-    recommended = recommended_type(described, measured_costs(Path(files.path)))
-    return {"files": described, "recommended": recommended, "notes": notes}
 
 
 def _calibrated(spec: str, options: QuantizeOptions, path: Path) -> QuantizeOptions:
@@ -181,39 +152,13 @@ def _calibrated(spec: str, options: QuantizeOptions, path: Path) -> QuantizeOpti
     return replace(options, imatrix=path)
 
 
-def _preview_header(
-    files: ModelFiles, config: LlamaConfig, *, check: bool
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the metadata of the files, and a note if the tokenizer is missing."""
-    carried = carried_metadata(files, check=check)
-    try:
-        tokenizer = model_tokenizer(files)
-    except MeditronError as error:
-        note = f"the sizes do not include the vocabulary, because there is no tokenizer: {error.message}"
-        return {**carried, **config.to_gguf()}, [note]
-    return gguf_header(config, tokenizer, model_name(files), carried), []
-
-
-def _importance(options: QuantizeOptions, config: LlamaConfig) -> Importance:
+def read_importance(options: QuantizeOptions, config: LlamaConfig) -> Importance:
+    """Read the importance matrix that the options name, if any; errors are those of `load_importance`."""
     return NO_IMPORTANCE if options.imatrix is None else load_importance(options.imatrix, config)
 
 
-def _plans(
-    types: Sequence[GGUFType], config: LlamaConfig, mix: Mix, importance: Importance
-) -> list[FilePlan]:
-    options = RecipeOptions(mix, has_imatrix=bool(importance))
-    return [plan_file(kind, config, options) for kind in types]
-
-
-def _with_costs(model: Path, files: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Add the cost in quality of each type: measured if the model has an evaluation, else published."""
-    costs = measured_costs(model)
-    found = [costs.get(file["type"]) or published_cost(file["type"]) for file in files]
-    return [{**file, "cost": cost and cost.to_json()} for file, cost in zip(files, found, strict=True)]
-
-
 def _write_missing_files(
-    spec: str, paths: Mapping[GGUFType, Path], missing: Sequence[GGUFType], options: QuantizeOptions
+    spec: str, paths: Mapping[str, Path], missing: Sequence[str], options: QuantizeOptions
 ) -> dict[str, Any]:
     """Write the missing files, then describe all of them."""
     started, check_seconds = time.monotonic(), 0.0
@@ -243,7 +188,7 @@ def carried_metadata(files: ModelFiles, *, check: bool) -> dict[str, Any]:
     }
 
 
-def _write_files(files: ModelFiles, paths: Mapping[GGUFType, Path], options: QuantizeOptions) -> float:
+def _write_files(files: ModelFiles, paths: Mapping[str, Path], options: QuantizeOptions) -> float:
     """Write the files in one pass over the model's weights; return the seconds of the export check."""
     if not set(paths) <= FLOAT_TYPES:
         load_libgguf()  # a missing extra must fail before anything is read
@@ -251,16 +196,23 @@ def _write_files(files: ModelFiles, paths: Mapping[GGUFType, Path], options: Qua
     tokenizer = model_tokenizer(files)
     comparison = ExportCheck(files, tokenizer)
     with open_weight_rows(files) as (config, weights), ExitStack() as complete:
-        importance = _importance(options, config)
-        plans = _plans(list(paths), config, options.mix, importance)
-        _require_imatrix(plans, importance)
+        importance = read_importance(options, config)
         carried = carried_metadata(files, check=options.check)
         header = gguf_header(config, tokenizer, model_name(files), carried)
+        types = [cast("GGUFType", kind) for kind in paths if kind != options.target_size]
+        plans = {plan.kind: plan for plan in plan_files(types, config, options.mix, importance)}
+        _require_imatrix(list(plans.values()), importance)
+        if options.target_size is not None and options.target_size in paths and options.calibrate is not None:
+            from meditron.release.target_size import plan_for_size  # needs torch
+
+            plans[options.target_size] = plan_for_size(
+                files, weights, options.target_size, options.calibrate, importance, header
+            )
         planned = {}
-        for plan, (kind, path) in zip(plans, paths.items(), strict=True):
-            temporary = complete.enter_context(replace_when_complete(path))
+        for kind, path in paths.items():
+            temporary, plan = complete.enter_context(replace_when_complete(path)), plans[kind]
             planned[kind] = PlannedFile(temporary, plan, planned_metadata(plan, header, importance))
-        total = sum(tensor.nbytes for plan in plans for tensor in plan.tensors)
+        total = sum(tensor.nbytes for plan in plans.values() for tensor in plan.tensors)
         with progress("quantize", total, unit="B") as bar:
             write_files(
                 list(planned.values()),

@@ -13,12 +13,18 @@ from meditron.release.check import CHECK_KEY
 from meditron.release.file_plan import MIX_KEY, FilePlan
 from meditron.release.quant_recipes import RecipeOptions, target_type
 from meditron.release.types import GGUFType, Mix
-from meditron.report.quantization import QuantizationCost, files_table, recommendation
+from meditron.report.quantization import (
+    QuantizationCost,
+    files_table,
+    measured_costs,
+    published_cost,
+    recommendation,
+)
 from meditron.report.terminal import print_table
 from meditron.store.files import sha256_file
 from meditron.store.gguf import GGUF
 
-__all__ = ["describe_gguf", "describe_plan", "print_summary"]
+__all__ = ["describe_gguf", "describe_plan", "print_summary", "with_costs"]
 
 _CONTEXT = 4096
 """Tokens of the KV cache in the memory estimate, at most."""
@@ -107,3 +113,10 @@ def print_summary(
             info(f"{file['type']}: fallback types {listed} (row length is not a multiple of the block size)")
     if advice := recommendation(files, costs):
         info(advice)
+
+
+def with_costs(model: Path, files: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add the cost in quality of each type: measured if the model has an evaluation, else published."""
+    costs = measured_costs(model)
+    found = [costs.get(file["type"]) or published_cost(file["type"]) for file in files]
+    return [{**file, "cost": cost and cost.to_json()} for file, cost in zip(files, found, strict=True)]

@@ -22,7 +22,11 @@ from meditron.store.files import read_json, translate_read_errors
 
 __all__ = ["FLOAT_DTYPES", "SafetensorsFile", "StoredTensor", "tensor_files"]
 
-FLOAT_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 """Supported types → numpy's dtype; a bfloat16, which numpy lacks, is its bits in uint16."""
 
 
@@ -64,7 +68,8 @@ class SafetensorsFile:
             problem = f"{tensor.type} is not supported; {', '.join(FLOAT_DTYPES)} are"
             raise InputError(self.path, problem, place=name)
         dtype, count = FLOAT_DTYPES[tensor.type], prod(tensor.shape)
-        return np.frombuffer(self._map, dtype, count, tensor.offset).reshape(tensor.shape)
+        array: npt.NDArray[Any] = np.frombuffer(self._map, dtype, count, tensor.offset)
+        return array.reshape(tensor.shape)
 
 
 @contextmanager
