@@ -54,5 +54,5 @@ STAGES: tuple[Stage, ...] = (
     Stage("finetune", 7, FinetuneConfig, "meditron.train.finetune:run", repeatable=True, distributed=True),
     Stage("quantize", 3, QuantizeConfig, "meditron.release.quantize:run"),
     Stage("evaluate", 9, EvaluateConfig, "meditron.evaluate.stage:run", distributed=True),
-    Stage("card", 6, CardConfig, "meditron.release.card.stage:run"),
+    Stage("card", 7, CardConfig, "meditron.release.card.stage:run"),
 )
