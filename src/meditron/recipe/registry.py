@@ -52,7 +52,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("tokenize", 3, TokenizeConfig, "meditron.corpus.tokenize:run"),
     Stage("pretrain", 6, PretrainConfig, "meditron.train.pretrain:run", distributed=True),
     Stage("finetune", 7, FinetuneConfig, "meditron.train.finetune:run", repeatable=True, distributed=True),
-    Stage("quantize", 3, QuantizeConfig, "meditron.release.quantize:run"),
+    Stage("quantize", 4, QuantizeConfig, "meditron.release.quantize:run"),
     Stage("evaluate", 10, EvaluateConfig, "meditron.evaluate.stage:run", distributed=True),
-    Stage("card", 6, CardConfig, "meditron.release.card.stage:run"),
+    Stage("card", 7, CardConfig, "meditron.release.card.stage:run"),
 )
