@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meditron.core.units import format_bytes, format_count, format_duration, is_numeric_cell
+from meditron.core.errors import UsageError
+from meditron.core.units import format_bytes, format_count, format_duration, is_numeric_cell, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,33 @@ def test_a_size_has_three_figures_and_is_near_the_truth(count: int) -> None:
     scale = 1000 ** ("B", "kB", "MB", "GB", "TB", "PB").index(unit)
     assert float(number) * scale == pytest.approx(count, rel=0.006)
     assert len(number.replace(".", "")) <= 3
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("4096", 4096),
+        ("50M", 50_000_000),
+        ("1.5GB", 1_500_000_000),
+        ("2 kib", 2048),
+        ("0.1T", 10**11),
+        ("1GiB", 1 << 30),
+        ("7b", 7),
+    ],
+)
+def test_sizes_are_parsed(text: str, count: int) -> None:
+    assert parse_bytes(text, "--size") == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.9", "M", "-1", "1e3", "5 apples", "1ki", "1.M", "nan"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--size: must be a size"):
+        parse_bytes(text, "--size")
+
+
+@given(st.integers(1, 10**15))
+def test_a_size_parses_as_itself(count: int) -> None:
+    assert parse_bytes(str(count), "--size") == parse_bytes(f"{count}B", "--size") == count
 
 
 @given(st.one_of(st.integers().map(lambda n: f"{n:,}"), st.floats(-1e9, 1e9).map(lambda x: f"{x:+.4f}")))

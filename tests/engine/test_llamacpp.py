@@ -28,6 +28,7 @@ from meditron.engine.llamacpp import LlamaCppEngine, _choose_context
 from meditron.engine.torch_engine import TorchEngine
 from meditron.model.llama import Llama
 from meditron.model.weights import save_gguf
+from meditron.release.gguf_split import split_gguf
 from meditron.store.gguf import GGUF, write_gguf
 
 PROMPTS = ["Aspirin is used to treat", "Patients with type 2 diabetes should", "The mitochondria of a cell"]
@@ -196,6 +197,15 @@ def test_requests_need_the_key_and_come_from_this_machine(llama: LlamaCppEngine)
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()[1:]
+
+
+def test_a_split_file_runs_through_any_part(llama: LlamaCppEngine, small: Path, tmp_path: Path):
+    (tmp_path / small.name).hardlink_to(small)
+    parts = [file["path"] for file in split_gguf(tmp_path / small.name, 100_000)["files"]]
+    prefixes = [llama.tokenizer.encode(prompt) for prompt in PROMPTS]
+    with load(parts[-1], backend="llama.cpp") as split:
+        for ours, theirs in zip(split.next_token(prefixes), llama.next_token(prefixes), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_error_for_a_file_that_llama_cpp_does_not_run_has_its_reason(small: Path, tmp_path: Path):

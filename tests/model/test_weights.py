@@ -20,8 +20,9 @@ from meditron.model.presets import PRESETS
 from meditron.model.sampling import SamplingConfig
 from meditron.model.weight_rows import load_config
 from meditron.model.weights import load_model, save_gguf, save_hf
+from meditron.release.gguf_split import split_gguf
 from meditron.store.gguf import GGUF
-from meditron.text.tokenizer import Tokenizer
+from meditron.text.tokenizer import Tokenizer, load_tokenizer
 from tiny import tiny_hf
 
 PROMPT = [5, 90, 17, 200]
@@ -224,6 +225,17 @@ def test_gguf_and_back_is_the_same_model(tokenizer, tmp_path, tied):
     with GGUF(tmp_path / "f16.gguf") as file:
         assert ("output.weight" in file.tensors) != tied
         assert file.metadata["tokenizer.ggml.tokens"][5] == tokenizer.id_to_token(5)
+
+
+def test_a_split_file_is_the_same_model_through_any_part(tokenizer, tmp_path):
+    model = load_model(tiny_hf(tmp_path / "hf"))
+    save_gguf(model, model.config, tokenizer, tmp_path / "m.gguf", "F32")
+    parts = [Path(file["path"]) for file in split_gguf(tmp_path / "m.gguf", 60_000)["files"]]
+    assert len(parts) > 2
+    for part in parts[:2]:
+        assert same(load_model(part), model)
+        assert load_config(part) == load_config(tmp_path / "m.gguf")
+        assert load_tokenizer(part).digest == load_tokenizer(tmp_path / "m.gguf").digest
 
 
 @pytest.mark.parametrize("scaling", [*SCALINGS, YARN], ids=lambda s: s["rope_type"])

@@ -210,3 +210,15 @@ def test_a_changed_key_is_refused_with_the_field(smoke: Any, command: Any) -> No
     for word in ("learning_rate", "0.003", "0.001", "--rebuild pretrain"):
         assert word in drifted.err
     assert "Traceback" not in drifted.err
+
+
+def test_every_model_of_the_run_verifies_down_to_its_sources(smoke: Any, command: Any) -> None:
+    for name in ("pretrain", "finetune.sections", "quantize"):
+        result = command("verify", smoke.folder / name, "--json")
+        assert result.code == 0, result.err
+        answer = result.json
+        assert (answer["ok"], answer["problems"]) == (True, [])
+        manifest = read_manifest(smoke.folder / name)
+        assert manifest is not None
+        recorded = {record.path: record.sha256 for record in manifest.files}
+        assert recorded.items() <= answer["files"].items()

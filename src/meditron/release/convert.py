@@ -18,6 +18,7 @@ from meditron.release.summary import describe_gguf
 from meditron.store.ancestry import read_ancestry, write_ancestry
 from meditron.store.authorship import CARD_FILE, read_authorship, write_card
 from meditron.store.files import list_files, read_json, write_json
+from meditron.store.gguf_parts import existing_parts
 from meditron.store.models import ModelFiles, resolve_model
 
 __all__ = ["DType", "FloatType", "convert"]
@@ -137,7 +138,7 @@ def _require_replaceable_output(out: Path, source: Path, *, force: bool) -> None
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     # Replacing the source would delete it while it is read.
-    if source.resolve().is_relative_to(out.resolve()):
+    if any(part.resolve().is_relative_to(out.resolve()) for part in existing_parts(source)):
         raise UsageError(f"{out} is the model itself, or contains it", hint="choose another output")
     replaceable = out.is_file() if out.suffix == ".gguf" else (out / "config.json").is_file()
     if not replaceable:

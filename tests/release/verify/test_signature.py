@@ -95,7 +95,7 @@ def test_a_missing_signature_and_wrong_keys(folder: Path, tmp_path: Path):
     for wrong in (rsa_key, public, folder / "README.md"):
         with pytest.raises(UsageError, match="not an elliptic-curve private key"):
             sign(folder, wrong)
-    with pytest.raises(UsageError, match="not a public key"):
+    with pytest.raises(UsageError, match="not an elliptic-curve public key"):
         verify(folder, folder / "README.md")
     with pytest.raises(SourceError, match="no such file"):
         sign(folder, tmp_path / "nothing.pem")
@@ -112,13 +112,13 @@ def test_the_librarys_own_command_verifies_ours_and_we_verify_its(folder: Path, 
     command = [sys.executable, "-m", "model_signing"]
     signature = folder / "model.sig"
     subprocess.run(
-        [*command, "verify", "key", folder, "--signature", signature, "--public-key", public],
+        [*command, "verify", "key", folder, "--signature", signature, "--public_key", public],
         check=True,
         capture_output=True,
     )
     signature.unlink()
     subprocess.run(
-        [*command, "sign", "key", folder, "--signature", signature, "--private-key", key],
+        [*command, "sign", "key", folder, "--signature", signature, "--private_key", key],
         check=True,
         capture_output=True,
     )

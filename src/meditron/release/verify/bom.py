@@ -43,6 +43,7 @@ def write_bom(folder: Path, out: Path) -> None:
     refuse_existing([out])
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.model.tool import ToolRepository
     from cyclonedx.output.json import JsonV1Dot6
 
     folder = folder.resolve()
@@ -54,7 +55,9 @@ def write_bom(folder: Path, out: Path) -> None:
     tool = Component(name="meditron", version=__version__, type=ComponentType.APPLICATION)
     bom = Bom(
         serial_number=uuid5(NAMESPACE_URL, f"{_SHA256}{manifest.digest}"),
-        metadata=BomMetaData(component=released, timestamp=manifest.ended, tools=[tool]),
+        metadata=BomMetaData(
+            component=released, timestamp=manifest.ended, tools=ToolRepository(components=[tool])
+        ),
         components=[each for name, each in stages.items() if name != manifest.name],
     )
     _add_inputs(bom, chain, stages)

@@ -47,8 +47,8 @@ def signature_state(path: Path, key: Path | None) -> tuple[SignatureState, list[
     config = verifying.Config()
     try:
         config.use_elliptic_key_verifier(public_key=_existing(key))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{key}: not a public key in PEM: {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:  # AttributeError for an RSA key
+        raise UsageError(f"{key}: not an elliptic-curve public key in PEM: {error}") from error
     if not exists:
         return "none", [f"{signature}: no signature, but a key was given"]
     if signature.stat().st_size > _MAX_BYTES:
@@ -90,7 +90,7 @@ def sign(path: Path, key: Path) -> Path:
     config = signing.Config()
     try:
         config.use_elliptic_key_signer(private_key=_existing(key))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{key}: not an elliptic-curve private key in PEM: {error}",
             hint="make one: openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
