@@ -22,6 +22,7 @@ from meditron.core.errors import DriftError, UsageError
 from meditron.core.units import format_bytes, format_duration
 from meditron.release.card.config import CardConfig
 from meditron.release.card.markdown import MarkdownWriter, RedactingWriter, without_secrets_and_paths
+from meditron.release.card.programs import read_programs
 from meditron.release.card.stage import run
 from meditron.report.evaluation_page import write_evaluation_page
 from meditron.report.number_format import FORMATS
@@ -85,6 +86,8 @@ class Told:
         self.words |= {word for text in self.texts for word in words(text)} | STATED
         # The commands of programs, and the versions and dates of their runs.
         self.words |= set(words(files("meditron").joinpath("release/card/programs.toml").read_text()))
+        for program in read_programs():
+            self.words |= set(words(program.command(file="Q4_K_M.gguf", model="finetune", name="small")))
         # The citation's year is that of the last stage's end.
         self.words |= {text[:4] for text in self.texts if re.match(r"\d{4}-\d\d-\d\dT", text)}
 
