@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from meditron.core.errors import UsageError
 from meditron.release.file_plan import FilePlan, PlannedTensor
-from meditron.release.size_mix import choose_types, parse_size, tensor_group
+from meditron.release.size_mix import choose_types, tensor_group
 from meditron.store.gguf_types import tensor_type
 
 TYPES = ("Q2_K", "Q4_K", "Q8_0")
@@ -60,19 +60,6 @@ def test_too_small() -> None:
     errors, sensitivity = {name: {"Q2_K": 0.1} for name in NAMES}, dict.fromkeys(NAMES, 1.0)
     with pytest.raises(UsageError, match="smallest mix"):
         choose_types(plan([1, 1, 1]), 10, errors, sensitivity, alignment=32)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("4GB", 4e9), ("4g", 4e9), ("1.5GiB", 1.5 * 2**30), ("123", 123), ("7kB", 7000)]
-)
-def test_sizes(text: str, size: float) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "4 parsecs", "4GBB"])
-def test_not_sizes(text: str) -> None:
-    with pytest.raises(UsageError, match="target_size must be a size"):
-        parse_size(text)
 
 
 def test_groups() -> None:

@@ -4,7 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from meditron.core.config import InputKind, NonSemantic, StageConfig
+from meditron.core.config import InputKind, NonSemantic, StageConfig, translate_usage_errors
+from meditron.core.units import parse_bytes
 from meditron.release.types import GGUFType, Mix
 
 __all__ = ["QuantizeConfig"]
@@ -56,6 +57,14 @@ class QuantizeConfig(StageConfig):
         if len(set(types)) != len(types):
             raise ValueError("types: a type is listed twice")
         return types
+
+    @field_validator("target_size")
+    @classmethod
+    def _target_size_is_a_size(cls, size: str | None) -> str | None:
+        if size is not None:
+            with translate_usage_errors():
+                parse_bytes(size, "target_size")
+        return size
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:

@@ -29,6 +29,7 @@ from meditron.release.types import GGUFType, Mix
 from meditron.report.quantization import measured_costs, recommended_type
 from meditron.store.ancestry import GGUF_KEY, read_ancestry
 from meditron.store.authorship import read_authorship
+from meditron.store.checksums import write_checksums
 from meditron.store.files import make_folder, sha256_file
 from meditron.store.gguf import GGUF
 from meditron.store.gguf_types import FLOAT_TYPES
@@ -63,7 +64,7 @@ DEFAULT_OPTIONS = QuantizeOptions()
 
 
 def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Write `TYPE.gguf` for every type; files that an earlier attempt finished are kept.
+    """Write `TYPE.gguf` for every type, and `SHA256SUMS`; files that an earlier attempt finished are kept.
 
     Returns:
         `files` (see `describe_gguf`), `seconds` (of which the export check took `check_seconds`), `peak_rss`
@@ -85,6 +86,7 @@ def run(config: QuantizeConfig, inputs: Mapping[str, Artifact], out: Path) -> di
         options = replace(options, calibrate=inputs["calibrate"].path)
         options = _calibrated(inputs["model"].spec, options, out / "calibration.imatrix")
     result = _write_missing_files(inputs["model"].spec, paths, missing, options)
+    write_checksums(out, {file["path"]: file["sha256"] for file in result["files"]})
     # The evaluation of these files comes later in a run, so only published costs are known here.
     print_summary(result["files"])
     return result

@@ -8,7 +8,6 @@ matrix's (bytes, loss) points, which is optimal for every size at which it stops
 """
 
 import heapq
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -24,7 +23,7 @@ from meditron.release.file_plan import FilePlan, PlannedTensor
 from meditron.release.importance import Importance
 from meditron.store.gguf_types import FLOAT_TYPES, tensor_type
 
-__all__ = ["CANDIDATES", "choose_types", "parse_size", "relative_error", "sampled_errors", "tensor_group"]
+__all__ = ["CANDIDATES", "choose_types", "relative_error", "sampled_errors", "tensor_group"]
 
 CANDIDATES = (
     "Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0", "F16",
@@ -33,18 +32,6 @@ CANDIDATES = (
 
 _SAMPLED_VALUES = 1 << 18
 """Values of a matrix from which its errors are computed."""
-_UNITS = {"": 1, "B": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_BINARY_UNITS = {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int:
-    """Return a number of bytes: `4GB` and `4G` are 4·10⁹, `4GiB` is 4·2³⁰; UsageError for another text."""
-    match = _SIZE.fullmatch(text.strip())
-    factor = (_UNITS | _BINARY_UNITS).get(match[2].upper()) if match else None
-    if match is None or factor is None or float(match[1]) <= 0:
-        raise UsageError(f"target_size must be a size such as 4GB or 3.5GiB, got {text!r}")
-    return int(float(match[1]) * factor)
 
 
 def tensor_group(name: str, blocks: int) -> str:

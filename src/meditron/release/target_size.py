@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from meditron.core.console import progress
+from meditron.core.units import parse_bytes
 from meditron.model.presets import model_tokenizer
 from meditron.model.weight_rows import WeightRows, load_config
 from meditron.release.file_plan import FilePlan, plan_file, planned_metadata
 from meditron.release.imatrix import read_calibration
 from meditron.release.importance import Importance
 from meditron.release.sensitivity import measure_sensitivity
-from meditron.release.size_mix import choose_types, parse_size, sampled_errors
+from meditron.release.size_mix import choose_types, sampled_errors
 from meditron.store.gguf_writer import encode_head
 from meditron.store.models import ModelFiles
 
@@ -48,7 +49,7 @@ def plan_for_size(
         UsageError: `size` is not a size, or is below that of the smallest types.
         InputError: the text is too short.
     """
-    most = parse_size(size)
+    most = parse_bytes(size, "target_size")
     config, tokenizer = load_config(files), model_tokenizer(files)
     # llama.cpp finds the file type of a file without `general.file_type` from its tensors.
     plan = replace(plan_file("F16", config), kind=size, record={TARGET_SIZE_KEY: most})
