@@ -246,9 +246,9 @@ def _view_gguf(path: Path, row_filter: RowFilter) -> View:
         metadata = {key: _abbreviate_list(value) for key, value in gguf.metadata.items()}
     if GGUF_KEY in metadata:  # hashes of all training documents and questions: megabytes on one line
         metadata[GGUF_KEY] = training_data_sentence(read_ancestry(ModelFiles(str(path), "gguf", path)))
-        facts = {"bytes": gguf.nbytes, "tensors": len(tensors), "metadata": metadata}
-        if len(gguf.files) > 1:
-            facts["files"] = [part.name for part in gguf.files]
+    facts = {"bytes": gguf.nbytes, "tensors": len(tensors), "metadata": metadata}
+    if len(gguf.files) > 1:
+        facts["files"] = [part.name for part in gguf.files]
     return View("gguf", str(path), facts, row_filter.select_rows(tensors))
 
 
