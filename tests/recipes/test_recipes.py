@@ -64,6 +64,8 @@ def test_a_dry_run_of_the_corpus_names_every_server_that_does_not_answer(
         monkeypatch.setenv(name, nobody)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("MEDITRON_CACHE", str(tmp_path / "cache"))
+    for client in ("download", "collections.web_client", "hub.client"):
+        monkeypatch.setattr(f"meditron.store.{client}._PAUSES", (0.01,))
     recipe = load_recipe(CORPUS)
     assert list(recipe.stages) == ["corpus", "tokenize"]
     result = run_recipe(recipe, out=tmp_path / "runs", dry_run=True)
