@@ -35,7 +35,7 @@ def push(
 
     For example:
 
-        meditron push runs/quickstart/release org/my-model --dry-run
+        meditron push release org/my-model --dry-run
 
     HF_ENDPOINT is the address of the hub, HF_TOKEN the access token.
     """
