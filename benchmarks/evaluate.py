@@ -123,10 +123,10 @@ def _measure(
     their_seconds, theirs = _theirs(task, python, model, scored, order, work)
     apart: list[str] = []
     ties: list[str] = []
-    gap = 0.0
+    gaps: dict[str, float] = {}
     for row in our_rows:
         reference = theirs[row["id"]]
-        gap = max(gap, *(abs(a - b) for a, b in zip(row["scores"]["sum"], reference, strict=True)))
+        gaps[row["id"]] = max(abs(a - b) for a, b in zip(row["scores"]["sum"], reference, strict=True))
         if row["prediction"] != reference.index(max(reference)):
             best, second = sorted(reference, reverse=True)[:2]
             (ties if best - second < TIE else apart).append(row["id"])
@@ -142,7 +142,8 @@ def _measure(
         right=sum(row["correct"] for row in our_rows),
         different_predictions=apart,
         ties=ties,
-        largest_gap_nats=gap,
+        largest_gap_nats=max(gaps.values()),
+        gaps_above_tie={identity: gap for identity, gap in gaps.items() if gap > TIE},
     )
 
 
@@ -181,7 +182,8 @@ def _theirs(
         test, train = work / f"test-{number}.jsonl", work / f"train-{number}.jsonl"
         _write_jsonl(test, map(task.document, members))
         _write_jsonl(train, map(task.document, examples or members[:1]))
-        by_text |= {_document_key(task.document(q)): q.id for q in members}
+        # Two of MMLU's subjects share questions: a row is found by its subject's number, too.
+        by_text |= {(str(number), *_document_key(task.document(q))): q.id for q in members}
         (work / f"local_{number}.yaml").write_text(
             f"include: {tasks / task.definition.format(subject=group)}\ntask: local_{number}\n"
             "dataset_path: json\ndataset_name: null\n"
@@ -197,8 +199,9 @@ def _theirs(
     seconds = _cpu_seconds(command, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hf")})
     scores = {}
     for file in (work / "theirs").rglob("samples_*.jsonl"):
+        number = file.name.split("_")[2]  # samples_local_0_2026-….jsonl
         for sample in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-            identity = by_text[_document_key(sample["doc"])]
+            identity = by_text[number, *_document_key(sample["doc"])]
             scores[identity] = [float(answer[0]) for answer in sample["filtered_resps"]]
     return seconds, scores
 
