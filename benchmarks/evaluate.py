@@ -117,6 +117,10 @@ def _measure(
 ) -> None:
     """Score the questions on both sides, and record the row."""
     shots, task = len(examples), PEERS[name]
+    # Reading removes labels (`A. Aspirin`) that the options of a few published rows have: both sides get the
+    # questions as they are read from the file that is evaluated.
+    _write_jsonl(work / "questions.jsonl", map(_plain_row, scored))
+    scored = list(open_task(str(work / "questions.jsonl")).rows("test"))
     our_seconds, our_rows = _ours(name, model, scored, examples, work)
     by_id = {question.id: question for question in examples}
     order = [by_id[identity] for identity in our_rows[0]["shot_ids"]]
@@ -152,7 +156,6 @@ def _ours(
 ) -> tuple[float, list[dict[str, Any]]]:
     """Return the CPU seconds and the rows of `meditron evaluate`."""
     questions, shots_from, out = work / "questions.jsonl", work / "examples.jsonl", work / "ours"
-    _write_jsonl(questions, map(_plain_row, scored))
     command = [sys.executable, "-m", "meditron", "evaluate", model, "--task", questions, "--json"]
     command += ["--template", f"lm-eval-{name}", "--dtype", "float32", "--out", out, "--questions", 10**6]
     if examples:
