@@ -2,13 +2,13 @@
 
 from starlette.applications import Starlette
 
-from meditron.serve import pages
+from meditron.serve import api, pages
 from meditron.serve.state import ServeState
 
 __all__ = ["build_app"]
 
 # Each part of the server is a module with a list `routes`.
-_PARTS = (pages,)
+_PARTS = (pages, api)
 
 
 def build_app(state: ServeState) -> Starlette:

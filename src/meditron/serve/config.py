@@ -42,6 +42,10 @@ class ServeConfig(Config):
     """Longest time of a request once it has a slot."""
     max_tokens: int = Field(default=4096, ge=1)
     """Largest number of tokens that a request may ask for; also used if it asks for no number."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    """Sampling temperature of requests that set none; 0 = greedy decoding."""
+    repeat_penalty: float = Field(default=1.0, gt=0, le=2)
+    """Repeat penalty of requests that set none; 1 = none."""
     max_choices: int = Field(default=8, ge=1)
     """Largest number of answers (`n`) of a request."""
     max_body: int = Field(default=4 << 20, ge=1 << 10)
