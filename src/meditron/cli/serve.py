@@ -1,10 +1,13 @@
 """`meditron serve`: an OpenAI-compatible server and a chat page in front of models."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from meditron.cli.options import flags_from, validate_settings
+from meditron.cli.options import Json, flags_from, print_json, validate_settings
+from meditron.core.console import info
+from meditron.core.disclaimer import DISCLAIMER
 
 if TYPE_CHECKING:
     pass
@@ -34,12 +37,14 @@ def serve(
             "are served too. Its key is read from MEDITRON_API_KEY."
         ),
     ] = None,
+    as_json: Json = False,
     **settings: Any,  # noqa: ANN401  # keys of the server's settings
 ) -> int:
     """Serve models over OpenAI's API, with a chat page.
 
     The server answers at once and loads the first model in the background; further models are loaded by their
-    first request. SIGTERM or Ctrl-C lets running requests finish; a second one ends them.
+    first request. SIGTERM or Ctrl-C lets running requests finish; a second one ends them. With --json the
+    address and the models are printed as one object when the server answers.
 
     For example:
 
@@ -51,4 +56,12 @@ def serve(
     config: ServeConfig = validate_settings(
         ServeConfig, settings, names={"origins": "--origin", "allowed_hosts": "--allowed-host"}
     )
-    return run_server(models, config, upstream=upstream)
+
+    def announce(url: str, names: list[str]) -> None:
+        info(f"Open {url}")
+        if as_json:
+            print_json({"url": url, "models": names})
+            sys.stdout.flush()
+
+    info(DISCLAIMER)
+    return run_server(models, config, announce, upstream=upstream)

@@ -1,5 +1,6 @@
 """Errors of requests, in the form of OpenAI's API."""
 
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client went away before its answer was complete; nobody receives it."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _SERVER = 500
+_FIELD = re.compile(r"(?!str$|int$)\w+")  # not a type of a union, such as `str` or `list[TextPart]`
 
 
 class RequestError(UsageError):
@@ -33,9 +35,10 @@ class RequestError(UsageError):
 
     @classmethod
     def from_validation(cls, error: ValidationError) -> "RequestError":
-        """Return the first problem of a request's body."""
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, problem["loc"])) or None
+        """Return a problem of a request's body: of a field with several types, that of the closest one."""
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        problem = max(problems, key=lambda each: len(each["loc"]))
+        place = ".".join(str(part) for part in problem["loc"] if _FIELD.fullmatch(str(part))) or None
         text = problem["msg"].removeprefix("Value error, ")
         return cls(f"{place}: {text}" if place else text, param=place)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from typing import Any, Protocol
 
 from meditron.core.console import warn
@@ -269,11 +270,12 @@ class ModelPool:
 
 
 def _name_apart(model: LocalModel, others: Mapping[str, Model]) -> None:
-    """Give a model an id that no other has: its MODEL argument, if its file's name is taken."""
-    if model.info.id in others and model.info.path is not None:
-        model.rename(model.info.path)
-    if model.info.id in others:
+    """Append a number to an id that another model has; raise UsageError for the same model."""
+    if any(other.info.path == model.info.path for other in others.values()):
         raise UsageError(f"{model.info.path}: the same model is given twice")
+    name = model.info.id
+    taken = (f"{name}-{number}" for number in count(2))
+    model.rename(next(each for each in chain([name], taken) if each not in others))
 
 
 async def _prepare(model: Model) -> None:

@@ -5,14 +5,13 @@ import ipaddress
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 
 from meditron.core.console import info
-from meditron.core.disclaimer import DISCLAIMER
 from meditron.core.errors import UsageError
 from meditron.engine.api import API_KEY_VARIABLE
 from meditron.serve.app import build_app
@@ -29,12 +28,19 @@ __all__ = ["run_server"]
 _BACKLOG = 2048
 
 
-def run_server(specs: Sequence[str], config: ServeConfig, *, upstream: str | None = None) -> int:
+def run_server(
+    specs: Sequence[str],
+    config: ServeConfig,
+    announce: Callable[[str, list[str]], None],
+    *,
+    upstream: str | None = None,
+) -> int:
     """Serve models until a signal ends the server.
 
     Args:
         specs: The MODELs.
         config: The settings.
+        announce: Called with the server's address and its models' ids before it answers.
         upstream: Address of another server, whose models are served too.
 
     Returns:
@@ -59,6 +65,9 @@ def run_server(specs: Sequence[str], config: ServeConfig, *, upstream: str | Non
         pool = ModelPool(models, config, upstream=other)
         state = ServeState(config=config, models=pool, data=data, people=people)
         pool.report = state.report
+        host, number = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{number}/"
+        announce(url, [model.id for model in pool.list_models()])
         return asyncio.run(_serve(state, pool, listener))
 
 
@@ -73,9 +82,6 @@ async def _serve(state: ServeState, pool: ModelPool, listener: socket.socket) ->
             backlog=_BACKLOG,
         )
     )
-    host, port = listener.getsockname()[:2]
-    info(DISCLAIMER)
-    info(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
     async with pool.running():
         await server.serve(sockets=[listener])
     return int(server.force_exit)
@@ -129,6 +135,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(_BACKLOG)  # early requests wait until the server answers
     except OSError as error:
         listener.close()
         raise UsageError(
