@@ -9,6 +9,7 @@ import openai
 import pytest
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
+from meditron.engine import load_generator
 from meditron.text.prompt import conversation_ids
 from meditron.text.tokenizer import load_tokenizer
 from serving import Server, serving
@@ -249,6 +250,20 @@ def test_langchain_chats_and_streams(server: Server):
     whole = chat.invoke("Which drug lowers glucose?")
     assert whole.content
     assert "".join(str(chunk.content) for chunk in chat.stream("Which drug lowers glucose?")) == whole.content
+
+
+def test_the_engine_for_servers_streams(client: openai.OpenAI, server: Server):
+    with load_generator(f"api:{server.url}v1#chat") as engine:
+        settings = {"max_tokens": 12, "temperature": 0}
+        pieces = list(reply := engine.generate(ASK, **settings))
+        assert len(pieces) > 2
+        done = reply.finish()
+        assert done.text == client.chat.completions.create(**FIXED).choices[0].message.content
+        assert (done.tokens, done.stop) == (12, "length")
+        assert engine.generate("Sepsis is", raw=True, **settings).finish().text
+        stopped = engine.generate(ASK, max_tokens=4000, temperature=1)
+        next(stopped)
+        assert stopped.stop().stop == "stopped"
 
 
 def test_another_server_is_served_as_well(client: openai.OpenAI, front: Server):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +24,7 @@ import httpx
 from meditron.core.console import progress
 from meditron.core.errors import EngineError, InputError, MeditronError
 from meditron.engine import llamacpp_server
+from meditron.engine.event_lines import split_lines
 
 __all__ = ["SILENT_SECONDS", "LlamaServerProcess"]
 
@@ -143,7 +144,7 @@ class LlamaServerProcess:
             with self._client.stream("POST", "/completion", json={**body, "stream": True}) as response:
                 if response.status_code != httpx.codes.OK:
                     raise self._refusal_error(json.loads(response.read())["error"])
-                for line in _lines(response.iter_bytes()):
+                for line in split_lines(response.iter_bytes()):
                     kind, _, content = line.partition(b": ")
                     if kind in (b"data", b"error"):  # a line with a colon only is a ping
                         event = json.loads(content)
@@ -182,19 +183,6 @@ class LlamaServerProcess:
             f"{self.path}: the process of llama.cpp {how}" + (f": {reason}" if reason else ""),
             hint=memory if -code == signal.SIGKILL else None,
         )
-
-
-def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a stream of server-sent events, without their newlines.
-
-    Not httpx's `iter_lines`, which also ends a line at characters such as U+2028 or U+0085 inside of a text.
-    """
-    pending = b""
-    for part in parts:
-        *lines, pending = (pending + part).split(b"\n")
-        yield from lines
-    if pending:
-        yield pending
 
 
 def _kill_process(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
