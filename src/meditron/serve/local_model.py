@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TypeVar
 
+from gguf import LlamaFileType
+
 from meditron.core.console import info
 from meditron.core.errors import EngineError, MeditronError, MissingExtra, UsageError
 from meditron.engine.llamacpp import main_type, shared_context
@@ -72,14 +74,14 @@ class LocalModel:
         with GGUF(path) as gguf:
             self._context, self._shared = shared_context(gguf.metadata, path, config.context, config.slots)
             has_template = "tokenizer.chat_template" in gguf.metadata
-            dtype = main_type(gguf)
+            quantization = _file_type(gguf)
         ancestry = read_ancestry(self._files)
         self._config = config
         self._info = ModelInfo(
             id=split_stem(path) or path.stem,
             state="unloaded",
             path=self._files.spec,
-            quantization=dtype,
+            quantization=quantization,
             base_model=ancestry.base if ancestry else None,
             context=self._context,
             has_chat_template=has_template,
@@ -268,6 +270,15 @@ def _check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
         raise RequestError(
             f"token id {max(ids)} is outside of the vocabulary of {tokenizer.vocab_size} tokens"
         )
+
+
+def _file_type(gguf: GGUF) -> str:
+    """Return llama.cpp's name of a file's mix of types, or its main tensor type if it names no mix."""
+    try:
+        name = LlamaFileType(gguf.metadata.get("general.file_type")).name
+    except ValueError:
+        return main_type(gguf)
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def _sha256(files: ModelFiles) -> str:
